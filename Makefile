@@ -1,0 +1,58 @@
+PYTHON ?= python3
+ARGS   ?=
+
+RUN  := .venv
+TEST := .venv-test
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check format clean
+
+help:
+	@echo 'make run      measure: print the benchmark tables (ARGS="..." goes to fusedrnn bench)'
+	@echo 'make test     run the tests (ARGS="..." goes to pytest)'
+	@echo 'make check    lint and check types'
+	@echo 'make format   sort imports and mend what the linter can mend'
+	@echo 'make clean    remove the virtual environments, caches and builds'
+	@echo 'PYTHON=python3.11 chooses the interpreter, 3.10 or newer'
+
+run: $(RUN)/.installed-bench
+	$(RUN)/bin/fusedrnn bench $(ARGS)
+
+test: $(TEST)/.installed-test
+	$(TEST)/bin/python -m pytest $(ARGS)
+
+check: $(TEST)/.installed-dev
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/mypy
+
+format: $(TEST)/.installed-dev
+	$(TEST)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(RUN) $(TEST) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# $(call install,environment,extra): the editable package and one extra, under the constraints.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "error: fusedrnn needs Python 3.10 or newer, and '$(PYTHON)' is" \
+			"$$($(PYTHON) --version 2>/dev/null || echo 'not a Python that runs')." \
+			"Choose another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo 'Installing fusedrnn[$(2)] into $(1)'
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(2)]'
+endef
+
+$(RUN)/.installed-bench: pyproject.toml constraints.txt
+	$(call install,$(RUN),bench)
+	@touch $@
+
+$(TEST)/.installed-test: pyproject.toml constraints.txt
+	$(call install,$(TEST),test)
+	@touch $@
+
+# dev includes test, so one install serves both.
+$(TEST)/.installed-dev: pyproject.toml constraints.txt
+	$(call install,$(TEST),dev)
+	@touch $@ $(TEST)/.installed-test

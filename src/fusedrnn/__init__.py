@@ -1,0 +1,17 @@
+"""A fused recurrent-network operator for CPU: vanilla RNN, LSTM and GRU, whole sequences in one call."""
+
+from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
+from fusedrnn.operator import RNNOp, rnn
+from fusedrnn.spec import ParameterLayout, RNNSpec
+
+__version__ = "0.1.0"
+__all__ = [
+    "ParameterLayout",
+    "RNNOp",
+    "RNNSpec",
+    "__version__",
+    "get_num_threads",
+    "rnn",
+    "set_num_threads",
+    "thread_limits",
+]

@@ -1,0 +1,1 @@
+"""Benchmarks: named workloads, checked before they are timed, as tables, JSON and plots."""

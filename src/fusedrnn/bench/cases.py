@@ -1,0 +1,49 @@
+"""The named workloads, from which benchmarks and tests both draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fusedrnn.spec import RNNSpec
+
+ODD_SIZES = (1, 2, 3, 17, 63, 100, 129)
+"""Values of T, N, I and H that sit on and beside the edges of vectors and tiles."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload: T steps of N sequences of I features through ``layers`` layers of H units, and who runs such."""
+
+    name: str
+    T: int
+    N: int
+    I: int
+    H: int
+    layers: int = 1
+    bidirectional: bool = False
+    who: str = ""
+
+    def spec(self, mode: str, dtype: str = "float32") -> RNNSpec:
+        """The network of this case with the cell ``mode``."""
+        return RNNSpec(mode, self.I, self.H, self.layers, self.bidirectional, dtype=dtype)
+
+    def at(self, T: int, N: int, I: int) -> Case:
+        """The same network on data of another shape (T, N, I)."""
+        return replace(self, T=T, N=N, I=I)
+
+
+CASES: dict[str, Case] = {
+    case.name: case
+    for case in (
+        Case("ds2", 300, 20, 800, 800, who="MXNet's single-layer table"),
+        Case("ds2-5bi", 300, 20, 800, 800, 5, True, who="MXNet's five-layer table"),
+        Case("large", 50, 64, 1024, 1024, who="language model"),
+        Case("bi2", 100, 64, 256, 256, 2, True, who="acoustic model"),
+        Case("tagger", 30, 32, 300, 256, 1, True, who="sequence tagger"),
+        Case("small", 50, 32, 64, 64, who="recurrent policy"),
+        Case("forecaster", 60, 32, 40, 40, 2, who="time series"),
+        Case("tiny", 20, 16, 16, 32, who="overheads"),
+        Case("seq1", 100, 1, 256, 256, who="one utterance"),
+        Case("stream1", 1, 1, 256, 256, who="streaming, one step"),
+    )
+}

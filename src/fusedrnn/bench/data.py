@@ -1,0 +1,100 @@
+"""What is run: real text or the user's array, and parameters, the same in every run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.bench.cases import Case
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+
+SEED = 20
+_SYMBOLS = 256
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network with its data ``x`` (T, N, I) and flat ``params``, both of the spec's dtype."""
+
+    case: Case
+    spec: RNNSpec
+    x: Array
+    params: Array
+
+    def exact(self) -> Workload:
+        """The same in float64: what an oracle is run on."""
+        spec = replace(self.spec, dtype="float64")
+        return Workload(self.case, spec, self.x.astype(np.float64), self.params.astype(np.float64))
+
+
+def workload(case: Case, mode: str, dtype: str, x: Array | None = None) -> Workload:
+    """The case with the cell ``mode``, on ``x`` of the case's shape, or on text."""
+    spec = case.spec(mode, dtype)
+    x = text_input(case.T, case.N, case.I, dtype) if x is None else x.astype(dtype)
+    return Workload(case, spec, x, parameters(spec))
+
+
+@lru_cache(maxsize=1)
+def text() -> str:
+    """The English that ships with every Python: the topics that ``help()`` explains, one after the other.
+
+    Raises:
+        RuntimeError: If this Python was installed without them.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise RuntimeError("this Python was installed without pydoc_data; give your own input with --data") from None
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def text_input(T: int, N: int, I: int, dtype: str) -> Array:
+    """N stretches of the text, evenly spread over it, one character a step, embedded: (T, N, I).
+
+    The embedding is fixed: I features for each character, uniform in [-1, 1). Past its end the text starts again.
+    """
+    codes = np.frombuffer(text().encode("latin-1", "replace"), np.uint8)
+    table = np.random.default_rng(SEED).uniform(-1.0, 1.0, (_SYMBOLS, I)).astype(dtype)
+    starts = np.arange(N) * codes.size // N
+    places = (np.arange(T)[:, None] + starts) % codes.size  # (T, N)
+    x: Array = table[codes[places]]
+    return x
+
+
+def parameters(spec: RNNSpec) -> Array:
+    """The flat parameters of ``spec``, uniform in ±1/√H as frameworks initialise them."""
+    params: Array = np.random.default_rng(SEED + 1).random(spec.layout.size, np.dtype(spec.dtype).type)
+    params -= 0.5
+    params *= 2.0 / math.sqrt(spec.hidden_size)
+    return params
+
+
+def load(path: Path) -> Array:
+    """The user's data: a .npy file of finite real numbers, shape (T, N, I).
+
+    Raises:
+        ValueError: Naming the file, what it holds and what was expected.
+    """
+    expected = "a .npy array of real numbers with shape (T, N, I): steps, sequences, features"
+    try:
+        with path.open("rb") as file:
+            x: Array = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); expected {expected}") from None
+    except ValueError:
+        raise ValueError(f"{path} is not a whole .npy file of numbers; expected {expected}") from None
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"{path} holds {x.dtype} values; expected {expected}")
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(f"{path} has shape {x.shape}; expected {expected}, each at least 1")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{path} holds NaN or infinity; expected {expected}, all finite")
+    return x

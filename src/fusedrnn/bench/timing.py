@@ -1,0 +1,105 @@
+"""Several calls timed against each other: in one process, in alternation, by medians."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Call = Callable[[], Any]
+Clock = Callable[[], float]
+
+LONG = 1.0
+"""Seconds from which on a call needs no warm-up: what its first run pays extra is lost in the noise."""
+
+SHORT = 5e-3
+"""Seconds that one sample lasts at least; shorter calls are repeated within it."""
+
+PAUSE = 0.05
+"""Seconds of rest before each turn: other libraries' idle threads spin for a while before they sleep."""
+
+MAX_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, one figure for each round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles as a share of the median."""
+        low, high = np.percentile(self.seconds, (25, 75))
+        return float(high - low) / self.median
+
+
+@dataclass
+class _Contestant:
+    call: Call
+    clock: Clock
+    repeats: int = 1
+    seconds: list[float] = field(default_factory=list)
+    result: Any = None
+
+    def run(self, times: int = 1) -> float:
+        """Seconds a call takes, the last result being let go first, so that its memory serves the next."""
+        begin = self.clock()
+        for _ in range(times):
+            self.result = None
+            self.result = self.call()
+        return (self.clock() - begin) / times
+
+    def warm_up(self) -> None:
+        first = self.run()
+        if first >= LONG:
+            self.seconds.append(first)
+        else:
+            self.repeats = max(1, math.ceil(SHORT / max(self.run(), 1e-9)))
+
+    def turn(self) -> None:
+        if self.repeats > 1:
+            self.run()
+        self.seconds.append(self.run(self.repeats))
+
+
+def alternate(
+    calls: Mapping[str, Call],
+    budget: float,
+    *,
+    min_rounds: int = 2,
+    pause: float = PAUSE,
+    clock: Clock = time.perf_counter,
+) -> tuple[dict[str, Timing], dict[str, Any]]:
+    """Time ``calls`` in turns, A B A B, until another round would pass ``budget`` seconds.
+
+    Each call is warmed up first, except that a call of a second or more counts from its first run. Every call gets
+    at least ``min_rounds`` samples, whatever the budget. Returns the timings and what each call last returned.
+    """
+    contestants = {name: _Contestant(call, clock) for name, call in calls.items()}
+    begin = clock()
+    for contestant in contestants.values():
+        time.sleep(pause)
+        contestant.warm_up()
+    last_round = 0.0
+    for _ in range(MAX_ROUNDS):
+        start = clock()
+        few = min(len(contestant.seconds) for contestant in contestants.values()) < min_rounds
+        if not few and start - begin + last_round > budget:
+            break
+        for contestant in contestants.values():
+            time.sleep(pause)
+            contestant.turn()
+        last_round = clock() - start
+    timings = {name: Timing(tuple(contestant.seconds)) for name, contestant in contestants.items()}
+    return timings, {name: contestant.result for name, contestant in contestants.items()}

@@ -1,0 +1,20 @@
+"""The command line: ``fusedrnn bench | info | warmup``."""
+
+from __future__ import annotations
+
+import sys
+
+_EXTRA = {"matplotlib", "rich", "threadpoolctl", "typer"}
+
+
+def main() -> None:
+    """Run the command line, or say which extra it needs."""
+    try:
+        from fusedrnn.cli.app import app
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA:
+            raise
+        print(f"error: the command line needs {package}: pip install 'fusedrnn[bench]'", file=sys.stderr)
+        sys.exit(2)
+    app()

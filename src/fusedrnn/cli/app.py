@@ -1,0 +1,78 @@
+"""The commands and their options; what they do is elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusedrnn.bench.cases import CASES
+from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.mxnet_page import NAMES
+from fusedrnn.cli import bench as bench_command
+from fusedrnn.cli import info as info_command
+from fusedrnn.cli import warmup as warmup_command
+from fusedrnn.cli.console import fail
+from fusedrnn.spec import DTYPES
+
+app = typer.Typer(
+    help="Fused recurrent networks on the CPU: measure them, look at the machine, compile ahead.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_MODES, _DTYPES = ",".join(NAMES), ",".join(DTYPES)
+
+Modes = Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.join(NAMES)}.")]
+
+
+@app.command()
+def bench(
+    cases: Annotated[str, typer.Option(help=f"Workloads, separated by commas: {', '.join(CASES)}.")] = "ds2,ds2-5bi",
+    modes: Modes = _MODES,
+    phases: Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(PHASES)}.")] = "inference",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for every contender. [default: as fusedrnn finds them]")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")] = "float32",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A .npy array (T, N, I) to run instead of text; the cases' own T, N and I give way to its."),
+    ] = None,
+    torch: Annotated[bool, typer.Option("--torch", help="Compare with torch.nn too.")] = False,
+    seconds: Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")] = 8.0,
+    json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the rows into this file, such as rows.png.")] = None,
+) -> None:
+    """Time the fused operator against the same network run cell by cell; without options, as MXNet's two tables.
+
+    Results are checked before anything is timed; if one is wrong, its row says so and the exit code is 1.
+    """
+    try:
+        plan = bench_command.make_plan(cases, modes, phases, dtype, threads, data, torch, seconds)
+        bench_command.check_outputs(json, plot)
+    except (ValueError, NotImplementedError, ModuleNotFoundError) as error:
+        fail(str(error))
+    if not bench_command.run(plan, json, plot):
+        raise typer.Exit(1)
+
+
+@app.command()
+def info() -> None:
+    """Show the processor, what is generated for it, and the peak it reaches on fused multiply-adds."""
+    info_command.run()
+
+
+@app.command()
+def warmup(
+    modes: Modes = _MODES,
+    dtypes: Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(DTYPES)}.")] = _DTYPES,
+) -> None:
+    """Compile ahead, so that no first call has to: kernels depend on the cell and the float type only."""
+    try:
+        pairs = warmup_command.make_pairs(modes, dtypes)
+    except ValueError as error:
+        fail(str(error))
+    warmup_command.run(pairs)

@@ -1,0 +1,102 @@
+"""``fusedrnn bench``: from options to a plan, and from rows to tables, files and an exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import fusedrnn
+from fusedrnn.bench import plots
+from fusedrnn.bench.cases import CASES
+from fusedrnn.bench.contenders import PHASES, PLANNED, phase_named
+from fusedrnn.bench.data import load
+from fusedrnn.bench.facts import machine
+from fusedrnn.bench.mxnet_page import NAMES
+from fusedrnn.bench.report import report
+from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.runner import run as run_rows
+from fusedrnn.bench.tables import summary, tables
+from fusedrnn.cli.console import names, output, steps
+from fusedrnn.spec import DTYPES
+
+
+def make_plan(
+    cases: str,
+    modes: str,
+    phases: str,
+    dtype: str,
+    threads: int | None,
+    data: Path | None,
+    torch: bool,
+    seconds: float,
+) -> Plan:
+    """The plan that the options describe.
+
+    Raises:
+        ValueError: If a name is unknown or the data is not what it must be.
+        NotImplementedError: If a phase is not built yet.
+        ModuleNotFoundError: If torch is asked for and missing.
+    """
+    chosen = [CASES[name] for name in names(cases, "case", CASES)]
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; valid: {', '.join(DTYPES)}")
+    if torch and importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("--torch needs PyTorch, which is not installed")
+    x = load(data) if data else None
+    if x is not None:
+        T, N, I = x.shape
+        chosen = [case.at(T, N, I) for case in chosen]
+    return Plan(
+        cases=chosen,
+        modes=names(modes, "mode", NAMES),
+        phases=[phase_named(name) for name in names(phases, "phase", (*PHASES, *PLANNED))],
+        dtype=dtype,
+        threads=threads or fusedrnn.get_num_threads(),
+        torch=torch,
+        budget=seconds,
+        data=x,
+    )
+
+
+def check_outputs(json_path: Path | None, plot_path: Path | None) -> None:
+    """Find out before minutes of measuring that a file cannot be written after them.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for option, path in (("--json", json_path), ("--plot", plot_path)):
+        if path and not path.resolve().parent.is_dir():
+            raise ValueError(f"{option} {path}: there is no folder {path.parent}")
+    if plot_path and plot_path.suffix[1:].lower() not in plots.formats():
+        raise ValueError(f"--plot {plot_path}: its ending must be one of {', '.join(plots.formats())}")
+
+
+def run(plan: Plan, json_path: Path | None, plot_path: Path | None) -> bool:
+    """Run the plan, print its tables, write its files. Returns whether every result was right."""
+    rows = []
+    with steps(len(plan)) as progress:
+        for row in run_rows(plan, progress.say):
+            rows.append(row)
+            progress.done(summary(row))
+    show(plan, rows)
+    if json_path:
+        json_path.write_text(json.dumps(report(plan, rows), indent=2) + "\n")
+    if plot_path:
+        plots.plot(rows, plot_path)
+    return not any(row.wrong for row in rows)
+
+
+def show(plan: Plan, rows: Sequence[Row]) -> None:
+    """Print the machine, the tables, and what was wrong."""
+    console = output()
+    facts = machine()
+    console.print(f"{facts['processor']}, {facts['target_description']}, threads: {plan.threads}", highlight=False)
+    for table in tables(rows, with_torch=plan.torch):
+        console.print()
+        console.print(table)
+    for row in rows:
+        if row.wrong:
+            console.print(f"[bold red]wrong[/] {row.name}: ", end="", highlight=False)
+            console.print(row.wrong, markup=False, highlight=False)

@@ -1,0 +1,67 @@
+"""Every environment variable that fusedrnn reads, in one place.
+
+``FUSEDRNN_TARGET``
+    Instruction set to generate for: ``avx512``, ``avx2``, ``generic``; each also as ``NAME-emulated``.
+    Default: the widest that the processor has.
+``FUSEDRNN_CACHE_DIR``
+    Folder for compiled kernels; empty keeps none on disk. Default: ``fusedrnn`` in the user's cache folder.
+``FUSEDRNN_DEBUG``
+    0 nothing (default), 1 the plan of each new problem, 2 also the time of each phase, 3 also LLVM IR as it is
+    compiled, 4 also assembly; to stderr.
+``FUSEDRNN_NUM_THREADS``, ``OMP_NUM_THREADS``
+    Threads to use until :func:`fusedrnn.set_num_threads` says otherwise; the first takes precedence.
+    Default: one for each processor this process may run on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def target() -> str:
+    """``FUSEDRNN_TARGET``, or an empty string."""
+    return os.environ.get("FUSEDRNN_TARGET", "").strip().lower()
+
+
+def cache_directory() -> Path | None:
+    """Where compiled kernels are kept, or None to keep none."""
+    given = os.environ.get("FUSEDRNN_CACHE_DIR")
+    if given is not None:
+        return Path(given) if given.strip() else None
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "fusedrnn"
+
+
+def debug() -> int:
+    """``FUSEDRNN_DEBUG`` as a level from 0 to 4."""
+    given = os.environ.get("FUSEDRNN_DEBUG", "").strip()
+    if not given:
+        return 0
+    if given not in ("0", "1", "2", "3", "4"):
+        raise ValueError(f"FUSEDRNN_DEBUG must be 0, 1, 2, 3 or 4; got {given!r}")
+    return int(given)
+
+
+def num_threads() -> int:
+    """How many threads to start with."""
+    own = os.environ.get("FUSEDRNN_NUM_THREADS", "").strip()
+    if own:
+        if not own.isdigit() or int(own) < 1:
+            raise ValueError(f"FUSEDRNN_NUM_THREADS must be a positive integer; got {own!r}")
+        return int(own)
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # OpenMP's variable may hold a list, one number for each nesting level: the first is ours.
+    shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(shared) if shared.isdigit() and int(shared) > 0 else affinity
+
+
+def report(message: str) -> None:
+    """A line of debugging output."""
+    print(f"fusedrnn: {message}", file=sys.stderr, flush=True)

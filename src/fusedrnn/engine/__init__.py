@@ -1,0 +1,1 @@
+"""Runs a sequence on the generated kernels."""

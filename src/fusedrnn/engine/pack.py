@@ -1,0 +1,117 @@
+"""Weights in the order in which the kernels stream them, packed again only when they have changed.
+
+Columns of the packed matrices are (vector of units, gate, lane); panels of a few vectors hold them for one k after the
+other, zeros where units or vectors are missing at the end.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.engine import machine
+from fusedrnn.engine.locks import Lock
+from fusedrnn.engine.plan import Geometry
+from fusedrnn.engine.workspace import aligned_empty
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+# Different parameter vectors that one op keeps packed at a time.
+_MOST_KEPT = 4
+
+
+@dataclass(frozen=True)
+class PackedPass:
+    """The addresses of one layer's and direction's packed weights and biases."""
+
+    x_weights: int
+    h_weights: int
+    x_bias: int
+    h_bias: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All packed weights of a parameter vector, and what tells whether they still are its."""
+
+    passes: tuple[PackedPass, ...]
+    buffers: tuple[Array, ...]
+    source: Array | None
+    fingerprint: bytes
+
+
+class Packer:
+    """Packs a spec's parameters and keeps the result until they change. Safe under threads."""
+
+    def __init__(self, spec: RNNSpec, geometry: Geometry, merged: bool) -> None:
+        self._spec, self._geometry, self._merged = spec, geometry, merged
+        self._kept: OrderedDict[int, Packed] = OrderedDict()
+        self._lock = Lock()
+
+    def packed(self, params: Array) -> Packed:
+        """The packed form of the flat parameters as they are now.
+
+        An array that no one can write is known by its identity; any other is fingerprinted at every call.
+        """
+        address = params.ctypes.data
+        with self._lock:
+            kept = self._kept.get(address)
+            if kept is not None and kept.source is params:
+                self._kept.move_to_end(address)
+                return kept
+            fingerprint = machine.fingerprint(params)
+            if kept is None or kept.fingerprint != fingerprint:
+                kept = self._pack(params, fingerprint)
+                self._kept[address] = kept
+                if len(self._kept) > _MOST_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(address)
+            return kept
+
+    def _pack(self, params: Array, fingerprint: bytes) -> Packed:
+        spec, view = self._spec, self._spec.layout.view
+        passes, buffers = [], []
+        for layer in range(spec.num_layers):
+            for direction in range(spec.num_directions):
+                x_bias = view(params, layer, direction, "i2h_bias")
+                h_bias = view(params, layer, direction, "h2h_bias")
+                parts = (
+                    self._panels(view(params, layer, direction, "i2h_weight")),
+                    self._panels(view(params, layer, direction, "h2h_weight")),
+                    self._panels((x_bias + h_bias if self._merged else x_bias)[:, None]),
+                    self._panels(h_bias[:, None]),
+                )
+                buffers += parts
+                passes.append(PackedPass(*(part.ctypes.data for part in parts)))
+        return Packed(tuple(passes), tuple(buffers), params if _is_constant(params) else None, fingerprint)
+
+    def _panels(self, weight: Array) -> Array:
+        """Rows (G·H, K) as panels (panels, K, vectors, lanes)."""
+        g = self._geometry
+        gates, width, depth = g.blocking.gates, g.blocking.panel_vectors, weight.shape[1]
+        lanes = g.vector_bytes // g.item
+        hidden = weight.shape[0] // gates
+        out = aligned_empty((g.panels, depth, width, lanes), weight.dtype)
+        rows = weight.reshape(gates, hidden, depth)
+        for column in range(g.panels * width):
+            unit, gate = divmod(column, gates)
+            first = unit * lanes
+            count = max(0, min(lanes, hidden - first))
+            place = out[column // width, :, column % width]
+            place[:, :count] = rows[gate, first : first + count].T
+            place[:, count:] = 0
+        return out
+
+
+def _is_constant(array: Array) -> bool:
+    """Whether no one can write to the array's memory through NumPy."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return False
+        owner = owner.base
+    return owner is None

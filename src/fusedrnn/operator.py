@@ -1,0 +1,219 @@
+"""The operator: made once for a spec, cached, called with arrays; and MXNet's RNN operator as a function."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn import arguments
+from fusedrnn.engine.cpu import CPUEngine
+from fusedrnn.engine.locks import Lock
+from fusedrnn.codegen.target import Target, current
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+# Ops kept by RNNOp.get; each holds packed weights and a workspace.
+_MOST_OPS = 64
+
+
+class RNNOp:
+    """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
+
+    Any number of threads may call the same op at once. Parameters are packed at the first call and again whenever
+    their content has changed; an array that is read-only (and views nothing writable) is not even looked at twice.
+
+    Parameters
+    ----------
+    spec
+        What to run.
+
+    Raises
+    ------
+    TypeError
+        If ``spec`` is not an :class:`RNNSpec`.
+    NotImplementedError
+        Naming what the spec asks for and no engine has.
+
+    Example
+    -------
+    >>> import numpy as np
+    >>> from fusedrnn import RNNOp, RNNSpec
+    >>> op = RNNOp(RNNSpec("gru", input_size=3, hidden_size=5))
+    >>> x = np.zeros((7, 2, 3), np.float32)
+    >>> params = np.zeros(op.spec.layout.size, np.float32)
+    >>> y, (h_n,), reserve = op.forward(x, params)
+    >>> y.shape, h_n.shape
+    ((7, 2, 5), (1, 2, 5))
+    """
+
+    _kept: OrderedDict[tuple[RNNSpec, Target], RNNOp] = OrderedDict()
+    _lock = Lock()
+
+    def __init__(self, spec: RNNSpec) -> None:
+        if not isinstance(spec, RNNSpec):
+            raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
+        self.spec = spec
+        self._engine = CPUEngine(spec)
+
+    @classmethod
+    def get(cls, spec: RNNSpec) -> RNNOp:
+        """The op for that spec: the one made before, while it is among those most recently asked for."""
+        if not isinstance(spec, RNNSpec):
+            raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
+        key = spec, current()
+        with cls._lock:
+            op = cls._kept.get(key)
+            if op is None:
+                op = cls._kept[key] = cls(spec)
+                if len(cls._kept) > _MOST_OPS:
+                    cls._kept.popitem(last=False)
+            cls._kept.move_to_end(key)
+            return op
+
+    def __repr__(self) -> str:
+        return f"RNNOp({self.spec!r})"
+
+    def compile(self) -> RNNOp:
+        """Compile the kernels now, or fetch them from the disk, rather than at the first call."""
+        self._engine.compile()
+        return self
+
+    def forward(
+        self,
+        x: Array,
+        params: Array,
+        states: Sequence[Array] | None = None,
+        *,
+        training: bool = False,
+        lengths: Array | Sequence[int] | None = None,
+        out: Array | None = None,
+    ) -> tuple[Array, tuple[Array, ...], None]:
+        """Run the network over whole sequences.
+
+        Parameters
+        ----------
+        x
+            Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
+        params
+            The flat parameter vector of ``spec.layout``, of the spec's dtype.
+        states
+            Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H) with index layer·D + direction; None for zeros.
+        training
+            Whether to keep what backward needs.
+        lengths
+            Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. Padding yields zeros in
+            the output; final states are those of the last valid step; the reverse direction starts at each
+            sequence's own end.
+        out
+            Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from ``x``.
+
+        Returns
+        -------
+        y
+            Output (T, N, D·H), the last layer's h at each step, directions side by side.
+        states
+            Final states, a tuple like ``states``.
+        reserve
+            None: there is no training yet.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Naming the argument, what was given and what was expected.
+        NotImplementedError
+            If ``training`` is asked for.
+        """
+        if training:
+            raise NotImplementedError("training is not supported yet")
+        spec = self.spec
+        x = arguments.sequence(x, spec)
+        steps, batch = x.shape[:2]
+        params = arguments.parameters(params, spec)
+        initial = arguments.states(states, spec, batch)
+        valid = arguments.lengths(lengths, steps, batch)
+        if out is not None:
+            y = arguments.output(out, spec, x)
+        else:
+            y = np.empty((steps, batch, spec.output_size), spec.dtype)
+        if valid is not None:
+            for row, length in enumerate(valid):
+                y[length:, row] = 0
+        return y, self._engine.forward(x, params, initial, valid, y), None
+
+
+def rnn(
+    data: Array,
+    parameters: Array,
+    state: Array,
+    state_cell: Array | None = None,
+    sequence_length: Array | Sequence[int] | None = None,
+    *,
+    state_size: int,
+    num_layers: int,
+    mode: str,
+    bidirectional: bool = False,
+    p: float = 0.0,
+    state_outputs: bool = False,
+    projection_size: int | None = None,
+    lstm_state_clip_min: float | None = None,
+    lstm_state_clip_max: float | None = None,
+    lstm_state_clip_nan: bool = False,
+    use_sequence_length: bool = False,
+) -> Array | tuple[Array, ...]:
+    """MXNet's RNN operator on NumPy arrays, in inference.
+
+    Parameters
+    ----------
+    data
+        Input (T, N, I), float32 or float64; the other arrays have its dtype.
+    parameters
+        The flat parameter vector: all weights, then all biases.
+    state, state_cell
+        Initial h, and for an LSTM c: (L·D, N, H) each.
+    sequence_length
+        Valid steps of each sequence (N,), with ``use_sequence_length=True``.
+    state_size, num_layers, mode, bidirectional, p
+        H, L, ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``, both ways or one, and the dropout between
+        layers, which has no effect in inference.
+    state_outputs
+        Whether to return the final states too.
+    projection_size, lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan
+        Not supported yet.
+    use_sequence_length
+        Whether ``sequence_length`` counts.
+
+    Returns
+    -------
+    The output (T, N, D·H), or with ``state_outputs`` the tuple (output, h_n) or, for an LSTM, (output, h_n, c_n).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was given and what was expected.
+    NotImplementedError
+        Naming an option that is not supported yet.
+    """
+    if not isinstance(data, np.ndarray):
+        raise TypeError(f"data must be a NumPy array; got {type(data).__name__}")
+    if data.ndim != 3 or 0 in data.shape:
+        raise ValueError(f"data must have shape (T, N, I), each at least 1; got {data.shape}")
+    spec = RNNSpec(
+        mode, data.shape[2], state_size, num_layers, bidirectional, p, projection_size, data.dtype.name,
+        lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
+    )  # fmt: skip
+    if (state_cell is None) == (mode == "lstm"):
+        wanted = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
+        raise ValueError(f"state_cell {wanted}; got {'None' if state_cell is None else type(state_cell).__name__}")
+    if use_sequence_length != (sequence_length is not None):
+        raise ValueError(
+            "sequence_length must be given if, and only if, use_sequence_length is True; "
+            f"got use_sequence_length={use_sequence_length} and "
+            f"{'no' if sequence_length is None else 'a'} sequence_length"
+        )
+    states = (state,) if state_cell is None else (state, state_cell)
+    y, final, _ = RNNOp.get(spec).forward(data, parameters, states, lengths=sequence_length)
+    return (y, *final) if state_outputs else y

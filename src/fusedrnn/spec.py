@@ -1,0 +1,311 @@
+"""What an RNN is: one frozen, validated description, and where its parameters lie in one flat vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fusedrnn.cells import CELLS
+
+Array = NDArray[Any]
+Kind = Literal["i2h_weight", "h2h_weight", "h2r_weight", "i2h_bias", "h2h_bias"]
+
+MODES = tuple(CELLS)
+DTYPES = ("float32", "float64")
+_TORCH_NAMES: dict[Kind, str] = {
+    "i2h_weight": "weight_ih",
+    "h2h_weight": "weight_hh",
+    "h2r_weight": "weight_hr",
+    "i2h_bias": "bias_ih",
+    "h2h_bias": "bias_hh",
+}
+
+
+@dataclass(frozen=True)
+class RNNSpec:
+    """A recurrent network: which cell, its sizes, its depth. Frozen, hashable, validated when made.
+
+    Attributes:
+        mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"`` (reset-after, as in cuDNN and PyTorch).
+        input_size: I, at least 1.
+        hidden_size: H, at least 1.
+        num_layers: L, at least 1. Layer l > 0 reads the output of layer l - 1.
+        bidirectional: Whether each layer runs over the sequence both ways, its outputs concatenated.
+        dropout: Probability in [0, 1) with which training drops elements between layers. Inference ignores it.
+        projection_size: P, the size to which an LSTM's output is projected, below H; None for no projection.
+        dtype: ``"float32"`` or ``"float64"``.
+        state_clip_min: Lower bound for an LSTM's cell state after each step; given if the upper one is.
+        state_clip_max: Upper bound, not below the lower one.
+        state_clip_nan: Whether clipping also replaces NaN in the cell state (by the lower bound, as MXNet does).
+
+    Raises:
+        TypeError: A field is of the wrong type; the message names it, what was given and what was expected.
+        ValueError: A field has a value that it cannot have; the same.
+    """
+
+    mode: str
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    projection_size: int | None = None
+    dtype: str = "float32"
+    state_clip_min: float | None = None
+    state_clip_max: float | None = None
+    state_clip_nan: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mode, str):
+            raise TypeError(f"mode must be a string, one of {', '.join(MODES)}; got {self.mode!r}")
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
+        for name in ("input_size", "hidden_size", "num_layers"):
+            self._set(name, positive_int(name, getattr(self, name)))
+        self._set("bidirectional", _bool("bidirectional", self.bidirectional))
+        dropout = _number("dropout", self.dropout)
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be a probability in [0, 1); got {self.dropout!r}")
+        self._set("dropout", dropout)
+        self._set("dtype", _dtype_name(self.dtype))
+        self._check_projection()
+        self._check_clip()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_projection(self) -> None:
+        if self.projection_size is None:
+            return
+        self._set("projection_size", positive_int("projection_size", self.projection_size))
+        if self.mode != "lstm":
+            raise ValueError(f"projection_size needs mode 'lstm'; got mode {self.mode!r}")
+        if self.projection_size >= self.hidden_size:
+            raise ValueError(
+                f"projection_size must be smaller than hidden_size ({self.hidden_size}); got {self.projection_size}"
+            )
+
+    def _check_clip(self) -> None:
+        self._set("state_clip_nan", _bool("state_clip_nan", self.state_clip_nan))
+        low, high = self.state_clip_min, self.state_clip_max
+        if low is None and high is None:
+            if self.state_clip_nan:
+                raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
+            return
+        if low is None or high is None:
+            missing = "state_clip_min" if low is None else "state_clip_max"
+            raise ValueError(f"{missing} must be given when the other bound is; got None")
+        if self.mode != "lstm":
+            raise ValueError(f"state_clip_min and state_clip_max need mode 'lstm'; got mode {self.mode!r}")
+        self._set("state_clip_min", _number("state_clip_min", low))
+        self._set("state_clip_max", _number("state_clip_max", high))
+        if not cast(float, self.state_clip_min) <= cast(float, self.state_clip_max):
+            raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def num_gates(self) -> int:
+        """G: pre-activations for each hidden unit: 4 in an LSTM, 3 in a GRU, 1 in a vanilla RNN."""
+        return len(CELLS[self.mode].gates)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The states of a cell in order: ``("h",)`` or ``("h", "c")``."""
+        return CELLS[self.mode].states
+
+    @property
+    def state_size(self) -> int:
+        """S: size of the output of one direction, the projection's if there is one, else H."""
+        return self.projection_size or self.hidden_size
+
+    @property
+    def output_size(self) -> int:
+        """D·S: features of the output at each step."""
+        return self.num_directions * self.state_size
+
+    def layer_input_size(self, layer: int) -> int:
+        """Features that a layer reads at each step: I for layer 0, D·S after it."""
+        return self.input_size if layer == 0 else self.output_size
+
+    def state_shape(self, batch: int) -> tuple[tuple[int, int, int], ...]:
+        """Shape (L·D, N, size) of each state for a batch of N sequences; index layer·D + direction."""
+        rows = self.num_layers * self.num_directions
+        sizes = {"h": self.state_size, "c": self.hidden_size}
+        return tuple((rows, batch, sizes[name]) for name in self.state_names)
+
+    def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
+        """Useful floating-point operations of T steps of N sequences: the GEMMs only, times three for training."""
+        per_row = sum(self.layer_input_size(layer) + self.state_size for layer in range(self.num_layers))
+        forward = 2 * steps * batch * self.num_gates * self.hidden_size * self.num_directions * per_row
+        return forward * 3 if training else forward
+
+    @cached_property
+    def layout(self) -> ParameterLayout:
+        """Where each weight and bias lies in the flat parameter vector."""
+        return ParameterLayout(self)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One weight or bias in the flat vector: elements ``offset`` to ``offset + size``, row-major in ``shape``."""
+
+    name: str
+    torch_name: str
+    layer: int
+    direction: int
+    kind: Kind
+    offset: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class ParameterLayout:
+    """The flat parameter vector of MXNet and cuDNN: all weights first, then all biases.
+
+    For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S) and, if projected, h2r (P, H); the
+    biases are i2h (G·H) and h2h (G·H). Gates are stacked by rows in the cell's order: LSTM i f g o, GRU r z n.
+    Iterating yields every :class:`Parameter` in the order in which it lies.
+    """
+
+    def __init__(self, spec: RNNSpec) -> None:
+        self.spec = spec
+        self._entries: dict[tuple[int, int, Kind], Parameter] = {}
+        self.size = 0
+        for kinds in (("i2h_weight", "h2h_weight", "h2r_weight"), ("i2h_bias", "h2h_bias")):
+            for layer in range(spec.num_layers):
+                for direction in range(spec.num_directions):
+                    for kind in kinds:
+                        if kind != "h2r_weight" or spec.projection_size:
+                            self._append(layer, direction, kind)
+
+    def _append(self, layer: int, direction: int, kind: Kind) -> None:
+        spec = self.spec
+        rows = spec.num_gates * spec.hidden_size
+        shapes: dict[Kind, tuple[int, ...]] = {
+            "i2h_weight": (rows, spec.layer_input_size(layer)),
+            "h2h_weight": (rows, spec.state_size),
+            "h2r_weight": (spec.state_size, spec.hidden_size),
+            "i2h_bias": (rows,),
+            "h2h_bias": (rows,),
+        }
+        name = f"{'lr'[direction]}{layer}_{kind}"
+        torch_name = f"{_TORCH_NAMES[kind]}_l{layer}{'_reverse' if direction else ''}"
+        entry = Parameter(name, torch_name, layer, direction, kind, self.size, shapes[kind])
+        self._entries[layer, direction, kind] = entry
+        self.size += entry.size
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self._entries.values())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, layer: int, direction: int, kind: Kind) -> Parameter:
+        """The parameter of that layer, direction (0 forward, 1 reverse) and kind."""
+        try:
+            return self._entries[layer, direction, kind]
+        except KeyError:
+            raise ValueError(f"no parameter {kind!r} for layer {layer!r}, direction {direction!r}") from None
+
+    def view(self, params: Array, layer: int, direction: int, kind: Kind) -> Array:
+        """That parameter in its shape, sharing memory with the flat vector ``params``."""
+        return self._view(self._check_flat(params), self.entry(layer, direction, kind))
+
+    @staticmethod
+    def _view(params: Array, entry: Parameter) -> Array:
+        return params[entry.offset : entry.offset + entry.size].reshape(entry.shape)
+
+    def _check_flat(self, params: Array) -> Array:
+        if not isinstance(params, np.ndarray):
+            raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")
+        if params.shape != (self.size,):
+            raise ValueError(f"params must have shape ({self.size},); got {params.shape}")
+        return params
+
+    def unpack(self, params: Array, *, names: Literal["mxnet", "torch"] = "mxnet") -> dict[str, Array]:
+        """Views into the flat vector by name.
+
+        ``names="mxnet"`` gives ``l0_i2h_weight``, ``r0_h2h_bias`` (l forward, r reverse, then the layer);
+        ``names="torch"`` gives ``weight_ih_l0``, ``bias_hh_l0_reverse``.
+        """
+        self._check_flat(params)
+        return {self._name(entry, names): self._view(params, entry) for entry in self}
+
+    def pack(
+        self,
+        arrays: Mapping[str, Array],
+        *,
+        names: Literal["mxnet", "torch"] = "mxnet",
+        dtype: DTypeLike | None = None,
+    ) -> Array:
+        """The inverse of :meth:`unpack`: a new flat vector, of the spec's dtype unless another is given."""
+        flat = np.empty(self.size, dtype or self.spec.dtype)
+        expected = {self._name(entry, names): entry for entry in self}
+        if missing := expected.keys() - arrays.keys():
+            raise ValueError(f"parameters missing: {', '.join(sorted(missing))}")
+        if unknown := arrays.keys() - expected.keys():
+            raise ValueError(f"parameters unknown: {', '.join(sorted(unknown))}; expected {', '.join(expected)}")
+        for name, entry in expected.items():
+            array = np.asarray(arrays[name])
+            if array.shape != entry.shape:
+                raise ValueError(f"{name} must have shape {entry.shape}; got {array.shape}")
+            self._view(flat, entry)[...] = array
+        return flat
+
+    @staticmethod
+    def _name(entry: Parameter, names: str) -> str:
+        if names not in ("mxnet", "torch"):
+            raise ValueError(f"names must be 'mxnet' or 'torch'; got {names!r}")
+        return entry.name if names == "mxnet" else entry.torch_name
+
+
+def positive_int(name: str, value: object) -> int:
+    """``value`` as an int of at least 1; otherwise the TypeError or ValueError that names the argument ``name``."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+    return int(value)
+
+
+def _bool(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float; got an integer of {int(value).bit_length()} bits") from None
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number; got nan")
+    return number
+
+
+def _dtype_name(value: object) -> str:
+    try:
+        dtype = np.dtype(cast(Any, value))
+        name = dtype.name if dtype.isnative else ""
+    except TypeError:
+        name = ""
+    if value is None or name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {value!r}")
+    return name
