@@ -2,13 +2,20 @@
 
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.operator import RNNOp, rnn
+from fusedrnn.rnncells import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.spec import ParameterLayout, RNNSpec
 
 __version__ = "0.1.0"
 __all__ = [
+    "BidirectionalCell",
+    "FusedRNNCell",
+    "GRUCell",
+    "LSTMCell",
     "ParameterLayout",
+    "RNNCell",
     "RNNOp",
     "RNNSpec",
+    "SequentialRNNCell",
     "__version__",
     "get_num_threads",
     "rnn",

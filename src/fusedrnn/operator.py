@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import arguments
+from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.cpu import CPUEngine
 from fusedrnn.engine.locks import Lock
-from fusedrnn.codegen.target import Target, current
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -26,20 +26,14 @@ class RNNOp:
     Any number of threads may call the same op at once. Parameters are packed at the first call and again whenever
     their content has changed; an array that is read-only (and views nothing writable) is not even looked at twice.
 
-    Parameters
-    ----------
-    spec
-        What to run.
+    Args:
+        spec: What to run.
 
-    Raises
-    ------
-    TypeError
-        If ``spec`` is not an :class:`RNNSpec`.
-    NotImplementedError
-        Naming what the spec asks for and no engine has.
+    Raises:
+        TypeError: If ``spec`` is not an :class:`RNNSpec`.
+        NotImplementedError: Naming what the spec asks for and no engine has.
 
-    Example
-    -------
+    Example:
     >>> import numpy as np
     >>> from fusedrnn import RNNOp, RNNSpec
     >>> op = RNNOp(RNNSpec("gru", input_size=3, hidden_size=5))
@@ -50,7 +44,7 @@ class RNNOp:
     ((7, 2, 5), (1, 2, 5))
     """
 
-    _kept: OrderedDict[tuple[RNNSpec, Target], RNNOp] = OrderedDict()
+    _kept: ClassVar[OrderedDict[tuple[RNNSpec, Target], RNNOp]] = OrderedDict()
     _lock = Lock()
 
     def __init__(self, spec: RNNSpec) -> None:
@@ -94,38 +88,25 @@ class RNNOp:
     ) -> tuple[Array, tuple[Array, ...], None]:
         """Run the network over whole sequences.
 
-        Parameters
-        ----------
-        x
-            Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
-        params
-            The flat parameter vector of ``spec.layout``, of the spec's dtype.
-        states
-            Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H) with index layer·D + direction; None for zeros.
-        training
-            Whether to keep what backward needs.
-        lengths
-            Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. Padding yields zeros in
-            the output; final states are those of the last valid step; the reverse direction starts at each
-            sequence's own end.
-        out
-            Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from ``x``.
+        Args:
+            x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
+            params: The flat parameter vector of ``spec.layout``, of the spec's dtype.
+            states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H) with index layer·D + direction; None
+                for zeros.
+            training: Whether to keep what backward needs.
+            lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. Padding yields
+                zeros in the output; final states are those of the last valid step; the reverse direction starts at
+                each sequence's own end.
+            out: Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from ``x``.
 
-        Returns
-        -------
-        y
-            Output (T, N, D·H), the last layer's h at each step, directions side by side.
-        states
-            Final states, a tuple like ``states``.
-        reserve
-            None: there is no training yet.
+        Returns:
+            The triple (y, states, reserve): the output (T, N, D·H), the last layer's h at each step with directions
+            side by side; the final states, a tuple like ``states``; and None, for there is no training yet.
 
-        Raises
-        ------
-        TypeError, ValueError
-            Naming the argument, what was given and what was expected.
-        NotImplementedError
-            If ``training`` is asked for.
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+            NotImplementedError: If ``training`` is asked for.
         """
         if training:
             raise NotImplementedError("training is not supported yet")
@@ -166,36 +147,31 @@ def rnn(
 ) -> Array | tuple[Array, ...]:
     """MXNet's RNN operator on NumPy arrays, in inference.
 
-    Parameters
-    ----------
-    data
-        Input (T, N, I), float32 or float64; the other arrays have its dtype.
-    parameters
-        The flat parameter vector: all weights, then all biases.
-    state, state_cell
-        Initial h, and for an LSTM c: (L·D, N, H) each.
-    sequence_length
-        Valid steps of each sequence (N,), with ``use_sequence_length=True``.
-    state_size, num_layers, mode, bidirectional, p
-        H, L, ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``, both ways or one, and the dropout between
-        layers, which has no effect in inference.
-    state_outputs
-        Whether to return the final states too.
-    projection_size, lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan
-        Not supported yet.
-    use_sequence_length
-        Whether ``sequence_length`` counts.
+    Args:
+        data: Input (T, N, I), float32 or float64; the other arrays have its dtype.
+        parameters: The flat parameter vector: all weights, then all biases.
+        state: Initial h (L·D, N, H).
+        state_cell: Initial c (L·D, N, H), for an LSTM and only for it.
+        sequence_length: Valid steps of each sequence (N,), with ``use_sequence_length=True`` and only then.
+        state_size: H.
+        num_layers: L.
+        mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
+        bidirectional: Whether each layer runs both ways.
+        p: Dropout between layers; no effect in inference.
+        state_outputs: Whether to return the final states too.
+        projection_size: Not supported yet.
+        lstm_state_clip_min: Not supported yet.
+        lstm_state_clip_max: Not supported yet.
+        lstm_state_clip_nan: Not supported yet.
+        use_sequence_length: Whether ``sequence_length`` counts.
 
-    Returns
-    -------
-    The output (T, N, D·H), or with ``state_outputs`` the tuple (output, h_n) or, for an LSTM, (output, h_n, c_n).
+    Returns:
+        The output (T, N, D·H), or with ``state_outputs`` the tuple (output, h_n) or, for an LSTM, (output, h_n, c_n).
 
-    Raises
-    ------
-    TypeError, ValueError
-        Naming the argument, what was given and what was expected.
-    NotImplementedError
-        Naming an option that is not supported yet.
+    Raises:
+        TypeError: Naming the argument, what was given and what was expected.
+        ValueError: Likewise.
+        NotImplementedError: Naming an option that is not supported yet.
     """
     if not isinstance(data, np.ndarray):
         raise TypeError(f"data must be a NumPy array; got {type(data).__name__}")

@@ -39,6 +39,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
     axes.margins(x=0.12)
+    axes.set_xlim(left=0)
     axes.set_xlabel("GFLOP/s (black: FMA peak; percent: fused over non-fused)")
     axes.spines[["top", "right"]].set_visible(False)
     if contenders:

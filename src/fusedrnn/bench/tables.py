@@ -27,10 +27,10 @@ RATES = (
     Column("FusedRNN\nsamples/sec", lambda row: number(row.rate(FUSED))),
     Column("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
 )
-PUBLISHED = Column("the same\non MXNet's\npage", lambda row: percent(published(row), of=100.0))
+PUBLISHED = Column("on\nMXNet's\npage", lambda row: percent(published(row), of=100.0))
 USE = (
     Column("GFLOP/s", lambda row: f"{row.gflops():.1f}"),
-    Column("of FMA\npeak", lambda row: percent(row.share(), digits=1)),
+    Column("of\nFMA\npeak", lambda row: percent(row.share(), digits=1)),
 )
 AGAINST_TORCH = (
     Column("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
@@ -77,7 +77,7 @@ def _label(row: Row) -> str:
     case = row.case
     sizes = f"{case.T},{case.N},{case.I},{case.H}"
     depth = f" layers {case.layers}" if case.layers > 1 else ""
-    return f"{case.name} {mxnet_label(row)}\n{sizes}{depth}{' both ways' if case.bidirectional else ''}"
+    return f"{case.name} {mxnet_label(row)}\n  {sizes}{depth}{' both ways' if case.bidirectional else ''}"
 
 
 def _sizes(case: Case) -> str:
@@ -86,7 +86,8 @@ def _sizes(case: Case) -> str:
 
 
 def _table(title: str, label: Callable[[Row], str], columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    # Narrow enough for a terminal of 80 columns.
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)

@@ -196,7 +196,8 @@ class Function:
 
     def fill_zero(self, into: Value, size: Value) -> None:
         """Set bytes to zero."""
-        self.intrinsic("llvm.memset.p0.i64", VOID, [self.pointer(into), ir.Constant(ir.IntType(8), 0), size, ir.Constant(I1, 0)])
+        zero, false = ir.Constant(ir.IntType(8), 0), ir.Constant(I1, 0)
+        self.intrinsic("llvm.memset.p0.i64", VOID, [self.pointer(into), zero, size, false])
 
     def prefetch(self, address: Value) -> None:
         """Ask for the cache line of an address, into the nearest cache; the address may be invalid."""

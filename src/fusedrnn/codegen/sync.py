@@ -1,6 +1,7 @@
 """What threads need in machine code: atomics, waiting, a barrier, jobs for a gang, and the rounding mode's flush bits.
 
-Who waits spins for a while and then sleeps on a futex where there is one (Linux); elsewhere it yields its processor.
+Who waits spins for a while, yielding its processor now and then, and at last sleeps on a futex where there is one
+(Linux).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CONTROL = Record(
 _GENERATION, _ARRIVED, _ASLEEP = 0, CACHE_LINE, 2 * CACHE_LINE
 _FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98}.get(platform.machine().lower())
 _WAIT, _WAKE, _EVERYONE = 128, 129, 0x7FFFFFFF
+# Turns of a waiting loop between two yields of the processor: a few microseconds.
+_YIELD_EVERY = 256
 
 
 def has_futex() -> bool:
@@ -63,18 +66,17 @@ def emit_wait(module: ir.Module) -> Function:
     waited = f.var(0)
     with f.forever() as done:
         f.leave(done, atomic_load(f, address).compare("!=", value))
-        with f.if_else(waited.get() < spins) as (spinning, sleeping):
-            with spinning:
-                pause(f)
-                waited.set(waited.get() + 1)
-            with sleeping:
-                if has_futex():
-                    atomic_add(f, asleep, 1)
-                    with f.if_(atomic_load(f, address).equals(value)):
-                        _futex(f, address, _WAIT, value & 0xFFFFFFFF)
-                    atomic_add(f, asleep, -1)
-                else:
-                    f.intrinsic("sched_yield", I32, [])
+        pause(f)
+        waited.set(waited.get() + 1)
+        # Who is waited for may be waiting for this very processor.
+        with f.if_((waited.get() & (_YIELD_EVERY - 1)).equals(0)):
+            f.intrinsic("sched_yield", I32, [])
+        if has_futex():
+            with f.if_(waited.get() > spins):
+                atomic_add(f, asleep, 1)
+                with f.if_(atomic_load(f, address).equals(value)):
+                    _futex(f, address, _WAIT, value & 0xFFFFFFFF)
+                atomic_add(f, asleep, -1)
     f.done()
     return f
 

@@ -89,10 +89,8 @@ def emulated(target: Target) -> Target:
 def current() -> Target:
     """The target in force: the widest that the processor can run, or the one ``FUSEDRNN_TARGET`` names.
 
-    Raises
-    ------
-    ValueError
-        If the variable names no target, or one that this processor lacks.
+    Raises:
+        ValueError: If the variable names no target, or one that this processor lacks.
     """
     asked = config.target()
     if not asked:

@@ -110,11 +110,11 @@ class Vectors:
         return self.function.intrinsic(f"llvm.fabs.v{self.lanes}{self.format.suffix}", self.type, [x])
 
     def add(self, a: Value, b: Value) -> Value:
-        """a + b."""
+        """A + b."""
         return a + b
 
     def sub(self, a: Value, b: Value) -> Value:
-        """a - b."""
+        """A - b."""
         return a - b
 
     def mul(self, a: Value, b: Value) -> Value:
@@ -126,7 +126,7 @@ class Vectors:
         return (x <= 0.0).select(0.0, x)
 
     def _reduce(self, x: Value) -> tuple[Value, Value, Value]:
-        """n as integers (their low bits), expm1(r), and n as floats, for x in range."""
+        """N as integers (their low bits), expm1(r), and n as floats, for x in range."""
         form = self.format
         magic = 1.5 * 2.0**form.mantissa
         shifted = self.fma(x, self.const(math.log2(math.e)), self.const(magic))

@@ -28,10 +28,8 @@ Array = NDArray[Any]
 class CPUEngine:
     """Runs one spec. Any number of threads may call it at once.
 
-    Raises
-    ------
-    NotImplementedError
-        Naming what the spec asks for and this engine does not have.
+    Raises:
+        NotImplementedError: Naming what the spec asks for and this engine does not have.
     """
 
     def __init__(self, spec: RNNSpec) -> None:

@@ -253,7 +253,7 @@ class _Sequence:
 
     def _cell(self, row: Value, unit: Value, within: Value, parity: Value, gates: Value, y: Value) -> None:
         """The cell's maths on one vector of units of one row."""
-        f, c, v, cell = self.f, self.c, self.v, self.cell
+        c, v, cell = self.c, self.v, self.cell
         offset = unit * v.bytes
         count = self.blocking.gates
         from_input = gates + row * c.gates_stride + (unit - self.first_unit) * (count * v.bytes)

@@ -74,7 +74,8 @@ class Packer:
 
     def _pack(self, params: Array, fingerprint: bytes) -> Packed:
         spec, view = self._spec, self._spec.layout.view
-        passes, buffers = [], []
+        passes: list[PackedPass] = []
+        buffers: list[Array] = []
         for layer in range(spec.num_layers):
             for direction in range(spec.num_directions):
                 x_bias = view(params, layer, direction, "i2h_bias")

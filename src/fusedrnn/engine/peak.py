@@ -1,19 +1,42 @@
-"""The FMA peak of this machine: what a loop of nothing but independent fused multiply-adds reaches."""
+"""The FMA peak of this machine, measured: the ceiling that every figure is a share of."""
 
 from __future__ import annotations
 
-import ctypes
 import statistics
-import threading
 import time
-from functools import lru_cache
 
-from llvmlite import ir
+import numpy as np
 
-from fusedrnn.codegen import cache
-from fusedrnn.codegen.build import Function
-from fusedrnn.codegen.target import Target, current
-from fusedrnn.codegen.vector import Vectors
+from fusedrnn.codegen.peak import CHAINS, RESULT_BYTES, TURNS, build_peak
+from fusedrnn.codegen.target import current
+from fusedrnn.engine import machine
+from fusedrnn.engine.threads import borrow_gang
+from fusedrnn.engine.workspace import aligned_empty
 
-# Latency times throughput of the deepest pipeline known: 5 cycles, 2 units.
-_CHAINS = 12
+_ROUNDS = 15
+
+
+def measure_peak(dtype: str = "float32", threads: int = 1) -> float:
+    """GFLOP/s of that many threads that only multiply and add, in the vectors of the target in force.
+
+    Raises:
+        RuntimeError: If another call has the threads.
+    """
+    target = current()
+    code = machine.load(f"peak_{dtype}", target, lambda: build_peak(dtype, target))
+    results = aligned_empty(((threads + 1) * RESULT_BYTES,), np.uint8)
+    results[:] = 0
+    alone = machine.function(code, "peak", 2)
+    seconds = []
+    with borrow_gang(threads) as gang:
+        if gang is None and threads > 1:
+            raise RuntimeError(f"the peak of {threads} threads cannot be measured while another call uses them")
+        for _ in range(_ROUNDS):
+            began = time.perf_counter()
+            if gang is None:
+                alone(results.ctypes.data, 0)
+            else:
+                gang.run(code.address("peak"), results.ctypes.data, threads)
+            seconds.append(time.perf_counter() - began)
+    operations = 2 * CHAINS * target.lanes(dtype) * TURNS * threads
+    return operations / statistics.median(seconds) / 1e9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import ITEM_SIZE, Target, cache_sizes
@@ -99,7 +100,7 @@ def make_plan(spec: RNNSpec, target: Target, steps: int, batch: int, threads: in
     row_starts = tuple(batch * group // row_groups for group in range(row_groups + 1))
     rows = -(-batch // row_groups)
     unit_starts = _unit_starts(geometry, unit_groups)
-    widest = max(last - first for first, last in zip(unit_starts, unit_starts[1:], strict=False))
+    widest = max(last - first for first, last in pairwise(unit_starts))
     columns = -(-widest * geometry.blocking.gates // geometry.blocking.panel_vectors) * geometry.blocking.panel_vectors
     gates_stride = _skewed(columns * geometry.vector_bytes)
     chunk = max(1, min(steps, _chunk_rows(gates_stride) // rows))

@@ -42,10 +42,9 @@ def get_num_threads() -> int:
 def set_num_threads(threads: int) -> None:
     """Set how many threads calls may use, in the whole process.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If ``threads`` is no integer, or not from 1 to 1024.
+    Raises:
+        TypeError: If ``threads`` is no integer.
+        ValueError: If it is not from 1 to 1024.
     """
     global _count
     _count = _checked(threads)

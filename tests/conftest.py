@@ -1,0 +1,83 @@
+"""What the tests stand on: kernels cached for the session only, every target, poisoned memory, threads on any size."""
+
+import ctypes
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from fusedrnn.codegen import target as targets
+from fusedrnn.engine import pack, plan, threads, workspace
+
+# How long an example takes is no property of the code under test.
+settings.register_profile("fusedrnn", deadline=None)
+settings.load_profile("fusedrnn")
+
+_ONES = 0xFF  # a byte of which every float of every size is NaN, and every integer -1
+
+
+def target_names():
+    """Every target of this processor's family, those that it lacks emulated."""
+    native = targets.available()
+    return [target.name if target in native else f"{target.name}-emulated" for target in targets.known()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernel_cache(tmp_path_factory):
+    """A cache of compiled kernels for this session, so that tests neither read nor fill the user's."""
+    folder = tmp_path_factory.mktemp("kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
+        for name in ("FUSEDRNN_TARGET", "FUSEDRNN_DEBUG", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS"):
+            patch.delenv(name, raising=False)
+        yield folder
+
+
+@pytest.fixture(params=target_names())
+def target(request, monkeypatch):
+    """Each target in turn, in force."""
+    monkeypatch.setenv("FUSEDRNN_TARGET", request.param)
+    return targets.current()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New arrays, packed weights and scratch begin as NaN: what is read before it is written shows."""
+    plain_empty, plain_aligned, plain_borrow = np.empty, workspace.aligned_empty, workspace.Workspaces.borrow
+
+    def fill(array):
+        if array.dtype.kind in "biuf":
+            ctypes.memset(array.ctypes.data, _ONES, array.nbytes)
+        return array
+
+    def empty(*args, **options):
+        return fill(plain_empty(*args, **options))
+
+    def aligned_empty(shape, dtype):
+        return fill(plain_aligned(shape, dtype))
+
+    @contextmanager
+    def borrow(self, size, zeroed):
+        with plain_borrow(self, size, zeroed) as address:
+            ctypes.memset(address + zeroed, _ONES, size - zeroed)
+            yield address
+
+    monkeypatch.setattr(np, "empty", empty)
+    for module in (workspace, pack, threads):
+        monkeypatch.setattr(module, "aligned_empty", aligned_empty)
+    monkeypatch.setattr(workspace.Workspaces, "borrow", borrow)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Plans that use every thread they may, however small the problem, and the same ones on every machine."""
+    monkeypatch.setattr(plan, "_FLOPS_WORTH_A_JOB", 0)
+    monkeypatch.setattr(plan, "_FLOPS_WORTH_A_BARRIER", 0)
+    monkeypatch.setattr(plan, "cache_sizes", lambda: {"L2": 1 << 20})
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """Chunks of a few rows, so that short sequences have many."""
+    monkeypatch.setattr(plan, "_chunk_rows", lambda stride: 5)

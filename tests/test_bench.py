@@ -1,0 +1,354 @@
+"""Benchmarks say what was run, on what, whether it was right; that they are fast enough is nobody's test."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fusedrnn import reference
+from fusedrnn.bench import contenders, plots, runner, tables
+from fusedrnn.bench.cases import CASES, ODD_SIZES, Case
+from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH
+from fusedrnn.bench.data import load, parameters, text, text_input, workload
+from fusedrnn.bench.mxnet_page import published_percent
+from fusedrnn.bench.report import report
+from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.timing import LONG, SHORT, Timing, alternate
+from fusedrnn.bench.tolerance import difference, longest_sum, tolerance
+from fusedrnn.spec import DTYPES, MODES
+
+SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
+
+
+@pytest.fixture
+def known_peak(monkeypatch):
+    monkeypatch.setattr(runner, "measure_peak", lambda dtype, threads: 100.0 * threads)
+
+
+def measured(case: Case, mode: str, seconds: dict[str, tuple[float, ...]]) -> Row:
+    flops = case.spec(mode).flops(case.T, case.N)
+    timings = {who: Timing(values) for who, values in seconds.items()}
+    return Row(case, mode, "inference", "float32", 2, flops, peak=200.0, timings=timings)
+
+
+def small_plan(modes=("lstm",), **options) -> Plan:
+    return Plan([SMALL], modes, [PHASES["inference"]], budget=0.0, **options)
+
+
+# Cases
+
+
+def test_the_cases_are_the_published_workloads():
+    ds2, deep = CASES["ds2"], CASES["ds2-5bi"]
+    assert (ds2.T, ds2.N, ds2.I, ds2.H, ds2.layers, ds2.bidirectional) == (300, 20, 800, 800, 1, False)
+    assert (deep.T, deep.N, deep.I, deep.H, deep.layers, deep.bidirectional) == (300, 20, 800, 800, 5, True)
+    assert all(name == case.name and case.who for name, case in CASES.items())
+    assert 1 in ODD_SIZES
+
+
+def test_a_case_makes_the_spec_of_its_sizes():
+    spec = CASES["bi2"].spec("gru", "float64")
+    assert (spec.mode, spec.dtype) == ("gru", "float64")
+    assert (spec.input_size, spec.hidden_size, spec.num_layers, spec.num_directions) == (256, 256, 2, 2)
+
+
+# Data
+
+
+def test_the_input_is_text_one_character_a_step():
+    x = text_input(40, 3, 8, "float32")
+    assert x.shape == (40, 3, 8) and x.dtype == np.float32
+    assert np.array_equal(x, text_input(40, 3, 8, "float32"))
+    starts = [n * len(text()) // 3 for n in range(3)]
+    letters = [[text()[start + t] for start in starts] for t in range(40)]
+    embedded: dict[str, np.ndarray] = {}
+    for t, n in np.ndindex(40, 3):
+        assert np.array_equal(embedded.setdefault(letters[t][n], x[t, n]), x[t, n])
+    assert len({tuple(row) for row in embedded.values()}) == len(embedded) > 10
+
+
+def test_the_text_is_english():
+    words = text().lower().split()
+    assert len(words) > 10_000
+    assert {"the", "is", "python"} <= set(words)
+
+
+def test_more_sequences_and_steps_than_text_start_again():
+    tail = text_input(2, len(text()), 1, "float64")
+    assert np.array_equal(tail[1, -1], tail[0, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameters_are_uniform_and_repeatable(dtype):
+    spec = CASES["small"].spec("lstm", dtype)
+    params = parameters(spec)
+    assert params.shape == (spec.layout.size,) and params.dtype == dtype
+    assert np.array_equal(params, parameters(spec))
+    bound = 1 / np.sqrt(spec.hidden_size)
+    assert 0.99 * bound < params.max() <= bound and -bound <= params.min() < -0.99 * bound
+
+
+def test_the_users_data_is_read(tmp_path):
+    x = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    np.save(tmp_path / "x.npy", x)
+    assert np.array_equal(load(tmp_path / "x.npy"), x)
+    case = CASES["tiny"].at(*x.shape)
+    assert workload(case, "gru", "float32", x).x.dtype == np.float32
+    assert case.spec("gru").input_size == 4
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((3, 4)), "shape (3, 4)"),
+        (np.zeros((3, 0, 4)), "shape (3, 0, 4)"),
+        (np.zeros((1, 1, 1), complex), "complex128"),
+        (np.full((1, 1, 1), np.nan), "NaN"),
+        (np.full((1, 1, 1), np.inf), "infinity"),
+        (np.array([[["a"]]]), "<U1"),
+        (np.array([[[None]]]), "not a whole .npy file"),
+    ],
+)
+def test_other_data_is_refused_by_name(tmp_path, array, said):
+    path = tmp_path / "x.npy"
+    np.save(path, array, allow_pickle=True)
+    with pytest.raises(ValueError) as raised:
+        load(path)
+    assert said in str(raised.value) and "(T, N, I)" in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_a_file_that_is_missing_or_no_array_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(tmp_path / "nowhere.npy")
+    (tmp_path / "x.npy").write_text("1 2 3")
+    with pytest.raises(ValueError, match=r"not a whole \.npy file"):
+        load(tmp_path / "x.npy")
+
+
+# Timing
+
+
+class Clock:
+    """Time that passes only when a call takes some."""
+
+    def __init__(self) -> None:
+        self.now, self.log = 0.0, []
+
+    def call(self, name: str, seconds: float):
+        def run() -> int:
+            self.now += seconds
+            self.log.append(name)
+            return len(self.log)
+
+        return run
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_timing_alternates():
+    clock = Clock()
+    calls = {"A": clock.call("A", 0.5), "B": clock.call("B", 0.25)}
+    timings, results = alternate(calls, 6.0, pause=0, clock=clock)
+    assert "".join(clock.log).startswith("AABB" + "ABAB")
+    assert clock.now <= 6.0
+    assert timings["A"].median == 0.5 and timings["B"].median == 0.25
+    assert len(timings["A"].seconds) == len(timings["B"].seconds) == 6
+    assert results == {"A": len(clock.log) - 1, "B": len(clock.log)}
+
+
+def test_a_long_call_counts_from_its_first_run():
+    clock = Clock()
+    alternate({"A": clock.call("A", 10 * LONG), "B": clock.call("B", 2 * LONG)}, 1.0, pause=0, clock=clock)
+    assert clock.log == ["A", "B", "A", "B"]
+
+
+def test_a_short_call_is_repeated_within_a_sample():
+    clock = Clock()
+    timings, _ = alternate({"A": clock.call("A", SHORT / 10)}, 0.0, pause=0, clock=clock)
+    assert timings["A"].median == pytest.approx(SHORT / 10)
+    assert len(clock.log) == 2 + 2 * (1 + 10)
+
+
+def test_a_timing_is_its_median_and_quartiles():
+    timing = Timing((4.0, 1.0, 2.0, 3.0, 90.0))
+    assert timing.median == 3.0
+    assert timing.spread == pytest.approx(2 / 3)
+
+
+# Tolerance
+
+
+def test_tolerance_grows_with_the_sum_and_the_type():
+    assert tolerance("float32", 1600)[0] > tolerance("float32", 100)[0] > tolerance("float64", 1600)[0]
+    assert tolerance("float32", 100, scale=50.0)[1] == pytest.approx(50 * tolerance("float32", 100)[1])
+    assert tolerance("float32", 100, scale=0.1) == tolerance("float32", 100)
+    assert tolerance("float32", 1602)[1] < 1e-4
+
+
+def test_the_longest_sum_is_over_layers():
+    assert longest_sum(CASES["ds2"].spec("lstm")) == 1602
+    assert longest_sum(CASES["ds2-5bi"].spec("lstm")) == 2402
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("H", [1, 17, 100])
+def test_rounding_stays_within_tolerance_and_a_lost_product_does_not(mode, H):
+    work = workload(Case("t", 63, 3, 129, H, 2, True), mode, "float32")
+    exact = work.exact()
+    expected, _ = reference.forward(exact.spec, exact.x, exact.params)
+    rtol, atol = tolerance("float32", longest_sum(work.spec))
+    assert difference(reference.forward(work.spec, work.x, work.params)[0], expected, rtol, atol) is None
+    lossy = work.params.copy()
+    work.spec.layout.view(lossy, 0, 0, "i2h_weight")[:, 5] = 0
+    assert difference(reference.forward(work.spec, work.x, lossy)[0], expected, rtol, atol)
+
+
+def test_a_difference_is_located():
+    expected = np.zeros((2, 3))
+    actual = expected.copy()
+    actual[1, 2] = 1.0
+    assert difference(actual, expected, 0.1, 0.1) == "[1, 2] is 1 instead of 0"
+    actual[0, 1] = np.nan
+    assert difference(actual, expected, 0.1, 0.1) == "[0, 1] is nan instead of 0"
+    assert difference(expected, expected, 0.1, 0.1) is None
+    assert difference(expected[:1], expected, 0.1, 0.1) == "shape (1, 3) instead of (2, 3)"
+
+
+# Rows
+
+
+def spoiled(monkeypatch, spoil, calls_before: int = 0) -> None:
+    """Have the fused contender compute the right thing and then ``spoil`` it, from some call on."""
+    makers = PHASES["inference"].makers
+
+    def make(work):
+        run, calls = contenders.non_fused(work), iter(range(10**9))
+
+        def wrong(x):
+            results = {name: array.copy() for name, array in run(x).items()}
+            if next(calls) >= calls_before:
+                spoil(results)
+            return results
+
+        return wrong
+
+    monkeypatch.setitem(makers, FUSED, make)
+
+
+def set_element(name: str, value: float):
+    def spoil(results) -> None:
+        results[name].flat[-1] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize("mode", ["lstm", "rnn_relu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_right_row_has_every_figure(known_peak, mode, dtype):
+    [row] = runner.run(small_plan((mode,), dtype=dtype, threads=2))
+    assert row.wrong is None
+    assert row.peak == 200.0
+    assert set(row.timings) == {NON_FUSED, FUSED}
+    assert row.rate(FUSED) == pytest.approx(SMALL.N / row.timings[FUSED].median)
+    assert row.share() == pytest.approx(row.gflops() / 200.0)
+    assert row.ratio(NON_FUSED) == pytest.approx(row.rate(FUSED) / row.rate(NON_FUSED))
+
+
+@pytest.mark.parametrize(("name", "value"), [("y", 0.9), ("y", np.nan), ("h_n", 0.9), ("c_n", 5.0)])
+def test_a_wrong_result_is_not_timed(monkeypatch, name, value):
+    spoiled(monkeypatch, set_element(name, value))
+    monkeypatch.setattr(runner, "alternate", lambda *_: pytest.fail("a wrong result was timed"))
+    [row] = runner.run(small_plan())
+    assert row.wrong is not None and row.wrong.startswith(f"{FUSED}: {name}[")
+    assert not row.timings and row.share() is None
+
+
+def test_a_result_that_goes_wrong_while_it_is_timed_is_wrong(monkeypatch, known_peak):
+    spoiled(monkeypatch, set_element("y", 0.9), calls_before=3)
+    [row] = runner.run(small_plan())
+    assert row.wrong is not None and "as timed" in row.wrong
+    assert not row.timings
+
+
+def test_an_expensive_case_is_checked_on_its_first_steps(monkeypatch, known_peak):
+    flops = SMALL.spec("lstm").flops(SMALL.T, SMALL.N)
+    monkeypatch.setattr(runner, "CHECKED_FLOPS", flops / 3)
+    spoiled(monkeypatch, set_element("y", 0.9))
+    [row] = runner.run(small_plan())
+    assert row.wrong is not None and "2 of 6 steps" in row.wrong
+
+
+def test_phases_to_come_are_refused_by_name():
+    with pytest.raises(NotImplementedError, match="training"):
+        contenders.phase_named("training")
+    with pytest.raises(ValueError, match="inference"):
+        contenders.phase_named("dreaming")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+@pytest.mark.parametrize("mode", MODES)
+def test_torch_computes_the_same(known_peak, mode):
+    work = workload(SMALL, mode, "float64")
+    assert runner.check(work, PHASES["inference"], {TORCH: contenders.torch_nn(work)}, flops=1) is None
+
+
+# What is shown
+
+
+def test_tables_have_the_published_form():
+    rows = [
+        measured(CASES[name], mode, {NON_FUSED: (0.4,), FUSED: (0.1,)})
+        for name in ("ds2", "ds2-5bi")
+        for mode in ("lstm", "gru", "rnn_relu", "rnn_tanh")
+    ]
+    single, deep = tables.tables(rows, with_torch=False)
+    assert single.title == "T, N, I, H = 300, 20, 800, 800 layer=1 bidirection=False"
+    assert deep.title == "T, N, I, H = 300, 20, 800, 800 layer=5 bidirection=True"
+    columns = [list(column.cells) for column in single.columns]
+    assert columns[0] == ["LSTM-Inference", "GRU-Inference", "vRNN(Relu)-Inference", "vRNN(Tanh)-Inference"]
+    assert columns[1] == ["50.00"] * 4 and columns[2] == ["200.00"] * 4 and columns[3] == ["400.00%"] * 4
+    assert columns[4] == ["210.98%", "305.87%", "296.92%", "193.33%"]
+    assert list(deep.columns[4].cells) == ["287.67%", "333.33%", "329.53%", "267.71%"]
+
+
+def test_other_rows_share_a_general_table():
+    rows = [measured(CASES[name], "gru", {NON_FUSED: (0.4,), FUSED: (0.1,), TORCH: (0.2,)}) for name in ("tiny", "bi2")]
+    rows.append(replace(rows[0], case=CASES["ds2"], dtype="float64"))
+    [table] = tables.tables(rows, with_torch=True)
+    assert table.row_count == 3
+    assert list(table.columns[-1].cells) == ["200.00%"] * 3
+
+
+def test_nothing_was_published_for_other_sizes():
+    assert published_percent(CASES["ds2"], "lstm", "inference", "float32") == 210.98
+    assert published_percent(CASES["ds2"].at(3, 4, 5), "lstm", "inference", "float32") is None
+    assert published_percent(CASES["tiny"], "lstm", "inference", "float32") is None
+
+
+def test_a_report_survives_json(known_peak, monkeypatch):
+    plan = small_plan(("lstm", "gru"))
+    rows = [*runner.run(plan), Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1")]
+    figures = report(plan, rows)
+    again = json.loads(json.dumps(figures))
+    assert again == figures
+    assert [row["mode"] for row in again["rows"]] == ["lstm", "gru", "gru"]
+    first, wrong = again["rows"][0], again["rows"][2]
+    assert first["case"]["H"] == SMALL.H and first["seconds"][FUSED]["median"] > 0
+    assert wrong["wrong"] and not wrong["seconds"] and wrong["share_of_peak"] is None
+    assert {"processor", "target", "vector_bits", "threads", "versions"} <= set(again["machine"])
+
+
+def test_a_plot_is_a_picture(tmp_path):
+    rows = [
+        Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1"),
+        measured(SMALL, "lstm", {NON_FUSED: (0.4,), FUSED: (0.1,)}),
+    ]
+    plots.plot(rows, tmp_path / "rows.png")
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    plots.plot(rows[:1], tmp_path / "wrong.svg")
+    assert "wrong" in (tmp_path / "wrong.svg").read_text()

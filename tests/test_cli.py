@@ -1,0 +1,134 @@
+"""The command line: what it prints, what it refuses, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fusedrnn
+from fusedrnn import cli
+from fusedrnn.bench import contenders, runner
+from fusedrnn.bench.cases import CASES
+from fusedrnn.bench.contenders import FUSED, PHASES
+from fusedrnn.cli import info
+from fusedrnn.cli.app import app
+
+QUICK = ["bench", "--cases", "tiny", "--modes", "lstm", "--seconds", "0", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def known_peak(monkeypatch):
+    for module in (runner, info):
+        monkeypatch.setattr(module, "measure_peak", lambda dtype, threads: 100.0 * threads)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_bench_prints_a_table_and_writes_its_files(tmp_path):
+    result = run(*QUICK, "--json", tmp_path / "rows.json", "--plot", tmp_path / "rows.png")
+    assert result.exit_code == 0, result.output
+    assert "tiny LSTM-Inference" in result.output and "wrong" not in result.output
+    assert "tiny lstm inference: samples/sec" in result.output
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert row["mode"] == "lstm" and row["threads"] == 1 and row["peak"] == 100.0
+    assert (tmp_path / "rows.png").stat().st_size > 0
+
+
+def test_bench_leaves_the_number_of_threads_as_it_was():
+    before = fusedrnn.get_num_threads()
+    assert run(*QUICK[:-1], before + 1).exit_code == 0
+    assert fusedrnn.get_num_threads() == before
+
+
+def test_a_wrong_result_is_said_and_fails(monkeypatch, tmp_path):
+    def make(work):
+        right = contenders.non_fused(work)
+        return lambda x: {name: array + 0.01 for name, array in right(x).items()}
+
+    monkeypatch.setitem(PHASES["inference"].makers, FUSED, make)
+    result = run(*QUICK, "--json", tmp_path / "rows.json", "--plot", tmp_path / "rows.png")
+    assert result.exit_code == 1
+    assert "wrong tiny lstm inference: fused: y[" in result.output
+    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert row["wrong"] and not row["seconds"]
+
+
+def test_without_options_the_published_tables_are_planned(monkeypatch):
+    plans = []
+    monkeypatch.setattr("fusedrnn.cli.bench.run", lambda plan, *files: plans.append(plan) or True)
+    assert run("bench").exit_code == 0
+    [plan] = plans
+    assert [case.name for case in plan.cases] == ["ds2", "ds2-5bi"]
+    assert list(plan.modes) == ["lstm", "gru", "rnn_relu", "rnn_tanh"]
+    assert [phase.name for phase in plan.phases] == ["inference"]
+    assert (plan.dtype, plan.threads, plan.torch, plan.data) == ("float32", fusedrnn.get_num_threads(), False, None)
+
+
+def test_bench_runs_the_users_data(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((4, 2, 3)))
+    result = run(*QUICK, "--data", tmp_path / "x.npy", "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "rows.json").read_text())
+    case = written["rows"][0]["case"]
+    assert (case["T"], case["N"], case["I"], case["H"]) == (4, 2, 3, CASES["tiny"].H)
+    assert written["plan"]["input"] == "user"
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "said"),
+    [
+        ("--cases", "tiny,huge", ["'huge'", *CASES]),
+        ("--cases", ",", ["no case", *CASES]),
+        ("--modes", "elman", ["'elman'", "lstm", "gru", "rnn_relu", "rnn_tanh"]),
+        ("--phases", "dreaming", ["'dreaming'", "inference"]),
+        ("--phases", "training", ["'training'", "not built yet"]),
+        ("--dtype", "float16", ["'float16'", "float32", "float64"]),
+        ("--data", "nowhere.npy", ["nowhere.npy", "(T, N, I)"]),
+        ("--json", "no/such/folder.json", ["--json", "no/such"]),
+        ("--plot", "rows.doc", ["--plot", "png"]),
+    ],
+)
+def test_what_bench_refuses(option, given, said):
+    result = run(*QUICK, option, given)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ") and "Traceback" not in result.output
+    for words in said:
+        assert words in result.output
+
+
+def test_info_shows_the_machine():
+    result = run("info")
+    assert result.exit_code == 0, result.output
+    for words in ("processor", "target", "vector width", "bits", "threads", "caches", "FMA peak float32", "GFLOP/s"):
+        assert words in result.output
+    assert f"numpy {np.__version__}" in result.output
+
+
+def test_warmup_compiles_what_it_is_told():
+    result = run("warmup", "--modes", "lstm", "--dtypes", "float32")
+    assert result.exit_code == 0, result.output
+    assert "lstm float32" in result.output and "gru" not in result.output
+    result = run("warmup", "--modes", "lstm", "--dtypes", "int8")
+    assert result.exit_code == 2
+    assert "'int8'" in result.output and "float64" in result.output
+
+
+@pytest.mark.parametrize("package", ["typer", "rich", "threadpoolctl", "matplotlib"])
+def test_a_missing_extra_is_named(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from fusedrnn.cli import main; main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.strip() == f"error: the command line needs {package}: pip install 'fusedrnn[bench]'"
+
+
+def test_another_missing_module_is_not_blamed_on_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fusedrnn.cli.app", None)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main()

@@ -1,0 +1,109 @@
+"""Guard pages: inputs, parameters, states, outputs and the engine's own buffers end, or begin, at protected memory."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fences import AVAILABLE, fenced, fenced_copy
+from problems import Shape, assert_same_bits, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engine import pack, workspace
+from fusedrnn.spec import DTYPES, MODES
+
+pytestmark = [
+    pytest.mark.skipif(not AVAILABLE, reason="needs mprotect"),
+    pytest.mark.usefixtures("eager"),
+]
+
+SHAPES = (
+    Shape(1, 1, 1, 1),
+    Shape(3, 2, 3, 2, layers=2, bidirectional=True, lengths="edges"),
+    Shape(5, 7, 17, 63, lengths="edges"),
+    Shape(2, 13, 63, 17, layers=2, bidirectional=True),
+    Shape(3, 3, 2, 129, layers=3, lengths="some"),
+    Shape(2, 29, 129, 3, bidirectional=True, lengths="edges"),
+)
+
+
+@pytest.fixture(params=["end", "start"])
+def side(request):
+    return request.param
+
+
+@pytest.fixture(params=[1, 2], ids="{}threads".format)
+def threads(request):
+    with fusedrnn.thread_limits(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def fenced_buffers(side, monkeypatch):
+    """Packed weights, workspace and final states lie beside protected pages, too."""
+    plain = np.empty
+
+    def aligned_empty(shape, dtype):
+        return fenced(shape, dtype, side)
+
+    def empty(shape, dtype=float, **options):
+        return plain(shape, dtype, **options) if np.dtype(dtype).kind != "f" else fenced(shape, dtype, side)
+
+    monkeypatch.setattr(pack, "aligned_empty", aligned_empty)
+    monkeypatch.setattr(workspace, "aligned_empty", aligned_empty)
+    monkeypatch.setattr(np, "empty", empty)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_stays_inside(mode, dtype, shape, side, threads, target, fenced_buffers):
+    problem = make_problem(mode, shape, dtype)
+    expected = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
+    x, params = fenced_copy(problem.x, side), fenced_copy(problem.params, side)
+    states = tuple(fenced_copy(state, side) for state in problem.states)
+    lengths = None if problem.lengths is None else fenced_copy(problem.lengths, side)
+    out = fenced(expected[0].shape, dtype, side)
+    assert_same_bits(RNNOp(problem.spec).forward(x, params, states, lengths=lengths, out=out)[:2], expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_apart_stay_inside(mode, side, target):
+    """Rows of ``x`` and ``out`` with other rows between them: only the last one touches the fence."""
+    problem = make_problem(mode, Shape(5, 7, 17, 63, bidirectional=True, lengths="edges"))
+    expected = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
+    part = slice(1, None, 2) if side == "end" else slice(None, None, 2)
+    wide_x, wide_out = np.zeros((5, 14, 17), np.float32), fenced((5, 14, 126), np.float32, side)
+    wide_x[:, part] = problem.x
+    x, out = fenced_copy(wide_x, side)[:, part], wide_out[:, part]
+    result = RNNOp(problem.spec).forward(x, problem.params, problem.states, lengths=problem.lengths, out=out)
+    assert_same_bits(result[:2], expected)
+    out[...] = 0
+    assert not wide_out.any()
+
+
+@pytest.mark.parametrize(
+    "access",
+    [
+        "fenced((3,), 'f4', 'end')[2:].ctypes.data + 4",
+        "fenced((3,), 'f4', 'start').ctypes.data - 1",
+        "fenced_copy(np.ones(3), 'end').ctypes.data",
+    ],
+    ids=["past the end", "before the start", "read-only"],
+)
+def test_fences_hold(access, request):
+    """What the tests above rest on: the process ends when the memory beyond is written."""
+    program = (
+        "import ctypes, sys, numpy as np\n"
+        f"sys.path.insert(0, {str(request.path.parent)!r})\n"
+        "from fences import fenced, fenced_copy\n"
+        "kept = [fenced, fenced_copy]\n"
+        f"address = {access}\n"
+        "print('before', flush=True)\n"
+        "ctypes.memset(address, 0, 1)\n"
+        "print('after')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "before\n"
+    assert result.returncode < 0
