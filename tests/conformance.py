@@ -1,18 +1,18 @@
 """The conformance suite: what every engine, adapter and instruction set must compute. Subclasses say how to run it."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import Shape, assert_close, make_problem
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusedrnn import reference
 from fusedrnn.bench.cases import ODD_SIZES
 from fusedrnn.spec import MODES
+from problems import Shape, assert_close, make_problem
 
 # Every odd size in every place, every depth in both directions, lengths and states of every kind; and large enough
 # batches and layers among them for every way to split work over two and three threads.
@@ -70,7 +70,7 @@ def torch_forward(spec, x, params, states, lengths):
     return y, final
 
 
-@lru_cache(maxsize=None)
+@cache
 def expected(mode, shape):
     """What torch.nn and the reference say, in float64; once for all formats, targets and numbers of threads."""
     problem = make_problem(mode, shape)
@@ -130,9 +130,14 @@ class AnyShape:
 
     check, dtypes = Conformance.check, Conformance.dtypes
 
+    # The fixtures hold for all examples; subclasses share the search; some examples are large.
     @settings(
         max_examples=60,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors, HealthCheck.too_slow],
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.differing_executors,
+            HealthCheck.too_slow,
+        ],
     )
     @given(shape=shapes(), mode=st.sampled_from(MODES), data=st.data())
     def test_forward_on_any_shape(self, shape, mode, data):

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import Problem, Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engine.plan import make_plan
 from fusedrnn.spec import DTYPES, MODES
+from problems import Problem, Shape, assert_same_bits, make_problem
 
 pytestmark = pytest.mark.usefixtures("poisoned", "eager")
 

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from conformance import SHAPES, AnyShape, Conformance, expected
-from problems import assert_close, make_problem
 
 import fusedrnn
+from conformance import SHAPES, AnyShape, Conformance, expected
 from fusedrnn import RNNOp
 from fusedrnn.bench.cases import ODD_SIZES
 from fusedrnn.engine import workspace
 from fusedrnn.engine.plan import make_plan
 from fusedrnn.spec import DTYPES, MODES
+from problems import assert_close, make_problem
 
 pytestmark = pytest.mark.usefixtures("poisoned", "eager")
 

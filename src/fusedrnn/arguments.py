@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
+# To find out whether arrays share memory: strides so odd that it takes more count as sharing. (The type is for NumPy's
+# stubs, which know only -1 and 0.)
+_MOST_WORK: Any = 1000
 
 
 def array(name: str, value: object, spec: RNNSpec) -> Array:
@@ -85,17 +90,46 @@ def lengths(value: object, steps: int, batch: int, name: str = "lengths") -> Arr
     return given.astype(np.int64)
 
 
-def output(out: object, spec: RNNSpec, x: Array) -> Array:
-    """``out`` (T, N, D·S): writable, elements of the last axis side by side, no memory shared with ``x``."""
+def output(out: object, spec: RNNSpec, x: Array, params: Array, states: Sequence[Array] | None) -> Array:
+    """``out`` (T, N, D·S): writable, the last axis contiguous, no element twice, no memory shared with an input."""
     checked = array("out", out, spec)
     shape = (*x.shape[:2], spec.output_size)
     if checked.shape != shape:
         raise ValueError(f"out must have shape {shape}; got {checked.shape}")
     if not checked.flags.writeable or not checked.flags.aligned:
         raise ValueError("out must be writable and aligned; got an array that is not")
-    rows = {n: abs(s) for n, s in zip(shape[:2], checked.strides[:2], strict=True) if n > 1}
-    if (shape[2] > 1 and checked.strides[2] != checked.itemsize) or 0 in rows.values():
-        raise ValueError(f"out must have its last axis contiguous and no repeated rows; got strides {checked.strides}")
-    if np.may_share_memory(checked, x) and np.shares_memory(checked, x):
-        raise ValueError("out must not share memory with x")
+    if (shape[2] > 1 and checked.strides[2] != checked.itemsize) or _overlaps_itself(checked):
+        raise ValueError(f"out must have its last axis contiguous and no shared rows; got strides {checked.strides}")
+    for name, inputs in (("x", (x,)), ("params", (params,)), ("states", states or ())):
+        if any(np.may_share_memory(checked, value, max_work=_MOST_WORK) for value in inputs):
+            raise ValueError(f"out must not share memory with {name}")
     return checked
+
+
+def _overlaps_itself(value: Array) -> bool:
+    """Whether an axis steps by less than the axes below it reach: some elements may then lie in one place."""
+    reach = value.itemsize
+    for stride, size in sorted((abs(s), n) for s, n in zip(value.strides, value.shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * size
+    return False
+
+
+def flag(name: str, value: object) -> bool:
+    """``value`` if it is a truth value."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors raised inside speak of a caller's arguments by the names that the caller knows."""
+    # Not what is quoted, nor a field in the repr of a spec: that is a value, not a name.
+    pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        message = re.sub(rf"(?<![\w'.])({pattern})(?![\w'=])", lambda found: names[found[1]], str(error))
+        raise type(error)(message) from error

@@ -13,9 +13,15 @@ from fusedrnn import arguments
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.cpu import CPUEngine
 from fusedrnn.engine.locks import Lock
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import DTYPES, RNNSpec
 
 Array = NDArray[Any]
+# What rnn, after MXNet, calls the arguments of RNNSpec and RNNOp.forward.
+_RNN_NAMES = {
+    "x": "data", "params": "parameters", "states: h0": "state", "states: c0": "state_cell",
+    "lengths": "sequence_length", "hidden_size": "state_size", "dropout": "p",
+    **{f"state_clip_{end}": f"lstm_state_clip_{end}" for end in ("min", "max", "nan")},
+}  # fmt: skip
 # Ops kept by RNNOp.get; each holds packed weights and a workspace.
 _MOST_OPS = 64
 
@@ -97,7 +103,8 @@ class RNNOp:
             lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. Padding yields
                 zeros in the output; final states are those of the last valid step; the reverse direction starts at
                 each sequence's own end.
-            out: Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from ``x``.
+            out: Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from the
+            inputs' memory.
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·H), the last layer's h at each step with directions
@@ -117,7 +124,7 @@ class RNNOp:
         initial = arguments.states(states, spec, batch)
         valid = arguments.lengths(lengths, steps, batch)
         if out is not None:
-            y = arguments.output(out, spec, x)
+            y = arguments.output(out, spec, x, params, initial)
         else:
             y = np.empty((steps, batch, spec.output_size), spec.dtype)
         if valid is not None:
@@ -177,19 +184,25 @@ def rnn(
         raise TypeError(f"data must be a NumPy array; got {type(data).__name__}")
     if data.ndim != 3 or 0 in data.shape:
         raise ValueError(f"data must have shape (T, N, I), each at least 1; got {data.shape}")
-    spec = RNNSpec(
-        mode, data.shape[2], state_size, num_layers, bidirectional, p, projection_size, data.dtype.name,
-        lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
-    )  # fmt: skip
+    if data.dtype not in DTYPES:
+        raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
+    use_lengths = arguments.flag("use_sequence_length", use_sequence_length)
+    with_states = arguments.flag("state_outputs", state_outputs)
+    with arguments.renamed(_RNN_NAMES):
+        spec = RNNSpec(
+            mode, data.shape[2], state_size, num_layers, bidirectional, p, projection_size, data.dtype.name,
+            lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
+        )  # fmt: skip
     if (state_cell is None) == (mode == "lstm"):
         wanted = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
         raise ValueError(f"state_cell {wanted}; got {'None' if state_cell is None else type(state_cell).__name__}")
-    if use_sequence_length != (sequence_length is not None):
+    if use_lengths != (sequence_length is not None):
         raise ValueError(
             "sequence_length must be given if, and only if, use_sequence_length is True; "
-            f"got use_sequence_length={use_sequence_length} and "
+            f"got use_sequence_length={use_lengths} and "
             f"{'no' if sequence_length is None else 'a'} sequence_length"
         )
     states = (state,) if state_cell is None else (state, state_cell)
-    y, final, _ = RNNOp.get(spec).forward(data, parameters, states, lengths=sequence_length)
-    return (y, *final) if state_outputs else y
+    with arguments.renamed(_RNN_NAMES):
+        y, final, _ = RNNOp.get(spec).forward(data, parameters, states, lengths=sequence_length)
+    return (y, *final) if with_states else y

@@ -199,9 +199,9 @@ class Function:
         zero, false = ir.Constant(ir.IntType(8), 0), ir.Constant(I1, 0)
         self.intrinsic("llvm.memset.p0.i64", VOID, [self.pointer(into), zero, size, false])
 
-    def prefetch(self, address: Value) -> None:
-        """Ask for the cache line of an address, into the nearest cache; the address may be invalid."""
-        flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]
+    def prefetch(self, address: Value, cache: int = 1) -> None:
+        """Ask for the cache line of an address, into that level of cache; the address may be invalid."""
+        flags = [ir.Constant(I32, flag) for flag in (0, 4 - cache, 1)]
         self.intrinsic("llvm.prefetch.p0", VOID, [self.pointer(address), *flags])
 
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Value:

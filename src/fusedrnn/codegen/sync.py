@@ -1,7 +1,7 @@
 """What threads need in machine code: atomics, waiting, a barrier, jobs for a gang, and the rounding mode's flush bits.
 
-Who waits spins for a while, yielding its processor now and then, and at last sleeps on a futex where there is one
-(Linux).
+Who waits spins for a while, yielding its processor now and then, and at last sleeps: on a futex where there is one
+(Linux), elsewhere for a moment at a time.
 """
 
 from __future__ import annotations
@@ -69,16 +69,26 @@ def emit_wait(module: ir.Module) -> Function:
         pause(f)
         waited.set(waited.get() + 1)
         # Who is waited for may be waiting for this very processor.
-        with f.if_((waited.get() & (_YIELD_EVERY - 1)).equals(0)):
-            f.intrinsic("sched_yield", I32, [])
-        if has_futex():
-            with f.if_(waited.get() > spins):
-                atomic_add(f, asleep, 1)
-                with f.if_(atomic_load(f, address).equals(value)):
-                    _futex(f, address, _WAIT, value & 0xFFFFFFFF)
-                atomic_add(f, asleep, -1)
+        if sys.platform != "win32":
+            with f.if_((waited.get() & (_YIELD_EVERY - 1)).equals(0)):
+                f.intrinsic("sched_yield", I32, [])
+        with f.if_(waited.get() > spins):
+            _sleep(f, address, value, asleep)
     f.done()
     return f
+
+
+def _sleep(f: Function, address: Value, value: Value, asleep: Value) -> None:
+    """Sleep until someone wakes those who wait on the address, or without a futex for a moment."""
+    if has_futex():
+        atomic_add(f, asleep, 1)
+        with f.if_(atomic_load(f, address).equals(value)):
+            _futex(f, address, _WAIT, value & 0xFFFFFFFF)
+        atomic_add(f, asleep, -1)
+    elif sys.platform == "win32":
+        f.intrinsic("Sleep", VOID, [ir.Constant(I32, 1)])
+    else:
+        f.intrinsic("usleep", I32, [ir.Constant(I32, 100)])
 
 
 def wake(f: Function, address: Value, asleep: Value) -> None:

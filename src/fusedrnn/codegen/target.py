@@ -37,7 +37,10 @@ class Target:
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and vectors of the micro-kernel: the largest accumulator whose operands still fit the registers."""
-        return (6, 4) if self.registers == 32 else (4, 3)
+        if self.registers == 32:
+            return 6, 4
+        # Without a fused multiply-add each product needs a register before it is added.
+        return (4, 3) if self.fma else (4, 2)
 
 
 _X86 = (

@@ -48,6 +48,7 @@ class CPUEngine:
         """Have the machine code at hand; the first call does it otherwise."""
         with self._lock:
             if self._job is None:
+                machine.prepare()
                 self._code = machine.forward_code(self.spec.mode, self.spec.dtype, self.target)
                 self._call = machine.function(self._code, "forward", 2)
                 self._job = self._code.address("forward")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusedrnn.codegen import cache
 from fusedrnn.codegen.build import Module
 from fusedrnn.codegen.fingerprint import LANES, build_fingerprint
+from fusedrnn.codegen.sync import build_gang
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.forward import build_forward
 from fusedrnn.engine.locks import Lock
@@ -48,6 +49,19 @@ def forward_code(mode: str, dtype: str, target: Target) -> cache.MachineCode:
 @lru_cache(maxsize=1)
 def _fingerprint() -> Callable[..., None]:
     return function(load("fingerprint", current(), build_fingerprint), "fingerprint", 3)
+
+
+@lru_cache(maxsize=1)
+def gang_code() -> cache.MachineCode:
+    """What the gang's threads run."""
+    return load("gang", current(), build_gang)
+
+
+def prepare() -> None:
+    """Have the code that every call needs, whatever its cell."""
+    with _lock:
+        _fingerprint()
+        gang_code()
 
 
 def fingerprint(array: NDArray[Any]) -> bytes:

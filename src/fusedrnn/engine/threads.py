@@ -17,7 +17,6 @@ import numpy as np
 
 from fusedrnn import config
 from fusedrnn.codegen import sync
-from fusedrnn.codegen.target import current
 from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.workspace import aligned_empty
@@ -72,7 +71,7 @@ class Gang:
     """Some threads beside the caller's, and the control block they share."""
 
     def __init__(self, workers: int) -> None:
-        code = machine.load("gang", current(), sync.build_gang)
+        code = machine.gang_code()
         self.workers = workers
         self._control = aligned_empty((len(sync.CONTROL.names),), np.int64)
         self._control[:] = 0

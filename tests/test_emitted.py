@@ -1,0 +1,146 @@
+"""The code that comes out, with the processor pinned per target: full vectors, fused multiply-add, no spills.
+
+The assembly is made here for every target of the family, whether this processor can run it or not.
+"""
+
+import re
+from functools import lru_cache
+
+import pytest
+
+from fusedrnn.codegen import cache
+from fusedrnn.codegen import target as targets
+from fusedrnn.codegen.tile import _UNROLL
+from fusedrnn.engine.forward import build_forward
+from fusedrnn.spec import DTYPES, MODES
+
+pytestmark = pytest.mark.skipif(not targets.is_x86(), reason="knows the instructions of x86 only")
+
+REGISTERS = {"avx512": "zmm", "avx2": "ymm", "generic": "xmm"}
+SUFFIX = {"float32": "ps", "float64": "pd"}
+# A number from memory for every lane: broadcast on its way into a register or an operation, or loaded, then spread.
+BROADCAST = r"vbroadcasts|v?movddup|v?movs[sd]\s|vfmadd.*\{1to"
+TARGETS = targets.known() if targets.is_x86() else ()
+
+
+@lru_cache(maxsize=None)
+def functions(mode, dtype, target):
+    """The assembly of a forward module: the lines of each function by its name."""
+    text = cache.assembly(build_forward(mode, dtype, target), target)
+    found = re.findall(r"^(\w+):\n(.*?)^\.Lfunc_end\d+:$", text, re.MULTILINE | re.DOTALL)
+    return {name: [line.strip() for line in body.splitlines()] for name, body in found}
+
+
+def loops(lines):
+    """Innermost loops: what lies between a label and the jump back to it, with no other label between."""
+    found, label, body = [], None, []
+    for line in lines:
+        if match := re.fullmatch(r"(\.LBB\d+_\d+):.*", line):
+            label, body = match[1], []
+        elif label and re.fullmatch(rf"j\w+\s+{re.escape(label)}", line):
+            found.append(body)
+        else:
+            body.append(line)
+    return found
+
+
+def multiplying(lines, dtype):
+    """The loops over k, by how many products of whole vectors a turn makes."""
+    pattern = rf"v?(fmadd\d+|mul){SUFFIX[dtype]}\b"
+    counted = [(sum(bool(re.match(pattern, line)) for line in body), body) for body in loops(lines)]
+    return {count: body for count, body in counted if count}
+
+
+@pytest.fixture(params=TARGETS, ids=lambda target: target.name)
+def pinned(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+def tiles(mode, dtype, target):
+    """For each tile in use: its rows, and its loops over k: the unrolled one, and that of the rest."""
+    code = functions(mode, dtype, target)
+    rows, vectors = target.tile
+    for count in range(1, rows + 1):
+        found = multiplying(code[f"tile{count}"], dtype)
+        assert set(found) == {count * vectors, count * vectors * _UNROLL}, f"tile{count}"
+        yield count, found[count * vectors * _UNROLL], found[count * vectors]
+
+
+def assert_no_spills(mode, dtype, target):
+    for count, *bodies in tiles(mode, dtype, target):
+        # %rbp points into the stack only in a function that makes it; elsewhere it is a register like any other.
+        framed = any(re.match(r"movq\s+%rsp, %rbp", line) for line in functions(mode, dtype, target)[f"tile{count}"])
+        pointer = r"\([^)]*%r(sp|bp)\b" if framed else r"\([^)]*%rsp\b"
+        for body in bodies:
+            stack = [line for line in body if re.search(pointer, line)]
+            assert not stack, f"tile{count}: {stack}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_spills(mode, dtype, pinned):
+    """Accumulators, operands and addresses stay in registers: a loop over k touches no stack."""
+    assert_no_spills(mode, dtype, pinned)
+
+
+def test_products(dtype, pinned):
+    """One instruction a product, on whole vectors; separate sums only where no instruction does both."""
+    for count, *bodies in tiles("lstm", dtype, pinned):
+        for body in bodies:
+            products = [line for line in body if re.match(rf"v?(fmadd\d+|mul){SUFFIX[dtype]}\b", line)]
+            sums = [line for line in body if re.match(rf"v?add{SUFFIX[dtype]}\b", line)]
+            if pinned.fma:
+                assert all(line.startswith(f"vfmadd231{SUFFIX[dtype]}") for line in products)
+                assert not sums
+            else:
+                assert len(sums) == len(products)
+            registers = set(re.findall(r"%([xyz]mm)\d+", " ".join(products + sums)))
+            assert registers == {REGISTERS[pinned.name]}, f"tile{count}"
+
+
+def test_operands_are_loaded_once(dtype, pinned):
+    """A step of k reads each vector of B once, and each row of A once, and writes nothing."""
+    rows, vectors = pinned.tile
+    for count, unrolled, rest in tiles("lstm", dtype, pinned):
+        for body, steps in ((unrolled, _UNROLL), (rest, 1)):
+            memory = [line for line in body if "(" in line and not line.startswith(("prefetch", "lea"))]
+            scalars = [line for line in memory if re.match(BROADCAST, line)]
+            assert len(scalars) == count * steps
+            assert len(memory) - len(scalars) == vectors * steps
+            assert not [line for line in memory if line.endswith(")")]
+
+
+def test_gate_maths_in_whole_vectors(dtype, pinned):
+    """exp, divisions and the like behind the GEMM are vectors of full width as well."""
+    lines = functions("lstm", dtype, pinned)["sequence"]
+    divisions = [line for line in lines if re.match(rf"v?div{SUFFIX[dtype]}\b", line)]
+    assert len(divisions) >= 5  # three sigmoids, two tanhs
+    assert all(f"%{REGISTERS[pinned.name]}" in line for line in divisions)
+    scalar = {"float32": "ss", "float64": "sd"}[dtype]
+    assert not [line for line in lines if re.match(rf"v?(div|mul|fmadd\d+|add|sub){scalar}\b", line)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_calls_into_a_library(mode, dtype, pinned):
+    """Everything is inline or ours: no expf, no memcpy in the loop that is hot."""
+    for name, lines in functions(mode, dtype, pinned).items():
+        for line in lines:
+            if match := re.match(r"(call|jmp)\S*\s+([a-z_]\w*)", line):
+                assert match[2] in {*functions(mode, dtype, pinned), "memcpy", "memset", "syscall"}, f"{name}: {line}"
+        if name.startswith(("tile", "gemm")):
+            assert not [line for line in lines if re.search(r"mem(cpy|set)", line)]
+
+
+def test_spills_are_seen():
+    """The check above can fail: more accumulators than registers do spill, and show."""
+    (avx2,) = (target for target in TARGETS if target.name == "avx2")
+
+    class Greedy(targets.Target):
+        tile = (6, 4)
+
+    with pytest.raises(AssertionError, match=r"tile\d: .*%rsp"):
+        assert_no_spills("rnn_tanh", "float32", Greedy(**vars(avx2)))

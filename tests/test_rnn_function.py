@@ -1,0 +1,116 @@
+"""``fusedrnn.rnn`` refuses bad input, and its errors speak of its own arguments, not of those they become."""
+
+import numpy as np
+import pytest
+
+import fusedrnn
+
+T, N, I, H = 4, 3, 5, 6
+RNG = np.random.default_rng(0)
+SIZE = fusedrnn.RNNSpec("lstm", I, H).layout.size
+
+
+def numbers(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+GIVEN = {
+    "data": numbers(T, N, I),
+    "parameters": numbers(SIZE),
+    "state": numbers(1, N, H),
+    "state_cell": numbers(1, N, H),
+    "state_size": H,
+    "num_layers": 1,
+    "mode": "lstm",
+}
+
+
+def rnn(**changes):
+    """A call that is right but for the changes."""
+    return fusedrnn.rnn(**{**GIVEN, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("data", GIVEN["data"].tolist(), TypeError, "must be a NumPy array; got list"),
+        ("data", None, TypeError, "must be a NumPy array; got NoneType"),
+        ("data", numbers(T, I), ValueError, r"must have shape \(T, N, I\).*got \(4, 5\)"),
+        ("data", numbers(0, N, I), ValueError, r"must have shape \(T, N, I\).*got \(0, 3, 5\)"),
+        ("data", numbers(T, N, 0), ValueError, r"must have shape \(T, N, I\).*got \(4, 3, 0\)"),
+        ("data", GIVEN["data"].astype(np.float16), TypeError, "must have dtype float32 or float64; got float16"),
+        ("data", GIVEN["data"].astype(">f4"), TypeError, "must have dtype float32 or float64; got >f4"),
+        ("parameters", None, TypeError, "must be a NumPy array; got NoneType"),
+        ("parameters", numbers(SIZE).astype(np.float64), TypeError, "must have dtype float32; got float64"),
+        ("parameters", numbers(SIZE - 1), ValueError, r"must have shape \(\d+,\).*got"),
+        ("state", None, TypeError, "must be a NumPy array; got NoneType"),
+        ("state", numbers(1, N, H + 1), ValueError, r"must have shape \(1, 3, 6\); got \(1, 3, 7\)"),
+        ("state_cell", None, ValueError, "must be given in mode 'lstm'; got None"),
+        ("state_cell", [1.0], TypeError, "must be a NumPy array; got list"),
+        ("state_cell", numbers(2, N, H), ValueError, r"must have shape \(1, 3, 6\); got \(2, 3, 6\)"),
+        ("state_size", 0, ValueError, "must be at least 1; got 0"),
+        ("state_size", 6.0, TypeError, "must be an integer"),
+        ("num_layers", 0, ValueError, "must be at least 1; got 0"),
+        ("mode", "LSTM", ValueError, "must be one of"),
+        ("bidirectional", 1, TypeError, "must be True or False; got 1"),
+        ("p", 1.0, ValueError, "must be a probability"),
+        ("p", "0.5", TypeError, "must be a number"),
+        ("use_sequence_length", 1, TypeError, "must be True or False; got 1"),
+        ("state_outputs", "yes", TypeError, "must be True or False; got 'yes'"),
+        ("lstm_state_clip_nan", 1, TypeError, "must be True or False; got 1"),
+        ("projection_size", 9, ValueError, "must be smaller than state_size"),
+    ],
+)
+def test_bad_input(name, value, error, message):
+    with pytest.raises(error, match=f"^{name} {message}"):
+        rnn(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([1.0, 2.0, 3.0], TypeError, "must be integers; got float64"),
+        ([1, 2], ValueError, r"must have shape \(3,\)"),
+        ([1, 2, 5], ValueError, "must be from 0 to 4"),
+    ],
+)
+def test_bad_sequence_length(value, error, message):
+    with pytest.raises(error, match=f"^sequence_length {message}"):
+        rnn(sequence_length=value, use_sequence_length=True)
+
+
+@pytest.mark.parametrize("options", [{"sequence_length": [1, 2, 3]}, {"use_sequence_length": True}], ids=list)
+def test_sequence_length_and_its_switch(options):
+    """MXNet ignored one without the other."""
+    with pytest.raises(ValueError, match=r"^sequence_length must be given if, and only if, use_sequence_length"):
+        rnn(**options)
+
+
+def test_state_cell_where_there_is_none():
+    spec = fusedrnn.RNNSpec("gru", I, H)
+    with pytest.raises(ValueError, match=r"^state_cell must be None in mode 'gru'; got ndarray"):
+        rnn(mode="gru", parameters=numbers(spec.layout.size))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("projection_size", {"projection_size": 3}),
+        ("lstm_state_clip_min", {"lstm_state_clip_min": -1.0, "lstm_state_clip_max": 1.0}),
+    ],
+)
+def test_options_not_built_are_named(name, options):
+    with pytest.raises(NotImplementedError, match=f"^{name} is not supported yet"):
+        rnn(**options)
+
+
+def test_outputs():
+    y = rnn()
+    assert y.shape == (T, N, H)
+    assert [array.shape for array in rnn(state_outputs=True)] == [(T, N, H), (1, N, H), (1, N, H)]
+    np.testing.assert_array_equal(rnn(p=0.9), y)
+    np.testing.assert_array_equal(rnn(sequence_length=[T] * N, use_sequence_length=True), y)
+    assert not np.array_equal(rnn(sequence_length=[1] * N, use_sequence_length=True), y)
+    gru = fusedrnn.RNNSpec("gru", I, H)
+    given = {"mode": "gru", "parameters": numbers(gru.layout.size), "state_cell": None, "state_outputs": True}
+    assert [array.shape for array in rnn(**given)] == [(T, N, H), (1, N, H)]

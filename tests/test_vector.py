@@ -1,0 +1,175 @@
+"""exp, tanh and sigmoid: at most 4 ulp over the whole range, and what a limit demands exactly, on every target."""
+
+import ctypes
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from llvmlite import ir
+
+from fusedrnn.codegen import cache
+from fusedrnn.codegen.build import Function
+from fusedrnn.codegen.vector import FORMATS, Vectors
+from fusedrnn.spec import DTYPES
+
+MOST_ULP = 4
+OPERATIONS = ("exp", "tanh", "sigmoid", "relu")
+# The oracle must know more digits than what it judges: 64 bits of mantissa on x86, where long double has them.
+WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
+
+
+def build(target, dtype):
+    """A module of functions of (input, output, vectors), one for each operation."""
+    module = ir.Module(f"vector_{dtype}")
+    for name in OPERATIONS:
+        f = Function(module, name, ["source", "into", "count"], exported=True)
+        source, into, count = f.arguments
+        v = Vectors(f, target, dtype)
+        with f.loop(0, count) as index:
+            result = getattr(v, name)(v.load(source + index * v.bytes, align=v.item))
+            v.store(result, into + index * v.bytes, align=v.item)
+        f.done()
+    return module
+
+
+@lru_cache(maxsize=None)
+def compiled(target, dtype):
+    """That module's code, and its functions."""
+    code = cache.MachineCode("vector", target, cache.compile_module(build(target, dtype), target))
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
+    return code, {name: kind(code.address(name)) for name in OPERATIONS}
+
+
+def apply(target, dtype, name, x):
+    """The operation on every element; a last vector that is not full is filled with ones."""
+    lanes = target.lanes(dtype)
+    padded = np.ones(-(-x.size // lanes) * lanes, dtype)
+    padded[: x.size] = x
+    into = np.full_like(padded, np.nan)
+    compiled(target, dtype)[1][name](padded.ctypes.data, into.ctypes.data, padded.size // lanes)
+    return into[: x.size]
+
+
+def exact(name, x):
+    """The operation in long double."""
+    wide = x.astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        if name == "sigmoid":
+            return 1 / (1 + np.exp(-wide))
+        return {"exp": np.exp, "tanh": np.tanh}[name](wide)
+
+
+def ulps(actual, expected):
+    """Distance in units of the last place of the exact value; an overflow counts as the float after the last one."""
+    form = np.finfo(actual.dtype)
+    wide, largest = np.longdouble, np.longdouble(form.max)
+    last = largest - np.nextafter(form.max, form.dtype.type(0))
+    expected = np.minimum(expected, largest + last)
+    actual = np.where(np.isinf(actual), np.copysign(largest + last, actual), actual.astype(wide))
+    with np.errstate(under="ignore"):
+        below = np.minimum(np.abs(expected), np.nextafter(form.max, form.dtype.type(0))).astype(form.dtype)
+    unit = np.where(np.abs(expected) >= largest, last, np.spacing(below).astype(wide))
+    return np.abs(actual - expected) / unit
+
+
+def samples(dtype):
+    """Numbers of every exponent and sign, dense where the functions bend, and the neighbours of every border."""
+    rng = np.random.default_rng(0)
+    form, size = np.finfo(dtype), np.dtype(dtype).itemsize
+    every = rng.integers(0, 256, (200_000, size), np.uint8).view(dtype).ravel()
+    every = every[np.isfinite(every)]
+    borders = [0.0, form.tiny, form.smallest_subnormal, form.max, 0.25, 0.5, 1.0]
+    borders += [FORMATS[dtype].highest, FORMATS[dtype].lowest, FORMATS[dtype].tanh_is_one]
+    borders += [np.log(form.max), np.log(form.tiny), np.log(np.longdouble(form.smallest_subnormal))]
+    # Where the reduction steps from one power of two to the next.
+    borders += [(n + 0.5) * np.log(2) / part for n in range(0, 1100, 7) for part in (1, 2)]
+    borders = np.array(borders, dtype)
+    close = np.concatenate([borders.view(f"i{size}") + k for k in range(-3, 4)]).view(dtype)
+    close = close[np.isfinite(close)]
+    ranges = [np.linspace(-limit, limit, 60_001) for limit in (1e-3, 1.0, 10.0, 40.0, 110.0, 760.0)]
+    found = np.concatenate([every, close, -close, *ranges]).astype(dtype)
+    return found[np.isfinite(found)]
+
+
+@pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["exp", "tanh", "sigmoid"])
+def test_error_bound(name, dtype, target):
+    x = samples(dtype)
+    error = ulps(apply(target, dtype, name, x), exact(name, x))
+    worst = int(np.argmax(error))
+    assert error[worst] <= MOST_ULP, f"{name}({x[worst]!r}) is {float(error[worst]):.2f} ulp off"
+
+
+@pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
+def test_the_error_is_measured():
+    """The measure itself: what is k ulp off counts as k, denormal or not."""
+    for value in (1.5, 1e-41, 3e38):
+        x = np.array([value], np.float32)
+        for k in (0, 1, 5):
+            assert ulps(x + k * np.spacing(x), x.astype(np.longdouble)) == k
+    assert ulps(np.array([np.inf], np.float32), np.array([np.longdouble(1e40)])) == 0
+    assert ulps(np.array([np.finfo(np.float32).max]), np.array([np.longdouble(1e40)])) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("exp", [0.0, -0.0, np.inf, -np.inf, 1e4, -1e4], [1, 1, np.inf, 0, np.inf, 0]),
+        ("tanh", [0.0, -0.0, np.inf, -np.inf, 1e4, -1e4], [0.0, -0.0, 1, -1, 1, -1]),
+        ("sigmoid", [0.0, -0.0, np.inf, -np.inf, 1e4, -1e4], [0.5, 0.5, 1, 0, 1, 0]),
+        ("relu", [0.0, np.inf, -np.inf, 1e4, -1e4], [0, np.inf, 0, 1e4, 0]),
+    ],
+)
+def test_limits(name, x, expected, dtype, target):
+    actual = apply(target, dtype, name, np.array(x, dtype))
+    np.testing.assert_array_equal(actual, np.array(expected, dtype))
+    np.testing.assert_array_equal(np.signbit(actual), np.signbit(np.array(expected)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_nan(name, dtype, target):
+    """NaN stays NaN, of either sign and whatever it carries, and spoils no other lane."""
+    quiet = np.array([np.nan, -np.nan], dtype)
+    payload = quiet.view(f"u{quiet.itemsize}") | np.array(12345, f"u{quiet.itemsize}")
+    x = np.ones(64, dtype)
+    x[3:5], x[17:19] = quiet, payload.view(dtype)
+    actual = apply(target, dtype, name, x)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(x))
+    assert len(set(actual[~np.isnan(x)])) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormals(dtype, target):
+    """tanh of a number so small is the number, down to the smallest there is; exp and sigmoid see zero."""
+    form = np.finfo(dtype)
+    x = np.array([form.smallest_subnormal * k for k in (1, 2, 3, 1000)] + [form.tiny / 2, form.tiny], dtype)
+    x = np.concatenate([x, -x])
+    np.testing.assert_array_equal(apply(target, dtype, "tanh", x), x)
+    np.testing.assert_array_equal(apply(target, dtype, "exp", x), np.ones_like(x))
+    np.testing.assert_array_equal(apply(target, dtype, "sigmoid", x), np.full_like(x, 0.5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_symmetry(dtype, target):
+    x = samples(dtype)
+    np.testing.assert_array_equal(apply(target, dtype, "tanh", -x), -apply(target, dtype, "tanh", x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_store_first(dtype, count, target):
+    """Only the first lanes reach memory."""
+    module = ir.Module("store_first")
+    f = Function(module, "store", ["source", "into", "count"], exported=True)
+    v = Vectors(f, target, dtype)
+    source, into, lanes = f.arguments
+    v.store_first(v.load(source, align=v.item), into, lanes)
+    f.done()
+    code = cache.MachineCode("store_first", target, cache.compile_module(module, target))
+    count = min(count, v.lanes)
+    x, y = np.arange(1, v.lanes + 1, dtype=dtype), np.zeros(v.lanes, dtype)
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(code.address("store"))(x.ctypes.data, y.ctypes.data, count)
+    np.testing.assert_array_equal(y, np.where(np.arange(v.lanes) < count, x, 0))
