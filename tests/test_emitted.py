@@ -4,7 +4,7 @@ The assembly is made here for every target of the family, whether this processor
 """
 
 import re
-from functools import lru_cache
+from functools import cache as remembered
 
 import pytest
 
@@ -23,7 +23,7 @@ BROADCAST = r"vbroadcasts|v?movddup|v?movs[sd]\s|vfmadd.*\{1to"
 TARGETS = targets.known() if targets.is_x86() else ()
 
 
-@lru_cache(maxsize=None)
+@remembered
 def functions(mode, dtype, target):
     """The assembly of a forward module: the lines of each function by its name."""
     text = cache.assembly(build_forward(mode, dtype, target), target)
@@ -104,7 +104,7 @@ def test_products(dtype, pinned):
 
 def test_operands_are_loaded_once(dtype, pinned):
     """A step of k reads each vector of B once, and each row of A once, and writes nothing."""
-    rows, vectors = pinned.tile
+    vectors = pinned.tile[1]
     for count, unrolled, rest in tiles("lstm", dtype, pinned):
         for body, steps in ((unrolled, _UNROLL), (rest, 1)):
             memory = [line for line in body if "(" in line and not line.startswith(("prefetch", "lea"))]

@@ -1,7 +1,7 @@
 """exp, tanh and sigmoid: at most 4 ulp over the whole range, and what a limit demands exactly, on every target."""
 
 import ctypes
-from functools import lru_cache
+from functools import cache as remembered
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def build(target, dtype):
     return module
 
 
-@lru_cache(maxsize=None)
+@remembered
 def compiled(target, dtype):
     """That module's code, and its functions."""
     code = cache.MachineCode("vector", target, cache.compile_module(build(target, dtype), target))

@@ -1,7 +1,7 @@
 """A fused recurrent-network operator for CPU: vanilla RNN, LSTM and GRU, whole sequences in one call."""
 
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
-from fusedrnn.operator import RNNOp, rnn
+from fusedrnn.operator import RNNOp, frozen, rnn
 from fusedrnn.rnncells import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.spec import ParameterLayout, RNNSpec
 
@@ -17,6 +17,7 @@ __all__ = [
     "RNNSpec",
     "SequentialRNNCell",
     "__version__",
+    "frozen",
     "get_num_threads",
     "rnn",
     "set_num_threads",

@@ -19,6 +19,8 @@ import os
 import sys
 from pathlib import Path
 
+MOST_THREADS = 1024
+
 
 def target() -> str:
     """``FUSEDRNN_TARGET``, or an empty string."""
@@ -30,12 +32,15 @@ def cache_directory() -> Path | None:
     given = os.environ.get("FUSEDRNN_CACHE_DIR")
     if given is not None:
         return Path(given) if given.strip() else None
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    try:
+        if sys.platform == "win32":
+            base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = str(Path.home() / "Library" / "Caches")
+        else:
+            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
     return Path(base) / "fusedrnn"
 
 
@@ -53,13 +58,13 @@ def num_threads() -> int:
     """How many threads to start with."""
     own = os.environ.get("FUSEDRNN_NUM_THREADS", "").strip()
     if own:
-        if not own.isdigit() or int(own) < 1:
-            raise ValueError(f"FUSEDRNN_NUM_THREADS must be a positive integer; got {own!r}")
+        if not own.isdecimal() or not 1 <= int(own) <= MOST_THREADS:
+            raise ValueError(f"FUSEDRNN_NUM_THREADS must be an integer from 1 to {MOST_THREADS}; got {own!r}")
         return int(own)
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # OpenMP's variable may hold a list, one number for each nesting level: the first is ours.
     shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(shared) if shared.isdigit() and int(shared) > 0 else affinity
+    return min(int(shared), MOST_THREADS) if shared.isdecimal() and int(shared) > 0 else affinity
 
 
 def report(message: str) -> None:

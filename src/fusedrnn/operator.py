@@ -30,7 +30,7 @@ class RNNOp:
     """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
 
     Any number of threads may call the same op at once. Parameters are packed at the first call and again whenever
-    their content has changed; an array that is read-only (and views nothing writable) is not even looked at twice.
+    their content has changed; those from :func:`frozen` are not even looked at twice.
 
     Args:
         spec: What to run.
@@ -131,6 +131,23 @@ class RNNOp:
             for row, length in enumerate(valid):
                 y[length:, row] = 0
         return y, self._engine.forward(x, params, initial, valid, y), None
+
+
+def frozen(params: Array) -> Array:
+    """A copy of a parameter vector that no one can ever write to, so that an op need not look for changes.
+
+    Finding out whether parameters have changed takes as long as reading them: most of the time of a call that runs
+    one step of one sequence, nothing beside one that runs a few dozen.
+
+    Args:
+        params: Any NumPy array.
+
+    Raises:
+        TypeError: If ``params`` is not one.
+    """
+    if not isinstance(params, np.ndarray):
+        raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")
+    return np.frombuffer(params.tobytes(), params.dtype).reshape(params.shape)
 
 
 def rnn(

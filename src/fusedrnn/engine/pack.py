@@ -55,7 +55,7 @@ class Packer:
     def packed(self, params: Array) -> Packed:
         """The packed form of the flat parameters as they are now.
 
-        An array that no one can write is known by its identity; any other is fingerprinted at every call.
+        A frozen array is known by its identity; any other is fingerprinted at every call.
         """
         address = params.ctypes.data
         with self._lock:
@@ -109,10 +109,11 @@ class Packer:
 
 
 def _is_constant(array: Array) -> bool:
-    """Whether no one can write to the array's memory through NumPy."""
+    """Whether the array's memory is a ``bytes`` object's, which no one can ever write to.
+
+    A read-only flag would not do: whoever owns the memory can lift it, write, and set it again.
+    """
     owner: object = array
     while isinstance(owner, np.ndarray):
-        if owner.flags.writeable:
-            return False
         owner = owner.base
-    return owner is None
+    return isinstance(owner, bytes)

@@ -24,7 +24,6 @@ from fusedrnn.engine.workspace import aligned_empty
 # Turns of a waiting loop, some 15 ns each: an idle thread sleeps after about 50 us, one that waits for the other
 # members of its own job after a few hundred. Where there are more threads than processors, nobody spins.
 _IDLE_SPINS, _BUSY_SPINS, _CROWDED_SPINS = 3_000, 20_000, 10
-_MOST_THREADS = 1024
 
 _count: int | None = None
 _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)
@@ -62,8 +61,8 @@ def thread_limits(threads: int) -> Iterator[None]:
 def _checked(threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
         raise TypeError(f"threads must be an integer; got {threads!r}")
-    if not 1 <= threads <= _MOST_THREADS:
-        raise ValueError(f"threads must be from 1 to {_MOST_THREADS}; got {threads}")
+    if not 1 <= threads <= config.MOST_THREADS:
+        raise ValueError(f"threads must be from 1 to {config.MOST_THREADS}; got {threads}")
     return int(threads)
 
 

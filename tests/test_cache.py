@@ -1,0 +1,252 @@
+"""Machine code on disk: found again, remade when damaged, harmless where nothing can be written."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import llvmlite
+import numpy as np
+import pytest
+from llvmlite import ir
+
+from fusedrnn import RNNOp, RNNSpec, config
+from fusedrnn.codegen import cache
+from fusedrnn.codegen import target as targets
+from fusedrnn.codegen.build import Function
+
+TARGET = targets.available()[0]
+
+
+class Builder:
+    """Builds ``answer(into)``, which writes a number, and counts how often it had to."""
+
+    def __init__(self, number=42):
+        self.number, self.calls = number, 0
+
+    def __call__(self):
+        self.calls += 1
+        module = ir.Module("answer")
+        f = Function(module, "answer", ["into"], exported=True)
+        f.store(self.number, f.arguments[0])
+        f.done()
+        return module
+
+
+def answer(code):
+    into = np.zeros(1, np.int64)
+    ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address("answer"))(into.ctypes.data)
+    return into[0]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(tmp_path / "deep" / "cache"))
+    return tmp_path / "deep" / "cache"
+
+
+def the_file(folder):
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_second_time_from_disk(folder):
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(3)] == [42] * 3
+    assert build.calls == 1
+    assert the_file(folder).name.startswith(f"answer-{TARGET.name}-")
+
+
+def test_what_is_on_disk_is_what_runs(folder):
+    """Not the builder's word: the file's content."""
+    cache.load("answer", TARGET, Builder(1))
+    assert answer(cache.load("answer", TARGET, Builder(2))) == 1
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "truncated": lambda content: content[:-1],
+    "no more than its digest": lambda content: content[:32],
+    "half a digest": lambda content: content[:16],
+    "longer": lambda content: content + b"\0",
+    "a bit in the code": lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
+    "a bit in the digest": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "zeros": lambda content: bytes(len(content)),
+    "text": lambda content: b"no machine code",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_files_are_remade(folder, damage):
+    build = Builder()
+    cache.load("answer", TARGET, build)
+    path = the_file(folder)
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    assert answer(cache.load("answer", TARGET, build)) == 42
+    assert build.calls == 2
+    assert the_file(folder).read_bytes() == good
+
+
+def test_a_folder_in_place_of_the_file(folder):
+    build = Builder()
+    cache.load("answer", TARGET, build)
+    path = the_file(folder)
+    path.unlink()
+    path.mkdir()
+    assert answer(cache.load("answer", TARGET, build)) == 42
+    assert [entry.name for entry in folder.iterdir()] == [path.name]
+
+
+def test_a_file_in_place_of_the_folder(folder):
+    folder.parent.mkdir()
+    folder.write_text("mine")
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert build.calls == 2
+    assert folder.read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="no folder is read-only to this user")
+def test_read_only_folder(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    assert answer(cache.load("answer", TARGET, Builder())) == 42
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("call", ["mkstemp", "replace"])
+def test_a_disk_that_refuses(folder, monkeypatch, call):
+    """As a read-only folder does, or a full disk; whoever runs the tests."""
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "refused")
+
+    monkeypatch.setattr(cache.tempfile if call == "mkstemp" else cache.os, call, refuse)
+    assert answer(cache.load("answer", TARGET, Builder())) == 42
+    assert not list(folder.iterdir())
+
+
+def test_no_home(monkeypatch):
+    """A user without a home folder, as in some containers, has no cache: that costs time, nothing else."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(config.Path, "home", homeless)
+    assert config.cache_directory() is None
+    assert answer(cache.load("answer", TARGET, Builder())) == 42
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_empty_keeps_none(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert build.calls == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", [target for target in targets.known()[:-1]], ids=lambda target: target.name)
+def test_key_holds_the_target(folder, other):
+    generic = targets.known()[-1]
+    assert cache._key("answer", generic) != cache._key("answer", other)
+    assert cache._key("answer", generic) != cache._key("answer", targets.emulated(generic))
+    assert cache._key("answer", other) != cache._key("answer", replace(other, features="+avx512fp16"))
+    assert cache._key("answer", other) != cache._key("other", other)
+
+
+@pytest.mark.parametrize("what", ["llvmlite", "llvm", "sources"])
+def test_key_holds_what_makes_the_code(folder, monkeypatch, what):
+    """Another compiler, or other sources of our own, and the code is made anew."""
+    build = Builder()
+    cache.load("answer", TARGET, build)
+    if what == "llvmlite":
+        monkeypatch.setattr(llvmlite, "__version__", "0.0.1")
+    elif what == "llvm":
+        monkeypatch.setattr(cache.llvm, "llvm_version_info", (1, 2, 3))
+    else:
+        monkeypatch.setattr(cache, "_sources", lambda: b"other sources")
+    cache.load("answer", TARGET, build)
+    assert build.calls == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_sources_are_all_that_matter():
+    """The hash changes with any of the files that code is made from."""
+    package = cache.Path(cache.__file__).parent.parent
+    read = cache.Path.read_bytes
+    plain = cache._sources.__wrapped__()
+    for name in ("cells.py", "symbolic.py", "codegen/vector.py", "codegen/tile.py", "engine/forward.py"):
+        changed = package / name
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                cache.Path, "read_bytes", lambda path, changed=changed: read(path) + (b"#" if path == changed else b"")
+            )
+            assert cache._sources.__wrapped__() != plain, name
+
+
+def test_pruning(folder, monkeypatch):
+    """The oldest files go when there are many; what is no file of ours stays."""
+    monkeypatch.setattr(cache, "_MOST_FILES", 3)
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    for age in range(5):
+        (folder / f"old{age}.o").write_bytes(b"old")
+        os.utime(folder / f"old{age}.o", (1000 - age, 1000 - age))
+    cache.load("answer", TARGET, Builder())
+    left = sorted(path.name for path in folder.iterdir())
+    assert len(left) == 4
+    assert left[0].startswith("answer-")
+    assert left[1:] == ["notes.txt", "old0.o", "old1.o"]
+
+
+def test_unknown_function(folder):
+    code = cache.load("answer", TARGET, Builder())
+    with pytest.raises(LookupError, match="answer has no function 'question'"):
+        code.address("question")
+
+
+PROGRAM = """
+import sys, numpy as np
+from fusedrnn import RNNOp, RNNSpec
+sys.stdin.readline()  # all at once
+spec = RNNSpec("gru", 3, 5)
+y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
+print(float(y.sum()))
+"""
+
+
+def test_processes_at_once(folder, monkeypatch):
+    """Several processes compile and write the same kernels: all are right, and so is what they leave behind."""
+    start = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", PROGRAM],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for process in start:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate(timeout=120) for process in start]
+    assert [process.returncode for process in start] == [0, 0, 0], results
+    assert len({out for out, _ in results}) == 1
+    assert not [path for path in folder.iterdir() if path.suffix != ".o"]
+
+    def refuse(*args):
+        raise AssertionError("compiled once more")
+
+    monkeypatch.setattr(cache, "compile_module", refuse)
+    for path in folder.iterdir():
+        name = path.name.split(f"-{targets.current().name}-")[0]
+        cache.load(name, targets.current(), refuse)
+    spec = RNNSpec("gru", 3, 5)
+    y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
+    assert float(y.sum()) == float(results[0][0])

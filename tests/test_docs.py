@@ -1,0 +1,62 @@
+"""The documents say what is true: snippets run, commands and variables exist, links lead somewhere."""
+
+import doctest
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fusedrnn
+from fusedrnn import config, operator
+from fusedrnn.cli.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_snippets_of_the_readme_run_in_order():
+    names = {}
+    threads = fusedrnn.get_num_threads()
+    try:
+        for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+            exec(snippet, names)
+    finally:
+        fusedrnn.set_num_threads(threads)
+    assert names["y"].shape == (100, 8, 64)
+    np.testing.assert_allclose(names["fused"], names["unfused"], atol=1e-6)
+
+
+def test_docstring_examples():
+    result = doctest.testmod(operator)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_commands_and_options_exist():
+    runner = CliRunner()
+    for command, options in re.findall(r"`fusedrnn (\w+)([^`|]*)`", (ROOT / "README.md").read_text()):
+        described = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+        assert described.exit_code == 0, command
+        for option in re.findall(r"--[a-z]+", options):
+            assert option in described.output or option == "--help", f"{command} {option}"
+
+
+def test_variables_are_those_that_are_read():
+    read = set(re.findall(r"FUSEDRNN_[A-Z_]+", Path(config.__file__).read_text()))
+    assert set(re.findall(r"FUSEDRNN_[A-Z_]+", (ROOT / "README.md").read_text())) == read
+
+
+def test_the_tree_in_the_architecture_page_is_the_tree():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "src" / "fusedrnn"
+    for path in [*package.glob("*.py"), *package.glob("engine/*.py"), *package.glob("codegen/*.py")]:
+        if path.name != "__init__.py":
+            assert path.name in text, path
