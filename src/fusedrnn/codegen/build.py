@@ -212,12 +212,6 @@ class Function:
             callee = ir.Function(self.module, ir.FunctionType(result, [handle.type for handle in handles]), name)
         return Value(self, self.builder.call(callee, handles))
 
-    def asm(self, text: str, constraints: str, result: ir.Type = VOID, arguments: Sequence[Value] = ()) -> Value:
-        """Inline assembly with side effects."""
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        handles = [argument.ir for argument in arguments]
-        return Value(self, self.builder.asm(kind, text, constraints, handles, True))
-
     def call(self, function: Function, *arguments: Operand) -> None:
         """Call another function of the module."""
         values = [a if isinstance(a, Value) else self.constant(a) for a in arguments]

@@ -92,7 +92,6 @@ def optimize(module: ir.Module, target: Target) -> tuple[llvm.ModuleRef, llvm.Ta
 def _initialize() -> None:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    llvm.initialize_native_asmparser()  # inline assembly needs it
 
 
 def _machine(target: Target) -> llvm.TargetMachine:

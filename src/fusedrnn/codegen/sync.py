@@ -29,6 +29,7 @@ CONTROL = Record(
 _GENERATION, _ARRIVED, _ASLEEP = 0, CACHE_LINE, 2 * CACHE_LINE
 _FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98}.get(platform.machine().lower())
 _WAIT, _WAKE, _EVERYONE = 128, 129, 0x7FFFFFFF
+_YIELD_HINT = 1
 # Turns of a waiting loop between two yields of the processor: a few microseconds.
 _YIELD_EVERY = 256
 
@@ -56,7 +57,10 @@ def atomic_store(f: Function, address: Value, value: int) -> None:
 
 def pause(f: Function) -> None:
     """Tell the processor that this is a waiting loop."""
-    f.asm("pause" if is_x86() else "yield", "")
+    if is_x86():
+        f.intrinsic("llvm.x86.sse2.pause", VOID, [])
+    else:
+        f.intrinsic("llvm.aarch64.hint", VOID, [ir.Constant(I32, _YIELD_HINT)])
 
 
 def emit_wait(module: ir.Module) -> Function:

@@ -1,0 +1,52 @@
+"""Code for AArch64, made on any processor: it compiles, in NEON's vectors, with fused multiply-add and no spills."""
+
+import platform
+import re
+
+import llvmlite.binding as llvm
+import pytest
+
+from fusedrnn.codegen import target as targets
+from fusedrnn.engine.forward import build_forward
+from fusedrnn.spec import DTYPES, MODES
+
+
+@pytest.fixture
+def assembly(monkeypatch):
+    """The assembly of a forward module as an AArch64 Linux machine would compile it."""
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        family = llvm.Target.from_triple("aarch64-linux-gnu")
+    except RuntimeError:
+        pytest.skip("this llvmlite generates code for no other family")
+
+    def emit(mode, dtype):
+        (neon,) = targets.known()
+        machine = family.create_target_machine(cpu=neon.cpu, features=neon.features, opt=3)
+        module = build_forward(mode, dtype, neon)
+        module.triple = machine.triple
+        parsed = llvm.parse_assembly(str(module))
+        tuning = llvm.create_pipeline_tuning_options(speed_level=2)
+        tuning.loop_vectorization = tuning.slp_vectorization = tuning.loop_unrolling = False
+        builder = llvm.create_pass_builder(machine, tuning)
+        builder.getModulePassManager().run(parsed, builder)
+        return machine.emit_assembly(parsed)
+
+    return emit
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+def test_neon(assembly, mode, dtype):
+    text = assembly(mode, dtype)
+    shape = {"float32": "4s", "float64": "2d"}[dtype]
+    tile = re.search(r"^tile6:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
+    bodies = re.findall(r"^(\.LBB\d+_\d+):(.*?)b\.\w+\s+\1$", tile, re.MULTILINE | re.DOTALL)
+    multiplying = [body for _, body in bodies if "fmla" in body]
+    assert multiplying
+    for body in multiplying:
+        assert re.search(rf"fmla\s+v\d+\.{shape}", body)
+        assert not re.search(r"\[sp", body)
+    assert re.search(rf"fdiv\s+v\d+\.{shape}", text) or mode == "rnn_relu"

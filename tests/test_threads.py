@@ -1,0 +1,241 @@
+"""How many threads, calls at once, forks, spawned processes, the end of the process, sleep."""
+
+import contextvars
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engine import threads as gangs
+from problems import Shape, assert_same_bits, make_problem
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+# From Python 3.12 on a fork warns wherever there are threads: that it works all the same is what is tested.
+FORK_WARNING = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """What set_num_threads sets ends with the test."""
+    monkeypatch.setattr(gangs, "_count", None)
+
+
+def call(problem, op=None):
+    return (op or RNNOp(problem.spec)).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
+
+
+def test_default_is_the_affinity_mask():
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no affinity masks here")
+    mask = os.sched_getaffinity(0)
+    assert fusedrnn.get_num_threads() == len(mask)
+    os.sched_setaffinity(0, {min(mask)})
+    try:
+        assert fusedrnn.get_num_threads() == 1
+    finally:
+        os.sched_setaffinity(0, mask)
+
+
+def test_set_and_limit():
+    fusedrnn.set_num_threads(5)
+    assert fusedrnn.get_num_threads() == 5
+    with fusedrnn.thread_limits(3):
+        assert fusedrnn.get_num_threads() == 3
+        with fusedrnn.thread_limits(7):
+            assert fusedrnn.get_num_threads() == 7
+        fusedrnn.set_num_threads(4)
+        assert fusedrnn.get_num_threads() == 3
+    assert fusedrnn.get_num_threads() == 4
+    with pytest.raises(KeyError), fusedrnn.thread_limits(2):
+        raise KeyError
+    assert fusedrnn.get_num_threads() == 4
+
+
+def test_a_limit_is_its_thread_s_own():
+    fusedrnn.set_num_threads(5)
+    with fusedrnn.thread_limits(3), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(fusedrnn.get_num_threads).result() == 5
+        inherited = contextvars.copy_context()
+        assert pool.submit(inherited.run, fusedrnn.get_num_threads).result() == 3
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_gang_has_that_many_members(count):
+    """The count that is asked for, above the number of cores as well; and the right bits."""
+    problem = make_problem("lstm", SHAPE)
+    with fusedrnn.thread_limits(1):
+        alone = call(problem)
+    with fusedrnn.thread_limits(count):
+        for _ in range(3):
+            assert_same_bits(call(problem), alone)
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("fusedrnn-")]
+    assert sorted(names) == sorted(f"fusedrnn-{member}" for member in range(1, count))
+
+
+def test_more_and_fewer_threads_in_turn():
+    problem = make_problem("gru", SHAPE)
+    op = RNNOp(problem.spec)
+    expected = call(problem)
+    for count in (1, 4, 2, 2, 3, 1, 2):
+        with fusedrnn.thread_limits(count):
+            assert_same_bits(call(problem, op), expected)
+
+
+def test_calls_at_once():
+    """Threads that share one op, each with data of its own, get what each gets alone; so do those with other ops."""
+    problems = [make_problem(mode, SHAPE, seed=seed) for mode in ("lstm", "gru") for seed in range(4)]
+    ops = {problem.spec: RNNOp(problem.spec) for problem in problems}
+    expected = [call(problem) for problem in problems]
+    start = threading.Barrier(len(problems))
+
+    def work(number):
+        start.wait()
+        for _ in range(20):
+            assert_same_bits(call(problems[number], ops[problems[number].spec]), expected[number])
+
+    fusedrnn.set_num_threads(2)
+    with ThreadPoolExecutor(len(problems)) as pool:
+        for future in [pool.submit(work, number) for number in range(len(problems))]:
+            future.result()
+
+
+def in_child(work):
+    """Run it in a forked child: the bytes that it returned, none if it failed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, bytes(work()))
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        content = pipe.read()
+    os.waitpid(child, 0)
+    return content
+
+
+@FORKS
+@FORK_WARNING
+def test_fork_after_use():
+    """A child has no gang, and makes its own; the parent keeps the one it has."""
+    problem = make_problem("lstm", SHAPE)
+    op = RNNOp(problem.spec)
+    fusedrnn.set_num_threads(2)
+    expected = call(problem, op)[0].tobytes()
+    for _ in range(3):
+        assert in_child(lambda: call(problem, op)[0].tobytes()) == expected
+        assert in_child(lambda: call(problem)[0].tobytes()) == expected
+        assert call(problem, op)[0].tobytes() == expected
+
+
+@FORKS
+@FORK_WARNING
+def test_fork_during_calls():
+    """A child forked while other threads are inside the op finds no lock held by a thread it does not have."""
+    problem = make_problem("gru", SHAPE)
+    op = RNNOp(problem.spec)
+    fusedrnn.set_num_threads(2)
+    expected = call(problem, op)[0].tobytes()
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            call(problem, op)
+
+    busy = [threading.Thread(target=work) for _ in range(2)]
+    for thread in busy:
+        thread.start()
+    try:
+        for _ in range(10):
+            assert in_child(lambda: call(problem, op)[0].tobytes()) == expected
+    finally:
+        stop.set()
+        for thread in busy:
+            thread.join()
+
+
+def call_in_process(problem):
+    return call(problem)[0]
+
+
+@FORK_WARNING
+@pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), "spawn"])
+def test_processes(method):
+    problem = make_problem("rnn_tanh", SHAPE)
+    fusedrnn.set_num_threads(2)
+    expected = call(problem)[0]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        for result in pool.map(call_in_process, [problem] * 3):
+            np.testing.assert_array_equal(result, expected)
+
+
+USE_THE_GANG = """
+import numpy as np, fusedrnn
+fusedrnn.set_num_threads(3)
+spec = fusedrnn.RNNSpec("gru", 64, 64, bidirectional=True)
+x, params = np.ones((20, 40, 64), np.float32), np.zeros(spec.layout.size, np.float32)
+op = fusedrnn.RNNOp(spec)
+op.forward(x, params)
+import threading
+assert sum(thread.name.startswith("fusedrnn-") for thread in threading.enumerate()) == 2
+"""
+ENDS = {
+    "plainly": "",
+    "in a thread's time": "threading.Thread(target=op.forward, args=(x, params)).start()",
+    "with calls in daemons": (
+        "def work():\n"
+        "    while True: op.forward(x, params)\n"
+        "for _ in range(2): threading.Thread(target=work, daemon=True).start()"
+    ),
+    "by sys.exit": "import sys; sys.exit(0)",
+    "after a fork": "import os; child = os.fork(); op.forward(x, params); child and os.waitpid(child, 0)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_interpreter_ends(end):
+    """With an idle gang, or one at work, a process ends by itself, with no word and no error."""
+    if "fork" in end and not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    program = [sys.executable, "-c", USE_THE_GANG + ENDS[end]]
+    for _ in range(3):
+        result = subprocess.run(program, capture_output=True, text=True, timeout=60)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_idle_threads_sleep():
+    """A gang without work uses no processor: in a second far less than the one its threads would spin away."""
+    fusedrnn.set_num_threads(3)
+    problem = make_problem("lstm", SHAPE)
+    call(problem)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(1)
+    assert time.process_time() - before < 0.2
+
+
+def test_a_call_that_fails():
+    """A call that fails before its job gives back the gang."""
+    problem = make_problem("lstm", SHAPE)
+    op = RNNOp(problem.spec)
+    fusedrnn.set_num_threads(2)
+    expected = call(problem, op)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(op._engine), "_record", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(problem, op)
+    assert gangs._taken.acquire(blocking=False)
+    gangs._taken.release()
+    assert_same_bits(call(problem, op), expected)
