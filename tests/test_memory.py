@@ -109,15 +109,28 @@ def test_weights_are_packed_once(counts):
     assert counts == {"packed": 1, "fingerprinted": 5}
 
 
-def test_constant_weights_are_not_looked_at_twice(counts):
+def test_frozen_weights_are_not_looked_at_twice(counts):
     """What lies in a bytes object cannot change."""
     problem = make_problem("gru", SHAPE)
-    op, params = RNNOp(problem.spec), np.frombuffer(problem.params.tobytes(), np.float32)
+    op, params = RNNOp(problem.spec), fusedrnn.frozen(problem.params)
     expected = fresh(problem, problem.params)
     before = dict(counts)
     for _ in range(5):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected)
     assert (counts["packed"] - before["packed"], counts["fingerprinted"] - before["fingerprinted"]) == (1, 1)
+
+
+def test_frozen_is_a_copy_that_nobody_can_write():
+    params = np.arange(6, dtype=np.float32)[::-2]
+    copy = fusedrnn.frozen(params)
+    params *= 2
+    np.testing.assert_array_equal(copy, [5, 3, 1])
+    with pytest.raises(ValueError, match="read-only"):
+        copy[0] = 1
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        copy.flags.writeable = True
+    with pytest.raises(TypeError, match=r"^params must be a NumPy array; got list"):
+        fusedrnn.frozen([1.0])
 
 
 @pytest.mark.parametrize("how", ["flag lifted", "another view", "its owner"])
@@ -184,7 +197,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
 def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager):
     """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
-    problem = make_problem("lstm", Shape(40, 50, 64, 100, layers=2, bidirectional=True))
+    problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
     # The call's record; with lengths also their tables, for which NumPy converts truth values in a buffer of its own.
     allowed = 50_000 if lengths else 10_000
@@ -212,7 +225,7 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager)
             after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert after - before < 10_000
+    assert after - before < 40_000  # what Python keeps to use again varies; plans kept by shape would be ten times that
 
 
 def test_the_cache_of_ops_is_bounded(monkeypatch):

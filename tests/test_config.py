@@ -1,0 +1,125 @@
+"""Environment variables: what they do, and that nonsense in them is refused or, where they are not ours, ignored."""
+
+import os
+import re
+
+import numpy as np
+import pytest
+
+import fusedrnn
+from fusedrnn import RNNOp, RNNSpec, config
+from fusedrnn.codegen import target as targets
+from fusedrnn.engine import machine, threads
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    monkeypatch.setattr(threads, "_count", None)
+    for name in ("FUSEDRNN_TARGET", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS", "FUSEDRNN_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("own", "shared", "expected"),
+    [
+        (None, None, CORES),
+        ("3", None, 3),
+        (" 3 ", "7", 3),
+        (None, "7", 7),
+        ("", "7", 7),
+        (None, "5,2,1", 5),
+        (None, "0", CORES),
+        (None, "-2", CORES),
+        (None, "many", CORES),
+        (None, "²", CORES),
+        (None, "", CORES),
+        (None, "99999999", 1024),
+        ("1024", None, 1024),
+    ],
+)
+def test_num_threads(monkeypatch, own, shared, expected):
+    for name, value in (("FUSEDRNN_NUM_THREADS", own), ("OMP_NUM_THREADS", shared)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert fusedrnn.get_num_threads() == expected
+    fusedrnn.set_num_threads(2)
+    assert fusedrnn.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "two", "²", "1025", "3,2", "99999999999999999999"])
+def test_bad_num_threads(monkeypatch, value):
+    monkeypatch.setenv("FUSEDRNN_NUM_THREADS", value)
+    with pytest.raises(ValueError, match=f"^FUSEDRNN_NUM_THREADS must be .*; got '{re.escape(value)}'"):
+        fusedrnn.get_num_threads()
+
+
+@pytest.mark.parametrize("value", ["-1", "5", "yes", "1.0"])
+def test_bad_debug_level(monkeypatch, value):
+    monkeypatch.setenv("FUSEDRNN_DEBUG", value)
+    with pytest.raises(ValueError, match=f"^FUSEDRNN_DEBUG must be 0, 1, 2, 3 or 4; got '{value}'"):
+        config.debug()
+
+
+@pytest.mark.parametrize("value", ["sse9", "avx2-emulated-emulated", "emulated", "avx512 avx2"])
+def test_unknown_target(monkeypatch, value):
+    monkeypatch.setenv("FUSEDRNN_TARGET", value)
+    names = ", ".join(target.name for target in targets.known())
+    for use in (targets.current, lambda: RNNOp(RNNSpec("gru", 1, 1)), lambda: RNNOp.get(RNNSpec("gru", 1, 1))):
+        with pytest.raises(ValueError, match=f"^FUSEDRNN_TARGET must be one of {names}.*; got '{value}'"):
+            use()
+
+
+def test_target_that_the_processor_lacks(monkeypatch):
+    monkeypatch.setattr(targets, "_host_features", lambda: frozenset())
+    widest = targets.known()[0]
+    if not widest.required:
+        pytest.skip("the only target needs nothing")
+    monkeypatch.setenv("FUSEDRNN_TARGET", widest.name)
+    message = f"'{widest.name}', which this processor cannot run .*it lacks .*{min(widest.required)}.*-emulated"
+    with pytest.raises(ValueError, match=message):
+        targets.current()
+
+
+def test_target_default_is_the_widest(monkeypatch):
+    assert targets.current() == targets.available()[0]
+    monkeypatch.setenv("FUSEDRNN_TARGET", " GENERIC ")
+    assert targets.current() == targets.known()[-1]
+
+
+def test_emulated_target_runs_what_is_there():
+    """The other's shapes, this processor's instructions; told apart by name, and so in every cache."""
+    for target in targets.known():
+        emulated, host = targets.emulated(target), targets.available()[0]
+        assert (emulated.vector_bits, emulated.registers) == (target.vector_bits, target.registers)
+        assert (emulated.cpu, emulated.features, emulated.fma) == (host.cpu, host.features, host.fma)
+        assert emulated.name == f"{target.name}-emulated"
+
+
+def test_target_of_an_op_is_that_of_its_making(monkeypatch):
+    """RNNOp.get asks again, an op in hand stays what it is."""
+    spec = RNNSpec("gru", 2, 3)
+    monkeypatch.setenv("FUSEDRNN_TARGET", "generic")
+    first = RNNOp.get(spec)
+    monkeypatch.setenv("FUSEDRNN_TARGET", "generic-emulated")
+    second = RNNOp.get(spec)
+    assert first is not second
+    assert (first._engine.target.name, second._engine.target.name) == ("generic", "generic-emulated")
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_debug_ladder(monkeypatch, capfd, level):
+    """1 the plan, 2 times, 3 LLVM IR, 4 assembly; to stderr, each level with those below it."""
+    monkeypatch.setenv("FUSEDRNN_DEBUG", str(level))
+    monkeypatch.setattr(machine, "_forward_code", machine._forward_code.__wrapped__)
+    spec = RNNSpec("rnn_relu", 2, 3)
+    op = RNNOp(spec)
+    for _ in range(2):
+        op.forward(np.ones((5, 4, 2), np.float32), np.ones(spec.layout.size, np.float32))
+    out, err = capfd.readouterr()
+    assert not out
+    assert err.count("T=5 N=4: 1 thread(s)") == (level >= 1)  # the second call is no new problem
+    assert err.count(" us, sequence ") == 2 * (level >= 2)
+    assert ("define" in err and "LLVM IR of forward_rnn_relu_float32" in err) == (level >= 3)
+    assert ("retq" in err or "ret\n" in err) == (level >= 4)
