@@ -3,6 +3,7 @@
 import contextvars
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -115,6 +116,8 @@ def in_child(work):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # a child that hangs ends, rather than outlive the tests
         try:
             os.write(write, bytes(work()))
         finally:
@@ -239,3 +242,24 @@ def test_a_call_that_fails():
     assert gangs._taken.acquire(blocking=False)
     gangs._taken.release()
     assert_same_bits(call(problem, op), expected)
+
+
+def test_too_many_threads_for_the_system(monkeypatch):
+    """A gang that cannot be whole leaves no one behind: its members would wait on memory that is gone."""
+    problem = make_problem("lstm", SHAPE)
+    expected = call(problem)
+    plain, started = threading.Thread.start, []
+
+    def start(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        plain(thread)
+
+    with fusedrnn.thread_limits(7):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                call(problem)
+        assert [thread.is_alive() for thread in started] == [False, False]
+        assert_same_bits(call(problem), expected)

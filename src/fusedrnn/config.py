@@ -54,6 +54,11 @@ def debug() -> int:
     return int(given)
 
 
+def processors() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def num_threads() -> int:
     """How many threads to start with."""
     own = os.environ.get("FUSEDRNN_NUM_THREADS", "").strip()
@@ -61,10 +66,9 @@ def num_threads() -> int:
         if not own.isdecimal() or not 1 <= int(own) <= MOST_THREADS:
             raise ValueError(f"FUSEDRNN_NUM_THREADS must be an integer from 1 to {MOST_THREADS}; got {own!r}")
         return int(own)
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # OpenMP's variable may hold a list, one number for each nesting level: the first is ours.
     shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(int(shared), MOST_THREADS) if shared.isdecimal() and int(shared) > 0 else affinity
+    return min(int(shared), MOST_THREADS) if shared.isdecimal() and int(shared) > 0 else processors()
 
 
 def report(message: str) -> None:

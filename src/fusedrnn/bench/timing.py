@@ -20,8 +20,8 @@ LONG = 1.0
 SHORT = 5e-3
 """Seconds that one sample lasts at least; shorter calls are repeated within it."""
 
-PAUSE = 0.05
-"""Seconds of rest before each turn: other libraries' idle threads spin for a while before they sleep."""
+PAUSE = 0.2
+"""Seconds of rest before each turn: OpenBLAS's idle threads keep a processor busy for a tenth of a second."""
 
 MAX_ROUNDS = 100
 

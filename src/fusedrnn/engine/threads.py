@@ -77,15 +77,19 @@ class Gang:
         self._address = self._control.ctypes.data
         self._dispatch, self._stop = machine.function(code, "dispatch", 6), machine.function(code, "stop", 1)
         work = machine.function(code, "work", 3)
-        crowded = workers + 1 > (os.cpu_count() or 1)
+        crowded = workers + 1 > config.processors()
         self.spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
         self._control[sync.CONTROL.index["spins"]] = _CROWDED_SPINS if crowded else _IDLE_SPINS
-        self._threads = [
-            threading.Thread(target=work, args=(self._address, member, 0), name=f"fusedrnn-{member}", daemon=True)
-            for member in range(1, workers + 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            for member in range(1, workers + 1):
+                arguments = self._address, member, 0
+                thread = threading.Thread(target=work, args=arguments, name=f"fusedrnn-{member}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+        except RuntimeError:  # the system has no more threads for us: those that wait on our memory must not outlive it
+            self.stop()
+            raise
 
     def run(self, function: int, arguments: int, members: int) -> None:
         """Run ``function(arguments, member)`` for members 0 (on this thread) to ``members - 1``; wait for all."""
