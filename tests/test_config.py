@@ -112,7 +112,7 @@ def test_target_of_an_op_is_that_of_its_making(monkeypatch):
 def test_debug_ladder(monkeypatch, capfd, level):
     """1 the plan, 2 times, 3 LLVM IR, 4 assembly; to stderr, each level with those below it."""
     monkeypatch.setenv("FUSEDRNN_DEBUG", str(level))
-    monkeypatch.setattr(machine, "_forward_code", machine._forward_code.__wrapped__)
+    monkeypatch.setattr(machine, "_forward", machine._forward.__wrapped__)
     spec = RNNSpec("rnn_relu", 2, 3)
     op = RNNOp(spec)
     for _ in range(2):

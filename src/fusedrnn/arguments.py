@@ -20,7 +20,7 @@ _MOST_WORK: Any = 1000
 
 def array(name: str, value: object, spec: RNNSpec) -> Array:
     """``value`` if it is a NumPy array of the spec's dtype."""
-    if not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
     if value.dtype != np.dtype(spec.dtype):
         raise TypeError(f"{name} must have dtype {spec.dtype}; got {value.dtype}")
@@ -48,7 +48,7 @@ def parameters(params: object, spec: RNNSpec) -> Array:
     checked = array("params", params, spec)
     if checked.shape != (spec.layout.size,):
         raise ValueError(
-            f"params must have shape ({spec.layout.size},), the layout's of {spec}; got {checked.shape}"
+            f"params must have shape ({spec.layout.size},), as the spec's layout has it; got {checked.shape}"
         )
     return readable(checked)
 
@@ -78,29 +78,30 @@ def lengths(value: object, steps: int, batch: int, name: str = "lengths") -> Arr
     if value is None:
         return None
     try:
-        given = np.asarray(value)
-    except ValueError:
+        given = np.array(value)  # a copy: what is checked is what is used
+    except Exception:
         raise TypeError(f"{name} must be an array of {batch} integers; got {value!r}") from None
     if given.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integers; got {given.dtype}")
     if given.shape != (batch,):
         raise ValueError(f"{name} must have shape ({batch},); got {given.shape}")
     if given.min() < 0 or given.max() > steps:
-        raise ValueError(f"{name} must be from 0 to {steps}, the steps of x; got {given.tolist()}")
+        raise ValueError(f"{name} must be from 0 to {steps}, the steps of x; got {given.min()} to {given.max()}")
     return given.astype(np.int64)
 
 
-def output(out: object, spec: RNNSpec, x: Array, params: Array, states: Sequence[Array] | None) -> Array:
+def output(out: object, spec: RNNSpec, x_shape: tuple[int, ...], given: Mapping[str, Sequence[Array]]) -> Array:
     """``out`` (T, N, D·S): writable, the last axis contiguous, no element twice, no memory shared with an input."""
     checked = array("out", out, spec)
-    shape = (*x.shape[:2], spec.output_size)
+    shape = (*x_shape[:2], spec.output_size)
     if checked.shape != shape:
         raise ValueError(f"out must have shape {shape}; got {checked.shape}")
-    if not checked.flags.writeable or not checked.flags.aligned:
-        raise ValueError("out must be writable and aligned; got an array that is not")
+    for name, holds in (("writable", checked.flags.writeable), ("aligned", checked.flags.aligned)):
+        if not holds:
+            raise ValueError(f"out must be {name}; got an array that is not")
     if (shape[2] > 1 and checked.strides[2] != checked.itemsize) or _overlaps_itself(checked):
         raise ValueError(f"out must have its last axis contiguous and no shared rows; got strides {checked.strides}")
-    for name, inputs in (("x", (x,)), ("params", (params,)), ("states", states or ())):
+    for name, inputs in given.items():
         if any(np.may_share_memory(checked, value, max_work=_MOST_WORK) for value in inputs):
             raise ValueError(f"out must not share memory with {name}")
     return checked

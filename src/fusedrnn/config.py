@@ -31,7 +31,7 @@ def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None to keep none."""
     given = os.environ.get("FUSEDRNN_CACHE_DIR")
     if given is not None:
-        return Path(given) if given.strip() else None
+        return Path(given).expanduser() if given.strip() else None
     try:
         if sys.platform == "win32":
             base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")

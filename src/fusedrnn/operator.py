@@ -77,6 +77,9 @@ class RNNOp:
     def __repr__(self) -> str:
         return f"RNNOp({self.spec!r})"
 
+    def __reduce__(self) -> tuple[type[RNNOp], tuple[RNNSpec]]:
+        return RNNOp, (self.spec,)
+
     def compile(self) -> RNNOp:
         """Compile the kernels now, or fetch them from the disk, rather than at the first call."""
         self._engine.compile()
@@ -104,7 +107,7 @@ class RNNOp:
                 zeros in the output; final states are those of the last valid step; the reverse direction starts at
                 each sequence's own end.
             out: Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from the
-            inputs' memory.
+                inputs' memory.
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·H), the last layer's h at each step with directions
@@ -115,16 +118,17 @@ class RNNOp:
             ValueError: Likewise.
             NotImplementedError: If ``training`` is asked for.
         """
-        if training:
+        if arguments.flag("training", training):
             raise NotImplementedError("training is not supported yet")
         spec = self.spec
+        given: dict[str, Sequence[Array]] = {"x": (x,), "params": (params,)}
         x = arguments.sequence(x, spec)
         steps, batch = x.shape[:2]
         params = arguments.parameters(params, spec)
         initial = arguments.states(states, spec, batch)
         valid = arguments.lengths(lengths, steps, batch)
         if out is not None:
-            y = arguments.output(out, spec, x, params, initial)
+            y = arguments.output(out, spec, x.shape, given | {"states": states or ()})
         else:
             y = np.empty((steps, batch, spec.output_size), spec.dtype)
         if valid is not None:
@@ -140,13 +144,14 @@ def frozen(params: Array) -> Array:
     one step of one sequence, nothing beside one that runs a few dozen.
 
     Args:
-        params: Any NumPy array.
+        params: A NumPy array of floating-point numbers.
 
     Raises:
         TypeError: If ``params`` is not one.
     """
-    if not isinstance(params, np.ndarray):
-        raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")
+    if not isinstance(params, np.ndarray) or params.dtype.kind != "f":
+        kind = params.dtype if isinstance(params, np.ndarray) else type(params).__name__
+        raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
     return np.frombuffer(params.tobytes(), params.dtype).reshape(params.shape)
 
 

@@ -19,10 +19,22 @@ _ROTATION = 47
 
 
 def build_fingerprint() -> ir.Module:
-    """The module of ``fingerprint(data, bytes, into)``: bytes a multiple of 4, ``into`` eight integers."""
+    """The module of ``fingerprint(data, parts, count, into)``.
+
+    ``parts`` are pairs of where a part begins, relative to ``data``, and its bytes, a multiple of 4; ``into`` gets
+    eight integers for each.
+    """
     module = ir.Module("fingerprint")
-    f = Function(module, "fingerprint", ["data", "bytes", "into"], exported=True)
-    data, size, into = f.arguments
+    f = Function(module, "fingerprint", ["data", "parts", "count", "into"], exported=True)
+    data, parts, count, into = f.arguments
+    with f.loop(0, count) as part:
+        begin, size = data + f.load(parts + part * 16), f.load(parts + part * 16 + 8)
+        _emit_part(f, begin, size, into + part * (8 * LANES))
+    f.done()
+    return module
+
+
+def _emit_part(f: Function, data: Value, size: Value, into: Value) -> None:
     lanes = [f.var(lane + 1) for lane in range(LANES)]
     odd, rotation = Value(f, ir.Constant(I64, _ODD)), f.constant(_ROTATION)
 
@@ -39,5 +51,3 @@ def build_fingerprint() -> ir.Module:
         mix(lanes[0], word)
     for number, lane in enumerate(lanes):
         f.store(lane.get(), into + 8 * number)
-    f.done()
-    return module

@@ -110,7 +110,8 @@ def current() -> Target:
                     f"{asked}-emulated runs the same kernels on narrower vectors"
                 )
             return target
-    raise ValueError(f"FUSEDRNN_TARGET must be one of {', '.join(t.name for t in known())}; got {asked!r}")
+    names = ", ".join(target.name for target in known())
+    raise ValueError(f"FUSEDRNN_TARGET must be one of {names}, or NAME-emulated; got {asked!r}")
 
 
 def processor_name() -> str:

@@ -49,9 +49,8 @@ class CPUEngine:
         with self._lock:
             if self._job is None:
                 machine.prepare()
-                self._code = machine.forward_code(self.spec.mode, self.spec.dtype, self.target)
-                self._call = machine.function(self._code, "forward", 2)
-                self._job = self._code.address("forward")
+                self._call = machine.forward(self.spec.mode, self.spec.dtype, self.target)
+                self._job = machine.address(self._call)
 
     def forward(
         self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array

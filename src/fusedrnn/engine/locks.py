@@ -1,4 +1,8 @@
-"""Locks that a forked child finds open, whoever held them in the parent."""
+"""Locks that a forked child finds open, whoever held them in the parent.
+
+A lock may also stand for something that a child cannot renew, such as a lock inside another library: no process forks
+then while a thread holds it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,17 @@ from types import TracebackType
 
 
 class Lock:
-    """A re-entrant lock, renewed in a forked child, where the thread that held it does not exist."""
+    """A re-entrant lock, renewed in a forked child, where the thread that held it does not exist.
 
-    def __init__(self) -> None:
+    Args:
+        guards_fork: Whether a fork waits until no other thread holds it.
+    """
+
+    def __init__(self, *, guards_fork: bool = False) -> None:
         self._lock = threading.RLock()
         _all.add(self)
+        if guards_fork and hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self.acquire, after_in_parent=self.release)
 
     def acquire(self, blocking: bool = True) -> bool:
         """Take it; without ``blocking`` say at once whether that was possible."""

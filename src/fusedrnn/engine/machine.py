@@ -18,13 +18,15 @@ from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.forward import build_forward
 from fusedrnn.engine.locks import Lock
 
-_lock = Lock()
+# Whoever compiles or loads code holds it: llvmlite has a lock of its own, which no forked child could open.
+_lock = Lock(guards_fork=True)
 
 
 def function(code: cache.MachineCode, name: str, arguments: int) -> Callable[..., None]:
     """A function of that many integers, returning nothing, called without the interpreter's lock."""
     prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-    found = prototype(code.address(name))
+    with _lock:
+        found = prototype(code.address(name))
     found.code = code  # type: ignore[attr-defined]  # the memory lives as long as the callable
     return found
 
@@ -36,38 +38,52 @@ def load(name: str, target: Target, build: Callable[[], Module]) -> cache.Machin
 
 
 @lru_cache(maxsize=64)
-def _forward_code(mode: str, dtype: str, target: Target) -> cache.MachineCode:
-    return load(f"forward_{mode}_{dtype}", target, lambda: build_forward(mode, dtype, target))
+def _forward(mode: str, dtype: str, target: Target) -> Callable[..., None]:
+    code = load(f"forward_{mode}_{dtype}", target, lambda: build_forward(mode, dtype, target))
+    return function(code, "forward", 2)
 
 
-def forward_code(mode: str, dtype: str, target: Target) -> cache.MachineCode:
+def forward(mode: str, dtype: str, target: Target) -> Callable[..., None]:
     """The forward job of that cell, number format and target."""
     with _lock:
-        return _forward_code(mode, dtype, target)
+        return _forward(mode, dtype, target)
+
+
+def address(call: Callable[..., None]) -> int:
+    """Where a function of machine code begins."""
+    return ctypes.cast(call, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1)
 def _fingerprint() -> Callable[..., None]:
-    return function(load("fingerprint", current(), build_fingerprint), "fingerprint", 3)
+    return function(load("fingerprint", current(), build_fingerprint), "fingerprint", 4)
 
 
 @lru_cache(maxsize=1)
-def gang_code() -> cache.MachineCode:
-    """What the gang's threads run."""
-    return load("gang", current(), build_gang)
+def _gang() -> tuple[Callable[..., None], ...]:
+    code = load("gang", current(), build_gang)
+    return tuple(function(code, name, count) for name, count in (("dispatch", 6), ("stop", 1), ("work", 3)))
+
+
+def gang() -> tuple[Callable[..., None], ...]:
+    """``dispatch``, ``stop`` and ``work``: what a gang runs on."""
+    with _lock:
+        return _gang()
 
 
 def prepare() -> None:
     """Have the code that every call needs, whatever its cell."""
     with _lock:
         _fingerprint()
-        gang_code()
+        _gang()
 
 
-def fingerprint(array: NDArray[Any]) -> bytes:
-    """A fingerprint of a contiguous array's content."""
-    into = np.empty(LANES, np.int64)
+def fingerprint(array: NDArray[Any], parts: NDArray[np.int64] | None = None) -> bytes:
+    """A fingerprint of a contiguous array's content, or of each part of it: rows (begin, size) in bytes."""
+    if parts is None:
+        parts = np.array([[0, array.nbytes]], np.int64)
+    into = np.empty((len(parts), LANES), np.int64)
     with _lock:
         call = _fingerprint()
-    call(array.ctypes.data, array.nbytes, into.ctypes.data)
+    call(array.ctypes.data, parts.ctypes.data, len(parts), into.ctypes.data)
     return into.tobytes()

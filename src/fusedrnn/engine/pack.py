@@ -7,6 +7,7 @@ other, zeros where units or vectors are missing at the end.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,12 @@ from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.plan import Geometry
 from fusedrnn.engine.workspace import aligned_empty
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import Kind, Parameter, RNNSpec
 
 Array = NDArray[Any]
 # Different parameter vectors that one op keeps packed at a time.
 _MOST_KEPT = 4
+_KINDS: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Packer:
         self._spec, self._geometry, self._merged = spec, geometry, merged
         self._kept: OrderedDict[int, Packed] = OrderedDict()
         self._lock = Lock()
+        places = [(entry.offset, entry.size) for entries in self._entries() for entry in entries]
+        self._parts = np.array(places, np.int64) * geometry.item
 
     def packed(self, params: Array) -> Packed:
         """The packed form of the flat parameters as they are now.
@@ -63,32 +67,38 @@ class Packer:
             if kept is not None and kept.source is params:
                 self._kept.move_to_end(address)
                 return kept
-            fingerprint = machine.fingerprint(params)
-            if kept is None or kept.fingerprint != fingerprint:
-                kept = self._pack(params, fingerprint)
+            if kept is None or kept.fingerprint != machine.fingerprint(params, self._parts):
+                kept = self._pack(params)
                 self._kept[address] = kept
                 if len(self._kept) > _MOST_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(address)
             return kept
 
-    def _pack(self, params: Array, fingerprint: bytes) -> Packed:
-        spec, view = self._spec, self._spec.layout.view
-        passes: list[PackedPass] = []
-        buffers: list[Array] = []
+    def _entries(self) -> Iterator[list[Parameter]]:
+        """Each pass's weights and biases, input before state."""
+        spec = self._spec
         for layer in range(spec.num_layers):
             for direction in range(spec.num_directions):
-                x_bias = view(params, layer, direction, "i2h_bias")
-                h_bias = view(params, layer, direction, "h2h_bias")
-                parts = (
-                    self._panels(view(params, layer, direction, "i2h_weight")),
-                    self._panels(view(params, layer, direction, "h2h_weight")),
-                    self._panels((x_bias + h_bias if self._merged else x_bias)[:, None]),
-                    self._panels(h_bias[:, None]),
-                )
-                buffers += parts
-                passes.append(PackedPass(*(part.ctypes.data for part in parts)))
-        return Packed(tuple(passes), tuple(buffers), params if _is_constant(params) else None, fingerprint)
+                yield [spec.layout.entry(layer, direction, kind) for kind in _KINDS]
+
+    def _pack(self, params: Array) -> Packed:
+        passes: list[PackedPass] = []
+        buffers: list[Array] = []
+        fingerprint: list[bytes] = []
+        for entries in self._entries():
+            # What is packed is what is fingerprinted, whatever another thread writes meanwhile.
+            own = []
+            for entry in entries:
+                copy = params[entry.offset : entry.offset + entry.size].reshape(entry.shape).copy()
+                fingerprint.append(machine.fingerprint(copy))
+                own.append(self._panels(copy) if copy.ndim == 2 else copy)
+            x_weight, h_weight, x_bias, h_bias = own
+            x_start = self._panels((x_bias + h_bias if self._merged else x_bias)[:, None])
+            packed = (x_weight, h_weight, x_start, self._panels(h_bias[:, None]))
+            buffers += packed
+            passes.append(PackedPass(*(part.ctypes.data for part in packed)))
+        return Packed(tuple(passes), tuple(buffers), params if _is_constant(params) else None, b"".join(fingerprint))
 
     def _panels(self, weight: Array) -> Array:
         """Rows (G·H, K) as panels (panels, K, vectors, lanes)."""

@@ -36,7 +36,7 @@ def measure_peak(dtype: str = "float32", threads: int = 1) -> float:
             if gang is None:
                 alone(results.ctypes.data, 0)
             else:
-                gang.run(code.address("peak"), results.ctypes.data, threads)
+                gang.run(machine.address(alone), results.ctypes.data, threads)
             seconds.append(time.perf_counter() - began)
     operations = 2 * CHAINS * target.lanes(dtype) * TURNS * threads
     return operations / statistics.median(seconds) / 1e9

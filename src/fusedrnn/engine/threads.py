@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -67,36 +68,39 @@ def _checked(threads: int) -> int:
 
 
 class Gang:
-    """Some threads beside the caller's, and the control block they share."""
+    """Some threads beside the caller's, and the control block they share.
+
+    Each thread holds on to the gang for as long as it lives: the memory it waits on cannot go before it does.
+    """
 
     def __init__(self, workers: int) -> None:
-        code = machine.gang_code()
+        self._dispatch, self._stop, self._work = machine.gang()
         self.workers = workers
         self._control = aligned_empty((len(sync.CONTROL.names),), np.int64)
         self._control[:] = 0
         self._address = self._control.ctypes.data
-        self._dispatch, self._stop = machine.function(code, "dispatch", 6), machine.function(code, "stop", 1)
-        work = machine.function(code, "work", 3)
         crowded = workers + 1 > config.processors()
         self.spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
         self._control[sync.CONTROL.index["spins"]] = _CROWDED_SPINS if crowded else _IDLE_SPINS
         self._threads: list[threading.Thread] = []
         try:
             for member in range(1, workers + 1):
-                arguments = self._address, member, 0
-                thread = threading.Thread(target=work, args=arguments, name=f"fusedrnn-{member}", daemon=True)
+                thread = threading.Thread(target=self._live, args=(member,), name=f"fusedrnn-{member}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        except RuntimeError:  # the system has no more threads for us: those that wait on our memory must not outlive it
-            self.stop()
+        except BaseException:  # no more threads to be had, or an interrupt: a gang is whole or is not
+            self._stop(self._address)
             raise
+
+    def _live(self, member: int) -> None:
+        self._work(self._address, member, 0)
 
     def run(self, function: int, arguments: int, members: int) -> None:
         """Run ``function(arguments, member)`` for members 0 (on this thread) to ``members - 1``; wait for all."""
         self._dispatch(self._address, function, arguments, members, self.workers, self.spins)
 
     def stop(self) -> None:
-        """End the threads and wait until they have."""
+        """End the threads and wait until they have; if that is interrupted they end all the same."""
         self._stop(self._address)
         for thread in self._threads:
             thread.join()
@@ -104,29 +108,49 @@ class Gang:
 
 _gang: Gang | None = None
 _taken = Lock()
+_inside = False
 
 
 @contextmanager
 def borrow_gang(threads: int) -> Iterator[Gang | None]:
-    """The process's gang with that many members, caller included; None if another call has it or one is enough."""
-    global _gang
+    """The process's gang with that many members, caller included.
+
+    None if one thread is enough, if another call has the gang (be it an outer call of this very thread, which a signal
+    handler interrupted), or if the system gives no more threads, which is warned of.
+    """
+    global _inside
     if threads == 1 or not _taken.acquire(blocking=False):
         yield None
         return
-    try:
-        if _gang is None or _gang.workers != threads - 1:
-            _dismiss()
-            _gang = Gang(threads - 1)
-        yield _gang
-    finally:
+    if _inside:
         _taken.release()
+        yield None
+        return
+    try:
+        _inside = True
+        yield _hired(threads)
+    finally:
+        _inside = False
+        _taken.release()
+
+
+def _hired(threads: int) -> Gang | None:
+    """The gang with that many members, made anew if the one there is has another size."""
+    global _gang
+    if _gang is None or _gang.workers != threads - 1:
+        _dismiss()
+        try:
+            _gang = Gang(threads - 1)
+        except RuntimeError as error:
+            warnings.warn(f"running on one thread: {threads} could not be had ({error})", RuntimeWarning, stacklevel=2)
+    return _gang
 
 
 def _dismiss() -> None:
     global _gang
-    if _gang is not None:
-        _gang.stop()
-        _gang = None
+    gang, _gang = _gang, None  # in this order: an interrupt must not leave a gang that has been stopped
+    if gang is not None:
+        gang.stop()
 
 
 def _at_exit() -> None:
@@ -137,8 +161,8 @@ def _at_exit() -> None:
 
 def _forget() -> None:
     """In a forked child the gang's threads do not exist."""
-    global _gang
-    _gang = None
+    global _gang, _inside
+    _gang, _inside = None, False
 
 
 atexit.register(_at_exit)
