@@ -132,3 +132,13 @@ def test_another_missing_module_is_not_blamed_on_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fusedrnn.cli.app", None)
     with pytest.raises(ModuleNotFoundError):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("FUSEDRNN_TARGET", "mmx"), ("FUSEDRNN_DEBUG", "loud"), ("FUSEDRNN_NUM_THREADS", "none")]
+)
+def test_a_bad_environment_is_said_in_a_line(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["info"])
+    assert result.exit_code == 2
+    assert f"error: {name} must be" in result.output

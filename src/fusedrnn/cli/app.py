@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fusedrnn import config
 from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.mxnet_page import NAMES
@@ -14,10 +15,10 @@ from fusedrnn.cli import bench as bench_command
 from fusedrnn.cli import info as info_command
 from fusedrnn.cli import warmup as warmup_command
 from fusedrnn.cli.console import fail
+from fusedrnn.codegen.target import current
 from fusedrnn.spec import DTYPES
 
 app = typer.Typer(
-    help="Fused recurrent networks on the CPU: measure them, look at the machine, compile ahead.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,13 +29,25 @@ _MODES, _DTYPES = ",".join(NAMES), ",".join(DTYPES)
 Modes = Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.join(NAMES)}.")]
 
 
+@app.callback()
+def check_environment() -> None:
+    """Fused recurrent networks on the CPU: measure them, look at the machine, compile ahead."""
+    try:
+        current(), config.debug(), config.num_threads()
+    except ValueError as error:
+        fail(str(error))
+
+
 @app.command()
 def bench(
     cases: Annotated[str, typer.Option(help=f"Workloads, separated by commas: {', '.join(CASES)}.")] = "ds2,ds2-5bi",
     modes: Modes = _MODES,
     phases: Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(PHASES)}.")] = "inference",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads for every contender. [default: as fusedrnn finds them]")
+        int | None,
+        typer.Option(
+            min=1, max=config.MOST_THREADS, help="Threads for every contender. [default: as fusedrnn finds them]"
+        ),
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")] = "float32",
     data: Annotated[

@@ -161,6 +161,8 @@ class _CellGroup(BaseRNNCell):
     def _adopt(self, name: str, cell: BaseRNNCell) -> None:
         if not isinstance(cell, BaseRNNCell):
             raise TypeError(f"{name} must be a cell; got {type(cell).__name__}")
+        if cell is self:
+            raise ValueError(f"{name} must be another cell; got the one that it is added to")
         # Two cells of one name would share their weights in silence.
         if taken := set(self.prefixes) & set(cell.prefixes):
             raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
