@@ -1,4 +1,4 @@
-"""Expressions over symbols: trace a cell's equations, see its stages, evaluate it in any arithmetic.
+"""Expressions over symbols: trace a cell's equations, see its stages, differentiate and evaluate them.
 
 Expressions are immutable, compare by structure and form a graph in which equal parts are one object's worth of work:
 :func:`evaluate` computes each distinct node once. The leaves of a traced cell are named by (kind, name): ``("x", g)``
@@ -79,6 +79,11 @@ def relu(x: Expr) -> Expr:
     return Expr("relu", (x,))
 
 
+def pass_positive(gate: Expr, value: Expr) -> Expr:
+    """``value`` where the gate is positive or NaN, else zero: the derivative of relu."""
+    return Expr("pass_positive", (gate, value))
+
+
 def walk(roots: Sequence[Expr]) -> Iterator[Expr]:
     """Each distinct node once, arguments before what uses them."""
     seen: set[Expr] = set()
@@ -118,6 +123,9 @@ class Arithmetic(Protocol):
     def relu(self, x: Any) -> Any:
         """max(x, 0), NaN staying NaN."""
 
+    def pass_positive(self, gate: Any, value: Any) -> Any:
+        """``value`` where the gate is positive or NaN, else zero."""
+
 
 def evaluate(roots: Sequence[Expr], leaves: Mapping[Leaf, Any] | Callable[[Leaf], Any], on: Arithmetic) -> list[Any]:
     """The values of ``roots``, with ``leaves`` giving those of the leaves, in the arithmetic ``on``."""
@@ -146,6 +154,41 @@ def substitute(roots: Sequence[Expr], replace: Callable[[Expr], Expr | None]) ->
         return done[node]
 
     return [visit(root) for root in roots]
+
+
+def gradients(roots: Sequence[Expr], seeds: Sequence[Expr]) -> dict[Leaf, Expr]:
+    """What reaches each leaf if ``seeds`` are the gradients that reach ``roots``: reverse-mode differentiation."""
+    reaching: dict[Expr, Expr] = {}
+
+    def add(node: Expr, gradient: Expr) -> None:
+        reaching[node] = reaching[node] + gradient if node in reaching else gradient
+
+    for root, seed in zip(roots, seeds, strict=True):
+        add(root, seed)
+    for node in reversed(list(walk(roots))):
+        if node.args and node in reaching:
+            for arg, gradient in zip(node.args, _to_arguments(node, reaching[node]), strict=True):
+                if arg.op != "const":
+                    add(arg, gradient)
+    return {node.leaf: gradient for node, gradient in reaching.items() if node.op == "leaf"}
+
+
+def _to_arguments(node: Expr, reaching: Expr) -> tuple[Expr, ...]:
+    """The gradient that each argument of a node gets from the one that reaches the node."""
+    if node.op == "add":
+        return reaching, reaching
+    if node.op == "sub":
+        return reaching, 0.0 - reaching
+    if node.op == "mul":
+        left, right = node.args
+        return reaching * right, reaching * left
+    if node.op == "sigmoid":
+        return (reaching * (node * (1.0 - node)),)
+    if node.op == "tanh":
+        return (reaching * (1.0 - node * node),)
+    if node.op == "relu":
+        return (pass_positive(node, reaching),)
+    raise NotImplementedError(f"the derivative of {node.op!r}")
 
 
 @dataclass(frozen=True)

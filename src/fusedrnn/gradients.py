@@ -1,0 +1,40 @@
+"""Where the gradients of one call go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Arrays for an engine to write gradients into, or to add them to; None for those that nobody wants.
+
+    Attributes:
+        x: (T, N, I), its last axis contiguous. Nothing is written behind a sequence's length.
+        params: The flat vector, contiguous.
+        states: One array (L·D, N, size) for each initial state, contiguous.
+        add_x: Whether to add to ``x`` instead of overwriting it.
+        add_params: Whether to add to ``params``.
+        add_states: Whether to add to ``states``.
+    """
+
+    x: Array | None
+    params: Array | None
+    states: tuple[Array, ...] | None
+    add_x: bool = False
+    add_params: bool = False
+    add_states: bool = False
+
+
+def put(into: Array, gradient: Array, add: bool) -> None:
+    """Write a gradient into its array, or add it."""
+    if add:
+        np.add(into, gradient, out=into)
+    else:
+        into[...] = gradient
