@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from fusedrnn.codegen import target as targets
-from fusedrnn.engine import pack, plan, threads, workspace
+from fusedrnn.engine import backward_plan, pack, plan, threads, workspace
 
 # How long an example takes is no property of the code under test.
 settings.register_profile("fusedrnn", deadline=None)
@@ -80,4 +80,6 @@ def eager(monkeypatch):
 @pytest.fixture
 def few_rows(monkeypatch):
     """Chunks of a few rows, so that short sequences have many."""
-    monkeypatch.setattr(plan, "_chunk_rows", lambda stride: 5)
+    monkeypatch.setattr(plan, "chunk_rows", lambda stride: 5)
+    monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", 13)
+    monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", 7)

@@ -3,14 +3,20 @@
 C[rows, vectors] = start[rows, vectors] + Σₖ A[rows, k]·B[k, vectors], each element summed over k in rising order by
 one chain of fused multiply-adds. The chain is the same whatever the number of rows, so that the bits of a result do
 not depend on which rows are computed together.
+
+A is either given by its rows, each with its k side by side, or *upright*: the rows of a vector's lanes side by side,
+one vector for each k. Upright is how backward leaves gradients for a GEMM that sums over rows of the batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 from llvmlite import ir
 
 from fusedrnn.codegen.build import Function, Value
-from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.target import ITEM_SIZE, Target
 from fusedrnn.codegen.vector import Vectors
 
 # Steps of k in one turn of the loop: the counting hides behind the multiplying.
@@ -22,19 +28,20 @@ _PARTS = 4
 _CACHE_LINE = 64
 
 
-def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int) -> Function:
+def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int, upright: bool = False) -> Function:
     """A function that multiplies and accumulates that many rows.
 
-    Its arguments: A row addresses, B panel, K, start, bytes between start's rows, C, bytes between C's rows, and where
-    to begin asking for this tile's part of the next panel.
+    Its arguments: A (the addresses of its rows, or itself if upright), B panel, K, start, bytes between start's rows,
+    C, bytes between C's rows, and where to begin asking for this tile's part of what is needed next.
     """
-    names = ["a_rows", "b", "k", "start", "start_stride", "c", "c_stride", "next_b"]
-    f = Function(module, f"tile{rows}", names)
+    names = ["a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"]
+    f = Function(module, f"{'upright' if upright else 'tile'}{rows}", names)
     a_rows, b, k, start, start_stride, c, c_stride, next_b = f.arguments
     v = Vectors(f, target, dtype)
     vectors = target.tile[1]
     step = vectors * v.bytes
-    a = [f.load(a_rows + 8 * i) for i in range(rows)]
+    a_step = v.bytes if upright else v.item
+    a = [a_rows + v.item * i if upright else f.load(a_rows + 8 * i) for i in range(rows)]
     total = [[f.var(v.load(start + start_stride * i + j * v.bytes)) for j in range(vectors)] for i in range(rows)]
 
     def multiply(index: Value, ahead: int) -> None:
@@ -43,7 +50,7 @@ def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int) -> Funct
             f.prefetch(b + index * step + (_NEAR_BYTES + line * _CACHE_LINE))
         b_vectors = [v.load(here + j * v.bytes) for j in range(vectors)]
         for i in range(rows):
-            scalar = v.broadcast(a[i] + index * v.item + ahead * v.item)
+            scalar = v.broadcast(a[i] + index * a_step + ahead * a_step)
             for j in range(vectors):
                 total[i][j].set(v.fma(scalar, b_vectors[j], total[i][j].get()))
 
@@ -66,27 +73,54 @@ def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int) -> Funct
 def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
     """A function of (count, then a tile's arguments but the last): one panel against any number of rows.
 
-    Rows are cut into tiles whose sizes differ by at most one: a short last tile would leave the pipeline idle.
+    The first tiles ask for the next panel, which lies behind this one.
     """
-    most = target.tile[0]
-    tiles = [emit_tile(module, target, dtype, rows) for rows in range(1, most + 1)]
+    tiles = [emit_tile(module, target, dtype, rows) for rows in range(1, target.tile[0] + 1)]
     f = Function(module, "gemm", ["count", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride"])
     count, a_rows, b, k, start, start_stride, c, c_stride = f.arguments
+    size = k * (target.tile[1] * target.vector_bits // 8)
+    with _tiles(f, tiles, count) as (block, first, tile):
+        part = (block < _PARTS - 1).select(block, _PARTS - 1)
+        ahead = b + size + part * (size // _PARTS)
+        start_row, c_row = start + first * start_stride, c + first * c_stride
+        tile(a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, ahead)
+    f.done()
+    return f
+
+
+def emit_upright_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
+    """The same for an upright A of at most a vector's lanes; its last argument says what is needed next."""
+    tiles = [emit_tile(module, target, dtype, rows, upright=True) for rows in range(1, target.tile[0] + 1)]
+    f = Function(module, "upright", ["count", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"])
+    count, a, b, k, start, start_stride, c, c_stride, ahead = f.arguments
+    part = k * (target.tile[1] * target.vector_bits // 8) // _PARTS
+    item = ITEM_SIZE[dtype]
+    with _tiles(f, tiles, count) as (block, first, tile):
+        start_row, c_row = start + first * start_stride, c + first * c_stride
+        tile(a + first * item, b, k, start_row, start_stride, c_row, c_stride, ahead + block * part)
+    f.done()
+    return f
+
+
+@contextmanager
+def _tiles(f: Function, tiles: Sequence[Function], count: Value) -> Iterator[tuple[Value, Value, Callable[..., None]]]:
+    """Cut rows into tiles whose sizes differ by at most one: a short last one would leave the pipeline idle.
+
+    Yields a tile's number, its first row, and what calls the tile of its size.
+    """
+    most = len(tiles)
     blocks = (count + (most - 1)) // most
     size = count // blocks
     larger = count - size * blocks
-    panel = target.tile[1] * target.vector_bits // 8
     row = f.var(0)
     with f.loop(0, blocks) as block:
         rows = size + (block < larger).select(f.constant(1), 0)
-        first = row.get()
-        part = (block < _PARTS - 1).select(block, _PARTS - 1)
-        next_b = b + k * panel + part * (k * panel // _PARTS)
-        with f.switch(rows, range(1, most + 1)) as cases:
-            for tile, case in zip(tiles, cases, strict=True):
-                with case:
-                    start_row, c_row = start + first * start_stride, c + first * c_stride
-                    f.call(tile, a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, next_b)
-        row.set(first + rows)
-    f.done()
-    return f
+
+        def call(*arguments: Value) -> None:
+            with f.switch(rows, range(1, most + 1)) as cases:
+                for tile, case in zip(tiles, cases, strict=True):
+                    with case:
+                        f.call(tile, *arguments)
+
+        yield block, row.get(), call
+        row.set(row.get() + rows)

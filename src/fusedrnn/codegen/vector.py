@@ -80,19 +80,35 @@ class Vectors:
 
     def store_first(self, value: Value, address: Value, count: Value) -> None:
         """The first ``count`` lanes to memory of any alignment; the bytes behind them are not touched."""
-        f, builder = self.function, self.function.builder
-        lane = Value(f, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
-        mask = lane < self._splat(count, I64)
-        name = f"llvm.masked.store.v{self.lanes}{self.format.suffix}.p0"
-        callee = f.module.globals.get(name)
-        if callee is None:
-            kinds = [self.type, f.pointer(address).type, I32, mask.type]
-            callee = ir.Function(f.module, ir.FunctionType(ir.VoidType(), kinds), name)
-        builder.call(callee, [value.ir, f.pointer(address), ir.Constant(I32, self.item), mask.ir])
+        f = self.function
+        arguments = [value, f.pointer(address), ir.Constant(I32, self.item), self._first(count)]
+        f.intrinsic(f"llvm.masked.store.{self._suffix}.p0", ir.VoidType(), arguments)
+
+    def load_first(self, address: Value, count: Value) -> Value:
+        """The first ``count`` lanes from memory of any alignment, zeros behind them; nothing else is read."""
+        f = self.function
+        arguments = [f.pointer(address), ir.Constant(I32, self.item), self._first(count), self.const(0.0)]
+        return f.intrinsic(f"llvm.masked.load.{self._suffix}.p0", self.type, arguments)
+
+    def keep_first(self, value: Value, count: Value) -> Value:
+        """The first ``count`` lanes of a vector, zeros behind them."""
+        return self._first(count).select(value, 0.0)
+
+    def _first(self, count: Value) -> Value:
+        lane = Value(self.function, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
+        return lane < self._splat(count, I64)
+
+    @property
+    def _suffix(self) -> str:
+        return f"v{self.lanes}{self.format.suffix}"
 
     def broadcast(self, address: Value) -> Value:
         """A number from memory in every lane."""
-        return self._splat(self.function.load(address, self.format.scalar, self.item), self.format.scalar)
+        return self.splat(self.function.load(address, self.format.scalar, self.item))
+
+    def splat(self, scalar: Value) -> Value:
+        """A number in every lane."""
+        return self._splat(scalar, self.format.scalar)
 
     def _splat(self, scalar: Value, kind: ir.Type) -> Value:
         builder, wide = self.function.builder, ir.VectorType(kind, self.lanes)
@@ -103,11 +119,11 @@ class Vectors:
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a·b + c, rounded once where the target can."""
         name = "fma" if self.target.fma else "fmuladd"
-        return self.function.intrinsic(f"llvm.{name}.v{self.lanes}{self.format.suffix}", self.type, [a, b, c])
+        return self.function.intrinsic(f"llvm.{name}.{self._suffix}", self.type, [a, b, c])
 
     def abs(self, x: Value) -> Value:
         """|x|."""
-        return self.function.intrinsic(f"llvm.fabs.v{self.lanes}{self.format.suffix}", self.type, [x])
+        return self.function.intrinsic(f"llvm.fabs.{self._suffix}", self.type, [x])
 
     def add(self, a: Value, b: Value) -> Value:
         """A + b."""
@@ -124,6 +140,10 @@ class Vectors:
     def relu(self, x: Value) -> Value:
         """max(x, 0), NaN staying NaN."""
         return (x <= 0.0).select(0.0, x)
+
+    def pass_positive(self, gate: Value, value: Value) -> Value:
+        """``value`` where the gate is positive or NaN, else zero."""
+        return (gate <= 0.0).select(0.0, value)
 
     def _reduce(self, x: Value) -> tuple[Value, Value, Value]:
         """N as integers (their low bits), expm1(r), and n as floats, for x in range."""
@@ -162,7 +182,7 @@ class Vectors:
         n, expm1, _ = self._reduce(size + size)
         power = self._power_of_two(n)
         e = self.fma(expm1, power, power - 1.0)
-        name = f"llvm.copysign.v{self.lanes}{self.format.suffix}"
+        name = f"llvm.copysign.{self._suffix}"
         return self.function.intrinsic(name, self.type, [e / (e + 2.0), x])
 
     def sigmoid(self, x: Value) -> Value:

@@ -1,9 +1,9 @@
-"""The engine: one spec's kernels, packed weights and workspace, and the call that runs a sequence on them."""
+"""The engine: one spec's kernels, packed weights and workspace, and the calls that run a sequence on them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from fusedrnn import config
 from fusedrnn.cells import CELLS
 from fusedrnn.codegen.target import current
-from fusedrnn.engine import machine
-from fusedrnn.engine.forward import CALL, PASS
+from fusedrnn.derivative import differentiate
+from fusedrnn.engine import machine, records
+from fusedrnn.engine.backward_plan import BackwardPlan, make_backward_plan
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.pack import Packed, Packer
 from fusedrnn.engine.plan import Geometry, Plan, make_plan
-from fusedrnn.engine.threads import borrow_gang, get_num_threads
-from fusedrnn.engine.workspace import Workspaces
+from fusedrnn.engine.reserve import Kept, ReserveLayout
+from fusedrnn.engine.threads import Gang, borrow_gang, get_num_threads
+from fusedrnn.engine.workspace import Pool, Workspaces
+from fusedrnn.gradients import Gradients
 from fusedrnn.spec import RNNSpec
 from fusedrnn.symbolic import merge, trace
 
@@ -37,20 +40,36 @@ class CPUEngine:
             if getattr(spec, name) is not None:
                 raise NotImplementedError(f"{name} is not supported yet")
         self.spec, self.target = spec, current()
-        geometry = Geometry.of(spec, self.target)
-        self._packer = Packer(spec, geometry, merge(trace(CELLS[spec.mode])).merged)
-        self._workspaces = Workspaces()
+        self._geometry = Geometry.of(spec, self.target)
+        self._cell = merge(trace(CELLS[spec.mode]))
+        self._packer = Packer(spec, self.target, self._geometry, self._cell.merged)
+        self._workspaces, self._reserves = Workspaces(), Pool()
+        self._plans: dict[str, tuple[tuple[Any, ...], Plan | BackwardPlan]] = {}
+        self._jobs: dict[str, machine.Job] = {}
         self._lock = Lock()
-        self._job: int | None = None
-        self._plan: tuple[tuple[int, int, int], Plan] | None = None
 
-    def compile(self) -> None:
-        """Have the machine code at hand; the first call does it otherwise."""
-        with self._lock:
-            if self._job is None:
+    def compile(self, training: bool = False) -> None:
+        """Have the machine code at hand, in ``training`` that of both ways; the first call does it otherwise."""
+        for name in ("training", "backward") if training else ("forward",):
+            self._job(name)
+
+    def _job(self, name: str) -> machine.Job:
+        job = self._jobs.get(name)
+        if job is None:
+            mode, dtype = self.spec.mode, self.spec.dtype
+            with self._lock:
                 machine.prepare()
-                self._call = machine.forward(self.spec.mode, self.spec.dtype, self.target)
-                self._job = machine.address(self._call)
+                machine.packing(dtype, self.target)
+                if name == "backward":
+                    job = machine.backward(mode, dtype, self.target)
+                else:
+                    job = machine.forward(mode, dtype, self.target, training=name == "training")
+                self._jobs[name] = job
+        return job
+
+    def reserve_bytes(self, steps: int, batch: int, keep: str) -> int:
+        """Bytes of the reserve of a forward call with T steps of N sequences."""
+        return ReserveLayout.of(self.spec, self._geometry, steps, batch, keep).size
 
     def forward(
         self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array
@@ -60,116 +79,112 @@ class CPUEngine:
         ``x`` (T, N, I) and ``y`` (T, N, D·H) with elements side by side in the last axis, ``states`` each contiguous
         (L·D, N, H), ``lengths`` (N,). Writes ``y``, but not its padding; returns the final states.
         """
-        self.compile()
-        assert self._job is not None
-        began = time.perf_counter()
-        packed = self._packer.packed(params)
-        packed_at = time.perf_counter()
-        steps, batch = x.shape[:2]
-        final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
-        with borrow_gang(get_num_threads()) as gang:
-            plan = self._planned(steps, batch, 1 if gang is None else gang.workers + 1)
-            with self._workspaces.borrow(plan.size, plan.states_at) as base:
-                spins = 0 if gang is None else gang.spins
-                passes = self._passes(plan, base, x, packed, states, final, y)
-                call, kept = self._record(plan, base, spins, passes, lengths)
-                if gang is None or plan.members == 1:
-                    self._call(call.ctypes.data, 0)
-                else:
-                    gang.run(self._job, call.ctypes.data, plan.members)
-                del kept
-        if config.debug() >= 2:
-            took = packed_at - began, time.perf_counter() - packed_at
-            config.report(f"weights {took[0] * 1e6:.1f} us, sequence {took[1] * 1e6:.1f} us")
-        return final
+        return self._run_forward(x, self._packed(params, False), states, lengths, y, None)
 
-    def _planned(self, steps: int, batch: int, threads: int) -> Plan:
-        """The plan for a problem; the last one is kept, since shapes mostly repeat."""
-        key, last = (steps, batch, threads), self._plan
-        if last is not None and last[0] == key:
-            return last[1]
-        plan = make_plan(self.spec, self.target, *key)
-        self._plan = key, plan
-        if config.debug() >= 1:
-            config.report(f"{self.spec} on {self.target.name}: {plan}")
-        return plan
-
-    def _passes(
+    def train(
         self,
-        plan: Plan,
-        base: int,
+        x: Array,
+        params: Array,
+        states: Sequence[Array] | None,
+        lengths: Array | None,
+        y: Array,
+        keep: str,
+        seed: int,
+    ) -> tuple[tuple[Array, ...], Kept]:
+        """The same in training: with dropout, and with a reserve that keeps ``"gates"`` or just ``"states"``."""
+        packed = self._packed(params, True)
+        layout = ReserveLayout.of(self.spec, self._geometry, *x.shape[:2], keep)
+        kept = Kept(layout, keep, seed, lengths, self._reserves.lease(layout.size), packed)
+        return self._run_forward(x, packed, states, lengths, y, kept), kept
+
+    def backward(
+        self, kept: Kept, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients
+    ) -> None:
+        """Gradients of a forward call from those of its results.
+
+        ``dy`` (T, N, D·H) with elements side by side in the last axis, ``dstates`` each contiguous (L·D, N, H); None
+        for zeros. Nothing behind a sequence's length is read or written.
+        """
+        job = self._job("backward")
+        layout = kept.layout
+        # Plans know by name whether they have room to compute again what was not kept.
+        recompute = kept.keep == "states"
+
+        def make(steps: int, batch: int, threads: int) -> BackwardPlan:
+            return make_backward_plan(self.spec, self.target, steps, batch, threads, recompute=recompute)
+
+        began = time.perf_counter()
+        with borrow_gang(get_num_threads()) as gang:
+            plan = self._planned("backward" + kept.keep, make, layout.steps, layout.batch, gang)
+            assert isinstance(plan, BackwardPlan)
+            with self._workspaces.borrow(plan.size, records.barrier_bytes(plan)) as base:
+                passes = records.backward_passes(self.spec, plan, base, kept, dy, dstates, gradients)
+                spins = 0 if gang is None else gang.spins
+                call, arrays = records.backward_call(self.spec, plan, base, spins, passes, kept, gradients)
+                _run(job, call, plan.members, gang)
+                del arrays
+        _report(f"backward {(time.perf_counter() - began) * 1e6:.1f} us")
+
+    def _packed(self, params: Array, training: bool) -> Packed:
+        self.compile(training)
+        began = time.perf_counter()
+        packed = self._packer.packed(params, training)
+        _report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
+        return packed
+
+    def _run_forward(
+        self,
         x: Array,
         packed: Packed,
         states: Sequence[Array] | None,
-        final: Sequence[Array],
+        lengths: Array | None,
         y: Array,
-    ) -> Array:
-        """The record of each layer and direction."""
-        spec = self.spec
-        width = spec.hidden_size * x.itemsize
-        between_step = plan.between_row * plan.batch
-        records = np.zeros((spec.num_layers * spec.num_directions, len(PASS.names)), np.int64)
-        source = (x.ctypes.data, x.strides[0], x.strides[1], spec.input_size)
-        for layer in range(spec.num_layers):
-            if layer == spec.num_layers - 1:
-                into = (y.ctypes.data, y.strides[0], y.strides[1])
-            else:
-                into = (base + plan.between_at[layer % 2], between_step, plan.between_row)
-            for direction in range(spec.num_directions):
-                index = layer * spec.num_directions + direction
-                weights = packed.passes[index]
-                offset = index * plan.batch * width
-                after = [state.ctypes.data + offset for state in final]
-                before = [0] * len(after) if states is None else [state.ctypes.data + offset for state in states]
-                none = [0] * (2 - len(after))
-                records[index] = (
-                    *source, into[0] + direction * width, *into[1:], direction,
-                    weights.x_weights, weights.h_weights, weights.x_bias, weights.h_bias,
-                    *before, *none, *after, *none,
-                )  # fmt: skip
-            source = (*into, spec.output_size)
-        return records
+        kept: Kept | None,
+    ) -> tuple[Array, ...]:
+        steps, batch = x.shape[:2]
+        final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
+        name = "forward" if kept is None else "training"
 
-    def _record(
-        self, plan: Plan, base: int, spins: int, passes: Array, lengths: Array | None
-    ) -> tuple[Array, list[Array]]:
-        """The call's record, and the arrays that it points to."""
-        spec = self.spec
-        rows, units = np.array(plan.row_starts, np.int64), np.array(plan.unit_starts, np.int64)
-        kept, order, alive, sorted_lengths = [passes, rows, units], 0, 0, 0
-        if lengths is not None:
-            tables = _tables(plan, lengths)
-            kept += tables
-            order, alive, sorted_lengths = (table.ctypes.data for table in tables)
-        fields = {
-            "steps": plan.steps, "layers": spec.num_layers, "directions": spec.num_directions,
-            "hidden": spec.hidden_size, "grid_directions": plan.grid[0], "grid_rows": plan.grid[1],
-            "grid_units": plan.grid[2], "row_starts": rows.ctypes.data, "unit_starts": units.ctypes.data,
-            "chunk": plan.chunk, "order": order, "alive": alive, "lengths": sorted_lengths,
-            "passes": passes.ctypes.data, "barriers": base + plan.barriers_at, "spins": spins,
-            "states": base + plan.states_at, "state_stride": plan.state_stride,
-            "state_direction": plan.state_direction, "cell_at": plan.cell_at,
-            "scratch": base + plan.scratch_at, "scratch_member": plan.scratch_member,
-            "h_rows_at": plan.h_rows_at, "gates_at": plan.gates_at, "gates_stride": plan.gates_stride,
-            "recurrent_at": plan.recurrent_at,
-        }  # fmt: skip
-        return np.array([fields[name] for name in CALL.names], np.int64), kept
+        def make(steps: int, batch: int, threads: int) -> Plan:
+            return make_plan(self.spec, self.target, steps, batch, threads, training=kept is not None)
+
+        began = time.perf_counter()
+        with borrow_gang(get_num_threads()) as gang:
+            plan = self._planned(name, make, steps, batch, gang)
+            assert isinstance(plan, Plan)
+            with self._workspaces.borrow(plan.size, plan.states_at) as base:
+                passes = records.forward_passes(self.spec, plan, base, x, packed, states, final, y, kept)
+                spins = 0 if gang is None else gang.spins
+                call, arrays = records.forward_call(self.spec, plan, base, spins, passes, lengths, kept)
+                _run(self._job(name), call, plan.members, gang)
+                del arrays
+        _report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
+        return final
+
+    def _planned(
+        self, name: str, make: Callable[[int, int, int], Plan | BackwardPlan], steps: int, batch: int, gang: Gang | None
+    ) -> Plan | BackwardPlan:
+        """The plan for a problem; the last one of its kind is kept, since shapes mostly repeat."""
+        key = steps, batch, 1 if gang is None else gang.workers + 1
+        last = self._plans.get(name)
+        if last is not None and last[0] == key:
+            return last[1]
+        plan = make(*key)
+        self._plans[name] = key, plan
+        if config.debug() >= 1:
+            more = "" if name == "forward" else f"; {differentiate(self._cell)}"
+            config.report(f"{self.spec} on {self.target.name}: {plan}{more}")
+        return plan
 
 
-def _tables(plan: Plan, lengths: Array) -> list[Array]:
-    """Rows in the order of falling lengths, dealt to the row groups in turn; how many live at each time; lengths."""
-    falling = np.argsort(-lengths, kind="stable")
-    groups = plan.grid[1]
-    sizes = np.diff(plan.row_starts)
-    # The longest sequences are dealt like cards, so that every group has as much to do.
-    dealt: list[list[int]] = [[] for _ in range(groups)]
-    turn = 0
-    for index in falling:
-        while len(dealt[turn % groups]) >= sizes[turn % groups]:
-            turn += 1
-        dealt[turn % groups].append(int(index))
-        turn += 1
-    order = np.array([index for hand in dealt for index in hand], np.int64)
-    times = np.arange(plan.steps)
-    alive = [np.count_nonzero(lengths[hand][None, :] > times[:, None], axis=1) for hand in dealt]
-    return [order, np.array(alive, np.int64), lengths[order].astype(np.int64)]
+def _run(job: machine.Job, call: Array, members: int, gang: Gang | None) -> None:
+    """A job on as many threads as its plan has members."""
+    if gang is None or members == 1:
+        job(call.ctypes.data, 0)
+    else:
+        gang.run(machine.address(job), call.ctypes.data, members)
+
+
+def _report(timing: str) -> None:
+    if config.debug() >= 2:
+        config.report(timing)

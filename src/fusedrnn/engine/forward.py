@@ -1,65 +1,43 @@
 """The time loop: one job that runs every layer and direction of a network over a whole sequence.
 
-Python decides everything beforehand and hands over records of integers (addresses and byte strides): ``CALL`` for the
-call and a ``PASS`` for each layer and direction. A member of the gang owns some directions, some rows and some units
-(whole vectors of hidden units with all their gates), and for a chunk of time steps at once multiplies the inputs with
-just the weights that it will itself consume. Then, step by step: the recurrent GEMM, the cell's maths, h and c and y
-written, and a barrier if other members need the new h.
-
-Rows are in the order of falling lengths, so that those still alive at a step are the first ones, in either direction.
+For a chunk of time steps at once a member multiplies the inputs with just the weights that it will itself consume.
+Then, step by step: the recurrent GEMM, the cell's maths, h and c and y written, and a barrier if other members need
+the new h. In training every state, and what else backward needs, also goes to the reserve, and a layer's input is read
+from what the layer below has left there.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from fusedrnn.cells import CELLS
 from fusedrnn.codegen.build import Function, Module, Record, Value
-from fusedrnn.codegen.epilogue import new_states
-from fusedrnn.codegen.sync import BARRIER_BYTES, emit_barrier, emit_wait, flush_denormals
+from fusedrnn.codegen.dropout import Dropout
+from fusedrnn.codegen.sync import emit_barrier, emit_wait, flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
-from fusedrnn.codegen.vector import Vectors
-from fusedrnn.symbolic import Leaf, TracedCell, merge, trace
+from fusedrnn.derivative import differentiate
+from fusedrnn.engine.sequence import SHARED, Pass
+from fusedrnn.symbolic import Leaf, TracedCell, evaluate, merge, trace
 
 CALL = Record(
-    "steps", "layers", "directions", "hidden",
-    "grid_directions", "grid_rows", "grid_units", "row_starts", "unit_starts", "chunk",
-    "order", "alive", "lengths",
-    "passes", "barriers", "spins",
+    *SHARED,
     "states", "state_stride", "state_direction", "cell_at",
-    "scratch", "scratch_member", "h_rows_at", "gates_at", "gates_stride", "recurrent_at",
+    "scratch", "scratch_member", "h_rows_at", "gates_at", "gates_stride", "recurrent_at", "masked_at", "masked_row",
 )  # fmt: skip
 PASS = Record(
     "x", "x_step", "x_row", "k", "y", "y_step", "y_row", "reverse",
     "x_weights", "h_weights", "x_bias", "h_bias", "h0", "c0", "h_n", "c_n",
+    "x_copy", "h_record", "c_record", "kept",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Blocking:
-    """How the gates of a cell lie in panels: the units of a block fill a whole number of panels."""
-
-    gates: int
-    panel_vectors: int
-
-    @property
-    def block_units(self) -> int:
-        """Vectors of units in a block."""
-        return math.lcm(self.gates, self.panel_vectors) // self.gates
-
-    @property
-    def block_columns(self) -> int:
-        """Vectors of gates in a block."""
-        return self.block_units * self.gates
-
-
-def build_forward(mode: str, dtype: str, target: Target) -> Module:
+def build_forward(mode: str, dtype: str, target: Target, training: bool) -> Module:
     """The module whose ``forward(call, member)`` is a gang's job."""
     module = Module(f"forward_{mode}_{dtype}")
     barrier = emit_barrier(module, emit_wait(module))
-    sequence = _Sequence(module, merge(trace(CELLS[mode])), dtype, target, barrier).emit()
+    cell = merge(trace(CELLS[mode]))
+    sequence = (_Training if training else _Inference)(module, cell, dtype, target, barrier).emit()
     f = Function(module, "forward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
@@ -73,95 +51,44 @@ def build_forward(mode: str, dtype: str, target: Target) -> Module:
     return module
 
 
-class _Sequence:
-    """Emits ``sequence(call, member, layer, direction)``: a member's part of one pass."""
+class _Inference(Pass):
+    """A member's part of one pass, nothing kept."""
 
     def __init__(self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function) -> None:
-        self.cell, self.barrier = cell, barrier
-        self.gemm = emit_gemm(module, target, dtype)
-        self.f = Function(module, "sequence", ["call", "member", "layer", "direction"])
-        self.v = Vectors(self.f, target, dtype)
-        self.panel_vectors = target.tile[1]
-        self.blocking = Blocking(len(cell.gates), self.panel_vectors)
-        if len(cell.stages) != 1:
-            raise NotImplementedError("cells of more than one recurrent GEMM a step")
+        gemm = emit_gemm(module, target, dtype)
+        super().__init__(module, "sequence", cell, dtype, target, barrier, (CALL, PASS))
+        self.gemm = gemm
+        self.first_panel = self.first_unit * self.blocking.gates // self.panel_vectors
+        self._place()
 
     def emit(self) -> Function:
         """Emit the function."""
-        f = self.f
-        call, member, layer, direction = f.arguments
-        self.c = c = CALL.read(f, call)
-        self.p = PASS.read(f, c.passes + (layer * c.directions + direction) * (8 * len(PASS.names)))
-        self._divide(member)
-        self._place(member, direction)
+        f, c = self.f, self.c
         self._enter()
         with f.loop(0, c.steps, c.chunk) as first:
             last = (c.steps < first + c.chunk).select(c.steps, first + c.chunk)
             self._inputs(first, last)
             done = f.var(0)
             with f.loop(first, last) as step:
-                time = self._time(step)
-                alive = self._alive(time)
+                time = self.time(step)
+                alive = self.alive(time)
                 with f.if_(alive > 0):
                     self._step(step, time, alive, done.get())
                     done.set(done.get() + alive)
-                    self._meet()
+                    self.meet()
         self._exit()
         f.done()
         return f
 
-    def _divide(self, member: Value) -> None:
-        """Which rows and units are this member's."""
-        f, c = self.f, self.c
-        rest = member // c.grid_directions
-        self.row_group, unit_group = rest % c.grid_rows, rest // c.grid_rows
-        self.first_row = f.load(c.row_starts + self.row_group * 8)
-        self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
-        self.first_unit = f.load(c.unit_starts + unit_group * 8)
-        self.last_unit = f.load(c.unit_starts + unit_group * 8 + 8)
-        self.first_panel = self.first_unit * self.blocking.gates // self.panel_vectors
-        group = 1 + (member % c.grid_directions) * c.grid_rows + self.row_group
-        self.meeting = c.barriers + group * BARRIER_BYTES
-
-    def _place(self, member: Value, direction: Value) -> None:
+    def _place(self) -> None:
         """Where this member's scratch and this direction's states lie."""
         c = self.c
-        scratch = c.scratch + member * c.scratch_member
+        self.scratch = scratch = c.scratch + self.member * c.scratch_member
         self.x_rows, self.h_rows = scratch, scratch + c.h_rows_at
         self.gates, self.recurrent = scratch + c.gates_at, scratch + c.recurrent_at
-        self.states = c.states + direction * c.state_direction + self.first_row * c.state_stride
+        self.states = c.states + self.direction * c.state_direction + self.first_row * c.state_stride
         # h lies twice, for even and odd steps: a step reads one while it writes the other.
         self.h_size = c.cell_at / 2
-        own = self.first_unit * self.v.bytes
-        end = self.last_unit * self.v.lanes
-        end = (end > c.hidden).select(c.hidden, end)
-        self.own, self.own_bytes = own, end * self.v.item - own
-
-    def _index(self, row: Value) -> Value:
-        """The place in the batch of this member's row."""
-        f, c = self.f, self.c
-        place = f.var(self.first_row + row)
-        with f.if_(c.order.compare("!=", 0)):
-            place.set(f.load(c.order + place.get() * 8))
-        return place.get()
-
-    def _time(self, step: Value) -> Value:
-        """The time of a step in this direction."""
-        return self.p.reverse.compare("!=", 0).select(self.c.steps - 1 - step, step)
-
-    def _alive(self, time: Value) -> Value:
-        """How many of this member's rows have that time."""
-        f, c = self.f, self.c
-        alive = f.var(self.rows)
-        with f.if_(c.alive.compare("!=", 0)):
-            alive.set(f.load(c.alive + (self.row_group * c.steps + time) * 8))
-        return alive.get()
-
-    def _meet(self) -> None:
-        """Wait for the members that share these rows."""
-        f, c = self.f, self.c
-        with f.if_(c.grid_units > 1):
-            f.call(self.barrier, self.meeting, c.grid_units, c.spins)
 
     def _state_fields(self) -> list[tuple[str, Value, Value]]:
         """For each state: its name, and where the caller's initial and final values go (0 for nowhere)."""
@@ -176,9 +103,9 @@ class _Sequence:
 
     def _enter(self) -> None:
         """Initial states into the state buffers, and the addresses of h's rows, even steps then odd."""
-        f, c = self.f, self.c
+        f = self.f
         with f.loop(0, self.rows) as row:
-            index = self._index(row)
+            index = self.index(row)
             f.store(self._state_rows("h", row), self.h_rows + row * 8)
             f.store(self._state_rows("h", row) + self.h_size, self.h_rows + (self.rows + row) * 8)
             for name, initial, _ in self._state_fields():
@@ -187,44 +114,46 @@ class _Sequence:
                     with absent:
                         f.fill_zero(into, self.own_bytes)
                     with given:
-                        f.copy(into, initial + index * c.hidden * self.v.item + self.own, self.own_bytes)
+                        f.copy(into, self.row_of_state(initial, index), self.own_bytes)
                 if name == "h":
                     f.copy(into + self.h_size, into, self.own_bytes)
-        self._meet()
+                self._record_initial(name, row, index, into)
+        self.meet()
+
+    def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
+        """What training does with an initial state."""
 
     def _exit(self) -> None:
         """Final states to the caller: h from where each row's last step left it."""
         f, c, p = self.f, self.c, self.p
         with f.loop(0, self.rows) as row:
-            index = self._index(row)
-            steps = f.var(c.steps)
-            with f.if_((p.reverse.equals(0)) & c.lengths.compare("!=", 0)):
-                steps.set(f.load(c.lengths + (self.first_row + row) * 8))
+            index = self.index(row)
+            steps = p.reverse.equals(0).select(self.length(row), c.steps)
             for name, _, final in self._state_fields():
                 source = self._state_rows(name, row) + self.own
                 if name == "h":
-                    source = source + (steps.get() & 1) * self.h_size
-                f.copy(final + index * c.hidden * self.v.item + self.own, source, self.own_bytes)
+                    source = source + (steps & 1) * self.h_size
+                f.copy(self.row_of_state(final, index), source, self.own_bytes)
 
     def _inputs(self, first: Value, last: Value) -> None:
         """The input GEMM of a chunk: every live row of its steps against this member's panels."""
-        f, p, v = self.f, self.p, self.v
+        f, p = self.f, self.p
         count = f.var(0)
         with f.loop(first, last) as step:
-            time = self._time(step)
+            time = self.time(step)
             at = p.x + time * p.x_step
-            with f.loop(0, self._alive(time)) as row:
-                f.store(at + self._index(row) * p.x_row, self.x_rows + count.get() * 8)
+            with f.loop(0, self.alive(time)) as row:
+                index = self.index(row)
+                f.store(self._input_row(at + index * p.x_row, time, index, count.get()), self.x_rows + count.get() * 8)
                 count.set(count.get() + 1)
-        width = self.panel_vectors * v.bytes
-        with f.if_(count.get() > 0), f.loop(self.first_panel, self._panel_end(self.last_unit)) as panel:
-            weights, bias = p.x_weights + panel * p.k * width, p.x_bias + panel * width
-            into = self.gates + (panel - self.first_panel) * width
+        with f.if_(count.get() > 0), f.loop(self.first_panel, self.panel_end(self.last_unit)) as panel:
+            weights, bias = p.x_weights + panel * p.k * self.panel_bytes, p.x_bias + panel * self.panel_bytes
+            into = self.gates + (panel - self.first_panel) * self.panel_bytes
             f.call(self.gemm, count.get(), self.x_rows, weights, p.k, bias, 0, into, self.c.gates_stride)
 
-    def _panel_end(self, unit: Value) -> Value:
-        """The first panel past those that hold any gate of the units before this one."""
-        return (unit * self.blocking.gates + (self.panel_vectors - 1)) // self.panel_vectors
+    def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
+        """Where the input GEMM shall read a row that lies at ``source``."""
+        return source
 
     def _step(self, step: Value, time: Value, alive: Value, done: Value) -> None:
         """One step: block by block of units, the recurrent GEMM and then the cell's maths on what it gave."""
@@ -232,12 +161,12 @@ class _Sequence:
         parity = step & 1
         h_rows = self.h_rows + parity * self.rows * 8
         gates = self.gates + done * c.gates_stride
-        width = self.panel_vectors * v.bytes
+        width = self.panel_bytes
         with f.loop(self.first_unit, self.last_unit, self.blocking.block_units) as unit:
             end = unit + self.blocking.block_units
             end = (end > self.last_unit).select(self.last_unit, end)
             first = unit * self.blocking.gates // self.panel_vectors
-            with f.loop(first, self._panel_end(end)) as panel:
+            with f.loop(first, self.panel_end(end)) as panel:
                 weights = p.h_weights + panel * c.hidden * width
                 if self.cell.merged:
                     at = gates + (panel - self.first_panel) * width
@@ -247,11 +176,15 @@ class _Sequence:
                     stride = self.blocking.block_columns * v.bytes
                     f.call(self.gemm, alive, h_rows, weights, c.hidden, p.h_bias + panel * width, 0, at, stride)
             with f.loop(0, alive) as row:
-                y = p.y + time * p.y_step + self._index(row) * p.y_row
+                rows = self._output_rows(time, self.index(row))
                 with f.loop(unit, end) as at:
-                    self._cell(row, at, at - unit, parity, gates, y)
+                    self._cell(row, at, at - unit, parity, gates, rows)
 
-    def _cell(self, row: Value, unit: Value, within: Value, parity: Value, gates: Value, y: Value) -> None:
+    def _output_rows(self, time: Value, index: Value) -> list[Value]:
+        """Where the results of a row go at that time."""
+        return [self.p.y + time * self.p.y_step + index * self.p.y_row]
+
+    def _cell(self, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: list[Value]) -> None:
         """The cell's maths on one vector of units of one row."""
         c, v, cell = self.c, self.v, self.cell
         offset = unit * v.bytes
@@ -268,17 +201,67 @@ class _Sequence:
             source = from_state if kind == "h" else from_input
             return v.load(source + cell.gates.index(name) * v.bytes)
 
-        for name, value in zip(cell.states, new_states(v, cell, leaf), strict=True):
+        values = self._evaluate(leaf)
+        for name, value in zip(cell.states, values, strict=False):
             v.store(value, after if name == "h" else state[name])
-            if name == "h":
-                self._output(value, unit, y + offset)
+        self._output(values, unit, rows)
 
-    def _output(self, value: Value, unit: Value, at: Value) -> None:
-        """A vector of y; at the end of a row only those units that exist."""
-        left = self.c.hidden - unit * self.v.lanes
-        with self.f.if_else(left >= self.v.lanes) as (whole, part):
-            with whole:
-                self.v.store(value, at, align=self.v.item)
-            with part:
-                self.v.store_first(value, at, left)
+    def _evaluate(self, leaf: Callable[[Leaf], Value]) -> list[Value]:
+        """The new states, the output first, and what else the outputs need."""
+        return list(evaluate(self.cell.outputs, leaf, self.v))
 
+    def _output(self, values: list[Value], unit: Value, rows: list[Value]) -> None:
+        """A vector of a row's results."""
+        self.store_real(values[0], unit, rows[0] + unit * self.v.bytes)
+
+
+class _Training(_Inference):
+    """A member's part of one pass, the reserve filled."""
+
+    def __init__(self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function) -> None:
+        self.dropout = Dropout(module, target, dtype)
+        super().__init__(module, cell, dtype, target, barrier)
+        self.kept = differentiate(cell).kept
+
+    def _records(self) -> list[Value]:
+        """Where the reserve has the states of this pass."""
+        return [self.p.h_record, self.p.c_record][: len(self.cell.states)]
+
+    def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
+        """An initial state goes where the one of a step before the row's first would."""
+        first = self.p.reverse.equals(0).select(self.f.constant(-1), self.length(row))
+        base = self._records()[self.cell.states.index(name)]
+        self.f.copy(self.record(base, first, index) + self.own, source, self.own_bytes)
+
+    def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
+        """Keep a copy of the network's input, and drop elements of what a layer reads from the one below."""
+        f, c, p = self.f, self.c, self.p
+        at = f.var(source)
+        with f.if_(p.x_copy.compare("!=", 0)):
+            begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
+            copy = p.x_copy + (time * c.batch + index) * p.k * self.v.item
+            f.copy(copy + begin, source + begin, end - begin)
+        with f.if_((self.layer > 0) & (c.threshold > 0)):
+            at.set(self.scratch + c.masked_at + place * c.masked_row)
+            f.call(self.dropout.row, source, at.get(), p.k, index, time, self.layer - 1, c.threshold, c.scale, c.seed)
+        return at.get()
+
+    def _output_rows(self, time: Value, index: Value) -> list[Value]:
+        kept = self.p.kept + time * self.c.kept_step + index * self.c.kept_row
+        records = [self.record(base, time, index) for base in self._records()]
+        return [*super()._output_rows(time, index), kept, *records]
+
+    def _evaluate(self, leaf: Callable[[Leaf], Value]) -> list[Value]:
+        return list(evaluate((*self.cell.outputs, *self.kept), leaf, self.v))
+
+    def _output(self, values: list[Value], unit: Value, rows: list[Value]) -> None:
+        f, v = self.f, self.v
+        y, kept, *records = rows
+        for value, record in zip(values, records, strict=False):
+            self.store_real(value, unit, record + unit * v.bytes)
+        with f.if_(self.p.y.compare("!=", 0)):
+            self.store_real(values[0], unit, y + unit * v.bytes)
+        if self.kept:
+            with f.if_(self.p.kept.compare("!=", 0)):
+                for place, value in enumerate(values[len(records) :]):
+                    v.store(value, kept + (unit * len(self.kept) + place) * v.bytes)

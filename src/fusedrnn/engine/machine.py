@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 from fusedrnn.codegen import cache
 from fusedrnn.codegen.build import Module
 from fusedrnn.codegen.fingerprint import LANES, build_fingerprint
+from fusedrnn.codegen.packing import build_packing
 from fusedrnn.codegen.sync import build_gang
 from fusedrnn.codegen.target import Target, current
+from fusedrnn.engine.backward import build_backward
 from fusedrnn.engine.forward import build_forward
 from fusedrnn.engine.locks import Lock
+
+Job = Callable[..., None]
 
 # Whoever compiles or loads code holds it: llvmlite has a lock of its own, which no forked child could open.
 _lock = Lock(guards_fork=True)
@@ -37,16 +41,28 @@ def load(name: str, target: Target, build: Callable[[], Module]) -> cache.Machin
         return cache.load(name, target, build)
 
 
-@lru_cache(maxsize=64)
-def _forward(mode: str, dtype: str, target: Target) -> Callable[..., None]:
-    code = load(f"forward_{mode}_{dtype}", target, lambda: build_forward(mode, dtype, target))
-    return function(code, "forward", 2)
+@lru_cache(maxsize=128)
+def _job(name: str, entry: str, target: Target, build: Callable[..., Module], arguments: tuple[Any, ...]) -> Job:
+    return function(load(name, target, lambda: build(*arguments)), entry, 2)
 
 
-def forward(mode: str, dtype: str, target: Target) -> Callable[..., None]:
+def forward(mode: str, dtype: str, target: Target, training: bool = False) -> Job:
     """The forward job of that cell, number format and target."""
+    name = f"{'training' if training else 'forward'}_{mode}_{dtype}"
     with _lock:
-        return _forward(mode, dtype, target)
+        return _job(name, "forward", target, build_forward, (mode, dtype, target, training))
+
+
+def backward(mode: str, dtype: str, target: Target) -> Job:
+    """The backward job of that cell, number format and target."""
+    with _lock:
+        return _job(f"backward_{mode}_{dtype}", "backward", target, build_backward, (mode, dtype, target))
+
+
+def packing(dtype: str, target: Target) -> Job:
+    """The job that packs weights of that number format."""
+    with _lock:
+        return _job(f"packing_{dtype}", "pack", target, build_packing, (dtype, target))
 
 
 def address(call: Callable[..., None]) -> int:

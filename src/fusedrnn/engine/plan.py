@@ -7,11 +7,11 @@ from itertools import pairwise
 
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import ITEM_SIZE, Target, cache_sizes
-from fusedrnn.engine.forward import Blocking
+from fusedrnn.engine.sequence import Blocking
 from fusedrnn.spec import RNNSpec
 
 _LINE = 64
-_DEFAULT_L2 = 1 << 20
+DEFAULT_L2 = 1 << 20
 # Below this much work a second thread costs more than it brings: a job's hand-over takes about a microsecond when the
 # gang is awake, twenty-five when it sleeps; a barrier about one.
 _FLOPS_WORTH_A_JOB = 2_000_000
@@ -52,6 +52,14 @@ class Geometry:
         """Bytes of one row of a panel."""
         return self.blocking.panel_vectors * self.vector_bytes
 
+    def panels_of(self, features: int) -> int:
+        """Panels that hold that many features."""
+        return -(-features * self.item // self.panel_bytes)
+
+    def masked_row(self, spec: RNNSpec) -> int:
+        """Bytes from one to the next copy of a layer's output."""
+        return skewed(self.panels_of(spec.output_size) * self.panel_bytes)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -71,6 +79,8 @@ class Plan:
     gates_at: int
     gates_stride: int
     recurrent_at: int
+    masked_at: int
+    masked_row: int
     between_row: int
     barriers_at: int
     states_at: int
@@ -92,47 +102,55 @@ class Plan:
         )
 
 
-def make_plan(spec: RNNSpec, target: Target, steps: int, batch: int, threads: int) -> Plan:
-    """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace."""
-    geometry = Geometry.of(spec, target)
-    grid = _grid(spec, geometry, steps, batch, threads)
-    directions, row_groups, unit_groups = grid
-    row_starts = tuple(batch * group // row_groups for group in range(row_groups + 1))
-    rows = -(-batch // row_groups)
-    unit_starts = _unit_starts(geometry, unit_groups)
-    widest = max(last - first for first, last in pairwise(unit_starts))
-    columns = -(-widest * geometry.blocking.gates // geometry.blocking.panel_vectors) * geometry.blocking.panel_vectors
-    gates_stride = _skewed(columns * geometry.vector_bytes)
-    chunk = max(1, min(steps, _chunk_rows(gates_stride) // rows))
+def make_plan(
+    spec: RNNSpec, target: Target, steps: int, batch: int, threads: int, *, training: bool = False
+) -> Plan:
+    """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace.
 
-    state_stride = _skewed(geometry.unit_vectors * geometry.vector_bytes)
+    In training what passes from layer to layer is in the reserve, and with dropout a chunk's inputs are copied.
+    """
+    geometry = Geometry.of(spec, target)
+    grid = choose_grid(spec, geometry, geometry.blocking.block_units, steps, batch, threads)
+    directions, row_groups, unit_groups = grid
+    rows = -(-batch // row_groups)
+    starts = unit_starts(geometry, unit_groups, geometry.blocking.block_units)
+    widest = max(last - first for first, last in pairwise(starts))
+    columns = -(-widest * geometry.blocking.gates // geometry.blocking.panel_vectors) * geometry.blocking.panel_vectors
+    gates_stride = skewed(columns * geometry.vector_bytes)
+    chunk = max(1, min(steps, chunk_rows(gates_stride) // rows))
+
+    state_stride = skewed(geometry.unit_vectors * geometry.vector_bytes)
     copies = 2 + (len(spec.state_names) - 1)
-    h_rows_at = _lines(8 * chunk * rows)
-    gates_at = h_rows_at + _lines(16 * rows)
-    recurrent_at = gates_at + _lines(chunk * rows * gates_stride)
-    scratch_member = recurrent_at + _lines(rows * geometry.blocking.block_columns * geometry.vector_bytes)
-    between_row = _skewed(spec.output_size * geometry.item)
+    h_rows_at = lines(8 * chunk * rows)
+    gates_at = h_rows_at + lines(16 * rows)
+    recurrent_at = gates_at + lines(chunk * rows * gates_stride)
+    masked_at = recurrent_at + lines(rows * geometry.blocking.block_columns * geometry.vector_bytes)
+    masked_row = geometry.masked_row(spec) if training and spec.dropout and spec.num_layers > 1 else 0
+    scratch_member = masked_at + chunk * rows * masked_row
+    between_row = skewed(spec.output_size * geometry.item)
 
     barriers_at = 0
     states_at = barriers_at + BARRIER_BYTES * (1 + directions * row_groups)
     scratch_at = states_at + spec.num_directions * copies * batch * state_stride
     between = scratch_at + scratch_member * directions * row_groups * unit_groups
     layer_bytes = steps * batch * between_row
-    buffers = min(2, spec.num_layers - 1)
+    buffers = 0 if training else min(2, spec.num_layers - 1)
     return Plan(
-        steps, batch, grid, row_starts, unit_starts, chunk,
+        steps, batch, grid, row_starts(batch, row_groups), starts, chunk,
         state_stride=state_stride,
         state_direction=copies * batch * state_stride,
         cell_at=2 * batch * state_stride,
         scratch_member=scratch_member, h_rows_at=h_rows_at, gates_at=gates_at, gates_stride=gates_stride,
-        recurrent_at=recurrent_at, between_row=between_row,
+        recurrent_at=recurrent_at, masked_at=masked_at, masked_row=masked_row, between_row=between_row,
         barriers_at=barriers_at, states_at=states_at, scratch_at=scratch_at,
         between_at=(between, between + layer_bytes),
         size=between + buffers * layer_bytes,
     )  # fmt: skip
 
 
-def _grid(spec: RNNSpec, geometry: Geometry, steps: int, batch: int, threads: int) -> tuple[int, int, int]:
+def choose_grid(
+    spec: RNNSpec, geometry: Geometry, block_units: int, steps: int, batch: int, threads: int
+) -> tuple[int, int, int]:
     """Directions first, for they share nothing; then rows, if every thread's cache holds the weights; else units."""
     per_step = spec.flops(1, batch) // spec.num_layers
     if threads == 1 or spec.flops(steps, batch) < _FLOPS_WORTH_A_JOB:
@@ -142,32 +160,36 @@ def _grid(spec: RNNSpec, geometry: Geometry, steps: int, batch: int, threads: in
     if left == 1:
         return directions, 1, 1
     recurrent = geometry.panels * geometry.panel_bytes * spec.state_size
-    if recurrent <= cache_sizes().get("L2", _DEFAULT_L2) // 2 and batch >= left * geometry.tile_rows:
+    if recurrent <= cache_sizes().get("L2", DEFAULT_L2) // 2 and batch >= left * geometry.tile_rows:
         return directions, left, 1
     if per_step < _FLOPS_WORTH_A_BARRIER:
         return directions, 1, 1
-    blocks = -(-geometry.unit_vectors // geometry.blocking.block_units)
+    blocks = -(-geometry.unit_vectors // block_units)
     return directions, 1, min(left, blocks)
 
 
-def _unit_starts(geometry: Geometry, groups: int) -> tuple[int, ...]:
-    """The first vector of units of each group, at a block's edge, and the end."""
-    size = geometry.blocking.block_units
+def row_starts(batch: int, groups: int) -> tuple[int, ...]:
+    """The first row of each group, and the end."""
+    return tuple(batch * group // groups for group in range(groups + 1))
+
+
+def unit_starts(geometry: Geometry, groups: int, size: int) -> tuple[int, ...]:
+    """The first vector of units of each group, at the edge of a block of ``size`` of them, and the end."""
     blocks = -(-geometry.unit_vectors // size)
     return tuple(min(geometry.unit_vectors, blocks * group // groups * size) for group in range(groups + 1))
 
 
-def _chunk_rows(gates_stride: int) -> int:
+def chunk_rows(gates_stride: int) -> int:
     """Rows of an input GEMM whose pre-activations fill half of the second-level cache, within reason."""
-    fitting = cache_sizes().get("L2", _DEFAULT_L2) // 2 // gates_stride
+    fitting = cache_sizes().get("L2", DEFAULT_L2) // 2 // gates_stride
     return max(24, min(_ROWS_IN_A_CHUNK, fitting))
 
 
-def _lines(size: int) -> int:
+def lines(size: int) -> int:
     """Rounded up to whole cache lines."""
     return -(-size // _LINE) * _LINE
 
 
-def _skewed(size: int) -> int:
+def skewed(size: int) -> int:
     """Rounded up to an odd number of cache lines: rows that far apart do not all fall into the same cache sets."""
     return (-(-size // _LINE) | 1) * _LINE

@@ -1,0 +1,98 @@
+"""Dropout's mask in vector registers: Philox4x32-10, the same numbers as :mod:`fusedrnn.dropout` gives.
+
+A group of counters, one in each lane, yields four words for each: those of consecutive features once they are put in
+order. A panel's width is a multiple of four on every target, so that a panel always begins with a whole counter.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from fusedrnn.codegen.build import I32, I64, Function, Module, Value
+from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.vector import DOUBLE, Vectors
+from fusedrnn.dropout import MULTIPLIERS, ROUNDS, WEYL, WORDS
+
+
+class Dropout:
+    """Emits masks for panels of features of one float type on one target."""
+
+    def __init__(self, module: Module, target: Target, dtype: str) -> None:
+        self._vectors = target.tile[1]
+        self._width = target.lanes(dtype) * self._vectors
+        blocks = 1
+        while blocks * WORDS < self._width:
+            blocks *= 2
+        self._blocks = blocks
+        self._narrow, self._wide = ir.VectorType(I32, blocks), ir.VectorType(I64, blocks)
+        self.row = self._emit_row(module, target, dtype)
+
+    def _emit_row(self, module: Module, target: Target, dtype: str) -> Function:
+        """A function that copies a row of features to an aligned one, dropping some; it may read past the row's end."""
+        names = ["source", "into", "features", "index", "time", "layer", "threshold", "scale", "seed"]
+        f = Function(module, "drop", names)
+        source, into, features, index, time, layer, threshold, scale, seed = f.arguments
+        v = Vectors(f, target, dtype)
+        with f.loop(0, features, self._width) as first:
+            factors = self.factors(v, first, index, time, layer, threshold, scale, seed)
+            for place, factor in enumerate(factors):
+                at = first * v.item + place * v.bytes
+                v.store(v.load(source + at, v.item) * factor, into + at)
+        f.done()
+        return f
+
+    def factors(
+        self, v: Vectors, feature: Value, index: Value, time: Value, layer: Value, threshold: Value, scale: Value,
+        seed: Value,
+    ) -> list[Value]:  # fmt: skip
+        """For a panel of features: 0 where they are dropped, else the scale. A vector of factors for each of values."""
+        f, builder = v.function, v.function.builder
+        lane = Value(f, ir.Constant(self._narrow, list(range(self._blocks))))
+        counter = [self._splat(f, feature // WORDS) + lane, *(self._splat(f, word) for word in (index, time, layer))]
+        words = self._philox(f, counter, [self._splat(f, seed), self._splat(f, seed >> 32)])
+        order = [word * self._blocks + block for block in range(self._blocks) for word in range(WORDS)]
+        pairs = [self._shuffle(f, words[i], words[i + 1], range(2 * self._blocks)) for i in (0, 2)]
+        double = builder.fptrunc if v.format.scalar is not DOUBLE else lambda value, kind: value
+        kept = v.splat(Value(f, double(scale.bitcast(DOUBLE).ir, v.format.scalar)))
+        limit = builder.trunc(threshold.ir, I32)
+        factors = []
+        for place in range(self._vectors):
+            own = order[place * v.lanes : (place + 1) * v.lanes]
+            drawn = self._shuffle(f, *pairs, own)
+            limits = Value(f, ir.Constant(drawn.type, ir.Undefined))
+            limits = Value(f, builder.insert_element(limits.ir, limit, ir.Constant(I32, 0)))
+            limits = self._shuffle(f, limits, limits, [0] * v.lanes)
+            chosen = Value(f, builder.icmp_unsigned(">=", drawn.ir, limits.ir))
+            factors.append(chosen.select(kept, 0.0))
+        return factors
+
+    def _philox(self, f: Function, counter: list[Value], key: list[Value]) -> list[Value]:
+        """Ten rounds on a counter and a key of 32-bit words in every lane."""
+        for turn in range(ROUNDS):
+            (high0, low0), (high1, low1) = (self._multiply(f, counter[2 * i], MULTIPLIERS[i]) for i in (0, 1))
+            keys = [word + self._constant(f, turn * step) for word, step in zip(key, WEYL, strict=True)]
+            counter = [high1 ^ counter[1] ^ keys[0], low1, high0 ^ counter[3] ^ keys[1], low0]
+        return counter
+
+    def _multiply(self, f: Function, word: Value, factor: int) -> tuple[Value, Value]:
+        """The high and the low half of a product."""
+        builder = f.builder
+        wide = builder.mul(builder.zext(word.ir, self._wide), ir.Constant(self._wide, [factor] * self._blocks))
+        high = builder.lshr(wide, ir.Constant(self._wide, [32] * self._blocks))
+        return Value(f, builder.trunc(high, self._narrow)), Value(f, builder.trunc(wide, self._narrow))
+
+    def _constant(self, f: Function, value: int) -> Value:
+        return Value(f, ir.Constant(self._narrow, [value & 0xFFFFFFFF] * self._blocks))
+
+    def _splat(self, f: Function, value: Value) -> Value:
+        """The low 32 bits of an integer in every lane."""
+        builder = f.builder
+        word = builder.trunc(value.ir, I32)
+        first = Value(f, builder.insert_element(ir.Constant(self._narrow, ir.Undefined), word, ir.Constant(I32, 0)))
+        return self._shuffle(f, first, first, [0] * self._blocks)
+
+    @staticmethod
+    def _shuffle(f: Function, one: Value, other: Value, places: object) -> Value:
+        chosen = list(places)  # type: ignore[call-overload]
+        kind = ir.VectorType(I32, len(chosen))
+        return Value(f, f.builder.shuffle_vector(one.ir, other.ir, ir.Constant(kind, chosen)))

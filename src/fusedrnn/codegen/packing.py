@@ -1,0 +1,122 @@
+"""Weights into the order in which the kernels stream them, as a job that a gang shares.
+
+``FORWARD`` packs a matrix (G·H, K) into panels whose columns are (vector of units, gate, lane), for one k after the
+other. ``BACKWARD`` packs it transposed: panels of a few vectors of its K columns, for one (vector of units, gate, lane)
+after the other. Zeros stand where units or columns are missing at the end.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from fusedrnn.codegen.build import Function, Module, Record, Value
+from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.vector import Vectors
+
+CALL = Record("tasks", "count", "members", "gates", "hidden", "units")
+TASK = Record("kind", "source", "columns", "panels", "into")
+FORWARD, BACKWARD = 0, 1
+
+
+def build_packing(dtype: str, target: Target) -> Module:
+    """The module of ``pack(call, member)``."""
+    module = Module(f"packing_{dtype}")
+    tasks = [_Forward(module, target, dtype).emit(), _Backward(module, target, dtype).emit()]
+    f = Function(module, "pack", ["call", "member"], exported=True)
+    call, member = f.arguments
+    c = CALL.read(f, call)
+    with f.if_(member < c.members), f.loop(0, c.count) as number:
+        task = c.tasks + number * (8 * len(TASK.names))
+        with f.switch(TASK.read(f, task).kind, (FORWARD, BACKWARD)) as cases:
+            for function, case in zip(tasks, cases, strict=True):
+                with case:
+                    f.call(function, call, member, task)
+    f.done()
+    return module
+
+
+class _Packing:
+    """A function of (call, member, task) under construction."""
+
+    def __init__(self, module: Module, target: Target, dtype: str) -> None:
+        self.f = f = Function(module, type(self).__name__.strip("_").lower(), ["call", "member", "task"])
+        call, self.member, task = f.arguments
+        self.c, self.t = CALL.read(f, call), TASK.read(f, task)
+        self.v = Vectors(f, target, dtype)
+        self.width = target.tile[1]
+
+    def share(self, count: Value) -> tuple[Value, Value]:
+        """The first and the last of this member's part."""
+        return count * self.member // self.c.members, count * (self.member + 1) // self.c.members
+
+    def real_units(self, unit: Value) -> Value:
+        """Units in a vector of them; none past the end."""
+        left = self.c.hidden - unit * self.v.lanes
+        left = (left > self.v.lanes).select(self.f.constant(self.v.lanes), left)
+        return (left > 0).select(left, 0)
+
+
+class _Forward(_Packing):
+    def emit(self) -> Function:
+        """Panel by panel, vector by vector of columns, over all k."""
+        f, c, t, v = self.f, self.c, self.t, self.v
+        first, last = self.share(t.panels)
+        row_bytes = t.columns * v.item
+        with f.loop(first, last) as panel, f.loop(0, self.width) as number:
+            column = panel * self.width + number
+            unit, gate = column // c.gates, column % c.gates
+            source = t.source + (gate * c.hidden + unit * v.lanes) * row_bytes
+            into = t.into + (panel * t.columns * self.width + number) * v.bytes
+            count = self.real_units(unit)
+            with f.if_else(count.equals(v.lanes)) as (whole, part):
+                with whole, f.loop(0, t.columns) as k:
+                    v.store(self._gathered(source + k * v.item, row_bytes), into + k * (self.width * v.bytes))
+                with part, f.loop(0, t.columns) as k:
+                    at = into + k * (self.width * v.bytes)
+                    v.store(v.const(0.0), at)
+                    with f.loop(0, count) as lane:
+                        scalar = f.load(source + lane * row_bytes + k * v.item, v.format.scalar, v.item)
+                        f.store(scalar, at + lane * v.item, v.item)
+        f.done()
+        return f
+
+    def _gathered(self, source: Value, stride: Value) -> Value:
+        """A number from each of as many rows as there are lanes."""
+        f, v = self.f, self.v
+        vector = ir.Constant(v.type, ir.Undefined)
+        for lane in range(v.lanes):
+            scalar = f.load(source + stride * lane, v.format.scalar, v.item)
+            vector = f.builder.insert_element(vector, scalar.ir, ir.Constant(ir.IntType(32), lane))
+        return Value(f, vector)
+
+
+class _Backward(_Packing):
+    def emit(self) -> Function:
+        """Row by row, each cut into the panels."""
+        f, c, t, v = self.f, self.c, self.t, self.v
+        first, last = self.share(c.units)
+        depth = c.units * c.gates * v.lanes
+        with f.loop(first, last) as unit, f.loop(0, c.gates) as gate, f.loop(0, v.lanes) as lane:
+            into = t.into + ((unit * c.gates + gate) * v.lanes + lane) * (self.width * v.bytes)
+            with f.if_else(lane < self.real_units(unit)) as (real, absent):
+                with real:
+                    source = t.source + (gate * c.hidden + unit * v.lanes + lane) * t.columns * v.item
+                    self._row(source, into, depth)
+                with absent, f.loop(0, t.panels) as panel, f.loop(0, self.width) as number:
+                    v.store(v.const(0.0), into + (panel * depth * self.width + number) * v.bytes)
+        f.done()
+        return f
+
+    def _row(self, source: Value, into: Value, depth: Value) -> None:
+        f, t, v = self.f, self.t, self.v
+        panel_features = self.width * v.lanes
+        whole = t.columns // panel_features
+        with f.loop(0, whole) as panel:
+            for number in range(self.width):
+                value = v.load(source + (panel * panel_features + number * v.lanes) * v.item, v.item)
+                v.store(value, into + (panel * depth * self.width + number) * v.bytes)
+        with f.if_(whole < t.panels):
+            for number in range(self.width):
+                feature = whole * panel_features + number * v.lanes
+                value = v.load_first(source + feature * v.item, t.columns - feature)
+                v.store(value, into + (whole * depth * self.width + number) * v.bytes)

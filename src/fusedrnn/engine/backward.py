@@ -1,0 +1,246 @@
+"""The time loop reversed: one job that takes gradients back through every layer, direction and step.
+
+Step by step, from the last to the first: what reaches h from the step after (a recurrent GEMM with transposed weights)
+and from the output, the differentiated maths of the cell, gate gradients written. They go to three places: rows that
+the next step's GEMM reads, rows from which a chunk of steps later makes the gradient of the input, and upright, as the
+GEMMs of the weights' gradients (``weights.py``) want them. One barrier a step if members share rows, as in forward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusedrnn.cells import CELLS
+from fusedrnn.codegen.build import Function, Module, Value, Variable
+from fusedrnn.codegen.dropout import Dropout
+from fusedrnn.codegen.sync import emit_barrier, emit_wait, flush_denormals
+from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.tile import emit_gemm
+from fusedrnn.derivative import differentiate
+from fusedrnn.engine.gradient_pass import CALL, PASS, GradientPass, emit_add_directions
+from fusedrnn.engine.recompute import Recompute
+from fusedrnn.engine.weights import emit_weight_gradients
+from fusedrnn.symbolic import Leaf, TracedCell, evaluate, merge, trace
+
+
+def build_backward(mode: str, dtype: str, target: Target) -> Module:
+    """The module whose ``backward(call, member)`` is a gang's job."""
+    module = Module(f"backward_{mode}_{dtype}")
+    barrier = emit_barrier(module, emit_wait(module))
+    cell = merge(trace(CELLS[mode]))
+    sweep = _Sweep(module, cell, dtype, target, barrier).emit()
+    add_directions = emit_add_directions(module, target, dtype)
+    f = Function(module, "backward", ["call", "member"], exported=True)
+    call, member = f.arguments
+    c = CALL.read(f, call)
+    everyone = c.grid_directions * c.grid_rows * c.grid_units
+    with f.if_(member < everyone), flush_denormals(f):
+        with f.loop(0, c.layers) as layer:
+            with f.loop(member % c.grid_directions, c.directions, c.grid_directions) as direction:
+                f.call(sweep, call, member, c.layers - 1 - layer, direction)
+            with f.if_(everyone > 1):
+                f.call(barrier, c.barriers, everyone, c.spins)
+        with f.if_(c.x_gradient.compare("!=", 0)):
+            f.call(add_directions, call, member, everyone)
+    f.done()
+    return module
+
+
+class _Sweep(GradientPass):
+    """Emits a member's part of one pass."""
+
+    def __init__(self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function) -> None:
+        self.gemm = emit_gemm(module, target, dtype)
+        self.dropout = Dropout(module, target, dtype)
+        self.weights = emit_weight_gradients(module, cell, dtype, target, barrier, self.dropout)
+        self.recompute = Recompute(module, cell, dtype, target, barrier, self.gemm, self.dropout).emit()
+        super().__init__(module, "sweep", cell, dtype, target, barrier)
+        self.derivative = differentiate(cell)
+
+    def emit(self) -> Function:
+        """Emit the function."""
+        f, c = self.f, self.c
+        self._enter()
+        before = f.var(0)
+        fresh = f.var(1)
+        with f.loop(0, c.steps, c.block) as first:
+            last = (c.steps < first + c.block).select(c.steps, first + c.block)
+            offset = f.var(0)
+            with f.loop(first, last, c.chunk) as begin:
+                end = (last < begin + c.chunk).select(last, begin + c.chunk)
+                self._chunk(begin, end, before, offset)
+            with f.if_(c.weight_gradients.compare("!=", 0)):
+                f.call(self.weights, *f.arguments, first, last, offset.get(), fresh.get())
+            fresh.set(0)
+        self._recurrent(c.steps, before.get())
+        self._exit()
+        f.done()
+        return f
+
+    def _enter(self) -> None:
+        """The gradients of the final states into what is carried from step to step; addresses of rows."""
+        f, p = self.f, self.p
+        f.fill_zero(self.zeros, f.constant(self.panel_bytes))
+        with f.loop(0, self.rows) as row:
+            index = self.index(row)
+            for parity in (0, 1):
+                f.store(self.state_gates(row, f.constant(parity)), self.state_rows + (row + self.rows * parity) * 8)
+            for name, final in zip(self.cell.states, (p.dh_n, p.dc_n), strict=False):
+                into = self.carried(name, row) + self.own
+                with f.if_else(final.equals(0)) as (absent, given):
+                    with absent:
+                        f.fill_zero(into, self.own_bytes)
+                    with given:
+                        f.copy(into, self.row_of_state(final, index), self.own_bytes)
+        self.meet()
+
+    def _exit(self) -> None:
+        """What has reached the initial states to the caller, if it is wanted."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        for name, initial in zip(self.cell.states, (p.dh0, p.dc0), strict=False):
+            with f.if_(initial.compare("!=", 0)), f.loop(0, self.rows) as row:
+                into = initial + self.index(row) * c.hidden * v.item
+                with f.loop(self.first_unit, self.last_unit) as unit:
+                    self.deliver(
+                        v.load(self.carried(name, row) + unit * v.bytes),
+                        into + unit * v.bytes,
+                        c.hidden - unit * v.lanes,
+                        c.add_states,
+                    )
+
+    def _chunk(self, begin: Value, end: Value, before: Variable, offset: Variable) -> None:
+        """Some steps, then the gradients of their inputs."""
+        f, c = self.f, self.c
+        with f.if_(c.recompute.compare("!=", 0)):
+            f.call(self.recompute, *f.arguments, begin, end)
+        parity = begin // c.chunk & 1
+        done = f.var(0)
+        with f.loop(begin, end) as step:
+            time = self.time_back(step)
+            alive = self.alive(time)
+            self._recurrent(step, before.get())
+            with f.loop(0, alive) as row:
+                self._row(row, time, step & 1, parity, done.get(), offset.get())
+            done.set(done.get() + alive)
+            offset.set(offset.get() + self.alive_in_batch(time))
+            before.set(alive)
+            self.meet()
+        with f.if_((self.p.dx.compare("!=", 0)) & (done.get() > 0)):
+            self._input_gradients(begin, end, parity, done.get())
+
+    def _recurrent(self, step: Value, count: Value) -> None:
+        """What reaches h from the gates of the step after, for the rows that had it; this member's units."""
+        f, c, p = self.f, self.c, self.p
+        rows = self.state_rows + (1 - (step & 1)) * self.rows * 8
+        k = self.gate_columns
+        with f.if_(count > 0), f.loop(self.first_unit, self.last_unit, self.panel_vectors) as unit:
+            panel = unit // self.panel_vectors
+            at = self.carried("h", self.f.constant(0)) + unit * self.v.bytes
+            weights = p.h_weights + panel * k * self.panel_bytes
+            f.call(self.gemm, count, rows, weights, k, at, c.carried_stride, at, c.carried_stride)
+
+    def _row(self, row: Value, time: Value, parity: Value, half: Value, done: Value, offset: Value) -> None:
+        """The differentiated cell on this member's units of one row."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        index = self.index(row)
+        place = offset + self.looked_up(c.ranks, self.first_row + row)
+        kept = f.var(p.kept + time * c.kept_step + index * c.kept_row)
+        with f.if_(c.recompute.compare("!=", 0)):
+            kept.set(self.recomputed(done + row))
+        rows = {
+            "dy": p.dy + time * p.dy_step + index * p.dy_row,
+            "dy_too": p.dy_too + time * p.dy_step + index * p.dy_row,
+            "kept": kept.get(),
+            "to_state": self.state_gates(row, parity),
+            "to_input": self.input_gates(done + row, half),
+            "upright": self.upright + place * v.bytes,
+            "carried": {name: self.carried(name, row) for name in self.cell.states},
+        }
+        for name, base in zip(self.cell.states, (p.h_record, p.c_record), strict=False):
+            rows["state", name] = self.record(base, self.time_before(time), index)
+            rows["after", name] = self.record(base, time, index)
+        with f.loop(self.first_unit, self.last_unit) as unit:
+            self._cell(rows, unit)
+
+    def _cell(self, rows: dict[Any, Any], unit: Value) -> None:
+        """The differentiated cell on one vector of units of one row."""
+        f, c, v, derivative = self.f, self.c, self.v, self.derivative
+        at = unit * v.bytes
+        left = c.hidden - unit * v.lanes
+        gradient = {name: v.load(rows["carried"][name] + at) for name in self.cell.states}
+        gradient["h"] = gradient["h"] + self._from_above(rows, at, left)
+
+        def leaf(which: Leaf) -> Value:
+            kind, name = which
+            if kind == "gradient":
+                return gradient[name]
+            if kind == "kept":
+                return v.load(rows["kept"] + (unit * len(derivative.kept) + int(name)) * v.bytes)
+            return v.load(rows[kind, name] + at, v.item)
+
+        wanted = [*derivative.slots, *(state for state in derivative.states if state is not None)]
+        values = evaluate(wanted, leaf, v)
+        slots, states = values[: len(derivative.slots)], iter(values[len(derivative.slots) :])
+        for name, expression in zip(self.cell.states, derivative.states, strict=True):
+            v.store(v.const(0.0) if expression is None else next(states), rows["carried"][name] + at)
+        whole = left >= v.lanes
+        # Where no unit is, the rows must hold zeros: the GEMMs run over them.
+        slots = [whole.select(slot, v.keep_first(slot, left)) for slot in slots]
+        gates = len(self.cell.gates)
+        for gate in range(gates):
+            v.store(slots[derivative.from_state[gate]], rows["to_state"] + (unit * gates + gate) * v.bytes)
+            v.store(slots[derivative.from_input[gate]], rows["to_input"] + (unit * gates + gate) * v.bytes)
+        with f.if_(c.weight_gradients.compare("!=", 0)):
+            for place, slot in enumerate(slots):
+                v.store(slot, rows["upright"] + (unit * len(slots) + place) * c.upright_stride)
+
+    def _from_above(self, rows: dict[Any, Any], at: Value, left: Value) -> Value:
+        """What reaches h from the output at its own time, in the layers below the last from both directions."""
+        f, v = self.f, self.v
+        total = f.var(v.const(0.0))
+        with f.if_(self.p.dy.compare("!=", 0)):
+            with f.if_else(left >= v.lanes) as (whole, part):
+                with whole:
+                    total.set(v.load(rows["dy"] + at, v.item))
+                with part:
+                    total.set(v.load_first(rows["dy"] + at, left))
+            with f.if_(self.p.dy_too.compare("!=", 0)):
+                total.set(total.get() + v.load(rows["dy_too"] + at, v.item))
+        return total.get()
+
+    def _input_gradients(self, begin: Value, end: Value, half: Value, count: Value) -> None:
+        """The gradients of a chunk's inputs: a GEMM over all gates, panel by panel of features."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        with f.loop(0, count) as row:
+            f.store(self.input_gates(row, half), self.rows_table + row * 8)
+        panels = (p.k + (self.panel_bytes // v.item - 1)) // (self.panel_bytes // v.item)
+        first, last = (panels * group // c.grid_units for group in (self.unit_group, self.unit_group + 1))
+        k = self.gate_columns
+        with f.loop(first, last) as panel:
+            weights = p.x_weights + panel * k * self.panel_bytes
+            f.call(self.gemm, count, self.rows_table, weights, k, self.zeros, 0, self.panel, self.panel_bytes)
+            self._deliver_panel(begin, end, panel)
+
+    def _deliver_panel(self, begin: Value, end: Value, panel: Value) -> None:
+        """A panel of input gradients to where they belong, dropout's mask on those that go to a layer below."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        feature = panel * (self.panel_bytes // v.item)
+        place = f.var(0)
+        with f.loop(begin, end) as step:
+            time = self.time_back(step)
+            with f.loop(0, self.alive(time)) as row:
+                index = self.index(row)
+                source = self.panel + place.get() * self.panel_bytes
+                with f.if_((self.layer > 0) & (c.threshold > 0)):
+                    factors = self.dropout.factors(
+                        v, feature, index, time, self.layer - 1, c.threshold, c.scale, c.seed
+                    )
+                    for number, factor in enumerate(factors):
+                        at = source + number * v.bytes
+                        v.store(v.load(at) * factor, at)
+                into = p.dx + time * p.dx_step + index * p.dx_row + feature * v.item
+                for number in range(self.panel_vectors):
+                    left = p.k - feature - number * v.lanes
+                    with f.if_(left > 0):
+                        self.deliver(v.load(source + number * v.bytes), into + number * v.bytes, left, p.add_x)
+                place.set(place.get() + 1)

@@ -1,0 +1,166 @@
+"""Who computes what in backward, and where it lies in the workspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from fusedrnn.cells import CELLS
+from fusedrnn.codegen.sync import BARRIER_BYTES
+from fusedrnn.codegen.target import Target
+from fusedrnn.derivative import differentiate
+from fusedrnn.engine import plan
+from fusedrnn.engine.plan import Geometry, lines, skewed
+from fusedrnn.spec import RNNSpec
+from fusedrnn.symbolic import merge, trace
+
+# Rows whose gate gradients wait, upright, for a GEMM of the weights' gradients: enough that reading and writing what
+# has been added up so far is little beside multiplying.
+_ROWS_IN_A_BLOCK = 1024
+# Rows that such a GEMM takes at once; more only where a single step has more.
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class BackwardPlan:
+    """One problem's split and layout. Sizes and strides in bytes; ``layout`` has the positions, by the record's names.
+
+    A team's parts are relative to its start, a member's scratch to its own, everything else to the workspace's.
+    """
+
+    steps: int
+    batch: int
+    grid: tuple[int, int, int]
+    row_starts: tuple[int, ...]
+    unit_starts: tuple[int, ...]
+    weight_starts: tuple[int, ...]
+    chunk: int
+    block: int
+    layout: tuple[tuple[str, int], ...]
+    barriers: int
+    parts_at: int
+    part_size: int
+    part_row: int
+    size: int
+
+    @property
+    def members(self) -> int:
+        """Threads at work."""
+        directions, rows, units = self.grid
+        return directions * rows * units
+
+    def __str__(self) -> str:
+        directions, rows, units = self.grid
+        return (
+            f"backward of T={self.steps} N={self.batch}: {self.members} thread(s) = {directions} direction(s) x "
+            f"{rows} row group(s) x {units} unit group(s); {self.chunk} step(s) per gradient GEMM of inputs, "
+            f"{self.block} of weights; workspace {self.size / 2**20:.2f} MiB"
+        )
+
+
+def make_backward_plan(
+    spec: RNNSpec, target: Target, steps: int, batch: int, threads: int, *, recompute: bool = False
+) -> BackwardPlan:
+    """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace."""
+    geometry = Geometry.of(spec, target)
+    width = geometry.blocking.panel_vectors
+    grid = plan.choose_grid(spec, geometry, width, steps, batch, threads)
+    directions, row_groups, unit_groups = grid
+    starts = plan.unit_starts(geometry, unit_groups, width)
+    gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
+    chunk = max(1, min(steps, plan.chunk_rows(gates_row) // batch))
+    block = min(max(1, _ROWS_IN_A_BLOCK // (batch * chunk)) * chunk, -(-steps // chunk) * chunk)
+    team = _team(spec, geometry, batch, chunk, block, gates_row)
+    rows = -(-batch // row_groups)
+    widest = max(last - first for first, last in pairwise(starts))
+    member = _member(spec, geometry, batch, rows, chunk, block, widest, recompute)
+
+    barriers = 1 + directions * row_groups + directions
+    team_at = lines(BARRIER_BYTES * barriers)
+    scratch_at = team_at + directions * team["team_size"]
+    parts_at = scratch_at + directions * row_groups * unit_groups * member["scratch_member"]
+    part_row = skewed(max(spec.output_size, spec.input_size) * geometry.item)
+    part_size = steps * batch * part_row
+    parts = spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1)
+    return BackwardPlan(
+        steps, batch, grid, plan.row_starts(batch, row_groups), starts,
+        plan.unit_starts(geometry, row_groups * unit_groups, width),
+        chunk, block,
+        layout=tuple({**team, **member, "team": team_at, "scratch": scratch_at}.items()),
+        barriers=barriers, parts_at=parts_at, part_size=part_size, part_row=part_row,
+        # What is read past the end of a last row must be there.
+        size=parts_at + parts * part_size + 2 * geometry.panel_bytes,
+    )  # fmt: skip
+
+
+def _team(
+    spec: RNNSpec, geometry: Geometry, batch: int, chunk: int, block: int, gates_row: int
+) -> dict[str, int]:
+    """What the members that work on a direction share."""
+    slots = len(differentiate(merge(trace(CELLS[spec.mode]))).slots)
+    units, gates = geometry.unit_vectors, geometry.blocking.gates
+    hidden_panels = geometry.panels_of(spec.hidden_size)
+    input_panels = max(geometry.panels_of(spec.layer_input_size(layer)) for layer in range(spec.num_layers))
+    carried_stride = skewed(hidden_panels * geometry.panel_bytes)
+    upright_stride = skewed(block * batch * geometry.vector_bytes)
+    weights_stride = skewed((input_panels + hidden_panels) * geometry.panel_bytes)
+    lanes = geometry.vector_bytes // geometry.item
+    sizes = {
+        "state_gates_at": 2 * batch * gates_row,
+        "input_gates_at": 2 * batch * chunk * gates_row,
+        "carried_at": len(spec.state_names) * batch * carried_stride,
+        "upright_at": units * slots * upright_stride,
+        "weights_at": units * gates * lanes * weights_stride,
+        "sums_at": lines(units * slots * geometry.vector_bytes),
+    }
+    return {
+        **_placed(sizes, "team_size"),
+        "gates_row": gates_row,
+        "carried_size": batch * carried_stride,
+        "carried_stride": carried_stride,
+        "upright_stride": upright_stride,
+        "weights_stride": weights_stride,
+    }
+
+
+def _member(
+    spec: RNNSpec, geometry: Geometry, batch: int, rows: int, chunk: int, block: int, widest: int, recompute: bool
+) -> dict[str, int]:
+    """A member's scratch."""
+    inner = min(block * batch, _ROWS_AT_ONCE)
+    near = plan.cache_sizes().get("L2", plan.DEFAULT_L2) // 2
+    packed_panels = max(1, near // (inner * geometry.panel_bytes))
+    blocking, vector = geometry.blocking, geometry.vector_bytes
+    forward_gates_stride = skewed(-(-widest * blocking.gates // blocking.panel_vectors) * geometry.panel_bytes)
+    masked_row = geometry.masked_row(spec)
+    kept = len(differentiate(merge(trace(CELLS[spec.mode]))).kept)
+    in_chunk = chunk * rows
+    again = in_chunk if recompute and kept else 0
+    masked = again if spec.dropout and spec.num_layers > 1 else 0
+    sizes = {
+        "rows_at": lines(16 * rows + 8 * in_chunk),
+        "places_at": lines(16 * block * batch),
+        "panel_at": lines(geometry.panel_bytes * (1 + in_chunk)),
+        "packed_at": lines(packed_panels * inner * geometry.panel_bytes),
+        "kept_at": lines(again * widest * kept * vector),
+        "forward_gates_at": again * forward_gates_stride,
+        "recurrent_at": lines(again * blocking.block_columns * vector),
+        "masked_at": masked * masked_row,
+    }
+    return {
+        **_placed(sizes, "scratch_member"),
+        "inner": inner,
+        "packed_panels": packed_panels,
+        "forward_gates_stride": forward_gates_stride,
+        "masked_row": masked_row,
+        "kept_size": again * widest * kept,
+    }
+
+
+def _placed(sizes: dict[str, int], total: str) -> dict[str, int]:
+    """One behind the other, and how much that is."""
+    places, at = {}, 0
+    for name, size in sizes.items():
+        places[name] = at
+        at += size
+    return {**places, total: at}

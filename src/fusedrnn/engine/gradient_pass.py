@@ -1,0 +1,132 @@
+"""What the parts of backward share: their records, where gradients lie, how they are handed over."""
+
+from __future__ import annotations
+
+from fusedrnn.codegen.build import Function, Module, Record, Value
+from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.vector import Vectors
+from fusedrnn.derivative import differentiate
+from fusedrnn.engine.sequence import SHARED, Pass
+from fusedrnn.symbolic import TracedCell
+
+CALL = Record(
+    *SHARED,
+    "block", "weight_starts", "ranks", "totals", "falling", "add_states", "add_params", "recompute", "weight_gradients",
+    "team", "team_size", "state_gates_at", "input_gates_at", "gates_row", "carried_at", "carried_size",
+    "carried_stride", "upright_at", "upright_stride", "weights_at", "weights_stride", "sums_at",
+    "scratch", "scratch_member", "places_at", "panel_at", "packed_at", "packed_panels", "inner", "kept_at",
+    "forward_gates_at", "forward_gates_stride", "recurrent_at", "masked_at", "masked_row",
+    "x_gradient", "x_step", "x_row", "x_add", "x_size", "part", "part_step", "part_row", "part_size",
+)  # fmt: skip
+"""A *team* is the members that work on the same direction; its memory, ``team_size`` bytes, holds the rows of gate
+gradients, what is carried from step to step, upright gradients and the weights' gradients."""
+PASS = Record(
+    "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "add_x",
+    "x_weights", "h_weights", "forward_x_weights", "forward_h_weights", "x_bias", "h_bias",
+    "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "kept",
+    "d_x_weights", "d_h_weights", "d_x_bias", "d_h_bias",
+)  # fmt: skip
+
+
+class GradientPass(Pass):
+    """A function of backward's under construction."""
+
+    def __init__(
+        self,
+        module: Module,
+        name: str,
+        cell: TracedCell,
+        dtype: str,
+        target: Target,
+        barrier: Function,
+        more: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(module, name, cell, dtype, target, barrier, (CALL, PASS), more)
+        c, v = self.c, self.v
+        self.kept_slots = len(differentiate(cell).kept)
+        self.slots = len(differentiate(cell).slots)
+        unit_vectors = (c.hidden + (v.lanes - 1)) // v.lanes
+        self.gate_columns = unit_vectors * (len(cell.gates) * v.lanes)
+        self.team = c.team + self.turn * c.team_size
+        self.upright = self.team + c.upright_at
+        self.scratch = c.scratch + self.member * c.scratch_member
+        self.state_rows, self.rows_table = self.scratch, self.scratch + self.rows * 16
+        # A row of zeros for GEMMs to start from lies before the panel that they make.
+        self.zeros = self.scratch + c.panel_at
+        self.panel = self.zeros + self.panel_bytes
+
+    def time_back(self, step: Value) -> Value:
+        """The time of a step of the backward loop in this direction."""
+        return self.time(self.c.steps - 1 - step)
+
+    def alive_in_batch(self, time: Value) -> Value:
+        """How many sequences of the whole batch have that time."""
+        f, c = self.f, self.c
+        alive = f.var(c.batch)
+        with f.if_(c.totals.compare("!=", 0)):
+            alive.set(f.load(c.totals + time * 8))
+        return alive.get()
+
+    def carried(self, name: str, row: Value) -> Value:
+        """This member's row of what reaches a state from the step after."""
+        c = self.c
+        base = self.team + c.carried_at + self.cell.states.index(name) * c.carried_size
+        return base + (self.first_row + row) * c.carried_stride
+
+    def state_gates(self, row: Value, parity: Value) -> Value:
+        """A row of gate gradients towards the recurrent weights: two sets, for even and odd steps."""
+        c = self.c
+        return self.team + c.state_gates_at + (parity * c.batch + self.first_row + row) * c.gates_row
+
+    def input_gates(self, place: Value, half: Value) -> Value:
+        """A row of gate gradients towards the input weights, of a chunk: two sets, for even and odd chunks."""
+        c = self.c
+        row = (half * c.batch + self.first_row) * c.chunk + place
+        return self.team + c.input_gates_at + row * c.gates_row
+
+    def recomputed(self, place: Value) -> Value:
+        """Where a row of a chunk has what was computed again, as if all units were there."""
+        c, v = self.c, self.v
+        row = (self.last_unit - self.first_unit) * (self.kept_slots * v.bytes)
+        return self.scratch + c.kept_at + place * row - self.first_unit * (self.kept_slots * v.bytes)
+
+    def deliver(self, value: Value, into: Value, left: Value, add: Value) -> None:
+        """A vector to the caller's memory, written or added, as many lanes as are left."""
+        deliver(self.f, self.v, value, into, left, add)
+
+
+def deliver(f: Function, v: Vectors, value: Value, into: Value, left: Value, add: Value) -> None:
+    """A vector to memory of any alignment, written or added, as many lanes as are left."""
+    total = f.var(value)
+    with f.if_else(left >= v.lanes) as (whole, part):
+        with whole:
+            with f.if_(add.compare("!=", 0)):
+                total.set(v.load(into, v.item) + value)
+            v.store(total.get(), into, v.item)
+        with part:
+            with f.if_(add.compare("!=", 0)):
+                total.set(v.load_first(into, left) + value)
+            v.store_first(total.get(), into, left)
+
+
+def emit_add_directions(module: Module, target: Target, dtype: str) -> Function:
+    """A function of (call, member, members): the input's gradient is the sum of what both directions made."""
+    f = Function(module, "add_directions", ["call", "member", "members"])
+    call, member, members = f.arguments
+    c, v = CALL.read(f, call), Vectors(f, target, dtype)
+    with f.loop(member, c.steps, members) as time:
+        alive = f.var(c.batch)
+        with f.if_(c.totals.compare("!=", 0)):
+            alive.set(f.load(c.totals + time * 8))
+        with f.loop(0, alive.get()) as rank:
+            index = f.var(rank)
+            with f.if_(c.falling.compare("!=", 0)):
+                index.set(f.load(c.falling + rank * 8))
+            into = c.x_gradient + time * c.x_step + index.get() * c.x_row
+            one = c.part + time * c.part_step + index.get() * c.part_row
+            with f.loop(0, c.x_size, v.lanes) as feature:
+                at = feature * v.item
+                total = v.load(one + at) + v.load(one + c.part_size + at)
+                deliver(f, v, total, into + at, c.x_size - feature, c.x_add)
+    f.done()
+    return f

@@ -1,0 +1,108 @@
+"""What forward did not keep, computed again for a chunk of steps: all its states are known, so all steps at once.
+
+Each element's products are added in the same order as in forward, so that the same bits come out.
+"""
+
+from __future__ import annotations
+
+from fusedrnn.codegen.build import Function, Module, Value
+from fusedrnn.codegen.dropout import Dropout
+from fusedrnn.codegen.target import Target
+from fusedrnn.derivative import differentiate
+from fusedrnn.engine.gradient_pass import GradientPass
+from fusedrnn.symbolic import Leaf, TracedCell, evaluate
+
+
+class Recompute(GradientPass):
+    """Emits a function of (a pass's arguments, first step, last step): a member's units of those steps' rows."""
+
+    def __init__(
+        self,
+        module: Module,
+        cell: TracedCell,
+        dtype: str,
+        target: Target,
+        barrier: Function,
+        gemm: Function,
+        dropout: Dropout,
+    ) -> None:
+        super().__init__(module, "recompute", cell, dtype, target, barrier, ("first", "last"))
+        self.gemm, self.dropout = gemm, dropout
+        self.kept = differentiate(cell).kept
+        self.first, self.last = self.f.arguments[4:]
+        c = self.c
+        self.gates, self.recurrent = self.scratch + c.forward_gates_at, self.scratch + c.recurrent_at
+        self.first_panel = self.first_unit * self.blocking.gates // self.panel_vectors
+
+    def emit(self) -> Function:
+        """Emit the function."""
+        f, p = self.f, self.p
+        count = self._rows(inputs=True)
+        with f.if_(count > 0):
+            with f.loop(self.first_panel, self.panel_end(self.last_unit)) as panel:
+                weights, bias = p.forward_x_weights + panel * p.k * self.panel_bytes, p.x_bias + panel * self.panel_bytes
+                into = self.gates + (panel - self.first_panel) * self.panel_bytes
+                stride = self.c.forward_gates_stride
+                f.call(self.gemm, count, self.rows_table, weights, p.k, bias, 0, into, stride)
+            self._rows(inputs=False)
+            with f.loop(self.first_unit, self.last_unit, self.blocking.block_units) as unit:
+                self._block(unit, count)
+        f.done()
+        return f
+
+    def _rows(self, inputs: bool) -> Value:
+        """The addresses of the rows of all steps, of what the layer read or of its h before; their number."""
+        f, p = self.f, self.p
+        place = f.var(0)
+        with f.loop(self.first, self.last) as step:
+            time = self.time_back(step)
+            with f.loop(0, self.alive(time)) as row:
+                index = self.index(row)
+                if inputs:
+                    at = self._input_row(p.x + time * p.x_step + index * p.x_row, time, index, place.get())
+                else:
+                    at = self.record(p.h_record, self.time_before(time), index)
+                f.store(at, self.rows_table + place.get() * 8)
+                place.set(place.get() + 1)
+        return place.get()
+
+    def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
+        f, c, p = self.f, self.c, self.p
+        at = f.var(source)
+        with f.if_((self.layer > 0) & (c.threshold > 0)):
+            at.set(self.scratch + c.masked_at + place * c.masked_row)
+            f.call(self.dropout.row, source, at.get(), p.k, index, time, self.layer - 1, c.threshold, c.scale, c.seed)
+        return at.get()
+
+    def _block(self, unit: Value, count: Value) -> None:
+        """The recurrent GEMM of a block of units, then what forward would have kept of them."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        end = unit + self.blocking.block_units
+        end = (end > self.last_unit).select(self.last_unit, end)
+        first = unit * self.blocking.gates // self.panel_vectors
+        width, gates_stride = self.panel_bytes, c.forward_gates_stride
+        with f.loop(first, self.panel_end(end)) as panel:
+            weights = p.forward_h_weights + panel * c.hidden * width
+            if self.cell.merged:
+                at = self.gates + (panel - self.first_panel) * width
+                f.call(self.gemm, count, self.rows_table, weights, c.hidden, at, gates_stride, at, gates_stride)
+            else:
+                at = self.recurrent + (panel - first) * width
+                stride = self.blocking.block_columns * v.bytes
+                f.call(self.gemm, count, self.rows_table, weights, c.hidden, p.h_bias + panel * width, 0, at, stride)
+        with f.loop(0, count) as place, f.loop(unit, end) as at:
+            self._cell(place, at, at - unit)
+
+    def _cell(self, place: Value, unit: Value, within: Value) -> None:
+        c, v, cell = self.c, self.v, self.cell
+        gates = self.blocking.gates
+        from_input = self.gates + place * c.forward_gates_stride + (unit - self.first_unit) * (gates * v.bytes)
+        from_state = self.recurrent + (place * self.blocking.block_columns + within * gates) * v.bytes
+
+        def leaf(which: Leaf) -> Value:
+            kind, name = which
+            source = from_state if kind == "h" else from_input
+            return v.load(source + cell.gates.index(name) * v.bytes)
+
+        for number, value in enumerate(evaluate(self.kept, leaf, v)):
+            v.store(value, self.recomputed(place) + (unit * self.kept_slots + number) * v.bytes)

@@ -1,0 +1,160 @@
+"""What the forward and the backward time loop share: the records they are handed, who owns what, which rows live.
+
+Python decides everything beforehand and hands over records of integers (addresses and byte strides): one for the call
+and one for each *pass*, which is a layer in a direction. A member of the gang owns some directions, some rows and some
+units (whole vectors of hidden units with all their gates).
+
+Rows are in the order of falling lengths, so that those still alive at a step are the first ones, in either direction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fusedrnn.codegen.build import Function, Module, Record, Value
+from fusedrnn.codegen.sync import BARRIER_BYTES
+from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.vector import Vectors
+from fusedrnn.symbolic import TracedCell
+
+SHARED = (
+    "steps", "batch", "layers", "directions", "hidden",
+    "grid_directions", "grid_rows", "grid_units", "row_starts", "unit_starts", "chunk",
+    "order", "alive", "lengths",
+    "passes", "barriers", "spins",
+    "record_step", "record_row", "kept_step", "kept_row",
+    "threshold", "scale", "seed",
+)  # fmt: skip
+"""The fields that the records of both loops begin with.
+
+``order``, ``alive`` and ``lengths`` are tables, 0 if every sequence has all steps: the place in the batch of each row;
+for each row group, how many of its rows live at each time; the length of each row. ``record`` strides are those of the
+states in a reserve, ``kept`` strides those of whatever else it keeps. ``threshold``, ``scale`` (the bits of a float64)
+and ``seed`` are dropout's; a threshold of 0 means none.
+"""
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How the gates of a cell lie in panels: the units of a block fill a whole number of panels."""
+
+    gates: int
+    panel_vectors: int
+
+    @property
+    def block_units(self) -> int:
+        """Vectors of units in a block."""
+        return math.lcm(self.gates, self.panel_vectors) // self.gates
+
+    @property
+    def block_columns(self) -> int:
+        """Vectors of gates in a block."""
+        return self.block_units * self.gates
+
+
+class Pass:
+    """A function under construction, ``name(call, member, layer, direction, *more)``: a member's part of one pass."""
+
+    def __init__(
+        self,
+        module: Module,
+        name: str,
+        cell: TracedCell,
+        dtype: str,
+        target: Target,
+        barrier: Function,
+        records: tuple[Record, Record],
+        more: tuple[str, ...] = (),
+    ) -> None:
+        if len(cell.stages) != 1:
+            raise NotImplementedError("cells of more than one recurrent GEMM a step")
+        self.cell, self.barrier = cell, barrier
+        self.f = f = Function(module, name, ["call", "member", "layer", "direction", *more])
+        self.v = Vectors(f, target, dtype)
+        self.panel_vectors = target.tile[1]
+        self.panel_bytes = self.panel_vectors * self.v.bytes
+        self.blocking = Blocking(len(cell.gates), self.panel_vectors)
+        call, self.member, self.layer, self.direction = f.arguments[:4]
+        self.c = c = records[0].read(f, call)
+        self.p = records[1].read(f, c.passes + (self.layer * c.directions + self.direction) * (8 * len(records[1].names)))
+        self._divide()
+
+    def _divide(self) -> None:
+        """Which rows and units are this member's."""
+        f, c = self.f, self.c
+        self.turn = self.member % c.grid_directions
+        rest = self.member // c.grid_directions
+        self.row_group, self.unit_group = rest % c.grid_rows, rest // c.grid_rows
+        self.first_row = f.load(c.row_starts + self.row_group * 8)
+        self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
+        self.first_unit = f.load(c.unit_starts + self.unit_group * 8)
+        self.last_unit = f.load(c.unit_starts + self.unit_group * 8 + 8)
+        self.meeting = c.barriers + (1 + self.turn * c.grid_rows + self.row_group) * BARRIER_BYTES
+        own = self.first_unit * self.v.bytes
+        end = self.last_unit * self.v.lanes
+        end = (end > c.hidden).select(c.hidden, end)
+        self.own, self.own_bytes = own, end * self.v.item - own
+
+    def meet(self) -> None:
+        """Wait for the members that share these rows."""
+        f, c = self.f, self.c
+        with f.if_(c.grid_units > 1):
+            f.call(self.barrier, self.meeting, c.grid_units, c.spins)
+
+    def index(self, row: Value) -> Value:
+        """The place in the batch of this member's row."""
+        return self.looked_up(self.c.order, self.first_row + row)
+
+    def looked_up(self, table: Value, place: Value) -> Value:
+        """What a table has at a place, or the place itself if there is no table."""
+        f = self.f
+        found = f.var(place)
+        with f.if_(table.compare("!=", 0)):
+            found.set(f.load(table + place * 8))
+        return found.get()
+
+    def time(self, step: Value) -> Value:
+        """The time of a step of the forward loop in this direction."""
+        return self.p.reverse.compare("!=", 0).select(self.c.steps - 1 - step, step)
+
+    def alive(self, time: Value) -> Value:
+        """How many of this member's rows have that time."""
+        f, c = self.f, self.c
+        alive = f.var(self.rows)
+        with f.if_(c.alive.compare("!=", 0)):
+            alive.set(f.load(c.alive + (self.row_group * c.steps + time) * 8))
+        return alive.get()
+
+    def length(self, row: Value) -> Value:
+        """The steps of this member's row."""
+        f, c = self.f, self.c
+        steps = f.var(c.steps)
+        with f.if_(c.lengths.compare("!=", 0)):
+            steps.set(f.load(c.lengths + (self.first_row + row) * 8))
+        return steps.get()
+
+    def time_before(self, time: Value) -> Value:
+        """The time of the step before, in this direction."""
+        return time + self.p.reverse.compare("!=", 0).select(self.f.constant(1), -1)
+
+    def row_of_state(self, base: Value, index: Value) -> Value:
+        """This member's part of a sequence's row in an array (N, H) of states."""
+        return base + index * self.c.hidden * self.v.item + self.own
+
+    def record(self, base: Value, time: Value, index: Value) -> Value:
+        """A row of states in the reserve."""
+        return base + time * self.c.record_step + index * self.c.record_row
+
+    def store_real(self, value: Value, unit: Value, at: Value) -> None:
+        """A vector of units to memory of any alignment; at the end of a row only those units that exist."""
+        left = self.c.hidden - unit * self.v.lanes
+        with self.f.if_else(left >= self.v.lanes) as (whole, part):
+            with whole:
+                self.v.store(value, at, align=self.v.item)
+            with part:
+                self.v.store_first(value, at, left)
+
+    def panel_end(self, unit: Value) -> Value:
+        """The first panel of gates past those that hold any gate of the units before this one."""
+        return (unit * self.blocking.gates + (self.panel_vectors - 1)) // self.panel_vectors

@@ -1,0 +1,196 @@
+"""The gradients of weights and biases: GEMMs that sum over all rows of a block of steps.
+
+A is the upright gate gradients, B the layer's inputs or its previous h, packed by panels. Each member makes the rows of
+the units that are its share, whoever computed their gate gradients, and adds block to block in scratch: every element
+is one chain of multiply-adds over all steps from the last to the first, whatever the blocks, whatever the threads.
+"""
+
+from __future__ import annotations
+
+from fusedrnn.codegen.build import Function, Module, Value
+from fusedrnn.codegen.dropout import Dropout
+from fusedrnn.codegen.sync import BARRIER_BYTES
+from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.tile import emit_upright_gemm
+from fusedrnn.derivative import differentiate
+from fusedrnn.engine.gradient_pass import GradientPass
+from fusedrnn.symbolic import TracedCell
+
+
+def emit_weight_gradients(
+    module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function, dropout: Dropout
+) -> Function:
+    """A function of (a pass's arguments, first step, last step, rows in them, whether it is the first block).
+
+    With the last block, the sums go to where the caller wants them.
+    """
+    return _WeightGradients(module, cell, dtype, target, barrier, dropout).emit()
+
+
+class _WeightGradients(GradientPass):
+    def __init__(
+        self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function, dropout: Dropout
+    ) -> None:
+        self.gemm = emit_upright_gemm(module, target, dtype)
+        super().__init__(
+            module, "weights", cell, dtype, target, barrier, ("first", "last", "rows_in_block", "fresh")
+        )
+        self.dropout = dropout
+        self.derivative = differentiate(cell)
+        f, c, v = self.f, self.c, self.v
+        self.first, self.last, self.count, self.fresh = f.arguments[4:]
+        share = self.row_group * c.grid_units + self.unit_group
+        self.first_own = f.load(c.weight_starts + share * 8)
+        self.last_own = f.load(c.weight_starts + share * 8 + 8)
+        self.places = self.scratch + c.places_at
+        self.packed = self.scratch + c.packed_at
+        self.panel_features = self.panel_bytes // v.item
+        self.x_panels = (self.p.k + (self.panel_features - 1)) // self.panel_features
+        self.h_panels = (c.hidden + (self.panel_features - 1)) // self.panel_features
+
+    def emit(self) -> Function:
+        """Emit the function."""
+        f, c = self.f, self.c
+        self._meet_team()
+        self._find_places()
+        with f.if_(self.fresh.compare("!=", 0)):
+            self._clear_sums()
+        with f.if_((self.count.equals(0)) & (self.fresh.compare("!=", 0))):
+            size = (self.last_own - self.first_own) * (len(self.cell.gates) * self.v.lanes) * c.weights_stride
+            f.fill_zero(self._weight_rows(self.first_own, 0), size)
+        self._sum()
+        with f.loop(0, self.count, c.inner) as begin:
+            end = (self.count < begin + c.inner).select(self.count, begin + c.inner)
+            start = (begin + (1 - self.fresh)).compare("!=", 0)
+            self._multiply(begin, end, start, of_state=False)
+            self._multiply(begin, end, start, of_state=True)
+        with f.if_(self.last.equals(c.steps)):
+            self._hand_over()
+        self._meet_team()
+        f.done()
+        return f
+
+    def _meet_team(self) -> None:
+        """Rows are shared out otherwise than the weights' gradients are: all must be there, and be done with."""
+        f, c = self.f, self.c
+        with f.if_(c.grid_rows > 1):
+            meeting = c.barriers + (1 + c.grid_directions * c.grid_rows + self.turn) * BARRIER_BYTES
+            f.call(self.barrier, meeting, c.grid_rows * c.grid_units, c.spins)
+
+    def _find_places(self) -> None:
+        """The time and the sequence of each row in the block, in the order in which they lie upright."""
+        f, c = self.f, self.c
+        place = f.var(self.places)
+        with f.loop(self.first, self.last) as step:
+            time = self.time_back(step)
+            with f.loop(0, self.alive_in_batch(time)) as rank:
+                f.store(time, place.get())
+                f.store(self.looked_up(c.falling, rank), place.get() + 8)
+                place.set(place.get() + 16)
+
+    def _sums(self, unit: Value) -> Value:
+        return self.team + self.c.sums_at + unit * (self.slots * self.v.bytes)
+
+    def _clear_sums(self) -> None:
+        first = self._sums(self.first_own)
+        self.f.fill_zero(first, self._sums(self.last_own) - first)
+
+    def _sum(self) -> None:
+        """The biases' gradients: upright gradients added up, all slots of a unit side by side."""
+        f, c, v = self.f, self.c, self.v
+        with f.loop(self.first_own, self.last_own) as unit:
+            at = self._sums(unit)
+            totals = [f.var(v.load(at + slot * v.bytes)) for slot in range(self.slots)]
+            source = self.upright + unit * self.slots * c.upright_stride
+            with f.loop(0, self.count) as row:
+                for slot, total in enumerate(totals):
+                    total.set(total.get() + v.load(source + c.upright_stride * slot + row * v.bytes))
+            for slot, total in enumerate(totals):
+                v.store(total.get(), at + slot * v.bytes)
+
+    def _multiply(self, begin: Value, end: Value, start: Value, of_state: bool) -> None:
+        """Rows ``begin`` to ``end`` of the block into the gradients of the input weights, or of the recurrent ones."""
+        f, c = self.f, self.c
+        panels = self.h_panels if of_state else self.x_panels
+        k = end - begin
+        size = k * self.panel_bytes
+        with f.loop(0, panels, c.packed_panels) as first:
+            last = (panels < first + c.packed_panels).select(panels, first + c.packed_panels)
+            with f.loop(first, last) as panel:
+                self._pack(begin, end, panel, self.packed + (panel - first) * size, of_state)
+            with f.loop(self.first_own, self.last_own) as unit:
+                slots = self.derivative.from_state if of_state else self.derivative.from_input
+                for gate, slot in enumerate(slots):
+                    self._one_gate(unit, gate, slot, begin, k, first, last, start, of_state)
+
+    def _one_gate(
+        self, unit: Value, gate: int, slot: int, begin: Value, k: Value, first: Value, last: Value, start: Value,
+        of_state: bool,
+    ) -> None:  # fmt: skip
+        """A vector of units of one gate against the packed panels."""
+        f, c, v = self.f, self.c, self.v
+        count = c.hidden - unit * v.lanes
+        count = (count > v.lanes).select(f.constant(v.lanes), count)
+        a = self.upright + (unit * self.slots + slot) * c.upright_stride + begin * v.bytes
+        # The first panel's tiles ask for the gradients that come next; B is near.
+        ahead = a + c.upright_stride
+        column = self.x_panels if of_state else f.constant(0)
+        at = self._weight_rows(unit, gate) + column * self.panel_bytes
+        with f.loop(first, last) as panel:
+            into = at + panel * self.panel_bytes
+            origin, stride = start.select(into, self.zeros), start.select(c.weights_stride, 0)
+            packed = self.packed + (panel - first) * k * self.panel_bytes
+            near = panel.equals(first).select(ahead, a)
+            f.call(self.gemm, count, a, packed, k, origin, stride, into, c.weights_stride, near)
+
+    def _weight_rows(self, unit: Value, gate: int) -> Value:
+        """Where the sums for a vector of units of a gate are: a row for each unit, input columns then recurrent."""
+        c, v = self.c, self.v
+        return self.team + c.weights_at + (unit * len(self.cell.gates) + gate) * (v.lanes * c.weights_stride)
+
+    def _pack(self, begin: Value, end: Value, panel: Value, into: Value, of_state: bool) -> None:
+        """A panel of B: some features of what the layer read, or of its h before, for each row of the block."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        feature = panel * self.panel_features
+        with f.loop(begin, end) as place:
+            time, index = (f.load(self.places + place * 16 + 8 * word) for word in (0, 1))
+            if of_state:
+                row = self.record(p.h_record, self.time_before(time), index)
+            else:
+                row = p.x + time * p.x_step + index * p.x_row
+            at = into + (place - begin) * self.panel_bytes
+            for number in range(self.panel_vectors):
+                v.store(v.load(row + feature * v.item + number * v.bytes, v.item), at + number * v.bytes)
+            if not of_state:
+                with f.if_((self.layer > 0) & (c.threshold > 0)):
+                    factors = self.dropout.factors(
+                        v, feature, index, time, self.layer - 1, c.threshold, c.scale, c.seed
+                    )
+                    for number, factor in enumerate(factors):
+                        v.store(v.load(at + number * v.bytes) * factor, at + number * v.bytes)
+
+    def _hand_over(self) -> None:
+        """The sums to the caller's flat vector."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        with f.loop(self.first_own, self.last_own) as unit:
+            left = c.hidden - unit * v.lanes
+            count = (left > v.lanes).select(f.constant(v.lanes), left)
+            for gate in range(len(self.cell.gates)):
+                first = c.hidden * gate + unit * v.lanes
+                with f.loop(0, count) as lane:
+                    source = self._weight_rows(unit, gate) + lane * c.weights_stride
+                    into = p.d_x_weights + (first + lane) * p.k * v.item
+                    self._hand_over_row(source, into, p.k)
+                    source = source + self.x_panels * self.panel_bytes
+                    into = p.d_h_weights + (first + lane) * c.hidden * v.item
+                    self._hand_over_row(source, into, c.hidden)
+                biases = ((p.d_x_bias, self.derivative.from_input), (p.d_h_bias, self.derivative.from_state))
+                for bias, slots in biases:
+                    value = v.load(self._sums(unit) + slots[gate] * v.bytes)
+                    self.deliver(value, bias + first * v.item, left, c.add_params)
+
+    def _hand_over_row(self, source: Value, into: Value, columns: Value) -> None:
+        f, v = self.f, self.v
+        with f.loop(0, columns, v.lanes) as column:
+            value = v.load(source + column * v.item)
+            self.deliver(value, into + column * v.item, columns - column, self.c.add_params)
