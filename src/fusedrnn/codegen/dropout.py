@@ -6,6 +6,8 @@ order. A panel's width is a multiple of four on every target, so that a panel al
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llvmlite import ir
 
 from fusedrnn.codegen.build import I32, I64, Function, Module, Value
@@ -13,9 +15,12 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import DOUBLE, Vectors
 from fusedrnn.dropout import MULTIPLIERS, ROUNDS, WEYL, WORDS
 
+# What a mask depends on besides the feature.
+_DRAW = ("index", "time", "layer", "threshold", "scale", "seed")
+
 
 class Dropout:
-    """Emits masks for panels of features of one float type on one target."""
+    """Emits functions that drop elements of one float type on one target."""
 
     def __init__(self, module: Module, target: Target, dtype: str) -> None:
         self._vectors = target.tile[1]
@@ -25,46 +30,44 @@ class Dropout:
             blocks *= 2
         self._blocks = blocks
         self._narrow, self._wide = ir.VectorType(I32, blocks), ir.VectorType(I64, blocks)
+        self.panel = self._emit_panel(module, target, dtype)
         self.row = self._emit_row(module, target, dtype)
 
-    def _emit_row(self, module: Module, target: Target, dtype: str) -> Function:
-        """A function that copies a row of features to an aligned one, dropping some; it may read past the row's end."""
-        names = ["source", "into", "features", "index", "time", "layer", "threshold", "scale", "seed"]
-        f = Function(module, "drop", names)
-        source, into, features, index, time, layer, threshold, scale, seed = f.arguments
+    def _emit_panel(self, module: Module, target: Target, dtype: str) -> Function:
+        """A function that drops some of a panel's features, aligned and in place, and scales the others."""
+        f = Function(module, "drop_panel", ["at", "feature", *_DRAW])
+        at, feature, index, time, layer, threshold, scale, seed = f.arguments
         v = Vectors(f, target, dtype)
-        with f.loop(0, features, self._width) as first:
-            factors = self.factors(v, first, index, time, layer, threshold, scale, seed)
-            for place, factor in enumerate(factors):
-                at = first * v.item + place * v.bytes
-                v.store(v.load(source + at, v.item) * factor, into + at)
-        f.done()
-        return f
-
-    def factors(
-        self, v: Vectors, feature: Value, index: Value, time: Value, layer: Value, threshold: Value, scale: Value,
-        seed: Value,
-    ) -> list[Value]:  # fmt: skip
-        """For a panel of features: 0 where they are dropped, else the scale. A vector of factors for each of values."""
-        f, builder = v.function, v.function.builder
         lane = Value(f, ir.Constant(self._narrow, list(range(self._blocks))))
         counter = [self._splat(f, feature // WORDS) + lane, *(self._splat(f, word) for word in (index, time, layer))]
         words = self._philox(f, counter, [self._splat(f, seed), self._splat(f, seed >> 32)])
         order = [word * self._blocks + block for block in range(self._blocks) for word in range(WORDS)]
-        pairs = [self._shuffle(f, words[i], words[i + 1], range(2 * self._blocks)) for i in (0, 2)]
-        double = builder.fptrunc if v.format.scalar is not DOUBLE else lambda value, kind: value
-        kept = v.splat(Value(f, double(scale.bitcast(DOUBLE).ir, v.format.scalar)))
-        limit = builder.trunc(threshold.ir, I32)
-        factors = []
+        low, high = (self._shuffle(f, words[i], words[i + 1], range(2 * self._blocks)) for i in (0, 2))
+        number = scale.bitcast(DOUBLE)
+        if v.format.scalar is not DOUBLE:
+            number = Value(f, f.builder.fptrunc(number.ir, v.format.scalar))
+        kept, limit = v.splat(number), f.builder.trunc(threshold.ir, I32)
         for place in range(self._vectors):
-            own = order[place * v.lanes : (place + 1) * v.lanes]
-            drawn = self._shuffle(f, *pairs, own)
-            limits = Value(f, ir.Constant(drawn.type, ir.Undefined))
-            limits = Value(f, builder.insert_element(limits.ir, limit, ir.Constant(I32, 0)))
-            limits = self._shuffle(f, limits, limits, [0] * v.lanes)
-            chosen = Value(f, builder.icmp_unsigned(">=", drawn.ir, limits.ir))
-            factors.append(chosen.select(kept, 0.0))
-        return factors
+            drawn = self._shuffle(f, low, high, order[place * v.lanes : (place + 1) * v.lanes])
+            first = f.builder.insert_element(ir.Constant(drawn.type, ir.Undefined), limit, ir.Constant(I32, 0))
+            limits = self._shuffle(f, Value(f, first), Value(f, first), [0] * v.lanes)
+            factor = Value(f, f.builder.icmp_unsigned(">=", drawn.ir, limits.ir)).select(kept, 0.0)
+            v.store(v.load(at + place * v.bytes) * factor, at + place * v.bytes)
+        f.done()
+        return f
+
+    def _emit_row(self, module: Module, target: Target, dtype: str) -> Function:
+        """A function that copies a row of features to an aligned one, dropping some; it may read past the row's end."""
+        f = Function(module, "drop_row", ["source", "into", "features", *_DRAW])
+        source, into, features, *draw = f.arguments
+        v = Vectors(f, target, dtype)
+        with f.loop(0, features, self._width) as first:
+            for place in range(self._vectors):
+                at = first * v.item + place * v.bytes
+                v.store(v.load(source + at, v.item), into + at)
+            f.call(self.panel, into + first * v.item, first, *draw)
+        f.done()
+        return f
 
     def _philox(self, f: Function, counter: list[Value], key: list[Value]) -> list[Value]:
         """Ten rounds on a counter and a key of 32-bit words in every lane."""
@@ -92,7 +95,7 @@ class Dropout:
         return self._shuffle(f, first, first, [0] * self._blocks)
 
     @staticmethod
-    def _shuffle(f: Function, one: Value, other: Value, places: object) -> Value:
-        chosen = list(places)  # type: ignore[call-overload]
+    def _shuffle(f: Function, one: Value, other: Value, places: Iterable[int]) -> Value:
+        chosen = list(places)
         kind = ir.VectorType(I32, len(chosen))
         return Value(f, f.builder.shuffle_vector(one.ir, other.ir, ir.Constant(kind, chosen)))

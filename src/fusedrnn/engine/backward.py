@@ -17,7 +17,7 @@ from fusedrnn.codegen.sync import emit_barrier, emit_wait, flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.derivative import differentiate
-from fusedrnn.engine.gradient_pass import CALL, PASS, GradientPass, emit_add_directions
+from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions
 from fusedrnn.engine.recompute import Recompute
 from fusedrnn.engine.weights import emit_weight_gradients
 from fusedrnn.symbolic import Leaf, TracedCell, evaluate, merge, trace
@@ -147,7 +147,7 @@ class _Sweep(GradientPass):
         kept = f.var(p.kept + time * c.kept_step + index * c.kept_row)
         with f.if_(c.recompute.compare("!=", 0)):
             kept.set(self.recomputed(done + row))
-        rows = {
+        rows: dict[str, Any] = {
             "dy": p.dy + time * p.dy_step + index * p.dy_row,
             "dy_too": p.dy_too + time * p.dy_step + index * p.dy_row,
             "kept": kept.get(),
@@ -157,12 +157,12 @@ class _Sweep(GradientPass):
             "carried": {name: self.carried(name, row) for name in self.cell.states},
         }
         for name, base in zip(self.cell.states, (p.h_record, p.c_record), strict=False):
-            rows["state", name] = self.record(base, self.time_before(time), index)
-            rows["after", name] = self.record(base, time, index)
+            rows[f"state {name}"] = self.record(base, self.time_before(time), index)
+            rows[f"after {name}"] = self.record(base, time, index)
         with f.loop(self.first_unit, self.last_unit) as unit:
             self._cell(rows, unit)
 
-    def _cell(self, rows: dict[Any, Any], unit: Value) -> None:
+    def _cell(self, rows: dict[str, Any], unit: Value) -> None:
         """The differentiated cell on one vector of units of one row."""
         f, c, v, derivative = self.f, self.c, self.v, self.derivative
         at = unit * v.bytes
@@ -176,7 +176,7 @@ class _Sweep(GradientPass):
                 return gradient[name]
             if kind == "kept":
                 return v.load(rows["kept"] + (unit * len(derivative.kept) + int(name)) * v.bytes)
-            return v.load(rows[kind, name] + at, v.item)
+            return v.load(rows[f"{kind} {name}"] + at, v.item)
 
         wanted = [*derivative.slots, *(state for state in derivative.states if state is not None)]
         values = evaluate(wanted, leaf, v)
@@ -194,7 +194,7 @@ class _Sweep(GradientPass):
             for place, slot in enumerate(slots):
                 v.store(slot, rows["upright"] + (unit * len(slots) + place) * c.upright_stride)
 
-    def _from_above(self, rows: dict[Any, Any], at: Value, left: Value) -> Value:
+    def _from_above(self, rows: dict[str, Any], at: Value, left: Value) -> Value:
         """What reaches h from the output at its own time, in the layers below the last from both directions."""
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
@@ -232,12 +232,7 @@ class _Sweep(GradientPass):
                 index = self.index(row)
                 source = self.panel + place.get() * self.panel_bytes
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
-                    factors = self.dropout.factors(
-                        v, feature, index, time, self.layer - 1, c.threshold, c.scale, c.seed
-                    )
-                    for number, factor in enumerate(factors):
-                        at = source + number * v.bytes
-                        v.store(v.load(at) * factor, at)
+                    f.call(self.dropout.panel, source, feature, *self.draw(index, time))
                 into = p.dx + time * p.dx_step + index * p.dx_row + feature * v.item
                 for number in range(self.panel_vectors):
                     left = p.k - feature - number * v.lanes

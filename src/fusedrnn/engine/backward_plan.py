@@ -128,7 +128,7 @@ def _member(
 ) -> dict[str, int]:
     """A member's scratch."""
     inner = min(block * batch, _ROWS_AT_ONCE)
-    near = plan.cache_sizes().get("L2", plan.DEFAULT_L2) // 2
+    near = plan.near_cache() // 2
     packed_panels = max(1, near // (inner * geometry.panel_bytes))
     blocking, vector = geometry.blocking, geometry.vector_bytes
     forward_gates_stride = skewed(-(-widest * blocking.gates // blocking.panel_vectors) * geometry.panel_bytes)

@@ -93,7 +93,8 @@ class CPUEngine:
     ) -> tuple[tuple[Array, ...], Kept]:
         """The same in training: with dropout, and with a reserve that keeps ``"gates"`` or just ``"states"``."""
         packed = self._packed(params, True)
-        layout = ReserveLayout.of(self.spec, self._geometry, *x.shape[:2], keep)
+        steps, batch = x.shape[:2]
+        layout = ReserveLayout.of(self.spec, self._geometry, steps, batch, keep)
         kept = Kept(layout, keep, seed, lengths, self._reserves.lease(layout.size), packed)
         return self._run_forward(x, packed, states, lengths, y, kept), kept
 

@@ -243,7 +243,7 @@ class _Training(_Inference):
             f.copy(copy + begin, source + begin, end - begin)
         with f.if_((self.layer > 0) & (c.threshold > 0)):
             at.set(self.scratch + c.masked_at + place * c.masked_row)
-            f.call(self.dropout.row, source, at.get(), p.k, index, time, self.layer - 1, c.threshold, c.scale, c.seed)
+            f.call(self.dropout.row, source, at.get(), p.k, *self.draw(index, time))
         return at.get()
 
     def _output_rows(self, time: Value, index: Value) -> list[Value]:

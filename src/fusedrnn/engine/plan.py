@@ -11,7 +11,7 @@ from fusedrnn.engine.sequence import Blocking
 from fusedrnn.spec import RNNSpec
 
 _LINE = 64
-DEFAULT_L2 = 1 << 20
+_DEFAULT_L2 = 1 << 20
 # Below this much work a second thread costs more than it brings: a job's hand-over takes about a microsecond when the
 # gang is awake, twenty-five when it sleeps; a barrier about one.
 _FLOPS_WORTH_A_JOB = 2_000_000
@@ -160,7 +160,7 @@ def choose_grid(
     if left == 1:
         return directions, 1, 1
     recurrent = geometry.panels * geometry.panel_bytes * spec.state_size
-    if recurrent <= cache_sizes().get("L2", DEFAULT_L2) // 2 and batch >= left * geometry.tile_rows:
+    if recurrent <= near_cache() // 2 and batch >= left * geometry.tile_rows:
         return directions, left, 1
     if per_step < _FLOPS_WORTH_A_BARRIER:
         return directions, 1, 1
@@ -179,9 +179,14 @@ def unit_starts(geometry: Geometry, groups: int, size: int) -> tuple[int, ...]:
     return tuple(min(geometry.unit_vectors, blocks * group // groups * size) for group in range(groups + 1))
 
 
+def near_cache() -> int:
+    """Bytes of a core's second-level cache."""
+    return cache_sizes().get("L2", _DEFAULT_L2)
+
+
 def chunk_rows(gates_stride: int) -> int:
     """Rows of an input GEMM whose pre-activations fill half of the second-level cache, within reason."""
-    fitting = cache_sizes().get("L2", DEFAULT_L2) // 2 // gates_stride
+    fitting = near_cache() // 2 // gates_stride
     return max(24, min(_ROWS_IN_A_CHUNK, fitting))
 
 

@@ -40,7 +40,8 @@ class Recompute(GradientPass):
         count = self._rows(inputs=True)
         with f.if_(count > 0):
             with f.loop(self.first_panel, self.panel_end(self.last_unit)) as panel:
-                weights, bias = p.forward_x_weights + panel * p.k * self.panel_bytes, p.x_bias + panel * self.panel_bytes
+                weights = p.forward_x_weights + panel * p.k * self.panel_bytes
+                bias = p.x_bias + panel * self.panel_bytes
                 into = self.gates + (panel - self.first_panel) * self.panel_bytes
                 stride = self.c.forward_gates_stride
                 f.call(self.gemm, count, self.rows_table, weights, p.k, bias, 0, into, stride)
@@ -71,7 +72,7 @@ class Recompute(GradientPass):
         at = f.var(source)
         with f.if_((self.layer > 0) & (c.threshold > 0)):
             at.set(self.scratch + c.masked_at + place * c.masked_row)
-            f.call(self.dropout.row, source, at.get(), p.k, index, time, self.layer - 1, c.threshold, c.scale, c.seed)
+            f.call(self.dropout.row, source, at.get(), p.k, *self.draw(index, time))
         return at.get()
 
     def _block(self, unit: Value, count: Value) -> None:

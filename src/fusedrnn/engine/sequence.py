@@ -77,7 +77,8 @@ class Pass:
         self.blocking = Blocking(len(cell.gates), self.panel_vectors)
         call, self.member, self.layer, self.direction = f.arguments[:4]
         self.c = c = records[0].read(f, call)
-        self.p = records[1].read(f, c.passes + (self.layer * c.directions + self.direction) * (8 * len(records[1].names)))
+        number = self.layer * c.directions + self.direction
+        self.p = records[1].read(f, c.passes + number * (8 * len(records[1].names)))
         self._divide()
 
     def _divide(self) -> None:
@@ -145,6 +146,11 @@ class Pass:
     def record(self, base: Value, time: Value, index: Value) -> Value:
         """A row of states in the reserve."""
         return base + time * self.c.record_step + index * self.c.record_row
+
+    def draw(self, index: Value, time: Value) -> tuple[Value, ...]:
+        """What the dropout of a sequence's features at a time depends on, in what this layer reads."""
+        c = self.c
+        return index, time, self.layer - 1, c.threshold, c.scale, c.seed
 
     def store_real(self, value: Value, unit: Value, at: Value) -> None:
         """A vector of units to memory of any alignment; at the end of a row only those units that exist."""

@@ -163,11 +163,7 @@ class _WeightGradients(GradientPass):
                 v.store(v.load(row + feature * v.item + number * v.bytes, v.item), at + number * v.bytes)
             if not of_state:
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
-                    factors = self.dropout.factors(
-                        v, feature, index, time, self.layer - 1, c.threshold, c.scale, c.seed
-                    )
-                    for number, factor in enumerate(factors):
-                        v.store(v.load(at + number * v.bytes) * factor, at + number * v.bytes)
+                    f.call(self.dropout.panel, at, feature, *self.draw(index, time))
 
     def _hand_over(self) -> None:
         """The sums to the caller's flat vector."""
