@@ -53,12 +53,16 @@ def differentiate(cell: TracedCell) -> Derivative:
     """The derivative of a cell of one stage, whose operand is its first state.
 
     Raises:
-        NotImplementedError: If the cell has more stages, or another operand.
+        NotImplementedError: If the cell has more stages, or another operand, or a gate that leads nowhere.
     """
-    if [stage.operand for stage in cell.stages] != [leaf("state", cell.states[0])]:
+    if len(cell.stages) != 1:
         raise NotImplementedError("the derivative of a cell of more than one recurrent GEMM a step")
+    if cell.stages[0].operand != leaf("state", cell.states[0]):
+        raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
     reaching = gradients(cell.outputs, [leaf("gradient", name) for name in cell.states])
     kinds = ("sum", "sum") if cell.merged else ("x", "h")
+    if unused := [gate for gate in cell.gates for kind in kinds if (kind, gate) not in reaching]:
+        raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
     by_gate = [[reaching[kind, gate] for gate in cell.gates] for kind in kinds]
     states = [reaching.get(("state", name)) for name in cell.states]
     slots = list(dict.fromkeys(by_gate[0] + by_gate[1]))
@@ -113,4 +117,7 @@ def describe(node: Expr, kept: Sequence[Expr] = ()) -> str:
         return f"{node.value:g}"
     inside = [describe(arg, kept) for arg in node.args]
     sign = {"add": " + ", "sub": " - ", "mul": "·"}.get(node.op)
-    return sign.join(inside) if sign else f"{node.op}({', '.join(inside)})"
+    if sign is None:
+        return f"{node.op}({', '.join(inside)})"
+    terms = zip(node.args, inside, strict=True)
+    return sign.join(f"({text})" if arg.op in ("add", "sub") else text for arg, text in terms)
