@@ -7,7 +7,8 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec
+from fusedrnn import RNNOp, RNNSpec, registry
+from fusedrnn.engine.cpu import CPUEngine
 
 T, N, I, H = 4, 3, 5, 6
 SPEC = RNNSpec("lstm", I, H, num_layers=2, bidirectional=True)
@@ -194,15 +195,39 @@ def test_out_too_odd_to_tell():
 
 def test_nothing_is_written_before_an_error():
     out = np.full(OUT_SHAPE, 7, np.float32)
-    for change in ({"lengths": [1, 2, 9]}, {"params": PARAMS[1:]}, {"states": ()}, {"training": True}):
-        with pytest.raises((ValueError, NotImplementedError)):
+    for change in ({"lengths": [1, 2, 9]}, {"params": PARAMS[1:]}, {"states": ()}, {"seed": -1}, {"reserve": "all"}):
+        with pytest.raises(ValueError):
             forward(**{"lengths": [1, 2, 3], **change}, out=out)
     assert (out == 7).all()
 
 
-def test_training_is_named():
-    with pytest.raises(NotImplementedError, match="training"):
-        forward(training=True)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("training", 1, TypeError, "must be True or False; got 1"),
+        ("training", None, TypeError, "must be True or False; got None"),
+        ("seed", -1, ValueError, r"must be from 0 to 2\*\*64 - 1; got -1"),
+        ("seed", 2**64, ValueError, r"must be from 0 to 2\*\*64 - 1; got 18446744073709551616"),
+        ("seed", 1.0, TypeError, "must be an integer or None; got 1.0"),
+        ("seed", True, TypeError, "must be an integer or None; got True"),
+        ("seed", "1", TypeError, "must be an integer or None; got '1'"),
+        ("reserve", "all", ValueError, "must be 'gates' or 'states'; got 'all'"),
+        ("reserve", None, TypeError, "must be 'gates' or 'states'; got NoneType"),
+        ("reserve", True, TypeError, "must be 'gates' or 'states'; got bool"),
+    ],
+)
+def test_bad_options_of_training(name, value, error, message, training):
+    """Refused in inference too, where they have no effect: what is wrong there would be wrong later."""
+    with pytest.raises(error, match=f"^{name} {message}"):
+        forward(**{"training": training, name: value})
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**64 - 1, np.uint64(2**64 - 1), np.int8(3)])
+def test_options_of_training_without_effect_in_inference(seed):
+    y, _, reserve = forward(seed=seed, reserve="states")
+    np.testing.assert_array_equal(y, forward()[0])
+    assert reserve is None
 
 
 @pytest.mark.parametrize(
@@ -213,10 +238,11 @@ def test_training_is_named():
     ],
 )
 def test_options_not_built_are_named(name, options):
-    with pytest.raises(NotImplementedError, match=name):
-        RNNOp(RNNSpec("lstm", I, H, **options))
-    with pytest.raises(NotImplementedError, match=name):
-        RNNOp.get(RNNSpec("lstm", I, H, **options))
+    spec = RNNSpec("lstm", I, H, **options)
+    for make in (RNNOp, RNNOp.get, CPUEngine):
+        for backend in (None,) if make is CPUEngine else (None, *registry.names()):
+            with pytest.raises(NotImplementedError, match=f"^{name} is not supported yet"):
+                make(spec) if backend is None else make(spec, backend)
 
 
 @pytest.mark.parametrize("make", [RNNOp, RNNOp.get])

@@ -5,21 +5,34 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import replace
+from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+import fusedrnn
 from fusedrnn import reference
-from fusedrnn.bench import contenders, plots, runner, tables
+from fusedrnn.bench import checks, contenders, plots, runner, tables
 from fusedrnn.bench.cases import CASES, ODD_SIZES, Case
-from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH
-from fusedrnn.bench.data import load, parameters, text, text_input, workload
-from fusedrnn.bench.mxnet_page import published_percent
+from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH, phase_named
+from fusedrnn.bench.data import Batch, Workload, load, parameters, text, text_input, workload
+from fusedrnn.bench.estimate import expected_seconds
+from fusedrnn.bench.mxnet_page import NAMES, published_percent
 from fusedrnn.bench.report import report
 from fusedrnn.bench.runner import Plan, Row
-from fusedrnn.bench.timing import LONG, SHORT, Timing, alternate
-from fusedrnn.bench.tolerance import difference, longest_sum, tolerance
+from fusedrnn.bench.timing import LONG, SHORT, VERY_LONG, Timing, alternate
+from fusedrnn.bench.tolerance import (
+    difference,
+    gradient_tolerance,
+    kink_tolerance,
+    longest_sum,
+    norm_difference,
+    tolerance,
+)
 from fusedrnn.spec import DTYPES, MODES
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
 
@@ -29,10 +42,10 @@ def known_peak(monkeypatch):
     monkeypatch.setattr(runner, "measure_peak", lambda dtype, threads: 100.0 * threads)
 
 
-def measured(case: Case, mode: str, seconds: dict[str, tuple[float, ...]]) -> Row:
-    flops = case.spec(mode).flops(case.T, case.N)
+def measured(case: Case, mode: str, seconds: dict[str, tuple[float, ...]], phase: str = "inference") -> Row:
+    flops = case.spec(mode).flops(case.T, case.N, training=PHASES[phase].training)
     timings = {who: Timing(values) for who, values in seconds.items()}
-    return Row(case, mode, "inference", "float32", 2, flops, peak=200.0, timings=timings)
+    return Row(case, mode, phase, "float32", 2, flops, peak=200.0, timings=timings)
 
 
 def small_plan(modes=("lstm",), **options) -> Plan:
@@ -161,6 +174,17 @@ def test_timing_alternates():
     assert results == {"A": len(clock.log) - 1, "B": len(clock.log)}
 
 
+def test_a_very_long_call_may_do_with_one_sample():
+    clock = Clock()
+    calls = {"A": clock.call("A", VERY_LONG), "B": clock.call("B", VERY_LONG), "C": clock.call("C", 0.5)}
+    timings, _ = alternate(calls, 1.0, once=("A", "C"), pause=0, clock=clock)
+    assert clock.log == [*"ABCC", *"BCBC"]
+    assert timings["A"].median == VERY_LONG
+    clock = Clock()
+    alternate({"A": clock.call("A", VERY_LONG)}, 3 * VERY_LONG, once="A", pause=0, clock=clock)
+    assert clock.log == ["A"] * 3
+
+
 def test_a_long_call_counts_from_its_first_run():
     clock = Clock()
     alternate({"A": clock.call("A", 10 * LONG), "B": clock.call("B", 2 * LONG)}, 1.0, pause=0, clock=clock)
@@ -222,22 +246,22 @@ def test_a_difference_is_located():
 # Rows
 
 
-def spoiled(monkeypatch, spoil, calls_before: int = 0) -> None:
-    """Have the fused contender compute the right thing and then ``spoil`` it, from some call on."""
-    makers = PHASES["inference"].makers
+def spoiled(monkeypatch, spoil, calls_before: int = 0, phase="inference", make=contenders.non_fused) -> None:
+    """Have the fused contender of a phase go wrong from some call on."""
+    makers = PHASES[phase].makers
 
-    def make(work):
-        run, calls = contenders.non_fused(work), iter(range(10**9))
+    def wrong_maker(work):
+        run, calls = make(work), iter(range(10**9))
 
-        def wrong(x):
-            results = {name: array.copy() for name, array in run(x).items()}
+        def wrong(batch):
+            results = {name: array.copy() for name, array in run(batch)().items()}
             if next(calls) >= calls_before:
                 spoil(results)
-            return results
+            return lambda: results
 
         return wrong
 
-    monkeypatch.setitem(makers, FUSED, make)
+    monkeypatch.setitem(makers, FUSED, wrong_maker)
 
 
 def set_element(name: str, value: float):
@@ -262,7 +286,7 @@ def test_a_right_row_has_every_figure(known_peak, mode, dtype):
 @pytest.mark.parametrize(("name", "value"), [("y", 0.9), ("y", np.nan), ("h_n", 0.9), ("c_n", 5.0)])
 def test_a_wrong_result_is_not_timed(monkeypatch, name, value):
     spoiled(monkeypatch, set_element(name, value))
-    monkeypatch.setattr(runner, "alternate", lambda *_: pytest.fail("a wrong result was timed"))
+    monkeypatch.setattr(runner, "alternate", lambda *_, **__: pytest.fail("a wrong result was timed"))
     [row] = runner.run(small_plan())
     assert row.wrong is not None and row.wrong.startswith(f"{FUSED}: {name}[")
     assert not row.timings and row.share() is None
@@ -277,24 +301,197 @@ def test_a_result_that_goes_wrong_while_it_is_timed_is_wrong(monkeypatch, known_
 
 def test_an_expensive_case_is_checked_on_its_first_steps(monkeypatch, known_peak):
     flops = SMALL.spec("lstm").flops(SMALL.T, SMALL.N)
-    monkeypatch.setattr(runner, "CHECKED_FLOPS", flops / 3)
+    monkeypatch.setattr(checks, "CHECKED_FLOPS", flops / 3)
     spoiled(monkeypatch, set_element("y", 0.9))
     [row] = runner.run(small_plan())
     assert row.wrong is not None and "2 of 6 steps" in row.wrong
 
 
-def test_phases_to_come_are_refused_by_name():
-    with pytest.raises(NotImplementedError, match="training"):
-        contenders.phase_named("training")
-    with pytest.raises(ValueError, match="inference"):
-        contenders.phase_named("dreaming")
+def test_a_single_step_is_never_all_that_is_checked():
+    assert checks.checked_steps(300, 1e15) == 2
+    assert checks.checked_steps(300, 2 * checks.CHECKED_FLOPS) == 150
+    assert checks.checked_steps(300, 1.0) == 300
+    assert checks.checked_steps(1, 1e15) == 1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+def test_an_unknown_phase_is_refused():
+    assert phase_named("training").training and not phase_named("inference").training
+    with pytest.raises(ValueError, match="inference, training"):
+        phase_named("dreaming")
+
+
+@needs_torch
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("mode", MODES)
-def test_torch_computes_the_same(known_peak, mode):
+def test_torch_computes_the_same(mode, phase):
     work = workload(SMALL, mode, "float64")
-    assert runner.check(work, PHASES["inference"], {TORCH: contenders.torch_nn(work)}, flops=1) is None
+    assert checks.check(work, PHASES[phase], {TORCH: PHASES[phase].makers[TORCH](work)}, flops=1) is None
+
+
+# Training
+
+
+class TorchOp:
+    """An operator whose backward is torch's: what the fused contender asks of one, and a record of it."""
+
+    made: ClassVar[list[TorchOp]] = []
+
+    def __init__(self, spec) -> None:
+        self.spec, self.params, self.out = spec, [], []
+        TorchOp.made.append(self)
+
+    def forward(self, x, params, states, *, training):
+        assert training
+        self.params.append(params.copy())
+        case = replace(SMALL, T=len(x))
+        work = Workload(case, self.spec, x, params)
+        y, *final = reference.forward(self.spec, x, params, states)
+        return y, final[0], (work, states)
+
+    def backward(self, dy, dstates, reserve, *, out):
+        work, states = reserve
+        results = contenders.train_torch_nn(work)(Batch(work.x, states, dy, dstates))()
+        dx, dparams, dinitial = out
+        for into, name in [(dx, "dx"), (dparams, "dparams"), *zip(dinitial, ("dh0", "dc0"), strict=False)]:
+            into[...] = results[name]
+        self.out.append(out)
+        return out
+
+
+@pytest.fixture
+def training_by_torch(monkeypatch, known_peak):
+    """Every contender's gradients come from torch: what is tested here is the benchmark, not the operator."""
+    TorchOp.made.clear()
+    monkeypatch.setattr(fusedrnn, "RNNOp", TorchOp)
+    monkeypatch.setitem(PHASES["training"].makers, NON_FUSED, contenders.train_torch_nn)
+
+
+def training_plan(mode: str, dtype: str = "float32") -> Plan:
+    return Plan([SMALL], [mode], [PHASES["training"]], dtype, budget=0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_upstream_gradients_are_the_same_numbers_for_all(dtype):
+    work = workload(SMALL, "lstm", dtype)
+    batch, exact = work.batch(4), work.exact().batch(4)
+    assert batch.x.shape == (4, 3, 5) and batch.dy.shape == (4, 3, 14)
+    assert [state.shape for state in (*batch.states, *batch.dstates)] == [(4, 3, 7)] * 4
+    assert not any(state.any() for state in batch.states)
+    for one, other in zip((batch.dy, *batch.dstates), (exact.dy, *exact.dstates), strict=True):
+        assert one.dtype == dtype and other.dtype == np.float64
+        assert np.array_equal(one, other)
+        assert 0.8 < np.abs(one).max() * np.sqrt(12) <= 1.0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_right_training_row_has_every_figure(known_peak, mode):
+    [row] = runner.run(training_plan(mode))
+    assert row.wrong is None and set(row.timings) == {NON_FUSED, FUSED}
+    assert row.flops == 3 * SMALL.spec(mode).flops(SMALL.T, SMALL.N)
+
+
+@needs_torch
+def test_parameters_change_at_every_call_and_gradients_reuse_their_arrays(training_by_torch):
+    list(runner.run(training_plan("lstm")))
+    [op] = TorchOp.made
+    assert len(op.params) >= 3
+    for before, after in pairwise(op.params):
+        changed = np.flatnonzero(before != after)
+        assert {entry.offset for entry in op.spec.layout} == set(changed)
+        np.testing.assert_array_max_ulp(before, after, maxulp=1)
+    assert np.array_equal(op.params[0], op.params[2])
+    assert len({id(out[1]) for out in op.out}) == 1
+    assert len({id(out[0]) for out in op.out if len(out[0]) == SMALL.T}) == 1
+
+
+@needs_torch
+@pytest.mark.parametrize("name", ["y", "h_n", "c_n", "dx", "dparams", "dh0", "dc0"])
+@pytest.mark.parametrize("calls_before", [0, 3])
+def test_every_output_and_gradient_is_checked(monkeypatch, training_by_torch, name, calls_before):
+    spoiled(monkeypatch, set_element(name, 0.9), calls_before, "training", contenders.train_torch_nn)
+    [row] = runner.run(training_plan("lstm"))
+    assert row.wrong is not None and row.wrong.startswith(f"{FUSED}: {name}")
+    assert ("as timed" in row.wrong) == (calls_before > 0)
+    assert not row.timings
+
+
+@needs_torch
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lost", ["product", "step", "bias"])
+def test_gradients_that_lack_something_are_wrong(training_by_torch, mode, lost):
+    case = Case("t", 63, 3, 129, 100, 2, True)
+    work = workload(case, mode, "float32")
+    batch = work.batch(case.T)
+    run = contenders.train_torch_nn(work)
+    params = work.params.copy()
+    if lost == "product":
+        work.spec.layout.view(params, 1, 1, "h2h_weight")[:, 5] = 0
+    elif lost == "bias":
+        work.spec.layout.view(params, 0, 0, "h2h_bias")[:] = 0
+    dy = batch.dy.copy()
+    if lost == "step":
+        dy[30] = 0
+    faulty = contenders.train_torch_nn(replace(work, params=params))
+
+    def call(given):
+        results = run(given)()
+        wrong = faulty(replace(given, dy=dy))()
+        return lambda: results | {"dparams": wrong["dparams"]}
+
+    phase = PHASES["training"]
+    assert checks.check(work, phase, {FUSED: run}, flops=1) is None
+    assert "dparams" in (checks.check(work, phase, {FUSED: call}, flops=1) or "")
+
+
+@needs_torch
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("H", [1, 17, 100])
+def test_gradients_in_single_precision_stay_within_tolerance(mode, H):
+    work = workload(Case("t", 63, 3, 129, H, 2, True), mode, "float32")
+    expected = contenders.train_torch_nn(work.exact())(work.exact().batch(63))()
+    actual = contenders.train_torch_nn(work)(work.batch(63))()
+    for name in expected:
+        if name.startswith("d"):
+            tight = gradient_tolerance("float32", work.spec, 63, 3, float(np.abs(expected[name]).max()))
+            assert difference(actual[name], expected[name], *tight) is None
+
+
+def test_the_gradient_tolerance_is_relative_to_the_gradients():
+    spec = CASES["ds2"].spec("lstm")
+    rtol, atol = gradient_tolerance("float32", spec, 300, 20, 1e-3)
+    assert atol == pytest.approx(1e-3 * rtol) and rtol == tolerance("float32", 1602 + 3200 + 6000)[0] < 1.1e-4
+    assert difference(np.zeros(3), np.zeros(3), rtol, 0.0) is None
+    assert difference(np.array([0.0, 1e-30]), np.zeros(2), rtol, 0.0) == "[1] is 1e-30 instead of 0"
+
+
+def test_a_few_slopes_of_a_large_relu_network_may_differ():
+    spec = CASES["ds2"].spec("rnn_relu")
+    limit = kink_tolerance("float32", spec)
+    expected = np.random.default_rng(1).standard_normal((300, 20 * 800))
+    actual = expected.copy()
+    actual.flat[::1_000_000] = 0  # four of them
+    assert limit < 0.005 and norm_difference(actual, expected, limit) is None
+    actual[7] = 0
+    assert "differs by" in (norm_difference(actual, expected, limit) or "")
+    actual[7] = np.nan
+    assert "differs by nan" in (norm_difference(actual, expected, limit) or "")
+    assert "shape (2, 3)" in (norm_difference(np.zeros((2, 3)), np.zeros(2), limit) or "")
+    assert norm_difference(np.zeros(2), np.zeros(2), limit) is None
+
+
+def test_the_published_tables_take_less_than_eight_minutes():
+    plan = Plan([CASES["ds2"], CASES["ds2-5bi"]], tuple(NAMES), list(PHASES.values()))
+    seconds = expected_seconds(plan, peak=180.0)
+    assert len(seconds) == len(plan.rows()) == 16
+    assert sum(seconds) < 8 * 60
+    assert sum(expected_seconds(plan, peak=18.0)) > 5 * sum(seconds)
+    assert max(seconds) == seconds[9]  # training five layers of LSTM
+
+
+def test_a_short_row_is_expected_to_take_its_budget():
+    plan = small_plan()
+    [quick], [long] = (expected_seconds(replace(plan, budget=budget), 100.0) for budget in (0.0, 30.0))
+    assert quick < 2.0 and long == pytest.approx(quick + 30.0, abs=0.1)
 
 
 # What is shown
@@ -314,6 +511,18 @@ def test_tables_have_the_published_form():
     assert columns[1] == ["50.00"] * 4 and columns[2] == ["200.00"] * 4 and columns[3] == ["400.00%"] * 4
     assert columns[4] == ["210.98%", "305.87%", "296.92%", "193.33%"]
     assert list(deep.columns[4].cells) == ["287.67%", "333.33%", "329.53%", "267.71%"]
+
+
+def test_training_stands_below_inference():
+    rows = [
+        measured(CASES["ds2"], mode, {NON_FUSED: (0.4,), FUSED: (0.2,)}, phase)
+        for mode in ("lstm", "gru")
+        for phase in PHASES
+    ]
+    [table] = tables.tables(rows, with_torch=False)
+    labels = ["LSTM-Inference", "LSTM-Training", "GRU-Inference", "GRU-Training"]
+    assert list(table.columns[0].cells) == labels
+    assert list(table.columns[4].cells) == ["210.98%", "209.65%", "305.87%", "214.03%"]
 
 
 def test_other_rows_share_a_general_table():
@@ -347,8 +556,13 @@ def test_a_plot_is_a_picture(tmp_path):
     rows = [
         Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1"),
         measured(SMALL, "lstm", {NON_FUSED: (0.4,), FUSED: (0.1,)}),
+        measured(SMALL, "lstm", {NON_FUSED: (0.4,), FUSED: (0.1,)}, "training"),
     ]
     plots.plot(rows, tmp_path / "rows.png")
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    plots.plot(rows, tmp_path / "rows.svg")
+    drawn = (tmp_path / "rows.svg").read_text()
+    assert "<!-- inference -->" in drawn and "<!-- training -->" in drawn and "wrong" in drawn
+    assert drawn.count("<!-- small-test lstm -->") == 2
     plots.plot(rows[:1], tmp_path / "wrong.svg")
-    assert "wrong" in (tmp_path / "wrong.svg").read_text()
+    assert "<!-- training -->" not in (tmp_path / "wrong.svg").read_text()

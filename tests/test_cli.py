@@ -15,15 +15,19 @@ from fusedrnn import cli
 from fusedrnn.bench import contenders, runner
 from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import FUSED, PHASES
-from fusedrnn.cli import info
+from fusedrnn.cli import bench, info
 from fusedrnn.cli.app import app
+from fusedrnn.cli.console import Pace
 
-QUICK = ["bench", "--cases", "tiny", "--modes", "lstm", "--seconds", "0", "--threads", "1"]
+QUICK = [
+    *("bench", "--cases", "tiny", "--modes", "lstm", "--phases", "inference"),
+    *("--seconds", "0", "--threads", "1"),
+]
 
 
 @pytest.fixture(autouse=True)
 def known_peak(monkeypatch):
-    for module in (runner, info):
+    for module in (runner, info, bench):
         monkeypatch.setattr(module, "measure_peak", lambda dtype, threads: 100.0 * threads)
 
 
@@ -47,10 +51,30 @@ def test_bench_leaves_the_number_of_threads_as_it_was():
     assert fusedrnn.get_num_threads() == before
 
 
+def test_the_time_left_follows_the_steps_that_are_done():
+    now = 100.0
+    pace = Pace([10.0, 20.0, 30.0], clock=lambda: now)
+    assert pace.left() == 60.0 and pace.share == 0.0
+    now += 4.0
+    assert pace.left() == 56.0
+    now += 16.0  # the first step took twice as long as expected
+    pace.finish()
+    assert pace.left() == 100.0 and pace.share == pytest.approx(1 / 6)
+    now += 70.0  # the second is overdue
+    assert str(pace) == "1/3, about 1:00 left"
+    pace.finish(), pace.finish()
+    assert str(pace) == "3/3, about 0:00 left"
+
+
+def test_help_says_how_samples_are_taken():
+    told = " ".join(run("bench", "--help").output.split())
+    assert "ten seconds" in told and "inference,training" in told
+
+
 def test_a_wrong_result_is_said_and_fails(monkeypatch, tmp_path):
     def make(work):
         right = contenders.non_fused(work)
-        return lambda x: {name: array + 0.01 for name, array in right(x).items()}
+        return lambda batch: lambda: {name: array + 0.01 for name, array in right(batch)().items()}
 
     monkeypatch.setitem(PHASES["inference"].makers, FUSED, make)
     result = run(*QUICK, "--json", tmp_path / "rows.json", "--plot", tmp_path / "rows.png")
@@ -67,7 +91,7 @@ def test_without_options_the_published_tables_are_planned(monkeypatch):
     [plan] = plans
     assert [case.name for case in plan.cases] == ["ds2", "ds2-5bi"]
     assert list(plan.modes) == ["lstm", "gru", "rnn_relu", "rnn_tanh"]
-    assert [phase.name for phase in plan.phases] == ["inference"]
+    assert [phase.name for phase in plan.phases] == ["inference", "training"]
     assert (plan.dtype, plan.threads, plan.torch, plan.data) == ("float32", fusedrnn.get_num_threads(), False, None)
 
 
@@ -87,8 +111,7 @@ def test_bench_runs_the_users_data(tmp_path):
         ("--cases", "tiny,huge", ["'huge'", *CASES]),
         ("--cases", ",", ["no case", *CASES]),
         ("--modes", "elman", ["'elman'", "lstm", "gru", "rnn_relu", "rnn_tanh"]),
-        ("--phases", "dreaming", ["'dreaming'", "inference"]),
-        ("--phases", "training", ["'training'", "not built yet"]),
+        ("--phases", "dreaming", ["'dreaming'", "inference", "training"]),
         ("--dtype", "float16", ["'float16'", "float32", "float64"]),
         ("--data", "nowhere.npy", ["nowhere.npy", "(T, N, I)"]),
         ("--json", "no/such/folder.json", ["--json", "no/such"]),

@@ -14,12 +14,15 @@ PACKAGE = Path(fusedrnn.__file__).parent
 # the public names, in __init__.py, stand between what makes them and what is built on them.
 LAYERS = (
     {"config"},
-    {"symbolic"},
+    {"symbolic", "gradients", "dropout"},
+    {"derivative"},
     {"cells"},
     {"spec"},
-    {"reference", "codegen"},
+    {"reference", "reference_training", "codegen"},
     {"engine"},
-    {"arguments", "operator"},
+    {"registry"},
+    {"backends"},
+    {"arguments", "requests", "operator"},
     {"rnncells"},
     {"__init__"},
     {"bench"},
@@ -27,7 +30,14 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Modules beside each other in a layer that may still not import one another.
-APART = {("reference", "codegen"), ("codegen", "reference"), ("arguments", "operator")}
+APART = {
+    *((oracle, "codegen") for oracle in ("reference", "reference_training")),
+    *(("codegen", oracle) for oracle in ("reference", "reference_training")),
+    ("reference", "reference_training"),
+    ("arguments", "requests"),
+    ("arguments", "operator"),
+    ("requests", "operator"),
+}
 FRAMEWORKS = ("torch", "jax", "onnx", "onnxruntime", "mxnet", "tensorflow", "keras", "flax", "numba", "scipy")
 FILES = sorted(PACKAGE.rglob("*.py"))
 

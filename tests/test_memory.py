@@ -9,7 +9,6 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engine import machine, pack, workspace
-from fusedrnn.operator import _MOST_OPS
 from fusedrnn.spec import DTYPES
 from problems import Shape, make_problem
 
@@ -226,18 +225,6 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager)
     finally:
         tracemalloc.stop()
     assert after - before < 40_000  # what Python keeps to use again varies; plans kept by shape would be ten times that
-
-
-def test_the_cache_of_ops_is_bounded(monkeypatch):
-    kept = type(RNNOp._kept)()
-    monkeypatch.setattr(RNNOp, "_kept", kept)
-    first = RNNOp.get(RNNSpec("gru", 1, 1))
-    assert RNNOp.get(RNNSpec("gru", 1, 1)) is first
-    for size in range(2, _MOST_OPS + 20):
-        RNNOp.get(RNNSpec("gru", 1, size))
-        assert RNNOp.get(RNNSpec("gru", 1, 1)) is first  # asked for all the time, it stays
-    assert len(kept) == _MOST_OPS
-    assert (RNNSpec("gru", 1, 2), first._engine.target) not in kept
 
 
 def test_caches_do_not_grow_with_shapes():

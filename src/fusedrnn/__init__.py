@@ -2,6 +2,7 @@
 
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.operator import RNNOp, frozen, rnn
+from fusedrnn.requests import Reserve
 from fusedrnn.rnncells import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.spec import ParameterLayout, RNNSpec
 
@@ -15,6 +16,7 @@ __all__ = [
     "RNNCell",
     "RNNOp",
     "RNNSpec",
+    "Reserve",
     "SequentialRNNCell",
     "__version__",
     "frozen",

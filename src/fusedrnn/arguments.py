@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.registry import Keep
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -57,20 +58,51 @@ def states(value: object, spec: RNNSpec, batch: int) -> tuple[Array, ...] | None
     """The initial states as contiguous arrays, or None for zeros."""
     if value is None:
         return None
-    names = spec.state_names
+    names = [f"{name}0" for name in spec.state_names]
     shapes = spec.state_shape(batch)
-    wanted = f"a tuple of {len(names)}: {', '.join(f'{n}0 {s}' for n, s in zip(names, shapes, strict=True))}"
-    if isinstance(value, np.ndarray) or not isinstance(value, Sequence):
-        raise TypeError(f"states must be {wanted}; got {type(value).__name__}")
+    given = one_each("states", value, names, shapes)
+    found = zip(names, shapes, given, strict=True)
+    return tuple(_contiguous(shaped(f"states: {name}", state, spec, shape)) for name, shape, state in found)
+
+
+def output_gradient(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
+    """``dy`` (T, N, D·S), copied only if a kernel cannot read it; None for zeros."""
+    return None if dy is None else readable(shaped("dy", dy, spec, (steps, batch, spec.output_size)))
+
+
+def state_gradients(dstates: object, spec: RNNSpec, batch: int) -> tuple[Array | None, ...]:
+    """The gradients of the final states as contiguous arrays, None for zeros."""
+    names = [f"d{name}_n" for name in spec.state_names]
+    if dstates is None:
+        return (None,) * len(names)
+    shapes = spec.state_shape(batch)
+    given = one_each("dstates", dstates, names, shapes)
+    return tuple(
+        None if gradient is None else _contiguous(shaped(f"dstates: {name}", gradient, spec, shape))
+        for name, shape, gradient in zip(names, shapes, given, strict=True)
+    )
+
+
+def one_each(name: str, value: object, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
+    """``value`` if it is a sequence of as many as there are names."""
+    wanted = f"a tuple of {len(names)}: {', '.join(f'{n} {s}' for n, s in zip(names, shapes, strict=True))}"
+    if isinstance(value, (np.ndarray, str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
     if len(value) != len(names):
-        raise ValueError(f"states must be {wanted}; got {len(value)}")
-    checked = []
-    for name, shape, state in zip(names, shapes, value, strict=True):
-        state = array(f"states: {name}0", state, spec)
-        if state.shape != shape:
-            raise ValueError(f"states: {name}0 must have shape {shape}; got {state.shape}")
-        checked.append(np.ascontiguousarray(state) if state.flags.aligned else state.copy())
-    return tuple(checked)
+        raise ValueError(f"{name} must be {wanted}; got {len(value)}")
+    return value
+
+
+def _contiguous(value: Array) -> Array:
+    return np.ascontiguousarray(value) if value.flags.aligned else value.copy()
+
+
+def shaped(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...]) -> Array:
+    """``value`` if it is a NumPy array of the spec's dtype and that shape."""
+    checked = array(name, value, spec)
+    if checked.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}; got {checked.shape}")
+    return checked
 
 
 def lengths(value: object, steps: int, batch: int, name: str = "lengths") -> Array | None:
@@ -92,19 +124,29 @@ def lengths(value: object, steps: int, batch: int, name: str = "lengths") -> Arr
 
 def output(out: object, spec: RNNSpec, x_shape: tuple[int, ...], given: Mapping[str, Sequence[Array]]) -> Array:
     """``out`` (T, N, D·S): writable, the last axis contiguous, no element twice, no memory shared with an input."""
-    checked = array("out", out, spec)
-    shape = (*x_shape[:2], spec.output_size)
-    if checked.shape != shape:
-        raise ValueError(f"out must have shape {shape}; got {checked.shape}")
-    for name, holds in (("writable", checked.flags.writeable), ("aligned", checked.flags.aligned)):
-        if not holds:
-            raise ValueError(f"out must be {name}; got an array that is not")
-    if (shape[2] > 1 and checked.strides[2] != checked.itemsize) or _overlaps_itself(checked):
-        raise ValueError(f"out must have its last axis contiguous and no shared rows; got strides {checked.strides}")
-    for name, inputs in given.items():
-        if any(np.may_share_memory(checked, value, max_work=_MOST_WORK) for value in inputs):
-            raise ValueError(f"out must not share memory with {name}")
+    checked = buffer("out", out, spec, (*x_shape[:2], spec.output_size))
+    apart("out", checked, given)
     return checked
+
+
+def buffer(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...]) -> Array:
+    """``value`` if it can be written: aligned, the last axis contiguous, no element twice."""
+    checked = shaped(name, value, spec, shape)
+    for quality, holds in (("writable", checked.flags.writeable), ("aligned", checked.flags.aligned)):
+        if not holds:
+            raise ValueError(f"{name} must be {quality}; got an array that is not")
+    if (shape[-1] > 1 and checked.strides[-1] != checked.itemsize) or _overlaps_itself(checked):
+        raise ValueError(
+            f"{name} must have its last axis contiguous and no shared rows; got strides {checked.strides}"
+        )
+    return checked
+
+
+def apart(name: str, value: Array, others: Mapping[str, Sequence[Array]]) -> None:
+    """Refuse ``value`` if it shares memory with any of the others."""
+    for other, arrays in others.items():
+        if any(np.may_share_memory(value, one, max_work=_MOST_WORK) for one in arrays):
+            raise ValueError(f"{name} must not share memory with {other}")
 
 
 def _overlaps_itself(value: Array) -> bool:
@@ -122,6 +164,26 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False; got {value!r}")
     return bool(value)
+
+
+def seed(value: object) -> int | None:
+    """``value`` if it is a seed, or None."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"seed must be an integer or None; got {value!r}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"seed must be from 0 to 2**64 - 1; got {value}")
+    return int(value)
+
+
+def keep(value: object) -> Keep:
+    """``value`` if it says what a reserve keeps."""
+    if not isinstance(value, str):
+        raise TypeError(f"reserve must be 'gates' or 'states'; got {type(value).__name__}")
+    if value not in ("gates", "states"):
+        raise ValueError(f"reserve must be 'gates' or 'states'; got {value!r}")
+    return "gates" if value == "gates" else "states"
 
 
 @contextmanager

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn import arguments
-from fusedrnn.codegen.target import Target, current
-from fusedrnn.engine.cpu import CPUEngine
-from fusedrnn.engine.locks import Lock
-from fusedrnn.spec import DTYPES, RNNSpec
+import fusedrnn.backends  # noqa: F401 -- registers the engines
+from fusedrnn import arguments, registry, requests
+from fusedrnn.registry import NEEDS, Choice, Keep
+from fusedrnn.requests import Request, Reserve
+from fusedrnn.spec import DTYPES, RNNSpec, positive_int
 
 Array = NDArray[Any]
 # What rnn, after MXNet, calls the arguments of RNNSpec and RNNOp.forward.
@@ -22,8 +22,6 @@ _RNN_NAMES = {
     "lengths": "sequence_length", "hidden_size": "state_size", "dropout": "p",
     **{f"state_clip_{end}": f"lstm_state_clip_{end}" for end in ("min", "max", "nan")},
 }  # fmt: skip
-# Ops kept by RNNOp.get; each holds packed weights and a workspace.
-_MOST_OPS = 64
 
 
 class RNNOp:
@@ -34,9 +32,16 @@ class RNNOp:
 
     Args:
         spec: What to run.
+        backend: The engine to run it, one of :func:`fusedrnn.registry.names`; None for the first that can, also if
+            what a call needs takes another one than the op's own.
+
+    Attributes:
+        spec: What it runs.
+        backend: The name of its engine.
 
     Raises:
-        TypeError: If ``spec`` is not an :class:`RNNSpec`.
+        TypeError: If ``spec`` is not an :class:`RNNSpec`, or ``backend`` no string.
+        ValueError: If ``backend`` names no engine.
         NotImplementedError: Naming what the spec asks for and no engine has.
 
     Example:
@@ -48,42 +53,58 @@ class RNNOp:
     >>> y, (h_n,), reserve = op.forward(x, params)
     >>> y.shape, h_n.shape
     ((7, 2, 5), (1, 2, 5))
+    >>> y, (h_n,), reserve = op.forward(x, params, training=True)
+    >>> dx, dparams, (dh0,) = op.backward(np.ones_like(y), None, reserve)
+    >>> dx.shape, dparams.shape, dh0.shape
+    ((7, 2, 3), (150,), (1, 2, 5))
     """
 
-    _kept: ClassVar[OrderedDict[tuple[RNNSpec, Target], RNNOp]] = OrderedDict()
-    _lock = Lock()
-
-    def __init__(self, spec: RNNSpec) -> None:
-        if not isinstance(spec, RNNSpec):
-            raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
+    def __init__(self, spec: RNNSpec, backend: str | None = None) -> None:
+        _check(spec, backend)
         self.spec = spec
-        self._engine = CPUEngine(spec)
+        self._asked = backend
+        self._choice = Choice(spec, backend)
+        self.backend, self._engine = self._choice.serving()
 
     @classmethod
-    def get(cls, spec: RNNSpec) -> RNNOp:
-        """The op for that spec: the one made before, while it is among those most recently asked for."""
-        if not isinstance(spec, RNNSpec):
-            raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
-        key = spec, current()
-        with cls._lock:
-            op = cls._kept.get(key)
-            if op is None:
-                op = cls._kept[key] = cls(spec)
-                if len(cls._kept) > _MOST_OPS:
-                    cls._kept.popitem(last=False)
-            cls._kept.move_to_end(key)
-            return op
+    def get(cls, spec: RNNSpec, backend: str | None = None) -> RNNOp:
+        """The op for that spec and backend: the one made before, while it is among those most recently asked for."""
+        _check(spec, backend)
+        return registry.cached(spec, backend, lambda: cls(spec, backend))
 
     def __repr__(self) -> str:
-        return f"RNNOp({self.spec!r})"
+        return f"RNNOp({self.spec!r}, backend={self.backend!r})"
 
-    def __reduce__(self) -> tuple[type[RNNOp], tuple[RNNSpec]]:
-        return RNNOp, (self.spec,)
+    def __reduce__(self) -> tuple[type[RNNOp], tuple[RNNSpec, str | None]]:
+        return RNNOp, (self.spec, self._asked)
 
-    def compile(self) -> RNNOp:
-        """Compile the kernels now, or fetch them from the disk, rather than at the first call."""
+    def compile(self, training: bool = False) -> RNNOp:
+        """Compile the kernels now, or fetch them from the disk, rather than at the first call.
+
+        Args:
+            training: Whether those of training too.
+
+        Raises:
+            TypeError: If ``training`` is no truth value.
+            NotImplementedError: If it is asked for and no engine trains this spec.
+        """
+        trains = arguments.flag("training", training)
         self._engine.compile()
+        if trains:
+            self._serving(True, False)[1].compile(True)
         return self
+
+    def _serving(self, training: bool, lengths: bool) -> tuple[str, registry.Engine]:
+        """The name and the engine for a call of that kind."""
+        if not training and not lengths:
+            return self.backend, self._engine
+        there = {"training": training, "lengths": lengths, "dropout": training and self._drops}
+        return self._choice.serving(frozenset(need for need in NEEDS if there[need]))
+
+    @property
+    def _drops(self) -> bool:
+        """Whether there is anything that training drops."""
+        return self.spec.dropout > 0 and self.spec.num_layers > 1
 
     def forward(
         self,
@@ -94,7 +115,9 @@ class RNNOp:
         training: bool = False,
         lengths: Array | Sequence[int] | None = None,
         out: Array | None = None,
-    ) -> tuple[Array, tuple[Array, ...], None]:
+        reserve: Keep = "gates",
+        seed: int | None = None,
+    ) -> tuple[Array, tuple[Array, ...], Reserve | None]:
         """Run the network over whole sequences.
 
         Args:
@@ -102,24 +125,28 @@ class RNNOp:
             params: The flat parameter vector of ``spec.layout``, of the spec's dtype.
             states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H) with index layer·D + direction; None
                 for zeros.
-            training: Whether to keep what backward needs.
+            training: Whether to keep what backward needs, and to drop elements between layers if the spec says so.
             lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. Padding yields
                 zeros in the output; final states are those of the last valid step; the reverse direction starts at
                 each sequence's own end.
             out: Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from the
                 inputs' memory.
+            reserve: What training keeps: ``"gates"`` and states; or ``"states"`` alone, to compute the gates again
+                in backward: less memory, more time, the same bits. Inference keeps nothing.
+            seed: From 0 to 2**64 - 1; says which elements training drops. None for a new one where there is
+                something to drop, which the reserve tells; else 0. Inference drops nothing.
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·H), the last layer's h at each step with directions
-            side by side; the final states, a tuple like ``states``; and None, for there is no training yet.
+            side by side; the final states, a tuple like ``states``; and a :class:`Reserve` for :meth:`backward`, or
+            None without ``training``.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise.
-            NotImplementedError: If ``training`` is asked for.
+            NotImplementedError: Naming what the call needs and no engine has.
         """
-        if arguments.flag("training", training):
-            raise NotImplementedError("training is not supported yet")
+        trains, keep, seed = arguments.flag("training", training), arguments.keep(reserve), arguments.seed(seed)
         spec = self.spec
         given: dict[str, Sequence[Array]] = {"x": (x,), "params": (params,)}
         x = arguments.sequence(x, spec)
@@ -127,6 +154,7 @@ class RNNOp:
         params = arguments.parameters(params, spec)
         initial = arguments.states(states, spec, batch)
         valid = arguments.lengths(lengths, steps, batch)
+        name, engine = self._serving(trains, valid is not None)
         if out is not None:
             y = arguments.output(out, spec, x.shape, given | {"states": states or ()})
         else:
@@ -134,7 +162,80 @@ class RNNOp:
         if valid is not None:
             for row, length in enumerate(valid):
                 y[length:, row] = 0
-        return y, self._engine.forward(x, params, initial, valid, y), None
+        if not trains:
+            return y, engine.forward(x, params, initial, valid, y), None
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little") if self._drops else 0
+        final, kept = engine.train(x, params, initial, valid, y, keep, seed)
+        return y, final, Reserve(steps, batch, keep, seed, spec, name, engine, kept, valid)
+
+    def backward(
+        self,
+        dy: Array | None,
+        dstates: Sequence[Array | None] | None,
+        reserve: Reserve | None,
+        *,
+        grad_req: Request | Mapping[str, Request] = "write",
+        out: Sequence[Any] | None = None,
+    ) -> tuple[Array | None, Array | None, tuple[Array, ...] | None]:
+        """The gradients of a forward call's input, parameters and initial states.
+
+        Args:
+            dy: Gradient of the output (T, N, D·H), any strides, never written to; None for zero. Padding may hold
+                anything.
+            dstates: Gradients of the final states, a tuple like them, each None for zero; None if all are.
+            reserve: What forward returned. It stays as it is, for more calls.
+            grad_req: ``"write"``, ``"add"`` (to what the buffer in ``out`` holds) or ``"null"`` (not wanted), for
+                all or for each of ``"x"``, ``"params"`` and ``"states"``; written if the mapping does not say.
+            out: Where to write or add instead of new arrays: a triple (dx, dparams, dstates) of buffers, each None
+                or like what is returned, dstates a tuple. The last axis of dx must be contiguous, the others as a
+                whole; none may share memory with another, nor with ``dy`` and ``dstates``.
+
+        Returns:
+            The triple (dx, dparams, dstates): (T, N, I), zero in padding when written and untouched there when
+            added to; the flat vector; a tuple of (L·D, N, H) for each initial state. None for what is not wanted.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise; also if ``reserve`` comes from another spec, or an engine that this op never uses.
+        """
+        spec = self.spec
+        kept = requests.reserve_of(reserve, spec, self._choice.names)
+        steps, batch = kept.steps, kept.batch
+        output = arguments.output_gradient(dy, spec, steps, batch)
+        final = arguments.state_gradients(dstates, spec, batch)
+        wanted = requests.parse(grad_req)
+        given: dict[str, Sequence[Array]] = {
+            "dy": () if dy is None else (dy,),
+            "dstates": [gradient for gradient in dstates or () if gradient is not None],
+        }
+        gradients = requests.gradients(wanted, out, spec, steps, batch, given)
+        kept.backward(output, final, gradients)
+        return gradients.x, gradients.params, gradients.states
+
+    def reserve_size(self, steps: int, batch: int, reserve: Keep = "gates") -> int:
+        """Bytes of the reserve of a forward call of that size, its ``nbytes``.
+
+        Args:
+            steps: T.
+            batch: N.
+            reserve: As in :meth:`forward`.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+            NotImplementedError: If no engine trains this spec.
+        """
+        steps, batch = positive_int("steps", steps), positive_int("batch", batch)
+        keep = arguments.keep(reserve)
+        return self._serving(True, False)[1].reserve_bytes(steps, batch, keep)
+
+
+def _check(spec: object, backend: object) -> None:
+    if not isinstance(spec, RNNSpec):
+        raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
+    if backend is not None:
+        registry.find(backend)  # raises if there is none
 
 
 def frozen(params: Array) -> Array:

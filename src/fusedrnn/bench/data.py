@@ -21,6 +21,23 @@ _SYMBOLS = 256
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What a call is given. The gradients are those of some loss, for training alone.
+
+    Attributes:
+        x: (T, N, I).
+        states: Initial states, each (L·D, N, H): zeros, but given, so that they have gradients.
+        dy: (T, N, D·H).
+        dstates: Of the final states, each (L·D, N, H).
+    """
+
+    x: Array
+    states: tuple[Array, ...]
+    dy: Array
+    dstates: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
 class Workload:
     """A network with its data ``x`` (T, N, I) and flat ``params``, both of the spec's dtype."""
 
@@ -33,6 +50,26 @@ class Workload:
         """The same in float64: what an oracle is run on."""
         spec = replace(self.spec, dtype="float64")
         return Workload(self.case, spec, self.x.astype(np.float64), self.params.astype(np.float64))
+
+    def batch(self, steps: int) -> Batch:
+        """The first ``steps`` steps, the same numbers in either dtype.
+
+        The loss's gradients are uniform in ±1/√(T·N): those of the weights, sums over T·N, are then of order one.
+        """
+        x, spec = self.x[:steps], self.spec
+        rng = np.random.default_rng(SEED + 2)
+        bound = np.float32(1.0 / math.sqrt(x.shape[0] * x.shape[1]))
+
+        def upstream(*shape: int) -> Array:
+            return ((rng.random(shape, np.float32) * 2 - 1) * bound).astype(spec.dtype)
+
+        shapes = spec.state_shape(x.shape[1])
+        return Batch(
+            x=x,
+            states=tuple(np.zeros(shape, spec.dtype) for shape in shapes),
+            dy=upstream(*x.shape[:2], spec.output_size),
+            dstates=tuple(upstream(*shape) for shape in shapes),
+        )
 
 
 def workload(case: Case, mode: str, dtype: str, x: Array | None = None) -> Workload:

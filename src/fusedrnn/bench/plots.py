@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -20,10 +21,30 @@ def formats() -> tuple[str, ...]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Save horizontal bars for every row, GFLOP/s to the right, the FMA peak as a black mark; wrong rows say so."""
+    """Save horizontal bars for every row, GFLOP/s to the right, the FMA peak as a black mark; wrong rows say so.
+
+    Each phase has a panel, side by side on one scale.
+    """
     contenders = list(dict.fromkeys(who for row in rows for who in row.timings))
-    figure = Figure(figsize=(9, 1.5 + 0.32 * len(rows) * max(1, len(contenders))), layout="constrained")
-    axes = figure.add_subplot()
+    panels: dict[str, list[Row]] = {}
+    for row in rows:
+        panels.setdefault(row.phase, []).append(row)
+    longest = max(len(members) for members in panels.values())
+    size = (2 + 7 * len(panels), 1.7 + 0.32 * longest * max(1, len(contenders)))
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, (phase, members) in zip(
+        figure.subplots(1, len(panels), sharex=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        _panel(axes, members, contenders)
+        axes.set_title(phase, loc="left")
+    figure.supxlabel("GFLOP/s (black: FMA peak; percent: fused over non-fused)", fontsize="medium")
+    if contenders:
+        patches = [Patch(color=_COLOURS[who], label=who) for who in contenders]
+        figure.legend(handles=patches, loc="outside upper right", ncols=len(contenders), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axes: Axes, rows: Sequence[Row], contenders: Sequence[str]) -> None:
     height = 0.8 / max(1, len(contenders))
     for position, row in enumerate(rows):
         if row.wrong:
@@ -36,13 +57,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 axes.text(row.gflops(who), place, f" {100 * row.ratio(NON_FUSED):.0f}%", va="center")
         if row.peak:
             axes.plot([row.peak, row.peak], [position - 0.4, position + 0.4], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(rows)), [f"{row.case.name} {row.mode}" for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
-    axes.set_xlabel("GFLOP/s (black: FMA peak; percent: fused over non-fused)")
     axes.spines[["top", "right"]].set_visible(False)
-    if contenders:
-        patches = [Patch(color=_COLOURS[who], label=who) for who in contenders]
-        figure.legend(handles=patches, loc="outside upper right", ncols=len(contenders), frameon=False)
-    figure.savefig(path, dpi=150)

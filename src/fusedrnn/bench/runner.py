@@ -8,24 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import fusedrnn
 from fusedrnn.bench.cases import Case
-from fusedrnn.bench.contenders import FUSED, NON_FUSED, TORCH, Contender, Phase
-from fusedrnn.bench.data import Workload, workload
+from fusedrnn.bench.checks import check, check_timed
+from fusedrnn.bench.contenders import FUSED, NON_FUSED, TORCH, Computed, Contender, Phase
+from fusedrnn.bench.data import Batch, workload
 from fusedrnn.bench.timing import Timing, alternate
-from fusedrnn.bench.tolerance import difference, longest_sum, tolerance
 from fusedrnn.engine.peak import measure_peak
 
 Array = NDArray[Any]
-Results = Mapping[str, Array]
 Progress = Callable[[str], None]
-
-CHECKED_FLOPS = 2e10
-"""Work up to which the check by the float64 reference covers every step: about a second of it."""
 
 _PEAK_SAMPLES = 3
 
@@ -40,13 +35,14 @@ class Plan:
     dtype: str = "float32"
     threads: int = 1
     torch: bool = False
-    budget: float = 8.0
+    budget: float = 5.0
     """Seconds to spend on timing a row, if its calls are short enough."""
     data: Array | None = None
     """The user's input (T, N, I), whose shape the cases have; None for text."""
 
-    def __len__(self) -> int:
-        return len(self.cases) * len(self.modes) * len(self.phases)
+    def rows(self) -> list[tuple[Case, str, Phase]]:
+        """What every row is of, in their order."""
+        return list(itertools.product(self.cases, self.modes, self.phases))
 
     def contenders(self) -> tuple[str, ...]:
         """Names of those compared, in the order of their turns."""
@@ -93,7 +89,7 @@ class Row:
 def run(plan: Plan, progress: Progress = lambda stage: None) -> Iterator[Row]:
     """Run ``plan``, yielding each row as it is done; ``progress`` is told what is being done."""
     with fusedrnn.thread_limits(plan.threads), threadpool_limits(limits=plan.threads, user_api="blas"):
-        for case, mode, phase in itertools.product(plan.cases, plan.modes, plan.phases):
+        for case, mode, phase in plan.rows():
             yield _run_row(plan, case, mode, phase, progress)
 
 
@@ -109,45 +105,14 @@ def _run_row(plan: Plan, case: Case, mode: str, phase: Phase, progress: Progress
         return Row(*about, wrong=wrong)
     progress(f"{name}: timing")
     peaks = [measure_peak(plan.dtype, plan.threads) for _ in range(_PEAK_SAMPLES)]
-    timings, results = alternate({who: _bound(call, work.x) for who, call in contenders.items()}, plan.budget)
+    batch = work.batch(case.T)
+    calls = {who: _bound(call, batch) for who, call in contenders.items()}
+    timings, results = alternate(calls, plan.budget, once=(NON_FUSED,))
     peaks += [measure_peak(plan.dtype, plan.threads) for _ in range(_PEAK_SAMPLES)]
     if wrong := check_timed(work, results):
         return Row(*about, wrong=wrong)
     return Row(*about, peak=statistics.median(peaks), timings=timings)
 
 
-def _bound(call: Contender, x: Array) -> Callable[[], Results]:
-    return lambda: call(x)
-
-
-def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender], flops: int) -> str | None:
-    """What is wrong with any contender against the reference in float64, or None.
-
-    As many steps are run as the reference can do in about a second; the contenders are warm then.
-    """
-    steps = min(work.case.T, max(1, round(work.case.T * CHECKED_FLOPS / flops)))
-    x = work.x[:steps]
-    exact = work.exact()
-    expected = phase.makers[NON_FUSED](exact)(x.astype(np.float64))
-    for who, call in contenders.items():
-        if wrong := _compare(work, who, call(x), expected, sides=1):
-            return f"{wrong} ({steps} of {work.case.T} steps, float64 reference)"
-    return None
-
-
-def check_timed(work: Workload, results: Mapping[str, Results]) -> str | None:
-    """What is wrong with the results that were timed, all steps, against the non-fused ones, or None."""
-    for who, actual in results.items():
-        if wrong := _compare(work, who, actual, results[NON_FUSED], sides=2):
-            return f"{wrong} (as timed, non-fused reference)"
-    return None
-
-
-def _compare(work: Workload, who: str, actual: Results, expected: Results, sides: int) -> str | None:
-    """``sides`` is how many of the two were rounded to the workload's dtype."""
-    scale = float(np.max(np.abs(work.x)))
-    rtol, atol = tolerance(work.spec.dtype, longest_sum(work.spec), scale)
-    for name, array in expected.items():
-        if wrong := difference(actual[name], array, sides * rtol, sides * atol):
-            return f"{who}: {name}{wrong}"
-    return None
+def _bound(call: Contender, batch: Batch) -> Callable[[], Computed]:
+    return lambda: call(batch)

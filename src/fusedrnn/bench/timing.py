@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,15 @@ PAUSE = 0.2
 """Seconds of rest before each turn: OpenBLAS's idle threads keep a processor busy for a tenth of a second."""
 
 MAX_ROUNDS = 100
+
+FEWEST = 2
+"""Samples that every call gets, whatever the budget."""
+
+VERY_LONG = 10.0
+"""Seconds from which on one sample may do: so long a call averages over the noise that samples of a shorter one show.
+
+Without this the baseline's calls alone would make the published tables take twice as long.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,21 @@ class Timing:
 class _Contestant:
     call: Call
     clock: Clock
+    fewest: int
+    once: bool
     repeats: int = 1
     seconds: list[float] = field(default_factory=list)
     result: Any = None
+
+    @property
+    def sits_out(self) -> bool:
+        """Whether it has its one sample, and takes no part in the rounds that only others need."""
+        return self.once and bool(self.seconds) and self.seconds[0] >= VERY_LONG
+
+    @property
+    def settled(self) -> bool:
+        """Whether its samples are enough, budget left or not."""
+        return self.sits_out or len(self.seconds) >= self.fewest
 
     def run(self, times: int = 1) -> float:
         """Seconds a call takes, the last result being let go first, so that its memory serves the next."""
@@ -77,16 +98,18 @@ def alternate(
     calls: Mapping[str, Call],
     budget: float,
     *,
-    min_rounds: int = 2,
+    once: Collection[str] = (),
+    fewest: int = FEWEST,
     pause: float = PAUSE,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Time ``calls`` in turns, A B A B, until another round would pass ``budget`` seconds.
 
     Each call is warmed up first, except that a call of a second or more counts from its first run. Every call gets
-    at least ``min_rounds`` samples, whatever the budget. Returns the timings and what each call last returned.
+    at least the ``fewest`` samples, whatever the budget, but one of those named in ``once`` that takes ten seconds
+    or more is content with its first. Returns the timings and what each call last returned.
     """
-    contestants = {name: _Contestant(call, clock) for name, call in calls.items()}
+    contestants = {name: _Contestant(call, clock, fewest, name in once) for name, call in calls.items()}
     begin = clock()
     for contestant in contestants.values():
         time.sleep(pause)
@@ -94,12 +117,13 @@ def alternate(
     last_round = 0.0
     for _ in range(MAX_ROUNDS):
         start = clock()
-        few = min(len(contestant.seconds) for contestant in contestants.values()) < min_rounds
+        few = not all(contestant.settled for contestant in contestants.values())
         if not few and start - begin + last_round > budget:
             break
         for contestant in contestants.values():
-            time.sleep(pause)
-            contestant.turn()
+            if not (few and contestant.sits_out):
+                time.sleep(pause)
+                contestant.turn()
         last_round = clock() - start
     timings = {name: Timing(tuple(contestant.seconds)) for name, contestant in contestants.items()}
     return timings, {name: contestant.result for name, contestant in contestants.items()}

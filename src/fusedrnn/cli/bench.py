@@ -10,8 +10,9 @@ from pathlib import Path
 import fusedrnn
 from fusedrnn.bench import plots
 from fusedrnn.bench.cases import CASES
-from fusedrnn.bench.contenders import PHASES, PLANNED, phase_named
+from fusedrnn.bench.contenders import PHASES, phase_named
 from fusedrnn.bench.data import load
+from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.facts import machine
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.bench.report import report
@@ -19,6 +20,7 @@ from fusedrnn.bench.runner import Plan, Row
 from fusedrnn.bench.runner import run as run_rows
 from fusedrnn.bench.tables import summary, tables
 from fusedrnn.cli.console import names, output, steps
+from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import DTYPES
 
 
@@ -36,7 +38,6 @@ def make_plan(
 
     Raises:
         ValueError: If a name is unknown or the data is not what it must be.
-        NotImplementedError: If a phase is not built yet.
         ModuleNotFoundError: If torch is asked for and missing.
     """
     chosen = [CASES[name] for name in names(cases, "case", CASES)]
@@ -51,7 +52,7 @@ def make_plan(
     return Plan(
         cases=chosen,
         modes=names(modes, "mode", NAMES),
-        phases=[phase_named(name) for name in names(phases, "phase", (*PHASES, *PLANNED))],
+        phases=[phase_named(name) for name in names(phases, "phase", PHASES)],
         dtype=dtype,
         threads=threads or fusedrnn.get_num_threads(),
         torch=torch,
@@ -76,7 +77,7 @@ def check_outputs(json_path: Path | None, plot_path: Path | None) -> None:
 def run(plan: Plan, json_path: Path | None, plot_path: Path | None) -> bool:
     """Run the plan, print its tables, write its files. Returns whether every result was right."""
     rows = []
-    with steps(len(plan)) as progress:
+    with steps(expected_seconds(plan, measure_peak(plan.dtype, plan.threads))) as progress:
         for row in run_rows(plan, progress.say):
             rows.append(row)
             progress.done(summary(row))

@@ -1,0 +1,29 @@
+"""The engines behind the operator, registered: importing this package makes them known and loads none of them."""
+
+from __future__ import annotations
+
+from fusedrnn import registry
+from fusedrnn.spec import RNNSpec
+
+
+def _cpu(spec: RNNSpec) -> registry.Engine:
+    from fusedrnn.engine.cpu import CPUEngine
+
+    return CPUEngine(spec)
+
+
+def _reference(spec: RNNSpec) -> registry.Engine:
+    from fusedrnn.backends.reference import ReferenceEngine
+
+    return ReferenceEngine(spec)
+
+
+registry.register("cpu", _cpu, registry.Supports(), order=100, description="kernels generated for this processor")
+registry.register(
+    "reference",
+    _reference,
+    registry.Supports(),
+    order=1000,
+    automatic=False,  # several times slower: nobody wants that unasked
+    description="NumPy, cell by cell",
+)

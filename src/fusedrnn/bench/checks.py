@@ -1,0 +1,84 @@
+"""The gate in front of every figure: what a contender computed against the reference, all outputs and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from fusedrnn.bench.contenders import NON_FUSED, Array, Computed, Contender, Phase, Results
+from fusedrnn.bench.data import Workload
+from fusedrnn.bench.tolerance import (
+    difference,
+    gradient_tolerance,
+    kink_tolerance,
+    longest_sum,
+    norm_difference,
+    tolerance,
+)
+from fusedrnn.spec import RNNSpec
+
+CHECKED_FLOPS = 2e10
+"""Work up to which the check by the float64 reference covers every step: about a second of it."""
+
+_FEWEST_STEPS = 2
+"""A single step has no recurrence."""
+
+
+def checked_steps(steps: int, flops: float) -> int:
+    """How many of ``steps`` steps, ``flops`` altogether, are checked in float64."""
+    return min(steps, max(_FEWEST_STEPS, round(steps * CHECKED_FLOPS / flops)))
+
+
+def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender], flops: int) -> str | None:
+    """What is wrong with any contender against the reference in float64, or None.
+
+    As many steps are run as the reference can do in about a second; the contenders are warm then.
+    """
+    steps = checked_steps(work.case.T, flops)
+    batch, exact = work.batch(steps), work.exact()
+    expected = phase.makers[NON_FUSED](exact)(exact.batch(steps))()
+    for who, call in contenders.items():
+        if wrong := _compare(work, steps, call(batch)(), expected, sides=1):
+            return f"{who}: {wrong} ({steps} of {work.case.T} steps, float64 reference)"
+    return None
+
+
+def check_timed(work: Workload, computed: Mapping[str, Computed]) -> str | None:
+    """What is wrong with the results that were timed, all steps, against the non-fused ones, or None."""
+    expected = computed[NON_FUSED]()
+    for who, results in computed.items():
+        if who != NON_FUSED and (wrong := _compare(work, work.case.T, results(), expected, sides=2)):
+            return f"{who}: {wrong} (as timed, non-fused reference)"
+    return None
+
+
+def _compare(work: Workload, steps: int, actual: Results, expected: Results, sides: int) -> str | None:
+    """``sides`` is how many of the two were rounded to the workload's dtype."""
+    spec = work.spec
+    for (name, one), (_, other) in zip(_parts(spec, actual, expected), _parts(spec, expected, expected), strict=True):
+        if name.startswith("d"):
+            wrong = _gradient_difference(work, steps, one, other, sides)
+        else:
+            rtol, atol = tolerance(spec.dtype, longest_sum(spec), float(np.max(np.abs(work.x))))
+            wrong = difference(one, other, sides * rtol, sides * atol)
+        if wrong:
+            return f"{name}{wrong}"
+    return None
+
+
+def _gradient_difference(work: Workload, steps: int, one: Array, other: Array, sides: int) -> str | None:
+    spec = work.spec
+    if spec.mode == "rnn_relu":
+        return norm_difference(one, other, sides * kink_tolerance(spec.dtype, spec))
+    rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, float(np.max(np.abs(other))))
+    return difference(one, other, sides * rtol, sides * atol)
+
+
+def _parts(spec: RNNSpec, results: Results, order: Results) -> Iterator[tuple[str, Array]]:
+    """The arrays in the order of another's, each parameter's gradient for itself: a layer has its own scale."""
+    for name in order:
+        if name == "dparams":
+            yield from ((f"dparams {part}", array) for part, array in spec.layout.unpack(results[name]).items())
+        else:
+            yield name, results[name]

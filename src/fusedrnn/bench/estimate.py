@@ -1,0 +1,55 @@
+"""How long a benchmark will take: the work of each row at the share of the peak that each contender reaches.
+
+At 180 GFLOP/s, two slow cores, the default sixteen rows come to seven minutes. All rows run at their full size: the
+non-fused calls of ten seconds and more are what one run has to be enough for (see ``timing.VERY_LONG``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fusedrnn.bench.cases import Case
+from fusedrnn.bench.checks import checked_steps
+from fusedrnn.bench.contenders import FUSED, NON_FUSED, TORCH, Phase
+from fusedrnn.bench.runner import Plan
+from fusedrnn.bench.timing import FEWEST, LONG, VERY_LONG
+
+_SHARES: Mapping[bool, Mapping[str, float]] = {
+    False: {NON_FUSED: 0.25, FUSED: 0.8, TORCH: 0.55},
+    True: {NON_FUSED: 0.2, FUSED: 0.75, TORCH: 0.5},
+}
+"""Of the peak, by whether it is training: as measured for the published sizes. Small cases are bound by the budget."""
+
+_SECONDS_A_PARAMETER = 30e-9
+"""To draw, copy, convert, pack and compare it."""
+
+_SECONDS_A_ROW = 1.5
+"""For text, peaks, pauses."""
+
+
+def expected_seconds(plan: Plan, peak: float) -> list[float]:
+    """Seconds for each row of the plan, on threads that do ``peak`` GFLOP/s of multiply-adds."""
+    return [_row_seconds(plan, *row, peak) for row in plan.rows()]
+
+
+def _row_seconds(plan: Plan, case: Case, mode: str, phase: Phase, peak: float) -> float:
+    spec = case.spec(mode, plan.dtype)
+    flops = spec.flops(case.T, case.N, training=phase.training)
+    calls = {who: flops / (_SHARES[phase.training][who] * peak * 1e9) for who in plan.contenders()}
+    part = checked_steps(case.T, flops) / case.T
+    # The reference in float64 takes twice the baseline's time in float32.
+    checking = part * (2 * calls[NON_FUSED] + sum(calls.values()))
+    preparing = _SECONDS_A_ROW + _SECONDS_A_PARAMETER * spec.layout.size
+    return preparing + checking + _timing_seconds(calls, plan.budget)
+
+
+def _timing_seconds(calls: Mapping[str, float], budget: float) -> float:
+    """What :func:`fusedrnn.bench.timing.alternate` will take for calls of these lengths."""
+    spent = sum(seconds if seconds >= LONG else 2 * seconds for seconds in calls.values())
+    samples = {who: int(seconds >= LONG) for who, seconds in calls.items()}
+    needing = {who for who, seconds in calls.items() if not (who == NON_FUSED and seconds >= VERY_LONG)}
+    missing = max((FEWEST - samples[who] for who in needing), default=0)
+    spent += missing * sum(calls[who] for who in needing)
+    round_ = max(sum(calls.values()), 1e-9)
+    return spent + round_ * max(0, math.floor((budget - spent) / round_))
