@@ -1,18 +1,26 @@
 """The conformance suite: what every engine, adapter and instruction set must compute. Subclasses say how to run it."""
 
-from functools import cache
+from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusedrnn import reference
 from fusedrnn.bench.cases import ODD_SIZES
 from fusedrnn.spec import MODES
-from problems import Shape, assert_close, make_problem
+from oracles import (
+    absences,
+    expected,
+    expected_training,
+    near_kink,
+    reference_results,
+    training_problem,
+    without,
+)
+from problems import Shape, assert_close, assert_gradients_close, make_problem
 
 # Every odd size in every place, every depth in both directions, lengths and states of every kind; and large enough
 # batches and layers among them for every way to split work over two and three threads.
@@ -34,62 +42,44 @@ SHAPES = (
     Shape(17, 17, 2, 3, bidirectional=True, lengths="none"),
     Shape(17, 63, 129, 2),
 )
-
-
-def torch_module(spec, params):
-    """The torch.nn module with these parameters, in float64."""
-    options = {"num_layers": spec.num_layers, "bidirectional": spec.bidirectional, "dtype": torch.float64}
-    if spec.mode.startswith("rnn"):
-        module = torch.nn.RNN(spec.input_size, spec.hidden_size, nonlinearity=spec.mode[4:], **options)
-    else:
-        module = getattr(torch.nn, spec.mode.upper())(spec.input_size, spec.hidden_size, **options)
-    named = spec.layout.unpack(params.astype(np.float64), names="torch")
-    module.load_state_dict({name: torch.from_numpy(value) for name, value in named.items()})
-    return module
-
-
-def torch_forward(spec, x, params, states, lengths):
-    """Outputs and states of torch.nn; it knows no empty sequences, so these are left out and their rows stay zero."""
-    rows = np.arange(x.shape[1]) if lengths is None else np.flatnonzero(lengths)
-    initial = [np.zeros(shape) for shape in spec.state_shape(x.shape[1])] if states is None else states
-    y = np.zeros((*x.shape[:2], spec.output_size))
-    final = tuple(state.copy() for state in initial)
-    if not rows.size:
-        return y, final
-    data = torch.from_numpy(x[:, rows])
-    if lengths is not None:
-        data = pack_padded_sequence(data, torch.from_numpy(lengths[rows]), enforce_sorted=False)
-    tensors = tuple(torch.from_numpy(state[:, rows].copy()) for state in initial)
-    with torch.no_grad():
-        result, after = torch_module(spec, params)(data, tensors[0] if len(tensors) == 1 else tensors)
-    if lengths is not None:
-        result, _ = pad_packed_sequence(result, total_length=len(x))
-    y[:, rows] = result.numpy()
-    for state, value in zip(final, after if isinstance(after, tuple) else (after,), strict=True):
-        state[:, rows] = value.numpy()
-    return y, final
-
-
-@cache
-def expected(mode, shape):
-    """What torch.nn and the reference say, in float64; once for all formats, targets and numbers of threads."""
-    problem = make_problem(mode, shape)
-    x, params, states = problem.astype(np.float64)
-    return (
-        torch_forward(problem.spec, x, params, states, problem.lengths),
-        reference.forward(problem.spec, x, params, states, problem.lengths),
-    )
+TRAINING_SHAPES = (
+    *SHAPES,
+    Shape(17, 3, 2, 17, layers=4),
+    Shape(3, 17, 17, 3, layers=4, bidirectional=True, lengths="edges"),
+)
+# For what multiplies with everything else: small, but of several layers, both ways and one.
+REQUEST_SHAPES = (
+    Shape(3, 2, 17, 3, layers=2, lengths="edges"),
+    Shape(3, 3, 2, 17, layers=2, bidirectional=True, lengths="some"),
+)
+DROPOUT_SHAPES = (
+    Shape(3, 17, 2, 17, layers=2),
+    Shape(17, 3, 63, 17, layers=3, bidirectional=True, lengths="edges"),
+    Shape(2, 3, 1, 129, layers=4, lengths="some", states=False),
+)
+KEEPS = ("gates", "states")
+REQUESTS = ("write", "add", "null")
 
 
 @st.composite
-def shapes(draw):
+def shapes(draw, largest=63, deepest=3):
     """Small problems of any kind."""
-    size = st.sampled_from([size for size in ODD_SIZES if size < 64] + [5, 8, 12, 24])
+    size = st.sampled_from([size for size in ODD_SIZES if size <= largest] + [5, 8, 12, 24])
     lengths = st.sampled_from(["full", "some", "edges", "none"])
     return Shape(
-        draw(size), draw(size), draw(size), draw(size), draw(st.integers(1, 3)), draw(st.booleans()), draw(lengths),
-        draw(st.booleans()),
+        draw(size), draw(size), draw(size), draw(size), draw(st.integers(1, deepest)), draw(st.booleans()),
+        draw(lengths), draw(st.booleans()),
     )  # fmt: skip
+
+
+# The fixtures hold for all examples; subclasses share the search; some examples are large.
+RANDOM_SEARCH = {
+    "suppress_health_check": [
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.differing_executors,
+        HealthCheck.too_slow,
+    ]
+}
 
 
 class Conformance:
@@ -108,14 +98,12 @@ class Conformance:
     def check(self, mode, shape, dtype, oracles):
         """Compare one problem with what the oracles said."""
         problem = make_problem(mode, shape, dtype)
-        before = [array.copy() for array in (problem.x, problem.params, *(problem.states or ()))]
+        before = [array.copy() for array in problem.arrays]
         actual = self.run(problem.spec, problem.x, problem.params, problem.states, problem.lengths)
         for oracle in oracles:
             assert_close(actual, oracle, dtype, problem.spec)
-        if problem.lengths is not None:
-            padding = np.arange(shape.T)[:, None] >= problem.lengths
-            assert not actual[0][padding].any()
-        for array, content in zip((problem.x, problem.params, *(problem.states or ())), before, strict=True):
+        assert not actual[0][problem.padding].any()
+        for array, content in zip(problem.arrays, before, strict=True):
             np.testing.assert_array_equal(array, content)
 
     @pytest.mark.parametrize("mode", MODES)
@@ -130,18 +118,121 @@ class AnyShape:
 
     check, dtypes = Conformance.check, Conformance.dtypes
 
-    # The fixtures hold for all examples; subclasses share the search; some examples are large.
-    @settings(
-        max_examples=60,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.differing_executors,
-            HealthCheck.too_slow,
-        ],
-    )
+    @settings(max_examples=60, **RANDOM_SEARCH)
     @given(shape=shapes(), mode=st.sampled_from(MODES), data=st.data())
     def test_forward_on_any_shape(self, shape, mode, data):
         problem = make_problem(mode, shape)
         x, params, states = problem.astype(np.float64)
         oracle = reference.forward(problem.spec, x, params, states, problem.lengths)
         self.check(mode, shape, data.draw(st.sampled_from(self.dtypes)), [oracle])
+
+
+class TrainingConformance:
+    """Training against torch.nn and the reference: outputs, final states, the gradients of everything.
+
+    A subclass gives :meth:`train`, and narrows ``dtypes`` and ``keeps`` to what its engine has. An adapter that knows
+    no requests leaves ``test_requests`` out.
+    """
+
+    dtypes = ("float32", "float64")
+    keeps = KEEPS
+
+    def train(self, spec, x, params, states, lengths, keep, seed):
+        """Outputs, a tuple of final states, and backward: a function of (dy, dstates, **grad_req and out)."""
+        raise NotImplementedError
+
+    def forward(self, problem, keep, oracle, seed=0):
+        """Train on a problem, compare what comes out, return backward."""
+        spec = problem.spec
+        y, final, backward = self.train(spec, problem.x, problem.params, problem.states, problem.lengths, keep, seed)
+        assert_close((y, final), oracle.forward, spec.dtype, spec)
+        assert not y[problem.padding].any()
+        return backward
+
+    def check(self, problem, keep, oracles, seed=0):
+        """Compare one problem with what oracles said, by what was absent; the name up to a space counts."""
+        spec, (steps, batch) = problem.spec, problem.x.shape[:2]
+        before = [array.copy() for array in problem.arrays]
+        backward = self.forward(problem, keep, next(iter(oracles.values())), seed)
+        for name, oracle in oracles.items():
+            given = without(spec, problem.dy, problem.dstates, name.split()[0])
+            actual = backward(*given)
+            assert_gradients_close(actual, oracle.gradients, spec.dtype, spec, steps, batch)
+            assert not actual[0][problem.padding].any()
+        for array, content in zip(problem.arrays, before, strict=True):
+            np.testing.assert_array_equal(array, content)
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("shape", TRAINING_SHAPES, ids=str)
+    def test_gradients(self, mode, shape):
+        by_torch, by_reference = expected_training(mode, shape)
+        for dtype, keep in product(self.dtypes, self.keeps):
+            problem = training_problem(mode, shape, dtype)
+            # All that may be absent with the first reserve; what the others keep does not enter there.
+            known = by_torch if keep == self.keeps[0] else {"nothing": by_torch["nothing"]}
+            self.check(problem, keep, known | {"nothing (reference)": by_reference})
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("shape", DROPOUT_SHAPES, ids=str)
+    @pytest.mark.parametrize("p", [0.0, 0.3, 0.75])
+    def test_dropout(self, mode, shape, p):
+        seed = 2**63 + 5
+        problem = training_problem(mode, shape)
+        problem = replace(problem, spec=replace(problem.spec, dropout=p))
+        while near_kink(problem, seed):
+            seed += 1
+        oracle = reference_results(problem, seed)
+        for dtype, keep in product(self.dtypes, self.keeps):
+            typed = problem.typed(dtype)
+            self.check(typed, keep, {"nothing": oracle}, seed)
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("shape", REQUEST_SHAPES, ids=str)
+    def test_requests(self, mode, shape):
+        """Every combination: what is written is right, what is added lies on what was there, and null is nothing."""
+        oracle = expected_training(mode, shape)[1]
+        rng = np.random.default_rng(0)
+        for dtype, keep in product(self.dtypes, self.keeps):
+            problem = training_problem(mode, shape, dtype)
+            spec = problem.spec
+            backward = self.forward(problem, keep, oracle)
+            for requests in product(REQUESTS, repeat=3):
+                buffers, wanted = zip(*map(self._buffer, requests, oracle.gradients, [dtype] * 3), strict=True)
+                given = tuple(None if one == "null" else buffer for one, buffer in zip(requests, buffers, strict=True))
+                grad_req = dict(zip(("x", "params", "states"), requests, strict=True))
+                found = backward(problem.dy, problem.dstates, grad_req=grad_req, out=given)
+                for one, buffer in zip(found, given, strict=True):
+                    assert one is buffer or all(a is b for a, b in zip(one, buffer, strict=True))
+                assert_gradients_close(buffers, wanted, dtype, problem.spec, shape.T, shape.N)
+
+    @staticmethod
+    def _buffer(request, gradient, dtype):
+        """What a gradient of the caller's holds before, and what it must hold after."""
+        if isinstance(gradient, tuple):
+            return tuple(zip(*(TrainingConformance._buffer(request, one, dtype) for one in gradient), strict=True))
+        held = np.random.default_rng(0).standard_normal(gradient.shape)
+        wanted = {"write": gradient, "add": held + gradient, "null": held}[request]
+        buffer = held.astype(dtype)
+        if request == "write":
+            buffer.fill(np.nan)
+        return buffer, wanted
+
+
+class AnyTrainingShape:
+    """Gradients on shapes that no one chose."""
+
+    forward, check = TrainingConformance.forward, TrainingConformance.check
+    dtypes, keeps = TrainingConformance.dtypes, TrainingConformance.keeps
+
+    @settings(max_examples=60, **RANDOM_SEARCH)
+    @given(
+        shape=shapes(largest=17, deepest=4), mode=st.sampled_from(MODES), p=st.sampled_from([0.0, 0.0, 0.5]),
+        data=st.data(),
+    )  # fmt: skip
+    def test_gradients_on_any_shape(self, shape, mode, p, data):
+        dtype, keep = data.draw(st.sampled_from(self.dtypes)), data.draw(st.sampled_from(self.keeps))
+        problem = make_problem(mode, shape)
+        problem = replace(problem, spec=replace(problem.spec, dropout=p))
+        assume(not near_kink(problem))
+        absent = data.draw(st.sampled_from(absences(problem.spec)))
+        self.check(problem.typed(dtype), keep, {absent: reference_results(problem, absent=absent)})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from fusedrnn.codegen import target as targets
-from fusedrnn.engine import backward_plan, pack, plan, threads, workspace
+from fusedrnn.engine import backward_plan, plan, threads, workspace
 
 # How long an example takes is no property of the code under test.
 settings.register_profile("fusedrnn", deadline=None)
@@ -43,8 +43,9 @@ def target(request, monkeypatch):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """New arrays, packed weights and scratch begin as NaN: what is read before it is written shows."""
-    plain_empty, plain_aligned, plain_borrow = np.empty, workspace.aligned_empty, workspace.Workspaces.borrow
+    """New arrays, packed weights, reserves and scratch begin as NaN: what is read before it is written shows."""
+    plain_empty, plain_aligned = np.empty, workspace.aligned_empty
+    plain_borrow, plain_lease = workspace.Workspaces.borrow, workspace.Pool.lease
 
     def fill(array):
         if array.dtype.kind in "biuf":
@@ -63,10 +64,16 @@ def poisoned(monkeypatch):
             ctypes.memset(address + zeroed, _ONES, size - zeroed)
             yield address
 
+    def lease(self, size):
+        lent = plain_lease(self, size)
+        fill(lent.buffer)  # also where it is memory that has come back
+        return lent
+
     monkeypatch.setattr(np, "empty", empty)
-    for module in (workspace, pack, threads):
+    for module in (workspace, threads):
         monkeypatch.setattr(module, "aligned_empty", aligned_empty)
     monkeypatch.setattr(workspace.Workspaces, "borrow", borrow)
+    monkeypatch.setattr(workspace.Pool, "lease", lease)
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """Random problems for the tests, and how results are compared."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fusedrnn import RNNSpec
-from fusedrnn.bench.tolerance import difference, longest_sum, tolerance
+from fusedrnn.bench.tolerance import difference, gradient_tolerance, longest_sum, tolerance
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,41 @@ class Shape:
 
 @dataclass(frozen=True)
 class Problem:
-    """A spec and the arguments of its forward call."""
+    """A spec and the arguments of its forward call; for training also the gradients of what that returns."""
 
     spec: RNNSpec
     x: np.ndarray  # (T, N, I)
     params: np.ndarray
     states: tuple | None
     lengths: np.ndarray | None
+    dy: np.ndarray | None = None  # (T, N, D·H)
+    dstates: tuple | None = None
 
     def astype(self, dtype):
         """The same numbers in another format."""
         states = None if self.states is None else tuple(state.astype(dtype) for state in self.states)
         return self.x.astype(dtype), self.params.astype(dtype), states
+
+    def gradients_as(self, dtype):
+        """The gradients of the results in another format."""
+        return self.dy.astype(dtype), tuple(one.astype(dtype) for one in self.dstates)
+
+    def typed(self, dtype):
+        """The same problem in another format."""
+        x, params, states = self.astype(dtype)
+        dy, dstates = self.gradients_as(dtype)
+        return Problem(replace(self.spec, dtype=dtype), x, params, states, self.lengths, dy, dstates)
+
+    @property
+    def arrays(self):
+        """All arrays of floating-point numbers that calls are given."""
+        return (self.x, self.params, *(self.states or ()), self.dy, *self.dstates)
+
+    @property
+    def padding(self):
+        """Where there is no sequence any more: (T, N)."""
+        ends = len(self.x) if self.lengths is None else self.lengths
+        return np.broadcast_to(np.arange(len(self.x))[:, None] >= ends, self.x.shape[:2])
 
 
 def make_lengths(kind, T, N, rng):
@@ -73,7 +96,9 @@ def make_problem(mode, shape, dtype="float32", seed=0):
     params = exact(rng.uniform(-bound, bound, spec.layout.size))
     states = tuple(exact(rng.uniform(-1, 1, state)) for state in spec.state_shape(shape.N))
     lengths = make_lengths(shape.lengths, shape.T, shape.N, rng)
-    return Problem(spec, x, params, states if shape.states else None, lengths)
+    dy = exact(rng.standard_normal((shape.T, shape.N, spec.output_size)))
+    dstates = tuple(exact(rng.standard_normal(state)) for state in spec.state_shape(shape.N))
+    return Problem(spec, x, params, states if shape.states else None, lengths, dy, dstates)
 
 
 def assert_close(actual, expected, dtype, spec):
@@ -86,12 +111,46 @@ def assert_close(actual, expected, dtype, spec):
         assert found is None, f"{name}{found}"
 
 
+def gradient_parts(spec, gradients):
+    """The arrays of (dx, dparams, dstates) by name, parameters one by one, with the names of each one's neighbours."""
+    dx, dparams, dstates = gradients
+    states = {f"d{name}0": one for name, one in zip(spec.state_names, dstates, strict=True)}
+    groups = [{"dx": dx, **states}]
+    kinds = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
+    for layer in range(spec.num_layers):
+        for direction in range(spec.num_directions):
+            groups.append(
+                {f"d{kind} {layer}.{direction}": spec.layout.view(dparams, layer, direction, kind) for kind in kinds}
+            )
+    return groups
+
+
+# An array of fewer elements than this may be small by chance: its neighbours say what was summed.
+_FEW = 16
+
+
+def assert_gradients_close(actual, expected, dtype, spec, steps, batch):
+    """All gradients within the tolerance for them, each array on its own scale."""
+    for one, other in zip(gradient_parts(spec, actual), gradient_parts(spec, expected), strict=True):
+        largest = max(float(np.abs(array).max()) for array in other.values())
+        for name, exact in other.items():
+            assert one[name].dtype == np.dtype(dtype)
+            scale = float(np.abs(exact).max()) if exact.size >= _FEW else largest
+            found = difference(one[name], exact, *gradient_tolerance(dtype, spec, steps, batch, scale))
+            assert found is None, f"{name}{found}"
+
+
 def bits(array):
     """The array's bits as integers: NaN equals itself, and 0 differs from -0."""
     return np.ascontiguousarray(array).view(f"i{array.itemsize}")
 
 
 def assert_same_bits(one, other):
-    """Outputs and final states alike to the last bit."""
-    for left, right in zip((one[0], *one[1]), (other[0], *other[1]), strict=True):
-        np.testing.assert_array_equal(bits(left), bits(right))
+    """Arrays, or tuples of them that may be nested and hold None, alike to the last bit."""
+    if isinstance(one, (tuple, list)):
+        for left, right in zip(one, other, strict=True):
+            assert_same_bits(left, right)
+    elif one is None:
+        assert other is None
+    else:
+        np.testing.assert_array_equal(bits(one), bits(other))

@@ -7,13 +7,18 @@ import llvmlite.binding as llvm
 import pytest
 
 from fusedrnn.codegen import target as targets
+from fusedrnn.engine.backward import build_backward
 from fusedrnn.engine.forward import build_forward
 from fusedrnn.spec import DTYPES, MODES
 
 
+def build_inference(*kind):
+    return build_forward(*kind, training=False)
+
+
 @pytest.fixture
 def assembly(monkeypatch):
-    """The assembly of a forward module as an AArch64 Linux machine would compile it."""
+    """The assembly of a module as an AArch64 Linux machine would compile it."""
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -22,10 +27,10 @@ def assembly(monkeypatch):
     except RuntimeError:
         pytest.skip("this llvmlite generates code for no other family")
 
-    def emit(mode, dtype):
+    def emit(mode, dtype, build):
         (neon,) = targets.known()
         machine = family.create_target_machine(cpu=neon.cpu, features=neon.features, opt=3)
-        module = build_forward(mode, dtype, neon)
+        module = build(mode, dtype, neon)
         module.triple = machine.triple
         parsed = llvm.parse_assembly(str(module))
         tuning = llvm.create_pipeline_tuning_options(speed_level=2)
@@ -39,14 +44,20 @@ def assembly(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
-def test_neon(assembly, mode, dtype):
-    text = assembly(mode, dtype)
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [(build_inference, "tile"), (build_backward, "tile"), (build_backward, "upright")],
+    ids=["forward", "backward", "weights"],
+)
+def test_neon(assembly, mode, dtype, build, kind):
+    text = assembly(mode, dtype, build)
     shape = {"float32": "4s", "float64": "2d"}[dtype]
-    tile = re.search(r"^tile6:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
+    tile = re.search(rf"^{kind}6:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
     bodies = re.findall(r"^(\.LBB\d+_\d+):(.*?)b\.\w+\s+\1$", tile, re.MULTILINE | re.DOTALL)
     multiplying = [body for _, body in bodies if "fmla" in body]
     assert multiplying
     for body in multiplying:
         assert re.search(rf"fmla\s+v\d+\.{shape}", body)
         assert not re.search(r"\[sp", body)
-    assert re.search(rf"fdiv\s+v\d+\.{shape}", text) or mode == "rnn_relu"
+    quotients = {"inference": ("rnn_tanh", "lstm", "gru"), "backward": ("lstm", "gru")}
+    assert bool(re.search(rf"fdiv\s+v\d+\.{shape}", text)) == (mode in quotients[build.__name__.split("_")[1]])

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 import fusedrnn
-from conformance import SHAPES, AnyShape, Conformance, expected
+from conformance import SHAPES, AnyShape, Conformance
 from fusedrnn import RNNOp
 from fusedrnn.bench.cases import ODD_SIZES
 from fusedrnn.engine import workspace
 from fusedrnn.engine.plan import make_plan
 from fusedrnn.spec import DTYPES, MODES
+from oracles import expected
 from problems import assert_close, make_problem
 
 pytestmark = pytest.mark.usefixtures("poisoned", "eager")

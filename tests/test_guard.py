@@ -9,7 +9,7 @@ import pytest
 import fusedrnn
 from fences import AVAILABLE, fenced, fenced_copy
 from fusedrnn import RNNOp
-from fusedrnn.engine import pack, workspace
+from fusedrnn.engine import workspace
 from fusedrnn.spec import DTYPES, MODES
 from problems import Shape, assert_same_bits, make_problem
 
@@ -50,7 +50,6 @@ def fenced_buffers(side, monkeypatch):
     def empty(shape, dtype=float, **options):
         return plain(shape, dtype, **options) if np.dtype(dtype).kind != "f" else fenced(shape, dtype, side)
 
-    monkeypatch.setattr(pack, "aligned_empty", aligned_empty)
     monkeypatch.setattr(workspace, "aligned_empty", aligned_empty)
     monkeypatch.setattr(np, "empty", empty)
 

@@ -356,11 +356,18 @@ def test_threads_that_ask_at_once_get_one_op():
 
 
 def test_threads_that_need_an_engine_at_once_get_one():
-    with engine("inference", training=False), engine("trains", 2, order=1) as made:
+    made = []
+
+    def slow(spec):
+        made.append(spec)
+        time.sleep(0.02)
+        return FakeEngine(spec, 2)
+
+    with engine("inference", training=False), engine("trains", factory=slow, order=1):
         op = RNNOp(SPEC)
         reserves = together(8, lambda: op.forward(*arrays(SPEC), training=True)[2])
         assert {reserve.backend for reserve in reserves} == {"trains"}
-        assert len(made) == 1
+        assert made == [SPEC]
 
 
 def test_registering_while_ops_are_made():

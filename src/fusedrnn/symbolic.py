@@ -241,6 +241,7 @@ def trace(cell: Cell) -> TracedCell:
     return TracedCell(cell.gates, cell.states, found, outputs)
 
 
+@lru_cache(maxsize=64)
 def merge(traced: TracedCell) -> TracedCell:
     """Exchange x + h for one leaf ``("sum", gate)``, if no gate's two parts are ever needed apart.
 
