@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
+from fusedrnn import registry
 from fusedrnn.bench.facts import machine
 from fusedrnn.cli.console import output
 from fusedrnn.engine.peak import measure_peak
@@ -30,6 +31,9 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "vector width", f"{facts['vector_bits']} bits"
     yield "threads", str(facts["threads"])
     yield "caches", ", ".join(f"{level} {_size(size)}" for level, size in facts["caches"].items()) or "unknown"
+    for engine in registry.engines():
+        asked = "" if engine.automatic else f", with backend={engine.name!r}"
+        yield f"engine {engine.name}", f"{engine.description}{asked}: {engine.supports}"
     for dtype in DTYPES:
         yield f"FMA peak {dtype}", _peaks(dtype, facts["threads"])
     yield "BLAS of non-fused", ", ".join(facts["blas"]) or "unknown"

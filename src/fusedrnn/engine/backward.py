@@ -17,7 +17,7 @@ from fusedrnn.codegen.sync import emit_barrier, emit_wait, flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.derivative import differentiate
-from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions
+from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
 from fusedrnn.engine.recompute import Recompute
 from fusedrnn.engine.weights import emit_weight_gradients
 from fusedrnn.symbolic import Leaf, TracedCell, evaluate, merge, trace
@@ -52,7 +52,8 @@ class _Sweep(GradientPass):
     def __init__(self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function) -> None:
         self.gemm = emit_gemm(module, target, dtype)
         self.dropout = Dropout(module, target, dtype)
-        self.weights = emit_weight_gradients(module, cell, dtype, target, barrier, self.dropout)
+        self.deliver = emit_deliver(module, target, dtype)
+        self.weights = emit_weight_gradients(module, cell, dtype, target, barrier, self.dropout, self.deliver)
         self.recompute = Recompute(module, cell, dtype, target, barrier, self.gemm, self.dropout).emit()
         super().__init__(module, "sweep", cell, dtype, target, barrier)
         self.derivative = differentiate(cell)
@@ -96,17 +97,12 @@ class _Sweep(GradientPass):
 
     def _exit(self) -> None:
         """What has reached the initial states to the caller, if it is wanted."""
-        f, c, p, v = self.f, self.c, self.p, self.v
+        f, c, p = self.f, self.c, self.p
         for name, initial in zip(self.cell.states, (p.dh0, p.dc0), strict=False):
             with f.if_(initial.compare("!=", 0)), f.loop(0, self.rows) as row:
-                into = initial + self.index(row) * c.hidden * v.item
-                with f.loop(self.first_unit, self.last_unit) as unit:
-                    self.deliver(
-                        v.load(self.carried(name, row) + unit * v.bytes),
-                        into + unit * v.bytes,
-                        c.hidden - unit * v.lanes,
-                        c.add_states,
-                    )
+                source = self.carried(name, row) + self.own
+                into = self.row_of_state(initial, self.index(row))
+                f.call(self.deliver, source, into, self.own_bytes // self.v.item, c.add_states)
 
     def _chunk(self, begin: Value, end: Value, before: Variable, offset: Variable) -> None:
         """Some steps, then the gradients of their inputs."""
@@ -225,6 +221,8 @@ class _Sweep(GradientPass):
         """A panel of input gradients to where they belong, dropout's mask on those that go to a layer below."""
         f, c, p, v = self.f, self.c, self.p, self.v
         feature = panel * (self.panel_bytes // v.item)
+        left = p.k - feature
+        features = (left > self.panel_bytes // v.item).select(self.panel_bytes // v.item, left)
         place = f.var(0)
         with f.loop(begin, end) as step:
             time = self.time_back(step)
@@ -234,8 +232,5 @@ class _Sweep(GradientPass):
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
                     f.call(self.dropout.panel, source, feature, *self.draw(index, time))
                 into = p.dx + time * p.dx_step + index * p.dx_row + feature * v.item
-                for number in range(self.panel_vectors):
-                    left = p.k - feature - number * v.lanes
-                    with f.if_(left > 0):
-                        self.deliver(v.load(source + number * v.bytes), into + number * v.bytes, left, p.add_x)
+                f.call(self.deliver, source, into, features, p.add_x)
                 place.set(place.get() + 1)

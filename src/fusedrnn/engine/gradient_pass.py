@@ -90,9 +90,18 @@ class GradientPass(Pass):
         row = (self.last_unit - self.first_unit) * (self.kept_slots * v.bytes)
         return self.scratch + c.kept_at + place * row - self.first_unit * (self.kept_slots * v.bytes)
 
-    def deliver(self, value: Value, into: Value, left: Value, add: Value) -> None:
-        """A vector to the caller's memory, written or added, as many lanes as are left."""
-        deliver(self.f, self.v, value, into, left, add)
+
+def emit_deliver(module: Module, target: Target, dtype: str) -> Function:
+    """A function of (source, into, features, add): an aligned row to memory of any alignment, written or added."""
+    f = Function(module, "deliver", ["source", "into", "features", "add"])
+    source, into, features, add = f.arguments
+    v = Vectors(f, target, dtype)
+    with f.loop(0, features, v.lanes) as feature:
+        at = feature * v.item
+        value = v.load(source + at)
+        deliver(f, v, value, into + at, features - feature, add)
+    f.done()
+    return f
 
 
 def deliver(f: Function, v: Vectors, value: Value, into: Value, left: Value, add: Value) -> None:

@@ -18,24 +18,37 @@ from fusedrnn.symbolic import TracedCell
 
 
 def emit_weight_gradients(
-    module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function, dropout: Dropout
+    module: Module,
+    cell: TracedCell,
+    dtype: str,
+    target: Target,
+    barrier: Function,
+    dropout: Dropout,
+    deliver: Function,
 ) -> Function:
     """A function of (a pass's arguments, first step, last step, rows in them, whether it is the first block).
 
     With the last block, the sums go to where the caller wants them.
     """
-    return _WeightGradients(module, cell, dtype, target, barrier, dropout).emit()
+    return _WeightGradients(module, cell, dtype, target, barrier, dropout, deliver).emit()
 
 
 class _WeightGradients(GradientPass):
     def __init__(
-        self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function, dropout: Dropout
+        self,
+        module: Module,
+        cell: TracedCell,
+        dtype: str,
+        target: Target,
+        barrier: Function,
+        dropout: Dropout,
+        deliver: Function,
     ) -> None:
         self.gemm = emit_upright_gemm(module, target, dtype)
         super().__init__(
             module, "weights", cell, dtype, target, barrier, ("first", "last", "rows_in_block", "fresh")
         )
-        self.dropout = dropout
+        self.dropout, self.deliver = dropout, deliver
         self.derivative = differentiate(cell)
         f, c, v = self.f, self.c, self.v
         self.first, self.last, self.count, self.fresh = f.arguments[4:]
@@ -175,18 +188,11 @@ class _WeightGradients(GradientPass):
                 first = c.hidden * gate + unit * v.lanes
                 with f.loop(0, count) as lane:
                     source = self._weight_rows(unit, gate) + lane * c.weights_stride
-                    into = p.d_x_weights + (first + lane) * p.k * v.item
-                    self._hand_over_row(source, into, p.k)
+                    row = first + lane
+                    f.call(self.deliver, source, p.d_x_weights + row * p.k * v.item, p.k, c.add_params)
                     source = source + self.x_panels * self.panel_bytes
-                    into = p.d_h_weights + (first + lane) * c.hidden * v.item
-                    self._hand_over_row(source, into, c.hidden)
+                    f.call(self.deliver, source, p.d_h_weights + row * c.hidden * v.item, c.hidden, c.add_params)
                 biases = ((p.d_x_bias, self.derivative.from_input), (p.d_h_bias, self.derivative.from_state))
                 for bias, slots in biases:
-                    value = v.load(self._sums(unit) + slots[gate] * v.bytes)
-                    self.deliver(value, bias + first * v.item, left, c.add_params)
-
-    def _hand_over_row(self, source: Value, into: Value, columns: Value) -> None:
-        f, v = self.f, self.v
-        with f.loop(0, columns, v.lanes) as column:
-            value = v.load(source + column * v.item)
-            self.deliver(value, into + column * v.item, columns - column, self.c.add_params)
+                    source = self._sums(unit) + slots[gate] * v.bytes
+                    f.call(self.deliver, source, bias + first * v.item, count, c.add_params)
