@@ -44,7 +44,7 @@ SHAPES = (
 )
 TRAINING_SHAPES = (
     *SHAPES,
-    Shape(17, 3, 2, 17, layers=4),
+    Shape(2, 2, 2, 17, layers=4),
     Shape(3, 17, 17, 3, layers=4, bidirectional=True, lengths="edges"),
 )
 # For what multiplies with everything else: small, but of several layers, both ways and one.
@@ -168,8 +168,8 @@ class TrainingConformance:
         by_torch, by_reference = expected_training(mode, shape)
         for dtype, keep in product(self.dtypes, self.keeps):
             problem = training_problem(mode, shape, dtype)
-            # All that may be absent with the first reserve; what the others keep does not enter there.
-            known = by_torch if keep == self.keeps[0] else {"nothing": by_torch["nothing"]}
+            # What may be absent has nothing to do with what was kept, nor with the format.
+            known = by_torch if (dtype, keep) == (self.dtypes[0], self.keeps[-1]) else {"nothing": by_torch["nothing"]}
             self.check(problem, keep, known | {"nothing (reference)": by_reference})
 
     @pytest.mark.parametrize("mode", MODES)
@@ -224,7 +224,7 @@ class AnyTrainingShape:
     forward, check = TrainingConformance.forward, TrainingConformance.check
     dtypes, keeps = TrainingConformance.dtypes, TrainingConformance.keeps
 
-    @settings(max_examples=60, **RANDOM_SEARCH)
+    @settings(max_examples=40, **RANDOM_SEARCH)
     @given(
         shape=shapes(largest=17, deepest=4), mode=st.sampled_from(MODES), p=st.sampled_from([0.0, 0.0, 0.5]),
         data=st.data(),

@@ -19,9 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned", "eager")
 def train(spec, x, params, states, lengths, keep, seed, backend="cpu"):
     """One call of a new op, and its backward."""
     op = RNNOp(spec, backend)
-    y, final, reserve = op.forward(
-        x, params, states, training=True, lengths=lengths, reserve=keep, seed=seed
-    )
+    y, final, reserve = op.forward(x, params, states, training=True, lengths=lengths, reserve=keep, seed=seed)
     return y, final, partial(op.backward, reserve=reserve)
 
 
@@ -42,7 +40,7 @@ class TestBlocks(TestEngine):
     def chunks(self, few_rows):
         pass
 
-    @pytest.fixture(autouse=True, params=[1, 2], ids="{}threads".format)
+    @pytest.fixture(autouse=True, params=[2], ids="{}threads".format)
     def threads(self, request, target):
         with fusedrnn.thread_limits(request.param):
             yield
