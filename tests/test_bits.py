@@ -9,6 +9,7 @@ import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engine.plan import make_plan
 from fusedrnn.spec import DTYPES, MODES
+from layouts import LAYOUTS
 from problems import Problem, Shape, assert_same_bits, make_problem
 
 pytestmark = pytest.mark.usefixtures("poisoned", "eager")
@@ -97,33 +98,6 @@ def test_zero_states_are_no_states(mode, dtype, target):
     problem = make_problem(mode, MANY_ROWS, dtype)
     zeros = tuple(np.zeros_like(state) for state in problem.states)
     assert_same_bits(run(problem, states=zeros), run(problem, states=None))
-
-
-def spread(array, steps):
-    """The same numbers, every so many apart in each dimension (backwards, if negative), NaN between them."""
-    index = tuple(slice(None, None, step) for step in steps)
-    shape = [size * abs(step) for size, step in zip(array.shape, steps, strict=True)]
-    holder = np.full(shape, np.nan, array.dtype)
-    holder[index] = array
-    return holder[index]
-
-
-def misaligned(array):
-    """The same numbers at an address that is no multiple of their size."""
-    holder = bytearray(array.nbytes + 1)
-    result = np.frombuffer(holder, array.dtype, array.size, offset=1).reshape(array.shape)
-    result[...] = array
-    assert not result.flags.aligned
-    return result
-
-
-LAYOUTS = {
-    "rows apart": lambda a: spread(a, (2, 3, 1)[-a.ndim :]),
-    "elements apart": lambda a: spread(a, (2,) * a.ndim),
-    "backwards": lambda a: spread(a, (-1,) * a.ndim),
-    "Fortran": np.asfortranarray,
-    "misaligned": misaligned,
-}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
