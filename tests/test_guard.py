@@ -1,7 +1,8 @@
-"""Guard pages: inputs, parameters, states, outputs and the engine's own buffers end, or begin, at protected memory."""
+"""Guard pages: all that calls are given, outputs, gradients, the engine's own buffers end, or begin, at one."""
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def threads(request):
 
 @pytest.fixture
 def fenced_buffers(side, monkeypatch):
-    """Packed weights, workspace and final states lie beside protected pages, too."""
+    """Packed weights, reserves, workspace, final states and new gradients lie beside protected pages, too."""
     plain = np.empty
 
     def aligned_empty(shape, dtype):
@@ -65,6 +66,53 @@ def test_stays_inside(mode, dtype, shape, side, threads, target, fenced_buffers)
     lengths = None if problem.lengths is None else fenced_copy(problem.lengths, side)
     out = fenced(expected[0].shape, dtype, side)
     assert_same_bits(RNNOp(problem.spec).forward(x, params, states, lengths=lengths, out=out)[:2], expected)
+
+
+def train(problem, keep, given, out=None, grad_req="write"):
+    """Both ways of training on these arrays, in the order of Problem.arrays."""
+    x, params, *states = given[: -1 - len(problem.dstates)]
+    dy, *dstates = given[-1 - len(problem.dstates) :]
+    op = RNNOp(problem.spec)
+    lengths = problem.lengths
+    y, final, reserve = op.forward(x, params, states, training=True, lengths=lengths, reserve=keep, seed=3)
+    return y, final, op.backward(dy, dstates, reserve, grad_req=grad_req, out=out)
+
+
+@pytest.mark.parametrize("keep", ["gates", "states"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_training_stays_inside(mode, shape, keep, side, threads, target, fenced_buffers):
+    for dtype in DTYPES:
+        problem = make_problem(mode, shape, dtype)
+        problem = replace(problem, spec=replace(problem.spec, dropout=0.3))
+        y, final, gradients = expected = train(problem, keep, problem.arrays)
+        given = [fenced_copy(array, side) for array in problem.arrays]
+        if problem.lengths is not None:
+            problem = replace(problem, lengths=fenced_copy(problem.lengths, side))
+        dx, dparams, dstates = gradients
+        into = [fenced(array.shape, dtype, side) for array in (dx, dparams, *dstates)]
+        out = into[0], into[1], tuple(into[2:])
+        assert_same_bits(train(problem, keep, given, out), expected)
+        train(problem, keep, given, out, "add")
+        assert_same_bits(out, (dx + dx, dparams + dparams, tuple(one + one for one in dstates)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rows_of_gradients_apart_stay_inside(mode, side, target, bidirectional):
+    """Rows of ``dy`` and ``dx`` with other rows between them: only the last one touches the fence."""
+    problem = make_problem(mode, Shape(5, 7, 17, 63, bidirectional=bidirectional, lengths="edges"))
+    expected = train(problem, "gates", problem.arrays)
+    part = slice(1, None, 2) if side == "end" else slice(None, None, 2)
+    wide_dy = np.zeros((5, 14, problem.spec.output_size), np.float32)
+    wide_dy[:, part] = problem.dy
+    wide_dx = fenced((5, 14, 17), np.float32, side)
+    given = list(problem.arrays)
+    given[-1 - len(problem.dstates)] = fenced_copy(wide_dy, side)[:, part]
+    dx = wide_dx[:, part]
+    assert_same_bits(train(problem, "gates", given, (dx, None, None)), expected)
+    dx[...] = 0
+    assert not wide_dx.any()
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusedrnn.cells import CELLS
 from fusedrnn.codegen.build import Function, Module, Value, Variable
 from fusedrnn.codegen.dropout import Dropout
-from fusedrnn.codegen.sync import emit_barrier, emit_wait, flush_denormals
+from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
-from fusedrnn.derivative import differentiate
 from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
 from fusedrnn.engine.recompute import Recompute
-from fusedrnn.engine.weights import emit_weight_gradients
-from fusedrnn.symbolic import Leaf, TracedCell, evaluate, merge, trace
+from fusedrnn.engine.sequence import Program
+from fusedrnn.engine.weights import WeightGradients
+from fusedrnn.symbolic import Leaf, evaluate
 
 
 def build_backward(mode: str, dtype: str, target: Target) -> Module:
     """The module whose ``backward(call, member)`` is a gang's job."""
-    module = Module(f"backward_{mode}_{dtype}")
-    barrier = emit_barrier(module, emit_wait(module))
-    cell = merge(trace(CELLS[mode]))
-    sweep = _Sweep(module, cell, dtype, target, barrier).emit()
-    add_directions = emit_add_directions(module, target, dtype)
-    f = Function(module, "backward", ["call", "member"], exported=True)
+    program = Program.of("backward", mode, dtype, target)
+    sweep = _Sweep(program).emit()
+    add_directions = emit_add_directions(program)
+    f = Function(program.module, "backward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
     everyone = c.grid_directions * c.grid_rows * c.grid_units
@@ -39,24 +36,23 @@ def build_backward(mode: str, dtype: str, target: Target) -> Module:
             with f.loop(member % c.grid_directions, c.directions, c.grid_directions) as direction:
                 f.call(sweep, call, member, c.layers - 1 - layer, direction)
             with f.if_(everyone > 1):
-                f.call(barrier, c.barriers, everyone, c.spins)
+                f.call(program.barrier, c.barriers, everyone, c.spins)
         with f.if_(c.x_gradient.compare("!=", 0)):
             f.call(add_directions, call, member, everyone)
     f.done()
-    return module
+    return program.module
 
 
 class _Sweep(GradientPass):
     """Emits a member's part of one pass."""
 
-    def __init__(self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function) -> None:
-        self.gemm = emit_gemm(module, target, dtype)
-        self.dropout = Dropout(module, target, dtype)
-        self.deliver = emit_deliver(module, target, dtype)
-        self.weights = emit_weight_gradients(module, cell, dtype, target, barrier, self.dropout, self.deliver)
-        self.recompute = Recompute(module, cell, dtype, target, barrier, self.gemm, self.dropout).emit()
-        super().__init__(module, "sweep", cell, dtype, target, barrier)
-        self.derivative = differentiate(cell)
+    def __init__(self, program: Program) -> None:
+        self.gemm = emit_gemm(program.module, program.target, program.dtype)
+        self.dropout = Dropout(program.module, program.target, program.dtype)
+        self.deliver = emit_deliver(program)
+        self.weights = WeightGradients(program, self.dropout, self.deliver).emit()
+        self.recompute = Recompute(program, self.gemm, self.dropout).emit()
+        super().__init__(program, "sweep")
 
     def emit(self) -> Function:
         """Emit the function."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusedrnn.cells import CELLS
 from fusedrnn.codegen.build import Function, Module, Record, Value
 from fusedrnn.codegen.dropout import Dropout
-from fusedrnn.codegen.sync import emit_barrier, emit_wait, flush_denormals
+from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
-from fusedrnn.derivative import differentiate
-from fusedrnn.engine.sequence import SHARED, Pass
-from fusedrnn.symbolic import Leaf, TracedCell, evaluate, merge, trace
+from fusedrnn.engine.sequence import SHARED, Pass, Program
+from fusedrnn.symbolic import Leaf, evaluate
 
 CALL = Record(
     *SHARED,
@@ -34,11 +32,9 @@ PASS = Record(
 
 def build_forward(mode: str, dtype: str, target: Target, training: bool) -> Module:
     """The module whose ``forward(call, member)`` is a gang's job."""
-    module = Module(f"forward_{mode}_{dtype}")
-    barrier = emit_barrier(module, emit_wait(module))
-    cell = merge(trace(CELLS[mode]))
-    sequence = (_Training if training else _Inference)(module, cell, dtype, target, barrier).emit()
-    f = Function(module, "forward", ["call", "member"], exported=True)
+    program = Program.of("training" if training else "forward", mode, dtype, target)
+    sequence = (_Training if training else _Inference)(program).emit()
+    f = Function(program.module, "forward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
     everyone = c.grid_directions * c.grid_rows * c.grid_units
@@ -46,18 +42,17 @@ def build_forward(mode: str, dtype: str, target: Target, training: bool) -> Modu
         with f.loop(member % c.grid_directions, c.directions, c.grid_directions) as direction:
             f.call(sequence, call, member, layer, direction)
         with f.if_(c.grid_directions * c.grid_units > 1):
-            f.call(barrier, c.barriers, everyone, c.spins)
+            f.call(program.barrier, c.barriers, everyone, c.spins)
     f.done()
-    return module
+    return program.module
 
 
 class _Inference(Pass):
     """A member's part of one pass, nothing kept."""
 
-    def __init__(self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function) -> None:
-        gemm = emit_gemm(module, target, dtype)
-        super().__init__(module, "sequence", cell, dtype, target, barrier, (CALL, PASS))
-        self.gemm = gemm
+    def __init__(self, program: Program) -> None:
+        self.gemm = emit_gemm(program.module, program.target, program.dtype)
+        super().__init__(program, "sequence", (CALL, PASS))
         self.first_panel = self.first_unit * self.blocking.gates // self.panel_vectors
         self._place()
 
@@ -218,10 +213,10 @@ class _Inference(Pass):
 class _Training(_Inference):
     """A member's part of one pass, the reserve filled."""
 
-    def __init__(self, module: Module, cell: TracedCell, dtype: str, target: Target, barrier: Function) -> None:
-        self.dropout = Dropout(module, target, dtype)
-        super().__init__(module, cell, dtype, target, barrier)
-        self.kept = differentiate(cell).kept
+    def __init__(self, program: Program) -> None:
+        self.dropout = Dropout(program.module, program.target, program.dtype)
+        super().__init__(program)
+        self.kept = self.derivative.kept
 
     def _records(self) -> list[Value]:
         """Where the reserve has the states of this pass."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Module, Record, Value
-from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.build import Function, Record, Value
 from fusedrnn.codegen.vector import Vectors
-from fusedrnn.derivative import differentiate
-from fusedrnn.engine.sequence import SHARED, Pass
-from fusedrnn.symbolic import TracedCell
+from fusedrnn.engine.sequence import SHARED, Pass, Program
 
 CALL = Record(
     *SHARED,
@@ -31,22 +28,13 @@ PASS = Record(
 class GradientPass(Pass):
     """A function of backward's under construction."""
 
-    def __init__(
-        self,
-        module: Module,
-        name: str,
-        cell: TracedCell,
-        dtype: str,
-        target: Target,
-        barrier: Function,
-        more: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(module, name, cell, dtype, target, barrier, (CALL, PASS), more)
+    def __init__(self, program: Program, name: str, more: tuple[str, ...] = ()) -> None:
+        super().__init__(program, name, (CALL, PASS), more)
         c, v = self.c, self.v
-        self.kept_slots = len(differentiate(cell).kept)
-        self.slots = len(differentiate(cell).slots)
+        self.kept_slots = len(self.derivative.kept)
+        self.slots = len(self.derivative.slots)
         unit_vectors = (c.hidden + (v.lanes - 1)) // v.lanes
-        self.gate_columns = unit_vectors * (len(cell.gates) * v.lanes)
+        self.gate_columns = unit_vectors * (self.blocking.gates * v.lanes)
         self.team = c.team + self.turn * c.team_size
         self.upright = self.team + c.upright_at
         self.scratch = c.scratch + self.member * c.scratch_member
@@ -91,11 +79,11 @@ class GradientPass(Pass):
         return self.scratch + c.kept_at + place * row - self.first_unit * (self.kept_slots * v.bytes)
 
 
-def emit_deliver(module: Module, target: Target, dtype: str) -> Function:
+def emit_deliver(program: Program) -> Function:
     """A function of (source, into, features, add): an aligned row to memory of any alignment, written or added."""
-    f = Function(module, "deliver", ["source", "into", "features", "add"])
+    f = Function(program.module, "deliver", ["source", "into", "features", "add"])
     source, into, features, add = f.arguments
-    v = Vectors(f, target, dtype)
+    v = Vectors(f, program.target, program.dtype)
     with f.loop(0, features, v.lanes) as feature:
         at = feature * v.item
         value = v.load(source + at)
@@ -118,11 +106,11 @@ def deliver(f: Function, v: Vectors, value: Value, into: Value, left: Value, add
             v.store_first(total.get(), into, left)
 
 
-def emit_add_directions(module: Module, target: Target, dtype: str) -> Function:
+def emit_add_directions(program: Program) -> Function:
     """A function of (call, member, members): the input's gradient is the sum of what both directions made."""
-    f = Function(module, "add_directions", ["call", "member", "members"])
+    f = Function(program.module, "add_directions", ["call", "member", "members"])
     call, member, members = f.arguments
-    c, v = CALL.read(f, call), Vectors(f, target, dtype)
+    c, v = CALL.read(f, call), Vectors(f, program.target, program.dtype)
     with f.loop(member, c.steps, members) as time:
         alive = f.var(c.batch)
         with f.if_(c.totals.compare("!=", 0)):

@@ -5,30 +5,20 @@ Each element's products are added in the same order as in forward, so that the s
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Module, Value
+from fusedrnn.codegen.build import Function, Value
 from fusedrnn.codegen.dropout import Dropout
-from fusedrnn.codegen.target import Target
-from fusedrnn.derivative import differentiate
 from fusedrnn.engine.gradient_pass import GradientPass
-from fusedrnn.symbolic import Leaf, TracedCell, evaluate
+from fusedrnn.engine.sequence import Program
+from fusedrnn.symbolic import Leaf, evaluate
 
 
 class Recompute(GradientPass):
     """Emits a function of (a pass's arguments, first step, last step): a member's units of those steps' rows."""
 
-    def __init__(
-        self,
-        module: Module,
-        cell: TracedCell,
-        dtype: str,
-        target: Target,
-        barrier: Function,
-        gemm: Function,
-        dropout: Dropout,
-    ) -> None:
-        super().__init__(module, "recompute", cell, dtype, target, barrier, ("first", "last"))
+    def __init__(self, program: Program, gemm: Function, dropout: Dropout) -> None:
+        super().__init__(program, "recompute", ("first", "last"))
         self.gemm, self.dropout = gemm, dropout
-        self.kept = differentiate(cell).kept
+        self.kept = self.derivative.kept
         self.first, self.last = self.f.arguments[4:]
         c = self.c
         self.gates, self.recurrent = self.scratch + c.forward_gates_at, self.scratch + c.recurrent_at

@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fusedrnn.cells import CELLS
 from fusedrnn.codegen.build import Function, Module, Record, Value
-from fusedrnn.codegen.sync import BARRIER_BYTES
+from fusedrnn.codegen.sync import BARRIER_BYTES, emit_barrier, emit_wait
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
-from fusedrnn.symbolic import TracedCell
+from fusedrnn.derivative import Derivative, differentiate
+from fusedrnn.symbolic import TracedCell, merge, trace
 
 SHARED = (
     "steps", "batch", "layers", "directions", "hidden",
@@ -53,28 +55,37 @@ class Blocking:
         return self.block_units * self.gates
 
 
+@dataclass(frozen=True)
+class Program:
+    """What is emitted: a module for a cell in a float type on a target; its barrier, and the cell's derivative."""
+
+    module: Module
+    dtype: str
+    target: Target
+    cell: TracedCell
+    derivative: Derivative
+    barrier: Function
+
+    @classmethod
+    def of(cls, name: str, mode: str, dtype: str, target: Target) -> Program:
+        """A new module of that name."""
+        module = Module(f"{name}_{mode}_{dtype}")
+        cell = merge(trace(CELLS[mode]))
+        return cls(module, dtype, target, cell, differentiate(cell), emit_barrier(module, emit_wait(module)))
+
+
 class Pass:
     """A function under construction, ``name(call, member, layer, direction, *more)``: a member's part of one pass."""
 
     def __init__(
-        self,
-        module: Module,
-        name: str,
-        cell: TracedCell,
-        dtype: str,
-        target: Target,
-        barrier: Function,
-        records: tuple[Record, Record],
-        more: tuple[str, ...] = (),
+        self, program: Program, name: str, records: tuple[Record, Record], more: tuple[str, ...] = ()
     ) -> None:
-        if len(cell.stages) != 1:
-            raise NotImplementedError("cells of more than one recurrent GEMM a step")
-        self.cell, self.barrier = cell, barrier
-        self.f = f = Function(module, name, ["call", "member", "layer", "direction", *more])
-        self.v = Vectors(f, target, dtype)
-        self.panel_vectors = target.tile[1]
+        self.cell, self.derivative, self.barrier = program.cell, program.derivative, program.barrier
+        self.f = f = Function(program.module, name, ["call", "member", "layer", "direction", *more])
+        self.v = Vectors(f, program.target, program.dtype)
+        self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
-        self.blocking = Blocking(len(cell.gates), self.panel_vectors)
+        self.blocking = Blocking(len(program.cell.gates), self.panel_vectors)
         call, self.member, self.layer, self.direction = f.arguments[:4]
         self.c = c = records[0].read(f, call)
         number = self.layer * c.directions + self.direction

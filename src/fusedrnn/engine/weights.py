@@ -7,49 +7,24 @@ is one chain of multiply-adds over all steps from the last to the first, whateve
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Module, Value
+from fusedrnn.codegen.build import Function, Value
 from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import BARRIER_BYTES
-from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_upright_gemm
-from fusedrnn.derivative import differentiate
 from fusedrnn.engine.gradient_pass import GradientPass
-from fusedrnn.symbolic import TracedCell
+from fusedrnn.engine.sequence import Program
 
 
-def emit_weight_gradients(
-    module: Module,
-    cell: TracedCell,
-    dtype: str,
-    target: Target,
-    barrier: Function,
-    dropout: Dropout,
-    deliver: Function,
-) -> Function:
-    """A function of (a pass's arguments, first step, last step, rows in them, whether it is the first block).
+class WeightGradients(GradientPass):
+    """Emits a function of (a pass's arguments, first step, last step, rows in them, whether it is the first block).
 
     With the last block, the sums go to where the caller wants them.
     """
-    return _WeightGradients(module, cell, dtype, target, barrier, dropout, deliver).emit()
 
-
-class _WeightGradients(GradientPass):
-    def __init__(
-        self,
-        module: Module,
-        cell: TracedCell,
-        dtype: str,
-        target: Target,
-        barrier: Function,
-        dropout: Dropout,
-        deliver: Function,
-    ) -> None:
-        self.gemm = emit_upright_gemm(module, target, dtype)
-        super().__init__(
-            module, "weights", cell, dtype, target, barrier, ("first", "last", "rows_in_block", "fresh")
-        )
+    def __init__(self, program: Program, dropout: Dropout, deliver: Function) -> None:
+        self.gemm = emit_upright_gemm(program.module, program.target, program.dtype)
+        super().__init__(program, "weights", ("first", "last", "rows_in_block", "fresh"))
         self.dropout, self.deliver = dropout, deliver
-        self.derivative = differentiate(cell)
         f, c, v = self.f, self.c, self.v
         self.first, self.last, self.count, self.fresh = f.arguments[4:]
         share = self.row_group * c.grid_units + self.unit_group
