@@ -1,7 +1,7 @@
 """The conformance suite: what every engine, adapter and instruction set must compute. Subclasses say how to run it."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import cycle, product
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from fusedrnn.spec import MODES
 from oracles import (
     absences,
     expected,
+    expected_dropout,
     expected_training,
     near_kink,
     reference_results,
@@ -174,27 +175,19 @@ class TrainingConformance:
 
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("shape", DROPOUT_SHAPES, ids=str)
-    @pytest.mark.parametrize("p", [0.0, 0.3, 0.75])
-    def test_dropout(self, mode, shape, p):
-        seed = 2**63 + 5
-        problem = training_problem(mode, shape)
-        problem = replace(problem, spec=replace(problem.spec, dropout=p))
-        while near_kink(problem, seed):
-            seed += 1
-        oracle = reference_results(problem, seed)
+    def test_dropout(self, mode, shape):
+        problem, seed, oracle = expected_dropout(mode, shape)
         for dtype, keep in product(self.dtypes, self.keeps):
-            typed = problem.typed(dtype)
-            self.check(typed, keep, {"nothing": oracle}, seed)
+            self.check(problem.typed(dtype), keep, {"nothing": oracle}, seed)
 
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("shape", REQUEST_SHAPES, ids=str)
     def test_requests(self, mode, shape):
         """Every combination: what is written is right, what is added lies on what was there, and null is nothing."""
         oracle = expected_training(mode, shape)[1]
-        rng = np.random.default_rng(0)
-        for dtype, keep in product(self.dtypes, self.keeps):
+        # What was kept has no part in this.
+        for dtype, keep in zip(self.dtypes, cycle(self.keeps), strict=False):
             problem = training_problem(mode, shape, dtype)
-            spec = problem.spec
             backward = self.forward(problem, keep, oracle)
             for requests in product(REQUESTS, repeat=3):
                 buffers, wanted = zip(*map(self._buffer, requests, oracle.gradients, [dtype] * 3), strict=True)
@@ -224,7 +217,7 @@ class AnyTrainingShape:
     forward, check = TrainingConformance.forward, TrainingConformance.check
     dtypes, keeps = TrainingConformance.dtypes, TrainingConformance.keeps
 
-    @settings(max_examples=40, **RANDOM_SEARCH)
+    @settings(max_examples=30, **RANDOM_SEARCH)
     @given(
         shape=shapes(largest=17, deepest=4), mode=st.sampled_from(MODES), p=st.sampled_from([0.0, 0.0, 0.5]),
         data=st.data(),

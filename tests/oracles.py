@@ -177,3 +177,12 @@ def expected_training(mode, shape):
     """What torch.nn says, by what is absent, and the reference; once for all formats, targets, numbers of threads."""
     problem = training_problem(mode, shape)
     return torch_results(problem), reference_results(problem)
+
+
+@cache
+def expected_dropout(mode, shape):
+    """A problem with dropout, a seed, and what the reference says: it has the same mask, torch.nn has not."""
+    problem = training_problem(mode, shape)
+    problem = replace(problem, spec=replace(problem.spec, dropout=0.4))
+    seed = next(seed for seed in count(2**63 + 5) if not near_kink(problem, seed))
+    return problem, seed, reference_results(problem, seed)

@@ -105,7 +105,7 @@ def test_weights_are_packed_once(counts):
     op = RNNOp(problem.spec)
     for _ in range(5):
         op.forward(problem.x, problem.params)
-    assert counts == {"packed": 1, "fingerprinted": 4}
+    assert counts == {"packed": 1, "fingerprinted": 1 + 4}  # once with packing
 
 
 def test_frozen_weights_are_not_looked_at_twice(counts):
@@ -116,7 +116,7 @@ def test_frozen_weights_are_not_looked_at_twice(counts):
     before = dict(counts)
     for _ in range(5):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected)
-    assert (counts["packed"] - before["packed"], counts["fingerprinted"] - before["fingerprinted"]) == (1, 0)
+    assert (counts["packed"] - before["packed"], counts["fingerprinted"] - before["fingerprinted"]) == (1, 1)
 
 
 def test_frozen_is_a_copy_that_nobody_can_write():
@@ -188,7 +188,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
     monkeypatch.setattr(workspace, "aligned_empty", lambda *args: made.append(args) or plain(*args))
     for T, N in ((30, 20), (30, 20), (3, 2), (30, 1), (1, 20), (29, 19), (30, 20)):
         op.forward(problem.x[:T, :N], problem.params)
-    assert len(made) == 1
+    assert len(made) == 2  # the packed weights, the scratch
     assert len(op._engine._workspaces._idle) == 1
 
 
@@ -198,8 +198,9 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager)
     """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
     problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
-    # The call's record; with lengths also their tables, for which NumPy converts truth values in a buffer of its own.
-    allowed = 50_000 if lengths else 10_000
+    # Every shape has its plan and its records, of four passes here, gone with the next; with lengths also their
+    # tables, for which NumPy converts truth values in a buffer of its own.
+    allowed = 60_000 if lengths else 30_000
 
     def call(T=None, N=None):
         T, N = T or rng.integers(1, 41), N or rng.integers(1, 51)
@@ -230,16 +231,16 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager)
 def test_caches_do_not_grow_with_shapes():
     """Nothing is kept by T or N."""
     problem = make_problem("rnn_tanh", Shape(40, 50, 3, 5))
-    kernels = machine._forward.cache_info().currsize
+    kernels = machine._job.cache_info().currsize
     op = RNNOp(problem.spec)
     op.forward(problem.x, problem.params)
     sizes = []
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
         engine = op._engine
-        sizes.append((len(engine._packer._kept), len(engine._workspaces._idle), type(engine._plan)))
-    assert set(sizes) == {(1, 1, tuple)}
-    assert machine._forward.cache_info().currsize <= kernels + 1
+        sizes.append((len(engine._packer._kept), len(engine._workspaces._idle), len(engine._plans)))
+    assert set(sizes) == {(1, 1, 1)}
+    assert machine._job.cache_info().currsize <= kernels + 2  # forward and packing
 
 
 def test_memory_goes_with_the_op():
@@ -274,17 +275,15 @@ def test_peak_memory_of_inference():
     assert peak - y.nbytes - sum(state.nbytes for state in states) < 1.2 * params.nbytes + 4_000_000
 
 
-
-
 def test_an_update_while_weights_are_packed(monkeypatch):
     """What another thread writes between looking and packing is not kept under the fingerprint of before."""
     problem = make_problem("lstm", SHAPE)
     op, params = RNNOp(problem.spec), problem.params.copy()
     plain = pack.Packer._pack
 
-    def packing(self, given):
+    def packing(self, given, training):
         given *= 2
-        packed = plain(self, given)
+        packed = plain(self, given, training)
         given /= 2
         return packed
 

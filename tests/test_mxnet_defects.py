@@ -58,7 +58,7 @@ def test_added_gradients_are_not_scaled_at_each_step(mode, backend):
     op = RNNOp(problem.spec, backend)
     once = run(problem, op)[2]
     dx, dparams, dstates = once
-    total = tuple(np.copy(one) for one in (dx, dparams)) + (tuple(map(np.copy, dstates)),)
+    total = dx.copy(), dparams.copy(), tuple(map(np.copy, dstates))
     for times in (2, 3):
         run(problem, op, grad_req="add", out=total)
         wanted = times * dx, times * dparams, tuple(times * one for one in dstates)
@@ -143,13 +143,13 @@ def test_weights_updated_in_place(mode, backend, keep):
         fresh = RNNOp(problem.spec, backend)
         y, final, reserve = fresh.forward(problem.x, params.copy(), problem.states, **given)
         assert_same_bits(found, (y, final, backward(problem, fresh, reserve)))
-        params -= np.float32(0.05) * found[2][1]
+        params -= np.float32(0.05) * found[2][1] / np.abs(found[2][1]).max()
     params[...] = problem.params
     assert_right(run(problem, op), mode, SHAPE)
 
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
-@pytest.mark.parametrize("order", permutations(range(3)), ids=str)
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
 def test_forwards_before_their_backwards(mode, keep, order):
     """The operator's one reserve was overwritten by the next forward."""
     shapes = SHAPE, PADDED, Shape(9, 2, 7, 11, layers=3, bidirectional=True)

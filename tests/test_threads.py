@@ -15,6 +15,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
+from fusedrnn.engine import records
 from fusedrnn.engine import threads as gangs
 from problems import Shape, assert_same_bits, make_problem
 
@@ -236,7 +237,7 @@ def test_a_call_that_fails():
     fusedrnn.set_num_threads(2)
     expected = call(problem, op)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(op._engine), "_record", lambda *args: 1 / 0)
+        patch.setattr(records.Records, "fill", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(problem, op)
     assert gangs._taken.acquire(blocking=False)

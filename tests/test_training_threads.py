@@ -9,6 +9,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
+from fusedrnn.engine import records
 from fusedrnn.engine import threads as gangs
 from problems import Shape, assert_same_bits, make_problem
 from test_threads import FORK_WARNING, FORKS, in_child
@@ -39,7 +40,8 @@ def loop(problem, op, steps=12):
     params, found = problem.params.copy(), []
     for number in range(steps):
         found.append(step(problem, op, params, ("gates", "states")[number % 2]))
-        params -= np.asarray(0.01, params.dtype) * found[-1][2][1]
+        dparams = found[-1][2][1]
+        params -= np.float32(0.01) * dparams / np.abs(dparams).max()
     return found
 
 
@@ -191,3 +193,19 @@ def test_processes(method):
     with multiprocessing.get_context(method).Pool(2) as pool:
         for result in pool.map(step, [problem] * 3):
             assert_same_bits(result, expected)
+
+
+def test_a_backward_that_fails(monkeypatch):
+    """A call that fails before its job gives back the gang, and the reserve is as good as before."""
+    problem = make_problem("lstm", SHAPE)
+    op = RNNOp(problem.spec)
+    fusedrnn.set_num_threads(2)
+    expected = step(problem, op)
+    reserve = op.forward(problem.x, problem.params, problem.states, training=True, lengths=problem.lengths)[2]
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Records, "fill", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            op.backward(problem.dy, problem.dstates, reserve)
+    assert gangs._taken.acquire(blocking=False)
+    gangs._taken.release()
+    assert_same_bits(op.backward(problem.dy, problem.dstates, reserve), expected[2])

@@ -49,6 +49,11 @@ class BackwardPlan:
         directions, rows, units = self.grid
         return directions * rows * units
 
+    @property
+    def zeroed(self) -> int:
+        """Bytes of the workspace, the barriers, that must be zero at the start."""
+        return self.barriers * BARRIER_BYTES
+
     def __str__(self) -> str:
         directions, rows, units = self.grid
         return (

@@ -14,12 +14,13 @@ from fusedrnn.cells import CELLS
 from fusedrnn.codegen.target import current
 from fusedrnn.derivative import differentiate
 from fusedrnn.engine import machine, records
-from fusedrnn.engine.backward_plan import BackwardPlan, make_backward_plan
+from fusedrnn.engine.backward_plan import make_backward_plan
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.pack import Packed, Packer
-from fusedrnn.engine.plan import Geometry, Plan, make_plan
+from fusedrnn.engine.plan import Geometry, make_plan
+from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, ReserveLayout
-from fusedrnn.engine.threads import Gang, borrow_gang, get_num_threads
+from fusedrnn.engine.threads import borrow_gang, get_num_threads
 from fusedrnn.engine.workspace import Pool, Workspaces
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import RNNSpec
@@ -44,7 +45,7 @@ class CPUEngine:
         self._cell = merge(trace(CELLS[spec.mode]))
         self._packer = Packer(spec, self.target, self._geometry, self._cell.merged)
         self._workspaces, self._reserves = Workspaces(), Pool()
-        self._plans: dict[str, tuple[tuple[Any, ...], Plan | BackwardPlan]] = {}
+        self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
         self._lock = Lock()
 
@@ -106,31 +107,32 @@ class CPUEngine:
         ``dy`` (T, N, D·H) with elements side by side in the last axis, ``dstates`` each contiguous (L·D, N, H); None
         for zeros. Nothing behind a sequence's length is read or written.
         """
-        job = self._job("backward")
         layout = kept.layout
         # Plans know by name whether they have room to compute again what was not kept.
         recompute = kept.keep == "states"
 
-        def make(steps: int, batch: int, threads: int) -> BackwardPlan:
-            return make_backward_plan(self.spec, self.target, steps, batch, threads, recompute=recompute)
+        def make(threads: int) -> Records:
+            plan = make_backward_plan(
+                self.spec, self.target, layout.steps, layout.batch, threads, recompute=recompute
+            )
+            return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
 
-        began = time.perf_counter()
-        with borrow_gang(get_num_threads()) as gang:
-            plan = self._planned("backward" + kept.keep, make, layout.steps, layout.batch, gang)
-            assert isinstance(plan, BackwardPlan)
-            with self._workspaces.borrow(plan.size, records.barrier_bytes(plan)) as base:
-                passes = records.backward_passes(self.spec, plan, base, kept, dy, dstates, gradients)
-                spins = 0 if gang is None else gang.spins
-                call, arrays = records.backward_call(self.spec, plan, base, spins, passes, kept, gradients)
-                _run(job, call, plan.members, gang)
-                del arrays
-        _report(f"backward {(time.perf_counter() - began) * 1e6:.1f} us")
+        values: dict[str, int] = {"reserve": kept.lease.address, "weights": kept.packed.lease.address}
+        records.strided(values, "dy", dy)
+        records.strided(values, "dx", gradients.x)
+        records.requests(values, gradients)
+        dh_n, dc_n = (*dstates, None)[:2]
+        dh0, dc0 = (*(gradients.states or (None,)), None)[:2]
+        named = {"dh_n": dh_n, "dc_n": dc_n, "dh0": dh0, "dc0": dc0, "dparams": gradients.params}
+        records.arrays(values, named)
+        self._call("backward", (layout.steps, layout.batch, kept.keep), make, values, kept.lengths, kept.seed)
 
     def _packed(self, params: Array, training: bool) -> Packed:
         self.compile(training)
         began = time.perf_counter()
         packed = self._packer.packed(params, training)
-        _report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
+        if config.debug() >= 2:
+            config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
         return packed
 
     def _run_forward(
@@ -145,47 +147,59 @@ class CPUEngine:
         steps, batch = x.shape[:2]
         final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
         name = "forward" if kept is None else "training"
+        layout = None if kept is None else kept.layout
 
-        def make(steps: int, batch: int, threads: int) -> Plan:
-            return make_plan(self.spec, self.target, steps, batch, threads, training=kept is not None)
+        def make(threads: int) -> Records:
+            plan = make_plan(self.spec, self.target, steps, batch, threads, training=kept is not None)
+            return records.forward_records(self.spec, plan, self._packer.layout.passes, layout)
 
-        began = time.perf_counter()
-        with borrow_gang(get_num_threads()) as gang:
-            plan = self._planned(name, make, steps, batch, gang)
-            assert isinstance(plan, Plan)
-            with self._workspaces.borrow(plan.size, plan.states_at) as base:
-                passes = records.forward_passes(self.spec, plan, base, x, packed, states, final, y, kept)
-                spins = 0 if gang is None else gang.spins
-                call, arrays = records.forward_call(self.spec, plan, base, spins, passes, lengths, kept)
-                _run(self._job(name), call, plan.members, gang)
-                del arrays
-        _report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
+        values: dict[str, int] = {"weights": packed.lease.address, "reserve": kept.lease.address if kept else 0}
+        records.strided(values, "x", x)
+        records.strided(values, "y", y)
+        h0, c0 = (*(states or (None,)), None)[:2]
+        h_n, c_n = (*final, None)[:2]
+        records.arrays(values, {"h0": h0, "c0": c0, "h_n": h_n, "c_n": c_n})
+        keep, seed = (kept.keep, kept.seed) if kept else ("", 0)
+        self._call(name, (steps, batch, keep), make, values, lengths, seed)
         return final
 
-    def _planned(
-        self, name: str, make: Callable[[int, int, int], Plan | BackwardPlan], steps: int, batch: int, gang: Gang | None
-    ) -> Plan | BackwardPlan:
-        """The plan for a problem; the last one of its kind is kept, since shapes mostly repeat."""
-        key = steps, batch, 1 if gang is None else gang.workers + 1
+    def _call(
+        self,
+        name: str,
+        problem: tuple[int, int, str],
+        make: Callable[[int], Records],
+        values: dict[str, int],
+        lengths: Array | None,
+        seed: int,
+    ) -> None:
+        """Run a job on the gang, or on this thread alone if the gang is taken or the problem too small for it."""
+        job = self._job(name)
+        began = time.perf_counter()
+        with borrow_gang(get_num_threads()) as gang:
+            made = self._planned(name, (*problem, 1 if gang is None else gang.workers + 1), make)
+            plan = made.plan
+            with self._workspaces.borrow(plan.size, plan.zeroed) as base:
+                values["workspace"] = base
+                values["parts"] = base if values.get("dx") else 0
+                values["spins"] = 0 if gang is None else gang.spins
+                values["seed"] = seed if seed < 1 << 63 else seed - (1 << 64)
+                call, alive = made.fill(values, lengths)
+                if gang is None or plan.members == 1:
+                    job(call.ctypes.data, 0)
+                else:
+                    gang.run(machine.address(job), call.ctypes.data, plan.members)
+                del alive
+        if config.debug() >= 2:
+            config.report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
+
+    def _planned(self, name: str, key: tuple[Any, ...], make: Callable[[int], Records]) -> Records:
+        """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
         last = self._plans.get(name)
         if last is not None and last[0] == key:
             return last[1]
-        plan = make(*key)
-        self._plans[name] = key, plan
+        made = make(key[-1])
+        self._plans[name] = key, made
         if config.debug() >= 1:
             more = "" if name == "forward" else f"; {differentiate(self._cell)}"
-            config.report(f"{self.spec} on {self.target.name}: {plan}{more}")
-        return plan
-
-
-def _run(job: machine.Job, call: Array, members: int, gang: Gang | None) -> None:
-    """A job on as many threads as its plan has members."""
-    if gang is None or members == 1:
-        job(call.ctypes.data, 0)
-    else:
-        gang.run(machine.address(job), call.ctypes.data, members)
-
-
-def _report(timing: str) -> None:
-    if config.debug() >= 2:
-        config.report(timing)
+            config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
+        return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.plan import Geometry, lines
+from fusedrnn.engine.template import At, Template
 from fusedrnn.engine.threads import borrow_gang, get_num_threads
 from fusedrnn.engine.workspace import Lease, Pool
-from fusedrnn.spec import Kind, Parameter, RNNSpec
+from fusedrnn.spec import Kind, RNNSpec
 
 Array = NDArray[Any]
 # Different parameter vectors that one op keeps packed at a time.
@@ -28,7 +30,7 @@ _WORTH_A_JOB = 1 << 20
 
 @dataclass(frozen=True)
 class PackedPass:
-    """The addresses of one layer's and direction's packed weights and biases; the last two are for backward."""
+    """Where one layer's and direction's packed weights and biases begin; the last two are for backward."""
 
     x_weights: int
     h_weights: int
@@ -39,13 +41,31 @@ class PackedPass:
 
 
 @dataclass(frozen=True)
+class PackedLayout:
+    """Where everything is in a packed buffer: what forward needs first, the same with or without what backward needs.
+
+    Attributes:
+        passes: Each pass's parts.
+        starts: For each pass, the sum of its biases as it is before packing.
+        back: What backward needs; inference ends here.
+        flat: A copy of the parameters.
+        size: Bytes of it all.
+    """
+
+    passes: tuple[PackedPass, ...]
+    starts: tuple[int, ...]
+    back: int
+    flat: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Packed:
     """All packed weights of a parameter vector, and what tells whether they still are its.
 
     Its memory is its own for as long as anyone holds it: a reserve, say, whose parameters have changed since.
     """
 
-    passes: tuple[PackedPass, ...]
     lease: Lease
     source: Array | None
     fingerprint: bytes
@@ -67,6 +87,8 @@ class Packer:
         ]
         places = [(entry.offset, entry.size) for entries in self._entries for entry in entries]
         self._parts = np.array(places, np.int64) * geometry.item
+        self.layout = self._laid_out()
+        self._tasks = {training: Template(packing.TASK, self._all_tasks(training)) for training in (False, True)}
 
     def packed(self, params: Array, training: bool = False) -> Packed:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
@@ -91,55 +113,65 @@ class Packer:
             return kept
 
     def _pack(self, params: Array, training: bool) -> Packed:
-        sizes = [self._sizes(entries, training) for entries in self._entries]
+        layout, g = self.layout, self._geometry
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
-        flat = lines(params.nbytes) if training else 0
-        lease = self._pool.lease(flat + sum(map(sum, sizes)))
+        lease = self._pool.lease(layout.size if training else layout.back)
+        own = lease.buffer[layout.flat : layout.flat + params.nbytes].view(params.dtype) if training else None
         # What is packed is what is fingerprinted, whatever another thread writes meanwhile.
-        own = lease.buffer[: params.nbytes].view(params.dtype) if training else np.empty_like(params)
+        own = np.empty_like(params) if own is None else own
         np.copyto(own, params)
         fingerprint = machine.fingerprint(own, self._parts)
-        passes, tasks, kept = [], [], []
-        at = lease.address + flat
-        for entries, own_sizes in zip(self._entries, sizes, strict=True):
-            places = []
-            for size in own_sizes:
-                places.append(at)
-                at += size
-            passes.append(PackedPass(*places))
-            more, biases = self._tasks(own, entries, places)
-            tasks += more
-            kept += biases
-        self._run(np.array(tasks, np.int64), 2 * params.nbytes)
-        del kept
-        return Packed(tuple(passes), lease, params if _is_constant(params) else None, fingerprint, training)
+        for start, (*_, one, other) in zip(layout.starts, self._entries, strict=True):
+            into = lease.buffer[start : start + one.size * g.item].view(params.dtype)
+            x_bias, h_bias = (own[entry.offset : entry.offset + entry.size] for entry in (one, other))
+            if self._merged:
+                np.add(x_bias, h_bias, out=into)
+            else:
+                np.copyto(into, x_bias)
+        self._run(self._tasks[training].fill({"packed": lease.address, "flat": own.ctypes.data}), 2 * params.nbytes)
+        return Packed(lease, params if _is_constant(params) else None, fingerprint, training)
 
-    def _sizes(self, entries: list[Parameter], training: bool) -> list[int]:
-        """Bytes of each packed part of a pass, in the order of PackedPass."""
+    def _laid_out(self) -> PackedLayout:
         g = self._geometry
-        features, hidden = (entry.shape[1] for entry in entries[:2])
-        forward = [g.panels * columns * g.panel_bytes for columns in (features, hidden, 1, 1)]
         depth = g.unit_vectors * g.blocking.gates * (g.vector_bytes // g.item)
-        backward = [g.panels_of(columns) * depth * g.panel_bytes for columns in (features, hidden)]
-        return [lines(size) for size in forward + (backward if training else [0, 0])]
+        forward, backward, starts = [], [], []
+        for entries in self._entries:
+            columns = [entry.shape[1] for entry in entries[:2]]
+            forward.append([g.panels * k * g.panel_bytes for k in (*columns, 1, 1)])
+            backward.append([g.panels_of(k) * depth * g.panel_bytes for k in columns])
+            starts.append([entries[2].size * g.item])
+        sizes = [size for part in (forward, starts, backward) for one in part for size in one]
+        *places, end = (0, *accumulate(lines(size) for size in sizes))
+        passes = len(self._entries)
+        behind = 5 * passes
+        return PackedLayout(
+            tuple(
+                PackedPass(*places[4 * n : 4 * n + 4], *places[behind + 2 * n : behind + 2 * n + 2])
+                for n in range(passes)
+            ),
+            tuple(places[4 * passes : behind]),
+            back=places[behind],
+            flat=end,
+            size=end + self._spec.layout.size * g.item,
+        )
 
-    def _tasks(self, own: Array, entries: list[Parameter], places: list[int]) -> tuple[list[list[int]], list[Array]]:
-        """What is to be packed from where to where, and arrays that must live until it has been."""
+    def _all_tasks(self, training: bool) -> list[dict[str, int | At]]:
+        """What is to be packed from where to where."""
         g = self._geometry
-        x_weight, h_weight, x_bias, h_bias = (own[entry.offset : entry.offset + entry.size] for entry in entries)
-        start = x_bias + h_bias if self._merged else x_bias
-        features, hidden = (entry.shape[1] for entry in entries[:2])
-        sources = ((x_weight, features), (h_weight, hidden), (start, 1), (h_bias, 1))
-        tasks = [
-            [packing.FORWARD, source.ctypes.data, columns, g.panels, place]
-            for (source, columns), place in zip(sources, places, strict=False)
-        ]
-        if places[4] != places[5]:
-            tasks += [
-                [packing.BACKWARD, source.ctypes.data, columns, g.panels_of(columns), place]
-                for (source, columns), place in zip(sources, places[4:], strict=False)
-            ]
-        return tasks, [start]
+        tasks: list[dict[str, int | At]] = []
+        for entries, into, start in zip(self._entries, self.layout.passes, self.layout.starts, strict=True):
+            x_weight, h_weight, _, h_bias = (At("flat", entry.offset * g.item) for entry in entries)
+            features, hidden = (entry.shape[1] for entry in entries[:2])
+            sources = (x_weight, h_weight, At("packed", start), h_bias)
+            places = (into.x_weights, into.h_weights, into.x_bias, into.h_bias)
+            for source, columns, place in zip(sources, (features, hidden, 1, 1), places, strict=True):
+                tasks.append(_task(packing.FORWARD, source, columns, g.panels, place))
+            if training:
+                for source, columns, place in (
+                    (x_weight, features, into.x_back), (h_weight, hidden, into.h_back),
+                ):  # fmt: skip
+                    tasks.append(_task(packing.BACKWARD, source, columns, g.panels_of(columns), place))
+        return tasks
 
     def _run(self, tasks: Array, size: int) -> None:
         g, spec = self._geometry, self._spec
@@ -153,6 +185,10 @@ class Packer:
                 job(call.ctypes.data, 0)
             else:
                 gang.run(machine.address(job), call.ctypes.data, members)
+
+
+def _task(kind: int, source: At, columns: int, panels: int, into: int) -> dict[str, int | At]:
+    return {"kind": kind, "source": source, "columns": columns, "panels": panels, "into": At("packed", into)}
 
 
 def _is_constant(array: Array) -> bool:

@@ -94,6 +94,11 @@ class Plan:
         directions, rows, units = self.grid
         return directions * rows * units
 
+    @property
+    def zeroed(self) -> int:
+        """Bytes of the workspace, the barriers, that must be zero at the start."""
+        return self.states_at
+
     def __str__(self) -> str:
         directions, rows, units = self.grid
         return (
