@@ -226,7 +226,7 @@ class Loop:
 def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, eager):
     """Steps of hundreds of shapes: nothing stays, and at no time is there much beside what is returned."""
     loop, rng = Loop(Shape(30, 40, 16, 48, layers=2, bidirectional=True), keep), np.random.default_rng(0)
-    allowed = 70_000 if lengths else 30_000  # records; with lengths their tables too
+    allowed = 70_000 if lengths else 60_000  # every shape's plans and records; with lengths their tables too
 
     def call(T=None, N=None):
         T, N = T or int(rng.integers(1, 31)), N or int(rng.integers(1, 41))
@@ -263,7 +263,7 @@ def test_caches_do_not_grow_with_shapes():
         engine = loop.op._engine
         sizes.append([len(kept) for kept in (engine._packer._kept, engine._workspaces._idle, engine._plans)])
         assert len(engine._reserves._idle) <= workspace._MOST_IDLE
-    assert sizes == [[1, 1, 3]] * len(sizes)
+    assert sizes == [[1, 1, 2]] * len(sizes)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")

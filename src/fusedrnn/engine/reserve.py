@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
@@ -41,7 +40,6 @@ class ReserveLayout:
     size: int
 
     @classmethod
-    @lru_cache(maxsize=64)
     def of(cls, spec: RNNSpec, geometry: Geometry, steps: int, batch: int, keep: str) -> ReserveLayout:
         """The layout for T steps of N sequences; ``keep`` is ``"gates"``, or ``"states"`` for nothing but these."""
         kept = len(differentiate(merge(trace(CELLS[spec.mode]))).kept) if keep == "gates" else 0
