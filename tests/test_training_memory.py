@@ -10,7 +10,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engine import pack, workspace
+from fusedrnn.engine import cpu, pack, workspace
 from fusedrnn.spec import DTYPES, MODES
 from problems import Shape, assert_same_bits, make_problem
 
@@ -122,7 +122,7 @@ def test_idle_reserves_are_few():
     assert len({reserve._kept.lease.address for reserve in held}) == 20
     del held
     gc.collect()
-    assert len(op._engine._reserves._idle) == workspace._MOST_IDLE
+    assert len(op._engine._reserves._idle) == cpu._MOST_RESERVES
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -262,7 +262,7 @@ def test_caches_do_not_grow_with_shapes():
             loop.step(T, T + 1)
         engine = loop.op._engine
         sizes.append([len(kept) for kept in (engine._packer._kept, engine._workspaces._idle, engine._plans)])
-        assert len(engine._reserves._idle) <= workspace._MOST_IDLE
+        assert len(engine._reserves._idle) <= cpu._MOST_RESERVES
     assert sizes == [[1, 1, 2]] * len(sizes)
 
 
@@ -310,3 +310,32 @@ def test_memory_goes_with_the_op(keep):
     assert held > size + 2 * problem.params.nbytes
     assert kept > size
     assert left < 20_000
+
+
+def test_many_reserves_at_once_are_recycled_too(keep):
+    """As many forwards before their backwards as a pipeline may have: the next round finds all their memory."""
+    problem = make_problem("gru", Shape(20, 9, 17, 33))
+    op = RNNOp(problem.spec)
+
+    def addresses():
+        held = [op.forward(problem.x, problem.params, training=True, reserve=keep)[2] for _ in range(12)]
+        return {reserve._kept.lease.address for reserve in held}
+
+    first = addresses()
+    assert len(first) == 12
+    assert addresses() == first
+
+
+def test_a_small_reserve_does_not_hold_a_large_buffer(keep):
+    problem = make_problem("lstm", Shape(129, 100, 17, 33))
+    op = RNNOp(problem.spec)
+    op.forward(problem.x, problem.params, training=True, reserve=keep)
+    small = op.forward(problem.x[:1, :1], problem.params, training=True, reserve=keep)[2]
+    assert small._kept.lease.buffer.nbytes <= op.reserve_size(129, 100, keep) // 16
+
+
+def test_buffers_of_growing_size_replace_each_other():
+    pool = workspace.Pool(16)
+    for size in range(1 << 20, 40 << 20, 1 << 20):
+        assert pool.lease(size).buffer.nbytes == size
+        assert len(pool._idle) == 1

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.ma
 from numpy.typing import NDArray
 
 from fusedrnn.registry import Keep
@@ -21,7 +22,7 @@ _MOST_WORK: Any = 1000
 
 def array(name: str, value: object, spec: RNNSpec) -> Array:
     """``value`` if it is a NumPy array of the spec's dtype."""
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+    if not isinstance(value, np.ndarray) or isinstance(value, numpy.ma.MaskedArray):
         raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
     if value.dtype != np.dtype(spec.dtype):
         raise TypeError(f"{name} must have dtype {spec.dtype}; got {value.dtype}")

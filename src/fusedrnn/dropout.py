@@ -51,8 +51,11 @@ def _multiply(words: Array, by: int) -> tuple[Array, Array]:
 
 
 def threshold(p: float) -> int:
-    """The random word from which on an element is kept, if it is dropped with probability ``p``."""
-    return min(round(p * 2**32), _LARGEST_WORD)
+    """The random word from which on an element is kept, if it is dropped with probability ``p``.
+
+    Whoever drops at all drops one word at least, and keeps one.
+    """
+    return min(max(round(p * 2**32), 1 if p > 0 else 0), _LARGEST_WORD)
 
 
 def scale(p: float) -> float:

@@ -169,7 +169,8 @@ def register(
         description: What it is, in a few words.
 
     Raises:
-        TypeError: If ``name`` is no string, ``factory`` cannot be called or ``supports`` is not a :class:`Supports`.
+        TypeError: If ``name`` is no string, ``factory`` cannot be called, ``supports`` is not a :class:`Supports` or
+            ``order`` no integer.
         ValueError: If ``name`` is empty or taken.
     """
     global _registered
@@ -179,6 +180,8 @@ def register(
         raise TypeError(f"factory must be callable; got {type(factory).__name__}")
     if not isinstance(supports, Supports):
         raise TypeError(f"supports must be a Supports; got {type(supports).__name__}")
+    if isinstance(order, bool) or not isinstance(order, int):
+        raise TypeError(f"order must be an integer; got {order!r}")
     entry = Registration(name, factory, supports, order, device, automatic, description)
     with _lock:
         if not name or name in names():
@@ -287,12 +290,13 @@ def cached(spec: RNNSpec, backend: str | None, make: Callable[[], Op]) -> Op:
     """What was made for this spec and backend, on the target in force, while among those most recently asked for."""
     key = spec, backend, current()
     with _ops_lock:
-        if key not in _ops:
-            _ops[key] = make()
-            while len(_ops) > MOST_OPS:
-                _ops.popitem(last=False)
-        _ops.move_to_end(key)
-        found: Op = _ops[key]
+        # A call from a signal handler may come in between anywhere: nothing is taken to be there still.
+        found: Op | None = _ops.pop(key, None)
+        if found is None:
+            found = make()
+        _ops[key] = found
+        while len(_ops) > MOST_OPS:
+            _ops.popitem(last=False)
         return found
 
 

@@ -27,6 +27,8 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.symbolic import merge, trace
 
 Array = NDArray[Any]
+# Idle reserves that an op keeps for its next calls, if as many were in use at once.
+_MOST_RESERVES = 16
 
 
 class CPUEngine:
@@ -44,7 +46,7 @@ class CPUEngine:
         self._geometry = Geometry.of(spec, self.target)
         self._cell = merge(trace(CELLS[spec.mode]))
         self._packer = Packer(spec, self.target, self._geometry, self._cell.merged)
-        self._workspaces, self._reserves = Workspaces(), Pool()
+        self._workspaces, self._reserves = Workspaces(), Pool(_MOST_RESERVES)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
         self._lock = Lock()

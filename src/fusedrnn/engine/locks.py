@@ -1,7 +1,7 @@
-"""Locks that a forked child finds open, whoever held them in the parent.
+"""Locks that a forked child finds open, if another thread held them in the parent.
 
 A lock may also stand for something that a child cannot renew, such as a lock inside another library: no process forks
-then while a thread holds it.
+then while another thread holds it.
 """
 
 from __future__ import annotations
@@ -9,41 +9,36 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from types import TracebackType
+from typing import Any
+
+_RLock: Any = type(threading.RLock())  # threading.RLock is a function that makes one
 
 
-class Lock:
-    """A re-entrant lock, renewed in a forked child, where the thread that held it does not exist.
+class Lock(_RLock):  # type: ignore[misc]
+    """A re-entrant lock, renewed in a forked child, where no thread but the one that forked exists.
+
+    To enter and to leave it are the C type's own: no signal is handled in between, so that an interrupt cannot leave
+    it taken.
 
     Args:
         guards_fork: Whether a fork waits until no other thread holds it.
     """
 
+    def __new__(cls, *, guards_fork: bool = False) -> Lock:
+        """A new lock."""
+        del guards_fork
+        lock: Lock = super().__new__(cls)
+        return lock
+
     def __init__(self, *, guards_fork: bool = False) -> None:
-        self._lock = threading.RLock()
         _all.add(self)
         if guards_fork and hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self.acquire, after_in_parent=self.release)
-
-    def acquire(self, blocking: bool = True) -> bool:
-        """Take it; without ``blocking`` say at once whether that was possible."""
-        return self._lock.acquire(blocking)
-
-    def release(self) -> None:
-        """Give it back."""
-        self._lock.release()
+            os.register_at_fork(before=self.acquire, after_in_parent=self.release, after_in_child=self.release)
 
     def renew(self) -> None:
-        """Forget who holds it."""
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
+        """Forget who holds it, unless this very thread does: it goes on in the child."""
+        if not self._is_owned():
+            self._at_fork_reinit()
 
 
 _all: weakref.WeakSet[Lock] = weakref.WeakSet()

@@ -79,7 +79,7 @@ class Packer:
         self._spec, self._target, self._geometry, self._merged = spec, target, geometry, merged
         self._kept: OrderedDict[int, Packed] = OrderedDict()
         self._lock = Lock()
-        self._pool = Pool()
+        self._pool = Pool(_MOST_KEPT)
         self._entries = [
             [spec.layout.entry(layer, direction, kind) for kind in _KINDS]
             for layer in range(spec.num_layers)
@@ -97,19 +97,17 @@ class Packer:
         """
         address = params.ctypes.data
         with self._lock:
-            kept = self._kept.get(address)
+            # A call from a signal handler may come in between anywhere: nothing is taken to be there still.
+            kept = self._kept.pop(address, None)
             if kept is not None and training and not kept.training:
                 kept = None
-            if kept is not None and kept.source is params:
-                self._kept.move_to_end(address)
-                return kept
-            if kept is None or kept.fingerprint != machine.fingerprint(params, self._parts):
-                del kept
-                self._kept.pop(address, None)  # so that its memory can serve again
-                kept = self._kept[address] = self._pack(params, training)
-                if len(self._kept) > _MOST_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(address)
+            known = kept is not None and kept.source is params
+            if kept is None or (not known and kept.fingerprint != machine.fingerprint(params, self._parts)):
+                kept = None  # so that its memory can serve again
+                kept = self._pack(params, training)
+            self._kept[address] = kept
+            while len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
             return kept
 
     def _pack(self, params: Array, training: bool) -> Packed:

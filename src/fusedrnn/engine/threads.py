@@ -10,6 +10,7 @@ import atexit
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,7 +76,7 @@ class Gang:
 
     def __init__(self, workers: int) -> None:
         self._dispatch, self._stop, self._work = machine.gang()
-        self.workers = workers
+        self.workers, self._process = workers, os.getpid()
         self._control = aligned_empty((len(sync.CONTROL.names),), np.int64)
         self._control[:] = 0
         self._address = self._control.ctypes.data
@@ -96,7 +97,13 @@ class Gang:
         self._work(self._address, member, 0)
 
     def run(self, function: int, arguments: int, members: int) -> None:
-        """Run ``function(arguments, member)`` for members 0 (on this thread) to ``members - 1``; wait for all."""
+        """Run ``function(arguments, member)`` for members 0 (on this thread) to ``members - 1``; wait for all.
+
+        Raises:
+            RuntimeError: In a child that was forked inside this call, by a signal handler say.
+        """
+        if os.getpid() != self._process:
+            raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
         self._dispatch(self._address, function, arguments, members, self.workers, self.spins)
 
     def stop(self) -> None:
@@ -106,32 +113,49 @@ class Gang:
             thread.join()
 
 
+class _Permit:
+    """Leave to use the gang, for as long as someone holds it: if its holder fails anywhere, it goes with its frame."""
+
+
 _gang: Gang | None = None
-_taken = Lock()
-_inside = False
+_lock = Lock()
+_permit: weakref.ref[_Permit] | None = None
+
+
+def _take() -> _Permit | None:
+    """The permit; None if another call has it, be it an outer call of this thread that a signal handler interrupted."""
+    global _permit
+    with _lock:
+        if _permit is not None and _permit() is not None:
+            return None
+        permit = _Permit()
+        _permit = weakref.ref(permit)
+        return permit
+
+
+def _give_back(permit: _Permit) -> None:
+    """End it now: a traceback may hold the frame that holds it."""
+    global _permit
+    with _lock:
+        if _permit is not None and _permit() is permit:
+            _permit = None
 
 
 @contextmanager
 def borrow_gang(threads: int) -> Iterator[Gang | None]:
     """The process's gang with that many members, caller included.
 
-    None if one thread is enough, if another call has the gang (be it an outer call of this very thread, which a signal
-    handler interrupted), or if the system gives no more threads, which is warned of.
+    None if one thread is enough, if another call has the gang, or if the system gives no more threads, which is
+    warned of.
     """
-    global _inside
-    if threads == 1 or not _taken.acquire(blocking=False):
-        yield None
-        return
-    if _inside:
-        _taken.release()
+    permit = None if threads == 1 else _take()
+    if permit is None:
         yield None
         return
     try:
-        _inside = True
         yield _hired(threads)
     finally:
-        _inside = False
-        _taken.release()
+        _give_back(permit)
 
 
 def _hired(threads: int) -> Gang | None:
@@ -154,15 +178,15 @@ def _dismiss() -> None:
 
 
 def _at_exit() -> None:
-    if _taken.acquire(blocking=False):
+    permit = _take()
+    if permit is not None:
         _dismiss()
-        _taken.release()
 
 
 def _forget() -> None:
     """In a forked child the gang's threads do not exist."""
-    global _gang, _inside
-    _gang, _inside = None, False
+    global _gang, _permit
+    _gang, _permit = None, None
 
 
 atexit.register(_at_exit)

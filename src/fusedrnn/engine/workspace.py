@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ Array = NDArray[Any]
 _ALIGNMENT = 64
 # Buffers an op keeps for its next calls: as many as callers that use it at the same time, within reason.
 _MOST_IDLE = 4
+# A buffer serves for what needs a sixteenth of it or more; a small one for whatever needs less.
+_ROOMY, _SMALL = 16, 1 << 20
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -28,39 +31,64 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     return raw[start : start + size].view(kind).reshape(shape)
 
 
+class _Return(weakref.ref["Lease"]):
+    """What is left of a lease when it has gone: its buffer."""
+
+    __slots__ = ("buffer",)
+    buffer: Array
+
+
 class Lease:
-    """A buffer of bytes that goes back to its pool with the last reference to this."""
+    """A buffer of bytes that goes back to its pool with the last reference to this.
 
-    def __init__(self, buffer: Array, idle: deque[Array]) -> None:
-        self.buffer, self._idle = buffer, idle
+    A weak reference with the pool's own ``append`` for a callback brings it back: no Python code runs then, which an
+    interrupt could fall into, nor is a lock taken, since the garbage collector may come from anywhere.
+    """
+
+    __slots__ = ("__weakref__", "_back", "address", "buffer")
+
+    def __init__(self, buffer: Array, idle: deque[_Return]) -> None:
+        self.buffer = buffer
         self.address: int = buffer.ctypes.data
-
-    def __del__(self) -> None:
-        # Not under a lock: the garbage collector may come here from anywhere.
-        self._idle.append(self.buffer)
+        self._back = _Return(self, idle.append)
+        self._back.buffer = buffer
 
 
 class Pool:
     """Buffers of one kind, some of them idle. A deque's own steps are atomic: it needs no lock.
 
+    There are as many buffers as were on lease at once, and a few more for sizes far apart.
+
     Args:
         most: Idle buffers to keep; the one that has been idle longest gives way.
     """
 
-    def __init__(self, most: int = _MOST_IDLE) -> None:
-        self._idle: deque[Array] = deque(maxlen=most)
+    def __init__(self, most: int) -> None:
+        self._idle: deque[_Return] = deque(maxlen=most)
 
     def lease(self, size: int) -> Lease:
-        """A buffer of at least ``size`` bytes, its content undefined: an idle one if one is large enough."""
-        for _ in range(len(self._idle)):
+        """A buffer of at least ``size`` bytes, its content undefined: the smallest idle one that is large enough.
+
+        One that is many times too large stays idle: who holds little shall not hold much memory.
+        """
+        while True:
+            by_size = sorted(tuple(self._idle), key=lambda back: back.buffer.size)
+            fitting = next((back for back in by_size if back.buffer.size >= size), None)
+            roomy = fitting is not None and fitting.buffer.size > max(_ROOMY * size, _SMALL)
+            # Without one that fits, a new one stands in for the largest of those that are too small.
+            too_small = next((back for back in reversed(by_size) if back.buffer.size < size), None)
+            chosen = too_small if fitting is None or roomy else fitting
             try:
-                buffer = self._idle.pop()
-            except IndexError:
-                break
-            if buffer.size >= size:
-                return Lease(buffer, self._idle)
-            self._idle.appendleft(buffer)
-        return Lease(aligned_empty((size,), np.uint8), self._idle)
+                if chosen is not None:
+                    self._idle.remove(chosen)
+            except ValueError:
+                continue  # another thread was faster
+            if fitting is None:
+                return Lease(aligned_empty((size,), np.uint8), self._idle)
+            if roomy:
+                # Large enough for all that the roomy one is too large for.
+                return Lease(aligned_empty((fitting.buffer.size // _ROOMY,), np.uint8), self._idle)
+            return Lease(fitting.buffer, self._idle)
 
 
 class Workspaces:

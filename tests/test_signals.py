@@ -1,0 +1,106 @@
+"""Signals in the middle of calls: interrupts leave nothing taken, handlers may call and fork."""
+
+import os
+import signal
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import fusedrnn
+from fusedrnn import RNNOp
+from problems import Shape, assert_same_bits, make_problem
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+
+PROBLEM = make_problem("lstm", Shape(2, 2, 4, 4))
+
+
+@pytest.fixture
+def alarm():
+    """Sets what a timer's signal does, and stops it in the end."""
+    before = signal.getsignal(signal.SIGALRM)
+    yield lambda handler: signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def train(op, params=PROBLEM.params):
+    y, states, reserve = op.forward(PROBLEM.x, params, training=True)
+    dx, dparams, dstates = op.backward(y, None, reserve)
+    return y, (*states, dx, dparams, *dstates)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_interrupts_leave_everything_usable(alarm, monkeypatch, threads, eager):
+    """No lock stays taken, which other threads would wait for, and no interrupt is lost."""
+    op, rng = RNNOp(PROBLEM.spec), np.random.default_rng(0)
+    lost, caught = [], 0
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    with fusedrnn.thread_limits(threads):
+        expected = train(op)
+        alarm(signal.default_int_handler)
+        for _ in range(400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 3e-4))
+                while True:
+                    train(op)
+            except KeyboardInterrupt:
+                caught += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        other = threading.Thread(target=train, args=(op,), daemon=True)
+        other.start()
+        other.join(30)
+        assert not other.is_alive()
+        assert caught == 400
+        assert not lost
+        assert_same_bits(train(op), expected)
+
+
+def test_a_handler_may_call_the_op_that_it_interrupts(alarm):
+    """With more parameter vectors than an op keeps packed."""
+    op = RNNOp(PROBLEM.spec)
+    vectors = [PROBLEM.params * scale for scale in np.linspace(0.5, 1, 6, dtype=np.float32)]
+    expected = [train(op, params) for params in vectors]
+    nested = []
+
+    def handler(*_):
+        which = len(nested) % 6
+        nested.append((which, train(op, vectors[which])))
+
+    alarm(handler)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 7e-4)
+    for turn in range(6000):
+        assert_same_bits(train(op, vectors[turn % 6]), expected[turn % 6])
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert len(nested) > 20
+    for which, result in nested:
+        assert_same_bits(result, expected[which])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_handler_may_fork(alarm):
+    """The child goes on with the call that was interrupted."""
+    op, parent, children = RNNOp(PROBLEM.spec), os.getpid(), []
+    with fusedrnn.thread_limits(1):
+        expected = train(op)
+
+        def handler(*_):
+            if os.getpid() == parent:
+                children.append(os.fork())
+
+        alarm(handler)
+        try:
+            while len(children) < 20:
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + len(children)))
+                for _ in range(30):
+                    result = train(op)
+                if os.getpid() != parent:
+                    assert_same_bits(result, expected)
+                    os._exit(0)
+        except BaseException:
+            if os.getpid() != parent:
+                os._exit(1)
+            raise
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
