@@ -14,8 +14,11 @@ import numpy as np
 Call = Callable[[], Any]
 Clock = Callable[[], float]
 
-LONG = 1.0
+LONG = 5.0
 """Seconds from which on a call needs no warm-up: what its first run pays extra is lost in the noise."""
+
+WARM = 0.1
+"""Seconds from which on the first run, cold as it is, says that a sample needs no repeats."""
 
 SHORT = 5e-3
 """Seconds that one sample lasts at least; shorter calls are repeated within it."""
@@ -85,7 +88,7 @@ class _Contestant:
         first = self.run()
         if first >= LONG:
             self.seconds.append(first)
-        else:
+        elif first < WARM:
             self.repeats = max(1, math.ceil(SHORT / max(self.run(), 1e-9)))
 
     def turn(self) -> None:
