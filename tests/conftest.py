@@ -87,6 +87,6 @@ def eager(monkeypatch):
 @pytest.fixture
 def few_rows(monkeypatch):
     """Chunks of a few rows, so that short sequences have many."""
-    monkeypatch.setattr(plan, "chunk_rows", lambda stride: 5)
+    monkeypatch.setattr(plan, "chunk_rows", lambda *_: 5)
     monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", 13)
     monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", 7)

@@ -83,7 +83,7 @@ def test_blocks(mode, dtype, target, shape, monkeypatch):
     expected, plans = run(problem), set()
     sizes = (1, 1, 1, 1), (70, 100, 8, 1 << 14), (3, 10_000, 11, 1 << 20), (999, 1, 64, 1)
     for chunk, block, at_once, cache in sizes:
-        monkeypatch.setattr(plan, "chunk_rows", lambda stride, chunk=chunk: chunk)
+        monkeypatch.setattr(plan, "chunk_rows", lambda *_, chunk=chunk: chunk)
         monkeypatch.setattr(plan, "cache_sizes", lambda cache=cache: {"L2": cache})
         monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", block)
         monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", at_once)

@@ -17,8 +17,10 @@ from fusedrnn.symbolic import merge, trace
 # Rows whose gate gradients wait, upright, for a GEMM of the weights' gradients: enough that reading and writing what
 # has been added up so far is little beside multiplying.
 _ROWS_IN_A_BLOCK = 1024
-# Rows that such a GEMM takes at once; more only where a single step has more.
+# Rows that one of these GEMMs takes at once; more only where a single step has more.
 _ROWS_AT_ONCE = 1024
+# Rows of a GEMM of the inputs' gradients: with fewer its weights, which come from afar, are not used often enough.
+_FEWEST_ROWS_IN_A_CHUNK = 80
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def make_backward_plan(
     directions, row_groups, unit_groups = grid
     starts = plan.unit_starts(geometry, unit_groups, width)
     gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
-    chunk = max(1, min(steps, plan.chunk_rows(gates_row) // batch))
+    chunk = max(1, min(steps, plan.chunk_rows(gates_row, _FEWEST_ROWS_IN_A_CHUNK) // batch))
     block = min(max(1, _ROWS_IN_A_BLOCK // (batch * chunk)) * chunk, -(-steps // chunk) * chunk)
     team = _team(spec, geometry, batch, chunk, block, gates_row)
     rows = -(-batch // row_groups)
@@ -89,7 +91,7 @@ def make_backward_plan(
     parts = spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1)
     return BackwardPlan(
         steps, batch, grid, plan.row_starts(batch, row_groups), starts,
-        plan.unit_starts(geometry, row_groups * unit_groups, width),
+        plan.unit_starts(geometry, row_groups * unit_groups, 1),
         chunk, block,
         layout=tuple({**team, **member, "team": team_at, "scratch": scratch_at}.items()),
         barriers=barriers, parts_at=parts_at, part_size=part_size, part_row=part_row,

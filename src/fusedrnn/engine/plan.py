@@ -189,10 +189,9 @@ def near_cache() -> int:
     return cache_sizes().get("L2", _DEFAULT_L2)
 
 
-def chunk_rows(gates_stride: int) -> int:
-    """Rows of an input GEMM whose pre-activations fill half of the second-level cache, within reason."""
-    fitting = near_cache() // 2 // gates_stride
-    return max(24, min(_ROWS_IN_A_CHUNK, fitting))
+def chunk_rows(gates_stride: int, fewest: int = 24) -> int:
+    """Rows of an input GEMM whose gates fill half of the second-level cache, within reason."""
+    return max(fewest, min(_ROWS_IN_A_CHUNK, near_cache() // 2 // gates_stride))
 
 
 def lines(size: int) -> int:

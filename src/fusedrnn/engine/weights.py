@@ -59,9 +59,9 @@ class WeightGradients(GradientPass):
         return f
 
     def _meet_team(self) -> None:
-        """Rows are shared out otherwise than the weights' gradients are: all must be there, and be done with."""
+        """The weights' gradients are shared out otherwise than steps are: all rows must be there, and be done with."""
         f, c = self.f, self.c
-        with f.if_(c.grid_rows > 1):
+        with f.if_(c.grid_rows * c.grid_units > 1):
             meeting = c.barriers + (1 + c.grid_directions * c.grid_rows + self.turn) * BARRIER_BYTES
             f.call(self.barrier, meeting, c.grid_rows * c.grid_units, c.spins)
 
