@@ -96,7 +96,7 @@ def make_backward_plan(
         layout=tuple({**team, **member, "team": team_at, "scratch": scratch_at}.items()),
         barriers=barriers, parts_at=parts_at, part_size=part_size, part_row=part_row,
         # What is read past the end of a last row must be there.
-        size=parts_at + parts * part_size + 2 * geometry.panel_bytes,
+        size=lines(parts_at + parts * part_size + 2 * geometry.panel_bytes),
     )  # fmt: skip
 
 

@@ -150,7 +150,7 @@ class Packer:
             tuple(places[4 * passes : behind]),
             back=places[behind],
             flat=end,
-            size=end + self._spec.layout.size * g.item,
+            size=end + lines(self._spec.layout.size * g.item),
         )
 
     def _all_tasks(self, training: bool) -> list[dict[str, int | At]]:

@@ -54,7 +54,7 @@ class ReserveLayout:
             steps, batch, records_at, record_row, batch * record_row, state_size, states, kept_at, kept_row,
             batch * kept_row,
             # What is read past the end of a last row must be there.
-            size=kept_at + passes * steps * batch * kept_row + 2 * geometry.panel_bytes,
+            size=lines(kept_at + passes * steps * batch * kept_row + 2 * geometry.panel_bytes),
         )  # fmt: skip
 
     def record(self, layer: int, state: int) -> int:

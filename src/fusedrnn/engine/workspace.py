@@ -67,9 +67,10 @@ class Pool:
         self._idle: deque[_Return] = deque(maxlen=most)
 
     def lease(self, size: int) -> Lease:
-        """A buffer of at least ``size`` bytes, its content undefined: the smallest idle one that is large enough.
+        """A buffer of at least ``size`` bytes, a whole number of cache lines, its content undefined.
 
-        One that is many times too large stays idle: who holds little shall not hold much memory.
+        It is the smallest idle one that is large enough. One that is many times too large stays idle: who holds little
+        shall not hold much memory.
         """
         while True:
             by_size = sorted(tuple(self._idle), key=lambda back: back.buffer.size)
@@ -87,7 +88,8 @@ class Pool:
                 return Lease(aligned_empty((size,), np.uint8), self._idle)
             if roomy:
                 # Large enough for all that the roomy one is too large for.
-                return Lease(aligned_empty((fitting.buffer.size // _ROOMY,), np.uint8), self._idle)
+                size = fitting.buffer.size // (_ROOMY * _ALIGNMENT) * _ALIGNMENT
+                return Lease(aligned_empty((size,), np.uint8), self._idle)
             return Lease(fitting.buffer, self._idle)
 
 
