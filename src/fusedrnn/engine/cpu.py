@@ -110,13 +110,10 @@ class CPUEngine:
         for zeros. Nothing behind a sequence's length is read or written.
         """
         layout = kept.layout
-        # Plans know by name whether they have room to compute again what was not kept.
-        recompute = kept.keep == "states"
 
         def make(threads: int) -> Records:
-            plan = make_backward_plan(
-                self.spec, self.target, layout.steps, layout.batch, threads, recompute=recompute
-            )
+            again = kept.keep == "states"  # what was not kept, which takes room
+            plan = make_backward_plan(self.spec, self.target, layout.steps, layout.batch, threads, recompute=again)
             return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
 
         values: dict[str, int] = {"reserve": kept.lease.address, "weights": kept.packed.lease.address}
@@ -125,8 +122,8 @@ class CPUEngine:
         records.requests(values, gradients)
         dh_n, dc_n = (*dstates, None)[:2]
         dh0, dc0 = (*(gradients.states or (None,)), None)[:2]
-        named = {"dh_n": dh_n, "dc_n": dc_n, "dh0": dh0, "dc0": dc0, "dparams": gradients.params}
-        records.arrays(values, named)
+        states = {"dh_n": dh_n, "dc_n": dc_n, "dh0": dh0, "dc0": dc0}
+        records.arrays(values, {**states, "dparams": gradients.params})
         self._call("backward", (layout.steps, layout.batch, kept.keep), make, values, kept.lengths, kept.seed)
 
     def _packed(self, params: Array, training: bool) -> Packed:
