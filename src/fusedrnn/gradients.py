@@ -32,6 +32,12 @@ class Gradients:
     add_states: bool = False
 
 
+def clear_padding(array: Array, lengths: Array | None) -> None:
+    """Zeros into an array (T, N, features) behind each sequence's length."""
+    for row, length in enumerate(() if lengths is None else lengths):
+        array[length:, row] = 0
+
+
 def put(into: Array, gradient: Array, add: bool) -> None:
     """Write a gradient into its array, or add it."""
     if add:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import fusedrnn.backends  # noqa: F401 -- registers the engines
 from fusedrnn import arguments, registry, requests
+from fusedrnn.gradients import clear_padding
 from fusedrnn.registry import NEEDS, Choice, Keep
 from fusedrnn.requests import Request, Reserve
 from fusedrnn.spec import DTYPES, RNNSpec, positive_int
@@ -98,13 +99,8 @@ class RNNOp:
         """The name and the engine for a call of that kind."""
         if not training and not lengths:
             return self.backend, self._engine
-        there = {"training": training, "lengths": lengths, "dropout": training and self._drops}
+        there = {"training": training, "lengths": lengths, "dropout": training and self.spec.drops}
         return self._choice.serving(frozenset(need for need in NEEDS if there[need]))
-
-    @property
-    def _drops(self) -> bool:
-        """Whether there is anything that training drops."""
-        return self.spec.dropout > 0 and self.spec.num_layers > 1
 
     def forward(
         self,
@@ -159,13 +155,11 @@ class RNNOp:
             y = arguments.output(out, spec, x.shape, given | {"states": states or ()})
         else:
             y = np.empty((steps, batch, spec.output_size), spec.dtype)
-        if valid is not None:
-            for row, length in enumerate(valid):
-                y[length:, row] = 0
+        clear_padding(y, valid)
         if not trains:
             return y, engine.forward(x, params, initial, valid, y), None
         if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little") if self._drops else 0
+            seed = int.from_bytes(os.urandom(8), "little") if self.spec.drops else 0
         final, kept = engine.train(x, params, initial, valid, y, keep, seed)
         return y, final, Reserve(steps, batch, keep, seed, spec, name, engine, kept, valid)
 

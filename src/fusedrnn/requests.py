@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import arguments
-from fusedrnn.gradients import Gradients
+from fusedrnn.gradients import Gradients, clear_padding
 from fusedrnn.registry import Engine, Keep, Kept
 from fusedrnn.spec import RNNSpec
 
@@ -65,9 +65,8 @@ class Reserve:
     def backward(self, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients) -> None:
         """Have the engine that ran forward write or add the gradients, on arguments that have been checked."""
         dx = gradients.x
-        if dx is not None and not gradients.add_x and self._lengths is not None:
-            for row, length in enumerate(self._lengths):
-                dx[length:, row] = 0
+        if dx is not None and not gradients.add_x:
+            clear_padding(dx, self._lengths)
         if any(wanted is not None for wanted in (dx, gradients.params, gradients.states)):
             self._engine.backward(self._kept, dy, dstates, gradients)
 

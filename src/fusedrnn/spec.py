@@ -133,6 +133,11 @@ class RNNSpec:
         """D·S: features of the output at each step."""
         return self.num_directions * self.state_size
 
+    @property
+    def drops(self) -> bool:
+        """Whether training drops anything: there must be layers to drop it between."""
+        return self.dropout > 0 and self.num_layers > 1
+
     def layer_input_size(self, layer: int) -> int:
         """Features that a layer reads at each step: I for layer 0, D·S after it."""
         return self.input_size if layer == 0 else self.output_size

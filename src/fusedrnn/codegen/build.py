@@ -115,6 +115,10 @@ class Value:
             chosen, other = self.function.like(no, yes), no
         return Value(self.function, self.function.builder.select(self.ir, chosen.ir, other.ir))
 
+    def at_most(self, limit: Operand) -> Value:
+        """This integer, or the limit if that is less."""
+        return (self > limit).select(limit, self)
+
     def bitcast(self, kind: ir.Type) -> Value:
         """The same bits as another type."""
         return Value(self.function, self.function.builder.bitcast(self.ir, kind))

@@ -51,8 +51,7 @@ class _Packing:
 
     def real_units(self, unit: Value) -> Value:
         """Units in a vector of them; none past the end."""
-        left = self.c.hidden - unit * self.v.lanes
-        left = (left > self.v.lanes).select(self.f.constant(self.v.lanes), left)
+        left = (self.c.hidden - unit * self.v.lanes).at_most(self.v.lanes)
         return (left > 0).select(left, 0)
 
 

@@ -17,7 +17,7 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
 from fusedrnn.engine.recompute import Recompute
-from fusedrnn.engine.sequence import Program
+from fusedrnn.engine.sequence import Program, looked_up
 from fusedrnn.engine.weights import WeightGradients
 from fusedrnn.symbolic import Leaf, evaluate
 
@@ -61,10 +61,10 @@ class _Sweep(GradientPass):
         before = f.var(0)
         fresh = f.var(1)
         with f.loop(0, c.steps, c.block) as first:
-            last = (c.steps < first + c.block).select(c.steps, first + c.block)
+            last = (first + c.block).at_most(c.steps)
             offset = f.var(0)
             with f.loop(first, last, c.chunk) as begin:
-                end = (last < begin + c.chunk).select(last, begin + c.chunk)
+                end = (begin + c.chunk).at_most(last)
                 self._chunk(begin, end, before, offset)
             with f.if_(c.weight_gradients.compare("!=", 0)):
                 f.call(self.weights, *f.arguments, first, last, offset.get(), fresh.get())
@@ -135,7 +135,7 @@ class _Sweep(GradientPass):
         """The differentiated cell on this member's units of one row."""
         f, c, p, v = self.f, self.c, self.p, self.v
         index = self.index(row)
-        place = offset + self.looked_up(c.ranks, self.first_row + row)
+        place = offset + looked_up(f, c.ranks, self.first_row + row, self.first_row + row)
         kept = f.var(p.kept + time * c.kept_step + index * c.kept_row)
         with f.if_(c.recompute.compare("!=", 0)):
             kept.set(self.recomputed(done + row))
@@ -217,8 +217,7 @@ class _Sweep(GradientPass):
         """A panel of input gradients to where they belong, dropout's mask on those that go to a layer below."""
         f, c, p, v = self.f, self.c, self.p, self.v
         feature = panel * (self.panel_bytes // v.item)
-        left = p.k - feature
-        features = (left > self.panel_bytes // v.item).select(self.panel_bytes // v.item, left)
+        features = (p.k - feature).at_most(self.panel_bytes // v.item)
         place = f.var(0)
         with f.loop(begin, end) as step:
             time = self.time_back(step)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fusedrnn.cells import CELLS
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import Target
-from fusedrnn.derivative import differentiate
 from fusedrnn.engine import plan
-from fusedrnn.engine.plan import Geometry, lines, skewed
+from fusedrnn.engine.plan import Geometry, Split, lines, skewed
+from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import merge, trace
 
 # Rows whose gate gradients wait, upright, for a GEMM of the weights' gradients: enough that reading and writing what
 # has been added up so far is little beside multiplying.
@@ -24,7 +22,7 @@ _FEWEST_ROWS_IN_A_CHUNK = 80
 
 
 @dataclass(frozen=True)
-class BackwardPlan:
+class BackwardPlan(Split):
     """One problem's split and layout. Sizes and strides in bytes; ``layout`` has the positions, by the record's names.
 
     A team's parts are relative to its start, a member's scratch to its own, everything else to the workspace's.
@@ -46,21 +44,13 @@ class BackwardPlan:
     size: int
 
     @property
-    def members(self) -> int:
-        """Threads at work."""
-        directions, rows, units = self.grid
-        return directions * rows * units
-
-    @property
     def zeroed(self) -> int:
         """Bytes of the workspace, the barriers, that must be zero at the start."""
         return self.barriers * BARRIER_BYTES
 
     def __str__(self) -> str:
-        directions, rows, units = self.grid
         return (
-            f"backward of T={self.steps} N={self.batch}: {self.members} thread(s) = {directions} direction(s) x "
-            f"{rows} row group(s) x {units} unit group(s); {self.chunk} step(s) per gradient GEMM of inputs, "
+            f"backward of {super().__str__()}; {self.chunk} step(s) per gradient GEMM of inputs, "
             f"{self.block} of weights; workspace {self.size / 2**20:.2f} MiB"
         )
 
@@ -104,7 +94,7 @@ def _team(
     spec: RNNSpec, geometry: Geometry, batch: int, chunk: int, block: int, gates_row: int
 ) -> dict[str, int]:
     """What the members that work on a direction share."""
-    slots = len(differentiate(merge(trace(CELLS[spec.mode]))).slots)
+    slots = len(derivative_of(spec.mode).slots)
     units, gates = geometry.unit_vectors, geometry.blocking.gates
     hidden_panels = geometry.panels_of(spec.hidden_size)
     input_panels = max(geometry.panels_of(spec.layer_input_size(layer)) for layer in range(spec.num_layers))
@@ -140,10 +130,10 @@ def _member(
     blocking, vector = geometry.blocking, geometry.vector_bytes
     forward_gates_stride = skewed(-(-widest * blocking.gates // blocking.panel_vectors) * geometry.panel_bytes)
     masked_row = geometry.masked_row(spec)
-    kept = len(differentiate(merge(trace(CELLS[spec.mode]))).kept)
+    kept = len(derivative_of(spec.mode).kept)
     in_chunk = chunk * rows
     again = in_chunk if recompute and kept else 0
-    masked = again if spec.dropout and spec.num_layers > 1 else 0
+    masked = again if spec.drops else 0
     sizes = {
         "rows_at": lines(16 * rows + 8 * in_chunk),
         "places_at": lines(16 * block * batch),

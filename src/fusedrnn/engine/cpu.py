@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import config
-from fusedrnn.cells import CELLS
 from fusedrnn.codegen.target import current
-from fusedrnn.derivative import differentiate
 from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
 from fusedrnn.engine.locks import Lock
@@ -20,11 +18,11 @@ from fusedrnn.engine.pack import Packed, Packer
 from fusedrnn.engine.plan import Geometry, make_plan
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, ReserveLayout
+from fusedrnn.engine.sequence import cell_of, derivative_of
 from fusedrnn.engine.threads import borrow_gang, get_num_threads
 from fusedrnn.engine.workspace import Pool, Workspaces
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import merge, trace
 
 Array = NDArray[Any]
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
@@ -44,8 +42,7 @@ class CPUEngine:
                 raise NotImplementedError(f"{name} is not supported yet")
         self.spec, self.target = spec, current()
         self._geometry = Geometry.of(spec, self.target)
-        self._cell = merge(trace(CELLS[spec.mode]))
-        self._packer = Packer(spec, self.target, self._geometry, self._cell.merged)
+        self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged)
         self._workspaces, self._reserves = Workspaces(), Pool(_MOST_RESERVES)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
@@ -199,6 +196,6 @@ class CPUEngine:
         made = make(key[-1])
         self._plans[name] = key, made
         if config.debug() >= 1:
-            more = "" if name == "forward" else f"; {differentiate(self._cell)}"
+            more = "" if name == "forward" else f"; {derivative_of(self.spec.mode)}"
             config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
         return made

@@ -61,7 +61,7 @@ class _Inference(Pass):
         f, c = self.f, self.c
         self._enter()
         with f.loop(0, c.steps, c.chunk) as first:
-            last = (c.steps < first + c.chunk).select(c.steps, first + c.chunk)
+            last = (first + c.chunk).at_most(c.steps)
             self._inputs(first, last)
             done = f.var(0)
             with f.loop(first, last) as step:
@@ -158,8 +158,7 @@ class _Inference(Pass):
         gates = self.gates + done * c.gates_stride
         width = self.panel_bytes
         with f.loop(self.first_unit, self.last_unit, self.blocking.block_units) as unit:
-            end = unit + self.blocking.block_units
-            end = (end > self.last_unit).select(self.last_unit, end)
+            end = (unit + self.blocking.block_units).at_most(self.last_unit)
             first = unit * self.blocking.gates // self.panel_vectors
             with f.loop(first, self.panel_end(end)) as panel:
                 weights = p.h_weights + panel * c.hidden * width
@@ -231,15 +230,11 @@ class _Training(_Inference):
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Keep a copy of the network's input, and drop elements of what a layer reads from the one below."""
         f, c, p = self.f, self.c, self.p
-        at = f.var(source)
         with f.if_(p.x_copy.compare("!=", 0)):
             begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
             copy = p.x_copy + (time * c.batch + index) * p.k * self.v.item
             f.copy(copy + begin, source + begin, end - begin)
-        with f.if_((self.layer > 0) & (c.threshold > 0)):
-            at.set(self.scratch + c.masked_at + place * c.masked_row)
-            f.call(self.dropout.row, source, at.get(), p.k, *self.draw(index, time))
-        return at.get()
+        return self.gathered(self.dropout.row, source, self.scratch + c.masked_at + place * c.masked_row, index, time)
 
     def _output_rows(self, time: Value, index: Value) -> list[Value]:
         kept = self.p.kept + time * self.c.kept_step + index * self.c.kept_row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusedrnn.codegen.build import Function, Record, Value
 from fusedrnn.codegen.vector import Vectors
-from fusedrnn.engine.sequence import SHARED, Pass, Program
+from fusedrnn.engine.sequence import SHARED, Pass, Program, looked_up
 
 CALL = Record(
     *SHARED,
@@ -49,11 +49,7 @@ class GradientPass(Pass):
 
     def alive_in_batch(self, time: Value) -> Value:
         """How many sequences of the whole batch have that time."""
-        f, c = self.f, self.c
-        alive = f.var(c.batch)
-        with f.if_(c.totals.compare("!=", 0)):
-            alive.set(f.load(c.totals + time * 8))
-        return alive.get()
+        return looked_up(self.f, self.c.totals, time, self.c.batch)
 
     def carried(self, name: str, row: Value) -> Value:
         """This member's row of what reaches a state from the step after."""
@@ -111,19 +107,13 @@ def emit_add_directions(program: Program) -> Function:
     f = Function(program.module, "add_directions", ["call", "member", "members"])
     call, member, members = f.arguments
     c, v = CALL.read(f, call), Vectors(f, program.target, program.dtype)
-    with f.loop(member, c.steps, members) as time:
-        alive = f.var(c.batch)
-        with f.if_(c.totals.compare("!=", 0)):
-            alive.set(f.load(c.totals + time * 8))
-        with f.loop(0, alive.get()) as rank:
-            index = f.var(rank)
-            with f.if_(c.falling.compare("!=", 0)):
-                index.set(f.load(c.falling + rank * 8))
-            into = c.x_gradient + time * c.x_step + index.get() * c.x_row
-            one = c.part + time * c.part_step + index.get() * c.part_row
-            with f.loop(0, c.x_size, v.lanes) as feature:
-                at = feature * v.item
-                total = v.load(one + at) + v.load(one + c.part_size + at)
-                deliver(f, v, total, into + at, c.x_size - feature, c.x_add)
+    with f.loop(member, c.steps, members) as time, f.loop(0, looked_up(f, c.totals, time, c.batch)) as rank:
+        index = looked_up(f, c.falling, rank, rank)
+        into = c.x_gradient + time * c.x_step + index * c.x_row
+        one = c.part + time * c.part_step + index * c.part_row
+        with f.loop(0, c.x_size, v.lanes) as feature:
+            at = feature * v.item
+            total = v.load(one + at) + v.load(one + c.part_size + at)
+            deliver(f, v, total, into + at, c.x_size - feature, c.x_add)
     f.done()
     return f

@@ -61,8 +61,29 @@ class Geometry:
         return skewed(self.panels_of(spec.output_size) * self.panel_bytes)
 
 
+class Split:
+    """What plans of both ways have: a problem's size, and how its work is shared out."""
+
+    steps: int
+    batch: int
+    grid: tuple[int, int, int]
+
+    @property
+    def members(self) -> int:
+        """Threads at work."""
+        directions, rows, units = self.grid
+        return directions * rows * units
+
+    def __str__(self) -> str:
+        directions, rows, units = self.grid
+        return (
+            f"T={self.steps} N={self.batch}: {self.members} thread(s) = {directions} direction(s) x {rows} row group(s)"
+            f" x {units} unit group(s)"
+        )
+
+
 @dataclass(frozen=True)
-class Plan:
+class Plan(Split):
     """One problem's split and layout. Sizes and strides in bytes; positions relative to the workspace's start."""
 
     steps: int
@@ -89,22 +110,12 @@ class Plan:
     size: int
 
     @property
-    def members(self) -> int:
-        """Threads at work."""
-        directions, rows, units = self.grid
-        return directions * rows * units
-
-    @property
     def zeroed(self) -> int:
         """Bytes of the workspace, the barriers, that must be zero at the start."""
         return self.states_at
 
     def __str__(self) -> str:
-        directions, rows, units = self.grid
-        return (
-            f"T={self.steps} N={self.batch}: {self.members} thread(s) = {directions} direction(s) x {rows} row group(s)"
-            f" x {units} unit group(s); {self.chunk} step(s) per input GEMM; workspace {self.size / 2**20:.2f} MiB"
-        )
+        return f"{super().__str__()}; {self.chunk} step(s) per input GEMM; workspace {self.size / 2**20:.2f} MiB"
 
 
 def make_plan(
@@ -130,7 +141,7 @@ def make_plan(
     gates_at = h_rows_at + lines(16 * rows)
     recurrent_at = gates_at + lines(chunk * rows * gates_stride)
     masked_at = recurrent_at + lines(rows * geometry.blocking.block_columns * geometry.vector_bytes)
-    masked_row = geometry.masked_row(spec) if training and spec.dropout and spec.num_layers > 1 else 0
+    masked_row = geometry.masked_row(spec) if training and spec.drops else 0
     scratch_member = masked_at + chunk * rows * masked_row
     between_row = skewed(spec.output_size * geometry.item)
 

@@ -43,33 +43,26 @@ class Recompute(GradientPass):
 
     def _rows(self, inputs: bool) -> Value:
         """The addresses of the rows of all steps, of what the layer read or of its h before; their number."""
-        f, p = self.f, self.p
+        f, c, p = self.f, self.c, self.p
         place = f.var(0)
         with f.loop(self.first, self.last) as step:
             time = self.time_back(step)
             with f.loop(0, self.alive(time)) as row:
                 index = self.index(row)
                 if inputs:
-                    at = self._input_row(p.x + time * p.x_step + index * p.x_row, time, index, place.get())
+                    source = p.x + time * p.x_step + index * p.x_row
+                    copy = self.scratch + c.masked_at + place.get() * c.masked_row
+                    at = self.gathered(self.dropout.row, source, copy, index, time)
                 else:
                     at = self.record(p.h_record, self.time_before(time), index)
                 f.store(at, self.rows_table + place.get() * 8)
                 place.set(place.get() + 1)
         return place.get()
 
-    def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
-        f, c, p = self.f, self.c, self.p
-        at = f.var(source)
-        with f.if_((self.layer > 0) & (c.threshold > 0)):
-            at.set(self.scratch + c.masked_at + place * c.masked_row)
-            f.call(self.dropout.row, source, at.get(), p.k, *self.draw(index, time))
-        return at.get()
-
     def _block(self, unit: Value, count: Value) -> None:
         """The recurrent GEMM of a block of units, then what forward would have kept of them."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        end = unit + self.blocking.block_units
-        end = (end > self.last_unit).select(self.last_unit, end)
+        end = (unit + self.blocking.block_units).at_most(self.last_unit)
         first = unit * self.blocking.gates // self.panel_vectors
         width, gates_stride = self.panel_bytes, c.forward_gates_stride
         with f.loop(first, self.panel_end(end)) as panel:

@@ -131,7 +131,7 @@ def _shares(**starts: Sequence[int]) -> dict[str, Array]:
 
 def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | None) -> Fields:
     """The fields that both calls begin with."""
-    drops = layout is not None and spec.dropout > 0 and spec.num_layers > 1
+    drops = layout is not None and spec.drops
     bits = struct.unpack("q", struct.pack("d", float(np.dtype(spec.dtype).type(scale(spec.dropout)))))[0]
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,

@@ -7,13 +7,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fusedrnn.cells import CELLS
-from fusedrnn.derivative import differentiate
 from fusedrnn.engine.pack import Packed
 from fusedrnn.engine.plan import Geometry, lines, skewed
+from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.engine.workspace import Lease
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import merge, trace
 
 Array = NDArray[Any]
 
@@ -42,7 +40,7 @@ class ReserveLayout:
     @classmethod
     def of(cls, spec: RNNSpec, geometry: Geometry, steps: int, batch: int, keep: str) -> ReserveLayout:
         """The layout for T steps of N sequences; ``keep`` is ``"gates"``, or ``"states"`` for nothing but these."""
-        kept = len(differentiate(merge(trace(CELLS[spec.mode]))).kept) if keep == "gates" else 0
+        kept = len(derivative_of(spec.mode).kept) if keep == "gates" else 0
         records_at = lines(steps * batch * spec.input_size * geometry.item)
         record_row = skewed(spec.output_size * geometry.item)
         state_size = (steps + 2) * batch * record_row

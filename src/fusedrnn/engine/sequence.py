@@ -55,6 +55,24 @@ class Blocking:
         return self.block_units * self.gates
 
 
+def cell_of(mode: str) -> TracedCell:
+    """The cell as kernels compute it."""
+    return merge(trace(CELLS[mode]))
+
+
+def derivative_of(mode: str) -> Derivative:
+    """Its derivative."""
+    return differentiate(cell_of(mode))
+
+
+def looked_up(f: Function, table: Value, place: Value, otherwise: Value) -> Value:
+    """What a table has at a place, or something else if there is no table."""
+    found = f.var(otherwise)
+    with f.if_(table.compare("!=", 0)):
+        found.set(f.load(table + place * 8))
+    return found.get()
+
+
 @dataclass(frozen=True)
 class Program:
     """What is emitted: a module for a cell in a float type on a target; its barrier, and the cell's derivative."""
@@ -70,8 +88,7 @@ class Program:
     def of(cls, name: str, mode: str, dtype: str, target: Target) -> Program:
         """A new module of that name."""
         module = Module(f"{name}_{mode}_{dtype}")
-        cell = merge(trace(CELLS[mode]))
-        return cls(module, dtype, target, cell, differentiate(cell), emit_barrier(module, emit_wait(module)))
+        return cls(module, dtype, target, cell_of(mode), derivative_of(mode), emit_barrier(module, emit_wait(module)))
 
 
 class Pass:
@@ -104,8 +121,7 @@ class Pass:
         self.last_unit = f.load(c.unit_starts + self.unit_group * 8 + 8)
         self.meeting = c.barriers + (1 + self.turn * c.grid_rows + self.row_group) * BARRIER_BYTES
         own = self.first_unit * self.v.bytes
-        end = self.last_unit * self.v.lanes
-        end = (end > c.hidden).select(c.hidden, end)
+        end = (self.last_unit * self.v.lanes).at_most(c.hidden)
         self.own, self.own_bytes = own, end * self.v.item - own
 
     def meet(self) -> None:
@@ -116,15 +132,8 @@ class Pass:
 
     def index(self, row: Value) -> Value:
         """The place in the batch of this member's row."""
-        return self.looked_up(self.c.order, self.first_row + row)
-
-    def looked_up(self, table: Value, place: Value) -> Value:
-        """What a table has at a place, or the place itself if there is no table."""
-        f = self.f
-        found = f.var(place)
-        with f.if_(table.compare("!=", 0)):
-            found.set(f.load(table + place * 8))
-        return found.get()
+        place = self.first_row + row
+        return looked_up(self.f, self.c.order, place, place)
 
     def time(self, step: Value) -> Value:
         """The time of a step of the forward loop in this direction."""
@@ -132,19 +141,11 @@ class Pass:
 
     def alive(self, time: Value) -> Value:
         """How many of this member's rows have that time."""
-        f, c = self.f, self.c
-        alive = f.var(self.rows)
-        with f.if_(c.alive.compare("!=", 0)):
-            alive.set(f.load(c.alive + (self.row_group * c.steps + time) * 8))
-        return alive.get()
+        return looked_up(self.f, self.c.alive, self.row_group * self.c.steps + time, self.rows)
 
     def length(self, row: Value) -> Value:
         """The steps of this member's row."""
-        f, c = self.f, self.c
-        steps = f.var(c.steps)
-        with f.if_(c.lengths.compare("!=", 0)):
-            steps.set(f.load(c.lengths + (self.first_row + row) * 8))
-        return steps.get()
+        return looked_up(self.f, self.c.lengths, self.first_row + row, self.c.steps)
 
     def time_before(self, time: Value) -> Value:
         """The time of the step before, in this direction."""
@@ -162,6 +163,15 @@ class Pass:
         """What the dropout of a sequence's features at a time depends on, in what this layer reads."""
         c = self.c
         return index, time, self.layer - 1, c.threshold, c.scale, c.seed
+
+    def gathered(self, drop_row: Function, source: Value, into: Value, index: Value, time: Value) -> Value:
+        """Where a row of what this layer reads is to be read: where it lies, or a copy if dropout takes some of it."""
+        f = self.f
+        at = f.var(source)
+        with f.if_((self.layer > 0) & (self.c.threshold > 0)):
+            at.set(into)
+            f.call(drop_row, source, into, self.p.k, *self.draw(index, time))
+        return at.get()
 
     def store_real(self, value: Value, unit: Value, at: Value) -> None:
         """A vector of units to memory of any alignment; at the end of a row only those units that exist."""

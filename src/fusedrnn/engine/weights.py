@@ -12,7 +12,7 @@ from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.tile import emit_upright_gemm
 from fusedrnn.engine.gradient_pass import GradientPass
-from fusedrnn.engine.sequence import Program
+from fusedrnn.engine.sequence import Program, looked_up
 
 
 class WeightGradients(GradientPass):
@@ -48,7 +48,7 @@ class WeightGradients(GradientPass):
             f.fill_zero(self._weight_rows(self.first_own, 0), size)
         self._sum()
         with f.loop(0, self.count, c.inner) as begin:
-            end = (self.count < begin + c.inner).select(self.count, begin + c.inner)
+            end = (begin + c.inner).at_most(self.count)
             start = (begin + (1 - self.fresh)).compare("!=", 0)
             self._multiply(begin, end, start, of_state=False)
             self._multiply(begin, end, start, of_state=True)
@@ -73,7 +73,7 @@ class WeightGradients(GradientPass):
             time = self.time_back(step)
             with f.loop(0, self.alive_in_batch(time)) as rank:
                 f.store(time, place.get())
-                f.store(self.looked_up(c.falling, rank), place.get() + 8)
+                f.store(looked_up(f, c.falling, rank, rank), place.get() + 8)
                 place.set(place.get() + 16)
 
     def _sums(self, unit: Value) -> Value:
@@ -103,7 +103,7 @@ class WeightGradients(GradientPass):
         k = end - begin
         size = k * self.panel_bytes
         with f.loop(0, panels, c.packed_panels) as first:
-            last = (panels < first + c.packed_panels).select(panels, first + c.packed_panels)
+            last = (first + c.packed_panels).at_most(panels)
             with f.loop(first, last) as panel:
                 self._pack(begin, end, panel, self.packed + (panel - first) * size, of_state)
             with f.loop(self.first_own, self.last_own) as unit:
@@ -117,8 +117,7 @@ class WeightGradients(GradientPass):
     ) -> None:  # fmt: skip
         """A vector of units of one gate against the packed panels."""
         f, c, v = self.f, self.c, self.v
-        count = c.hidden - unit * v.lanes
-        count = (count > v.lanes).select(f.constant(v.lanes), count)
+        count = (c.hidden - unit * v.lanes).at_most(v.lanes)
         a = self.upright + (unit * self.slots + slot) * c.upright_stride + begin * v.bytes
         # The first panel's tiles ask for the gradients that come next; B is near.
         ahead = a + c.upright_stride
@@ -157,8 +156,7 @@ class WeightGradients(GradientPass):
         """The sums to the caller's flat vector."""
         f, c, p, v = self.f, self.c, self.p, self.v
         with f.loop(self.first_own, self.last_own) as unit:
-            left = c.hidden - unit * v.lanes
-            count = (left > v.lanes).select(f.constant(v.lanes), left)
+            count = (c.hidden - unit * v.lanes).at_most(v.lanes)
             for gate in range(len(self.cell.gates)):
                 first = c.hidden * gate + unit * v.lanes
                 with f.loop(0, count) as lane:
