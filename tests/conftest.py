@@ -1,7 +1,6 @@
 """What the tests stand on: kernels cached for the session only, every target, poisoned memory, threads on any size."""
 
 import ctypes
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -45,7 +44,7 @@ def target(request, monkeypatch):
 def poisoned(monkeypatch):
     """New arrays, packed weights, reserves and scratch begin as NaN: what is read before it is written shows."""
     plain_empty, plain_aligned = np.empty, workspace.aligned_empty
-    plain_borrow, plain_lease = workspace.Workspaces.borrow, workspace.Pool.lease
+    plain_take, plain_lease = workspace.Workspaces.take, workspace.Pool.lease
 
     def fill(array):
         if array.dtype.kind in "biuf":
@@ -58,11 +57,10 @@ def poisoned(monkeypatch):
     def aligned_empty(shape, dtype):
         return fill(plain_aligned(shape, dtype))
 
-    @contextmanager
-    def borrow(self, size, zeroed):
-        with plain_borrow(self, size, zeroed) as address:
-            ctypes.memset(address + zeroed, _ONES, size - zeroed)
-            yield address
+    def take(self, size):
+        scratch = plain_take(self, size)
+        fill(scratch.buffer)
+        return scratch
 
     def lease(self, size):
         lent = plain_lease(self, size)
@@ -72,7 +70,7 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(np, "empty", empty)
     for module in (workspace, threads):
         monkeypatch.setattr(module, "aligned_empty", aligned_empty)
-    monkeypatch.setattr(workspace.Workspaces, "borrow", borrow)
+    monkeypatch.setattr(workspace.Workspaces, "take", take)
     monkeypatch.setattr(workspace.Pool, "lease", lease)
 
 

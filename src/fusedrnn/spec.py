@@ -213,6 +213,11 @@ class ParameterLayout:
         self._entries[layer, direction, kind] = entry
         self.size += entry.size
 
+    @cached_property
+    def by_pass(self) -> tuple[Parameter, ...]:
+        """For each layer, for each direction: its weights, then its biases; the order of torch's modules."""
+        return tuple(sorted(self, key=lambda entry: (entry.layer, entry.direction)))
+
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self._entries.values())
 

@@ -17,7 +17,7 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
 from fusedrnn.engine.recompute import Recompute
-from fusedrnn.engine.sequence import Program, looked_up
+from fusedrnn.engine.sequence import Program, looked_up, step_at
 from fusedrnn.engine.weights import WeightGradients
 from fusedrnn.symbolic import Leaf, evaluate
 
@@ -57,6 +57,7 @@ class _Sweep(GradientPass):
     def emit(self) -> Function:
         """Emit the function."""
         f, c = self.f, self.c
+        self.of_weights = self.weights_wanted()
         self._enter()
         before = f.var(0)
         fresh = f.var(1)
@@ -66,7 +67,7 @@ class _Sweep(GradientPass):
             with f.loop(first, last, c.chunk) as begin:
                 end = (begin + c.chunk).at_most(last)
                 self._chunk(begin, end, before, offset)
-            with f.if_(c.weight_gradients.compare("!=", 0)):
+            with f.if_(self.of_weights):
                 f.call(self.weights, *f.arguments, first, last, offset.get(), fresh.get())
             fresh.set(0)
         self._recurrent(c.steps, before.get())
@@ -102,7 +103,7 @@ class _Sweep(GradientPass):
 
     def _chunk(self, begin: Value, end: Value, before: Variable, offset: Variable) -> None:
         """Some steps, then the gradients of their inputs."""
-        f, c = self.f, self.c
+        f, c, p = self.f, self.c, self.p
         with f.if_(c.recompute.compare("!=", 0)):
             f.call(self.recompute, *f.arguments, begin, end)
         parity = begin // c.chunk & 1
@@ -111,8 +112,9 @@ class _Sweep(GradientPass):
             time = self.time_back(step)
             alive = self.alive(time)
             self._recurrent(step, before.get())
+            dy = step_at(f, p.dy, p.dy_step, p.dy_row, p.dy_firsts, time)
             with f.loop(0, alive) as row:
-                self._row(row, time, step & 1, parity, done.get(), offset.get())
+                self._row(row, time, dy, step & 1, parity, done.get(), offset.get())
             done.set(done.get() + alive)
             offset.set(offset.get() + self.alive_in_batch(time))
             before.set(alive)
@@ -131,8 +133,10 @@ class _Sweep(GradientPass):
             weights = p.h_weights + panel * k * self.panel_bytes
             f.call(self.gemm, count, rows, weights, k, at, c.carried_stride, at, c.carried_stride)
 
-    def _row(self, row: Value, time: Value, parity: Value, half: Value, done: Value, offset: Value) -> None:
-        """The differentiated cell on this member's units of one row."""
+    def _row(
+        self, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
+    ) -> None:
+        """The differentiated cell on this member's units of one row; the time's output gradients begin at ``dy``."""
         f, c, p, v = self.f, self.c, self.p, self.v
         index = self.index(row)
         place = offset + looked_up(f, c.ranks, self.first_row + row, self.first_row + row)
@@ -140,7 +144,7 @@ class _Sweep(GradientPass):
         with f.if_(c.recompute.compare("!=", 0)):
             kept.set(self.recomputed(done + row))
         rows: dict[str, Any] = {
-            "dy": p.dy + time * p.dy_step + index * p.dy_row,
+            "dy": dy + index * p.dy_row,
             "dy_too": p.dy_too + time * p.dy_step + index * p.dy_row,
             "kept": kept.get(),
             "to_state": self.state_gates(row, parity),
@@ -182,7 +186,7 @@ class _Sweep(GradientPass):
         for gate in range(gates):
             v.store(slots[derivative.from_state[gate]], rows["to_state"] + (unit * gates + gate) * v.bytes)
             v.store(slots[derivative.from_input[gate]], rows["to_input"] + (unit * gates + gate) * v.bytes)
-        with f.if_(c.weight_gradients.compare("!=", 0)):
+        with f.if_(self.of_weights):
             for place, slot in enumerate(slots):
                 v.store(slot, rows["upright"] + (unit * len(slots) + place) * c.upright_stride)
 
@@ -221,11 +225,12 @@ class _Sweep(GradientPass):
         place = f.var(0)
         with f.loop(begin, end) as step:
             time = self.time_back(step)
+            dx = step_at(f, p.dx, p.dx_step, p.dx_row, p.dx_firsts, time)
             with f.loop(0, self.alive(time)) as row:
                 index = self.index(row)
                 source = self.panel + place.get() * self.panel_bytes
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
                     f.call(self.dropout.panel, source, feature, *self.draw(index, time))
-                into = p.dx + time * p.dx_step + index * p.dx_row + feature * v.item
+                into = dx + index * p.dx_row + feature * v.item
                 f.call(self.deliver, source, into, features, p.add_x)
                 place.set(place.get() + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,15 @@ from fusedrnn import config
 from fusedrnn.codegen.target import current
 from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
+from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.pack import Packed, Packer
 from fusedrnn.engine.plan import Geometry, make_plan
 from fusedrnn.engine.records import Records
-from fusedrnn.engine.reserve import Kept, ReserveLayout
+from fusedrnn.engine.reserve import Kept, KeptHere, ReserveLayout
 from fusedrnn.engine.sequence import cell_of, derivative_of
-from fusedrnn.engine.threads import borrow_gang, get_num_threads
-from fusedrnn.engine.workspace import Pool, Workspaces
+from fusedrnn.engine.threads import Gang, borrow_gang, get_num_threads
+from fusedrnn.engine.workspace import Lease, Pool, Workspaces
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import RNNSpec
 
@@ -29,8 +30,37 @@ Array = NDArray[Any]
 _MOST_RESERVES = 16
 
 
+class Strided(NamedTuple):
+    """An array (T, N, features) in memory, elements side by side: its address, and the bytes of a step and of a row."""
+
+    address: int
+    step: int
+    row: int
+
+
+NOWHERE = Strided(0, 0, 0)
+
+
+class Wanted(NamedTuple):
+    """Where gradients go: addresses, 0 for those that nobody wants, and whether to add to what is there.
+
+    ``states`` are dh0 and dc0 (0 without a c), ``params`` in the order of ``ParameterLayout.by_pass``.
+    """
+
+    x: Strided
+    params: Sequence[int]
+    states: tuple[int, int]
+    add_x: bool = False
+    add_params: bool = False
+    add_states: bool = False
+
+
 class CPUEngine:
     """Runs one spec. Any number of threads may call it at once.
+
+    ``forward``, ``train`` and ``backward`` take NumPy arrays; what they call takes addresses, for those who hold their
+    data otherwise: ``packed``, ``run``, ``keeping`` and ``differentiate``. Memory at an address must be there, and
+    aligned to its elements; nothing is checked. All arrays of states are contiguous (L·D, N, H).
 
     Raises:
         NotImplementedError: Naming what the spec asks for and this engine does not have.
@@ -43,6 +73,7 @@ class CPUEngine:
         self.spec, self.target = spec, current()
         self._geometry = Geometry.of(spec, self.target)
         self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged)
+        self._offsets = [entry.offset * self._geometry.item for entry in spec.layout.by_pass]
         self._workspaces, self._reserves = Workspaces(), Pool(_MOST_RESERVES)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
@@ -79,7 +110,8 @@ class CPUEngine:
         ``x`` (T, N, I) and ``y`` (T, N, D·H) with elements side by side in the last axis, ``states`` each contiguous
         (L·D, N, H), ``lengths`` (N,). Writes ``y``, but not its padding; returns the final states.
         """
-        return self._run_forward(x, self._packed(params, False), states, lengths, y, None)
+        packed = self._packed(params, False)
+        return self._on_arrays(x, packed, states, _ragged(lengths, len(x)), y)
 
     def train(
         self,
@@ -90,73 +122,123 @@ class CPUEngine:
         y: Array,
         keep: str,
         seed: int,
-    ) -> tuple[tuple[Array, ...], Kept]:
+    ) -> tuple[tuple[Array, ...], KeptHere]:
         """The same in training: with dropout, and with a reserve that keeps ``"gates"`` or just ``"states"``."""
-        packed = self._packed(params, True)
         steps, batch = x.shape[:2]
-        layout = ReserveLayout.of(self.spec, self._geometry, steps, batch, keep)
-        kept = Kept(layout, keep, seed, lengths, self._reserves.lease(layout.size), packed)
-        return self._run_forward(x, packed, states, lengths, y, kept), kept
+        packed, ragged = self._packed(params, True), _ragged(lengths, steps)
+        kept, lease = self.keeping(steps, batch, packed, ragged, keep, seed)
+        return self._on_arrays(x, packed, states, ragged, y, kept, lease.address), KeptHere(kept, lease)
 
     def backward(
-        self, kept: Kept, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients
+        self, here: KeptHere, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients
     ) -> None:
         """Gradients of a forward call from those of its results.
 
         ``dy`` (T, N, D·H) with elements side by side in the last axis, ``dstates`` each contiguous (L·D, N, H); None
         for zeros. Nothing behind a sequence's length is read or written.
         """
-        layout = kept.layout
+        params = 0 if gradients.params is None else gradients.params.ctypes.data
+        wanted = Wanted(
+            _strided(gradients.x),
+            [params and params + offset for offset in self._offsets],
+            _addresses(gradients.states),
+            gradients.add_x, gradients.add_params, gradients.add_states,
+        )  # fmt: skip
+        self.differentiate(here.kept, here.lease.address, _strided(dy), _addresses(dstates), wanted)
 
-        def make(threads: int) -> Records:
+    def packed(self, addresses: tuple[int, ...], training: bool, threads: int) -> Packed:
+        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as the kernels want them.
+
+        0 stands for zeros. They are packed again whenever their content has changed.
+        """
+        if ("training" if training else "forward") not in self._jobs:
+            self.compile(training)
+        return self._packer.packed(addresses, training, threads)
+
+    def keeping(
+        self, steps: int, batch: int, packed: Packed, ragged: Ragged | None = None, keep: str = "gates", seed: int = 0
+    ) -> tuple[Kept, Lease]:
+        """What a call of :meth:`run` in training shall keep, and the memory for it."""
+        layout = ReserveLayout.of(self.spec, self._geometry, steps, batch, keep)
+        return Kept(layout, keep, seed, ragged, packed), self._reserves.lease(layout.size)
+
+    def run(
+        self,
+        steps: int,
+        batch: int,
+        packed: Packed,
+        x: Strided,
+        initial: tuple[int, int],
+        y: Strided,
+        final: tuple[int, int],
+        *,
+        ragged: Ragged | None = None,
+        kept: Kept | None = None,
+        reserve: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        """Run a sequence; in training, with ``kept``, fill the reserve at that address.
+
+        ``initial`` and ``final`` are the addresses of h and c, 0 for zeros, or for nowhere.
+        """
+        training = kept is not None
+        name, keep, seed = ("training", kept.keep, kept.seed) if kept is not None else ("forward", "", 0)
+
+        def make(members: int) -> Records:
+            plan = make_plan(self.spec, self.target, steps, batch, members, training=training)
+            layout = None if kept is None else kept.layout
+            return records.forward_records(self.spec, plan, self._packer.layout.passes, layout)
+
+        firsts = _firsts(ragged)
+        values = (*x, *y, *initial, *final, packed.lease.address, reserve, firsts, _signed(seed))
+        self._call(name, (steps, batch, keep), make, values, ragged, threads)
+
+    def differentiate(
+        self,
+        kept: Kept,
+        reserve: int,
+        dy: Strided,
+        dfinal: tuple[int, int],
+        wanted: Wanted,
+        threads: int | None = None,
+    ) -> None:
+        """The gradients of a call of :meth:`run` whose reserve is at that address; 0 for what is zero."""
+        layout, ragged = kept.layout, kept.ragged
+
+        def make(members: int) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
-            plan = make_backward_plan(self.spec, self.target, layout.steps, layout.batch, threads, recompute=again)
+            plan = make_backward_plan(self.spec, self.target, layout.steps, layout.batch, members, recompute=again)
             return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
 
-        values: dict[str, int] = {"reserve": kept.lease.address, "weights": kept.packed.lease.address}
-        records.strided(values, "dy", dy)
-        records.strided(values, "dx", gradients.x)
-        records.requests(values, gradients)
-        dh_n, dc_n = (*dstates, None)[:2]
-        dh0, dc0 = (*(gradients.states or (None,)), None)[:2]
-        states = {"dh_n": dh_n, "dc_n": dc_n, "dh0": dh0, "dc0": dc0}
-        records.arrays(values, {**states, "dparams": gradients.params})
-        self._call("backward", (layout.steps, layout.batch, kept.keep), make, values, kept.lengths, kept.seed)
+        values = (
+            *dy, *wanted.x, *dfinal, *wanted.states, kept.packed.lease.address, reserve, _firsts(ragged),
+            _signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
+        )  # fmt: skip
+        problem = layout.steps, layout.batch, kept.keep
+        self._call("backward", problem, make, values, ragged, threads, wanted.params, bool(wanted.x.address))
 
     def _packed(self, params: Array, training: bool) -> Packed:
         self.compile(training)
         began = time.perf_counter()
-        packed = self._packer.packed(params, training)
+        packed = self._packer.packed_vector(params, training, get_num_threads())
         if config.debug() >= 2:
             config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
         return packed
 
-    def _run_forward(
+    def _on_arrays(
         self,
         x: Array,
         packed: Packed,
         states: Sequence[Array] | None,
-        lengths: Array | None,
+        ragged: Ragged | None,
         y: Array,
-        kept: Kept | None,
+        kept: Kept | None = None,
+        reserve: int = 0,
     ) -> tuple[Array, ...]:
         steps, batch = x.shape[:2]
         final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
-        name = "forward" if kept is None else "training"
-        layout = None if kept is None else kept.layout
-
-        def make(threads: int) -> Records:
-            plan = make_plan(self.spec, self.target, steps, batch, threads, training=kept is not None)
-            return records.forward_records(self.spec, plan, self._packer.layout.passes, layout)
-
-        values: dict[str, int] = {"weights": packed.lease.address, "reserve": kept.lease.address if kept else 0}
-        records.strided(values, "x", x)
-        records.strided(values, "y", y)
-        h0, c0 = (*(states or (None,)), None)[:2]
-        h_n, c_n = (*final, None)[:2]
-        records.arrays(values, {"h0": h0, "c0": c0, "h_n": h_n, "c_n": c_n})
-        keep, seed = (kept.keep, kept.seed) if kept else ("", 0)
-        self._call(name, (steps, batch, keep), make, values, lengths, seed)
+        ends = _addresses(states), _strided(y), _addresses(final)
+        self.run(steps, batch, packed, _strided(x), *ends, ragged=ragged, kept=kept, reserve=reserve)
         return final
 
     def _call(
@@ -164,29 +246,46 @@ class CPUEngine:
         name: str,
         problem: tuple[int, int, str],
         make: Callable[[int], Records],
-        values: dict[str, int],
-        lengths: Array | None,
-        seed: int,
+        values: tuple[int, ...],
+        ragged: Ragged | None,
+        threads: int | None,
+        params: Sequence[int] = (),
+        parts: bool = False,
     ) -> None:
         """Run a job on the gang, or on this thread alone if the gang is taken or the problem too small for it."""
-        job = self._job(name)
+        job = self._jobs.get(name) or self._job(name)
+        threads = threads or get_num_threads()
+        made = self._planned(name, (*problem, threads), make)
         began = time.perf_counter()
-        with borrow_gang(get_num_threads()) as gang:
-            made = self._planned(name, (*problem, 1 if gang is None else gang.workers + 1), make)
-            plan = made.plan
-            with self._workspaces.borrow(plan.size, plan.zeroed) as base:
-                values["workspace"] = base
-                values["parts"] = base if values.get("dx") else 0
-                values["spins"] = 0 if gang is None else gang.spins
-                values["seed"] = seed if seed < 1 << 63 else seed - (1 << 64)
-                call, alive = made.fill(values, lengths)
-                if gang is None or plan.members == 1:
-                    job(call.ctypes.data, 0)
-                else:
-                    gang.run(machine.address(job), call.ctypes.data, plan.members)
-                del alive
+        if made.plan.members == 1:
+            self._execute(job, made, None, values, ragged, params, parts)
+        else:
+            with borrow_gang(threads) as gang:
+                if gang is None:
+                    made = self._planned(name, (*problem, 1), make)
+                self._execute(job, made, gang, values, ragged, params, parts)
         if config.debug() >= 2:
             config.report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
+
+    def _execute(
+        self,
+        job: machine.Job,
+        made: Records,
+        gang: Gang | None,
+        values: tuple[int, ...],
+        ragged: Ragged | None,
+        params: Sequence[int],
+        parts: bool,
+    ) -> None:
+        tables = None if ragged is None else ragged.tables(made.plan.row_starts)
+        spins = 0 if gang is None else gang.spins
+        scratch = self._workspaces.take(made.size)
+        call = made.fill(scratch, (*values, 0 if tables is None else tables.ctypes.data, spins, *params), parts)
+        if gang is None:
+            job(call, 0)
+        else:
+            gang.run(machine.address(job), call, made.plan.members)
+        self._workspaces.give(scratch)
 
     def _planned(self, name: str, key: tuple[Any, ...], make: Callable[[int], Records]) -> Records:
         """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
@@ -199,3 +298,26 @@ class CPUEngine:
             more = "" if name == "forward" else f"; {derivative_of(self.spec.mode)}"
             config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
         return made
+
+
+def _strided(array: Array | None) -> Strided:
+    return NOWHERE if array is None else Strided(array.ctypes.data, *array.strides[:2])
+
+
+def _addresses(states: Sequence[Array | None] | None) -> tuple[int, int]:
+    """Where h and c are, or their gradients."""
+    h, c = (*(0 if state is None else state.ctypes.data for state in states or ()), 0, 0)[:2]
+    return h, c
+
+
+def _ragged(lengths: Array | None, steps: int) -> Ragged | None:
+    return None if lengths is None else Ragged(lengths, steps)
+
+
+def _firsts(ragged: Ragged | None) -> int:
+    return 0 if ragged is None or ragged.firsts is None else ragged.firsts.ctypes.data
+
+
+def _signed(seed: int) -> int:
+    """A seed of 64 bits as a signed integer of as many."""
+    return seed if seed < 1 << 63 else seed - (1 << 64)

@@ -15,7 +15,7 @@ from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
-from fusedrnn.engine.sequence import SHARED, Pass, Program
+from fusedrnn.engine.sequence import SHARED, Pass, Program, step_at
 from fusedrnn.symbolic import Leaf, evaluate
 
 CALL = Record(
@@ -24,7 +24,7 @@ CALL = Record(
     "scratch", "scratch_member", "h_rows_at", "gates_at", "gates_stride", "recurrent_at", "masked_at", "masked_row",
 )  # fmt: skip
 PASS = Record(
-    "x", "x_step", "x_row", "k", "y", "y_step", "y_row", "reverse",
+    "x", "x_step", "x_row", "x_firsts", "k", "y", "y_step", "y_row", "y_firsts", "reverse",
     "x_weights", "h_weights", "x_bias", "h_bias", "h0", "c0", "h_n", "c_n",
     "x_copy", "h_record", "c_record", "kept",
 )  # fmt: skip
@@ -136,7 +136,7 @@ class _Inference(Pass):
         count = f.var(0)
         with f.loop(first, last) as step:
             time = self.time(step)
-            at = p.x + time * p.x_step
+            at = step_at(f, p.x, p.x_step, p.x_row, p.x_firsts, time)
             with f.loop(0, self.alive(time)) as row:
                 index = self.index(row)
                 f.store(self._input_row(at + index * p.x_row, time, index, count.get()), self.x_rows + count.get() * 8)
@@ -169,14 +169,15 @@ class _Inference(Pass):
                     at = self.recurrent + (panel - first) * width
                     stride = self.blocking.block_columns * v.bytes
                     f.call(self.gemm, alive, h_rows, weights, c.hidden, p.h_bias + panel * width, 0, at, stride)
+            y = step_at(f, p.y, p.y_step, p.y_row, p.y_firsts, time)
             with f.loop(0, alive) as row:
-                rows = self._output_rows(time, self.index(row))
+                rows = self._output_rows(y, time, self.index(row))
                 with f.loop(unit, end) as at:
                     self._cell(row, at, at - unit, parity, gates, rows)
 
-    def _output_rows(self, time: Value, index: Value) -> list[Value]:
-        """Where the results of a row go at that time."""
-        return [self.p.y + time * self.p.y_step + index * self.p.y_row]
+    def _output_rows(self, y: Value, time: Value, index: Value) -> list[Value]:
+        """Where the results of a row go at that time, whose rows of output begin at ``y``."""
+        return [y + index * self.p.y_row]
 
     def _cell(self, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: list[Value]) -> None:
         """The cell's maths on one vector of units of one row."""
@@ -236,10 +237,10 @@ class _Training(_Inference):
             f.copy(copy + begin, source + begin, end - begin)
         return self.gathered(self.dropout.row, source, self.scratch + c.masked_at + place * c.masked_row, index, time)
 
-    def _output_rows(self, time: Value, index: Value) -> list[Value]:
+    def _output_rows(self, y: Value, time: Value, index: Value) -> list[Value]:
         kept = self.p.kept + time * self.c.kept_step + index * self.c.kept_row
         records = [self.record(base, time, index) for base in self._records()]
-        return [*super()._output_rows(time, index), kept, *records]
+        return [*super()._output_rows(y, time, index), kept, *records]
 
     def _evaluate(self, leaf: Callable[[Leaf], Value]) -> list[Value]:
         return list(evaluate((*self.cell.outputs, *self.kept), leaf, self.v))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from fusedrnn.codegen.build import Function, Record, Value
 from fusedrnn.codegen.vector import Vectors
-from fusedrnn.engine.sequence import SHARED, Pass, Program, looked_up
+from fusedrnn.engine.sequence import SHARED, Pass, Program, looked_up, step_at
 
 CALL = Record(
     *SHARED,
-    "block", "weight_starts", "ranks", "totals", "falling", "add_states", "add_params", "recompute", "weight_gradients",
+    "block", "weight_starts", "ranks", "totals", "falling", "add_states", "add_params", "recompute",
     "team", "team_size", "state_gates_at", "input_gates_at", "gates_row", "carried_at", "carried_size",
     "carried_stride", "upright_at", "upright_stride", "weights_at", "weights_stride", "sums_at",
     "scratch", "scratch_member", "places_at", "panel_at", "packed_at", "packed_panels", "inner", "kept_at",
     "forward_gates_at", "forward_gates_stride", "recurrent_at", "masked_at", "masked_row",
-    "x_gradient", "x_step", "x_row", "x_add", "x_size", "part", "part_step", "part_row", "part_size",
+    "x_gradient", "x_step", "x_row", "x_firsts", "x_add", "x_size", "part", "part_step", "part_row", "part_size",
 )  # fmt: skip
 """A *team* is the members that work on the same direction; its memory, ``team_size`` bytes, holds the rows of gate
 gradients, what is carried from step to step, upright gradients and the weights' gradients."""
 PASS = Record(
-    "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "add_x",
+    "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_firsts",
+    "dx", "dx_step", "dx_row", "dx_firsts", "add_x",
     "x_weights", "h_weights", "forward_x_weights", "forward_h_weights", "x_bias", "h_bias",
     "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "kept",
     "d_x_weights", "d_h_weights", "d_x_bias", "d_h_bias",
@@ -46,6 +47,17 @@ class GradientPass(Pass):
     def time_back(self, step: Value) -> Value:
         """The time of a step of the backward loop in this direction."""
         return self.time(self.c.steps - 1 - step)
+
+    def wanted(self, *gradients: Value) -> Value:
+        """Whether anybody wants any of these."""
+        together = gradients[0]
+        for gradient in gradients[1:]:
+            together = together | gradient
+        return together.compare("!=", 0)
+
+    def weights_wanted(self) -> Value:
+        """Whether anybody wants any gradient of this pass's parameters."""
+        return self.wanted(self.p.d_x_weights, self.p.d_h_weights, self.p.d_x_bias, self.p.d_h_bias)
 
     def alive_in_batch(self, time: Value) -> Value:
         """How many sequences of the whole batch have that time."""
@@ -109,7 +121,7 @@ def emit_add_directions(program: Program) -> Function:
     c, v = CALL.read(f, call), Vectors(f, program.target, program.dtype)
     with f.loop(member, c.steps, members) as time, f.loop(0, looked_up(f, c.totals, time, c.batch)) as rank:
         index = looked_up(f, c.falling, rank, rank)
-        into = c.x_gradient + time * c.x_step + index * c.x_row
+        into = step_at(f, c.x_gradient, c.x_step, c.x_row, c.x_firsts, time) + index * c.x_row
         one = c.part + time * c.part_step + index * c.part_row
         with f.loop(0, c.x_size, v.lanes) as feature:
             at = feature * v.item

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,42 +11,62 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Rows are in the order of falling lengths, and dealt to the row groups in turn.
+def places(steps: int, batch: int) -> dict[str, int]:
+    """Where each table begins, in bytes behind the first; the last one is as long as there are row groups."""
+    sizes = {"order": batch, "ranks": batch, "falling": batch, "lengths": batch, "totals": steps, "alive": 0}
+    found, at = {}, 0
+    for name, size in sizes.items():
+        found[name] = at
+        at += 8 * size
+    return found
 
-    Attributes:
-        order: The place in the batch of each row, group by group.
-        ranks: The place of each row among all by falling length.
-        falling: The place in the batch of each rank.
-        alive: For each group and time, how many of its rows live.
-        totals: For each time, how many rows live in the whole batch.
-        lengths: The length of each row.
+
+class Ragged:
+    """Sequences of different lengths.
+
+    Args:
+        lengths: The valid steps of each, int64 (N,).
+        steps: T.
+        firsts: The first row of each time where rows lie packed, int64 (T,); None if they lie (T, N).
     """
 
-    order: Array
-    ranks: Array
-    falling: Array
-    alive: Array
-    totals: Array
-    lengths: Array
+    def __init__(self, lengths: Array, steps: int, firsts: Array | None = None) -> None:
+        self.lengths, self.steps, self.firsts = lengths, steps, firsts
+        self._made: dict[Sequence[int], Array] = {}
 
-    @classmethod
-    def of(cls, lengths: Array, row_starts: Sequence[int], steps: int) -> Tables:
-        """The tables for those lengths and groups."""
+    def tables(self, row_starts: Sequence[int]) -> Array:
+        """The tables for row groups that begin at these rows, one behind the other in one array.
+
+        Rows are in the order of falling lengths, and dealt to the groups in turn. ``order`` is the place in the batch
+        of each row, group by group; ``ranks`` the place of each row among all by falling length; ``falling`` the place
+        in the batch of each rank; ``lengths`` the length of each row; ``totals`` how many rows live at each time in
+        the whole batch; ``alive`` how many of each group's.
+        """
+        made = self._made.get(row_starts)
+        if made is None:
+            made = self._made[row_starts] = self._make(np.diff(row_starts))
+        return made
+
+    def _make(self, sizes: Array) -> Array:
+        lengths = self.lengths
         falling = np.argsort(-lengths, kind="stable")
-        sizes = np.diff(row_starts)
-        # The longest sequences are dealt like cards, so that every group has as much to do.
-        dealt: list[list[int]] = [[] for _ in sizes]
-        turn = 0
-        for rank in range(len(falling)):
-            while len(dealt[turn % len(sizes)]) >= sizes[turn % len(sizes)]:
-                turn += 1
-            dealt[turn % len(sizes)].append(rank)
-            turn += 1
-        ranks = np.array([rank for hand in dealt for rank in hand], np.int64)
+        ranks = _dealt(sizes)
         order = falling[ranks]
-        times = np.arange(steps)[:, None]
-        alive = [np.count_nonzero(lengths[falling[hand]][None, :] > times, axis=1) for hand in dealt]
-        totals = np.sum(alive, axis=0)
-        return cls(*(np.ascontiguousarray(t, np.int64) for t in (order, ranks, falling, alive, totals, lengths[order])))
+        alive = [_alive(hand, self.steps) for hand in np.split(lengths[order], np.cumsum(sizes)[:-1])]
+        tables = (order, ranks, falling, lengths[order], np.sum(alive, axis=0), *alive)
+        return np.concatenate(tables, dtype=np.int64)
+
+
+def _dealt(sizes: Array) -> Array:
+    """Ranks dealt to groups of these sizes like cards, so that every group has as much to do; group by group."""
+    turns = np.concatenate([np.arange(size) for size in sizes])
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    ranks: Array = np.empty(len(turns), np.int64)
+    ranks[np.lexsort((groups, turns))] = np.arange(len(turns))
+    return ranks
+
+
+def _alive(lengths: Array, steps: int) -> Array:
+    """How many sequences of these lengths live at each time."""
+    ends = np.bincount(lengths, minlength=steps + 1)
+    return len(lengths) - np.cumsum(ends)[:steps]

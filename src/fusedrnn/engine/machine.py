@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.codegen import cache
 from fusedrnn.codegen.build import Module
+from fusedrnn.codegen.filling import build_filling
 from fusedrnn.codegen.fingerprint import LANES, build_fingerprint
 from fusedrnn.codegen.packing import build_packing
 from fusedrnn.codegen.sync import build_gang
@@ -71,8 +72,11 @@ def address(call: Callable[..., None]) -> int:
 
 
 @lru_cache(maxsize=1)
-def _fingerprint() -> Callable[..., None]:
-    return function(load("fingerprint", current(), build_fingerprint), "fingerprint", 4)
+def _common() -> tuple[Callable[..., None], ...]:
+    """What every call needs, whatever its cell: ``fill`` and ``fingerprint``."""
+    filling = load("filling", current(), build_filling)
+    looking = load("fingerprint", current(), build_fingerprint)
+    return function(filling, "fill", 4), function(looking, "fingerprint", 3)
 
 
 @lru_cache(maxsize=1)
@@ -90,16 +94,21 @@ def gang() -> tuple[Callable[..., None], ...]:
 def prepare() -> None:
     """Have the code that every call needs, whatever its cell."""
     with _lock:
-        _fingerprint()
+        _common()
         _gang()
 
 
-def fingerprint(array: NDArray[Any], parts: NDArray[np.int64] | None = None) -> bytes:
-    """A fingerprint of a contiguous array's content, or of each part of it: rows (begin, size) in bytes."""
-    if parts is None:
-        parts = np.array([[0, array.nbytes]], np.int64)
+def fill(fields: int, count: int, values: int, into: int) -> None:
+    """Fill in that many fields of records; see :mod:`fusedrnn.codegen.filling`."""
+    with _lock:
+        call = _common()[0]
+    call(fields, count, values, into)
+
+
+def fingerprint(parts: NDArray[np.int64]) -> bytes:
+    """A fingerprint of each part of memory, rows of :data:`fusedrnn.codegen.fingerprint.PART`; some may be copied."""
     into = np.empty((len(parts), LANES), np.int64)
     with _lock:
-        call = _fingerprint()
-    call(array.ctypes.data, parts.ctypes.data, len(parts), into.ctypes.data)
+        call = _common()[1]
+    call(parts.ctypes.data, len(parts), into.ctypes.data)
     return into.tobytes()

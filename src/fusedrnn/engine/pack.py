@@ -11,21 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.codegen import packing
+from fusedrnn.codegen.fingerprint import PART
 from fusedrnn.codegen.target import Target
 from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.plan import Geometry, lines
-from fusedrnn.engine.template import At, Template
-from fusedrnn.engine.threads import borrow_gang, get_num_threads
+from fusedrnn.engine.threads import borrow_gang
 from fusedrnn.engine.workspace import Lease, Pool
 from fusedrnn.spec import Kind, RNNSpec
 
 Array = NDArray[Any]
 # Different parameter vectors that one op keeps packed at a time.
 _MOST_KEPT = 4
-_KINDS: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
+KINDS: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
+"""The parameters of a pass, as a packed pass has them."""
+COPY = PART.index["copy"]
 # Bytes worth a job for the gang.
-_WORTH_A_JOB = 1 << 20
+_WORTH_A_JOB = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,21 @@ class PackedLayout:
 
 @dataclass(frozen=True)
 class Packed:
-    """All packed weights of a parameter vector, and what tells whether they still are its.
+    """All packed weights of some parameters, and what tells whether they still are theirs.
 
     Its memory is its own for as long as anyone holds it: a reserve, say, whose parameters have changed since.
+
+    Attributes:
+        lease: The memory.
+        source: The array that holds the parameters, if nobody can ever write to it.
+        parts: Where the parameters are, as :func:`fusedrnn.engine.machine.fingerprint` wants it.
+        fingerprint: What their content was.
+        training: Whether what backward needs is there too.
     """
 
     lease: Lease
     source: Array | None
+    parts: Array
     fingerprint: bytes
     training: bool
 
@@ -77,57 +87,79 @@ class Packer:
 
     def __init__(self, spec: RNNSpec, target: Target, geometry: Geometry, merged: bool) -> None:
         self._spec, self._target, self._geometry, self._merged = spec, target, geometry, merged
-        self._kept: OrderedDict[int, Packed] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._lock = Lock()
         self._pool = Pool(_MOST_KEPT)
         self._entries = [
-            [spec.layout.entry(layer, direction, kind) for kind in _KINDS]
+            [spec.layout.entry(layer, direction, kind) for kind in KINDS]
             for layer in range(spec.num_layers)
             for direction in range(spec.num_directions)
         ]
-        places = [(entry.offset, entry.size) for entries in self._entries for entry in entries]
-        self._parts = np.array(places, np.int64) * geometry.item
+        self._flat = [entry.offset * geometry.item for entry in spec.layout.by_pass]
+        self._sizes = np.array([entry.size * geometry.item for entry in spec.layout.by_pass], np.int64)
+        self._last: tuple[int, tuple[int, ...]] = 0, ()
         self.layout = self._laid_out()
-        self._tasks = {training: Template(packing.TASK, self._all_tasks(training)) for training in (False, True)}
+        self._tasks = {training: self._all_tasks(training) for training in (False, True)}
 
-    def packed(self, params: Array, training: bool = False) -> Packed:
+    def packed_vector(self, params: Array, training: bool, threads: int) -> Packed:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
 
         A frozen array is known by its identity; any other is fingerprinted at every call.
         """
-        address = params.ctypes.data
+        begin, addresses = self._last
+        if begin != params.ctypes.data:
+            begin = params.ctypes.data
+            addresses = tuple(begin + offset for offset in self._flat)
+            self._last = begin, addresses
+        return self.packed(addresses, training, threads, params)
+
+    def packed(
+        self, addresses: tuple[int, ...], training: bool, threads: int, source: Array | None = None
+    ) -> Packed:
+        """The packed form of the parameters that lie at these addresses, in the order of ``ParameterLayout.by_pass``.
+
+        0 stands for a parameter that is all zeros. ``source`` is the array that holds them, if there is one.
+        """
         with self._lock:
             # A call from a signal handler may come in between anywhere: nothing is taken to be there still.
-            kept = self._kept.pop(address, None)
+            kept = self._kept.pop(addresses, None)
             if kept is not None and training and not kept.training:
                 kept = None
-            known = kept is not None and kept.source is params
-            if kept is None or (not known and kept.fingerprint != machine.fingerprint(params, self._parts)):
+            known = kept is not None and source is not None and kept.source is source
+            if kept is None or (not known and kept.fingerprint != machine.fingerprint(kept.parts)):
                 kept = None  # so that its memory can serve again
-                kept = self._pack(params, training)
-            self._kept[address] = kept
+                kept = self._pack(addresses, training, threads, source)
+            self._kept[addresses] = kept
             while len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
             return kept
 
-    def _pack(self, params: Array, training: bool) -> Packed:
-        layout, g = self.layout, self._geometry
+    def _pack(self, addresses: tuple[int, ...], training: bool, threads: int, source: Array | None) -> Packed:
+        layout, g, dtype = self.layout, self._geometry, self._spec.dtype
+        size = self._spec.layout.size * g.item
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
         lease = self._pool.lease(layout.size if training else layout.back)
-        own = lease.buffer[layout.flat : layout.flat + params.nbytes].view(params.dtype) if training else None
+        own = lease.buffer[layout.flat : layout.flat + size] if training else np.empty(size, np.uint8)
         # What is packed is what is fingerprinted, whatever another thread writes meanwhile.
-        own = np.empty_like(params) if own is None else own
-        np.copyto(own, params)
-        fingerprint = machine.fingerprint(own, self._parts)
+        copies = np.array([own.ctypes.data + offset for offset in self._flat], np.int64)
+        begins = np.array(addresses, np.int64)
+        there = begins != 0
+        for offset, absent in zip(self._flat, self._sizes * ~there, strict=True):
+            own[offset : offset + absent] = 0
+        parts = np.stack([begins, self._sizes, copies], axis=1)[there]
+        fingerprint = machine.fingerprint(parts)
+        flat = own.view(dtype)
         for start, (*_, one, other) in zip(layout.starts, self._entries, strict=True):
-            into = lease.buffer[start : start + one.size * g.item].view(params.dtype)
-            x_bias, h_bias = (own[entry.offset : entry.offset + entry.size] for entry in (one, other))
+            into = lease.buffer[start : start + one.size * g.item].view(dtype)
+            x_bias, h_bias = (flat[entry.offset : entry.offset + entry.size] for entry in (one, other))
             if self._merged:
                 np.add(x_bias, h_bias, out=into)
             else:
                 np.copyto(into, x_bias)
-        self._run(self._tasks[training].fill({"packed": lease.address, "flat": own.ctypes.data}), 2 * params.nbytes)
-        return Packed(lease, params if _is_constant(params) else None, fingerprint, training)
+        self._run(self._tasks[training], lease.address, own.ctypes.data, threads if size > _WORTH_A_JOB else 1)
+        parts[:, COPY] = 0
+        constant = source if source is not None and _is_constant(source) else None
+        return Packed(lease, constant, parts, fingerprint, training)
 
     def _laid_out(self) -> PackedLayout:
         g = self._geometry
@@ -153,40 +185,43 @@ class Packer:
             size=end + lines(self._spec.layout.size * g.item),
         )
 
-    def _all_tasks(self, training: bool) -> list[dict[str, int | At]]:
-        """What is to be packed from where to where."""
+    def _all_tasks(self, training: bool) -> tuple[Array, Array]:
+        """What is to be packed from where to where; and the fields that are relative to the flat copy's start."""
         g = self._geometry
-        tasks: list[dict[str, int | At]] = []
+        tasks: list[tuple[int, ...]] = []
         for entries, into, start in zip(self._entries, self.layout.passes, self.layout.starts, strict=True):
-            x_weight, h_weight, _, h_bias = (At("flat", entry.offset * g.item) for entry in entries)
+            x_weight, h_weight, _, h_bias = (entry.offset * g.item for entry in entries)
             features, hidden = (entry.shape[1] for entry in entries[:2])
-            sources = (x_weight, h_weight, At("packed", start), h_bias)
-            places = (into.x_weights, into.h_weights, into.x_bias, into.h_bias)
-            for source, columns, place in zip(sources, (features, hidden, 1, 1), places, strict=True):
-                tasks.append(_task(packing.FORWARD, source, columns, g.panels, place))
+            tasks += [
+                (packing.FORWARD, x_weight, features, g.panels, into.x_weights, True),
+                (packing.FORWARD, h_weight, hidden, g.panels, into.h_weights, True),
+                (packing.FORWARD, start, 1, g.panels, into.x_bias, False),
+                (packing.FORWARD, h_bias, 1, g.panels, into.h_bias, True),
+            ]
             if training:
-                for source, columns, place in (
-                    (x_weight, features, into.x_back), (h_weight, hidden, into.h_back),
-                ):  # fmt: skip
-                    tasks.append(_task(packing.BACKWARD, source, columns, g.panels_of(columns), place))
-        return tasks
+                tasks += [
+                    (packing.BACKWARD, x_weight, features, g.panels_of(features), into.x_back, True),
+                    (packing.BACKWARD, h_weight, hidden, g.panels_of(hidden), into.h_back, True),
+                ]
+        table = np.array(tasks, np.int64)
+        return np.ascontiguousarray(table[:, :-1]), table[:, -1]
 
-    def _run(self, tasks: Array, size: int) -> None:
+    def _run(self, tasks: tuple[Array, Array], packed: int, flat: int, threads: int) -> None:
         g, spec = self._geometry, self._spec
         job = machine.packing(spec.dtype, self._target)
-        with borrow_gang(get_num_threads() if size > _WORTH_A_JOB else 1) as gang:
+        table, of_flat = tasks[0].copy(), tasks[1]
+        index = packing.TASK.index
+        table[:, index["source"]] += np.where(of_flat, flat, packed)
+        table[:, index["into"]] += packed
+        with borrow_gang(threads) as gang:
             members = 1 if gang is None else gang.workers + 1
             call = np.array(
-                [tasks.ctypes.data, len(tasks), members, g.blocking.gates, spec.hidden_size, g.unit_vectors], np.int64
+                [table.ctypes.data, len(table), members, g.blocking.gates, spec.hidden_size, g.unit_vectors], np.int64
             )
             if gang is None:
                 job(call.ctypes.data, 0)
             else:
                 gang.run(machine.address(job), call.ctypes.data, members)
-
-
-def _task(kind: int, source: At, columns: int, panels: int, into: int) -> dict[str, int | At]:
-    return {"kind": kind, "source": source, "columns": columns, "panels": panels, "into": At("packed", into)}
 
 
 def _is_constant(array: Array) -> bool:

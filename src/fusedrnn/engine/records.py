@@ -1,79 +1,97 @@
-"""What machine code is told of a call: templates of its records, made once for a plan.
+"""What machine code is told of a call: its records, made once for a plan, filled in at each call.
 
 The names of what only the call knows: ``x``, ``y``, ``dy``, ``dx`` with ``_step`` and ``_row`` for their strides; the
-states ``h0``, ``c0``, ``h_n``, ``c_n`` and their gradients ``dh_n`` and so on; ``dparams``; the requests, ``add_x`` and
-the like; ``workspace``, ``reserve`` and ``weights`` for where these begin, ``parts`` for the workspace if the input's
-gradient is wanted; the tables of :mod:`fusedrnn.engine.lengths`; and ``passes``, ``spins`` and ``seed``.
+states ``h0``, ``c0``, ``h_n``, ``c_n`` and their gradients ``dh_n`` and so on; the requests, ``add_x`` and the like;
+``workspace``, ``reserve`` and ``weights`` for where these begin, ``parts`` for the workspace if the input's gradient is
+wanted; ``tables`` for those of :mod:`fusedrnn.engine.lengths`, ``firsts`` for the first row of each time of a packed
+sequence; ``records``, ``spins`` and ``seed``. The gradient of each parameter goes by the parameter's name.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.codegen.build import Record
 from fusedrnn.dropout import scale, threshold
 from fusedrnn.engine import forward, gradient_pass
 from fusedrnn.engine.backward_plan import BackwardPlan
-from fusedrnn.engine.lengths import Tables
-from fusedrnn.engine.pack import PackedPass
-from fusedrnn.engine.plan import Plan
+from fusedrnn.engine.lengths import places
+from fusedrnn.engine.pack import KINDS, PackedPass
+from fusedrnn.engine.plan import Plan, lines
 from fusedrnn.engine.reserve import ReserveLayout
 from fusedrnn.engine.template import At, Template
-from fusedrnn.gradients import Gradients
+from fusedrnn.engine.workspace import Scratch
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 Fields = dict[str, int | At]
-_TABLES = ("order", "ranks", "falling", "alive", "totals", "lengths")
-_PARAMETERS: Any = {
-    "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
-}  # fmt: skip
+FORWARD = (
+    "x", "x_step", "x_row", "y", "y_step", "y_row", "h0", "c0", "h_n", "c_n", "weights", "reserve",
+    "firsts", "seed", "tables", "spins",
+)  # fmt: skip
+BACKWARD = (
+    "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "dh_n", "dc_n", "dh0", "dc0", "weights", "reserve",
+    "firsts", "seed", "add_x", "add_params", "add_states", "tables", "spins",
+)  # fmt: skip
+_GRADIENTS = ("d_x_weights", "d_h_weights", "d_x_bias", "d_h_bias")
 
 
 class Records:
-    """A plan's records, to be filled in at each call."""
+    """A plan's records, to be filled in at each call at the head of its workspace.
+
+    Args:
+        plan: What is planned.
+        names: What the call will say, in this order.
+        call: The record of the call.
+        passes: Those of the passes.
+        constants: Arrays that the records refer to.
+
+    Attributes:
+        plan: The same.
+        size: Bytes of a workspace.
+    """
 
     def __init__(
-        self, plan: Plan | BackwardPlan, passes: Template, call: Template, tables: Mapping[str, Array]
+        self,
+        plan: Plan | BackwardPlan,
+        names: Sequence[str],
+        call: tuple[Record, Fields],
+        passes: Sequence[tuple[Record, Fields]],
+        constants: Sequence[Array],
     ) -> None:
-        self.plan = plan
-        self._passes, self._call, self._tables = passes, call, tables
+        self.plan, self._constants = plan, constants
+        known = (*names, "workspace", "records", "parts")
+        self._values = struct.Struct(f"{len(known)}q")
+        self._records_at = lines(self._values.size)
+        fields = sum(len(record.names) for record, _ in (call, *passes))
+        head = self._records_at + 8 * fields
+        # The barriers, where the workspace of the plan begins, are zero at the start of each call.
+        zeros = (lines(head) - head + plan.zeroed) // 8
+        self._template = Template(known, [call, *passes], zeros)
+        self._plan_at = lines(head)
+        self.size = self._plan_at + plan.size
 
-    def fill(self, values: dict[str, int], lengths: Array | None) -> tuple[Array, list[Any]]:
-        """The record of a call, and what must live as long as it is used."""
-        values.update({name: table.ctypes.data for name, table in self._tables.items()})
-        tables = None if lengths is None else Tables.of(lengths, self.plan.row_starts, self.plan.steps)
-        for name in _TABLES:
-            values[name] = 0 if tables is None else getattr(tables, name).ctypes.data
-        passes = self._passes.fill(values)
-        values["passes"] = passes.ctypes.data
-        return self._call.fill(values), [passes, tables]
-
-
-def arrays(values: dict[str, int], named: Mapping[str, Array | None]) -> None:
-    """Add where arrays are; 0 for those that are not there."""
-    for name, array in named.items():
-        values[name] = 0 if array is None else array.ctypes.data
-
-
-def strided(values: dict[str, int], name: str, array: Array | None) -> None:
-    """Add where an array (T, N, features) is, and how far apart its steps and rows are."""
-    step, row = (0, 0) if array is None else array.strides[:2]
-    values[name] = 0 if array is None else array.ctypes.data
-    values[f"{name}_step"], values[f"{name}_row"] = step, row
+    def fill(self, scratch: Scratch, values: Sequence[int], parts: bool = False) -> int:
+        """Write the records into the scratch; where the call's begins."""
+        records, workspace = scratch.address + self._records_at, scratch.address + self._plan_at
+        self._values.pack_into(scratch.buffer, 0, *values, workspace, records, workspace if parts else 0)
+        self._template.fill(scratch.address, records)
+        return records
 
 
 def forward_records(
     spec: RNNSpec, plan: Plan, weights: Sequence[PackedPass], layout: ReserveLayout | None
 ) -> Records:
     """A forward plan's records; with a reserve's layout those of training."""
-    tables = _shares(rows=plan.row_starts, units=plan.unit_starts)
+    rows, units = (np.array(starts, np.int64) for starts in (plan.row_starts, plan.unit_starts))
     call: Fields = {
-        **_shared(spec, plan, layout),
+        **_shared(spec, plan, layout, len(forward.CALL.names)),
+        "row_starts": rows.ctypes.data, "unit_starts": units.ctypes.data,
         "states": At("workspace", plan.states_at), "state_stride": plan.state_stride,
         "state_direction": plan.state_direction, "cell_at": plan.cell_at,
         "scratch": At("workspace", plan.scratch_at), "scratch_member": plan.scratch_member,
@@ -81,42 +99,37 @@ def forward_records(
         "recurrent_at": plan.recurrent_at, "masked_at": plan.masked_at, "masked_row": plan.masked_row,
     }  # fmt: skip
     passes = [
-        _forward_pass(spec, plan, weights[index], layout, index, layer, direction)
+        (forward.PASS, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
-    return Records(plan, Template(forward.PASS, passes), Template(forward.CALL, [call]), tables)
+    return Records(plan, FORWARD, (forward.CALL, call), passes, [rows, units])
 
 
 def backward_records(
     spec: RNNSpec, plan: BackwardPlan, weights: Sequence[PackedPass], layout: ReserveLayout
 ) -> Records:
     """A backward plan's records."""
-    tables = _shares(rows=plan.row_starts, units=plan.unit_starts, shares=plan.weight_starts)
-    places = dict(plan.layout)
+    starts = plan.row_starts, plan.unit_starts, plan.weight_starts
+    rows, units, shares = (np.array(one, np.int64) for one in starts)
+    at = dict(plan.layout)
     both = spec.num_directions > 1
     call: Fields = {
-        **places, **_shared(spec, plan, layout),
-        "block": plan.block, "weight_starts": At("shares"),
-        **{name: At(name) for name in ("ranks", "totals", "falling", "add_states", "add_params", "weight_gradients")},
-        "recompute": int(bool(places["kept_size"]) and not layout.kept_row),
-        "team": At("workspace", places["team"]), "scratch": At("workspace", places["scratch"]),
+        **at, **_shared(spec, plan, layout, len(gradient_pass.CALL.names)),
+        "row_starts": rows.ctypes.data, "unit_starts": units.ctypes.data, "weight_starts": shares.ctypes.data,
+        "block": plan.block, "add_states": At("add_states"), "add_params": At("add_params"),
+        "recompute": int(bool(at["kept_size"]) and not layout.kept_row),
+        "team": At("workspace", at["team"]), "scratch": At("workspace", at["scratch"]),
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
-        "x_add": At("add_x"), "x_size": spec.input_size,
+        "x_firsts": At("firsts"), "x_add": At("add_x"), "x_size": spec.input_size,
         "part": _part(spec, plan, 0, 0), "part_step": plan.part_row * plan.batch,
         "part_row": plan.part_row, "part_size": plan.part_size,
     }  # fmt: skip
     passes = [
-        _backward_pass(spec, plan, weights[index], layout, index, layer, direction)
+        (gradient_pass.PASS, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
-    return Records(plan, Template(gradient_pass.PASS, passes), Template(gradient_pass.CALL, [call]), tables)
-
-
-def requests(values: dict[str, int], gradients: Gradients) -> None:
-    """Add what is to become of the gradients."""
-    values["add_x"], values["add_params"] = int(gradients.add_x), int(gradients.add_params)
-    values["add_states"] = int(gradients.add_states)
-    values["weight_gradients"] = int(gradients.params is not None)
+    names = (*BACKWARD, *(entry.name for entry in spec.layout.by_pass))
+    return Records(plan, names, (gradient_pass.CALL, call), passes, [rows, units, shares])
 
 
 def _each(spec: RNNSpec) -> Iterator[tuple[int, int, int]]:
@@ -125,20 +138,17 @@ def _each(spec: RNNSpec) -> Iterator[tuple[int, int, int]]:
         yield index, *divmod(index, spec.num_directions)
 
 
-def _shares(**starts: Sequence[int]) -> dict[str, Array]:
-    return {name: np.array(value, np.int64) for name, value in starts.items()}
-
-
-def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | None) -> Fields:
-    """The fields that both calls begin with."""
+def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | None, fields: int) -> Fields:
+    """What both calls' records, of so many fields, begin with."""
     drops = layout is not None and spec.drops
     bits = struct.unpack("q", struct.pack("d", float(np.dtype(spec.dtype).type(scale(spec.dropout)))))[0]
+    tables = places(plan.steps, plan.batch)
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
         "hidden": spec.hidden_size, "grid_directions": plan.grid[0], "grid_rows": plan.grid[1],
-        "grid_units": plan.grid[2], "row_starts": At("rows"), "unit_starts": At("units"), "chunk": plan.chunk,
-        **{name: At(name) for name in ("order", "alive", "lengths", "passes", "spins", "seed")},
-        "barriers": At("workspace"),
+        "grid_units": plan.grid[2], "chunk": plan.chunk,
+        **{name: At("tables", offset) for name, offset in tables.items()},
+        "passes": At("records", 8 * fields), "barriers": At("workspace"), "spins": At("spins"), "seed": At("seed"),
         "record_step": layout.record_step if layout else 0, "record_row": layout.record_row if layout else 0,
         "kept_step": layout.kept_step if layout else 0, "kept_row": layout.kept_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,
@@ -183,20 +193,20 @@ def _forward_pass(
     last = layer == spec.num_layers - 1
     offset = direction * _width(spec)
     between = {"step": plan.between_row * plan.batch, "row": plan.between_row}
-    source: Fields = {name: At(name) for name in ("x", "x_step", "x_row")}
-    into: Fields = {"y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row")}
+    source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_firsts": At("firsts")}
+    into: Fields = {"y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_firsts": At("firsts")}
     if layout is not None:
-        source = _from_below(spec, layout, layer) if layer else source
-        into = into if last else {"y": 0, "y_step": 0, "y_row": 0}
+        source = {**_from_below(spec, layout, layer), "x_firsts": 0} if layer else source
+        into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_firsts"), 0)
         kept = {**_kept(spec, layout, index, layer, direction), "x_copy": 0 if layer or direction else At("reserve")}
     else:
         kept = dict.fromkeys(("x_copy", "h_record", "c_record", "kept"), 0)
         if layer:
             at = At("workspace", plan.between_at[(layer - 1) % 2])
-            source = {"x": at, **{f"x_{name}": size for name, size in between.items()}}
+            source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_firsts": 0}
         if not last:
             at = At("workspace", plan.between_at[layer % 2] + offset)
-            into = {"y": at, **{f"y_{name}": size for name, size in between.items()}}
+            into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_firsts": 0}
     return {
         **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": direction,
         **_states(plan, spec, index, "h0", "c0", "h_n", "c_n"),
@@ -213,12 +223,11 @@ def _backward_pass(
     layer: int,
     direction: int,
 ) -> Fields:
-    item = np.dtype(spec.dtype).itemsize
-    row = spec.input_size * item
+    row = spec.input_size * np.dtype(spec.dtype).itemsize
     first: Fields = {"x": At("reserve"), "x_step": layout.batch * row, "x_row": row}
     parameters = {
-        name: At("dparams", spec.layout.entry(layer, direction, kind).offset * item)
-        for name, kind in _PARAMETERS.items()
+        field: At(spec.layout.entry(layer, direction, kind).name)
+        for field, kind in zip(_GRADIENTS, KINDS, strict=True)
     }
     packed = {
         "x_weights": weights.x_back, "h_weights": weights.h_back,
@@ -245,16 +254,19 @@ def _from_above(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -
     """Where a pass finds the gradient of its output."""
     offset = direction * _width(spec)
     if layer == spec.num_layers - 1:
-        return {"dy": At("dy", offset), "dy_too": 0, "dy_step": At("dy_step"), "dy_row": At("dy_row")}
+        strides = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_firsts": At("firsts")}
+        return {"dy": At("dy", offset), "dy_too": 0, **strides}
     too = _part(spec, plan, layer + 1, 1, offset) if spec.num_directions > 1 else 0
     step = plan.part_row * plan.batch
-    return {"dy": _part(spec, plan, layer + 1, 0, offset), "dy_too": too, "dy_step": step, "dy_row": plan.part_row}
+    strides = {"dy_step": step, "dy_row": plan.part_row, "dy_firsts": 0}
+    return {"dy": _part(spec, plan, layer + 1, 0, offset), "dy_too": too, **strides}
 
 
 def _below(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fields:
     """Where a pass leaves the gradient of its input."""
     if layer == 0 and spec.num_directions == 1:
-        return {"dx": At("dx"), "dx_step": At("dx_step"), "dx_row": At("dx_row"), "add_x": At("add_x")}
+        strides = {"dx_step": At("dx_step"), "dx_row": At("dx_row"), "dx_firsts": At("firsts")}
+        return {"dx": At("dx"), **strides, "add_x": At("add_x")}
     part = _part(spec, plan, layer, direction)
     at = part if layer else At("parts", part.offset)
-    return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "add_x": 0}
+    return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "dx_firsts": 0, "add_x": 0}

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from numpy.typing import NDArray
-
+from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.pack import Packed
 from fusedrnn.engine.plan import Geometry, lines, skewed
 from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.engine.workspace import Lease
 from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -64,18 +60,25 @@ class ReserveLayout:
         return self.kept_at + index * self.steps * self.kept_step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kept:
-    """One forward's reserve: its memory, the weights that it ran with, and the lengths."""
+    """What backward must know of its forward beside the memory: the weights that it ran with, dropout, the lengths."""
 
     layout: ReserveLayout
     keep: str
     seed: int
-    lengths: Array | None
-    lease: Lease
+    ragged: Ragged | None
     packed: Packed
+
+
+@dataclass(frozen=True, eq=False)
+class KeptHere:
+    """The same with its memory."""
+
+    kept: Kept
+    lease: Lease
 
     @property
     def nbytes(self) -> int:
         """Bytes of the reserve, without the weights, which it shares with other calls."""
-        return self.layout.size
+        return self.kept.layout.size

@@ -73,6 +73,14 @@ def looked_up(f: Function, table: Value, place: Value, otherwise: Value) -> Valu
     return found.get()
 
 
+def step_at(f: Function, base: Value, step: Value, row: Value, firsts: Value, time: Value) -> Value:
+    """Where the rows of a time begin in a sequence: so many steps on, or, packed, behind those of all times before."""
+    at = f.var(time * step)
+    with f.if_(firsts.compare("!=", 0)):
+        at.set(f.load(firsts + time * 8) * row)
+    return base + at.get()
+
+
 @dataclass(frozen=True)
 class Program:
     """What is emitted: a module for a cell in a float type on a target; its barrier, and the cell's derivative."""

@@ -1,4 +1,4 @@
-"""Records that are the same at every call but for a few addresses and sizes: worked out once, filled in at each."""
+"""Records that are the same at every call, but for a few addresses and sizes: worked out once, filled in at each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.codegen.build import Record
+from fusedrnn.codegen.filling import CONSTANT
+from fusedrnn.engine import machine
 
 Array = NDArray[Any]
 
@@ -20,31 +22,36 @@ class At(NamedTuple):
     offset: int = 0
 
 
+Fields = Mapping[str, int | At]
+
+
 class Template:
-    """Some records of one kind.
+    """Some records, one behind the other.
 
     Args:
-        record: What their fields are.
-        rows: For each of them, what every field is.
+        names: What the call knows, in the order in which it will say so.
+        rows: Each record, and what its fields are.
+        zeros: How many fields of 0 shall follow.
+
+    Attributes:
+        size: Bytes of them all.
     """
 
-    def __init__(self, record: Record, rows: Sequence[Mapping[str, int | At]]) -> None:
-        fields = [[row[name] for name in record.names] for row in rows]
-        self._names = sorted({field.name for row in fields for field in row if isinstance(field, At)})
-        self._which: Array = np.array([[self._place(field) for field in row] for row in fields])
-        self._offsets: Array = np.array([[f.offset if isinstance(f, At) else f for f in row] for row in fields])
-        self._constant: Array = self._which == len(self._names)
+    def __init__(self, names: Sequence[str], rows: Sequence[tuple[Record, Fields]], zeros: int) -> None:
+        places = {name: place for place, name in enumerate(names)}
+        self._count = sum(len(record.names) for record, _ in rows) + zeros
+        self.size = 8 * self._count
+        self._fields: Array = np.zeros((self._count, 2), np.int64)
+        self._address = self._fields.ctypes.data
+        self._fields[:, 0] = CONSTANT
+        number = 0
+        for record, row in rows:
+            for name in record.names:
+                field = row[name]
+                at = isinstance(field, At)
+                self._fields[number] = (places[field.name], field.offset) if at else (CONSTANT, field)
+                number += 1
 
-    def _place(self, field: int | At) -> int:
-        """The place of a field's value among those of all names; the last for a constant."""
-        return self._names.index(field.name) if isinstance(field, At) else len(self._names)
-
-    def fill(self, values: Mapping[str, int]) -> Array:
-        """The records with these values. What is 0, and so not there, is 0 however far behind it."""
-        bases: Array = np.array([*(values[name] for name in self._names), 0], np.int64)
-        filled: Array = bases[self._which]
-        there = filled != 0
-        there |= self._constant
-        filled += self._offsets
-        filled *= there
-        return filled
+    def fill(self, values: int, into: int) -> None:
+        """Write the records to an address; the values, 64-bit integers, lie at another."""
+        machine.fill(self._address, self._count, values, into)

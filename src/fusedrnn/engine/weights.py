@@ -50,8 +50,10 @@ class WeightGradients(GradientPass):
         with f.loop(0, self.count, c.inner) as begin:
             end = (begin + c.inner).at_most(self.count)
             start = (begin + (1 - self.fresh)).compare("!=", 0)
-            self._multiply(begin, end, start, of_state=False)
-            self._multiply(begin, end, start, of_state=True)
+            with f.if_(self.wanted(self.p.d_x_weights)):
+                self._multiply(begin, end, start, of_state=False)
+            with f.if_(self.wanted(self.p.d_h_weights)):
+                self._multiply(begin, end, start, of_state=True)
         with f.if_(self.last.equals(c.steps)):
             self._hand_over()
         self._meet_team()
@@ -153,19 +155,19 @@ class WeightGradients(GradientPass):
                     f.call(self.dropout.panel, at, feature, *self.draw(index, time))
 
     def _hand_over(self) -> None:
-        """The sums to the caller's flat vector."""
+        """The sums to where the caller wants them."""
         f, c, p, v = self.f, self.c, self.p, self.v
+        weights = (p.d_x_weights, p.k, f.constant(0)), (p.d_h_weights, c.hidden, self.x_panels * self.panel_bytes)
+        biases = (p.d_x_bias, self.derivative.from_input), (p.d_h_bias, self.derivative.from_state)
         with f.loop(self.first_own, self.last_own) as unit:
             count = (c.hidden - unit * v.lanes).at_most(v.lanes)
             for gate in range(len(self.cell.gates)):
                 first = c.hidden * gate + unit * v.lanes
-                with f.loop(0, count) as lane:
-                    source = self._weight_rows(unit, gate) + lane * c.weights_stride
-                    row = first + lane
-                    f.call(self.deliver, source, p.d_x_weights + row * p.k * v.item, p.k, c.add_params)
-                    source = source + self.x_panels * self.panel_bytes
-                    f.call(self.deliver, source, p.d_h_weights + row * c.hidden * v.item, c.hidden, c.add_params)
-                biases = ((p.d_x_bias, self.derivative.from_input), (p.d_h_bias, self.derivative.from_state))
-                for bias, slots in biases:
-                    source = self._sums(unit) + slots[gate] * v.bytes
-                    f.call(self.deliver, source, bias + first * v.item, count, c.add_params)
+                for into, columns, offset in weights:
+                    with f.if_(self.wanted(into)), f.loop(0, count) as lane:
+                        source = self._weight_rows(unit, gate) + lane * c.weights_stride + offset
+                        f.call(self.deliver, source, into + (first + lane) * columns * v.item, columns, c.add_params)
+                for into, slots in biases:
+                    with f.if_(self.wanted(into)):
+                        source = self._sums(unit) + slots[gate] * v.bytes
+                        f.call(self.deliver, source, into + first * v.item, count, c.add_params)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-
-from fusedrnn.engine.locks import Lock
 
 Array = NDArray[Any]
 _ALIGNMENT = 64
@@ -93,22 +89,33 @@ class Pool:
             return Lease(fitting.buffer, self._idle)
 
 
+class Scratch:
+    """A buffer of bytes and where it is."""
+
+    __slots__ = ("address", "buffer")
+
+    def __init__(self, size: int) -> None:
+        self.buffer = aligned_empty((size,), np.uint8)
+        self.address: int = self.buffer.ctypes.data
+
+
 class Workspaces:
-    """The scratch buffers of one op. Two calls at once get two; one call after another gets the same one."""
+    """The scratch of one op. Two calls at once get two buffers; one call after another gets the same one.
+
+    A deque's own steps are atomic: there is no lock for an interrupt to leave taken.
+    """
 
     def __init__(self) -> None:
-        self._idle: list[Array] = []
-        self._lock = Lock()
+        self._idle: deque[Scratch] = deque(maxlen=_MOST_IDLE)
 
-    @contextmanager
-    def borrow(self, size: int, zeroed: int) -> Iterator[int]:
-        """The address of a buffer of at least ``size`` bytes, the first ``zeroed`` of them zero."""
-        with self._lock:
-            buffer = self._idle.pop() if self._idle else None
-        if buffer is None or buffer.size < size:
-            buffer = aligned_empty((size,), np.uint8)
-        buffer[:zeroed] = 0
-        yield buffer.ctypes.data
-        with self._lock:
-            if len(self._idle) < _MOST_IDLE:
-                self._idle.append(buffer)
+    def take(self, size: int) -> Scratch:
+        """A buffer of at least that many bytes, its content undefined."""
+        try:
+            scratch = self._idle.pop()
+        except IndexError:
+            return Scratch(size)
+        return scratch if scratch.buffer.size >= size else Scratch(size)
+
+    def give(self, scratch: Scratch) -> None:
+        """The buffer is not needed any more."""
+        self._idle.append(scratch)
