@@ -95,6 +95,16 @@ class RNNOp:
             self._serving(True, False)[1].compile(True)
         return self
 
+    def by_address(self) -> registry.ByAddress:
+        """The engine's calls on operands by address, for adapters; nothing is checked there.
+
+        Raises:
+            NotImplementedError: If the engine takes NumPy arrays alone.
+        """
+        if not isinstance(self._engine, registry.ByAddress):
+            raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
+        return self._engine
+
     def _serving(self, training: bool, lengths: bool) -> tuple[str, registry.Engine]:
         """The name and the engine for a call of that kind."""
         if not training and not lengths:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from numpy.typing import NDArray
 
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.locks import Lock
+from fusedrnn.addresses import Strided, Wanted
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import DTYPES, MODES, RNNSpec
 
@@ -78,6 +79,61 @@ class Engine(Protocol):
 
     def reserve_bytes(self, steps: int, batch: int, keep: Keep) -> int:
         """The ``nbytes`` of what :meth:`train` keeps of T steps of N sequences."""
+
+
+@runtime_checkable
+class ByAddress(Protocol):
+    """What an engine may offer beside :class:`Engine`: calls on operands by address.
+
+    Memory at an address must be there and aligned to its elements; 0 stands for zeros, or for what nobody wants. States
+    are contiguous (L·D, N, H), and come as addresses of h and c.
+    """
+
+    def packed(self, addresses: tuple[int, ...], training: bool, threads: int, owner: object) -> Any:
+        """Parameters in the order of ``ParameterLayout.by_pass`` as the engine wants them, as they are now.
+
+        What is kept of them is forgotten when the owner goes.
+        """
+
+    def ragged(self, lengths: Array, steps: int, firsts: Array | None = None) -> Any:
+        """Sequences of different lengths, int64 (N,).
+
+        With ``firsts``, int64 (T,), the rows of inputs and outputs lie packed, by falling length, and this is the first
+        row of each time.
+        """
+
+    def keeping(
+        self, steps: int, batch: int, packed: Any, ragged: Any = None, keep: Keep = "gates", seed: int = 0
+    ) -> tuple[Any, Any]:
+        """What a call of :meth:`run` in training shall keep, and memory for it with an ``address`` and a ``buffer``."""
+
+    def run(
+        self,
+        steps: int,
+        batch: int,
+        packed: Any,
+        x: Strided,
+        initial: tuple[int, int],
+        y: Strided,
+        final: tuple[int, int],
+        *,
+        ragged: Any = None,
+        kept: Any = None,
+        reserve: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        """Run a sequence, not writing to the padding of ``y``; with ``kept`` in training, filling that reserve."""
+
+    def differentiate(
+        self,
+        kept: Any,
+        reserve: int,
+        dy: Strided,
+        dfinal: tuple[int, int],
+        wanted: Wanted,
+        threads: int | None = None,
+    ) -> None:
+        """The gradients of such a call, from those of its output and final states."""
 
 
 Factory = Callable[[RNNSpec], Engine]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import config
+from fusedrnn.addresses import NOWHERE, Strided, Wanted
 from fusedrnn.codegen.target import current
 from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
@@ -28,31 +29,6 @@ from fusedrnn.spec import RNNSpec
 Array = NDArray[Any]
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
 _MOST_RESERVES = 16
-
-
-class Strided(NamedTuple):
-    """An array (T, N, features) in memory, elements side by side: its address, and the bytes of a step and of a row."""
-
-    address: int
-    step: int
-    row: int
-
-
-NOWHERE = Strided(0, 0, 0)
-
-
-class Wanted(NamedTuple):
-    """Where gradients go: addresses, 0 for those that nobody wants, and whether to add to what is there.
-
-    ``states`` are dh0 and dc0 (0 without a c), ``params`` in the order of ``ParameterLayout.by_pass``.
-    """
-
-    x: Strided
-    params: Sequence[int]
-    states: tuple[int, int]
-    add_x: bool = False
-    add_params: bool = False
-    add_states: bool = False
 
 
 class CPUEngine:
@@ -146,14 +122,18 @@ class CPUEngine:
         )  # fmt: skip
         self.differentiate(here.kept, here.lease.address, _strided(dy), _addresses(dstates), wanted)
 
-    def packed(self, addresses: tuple[int, ...], training: bool, threads: int) -> Packed:
+    def packed(self, addresses: tuple[int, ...], training: bool, threads: int, owner: object) -> Packed:
         """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as the kernels want them.
 
-        0 stands for zeros. They are packed again whenever their content has changed.
+        0 stands for zeros. They are packed again whenever their content has changed, and forgotten with their owner.
         """
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
-        return self._packer.packed(addresses, training, threads)
+        return self._packer.packed(addresses, training, threads, owner)
+
+    def ragged(self, lengths: Array, steps: int, firsts: Array | None = None) -> Ragged:
+        """Sequences of different lengths: see :class:`fusedrnn.engine.lengths.Ragged`."""
+        return Ragged(lengths, steps, firsts)
 
     def keeping(
         self, steps: int, batch: int, packed: Packed, ragged: Ragged | None = None, keep: str = "gates", seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
@@ -23,6 +24,8 @@ from fusedrnn.spec import Kind, RNNSpec
 Array = NDArray[Any]
 # Different parameter vectors that one op keeps packed at a time.
 _MOST_KEPT = 4
+# Sets of parameters that have an owner, such as the modules of a deep network.
+_MOST_OWNED = 256
 KINDS: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 """The parameters of a pass, as a packed pass has them."""
 COPY = PART.index["copy"]
@@ -61,7 +64,7 @@ class PackedLayout:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Packed:
     """All packed weights of some parameters, and what tells whether they still are theirs.
 
@@ -73,6 +76,7 @@ class Packed:
         parts: Where the parameters are, as :func:`fusedrnn.engine.machine.fingerprint` wants it.
         fingerprint: What their content was.
         training: Whether what backward needs is there too.
+        owner: With what it shall be forgotten, if there is such a thing.
     """
 
     lease: Lease
@@ -80,6 +84,7 @@ class Packed:
     parts: Array
     fingerprint: bytes
     training: bool
+    owner: weakref.ref[Any] | None = None
 
 
 class Packer:
@@ -88,6 +93,7 @@ class Packer:
     def __init__(self, spec: RNNSpec, target: Target, geometry: Geometry, merged: bool) -> None:
         self._spec, self._target, self._geometry, self._merged = spec, target, geometry, merged
         self._kept: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
+        self._owned: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._lock = Lock()
         self._pool = Pool(_MOST_KEPT)
         self._entries = [
@@ -111,30 +117,45 @@ class Packer:
             begin = params.ctypes.data
             addresses = tuple(begin + offset for offset in self._flat)
             self._last = begin, addresses
-        return self.packed(addresses, training, threads, params)
+        constant = params if _is_constant(params) else None
+        return self._looked_up(self._kept, _MOST_KEPT, addresses, training, threads, constant)
 
-    def packed(
-        self, addresses: tuple[int, ...], training: bool, threads: int, source: Array | None = None
-    ) -> Packed:
+    def packed(self, addresses: tuple[int, ...], training: bool, threads: int, owner: object) -> Packed:
         """The packed form of the parameters that lie at these addresses, in the order of ``ParameterLayout.by_pass``.
 
-        0 stands for a parameter that is all zeros. ``source`` is the array that holds them, if there is one.
+        0 stands for a parameter that is all zeros. What is packed is forgotten when its owner goes.
         """
+        owned = self._owned
+        packed = self._looked_up(owned, _MOST_OWNED, addresses, training, threads, None)
+        if packed.owner is None or packed.owner() is not owner:
+            # The garbage collector may come from anywhere: one step that is atomic, no lock.
+            packed.owner = weakref.ref(owner, lambda _: owned.pop(addresses, None))
+        return packed
+
+    def _looked_up(
+        self,
+        known: OrderedDict[tuple[int, ...], Packed],
+        most: int,
+        addresses: tuple[int, ...],
+        training: bool,
+        threads: int,
+        constant: Array | None,
+    ) -> Packed:
         with self._lock:
             # A call from a signal handler may come in between anywhere: nothing is taken to be there still.
-            kept = self._kept.pop(addresses, None)
-            if kept is not None and training and not kept.training:
-                kept = None
-            known = kept is not None and source is not None and kept.source is source
-            if kept is None or (not known and kept.fingerprint != machine.fingerprint(kept.parts)):
-                kept = None  # so that its memory can serve again
-                kept = self._pack(addresses, training, threads, source)
-            self._kept[addresses] = kept
-            while len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
-            return kept
+            found = known.pop(addresses, None)
+            if found is not None and training and not found.training:
+                found = None
+            same = found is not None and constant is not None and found.source is constant
+            if found is None or (not same and found.fingerprint != machine.fingerprint(found.parts)):
+                found = None  # so that its memory can serve again
+                found = self._pack(addresses, training, threads, constant)
+            known[addresses] = found
+            while len(known) > most:
+                known.popitem(last=False)
+            return found
 
-    def _pack(self, addresses: tuple[int, ...], training: bool, threads: int, source: Array | None) -> Packed:
+    def _pack(self, addresses: tuple[int, ...], training: bool, threads: int, constant: Array | None) -> Packed:
         layout, g, dtype = self.layout, self._geometry, self._spec.dtype
         size = self._spec.layout.size * g.item
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
@@ -158,7 +179,6 @@ class Packer:
                 np.copyto(into, x_bias)
         self._run(self._tasks[training], lease.address, own.ctypes.data, threads if size > _WORTH_A_JOB else 1)
         parts[:, COPY] = 0
-        constant = source if source is not None and _is_constant(source) else None
         return Packed(lease, constant, parts, fingerprint, training)
 
     def _laid_out(self) -> PackedLayout:

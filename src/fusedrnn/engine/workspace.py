@@ -37,7 +37,7 @@ class _Return(weakref.ref["Lease"]):
 class Lease:
     """A buffer of bytes that goes back to its pool with the last reference to this.
 
-    A weak reference with the pool's own ``append`` for a callback brings it back: no Python code runs then, which an
+    An array that NumPy makes of it holds on to it. A weak reference with the pool's own ``append`` for a callback brings it back: no Python code runs then, which an
     interrupt could fall into, nor is a lock taken, since the garbage collector may come from anywhere.
     """
 
@@ -48,6 +48,11 @@ class Lease:
         self.address: int = buffer.ctypes.data
         self._back = _Return(self, idle.append)
         self._back.buffer = buffer
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """Its bytes as an array, as NumPy wants to know them."""
+        return self.buffer.__array_interface__
 
 
 class Pool:

@@ -1,0 +1,135 @@
+"""The same network out of torch's own operations: slow, but differentiable any number of times.
+
+The maths of a cell comes from the one definition that the kernels are made from.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusedrnn.cells import CELLS
+from fusedrnn.dropout import mask, scale
+from fusedrnn.reference import gate_rows
+from fusedrnn.spec import RNNSpec
+from fusedrnn.symbolic import Leaf, evaluate, trace
+from fusedrnn.torch.kernels import Network, Problem
+
+
+class TorchArithmetic:
+    """The operations of a cell on tensors."""
+
+    const = staticmethod(float)
+    add = staticmethod(operator.add)
+    sub = staticmethod(operator.sub)
+    mul = staticmethod(operator.mul)
+    tanh = staticmethod(torch.tanh)
+    sigmoid = staticmethod(torch.sigmoid)
+    relu = staticmethod(torch.relu)
+
+
+def gradients(
+    network: Network,
+    problem: Problem,
+    seed: int,
+    x: Tensor,
+    operands: Sequence[Tensor | None],
+    dy: Tensor | None,
+    dfinal: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x and of each operand (initial states, weights) as far as wanted, themselves in the graph."""
+    states, weights = operands[: network.states], operands[network.states :]
+    results = run(network, problem, seed, x, None if states[0] is None else states, weights)
+    pairs = [(result, d) for result, d in zip(results, (dy, *dfinal), strict=True) if d is not None]
+    sources = [source for source, want in zip((x, *operands), wanted, strict=True) if want]
+    if not pairs:
+        return [None] * len(wanted)
+    outputs, given = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, sources, given, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in wanted]
+
+
+def run(
+    network: Network,
+    problem: Problem,
+    seed: int,
+    x: Tensor,
+    states: Sequence[Tensor | None] | None,
+    weights: Sequence[Tensor | None],
+) -> tuple[Tensor, ...]:
+    """The output, then the final states; ``x`` and the output packed if the problem is."""
+    spec, ragged = network.spec, problem.ragged
+    lengths = None if ragged is None else torch.from_numpy(ragged.lengths)
+    place = None if ragged is None or ragged.firsts is None else _places(ragged.lengths, problem.steps)
+    if place is not None:
+        x = x.new_zeros(problem.steps, problem.batch, spec.input_size).index_put(place, x)
+    shape = network.rows, problem.batch, spec.hidden_size
+    initial = [x.new_zeros(shape) if states is None or s is None else s for s in states or (None,) * network.states]
+    last: list[tuple[Tensor, ...]] = []
+    per_pass = len(weights) // network.rows
+    for layer in range(spec.num_layers):
+        if layer and spec.drops:
+            kept = mask(seed, spec.dropout, layer - 1, problem.steps, problem.batch, spec.output_size)
+            x = torch.where(torch.from_numpy(kept), x * scale(spec.dropout), 0)
+        outputs = []
+        for direction in range(spec.num_directions):
+            number = len(last)
+            own = weights[number * per_pass : (number + 1) * per_pass]
+            y, after = _unrolled(spec, x, [state[number] for state in initial], own, lengths, direction == 1)
+            outputs.append(y)
+            last.append(after)
+        x = torch.cat(outputs, dim=2)
+    y = x if place is None else x[place]
+    return y, *(torch.stack(column) for column in zip(*last, strict=True))
+
+
+def _places(lengths: object, steps: int) -> tuple[Tensor, Tensor]:
+    """The step and the sequence of each row of a packed sequence."""
+    alive = torch.arange(steps)[:, None] < torch.as_tensor(lengths)[None, :]
+    step, sequence = alive.nonzero(as_tuple=True)
+    return step, sequence
+
+
+def _unrolled(
+    spec: RNNSpec,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One direction of one layer: the outputs (T, N, H) and the last states."""
+    x_weight, h_weight, x_bias, h_bias = weights
+    assert x_weight is not None
+    assert h_weight is not None
+    x_gates = torch.nn.functional.linear(x, x_weight, x_bias)
+    steps = len(x)
+    outputs: list[Tensor] = [x] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        new = _step(spec, x_gates[t], states, h_weight, h_bias)
+        outputs[t] = new[0]
+        if lengths is not None:
+            alive = (t < lengths)[:, None]
+            outputs[t] = torch.where(alive, new[0], 0)
+            new = [torch.where(alive, after, before) for after, before in zip(new, states, strict=True)]
+        states = new
+    return torch.stack(outputs), tuple(states)
+
+
+def _step(
+    spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], h_weight: Tensor, h_bias: Tensor | None
+) -> list[Tensor]:
+    cell = trace(CELLS[spec.mode])
+    rows = gate_rows(cell, len(h_weight))
+    values: dict[Leaf, Tensor] = {("state", name): state for name, state in zip(cell.states, states, strict=True)}
+    values.update({("x", gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    for stage in cell.stages:
+        operand = evaluate([stage.operand], values, TorchArithmetic())[0]
+        for gate in stage.gates:
+            bias = None if h_bias is None else h_bias[rows[gate]]
+            values["h", gate] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
+    return evaluate(cell.outputs, values, TorchArithmetic())

@@ -1,0 +1,110 @@
+"""ONNX: the operator in terms of the standard's own LSTM, GRU and RNN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Opset 14 is the first with this form of the nodes, without the gates' layout attribute in another place.
+_OPSET = 14
+_NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
+# Where ONNX has our gates: ours are i f g o, its i o f c; ours r z n, its z r h.
+_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
+
+
+def register(operator: Any) -> None:
+    """Make torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
+
+    Its exporter takes apart whatever it has no translation for by torch's table of decompositions, in which
+    torch.compile and torch.export do not look up operators of other libraries.
+    """
+    from torch._decomp import register_decomposition
+
+    register_decomposition(operator)(decompose)
+
+
+def decompose(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    seed: Tensor | None,
+    mode: str,
+    hidden_size: int,
+    num_layers: int,
+    bidirectional: bool,
+    dropout: float,
+) -> list[Tensor]:
+    """The operator ``fusedrnn::rnn`` as one ONNX node for each layer; arguments and results are the operator's.
+
+    Raises:
+        NotImplementedError: For a packed sequence, or dropout: ONNX has neither.
+    """
+    if batch_sizes is not None:
+        raise NotImplementedError("packed sequences: ONNX has no such thing; export the padded model")
+    if dropout:
+        raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
+    directions = 2 if bidirectional else 1
+    per_layer = len(weights) // num_layers
+    finals = []
+    for layer in range(num_layers):
+        rows = slice(layer * directions, (layer + 1) * directions)
+        initial = [None if state is None else state[rows] for state in (h0, c0)]
+        operands = _operands(weights[layer * per_layer : (layer + 1) * per_layer], mode, hidden_size)
+        x, *final = _node(x, operands, initial, lengths, mode, hidden_size, directions)
+        finals.append(final)
+    return [x, *(torch.cat(states) for states in zip(*finals, strict=True))]
+
+
+def _operands(weights: Sequence[Tensor | None], mode: str, hidden_size: int) -> list[Tensor | None]:
+    """W (D, G·H, in), R (D, G·H, H) and B (D, 2·G·H) of one layer, gates in ONNX's order."""
+
+    def reordered(weight: Tensor) -> Tensor:
+        gates = weight.split(hidden_size)
+        return torch.cat([gates[gate] for gate in _GATES[mode]])
+
+    passes = [weights[start : start + 4] for start in range(0, len(weights), 4)]
+    ready = [[None if weight is None else reordered(weight) for weight in one] for one in passes]
+    w, r = (torch.stack([one[kind] for one in ready]) for kind in (0, 1))
+    biases = [torch.cat(one[2:]) for one in ready if one[2] is not None]
+    return [w, r, torch.stack(biases) if biases else None]
+
+
+def _node(
+    x: Tensor,
+    operands: list[Tensor | None],
+    initial: list[Tensor | None],
+    lengths: Tensor | None,
+    mode: str,
+    hidden_size: int,
+    directions: int,
+) -> list[Tensor]:
+    from torch.onnx import ops
+
+    steps, batch = x.shape[:2]
+    states = 2 if mode == "lstm" else 1
+    attributes: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "direction": "bidirectional" if directions == 2 else "forward",
+    }
+    if mode == "gru":
+        attributes["linear_before_reset"] = 1
+    if mode == "rnn_relu":
+        attributes["activations"] = ["Relu"] * directions
+    valid = None if lengths is None else lengths.to(torch.int32)
+    shape = (directions, batch, hidden_size)
+    y, *final = ops.symbolic_multi_out(
+        _NODES[mode],
+        (x, *operands, valid, *initial[:states]),
+        attributes,
+        dtypes=[x.dtype] * (1 + states),
+        shapes=[(steps, directions, batch, hidden_size), *[shape] * states],
+        version=_OPSET,
+    )
+    # (T, D, N, H), not (T, N, D·H).
+    return [y.transpose(1, 2).reshape(steps, batch, directions * hidden_size), *final]

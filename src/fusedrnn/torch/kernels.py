@@ -1,0 +1,207 @@
+"""Tensors to addresses: the operator's calls on plain CPU tensors, without a graph and without the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusedrnn.addresses import NOWHERE, Strided, Wanted
+from fusedrnn.operator import RNNOp
+from fusedrnn.registry import ByAddress
+from fusedrnn.spec import RNNSpec
+
+# Networks that are kept at hand, known by the very object that describes them.
+_MOST_NETWORKS = 256
+# What vectors in a reserve are aligned to.
+_ALIGNMENT = 64
+
+Weights = Sequence[Tensor | None]
+States = Sequence[Tensor | None]
+
+
+class Network:
+    """A spec and what runs it.
+
+    Attributes:
+        spec: The spec.
+        engine: Its engine.
+        dtype: That of its tensors.
+        item: Bytes of an element.
+        states: How many states a cell has.
+    """
+
+    _known: dict[int, Network] = {}  # noqa: RUF012 -- of the class, by intention
+
+    def __init__(self, spec: RNNSpec) -> None:
+        self.spec = spec
+        self.engine: ByAddress = RNNOp.get(spec).by_address()
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.item = self.dtype.itemsize
+        self.states = len(spec.state_names)
+        self.rows = spec.num_layers * spec.num_directions
+
+    @classmethod
+    def of(cls, spec: RNNSpec) -> Network:
+        """The network of that spec: the same one for the same object."""
+        found = cls._known.get(id(spec))
+        if found is None:
+            if len(cls._known) >= _MOST_NETWORKS:
+                cls._known.clear()
+            found = cls._known[id(spec)] = cls(spec)
+        return found
+
+    def states_like(self, batch: int) -> tuple[Tensor, ...]:
+        """New tensors (L·D, N, H) for the states."""
+        shape = self.rows, batch, self.spec.hidden_size
+        return tuple(torch.empty(shape, dtype=self.dtype) for _ in range(self.states))
+
+
+class Problem:
+    """The shape of one call.
+
+    Args:
+        network: What runs.
+        x: Input (T, N, I), or (rows, I) with ``batch_sizes``.
+        lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
+        batch_sizes: Of a packed sequence, int64 (T,).
+    """
+
+    __slots__ = ("batch", "ragged", "shape", "steps")
+
+    def __init__(self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None) -> None:
+        self.ragged: Any = None
+        if batch_sizes is not None:
+            sizes = batch_sizes.numpy()
+            self.steps, self.batch = len(sizes), int(sizes[0])
+            ends = sizes - np.append(sizes[1:], 0)
+            valid = np.repeat(np.arange(self.steps, 0, -1), ends[::-1])
+            self.ragged = network.engine.ragged(valid, self.steps, np.cumsum(sizes) - sizes)
+            self.shape: tuple[int, ...] = (x.shape[0],)
+        else:
+            self.steps, self.batch, _ = self.shape = x.shape
+            self.shape = self.steps, self.batch
+            if lengths is not None:
+                self.ragged = network.engine.ragged(lengths.numpy().astype(np.int64), self.steps)
+
+    def empty(self, network: Network, features: int) -> Tensor:
+        """A new tensor for so many features of each step, zeros in padding."""
+        make = torch.zeros if self.ragged is not None and self.ragged.firsts is None else torch.empty
+        return make((*self.shape, features), dtype=network.dtype)
+
+
+def infer(
+    network: Network, problem: Problem, x: Tensor, states: States | None, weights: Weights
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output and the final states, nothing kept."""
+    threads = torch.get_num_threads()
+    packed = _packed(network, weights, False, threads)
+    x, initial = _readable(x), _contiguous(states)
+    y = problem.empty(network, network.spec.output_size)
+    final = network.states_like(problem.batch)
+    network.engine.run(
+        problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
+        _strided(network, y), _addresses(final), ragged=problem.ragged, threads=threads,
+    )  # fmt: skip
+    return y, final
+
+
+def train(
+    network: Network, problem: Problem, x: Tensor, states: States | None, weights: Weights, seed: int
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
+    """The same, with a reserve as bytes and what else :func:`gradients` must know."""
+    threads = torch.get_num_threads()
+    packed = _packed(network, weights, True, threads)
+    kept, lease = network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)
+    reserve = _bytes(lease, kept.layout.size)
+    x, initial = _readable(x), _contiguous(states)
+    y = problem.empty(network, network.spec.output_size)
+    final = network.states_like(problem.batch)
+    network.engine.run(
+        problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
+        _strided(network, y), _addresses(final),
+        ragged=problem.ragged, kept=kept, reserve=lease.address, threads=threads,
+    )  # fmt: skip
+    return y, final, reserve, kept
+
+
+def kept_of(network: Network, problem: Problem, weights: Weights, seed: int) -> Any:
+    """What :func:`train` returned last, found out again for a call like that one."""
+    packed = _packed(network, weights, True, torch.get_num_threads())
+    return network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)[0]
+
+
+def gradients(
+    network: Network,
+    problem: Problem,
+    kept: Any,
+    reserve: Tensor,
+    dy: Tensor | None,
+    dfinal: States,
+    weights: Weights,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x, of each initial state and of each weight, in this order, as far as they are wanted.
+
+    They are those of the call that filled the reserve. None for what is not wanted; a gradient given as None is zero.
+    """
+    spec, count = network.spec, network.states
+    if reserve.data_ptr() % _ALIGNMENT:  # it has been elsewhere in between
+        _, lease = network.engine.keeping(problem.steps, problem.batch, kept.packed, problem.ragged)
+        reserve = _bytes(lease, kept.layout.size).copy_(reserve)
+    dx = problem.empty(network, spec.input_size) if wanted[0] else None
+    states = network.states_like(problem.batch) if any(wanted[1 : 1 + count]) else ()
+    given = [weight is not None and want for weight, want in zip(weights, wanted[1 + count :], strict=True)]
+    params = [
+        torch.empty(weight.shape, dtype=network.dtype) if want and weight is not None else None
+        for weight, want in zip(weights, given, strict=True)
+    ]
+    dy = None if dy is None else _readable(dy)
+    final = _contiguous(dfinal)
+    network.engine.differentiate(
+        kept,
+        reserve.data_ptr(),
+        _strided(network, dy),
+        _addresses(final),
+        Wanted(_strided(network, dx), [0 if p is None else p.data_ptr() for p in params], _addresses(states)),
+        threads=torch.get_num_threads(),
+    )
+    return [dx, *(states or (None,) * count), *params]
+
+
+def _packed(network: Network, weights: Weights, training: bool, threads: int) -> Any:
+    held = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
+    addresses = tuple([0 if weight is None else weight.data_ptr() for weight in held])
+    return network.engine.packed(addresses, training, threads, held[0])
+
+
+def _readable(x: Tensor) -> Tensor:
+    """The tensor itself, or a copy if elements of its last axis are not side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _contiguous(states: States | None) -> States:
+    return [state if state is None or state.is_contiguous() else state.contiguous() for state in states or ()]
+
+
+def _addresses(states: States) -> tuple[int, int]:
+    """Where h and c are; 0 for what is not there."""
+    if not states:
+        return 0, 0
+    h, c = (*states, None)[:2]
+    return 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
+
+
+def _strided(network: Network, x: Tensor | None) -> Strided:
+    if x is None:
+        return NOWHERE
+    *step, row, _ = x.stride()
+    return Strided(x.data_ptr(), step[0] * network.item if step else 0, row * network.item)
+
+
+def _bytes(lease: Any, size: int) -> Tensor:
+    """A reserve's memory as a tensor: it goes back when the tensor goes."""
+    return torch.from_numpy(np.asarray(lease))[:size]
