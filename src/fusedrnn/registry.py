@@ -89,10 +89,13 @@ class ByAddress(Protocol):
     are contiguous (L·D, N, H), and come as addresses of h and c.
     """
 
-    def packed(self, addresses: tuple[int, ...], training: bool, threads: int, owner: object) -> Any:
-        """Parameters in the order of ``ParameterLayout.by_pass`` as the engine wants them, as they are now.
+    def weights(
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, threads: int, owner: object
+    ) -> Any:
+        """Parameters, in the order of ``ParameterLayout.by_pass``, as a call of that size shall have them.
 
-        What is kept of them is forgotten when the owner goes.
+        Their memory must stay as it is until the call, in training until its last backward. What is kept of them is
+        forgotten when the owner goes.
         """
 
     def ragged(self, lengths: Array, steps: int, firsts: Array | None = None) -> Any:
@@ -131,9 +134,10 @@ class ByAddress(Protocol):
         dy: Strided,
         dfinal: tuple[int, int],
         wanted: Wanted,
+        packed: Any = None,
         threads: int | None = None,
     ) -> None:
-        """The gradients of such a call, from those of its output and final states."""
+        """The gradients of such a call, from those of its output and final states; its weights if they have moved."""
 
 
 Factory = Callable[[RNNSpec], Engine]

@@ -7,8 +7,6 @@ after the other. Zeros stand where units or columns are missing at the end.
 
 from __future__ import annotations
 
-from llvmlite import ir
-
 from fusedrnn.codegen.build import Function, Module, Record, Value
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
@@ -68,8 +66,8 @@ class _Forward(_Packing):
             into = t.into + (panel * t.columns * self.width + number) * v.bytes
             count = self.real_units(unit)
             with f.if_else(count.equals(v.lanes)) as (whole, part):
-                with whole, f.loop(0, t.columns) as k:
-                    v.store(self._gathered(source + k * v.item, row_bytes), into + k * (self.width * v.bytes))
+                with whole:
+                    self._turned(source, row_bytes, into)
                 with part, f.loop(0, t.columns) as k:
                     at = into + k * (self.width * v.bytes)
                     v.store(v.const(0.0), at)
@@ -79,14 +77,17 @@ class _Forward(_Packing):
         f.done()
         return f
 
-    def _gathered(self, source: Value, stride: Value) -> Value:
-        """A number from each of as many rows as there are lanes."""
-        f, v = self.f, self.v
-        vector = ir.Constant(v.type, ir.Undefined)
-        for lane in range(v.lanes):
-            scalar = f.load(source + stride * lane, v.format.scalar, v.item)
-            vector = f.builder.insert_element(vector, scalar.ir, ir.Constant(ir.IntType(32), lane))
-        return Value(f, vector)
+    def _turned(self, source: Value, row_bytes: Value, into: Value) -> None:
+        """As many rows as there are lanes, side by side for one k after the other."""
+        f, t, v = self.f, self.t, self.v
+        step = self.width * v.bytes
+        rows = [source + row_bytes * lane for lane in range(v.lanes)]
+        even = t.columns - t.columns % v.lanes
+        with f.loop(0, even, v.lanes) as k:
+            for ahead, vector in enumerate(v.transposed([v.load(row + k * v.item, v.item) for row in rows])):
+                v.store(vector, into + (k + ahead) * step)
+        with f.loop(even, t.columns) as k:
+            v.store(v.gathered([row + k * v.item for row in rows]), into + k * step)
 
 
 class _Backward(_Packing):

@@ -42,7 +42,9 @@ def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int, upright:
     step = vectors * v.bytes
     a_step = v.bytes if upright else v.item
     a = [a_rows + v.item * i if upright else f.load(a_rows + 8 * i) for i in range(rows)]
-    total = [[f.var(v.load(start + start_stride * i + j * v.bytes)) for j in range(vectors)] for i in range(rows)]
+    # The gradients of weights may go where the caller wants them, which need not be aligned.
+    align = v.item if upright else v.bytes
+    total = [[f.var(v.load(start + start_stride * i + j * v.bytes, align)) for j in range(vectors)] for i in range(rows)]
 
     def multiply(index: Value, ahead: int) -> None:
         here = b + index * step + ahead * step
@@ -65,7 +67,7 @@ def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int, upright:
         multiply(index, 0)
     for i in range(rows):
         for j in range(vectors):
-            v.store(total[i][j].get(), c + c_stride * i + j * v.bytes)
+            v.store(total[i][j].get(), c + c_stride * i + j * v.bytes, align)
     f.done()
     return f
 
@@ -75,11 +77,11 @@ def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
 
     The first tiles ask for the next panel, which lies behind this one.
     """
-    tiles = [emit_tile(module, target, dtype, rows) for rows in range(1, target.tile[0] + 1)]
+    made = [emit_tile(module, target, dtype, rows) for rows in range(1, target.tile[0] + 1)]
     f = Function(module, "gemm", ["count", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride"])
     count, a_rows, b, k, start, start_stride, c, c_stride = f.arguments
     size = k * (target.tile[1] * target.vector_bits // 8)
-    with _tiles(f, tiles, count) as (block, first, tile):
+    with tiles(f, made, count) as (block, first, tile):
         part = (block < _PARTS - 1).select(block, _PARTS - 1)
         ahead = b + size + part * (size // _PARTS)
         start_row, c_row = start + first * start_stride, c + first * c_stride
@@ -90,12 +92,12 @@ def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
 
 def emit_upright_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
     """The same for an upright A of at most a vector's lanes; its last argument says what is needed next."""
-    tiles = [emit_tile(module, target, dtype, rows, upright=True) for rows in range(1, target.tile[0] + 1)]
+    made = [emit_tile(module, target, dtype, rows, upright=True) for rows in range(1, target.tile[0] + 1)]
     f = Function(module, "upright", ["count", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"])
     count, a, b, k, start, start_stride, c, c_stride, ahead = f.arguments
     part = k * (target.tile[1] * target.vector_bits // 8) // _PARTS
     item = ITEM_SIZE[dtype]
-    with _tiles(f, tiles, count) as (block, first, tile):
+    with tiles(f, made, count) as (block, first, tile):
         start_row, c_row = start + first * start_stride, c + first * c_stride
         tile(a + first * item, b, k, start_row, start_stride, c_row, c_stride, ahead + block * part)
     f.done()
@@ -103,12 +105,12 @@ def emit_upright_gemm(module: ir.Module, target: Target, dtype: str) -> Function
 
 
 @contextmanager
-def _tiles(f: Function, tiles: Sequence[Function], count: Value) -> Iterator[tuple[Value, Value, Callable[..., None]]]:
+def tiles(f: Function, made: Sequence[Function], count: Value) -> Iterator[tuple[Value, Value, Callable[..., None]]]:
     """Cut rows into tiles whose sizes differ by at most one: a short last one would leave the pipeline idle.
 
     Yields a tile's number, its first row, and what calls the tile of its size.
     """
-    most = len(tiles)
+    most = len(made)
     blocks = (count + (most - 1)) // most
     size = count // blocks
     larger = count - size * blocks
@@ -118,7 +120,7 @@ def _tiles(f: Function, tiles: Sequence[Function], count: Value) -> Iterator[tup
 
         def call(*arguments: Value) -> None:
             with f.switch(rows, range(1, most + 1)) as cases:
-                for tile, case in zip(tiles, cases, strict=True):
+                for tile, case in zip(made, cases, strict=True):
                     with case:
                         f.call(tile, *arguments)
 

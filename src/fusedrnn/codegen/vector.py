@@ -12,6 +12,7 @@ e = exp(-|x|), which never overflows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -105,6 +106,35 @@ class Vectors:
     def broadcast(self, address: Value) -> Value:
         """A number from memory in every lane."""
         return self.splat(self.function.load(address, self.format.scalar, self.item))
+
+    def gathered(self, addresses: Sequence[Value]) -> Value:
+        """A number from each address."""
+        f = self.function
+        vector = ir.Constant(self.type, ir.Undefined)
+        for lane, address in enumerate(addresses):
+            scalar = f.load(address, self.format.scalar, self.item)
+            vector = f.builder.insert_element(vector, scalar.ir, ir.Constant(I32, lane))
+        return Value(f, vector)
+
+    def transposed(self, rows: Sequence[Value]) -> list[Value]:
+        """As many vectors as there are lanes, turned: lane i of vector j is lane j of row i."""
+        rows = list(rows)
+        distance = 1
+        while distance < self.lanes:
+            lanes = range(self.lanes)
+            low = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
+            high = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
+            for first in lanes:
+                if not first & distance:
+                    pair = rows[first], rows[first + distance]
+                    rows[first], rows[first + distance] = (self._shuffled(*pair, places) for places in (low, high))
+            distance *= 2
+        return rows
+
+    def _shuffled(self, one: Value, other: Value, places: Sequence[int]) -> Value:
+        """Lanes of two vectors, those of the second behind those of the first, by their places."""
+        order = ir.Constant(ir.VectorType(I32, self.lanes), list(places))
+        return Value(self.function, self.function.builder.shuffle_vector(one.ir, other.ir, order))
 
     def splat(self, scalar: Value) -> Value:
         """A number in every lane."""

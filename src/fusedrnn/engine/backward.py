@@ -15,6 +15,7 @@ from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
+from fusedrnn.codegen.unpacked import emit_unpacked_back
 from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
 from fusedrnn.engine.recompute import Recompute
 from fusedrnn.engine.sequence import Program, looked_up, step_at
@@ -48,6 +49,8 @@ class _Sweep(GradientPass):
 
     def __init__(self, program: Program) -> None:
         self.gemm = emit_gemm(program.module, program.target, program.dtype)
+        gates = len(program.cell.gates)
+        self.unpacked = emit_unpacked_back(program.module, program.target, program.dtype, gates)
         self.dropout = Dropout(program.module, program.target, program.dtype)
         self.deliver = emit_deliver(program)
         self.weights = WeightGradients(program, self.dropout, self.deliver).emit()
@@ -70,7 +73,8 @@ class _Sweep(GradientPass):
             with f.if_(self.of_weights):
                 f.call(self.weights, *f.arguments, first, last, offset.get(), fresh.get())
             fresh.set(0)
-        self._recurrent(c.steps, before.get())
+        with f.if_(self.wanted(self.p.dh0)):
+            self._recurrent(c.steps, before.get())
         self._exit()
         f.done()
         return f
@@ -126,12 +130,29 @@ class _Sweep(GradientPass):
         """What reaches h from the gates of the step after, for the rows that had it; this member's units."""
         f, c, p = self.f, self.c, self.p
         rows = self.state_rows + (1 - (step & 1)) * self.rows * 8
-        k = self.gate_columns
         with f.if_(count > 0), f.loop(self.first_unit, self.last_unit, self.panel_vectors) as unit:
             panel = unit // self.panel_vectors
-            at = self.carried("h", self.f.constant(0)) + unit * self.v.bytes
-            weights = p.h_weights + panel * k * self.panel_bytes
-            f.call(self.gemm, count, rows, weights, k, at, c.carried_stride, at, c.carried_stride)
+            at = self.carried("h", f.constant(0)) + unit * self.v.bytes
+            places = at, c.carried_stride, at, c.carried_stride
+            self._multiply(panel, count, rows, p.h_weights, p.h_matrix, c.hidden, places)
+
+    def _multiply(
+        self,
+        panel: Value,
+        count: Value,
+        rows: Value,
+        weights: Value,
+        matrix: Value,
+        columns: Value,
+        places: tuple[Value, Value, Value, Value],
+    ) -> None:
+        """A panel of gate gradients times weights; ``places`` are the start and its stride, the result and its."""
+        f, k = self.f, self.gate_columns
+        with f.if_else(self.is_unpacked) as (loose, packed):
+            with loose:
+                f.call(self.unpacked, count, rows, matrix, columns, *places, panel, self.c.hidden)
+            with packed:
+                f.call(self.gemm, count, rows, weights + panel * k * self.panel_bytes, k, *places)
 
     def _row(
         self, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
@@ -211,10 +232,10 @@ class _Sweep(GradientPass):
             f.store(self.input_gates(row, half), self.rows_table + row * 8)
         panels = (p.k + (self.panel_bytes // v.item - 1)) // (self.panel_bytes // v.item)
         first, last = (panels * group // c.grid_units for group in (self.unit_group, self.unit_group + 1))
-        k = self.gate_columns
+        width = f.constant(self.panel_bytes)
         with f.loop(first, last) as panel:
-            weights = p.x_weights + panel * k * self.panel_bytes
-            f.call(self.gemm, count, self.rows_table, weights, k, self.zeros, 0, self.panel, self.panel_bytes)
+            places = self.zeros, f.constant(0), self.panel, width
+            self._multiply(panel, count, self.rows_table, p.x_weights, p.x_matrix, p.k, places)
             self._deliver_panel(begin, end, panel)
 
     def _deliver_panel(self, begin: Value, end: Value, panel: Value) -> None:

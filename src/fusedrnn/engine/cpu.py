@@ -16,7 +16,7 @@ from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
 from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
-from fusedrnn.engine.pack import Packed, Packer
+from fusedrnn.engine.pack import Packed, Packer, Unpacked, is_constant
 from fusedrnn.engine.plan import Geometry, make_plan
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, KeptHere, ReserveLayout
@@ -29,6 +29,8 @@ from fusedrnn.spec import RNNSpec
 Array = NDArray[Any]
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
 _MOST_RESERVES = 16
+# How often a call may read the weights as they lie: some rows of a step at once. In training they mostly have changed.
+_ROWS_AT_ONCE, _FEW, _FEW_IN_TRAINING = 4, 2, 6
 
 
 class CPUEngine:
@@ -53,6 +55,8 @@ class CPUEngine:
         self._workspaces, self._reserves = Workspaces(), Pool(_MOST_RESERVES)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
+        # That of the last call, since shapes mostly repeat.
+        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._geometry, 1, 1, "gates")
         self._lock = Lock()
 
     def compile(self, training: bool = False) -> None:
@@ -86,7 +90,7 @@ class CPUEngine:
         ``x`` (T, N, I) and ``y`` (T, N, D·H) with elements side by side in the last axis, ``states`` each contiguous
         (L·D, N, H), ``lengths`` (N,). Writes ``y``, but not its padding; returns the final states.
         """
-        packed = self._packed(params, False)
+        packed = self._weights(x, params, None)
         return self._on_arrays(x, packed, states, _ragged(lengths, len(x)), y)
 
     def train(
@@ -101,7 +105,7 @@ class CPUEngine:
     ) -> tuple[tuple[Array, ...], KeptHere]:
         """The same in training: with dropout, and with a reserve that keeps ``"gates"`` or just ``"states"``."""
         steps, batch = x.shape[:2]
-        packed, ragged = self._packed(params, True), _ragged(lengths, steps)
+        packed, ragged = self._weights(x, params, keep), _ragged(lengths, steps)
         kept, lease = self.keeping(steps, batch, packed, ragged, keep, seed)
         return self._on_arrays(x, packed, states, ragged, y, kept, lease.address), KeptHere(kept, lease)
 
@@ -122,13 +126,18 @@ class CPUEngine:
         )  # fmt: skip
         self.differentiate(here.kept, here.lease.address, _strided(dy), _addresses(dstates), wanted)
 
-    def packed(self, addresses: tuple[int, ...], training: bool, threads: int, owner: object) -> Packed:
-        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as the kernels want them.
+    def weights(
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, threads: int, owner: object
+    ) -> Packed | Unpacked:
+        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
 
-        0 stands for zeros. They are packed again whenever their content has changed, and forgotten with their owner.
+        0 stands for zeros. Packed they are their own, packed again whenever their content has changed, and forgotten
+        with their owner; for a call so short that this does not pay they are used where they lie.
         """
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
+        if self._short(steps, batch, training):
+            return Unpacked(addresses)
         return self._packer.packed(addresses, training, threads, owner)
 
     def ragged(self, lengths: Array, steps: int, firsts: Array | None = None) -> Ragged:
@@ -136,17 +145,21 @@ class CPUEngine:
         return Ragged(lengths, steps, firsts)
 
     def keeping(
-        self, steps: int, batch: int, packed: Packed, ragged: Ragged | None = None, keep: str = "gates", seed: int = 0
+        self, steps: int, batch: int, packed: Packed | Unpacked, ragged: Ragged | None = None, keep: str = "gates", seed: int = 0
     ) -> tuple[Kept, Lease]:
         """What a call of :meth:`run` in training shall keep, and the memory for it."""
-        layout = ReserveLayout.of(self.spec, self._geometry, steps, batch, keep)
+        key, layout = self._layout
+        if key != (steps, batch, keep):
+            key = steps, batch, keep
+            layout = ReserveLayout.of(self.spec, self._geometry, *key)
+            self._layout = key, layout
         return Kept(layout, keep, seed, ragged, packed), self._reserves.lease(layout.size)
 
     def run(
         self,
         steps: int,
         batch: int,
-        packed: Packed,
+        packed: Packed | Unpacked,
         x: Strided,
         initial: tuple[int, int],
         y: Strided,
@@ -170,8 +183,8 @@ class CPUEngine:
             return records.forward_records(self.spec, plan, self._packer.layout.passes, layout)
 
         firsts = _firsts(ragged)
-        values = (*x, *y, *initial, *final, packed.lease.address, reserve, firsts, _signed(seed))
-        self._call(name, (steps, batch, keep), make, values, ragged, threads)
+        values = (*x, *y, *initial, *final, packed.address, reserve, firsts, _signed(seed))
+        self._call(name, (steps, batch, keep), make, values, ragged, threads, packed.matrices)
 
     def differentiate(
         self,
@@ -180,10 +193,14 @@ class CPUEngine:
         dy: Strided,
         dfinal: tuple[int, int],
         wanted: Wanted,
+        packed: Packed | Unpacked | None = None,
         threads: int | None = None,
     ) -> None:
-        """The gradients of a call of :meth:`run` whose reserve is at that address; 0 for what is zero."""
-        layout, ragged = kept.layout, kept.ragged
+        """The gradients of a call of :meth:`run` whose reserve is at that address; 0 for what is zero.
+
+        ``packed`` are its weights, if they are not where they were.
+        """
+        layout, ragged, packed = kept.layout, kept.ragged, packed or kept.packed
 
         def make(members: int) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
@@ -191,24 +208,38 @@ class CPUEngine:
             return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
 
         values = (
-            *dy, *wanted.x, *dfinal, *wanted.states, kept.packed.lease.address, reserve, _firsts(ragged),
+            *dy, *wanted.x, *dfinal, *wanted.states, packed.address, reserve, _firsts(ragged),
             _signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
         )  # fmt: skip
         problem = layout.steps, layout.batch, kept.keep
-        self._call("backward", problem, make, values, ragged, threads, wanted.params, bool(wanted.x.address))
+        params = (*packed.matrices, *wanted.params)
+        self._call("backward", problem, make, values, ragged, threads, params, bool(wanted.x.address))
 
-    def _packed(self, params: Array, training: bool) -> Packed:
+    def _weights(self, x: Array, params: Array, keep: str | None) -> Packed | Unpacked:
+        """The flat parameters as a call shall have them; ``keep`` is what training keeps."""
+        training = keep is not None
         self.compile(training)
         began = time.perf_counter()
-        packed = self._packer.packed_vector(params, training, get_num_threads())
+        found: Packed | Unpacked
+        if keep == "states" or is_constant(params) or not self._short(*x.shape[:2], training):
+            found = self._packer.packed_vector(params, training, get_num_threads())
+        elif training:
+            found = self._packer.copied_vector(params)
+        else:
+            found = Unpacked(self._packer.addresses(params.ctypes.data))
         if config.debug() >= 2:
             config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
-        return packed
+        return found
+
+    @staticmethod
+    def _short(steps: int, batch: int, training: bool) -> bool:
+        """Whether weights are read so few times that packing them, or finding out whether that is needed, costs more."""
+        return steps * -(-batch // _ROWS_AT_ONCE) <= (_FEW_IN_TRAINING if training else _FEW)
 
     def _on_arrays(
         self,
         x: Array,
-        packed: Packed,
+        packed: Packed | Unpacked,
         states: Sequence[Array] | None,
         ragged: Ragged | None,
         y: Array,

@@ -15,17 +15,19 @@ from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
-from fusedrnn.engine.sequence import SHARED, Pass, Program, step_at
+from fusedrnn.codegen.unpacked import emit_unpacked_gemm
+from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, step_at
 from fusedrnn.symbolic import Leaf, evaluate
 
 CALL = Record(
     *SHARED,
     "states", "state_stride", "state_direction", "cell_at",
     "scratch", "scratch_member", "h_rows_at", "gates_at", "gates_stride", "recurrent_at", "masked_at", "masked_row",
+    "biases_at", "biases_size",
 )  # fmt: skip
 PASS = Record(
     "x", "x_step", "x_row", "x_firsts", "k", "y", "y_step", "y_row", "y_firsts", "reverse",
-    "x_weights", "h_weights", "x_bias", "h_bias", "h0", "c0", "h_n", "c_n",
+    "x_weights", "h_weights", "x_bias", "h_bias", *MATRICES, "h0", "c0", "h_n", "c_n",
     "x_copy", "h_record", "c_record", "kept",
 )  # fmt: skip
 
@@ -52,6 +54,8 @@ class _Inference(Pass):
 
     def __init__(self, program: Program) -> None:
         self.gemm = emit_gemm(program.module, program.target, program.dtype)
+        gates = len(program.cell.gates)
+        self.unpacked = emit_unpacked_gemm(program.module, program.target, program.dtype, gates)
         super().__init__(program, "sequence", (CALL, PASS))
         self.first_panel = self.first_unit * self.blocking.gates // self.panel_vectors
         self._place()
@@ -84,6 +88,7 @@ class _Inference(Pass):
         self.states = c.states + self.direction * c.state_direction + self.first_row * c.state_stride
         # h lies twice, for even and odd steps: a step reads one while it writes the other.
         self.h_size = c.cell_at / 2
+        self.biases = scratch + c.biases_at
 
     def _state_fields(self) -> list[tuple[str, Value, Value]]:
         """For each state: its name, and where the caller's initial and final values go (0 for nowhere)."""
@@ -113,7 +118,47 @@ class _Inference(Pass):
                 if name == "h":
                     f.copy(into + self.h_size, into, self.own_bytes)
                 self._record_initial(name, row, index, into)
+        with f.if_(self.is_unpacked):
+            self._place_biases()
         self.meet()
+
+    def _place_biases(self) -> None:
+        """Biases that come as they are, in the order in which GEMMs start from them: the input's, then the state's."""
+        f, c, p, v = self.f, self.c, self.p, self.v
+        with f.loop(self.first_unit, self.last_unit) as unit:
+            left = (c.hidden - unit * v.lanes).at_most(v.lanes)
+            for gate in range(self.blocking.gates):
+                column = (unit - self.first_unit) * self.blocking.gates + gate
+                offset = (c.hidden * gate + unit * v.lanes) * v.item
+                of_input, of_state = (self._bias(base, offset, left) for base in (p.x_vector, p.h_vector))
+                into = self.biases + column * v.bytes
+                v.store(of_input + of_state if self.cell.merged else of_input, into)
+                v.store(of_state, into + c.biases_size)
+
+    def _bias(self, base: Value, offset: Value, left: Value) -> Value:
+        """A vector of biases, zeros if there are none."""
+        f, v = self.f, self.v
+        bias = f.var(v.const(0.0))
+        with f.if_(base.compare("!=", 0)):
+            bias.set(v.load_first(base + offset, left))
+        return bias.get()
+
+    def _multiply(
+        self, of_state: bool, panel: Value, count: Value, rows: Value, at: Value, stride: Value | int, fresh: bool
+    ) -> None:
+        """A panel of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias."""
+        f, c, p, width = self.f, self.c, self.p, self.panel_bytes
+        k = c.hidden if of_state else p.k
+        weights, matrix, bias = (p.h_weights, p.h_matrix, p.h_bias) if of_state else (p.x_weights, p.x_matrix, p.x_bias)
+        placed = self.biases + (panel - self.first_panel) * width + (c.biases_size if of_state else 0)
+        start_stride = f.constant(0) if fresh else stride
+        with f.if_else(self.is_unpacked) as (loose, packed):
+            with loose:
+                start = placed if fresh else at
+                f.call(self.unpacked, count, rows, matrix, k, start, start_stride, at, stride, panel, c.hidden)
+            with packed:
+                start = bias + panel * width if fresh else at
+                f.call(self.gemm, count, rows, weights + panel * k * width, k, start, start_stride, at, stride)
 
     def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """What training does with an initial state."""
@@ -142,9 +187,8 @@ class _Inference(Pass):
                 f.store(self._input_row(at + index * p.x_row, time, index, count.get()), self.x_rows + count.get() * 8)
                 count.set(count.get() + 1)
         with f.if_(count.get() > 0), f.loop(self.first_panel, self.panel_end(self.last_unit)) as panel:
-            weights, bias = p.x_weights + panel * p.k * self.panel_bytes, p.x_bias + panel * self.panel_bytes
             into = self.gates + (panel - self.first_panel) * self.panel_bytes
-            f.call(self.gemm, count.get(), self.x_rows, weights, p.k, bias, 0, into, self.c.gates_stride)
+            self._multiply(False, panel, count.get(), self.x_rows, into, self.c.gates_stride, fresh=True)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""
@@ -161,14 +205,13 @@ class _Inference(Pass):
             end = (unit + self.blocking.block_units).at_most(self.last_unit)
             first = unit * self.blocking.gates // self.panel_vectors
             with f.loop(first, self.panel_end(end)) as panel:
-                weights = p.h_weights + panel * c.hidden * width
                 if self.cell.merged:
                     at = gates + (panel - self.first_panel) * width
-                    f.call(self.gemm, alive, h_rows, weights, c.hidden, at, c.gates_stride, at, c.gates_stride)
+                    self._multiply(True, panel, alive, h_rows, at, c.gates_stride, fresh=False)
                 else:
                     at = self.recurrent + (panel - first) * width
-                    stride = self.blocking.block_columns * v.bytes
-                    f.call(self.gemm, alive, h_rows, weights, c.hidden, p.h_bias + panel * width, 0, at, stride)
+                    stride = f.constant(self.blocking.block_columns * v.bytes)
+                    self._multiply(True, panel, alive, h_rows, at, stride, fresh=True)
             y = step_at(f, p.y, p.y_step, p.y_row, p.y_firsts, time)
             with f.loop(0, alive) as row:
                 rows = self._output_rows(y, time, self.index(row))

@@ -76,6 +76,7 @@ class Packed:
         parts: Where the parameters are, as :func:`fusedrnn.engine.machine.fingerprint` wants it.
         fingerprint: What their content was.
         training: Whether what backward needs is there too.
+        matrices: A 0 for each parameter: they are not needed as they lie.
         owner: With what it shall be forgotten, if there is such a thing.
     """
 
@@ -84,7 +85,28 @@ class Packed:
     parts: Array
     fingerprint: bytes
     training: bool
+    matrices: tuple[int, ...]
     owner: weakref.ref[Any] | None = None
+
+    @property
+    def address(self) -> int:
+        """Where they begin."""
+        return self.lease.address
+
+
+@dataclass(frozen=True, eq=False)
+class Unpacked:
+    """Parameters as they lie, for a call so short that to pack them would take longer.
+
+    Attributes:
+        matrices: Their addresses, in the order of ``ParameterLayout.by_pass``; 0 for zeros.
+        lease: Memory of their own, if what becomes of the given one must not matter.
+        address: Where packed weights begin: there are none.
+    """
+
+    matrices: tuple[int, ...]
+    lease: Lease | None = None
+    address: int = 0
 
 
 class Packer:
@@ -107,17 +129,27 @@ class Packer:
         self.layout = self._laid_out()
         self._tasks = {training: self._all_tasks(training) for training in (False, True)}
 
+    def copied_vector(self, params: Array) -> Unpacked:
+        """A copy of the flat parameters, as they lie."""
+        lease = self._pool.lease(params.nbytes)
+        lease.buffer[: params.nbytes] = params.view(np.uint8)
+        return Unpacked(self.addresses(lease.address), lease)
+
+    def addresses(self, begin: int) -> tuple[int, ...]:
+        """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``."""
+        last, addresses = self._last
+        if last != begin:
+            addresses = tuple([begin + offset for offset in self._flat])
+            self._last = begin, addresses
+        return addresses
+
     def packed_vector(self, params: Array, training: bool, threads: int) -> Packed:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
 
         A frozen array is known by its identity; any other is fingerprinted at every call.
         """
-        begin, addresses = self._last
-        if begin != params.ctypes.data:
-            begin = params.ctypes.data
-            addresses = tuple(begin + offset for offset in self._flat)
-            self._last = begin, addresses
-        constant = params if _is_constant(params) else None
+        addresses = self.addresses(params.ctypes.data)
+        constant = params if is_constant(params) else None
         return self._looked_up(self._kept, _MOST_KEPT, addresses, training, threads, constant)
 
     def packed(self, addresses: tuple[int, ...], training: bool, threads: int, owner: object) -> Packed:
@@ -179,7 +211,7 @@ class Packer:
                 np.copyto(into, x_bias)
         self._run(self._tasks[training], lease.address, own.ctypes.data, threads if size > _WORTH_A_JOB else 1)
         parts[:, COPY] = 0
-        return Packed(lease, constant, parts, fingerprint, training)
+        return Packed(lease, constant, parts, fingerprint, training, (0,) * len(self._flat))
 
     def _laid_out(self) -> PackedLayout:
         g = self._geometry
@@ -244,7 +276,7 @@ class Packer:
                 gang.run(machine.address(job), call.ctypes.data, members)
 
 
-def _is_constant(array: Array) -> bool:
+def is_constant(array: Array) -> bool:
     """Whether the array's memory is a ``bytes`` object's, which no one can ever write to.
 
     A read-only flag would not do: whoever owns the memory can lift it, write, and set it again.

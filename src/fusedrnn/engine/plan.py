@@ -102,6 +102,8 @@ class Plan(Split):
     recurrent_at: int
     masked_at: int
     masked_row: int
+    biases_at: int
+    biases_size: int
     between_row: int
     barriers_at: int
     states_at: int
@@ -142,7 +144,9 @@ def make_plan(
     recurrent_at = gates_at + lines(chunk * rows * gates_stride)
     masked_at = recurrent_at + lines(rows * geometry.blocking.block_columns * geometry.vector_bytes)
     masked_row = geometry.masked_row(spec) if training and spec.drops else 0
-    scratch_member = masked_at + chunk * rows * masked_row
+    biases_at = masked_at + chunk * rows * masked_row
+    biases_size = lines(columns * geometry.vector_bytes)
+    scratch_member = biases_at + 2 * biases_size
     between_row = skewed(spec.output_size * geometry.item)
 
     barriers_at = 0
@@ -157,7 +161,7 @@ def make_plan(
         state_direction=copies * batch * state_stride,
         cell_at=2 * batch * state_stride,
         scratch_member=scratch_member, h_rows_at=h_rows_at, gates_at=gates_at, gates_stride=gates_stride,
-        recurrent_at=recurrent_at, masked_at=masked_at, masked_row=masked_row, between_row=between_row,
+        recurrent_at=recurrent_at, masked_at=masked_at, masked_row=masked_row, biases_at=biases_at, biases_size=biases_size, between_row=between_row,
         barriers_at=barriers_at, states_at=states_at, scratch_at=scratch_at,
         between_at=(between, between + layer_bytes),
         size=between + buffers * layer_bytes,

@@ -2,9 +2,10 @@
 
 The names of what only the call knows: ``x``, ``y``, ``dy``, ``dx`` with ``_step`` and ``_row`` for their strides; the
 states ``h0``, ``c0``, ``h_n``, ``c_n`` and their gradients ``dh_n`` and so on; the requests, ``add_x`` and the like;
-``workspace``, ``reserve`` and ``weights`` for where these begin, ``parts`` for the workspace if the input's gradient is
+``workspace``, ``reserve`` and ``weights`` for where these begin (weights are 0 if they come as they lie), ``parts`` for the workspace if the input's gradient is
 wanted; ``tables`` for those of :mod:`fusedrnn.engine.lengths`, ``firsts`` for the first row of each time of a packed
-sequence; ``records``, ``spins`` and ``seed``. The gradient of each parameter goes by the parameter's name.
+sequence; ``records``, ``spins`` and ``seed``. The gradient of each parameter goes by the parameter's name, a parameter
+that comes as it lies by "given" and its name.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fusedrnn.engine.lengths import places
 from fusedrnn.engine.pack import KINDS, PackedPass
 from fusedrnn.engine.plan import Plan, lines
 from fusedrnn.engine.reserve import ReserveLayout
+from fusedrnn.engine.sequence import MATRICES
 from fusedrnn.engine.template import At, Template
 from fusedrnn.engine.workspace import Scratch
 from fusedrnn.spec import RNNSpec
@@ -97,12 +99,14 @@ def forward_records(
         "scratch": At("workspace", plan.scratch_at), "scratch_member": plan.scratch_member,
         "h_rows_at": plan.h_rows_at, "gates_at": plan.gates_at, "gates_stride": plan.gates_stride,
         "recurrent_at": plan.recurrent_at, "masked_at": plan.masked_at, "masked_row": plan.masked_row,
+        "biases_at": plan.biases_at, "biases_size": plan.biases_size,
     }  # fmt: skip
     passes = [
         (forward.PASS, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
-    return Records(plan, FORWARD, (forward.CALL, call), passes, [rows, units])
+    names = (*FORWARD, *_matrix_names(spec))
+    return Records(plan, names, (forward.CALL, call), passes, [rows, units])
 
 
 def backward_records(
@@ -128,8 +132,19 @@ def backward_records(
         (gradient_pass.PASS, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
-    names = (*BACKWARD, *(entry.name for entry in spec.layout.by_pass))
+    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
     return Records(plan, names, (gradient_pass.CALL, call), passes, [rows, units, shares])
+
+
+def _matrix_names(spec: RNNSpec) -> list[str]:
+    """What the call says of the parameters as they lie."""
+    return [f"given {entry.name}" for entry in spec.layout.by_pass]
+
+
+def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
+    """Those of a pass."""
+    pairs = zip(MATRICES, KINDS, strict=True)
+    return {field: At(f"given {spec.layout.entry(layer, direction, kind).name}") for field, kind in pairs}
 
 
 def _each(spec: RNNSpec) -> Iterator[tuple[int, int, int]]:
@@ -209,7 +224,7 @@ def _forward_pass(
             into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_firsts": 0}
     return {
         **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": direction,
-        **_states(plan, spec, index, "h0", "c0", "h_n", "c_n"),
+        **_states(plan, spec, index, "h0", "c0", "h_n", "c_n"), **_matrices(spec, layer, direction),
         **{name: At("weights", getattr(weights, name)) for name in ("x_weights", "h_weights", "x_bias", "h_bias")},
     }  # fmt: skip
 
@@ -239,7 +254,7 @@ def _backward_pass(
         **(_from_below(spec, layout, layer) if layer else first),
         **_from_above(spec, plan, layer, direction), **_below(spec, plan, layer, direction),
         **{name: At("weights", offset) for name, offset in packed.items()},
-        **_states(plan, spec, index, "dh_n", "dc_n", "dh0", "dc0"),
+        **_states(plan, spec, index, "dh_n", "dc_n", "dh0", "dc0"), **_matrices(spec, layer, direction),
         **_kept(spec, layout, index, layer, direction), **parameters,
     }  # fmt: skip
 

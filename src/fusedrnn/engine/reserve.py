@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusedrnn.engine.lengths import Ragged
-from fusedrnn.engine.pack import Packed
+from fusedrnn.engine.pack import Packed, Unpacked
 from fusedrnn.engine.plan import Geometry, lines, skewed
 from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.engine.workspace import Lease
@@ -68,7 +68,7 @@ class Kept:
     keep: str
     seed: int
     ragged: Ragged | None
-    packed: Packed
+    packed: Packed | Unpacked
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,9 @@ states in a reserve, ``kept`` strides those of whatever else it keeps. ``thresho
 and ``seed`` are dropout's; a threshold of 0 means none.
 """
 
+MATRICES = "x_matrix", "h_matrix", "x_vector", "h_vector"
+"""A pass's weights and biases as they lie: for a call without packed ones, whose ``x_weights`` is 0."""
+
 
 @dataclass(frozen=True)
 class Blocking:
@@ -115,6 +118,7 @@ class Pass:
         self.c = c = records[0].read(f, call)
         number = self.layer * c.directions + self.direction
         self.p = records[1].read(f, c.passes + number * (8 * len(records[1].names)))
+        self.is_unpacked = self.p.x_weights.equals(0)
         self._divide()
 
     def _divide(self) -> None:

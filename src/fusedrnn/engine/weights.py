@@ -39,6 +39,9 @@ class WeightGradients(GradientPass):
     def emit(self) -> Function:
         """Emit the function."""
         f, c = self.f, self.c
+        # What is complete after this block, and not added to anything, goes straight to where it is wanted.
+        only_block = self.fresh.compare("!=", 0) & self.last.equals(c.steps)
+        self.straight = only_block & (self.count > 0) & c.add_params.equals(0)
         self._meet_team()
         self._find_places()
         with f.if_(self.fresh.compare("!=", 0)):
@@ -123,14 +126,25 @@ class WeightGradients(GradientPass):
         a = self.upright + (unit * self.slots + slot) * c.upright_stride + begin * v.bytes
         # The first panel's tiles ask for the gradients that come next; B is near.
         ahead = a + c.upright_stride
-        column = self.x_panels if of_state else f.constant(0)
-        at = self._weight_rows(unit, gate) + column * self.panel_bytes
+        into, columns, first_panel = self._destination(of_state)
+        at = self._weight_rows(unit, gate) + first_panel * self.panel_bytes
+        row = into + (c.hidden * gate + unit * v.lanes) * columns * v.item
+        whole = self.straight.select(columns // self.panel_features, 0)
         with f.loop(first, last) as panel:
-            into = at + panel * self.panel_bytes
-            origin, stride = start.select(into, self.zeros), start.select(c.weights_stride, 0)
+            offset = panel * self.panel_bytes
+            direct = panel < whole
+            target, stride = direct.select(row, at) + offset, direct.select(columns * v.item, c.weights_stride)
+            origin, origin_stride = start.select(target, self.zeros), start.select(stride, 0)
             packed = self.packed + (panel - first) * k * self.panel_bytes
             near = panel.equals(first).select(ahead, a)
-            f.call(self.gemm, count, a, packed, k, origin, stride, into, c.weights_stride, near)
+            f.call(self.gemm, count, a, packed, k, origin, origin_stride, target, stride, near)
+
+    def _destination(self, of_state: bool) -> tuple[Value, Value, Value]:
+        """Where the gradient of a matrix is wanted, its columns, and the first of its panels among the sums."""
+        p = self.p
+        if of_state:
+            return p.d_h_weights, self.c.hidden, self.x_panels
+        return p.d_x_weights, p.k, self.f.constant(0)
 
     def _weight_rows(self, unit: Value, gate: int) -> Value:
         """Where the sums for a vector of units of a gate are: a row for each unit, input columns then recurrent."""
@@ -157,17 +171,25 @@ class WeightGradients(GradientPass):
     def _hand_over(self) -> None:
         """The sums to where the caller wants them."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        weights = (p.d_x_weights, p.k, f.constant(0)), (p.d_h_weights, c.hidden, self.x_panels * self.panel_bytes)
         biases = (p.d_x_bias, self.derivative.from_input), (p.d_h_bias, self.derivative.from_state)
         with f.loop(self.first_own, self.last_own) as unit:
             count = (c.hidden - unit * v.lanes).at_most(v.lanes)
             for gate in range(len(self.cell.gates)):
                 first = c.hidden * gate + unit * v.lanes
-                for into, columns, offset in weights:
-                    with f.if_(self.wanted(into)), f.loop(0, count) as lane:
-                        source = self._weight_rows(unit, gate) + lane * c.weights_stride + offset
-                        f.call(self.deliver, source, into + (first + lane) * columns * v.item, columns, c.add_params)
+                for of_state in (False, True):
+                    self._deliver_rows(unit, gate, first, count, of_state)
                 for into, slots in biases:
                     with f.if_(self.wanted(into)):
                         source = self._sums(unit) + slots[gate] * v.bytes
                         f.call(self.deliver, source, into + first * v.item, count, c.add_params)
+
+    def _deliver_rows(self, unit: Value, gate: int, first: Value, count: Value, of_state: bool) -> None:
+        """Rows of the sums, from the ``first`` of the matrix, as far as they are not where they are wanted yet."""
+        f, c, v = self.f, self.c, self.v
+        into, columns, first_panel = self._destination(of_state)
+        panels = self.straight.select(columns // self.panel_features, 0)
+        left = columns - panels * self.panel_features
+        with f.if_(self.wanted(into) & (left > 0)), f.loop(0, count) as lane:
+            source = self._weight_rows(unit, gate) + lane * c.weights_stride + (first_panel + panels) * self.panel_bytes
+            at = into + (first + lane) * columns * v.item + panels * self.panel_bytes
+            f.call(self.deliver, source, at, left, c.add_params)

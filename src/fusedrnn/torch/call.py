@@ -38,6 +38,7 @@ def run(
         The output (T, N, D·H), or packed (rows, D·H); and the final states, a tuple like ``states``.
     """
     network = Network.of(spec)
+    weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
     problem = Problem(network, x, lengths, batch_sizes)
     if torch.is_grad_enabled() and _required(x, states, weights):
         given = states if states is not None else (None,) * network.states

@@ -98,7 +98,7 @@ def infer(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output and the final states, nothing kept."""
     threads = torch.get_num_threads()
-    packed = _packed(network, weights, False, threads)
+    packed = _weights(network, problem, weights, False, threads)
     x, initial = _readable(x), _contiguous(states)
     y = problem.empty(network, network.spec.output_size)
     final = network.states_like(problem.batch)
@@ -114,7 +114,7 @@ def train(
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
     """The same, with a reserve as bytes and what else :func:`gradients` must know."""
     threads = torch.get_num_threads()
-    packed = _packed(network, weights, True, threads)
+    packed = _weights(network, problem, weights, True, threads)
     kept, lease = network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)
     reserve = _bytes(lease, kept.layout.size)
     x, initial = _readable(x), _contiguous(states)
@@ -130,7 +130,7 @@ def train(
 
 def kept_of(network: Network, problem: Problem, weights: Weights, seed: int) -> Any:
     """What :func:`train` returned last, found out again for a call like that one."""
-    packed = _packed(network, weights, True, torch.get_num_threads())
+    packed = _weights(network, problem, weights, True, torch.get_num_threads())
     return network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)[0]
 
 
@@ -159,6 +159,9 @@ def gradients(
         torch.empty(weight.shape, dtype=network.dtype) if want and weight is not None else None
         for weight, want in zip(weights, given, strict=True)
     ]
+    # Weights that are used where they lie may lie elsewhere now.
+    moved = kept.packed.address == 0
+    packed = _weights(network, problem, weights, True, torch.get_num_threads()) if moved else None
     dy = None if dy is None else _readable(dy)
     final = _contiguous(dfinal)
     network.engine.differentiate(
@@ -167,15 +170,15 @@ def gradients(
         _strided(network, dy),
         _addresses(final),
         Wanted(_strided(network, dx), [0 if p is None else p.data_ptr() for p in params], _addresses(states)),
-        threads=torch.get_num_threads(),
+        packed,
+        torch.get_num_threads(),
     )
     return [dx, *(states or (None,) * count), *params]
 
 
-def _packed(network: Network, weights: Weights, training: bool, threads: int) -> Any:
-    held = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
-    addresses = tuple([0 if weight is None else weight.data_ptr() for weight in held])
-    return network.engine.packed(addresses, training, threads, held[0])
+def _weights(network: Network, problem: Problem, weights: Weights, training: bool, threads: int) -> Any:
+    addresses = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
+    return network.engine.weights(problem.steps, problem.batch, addresses, training, threads, weights[0])
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -204,4 +207,5 @@ def _strided(network: Network, x: Tensor | None) -> Strided:
 
 def _bytes(lease: Any, size: int) -> Tensor:
     """A reserve's memory as a tensor: it goes back when the tensor goes."""
-    return torch.from_numpy(np.asarray(lease))[:size]
+    memory = torch.from_numpy(np.asarray(lease))
+    return memory if len(memory) == size else memory[:size]

@@ -1,0 +1,126 @@
+"""GEMMs on weights as they lie, row by row: for so few rows that packing the weights would take longer.
+
+The products of every element are added in the order in which the packed kernels add them, so that the bits are the
+same. Like them these make one panel of columns at a time, and columns are (vector of units, gate, lane).
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from fusedrnn.codegen.build import Function, Value
+from fusedrnn.codegen.target import Target
+from fusedrnn.codegen.tile import tiles
+from fusedrnn.codegen.vector import Vectors
+
+# Rows of a tile: beside them a square of weights is in registers.
+_MOST_ROWS = 4
+
+
+def emit_unpacked_gemm(module: ir.Module, target: Target, dtype: str, gates: int) -> Function:
+    """A function of (count, A's rows, weights (G·H, k), k, start, its stride, C, its stride, panel, hidden).
+
+    One panel of A·Wᵀ, against any number of rows, as :func:`fusedrnn.codegen.tile.emit_gemm` makes it.
+    """
+    made = [_emit_turned_tile(module, target, dtype, rows) for rows in range(1, _MOST_ROWS + 1)]
+    names = ["count", "a_rows", "weights", "k", "start", "start_stride", "c", "c_stride", "panel", "hidden"]
+    f = Function(module, "unpacked", names)
+    count, a_rows, weights, k, start, start_stride, c, c_stride, panel, hidden = f.arguments
+    v = Vectors(f, target, dtype)
+    for number in range(target.tile[1]):
+        column = panel * target.tile[1] + number
+        unit = column // gates * v.lanes
+        real = (hidden - unit).at_most(v.lanes)
+        with f.if_(real > 0):
+            source = weights + (column % gates * hidden + unit) * k * v.item
+            offset = number * v.bytes
+            with tiles(f, made, count) as (_, first, tile):
+                start_row, c_row = start + first * start_stride + offset, c + first * c_stride + offset
+                tile(a_rows + first * 8, source, k, start_row, start_stride, c_row, c_stride, real)
+    f.done()
+    return f
+
+
+def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) -> Function:
+    """Some rows of A times one vector of columns, whose ``real`` weights are rows of k."""
+    names = ["a", "weights", "k", "start", "start_stride", "c", "c_stride", "real"]
+    f = Function(module, f"turned{rows}", names)
+    a_rows, weights, k, start, start_stride, c, c_stride, real = f.arguments
+    v = Vectors(f, target, dtype)
+    a = [f.load(a_rows + 8 * i) for i in range(rows)]
+    total = [f.var(v.load(start + start_stride * i)) for i in range(rows)]
+    # A lane without a unit repeats the last one that has: nobody reads what becomes of it.
+    columns = [weights + f.constant(lane).at_most(real - 1) * k * v.item for lane in range(v.lanes)]
+
+    def multiply(index: Value, vector: Value) -> None:
+        for one, sums in zip(a, total, strict=True):
+            sums.set(v.fma(v.broadcast(one + index * v.item), vector, sums.get()))
+
+    even = k - k % v.lanes
+    with f.loop(0, even, v.lanes) as index:
+        square = [v.load(column + index * v.item, v.item) for column in columns]
+        for ahead, vector in enumerate(v.transposed(square)):
+            multiply(index + ahead, vector)
+    with f.loop(even, k) as index:
+        multiply(index, v.gathered([column + index * v.item for column in columns]))
+    for i, sums in enumerate(total):
+        v.store(sums.get(), c + c_stride * i)
+    f.done()
+    return f
+
+
+def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int) -> Function:
+    """A function of (count, A's rows, weights (G·H, columns), columns, start, its stride, C, its stride, panel, hidden).
+
+    One panel of A·W, where the rows of A hold all gates of all units, as packed kernels make it of weights transposed.
+    """
+    made = [_emit_straight_tile(module, target, dtype, gates, rows) for rows in range(1, _MOST_ROWS + 1)]
+    names = ["count", "a_rows", "weights", "columns", "start", "start_stride", "c", "c_stride", "panel", "hidden"]
+    f = Function(module, "unpacked_back", names)
+    count, a_rows, weights, columns, start, start_stride, c, c_stride, panel, hidden = f.arguments
+    v = Vectors(f, target, dtype)
+    feature = panel * (target.tile[1] * v.lanes)
+    source, left = weights + feature * v.item, columns - feature
+    with tiles(f, made, count) as (_, first, tile):
+        start_row, c_row = start + first * start_stride, c + first * c_stride
+        tile(a_rows + first * 8, source, columns * v.item, start_row, start_stride, c_row, c_stride, left, hidden)
+    f.done()
+    return f
+
+
+def _emit_straight_tile(module: ir.Module, target: Target, dtype: str, gates: int, rows: int) -> Function:
+    """Some rows of A times a panel of columns, of which ``left`` are there."""
+    names = ["a", "weights", "stride", "start", "start_stride", "c", "c_stride", "left", "hidden"]
+    f = Function(module, f"straight{rows}", names)
+    a_rows, weights, stride, start, start_stride, c, c_stride, left, hidden = f.arguments
+    v = Vectors(f, target, dtype)
+    width = target.tile[1]
+    a = [f.load(a_rows + 8 * i) for i in range(rows)]
+    total = [[f.var(v.load(start + start_stride * i + j * v.bytes)) for j in range(width)] for i in range(rows)]
+
+    def add(whole: bool) -> None:
+        with f.loop(0, hidden, v.lanes) as unit, f.loop(0, gates) as gate:
+            real = (hidden - unit).at_most(v.lanes)
+            source = weights + (gate * hidden + unit) * stride
+            place = (unit * gates + gate * v.lanes) * v.item
+            with f.loop(0, real) as lane:
+                here = source + lane * stride
+                at = [here + j * v.bytes for j in range(width)]
+                b = [
+                    v.load(one, v.item) if whole else v.load_first(one, left - j * v.lanes) for j, one in enumerate(at)
+                ]
+                for i in range(rows):
+                    scalar = v.broadcast(a[i] + place + lane * v.item)
+                    for j in range(width):
+                        total[i][j].set(v.fma(scalar, b[j], total[i][j].get()))
+
+    with f.if_else(left >= width * v.lanes) as (whole, part):
+        with whole:
+            add(True)
+        with part:
+            add(False)
+    for i in range(rows):
+        for j in range(width):
+            v.store(total[i][j].get(), c + c_stride * i + j * v.bytes)
+    f.done()
+    return f
