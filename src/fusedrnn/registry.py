@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.locks import Lock
+from fusedrnn.engine.threads import Team
 from fusedrnn.addresses import Strided, Wanted
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import DTYPES, MODES, RNNSpec
@@ -90,7 +91,7 @@ class ByAddress(Protocol):
     """
 
     def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, threads: int, owner: object
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
     ) -> Any:
         """Parameters, in the order of ``ParameterLayout.by_pass``, as a call of that size shall have them.
 
@@ -123,7 +124,7 @@ class ByAddress(Protocol):
         ragged: Any = None,
         kept: Any = None,
         reserve: int = 0,
-        threads: int | None = None,
+        team: Team | None = None,
     ) -> None:
         """Run a sequence, not writing to the padding of ``y``; with ``kept`` in training, filling that reserve."""
 
@@ -135,7 +136,7 @@ class ByAddress(Protocol):
         dfinal: tuple[int, int],
         wanted: Wanted,
         packed: Any = None,
-        threads: int | None = None,
+        team: Team | None = None,
     ) -> None:
         """The gradients of such a call, from those of its output and final states; its weights if they have moved."""
 

@@ -21,7 +21,7 @@ from fusedrnn.engine.plan import Geometry, make_plan
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, KeptHere, ReserveLayout
 from fusedrnn.engine.sequence import cell_of, derivative_of
-from fusedrnn.engine.threads import Gang, borrow_gang, get_num_threads
+from fusedrnn.engine.threads import Team, get_num_threads, own_team
 from fusedrnn.engine.workspace import Lease, Pool, Workspaces
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import RNNSpec
@@ -58,6 +58,7 @@ class CPUEngine:
         # That of the last call, since shapes mostly repeat.
         self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._geometry, 1, 1, "gates")
         self._lock = Lock()
+        self._debug = config.debug()  # looked at again for each new problem, not at each call
 
     def compile(self, training: bool = False) -> None:
         """Have the machine code at hand, in ``training`` that of both ways; the first call does it otherwise."""
@@ -127,7 +128,7 @@ class CPUEngine:
         self.differentiate(here.kept, here.lease.address, _strided(dy), _addresses(dstates), wanted)
 
     def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, threads: int, owner: object
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
     ) -> Packed | Unpacked:
         """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
 
@@ -138,7 +139,7 @@ class CPUEngine:
             self.compile(training)
         if self._short(steps, batch, training):
             return Unpacked(addresses)
-        return self._packer.packed(addresses, training, threads, owner)
+        return self._packer.packed(addresses, training, team, owner)
 
     def ragged(self, lengths: Array, steps: int, firsts: Array | None = None) -> Ragged:
         """Sequences of different lengths: see :class:`fusedrnn.engine.lengths.Ragged`."""
@@ -168,7 +169,7 @@ class CPUEngine:
         ragged: Ragged | None = None,
         kept: Kept | None = None,
         reserve: int = 0,
-        threads: int | None = None,
+        team: Team | None = None,
     ) -> None:
         """Run a sequence; in training, with ``kept``, fill the reserve at that address.
 
@@ -184,7 +185,7 @@ class CPUEngine:
 
         firsts = _firsts(ragged)
         values = (*x, *y, *initial, *final, packed.address, reserve, firsts, _signed(seed))
-        self._call(name, (steps, batch, keep), make, values, ragged, threads, packed.matrices)
+        self._call(name, (steps, batch, keep), make, values, ragged, team, packed.matrices)
 
     def differentiate(
         self,
@@ -194,7 +195,7 @@ class CPUEngine:
         dfinal: tuple[int, int],
         wanted: Wanted,
         packed: Packed | Unpacked | None = None,
-        threads: int | None = None,
+        team: Team | None = None,
     ) -> None:
         """The gradients of a call of :meth:`run` whose reserve is at that address; 0 for what is zero.
 
@@ -213,7 +214,7 @@ class CPUEngine:
         )  # fmt: skip
         problem = layout.steps, layout.batch, kept.keep
         params = (*packed.matrices, *wanted.params)
-        self._call("backward", problem, make, values, ragged, threads, params, bool(wanted.x.address))
+        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x.address))
 
     def _weights(self, x: Array, params: Array, keep: str | None) -> Packed | Unpacked:
         """The flat parameters as a call shall have them; ``keep`` is what training keeps."""
@@ -222,12 +223,12 @@ class CPUEngine:
         began = time.perf_counter()
         found: Packed | Unpacked
         if keep == "states" or is_constant(params) or not self._short(*x.shape[:2], training):
-            found = self._packer.packed_vector(params, training, get_num_threads())
+            found = self._packer.packed_vector(params, training, own_team(get_num_threads()))
         elif training:
             found = self._packer.copied_vector(params)
         else:
             found = Unpacked(self._packer.addresses(params.ctypes.data))
-        if config.debug() >= 2:
+        if self._debug >= 2:
             config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
         return found
 
@@ -259,44 +260,42 @@ class CPUEngine:
         make: Callable[[int], Records],
         values: tuple[int, ...],
         ragged: Ragged | None,
-        threads: int | None,
+        team: Team | None,
         params: Sequence[int] = (),
         parts: bool = False,
     ) -> None:
         """Run a job on the gang, or on this thread alone if the gang is taken or the problem too small for it."""
         job = self._jobs.get(name) or self._job(name)
-        threads = threads or get_num_threads()
-        made = self._planned(name, (*problem, threads), make)
+        team = team or own_team(get_num_threads())
         began = time.perf_counter()
-        if made.plan.members == 1:
-            self._execute(job, made, None, values, ragged, params, parts)
-        else:
-            with borrow_gang(threads) as gang:
-                if gang is None:
-                    made = self._planned(name, (*problem, 1), make)
-                self._execute(job, made, gang, values, ragged, params, parts)
-        if config.debug() >= 2:
+        for members in (team.threads, 1):
+            made = self._planned(name, (*problem, members), make)
+            if self._execute(job, made, team, values, ragged, params, parts):
+                break
+        if self._debug >= 2:
             config.report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
 
     def _execute(
         self,
         job: machine.Job,
         made: Records,
-        gang: Gang | None,
+        team: Team,
         values: tuple[int, ...],
         ragged: Ragged | None,
         params: Sequence[int],
         parts: bool,
-    ) -> None:
+    ) -> bool:
+        """Whether there were as many threads as planned."""
         tables = None if ragged is None else ragged.tables(made.plan.row_starts)
-        spins = 0 if gang is None else gang.spins
         scratch = self._workspaces.take(made.size)
-        call = made.fill(scratch, (*values, 0 if tables is None else tables.ctypes.data, spins, *params), parts)
-        if gang is None:
+        call = made.fill(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
+        ran = True
+        if made.members == 1:
             job(call, 0)
         else:
-            gang.run(machine.address(job), call, made.plan.members)
+            ran = team.run(job, call, made.members)
         self._workspaces.give(scratch)
+        return ran
 
     def _planned(self, name: str, key: tuple[Any, ...], make: Callable[[int], Records]) -> Records:
         """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
@@ -305,7 +304,8 @@ class CPUEngine:
             return last[1]
         made = make(key[-1])
         self._plans[name] = key, made
-        if config.debug() >= 1:
+        self._debug = config.debug()
+        if self._debug >= 1:
             more = "" if name == "forward" else f"; {derivative_of(self.spec.mode)}"
             config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
         return made

@@ -14,6 +14,7 @@ from fusedrnn.codegen import cache
 from fusedrnn.codegen.build import Module
 from fusedrnn.codegen.filling import build_filling
 from fusedrnn.codegen.fingerprint import LANES, build_fingerprint
+from fusedrnn.codegen.member import build_member
 from fusedrnn.codegen.packing import build_packing
 from fusedrnn.codegen.sync import build_gang
 from fusedrnn.codegen.target import Target, current
@@ -91,6 +92,17 @@ def gang() -> tuple[Callable[..., None], ...]:
         return _gang()
 
 
+@lru_cache(maxsize=1)
+def _member() -> Callable[..., None]:
+    return function(load("member", current(), build_member), "member", 1)
+
+
+def member() -> Callable[..., None]:
+    """What every thread of a foreign team calls; see :mod:`fusedrnn.codegen.member`."""
+    with _lock:
+        return _member()
+
+
 def prepare() -> None:
     """Have the code that every call needs, whatever its cell."""
     with _lock:
@@ -98,11 +110,10 @@ def prepare() -> None:
         _gang()
 
 
-def fill(fields: int, count: int, values: int, into: int) -> None:
-    """Fill in that many fields of records; see :mod:`fusedrnn.codegen.filling`."""
+def filling() -> Callable[..., None]:
+    """What fills in fields of records; see :mod:`fusedrnn.codegen.filling`."""
     with _lock:
-        call = _common()[0]
-    call(fields, count, values, into)
+        return _common()[0]
 
 
 def fingerprint(parts: NDArray[np.int64]) -> bytes:

@@ -17,7 +17,7 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.plan import Geometry, lines
-from fusedrnn.engine.threads import borrow_gang
+from fusedrnn.engine.threads import Team
 from fusedrnn.engine.workspace import Lease, Pool
 from fusedrnn.spec import Kind, RNNSpec
 
@@ -143,22 +143,22 @@ class Packer:
             self._last = begin, addresses
         return addresses
 
-    def packed_vector(self, params: Array, training: bool, threads: int) -> Packed:
+    def packed_vector(self, params: Array, training: bool, team: Team) -> Packed:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
 
         A frozen array is known by its identity; any other is fingerprinted at every call.
         """
         addresses = self.addresses(params.ctypes.data)
         constant = params if is_constant(params) else None
-        return self._looked_up(self._kept, _MOST_KEPT, addresses, training, threads, constant)
+        return self._looked_up(self._kept, _MOST_KEPT, addresses, training, team, constant)
 
-    def packed(self, addresses: tuple[int, ...], training: bool, threads: int, owner: object) -> Packed:
+    def packed(self, addresses: tuple[int, ...], training: bool, team: Team, owner: object) -> Packed:
         """The packed form of the parameters that lie at these addresses, in the order of ``ParameterLayout.by_pass``.
 
         0 stands for a parameter that is all zeros. What is packed is forgotten when its owner goes.
         """
         owned = self._owned
-        packed = self._looked_up(owned, _MOST_OWNED, addresses, training, threads, None)
+        packed = self._looked_up(owned, _MOST_OWNED, addresses, training, team, None)
         if packed.owner is None or packed.owner() is not owner:
             # The garbage collector may come from anywhere: one step that is atomic, no lock.
             packed.owner = weakref.ref(owner, lambda _: owned.pop(addresses, None))
@@ -170,7 +170,7 @@ class Packer:
         most: int,
         addresses: tuple[int, ...],
         training: bool,
-        threads: int,
+        team: Team,
         constant: Array | None,
     ) -> Packed:
         with self._lock:
@@ -181,13 +181,13 @@ class Packer:
             same = found is not None and constant is not None and found.source is constant
             if found is None or (not same and found.fingerprint != machine.fingerprint(found.parts)):
                 found = None  # so that its memory can serve again
-                found = self._pack(addresses, training, threads, constant)
+                found = self._pack(addresses, training, team, constant)
             known[addresses] = found
             while len(known) > most:
                 known.popitem(last=False)
             return found
 
-    def _pack(self, addresses: tuple[int, ...], training: bool, threads: int, constant: Array | None) -> Packed:
+    def _pack(self, addresses: tuple[int, ...], training: bool, team: Team, constant: Array | None) -> Packed:
         layout, g, dtype = self.layout, self._geometry, self._spec.dtype
         size = self._spec.layout.size * g.item
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
@@ -209,7 +209,7 @@ class Packer:
                 np.add(x_bias, h_bias, out=into)
             else:
                 np.copyto(into, x_bias)
-        self._run(self._tasks[training], lease.address, own.ctypes.data, threads if size > _WORTH_A_JOB else 1)
+        self._run(self._tasks[training], lease.address, own.ctypes.data, team, 2 * size)
         parts[:, COPY] = 0
         return Packed(lease, constant, parts, fingerprint, training, (0,) * len(self._flat))
 
@@ -258,22 +258,24 @@ class Packer:
         table = np.array(tasks, np.int64)
         return np.ascontiguousarray(table[:, :-1]), table[:, -1]
 
-    def _run(self, tasks: tuple[Array, Array], packed: int, flat: int, threads: int) -> None:
+    def _run(self, tasks: tuple[Array, Array], packed: int, flat: int, team: Team, size: int) -> None:
         g, spec = self._geometry, self._spec
         job = machine.packing(spec.dtype, self._target)
         table, of_flat = tasks[0].copy(), tasks[1]
         index = packing.TASK.index
         table[:, index["source"]] += np.where(of_flat, flat, packed)
         table[:, index["into"]] += packed
-        with borrow_gang(threads) as gang:
-            members = 1 if gang is None else gang.workers + 1
+        members = team.threads if size > _WORTH_A_JOB else 1
+        while True:
             call = np.array(
                 [table.ctypes.data, len(table), members, g.blocking.gates, spec.hidden_size, g.unit_vectors], np.int64
             )
-            if gang is None:
+            if members == 1:
                 job(call.ctypes.data, 0)
-            else:
-                gang.run(machine.address(job), call.ctypes.data, members)
+                return
+            if team.run(job, call.ctypes.data, members):
+                return
+            members = 1
 
 
 def is_constant(array: Array) -> bool:

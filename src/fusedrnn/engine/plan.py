@@ -16,6 +16,7 @@ _DEFAULT_L2 = 1 << 20
 # gang is awake, twenty-five when it sleeps; a barrier about one.
 _FLOPS_WORTH_A_JOB = 2_000_000
 _FLOPS_WORTH_A_BARRIER = 400_000
+_ROWS_THAT_COVER_WEIGHTS = 4
 _ROWS_IN_A_CHUNK = 96
 
 
@@ -172,8 +173,10 @@ def choose_grid(
     spec: RNNSpec, geometry: Geometry, block_units: int, steps: int, batch: int, threads: int
 ) -> tuple[int, int, int]:
     """Directions first, for they share nothing; then rows, if every thread's cache holds the weights; else units."""
-    per_step = spec.flops(1, batch) // spec.num_layers
-    if threads == 1 or spec.flops(steps, batch) < _FLOPS_WORTH_A_JOB:
+    # With few rows the time goes into reading weights, not into multiplying.
+    slower = max(1, _ROWS_THAT_COVER_WEIGHTS // batch)
+    per_step = slower * spec.flops(1, batch) // spec.num_layers
+    if threads == 1 or slower * spec.flops(steps, batch) < _FLOPS_WORTH_A_JOB:
         return 1, 1, 1
     directions = min(spec.num_directions, threads)
     left = threads // directions

@@ -55,6 +55,7 @@ class Records:
 
     Attributes:
         plan: The same.
+        members: Threads at work.
         size: Bytes of a workspace.
     """
 
@@ -66,7 +67,7 @@ class Records:
         passes: Sequence[tuple[Record, Fields]],
         constants: Sequence[Array],
     ) -> None:
-        self.plan, self._constants = plan, constants
+        self.plan, self.members, self._constants = plan, plan.members, constants
         known = (*names, "workspace", "records", "parts")
         self._values = struct.Struct(f"{len(known)}q")
         self._records_at = lines(self._values.size)

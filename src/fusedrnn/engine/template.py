@@ -42,7 +42,7 @@ class Template:
         self._count = sum(len(record.names) for record, _ in rows) + zeros
         self.size = 8 * self._count
         self._fields: Array = np.zeros((self._count, 2), np.int64)
-        self._address = self._fields.ctypes.data
+        self._address, self._fill = self._fields.ctypes.data, machine.filling()
         self._fields[:, 0] = CONSTANT
         number = 0
         for record, row in rows:
@@ -54,4 +54,4 @@ class Template:
 
     def fill(self, values: int, into: int) -> None:
         """Write the records to an address; the values, 64-bit integers, lie at another."""
-        machine.fill(self._address, self._count, values, into)
+        self._fill(self._address, self._count, values, into)

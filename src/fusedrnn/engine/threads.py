@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 
 import numpy as np
 
@@ -81,7 +82,7 @@ class Gang:
         self._control[:] = 0
         self._address = self._control.ctypes.data
         crowded = workers + 1 > config.processors()
-        self.spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
+        self._spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
         self._control[sync.CONTROL.index["spins"]] = _CROWDED_SPINS if crowded else _IDLE_SPINS
         self._threads: list[threading.Thread] = []
         try:
@@ -104,13 +105,40 @@ class Gang:
         """
         if os.getpid() != self._process:
             raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
-        self._dispatch(self._address, function, arguments, members, self.workers, self.spins)
+        self._dispatch(self._address, function, arguments, members, self.workers, self._spins)
 
     def stop(self) -> None:
         """End the threads and wait until they have; if that is interrupted they end all the same."""
         self._stop(self._address)
         for thread in self._threads:
             thread.join()
+
+
+class Team:
+    """So many threads for a call: the caller's and those of the gang.
+
+    Attributes:
+        threads: Their number.
+        spins: Turns of a waiting loop before a member of a job sleeps.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.spins = _CROWDED_SPINS if threads > config.processors() else _BUSY_SPINS
+
+    def run(self, job: machine.Job, call: int, members: int) -> bool:
+        """Run ``job(call, member)`` for every member, wait for all; False if there are not so many threads now."""
+        with borrow_gang(self.threads) as gang:
+            if gang is None:
+                return False
+            gang.run(machine.address(job), call, members)
+        return True
+
+
+@lru_cache(maxsize=64)
+def own_team(threads: int) -> Team:
+    """The caller's thread and so many of the gang that they are that many."""
+    return Team(threads)
 
 
 class _Permit:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 import torch
 
-_BUILDER = "torch._dynamo.variables.builder"
+_DYNAMO = "torch._dynamo"
 _classes: tuple[type[torch.nn.Module], ...] = ()
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def trace(*classes: type[torch.nn.Module]) -> None:
@@ -32,10 +33,21 @@ def trace(*classes: type[torch.nn.Module]) -> None:
     _classes += classes
     if not first:
         return
-    if _BUILDER in sys.modules:
-        _patch(sys.modules[_BUILDER])
+    if _DYNAMO in sys.modules:
+        _patch()
     else:
         sys.meta_path.insert(0, _Watch())
+
+
+def breaks() -> bool:
+    """Whether torch.nn's own forward would break the graph here, and therefore should: see :func:`eagerly`."""
+    return torch.compiler.is_dynamo_compiling() and not _is_exporting()
+
+
+def eagerly(module: torch.nn.Module, *args: Any) -> Any:
+    """torch.nn's forward of one of our modules; once Dynamo is there, out of its sight."""
+    theirs: Any = next(kind for kind in type(module).__mro__ if kind.__module__ == torch.nn.RNN.__module__)
+    return theirs.forward(module, *args)
 
 
 def _traceable(module: torch.nn.Module) -> bool:
@@ -47,10 +59,15 @@ def _traceable(module: torch.nn.Module) -> bool:
     )
 
 
-def _patch(builder: ModuleType) -> None:
+def _patch() -> None:
+    global eagerly
+    from torch import _dynamo
     from torch._dynamo import config
+    from torch._dynamo.variables.builder import VariableBuilder
 
-    wrapped = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
+    untyped: Any = _dynamo
+    eagerly = untyped.disable(eagerly)
+    wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):
         return
 
@@ -60,7 +77,7 @@ def _patch(builder: ModuleType) -> None:
         with config.patch(allow_rnn=True):
             return wrapped(self, value)
 
-    builder.VariableBuilder.wrap_module = wrap_module  # type: ignore[attr-defined]
+    VariableBuilder.wrap_module = wrap_module  # type: ignore[method-assign]
 
 
 class _Watch(importlib.abc.MetaPathFinder):
@@ -69,7 +86,7 @@ class _Watch(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _BUILDER:
+        if fullname != _DYNAMO:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -78,7 +95,7 @@ class _Watch(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 loaded(module)
-                _patch(module)
+                _patch()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Opset 14 is the first with this form of the nodes, without the gates' layout attribute in another place.
-_OPSET = 14
 _NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 # Where ONNX has our gates: ours are i f g o, its i o f c; ours r z n, its z r h.
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
-def register(operator: Any) -> None:
+def register(operator: Any, fake: Callable[..., Any]) -> None:
     """Make torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
 
     Its exporter takes apart whatever it has no translation for by torch's table of decompositions, in which
-    torch.compile and torch.export do not look up operators of other libraries.
+    torch.compile and torch.export do not look up operators of other libraries. Fake tensors would, when sizes are
+    symbols, but for operators in the table of meta functions: hence ``fake``, the operator's own.
     """
     from torch._decomp import register_decomposition
 
     register_decomposition(operator)(decompose)
+    register_decomposition(operator, type="meta")(fake)
 
 
 def decompose(
@@ -64,15 +64,16 @@ def decompose(
 def _operands(weights: Sequence[Tensor | None], mode: str, hidden_size: int) -> list[Tensor | None]:
     """W (D, G·H, in), R (D, G·H, H) and B (D, 2·G·H) of one layer, gates in ONNX's order."""
 
+    # Slices and concatenations only: these the exporter computes ahead.
     def reordered(weight: Tensor) -> Tensor:
-        gates = weight.split(hidden_size)
-        return torch.cat([gates[gate] for gate in _GATES[mode]])
+        gates = [weight[gate * hidden_size : (gate + 1) * hidden_size] for gate in _GATES[mode]]
+        return torch.cat(gates).unsqueeze(0)
 
     passes = [weights[start : start + 4] for start in range(0, len(weights), 4)]
-    ready = [[None if weight is None else reordered(weight) for weight in one] for one in passes]
-    w, r = (torch.stack([one[kind] for one in ready]) for kind in (0, 1))
-    biases = [torch.cat(one[2:]) for one in ready if one[2] is not None]
-    return [w, r, torch.stack(biases) if biases else None]
+    ready = [[reordered(weight) for weight in one if weight is not None] for one in passes]
+    w, r = (torch.cat([one[kind] for one in ready]) for kind in (0, 1))
+    biases = [torch.cat(one[2:], 1) for one in ready if one[2:]]
+    return [w, r, torch.cat(biases) if biases else None]
 
 
 def _node(
@@ -104,7 +105,6 @@ def _node(
         attributes,
         dtypes=[x.dtype] * (1 + states),
         shapes=[(steps, directions, batch, hidden_size), *[shape] * states],
-        version=_OPSET,
     )
     # (T, D, N, H), not (T, N, D·H).
     return [y.transpose(1, 2).reshape(steps, batch, directions * hidden_size), *final]

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from fusedrnn.addresses import NOWHERE, Strided, Wanted
+from fusedrnn.engine.threads import Team
 from fusedrnn.operator import RNNOp
 from fusedrnn.registry import ByAddress
 from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.openmp import team
 
 # Networks that are kept at hand, known by the very object that describes them.
 _MOST_NETWORKS = 256
@@ -97,14 +99,14 @@ def infer(
     network: Network, problem: Problem, x: Tensor, states: States | None, weights: Weights
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output and the final states, nothing kept."""
-    threads = torch.get_num_threads()
-    packed = _weights(network, problem, weights, False, threads)
+    crew = team()
+    packed = _weights(network, problem, weights, False, crew)
     x, initial = _readable(x), _contiguous(states)
     y = problem.empty(network, network.spec.output_size)
     final = network.states_like(problem.batch)
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
-        _strided(network, y), _addresses(final), ragged=problem.ragged, threads=threads,
+        _strided(network, y), _addresses(final), ragged=problem.ragged, team=crew,
     )  # fmt: skip
     return y, final
 
@@ -113,8 +115,8 @@ def train(
     network: Network, problem: Problem, x: Tensor, states: States | None, weights: Weights, seed: int
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
     """The same, with a reserve as bytes and what else :func:`gradients` must know."""
-    threads = torch.get_num_threads()
-    packed = _weights(network, problem, weights, True, threads)
+    crew = team()
+    packed = _weights(network, problem, weights, True, crew)
     kept, lease = network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)
     reserve = _bytes(lease, kept.layout.size)
     x, initial = _readable(x), _contiguous(states)
@@ -123,14 +125,14 @@ def train(
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
         _strided(network, y), _addresses(final),
-        ragged=problem.ragged, kept=kept, reserve=lease.address, threads=threads,
+        ragged=problem.ragged, kept=kept, reserve=lease.address, team=crew,
     )  # fmt: skip
     return y, final, reserve, kept
 
 
 def kept_of(network: Network, problem: Problem, weights: Weights, seed: int) -> Any:
     """What :func:`train` returned last, found out again for a call like that one."""
-    packed = _weights(network, problem, weights, True, torch.get_num_threads())
+    packed = _weights(network, problem, weights, True, team())
     return network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)[0]
 
 
@@ -161,7 +163,7 @@ def gradients(
     ]
     # Weights that are used where they lie may lie elsewhere now.
     moved = kept.packed.address == 0
-    packed = _weights(network, problem, weights, True, torch.get_num_threads()) if moved else None
+    packed = _weights(network, problem, weights, True, team()) if moved else None
     dy = None if dy is None else _readable(dy)
     final = _contiguous(dfinal)
     network.engine.differentiate(
@@ -171,14 +173,14 @@ def gradients(
         _addresses(final),
         Wanted(_strided(network, dx), [0 if p is None else p.data_ptr() for p in params], _addresses(states)),
         packed,
-        torch.get_num_threads(),
+        team(),
     )
     return [dx, *(states or (None,) * count), *params]
 
 
-def _weights(network: Network, problem: Problem, weights: Weights, training: bool, threads: int) -> Any:
+def _weights(network: Network, problem: Problem, weights: Weights, training: bool, crew: Team) -> Any:
     addresses = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
-    return network.engine.weights(problem.steps, problem.batch, addresses, training, threads, weights[0])
+    return network.engine.weights(problem.steps, problem.batch, addresses, training, crew, weights[0])
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ States = tuple[Tensor, ...]
 class _Fused(torch.nn.RNNBase):
     """What the three modules share. Anything out of the ordinary goes to torch.nn, whose errors are right."""
 
-    def forward(self, input: Any, hx: Any = None, *, lengths: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Any = None) -> Any:
         """Run over sequences as torch.nn's module does.
 
         Args:
@@ -35,6 +35,8 @@ class _Fused(torch.nn.RNNBase):
             ValueError: ``lengths`` are too many, too few or out of range, or as torch.nn raises it.
             RuntimeError: As torch.nn raises it.
         """
+        if support.is_proxy(input):
+            return support.leaf(self, input, hx, lengths)
         if lengths is not None:
             return self._padded(input, hx, lengths)
         run = support.runner()
@@ -43,9 +45,10 @@ class _Fused(torch.nn.RNNBase):
             result = fused(run, input, hx)
             if result is not None:
                 return result
-        if support.is_proxy(input):
-            return support.leaf(self, input, hx)
-        return super().forward(input, hx)
+        return self._theirs(input, hx)
+
+    def _theirs(self, input: Any, hx: Any) -> Any:
+        return compiling.eagerly(self, input, hx) if compiling.breaks() else super().forward(input, hx)
 
     def _plan(self, dtype: torch.dtype) -> Plan | None:
         if self.proj_size:
@@ -149,12 +152,15 @@ class _Fused(torch.nn.RNNBase):
         if result is not None:
             return result
         packed = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)
-        y, final = super().forward(packed, hx)
+        y, final = self._theirs(packed, hx)
         steps = x.shape[1 if self.batch_first else 0]
         return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], final
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles: torch.nn's module, with the same parameters."""
+        """What torch.jit.script compiles: torch.nn's module, with the same parameters.
+
+        torch.jit.script puts it into the model in the place of ours; ``accelerate`` changes that again.
+        """
         from fusedrnn.torch.swap import twin
 
         return twin(self)

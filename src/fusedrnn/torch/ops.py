@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from fusedrnn.operator import RNNOp
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import exporting
+from fusedrnn.torch import exporting, kernels, support
+from fusedrnn.torch.kernels import Network, Problem
 
 _OPERANDS = "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed"
 _OPTIONS = "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout"
@@ -25,32 +24,8 @@ _OPTIONS = "str mode, int hidden_size, int num_layers, bool bidirectional, float
 _SEEDS = 2**63 - 1
 
 
-class Network(Protocol):
-    """What :func:`run` reads of a network's description; an :class:`fusedrnn.RNNSpec` has it."""
-
-    @property
-    def mode(self) -> str:
-        """One of ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"``, ``"gru"``."""
-
-    @property
-    def hidden_size(self) -> int:
-        """H."""
-
-    @property
-    def num_layers(self) -> int:
-        """L."""
-
-    @property
-    def bidirectional(self) -> bool:
-        """Whether D is 2."""
-
-    @property
-    def dropout(self) -> float:
-        """Probability of dropping an element between layers, in [0, 1)."""
-
-
 def run(
-    spec: Network,
+    spec: RNNSpec,
     x: Tensor,
     states: Sequence[Tensor] | None,
     weights: Sequence[Tensor | None],
@@ -97,6 +72,11 @@ class _Operands(NamedTuple):
     batch_sizes: Tensor | None
     seed: Tensor | None
 
+    @property
+    def states(self) -> tuple[Tensor, ...] | None:
+        """Those that are there."""
+        return tuple(state for state in (self.h0, self.c0) if state is not None) or None
+
 
 class _Options(NamedTuple):
     """What is no tensor, in the order of the schema."""
@@ -113,6 +93,8 @@ class _Options(NamedTuple):
 
 
 _COUNT = len(_Operands._fields)
+# Places for initial states, used or not.
+_STATES = 2
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
@@ -134,76 +116,69 @@ def _rnn_backward(
 
 
 def _forward(operands: _Operands, options: _Options) -> list[Tensor]:
-    return _Problem(operands, options).forward(training=options.dropout > 0)[0]
+    if options.dropout:
+        return _forward_training(operands, options)[:-1]
+    network, problem = _network(operands, options), _problem(operands, options)
+    y, final = kernels.infer(network, problem, operands.x, operands.states, operands.weights)
+    return [y, *final]
 
 
 def _forward_training(operands: _Operands, options: _Options) -> list[Tensor]:
-    return [*_forward(operands, options), operands.x.new_empty(_reserve_size(operands, options), dtype=torch.uint8)]
+    network, problem = _network(operands, options), _problem(operands, options)
+    seed = _seed(operands)
+    y, final, reserve, _ = kernels.train(network, problem, operands.x, operands.states, operands.weights, seed)
+    return [y, *final, reserve]
 
 
-def _reserve_size(operands: _Operands, options: _Options) -> Any:
-    return 0
+def _reserve_size(operands: _Operands, options: _Options, steps: int, batch: int) -> int:
+    """Bytes of the reserve; T and N may be symbols."""
+    engine: Any = _network(operands, options).engine
+    size: int = engine.reserve_bytes(steps, batch, "gates")
+    return size
 
 
 def _backward(
     gradients: Sequence[Tensor | None], reserve: Tensor, operands: _Operands, options: _Options, needed: Sequence[bool]
 ) -> list[Tensor]:
-    return _Problem(operands, options).backward(gradients, needed)
+    network, problem, count = _network(operands, options), _problem(operands, options), options.states
+    kept = kernels.kept_of(network, problem, operands.weights, _seed(operands))
+    dy, *dfinal = gradients
+    wanted = [*needed[: 1 + count], *needed[_STATES + 1 :]]
+    found = kernels.gradients(network, problem, kept, reserve, dy, dfinal[:count], operands.weights, wanted)
+    return [gradient for gradient, want in zip(found, wanted, strict=True) if want and gradient is not None]
 
 
-class _Problem:
-    """A call on NumPy arrays."""
-
-    def __init__(self, operands: _Operands, options: _Options) -> None:
-        self.operands, self.options = operands, options
-        x = _array(operands.x)
-        self.spec = _spec(*options, x.shape[-1], x.dtype.name)
-        self.lengths = None if operands.lengths is None else _array(operands.lengths)
-        self.alive: NDArray[np.bool_] | None = None
-        if operands.batch_sizes is not None:
-            sizes = _array(operands.batch_sizes)
-            self.alive = np.arange(sizes[0]) < sizes[:, None]
-            self.lengths = self.alive.sum(0)
-        self.x = self.pad(x)
-        flat = np.zeros(self.spec.layout.size, x.dtype)
-        self.entries = list(zip(self.spec.layout.by_pass, operands.weights, strict=True))
-        for entry, weight in self.entries:
-            if weight is not None:
-                self.spec.layout.view(flat, entry.layer, entry.direction, entry.kind)[...] = _array(weight)
-        self.params = flat
-
-    def pad(self, data: NDArray[Any]) -> NDArray[Any]:
-        if self.alive is None:
-            return data
-        padded = np.zeros((*self.alive.shape, data.shape[-1]), data.dtype)
-        padded[self.alive] = data
-        return padded
-
-    def pack(self, padded: NDArray[Any]) -> NDArray[Any]:
-        return padded if self.alive is None else padded[self.alive]
-
-    def forward(self, training: bool) -> tuple[list[Tensor], Any]:
-        states = [_array(state) for state in self.operands[1:3] if state is not None] or None
-        seed = None if self.operands.seed is None else int(self.operands.seed)
-        y, final, reserve = RNNOp.get(self.spec).forward(
-            self.x, self.params, states, training=training, lengths=self.lengths, seed=seed
-        )
-        return [torch.from_numpy(array) for array in (self.pack(y), *final)], reserve
-
-    def backward(self, gradients: Sequence[Tensor | None], needed: Sequence[bool]) -> list[Tensor]:
-        reserve = self.forward(training=True)[1]
-        dy, *dstates = (None if gradient is None else _array(gradient) for gradient in gradients)
-        dstates = dstates[: self.options.states]
-        given = None if all(gradient is None for gradient in dstates) else dstates
-        dx, dparams, dinitial = RNNOp.get(self.spec).backward(None if dy is None else self.pad(dy), given, reserve)
-        views = [self.spec.layout.view(dparams, e.layer, e.direction, e.kind).copy() for e, _ in self.entries]
-        found = [self.pack(dx), *dinitial, *([None] if len(dinitial) == 1 else []), *views]
-        return [torch.from_numpy(array) for array, wanted in zip(found, needed, strict=True) if wanted]
+def _network(operands: _Operands, options: _Options) -> Network:
+    # The sizes of weights never vary: torch may take I for a constant where it thinks in symbols.
+    return Network.of(_spec(*options, int(operands.x.shape[-1]), str(operands.x.dtype).removeprefix("torch.")))
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().numpy()
-    return array
+def _problem(operands: _Operands, options: _Options) -> Problem:
+    x, _, _, _, lengths, batch_sizes, _ = operands
+    _check(operands, options)
+    return Problem(_network(operands, options), x, lengths, batch_sizes)
+
+
+def _check(operands: _Operands, options: _Options) -> None:
+    """What no one could look at before the values were there; the layers know the rest.
+
+    Raises:
+        ValueError: Naming the argument, what was given and what was expected.
+    """
+    x, lengths, batch_sizes = operands.x, operands.lengths, operands.batch_sizes
+    if batch_sizes is not None and not support.checked_batch_sizes(batch_sizes, x.shape[0]):
+        raise ValueError(f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {batch_sizes}")
+    if lengths is not None:
+        support.checked_lengths(lengths, x, batch_first=False)
+    for name, state in (("h0", operands.h0), ("c0", operands.c0)):
+        batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[1]
+        expected = (options.num_layers * (2 if options.bidirectional else 1), batch, options.hidden_size)
+        if state is not None and state.shape != expected:
+            raise ValueError(f"{name} must have shape {expected}; got {tuple(state.shape)}")
+
+
+def _seed(operands: _Operands) -> int:
+    return 0 if operands.seed is None else int(operands.seed)
 
 
 @functools.lru_cache(maxsize=64)
@@ -218,22 +193,29 @@ def _spec(
 
 def _fake_rnn(*arguments: Any) -> list[Tensor]:
     operands, options = _Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:])
-    x, h0 = operands.x, operands.h0
-    directions = 2 if options.bidirectional else 1
-    if operands.batch_sizes is None:
-        batch = x.shape[1]
-    elif h0 is not None:
-        batch = h0.shape[1]
-    else:
-        batch = torch.library.get_ctx().new_dynamic_size()
+    x, directions = operands.x, 2 if options.bidirectional else 1
     y = x.new_empty((*x.shape[:-1], directions * options.hidden_size))
-    state = (options.num_layers * directions, batch, options.hidden_size)
+    state = (options.num_layers * directions, _sizes(operands)[1], options.hidden_size)
     return [y, *(x.new_empty(state) for _ in range(options.states))]
 
 
 def _fake_training(*arguments: Any) -> list[Tensor]:
     operands, options = _Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:])
-    return [*_fake_rnn(*arguments), operands.x.new_empty((_reserve_size(operands, options),), dtype=torch.uint8)]
+    y, *final = _fake_rnn(*arguments)
+    steps, batch = _sizes(operands)[0], final[0].shape[1]
+    size = _reserve_size(operands, options, steps, batch)
+    return [y, *final, operands.x.new_empty((size,), dtype=torch.uint8)]
+
+
+def _sizes(operands: _Operands) -> tuple[int, int]:
+    """T and N."""
+    if operands.batch_sizes is None:
+        return operands.x.shape[0], operands.x.shape[1]
+    steps = operands.batch_sizes.shape[0]
+    if operands.h0 is not None:
+        return steps, operands.h0.shape[1]
+    batch: Any = torch.library.get_ctx().new_dynamic_size()
+    return steps, batch
 
 
 def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any) -> list[Tensor]:
@@ -252,7 +234,8 @@ def _autograd(*arguments: Any) -> list[Tensor]:
     operands = _Operands(*arguments[:_COUNT])
     differentiable = (operands.x, operands.h0, operands.c0, *operands.weights)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in differentiable):
-        return list(_Recorded.apply(_Options(*arguments[_COUNT:]), operands[4:], *differentiable))
+        recorded: Any = _Recorded.apply
+        return list(recorded(_Options(*arguments[_COUNT:]), operands[4:], *differentiable))
     with torch._C._AutoDispatchBelowAutograd():
         results: list[Tensor] = torch.ops.fusedrnn.rnn(*arguments)
     return results
@@ -272,6 +255,7 @@ class _Recorded(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         needed = ctx.needs_input_grad[2:]
         if all(gradient is None for gradient in gradients):
@@ -288,8 +272,9 @@ class _Recorded(torch.autograd.Function):
 # -- registration -----------------------------------------------------------------------------------------------------
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("fusedrnn", "DEF")
+def _register() -> Any:
+    untyped: Any = torch.library
+    library = untyped.Library("fusedrnn", "DEF")
     call = f"({_OPERANDS}, {_OPTIONS}) -> Tensor[]"
     gradients = "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve"
     backward = f"({gradients}, {_OPERANDS}, {_OPTIONS}, bool[] needed) -> Tensor[]"
@@ -300,9 +285,9 @@ def _register() -> torch.library.Library:
     ):
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, kernel, "CPU")
-        torch.library.register_fake(f"fusedrnn::{name}", fake, lib=library)
+        untyped.register_fake(f"fusedrnn::{name}", fake, lib=library)
     library.impl("rnn", _autograd, "Autograd")
-    exporting.register(torch.ops.fusedrnn.rnn.default)
+    exporting.register(torch.ops.fusedrnn.rnn.default, _fake_rnn)
     return library
 
 

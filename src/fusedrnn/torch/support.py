@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,7 +135,7 @@ def plan(
     except (TypeError, ValueError):  # attributes that someone changed: PyTorch knows what to say
         return None
     names, shapes = _weights(spec.num_gates, I, H, layers, spec.num_directions, bias)
-    usual = [(Parameter, dtype, torch.Size(shape), True, torch.strided, False) for shape in shapes]
+    usual = [(Parameter, dtype, torch.Size(shape), True, False) for shape in shapes]
     return Plan(spec, dropping, layers * spec.num_directions, names, shapes, usual, bias)
 
 
@@ -208,8 +208,8 @@ def current_weights(module: Module, plan: Plan, dtype: torch.dtype) -> list[Tens
 def _usual(weights: list[Any], usual: list[tuple[Any, ...]]) -> bool:
     """Whether all are parameters in plain memory: in one comparison, since most calls end here."""
     try:
-        return [(type(w), w.dtype, w.shape, w.is_cpu, w.layout, w.is_neg()) for w in weights] == usual
-    except AttributeError:  # one is None, or a property that computes it
+        return [(type(w), w.dtype, w.shape, w.is_cpu, w.is_neg()) for w in weights] == usual
+    except AttributeError:  # one is None: it is elsewhere
         return False
 
 
@@ -220,7 +220,7 @@ def draw_seed() -> int:
 
 def is_proxy(value: Any) -> bool:
     """Whether torch.fx is tracing."""
-    return type(value).__module__ == "torch.fx.proxy"
+    return isinstance(value, torch.fx.Proxy)
 
 
 def leaf(module: Module, *args: Any) -> Any:
@@ -269,18 +269,9 @@ def _tensor(lengths: Any) -> Tensor:
 
 def checked_batch_sizes(batch_sizes: Any, rows: int) -> bool:
     """Whether the batch sizes of a packed sequence are what packing makes: anyone can build a PackedSequence."""
-    if not isinstance(batch_sizes, Tensor) or batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1:
+    if type(batch_sizes) is not Tensor or batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1:
         return False
-    sizes = batch_sizes.tolist()
-    return bool(sizes) and sizes[-1] > 0 and sum(sizes) == rows and all(map(int.__ge__, sizes, sizes[1:]))
-
-
-def packed_batch(batch_sizes: Tensor, order: Tensor | None, hx: Any) -> int:
-    """N of a packed sequence: while a graph is made, from another's shape if there is one, as values break graphs."""
-    if _is_compiling():
-        if order is not None:
-            return order.shape[0]
-        first = hx[0] if isinstance(hx, (tuple, list)) and hx else hx
-        if isinstance(first, Tensor) and first.dim() == 3:
-            return first.shape[1]
-    return int(batch_sizes[0])
+    if not batch_sizes.is_cpu or not len(batch_sizes):
+        return False
+    sizes = batch_sizes.numpy()
+    return bool(sizes[-1] > 0 and sizes.sum() == rows and (sizes[1:] <= sizes[:-1]).all())
