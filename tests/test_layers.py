@@ -26,6 +26,7 @@ LAYERS = (
     {"rnncells"},
     {"__init__"},
     {"bench"},
+    {"demo"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""The command line: ``fusedrnn bench | info | warmup``."""
+"""The command line: ``fusedrnn bench | demo | info | warmup``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,91 @@
+"""Text as numbers: an alphabet, a part to learn from, a part held out, and both as streams side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.bench import data
+
+Codes = NDArray[np.int64]
+
+_HELD_OUT = 0.05
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text, cut in two: its last twentieth is held out."""
+
+    name: str
+    alphabet: str
+    """Every character of the text once, sorted; a character's code is its place."""
+    train: Codes
+    held_out: Codes
+
+    @classmethod
+    def of(cls, text: str, name: str) -> Corpus:
+        """The corpus of a text."""
+        alphabet, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+        cut = len(codes) - int(_HELD_OUT * len(codes))
+        codes = codes.astype(np.int64)
+        return cls(name, "".join(map(chr, alphabet)), codes[:cut], codes[cut:])
+
+    def decode(self, codes: Codes) -> str:
+        """The characters that have these codes."""
+        return "".join(self.alphabet[code] for code in codes)
+
+    def check(self, batch: int, length: int) -> None:
+        """Find out whether there is enough to learn from.
+
+        Raises:
+            ValueError: Saying how much text there is and how much would do.
+        """
+        needed = batch * (length + 1)
+        if len(self.train) < needed or len(self.held_out) < 2:
+            raise ValueError(
+                f"{self.name} is too short: {len(self.train)} characters to learn from and {len(self.held_out)} held "
+                f"out; --batch {batch} streams of --length {length} need {needed} and 2"
+            )
+
+
+def load(path: Path | None) -> Corpus:
+    """The user's text, UTF-8, or the English that ships with every Python: the topics that ``help()`` explains.
+
+    Raises:
+        ValueError: If the file is not a text, or this Python came without one.
+    """
+    if path is None:
+        try:
+            return Corpus.of(data.text(), "Python's help")
+        except RuntimeError:
+            raise ValueError("this Python was installed without pydoc_data; give your own with --text") from None
+    try:
+        return Corpus.of(path.read_text(encoding="utf-8-sig"), path.name)
+    except OSError as error:
+        raise ValueError(f"--text {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text {path} is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def streams(codes: Codes, batch: int) -> Codes:
+    """The text as ``batch`` columns that each run on from top to bottom: (len(codes) // batch, batch).
+
+    What is left over at the end goes.
+    """
+    rows = len(codes) // batch
+    return np.ascontiguousarray(codes[: rows * batch].reshape(batch, rows).T)
+
+
+def windows(columns: Codes, length: int) -> Iterator[tuple[Codes, Codes]]:
+    """Pairs of characters and the characters that follow them, (T, N) each, from top to bottom without a gap.
+
+    T is ``length``, but for the last window, which may be shorter.
+    """
+    last = len(columns) - 1
+    for begin in range(0, last, length):
+        end = min(begin + length, last)
+        yield columns[begin:end], columns[begin + 1 : end + 1]
