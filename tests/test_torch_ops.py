@@ -1,0 +1,77 @@
+"""The operators in torch's registry keep the contract of any operator there."""
+
+import pytest
+import torch
+
+from fusedrnn import torch as fused
+
+I, H = 5, 4
+LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
+MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
+
+layer = pytest.mark.parametrize("kind", LAYERS)
+
+
+def arguments(kind, x, lengths, sizes, seed, options=(2, True), bias=True, states=True, grad=True):
+    """Arguments of the operators, by their schemas."""
+    net = LAYERS[kind](I, H, options[0], bidirectional=options[1], bias=bias, dtype=x.dtype).requires_grad_(grad)
+    weights = []
+    for names in net._all_weights:
+        weights += [getattr(net, name) for name in names] + [None] * (4 - len(names))
+    N = int(sizes[0]) if sizes is not None else x.shape[1]
+    shape = (options[0] * (1 + options[1]), N, H)
+    h0 = torch.randn(shape, dtype=x.dtype, requires_grad=grad) if states else None
+    c0 = torch.randn(shape, dtype=x.dtype, requires_grad=grad) if states and kind == "LSTM" else None
+    dropout = 0.0 if seed is None else 0.25
+    return (x, h0, c0, weights, lengths, sizes, seed, MODES[kind], H, *options, dropout)
+
+
+def problems(grad):
+    """Operands of every sort."""
+
+    def x(*shape, dtype=torch.float32):
+        return torch.randn(shape, dtype=dtype, requires_grad=grad)
+
+    sizes = torch.tensor([3, 3, 2, 1])
+    yield "plain", (x(6, 3, I), None, None, None), {}
+    yield "no states, no bias", (x(6, 3, I), None, None, None), {"states": False, "bias": False}
+    yield "float64", (x(4, 2, I, dtype=torch.float64), None, None, None), {}
+    yield "lengths", (x(6, 3, I), torch.tensor([6, 2, 4]), None, None), {}
+    yield "packed", (x(9, I), None, sizes, None), {}
+    yield "dropout", (x(6, 3, I), None, None, torch.tensor(7)), {}
+
+
+@layer
+@pytest.mark.parametrize("problem", [name for name, *_ in problems(False)])
+def test_operators_keep_torchs_contract(kind, problem):
+    """Schema, autograd, fake kernels and AOT dispatch with dynamic shapes, by torch's own check."""
+    ops = torch.ops.fusedrnn
+    ((_, operands, options),) = [one for one in problems(True) if one[0] == problem]
+    torch.library.opcheck(ops.rnn.default, arguments(kind, *operands, **options))
+    ((_, operands, options),) = [one for one in problems(False) if one[0] == problem]
+    given = arguments(kind, *operands, **options, grad=False)
+    # Not the comparison of results after tracing: what lies between the parts of a reserve is never written.
+    without = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops.forward_training.default, given, test_utils=without)
+    y, *final, reserve = ops.forward_training(*given)
+    gradients = [torch.randn_like(t) for t in (y, *final)] + [None] * (2 - len(final))
+    needed = [t is not None for t in (*given[:3], *given[3])]
+    torch.library.opcheck(ops.backward.default, (*gradients, reserve, *given, needed))
+
+
+@layer
+def test_fakes_know_shapes(kind):
+    given = arguments(kind, torch.randn(6, 3, I), None, None, None)
+    real = torch.ops.fusedrnn.forward_training(*given)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = torch.ops.fusedrnn.forward_training(mode.from_tensor(given[0]), *given[1:])
+    for one, other in zip(fake, real, strict=True):
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+
+
+def test_gradients_of_gradients_are_refused():
+    given = arguments("GRU", torch.randn(6, 3, I), None, None, None)
+    y = torch.ops.fusedrnn.rnn(*given)[0]
+    (dh0,) = torch.autograd.grad((y * y).sum(), given[1], create_graph=True)
+    with pytest.raises(RuntimeError):
+        dh0.sum().backward()
