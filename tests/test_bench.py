@@ -503,7 +503,7 @@ def test_tables_have_the_published_form():
         for name in ("ds2", "ds2-5bi")
         for mode in ("lstm", "gru", "rnn_relu", "rnn_tanh")
     ]
-    single, deep = tables.tables(rows, with_torch=False)
+    single, deep = tables.tables(rows, (NON_FUSED, FUSED))
     assert single.title == "T, N, I, H = 300, 20, 800, 800 layer=1 bidirection=False"
     assert deep.title == "T, N, I, H = 300, 20, 800, 800 layer=5 bidirection=True"
     columns = [list(column.cells) for column in single.columns]
@@ -519,7 +519,7 @@ def test_training_stands_below_inference():
         for mode in ("lstm", "gru")
         for phase in PHASES
     ]
-    [table] = tables.tables(rows, with_torch=False)
+    [table] = tables.tables(rows, (NON_FUSED, FUSED))
     labels = ["LSTM-Inference", "LSTM-Training", "GRU-Inference", "GRU-Training"]
     assert list(table.columns[0].cells) == labels
     assert list(table.columns[4].cells) == ["210.98%", "209.65%", "305.87%", "214.03%"]
@@ -528,7 +528,7 @@ def test_training_stands_below_inference():
 def test_other_rows_share_a_general_table():
     rows = [measured(CASES[name], "gru", {NON_FUSED: (0.4,), FUSED: (0.1,), TORCH: (0.2,)}) for name in ("tiny", "bi2")]
     rows.append(replace(rows[0], case=CASES["ds2"], dtype="float64"))
-    [table] = tables.tables(rows, with_torch=True)
+    [table] = tables.tables(rows, (NON_FUSED, FUSED, TORCH))
     assert table.row_count == 3
     assert list(table.columns[-1].cells) == ["200.00%"] * 3
 

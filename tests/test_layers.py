@@ -14,7 +14,7 @@ PACKAGE = Path(fusedrnn.__file__).parent
 # the public names, in __init__.py, stand between what makes them and what is built on them.
 LAYERS = (
     {"config"},
-    {"symbolic", "gradients", "dropout"},
+    {"symbolic", "gradients", "addresses", "dropout"},
     {"derivative"},
     {"cells"},
     {"spec"},
@@ -25,6 +25,7 @@ LAYERS = (
     {"arguments", "requests", "operator"},
     {"rnncells"},
     {"__init__"},
+    {"torch"},
     {"bench"},
     {"demo"},
     {"cli"},

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class Strided(NamedTuple):
-    """An array (T, N, features) in memory, elements side by side: its address, and the bytes of a step and of a row."""
-
-    address: int
-    step: int
-    row: int
-
-
-NOWHERE = Strided(0, 0, 0)
+Strided = tuple[int, int, int]
+"""An array (T, N, features) in memory, elements side by side: its address, and the bytes of a step and of a row."""
+NOWHERE: Strided = (0, 0, 0)
 
 
 class Wanted(NamedTuple):

@@ -13,10 +13,10 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from numpy.typing import NDArray
 
+from fusedrnn.addresses import Strided, Wanted
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.threads import Team
-from fusedrnn.addresses import Strided, Wanted
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import DTYPES, MODES, RNNSpec
 

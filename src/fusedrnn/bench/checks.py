@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from fusedrnn.bench.contenders import NON_FUSED, Array, Computed, Contender, Phase, Results
+from fusedrnn.bench.computed import NON_FUSED, TORCH, Array, Computed, Contender, Results
+from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload
 from fusedrnn.bench.tolerance import (
     difference,
@@ -44,12 +45,16 @@ def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender], flo
     return None
 
 
-def check_timed(work: Workload, computed: Mapping[str, Computed]) -> str | None:
-    """What is wrong with the results that were timed, all steps, against the non-fused ones, or None."""
-    expected = computed[NON_FUSED]()
+def check_timed(work: Workload, phase: Phase, computed: Mapping[str, Computed]) -> str | None:
+    """What is wrong with the results that were timed, all steps, or None.
+
+    They are compared with the non-fused ones if those were timed, else with torch.nn's.
+    """
+    base = NON_FUSED if NON_FUSED in computed else TORCH
+    expected = (computed[base] if base in computed else phase.makers[base](work)(work.batch(work.case.T)))()
     for who, results in computed.items():
-        if who != NON_FUSED and (wrong := _compare(work, work.case.T, results(), expected, sides=2)):
-            return f"{who}: {wrong} (as timed, non-fused reference)"
+        if who != base and (wrong := _compare(work, work.case.T, results(), expected, sides=2)):
+            return f"{who}: {wrong} (as timed, {base} reference)"
     return None
 
 

@@ -29,30 +29,46 @@ class Batch:
         states: Initial states, each (L·D, N, H): zeros, but given, so that they have gradients.
         dy: (T, N, D·H).
         dstates: Of the final states, each (L·D, N, H).
+        lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
     """
 
     x: Array
     states: tuple[Array, ...]
     dy: Array
     dstates: tuple[Array, ...]
+    lengths: Array | None = None
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A network with its data ``x`` (T, N, I) and flat ``params``, both of the spec's dtype."""
+    """A network with its data ``x`` (T, N, I) and flat ``params``, both of the spec's dtype.
+
+    Of sequence n only the first ``lengths[n]`` steps count, all T if ``lengths`` is None.
+    """
 
     case: Case
     spec: RNNSpec
     x: Array
     params: Array
+    lengths: Array | None = None
+
+    def flops(self, *, training: bool) -> int:
+        """Useful floating-point operations: of the steps that count."""
+        T, N, _ = self.x.shape
+        steps = T * N if self.lengths is None else int(self.lengths.sum())
+        return self.spec.flops(steps, 1, training=training)
+
+    def unpacked(self) -> Workload:
+        """The same with all steps."""
+        return replace(self, lengths=None)
 
     def exact(self) -> Workload:
         """The same in float64: what an oracle is run on."""
         spec = replace(self.spec, dtype="float64")
-        return Workload(self.case, spec, self.x.astype(np.float64), self.params.astype(np.float64))
+        return replace(self, spec=spec, x=self.x.astype(np.float64), params=self.params.astype(np.float64))
 
     def batch(self, steps: int) -> Batch:
-        """The first ``steps`` steps, the same numbers in either dtype.
+        """The first ``steps`` steps, the same numbers in either dtype; lengths shrink with them, so that they differ.
 
         The loss's gradients are uniform in ±1/√(T·N): those of the weights, sums over T·N, are then of order one.
         """
@@ -69,14 +85,20 @@ class Workload:
             states=tuple(np.zeros(shape, spec.dtype) for shape in shapes),
             dy=upstream(*x.shape[:2], spec.output_size),
             dstates=tuple(upstream(*shape) for shape in shapes),
+            lengths=None if self.lengths is None else -(-self.lengths * len(x) // len(self.x)),
         )
 
 
-def workload(case: Case, mode: str, dtype: str, x: Array | None = None) -> Workload:
-    """The case with the cell ``mode``, on ``x`` of the case's shape, or on text."""
+def workload(case: Case, mode: str, dtype: str, x: Array | None = None, *, packed: bool = False) -> Workload:
+    """The case with the cell ``mode``, on ``x`` of the case's shape, or on text; with lengths if it is to be packed."""
     spec = case.spec(mode, dtype)
     x = text_input(case.T, case.N, case.I, dtype) if x is None else x.astype(dtype)
-    return Workload(case, spec, x, parameters(spec))
+    return Workload(case, spec, x, parameters(spec), lengths(case.T, case.N) if packed else None)
+
+
+def lengths(T: int, N: int) -> Array:
+    """Lengths uniform in [T/2, T], in no order: int64 (N,), the same in every run."""
+    return np.random.default_rng(SEED + 3).integers(-(-T // 2), T + 1, N)
 
 
 @lru_cache(maxsize=1)

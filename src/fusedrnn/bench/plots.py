@@ -9,10 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fusedrnn.bench.contenders import FUSED, NON_FUSED, TORCH
+from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.runner import Row
 
-_COLOURS = {NON_FUSED: "#b0b7c3", FUSED: "#1f6feb", TORCH: "#e8833a"}
+_COLOURS = {NON_FUSED: "#b0b7c3", FUSED: "#1f6feb", TORCH: "#e8833a", IN_TORCH: "#54aeff", UNPACKED: "#b6e3ff"}
+_OVER = {FUSED: NON_FUSED, IN_TORCH: TORCH}
+"""On whose bars a ratio is written, and over whom."""
 
 
 def formats() -> tuple[str, ...]:
@@ -37,7 +39,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     ):
         _panel(axes, members, contenders)
         axes.set_title(phase, loc="left")
-    figure.supxlabel("GFLOP/s (black: FMA peak; percent: fused over non-fused)", fontsize="medium")
+    ratios = ", ".join(f"{who} over {_OVER[who]}" for who in contenders if who in _OVER)
+    figure.supxlabel(f"GFLOP/s (black: FMA peak{ratios and '; percent: '}{ratios})", fontsize="medium")
     if contenders:
         patches = [Patch(color=_COLOURS[who], label=who) for who in contenders]
         figure.legend(handles=patches, loc="outside upper right", ncols=len(contenders), frameon=False)
@@ -53,11 +56,11 @@ def _panel(axes: Axes, rows: Sequence[Row], contenders: Sequence[str]) -> None:
         for turn, who in enumerate(contenders):
             place = position + (turn + 0.5) * height - 0.4
             axes.barh(place, row.gflops(who), height, color=_COLOURS[who])
-            if who == FUSED:
-                axes.text(row.gflops(who), place, f" {100 * row.ratio(NON_FUSED):.0f}%", va="center")
+            if who in _OVER:
+                axes.text(row.gflops(who), place, f" {100 * row.ratio(_OVER[who], who):.0f}%", va="center")
         if row.peak:
             axes.plot([row.peak, row.peak], [position - 0.4, position + 0.4], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(rows)), [f"{row.case.name} {row.mode}" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{row.case.name} {row.mode}{' packed' if row.lengths else ''}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.12)
     axes.set_xlim(left=0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fusedrnn.bench.contenders import FUSED
+from fusedrnn.bench.computed import FUSED, IN_TORCH, TORCH, UNPACKED
 from fusedrnn.bench.facts import machine
 from fusedrnn.bench.mxnet_page import published_percent
 from fusedrnn.bench.runner import Plan, Row
@@ -22,6 +22,8 @@ def report(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
             "phases": [phase.name for phase in plan.phases],
             "dtype": plan.dtype,
             "threads": plan.threads,
+            "contenders": list(plan.contenders()),
+            "packed": plan.packed,
             "input": "text" if plan.data is None else "user",
         },
         "rows": [row_figures(row) for row in rows],
@@ -30,7 +32,7 @@ def report(plan: Plan, rows: Sequence[Row]) -> dict[str, Any]:
 
 def row_figures(row: Row) -> dict[str, Any]:
     """Every figure of a row; one that was not measured, in a wrong row, is None or missing from its table."""
-    measured = FUSED in row.timings
+    others = [who for who in row.timings if who not in (FUSED, IN_TORCH, UNPACKED)]
     return {
         "case": asdict(row.case),
         "mode": row.mode,
@@ -39,14 +41,18 @@ def row_figures(row: Row) -> dict[str, Any]:
         "threads": row.threads,
         "wrong": row.wrong,
         "flops": row.flops,
+        "lengths": None if row.lengths is None else list(row.lengths),
         "seconds": {
             who: {"median": timing.median, "spread": timing.spread, "samples": list(timing.seconds)}
             for who, timing in row.timings.items()
         },
         "samples_per_second": {who: row.rate(who) for who in row.timings},
         "gflops": {who: row.gflops(who) for who in row.timings},
-        "fused_over": {who: row.ratio(who) for who in row.timings if who != FUSED},
+        "fused_over": {who: row.ratio(who, FUSED) for who in others if FUSED in row.timings},
+        "fused_in_torch_over": {TORCH: row.ratio(TORCH, IN_TORCH)} if IN_TORCH in row.timings else {},
+        "packed_over_unpacked": row.of_unpacked() if UNPACKED in row.timings else None,
         "mxnet_percent": published_percent(row.case, row.mode, row.phase, row.dtype),
         "peak": row.peak,
-        "share_of_peak": row.share() if measured else None,
+        "share_of_peak": row.share() if row.timings else None,
+        "shares_of_peak": {who: row.share(who) for who in row.timings},
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fusedrnn.bench.cases import Case
-from fusedrnn.bench.contenders import FUSED, NON_FUSED, TORCH
+from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.mxnet_page import NAMES, published_percent
 from fusedrnn.bench.runner import Row
 
@@ -28,19 +30,33 @@ RATES = (
     Column("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
 )
 PUBLISHED = Column("on\nMXNet's\npage", lambda row: percent(published(row), of=100.0))
-USE = (
-    Column("GFLOP/s", lambda row: f"{row.gflops():.1f}"),
-    Column("of\nFMA\npeak", lambda row: percent(row.share(), digits=1)),
-)
 AGAINST_TORCH = (
     Column("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
     Column("FusedRNN/\ntorch.nn", lambda row: percent(row.ratio(TORCH))),
 )
+MODULES = (
+    Column("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
+    Column("fused\nin torch\nsamples/sec", lambda row: number(row.rate(IN_TORCH))),
+    Column("fused\nin torch/\ntorch.nn", lambda row: percent(row.ratio(TORCH, IN_TORCH))),
+)
+OF_UNPACKED = Column("of\nunpacked\nGFLOP/s", lambda row: percent(row.of_unpacked(), digits=1))
+
+SHORT_CALL = 1e-3
+"""Seconds below which a call is worth showing in microseconds."""
 
 
-def tables(rows: Sequence[Row], *, with_torch: bool) -> list[Table]:
-    """One table for each of MXNet's that has rows, and one for all the rest."""
-    extra = AGAINST_TORCH if with_torch else ()
+def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
+    """One table for each of MXNet's that has rows, one for all the rest, and one for modules of PyTorch."""
+    made = _operator_tables(rows, AGAINST_TORCH if TORCH in contenders else ()) if FUSED in contenders else []
+    if IN_TORCH in contenders and rows:
+        packed = (OF_UNPACKED,) if UNPACKED in contenders else ()
+        columns = (*MODULES, *_use(IN_TORCH), *packed, *_short((TORCH, IN_TORCH), rows))
+        title = f"Modules of PyTorch, T, N, I, H in {rows[0].dtype}"
+        made.append(_table(f"{title}, lengths in [T/2, T]" if packed else title, _label, columns, rows))
+    return made
+
+
+def _operator_tables(rows: Sequence[Row], extra: Sequence[Column]) -> list[Table]:
     grouped: dict[Case, list[Row]] = {}
     rest = []
     for row in rows:
@@ -48,11 +64,36 @@ def tables(rows: Sequence[Row], *, with_torch: bool) -> list[Table]:
             rest.append(row)
         else:
             grouped.setdefault(row.case, []).append(row)
-    in_their_form = (*RATES, PUBLISHED, *USE, *extra)
+    use = _use(FUSED)
+    in_their_form = (*RATES, PUBLISHED, *use, *extra)
     made = [_table(_sizes(case), mxnet_label, in_their_form, members) for case, members in grouped.items()]
     if rest:
-        made.append(_table(f"T, N, I, H in {rest[0].dtype}", _label, (*RATES, *USE, *extra), rest))
+        columns = (*RATES, *use, *extra, *_short((FUSED,), rest))
+        made.append(_table(f"T, N, I, H in {rest[0].dtype}", _label, columns, rest))
     return made
+
+
+def _use(who: str) -> tuple[Column, ...]:
+    return (
+        Column("GFLOP/s", lambda row: f"{row.gflops(who):.1f}"),
+        Column("of\nFMA\npeak", lambda row: percent(row.share(who), digits=1)),
+    )
+
+
+def _short(contenders: Sequence[str], rows: Sequence[Row]) -> list[Column]:
+    """Microseconds a call of those contenders that have short ones."""
+    headings = {FUSED: "FusedRNN", TORCH: "torch.nn", IN_TORCH: "fused\nin torch"}
+    return [
+        Column(f"{headings[who]}\nµs/call", partial(_microseconds, who))
+        for who in contenders
+        if any(_microseconds(who, row) for row in rows)
+    ]
+
+
+def _microseconds(who: str, row: Row) -> str:
+    """Of a call, empty if it is not short."""
+    seconds = row.timings[who].median if who in row.timings else math.inf
+    return number(1e6 * seconds) if seconds < SHORT_CALL else ""
 
 
 def summary(row: Row) -> str:
@@ -60,7 +101,8 @@ def summary(row: Row) -> str:
     if row.wrong:
         return f"{row.name}: wrong: {row.wrong}"
     rates = ", ".join(f"{who} {number(row.rate(who))}" for who in row.timings)
-    return f"{row.name}: samples/sec {rates}; {percent(row.share(), digits=1)} of the FMA peak"
+    unpacked = f"; {percent(row.of_unpacked(), digits=1)} of unpacked GFLOP/s" if UNPACKED in row.timings else ""
+    return f"{row.name}: samples/sec {rates}; {percent(row.share(), digits=1)} of the FMA peak{unpacked}"
 
 
 def published(row: Row) -> float | None:

@@ -33,8 +33,11 @@ def make_plan(
     data: Path | None,
     torch: bool,
     seconds: float,
+    *,
+    only_torch: bool = False,
+    packed: bool = False,
 ) -> Plan:
-    """The plan that the options describe.
+    """The plan that the options describe; each of the last two asks for torch as well.
 
     Raises:
         ValueError: If a name is unknown or the data is not what it must be.
@@ -43,8 +46,9 @@ def make_plan(
     chosen = [CASES[name] for name in names(cases, "case", CASES)]
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; valid: {', '.join(DTYPES)}")
-    if torch and importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError("--torch needs PyTorch, which is not installed")
+    asked = [name for name, on in (("--torch", torch), ("--only-torch", only_torch), ("--packed", packed)) if on]
+    if asked and importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(f"{asked[0]} needs PyTorch, which is not installed")
     x = load(data) if data else None
     if x is not None:
         T, N, I = x.shape
@@ -55,7 +59,9 @@ def make_plan(
         phases=[phase_named(name) for name in names(phases, "phase", PHASES)],
         dtype=dtype,
         threads=threads or fusedrnn.get_num_threads(),
-        torch=torch,
+        torch=bool(asked),
+        only_torch=only_torch or packed,
+        packed=packed,
         budget=seconds,
         data=x,
     )
@@ -94,7 +100,7 @@ def show(plan: Plan, rows: Sequence[Row]) -> None:
     console = output()
     facts = machine()
     console.print(f"{facts['processor']}, {facts['target_description']}, threads: {plan.threads}", highlight=False)
-    for table in tables(rows, with_torch=plan.torch):
+    for table in tables(rows, plan.contenders()):
         console.print()
         console.print(table)
     for row in rows:

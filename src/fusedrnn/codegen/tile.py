@@ -44,7 +44,8 @@ def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int, upright:
     a = [a_rows + v.item * i if upright else f.load(a_rows + 8 * i) for i in range(rows)]
     # The gradients of weights may go where the caller wants them, which need not be aligned.
     align = v.item if upright else v.bytes
-    total = [[f.var(v.load(start + start_stride * i + j * v.bytes, align)) for j in range(vectors)] for i in range(rows)]
+    places = [[start_stride * i + j * v.bytes for j in range(vectors)] for i in range(rows)]
+    total = [[f.var(v.load(start + place, align)) for place in row] for row in places]
 
     def multiply(index: Value, ahead: int) -> None:
         here = b + index * step + ahead * step

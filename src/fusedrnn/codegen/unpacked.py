@@ -32,25 +32,28 @@ def emit_unpacked_gemm(module: ir.Module, target: Target, dtype: str, gates: int
         unit = column // gates * v.lanes
         real = (hidden - unit).at_most(v.lanes)
         with f.if_(real > 0):
-            source = weights + (column % gates * hidden + unit) * k * v.item
+            source, after = (
+                weights + (at % gates * hidden + at // gates * v.lanes) * k * v.item for at in (column, column + 1)
+            )
             offset = number * v.bytes
             with tiles(f, made, count) as (_, first, tile):
                 start_row, c_row = start + first * start_stride + offset, c + first * c_stride + offset
-                tile(a_rows + first * 8, source, k, start_row, start_stride, c_row, c_stride, real)
+                tile(a_rows + first * 8, source, k, start_row, start_stride, c_row, c_stride, real, after)
     f.done()
     return f
 
 
 def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) -> Function:
-    """Some rows of A times one vector of columns, whose ``real`` weights are rows of k."""
-    names = ["a", "weights", "k", "start", "start_stride", "c", "c_stride", "real"]
+    """Some rows of A times one vector of columns, whose ``real`` weights are rows of k; asks for those needed after."""
+    names = ["a", "weights", "k", "start", "start_stride", "c", "c_stride", "real", "after"]
     f = Function(module, f"turned{rows}", names)
-    a_rows, weights, k, start, start_stride, c, c_stride, real = f.arguments
+    a_rows, weights, k, start, start_stride, c, c_stride, real, after = f.arguments
     v = Vectors(f, target, dtype)
     a = [f.load(a_rows + 8 * i) for i in range(rows)]
     total = [f.var(v.load(start + start_stride * i)) for i in range(rows)]
     # A lane without a unit repeats the last one that has: nobody reads what becomes of it.
-    columns = [weights + f.constant(lane).at_most(real - 1) * k * v.item for lane in range(v.lanes)]
+    places = [f.constant(lane).at_most(real - 1) * k * v.item for lane in range(v.lanes)]
+    columns = [weights + place for place in places]
 
     def multiply(index: Value, vector: Value) -> None:
         for one, sums in zip(a, total, strict=True):
@@ -58,6 +61,8 @@ def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) 
 
     even = k - k % v.lanes
     with f.loop(0, even, v.lanes) as index:
+        for place in places:
+            f.prefetch(after + place + index * v.item)
         square = [v.load(column + index * v.item, v.item) for column in columns]
         for ahead, vector in enumerate(v.transposed(square)):
             multiply(index + ahead, vector)
@@ -70,7 +75,7 @@ def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) 
 
 
 def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int) -> Function:
-    """A function of (count, A's rows, weights (G·H, columns), columns, start, its stride, C, its stride, panel, hidden).
+    """A function of (count, A's rows, weights (G·H, k), k, start, its stride, C, its stride, panel, hidden).
 
     One panel of A·W, where the rows of A hold all gates of all units, as packed kernels make it of weights transposed.
     """

@@ -146,7 +146,13 @@ class CPUEngine:
         return Ragged(lengths, steps, firsts)
 
     def keeping(
-        self, steps: int, batch: int, packed: Packed | Unpacked, ragged: Ragged | None = None, keep: str = "gates", seed: int = 0
+        self,
+        steps: int,
+        batch: int,
+        packed: Packed | Unpacked,
+        ragged: Ragged | None = None,
+        keep: str = "gates",
+        seed: int = 0,
     ) -> tuple[Kept, Lease]:
         """What a call of :meth:`run` in training shall keep, and the memory for it."""
         key, layout = self._layout
@@ -214,7 +220,7 @@ class CPUEngine:
         )  # fmt: skip
         problem = layout.steps, layout.batch, kept.keep
         params = (*packed.matrices, *wanted.params)
-        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x.address))
+        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x[0]))
 
     def _weights(self, x: Array, params: Array, keep: str | None) -> Packed | Unpacked:
         """The flat parameters as a call shall have them; ``keep`` is what training keeps."""
@@ -222,7 +228,7 @@ class CPUEngine:
         self.compile(training)
         began = time.perf_counter()
         found: Packed | Unpacked
-        if keep == "states" or is_constant(params) or not self._short(*x.shape[:2], training):
+        if keep == "states" or is_constant(params) or not self._short(len(x), x.shape[1], training):
             found = self._packer.packed_vector(params, training, own_team(get_num_threads()))
         elif training:
             found = self._packer.copied_vector(params)
@@ -234,7 +240,7 @@ class CPUEngine:
 
     @staticmethod
     def _short(steps: int, batch: int, training: bool) -> bool:
-        """Whether weights are read so few times that packing them, or finding out whether that is needed, costs more."""
+        """Whether weights are read so rarely that to pack them, or to find out whether that is needed, costs more."""
         return steps * -(-batch // _ROWS_AT_ONCE) <= (_FEW_IN_TRAINING if training else _FEW)
 
     def _on_arrays(
@@ -312,7 +318,7 @@ class CPUEngine:
 
 
 def _strided(array: Array | None) -> Strided:
-    return NOWHERE if array is None else Strided(array.ctypes.data, *array.strides[:2])
+    return NOWHERE if array is None else (array.ctypes.data, array.strides[0], array.strides[1])
 
 
 def _addresses(states: Sequence[Array | None] | None) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 The names of what only the call knows: ``x``, ``y``, ``dy``, ``dx`` with ``_step`` and ``_row`` for their strides; the
 states ``h0``, ``c0``, ``h_n``, ``c_n`` and their gradients ``dh_n`` and so on; the requests, ``add_x`` and the like;
-``workspace``, ``reserve`` and ``weights`` for where these begin (weights are 0 if they come as they lie), ``parts`` for the workspace if the input's gradient is
-wanted; ``tables`` for those of :mod:`fusedrnn.engine.lengths`, ``firsts`` for the first row of each time of a packed
-sequence; ``records``, ``spins`` and ``seed``. The gradient of each parameter goes by the parameter's name, a parameter
-that comes as it lies by "given" and its name.
+``workspace``, ``reserve`` and ``weights`` for where these begin (weights are 0 if they come as they lie), ``parts`` for
+the workspace if the input's gradient is wanted; ``tables`` for those of :mod:`fusedrnn.engine.lengths`, ``firsts`` for
+the first row of each time of a packed sequence; ``records``, ``spins`` and ``seed``. The gradient of each parameter
+goes by the parameter's name, a parameter that comes as it lies by "given" and its name.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Records:
     def fill(self, scratch: Scratch, values: Sequence[int], parts: bool = False) -> int:
         """Write the records into the scratch; where the call's begins."""
         records, workspace = scratch.address + self._records_at, scratch.address + self._plan_at
-        self._values.pack_into(scratch.buffer, 0, *values, workspace, records, workspace if parts else 0)
+        self._values.pack_into(scratch.buffer.data, 0, *values, workspace, records, workspace if parts else 0)
         self._template.fill(scratch.address, records)
         return records
 
@@ -270,11 +270,11 @@ def _from_above(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -
     """Where a pass finds the gradient of its output."""
     offset = direction * _width(spec)
     if layer == spec.num_layers - 1:
-        strides = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_firsts": At("firsts")}
-        return {"dy": At("dy", offset), "dy_too": 0, **strides}
+        last: Fields = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_firsts": At("firsts")}
+        return {"dy": At("dy", offset), "dy_too": 0, **last}
     too = _part(spec, plan, layer + 1, 1, offset) if spec.num_directions > 1 else 0
     step = plan.part_row * plan.batch
-    strides = {"dy_step": step, "dy_row": plan.part_row, "dy_firsts": 0}
+    strides: Fields = {"dy_step": step, "dy_row": plan.part_row, "dy_firsts": 0}
     return {"dy": _part(spec, plan, layer + 1, 0, offset), "dy_too": too, **strides}
 
 

@@ -48,8 +48,8 @@ class Template:
         for record, row in rows:
             for name in record.names:
                 field = row[name]
-                at = isinstance(field, At)
-                self._fields[number] = (places[field.name], field.offset) if at else (CONSTANT, field)
+                value, offset = (places[field.name], field.offset) if isinstance(field, At) else (CONSTANT, field)
+                self._fields[number] = value, offset
                 number += 1
 
     def fill(self, values: int, into: int) -> None:

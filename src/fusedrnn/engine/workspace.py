@@ -37,8 +37,9 @@ class _Return(weakref.ref["Lease"]):
 class Lease:
     """A buffer of bytes that goes back to its pool with the last reference to this.
 
-    An array that NumPy makes of it holds on to it. A weak reference with the pool's own ``append`` for a callback brings it back: no Python code runs then, which an
-    interrupt could fall into, nor is a lock taken, since the garbage collector may come from anywhere.
+    An array that NumPy makes of it holds on to it. A weak reference with the pool's own ``append`` for a callback
+    brings it back: no Python code runs then, which an interrupt could fall into, nor is a lock taken, since the garbage
+    collector may come from anywhere.
     """
 
     __slots__ = ("__weakref__", "_back", "address", "buffer")

@@ -5,6 +5,13 @@ model that is there already. What the operator does not serve (other devices and
 tracing, function transforms) runs on PyTorch's own implementation.
 """
 
+try:
+    import torch as _torch  # noqa: F401 -- so that its absence is told in words
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ImportError("fusedrnn.torch needs PyTorch; install it with: pip install 'fusedrnn[torch]'") from error
+
 from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.torch.layers import GRU, LSTM, RNN
 from fusedrnn.torch.swap import Layer, Report, accelerate, restore

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import kernels
 from fusedrnn.torch.kernels import Network, Problem
 from fusedrnn.torch.node import Node
+
+# Function.apply without its detour through functorch: calls under its transforms do not come here.
+_recorded: Any = super(torch.autograd.Function, Node).apply
 
 
 def run(
@@ -42,7 +46,7 @@ def run(
     problem = Problem(network, x, lengths, batch_sizes)
     if torch.is_grad_enabled() and _required(x, states, weights):
         given = states if states is not None else (None,) * network.states
-        y, *final = Node.apply(network, problem, seed, x, *given, *weights)
+        y, *final = _recorded(network, problem, seed, x, *given, *weights)
         return y, tuple(final)
     if spec.drops:
         y, final, _, _ = kernels.train(network, problem, x, states, weights, seed)

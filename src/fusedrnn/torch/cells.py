@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import RNNCellBase
 
-from fusedrnn.torch import support
+from fusedrnn.torch import dispatch, pairs, support
 
 
 class _FusedCell(RNNCellBase):
@@ -28,7 +28,7 @@ class _FusedCell(RNNCellBase):
             ValueError: As torch.nn raises it.
             RuntimeError: As torch.nn raises it.
         """
-        run = support.runner()
+        run = dispatch.runner()
         if run is not None:
             states = self._step(run, input, hx)
             if states is not None:
@@ -47,7 +47,7 @@ class _FusedCell(RNNCellBase):
     def _final(self, states: tuple[Tensor, ...]) -> Any:
         return states[0]
 
-    def _step(self, run: support.Run, x: Any, hx: Any) -> tuple[Tensor, ...] | None:
+    def _step(self, run: dispatch.Run, x: Any, hx: Any) -> tuple[Tensor, ...] | None:
         """The next states; None if the call is not the operator's."""
         dtype = support.number_format(x)
         if dtype is None:
@@ -78,9 +78,7 @@ class _FusedCell(RNNCellBase):
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """What torch.jit.script compiles: torch.nn's cell, with the same parameters."""
-        from fusedrnn.torch.swap import twin
-
-        return twin(self)
+        return pairs.twin(self)
 
 
 class RNNCell(_FusedCell, torch.nn.RNNCell):
@@ -125,6 +123,4 @@ class GRUCell(_FusedCell, torch.nn.GRUCell):
         return "gru"
 
 
-# Where users find them, and pickles name them.
-for _module in (RNNCell, LSTMCell, GRUCell):
-    _module.__module__ = "fusedrnn.torch"
+pairs.pair(RNNCell, LSTMCell, GRUCell)

@@ -30,6 +30,11 @@ class TorchArithmetic:
     sigmoid = staticmethod(torch.sigmoid)
     relu = staticmethod(torch.relu)
 
+    @staticmethod
+    def pass_positive(gate: Tensor, value: Tensor) -> Tensor:
+        """``value`` where the gate is positive or NaN, else zero."""
+        return torch.where(gate <= 0, 0, value)
+
 
 def gradients(
     network: Network,
@@ -45,7 +50,7 @@ def gradients(
     states, weights = operands[: network.states], operands[network.states :]
     results = run(network, problem, seed, x, None if states[0] is None else states, weights)
     pairs = [(result, d) for result, d in zip(results, (dy, *dfinal), strict=True) if d is not None]
-    sources = [source for source, want in zip((x, *operands), wanted, strict=True) if want]
+    sources = [s for s, want in zip((x, *operands), wanted, strict=True) if want and s is not None]
     if not pairs:
         return [None] * len(wanted)
     outputs, given = zip(*pairs, strict=True)

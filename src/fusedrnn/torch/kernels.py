@@ -20,6 +20,7 @@ from fusedrnn.torch.openmp import team
 _MOST_NETWORKS = 256
 # What vectors in a reserve are aligned to.
 _ALIGNMENT = 64
+_CPU = torch.device("cpu")
 
 Weights = Sequence[Tensor | None]
 States = Sequence[Tensor | None]
@@ -34,6 +35,8 @@ class Network:
         dtype: That of its tensors.
         item: Bytes of an element.
         states: How many states a cell has.
+        rows: L·D.
+        features: D·H.
     """
 
     _known: dict[int, Network] = {}  # noqa: RUF012 -- of the class, by intention
@@ -45,6 +48,7 @@ class Network:
         self.item = self.dtype.itemsize
         self.states = len(spec.state_names)
         self.rows = spec.num_layers * spec.num_directions
+        self.features = spec.output_size
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Network:
@@ -59,7 +63,9 @@ class Network:
     def states_like(self, batch: int) -> tuple[Tensor, ...]:
         """New tensors (L·D, N, H) for the states."""
         shape = self.rows, batch, self.spec.hidden_size
-        return tuple(torch.empty(shape, dtype=self.dtype) for _ in range(self.states))
+        # The device is said, for a user may have set another one as the default.
+        h = torch.empty(shape, dtype=self.dtype, device=_CPU)
+        return (h,) if self.states == 1 else (h, torch.empty(shape, dtype=self.dtype, device=_CPU))
 
 
 class Problem:
@@ -92,7 +98,7 @@ class Problem:
     def empty(self, network: Network, features: int) -> Tensor:
         """A new tensor for so many features of each step, zeros in padding."""
         make = torch.zeros if self.ragged is not None and self.ragged.firsts is None else torch.empty
-        return make((*self.shape, features), dtype=network.dtype)
+        return make((*self.shape, features), dtype=network.dtype, device=_CPU)
 
 
 def infer(
@@ -102,7 +108,7 @@ def infer(
     crew = team()
     packed = _weights(network, problem, weights, False, crew)
     x, initial = _readable(x), _contiguous(states)
-    y = problem.empty(network, network.spec.output_size)
+    y = problem.empty(network, network.features)
     final = network.states_like(problem.batch)
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
@@ -120,7 +126,7 @@ def train(
     kept, lease = network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)
     reserve = _bytes(lease, kept.layout.size)
     x, initial = _readable(x), _contiguous(states)
-    y = problem.empty(network, network.spec.output_size)
+    y = problem.empty(network, network.features)
     final = network.states_like(problem.batch)
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
@@ -158,7 +164,7 @@ def gradients(
     states = network.states_like(problem.batch) if any(wanted[1 : 1 + count]) else ()
     given = [weight is not None and want for weight, want in zip(weights, wanted[1 + count :], strict=True)]
     params = [
-        torch.empty(weight.shape, dtype=network.dtype) if want and weight is not None else None
+        torch.empty(weight.shape, dtype=network.dtype, device=_CPU) if want and weight is not None else None
         for weight, want in zip(weights, given, strict=True)
     ]
     # Weights that are used where they lie may lie elsewhere now.
@@ -189,7 +195,9 @@ def _readable(x: Tensor) -> Tensor:
 
 
 def _contiguous(states: States | None) -> States:
-    return [state if state is None or state.is_contiguous() else state.contiguous() for state in states or ()]
+    if states is None:
+        return ()
+    return [state if state is None or state.is_contiguous() else state.contiguous() for state in states]
 
 
 def _addresses(states: States) -> tuple[int, int]:
@@ -203,8 +211,8 @@ def _addresses(states: States) -> tuple[int, int]:
 def _strided(network: Network, x: Tensor | None) -> Strided:
     if x is None:
         return NOWHERE
-    *step, row, _ = x.stride()
-    return Strided(x.data_ptr(), step[0] * network.item if step else 0, row * network.item)
+    strides = x.stride()
+    return x.data_ptr(), strides[-3] * network.item if len(strides) == 3 else 0, strides[-2] * network.item
 
 
 def _bytes(lease: Any, size: int) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn.torch import call, compiling, support
-from fusedrnn.torch.support import Plan, Run
+from fusedrnn.torch import call, compiling, dispatch, pairs, support
+from fusedrnn.torch.dispatch import Run
+from fusedrnn.torch.support import Plan
 
 States = tuple[Tensor, ...]
 
@@ -39,7 +40,7 @@ class _Fused(torch.nn.RNNBase):
             return support.leaf(self, input, hx, lengths)
         if lengths is not None:
             return self._padded(input, hx, lengths)
-        run = support.runner()
+        run = dispatch.runner()
         if run is not None:
             fused = self._packed if isinstance(input, PackedSequence) else self._whole
             result = fused(run, input, hx)
@@ -147,7 +148,7 @@ class _Fused(torch.nn.RNNBase):
     def _padded(self, x: Any, hx: Any, lengths: Any) -> Any:
         """The same for padded sequences; where the operator cannot, torch.nn packs them."""
         lengths = support.checked_lengths(lengths, x, self.batch_first)
-        run = support.runner()
+        run = dispatch.runner()
         result = None if run is None else self._whole(run, x, hx, lengths)
         if result is not None:
             return result
@@ -161,9 +162,7 @@ class _Fused(torch.nn.RNNBase):
 
         torch.jit.script puts it into the model in the place of ours; ``accelerate`` changes that again.
         """
-        from fusedrnn.torch.swap import twin
-
-        return twin(self)
+        return pairs.twin(self)
 
 
 class RNN(_Fused, torch.nn.RNN):
@@ -210,7 +209,5 @@ class GRU(_Fused, torch.nn.GRU):
     """
 
 
-# Where users find them, and pickles name them.
-for _module in (RNN, LSTM, GRU):
-    _module.__module__ = "fusedrnn.torch"
+pairs.pair(RNN, LSTM, GRU)
 compiling.trace(RNN, LSTM, GRU)

@@ -19,7 +19,7 @@ class Node(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, network: Network, problem: Problem, seed: int, x: Tensor, *operands: Tensor | None
     ) -> tuple[Tensor, ...]:
         """``operands`` are the initial states, None for zeros, then the weights."""

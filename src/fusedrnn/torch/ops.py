@@ -25,7 +25,7 @@ _SEEDS = 2**63 - 1
 
 
 def run(
-    spec: RNNSpec,
+    spec: Any,
     x: Tensor,
     states: Sequence[Tensor] | None,
     weights: Sequence[Tensor | None],
@@ -37,7 +37,8 @@ def run(
     """Run a network over sequences through torch's dispatcher: traceable, with any T and N in one graph.
 
     Args:
-        spec: What to run; its dropout counts, in inference too.
+        spec: What to run, an RNNSpec or what has its mode, hidden_size, num_layers, bidirectional and dropout, which
+            counts in inference too.
         x: Input (T, N, I), float32 or float64, any strides; with ``batch_sizes`` the data of a packed sequence
             (rows, I).
         states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H); None for zeros. Under torch.compile a

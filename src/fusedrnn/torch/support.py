@@ -1,34 +1,25 @@
-"""Whether a call runs on our operator or on PyTorch's own, and what depends on PyTorch's version."""
+"""What the operator takes: plain tensors, networks that it has, weights as they are now, lengths that fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import call
-
-Run = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 DTYPES = tuple(_NAMES)
 
 # Bound once: an inference call of a small network takes no longer than a few dozen lookups.
-_is_compiling = torch.compiler.is_compiling
+is_compiling = torch.compiler.is_compiling
 _dispatch_keys = torch._C._dispatch_keys
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
-_transforms_active = torch._C._are_functorch_transforms_active
-_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def _eager_keys() -> tuple[Any, Any]:
@@ -41,36 +32,6 @@ def _eager_keys() -> tuple[Any, Any]:
 
 
 _PLAIN, _INFERENCE = _eager_keys()
-
-
-def _autocast_on_cpu() -> bool:
-    try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # before torch 2.4 it took no device
-        return bool(torch.is_autocast_cpu_enabled())
-
-
-def runner() -> Run | None:
-    """What runs a call made here and now, if its tensors are plain; None: PyTorch's own implementation."""
-    if _is_compiling() or _dispatch_modes():
-        return _traced_runner()
-    if (
-        _tracing_state() is not None
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or (_any_autocast() and _autocast_on_cpu())
-    ):
-        return None
-    return call.run
-
-
-def _traced_runner() -> Run | None:
-    """The same where something watches the dispatcher: the call must be one operator there."""
-    if _transforms_active() or _autocast_on_cpu():
-        return None
-    from fusedrnn.torch import ops
-
-    return ops.run
 
 
 def number_format(x: Any) -> torch.dtype | None:
@@ -88,7 +49,7 @@ def plain(tensor: Any, dtype: torch.dtype) -> bool:
     if kind is Tensor or kind is Parameter:
         if tensor.dtype is not dtype:
             return False
-        if _is_compiling():
+        if is_compiling():
             return tensor.device.type == "cpu" and tensor.layout is torch.strided
         # One look tells sparse, quantized, lazily negated and wrapped tensors, other devices and meta tensors apart.
         keys = _dispatch_keys(tensor)
@@ -192,7 +153,7 @@ def current_weights(module: Module, plan: Plan, dtype: torch.dtype) -> list[Tens
     """
     parameters = module._parameters
     weights: list[Any] = [parameters.get(name) for name in plan.names]
-    if _is_compiling() or not _usual(weights, plan.usual):
+    if is_compiling() or not _usual(weights, plan.usual):
         weights = [
             getattr(module, name, None) if weight is None else weight
             for name, weight in zip(plan.names, weights, strict=True)
@@ -275,3 +236,14 @@ def checked_batch_sizes(batch_sizes: Any, rows: int) -> bool:
         return False
     sizes = batch_sizes.numpy()
     return bool(sizes[-1] > 0 and sizes.sum() == rows and (sizes[1:] <= sizes[:-1]).all())
+
+
+def packed_batch(batch_sizes: Tensor, order: Tensor | None, hx: Any) -> int:
+    """N of a packed sequence: while a graph is made, from another's shape if there is one, as values break graphs."""
+    if is_compiling():
+        if order is not None:
+            return order.shape[0]
+        first = hx[0] if isinstance(hx, (tuple, list)) and hx else hx
+        if isinstance(first, Tensor) and first.dim() == 3:
+            return first.shape[1]
+    return int(batch_sizes[0])

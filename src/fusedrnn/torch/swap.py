@@ -7,22 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import Module, RNNBase, RNNCellBase
-from torch.nn.utils import parametrize
 
-from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.torch.layers import GRU, LSTM, RNN
+from fusedrnn.torch.pairs import OURS, TORCHS, counterpart
 from fusedrnn.torch.support import DTYPES
 
-_OURS: dict[type, type] = {
-    torch.nn.RNN: RNN,
-    torch.nn.LSTM: LSTM,
-    torch.nn.GRU: GRU,
-    torch.nn.RNNCell: RNNCell,
-    torch.nn.LSTMCell: LSTMCell,
-    torch.nn.GRUCell: GRUCell,
-}
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
-_TORCH_NAMES = {torchs.__name__ for torchs in _OURS}
+_NAMES = {torchs.__name__ for torchs in OURS}
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ def accelerate(model: Module) -> Report:
         1 replaced, 0 left as they were
           replaced  1: LSTM
     """
-    return _swap(model, _OURS, _reason)
+    return _swap(model, OURS, _reason)
 
 
 def restore(model: Module) -> Report:
@@ -92,25 +81,15 @@ def restore(model: Module) -> Report:
     Raises:
         TypeError: ``model`` is not a torch.nn.Module.
     """
-    return _swap(model, _TORCHS, lambda _: "")
+    return _swap(model, TORCHS, lambda _: "")
 
 
-def twin(module: Module) -> Module:
-    """A module of torch.nn's with the very parameters, buffers and hooks of one of ours; a subclass stays itself."""
-    kind = _counterpart(type(module), _TORCHS)
-    if kind is None:
-        return module
-    other: Module = object.__new__(kind)
-    other.__dict__.update(module.__dict__)
-    return other
-
-
-def _swap(model: Module, pairs: Mapping[type, type], reason: Callable[[Module], str]) -> Report:
+def _swap(model: Module, pairs: Mapping[type[Module], type[Module]], reason: Callable[[Module], str]) -> Report:
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     replaced, left = [], []
     for name, module in model.named_modules():
-        kind = _counterpart(type(module), pairs)
+        kind = counterpart(type(module), pairs)
         why = _stranger(module, pairs) if kind is None else reason(module)
         if why:
             left.append(Layer(name, type(module).__name__, why))
@@ -118,18 +97,6 @@ def _swap(model: Module, pairs: Mapping[type, type], reason: Callable[[Module], 
             replaced.append(Layer(name, type(module).__name__))
             module.__class__ = kind
     return Report(tuple(replaced), tuple(left))
-
-
-def _counterpart(kind: type, pairs: Mapping[type, type]) -> type | None:
-    """The class on the other side; for the class that a parametrization made, the same one made over that."""
-    if kind in pairs:
-        return pairs[kind]
-    base = kind.__bases__[0]
-    made = kind.__module__ == parametrize.__name__ and kind.__name__ == f"Parametrized{base.__name__}"
-    if not made or base not in pairs:
-        return None
-    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return type(kind.__name__, (pairs[base],), own)
 
 
 def _reason(module: Module) -> str:
@@ -146,18 +113,18 @@ def _reason(module: Module) -> str:
     return ""
 
 
-def _stranger(module: Module, pairs: Mapping[type, type]) -> str:
+def _stranger(module: Module, pairs: Mapping[type[Module], type[Module]]) -> str:
     """What a recurrent layer of another class is, if it is one and not on the side that is asked for."""
     kind = type(module)
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is a ScriptModule" if getattr(module, "original_name", "") in _TORCH_NAMES else ""
-    if kind.__module__.startswith("torch.ao.") and kind.__name__ in _TORCH_NAMES:
+        return "it is a ScriptModule" if getattr(module, "original_name", "") in _NAMES else ""
+    if kind.__module__.startswith("torch.ao.") and kind.__name__ in _NAMES:
         return "it is quantized"
-    if not isinstance(module, (RNNBase, RNNCellBase)) or _counterpart(kind, _inverse(pairs)):
+    if not isinstance(module, (RNNBase, RNNCellBase)) or counterpart(kind, _inverse(pairs)):
         return ""
     known = next(base for base in kind.__mro__ if base.__module__.startswith(("torch.nn.", "fusedrnn.torch")))
     return f"it is a subclass of {known.__name__}"
 
 
-def _inverse(pairs: Mapping[type, type]) -> dict[type, type]:
+def _inverse(pairs: Mapping[type[Module], type[Module]]) -> dict[type[Module], type[Module]]:
     return {there: here for here, there in pairs.items()}
