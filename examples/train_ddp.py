@@ -58,6 +58,7 @@ def process_group() -> Iterator[tuple[int, int]]:
     distributed.init_process_group("gloo")
     try:
         yield distributed.get_rank(), distributed.get_world_size()
+        distributed.barrier()  # gloo's threads have let go of every tensor before Python may end
     finally:
         distributed.destroy_process_group()
 

@@ -268,6 +268,7 @@ def work(rank, meeting, check):
     )
     try:
         check(rank)
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
 

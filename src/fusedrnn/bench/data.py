@@ -85,7 +85,7 @@ class Workload:
             states=tuple(np.zeros(shape, spec.dtype) for shape in shapes),
             dy=upstream(*x.shape[:2], spec.output_size),
             dstates=tuple(upstream(*shape) for shape in shapes),
-            lengths=None if self.lengths is None else -(-self.lengths * len(x) // len(self.x)),
+            lengths=None if self.lengths is None else (self.lengths * len(x) + len(self.x) // 2) // len(self.x),
         )
 
 
