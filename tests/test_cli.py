@@ -106,6 +106,22 @@ def test_bench_runs_the_users_data(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "contenders"),
+    [
+        (["--torch"], ["non-fused", "fused", "torch.nn", "fused in torch"]),
+        (["--only-torch"], ["torch.nn", "fused in torch"]),
+        (["--packed"], ["torch.nn", "fused in torch", "fused in torch, unpacked"]),
+    ],
+)
+def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
+    result = run(*QUICK, *options, "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    assert "Modules of PyTorch" in result.output and ("of unpacked GFLOP/s" in result.output) == ("--packed" in options)
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert written["plan"]["contenders"] == list(written["rows"][0]["seconds"]) == contenders
+
+
+@pytest.mark.parametrize(
     ("option", "given", "said"),
     [
         ("--cases", "tiny,huge", ["'huge'", *CASES]),

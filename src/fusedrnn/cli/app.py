@@ -57,7 +57,19 @@ def bench(
         Path | None,
         typer.Option(help="A .npy array (T, N, I) to run instead of text; the cases' own T, N and I give way to its."),
     ] = None,
-    torch: Annotated[bool, typer.Option("--torch", help="Compare with torch.nn too.")] = False,
+    torch: Annotated[
+        bool, typer.Option("--torch", help="Compare with torch.nn too, as it is and accelerated by fusedrnn.torch.")
+    ] = False,
+    only_torch: Annotated[
+        bool, typer.Option("--only-torch", help="Compare those two alone: idle BLAS threads disturb them.")
+    ] = False,
+    packed: Annotated[
+        bool,
+        typer.Option(
+            "--packed",
+            help="Those two alone on packed sequences, lengths uniform in T/2 to T, and ours on unpacked ones.",
+        ),
+    ] = False,
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")] = 5.0,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the rows into this file, such as rows.png.")] = None,
@@ -67,12 +79,16 @@ def bench(
     Training is the forward pass and all gradients. Outputs and gradients are checked before anything is timed, and
     again as timed; if one is wrong, its row says so and the exit code is 1.
 
+    Work done a second and its share of the peak count only steps that are there: with --packed, not the padding.
+
     Contenders take turns, every row at its full size, and medians are shown. Each runs at least twice, but a network
     that takes ten seconds or more cell by cell is run so once only. The two tables take about seven minutes on two
     slow cores.
     """
     try:
-        plan = bench_command.make_plan(cases, modes, phases, dtype, threads, data, torch, seconds)
+        plan = bench_command.make_plan(
+            cases, modes, phases, dtype, threads, data, torch, seconds, only_torch=only_torch, packed=packed
+        )
         bench_command.check_outputs(json, plot)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
