@@ -99,12 +99,11 @@ class ByAddress(Protocol):
         forgotten when the owner goes.
         """
 
-    def ragged(self, lengths: Array, steps: int, firsts: Array | None = None) -> Any:
-        """Sequences of different lengths, int64 (N,).
+    def ragged(self, lengths: Array, steps: int) -> Any:
+        """Sequences of different lengths, int64 (N,), each from 0 to T, that lie (T, N, features)."""
 
-        With ``firsts``, int64 (T,), the rows of inputs and outputs lie packed, by falling length, and this is the first
-        row of each time.
-        """
+    def ragged_packed(self, batch_sizes: Array) -> Any:
+        """Sequences by falling length whose rows lie packed, time by time: how many there are each time, int64 (T,)."""
 
     def keeping(
         self, steps: int, batch: int, packed: Any, ragged: Any = None, keep: Keep = "gates", seed: int = 0

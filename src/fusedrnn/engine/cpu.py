@@ -141,9 +141,13 @@ class CPUEngine:
             return Unpacked(addresses)
         return self._packer.packed(addresses, training, team, owner)
 
-    def ragged(self, lengths: Array, steps: int, firsts: Array | None = None) -> Ragged:
-        """Sequences of different lengths: see :class:`fusedrnn.engine.lengths.Ragged`."""
-        return Ragged(lengths, steps, firsts)
+    def ragged(self, lengths: Array, steps: int) -> Ragged:
+        """Sequences of different lengths, int64 (N,), each from 0 to T."""
+        return Ragged(lengths, steps)
+
+    def ragged_packed(self, batch_sizes: Array) -> Ragged:
+        """Packed sequences by falling length: how many of them have each step, int64 (T,)."""
+        return Ragged.packed(batch_sizes)
 
     def keeping(
         self,

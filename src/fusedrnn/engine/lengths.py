@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,14 +29,28 @@ class Ragged:
     Args:
         lengths: The valid steps of each, int64 (N,).
         steps: T.
-        firsts: The first row of each time where rows lie packed, int64 (T,); None if they lie (T, N).
     """
 
-    def __init__(self, lengths: Array, steps: int, firsts: Array | None = None) -> None:
-        self.lengths, self.steps, self.firsts = lengths, steps, firsts
+    firsts: Array | None = None
+    """The first row of each time where rows lie packed, int64 (T,); None if they lie (T, N)."""
+
+    def __init__(self, lengths: Array, steps: int) -> None:
+        self.lengths = lengths
+        self._falling = np.argsort(-lengths, kind="stable")
+        self._totals = len(lengths) - np.cumsum(np.bincount(lengths, minlength=steps + 1))[:steps]
         self._made: dict[Sequence[int], Array] = {}
 
-    def tables(self, row_starts: Sequence[int]) -> Array:
+    @classmethod
+    def packed(cls, totals: Array) -> Ragged:
+        """Sequences by falling length, as a packed sequence has them; ``totals`` (T,) says how many have each step."""
+        made, totals = cls.__new__(cls), totals.copy()  # the caller's may change before backward
+        made._falling = np.arange(totals[0])
+        made.lengths = len(totals) - np.searchsorted(totals[::-1], made._falling, side="right")
+        made.firsts = np.cumsum(totals) - totals
+        made._totals, made._made = totals, {}
+        return made
+
+    def tables(self, row_starts: tuple[int, ...]) -> Array:
         """The tables for row groups that begin at these rows, one behind the other in one array.
 
         Rows are in the order of falling lengths, and dealt to the groups in turn. ``order`` is the place in the batch
@@ -44,29 +60,21 @@ class Ragged:
         """
         made = self._made.get(row_starts)
         if made is None:
-            made = self._made[row_starts] = self._make(np.diff(row_starts))
+            ranks, totals = _dealt(row_starts), self._totals
+            order = self._falling[ranks]
+            # A group's ranks rise: those that live are the ones below the number of all that live.
+            alive = [np.searchsorted(ranks[first:end], totals) for first, end in pairwise(row_starts)]
+            tables = (order, ranks, self._falling, self.lengths[order], totals, *alive)
+            made = self._made[row_starts] = np.concatenate(tables, dtype=np.int64)
         return made
 
-    def _make(self, sizes: Array) -> Array:
-        lengths = self.lengths
-        falling = np.argsort(-lengths, kind="stable")
-        ranks = _dealt(sizes)
-        order = falling[ranks]
-        alive = [_alive(hand, self.steps) for hand in np.split(lengths[order], np.cumsum(sizes)[:-1])]
-        tables = (order, ranks, falling, lengths[order], np.sum(alive, axis=0), *alive)
-        return np.concatenate(tables, dtype=np.int64)
 
-
-def _dealt(sizes: Array) -> Array:
-    """Ranks dealt to groups of these sizes like cards, so that every group has as much to do; group by group."""
+@lru_cache(maxsize=16)
+def _dealt(row_starts: tuple[int, ...]) -> Array:
+    """Ranks dealt to the groups like cards, so that each has as much to do; group by group."""
+    sizes = np.diff(row_starts)
     turns = np.concatenate([np.arange(size) for size in sizes])
     groups = np.repeat(np.arange(len(sizes)), sizes)
     ranks: Array = np.empty(len(turns), np.int64)
     ranks[np.lexsort((groups, turns))] = np.arange(len(turns))
     return ranks
-
-
-def _alive(lengths: Array, steps: int) -> Array:
-    """How many sequences of these lengths live at each time."""
-    ends = np.bincount(lengths, minlength=steps + 1)
-    return len(lengths) - np.cumsum(ends)[:steps]

@@ -85,9 +85,7 @@ class Problem:
         if batch_sizes is not None:
             sizes = batch_sizes.numpy()
             self.steps, self.batch = len(sizes), int(sizes[0])
-            ends = sizes - np.append(sizes[1:], 0)
-            valid = np.repeat(np.arange(self.steps, 0, -1), ends[::-1])
-            self.ragged = network.engine.ragged(valid, self.steps, np.cumsum(sizes) - sizes)
+            self.ragged = network.engine.ragged_packed(sizes)
             self.shape: tuple[int, ...] = (x.shape[0],)
         else:
             self.steps, self.batch, _ = self.shape = x.shape
