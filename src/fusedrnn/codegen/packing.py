@@ -84,7 +84,7 @@ class _Forward(_Packing):
         rows = [source + row_bytes * lane for lane in range(v.lanes)]
         even = t.columns - t.columns % v.lanes
         with f.loop(0, even, v.lanes) as k:
-            for ahead, vector in enumerate(v.transposed([v.load(row + k * v.item, v.item) for row in rows])):
+            for ahead, vector in enumerate(v.turned([row + k * v.item for row in rows])):
                 v.store(vector, into + (k + ahead) * step)
         with f.loop(even, t.columns) as k:
             v.store(v.gathered([row + k * v.item for row in rows]), into + k * step)

@@ -63,8 +63,7 @@ def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) 
     with f.loop(0, even, v.lanes) as index:
         for place in places:
             f.prefetch(after + place + index * v.item)
-        square = [v.load(column + index * v.item, v.item) for column in columns]
-        for ahead, vector in enumerate(v.transposed(square)):
+        for ahead, vector in enumerate(v.turned([column + index * v.item for column in columns])):
             multiply(index + ahead, vector)
     with f.loop(even, k) as index:
         multiply(index, v.gathered([column + index * v.item for column in columns]))

@@ -116,24 +116,39 @@ class Vectors:
             vector = f.builder.insert_element(vector, scalar.ir, ir.Constant(I32, lane))
         return Value(f, vector)
 
-    def transposed(self, rows: Sequence[Value]) -> list[Value]:
-        """As many vectors as there are lanes, turned: lane i of vector j is lane j of row i."""
-        rows = list(rows)
+    def turned(self, addresses: Sequence[Value]) -> list[Value]:
+        """A square from memory of any alignment, turned: lane i of vector j is number j at address i.
+
+        For each bit of a lane's number, it changes places with that bit of the row's: for the highest as halves of rows
+        are loaded side by side, which takes no shuffle on most processors.
+        """
+        half = self.lanes // 2
+        low, high = addresses[:half], addresses[half:]
+        rows = [
+            self._side_by_side(one + part * half * self.item, other + part * half * self.item)
+            for part in (0, 1)
+            for one, other in zip(low, high, strict=True)
+        ]
         distance = 1
-        while distance < self.lanes:
+        while distance < half:
             lanes = range(self.lanes)
-            low = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
-            high = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
+            kept = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
+            moved = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
             for first in lanes:
                 if not first & distance:
                     pair = rows[first], rows[first + distance]
-                    rows[first], rows[first + distance] = (self._shuffled(*pair, places) for places in (low, high))
+                    rows[first], rows[first + distance] = (self._shuffled(*pair, places) for places in (kept, moved))
             distance *= 2
         return rows
 
+    def _side_by_side(self, one: Value, other: Value) -> Value:
+        """Half a vector from each of two addresses."""
+        kind = ir.VectorType(self.format.scalar, self.lanes // 2)
+        return self._shuffled(*(self.function.load(at, kind, self.item) for at in (one, other)), range(self.lanes))
+
     def _shuffled(self, one: Value, other: Value, places: Sequence[int]) -> Value:
         """Lanes of two vectors, those of the second behind those of the first, by their places."""
-        order = ir.Constant(ir.VectorType(I32, self.lanes), list(places))
+        order = ir.Constant(ir.VectorType(I32, len(places)), list(places))
         return Value(self.function, self.function.builder.shuffle_vector(one.ir, other.ir, order))
 
     def splat(self, scalar: Value) -> Value:
