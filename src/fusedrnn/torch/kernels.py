@@ -20,7 +20,6 @@ from fusedrnn.torch.openmp import team
 _MOST_NETWORKS = 256
 # What vectors in a reserve are aligned to.
 _ALIGNMENT = 64
-_CPU = torch.device("cpu")
 
 Weights = Sequence[Tensor | None]
 States = Sequence[Tensor | None]
@@ -60,12 +59,10 @@ class Network:
             found = cls._known[id(spec)] = cls(spec)
         return found
 
-    def states_like(self, batch: int) -> tuple[Tensor, ...]:
-        """New tensors (L·D, N, H) for the states."""
+    def new_states(self, x: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """New tensors (L·D, N, H) for the states, of the kind of ``x``."""
         shape = self.rows, batch, self.spec.hidden_size
-        # The device is said, for a user may have set another one as the default.
-        h = torch.empty(shape, dtype=self.dtype, device=_CPU)
-        return (h,) if self.states == 1 else (h, torch.empty(shape, dtype=self.dtype, device=_CPU))
+        return (x.new_empty(shape),) if self.states == 1 else (x.new_empty(shape), x.new_empty(shape))
 
 
 class Problem:
@@ -93,10 +90,10 @@ class Problem:
             if lengths is not None:
                 self.ragged = network.engine.ragged(lengths.numpy().astype(np.int64), self.steps)
 
-    def empty(self, network: Network, features: int) -> Tensor:
-        """A new tensor for so many features of each step, zeros in padding."""
-        make = torch.zeros if self.ragged is not None and self.ragged.firsts is None else torch.empty
-        return make((*self.shape, features), dtype=network.dtype, device=_CPU)
+    def new(self, x: Tensor, features: int) -> Tensor:
+        """A new tensor for so many features of each step, of the kind of ``x``, zeros in padding."""
+        padded = self.ragged is not None and self.ragged.firsts is None
+        return (x.new_zeros if padded else x.new_empty)((*self.shape, features))
 
 
 def infer(
@@ -106,8 +103,8 @@ def infer(
     crew = team()
     packed = _weights(network, problem, weights, False, crew)
     x, initial = _readable(x), _contiguous(states)
-    y = problem.empty(network, network.features)
-    final = network.states_like(problem.batch)
+    y = problem.new(x, network.features)
+    final = network.new_states(x, problem.batch)
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
         _strided(network, y), _addresses(final), ragged=problem.ragged, team=crew,
@@ -124,8 +121,8 @@ def train(
     kept, lease = network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)
     reserve = _bytes(lease, kept.layout.size)
     x, initial = _readable(x), _contiguous(states)
-    y = problem.empty(network, network.features)
-    final = network.states_like(problem.batch)
+    y = problem.new(x, network.features)
+    final = network.new_states(x, problem.batch)
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
         _strided(network, y), _addresses(final),
@@ -154,16 +151,17 @@ def gradients(
 
     They are those of the call that filled the reserve. None for what is not wanted; a gradient given as None is zero.
     """
-    spec, count = network.spec, network.states
+    count = network.states
     if reserve.data_ptr() % _ALIGNMENT:  # it has been elsewhere in between
         _, lease = network.engine.keeping(problem.steps, problem.batch, kept.packed, problem.ragged)
         reserve = _bytes(lease, kept.layout.size).copy_(reserve)
-    dx = problem.empty(network, spec.input_size) if wanted[0] else None
-    states = network.states_like(problem.batch) if any(wanted[1 : 1 + count]) else ()
-    given = [weight is not None and want for weight, want in zip(weights, wanted[1 + count :], strict=True)]
+    kind = weights[0]
+    assert kind is not None
+    dx = problem.new(kind, network.spec.input_size) if wanted[0] else None
+    states = network.new_states(kind, problem.batch) if True in wanted[1 : 1 + count] else ()
     params = [
-        torch.empty(weight.shape, dtype=network.dtype, device=_CPU) if want and weight is not None else None
-        for weight, want in zip(weights, given, strict=True)
+        torch.empty_like(weight) if want and weight is not None else None
+        for weight, want in zip(weights, wanted[1 + count :], strict=True)
     ]
     # Weights that are used where they lie may lie elsewhere now.
     moved = kept.packed.address == 0
@@ -179,7 +177,8 @@ def gradients(
         packed,
         team(),
     )
-    return [dx, *(states or (None,) * count), *params]
+    found = [dx, *(states or (None,) * count), *params]
+    return [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
 
 
 def _weights(network: Network, problem: Problem, weights: Weights, training: bool, crew: Team) -> Any:

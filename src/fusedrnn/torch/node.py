@@ -43,5 +43,4 @@ class Node(torch.autograd.Function):
             return (None,) * (4 + len(operands))
         weights = operands[network.states :]
         found = kernels.gradients(network, problem, ctx.kept, reserve, dy, dfinal, weights, wanted)
-        found = [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
         return None, None, None, *found
