@@ -88,3 +88,18 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(plan, "chunk_rows", lambda *_: 5)
     monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", 13)
     monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", 7)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The calls of the operator from PyTorch, as they come: their specs."""
+    from fusedrnn.torch import call
+
+    seen, plain = [], call.run
+
+    def run(spec, *args, **options):
+        seen.append(spec)
+        return plain(spec, *args, **options)
+
+    monkeypatch.setattr(call, "run", run)
+    return seen

@@ -8,22 +8,9 @@ import torch
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fusedrnn.torch
-from fusedrnn.torch import Layer, accelerate, call, restore
+from fusedrnn.torch import Layer, accelerate, restore
 
 KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The calls of the operator, as they come: their specs."""
-    seen, plain = [], call.run
-
-    def run(spec, *args, **options):
-        seen.append(spec)
-        return plain(spec, *args, **options)
-
-    monkeypatch.setattr(call, "run", run)
-    return seen
 
 
 class Model(torch.nn.Module):

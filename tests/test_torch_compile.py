@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from fusedrnn import RNNSpec
 from fusedrnn import torch as fused
 from fusedrnn.bench.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+from taggers import H, I, Tagger
 
-I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
 CELLS = {"LSTMCell": fused.LSTMCell, "GRUCell": fused.GRUCell, "RNNCell": fused.RNNCell}
 # The first compilation is for its sizes alone, the second for all; none is for T = 1 or N = 1, which torch keeps apart.
@@ -63,18 +63,6 @@ def data(*shape):
 def initial(kind, net, N):
     shape = (net.num_layers * (1 + net.bidirectional), N, H)
     return (data(*shape), data(*shape)) if kind == "LSTM" else data(*shape)
-
-
-class Tagger(nn.Module):
-    """A layer among others."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.embed, self.net, self.head = nn.Linear(3, I), net, nn.Linear(H * (1 + net.bidirectional), 2)
-
-    def forward(self, x, hx=None):
-        y, final = self.net(torch.relu(self.embed(x)), hx)
-        return self.head(y), final
 
 
 @layer

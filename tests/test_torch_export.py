@@ -4,12 +4,11 @@ import io
 
 import pytest
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from fusedrnn import torch as fused
+from taggers import H, I, Tagger
 
-I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
 SIZES = ((3, 2), (9, 5), (2, 7), (31, 4), (17, 17))
 OP = "fusedrnn.rnn.default"
@@ -18,18 +17,6 @@ OP = "fusedrnn.rnn.default"
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 layer = pytest.mark.parametrize("kind", LAYERS)
-
-
-class Tagger(nn.Module):
-    """A layer among others."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.embed, self.net, self.head = nn.Linear(3, I), net, nn.Linear(H * (1 + net.bidirectional), 2)
-
-    def forward(self, x, hx=None):
-        y, final = self.net(torch.relu(self.embed(x)), hx)
-        return self.head(y), final
 
 
 def ops_in(program):

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import fusedrnn.torch
 from fusedrnn import reference_training
 from fusedrnn.spec import MODES
-from fusedrnn.torch import call, support
+from fusedrnn.torch import support
 from oracles import near_kink, torch_results
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, make_problem
 
@@ -130,19 +130,6 @@ class Call:
         dstates = tuple(one.grad.numpy() for one in self.states)
         dstates = dstates or tuple(one.astype(spec.dtype) for one in expected[2])
         return self.x.grad.numpy(), flat_gradients(self.module, spec, expected[1]), dstates
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The calls of the operator, as they come: their specs."""
-    seen, plain = [], call.run
-
-    def run(spec, *args, **options):
-        seen.append(spec)
-        return plain(spec, *args, **options)
-
-    monkeypatch.setattr(call, "run", run)
-    return seen
 
 
 @pytest.mark.parametrize("mode", MODES)
