@@ -78,51 +78,49 @@ def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int
 
     One panel of A·W, where the rows of A hold all gates of all units, as packed kernels make it of weights transposed.
     """
-    made = [_emit_straight_tile(module, target, dtype, gates, rows) for rows in range(1, _MOST_ROWS + 1)]
+    # Masks would take registers from the panels that need none.
+    kinds = [
+        [_emit_straight_tile(module, target, dtype, gates, rows, whole) for rows in range(1, _MOST_ROWS + 1)]
+        for whole in (True, False)
+    ]
     names = ["count", "a_rows", "weights", "columns", "start", "start_stride", "c", "c_stride", "panel", "hidden"]
     f = Function(module, "unpacked_back", names)
     count, a_rows, weights, columns, start, start_stride, c, c_stride, panel, hidden = f.arguments
     v = Vectors(f, target, dtype)
     feature = panel * (target.tile[1] * v.lanes)
     source, left = weights + feature * v.item, columns - feature
-    with tiles(f, made, count) as (_, first, tile):
-        start_row, c_row = start + first * start_stride, c + first * c_stride
-        tile(a_rows + first * 8, source, columns * v.item, start_row, start_stride, c_row, c_stride, left, hidden)
+    with f.if_else(left >= target.tile[1] * v.lanes) as branches:
+        for branch, made in zip(branches, kinds, strict=True):
+            with branch, tiles(f, made, count) as (_, first, tile):
+                begin, into = start + first * start_stride, c + first * c_stride
+                tile(a_rows + first * 8, source, columns * v.item, begin, start_stride, into, c_stride, left, hidden)
     f.done()
     return f
 
 
-def _emit_straight_tile(module: ir.Module, target: Target, dtype: str, gates: int, rows: int) -> Function:
-    """Some rows of A times a panel of columns, of which ``left`` are there."""
+def _emit_straight_tile(
+    module: ir.Module, target: Target, dtype: str, gates: int, rows: int, whole: bool
+) -> Function:
+    """Some rows of A times a panel of columns, of which, if it is not whole, ``left`` are there."""
     names = ["a", "weights", "stride", "start", "start_stride", "c", "c_stride", "left", "hidden"]
-    f = Function(module, f"straight{rows}", names)
+    f = Function(module, f"straight{rows}" if whole else f"edge{rows}", names)
     a_rows, weights, stride, start, start_stride, c, c_stride, left, hidden = f.arguments
     v = Vectors(f, target, dtype)
     width = target.tile[1]
     a = [f.load(a_rows + 8 * i) for i in range(rows)]
     total = [[f.var(v.load(start + start_stride * i + j * v.bytes)) for j in range(width)] for i in range(rows)]
 
-    def add(whole: bool) -> None:
-        with f.loop(0, hidden, v.lanes) as unit, f.loop(0, gates) as gate:
-            real = (hidden - unit).at_most(v.lanes)
-            source = weights + (gate * hidden + unit) * stride
-            place = (unit * gates + gate * v.lanes) * v.item
-            with f.loop(0, real) as lane:
-                here = source + lane * stride
-                at = [here + j * v.bytes for j in range(width)]
-                b = [
-                    v.load(one, v.item) if whole else v.load_first(one, left - j * v.lanes) for j, one in enumerate(at)
-                ]
-                for i in range(rows):
-                    scalar = v.broadcast(a[i] + place + lane * v.item)
-                    for j in range(width):
-                        total[i][j].set(v.fma(scalar, b[j], total[i][j].get()))
-
-    with f.if_else(left >= width * v.lanes) as (whole, part):
-        with whole:
-            add(True)
-        with part:
-            add(False)
+    with f.loop(0, hidden, v.lanes) as unit, f.loop(0, gates) as gate:
+        real = (hidden - unit).at_most(v.lanes)
+        source = weights + (gate * hidden + unit) * stride
+        place = (unit * gates + gate * v.lanes) * v.item
+        with f.loop(0, real) as lane:
+            at = [source + lane * stride + j * v.bytes for j in range(width)]
+            b = [v.load(one, v.item) if whole else v.load_first(one, left - j * v.lanes) for j, one in enumerate(at)]
+            for i in range(rows):
+                scalar = v.broadcast(a[i] + place + lane * v.item)
+                for j in range(width):
+                    total[i][j].set(v.fma(scalar, b[j], total[i][j].get()))
     for i in range(rows):
         for j in range(width):
             v.store(total[i][j].get(), c + c_stride * i + j * v.bytes)
