@@ -144,7 +144,8 @@ class Vectors:
     def _side_by_side(self, one: Value, other: Value) -> Value:
         """Half a vector from each of two addresses."""
         kind = ir.VectorType(self.format.scalar, self.lanes // 2)
-        return self._shuffled(*(self.function.load(at, kind, self.item) for at in (one, other)), range(self.lanes))
+        low, high = (self.function.load(at, kind, self.item) for at in (one, other))
+        return self._shuffled(low, high, range(self.lanes))
 
     def _shuffled(self, one: Value, other: Value, places: Sequence[int]) -> Value:
         """Lanes of two vectors, those of the second behind those of the first, by their places."""
