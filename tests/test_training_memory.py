@@ -10,7 +10,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engine import cpu, pack, workspace
+from fusedrnn.engine import calls, pack, workspace
 from fusedrnn.spec import DTYPES, MODES
 from problems import Shape, assert_same_bits, make_problem
 
@@ -122,7 +122,7 @@ def test_idle_reserves_are_few():
     assert len({reserve._kept.lease.address for reserve in held}) == 20
     del held
     gc.collect()
-    assert len(op._engine._reserves._idle) == cpu._MOST_RESERVES
+    assert len(op._engine._reserves._idle) == calls.MOST_RESERVES
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -262,7 +262,7 @@ def test_caches_do_not_grow_with_shapes():
             loop.step(T, T + 1)
         engine = loop.op._engine
         sizes.append([len(kept) for kept in (engine._packer._kept, engine._workspaces._idle, engine._plans)])
-        assert len(engine._reserves._idle) <= cpu._MOST_RESERVES
+        assert len(engine._reserves._idle) <= calls.MOST_RESERVES
     assert sizes == [[1, 1, 2]] * len(sizes)
 
 

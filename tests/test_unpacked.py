@@ -7,7 +7,7 @@ import pytest
 
 from fusedrnn import RNNOp, frozen
 from fusedrnn.codegen import target as targets
-from fusedrnn.engine import cpu
+from fusedrnn.engine import calls
 from fusedrnn.spec import DTYPES, MODES
 from problems import Shape, make_problem
 from test_emitted import TARGETS, functions, loops
@@ -25,8 +25,8 @@ SHAPES = [
 
 def results(problem, few, monkeypatch):
     """Everything that inference, training and backward return, weights used as they lie in up to ``few`` steps."""
-    monkeypatch.setattr(cpu, "_FEW", few)
-    monkeypatch.setattr(cpu, "_FEW_IN_TRAINING", few)
+    monkeypatch.setattr(calls, "_FEW", few)
+    monkeypatch.setattr(calls, "_FEW_IN_TRAINING", few)
     op = RNNOp(problem.spec)
     y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
     trained, final, reserve = op.forward(

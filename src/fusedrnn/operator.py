@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import fusedrnn.backends  # noqa: F401 -- registers the engines
 from fusedrnn import arguments, registry, requests
+from fusedrnn.addresses import ByAddress
 from fusedrnn.gradients import clear_padding
 from fusedrnn.registry import NEEDS, Choice, Keep
 from fusedrnn.requests import Request, Reserve
@@ -95,13 +96,13 @@ class RNNOp:
             self._serving(True, False)[1].compile(True)
         return self
 
-    def by_address(self) -> registry.ByAddress:
+    def by_address(self) -> ByAddress:
         """The engine's calls on operands by address, for adapters; nothing is checked there.
 
         Raises:
             NotImplementedError: If the engine takes NumPy arrays alone.
         """
-        if not isinstance(self._engine, registry.ByAddress):
+        if not isinstance(self._engine, ByAddress):
             raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
         return self._engine
 

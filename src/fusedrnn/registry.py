@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from fusedrnn.addresses import Strided, Wanted
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.locks import Lock
-from fusedrnn.engine.threads import Team
 from fusedrnn.gradients import Gradients
 from fusedrnn.spec import DTYPES, MODES, RNNSpec
 
@@ -80,64 +78,6 @@ class Engine(Protocol):
 
     def reserve_bytes(self, steps: int, batch: int, keep: Keep) -> int:
         """The ``nbytes`` of what :meth:`train` keeps of T steps of N sequences."""
-
-
-@runtime_checkable
-class ByAddress(Protocol):
-    """What an engine may offer beside :class:`Engine`: calls on operands by address.
-
-    Memory at an address must be there and aligned to its elements; 0 stands for zeros, or for what nobody wants. States
-    are contiguous (L·D, N, H), and come as addresses of h and c.
-    """
-
-    def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
-    ) -> Any:
-        """Parameters, in the order of ``ParameterLayout.by_pass``, as a call of that size shall have them.
-
-        Their memory must stay as it is until the call, in training until its last backward. What is kept of them is
-        forgotten when the owner goes.
-        """
-
-    def ragged(self, lengths: Array, steps: int) -> Any:
-        """Sequences of different lengths, int64 (N,), each from 0 to T, that lie (T, N, features)."""
-
-    def ragged_packed(self, batch_sizes: Array) -> Any:
-        """Sequences by falling length whose rows lie packed, time by time: how many there are each time, int64 (T,)."""
-
-    def keeping(
-        self, steps: int, batch: int, packed: Any, ragged: Any = None, keep: Keep = "gates", seed: int = 0
-    ) -> tuple[Any, Any]:
-        """What a call of :meth:`run` in training shall keep, and memory for it with an ``address`` and a ``buffer``."""
-
-    def run(
-        self,
-        steps: int,
-        batch: int,
-        packed: Any,
-        x: Strided,
-        initial: tuple[int, int],
-        y: Strided,
-        final: tuple[int, int],
-        *,
-        ragged: Any = None,
-        kept: Any = None,
-        reserve: int = 0,
-        team: Team | None = None,
-    ) -> None:
-        """Run a sequence, not writing to the padding of ``y``; with ``kept`` in training, filling that reserve."""
-
-    def differentiate(
-        self,
-        kept: Any,
-        reserve: int,
-        dy: Strided,
-        dfinal: tuple[int, int],
-        wanted: Wanted,
-        packed: Any = None,
-        team: Team | None = None,
-    ) -> None:
-        """The gradients of such a call, from those of its output and final states; its weights if they have moved."""
 
 
 Factory = Callable[[RNNSpec], Engine]

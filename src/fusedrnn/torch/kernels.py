@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedrnn.addresses import NOWHERE, Strided, Wanted
+from fusedrnn.addresses import NOWHERE, ByAddress, Strided, Wanted
 from fusedrnn.engine.threads import Team
 from fusedrnn.operator import RNNOp
-from fusedrnn.registry import ByAddress
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.openmp import team
 

@@ -1,0 +1,251 @@
+"""Calls of one spec's kernels on operands by address: weights, plan, records, threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fusedrnn import config
+from fusedrnn.addresses import Strided, Wanted
+from fusedrnn.codegen.target import current
+from fusedrnn.engine import machine, records
+from fusedrnn.engine.backward_plan import make_backward_plan
+from fusedrnn.engine.lengths import Ragged
+from fusedrnn.engine.locks import Lock
+from fusedrnn.engine.pack import Packed, Packer, Unpacked
+from fusedrnn.engine.plan import Geometry, make_plan
+from fusedrnn.engine.records import Records
+from fusedrnn.engine.reserve import Kept, ReserveLayout
+from fusedrnn.engine.sequence import cell_of, derivative_of
+from fusedrnn.engine.threads import Team, get_num_threads, own_team
+from fusedrnn.engine.workspace import Lease, Pool, Workspaces
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+# Idle reserves that an op keeps for its next calls, if as many were in use at once.
+MOST_RESERVES = 16
+# How often a call may read the weights as they lie: some rows of a step at once. In training they mostly have changed.
+_ROWS_AT_ONCE, _FEW, _FEW_IN_TRAINING = 4, 2, 6
+
+
+class Calls:
+    """Runs one spec. Any number of threads may call it at once.
+
+    Memory at an address must be there, and aligned to its elements; nothing is checked. All arrays of states are
+    contiguous (L·D, N, H). See :class:`fusedrnn.addresses.ByAddress`.
+
+    Raises:
+        NotImplementedError: Naming what the spec asks for and this engine does not have.
+    """
+
+    def __init__(self, spec: RNNSpec) -> None:
+        for name in ("projection_size", "state_clip_min", "state_clip_max"):
+            if getattr(spec, name) is not None:
+                raise NotImplementedError(f"{name} is not supported yet")
+        self.spec, self.target = spec, current()
+        self._geometry = Geometry.of(spec, self.target)
+        self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged)
+        self._offsets = [entry.offset * self._geometry.item for entry in spec.layout.by_pass]
+        self._workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
+        self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
+        self._jobs: dict[str, machine.Job] = {}
+        # That of the last call, since shapes mostly repeat.
+        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._geometry, 1, 1, "gates")
+        self._lock = Lock()
+        self._debug = config.debug()  # looked at again for each new problem, not at each call
+
+    def compile(self, training: bool = False) -> None:
+        """Have the machine code at hand, in ``training`` that of both ways; the first call does it otherwise."""
+        for name in ("training", "backward") if training else ("forward",):
+            self._job(name)
+
+    def _job(self, name: str) -> machine.Job:
+        job = self._jobs.get(name)
+        if job is None:
+            mode, dtype = self.spec.mode, self.spec.dtype
+            with self._lock:
+                machine.prepare()
+                machine.packing(dtype, self.target)
+                if name == "backward":
+                    job = machine.backward(mode, dtype, self.target)
+                else:
+                    job = machine.forward(mode, dtype, self.target, training=name == "training")
+                self._jobs[name] = job
+        return job
+
+    def reserve_bytes(self, steps: int, batch: int, keep: str) -> int:
+        """Bytes of the reserve of a forward call with T steps of N sequences."""
+        return ReserveLayout.of(self.spec, self._geometry, steps, batch, keep).size
+
+    def weights(
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
+    ) -> Packed | Unpacked:
+        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
+
+        0 stands for zeros. Packed they are their own, packed again whenever their content has changed, and forgotten
+        with their owner; for a call so short that this does not pay they are used where they lie.
+        """
+        if ("training" if training else "forward") not in self._jobs:
+            self.compile(training)
+        if self._short(steps, batch, training):
+            return Unpacked(addresses)
+        return self._packer.packed(addresses, training, team, owner)
+
+    def ragged(self, lengths: Array, steps: int) -> Ragged:
+        """Sequences of different lengths, int64 (N,), each from 0 to T."""
+        return Ragged(lengths, steps)
+
+    def ragged_packed(self, batch_sizes: Array) -> Ragged:
+        """Packed sequences by falling length: how many of them have each step, int64 (T,)."""
+        return Ragged.packed(batch_sizes)
+
+    def keeping(
+        self,
+        steps: int,
+        batch: int,
+        packed: Packed | Unpacked,
+        ragged: Ragged | None = None,
+        keep: str = "gates",
+        seed: int = 0,
+    ) -> tuple[Kept, Lease]:
+        """What a call of :meth:`run` in training shall keep, and the memory for it."""
+        key, layout = self._layout
+        if key != (steps, batch, keep):
+            key = steps, batch, keep
+            layout = ReserveLayout.of(self.spec, self._geometry, *key)
+            self._layout = key, layout
+        return Kept(layout, keep, seed, ragged, packed), self._reserves.lease(layout.size)
+
+    def run(
+        self,
+        steps: int,
+        batch: int,
+        packed: Packed | Unpacked,
+        x: Strided,
+        initial: tuple[int, int],
+        y: Strided,
+        final: tuple[int, int],
+        *,
+        ragged: Ragged | None = None,
+        kept: Kept | None = None,
+        reserve: int = 0,
+        team: Team | None = None,
+    ) -> None:
+        """Run a sequence; in training, with ``kept``, fill the reserve at that address.
+
+        ``initial`` and ``final`` are the addresses of h and c, 0 for zeros, or for nowhere.
+        """
+        training = kept is not None
+        name, keep, seed = ("training", kept.keep, kept.seed) if kept is not None else ("forward", "", 0)
+
+        def make(members: int) -> Records:
+            plan = make_plan(self.spec, self.target, steps, batch, members, training=training)
+            layout = None if kept is None else kept.layout
+            return records.forward_records(self.spec, plan, self._packer.layout.passes, layout)
+
+        firsts = _firsts(ragged)
+        values = (*x, *y, *initial, *final, packed.address, reserve, firsts, _signed(seed))
+        self._call(name, (steps, batch, keep), make, values, ragged, team, packed.matrices)
+
+    def differentiate(
+        self,
+        kept: Kept,
+        reserve: int,
+        dy: Strided,
+        dfinal: tuple[int, int],
+        wanted: Wanted,
+        packed: Packed | Unpacked | None = None,
+        team: Team | None = None,
+    ) -> None:
+        """The gradients of a call of :meth:`run` whose reserve is at that address; 0 for what is zero.
+
+        ``packed`` are its weights, if they are not where they were.
+        """
+        layout, ragged, packed = kept.layout, kept.ragged, packed or kept.packed
+
+        def make(members: int) -> Records:
+            again = kept.keep == "states"  # what was not kept, which takes room
+            plan = make_backward_plan(self.spec, self.target, layout.steps, layout.batch, members, recompute=again)
+            return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
+
+        values = (
+            *dy, *wanted.x, *dfinal, *wanted.states, packed.address, reserve, _firsts(ragged),
+            _signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
+        )  # fmt: skip
+        problem = layout.steps, layout.batch, kept.keep
+        params = (*packed.matrices, *wanted.params)
+        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x[0]))
+
+    @staticmethod
+    def _short(steps: int, batch: int, training: bool) -> bool:
+        """Whether weights are read so rarely that to pack them, or to find out whether that is needed, costs more."""
+        return steps * -(-batch // _ROWS_AT_ONCE) <= (_FEW_IN_TRAINING if training else _FEW)
+
+    def _call(
+        self,
+        name: str,
+        problem: tuple[int, int, str],
+        make: Callable[[int], Records],
+        values: tuple[int, ...],
+        ragged: Ragged | None,
+        team: Team | None,
+        params: Sequence[int] = (),
+        parts: bool = False,
+    ) -> None:
+        """Run a job on the gang, or on this thread alone if the gang is taken or the problem too small for it."""
+        job = self._jobs.get(name) or self._job(name)
+        team = team or own_team(get_num_threads())
+        began = time.perf_counter()
+        for members in (team.threads, 1):
+            made = self._planned(name, (*problem, members), make)
+            if self._execute(job, made, team, values, ragged, params, parts):
+                break
+        if self._debug >= 2:
+            config.report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
+
+    def _execute(
+        self,
+        job: machine.Job,
+        made: Records,
+        team: Team,
+        values: tuple[int, ...],
+        ragged: Ragged | None,
+        params: Sequence[int],
+        parts: bool,
+    ) -> bool:
+        """Whether there were as many threads as planned."""
+        tables = None if ragged is None else ragged.tables(made.plan.row_starts)
+        scratch = self._workspaces.take(made.size)
+        call = made.fill(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
+        ran = True
+        if made.members == 1:
+            job(call, 0)
+        else:
+            ran = team.run(job, call, made.members)
+        self._workspaces.give(scratch)
+        return ran
+
+    def _planned(self, name: str, key: tuple[Any, ...], make: Callable[[int], Records]) -> Records:
+        """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
+        last = self._plans.get(name)
+        if last is not None and last[0] == key:
+            return last[1]
+        made = make(key[-1])
+        self._plans[name] = key, made
+        self._debug = config.debug()
+        if self._debug >= 1:
+            more = "" if name == "forward" else f"; {derivative_of(self.spec.mode)}"
+            config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
+        return made
+
+
+def _firsts(ragged: Ragged | None) -> int:
+    return 0 if ragged is None or ragged.firsts is None else ragged.firsts.ctypes.data
+
+
+def _signed(seed: int) -> int:
+    """A seed of 64 bits as a signed integer of as many."""
+    return seed if seed < 1 << 63 else seed - (1 << 64)
