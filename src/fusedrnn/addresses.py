@@ -48,6 +48,13 @@ class ByAddress(Protocol):
         forgotten when the owner goes.
         """
 
+    def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Any:
+        """The weights of a call that are elsewhere now: as they lie at these addresses, or packed at that one.
+
+        Packed weights are the bytes from the ``address`` of what :meth:`weights` returned, in its ``lease``; that is 0
+        if they are used as they lie.
+        """
+
     def ragged(self, lengths: Array, steps: int) -> Any:
         """Sequences of different lengths, int64 (N,), each from 0 to T, that lie (T, N, features)."""
 
@@ -58,7 +65,6 @@ class ByAddress(Protocol):
         self,
         steps: int,
         batch: int,
-        packed: Any,
         ragged: Any = None,
         keep: Literal["gates", "states"] = "gates",
         seed: int = 0,
@@ -86,10 +92,10 @@ class ByAddress(Protocol):
         self,
         kept: Any,
         reserve: int,
+        weights: Any,
         dy: Strided,
         dfinal: tuple[int, int],
         wanted: Wanted,
-        packed: Any = None,
         team: Team | None = None,
     ) -> None:
-        """The gradients of such a call, from those of its output and final states; its weights if they have moved."""
+        """The gradients of such a call with these weights, from those of its output and final states."""

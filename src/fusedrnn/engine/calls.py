@@ -15,7 +15,7 @@ from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
 from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
-from fusedrnn.engine.pack import Packed, Packer, Unpacked
+from fusedrnn.engine.pack import Packed, Packer, Placed
 from fusedrnn.engine.plan import Geometry, make_plan
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, ReserveLayout
@@ -47,9 +47,14 @@ class Calls:
                 raise NotImplementedError(f"{name} is not supported yet")
         self.spec, self.target = spec, current()
         self._geometry = Geometry.of(spec, self.target)
-        self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged)
+        workspaces, reserves = self._workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
+
+        def release() -> None:
+            workspaces.clear()
+            reserves.clear()
+
+        self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged, release)
         self._offsets = [entry.offset * self._geometry.item for entry in spec.layout.by_pass]
-        self._workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
         # That of the last call, since shapes mostly repeat.
@@ -82,7 +87,7 @@ class Calls:
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
-    ) -> Packed | Unpacked:
+    ) -> Packed | Placed:
         """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
 
         0 stands for zeros. Packed they are their own, packed again whenever their content has changed, and forgotten
@@ -91,8 +96,12 @@ class Calls:
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
         if self._short(steps, batch, training):
-            return Unpacked(addresses)
+            return Placed(addresses)
         return self._packer.packed(addresses, training, team, owner)
+
+    def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Placed:
+        """Weights of a call that are elsewhere now: as they lie at these addresses, or packed at that one."""
+        return Placed(addresses or (0,) * len(self._offsets), address=packed)
 
     def ragged(self, lengths: Array, steps: int) -> Ragged:
         """Sequences of different lengths, int64 (N,), each from 0 to T."""
@@ -106,7 +115,6 @@ class Calls:
         self,
         steps: int,
         batch: int,
-        packed: Packed | Unpacked,
         ragged: Ragged | None = None,
         keep: str = "gates",
         seed: int = 0,
@@ -117,13 +125,13 @@ class Calls:
             key = steps, batch, keep
             layout = ReserveLayout.of(self.spec, self._geometry, *key)
             self._layout = key, layout
-        return Kept(layout, keep, seed, ragged, packed), self._reserves.lease(layout.size)
+        return Kept(layout, keep, seed, ragged), self._reserves.lease(layout.size)
 
     def run(
         self,
         steps: int,
         batch: int,
-        packed: Packed | Unpacked,
+        packed: Packed | Placed,
         x: Strided,
         initial: tuple[int, int],
         y: Strided,
@@ -154,17 +162,14 @@ class Calls:
         self,
         kept: Kept,
         reserve: int,
+        weights: Packed | Placed,
         dy: Strided,
         dfinal: tuple[int, int],
         wanted: Wanted,
-        packed: Packed | Unpacked | None = None,
         team: Team | None = None,
     ) -> None:
-        """The gradients of a call of :meth:`run` whose reserve is at that address; 0 for what is zero.
-
-        ``packed`` are its weights, if they are not where they were.
-        """
-        layout, ragged, packed = kept.layout, kept.ragged, packed or kept.packed
+        """The gradients of a call of :meth:`run` with these weights whose reserve is at that address; 0 for zeros."""
+        layout, ragged = kept.layout, kept.ragged
 
         def make(members: int) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
@@ -172,11 +177,11 @@ class Calls:
             return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
 
         values = (
-            *dy, *wanted.x, *dfinal, *wanted.states, packed.address, reserve, _firsts(ragged),
+            *dy, *wanted.x, *dfinal, *wanted.states, weights.address, reserve, _firsts(ragged),
             _signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
         )  # fmt: skip
         problem = layout.steps, layout.batch, kept.keep
-        params = (*packed.matrices, *wanted.params)
+        params = (*weights.matrices, *wanted.params)
         self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x[0]))
 
     @staticmethod

@@ -13,7 +13,7 @@ from fusedrnn import config
 from fusedrnn.addresses import NOWHERE, Strided, Wanted
 from fusedrnn.engine.calls import Calls
 from fusedrnn.engine.lengths import Ragged
-from fusedrnn.engine.pack import Packed, Unpacked, is_constant
+from fusedrnn.engine.pack import Packed, Placed, is_constant
 from fusedrnn.engine.reserve import Kept, KeptHere
 from fusedrnn.engine.threads import get_num_threads, own_team
 from fusedrnn.gradients import Gradients
@@ -48,8 +48,8 @@ class CPUEngine(Calls):
         """The same in training: with dropout, and with a reserve that keeps ``"gates"`` or just ``"states"``."""
         steps, batch = x.shape[:2]
         packed, ragged = self._weights(x, params, keep), _ragged(lengths, steps)
-        kept, lease = self.keeping(steps, batch, packed, ragged, keep, seed)
-        return self._on_arrays(x, packed, states, ragged, y, kept, lease.address), KeptHere(kept, lease)
+        kept, lease = self.keeping(steps, batch, ragged, keep, seed)
+        return self._on_arrays(x, packed, states, ragged, y, kept, lease.address), KeptHere(kept, lease, packed)
 
     def backward(
         self, here: KeptHere, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients
@@ -66,20 +66,20 @@ class CPUEngine(Calls):
             _addresses(gradients.states),
             gradients.add_x, gradients.add_params, gradients.add_states,
         )  # fmt: skip
-        self.differentiate(here.kept, here.lease.address, _strided(dy), _addresses(dstates), wanted)
+        self.differentiate(here.kept, here.lease.address, here.packed, _strided(dy), _addresses(dstates), wanted)
 
-    def _weights(self, x: Array, params: Array, keep: str | None) -> Packed | Unpacked:
+    def _weights(self, x: Array, params: Array, keep: str | None) -> Packed | Placed:
         """The flat parameters as a call shall have them; ``keep`` is what training keeps."""
         training = keep is not None
         self.compile(training)
         began = time.perf_counter()
-        found: Packed | Unpacked
+        found: Packed | Placed
         if keep == "states" or is_constant(params) or not self._short(len(x), x.shape[1], training):
             found = self._packer.packed_vector(params, training, own_team(get_num_threads()))
         elif training:
             found = self._packer.copied_vector(params)
         else:
-            found = Unpacked(self._packer.addresses(params.ctypes.data))
+            found = Placed(self._packer.addresses(params.ctypes.data))
         if self._debug >= 2:
             config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
         return found
@@ -87,7 +87,7 @@ class CPUEngine(Calls):
     def _on_arrays(
         self,
         x: Array,
-        packed: Packed | Unpacked,
+        packed: Packed | Placed,
         states: Sequence[Array] | None,
         ragged: Ragged | None,
         y: Array,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -95,13 +96,13 @@ class Packed:
 
 
 @dataclass(frozen=True, eq=False)
-class Unpacked:
-    """Parameters as they lie, for a call so short that to pack them would take longer.
+class Placed:
+    """Parameters by address: as they lie, for a call so short that to pack them would take longer, or packed.
 
     Attributes:
-        matrices: Their addresses, in the order of ``ParameterLayout.by_pass``; 0 for zeros.
+        matrices: Where each lies, in the order of ``ParameterLayout.by_pass``; 0 for zeros.
         lease: Memory of their own, if what becomes of the given one must not matter.
-        address: Where packed weights begin: there are none.
+        address: Where they begin if they are packed.
     """
 
     matrices: tuple[int, ...]
@@ -110,14 +111,31 @@ class Unpacked:
 
 
 class Packer:
-    """Packs a spec's parameters and keeps the result until they change. Safe under threads."""
+    """Packs a spec's parameters and keeps the result until they change. Safe under threads.
 
-    def __init__(self, spec: RNNSpec, target: Target, geometry: Geometry, merged: bool) -> None:
+    Args:
+        spec: What runs.
+        target: The instruction set.
+        geometry: How its weights fill panels.
+        merged: Whether both biases of a gate are added up.
+        released: Called when the last owner of parameters has gone, from wherever that happens.
+    """
+
+    def __init__(
+        self, spec: RNNSpec, target: Target, geometry: Geometry, merged: bool, released: Callable[[], None]
+    ) -> None:
+        self._pool = Pool(_MOST_KEPT)
+        pool = self._pool
+
+        def release() -> None:
+            pool.clear()
+            released()
+
+        self._release = release
         self._spec, self._target, self._geometry, self._merged = spec, target, geometry, merged
         self._kept: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._lock = Lock()
-        self._pool = Pool(_MOST_KEPT)
         self._entries = [
             [spec.layout.entry(layer, direction, kind) for kind in KINDS]
             for layer in range(spec.num_layers)
@@ -129,11 +147,11 @@ class Packer:
         self.layout = self._laid_out()
         self._tasks = {training: self._all_tasks(training) for training in (False, True)}
 
-    def copied_vector(self, params: Array) -> Unpacked:
+    def copied_vector(self, params: Array) -> Placed:
         """A copy of the flat parameters, as they lie."""
         lease = self._pool.lease(params.nbytes)
         lease.buffer[: params.nbytes] = params.view(np.uint8)
-        return Unpacked(self.addresses(lease.address), lease)
+        return Placed(self.addresses(lease.address), lease)
 
     def addresses(self, begin: int) -> tuple[int, ...]:
         """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``."""
@@ -160,8 +178,15 @@ class Packer:
         owned = self._owned
         packed = self._looked_up(owned, _MOST_OWNED, addresses, training, team, None)
         if packed.owner is None or packed.owner() is not owner:
-            # The garbage collector may come from anywhere: one step that is atomic, no lock.
-            packed.owner = weakref.ref(owner, lambda _: owned.pop(addresses, None))
+            release = self._release
+
+            def forget(_: object) -> None:
+                # The garbage collector may come from anywhere: steps that are atomic, no lock.
+                owned.pop(addresses, None)
+                if not owned:
+                    release()
+
+            packed.owner = weakref.ref(owner, forget)
         return packed
 
     def _looked_up(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusedrnn.engine.lengths import Ragged
-from fusedrnn.engine.pack import Packed, Unpacked
+from fusedrnn.engine.pack import Packed, Placed
 from fusedrnn.engine.plan import Geometry, lines, skewed
 from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.engine.workspace import Lease
@@ -62,21 +62,21 @@ class ReserveLayout:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What backward must know of its forward beside the memory: the weights that it ran with, dropout, the lengths."""
+    """What backward must know of its forward beside the memory and the weights that it ran with."""
 
     layout: ReserveLayout
     keep: str
     seed: int
     ragged: Ragged | None
-    packed: Packed | Unpacked
 
 
 @dataclass(frozen=True, eq=False)
 class KeptHere:
-    """The same with its memory."""
+    """The same with these."""
 
     kept: Kept
     lease: Lease
+    packed: Packed | Placed
 
     @property
     def nbytes(self) -> int:

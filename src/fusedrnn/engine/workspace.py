@@ -68,6 +68,10 @@ class Pool:
     def __init__(self, most: int) -> None:
         self._idle: deque[_Return] = deque(maxlen=most)
 
+    def clear(self) -> None:
+        """Let go of the idle ones."""
+        self._idle.clear()
+
     def lease(self, size: int) -> Lease:
         """A buffer of at least ``size`` bytes, a whole number of cache lines, its content undefined.
 
@@ -121,6 +125,10 @@ class Workspaces:
         except IndexError:
             return Scratch(size)
         return scratch if scratch.buffer.size >= size else Scratch(size)
+
+    def clear(self) -> None:
+        """Let go of the idle ones."""
+        self._idle.clear()
 
     def give(self, scratch: Scratch) -> None:
         """The buffer is not needed any more."""

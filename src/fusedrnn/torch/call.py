@@ -45,11 +45,13 @@ def run(
     weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
     problem = Problem(network, x, lengths, batch_sizes)
     if torch.is_grad_enabled() and _required(x, states, weights):
+        # Not in the node's forward, where signal handlers would find that gradients are off.
+        made = kernels.train(network, problem, x, states, weights, seed)
         given = states if states is not None else (None,) * network.states
-        y, *final = _recorded(network, problem, seed, x, *given, *weights)
+        y, *final = _recorded(network, problem, made, x, *given, *weights)
         return y, tuple(final)
     if spec.drops:
-        y, final, _, _ = kernels.train(network, problem, x, states, weights, seed)
+        y, final, _ = kernels.train(network, problem, x, states, weights, seed)
         return y, final
     return kernels.infer(network, problem, x, states, weights)
 

@@ -40,21 +40,26 @@ def gradients(
     network: Network,
     problem: Problem,
     seed: int,
-    x: Tensor,
     operands: Sequence[Tensor | None],
-    dy: Tensor | None,
-    dfinal: Sequence[Tensor | None],
+    dresults: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of x and of each operand (initial states, weights) as far as wanted, themselves in the graph."""
-    states, weights = operands[: network.states], operands[network.states :]
-    results = run(network, problem, seed, x, None if states[0] is None else states, weights)
-    pairs = [(result, d) for result, d in zip(results, (dy, *dfinal), strict=True) if d is not None]
-    sources = [s for s, want in zip((x, *operands), wanted, strict=True) if want and s is not None]
-    if not pairs:
-        return [None] * len(wanted)
+    """The gradients of each operand (x, initial states, weights) as far as wanted, themselves in the graph if recorded.
+
+    ``dresults`` are those of the output and the final states, None for zeros.
+    """
+    record = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Each operand by a view of its own: one may be made from another, or be given twice, and what lies beyond it is
+        # not this call's to count.
+        x, *others = (one if one is None else one.view_as(one) for one in operands)
+        assert x is not None
+        states, weights = others[: network.states], others[network.states :]
+        results = run(network, problem, seed, x, None if states[0] is None else states, weights)
+    pairs = [(result, d) for result, d in zip(results, dresults, strict=True) if d is not None]
+    sources = [s for s, want in zip((x, *others), wanted, strict=True) if want and s is not None]
     outputs, given = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outputs, sources, given, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(outputs, sources, given, create_graph=record, allow_unused=True))
     return [next(found) if want else None for want in wanted]
 
 

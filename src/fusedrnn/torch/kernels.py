@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from fusedrnn.torch.openmp import team
 _MOST_NETWORKS = 256
 # What vectors in a reserve are aligned to.
 _ALIGNMENT = 64
+# Tensors to make others after; not made with a network, which may be asked for where tensors are fakes.
+with torch.inference_mode(False):
+    _LIKE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
 
 Weights = Sequence[Tensor | None]
 States = Sequence[Tensor | None]
@@ -35,6 +38,8 @@ class Network:
         states: How many states a cell has.
         rows: L·D.
         features: D·H.
+        shapes: Those of the weights, in order.
+        like: A tensor of their kind, to make others after.
     """
 
     _known: dict[int, Network] = {}  # noqa: RUF012 -- of the class, by intention
@@ -47,6 +52,8 @@ class Network:
         self.states = len(spec.state_names)
         self.rows = spec.num_layers * spec.num_directions
         self.features = spec.output_size
+        self.shapes = [entry.shape for entry in spec.layout.by_pass]
+        self.like = _LIKE[self.dtype]
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Network:
@@ -111,78 +118,112 @@ def infer(
     return y, final
 
 
+class Kept(NamedTuple):
+    """What a call in training keeps for its backward.
+
+    Attributes:
+        reserve: Bytes.
+        weights: The bytes of packed ones, or the matrices as they are, apart from what becomes of parameters.
+        record: What the engine must know beside them.
+    """
+
+    reserve: Tensor
+    weights: list[Tensor | None]
+    record: Any
+
+
 def train(
     network: Network, problem: Problem, x: Tensor, states: States | None, weights: Weights, seed: int
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Any]:
-    """The same, with a reserve as bytes and what else :func:`gradients` must know."""
+) -> tuple[Tensor, tuple[Tensor, ...], Kept]:
+    """The same, with what :func:`gradients` needs."""
     crew = team()
     packed = _weights(network, problem, weights, True, crew)
-    kept, lease = network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)
-    reserve = _bytes(lease, kept.layout.size)
+    record, lease = network.engine.keeping(problem.steps, problem.batch, problem.ragged, "gates", seed)
+    kept = Kept(_bytes(lease, record.layout.size), _held(packed, weights), record)
     x, initial = _readable(x), _contiguous(states)
     y = problem.new(x, network.features)
     final = network.new_states(x, problem.batch)
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
         _strided(network, y), _addresses(final),
-        ragged=problem.ragged, kept=kept, reserve=lease.address, team=crew,
+        ragged=problem.ragged, kept=record, reserve=lease.address, team=crew,
     )  # fmt: skip
-    return y, final, reserve, kept
+    return y, final, kept
 
 
-def kept_of(network: Network, problem: Problem, weights: Weights, seed: int) -> Any:
-    """What :func:`train` returned last, found out again for a call like that one."""
+def kept_again(network: Network, problem: Problem, reserve: Tensor, weights: Weights, seed: int) -> Kept:
+    """What :func:`train` keeps, from no more than the reserve, for a call like that one."""
     packed = _weights(network, problem, weights, True, team())
-    return network.engine.keeping(problem.steps, problem.batch, packed, problem.ragged, "gates", seed)[0]
+    record, _ = network.engine.keeping(problem.steps, problem.batch, problem.ragged, "gates", seed)
+    return Kept(reserve, _held(packed, weights), record)
 
 
 def gradients(
-    network: Network,
-    problem: Problem,
-    kept: Any,
-    reserve: Tensor,
-    dy: Tensor | None,
-    dfinal: States,
-    weights: Weights,
-    wanted: Sequence[bool],
+    network: Network, problem: Problem, kept: Kept, dy: Tensor | None, dfinal: States, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of x, of each initial state and of each weight, in this order, as far as they are wanted.
 
-    They are those of the call that filled the reserve. None for what is not wanted; a gradient given as None is zero.
+    None for what is not wanted; a gradient given as None is zero.
+
+    Raises:
+        RuntimeError: If a weight's memory has gone.
     """
-    count = network.states
-    if reserve.data_ptr() % _ALIGNMENT:  # it has been elsewhere in between
-        _, lease = network.engine.keeping(problem.steps, problem.batch, kept.packed, problem.ragged)
-        reserve = _bytes(lease, kept.layout.size).copy_(reserve)
-    kind = weights[0]
-    assert kind is not None
-    dx = problem.new(kind, network.spec.input_size) if wanted[0] else None
-    states = network.new_states(kind, problem.batch) if True in wanted[1 : 1 + count] else ()
+    count, like = network.states, network.like
+    reserve = _aligned(kept.reserve)
+    dx = problem.new(like, network.spec.input_size) if wanted[0] else None
+    states = network.new_states(like, problem.batch) if True in wanted[1 : 1 + count] else ()
     params = [
-        torch.empty_like(weight) if want and weight is not None else None
-        for weight, want in zip(weights, wanted[1 + count :], strict=True)
+        like.new_empty(shape) if want else None for shape, want in zip(network.shapes, wanted[1 + count :], strict=True)
     ]
-    # Weights that are used where they lie may lie elsewhere now.
-    moved = kept.packed.address == 0
-    packed = _weights(network, problem, weights, True, team()) if moved else None
+    memory = kept.weights[0]
+    if memory is not None and memory.dtype is torch.uint8:
+        memory = _aligned(memory)
+        weights = network.engine.placed(packed=memory.data_ptr())
+    else:
+        weights = network.engine.placed(_there(kept.weights))
     dy = None if dy is None else _readable(dy)
     final = _contiguous(dfinal)
     network.engine.differentiate(
-        kept,
+        kept.record,
         reserve.data_ptr(),
+        weights,
         _strided(network, dy),
         _addresses(final),
         Wanted(_strided(network, dx), [0 if p is None else p.data_ptr() for p in params], _addresses(states)),
-        packed,
         team(),
     )
     found = [dx, *(states or (None,) * count), *params]
     return [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
 
 
+def _held(packed: Any, weights: Weights) -> list[Tensor | None]:
+    """What backward needs of a call's weights, whatever the parameters are given to hold meanwhile."""
+    if packed.address:
+        return [_bytes(packed.lease, len(packed.lease.buffer))]
+    return [None if weight is None or weight.dim() == 1 else weight.detach() for weight in weights]
+
+
+def _there(weights: Weights) -> tuple[int, ...]:
+    for weight in weights:
+        if weight is not None and weight.untyped_storage().nbytes() < weight.nbytes:
+            raise RuntimeError("the memory of a weight was released between forward and backward")
+    return _places(weights)
+
+
+def _aligned(memory: Tensor) -> Tensor:
+    """The bytes, moved if they have been elsewhere and come back to a place that vectors do not begin at."""
+    if not memory.data_ptr() % _ALIGNMENT:
+        return memory
+    into = torch.empty(len(memory) + _ALIGNMENT, dtype=torch.uint8)
+    return into[-into.data_ptr() % _ALIGNMENT :][: len(memory)].copy_(memory)
+
+
+def _places(weights: Weights) -> tuple[int, ...]:
+    return tuple([0 if weight is None else weight.data_ptr() for weight in weights])
+
+
 def _weights(network: Network, problem: Problem, weights: Weights, training: bool, crew: Team) -> Any:
-    addresses = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
-    return network.engine.weights(problem.steps, problem.batch, addresses, training, crew, weights[0])
+    return network.engine.weights(problem.steps, problem.batch, _places(weights), training, crew, weights[0])
 
 
 def _readable(x: Tensor) -> Tensor:

@@ -114,7 +114,10 @@ class _Fused(torch.nn.RNNBase):
             return None
         if not torch.compiler.is_compiling() and not support.checked_batch_sizes(batch_sizes, shape[0]):
             return None
-        states, rest = None, (plan.state_rows, support.packed_batch(batch_sizes, order, hx), self.hidden_size)
+        batch = support.packed_batch(batch_sizes, order, hx)
+        if any(places is not None and places.shape != (batch,) for places in (order, back)):
+            return None
+        states, rest = None, (plan.state_rows, batch, self.hidden_size)
         if hx is not None:
             states = self._states(hx, rest, dtype)
             if states is None:

@@ -127,8 +127,8 @@ def _forward(operands: _Operands, options: _Options) -> list[Tensor]:
 def _forward_training(operands: _Operands, options: _Options) -> list[Tensor]:
     network, problem = _network(operands, options), _problem(operands, options)
     seed = _seed(operands)
-    y, final, reserve, _ = kernels.train(network, problem, operands.x, operands.states, operands.weights, seed)
-    return [y, *final, reserve]
+    y, final, kept = kernels.train(network, problem, operands.x, operands.states, operands.weights, seed)
+    return [y, *final, kept.reserve]
 
 
 def _reserve_size(operands: _Operands, options: _Options, steps: int, batch: int) -> int:
@@ -142,10 +142,10 @@ def _backward(
     gradients: Sequence[Tensor | None], reserve: Tensor, operands: _Operands, options: _Options, needed: Sequence[bool]
 ) -> list[Tensor]:
     network, problem, count = _network(operands, options), _problem(operands, options), options.states
-    kept = kernels.kept_of(network, problem, operands.weights, _seed(operands))
+    kept = kernels.kept_again(network, problem, reserve, operands.weights, _seed(operands))
     dy, *dfinal = gradients
     wanted = [*needed[: 1 + count], *needed[_STATES + 1 :]]
-    found = kernels.gradients(network, problem, kept, reserve, dy, dfinal[:count], operands.weights, wanted)
+    found = kernels.gradients(network, problem, kept, dy, dfinal[:count], wanted)
     return [gradient for gradient, want in zip(found, wanted, strict=True) if want and gradient is not None]
 
 
