@@ -18,7 +18,7 @@ from fusedrnn.bench.checks import check, check_timed
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, Computed, Contender
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Batch, Workload, workload
-from fusedrnn.bench.timing import BRIEF_PAUSE, PAUSE, Timing, alternate
+from fusedrnn.bench.timing import NO_PAUSE, PAUSE, Timing, alternate
 from fusedrnn.bench.torch_modules import threads as torch_threads
 from fusedrnn.engine.peak import measure_peak
 
@@ -138,7 +138,7 @@ def _run_row(plan: Plan, case: Case, mode: str, phase: Phase, progress: Progress
     for each, contenders in groups:
         batch = each.batch(case.T)
         calls |= {who: _bound(call, batch) for who, call in contenders.items()}
-    pause = PAUSE if NON_FUSED in calls else BRIEF_PAUSE
+    pause = PAUSE if NON_FUSED in calls else NO_PAUSE
     timings, results = alternate(calls, plan.budget, once=(NON_FUSED,), pause=pause)
     peaks += [measure_peak(plan.dtype, plan.threads) for _ in range(_PEAK_SAMPLES)]
     for each, contenders in groups:

@@ -26,8 +26,8 @@ SHORT = 5e-3
 PAUSE = 0.2
 """Seconds of rest before each turn: OpenBLAS's idle threads keep a processor busy for a tenth of a second."""
 
-BRIEF_PAUSE = 0.05
-"""The same where only modules of PyTorch take turns: its threads, which they share, spin for some milliseconds."""
+NO_PAUSE = 0.0
+"""The same where only modules of PyTorch take turns: they share its threads, so that none is in another's way."""
 
 MAX_ROUNDS = 100
 

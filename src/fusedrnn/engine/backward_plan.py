@@ -56,12 +56,19 @@ class BackwardPlan(Split):
 
 
 def make_backward_plan(
-    spec: RNNSpec, target: Target, steps: int, batch: int, threads: int, *, recompute: bool = False
+    spec: RNNSpec,
+    target: Target,
+    steps: int,
+    batch: int,
+    threads: int,
+    *,
+    recompute: bool = False,
+    awake: bool = False,
 ) -> BackwardPlan:
     """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace."""
     geometry = Geometry.of(spec, target)
     width = geometry.blocking.panel_vectors
-    grid = plan.choose_grid(spec, geometry, width, steps, batch, threads)
+    grid = plan.choose_grid(spec, geometry, width, steps, batch, threads, awake)
     directions, row_groups, unit_groups = grid
     starts = plan.unit_starts(geometry, unit_groups, width)
     gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)

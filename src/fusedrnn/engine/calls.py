@@ -27,6 +27,8 @@ from fusedrnn.spec import RNNSpec
 Array = NDArray[Any]
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
 MOST_RESERVES = 16
+# Seconds after a call in which one may take the threads to be awake, or soon to be, in a loop of calls as short.
+_AWAKE = 5e-4
 # How often a call may read the weights as they lie: some rows of a step at once. In training they mostly have changed.
 _ROWS_AT_ONCE, _FEW, _FEW_IN_TRAINING = 4, 2, 6
 
@@ -149,8 +151,8 @@ class Calls:
         training = kept is not None
         name, keep, seed = ("training", kept.keep, kept.seed) if kept is not None else ("forward", "", 0)
 
-        def make(members: int) -> Records:
-            plan = make_plan(self.spec, self.target, steps, batch, members, training=training)
+        def make(members: int, awake: bool = False) -> Records:
+            plan = make_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
             layout = None if kept is None else kept.layout
             return records.forward_records(self.spec, plan, self._packer.layout.passes, layout)
 
@@ -171,9 +173,10 @@ class Calls:
         """The gradients of a call of :meth:`run` with these weights whose reserve is at that address; 0 for zeros."""
         layout, ragged = kept.layout, kept.ragged
 
-        def make(members: int) -> Records:
+        def make(members: int, awake: bool = False) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
-            plan = make_backward_plan(self.spec, self.target, layout.steps, layout.batch, members, recompute=again)
+            size = layout.steps, layout.batch
+            plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
             return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
 
         values = (
@@ -193,7 +196,7 @@ class Calls:
         self,
         name: str,
         problem: tuple[int, int, str],
-        make: Callable[[int], Records],
+        make: Callable[..., Records],
         values: tuple[int, ...],
         ragged: Ragged | None,
         team: Team | None,
@@ -206,10 +209,14 @@ class Calls:
         began = time.perf_counter()
         for members in (team.threads, 1):
             made = self._planned(name, (*problem, members), make)
+            if made.members < members and began - team.last < _AWAKE:
+                made.awake = made.awake or make(members, awake=True)
+                made = made.awake
             if self._execute(job, made, team, values, ragged, params, parts):
                 break
+        team.last = time.perf_counter()
         if self._debug >= 2:
-            config.report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
+            config.report(f"{name} {(team.last - began) * 1e6:.1f} us")
 
     def _execute(
         self,
@@ -233,7 +240,7 @@ class Calls:
         self._workspaces.give(scratch)
         return ran
 
-    def _planned(self, name: str, key: tuple[Any, ...], make: Callable[[int], Records]) -> Records:
+    def _planned(self, name: str, key: tuple[Any, ...], make: Callable[..., Records]) -> Records:
         """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
         last = self._plans.get(name)
         if last is not None and last[0] == key:

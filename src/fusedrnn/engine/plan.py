@@ -12,9 +12,10 @@ from fusedrnn.spec import RNNSpec
 
 _LINE = 64
 _DEFAULT_L2 = 1 << 20
-# Below this much work a second thread costs more than it brings: a job's hand-over takes about a microsecond when the
-# gang is awake, twenty-five when it sleeps; a barrier about one.
-_FLOPS_WORTH_A_JOB = 2_000_000
+# Below this much work, 50 to 100 us, a second thread may cost more than it brings: a job's hand-over takes about a
+# microsecond when the others are awake, but 25 when they sleep, and some hundred on a virtual machine.
+_FLOPS_WORTH_A_JOB, _FLOPS_WORTH_IT_AWAKE = 10_000_000, 2_000_000
+# A barrier takes about a microsecond.
 _FLOPS_WORTH_A_BARRIER = 400_000
 _ROWS_THAT_COVER_WEIGHTS = 4
 _ROWS_IN_A_CHUNK = 96
@@ -122,14 +123,16 @@ class Plan(Split):
 
 
 def make_plan(
-    spec: RNNSpec, target: Target, steps: int, batch: int, threads: int, *, training: bool = False
+    spec: RNNSpec, target: Target, steps: int, batch: int, threads: int, *, training: bool = False, awake: bool = False
 ) -> Plan:
     """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace.
+
+    Threads that are ``awake`` are worth using for less work.
 
     In training what passes from layer to layer is in the reserve, and with dropout a chunk's inputs are copied.
     """
     geometry = Geometry.of(spec, target)
-    grid = choose_grid(spec, geometry, geometry.blocking.block_units, steps, batch, threads)
+    grid = choose_grid(spec, geometry, geometry.blocking.block_units, steps, batch, threads, awake)
     directions, row_groups, unit_groups = grid
     rows = -(-batch // row_groups)
     starts = unit_starts(geometry, unit_groups, geometry.blocking.block_units)
@@ -171,13 +174,14 @@ def make_plan(
 
 
 def choose_grid(
-    spec: RNNSpec, geometry: Geometry, block_units: int, steps: int, batch: int, threads: int
+    spec: RNNSpec, geometry: Geometry, block_units: int, steps: int, batch: int, threads: int, awake: bool
 ) -> tuple[int, int, int]:
     """Directions first, for they share nothing; then rows, if every thread's cache holds the weights; else units."""
-    # With few rows the time goes into reading weights, not into multiplying.
+    # With few rows the time of a step goes into reading weights, not into multiplying.
     slower = max(1, _ROWS_THAT_COVER_WEIGHTS // batch)
     per_step = slower * spec.flops(1, batch) // spec.num_layers
-    if threads == 1 or slower * spec.flops(steps, batch) < _FLOPS_WORTH_A_JOB:
+    work = slower * spec.flops(steps, batch) if awake else spec.flops(steps, batch)
+    if threads == 1 or work < (_FLOPS_WORTH_IT_AWAKE if awake else _FLOPS_WORTH_A_JOB):
         return 1, 1, 1
     directions = min(spec.num_directions, threads)
     left = threads // directions

@@ -56,6 +56,7 @@ class Records:
     Attributes:
         plan: The same.
         members: Threads at work.
+        awake: The same problem's if threads are awake; None if that has not been looked at.
         size: Bytes of a workspace.
     """
 
@@ -68,6 +69,7 @@ class Records:
         constants: Sequence[Array],
     ) -> None:
         self.plan, self.members, self._constants = plan, plan.members, constants
+        self.awake: Records | None = None
         known = (*names, "workspace", "records", "parts")
         self._values = struct.Struct(f"{len(known)}q")
         self._records_at = lines(self._values.size)

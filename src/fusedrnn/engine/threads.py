@@ -120,10 +120,11 @@ class Team:
     Attributes:
         threads: Their number.
         spins: Turns of a waiting loop before a member of a job sleeps.
+        last: When a call of theirs ended last, by :func:`time.perf_counter`.
     """
 
     def __init__(self, threads: int) -> None:
-        self.threads = threads
+        self.threads, self.last = threads, 0.0
         self.spins = _CROWDED_SPINS if threads > config.processors() else _BUSY_SPINS
 
     def run(self, job: machine.Job, call: int, members: int) -> bool:
