@@ -28,6 +28,13 @@ def test_snippets_of_the_readme_run_in_order():
     np.testing.assert_allclose(names["fused"], names["unfused"], atol=1e-6)
 
 
+def test_snippets_of_the_page_on_pytorch_run_in_order():
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pytorch.md").read_text(), re.DOTALL):
+        exec(snippet, names)
+    assert names["y"].shape == (100, 4, 128)
+
+
 def test_docstring_examples():
     result = doctest.testmod(operator)
     assert result.attempted > 0

@@ -91,7 +91,7 @@ class Problem:
             self.ragged = network.engine.ragged_packed(sizes)
             self.shape: tuple[int, ...] = (x.shape[0],)
         else:
-            self.steps, self.batch, _ = self.shape = x.shape
+            self.steps, self.batch, _ = x.shape
             self.shape = self.steps, self.batch
             if lengths is not None:
                 self.ragged = network.engine.ragged(lengths.numpy().astype(np.int64), self.steps)
