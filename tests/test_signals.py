@@ -43,7 +43,7 @@ def test_interrupts_leave_everything_usable(alarm, monkeypatch, threads, eager):
     with fusedrnn.thread_limits(threads):
         expected = train(op)
         alarm(signal.default_int_handler)
-        gc.collect()  # what other tests have left behind shall not be finalized here, where interrupts would fall into it
+        gc.collect()  # what other tests have left: interrupts that fall into its finalizers are lost
         for _ in range(400):
             try:
                 signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 3e-4))
