@@ -49,14 +49,9 @@ class Calls:
                 raise NotImplementedError(f"{name} is not supported yet")
         self.spec, self.target = spec, current()
         self._geometry = Geometry.of(spec, self.target)
-        workspaces, reserves = self._workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
-
-        def release() -> None:
-            workspaces.clear()
-            reserves.clear()
-
-        self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged, release)
-        self._offsets = [entry.offset * self._geometry.item for entry in spec.layout.by_pass]
+        self._workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
+        idle = self._workspaces, self._reserves
+        self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged, idle)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
         # That of the last call, since shapes mostly repeat.
@@ -103,7 +98,7 @@ class Calls:
 
     def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Placed:
         """Weights of a call that are elsewhere now: as they lie at these addresses, or packed at that one."""
-        return Placed(addresses or (0,) * len(self._offsets), address=packed)
+        return Placed(addresses or self._packer.nowhere, address=packed)
 
     def ragged(self, lengths: Array, steps: int) -> Ragged:
         """Sequences of different lengths, int64 (N,), each from 0 to T."""

@@ -62,7 +62,7 @@ class CPUEngine(Calls):
         params = 0 if gradients.params is None else gradients.params.ctypes.data
         wanted = Wanted(
             _strided(gradients.x),
-            [params and params + offset for offset in self._offsets],
+            self._packer.addresses(params),
             _addresses(gradients.states),
             gradients.add_x, gradients.add_params, gradients.add_states,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -19,7 +19,7 @@ from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.plan import Geometry, lines
 from fusedrnn.engine.threads import Team
-from fusedrnn.engine.workspace import Lease, Pool
+from fusedrnn.engine.workspace import Lease, Pool, Workspaces
 from fusedrnn.spec import Kind, RNNSpec
 
 Array = NDArray[Any]
@@ -118,20 +118,14 @@ class Packer:
         target: The instruction set.
         geometry: How its weights fill panels.
         merged: Whether both biases of a gate are added up.
-        released: Called when the last owner of parameters has gone, from wherever that happens.
+        idle: What else to let go of when the last owner of parameters has gone.
     """
 
     def __init__(
-        self, spec: RNNSpec, target: Target, geometry: Geometry, merged: bool, released: Callable[[], None]
+        self, spec: RNNSpec, target: Target, geometry: Geometry, merged: bool, idle: Sequence[Pool | Workspaces]
     ) -> None:
         self._pool = Pool(_MOST_KEPT)
-        pool = self._pool
-
-        def release() -> None:
-            pool.clear()
-            released()
-
-        self._release = release
+        self._idle = (self._pool, *idle)
         self._spec, self._target, self._geometry, self._merged = spec, target, geometry, merged
         self._kept: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
@@ -143,7 +137,7 @@ class Packer:
         ]
         self._flat = [entry.offset * geometry.item for entry in spec.layout.by_pass]
         self._sizes = np.array([entry.size * geometry.item for entry in spec.layout.by_pass], np.int64)
-        self._last: tuple[int, tuple[int, ...]] = 0, ()
+        self.nowhere = (0,) * len(self._flat)
         self.layout = self._laid_out()
         self._tasks = {training: self._all_tasks(training) for training in (False, True)}
 
@@ -154,12 +148,8 @@ class Packer:
         return Placed(self.addresses(lease.address), lease)
 
     def addresses(self, begin: int) -> tuple[int, ...]:
-        """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``."""
-        last, addresses = self._last
-        if last != begin:
-            addresses = tuple([begin + offset for offset in self._flat])
-            self._last = begin, addresses
-        return addresses
+        """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``; 0 if the vector is."""
+        return tuple([begin + offset for offset in self._flat]) if begin else self.nowhere
 
     def packed_vector(self, params: Array, training: bool, team: Team) -> Packed:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
@@ -178,13 +168,14 @@ class Packer:
         owned = self._owned
         packed = self._looked_up(owned, _MOST_OWNED, addresses, training, team, None)
         if packed.owner is None or packed.owner() is not owner:
-            release = self._release
+            idle = self._idle
 
             def forget(_: object) -> None:
                 # The garbage collector may come from anywhere: steps that are atomic, no lock.
                 owned.pop(addresses, None)
                 if not owned:
-                    release()
+                    for pool in idle:
+                        pool.clear()
 
             packed.owner = weakref.ref(owner, forget)
         return packed
@@ -236,7 +227,7 @@ class Packer:
                 np.copyto(into, x_bias)
         self._run(self._tasks[training], lease.address, own.ctypes.data, team, 2 * size)
         parts[:, COPY] = 0
-        return Packed(lease, constant, parts, fingerprint, training, (0,) * len(self._flat))
+        return Packed(lease, constant, parts, fingerprint, training, self.nowhere)
 
     def _laid_out(self) -> PackedLayout:
         g = self._geometry
@@ -290,17 +281,15 @@ class Packer:
         index = packing.TASK.index
         table[:, index["source"]] += np.where(of_flat, flat, packed)
         table[:, index["into"]] += packed
-        members = team.threads if size > _WORTH_A_JOB else 1
-        while True:
+        for members in (team.threads if size > _WORTH_A_JOB else 1, 1):
             call = np.array(
                 [table.ctypes.data, len(table), members, g.blocking.gates, spec.hidden_size, g.unit_vectors], np.int64
             )
             if members == 1:
                 job(call.ctypes.data, 0)
-                return
+                break
             if team.run(job, call.ctypes.data, members):
-                return
-            members = 1
+                break
 
 
 def is_constant(array: Array) -> bool:

@@ -107,15 +107,7 @@ def infer(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output and the final states, nothing kept."""
     crew = team()
-    packed = _weights(network, problem, weights, False, crew)
-    x, initial = _readable(x), _contiguous(states)
-    y = problem.new(x, network.features)
-    final = network.new_states(x, problem.batch)
-    network.engine.run(
-        problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
-        _strided(network, y), _addresses(final), ragged=problem.ragged, team=crew,
-    )  # fmt: skip
-    return y, final
+    return _run(network, problem, x, states, _weights(network, problem, weights, False, crew), crew)
 
 
 class Kept(NamedTuple):
@@ -140,15 +132,30 @@ def train(
     packed = _weights(network, problem, weights, True, crew)
     record, lease = network.engine.keeping(problem.steps, problem.batch, problem.ragged, "gates", seed)
     kept = Kept(_bytes(lease, record.layout.size), _held(packed, weights), record)
+    y, final = _run(network, problem, x, states, packed, crew, record, lease.address)
+    return y, final, kept
+
+
+def _run(
+    network: Network,
+    problem: Problem,
+    x: Tensor,
+    states: States | None,
+    packed: Any,
+    crew: Team,
+    record: Any = None,
+    reserve: int = 0,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output and the final states; in training, with a record of what to keep, the reserve filled."""
     x, initial = _readable(x), _contiguous(states)
     y = problem.new(x, network.features)
     final = network.new_states(x, problem.batch)
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
         _strided(network, y), _addresses(final),
-        ragged=problem.ragged, kept=record, reserve=lease.address, team=crew,
+        ragged=problem.ragged, kept=record, reserve=reserve, team=crew,
     )  # fmt: skip
-    return y, final, kept
+    return y, final
 
 
 def kept_again(network: Network, problem: Problem, reserve: Tensor, weights: Weights, seed: int) -> Kept:

@@ -63,11 +63,14 @@ class _Fused(torch.nn.RNNBase):
 
     def _states(self, hx: Any, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
         """The initial states as a tuple, if they are what the operator takes."""
-        states = (hx,)
-        for state in states:
+        states = self._given(hx)
+        for state in states or ():
             if not support.plain(state, dtype) or state.shape != shape:
                 return None
         return states
+
+    def _given(self, hx: Any) -> tuple[Any, ...] | None:
+        return (hx,)
 
     def _final(self, states: States) -> Any:
         return states[0]
@@ -189,13 +192,8 @@ class LSTM(_Fused, torch.nn.LSTM):
         >>> y, (h_n, c_n) = net(torch.randn(5, 3, 10))  # (5, 3, 40), (4, 3, 20) each
     """
 
-    def _states(self, hx: Any, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
-        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-            return None
-        for state in hx:
-            if not support.plain(state, dtype) or state.shape != shape:
-                return None
-        return tuple(hx)
+    def _given(self, hx: Any) -> tuple[Any, ...] | None:
+        return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else None
 
     def _final(self, states: States) -> Any:
         return states
