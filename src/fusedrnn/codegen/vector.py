@@ -1,12 +1,14 @@
-"""Vector arithmetic: exp, tanh and sigmoid on a register of float32 or float64, within 4 ulp over the whole range.
+"""Vector arithmetic: tanh and sigmoid on a register of float32 or float64, within 4 ulp over the whole range.
 
-All three stand on one reduction: x = n·ln 2 + r with |r| ≤ ln 2 / 2, n rounded by adding and subtracting a number so
-large that only integers remain, and ln 2 in two parts so that n times the first is exact. expm1(r) is its Taylor
-series; the first term left out is below a quarter ulp (float32: r⁷/8!, float64: r¹³/14!, both relative to r).
+Both stand on one reduction: s·x = n·ln 2 + s·r with |s·r| ≤ ln 2 / 2, n rounded by adding and subtracting a number so
+large that only integers remain. With C = r·coth(s·r / 2), an even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r): two
+sums instead of a longer series, and one division serves both this quotient and the function's own. C is a polynomial
+in r² whose coefficients make the greatest relative error of the exponential least: 5e-10 for float32 (0.009 of half
+an ulp), 2e-19 for float64 (0.002).
 
-tanh |x| = e / (e + 2) with e = expm1(2 |x|) = 2ⁿ·expm1(r) + (2ⁿ - 1), which needs no branch near zero: there n = 0
-and e is the series itself, with its relative accuracy down to denormals. sigmoid x = (x < 0 ? e : 1) / (1 + e) with
-e = exp(-|x|), which never overflows.
+tanh x = ((2ⁿ - 1)·C + (2ⁿ + 1)·r) / ((2ⁿ + 1)·C + (2ⁿ - 1)·r) with s = 2, which needs no branch near zero: there n = 0
+and the quotient is r / C, with its relative accuracy down to denormals. sigmoid x = (C - r) / ((C - r) + 2ⁿ·(C + r))
+with s = -1; what is less than the smallest normal number may come out as zero, as kernels flush denormals anyway.
 """
 
 from __future__ import annotations
@@ -34,19 +36,26 @@ class Format:
     bias: int
     ln2_high: float
     ln2_low: float
-    terms: int
-    lowest: float
-    highest: float
+    coth: tuple[float, ...]
+    sigmoid_is_zero: float
+    sigmoid_is_one: float
     tanh_is_one: float
 
 
 FORMATS = {
-    # ln2_high has so few bits that its product with any n in range is exact.
+    # ln2_high has so few bits that its product with any n in range is exact; coth: z·coth z by powers of z².
     "float32": Format(
-        "f32", FLOAT, I32, 23, 127, 0.693145751953125, 1.4286068203094172321e-06, 7, -104.0, 89.0, 10.0
+        "f32", FLOAT, I32, 23, 127, 0.693145751953125, 1.4286068203094172321e-06,
+        (1.0, 0.333332359790802, -0.0221279114484787),
+        -89.0, 80.0, 10.0,
     ),
     "float64": Format(
-        "f64", DOUBLE, I64, 52, 1023, 0.693147180369123816490, 1.90821492927058770002e-10, 13, -746.0, 710.0, 20.0
+        "f64", DOUBLE, I64, 52, 1023, 0.693147180369123816490, 1.90821492927058770002e-10,
+        (
+            1.0, 0.3333333333333311, -0.02222222222135762, 0.002116402000055367, -0.00021163311499383436,
+            2.117653889417742e-05,
+        ),
+        -710.0, 700.0, 20.0,
     ),
 }  # fmt: skip
 
@@ -191,47 +200,43 @@ class Vectors:
         """``value`` where the gate is positive or NaN, else zero."""
         return (gate <= 0.0).select(0.0, value)
 
-    def _reduce(self, x: Value) -> tuple[Value, Value, Value]:
-        """N as integers (their low bits), expm1(r), and n as floats, for x in range."""
+    def _exponential(self, x: Value, scale: float, ln2: Sequence[float]) -> tuple[Value, Value, Value]:
+        """2ⁿ, C and r of exp(scale·x), for x in range; ``ln2`` in parts, the first of which counts most."""
         form = self.format
-        magic = 1.5 * 2.0**form.mantissa
-        shifted = self.fma(x, self.const(math.log2(math.e)), self.const(magic))
-        whole = shifted - magic
-        r = self.fma(whole, self.const(-form.ln2_low), self.fma(whole, self.const(-form.ln2_high), x))
-        series = self.const(1 / math.factorial(form.terms))
-        for k in range(form.terms - 1, 1, -1):
-            series = self.fma(series, r, self.const(1 / math.factorial(k)))
-        return shifted.bitcast(self.itype), self.fma(series * r, r, r), whole
+        # The exponent's bias is part of the large number: the last bits of the sum are those of 2ⁿ, to be moved.
+        magic = 1.5 * 2.0**form.mantissa + form.bias
+        shifted = self.fma(x, self.const(scale * math.log2(math.e)), self.const(magic))
+        power = (shifted.bitcast(self.itype) << form.mantissa).bitcast(self.type)
+        whole, r = shifted - magic, x
+        for part in ln2:
+            r = self.fma(whole, self.const(-part / scale), r)
+        square = r * r
+        factors = [2 / scale * (scale / 2) ** (2 * k) * c for k, c in enumerate(form.coth)]
+        coth = self.const(factors[-1])
+        for factor in reversed(factors[:-1]):
+            coth = self.fma(coth, square, self.const(factor))
+        return power, coth, r
 
-    def _power_of_two(self, n: Value) -> Value:
-        """2ⁿ for integers whose low bits are n, where it is a normal number."""
-        return ((n + self.format.bias) << self.format.mantissa).bitcast(self.type)
-
-    def exp(self, x: Value) -> Value:
-        """The exponential: overflow gives inf, underflow denormals and zero, NaN stays NaN."""
-        x = (x > self.format.highest).select(self.format.highest, x)
-        x = (x < self.format.lowest).select(self.format.lowest, x)
-        n, expm1, _ = self._reduce(x)
-        # n may be beyond the exponents of normal numbers: two factors, each half as large, reach everywhere. The
-        # high bits of n, left by the rounding, fall out of the shift; its sign must be won back before halving.
-        spare = self.iconst(8 * self.item - self.format.mantissa)
-        signed = (n << spare) >> spare
-        half = signed >> 1
-        first, second = self._power_of_two(half), self._power_of_two(signed - half)
-        return self.fma(expm1, first, first) * second
+    def _clamp(self, x: Value, lowest: float, highest: float) -> Value:
+        """The number, or the limit that it is beyond; NaN stays NaN."""
+        x = (x > highest).select(highest, x)
+        return (x < lowest).select(lowest, x)
 
     def tanh(self, x: Value) -> Value:
         """The hyperbolic tangent."""
-        limit = self.format.tanh_is_one
         size = self.abs(x)
-        size = (size > limit).select(limit, size)
-        n, expm1, _ = self._reduce(size + size)
-        power = self._power_of_two(n)
-        e = self.fma(expm1, power, power - 1.0)
+        limit = self.format.tanh_is_one
+        # The error of ln 2 as one number, at most 30 times (float64: 60) 2⁻²⁹ (2⁻⁵⁵), fades as tanh flattens.
+        power, coth, r = self._exponential((size > limit).select(limit, size), 2.0, [math.log(2)])
+        above = self.fma(power - 1.0, coth, (power + 1.0) * r)
         name = f"llvm.copysign.{self._suffix}"
-        return self.function.intrinsic(name, self.type, [e / (e + 2.0), x])
+        return self.function.intrinsic(name, self.type, [above / self.fma(coth - r, self.const(2.0), above), x])
 
     def sigmoid(self, x: Value) -> Value:
         """1 / (1 + exp(-x))."""
-        e = self.exp(self.const(0.0) - self.abs(x))
-        return (x < 0.0).select(e, 1.0) / (e + 1.0)
+        form = self.format
+        x = self._clamp(x, form.sigmoid_is_zero, form.sigmoid_is_one)
+        # Where 2ⁿ is too large for the format it is inf by its bits, and the quotient zero.
+        power, coth, r = self._exponential(x, -1.0, [form.ln2_high, form.ln2_low])
+        one = coth - r
+        return one / self.fma(power, coth + r, one)
