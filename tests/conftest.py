@@ -77,8 +77,16 @@ def poisoned(monkeypatch):
 @pytest.fixture
 def eager(monkeypatch):
     """Plans that use every thread they may, however small the problem, and the same ones on every machine."""
-    monkeypatch.setattr(plan, "_FLOPS_WORTH_A_JOB", 0)
-    monkeypatch.setattr(plan, "_FLOPS_WORTH_A_BARRIER", 0)
+
+    def choose(problem, target, choices, share, awake):
+        """Directions first, then rows if there are many and their weights few, else units."""
+        directions, left = max(grid[0] for grid in choices), max(grid[1] for grid in choices)
+        weights = problem.hidden * problem.units * problem.gates * problem.vector
+        rows = weights <= 1 << 19 and problem.batch >= left * problem.tile
+        shared = [grid for grid in choices if grid[0] == directions and grid[2 if rows else 1] == 1]
+        return max(shared, key=lambda grid: grid[1] * grid[2])
+
+    monkeypatch.setattr(plan, "choose_grid", choose)
     monkeypatch.setattr(plan, "cache_sizes", lambda: {"L2": 1 << 20})
 
 

@@ -52,7 +52,7 @@ def assembly(monkeypatch):
 def test_neon(assembly, mode, dtype, build, kind):
     text = assembly(mode, dtype, build)
     shape = {"float32": "4s", "float64": "2d"}[dtype]
-    tile = re.search(rf"^{kind}6:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
+    tile = re.search(rf"^{kind}6x4:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
     bodies = re.findall(r"^(\.LBB\d+_\d+):(.*?)b\.\w+\s+\1$", tile, re.MULTILINE | re.DOTALL)
     multiplying = [body for _, body in bodies if "fmla" in body]
     assert multiplying

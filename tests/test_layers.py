@@ -14,7 +14,7 @@ PACKAGE = Path(fusedrnn.__file__).parent
 # the public names, in __init__.py, stand between what makes them and what is built on them.
 LAYERS = (
     {"config"},
-    {"symbolic", "gradients", "addresses", "dropout"},
+    {"symbolic", "gradients", "addresses", "dropout", "constants"},
     {"derivative"},
     {"cells"},
     {"spec"},
@@ -22,7 +22,7 @@ LAYERS = (
     {"engine"},
     {"registry"},
     {"backends"},
-    {"arguments", "requests", "operator"},
+    {"arguments", "requests", "repeats", "stream", "operator"},
     {"rnncells"},
     {"__init__"},
     {"torch"},
@@ -39,6 +39,8 @@ APART = {
     ("arguments", "requests"),
     ("arguments", "operator"),
     ("requests", "operator"),
+    ("repeats", "operator"),
+    ("stream", "operator"),
 }
 FRAMEWORKS = ("torch", "jax", "onnx", "onnxruntime", "mxnet", "tensorflow", "keras", "flax", "numba", "scipy")
 FILES = sorted(PACKAGE.rglob("*.py"))

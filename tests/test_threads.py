@@ -37,16 +37,20 @@ def call(problem, op=None):
     return (op or RNNOp(problem.spec)).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
 
 
-def test_default_is_the_affinity_mask():
+def test_default_is_the_affinity_mask_of_the_first_call():
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("no affinity masks here")
     mask = os.sched_getaffinity(0)
-    assert fusedrnn.get_num_threads() == len(mask)
+    gangs._default.cache_clear()
     os.sched_setaffinity(0, {min(mask)})
     try:
         assert fusedrnn.get_num_threads() == 1
+        os.sched_setaffinity(0, mask)
+        assert fusedrnn.get_num_threads() == 1
     finally:
         os.sched_setaffinity(0, mask)
+        gangs._default.cache_clear()
+    assert fusedrnn.get_num_threads() == len(mask)
 
 
 def test_set_and_limit():

@@ -262,7 +262,7 @@ def test_caches_do_not_grow_with_shapes():
         for loop.keep in KEEPS:
             loop.step(T, T + 1)
         engine = loop.op._engine
-        sizes.append([len(kept) for kept in (engine._packer._kept, engine._workspaces._idle, engine._plans)])
+        sizes.append([len(kept) for kept in (engine.packer._kept, engine.workspaces._idle, engine._plans)])
         assert len(engine._reserves._idle) <= calls.MOST_RESERVES
     assert sizes == [[1, 1, 2]] * len(sizes)
 

@@ -1,10 +1,12 @@
 """A fused recurrent-network operator for CPU: vanilla RNN, LSTM and GRU, whole sequences in one call."""
 
+from fusedrnn.constants import frozen
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
-from fusedrnn.operator import RNNOp, frozen, rnn
+from fusedrnn.operator import RNNOp, rnn
 from fusedrnn.requests import Reserve
 from fusedrnn.rnncells import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.spec import ParameterLayout, RNNSpec
+from fusedrnn.stream import Stream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "RNNSpec",
     "Reserve",
     "SequentialRNNCell",
+    "Stream",
     "__version__",
     "frozen",
     "get_num_threads",

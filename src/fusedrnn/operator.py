@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 import fusedrnn.backends  # noqa: F401 -- registers the engines
 from fusedrnn import arguments, registry, requests
 from fusedrnn.addresses import ByAddress
+from fusedrnn.constants import frozen
 from fusedrnn.gradients import clear_padding
 from fusedrnn.registry import NEEDS, Choice, Keep
+from fusedrnn.repeats import Repeats
 from fusedrnn.requests import Request, Reserve
 from fusedrnn.spec import DTYPES, RNNSpec, positive_int
+from fusedrnn.stream import Stream
 
 Array = NDArray[Any]
+_GATES: Keep = "gates"
 # What rnn, after MXNet, calls the arguments of RNNSpec and RNNOp.forward.
 _RNN_NAMES = {
     "x": "data", "params": "parameters", "states: h0": "state", "states: c0": "state_cell",
@@ -67,6 +71,9 @@ class RNNOp:
         self._asked = backend
         self._choice = Choice(spec, backend)
         self.backend, self._engine = self._choice.serving()
+        self._repeats = Repeats()
+        # The name and the engine of the last call that trained.
+        self._trainer: tuple[str, Any] = "", None
 
     @classmethod
     def get(cls, spec: RNNSpec, backend: str | None = None) -> RNNOp:
@@ -122,7 +129,7 @@ class RNNOp:
         training: bool = False,
         lengths: Array | Sequence[int] | None = None,
         out: Array | None = None,
-        reserve: Keep = "gates",
+        reserve: Keep = _GATES,
         seed: int | None = None,
     ) -> tuple[Array, tuple[Array, ...], Reserve | None]:
         """Run the network over whole sequences.
@@ -153,9 +160,14 @@ class RNNOp:
             ValueError: Likewise.
             NotImplementedError: Naming what the call needs and no engine has.
         """
-        trains, keep, seed = arguments.flag("training", training), arguments.keep(reserve), arguments.seed(seed)
         spec = self.spec
+        if lengths is None and seed is None and reserve is _GATES:
+            again = self._again(x, params, states, training, out)
+            if again is not None:
+                return again
+        trains, keep, seed = arguments.flag("training", training), arguments.keep(reserve), arguments.seed(seed)
         given: dict[str, Sequence[Array]] = {"x": (x,), "params": (params,)}
+        asked = x, params, states
         x = arguments.sequence(x, spec)
         steps, batch = x.shape[:2]
         params = arguments.parameters(params, spec)
@@ -167,12 +179,34 @@ class RNNOp:
         else:
             y = np.empty((steps, batch, spec.output_size), spec.dtype)
         clear_padding(y, valid)
+        repeating = valid is None and keep == "gates"
         if not trains:
-            return y, engine.forward(x, params, initial, valid, y), None
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little") if self.spec.drops else 0
+            final = engine.forward(x, params, initial, valid, y)
+            if repeating:
+                self._repeats.after_forward(engine, asked, (x, params, initial), y)
+            return y, final, None
+        seed = _drawn(spec) if seed is None else seed
         final, kept = engine.train(x, params, initial, valid, y, keep, seed)
+        if repeating:
+            self._trainer = name, engine
+            self._repeats.after_forward(engine, asked, (x, params, initial), y, kept)
         return y, final, Reserve(steps, batch, keep, seed, spec, name, engine, kept, valid)
+
+    def _again(
+        self, x: Array, params: Array, states: Sequence[Array] | None, training: bool, out: Array | None
+    ) -> tuple[Array, tuple[Array, ...], Reserve | None] | None:
+        """What forward returns, by a short way if the call is like the one before; None if it is not."""
+        spec, short = self.spec, self._repeats
+        if training is False and short.inference is not None:
+            found = short.inference(x, params, states, out, 0)
+            return None if found is None else (found[0], found[1], None)
+        if training is True and short.training is not None:
+            seed = _drawn(spec)
+            found = short.training(x, params, states, out, seed)
+            if found is not None:
+                y, final, kept = found
+                return y, final, Reserve(y.shape[0], y.shape[1], _GATES, seed, spec, *self._trainer, kept, None)
+        return None
 
     def backward(
         self,
@@ -204,7 +238,12 @@ class RNNOp:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise; also if ``reserve`` comes from another spec, or an engine that this op never uses.
         """
-        spec = self.spec
+        spec, short = self.spec, self._repeats
+        if short.backward is not None and type(reserve) is Reserve and reserve._engine is self._trainer[1]:
+            found = short.backward(dy, dstates, reserve._kept, grad_req, out)
+            if found is not None:
+                dx, dparams, initial = found
+                return dx, dparams, initial
         kept = requests.reserve_of(reserve, spec, self._choice.names)
         steps, batch = kept.steps, kept.batch
         output = arguments.output_gradient(dy, spec, steps, batch)
@@ -216,7 +255,26 @@ class RNNOp:
         }
         gradients = requests.gradients(wanted, out, spec, steps, batch, given)
         kept.backward(output, final, gradients)
+        if kept._engine is self._trainer[1]:
+            short.after_backward(kept, (dy, dstates), (output, final), grad_req, gradients)
         return gradients.x, gradients.params, gradients.states
+
+    def stream(self, params: Array, batch: int = 1, states: Sequence[Array] | None = None) -> Stream:
+        """Sequences that arrive in chunks: the state is kept from one to the next.
+
+        Args:
+            params: The flat parameter vector; copied, unless it is from :func:`frozen`: many streams can share that.
+            batch: N.
+            states: Initial states as in :meth:`forward`, which are copied; None for zeros.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise; also if the network is bidirectional: its reverse direction begins at the end.
+        """
+        if self.spec.bidirectional:
+            raise ValueError("a stream must be of a network with one direction; got bidirectional=True")
+        batch = positive_int("batch", batch)
+        return Stream(self, frozen(arguments.parameters(params, self.spec)), batch, states)
 
     def reserve_size(self, steps: int, batch: int, reserve: Keep = "gates") -> int:
         """Bytes of the reserve of a forward call of that size, its ``nbytes``.
@@ -236,29 +294,16 @@ class RNNOp:
         return self._serving(True, False)[1].reserve_bytes(steps, batch, keep)
 
 
+def _drawn(spec: RNNSpec) -> int:
+    """A seed for a call that was given none."""
+    return int.from_bytes(os.urandom(8), "little") if spec.drops else 0
+
+
 def _check(spec: object, backend: object) -> None:
     if not isinstance(spec, RNNSpec):
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
     if backend is not None:
         registry.find(backend)  # raises if there is none
-
-
-def frozen(params: Array) -> Array:
-    """A copy of a parameter vector that no one can ever write to, so that an op need not look for changes.
-
-    Finding out whether parameters have changed takes as long as reading them: most of the time of a call that runs
-    one step of one sequence, nothing beside one that runs a few dozen.
-
-    Args:
-        params: A NumPy array of floating-point numbers.
-
-    Raises:
-        TypeError: If ``params`` is not one.
-    """
-    if not isinstance(params, np.ndarray) or params.dtype.kind != "f":
-        kind = params.dtype if isinstance(params, np.ndarray) else type(params).__name__
-        raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
-    return np.frombuffer(params.tobytes(), params.dtype).reshape(params.shape)
 
 
 def rnn(

@@ -151,10 +151,17 @@ class Function:
     """A function under construction in ``module``; ``with`` blocks of it nest as the code they emit does."""
 
     def __init__(
-        self, module: ir.Module, name: str, arguments: Sequence[str], *, exported: bool = False, inline: bool = False
+        self,
+        module: ir.Module,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        exported: bool = False,
+        inline: bool = False,
+        returns: bool = False,
     ) -> None:
         self.module = module
-        self.handle = ir.Function(module, ir.FunctionType(VOID, [I64] * len(arguments)), name)
+        self.handle = ir.Function(module, ir.FunctionType(I64 if returns else VOID, [I64] * len(arguments)), name)
         if not exported:
             self.handle.linkage = "internal"
         self.handle.attributes.add("nounwind")
@@ -218,8 +225,12 @@ class Function:
 
     def call(self, function: Function, *arguments: Operand) -> None:
         """Call another function of the module."""
+        self.result(function, *arguments)
+
+    def result(self, function: Function, *arguments: Operand) -> Value:
+        """Call another function of the module; what it returns, if it returns anything."""
         values = [a if isinstance(a, Value) else self.constant(a) for a in arguments]
-        self.builder.call(function.handle, [value.ir for value in values])
+        return Value(self, self.builder.call(function.handle, [value.ir for value in values]))
 
     def call_address(self, address: Value, *arguments: Value) -> None:
         """Call a function of integers by its address."""
@@ -289,9 +300,12 @@ class Function:
         yield [branch(number) for number in cases]
         self.builder.position_at_end(done)
 
-    def done(self) -> None:
-        """Return from the function; its construction is over."""
-        self.builder.ret_void()
+    def done(self, result: Value | None = None) -> None:
+        """Return from the function, with an integer if it returns one; its construction is over."""
+        if result is None:
+            self.builder.ret_void()
+        else:
+            self.builder.ret(result.ir)
 
 
 class Record:

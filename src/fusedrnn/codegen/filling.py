@@ -15,7 +15,13 @@ def build_filling() -> Module:
     A field is the value of that number, and so many bytes behind it; what is 0, and so not there, is 0 however far.
     """
     module = Module("filling")
-    f = Function(module, "fill", ["fields", "count", "values", "into"], exported=True)
+    emit_fill(module, exported=True)
+    return module
+
+
+def emit_fill(module: Module, *, exported: bool = False) -> Function:
+    """The function itself."""
+    f = Function(module, "fill", ["fields", "count", "values", "into"], exported=exported)
     fields, count, values, into = f.arguments
     with f.loop(0, count) as number:
         field = FIELD.read(f, fields + number * (8 * len(FIELD.names)))
@@ -25,4 +31,4 @@ def build_filling() -> Module:
             filled.set(value.equals(0).select(0, value + field.offset))
         f.store(filled.get(), into + number * 8)
     f.done()
-    return module
+    return f

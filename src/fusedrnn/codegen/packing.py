@@ -2,7 +2,8 @@
 
 ``FORWARD`` packs a matrix (G·H, K) into panels whose columns are (vector of units, gate, lane), for one k after the
 other. ``BACKWARD`` packs it transposed: panels of a few vectors of its K columns, for one (vector of units, gate, lane)
-after the other. Zeros stand where units or columns are missing at the end.
+after the other. ``SUM`` packs the sum of two bias vectors as ``FORWARD`` packs one. Zeros stand where units or columns
+are missing at the end.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from fusedrnn.codegen.build import Function, Module, Record, Value
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
 
-CALL = Record("tasks", "count", "members", "gates", "hidden", "units")
-TASK = Record("kind", "source", "columns", "panels", "into")
-FORWARD, BACKWARD = 0, 1
+CALL = Record("tasks", "count", "members", "gates", "hidden", "units", "flat", "packed")
+TASK = Record("kind", "source", "also", "columns", "panels", "into")
+"""What to pack, and what to add to it: bytes behind ``flat``; where to: bytes behind ``packed``."""
+FORWARD, BACKWARD, SUM = 0, 1, 2
 
 
 def build_packing(dtype: str, target: Target) -> Module:
     """The module of ``pack(call, member)``."""
     module = Module(f"packing_{dtype}")
-    tasks = [_Forward(module, target, dtype).emit(), _Backward(module, target, dtype).emit()]
+    tasks = [kind(module, target, dtype).emit() for kind in (_Forward, _Backward, _Sum)]
     f = Function(module, "pack", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
     with f.if_(member < c.members), f.loop(0, c.count) as number:
         task = c.tasks + number * (8 * len(TASK.names))
-        with f.switch(TASK.read(f, task).kind, (FORWARD, BACKWARD)) as cases:
+        with f.switch(TASK.read(f, task).kind, (FORWARD, BACKWARD, SUM)) as cases:
             for function, case in zip(tasks, cases, strict=True):
                 with case:
                     f.call(function, call, member, task)
@@ -40,6 +42,7 @@ class _Packing:
         self.f = f = Function(module, type(self).__name__.strip("_").lower(), ["call", "member", "task"])
         call, self.member, task = f.arguments
         self.c, self.t = CALL.read(f, call), TASK.read(f, task)
+        self.source, self.into = self.c.flat + self.t.source, self.c.packed + self.t.into
         self.v = Vectors(f, target, dtype)
         self.width = target.tile[1]
 
@@ -62,8 +65,8 @@ class _Forward(_Packing):
         with f.loop(first, last) as panel, f.loop(0, self.width) as number:
             column = panel * self.width + number
             unit, gate = column // c.gates, column % c.gates
-            source = t.source + (gate * c.hidden + unit * v.lanes) * row_bytes
-            into = t.into + (panel * t.columns * self.width + number) * v.bytes
+            source = self.source + (gate * c.hidden + unit * v.lanes) * row_bytes
+            into = self.into + (panel * t.columns * self.width + number) * v.bytes
             count = self.real_units(unit)
             with f.if_else(count.equals(v.lanes)) as (whole, part):
                 with whole:
@@ -90,6 +93,22 @@ class _Forward(_Packing):
             v.store(v.gathered([row + k * v.item for row in rows]), into + k * step)
 
 
+class _Sum(_Packing):
+    def emit(self) -> Function:
+        """Panel by panel, vector by vector."""
+        f, c, v = self.f, self.c, self.v
+        first, last = self.share(self.t.panels)
+        also = c.flat + self.t.also
+        with f.loop(first, last) as panel, f.loop(0, self.width) as number:
+            column = panel * self.width + number
+            unit, gate = column // c.gates, column % c.gates
+            count, at = self.real_units(unit), (gate * c.hidden + unit * v.lanes) * v.item
+            total = v.load_first(self.source + at, count) + v.load_first(also + at, count)
+            v.store(total, self.into + column * v.bytes)
+        f.done()
+        return f
+
+
 class _Backward(_Packing):
     def emit(self) -> Function:
         """Row by row, each cut into the panels."""
@@ -97,10 +116,10 @@ class _Backward(_Packing):
         first, last = self.share(c.units)
         depth = c.units * c.gates * v.lanes
         with f.loop(first, last) as unit, f.loop(0, c.gates) as gate, f.loop(0, v.lanes) as lane:
-            into = t.into + ((unit * c.gates + gate) * v.lanes + lane) * (self.width * v.bytes)
+            into = self.into + ((unit * c.gates + gate) * v.lanes + lane) * (self.width * v.bytes)
             with f.if_else(lane < self.real_units(unit)) as (real, absent):
                 with real:
-                    source = t.source + (gate * c.hidden + unit * v.lanes + lane) * t.columns * v.item
+                    source = self.source + (gate * c.hidden + unit * v.lanes + lane) * t.columns * v.item
                     self._row(source, into, depth)
                 with absent, f.loop(0, t.panels) as panel, f.loop(0, self.width) as number:
                     v.store(v.const(0.0), into + (panel * depth * self.width + number) * v.bytes)

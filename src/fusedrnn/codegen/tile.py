@@ -1,8 +1,8 @@
-"""The GEMM micro-kernel: a few rows of A times a panel of packed B, accumulated in registers.
+"""The GEMM micro-kernel: a few rows of A times some vectors of a panel of packed B, accumulated in registers.
 
 C[rows, vectors] = start[rows, vectors] + Σₖ A[rows, k]·B[k, vectors], each element summed over k in rising order by
-one chain of fused multiply-adds. The chain is the same whatever the number of rows, so that the bits of a result do
-not depend on which rows are computed together.
+one chain of fused multiply-adds. The chain is the same whatever the tile, so that the bits of a result do not depend
+on which rows and which vectors are computed together.
 
 A is either given by its rows, each with its k side by side, or *upright*: the rows of a vector's lanes side by side,
 one vector for each k. Upright is how backward leaves gradients for a GEMM that sums over rows of the batch.
@@ -19,8 +19,9 @@ from fusedrnn.codegen.build import Function, Value
 from fusedrnn.codegen.target import ITEM_SIZE, Target
 from fusedrnn.codegen.vector import Vectors
 
-# Steps of k in one turn of the loop: the counting hides behind the multiplying.
-_UNROLL = 8
+# Steps of k in one turn of the loop, in tiles of a whole panel and of part of one: the counting hides behind the
+# multiplying. The others are many and do little of the work, and code takes time to compile.
+_UNROLL, _UNROLL_OF_PART = 4, 2
 # How far ahead of its use B is asked for into the first-level cache: it comes from the second.
 _NEAR_BYTES = 1024
 # The first tiles of a panel ask for a part each of the next panel into the second-level cache: it comes from afar.
@@ -28,18 +29,22 @@ _PARTS = 4
 _CACHE_LINE = 64
 
 
-def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int, upright: bool = False) -> Function:
-    """A function that multiplies and accumulates that many rows.
+def emit_tile(
+    module: ir.Module, target: Target, dtype: str, rows: int, vectors: int, upright: bool = False
+) -> Function:
+    """A function that multiplies and accumulates that many rows by that many vectors.
 
-    Its arguments: A (the addresses of its rows, or itself if upright), B panel, K, start, bytes between start's rows,
-    C, bytes between C's rows, and where to begin asking for this tile's part of what is needed next.
+    Its arguments: A (the addresses of its rows, or itself if upright), the first of the vectors in B's panel, K, start,
+    bytes between start's rows, C, bytes between C's rows, and where to begin asking for this tile's part of what is
+    needed next, which only tiles of whole panels do.
     """
     names = ["a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"]
-    f = Function(module, f"{'upright' if upright else 'tile'}{rows}", names)
+    f = Function(module, f"{'upright' if upright else 'tile'}{rows}x{vectors}", names)
     a_rows, b, k, start, start_stride, c, c_stride, next_b = f.arguments
     v = Vectors(f, target, dtype)
-    vectors = target.tile[1]
-    step = vectors * v.bytes
+    step = target.tile[1] * v.bytes
+    is_whole = vectors == target.tile[1]
+    unroll = _UNROLL if is_whole else _UNROLL_OF_PART
     a_step = v.bytes if upright else v.item
     a = [a_rows + v.item * i if upright else f.load(a_rows + 8 * i) for i in range(rows)]
     # The gradients of weights may go where the caller wants them, which need not be aligned.
@@ -47,25 +52,29 @@ def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int, upright:
     places = [[start_stride * i + j * v.bytes for j in range(vectors)] for i in range(rows)]
     total = [[f.var(v.load(start + place, align)) for place in row] for row in places]
 
-    def multiply(index: Value, ahead: int) -> None:
-        here = b + index * step + ahead * step
-        for line in range(-(-ahead * step // _CACHE_LINE), -(-(ahead + 1) * step // _CACHE_LINE)):
-            f.prefetch(b + index * step + (_NEAR_BYTES + line * _CACHE_LINE))
-        b_vectors = [v.load(here + j * v.bytes) for j in range(vectors)]
-        for i in range(rows):
-            scalar = v.broadcast(a[i] + index * a_step + ahead * a_step)
-            for j in range(vectors):
-                total[i][j].set(v.fma(scalar, b_vectors[j], total[i][j].get()))
+    def multiply(index: Value, steps: int) -> None:
+        b_here, a_here = b + index * step, [row + index * a_step for row in a]
+        sums = [[one.get() for one in row] for row in total]
+        for ahead in range(steps):
+            begin, end = ahead * step, ahead * step + vectors * v.bytes
+            for line in range(-(-begin // _CACHE_LINE), -(-end // _CACHE_LINE)):
+                f.prefetch(b_here + (_NEAR_BYTES + line * _CACHE_LINE))
+            b_vectors = [v.load(b_here + (begin + j * v.bytes)) for j in range(vectors)]
+            for i in range(rows):
+                scalar = v.broadcast(a_here[i] + ahead * a_step)
+                sums[i] = [v.fma(scalar, one, so_far) for one, so_far in zip(b_vectors, sums[i], strict=True)]
+        for row, results in zip(total, sums, strict=True):
+            for one, result in zip(row, results, strict=True):
+                one.set(result)
 
-    even = k - k % _UNROLL
-    lines = -(-_UNROLL * step // (_CACHE_LINE * _PARTS))
-    with f.loop(0, even, _UNROLL) as index:
+    even = k - k % unroll
+    lines = -(-unroll * step // (_CACHE_LINE * _PARTS)) if is_whole else 0
+    with f.loop(0, even, unroll) as index:
         for line in range(lines):
-            f.prefetch(next_b + index * (lines * _CACHE_LINE // _UNROLL) + line * _CACHE_LINE, cache=2)
-        for ahead in range(_UNROLL):
-            multiply(index, ahead)
+            f.prefetch(next_b + index * (step // _PARTS) + line * _CACHE_LINE, cache=2)
+        multiply(index, unroll)
     with f.loop(even, k) as index:
-        multiply(index, 0)
+        multiply(index, 1)
     for i in range(rows):
         for j in range(vectors):
             v.store(total[i][j].get(), c + c_stride * i + j * v.bytes, align)
@@ -74,35 +83,50 @@ def emit_tile(module: ir.Module, target: Target, dtype: str, rows: int, upright:
 
 
 def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
-    """A function of (count, then a tile's arguments but the last): one panel against any number of rows.
+    """A function of (count, vectors, then a tile's arguments but the last): any number of rows by part of a panel.
 
-    The first tiles ask for the next panel, which lies behind this one.
+    The first tiles of a whole panel ask for the next one, which lies behind it.
     """
-    made = [emit_tile(module, target, dtype, rows) for rows in range(1, target.tile[0] + 1)]
-    f = Function(module, "gemm", ["count", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride"])
-    count, a_rows, b, k, start, start_stride, c, c_stride = f.arguments
+    names = ["count", "vectors", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride"]
+    made = _emit_tiles(module, target, dtype)
+    f = Function(module, "gemm", names)
+    count, vectors, a_rows, b, k, start, start_stride, c, c_stride = f.arguments
     size = k * (target.tile[1] * target.vector_bits // 8)
-    with tiles(f, made, count) as (block, first, tile):
-        part = (block < _PARTS - 1).select(block, _PARTS - 1)
-        ahead = b + size + part * (size // _PARTS)
-        start_row, c_row = start + first * start_stride, c + first * c_stride
-        tile(a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, ahead)
+    with f.switch(vectors, range(1, len(made) + 1)) as cases:
+        for of_width, case in zip(made, cases, strict=True):
+            with case, tiles(f, of_width, count) as (block, first, tile):
+                part = (block < _PARTS - 1).select(block, _PARTS - 1)
+                ahead = b + size + part * (size // _PARTS)
+                start_row, c_row = start + first * start_stride, c + first * c_stride
+                tile(a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, ahead)
     f.done()
     return f
 
 
 def emit_upright_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
     """The same for an upright A of at most a vector's lanes; its last argument says what is needed next."""
-    made = [emit_tile(module, target, dtype, rows, upright=True) for rows in range(1, target.tile[0] + 1)]
-    f = Function(module, "upright", ["count", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"])
-    count, a, b, k, start, start_stride, c, c_stride, ahead = f.arguments
+    names = ["count", "vectors", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"]
+    made = _emit_tiles(module, target, dtype, upright=True)
+    f = Function(module, "upright", names)
+    count, vectors, a, b, k, start, start_stride, c, c_stride, ahead = f.arguments
     part = k * (target.tile[1] * target.vector_bits // 8) // _PARTS
     item = ITEM_SIZE[dtype]
-    with tiles(f, made, count) as (block, first, tile):
-        start_row, c_row = start + first * start_stride, c + first * c_stride
-        tile(a + first * item, b, k, start_row, start_stride, c_row, c_stride, ahead + block * part)
+    with f.switch(vectors, range(1, len(made) + 1)) as cases:
+        for of_width, case in zip(made, cases, strict=True):
+            with case, tiles(f, of_width, count) as (block, first, tile):
+                start_row, c_row = start + first * start_stride, c + first * c_stride
+                tile(a + first * item, b, k, start_row, start_stride, c_row, c_stride, ahead + block * part)
     f.done()
     return f
+
+
+def _emit_tiles(module: ir.Module, target: Target, dtype: str, upright: bool = False) -> list[list[Function]]:
+    """Tiles of one vector, of two and so on to a panel's; of one row, of two and so on."""
+    rows, width = target.tile
+    return [
+        [emit_tile(module, target, dtype, count, vectors, upright) for count in range(1, rows + 1)]
+        for vectors in range(1, width + 1)
+    ]
 
 
 @contextmanager

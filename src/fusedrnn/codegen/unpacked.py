@@ -1,7 +1,7 @@
 """GEMMs on weights as they lie, row by row: for so few rows that packing the weights would take longer.
 
 The products of every element are added in the order in which the packed kernels add them, so that the bits are the
-same. Like them these make one panel of columns at a time, and columns are (vector of units, gate, lane).
+same. Like theirs columns are (vector of units, gate, lane).
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ _MOST_ROWS = 4
 
 
 def emit_unpacked_gemm(module: ir.Module, target: Target, dtype: str, gates: int) -> Function:
-    """A function of (count, A's rows, weights (G·H, k), k, start, its stride, C, its stride, panel, hidden).
+    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, hidden).
 
-    One panel of A·Wᵀ, against any number of rows, as :func:`fusedrnn.codegen.tile.emit_gemm` makes it.
+    As many vectors of columns of A·Wᵀ, against any number of rows, as :func:`fusedrnn.codegen.tile.emit_gemm` makes
+    them; ``column`` is the number of the first.
     """
     made = [_emit_turned_tile(module, target, dtype, rows) for rows in range(1, _MOST_ROWS + 1)]
-    names = ["count", "a_rows", "weights", "k", "start", "start_stride", "c", "c_stride", "panel", "hidden"]
+    names = ["count", "vectors", "a_rows", "weights", "k", "start", "start_stride", "c", "c_stride", "column", "hidden"]
     f = Function(module, "unpacked", names)
-    count, a_rows, weights, k, start, start_stride, c, c_stride, panel, hidden = f.arguments
+    count, vectors, a_rows, weights, k, start, start_stride, c, c_stride, column, hidden = f.arguments
     v = Vectors(f, target, dtype)
-    for number in range(target.tile[1]):
-        column = panel * target.tile[1] + number
-        unit = column // gates * v.lanes
-        real = (hidden - unit).at_most(v.lanes)
-        with f.if_(real > 0):
-            source, after = (
-                weights + (at % gates * hidden + at // gates * v.lanes) * k * v.item for at in (column, column + 1)
-            )
-            offset = number * v.bytes
-            with tiles(f, made, count) as (_, first, tile):
-                start_row, c_row = start + first * start_stride + offset, c + first * c_stride + offset
-                tile(a_rows + first * 8, source, k, start_row, start_stride, c_row, c_stride, real, after)
+    with f.loop(0, vectors) as number:
+        at = column + number
+        real = (hidden - at // gates * v.lanes).at_most(v.lanes)
+        source, after = (
+            weights + (place % gates * hidden + place // gates * v.lanes) * k * v.item for place in (at, at + 1)
+        )
+        offset = number * v.bytes
+        with tiles(f, made, count) as (_, first, tile):
+            start_row, c_row = start + first * start_stride + offset, c + first * c_stride + offset
+            tile(a_rows + first * 8, source, k, start_row, start_stride, c_row, c_stride, real, after)
     f.done()
     return f
 
@@ -74,55 +73,68 @@ def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) 
 
 
 def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int) -> Function:
-    """A function of (count, A's rows, weights (G·H, k), k, start, its stride, C, its stride, panel, hidden).
+    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, hidden).
 
-    One panel of A·W, where the rows of A hold all gates of all units, as packed kernels make it of weights transposed.
+    As many vectors of columns of A·W, where the rows of A hold all gates of all units, as packed kernels make them of
+    weights transposed; ``column`` is the number of the first.
     """
-    # Masks would take registers from the panels that need none.
-    kinds = [
-        [_emit_straight_tile(module, target, dtype, gates, rows, whole) for rows in range(1, _MOST_ROWS + 1)]
-        for whole in (True, False)
+    width = target.tile[1]
+    # A mask would take a register from the panels that need none.
+    whole, *edges = [
+        [_emit_straight_tile(module, target, dtype, gates, rows, *kind) for rows in range(1, _MOST_ROWS + 1)]
+        for kind in ((width, True), *((vectors, False) for vectors in range(1, width + 1)))
     ]
-    names = ["count", "a_rows", "weights", "columns", "start", "start_stride", "c", "c_stride", "panel", "hidden"]
+    names = ["count", "vectors", "a_rows", "weights", "columns", "start", "start_stride", "c", "c_stride", "column",
+             "hidden"]  # fmt: skip
     f = Function(module, "unpacked_back", names)
-    count, a_rows, weights, columns, start, start_stride, c, c_stride, panel, hidden = f.arguments
+    count, vectors, a_rows, weights, columns, start, start_stride, c, c_stride, column, hidden = f.arguments
     v = Vectors(f, target, dtype)
-    feature = panel * (target.tile[1] * v.lanes)
+    feature = column * v.lanes
     source, left = weights + feature * v.item, columns - feature
-    with f.if_else(left >= target.tile[1] * v.lanes) as branches:
-        for branch, made in zip(branches, kinds, strict=True):
-            with branch, tiles(f, made, count) as (_, first, tile):
-                begin, into = start + first * start_stride, c + first * c_stride
-                tile(a_rows + first * 8, source, columns * v.item, begin, start_stride, into, c_stride, left, hidden)
+
+    def multiply(made: list[Function]) -> None:
+        with tiles(f, made, count) as (_, first, tile):
+            begin, into = start + first * start_stride, c + first * c_stride
+            tile(a_rows + first * 8, source, columns * v.item, begin, start_stride, into, c_stride, left, hidden)
+
+    with f.if_else(vectors.equals(width) & (left >= width * v.lanes)) as (of_whole, of_part):
+        with of_whole:
+            multiply(whole)
+        with of_part, f.switch(vectors, range(1, width + 1)) as cases:
+            for made, case in zip(edges, cases, strict=True):
+                with case:
+                    multiply(made)
     f.done()
     return f
 
 
 def _emit_straight_tile(
-    module: ir.Module, target: Target, dtype: str, gates: int, rows: int, whole: bool
+    module: ir.Module, target: Target, dtype: str, gates: int, rows: int, vectors: int, whole: bool
 ) -> Function:
-    """Some rows of A times a panel of columns, of which, if it is not whole, ``left`` are there."""
+    """Some rows of A times some vectors of columns; of the last, if they are not whole, it is what is ``left``."""
     names = ["a", "weights", "stride", "start", "start_stride", "c", "c_stride", "left", "hidden"]
-    f = Function(module, f"straight{rows}" if whole else f"edge{rows}", names)
+    f = Function(module, f"{'straight' if whole else 'edge'}{rows}x{vectors}", names)
     a_rows, weights, stride, start, start_stride, c, c_stride, left, hidden = f.arguments
     v = Vectors(f, target, dtype)
-    width = target.tile[1]
+    in_last = left - (vectors - 1) * v.lanes
     a = [f.load(a_rows + 8 * i) for i in range(rows)]
-    total = [[f.var(v.load(start + start_stride * i + j * v.bytes)) for j in range(width)] for i in range(rows)]
+    total = [[f.var(v.load(start + start_stride * i + j * v.bytes)) for j in range(vectors)] for i in range(rows)]
 
     with f.loop(0, hidden, v.lanes) as unit, f.loop(0, gates) as gate:
         real = (hidden - unit).at_most(v.lanes)
         source = weights + (gate * hidden + unit) * stride
         place = (unit * gates + gate * v.lanes) * v.item
         with f.loop(0, real) as lane:
-            at = [source + lane * stride + j * v.bytes for j in range(width)]
-            b = [v.load(one, v.item) if whole else v.load_first(one, left - j * v.lanes) for j, one in enumerate(at)]
+            at = [source + lane * stride + j * v.bytes for j in range(vectors)]
+            b = [v.load(one, v.item) for one in (at if whole else at[:-1])]
+            if not whole:
+                b.append(v.load_first(at[-1], in_last))
             for i in range(rows):
                 scalar = v.broadcast(a[i] + place + lane * v.item)
-                for j in range(width):
+                for j in range(vectors):
                     total[i][j].set(v.fma(scalar, b[j], total[i][j].get()))
     for i in range(rows):
-        for j in range(width):
+        for j in range(vectors):
             v.store(total[i][j].get(), c + c_stride * i + j * v.bytes)
     f.done()
     return f

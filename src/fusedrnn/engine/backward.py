@@ -130,15 +130,15 @@ class _Sweep(GradientPass):
         """What reaches h from the gates of the step after, for the rows that had it; this member's units."""
         f, c, p = self.f, self.c, self.p
         rows = self.state_rows + (1 - (step & 1)) * self.rows * 8
-        with f.if_(count > 0), f.loop(self.first_unit, self.last_unit, self.panel_vectors) as unit:
-            panel = unit // self.panel_vectors
+        with f.if_(count > 0), self.panels(self.first_unit, self.last_unit) as (unit, vectors):
             at = self.carried("h", f.constant(0)) + unit * self.v.bytes
             places = at, c.carried_stride, at, c.carried_stride
-            self._multiply(panel, count, rows, p.h_weights, p.h_matrix, c.hidden, places)
+            self._multiply(unit, vectors, count, rows, p.h_weights, p.h_matrix, c.hidden, places)
 
     def _multiply(
         self,
-        panel: Value,
+        column: Value,
+        vectors: Value,
         count: Value,
         rows: Value,
         weights: Value,
@@ -146,13 +146,13 @@ class _Sweep(GradientPass):
         columns: Value,
         places: tuple[Value, Value, Value, Value],
     ) -> None:
-        """A panel of gate gradients times weights; ``places`` are the start and its stride, the result and its."""
+        """Columns of gate gradients times weights; ``places`` are the start and its stride, the result and its."""
         f, k = self.f, self.gate_columns
         with f.if_else(self.is_unpacked) as (loose, packed):
             with loose:
-                f.call(self.unpacked, count, rows, matrix, columns, *places, panel, self.c.hidden)
+                f.call(self.unpacked, count, vectors, rows, matrix, columns, *places, column, self.c.hidden)
             with packed:
-                f.call(self.gemm, count, rows, weights + panel * k * self.panel_bytes, k, *places)
+                f.call(self.gemm, count, vectors, rows, self.weights_at(weights, column, k), k, *places)
 
     def _row(
         self, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
@@ -226,23 +226,24 @@ class _Sweep(GradientPass):
         return total.get()
 
     def _input_gradients(self, begin: Value, end: Value, half: Value, count: Value) -> None:
-        """The gradients of a chunk's inputs: a GEMM over all gates, panel by panel of features."""
+        """The gradients of a chunk's inputs: a GEMM over all gates, each member for some features, by panels."""
         f, c, p, v = self.f, self.c, self.p, self.v
         with f.loop(0, count) as row:
             f.store(self.input_gates(row, half), self.rows_table + row * 8)
-        panels = (p.k + (self.panel_bytes // v.item - 1)) // (self.panel_bytes // v.item)
-        first, last = (panels * group // c.grid_units for group in (self.unit_group, self.unit_group + 1))
-        width = f.constant(self.panel_bytes)
-        with f.loop(first, last) as panel:
-            places = self.zeros, f.constant(0), self.panel, width
-            self._multiply(panel, count, self.rows_table, p.x_weights, p.x_matrix, p.k, places)
-            self._deliver_panel(begin, end, panel)
+        columns = (p.k + (v.lanes - 1)) // v.lanes
+        first, last = (columns * group // c.grid_units for group in (self.unit_group, self.unit_group + 1))
+        with self.panels(first, last) as (column, vectors):
+            # In the place that it has in its panel, for dropout's masks are made for whole ones.
+            offset = column % self.panel_vectors * v.bytes
+            places = self.zeros, f.constant(0), self.panel + offset, f.constant(self.panel_bytes)
+            self._multiply(column, vectors, count, self.rows_table, p.x_weights, p.x_matrix, p.k, places)
+            self._deliver_part(begin, end, column, vectors, offset)
 
-    def _deliver_panel(self, begin: Value, end: Value, panel: Value) -> None:
-        """A panel of input gradients to where they belong, dropout's mask on those that go to a layer below."""
+    def _deliver_part(self, begin: Value, end: Value, column: Value, vectors: Value, offset: Value) -> None:
+        """Part of a panel of input gradients to where they belong, dropout's mask on those that go to a layer below."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        feature = panel * (self.panel_bytes // v.item)
-        features = (p.k - feature).at_most(self.panel_bytes // v.item)
+        feature = column * v.lanes
+        features = (p.k - feature).at_most(vectors * v.lanes)
         place = f.var(0)
         with f.loop(begin, end) as step:
             time = self.time_back(step)
@@ -251,7 +252,7 @@ class _Sweep(GradientPass):
                 index = self.index(row)
                 source = self.panel + place.get() * self.panel_bytes
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
-                    f.call(self.dropout.panel, source, feature, *self.draw(index, time))
+                    f.call(self.dropout.panel, source, feature - offset // v.item, *self.draw(index, time))
                 into = dx + index * p.dx_row + feature * v.item
-                f.call(self.deliver, source, into, features, p.add_x)
+                f.call(self.deliver, source + offset, into, features, p.add_x)
                 place.set(place.get() + 1)

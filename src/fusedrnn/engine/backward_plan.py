@@ -8,6 +8,7 @@ from itertools import pairwise
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import Target
 from fusedrnn.engine import plan
+from fusedrnn.engine.cost import Grid, Problem, Share
 from fusedrnn.engine.plan import Geometry, Split, lines, skewed
 from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.spec import RNNSpec
@@ -30,7 +31,7 @@ class BackwardPlan(Split):
 
     steps: int
     batch: int
-    grid: tuple[int, int, int]
+    grid: Grid
     row_starts: tuple[int, ...]
     unit_starts: tuple[int, ...]
     weight_starts: tuple[int, ...]
@@ -67,17 +68,16 @@ def make_backward_plan(
 ) -> BackwardPlan:
     """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace."""
     geometry = Geometry.of(spec, target)
-    width = geometry.blocking.panel_vectors
-    grid = plan.choose_grid(spec, geometry, width, steps, batch, threads, awake)
-    directions, row_groups, unit_groups = grid
-    starts = plan.unit_starts(geometry, unit_groups, width)
     gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
-    chunk = max(1, min(steps, plan.chunk_rows(gates_row, _FEWEST_ROWS_IN_A_CHUNK) // batch))
-    block = min(max(1, _ROWS_IN_A_BLOCK // (batch * chunk)) * chunk, -(-steps // chunk) * chunk)
+    chunk, block = _steps_at_once(gates_row, steps, batch)
+    problem = Problem.of(spec, target, steps, batch, "backward")
+    choices = plan.grids(spec, batch, threads, geometry.unit_vectors)
+    grid = plan.choose_grid(problem, target, choices, lambda grid: share_of(geometry, steps, batch, grid), awake)
+    directions, row_groups, unit_groups = grid
+    starts = plan.unit_starts(geometry, unit_groups)
+    share = share_of(geometry, steps, batch, grid)
     team = _team(spec, geometry, batch, chunk, block, gates_row)
-    rows = -(-batch // row_groups)
-    widest = max(last - first for first, last in pairwise(starts))
-    member = _member(spec, geometry, batch, rows, chunk, block, widest, recompute)
+    member = _member(spec, geometry, batch, share.rows, chunk, block, share.units, recompute)
 
     barriers = 1 + directions * row_groups + directions
     team_at = lines(BARRIER_BYTES * barriers)
@@ -88,13 +88,30 @@ def make_backward_plan(
     parts = spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1)
     return BackwardPlan(
         steps, batch, grid, plan.row_starts(batch, row_groups), starts,
-        plan.unit_starts(geometry, row_groups * unit_groups, 1),
+        plan.unit_starts(geometry, row_groups * unit_groups),
         chunk, block,
         layout=tuple({**team, **member, "team": team_at, "scratch": scratch_at}.items()),
         barriers=barriers, parts_at=parts_at, part_size=part_size, part_row=part_row,
         # What is read past the end of a last row must be there.
         size=lines(parts_at + parts * part_size + 2 * geometry.panel_bytes),
     )  # fmt: skip
+
+
+def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:
+    """What the member with most to do has in a backward call."""
+    _, row_groups, unit_groups = grid
+    gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
+    chunk, block = _steps_at_once(gates_row, steps, batch)
+    units = plan.unit_starts(geometry, unit_groups)
+    shared = plan.unit_starts(geometry, row_groups * unit_groups)
+    widest, widest_shared = (max(last - first for first, last in pairwise(starts)) for starts in (units, shared))
+    return Share(grid, -(-batch // row_groups), widest, chunk, min(block * batch, _ROWS_AT_ONCE), widest_shared)
+
+
+def _steps_at_once(gates_row: int, steps: int, batch: int) -> tuple[int, int]:
+    """Steps to a GEMM of the inputs' gradients, and to one of the weights'."""
+    chunk = max(1, min(steps, plan.chunk_rows(gates_row, _FEWEST_ROWS_IN_A_CHUNK) // batch))
+    return chunk, min(max(1, _ROWS_IN_A_BLOCK // (batch * chunk)) * chunk, -(-steps // chunk) * chunk)
 
 
 def _team(
@@ -135,7 +152,7 @@ def _member(
     near = plan.near_cache() // 2
     packed_panels = max(1, near // (inner * geometry.panel_bytes))
     blocking, vector = geometry.blocking, geometry.vector_bytes
-    forward_gates_stride = skewed(-(-widest * blocking.gates // blocking.panel_vectors) * geometry.panel_bytes)
+    forward_gates_stride = skewed(widest * blocking.gates * vector)
     masked_row = geometry.masked_row(spec)
     kept = len(derivative_of(spec.mode).kept)
     in_chunk = chunk * rows

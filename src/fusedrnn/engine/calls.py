@@ -17,6 +17,7 @@ from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.pack import Packed, Packer, Placed
 from fusedrnn.engine.plan import Geometry, make_plan
+from fusedrnn.engine.prepared import AWAKE
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, ReserveLayout
 from fusedrnn.engine.sequence import cell_of, derivative_of
@@ -25,10 +26,11 @@ from fusedrnn.engine.workspace import Lease, Pool, Workspaces
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
+# T, N and what a reserve keeps; what makes records for so many threads, awake or not.
+Problem = tuple[int, int, str]
+Maker = Callable[..., Records]
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
 MOST_RESERVES = 16
-# Seconds after a call in which one may take the threads to be awake, or soon to be, in a loop of calls as short.
-_AWAKE = 5e-4
 # How often a call may read the weights as they lie: some rows of a step at once. In training they mostly have changed.
 _ROWS_AT_ONCE, _FEW, _FEW_IN_TRAINING = 4, 2, 6
 
@@ -49,9 +51,9 @@ class Calls:
                 raise NotImplementedError(f"{name} is not supported yet")
         self.spec, self.target = spec, current()
         self._geometry = Geometry.of(spec, self.target)
-        self._workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
-        idle = self._workspaces, self._reserves
-        self._packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged, idle)
+        self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
+        idle = self.workspaces, self._reserves
+        self.packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged, idle)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
         # That of the last call, since shapes mostly repeat.
@@ -62,9 +64,10 @@ class Calls:
     def compile(self, training: bool = False) -> None:
         """Have the machine code at hand, in ``training`` that of both ways; the first call does it otherwise."""
         for name in ("training", "backward") if training else ("forward",):
-            self._job(name)
+            self.job(name)
 
-    def _job(self, name: str) -> machine.Job:
+    def job(self, name: str) -> machine.Job:
+        """The machine code of ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
             mode, dtype = self.spec.mode, self.spec.dtype
@@ -94,11 +97,11 @@ class Calls:
             self.compile(training)
         if self._short(steps, batch, training):
             return Placed(addresses)
-        return self._packer.packed(addresses, training, team, owner)
+        return self.packer.packed(addresses, training, team, owner)
 
     def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Placed:
         """Weights of a call that are elsewhere now: as they lie at these addresses, or packed at that one."""
-        return Placed(addresses or self._packer.nowhere, address=packed)
+        return Placed(addresses or self.packer.nowhere, address=packed)
 
     def ragged(self, lengths: Array, steps: int) -> Ragged:
         """Sequences of different lengths, int64 (N,), each from 0 to T."""
@@ -143,17 +146,20 @@ class Calls:
 
         ``initial`` and ``final`` are the addresses of h and c, 0 for zeros, or for nowhere.
         """
-        training = kept is not None
-        name, keep, seed = ("training", kept.keep, kept.seed) if kept is not None else ("forward", "", 0)
+        name, seed = ("training", kept.seed) if kept is not None else ("forward", 0)
+        problem, make = self._forward(steps, batch, kept)
+        firsts = _firsts(ragged)
+        values = (*x, *y, *initial, *final, packed.address, reserve, firsts, records.signed(seed))
+        self._call(name, problem, make, values, ragged, team, packed.matrices)
 
+    def _forward(self, steps: int, batch: int, kept: Kept | None) -> tuple[Problem, Maker]:
         def make(members: int, awake: bool = False) -> Records:
+            training = kept is not None
             plan = make_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
             layout = None if kept is None else kept.layout
-            return records.forward_records(self.spec, plan, self._packer.layout.passes, layout)
+            return records.forward_records(self.spec, plan, self.packer.layout.passes, layout)
 
-        firsts = _firsts(ragged)
-        values = (*x, *y, *initial, *final, packed.address, reserve, firsts, _signed(seed))
-        self._call(name, (steps, batch, keep), make, values, ragged, team, packed.matrices)
+        return (steps, batch, kept.keep if kept is not None else ""), make
 
     def differentiate(
         self,
@@ -166,21 +172,34 @@ class Calls:
         team: Team | None = None,
     ) -> None:
         """The gradients of a call of :meth:`run` with these weights whose reserve is at that address; 0 for zeros."""
-        layout, ragged = kept.layout, kept.ragged
+        ragged = kept.ragged
+        problem, make = self._backward(kept)
+        values = (
+            *dy, *wanted.x, *dfinal, *wanted.states, weights.address, reserve, _firsts(ragged),
+            records.signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
+        )  # fmt: skip
+        params = (*weights.matrices, *wanted.params)
+        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x[0]))
+
+    def _backward(self, kept: Kept) -> tuple[Problem, Maker]:
+        layout = kept.layout
 
         def make(members: int, awake: bool = False) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
             size = layout.steps, layout.batch
             plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
-            return records.backward_records(self.spec, plan, self._packer.layout.passes, layout)
+            return records.backward_records(self.spec, plan, self.packer.layout.passes, layout)
 
-        values = (
-            *dy, *wanted.x, *dfinal, *wanted.states, weights.address, reserve, _firsts(ragged),
-            _signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
-        )  # fmt: skip
-        problem = layout.steps, layout.batch, kept.keep
-        params = (*weights.matrices, *wanted.params)
-        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x[0]))
+        return (layout.steps, layout.batch, kept.keep), make
+
+    def records(self, steps: int, batch: int, kept: Kept | None, threads: int, backward: bool = False) -> Records:
+        """Those of a problem on so many threads, with those for threads that are awake."""
+        problem, make = self._backward(kept) if backward and kept is not None else self._forward(steps, batch, kept)
+        name = "backward" if backward else "forward" if kept is None else "training"
+        made = self._planned(name, (*problem, threads), make)
+        if made.members < threads:
+            made.awake = made.awake or make(threads, awake=True)
+        return made
 
     @staticmethod
     def _short(steps: int, batch: int, training: bool) -> bool:
@@ -190,8 +209,8 @@ class Calls:
     def _call(
         self,
         name: str,
-        problem: tuple[int, int, str],
-        make: Callable[..., Records],
+        problem: Problem,
+        make: Maker,
         values: tuple[int, ...],
         ragged: Ragged | None,
         team: Team | None,
@@ -199,12 +218,12 @@ class Calls:
         parts: bool = False,
     ) -> None:
         """Run a job on the gang, or on this thread alone if the gang is taken or the problem too small for it."""
-        job = self._jobs.get(name) or self._job(name)
+        job = self._jobs.get(name) or self.job(name)
         team = team or own_team(get_num_threads())
         began = time.perf_counter()
         for members in (team.threads, 1):
             made = self._planned(name, (*problem, members), make)
-            if made.members < members and began - team.last < _AWAKE:
+            if made.members < members and began - team.last < AWAKE:
                 made.awake = made.awake or make(members, awake=True)
                 made = made.awake
             if self._execute(job, made, team, values, ragged, params, parts):
@@ -225,17 +244,17 @@ class Calls:
     ) -> bool:
         """Whether there were as many threads as planned."""
         tables = None if ragged is None else ragged.tables(made.plan.row_starts)
-        scratch = self._workspaces.take(made.size)
+        scratch = self.workspaces.take(made.size)
         call = made.fill(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
         ran = True
         if made.members == 1:
             job(call, 0)
         else:
             ran = team.run(job, call, made.members)
-        self._workspaces.give(scratch)
+        self.workspaces.give(scratch)
         return ran
 
-    def _planned(self, name: str, key: tuple[Any, ...], make: Callable[..., Records]) -> Records:
+    def _planned(self, name: str, key: tuple[Any, ...], make: Maker) -> Records:
         """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
         last = self._plans.get(name)
         if last is not None and last[0] == key:
@@ -251,8 +270,3 @@ class Calls:
 
 def _firsts(ragged: Ragged | None) -> int:
     return 0 if ragged is None or ragged.firsts is None else ragged.firsts.ctypes.data
-
-
-def _signed(seed: int) -> int:
-    """A seed of 64 bits as a signed integer of as many."""
-    return seed if seed < 1 << 63 else seed - (1 << 64)

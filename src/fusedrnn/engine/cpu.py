@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from fusedrnn import config
 from fusedrnn.addresses import NOWHERE, Strided, Wanted
+from fusedrnn.constants import is_constant
 from fusedrnn.engine.calls import Calls
 from fusedrnn.engine.lengths import Ragged
-from fusedrnn.engine.pack import Packed, Placed, is_constant
+from fusedrnn.engine.pack import Packed, Placed
+from fusedrnn.engine.prepared import Unprepared
+from fusedrnn.engine.repeated import RepeatedBackward, RepeatedForward, States
 from fusedrnn.engine.reserve import Kept, KeptHere
 from fusedrnn.engine.threads import get_num_threads, own_team
 from fusedrnn.gradients import Gradients
@@ -32,7 +35,7 @@ class CPUEngine(Calls):
         ``x`` (T, N, I) and ``y`` (T, N, D·H) with elements side by side in the last axis, ``states`` each contiguous
         (L·D, N, H), ``lengths`` (N,). Writes ``y``, but not its padding; returns the final states.
         """
-        packed = self._weights(x, params, None)
+        packed = self._weights(x.shape, params, None)
         return self._on_arrays(x, packed, states, _ragged(lengths, len(x)), y)
 
     def train(
@@ -47,7 +50,7 @@ class CPUEngine(Calls):
     ) -> tuple[tuple[Array, ...], KeptHere]:
         """The same in training: with dropout, and with a reserve that keeps ``"gates"`` or just ``"states"``."""
         steps, batch = x.shape[:2]
-        packed, ragged = self._weights(x, params, keep), _ragged(lengths, steps)
+        packed, ragged = self._weights(x.shape, params, keep), _ragged(lengths, steps)
         kept, lease = self.keeping(steps, batch, ragged, keep, seed)
         return self._on_arrays(x, packed, states, ragged, y, kept, lease.address), KeptHere(kept, lease, packed)
 
@@ -62,24 +65,61 @@ class CPUEngine(Calls):
         params = 0 if gradients.params is None else gradients.params.ctypes.data
         wanted = Wanted(
             _strided(gradients.x),
-            self._packer.addresses(params),
+            self.packer.addresses(params),
             _addresses(gradients.states),
             gradients.add_x, gradients.add_params, gradients.add_states,
         )  # fmt: skip
         self.differentiate(here.kept, here.lease.address, here.packed, _strided(dy), _addresses(dstates), wanted)
 
-    def _weights(self, x: Array, params: Array, keep: str | None) -> Packed | Placed:
-        """The flat parameters as a call shall have them; ``keep`` is what training keeps."""
+    def repeat_forward(
+        self, x: Array, params: Array, states: States, y: Array, here: KeptHere | None
+    ) -> RepeatedForward | None:
+        """What runs calls like this one, which has just run on these very arrays; None if it cannot be had.
+
+        ``here`` is what it kept in training. See :class:`fusedrnn.engine.repeated.RepeatedForward`.
+        """
+        if self._debug >= 2:
+            return None
+        kept = None if here is None else here.kept
+        steps, batch = y.shape[:2]
+        made = self.records(steps, batch, kept, get_num_threads())
+        loose = not is_constant(params) and self._short(steps, batch, here is not None)
+        layout = None if kept is None else kept.layout
+        try:
+            return RepeatedForward(self, made, x, params, states, y, loose, layout)
+        except Unprepared:
+            return None
+
+    def repeat_backward(
+        self, here: KeptHere, dy: Array | None, dstates: States, request: Any, gradients: Gradients
+    ) -> RepeatedBackward | None:
+        """The same for a backward call."""
+        if self._debug >= 2:
+            return None
+        layout = here.kept.layout
+        made = self.records(layout.steps, layout.batch, here.kept, get_num_threads(), backward=True)
+        try:
+            return RepeatedBackward(self, made, here, dy, dstates, request, gradients)
+        except Unprepared:
+            return None
+
+    def weights_of(self, params: Array, shape: Sequence[int], training: bool) -> Packed | Placed:
+        """The flat parameters as a call on so many steps of so many sequences shall have them."""
+        return self._weights(shape, params, "gates" if training else None)
+
+    def _weights(self, shape: Sequence[int], params: Array, keep: str | None) -> Packed | Placed:
+        """The same; ``keep`` is what training keeps."""
         training = keep is not None
-        self.compile(training)
+        if ("training" if training else "forward") not in self._jobs:
+            self.compile(training)
         began = time.perf_counter()
         found: Packed | Placed
-        if keep == "states" or is_constant(params) or not self._short(len(x), x.shape[1], training):
-            found = self._packer.packed_vector(params, training, own_team(get_num_threads()))
+        if keep == "states" or is_constant(params) or not self._short(shape[0], shape[1], training):
+            found = self.packer.packed_vector(params, training, own_team(get_num_threads()))
         elif training:
-            found = self._packer.copied_vector(params)
+            found = self.packer.copied_vector(params)
         else:
-            found = Placed(self._packer.addresses(params.ctypes.data))
+            found = Placed(self.packer.addresses(params.ctypes.data))
         if self._debug >= 2:
             config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
         return found

@@ -57,7 +57,7 @@ class _Inference(Pass):
         gates = len(program.cell.gates)
         self.unpacked = emit_unpacked_gemm(program.module, program.target, program.dtype, gates)
         super().__init__(program, "sequence", (CALL, PASS))
-        self.first_panel = self.first_unit * self.blocking.gates // self.panel_vectors
+        self.first_column = self.first_unit * self.blocking.gates
         self._place()
 
     def emit(self) -> Function:
@@ -144,21 +144,24 @@ class _Inference(Pass):
         return bias.get()
 
     def _multiply(
-        self, of_state: bool, panel: Value, count: Value, rows: Value, at: Value, stride: Value | int, fresh: bool
-    ) -> None:
-        """A panel of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias."""
-        f, c, p, width = self.f, self.c, self.p, self.panel_bytes
+        self, of_state: bool, column: Value, vectors: Value, count: Value, rows: Value, at: Value, stride: Value,
+        fresh: bool,
+    ) -> None:  # fmt: skip
+        """Columns of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias."""
+        f, c, p, v = self.f, self.c, self.p, self.v
         k = c.hidden if of_state else p.k
         weights, matrix, bias = (p.h_weights, p.h_matrix, p.h_bias) if of_state else (p.x_weights, p.x_matrix, p.x_bias)
-        placed = self.biases + (panel - self.first_panel) * width + (c.biases_size if of_state else 0)
+        placed = self.biases + (column - self.first_column) * v.bytes + (c.biases_size if of_state else 0)
         start_stride = f.constant(0) if fresh else stride
         with f.if_else(self.is_unpacked) as (loose, packed):
             with loose:
                 start = placed if fresh else at
-                f.call(self.unpacked, count, rows, matrix, k, start, start_stride, at, stride, panel, c.hidden)
+                places = start, start_stride, at, stride
+                f.call(self.unpacked, count, vectors, rows, matrix, k, *places, column, c.hidden)
             with packed:
-                start = bias + panel * width if fresh else at
-                f.call(self.gemm, count, rows, weights + panel * k * width, k, start, start_stride, at, stride)
+                start = bias + column * v.bytes if fresh else at
+                b = self.weights_at(weights, column, k)
+                f.call(self.gemm, count, vectors, rows, b, k, start, start_stride, at, stride)
 
     def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """What training does with an initial state."""
@@ -176,8 +179,8 @@ class _Inference(Pass):
                 f.copy(self.row_of_state(final, index), source, self.own_bytes)
 
     def _inputs(self, first: Value, last: Value) -> None:
-        """The input GEMM of a chunk: every live row of its steps against this member's panels."""
-        f, p = self.f, self.p
+        """The input GEMM of a chunk: every live row of its steps against this member's columns."""
+        f, p, gates = self.f, self.p, self.blocking.gates
         count = f.var(0)
         with f.loop(first, last) as step:
             time = self.time(step)
@@ -186,9 +189,9 @@ class _Inference(Pass):
                 index = self.index(row)
                 f.store(self._input_row(at + index * p.x_row, time, index, count.get()), self.x_rows + count.get() * 8)
                 count.set(count.get() + 1)
-        with f.if_(count.get() > 0), f.loop(self.first_panel, self.panel_end(self.last_unit)) as panel:
-            into = self.gates + (panel - self.first_panel) * self.panel_bytes
-            self._multiply(False, panel, count.get(), self.x_rows, into, self.c.gates_stride, fresh=True)
+        with f.if_(count.get() > 0), self.panels(self.first_column, self.last_unit * gates) as (column, vectors):
+            into = self.gates + (column - self.first_column) * self.v.bytes
+            self._multiply(False, column, vectors, count.get(), self.x_rows, into, self.c.gates_stride, fresh=True)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""
@@ -200,18 +203,16 @@ class _Inference(Pass):
         parity = step & 1
         h_rows = self.h_rows + parity * self.rows * 8
         gates = self.gates + done * c.gates_stride
-        width = self.panel_bytes
-        with f.loop(self.first_unit, self.last_unit, self.blocking.block_units) as unit:
-            end = (unit + self.blocking.block_units).at_most(self.last_unit)
-            first = unit * self.blocking.gates // self.panel_vectors
-            with f.loop(first, self.panel_end(end)) as panel:
+        with self.blocks() as (unit, end):
+            first = unit * self.blocking.gates
+            with self.panels(first, end * self.blocking.gates) as (column, vectors):
                 if self.cell.merged:
-                    at = gates + (panel - self.first_panel) * width
-                    self._multiply(True, panel, alive, h_rows, at, c.gates_stride, fresh=False)
+                    at = gates + (column - self.first_column) * v.bytes
+                    self._multiply(True, column, vectors, alive, h_rows, at, c.gates_stride, fresh=False)
                 else:
-                    at = self.recurrent + (panel - first) * width
+                    at = self.recurrent + (column - first) * v.bytes
                     stride = f.constant(self.blocking.block_columns * v.bytes)
-                    self._multiply(True, panel, alive, h_rows, at, stride, fresh=True)
+                    self._multiply(True, column, vectors, alive, h_rows, at, stride, fresh=True)
             y = step_at(f, p.y, p.y_step, p.y_row, p.y_firsts, time)
             with f.loop(0, alive) as row:
                 rows = self._output_rows(y, time, self.index(row))

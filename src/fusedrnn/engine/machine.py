@@ -16,6 +16,7 @@ from fusedrnn.codegen.filling import build_filling
 from fusedrnn.codegen.fingerprint import LANES, build_fingerprint
 from fusedrnn.codegen.member import build_member
 from fusedrnn.codegen.packing import build_packing
+from fusedrnn.codegen.serving import build_serving
 from fusedrnn.codegen.sync import build_gang
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.backward import build_backward
@@ -28,9 +29,9 @@ Job = Callable[..., None]
 _lock = Lock(guards_fork=True)
 
 
-def function(code: cache.MachineCode, name: str, arguments: int) -> Callable[..., None]:
-    """A function of that many integers, returning nothing, called without the interpreter's lock."""
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
+def function(code: cache.MachineCode, name: str, arguments: int, returns: bool = False) -> Callable[..., Any]:
+    """A function of that many integers, returning one or nothing, called without the interpreter's lock."""
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * arguments)
     with _lock:
         found = prototype(code.address(name))
     found.code = code  # type: ignore[attr-defined]  # the memory lives as long as the callable
@@ -78,6 +79,17 @@ def _common() -> tuple[Callable[..., None], ...]:
     filling = load("filling", current(), build_filling)
     looking = load("fingerprint", current(), build_fingerprint)
     return function(filling, "fill", 4), function(looking, "fingerprint", 3)
+
+
+@lru_cache(maxsize=1)
+def _serving() -> Callable[..., int]:
+    return function(load("serving", current(), build_serving), "serve", 7, returns=True)
+
+
+def serving() -> Callable[..., int]:
+    """What runs a whole call on arrays like those before; see :mod:`fusedrnn.codegen.serving`."""
+    with _lock:
+        return _serving()
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from fusedrnn.codegen import packing
 from fusedrnn.codegen.fingerprint import PART
 from fusedrnn.codegen.target import Target
+from fusedrnn.constants import is_constant
 from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.plan import Geometry, lines
@@ -29,7 +31,7 @@ _MOST_KEPT = 4
 _MOST_OWNED = 256
 KINDS: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 """The parameters of a pass, as a packed pass has them."""
-COPY = PART.index["copy"]
+BEGIN, COPY = PART.index["begin"], PART.index["copy"]
 # Bytes worth a job for the gang.
 _WORTH_A_JOB = 1 << 19
 
@@ -52,14 +54,12 @@ class PackedLayout:
 
     Attributes:
         passes: Each pass's parts.
-        starts: For each pass, the sum of its biases as it is before packing.
         back: What backward needs; inference ends here.
         flat: A copy of the parameters.
         size: Bytes of it all.
     """
 
     passes: tuple[PackedPass, ...]
-    starts: tuple[int, ...]
     back: int
     flat: int
     size: int
@@ -135,11 +135,20 @@ class Packer:
             for layer in range(spec.num_layers)
             for direction in range(spec.num_directions)
         ]
-        self._flat = [entry.offset * geometry.item for entry in spec.layout.by_pass]
-        self._sizes = np.array([entry.size * geometry.item for entry in spec.layout.by_pass], np.int64)
-        self.nowhere = (0,) * len(self._flat)
+        self.offsets = [entry.offset * geometry.item for entry in spec.layout.by_pass]
+        self._sizes = [entry.size * geometry.item for entry in spec.layout.by_pass]
+        # Of a flat vector that begins at 0, and copied to 0.
+        self._parts = np.array([(at, size, at) for at, size in zip(self.offsets, self._sizes, strict=True)], np.int64)
+        self.nowhere = (0,) * len(self.offsets)
+        self._shape, self._dtype = (spec.layout.size,), np.dtype(spec.dtype)
+        self._last: Packed | None = None
         self.layout = self._laid_out()
         self._tasks = {training: self._all_tasks(training) for training in (False, True)}
+
+    def fits(self, params: Array) -> bool:
+        """Whether this array is a vector that can be packed as it is."""
+        flags = params.flags
+        return params.dtype == self._dtype and params.shape == self._shape and flags.c_contiguous and flags.aligned
 
     def copied_vector(self, params: Array) -> Placed:
         """A copy of the flat parameters, as they lie."""
@@ -149,16 +158,21 @@ class Packer:
 
     def addresses(self, begin: int) -> tuple[int, ...]:
         """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``; 0 if the vector is."""
-        return tuple([begin + offset for offset in self._flat]) if begin else self.nowhere
+        return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
     def packed_vector(self, params: Array, training: bool, team: Team) -> Packed:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
 
         A frozen array is known by its identity; any other is fingerprinted at every call.
         """
+        last = self._last
+        if last is not None and last.source is params and (last.training or not training):
+            return last
         addresses = self.addresses(params.ctypes.data)
         constant = params if is_constant(params) else None
-        return self._looked_up(self._kept, _MOST_KEPT, addresses, training, team, constant)
+        found = self._looked_up(self._kept, _MOST_KEPT, addresses, training, team, constant)
+        self._last = None if constant is None else found
+        return found
 
     def packed(self, addresses: tuple[int, ...], training: bool, team: Team, owner: object) -> Packed:
         """The packed form of the parameters that lie at these addresses, in the order of ``ParameterLayout.by_pass``.
@@ -204,100 +218,77 @@ class Packer:
             return found
 
     def _pack(self, addresses: tuple[int, ...], training: bool, team: Team, constant: Array | None) -> Packed:
-        layout, g, dtype = self.layout, self._geometry, self._spec.dtype
-        size = self._spec.layout.size * g.item
+        layout = self.layout
+        size = self._spec.layout.size * self._geometry.item
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
         lease = self._pool.lease(layout.size if training else layout.back)
-        own = lease.buffer[layout.flat : layout.flat + size] if training else np.empty(size, np.uint8)
+        own = lease.buffer[layout.flat :] if training else np.empty(size, np.uint8)
+        flat = own.ctypes.data
         # What is packed is what is fingerprinted, whatever another thread writes meanwhile.
-        copies = np.array([own.ctypes.data + offset for offset in self._flat], np.int64)
-        begins = np.array(addresses, np.int64)
-        there = begins != 0
-        for offset, absent in zip(self._flat, self._sizes * ~there, strict=True):
-            own[offset : offset + absent] = 0
-        parts = np.stack([begins, self._sizes, copies], axis=1)[there]
+        parts = self._parts.copy()
+        parts[:, COPY] += flat
+        parts[:, BEGIN] = addresses
+        if 0 in addresses:
+            for begin, (_, length, copy) in zip(addresses, parts, strict=True):
+                if not begin:
+                    ctypes.memset(int(copy), 0, int(length))
+            parts = parts[parts[:, BEGIN] != 0]
         fingerprint = machine.fingerprint(parts)
-        flat = own.view(dtype)
-        for start, (*_, one, other) in zip(layout.starts, self._entries, strict=True):
-            into = lease.buffer[start : start + one.size * g.item].view(dtype)
-            x_bias, h_bias = (flat[entry.offset : entry.offset + entry.size] for entry in (one, other))
-            if self._merged:
-                np.add(x_bias, h_bias, out=into)
-            else:
-                np.copyto(into, x_bias)
-        self._run(self._tasks[training], lease.address, own.ctypes.data, team, 2 * size)
+        self._run(self._tasks[training], lease.address, flat, team, 2 * size)
         parts[:, COPY] = 0
         return Packed(lease, constant, parts, fingerprint, training, self.nowhere)
 
     def _laid_out(self) -> PackedLayout:
         g = self._geometry
         depth = g.unit_vectors * g.blocking.gates * (g.vector_bytes // g.item)
-        forward, backward, starts = [], [], []
+        forward, backward = [], []
         for entries in self._entries:
             columns = [entry.shape[1] for entry in entries[:2]]
             forward.append([g.panels * k * g.panel_bytes for k in (*columns, 1, 1)])
             backward.append([g.panels_of(k) * depth * g.panel_bytes for k in columns])
-            starts.append([entries[2].size * g.item])
-        sizes = [size for part in (forward, starts, backward) for one in part for size in one]
+        sizes = [size for part in (forward, backward) for one in part for size in one]
         *places, end = (0, *accumulate(lines(size) for size in sizes))
         passes = len(self._entries)
-        behind = 5 * passes
+        behind = 4 * passes
         return PackedLayout(
             tuple(
                 PackedPass(*places[4 * n : 4 * n + 4], *places[behind + 2 * n : behind + 2 * n + 2])
                 for n in range(passes)
             ),
-            tuple(places[4 * passes : behind]),
             back=places[behind],
             flat=end,
             size=end + lines(self._spec.layout.size * g.item),
         )
 
-    def _all_tasks(self, training: bool) -> tuple[Array, Array]:
-        """What is to be packed from where to where; and the fields that are relative to the flat copy's start."""
+    def _all_tasks(self, training: bool) -> Array:
+        """What is to be packed from where in the flat copy to where."""
         g = self._geometry
         tasks: list[tuple[int, ...]] = []
-        for entries, into, start in zip(self._entries, self.layout.passes, self.layout.starts, strict=True):
-            x_weight, h_weight, _, h_bias = (entry.offset * g.item for entry in entries)
+        for entries, into in zip(self._entries, self.layout.passes, strict=True):
+            x_weight, h_weight, x_bias, h_bias = (entry.offset * g.item for entry in entries)
             features, hidden = (entry.shape[1] for entry in entries[:2])
             tasks += [
-                (packing.FORWARD, x_weight, features, g.panels, into.x_weights, True),
-                (packing.FORWARD, h_weight, hidden, g.panels, into.h_weights, True),
-                (packing.FORWARD, start, 1, g.panels, into.x_bias, False),
-                (packing.FORWARD, h_bias, 1, g.panels, into.h_bias, True),
+                (packing.FORWARD, x_weight, 0, features, g.panels, into.x_weights),
+                (packing.FORWARD, h_weight, 0, hidden, g.panels, into.h_weights),
+                (packing.SUM if self._merged else packing.FORWARD, x_bias, h_bias, 1, g.panels, into.x_bias),
+                (packing.FORWARD, h_bias, 0, 1, g.panels, into.h_bias),
             ]
             if training:
                 tasks += [
-                    (packing.BACKWARD, x_weight, features, g.panels_of(features), into.x_back, True),
-                    (packing.BACKWARD, h_weight, hidden, g.panels_of(hidden), into.h_back, True),
+                    (packing.BACKWARD, x_weight, 0, features, g.panels_of(features), into.x_back),
+                    (packing.BACKWARD, h_weight, 0, hidden, g.panels_of(hidden), into.h_back),
                 ]
-        table = np.array(tasks, np.int64)
-        return np.ascontiguousarray(table[:, :-1]), table[:, -1]
+        return np.array(tasks, np.int64)
 
-    def _run(self, tasks: tuple[Array, Array], packed: int, flat: int, team: Team, size: int) -> None:
+    def _run(self, tasks: Array, packed: int, flat: int, team: Team, size: int) -> None:
         g, spec = self._geometry, self._spec
         job = machine.packing(spec.dtype, self._target)
-        table, of_flat = tasks[0].copy(), tasks[1]
-        index = packing.TASK.index
-        table[:, index["source"]] += np.where(of_flat, flat, packed)
-        table[:, index["into"]] += packed
         for members in (team.threads if size > _WORTH_A_JOB else 1, 1):
-            call = np.array(
-                [table.ctypes.data, len(table), members, g.blocking.gates, spec.hidden_size, g.unit_vectors], np.int64
+            call = (ctypes.c_int64 * len(packing.CALL.names))(
+                tasks.ctypes.data, len(tasks), members, g.blocking.gates, spec.hidden_size, g.unit_vectors, flat, packed
             )
             if members == 1:
-                job(call.ctypes.data, 0)
+                job(ctypes.addressof(call), 0)
                 break
-            if team.run(job, call.ctypes.data, members):
+            if team.run(job, ctypes.addressof(call), members):
                 break
-
-
-def is_constant(array: Array) -> bool:
-    """Whether the array's memory is a ``bytes`` object's, which no one can ever write to.
-
-    A read-only flag would not do: whoever owns the memory can lift it, write, and set it again.
-    """
-    owner: object = array
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    return isinstance(owner, bytes)

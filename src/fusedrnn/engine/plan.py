@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
 
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import ITEM_SIZE, Target, cache_sizes
+from fusedrnn.engine.cost import Grid, Machine, Problem, Share, compared, predict
 from fusedrnn.engine.sequence import Blocking
 from fusedrnn.spec import RNNSpec
 
 _LINE = 64
 _DEFAULT_L2 = 1 << 20
-# Below this much work, 50 to 100 us, a second thread may cost more than it brings: a job's hand-over takes about a
-# microsecond when the others are awake, but 25 when they sleep, and some hundred on a virtual machine.
-_FLOPS_WORTH_A_JOB, _FLOPS_WORTH_IT_AWAKE = 10_000_000, 2_000_000
-# A barrier takes about a microsecond.
-_FLOPS_WORTH_A_BARRIER = 400_000
-_ROWS_THAT_COVER_WEIGHTS = 4
 _ROWS_IN_A_CHUNK = 96
+_forced: ContextVar[Grid | None] = ContextVar("fusedrnn_grid", default=None)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Split:
 
     steps: int
     batch: int
-    grid: tuple[int, int, int]
+    grid: Grid
 
     @property
     def members(self) -> int:
@@ -90,7 +89,7 @@ class Plan(Split):
 
     steps: int
     batch: int
-    grid: tuple[int, int, int]
+    grid: Grid
     row_starts: tuple[int, ...]
     unit_starts: tuple[int, ...]
     chunk: int
@@ -132,14 +131,15 @@ def make_plan(
     In training what passes from layer to layer is in the reserve, and with dropout a chunk's inputs are copied.
     """
     geometry = Geometry.of(spec, target)
-    grid = choose_grid(spec, geometry, geometry.blocking.block_units, steps, batch, threads, awake)
+    problem = Problem.of(spec, target, steps, batch, "training" if training else "inference")
+    choices = grids(spec, batch, threads, geometry.unit_vectors)
+    grid = choose_grid(problem, target, choices, lambda grid: share_of(geometry, steps, batch, grid), awake)
     directions, row_groups, unit_groups = grid
-    rows = -(-batch // row_groups)
-    starts = unit_starts(geometry, unit_groups, geometry.blocking.block_units)
-    widest = max(last - first for first, last in pairwise(starts))
-    columns = -(-widest * geometry.blocking.gates // geometry.blocking.panel_vectors) * geometry.blocking.panel_vectors
-    gates_stride = skewed(columns * geometry.vector_bytes)
-    chunk = max(1, min(steps, chunk_rows(gates_stride) // rows))
+    share = share_of(geometry, steps, batch, grid)
+    rows, chunk = share.rows, share.chunk
+    starts = unit_starts(geometry, unit_groups)
+    columns = share.units * geometry.blocking.gates
+    gates_stride = gates_row(geometry, share.units)
 
     state_stride = skewed(geometry.unit_vectors * geometry.vector_bytes)
     copies = 2 + (len(spec.state_names) - 1)
@@ -173,27 +173,58 @@ def make_plan(
     )  # fmt: skip
 
 
+@contextmanager
+def forced(grid: Grid) -> Iterator[None]:
+    """Have problems planned inside the ``with`` block, by this thread or task, shared out so where possible."""
+    token = _forced.set(grid)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def grids(spec: RNNSpec, batch: int, threads: int, unit_groups: int) -> list[Grid]:
+    """The ways to share a problem out among at most so many threads and groups of units, one thread first.
+
+    Rows and units are split in groups whose numbers are powers of two, or as many as there are threads for.
+    """
+    found = {(1, 1, 1): None}
+    for directions in {1, min(spec.num_directions, threads)}:
+        left = threads // directions
+        some = {1 << power for power in range(left.bit_length())} | {left}
+        pairs = {pair for one in some for pair in ((one, 1), (1, one), (one, left // one), (left // one, one))}
+        for rows, units in sorted(pairs):
+            found[directions, min(rows, batch), min(units, unit_groups)] = None
+    return list(found)
+
+
 def choose_grid(
-    spec: RNNSpec, geometry: Geometry, block_units: int, steps: int, batch: int, threads: int, awake: bool
-) -> tuple[int, int, int]:
-    """Directions first, for they share nothing; then rows, if every thread's cache holds the weights; else units."""
-    # With few rows the time of a step goes into reading weights, not into multiplying.
-    slower = max(1, _ROWS_THAT_COVER_WEIGHTS // batch)
-    per_step = slower * spec.flops(1, batch) // spec.num_layers
-    work = slower * spec.flops(steps, batch) if awake else spec.flops(steps, batch)
-    if threads == 1 or work < (_FLOPS_WORTH_IT_AWAKE if awake else _FLOPS_WORTH_A_JOB):
-        return 1, 1, 1
-    directions = min(spec.num_directions, threads)
-    left = threads // directions
-    if left == 1:
-        return directions, 1, 1
-    recurrent = geometry.panels * geometry.panel_bytes * spec.state_size
-    if recurrent <= near_cache() // 2 and batch >= left * geometry.tile_rows:
-        return directions, left, 1
-    if per_step < _FLOPS_WORTH_A_BARRIER:
-        return directions, 1, 1
-    blocks = -(-geometry.unit_vectors // block_units)
-    return directions, 1, min(left, blocks)
+    problem: Problem, target: Target, choices: Sequence[Grid], share: Callable[[Grid], Share], awake: bool
+) -> Grid:
+    """The cheapest of them by the cost model."""
+    asked = _forced.get()
+    if asked is not None and asked in choices:
+        return asked
+    if len(choices) == 1:
+        return choices[0]
+    machine = Machine.of(target)
+    shares = [share(grid) for grid in choices]
+    return min(shares, key=lambda one: compared(one, predict(problem, one, machine, awake=awake))).grid
+
+
+def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:
+    """What the member with most to do has in a forward call."""
+    _, row_groups, unit_groups = grid
+    rows = -(-batch // row_groups)
+    starts = unit_starts(geometry, unit_groups)
+    widest = max(last - first for first, last in pairwise(starts))
+    chunk = max(1, min(steps, chunk_rows(gates_row(geometry, widest)) // rows))
+    return Share(grid, rows, widest, chunk)
+
+
+def gates_row(geometry: Geometry, units: int) -> int:
+    """Bytes from one row of gates to the next, of so many vectors of units."""
+    return skewed(units * geometry.blocking.gates * geometry.vector_bytes)
 
 
 def row_starts(batch: int, groups: int) -> tuple[int, ...]:
@@ -201,10 +232,9 @@ def row_starts(batch: int, groups: int) -> tuple[int, ...]:
     return tuple(batch * group // groups for group in range(groups + 1))
 
 
-def unit_starts(geometry: Geometry, groups: int, size: int) -> tuple[int, ...]:
-    """The first vector of units of each group, at the edge of a block of ``size`` of them, and the end."""
-    blocks = -(-geometry.unit_vectors // size)
-    return tuple(min(geometry.unit_vectors, blocks * group // groups * size) for group in range(groups + 1))
+def unit_starts(geometry: Geometry, groups: int) -> tuple[int, ...]:
+    """The first vector of units of each group, and the end."""
+    return tuple(geometry.unit_vectors * group // groups for group in range(groups + 1))
 
 
 def near_cache() -> int:

@@ -22,22 +22,22 @@ class Recompute(GradientPass):
         self.first, self.last = self.f.arguments[4:]
         c = self.c
         self.gates, self.recurrent = self.scratch + c.forward_gates_at, self.scratch + c.recurrent_at
-        self.first_panel = self.first_unit * self.blocking.gates // self.panel_vectors
+        self.first_column = self.first_unit * self.blocking.gates
 
     def emit(self) -> Function:
         """Emit the function."""
-        f, p = self.f, self.p
+        f, p, v = self.f, self.p, self.v
         count = self._rows(inputs=True)
         with f.if_(count > 0):
-            with f.loop(self.first_panel, self.panel_end(self.last_unit)) as panel:
-                weights = p.forward_x_weights + panel * p.k * self.panel_bytes
-                bias = p.x_bias + panel * self.panel_bytes
-                into = self.gates + (panel - self.first_panel) * self.panel_bytes
+            with self.panels(self.first_column, self.last_unit * self.blocking.gates) as (column, vectors):
+                b = self.weights_at(p.forward_x_weights, column, p.k)
+                bias = p.x_bias + column * v.bytes
+                into = self.gates + (column - self.first_column) * v.bytes
                 stride = self.c.forward_gates_stride
-                f.call(self.gemm, count, self.rows_table, weights, p.k, bias, 0, into, stride)
+                f.call(self.gemm, count, vectors, self.rows_table, b, p.k, bias, 0, into, stride)
             self._rows(inputs=False)
-            with f.loop(self.first_unit, self.last_unit, self.blocking.block_units) as unit:
-                self._block(unit, count)
+            with self.blocks() as (unit, end):
+                self._block(unit, end, count)
         f.done()
         return f
 
@@ -59,21 +59,20 @@ class Recompute(GradientPass):
                 place.set(place.get() + 1)
         return place.get()
 
-    def _block(self, unit: Value, count: Value) -> None:
+    def _block(self, unit: Value, end: Value, count: Value) -> None:
         """The recurrent GEMM of a block of units, then what forward would have kept of them."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        end = (unit + self.blocking.block_units).at_most(self.last_unit)
-        first = unit * self.blocking.gates // self.panel_vectors
-        width, gates_stride = self.panel_bytes, c.forward_gates_stride
-        with f.loop(first, self.panel_end(end)) as panel:
-            weights = p.forward_h_weights + panel * c.hidden * width
+        first = unit * self.blocking.gates
+        with self.panels(first, end * self.blocking.gates) as (column, vectors):
+            b = self.weights_at(p.forward_h_weights, column, c.hidden)
             if self.cell.merged:
-                at = self.gates + (panel - self.first_panel) * width
-                f.call(self.gemm, count, self.rows_table, weights, c.hidden, at, gates_stride, at, gates_stride)
+                at, stride = self.gates + (column - self.first_column) * v.bytes, c.forward_gates_stride
+                start, start_stride = at, stride
             else:
-                at = self.recurrent + (panel - first) * width
-                stride = self.blocking.block_columns * v.bytes
-                f.call(self.gemm, count, self.rows_table, weights, c.hidden, p.h_bias + panel * width, 0, at, stride)
+                at = self.recurrent + (column - first) * v.bytes
+                stride, start_stride = f.constant(self.blocking.block_columns * v.bytes), f.constant(0)
+                start = p.h_bias + column * v.bytes
+            f.call(self.gemm, count, vectors, self.rows_table, b, c.hidden, start, start_stride, at, stride)
         with f.loop(0, count) as place, f.loop(unit, end) as at:
             self._cell(place, at, at - unit)
 

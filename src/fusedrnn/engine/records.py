@@ -41,6 +41,10 @@ BACKWARD = (
     "firsts", "seed", "add_x", "add_params", "add_states", "tables", "spins",
 )  # fmt: skip
 _GRADIENTS = ("d_x_weights", "d_h_weights", "d_x_bias", "d_h_bias")
+SPARE = "params", "dparams", "nothing"
+"""Values that no record refers to: bases of parameters as they lie and of their gradients, and one to be ignored."""
+OBJECTS = 9
+"""Arrays that a call may be given."""
 
 
 class Records:
@@ -57,6 +61,11 @@ class Records:
         plan: The same.
         members: Threads at work.
         awake: The same problem's if threads are awake; None if that has not been looked at.
+        place: The number of each value, of the spare ones too.
+        objects_at: Where the workspace has room for the extents of a call's arrays.
+        records_at: Where the records go.
+        plan_at: Where the plan's own begins.
+        template: What the records are filled in from.
         size: Bytes of a workspace.
     """
 
@@ -71,22 +80,29 @@ class Records:
         self.plan, self.members, self._constants = plan, plan.members, constants
         self.awake: Records | None = None
         known = (*names, "workspace", "records", "parts")
+        self.place = {name: number for number, name in enumerate((*known, *SPARE))}
         self._values = struct.Struct(f"{len(known)}q")
-        self._records_at = lines(self._values.size)
+        self.objects_at = 8 * len(self.place)
+        self.records_at = lines(self.objects_at + 16 * OBJECTS)
         fields = sum(len(record.names) for record, _ in (call, *passes))
-        head = self._records_at + 8 * fields
+        head = self.records_at + 8 * fields
         # The barriers, where the workspace of the plan begins, are zero at the start of each call.
         zeros = (lines(head) - head + plan.zeroed) // 8
-        self._template = Template(known, [call, *passes], zeros)
-        self._plan_at = lines(head)
-        self.size = self._plan_at + plan.size
+        self.template = Template(known, [call, *passes], zeros)
+        self.plan_at = lines(head)
+        self.size = self.plan_at + plan.size
 
     def fill(self, scratch: Scratch, values: Sequence[int], parts: bool = False) -> int:
         """Write the records into the scratch; where the call's begins."""
-        records, workspace = scratch.address + self._records_at, scratch.address + self._plan_at
+        records, workspace = scratch.address + self.records_at, scratch.address + self.plan_at
         self._values.pack_into(scratch.buffer.data, 0, *values, workspace, records, workspace if parts else 0)
-        self._template.fill(scratch.address, records)
+        self.template.fill(scratch.address, records)
         return records
+
+
+def signed(seed: int) -> int:
+    """A seed of 64 bits as a signed integer of as many."""
+    return seed if seed < 1 << 63 else seed - (1 << 64)
 
 
 def forward_records(

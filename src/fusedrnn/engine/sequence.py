@@ -10,6 +10,8 @@ Rows are in the order of falling lengths, so that those still alive at a step ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fusedrnn.cells import CELLS
@@ -194,6 +196,26 @@ class Pass:
             with part:
                 self.v.store_first(value, at, left)
 
-    def panel_end(self, unit: Value) -> Value:
-        """The first panel of gates past those that hold any gate of the units before this one."""
-        return (unit * self.blocking.gates + (self.panel_vectors - 1)) // self.panel_vectors
+    @contextmanager
+    def panels(self, first: Value, last: Value) -> Iterator[tuple[Value, Value]]:
+        """The vectors of columns before ``last``, panel by panel: the first of a panel's that is wanted, how many."""
+        with self._parts(first, last, self.panel_vectors) as (begin, end):
+            yield begin, end - begin
+
+    @contextmanager
+    def blocks(self) -> Iterator[tuple[Value, Value]]:
+        """This member's units, block by block: the first of a block's that is its own, and the one past the last."""
+        with self._parts(self.first_unit, self.last_unit, self.blocking.block_units) as part:
+            yield part
+
+    @contextmanager
+    def _parts(self, first: Value, last: Value, size: int) -> Iterator[tuple[Value, Value]]:
+        """A range cut at the multiples of a size."""
+        with self.f.loop(first // size, (last + (size - 1)) // size) as part:
+            begin, end = part * size, part * size + size
+            yield (begin < first).select(first, begin), end.at_most(last)
+
+    def weights_at(self, weights: Value, column: Value, k: Value) -> Value:
+        """Where a vector of columns begins in packed weights of k rows."""
+        panel, within = column // self.panel_vectors, column % self.panel_vectors
+        return weights + panel * k * self.panel_bytes + within * self.v.bytes

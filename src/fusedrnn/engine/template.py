@@ -34,15 +34,15 @@ class Template:
         zeros: How many fields of 0 shall follow.
 
     Attributes:
-        size: Bytes of them all.
+        address: Where the fields are told, as :data:`fusedrnn.codegen.filling.FIELD` has them.
+        count: How many there are.
     """
 
     def __init__(self, names: Sequence[str], rows: Sequence[tuple[Record, Fields]], zeros: int) -> None:
         places = {name: place for place, name in enumerate(names)}
-        self._count = sum(len(record.names) for record, _ in rows) + zeros
-        self.size = 8 * self._count
-        self._fields: Array = np.zeros((self._count, 2), np.int64)
-        self._address, self._fill = self._fields.ctypes.data, machine.filling()
+        self.count = sum(len(record.names) for record, _ in rows) + zeros
+        self._fields: Array = np.zeros((self.count, 2), np.int64)
+        self.address, self._fill = self._fields.ctypes.data, machine.filling()
         self._fields[:, 0] = CONSTANT
         number = 0
         for record, row in rows:
@@ -54,4 +54,4 @@ class Template:
 
     def fill(self, values: int, into: int) -> None:
         """Write the records to an address; the values, 64-bit integers, lie at another."""
-        self._fill(self._address, self._count, values, into)
+        self._fill(self.address, self.count, values, into)

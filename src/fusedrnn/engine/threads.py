@@ -37,7 +37,13 @@ def get_num_threads() -> int:
     limit = _limit.get()
     if limit is not None:
         return limit
-    return config.num_threads() if _count is None else _count
+    return _default() if _count is None else _count
+
+
+@lru_cache(maxsize=1)
+def _default() -> int:
+    """What the environment said when first asked: to ask it takes as long as a short call."""
+    return config.num_threads()
 
 
 def set_num_threads(threads: int) -> None:
@@ -80,7 +86,7 @@ class Gang:
         self.workers, self._process = workers, os.getpid()
         self._control = aligned_empty((len(sync.CONTROL.names),), np.int64)
         self._control[:] = 0
-        self._address = self._control.ctypes.data
+        self._address: int = self._control.ctypes.data
         crowded = workers + 1 > config.processors()
         self._spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
         self._control[sync.CONTROL.index["spins"]] = _CROWDED_SPINS if crowded else _IDLE_SPINS
@@ -97,15 +103,23 @@ class Gang:
     def _live(self, member: int) -> None:
         self._work(self._address, member, 0)
 
-    def run(self, function: int, arguments: int, members: int) -> None:
-        """Run ``function(arguments, member)`` for members 0 (on this thread) to ``members - 1``; wait for all.
+    def control(self) -> int:
+        """Where its control block is, for whoever dispatches a job.
 
         Raises:
             RuntimeError: In a child that was forked inside this call, by a signal handler say.
         """
         if os.getpid() != self._process:
             raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
-        self._dispatch(self._address, function, arguments, members, self.workers, self._spins)
+        return self._address
+
+    def run(self, function: int, arguments: int, members: int) -> None:
+        """Run ``function(arguments, member)`` for members 0 (on this thread) to ``members - 1``; wait for all.
+
+        Raises:
+            RuntimeError: As :meth:`control` does.
+        """
+        self._dispatch(self.control(), function, arguments, members, self.workers, self._spins)
 
     def stop(self) -> None:
         """End the threads and wait until they have; if that is interrupted they end all the same."""
@@ -142,28 +156,31 @@ def own_team(threads: int) -> Team:
     return Team(threads)
 
 
-class _Permit:
+class Permit:
     """Leave to use the gang, for as long as someone holds it: if its holder fails anywhere, it goes with its frame."""
 
 
 _gang: Gang | None = None
 _lock = Lock()
-_permit: weakref.ref[_Permit] | None = None
+_permit: weakref.ref[Permit] | None = None
 
 
-def _take() -> _Permit | None:
-    """The permit; None if another call has it, be it an outer call of this thread that a signal handler interrupted."""
+def permitted() -> Permit | None:
+    """Leave to use the gang; None if another call has it.
+
+    That may be an outer call of this thread, which a signal handler interrupted.
+    """
     global _permit
     with _lock:
         if _permit is not None and _permit() is not None:
             return None
-        permit = _Permit()
+        permit = Permit()
         _permit = weakref.ref(permit)
         return permit
 
 
-def _give_back(permit: _Permit) -> None:
-    """End it now: a traceback may hold the frame that holds it."""
+def returned(permit: Permit) -> None:
+    """End the permit now: a traceback may hold the frame that holds it."""
     global _permit
     with _lock:
         if _permit is not None and _permit() is permit:
@@ -177,17 +194,17 @@ def borrow_gang(threads: int) -> Iterator[Gang | None]:
     None if one thread is enough, if another call has the gang, or if the system gives no more threads, which is
     warned of.
     """
-    permit = None if threads == 1 else _take()
+    permit = None if threads == 1 else permitted()
     if permit is None:
         yield None
         return
     try:
-        yield _hired(threads)
+        yield hired(threads)
     finally:
-        _give_back(permit)
+        returned(permit)
 
 
-def _hired(threads: int) -> Gang | None:
+def hired(threads: int) -> Gang | None:
     """The gang with that many members, made anew if the one there is has another size."""
     global _gang
     if _gang is None or _gang.workers != threads - 1:
@@ -207,15 +224,16 @@ def _dismiss() -> None:
 
 
 def _at_exit() -> None:
-    permit = _take()
+    permit = permitted()
     if permit is not None:
         _dismiss()
 
 
 def _forget() -> None:
-    """In a forked child the gang's threads do not exist."""
+    """In a forked child the gang's threads do not exist, and it may be told to run on other processors."""
     global _gang, _permit
     _gang, _permit = None, None
+    _default.cache_clear()
 
 
 atexit.register(_at_exit)

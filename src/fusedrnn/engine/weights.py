@@ -137,7 +137,13 @@ class WeightGradients(GradientPass):
             origin, origin_stride = start.select(target, self.zeros), start.select(stride, 0)
             packed = self.packed + (panel - first) * k * self.panel_bytes
             near = panel.equals(first).select(ahead, a)
-            f.call(self.gemm, count, a, packed, k, origin, origin_stride, target, stride, near)
+            vectors = self._vectors_of(panel, columns)
+            f.call(self.gemm, count, vectors, a, packed, k, origin, origin_stride, target, stride, near)
+
+    def _vectors_of(self, panel: Value, columns: Value) -> Value:
+        """How many vectors of a panel hold any of a matrix's columns."""
+        vectors = (columns + (self.v.lanes - 1)) // self.v.lanes
+        return (vectors - panel * self.panel_vectors).at_most(self.panel_vectors)
 
     def _destination(self, of_state: bool) -> tuple[Value, Value, Value]:
         """Where the gradient of a matrix is wanted, its columns, and the first of its panels among the sums."""

@@ -30,8 +30,9 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 class _Return(weakref.ref["Lease"]):
     """What is left of a lease when it has gone: its buffer."""
 
-    __slots__ = ("buffer",)
+    __slots__ = ("address", "buffer")
     buffer: Array
+    address: int
 
 
 class Lease:
@@ -44,11 +45,10 @@ class Lease:
 
     __slots__ = ("__weakref__", "_back", "address", "buffer")
 
-    def __init__(self, buffer: Array, idle: deque[_Return]) -> None:
-        self.buffer = buffer
-        self.address: int = buffer.ctypes.data
-        self._back = _Return(self, idle.append)
-        self._back.buffer = buffer
+    def __init__(self, buffer: Array, address: int, idle: deque[_Return]) -> None:
+        self.buffer, self.address = buffer, address
+        self._back = back = _Return(self, idle.append)
+        back.buffer, back.address = buffer, address
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -78,6 +78,13 @@ class Pool:
         It is the smallest idle one that is large enough. One that is many times too large stays idle: who holds little
         shall not hold much memory.
         """
+        try:
+            last = self._idle.pop()
+        except IndexError:
+            return self._new(size)
+        if last.buffer.size == size:  # a loop of calls of one kind
+            return Lease(last.buffer, last.address, self._idle)
+        self._idle.append(last)
         while True:
             by_size = sorted(tuple(self._idle), key=lambda back: back.buffer.size)
             fitting = next((back for back in by_size if back.buffer.size >= size), None)
@@ -91,12 +98,15 @@ class Pool:
             except ValueError:
                 continue  # another thread was faster
             if fitting is None:
-                return Lease(aligned_empty((size,), np.uint8), self._idle)
+                return self._new(size)
             if roomy:
                 # Large enough for all that the roomy one is too large for.
-                size = fitting.buffer.size // (_ROOMY * _ALIGNMENT) * _ALIGNMENT
-                return Lease(aligned_empty((size,), np.uint8), self._idle)
-            return Lease(fitting.buffer, self._idle)
+                return self._new(fitting.buffer.size // (_ROOMY * _ALIGNMENT) * _ALIGNMENT)
+            return Lease(fitting.buffer, fitting.address, self._idle)
+
+    def _new(self, size: int) -> Lease:
+        buffer = aligned_empty((size,), np.uint8)
+        return Lease(buffer, buffer.ctypes.data, self._idle)
 
 
 class Scratch:

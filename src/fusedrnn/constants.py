@@ -1,0 +1,43 @@
+"""Arrays that can never change: parameters that an op need not look at twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def frozen(params: Array) -> Array:
+    """A copy of a parameter vector that no one can ever write to, so that an op need not look for changes.
+
+    One that is such a copy already is returned as it is.
+
+    Finding out whether parameters have changed takes as long as reading them: most of the time of a call that runs
+    one step of one sequence, nothing beside one that runs a few dozen.
+
+    Args:
+        params: A NumPy array of floating-point numbers.
+
+    Raises:
+        TypeError: If ``params`` is not one.
+    """
+    if not isinstance(params, np.ndarray) or params.dtype.kind != "f":
+        kind = params.dtype if isinstance(params, np.ndarray) else type(params).__name__
+        raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
+    if is_constant(params):
+        return params
+    return np.frombuffer(params.tobytes(), params.dtype).reshape(params.shape)
+
+
+def is_constant(array: Array) -> bool:
+    """Whether the array's memory is a ``bytes`` object's, which no one can ever write to.
+
+    A read-only flag would not do: whoever owns the memory can lift it, write, and set it again.
+    """
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return isinstance(owner, bytes)

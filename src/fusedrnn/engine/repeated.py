@@ -1,0 +1,227 @@
+"""Forward, training and backward calls that repeat the one before: the same shapes, other arrays.
+
+Each is made from the arrays of a call that has gone the long way, and is called with those of the next as they were
+given. It returns None, and nothing has happened, if they differ from the sample in anything that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.constants import is_constant
+from fusedrnn.engine.pack import Packed
+from fusedrnn.engine.prepared import Prepared
+from fusedrnn.engine.records import Records, signed
+from fusedrnn.engine.reserve import KeptHere, ReserveLayout
+from fusedrnn.engine.threads import get_num_threads, own_team
+from fusedrnn.gradients import Gradients
+
+if TYPE_CHECKING:
+    from fusedrnn.engine.cpu import CPUEngine
+
+Array = NDArray[Any]
+States = Sequence[Array | None] | None
+_NO_STATES = (None, None)
+
+
+class _Repeated:
+    """What the three have in common: an engine, its states, and the threads that the sample ran on."""
+
+    def __init__(self, engine: CPUEngine) -> None:
+        self._engine, self.threads = engine, get_num_threads()
+        self._team = own_team(self.threads)
+        self._count = len(engine.spec.state_names)
+        self._dtype = np.dtype(engine.spec.dtype)
+
+    def _prepared(
+        self, name: str, made: Records, samples: Sequence[tuple[Any, str, bool]], constants: Mapping[str, int],
+        loose: bool, *, wanted: bool = False, parts: bool = False,
+    ) -> Prepared:  # fmt: skip
+        engine = self._engine
+        entries = engine.spec.layout.by_pass
+        return Prepared(
+            engine.job(name), made, self._team, engine.workspaces, samples, constants,
+            loose=f"given {entries[0].name}" if loose else "",
+            wanted=entries[0].name if wanted else "",
+            offsets=engine.packer.offsets, parts=parts,
+        )  # fmt: skip
+
+    def _pair(self, states: States) -> tuple[Any, Any] | None:
+        """H and c, None for what is not there; None if there are not as many as there should be."""
+        if states is None:
+            return _NO_STATES
+        if not isinstance(states, (tuple, list)) or len(states) != self._count:
+            return None
+        return (states[0], states[1]) if self._count > 1 else (states[0], None)
+
+    def _final(self, shape: tuple[int, ...]) -> tuple[Array, ...]:
+        return tuple([np.empty(shape, self._dtype) for _ in range(self._count)])
+
+
+class RepeatedForward(_Repeated):
+    """Inference, or with a layout of the reserve training.
+
+    Args:
+        engine: What ran.
+        made: The records of that run.
+        x: Input (T, N, I), as it was given.
+        params: The flat vector, as it was given.
+        states: Initial states, as they were given.
+        y: Output (T, N, D·H).
+        loose: Whether the parameters are used as they lie.
+        layout: Of the reserve, for training.
+    """
+
+    def __init__(
+        self,
+        engine: CPUEngine,
+        made: Records,
+        x: Array,
+        params: Array,
+        states: States,
+        y: Array,
+        loose: bool,
+        layout: ReserveLayout | None = None,
+    ) -> None:
+        super().__init__(engine)
+        self._shape, self._layout = y.shape, layout
+        self._states = engine.spec.state_shape(y.shape[1])[0]
+        pair = self._pair(states)
+        assert pair is not None
+        h_n, c_n = (*self._final(self._states), None)[:2]
+        # Whoever holds on to what can never change need not look at it again.
+        self._source = params if is_constant(params) else None
+        self._weights = engine.weights_of(params, y.shape, layout is not None) if self._source is not None else None
+        # Parameters that are used where the caller has them are one of the arrays; a copy of them is not.
+        self._given = loose and layout is None
+        self._prepared_call = self._prepared(
+            "forward" if layout is None else "training", made,
+            [
+                (x, "x", False), (params, "params" if self._given else "nothing", False),
+                (pair[0], "h0", False), (pair[1], "c0", False),
+                (y, "y", True), (h_n, "h_n", True), (c_n, "c_n", True),
+            ],
+            {
+                **dict(zip(("x_step", "x_row"), x.strides[:2], strict=True)),
+                **dict(zip(("y_step", "y_row"), y.strides[:2], strict=True)),
+            },
+            loose,
+        )  # fmt: skip
+
+    def __call__(
+        self, x: Any, params: Any, states: Any, out: Any, seed: int = 0
+    ) -> tuple[Array, tuple[Array, ...], KeptHere | None] | None:
+        """The output, the final states and what training keeps; None if the arrays are not like the sample."""
+        pair = self._pair(states)
+        if pair is None or get_num_threads() != self.threads:
+            return None
+        weights = self._weights
+        if self._source is not None:
+            if params is not self._source:
+                return None
+        elif not self._given:
+            if type(params) is not np.ndarray or not self._engine.packer.fits(params):
+                return None
+            weights = self._engine.weights_of(params, self._shape, self._layout is not None)
+        y = np.empty(self._shape, self._dtype) if out is None else out
+        final = self._final(self._states)
+        arrays = (x, params, *pair, y, final[0], final[1] if self._count > 1 else None)
+        address = 0 if weights is None else weights.address or weights.matrices[0]
+        if self._layout is None:
+            return (y, final, None) if self._prepared_call.run(arrays, address) else None
+        assert weights is not None
+        steps, batch, _ = self._shape
+        kept, lease = self._engine.keeping(steps, batch, None, "gates", seed)
+        if kept.layout is not self._layout or not self._prepared_call.run(arrays, address, lease.address, signed(seed)):
+            return None
+        return y, final, KeptHere(kept, lease, weights)
+
+
+class RepeatedBackward(_Repeated):
+    """Backward.
+
+    Args:
+        engine: What ran.
+        made: The records of that run.
+        here: What its forward kept.
+        dy: As it was given.
+        dstates: As they were given.
+        request: What was asked for, as it was given.
+        gradients: Where they went.
+    """
+
+    def __init__(
+        self,
+        engine: CPUEngine,
+        made: Records,
+        here: KeptHere,
+        dy: Array | None,
+        dstates: States,
+        request: Any,
+        gradients: Gradients,
+    ) -> None:
+        super().__init__(engine)
+        self._layout, self._request, self._packed = here.kept.layout, request, isinstance(here.packed, Packed)
+        steps, batch = self._layout.steps, self._layout.batch
+        self._x = None if gradients.x is None else (steps, batch, engine.spec.input_size)
+        self._params = None if gradients.params is None else (engine.spec.layout.size,)
+        self._states = None if gradients.states is None else engine.spec.state_shape(batch)[0]
+        self._adding = gradients.add_x or gradients.add_params or gradients.add_states
+        pair = self._pair(dstates)
+        assert pair is not None
+        dh0, dc0 = (*(gradients.states or ()), None, None)[:2]
+        constants = {f"add_{name}": int(getattr(gradients, f"add_{name}")) for name in ("x", "params", "states")}
+        for name, array in (("dy", dy), ("dx", gradients.x)):
+            if array is not None:
+                constants |= dict(zip((f"{name}_step", f"{name}_row"), array.strides[:2], strict=True))
+        self._prepared_call = self._prepared(
+            "backward", made,
+            [
+                (dy, "dy", False), (pair[0], "dh_n", False), (pair[1], "dc_n", False),
+                (gradients.x, "dx", True), (gradients.params, "dparams", True),
+                (dh0, "dh0", True), (dc0, "dc0", True),
+            ],
+            constants, not self._packed,
+            wanted=gradients.params is not None, parts=gradients.x is not None,
+        )  # fmt: skip
+
+    def __call__(
+        self, dy: Any, dstates: Any, here: KeptHere, request: Any, out: Any
+    ) -> tuple[Array | None, Array | None, tuple[Array, ...] | None] | None:
+        """The gradients; None if the arrays are not like the sample."""
+        kept, packed = here.kept, here.packed
+        pair = self._pair(dstates)
+        if (
+            pair is None
+            or kept.layout is not self._layout
+            or kept.ragged is not None
+            or isinstance(packed, Packed) is not self._packed
+            or get_num_threads() != self.threads
+            or (request is not self._request and request != self._request)
+        ):
+            return None
+        if out is None:
+            if self._adding:
+                return None
+            out = None, None, None
+        elif not isinstance(out, (tuple, list)) or len(out) != 3:
+            return None
+        dx, dparams, states = out
+        if (states is not None) and (not isinstance(states, (tuple, list)) or len(states) != self._count):
+            return None
+        if dx is None and self._x is not None:
+            dx = np.empty(self._x, self._dtype)
+        if dparams is None and self._params is not None:
+            dparams = np.empty(self._params, self._dtype)
+        if states is None and self._states is not None:
+            states = self._final(self._states)
+        initial = (None, None) if states is None else (states[0], states[1] if self._count > 1 else None)
+        address = packed.address or packed.matrices[0]
+        arrays = (dy, *pair, dx, dparams, *initial)
+        if not self._prepared_call.run(arrays, address, here.lease.address, signed(kept.seed)):
+            return None
+        return dx, dparams, None if states is None else tuple(states)
