@@ -3,13 +3,15 @@ ARGS   ?=
 
 RUN  := .venv
 TEST := .venv-test
+PEERS := .peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format clean
+.PHONY: help run peers test check format clean
 
 help:
 	@echo 'make run      measure: print the benchmark tables (ARGS="..." goes to fusedrnn bench)'
+	@echo 'make peers    build what fusedrnn bench --peers compares with (ARGS="jax keras" for some)'
 	@echo 'make test     run the tests (ARGS="..." goes to pytest)'
 	@echo 'make check    lint and check types'
 	@echo 'make format   sort imports and mend what the linter can mend'
@@ -18,6 +20,9 @@ help:
 
 run: $(RUN)/.installed-bench
 	$(RUN)/bin/fusedrnn bench $(ARGS)
+
+peers: $(RUN)/.installed-bench
+	$(RUN)/bin/python -m fusedrnn.bench.peers $(ARGS)
 
 test: $(TEST)/.installed-test
 	$(TEST)/bin/python -m pytest $(ARGS)
@@ -30,7 +35,7 @@ format: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(RUN) $(TEST) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(RUN) $(TEST) $(PEERS) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # $(call install,environment,extra): the editable package and one extra, under the constraints.

@@ -326,8 +326,8 @@ def test_modules_are_drawn(tmp_path):
     row = packed_row({TORCH: 0.2, IN_TORCH: 0.1, UNPACKED: 0.1})
     plots.plot([row], tmp_path / "rows.svg")
     drawn = (tmp_path / "rows.svg").read_text()
-    assert "<!--  200% -->" in drawn and "<!-- small-test gru packed -->" in drawn
-    assert "fused in torch over torch.nn" in drawn and "non-fused" not in drawn
+    assert drawn.count("<!-- 2.00\u00d7 -->") == 1 and "<!-- inference packed -->" in drawn
+    assert "<!-- fused in torch, unpacked -->" in drawn and "non-fused" not in drawn
 
 
 def test_the_time_of_modules_is_estimated():

@@ -15,9 +15,10 @@ from fusedrnn import cli
 from fusedrnn.bench import contenders, runner
 from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import FUSED, PHASES
-from fusedrnn.cli import bench, info
+from fusedrnn.cli import bench, info, planning
 from fusedrnn.cli.app import app
 from fusedrnn.cli.console import Pace
+from fusedrnn.engine import plan
 
 QUICK = [
     *("bench", "--cases", "tiny", "--modes", "lstm", "--phases", "inference"),
@@ -29,6 +30,7 @@ QUICK = [
 def known_peak(monkeypatch):
     for module in (runner, info, bench):
         monkeypatch.setattr(module, "measure_peak", lambda dtype, threads: 100.0 * threads)
+    monkeypatch.setattr(bench, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
 
 
 def run(*arguments: object):
@@ -36,13 +38,17 @@ def run(*arguments: object):
 
 
 def test_bench_prints_a_table_and_writes_its_files(tmp_path):
-    result = run(*QUICK, "--json", tmp_path / "rows.json", "--plot", tmp_path / "rows.png")
+    files = ("--json", tmp_path / "rows.json", "--plot", tmp_path / "rows.png", "--html", tmp_path / "rows.html")
+    result = run(*QUICK, *files)
     assert result.exit_code == 0, result.output
     assert "tiny LSTM-Inference" in result.output and "wrong" not in result.output
     assert "tiny lstm inference: samples/sec" in result.output
-    [row] = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    figures = json.loads((tmp_path / "rows.json").read_text())
+    [row] = figures["rows"]
     assert row["mode"] == "lstm" and row["threads"] == 1 and row["peak"] == 100.0
+    assert figures["bandwidth"] == {"memory": 10.0}
     assert (tmp_path / "rows.png").stat().st_size > 0
+    assert "tiny LSTM inference" in (tmp_path / "rows.html").read_text(encoding="utf-8")
 
 
 def test_bench_leaves_the_number_of_threads_as_it_was():
@@ -132,6 +138,7 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
         ("--data", "nowhere.npy", ["nowhere.npy", "(T, N, I)"]),
         ("--json", "no/such/folder.json", ["--json", "no/such"]),
         ("--plot", "rows.doc", ["--plot", "png"]),
+        ("--html", "no/such/page.html", ["--html", "no/such"]),
     ],
 )
 def test_what_bench_refuses(option, given, said):
@@ -148,6 +155,49 @@ def test_info_shows_the_machine():
     for words in ("processor", "target", "vector width", "bits", "threads", "caches", "FMA peak float32", "GFLOP/s"):
         assert words in result.output
     assert f"numpy {np.__version__}" in result.output
+
+
+@pytest.fixture
+def quick_plans(monkeypatch):
+    monkeypatch.setattr(planning, "measure_peak", lambda dtype, threads: 100.0 * threads)
+    monkeypatch.setattr(planning, "measure_bandwidth", lambda threads: {"L2": 90.0, "memory": 10.0})
+    monkeypatch.setattr(planning, "_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("options", [(), ("--all",)], ids=str)
+def test_info_shows_how_a_workload_is_shared_out(quick_plans, options):
+    result = run("info", "--plan", "tiny,small", "--modes", "gru", "--threads", 2, *options)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert max(map(len, lines)) < 100
+    for case in ("tiny", "small"):
+        for way in ("inference", "training, forward", "training, backward"):
+            assert f"{case} GRU, {way}" in result.output
+    for ways in ("one thread", "2 row groups", "2 unit groups"):
+        assert sum(ways in line for line in lines if " ms" in line) == 6
+    chosen = [line for line in lines if line.startswith(">")]
+    assert len(chosen) == 6 and all(line.count(" ms") == 3 for line in chosen)
+    others = [line for line in lines if " ms" in line and line not in chosen]
+    assert all(line.count(" ms") == (3 if options else 2) for line in others)
+    assert "recurrent GEMM" in result.output and "chunk" in result.output and "tile" in result.output
+
+
+def test_info_measures_a_grid_that_is_forced(monkeypatch):
+    seen, plain = [], plan.Plan.__init__
+    monkeypatch.setattr(planning, "_SECONDS", 0.0)
+    monkeypatch.setattr(plan.Plan, "__init__", lambda self, *a, **k: (seen.append(a[2]), plain(self, *a, **k))[1])
+    case = CASES["tiny"]
+    for way in ("inference", "training", "backward"):
+        assert planning.measure(case.spec("gru"), case, way, (1, 1, 2)) > 0
+    assert seen and set(seen) == {(1, 1, 2)}
+
+
+def test_info_says_what_it_does_not_know():
+    wrong = ("--plan", "nonsense", "ds2"), ("--modes", "peephole", "lstm"), ("--dtype", "int8", "float64")
+    for option, value, valid in wrong:
+        result = run("info", "--plan", "tiny", option, value)
+        assert result.exit_code == 2
+        assert repr(value) in result.output and valid in result.output
 
 
 def test_warmup_compiles_what_it_is_told():

@@ -19,6 +19,9 @@ def nothing_set(monkeypatch):
     monkeypatch.setattr(threads, "_count", None)
     for name in ("FUSEDRNN_TARGET", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS", "FUSEDRNN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
+    threads._default.cache_clear()
+    yield
+    threads._default.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,21 @@
     compiled, 4 also assembly; to stderr.
 ``FUSEDRNN_NUM_THREADS``, ``OMP_NUM_THREADS``
     Threads to use until :func:`fusedrnn.set_num_threads` says otherwise; the first takes precedence.
-    Default: one for each processor this process may run on.
+    Default: one for each processor this process may run on. Looked at once, when first needed.
+``FUSEDRNN_PEERS``
+    Folder of the virtual environments that ``make peers`` builds. Default: ``.peers`` beside ``src``.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 MOST_THREADS = 1024
+
+_PYTHON_PATHS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 def target() -> str:
@@ -42,6 +47,18 @@ def cache_directory() -> Path | None:
     except RuntimeError:  # a user without a home, as in some containers
         return None
     return Path(base) / "fusedrnn"
+
+
+def peers_directory() -> Path:
+    """Where the environments of the libraries that benchmarks compare with are, or are to be built."""
+    given = os.environ.get("FUSEDRNN_PEERS", "").strip()
+    return Path(given).expanduser().absolute() if given else Path(__file__).resolve().parents[2] / ".peers"
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that runs a Python of its own: this one's, without what would lead it to ours."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _PYTHON_PATHS}
+    return {**inherited, **changes}
 
 
 def debug() -> int:

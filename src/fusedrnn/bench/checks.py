@@ -45,17 +45,27 @@ def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender], flo
     return None
 
 
-def check_timed(work: Workload, phase: Phase, computed: Mapping[str, Computed]) -> str | None:
+def check_timed(
+    work: Workload, phase: Phase, computed: Mapping[str, Computed], base: str | None = None
+) -> str | None:
     """What is wrong with the results that were timed, all steps, or None.
 
-    They are compared with the non-fused ones if those were timed, else with torch.nn's.
+    They are compared with those of ``base``; by default with the non-fused ones if those were timed, else with
+    torch.nn's.
     """
-    base = NON_FUSED if NON_FUSED in computed else TORCH
+    base = base or (NON_FUSED if NON_FUSED in computed else TORCH)
     expected = (computed[base] if base in computed else phase.makers[base](work)(work.batch(work.case.T)))()
     for who, results in computed.items():
         if who != base and (wrong := _compare(work, work.case.T, results(), expected, sides=2)):
             return f"{who}: {wrong} (as timed, {base} reference)"
     return None
+
+
+def compare(work: Workload, actual: Results, expected: Results) -> str | None:
+    """How results of all steps differ that were both computed in the workload's dtype, or None."""
+    if missing := expected.keys() - actual.keys():
+        return f"{', '.join(sorted(missing))} missing"
+    return _compare(work, work.case.T, actual, expected, sides=2)
 
 
 def _compare(work: Workload, steps: int, actual: Results, expected: Results, sides: int) -> str | None:

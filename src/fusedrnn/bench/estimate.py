@@ -14,13 +14,27 @@ from fusedrnn.bench.checks import checked_steps
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.runner import Plan
-from fusedrnn.bench.timing import FEWEST, LONG, VERY_LONG
+from fusedrnn.bench.timing import FEWEST, LONG, PAUSE, VERY_LONG
+
+_CELLS = "mxnet-cells"
 
 _SHARES: Mapping[bool, Mapping[str, float]] = {
-    False: {NON_FUSED: 0.25, FUSED: 0.8, TORCH: 0.55, IN_TORCH: 0.8, UNPACKED: 0.8},
-    True: {NON_FUSED: 0.2, FUSED: 0.75, TORCH: 0.5, IN_TORCH: 0.75, UNPACKED: 0.75},
+    False: {NON_FUSED: 0.25, FUSED: 0.8, TORCH: 0.55, IN_TORCH: 0.8, UNPACKED: 0.8, _CELLS: 0.1},
+    True: {NON_FUSED: 0.2, FUSED: 0.75, TORCH: 0.5, IN_TORCH: 0.75, UNPACKED: 0.75, _CELLS: 0.1},
 }
 """Of the peak, by whether it is training: as measured for the published sizes. Small cases are bound by the budget."""
+
+_RIVAL = 0.5
+"""The same for what runs in other processes, unless it is named above."""
+
+_SECONDS_A_RIVAL = 3.0
+"""For a rival to make itself ready for a row: to compile, to unroll, to try what is fastest."""
+
+_CALLS_TO_LOAD = 2
+"""That a rival makes of a row before its turns."""
+
+_ONCE = (NON_FUSED, _CELLS)
+"""Those that are so slow that one call may do."""
 
 _KEPT = 0.75
 """Of the steps of a batch that is packed, those that count."""
@@ -41,21 +55,24 @@ def _row_seconds(plan: Plan, case: Case, mode: str, phase: Phase, peak: float) -
     spec = case.spec(mode, plan.dtype)
     flops = spec.flops(case.T, case.N, training=phase.training)
     shares = _SHARES[phase.training]
-    calls = {who: flops / (shares[who] * peak * 1e9) for who in plan.contenders()}
+    calls = {who: flops / (shares.get(who, _RIVAL) * peak * 1e9) for who in plan.contenders()}
     if plan.packed:
         calls = {who: seconds if who == UNPACKED else _KEPT * seconds for who, seconds in calls.items()}
     part = checked_steps(case.T, flops) / case.T
     # The reference in float64 takes twice the baseline's time in float32.
     checking = part * (2 * flops / (shares[NON_FUSED] * peak * 1e9) + sum(calls.values()))
     preparing = _SECONDS_A_ROW + _SECONDS_A_PARAMETER * spec.layout.size
-    return preparing + checking + _timing_seconds(calls, plan.budget)
+    rivals = [seconds for who, seconds in calls.items() if who in plan.peers or who not in phase.makers]
+    loading = sum(_SECONDS_A_RIVAL + (1 if seconds >= LONG else _CALLS_TO_LOAD) * seconds for seconds in rivals)
+    turns = {who: seconds + PAUSE if rivals else seconds for who, seconds in calls.items()}
+    return preparing + checking + loading + _timing_seconds(turns, plan.budget)
 
 
 def _timing_seconds(calls: Mapping[str, float], budget: float) -> float:
     """What :func:`fusedrnn.bench.timing.alternate` will take for calls of these lengths."""
     spent = sum(calls.values())
     samples = {who: int(seconds >= LONG) for who, seconds in calls.items()}
-    needing = {who for who, seconds in calls.items() if not (who == NON_FUSED and seconds >= VERY_LONG)}
+    needing = {who for who, seconds in calls.items() if not (who in _ONCE and seconds >= VERY_LONG)}
     missing = max((FEWEST - samples[who] for who in needing), default=0)
     spent += missing * sum(calls[who] for who in needing)
     round_ = max(sum(calls.values()), 1e-9)

@@ -41,6 +41,8 @@ MODULES = (
 )
 OF_UNPACKED = Column("of\nunpacked\nGFLOP/s", lambda row: percent(row.of_unpacked(), digits=1))
 
+_UNITS = ((1e-6, "µs"), (1e-3, "ms"))
+
 SHORT_CALL = 1e-3
 """Seconds below which a call is worth showing in microseconds."""
 
@@ -52,7 +54,7 @@ def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
         packed = (OF_UNPACKED,) if UNPACKED in contenders else ()
         columns = (*MODULES, *_use(IN_TORCH), *packed, *_short((TORCH, IN_TORCH), rows))
         title = f"Modules of PyTorch, T, N, I, H in {rows[0].dtype}"
-        made.append(_table(f"{title}, lengths in [T/2, T]" if packed else title, _label, columns, rows))
+        made.append(make_table(f"{title}, lengths in [T/2, T]" if packed else title, label, columns, rows))
     return made
 
 
@@ -66,10 +68,10 @@ def _operator_tables(rows: Sequence[Row], extra: Sequence[Column]) -> list[Table
             grouped.setdefault(row.case, []).append(row)
     use = _use(FUSED)
     in_their_form = (*RATES, PUBLISHED, *use, *extra)
-    made = [_table(_sizes(case), mxnet_label, in_their_form, members) for case, members in grouped.items()]
+    made = [make_table(_sizes(case), mxnet_label, in_their_form, members) for case, members in grouped.items()]
     if rest:
         columns = (*RATES, *use, *extra, *_short((FUSED,), rest))
-        made.append(_table(f"T, N, I, H in {rest[0].dtype}", _label, columns, rest))
+        made.append(make_table(f"T, N, I, H in {rest[0].dtype}", label, columns, rest))
     return made
 
 
@@ -101,6 +103,11 @@ def summary(row: Row) -> str:
     if row.wrong:
         return f"{row.name}: wrong: {row.wrong}"
     rates = ", ".join(f"{who} {number(row.rate(who))}" for who in row.timings)
+    if row.peers or row.revisions:
+        best = row.over_best_peer()
+        ratio = "" if best is None else f", {best:.2f} times as fast as {row.best_peer}"
+        ours = duration(row.timings[FUSED].median)
+        return f"{row.name}: {ours}{ratio}; {percent(row.share(), digits=1)} of the FMA peak"
     unpacked = f"; {percent(row.of_unpacked(), digits=1)} of unpacked GFLOP/s" if UNPACKED in row.timings else ""
     return f"{row.name}: samples/sec {rates}; {percent(row.share(), digits=1)} of the FMA peak{unpacked}"
 
@@ -115,7 +122,8 @@ def mxnet_label(row: Row) -> str:
     return f"{NAMES[row.mode]}-{row.phase.capitalize()}"
 
 
-def _label(row: Row) -> str:
+def label(row: Row) -> str:
+    """The row's name and, in a second line, its sizes."""
     case = row.case
     sizes = f"{case.T},{case.N},{case.I},{case.H}"
     depth = f" layers {case.layers}" if case.layers > 1 else ""
@@ -127,7 +135,8 @@ def _sizes(case: Case) -> str:
     return f"T, N, I, H = {sizes} layer={case.layers} bidirection={case.bidirectional}"
 
 
-def _table(title: str, label: Callable[[Row], str], columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+def make_table(title: str, name: Callable[[Row], str], columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+    """A line for each row: what ``name`` calls it, and its figures, or that it is wrong."""
     # Narrow enough for a terminal of 80 columns.
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("", no_wrap=True)
@@ -135,8 +144,16 @@ def _table(title: str, label: Callable[[Row], str], columns: Sequence[Column], r
         table.add_column(column.heading, justify="right", no_wrap=True)
     for row in rows:
         figures = ["[bold red]wrong[/]"] if row.wrong else [column.figure(row) for column in columns]
-        table.add_row(label(row), *figures)
+        table.add_row(name(row), *figures)
     return table
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    scale, unit = next(((scale, unit) for scale, unit in _UNITS if seconds < scale * 1e3), (1.0, "s"))
+    value = seconds / scale
+    digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    return f"{value:.{digits}f} {unit}"
 
 
 def number(value: float) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +30,9 @@ PAUSE = 0.2
 NO_PAUSE = 0.0
 """The same where only modules of PyTorch take turns: they share its threads, so that none is in another's way."""
 
+LATENCY = 1e-3
+"""Seconds below which a call is one whose latency matters: percentiles over single calls are kept."""
+
 MAX_ROUNDS = 100
 
 FEWEST = 2
@@ -43,9 +47,11 @@ Without this the baseline's calls alone would make the published tables take twi
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call, one figure for each round."""
+    """Seconds a call, one figure for each round; of short calls also percentiles over single calls in all rounds."""
 
     seconds: tuple[float, ...]
+    p50: float | None = None
+    p99: float | None = None
 
     @property
     def median(self) -> float:
@@ -59,14 +65,35 @@ class Timing:
         return float(high - low) / self.median
 
 
+class LostError(RuntimeError):
+    """A contender cannot go on. The others can."""
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A call that another process runs and times, so that the way there and back is nobody's time."""
+
+    warm: float
+    """Seconds of a call that it has run already."""
+
+    def time(self, calls: int) -> Sequence[float]:
+        """Seconds of each of so many calls, one after the other.
+
+        Raises:
+            LostError: If it cannot.
+        """
+
+
 @dataclass
 class _Contestant:
-    call: Call
+    call: Call | Elsewhere
     clock: Clock
     fewest: int
     once: bool
+    short: float
     repeats: int = 1
     seconds: list[float] = field(default_factory=list)
+    singles: list[Any] = field(default_factory=list)
     result: Any = None
 
     @property
@@ -79,57 +106,83 @@ class _Contestant:
         """Whether its samples are enough, budget left or not."""
         return self.sits_out or len(self.seconds) >= self.fewest
 
-    def run(self, times: int = 1) -> float:
-        """Seconds a call takes, the last result being let go first, so that its memory serves the next."""
-        begin = self.clock()
+    def run(self, times: int = 1) -> Sequence[float]:
+        """Seconds of each call, the last result being let go first, so that its memory serves the next."""
+        if isinstance(self.call, Elsewhere):
+            return self.call.time(times)
+        stamps = [self.clock()]
         for _ in range(times):
             self.result = None
             self.result = self.call()
-        return (self.clock() - begin) / times
+            stamps.append(self.clock())
+        return [end - begin for begin, end in pairwise(stamps)]
 
     def warm_up(self) -> None:
-        first = self.run()
+        first = self.call.warm if isinstance(self.call, Elsewhere) else self.run()[0]
         if first >= LONG:
             self.seconds.append(first)
         elif first < WARM:
-            self.repeats = max(1, math.ceil(SHORT / max(self.run(), 1e-9)))
+            self.repeats = max(1, math.ceil(self.short / max(self.run()[0], 1e-9)))
 
     def turn(self) -> None:
         if self.repeats > 1:
             self.run()
-        self.seconds.append(self.run(self.repeats))
+        seconds = self.run(self.repeats)
+        self.seconds.append(sum(seconds) / len(seconds))
+        if self.seconds[-1] < LATENCY:
+            self.singles.append(np.array(seconds))
+
+    def timing(self) -> Timing:
+        timing = Timing(tuple(self.seconds))
+        if not self.singles or timing.median >= LATENCY:
+            return timing
+        p50, p99 = np.percentile(np.concatenate(self.singles), (50, 99))
+        return Timing(timing.seconds, float(p50), float(p99))
 
 
 def alternate(
-    calls: Mapping[str, Call],
+    calls: Mapping[str, Call | Elsewhere],
     budget: float,
     *,
     once: Collection[str] = (),
     fewest: int = FEWEST,
     pause: float = PAUSE,
+    short: float = SHORT,
+    lost: Callable[[str, LostError], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Time ``calls`` in turns, A B A B, until another round would pass ``budget`` seconds.
 
     Each call is warmed up first, except that a call of a second or more counts from its first run. Every call gets
     at least the ``fewest`` samples, whatever the budget, but one of those named in ``once`` that takes ten seconds
-    or more is content with its first. Returns the timings and what each call last returned.
+    or more is content with its first. A sample lasts ``short`` seconds at least. One that raises LostError is left
+    out from then on, if ``lost`` is there to be told. Returns the timings and what each call last returned, None if
+    that is elsewhere.
     """
-    contestants = {name: _Contestant(call, clock, fewest, name in once) for name, call in calls.items()}
+    contestants = {name: _Contestant(call, clock, fewest, name in once, short) for name, call in calls.items()}
+
+    def turns(take: Callable[[_Contestant], None], *, few: bool = False) -> None:
+        for name, contestant in list(contestants.items()):
+            if few and contestant.sits_out:
+                continue
+            time.sleep(pause)
+            try:
+                take(contestant)
+            except LostError as error:
+                if lost is None:
+                    raise
+                del contestants[name]
+                lost(name, error)
+
     begin = clock()
-    for contestant in contestants.values():
-        time.sleep(pause)
-        contestant.warm_up()
+    turns(_Contestant.warm_up)
     last_round = 0.0
     for _ in range(MAX_ROUNDS):
         start = clock()
         few = not all(contestant.settled for contestant in contestants.values())
         if not few and start - begin + last_round > budget:
             break
-        for contestant in contestants.values():
-            if not (few and contestant.sits_out):
-                time.sleep(pause)
-                contestant.turn()
+        turns(_Contestant.turn, few=few)
         last_round = clock() - start
-    timings = {name: Timing(tuple(contestant.seconds)) for name, contestant in contestants.items()}
+    timings = {name: contestant.timing() for name, contestant in contestants.items()}
     return timings, {name: contestant.result for name, contestant in contestants.items()}

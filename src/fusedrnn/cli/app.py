@@ -12,9 +12,11 @@ from fusedrnn import config
 from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.mxnet_page import NAMES
+from fusedrnn.bench.peers.environments import PEERS
 from fusedrnn.cli import bench as bench_command
 from fusedrnn.cli import demo as demo_command
 from fusedrnn.cli import info as info_command
+from fusedrnn.cli import planning
 from fusedrnn.cli import warmup as warmup_command
 from fusedrnn.cli.console import fail
 from fusedrnn.codegen.target import current
@@ -70,9 +72,20 @@ def bench(
             help="Those two alone on packed sequences, lengths uniform in T/2 to T, and ours on unpacked ones.",
         ),
     ] = False,
+    peers: Annotated[
+        str,
+        typer.Option(help=f"Compare the operator with other libraries: all, or of {', '.join(PEERS)}, by commas."),
+    ] = "",
+    against: Annotated[
+        str, typer.Option(help="Compare it with other git revisions of itself, separated by commas, such as HEAD~1.")
+    ] = "",
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")] = 5.0,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the rows into this file, such as rows.png.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw bars for each case and a roofline with every case into this file, such as rows.png."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with tables and pictures to this file.")] = None,
 ) -> None:
     """Time the fused operator against the same network run cell by cell; without options, as MXNet's two tables.
 
@@ -81,18 +94,32 @@ def bench(
 
     Work done a second and its share of the peak count only steps that are there: with --packed, not the padding.
 
+    With --peers or --against each rival runs in a process of its own, on the same threads, in turns with the operator;
+    what it computes is compared with ours before it is timed. `make peers` builds what the libraries need.
+
     Contenders take turns, every row at its full size, and medians are shown. Each runs at least twice, but a network
     that takes ten seconds or more cell by cell is run so once only. The two tables take about seven minutes on two
     slow cores.
     """
     try:
         plan = bench_command.make_plan(
-            cases, modes, phases, dtype, threads, data, torch, seconds, only_torch=only_torch, packed=packed
+            cases,
+            modes,
+            phases,
+            dtype,
+            threads,
+            data,
+            torch,
+            seconds,
+            only_torch=only_torch,
+            packed=packed,
+            peers=peers,
+            against=against,
         )
-        bench_command.check_outputs(json, plot)
+        bench_command.check_outputs(json, plot, html)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
-    if not bench_command.run(plan, json, plot):
+    if not bench_command.run(plan, json, plot, html):
         raise typer.Exit(1)
 
 
@@ -148,9 +175,32 @@ def demo(
 
 
 @app.command()
-def info() -> None:
-    """Show the processor, what is generated for it, and the peak it reaches on fused multiply-adds."""
-    info_command.run()
+def info(
+    plan: Annotated[
+        str, typer.Option(help=f"Show how these workloads are shared out: of {', '.join(CASES)}, by commas.")
+    ] = "",
+    modes: Modes = _MODES,
+    dtype: Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=config.MOST_THREADS, help="For --plan. [default: as fusedrnn finds them]")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With --plan: time every way to share them out, not just the chosen one.")
+    ] = False,
+) -> None:
+    """Show the processor, what is generated for it, and the peak it reaches on fused multiply-adds.
+
+    With --plan: the ways to share a workload out over threads, the time that the cost model predicts for each, and how
+    long the one that it chooses takes. The machine should have nothing else to do.
+    """
+    if not plan:
+        info_command.run()
+        return
+    try:
+        asked = planning.make(plan, modes, dtype, threads, everything)
+    except ValueError as error:
+        fail(str(error))
+    planning.run(asked)
 
 
 @app.command()

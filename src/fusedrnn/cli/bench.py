@@ -9,12 +9,17 @@ from pathlib import Path
 
 import fusedrnn
 from fusedrnn.bench import plots
+from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import PHASES, phase_named
 from fusedrnn.bench.data import load
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.facts import machine
+from fusedrnn.bench.html import page
 from fusedrnn.bench.mxnet_page import NAMES
+from fusedrnn.bench.peers.environments import PEERS
+from fusedrnn.bench.peers.revision import find
+from fusedrnn.bench.peers.table import failures, rivals_table
 from fusedrnn.bench.report import report
 from fusedrnn.bench.runner import Plan, Row
 from fusedrnn.bench.runner import run as run_rows
@@ -36,11 +41,14 @@ def make_plan(
     *,
     only_torch: bool = False,
     packed: bool = False,
+    peers: str = "",
+    against: str = "",
 ) -> Plan:
-    """The plan that the options describe; each of the last two asks for torch as well.
+    """The plan that the options describe; ``only_torch`` and ``packed`` ask for torch as well.
 
     Raises:
-        ValueError: If a name is unknown or the data is not what it must be.
+        ValueError: If a name or revision is unknown, a peer that was named is not built, options exclude one another,
+            or the data is not what it must be.
         ModuleNotFoundError: If torch is asked for and missing.
     """
     chosen = [CASES[name] for name in names(cases, "case", CASES)]
@@ -49,6 +57,8 @@ def make_plan(
     asked = [name for name, on in (("--torch", torch), ("--only-torch", only_torch), ("--packed", packed)) if on]
     if asked and importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError(f"{asked[0]} needs PyTorch, which is not installed")
+    if asked and (peers or against):
+        raise ValueError(f"{asked[0]} cannot go with {'--peers' if peers else '--against'}: those compare the operator")
     x = load(data) if data else None
     if x is not None:
         T, N, I = x.shape
@@ -62,25 +72,43 @@ def make_plan(
         torch=bool(asked),
         only_torch=only_torch or packed,
         packed=packed,
+        peers=choose_peers(peers) if peers else (),
+        revisions=tuple(dict.fromkeys(find(each.strip()) for each in against.split(",") if each.strip())),
         budget=seconds,
         data=x,
     )
 
 
-def check_outputs(json_path: Path | None, plot_path: Path | None) -> None:
+def choose_peers(given: str) -> tuple[str, ...]:
+    """The peers in a list of names, or with ``all`` every one; what is not built is then said for each row.
+
+    Raises:
+        ValueError: If a name is unknown, or nothing of what was asked for can run.
+    """
+    chosen = tuple(PEERS) if given.strip() == "all" else tuple(names(given, "peer", ("all", *PEERS)))
+    if "all" in chosen:
+        raise ValueError("--peers takes all, or names, not both")
+    missing = [name for name in chosen if not PEERS[name].environment.is_built()]
+    if missing and (given.strip() != "all" or len(missing) == len(chosen)):
+        listed, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
+        raise ValueError(f"--peers: {listed} {verb} not built: run `make peers`")
+    return chosen
+
+
+def check_outputs(json_path: Path | None, plot_path: Path | None, html_path: Path | None = None) -> None:
     """Find out before minutes of measuring that a file cannot be written after them.
 
     Raises:
         ValueError: Naming the option.
     """
-    for option, path in (("--json", json_path), ("--plot", plot_path)):
+    for option, path in (("--json", json_path), ("--plot", plot_path), ("--html", html_path)):
         if path and not path.resolve().parent.is_dir():
             raise ValueError(f"{option} {path}: there is no folder {path.parent}")
     if plot_path and plot_path.suffix[1:].lower() not in plots.formats():
         raise ValueError(f"--plot {plot_path}: its ending must be one of {', '.join(plots.formats())}")
 
 
-def run(plan: Plan, json_path: Path | None, plot_path: Path | None) -> bool:
+def run(plan: Plan, json_path: Path | None, plot_path: Path | None, html_path: Path | None = None) -> bool:
     """Run the plan, print its tables, write its files. Returns whether every result was right."""
     rows = []
     with steps(expected_seconds(plan, measure_peak(plan.dtype, plan.threads))) as progress:
@@ -88,11 +116,23 @@ def run(plan: Plan, json_path: Path | None, plot_path: Path | None) -> bool:
             rows.append(row)
             progress.done(summary(row))
     show(plan, rows)
-    if json_path:
-        json_path.write_text(json.dumps(report(plan, rows), indent=2) + "\n")
-    if plot_path:
-        plots.plot(rows, plot_path)
+    _write(plan, rows, json_path, plot_path, html_path)
     return not any(row.wrong for row in rows)
+
+
+def _write(
+    plan: Plan, rows: Sequence[Row], json_path: Path | None, plot_path: Path | None, html_path: Path | None
+) -> None:
+    if not (json_path or plot_path or html_path):
+        return
+    bandwidth = measure_bandwidth(plan.threads)
+    figures = report(plan, rows, bandwidth)
+    if json_path:
+        json_path.write_text(json.dumps(figures, indent=2) + "\n")
+    if plot_path:
+        plots.plot(rows, plot_path, bandwidth)
+    if html_path:
+        html_path.write_text(page(figures, rows), encoding="utf-8")
 
 
 def show(plan: Plan, rows: Sequence[Row]) -> None:
@@ -100,9 +140,12 @@ def show(plan: Plan, rows: Sequence[Row]) -> None:
     console = output()
     facts = machine()
     console.print(f"{facts['processor']}, {facts['target_description']}, threads: {plan.threads}", highlight=False)
-    for table in tables(rows, plan.contenders()):
+    beside = plan.peers or plan.revisions
+    for table in [rivals_table(rows)] if beside else tables(rows, plan.contenders()):
         console.print()
         console.print(table)
+    for line in failures(rows):
+        console.print(line, markup=False, highlight=False)
     for row in rows:
         if row.wrong:
             console.print(f"[bold red]wrong[/] {row.name}: ", end="", highlight=False)
