@@ -1,6 +1,7 @@
 """What the tests stand on: kernels cached for the session only, every target, poisoned memory, threads on any size."""
 
 import ctypes
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def target(request, monkeypatch):
     """Each target in turn, in force."""
     monkeypatch.setenv("FUSEDRNN_TARGET", request.param)
     return targets.current()
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """All buffers are NumPy's, whose memory tracemalloc knows of; of large pages it knows nothing."""
+    monkeypatch.setattr(workspace, "_WORTH_PAGES", sys.maxsize)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Weights that follow their array, scratch that is reused, memory that does not grow."""
 
 import gc
+import mmap
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -198,7 +200,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager, traced):
     """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
     problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
@@ -247,7 +249,7 @@ def test_caches_do_not_grow_with_shapes():
     assert machine._job.cache_info().currsize <= kernels + 2  # forward and packing
 
 
-def test_memory_goes_with_the_op():
+def test_memory_goes_with_the_op(traced):
     problem = make_problem("lstm", Shape(40, 50, 64, 100, layers=2))
     RNNOp(problem.spec).forward(problem.x, problem.params)
     gc.collect()
@@ -264,7 +266,7 @@ def test_memory_goes_with_the_op():
     assert left < 20_000
 
 
-def test_peak_memory_of_inference():
+def test_peak_memory_of_inference(traced):
     """Packed weights and scratch together stay below 1.2 times the parameters and a fixed amount."""
     spec = RNNSpec("lstm", 300, 300)
     x, params = np.zeros((300, 20, 300), np.float32), np.zeros(spec.layout.size, np.float32)
@@ -277,6 +279,24 @@ def test_peak_memory_of_inference():
     finally:
         tracemalloc.stop()
     assert peak - y.nbytes - sum(state.nbytes for state in states) < 1.2 * params.nbytes + 4_000_000
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs a system with large pages")
+def test_large_buffers_begin_at_large_pages():
+    """They are whole, and go with their array."""
+    page = 2 << 20
+    for size in (1 << 20, page, page + 64):
+        buffer = workspace.aligned_empty((size // 8,), np.float64)
+        assert buffer.ctypes.data % page == 0 and buffer.nbytes == size
+        buffer[:] = 1.0
+        room = buffer
+        while isinstance(room, np.ndarray):
+            room = room.base
+        room = weakref.ref(room.obj)
+        assert room() is not None
+        del buffer
+        assert room() is None
+    assert workspace.aligned_empty((64,), np.uint8).ctypes.data % 64 == 0
 
 
 def test_an_update_while_weights_are_packed(monkeypatch):

@@ -76,6 +76,33 @@ def test_a_limit_is_its_thread_s_own():
         assert pool.submit(inherited.run, fusedrnn.get_num_threads).result() == 3
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that says where threads run")
+def test_threads_that_share_a_processor_part():
+    """The system may wake both where one was; it would part them only milliseconds later."""
+    ours = os.sched_getaffinity(0)
+    if len(ours) < 2:
+        pytest.skip("needs two processors")
+    problem = make_problem("lstm", SHAPE)
+    with fusedrnn.thread_limits(2):
+        call(problem)
+        (member,) = [thread.native_id for thread in gangs._gang._threads]
+        places = gangs._gang._places
+        try:
+            here = min(ours)
+            os.sched_setaffinity(0, {here})
+            os.sched_setaffinity(member, {here})
+            together = call(problem)
+            assert list(places) == [here, here]
+            os.sched_setaffinity(member, ours)
+            apart = call(problem)
+            assert places[0] == here != places[1]
+            assert os.sched_getaffinity(member) == ours
+            assert_same_bits(apart, together)
+        finally:
+            for thread in (0, member):
+                os.sched_setaffinity(thread, ours)
+
+
 @pytest.mark.parametrize("count", [2, 3, 9])
 def test_gang_has_that_many_members(count):
     """The count that is asked for, above the number of cores as well; and the right bits."""

@@ -224,7 +224,7 @@ class Loop:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, eager):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, eager, traced):
     """Steps of hundreds of shapes: nothing stays, and at no time is there much beside what is returned."""
     loop, rng = Loop(Shape(30, 40, 16, 48, layers=2, bidirectional=True), keep), np.random.default_rng(0)
     allowed = 70_000 if lengths else 60_000  # every shape's plans and records; with lengths their tables too
@@ -289,7 +289,7 @@ def test_resident_memory_does_not_grow(keep):
     assert resident() - before < 1_000_000  # 500 bytes a step would be as much
 
 
-def test_memory_goes_with_the_op(keep):
+def test_memory_goes_with_the_op(keep, traced):
     """Reserves and packed weights included, once nobody holds a reserve."""
     problem = make_problem("lstm", Shape(20, 30, 64, 100, layers=2))
     fresh(problem, keep)

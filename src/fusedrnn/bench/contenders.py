@@ -43,11 +43,14 @@ def non_fused(work: Workload) -> Contender:
 
 
 def fused(work: Workload) -> Contender:
-    """This package's operator, its own for each workload, so that it goes with it."""
-    op = fusedrnn.RNNOp(work.spec)
+    """This package's operator, its own for each workload, so that it goes with it.
+
+    Parameters are frozen, as they are in engines that load a model.
+    """
+    op, params = fusedrnn.RNNOp(work.spec), fusedrnn.frozen(work.params)
 
     def run(batch: Batch) -> Computed:
-        y, states, _ = op.forward(batch.x, work.params)
+        y, states, _ = op.forward(batch.x, params)
         return lambda: outputs(work.spec, y, states)
 
     return run

@@ -185,6 +185,12 @@ class Function:
         """A mutable local with that value."""
         return Variable(self, initial if isinstance(initial, Value) else self.constant(initial))
 
+    def memory(self, size: int) -> Value:
+        """Where so many bytes are that go with the function's return, a multiple of 8."""
+        with self.builder.goto_entry_block():
+            slot = self.builder.alloca(I64, size // 8)
+            return Value(self, self.builder.ptrtoint(slot, I64))
+
     def pointer(self, address: Value) -> ir.Value:
         """An address as an LLVM pointer."""
         return self.builder.inttoptr(address.ir, POINTER)

@@ -20,11 +20,12 @@ CACHE_LINE = 64
 BARRIER_BYTES = 3 * CACHE_LINE
 # Fields that different threads write lie on cache lines of their own: eight integers each.
 CONTROL = Record(
-    "job", "function", "arguments", "members", "stop", "spins", "_6", "_7",
+    "job", "function", "arguments", "members", "stop", "spins", "places", "_7",
     "done", *(f"_{i}" for i in range(9, 16)),
     "asleep", *(f"_{i}" for i in range(17, 24)),
     "caller_asleep", *(f"_{i}" for i in range(25, 32)),
 )  # fmt: skip
+"""``places`` is where members note the processors that they run on, a number each; 0 if they need not be told apart."""
 # The generation that a barrier's members wait on, the number that have arrived, the number asleep.
 _GENERATION, _ARRIVED, _ASLEEP = 0, CACHE_LINE, 2 * CACHE_LINE
 _FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98}.get(platform.machine().lower())
@@ -32,6 +33,8 @@ _WAIT, _WAKE, _EVERYONE = 128, 129, 0x7FFFFFFF
 _YIELD_HINT = 1
 # Turns of a waiting loop between two yields of the processor: a few microseconds.
 _YIELD_EVERY = 256
+# Processors that a mask tells apart, as many as the C library's.
+_PROCESSORS = 1024
 
 
 def has_futex() -> bool:
@@ -128,8 +131,9 @@ def build_gang() -> ir.Module:
     """The module of ``work``, in which a member lives, ``dispatch``, which gives all a job, and ``stop``."""
     module = ir.Module("gang")
     wait = emit_wait(module)
-    _emit_work(module, wait)
-    _emit_dispatch(module, wait)
+    settle = emit_settle(module)
+    _emit_work(module, wait, settle)
+    _emit_dispatch(module, wait, settle)
     _emit_stop(module)
     return module
 
@@ -152,7 +156,7 @@ def _emit_stop(module: ir.Module) -> None:
     f.done()
 
 
-def _emit_work(module: ir.Module, wait: Function) -> None:
+def _emit_work(module: ir.Module, wait: Function, settle: Function) -> None:
     f = Function(module, "work", ["control", "member", "seen"], exported=True)
     control, member, first = f.arguments
     fields = CONTROL.read(f, control)
@@ -162,13 +166,14 @@ def _emit_work(module: ir.Module, wait: Function) -> None:
         seen.set(atomic_load(f, _place(control, "job")))
         f.leave(done, fields.stop.compare("!=", 0))
         with f.if_(member < fields.members):
+            f.call(settle, fields.places, member)
             f.call_address(fields.function, fields.arguments, member)
         atomic_add(f, _place(control, "done"), 1)
         wake(f, _place(control, "done"), _place(control, "caller_asleep"))
     f.done()
 
 
-def _emit_dispatch(module: ir.Module, wait: Function) -> None:
+def _emit_dispatch(module: ir.Module, wait: Function, settle: Function) -> None:
     """``dispatch(control, function, arguments, members, workers, spins)``: the caller is member 0 of the job."""
     names = ["control", "function", "arguments", "members", "workers", "spins"]
     f = Function(module, "dispatch", names, exported=True)
@@ -176,6 +181,7 @@ def _emit_dispatch(module: ir.Module, wait: Function) -> None:
     for name, value in (("function", function), ("arguments", arguments), ("members", members)):
         f.store(value, _place(control, name))
     atomic_store(f, _place(control, "done"), 0)
+    f.call(settle, CONTROL.read(f, control).places, 0)
     _call_up(f, control)
     f.call_address(function, arguments, f.constant(0))
     with f.forever() as done:
@@ -183,6 +189,62 @@ def _emit_dispatch(module: ir.Module, wait: Function) -> None:
         f.leave(done, finished >= workers)
         f.call(wait, _place(control, "done"), finished, spins, _place(control, "caller_asleep"))
     f.done()
+
+
+def has_affinity() -> bool:
+    """Whether a thread can tell on which processor it runs, and choose another."""
+    return sys.platform == "linux"
+
+
+def emit_settle(module: ir.Module) -> Function:
+    """A function of (places, member): a member that shares a processor with one before it moves to another.
+
+    The system wakes a thread where it was last, or where the one runs that wakes it; that two of a gang share a
+    processor while another idles, it finds out milliseconds later. Members' threads may then go where they like again.
+    """
+    f = Function(module, "settle", ["places", "member"])
+    places, member = f.arguments
+    if has_affinity():
+        move = _emit_move(module)
+        with f.if_(places.compare("!=", 0)):
+            here = _processor(f)
+            f.store(here, places + member * 8)
+            shared = f.var(0)
+            with f.loop(0, member) as other:
+                shared.set(f.load(places + other * 8).equals(here).select(1, shared.get()))
+            with f.if_(shared.get().compare("!=", 0)):
+                f.call(move, places, member)
+    f.done()
+    return f
+
+
+def _processor(f: Function) -> Value:
+    """The number of the processor that this thread runs on."""
+    return Value(f, f.builder.sext(f.intrinsic("sched_getcpu", I32, []).ir, I64))
+
+
+def _emit_move(module: ir.Module) -> Function:
+    """A function of (places, member): go to a processor that this thread may use and no member before it does."""
+    f = Function(module, "move", ["places", "member"])
+    places, member = f.arguments
+    allowed, free = (f.memory(_PROCESSORS // 8) for _ in range(2))
+    size, self = ir.Constant(I64, _PROCESSORS // 8), ir.Constant(I32, 0)
+    found = f.intrinsic("sched_getaffinity", I32, [self, size, f.pointer(allowed)])
+    with f.if_(found.equals(0)):
+        f.copy(free, allowed, f.constant(_PROCESSORS // 8))
+        with f.loop(0, member) as other:
+            processor = f.load(places + other * 8) & (_PROCESSORS - 1)
+            word = free + (processor // 64) * 8
+            f.store(f.load(word) & ((f.constant(1) << (processor & 63)) ^ -1), word)
+        left = f.var(0)
+        with f.loop(0, _PROCESSORS // 64) as word:
+            left.set(left.get() | f.load(free + word * 8))
+        with f.if_(left.get().compare("!=", 0)):
+            for mask in (free, allowed):
+                f.intrinsic("sched_setaffinity", I32, [self, size, f.pointer(mask)])
+            f.store(_processor(f), places + member * 8)
+    f.done()
+    return f
 
 
 @contextmanager

@@ -90,6 +90,8 @@ class Gang:
         crowded = workers + 1 > config.processors()
         self._spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
         self._control[sync.CONTROL.index["spins"]] = _CROWDED_SPINS if crowded else _IDLE_SPINS
+        self._places = np.full(workers + 1, -1, np.int64)
+        self._control[sync.CONTROL.index["places"]] = 0 if crowded else self._places.ctypes.data
         self._threads: list[threading.Thread] = []
         try:
             for member in range(1, workers + 1):

@@ -33,7 +33,8 @@ def prepare(problem: Problem) -> tuple[Any, Any]:
     )
     op, x, params, states = fusedrnn.RNNOp(spec), problem.x, problem.flat, tuple(problem.states)
     if not problem.training:
-        return lambda: op.forward(x, params), lambda made: problem.outputs(made[0], made[1])
+        frozen = fusedrnn.frozen(params)
+        return lambda: op.forward(x, frozen), lambda made: problem.outputs(made[0], made[1])
     places = np.array([at for _, at, _ in problem.layout])
     before = params[places]
     values = cycle((np.nextafter(before, np.inf, dtype=params.dtype), before))
