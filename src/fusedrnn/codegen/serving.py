@@ -8,6 +8,7 @@ calls holds on to them. :mod:`fusedrnn.engine.prepared` finds out how objects ar
 from __future__ import annotations
 
 from fusedrnn.codegen.build import I32, Function, Module, Record, Value
+from fusedrnn.codegen.builtin import emit_builtin
 from fusedrnn.codegen.filling import emit_fill
 
 SLOT = Record(
@@ -38,13 +39,14 @@ def build_serving() -> Module:
     """The module of ``serve(block, base, objects, control, weights, reserve, seed)``, which returns 1 if it has run.
 
     ``base`` is where the workspace begins, ``objects`` a tuple of the interpreter, ``control`` a gang's control block.
+    It is a builtin function of the interpreter.
     """
     module = Module("serving")
     fill = emit_fill(module)
     alike = _emit_alike(module)
     apart = _emit_apart(module)
     names = ["block", "base", "objects", "control", "weights", "reserve", "seed"]
-    f = Function(module, "serve", names, exported=True, returns=True)
+    f = Function(module, "serve", names, returns=True)
     block, base, objects, control, weights, reserve, seed = f.arguments
     b = BLOCK.read(f, block)
     f.copy(base, b.values, b.values_size)
@@ -68,6 +70,7 @@ def build_serving() -> Module:
             with together:
                 f.call_address(b.dispatch, control, b.job, records, b.members, b.workers, b.spins)
     f.done(good.get())
+    emit_builtin(module, f, objects=(names.index("objects"),))
     return module
 
 

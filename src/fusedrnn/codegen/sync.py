@@ -18,6 +18,7 @@ from fusedrnn.codegen.target import is_x86
 
 CACHE_LINE = 64
 BARRIER_BYTES = 3 * CACHE_LINE
+PROGRESS_BYTES = 2 * CACHE_LINE
 # Fields that different threads write lie on cache lines of their own: eight integers each.
 CONTROL = Record(
     "job", "function", "arguments", "members", "stop", "spins", "places", "_7",
@@ -52,10 +53,10 @@ def atomic_load(f: Function, address: Value) -> Value:
     return Value(f, f.builder.load_atomic(f.pointer(address), "seq_cst", 8, typ=I64))
 
 
-def atomic_store(f: Function, address: Value, value: int) -> None:
+def atomic_store(f: Function, address: Value, value: Value) -> None:
     """Write an integer, after all that this thread has written before it."""
     typed = f.builder.inttoptr(address.ir, I64.as_pointer())  # what llvmlite's atomic store insists on
-    f.builder.store_atomic(ir.Constant(I64, value), typed, "seq_cst", 8)
+    f.builder.store_atomic(value.ir, typed, "seq_cst", 8)
 
 
 def pause(f: Function) -> None:
@@ -118,13 +119,31 @@ def emit_barrier(module: ir.Module, wait: Function) -> Function:
     arrived = atomic_add(f, barrier + _ARRIVED, 1)
     with f.if_else(arrived.equals(members - 1)) as (last, others):
         with last:
-            atomic_store(f, barrier + _ARRIVED, 0)
+            atomic_store(f, barrier + _ARRIVED, f.constant(0))
             atomic_add(f, barrier + _GENERATION, 1)
             wake(f, barrier + _GENERATION, barrier + _ASLEEP)
         with others:
             f.call(wait, barrier + _GENERATION, generation, spins, barrier + _ASLEEP)
     f.done()
     return f
+
+
+def emit_reach(module: ir.Module, wait: Function) -> Function:
+    """A function of (progress, steps, spins): return once what lies there says that so many steps are done."""
+    f = Function(module, "reach", ["progress", "steps", "spins"])
+    progress, steps, spins = f.arguments
+    with f.forever() as done:
+        reached = atomic_load(f, progress)
+        f.leave(done, reached >= steps)
+        f.call(wait, progress, reached, spins, progress + CACHE_LINE)
+    f.done()
+    return f
+
+
+def tell(f: Function, progress: Value, steps: Value) -> None:
+    """Let those who wait know that so many steps are done."""
+    atomic_store(f, progress, steps)
+    wake(f, progress, progress + CACHE_LINE)
 
 
 def build_gang() -> ir.Module:
@@ -180,7 +199,7 @@ def _emit_dispatch(module: ir.Module, wait: Function, settle: Function) -> None:
     control, function, arguments, members, workers, spins = f.arguments
     for name, value in (("function", function), ("arguments", arguments), ("members", members)):
         f.store(value, _place(control, name))
-    atomic_store(f, _place(control, "done"), 0)
+    atomic_store(f, _place(control, "done"), f.constant(0))
     f.call(settle, CONTROL.read(f, control).places, 0)
     _call_up(f, control)
     f.call_address(function, arguments, f.constant(0))

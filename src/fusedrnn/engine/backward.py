@@ -18,7 +18,7 @@ from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.codegen.unpacked import emit_unpacked_back
 from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
 from fusedrnn.engine.recompute import Recompute
-from fusedrnn.engine.sequence import Program, looked_up, step_at
+from fusedrnn.engine.sequence import Program, each_pass, layers_side_by_side, looked_up, step_at
 from fusedrnn.engine.weights import WeightGradients
 from fusedrnn.symbolic import Leaf, evaluate
 
@@ -31,13 +31,17 @@ def build_backward(mode: str, dtype: str, target: Target) -> Module:
     f = Function(program.module, "backward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
-    everyone = c.grid_directions * c.grid_rows * c.grid_units
+    everyone = c.grid_passes * c.grid_rows * c.grid_units
+
+    def run(layer: Value, direction: Value) -> None:
+        f.call(sweep, call, member, c.layers - 1 - layer, direction)
+
+    def after(layer: Value) -> None:
+        with f.if_(everyone > 1):
+            f.call(program.barrier, c.barriers, everyone, c.spins)
+
     with f.if_(member < everyone), flush_denormals(f):
-        with f.loop(0, c.layers) as layer:
-            with f.loop(member % c.grid_directions, c.directions, c.grid_directions) as direction:
-                f.call(sweep, call, member, c.layers - 1 - layer, direction)
-            with f.if_(everyone > 1):
-                f.call(program.barrier, c.barriers, everyone, c.spins)
+        each_pass(f, c, member, run, after)
         with f.if_(c.x_gradient.compare("!=", 0)):
             f.call(add_directions, call, member, everyone)
     f.done()
@@ -112,6 +116,7 @@ class _Sweep(GradientPass):
             f.call(self.recompute, *f.arguments, begin, end)
         parity = begin // c.chunk & 1
         done = f.var(0)
+        self.await_layer(self.layer + 1, end)
         with f.loop(begin, end) as step:
             time = self.time_back(step)
             alive = self.alive(time)
@@ -125,6 +130,9 @@ class _Sweep(GradientPass):
             self.meet()
         with f.if_((self.p.dx.compare("!=", 0)) & (done.get() > 0)):
             self._input_gradients(begin, end, parity, done.get())
+        with f.if_(layers_side_by_side(c)):
+            self.meet()
+        self.tell_layers(end)
 
     def _recurrent(self, step: Value, count: Value) -> None:
         """What reaches h from the gates of the step after, for the rows that had it; this member's units."""

@@ -38,16 +38,12 @@ class BackwardPlan(Split):
     chunk: int
     block: int
     layout: tuple[tuple[str, int], ...]
-    barriers: int
+    progress_at: int
+    zeroed: int
     parts_at: int
     part_size: int
     part_row: int
     size: int
-
-    @property
-    def zeroed(self) -> int:
-        """Bytes of the workspace, the barriers, that must be zero at the start."""
-        return self.barriers * BARRIER_BYTES
 
     def __str__(self) -> str:
         return (
@@ -69,20 +65,20 @@ def make_backward_plan(
     """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace."""
     geometry = Geometry.of(spec, target)
     gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
-    chunk, block = _steps_at_once(gates_row, steps, batch)
     problem = Problem.of(spec, target, steps, batch, "backward")
     choices = plan.grids(spec, batch, threads, geometry.unit_vectors)
     grid = plan.choose_grid(problem, target, choices, lambda grid: share_of(geometry, steps, batch, grid), awake)
-    directions, row_groups, unit_groups = grid
+    passes, row_groups, unit_groups = grid
+    chunk, block = _steps_at_once(geometry, gates_row, steps, batch, grid)
     starts = plan.unit_starts(geometry, unit_groups)
     share = share_of(geometry, steps, batch, grid)
     team = _team(spec, geometry, batch, chunk, block, gates_row)
     member = _member(spec, geometry, batch, share.rows, chunk, block, share.units, recompute)
 
-    barriers = 1 + directions * row_groups + directions
-    team_at = lines(BARRIER_BYTES * barriers)
-    scratch_at = team_at + directions * team["team_size"]
-    parts_at = scratch_at + directions * row_groups * unit_groups * member["scratch_member"]
+    progress_at = BARRIER_BYTES * (1 + passes * row_groups + passes)
+    team_at = progress_at + plan.progress_bytes(spec, geometry, grid)
+    scratch_at = team_at + passes * team["team_size"]
+    parts_at = scratch_at + passes * row_groups * unit_groups * member["scratch_member"]
     part_row = skewed(max(spec.output_size, spec.input_size) * geometry.item)
     part_size = steps * batch * part_row
     parts = spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1)
@@ -91,7 +87,7 @@ def make_backward_plan(
         plan.unit_starts(geometry, row_groups * unit_groups),
         chunk, block,
         layout=tuple({**team, **member, "team": team_at, "scratch": scratch_at}.items()),
-        barriers=barriers, parts_at=parts_at, part_size=part_size, part_row=part_row,
+        progress_at=progress_at, zeroed=team_at, parts_at=parts_at, part_size=part_size, part_row=part_row,
         # What is read past the end of a last row must be there.
         size=lines(parts_at + parts * part_size + 2 * geometry.panel_bytes),
     )  # fmt: skip
@@ -101,16 +97,17 @@ def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:
     """What the member with most to do has in a backward call."""
     _, row_groups, unit_groups = grid
     gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
-    chunk, block = _steps_at_once(gates_row, steps, batch)
+    chunk, block = _steps_at_once(geometry, gates_row, steps, batch, grid)
     units = plan.unit_starts(geometry, unit_groups)
     shared = plan.unit_starts(geometry, row_groups * unit_groups)
     widest, widest_shared = (max(last - first for first, last in pairwise(starts)) for starts in (units, shared))
     return Share(grid, -(-batch // row_groups), widest, chunk, min(block * batch, _ROWS_AT_ONCE), widest_shared)
 
 
-def _steps_at_once(gates_row: int, steps: int, batch: int) -> tuple[int, int]:
+def _steps_at_once(geometry: Geometry, gates_row: int, steps: int, batch: int, grid: Grid) -> tuple[int, int]:
     """Steps to a GEMM of the inputs' gradients, and to one of the weights'."""
-    chunk = max(1, min(steps, plan.chunk_rows(gates_row, _FEWEST_ROWS_IN_A_CHUNK) // batch))
+    most = plan.chunk_limit(geometry, steps, grid)
+    chunk = max(1, min(most, plan.chunk_rows(gates_row, _FEWEST_ROWS_IN_A_CHUNK) // batch))
     return chunk, min(max(1, _ROWS_IN_A_BLOCK // (batch * chunk)) * chunk, -(-steps // chunk) * chunk)
 
 

@@ -17,7 +17,7 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.symbolic import Expr, walk
 
 Grid = tuple[int, int, int]
-"""Groups of directions, of rows and of units."""
+"""Groups of directions, or in a network of one direction of layers; of rows; of units."""
 
 PARTS = "input GEMM", "recurrent GEMM", "weights", "cell", "memory", "barriers", "call"
 
@@ -186,16 +186,27 @@ class Cost(dict[str, float]):
 def predict(problem: Problem, share: Share, machine: Machine, *, awake: bool = False) -> Cost:
     """What a call would take so shared out."""
     cost = Cost(dict.fromkeys(PARTS, 0.0))
-    turns = -(-problem.directions // share.grid[0])
+    turns, meetings = _turns(problem, share)
     several = share.members > 1
     layers = (_backward if problem.way == "backward" else _forward)(problem, share, machine)
     for number, layer in layers:
         for part, seconds in layer.items():
             cost[part] += number * turns * seconds
-        cost["barriers"] += number * several * machine.barrier
+        cost["barriers"] += number * several * meetings * machine.barrier
     cost["call"] += machine.call + (problem.way != "inference") * machine.reserve
     cost["call"] += several * (machine.awake if awake else machine.asleep)
     return cost
+
+
+def _turns(problem: Problem, share: Share) -> tuple[float, float]:
+    """How much of all layers' time in one direction a member spends, and how often members meet in each layer."""
+    groups = share.grid[0]
+    if problem.directions > 1 or groups == 1:
+        return -(-problem.directions // groups), 1.0
+    layers, chunks = len(problem.inputs), -(-problem.steps // share.chunk)
+    own = -(-layers // groups)
+    # The last group begins when the others have done a chunk each.
+    return (own + (groups - 1) / chunks) / layers, own * chunks / layers
 
 
 def compared(share: Share, cost: Cost) -> float:

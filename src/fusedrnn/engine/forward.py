@@ -16,7 +16,7 @@ from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.codegen.unpacked import emit_unpacked_gemm
-from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, step_at
+from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, each_pass, step_at
 from fusedrnn.symbolic import Leaf, evaluate
 
 CALL = Record(
@@ -39,12 +39,18 @@ def build_forward(mode: str, dtype: str, target: Target, training: bool) -> Modu
     f = Function(program.module, "forward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
-    everyone = c.grid_directions * c.grid_rows * c.grid_units
-    with f.if_(member < everyone), flush_denormals(f), f.loop(0, c.layers) as layer:
-        with f.loop(member % c.grid_directions, c.directions, c.grid_directions) as direction:
-            f.call(sequence, call, member, layer, direction)
-        with f.if_(c.grid_directions * c.grid_units > 1):
+    everyone = c.grid_passes * c.grid_rows * c.grid_units
+
+    def run(layer: Value, direction: Value) -> None:
+        f.call(sequence, call, member, layer, direction)
+
+    def after(layer: Value) -> None:
+        """The next layer reads what others have made, if they share rows."""
+        with f.if_((c.grid_passes * c.grid_units > 1) & (layer < c.layers - 1)):
             f.call(program.barrier, c.barriers, everyone, c.spins)
+
+    with f.if_(member < everyone), flush_denormals(f):
+        each_pass(f, c, member, run, after)
     f.done()
     return program.module
 
@@ -66,6 +72,7 @@ class _Inference(Pass):
         self._enter()
         with f.loop(0, c.steps, c.chunk) as first:
             last = (first + c.chunk).at_most(c.steps)
+            self.await_layer(self.layer - 1, last)
             self._inputs(first, last)
             done = f.var(0)
             with f.loop(first, last) as step:
@@ -74,7 +81,10 @@ class _Inference(Pass):
                 with f.if_(alive > 0):
                     self._step(step, time, alive, done.get())
                     done.set(done.get() + alive)
-                    self.meet()
+                    # After the last step of all nobody reads what others have made.
+                    with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
+                        self.meet()
+            self.tell_layers(last)
         self._exit()
         f.done()
         return f
@@ -85,7 +95,7 @@ class _Inference(Pass):
         self.scratch = scratch = c.scratch + self.member * c.scratch_member
         self.x_rows, self.h_rows = scratch, scratch + c.h_rows_at
         self.gates, self.recurrent = scratch + c.gates_at, scratch + c.recurrent_at
-        self.states = c.states + self.direction * c.state_direction + self.first_row * c.state_stride
+        self.states = c.states + self.slot * c.state_direction + self.first_row * c.state_stride
         # h lies twice, for even and odd steps: a step reads one while it writes the other.
         self.h_size = c.cell_at / 2
         self.biases = scratch + c.biases_at

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.codegen import cache
 from fusedrnn.codegen.build import Module
+from fusedrnn.codegen.builtin import builtin
 from fusedrnn.codegen.filling import build_filling
 from fusedrnn.codegen.fingerprint import LANES, build_fingerprint
 from fusedrnn.codegen.member import build_member
@@ -29,9 +30,9 @@ Job = Callable[..., None]
 _lock = Lock(guards_fork=True)
 
 
-def function(code: cache.MachineCode, name: str, arguments: int, returns: bool = False) -> Callable[..., Any]:
-    """A function of that many integers, returning one or nothing, called without the interpreter's lock."""
-    prototype = ctypes.CFUNCTYPE(ctypes.c_int64 if returns else None, *[ctypes.c_int64] * arguments)
+def function(code: cache.MachineCode, name: str, arguments: int) -> Callable[..., None]:
+    """A function of that many integers, called without the interpreter's lock."""
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
     with _lock:
         found = prototype(code.address(name))
     found.code = code  # type: ignore[attr-defined]  # the memory lives as long as the callable
@@ -82,14 +83,16 @@ def _common() -> tuple[Callable[..., None], ...]:
 
 
 @lru_cache(maxsize=1)
-def _serving() -> Callable[..., int]:
-    return function(load("serving", current(), build_serving), "serve", 7, returns=True)
+def _serving() -> tuple[Callable[..., int], object]:
+    code = load("serving", current(), build_serving)
+    call, method = builtin("serve", code.address("builtin"))
+    return call, (code, method)
 
 
 def serving() -> Callable[..., int]:
     """What runs a whole call on arrays like those before; see :mod:`fusedrnn.codegen.serving`."""
     with _lock:
-        return _serving()
+        return _serving()[0]
 
 
 @lru_cache(maxsize=1)

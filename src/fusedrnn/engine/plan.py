@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
-from fusedrnn.codegen.sync import BARRIER_BYTES
+from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES
 from fusedrnn.codegen.target import ITEM_SIZE, Target, cache_sizes
 from fusedrnn.engine.cost import Grid, Machine, Problem, Share, compared, predict
 from fusedrnn.engine.sequence import Blocking
@@ -17,6 +18,8 @@ from fusedrnn.spec import RNNSpec
 _LINE = 64
 _DEFAULT_L2 = 1 << 20
 _ROWS_IN_A_CHUNK = 96
+# Chunks that a sequence has at least where layers run side by side.
+_CHUNKS_AT_LEAST = 16
 _forced: ContextVar[Grid | None] = ContextVar("fusedrnn_grid", default=None)
 
 
@@ -29,6 +32,7 @@ class Geometry:
     blocking: Blocking
     tile_rows: int
     item: int
+    directions: int
 
     @classmethod
     def of(cls, spec: RNNSpec, target: Target) -> Geometry:
@@ -41,7 +45,12 @@ class Geometry:
             blocking=Blocking(spec.num_gates, vectors),
             tile_rows=rows,
             item=ITEM_SIZE[spec.dtype],
+            directions=spec.num_directions,
         )
+
+    def layers_at_once(self, grid: Grid) -> bool:
+        """Whether layers run side by side: in a network of one direction, that is what groups of passes are."""
+        return self.directions == 1 and grid[0] > 1
 
     @property
     def panels(self) -> int:
@@ -63,23 +72,26 @@ class Geometry:
 
 
 class Split:
-    """What plans of both ways have: a problem's size, and how its work is shared out."""
+    """What plans of both ways have: a problem's size, how it is shared out, where layers tell how far they are.
+
+    Positions are relative to the workspace's start, where the barriers are.
+    """
 
     steps: int
     batch: int
     grid: Grid
+    progress_at: int
 
     @property
     def members(self) -> int:
         """Threads at work."""
-        directions, rows, units = self.grid
-        return directions * rows * units
+        return prod(self.grid)
 
     def __str__(self) -> str:
-        directions, rows, units = self.grid
+        passes, rows, units = self.grid
         return (
-            f"T={self.steps} N={self.batch}: {self.members} thread(s) = {directions} direction(s) x {rows} row group(s)"
-            f" x {units} unit group(s)"
+            f"T={self.steps} N={self.batch}: {self.members} thread(s) = {passes} direction(s) or layer(s) at once "
+            f"x {rows} row group(s) x {units} unit group(s)"
         )
 
 
@@ -106,7 +118,7 @@ class Plan(Split):
     biases_at: int
     biases_size: int
     between_row: int
-    barriers_at: int
+    progress_at: int
     states_at: int
     scratch_at: int
     between_at: tuple[int, int]
@@ -114,7 +126,7 @@ class Plan(Split):
 
     @property
     def zeroed(self) -> int:
-        """Bytes of the workspace, the barriers, that must be zero at the start."""
+        """Bytes of the workspace, for meetings, that must be zero at the start."""
         return self.states_at
 
     def __str__(self) -> str:
@@ -134,7 +146,7 @@ def make_plan(
     problem = Problem.of(spec, target, steps, batch, "training" if training else "inference")
     choices = grids(spec, batch, threads, geometry.unit_vectors)
     grid = choose_grid(problem, target, choices, lambda grid: share_of(geometry, steps, batch, grid), awake)
-    directions, row_groups, unit_groups = grid
+    passes, row_groups, unit_groups = grid
     share = share_of(geometry, steps, batch, grid)
     rows, chunk = share.rows, share.chunk
     starts = unit_starts(geometry, unit_groups)
@@ -153,10 +165,10 @@ def make_plan(
     scratch_member = biases_at + 2 * biases_size
     between_row = skewed(spec.output_size * geometry.item)
 
-    barriers_at = 0
-    states_at = barriers_at + BARRIER_BYTES * (1 + directions * row_groups)
-    scratch_at = states_at + spec.num_directions * copies * batch * state_stride
-    between = scratch_at + scratch_member * directions * row_groups * unit_groups
+    progress_at = BARRIER_BYTES * (1 + passes * row_groups)
+    states_at = progress_at + progress_bytes(spec, geometry, grid)
+    scratch_at = states_at + max(spec.num_directions, passes) * copies * batch * state_stride
+    between = scratch_at + scratch_member * passes * row_groups * unit_groups
     layer_bytes = steps * batch * between_row
     buffers = 0 if training else min(2, spec.num_layers - 1)
     return Plan(
@@ -167,7 +179,7 @@ def make_plan(
         scratch_member=scratch_member, h_rows_at=h_rows_at, gates_at=gates_at, gates_stride=gates_stride,
         recurrent_at=recurrent_at, masked_at=masked_at, masked_row=masked_row,
         biases_at=biases_at, biases_size=biases_size, between_row=between_row,
-        barriers_at=barriers_at, states_at=states_at, scratch_at=scratch_at,
+        progress_at=progress_at, states_at=states_at, scratch_at=scratch_at,
         between_at=(between, between + layer_bytes),
         size=between + buffers * layer_bytes,
     )  # fmt: skip
@@ -186,15 +198,16 @@ def forced(grid: Grid) -> Iterator[None]:
 def grids(spec: RNNSpec, batch: int, threads: int, unit_groups: int) -> list[Grid]:
     """The ways to share a problem out among at most so many threads and groups of units, one thread first.
 
-    Rows and units are split in groups whose numbers are powers of two, or as many as there are threads for.
+    Rows and units are split in groups whose numbers are powers of two, or as many as there are threads for. Of a
+    network of one direction layers may run side by side, each some steps behind the one below.
     """
     found = {(1, 1, 1): None}
-    for directions in {1, min(spec.num_directions, threads)}:
-        left = threads // directions
+    for passes in {1, min(spec.num_directions if spec.bidirectional else spec.num_layers, threads)}:
+        left = threads // passes
         some = {1 << power for power in range(left.bit_length())} | {left}
         pairs = {pair for one in some for pair in ((one, 1), (1, one), (one, left // one), (left // one, one))}
         for rows, units in sorted(pairs):
-            found[directions, min(rows, batch), min(units, unit_groups)] = None
+            found[passes, min(rows, batch), min(units, unit_groups)] = None
     return list(found)
 
 
@@ -218,8 +231,18 @@ def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:
     rows = -(-batch // row_groups)
     starts = unit_starts(geometry, unit_groups)
     widest = max(last - first for first, last in pairwise(starts))
-    chunk = max(1, min(steps, chunk_rows(gates_row(geometry, widest)) // rows))
+    chunk = max(1, min(chunk_limit(geometry, steps, grid), chunk_rows(gates_row(geometry, widest)) // rows))
     return Share(grid, rows, widest, chunk)
+
+
+def chunk_limit(geometry: Geometry, steps: int, grid: Grid) -> int:
+    """Steps of a chunk at most: layers that run side by side are a chunk behind one another, which must not be much."""
+    return -(-steps // _CHUNKS_AT_LEAST) if geometry.layers_at_once(grid) else steps
+
+
+def progress_bytes(spec: RNNSpec, geometry: Geometry, grid: Grid) -> int:
+    """What layers that run side by side need to tell how far they are."""
+    return PROGRESS_BYTES * spec.num_layers * grid[1] if geometry.layers_at_once(grid) else 0
 
 
 def gates_row(geometry: Geometry, units: int) -> int:

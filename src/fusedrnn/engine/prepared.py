@@ -62,13 +62,14 @@ class Prepared:
         offsets: Sequence[int] = (),
         parts: bool = False,
     ) -> None:
-        self._serve, self._team, self._workspaces = machine.serving(), team, workspaces
+        self._team, self._workspaces = team, workspaces
         self._dtypes = [value.dtype for value, *_ in samples if value is not None]  # known by their identity
         place = made.place
         slots = [objects.described(value, place[name], written) for value, name, written in samples]
         found = objects.layout()
         if found is None or None in slots:
             raise Unprepared
+        self._serve = machine.serving()
         assert len(slots) <= OBJECTS
         self._slots = np.array(slots, np.int64)
         assert self._slots.shape[1] == len(SLOT.names)
@@ -115,7 +116,7 @@ class Prepared:
         _, block, members, size = self._awake if awake else self._now
         scratch = self._workspaces.take(size)
         if members == 1:
-            ran = self._serve(block, scratch.address, id(arrays), 0, weights, reserve, seed)
+            ran = self._serve(block, scratch.address, arrays, 0, weights, reserve, seed)
         else:
             permit = permitted()
             if permit is None:
@@ -124,7 +125,7 @@ class Prepared:
                 gang = hired(team.threads)
                 if gang is None:
                     return False
-                ran = self._serve(block, scratch.address, id(arrays), gang.control(), weights, reserve, seed)
+                ran = self._serve(block, scratch.address, arrays, gang.control(), weights, reserve, seed)
             finally:
                 returned(permit)
         self._workspaces.give(scratch)

@@ -179,10 +179,11 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
     tables = places(plan.steps, plan.batch)
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
-        "hidden": spec.hidden_size, "grid_directions": plan.grid[0], "grid_rows": plan.grid[1],
+        "hidden": spec.hidden_size, "grid_passes": plan.grid[0], "grid_rows": plan.grid[1],
         "grid_units": plan.grid[2], "chunk": plan.chunk,
         **{name: At("tables", offset) for name, offset in tables.items()},
-        "passes": At("records", 8 * fields), "barriers": At("workspace"), "spins": At("spins"), "seed": At("seed"),
+        "passes": At("records", 8 * fields), "barriers": At("workspace"),
+        "progress": At("workspace", plan.progress_at), "spins": At("spins"), "seed": At("seed"),
         "record_step": layout.record_step if layout else 0, "record_row": layout.record_row if layout else 0,
         "kept_step": layout.kept_step if layout else 0, "kept_row": layout.kept_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,

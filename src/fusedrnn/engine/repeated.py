@@ -116,7 +116,7 @@ class RepeatedForward(_Repeated):
         self, x: Any, params: Any, states: Any, out: Any, seed: int = 0
     ) -> tuple[Array, tuple[Array, ...], KeptHere | None] | None:
         """The output, the final states and what training keeps; None if the arrays are not like the sample."""
-        pair = self._pair(states)
+        pair = _NO_STATES if states is None else self._pair(states)
         if pair is None or get_num_threads() != self.threads:
             return None
         weights = self._weights
@@ -128,8 +128,12 @@ class RepeatedForward(_Repeated):
                 return None
             weights = self._engine.weights_of(params, self._shape, self._layout is not None)
         y = np.empty(self._shape, self._dtype) if out is None else out
-        final = self._final(self._states)
-        arrays = (x, params, *pair, y, final[0], final[1] if self._count > 1 else None)
+        h_n, c_n = np.empty(self._states, self._dtype), None
+        final: tuple[Array, ...] = (h_n,)
+        if self._count > 1:
+            c_n = np.empty(self._states, self._dtype)
+            final = h_n, c_n
+        arrays = (x, params, pair[0], pair[1], y, h_n, c_n)
         address = 0 if weights is None else weights.address or weights.matrices[0]
         if self._layout is None:
             return (y, final, None) if self._prepared_call.run(arrays, address) else None

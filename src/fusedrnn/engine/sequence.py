@@ -1,7 +1,7 @@
 """What the forward and the backward time loop share: the records they are handed, who owns what, which rows live.
 
 Python decides everything beforehand and hands over records of integers (addresses and byte strides): one for the call
-and one for each *pass*, which is a layer in a direction. A member of the gang owns some directions, some rows and some
+and one for each *pass*, which is a layer in a direction. A member of the gang owns some passes, some rows and some
 units (whole vectors of hidden units with all their gates).
 
 Rows are in the order of falling lengths, so that those still alive at a step are the first ones, in either direction.
@@ -10,13 +10,13 @@ Rows are in the order of falling lengths, so that those still alive at a step ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fusedrnn.cells import CELLS
-from fusedrnn.codegen.build import Function, Module, Record, Value
-from fusedrnn.codegen.sync import BARRIER_BYTES, emit_barrier, emit_wait
+from fusedrnn.codegen.build import Fields, Function, Module, Record, Value
+from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES, emit_barrier, emit_reach, emit_wait, tell
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
 from fusedrnn.derivative import Derivative, differentiate
@@ -24,9 +24,9 @@ from fusedrnn.symbolic import TracedCell, merge, trace
 
 SHARED = (
     "steps", "batch", "layers", "directions", "hidden",
-    "grid_directions", "grid_rows", "grid_units", "row_starts", "unit_starts", "chunk",
+    "grid_passes", "grid_rows", "grid_units", "row_starts", "unit_starts", "chunk",
     "order", "alive", "lengths",
-    "passes", "barriers", "spins",
+    "passes", "barriers", "progress", "spins",
     "record_step", "record_row", "kept_step", "kept_row",
     "threshold", "scale", "seed",
 )  # fmt: skip
@@ -35,7 +35,9 @@ SHARED = (
 ``order``, ``alive`` and ``lengths`` are tables, 0 if every sequence has all steps: the place in the batch of each row;
 for each row group, how many of its rows live at each time; the length of each row. ``record`` strides are those of the
 states in a reserve, ``kept`` strides those of whatever else it keeps. ``threshold``, ``scale`` (the bits of a float64)
-and ``seed`` are dropout's; a threshold of 0 means none.
+and ``seed`` are dropout's; a threshold of 0 means none. ``grid_passes`` groups run passes side by side: the directions
+of a layer, or, where there is one direction, layers, each a chunk of steps behind the one whose results it reads;
+``progress`` is how far each layer's row groups have come.
 """
 
 MATRICES = "x_matrix", "h_matrix", "x_vector", "h_vector"
@@ -70,6 +72,28 @@ def derivative_of(mode: str) -> Derivative:
     return differentiate(cell_of(mode))
 
 
+def layers_side_by_side(c: Fields) -> Value:
+    """Whether the groups of passes are layers."""
+    return (c.grid_passes > 1) & c.directions.equals(1)
+
+
+def each_pass(
+    f: Function, c: Fields, member: Value, run: Callable[[Value, Value], None], after: Callable[[Value], None]
+) -> None:
+    """Emit ``run(layer, direction)`` for each of a member's passes, layers numbered in the order in which they run.
+
+    Where layers run one by one ``after(layer)`` comes after each.
+    """
+    first = member % c.grid_passes
+    with f.if_else(layers_side_by_side(c)) as (side_by_side, one_by_one):
+        with side_by_side, f.loop(first, c.layers, c.grid_passes) as layer:
+            run(layer, f.constant(0))
+        with one_by_one, f.loop(0, c.layers) as layer:
+            with f.loop(first, c.directions, c.grid_passes) as direction:
+                run(layer, direction)
+            after(layer)
+
+
 def looked_up(f: Function, table: Value, place: Value, otherwise: Value) -> Value:
     """What a table has at a place, or something else if there is no table."""
     found = f.var(otherwise)
@@ -96,12 +120,15 @@ class Program:
     cell: TracedCell
     derivative: Derivative
     barrier: Function
+    reach: Function
 
     @classmethod
     def of(cls, name: str, mode: str, dtype: str, target: Target) -> Program:
         """A new module of that name."""
         module = Module(f"{name}_{mode}_{dtype}")
-        return cls(module, dtype, target, cell_of(mode), derivative_of(mode), emit_barrier(module, emit_wait(module)))
+        wait = emit_wait(module)
+        meeting = emit_barrier(module, wait), emit_reach(module, wait)
+        return cls(module, dtype, target, cell_of(mode), derivative_of(mode), *meeting)
 
 
 class Pass:
@@ -110,7 +137,8 @@ class Pass:
     def __init__(
         self, program: Program, name: str, records: tuple[Record, Record], more: tuple[str, ...] = ()
     ) -> None:
-        self.cell, self.derivative, self.barrier = program.cell, program.derivative, program.barrier
+        self.cell, self.derivative = program.cell, program.derivative
+        self.barrier, self.reach = program.barrier, program.reach
         self.f = f = Function(program.module, name, ["call", "member", "layer", "direction", *more])
         self.v = Vectors(f, program.target, program.dtype)
         self.panel_vectors = program.target.tile[1]
@@ -126,8 +154,10 @@ class Pass:
     def _divide(self) -> None:
         """Which rows and units are this member's."""
         f, c = self.f, self.c
-        self.turn = self.member % c.grid_directions
-        rest = self.member // c.grid_directions
+        self.turn = self.member % c.grid_passes
+        # What passes that run side by side must not share: directions, or layers of one.
+        self.slot = c.directions.equals(1).select(self.turn, self.direction)
+        rest = self.member // c.grid_passes
         self.row_group, self.unit_group = rest % c.grid_rows, rest // c.grid_rows
         self.first_row = f.load(c.row_starts + self.row_group * 8)
         self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
@@ -143,6 +173,21 @@ class Pass:
         f, c = self.f, self.c
         with f.if_(c.grid_units > 1):
             f.call(self.barrier, self.meeting, c.grid_units, c.spins)
+
+    def _progress(self, layer: Value) -> Value:
+        c = self.c
+        return c.progress + (layer * c.grid_rows + self.row_group) * PROGRESS_BYTES
+
+    def await_layer(self, layer: Value, steps: Value) -> None:
+        """Where layers run side by side: wait until that one, if there is such a layer, has done so many steps."""
+        f, c = self.f, self.c
+        with f.if_(layers_side_by_side(c) & (layer >= 0) & (layer < c.layers)):
+            f.call(self.reach, self._progress(layer), steps, c.spins)
+
+    def tell_layers(self, steps: Value) -> None:
+        """Where layers run side by side: these rows of this one have done so many steps, by all who share them."""
+        with self.f.if_(layers_side_by_side(self.c) & self.unit_group.equals(0)):
+            tell(self.f, self._progress(self.layer), steps)
 
     def index(self, row: Value) -> Value:
         """The place in the batch of this member's row."""

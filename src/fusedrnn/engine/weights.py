@@ -67,7 +67,7 @@ class WeightGradients(GradientPass):
         """The weights' gradients are shared out otherwise than steps are: all rows must be there, and be done with."""
         f, c = self.f, self.c
         with f.if_(c.grid_rows * c.grid_units > 1):
-            meeting = c.barriers + (1 + c.grid_directions * c.grid_rows + self.turn) * BARRIER_BYTES
+            meeting = c.barriers + (1 + c.grid_passes * c.grid_rows + self.turn) * BARRIER_BYTES
             f.call(self.barrier, meeting, c.grid_rows * c.grid_units, c.spins)
 
     def _find_places(self) -> None:
