@@ -126,3 +126,20 @@ def test_debug_ladder(monkeypatch, capfd, level):
     assert len(re.findall(r"forward [\d.]+ us", err)) == 2 * (level >= 2)
     assert ("define" in err and "LLVM IR of forward_rnn_relu_float32" in err) == (level >= 3)
     assert ("retq" in err or "ret\n" in err) == (level >= 4)
+
+
+@pytest.mark.skipif(not targets.is_x86(), reason="x86 alone has vectors that are worked on in halves")
+def test_half_vectors_where_whole_ones_would_be_empty(monkeypatch):
+    """On processors that take them one after the other; not on others, and not if a target is asked for."""
+    whole, half = (next(t for t in targets.known() if t.name == name) for name in ("avx512", "avx512-half"))
+    monkeypatch.delenv("FUSEDRNN_TARGET", raising=False)
+    monkeypatch.setattr(targets, "available", lambda: (whole, half))
+    monkeypatch.setattr(targets, "_host_name", lambda: "znver4")
+    found = {size: targets.suited(size, "float32") for size in (1, 8, 9, 16, 17, 40, 63, 100, 800)}
+    assert [size for size, target in found.items() if target is half] == [1, 8, 17, 40, 100]
+    assert targets.suited(8, "float64") is whole
+    monkeypatch.setattr(targets, "_host_name", lambda: "sapphirerapids")
+    assert targets.suited(40, "float32") is whole
+    monkeypatch.setattr(targets, "_host_name", lambda: "znver4")
+    monkeypatch.setattr(targets, "available", lambda: (targets.known()[-1],))
+    assert targets.suited(40, "float32") is targets.known()[-1]

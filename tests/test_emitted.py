@@ -18,7 +18,7 @@ from fusedrnn.spec import DTYPES, MODES
 
 pytestmark = pytest.mark.skipif(not targets.is_x86(), reason="knows the instructions of x86 only")
 
-REGISTERS = {"avx512": "zmm", "avx2": "ymm", "generic": "xmm"}
+REGISTERS = {"avx512": "zmm", "avx512-half": "ymm", "avx2": "ymm", "generic": "xmm"}
 SUFFIX = {"float32": "ps", "float64": "pd"}
 # A number from memory for every lane: broadcast on its way into a register or an operation, or loaded, then spread.
 BROADCAST = r"vbroadcasts|v?movddup|v?movs[sd]\s|vfmadd.*\{1to"

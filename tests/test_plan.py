@@ -165,3 +165,37 @@ def test_bits_do_not_depend_on_the_plan(mode):
         results.append((y, states, dx, dparams, dstates))
     for result in results[1:]:
         assert_same_bits(result, results[0])
+
+
+@pytest.mark.parametrize("lengths", ["full", "edges"])
+@pytest.mark.parametrize("mode", ["gru", "lstm"])
+def test_layers_side_by_side_have_the_bits_of_one_after_the_other(mode, lengths, poisoned):
+    """Each a chunk behind the one below: fewer groups than layers, as many, with rows and with units shared out too."""
+    problem = make_problem(mode, Shape(21, 5, 9, 70, layers=3, lengths=lengths))
+    results = []
+    for grid in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2)):
+        op = RNNOp(problem.spec)
+        with plan.forced(grid), fusedrnn.thread_limits(math.prod(grid)):
+            for _ in range(3):
+                inferred, final, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+                y, states, reserve = op.forward(
+                    problem.x, problem.params, problem.states, training=True, lengths=problem.lengths
+                )
+                dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
+                results.append((inferred, final, y, states, dx, dparams, dstates))
+        assert {made.plan.grid for _, made in op._engine._plans.values()} == {grid}
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_layers_run_side_by_side_where_nothing_else_can(way, target):
+    """One sequence, one vector of units, one direction: there is nothing to share out but layers."""
+    case = replace(CASES["seq1"], T=2000, I=1, H=target.lanes("float32"), layers=4)
+    spec = case.spec("lstm")
+    made = made_plan(way, spec, target, case, 2, awake=True)
+    assert made.grid == (2, 1, 1) and made.chunk * 16 <= case.T + 16
+    alone = cost(case, "lstm", target, way).total
+    assert 0.5 * alone < cost(case, "lstm", target, way, (2, 1, 1), awake=True).total < 0.7 * alone
+    both = replace(case, bidirectional=True)
+    assert made_plan(way, both.spec("lstm"), target, both, 2, awake=True).chunk > made.chunk

@@ -1,7 +1,8 @@
 """Every environment variable that fusedrnn reads, in one place.
 
 ``FUSEDRNN_TARGET``
-    Instruction set to generate for: ``avx512``, ``avx2``, ``generic``; each also as ``NAME-emulated``.
+    Instruction set to generate for: ``avx512``, ``avx512-half``, ``avx2``, ``generic``; each also as
+    ``NAME-emulated``.
     Default: the widest that the processor has.
 ``FUSEDRNN_CACHE_DIR``
     Folder for compiled kernels; empty keeps none on disk. Default: ``fusedrnn`` in the user's cache folder.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -18,7 +18,7 @@ from fusedrnn.bench.cases import CASES, Case
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.cli.console import names, output
-from fusedrnn.codegen.target import Target, current
+from fusedrnn.codegen.target import Target, current, suited
 from fusedrnn.engine import backward_plan, plan
 from fusedrnn.engine.cost import Cost, Grid, Machine, Problem, Share, compared, predict
 from fusedrnn.engine.peak import measure_peak
@@ -55,15 +55,14 @@ def make(cases: str, modes: str, dtype: str, threads: int | None, everything: bo
 
 def run(asked: Asked) -> None:
     """Print tables: of the machine's constants, then for each case, mode and way one of what it could be."""
-    target, console = current(), output()
+    console = output()
     console.width = min(console.width, _WIDTH)
-    assumed = Machine.of(target)
-    measured = _measured(assumed, target, asked.dtype)
-    _print_machine(console, assumed, measured, 2 * target.lanes(asked.dtype))
+    rates = _Rates(measure_peak(asked.dtype, 1) * 1e9, measure_bandwidth(1))
+    _print_machine(console, asked.dtype, rates)
     for case in asked.cases:
         for mode in asked.modes:
             for way in _WAYS:
-                _print_way(console, asked, case, mode, way, assumed, measured)
+                _print_way(console, asked, case, mode, way, rates)
 
 
 def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) -> list[Share]:
@@ -74,19 +73,29 @@ def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) ->
     return [share_of(geometry, case.T, case.N, grid) for grid in choices]
 
 
-def _measured(assumed: Machine, target: Target, dtype: str) -> Machine:
-    """The machine's constants that are quickly measured, as measured now."""
-    found = {level: rate * 1e9 for level, rate in measure_bandwidth(1).items()}
-    return replace(
-        assumed,
-        fma=measure_peak(dtype, 1) * 1e9 / (2 * target.lanes(dtype)),
-        near=found.get("L2", assumed.near),
-        far=found.get("L3", assumed.far),
-        memory=found["memory"],
-    )
+@dataclass(frozen=True)
+class _Rates:
+    """What is quickly measured of one thread: operations a second, and GB/s by where they are read from."""
+
+    peak: float
+    bandwidth: Mapping[str, float]
+
+    def of(self, assumed: Machine, target: Target, dtype: str) -> Machine:
+        """The machine's constants with these in the place of those assumed."""
+        found = {level: rate * 1e9 for level, rate in self.bandwidth.items()}
+        return replace(
+            assumed,
+            fma=self.peak / (2 * target.lanes(dtype)),
+            near=found.get("L2", assumed.near),
+            far=found.get("L3", assumed.far),
+            memory=found["memory"],
+        )
 
 
-def _print_machine(console: Console, assumed: Machine, measured: Machine, flops: int) -> None:
+def _print_machine(console: Console, dtype: str, rates: _Rates) -> None:
+    target = current()
+    assumed = Machine.of(target)
+    measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
     for column in ("", "assumed", "measured"):
         table.add_column(column, justify="left" if not column else "right")
@@ -97,9 +106,12 @@ def _print_machine(console: Console, assumed: Machine, measured: Machine, flops:
 
 
 def _print_way(
-    console: Console, asked: Asked, case: Case, mode: str, way: str, assumed: Machine, measured: Machine
+    console: Console, asked: Asked, case: Case, mode: str, way: str, rates: _Rates
 ) -> None:
-    target, spec = current(), case.spec(mode, asked.dtype)
+    spec = case.spec(mode, asked.dtype)
+    target = suited(spec.hidden_size, spec.dtype)
+    assumed = Machine.of(target)
+    measured = rates.of(assumed, target, asked.dtype)
     problem = Problem.of(spec, target, case.T, case.N, way)
     found = shares(spec, target, case, way, asked.threads)
     # Calls in a loop, as they are measured, find the threads awake.
@@ -113,16 +125,17 @@ def _print_way(
         seconds = measure(spec, case, way, share.grid) if here or asked.everything else None
         again = predict(problem, share, measured, awake=True).total
         table.add_row(
-            ">" if here else "", str(share.members), describe(share.grid), _time(cost.total), _time(again),
+            ">" if here else "", str(share.members), describe(share.grid, spec.bidirectional),
+            _time(cost.total), _time(again),
             "" if seconds is None else _time(seconds), "" if seconds is None else f"{cost.total / seconds:.2f}",
         )  # fmt: skip
     console.print(table, highlight=False)
     console.print(f"  {_sizes(found[chosen], problem)}\n  {_parts(costs[chosen])}\n", highlight=False, markup=False)
 
 
-def describe(grid: Grid) -> str:
+def describe(grid: Grid, bidirectional: bool) -> str:
     """A grid in words."""
-    kinds = zip(grid, ("directions", "row groups", "unit groups"), strict=True)
+    kinds = zip(grid, ("directions" if bidirectional else "layers at once", "row groups", "unit groups"), strict=True)
     return " x ".join(f"{number} {kind}" for number, kind in kinds if number > 1) or "one thread"
 
 

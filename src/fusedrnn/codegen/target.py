@@ -12,6 +12,10 @@ import llvmlite.binding as llvm
 from fusedrnn import config
 
 ITEM_SIZE = {"float32": 4, "float64": 8}
+# Processors, by LLVM's names, that work on vectors of 512 bits in halves, one after the other.
+_HALF_FOR_HALF = ("znver4",)
+# How many times as many lanes whole vectors must take as halves: halves take more instructions for the same.
+_WORTH_HALVES = 1.07
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ _X86 = (
         "avx512", "AVX-512, 512-bit vectors", 512, 32, True, "x86-64-v4", "-prefer-256-bit",
         ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
     ),
+    Target(
+        "avx512-half", "AVX-512, 256-bit vectors", 256, 32, True, "x86-64-v4", "",
+        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
+    ),
     Target("avx2", "AVX2 and FMA, 256-bit vectors", 256, 16, True, "x86-64-v3", "", ("avx2", "fma", "bmi2")),
     Target("generic", "SSE2, 128-bit vectors", 128, 16, False, "x86-64"),
 )  # fmt: skip
@@ -62,6 +70,11 @@ def is_x86() -> bool:
 def known() -> tuple[Target, ...]:
     """Every target of this processor's family, widest first."""
     return _X86 if is_x86() else _ARM
+
+
+@lru_cache(maxsize=1)
+def _host_name() -> str:
+    return str(llvm.get_host_cpu_name())
 
 
 @lru_cache(maxsize=1)
@@ -112,6 +125,22 @@ def current() -> Target:
             return target
     names = ", ".join(target.name for target in known())
     raise ValueError(f"FUSEDRNN_TARGET must be one of {names}, or NAME-emulated; got {asked!r}")
+
+
+def suited(hidden_size: int, dtype: str) -> Target:
+    """The target for layers of so many units: the one in force, or one with half as long vectors.
+
+    Where half a vector costs half as much it is taken if so many more lanes of the last vector would be empty.
+    """
+    target = current()
+    if config.target() or _host_name() not in _HALF_FOR_HALF:
+        return target
+    halves = [other for other in available() if 2 * other.vector_bits == target.vector_bits and other.registers == 32]
+    for half in halves:
+        padded, less = (-(-hidden_size // one.lanes(dtype)) * one.lanes(dtype) for one in (target, half))
+        if padded >= _WORTH_HALVES * less:
+            return half
+    return target
 
 
 def processor_name() -> str:

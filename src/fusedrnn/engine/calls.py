@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fusedrnn import config
 from fusedrnn.addresses import Strided, Wanted
-from fusedrnn.codegen.target import current
+from fusedrnn.codegen.target import suited
 from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
 from fusedrnn.engine.lengths import Ragged
@@ -49,7 +49,7 @@ class Calls:
         for name in ("projection_size", "state_clip_min", "state_clip_max"):
             if getattr(spec, name) is not None:
                 raise NotImplementedError(f"{name} is not supported yet")
-        self.spec, self.target = spec, current()
+        self.spec, self.target = spec, suited(spec.hidden_size, spec.dtype)
         self._geometry = Geometry.of(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
         idle = self.workspaces, self._reserves

@@ -68,10 +68,10 @@ class Machine:
     step: float = 20e-9
     layer: float = 0.5e-6
     barrier: float = 0.3e-6
-    awake: float = 5e-6
+    awake: float = 1.5e-6
     asleep: float = 60e-6
-    call: float = 3e-6
-    reserve: float = 4e-6
+    call: float = 2e-6
+    reserve: float = 3.5e-6
 
     @classmethod
     @lru_cache(maxsize=8)
