@@ -42,6 +42,7 @@ SHAPES = (
     Shape(3, 7, 100, 129, layers=3, bidirectional=True, lengths="edges", states=False),
     Shape(17, 17, 2, 3, bidirectional=True, lengths="none"),
     Shape(17, 63, 129, 2),
+    Shape(17, 3, 17, 17, layers=3, lengths="edges"),
 )
 TRAINING_SHAPES = (
     *SHAPES,

@@ -86,11 +86,13 @@ def eager(monkeypatch):
     """Plans that use every thread they may, however small the problem, and the same ones on every machine."""
 
     def choose(problem, target, choices, share, awake):
-        """Directions first, then rows if there are many and their weights few, else units."""
-        directions, left = max(grid[0] for grid in choices), max(grid[1] for grid in choices)
+        """Directions first, layers if there are few rows; then rows if they are many, their weights few; else units."""
+        side_by_side = problem.directions > 1 or problem.batch < 2 * problem.tile
+        passes = max(grid[0] for grid in choices) if side_by_side else 1
+        left = max(grid[1] for grid in choices)
         weights = problem.hidden * problem.units * problem.gates * problem.vector
         rows = weights <= 1 << 19 and problem.batch >= left * problem.tile
-        shared = [grid for grid in choices if grid[0] == directions and grid[2 if rows else 1] == 1]
+        shared = [grid for grid in choices if grid[0] == passes and grid[2 if rows else 1] == 1]
         return max(shared, key=lambda grid: grid[1] * grid[2])
 
     monkeypatch.setattr(plan, "choose_grid", choose)

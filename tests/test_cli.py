@@ -111,6 +111,14 @@ def test_bench_runs_the_users_data(tmp_path):
     assert written["plan"]["input"] == "user"
 
 
+def test_bench_runs_other_sizes(tmp_path):
+    result = run(*QUICK, "--steps", "3, 5", "--batch", "1,4", "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    cases = [row["case"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]]
+    assert [(case["T"], case["N"]) for case in cases] == [(3, 1), (3, 4), (5, 1), (5, 4)]
+    assert {case["I"] for case in cases} == {CASES["tiny"].I}
+
+
 @pytest.mark.parametrize(
     ("options", "contenders"),
     [
@@ -136,6 +144,8 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
         ("--phases", "dreaming", ["'dreaming'", "inference", "training"]),
         ("--dtype", "float16", ["'float16'", "float32", "float64"]),
         ("--data", "nowhere.npy", ["nowhere.npy", "(T, N, I)"]),
+        ("--steps", "10,none", ["--steps", "'none'"]),
+        ("--batch", "0", ["--batch", "'0'"]),
         ("--json", "no/such/folder.json", ["--json", "no/such"]),
         ("--plot", "rows.doc", ["--plot", "png"]),
         ("--html", "no/such/page.html", ["--html", "no/such"]),

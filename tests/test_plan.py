@@ -191,7 +191,7 @@ def test_layers_side_by_side_have_the_bits_of_one_after_the_other(mode, lengths,
 @pytest.mark.parametrize("way", WAYS)
 def test_layers_run_side_by_side_where_nothing_else_can(way, target):
     """One sequence, one vector of units, one direction: there is nothing to share out but layers."""
-    case = replace(CASES["seq1"], T=2000, I=1, H=target.lanes("float32"), layers=4)
+    case = replace(CASES["seq1"], T=320, I=1, H=target.lanes("float32"), layers=4)
     spec = case.spec("lstm")
     made = made_plan(way, spec, target, case, 2, awake=True)
     assert made.grid == (2, 1, 1) and made.chunk * 16 <= case.T + 16

@@ -333,3 +333,56 @@ def test_without_a_known_interpreter(monkeypatch, short):
     found = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
     assert not short["forward"]
     assert_same_bits(found[0], found[3])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("first", ["plain", "frozen"])
+def test_frozen_and_plain_parameters_in_turn(mode, first):
+    """Of short calls in training the ones are packed, the others used as they lie."""
+    problem = training_problem(Shape(1, 2, 3, 16), mode)
+    op, kinds = RNNOp(problem.spec), [problem.params, frozen(problem.params)]
+    x, states = problem.x, problem.states
+    y, final, reserve = RNNOp(problem.spec).forward(x, problem.params, states, training=True)
+    expected = y, final, RNNOp(problem.spec).backward(problem.dy, problem.dstates, reserve)
+    for params in (kinds if first == "plain" else reversed(kinds)):
+        for _ in range(4):
+            y, final, reserve = op.forward(x, params, states, training=True)
+            assert_same_bits((y, final, op.backward(problem.dy, problem.dstates, reserve)), expected)
+
+
+def test_requests_that_change_are_seen():
+    """Also one that is changed in place, and one that is no request at all."""
+    problem = training_problem(SHAPES[1])
+    op, requests = RNNOp(problem.spec), {"x": "write", "params": "write"}
+
+    def backward(request, out=None):
+        reserve = op.forward(problem.x, problem.params, training=True)[2]
+        return op.backward(problem.dy, None, reserve, grad_req=request, out=out)
+
+    for _ in range(4):
+        written = backward(requests)
+    requests["params"] = "add"
+    total = written[1].copy()
+    added = backward(requests, (None, total, None))[1]
+    assert added is total and np.allclose(added, 2 * written[1])
+    requests["params"] = "null"
+    assert backward(requests)[1] is None
+    requests["params"] = "nonsense"
+    with pytest.raises(ValueError, match="grad_req: params"):
+        backward(requests)
+    for wrong in (np.array(["write", "add"]), {"x": np.ones(3)}, {"x": np.array(["write"])}):
+        for _ in range(3):
+            backward({"x": "write"})
+        with pytest.raises(TypeError, match="grad_req"):
+            backward(wrong)
+
+
+@pytest.mark.parametrize("mode", ["lstm", "gru"])
+def test_a_state_alone_cannot_be_left_out(mode):
+    problem = training_problem(SHAPES[1], mode)
+    op = RNNOp(problem.spec)
+    for training in (False, True):
+        warm(op, problem.x, problem.params, training=training)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="h0"):
+                op.forward(problem.x, problem.params, (None,) * len(problem.states), training=training)

@@ -12,6 +12,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
+from fusedrnn.engine import machine
 from problems import Shape, assert_same_bits, make_problem
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
@@ -85,6 +86,23 @@ def test_a_handler_may_call_the_op_that_it_interrupts(alarm):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_builtin_made_twice_lives_twice(monkeypatch):
+    """A handler may ask for one while one is being made; whoever has the first keeps calling it."""
+    kept = []
+    for _ in range(2):
+        machine._serving.cache_clear()
+        kept.append(machine.serving())
+    assert kept[0] is not kept[1]
+    gc.collect()
+    problem = make_problem("lstm", Shape(3, 2, 4, 5))
+    for serve in kept:
+        monkeypatch.setattr(machine, "_serving", lambda serve=serve: serve)
+        op = RNNOp(problem.spec)
+        results = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
 def test_a_handler_may_fork(alarm):
     """The child goes on with the call that was interrupted."""
     op, parent, children = RNNOp(PROBLEM.spec), os.getpid(), []

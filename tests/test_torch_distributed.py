@@ -29,6 +29,8 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "train_ddp.py"
 STEPS, BATCH, LENGTH, HIDDEN, LR, MOMENTUM = 12, 10, 9, 17, 0.05, 0.9
 SIZES = ["--batch", BATCH, "--length", LENGTH, "--hidden", HIDDEN, "--lr", LR, "--seed", 3]
 LIMIT = 120  # seconds; a run takes a few
+# Now and then a process ends so that has done its work: a thread of gloo's lives on, whoever's modules were trained.
+ABORTED, TRIES = "terminate called without an active exception", 3
 
 
 def run(arguments, processes=None):
@@ -114,9 +116,12 @@ def test_two_processes_are_one_on_the_joined_batch(dtype, tmp_path):
     loss_bound, parameter_bound = bounds(dtype)
     for processes in (None, 2):
         losses, saved = tmp_path / f"{processes}.json", tmp_path / f"{processes}.pt"
-        code, output = run(
-            [*SIZES, "--steps", STEPS, "--dtype", dtype, "--json", losses, "--save", saved], processes
-        )
+        for _ in range(TRIES):
+            code, output = run(
+                [*SIZES, "--steps", STEPS, "--dtype", dtype, "--json", losses, "--save", saved], processes
+            )
+            if ABORTED not in output:
+                break
         assert code == 0, output
         assert output.count("step    0") == 1, output  # one process speaks, however many there are
         written = json.loads(losses.read_text())

@@ -32,6 +32,15 @@ class Gradients:
     add_states: bool = False
 
 
+def plain(request: object) -> object:
+    """What a request for gradients says, to be compared with that of other calls; what is not plain equals nothing."""
+    if type(request) is str:
+        return request
+    if type(request) is dict and all(type(name) is type(each) is str for name, each in request.items()):
+        return tuple(sorted(request.items()))
+    return object()
+
+
 def clear_padding(array: Array, lengths: Array | None) -> None:
     """Zeros into an array (T, N, features) behind each sequence's length."""
     for row, length in enumerate(() if lengths is None else lengths):

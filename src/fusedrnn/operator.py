@@ -196,13 +196,14 @@ class RNNOp:
         self, x: Array, params: Array, states: Sequence[Array] | None, training: bool, out: Array | None
     ) -> tuple[Array, tuple[Array, ...], Reserve | None] | None:
         """What forward returns, by a short way if the call is like the one before; None if it is not."""
-        spec, short = self.spec, self._repeats
-        if training is False and short.inference is not None:
-            found = short.inference(x, params, states, out, 0)
+        # Another thread may take a short way back at any time.
+        spec = self.spec
+        if training is False and (infer := self._repeats.inference) is not None:
+            found = infer(x, params, states, out, 0)
             return None if found is None else (found[0], found[1], None)
-        if training is True and short.training is not None:
+        if training is True and (train := self._repeats.training) is not None:
             seed = _drawn(spec)
-            found = short.training(x, params, states, out, seed)
+            found = train(x, params, states, out, seed)
             if found is not None:
                 y, final, kept = found
                 return y, final, Reserve(y.shape[0], y.shape[1], _GATES, seed, spec, *self._trainer, kept, None)
@@ -238,9 +239,9 @@ class RNNOp:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise; also if ``reserve`` comes from another spec, or an engine that this op never uses.
         """
-        spec, short = self.spec, self._repeats
-        if short.backward is not None and type(reserve) is Reserve and reserve._engine is self._trainer[1]:
-            found = short.backward(dy, dstates, reserve._kept, grad_req, out)
+        spec, short = self.spec, self._repeats.backward
+        if short is not None and type(reserve) is Reserve and reserve._engine is self._trainer[1]:
+            found = short(dy, dstates, reserve._kept, grad_req, out)
             if found is not None:
                 dx, dparams, initial = found
                 return dx, dparams, initial
@@ -256,7 +257,7 @@ class RNNOp:
         gradients = requests.gradients(wanted, out, spec, steps, batch, given)
         kept.backward(output, final, gradients)
         if kept._engine is self._trainer[1]:
-            short.after_backward(kept, (dy, dstates), (output, final), grad_req, gradients)
+            self._repeats.after_backward(kept, (dy, dstates), (output, final), grad_req, gradients)
         return gradients.x, gradients.params, gradients.states
 
     def stream(self, params: Array, batch: int = 1, states: Sequence[Array] | None = None) -> Stream:

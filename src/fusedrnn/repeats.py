@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from fusedrnn.gradients import Gradients
+from fusedrnn.gradients import Gradients, plain
 
 Array = NDArray[Any]
 Repeated = Callable[..., Any]
@@ -73,7 +73,7 @@ class Repeats:
         """Remember a call on gradients of the output and the states that went the long way."""
         (dy, dstates), (output, final) = given, used
         if (
-            self._twice("backward", (reserve.steps, reserve.batch, request, dy is None, dstates is None))
+            self._twice("backward", (reserve.steps, reserve.batch, plain(request), dy is None, dstates is None))
             and isinstance(reserve._engine, Repeating)
             and reserve._lengths is None
             and reserve.keep == "gates"

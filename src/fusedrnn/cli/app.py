@@ -59,6 +59,8 @@ def bench(
         Path | None,
         typer.Option(help="A .npy array (T, N, I) to run instead of text; the cases' own T, N and I give way to its."),
     ] = None,
+    steps: Annotated[str, typer.Option(help="Time steps T instead of the cases' own, separated by commas.")] = "",
+    batch: Annotated[str, typer.Option(help="Sequences N instead of the cases' own, separated by commas.")] = "",
     torch: Annotated[
         bool, typer.Option("--torch", help="Compare with torch.nn too, as it is and accelerated by fusedrnn.torch.")
     ] = False,
@@ -115,6 +117,8 @@ def bench(
             packed=packed,
             peers=peers,
             against=against,
+            steps=steps,
+            batch=batch,
         )
         bench_command.check_outputs(json, plot, html)
     except (ValueError, ModuleNotFoundError) as error:

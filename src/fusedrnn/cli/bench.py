@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import fusedrnn
@@ -43,8 +44,12 @@ def make_plan(
     packed: bool = False,
     peers: str = "",
     against: str = "",
+    steps: str = "",
+    batch: str = "",
 ) -> Plan:
     """The plan that the options describe; ``only_torch`` and ``packed`` ask for torch as well.
+
+    ``steps`` and ``batch`` are numbers, separated by commas, in the place of the cases' own T and N.
 
     Raises:
         ValueError: If a name or revision is unknown, a peer that was named is not built, options exclude one another,
@@ -61,8 +66,15 @@ def make_plan(
         raise ValueError(f"{asked[0]} cannot go with {'--peers' if peers else '--against'}: those compare the operator")
     x = load(data) if data else None
     if x is not None:
+        if steps or batch:
+            raise ValueError(f"--data cannot go with {'--steps' if steps else '--batch'}: it has its own")
         T, N, I = x.shape
         chosen = [case.at(T, N, I) for case in chosen]
+    chosen = [
+        case.at(T or case.T, N or case.N, case.I)
+        for case in chosen
+        for T, N in product(_numbers("--steps", steps), _numbers("--batch", batch))
+    ]
     return Plan(
         cases=chosen,
         modes=names(modes, "mode", NAMES),
@@ -77,6 +89,18 @@ def make_plan(
         budget=seconds,
         data=x,
     )
+
+
+def _numbers(option: str, given: str) -> list[int]:
+    """The positive numbers in a list; a single 0 if there is none.
+
+    Raises:
+        ValueError: If something else is in it.
+    """
+    found = [each.strip() for each in given.split(",")] if given.strip() else []
+    if wrong := [each for each in found if not each.isdecimal() or int(each) == 0]:
+        raise ValueError(f"{option} must be positive numbers, separated by commas; got {wrong[0]!r}")
+    return [int(each) for each in found] or [0]
 
 
 def choose_peers(given: str) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 from fusedrnn.codegen.build import I64, VOID, Function, Module
 
 _FASTCALL = 0x80
+# What builtin functions point to and do not hold.
+_immortal: list[object] = []
 
 
 class _Method(ctypes.Structure):
@@ -37,10 +39,12 @@ def emit_builtin(module: Module, function: Function, objects: Collection[int] = 
     f.done(f.intrinsic("PyLong_FromLongLong", I64, [result]))
 
 
-def builtin(name: str, address: int) -> tuple[Callable[..., int], object]:
-    """The builtin function whose code is at that address, and what must live as long."""
+def builtin(name: str, address: int, code: object) -> Callable[..., int]:
+    """The builtin function at that address, which is in memory that ``code`` holds. It lives as long as the process."""
     method = _Method(name.encode(), address, _FASTCALL, None)
+    _immortal.append((method, code))
     make: Any = ctypes.pythonapi.PyCFunction_NewEx
     make.restype = ctypes.py_object
     make.argtypes = [ctypes.POINTER(_Method), ctypes.c_void_p, ctypes.c_void_p]
-    return make(ctypes.byref(method), None, None), method
+    made: Callable[..., int] = make(ctypes.byref(method), None, None)
+    return made

@@ -83,16 +83,15 @@ def _common() -> tuple[Callable[..., None], ...]:
 
 
 @lru_cache(maxsize=1)
-def _serving() -> tuple[Callable[..., int], object]:
+def _serving() -> Callable[..., int]:
     code = load("serving", current(), build_serving)
-    call, method = builtin("serve", code.address("builtin"))
-    return call, (code, method)
+    return builtin("serve", code.address("builtin"), code)
 
 
 def serving() -> Callable[..., int]:
     """What runs a whole call on arrays like those before; see :mod:`fusedrnn.codegen.serving`."""
     with _lock:
-        return _serving()[0]
+        return _serving()
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from fusedrnn.engine.prepared import Prepared
 from fusedrnn.engine.records import Records, signed
 from fusedrnn.engine.reserve import KeptHere, ReserveLayout
 from fusedrnn.engine.threads import get_num_threads, own_team
-from fusedrnn.gradients import Gradients
+from fusedrnn.gradients import Gradients, plain
 
 if TYPE_CHECKING:
     from fusedrnn.engine.cpu import CPUEngine
@@ -97,7 +97,7 @@ class RepeatedForward(_Repeated):
         self._source = params if is_constant(params) else None
         self._weights = engine.weights_of(params, y.shape, layout is not None) if self._source is not None else None
         # Parameters that are used where the caller has them are one of the arrays; a copy of them is not.
-        self._given = loose and layout is None
+        self._loose, self._given = loose, loose and layout is None
         self._prepared_call = self._prepared(
             "forward" if layout is None else "training", made,
             [
@@ -119,6 +119,8 @@ class RepeatedForward(_Repeated):
         pair = _NO_STATES if states is None else self._pair(states)
         if pair is None or get_num_threads() != self.threads:
             return None
+        if states is not None and (pair[0] is None or (pair[1] is None and self._count > 1)):
+            return None  # a state alone cannot be left out
         weights = self._weights
         if self._source is not None:
             if params is not self._source:
@@ -127,6 +129,8 @@ class RepeatedForward(_Repeated):
             if type(params) is not np.ndarray or not self._engine.packer.fits(params):
                 return None
             weights = self._engine.weights_of(params, self._shape, self._layout is not None)
+            if isinstance(weights, Packed) is self._loose:
+                return None
         y = np.empty(self._shape, self._dtype) if out is None else out
         h_n, c_n = np.empty(self._states, self._dtype), None
         final: tuple[Array, ...] = (h_n,)
@@ -169,7 +173,7 @@ class RepeatedBackward(_Repeated):
         gradients: Gradients,
     ) -> None:
         super().__init__(engine)
-        self._layout, self._request, self._packed = here.kept.layout, request, isinstance(here.packed, Packed)
+        self._layout, self._request, self._packed = here.kept.layout, plain(request), isinstance(here.packed, Packed)
         steps, batch = self._layout.steps, self._layout.batch
         self._x = None if gradients.x is None else (steps, batch, engine.spec.input_size)
         self._params = None if gradients.params is None else (engine.spec.layout.size,)
@@ -205,7 +209,7 @@ class RepeatedBackward(_Repeated):
             or kept.ragged is not None
             or isinstance(packed, Packed) is not self._packed
             or get_num_threads() != self.threads
-            or (request is not self._request and request != self._request)
+            or plain(request) != self._request
         ):
             return None
         if out is None:
