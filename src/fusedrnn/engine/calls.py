@@ -17,7 +17,6 @@ from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.pack import Packed, Packer, Placed
 from fusedrnn.engine.plan import Geometry, make_plan
-from fusedrnn.engine.prepared import AWAKE
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, ReserveLayout
 from fusedrnn.engine.sequence import cell_of, derivative_of
@@ -155,6 +154,7 @@ class Calls:
     def _forward(self, steps: int, batch: int, kept: Kept | None) -> tuple[Problem, Maker]:
         def make(members: int, awake: bool = False) -> Records:
             training = kept is not None
+            members = self._worth(members, steps, batch, training)
             plan = make_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
             layout = None if kept is None else kept.layout
             return records.forward_records(self.spec, plan, self.packer.layout.passes, layout)
@@ -187,6 +187,7 @@ class Calls:
         def make(members: int, awake: bool = False) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
             size = layout.steps, layout.batch
+            members = self._worth(members, *size, True)
             plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
             return records.backward_records(self.spec, plan, self.packer.layout.passes, layout)
 
@@ -200,6 +201,10 @@ class Calls:
         if made.members < threads:
             made.awake = made.awake or make(threads, awake=True)
         return made
+
+    def _worth(self, members: int, steps: int, batch: int, training: bool) -> int:
+        """How many may share a call: where this thread has just written the weights that are read once, only itself."""
+        return 1 if training and self._short(steps, batch, training) else members
 
     @staticmethod
     def _short(steps: int, batch: int, training: bool) -> bool:
@@ -220,17 +225,17 @@ class Calls:
         """Run a job on the gang, or on this thread alone if the gang is taken or the problem too small for it."""
         job = self._jobs.get(name) or self.job(name)
         team = team or own_team(get_num_threads())
-        began = time.perf_counter()
+        began, awake = time.perf_counter(), team.begin()
         for members in (team.threads, 1):
             made = self._planned(name, (*problem, members), make)
-            if made.members < members and began - team.last < AWAKE:
+            if made.members < members and awake:
                 made.awake = made.awake or make(members, awake=True)
                 made = made.awake
             if self._execute(job, made, team, values, ragged, params, parts):
                 break
-        team.last = time.perf_counter()
+        team.end(made.members)
         if self._debug >= 2:
-            config.report(f"{name} {(team.last - began) * 1e6:.1f} us")
+            config.report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
 
     def _execute(
         self,

@@ -6,7 +6,6 @@ call hands over its arrays as they are; if any is not alike, nothing has happene
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,6 @@ from fusedrnn.engine.threads import Team, hired, permitted, returned
 from fusedrnn.engine.workspace import Workspaces
 
 Array = NDArray[Any]
-AWAKE = 5e-4
-"""Seconds after a call in which one may take the threads to be awake, or soon to be, in a loop of calls as short."""
 
 
 class Unprepared(Exception):
@@ -112,8 +109,7 @@ class Prepared:
         ``weights`` is where the packed parameters are, or those that are not among the arrays and come as they lie.
         """
         team = self._team
-        awake = time.perf_counter() - team.last < AWAKE
-        _, block, members, size = self._awake if awake else self._now
+        _, block, members, size = self._awake if team.begin() else self._now
         scratch = self._workspaces.take(size)
         if members == 1:
             ran = self._serve(block, scratch.address, arrays, 0, weights, reserve, seed)
@@ -129,5 +125,5 @@ class Prepared:
             finally:
                 returned(permit)
         self._workspaces.give(scratch)
-        team.last = time.perf_counter()
+        team.end(members)
         return bool(ran)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from time import perf_counter
 
 import numpy as np
 
@@ -24,9 +25,11 @@ from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.workspace import aligned_empty
 
-# Turns of a waiting loop, some 15 ns each: an idle thread sleeps after about 50 us, one that waits for the other
-# members of its own job after a few hundred. Where there are more threads than processors, nobody spins.
-_IDLE_SPINS, _BUSY_SPINS, _CROWDED_SPINS = 3_000, 20_000, 10
+# Turns of a waiting loop, 15 ns or more each: an idle thread sleeps after a quarter of a millisecond, one that waits
+# for the other members of its own job a little later. Where there are more threads than processors, nobody spins.
+_IDLE_SPINS, _BUSY_SPINS, _CROWDED_SPINS = 16_000, 20_000, 10
+# Seconds after a job in which its threads are awake; so many calls, one so soon after the other, are worth waking them.
+_AWAKE, _CLOSE, _SEVERAL = 2e-4, 5e-5, 3
 
 _count: int | None = None
 _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)
@@ -136,12 +139,25 @@ class Team:
     Attributes:
         threads: Their number.
         spins: Turns of a waiting loop before a member of a job sleeps.
-        last: When a call of theirs ended last, by :func:`time.perf_counter`.
     """
 
     def __init__(self, threads: int) -> None:
-        self.threads, self.last = threads, 0.0
+        self.threads = threads
+        # When a call ended last, and when several threads did; calls so far that came soon after another.
+        self._ended, self._worked, self._close = 0.0, 0.0, 0
         self.spins = _CROWDED_SPINS if threads > config.processors() else _BUSY_SPINS
+
+    def begin(self) -> bool:
+        """Whether a call that begins now finds the threads awake, or is one of so many that they should be."""
+        now = perf_counter()
+        self._close = self._close + 1 if now - self._ended < _CLOSE else 0
+        return now - self._worked < _AWAKE or self._close >= _SEVERAL
+
+    def end(self, members: int) -> None:
+        """A call has ended that so many of them ran."""
+        self._ended = now = perf_counter()
+        if members > 1:
+            self._worked = now
 
     def run(self, job: machine.Job, call: int, members: int) -> bool:
         """Run ``job(call, member)`` for every member, wait for all; False if there are not so many threads now."""
