@@ -374,3 +374,23 @@ def test_fork_while_ops_and_gangs_are_made():
         stop.set()
         for thread in others:
             thread.join()
+
+
+def test_when_threads_are_taken_to_be_awake(monkeypatch):
+    """For a while after work of theirs; or where calls come so soon after one another that waking them will pay."""
+    now = 10.0
+    monkeypatch.setattr(gangs, "perf_counter", lambda: now)
+    team = gangs.Team(2)
+    assert not team.begin()
+    team.end(2)
+    now += gangs._AWAKE / 2
+    assert team.begin()
+    now += gangs._AWAKE
+    assert not team.begin()
+    team.end(1)
+    for number in range(1, 6):
+        now += gangs._CLOSE / 2
+        assert team.begin() == (number >= gangs._SEVERAL)
+        team.end(1)
+    now += 2 * gangs._CLOSE
+    assert not team.begin()
