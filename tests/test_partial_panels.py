@@ -62,7 +62,7 @@ def test_any_vectors_of_a_panel(target, dtype, upright, k):
         places = (at for array in (start, c) for at in (array.ctypes.data + first * array.strides[1], array.strides[0]))
         source = a.ctypes.data if upright else table.ctypes.data
         arguments = [rows, vectors, source, b.ctypes.data + first * b.strides[1], k, *places]
-        gemm(*arguments, *([a.ctypes.data] if upright else []))
+        gemm(*arguments, b.ctypes.data)
         return c
 
     largest = min(lanes, 2 * most + 1) if upright else 2 * most + 1

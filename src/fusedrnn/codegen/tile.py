@@ -83,22 +83,22 @@ def emit_tile(
 
 
 def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
-    """A function of (count, vectors, then a tile's arguments but the last): any number of rows by part of a panel.
+    """A function of (count, vectors, then a tile's arguments): any number of rows by part of a panel.
 
-    The first tiles of a whole panel ask for the next one, which lies behind it.
+    The last argument says which panel is needed next: the first tiles of a whole one ask for it.
     """
-    names = ["count", "vectors", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride"]
+    names = ["count", "vectors", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"]
     made = _emit_tiles(module, target, dtype)
     f = Function(module, "gemm", names)
-    count, vectors, a_rows, b, k, start, start_stride, c, c_stride = f.arguments
+    count, vectors, a_rows, b, k, start, start_stride, c, c_stride, ahead = f.arguments
     size = k * (target.tile[1] * target.vector_bits // 8)
     with f.switch(vectors, range(1, len(made) + 1)) as cases:
         for of_width, case in zip(made, cases, strict=True):
             with case, tiles(f, of_width, count) as (block, first, tile):
                 part = (block < _PARTS - 1).select(block, _PARTS - 1)
-                ahead = b + size + part * (size // _PARTS)
                 start_row, c_row = start + first * start_stride, c + first * c_stride
-                tile(a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, ahead)
+                next_b = ahead + part * (size // _PARTS)
+                tile(a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, next_b)
     f.done()
     return f
 

@@ -138,10 +138,12 @@ class _Sweep(GradientPass):
         """What reaches h from the gates of the step after, for the rows that had it; this member's units."""
         f, c, p = self.f, self.c, self.p
         rows = self.state_rows + (1 - (step & 1)) * self.rows * 8
-        with f.if_(count > 0), self.panels(self.first_unit, self.last_unit) as (unit, vectors):
+        backwards = self.backwards(step)
+        with f.if_(count > 0), self.panels(self.first_unit, self.last_unit, backwards) as (unit, vectors):
             at = self.carried("h", f.constant(0)) + unit * self.v.bytes
             places = at, c.carried_stride, at, c.carried_stride
-            self._multiply(unit, vectors, count, rows, p.h_weights, p.h_matrix, c.hidden, places)
+            onward = backwards.select(f.constant(-1), 1)
+            self._multiply(unit, vectors, count, rows, p.h_weights, p.h_matrix, c.hidden, places, onward)
 
     def _multiply(
         self,
@@ -153,14 +155,19 @@ class _Sweep(GradientPass):
         matrix: Value,
         columns: Value,
         places: tuple[Value, Value, Value, Value],
+        onward: Value,
     ) -> None:
-        """Columns of gate gradients times weights; ``places`` are the start and its stride, the result and its."""
+        """Columns of gate gradients times weights; ``places`` are the start and its stride, the result and its.
+
+        The panel needed next is so many further ``onward``.
+        """
         f, k = self.f, self.gate_columns
         with f.if_else(self.is_unpacked) as (loose, packed):
             with loose:
                 f.call(self.unpacked, count, vectors, rows, matrix, columns, *places, column, self.c.hidden)
             with packed:
-                f.call(self.gemm, count, vectors, rows, self.weights_at(weights, column, k), k, *places)
+                b = self.weights_at(weights, column, k)
+                f.call(self.gemm, count, vectors, rows, b, k, *places, b + onward * k * self.panel_bytes)
 
     def _row(
         self, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
@@ -244,7 +251,8 @@ class _Sweep(GradientPass):
             # In the place that it has in its panel, for dropout's masks are made for whole ones.
             offset = column % self.panel_vectors * v.bytes
             places = self.zeros, f.constant(0), self.panel + offset, f.constant(self.panel_bytes)
-            self._multiply(column, vectors, count, self.rows_table, p.x_weights, p.x_matrix, p.k, places)
+            weights, onward = (p.x_weights, p.x_matrix, p.k), f.constant(1)
+            self._multiply(column, vectors, count, self.rows_table, *weights, places, onward)
             self._deliver_part(begin, end, column, vectors, offset)
 
     def _deliver_part(self, begin: Value, end: Value, column: Value, vectors: Value, offset: Value) -> None:

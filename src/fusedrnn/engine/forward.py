@@ -155,9 +155,12 @@ class _Inference(Pass):
 
     def _multiply(
         self, of_state: bool, column: Value, vectors: Value, count: Value, rows: Value, at: Value, stride: Value,
-        fresh: bool,
+        fresh: bool, onward: Value,
     ) -> None:  # fmt: skip
-        """Columns of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias."""
+        """Columns of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias.
+
+        The panel needed next is so many further ``onward``.
+        """
         f, c, p, v = self.f, self.c, self.p, self.v
         k = c.hidden if of_state else p.k
         weights, matrix, bias = (p.h_weights, p.h_matrix, p.h_bias) if of_state else (p.x_weights, p.x_matrix, p.x_bias)
@@ -171,7 +174,8 @@ class _Inference(Pass):
             with packed:
                 start = bias + column * v.bytes if fresh else at
                 b = self.weights_at(weights, column, k)
-                f.call(self.gemm, count, vectors, rows, b, k, start, start_stride, at, stride)
+                ahead = b + onward * k * self.panel_bytes
+                f.call(self.gemm, count, vectors, rows, b, k, start, start_stride, at, stride, ahead)
 
     def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """What training does with an initial state."""
@@ -201,7 +205,8 @@ class _Inference(Pass):
                 count.set(count.get() + 1)
         with f.if_(count.get() > 0), self.panels(self.first_column, self.last_unit * gates) as (column, vectors):
             into = self.gates + (column - self.first_column) * self.v.bytes
-            self._multiply(False, column, vectors, count.get(), self.x_rows, into, self.c.gates_stride, fresh=True)
+            places = into, self.c.gates_stride
+            self._multiply(False, column, vectors, count.get(), self.x_rows, *places, True, f.constant(1))
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""
@@ -213,16 +218,19 @@ class _Inference(Pass):
         parity = step & 1
         h_rows = self.h_rows + parity * self.rows * 8
         gates = self.gates + done * c.gates_stride
-        with self.blocks() as (unit, end):
-            first = unit * self.blocking.gates
-            with self.panels(first, end * self.blocking.gates) as (column, vectors):
+        backwards = self.backwards(step)
+        back = 1 - 2 * self.blocking.block_panels
+        with self.blocks(backwards) as (unit, end):
+            first, past = unit * self.blocking.gates, end * self.blocking.gates
+            with self.panels(first, past) as (column, vectors):
+                onward = (backwards & (column + vectors).equals(past)).select(f.constant(back), 1)
                 if self.cell.merged:
                     at = gates + (column - self.first_column) * v.bytes
-                    self._multiply(True, column, vectors, alive, h_rows, at, c.gates_stride, fresh=False)
+                    self._multiply(True, column, vectors, alive, h_rows, at, c.gates_stride, False, onward)
                 else:
                     at = self.recurrent + (column - first) * v.bytes
                     stride = f.constant(self.blocking.block_columns * v.bytes)
-                    self._multiply(True, column, vectors, alive, h_rows, at, stride, fresh=True)
+                    self._multiply(True, column, vectors, alive, h_rows, at, stride, True, onward)
             y = step_at(f, p.y, p.y_step, p.y_row, p.y_firsts, time)
             with f.loop(0, alive) as row:
                 rows = self._output_rows(y, time, self.index(row))

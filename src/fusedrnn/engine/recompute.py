@@ -34,7 +34,8 @@ class Recompute(GradientPass):
                 bias = p.x_bias + column * v.bytes
                 into = self.gates + (column - self.first_column) * v.bytes
                 stride = self.c.forward_gates_stride
-                f.call(self.gemm, count, vectors, self.rows_table, b, p.k, bias, 0, into, stride)
+                ahead = b + p.k * self.panel_bytes
+                f.call(self.gemm, count, vectors, self.rows_table, b, p.k, bias, 0, into, stride, ahead)
             self._rows(inputs=False)
             with self.blocks() as (unit, end):
                 self._block(unit, end, count)
@@ -72,7 +73,8 @@ class Recompute(GradientPass):
                 at = self.recurrent + (column - first) * v.bytes
                 stride, start_stride = f.constant(self.blocking.block_columns * v.bytes), f.constant(0)
                 start = p.h_bias + column * v.bytes
-            f.call(self.gemm, count, vectors, self.rows_table, b, c.hidden, start, start_stride, at, stride)
+            ahead = b + c.hidden * self.panel_bytes
+            f.call(self.gemm, count, vectors, self.rows_table, b, c.hidden, start, start_stride, at, stride, ahead)
         with f.loop(0, count) as place, f.loop(unit, end) as at:
             self._cell(place, at, at - unit)
 

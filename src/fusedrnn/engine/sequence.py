@@ -57,6 +57,11 @@ class Blocking:
         return math.lcm(self.gates, self.panel_vectors) // self.gates
 
     @property
+    def block_panels(self) -> int:
+        """Panels in a block."""
+        return self.block_columns // self.panel_vectors
+
+    @property
     def block_columns(self) -> int:
         """Vectors of gates in a block."""
         return self.block_units * self.gates
@@ -241,22 +246,30 @@ class Pass:
             with part:
                 self.v.store_first(value, at, left)
 
+    def backwards(self, step: Value) -> Value:
+        """Whether a step goes through the recurrent weights from their end: what the one before read last is near."""
+        return (step & 1).compare("!=", 0)
+
     @contextmanager
-    def panels(self, first: Value, last: Value) -> Iterator[tuple[Value, Value]]:
+    def panels(self, first: Value, last: Value, backwards: Value | None = None) -> Iterator[tuple[Value, Value]]:
         """The vectors of columns before ``last``, panel by panel: the first of a panel's that is wanted, how many."""
-        with self._parts(first, last, self.panel_vectors) as (begin, end):
+        with self._parts(first, last, self.panel_vectors, backwards) as (begin, end):
             yield begin, end - begin
 
     @contextmanager
-    def blocks(self) -> Iterator[tuple[Value, Value]]:
+    def blocks(self, backwards: Value | None = None) -> Iterator[tuple[Value, Value]]:
         """This member's units, block by block: the first of a block's that is its own, and the one past the last."""
-        with self._parts(self.first_unit, self.last_unit, self.blocking.block_units) as part:
+        with self._parts(self.first_unit, self.last_unit, self.blocking.block_units, backwards) as part:
             yield part
 
     @contextmanager
-    def _parts(self, first: Value, last: Value, size: int) -> Iterator[tuple[Value, Value]]:
-        """A range cut at the multiples of a size."""
-        with self.f.loop(first // size, (last + (size - 1)) // size) as part:
+    def _parts(
+        self, first: Value, last: Value, size: int, backwards: Value | None
+    ) -> Iterator[tuple[Value, Value]]:
+        """A range cut at the multiples of a size, the last part first if it goes backwards."""
+        lowest, past = first // size, (last + (size - 1)) // size
+        with self.f.loop(lowest, past) as number:
+            part = number if backwards is None else backwards.select(lowest + past - 1 - number, number)
             begin, end = part * size, part * size + size
             yield (begin < first).select(first, begin), end.at_most(last)
 
