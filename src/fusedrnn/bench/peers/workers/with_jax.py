@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,12 @@ import numpy as np
 if TYPE_CHECKING:
     from fusedrnn.bench.peers.workers.protocol import Problem
 
+fastest = importlib.import_module("fastest").fastest
+
 _UNROLLS = (1, 2, 4)
 """Steps in one iteration of the compiled loop: all are tried, the fastest is kept."""
 
 _KINDS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
-
-_TRIALS = 3
-_LONG = 2.0
-"""Seconds from which on a call is not tried in other ways."""
 
 
 def facts() -> dict[str, str]:
@@ -60,25 +58,7 @@ def prepare(problem: Problem) -> tuple[Any, Any]:
             found.update(problem.gradients(dx, dstates, dparams))
         return found
 
-    return _fastest([calling(unroll) for unroll in _UNROLLS]), arrays
-
-
-def _fastest(calls: list[Any]) -> Any:
-    best, least = None, float("inf")
-    for call in calls:
-        call()
-        seconds = min(_seconds(call) for _ in range(_TRIALS))
-        if seconds < least:
-            best, least = call, seconds
-        if seconds > _LONG:
-            break
-    return best
-
-
-def _seconds(call: Any) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+    return fastest([calling(unroll) for unroll in _UNROLLS]), arrays
 
 
 def _forward(mode: str, layers: int, directions: str, unroll: int, x: Any, params: Any, states: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,13 +12,11 @@ import tensorflow as tf
 if TYPE_CHECKING:
     from fusedrnn.bench.peers.workers.protocol import Problem
 
+fastest = importlib.import_module("fastest").fastest
+
 _KINDS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 _SWAPPED = {"gru": (1, 0, 2)}
 """Keras's gates z r h in terms of ours, and ours in terms of Keras's."""
-
-_TRIALS = 3
-_LONG = 2.0
-"""Seconds from which on a call is not tried in other ways."""
 
 _threads_set = False
 
@@ -75,7 +73,7 @@ def prepare(problem: Problem) -> tuple[Any, Any]:
             found.update(problem.gradients(dx.numpy().swapaxes(0, 1), _by_name(rest[:total], count), dparams))
         return found
 
-    return _fastest([calling(False), calling(True)]), arrays
+    return fastest([calling(False), calling(True)]), arrays
 
 
 def _set_threads(count: int) -> None:
@@ -149,21 +147,3 @@ def _swap(problem: Problem, array: Any) -> Any:
 def _by_name(states: Any, count: int) -> list[Any]:
     """Each state (L*D, N, H), from h and c of each layer and direction in turn."""
     return [np.stack([state.numpy() for state in states[name::count]]) for name in range(count)]
-
-
-def _fastest(calls: list[Any]) -> Any:
-    best, least = None, float("inf")
-    for call in calls:
-        call()
-        seconds = min(_seconds(call) for _ in range(_TRIALS))
-        if seconds < least:
-            best, least = call, seconds
-        if seconds > _LONG:
-            break
-    return best
-
-
-def _seconds(call: Any) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
