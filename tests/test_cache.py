@@ -217,7 +217,7 @@ PROGRAM = """
 import sys, numpy as np
 from fusedrnn import RNNOp, RNNSpec
 sys.stdin.readline()  # all at once
-spec = RNNSpec("gru", 3, 5)
+spec = RNNSpec("gru", 3, 16)
 y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
 print(float(y.sum()))
 """
@@ -247,6 +247,6 @@ def test_processes_at_once(folder, monkeypatch):
     for path in folder.iterdir():
         name = path.name.split(f"-{targets.current().name}-")[0]
         cache.load(name, targets.current(), refuse)
-    spec = RNNSpec("gru", 3, 5)
+    spec = RNNSpec("gru", 3, 16)
     y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
     assert float(y.sum()) == float(results[0][0])
