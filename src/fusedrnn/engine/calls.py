@@ -154,7 +154,7 @@ class Calls:
     def _forward(self, steps: int, batch: int, kept: Kept | None) -> tuple[Problem, Maker]:
         def make(members: int, awake: bool = False) -> Records:
             training = kept is not None
-            members = self._worth(members, steps, batch, training)
+            members = self.worth(members, steps, batch, training)
             plan = make_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
             layout = None if kept is None else kept.layout
             return records.forward_records(self.spec, plan, self.packer.layout.passes, layout)
@@ -187,7 +187,7 @@ class Calls:
         def make(members: int, awake: bool = False) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
             size = layout.steps, layout.batch
-            members = self._worth(members, *size, True)
+            members = self.worth(members, *size, True)
             plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
             return records.backward_records(self.spec, plan, self.packer.layout.passes, layout)
 
@@ -202,9 +202,10 @@ class Calls:
             made.awake = made.awake or make(threads, awake=True)
         return made
 
-    def _worth(self, members: int, steps: int, batch: int, training: bool) -> int:
+    @classmethod
+    def worth(cls, members: int, steps: int, batch: int, training: bool) -> int:
         """How many may share a call: where this thread has just written the weights that are read once, only itself."""
-        return 1 if training and self._short(steps, batch, training) else members
+        return 1 if training and cls._short(steps, batch, training) else members
 
     @staticmethod
     def _short(steps: int, batch: int, training: bool) -> bool:
