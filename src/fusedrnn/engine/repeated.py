@@ -132,7 +132,7 @@ class RepeatedForward(_Repeated):
             if isinstance(weights, Packed) is self._loose:
                 return None
         y = np.empty(self._shape, self._dtype) if out is None else out
-        # As _final does, at a third of its time, which a call of one step notices.
+        # As _final does, without its call and its list: a call of one step notices.
         h_n, c_n = np.empty(self._states, self._dtype), None
         final: tuple[Array, ...] = (h_n,)
         if self._count > 1:
