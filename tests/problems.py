@@ -85,7 +85,12 @@ def make_lengths(kind, T, N, rng):
 
 def make_problem(mode, shape, dtype="float32", seed=0):
     """Numbers that float32 holds exactly, in ``dtype``: one problem serves both formats and their oracle."""
-    spec = shape.spec(mode, dtype)
+    return problem_of(shape.spec(mode, dtype), shape, seed)
+
+
+def problem_of(spec, shape, seed=0):
+    """The same for a spec of that shape."""
+    mode, dtype = spec.mode, spec.dtype
     rng = np.random.default_rng([seed, *mode.encode(), shape.T, shape.N, shape.I, shape.H])
     bound = spec.hidden_size**-0.5
 
@@ -117,7 +122,7 @@ def gradient_parts(spec, gradients):
     dx, dparams, dstates = gradients
     states = {f"d{name}0": one for name, one in zip(spec.state_names, dstates, strict=True)}
     groups = [{"dx": dx, **states}]
-    kinds = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
+    kinds = spec.layout.kinds
     for layer in range(spec.num_layers):
         for direction in range(spec.num_directions):
             groups.append(

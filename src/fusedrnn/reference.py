@@ -6,16 +6,16 @@ MXNet's LSTMCell and its kin do when they are unrolled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.cells import CELLS
+from fusedrnn.cells import traced
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import Leaf, TracedCell, evaluate, trace
+from fusedrnn.symbolic import Leaf, TracedCell, evaluate
 
 Array = NDArray[Any]
 Advance = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
@@ -47,33 +47,78 @@ class NumpyArithmetic:
         """``value`` where the gate is positive or NaN, else zero."""
         return np.where(gate <= 0, 0, value)
 
+    div = staticmethod(np.divide)
+    absolute = staticmethod(np.abs)
+    expm1 = staticmethod(np.expm1)
+    clip = staticmethod(np.clip)
 
-def step(mode: str, x_gates: Array, states: Sequence[Array], h2h_weight: Array, h2h_bias: Array) -> tuple[Array, ...]:
+    @staticmethod
+    def signed_by(x: Array, value: Array) -> Array:
+        """``value``, its sign changed where x is negative."""
+        return np.where(x < 0, -value, value)
+
+    @staticmethod
+    def softplus(x: Array) -> Array:
+        """log(1 + exp(x))."""
+        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+    @staticmethod
+    def clip_nan(x: Array, low: float, high: float) -> Array:
+        """The number, or the limit that it is beyond; the lower limit for NaN."""
+        return np.where(np.isnan(x), x.dtype.type(low), np.clip(x, low, high))
+
+    @staticmethod
+    def pass_between(x: Array, low: float, high: float, value: Array) -> Array:
+        """``value`` where x is within the limits, else zero."""
+        return np.where((low <= x) & (x <= high), value, 0)
+
+
+def step(
+    cell: TracedCell, x_gates: Array, states: Sequence[Array], weights: Mapping[str, Array]
+) -> tuple[Array, ...]:
     """One step of a cell.
 
-    ``x_gates`` (N, G·H) are the pre-activations from the input, ``states`` the previous states (N, size) each.
-    Returns the new states, the output first.
+    ``x_gates`` (N, G·H) are the pre-activations from the input, ``states`` the previous states (N, size) each,
+    ``weights`` those of :func:`layer_weights`. Returns the new states, the output first.
     """
-    cell = trace(CELLS[mode])
-    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, h2h_weight, h2h_bias), NumpyArithmetic()))
+    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights), NumpyArithmetic()))
 
 
 def step_leaves(
-    cell: TracedCell, x_gates: Array, states: Sequence[Array], h2h_weight: Array, h2h_bias: Array
+    cell: TracedCell, x_gates: Array, states: Sequence[Array], weights: Mapping[str, Array]
 ) -> dict[Leaf, Array]:
-    """The values of all leaves of a cell, its recurrent GEMMs done; the arguments are those of :func:`step`."""
-    rows = gate_rows(cell, len(h2h_weight))
+    """The values of all leaves of a cell, its GEMMs done; the arguments are those of :func:`step`."""
+    weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
+    rows = gate_rows(cell, len(weight))
     values: dict[Leaf, Array] = {("state", name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({("x", gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update(vector_leaves(cell, weights))
     for stage in cell.stages:
         operand = evaluate([stage.operand], values, NumpyArithmetic())[0]
-        if stage.gates == cell.gates:
-            h_gates = operand @ h2h_weight.T + h2h_bias
+        if stage.projects:
+            values["projected", "h"] = operand @ weights["h2r_weight"].T
+        elif stage.gates == cell.gates:
+            h_gates = linear(operand, weight, bias)
             values.update({("h", gate): h_gates[:, rows[gate]] for gate in stage.gates})
         else:
             for gate in stage.gates:
-                values["h", gate] = operand @ h2h_weight[rows[gate]].T + h2h_bias[rows[gate]]
+                own = rows[gate]
+                values["h", gate] = linear(operand, weight[own], None if bias is None else bias[own])
     return values
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """``x @ weight.T + bias``, or without a bias."""
+    product: Array = x @ weight.T
+    return product if bias is None else product + bias
+
+
+def vector_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Leaf, Array]:
+    """The weights that multiply element by element, (H,) each."""
+    if not cell.vectors:
+        return {}
+    parts = np.split(weights["peephole_weight"], len(cell.vectors))
+    return {("vector", gate): part for gate, part in zip(cell.vectors, parts, strict=True)}
 
 
 def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:
@@ -115,7 +160,7 @@ def forward(
         for direction in range(spec.num_directions):
             advance = partial(_advance, spec, layer_weights(spec, params, layer, direction))
             start = [state[len(last)] for state in states]
-            y, after = unroll(x, start, lengths, direction == 1, advance)
+            y, after = unroll(x, start, lengths, spec.reverses(direction), advance)
             outputs.append(y)
             last.append(after)
         x = join(outputs)
@@ -123,18 +168,16 @@ def forward(
 
 
 def _advance(spec: RNNSpec, weights: dict[str, Array], x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
-    x_gates = x @ weights["i2h_weight"].T + weights["i2h_bias"]
-    return step(spec.mode, x_gates, states, weights["h2h_weight"], weights["h2h_bias"])
+    return step(traced(spec.variant), input_gates(x, weights), states, weights)
+
+
+def input_gates(x: Array, weights: Mapping[str, Array]) -> Array:
+    """The pre-activations (N, G·H) from the input of a step."""
+    return linear(x, weights["i2h_weight"], weights.get("i2h_bias"))
 
 
 def initial_states(spec: RNNSpec, x: Array, states: Sequence[Array] | None) -> Sequence[Array]:
-    """The states to start from, zeros if none are given.
-
-    Raises:
-        NotImplementedError: If the network has a projection or clips its states.
-    """
-    if spec.projection_size or spec.state_clip_min is not None:
-        raise NotImplementedError("the reference has no projection and no state clipping yet")
+    """The states to start from, zeros if none are given."""
     return [np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1])] if states is None else states
 
 

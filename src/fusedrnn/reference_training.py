@@ -17,18 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import dropout
-from fusedrnn.cells import CELLS
+from fusedrnn.cells import traced
 from fusedrnn.reference import (
     NumpyArithmetic,
     gate_rows,
     initial_states,
+    input_gates,
     join,
     layer_weights,
     step_leaves,
     unroll,
+    vector_leaves,
 )
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import Expr, Leaf, TracedCell, evaluate, gradients, leaf, substitute, trace, walk
+from fusedrnn.symbolic import Expr, Leaf, TracedCell, evaluate, gradients, leaf, substitute, walk
 
 Array = NDArray[Any]
 Rows = slice | Array
@@ -66,7 +68,8 @@ def flows(cell: TracedCell) -> Flows:
     wanted = [gradient for route in routes for gradient in route.values()]
     used = {arg for node in walk(wanted) if node not in forward for arg in node.args}.union(operands)
     places: dict[Expr, Expr] = {new: leaf("after", name) for name, new in zip(cell.states, cell.outputs, strict=True)}
-    places.update({leaf("state", name): leaf("state", name) for name in cell.states})
+    given = [*(("state", name) for name in cell.states), *(("vector", gate) for gate in cell.vectors)]
+    places.update({leaf(*name): leaf(*name) for name in given})
     kept = [node for node in forward if node in used and node not in places and node.op != "const"]
     places.update({node: leaf("kept", str(place)) for place, node in enumerate(kept)})
 
@@ -136,7 +139,7 @@ def train(
     ``seed`` says what is dropped, by :func:`fusedrnn.dropout.mask`. Returns the output, the final states, the tape.
     """
     states = initial_states(spec, x, states)
-    cell = trace(CELLS[spec.mode])
+    cell = traced(spec.variant)
     tape = Tape(params, lengths)
     for layer in range(spec.num_layers):
         tape.inputs.append(x)
@@ -144,7 +147,7 @@ def train(
         for direction in range(spec.num_directions):
             advance = _Recorder(cell, layer_weights(spec, params, layer, direction))
             start = [state[len(tape.trails)] for state in states]
-            y, after = unroll(x, start, lengths, direction == 1, advance)
+            y, after = unroll(x, start, lengths, spec.reverses(direction), advance)
             advance.trail.states.append(after)
             tape.trails.append(advance.trail)
             outputs.append(y)
@@ -165,9 +168,7 @@ class _Recorder:
         self._wanted = (*cell.outputs, *flows(cell).kept)
 
     def __call__(self, x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
-        weights = self._weights
-        x_gates = x @ weights["i2h_weight"].T + weights["i2h_bias"]
-        leaves = step_leaves(self._cell, x_gates, states, weights["h2h_weight"], weights["h2h_bias"])
+        leaves = step_leaves(self._cell, input_gates(x, self._weights), states, self._weights)
         values = evaluate(self._wanted, leaves, NumpyArithmetic())
         new, kept = values[: len(states)], values[len(states) :]
         self.trail.states.append(states)
@@ -191,7 +192,7 @@ def backward(
     ``dy`` (T, N, D·S) is the gradient of the output, ``dstates`` are those of the final states, (L·D, N, size) each;
     None stands for zeros. What ``dy`` holds behind a sequence's length is not looked at.
     """
-    cell = trace(CELLS[spec.mode])
+    cell = traced(spec.variant)
     dparams = np.zeros_like(tape.params)
     shapes = spec.state_shape(tape.inputs[0].shape[1])
     dinitial = tuple(np.empty(shape, dparams.dtype) for shape in shapes)
@@ -208,7 +209,7 @@ def backward(
                 for shape, given in zip(shapes, last, strict=True)
             ]
             part = None if dy is None else dy[:, :, direction * size : (direction + 1) * size]
-            order = _order(len(dx), tape.lengths, direction == 1)
+            order = _order(len(dx), tape.lengths, spec.reverses(direction))
             first = run.unroll(tape.trails[index], order, tape.inputs[layer], part, reaching, dx)
             for into, gradient in zip(dinitial, first, strict=True):
                 into[index] = gradient
@@ -243,9 +244,9 @@ def _replace(whole: Array, rows: Rows, part: Array) -> Array:
 
 
 class _Linear:
-    """``x @ weight.T + bias`` and its backward, which adds to the gradients of weight and bias."""
+    """``x @ weight.T``, plus a bias if there is one, and its backward, which adds to the gradients of these."""
 
-    def __init__(self, weight: Array, dweight: Array, dbias: Array) -> None:
+    def __init__(self, weight: Array, dweight: Array, dbias: Array | None) -> None:
         self._weight, self._dweight, self._dbias = weight, dweight, dbias
         self._product = np.empty_like(weight)
 
@@ -253,7 +254,8 @@ class _Linear:
         """The gradient of ``x`` (N, in), from that of the rows' results (N, rows)."""
         np.matmul(gradient.T, x, out=self._product[rows])
         self._dweight[rows] += self._product[rows]
-        self._dbias[rows] += gradient.sum(axis=0)
+        if self._dbias is not None:
+            self._dbias[rows] += gradient.sum(axis=0)
         return gradient @ self._weight[rows]
 
 
@@ -262,10 +264,13 @@ class _Backward:
 
     def __init__(self, cell: TracedCell, weights: Mapping[str, Array], into: Mapping[str, Array]) -> None:
         self._cell, self._flows = cell, flows(cell)
-        self._input, self._recurrent = (
-            _Linear(weights[f"{kind}_weight"], into[f"{kind}_weight"], into[f"{kind}_bias"]) for kind in ("i2h", "h2h")
-        )
+        self._linear = {
+            kind: _Linear(weights[f"{kind}_weight"], into[f"{kind}_weight"], into.get(f"{kind}_bias"))
+            for kind in ("i2h", "h2h", "h2r")
+            if f"{kind}_weight" in weights
+        }
         self._rows = gate_rows(cell, len(weights["h2h_weight"]))
+        self._vectors, self._dvectors = vector_leaves(cell, weights), vector_leaves(cell, into)
 
     def unroll(
         self, trail: Trail, order: Iterable[Step], x: Array, dy: Array | None, reaching: list[Array], dx: Array
@@ -277,7 +282,7 @@ class _Backward:
                 output = ("gradient", self._cell.states[0])
                 values[output] = values[output] + dy[t, rows]
             gates, before = self._step(values)
-            dx[t, rows] += self._input.backward(x[t, rows], gates)
+            dx[t, rows] += self._linear["i2h"].backward(x[t, rows], gates)
             reaching = [_replace(whole, rows, part) for whole, part in zip(reaching, before, strict=True)]
         return reaching
 
@@ -290,7 +295,7 @@ class _Backward:
             for name, array in zip(self._cell.states, arrays, strict=True)
         }
         values.update({("kept", str(index)): array[rows] for index, array in enumerate(trail.kept[place])})
-        return values
+        return values | self._vectors
 
     def _step(self, values: dict[Leaf, Array]) -> tuple[Array, list[Array]]:
         """The gradients of the input's pre-activations (N, G·H), and of the previous states."""
@@ -304,14 +309,19 @@ class _Backward:
         ):
             (multiplied,) = evaluate([operand], values, NumpyArithmetic())
             parts = [reaching["h", gate] for gate in stage.gates]
-            if stage.gates == cell.gates:
+            recurrent = self._linear["h2h"].backward
+            if stage.projects:
+                values[_OPERAND] = self._linear["h2r"].backward(multiplied, reaching["projected", "h"])
+            elif stage.gates == cell.gates:
                 stacked = np.concatenate(parts, axis=1)
-                values[_OPERAND] = self._recurrent.backward(multiplied, stacked)
+                values[_OPERAND] = recurrent(multiplied, stacked)
             else:
                 places = [self._rows[gate] for gate in stage.gates]
-                products = map(self._recurrent.backward, repeat(multiplied), parts, places)
+                products = map(recurrent, repeat(multiplied), parts, places)
                 values[_OPERAND] = reduce(np.add, products)
             _add(reaching, route, values)
+        for name, total in self._dvectors.items():
+            total += reaching[name].sum(axis=0)
         # Most cells only ever add a gate's two parts, whose gradients are then one array.
         if stacked is None or any(reaching["x", gate] is not reaching["h", gate] for gate in cell.gates):
             stacked = np.concatenate([reaching["x", gate] for gate in cell.gates], axis=1)

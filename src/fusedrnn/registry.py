@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.locks import Lock
 from fusedrnn.gradients import Gradients
-from fusedrnn.spec import DTYPES, MODES, RNNSpec
+from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
 
 Array = NDArray[Any]
 Keep = Literal["gates", "states"]
@@ -93,8 +93,7 @@ class Supports:
         training: Whether it trains.
         lengths: Whether sequences of a batch may differ in length.
         dropout: Whether training may drop elements between layers.
-        projection: Whether it has an LSTM's projection.
-        state_clip: Whether it clips an LSTM's cell state.
+        options: What it has of :data:`OPTIONS`.
     """
 
     modes: tuple[str, ...] = MODES
@@ -102,8 +101,7 @@ class Supports:
     training: bool = True
     lengths: bool = True
     dropout: bool = True
-    projection: bool = False
-    state_clip: bool = False
+    options: tuple[str, ...] = ()
 
     def lacking(self, spec: RNNSpec, needs: Iterable[Need] = ()) -> list[str]:
         """What the spec and the needs of a call ask for and is not there, by the names of the arguments."""
@@ -111,14 +109,13 @@ class Supports:
         checks = {
             f"mode {spec.mode!r}": spec.mode in self.modes,
             f"dtype {spec.dtype!r}": spec.dtype in self.dtypes,
-            "projection_size": self.projection or spec.projection_size is None,
-            "state_clip_min": self.state_clip or spec.state_clip_min is None,
         }
-        return [option for option, there in checks.items() if not there] + lacking
+        asked = [option for option in OPTIONS if option not in self.options and spec.asks_for(option)]
+        return [option for option, there in checks.items() if not there] + asked + lacking
 
     def __str__(self) -> str:
         able = [f.name.replace("_", " ") for f in fields(self) if getattr(self, f.name) is True]
-        return "; ".join(", ".join(part) for part in (self.modes, self.dtypes, able) if part)
+        return "; ".join(", ".join(part) for part in (self.modes, self.dtypes, able, self.options) if part)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fusedrnn.cells import CELLS
+from fusedrnn.activations import ACTIVATIONS, Activation
+from fusedrnn.cells import FAMILIES, Variant, cell_of
 
 Array = NDArray[Any]
-Kind = Literal["i2h_weight", "h2h_weight", "h2r_weight", "i2h_bias", "h2h_bias"]
+Kind = Literal["i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias"]
 
-MODES = tuple(CELLS)
+MODES = tuple(FAMILIES)
 DTYPES = ("float32", "float64")
+BIASES = ("double", "single", "none")
+OPTIONS = (
+    "projection_size", "state_clip_min", "reset_after", "peepholes", "coupled_gates", "gate_clip", "activations", "bias",
+    "reverse",
+)  # fmt: skip
+"""What a spec may ask for beyond the four cells in one direction or two: an engine may lack any of it."""
 _TORCH_NAMES: dict[Kind, str] = {
     "i2h_weight": "weight_ih",
     "h2h_weight": "weight_hh",
     "h2r_weight": "weight_hr",
+    "peephole_weight": "weight_ph",
     "i2h_bias": "bias_ih",
     "h2h_bias": "bias_hh",
 }
@@ -32,7 +40,7 @@ class RNNSpec:
     """A recurrent network: which cell, its sizes, its depth. Frozen, hashable, validated when made.
 
     Attributes:
-        mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"`` (reset-after, as in cuDNN and PyTorch).
+        mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
         input_size: I, at least 1.
         hidden_size: H, at least 1.
         num_layers: L, at least 1. Layer l > 0 reads the output of layer l - 1.
@@ -43,6 +51,16 @@ class RNNSpec:
         state_clip_min: Lower bound for an LSTM's cell state after each step; given if the upper one is.
         state_clip_max: Upper bound, not below the lower one.
         state_clip_nan: Whether clipping also replaces NaN in the cell state (by the lower bound, as MXNet does).
+        reset_after: Whether a GRU's r multiplies the recurrent product: n = tanh(W x + b + r·(U h + c)), as in cuDNN and
+            PyTorch; if not, it multiplies the state: n = tanh(W x + b + U (r·h) + c), as in the paper of Cho et al.
+        peepholes: Whether an LSTM's gates see the cell state: i and f the one before the step, o the one after it, each
+            through a weight of its own for each unit.
+        coupled_gates: Whether an LSTM's f is 1 - i: it then has the gates i, g, o.
+        gate_clip: Bound that the size of a pre-activation is clipped to, above 0; None for no clipping.
+        activations: The functions of a cell, each an :class:`Activation` or its name: of an LSTM those of the gates, of
+            g and of the cell state; of a GRU those of the gates and of n; of a vanilla RNN its own. None for the usual.
+        bias: ``"double"`` for biases of input and of state, ``"single"`` for those of the input alone, ``"none"``.
+        reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
 
     Raises:
         TypeError: A field is of the wrong type; the message names it, what was given and what was expected.
@@ -60,6 +78,13 @@ class RNNSpec:
     state_clip_min: float | None = None
     state_clip_max: float | None = None
     state_clip_nan: bool = False
+    reset_after: bool = True
+    peepholes: bool = False
+    coupled_gates: bool = False
+    gate_clip: float | None = None
+    activations: tuple[Activation, ...] | None = None
+    bias: str = "double"
+    reverse: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, str):
@@ -76,6 +101,7 @@ class RNNSpec:
         self._set("dtype", _dtype_name(self.dtype))
         self._check_projection()
         self._check_clip()
+        self._check_variant()
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -108,6 +134,59 @@ class RNNSpec:
         if not cast(float, self.state_clip_min) <= cast(float, self.state_clip_max):
             raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
 
+    def _check_variant(self) -> None:
+        for name, mode, usual in (("reset_after", "gru", True), ("peepholes", "lstm", False),
+                                  ("coupled_gates", "lstm", False)):  # fmt: skip
+            self._set(name, _bool(name, getattr(self, name)))
+            if getattr(self, name) != usual and self.mode != mode:
+                raise ValueError(f"{name}={not usual} needs mode {mode!r}; got mode {self.mode!r}")
+        if self.gate_clip is not None:
+            self._set("gate_clip", _number("gate_clip", self.gate_clip))
+            if not self.gate_clip > 0:
+                raise ValueError(f"gate_clip must be above 0; got {self.gate_clip!r}")
+        self._set("activations", self._checked_activations())
+        if not isinstance(self.bias, str):
+            raise TypeError(f"bias must be one of {', '.join(BIASES)}; got {self.bias!r}")
+        if self.bias not in BIASES:
+            raise ValueError(f"bias must be one of {', '.join(BIASES)}; got {self.bias!r}")
+        self._set("reverse", _bool("reverse", self.reverse))
+        if self.reverse and self.bidirectional:
+            raise ValueError("reverse must be False in a bidirectional network; got True")
+
+    def _checked_activations(self) -> tuple[Activation, ...] | None:
+        given, usual = self.activations, FAMILIES[self.mode].default.activations
+        if given is None:
+            return None
+        wanted = f"{len(usual)} of {', '.join(ACTIVATIONS)}"
+        if isinstance(given, str) or not isinstance(given, (tuple, list)):
+            raise TypeError(f"activations must be a tuple of {wanted}; got {given!r}")
+        found = tuple(one if isinstance(one, Activation) else Activation(one) for one in given)
+        if len(found) != len(usual):
+            raise ValueError(f"activations must be {wanted} in mode {self.mode!r}; got {len(found)}")
+        return None if found == usual else found
+
+    @cached_property
+    def variant(self) -> Variant:
+        """The cell with everything that the spec settles of it."""
+        default = FAMILIES[self.mode].default
+        clips = self.state_clip_min is not None
+        bounds = cast(float, self.state_clip_min), cast(float, self.state_clip_max), self.state_clip_nan
+        return replace(
+            default,
+            activations=self.activations or default.activations,
+            reset_after=self.reset_after,
+            peepholes=self.peepholes,
+            coupled_gates=self.coupled_gates,
+            gate_clip=self.gate_clip,
+            state_clip=bounds if clips else None,
+            projects=self.projection_size is not None,
+        )
+
+    @cached_property
+    def gates(self) -> tuple[str, ...]:
+        """The gates in the order in which weights stack them."""
+        return cell_of(self.variant).gates
+
     @property
     def num_directions(self) -> int:
         """D: 2 if bidirectional, else 1."""
@@ -115,13 +194,13 @@ class RNNSpec:
 
     @property
     def num_gates(self) -> int:
-        """G: pre-activations for each hidden unit: 4 in an LSTM, 3 in a GRU, 1 in a vanilla RNN."""
-        return len(CELLS[self.mode].gates)
+        """G: pre-activations for each hidden unit: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
+        return len(self.gates)
 
     @property
     def state_names(self) -> tuple[str, ...]:
         """The states of a cell in order: ``("h",)`` or ``("h", "c")``."""
-        return CELLS[self.mode].states
+        return FAMILIES[self.mode].states
 
     @property
     def state_size(self) -> int:
@@ -142,16 +221,29 @@ class RNNSpec:
         """Features that a layer reads at each step: I for layer 0, D·S after it."""
         return self.input_size if layer == 0 else self.output_size
 
+    def asks_for(self, option: str) -> bool:
+        """Whether one of :data:`OPTIONS` is other than it is if nothing is said."""
+        return bool(getattr(self, option) != type(self).__dataclass_fields__[option].default)
+
+    def reverses(self, direction: int) -> bool:
+        """Whether that direction, 0 or 1, runs from the end of each sequence to its beginning."""
+        return direction == 1 or self.reverse
+
     def state_shape(self, batch: int) -> tuple[tuple[int, int, int], ...]:
         """Shape (L·D, N, size) of each state for a batch of N sequences; index layer·D + direction."""
         rows = self.num_layers * self.num_directions
-        sizes = {"h": self.state_size, "c": self.hidden_size}
-        return tuple((rows, batch, sizes[name]) for name in self.state_names)
+        return tuple((rows, batch, self.size_of(name)) for name in self.state_names)
+
+    def size_of(self, state: str) -> int:
+        """Elements of a state, ``"h"`` or ``"c"``: S or H."""
+        return self.state_size if state == "h" else self.hidden_size
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
         """Useful floating-point operations of T steps of N sequences: the GEMMs only, times three for training."""
         per_row = sum(self.layer_input_size(layer) + self.state_size for layer in range(self.num_layers))
-        forward = 2 * steps * batch * self.num_gates * self.hidden_size * self.num_directions * per_row
+        multiplied = self.num_gates * self.hidden_size * per_row
+        multiplied += self.num_layers * self.hidden_size * (self.projection_size or 0)
+        forward = 2 * steps * batch * self.num_directions * multiplied
         return forward * 3 if training else forward
 
     @cached_property
@@ -181,21 +273,31 @@ class Parameter:
 class ParameterLayout:
     """The flat parameter vector of MXNet and cuDNN: all weights first, then all biases.
 
-    For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S) and, if projected, h2r (P, H); the
-    biases are i2h (G·H) and h2h (G·H). Gates are stacked by rows in the cell's order: LSTM i f g o, GRU r z n.
-    Iterating yields every :class:`Parameter` in the order in which it lies.
+    For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S) and, if projected, h2r (P, H), and of an LSTM
+    with peepholes those of i, f and o, (3·H), or coupled those of i and o, (2·H); the biases are i2h (G·H) and, if double,
+    h2h (G·H). Gates are stacked by rows in the cell's order: LSTM i f g o, coupled i g o, GRU r z n. Iterating yields every :class:`Parameter` in the order in which it lies.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec = spec
         self._entries: dict[tuple[int, int, Kind], Parameter] = {}
         self.size = 0
-        for kinds in (("i2h_weight", "h2h_weight", "h2r_weight"), ("i2h_bias", "h2h_bias")):
+        there: dict[Kind, bool] = {
+            "i2h_weight": True,
+            "h2h_weight": True,
+            "h2r_weight": spec.projection_size is not None,
+            "peephole_weight": spec.peepholes,
+            "i2h_bias": spec.bias != "none",
+            "h2h_bias": spec.bias == "double",
+        }
+        self.kinds = tuple(kind for kind in there if there[kind])
+        weights = [kind for kind in self.kinds if kind.endswith("weight")]
+        biases = [kind for kind in self.kinds if kind.endswith("bias")]
+        for kinds in (weights, biases):
             for layer in range(spec.num_layers):
                 for direction in range(spec.num_directions):
                     for kind in kinds:
-                        if kind != "h2r_weight" or spec.projection_size:
-                            self._append(layer, direction, kind)
+                        self._append(layer, direction, kind)
 
     def _append(self, layer: int, direction: int, kind: Kind) -> None:
         spec = self.spec
@@ -204,6 +306,7 @@ class ParameterLayout:
             "i2h_weight": (rows, spec.layer_input_size(layer)),
             "h2h_weight": (rows, spec.state_size),
             "h2r_weight": (spec.state_size, spec.hidden_size),
+            "peephole_weight": ((2 if spec.coupled_gates else 3) * spec.hidden_size,),
             "i2h_bias": (rows,),
             "h2h_bias": (rows,),
         }
@@ -223,6 +326,10 @@ class ParameterLayout:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def has(self, kind: Kind) -> bool:
+        """Whether there are parameters of that kind."""
+        return kind in self.kinds
 
     def entry(self, layer: int, direction: int, kind: Kind) -> Parameter:
         """The parameter of that layer, direction (0 forward, 1 reverse) and kind."""

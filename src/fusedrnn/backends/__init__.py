@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusedrnn import registry
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import OPTIONS, RNNSpec
 
 
 def _cpu(spec: RNNSpec) -> registry.Engine:
@@ -22,7 +22,7 @@ registry.register("cpu", _cpu, registry.Supports(), order=100, description="kern
 registry.register(
     "reference",
     _reference,
-    registry.Supports(),
+    registry.Supports(options=OPTIONS),
     order=1000,
     automatic=False,  # several times slower: nobody wants that unasked
     description="NumPy, cell by cell",

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import reference, reference_training
-from fusedrnn.cells import CELLS
+from fusedrnn.cells import traced
 from fusedrnn.gradients import Gradients, put
 from fusedrnn.reference_training import Tape, flows
 from fusedrnn.registry import Keep
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import trace
 
 Array = NDArray[Any]
 
@@ -34,15 +33,9 @@ class ReferenceEngine:
 
     Whatever a call asks to be kept, its tape holds every intermediate value that a gradient uses, so that nothing is
     computed again and the bits are the same.
-
-    Raises:
-        NotImplementedError: If the spec has a projection or clips its states.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
-        for name in ("projection_size", "state_clip_min", "state_clip_max"):
-            if getattr(spec, name) is not None:
-                raise NotImplementedError(f"{name} is not supported yet")
         self.spec = spec
 
     def compile(self, training: bool = False) -> None:
@@ -95,7 +88,7 @@ class ReferenceEngine:
         outputs = (spec.num_layers - 1) * steps * batch * spec.output_size
         passes = spec.num_layers * spec.num_directions
         per_step = sum(prod(shape) for shape in spec.state_shape(batch))
-        per_step += passes * batch * spec.hidden_size * len(flows(trace(CELLS[spec.mode])).kept)
+        per_step += passes * batch * spec.hidden_size * len(flows(traced(spec.variant)).kept)
         masks = outputs if spec.dropout else 0
         return (outputs + steps * per_step) * item + masks + self._copied_bytes(steps, batch)
 

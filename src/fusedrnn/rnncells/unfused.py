@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from fusedrnn import reference
+from fusedrnn.cells import traced
 from fusedrnn.rnncells.base import BaseRNNCell, Shapes, StateInfo
 from fusedrnn.rnncells.checks import columns, require, take
 from fusedrnn.spec import Array, RNNSpec, positive_int
@@ -84,7 +85,7 @@ class _SingleCell(BaseRNNCell):
         y = np.empty((*x.shape[:2], self.output_size), x.dtype)
         for t in range(len(x)):
             x_gates = x[t] @ i2h_weight.T + i2h_bias
-            states = list(reference.step(self._spec.mode, x_gates, states, h2h_weight, h2h_bias))
+            states = list(reference.step(traced(self._spec.variant), x_gates, states, {"h2h_weight": h2h_weight, "h2h_bias": h2h_bias}))
             y[t] = states[0]
         return y, states
 

@@ -6,16 +6,16 @@ The maths of a cell comes from the one definition that the kernels are made from
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fusedrnn.cells import CELLS
+from fusedrnn.cells import traced
 from fusedrnn.dropout import mask, scale
 from fusedrnn.reference import gate_rows
-from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import Leaf, evaluate, trace
+from fusedrnn.spec import Kind, RNNSpec
+from fusedrnn.symbolic import Leaf, evaluate
 from fusedrnn.torch.kernels import Network, Problem
 
 
@@ -34,6 +34,27 @@ class TorchArithmetic:
     def pass_positive(gate: Tensor, value: Tensor) -> Tensor:
         """``value`` where the gate is positive or NaN, else zero."""
         return torch.where(gate <= 0, 0, value)
+
+    div = staticmethod(operator.truediv)
+    absolute = staticmethod(torch.abs)
+    expm1 = staticmethod(torch.expm1)
+    softplus = staticmethod(torch.nn.functional.softplus)
+    clip = staticmethod(torch.clamp)
+
+    @staticmethod
+    def signed_by(x: Tensor, value: Tensor) -> Tensor:
+        """``value``, its sign changed where x is negative."""
+        return torch.where(x < 0, -value, value)
+
+    @staticmethod
+    def clip_nan(x: Tensor, low: float, high: float) -> Tensor:
+        """The number, or the limit that it is beyond; the lower limit for NaN."""
+        return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
+
+    @staticmethod
+    def pass_between(x: Tensor, low: float, high: float, value: Tensor) -> Tensor:
+        """``value`` where x is within the limits, else zero."""
+        return torch.where((low <= x) & (x <= high), value, 0)
 
 
 def gradients(
@@ -77,8 +98,9 @@ def run(
     place = None if ragged is None or ragged.firsts is None else _places(ragged.lengths, problem.steps)
     if place is not None:
         x = x.new_zeros(problem.steps, problem.batch, spec.input_size).index_put(place, x)
-    shape = network.rows, problem.batch, spec.hidden_size
-    initial = [x.new_zeros(shape) if states is None or s is None else s for s in states or (None,) * network.states]
+    shapes = spec.state_shape(problem.batch)
+    given = states or (None,) * network.states
+    initial = [x.new_zeros(shape) if one is None else one for shape, one in zip(shapes, given, strict=True)]
     last: list[tuple[Tensor, ...]] = []
     per_pass = len(weights) // network.rows
     for layer in range(spec.num_layers):
@@ -89,7 +111,7 @@ def run(
         for direction in range(spec.num_directions):
             number = len(last)
             own = weights[number * per_pass : (number + 1) * per_pass]
-            y, after = _unrolled(spec, x, [state[number] for state in initial], own, lengths, direction == 1)
+            y, after = _unrolled(spec, x, [state[number] for state in initial], own, lengths, spec.reverses(direction))
             outputs.append(y)
             last.append(after)
         x = torch.cat(outputs, dim=2)
@@ -113,14 +135,14 @@ def _unrolled(
     reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction of one layer: the outputs (T, N, H) and the last states."""
-    x_weight, h_weight, x_bias, h_bias = weights
+    named = dict(zip(spec.layout.kinds, weights, strict=True))
+    x_weight = named["i2h_weight"]
     assert x_weight is not None
-    assert h_weight is not None
-    x_gates = torch.nn.functional.linear(x, x_weight, x_bias)
+    x_gates = torch.nn.functional.linear(x, x_weight, named.get("i2h_bias"))
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        new = _step(spec, x_gates[t], states, h_weight, h_bias)
+        new = _step(spec, x_gates[t], states, named)
         outputs[t] = new[0]
         if lengths is not None:
             alive = (t < lengths)[:, None]
@@ -131,14 +153,19 @@ def _unrolled(
 
 
 def _step(
-    spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], h_weight: Tensor, h_bias: Tensor | None
+    spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Mapping[Kind, Tensor | None]
 ) -> list[Tensor]:
-    cell = trace(CELLS[spec.mode])
+    cell = traced(spec.variant)
+    h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
+    assert h_weight is not None
     rows = gate_rows(cell, len(h_weight))
     values: dict[Leaf, Tensor] = {("state", name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({("x", gate): x_gates[:, rows[gate]] for gate in cell.gates})
     for stage in cell.stages:
         operand = evaluate([stage.operand], values, TorchArithmetic())[0]
+        if stage.projects:
+            assert projection is not None
+            values["projected", "h"] = torch.nn.functional.linear(operand, projection)
         for gate in stage.gates:
             bias = None if h_bias is None else h_bias[rows[gate]]
             values["h", gate] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
