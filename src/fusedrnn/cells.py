@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 from fusedrnn.activations import Activation
@@ -42,6 +43,13 @@ class Variant:
     gate_clip: float | None = None
     state_clip: tuple[float, float, bool] | None = None
     projects: bool = False
+
+    @property
+    def slug(self) -> str:
+        """A short name, for files: the mode, and if anything is out of the ordinary a number made from it all."""
+        if self == FAMILIES[self.mode].default:
+            return self.mode
+        return f"{self.mode}_{sha256(repr(self).encode()).hexdigest()[:12]}"
 
     def clipped(self, a: Expr) -> Expr:
         """A pre-activation within its bounds."""

@@ -311,6 +311,21 @@ class TracedCell:
         """What the stages behind the first multiply."""
         return tuple(stage.operand for stage in self.stages[1:])
 
+    @cached_property
+    def projects(self) -> bool:
+        """Whether there is a projection."""
+        return any(stage.projects for stage in self.stages)
+
+    def known_after(self, node: Expr) -> int:
+        """The number of the stage after whose GEMM a node can be computed."""
+        last = 0
+        for one in walk([node]):
+            for number, stage in enumerate(self.stages):
+                made = one.leaf == ("projected", "h") if stage.projects else one.leaf[1] in stage.gates
+                if one.op == "leaf" and one.leaf[0] in ("h", "sum", "projected") and made:
+                    last = max(last, number)
+        return last
+
 
 class _Gates:
     """``x.i`` or ``h.i``: the leaf of a gate by attribute, noting which were asked for."""

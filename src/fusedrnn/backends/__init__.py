@@ -18,7 +18,7 @@ def _reference(spec: RNNSpec) -> registry.Engine:
     return ReferenceEngine(spec)
 
 
-registry.register("cpu", _cpu, registry.Supports(), order=100, description="kernels generated for this processor")
+registry.register("cpu", _cpu, registry.Supports(options=OPTIONS), order=100, description="kernels generated for this processor")
 registry.register(
     "reference",
     _reference,

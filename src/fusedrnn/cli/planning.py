@@ -20,7 +20,7 @@ from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.cli.console import names, output
 from fusedrnn.codegen.target import Target, current, suited
 from fusedrnn.engine import backward_plan, plan
-from fusedrnn.engine.calls import Calls
+from fusedrnn.engine.calls import worth
 from fusedrnn.engine.cost import Cost, Grid, Machine, Problem, Share, compared, predict
 from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import DTYPES, RNNSpec
@@ -70,7 +70,7 @@ def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) ->
     """Every way to share a case out that the cost model is asked about."""
     geometry = plan.Geometry.of(spec, target)
     share_of = backward_plan.share_of if way == "backward" else plan.share_of
-    members = Calls.worth(threads, case.T, case.N, training=way != "inference")
+    members = worth(spec, threads, case.T, case.N, training=way != "inference")
     choices = plan.grids(spec, case.N, members, geometry.unit_vectors)
     return [share_of(geometry, case.T, case.N, grid) for grid in choices]
 

@@ -1,9 +1,9 @@
 """Weights into the order in which the kernels stream them, as a job that a gang shares.
 
-``FORWARD`` packs a matrix (G·H, K) into panels whose columns are (vector of units, gate, lane), for one k after the
-other. ``BACKWARD`` packs it transposed: panels of a few vectors of its K columns, for one (vector of units, gate, lane)
-after the other. ``SUM`` packs the sum of two bias vectors as ``FORWARD`` packs one. Zeros stand where units or columns
-are missing at the end.
+``FORWARD`` packs a matrix (gates·units, K) into panels whose columns are (vector of units, gate, lane), for one k after
+the other. ``BACKWARD`` packs it transposed: panels of a few vectors of its K columns, for one (vector of units, gate,
+lane) after the other. ``SUM`` packs the sum of two bias vectors as ``FORWARD`` packs one. ``ZEROS`` is for what is not
+there. Zeros stand where units or columns are missing at the end.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from fusedrnn.codegen.build import Function, Module, Record, Value
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
 
-CALL = Record("tasks", "count", "members", "gates", "hidden", "units", "flat", "packed")
-TASK = Record("kind", "source", "also", "columns", "panels", "into")
-"""What to pack, and what to add to it: bytes behind ``flat``; where to: bytes behind ``packed``."""
-FORWARD, BACKWARD, SUM = 0, 1, 2
+CALL = Record("tasks", "count", "members", "flat", "packed")
+TASK = Record("kind", "source", "also", "columns", "panels", "into", "gates", "hidden", "units", "depth")
+"""What to pack, and what to add to it: bytes behind ``flat``; where to: bytes behind ``packed``. Its rows: so many gates,
+each of so many units, in so many vectors. ``depth`` is the rows of a panel for backward, which may be those of several
+matrices."""
+FORWARD, BACKWARD, SUM, ZEROS = 0, 1, 2, 3
 
 
 def build_packing(dtype: str, target: Target) -> Module:
     """The module of ``pack(call, member)``."""
     module = Module(f"packing_{dtype}")
-    tasks = [kind(module, target, dtype).emit() for kind in (_Forward, _Backward, _Sum)]
+    tasks = [kind(module, target, dtype).emit() for kind in (_Forward, _Backward, _Sum, _Zeros)]
     f = Function(module, "pack", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
     with f.if_(member < c.members), f.loop(0, c.count) as number:
         task = c.tasks + number * (8 * len(TASK.names))
-        with f.switch(TASK.read(f, task).kind, (FORWARD, BACKWARD, SUM)) as cases:
+        with f.switch(TASK.read(f, task).kind, (FORWARD, BACKWARD, SUM, ZEROS)) as cases:
             for function, case in zip(tasks, cases, strict=True):
                 with case:
                     f.call(function, call, member, task)
@@ -52,20 +54,20 @@ class _Packing:
 
     def real_units(self, unit: Value) -> Value:
         """Units in a vector of them; none past the end."""
-        left = (self.c.hidden - unit * self.v.lanes).at_most(self.v.lanes)
+        left = (self.t.hidden - unit * self.v.lanes).at_most(self.v.lanes)
         return (left > 0).select(left, 0)
 
 
 class _Forward(_Packing):
     def emit(self) -> Function:
         """Panel by panel, vector by vector of columns, over all k."""
-        f, c, t, v = self.f, self.c, self.t, self.v
+        f, t, v = self.f, self.t, self.v
         first, last = self.share(t.panels)
         row_bytes = t.columns * v.item
         with f.loop(first, last) as panel, f.loop(0, self.width) as number:
             column = panel * self.width + number
-            unit, gate = column // c.gates, column % c.gates
-            source = self.source + (gate * c.hidden + unit * v.lanes) * row_bytes
+            unit, gate = column // t.gates, column % t.gates
+            source = self.source + (gate * t.hidden + unit * v.lanes) * row_bytes
             into = self.into + (panel * t.columns * self.width + number) * v.bytes
             count = self.real_units(unit)
             with f.if_else(count.equals(v.lanes)) as (whole, part):
@@ -96,15 +98,26 @@ class _Forward(_Packing):
 class _Sum(_Packing):
     def emit(self) -> Function:
         """Panel by panel, vector by vector."""
-        f, c, v = self.f, self.c, self.v
-        first, last = self.share(self.t.panels)
-        also = c.flat + self.t.also
+        f, t, v = self.f, self.t, self.v
+        first, last = self.share(t.panels)
+        also = self.c.flat + t.also
         with f.loop(first, last) as panel, f.loop(0, self.width) as number:
             column = panel * self.width + number
-            unit, gate = column // c.gates, column % c.gates
-            count, at = self.real_units(unit), (gate * c.hidden + unit * v.lanes) * v.item
+            unit, gate = column // t.gates, column % t.gates
+            count, at = self.real_units(unit), (gate * t.hidden + unit * v.lanes) * v.item
             total = v.load_first(self.source + at, count) + v.load_first(also + at, count)
             v.store(total, self.into + column * v.bytes)
+        f.done()
+        return f
+
+
+class _Zeros(_Packing):
+    def emit(self) -> Function:
+        """Panel by panel."""
+        f, v = self.f, self.v
+        first, last = self.share(self.t.panels)
+        with f.loop(first * self.width, last * self.width) as column:
+            v.store(v.const(0.0), self.into + column * v.bytes)
         f.done()
         return f
 
@@ -112,14 +125,14 @@ class _Sum(_Packing):
 class _Backward(_Packing):
     def emit(self) -> Function:
         """Row by row, each cut into the panels."""
-        f, c, t, v = self.f, self.c, self.t, self.v
-        first, last = self.share(c.units)
-        depth = c.units * c.gates * v.lanes
-        with f.loop(first, last) as unit, f.loop(0, c.gates) as gate, f.loop(0, v.lanes) as lane:
-            into = self.into + ((unit * c.gates + gate) * v.lanes + lane) * (self.width * v.bytes)
+        f, t, v = self.f, self.t, self.v
+        first, last = self.share(t.units)
+        depth = t.depth
+        with f.loop(first, last) as unit, f.loop(0, t.gates) as gate, f.loop(0, v.lanes) as lane:
+            into = self.into + ((unit * t.gates + gate) * v.lanes + lane) * (self.width * v.bytes)
             with f.if_else(lane < self.real_units(unit)) as (real, absent):
                 with real:
-                    source = self.source + (gate * c.hidden + unit * v.lanes + lane) * t.columns * v.item
+                    source = self.source + (gate * t.hidden + unit * v.lanes + lane) * t.columns * v.item
                     self._row(source, into, depth)
                 with absent, f.loop(0, t.panels) as panel, f.loop(0, self.width) as number:
                     v.store(v.const(0.0), into + (panel * depth * self.width + number) * v.bytes)

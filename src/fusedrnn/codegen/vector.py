@@ -1,4 +1,4 @@
-"""Vector arithmetic: tanh and sigmoid on a register of float32 or float64, within 4 ulp over the whole range.
+"""Vector arithmetic: tanh, sigmoid and their like on a register of float32 or float64, within 4 ulp over the whole range.
 
 Both stand on one reduction: s·x = n·ln 2 + s·r with |s·r| ≤ ln 2 / 2, n rounded by adding and subtracting a number so
 large that only integers remain. With C = r·coth(s·r / 2), an even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r): two
@@ -40,6 +40,8 @@ class Format:
     sigmoid_is_zero: float
     sigmoid_is_one: float
     tanh_is_one: float
+    exponent_is_least: float
+    artanh_terms: int
 
 
 FORMATS = {
@@ -47,7 +49,7 @@ FORMATS = {
     "float32": Format(
         "f32", FLOAT, I32, 23, 127, 0.693145751953125, 1.4286068203094172321e-06,
         (1.0, 0.333332359790802, -0.0221279114484787),
-        -89.0, 80.0, 10.0,
+        -89.0, 80.0, 10.0, 87.0, 8,
     ),
     "float64": Format(
         "f64", DOUBLE, I64, 52, 1023, 0.693147180369123816490, 1.90821492927058770002e-10,
@@ -55,7 +57,7 @@ FORMATS = {
             1.0, 0.3333333333333311, -0.02222222222135762, 0.002116402000055367, -0.00021163311499383436,
             2.117653889417742e-05,
         ),
-        -710.0, 700.0, 20.0,
+        -710.0, 700.0, 20.0, 708.0, 17,
     ),
 }  # fmt: skip
 
@@ -200,6 +202,32 @@ class Vectors:
         """``value`` where the gate is positive or NaN, else zero."""
         return (gate <= 0.0).select(0.0, value)
 
+    def div(self, a: Value, b: Value) -> Value:
+        """A / b."""
+        return a / b
+
+    def absolute(self, x: Value) -> Value:
+        """|x|."""
+        return self.abs(x)
+
+    def signed_by(self, x: Value, value: Value) -> Value:
+        """``value``, its sign changed where x is negative."""
+        return (x < 0.0).select(0.0 - value, value)
+
+    def clip(self, x: Value, low: Value, high: Value) -> Value:
+        """The number, or the limit that it is beyond; NaN stays NaN."""
+        x = (x > high).select(high, x)
+        return (x < low).select(low, x)
+
+    def clip_nan(self, x: Value, low: Value, high: Value) -> Value:
+        """The same with the lower limit for NaN, which is at least as large as nothing."""
+        x = (x >= low).select(x, low)
+        return (x > high).select(high, x)
+
+    def pass_between(self, x: Value, low: Value, high: Value, value: Value) -> Value:
+        """``value`` where x is within the limits, else zero."""
+        return ((x >= low) & (x <= high)).select(value, 0.0)
+
     def _exponential(self, x: Value, scale: float, ln2: Sequence[float]) -> tuple[Value, Value, Value]:
         """2ⁿ, C and r of exp(scale·x), for x in range; ``ln2`` in parts, the first of which counts most."""
         form = self.format
@@ -240,3 +268,23 @@ class Vectors:
         power, coth, r = self._exponential(x, -1.0, [form.ln2_high, form.ln2_low])
         one = coth - r
         return one / self.fma(power, coth + r, one)
+
+    def expm1(self, x: Value) -> Value:
+        """exp(x) - 1, for x of at most 0: as tanh, from the quotient, without a difference of what is nearly the same."""
+        form = self.format
+        lowest = -2 * form.tanh_is_one
+        power, coth, r = self._exponential((x < lowest).select(lowest, x), 1.0, [form.ln2_high, form.ln2_low])
+        return self.fma(power - 1.0, coth, (power + 1.0) * r) / (coth - r)
+
+    def softplus(self, x: Value) -> Value:
+        """log(1 + exp(x)) = max(x, 0) + log(1 + e) with e = exp(-|x|), and log(1 + e) = 2·artanh(e / (2 + e))."""
+        form = self.format
+        size, limit = self.abs(x), form.exponent_is_least
+        power, coth, r = self._exponential((size > limit).select(limit, size), -1.0, [form.ln2_high, form.ln2_low])
+        above = power * (coth + r)
+        t = above / self.fma(coth - r, self.const(2.0), above)
+        square = t * t
+        series = self.const(2 / (2 * form.artanh_terms - 1))
+        for term in reversed(range(form.artanh_terms - 1)):
+            series = self.fma(series, square, self.const(2 / (2 * term + 1)))
+        return self.relu(x) + series * t

@@ -8,8 +8,10 @@ GEMMs of the weights' gradients (``weights.py``) want them. One barrier a step i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from fusedrnn.cells import Variant
 from fusedrnn.codegen.build import Function, Module, Value, Variable
 from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import flush_denormals
@@ -17,15 +19,16 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.codegen.unpacked import emit_unpacked_back
 from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
+from fusedrnn.engine.parts import Part
 from fusedrnn.engine.recompute import Recompute
 from fusedrnn.engine.sequence import Program, each_pass, layers_side_by_side, looked_up, step_at
 from fusedrnn.engine.weights import WeightGradients
-from fusedrnn.symbolic import Leaf, evaluate
+from fusedrnn.symbolic import Expr, Leaf, evaluate
 
 
-def build_backward(mode: str, dtype: str, target: Target) -> Module:
+def build_backward(variant: Variant, dtype: str, target: Target) -> Module:
     """The module whose ``backward(call, member)`` is a gang's job."""
-    program = Program.of("backward", mode, dtype, target)
+    program = Program.of("backward", variant, dtype, target)
     sweep = _Sweep(program).emit()
     add_directions = emit_add_directions(program)
     f = Function(program.module, "backward", ["call", "member"], exported=True)
@@ -53,8 +56,9 @@ class _Sweep(GradientPass):
 
     def __init__(self, program: Program) -> None:
         self.gemm = emit_gemm(program.module, program.target, program.dtype)
-        gates = len(program.cell.gates)
-        self.unpacked = emit_unpacked_back(program.module, program.target, program.dtype, gates)
+        if program.is_plain:
+            gates = len(program.cell.gates)
+            self.unpacked = emit_unpacked_back(program.module, program.target, program.dtype, gates)
         self.dropout = Dropout(program.module, program.target, program.dtype)
         self.deliver = emit_deliver(program)
         self.weights = WeightGradients(program, self.dropout, self.deliver).emit()
@@ -89,25 +93,29 @@ class _Sweep(GradientPass):
         f.fill_zero(self.zeros, f.constant(self.panel_bytes))
         with f.loop(0, self.rows) as row:
             index = self.index(row)
-            for parity in (0, 1):
-                f.store(self.state_gates(row, f.constant(parity)), self.state_rows + (row + self.rows * parity) * 8)
+            for part in self.parts:
+                for parity in (f.constant(0), f.constant(1)):
+                    at = self.state_gates(row, parity) + self.gradients_at(part)
+                    f.store(at, self.row_table(part, parity) + row * 8)
             for name, final in zip(self.cell.states, (p.dh_n, p.dc_n), strict=False):
-                into = self.carried(name, row) + self.own
+                units = self.units_of_state(name)
+                into = self.carried(name, row) + units.own
                 with f.if_else(final.equals(0)) as (absent, given):
                     with absent:
-                        f.fill_zero(into, self.own_bytes)
+                        f.fill_zero(into, units.own_bytes)
                     with given:
-                        f.copy(into, self.row_of_state(final, index), self.own_bytes)
+                        f.copy(into, self.row_of_state(name, final, index), units.own_bytes)
         self.meet()
 
     def _exit(self) -> None:
         """What has reached the initial states to the caller, if it is wanted."""
         f, c, p = self.f, self.c, self.p
         for name, initial in zip(self.cell.states, (p.dh0, p.dc0), strict=False):
+            units = self.units_of_state(name)
             with f.if_(initial.compare("!=", 0)), f.loop(0, self.rows) as row:
-                source = self.carried(name, row) + self.own
-                into = self.row_of_state(initial, self.index(row))
-                f.call(self.deliver, source, into, self.own_bytes // self.v.item, c.add_states)
+                source = self.carried(name, row) + units.own
+                into = self.row_of_state(name, initial, self.index(row))
+                f.call(self.deliver, source, into, units.own_bytes // self.v.item, c.add_states)
 
     def _chunk(self, begin: Value, end: Value, before: Variable, offset: Variable) -> None:
         """Some steps, then the gradients of their inputs."""
@@ -122,8 +130,13 @@ class _Sweep(GradientPass):
             alive = self.alive(time)
             self._recurrent(step, before.get())
             dy = step_at(f, p.dy, p.dy_step, p.dy_row, p.dy_firsts, time)
-            with f.loop(0, alive) as row:
-                self._row(row, time, dy, step & 1, parity, done.get(), offset.get())
+            for part in reversed(self.parts):
+                with f.loop(0, alive) as row:
+                    self._row(part, row, time, dy, step & 1, parity, done.get(), offset.get())
+                if part.number:
+                    # What reaches an operand comes from all of a stage's gradients.
+                    self.meet()
+                    self._operand(part, alive, step)
             done.set(done.get() + alive)
             offset.set(offset.get() + self.alive_in_batch(time))
             before.set(alive)
@@ -136,14 +149,34 @@ class _Sweep(GradientPass):
 
     def _recurrent(self, step: Value, count: Value) -> None:
         """What reaches h from the gates of the step after, for the rows that had it; this member's units."""
-        f, c, p = self.f, self.c, self.p
-        rows = self.state_rows + (1 - (step & 1)) * self.rows * 8
+        f, c, p, part, units = self.f, self.c, self.p, self.parts[0], self.out
+        rows = self.row_table(part, 1 - (step & 1))
         backwards = self.backwards(step)
-        with f.if_(count > 0), self.panels(self.first_unit, self.last_unit, backwards) as (unit, vectors):
+        with f.if_(count > 0), self.panels(units.first, units.last, backwards) as (unit, vectors):
             at = self.carried("h", f.constant(0)) + unit * self.v.bytes
             places = at, c.carried_stride, at, c.carried_stride
             onward = backwards.select(f.constant(-1), 1)
-            self._multiply(unit, vectors, count, rows, p.h_weights, p.h_matrix, c.hidden, places, onward)
+            weights = p.h_weights, p.h_matrix, c.hidden, self.columns_of(part)
+            self._multiply(unit, vectors, count, rows, weights, places, onward)
+
+    def _operand(self, part: Part, count: Value, step: Value) -> None:
+        """What reaches the operand of a stage behind the first from the stage's gradients; this member's units."""
+        f, c, p, units = self.f, self.c, self.p, self.hidden
+        backwards = self.backwards(step)
+        k = self.columns_of(part)
+        if part.projects:
+            weights = p.projection
+        else:
+            weights = p.h_weights
+            for other in self.parts[: part.number]:
+                panels = (self.vectors_of(self.operand_size(other)) + (self.panel_vectors - 1)) // self.panel_vectors
+                weights = weights + panels * self.columns_of(other) * self.panel_bytes
+        with f.if_(count > 0), self.panels(units.first, units.last, backwards) as (unit, vectors):
+            into = self.operand_gradient(part, f.constant(0)) + unit * self.v.bytes
+            places = self.zeros, f.constant(0), into, c.carried_stride
+            onward = backwards.select(f.constant(-1), 1)
+            packed = weights, f.constant(0), c.hidden, k
+            self._multiply(unit, vectors, count, self.row_table(part, step & 1), packed, places, onward)
 
     def _multiply(
         self,
@@ -151,26 +184,33 @@ class _Sweep(GradientPass):
         vectors: Value,
         count: Value,
         rows: Value,
-        weights: Value,
-        matrix: Value,
-        columns: Value,
+        weights: tuple[Value, Value, Value, Value],
         places: tuple[Value, Value, Value, Value],
         onward: Value,
     ) -> None:
-        """Columns of gate gradients times weights; ``places`` are the start and its stride, the result and its.
+        """Columns of gate gradients times weights: packed, as they lie, their columns, and the gradients of a row.
 
-        The panel needed next is so many further ``onward``.
+        ``places`` are the start and its stride, the result and its. The panel needed next is so many further
+        ``onward``.
         """
-        f, k = self.f, self.gate_columns
-        with f.if_else(self.is_unpacked) as (loose, packed):
+        f = self.f
+        packed, matrix, columns, k = weights
+
+        def fast() -> None:
+            b = self.weights_at(packed, column, k)
+            f.call(self.gemm, count, vectors, rows, b, k, *places, b + onward * k * self.panel_bytes)
+
+        if not self.is_plain:
+            fast()
+            return
+        with f.if_else(self.is_unpacked) as (loose, otherwise):
             with loose:
                 f.call(self.unpacked, count, vectors, rows, matrix, columns, *places, column, self.c.hidden)
-            with packed:
-                b = self.weights_at(weights, column, k)
-                f.call(self.gemm, count, vectors, rows, b, k, *places, b + onward * k * self.panel_bytes)
+            with otherwise:
+                fast()
 
     def _row(
-        self, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
+        self, part: Part, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
     ) -> None:
         """The differentiated cell on this member's units of one row; the time's output gradients begin at ``dy``."""
         f, c, p, v = self.f, self.c, self.p, self.v
@@ -183,48 +223,78 @@ class _Sweep(GradientPass):
             "dy": dy + index * p.dy_row,
             "dy_too": p.dy_too + time * p.dy_step + index * p.dy_row,
             "kept": kept.get(),
-            "to_state": self.state_gates(row, parity),
-            "to_input": self.input_gates(done + row, half),
+            "to_state": self.state_gates(row, parity) + self.gradients_at(part),
+            "to_input": self.input_gates(done + row, half) + self.gradients_at(part),
             "upright": self.upright + place * v.bytes,
             "carried": {name: self.carried(name, row) for name in self.cell.states},
+            "operands": {str(other.number): self.operand_gradient(other, row) for other in self.parts[1:]},
         }
         for name, base in zip(self.cell.states, (p.h_record, p.c_record), strict=False):
             rows[f"state {name}"] = self.record(base, self.time_before(time), index)
             rows[f"after {name}"] = self.record(base, time, index)
-        with f.loop(self.first_unit, self.last_unit) as unit:
-            self._cell(rows, unit)
+        units = self.units_of(part)
+        with f.loop(units.first, units.last) as unit:
+            self._cell(part, rows, unit)
 
-    def _cell(self, rows: dict[str, Any], unit: Value) -> None:
-        """The differentiated cell on one vector of units of one row."""
-        f, c, v, derivative = self.f, self.c, self.v, self.derivative
+    def _cell(self, part: Part, rows: dict[str, Any], unit: Value) -> None:
+        """The differentiated cell on one vector of units of one row: the gradients of one stage."""
+        f, v, derivative = self.f, self.v, self.derivative
         at = unit * v.bytes
-        left = c.hidden - unit * v.lanes
-        gradient = {name: v.load(rows["carried"][name] + at) for name in self.cell.states}
-        gradient["h"] = gradient["h"] + self._from_above(rows, at, left)
+        left = self.units_of(part).size - unit * v.lanes
+        last = part is self.parts[-1]
+        total: dict[str, Value] = {}
+
+        def gradient(name: str) -> Value:
+            if name not in total:
+                total[name] = v.load(rows["carried"][name] + at)
+                if name == "h" and last:
+                    total[name] = total[name] + self._from_above(rows, at, left)
+            return total[name]
 
         def leaf(which: Leaf) -> Value:
             kind, name = which
             if kind == "gradient":
-                return gradient[name]
+                return gradient(name)
+            if kind == "operand":
+                return v.load(rows["operands"][name] + at)
             if kind == "kept":
                 return v.load(rows["kept"] + (unit * len(derivative.kept) + int(name)) * v.bytes)
+            if kind == "vector":
+                return self.vector_weight(name, unit)
             return v.load(rows[f"{kind} {name}"] + at, v.item)
 
-        wanted = [*derivative.slots, *(state for state in derivative.states if state is not None)]
-        values = evaluate(wanted, leaf, v)
-        slots, states = values[: len(derivative.slots)], iter(values[len(derivative.slots) :])
-        for name, expression in zip(self.cell.states, derivative.states, strict=True):
-            v.store(v.const(0.0) if expression is None else next(states), rows["carried"][name] + at)
+        if last:
+            gradient("h")
+        names = [name for name in self.cell.states if derivative.settled_in(name) == part.number]
+        found = {name: expression for name in names if (expression := self._state(name)) is not None}
+        slots = part.derivative.slots
+        values = evaluate([*slots, *found.values()], leaf, v)
+        new = dict(zip(found, values[len(slots) :], strict=True))
+        if last and "h" not in names:
+            # For the stages before.
+            v.store(total["h"], rows["carried"]["h"] + at)
+        for name in names:
+            v.store(new.get(name, v.const(0.0)), rows["carried"][name] + at)
+        self._store_slots(part, rows, unit, left, values[: len(slots)])
+
+    def _state(self, name: str) -> Expr | None:
+        """The gradient of a previous state."""
+        return self.derivative.states[self.cell.states.index(name)]
+
+    def _store_slots(
+        self, part: Part, rows: dict[str, Any], unit: Value, left: Value, values: Sequence[Value]
+    ) -> None:
+        """A stage's gradients of a vector of units, of which so many are left, to the three places."""
+        f, c, v, derivative = self.f, self.c, self.v, part.derivative
         whole = left >= v.lanes
         # Where no unit is, the rows must hold zeros: the GEMMs run over them.
-        slots = [whole.select(slot, v.keep_first(slot, left)) for slot in slots]
-        gates = len(self.cell.gates)
-        for gate in range(gates):
-            v.store(slots[derivative.from_state[gate]], rows["to_state"] + (unit * gates + gate) * v.bytes)
-            v.store(slots[derivative.from_input[gate]], rows["to_input"] + (unit * gates + gate) * v.bytes)
+        slots = [whole.select(slot, v.keep_first(slot, left)) for slot in values]
+        for into, places in (("to_state", derivative.from_state), ("to_input", derivative.from_input)):
+            for gate, place in enumerate(places):
+                v.store(slots[place], rows[into] + (unit * part.gates + gate) * v.bytes)
         with f.if_(self.of_weights):
             for place, slot in enumerate(slots):
-                v.store(slot, rows["upright"] + (unit * len(slots) + place) * c.upright_stride)
+                v.store(slot, rows["upright"] + self.slot_at(part, unit, place) * c.upright_stride)
 
     def _from_above(self, rows: dict[str, Any], at: Value, left: Value) -> Value:
         """What reaches h from the output at its own time, in the layers below the last from both directions."""
@@ -251,8 +321,8 @@ class _Sweep(GradientPass):
             # In the place that it has in its panel, for dropout's masks are made for whole ones.
             offset = column % self.panel_vectors * v.bytes
             places = self.zeros, f.constant(0), self.panel + offset, f.constant(self.panel_bytes)
-            weights, onward = (p.x_weights, p.x_matrix, p.k), f.constant(1)
-            self._multiply(column, vectors, count, self.rows_table, *weights, places, onward)
+            weights, onward = (p.x_weights, p.x_matrix, p.k, self.gate_columns), f.constant(1)
+            self._multiply(column, vectors, count, self.rows_table, weights, places, onward)
             self._deliver_part(begin, end, column, vectors, offset)
 
     def _deliver_part(self, begin: Value, end: Value, column: Value, vectors: Value, offset: Value) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import Target
 from fusedrnn.engine import plan
 from fusedrnn.engine.cost import Grid, Problem, Share
+from fusedrnn.engine.parts import derivative_of
 from fusedrnn.engine.plan import Geometry, Split, lines, skewed
-from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.spec import RNNSpec
 
 # Rows whose gate gradients wait, upright, for a GEMM of the weights' gradients: enough that reading and writing what
@@ -34,7 +33,9 @@ class BackwardPlan(Split):
     grid: Grid
     row_starts: tuple[int, ...]
     unit_starts: tuple[int, ...]
+    out_starts: tuple[int, ...]
     weight_starts: tuple[int, ...]
+    out_weight_starts: tuple[int, ...]
     chunk: int
     block: int
     layout: tuple[tuple[str, int], ...]
@@ -64,13 +65,14 @@ def make_backward_plan(
 ) -> BackwardPlan:
     """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace."""
     geometry = Geometry.of(spec, target)
-    gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
+    gates_row = _gates_row(geometry)
     problem = Problem.of(spec, target, steps, batch, "backward")
     choices = plan.grids(spec, batch, threads, geometry.unit_vectors)
     grid = plan.choose_grid(problem, target, choices, lambda grid: share_of(geometry, steps, batch, grid), awake)
     passes, row_groups, unit_groups = grid
     chunk, block = _steps_at_once(geometry, gates_row, steps, batch, grid)
-    starts = plan.unit_starts(geometry, unit_groups)
+    everybody = row_groups * unit_groups
+    units, outs = geometry.unit_vectors, geometry.out_vectors
     share = share_of(geometry, steps, batch, grid)
     team = _team(spec, geometry, batch, chunk, block, gates_row)
     member = _member(spec, geometry, batch, share.rows, chunk, block, share.units, recompute)
@@ -83,8 +85,9 @@ def make_backward_plan(
     part_size = steps * batch * part_row
     parts = spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1)
     return BackwardPlan(
-        steps, batch, grid, plan.row_starts(batch, row_groups), starts,
-        plan.unit_starts(geometry, row_groups * unit_groups),
+        steps, batch, grid, plan.row_starts(batch, row_groups),
+        plan.shared_out(units, unit_groups), plan.shared_out(outs, unit_groups),
+        plan.shared_out(units, everybody), plan.shared_out(outs, everybody),
         chunk, block,
         layout=tuple({**team, **member, "team": team_at, "scratch": scratch_at}.items()),
         progress_at=progress_at, zeroed=team_at, parts_at=parts_at, part_size=part_size, part_row=part_row,
@@ -96,12 +99,18 @@ def make_backward_plan(
 def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:
     """What the member with most to do has in a backward call."""
     _, row_groups, unit_groups = grid
-    gates_row = skewed(geometry.unit_vectors * geometry.blocking.gates * geometry.vector_bytes)
+    gates_row = _gates_row(geometry)
     chunk, block = _steps_at_once(geometry, gates_row, steps, batch, grid)
-    units = plan.unit_starts(geometry, unit_groups)
-    shared = plan.unit_starts(geometry, row_groups * unit_groups)
-    widest, widest_shared = (max(last - first for first, last in pairwise(starts)) for starts in (units, shared))
-    return Share(grid, -(-batch // row_groups), widest, chunk, min(block * batch, _ROWS_AT_ONCE), widest_shared)
+    units, outs, shared = (
+        plan.widest(plan.shared_out(vectors, groups))
+        for vectors, groups in (
+            (geometry.unit_vectors, unit_groups),
+            (geometry.out_vectors, unit_groups),
+            (geometry.unit_vectors, row_groups * unit_groups),
+        )
+    )
+    rows, inner = -(-batch // row_groups), min(block * batch, _ROWS_AT_ONCE)
+    return Share(grid, rows, units, chunk, inner, shared, outs)
 
 
 def _steps_at_once(geometry: Geometry, gates_row: int, steps: int, batch: int, grid: Grid) -> tuple[int, int]:
@@ -111,25 +120,30 @@ def _steps_at_once(geometry: Geometry, gates_row: int, steps: int, batch: int, g
     return chunk, min(max(1, _ROWS_IN_A_BLOCK // (batch * chunk)) * chunk, -(-steps // chunk) * chunk)
 
 
+def _gates_row(geometry: Geometry) -> int:
+    """Bytes from one row of gradients to the next: of all stages, the projection's behind the gates'."""
+    return skewed(sum(geometry.depth_of(part) for part in geometry.parts) * geometry.item)
+
+
 def _team(
     spec: RNNSpec, geometry: Geometry, batch: int, chunk: int, block: int, gates_row: int
 ) -> dict[str, int]:
     """What the members that work on a direction share."""
-    slots = len(derivative_of(spec.mode).slots)
-    units, gates = geometry.unit_vectors, geometry.blocking.gates
-    hidden_panels = geometry.panels_of(spec.hidden_size)
+    slots = sum(geometry.vectors_of(geometry.size_of(part)) * part.slots for part in geometry.parts)
+    hidden_panels, operand_panels = geometry.panels_of(spec.hidden_size), geometry.panels_of(spec.state_size)
     input_panels = max(geometry.panels_of(spec.layer_input_size(layer)) for layer in range(spec.num_layers))
     carried_stride = skewed(hidden_panels * geometry.panel_bytes)
     upright_stride = skewed(block * batch * geometry.vector_bytes)
-    weights_stride = skewed((input_panels + hidden_panels) * geometry.panel_bytes)
-    lanes = geometry.vector_bytes // geometry.item
+    weights_stride = skewed(max(input_panels + operand_panels, hidden_panels) * geometry.panel_bytes)
+    rows = sum(geometry.depth_of(part) for part in geometry.parts)
     sizes = {
         "state_gates_at": 2 * batch * gates_row,
         "input_gates_at": 2 * batch * chunk * gates_row,
         "carried_at": len(spec.state_names) * batch * carried_stride,
-        "upright_at": units * slots * upright_stride,
-        "weights_at": units * gates * lanes * weights_stride,
-        "sums_at": lines(units * slots * geometry.vector_bytes),
+        "operands_at": (len(geometry.parts) - 1) * batch * carried_stride,
+        "upright_at": slots * upright_stride,
+        "weights_at": rows * weights_stride,
+        "sums_at": lines(slots * geometry.vector_bytes),
     }
     return {
         **_placed(sizes, "team_size"),
@@ -148,21 +162,21 @@ def _member(
     inner = min(block * batch, _ROWS_AT_ONCE)
     near = plan.near_cache() // 2
     packed_panels = max(1, near // (inner * geometry.panel_bytes))
-    blocking, vector = geometry.blocking, geometry.vector_bytes
-    forward_gates_stride = skewed(widest * blocking.gates * vector)
+    vector = geometry.vector_bytes
+    forward_gates_stride = plan.gates_row(geometry, widest)
     masked_row = geometry.masked_row(spec)
-    kept = len(derivative_of(spec.mode).kept)
+    kept = len(derivative_of(spec.variant).kept)
     in_chunk = chunk * rows
     again = in_chunk if recompute and kept else 0
     masked = again if spec.drops else 0
     sizes = {
-        "rows_at": lines(16 * rows + 8 * in_chunk),
+        "rows_at": lines(16 * len(geometry.parts) * rows + 8 * in_chunk),
         "places_at": lines(16 * block * batch),
         "panel_at": lines(geometry.panel_bytes * (1 + in_chunk)),
         "packed_at": lines(packed_panels * inner * geometry.panel_bytes),
         "kept_at": lines(again * widest * kept * vector),
         "forward_gates_at": again * forward_gates_stride,
-        "recurrent_at": lines(again * blocking.block_columns * vector),
+        "recurrent_at": lines(again * geometry.block_columns * vector),
         "masked_at": masked * masked_row,
     }
     return {

@@ -16,10 +16,10 @@ from fusedrnn.engine.backward_plan import make_backward_plan
 from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.pack import Packed, Packer, Placed
+from fusedrnn.engine.parts import cell_of, derivative_of, is_plain
 from fusedrnn.engine.plan import Geometry, make_plan
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, ReserveLayout
-from fusedrnn.engine.sequence import cell_of, derivative_of
 from fusedrnn.engine.threads import Team, get_num_threads, own_team
 from fusedrnn.engine.workspace import Lease, Pool, Workspaces
 from fusedrnn.spec import RNNSpec
@@ -38,21 +38,16 @@ class Calls:
     """Runs one spec. Any number of threads may call it at once.
 
     Memory at an address must be there, and aligned to its elements; nothing is checked. All arrays of states are
-    contiguous (L·D, N, H). See :class:`fusedrnn.addresses.ByAddress`.
-
-    Raises:
-        NotImplementedError: Naming what the spec asks for and this engine does not have.
+    contiguous (L·D, N, size). See :class:`fusedrnn.addresses.ByAddress`.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
-        for name in ("projection_size", "state_clip_min", "state_clip_max"):
-            if getattr(spec, name) is not None:
-                raise NotImplementedError(f"{name} is not supported yet")
         self.spec, self.target = spec, suited(spec.hidden_size, spec.dtype)
         self._geometry = Geometry.of(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
         idle = self.workspaces, self._reserves
-        self.packer = Packer(spec, self.target, self._geometry, cell_of(spec.mode).merged, idle)
+        self._plain = is_plain(cell_of(spec.variant))
+        self.packer = Packer(spec, self.target, self._geometry, idle)
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
         # That of the last call, since shapes mostly repeat.
@@ -69,14 +64,14 @@ class Calls:
         """The machine code of ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
-            mode, dtype = self.spec.mode, self.spec.dtype
+            variant, dtype = self.spec.variant, self.spec.dtype
             with self._lock:
                 machine.prepare()
                 machine.packing(dtype, self.target)
                 if name == "backward":
-                    job = machine.backward(mode, dtype, self.target)
+                    job = machine.backward(variant, dtype, self.target)
                 else:
-                    job = machine.forward(mode, dtype, self.target, training=name == "training")
+                    job = machine.forward(variant, dtype, self.target, training=name == "training")
                 self._jobs[name] = job
         return job
 
@@ -94,7 +89,7 @@ class Calls:
         """
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
-        if self._short(steps, batch, training):
+        if self.is_short(steps, batch, training):
             return Placed(addresses)
         return self.packer.packed(addresses, training, team, owner)
 
@@ -154,7 +149,7 @@ class Calls:
     def _forward(self, steps: int, batch: int, kept: Kept | None) -> tuple[Problem, Maker]:
         def make(members: int, awake: bool = False) -> Records:
             training = kept is not None
-            members = self.worth(members, steps, batch, training)
+            members = worth(self.spec, members, steps, batch, training)
             plan = make_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
             layout = None if kept is None else kept.layout
             return records.forward_records(self.spec, plan, self.packer.layout.passes, layout)
@@ -187,7 +182,7 @@ class Calls:
         def make(members: int, awake: bool = False) -> Records:
             again = kept.keep == "states"  # what was not kept, which takes room
             size = layout.steps, layout.batch
-            members = self.worth(members, *size, True)
+            members = worth(self.spec, members, *size, True)
             plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
             return records.backward_records(self.spec, plan, self.packer.layout.passes, layout)
 
@@ -202,15 +197,9 @@ class Calls:
             made.awake = made.awake or make(threads, awake=True)
         return made
 
-    @classmethod
-    def worth(cls, members: int, steps: int, batch: int, training: bool) -> int:
-        """How many may share a call: where this thread has just written the weights that are read once, only itself."""
-        return 1 if training and cls._short(steps, batch, training) else members
-
-    @staticmethod
-    def _short(steps: int, batch: int, training: bool) -> bool:
-        """Whether weights are read so rarely that to pack them, or to find out whether that is needed, costs more."""
-        return steps * -(-batch // _ROWS_AT_ONCE) <= (_FEW_IN_TRAINING if training else _FEW)
+    def is_short(self, steps: int, batch: int, training: bool) -> bool:
+        """Whether a call shall have its weights as they lie."""
+        return self._plain and _few(steps, batch, training)
 
     def _call(
         self,
@@ -269,9 +258,20 @@ class Calls:
         self._plans[name] = key, made
         self._debug = config.debug()
         if self._debug >= 1:
-            more = "" if name == "forward" else f"; {derivative_of(self.spec.mode)}"
+            more = "" if name == "forward" else f"; {derivative_of(self.spec.variant)}"
             config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
         return made
+
+
+def _few(steps: int, batch: int, training: bool) -> bool:
+    """Whether weights are read so rarely that to pack them, or to find out whether that is needed, costs more."""
+    return steps * -(-batch // _ROWS_AT_ONCE) <= (_FEW_IN_TRAINING if training else _FEW)
+
+
+def worth(spec: RNNSpec, members: int, steps: int, batch: int, training: bool) -> int:
+    """How many may share a call: where this thread has just written the weights that are read once, only itself."""
+    alone = training and is_plain(cell_of(spec.variant)) and _few(steps, batch, training)
+    return 1 if alone else members
 
 
 def _firsts(ragged: Ragged | None) -> int:

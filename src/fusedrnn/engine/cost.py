@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
+from fusedrnn.cells import Variant
 from fusedrnn.codegen.target import ITEM_SIZE, Target, cache_sizes
-from fusedrnn.engine.sequence import cell_of, derivative_of
+from fusedrnn.engine.parts import cell_of, derivative_of, parts_of
 from fusedrnn.spec import RNNSpec
 from fusedrnn.symbolic import Expr, walk
 
@@ -25,7 +26,7 @@ PARTS = "input GEMM", "recurrent GEMM", "weights", "cell", "memory", "barriers",
 _CYCLE = 1 / 3.6e9
 _NEAR, _FAR = 31, 20
 # Instructions of an operation on a vector, as the kernels do them; what is not named is one.
-_INSTRUCTIONS = {"sigmoid": 27, "tanh": 25, "leaf": 1, "const": 0}
+_INSTRUCTIONS = {"sigmoid": 27, "tanh": 25, "expm1": 24, "softplus": 60, "div": 8, "clip": 2, "leaf": 1, "const": 0}
 # Data that is there once is fetched, written, and fetched again where it is needed.
 _TRIPS = 3
 # How many times as fast several threads must be than one.
@@ -92,6 +93,21 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Gemm:
+    """A stage's GEMM in a step: what it multiplies, and vectors of columns for each vector of its units.
+
+    Attributes:
+        k: Elements of its operand.
+        gates: Vectors of columns for each vector of units.
+        projects: Whether its units are the output's.
+    """
+
+    k: int
+    gates: int
+    projects: bool
+
+
+@dataclass(frozen=True)
 class Problem:
     """The sizes that matter. A *vector* is one of units; gates of a vector of units are so many vectors.
 
@@ -101,6 +117,7 @@ class Problem:
         operations: Instructions of the cell's maths on a vector, or of its derivative's.
         states, kept, slots: Vectors that a vector of units has of states, of what training keeps, of distinct gate
             gradients.
+        stages: The GEMMs of a step.
     """
 
     way: str
@@ -118,6 +135,7 @@ class Problem:
     states: int
     kept: int
     slots: int
+    stages: tuple[Gemm, ...]
 
     @property
     def units(self) -> int:
@@ -127,7 +145,7 @@ class Problem:
     @classmethod
     def of(cls, spec: RNNSpec, target: Target, steps: int, batch: int, way: str) -> Problem:
         """That of T steps of N sequences through these layers."""
-        derivative = derivative_of(spec.mode)
+        derivative, parts = derivative_of(spec.variant), parts_of(spec.variant)
         lanes = target.lanes(spec.dtype)
         return cls(
             way=way,
@@ -141,10 +159,13 @@ class Problem:
             vector=lanes * ITEM_SIZE[spec.dtype],
             panel=target.tile[1],
             tile=target.tile[0],
-            operations=_operations(spec.mode, way),
-            states=len(spec.state_names),
+            operations=_operations(spec.variant, way),
+            states=len(spec.state_names) + len(parts) - 1,
             kept=len(derivative.kept),
-            slots=len(derivative.slots),
+            slots=sum(part.slots for part in parts),
+            stages=tuple(
+                Gemm(spec.hidden_size if part.number else spec.state_size, part.gates, part.projects) for part in parts
+            ),
         )
 
 
@@ -158,6 +179,7 @@ class Share:
         chunk: Steps to an input GEMM, backward to one of the inputs' gradients.
         block: Rows to a GEMM of the weights' gradients, in backward.
         shared: Its vectors of units in those.
+        outs: Its vectors of h's units; as many as of hidden ones unless there is a projection.
     """
 
     grid: Grid
@@ -166,6 +188,11 @@ class Share:
     chunk: int
     block: int = 0
     shared: int = 0
+    outs: int = 0
+
+    def of(self, stage: Gemm) -> int:
+        """Its vectors of a stage's units."""
+        return self.outs if stage.projects else self.units
 
     @property
     def members(self) -> int:
@@ -224,7 +251,7 @@ def _forward(problem: Problem, share: Share, machine: Machine) -> Iterator[tuple
     columns = share.units * problem.gates
     every = problem.steps * share.rows
     gates = share.chunk * share.rows * columns * problem.vector
-    recurrent = problem.hidden * columns * problem.vector
+    recurrent = sum(stage.k * stage.gates * share.of(stage) for stage in problem.stages) * problem.vector
     chunks = -(-problem.steps // share.chunk)
     for number, features in _layers(problem):
         weights = features * columns * problem.vector
@@ -232,7 +259,9 @@ def _forward(problem: Problem, share: Share, machine: Machine) -> Iterator[tuple
         cost = Cost(dict.fromkeys(PARTS, 0.0))
         # In the first step they come from afar.
         near = _resident(recurrent, gates, machine) * (1 - 1 / problem.steps)
-        _gemm(cost, "recurrent GEMM", problem, machine, problem.steps, share.rows, problem.hidden, columns, near, far)
+        for stage in problem.stages:
+            wide = stage.gates * share.of(stage)
+            _gemm(cost, "recurrent GEMM", problem, machine, problem.steps, share.rows, stage.k, wide, near, far)
         # What streams through while the recurrent weights stay.
         near = 1.0 if weights + recurrent + gates < _FREE * machine.near_size else 0.0
         _gemm(cost, "input GEMM", problem, machine, chunks, every / chunks, features, columns, near, farther)
@@ -241,14 +270,15 @@ def _forward(problem: Problem, share: Share, machine: Machine) -> Iterator[tuple
         # The output, and in training the reserve.
         written = 1 + (problem.way == "training") * (problem.states + problem.kept)
         cost["memory"] = every * share.units * problem.vector * written / _stream(problem, written, machine)
-        cost["barriers"] = problem.steps * (share.grid[2] > 1) * machine.barrier
+        cost["barriers"] = problem.steps * len(problem.stages) * (share.grid[2] > 1) * machine.barrier
         yield number, cost
 
 
 def _backward(problem: Problem, share: Share, machine: Machine) -> Iterator[tuple[int, Cost]]:
     k = problem.units * problem.gates * problem.lanes
     every, everybody = problem.steps * share.rows, problem.steps * problem.batch
-    recurrent = k * share.units * problem.vector
+    backs = [_back(problem, share, number) for number in range(len(problem.stages))]
+    recurrent = sum(depth * wide for depth, wide in backs) * problem.vector
     gates = share.rows * problem.units * problem.gates * problem.vector
     chunks = -(-problem.steps // share.chunk)
     for number, features in _layers(problem):
@@ -256,10 +286,13 @@ def _backward(problem: Problem, share: Share, machine: Machine) -> Iterator[tupl
         far, farther = _far(problem, share, 0, machine), _far(problem, share, features, machine)
         cost = Cost(dict.fromkeys(PARTS, 0.0))
         near = _resident(recurrent, 2 * gates, machine) * (1 - 1 / problem.steps)
-        _gemm(cost, "recurrent GEMM", problem, machine, problem.steps, share.rows, k, share.units, near, far)
+        for depth, wide in backs:
+            _gemm(cost, "recurrent GEMM", problem, machine, problem.steps, share.rows, depth, wide, near, far)
         wide = -(-x_vectors // share.grid[2])
         _gemm(cost, "input GEMM", problem, machine, chunks, every / chunks, k, wide, 0.0, farther)
-        panels = (x_vectors + problem.units) / problem.panel
+        # The projection's rows are H long, but there are fewer of them.
+        operands = sum(stage.k * stage.gates for stage in problem.stages) / problem.gates / problem.lanes
+        panels = (x_vectors + operands) / problem.panel
         tiles = problem.gates * share.shared * panels
         blocks = -(-everybody // share.block)
         inner = everybody / blocks
@@ -276,9 +309,16 @@ def _backward(problem: Problem, share: Share, machine: Machine) -> Iterator[tupl
         rate = _stream(problem, read, machine)
         sums = tiles * problem.lanes * problem.panel * problem.vector
         cost["memory"] = (every * share.units * problem.vector * read + (2 * blocks - 1) * sums) / rate
-        meetings = problem.steps * (share.grid[2] > 1) + 2 * blocks * (share.members > share.grid[0])
+        meetings = problem.steps * len(problem.stages) * (share.grid[2] > 1) + 2 * blocks * (share.members > share.grid[0])
         cost["barriers"] = meetings * machine.barrier
         yield number, cost
+
+
+def _back(problem: Problem, share: Share, number: int) -> tuple[int, int]:
+    """Of a stage's GEMM in backward: the elements of its rows of gradients, and vectors of its operand's units."""
+    stage = problem.stages[number]
+    own = -(-problem.stages[0].k // problem.lanes) if stage.projects else problem.units
+    return own * stage.gates * problem.lanes, share.units if number else share.outs
 
 
 def _gemm(
@@ -312,7 +352,7 @@ def _resident(size: int, beside: int, machine: Machine) -> float:
 
 def _far(problem: Problem, share: Share, features: int, machine: Machine) -> float:
     """Bytes a second at which weights come that are not near: of all directions at work, if the caches hold them."""
-    weights = (features + problem.hidden) * problem.units * problem.gates * problem.vector * share.grid[0]
+    weights = (features + problem.stages[0].k) * problem.units * problem.gates * problem.vector * share.grid[0]
     return machine.far if weights <= machine.far_size else machine.memory
 
 
@@ -324,15 +364,16 @@ def _stream(problem: Problem, vectors: int, machine: Machine) -> float:
 
 
 @lru_cache(maxsize=64)
-def _operations(mode: str, way: str) -> int:
+def _operations(variant: Variant, way: str) -> int:
     """Instructions of a cell's maths on a vector of units of a row, its loads and stores with it."""
-    cell, derivative = cell_of(mode), derivative_of(mode)
-    roots: list[Expr] = list(cell.outputs)
-    stores = len(cell.outputs)
+    cell, derivative = cell_of(variant), derivative_of(variant)
+    roots: list[Expr] = [*cell.outputs, *cell.operands]
+    stores = len(roots)
     if way == "training":
+        stores += len(roots) + len(derivative.kept)
         roots += derivative.kept
-        stores += len(cell.outputs) + len(derivative.kept)
     if way == "backward":
-        roots = [*derivative.slots, *(state for state in derivative.states if state is not None)]
-        stores = 2 * len(cell.gates) + len(derivative.slots) + len(cell.states)
+        slots = [slot for stage in derivative.stages for slot in stage.slots]
+        roots = [*slots, *(state for state in derivative.states if state is not None)]
+        stores = 2 * len(cell.gates) + len(slots) + len(cell.states)
     return sum(_INSTRUCTIONS.get(node.op, 1) for node in walk(roots)) + 2 * stores

@@ -83,7 +83,7 @@ class CPUEngine(Calls):
         kept = None if here is None else here.kept
         steps, batch = y.shape[:2]
         made = self.records(steps, batch, kept, get_num_threads())
-        loose = not is_constant(params) and self._short(steps, batch, here is not None)
+        loose = not is_constant(params) and self.is_short(steps, batch, here is not None)
         layout = None if kept is None else kept.layout
         try:
             return RepeatedForward(self, made, x, params, states, y, loose, layout)
@@ -114,7 +114,7 @@ class CPUEngine(Calls):
             self.compile(training)
         began = time.perf_counter()
         found: Packed | Placed
-        if keep == "states" or is_constant(params) or not self._short(shape[0], shape[1], training):
+        if keep == "states" or is_constant(params) or not self.is_short(shape[0], shape[1], training):
             found = self.packer.packed_vector(params, training, own_team(get_num_threads()))
         elif training:
             found = self.packer.copied_vector(params)

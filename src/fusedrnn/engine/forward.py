@@ -8,33 +8,33 @@ from what the layer below has left there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from fusedrnn.cells import Variant
 from fusedrnn.codegen.build import Function, Module, Record, Value
 from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.codegen.unpacked import emit_unpacked_gemm
-from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, each_pass, step_at
+from fusedrnn.engine.parts import Part
+from fusedrnn.engine.sequence import MATRICES, SHARED, VECTOR_WEIGHTS, Pass, Program, each_pass, step_at
 from fusedrnn.symbolic import Leaf, evaluate
 
 CALL = Record(
     *SHARED,
-    "states", "state_stride", "state_direction", "cell_at",
+    "states", "state_stride", "state_direction", "cell_at", "operands_at",
     "scratch", "scratch_member", "h_rows_at", "gates_at", "gates_stride", "recurrent_at", "masked_at", "masked_row",
     "biases_at", "biases_size",
 )  # fmt: skip
 PASS = Record(
     "x", "x_step", "x_row", "x_firsts", "k", "y", "y_step", "y_row", "y_firsts", "reverse",
-    "x_weights", "h_weights", "x_bias", "h_bias", *MATRICES, "h0", "c0", "h_n", "c_n",
-    "x_copy", "h_record", "c_record", "kept",
+    "x_weights", "h_weights", "projection", VECTOR_WEIGHTS, "x_bias", "h_bias", *MATRICES,
+    "h0", "c0", "h_n", "c_n", "x_copy", "h_record", "c_record", "operand_record", "kept",
 )  # fmt: skip
 
 
-def build_forward(mode: str, dtype: str, target: Target, training: bool) -> Module:
+def build_forward(variant: Variant, dtype: str, target: Target, training: bool) -> Module:
     """The module whose ``forward(call, member)`` is a gang's job."""
-    program = Program.of("training" if training else "forward", mode, dtype, target)
+    program = Program.of("training" if training else "forward", variant, dtype, target)
     sequence = (_Training if training else _Inference)(program).emit()
     f = Function(program.module, "forward", ["call", "member"], exported=True)
     call, member = f.arguments
@@ -60,10 +60,10 @@ class _Inference(Pass):
 
     def __init__(self, program: Program) -> None:
         self.gemm = emit_gemm(program.module, program.target, program.dtype)
-        gates = len(program.cell.gates)
-        self.unpacked = emit_unpacked_gemm(program.module, program.target, program.dtype, gates)
+        if program.is_plain:
+            gates = len(program.cell.gates)
+            self.unpacked = emit_unpacked_gemm(program.module, program.target, program.dtype, gates)
         super().__init__(program, "sequence", (CALL, PASS))
-        self.first_column = self.first_unit * self.blocking.gates
         self._place()
 
     def emit(self) -> Function:
@@ -94,11 +94,22 @@ class _Inference(Pass):
         c = self.c
         self.scratch = scratch = c.scratch + self.member * c.scratch_member
         self.x_rows, self.h_rows = scratch, scratch + c.h_rows_at
-        self.gates, self.recurrent = scratch + c.gates_at, scratch + c.recurrent_at
+        self.gate_row, self.recurrent = scratch + c.gates_at, scratch + c.recurrent_at
         self.states = c.states + self.slot * c.state_direction + self.first_row * c.state_stride
         # h lies twice, for even and odd steps: a step reads one while it writes the other.
         self.h_size = c.cell_at / 2
         self.biases = scratch + c.biases_at
+
+    def _operand_row(self, part: Part, row: Value) -> Value:
+        """This member's row of what a stage behind the first multiplies."""
+        c = self.c
+        place = (part.number - 1) * c.batch + row
+        return self.states + c.operands_at + place * c.state_stride
+
+    def _row_table(self, part: Part, parity: Value) -> Value:
+        """The addresses of the rows that a stage multiplies: h's of even steps, of odd ones, then other stages'."""
+        place = parity if not part.number else part.number + 1
+        return self.h_rows + place * self.rows * 8
 
     def _state_fields(self) -> list[tuple[str, Value, Value]]:
         """For each state: its name, and where the caller's initial and final values go (0 for nowhere)."""
@@ -112,33 +123,40 @@ class _Inference(Pass):
         return at if name == "h" else at + self.c.cell_at
 
     def _enter(self) -> None:
-        """Initial states into the state buffers, and the addresses of h's rows, even steps then odd."""
+        """Initial states into the state buffers, and the addresses of the rows that stages multiply."""
         f = self.f
         with f.loop(0, self.rows) as row:
             index = self.index(row)
             f.store(self._state_rows("h", row), self.h_rows + row * 8)
             f.store(self._state_rows("h", row) + self.h_size, self.h_rows + (self.rows + row) * 8)
+            for part in self.parts[1:]:
+                f.store(self._operand_row(part, row), self._row_table(part, f.constant(0)) + row * 8)
             for name, initial, _ in self._state_fields():
-                into = self._state_rows(name, row) + self.own
+                units = self.units_of_state(name)
+                into = self._state_rows(name, row) + units.own
                 with f.if_else(initial.equals(0)) as (absent, given):
                     with absent:
-                        f.fill_zero(into, self.own_bytes)
+                        f.fill_zero(into, units.own_bytes)
                     with given:
-                        f.copy(into, self.row_of_state(initial, index), self.own_bytes)
+                        f.copy(into, self.row_of_state(name, initial, index), units.own_bytes)
                 if name == "h":
-                    f.copy(into + self.h_size, into, self.own_bytes)
+                    f.copy(into + self.h_size, into, units.own_bytes)
                 self._record_initial(name, row, index, into)
-        with f.if_(self.is_unpacked):
-            self._place_biases()
+        if self.is_plain:
+            with f.if_(self.is_unpacked):
+                self._place_biases()
+        if self.cell.projects:
+            # What a projection begins with instead of a bias.
+            f.fill_zero(self.biases, f.constant(self.panel_bytes))
         self.meet()
 
     def _place_biases(self) -> None:
         """Biases that come as they are, in the order in which GEMMs start from them: the input's, then the state's."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        with f.loop(self.first_unit, self.last_unit) as unit:
+        with f.loop(self.hidden.first, self.hidden.last) as unit:
             left = (c.hidden - unit * v.lanes).at_most(v.lanes)
-            for gate in range(self.blocking.gates):
-                column = (unit - self.first_unit) * self.blocking.gates + gate
+            for gate in range(self.gates):
+                column = (unit - self.hidden.first) * self.gates + gate
                 offset = (c.hidden * gate + unit * v.lanes) * v.item
                 of_input, of_state = (self._bias(base, offset, left) for base in (p.x_vector, p.h_vector))
                 into = self.biases + column * v.bytes
@@ -154,28 +172,40 @@ class _Inference(Pass):
         return bias.get()
 
     def _multiply(
-        self, of_state: bool, column: Value, vectors: Value, count: Value, rows: Value, at: Value, stride: Value,
-        fresh: bool, onward: Value,
+        self, part: Part, of_state: bool, column: Value, vectors: Value, count: Value, rows: Value, at: Value,
+        stride: Value, fresh: bool, onward: Value,
     ) -> None:  # fmt: skip
         """Columns of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias.
 
         The panel needed next is so many further ``onward``.
         """
         f, c, p, v = self.f, self.c, self.p, self.v
-        k = c.hidden if of_state else p.k
-        weights, matrix, bias = (p.h_weights, p.h_matrix, p.h_bias) if of_state else (p.x_weights, p.x_matrix, p.x_bias)
-        placed = self.biases + (column - self.first_column) * v.bytes + (c.biases_size if of_state else 0)
+        k = self.operand_size(part) if of_state else p.k
         start_stride = f.constant(0) if fresh else stride
-        with f.if_else(self.is_unpacked) as (loose, packed):
+
+        def packed() -> None:
+            if part.projects:
+                b, start = self.weights_at(p.projection, column, k), self.biases
+            else:
+                weights, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
+                place = self.base_column(part) + column
+                b, start = self.weights_at(weights, place, k), bias + place * v.bytes
+            begin = start if fresh else at
+            ahead = b + onward * k * self.panel_bytes
+            f.call(self.gemm, count, vectors, rows, b, k, begin, start_stride, at, stride, ahead)
+
+        if not self.is_plain:
+            packed()
+            return
+        matrix = p.h_matrix if of_state else p.x_matrix
+        placed = self.biases + (column - self.hidden.first * self.gates) * v.bytes
+        placed = placed + (c.biases_size if of_state else 0)
+        with f.if_else(self.is_unpacked) as (loose, fast):
             with loose:
-                start = placed if fresh else at
-                places = start, start_stride, at, stride
+                places = placed if fresh else at, start_stride, at, stride
                 f.call(self.unpacked, count, vectors, rows, matrix, k, *places, column, c.hidden)
-            with packed:
-                start = bias + column * v.bytes if fresh else at
-                b = self.weights_at(weights, column, k)
-                ahead = b + onward * k * self.panel_bytes
-                f.call(self.gemm, count, vectors, rows, b, k, start, start_stride, at, stride, ahead)
+            with fast:
+                packed()
 
     def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """What training does with an initial state."""
@@ -187,14 +217,15 @@ class _Inference(Pass):
             index = self.index(row)
             steps = p.reverse.equals(0).select(self.length(row), c.steps)
             for name, _, final in self._state_fields():
-                source = self._state_rows(name, row) + self.own
+                units = self.units_of_state(name)
+                source = self._state_rows(name, row) + units.own
                 if name == "h":
                     source = source + (steps & 1) * self.h_size
-                f.copy(self.row_of_state(final, index), source, self.own_bytes)
+                f.copy(self.row_of_state(name, final, index), source, units.own_bytes)
 
     def _inputs(self, first: Value, last: Value) -> None:
         """The input GEMM of a chunk: every live row of its steps against this member's columns."""
-        f, p, gates = self.f, self.p, self.blocking.gates
+        f, p = self.f, self.p
         count = f.var(0)
         with f.loop(first, last) as step:
             time = self.time(step)
@@ -203,51 +234,64 @@ class _Inference(Pass):
                 index = self.index(row)
                 f.store(self._input_row(at + index * p.x_row, time, index, count.get()), self.x_rows + count.get() * 8)
                 count.set(count.get() + 1)
-        with f.if_(count.get() > 0), self.panels(self.first_column, self.last_unit * gates) as (column, vectors):
-            into = self.gates + (column - self.first_column) * self.v.bytes
-            places = into, self.c.gates_stride
-            self._multiply(False, column, vectors, count.get(), self.x_rows, *places, True, f.constant(1))
+        with f.if_(count.get() > 0):
+            for part in self.gate_parts:
+                first = self.hidden.first * part.gates
+                with self.panels(first, self.hidden.last * part.gates) as (column, vectors):
+                    into = self.gate_row + self.region(part) + (column - first) * self.v.bytes
+                    places = into, self.c.gates_stride
+                    self._multiply(part, False, column, vectors, count.get(), self.x_rows, *places, True, f.constant(1))
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""
         return source
 
     def _step(self, step: Value, time: Value, alive: Value, done: Value) -> None:
-        """One step: block by block of units, the recurrent GEMM and then the cell's maths on what it gave."""
-        f, c, p, v = self.f, self.c, self.p, self.v
+        """One step, stage by stage: a stage behind the first multiplies what all members have made."""
+        f, c, p = self.f, self.c, self.p
+        gates = self.gate_row + done * c.gates_stride
+        y = step_at(f, p.y, p.y_step, p.y_row, p.y_firsts, time)
+        for part in self.parts:
+            if part.number:
+                self.meet()
+            self._stage(part, step, time, alive, gates, y)
+
+    def _stage(self, part: Part, step: Value, time: Value, alive: Value, gates: Value, y: Value) -> None:
+        """Block by block of units, the GEMM of a stage and then the cell's maths on what it gave."""
+        f, c, v, blocking = self.f, self.c, self.v, self.blocking(part)
         parity = step & 1
-        h_rows = self.h_rows + parity * self.rows * 8
-        gates = self.gates + done * c.gates_stride
+        rows = self._row_table(part, parity)
         backwards = self.backwards(step)
-        back = 1 - 2 * self.blocking.block_panels
-        with self.blocks(backwards) as (unit, end):
-            first, past = unit * self.blocking.gates, end * self.blocking.gates
+        back = 1 - 2 * blocking.block_panels
+        begin = self.hidden.first * part.gates
+        with self.blocks(part, backwards) as (unit, end):
+            first, past = unit * part.gates, end * part.gates
             with self.panels(first, past) as (column, vectors):
                 onward = (backwards & (column + vectors).equals(past)).select(f.constant(back), 1)
-                if self.cell.merged:
-                    at = gates + (column - self.first_column) * v.bytes
-                    self._multiply(True, column, vectors, alive, h_rows, at, c.gates_stride, False, onward)
+                if part.stage.merged:
+                    at = gates + self.region(part) + (column - begin) * v.bytes
+                    self._multiply(part, True, column, vectors, alive, rows, at, c.gates_stride, False, onward)
                 else:
                     at = self.recurrent + (column - first) * v.bytes
-                    stride = f.constant(self.blocking.block_columns * v.bytes)
-                    self._multiply(True, column, vectors, alive, h_rows, at, stride, True, onward)
-            y = step_at(f, p.y, p.y_step, p.y_row, p.y_firsts, time)
+                    stride = f.constant(blocking.block_columns * v.bytes)
+                    self._multiply(part, True, column, vectors, alive, rows, at, stride, True, onward)
             with f.loop(0, alive) as row:
-                rows = self._output_rows(y, time, self.index(row))
+                places = self._output_rows(y, time, self.index(row))
                 with f.loop(unit, end) as at:
-                    self._cell(row, at, at - unit, parity, gates, rows)
+                    self._cell(part, row, at, at - unit, parity, gates, places)
 
-    def _output_rows(self, y: Value, time: Value, index: Value) -> list[Value]:
+    def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
         """Where the results of a row go at that time, whose rows of output begin at ``y``."""
-        return [y + index * self.p.y_row]
+        return {"y": y + index * self.p.y_row}
 
-    def _cell(self, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: list[Value]) -> None:
+    def _cell(
+        self, part: Part, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: dict[str, Value]
+    ) -> None:
         """The cell's maths on one vector of units of one row."""
         c, v, cell = self.c, self.v, self.cell
-        offset = unit * v.bytes
-        count = self.blocking.gates
-        from_input = gates + row * c.gates_stride + (unit - self.first_unit) * (count * v.bytes)
-        from_state = self.recurrent + (row * self.blocking.block_columns + within * count) * v.bytes
+        offset, count = unit * v.bytes, part.gates
+        gate_row = gates + row * c.gates_stride
+        from_state = self.recurrent + (row * self.blocking(part).block_columns + within * count) * v.bytes
         state = {name: self._state_rows(name, row) + offset for name in cell.states}
         before, after = state["h"] + parity * self.h_size, state["h"] + (1 - parity) * self.h_size
 
@@ -255,21 +299,31 @@ class _Inference(Pass):
             kind, name = which
             if kind == "state":
                 return v.load(before if name == "h" else state[name])
-            source = from_state if kind == "h" else from_input
-            return v.load(source + cell.gates.index(name) * v.bytes)
+            if kind == "vector":
+                return self.vector_weight(name, unit)
+            if kind == "projected":
+                return v.load(from_state)
+            if kind == "h":
+                return v.load(from_state + part.stage.gates.index(name) * v.bytes)
+            return v.load(self.from_input(gate_row, name, unit))
 
-        values = self._evaluate(leaf)
-        for name, value in zip(cell.states, values, strict=False):
-            v.store(value, after if name == "h" else state[name])
-        self._output(values, unit, rows)
+        roots = part.wanted("state", "operand", *self._kept_kinds())
+        values = evaluate([root[2] for root in roots], leaf, v)
+        for (kind, name, _), value in zip(roots, values, strict=True):
+            if kind == "state":
+                v.store(value, after if name == "h" else state[name])
+            elif kind == "operand":
+                v.store(value, self._operand_row(self.parts[int(name)], row) + offset)
+            self._result(part, kind, name, value, unit, rows)
 
-    def _evaluate(self, leaf: Callable[[Leaf], Value]) -> list[Value]:
-        """The new states, the output first, and what else the outputs need."""
-        return list(evaluate(self.cell.outputs, leaf, self.v))
+    def _kept_kinds(self) -> tuple[str, ...]:
+        """What is computed beside new states and operands."""
+        return ()
 
-    def _output(self, values: list[Value], unit: Value, rows: list[Value]) -> None:
-        """A vector of a row's results."""
-        self.store_real(values[0], unit, rows[0] + unit * self.v.bytes)
+    def _result(self, part: Part, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+        """A vector of what a row's step gave, to where it is wanted beside the state buffers."""
+        if (kind, name) == ("state", "h"):
+            self.store_real(value, unit, rows["y"] + unit * self.v.bytes, self.c.out)
 
 
 class _Training(_Inference):
@@ -278,17 +332,18 @@ class _Training(_Inference):
     def __init__(self, program: Program) -> None:
         self.dropout = Dropout(program.module, program.target, program.dtype)
         super().__init__(program)
-        self.kept = self.derivative.kept
 
-    def _records(self) -> list[Value]:
-        """Where the reserve has the states of this pass."""
-        return [self.p.h_record, self.p.c_record][: len(self.cell.states)]
+    def _records(self) -> dict[str, Value]:
+        """Where the reserve has the states of this pass, and what a second stage multiplies."""
+        p = self.p
+        found = dict(zip(self.cell.states, (p.h_record, p.c_record), strict=False))
+        return found | {"1": p.operand_record} if len(self.parts) > 1 else found
 
     def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """An initial state goes where the one of a step before the row's first would."""
         first = self.p.reverse.equals(0).select(self.f.constant(-1), self.length(row))
-        base = self._records()[self.cell.states.index(name)]
-        self.f.copy(self.record(base, first, index) + self.own, source, self.own_bytes)
+        units = self.units_of_state(name)
+        self.f.copy(self.record(self._records()[name], first, index) + units.own, source, units.own_bytes)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Keep a copy of the network's input, and drop elements of what a layer reads from the one below."""
@@ -299,22 +354,22 @@ class _Training(_Inference):
             f.copy(copy + begin, source + begin, end - begin)
         return self.gathered(self.dropout.row, source, self.scratch + c.masked_at + place * c.masked_row, index, time)
 
-    def _output_rows(self, y: Value, time: Value, index: Value) -> list[Value]:
+    def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
+        records = {name: self.record(base, time, index) for name, base in self._records().items()}
         kept = self.p.kept + time * self.c.kept_step + index * self.c.kept_row
-        records = [self.record(base, time, index) for base in self._records()]
-        return [*super()._output_rows(y, time, index), kept, *records]
+        return {**super()._output_rows(y, time, index), "kept": kept, **records}
 
-    def _evaluate(self, leaf: Callable[[Leaf], Value]) -> list[Value]:
-        return list(evaluate((*self.cell.outputs, *self.kept), leaf, self.v))
+    def _kept_kinds(self) -> tuple[str, ...]:
+        return ("kept",)
 
-    def _output(self, values: list[Value], unit: Value, rows: list[Value]) -> None:
-        f, v = self.f, self.v
-        y, kept, *records = rows
-        for value, record in zip(values, records, strict=False):
-            self.store_real(value, unit, record + unit * v.bytes)
-        with f.if_(self.p.y.compare("!=", 0)):
-            self.store_real(values[0], unit, y + unit * v.bytes)
-        if self.kept:
+    def _result(self, part: Part, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+        f, c, v, kept = self.f, self.c, self.v, len(self.derivative.kept)
+        if kind == "kept":
             with f.if_(self.p.kept.compare("!=", 0)):
-                for place, value in enumerate(values[len(records) :]):
-                    v.store(value, kept + (unit * len(self.kept) + place) * v.bytes)
+                v.store(value, rows["kept"] + (unit * kept + int(name)) * v.bytes)
+            return
+        size = self.units_of(part).size
+        self.store_real(value, unit, rows[name] + unit * v.bytes, size)
+        if (kind, name) == ("state", "h"):
+            with f.if_(self.p.y.compare("!=", 0)):
+                self.store_real(value, unit, rows["y"] + unit * v.bytes, size)

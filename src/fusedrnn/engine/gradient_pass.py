@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fusedrnn.codegen.build import Function, Record, Value
 from fusedrnn.codegen.vector import Vectors
-from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, looked_up, step_at
+from fusedrnn.engine.parts import Part
+from fusedrnn.engine.sequence import MATRICES, SHARED, VECTOR_WEIGHTS, Pass, Program, looked_up, step_at
 
 CALL = Record(
     *SHARED,
-    "block", "weight_starts", "ranks", "totals", "falling", "add_states", "add_params", "recompute",
+    "block", "weight_starts", "out_weight_starts", "ranks", "totals", "falling", "add_states", "add_params", "recompute",
     "team", "team_size", "state_gates_at", "input_gates_at", "gates_row", "carried_at", "carried_size",
-    "carried_stride", "upright_at", "upright_stride", "weights_at", "weights_stride", "sums_at",
+    "carried_stride", "operands_at", "upright_at", "upright_stride", "weights_at", "weights_stride", "sums_at",
     "scratch", "scratch_member", "places_at", "panel_at", "packed_at", "packed_panels", "inner", "kept_at",
     "forward_gates_at", "forward_gates_stride", "recurrent_at", "masked_at", "masked_row",
     "x_gradient", "x_step", "x_row", "x_firsts", "x_add", "x_size", "part", "part_step", "part_row", "part_size",
@@ -20,9 +21,9 @@ gradients, what is carried from step to step, upright gradients and the weights'
 PASS = Record(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_firsts",
     "dx", "dx_step", "dx_row", "dx_firsts", "add_x",
-    "x_weights", "h_weights", "forward_x_weights", "forward_h_weights", "x_bias", "h_bias",
-    *MATRICES, "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "kept",
-    "d_x_weights", "d_h_weights", "d_x_bias", "d_h_bias",
+    "x_weights", "h_weights", "projection", VECTOR_WEIGHTS, "forward_x_weights", "forward_h_weights", "x_bias", "h_bias",
+    *MATRICES, "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "operand_record", "kept",
+    "d_x_weights", "d_h_weights", "d_projection", "d_peepholes", "d_x_bias", "d_h_bias",
 )  # fmt: skip
 
 
@@ -33,13 +34,12 @@ class GradientPass(Pass):
         super().__init__(program, name, (CALL, PASS), more)
         c, v = self.c, self.v
         self.kept_slots = len(self.derivative.kept)
-        self.slots = len(self.derivative.slots)
-        unit_vectors = (c.hidden + (v.lanes - 1)) // v.lanes
-        self.gate_columns = unit_vectors * (self.blocking.gates * v.lanes)
+        self.unit_vectors = self.vectors_of(c.hidden)
+        self.gate_columns = self.unit_vectors * (self.gates * v.lanes)
         self.team = c.team + self.turn * c.team_size
         self.upright = self.team + c.upright_at
         self.scratch = c.scratch + self.member * c.scratch_member
-        self.state_rows, self.rows_table = self.scratch, self.scratch + self.rows * 16
+        self.state_rows, self.rows_table = self.scratch, self.scratch + self.rows * (16 * len(self.parts))
         # A row of zeros for GEMMs to start from lies before the panel that they make.
         self.zeros = self.scratch + c.panel_at
         self.panel = self.zeros + self.panel_bytes
@@ -57,7 +57,31 @@ class GradientPass(Pass):
 
     def weights_wanted(self) -> Value:
         """Whether anybody wants any gradient of this pass's parameters."""
-        return self.wanted(self.p.d_x_weights, self.p.d_h_weights, self.p.d_x_bias, self.p.d_h_bias)
+        p = self.p
+        of_gates = p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias
+        return self.wanted(*of_gates, *[p.d_projection] * self.cell.projects, *[p.d_peepholes] * bool(self.cell.vectors))
+
+    def columns_of(self, part: Part) -> Value:
+        """Elements of a row of a stage's gradients, those of units that are not there among them."""
+        return self.vectors_of(self.units_of(part).size) * (part.gates * self.v.lanes)
+
+    def gradients_at(self, part: Part) -> Value:
+        """Where a stage's gradients begin in a row of gate gradients."""
+        return self.unit_vectors * (part.before * self.v.bytes)
+
+    def slot_at(self, part: Part, unit: Value, slot: int) -> Value:
+        """The number of a stage's distinct gradient of a vector of units, among those of all."""
+        return self.unit_vectors * part.slots_before + unit * part.slots + slot
+
+    def operand_gradient(self, part: Part, row: Value) -> Value:
+        """This member's row of what reaches the operand of a stage behind the first."""
+        c = self.c
+        place = (part.number - 1) * c.batch + self.first_row + row
+        return self.team + c.operands_at + place * c.carried_stride
+
+    def row_table(self, part: Part, parity: Value) -> Value:
+        """The addresses of a stage's rows of gradients: of even steps, then of odd ones."""
+        return self.state_rows + (parity + 2 * part.number) * self.rows * 8
 
     def alive_in_batch(self, time: Value) -> Value:
         """How many sequences of the whole batch have that time."""
@@ -83,8 +107,9 @@ class GradientPass(Pass):
     def recomputed(self, place: Value) -> Value:
         """Where a row of a chunk has what was computed again, as if all units were there."""
         c, v = self.c, self.v
-        row = (self.last_unit - self.first_unit) * (self.kept_slots * v.bytes)
-        return self.scratch + c.kept_at + place * row - self.first_unit * (self.kept_slots * v.bytes)
+        units = self.hidden
+        row = (units.last - units.first) * (self.kept_slots * v.bytes)
+        return self.scratch + c.kept_at + place * row - units.first * (self.kept_slots * v.bytes)
 
 
 def emit_deliver(program: Program) -> Function:

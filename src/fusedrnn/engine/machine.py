@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.cells import Variant
 from fusedrnn.codegen import cache
 from fusedrnn.codegen.build import Module
 from fusedrnn.codegen.builtin import builtin
@@ -50,17 +51,17 @@ def _job(name: str, entry: str, target: Target, build: Callable[..., Module], ar
     return function(load(name, target, lambda: build(*arguments)), entry, 2)
 
 
-def forward(mode: str, dtype: str, target: Target, training: bool = False) -> Job:
+def forward(variant: Variant, dtype: str, target: Target, training: bool = False) -> Job:
     """The forward job of that cell, number format and target."""
-    name = f"{'training' if training else 'forward'}_{mode}_{dtype}"
+    name = f"{'training' if training else 'forward'}_{variant.slug}_{dtype}"
     with _lock:
-        return _job(name, "forward", target, build_forward, (mode, dtype, target, training))
+        return _job(name, "forward", target, build_forward, (variant, dtype, target, training))
 
 
-def backward(mode: str, dtype: str, target: Target) -> Job:
+def backward(variant: Variant, dtype: str, target: Target) -> Job:
     """The backward job of that cell, number format and target."""
     with _lock:
-        return _job(f"backward_{mode}_{dtype}", "backward", target, build_backward, (mode, dtype, target))
+        return _job(f"backward_{variant.slug}_{dtype}", "backward", target, build_backward, (variant, dtype, target))
 
 
 def packing(dtype: str, target: Target) -> Job:

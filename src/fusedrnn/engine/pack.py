@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -19,6 +19,7 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.constants import is_constant
 from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
+from fusedrnn.engine.parts import Part
 from fusedrnn.engine.plan import Geometry, lines
 from fusedrnn.engine.threads import Team
 from fusedrnn.engine.workspace import Lease, Pool, Workspaces
@@ -29,8 +30,6 @@ Array = NDArray[Any]
 _MOST_KEPT = 4
 # Sets of parameters that have an owner, such as the modules of a deep network.
 _MOST_OWNED = 256
-KINDS: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
-"""The parameters of a pass, as a packed pass has them."""
 BEGIN, COPY = PART.index["begin"], PART.index["copy"]
 # Bytes worth a job for the gang.
 _WORTH_A_JOB = 1 << 19
@@ -38,14 +37,21 @@ _WORTH_A_JOB = 1 << 19
 
 @dataclass(frozen=True)
 class PackedPass:
-    """Where one layer's and direction's packed weights and biases begin; the last two are for backward."""
+    """Where one layer's and direction's packed weights and biases begin; the last three are for backward.
+
+    Of a cell of several stages each has those of the first stage's gates, then those of the next one's, each stage
+    beginning with a new panel; in ``x_back`` all gates' rows follow one another in every panel.
+    """
 
     x_weights: int
     h_weights: int
+    projection: int
+    peepholes: int
     x_bias: int
     h_bias: int
     x_back: int
     h_back: int
+    projection_back: int
 
 
 @dataclass(frozen=True)
@@ -117,21 +123,20 @@ class Packer:
         spec: What runs.
         target: The instruction set.
         geometry: How its weights fill panels.
-        merged: Whether both biases of a gate are added up.
         idle: What else to let go of when the last owner of parameters has gone.
     """
 
     def __init__(
-        self, spec: RNNSpec, target: Target, geometry: Geometry, merged: bool, idle: Sequence[Pool | Workspaces]
+        self, spec: RNNSpec, target: Target, geometry: Geometry, idle: Sequence[Pool | Workspaces]
     ) -> None:
         self._pool = Pool(_MOST_KEPT)
         self._idle = (self._pool, *idle)
-        self._spec, self._target, self._geometry, self._merged = spec, target, geometry, merged
+        self._spec, self._target, self._geometry = spec, target, geometry
         self._kept: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._lock = Lock()
         self._entries = [
-            [spec.layout.entry(layer, direction, kind) for kind in KINDS]
+            [spec.layout.entry(layer, direction, kind) for kind in spec.layout.kinds]
             for layer in range(spec.num_layers)
             for direction in range(spec.num_directions)
         ]
@@ -239,21 +244,28 @@ class Packer:
         return Packed(lease, constant, parts, fingerprint, training, self.nowhere)
 
     def _laid_out(self) -> PackedLayout:
-        g = self._geometry
-        depth = g.unit_vectors * g.blocking.gates * (g.vector_bytes // g.item)
+        g, spec = self._geometry, self._spec
         forward, backward = [], []
-        for entries in self._entries:
-            columns = [entry.shape[1] for entry in entries[:2]]
-            forward.append([g.panels * k * g.panel_bytes for k in (*columns, 1, 1)])
-            backward.append([g.panels_of(k) * depth * g.panel_bytes for k in columns])
+        for number in range(spec.num_layers * spec.num_directions):
+            features = spec.layer_input_size(number // spec.num_directions)
+            columns = g.columns * g.panel_bytes
+            recurrent = sum(g.columns_of(part) * g.operand_size(part) for part in g.gate_parts) * g.panel_bytes
+            projection = sum(g.columns_of(part) for part in g.projections) * spec.hidden_size * g.panel_bytes
+            forward.append([features * columns, recurrent, projection, g.vector_panels * g.panel_bytes, columns, columns])
+            back = [g.panels_of(features) * g.depth]
+            back.append(sum(g.panels_of(g.operand_size(part)) * g.depth_of(part) for part in g.gate_parts))
+            back.append(sum(g.panels_of(spec.hidden_size) * g.depth_of(part) for part in g.projections))
+            backward.append([rows * g.panel_bytes for rows in back])
         sizes = [size for part in (forward, backward) for one in part for size in one]
         *places, end = (0, *accumulate(lines(size) for size in sizes))
-        passes = len(self._entries)
-        behind = 4 * passes
+        ahead, after = len(forward[0]), len(backward[0])
+        behind = ahead * len(forward)
         return PackedLayout(
             tuple(
-                PackedPass(*places[4 * n : 4 * n + 4], *places[behind + 2 * n : behind + 2 * n + 2])
-                for n in range(passes)
+                PackedPass(
+                    *places[ahead * n : ahead * (n + 1)], *places[behind + after * n : behind + after * (n + 1)]
+                )
+                for n in range(len(forward))
             ),
             back=places[behind],
             flat=end,
@@ -262,31 +274,78 @@ class Packer:
 
     def _all_tasks(self, training: bool) -> Array:
         """What is to be packed from where in the flat copy to where."""
-        g = self._geometry
         tasks: list[tuple[int, ...]] = []
         for entries, into in zip(self._entries, self.layout.passes, strict=True):
-            x_weight, h_weight, x_bias, h_bias = (entry.offset * g.item for entry in entries)
-            features, hidden = (entry.shape[1] for entry in entries[:2])
-            tasks += [
-                (packing.FORWARD, x_weight, 0, features, g.panels, into.x_weights),
-                (packing.FORWARD, h_weight, 0, hidden, g.panels, into.h_weights),
-                (packing.SUM if self._merged else packing.FORWARD, x_bias, h_bias, 1, g.panels, into.x_bias),
-                (packing.FORWARD, h_bias, 0, 1, g.panels, into.h_bias),
-            ]
+            at = {entry.kind: entry.offset * self._geometry.item for entry in entries}
+            features = entries[0].shape[1]
+            tasks += self._forward_tasks(at, into, features)
             if training:
-                tasks += [
-                    (packing.BACKWARD, x_weight, 0, features, g.panels_of(features), into.x_back),
-                    (packing.BACKWARD, h_weight, 0, hidden, g.panels_of(hidden), into.h_back),
-                ]
+                tasks += self._backward_tasks(at, into, features)
         return np.array(tasks, np.int64)
 
+    def _rows(self, part: Part) -> tuple[int, int, int]:
+        """A stage's gates, the units of each, and their vectors."""
+        size = self._geometry.size_of(part)
+        return part.gates, size, self._geometry.vectors_of(size)
+
+    def _forward_tasks(self, at: Mapping[Kind, int], into: PackedPass, features: int) -> list[tuple[int, ...]]:
+        g, hidden = self._geometry, self._spec.hidden_size
+        tasks: list[tuple[int, ...]] = []
+        column, recurrent = 0, into.h_weights
+        for part in g.gate_parts:
+            panels, k, own = g.columns_of(part), g.operand_size(part), (*self._rows(part), 0)
+            x_row, h_row, bias = (part.before * hidden * size * g.item for size in (features, k, 1))
+            beside = column * g.panel_bytes
+            tasks += [
+                (packing.FORWARD, at["i2h_weight"] + x_row, 0, features, panels, into.x_weights + features * beside, *own),
+                (packing.FORWARD, at["h2h_weight"] + h_row, 0, k, panels, recurrent, *own),
+                self._bias(at, ("i2h_bias", "h2h_bias") if part.stage.merged else ("i2h_bias",), bias, panels,
+                           into.x_bias + beside, own),
+                self._bias(at, ("h2h_bias",), bias, panels, into.h_bias + beside, own),
+            ]  # fmt: skip
+            column, recurrent = column + panels, recurrent + k * panels * g.panel_bytes
+        for part in g.projections:
+            own = (*self._rows(part), 0)
+            source = at["h2r_weight"], 0, hidden, g.columns_of(part)
+            tasks.append((packing.FORWARD, *source, into.projection, *own))
+        if g.vectors:
+            own = g.vectors, hidden, g.unit_vectors, 0
+            tasks.append((packing.FORWARD, at["peephole_weight"], 0, 1, g.vector_panels, into.peepholes, *own))
+        return tasks
+
+    @staticmethod
+    def _bias(
+        at: Mapping[Kind, int], kinds: tuple[Kind, ...], offset: int, panels: int, into: int, own: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The sum of the biases that are there."""
+        there = [at[kind] + offset for kind in kinds if kind in at]
+        kind = (packing.ZEROS, packing.FORWARD, packing.SUM)[len(there)]
+        source, also = (*there, 0, 0)[:2]
+        return kind, source, also, 1, panels, into, *own
+
+    def _backward_tasks(self, at: Mapping[Kind, int], into: PackedPass, features: int) -> list[tuple[int, ...]]:
+        g, hidden = self._geometry, self._spec.hidden_size
+        tasks: list[tuple[int, ...]] = []
+        row, recurrent = 0, into.h_back
+        for part in g.gate_parts:
+            k, depth = g.operand_size(part), g.depth_of(part)
+            x_row, h_row = (part.before * hidden * size * g.item for size in (features, k))
+            x_panels, h_panels = g.panels_of(features), g.panels_of(k)
+            begin = into.x_back + row * g.panel_bytes
+            tasks += [
+                (packing.BACKWARD, at["i2h_weight"] + x_row, 0, features, x_panels, begin, *self._rows(part), g.depth),
+                (packing.BACKWARD, at["h2h_weight"] + h_row, 0, k, h_panels, recurrent, *self._rows(part), depth),
+            ]
+            row, recurrent = row + depth, recurrent + h_panels * depth * g.panel_bytes
+        for part in g.projections:
+            source = at["h2r_weight"], 0, hidden, g.panels_of(hidden)
+            tasks.append((packing.BACKWARD, *source, into.projection_back, *self._rows(part), g.depth_of(part)))
+        return tasks
+
     def _run(self, tasks: Array, packed: int, flat: int, team: Team, size: int) -> None:
-        g, spec = self._geometry, self._spec
-        job = machine.packing(spec.dtype, self._target)
+        job = machine.packing(self._spec.dtype, self._target)
         for members in (team.threads if size > _WORTH_A_JOB else 1, 1):
-            call = (ctypes.c_int64 * len(packing.CALL.names))(
-                tasks.ctypes.data, len(tasks), members, g.blocking.gates, spec.hidden_size, g.unit_vectors, flat, packed
-            )
+            call = (ctypes.c_int64 * len(packing.CALL.names))(tasks.ctypes.data, len(tasks), members, flat, packed)
             if members == 1:
                 job(ctypes.addressof(call), 0)
                 break

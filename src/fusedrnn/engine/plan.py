@@ -12,7 +12,7 @@ from math import prod
 from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES
 from fusedrnn.codegen.target import ITEM_SIZE, Target, cache_sizes
 from fusedrnn.engine.cost import Grid, Machine, Problem, Share, compared, predict
-from fusedrnn.engine.sequence import Blocking
+from fusedrnn.engine.parts import Blocking, Part, cell_of, parts_of
 from fusedrnn.spec import RNNSpec
 
 _LINE = 64
@@ -25,25 +25,38 @@ _forced: ContextVar[Grid | None] = ContextVar("fusedrnn_grid", default=None)
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one spec's units and gates fill vectors and panels on one target; the same for every problem size."""
+    """How one spec's units and gates fill vectors and panels on one target; the same for every problem size.
+
+    Attributes:
+        vector_bytes: Bytes of a vector.
+        panel_vectors: Vectors of a panel.
+        hidden: H.
+        out: S, the size of h.
+        parts: The stages of the cell.
+        vectors: Gates that have element by element weights.
+        item: Bytes of an element.
+        directions: D.
+    """
 
     vector_bytes: int
-    unit_vectors: int
-    blocking: Blocking
-    tile_rows: int
+    panel_vectors: int
+    hidden: int
+    out: int
+    parts: tuple[Part, ...]
+    vectors: int
     item: int
     directions: int
 
     @classmethod
     def of(cls, spec: RNNSpec, target: Target) -> Geometry:
         """The geometry of that spec's layers."""
-        rows, vectors = target.tile
-        lanes = target.lanes(spec.dtype)
         return cls(
             vector_bytes=target.vector_bits // 8,
-            unit_vectors=-(-spec.hidden_size // lanes),
-            blocking=Blocking(spec.num_gates, vectors),
-            tile_rows=rows,
+            panel_vectors=target.tile[1],
+            hidden=spec.hidden_size,
+            out=spec.state_size,
+            parts=parts_of(spec.variant),
+            vectors=len(cell_of(spec.variant).vectors),
             item=ITEM_SIZE[spec.dtype],
             directions=spec.num_directions,
         )
@@ -53,14 +66,79 @@ class Geometry:
         return self.directions == 1 and grid[0] > 1
 
     @property
-    def panels(self) -> int:
+    def lanes(self) -> int:
+        """Elements of a vector."""
+        return self.vector_bytes // self.item
+
+    def vectors_of(self, size: int) -> int:
+        """Vectors that hold so many elements."""
+        return -(-size // self.lanes)
+
+    @property
+    def unit_vectors(self) -> int:
+        """Vectors that hold the hidden units."""
+        return self.vectors_of(self.hidden)
+
+    @property
+    def out_vectors(self) -> int:
+        """Vectors that hold h."""
+        return self.vectors_of(self.out)
+
+    @property
+    def gate_parts(self) -> list[Part]:
+        """The stages that have gates."""
+        return [part for part in self.parts if not part.projects]
+
+    @property
+    def projections(self) -> list[Part]:
+        """The stage that has none, if there is one."""
+        return [part for part in self.parts if part.projects]
+
+    @property
+    def gates(self) -> int:
+        """Gates of all stages."""
+        return sum(part.gates for part in self.gate_parts)
+
+    def size_of(self, part: Part) -> int:
+        """Units for which a stage has columns."""
+        return self.out if part.projects else self.hidden
+
+    def operand_size(self, part: Part) -> int:
+        """Elements of what a stage multiplies."""
+        return self.hidden if part.number else self.out
+
+    def columns_of(self, part: Part) -> int:
+        """Panels that hold a stage's columns."""
+        return -(-self.vectors_of(self.size_of(part)) * part.gates // self.panel_vectors)
+
+    @property
+    def columns(self) -> int:
         """Panels that hold all gates of all units."""
-        return -(-self.unit_vectors * self.blocking.gates // self.blocking.panel_vectors)
+        return sum(self.columns_of(part) for part in self.gate_parts)
+
+    def depth_of(self, part: Part) -> int:
+        """Elements of a row of a stage's gradients."""
+        return self.vectors_of(self.size_of(part)) * part.gates * self.lanes
+
+    @property
+    def depth(self) -> int:
+        """Elements of a row of all gates' gradients."""
+        return sum(self.depth_of(part) for part in self.gate_parts)
+
+    @property
+    def vector_panels(self) -> int:
+        """Panels that hold the element by element weights."""
+        return -(-self.unit_vectors * self.vectors // self.panel_vectors)
+
+    @property
+    def block_columns(self) -> int:
+        """Vectors of the columns of a block of units, in the stage where these are most."""
+        return max(Blocking(part.gates, self.panel_vectors).block_columns for part in self.parts)
 
     @property
     def panel_bytes(self) -> int:
         """Bytes of one row of a panel."""
-        return self.blocking.panel_vectors * self.vector_bytes
+        return self.panel_vectors * self.vector_bytes
 
     def panels_of(self, features: int) -> int:
         """Panels that hold that many features."""
@@ -104,10 +182,12 @@ class Plan(Split):
     grid: Grid
     row_starts: tuple[int, ...]
     unit_starts: tuple[int, ...]
+    out_starts: tuple[int, ...]
     chunk: int
     state_stride: int
     state_direction: int
     cell_at: int
+    operands_at: int
     scratch_member: int
     h_rows_at: int
     gates_at: int
@@ -149,19 +229,20 @@ def make_plan(
     passes, row_groups, unit_groups = grid
     share = share_of(geometry, steps, batch, grid)
     rows, chunk = share.rows, share.chunk
-    starts = unit_starts(geometry, unit_groups)
-    columns = share.units * geometry.blocking.gates
+    columns = share.units * geometry.gates
     gates_stride = gates_row(geometry, share.units)
 
     state_stride = skewed(geometry.unit_vectors * geometry.vector_bytes)
-    copies = 2 + (len(spec.state_names) - 1)
+    stages = len(geometry.parts)
+    copies = 2 + (len(spec.state_names) - 1) + (stages - 1)
     h_rows_at = lines(8 * chunk * rows)
-    gates_at = h_rows_at + lines(16 * rows)
+    gates_at = h_rows_at + lines(8 * (1 + stages) * rows)
     recurrent_at = gates_at + lines(chunk * rows * gates_stride)
-    masked_at = recurrent_at + lines(rows * geometry.blocking.block_columns * geometry.vector_bytes)
+    masked_at = recurrent_at + lines(rows * geometry.block_columns * geometry.vector_bytes)
     masked_row = geometry.masked_row(spec) if training and spec.drops else 0
     biases_at = masked_at + chunk * rows * masked_row
-    biases_size = lines(columns * geometry.vector_bytes)
+    # Also what a projection begins with, a panel of zeros.
+    biases_size = max(lines(columns * geometry.vector_bytes), geometry.panel_bytes)
     scratch_member = biases_at + 2 * biases_size
     between_row = skewed(spec.output_size * geometry.item)
 
@@ -172,10 +253,12 @@ def make_plan(
     layer_bytes = steps * batch * between_row
     buffers = 0 if training else min(2, spec.num_layers - 1)
     return Plan(
-        steps, batch, grid, row_starts(batch, row_groups), starts, chunk,
+        steps, batch, grid, row_starts(batch, row_groups),
+        shared_out(geometry.unit_vectors, unit_groups), shared_out(geometry.out_vectors, unit_groups), chunk,
         state_stride=state_stride,
         state_direction=copies * batch * state_stride,
         cell_at=2 * batch * state_stride,
+        operands_at=(copies - (stages - 1)) * batch * state_stride,
         scratch_member=scratch_member, h_rows_at=h_rows_at, gates_at=gates_at, gates_stride=gates_stride,
         recurrent_at=recurrent_at, masked_at=masked_at, masked_row=masked_row,
         biases_at=biases_at, biases_size=biases_size, between_row=between_row,
@@ -229,10 +312,9 @@ def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:
     """What the member with most to do has in a forward call."""
     _, row_groups, unit_groups = grid
     rows = -(-batch // row_groups)
-    starts = unit_starts(geometry, unit_groups)
-    widest = max(last - first for first, last in pairwise(starts))
-    chunk = max(1, min(chunk_limit(geometry, steps, grid), chunk_rows(gates_row(geometry, widest)) // rows))
-    return Share(grid, rows, widest, chunk)
+    most = widest(shared_out(geometry.unit_vectors, unit_groups))
+    chunk = max(1, min(chunk_limit(geometry, steps, grid), chunk_rows(gates_row(geometry, most)) // rows))
+    return Share(grid, rows, most, chunk, outs=widest(shared_out(geometry.out_vectors, unit_groups)))
 
 
 def chunk_limit(geometry: Geometry, steps: int, grid: Grid) -> int:
@@ -247,7 +329,7 @@ def progress_bytes(spec: RNNSpec, geometry: Geometry, grid: Grid) -> int:
 
 def gates_row(geometry: Geometry, units: int) -> int:
     """Bytes from one row of gates to the next, of so many vectors of units."""
-    return skewed(units * geometry.blocking.gates * geometry.vector_bytes)
+    return skewed(units * geometry.gates * geometry.vector_bytes)
 
 
 def row_starts(batch: int, groups: int) -> tuple[int, ...]:
@@ -255,9 +337,14 @@ def row_starts(batch: int, groups: int) -> tuple[int, ...]:
     return tuple(batch * group // groups for group in range(groups + 1))
 
 
-def unit_starts(geometry: Geometry, groups: int) -> tuple[int, ...]:
-    """The first vector of units of each group, and the end."""
-    return tuple(geometry.unit_vectors * group // groups for group in range(groups + 1))
+def shared_out(vectors: int, groups: int) -> tuple[int, ...]:
+    """The first of so many vectors of units of each group, and the end."""
+    return tuple(vectors * group // groups for group in range(groups + 1))
+
+
+def widest(starts: Sequence[int]) -> int:
+    """How many of them the group has that has most."""
+    return max(last - first for first, last in pairwise(starts))
 
 
 def near_cache() -> int:

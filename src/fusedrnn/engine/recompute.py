@@ -5,9 +5,12 @@ Each element's products are added in the same order as in forward, so that the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fusedrnn.codegen.build import Function, Value
 from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.engine.gradient_pass import GradientPass
+from fusedrnn.engine.parts import Part
 from fusedrnn.engine.sequence import Program
 from fusedrnn.symbolic import Leaf, evaluate
 
@@ -18,76 +21,96 @@ class Recompute(GradientPass):
     def __init__(self, program: Program, gemm: Function, dropout: Dropout) -> None:
         super().__init__(program, "recompute", ("first", "last"))
         self.gemm, self.dropout = gemm, dropout
-        self.kept = self.derivative.kept
         self.first, self.last = self.f.arguments[4:]
         c = self.c
-        self.gates, self.recurrent = self.scratch + c.forward_gates_at, self.scratch + c.recurrent_at
-        self.first_column = self.first_unit * self.blocking.gates
+        self.gate_rows, self.recurrent = self.scratch + c.forward_gates_at, self.scratch + c.recurrent_at
 
     def emit(self) -> Function:
         """Emit the function."""
-        f, p, v = self.f, self.p, self.v
-        count = self._rows(inputs=True)
+        f, p = self.f, self.p
+        parts = self.gate_parts
+        count = self._rows(self._input)
         with f.if_(count > 0):
-            with self.panels(self.first_column, self.last_unit * self.blocking.gates) as (column, vectors):
-                b = self.weights_at(p.forward_x_weights, column, p.k)
-                bias = p.x_bias + column * v.bytes
-                into = self.gates + (column - self.first_column) * v.bytes
-                stride = self.c.forward_gates_stride
-                ahead = b + p.k * self.panel_bytes
-                f.call(self.gemm, count, vectors, self.rows_table, b, p.k, bias, 0, into, stride, ahead)
-            self._rows(inputs=False)
-            with self.blocks() as (unit, end):
-                self._block(unit, end, count)
+            for part in parts:
+                begin = self.hidden.first * part.gates
+                with self.panels(begin, self.hidden.last * part.gates) as (column, vectors):
+                    place = self.base_column(part) + column
+                    b = self.weights_at(p.forward_x_weights, place, p.k)
+                    bias = p.x_bias + place * self.v.bytes
+                    into = self.gate_rows + self.region(part) + (column - begin) * self.v.bytes
+                    stride = self.c.forward_gates_stride
+                    ahead = b + p.k * self.panel_bytes
+                    f.call(self.gemm, count, vectors, self.rows_table, b, p.k, bias, 0, into, stride, ahead)
+            for part in parts:
+                self._rows(self._operand_of(part))
+                with self.blocks(part) as (unit, end):
+                    self._block(part, unit, end, count)
         f.done()
         return f
 
-    def _rows(self, inputs: bool) -> Value:
-        """The addresses of the rows of all steps, of what the layer read or of its h before; their number."""
-        f, c, p = self.f, self.c, self.p
+    def _rows(self, found: Callable[[Value, Value, Value], Value]) -> Value:
+        """The addresses of the rows of all steps, by time, sequence and place; their number."""
+        f = self.f
         place = f.var(0)
         with f.loop(self.first, self.last) as step:
             time = self.time_back(step)
             with f.loop(0, self.alive(time)) as row:
-                index = self.index(row)
-                if inputs:
-                    source = p.x + time * p.x_step + index * p.x_row
-                    copy = self.scratch + c.masked_at + place.get() * c.masked_row
-                    at = self.gathered(self.dropout.row, source, copy, index, time)
-                else:
-                    at = self.record(p.h_record, self.time_before(time), index)
-                f.store(at, self.rows_table + place.get() * 8)
+                f.store(found(time, self.index(row), place.get()), self.rows_table + place.get() * 8)
                 place.set(place.get() + 1)
         return place.get()
 
-    def _block(self, unit: Value, end: Value, count: Value) -> None:
+    def _input(self, time: Value, index: Value, place: Value) -> Value:
+        """What the layer read."""
+        p = self.p
+        source = p.x + time * p.x_step + index * p.x_row
+        copy = self.scratch + self.c.masked_at + place * self.c.masked_row
+        return self.gathered(self.dropout.row, source, copy, index, time)
+
+    def _operand_of(self, part: Part) -> Callable[[Value, Value, Value], Value]:
+        """What a stage multiplied: h of the step before, or what the reserve has kept of its own step."""
+        if part.number:
+            return lambda time, index, place: self.record(self.p.operand_record, time, index)
+        return lambda time, index, place: self.record(self.p.h_record, self.time_before(time), index)
+
+    def _block(self, part: Part, unit: Value, end: Value, count: Value) -> None:
         """The recurrent GEMM of a block of units, then what forward would have kept of them."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        first = unit * self.blocking.gates
-        with self.panels(first, end * self.blocking.gates) as (column, vectors):
-            b = self.weights_at(p.forward_h_weights, column, c.hidden)
-            if self.cell.merged:
-                at, stride = self.gates + (column - self.first_column) * v.bytes, c.forward_gates_stride
+        first, k = unit * part.gates, self.operand_size(part)
+        begin = self.hidden.first * part.gates
+        with self.panels(first, end * part.gates) as (column, vectors):
+            place = self.base_column(part) + column
+            b = self.weights_at(p.forward_h_weights, place, k)
+            if part.stage.merged:
+                at = self.gate_rows + self.region(part) + (column - begin) * v.bytes
+                stride = c.forward_gates_stride
                 start, start_stride = at, stride
             else:
                 at = self.recurrent + (column - first) * v.bytes
-                stride, start_stride = f.constant(self.blocking.block_columns * v.bytes), f.constant(0)
-                start = p.h_bias + column * v.bytes
-            ahead = b + c.hidden * self.panel_bytes
-            f.call(self.gemm, count, vectors, self.rows_table, b, c.hidden, start, start_stride, at, stride, ahead)
-        with f.loop(0, count) as place, f.loop(unit, end) as at:
-            self._cell(place, at, at - unit)
+                stride, start_stride = f.constant(self.blocking(part).block_columns * v.bytes), f.constant(0)
+                start = p.h_bias + place * v.bytes
+            ahead = b + k * self.panel_bytes
+            f.call(self.gemm, count, vectors, self.rows_table, b, k, start, start_stride, at, stride, ahead)
+        with f.loop(0, count) as row, f.loop(unit, end) as at:
+            self._cell(part, row, at, at - unit)
 
-    def _cell(self, place: Value, unit: Value, within: Value) -> None:
-        c, v, cell = self.c, self.v, self.cell
-        gates = self.blocking.gates
-        from_input = self.gates + place * c.forward_gates_stride + (unit - self.first_unit) * (gates * v.bytes)
-        from_state = self.recurrent + (place * self.blocking.block_columns + within * gates) * v.bytes
+    def _cell(self, part: Part, place: Value, unit: Value, within: Value) -> None:
+        c, v, p = self.c, self.v, self.p
+        gate_row = self.gate_rows + place * c.forward_gates_stride
+        from_state = self.recurrent + (place * self.blocking(part).block_columns + within * part.gates) * v.bytes
 
         def leaf(which: Leaf) -> Value:
             kind, name = which
-            source = from_state if kind == "h" else from_input
-            return v.load(source + cell.gates.index(name) * v.bytes)
+            if kind == "vector":
+                return self.vector_weight(name, unit)
+            if kind == "state":
+                # All records of a layer have the same strides: a state is as far from h as its record.
+                base = p.h_record if name == "h" else p.c_record
+                row = self.f.load(self.rows_table + place * 8) + (base - p.h_record)
+                return v.load(row + unit * v.bytes, v.item)
+            if kind == "h":
+                return v.load(from_state + part.stage.gates.index(name) * v.bytes)
+            return v.load(self.from_input(gate_row, name, unit))
 
-        for number, value in enumerate(evaluate(self.kept, leaf, v)):
-            v.store(value, self.recomputed(place) + (unit * self.kept_slots + number) * v.bytes)
+        kept = part.wanted("kept")
+        for (_, number, _), value in zip(kept, evaluate([root[2] for root in kept], leaf, v), strict=True):
+            v.store(value, self.recomputed(place) + (unit * self.kept_slots + int(number)) * v.bytes)

@@ -22,13 +22,13 @@ from fusedrnn.dropout import scale, threshold
 from fusedrnn.engine import forward, gradient_pass
 from fusedrnn.engine.backward_plan import BackwardPlan
 from fusedrnn.engine.lengths import places
-from fusedrnn.engine.pack import KINDS, PackedPass
+from fusedrnn.engine.pack import PackedPass
 from fusedrnn.engine.plan import Plan, lines
 from fusedrnn.engine.reserve import ReserveLayout
 from fusedrnn.engine.sequence import MATRICES
 from fusedrnn.engine.template import At, Template
 from fusedrnn.engine.workspace import Scratch
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import Kind, RNNSpec
 
 Array = NDArray[Any]
 Fields = dict[str, int | At]
@@ -40,7 +40,12 @@ BACKWARD = (
     "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "dh_n", "dc_n", "dh0", "dc0", "weights", "reserve",
     "firsts", "seed", "add_x", "add_params", "add_states", "tables", "spins",
 )  # fmt: skip
-_GRADIENTS = ("d_x_weights", "d_h_weights", "d_x_bias", "d_h_bias")
+_GRADIENTS: dict[str, Kind] = {
+    "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_projection": "h2r_weight",
+    "d_peepholes": "peephole_weight", "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
+}  # fmt: skip
+_MATRICES: dict[str, Kind] = dict(zip(MATRICES, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True))
+_PACKED = "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias"
 SPARE = "params", "dparams", "nothing"
 """Values that no record refers to: bases of parameters as they lie and of their gradients, and one to be ignored."""
 OBJECTS = 9
@@ -109,12 +114,12 @@ def forward_records(
     spec: RNNSpec, plan: Plan, weights: Sequence[PackedPass], layout: ReserveLayout | None
 ) -> Records:
     """A forward plan's records; with a reserve's layout those of training."""
-    rows, units = (np.array(starts, np.int64) for starts in (plan.row_starts, plan.unit_starts))
+    shares = _shares(plan, "row_starts", "unit_starts", "out_starts")
     call: Fields = {
         **_shared(spec, plan, layout, len(forward.CALL.names)),
-        "row_starts": rows.ctypes.data, "unit_starts": units.ctypes.data,
+        **{name: starts.ctypes.data for name, starts in shares.items()},
         "states": At("workspace", plan.states_at), "state_stride": plan.state_stride,
-        "state_direction": plan.state_direction, "cell_at": plan.cell_at,
+        "state_direction": plan.state_direction, "cell_at": plan.cell_at, "operands_at": plan.operands_at,
         "scratch": At("workspace", plan.scratch_at), "scratch_member": plan.scratch_member,
         "h_rows_at": plan.h_rows_at, "gates_at": plan.gates_at, "gates_stride": plan.gates_stride,
         "recurrent_at": plan.recurrent_at, "masked_at": plan.masked_at, "masked_row": plan.masked_row,
@@ -125,20 +130,19 @@ def forward_records(
         for index, layer, direction in _each(spec)
     ]
     names = (*FORWARD, *_matrix_names(spec))
-    return Records(plan, names, (forward.CALL, call), passes, [rows, units])
+    return Records(plan, names, (forward.CALL, call), passes, [*shares.values()])
 
 
 def backward_records(
     spec: RNNSpec, plan: BackwardPlan, weights: Sequence[PackedPass], layout: ReserveLayout
 ) -> Records:
     """A backward plan's records."""
-    starts = plan.row_starts, plan.unit_starts, plan.weight_starts
-    rows, units, shares = (np.array(one, np.int64) for one in starts)
+    shares = _shares(plan, "row_starts", "unit_starts", "out_starts", "weight_starts", "out_weight_starts")
     at = dict(plan.layout)
     both = spec.num_directions > 1
     call: Fields = {
         **at, **_shared(spec, plan, layout, len(gradient_pass.CALL.names)),
-        "row_starts": rows.ctypes.data, "unit_starts": units.ctypes.data, "weight_starts": shares.ctypes.data,
+        **{name: starts.ctypes.data for name, starts in shares.items()},
         "block": plan.block, "add_states": At("add_states"), "add_params": At("add_params"),
         "recompute": int(bool(at["kept_size"]) and not layout.kept_row),
         "team": At("workspace", at["team"]), "scratch": At("workspace", at["scratch"]),
@@ -152,7 +156,12 @@ def backward_records(
         for index, layer, direction in _each(spec)
     ]
     names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
-    return Records(plan, names, (gradient_pass.CALL, call), passes, [rows, units, shares])
+    return Records(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
+
+
+def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
+    """Who has which rows and units."""
+    return {name: np.array(getattr(plan, name), np.int64) for name in names}
 
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
@@ -162,8 +171,12 @@ def _matrix_names(spec: RNNSpec) -> list[str]:
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
     """Those of a pass."""
-    pairs = zip(MATRICES, KINDS, strict=True)
-    return {field: At(f"given {spec.layout.entry(layer, direction, kind).name}") for field, kind in pairs}
+    return {field: _parameter(spec, layer, direction, kind, "given ") for field, kind in _MATRICES.items()}
+
+
+def _parameter(spec: RNNSpec, layer: int, direction: int, kind: Kind, prefix: str = "") -> int | At:
+    """What the call says of a parameter; 0 if there is none of that kind."""
+    return At(prefix + spec.layout.entry(layer, direction, kind).name) if spec.layout.has(kind) else 0
 
 
 def _each(spec: RNNSpec) -> Iterator[tuple[int, int, int]]:
@@ -179,7 +192,7 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
     tables = places(plan.steps, plan.batch)
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
-        "hidden": spec.hidden_size, "grid_passes": plan.grid[0], "grid_rows": plan.grid[1],
+        "hidden": spec.hidden_size, "out": spec.state_size, "grid_passes": plan.grid[0], "grid_rows": plan.grid[1],
         "grid_units": plan.grid[2], "chunk": plan.chunk,
         **{name: At("tables", offset) for name, offset in tables.items()},
         "passes": At("records", 8 * fields), "barriers": At("workspace"),
@@ -190,22 +203,25 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
     }  # fmt: skip
 
 
-def _width(spec: RNNSpec) -> int:
-    """Bytes of a row of hidden units."""
-    return spec.hidden_size * np.dtype(spec.dtype).itemsize
+def _width(spec: RNNSpec, state: str = "h") -> int:
+    """Bytes of a row of a state in one direction."""
+    return spec.size_of(state) * np.dtype(spec.dtype).itemsize
 
 
 def _states(plan: Plan | BackwardPlan, spec: RNNSpec, index: int, *names: str) -> Fields:
     """A pass's part of the caller's states."""
-    return {name: At(name, index * plan.batch * _width(spec)) for name in names}
+    return {name: At(name, index * plan.batch * _width(spec, "c" if "c" in name else "h")) for name in names}
 
 
 def _kept(spec: RNNSpec, layout: ReserveLayout, index: int, layer: int, direction: int) -> Fields:
     """Where the reserve has what a pass keeps."""
-    offset = direction * _width(spec)
+    of_h, of_c = (direction * _width(spec, name) for name in ("h", "c"))
+    states = len(spec.state_names)
+    staged = layout.states > states
     return {
-        "h_record": At("reserve", layout.record(layer, 0) + offset),
-        "c_record": At("reserve", layout.record(layer, 1) + offset) if layout.states > 1 else 0,
+        "h_record": At("reserve", layout.record(layer, 0) + of_h),
+        "c_record": At("reserve", layout.record(layer, 1) + of_c) if states > 1 else 0,
+        "operand_record": At("reserve", layout.record(layer, states) + of_c) if staged else 0,
         "kept": At("reserve", layout.kept(index)) if layout.kept_row else 0,
     }
 
@@ -235,7 +251,7 @@ def _forward_pass(
         into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_firsts"), 0)
         kept = {**_kept(spec, layout, index, layer, direction), "x_copy": 0 if layer or direction else At("reserve")}
     else:
-        kept = dict.fromkeys(("x_copy", "h_record", "c_record", "kept"), 0)
+        kept = dict.fromkeys(("x_copy", "h_record", "c_record", "operand_record", "kept"), 0)
         if layer:
             at = At("workspace", plan.between_at[(layer - 1) % 2])
             source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_firsts": 0}
@@ -243,9 +259,9 @@ def _forward_pass(
             at = At("workspace", plan.between_at[layer % 2] + offset)
             into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_firsts": 0}
     return {
-        **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": direction,
+        **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": int(spec.reverses(direction)),
         **_states(plan, spec, index, "h0", "c0", "h_n", "c_n"), **_matrices(spec, layer, direction),
-        **{name: At("weights", getattr(weights, name)) for name in ("x_weights", "h_weights", "x_bias", "h_bias")},
+        **{name: At("weights", getattr(weights, name)) for name in _PACKED},
     }  # fmt: skip
 
 
@@ -260,17 +276,15 @@ def _backward_pass(
 ) -> Fields:
     row = spec.input_size * np.dtype(spec.dtype).itemsize
     first: Fields = {"x": At("reserve"), "x_step": layout.batch * row, "x_row": row}
-    parameters = {
-        field: At(spec.layout.entry(layer, direction, kind).name)
-        for field, kind in zip(_GRADIENTS, KINDS, strict=True)
-    }
+    parameters = {field: _parameter(spec, layer, direction, kind) for field, kind in _GRADIENTS.items()}
     packed = {
         "x_weights": weights.x_back, "h_weights": weights.h_back,
+        "projection": weights.projection_back, "peepholes": weights.peepholes,
         "forward_x_weights": weights.x_weights, "forward_h_weights": weights.h_weights,
         "x_bias": weights.x_bias, "h_bias": weights.h_bias,
     }  # fmt: skip
     return {
-        "reverse": direction, "k": spec.layer_input_size(layer),
+        "reverse": int(spec.reverses(direction)), "k": spec.layer_input_size(layer),
         **(_from_below(spec, layout, layer) if layer else first),
         **_from_above(spec, plan, layer, direction), **_below(spec, plan, layer, direction),
         **{name: At("weights", offset) for name, offset in packed.items()},

@@ -58,8 +58,8 @@ class _Repeated:
             return None
         return (states[0], states[1]) if self._count > 1 else (states[0], None)
 
-    def _final(self, shape: tuple[int, ...]) -> tuple[Array, ...]:
-        return tuple([np.empty(shape, self._dtype) for _ in range(self._count)])
+    def _final(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
+        return tuple([np.empty(shape, self._dtype) for shape in shapes])
 
 
 class RepeatedForward(_Repeated):
@@ -89,7 +89,7 @@ class RepeatedForward(_Repeated):
     ) -> None:
         super().__init__(engine)
         self._shape, self._layout = y.shape, layout
-        self._states = engine.spec.state_shape(y.shape[1])[0]
+        self._states = engine.spec.state_shape(y.shape[1])
         pair = self._pair(states)
         assert pair is not None
         h_n, c_n = (*self._final(self._states), None)[:2]
@@ -133,10 +133,10 @@ class RepeatedForward(_Repeated):
                 return None
         y = np.empty(self._shape, self._dtype) if out is None else out
         # As _final does, without its call and its list: a call of one step notices.
-        h_n, c_n = np.empty(self._states, self._dtype), None
+        h_n, c_n = np.empty(self._states[0], self._dtype), None
         final: tuple[Array, ...] = (h_n,)
         if self._count > 1:
-            c_n = np.empty(self._states, self._dtype)
+            c_n = np.empty(self._states[1], self._dtype)
             final = h_n, c_n
         arrays = (x, params, pair[0], pair[1], y, h_n, c_n)
         address = 0 if weights is None else weights.address or weights.matrices[0]
@@ -178,7 +178,7 @@ class RepeatedBackward(_Repeated):
         steps, batch = self._layout.steps, self._layout.batch
         self._x = None if gradients.x is None else (steps, batch, engine.spec.input_size)
         self._params = None if gradients.params is None else (engine.spec.layout.size,)
-        self._states = None if gradients.states is None else engine.spec.state_shape(batch)[0]
+        self._states = None if gradients.states is None else engine.spec.state_shape(batch)
         self._adding = gradients.add_x or gradients.add_params or gradients.add_states
         pair = self._pair(dstates)
         assert pair is not None

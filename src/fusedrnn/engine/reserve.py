@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.pack import Packed, Placed
+from fusedrnn.engine.parts import derivative_of
 from fusedrnn.engine.plan import Geometry, lines, skewed
-from fusedrnn.engine.sequence import derivative_of
 from fusedrnn.engine.workspace import Lease
 from fusedrnn.spec import RNNSpec
 
@@ -16,8 +16,8 @@ from fusedrnn.spec import RNNSpec
 class ReserveLayout:
     """Positions and strides in bytes.
 
-    First a copy of the input (T, N, I). Then, for each layer, its states, h before c: (T + 2, N, D·H), the directions
-    side by side; at 0 and T + 1 stands what is before the first step of either direction, and a shorter sequence has
+    First a copy of the input (T, N, I). Then, for each layer, its states, h before c, and behind these what a second
+    stage of the cell multiplies: (T + 2, N, D·H), the directions side by side; at 0 and T + 1 stands what is before the first step of either direction, and a shorter sequence has
     the reverse direction's initial state right behind its end. Then, for each pass, (T, N, units, kept values).
     """
 
@@ -36,11 +36,11 @@ class ReserveLayout:
     @classmethod
     def of(cls, spec: RNNSpec, geometry: Geometry, steps: int, batch: int, keep: str) -> ReserveLayout:
         """The layout for T steps of N sequences; ``keep`` is ``"gates"``, or ``"states"`` for nothing but these."""
-        kept = len(derivative_of(spec.mode).kept) if keep == "gates" else 0
+        kept = len(derivative_of(spec.variant).kept) if keep == "gates" else 0
         records_at = lines(steps * batch * spec.input_size * geometry.item)
-        record_row = skewed(spec.output_size * geometry.item)
+        record_row = skewed(spec.num_directions * spec.hidden_size * geometry.item)
         state_size = (steps + 2) * batch * record_row
-        states = len(spec.state_names)
+        states = len(spec.state_names) + len(geometry.parts) - 1
         kept_at = records_at + spec.num_layers * states * state_size
         kept_row = lines(geometry.unit_vectors * kept * geometry.vector_bytes)
         passes = spec.num_layers * spec.num_directions
@@ -52,7 +52,7 @@ class ReserveLayout:
         )  # fmt: skip
 
     def record(self, layer: int, state: int) -> int:
-        """Where a layer's states (h is 0, c is 1) are at time 0."""
+        """Where a layer's states, h and then c, and a second stage's operand behind them, are at time 0."""
         return self.records_at + (layer * self.states + state) * self.state_size + self.record_step
 
     def kept(self, index: int) -> int:

@@ -9,22 +9,22 @@ Rows are in the order of falling lengths, so that those still alive at a step ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fusedrnn.cells import CELLS
+from fusedrnn.cells import Variant
 from fusedrnn.codegen.build import Fields, Function, Module, Record, Value
 from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES, emit_barrier, emit_reach, emit_wait, tell
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
-from fusedrnn.derivative import Derivative, differentiate
-from fusedrnn.symbolic import TracedCell, merge, trace
+from fusedrnn.derivative import Derivative
+from fusedrnn.engine.parts import Blocking, Part, cell_of, derivative_of, is_plain, parts_of
+from fusedrnn.symbolic import TracedCell
 
 SHARED = (
-    "steps", "batch", "layers", "directions", "hidden",
-    "grid_passes", "grid_rows", "grid_units", "row_starts", "unit_starts", "chunk",
+    "steps", "batch", "layers", "directions", "hidden", "out",
+    "grid_passes", "grid_rows", "grid_units", "row_starts", "unit_starts", "out_starts", "chunk",
     "order", "alive", "lengths",
     "passes", "barriers", "progress", "spins",
     "record_step", "record_row", "kept_step", "kept_row",
@@ -32,6 +32,7 @@ SHARED = (
 )  # fmt: skip
 """The fields that the records of both loops begin with.
 
+``hidden`` is H, ``out`` is S: the size of h, which a projection makes less.
 ``order``, ``alive`` and ``lengths`` are tables, 0 if every sequence has all steps: the place in the batch of each row;
 for each row group, how many of its rows live at each time; the length of each row. ``record`` strides are those of the
 states in a reserve, ``kept`` strides those of whatever else it keeps. ``threshold``, ``scale`` (the bits of a float64)
@@ -40,41 +41,10 @@ of a layer, or, where there is one direction, layers, each a chunk of steps behi
 ``progress`` is how far each layer's row groups have come.
 """
 
+VECTOR_WEIGHTS = "peepholes"
+"""A pass's weights that multiply element by element, packed: for each vector of units one of each gate that has them."""
 MATRICES = "x_matrix", "h_matrix", "x_vector", "h_vector"
 """A pass's weights and biases as they lie: for a call without packed ones, whose ``x_weights`` is 0."""
-
-
-@dataclass(frozen=True)
-class Blocking:
-    """How the gates of a cell lie in panels: the units of a block fill a whole number of panels."""
-
-    gates: int
-    panel_vectors: int
-
-    @property
-    def block_units(self) -> int:
-        """Vectors of units in a block."""
-        return math.lcm(self.gates, self.panel_vectors) // self.gates
-
-    @property
-    def block_panels(self) -> int:
-        """Panels in a block."""
-        return self.block_columns // self.panel_vectors
-
-    @property
-    def block_columns(self) -> int:
-        """Vectors of gates in a block."""
-        return self.block_units * self.gates
-
-
-def cell_of(mode: str) -> TracedCell:
-    """The cell as kernels compute it."""
-    return merge(trace(CELLS[mode]))
-
-
-def derivative_of(mode: str) -> Derivative:
-    """Its derivative."""
-    return differentiate(cell_of(mode))
 
 
 def layers_side_by_side(c: Fields) -> Value:
@@ -124,16 +94,41 @@ class Program:
     target: Target
     cell: TracedCell
     derivative: Derivative
+    parts: tuple[Part, ...]
     barrier: Function
     reach: Function
 
     @classmethod
-    def of(cls, name: str, mode: str, dtype: str, target: Target) -> Program:
+    def of(cls, name: str, variant: Variant, dtype: str, target: Target) -> Program:
         """A new module of that name."""
-        module = Module(f"{name}_{mode}_{dtype}")
+        module = Module(f"{name}_{variant.slug}_{dtype}")
         wait = emit_wait(module)
         meeting = emit_barrier(module, wait), emit_reach(module, wait)
-        return cls(module, dtype, target, cell_of(mode), derivative_of(mode), *meeting)
+        return cls(
+            module, dtype, target, cell_of(variant), derivative_of(variant), parts_of(variant), *meeting
+        )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the cell has one stage and matrices alone: then calls can use weights as they lie."""
+        return is_plain(self.cell)
+
+
+@dataclass(frozen=True)
+class Units:
+    """A member's share of hidden units, or of a projection's.
+
+    Attributes:
+        first, last: Its first vector of them, and the one past its last.
+        size: How many units there are in all.
+        own, own_bytes: Where its units begin in a row of them, and how many bytes they are.
+    """
+
+    first: Value
+    last: Value
+    size: Value
+    own: Value
+    own_bytes: Value
 
 
 class Pass:
@@ -148,7 +143,9 @@ class Pass:
         self.v = Vectors(f, program.target, program.dtype)
         self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
-        self.blocking = Blocking(len(program.cell.gates), self.panel_vectors)
+        self.parts = program.parts
+        self.gates = len(program.cell.gates)
+        self.is_plain = program.is_plain
         call, self.member, self.layer, self.direction = f.arguments[:4]
         self.c = c = records[0].read(f, call)
         number = self.layer * c.directions + self.direction
@@ -166,12 +163,58 @@ class Pass:
         self.row_group, self.unit_group = rest % c.grid_rows, rest // c.grid_rows
         self.first_row = f.load(c.row_starts + self.row_group * 8)
         self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
-        self.first_unit = f.load(c.unit_starts + self.unit_group * 8)
-        self.last_unit = f.load(c.unit_starts + self.unit_group * 8 + 8)
+        self.hidden = self._units(c.unit_starts, c.hidden)
+        self.out = self._units(c.out_starts, c.out) if self.cell.projects else self.hidden
         self.meeting = c.barriers + (1 + self.turn * c.grid_rows + self.row_group) * BARRIER_BYTES
-        own = self.first_unit * self.v.bytes
-        end = (self.last_unit * self.v.lanes).at_most(c.hidden)
-        self.own, self.own_bytes = own, end * self.v.item - own
+
+    def _units(self, starts: Value, size: Value) -> Units:
+        f, v = self.f, self.v
+        first, last = (f.load(starts + self.unit_group * 8 + more) for more in (0, 8))
+        own, end = first * v.bytes, (last * v.lanes).at_most(size)
+        return Units(first, last, size, own, end * v.item - own)
+
+    def units_of(self, part: Part) -> Units:
+        """This member's share of the units for which a stage has columns."""
+        return self.out if part.projects else self.hidden
+
+    def units_of_state(self, name: str) -> Units:
+        """This member's share of a state."""
+        return self.out if name == "h" else self.hidden
+
+    def operand_size(self, part: Part) -> Value:
+        """Elements of what a stage multiplies."""
+        return self.c.hidden if part.number else self.c.out
+
+    @property
+    def gate_parts(self) -> list[Part]:
+        """The stages that have gates, and so a part of the input weights."""
+        return [part for part in self.parts if not part.projects]
+
+    def part_of(self, gate: str) -> Part:
+        """The stage that has a gate."""
+        return next(part for part in self.parts if gate in part.stage.gates)
+
+    def from_input(self, row: Value, gate: str, unit: Value) -> Value:
+        """Where a row of this member's gates has a vector of units of a gate, of whatever stage."""
+        part = self.part_of(gate)
+        place = (unit - self.hidden.first) * part.gates + part.stage.gates.index(gate)
+        return row + self.region(part) + place * self.v.bytes
+
+    def vectors_of(self, size: Value) -> Value:
+        """Vectors that hold so many units."""
+        return (size + (self.v.lanes - 1)) // self.v.lanes
+
+    def base_column(self, part: Part) -> Value:
+        """The first of a stage's columns in packed weights of all gates: each stage begins with a new panel."""
+        units, width = self.vectors_of(self.c.hidden), self.panel_vectors
+        base = self.f.constant(0)
+        for other in self.parts[: part.number]:
+            base = base + (units * other.gates + (width - 1)) // width * width
+        return base
+
+    def region(self, part: Part) -> Value:
+        """Where a stage's gates begin in a row of this member's gates."""
+        return (self.hidden.last - self.hidden.first) * (part.before * self.v.bytes)
 
     def meet(self) -> None:
         """Wait for the members that share these rows."""
@@ -215,9 +258,10 @@ class Pass:
         """The time of the step before, in this direction."""
         return time + self.p.reverse.compare("!=", 0).select(self.f.constant(1), -1)
 
-    def row_of_state(self, base: Value, index: Value) -> Value:
-        """This member's part of a sequence's row in an array (N, H) of states."""
-        return base + index * self.c.hidden * self.v.item + self.own
+    def row_of_state(self, name: str, base: Value, index: Value) -> Value:
+        """This member's part of a sequence's row in an array (N, size) of a state."""
+        units = self.units_of_state(name)
+        return base + index * units.size * self.v.item + units.own
 
     def record(self, base: Value, time: Value, index: Value) -> Value:
         """A row of states in the reserve."""
@@ -237,9 +281,9 @@ class Pass:
             f.call(drop_row, source, into, self.p.k, *self.draw(index, time))
         return at.get()
 
-    def store_real(self, value: Value, unit: Value, at: Value) -> None:
-        """A vector of units to memory of any alignment; at the end of a row only those units that exist."""
-        left = self.c.hidden - unit * self.v.lanes
+    def store_real(self, value: Value, unit: Value, at: Value, size: Value) -> None:
+        """A vector of so many units to memory of any alignment; at the end of a row only those units that exist."""
+        left = size - unit * self.v.lanes
         with self.f.if_else(left >= self.v.lanes) as (whole, part):
             with whole:
                 self.v.store(value, at, align=self.v.item)
@@ -250,6 +294,11 @@ class Pass:
         """Whether a step goes through the recurrent weights from their end: what the one before read last is near."""
         return (step & 1).compare("!=", 0)
 
+    def vector_weight(self, gate: str, unit: Value) -> Value:
+        """The element by element weights of a gate, for a vector of units."""
+        count, place = len(self.cell.vectors), self.cell.vectors.index(gate)
+        return self.v.load(self.p.peepholes + (unit * count + place) * self.v.bytes)
+
     @contextmanager
     def panels(self, first: Value, last: Value, backwards: Value | None = None) -> Iterator[tuple[Value, Value]]:
         """The vectors of columns before ``last``, panel by panel: the first of a panel's that is wanted, how many."""
@@ -257,10 +306,15 @@ class Pass:
             yield begin, end - begin
 
     @contextmanager
-    def blocks(self, backwards: Value | None = None) -> Iterator[tuple[Value, Value]]:
+    def blocks(self, part: Part, backwards: Value | None = None) -> Iterator[tuple[Value, Value]]:
         """This member's units, block by block: the first of a block's that is its own, and the one past the last."""
-        with self._parts(self.first_unit, self.last_unit, self.blocking.block_units, backwards) as part:
-            yield part
+        units, size = self.units_of(part), self.blocking(part).block_units
+        with self._parts(units.first, units.last, size, backwards) as block:
+            yield block
+
+    def blocking(self, part: Part) -> Blocking:
+        """How a stage's columns lie in panels."""
+        return Blocking(part.gates, self.panel_vectors)
 
     @contextmanager
     def _parts(

@@ -12,6 +12,7 @@ from fusedrnn.codegen.dropout import Dropout
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.tile import emit_upright_gemm
 from fusedrnn.engine.gradient_pass import GradientPass
+from fusedrnn.engine.parts import Part
 from fusedrnn.engine.sequence import Program, looked_up
 
 
@@ -28,13 +29,20 @@ class WeightGradients(GradientPass):
         f, c, v = self.f, self.c, self.v
         self.first, self.last, self.count, self.fresh = f.arguments[4:]
         share = self.row_group * c.grid_units + self.unit_group
-        self.first_own = f.load(c.weight_starts + share * 8)
-        self.last_own = f.load(c.weight_starts + share * 8 + 8)
+        self.own = self._own(c.weight_starts, share)
+        self.own_out = self._own(c.out_weight_starts, share) if self.cell.projects else self.own
         self.places = self.scratch + c.places_at
         self.packed = self.scratch + c.packed_at
         self.panel_features = self.panel_bytes // v.item
         self.x_panels = (self.p.k + (self.panel_features - 1)) // self.panel_features
-        self.h_panels = (c.hidden + (self.panel_features - 1)) // self.panel_features
+
+    def _own(self, starts: Value, share: Value) -> tuple[Value, Value]:
+        """The first vector of units that is this member's share, and the one past the last."""
+        f = self.f
+        return f.load(starts + share * 8), f.load(starts + share * 8 + 8)
+
+    def _own_of(self, part: Part) -> tuple[Value, Value]:
+        return self.own_out if part.projects else self.own
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -47,16 +55,20 @@ class WeightGradients(GradientPass):
         with f.if_(self.fresh.compare("!=", 0)):
             self._clear_sums()
         with f.if_((self.count.equals(0)) & (self.fresh.compare("!=", 0))):
-            size = (self.last_own - self.first_own) * (len(self.cell.gates) * self.v.lanes) * c.weights_stride
-            f.fill_zero(self._weight_rows(self.first_own, 0), size)
-        self._sum()
+            for part in self.parts:
+                first, last = self._own_of(part)
+                size = (last - first) * (part.gates * self.v.lanes) * c.weights_stride
+                f.fill_zero(self._weight_rows(part, first, 0), size)
+        for part in self.gate_parts:
+            self._sum(part)
         with f.loop(0, self.count, c.inner) as begin:
             end = (begin + c.inner).at_most(self.count)
             start = (begin + (1 - self.fresh)).compare("!=", 0)
-            with f.if_(self.wanted(self.p.d_x_weights)):
-                self._multiply(begin, end, start, of_state=False)
-            with f.if_(self.wanted(self.p.d_h_weights)):
-                self._multiply(begin, end, start, of_state=True)
+            for part in self.parts:
+                for of_state in (False, True):
+                    if of_state or not part.projects:
+                        with f.if_(self.wanted(self._destination(part, of_state)[0])):
+                            self._multiply(part, begin, end, start, of_state)
         with f.if_(self.last.equals(c.steps)):
             self._hand_over()
         self._meet_team()
@@ -81,54 +93,57 @@ class WeightGradients(GradientPass):
                 f.store(looked_up(f, c.falling, rank, rank), place.get() + 8)
                 place.set(place.get() + 16)
 
-    def _sums(self, unit: Value) -> Value:
-        return self.team + self.c.sums_at + unit * (self.slots * self.v.bytes)
+    def _sums(self, part: Part, unit: Value) -> Value:
+        return self.team + self.c.sums_at + self.slot_at(part, unit, 0) * self.v.bytes
 
     def _clear_sums(self) -> None:
-        first = self._sums(self.first_own)
-        self.f.fill_zero(first, self._sums(self.last_own) - first)
+        for part in self.gate_parts:
+            first, last = (self._sums(part, unit) for unit in self.own)
+            self.f.fill_zero(first, last - first)
 
-    def _sum(self) -> None:
+    def _sum(self, part: Part) -> None:
         """The biases' gradients: upright gradients added up, all slots of a unit side by side."""
         f, c, v = self.f, self.c, self.v
-        with f.loop(self.first_own, self.last_own) as unit:
-            at = self._sums(unit)
-            totals = [f.var(v.load(at + slot * v.bytes)) for slot in range(self.slots)]
-            source = self.upright + unit * self.slots * c.upright_stride
+        with f.loop(*self.own) as unit:
+            at = self._sums(part, unit)
+            totals = [f.var(v.load(at + slot * v.bytes)) for slot in range(part.slots)]
+            source = self.upright + self.slot_at(part, unit, 0) * c.upright_stride
             with f.loop(0, self.count) as row:
                 for slot, total in enumerate(totals):
                     total.set(total.get() + v.load(source + c.upright_stride * slot + row * v.bytes))
             for slot, total in enumerate(totals):
                 v.store(total.get(), at + slot * v.bytes)
 
-    def _multiply(self, begin: Value, end: Value, start: Value, of_state: bool) -> None:
-        """Rows ``begin`` to ``end`` of the block into the gradients of the input weights, or of the recurrent ones."""
+    def _multiply(self, part: Part, begin: Value, end: Value, start: Value, of_state: bool) -> None:
+        """Rows ``begin`` to ``end`` of the block into a stage's gradients of the input weights, or of its own."""
         f, c = self.f, self.c
-        panels = self.h_panels if of_state else self.x_panels
+        columns = self._destination(part, of_state)[1]
+        panels = (columns + (self.panel_features - 1)) // self.panel_features
         k = end - begin
         size = k * self.panel_bytes
         with f.loop(0, panels, c.packed_panels) as first:
             last = (first + c.packed_panels).at_most(panels)
             with f.loop(first, last) as panel:
-                self._pack(begin, end, panel, self.packed + (panel - first) * size, of_state)
-            with f.loop(self.first_own, self.last_own) as unit:
-                slots = self.derivative.from_state if of_state else self.derivative.from_input
+                self._pack(part, begin, end, panel, self.packed + (panel - first) * size, of_state)
+            with f.loop(*self._own_of(part)) as unit:
+                slots = part.derivative.from_state if of_state else part.derivative.from_input
                 for gate, slot in enumerate(slots):
-                    self._one_gate(unit, gate, slot, begin, k, first, last, start, of_state)
+                    self._one_gate(part, unit, gate, slot, begin, k, first, last, start, of_state)
 
     def _one_gate(
-        self, unit: Value, gate: int, slot: int, begin: Value, k: Value, first: Value, last: Value, start: Value,
-        of_state: bool,
+        self, part: Part, unit: Value, gate: int, slot: int, begin: Value, k: Value, first: Value, last: Value,
+        start: Value, of_state: bool,
     ) -> None:  # fmt: skip
         """A vector of units of one gate against the packed panels."""
         f, c, v = self.f, self.c, self.v
-        count = (c.hidden - unit * v.lanes).at_most(v.lanes)
-        a = self.upright + (unit * self.slots + slot) * c.upright_stride + begin * v.bytes
+        size = self.units_of(part).size
+        count = (size - unit * v.lanes).at_most(v.lanes)
+        a = self.upright + self.slot_at(part, unit, slot) * c.upright_stride + begin * v.bytes
         # The first panel's tiles ask for the gradients that come next; B is near.
         ahead = a + c.upright_stride
-        into, columns, first_panel = self._destination(of_state)
-        at = self._weight_rows(unit, gate) + first_panel * self.panel_bytes
-        row = into + (c.hidden * gate + unit * v.lanes) * columns * v.item
+        into, columns, first_panel = self._destination(part, of_state)
+        at = self._weight_rows(part, unit, gate) + first_panel * self.panel_bytes
+        row = into + (size * (part.before + gate if not part.projects else 0) + unit * v.lanes) * columns * v.item
         whole = self.straight.select(columns // self.panel_features, 0)
         with f.loop(first, last) as panel:
             offset = panel * self.panel_bytes
@@ -145,25 +160,30 @@ class WeightGradients(GradientPass):
         vectors = (columns + (self.v.lanes - 1)) // self.v.lanes
         return (vectors - panel * self.panel_vectors).at_most(self.panel_vectors)
 
-    def _destination(self, of_state: bool) -> tuple[Value, Value, Value]:
-        """Where the gradient of a matrix is wanted, its columns, and the first of its panels among the sums."""
+    def _destination(self, part: Part, of_state: bool) -> tuple[Value, Value, Value]:
+        """Where the gradient of a stage's matrix is wanted, its columns, and the first of its panels among the sums."""
         p = self.p
+        if part.projects:
+            return p.d_projection, self.operand_size(part), self.f.constant(0)
         if of_state:
-            return p.d_h_weights, self.c.hidden, self.x_panels
+            return p.d_h_weights, self.operand_size(part), self.x_panels
         return p.d_x_weights, p.k, self.f.constant(0)
 
-    def _weight_rows(self, unit: Value, gate: int) -> Value:
+    def _weight_rows(self, part: Part, unit: Value, gate: int) -> Value:
         """Where the sums for a vector of units of a gate are: a row for each unit, input columns then recurrent."""
         c, v = self.c, self.v
-        return self.team + c.weights_at + (unit * len(self.cell.gates) + gate) * (v.lanes * c.weights_stride)
+        place = self.unit_vectors * part.before + unit * part.gates + gate
+        return self.team + c.weights_at + place * (v.lanes * c.weights_stride)
 
-    def _pack(self, begin: Value, end: Value, panel: Value, into: Value, of_state: bool) -> None:
-        """A panel of B: some features of what the layer read, or of its h before, for each row of the block."""
+    def _pack(self, part: Part, begin: Value, end: Value, panel: Value, into: Value, of_state: bool) -> None:
+        """A panel of B: some features of what the layer read, or of what a stage multiplied, for each row."""
         f, c, p, v = self.f, self.c, self.p, self.v
         feature = panel * self.panel_features
         with f.loop(begin, end) as place:
             time, index = (f.load(self.places + place * 16 + 8 * word) for word in (0, 1))
-            if of_state:
+            if of_state and part.number:
+                row = self.record(p.operand_record, time, index)
+            elif of_state:
                 row = self.record(p.h_record, self.time_before(time), index)
             else:
                 row = p.x + time * p.x_step + index * p.x_row
@@ -177,25 +197,38 @@ class WeightGradients(GradientPass):
     def _hand_over(self) -> None:
         """The sums to where the caller wants them."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        biases = (p.d_x_bias, self.derivative.from_input), (p.d_h_bias, self.derivative.from_state)
-        with f.loop(self.first_own, self.last_own) as unit:
-            count = (c.hidden - unit * v.lanes).at_most(v.lanes)
-            for gate in range(len(self.cell.gates)):
-                first = c.hidden * gate + unit * v.lanes
-                for of_state in (False, True):
-                    self._deliver_rows(unit, gate, first, count, of_state)
-                for into, slots in biases:
+        for part in self.parts:
+            derivative, size = part.derivative, self.units_of(part).size
+            # Where each sum of a vector of units goes: the array, the number of its part of so many units, the slot.
+            sums = [(p.d_x_bias, part.before + gate, slot) for gate, slot in enumerate(derivative.from_input)]
+            if not part.projects:
+                sums += [(p.d_h_bias, part.before + gate, slot) for gate, slot in enumerate(derivative.from_state)]
+            own = [gate for gate in self.cell.vectors if gate in part.stage.gates]
+            places = (self.cell.vectors.index(gate) for gate in own)
+            sums += [(p.d_peepholes, *pair) for pair in zip(places, derivative.vectors, strict=True)]
+            with f.loop(*self._own_of(part)) as unit:
+                count = (size - unit * v.lanes).at_most(v.lanes)
+                for gate in range(part.gates):
+                    first = (size * (part.before + gate) if not part.projects else 0) + unit * v.lanes
+                    for of_state in (False, True):
+                        if of_state or not part.projects:
+                            self._deliver_rows(part, unit, gate, first, count, of_state)
+                for into, place, slot in sums:
                     with f.if_(self.wanted(into)):
-                        source = self._sums(unit) + slots[gate] * v.bytes
-                        f.call(self.deliver, source, into + first * v.item, count, c.add_params)
+                        source = self._sums(part, unit) + slot * v.bytes
+                        at = into + (size * place + unit * v.lanes) * v.item
+                        f.call(self.deliver, source, at, count, c.add_params)
 
-    def _deliver_rows(self, unit: Value, gate: int, first: Value, count: Value, of_state: bool) -> None:
+    def _deliver_rows(
+        self, part: Part, unit: Value, gate: int, first: Value, count: Value, of_state: bool
+    ) -> None:
         """Rows of the sums, from the ``first`` of the matrix, as far as they are not where they are wanted yet."""
         f, c, v = self.f, self.c, self.v
-        into, columns, first_panel = self._destination(of_state)
+        into, columns, first_panel = self._destination(part, of_state)
         panels = self.straight.select(columns // self.panel_features, 0)
         left = columns - panels * self.panel_features
         with f.if_(self.wanted(into) & (left > 0)), f.loop(0, count) as lane:
-            source = self._weight_rows(unit, gate) + lane * c.weights_stride + (first_panel + panels) * self.panel_bytes
+            rows = self._weight_rows(part, unit, gate)
+            source = rows + lane * c.weights_stride + (first_panel + panels) * self.panel_bytes
             at = into + (first + lane) * columns * v.item + panels * self.panel_bytes
             f.call(self.deliver, source, at, left, c.add_params)
