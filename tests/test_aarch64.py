@@ -6,6 +6,7 @@ import re
 import llvmlite.binding as llvm
 import pytest
 
+from fusedrnn.cells import FAMILIES
 from fusedrnn.codegen import target as targets
 from fusedrnn.engine.backward import build_backward
 from fusedrnn.engine.forward import build_forward
@@ -30,7 +31,7 @@ def assembly(monkeypatch):
     def emit(mode, dtype, build):
         (neon,) = targets.known()
         machine = family.create_target_machine(cpu=neon.cpu, features=neon.features, opt=3)
-        module = build(mode, dtype, neon)
+        module = build(FAMILIES[mode].default, dtype, neon)
         module.triple = machine.triple
         parsed = llvm.parse_assembly(str(module))
         tuning = llvm.create_pipeline_tuning_options(speed_level=2)

@@ -230,21 +230,6 @@ def test_options_of_training_without_effect_in_inference(seed):
     assert reserve is None
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("projection_size", {"projection_size": 3}),
-        ("state_clip_min", {"state_clip_min": -1.0, "state_clip_max": 1.0}),
-    ],
-)
-def test_options_not_built_are_named(name, options):
-    spec = RNNSpec("lstm", I, H, **options)
-    for make in (RNNOp, RNNOp.get, CPUEngine):
-        for backend in (None,) if make is CPUEngine else (None, *registry.names()):
-            with pytest.raises(NotImplementedError, match=f"^{name} is not supported yet"):
-                make(spec) if backend is None else make(spec, backend)
-
-
 @pytest.mark.parametrize("make", [RNNOp, RNNOp.get])
 @pytest.mark.parametrize("spec", [None, "lstm", {"mode": "lstm"}, RNNSpec])
 def test_spec_that_is_none(make, spec):

@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusedrnn import derivative
-from fusedrnn.cells import CELLS, Cell
+from fusedrnn.cells import CELLS, Cell, traced
 from fusedrnn.derivative import differentiate
 from fusedrnn.reference import NumpyArithmetic
 from fusedrnn.spec import MODES
 from fusedrnn.symbolic import Expr, evaluate, gradients, leaf, merge, relu, sigmoid, tanh, trace, walk
 from test_symbolic import TWO_STAGES
+from variants import variant_spec
 
 DTYPE = np.longdouble  # float64 where there is nothing longer
 STEP = np.cbrt(np.finfo(DTYPE).eps)
@@ -133,10 +134,11 @@ def test_the_derivative_of_a_cell(cell):
     at_hand = seeds | {("state", name): values["state", name] for name in cell.states}
     at_hand |= {("after", n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
     at_hand |= {("kept", str(place)): kept for place, kept in enumerate(value(found.kept, values))}
-    slots = value(found.slots, at_hand)
-    assert len(set(found.slots)) == len(found.slots)
-    for kind, places in (("x", found.from_input), ("h", found.from_state)):
-        assert {*found.from_input, *found.from_state} == set(range(len(slots)))
+    (stage,) = found.stages
+    slots = value(stage.slots, at_hand)
+    assert len(set(stage.slots)) == len(stage.slots)
+    for kind, places in (("x", stage.from_input), ("h", stage.from_state)):
+        assert {*stage.from_input, *stage.from_state} == set(range(len(slots)))
         for gate, place in zip(cell.gates, places, strict=True):
             assert_slopes(slots[place], expected["sum" if cell.merged else kind, gate])
     for name, gradient in zip(cell.states, found.states, strict=True):
@@ -166,7 +168,8 @@ def part(cell, gate):
 def test_a_vanilla_cell_keeps_nothing_but_states(cell):
     found = differentiate(cell)
     assert (found.kept, found.recomputed, found.states) == ((), (), (None,))
-    assert (found.from_input, found.from_state) == ((0,), (0,))
+    (stage,) = found.stages
+    assert (stage.from_input, stage.from_state) == ((0,), (0,))
 
 
 @pytest.mark.parametrize("cell", forms(["lstm"]))
@@ -176,8 +179,9 @@ def test_an_lstm_keeps_its_activations(cell):
     assert len(found.kept) == 4
     assert set(found.kept) == activations
     assert found.recomputed == (tanh(leaf("after", "c")),)
-    assert len(found.slots) == 4
-    assert found.from_input == found.from_state
+    (stage,) = found.stages
+    assert len(stage.slots) == 4
+    assert stage.from_input == stage.from_state
     # h reaches the step through the recurrent weights alone.
     assert found.states[0] is None
 
@@ -192,9 +196,10 @@ def test_a_gru_keeps_the_recurrent_part_of_n(cell):
     (again,) = found.recomputed
     assert again == leaf("state", "h") - leaf("kept", str(found.kept.index(n)))
     # r and z have one gradient for both weights, n has two.
-    assert len(found.slots) == 4
-    assert found.from_input[:2] == found.from_state[:2]
-    assert found.from_input[2] != found.from_state[2]
+    (stage,) = found.stages
+    assert len(stage.slots) == 4
+    assert stage.from_input[:2] == stage.from_state[:2]
+    assert stage.from_input[2] != stage.from_state[2]
 
 
 def test_what_is_cheap_to_compute_again_is_not_kept():
@@ -211,10 +216,44 @@ def test_what_is_cheap_to_compute_again_is_not_kept():
     assert derivative.describe(cell.outputs[0]).count("tanh") == 2
 
 
-def test_more_than_one_stage_is_refused():
-    for cell in (trace(TWO_STAGES), merge(trace(TWO_STAGES))):
-        with pytest.raises(NotImplementedError, match="more than one recurrent GEMM"):
-            differentiate(cell)
+@pytest.mark.parametrize("name", ["reset-before", "projection", "lstm-all", "coupled-peepholes", "gru-gate-clip"])
+def test_the_derivative_of_several_stages(name):
+    """What reaches each stage's gates, given what reaches the operands of the stages behind it."""
+    rng = np.random.default_rng(5)
+    cell = merge(traced(variant_spec(name, 4, 4).variant))
+    roots = [*cell.outputs, *cell.operands]
+    leaves = list(dict.fromkeys(node.leaf for node in walk(roots) if node.op == "leaf"))
+    values = random_values(rng, leaves)
+    names = [("gradient", name) for name in cell.states]
+    names += [("operand", str(number)) for number in range(1, len(cell.stages))]
+    seeds = random_values(rng, names)
+    expected = slopes(roots, seeds.values(), values)
+    found = differentiate(cell)
+    at_hand = seeds | {one: values[one] for one in leaves if one[0] in ("state", "vector")}
+    at_hand |= {("after", n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
+    at_hand |= {("kept", str(place)): kept for place, kept in enumerate(value(found.kept, values))}
+    for stage, derived in zip(cell.stages, found.stages, strict=True):
+        slots = value(derived.slots, at_hand)
+        if stage.projects:
+            assert_slopes(slots[0], expected["projected", "h"])
+        for gate, *places in zip(stage.gates, derived.from_input, derived.from_state, strict=False):
+            for kind, place in zip(("sum", "sum") if stage.merged else ("x", "h"), places, strict=True):
+                assert_slopes(slots[place], expected[kind, gate])
+        own = [gate for gate in cell.vectors if gate in stage.gates]
+        for gate, place in zip(own, derived.vectors, strict=True):
+            assert_slopes(slots[place], expected["vector", gate])
+    for name, gradient in zip(cell.states, found.states, strict=True):
+        if gradient is not None:
+            assert_slopes(value([gradient], at_hand)[0], expected["state", name])
+        else:
+            assert ("state", name) not in expected
+
+
+def test_states_are_settled_where_they_can_be():
+    projected = differentiate(merge(traced(variant_spec("projection", 4, 4).variant)))
+    assert [projected.settled_in(name) for name in "hc"] == [1, 0]
+    reset_before = differentiate(merge(trace(TWO_STAGES)))
+    assert reset_before.settled_in("h") == 0
 
 
 def test_another_operand_is_refused():

@@ -9,12 +9,14 @@ from functools import cache as remembered
 
 import pytest
 
+from fusedrnn.cells import FAMILIES
 from fusedrnn.codegen import cache
 from fusedrnn.codegen import target as targets
 from fusedrnn.codegen.tile import _UNROLL, _UNROLL_OF_PART
 from fusedrnn.engine.backward import build_backward
 from fusedrnn.engine.forward import build_forward
 from fusedrnn.spec import DTYPES, MODES
+from variants import variant_spec
 
 pytestmark = pytest.mark.skipif(not targets.is_x86(), reason="knows the instructions of x86 only")
 
@@ -28,12 +30,15 @@ BUILDERS = {
     "training": lambda *kind: build_forward(*kind, training=True),
     "backward": build_backward,
 }
+# Beside the plain cells one of two stages, and one that has everything there is.
+VARIANTS = {name: variant_spec(name, 8, 8).variant for name in ("projection", "reset-before", "lstm-all", "softplus")}
 
 
 @remembered
 def functions(mode, dtype, target, module="forward"):
     """The assembly of a module: the lines of each function by its name."""
-    text = cache.assembly(BUILDERS[module](mode, dtype, target), target)
+    variant = VARIANTS[mode] if mode in VARIANTS else FAMILIES[mode].default
+    text = cache.assembly(BUILDERS[module](variant, dtype, target), target)
     found = re.findall(r"^(\w+):\n(.*?)^\.Lfunc_end\d+:$", text, re.MULTILINE | re.DOTALL)
     return {name: [line.strip() for line in body.splitlines()] for name, body in found}
 
@@ -110,7 +115,10 @@ def test_no_spills(dtype, pinned, kind):
 def test_tiles_are_the_same_in_every_module(dtype, pinned):
     """What is shown of backward's tiles holds for forward's, and for every cell's."""
     plain = functions("lstm", dtype, pinned, "backward")
-    for mode, module in (("lstm", "forward"), ("lstm", "training"), ("gru", "backward"), ("rnn_tanh", "forward")):
+    for mode, module in (
+        ("lstm", "forward"), ("lstm", "training"), ("gru", "backward"), ("rnn_tanh", "forward"),
+        ("projection", "training"), ("reset-before", "backward"),
+    ):  # fmt: skip
         other = functions(mode, dtype, pinned, module)
         for name, *_ in tiles("lstm", dtype, pinned):
             one, two = ([re.sub(r"LBB\d+_|# .*", "", line) for line in code[name]] for code in (plain, other))
@@ -163,7 +171,11 @@ def test_gate_maths_in_whole_vectors(dtype, pinned, module, function, quotients)
 
 @pytest.mark.parametrize(
     ("module", "mode"),
-    [*(("forward", mode) for mode in MODES), *itertools.product(("training", "backward"), ("lstm", "gru"))],
+    [
+        *(("forward", mode) for mode in MODES),
+        *itertools.product(("training", "backward"), ("lstm", "gru")),
+        *itertools.product(("training", "backward"), VARIANTS),
+    ],
 )
 def test_no_calls_into_a_library(mode, module, dtype, pinned):
     """Everything is inline or ours: no expf, no memcpy in the loop that is hot."""

@@ -15,7 +15,7 @@ PACKAGE = Path(fusedrnn.__file__).parent
 LAYERS = (
     {"config"},
     {"symbolic", "gradients", "addresses", "dropout", "constants"},
-    {"derivative"},
+    {"derivative", "activations"},
     {"cells"},
     {"spec"},
     {"reference", "reference_training", "codegen"},

@@ -131,11 +131,3 @@ def test_arithmetic_at_the_ends_of_the_range(dtype):
     np.testing.assert_array_equal(on.tanh(ends), np.array([-1, -1, 0, 1, 1], dtype))
     np.testing.assert_array_equal(on.relu(ends), np.array([0, 0, 0, ends[3], np.inf], dtype))
     assert np.isnan(on.relu(np.array(np.nan, dtype)))
-
-
-@pytest.mark.parametrize("option", [{"projection_size": 2}, {"state_clip_min": -1, "state_clip_max": 1}])
-def test_what_is_not_built_says_so(option):
-    spec = RNNSpec("lstm", I, H, **option)
-    x, params, _ = problem(spec)
-    with pytest.raises(NotImplementedError, match="projection"):
-        reference.forward(spec, x, params)

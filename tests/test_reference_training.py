@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import fusedrnn.spec
 from fusedrnn import dropout, reference, reference_training
 from fusedrnn.bench.tolerance import longest_sum, tolerance
-from fusedrnn.cells import CELLS, Cell
+from fusedrnn.cells import FAMILIES, Cell, Family, Variant
 from fusedrnn.spec import MODES, RNNSpec
 from fusedrnn.symbolic import relu, tanh
 from test_symbolic import TWO_STAGES
@@ -325,7 +325,8 @@ def idle(x, recur, s):
 )
 @pytest.mark.parametrize("lengths", [None, np.array([3, 0, 1, T])], ids=["full", "lengths"])
 def test_other_cells_by_finite_differences(monkeypatch, cell, lengths):
-    monkeypatch.setitem(CELLS, cell.name, cell)
+    family = Family(cell.gates, cell.states, Variant(cell.name, ()), lambda x, recur, s, v: cell.equations(x, recur, s))
+    monkeypatch.setitem(FAMILIES, cell.name, family)
     monkeypatch.setattr(fusedrnn.spec, "MODES", (*MODES, cell.name))
     task = problem(RNNSpec(cell.name, I, H, 2, True, dtype="float64"), lengths)
     check_by_differences(task, ("dx", "dparams", *(f"d{name}0" for name in cell.states)))
@@ -355,10 +356,3 @@ def test_the_slope_of_relu():
     value = np.array([1.0, 2.0, np.nan, 4.0, 5.0, 6.0])
     np.testing.assert_array_equal(reference.NumpyArithmetic.pass_positive(gate, value), [0, 0, 0, 4, 5, 6])
     assert reference.NumpyArithmetic.pass_positive(gate, value.astype(np.float16)).dtype == np.float16
-
-
-@pytest.mark.parametrize("option", [{"projection_size": 2}, {"state_clip_min": -1, "state_clip_max": 1}])
-def test_what_is_not_built_says_so(option):
-    spec = RNNSpec("lstm", I, H, **option)
-    with pytest.raises(NotImplementedError, match="projection"):
-        reference_training.train(spec, np.zeros((T, N, I)), np.zeros(spec.layout.size))

@@ -173,6 +173,7 @@ def test_derived_sizes():
 def test_flops(spec, steps, batch):
     G, D, L, S = spec.num_gates, spec.num_directions, spec.num_layers, spec.state_size
     expected = 2 * steps * batch * G * spec.hidden_size * D * ((spec.input_size + S) + (L - 1) * (D * S + S))
+    expected += 2 * steps * batch * (spec.projection_size or 0) * spec.hidden_size * L * D
     assert spec.flops(steps, batch) == expected
     assert spec.flops(steps, batch, training=True) == 3 * expected
 

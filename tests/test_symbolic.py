@@ -71,8 +71,13 @@ def test_merge_sees_what_else_uses_a_part():
 
 
 def test_merge_sees_what_an_operand_uses():
+    """The first stage's h.a is multiplied by itself; the second's b is only ever added."""
     traced = trace(Cell("relay", ("a", "b"), ("h",), lambda x, recur, s: x.b + recur(recur(s.h).a).b))
-    assert merge(traced) is traced
+    merged = merge(traced)
+    assert [stage.merged for stage in merged.stages] == [False, True]
+    assert not merged.merged
+    assert merged.outputs == (leaf("sum", "b"),)
+    assert merged.stages[1].operand == leaf("h", "a")
 
 
 def test_two_stages():
@@ -82,11 +87,11 @@ def test_two_stages():
     merged = merge(traced)
     assert merged.merged
     operand = sigmoid(leaf("sum", "r")) * leaf("state", "h")
-    assert merged.stages == (Stage(leaf("state", "h"), ("r", "z")), Stage(operand, ("n",)))
+    expected = Stage(leaf("state", "h"), ("r", "z"), merged=True), Stage(operand, ("n",), merged=True)
+    assert merged.stages == expected
 
 
-def test_two_stages_evaluate(monkeypatch):
-    monkeypatch.setitem(CELLS, "reset_before_gru", TWO_STAGES)
+def test_two_stages_evaluate():
     rng = np.random.default_rng(2)
     N, H = 3, 4
     x = rng.standard_normal((N, 3 * H))
@@ -100,7 +105,7 @@ def test_two_stages_evaluate(monkeypatch):
     r = logistic(x[:, :H] + h @ weight[:H].T + bias[:H])
     z = logistic(x[:, H : 2 * H] + h @ weight[H : 2 * H].T + bias[H : 2 * H])
     n = np.tanh(x[:, 2 * H :] + (r * h) @ weight[2 * H :].T + bias[2 * H :])
-    (actual,) = reference.step("reset_before_gru", x, (h,), weight, bias)
+    (actual,) = reference.step(trace(TWO_STAGES), x, (h,), {"h2h_weight": weight, "h2h_bias": bias})
     np.testing.assert_allclose(actual, (1 - z) * n + z * h, rtol=1e-13, atol=1e-13)
 
 

@@ -1,6 +1,8 @@
 """The variants of the cells, and an oracle for them: torch's own functions in float64, step by step, its autograd."""
 
 from dataclasses import replace
+from functools import cache
+from itertools import count
 
 import numpy as np
 import torch
@@ -8,7 +10,9 @@ import torch.nn.functional as F
 
 from fusedrnn import RNNSpec
 from fusedrnn.activations import Activation
+from fusedrnn.bench.tolerance import longest_sum, tolerance
 from oracles import Results, without
+from problems import problem_of
 
 # What each is called, its mode, and the fields of its spec.
 VARIANTS = {
@@ -66,6 +70,14 @@ def possible(name, hidden):
     return not (hidden == 1 and "projection_size" in VARIANTS[name][1])
 
 
+# Where a function has a corner, of its parameters; where another has one, no derivative jumps.
+_CORNERS = {
+    "relu": lambda x, a, b: (x,),
+    "leaky_relu": lambda x, a, b: (x,),
+    "thresholded_relu": lambda x, a, b: (x - a,),
+    "hard_sigmoid": lambda x, a, b: (a * x + b, a * x + b - 1),
+    "elu": lambda x, a, b: (x,),
+}
 _FUNCTIONS = {
     "sigmoid": lambda x, a, b: torch.sigmoid(x),
     "tanh": lambda x, a, b: torch.tanh(x),
@@ -93,11 +105,25 @@ class Steps:
     def __init__(self, spec, weights):
         self.spec, self.w = spec, weights
         given = spec.activations or tuple(Activation(name) for name in _USUAL[spec.mode])
-        self.functions = [lambda x, one=one: _FUNCTIONS[one.name](x, one.alpha, one.beta) for one in given]
+        self.functions = [lambda x, one=one: self.activated(one, x) for one in given]
+        self.margin = np.inf
+
+    def near(self, *distances):
+        """Take note of how far from a corner anything is."""
+        self.margin = min(self.margin, *(float(one.detach().abs().min()) for one in distances))
+
+    def activated(self, one, x):
+        parameters = one.alpha, one.beta
+        if one.name in _CORNERS:
+            self.near(*_CORNERS[one.name](x, *parameters))
+        return _FUNCTIONS[one.name](x, *parameters)
 
     def clip(self, a):
         bound = self.spec.gate_clip
-        return a if bound is None else torch.clamp(a, -bound, bound)
+        if bound is None:
+            return a
+        self.near(a - bound, a + bound)
+        return torch.clamp(a, -bound, bound)
 
     def bias(self, kind, H, gate):
         bias = self.w.get(kind)
@@ -142,6 +168,7 @@ class Steps:
         forget = 1 - i if spec.coupled_gates else f(self.clip(sums["f"] + peepholes.get("f", 0) * c))
         c = forget * c + i * g(self.clip(sums["g"]))
         if spec.state_clip_min is not None:
+            self.near(c - spec.state_clip_min, c - spec.state_clip_max)
             c = torch.clamp(c, spec.state_clip_min, spec.state_clip_max)
             if spec.state_clip_nan:
                 c = torch.where(torch.isnan(c), spec.state_clip_min, c)
@@ -150,9 +177,9 @@ class Steps:
 
 
 def run(spec, x, states, weights, lengths):
-    """All layers and directions: output and final states."""
+    """All layers and directions: output and final states; and how near a corner anything was."""
     T = len(x)
-    last = []
+    last, margin = [], np.inf
     for layer in range(spec.num_layers):
         outputs = []
         for direction in range(spec.num_directions):
@@ -167,12 +194,13 @@ def run(spec, x, states, weights, lengths):
                 now = tuple(torch.where(alive, one, before) for one, before in zip(new, now, strict=True))
             outputs.append(torch.stack(found))
             last.append(now)
+            margin = min(margin, step.margin)
         x = torch.cat(outputs, dim=2)
-    return x, *(torch.stack(column) for column in zip(*last, strict=True))
+    return (x, *(torch.stack(column) for column in zip(*last, strict=True))), margin
 
 
-def variant_results(problem, absent="nothing"):
-    """All that the oracle computes of a problem."""
+def recorded(problem):
+    """A run of the oracle: what the graph begins with, and what :func:`run` returned."""
     spec = problem.spec
     x, params, states = problem.astype(np.float64)
     if states is None:
@@ -183,9 +211,14 @@ def variant_results(problem, absent="nothing"):
         for one in spec.layout
     }
     lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
-    results = run(spec, leaves[0], leaves[2:], weights, lengths)
-    dy, dstates = without(spec, *problem.gradients_as(np.float64), absent)
-    given = (dy, *(dstates or (None,) * len(states)))
+    return leaves, *run(spec, leaves[0], leaves[2:], weights, lengths)
+
+
+def variant_results(problem, absent="nothing"):
+    """All that the oracle computes of a problem."""
+    leaves, results, _ = recorded(problem)
+    dy, dstates = without(problem.spec, *problem.gradients_as(np.float64), absent)
+    given = (dy, *(dstates or (None,) * (len(results) - 1)))
     pairs = [(result, torch.tensor(one)) for result, one in zip(results, given, strict=True) if one is not None]
     found = torch.autograd.grad(
         [result for result, _ in pairs], leaves, [one for _, one in pairs], allow_unused=True, materialize_grads=True
@@ -193,6 +226,17 @@ def variant_results(problem, absent="nothing"):
     dx, dparams, *dinitial = (one.numpy() for one in found)
     y, *final = (one.detach().numpy() for one in results)
     return Results(y, tuple(final), (dx, dparams, tuple(dinitial)))
+
+
+@cache
+def variant_problem(name, shape, reverse=False):
+    """A problem of a variant that is near no corner, where rounding in float32 would change gradients; its results."""
+    spec = variant_spec(name, shape.I, shape.H, shape.layers, shape.bidirectional, reverse=reverse)
+    enough = tolerance(np.float32, longest_sum(spec))[1] / 2
+    for seed in count():
+        problem = problem_of(spec, shape, seed)
+        if recorded(problem)[2] > enough:
+            return problem, variant_results(problem)
 
 
 def variant_spec(name, I, H, layers=1, bidirectional=False, dtype="float32", **more):

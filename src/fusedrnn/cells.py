@@ -101,8 +101,8 @@ def cell(name: str, gates: str, states: str, activations: str) -> Callable[[Call
     return register
 
 
-@cell("rnn_relu", gates="a", states="h", activations="relu")
 @cell("rnn_tanh", gates="a", states="h", activations="tanh")
+@cell("rnn_relu", gates="a", states="h", activations="relu")
 def rnn(x: Any, recur: Any, s: Any, v: Variant) -> Any:
     (activate,) = v.activations
     h = recur(s.h)
