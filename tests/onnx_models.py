@@ -53,6 +53,9 @@ class Case:
     name: str = "node"
     attributes: dict = field(default_factory=dict)
 
+    def __str__(self):
+        return f"{self.kind}-{self.attributes}"
+
     @property
     def D(self):
         return 2 if self.attributes.get("direction") == "bidirectional" else 1

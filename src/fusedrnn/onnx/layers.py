@@ -14,6 +14,9 @@ from fusedrnn.onnx.naming import first_output, naming
 from fusedrnn.onnx.weights import WEIGHTS, Array, gather, scatter, specs
 from fusedrnn.spec import RNNSpec
 
+# Where a tensor of floating-point numbers may hold them.
+_DATA = ("raw_data", "float_data", "double_data", "int32_data")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -238,7 +241,11 @@ def _refuse_shared(model: ModelProto, inputs: Mapping[str, str]) -> None:
 
 
 def _replace(tensor: TensorProto, array: Array) -> None:
-    """Put the array in the place of the tensor's data."""
-    new = numpy_helper.from_array(array, tensor.name)
-    new.doc_string = tensor.doc_string
-    tensor.CopyFrom(new)
+    """Put the array in the place of the tensor's data; all else that the tensor says stays."""
+    new = numpy_helper.from_array(array)
+    if new.data_type != tensor.data_type:
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        raise NotImplementedError(f"{tensor.name!r} is {kind}, which this onnx package cannot make of an array")
+    for field in _DATA:
+        tensor.ClearField(field)
+    tensor.raw_data = new.raw_data
