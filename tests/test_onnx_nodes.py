@@ -26,6 +26,11 @@ KINDS = ("LSTM", "GRU", "RNN")
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 kinds = pytest.mark.parametrize("kind", KINDS)
 
+capable = pytest.mark.skipif(
+    tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 23),
+    reason="the ReferenceEvaluator of this onnx package lacks directions, layout 1 or Y_c",
+)
+
 LSTM_ONLY = (
     {"input_forget": 1},
     {"input_forget": 1, "clip": 0.4, "direction": "bidirectional"},
@@ -55,8 +60,9 @@ RNN_ONLY = (
     {"activations": ["Tanh", "Tanh"]},  # the schema's default, written out
     {"activations": ["ThresholdedRelu"], "activation_alpha": [0.2], "direction": "reverse"},
     {"activations": ["Softplus"], "clip": 0.5},
-    {"activations": ["Tanh", "LeakyRelu"], "activation_alpha": [0.3], "direction": "bidirectional"},
 )
+MIXED = {"activations": ["Tanh", "LeakyRelu"], "activation_alpha": [0.3], "direction": "bidirectional"}
+"""Not for onnxruntime, some releases of which look for a value of alpha behind the end of the list."""
 ANY = ({}, {"direction": "reverse"}, {"direction": "bidirectional"}, {"clip": 0.3})
 OWN = {"LSTM": LSTM_ONLY, "GRU": GRU_ONLY, "RNN": RNN_ONLY}
 ATTRIBUTES = [(kind, attributes) for kind in KINDS for attributes in (*ANY, *OWN[kind])]
@@ -84,7 +90,7 @@ def test_final_states_of_an_empty_sequence_are_the_initial_ones():
         assert not zero[:, 1].any()
 
 
-@pytest.mark.parametrize(("kind", "attributes"), ATTRIBUTES, ids=str)
+@pytest.mark.parametrize(("kind", "attributes"), [*ATTRIBUTES, ("RNN", MIXED)], ids=str)
 @pytest.mark.parametrize("layout", [0, 1])
 def test_attributes_in_float64(kind, attributes, layout):
     """What onnxruntime has not: float64, layout 1."""
@@ -100,10 +106,20 @@ def test_optional_inputs(kind, given, inside):
     case = Case(kind, given=given, weights_inside=inside, attributes={"direction": "bidirectional"})
     arrays = case.arrays()
     actual = ours(case, arrays)
+    assert_same(actual, expected(case, arrays), case)
     assert_same(actual, with_onnxruntime(case, arrays), case)
-    assert_same(actual, with_reference_evaluator(case, arrays), case)
 
 
+@capable
+@kinds
+@pytest.mark.parametrize("given", GIVEN, ids="-".join)
+def test_optional_inputs_against_the_reference_evaluator(kind, given):
+    case = Case(kind, given=given, attributes={"direction": "bidirectional"})
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), with_reference_evaluator(case, arrays), case)
+
+
+@capable
 @kinds
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("layout", [0, 1])
@@ -125,6 +141,7 @@ def test_every_opset(kind, opset):
     assert_same(ours(case, arrays), expected(case, arrays), case)
 
 
+@capable
 @pytest.mark.parametrize("opset", [1, 3])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_old_opsets_against_the_reference_evaluator(kind, opset):
@@ -164,12 +181,10 @@ def test_every_function(name):
 
 @pytest.mark.parametrize("name", ["LeakyRelu", "Elu", "HardSigmoid", "ThresholdedRelu"])
 def test_default_parameters(name):
-    """Of ThresholdedRelu onnxruntime has another than ONNX's operator of that name."""
+    """Those of ONNX's operators of these names; releases of onnxruntime have others, of ThresholdedRelu all that we saw."""
     case = Case("RNN", attributes={"activations": [name]})
     arrays = case.arrays()
     assert_same(ours(case, arrays), expected(case, arrays), case)
-    if name != "ThresholdedRelu":
-        assert_same(ours(case, arrays), with_onnxruntime(case, arrays), case)
 
 
 def test_a_value_at_the_threshold_is_below_it():
@@ -195,7 +210,7 @@ def test_half_formats_are_computed_in_float32_and_rounded(kind, dtype):
     half = helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, dtype.upper()))
     if half == np.float32:
         pytest.skip("this onnx package has no arrays of bfloat16")
-    case = Case(kind, lengths=(5, 1, 3), attributes={"direction": "bidirectional"}, weights_inside=True)
+    case = Case(kind, opset=22, lengths=(5, 1, 3), attributes={"direction": "bidirectional"}, weights_inside=True)
     arrays = {name: a if name == "sequence_lens" else a.astype(half) for name, a in case.arrays().items()}
     single = {name: a if name == "sequence_lens" else a.astype(np.float32) for name, a in arrays.items()}
     for rounded, exact in zip(ours(case, arrays), ours(case, single), strict=True):
@@ -251,7 +266,12 @@ def cases(draw):
     given = tuple(name for name in ALL if draw(st.booleans()))
     dtype = draw(st.sampled_from(["float32", "float64"]))
     inside = draw(st.booleans())
-    return Case(kind, T, N, I, H, dtype, 22, given, lengths, inside, attributes=attributes)
+    return Case(kind, T, N, I, H, dtype, 14, given, lengths, inside, attributes=attributes)
+
+
+def mixed(case):
+    """Whether one direction of an RNN takes parameters that the other does not, see :data:`MIXED`."""
+    return case.kind == "RNN" and len({TAKES[name] for name in case.attributes.get("activations", ())}) > 1
 
 
 @given(cases(), st.integers(0, 1000))
@@ -260,6 +280,6 @@ def test_any_node(case, seed):
     arrays = case.arrays(seed)
     actual = ours(case, arrays)
     assert_same(actual, expected(case, arrays), case)
-    if case.dtype == "float32" and not case.batch_first:
+    if case.dtype == "float32" and not case.batch_first and not mixed(case):
         theirs = with_onnxruntime(case, arrays)
         assert_same(without_empty(actual, case), without_empty(theirs, case), case)
