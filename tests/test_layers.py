@@ -15,7 +15,7 @@ PACKAGE = Path(fusedrnn.__file__).parent
 LAYERS = (
     {"config"},
     {"symbolic", "gradients", "addresses", "dropout", "constants"},
-    {"derivative"},
+    {"derivative", "activations"},
     {"cells"},
     {"spec"},
     {"reference", "reference_training", "codegen"},
@@ -25,7 +25,7 @@ LAYERS = (
     {"arguments", "requests", "repeats", "stream", "operator"},
     {"rnncells"},
     {"__init__"},
-    {"torch"},
+    {"torch", "onnx"},
     {"bench"},
     {"demo"},
     {"cli"},
@@ -41,6 +41,8 @@ APART = {
     ("requests", "operator"),
     ("repeats", "operator"),
     ("stream", "operator"),
+    ("torch", "onnx"),
+    ("onnx", "torch"),
 }
 FRAMEWORKS = ("torch", "jax", "onnx", "onnxruntime", "mxnet", "tensorflow", "keras", "flax", "numba", "scipy")
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -181,7 +181,7 @@ def test_every_function(name):
 
 @pytest.mark.parametrize("name", ["LeakyRelu", "Elu", "HardSigmoid", "ThresholdedRelu"])
 def test_default_parameters(name):
-    """Those of ONNX's operators of these names; releases of onnxruntime have others, of ThresholdedRelu all that we saw."""
+    """Those of ONNX's operators of these names; releases of onnxruntime have others."""
     case = Case("RNN", attributes={"activations": [name]})
     arrays = case.arrays()
     assert_same(ours(case, arrays), expected(case, arrays), case)
