@@ -209,15 +209,18 @@ def test_what_no_engine_has_is_refused_by_name():
 
     case = Case("LSTM", attributes={"clip": 0.5}, weights_inside=True)
     model = case.model(case.arrays())
-    with pytest.MonkeyPatch.context() as patch:
-        registry.register("plain", factory, registry.Supports(), order=1, description="nothing")
-        patch.setattr(registry, "_registered", registry._registered)
-        try:
-            with pytest.raises(NotImplementedError, match=r"node 'node' \(LSTM\): .*plain"):
-                fusedrnn.onnx.prepare(model, backend="plain")
-            assert not fusedrnn.onnx.is_compatible(model, backend="plain")
-        finally:
-            registry.unregister("plain")
+    registry.register("plain", factory, registry.Supports(), order=1, automatic=False)
+    try:
+        with pytest.raises(NotImplementedError, match=r"node 'node' \(LSTM\): .*plain"):
+            fusedrnn.onnx.prepare(model, backend="plain")
+        assert not fusedrnn.onnx.is_compatible(model, backend="plain")
+        later = replace(case, weights_inside=False)
+        arrays = later.arrays()
+        ready = fusedrnn.onnx.prepare(later.model(arrays), backend="plain")
+        with pytest.raises(NotImplementedError, match=r"node 'node' \(LSTM\): .*plain"):
+            ready.run(arrays)
+    finally:
+        registry.unregister("plain")
 
 
 def test_without_onnx_the_error_says_what_to_install():

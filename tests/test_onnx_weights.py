@@ -252,6 +252,18 @@ def test_wherever_weights_are_held(weights):
     np.testing.assert_array_equal(*(with_onnxruntime(one, {"X": arrays["X"]})[0] for one in (written, negated)))
 
 
+def test_constants_of_other_kinds_do_not_matter():
+    _, model, _ = inside(Case("RNN"))
+    wanted = read(model)["node"].params
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["one"], value_ints=[1]))
+    values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64)), [3])
+    )
+    written = write(model, "node", read(model)["node"].params * 2)
+    np.testing.assert_array_equal(read(written)["node"].params, wanted * 2)
+
+
 @kinds
 def test_float64(kind):
     case, model, arrays = inside(Case(kind, dtype="float64"))
@@ -280,7 +292,9 @@ def test_weights_that_are_not_constants():
     case = Case("LSTM")
     model = case.model(case.arrays())
     for call in (lambda: read(model), lambda: write(model, "node", np.zeros(1, np.float32))):
-        with pytest.raises(ValueError, match=r"node 'node' \(LSTM\): W must be a constant; got 'W', which is none"):
+        with pytest.raises(
+            ValueError, match=r"node 'node' \(LSTM\): W must be an initializer or a Constant's value; got 'W'"
+        ):
             call()
 
 

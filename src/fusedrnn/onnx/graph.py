@@ -10,7 +10,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from fusedrnn.onnx.attributes import KINDS
-from fusedrnn.onnx.naming import label, naming
+from fusedrnn.onnx.naming import label
 from fusedrnn.onnx.weights import Array
 
 DOMAINS = ("", "ai.onnx")
@@ -40,33 +40,19 @@ def inputs_of(node: NodeProto) -> dict[str, str]:
 
 
 def tensors(graph: GraphProto) -> dict[str, TensorProto]:
-    """The constants of a graph by name, as the model holds them: initializers, Constant nodes, and Identity of either.
+    """The constants of a graph by name as the model holds them: initializers, values of Constant nodes, Identity of both.
 
-    Raises:
-        NotImplementedError: Naming a constant that is sparse, or that a Constant node holds otherwise than in
-            ``value``.
+    Those that are held otherwise are not among them.
     """
-    for sparse in graph.sparse_initializer:
-        raise NotImplementedError(f"initializer {sparse.values.name!r} is sparse, which is not served")
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.domain not in DOMAINS:
             continue
         if node.op_type == "Constant":
-            with naming(node):
-                found[node.output[0]] = _value(node)
+            found.update((node.output[0], one.t) for one in node.attribute if one.name == "value")
         elif node.op_type == "Identity" and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]
     return found
-
-
-def _value(node: NodeProto) -> TensorProto:
-    for attribute in node.attribute:
-        if attribute.name == "value":
-            tensor: TensorProto = attribute.t
-            return tensor
-    given = ", ".join(attribute.name for attribute in node.attribute)
-    raise NotImplementedError(f"a constant must be held in the attribute 'value'; got {given or 'none'}")
 
 
 def array_of(name: str, tensor: TensorProto) -> Array:
@@ -83,19 +69,25 @@ def array_of(name: str, tensor: TensorProto) -> Array:
 
 
 def constants(graph: GraphProto) -> dict[str, Array]:
-    """The constants of a graph as arrays by name; what is Identity of another is the same array.
+    """All constants of a graph as arrays by name; what is Identity of another is the same array.
 
     Raises:
-        NotImplementedError: As :func:`tensors`.
+        NotImplementedError: Naming a constant that is sparse, or that a Constant node holds otherwise than in
+            ``value``.
         ValueError: As :func:`array_of`.
     """
+    for sparse in graph.sparse_initializer:
+        raise NotImplementedError(f"initializer {sparse.values.name!r} is sparse, which is not served")
+    held = tensors(graph)
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output[0] not in held:
+            given = ", ".join(attribute.name for attribute in node.attribute)
+            raise NotImplementedError(f"{label(node)}: a constant must be held in the attribute 'value'; got {given}")
     made: dict[int, Array] = {}
-    found = {}
-    for name, tensor in tensors(graph).items():
+    for name, tensor in held.items():
         if id(tensor) not in made:
             made[id(tensor)] = array_of(name, tensor)
-        found[name] = made[id(tensor)]
-    return found
+    return {name: made[id(tensor)] for name, tensor in held.items()}
 
 
 def uses(graph: GraphProto) -> Counter[str]:

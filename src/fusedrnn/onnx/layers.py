@@ -185,7 +185,7 @@ def _layer(model: ModelProto, node: NodeProto, held: Mapping[str, TensorProto]) 
         for name in WEIGHTS:
             if name in inputs:
                 if inputs[name] not in held:
-                    raise ValueError(f"{name} must be a constant; got {inputs[name]!r}, which is none")
+                    raise ValueError(f"{name} must be an initializer or a Constant's value; got {inputs[name]!r}")
                 weights[name] = _array(inputs[name], held)
         found = specs(settings, weights)
         parts = tuple(Part(spec, gather(settings.kind, spec, first, weights)) for first, spec in enumerate(found))
