@@ -40,7 +40,7 @@ def inputs_of(node: NodeProto) -> dict[str, str]:
 
 
 def tensors(graph: GraphProto) -> dict[str, TensorProto]:
-    """The constants of a graph by name as the model holds them: initializers, values of Constant nodes, Identity of both.
+    """The constants of a graph by name as the model holds them: initializers, Constant nodes' values, Identity of both.
 
     Those that are held otherwise are not among them.
     """
