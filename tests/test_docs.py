@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 import fusedrnn
 from fusedrnn import config, operator
 from fusedrnn.cli.app import app
+from fusedrnn.onnx import backend as onnx_backend
+from fusedrnn.onnx import layers as onnx_layers
+from fusedrnn.onnx import read
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,8 +38,22 @@ def test_snippets_of_the_page_on_pytorch_run_in_order():
     assert names["y"].shape == (100, 4, 128)
 
 
-def test_docstring_examples():
-    result = doctest.testmod(operator)
+def test_snippets_of_the_page_on_onnx_run_in_order():
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL):
+        exec(snippet, names)
+    assert names["losses"][-1] < 0.5 * names["losses"][0]
+    before, after = (read(names[name])["encoder"].params for name in ("model", "trained"))
+    np.testing.assert_array_equal(before, names["layer"].params)
+    np.testing.assert_array_equal(after, names["params"])
+    assert names["Y"].shape == (20, 1, 16, 32)
+    np.testing.assert_array_equal(names["Y"][10], names["Y_h"])
+    assert not names["Y"][11:].any()
+
+
+@pytest.mark.parametrize("module", [operator, onnx_backend, onnx_layers], ids=lambda module: module.__name__)
+def test_docstring_examples(module):
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
 

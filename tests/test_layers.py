@@ -25,7 +25,7 @@ LAYERS = (
     {"arguments", "requests", "repeats", "stream", "operator"},
     {"rnncells"},
     {"__init__"},
-    {"torch"},
+    {"torch", "onnx"},
     {"bench"},
     {"demo"},
     {"cli"},
@@ -41,6 +41,8 @@ APART = {
     ("requests", "operator"),
     ("repeats", "operator"),
     ("stream", "operator"),
+    ("torch", "onnx"),
+    ("onnx", "torch"),
 }
 FRAMEWORKS = ("torch", "jax", "onnx", "onnxruntime", "mxnet", "tensorflow", "keras", "flax", "numba", "scipy")
 FILES = sorted(PACKAGE.rglob("*.py"))

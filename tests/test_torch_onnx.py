@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from fusedrnn import RNNSpec
 from fusedrnn import torch as fused
 from fusedrnn.bench.tolerance import difference, longest_sum, tolerance
+from fusedrnn.onnx import read
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
@@ -160,6 +161,27 @@ def test_accelerated():
     content = exported(model, (torch.randn(6, 3, 3),), ({0: DYNAMIC, 1: DYNAMIC},))
     assert nodes(content) == ["LSTM"]
     check_same(content, model, spec_of("LSTM", {}), torch.randn(8, 2, 3))
+
+
+@layer
+@options
+@pytest.mark.parametrize(
+    "export",
+    [lambda net, x: exported(net, (x,), None), lambda net, x: exported_by_tracing(net, (x,))],
+    ids=["dynamo", "tracing"],
+)
+def test_weights_are_read_from_what_is_exported(kind, options, export):
+    """Each layer of the module is a node, whose parameters are torch's."""
+    net = LAYERS[kind](I, H, **options).eval()
+    layers = list(read(onnx.load_from_string(export(net, torch.randn(6, 3, I)))).values())
+    assert len(layers) == net.num_layers
+    named = {name: value.detach().numpy() for name, value in net.named_parameters()}
+    for number, one in enumerate(layers):
+        found = one.spec.layout.unpack(one.params, names="torch")
+        for name, value in found.items():
+            given = named.get(name.replace("_l0", f"_l{number}"))
+            # Exporters write biases of zeros where there are none.
+            np.testing.assert_array_equal(value, np.zeros_like(value) if given is None else given)
 
 
 def test_dropout_in_training_is_refused():

@@ -1,0 +1,36 @@
+"""ONNX's LSTM, GRU and RNN on the fused operator: a backend for models, and their weights to train and put back.
+
+This module is a backend as onnx expects one: :func:`prepare`, :func:`run_model`, :func:`run_node`,
+:func:`supports_device` and :func:`is_compatible`. :func:`read` gives the recurrent layers of a model as specs and flat
+parameter vectors, :func:`write` puts parameters back.
+"""
+
+try:
+    import onnx as _onnx  # noqa: F401 -- so that its absence is told in words
+except ModuleNotFoundError as error:
+    if error.name != "onnx":
+        raise
+    raise ImportError("fusedrnn.onnx needs the package onnx; install it with: pip install 'fusedrnn[onnx]'") from error
+
+from fusedrnn.onnx.backend import Backend, PreparedModel
+from fusedrnn.onnx.layers import Layer, Part, read, write
+
+is_compatible = Backend.is_compatible
+prepare = Backend.prepare
+run_model = Backend.run_model
+run_node = Backend.run_node
+supports_device = Backend.supports_device
+
+__all__ = [
+    "Backend",
+    "Layer",
+    "Part",
+    "PreparedModel",
+    "is_compatible",
+    "prepare",
+    "read",
+    "run_model",
+    "run_node",
+    "supports_device",
+    "write",
+]
