@@ -30,12 +30,16 @@ from variants import variant_results, variant_spec
 
 # What PyTorch says of its own projections, once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-on_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available() or torch.version.cuda is None, reason="there is no CUDA device"),
-]
-GPU = pytest.param("cuda", marks=on_gpu)
+no_device = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.version.cuda is None, reason="there is no CUDA device"
+)
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, no_device])
 ON_CPU = "cudnn's code on cpu"
+
+
+def on_gpu(test):
+    """Needs a CUDA device."""
+    return pytest.mark.gpu(no_device(test))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,22 +73,36 @@ def assert_same(backend, one, other):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+# On the processor, where nothing but the engine's code is tested: layers, directions, lengths of each kind, states.
+FEW = (SHAPES[1], SHAPES[2], SHAPES[3], SHAPES[5], SHAPES[6], SHAPES[14], SHAPES[16])
+
+
 class TestInference(Conformance):
     @pytest.fixture(autouse=True)
-    def on(self, backend, poisoned):
-        self.backend = backend
+    def on(self, poisoned):
+        self.backend = ON_CPU
 
     def run(self, spec, x, params, states, lengths):
         return RNNOp(spec, self.backend).forward(x, params, states, lengths=lengths)[:2]
 
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("shape", FEW, ids=str)
+    def test_forward(self, mode, shape):
+        super().test_forward(mode, shape)
+
 
 class TestTraining(TrainingConformance):
     @pytest.fixture(autouse=True)
-    def on(self, backend, poisoned):
-        self.backend = backend
+    def on(self, poisoned):
+        self.backend = ON_CPU
 
     def train(self, *arguments):
         return train(*arguments, backend=self.backend)
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("shape", FEW, ids=str)
+    def test_gradients(self, mode, shape):
+        super().test_gradients(mode, shape)
 
     def test_dropout(self):
         """Its masks would not be ours: it declines."""
@@ -94,6 +112,24 @@ class TestTraining(TrainingConformance):
         op.forward(x, params)  # nothing is dropped
         with pytest.raises(NotImplementedError, match=r"^dropout is not supported yet by engine "):
             op.forward(x, params, training=True)
+
+
+@on_gpu
+class TestInferenceOnADevice(TestInference):
+    @pytest.fixture(autouse=True)
+    def on(self, poisoned):
+        self.backend = "cudnn"
+
+    test_forward = Conformance.test_forward
+
+
+@on_gpu
+class TestTrainingOnADevice(TestTraining):
+    @pytest.fixture(autouse=True)
+    def on(self, poisoned):
+        self.backend = "cudnn"
+
+    test_gradients = TrainingConformance.test_gradients
 
 
 class TestAnyShape(AnyShape):
