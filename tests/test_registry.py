@@ -102,20 +102,24 @@ def number(op, **options):
 
 
 def test_the_engines_there_are():
-    assert registry.names() == ("cpu", "reference")
-    assert [entry.automatic for entry in registry.engines()] == [True, False]
+    names = registry.names()
+    assert (names[0], names[-1]) == ("cpu", "reference")
+    assert {"cudnn"} <= set(names)
+    assert [entry.name for entry in registry.engines() if entry.automatic] == ["cpu"]
     for entry in registry.engines():
         assert entry.description
-        assert entry.device == "cpu"
-        assert "gru; float32, float64; training, lengths, dropout; projection_size, " in str(entry.supports)
-        assert entry.supports.options == OPTIONS
+        assert entry.device == ("cuda" if entry.name == "cudnn" else "cpu")
+        assert "gru; float32" in str(entry.supports)
+        if entry.name in ("cpu", "reference"):
+            assert "training, lengths, dropout; projection_size, " in str(entry.supports)
+            assert entry.supports.options == OPTIONS
         assert registry.find(entry.name) is entry
 
 
 def test_the_first_that_accepts():
     assert RNNOp(SPEC).backend == "cpu"
     with engine("second", 2, order=20), engine("first", 1, order=10), engine("last", 3, order=1000):
-        assert registry.names() == ("first", "second", "cpu", "reference", "last")
+        assert registry.names()[:3] == ("first", "second", "cpu") and registry.names()[-1] == "last"
         assert RNNOp(SPEC).backend == RNNOp.get(SPEC).backend == "first"
         assert number(RNNOp(SPEC)) == 1
         assert number(RNNOp(SPEC, "second")) == number(RNNOp.get(SPEC, backend="second")) == 2
@@ -150,15 +154,16 @@ def test_one_that_is_not_automatic_is_asked_for_by_name():
 @pytest.mark.parametrize("make", [RNNOp, RNNOp.get, Choice])
 @pytest.mark.parametrize("backend", [3, b"cpu", ["cpu"], RNNOp, True])
 def test_backend_of_a_wrong_type(make, backend):
-    message = f"^backend must be a string, one of cpu, reference, or None; got {type(backend).__name__}$"
+    names = ", ".join(registry.names())
+    message = f"^backend must be a string, one of {names}, or None; got {type(backend).__name__}$"
     with pytest.raises(TypeError, match=message):
         make(SPEC, backend=backend)
 
 
 @pytest.mark.parametrize("make", [RNNOp, RNNOp.get, Choice])
-@pytest.mark.parametrize("backend", ["", "CPU", "cudnn"])
+@pytest.mark.parametrize("backend", ["", "CPU", "metal"])
 def test_unknown_backend(make, backend):
-    with pytest.raises(ValueError, match=f"^backend must be one of cpu, reference; got '{backend}'$"):
+    with pytest.raises(ValueError, match=f"^backend must be one of {', '.join(registry.names())}; got '{backend}'$"):
         make(SPEC, backend=backend)
 
 
@@ -307,7 +312,7 @@ def test_pickling_keeps_the_backend_asked_for(backend):
     [
         ({"name": 3}, TypeError, "name must be a string; got int"),
         ({"name": ""}, ValueError, "name must be new and not empty"),
-        ({"name": "cpu"}, ValueError, "name must be new .*cpu, reference; got 'cpu'"),
+        ({"name": "cpu"}, ValueError, "name must be new .*cpu, .*reference; got 'cpu'"),
         ({"factory": None}, TypeError, "factory must be callable; got NoneType"),
         ({"supports": {}}, TypeError, "supports must be a Supports; got dict"),
     ],

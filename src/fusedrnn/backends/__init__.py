@@ -18,7 +18,32 @@ def _reference(spec: RNNSpec) -> registry.Engine:
     return ReferenceEngine(spec)
 
 
-registry.register("cpu", _cpu, registry.Supports(options=OPTIONS), order=100, description="kernels generated for this processor")
+def _cudnn(spec: RNNSpec) -> registry.Engine:
+    try:
+        from fusedrnn.backends import cudnn
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise NotImplementedError("torch is not installed (pip install 'fusedrnn[torch]')") from error
+    return cudnn.make(spec)
+
+
+registry.register(
+    "cpu",
+    _cpu,
+    registry.Supports(options=OPTIONS),
+    order=100,
+    description="kernels generated for this processor",
+)
+registry.register(
+    "cudnn",
+    _cudnn,
+    registry.Supports(dropout=False, options=("projection_size", "bias", "reverse")),  # its masks are not ours
+    order=500,
+    device="cuda",
+    automatic=False,  # arrays are on the processor: whether the way to the device and back is worth it, no one knows
+    description="cuDNN, by way of PyTorch",
+)
 registry.register(
     "reference",
     _reference,
