@@ -7,8 +7,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec, registry
-from fusedrnn.engine.cpu import CPUEngine
+from fusedrnn import RNNOp, RNNSpec
 
 T, N, I, H = 4, 3, 5, 6
 SPEC = RNNSpec("lstm", I, H, num_layers=2, bidirectional=True)

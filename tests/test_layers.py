@@ -16,7 +16,7 @@ LAYERS = (
     {"config"},
     {"symbolic", "gradients", "addresses", "dropout", "constants"},
     {"derivative", "activations"},
-    {"cells"},
+    {"cells", "layout"},
     {"spec"},
     {"reference", "reference_training", "codegen"},
     {"engine"},

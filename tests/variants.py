@@ -25,7 +25,8 @@ VARIANTS = {
     "coupled-peepholes": ("lstm", {"coupled_gates": True, "peepholes": True, "bias": "single"}),
     "lstm-gate-clip": ("lstm", {"gate_clip": 0.4}),
     "lstm-activations": (
-        "lstm", {"activations": (Activation("hard_sigmoid"), Activation("softsign"), Activation("scaled_tanh", 1.7, 0.6))}
+        "lstm",
+        {"activations": (Activation("hard_sigmoid"), Activation("softsign"), Activation("scaled_tanh", 1.7, 0.6))},
     ),
     "lstm-all": (
         "lstm",

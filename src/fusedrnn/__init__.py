@@ -2,10 +2,11 @@
 
 from fusedrnn.constants import frozen
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
+from fusedrnn.layout import ParameterLayout
 from fusedrnn.operator import RNNOp, rnn
 from fusedrnn.requests import Reserve
 from fusedrnn.rnncells import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
-from fusedrnn.spec import ParameterLayout, RNNSpec
+from fusedrnn.spec import RNNSpec
 from fusedrnn.stream import Stream
 
 __version__ = "0.1.0"

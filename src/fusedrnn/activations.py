@@ -90,5 +90,6 @@ class Activation:
         return ACTIVATIONS[self.name].apply(x, self.alpha or 0.0, self.beta or 0.0)
 
     def __str__(self) -> str:
-        given = [f"{name}={value:g}" for name, value in (("alpha", self.alpha), ("beta", self.beta)) if value is not None]
+        parameters = {"alpha": self.alpha, "beta": self.beta}
+        given = [f"{name}={value:g}" for name, value in parameters.items() if value is not None]
         return f"{self.name}({', '.join(given)})" if given else self.name

@@ -3,8 +3,8 @@
 Expressions are immutable, compare by structure and form a graph in which equal parts are one object's worth of work:
 :func:`evaluate` computes each distinct node once. The leaves of a traced cell are named by (kind, name): ``("x", g)``
 and ``("h", g)`` for the pre-activations of gate g from input and recurrent weights, ``("state", s)`` for a previous
-state, ``("vector", v)`` for an element of a weight that multiplies element by element, ``("projected", "h")`` for what a
-projection made, and, after :func:`merge`, ``("sum", g)`` for x + h.
+state, ``("vector", v)`` for an element of a weight that multiplies element by element, ``("projected", "h")`` for what
+a projection made, and, after :func:`merge`, ``("sum", g)`` for x + h.
 """
 
 from __future__ import annotations
@@ -263,7 +263,8 @@ def _to_arguments(node: Expr, reaching: Expr) -> tuple[Expr | None, ...]:
     if node.op == "softplus":
         return (reaching * sigmoid(node.args[0]),)
     if node.op in ("clip", "clip_nan"):
-        return pass_between(*node.args, reaching), None, None
+        x, low, high = node.args
+        return pass_between(x, low, high, reaching), None, None
     raise NotImplementedError(f"the derivative of {node.op!r}")
 
 

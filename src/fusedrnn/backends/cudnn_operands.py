@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusedrnn.spec import Kind, Parameter, RNNSpec
+from fusedrnn.layout import Kind, Parameter
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 # The order in which PyTorch's functions want the weights of one direction of a layer.

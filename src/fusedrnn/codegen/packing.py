@@ -14,9 +14,9 @@ from fusedrnn.codegen.vector import Vectors
 
 CALL = Record("tasks", "count", "members", "flat", "packed")
 TASK = Record("kind", "source", "also", "columns", "panels", "into", "gates", "hidden", "units", "depth")
-"""What to pack, and what to add to it: bytes behind ``flat``; where to: bytes behind ``packed``. Its rows: so many gates,
-each of so many units, in so many vectors. ``depth`` is the rows of a panel for backward, which may be those of several
-matrices."""
+"""What to pack, and what to add to it: bytes behind ``flat``; where to: bytes behind ``packed``. Its rows are so many
+gates, each of so many units, in so many vectors. ``depth`` is the rows of a panel for backward, which may be those of
+several matrices."""
 FORWARD, BACKWARD, SUM, ZEROS = 0, 1, 2, 3
 
 

@@ -1,10 +1,10 @@
-"""Vector arithmetic: tanh, sigmoid and their like on a register of float32 or float64, within 4 ulp over the whole range.
+"""Vector arithmetic: tanh, sigmoid and their like on a register of float32 or float64.
 
-Both stand on one reduction: s·x = n·ln 2 + s·r with |s·r| ≤ ln 2 / 2, n rounded by adding and subtracting a number so
-large that only integers remain. With C = r·coth(s·r / 2), an even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r): two
-sums instead of a longer series, and one division serves both this quotient and the function's own. C is a polynomial
-in r² whose coefficients make the greatest relative error of the exponential least: 5e-10 for float32 (0.009 of half
-an ulp), 2e-19 for float64 (0.002).
+tanh and sigmoid are within 4 ulp over the whole range. Both stand on one reduction: s·x = n·ln 2 + s·r with |s·r| ≤ ln
+2 / 2, n rounded by adding and subtracting a number so large that only integers remain. With C = r·coth(s·r / 2), an
+even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r): two sums instead of a longer series, and one division serves both
+this quotient and the function's own. C is a polynomial in r² whose coefficients make the greatest relative error of
+the exponential least: 5e-10 for float32 (0.009 of half an ulp), 2e-19 for float64 (0.002).
 
 tanh x = ((2ⁿ - 1)·C + (2ⁿ + 1)·r) / ((2ⁿ + 1)·C + (2ⁿ - 1)·r) with s = 2, which needs no branch near zero: there n = 0
 and the quotient is r / C, with its relative accuracy down to denormals. sigmoid x = (C - r) / ((C - r) + 2ⁿ·(C + r))
@@ -270,7 +270,7 @@ class Vectors:
         return one / self.fma(power, coth + r, one)
 
     def expm1(self, x: Value) -> Value:
-        """exp(x) - 1, for x of at most 0: as tanh, from the quotient, without a difference of what is nearly the same."""
+        """exp(x) - 1, for x of at most 0: as tanh from the quotient, with no difference of what is nearly the same."""
         form = self.format
         lowest = -2 * form.tanh_is_one
         power, coth, r = self._exponential((x < lowest).select(lowest, x), 1.0, [form.ln2_high, form.ln2_low])

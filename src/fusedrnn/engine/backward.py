@@ -238,7 +238,7 @@ class _Sweep(GradientPass):
 
     def _cell(self, part: Part, rows: dict[str, Any], unit: Value) -> None:
         """The differentiated cell on one vector of units of one row: the gradients of one stage."""
-        f, v, derivative = self.f, self.v, self.derivative
+        v, derivative = self.v, self.derivative
         at = unit * v.bytes
         left = self.units_of(part).size - unit * v.lanes
         last = part is self.parts[-1]

@@ -309,7 +309,8 @@ def _backward(problem: Problem, share: Share, machine: Machine) -> Iterator[tupl
         rate = _stream(problem, read, machine)
         sums = tiles * problem.lanes * problem.panel * problem.vector
         cost["memory"] = (every * share.units * problem.vector * read + (2 * blocks - 1) * sums) / rate
-        meetings = problem.steps * len(problem.stages) * (share.grid[2] > 1) + 2 * blocks * (share.members > share.grid[0])
+        meetings = problem.steps * len(problem.stages) * (share.grid[2] > 1)
+        meetings += 2 * blocks * (share.members > share.grid[0])
         cost["barriers"] = meetings * machine.barrier
         yield number, cost
 

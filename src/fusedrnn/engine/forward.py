@@ -363,7 +363,7 @@ class _Training(_Inference):
         return ("kept",)
 
     def _result(self, part: Part, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
-        f, c, v, kept = self.f, self.c, self.v, len(self.derivative.kept)
+        f, v, kept = self.f, self.v, len(self.derivative.kept)
         if kind == "kept":
             with f.if_(self.p.kept.compare("!=", 0)):
                 v.store(value, rows["kept"] + (unit * kept + int(name)) * v.bytes)

@@ -9,7 +9,8 @@ from fusedrnn.engine.sequence import MATRICES, SHARED, VECTOR_WEIGHTS, Pass, Pro
 
 CALL = Record(
     *SHARED,
-    "block", "weight_starts", "out_weight_starts", "ranks", "totals", "falling", "add_states", "add_params", "recompute",
+    "block", "weight_starts", "out_weight_starts", "ranks", "totals", "falling",
+    "add_states", "add_params", "recompute",
     "team", "team_size", "state_gates_at", "input_gates_at", "gates_row", "carried_at", "carried_size",
     "carried_stride", "operands_at", "upright_at", "upright_stride", "weights_at", "weights_stride", "sums_at",
     "scratch", "scratch_member", "places_at", "panel_at", "packed_at", "packed_panels", "inner", "kept_at",
@@ -21,8 +22,9 @@ gradients, what is carried from step to step, upright gradients and the weights'
 PASS = Record(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_firsts",
     "dx", "dx_step", "dx_row", "dx_firsts", "add_x",
-    "x_weights", "h_weights", "projection", VECTOR_WEIGHTS, "forward_x_weights", "forward_h_weights", "x_bias", "h_bias",
-    *MATRICES, "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "operand_record", "kept",
+    "x_weights", "h_weights", "projection", VECTOR_WEIGHTS,
+    "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *MATRICES,
+    "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "operand_record", "kept",
     "d_x_weights", "d_h_weights", "d_projection", "d_peepholes", "d_x_bias", "d_h_bias",
 )  # fmt: skip
 
@@ -58,8 +60,12 @@ class GradientPass(Pass):
     def weights_wanted(self) -> Value:
         """Whether anybody wants any gradient of this pass's parameters."""
         p = self.p
-        of_gates = p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias
-        return self.wanted(*of_gates, *[p.d_projection] * self.cell.projects, *[p.d_peepholes] * bool(self.cell.vectors))
+        found = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
+        if self.cell.projects:
+            found.append(p.d_projection)
+        if self.cell.vectors:
+            found.append(p.d_peepholes)
+        return self.wanted(*found)
 
     def columns_of(self, part: Part) -> Value:
         """Elements of a row of a stage's gradients, those of units that are not there among them."""

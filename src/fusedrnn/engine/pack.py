@@ -23,7 +23,8 @@ from fusedrnn.engine.parts import Part
 from fusedrnn.engine.plan import Geometry, lines
 from fusedrnn.engine.threads import Team
 from fusedrnn.engine.workspace import Lease, Pool, Workspaces
-from fusedrnn.spec import Kind, RNNSpec
+from fusedrnn.layout import Kind
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 # Different parameter vectors that one op keeps packed at a time.
@@ -251,7 +252,8 @@ class Packer:
             columns = g.columns * g.panel_bytes
             recurrent = sum(g.columns_of(part) * g.operand_size(part) for part in g.gate_parts) * g.panel_bytes
             projection = sum(g.columns_of(part) for part in g.projections) * spec.hidden_size * g.panel_bytes
-            forward.append([features * columns, recurrent, projection, g.vector_panels * g.panel_bytes, columns, columns])
+            vectors = g.vector_panels * g.panel_bytes
+            forward.append([features * columns, recurrent, projection, vectors, columns, columns])
             back = [g.panels_of(features) * g.depth]
             back.append(sum(g.panels_of(g.operand_size(part)) * g.depth_of(part) for part in g.gate_parts))
             back.append(sum(g.panels_of(spec.hidden_size) * g.depth_of(part) for part in g.projections))
@@ -296,13 +298,14 @@ class Packer:
             panels, k, own = g.columns_of(part), g.operand_size(part), (*self._rows(part), 0)
             x_row, h_row, bias = (part.before * hidden * size * g.item for size in (features, k, 1))
             beside = column * g.panel_bytes
+            x_into = into.x_weights + features * beside
+            together: tuple[Kind, ...] = ("i2h_bias", "h2h_bias") if part.stage.merged else ("i2h_bias",)
             tasks += [
-                (packing.FORWARD, at["i2h_weight"] + x_row, 0, features, panels, into.x_weights + features * beside, *own),
+                (packing.FORWARD, at["i2h_weight"] + x_row, 0, features, panels, x_into, *own),
                 (packing.FORWARD, at["h2h_weight"] + h_row, 0, k, panels, recurrent, *own),
-                self._bias(at, ("i2h_bias", "h2h_bias") if part.stage.merged else ("i2h_bias",), bias, panels,
-                           into.x_bias + beside, own),
+                self._bias(at, together, bias, panels, into.x_bias + beside, own),
                 self._bias(at, ("h2h_bias",), bias, panels, into.h_bias + beside, own),
-            ]  # fmt: skip
+            ]
             column, recurrent = column + panels, recurrent + k * panels * g.panel_bytes
         for part in g.projections:
             own = (*self._rows(part), 0)

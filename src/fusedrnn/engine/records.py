@@ -28,7 +28,8 @@ from fusedrnn.engine.reserve import ReserveLayout
 from fusedrnn.engine.sequence import MATRICES
 from fusedrnn.engine.template import At, Template
 from fusedrnn.engine.workspace import Scratch
-from fusedrnn.spec import Kind, RNNSpec
+from fusedrnn.layout import Kind
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 Fields = dict[str, int | At]

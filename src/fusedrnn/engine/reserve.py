@@ -17,8 +17,9 @@ class ReserveLayout:
     """Positions and strides in bytes.
 
     First a copy of the input (T, N, I). Then, for each layer, its states, h before c, and behind these what a second
-    stage of the cell multiplies: (T + 2, N, D·H), the directions side by side; at 0 and T + 1 stands what is before the first step of either direction, and a shorter sequence has
-    the reverse direction's initial state right behind its end. Then, for each pass, (T, N, units, kept values).
+    stage of the cell multiplies: (T + 2, N, D·H), the directions side by side; at 0 and T + 1 stands what is before the
+    first step of either direction, and a shorter sequence has the reverse direction's initial state right behind its
+    end. Then, for each pass, (T, N, units, kept values).
     """
 
     steps: int

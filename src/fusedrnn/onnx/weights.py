@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.layout import Kind, Parameter
 from fusedrnn.onnx.attributes import Settings
-from fusedrnn.spec import Kind, Parameter, RNNSpec
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 

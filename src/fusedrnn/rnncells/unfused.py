@@ -83,9 +83,10 @@ class _SingleCell(BaseRNNCell):
         i2h_weight, h2h_weight, i2h_bias, h2h_bias = (self._params[self._prefix + kind] for kind in _KINDS)
         self._check_x(x, i2h_weight.shape[1], i2h_weight.dtype)
         y = np.empty((*x.shape[:2], self.output_size), x.dtype)
+        cell, recurrent = traced(self._spec.variant), {"h2h_weight": h2h_weight, "h2h_bias": h2h_bias}
         for t in range(len(x)):
             x_gates = x[t] @ i2h_weight.T + i2h_bias
-            states = list(reference.step(traced(self._spec.variant), x_gates, states, {"h2h_weight": h2h_weight, "h2h_bias": h2h_bias}))
+            states = list(reference.step(cell, x_gates, states, recurrent))
             y[t] = states[0]
         return y, states
 

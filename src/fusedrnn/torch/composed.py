@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fusedrnn.cells import traced
 from fusedrnn.dropout import mask, scale
+from fusedrnn.layout import Kind
 from fusedrnn.reference import gate_rows
-from fusedrnn.spec import Kind, RNNSpec
+from fusedrnn.spec import RNNSpec
 from fusedrnn.symbolic import Leaf, evaluate
 from fusedrnn.torch.kernels import Network, Problem
 
