@@ -251,7 +251,6 @@ def mixed():
 LEFT = {
     "a subclass": (Own, (3, 4), "Own", "it is a subclass of LSTM"),
     "a subclass of a cell": (OwnCell, (3, 4), "OwnCell", "it is a subclass of GRUCell"),
-    "projections": (lambda: torch.nn.LSTM(3, 4, proj_size=2), (), "LSTM", r"projections \(proj_size=2\)"),
     "half": (lambda: torch.nn.GRU(3, 4).half(), (), "GRU", "its parameters are torch.float16; ours are torch.float32"),
     "bfloat16": (lambda: torch.nn.LSTMCell(3, 4).bfloat16(), (), "LSTMCell", "its parameters are torch.bfloat16"),
     "mixed": (mixed, (), "GRU", "its parameters are of several dtypes: torch.float32, torch.float64"),

@@ -102,19 +102,6 @@ def test_autocast(kind, dtype, runs):
     assert len(runs.eager) == 1
 
 
-# What PyTorch says of its own projections, once in a process.
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-def test_projections(runs):
-    ours, theirs = both("LSTM", 3, 4, 2, proj_size=2, bidirectional=True, batch_first=True)
-    x = torch.randn(2, 5, 3)
-    same(ours, theirs, lambda net: net(x)[0])
-    same(ours, theirs, lambda net: net(x)[1][1])
-    packed = pack_padded_sequence(x, [5, 3], batch_first=True)
-    same(ours, theirs, lambda net: net(packed)[0].data)
-    assert torch.equal(ours(x, lengths=[5, 3])[1][0], theirs(packed)[1][0])
-    assert not runs.eager
-
-
 @pytest.mark.parametrize("kind", SEQUENCES)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_lengths_with_another_dtype(kind, batch_first, runs):

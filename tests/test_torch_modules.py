@@ -425,8 +425,6 @@ def through_file(net):
     return torch.load(file, weights_only=False)
 
 
-# What PyTorch says of its own projections, once in a process.
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net)), through_file])
 @pytest.mark.parametrize(("kind", "args", "options"), CONSTRUCTORS)
 def test_copies_compute_the_same(kind, args, options, again):

@@ -12,18 +12,22 @@ MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 layer = pytest.mark.parametrize("kind", LAYERS)
 
 
-def arguments(kind, x, lengths, sizes, seed, options=(2, True), bias=True, states=True, grad=True):
+def arguments(kind, x, lengths, sizes, seed, options=(2, True), bias=True, states=True, grad=True, projection=0):
     """Arguments of the operators, by their schemas."""
-    net = LAYERS[kind](I, H, options[0], bidirectional=options[1], bias=bias, dtype=x.dtype).requires_grad_(grad)
+    more = {"proj_size": projection} if projection else {}
+    net = LAYERS[kind](I, H, options[0], bidirectional=options[1], bias=bias, dtype=x.dtype, **more)
+    net.requires_grad_(grad)
     weights = []
     for names in net._all_weights:
-        weights += [getattr(net, name) for name in names] + [None] * (4 - len(names))
+        matrices = [name for name in names if "weight" in name]  # torch has the projection behind the biases
+        weights += [getattr(net, name) for name in matrices]
+        weights += [getattr(net, name) for name in names if "bias" in name] if bias else [None] * 2
     N = int(sizes[0]) if sizes is not None else x.shape[1]
-    shape = (options[0] * (1 + options[1]), N, H)
-    h0 = torch.randn(shape, dtype=x.dtype, requires_grad=grad) if states else None
-    c0 = torch.randn(shape, dtype=x.dtype, requires_grad=grad) if states and kind == "LSTM" else None
+    rows = options[0] * (1 + options[1])
+    h0 = torch.randn((rows, N, projection or H), dtype=x.dtype, requires_grad=grad) if states else None
+    c0 = torch.randn((rows, N, H), dtype=x.dtype, requires_grad=grad) if states and kind == "LSTM" else None
     dropout = 0.0 if seed is None else 0.25
-    return (x, h0, c0, weights, lengths, sizes, seed, MODES[kind], H, *options, dropout)
+    return (x, h0, c0, weights, lengths, sizes, seed, MODES[kind], H, *options, dropout, projection)
 
 
 def problems(grad):
@@ -59,9 +63,14 @@ def test_operators_keep_torchs_contract(kind, problem):
     torch.library.opcheck(ops.backward.default, (*gradients, reserve, *given, needed))
 
 
-@layer
-def test_fakes_know_shapes(kind):
-    given = arguments(kind, torch.randn(6, 3, I), None, None, None)
+def test_operators_keep_torchs_contract_with_a_projection():
+    x = torch.randn(6, 3, I, requires_grad=True)
+    torch.library.opcheck(torch.ops.fusedrnn.rnn.default, arguments("LSTM", x, None, None, None, projection=2))
+
+
+@pytest.mark.parametrize(("kind", "projection"), [*((kind, 0) for kind in LAYERS), ("LSTM", 2)])
+def test_fakes_know_shapes(kind, projection):
+    given = arguments(kind, torch.randn(6, 3, I), None, None, None, projection=projection)
     real = torch.ops.fusedrnn.forward_training(*given)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = torch.ops.fusedrnn.forward_training(mode.from_tensor(given[0]), *given[1:])

@@ -1,7 +1,7 @@
 """PyTorch modules that run on the fused operator: torch.nn's, with the same constructors, parameters and results.
 
 ``from fusedrnn.torch import LSTM`` takes the place of ``torch.nn.LSTM``; :func:`accelerate` turns the layers of a
-model that is there already. What the operator does not serve (other devices and dtypes, projections, autocast,
+model that is there already. What the operator does not serve (other devices and dtypes, autocast,
 tracing, function transforms) runs on PyTorch's own implementation.
 """
 

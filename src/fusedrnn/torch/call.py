@@ -33,7 +33,8 @@ def run(
         spec: What to run; its dropout counts, in inference too.
         x: Input (T, N, I), any strides; with ``batch_sizes`` the data of a packed sequence (rows, I).
         states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H); None for zeros.
-        weights: For each layer, for each direction: i2h weight, h2h weight, i2h bias, h2h bias; None for no bias.
+        weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
+            bias; None for no bias.
         lengths: Valid steps of each sequence, integers (N,), on the CPU; None for T everywhere.
         batch_sizes: Of a packed sequence: how many sequences have each step, int64 (T,).
         seed: What dropout depends on, from 0 to 2**63 - 1.

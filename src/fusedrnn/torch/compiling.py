@@ -54,7 +54,6 @@ def _traceable(module: torch.nn.Module) -> bool:
     """Whether it runs on our operator; else its forward is torch's, which is not to be unrolled."""
     return (
         isinstance(module, _classes)
-        and not getattr(module, "proj_size", 0)
         and all(p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in module.parameters())
     )
 

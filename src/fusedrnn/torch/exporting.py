@@ -39,16 +39,19 @@ def decompose(
     num_layers: int,
     bidirectional: bool,
     dropout: float,
+    projection_size: int,
 ) -> list[Tensor]:
     """The operator ``fusedrnn::rnn`` as one ONNX node for each layer; arguments and results are the operator's.
 
     Raises:
-        NotImplementedError: For a packed sequence, or dropout: ONNX has neither.
+        NotImplementedError: For a packed sequence, dropout or a projection: ONNX has none of these.
     """
     if batch_sizes is not None:
         raise NotImplementedError("packed sequences: ONNX has no such thing; export the padded model")
     if dropout:
         raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
+    if projection_size:
+        raise NotImplementedError(f"a projection (proj_size={projection_size}): ONNX's LSTM has none")
     directions = 2 if bidirectional else 1
     per_layer = len(weights) // num_layers
     finals = []

@@ -35,9 +35,10 @@ class Network:
         engine: Its engine.
         dtype: That of its tensors.
         item: Bytes of an element.
-        states: How many states a cell has.
+        sizes: Features of a cell's states.
+        states: How many these are.
         rows: L·D.
-        features: D·H.
+        features: D·S.
         shapes: Those of the weights, in order.
         like: A tensor of their kind, to make others after.
     """
@@ -49,7 +50,8 @@ class Network:
         self.engine: ByAddress = RNNOp.get(spec).by_address()
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.item = self.dtype.itemsize
-        self.states = len(spec.state_names)
+        self.sizes = [spec.size_of(name) for name in spec.state_names]
+        self.states = len(self.sizes)
         self.rows = spec.num_layers * spec.num_directions
         self.features = spec.output_size
         self.shapes = [entry.shape for entry in spec.layout.by_pass]
@@ -66,9 +68,8 @@ class Network:
         return found
 
     def new_states(self, x: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """New tensors (L·D, N, H) for the states, of the kind of ``x``."""
-        shape = self.rows, batch, self.spec.hidden_size
-        return (x.new_empty(shape),) if self.states == 1 else (x.new_empty(shape), x.new_empty(shape))
+        """New tensors (L·D, N, size) for the states, of the kind of ``x``."""
+        return tuple([x.new_empty((self.rows, batch, size)) for size in self.sizes])
 
 
 class Problem:

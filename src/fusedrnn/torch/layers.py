@@ -52,20 +52,18 @@ class _Fused(torch.nn.RNNBase):
         return compiling.eagerly(self, input, hx) if compiling.breaks() else super().forward(input, hx)
 
     def _plan(self, dtype: torch.dtype) -> Plan | None:
-        if self.proj_size:
-            return None
         # Caches are no place for a compiler.
         make = support.traced_plan if torch.compiler.is_compiling() else support.plan
         return make(
             self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
-            self.dropout, dtype,
+            self.dropout, dtype, self.proj_size,
         )  # fmt: skip
 
-    def _states(self, hx: Any, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
+    def _states(self, hx: Any, plan: Plan, batch: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
         """The initial states as a tuple, if they are what the operator takes."""
         states = self._given(hx)
-        for state in states or ():
-            if not support.plain(state, dtype) or state.shape != shape:
+        for state, size in zip(states or (), plan.state_sizes, strict=True):
+            if not support.plain(state, dtype) or state.shape != (plan.state_rows, *batch, size):
                 return None
         return states
 
@@ -86,8 +84,8 @@ class _Fused(torch.nn.RNNBase):
             return None
         states = None
         if hx is not None:
-            rest = (shape[0 if self.batch_first else 1], self.hidden_size) if batched else (self.hidden_size,)
-            states = self._states(hx, (plan.state_rows, *rest), dtype)
+            batch = (shape[0 if self.batch_first else 1],) if batched else ()
+            states = self._states(hx, plan, batch, dtype)
             if states is None:
                 return None
             if not batched:
@@ -120,15 +118,15 @@ class _Fused(torch.nn.RNNBase):
         batch = support.packed_batch(batch_sizes, order, hx)
         if any(places is not None and places.shape != (batch,) for places in (order, back)):
             return None
-        states, rest = None, (plan.state_rows, batch, self.hidden_size)
+        states = None
         if hx is not None:
-            states = self._states(hx, rest, dtype)
+            states = self._states(hx, plan, (batch,), dtype)
             if states is None:
                 return None
             if order is not None:
                 states = tuple(state.index_select(1, order) for state in states)
         elif torch.compiler.is_compiling():  # the operator in a graph cannot tell N from batch_sizes
-            states = (x.new_zeros(rest),) * (2 if self.mode == "LSTM" else 1)
+            states = tuple([x.new_zeros((plan.state_rows, batch, size)) for size in plan.state_sizes])
         result = self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes)
         if result is None:
             return None
@@ -185,7 +183,7 @@ class RNN(_Fused, torch.nn.RNN):
 class LSTM(_Fused, torch.nn.LSTM):
     """``torch.nn.LSTM`` on the fused operator: same arguments, attributes, parameters and results.
 
-    Its ``forward`` also takes ``lengths``, for padded sequences. With ``proj_size`` it runs on PyTorch's own.
+    Its ``forward`` also takes ``lengths``, for padded sequences.
 
     Example:
         >>> net = LSTM(10, 20, num_layers=2, bidirectional=True)

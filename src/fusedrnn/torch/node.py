@@ -12,10 +12,6 @@ from fusedrnn.torch import composed, kernels
 from fusedrnn.torch.kernels import Kept, Network, Problem
 from fusedrnn.torch.support import plain
 
-# Of the four weights of a pass.
-_BIASES = (2, 3)
-
-
 class Node(torch.autograd.Function):
     """The operator's gradients; those of its gradients come from torch's own operations.
 
@@ -36,7 +32,7 @@ class Node(torch.autograd.Function):
         """``made`` is what became of ``x`` and ``operands``, which are initial states, None for zeros, then weights."""
         y, final, kept = made
         count = 1 + network.states
-        aside = [False] * count + [number % 4 in _BIASES for number in range(len(operands) + 1 - count)]
+        aside = [False] * count + [len(shape) == 1 for shape in network.shapes]
         aside[0] = True not in ctx.needs_input_grad[3 + count :]
         given = x, *operands
         ctx.save_for_backward(

@@ -19,7 +19,7 @@ from fusedrnn.torch import exporting, kernels, support
 from fusedrnn.torch.kernels import Network, Problem
 
 _OPERANDS = "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed"
-_OPTIONS = "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout"
+_OPTIONS = "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 # Seeds are below this: what fits int64.
 _SEEDS = 2**63 - 1
 
@@ -37,13 +37,14 @@ def run(
     """Run a network over sequences through torch's dispatcher: traceable, with any T and N in one graph.
 
     Args:
-        spec: What to run, an RNNSpec or what has its mode, hidden_size, num_layers, bidirectional and dropout, which
-            counts in inference too.
+        spec: What to run, an RNNSpec or what has its mode, hidden_size, num_layers, bidirectional, projection_size
+            and dropout, which counts in inference too.
         x: Input (T, N, I), float32 or float64, any strides; with ``batch_sizes`` the data of a packed sequence
             (rows, I).
         states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H); None for zeros. Under torch.compile a
             packed sequence without them breaks the graph: only they tell N before ``batch_sizes`` is read.
-        weights: For each layer, for each direction: i2h weight, h2h weight, i2h bias, h2h bias; None for no bias.
+        weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
+            bias; None for no bias.
         lengths: Valid steps of each sequence, int64 (N,), on the CPU; None for T everywhere.
         batch_sizes: Of a packed sequence: how many sequences have each step, int64 (T,), on the CPU.
         seed: What dropout depends on, int64, of no dimensions; None to draw one, in the graph, if anything is dropped.
@@ -57,7 +58,7 @@ def run(
     h0, c0 = (*(states or ()), None, None)[:2]
     y, *final = torch.ops.fusedrnn.rnn(
         x, h0, c0, list(weights), lengths, batch_sizes, seed if dropout else None,
-        spec.mode, spec.hidden_size, spec.num_layers, spec.bidirectional, dropout,
+        spec.mode, spec.hidden_size, spec.num_layers, spec.bidirectional, dropout, spec.projection_size or 0,
     )  # fmt: skip
     return y, tuple(final)
 
@@ -87,10 +88,16 @@ class _Options(NamedTuple):
     num_layers: int
     bidirectional: bool
     dropout: float
+    projection_size: int
 
     @property
     def states(self) -> int:
         return 2 if self.mode == "lstm" else 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Features of h, and of an LSTM's c."""
+        return (self.projection_size or self.hidden_size, self.hidden_size)[: self.states]
 
 
 _COUNT = len(_Operands._fields)
@@ -171,9 +178,9 @@ def _check(operands: _Operands, options: _Options) -> None:
         raise ValueError(f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {batch_sizes}")
     if lengths is not None:
         support.checked_lengths(lengths, x, batch_first=False)
-    for name, state in (("h0", operands.h0), ("c0", operands.c0)):
+    for name, state, size in zip(("h0", "c0"), (operands.h0, operands.c0), options.sizes, strict=False):
         batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[1]
-        expected = (options.num_layers * (2 if options.bidirectional else 1), batch, options.hidden_size)
+        expected = (options.num_layers * (2 if options.bidirectional else 1), batch, size)
         if state is not None and state.shape != expected:
             raise ValueError(f"{name} must have shape {expected}; got {tuple(state.shape)}")
 
@@ -184,9 +191,12 @@ def _seed(operands: _Operands) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _spec(
-    mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, input_size: int, dtype: str
-) -> RNNSpec:
-    return RNNSpec(mode, input_size, hidden_size, num_layers, bidirectional, dropout, dtype=dtype)
+    mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, projection_size: int,
+    input_size: int, dtype: str,
+) -> RNNSpec:  # fmt: skip
+    return RNNSpec(
+        mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, dtype
+    )
 
 
 # -- fakes ------------------------------------------------------------------------------------------------------------
@@ -195,9 +205,9 @@ def _spec(
 def _fake_rnn(*arguments: Any) -> list[Tensor]:
     operands, options = _Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:])
     x, directions = operands.x, 2 if options.bidirectional else 1
-    y = x.new_empty((*x.shape[:-1], directions * options.hidden_size))
-    state = (options.num_layers * directions, _sizes(operands)[1], options.hidden_size)
-    return [y, *(x.new_empty(state) for _ in range(options.states))]
+    y = x.new_empty((*x.shape[:-1], directions * options.sizes[0]))
+    rows, batch = options.num_layers * directions, _sizes(operands)[1]
+    return [y, *(x.new_empty((rows, batch, size)) for size in options.sizes)]
 
 
 def _fake_training(*arguments: Any) -> list[Tensor]:

@@ -70,6 +70,7 @@ class Sketch(NamedTuple):
     num_layers: int
     bidirectional: bool
     dropout: float
+    projection_size: int | None = None
 
 
 class Plan(NamedTuple):
@@ -78,6 +79,7 @@ class Plan(NamedTuple):
     spec: RNNSpec | Sketch
     dropping: RNNSpec | Sketch | None  # in training; None: not the operator's
     state_rows: int  # L·D
+    state_sizes: tuple[int, ...]  # features of h, and of an LSTM's c
     names: tuple[str, ...]  # of the weights, as the operator has them in order, but for missing biases
     shapes: tuple[tuple[int, ...], ...]
     usual: list[tuple[Any, ...]]  # what there is to see of them, if nothing is special about any
@@ -86,35 +88,43 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def plan(
-    mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype
-) -> Plan | None:
+    mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
+    P: int = 0,
+) -> Plan | None:  # fmt: skip
     """The plan of a sequence module with these attributes; None if the operator has no such network."""
     try:
-        spec = RNNSpec(mode.lower(), I, H, layers, bool(bidirectional), dtype=_NAMES[dtype])
+        spec = RNNSpec(
+            mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=_NAMES[dtype]
+        )
         drops = dropout > 0 and layers > 1
         dropping = (replace(spec, dropout=dropout) if dropout < 1 else None) if drops else spec
     except (TypeError, ValueError):  # attributes that someone changed: PyTorch knows what to say
         return None
-    names, shapes = _weights(spec.num_gates, I, H, layers, spec.num_directions, bias)
+    names, shapes = _weights(spec.num_gates, I, H, layers, spec.num_directions, bias, P)
     usual = [(Parameter, dtype, torch.Size(shape), True, False) for shape in shapes]
-    return Plan(spec, dropping, layers * spec.num_directions, names, shapes, usual, bias)
+    return Plan(spec, dropping, layers * spec.num_directions, _state_sizes(spec.mode, H, P), names, shapes, usual, bias)
 
 
 def traced_plan(
-    mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype
-) -> Plan | None:
+    mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
+    P: int = 0,
+) -> Plan | None:  # fmt: skip
     """The same for a compiler, which looks into this function."""
-    spec = Sketch(mode.lower(), H, layers, bool(bidirectional), 0.0)
+    spec = Sketch(mode.lower(), H, layers, bool(bidirectional), 0.0, P or None)
     drops = dropout > 0 and layers > 1
     dropping = (spec._replace(dropout=dropout) if dropout < 1 else None) if drops else spec
     directions = 2 if bidirectional else 1
     gates = 4 if spec.mode == "lstm" else 3 if spec.mode == "gru" else 1
-    names, shapes = _weights(gates, I, H, layers, directions, bias)
-    return Plan(spec, dropping, layers * directions, names, shapes, [], bias)
+    names, shapes = _weights(gates, I, H, layers, directions, bias, P)
+    return Plan(spec, dropping, layers * directions, _state_sizes(spec.mode, H, P), names, shapes, [], bias)
+
+
+def _state_sizes(mode: str, H: int, P: int) -> tuple[int, ...]:
+    return (P or H, H) if mode == "lstm" else (H,)
 
 
 def _weights(
-    gates: int, I: int, H: int, layers: int, directions: int, bias: bool
+    gates: int, I: int, H: int, layers: int, directions: int, bias: bool, P: int
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
     """Names and shapes of the weights."""
     names: list[str] = []
@@ -123,7 +133,10 @@ def _weights(
     for layer in range(layers):
         for suffix in ("", "_reverse")[:directions]:
             names += [f"weight_ih_l{layer}{suffix}", f"weight_hh_l{layer}{suffix}"]
-            shapes += [(rows, I if layer == 0 else directions * H), (rows, H)]
+            shapes += [(rows, I if layer == 0 else directions * (P or H)), (rows, P or H)]
+            if P:
+                names.append(f"weight_hr_l{layer}{suffix}")
+                shapes.append((P, H))
             if bias:
                 names += [f"bias_ih_l{layer}{suffix}", f"bias_hh_l{layer}{suffix}"]
                 shapes += [(rows,), (rows,)]
@@ -163,7 +176,10 @@ def current_weights(module: Module, plan: Plan, dtype: torch.dtype) -> list[Tens
                 return None
     if plan.bias:
         return weights
-    return [each for i in range(0, len(weights), 2) for each in (weights[i], weights[i + 1], None, None)]
+    per_pass = len(weights) // plan.state_rows
+    return [
+        each for i in range(0, len(weights), per_pass) for each in (*weights[i : i + per_pass], None, None)
+    ]
 
 
 def _usual(weights: list[Any], usual: list[tuple[Any, ...]]) -> bool:

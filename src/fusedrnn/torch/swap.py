@@ -103,8 +103,6 @@ def _reason(module: Module) -> str:
     """Why a layer of a class that we have is not for the operator; empty if it is."""
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
-    if getattr(module, "proj_size", 0):
-        return f"projections (proj_size={module.proj_size}) are not built yet"
     dtypes = {parameter.dtype for parameter in module.parameters()}
     if not dtypes <= set(DTYPES):
         return f"its parameters are {', '.join(sorted(map(str, dtypes)))}; ours are torch.float32 or torch.float64"
