@@ -137,6 +137,8 @@ def _module(work: Workload) -> Any:
     spec = work.spec
     kind: Any = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(spec.mode, torch.nn.RNN)
     options: dict[str, Any] = {} if kind is not torch.nn.RNN else {"nonlinearity": spec.mode.removeprefix("rnn_")}
+    if spec.projection_size:
+        options["proj_size"] = spec.projection_size
     module = kind(
         spec.input_size,
         spec.hidden_size,

@@ -12,6 +12,7 @@ from fusedrnn.torch import composed, kernels
 from fusedrnn.torch.kernels import Kept, Network, Problem
 from fusedrnn.torch.support import plain
 
+
 class Node(torch.autograd.Function):
     """The operator's gradients; those of its gradients come from torch's own operations.
 

@@ -1,0 +1,185 @@
+"""Variants of a cell beside the plain one: each one's share of the peak, and that as a part of the plain one's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+import fusedrnn
+from fusedrnn.activations import Activation
+from fusedrnn.bench import torch_modules
+from fusedrnn.bench.cases import Case
+from fusedrnn.bench.checks import check
+from fusedrnn.bench.computed import FUSED, TORCH, Contender
+from fusedrnn.bench.contenders import Phase
+from fusedrnn.bench.data import Workload, parameters, workload
+from fusedrnn.bench.mxnet_page import NAMES
+from fusedrnn.bench.tables import duration, percent
+from fusedrnn.bench.timing import NO_PAUSE, Timing, alternate
+from fusedrnn.engine.peak import measure_peak
+from fusedrnn.spec import RNNSpec
+
+PLAIN = "plain"
+PROJECTION = "projection H/2"
+IN_TORCH_NN = f"{PROJECTION}, torch.nn"
+
+Change = Callable[[RNNSpec], RNNSpec]
+
+
+def _with(**fields: Any) -> Change:
+    return lambda spec: replace(spec, **fields)
+
+
+VARIANTS: Mapping[str, Mapping[str, Change]] = {
+    "lstm": {
+        PROJECTION: lambda spec: replace(spec, projection_size=spec.hidden_size // 2),
+        "state clip": _with(state_clip_min=-0.5, state_clip_max=0.5),
+        "peepholes": _with(peepholes=True),
+        "coupled gates": _with(coupled_gates=True),
+        "gate clip": _with(gate_clip=1.0),
+        "hard sigmoid": _with(activations=(Activation("hard_sigmoid"), Activation("tanh"), Activation("tanh"))),
+        "single bias": _with(bias="single"),
+        "reverse": _with(reverse=True),
+    },
+    "gru": {
+        "reset before": _with(reset_after=False),
+        "gate clip": _with(gate_clip=1.0),
+        "hard sigmoid": _with(activations=(Activation("hard_sigmoid"), Activation("tanh"))),
+        "no bias": _with(bias="none"),
+    },
+    "rnn_tanh": {
+        "gate clip": _with(gate_clip=1.0),
+        "softplus": _with(activations=(Activation("softplus"),)),
+        "elu": _with(activations=(Activation("elu"),)),
+    },
+    "rnn_relu": {"leaky relu": _with(activations=(Activation("leaky_relu", 0.1),))},
+}
+"""What is compared with each cell, by name."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant as measured.
+
+    Attributes:
+        case, mode, phase: What ran.
+        name: The variant.
+        flops: Useful floating-point operations of a call.
+        timing: Seconds of a call; None if it was wrong.
+        peak: GFLOP/s that the threads did nothing but multiply-adds at.
+        wrong: What was wrong.
+    """
+
+    case: Case
+    mode: str
+    phase: str
+    name: str
+    flops: int
+    timing: Timing | None
+    peak: float
+    wrong: str | None = None
+
+    @property
+    def gflops(self) -> float:
+        """Useful work a second."""
+        return 0.0 if self.timing is None else self.flops / self.timing.median * 1e-9
+
+    @property
+    def share(self) -> float:
+        """That as a part of the peak."""
+        return self.gflops / self.peak if self.peak else 0.0
+
+
+def run(
+    cases: Sequence[Case], modes: Sequence[str], phases: Sequence[Phase], dtype: str, threads: int, budget: float,
+    say: Callable[[str], None],
+) -> Iterator[list[Line]]:  # fmt: skip
+    """The lines of each case, cell and phase, the plain cell's first; ``say`` is told what is being done.
+
+    All variants of a cell take turns, in one process, on the same threads and text. Each is checked against the
+    reference before it is timed.
+    """
+    try:
+        import torch  # noqa: F401 -- its projection is compared with ours, if it is there
+    except ModuleNotFoundError:
+        with_torch: Any = nullcontext()
+    else:
+        with_torch = torch_modules.threads(threads)
+    with fusedrnn.thread_limits(threads), with_torch:
+        for case in cases:
+            for mode in modes:
+                for phase in phases:
+                    say(f"{case.name} {NAMES[mode]}-{phase.name.capitalize()}")
+                    yield _lines(case, mode, phase, dtype, threads, budget)
+
+
+def _lines(case: Case, mode: str, phase: Phase, dtype: str, threads: int, budget: float) -> list[Line]:
+    plain = workload(case, mode, dtype)
+    works = {PLAIN: plain}
+    for name, change in VARIANTS[mode].items():
+        spec = change(plain.spec)
+        works[name] = replace(plain, spec=spec, params=parameters(spec))
+    makers = {name: phase.makers[FUSED] for name in works}
+    if PROJECTION in works and _torch_is_there():
+        works[IN_TORCH_NN], makers[IN_TORCH_NN] = works[PROJECTION], phase.makers[TORCH]
+    calls, wrong = {}, {}
+    for name, work in works.items():
+        contender: Contender = makers[name](work)
+        wrong[name] = check(work, phase, {name: contender}, _flops(work, phase))
+        if not wrong[name]:
+            calls[name] = partial(contender, work.batch(case.T))
+    before = measure_peak(dtype, threads)
+    timings, _ = alternate(calls, budget * len(calls), pause=NO_PAUSE)
+    peak = statistics.mean((before, measure_peak(dtype, threads)))
+    return [
+        Line(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak, wrong[name])
+        for name, work in works.items()
+    ]
+
+
+def _flops(work: Workload, phase: Phase) -> int:
+    return work.flops(training=phase.training)
+
+
+def _torch_is_there() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("torch") is not None
+
+
+def table(groups: Sequence[Sequence[Line]]) -> Table:
+    """Every line: a call's time, useful work, share of the peak, and that as a part of the plain cell's."""
+    made = Table(title="Variants", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+    for heading in ("", "variant", "a call", "GFLOP/s", "of FMA\npeak", "of plain\nshare"):
+        made.add_column(heading, justify="left" if heading in ("", "variant") else "right", no_wrap=True)
+    for group in groups:
+        first = group[0]
+        for line in group:
+            name = f"{line.case.name} {NAMES[line.mode]}-{line.phase.capitalize()}" if line is first else ""
+            if line.timing is None:
+                made.add_row(name, line.name, "[bold red]wrong[/]")
+                continue
+            of_plain = percent(line.share / first.share, digits=1) if first.share else ""
+            figures = duration(line.timing.median), f"{line.gflops:.1f}", percent(line.share, digits=1), of_plain
+            made.add_row(name, line.name, *figures)
+    return made
+
+
+def figures(groups: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
+    """The same for a file."""
+    return [
+        {
+            "case": line.case.name, "mode": line.mode, "phase": line.phase, "variant": line.name,
+            "seconds": None if line.timing is None else list(line.timing.seconds), "flops": line.flops,
+            "gflops": line.gflops, "peak_gflops": line.peak, "wrong": line.wrong,
+        }
+        for group in groups
+        for line in group
+    ]  # fmt: skip
