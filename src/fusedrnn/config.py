@@ -14,6 +14,8 @@
     Default: one for each processor this process may run on. Looked at once, when first needed.
 ``FUSEDRNN_PEERS``
     Folder of the virtual environments that ``make peers`` builds. Default: ``.peers`` beside ``src``.
+``FUSEDRNN_ONEDNN``
+    Path of oneDNN's ``libdnnl.so.3``, for ``backend="onednn"``. Default: that of the package that is installed.
 """
 
 from __future__ import annotations
@@ -54,6 +56,12 @@ def peers_directory() -> Path:
     """Where the environments of the libraries that benchmarks compare with are, or are to be built."""
     given = os.environ.get("FUSEDRNN_PEERS", "").strip()
     return Path(given).expanduser().absolute() if given else Path(__file__).resolve().parents[2] / ".peers"
+
+
+def onednn() -> Path | None:
+    """``FUSEDRNN_ONEDNN`` as a path, or None."""
+    given = os.environ.get("FUSEDRNN_ONEDNN", "").strip()
+    return Path(given).expanduser() if given else None
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,26 @@ def _reference(spec: RNNSpec) -> registry.Engine:
     return ReferenceEngine(spec)
 
 
+def _onednn(spec: RNNSpec) -> registry.Engine:
+    from fusedrnn.backends.onednn.engine import OneDNNEngine
+
+    return OneDNNEngine(spec)
+
+
 registry.register("cpu", _cpu, registry.Supports(), order=100, description="kernels generated for this processor")
+registry.register(
+    "onednn",
+    _onednn,
+    registry.Supports(
+        dtypes=("float32",),
+        lengths=False,
+        dropout=False,
+        options=("projection_size", "reset_after", "peepholes", "bias", "reverse"),
+    ),
+    order=500,
+    automatic=False,  # a library that is there by chance must not change what runs
+    description="oneDNN's primitives",
+)
 registry.register(
     "reference",
     _reference,
