@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 MOST_THREADS = 1024
@@ -62,6 +63,20 @@ def onednn() -> Path | None:
     """``FUSEDRNN_ONEDNN`` as a path, or None."""
     given = os.environ.get("FUSEDRNN_ONEDNN", "").strip()
     return Path(given).expanduser() if given else None
+
+
+@contextmanager
+def opencl_drivers(path: Path) -> Iterator[None]:
+    """While it lasts, OpenCL's loader finds this driver, unless the environment names drivers already."""
+    named = "OCL_ICD_FILENAMES", "OCL_ICD_VENDORS"
+    if any(name in os.environ for name in named) or not path.is_file():
+        yield
+        return
+    os.environ[named[0]] = str(path)
+    try:
+        yield
+    finally:
+        del os.environ[named[0]]
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:

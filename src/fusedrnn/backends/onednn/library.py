@@ -17,6 +17,7 @@ from fusedrnn.engine.locks import Lock
 FILE = "libdnnl.so.3"
 PACKAGES = ("onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
 """What PyPI calls the library, by what its threads are; all of them put the same file into the same folder."""
+_OPENCL = "libintelocl.so"
 _MOST_NEEDED = 32
 _VERSION = 3
 
@@ -120,7 +121,8 @@ class Library:
         self.version = f"{version.major}.{version.minor}.{version.patch}"
         self.runtime: int = version.cpu_runtime
         if self.runtime not in RUNTIMES:
-            raise ImportError(f"{path} has the CPU runtime {self.runtime}; expected one of {', '.join(RUNTIMES.values())}")
+            known = ", ".join(RUNTIMES.values())
+            raise ImportError(f"{path} has the CPU runtime {self.runtime}; expected one of {known}")
         self._functions = {name: self._function(name, types) for name, types in _SIGNATURES.items()}
         self.cdll.dnnl_memory_desc_get_size.restype = c_size_t
         self.cdll.dnnl_memory_desc_get_size.argtypes = (c_void_p,)
@@ -128,10 +130,13 @@ class Library:
         self.cdll.dnnl_primitive_desc_query_md.restype = c_void_p
         self.cdll.dnnl_primitive_desc_query_md.argtypes = (c_void_p, c_int, c_int)
         self.cdll.dnnl_engine_get_count.restype = c_size_t
-        if not self.cdll.dnnl_engine_get_count(_CPU):
+        # SYCL runs on processors through OpenCL, whose driver lies where its loader does not look.
+        with config.opencl_drivers(path.parent / _OPENCL):
+            count = self.cdll.dnnl_engine_get_count(_CPU)
+        if not count:
             raise ImportError(
-                f"{path} runs on {RUNTIMES[self.runtime]}, which finds no CPU here; "
-                "install onednn-cpu-gomp, which needs nothing of the kind"
+                f"{path} runs on {RUNTIMES[self.runtime]}, which finds no CPU here; expected {_OPENCL} of the package "
+                "intel-opencl-rt beside it, or OCL_ICD_FILENAMES to name it"
             )
         self.engine = self.new("engine_create", _CPU, 0)
         self.attributes = self.new("primitive_attr_create")
@@ -211,7 +216,7 @@ def find() -> Path:
         for file in files:
             if file.name == FILE:
                 return Path(os.path.realpath(str(file.locate())))
-    raise ImportError(f"oneDNN is not installed: pip install onednn-cpu-gomp, or fusedrnn[onednn], brings its {FILE}")
+    raise ImportError(f"oneDNN is not installed: pip install 'fusedrnn[onednn]' brings its {FILE}")
 
 
 def _loaded(name: str, folder: Path) -> ctypes.CDLL:

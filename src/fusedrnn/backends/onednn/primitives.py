@@ -1,4 +1,4 @@
-"""What oneDNN computes with, as objects: descriptions of memory, primitives made for them, and one run of a primitive."""
+"""What oneDNN computes with, as objects: descriptions of memory, primitives, and one run of a primitive."""
 
 from __future__ import annotations
 

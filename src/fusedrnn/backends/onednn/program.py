@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import accumulate
 from math import prod
 
 from fusedrnn.backends.onednn.layout import Layout, Stack, cell_name

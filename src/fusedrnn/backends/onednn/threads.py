@@ -1,4 +1,4 @@
-"""How many threads oneDNN runs on: as its runtime lets itself be told."""
+"""How many threads oneDNN runs on: what its runtime can be told."""
 
 from __future__ import annotations
 
@@ -7,26 +7,37 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from fusedrnn.backends.onednn.library import OPENMP, SEQUENTIAL, Library
+from fusedrnn.backends.onednn.library import OPENMP, SEQUENTIAL, SYCL, Library
 
 _PARALLELISM = 0
 """The parameter of TBB's global control that bounds the threads of the process."""
 
-_forked = False
+_in_use = _left_behind = False
 
 
 def _child() -> None:
-    global _forked
-    _forked = True
+    global _left_behind
+    _left_behind = _in_use
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_child)
 
 
-def allowed(asked: int) -> int:
-    """Threads for a call that may use ``asked``: one in a forked child, whose runtime has lost its others."""
-    return 1 if _forked else asked
+def allowed(library: Library, asked: int) -> int:
+    """Threads for a call that may use ``asked``: one in a forked child, where a runtime's other threads are not.
+
+    Raises:
+        NotImplementedError: If the runtime cannot go on in such a child at all.
+    """
+    if not _left_behind:
+        return asked
+    if library.runtime == SYCL:
+        raise NotImplementedError(
+            "engine 'onednn' runs on SYCL, which a child forked after its first use cannot go on with; "
+            "start processes by spawn"
+        )
+    return 1
 
 
 class _GlobalControl(ctypes.Structure):
@@ -44,6 +55,8 @@ def bounds(library: Library) -> Callable[[int], AbstractContextManager[None]]:
     Raises:
         ImportError: If the library's runtime cannot be told.
     """
+    global _in_use
+    _in_use = True
     if library.runtime == SEQUENTIAL:
         return lambda count: nullcontext()
     try:
