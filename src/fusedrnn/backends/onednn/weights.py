@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.backends.onednn.layout import Layout
-from fusedrnn.backends.onednn.library import Library
+from fusedrnn.backends.onednn.library import UNIMPLEMENTED, Library, OneDNNError
 from fusedrnn.backends.onednn.primitives import BIAS, Descriptor, Reorder, Stream
 from fusedrnn.codegen.fingerprint import PART
 from fusedrnn.constants import is_constant
@@ -67,6 +67,30 @@ class Weights:
     forms: list[Form] = field(default_factory=list)
 
 
+class Detour:
+    """A reorder by way of contiguous memory: some versions bring nothing else into the layouts of their own.
+
+    Args:
+        library: The library.
+        before: The layout that there is.
+        between: That of contiguous memory.
+        after: The layout that is wanted.
+
+    Attributes:
+        scratch: Bytes of scratch that it needs.
+    """
+
+    def __init__(self, library: Library, before: Descriptor, between: Descriptor, after: Descriptor) -> None:
+        self._first, self._second = Reorder(library, before, between), Reorder(library, between, after)
+        self._room = lines(between.nbytes)
+        self.scratch = self._room + max(self._first.scratch, self._second.scratch)
+
+    def __call__(self, stream: int, source: int, target: int, scratch: int) -> None:
+        """Copy from one address to another."""
+        self._first(stream, source, scratch, scratch + self._room)
+        self._second(stream, scratch, target, scratch + self._room)
+
+
 class Keeper:
     """Makes weights and keeps the last ones. Safe under threads.
 
@@ -81,7 +105,7 @@ class Keeper:
         self._pool = Pool(_MOST_IDLE)
         self._lock = Lock()
         self._last: Weights | None = None
-        self._reorders: list[tuple[int, int, Descriptor, Reorder]] = []
+        self._reorders: list[tuple[int, int, Descriptor, Reorder | Detour]] = []
         self._size = size
         shapes = [layout.dims(stack, BIAS) for stack in layout.stacks]
         places = accumulate((lines(prod(shape) * _ITEM) for shape in shapes), initial=lines(size * _ITEM))
@@ -140,10 +164,19 @@ class Keeper:
         stream.wait()
         return Form(stack, argument, descriptor, lease.address, lease)
 
-    def _reorder(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder:
+    def _reorder(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder | Detour:
         for one, other, descriptor, found in self._reorders:
             if one == stack and other == argument and descriptor.equals(after):
                 return found
-        made = Reorder(self._library, before, after)
+        made = self._made(stack, argument, before, after)
         self._reorders.append((stack, argument, after, made))
         return made
+
+    def _made(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder | Detour:
+        try:
+            return Reorder(self._library, before, after)
+        except OneDNNError as error:
+            if error.status != UNIMPLEMENTED:
+                raise
+            dims = self._layout.dims(self._layout.stacks[stack], argument)
+            return Detour(self._library, before, Descriptor.plain(self._library, *dims), after)
