@@ -136,7 +136,7 @@ class Library:
         if not count:
             raise ImportError(
                 f"{path} runs on {RUNTIMES[self.runtime]}, which finds no CPU here; expected {_OPENCL} of the package "
-                "intel-opencl-rt beside it, or OCL_ICD_FILENAMES to name it"
+                "intel-opencl-rt beside it, or OCL_ICD_FILENAMES to name it (onednn-cpu-gomp needs neither)"
             )
         self.engine = self.new("engine_create", _CPU, 0)
         self.attributes = self.new("primitive_attr_create")
