@@ -75,7 +75,8 @@ class OneDNNEngine:
         self._programs: OrderedDict[tuple[int, int, bool, int], Program] = OrderedDict()
         self._lock = Lock()
         self._pool = Pool(_MOST_IDLE)
-        self._program(1, 1, True, 1)  # a cell that the library has not shows now
+        with self._bounded(allowed(self._library, 1)):
+            self._program(1, 1, True, 1)  # a cell that the library has not shows now
 
     def compile(self, training: bool = False) -> None:
         """Nothing to do: what oneDNN compiles depends on sizes that only a call has."""

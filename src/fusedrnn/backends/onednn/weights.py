@@ -22,7 +22,6 @@ from fusedrnn.engine.workspace import Lease, Pool
 Array = NDArray[Any]
 _LINE = 64
 _ITEM = 4
-_MOST_IDLE = 16
 _BEGIN, _COPY = PART.index["begin"], PART.index["copy"]
 
 
@@ -102,7 +101,8 @@ class Keeper:
 
     def __init__(self, library: Library, layout: Layout, size: int) -> None:
         self._library, self._layout = library, layout
-        self._pool = Pool(_MOST_IDLE)
+        # As much as one state of the parameters has, with a form of each argument for forward and for backward.
+        self._pool = Pool(1 + 2 * len(layout.stacks) * len(layout.arguments))
         self._lock = Lock()
         self._last: Weights | None = None
         self._reorders: list[tuple[int, int, Descriptor, Reorder | Detour]] = []
