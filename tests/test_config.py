@@ -143,3 +143,26 @@ def test_half_vectors_where_whole_ones_would_be_empty(monkeypatch):
     monkeypatch.setattr(targets, "_host_name", lambda: "znver4")
     monkeypatch.setattr(targets, "available", lambda: (targets.known()[-1],))
     assert targets.suited(40, "float32") is targets.known()[-1]
+
+
+def test_opencl_is_told_of_a_driver_for_a_while(monkeypatch, tmp_path):
+    """If there is one, and the environment does not name others."""
+    driver = tmp_path / "libdriver.so"
+    monkeypatch.delenv("OCL_ICD_FILENAMES", raising=False)
+    monkeypatch.delenv("OCL_ICD_VENDORS", raising=False)
+    with config.opencl_drivers(driver):
+        assert "OCL_ICD_FILENAMES" not in os.environ
+    driver.touch()
+    with config.opencl_drivers(driver):
+        assert os.environ["OCL_ICD_FILENAMES"] == str(driver)
+    assert "OCL_ICD_FILENAMES" not in os.environ
+    monkeypatch.setenv("OCL_ICD_VENDORS", "elsewhere")
+    with config.opencl_drivers(driver):
+        assert "OCL_ICD_FILENAMES" not in os.environ
+
+
+def test_the_path_of_onednn(monkeypatch, tmp_path):
+    monkeypatch.delenv("FUSEDRNN_ONEDNN", raising=False)
+    assert config.onednn() is None
+    monkeypatch.setenv("FUSEDRNN_ONEDNN", f" {tmp_path / 'libdnnl.so.3'} ")
+    assert config.onednn() == tmp_path / "libdnnl.so.3"

@@ -14,13 +14,16 @@
     Default: one for each processor this process may run on. Looked at once, when first needed.
 ``FUSEDRNN_PEERS``
     Folder of the virtual environments that ``make peers`` builds. Default: ``.peers`` beside ``src``.
+``FUSEDRNN_ONEDNN``
+    Path of oneDNN's ``libdnnl.so.3``, for ``backend="onednn"``. Default: that of the package that is installed.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 MOST_THREADS = 1024
@@ -54,6 +57,26 @@ def peers_directory() -> Path:
     """Where the environments of the libraries that benchmarks compare with are, or are to be built."""
     given = os.environ.get("FUSEDRNN_PEERS", "").strip()
     return Path(given).expanduser().absolute() if given else Path(__file__).resolve().parents[2] / ".peers"
+
+
+def onednn() -> Path | None:
+    """``FUSEDRNN_ONEDNN`` as a path, or None."""
+    given = os.environ.get("FUSEDRNN_ONEDNN", "").strip()
+    return Path(given).expanduser() if given else None
+
+
+@contextmanager
+def opencl_drivers(path: Path) -> Iterator[None]:
+    """While it lasts, OpenCL's loader finds this driver, unless the environment names drivers already."""
+    named = "OCL_ICD_FILENAMES", "OCL_ICD_VENDORS"
+    if any(name in os.environ for name in named) or not path.is_file():
+        yield
+        return
+    os.environ[named[0]] = str(path)
+    try:
+        yield
+    finally:
+        del os.environ[named[0]]
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:

@@ -28,6 +28,12 @@ def _cudnn(spec: RNNSpec) -> registry.Engine:
     return cudnn.make(spec)
 
 
+def _onednn(spec: RNNSpec) -> registry.Engine:
+    from fusedrnn.backends.onednn.engine import OneDNNEngine
+
+    return OneDNNEngine(spec)
+
+
 registry.register(
     "cpu",
     _cpu,
@@ -43,6 +49,19 @@ registry.register(
     device="cuda",
     automatic=False,  # arrays are on the processor: whether the way to the device and back is worth it, no one knows
     description="cuDNN, by way of PyTorch",
+)
+registry.register(
+    "onednn",
+    _onednn,
+    registry.Supports(
+        dtypes=("float32",),
+        lengths=False,
+        dropout=False,
+        options=("projection_size", "reset_after", "peepholes", "bias", "reverse"),
+    ),
+    order=500,
+    automatic=False,  # a library that is there by chance must not change what runs
+    description="oneDNN's primitives",
 )
 registry.register(
     "reference",

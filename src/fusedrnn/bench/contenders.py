@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -42,12 +43,15 @@ def non_fused(work: Workload) -> Contender:
     return run
 
 
-def fused(work: Workload) -> Contender:
-    """This package's operator, its own for each workload, so that it goes with it.
+def fused(work: Workload, backend: str | None = None) -> Contender:
+    """This package's operator, its own for each workload, so that it goes with it; on the engine of that name, if any.
 
     Parameters are frozen, as they are in engines that load a model.
+
+    Raises:
+        NotImplementedError: If the engine declines.
     """
-    op, params = fusedrnn.RNNOp(work.spec), fusedrnn.frozen(work.params)
+    op, params = fusedrnn.RNNOp(work.spec, backend), fusedrnn.frozen(work.params)
 
     def run(batch: Batch) -> Computed:
         y, states, _ = op.forward(batch.x, params)
@@ -68,10 +72,14 @@ def train_non_fused(work: Workload) -> Contender:
     return run
 
 
-def train_fused(work: Workload) -> Contender:
-    """This package's operator as in a training loop: new parameters at every call, the same arrays for gradients."""
+def train_fused(work: Workload, backend: str | None = None) -> Contender:
+    """This package's operator as in a training loop: new parameters at every call, the same arrays for gradients.
+
+    Raises:
+        NotImplementedError: If the engine of that name declines.
+    """
     spec = work.spec
-    op = fusedrnn.RNNOp(spec)
+    op = fusedrnn.RNNOp(spec, backend).compile(training=True)
     params = work.params.copy()
     update = _small_update(spec, params)
     dparams = np.empty_like(params)
@@ -112,6 +120,10 @@ class Phase:
     name: str
     training: bool
     makers: Mapping[str, Maker]
+
+    def on_engine(self, name: str) -> Maker:
+        """The operator on the engine of that name."""
+        return partial(train_fused if self.training else fused, backend=name)
 
 
 PHASES: dict[str, Phase] = {

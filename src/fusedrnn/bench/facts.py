@@ -12,7 +12,7 @@ import fusedrnn
 from fusedrnn.codegen.cache import cache_directory
 from fusedrnn.codegen.target import cache_sizes, current, processor_name
 
-_PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch")
+_PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
 
 
 def machine() -> dict[str, Any]:

@@ -30,6 +30,7 @@ def report(plan: Plan, rows: Sequence[Row], bandwidth: Mapping[str, float] | Non
             "seconds_a_row": plan.budget,
             "contenders": list(plan.contenders()),
             "peers": list(plan.peers),
+            "backends": list(plan.backends),
             "revisions": {revision.name: revision.commit for revision in plan.revisions},
             "packed": plan.packed,
             "input": "text" if plan.data is None else "user",

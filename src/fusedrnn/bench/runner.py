@@ -52,6 +52,8 @@ class Plan:
     """Other libraries, each in a process of its own, that the operator alone is compared with."""
     revisions: Sequence[Revision] = ()
     """Of ourselves, in the same way."""
+    backends: Sequence[str] = ()
+    """Engines of the operator, which are compared with each other alone."""
     budget: float = 5.0
     """Seconds to spend on timing a row, if its calls are short enough."""
     data: Array | None = None
@@ -63,6 +65,8 @@ class Plan:
 
     def contenders(self) -> tuple[str, ...]:
         """Names of those compared, in the order of their turns."""
+        if self.backends:
+            return tuple(self.backends)
         if self.peers or self.revisions:
             return FUSED, *self.peers, *(revision.name for revision in self.revisions)
         if self.packed:
@@ -94,9 +98,11 @@ class Row:
     revisions: tuple[str, ...] = ()
     """The same of ourselves."""
     failures: Mapping[str, str] = field(default_factory=dict)
-    """Why the others of them have no timing."""
+    """Why the others of them, or of the engines, have no timing."""
     versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """What each of them ran on."""
+    backends: tuple[str, ...] = ()
+    """Engines that were asked for; those in ``timings`` were right."""
 
     @property
     def name(self) -> str:
@@ -105,7 +111,9 @@ class Row:
 
     @property
     def ours(self) -> str:
-        """Whose figures stand for ours: the operator's, or the modules' where only those ran."""
+        """Whose figures stand for ours: the operator's, on the first engine that ran; or the modules' alone."""
+        if self.backends:
+            return next((name for name in self.backends if name in self.timings), FUSED)
         return IN_TORCH if IN_TORCH in self.timings and FUSED not in self.timings else FUSED
 
     def rate(self, who: str) -> float:
@@ -161,8 +169,12 @@ def _run_row(plan: Plan, team: Team, case: Case, mode: str, phase: Phase, progre
     flops = work.flops(training=phase.training)
     peers, revisions = tuple(plan.peers), tuple(revision.name for revision in plan.revisions)
     row = Row(case, mode, phase.name, plan.dtype, plan.threads, flops, None, {}, None, lengths, peers, revisions)
+    row = replace(row, backends=tuple(plan.backends))
     progress(f"{row.name}: preparing")
-    groups = _groups(plan, phase, work)
+    groups, declined = _groups(plan, phase, work)
+    row = replace(row, failures=declined)
+    if not any(contenders for _, contenders in groups):
+        return row
     progress(f"{row.name}: checking")
     for each, contenders in groups:
         if wrong := check(each, phase, contenders, each.flops(training=phase.training)):
@@ -174,12 +186,13 @@ def _run_row(plan: Plan, team: Team, case: Case, mode: str, phase: Phase, progre
     for each, contenders in groups:
         batch = each.batch(case.T)
         calls |= {who: _bound(call, batch) for who, call in contenders.items()}
-    pause = PAUSE if NON_FUSED in calls else NO_PAUSE
+    pause = PAUSE if NON_FUSED in calls or plan.backends else NO_PAUSE
     before = _peaks(plan)
-    timings, results = alternate(calls, plan.budget, once=(NON_FUSED,), pause=pause)
+    timings, results = alternate(calls, plan.budget, once=(NON_FUSED, "reference"), pause=pause)
     peak = statistics.median(before + _peaks(plan))
     for each, contenders in groups:
-        if wrong := check_timed(each, phase, {who: results[who] for who in contenders}):
+        base = next(iter(contenders)) if plan.backends else None
+        if wrong := check_timed(each, phase, {who: results[who] for who in contenders}, base):
             return replace(row, wrong=wrong)
     return replace(row, peak=peak, timings=timings)
 
@@ -225,14 +238,29 @@ def _peaks(plan: Plan) -> list[float]:
     return [measure_peak(plan.dtype, plan.threads) for _ in range(_PEAK_SAMPLES)]
 
 
-def _groups(plan: Plan, phase: Phase, work: Workload) -> list[tuple[Workload, dict[str, Contender]]]:
-    """The contenders, with those together that are given the same."""
+def _groups(
+    plan: Plan, phase: Phase, work: Workload
+) -> tuple[list[tuple[Workload, dict[str, Contender]]], dict[str, str]]:
+    """The contenders, with those together that are given the same; and why engines decline."""
+    if plan.backends:
+        made, declined = _on_engines(plan, phase, work)
+        return [(work, made)], declined
     here = [who for who in plan.contenders() if who in phase.makers and who != UNPACKED]
     groups = [(work, {who: phase.makers[who](work) for who in here})]
     if UNPACKED in plan.contenders():
         whole = work.unpacked()
         groups.append((whole, {UNPACKED: phase.makers[UNPACKED](whole)}))
-    return groups
+    return groups, {}
+
+
+def _on_engines(plan: Plan, phase: Phase, work: Workload) -> tuple[dict[str, Contender], dict[str, str]]:
+    made, declined = {}, {}
+    for name in plan.backends:
+        try:
+            made[name] = phase.on_engine(name)(work)
+        except NotImplementedError as error:
+            declined[name] = str(error)
+    return made, declined
 
 
 def _bound(call: Contender, batch: Batch) -> Callable[[], Computed]:

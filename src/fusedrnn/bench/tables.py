@@ -58,6 +58,29 @@ def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
     return made
 
 
+def engines_table(rows: Sequence[Row]) -> Table:
+    """For each row and engine the time of a call, useful work a second, and how it stands to the first engine."""
+    table = _new_table(f"Engines, T, N, I, H in {rows[0].dtype}")
+    for heading in ("engine", "a call", "GFLOP/s", "of\nFMA\npeak", "times\nthe first"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
+    for row in rows:
+        name, sizes = label(row).split("\n")
+        lines = [(who, *_on_engine(row, who)) for who in row.backends]
+        for index, line in enumerate(lines if len(lines) > 1 else [*lines, ("",)]):
+            table.add_row((name, sizes, *[""] * len(lines))[index], *line)
+    return table
+
+
+def _on_engine(row: Row, who: str) -> tuple[str, ...]:
+    if row.wrong:
+        return ("[bold red]wrong[/]",)
+    if who not in row.timings:
+        return ("declines",)
+    share = percent(row.share(who), digits=1)
+    over = "" if who == row.ours else f"{row.ratio(row.ours, who):.3f}"
+    return duration(row.timings[who].median), f"{row.gflops(who):.1f}", share, over
+
+
 def _operator_tables(rows: Sequence[Row], extra: Sequence[Column]) -> list[Table]:
     grouped: dict[Case, list[Row]] = {}
     rest = []
@@ -102,6 +125,8 @@ def summary(row: Row) -> str:
     """A finished row in a line."""
     if row.wrong:
         return f"{row.name}: wrong: {row.wrong}"
+    if not row.timings:
+        return f"{row.name}: every engine declines"
     rates = ", ".join(f"{who} {number(row.rate(who))}" for who in row.timings)
     if row.peers or row.revisions:
         best = row.over_best_peer()
@@ -137,14 +162,19 @@ def _sizes(case: Case) -> str:
 
 def make_table(title: str, name: Callable[[Row], str], columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     """A line for each row: what ``name`` calls it, and its figures, or that it is wrong."""
-    # Narrow enough for a terminal of 80 columns.
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column("", no_wrap=True)
+    table = _new_table(title)
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for row in rows:
         figures = ["[bold red]wrong[/]"] if row.wrong else [column.figure(row) for column in columns]
         table.add_row(name(row), *figures)
+    return table
+
+
+def _new_table(title: str) -> Table:
+    # Narrow enough for a terminal of 80 columns.
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("", no_wrap=True)
     return table
 
 

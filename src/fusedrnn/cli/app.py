@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import fusedrnn
-from fusedrnn import config
+from fusedrnn import config, registry
 from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.mxnet_page import NAMES
@@ -81,6 +81,10 @@ def bench(
     against: Annotated[
         str, typer.Option(help="Compare it with other git revisions of itself, separated by commas, such as HEAD~1.")
     ] = "",
+    backends: Annotated[
+        str,
+        typer.Option(help=f"Compare engines of the operator, separated by commas: {', '.join(registry.names())}."),
+    ] = "",
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")] = 5.0,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
     plot: Annotated[
@@ -98,6 +102,8 @@ def bench(
 
     With --peers or --against each rival runs in a process of its own, on the same threads, in turns with the operator;
     what it computes is compared with ours before it is timed. `make peers` builds what the libraries need.
+
+    With --backends the operator takes turns with itself on other engines, in this process, on the same threads.
 
     Contenders take turns, every row at its full size, and medians are shown. Each runs at least twice, but a network
     that takes ten seconds or more cell by cell is run so once only. The two tables take about seven minutes on two
@@ -117,6 +123,7 @@ def bench(
             packed=packed,
             peers=peers,
             against=against,
+            backends=backends,
             steps=steps,
             batch=batch,
         )

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import fusedrnn
+from fusedrnn import registry
 from fusedrnn.bench import plots
 from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.cases import CASES
@@ -24,7 +25,7 @@ from fusedrnn.bench.peers.table import failures, rivals_table
 from fusedrnn.bench.report import report
 from fusedrnn.bench.runner import Plan, Row
 from fusedrnn.bench.runner import run as run_rows
-from fusedrnn.bench.tables import summary, tables
+from fusedrnn.bench.tables import engines_table, summary, tables
 from fusedrnn.cli.console import names, output, steps
 from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import DTYPES
@@ -44,6 +45,7 @@ def make_plan(
     packed: bool = False,
     peers: str = "",
     against: str = "",
+    backends: str = "",
     steps: str = "",
     batch: str = "",
 ) -> Plan:
@@ -64,6 +66,9 @@ def make_plan(
         raise ModuleNotFoundError(f"{asked[0]} needs PyTorch, which is not installed")
     if asked and (peers or against):
         raise ValueError(f"{asked[0]} cannot go with {'--peers' if peers else '--against'}: those compare the operator")
+    others = [name for name, on in (*zip(asked, asked, strict=True), ("--peers", peers), ("--against", against)) if on]
+    if backends and others:
+        raise ValueError(f"--backends cannot go with {others[0]}: it compares engines of the operator alone")
     x = load(data) if data else None
     if x is not None:
         if steps or batch:
@@ -86,6 +91,7 @@ def make_plan(
         packed=packed,
         peers=choose_peers(peers) if peers else (),
         revisions=tuple(dict.fromkeys(find(each.strip()) for each in against.split(",") if each.strip())),
+        backends=tuple(names(backends, "engine", registry.names())) if backends else (),
         budget=seconds,
         data=x,
     )
@@ -165,7 +171,8 @@ def show(plan: Plan, rows: Sequence[Row]) -> None:
     facts = machine()
     console.print(f"{facts['processor']}, {facts['target_description']}, threads: {plan.threads}", highlight=False)
     beside = plan.peers or plan.revisions
-    for table in [rivals_table(rows)] if beside else tables(rows, plan.contenders()):
+    one_table = engines_table if plan.backends else rivals_table if beside else None
+    for table in [one_table(rows)] if one_table else tables(rows, plan.contenders()):
         console.print()
         console.print(table)
     for line in failures(rows):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.markup import escape
 from rich.table import Table
 
-from fusedrnn import registry
+from fusedrnn import RNNSpec, registry
 from fusedrnn.bench.facts import machine
 from fusedrnn.cli.console import output
 from fusedrnn.engine.peak import measure_peak
@@ -19,7 +20,7 @@ def run() -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _facts():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     output().print(table, highlight=False)
 
 
@@ -33,12 +34,22 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "caches", ", ".join(f"{level} {_size(size)}" for level, size in facts["caches"].items()) or "unknown"
     for engine in registry.engines():
         asked = "" if engine.automatic else f", with backend={engine.name!r}"
-        yield f"engine {engine.name}", f"{engine.description}{asked}: {engine.supports}"
+        yield f"engine {engine.name}", f"{engine.description}{asked}: {engine.supports}{_declines(engine.name)}"
     for dtype in DTYPES:
         yield f"FMA peak {dtype}", _peaks(dtype, facts["threads"])
     yield "BLAS of non-fused", ", ".join(facts["blas"]) or "unknown"
     yield "kernels kept in", facts["cache_directory"] or "memory only"
     yield "versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+
+
+def _declines(name: str) -> str:
+    """Why an engine declines a small network that it says it has, such as for want of a library."""
+    supports = registry.find(name).supports
+    try:
+        registry.Choice(RNNSpec(supports.modes[0], 1, 1, dtype=supports.dtypes[0]), name).serving()
+    except NotImplementedError as error:
+        return f"; declines here: {error}"
+    return ""
 
 
 def _peaks(dtype: str, threads: int) -> str:
