@@ -109,17 +109,13 @@ def number(op, **options):
 
 
 def test_the_engines_there_are():
-    names = registry.names()
-    assert (names[0], names[-1]) == ("cpu", "reference")
-    assert {"cudnn"} <= set(names)
+    assert registry.names() == ("cpu", "reference")
     assert [entry.name for entry in registry.engines() if entry.automatic] == ["cpu"]
     for entry in registry.engines():
         assert entry.description
-        assert entry.device == ("cuda" if entry.name == "cudnn" else "cpu")
-        assert "gru; float32" in str(entry.supports)
-        if entry.name in ("cpu", "reference"):
-            assert "training, lengths, dropout; projection_size, " in str(entry.supports)
-            assert entry.supports.options == OPTIONS
+        assert entry.device == "cpu"
+        assert "gru; float32, float64; training, lengths, dropout; projection_size, " in str(entry.supports)
+        assert entry.supports.options == OPTIONS
         assert registry.find(entry.name) is entry
 
 

@@ -20,7 +20,8 @@ from fusedrnn.backends.onednn.primitives import (
 )
 from fusedrnn.codegen.fingerprint import PART
 from fusedrnn.gradients import put
-from fusedrnn.spec import Kind, Parameter, RNNSpec
+from fusedrnn.layout import Kind, Parameter
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 WEIGHTS: dict[int, Kind] = {
