@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload, parameters, workload
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.bench.tables import duration, percent
-from fusedrnn.bench.timing import NO_PAUSE, Timing, alternate
+from fusedrnn.bench.timing import PAUSE, Timing, alternate
 from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import RNNSpec
 
@@ -112,7 +113,8 @@ def run(
         with_torch: Any = nullcontext()
     else:
         with_torch = torch_modules.threads(threads)
-    with fusedrnn.thread_limits(threads), with_torch:
+    with fusedrnn.thread_limits(threads), with_torch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         for case in cases:
             for mode in modes:
                 for phase in phases:
@@ -136,7 +138,7 @@ def _lines(case: Case, mode: str, phase: Phase, dtype: str, threads: int, budget
         if not wrong[name]:
             calls[name] = partial(contender, work.batch(case.T))
     before = measure_peak(dtype, threads)
-    timings, _ = alternate(calls, budget * len(calls), pause=NO_PAUSE)
+    timings, _ = alternate(calls, budget * len(calls), pause=PAUSE)
     peak = statistics.mean((before, measure_peak(dtype, threads)))
     return [
         Line(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak, wrong[name])

@@ -17,6 +17,7 @@ from fusedrnn.cli import bench as bench_command
 from fusedrnn.cli import demo as demo_command
 from fusedrnn.cli import info as info_command
 from fusedrnn.cli import planning
+from fusedrnn.cli import variants as variants_command
 from fusedrnn.cli import warmup as warmup_command
 from fusedrnn.cli.console import fail
 from fusedrnn.codegen.target import current
@@ -85,6 +86,9 @@ def bench(
         str,
         typer.Option(help=f"Compare engines of the operator, separated by commas: {', '.join(registry.names())}."),
     ] = "",
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Compare each cell with its variants, such as a projected LSTM, instead.")
+    ] = False,
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")] = 5.0,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
     plot: Annotated[
@@ -102,6 +106,9 @@ def bench(
 
     With --peers or --against each rival runs in a process of its own, on the same threads, in turns with the operator;
     what it computes is compared with ours before it is timed. `make peers` builds what the libraries need.
+
+    With --variants each cell takes turns with its own variants, each on the work that it has: what is compared is the
+    share of the peak. Beside the projected LSTM stands torch.nn's.
 
     With --backends the operator takes turns with itself on other engines, in this process, on the same threads.
 
@@ -128,6 +135,11 @@ def bench(
             batch=batch,
         )
         bench_command.check_outputs(json, plot, html)
+        if variants:
+            if plot or html or len(plan.contenders()) > 2 or plan.backends:
+                raise ValueError("--variants goes with --json alone, and compares nothing else")
+            right = variants_command.run(plan, json)
+            raise typer.Exit(0 if right else 1)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
     if not bench_command.run(plan, json, plot, html):
