@@ -24,6 +24,7 @@ LAYERS = (
     {"backends"},
     {"arguments", "requests", "repeats", "stream", "operator"},
     {"rnncells"},
+    {"mxnet"},
     {"__init__"},
     {"torch"},
     {"bench"},

@@ -2,7 +2,8 @@
 
 from fusedrnn.constants import frozen
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
-from fusedrnn.operator import RNNOp, rnn
+from fusedrnn.mxnet.nd import rnn
+from fusedrnn.operator import RNNOp
 from fusedrnn.requests import Reserve
 from fusedrnn.rnncells import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.spec import ParameterLayout, RNNSpec
