@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fusedrnn
-from fusedrnn import config, operator
+from fusedrnn import config, mxnet, operator
 from fusedrnn.cli.app import app
 
 ROOT = Path(__file__).parent.parent
@@ -35,8 +35,17 @@ def test_snippets_of_the_page_on_pytorch_run_in_order():
     assert names["y"].shape == (100, 4, 128)
 
 
-def test_docstring_examples():
-    result = doctest.testmod(operator)
+def test_snippets_of_the_page_on_mxnet_run_in_order():
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mxnet.md").read_text(), re.DOTALL):
+        exec(snippet, names)
+    assert names["y"].shape == (20, 8, 128)
+    assert names["total"].any()
+
+
+@pytest.mark.parametrize("module", [operator, mxnet], ids=lambda module: module.__name__)
+def test_docstring_examples(module):
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
 

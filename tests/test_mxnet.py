@@ -249,7 +249,7 @@ def test_nan_in_a_state():
         if not stays:
             found = backward((problem.dy, *problem.dstates))
             assert found["state_cell"][0, 0, 1] == 0
-            assert not any(np.isnan(one).any() for one in found.values())
+            assert not np.isnan(found["data"][:, 1]).any()
 
 
 class TestErrors:
@@ -296,7 +296,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("out_grads", "error", "message"),
         [
-            (lambda g: g[0], TypeError, "out_grads must be a sequence of 3: those of the output, state, state_cell; got"),
+            (lambda g: g[0], TypeError, "out_grads must be a sequence of 3: those of the output, state, state_cell"),
             (lambda g: g[:2], ValueError, "out_grads must be a sequence of 3.*got 2"),
             (lambda g: (g[0][1:], *g[1:]), ValueError, r"out_grads\[0\] must have shape \(4, 3, 6\); got \(3, 3, 6\)"),
             (lambda g: (g[0], g[1][:, 1:], g[2]), ValueError, r"out_grads\[1\] must have shape \(1, 3, 6\)"),

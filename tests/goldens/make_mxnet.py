@@ -118,6 +118,8 @@ def made(case, problem, arrays):
             continue
         wrong = wrong_results(case, found, exact)
         case.outcome[path] = {"wrong": wrong}
+        if wrong:
+            case.outcome[path]["off"] = largest_error(case, found, exact)
         if case.lengths is not None or case.spec.state_clip_min is not None:
             plain = run(*job_of(case, given, plain=True), path)
             case.outcome[path]["ignored"] = all(np.array_equal(found[name], plain[name]) for name in found)
@@ -125,6 +127,12 @@ def made(case, problem, arrays):
         if not np.isnan(vector).all():
             arrays[f"{case.name}/{path}"] = vector
     return case
+
+
+def largest_error(case, found, exact):
+    """How far a result is off at most, as a part of the largest element that it should have, to two digits."""
+    parts = {name: float(np.abs(found[name] - exact[name]).max() / np.abs(exact[name]).max()) for name in exact}
+    return float(f"{max(parts.values()):.2g}")
 
 
 def named(spec, shape, note=""):
@@ -243,8 +251,17 @@ def main():
     contents["histories"] = histories()
     print(json.dumps(contents["histories"], indent=1))
     np.savez_compressed(FOLDER / "mxnet.npz", **arrays)
-    lines = json.dumps(contents, indent=1)
-    (FOLDER / "mxnet.json").write_text(lines + "\n")
+    (FOLDER / "mxnet.json").write_text(written(contents))
+
+
+def written(contents):
+    """As JSON, a case a line."""
+    parts = []
+    for name, one in contents.items():
+        items = one.items() if isinstance(one, dict) else ()
+        lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in items]
+        parts.append(f" {json.dumps(name)}: " + ("{\n" + ",\n".join(lines) + "\n }" if lines else json.dumps(one)))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 if __name__ == "__main__":

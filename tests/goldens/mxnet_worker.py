@@ -40,7 +40,7 @@ def operator(job, given):
         with mx.autograd.record():
             made = mx.nd.RNN(*operands, state_outputs=True, **options)
         mx.autograd.backward(made, [array(given[f"d{name}"], dtype) for name in OUTPUTS[: len(made)]])
-    found = {name: one.asnumpy() for name, one in zip(OUTPUTS, made)}
+    found = {name: one.asnumpy() for name, one in zip(OUTPUTS, made, strict=False)}
     if requests is not None:
         found.update({f"d{name}": one.grad.asnumpy() for name, one in arrays.items() if requests[name] != "null"})
     return found
@@ -68,7 +68,7 @@ def layer(job, given):
         found.update({f"grad:{name}": one.grad().asnumpy() for name, one in params.items()})
     else:
         y, final = network(x, states)
-    found.update({name: one.asnumpy() for name, one in zip(OUTPUTS, [y, *final])})
+    found.update({name: one.asnumpy() for name, one in zip(OUTPUTS, [y, *final], strict=False)})
     return found
 
 
@@ -112,7 +112,7 @@ class Executor:
 
 
 def largest_difference(ones, others):
-    return max(float(np.abs(one - other).max()) for one, other in zip(ones, others))
+    return max(float(np.abs(one - other).max()) for one, other in zip(ones, others, strict=True))
 
 
 def other_batches(mode):
