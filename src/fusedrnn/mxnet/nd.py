@@ -191,11 +191,12 @@ def _call(
         spec = RNNSpec(
             mode, data.shape[2], size, layers, both_ways, p, projection, data.dtype.name, low, high, nan
         )  # fmt: skip
-        op = RNNOp.get(spec, backend)
     if (state_cell is None) == (mode == "lstm"):
         wanted = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
         raise ValueError(f"state_cell {wanted}; got {'None' if state_cell is None else type(state_cell).__name__}")
     check_lengths(use_lengths, sequence_length)
+    with arguments.renamed(_NAMES):
+        op = RNNOp.get(spec, backend)
     states = (state,) if state_cell is None else (state, state_cell)
     return _Call(op, data, parameters, states, sequence_length, with_states)
 

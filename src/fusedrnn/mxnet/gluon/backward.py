@@ -63,7 +63,7 @@ class LayerBackward:
         upstream = self._upstream(out_grads)
         together, flat = self._params.requests(), None
         if together != "null":
-            flat = self._params._values.gradients()
+            flat = self._params.store.gradients()
             if together is None:  # each by itself, from what is written here
                 flat = np.empty_like(flat)
             asked["parameters"], buffers["parameters"] = together or "write", flat

@@ -12,7 +12,7 @@ import numpy as np
 from fusedrnn import arguments
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, checked
-from fusedrnn.mxnet.gluon.parameter import ParameterDict, Values, short_names
+from fusedrnn.mxnet.gluon.parameter import ParameterDict, Store, short_names
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.operator import RNNOp
 from fusedrnn.requests import Reserve
@@ -58,7 +58,7 @@ class RNNLayer:
         self._op: RNNOp | None = None
         if params is None:
             own = self._new_prefix() if prefix is None else prefix
-            self._params = ParameterDict(own, Values(spec, known), filled)
+            self._params = ParameterDict(own, Store(spec, known), filled)
         else:
             self._params = self._shared(params, known)
         for one in self._params.values():
@@ -75,7 +75,7 @@ class RNNLayer:
         """Another layer's parameters, if they are those of a network of the same sizes."""
         if not isinstance(params, ParameterDict):
             raise TypeError(f"params must be what a layer's collect_params returns; got {type(params).__name__}")
-        theirs, ours = params._values, self._spec
+        theirs, ours = params.store, self._spec
         if not known or not theirs.known:
             ours = replace(ours, input_size=theirs.spec.input_size)
         wanted, found = ({(p.name, p.shape) for p in spec.layout} for spec in (ours, theirs.spec))
@@ -87,7 +87,7 @@ class RNNLayer:
 
     def __repr__(self) -> str:
         spec = self._spec
-        size = self._params._values.spec.input_size if self._params._values.known else None
+        size = self._params.store.spec.input_size if self._params.store.known else None
         more = f", num_layers={spec.num_layers}" if spec.num_layers != 1 else ""
         more += f", dropout={spec.dropout:g}" if spec.dropout else ""
         more += ", bidirectional" if spec.bidirectional else ""
@@ -117,7 +117,7 @@ class RNNLayer:
         Raises:
             ValueError: If it is another one.
         """
-        self._params._values.cast(replace(self._spec, dtype=dtype).dtype)
+        self._params.store.cast(replace(self._spec, dtype=dtype).dtype)
 
     def state_info(self, batch_size: int = 0) -> list[StateInfo]:
         """For each state its ``"shape"`` (L·D, N, size), its ``"__layout__"`` and its ``"dtype"``."""
@@ -125,7 +125,7 @@ class RNNLayer:
             raise TypeError(f"batch_size must be an integer; got {batch_size!r}")
         if batch_size < 0:
             raise ValueError(f"batch_size must be at least 0; got {batch_size}")
-        shapes, dtype = self._spec.state_shape(int(batch_size)), self._params._values.spec.dtype
+        shapes, dtype = self._spec.state_shape(int(batch_size)), self._params.store.spec.dtype
         return [{"shape": shape, "__layout__": "LNC", "dtype": dtype} for shape in shapes]
 
     def begin_state(self, batch_size: int = 0, func: Callable[..., Array] = np.zeros, **options: Any) -> list[Array]:
@@ -172,7 +172,7 @@ class RNNLayer:
         """Copies of all values by the names that ``Block.save_parameters`` gives them: MXNet can load them."""
         both_ways = self._spec.bidirectional
         found = {}
-        for entry in self._params._values.spec.layout:
+        for entry in self._params.store.spec.layout:
             place = f"{entry.layer}.{'lr'[entry.direction]}_cell" if both_ways else str(entry.layer)
             found[f"_unfused.{place}.{entry.kind}"] = self._params[self.prefix + entry.name].data().copy()
         return found
@@ -232,11 +232,11 @@ class RNNLayer:
             raise TypeError(f"inputs must be a NumPy array; got {type(inputs).__name__}")
         if inputs.ndim != 3 or 0 in inputs.shape:
             raise ValueError(f"inputs must have shape {shape}, each at least 1; got {inputs.shape}")
-        values = self._params._values
-        if values.known and inputs.shape[2] != values.spec.input_size:
-            raise ValueError(f"inputs must have {values.spec.input_size} features; got {inputs.shape[2]}")
-        if inputs.dtype != np.dtype(values.spec.dtype):
-            raise TypeError(f"inputs must have dtype {values.spec.dtype}; got {inputs.dtype}")
+        store = self._params.store
+        if store.known and inputs.shape[2] != store.spec.input_size:
+            raise ValueError(f"inputs must have {store.spec.input_size} features; got {inputs.shape[2]}")
+        if inputs.dtype != np.dtype(store.spec.dtype):
+            raise TypeError(f"inputs must have dtype {store.spec.dtype}; got {inputs.dtype}")
         check_lengths(self._use_lengths, lengths)
         given: Any = [states] if isinstance(states, np.ndarray) else states
         flat = self._params.settle(inputs.shape[2])
@@ -251,7 +251,7 @@ class RNNLayer:
 
     def _ready(self, input_size: int) -> RNNOp:
         """The layer's own op; another one once the input size has come to be known, or the dtype changed."""
-        asked = input_size, self._params._values.spec.dtype
+        asked = input_size, self._params.store.spec.dtype
         if self._op is None or (self._op.spec.input_size, self._op.spec.dtype) != asked:
             self._op = RNNOp(replace(self._spec, input_size=input_size, dtype=asked[1]), self._backend)
         return self._op

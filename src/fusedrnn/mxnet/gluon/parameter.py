@@ -14,7 +14,7 @@ from fusedrnn.requests import REQUESTS, Request
 from fusedrnn.spec import Array, RNNSpec
 
 
-class Values:
+class Store:
     """The flat vector of a layer's parameters and that of their gradients; both come when they are first needed."""
 
     def __init__(self, spec: RNNSpec, known: bool) -> None:
@@ -60,8 +60,8 @@ class Parameter:
         short_name: The name without the layer's prefix.
     """
 
-    def __init__(self, values: Values, prefix: str, layer: int, direction: int, kind: Any, init: Initializer) -> None:
-        self._values = values
+    def __init__(self, store: Store, prefix: str, layer: int, direction: int, kind: Any, init: Initializer) -> None:
+        self._store = store
         self._place = layer, direction, kind
         self._init = init
         self._grad_req: Request = "write"
@@ -75,13 +75,13 @@ class Parameter:
     def shape(self) -> tuple[int, ...]:
         """Its shape, with 0 for an input size that is not known yet."""
         layer, _, kind = self._place
-        shape = self._values.spec.layout.entry(*self._place).shape
-        return shape if self._values.known or layer or kind != "i2h_weight" else (shape[0], 0)
+        shape = self._store.spec.layout.entry(*self._place).shape
+        return shape if self._store.known or layer or kind != "i2h_weight" else (shape[0], 0)
 
     @property
     def dtype(self) -> str:
         """``"float32"`` or ``"float64"``."""
-        return self._values.spec.dtype
+        return self._store.spec.dtype
 
     @property
     def grad_req(self) -> Request:
@@ -100,7 +100,7 @@ class Parameter:
         Raises:
             ValueError: If it has no values yet.
         """
-        return self._values.spec.layout.view(self._values.vector(self.name), *self._place)
+        return self._store.spec.layout.view(self._store.vector(self.name), *self._place)
 
     def set_data(self, data: Array) -> None:
         """Overwrite the values.
@@ -120,12 +120,12 @@ class Parameter:
         """
         if self._grad_req == "null":
             raise ValueError(f"grad_req of {self.name} must be 'write' or 'add' for it to have a gradient; got 'null'")
-        self._values.vector(self.name)
-        return self._values.spec.layout.view(self._values.gradients(), *self._place)
+        self._store.vector(self.name)
+        return self._store.spec.layout.view(self._store.gradients(), *self._place)
 
     def zero_grad(self) -> None:
         """Clear the gradient, if it has one."""
-        if self._grad_req != "null" and self._values.grads is not None:
+        if self._grad_req != "null" and self._store.grads is not None:
             self.grad()[...] = 0
 
     def fill(self, flat: Array, default: Initializer, rng: np.random.Generator) -> None:
@@ -133,12 +133,12 @@ class Parameter:
         init = self._init
         if init is None:
             init = "zeros" if self._place[2].endswith("bias") else default
-        fill(self._values.spec.layout.view(flat, *self._place), init, rng, self.name)
+        fill(self._store.spec.layout.view(flat, *self._place), init, rng, self.name)
 
     def deliver(self, flat: Array) -> None:
         """Take its own out of the gradients of all, as it asks for them."""
         if self._grad_req != "null":
-            gradient = self._values.spec.layout.view(flat, *self._place)
+            gradient = self._store.spec.layout.view(flat, *self._place)
             put(self.grad(), gradient, self._grad_req == "add")
 
 
@@ -147,14 +147,15 @@ class ParameterDict(dict[str, Parameter]):
 
     Attributes:
         prefix: The layer's.
+        store: The vectors in which they and their gradients lie.
     """
 
-    def __init__(self, prefix: str, values: Values, initializers: Mapping[str, Initializer]) -> None:
+    def __init__(self, prefix: str, store: Store, initializers: Mapping[str, Initializer]) -> None:
         super().__init__()
-        self.prefix, self._values = prefix, values
-        for entry in values.spec.layout:
+        self.prefix, self.store = prefix, store
+        for entry in store.spec.layout:
             place = entry.layer, entry.direction, entry.kind
-            one = Parameter(values, prefix, *place, initializers[entry.kind])
+            one = Parameter(store, prefix, *place, initializers[entry.kind])
             self[one.name] = one
 
     def setattr(self, name: str, value: Request) -> None:
@@ -187,57 +188,57 @@ class ParameterDict(dict[str, Parameter]):
             TypeError: If an argument is of the wrong type.
             ValueError: If there are values and ``force_reinit`` is False, or an initializer does not fit.
         """
-        if self._values.flat is not None and not force_reinit:
+        if self.store.flat is not None and not force_reinit:
             raise ValueError(f"force_reinit must be True to overwrite the values that {self.prefix!r} has; got False")
         init = checked("init", init)
         if init is None:
             raise TypeError("init must be an initializer; got None")
-        self._values.waiting = init, np.random.default_rng(seed)
-        if self._values.known:
-            self.settle(self._values.spec.input_size)
+        self.store.waiting = init, np.random.default_rng(seed)
+        if self.store.known:
+            self.settle(self.store.spec.input_size)
 
     def settle(self, input_size: int) -> Array:
         """The parameters of a layer that is called with inputs of that size, initialized if they wait for it."""
-        values = self._values
-        if values.waiting is not None:
-            (init, rng), values.waiting = values.waiting, None
-            before = values.spec, values.known
-            values.settle(input_size)
-            flat = np.empty(values.spec.layout.size, values.spec.dtype)
+        store = self.store
+        if store.waiting is not None:
+            (init, rng), store.waiting = store.waiting, None
+            before = store.spec, store.known
+            store.settle(input_size)
+            flat = np.empty(store.spec.layout.size, store.spec.dtype)
             try:
                 for one in self.values():
                     one.fill(flat, init, rng)
             except BaseException:
-                values.spec, values.known = before
+                store.spec, store.known = before
                 raise
-            if values.flat is None:
-                values.flat = flat
+            if store.flat is None:
+                store.flat = flat
             else:
-                values.flat[...] = flat
-        return values.vector(f"parameters of {self.prefix!r}")
+                store.flat[...] = flat
+        return store.vector(f"parameters of {self.prefix!r}")
 
     def load(self, arrays: Mapping[str, Array], missing: bool, cast: bool) -> None:
         """Overwrite the values of those that there are arrays for, by short name; all, unless some may be missing."""
-        values = self._values
+        store = self.store
         absent = [one.name for one in self.values() if one.short_name not in arrays]
         if absent and not missing:
             raise ValueError(f"params must hold every parameter; missing {', '.join(absent)}")
-        if absent and values.flat is None:
+        if absent and store.flat is None:
             raise ValueError(f"params must hold {', '.join(absent)}, which have no values yet")
         first = arrays.get("l0_i2h_weight")
-        known, spec = values.known, values.spec
+        known, spec = store.known, store.spec
         if not known and isinstance(first, np.ndarray) and first.ndim == 2 and first.shape[1]:
             spec = replace(spec, input_size=first.shape[1])
         # Into a copy: if one array is wrong, none has been taken.
-        flat = np.empty(spec.layout.size, spec.dtype) if values.flat is None else values.flat.copy()
+        flat = np.empty(spec.layout.size, spec.dtype) if store.flat is None else store.flat.copy()
         for entry in spec.layout:
             if entry.name in arrays:
                 into = spec.layout.view(flat, entry.layer, entry.direction, entry.kind)
                 _put_values(into, arrays[entry.name], self.prefix + entry.name, cast)
-        if values.flat is None:
-            values.spec, values.known, values.flat, values.waiting = spec, True, flat, None
+        if store.flat is None:
+            store.spec, store.known, store.flat, store.waiting = spec, True, flat, None
         else:
-            values.flat[...] = flat
+            store.flat[...] = flat
 
     def requests(self) -> Request | None:
         """What all ask for, or None if some ask for something else."""
