@@ -373,6 +373,9 @@ class TestParameters:
                 GRU(**{"hidden_size": 4, "num_layers": 2, "params": one.params, **wrong})
         with pytest.raises(ValueError, match=r"^params must be those of a layer like"):
             RNN(4, 2, params=one.params)
+        with pytest.raises(ValueError, match=r"^prefix must be None or that of params \('gru\d+_'\); got 'mine_'"):
+            GRU(4, 2, prefix="mine_", params=one.params)
+        assert GRU(4, 2, prefix=one.prefix, params=one.params).prefix == one.prefix
         with pytest.raises(TypeError, match=r"^params must be what a layer's collect_params returns; got dict"):
             RNN(4, 2, params={})
 

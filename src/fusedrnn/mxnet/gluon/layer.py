@@ -61,6 +61,8 @@ class RNNLayer:
             self._params = ParameterDict(own, Store(spec, known), filled)
         else:
             self._params = self._shared(params, known)
+            if prefix not in (None, self.prefix):
+                raise ValueError(f"prefix must be None or that of params ({self.prefix!r}); got {prefix!r}")
         for one in self._params.values():
             setattr(self, one.short_name, one)
         if known:

@@ -30,7 +30,7 @@ class RNN(RNNLayer):
         dtype: ``"float32"`` or ``"float64"``, of parameters, inputs and states.
         use_sequence_length: Whether calls come with ``sequence_length``.
         prefix: What the parameters' full names start with; None for a new one, ``rnn0_``, ``rnn1_``.
-        params: Another layer's parameters, to compute with the same.
+        params: Another layer's parameters, to compute with the same; their names and initializers stay theirs.
         backend: The engine to run it, as in :class:`RNNOp`; None for the first that can.
 
     Raises:
@@ -93,7 +93,7 @@ class LSTM(RNNLayer):
         dtype: ``"float32"`` or ``"float64"``, of parameters, inputs and states.
         use_sequence_length: Whether calls come with ``sequence_length``.
         prefix: What the parameters' full names start with; None for a new one, ``lstm0_``, ``lstm1_``.
-        params: Another layer's parameters, to compute with the same.
+        params: Another layer's parameters, to compute with the same; their names and initializers stay theirs.
         backend: The engine to run it, as in :class:`RNNOp`; None for the first that can.
 
     Raises:
@@ -155,7 +155,7 @@ class GRU(RNNLayer):
         dtype: ``"float32"`` or ``"float64"``, of parameters, inputs and states.
         use_sequence_length: Whether calls come with ``sequence_length``.
         prefix: What the parameters' full names start with; None for a new one, ``gru0_``, ``gru1_``.
-        params: Another layer's parameters, to compute with the same.
+        params: Another layer's parameters, to compute with the same; their names and initializers stay theirs.
         backend: The engine to run it, as in :class:`RNNOp`; None for the first that can.
 
     Raises:
