@@ -132,7 +132,7 @@ def gradient_parts(spec, gradients):
 
 
 # An array of fewer elements than this may be small by chance: its neighbours say what was summed.
-_FEW = 16
+FEW = 16
 
 
 def assert_gradients_close(actual, expected, dtype, spec, steps, batch):
@@ -141,7 +141,7 @@ def assert_gradients_close(actual, expected, dtype, spec, steps, batch):
         largest = max(float(np.abs(array).max()) for array in other.values())
         for name, exact in other.items():
             assert one[name].dtype == np.dtype(dtype)
-            scale = float(np.abs(exact).max()) if exact.size >= _FEW else largest
+            scale = float(np.abs(exact).max()) if exact.size >= FEW else largest
             found = difference(one[name], exact, *gradient_tolerance(dtype, spec, steps, batch, scale))
             assert found is None, f"{name}{found}"
 

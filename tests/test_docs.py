@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fusedrnn
-from fusedrnn import config, operator
+from fusedrnn import config, mxnet, operator
 from fusedrnn.cli.app import app
 from fusedrnn.onnx import backend as onnx_backend
 from fusedrnn.onnx import layers as onnx_layers
@@ -51,7 +51,15 @@ def test_snippets_of_the_page_on_onnx_run_in_order():
     assert not names["Y"][11:].any()
 
 
-@pytest.mark.parametrize("module", [operator, onnx_backend, onnx_layers], ids=lambda module: module.__name__)
+def test_snippets_of_the_page_on_mxnet_run_in_order():
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mxnet.md").read_text(), re.DOTALL):
+        exec(snippet, names)
+    assert names["y"].shape == (20, 8, 128)
+    assert names["total"].any()
+
+
+@pytest.mark.parametrize("module", [operator, mxnet, onnx_backend, onnx_layers], ids=lambda module: module.__name__)
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

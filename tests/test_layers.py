@@ -24,6 +24,7 @@ LAYERS = (
     {"backends"},
     {"arguments", "requests", "repeats", "stream", "operator"},
     {"rnncells"},
+    {"mxnet"},
     {"__init__"},
     {"torch", "onnx"},
     {"bench"},
@@ -165,8 +166,13 @@ def loaded_by(statements):
         "spec = fusedrnn.RNNSpec('gru', 2, 2)\n"
         "fusedrnn.RNNOp(spec).forward(np.ones((2, 2, 2), 'f4'), np.ones(spec.layout.size, 'f4'))",
         "import fusedrnn.rnncells, fusedrnn.reference",
+        "import numpy as np\n"
+        "from fusedrnn import mxnet as mx\n"
+        "layer = mx.gluon.rnn.GRU(2)\n"
+        "layer.initialize()\n"
+        "layer(np.ones((2, 2, 2), 'f4'))",
     ],
-    ids=["import", "call", "cells"],
+    ids=["import", "call", "cells", "mxnet's layers"],
 )
 def test_no_framework_is_loaded(statements):
     loaded = loaded_by(statements)

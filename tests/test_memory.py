@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import pickle
 import tracemalloc
 import weakref
 
@@ -136,6 +137,18 @@ def test_frozen_is_a_copy_that_nobody_can_write():
         copy.flags.writeable = True
     with pytest.raises(TypeError, match=r"^params must be a NumPy array of floating-point numbers; got list"):
         fusedrnn.frozen([1.0])
+
+
+def test_unpickled_is_not_constant():
+    """NumPy leaves an array that it unpickles on the bytes that it came in, writable."""
+    problem = make_problem("gru", SHAPE)
+    op, params = RNNOp(problem.spec), pickle.loads(pickle.dumps(problem.params))
+    writer = params[:]
+    for _ in range(2):
+        op.forward(problem.x, params)
+        writer *= 0.5
+        np.testing.assert_array_equal(op.forward(problem.x, params)[0], fresh(problem, params.copy()))
+        params.flags.writeable = False
 
 
 @pytest.mark.parametrize("how", ["flag lifted", "another view", "its owner"])

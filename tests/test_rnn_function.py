@@ -93,15 +93,24 @@ def test_state_cell_where_there_is_none():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("options", "states"),
     [
-        ("projection_size", {"projection_size": 3}),
-        ("lstm_state_clip_min", {"lstm_state_clip_min": -1.0, "lstm_state_clip_max": 1.0}),
+        ({"projection_size": 3}, [(1, N, 3), (1, N, H)]),
+        ({"lstm_state_clip_min": -0.1, "lstm_state_clip_max": 0.1}, [(1, N, H), (1, N, H)]),
     ],
+    ids=["projection", "clip"],
 )
-def test_options_not_built_are_named(name, options):
-    with pytest.raises(NotImplementedError, match=f"^{name} is not supported yet"):
-        rnn(**options)
+def test_options(options, states):
+    """By name, whichever engine has them; tests of what they compute are in test_mxnet.py."""
+    spec = fusedrnn.RNNSpec("lstm", I, H, projection_size=options.get("projection_size"))
+    given = {"parameters": numbers(spec.layout.size), "state": numbers(*states[0]), "state_outputs": True, **options}
+    y, *final = rnn(**given, backend="reference")
+    assert y.shape == (T, N, states[0][2])
+    assert [array.shape for array in final] == states
+    if "lstm_state_clip_max" in options:
+        assert np.abs(final[1]).max() <= np.float32(0.1)
+    with pytest.raises(ValueError, match=r"^backend must be one of"):
+        rnn(**given, backend="none")
 
 
 def test_outputs():

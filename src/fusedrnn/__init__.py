@@ -3,7 +3,8 @@
 from fusedrnn.constants import frozen
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.layout import ParameterLayout
-from fusedrnn.operator import RNNOp, rnn
+from fusedrnn.mxnet.nd import rnn
+from fusedrnn.operator import RNNOp
 from fusedrnn.requests import Reserve
 from fusedrnn.rnncells import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.spec import RNNSpec

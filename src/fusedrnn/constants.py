@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+class _Constant(bytes):
+    """The memory of a frozen array, which no one can ever write to.
+
+    Plain bytes would not do: NumPy leaves an array that it unpickles on the bytes that it came in, writable.
+    """
+
+
 def frozen(params: Array) -> Array:
     """A copy of a parameter vector that no one can ever write to, so that an op need not look for changes.
 
@@ -29,15 +36,15 @@ def frozen(params: Array) -> Array:
         raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
     if is_constant(params):
         return params
-    return np.frombuffer(params.tobytes(), params.dtype).reshape(params.shape)
+    return np.frombuffer(_Constant(params.tobytes()), params.dtype).reshape(params.shape)
 
 
 def is_constant(array: Array) -> bool:
-    """Whether the array's memory is a ``bytes`` object's, which no one can ever write to.
+    """Whether the array is :func:`frozen`'s.
 
     A read-only flag would not do: whoever owns the memory can lift it, write, and set it again.
     """
     owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    return isinstance(owner, bytes)
+    return isinstance(owner, _Constant)

@@ -1,4 +1,4 @@
-"""The operator: made once for a spec, cached, called with arrays; and MXNet's RNN operator as a function."""
+"""The operator: made once for a spec, cached, called with arrays."""
 
 from __future__ import annotations
 
@@ -17,17 +17,11 @@ from fusedrnn.gradients import clear_padding
 from fusedrnn.registry import NEEDS, Choice, Keep
 from fusedrnn.repeats import Repeats
 from fusedrnn.requests import Request, Reserve
-from fusedrnn.spec import DTYPES, RNNSpec, positive_int
+from fusedrnn.spec import RNNSpec, positive_int
 from fusedrnn.stream import Stream
 
 Array = NDArray[Any]
 _GATES: Keep = "gates"
-# What rnn, after MXNet, calls the arguments of RNNSpec and RNNOp.forward.
-_RNN_NAMES = {
-    "x": "data", "params": "parameters", "states: h0": "state", "states: c0": "state_cell",
-    "lengths": "sequence_length", "hidden_size": "state_size", "dropout": "p",
-    **{f"state_clip_{end}": f"lstm_state_clip_{end}" for end in ("min", "max", "nan")},
-}  # fmt: skip
 
 
 class RNNOp:
@@ -305,78 +299,3 @@ def _check(spec: object, backend: object) -> None:
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
     if backend is not None:
         registry.find(backend)  # raises if there is none
-
-
-def rnn(
-    data: Array,
-    parameters: Array,
-    state: Array,
-    state_cell: Array | None = None,
-    sequence_length: Array | Sequence[int] | None = None,
-    *,
-    state_size: int,
-    num_layers: int,
-    mode: str,
-    bidirectional: bool = False,
-    p: float = 0.0,
-    state_outputs: bool = False,
-    projection_size: int | None = None,
-    lstm_state_clip_min: float | None = None,
-    lstm_state_clip_max: float | None = None,
-    lstm_state_clip_nan: bool = False,
-    use_sequence_length: bool = False,
-) -> Array | tuple[Array, ...]:
-    """MXNet's RNN operator on NumPy arrays, in inference.
-
-    Args:
-        data: Input (T, N, I), float32 or float64; the other arrays have its dtype.
-        parameters: The flat parameter vector: all weights, then all biases.
-        state: Initial h (L·D, N, H).
-        state_cell: Initial c (L·D, N, H), for an LSTM and only for it.
-        sequence_length: Valid steps of each sequence (N,), with ``use_sequence_length=True`` and only then.
-        state_size: H.
-        num_layers: L.
-        mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
-        bidirectional: Whether each layer runs both ways.
-        p: Dropout between layers; no effect in inference.
-        state_outputs: Whether to return the final states too.
-        projection_size: Not supported yet.
-        lstm_state_clip_min: Not supported yet.
-        lstm_state_clip_max: Not supported yet.
-        lstm_state_clip_nan: Not supported yet.
-        use_sequence_length: Whether ``sequence_length`` counts.
-
-    Returns:
-        The output (T, N, D·H), or with ``state_outputs`` the tuple (output, h_n) or, for an LSTM, (output, h_n, c_n).
-
-    Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise.
-        NotImplementedError: Naming an option that is not supported yet.
-    """
-    if not isinstance(data, np.ndarray):
-        raise TypeError(f"data must be a NumPy array; got {type(data).__name__}")
-    if data.ndim != 3 or 0 in data.shape:
-        raise ValueError(f"data must have shape (T, N, I), each at least 1; got {data.shape}")
-    if data.dtype not in DTYPES:
-        raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
-    use_lengths = arguments.flag("use_sequence_length", use_sequence_length)
-    with_states = arguments.flag("state_outputs", state_outputs)
-    with arguments.renamed(_RNN_NAMES):
-        spec = RNNSpec(
-            mode, data.shape[2], state_size, num_layers, bidirectional, p, projection_size, data.dtype.name,
-            lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
-        )  # fmt: skip
-    if (state_cell is None) == (mode == "lstm"):
-        wanted = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
-        raise ValueError(f"state_cell {wanted}; got {'None' if state_cell is None else type(state_cell).__name__}")
-    if use_lengths != (sequence_length is not None):
-        raise ValueError(
-            "sequence_length must be given if, and only if, use_sequence_length is True; "
-            f"got use_sequence_length={use_lengths} and "
-            f"{'no' if sequence_length is None else 'a'} sequence_length"
-        )
-    states = (state,) if state_cell is None else (state, state_cell)
-    with arguments.renamed(_RNN_NAMES):
-        y, final, _ = RNNOp.get(spec).forward(data, parameters, states, lengths=sequence_length)
-    return (y, *final) if with_states else y

@@ -1,0 +1,23 @@
+"""MXNet's recurrent interfaces on NumPy arrays, for code that leaves MXNet; MXNet itself is never imported.
+
+``from fusedrnn import mxnet as mx`` stands in for ``import mxnet as mx`` where recurrent networks are concerned:
+``mx.nd.RNN`` is the operator, ``mx.gluon.rnn`` has the layers, ``mx.rnn`` the cells.
+
+    >>> import numpy as np
+    >>> from fusedrnn import mxnet as mx
+    >>> layer = mx.gluon.rnn.LSTM(5, num_layers=2, bidirectional=True)
+    >>> layer.initialize(seed=0)
+    >>> x = np.ones((7, 4, 3), np.float32)
+    >>> layer(x).shape
+    (7, 4, 10)
+    >>> y, backward = layer.train(x)
+    >>> backward(np.ones_like(y))["data"].shape
+    (7, 4, 3)
+    >>> layer.l0_i2h_weight.grad().shape
+    (20, 3)
+"""
+
+from fusedrnn import rnncells as rnn
+from fusedrnn.mxnet import gluon, nd
+
+__all__ = ["gluon", "nd", "rnn"]

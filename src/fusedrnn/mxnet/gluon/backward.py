@@ -1,0 +1,112 @@
+"""The gradients of one call of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from fusedrnn.mxnet.backward import Asked, Backward, Buffers, by_name
+from fusedrnn.mxnet.gluon.parameter import ParameterDict
+from fusedrnn.operator import RNNOp
+from fusedrnn.requests import REQUESTS, Reserve
+from fusedrnn.spec import Array
+
+Layout = Literal["TNC", "NTC"]
+
+
+class LayerBackward:
+    """The gradients of one call of a layer in training.
+
+    Those of the parameters go to where :meth:`Parameter.grad` finds them, as each parameter's ``grad_req`` says; those
+    of inputs and states are returned.
+
+    Attributes:
+        arguments: What has gradients that are returned: data and, if states were given, state and state_cell.
+        seed: What says which elements dropout dropped.
+    """
+
+    def __init__(self, params: ParameterDict, op: RNNOp, reserve: Reserve, layout: Layout, with_states: bool) -> None:
+        self._params, self._layout, self._with_states = params, layout, with_states
+        self._backward = Backward(op, reserve, with_states)
+        self._shape = reserve.steps, reserve.batch
+        self._input_size, self._output_size = op.spec.input_size, op.spec.output_size
+        self.arguments = tuple(
+            name for name in self._backward.arguments if name == "data" or (with_states and name != "parameters")
+        )
+        self.seed = reserve.seed
+
+    def __call__(self, out_grads: Any, grad_req: Asked = "write", args_grad: Buffers = None) -> dict[str, Array]:
+        """Give the parameters their gradients, and return those of inputs and states.
+
+        Args:
+            out_grads: The gradient of the output, in the layer's layout; if states were given, the pair of that and a
+                list of the gradients of the final states. None stands for zeros.
+            grad_req: ``"write"``, ``"add"`` or ``"null"``: one for all of ``arguments``, a list of one for each, or a
+                dict by name, where what is not there is not wanted. Parameters have requests of their own.
+            args_grad: Buffers to write or add to instead of new arrays, as a list or a dict, None or missing for none.
+
+        Returns:
+            The gradients that are wanted, by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+        """
+        if isinstance(grad_req, str):
+            asked: dict[str, Any] = dict.fromkeys(self.arguments, grad_req)
+        else:
+            asked = dict(by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(REQUESTS)}, or "))
+        buffers = {} if args_grad is None else dict(by_name("args_grad", args_grad, self.arguments, "None, or "))
+        buffers["data"] = self._turned("args_grad: data", buffers.get("data"), self._input_size)
+        upstream = self._upstream(out_grads)
+        together, flat = self._params.requests(), None
+        if together != "null":
+            flat = self._params.store.gradients()
+            if together is None:  # each by itself, from what is written here
+                flat = np.empty_like(flat)
+            asked["parameters"], buffers["parameters"] = together or "write", flat
+        found = self._backward(upstream, asked, buffers)
+        if together is None and flat is not None:
+            for one in self._params.values():
+                one.deliver(flat)
+        found.pop("parameters", None)
+        if "data" in found:
+            found["data"] = time_major(found["data"], self._layout)
+        return found
+
+    def _upstream(self, out_grads: Any) -> Any:
+        """The gradients of the outputs as the operator has them: (T, N, D·S), and one for each state."""
+        if not self._with_states or out_grads is None:
+            return self._turned("out_grads", out_grads, self._output_size)
+        wanted = "a pair: the output's, and a list of the states'"
+        if isinstance(out_grads, (np.ndarray, str, bytes)) or not isinstance(out_grads, Sequence):
+            raise TypeError(f"out_grads must be {wanted}; got {type(out_grads).__name__}")
+        if len(out_grads) != 2:
+            raise ValueError(f"out_grads must be {wanted}; got {len(out_grads)}")
+        output, final = out_grads
+        output = self._turned("out_grads[0]", output, self._output_size)
+        count = len(self.arguments) - 1
+        if final is None or isinstance(final, np.ndarray):
+            final = [final] if count == 1 or final is not None else [None] * count
+        if isinstance(final, (str, bytes)) or not isinstance(final, Sequence):
+            raise TypeError(f"out_grads[1] must be a list of {count} arrays; got {type(final).__name__}")
+        if len(final) != count:
+            raise ValueError(f"out_grads[1] must be a list of {count} arrays; got {len(final)}")
+        return [output, *final]
+
+    def _turned(self, name: str, value: Any, size: int) -> Any:
+        """An array in the layer's layout, time-major; what is no array is for others to refuse."""
+        if not isinstance(value, np.ndarray):
+            return value
+        steps, batch = self._shape
+        shape = (steps, batch, size) if self._layout == "TNC" else (batch, steps, size)
+        if value.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, as layout {self._layout} has it; got {value.shape}")
+        return time_major(value, self._layout)
+
+
+def time_major(array: Array, layout: Layout) -> Array:
+    """An array in that layout as (T, N, C), or the other way round: a view."""
+    return array if layout == "TNC" else array.swapaxes(0, 1)

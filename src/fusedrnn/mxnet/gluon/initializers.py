@@ -1,0 +1,77 @@
+"""What fills parameters that nobody has given yet: MXNet's initializers that make sense for these layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.spec import Array
+
+Shape = tuple[int, ...]
+Function = Callable[[Shape, np.random.Generator], Any]
+Initializer = str | float | Function | None
+
+
+def _xavier(shape: Shape, rng: np.random.Generator) -> Array:
+    """Uniform in ±√(3 / mean of rows and columns): Glorot and Bengio, AISTATS 2010, all gates taken as one matrix."""
+    if len(shape) < 2:
+        raise ValueError(f"initializer 'xavier' must be for a matrix; got a parameter of shape {shape}")
+    bound = math.sqrt(3.0 / (sum(shape) / 2.0))
+    return rng.uniform(-bound, bound, shape)
+
+
+def _orthogonal(shape: Shape, rng: np.random.Generator) -> Array:
+    """Orthonormal rows or columns, whichever are fewer, times √2: Saxe, McClelland and Ganguli, ICLR 2014."""
+    if len(shape) < 2:
+        raise ValueError(f"initializer 'orthogonal' must be for a matrix; got a parameter of shape {shape}")
+    left, _, right = np.linalg.svd(rng.uniform(-1.0, 1.0, shape), full_matrices=False)
+    return math.sqrt(2.0) * (left if left.shape == shape else right)
+
+
+def _lstm_bias(shape: Shape, rng: np.random.Generator) -> Array:
+    """One for the forget gate, the second of four, and zero for the rest."""
+    if len(shape) != 1 or shape[0] % 4:
+        raise ValueError(f"initializer 'lstmbias' must be for the bias of an LSTM; got a parameter of shape {shape}")
+    return np.repeat([0.0, 1.0, 0.0, 0.0], shape[0] // 4)
+
+
+INITIALIZERS: dict[str, Function] = {
+    "zeros": lambda shape, rng: np.zeros(shape),
+    "ones": lambda shape, rng: np.ones(shape),
+    "uniform": lambda shape, rng: rng.uniform(-0.07, 0.07, shape),
+    "normal": lambda shape, rng: rng.normal(0.0, 0.01, shape),
+    "xavier": _xavier,
+    "orthogonal": _orthogonal,
+    "lstmbias": _lstm_bias,
+}
+"""By MXNet's names, with its defaults: ±0.07 for uniform, 0.01 for normal."""
+
+
+def checked(name: str, value: object) -> Initializer:
+    """``value`` if it is an initializer."""
+    wanted = f"one of {', '.join(INITIALIZERS)}, a number, a function of (shape, generator), or None"
+    if isinstance(value, str):
+        if value not in INITIALIZERS:
+            raise ValueError(f"{name} must be {wanted}; got {value!r}")
+        return value
+    if value is None or callable(value):
+        return value
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be {wanted}; got {value!r}")
+    return float(value)
+
+
+def fill(into: Array, initializer: Initializer, rng: np.random.Generator, name: str) -> None:
+    """Write what the initializer gives for a parameter of that name."""
+    if isinstance(initializer, float):
+        into[...] = initializer
+        return
+    function = INITIALIZERS[initializer] if isinstance(initializer, str) else initializer
+    assert function is not None
+    values = np.asarray(function(into.shape, rng))
+    if values.shape != into.shape:
+        raise ValueError(f"initializer of {name} must give an array of shape {into.shape}; got {values.shape}")
+    into[...] = values
