@@ -22,11 +22,15 @@ __all__ = ["ACTIVATIONS", "Activation"]
 
 @dataclass(frozen=True)
 class Function:
-    """A function of x, alpha and beta; and what these two are if nobody says: None for one that it has not."""
+    """A function of x, alpha and beta; and what these two are if nobody says: None for one that it has not.
+
+    ``corner`` says whether its derivative jumps somewhere, whatever the parameters.
+    """
 
     apply: Callable[[Expr, float, float], Expr]
     alpha: float | None = None
     beta: float | None = None
+    corner: bool = False
 
 
 def _elu(x: Expr, alpha: float) -> Expr:
@@ -36,13 +40,13 @@ def _elu(x: Expr, alpha: float) -> Expr:
 ACTIVATIONS: dict[str, Function] = {
     "sigmoid": Function(lambda x, a, b: sigmoid(x)),
     "tanh": Function(lambda x, a, b: tanh(x)),
-    "relu": Function(lambda x, a, b: relu(x)),
+    "relu": Function(lambda x, a, b: relu(x), corner=True),
     "affine": Function(lambda x, a, b: a * x + b, 1.0, 0.0),
-    "leaky_relu": Function(lambda x, a, b: relu(x) - a * relu(0.0 - x), 0.01),
-    "thresholded_relu": Function(lambda x, a, b: pass_positive(x - a, x), 1.0),
+    "leaky_relu": Function(lambda x, a, b: relu(x) - a * relu(0.0 - x), 0.01, corner=True),
+    "thresholded_relu": Function(lambda x, a, b: pass_positive(x - a, x), 1.0, corner=True),
     "scaled_tanh": Function(lambda x, a, b: a * tanh(b * x), 1.0, 1.0),
-    "hard_sigmoid": Function(lambda x, a, b: clip(a * x + b, 0.0, 1.0), 0.2, 0.5),
-    "elu": Function(lambda x, a, b: _elu(x, a), 1.0),
+    "hard_sigmoid": Function(lambda x, a, b: clip(a * x + b, 0.0, 1.0), 0.2, 0.5, corner=True),
+    "elu": Function(lambda x, a, b: _elu(x, a), 1.0, corner=True),
     "softsign": Function(lambda x, a, b: x / (1.0 + absolute(x))),
     "softplus": Function(lambda x, a, b: softplus(x)),
 }
@@ -84,6 +88,11 @@ class Activation:
             if not float("-inf") < given < float("inf"):
                 raise ValueError(f"activations: {which} of {self.name} must be finite; got {given!r}")
             object.__setattr__(self, which, float(given))
+
+    @property
+    def has_corner(self) -> bool:
+        """Whether its derivative jumps somewhere."""
+        return ACTIVATIONS[self.name].corner
 
     def __call__(self, x: Expr) -> Expr:
         """The function of an expression."""

@@ -51,6 +51,12 @@ class Variant:
             return self.mode
         return f"{self.mode}_{sha256(repr(self).encode()).hexdigest()[:12]}"
 
+    @property
+    def has_corners(self) -> bool:
+        """Whether derivatives jump somewhere, so that rounding a sum may change them."""
+        clips = self.gate_clip is not None or self.state_clip is not None
+        return clips or any(one.has_corner for one in self.activations)
+
     def clipped(self, a: Expr) -> Expr:
         """A pre-activation within its bounds."""
         return a if self.gate_clip is None else clip(a, -self.gate_clip, self.gate_clip)

@@ -84,7 +84,7 @@ def _compare(work: Workload, steps: int, actual: Results, expected: Results, sid
 
 def _gradient_difference(work: Workload, steps: int, one: Array, other: Array, sides: int) -> str | None:
     spec = work.spec
-    if spec.mode == "rnn_relu":
+    if spec.variant.has_corners:
         return norm_difference(one, other, sides * kink_tolerance(spec.dtype, spec))
     rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, float(np.max(np.abs(other))))
     return difference(one, other, sides * rtol, sides * atol)

@@ -79,15 +79,16 @@ def gradient_tolerance(dtype: DTypeLike, spec: RNNSpec, steps: int, batch: int, 
 
 
 def kink_tolerance(dtype: DTypeLike, spec: RNNSpec) -> float:
-    """How far the gradients of a large ReLU network may lie from the exact ones: norm of the error over their norm.
+    """How far the gradients of a large network with corners may lie from the exact ones: norm of the error over theirs.
 
-    A ReLU's slope is 0 or 1, by the sign of the pre-activation. Where that is nearer to zero than its rounding error
-    δ, either is right, and the difference in an element's gradient is as large as if a product were missing: no bound
-    on single elements can tell the two apart. There are few of them, and their part of the whole is bounded.
+    A ReLU's slope, like that of anything clipped, is 0 or 1, by the side of a corner where its argument lies: for ReLU,
+    of zero. Where that is nearer than its rounding error δ, either is right, and the difference in an element's
+    gradient is as large as if a product were missing: no bound on single elements can tell the two apart. There are
+    few of them, and their part of the whole is bounded.
 
-    With a density of pre-activations of at most one at zero, a share of 2·δ is in doubt. What counts is the typical
-    error, δ = √K·u for K products (u is half of the epsilon below; the few extreme ones do not make a share), not
-    the bound on all. Half of the gradients being zero, a wrong one is worth twice its share of the squared norm; what
+    With a density of pre-activations of at most one at the corner, a share of 2·δ is in doubt. What counts is the
+    typical error, δ = √K·u for K products (u is half of the epsilon below; the few extreme ones do not make a share),
+    not the bound on all. Half of the gradients being zero, a wrong one is worth twice its share of the squared norm; what
     it does at earlier steps adds a half to that (weights contract by 1/√3, see :func:`tolerance`), and every layer
     adds its own: 2·δ · 2 · 1.5 · L altogether. That is 0.4 % of the norm in one layer with K = 1600; a step left out
     of 300 is 6 %, one of 800 inputs 3.5 %.

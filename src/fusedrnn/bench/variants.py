@@ -27,9 +27,11 @@ from fusedrnn.bench.timing import PAUSE, Timing, alternate
 from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import RNNSpec
 
-PLAIN = "plain"
+PLAIN, REVERSE = "plain", "reverse"
 PROJECTION = "projection H/2"
 IN_TORCH_NN = f"{PROJECTION}, torch.nn"
+
+_PEAK_SAMPLES = 3
 
 Change = Callable[[RNNSpec], RNNSpec]
 
@@ -47,7 +49,7 @@ VARIANTS: Mapping[str, Mapping[str, Change]] = {
         "gate clip": _with(gate_clip=1.0),
         "hard sigmoid": _with(activations=(Activation("hard_sigmoid"), Activation("tanh"), Activation("tanh"))),
         "single bias": _with(bias="single"),
-        "reverse": _with(reverse=True),
+        REVERSE: _with(reverse=True),
     },
     "gru": {
         "reset before": _with(reset_after=False),
@@ -126,6 +128,8 @@ def _lines(case: Case, mode: str, phase: Phase, dtype: str, threads: int, budget
     plain = workload(case, mode, dtype)
     works = {PLAIN: plain}
     for name, change in VARIANTS[mode].items():
+        if name == REVERSE and case.bidirectional:
+            continue
         spec = change(plain.spec)
         works[name] = replace(plain, spec=spec, params=parameters(spec))
     makers = {name: phase.makers[FUSED] for name in works}
@@ -137,13 +141,17 @@ def _lines(case: Case, mode: str, phase: Phase, dtype: str, threads: int, budget
         wrong[name] = check(work, phase, {name: contender}, _flops(work, phase))
         if not wrong[name]:
             calls[name] = partial(contender, work.batch(case.T))
-    before = measure_peak(dtype, threads)
+    before = _peaks(dtype, threads)
     timings, _ = alternate(calls, budget * len(calls), pause=PAUSE)
-    peak = statistics.mean((before, measure_peak(dtype, threads)))
+    peak = statistics.median(before + _peaks(dtype, threads))
     return [
         Line(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak, wrong[name])
         for name, work in works.items()
     ]
+
+
+def _peaks(dtype: str, threads: int) -> list[float]:
+    return [measure_peak(dtype, threads) for _ in range(_PEAK_SAMPLES)]
 
 
 def _flops(work: Workload, phase: Phase) -> int:
