@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -189,6 +190,7 @@ def _run_row(plan: Plan, team: Team, case: Case, mode: str, phase: Phase, progre
     pause = PAUSE if NON_FUSED in calls or plan.backends else NO_PAUSE
     before = _peaks(plan)
     timings, results = alternate(calls, plan.budget, once=(NON_FUSED, "reference"), pause=pause)
+    time.sleep(pause)  # threads of other engines are awake for a while
     peak = statistics.median(before + _peaks(plan))
     for each, contenders in groups:
         base = next(iter(contenders)) if plan.backends else None
