@@ -131,35 +131,8 @@ def model_of(nodes, inputs, outputs, initializers=(), opset=14):
 # ---- the runtimes
 
 
-def prepared(model, **options):
-    """The model on the engine that runs it: the one that is chosen if nothing is said, or else the reference."""
-    return Choosing.prepare(model, **options)
-
-
-class Choosing:
-    """fusedrnn.onnx as a backend whose models go to the reference where no engine takes them by itself."""
-
-    supports_device = staticmethod(fusedrnn.onnx.supports_device)
-    is_compatible = staticmethod(fusedrnn.onnx.is_compatible)
-
-    @staticmethod
-    def prepare(model, device="CPU", **options):
-        return _Either(model, device, options)
-
-
-class _Either:
-    def __init__(self, model, device, options):
-        self._prepare = lambda **more: fusedrnn.onnx.prepare(model, device, **options, **more)
-
-    def run(self, inputs):
-        try:
-            return self._prepare().run(inputs)
-        except NotImplementedError:
-            return self._prepare(backend="reference").run(inputs)
-
-
 def ours(case, arrays):
-    return prepared(case.model(arrays)).run(case.inputs(arrays))
+    return fusedrnn.onnx.prepare(case.model(arrays)).run(case.inputs(arrays))
 
 
 def with_onnxruntime(case, arrays):

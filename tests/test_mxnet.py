@@ -1,13 +1,12 @@
 """MXNet's operator as a function: every option, gradients against the oracles, requests, errors by MXNet's names."""
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec
+from fusedrnn import RNNSpec
 from fusedrnn import mxnet as mx
 from fusedrnn.spec import MODES
 from oracles import expected_dropout, expected_training, training_problem
@@ -54,13 +53,6 @@ def arguments(problem, backend=None):
     }  # fmt: skip
 
 
-def skip_unless_supported(spec, backend):
-    try:
-        RNNOp(spec, backend)
-    except NotImplementedError as error:
-        pytest.skip(str(error))
-
-
 def gradients_of(backward, problem, **options):
     """As the tests compare them."""
     found = backward((problem.dy, *problem.dstates), **options)
@@ -72,7 +64,6 @@ def gradients_of(backward, problem, **options):
 def check(problem, oracle, backend):
     """Inference, training and gradients."""
     shape, spec = problem.x.shape[:2], problem.spec
-    skip_unless_supported(spec, backend)
     given = arguments(problem, backend)
     before = [array.copy() for array in problem.arrays]
     y, *final = mx.nd.RNN(**given)
@@ -383,19 +374,3 @@ class TestErrors:
         buffers = {"data": memory, "state": memory, "state_cell": np.zeros((1, 3, 6), np.float32)}
         with pytest.raises(ValueError, match=r"^args_grad: state must not share memory with args_grad: data"):
             backward((small.dy, *small.dstates), asked, buffers)
-
-
-def test_what_the_default_engine_lacks_is_named():
-    """If it has everything, nothing is refused."""
-    problem = problem_with("projection", Shape(4, 3, 5, 6))
-    try:
-        RNNOp(problem.spec)
-    except NotImplementedError:
-        with pytest.raises(NotImplementedError, match=r"^projection_size is not supported yet"):
-            mx.nd.RNN(**arguments(problem))
-    clipped = problem_with("clip", Shape(4, 3, 5, 6))
-    try:
-        RNNOp(replace(clipped.spec))
-    except NotImplementedError:
-        with pytest.raises(NotImplementedError, match=r"^lstm_state_clip_min is not supported yet"):
-            mx.nd.RNN(**arguments(clipped))

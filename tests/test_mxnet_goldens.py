@@ -23,14 +23,6 @@ def backend(request):
     return None if request.param == "default" else request.param
 
 
-def supported(spec, backend):
-    """The op, or why the test cannot be run."""
-    try:
-        return RNNOp(spec, backend)
-    except NotImplementedError as error:
-        pytest.skip(str(error))
-
-
 @cache
 def exact(name):
     """What the oracle says of a case."""
@@ -72,7 +64,7 @@ def called(case, backend):
 @pytest.mark.parametrize("name", CASES)
 def test_function(name, backend):
     case = CASES[name]
-    supported(case.spec, backend)
+    RNNOp(case.spec, backend)
     found = called(case, backend)
     for path in PATHS:
         assert wrong_results(case, found, expected(name, path)) == []
@@ -81,7 +73,7 @@ def test_function(name, backend):
 @pytest.mark.parametrize("name", CASES)
 def test_operator(name, backend):
     case = CASES[name]
-    op, problem = supported(case.spec, backend), case.problem()
+    op, problem = RNNOp(case.spec, backend), case.problem()
     trains = case.requests is not None
     y, final, reserve = op.forward(
         problem.x, problem.params, problem.states, lengths=problem.lengths, training=trains
@@ -228,10 +220,7 @@ def test_layer(name, path, backend):
 
 def _layer(facts, backend):
     options = dict(facts["options"])
-    try:
-        return getattr(mx.gluon.rnn, facts["class"])(**options, input_size=3, prefix="net_", backend=backend)
-    except NotImplementedError as error:
-        pytest.skip(str(error))
+    return getattr(mx.gluon.rnn, facts["class"])(**options, input_size=3, prefix="net_", backend=backend)
 
 
 @pytest.mark.parametrize("name", golden_files.layers())

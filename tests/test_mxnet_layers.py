@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fusedrnn import RNNOp, RNNSpec
+from fusedrnn import RNNSpec
 from fusedrnn import mxnet as mx
 from fusedrnn.spec import MODES
 from oracles import expected_dropout, expected_training, training_problem
@@ -85,10 +85,6 @@ def test_modes(mode, shape, layout, backend):
 )  # fmt: skip
 def test_lstm_options(options, layout, backend):
     spec = RNNSpec("lstm", PADDED.I, PADDED.H, PADDED.layers, True, **options)
-    try:
-        RNNOp(spec, backend)
-    except NotImplementedError as error:
-        pytest.skip(str(error))
     problem = problem_of(spec, PADDED)
     check(problem, variant_results(problem), layout, backend)
 

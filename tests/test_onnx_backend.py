@@ -14,13 +14,11 @@ from onnx import helper, numpy_helper
 import fusedrnn.onnx
 from onnx_models import (
     Case,
-    Choosing,
     assert_same,
     expected,
     info,
     model_of,
     ours,
-    prepared,
 )
 
 KINDS = ("LSTM", "GRU", "RNN")
@@ -48,7 +46,7 @@ class TestOfficialOnTheReference(official(fusedrnn.onnx, {"backend": "reference"
     """``BackendTest(fusedrnn.onnx, __name__)``, told which engine."""
 
 
-class TestOfficialOnWhatIsChosen(official(Choosing, {})):
+class TestOfficialOnWhatIsChosen(official(fusedrnn.onnx, {})):
     """The same on the engine that is chosen, where it takes the node."""
 
 
@@ -105,7 +103,7 @@ def stack():
 
 def test_nodes_in_a_row():
     model, x, wanted, case = stack()
-    ready = prepared(model)
+    ready = fusedrnn.onnx.prepare(model)
     assert_same(ready.run([x]), wanted, case)
     assert_same(ready.run({"X": x}), wanted, case)
     assert ready.run([x])["Z"].shape == (1, 1, 3, 6)
@@ -126,7 +124,7 @@ def test_an_initializer_that_is_an_input_can_be_replaced():
     model.graph.input.append(info("W", arrays["W"]))
     other = arrays | {"W": -arrays["W"]}
     given = case.inputs(arrays)
-    ready = prepared(model)
+    ready = fusedrnn.onnx.prepare(model)
     assert_same(ready.run(list(given.values())), expected(case, arrays), case)
     assert_same(ready.run(given | {"W": other["W"]}), expected(case, other), case)
     assert_same(ready.run(given), expected(case, arrays), case)
@@ -139,7 +137,7 @@ def test_models_that_list_initializers_as_inputs():
     model = case.model(arrays)
     model.ir_version = 3
     model.graph.input.extend(info(name, arrays[name]) for name in "WRB")
-    assert_same(prepared(model).run(list(case.inputs(arrays).values())), expected(case, arrays), case)
+    assert_same(fusedrnn.onnx.prepare(model).run(list(case.inputs(arrays).values())), expected(case, arrays), case)
 
 
 def test_run_node_and_run_model():

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 import fusedrnn.onnx
 from fusedrnn import RNNOp
 from fusedrnn.onnx import read, write
-from onnx_models import ALL, Case, assert_same, expected, info, model_of, prepared
+from onnx_models import ALL, Case, assert_same, expected, info, model_of
 
 KINDS = ("LSTM", "GRU", "RNN")
 MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
@@ -171,7 +171,7 @@ def test_round_trip_by_way_of_training(case):
     assert less < loss
     ours = results(layer, params, case, arrays)
     assert_same(ours, with_onnxruntime(written, case.inputs(arrays)), case)
-    assert_same(ours, prepared(written).run(case.inputs(arrays)), case)
+    assert_same(ours, fusedrnn.onnx.prepare(written).run(case.inputs(arrays)), case)
     stays = write(written, "node", layer.params)
     assert stays.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
@@ -271,7 +271,7 @@ def test_float64(kind):
     assert layer.spec.dtype == "float64"
     params, _ = trained(layer, arrays)
     written = write(model, "node", params)
-    assert_same(prepared(written).run(case.inputs(arrays)), results(layer, params, case, arrays), case)
+    assert_same(fusedrnn.onnx.prepare(written).run(case.inputs(arrays)), results(layer, params, case, arrays), case)
 
 
 @kinds

@@ -1,5 +1,6 @@
 """A fused recurrent-network operator for CPU: vanilla RNN, LSTM and GRU, whole sequences in one call."""
 
+from fusedrnn.activations import Activation
 from fusedrnn.constants import frozen
 from fusedrnn.engine.threads import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.layout import ParameterLayout
@@ -12,6 +13,7 @@ from fusedrnn.stream import Stream
 
 __version__ = "0.1.0"
 __all__ = [
+    "Activation",
     "BidirectionalCell",
     "FusedRNNCell",
     "GRUCell",

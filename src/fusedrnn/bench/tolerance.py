@@ -88,10 +88,10 @@ def kink_tolerance(dtype: DTypeLike, spec: RNNSpec) -> float:
 
     With a density of pre-activations of at most one at the corner, a share of 2·δ is in doubt. What counts is the
     typical error, δ = √K·u for K products (u is half of the epsilon below; the few extreme ones do not make a share),
-    not the bound on all. Half of the gradients being zero, a wrong one is worth twice its share of the squared norm; what
-    it does at earlier steps adds a half to that (weights contract by 1/√3, see :func:`tolerance`), and every layer
-    adds its own: 2·δ · 2 · 1.5 · L altogether. That is 0.4 % of the norm in one layer with K = 1600; a step left out
-    of 300 is 6 %, one of 800 inputs 3.5 %.
+    not the bound on all. Half of the gradients being zero, a wrong one is worth twice its share of the squared norm;
+    what it does at earlier steps adds a half to that (weights contract by 1/√3, see :func:`tolerance`), and every layer
+    adds its own: 2·δ · 2 · 1.5 · L altogether. That is 0.4 % of the norm in one layer with K = 1600; a step left out of
+    300 is 6 %, one of 800 inputs 3.5 %.
     """
     typical = math.sqrt(longest_sum(spec)) * float(np.finfo(dtype).eps) / 2
     return math.sqrt(6.0 * spec.num_layers * typical)

@@ -49,7 +49,7 @@ FORMATS = {
     "float32": Format(
         "f32", FLOAT, I32, 23, 127, 0.693145751953125, 1.4286068203094172321e-06,
         (1.0, 0.333332359790802, -0.0221279114484787),
-        -89.0, 80.0, 10.0, 87.0, 8,
+        -89.0, 80.0, 10.0, 87.33, 8,
     ),
     "float64": Format(
         "f64", DOUBLE, I64, 52, 1023, 0.693147180369123816490, 1.90821492927058770002e-10,
@@ -57,7 +57,7 @@ FORMATS = {
             1.0, 0.3333333333333311, -0.02222222222135762, 0.002116402000055367, -0.00021163311499383436,
             2.117653889417742e-05,
         ),
-        -710.0, 700.0, 20.0, 708.0, 17,
+        -710.0, 700.0, 20.0, 708.39, 17,
     ),
 }  # fmt: skip
 
@@ -277,14 +277,18 @@ class Vectors:
         return self.fma(power - 1.0, coth, (power + 1.0) * r) / (coth - r)
 
     def softplus(self, x: Value) -> Value:
-        """log(1 + exp(x)) = max(x, 0) + log(1 + e) with e = exp(-|x|), and log(1 + e) = 2·artanh(e / (2 + e))."""
+        """log(1 + exp(x)) = max(x, 0) + log(1 + e) with e = exp(-|x|), and log(1 + e) = 2·artanh(e / (2 + e)).
+
+        Where e is less than any normal number it is taken for zero.
+        """
         form = self.format
         size, limit = self.abs(x), form.exponent_is_least
-        power, coth, r = self._exponential((size > limit).select(limit, size), -1.0, [form.ln2_high, form.ln2_low])
+        beyond = size > limit
+        power, coth, r = self._exponential(beyond.select(limit, size), -1.0, [form.ln2_high, form.ln2_low])
         above = power * (coth + r)
         t = above / self.fma(coth - r, self.const(2.0), above)
         square = t * t
         series = self.const(2 / (2 * form.artanh_terms - 1))
         for term in reversed(range(form.artanh_terms - 1)):
             series = self.fma(series, square, self.const(2 / (2 * term + 1)))
-        return self.relu(x) + series * t
+        return self.relu(x) + beyond.select(0.0, series * t)

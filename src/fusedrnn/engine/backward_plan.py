@@ -14,9 +14,9 @@ from fusedrnn.spec import RNNSpec
 
 # Rows whose gate gradients wait, upright, for a GEMM of the weights' gradients: enough that reading and writing what
 # has been added up so far is little beside multiplying.
-_ROWS_IN_A_BLOCK = 1024
+_ROWS_IN_A_BLOCK = 1152
 # Rows that one of these GEMMs takes at once; more only where a single step has more.
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 1152
 # Rows of a GEMM of the inputs' gradients: with fewer its weights, which come from afar, are not used often enough.
 _FEWEST_ROWS_IN_A_CHUNK = 80
 
