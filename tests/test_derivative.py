@@ -10,7 +10,8 @@ from fusedrnn.cells import CELLS, Cell, traced
 from fusedrnn.derivative import differentiate
 from fusedrnn.reference import NumpyArithmetic
 from fusedrnn.spec import MODES
-from fusedrnn.symbolic import Expr, evaluate, gradients, leaf, merge, relu, sigmoid, tanh, trace, walk
+from fusedrnn.symbolic import Expr, evaluate, gradients, leaf, relu, sigmoid, tanh, walk
+from fusedrnn.tracing import merge, trace
 from test_symbolic import TWO_STAGES
 from variants import variant_spec
 

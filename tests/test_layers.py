@@ -15,7 +15,8 @@ PACKAGE = Path(fusedrnn.__file__).parent
 LAYERS = (
     {"config"},
     {"symbolic", "gradients", "addresses", "dropout", "constants"},
-    {"derivative", "activations"},
+    {"activations", "tracing"},
+    {"derivative"},
     {"cells", "layout"},
     {"spec"},
     {"reference", "reference_training", "codegen"},

@@ -102,5 +102,7 @@ def test_refusals():
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             op.stream(*given)
-    with pytest.raises(ValueError, match="one direction"):
-        RNNOp(RNNSpec("gru", 3, 4, bidirectional=True)).stream(np.zeros(204, np.float32))
+    for name in ("bidirectional", "reverse"):
+        backwards = RNNSpec("gru", 3, 4, **{name: True})
+        with pytest.raises(ValueError, match=f"runs forward alone; got {name}=True"):
+            RNNOp(backwards).stream(np.zeros(backwards.layout.size, np.float32))

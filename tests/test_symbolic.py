@@ -8,7 +8,8 @@ import pytest
 from fusedrnn import reference
 from fusedrnn.cells import CELLS, Cell
 from fusedrnn.spec import MODES
-from fusedrnn.symbolic import Expr, Stage, evaluate, leaf, lift, merge, relu, sigmoid, substitute, tanh, trace, walk
+from fusedrnn.symbolic import Expr, evaluate, leaf, lift, relu, sigmoid, substitute, tanh, walk
+from fusedrnn.tracing import Stage, merge, trace
 
 
 def reset_before_gru(x, recur, s):

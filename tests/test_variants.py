@@ -8,6 +8,7 @@ import pytest
 
 import fusedrnn
 from conformance import KEEPS, REQUESTS, TrainingConformance
+from conftest import target_names
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.activations import ACTIVATIONS
 from fusedrnn.codegen import target as targets
@@ -72,7 +73,15 @@ def test_every_variant(name):
                 check(problem.typed(dtype), oracle)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+def on_targets():
+    """Those of several stages or with everything on every target but the native one, the others on one in turn."""
+    others = target_names()[1:]
+    for number, name in enumerate(VARIANTS):
+        for target in others if name in SOME else [others[number % len(others)]]:
+            yield name, target
+
+
+@pytest.mark.parametrize(("name", "target"), on_targets(), indirect=["target"])
 def test_on_every_target(name, target, few_rows):
     """Training alone, whose forward kernels do all that those of inference do."""
     problem, oracle = variant_problem(name, SHAPES[1])

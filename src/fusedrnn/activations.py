@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 from fusedrnn.symbolic import (
     Expr,
@@ -83,9 +85,9 @@ class Activation:
                 continue
             if default is None:
                 raise ValueError(f"activations: {self.name} must have no {which}; got {given!r}")
-            if isinstance(given, bool) or not isinstance(given, (int, float)):
+            if isinstance(given, bool) or not isinstance(given, Real):
                 raise TypeError(f"activations: {which} of {self.name} must be a number; got {given!r}")
-            if not float("-inf") < given < float("inf"):
+            if not math.isfinite(given):
                 raise ValueError(f"activations: {which} of {self.name} must be finite; got {given!r}")
             object.__setattr__(self, which, float(given))
 

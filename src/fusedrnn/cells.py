@@ -15,7 +15,8 @@ from hashlib import sha256
 from typing import Any
 
 from fusedrnn.activations import Activation
-from fusedrnn.symbolic import Expr, TracedCell, clip, clip_nan, leaf, trace
+from fusedrnn.symbolic import Expr, clip, clip_nan, leaf
+from fusedrnn.tracing import TracedCell, trace
 
 __all__ = ["CELLS", "Cell", "Variant", "traced"]
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fusedrnn.symbolic import Expr, Leaf, Stage, TracedCell, gradients, leaf, substitute, walk
+from fusedrnn.symbolic import Expr, Leaf, gradients, leaf, substitute, walk
+from fusedrnn.tracing import Stage, TracedCell
 
 # Floating-point operations for an element, as the kernels do them; what is not named takes one.
 _FLOPS = {"sigmoid": 50, "tanh": 45, "expm1": 40, "softplus": 80, "div": 10, "clip": 2, "clip_nan": 3}

@@ -264,10 +264,11 @@ class RNNOp:
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the network is bidirectional: its reverse direction begins at the end.
+            ValueError: Likewise; also if the network has a reverse direction: that begins at the end.
         """
-        if self.spec.bidirectional:
-            raise ValueError("a stream must be of a network with one direction; got bidirectional=True")
+        for name in ("bidirectional", "reverse"):
+            if getattr(self.spec, name):
+                raise ValueError(f"a stream must be of a network that runs forward alone; got {name}=True")
         batch = positive_int("batch", batch)
         return Stream(self, frozen(arguments.parameters(params, self.spec)), batch, states)
 

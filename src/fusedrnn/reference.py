@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from fusedrnn.cells import traced
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import Leaf, TracedCell, evaluate
+from fusedrnn.symbolic import Leaf, evaluate
+from fusedrnn.tracing import TracedCell
 
 Array = NDArray[Any]
 Advance = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]

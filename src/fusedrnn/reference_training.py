@@ -30,7 +30,8 @@ from fusedrnn.reference import (
     vector_leaves,
 )
 from fusedrnn.spec import RNNSpec
-from fusedrnn.symbolic import Expr, Leaf, TracedCell, evaluate, gradients, leaf, substitute, walk
+from fusedrnn.symbolic import Expr, Leaf, evaluate, gradients, leaf, substitute, walk
+from fusedrnn.tracing import TracedCell
 
 Array = NDArray[Any]
 Rows = slice | Array

@@ -22,6 +22,7 @@ from fusedrnn.codegen.target import Target, current, suited
 from fusedrnn.engine import backward_plan, plan
 from fusedrnn.engine.calls import worth
 from fusedrnn.engine.cost import Cost, Grid, Machine, Problem, Share, compared, predict
+from fusedrnn.engine.geometry import Geometry
 from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import DTYPES, RNNSpec
 
@@ -68,7 +69,7 @@ def run(asked: Asked) -> None:
 
 def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) -> list[Share]:
     """Every way to share a case out that the cost model is asked about."""
-    geometry = plan.Geometry.of(spec, target)
+    geometry = Geometry.of(spec, target)
     share_of = backward_plan.share_of if way == "backward" else plan.share_of
     members = worth(spec, threads, case.T, case.N, training=way != "inference")
     choices = plan.grids(spec, case.N, members, geometry.unit_vectors)

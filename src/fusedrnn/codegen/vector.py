@@ -40,7 +40,6 @@ class Format:
     sigmoid_is_zero: float
     sigmoid_is_one: float
     tanh_is_one: float
-    exponent_is_least: float
     artanh_terms: int
 
 
@@ -49,7 +48,7 @@ FORMATS = {
     "float32": Format(
         "f32", FLOAT, I32, 23, 127, 0.693145751953125, 1.4286068203094172321e-06,
         (1.0, 0.333332359790802, -0.0221279114484787),
-        -89.0, 80.0, 10.0, 87.33, 8,
+        -89.0, 80.0, 10.0, 8,
     ),
     "float64": Format(
         "f64", DOUBLE, I64, 52, 1023, 0.693147180369123816490, 1.90821492927058770002e-10,
@@ -57,7 +56,7 @@ FORMATS = {
             1.0, 0.3333333333333311, -0.02222222222135762, 0.002116402000055367, -0.00021163311499383436,
             2.117653889417742e-05,
         ),
-        -710.0, 700.0, 20.0, 708.39, 17,
+        -710.0, 700.0, 20.0, 17,
     ),
 }  # fmt: skip
 
@@ -282,7 +281,7 @@ class Vectors:
         Where e is less than any normal number it is taken for zero.
         """
         form = self.format
-        size, limit = self.abs(x), form.exponent_is_least
+        size, limit = self.abs(x), (form.bias - 1) * math.log(2)
         beyond = size > limit
         power, coth, r = self._exponential(beyond.select(limit, size), -1.0, [form.ln2_high, form.ln2_low])
         above = power * (coth + r)

@@ -8,8 +8,9 @@ from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import Target
 from fusedrnn.engine import plan
 from fusedrnn.engine.cost import Grid, Problem, Share
+from fusedrnn.engine.geometry import Geometry, lines, skewed
 from fusedrnn.engine.parts import derivative_of
-from fusedrnn.engine.plan import Geometry, Split, lines, skewed
+from fusedrnn.engine.plan import Split
 from fusedrnn.spec import RNNSpec
 
 # Rows whose gate gradients wait, upright, for a GEMM of the weights' gradients: enough that reading and writing what

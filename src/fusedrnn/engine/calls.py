@@ -13,11 +13,12 @@ from fusedrnn.addresses import Strided, Wanted
 from fusedrnn.codegen.target import suited
 from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
+from fusedrnn.engine.geometry import Geometry
 from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.pack import Packed, Packer, Placed
 from fusedrnn.engine.parts import cell_of, derivative_of, is_plain
-from fusedrnn.engine.plan import Geometry, make_plan
+from fusedrnn.engine.plan import make_plan
 from fusedrnn.engine.records import Records
 from fusedrnn.engine.reserve import Kept, ReserveLayout
 from fusedrnn.engine.threads import Team, get_num_threads, own_team

@@ -18,9 +18,9 @@ from fusedrnn.codegen.fingerprint import PART
 from fusedrnn.codegen.target import Target
 from fusedrnn.constants import is_constant
 from fusedrnn.engine import machine
+from fusedrnn.engine.geometry import Geometry, lines
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.parts import Part
-from fusedrnn.engine.plan import Geometry, lines
 from fusedrnn.engine.threads import Team
 from fusedrnn.engine.workspace import Lease, Pool, Workspaces
 from fusedrnn.layout import Kind

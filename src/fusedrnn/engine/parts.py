@@ -9,7 +9,8 @@ from functools import lru_cache
 
 from fusedrnn.cells import Variant, traced
 from fusedrnn.derivative import Derivative, StageDerivative, differentiate
-from fusedrnn.symbolic import Expr, Stage, TracedCell, merge, walk
+from fusedrnn.symbolic import Expr, walk
+from fusedrnn.tracing import Stage, TracedCell, merge
 
 
 @dataclass(frozen=True)

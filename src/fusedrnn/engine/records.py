@@ -21,9 +21,10 @@ from fusedrnn.codegen.build import Record
 from fusedrnn.dropout import scale, threshold
 from fusedrnn.engine import forward, gradient_pass
 from fusedrnn.engine.backward_plan import BackwardPlan
+from fusedrnn.engine.geometry import lines
 from fusedrnn.engine.lengths import places
 from fusedrnn.engine.pack import PackedPass
-from fusedrnn.engine.plan import Plan, lines
+from fusedrnn.engine.plan import Plan
 from fusedrnn.engine.reserve import ReserveLayout
 from fusedrnn.engine.sequence import MATRICES
 from fusedrnn.engine.template import At, Template

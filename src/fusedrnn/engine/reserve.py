@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusedrnn.engine.geometry import Geometry, lines, skewed
 from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.pack import Packed, Placed
 from fusedrnn.engine.parts import derivative_of
-from fusedrnn.engine.plan import Geometry, lines, skewed
 from fusedrnn.engine.workspace import Lease
 from fusedrnn.spec import RNNSpec
 

@@ -20,7 +20,7 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
 from fusedrnn.derivative import Derivative
 from fusedrnn.engine.parts import Blocking, Part, cell_of, derivative_of, is_plain, parts_of
-from fusedrnn.symbolic import TracedCell
+from fusedrnn.tracing import TracedCell
 
 SHARED = (
     "steps", "batch", "layers", "directions", "hidden", "out",

@@ -62,7 +62,7 @@ class _Fused(torch.nn.RNNBase):
     def _states(self, hx: Any, plan: Plan, batch: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
         """The initial states as a tuple, if they are what the operator takes."""
         states = self._given(hx)
-        for state, size in zip(states or (), plan.state_sizes, strict=True):
+        for state, size in zip(states or (), plan.state_sizes, strict=False):
             if not support.plain(state, dtype) or state.shape != (plan.state_rows, *batch, size):
                 return None
         return states
