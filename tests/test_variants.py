@@ -81,7 +81,7 @@ def on_targets():
             yield name, target
 
 
-@pytest.mark.parametrize(("name", "target"), on_targets(), indirect=["target"])
+@pytest.mark.parametrize(("name", "target"), [*on_targets()], indirect=["target"])
 def test_on_every_target(name, target, few_rows):
     """Training alone, whose forward kernels do all that those of inference do."""
     problem, oracle = variant_problem(name, SHAPES[1])
