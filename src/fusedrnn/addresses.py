@@ -36,7 +36,7 @@ class ByAddress(Protocol):
     """What an engine may offer beside its calls on NumPy arrays: calls on operands by address.
 
     Memory at an address must be there and aligned to its elements; 0 stands for zeros, or for what nobody wants. States
-    are contiguous (L·D, N, H), and come as addresses of h and c.
+    are contiguous (L·D, N, size), and come as addresses of h and c.
     """
 
     def weights(

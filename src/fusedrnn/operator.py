@@ -27,6 +27,9 @@ _GATES: Keep = "gates"
 class RNNOp:
     """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
 
+    Sizes: T steps, N sequences, I inputs, H hidden units, S features of h (H, or the projection's size), L layers, D
+    directions. The states are h, of size S, and an LSTM's c, of size H.
+
     Any number of threads may call the same op at once. Parameters are packed at the first call and again whenever
     their content has changed; those from :func:`frozen` are not even looked at twice.
 
@@ -131,13 +134,13 @@ class RNNOp:
         Args:
             x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
             params: The flat parameter vector of ``spec.layout``, of the spec's dtype.
-            states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H) with index layer·D + direction; None
+            states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction; None
                 for zeros.
             training: Whether to keep what backward needs, and to drop elements between layers if the spec says so.
             lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. Padding yields
                 zeros in the output; final states are those of the last valid step; the reverse direction starts at
                 each sequence's own end.
-            out: Where to write the output instead of a new array: (T, N, D·H), last axis contiguous, apart from the
+            out: Where to write the output instead of a new array: (T, N, D·S), last axis contiguous, apart from the
                 inputs' memory.
             reserve: What training keeps: ``"gates"`` and states; or ``"states"`` alone, to compute the gates again
                 in backward: less memory, more time, the same bits. Inference keeps nothing.
@@ -145,7 +148,7 @@ class RNNOp:
                 something to drop, which the reserve tells; else 0. Inference drops nothing.
 
         Returns:
-            The triple (y, states, reserve): the output (T, N, D·H), the last layer's h at each step with directions
+            The triple (y, states, reserve): the output (T, N, D·S), the last layer's h at each step with directions
             side by side; the final states, a tuple like ``states``; and a :class:`Reserve` for :meth:`backward`, or
             None without ``training``.
 
@@ -215,7 +218,7 @@ class RNNOp:
         """The gradients of a forward call's input, parameters and initial states.
 
         Args:
-            dy: Gradient of the output (T, N, D·H), any strides, never written to; None for zero. Padding may hold
+            dy: Gradient of the output (T, N, D·S), any strides, never written to; None for zero. Padding may hold
                 anything.
             dstates: Gradients of the final states, a tuple like them, each None for zero; None if all are.
             reserve: What forward returned. It stays as it is, for more calls.
@@ -227,7 +230,7 @@ class RNNOp:
 
         Returns:
             The triple (dx, dparams, dstates): (T, N, I), zero in padding when written and untouched there when
-            added to; the flat vector; a tuple of (L·D, N, H) for each initial state. None for what is not wanted.
+            added to; the flat vector; a tuple of (L·D, N, size) for each initial state. None for what is not wanted.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.

@@ -26,9 +26,9 @@ class Batch:
 
     Attributes:
         x: (T, N, I).
-        states: Initial states, each (L·D, N, H): zeros, but given, so that they have gradients.
-        dy: (T, N, D·H).
-        dstates: Of the final states, each (L·D, N, H).
+        states: Initial states, each (L·D, N, size): zeros, but given, so that they have gradients.
+        dy: (T, N, D·S).
+        dstates: Of the final states, each (L·D, N, size).
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
     """
 

@@ -32,8 +32,8 @@ class CPUEngine(Calls):
     ) -> tuple[Array, ...]:
         """Inference on valid arguments.
 
-        ``x`` (T, N, I) and ``y`` (T, N, D·H) with elements side by side in the last axis, ``states`` each contiguous
-        (L·D, N, H), ``lengths`` (N,). Writes ``y``, but not its padding; returns the final states.
+        ``x`` (T, N, I) and ``y`` (T, N, D·S) with elements side by side in the last axis, ``states`` each contiguous
+        (L·D, N, size), ``lengths`` (N,). Writes ``y``, but not its padding; returns the final states.
         """
         packed = self._weights(x.shape, params, None)
         return self._on_arrays(x, packed, states, _ragged(lengths, len(x)), y)
@@ -59,7 +59,7 @@ class CPUEngine(Calls):
     ) -> None:
         """Gradients of a forward call from those of its results.
 
-        ``dy`` (T, N, D·H) with elements side by side in the last axis, ``dstates`` each contiguous (L·D, N, H); None
+        ``dy`` (T, N, D·S) with elements side by side in the last axis, ``dstates`` each contiguous (L·D, N, size); None
         for zeros. Nothing behind a sequence's length is read or written.
         """
         params = 0 if gradients.params is None else gradients.params.ctypes.data

@@ -71,7 +71,7 @@ class RepeatedForward(_Repeated):
         x: Input (T, N, I), as it was given.
         params: The flat vector, as it was given.
         states: Initial states, as they were given.
-        y: Output (T, N, D·H).
+        y: Output (T, N, D·S).
         loose: Whether the parameters are used as they lie.
         layout: Of the reserve, for training.
     """

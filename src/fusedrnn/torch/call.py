@@ -32,7 +32,7 @@ def run(
     Args:
         spec: What to run; its dropout counts, in inference too.
         x: Input (T, N, I), any strides; with ``batch_sizes`` the data of a packed sequence (rows, I).
-        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H); None for zeros.
+        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size); None for zeros.
         weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
             bias; None for no bias.
         lengths: Valid steps of each sequence, integers (N,), on the CPU; None for T everywhere.
@@ -40,7 +40,7 @@ def run(
         seed: What dropout depends on, from 0 to 2**63 - 1.
 
     Returns:
-        The output (T, N, D·H), or packed (rows, D·H); and the final states, a tuple like ``states``.
+        The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like ``states``.
     """
     network = Network.of(spec)
     weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]

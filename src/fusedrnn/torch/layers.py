@@ -23,7 +23,7 @@ class _Fused(torch.nn.RNNBase):
 
         Args:
             input: (T, N, I), or (N, T, I) if ``batch_first``, or (T, I), or a PackedSequence.
-            hx: Initial state (L·D, N, H), or without N for unbatched input; for an LSTM a pair of them; None: zeros.
+            hx: Initial state (L·D, N, size), or without N for unbatched input; for an LSTM a pair of them; None: zeros.
             lengths: How many steps of each sequence count, from 0 to T: integers (N,), a tensor on the CPU or a
                 list; None for all. Needs batched input that is not packed.
 

@@ -41,7 +41,7 @@ def run(
             and dropout, which counts in inference too.
         x: Input (T, N, I), float32 or float64, any strides; with ``batch_sizes`` the data of a packed sequence
             (rows, I).
-        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, H); None for zeros. Under torch.compile a
+        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size); None for zeros. Under torch.compile a
             packed sequence without them breaks the graph: only they tell N before ``batch_sizes`` is read.
         weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
             bias; None for no bias.
@@ -50,7 +50,7 @@ def run(
         seed: What dropout depends on, int64, of no dimensions; None to draw one, in the graph, if anything is dropped.
 
     Returns:
-        The output (T, N, D·H), or packed (rows, D·H); and the final states, a tuple like ``states``.
+        The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like ``states``.
     """
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
     if dropout and seed is None:
