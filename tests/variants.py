@@ -90,7 +90,7 @@ _FUNCTIONS = {
     "hard_sigmoid": lambda x, a, b: torch.clamp(a * x + b, 0, 1),
     "elu": lambda x, a, b: F.elu(x, a),
     "softsign": lambda x, a, b: F.softsign(x),
-    "softplus": lambda x, a, b: F.softplus(x, threshold=1000),
+    "softplus": lambda x, a, b: F.softplus(x, threshold=40),
 }
 _USUAL = {
     "lstm": ("sigmoid", "tanh", "tanh"),

@@ -79,7 +79,13 @@ class OneDNNEngine:
             self._program(1, 1, True, 1)  # a cell that the library has not shows now
 
     def compile(self, training: bool = False) -> None:
-        """Nothing to do: what oneDNN compiles depends on sizes that only a call has."""
+        """Look whether training is possible; what oneDNN compiles depends on sizes that only a call has.
+
+        Raises:
+            NotImplementedError: If it is asked for and oneDNN cannot be trusted with it.
+        """
+        if training:
+            _check_training(self.spec)
 
     def forward(
         self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array
@@ -119,7 +125,12 @@ class OneDNNEngine:
         keep: Keep,
         seed: int,
     ) -> tuple[tuple[Array, ...], KeptCall]:
-        """Training; see :class:`fusedrnn.registry.Engine`. Whatever ``keep`` asks for, oneDNN keeps the same."""
+        """Training; see :class:`fusedrnn.registry.Engine`. Whatever ``keep`` asks for, oneDNN keeps the same.
+
+        Raises:
+            NotImplementedError: If oneDNN cannot be trusted with it.
+        """
+        _check_training(self.spec)
         steps, batch = x.shape[:2]
         threads = allowed(self._library, get_num_threads())
         with self._bounded(threads):
@@ -247,3 +258,13 @@ class _GradientArrays:
         if into is not None and not add and into.flags.c_contiguous:
             return into
         return array_in(self._scratch, self._program, name)
+
+
+def _check_training(spec: RNNSpec) -> None:
+    """Refuse what spoils memory: the backward of oneDNN 3.13 for this cell with inputs wider than its units."""
+    widest = max(spec.layer_input_size(layer) for layer in range(spec.num_layers))
+    if not spec.reset_after and widest > spec.hidden_size:
+        raise NotImplementedError(
+            f"training with reset_after=False where a layer reads {widest} features, more than hidden_size "
+            f"({spec.hidden_size}), is not supported by engine 'onednn': oneDNN 3.13 writes past its memory there"
+        )
