@@ -491,10 +491,11 @@ def test_many_threads_at_once(backend):
 @pytest.fixture
 def tf32():
     """PyTorch's switches as they were, whatever a test does to them."""
-    rnn, conv = torch.backends.cudnn.rnn, torch.backends.cudnn.conv
-    before = rnn.fp32_precision, conv.fp32_precision
-    yield rnn
-    rnn.fp32_precision, conv.fp32_precision = before
+    before = torch.backends.cudnn.allow_tf32
+    yield torch.backends.cudnn.rnn
+    # By the older switch, which sets them all: what torch.export reads is that one.
+    torch._C._set_cudnn_allow_tf32(before)
+    assert torch.backends.cudnn.allow_tf32 is before
 
 
 @pytest.mark.parametrize("allowed", [True, False])
