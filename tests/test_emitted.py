@@ -31,7 +31,7 @@ BUILDERS = {
     "backward": build_backward,
 }
 # Beside the plain cells one of two stages, and one that has everything there is.
-VARIANTS = {name: variant_spec(name, 8, 8).variant for name in ("projection", "reset-before", "lstm-all", "softplus")}
+VARIANTS = {name: variant_spec(name, 8, 8).variant for name in ("reset-before", "lstm-all")}
 
 
 @remembered
@@ -115,10 +115,7 @@ def test_no_spills(dtype, pinned, kind):
 def test_tiles_are_the_same_in_every_module(dtype, pinned):
     """What is shown of backward's tiles holds for forward's, and for every cell's."""
     plain = functions("lstm", dtype, pinned, "backward")
-    for mode, module in (
-        ("lstm", "forward"), ("lstm", "training"), ("gru", "backward"), ("rnn_tanh", "forward"),
-        ("projection", "training"), ("reset-before", "backward"),
-    ):  # fmt: skip
+    for mode, module in (("lstm", "forward"), ("lstm", "training"), ("gru", "backward"), ("rnn_tanh", "forward")):
         other = functions(mode, dtype, pinned, module)
         for name, *_ in tiles("lstm", dtype, pinned):
             one, two = ([re.sub(r"LBB\d+_|# .*", "", line) for line in code[name]] for code in (plain, other))
