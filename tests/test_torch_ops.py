@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fusedrnn.torch.ops  # noqa: F401 -- registers the operators
 from fusedrnn import torch as fused
 
 I, H = 5, 4
