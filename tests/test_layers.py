@@ -181,6 +181,12 @@ def test_no_framework_is_loaded(statements):
     assert not loaded & {*FRAMEWORKS, "matplotlib", "rich", "typer", "threadpoolctl", "pytest"}
 
 
+def test_layers_nobody_asked_for_are_not_loaded():
+    code = "import fusedrnn, sys; assert not [name for name in sys.modules if 'gluon' in name]; "
+    code += "from fusedrnn import mxnet; mxnet.gluon.rnn.LSTM(2)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_public_names():
     assert sorted(fusedrnn.__all__) == sorted(set(fusedrnn.__all__))
     for name in fusedrnn.__all__:

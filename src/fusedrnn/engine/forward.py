@@ -16,7 +16,7 @@ from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import emit_gemm
 from fusedrnn.codegen.unpacked import emit_unpacked_gemm
 from fusedrnn.engine.parts import Part
-from fusedrnn.engine.sequence import MATRICES, SHARED, VECTOR_WEIGHTS, Pass, Program, each_pass, step_at
+from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, each_pass, step_at
 from fusedrnn.symbolic import Leaf, evaluate
 
 CALL = Record(
@@ -27,7 +27,7 @@ CALL = Record(
 )  # fmt: skip
 PASS = Record(
     "x", "x_step", "x_row", "x_firsts", "k", "y", "y_step", "y_row", "y_firsts", "reverse",
-    "x_weights", "h_weights", "projection", VECTOR_WEIGHTS, "x_bias", "h_bias", *MATRICES,
+    "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *MATRICES,
     "h0", "c0", "h_n", "c_n", "x_copy", "h_record", "c_record", "operand_record", "kept",
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fusedrnn.codegen.build import Function, Record, Value
 from fusedrnn.codegen.vector import Vectors
 from fusedrnn.engine.parts import Part
-from fusedrnn.engine.sequence import MATRICES, SHARED, VECTOR_WEIGHTS, Pass, Program, looked_up, step_at
+from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, looked_up, step_at
 
 CALL = Record(
     *SHARED,
@@ -22,7 +22,7 @@ gradients, what is carried from step to step, upright gradients and the weights'
 PASS = Record(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_firsts",
     "dx", "dx_step", "dx_row", "dx_firsts", "add_x",
-    "x_weights", "h_weights", "projection", VECTOR_WEIGHTS,
+    "x_weights", "h_weights", "projection", "peepholes",
     "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *MATRICES,
     "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "operand_record", "kept",
     "d_x_weights", "d_h_weights", "d_projection", "d_peepholes", "d_x_bias", "d_h_bias",

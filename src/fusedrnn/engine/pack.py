@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,11 @@ from fusedrnn.codegen.fingerprint import PART
 from fusedrnn.codegen.target import Target
 from fusedrnn.constants import is_constant
 from fusedrnn.engine import machine
-from fusedrnn.engine.geometry import Geometry, lines
+from fusedrnn.engine.geometry import Geometry
 from fusedrnn.engine.locks import Lock
-from fusedrnn.engine.parts import Part
+from fusedrnn.engine.packed_layout import PackedLayout, packing_tasks
 from fusedrnn.engine.threads import Team
 from fusedrnn.engine.workspace import Lease, Pool, Workspaces
-from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -34,42 +32,6 @@ _MOST_OWNED = 256
 BEGIN, COPY = PART.index["begin"], PART.index["copy"]
 # Bytes worth a job for the gang.
 _WORTH_A_JOB = 1 << 19
-
-
-@dataclass(frozen=True)
-class PackedPass:
-    """Where one layer's and direction's packed weights and biases begin; the last three are for backward.
-
-    Of a cell of several stages each has those of the first stage's gates, then those of the next one's, each stage
-    beginning with a new panel; in ``x_back`` all gates' rows follow one another in every panel.
-    """
-
-    x_weights: int
-    h_weights: int
-    projection: int
-    peepholes: int
-    x_bias: int
-    h_bias: int
-    x_back: int
-    h_back: int
-    projection_back: int
-
-
-@dataclass(frozen=True)
-class PackedLayout:
-    """Where everything is in a packed buffer: what forward needs first, the same with or without what backward needs.
-
-    Attributes:
-        passes: Each pass's parts.
-        back: What backward needs; inference ends here.
-        flat: A copy of the parameters.
-        size: Bytes of it all.
-    """
-
-    passes: tuple[PackedPass, ...]
-    back: int
-    flat: int
-    size: int
 
 
 @dataclass(eq=False)
@@ -136,11 +98,6 @@ class Packer:
         self._kept: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
         self._lock = Lock()
-        self._entries = [
-            [spec.layout.entry(layer, direction, kind) for kind in spec.layout.kinds]
-            for layer in range(spec.num_layers)
-            for direction in range(spec.num_directions)
-        ]
         self.offsets = [entry.offset * geometry.item for entry in spec.layout.by_pass]
         self._sizes = [entry.size * geometry.item for entry in spec.layout.by_pass]
         # Of a flat vector that begins at 0, and copied to 0.
@@ -148,8 +105,8 @@ class Packer:
         self.nowhere = (0,) * len(self.offsets)
         self._shape, self._dtype = (spec.layout.size,), np.dtype(spec.dtype)
         self._last: Packed | None = None
-        self.layout = self._laid_out()
-        self._tasks = {training: self._all_tasks(training) for training in (False, True)}
+        self.layout = PackedLayout.of(spec, geometry)
+        self._tasks = {training: packing_tasks(spec, geometry, self.layout, training) for training in (False, True)}
 
     def fits(self, params: Array) -> bool:
         """Whether this array is a vector that can be packed as it is."""
@@ -243,107 +200,6 @@ class Packer:
         self._run(self._tasks[training], lease.address, flat, team, 2 * size)
         parts[:, COPY] = 0
         return Packed(lease, constant, parts, fingerprint, training, self.nowhere)
-
-    def _laid_out(self) -> PackedLayout:
-        g, spec = self._geometry, self._spec
-        forward, backward = [], []
-        for number in range(spec.num_layers * spec.num_directions):
-            features = spec.layer_input_size(number // spec.num_directions)
-            columns = g.columns * g.panel_bytes
-            recurrent = sum(g.columns_of(part) * g.operand_size(part) for part in g.gate_parts) * g.panel_bytes
-            projection = sum(g.columns_of(part) for part in g.projections) * spec.hidden_size * g.panel_bytes
-            vectors = g.vector_panels * g.panel_bytes
-            forward.append([features * columns, recurrent, projection, vectors, columns, columns])
-            back = [g.panels_of(features) * g.depth]
-            back.append(sum(g.panels_of(g.operand_size(part)) * g.depth_of(part) for part in g.gate_parts))
-            back.append(sum(g.panels_of(spec.hidden_size) * g.depth_of(part) for part in g.projections))
-            backward.append([rows * g.panel_bytes for rows in back])
-        sizes = [size for part in (forward, backward) for one in part for size in one]
-        *places, end = (0, *accumulate(lines(size) for size in sizes))
-        ahead, after = len(forward[0]), len(backward[0])
-        behind = ahead * len(forward)
-        return PackedLayout(
-            tuple(
-                PackedPass(
-                    *places[ahead * n : ahead * (n + 1)], *places[behind + after * n : behind + after * (n + 1)]
-                )
-                for n in range(len(forward))
-            ),
-            back=places[behind],
-            flat=end,
-            size=end + lines(self._spec.layout.size * g.item),
-        )
-
-    def _all_tasks(self, training: bool) -> Array:
-        """What is to be packed from where in the flat copy to where."""
-        tasks: list[tuple[int, ...]] = []
-        for entries, into in zip(self._entries, self.layout.passes, strict=True):
-            at = {entry.kind: entry.offset * self._geometry.item for entry in entries}
-            features = entries[0].shape[1]
-            tasks += self._forward_tasks(at, into, features)
-            if training:
-                tasks += self._backward_tasks(at, into, features)
-        return np.array(tasks, np.int64)
-
-    def _rows(self, part: Part) -> tuple[int, int, int]:
-        """A stage's gates, the units of each, and their vectors."""
-        size = self._geometry.size_of(part)
-        return part.gates, size, self._geometry.vectors_of(size)
-
-    def _forward_tasks(self, at: Mapping[Kind, int], into: PackedPass, features: int) -> list[tuple[int, ...]]:
-        g, hidden = self._geometry, self._spec.hidden_size
-        tasks: list[tuple[int, ...]] = []
-        column, recurrent = 0, into.h_weights
-        for part in g.gate_parts:
-            panels, k, own = g.columns_of(part), g.operand_size(part), (*self._rows(part), 0)
-            x_row, h_row, bias = (part.before * hidden * size * g.item for size in (features, k, 1))
-            beside = column * g.panel_bytes
-            x_into = into.x_weights + features * beside
-            together: tuple[Kind, ...] = ("i2h_bias", "h2h_bias") if part.stage.merged else ("i2h_bias",)
-            tasks += [
-                (packing.FORWARD, at["i2h_weight"] + x_row, 0, features, panels, x_into, *own),
-                (packing.FORWARD, at["h2h_weight"] + h_row, 0, k, panels, recurrent, *own),
-                self._bias(at, together, bias, panels, into.x_bias + beside, own),
-                self._bias(at, ("h2h_bias",), bias, panels, into.h_bias + beside, own),
-            ]
-            column, recurrent = column + panels, recurrent + k * panels * g.panel_bytes
-        for part in g.projections:
-            own = (*self._rows(part), 0)
-            source = at["h2r_weight"], 0, hidden, g.columns_of(part)
-            tasks.append((packing.FORWARD, *source, into.projection, *own))
-        if g.vectors:
-            own = g.vectors, hidden, g.unit_vectors, 0
-            tasks.append((packing.FORWARD, at["peephole_weight"], 0, 1, g.vector_panels, into.peepholes, *own))
-        return tasks
-
-    @staticmethod
-    def _bias(
-        at: Mapping[Kind, int], kinds: tuple[Kind, ...], offset: int, panels: int, into: int, own: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        """The sum of the biases that are there."""
-        there = [at[kind] + offset for kind in kinds if kind in at]
-        kind = (packing.ZEROS, packing.FORWARD, packing.SUM)[len(there)]
-        source, also = (*there, 0, 0)[:2]
-        return kind, source, also, 1, panels, into, *own
-
-    def _backward_tasks(self, at: Mapping[Kind, int], into: PackedPass, features: int) -> list[tuple[int, ...]]:
-        g, hidden = self._geometry, self._spec.hidden_size
-        tasks: list[tuple[int, ...]] = []
-        row, recurrent = 0, into.h_back
-        for part in g.gate_parts:
-            k, depth = g.operand_size(part), g.depth_of(part)
-            x_row, h_row = (part.before * hidden * size * g.item for size in (features, k))
-            x_panels, h_panels = g.panels_of(features), g.panels_of(k)
-            begin = into.x_back + row * g.panel_bytes
-            tasks += [
-                (packing.BACKWARD, at["i2h_weight"] + x_row, 0, features, x_panels, begin, *self._rows(part), g.depth),
-                (packing.BACKWARD, at["h2h_weight"] + h_row, 0, k, h_panels, recurrent, *self._rows(part), depth),
-            ]
-            row, recurrent = row + depth, recurrent + h_panels * depth * g.panel_bytes
-        for part in g.projections:
-            source = at["h2r_weight"], 0, hidden, g.panels_of(hidden)
-            tasks.append((packing.BACKWARD, *source, into.projection_back, *self._rows(part), g.depth_of(part)))
-        return tasks
 
     def _run(self, tasks: Array, packed: int, flat: int, team: Team, size: int) -> None:
         job = machine.packing(self._spec.dtype, self._target)

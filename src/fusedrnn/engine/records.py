@@ -23,7 +23,7 @@ from fusedrnn.engine import forward, gradient_pass
 from fusedrnn.engine.backward_plan import BackwardPlan
 from fusedrnn.engine.geometry import lines
 from fusedrnn.engine.lengths import places
-from fusedrnn.engine.pack import PackedPass
+from fusedrnn.engine.packed_layout import PackedPass
 from fusedrnn.engine.plan import Plan
 from fusedrnn.engine.reserve import ReserveLayout
 from fusedrnn.engine.sequence import MATRICES

@@ -41,8 +41,6 @@ of a layer, or, where there is one direction, layers, each a chunk of steps behi
 ``progress`` is how far each layer's row groups have come.
 """
 
-VECTOR_WEIGHTS = "peepholes"
-"""A pass's weights that multiply element by element, packed: for a vector of units one of each gate that has them."""
 MATRICES = "x_matrix", "h_matrix", "x_vector", "h_vector"
 """A pass's weights and biases as they lie: for a call without packed ones, whose ``x_weights`` is 0."""
 

@@ -17,7 +17,23 @@
     (20, 3)
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from fusedrnn import rnncells as rnn
-from fusedrnn.mxnet import gluon, nd
+from fusedrnn.mxnet import nd
+
+if TYPE_CHECKING:
+    from fusedrnn.mxnet import gluon
 
 __all__ = ["gluon", "nd", "rnn"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # ``import fusedrnn`` comes by here for ``rnn`` alone, and has no use for layers.
+    if name == "gluon":
+        return import_module("fusedrnn.mxnet.gluon")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
