@@ -8,13 +8,10 @@ import pytest
 
 from fusedrnn.cells import FAMILIES
 from fusedrnn.codegen import target as targets
+from fusedrnn.codegen.shared import build_shared, build_shared_in_training
 from fusedrnn.engine.backward import build_backward
-from fusedrnn.engine.forward import build_forward
+from fusedrnn.engine.forward import build_forward, build_training
 from fusedrnn.spec import DTYPES, MODES
-
-
-def build_inference(*kind):
-    return build_forward(*kind, training=False)
 
 
 @pytest.fixture
@@ -28,10 +25,10 @@ def assembly(monkeypatch):
     except RuntimeError:
         pytest.skip("this llvmlite generates code for no other family")
 
-    def emit(mode, dtype, build):
+    def emit(build, *kind):
         (neon,) = targets.known()
         machine = family.create_target_machine(cpu=neon.cpu, features=neon.features, opt=3)
-        module = build(FAMILIES[mode].default, dtype, neon)
+        module = build(*kind, neon)
         module.triple = machine.triple
         parsed = llvm.parse_assembly(str(module))
         tuning = llvm.create_pipeline_tuning_options(speed_level=2)
@@ -44,14 +41,11 @@ def assembly(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("build", "kind"),
-    [(build_inference, "tile"), (build_backward, "tile"), (build_backward, "upright")],
-    ids=["forward", "backward", "weights"],
+    ("build", "kind"), [(build_shared, "tile"), (build_shared_in_training, "upright")], ids=["tile", "upright"]
 )
-def test_neon(assembly, mode, dtype, build, kind):
-    text = assembly(mode, dtype, build)
+def test_tiles(assembly, dtype, build, kind):
+    text = assembly(build, dtype)
     shape = {"float32": "4s", "float64": "2d"}[dtype]
     tile = re.search(rf"^{kind}6x4:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
     bodies = re.findall(r"^(\.LBB\d+_\d+):(.*?)b\.\w+\s+\1$", tile, re.MULTILINE | re.DOTALL)
@@ -60,5 +54,20 @@ def test_neon(assembly, mode, dtype, build, kind):
     for body in multiplying:
         assert re.search(rf"fmla\s+v\d+\.{shape}", body)
         assert not re.search(r"\[sp", body)
-    quotients = {"inference": ("rnn_tanh", "lstm", "gru"), "backward": ("lstm", "gru")}
-    assert bool(re.search(rf"fdiv\s+v\d+\.{shape}", text)) == (mode in quotients[build.__name__.split("_")[1]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("build", "with_quotients"),
+    [
+        (build_forward, ("rnn_tanh", "lstm", "gru")),
+        (build_training, ("rnn_tanh", "lstm", "gru")),
+        (build_backward, ("lstm", "gru")),
+    ],
+    ids=["forward", "training", "backward"],
+)
+def test_cells(assembly, mode, dtype, build, with_quotients):
+    text = assembly(build, FAMILIES[mode].default, dtype)
+    shape = {"float32": "4s", "float64": "2d"}[dtype]
+    assert bool(re.search(rf"fdiv\s+v\d+\.{shape}", text)) == (mode in with_quotients)

@@ -12,9 +12,10 @@ import pytest
 from fusedrnn.cells import FAMILIES
 from fusedrnn.codegen import cache
 from fusedrnn.codegen import target as targets
+from fusedrnn.codegen.shared import build_shared, build_shared_in_training
 from fusedrnn.codegen.tile import _UNROLL, _UNROLL_OF_PART
 from fusedrnn.engine.backward import build_backward
-from fusedrnn.engine.forward import build_forward
+from fusedrnn.engine.forward import build_forward, build_training
 from fusedrnn.spec import DTYPES, MODES
 from variants import variant_spec
 
@@ -25,20 +26,27 @@ SUFFIX = {"float32": "ps", "float64": "pd"}
 # A number from memory for every lane: broadcast on its way into a register or an operation, or loaded, then spread.
 BROADCAST = r"vbroadcasts|v?movddup|v?movs[sd]\s|vfmadd.*\{1to"
 TARGETS = targets.known() if targets.is_x86() else ()
-BUILDERS = {
-    "forward": lambda *kind: build_forward(*kind, training=False),
-    "training": lambda *kind: build_forward(*kind, training=True),
-    "backward": build_backward,
-}
+BUILDERS = {"forward": build_forward, "training": build_training, "backward": build_backward}
+SHARED = {"tile": build_shared, "upright": build_shared_in_training}
 # Beside the plain cells one of two stages, and one that has everything there is.
 VARIANTS = {name: variant_spec(name, 8, 8).variant for name in ("reset-before", "lstm-all")}
 
 
 @remembered
 def functions(mode, dtype, target, module="forward"):
-    """The assembly of a module: the lines of each function by its name."""
+    """The assembly of a cell's module: the lines of each function by its name."""
     variant = VARIANTS[mode] if mode in VARIANTS else FAMILIES[mode].default
-    text = cache.assembly(BUILDERS[module](variant, dtype, target), target)
+    return parsed(BUILDERS[module](variant, dtype, target), target)
+
+
+@remembered
+def shared_functions(kind, dtype, target):
+    """The same of the module that has the tiles of that kind."""
+    return parsed(SHARED[kind](dtype, target), target)
+
+
+def parsed(module, target):
+    text = cache.assembly(module, target)
     found = re.findall(r"^(\w+):\n(.*?)^\.Lfunc_end\d+:$", text, re.MULTILINE | re.DOTALL)
     return {name: [line.strip() for line in body.splitlines()] for name, body in found}
 
@@ -74,9 +82,9 @@ def dtype(request):
     return request.param
 
 
-def tiles(mode, dtype, target, kind="tile"):
+def tiles(dtype, target, kind="tile"):
     """For each tile in use: its name, its rows, its vectors, and its loops over k: the unrolled one, the rest's."""
-    code = functions(mode, dtype, target, "backward")
+    code = shared_functions(kind, dtype, target)
     rows, width = target.tile
     for count, vectors in itertools.product(range(1, rows + 1), range(1, width + 1)):
         name, one = f"{kind}{count}x{vectors}", count * vectors
@@ -91,9 +99,9 @@ def steps(vectors, target):
     return _UNROLL if vectors == target.tile[1] else _UNROLL_OF_PART
 
 
-def assert_no_spills(mode, dtype, target, kind="tile"):
-    for name, _, _, *bodies in tiles(mode, dtype, target, kind):
-        lines = functions(mode, dtype, target, "backward")[name]
+def assert_no_spills(dtype, target, kind="tile"):
+    for name, _, _, *bodies in tiles(dtype, target, kind):
+        lines = shared_functions(kind, dtype, target)[name]
         # %rbp points into the stack only in a function that makes it; elsewhere it is a register like any other.
         framed = any(re.match(r"movq\s+%rsp, %rbp", line) for line in lines)
         pointer = r"\([^)]*%r(sp|bp)\b" if framed else r"\([^)]*%rsp\b"
@@ -109,22 +117,12 @@ def kind(request):
 
 def test_no_spills(dtype, pinned, kind):
     """Accumulators, operands and addresses stay in registers: a loop over k touches no stack."""
-    assert_no_spills("lstm", dtype, pinned, kind)
-
-
-def test_tiles_are_the_same_in_every_module(dtype, pinned):
-    """What is shown of backward's tiles holds for forward's, and for every cell's."""
-    plain = functions("lstm", dtype, pinned, "backward")
-    for mode, module in (("lstm", "forward"), ("lstm", "training"), ("gru", "backward"), ("rnn_tanh", "forward")):
-        other = functions(mode, dtype, pinned, module)
-        for name, *_ in tiles("lstm", dtype, pinned):
-            one, two = ([re.sub(r"LBB\d+_|# .*", "", line) for line in code[name]] for code in (plain, other))
-            assert one == two
+    assert_no_spills(dtype, pinned, kind)
 
 
 def test_products(dtype, pinned, kind):
     """One instruction a product, on whole vectors; separate sums only where no instruction does both."""
-    for name, _, vectors, *bodies in tiles("lstm", dtype, pinned, kind):
+    for name, _, vectors, *bodies in tiles(dtype, pinned, kind):
         for body in bodies:
             products = [line for line in body if re.match(rf"v?(fmadd\d+|mul){SUFFIX[dtype]}\b", line)]
             sums = [line for line in body if re.match(rf"v?add{SUFFIX[dtype]}\b", line)]
@@ -143,7 +141,7 @@ def test_operands_are_loaded_once(dtype, pinned, kind):
     """A step of k reads each vector of B once, and each row of A once, and writes nothing."""
     if kind == "upright" and not pinned.fma:
         pytest.skip("without a broadcast from memory rows that lie side by side are loaded at once")
-    for _, count, vectors, unrolled, rest in tiles("lstm", dtype, pinned, kind):
+    for _, count, vectors, unrolled, rest in tiles(dtype, pinned, kind):
         for body, turns in ((unrolled, steps(vectors, pinned)), (rest, 1)):
             memory = [line for line in body if "(" in line and not line.startswith(("prefetch", "lea"))]
             scalars = [line for line in memory if re.match(BROADCAST, line)]
@@ -176,13 +174,14 @@ def test_gate_maths_in_whole_vectors(dtype, pinned, module, function, quotients)
 )
 def test_no_calls_into_a_library(mode, module, dtype, pinned):
     """Everything is inline or ours: no expf, no memcpy in the loop that is hot."""
+    shared = {name: lines for kind in SHARED for name, lines in shared_functions(kind, dtype, pinned).items()}
     code = functions(mode, dtype, pinned, module)
-    for name, lines in code.items():
+    known = {*code, *shared, "memcpy", "memset", "syscall"}
+    for name, lines in (code | shared).items():
         for line in lines:
-            if match := re.match(r"(call|jmp)\S*\s+([a-z_]\w*)", line):
-                assert match[2] in {*code, "memcpy", "memset", "syscall"}, f"{name}: {line}"
-        if name.startswith(("tile", "gemm", "upright")):
-            assert not [line for line in lines if re.search(r"mem(cpy|set)", line)]
+            if match := re.match(r"(call|jmp)\S*\s+\*?([a-z_]\w*)", line):
+                assert match[2] in known, f"{name}: {line}"
+    assert not [line for lines in shared.values() for line in lines if re.search(r"mem(cpy|set)", line)]
 
 
 def test_spills_are_seen():
@@ -193,4 +192,4 @@ def test_spills_are_seen():
         tile = (6, 4)
 
     with pytest.raises(AssertionError, match=r"tile\dx\d: .*%rsp"):
-        assert_no_spills("rnn_tanh", "float32", Greedy(**vars(avx2)))
+        assert_no_spills("float32", Greedy(**vars(avx2)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -147,6 +148,23 @@ class Variable:
         self._function.builder.store(value.ir, self._slot)
 
 
+@dataclass(frozen=True)
+class Signature:
+    """The name of a function that a module exports, and those of its arguments."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+class Declared:
+    """A function that another module exports, as one to call from ``module``: it is found when code is loaded."""
+
+    def __init__(self, module: ir.Module, signature: Signature) -> None:
+        known = module.globals.get(signature.name)
+        kind = ir.FunctionType(VOID, [I64] * len(signature.arguments))
+        self.handle = known or ir.Function(module, kind, signature.name)
+
+
 class Function:
     """A function under construction in ``module``; ``with`` blocks of it nest as the code they emit does."""
 
@@ -170,6 +188,11 @@ class Function:
         self.arguments = [Value(self, argument) for argument in self.handle.args]
         for argument, label in zip(self.handle.args, arguments, strict=True):
             argument.name = label
+
+    @classmethod
+    def of(cls, module: ir.Module, signature: Signature) -> Function:
+        """A function that other modules may call."""
+        return cls(module, signature.name, signature.arguments, exported=True)
 
     def constant(self, value: int | float, kind: ir.Type = I64) -> Value:
         """A constant, in every lane if the type is a vector."""
@@ -229,12 +252,12 @@ class Function:
             callee = ir.Function(self.module, ir.FunctionType(result, [handle.type for handle in handles]), name)
         return Value(self, self.builder.call(callee, handles))
 
-    def call(self, function: Function, *arguments: Operand) -> None:
-        """Call another function of the module."""
+    def call(self, function: Function | Declared, *arguments: Operand) -> None:
+        """Call another function."""
         self.result(function, *arguments)
 
-    def result(self, function: Function, *arguments: Operand) -> Value:
-        """Call another function of the module; what it returns, if it returns anything."""
+    def result(self, function: Function | Declared, *arguments: Operand) -> Value:
+        """Call another function; what it returns, if it returns anything."""
         values = [a if isinstance(a, Value) else self.constant(a) for a in arguments]
         return Value(self, self.builder.call(function.handle, [value.ir for value in values]))
 

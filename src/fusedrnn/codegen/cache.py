@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,11 +31,13 @@ _MOST_FILES = 256
 class MachineCode:
     """Functions in executable memory, callable by address for as long as this object lives."""
 
-    def __init__(self, name: str, target: Target, image: bytes) -> None:
+    def __init__(self, name: str, target: Target, image: bytes, needs: Sequence[MachineCode] = ()) -> None:
         self.name, self.image = name, image
         empty = llvm.parse_assembly(f'target triple = "{llvm.get_process_triple()}"')
         self._engine = llvm.create_mcjit_compiler(empty, _machine(target))
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(image))
+        # A copy of what it calls is part of it: near, and gone with it.
+        for one in (image, *(other.image for other in needs)):
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(one))
         self._engine.finalize_object()
 
     def address(self, function: str) -> int:
@@ -46,17 +48,22 @@ class MachineCode:
         return int(found)
 
 
-def load(name: str, target: Target, build: Callable[[], ir.Module]) -> MachineCode:
-    """The code of that name for that target: from the disk if it is there, else what ``build`` makes."""
+def load(
+    name: str, target: Target, build: Callable[[], ir.Module], needs: Sequence[MachineCode] = ()
+) -> MachineCode:
+    """The code of that name for that target: from the disk if it is there, else what ``build`` makes.
+
+    Functions that the module only declares are among those that ``needs`` exports.
+    """
     folder = config.cache_directory()
     path = folder / f"{name}-{target.name}-{_key(name, target)}.o" if folder else None
     image = _read(path) if path and config.debug() < 3 else None
     if image is not None:
-        return MachineCode(name, target, image)
+        return MachineCode(name, target, image, needs)
     image = compile_module(build(), target)
     if path:
         _write(path, image)
-    return MachineCode(name, target, image)
+    return MachineCode(name, target, image, needs)
 
 
 def compile_module(module: ir.Module, target: Target) -> bytes:

@@ -10,13 +10,16 @@ from collections.abc import Iterable
 
 from llvmlite import ir
 
-from fusedrnn.codegen.build import I32, I64, Function, Module, Value
+from fusedrnn.codegen.build import I32, I64, Function, Module, Signature, Value
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import DOUBLE, Vectors
 from fusedrnn.dropout import MULTIPLIERS, ROUNDS, WEYL, WORDS
 
 # What a mask depends on besides the feature.
 _DRAW = ("index", "time", "layer", "threshold", "scale", "seed")
+
+DROP_PANEL = Signature("drop_panel", ("at", "feature", *_DRAW))
+DROP_ROW = Signature("drop_row", ("source", "into", "features", *_DRAW))
 
 
 class Dropout:
@@ -35,7 +38,7 @@ class Dropout:
 
     def _emit_panel(self, module: Module, target: Target, dtype: str) -> Function:
         """A function that drops some of a panel's features, aligned and in place, and scales the others."""
-        f = Function(module, "drop_panel", ["at", "feature", *_DRAW])
+        f = Function.of(module, DROP_PANEL)
         at, feature, index, time, layer, threshold, scale, seed = f.arguments
         v = Vectors(f, target, dtype)
         lane = Value(f, ir.Constant(self._narrow, list(range(self._blocks))))
@@ -58,7 +61,7 @@ class Dropout:
 
     def _emit_row(self, module: Module, target: Target, dtype: str) -> Function:
         """A function that copies a row of features to an aligned one, dropping some; it may read past the row's end."""
-        f = Function(module, "drop_row", ["source", "into", "features", *_DRAW])
+        f = Function.of(module, DROP_ROW)
         source, into, features, *draw = f.arguments
         v = Vectors(f, target, dtype)
         with f.loop(0, features, self._width) as first:

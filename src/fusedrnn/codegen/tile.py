@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from llvmlite import ir
 
-from fusedrnn.codegen.build import Function, Value
+from fusedrnn.codegen.build import Function, Signature, Value
 from fusedrnn.codegen.target import ITEM_SIZE, Target
 from fusedrnn.codegen.vector import Vectors
 
@@ -27,6 +27,13 @@ _NEAR_BYTES = 1024
 # The first tiles of a panel ask for a part each of the next panel into the second-level cache: it comes from afar.
 _PARTS = 4
 _CACHE_LINE = 64
+
+GEMM = Signature(
+    "gemm", ("count", "vectors", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride", "ahead")
+)
+UPRIGHT_GEMM = Signature(
+    "upright", ("count", "vectors", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead")
+)
 
 
 def emit_tile(
@@ -87,9 +94,8 @@ def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
 
     The last argument says which panel is needed next: the first tiles of a whole one ask for it.
     """
-    names = ["count", "vectors", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"]
     made = _emit_tiles(module, target, dtype)
-    f = Function(module, "gemm", names)
+    f = Function.of(module, GEMM)
     count, vectors, a_rows, b, k, start, start_stride, c, c_stride, ahead = f.arguments
     size = k * (target.tile[1] * target.vector_bits // 8)
     with f.switch(vectors, range(1, len(made) + 1)) as cases:
@@ -105,9 +111,8 @@ def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
 
 def emit_upright_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
     """The same for an upright A of at most a vector's lanes; its last argument says what is needed next."""
-    names = ["count", "vectors", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"]
     made = _emit_tiles(module, target, dtype, upright=True)
-    f = Function(module, "upright", names)
+    f = Function.of(module, UPRIGHT_GEMM)
     count, vectors, a, b, k, start, start_stride, c, c_stride, ahead = f.arguments
     part = k * (target.tile[1] * target.vector_bits // 8) // _PARTS
     item = ITEM_SIZE[dtype]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from fusedrnn.codegen.build import Function, Value
+from fusedrnn.codegen.build import Function, Signature, Value
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import tiles
 from fusedrnn.codegen.vector import Vectors
@@ -16,24 +16,30 @@ from fusedrnn.codegen.vector import Vectors
 # Rows of a tile: beside them a square of weights is in registers.
 _MOST_ROWS = 4
 
+_PLACES = "start", "start_stride", "c", "c_stride", "column", "hidden", "gates"
+UNPACKED_GEMM = Signature("unpacked", ("count", "vectors", "a_rows", "weights", "k", *_PLACES))
+UNPACKED_BACK = Signature("unpacked_back", ("count", "vectors", "a_rows", "weights", "columns", *_PLACES))
 
-def emit_unpacked_gemm(module: ir.Module, target: Target, dtype: str, gates: int) -> Function:
-    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, hidden).
+
+def emit_unpacked_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
+    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
 
     As many vectors of columns of A·Wᵀ, against any number of rows, as :func:`fusedrnn.codegen.tile.emit_gemm` makes
     them; ``column`` is the number of the first.
     """
     made = [_emit_turned_tile(module, target, dtype, rows) for rows in range(1, _MOST_ROWS + 1)]
-    names = ["count", "vectors", "a_rows", "weights", "k", "start", "start_stride", "c", "c_stride", "column", "hidden"]
-    f = Function(module, "unpacked", names)
-    count, vectors, a_rows, weights, k, start, start_stride, c, c_stride, column, hidden = f.arguments
+    f = Function.of(module, UNPACKED_GEMM)
+    count, vectors, a_rows, weights, k, start, start_stride, c, c_stride, column, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)
+    # Column by column, without a division for each: the gate, the first unit.
+    gate, unit = f.var(column % gates), f.var(column // gates * v.lanes)
     with f.loop(0, vectors) as number:
-        at = column + number
-        real = (hidden - at // gates * v.lanes).at_most(v.lanes)
-        source, after = (
-            weights + (place % gates * hidden + place // gates * v.lanes) * k * v.item for place in (at, at + 1)
-        )
+        real = (hidden - unit.get()).at_most(v.lanes)
+        source = weights + (gate.get() * hidden + unit.get()) * k * v.item
+        is_last = gate.get().equals(gates - 1)
+        unit.set(is_last.select(unit.get() + v.lanes, unit.get()))
+        gate.set(is_last.select(0, gate.get() + 1))
+        after = weights + (gate.get() * hidden + unit.get()) * k * v.item
         offset = number * v.bytes
         with tiles(f, made, count) as (_, first, tile):
             start_row, c_row = start + first * start_stride + offset, c + first * c_stride + offset
@@ -72,8 +78,8 @@ def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) 
     return f
 
 
-def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int) -> Function:
-    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, hidden).
+def emit_unpacked_back(module: ir.Module, target: Target, dtype: str) -> Function:
+    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
 
     As many vectors of columns of A·W, where the rows of A hold all gates of all units, as packed kernels make them of
     weights transposed; ``column`` is the number of the first.
@@ -81,13 +87,11 @@ def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int
     width = target.tile[1]
     # A mask would take a register from the panels that need none.
     whole, *edges = [
-        [_emit_straight_tile(module, target, dtype, gates, rows, *kind) for rows in range(1, _MOST_ROWS + 1)]
+        [_emit_straight_tile(module, target, dtype, rows, *kind) for rows in range(1, _MOST_ROWS + 1)]
         for kind in ((width, True), *((vectors, False) for vectors in range(1, width + 1)))
     ]
-    names = ["count", "vectors", "a_rows", "weights", "columns", "start", "start_stride", "c", "c_stride", "column",
-             "hidden"]  # fmt: skip
-    f = Function(module, "unpacked_back", names)
-    count, vectors, a_rows, weights, columns, start, start_stride, c, c_stride, column, hidden = f.arguments
+    f = Function.of(module, UNPACKED_BACK)
+    count, vectors, a_rows, weights, columns, start, start_stride, c, c_stride, column, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)
     feature = column * v.lanes
     source, left = weights + feature * v.item, columns - feature
@@ -95,7 +99,7 @@ def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int
     def multiply(made: list[Function]) -> None:
         with tiles(f, made, count) as (_, first, tile):
             begin, into = start + first * start_stride, c + first * c_stride
-            tile(a_rows + first * 8, source, columns * v.item, begin, start_stride, into, c_stride, left, hidden)
+            tile(a_rows + first * 8, source, columns * v.item, begin, start_stride, into, c_stride, left, hidden, gates)
 
     with f.if_else(vectors.equals(width) & (left >= width * v.lanes)) as (of_whole, of_part):
         with of_whole:
@@ -109,12 +113,12 @@ def emit_unpacked_back(module: ir.Module, target: Target, dtype: str, gates: int
 
 
 def _emit_straight_tile(
-    module: ir.Module, target: Target, dtype: str, gates: int, rows: int, vectors: int, whole: bool
+    module: ir.Module, target: Target, dtype: str, rows: int, vectors: int, whole: bool
 ) -> Function:
     """Some rows of A times some vectors of columns; of the last, if they are not whole, it is what is ``left``."""
-    names = ["a", "weights", "stride", "start", "start_stride", "c", "c_stride", "left", "hidden"]
+    names = ["a", "weights", "stride", "start", "start_stride", "c", "c_stride", "left", "hidden", "gates"]
     f = Function(module, f"{'straight' if whole else 'edge'}{rows}x{vectors}", names)
-    a_rows, weights, stride, start, start_stride, c, c_stride, left, hidden = f.arguments
+    a_rows, weights, stride, start, start_stride, c, c_stride, left, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)
     in_last = left - (vectors - 1) * v.lanes
     a = [f.load(a_rows + 8 * i) for i in range(rows)]

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusedrnn.cells import Variant
-from fusedrnn.codegen.build import Function, Module, Value, Variable
-from fusedrnn.codegen.dropout import Dropout
+from fusedrnn.codegen.build import Declared, Function, Module, Value, Variable
+from fusedrnn.codegen.dropout import DROP_PANEL
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
-from fusedrnn.codegen.tile import emit_gemm
-from fusedrnn.codegen.unpacked import emit_unpacked_back
+from fusedrnn.codegen.tile import GEMM
+from fusedrnn.codegen.unpacked import UNPACKED_BACK
 from fusedrnn.engine.gradient_pass import CALL, GradientPass, emit_add_directions, emit_deliver
 from fusedrnn.engine.parts import Part
 from fusedrnn.engine.recompute import Recompute
@@ -55,14 +55,13 @@ class _Sweep(GradientPass):
     """Emits a member's part of one pass."""
 
     def __init__(self, program: Program) -> None:
-        self.gemm = emit_gemm(program.module, program.target, program.dtype)
+        self.gemm = Declared(program.module, GEMM)
         if program.is_plain:
-            gates = len(program.cell.gates)
-            self.unpacked = emit_unpacked_back(program.module, program.target, program.dtype, gates)
-        self.dropout = Dropout(program.module, program.target, program.dtype)
+            self.unpacked = Declared(program.module, UNPACKED_BACK)
+        self.drop_panel = Declared(program.module, DROP_PANEL)
         self.deliver = emit_deliver(program)
-        self.weights = WeightGradients(program, self.dropout, self.deliver).emit()
-        self.recompute = Recompute(program, self.gemm, self.dropout).emit()
+        self.weights = WeightGradients(program, self.deliver).emit()
+        self.recompute = Recompute(program).emit()
         super().__init__(program, "sweep")
 
     def emit(self) -> Function:
@@ -205,7 +204,7 @@ class _Sweep(GradientPass):
             return
         with f.if_else(self.is_unpacked) as (loose, otherwise):
             with loose:
-                f.call(self.unpacked, count, vectors, rows, matrix, columns, *places, column, self.c.hidden)
+                f.call(self.unpacked, count, vectors, rows, matrix, columns, *places, column, self.c.hidden, self.gates)
             with otherwise:
                 fast()
 
@@ -338,7 +337,7 @@ class _Sweep(GradientPass):
                 index = self.index(row)
                 source = self.panel + place.get() * self.panel_bytes
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
-                    f.call(self.dropout.panel, source, feature - offset // v.item, *self.draw(index, time))
+                    f.call(self.drop_panel, source, feature - offset // v.item, *self.draw(index, time))
                 into = dx + index * p.dx_row + feature * v.item
                 f.call(self.deliver, source + offset, into, features, p.add_x)
                 place.set(place.get() + 1)

@@ -9,12 +9,12 @@ from what the layer below has left there.
 from __future__ import annotations
 
 from fusedrnn.cells import Variant
-from fusedrnn.codegen.build import Function, Module, Record, Value
-from fusedrnn.codegen.dropout import Dropout
+from fusedrnn.codegen.build import Declared, Function, Module, Record, Value
+from fusedrnn.codegen.dropout import DROP_ROW
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
-from fusedrnn.codegen.tile import emit_gemm
-from fusedrnn.codegen.unpacked import emit_unpacked_gemm
+from fusedrnn.codegen.tile import GEMM
+from fusedrnn.codegen.unpacked import UNPACKED_GEMM
 from fusedrnn.engine.parts import Part
 from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, each_pass, step_at
 from fusedrnn.symbolic import Leaf, evaluate
@@ -32,10 +32,19 @@ PASS = Record(
 )  # fmt: skip
 
 
-def build_forward(variant: Variant, dtype: str, target: Target, training: bool) -> Module:
+def build_forward(variant: Variant, dtype: str, target: Target) -> Module:
     """The module whose ``forward(call, member)`` is a gang's job."""
-    program = Program.of("training" if training else "forward", variant, dtype, target)
-    sequence = (_Training if training else _Inference)(program).emit()
+    program = Program.of("forward", variant, dtype, target)
+    return _build(program, _Inference(program).emit())
+
+
+def build_training(variant: Variant, dtype: str, target: Target) -> Module:
+    """The same in training."""
+    program = Program.of("training", variant, dtype, target)
+    return _build(program, _Training(program).emit())
+
+
+def _build(program: Program, sequence: Function) -> Module:
     f = Function(program.module, "forward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
@@ -59,10 +68,9 @@ class _Inference(Pass):
     """A member's part of one pass, nothing kept."""
 
     def __init__(self, program: Program) -> None:
-        self.gemm = emit_gemm(program.module, program.target, program.dtype)
+        self.gemm = Declared(program.module, GEMM)
         if program.is_plain:
-            gates = len(program.cell.gates)
-            self.unpacked = emit_unpacked_gemm(program.module, program.target, program.dtype, gates)
+            self.unpacked = Declared(program.module, UNPACKED_GEMM)
         super().__init__(program, "sequence", (CALL, PASS))
         self._place()
 
@@ -203,7 +211,7 @@ class _Inference(Pass):
         with f.if_else(self.is_unpacked) as (loose, fast):
             with loose:
                 places = placed if fresh else at, start_stride, at, stride
-                f.call(self.unpacked, count, vectors, rows, matrix, k, *places, column, c.hidden)
+                f.call(self.unpacked, count, vectors, rows, matrix, k, *places, column, c.hidden, self.gates)
             with fast:
                 packed()
 
@@ -330,7 +338,7 @@ class _Training(_Inference):
     """A member's part of one pass, the reserve filled."""
 
     def __init__(self, program: Program) -> None:
-        self.dropout = Dropout(program.module, program.target, program.dtype)
+        self.drop_row = Declared(program.module, DROP_ROW)
         super().__init__(program)
 
     def _records(self) -> dict[str, Value]:
@@ -352,7 +360,7 @@ class _Training(_Inference):
             begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
             copy = p.x_copy + (time * c.batch + index) * p.k * self.v.item
             f.copy(copy + begin, source + begin, end - begin)
-        return self.gathered(self.dropout.row, source, self.scratch + c.masked_at + place * c.masked_row, index, time)
+        return self.gathered(self.drop_row, source, self.scratch + c.masked_at + place * c.masked_row, index, time)
 
     def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
         records = {name: self.record(base, time, index) for name, base in self._records().items()}

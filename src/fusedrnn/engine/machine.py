@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,10 +19,11 @@ from fusedrnn.codegen.fingerprint import LANES, build_fingerprint
 from fusedrnn.codegen.member import build_member
 from fusedrnn.codegen.packing import build_packing
 from fusedrnn.codegen.serving import build_serving
+from fusedrnn.codegen.shared import build_shared, build_shared_in_training
 from fusedrnn.codegen.sync import build_gang
 from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine.backward import build_backward
-from fusedrnn.engine.forward import build_forward
+from fusedrnn.engine.forward import build_forward, build_training
 from fusedrnn.engine.locks import Lock
 
 Job = Callable[..., None]
@@ -40,34 +41,52 @@ def function(code: cache.MachineCode, name: str, arguments: int) -> Callable[...
     return found
 
 
-def load(name: str, target: Target, build: Callable[[], Module]) -> cache.MachineCode:
+def load(
+    name: str, target: Target, build: Callable[[], Module], needs: Sequence[cache.MachineCode] = ()
+) -> cache.MachineCode:
     """Compile or fetch a piece of code, one thread at a time."""
     with _lock:
-        return cache.load(name, target, build)
+        return cache.load(name, target, build, needs)
+
+
+@lru_cache(maxsize=32)
+def _shared(dtype: str, target: Target, training: bool) -> tuple[cache.MachineCode, ...]:
+    found = load(f"shared_{dtype}", target, lambda: build_shared(dtype, target))
+    if not training:
+        return (found,)
+    return found, load(f"shared_training_{dtype}", target, lambda: build_shared_in_training(dtype, target))
 
 
 @lru_cache(maxsize=128)
-def _job(name: str, entry: str, target: Target, build: Callable[..., Module], arguments: tuple[Any, ...]) -> Job:
-    return function(load(name, target, lambda: build(*arguments)), entry, 2)
+def _job(
+    name: str, entry: str, build: Callable[..., Module], variant: Variant, dtype: str, target: Target, training: bool
+) -> Job:
+    full_name, needs = f"{name}_{variant.slug}_{dtype}", _shared(dtype, target, training)
+    return function(load(full_name, target, lambda: build(variant, dtype, target), needs), entry, 2)
 
 
 def forward(variant: Variant, dtype: str, target: Target, training: bool = False) -> Job:
     """The forward job of that cell, number format and target."""
-    name = f"{'training' if training else 'forward'}_{variant.slug}_{dtype}"
+    name, build = ("training", build_training) if training else ("forward", build_forward)
     with _lock:
-        return _job(name, "forward", target, build_forward, (variant, dtype, target, training))
+        return _job(name, "forward", build, variant, dtype, target, training)
 
 
 def backward(variant: Variant, dtype: str, target: Target) -> Job:
     """The backward job of that cell, number format and target."""
     with _lock:
-        return _job(f"backward_{variant.slug}_{dtype}", "backward", target, build_backward, (variant, dtype, target))
+        return _job("backward", "backward", build_backward, variant, dtype, target, True)
+
+
+@lru_cache(maxsize=32)
+def _packing(dtype: str, target: Target) -> Job:
+    return function(load(f"packing_{dtype}", target, lambda: build_packing(dtype, target)), "pack", 2)
 
 
 def packing(dtype: str, target: Target) -> Job:
     """The job that packs weights of that number format."""
     with _lock:
-        return _job(f"packing_{dtype}", "pack", target, build_packing, (dtype, target))
+        return _packing(dtype, target)
 
 
 def address(call: Callable[..., None]) -> int:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fusedrnn.cells import Variant
-from fusedrnn.codegen.build import Fields, Function, Module, Record, Value
+from fusedrnn.codegen.build import Declared, Fields, Function, Module, Record, Value
 from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES, emit_barrier, emit_reach, emit_wait, tell
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
@@ -270,7 +270,7 @@ class Pass:
         c = self.c
         return index, time, self.layer - 1, c.threshold, c.scale, c.seed
 
-    def gathered(self, drop_row: Function, source: Value, into: Value, index: Value, time: Value) -> Value:
+    def gathered(self, drop_row: Declared, source: Value, into: Value, index: Value, time: Value) -> Value:
         """Where a row of what this layer reads is to be read: where it lies, or a copy if dropout takes some of it."""
         f = self.f
         at = f.var(source)

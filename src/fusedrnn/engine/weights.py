@@ -7,10 +7,10 @@ is one chain of multiply-adds over all steps from the last to the first, whateve
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Value
-from fusedrnn.codegen.dropout import Dropout
+from fusedrnn.codegen.build import Declared, Function, Value
+from fusedrnn.codegen.dropout import DROP_PANEL
 from fusedrnn.codegen.sync import BARRIER_BYTES
-from fusedrnn.codegen.tile import emit_upright_gemm
+from fusedrnn.codegen.tile import UPRIGHT_GEMM
 from fusedrnn.engine.gradient_pass import GradientPass
 from fusedrnn.engine.parts import Part
 from fusedrnn.engine.sequence import Program, looked_up
@@ -22,10 +22,10 @@ class WeightGradients(GradientPass):
     With the last block, the sums go to where the caller wants them.
     """
 
-    def __init__(self, program: Program, dropout: Dropout, deliver: Function) -> None:
-        self.gemm = emit_upright_gemm(program.module, program.target, program.dtype)
+    def __init__(self, program: Program, deliver: Function) -> None:
         super().__init__(program, "weights", ("first", "last", "rows_in_block", "fresh"))
-        self.dropout, self.deliver = dropout, deliver
+        self.gemm, self.drop_panel = (Declared(program.module, one) for one in (UPRIGHT_GEMM, DROP_PANEL))
+        self.deliver = deliver
         f, c, v = self.f, self.c, self.v
         self.first, self.last, self.count, self.fresh = f.arguments[4:]
         share = self.row_group * c.grid_units + self.unit_group
@@ -192,7 +192,7 @@ class WeightGradients(GradientPass):
                 v.store(v.load(row + feature * v.item + number * v.bytes, v.item), at + number * v.bytes)
             if not of_state:
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
-                    f.call(self.dropout.panel, at, feature, *self.draw(index, time))
+                    f.call(self.drop_panel, at, feature, *self.draw(index, time))
 
     def _hand_over(self) -> None:
         """The sums to where the caller wants them."""
