@@ -58,6 +58,11 @@ def emit_tile(
     align = v.item if upright else v.bytes
     places = [[start_stride * i + j * v.bytes for j in range(vectors)] for i in range(rows)]
     total = [[f.var(v.load(start + place, align)) for place in row] for row in places]
+    if upright and is_whole:
+        # The sums of the rows behind these, which are next: they come from afar.
+        for i in range(rows, 2 * rows):
+            for line in range(-(-step // _CACHE_LINE)):
+                f.prefetch(c + c_stride * i + line * _CACHE_LINE, cache=2)
 
     def multiply(index: Value, steps: int) -> None:
         b_here, a_here = b + index * step, [row + index * a_step for row in a]
