@@ -1,5 +1,6 @@
 PYTHON ?= python3
 ARGS   ?=
+JOBS   ?= 2
 
 RUN  := .venv
 TEST := .venv-test
@@ -12,7 +13,7 @@ PEERS := .peers
 help:
 	@echo 'make run      measure: print the benchmark tables (ARGS="..." goes to fusedrnn bench)'
 	@echo 'make peers    build what fusedrnn bench --peers compares with (ARGS="jax keras" for some)'
-	@echo 'make test     run the tests (ARGS="..." goes to pytest)'
+	@echo 'make test     run the tests, files in two processes (ARGS="..." goes to pytest, JOBS=0 for one)'
 	@echo 'make check    lint and check types'
 	@echo 'make format   sort imports and mend what the linter can mend'
 	@echo 'make clean    remove the virtual environments, caches and builds'
@@ -25,7 +26,7 @@ peers: $(RUN)/.installed-bench
 	$(RUN)/bin/python -m fusedrnn.bench.peers $(ARGS)
 
 test: $(TEST)/.installed-test
-	$(TEST)/bin/python -m pytest $(ARGS)
+	$(TEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check .

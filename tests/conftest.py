@@ -24,9 +24,12 @@ def target_names():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernel_cache(tmp_path_factory):
+def kernel_cache(tmp_path_factory, worker_id):
     """A cache of compiled kernels for this session, so that tests neither read nor fill the user's."""
-    folder = tmp_path_factory.mktemp("kernels")
+    base = tmp_path_factory.getbasetemp()
+    # Processes that share the tests out share it.
+    folder = (base if worker_id == "master" else base.parent) / "kernels"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
         for name in ("FUSEDRNN_TARGET", "FUSEDRNN_DEBUG", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS"):

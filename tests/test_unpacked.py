@@ -10,7 +10,7 @@ from fusedrnn.codegen import target as targets
 from fusedrnn.engine import calls
 from fusedrnn.spec import DTYPES, MODES
 from problems import Shape, make_problem
-from test_emitted import TARGETS, functions, loops
+from test_emitted import TARGETS, loops, shared_functions
 
 SHAPES = [
     Shape(1, 1, 1, 1),
@@ -76,7 +76,7 @@ def test_a_reserve_keeps_its_weights():
 @pytest.mark.parametrize("pinned", [t for t in TARGETS if t.fma], ids=lambda target: target.name)
 def test_vectors_stay_in_registers(dtype, pinned):
     """A square of weights, what is summed up, and the masks of shuffles; addresses may be on the stack."""
-    code = {**functions("lstm", dtype, pinned, "forward"), **functions("lstm", dtype, pinned, "backward")}
+    code = {**shared_functions("tile", dtype, pinned), **shared_functions("upright", dtype, pinned)}
     width = pinned.tile[1]
     # A whole panel with a mask, which only stands at a matrix's end, may take a register too many.
     edges = [f"edge{rows}x{vectors}" for rows in (1, 4) for vectors in range(1, width)]
