@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Module, Record
+from fusedrnn.codegen.build import Function, Module
+from fusedrnn.codegen.record import Record
 
 FIELD = Record("value", "offset")
 CONSTANT = -1

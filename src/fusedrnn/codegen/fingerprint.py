@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from fusedrnn.codegen.build import I32, I64, Function, Record, Value, Variable
+from fusedrnn.codegen.build import I32, I64, Function, Value, Variable
+from fusedrnn.codegen.record import Record
 
 LANES = 8
 PART = Record("begin", "size", "copy")

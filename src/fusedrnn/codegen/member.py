@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from fusedrnn.codegen.build import I32, I64, Function, Module, Record, Value
+from fusedrnn.codegen.build import I32, I64, Function, Module, Value
+from fusedrnn.codegen.record import Record
 
 TEAM = Record("job", "call", "members", "number_of_threads", "thread_number", "failed")
 """A job, its arguments and how many it is for; functions that tell how many threads there are, and which one this is;

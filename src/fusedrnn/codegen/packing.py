@@ -8,7 +8,8 @@ there. Zeros stand where units or columns are missing at the end.
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Module, Record, Value
+from fusedrnn.codegen.build import Function, Module, Value
+from fusedrnn.codegen.record import Record
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Module, Record
+from fusedrnn.codegen.build import Function, Module
+from fusedrnn.codegen.record import Record
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
 

@@ -7,9 +7,10 @@ calls holds on to them. :mod:`fusedrnn.engine.prepared` finds out how objects ar
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import I32, Function, Module, Record, Value
+from fusedrnn.codegen.build import I32, Function, Module, Value
 from fusedrnn.codegen.builtin import emit_builtin
 from fusedrnn.codegen.filling import emit_fill
+from fusedrnn.codegen.record import Record
 
 SLOT = Record(
     "absent", "descr", "dims", "mask", "flags", "extent", "written", "into",

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 from llvmlite import ir
 
-from fusedrnn.codegen.build import I32, I64, VOID, Function, Record, Value
+from fusedrnn.codegen.build import I32, I64, VOID, Function, Value
+from fusedrnn.codegen.record import Record
 from fusedrnn.codegen.target import is_x86
 
 CACHE_LINE = 64

@@ -9,14 +9,16 @@ from what the layer below has left there.
 from __future__ import annotations
 
 from fusedrnn.cells import Variant
-from fusedrnn.codegen.build import Declared, Function, Module, Record, Value
+from fusedrnn.codegen.build import Declared, Function, Module, Value
 from fusedrnn.codegen.dropout import DROP_ROW
+from fusedrnn.codegen.record import Record
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.tile import GEMM
 from fusedrnn.codegen.unpacked import UNPACKED_GEMM
 from fusedrnn.engine.parts import Part
-from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, each_pass, step_at
+from fusedrnn.engine.sequence import MATRICES, SHARED, Program, each_pass, step_at
+from fusedrnn.engine.states import StatePass
 from fusedrnn.symbolic import Leaf, evaluate
 
 CALL = Record(
@@ -64,7 +66,7 @@ def _build(program: Program, sequence: Function) -> Module:
     return program.module
 
 
-class _Inference(Pass):
+class _Inference(StatePass):
     """A member's part of one pass, nothing kept."""
 
     def __init__(self, program: Program) -> None:
@@ -72,12 +74,16 @@ class _Inference(Pass):
         if program.is_plain:
             self.unpacked = Declared(program.module, UNPACKED_GEMM)
         super().__init__(program, "sequence", (CALL, PASS))
-        self._place()
+        scratch, c = self.scratch, self.c
+        self.x_rows, self.gate_row = scratch, scratch + c.gates_at
+        self.recurrent, self.biases = scratch + c.recurrent_at, scratch + c.biases_at
 
     def emit(self) -> Function:
         """Emit the function."""
         f, c = self.f, self.c
-        self._enter()
+        self.enter()
+        self._place_starts()
+        self.meet()
         with f.loop(0, c.steps, c.chunk) as first:
             last = (first + c.chunk).at_most(c.steps)
             self.await_layer(self.layer - 1, last)
@@ -93,70 +99,19 @@ class _Inference(Pass):
                     with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
                         self.meet()
             self.tell_layers(last)
-        self._exit()
+        self.exit()
         f.done()
         return f
 
-    def _place(self) -> None:
-        """Where this member's scratch and this direction's states lie."""
-        c = self.c
-        self.scratch = scratch = c.scratch + self.member * c.scratch_member
-        self.x_rows, self.h_rows = scratch, scratch + c.h_rows_at
-        self.gate_row, self.recurrent = scratch + c.gates_at, scratch + c.recurrent_at
-        self.states = c.states + self.slot * c.state_direction + self.first_row * c.state_stride
-        # h lies twice, for even and odd steps: a step reads one while it writes the other.
-        self.h_size = c.cell_at / 2
-        self.biases = scratch + c.biases_at
-
-    def _operand_row(self, part: Part, row: Value) -> Value:
-        """This member's row of what a stage behind the first multiplies."""
-        c = self.c
-        place = (part.number - 1) * c.batch + row
-        return self.states + c.operands_at + place * c.state_stride
-
-    def _row_table(self, part: Part, parity: Value) -> Value:
-        """The addresses of the rows that a stage multiplies: h's of even steps, of odd ones, then other stages'."""
-        place = parity if not part.number else part.number + 1
-        return self.h_rows + place * self.rows * 8
-
-    def _state_fields(self) -> list[tuple[str, Value, Value]]:
-        """For each state: its name, and where the caller's initial and final values go (0 for nowhere)."""
-        p = self.p
-        ends = {"h": (p.h0, p.h_n), "c": (p.c0, p.c_n)}
-        return [(name, *ends[name]) for name in self.cell.states]
-
-    def _state_rows(self, name: str, row: Value) -> Value:
-        """This member's row of a state buffer; the even one for h."""
-        at = self.states + row * self.c.state_stride
-        return at if name == "h" else at + self.c.cell_at
-
-    def _enter(self) -> None:
-        """Initial states into the state buffers, and the addresses of the rows that stages multiply."""
+    def _place_starts(self) -> None:
+        """What GEMMs begin with and packed weights do not bring along."""
         f = self.f
-        with f.loop(0, self.rows) as row:
-            index = self.index(row)
-            f.store(self._state_rows("h", row), self.h_rows + row * 8)
-            f.store(self._state_rows("h", row) + self.h_size, self.h_rows + (self.rows + row) * 8)
-            for part in self.parts[1:]:
-                f.store(self._operand_row(part, row), self._row_table(part, f.constant(0)) + row * 8)
-            for name, initial, _ in self._state_fields():
-                units = self.units_of_state(name)
-                into = self._state_rows(name, row) + units.own
-                with f.if_else(initial.equals(0)) as (absent, given):
-                    with absent:
-                        f.fill_zero(into, units.own_bytes)
-                    with given:
-                        f.copy(into, self.row_of_state(name, initial, index), units.own_bytes)
-                if name == "h":
-                    f.copy(into + self.h_size, into, units.own_bytes)
-                self._record_initial(name, row, index, into)
         if self.is_plain:
             with f.if_(self.is_unpacked):
                 self._place_biases()
         if self.cell.projects:
             # What a projection begins with instead of a bias.
             f.fill_zero(self.biases, f.constant(self.panel_bytes))
-        self.meet()
 
     def _place_biases(self) -> None:
         """Biases that come as they are, in the order in which GEMMs start from them: the input's, then the state's."""
@@ -215,22 +170,6 @@ class _Inference(Pass):
             with fast:
                 packed()
 
-    def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
-        """What training does with an initial state."""
-
-    def _exit(self) -> None:
-        """Final states to the caller: h from where each row's last step left it."""
-        f, c, p = self.f, self.c, self.p
-        with f.loop(0, self.rows) as row:
-            index = self.index(row)
-            steps = p.reverse.equals(0).select(self.length(row), c.steps)
-            for name, _, final in self._state_fields():
-                units = self.units_of_state(name)
-                source = self._state_rows(name, row) + units.own
-                if name == "h":
-                    source = source + (steps & 1) * self.h_size
-                f.copy(self.row_of_state(name, final, index), source, units.own_bytes)
-
     def _inputs(self, first: Value, last: Value) -> None:
         """The input GEMM of a chunk: every live row of its steps against this member's columns."""
         f, p = self.f, self.p
@@ -268,7 +207,7 @@ class _Inference(Pass):
         """Block by block of units, the GEMM of a stage and then the cell's maths on what it gave."""
         f, c, v, blocking = self.f, self.c, self.v, self.blocking(part)
         parity = step & 1
-        rows = self._row_table(part, parity)
+        rows = self.row_table(part, parity)
         backwards = self.backwards(step)
         back = 1 - 2 * blocking.block_panels
         begin = self.hidden.first * part.gates
@@ -300,7 +239,7 @@ class _Inference(Pass):
         offset, count = unit * v.bytes, part.gates
         gate_row = gates + row * c.gates_stride
         from_state = self.recurrent + (row * self.blocking(part).block_columns + within * count) * v.bytes
-        state = {name: self._state_rows(name, row) + offset for name in cell.states}
+        state = {name: self.state_rows(name, row) + offset for name in cell.states}
         before, after = state["h"] + parity * self.h_size, state["h"] + (1 - parity) * self.h_size
 
         def leaf(which: Leaf) -> Value:
@@ -321,7 +260,7 @@ class _Inference(Pass):
             if kind == "state":
                 v.store(value, after if name == "h" else state[name])
             elif kind == "operand":
-                v.store(value, self._operand_row(self.parts[int(name)], row) + offset)
+                v.store(value, self.operand_row(self.parts[int(name)], row) + offset)
             self._result(part, kind, name, value, unit, rows)
 
     def _kept_kinds(self) -> tuple[str, ...]:
@@ -347,7 +286,7 @@ class _Training(_Inference):
         found = dict(zip(self.cell.states, (p.h_record, p.c_record), strict=False))
         return found | {"1": p.operand_record} if len(self.parts) > 1 else found
 
-    def _record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
+    def record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """An initial state goes where the one of a step before the row's first would."""
         first = self.p.reverse.equals(0).select(self.f.constant(-1), self.length(row))
         units = self.units_of_state(name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Record, Value
+from fusedrnn.codegen.build import Function, Value
+from fusedrnn.codegen.record import Record
 from fusedrnn.codegen.vector import Vectors
 from fusedrnn.engine.parts import Part
 from fusedrnn.engine.sequence import MATRICES, SHARED, Pass, Program, looked_up, step_at

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.codegen.build import Record
+from fusedrnn.codegen.record import Record
 from fusedrnn.dropout import scale, threshold
 from fusedrnn.engine import forward, gradient_pass
 from fusedrnn.engine.backward_plan import BackwardPlan

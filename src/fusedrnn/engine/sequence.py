@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fusedrnn.cells import Variant
-from fusedrnn.codegen.build import Declared, Fields, Function, Module, Record, Value
+from fusedrnn.codegen.build import Declared, Function, Module, Value
+from fusedrnn.codegen.record import Fields, Record
 from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES, emit_barrier, emit_reach, emit_wait, tell
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.codegen.build import Record
 from fusedrnn.codegen.filling import CONSTANT
+from fusedrnn.codegen.record import Record
 from fusedrnn.engine import machine
 
 Array = NDArray[Any]
