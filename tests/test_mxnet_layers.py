@@ -441,7 +441,7 @@ class TestInitialization:
             (2, lambda w: (w == 2).all()),
             (lambda shape, rng: rng.integers(1, 3, shape), lambda w: set(w.ravel()) == {1, 2}),
         ],
-        ids=str,
+        ids=["zeros", "normal", "xavier", "number", "function"],
     )
     def test_for_all(self, init, holds):
         layer = GRU(16, input_size=24)
