@@ -13,9 +13,10 @@ from fusedrnn.bench.cases import CASES
 from fusedrnn.codegen.target import ITEM_SIZE
 from fusedrnn.engine import backward_plan, plan
 from fusedrnn.engine.backward_plan import make_backward_plan
-from fusedrnn.engine.cost import PARTS, Machine, Problem, predict
+from fusedrnn.engine.cost import PARTS, Machine, predict
 from fusedrnn.engine.geometry import Geometry
 from fusedrnn.engine.plan import grids, make_plan
+from fusedrnn.engine.problem import Problem
 from fusedrnn.spec import MODES
 from problems import Shape, assert_same_bits, make_problem
 

@@ -21,9 +21,10 @@ from fusedrnn.cli.console import names, output
 from fusedrnn.codegen.target import Target, current, suited
 from fusedrnn.engine import backward_plan, plan
 from fusedrnn.engine.calls import worth
-from fusedrnn.engine.cost import Cost, Grid, Machine, Problem, Share, compared, predict
+from fusedrnn.engine.cost import Cost, Machine, compared, predict
 from fusedrnn.engine.geometry import Geometry
 from fusedrnn.engine.peak import measure_peak
+from fusedrnn.engine.problem import Grid, Problem, Share
 from fusedrnn.spec import DTYPES, RNNSpec
 
 _WIDTH = 98

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import Target
 from fusedrnn.engine import plan
-from fusedrnn.engine.cost import Grid, Problem, Share
 from fusedrnn.engine.geometry import Geometry, lines, skewed
 from fusedrnn.engine.parts import derivative_of
 from fusedrnn.engine.plan import Split
+from fusedrnn.engine.problem import Grid, Problem, Share
 from fusedrnn.spec import RNNSpec
 
 # Rows whose gate gradients wait, upright, for a GEMM of the weights' gradients: enough that reading and writing what

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusedrnn.codegen.target import ITEM_SIZE, Target
-from fusedrnn.engine.cost import Grid
 from fusedrnn.engine.parts import Blocking, Part, cell_of, parts_of
+from fusedrnn.engine.problem import Grid
 from fusedrnn.spec import RNNSpec
 
 _LINE = 64

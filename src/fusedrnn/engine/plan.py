@@ -11,8 +11,9 @@ from math import prod
 
 from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES
 from fusedrnn.codegen.target import Target, cache_sizes
-from fusedrnn.engine.cost import Grid, Machine, Problem, Share, compared, predict
+from fusedrnn.engine.cost import Machine, compared, predict
 from fusedrnn.engine.geometry import Geometry, lines, skewed
+from fusedrnn.engine.problem import Grid, Problem, Share
 from fusedrnn.spec import RNNSpec
 
 _DEFAULT_L2 = 1 << 20
