@@ -1,6 +1,8 @@
 """What the tests stand on: kernels cached for the session only, every target, poisoned memory, threads on any size."""
 
 import ctypes
+import gc
+import os
 import sys
 
 import numpy as np
@@ -21,6 +23,18 @@ def target_names():
     """Every target of this processor's family, those that it lacks emulated."""
     native = targets.available()
     return [target.name if target in native else f"{target.name}-emulated" for target in targets.known()]
+
+
+# Processes that share the tests out share the processors, too: torch's threads sleep while they wait.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settled():
+    """What there is before the first test stays: garbage collection, which tests ask for often, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
