@@ -30,9 +30,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def settled():
-    """What there is before the first test stays: garbage collection, which tests ask for often, need not look at it."""
+    """What there is before a file's tests stays: garbage collection, which they ask for often, need not look at it."""
     gc.collect()
     gc.freeze()
 

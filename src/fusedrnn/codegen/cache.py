@@ -24,8 +24,8 @@ from fusedrnn.codegen.target import Target
 cache_directory = config.cache_directory
 
 _DIGEST = hashlib.sha256().digest_size
-# Enough for every mode, dtype and target many times over; the oldest go first.
-_MOST_FILES = 256
+# Enough for dozens of cells in every dtype on every target; the oldest go first. Most files have 10 to 30 KB.
+_MOST_FILES = 1024
 
 
 class MachineCode:
