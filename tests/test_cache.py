@@ -1,6 +1,7 @@
 """Machine code on disk: found again, remade when damaged, harmless where nothing can be written."""
 
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from llvmlite import ir
 from fusedrnn import RNNOp, RNNSpec, config
 from fusedrnn.codegen import cache
 from fusedrnn.codegen import target as targets
-from fusedrnn.codegen.build import Function
+from fusedrnn.codegen.build import Declared, Function, Signature
 
 TARGET = targets.available()[0]
 
@@ -62,6 +63,32 @@ def test_what_is_on_disk_is_what_runs(folder):
     """Not the builder's word: the file's content."""
     cache.load("answer", TARGET, Builder(1))
     assert answer(cache.load("answer", TARGET, Builder(2))) == 1
+
+
+def test_code_that_calls_other_code(folder):
+    """Two callers of the same code, which stands on disk for itself and lives as long as either of them."""
+    answering = Signature("answer", ("into",))
+
+    def build_caller():
+        module = ir.Module("caller")
+        f = Function(module, "twice", ["into"], exported=True)
+        for _ in range(2):
+            f.call(Declared(module, answering), f.arguments[0])
+        f.store(f.load(f.arguments[0]) + 1, f.arguments[0])
+        f.done()
+        return module
+
+    for build in (Builder(), Builder(number=0)):  # compiled, then as it is on disk
+        called = cache.load("answer", TARGET, build)
+        callers = [cache.load(name, TARGET, build_caller, (called,)) for name in ("one", "other")]
+        del called
+        gc.collect()
+        into = np.zeros(1, np.int64)
+        for code in callers:
+            ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address("twice"))(into.ctypes.data)
+            assert into[0] == 43
+    names = sorted(path.name.split("-")[0] for path in folder.iterdir())
+    assert names == ["answer", "one", "other"]
 
 
 DAMAGE = {
