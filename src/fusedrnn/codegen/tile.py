@@ -59,10 +59,10 @@ def emit_tile(
     places = [[start_stride * i + j * v.bytes for j in range(vectors)] for i in range(rows)]
     total = [[f.var(v.load(start + place, align)) for place in row] for row in places]
     if upright and is_whole:
-        # The sums of the rows behind these, which are next: they come from afar.
+        # What the rows behind these start from is next, and comes from afar (unless all start from the same zeros).
         for i in range(rows, 2 * rows):
             for line in range(-(-step // _CACHE_LINE)):
-                f.prefetch(c + c_stride * i + line * _CACHE_LINE, cache=2)
+                f.prefetch(start + start_stride * i + line * _CACHE_LINE, cache=2)
 
     def multiply(index: Value, steps: int) -> None:
         b_here, a_here = b + index * step, [row + index * a_step for row in a]
