@@ -79,7 +79,7 @@ def test_code_that_calls_other_code(folder):
         return module
 
     for build in (Builder(), Builder(number=0)):  # compiled, then as it is on disk
-        called = cache.load("answer", TARGET, build)
+        called = cache.fetch("answer", TARGET, build)
         callers = [cache.load(name, TARGET, build_caller, (called,)) for name in ("one", "other")]
         del called
         gc.collect()

@@ -44,7 +44,7 @@ def aligned(values):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("upright", [False, True], ids=["tile", "upright"])
-@pytest.mark.parametrize("k", [1, 4, 7, 33])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 33])
 def test_any_vectors_of_a_panel(target, dtype, upright, k):
     """However many rows and vectors, whichever is the first: the same bits, and nothing else is written."""
     emit = emit_upright_gemm if upright else emit_gemm

@@ -160,9 +160,14 @@ class Declared:
     """A function that another module exports, as one to call from ``module``: it is found when code is loaded."""
 
     def __init__(self, module: ir.Module, signature: Signature) -> None:
-        known = module.globals.get(signature.name)
         kind = ir.FunctionType(VOID, [I64] * len(signature.arguments))
-        self.handle = known or ir.Function(module, kind, signature.name)
+        self.handle = _declared(module, signature.name, kind)
+
+
+def _declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
+    """A module's function of that name, declared if it is not there yet."""
+    known = module.globals.get(name)
+    return ir.Function(module, kind, name) if known is None else known
 
 
 class Function:
@@ -247,9 +252,7 @@ class Function:
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Value:
         """Call an LLVM intrinsic or a C function by name, declaring it at first use."""
         handles = [argument.ir if isinstance(argument, Value) else argument for argument in arguments]
-        callee = self.module.globals.get(name)
-        if callee is None:
-            callee = ir.Function(self.module, ir.FunctionType(result, [handle.type for handle in handles]), name)
+        callee = _declared(self.module, name, ir.FunctionType(result, [handle.type for handle in handles]))
         return Value(self, self.builder.call(callee, handles))
 
     def call(self, function: Function | Declared, *arguments: Operand) -> None:

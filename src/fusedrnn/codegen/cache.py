@@ -31,12 +31,12 @@ _MOST_FILES = 1024
 class MachineCode:
     """Functions in executable memory, callable by address for as long as this object lives."""
 
-    def __init__(self, name: str, target: Target, image: bytes, needs: Sequence[MachineCode] = ()) -> None:
+    def __init__(self, name: str, target: Target, image: bytes, needs: Sequence[bytes] = ()) -> None:
         self.name, self.image = name, image
         empty = llvm.parse_assembly(f'target triple = "{llvm.get_process_triple()}"')
         self._engine = llvm.create_mcjit_compiler(empty, _machine(target))
         # A copy of what it calls is part of it: near, and gone with it.
-        for one in (image, *(other.image for other in needs)):
+        for one in (image, *needs):
             self._engine.add_object_file(llvm.ObjectFileRef.from_data(one))
         self._engine.finalize_object()
 
@@ -48,22 +48,22 @@ class MachineCode:
         return int(found)
 
 
-def load(
-    name: str, target: Target, build: Callable[[], ir.Module], needs: Sequence[MachineCode] = ()
-) -> MachineCode:
-    """The code of that name for that target: from the disk if it is there, else what ``build`` makes.
+def load(name: str, target: Target, build: Callable[[], ir.Module], needs: Sequence[bytes] = ()) -> MachineCode:
+    """The code of that name, ready to run; functions that its module only declares are in the object files it needs."""
+    return MachineCode(name, target, fetch(name, target, build), needs)
 
-    Functions that the module only declares are among those that ``needs`` exports.
-    """
+
+def fetch(name: str, target: Target, build: Callable[[], ir.Module]) -> bytes:
+    """The object file of that name for that target: from the disk if it is there, else what ``build`` makes."""
     folder = config.cache_directory()
     path = folder / f"{name}-{target.name}-{_key(name, target)}.o" if folder else None
     image = _read(path) if path and config.debug() < 3 else None
     if image is not None:
-        return MachineCode(name, target, image, needs)
+        return image
     image = compile_module(build(), target)
     if path:
         _write(path, image)
-    return MachineCode(name, target, image, needs)
+    return image
 
 
 def compile_module(module: ir.Module, target: Target) -> bytes:

@@ -33,14 +33,17 @@ class Dropout:
             blocks *= 2
         self._blocks = blocks
         self._narrow, self._wide = ir.VectorType(I32, blocks), ir.VectorType(I64, blocks)
-        self.panel = self._emit_panel(module, target, dtype)
-        self.row = self._emit_row(module, target, dtype)
+        self._module, self._target, self._dtype = module, target, dtype
 
-    def _emit_panel(self, module: Module, target: Target, dtype: str) -> Function:
+    def emit(self) -> None:
+        """Emit both functions."""
+        self._emit_row(self._emit_panel())
+
+    def _emit_panel(self) -> Function:
         """A function that drops some of a panel's features, aligned and in place, and scales the others."""
-        f = Function.of(module, DROP_PANEL)
+        f = Function.of(self._module, DROP_PANEL)
         at, feature, index, time, layer, threshold, scale, seed = f.arguments
-        v = Vectors(f, target, dtype)
+        v = Vectors(f, self._target, self._dtype)
         lane = Value(f, ir.Constant(self._narrow, list(range(self._blocks))))
         counter = [self._splat(f, feature // WORDS) + lane, *(self._splat(f, word) for word in (index, time, layer))]
         words = self._philox(f, counter, [self._splat(f, seed), self._splat(f, seed >> 32)])
@@ -59,18 +62,17 @@ class Dropout:
         f.done()
         return f
 
-    def _emit_row(self, module: Module, target: Target, dtype: str) -> Function:
+    def _emit_row(self, panel: Function) -> None:
         """A function that copies a row of features to an aligned one, dropping some; it may read past the row's end."""
-        f = Function.of(module, DROP_ROW)
+        f = Function.of(self._module, DROP_ROW)
         source, into, features, *draw = f.arguments
-        v = Vectors(f, target, dtype)
+        v = Vectors(f, self._target, self._dtype)
         with f.loop(0, features, self._width) as first:
             for place in range(self._vectors):
                 at = first * v.item + place * v.bytes
                 v.store(v.load(source + at, v.item), into + at)
-            f.call(self.panel, into + first * v.item, first, *draw)
+            f.call(panel, into + first * v.item, first, *draw)
         f.done()
-        return f
 
     def _philox(self, f: Function, counter: list[Value], key: list[Value]) -> list[Value]:
         """Ten rounds on a counter and a key of 32-bit words in every lane."""

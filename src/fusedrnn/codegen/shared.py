@@ -26,5 +26,5 @@ def build_shared_in_training(dtype: str, target: Target) -> Module:
     module = Module(f"shared_training_{dtype}")
     emit_upright_gemm(module, target, dtype)
     emit_unpacked_back(module, target, dtype)
-    Dropout(module, target, dtype)
+    Dropout(module, target, dtype).emit()
     return module

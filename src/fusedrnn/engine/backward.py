@@ -97,13 +97,7 @@ class _Sweep(GradientPass):
                     at = self.state_gates(row, parity) + self.gradients_at(part)
                     f.store(at, self.row_table(part, parity) + row * 8)
             for name, final in zip(self.cell.states, (p.dh_n, p.dc_n), strict=False):
-                units = self.units_of_state(name)
-                into = self.carried(name, row) + units.own
-                with f.if_else(final.equals(0)) as (absent, given):
-                    with absent:
-                        f.fill_zero(into, units.own_bytes)
-                    with given:
-                        f.copy(into, self.row_of_state(name, final, index), units.own_bytes)
+                self.bring_state(name, final, index, self.carried(name, row) + self.units_of_state(name).own)
         self.meet()
 
     def _exit(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from fusedrnn.cells import Variant
 from fusedrnn.codegen.build import Declared, Function, Module, Value
-from fusedrnn.codegen.dropout import DROP_ROW
 from fusedrnn.codegen.record import Record
 from fusedrnn.codegen.sync import flush_denormals
 from fusedrnn.codegen.target import Target
@@ -276,10 +275,6 @@ class _Inference(StatePass):
 class _Training(_Inference):
     """A member's part of one pass, the reserve filled."""
 
-    def __init__(self, program: Program) -> None:
-        self.drop_row = Declared(program.module, DROP_ROW)
-        super().__init__(program)
-
     def _records(self) -> dict[str, Value]:
         """Where the reserve has the states of this pass, and what a second stage multiplies."""
         p = self.p
@@ -299,7 +294,7 @@ class _Training(_Inference):
             begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
             copy = p.x_copy + (time * c.batch + index) * p.k * self.v.item
             f.copy(copy + begin, source + begin, end - begin)
-        return self.gathered(self.drop_row, source, self.scratch + c.masked_at + place * c.masked_row, index, time)
+        return self.gathered(source, self.scratch + c.masked_at + place * c.masked_row, index, time)
 
     def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
         records = {name: self.record(base, time, index) for name, base in self._records().items()}

@@ -27,6 +27,14 @@ from fusedrnn.engine.locks import Lock
 
 Job = Callable[..., None]
 
+_SHARED = {"shared": build_shared, "shared_training": build_shared_in_training}
+# What there is for a cell: what builds it, the function that is the job, which of the above it calls.
+_JOBS = {
+    "forward": (build_forward, "forward", ("shared",)),
+    "training": (build_training, "forward", ("shared", "shared_training")),
+    "backward": (build_backward, "backward", ("shared", "shared_training")),
+}
+
 # Whoever compiles or loads code holds it: llvmlite has a lock of its own, which no forked child could open.
 _lock = Lock(guards_fork=True)
 
@@ -41,40 +49,37 @@ def function(code: cache.MachineCode, name: str, arguments: int) -> Callable[...
 
 
 def load(
-    name: str, target: Target, build: Callable[[], Module], needs: Sequence[cache.MachineCode] = ()
+    name: str, target: Target, build: Callable[[], Module], needs: Sequence[bytes] = ()
 ) -> cache.MachineCode:
     """Compile or fetch a piece of code, one thread at a time."""
     with _lock:
         return cache.load(name, target, build, needs)
 
 
-@lru_cache(maxsize=32)
-def _shared(dtype: str, target: Target, training: bool) -> tuple[cache.MachineCode, ...]:
-    found = load(f"shared_{dtype}", target, lambda: build_shared(dtype, target))
-    if not training:
-        return (found,)
-    return found, load(f"shared_training_{dtype}", target, lambda: build_shared_in_training(dtype, target))
+@lru_cache(maxsize=64)
+def _shared(name: str, dtype: str, target: Target) -> bytes:
+    build = _SHARED[name]
+    return cache.fetch(f"{name}_{dtype}", target, lambda: build(dtype, target))
 
 
 @lru_cache(maxsize=128)
-def _job(
-    name: str, entry: str, build: Callable[..., Module], variant: Variant, dtype: str, target: Target, training: bool
-) -> Job:
-    full_name, needs = f"{name}_{variant.slug}_{dtype}", _shared(dtype, target, training)
-    return function(load(full_name, target, lambda: build(variant, dtype, target), needs), entry, 2)
+def _job(name: str, variant: Variant, dtype: str, target: Target) -> Job:
+    build, entry, shared = _JOBS[name]
+    needs = [_shared(one, dtype, target) for one in shared]
+    code = load(f"{name}_{variant.slug}_{dtype}", target, lambda: build(variant, dtype, target), needs)
+    return function(code, entry, 2)
 
 
 def forward(variant: Variant, dtype: str, target: Target, training: bool = False) -> Job:
     """The forward job of that cell, number format and target."""
-    name, build = ("training", build_training) if training else ("forward", build_forward)
     with _lock:
-        return _job(name, "forward", build, variant, dtype, target, training)
+        return _job("training" if training else "forward", variant, dtype, target)
 
 
 def backward(variant: Variant, dtype: str, target: Target) -> Job:
     """The backward job of that cell, number format and target."""
     with _lock:
-        return _job("backward", "backward", build_backward, variant, dtype, target, True)
+        return _job("backward", variant, dtype, target)
 
 
 @lru_cache(maxsize=32)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.codegen.build import Declared, Function, Value
-from fusedrnn.codegen.dropout import DROP_ROW
 from fusedrnn.codegen.tile import GEMM
 from fusedrnn.engine.gradient_pass import GradientPass
 from fusedrnn.engine.parts import Part
@@ -21,7 +20,7 @@ class Recompute(GradientPass):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "recompute", ("first", "last"))
-        self.gemm, self.drop_row = (Declared(program.module, one) for one in (GEMM, DROP_ROW))
+        self.gemm = Declared(program.module, GEMM)
         self.first, self.last = self.f.arguments[4:]
         c = self.c
         self.gate_rows, self.recurrent = self.scratch + c.forward_gates_at, self.scratch + c.recurrent_at
@@ -65,7 +64,7 @@ class Recompute(GradientPass):
         p = self.p
         source = p.x + time * p.x_step + index * p.x_row
         copy = self.scratch + self.c.masked_at + place * self.c.masked_row
-        return self.gathered(self.drop_row, source, copy, index, time)
+        return self.gathered(source, copy, index, time)
 
     def _operand_of(self, part: Part) -> Callable[[Value, Value, Value], Value]:
         """What a stage multiplied: h of the step before, or what the reserve has kept of its own step."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from fusedrnn.cells import Variant
 from fusedrnn.codegen.build import Declared, Function, Module, Value
+from fusedrnn.codegen.dropout import DROP_ROW
 from fusedrnn.codegen.record import Fields, Record
 from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES, emit_barrier, emit_reach, emit_wait, tell
 from fusedrnn.codegen.target import Target
@@ -262,6 +263,15 @@ class Pass:
         units = self.units_of_state(name)
         return base + index * units.size * self.v.item + units.own
 
+    def bring_state(self, name: str, base: Value, index: Value, into: Value) -> None:
+        """This member's part of a sequence's row of a state (N, size) to where it is needed; zeros if there is none."""
+        f, size = self.f, self.units_of_state(name).own_bytes
+        with f.if_else(base.equals(0)) as (absent, given):
+            with absent:
+                f.fill_zero(into, size)
+            with given:
+                f.copy(into, self.row_of_state(name, base, index), size)
+
     def record(self, base: Value, time: Value, index: Value) -> Value:
         """A row of states in the reserve."""
         return base + time * self.c.record_step + index * self.c.record_row
@@ -271,13 +281,13 @@ class Pass:
         c = self.c
         return index, time, self.layer - 1, c.threshold, c.scale, c.seed
 
-    def gathered(self, drop_row: Declared, source: Value, into: Value, index: Value, time: Value) -> Value:
+    def gathered(self, source: Value, into: Value, index: Value, time: Value) -> Value:
         """Where a row of what this layer reads is to be read: where it lies, or a copy if dropout takes some of it."""
         f = self.f
         at = f.var(source)
         with f.if_((self.layer > 0) & (self.c.threshold > 0)):
             at.set(into)
-            f.call(drop_row, source, into, self.p.k, *self.draw(index, time))
+            f.call(Declared(f.module, DROP_ROW), source, into, self.p.k, *self.draw(index, time))
         return at.get()
 
     def store_real(self, value: Value, unit: Value, at: Value, size: Value) -> None:

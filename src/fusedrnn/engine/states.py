@@ -54,11 +54,7 @@ class StatePass(Pass):
             for name, initial, _ in self._state_fields():
                 units = self.units_of_state(name)
                 into = self.state_rows(name, row) + units.own
-                with f.if_else(initial.equals(0)) as (absent, given):
-                    with absent:
-                        f.fill_zero(into, units.own_bytes)
-                    with given:
-                        f.copy(into, self.row_of_state(name, initial, index), units.own_bytes)
+                self.bring_state(name, initial, index, into)
                 if name == "h":
                     f.copy(into + self.h_size, into, units.own_bytes)
                 self.record_initial(name, row, index, into)
