@@ -59,10 +59,7 @@ def emit_tile(
     places = [[start_stride * i + j * v.bytes for j in range(vectors)] for i in range(rows)]
     total = [[f.var(v.load(start + place, align)) for place in row] for row in places]
     if upright and is_whole:
-        # What the rows behind these start from is next, and comes from afar (unless all start from the same zeros).
-        for i in range(rows, 2 * rows):
-            for line in range(-(-step // _CACHE_LINE)):
-                f.prefetch(start + start_stride * i + line * _CACHE_LINE, cache=2)
+        _ask_for_starts(f, start + start_stride * rows, start_stride, rows, step)
 
     def multiply(index: Value, steps: int) -> None:
         b_here, a_here = b + index * step, [row + index * a_step for row in a]
@@ -92,6 +89,13 @@ def emit_tile(
             v.store(total[i][j].get(), c + c_stride * i + j * v.bytes, align)
     f.done()
     return f
+
+
+def _ask_for_starts(f: Function, start: Value, stride: Value, rows: int, size: int) -> None:
+    """Ask for what so many rows start from, bytes of each: it is next, and comes from afar unless all are one."""
+    for i in range(rows):
+        for line in range(-(-size // _CACHE_LINE)):
+            f.prefetch(start + stride * i + line * _CACHE_LINE, cache=2)
 
 
 def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
