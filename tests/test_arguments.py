@@ -96,7 +96,7 @@ def test_number_of_states(value):
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        (None, TypeError, "must be a NumPy array; got NoneType"),
+        (3, TypeError, "must be a NumPy array; got int"),
         (STATES[0].tolist(), TypeError, "must be a NumPy array; got list"),
         (STATES[0].astype(np.float64), TypeError, "must have dtype float32; got float64"),
         (STATES[0][:2], ValueError, r"must have shape \(4, 3, 6\); got \(2, 3, 6\)"),
@@ -104,7 +104,7 @@ def test_number_of_states(value):
         (STATES[0][..., :0], ValueError, r"must have shape \(4, 3, 6\); got \(4, 3, 0\)"),
         (STATES[0][None], ValueError, r"must have shape \(4, 3, 6\); got \(1, 4, 3, 6\)"),
     ],
-    ids=["None", "list", "dtype", "layers", "batch", "empty", "ndim"],
+    ids=["number", "list", "dtype", "layers", "batch", "empty", "ndim"],
 )
 def test_a_wrong_state(place, wrong, error, message):
     states = list(STATES)

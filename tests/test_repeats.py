@@ -377,12 +377,33 @@ def test_requests_that_change_are_seen():
             backward(wrong)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("mode", ["lstm", "gru"])
-def test_a_state_alone_cannot_be_left_out(mode):
-    problem = training_problem(SHAPES[1], mode)
+def test_none_among_the_states_stands_for_zeros(short, mode, backend):
+    """In checked calls, cached ones and streams, for each state alone and for all."""
+    problem = training_problem(Shape(4, 3, 5, 7), mode)
+    op = RNNOp(problem.spec, backend)
+    zeros = tuple(np.zeros_like(state) for state in problem.states)
+    for present in np.ndindex(*(2,) * len(zeros)):
+        states = tuple(s if there else None for s, there in zip(problem.states, present, strict=True))
+        full = tuple(z if s is None else s for s, z in zip(states, zeros, strict=True))
+        expected = RNNOp(problem.spec, backend).forward(problem.x, problem.params, full)[:2]
+        for kind in (tuple, list):
+            for training in (False, True):
+                for _ in range(4):
+                    y, final, _ = op.forward(problem.x, problem.params, kind(states), training=training)
+                    assert_same_bits((y, final), expected)
+        stream = op.stream(problem.params, problem.x.shape[1], states)
+        assert_same_bits(stream(problem.x), expected[0])
+        stream.reset(states)
+        assert_same_bits(stream(problem.x), expected[0])
+    assert backend != "cpu" or short["forward"]
+
+
+def test_out_apart_from_none_among_the_states():
+    problem = training_problem(SHAPES[1])
     op = RNNOp(problem.spec)
-    for training in (False, True):
-        warm(op, problem.x, problem.params, training=training)
-        for _ in range(2):
-            with pytest.raises(TypeError, match="h0"):
-                op.forward(problem.x, problem.params, (None,) * len(problem.states), training=training)
+    y = op.forward(problem.x, problem.params, (problem.states[0], None))[0]
+    for _ in range(4):
+        out = np.full_like(y, np.nan)
+        assert_same_bits(op.forward(problem.x, problem.params, (problem.states[0], None), out=out)[0], y)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.ma
 from numpy.typing import NDArray
 
+from fusedrnn.operands import BACKWARD, FORWARD, Operand, entries, is_sequence
 from fusedrnn.registry import Keep
 from fusedrnn.spec import RNNSpec
 
@@ -36,11 +37,13 @@ def sequence(x: object, spec: RNNSpec) -> Array:
         raise ValueError(f"x must have shape (T, N, {spec.input_size}); got {checked.shape}")
     if 0 in checked.shape[:2]:
         raise ValueError(f"x must have at least one step and one sequence; got shape {checked.shape}")
-    return readable(checked)
+    return readable(FORWARD["x"], checked)
 
 
-def readable(value: Array) -> Array:
-    """The array itself, or a copy if a kernel cannot read it: last axis not contiguous, or memory unaligned."""
+def readable(operand: Operand, value: Array) -> Array:
+    """The array itself, or a contiguous copy if it is not as the operand must be, or its memory is unaligned."""
+    if operand.contiguous:
+        return np.ascontiguousarray(value) if value.flags.aligned else value.copy()
     contiguous = value.shape[-1] == 1 or value.strides[-1] == value.itemsize
     return value if contiguous and value.flags.aligned else np.ascontiguousarray(value).copy()
 
@@ -52,50 +55,54 @@ def parameters(params: object, spec: RNNSpec) -> Array:
         raise ValueError(
             f"params must have shape ({spec.layout.size},), as the spec's layout has it; got {checked.shape}"
         )
-    return readable(checked)
+    return readable(FORWARD["params"], checked)
 
 
 def states(value: object, spec: RNNSpec, batch: int) -> tuple[Array, ...] | None:
-    """The initial states as contiguous arrays, or None for zeros."""
-    if value is None:
-        return None
+    """The initial states as contiguous arrays, zeros for an entry that is None; None if all are."""
     names = [f"{name}0" for name in spec.state_names]
+    checked = _each("states", value, names, FORWARD, spec, batch)
+    if all(state is None for state in checked):
+        return None
     shapes = spec.state_shape(batch)
-    given = one_each("states", value, names, shapes)
-    found = zip(names, shapes, given, strict=True)
-    return tuple(_contiguous(shaped(f"states: {name}", state, spec, shape)) for name, shape, state in found)
+    return tuple(
+        np.zeros(shape, spec.dtype) if state is None else state for state, shape in zip(checked, shapes, strict=True)
+    )
 
 
 def output_gradient(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
     """``dy`` (T, N, D·S), copied only if a kernel cannot read it; None for zeros."""
-    return None if dy is None else readable(shaped("dy", dy, spec, (steps, batch, spec.output_size)))
+    return None if dy is None else readable(BACKWARD["dy"], shaped("dy", dy, spec, (steps, batch, spec.output_size)))
 
 
 def state_gradients(dstates: object, spec: RNNSpec, batch: int) -> tuple[Array | None, ...]:
     """The gradients of the final states as contiguous arrays, None for zeros."""
     names = [f"d{name}_n" for name in spec.state_names]
-    if dstates is None:
+    return _each("dstates", dstates, names, BACKWARD, spec, batch)
+
+
+def _each(
+    name: str, value: object, names: Sequence[str], operands: Mapping[str, Operand], spec: RNNSpec, batch: int
+) -> tuple[Array | None, ...]:
+    """One array for each state, contiguous; None for an entry that is None, and for all if ``value`` is None."""
+    if value is None:
         return (None,) * len(names)
     shapes = spec.state_shape(batch)
-    given = one_each("dstates", dstates, names, shapes)
     return tuple(
-        None if gradient is None else _contiguous(shaped(f"dstates: {name}", gradient, spec, shape))
-        for name, shape, gradient in zip(names, shapes, given, strict=True)
+        None if entry is None else readable(operands[each], shaped(f"{name}: {each}", entry, spec, shape))
+        for each, shape, entry in zip(names, shapes, one_each(name, value, names, shapes), strict=True)
     )
 
 
 def one_each(name: str, value: object, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Sequence[Any]:
     """``value`` if it is a sequence of as many as there are names."""
-    wanted = f"a tuple of {len(names)}: {', '.join(f'{n} {s}' for n, s in zip(names, shapes, strict=True))}"
-    if isinstance(value, (np.ndarray, str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be {wanted}; got {type(value).__name__}")
-    if len(value) != len(names):
-        raise ValueError(f"{name} must be {wanted}; got {len(value)}")
-    return value
-
-
-def _contiguous(value: Array) -> Array:
-    return np.ascontiguousarray(value) if value.flags.aligned else value.copy()
+    items = entries(value, len(names))
+    if items is not None:
+        return items
+    expected = f"a tuple of {len(names)}: {', '.join(f'{n} {s}' for n, s in zip(names, shapes, strict=True))}"
+    if not is_sequence(value):
+        raise TypeError(f"{name} must be {expected}; got {type(value).__name__}")
+    raise ValueError(f"{name} must be {expected}; got {len(value)}")
 
 
 def shaped(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...]) -> Array:

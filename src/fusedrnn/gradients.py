@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.operands import Request
+
 Array = NDArray[Any]
 
 
@@ -30,6 +32,17 @@ class Gradients:
     add_x: bool = False
     add_params: bool = False
     add_states: bool = False
+
+    @property
+    def requests(self) -> tuple[Request, Request, Request]:
+        """What was asked for of x, the parameters and the states."""
+        return (
+            _request(self.x, self.add_x), _request(self.params, self.add_params), _request(self.states, self.add_states)
+        )  # fmt: skip
+
+
+def _request(array: object, add: bool) -> Request:
+    return "null" if array is None else "add" if add else "write"
 
 
 def plain(request: object) -> object:

@@ -14,9 +14,10 @@ from fusedrnn import arguments, registry, requests
 from fusedrnn.addresses import ByAddress
 from fusedrnn.constants import frozen
 from fusedrnn.gradients import clear_padding
+from fusedrnn.operands import Request
 from fusedrnn.registry import NEEDS, Choice, Keep
 from fusedrnn.repeats import Repeats
-from fusedrnn.requests import Request, Reserve
+from fusedrnn.requests import Reserve
 from fusedrnn.spec import RNNSpec, positive_int
 from fusedrnn.stream import Stream
 
@@ -121,7 +122,7 @@ class RNNOp:
         self,
         x: Array,
         params: Array,
-        states: Sequence[Array] | None = None,
+        states: Sequence[Array | None] | None = None,
         *,
         training: bool = False,
         lengths: Array | Sequence[int] | None = None,
@@ -134,8 +135,8 @@ class RNNOp:
         Args:
             x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
             params: The flat parameter vector of ``spec.layout``, of the spec's dtype.
-            states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction; None
-                for zeros.
+            states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction, or
+                None for zeros; None if all are.
             training: Whether to keep what backward needs, and to drop elements between layers if the spec says so.
             lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. Padding yields
                 zeros in the output; final states are those of the last valid step; the reverse direction starts at
@@ -172,7 +173,8 @@ class RNNOp:
         valid = arguments.lengths(lengths, steps, batch)
         name, engine = self._serving(trains, valid is not None)
         if out is not None:
-            y = arguments.output(out, spec, x.shape, given | {"states": states or ()})
+            given["states"] = [state for state in states or () if state is not None]
+            y = arguments.output(out, spec, x.shape, given)
         else:
             y = np.empty((steps, batch, spec.output_size), spec.dtype)
         clear_padding(y, valid)
@@ -190,7 +192,7 @@ class RNNOp:
         return y, final, Reserve(steps, batch, keep, seed, spec, name, engine, kept, valid)
 
     def _again(
-        self, x: Array, params: Array, states: Sequence[Array] | None, training: bool, out: Array | None
+        self, x: Array, params: Array, states: Sequence[Array | None] | None, training: bool, out: Array | None
     ) -> tuple[Array, tuple[Array, ...], Reserve | None] | None:
         """What forward returns, by a short way if the call is like the one before; None if it is not."""
         # Another thread may take a short way back at any time.
@@ -257,13 +259,13 @@ class RNNOp:
             self._repeats.after_backward(kept, (dy, dstates), (output, final), grad_req, gradients)
         return gradients.x, gradients.params, gradients.states
 
-    def stream(self, params: Array, batch: int = 1, states: Sequence[Array] | None = None) -> Stream:
+    def stream(self, params: Array, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
         """Sequences that arrive in chunks: the state is kept from one to the next.
 
         Args:
             params: The flat parameter vector; copied, unless it is from :func:`frozen`: many streams can share that.
             batch: N.
-            states: Initial states as in :meth:`forward`, which are copied; None for zeros.
+            states: Initial states as in :meth:`forward`, which are copied.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.

@@ -78,7 +78,7 @@ class Repeats:
             and reserve._lengths is None
             and reserve.keep == "gates"
             and dy is output
-            and (dstates is None or _as_given(dstates, final))
+            and _as_given(dstates, final)
         ):
             self.backward = reserve._engine.repeat_backward(reserve._kept, dy, dstates, request, gradients)
 
@@ -89,7 +89,7 @@ class Repeats:
 
 
 def _as_given(given: Sequence[Any] | None, used: Sequence[Any] | None) -> bool:
-    """Whether arrays are those that were given, and not copies."""
+    """Whether arrays are those that were given, and not copies; None stands for zeros, each or as a whole."""
     if given is None or used is None:
-        return given is used
-    return all(one is other for one, other in zip(given, used, strict=True))
+        return all(array is None for array in used or ())
+    return all(array is passed for array, passed in zip(used, given, strict=True))

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import arguments
 from fusedrnn.gradients import Gradients, clear_padding
+from fusedrnn.operands import BACKWARD, REQUESTS, Request, is_sequence, misplaced
 from fusedrnn.registry import Engine, Keep, Kept
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-Request = Literal["write", "add", "null"]
 Requests = dict[str, Request]
-REQUESTS = ("write", "add", "null")
 # What has gradients, by its name in a request, and what its gradient is called.
 GRADIENTS = {"x": "dx", "params": "dparams", "states": "dstates"}
 
@@ -103,7 +102,7 @@ def _request(name: str, value: object) -> Request:
         raise TypeError(f"{name} must be one of {', '.join(REQUESTS)}; got {type(value).__name__}")
     if value not in REQUESTS:
         raise ValueError(f"{name} must be one of {', '.join(REQUESTS)}; got {value!r}")
-    return cast(Request, value)
+    return value
 
 
 def gradients(
@@ -156,16 +155,18 @@ def _buffers(requests: Requests, out: object) -> dict[str, object]:
     if out is None:
         out = (None,) * len(GRADIENTS)
     wanted = f"None or a tuple of {len(GRADIENTS)}: {', '.join(GRADIENTS.values())}"
-    if isinstance(out, (np.ndarray, str, bytes)) or not isinstance(out, Sequence):
+    if not is_sequence(out):
         raise TypeError(f"out must be {wanted}; got {type(out).__name__}")
-    if len(out) != len(GRADIENTS):
-        raise ValueError(f"out must be {wanted}; got {len(out)}")
-    for (name, gradient), buffer in zip(GRADIENTS.items(), out, strict=True):
-        if requests[name] == "add" and buffer is None:
+    buffers: tuple[object, ...] = tuple(out)
+    if len(buffers) != len(GRADIENTS):
+        raise ValueError(f"out must be {wanted}; got {len(buffers)}")
+    number = misplaced([requests[name] for name in GRADIENTS], buffers)
+    if number is not None:
+        gradient, buffer = tuple(GRADIENTS.values())[number], buffers[number]
+        if buffer is None:
             raise ValueError(f"out: {gradient} must be given where grad_req is 'add'; got None")
-        if requests[name] == "null" and buffer is not None:
-            raise ValueError(f"out: {gradient} must be None where grad_req is 'null'; got {type(buffer).__name__}")
-    return dict(zip(GRADIENTS, out, strict=True))
+        raise ValueError(f"out: {gradient} must be None where grad_req is 'null'; got {type(buffer).__name__}")
+    return dict(zip(GRADIENTS, buffers, strict=True))
 
 
 def _checked(
@@ -180,7 +181,7 @@ def _checked(
     values = arguments.one_each("out: dstates", buffers, names, shapes)
     for name, shape, value in zip(names, shapes, values, strict=True):
         checked = arguments.buffer(f"out: {name}", value, spec, shape)
-        if name != "dx" and not checked.flags.c_contiguous:
+        if BACKWARD[name].contiguous and not checked.flags.c_contiguous:
             raise ValueError(f"out: {name} must be contiguous; got strides {checked.strides}")
         arguments.apart(f"out: {name}", checked, taken)
         taken[f"out: {name}"] = (checked,)

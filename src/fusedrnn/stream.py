@@ -38,7 +38,7 @@ class Stream:
     (4, 2, 5)
     """
 
-    def __init__(self, op: RNNOp, params: Array, batch: int, states: Sequence[Array] | None) -> None:
+    def __init__(self, op: RNNOp, params: Array, batch: int, states: Sequence[Array | None] | None) -> None:
         self.op, self.batch = op, batch
         self._params = params
         self.states: tuple[Array, ...] = ()
@@ -63,11 +63,11 @@ class Stream:
         y, self.states, _ = self.op.forward(x, self._params, self.states, out=out)
         return y
 
-    def reset(self, states: Sequence[Array] | None = None) -> None:
+    def reset(self, states: Sequence[Array | None] | None = None) -> None:
         """Begin anew.
 
         Args:
-            states: The states to begin with, each (L, N, H), which are copied; None for zeros.
+            states: The states to begin with, each (L, N, H), which are copied, or None for zeros; None if all are.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.

@@ -19,6 +19,7 @@ from fusedrnn.engine.records import Records, signed
 from fusedrnn.engine.reserve import KeptHere, ReserveLayout
 from fusedrnn.engine.threads import get_num_threads, own_team
 from fusedrnn.gradients import Gradients, plain
+from fusedrnn.operands import BACKWARD, FORWARD, Operand, entries, misplaced
 
 if TYPE_CHECKING:
     from fusedrnn.engine.cpu import CPUEngine
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 States = Sequence[Array | None] | None
 _NO_STATES = (None, None)
+_NO_BUFFERS = (None, None, None)
 
 
 class _Repeated:
@@ -38,10 +40,15 @@ class _Repeated:
         self._dtype = np.dtype(engine.spec.dtype)
 
     def _prepared(
-        self, name: str, made: Records, samples: Sequence[tuple[Any, str, bool]], constants: Mapping[str, int],
-        loose: bool, *, wanted: bool = False, parts: bool = False,
+        self, name: str, made: Records, operands: Mapping[str, Operand], arrays: Sequence[Any],
+        constants: Mapping[str, int], loose: bool, *, ignored: str = "", wanted: bool = False, parts: bool = False,
     ) -> Prepared:  # fmt: skip
+        """What runs a job on arrays like these, one for each operand; the address of ``ignored`` is not used."""
         engine = self._engine
+        samples = [
+            (array, "nothing" if each == ignored else each, operand.written)
+            for (each, operand), array in zip(operands.items(), arrays, strict=True)
+        ]
         entries = engine.spec.layout.by_pass
         return Prepared(
             engine.job(name), made, self._team, engine.workspaces, samples, constants,
@@ -54,9 +61,10 @@ class _Repeated:
         """H and c, None for what is not there; None if there are not as many as there should be."""
         if states is None:
             return _NO_STATES
-        if not isinstance(states, (tuple, list)) or len(states) != self._count:
+        each = entries(states, self._count)
+        if each is None:
             return None
-        return (states[0], states[1]) if self._count > 1 else (states[0], None)
+        return (each[0], each[1]) if self._count > 1 else (each[0], None)
 
     def _final(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
         return tuple([np.empty(shape, self._dtype) for shape in shapes])
@@ -99,17 +107,12 @@ class RepeatedForward(_Repeated):
         # Parameters that are used where the caller has them are one of the arrays; a copy of them is not.
         self._loose, self._given = loose, loose and layout is None
         self._prepared_call = self._prepared(
-            "forward" if layout is None else "training", made,
-            [
-                (x, "x", False), (params, "params" if self._given else "nothing", False),
-                (pair[0], "h0", False), (pair[1], "c0", False),
-                (y, "y", True), (h_n, "h_n", True), (c_n, "c_n", True),
-            ],
+            "forward" if layout is None else "training", made, FORWARD, (x, params, *pair, y, h_n, c_n),
             {
                 **dict(zip(("x_step", "x_row"), x.strides[:2], strict=True)),
                 **dict(zip(("y_step", "y_row"), y.strides[:2], strict=True)),
             },
-            loose,
+            loose, ignored="" if self._given else "params",
         )  # fmt: skip
 
     def __call__(
@@ -119,8 +122,6 @@ class RepeatedForward(_Repeated):
         pair = _NO_STATES if states is None else self._pair(states)
         if pair is None or get_num_threads() != self.threads:
             return None
-        if states is not None and (pair[0] is None or (pair[1] is None and self._count > 1)):
-            return None  # a state alone cannot be left out
         weights = self._weights
         if self._source is not None:
             if params is not self._source:
@@ -179,7 +180,7 @@ class RepeatedBackward(_Repeated):
         self._x = None if gradients.x is None else (steps, batch, engine.spec.input_size)
         self._params = None if gradients.params is None else (engine.spec.layout.size,)
         self._states = None if gradients.states is None else engine.spec.state_shape(batch)
-        self._adding = gradients.add_x or gradients.add_params or gradients.add_states
+        self._requests = gradients.requests
         pair = self._pair(dstates)
         assert pair is not None
         dh0, dc0 = (*(gradients.states or ()), None, None)[:2]
@@ -188,14 +189,8 @@ class RepeatedBackward(_Repeated):
             if array is not None:
                 constants |= dict(zip((f"{name}_step", f"{name}_row"), array.strides[:2], strict=True))
         self._prepared_call = self._prepared(
-            "backward", made,
-            [
-                (dy, "dy", False), (pair[0], "dh_n", False), (pair[1], "dc_n", False),
-                (gradients.x, "dx", True), (gradients.params, "dparams", True),
-                (dh0, "dh0", True), (dc0, "dc0", True),
-            ],
-            constants, not self._packed,
-            wanted=gradients.params is not None, parts=gradients.x is not None,
+            "backward", made, BACKWARD, (dy, *pair, gradients.x, gradients.params, dh0, dc0), constants,
+            not self._packed, wanted=gradients.params is not None, parts=gradients.x is not None,
         )  # fmt: skip
 
     def __call__(
@@ -213,14 +208,12 @@ class RepeatedBackward(_Repeated):
             or plain(request) != self._request
         ):
             return None
-        if out is None:
-            if self._adding:
-                return None
-            out = None, None, None
-        elif not isinstance(out, (tuple, list)) or len(out) != 3:
+        buffers = _NO_BUFFERS if out is None else entries(out, len(_NO_BUFFERS))
+        if buffers is None or misplaced(self._requests, buffers) is not None:
             return None
-        dx, dparams, states = out
-        if (states is not None) and (not isinstance(states, (tuple, list)) or len(states) != self._count):
+        dx, dparams, states = buffers
+        initial = self._pair(states)
+        if initial is None:
             return None
         if dx is None and self._x is not None:
             dx = np.empty(self._x, self._dtype)
@@ -228,7 +221,7 @@ class RepeatedBackward(_Repeated):
             dparams = np.empty(self._params, self._dtype)
         if states is None and self._states is not None:
             states = self._final(self._states)
-        initial = (None, None) if states is None else (states[0], states[1] if self._count > 1 else None)
+            initial = (states[0], states[1]) if self._count > 1 else (states[0], None)
         address = packed.address or packed.matrices[0]
         arrays = (dy, *pair, dx, dparams, *initial)
         if not self._prepared_call.run(arrays, address, here.lease.address, signed(kept.seed)):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fusedrnn import arguments
 from fusedrnn.gradients import put
+from fusedrnn.operands import REQUESTS, Request
 from fusedrnn.operator import RNNOp
-from fusedrnn.requests import REQUESTS, Request, Reserve
+from fusedrnn.requests import Reserve
 from fusedrnn.spec import Array
 
 Asked = Request | Sequence[Request] | Mapping[str, Request]
@@ -166,4 +167,4 @@ def _request(name: str, value: object) -> Request:
         raise TypeError(f"{name} must be one of {', '.join(REQUESTS)}; got {type(value).__name__}")
     if value not in REQUESTS:
         raise ValueError(f"{name} must be one of {', '.join(REQUESTS)}; got {value!r}")
-    return cast(Request, value)
+    return value

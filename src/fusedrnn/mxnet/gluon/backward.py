@@ -9,8 +9,9 @@ import numpy as np
 
 from fusedrnn.mxnet.backward import Asked, Backward, Buffers, by_name
 from fusedrnn.mxnet.gluon.parameter import ParameterDict
+from fusedrnn.operands import REQUESTS
 from fusedrnn.operator import RNNOp
-from fusedrnn.requests import REQUESTS, Reserve
+from fusedrnn.requests import Reserve
 from fusedrnn.spec import Array
 
 Layout = Literal["TNC", "NTC"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from fusedrnn.gradients import put
 from fusedrnn.mxnet.gluon.initializers import Initializer, checked, fill
-from fusedrnn.requests import REQUESTS, Request
+from fusedrnn.operands import REQUESTS, Request
 from fusedrnn.spec import Array, RNNSpec
 
 
