@@ -14,7 +14,7 @@ PACKAGE = Path(fusedrnn.__file__).parent
 # the public names, in __init__.py, stand between what makes them and what is built on them.
 LAYERS = (
     {"config"},
-    {"operands"},
+    {"operands", "scalars"},
     {"symbolic", "gradients", "addresses", "dropout", "constants"},
     {"activations", "tracing"},
     {"derivative"},

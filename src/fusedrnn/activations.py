@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
+from fusedrnn.scalars import as_float
 from fusedrnn.symbolic import (
     Expr,
     absolute,
@@ -87,9 +88,10 @@ class Activation:
                 raise ValueError(f"activations: {self.name} must have no {which}; got {given!r}")
             if isinstance(given, bool) or not isinstance(given, Real):
                 raise TypeError(f"activations: {which} of {self.name} must be a number; got {given!r}")
-            if not math.isfinite(given):
+            number = as_float(f"activations: {which} of {self.name}", given)
+            if not math.isfinite(number):
                 raise ValueError(f"activations: {which} of {self.name} must be finite; got {given!r}")
-            object.__setattr__(self, which, float(given))
+            object.__setattr__(self, which, number)
 
     @property
     def has_corner(self) -> bool:

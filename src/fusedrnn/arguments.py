@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.operands import BACKWARD, FORWARD, Operand, entries, is_sequence
 from fusedrnn.registry import Keep
+from fusedrnn.scalars import shown
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -181,7 +182,7 @@ def seed(value: object) -> int | None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"seed must be an integer or None; got {value!r}")
     if not 0 <= value < 2**64:
-        raise ValueError(f"seed must be from 0 to 2**64 - 1; got {value}")
+        raise ValueError(f"seed must be from 0 to 2**64 - 1; got {shown(value)}")
     return int(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.ma
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -31,8 +32,9 @@ def frozen(params: Array) -> Array:
     Raises:
         TypeError: If ``params`` is not one.
     """
-    if not isinstance(params, np.ndarray) or params.dtype.kind != "f":
-        kind = params.dtype if isinstance(params, np.ndarray) else type(params).__name__
+    is_array = isinstance(params, np.ndarray) and not isinstance(params, numpy.ma.MaskedArray)
+    if not is_array or params.dtype.kind != "f":
+        kind = params.dtype if is_array else type(params).__name__
         raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
     if is_constant(params):
         return params

@@ -18,7 +18,7 @@ from fusedrnn.operands import Request
 from fusedrnn.registry import NEEDS, Choice, Keep
 from fusedrnn.repeats import Repeats
 from fusedrnn.requests import Reserve
-from fusedrnn.spec import RNNSpec, positive_int
+from fusedrnn.spec import RNNSpec, check_bytes, positive_int
 from fusedrnn.stream import Stream
 
 Array = NDArray[Any]
@@ -275,6 +275,7 @@ class RNNOp:
             if getattr(self.spec, name):
                 raise ValueError(f"a stream must be of a network that runs forward alone; got {name}=True")
         batch = positive_int("batch", batch)
+        check_bytes("batch", batch, self.spec.state_shape(batch), self.spec.dtype)
         return Stream(self, frozen(arguments.parameters(params, self.spec)), batch, states)
 
     def reserve_size(self, steps: int, batch: int, reserve: Keep = "gates") -> int:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fusedrnn.activations import ACTIVATIONS, Activation
 from fusedrnn.cells import FAMILIES, Variant, cell_of
 from fusedrnn.layout import ParameterLayout
+from fusedrnn.scalars import as_float, shown
 
 Array = NDArray[Any]
 
@@ -24,6 +26,10 @@ OPTIONS = (
     "bias", "reverse",
 )  # fmt: skip
 """What a spec may ask for beyond the four cells in one direction or two: an engine may lack any of it."""
+MOST_LAYERS = 4096
+"""Layers of a network at most: each takes time and memory before the first call, whatever its sizes."""
+MOST_BYTES = 2**48
+"""Bytes of an array at most: what the addresses of common processors reach."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,8 @@ class RNNSpec:
     Attributes:
         mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
         input_size: I, at least 1.
-        hidden_size: H, at least 1.
-        num_layers: L, at least 1. Layer l > 0 reads the output of layer l - 1.
+        hidden_size: H, at least 1; the parameters must take fewer than 2**48 bytes.
+        num_layers: L, from 1 to 4096. Layer l > 0 reads the output of layer l - 1.
         bidirectional: Whether each layer runs over the sequence both ways, its outputs concatenated.
         dropout: Probability in [0, 1) with which training drops elements between layers. Inference ignores it.
         projection_size: P, the size to which an LSTM's output is projected, below H; None for no projection.
@@ -93,6 +99,7 @@ class RNNSpec:
         self._check_projection()
         self._check_clip()
         self._check_variant()
+        self._check_size()
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -124,6 +131,17 @@ class RNNSpec:
         self._set("state_clip_max", _number("state_clip_max", high))
         if not cast(float, self.state_clip_min) <= cast(float, self.state_clip_max):
             raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
+
+    def _check_size(self) -> None:
+        if self.num_layers > MOST_LAYERS:
+            raise ValueError(f"num_layers must be at most {MOST_LAYERS}; got {self.num_layers}")
+        features = self.input_size + (self.num_layers - 1) * self.output_size + self.num_layers * (self.state_size + 2)
+        elements = self.num_directions * self.num_gates * self.hidden_size * features
+        if elements * np.dtype(self.dtype).itemsize >= MOST_BYTES:
+            raise ValueError(
+                f"input_size, hidden_size and num_layers must make parameters of fewer than {MOST_BYTES} bytes; got "
+                f"{self.input_size}, {self.hidden_size} and {self.num_layers}"
+            )
 
     def _check_variant(self) -> None:
         for name, mode, usual in (("reset_after", "gru", True), ("peepholes", "lstm", False),
@@ -244,12 +262,21 @@ class RNNSpec:
 
 
 def positive_int(name: str, value: object) -> int:
-    """``value`` as an int of at least 1; otherwise the TypeError or ValueError that names the argument ``name``."""
+    """``value`` as an int from 1 to :data:`MOST_BYTES`; else the TypeError or ValueError that names the argument."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
+        raise ValueError(f"{name} must be at least 1; got {shown(value)}")
+    if value > MOST_BYTES:
+        raise ValueError(f"{name} must be at most {MOST_BYTES}; got {shown(value)}")
     return int(value)
+
+
+def check_bytes(name: str, value: int, shapes: Iterable[tuple[int, ...]], dtype: DTypeLike) -> None:
+    """Raise the ValueError that names the argument if arrays of these shapes, which follow from it, are impossible."""
+    item = np.dtype(dtype).itemsize
+    if any(math.prod(shape) * item > MOST_BYTES for shape in shapes):
+        raise ValueError(f"{name} must make arrays of at most {MOST_BYTES} bytes; got {shown(value)}")
 
 
 def _bool(name: str, value: object) -> bool:
@@ -261,10 +288,7 @@ def _bool(name: str, value: object) -> bool:
 def _number(name: str, value: object) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be a number; got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must fit a float; got an integer of {int(value).bit_length()} bits") from None
+    number = as_float(name, value)
     if math.isnan(number):
         raise ValueError(f"{name} must be a number; got nan")
     return number

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fusedrnn.backends.cudnn_operands import Memory, Operands, Places, array_of, flatten, join, places, split
+from fusedrnn.backends.cudnn_operands import (
+    Memory,
+    Operands,
+    Places,
+    array_of,
+    flatten,
+    is_out_of_memory,
+    join,
+    places,
+    split,
+)
 from fusedrnn.backends.cudnn_precision import full_precision
 from fusedrnn.constants import is_constant
 from fusedrnn.gradients import Gradients, put
@@ -157,7 +167,11 @@ class CuDNNEngine:
 
     @contextmanager
     def _ours(self, differentiable: bool) -> Iterator[None]:
-        """Whatever modes the caller is in: a graph or none, no autocast, float32 as such."""
+        """Whatever modes the caller is in: a graph or none, no autocast, float32 as such.
+
+        Raises:
+            MemoryError: If torch has no memory.
+        """
         rounds = self.device.type == "cuda" and self.spec.dtype == "float32"
         with (
             torch.inference_mode(False),
@@ -165,7 +179,12 @@ class CuDNNEngine:
             torch.autocast(self.device.type, enabled=False),
             full_precision if rounds else nullcontext(),
         ):
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise MemoryError(str(error)) from error
+                raise
 
     def _tensor(self, array: Array) -> Tensor:
         """A copy on the device."""

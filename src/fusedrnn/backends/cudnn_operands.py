@@ -138,3 +138,8 @@ def flatten(spec: RNNSpec, weights: Sequence[Tensor]) -> None:
             list(weights), each, spec.input_size, mode, spec.hidden_size, spec.projection_size or 0, spec.num_layers,
             False, spec.bidirectional,
         )  # fmt: skip
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch had no memory for something, on the device or on the processor."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -24,6 +24,7 @@ from fusedrnn.codegen import sync
 from fusedrnn.engine import machine
 from fusedrnn.engine.locks import Lock
 from fusedrnn.engine.workspace import aligned_empty
+from fusedrnn.scalars import shown
 
 # Turns of a waiting loop, 15 ns or more each: an idle thread sleeps after a quarter of a millisecond, one that waits
 # for the other members of its own job a little later. Where there are more threads than processors, nobody spins.
@@ -74,7 +75,7 @@ def _checked(threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
         raise TypeError(f"threads must be an integer; got {threads!r}")
     if not 1 <= threads <= config.MOST_THREADS:
-        raise ValueError(f"threads must be from 1 to {config.MOST_THREADS}; got {threads}")
+        raise ValueError(f"threads must be from 1 to {config.MOST_THREADS}; got {shown(threads)}")
     return int(threads)
 
 

@@ -35,7 +35,10 @@ def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 def _large_pages(size: int) -> Array:
     """Room for so many bytes that begin where a large page does; the system is asked for large ones."""
-    room = mmap.mmap(-1, -(-size // _LARGE_PAGE) * _LARGE_PAGE + _LARGE_PAGE, flags=mmap.MAP_PRIVATE)
+    try:
+        room = mmap.mmap(-1, -(-size // _LARGE_PAGE) * _LARGE_PAGE + _LARGE_PAGE, flags=mmap.MAP_PRIVATE)
+    except (OSError, OverflowError) as error:  # as NumPy has it
+        raise MemoryError(f"Unable to allocate {size} bytes of memory: {error}") from error
     with suppress(OSError):  # a system without them
         room.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(room, np.uint8)

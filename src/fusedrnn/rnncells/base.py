@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fusedrnn.rnncells.checks import Layout, as_asked, check_array, check_like, time_major
-from fusedrnn.spec import Array, positive_int
+from fusedrnn.spec import Array, check_bytes, positive_int
 
 Shapes = dict[str, tuple[int, ...]]
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str})
@@ -88,12 +88,14 @@ class BaseRNNCell(ABC):
 
         Raises:
             TypeError: ``batch_size`` is no integer, or ``dtype`` is no floating type.
-            ValueError: ``batch_size`` is below 1.
+            ValueError: ``batch_size`` is below 1, or too large for any memory.
         """
         batch_size = positive_int("batch_size", batch_size)
         if not np.issubdtype(dtype, np.floating):
             raise TypeError(f"dtype must be a floating type; got {dtype!r}")
-        return [np.zeros(shape, dtype) for shape in self._state_shapes(batch_size)]
+        shapes = list(self._state_shapes(batch_size))
+        check_bytes("batch_size", batch_size, shapes, dtype)
+        return [np.zeros(shape, dtype) for shape in shapes]
 
     def __call__(self, inputs: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
         """One step.

@@ -21,8 +21,8 @@ _OPENCL = "libintelocl.so"
 _MOST_NEEDED = 32
 _VERSION = 3
 
-SUCCESS, UNIMPLEMENTED = 0, 3
-_STATUS = {1: "out of memory", 2: "invalid arguments", UNIMPLEMENTED: "unimplemented", 5: "runtime error"}
+SUCCESS, OUT_OF_MEMORY, UNIMPLEMENTED = 0, 1, 3
+_STATUS = {OUT_OF_MEMORY: "out of memory", 2: "invalid arguments", UNIMPLEMENTED: "unimplemented", 5: "runtime error"}
 SEQUENTIAL, OPENMP, TBB, SYCL = 1, 2, 4, 512
 RUNTIMES = {SEQUENTIAL: "sequential", OPENMP: "OpenMP", TBB: "TBB", SYCL: "SYCL"}
 _CPU = 1
@@ -162,9 +162,12 @@ class Library:
         """Call a function.
 
         Raises:
-            OneDNNError: If it says that it failed.
+            MemoryError: If it says that there is no memory.
+            OneDNNError: If it says that it failed otherwise.
         """
         status = self._functions[name](*arguments)
+        if status == OUT_OF_MEMORY:
+            raise MemoryError(f"oneDNN's dnnl_{name} failed: {_STATUS[status]}")
         if status != SUCCESS:
             raise OneDNNError(f"dnnl_{name}", status)
 

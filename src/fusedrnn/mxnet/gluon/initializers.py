@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn.scalars import as_float
 from fusedrnn.spec import Array
 
 Shape = tuple[int, ...]
@@ -61,7 +62,7 @@ def checked(name: str, value: object) -> Initializer:
         return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be {wanted}; got {value!r}")
-    return float(value)
+    return as_float(name, value)
 
 
 def fill(into: Array, initializer: Initializer, rng: np.random.Generator, name: str) -> None:

@@ -16,7 +16,8 @@ from fusedrnn.mxnet.gluon.parameter import ParameterDict, Store, short_names
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.operator import RNNOp
 from fusedrnn.requests import Reserve
-from fusedrnn.spec import Array, RNNSpec, positive_int
+from fusedrnn.scalars import shown
+from fusedrnn.spec import Array, RNNSpec, check_bytes, positive_int
 
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str, "dtype": str})
 States = Array | Sequence[Array] | None
@@ -126,8 +127,9 @@ class RNNLayer:
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
             raise TypeError(f"batch_size must be an integer; got {batch_size!r}")
         if batch_size < 0:
-            raise ValueError(f"batch_size must be at least 0; got {batch_size}")
+            raise ValueError(f"batch_size must be at least 0; got {shown(batch_size)}")
         shapes, dtype = self._spec.state_shape(int(batch_size)), self._params.store.spec.dtype
+        check_bytes("batch_size", int(batch_size), shapes, dtype)
         return [{"shape": shape, "__layout__": "LNC", "dtype": dtype} for shape in shapes]
 
     def begin_state(self, batch_size: int = 0, func: Callable[..., Array] = np.zeros, **options: Any) -> list[Array]:
