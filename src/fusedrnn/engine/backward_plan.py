@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fusedrnn.codegen.sync import BARRIER_BYTES
 from fusedrnn.codegen.target import Target
 from fusedrnn.engine import plan
+from fusedrnn.engine.benefit import Forecast
 from fusedrnn.engine.geometry import Geometry, lines, skewed
 from fusedrnn.engine.parts import derivative_of
 from fusedrnn.engine.plan import Split
@@ -46,6 +47,7 @@ class BackwardPlan(Split):
     part_size: int
     part_row: int
     size: int
+    forecast: Forecast | None
 
     def __str__(self) -> str:
         return (
@@ -94,6 +96,7 @@ def make_backward_plan(
         progress_at=progress_at, zeroed=team_at, parts_at=parts_at, part_size=part_size, part_row=part_row,
         # What is read past the end of a last row must be there.
         size=lines(parts_at + parts * part_size + 2 * geometry.panel_bytes),
+        forecast=plan.forecast(problem, target, share, share_of(geometry, steps, batch, plan.ALONE), awake),
     )  # fmt: skip
 
 

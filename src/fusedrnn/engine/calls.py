@@ -13,6 +13,7 @@ from fusedrnn.addresses import Strided, Wanted
 from fusedrnn.codegen.target import suited
 from fusedrnn.engine import machine, records
 from fusedrnn.engine.backward_plan import make_backward_plan
+from fusedrnn.engine.benefit import Trends
 from fusedrnn.engine.geometry import Geometry
 from fusedrnn.engine.lengths import Ragged
 from fusedrnn.engine.locks import Lock
@@ -49,6 +50,7 @@ class Calls:
         idle = self.workspaces, self._reserves
         self._plain = is_plain(cell_of(spec.variant))
         self.packer = Packer(spec, self.target, self._geometry, idle)
+        self.trends = Trends()
         self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
         self._jobs: dict[str, machine.Job] = {}
         # That of the last call, since shapes mostly repeat.
@@ -196,6 +198,8 @@ class Calls:
         made = self._planned(name, (*problem, threads), make)
         if made.members < threads:
             made.awake = made.awake or make(threads, awake=True)
+        if made.members > 1 or made.awake is not None:
+            made.alone = made.alone or make(1)
         return made
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
@@ -213,20 +217,28 @@ class Calls:
         params: Sequence[int] = (),
         parts: bool = False,
     ) -> None:
-        """Run a job on the gang, or on this thread alone if the gang is taken or the problem too small for it."""
+        """Run a job on several threads, or on this one alone if the others are taken or not worth their while."""
         job = self._jobs.get(name) or self.job(name)
         team = team or own_team(get_num_threads())
-        began, awake = time.perf_counter(), team.begin()
-        for members in (team.threads, 1):
-            made = self._planned(name, (*problem, members), make)
-            if made.members < members and awake:
-                made.awake = made.awake or make(members, awake=True)
-                made = made.awake
-            if self._execute(job, made, team, values, ragged, params, parts):
-                break
+        awake = team.begin()
+        usual = made = self._planned(name, (*problem, team.threads), make)
+        if made.members < team.threads and awake:
+            usual.awake = made = made.awake or make(team.threads, awake=True)
+        began = time.perf_counter()
+        trend = self.trends.of(name, made.plan.forecast) if made.members > 1 else None
+        forecast = made.plan.forecast
+        if trend is not None and not trend.several(began):
+            usual.alone = made = usual.alone or make(1)
+        if not self._execute(job, made, team, values, ragged, params, parts):
+            trend = None
+            usual.alone = made = usual.alone or make(1)
+            self._execute(job, made, team, values, ragged, params, parts)
+        now = time.perf_counter()
         team.end(made.members)
+        if trend is not None and forecast is not None:
+            trend.note(made.members > 1, now - began, now, forecast)
         if self._debug >= 2:
-            config.report(f"{name} {(time.perf_counter() - began) * 1e6:.1f} us")
+            config.report(f"{name} {(now - began) * 1e6:.1f} us")
 
     def _execute(
         self,

@@ -11,6 +11,7 @@ from math import prod
 
 from fusedrnn.codegen.sync import BARRIER_BYTES, PROGRESS_BYTES
 from fusedrnn.codegen.target import Target, cache_sizes
+from fusedrnn.engine.benefit import Forecast
 from fusedrnn.engine.cost import Machine, compared, predict
 from fusedrnn.engine.geometry import Geometry, lines, skewed
 from fusedrnn.engine.problem import Grid, Problem, Share
@@ -20,6 +21,7 @@ _DEFAULT_L2 = 1 << 20
 _ROWS_IN_A_CHUNK = 96
 # Chunks that a sequence has at least where layers run side by side.
 _CHUNKS_AT_LEAST = 16
+ALONE: Grid = (1, 1, 1)
 _forced: ContextVar[Grid | None] = ContextVar("fusedrnn_grid", default=None)
 
 
@@ -33,6 +35,7 @@ class Split:
     batch: int
     grid: Grid
     progress_at: int
+    forecast: Forecast | None
 
     @property
     def members(self) -> int:
@@ -77,6 +80,7 @@ class Plan(Split):
     scratch_at: int
     between_at: tuple[int, int]
     size: int
+    forecast: Forecast | None
 
     @property
     def zeroed(self) -> int:
@@ -139,6 +143,7 @@ def make_plan(
         progress_at=progress_at, states_at=states_at, scratch_at=scratch_at,
         between_at=(between, between + layer_bytes),
         size=between + buffers * layer_bytes,
+        forecast=forecast(problem, target, share, share_of(geometry, steps, batch, ALONE), awake),
     )  # fmt: skip
 
 
@@ -158,7 +163,7 @@ def grids(spec: RNNSpec, batch: int, threads: int, unit_groups: int) -> list[Gri
     Rows and units are split in groups whose numbers are powers of two, or as many as there are threads for. Of a
     network of one direction layers may run side by side, each some steps behind the one below.
     """
-    found = {(1, 1, 1): None}
+    found = {ALONE: None}
     for passes in {1, min(spec.num_directions if spec.bidirectional else spec.num_layers, threads)}:
         left = threads // passes
         some = {1 << power for power in range(left.bit_length())} | {left}
@@ -180,6 +185,14 @@ def choose_grid(
     machine = Machine.of(target)
     shares = [share(grid) for grid in choices]
     return min(shares, key=lambda one: compared(one, predict(problem, one, machine, awake=awake))).grid
+
+
+def forecast(problem: Problem, target: Target, share: Share, alone: Share, awake: bool) -> Forecast | None:
+    """What the cost model expects of a plan and of one thread; None if it is for one thread, or was forced."""
+    if share.members == 1 or _forced.get() is not None:
+        return None
+    machine = Machine.of(target)
+    return Forecast(*(predict(problem, each, machine, awake=awake).total for each in (share, alone)))
 
 
 def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:

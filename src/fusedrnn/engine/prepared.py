@@ -6,7 +6,8 @@ call hands over its arrays as they are; if any is not alike, nothing has happene
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.codegen.serving import BLOCK, SLOT
 from fusedrnn.engine import machine, objects
+from fusedrnn.engine.benefit import Forecast, Trend
 from fusedrnn.engine.records import OBJECTS, Records
 from fusedrnn.engine.threads import Team, hired, permitted, returned
 from fusedrnn.engine.workspace import Workspaces
@@ -33,6 +35,7 @@ class Prepared:
         made: Its records, and if it may be called with threads awake, those for that too.
         team: The threads for it.
         workspaces: Where it gets its scratch.
+        trend: What calls of a forecast have shown of several threads.
         samples: The arrays in the order in which they will come, None for those that will be None: the value that each
             one's address is, and whether it is written to.
         constants: Values that are the same at every call.
@@ -51,6 +54,7 @@ class Prepared:
         made: Records,
         team: Team,
         workspaces: Workspaces,
+        trend: Callable[[Forecast | None], Trend | None],
         samples: Sequence[tuple[Any, str, bool]],
         constants: Mapping[str, int],
         *,
@@ -90,6 +94,9 @@ class Prepared:
         }  # fmt: skip
         self._now = self._block(made)
         self._awake = self._now if made.awake is None else self._block(made.awake)
+        self._alone = self._now if made.alone is None else self._block(made.alone)
+        self._forecast = (made.awake if made.awake is not None else made).plan.forecast
+        self._trend = trend(self._forecast)
 
     def _block(self, made: Records) -> tuple[Array, int, int, int]:
         """The block of these records, where it is, their members and their workspace's size."""
@@ -110,6 +117,11 @@ class Prepared:
         """
         team = self._team
         _, block, members, size = self._awake if team.begin() else self._now
+        trend = self._trend if members > 1 else None
+        if trend is not None:
+            began = perf_counter()
+            if not trend.several(began):
+                _, block, members, size = self._alone
         scratch = self._workspaces.take(size)
         if members == 1:
             ran = self._serve(block, scratch.address, arrays, 0, weights, reserve, seed)
@@ -126,4 +138,7 @@ class Prepared:
                 returned(permit)
         self._workspaces.give(scratch)
         team.end(members)
+        if trend is not None and self._forecast is not None and ran:
+            now = perf_counter()
+            trend.note(members > 1, now - began, now, self._forecast)
         return bool(ran)

@@ -68,6 +68,7 @@ class Records:
         plan: The same.
         members: Threads at work.
         awake: The same problem's if threads are awake; None if that has not been looked at.
+        alone: The same problem's for one thread; likewise.
         place: The number of each value, of the spare ones too.
         objects_at: Where the workspace has room for the extents of a call's arrays.
         records_at: Where the records go.
@@ -86,6 +87,7 @@ class Records:
     ) -> None:
         self.plan, self.members, self._constants = plan, plan.members, constants
         self.awake: Records | None = None
+        self.alone: Records | None = None
         known = (*names, "workspace", "records", "parts")
         self.place = {name: number for number, name in enumerate((*known, *SPARE))}
         self._values = struct.Struct(f"{len(known)}q")

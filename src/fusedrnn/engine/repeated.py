@@ -51,7 +51,8 @@ class _Repeated:
         ]
         entries = engine.spec.layout.by_pass
         return Prepared(
-            engine.job(name), made, self._team, engine.workspaces, samples, constants,
+            engine.job(name), made, self._team, engine.workspaces,
+            lambda forecast: engine.trends.of(name, forecast), samples, constants,
             loose=f"given {entries[0].name}" if loose else "",
             wanted=entries[0].name if wanted else "",
             offsets=engine.packer.offsets, parts=parts,
