@@ -198,7 +198,7 @@ class Calls:
         made = self._planned(name, (*problem, threads), make)
         if made.members < threads:
             made.awake = made.awake or make(threads, awake=True)
-        if made.members > 1 or made.awake is not None:
+        if (made.awake or made).plan.forecast is not None:
             made.alone = made.alone or make(1)
         return made
 
