@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fusedrnn import config
 
 # Calls above this forecast on one thread stay as planned: a trial of them would cost too much.
 _LONGEST_CALL = 20e-3
-# Calls more late than in time before a trial; one that takes several times its forecast counts as several.
+# Calls more late than in time before a trial; one that takes several times as long counts as several.
 _LATE = 4
-# Calls of each kind in a trial: at least, if all of one kind are twice as fast as those of the other, and at most.
-_FEWEST, _MOST, _CLEAR = 2, 5, 2.0
+# Calls that a trial is compared with. Calls of a trial; fewer are enough if all are twice as slow as any of the others,
+# or as fast.
+_RECENT, _CALLS, _FEWEST, _CLEAR = 8, 5, 2, 2.0
+# Seconds at the start of a trial that do not count: threads that have no work yet, or none any more, spin or wake up.
+_SETTLING = 1e-3
 # How many times as fast several threads must be, as in the cost model.
 _WORTH = 1.1
 # Seconds between two trials; they double while the verdict stays. A trial takes at most 1/50 of the time.
@@ -35,64 +40,78 @@ class Forecast(NamedTuple):
 class Trend:
     """What calls of about one length have shown.
 
-    Calls run on several threads until some have taken longer than one thread is forecast to take. Then a trial follows:
-    calls run on one thread and on several in turn, and the medians decide. After a pause there is another trial if one
-    thread has won, or when calls are late again.
+    Calls run on several threads until some have taken longer than one thread takes: by its forecast, later by the
+    fastest call there has been. Then a trial follows: some calls run on one thread, and their median is compared with
+    that of the calls before. If one thread has won, calls on several threads are tried after a pause.
 
     Threads may call at once: what they overwrite of each other costs time, and nothing else.
 
     Attributes:
-        sharing: Whether calls use several threads, but for trials.
+        sharing: Whether calls use several threads; those of a trial do not if others do.
     """
 
-    __slots__ = ("_late", "_pause", "_resume", "_samples", "sharing")
+    __slots__ = ("_alone", "_late", "_pause", "_recent", "_resume", "_settled", "_trial", "sharing")
 
     def __init__(self) -> None:
         self.sharing = True
         self._late = 0
         self._pause, self._resume = _PAUSE, 0.0
-        # Durations in a trial, in units of the forecast: on one thread, on several.
-        self._samples: tuple[list[float], list[float]] | None = None
+        # Durations, in units of the forecast for one thread: the least on one thread, the last ones, those of a trial.
+        self._alone = 1.0
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._trial: list[float] | None = None
+        self._settled = 0.0
 
     def several(self, now: float) -> bool:
         """Whether a call that begins now is to use several threads; ``now`` in seconds."""
-        if self._samples is None and not self.sharing and now >= self._resume:
-            self._samples = [], []
-        samples = self._samples
-        return self.sharing if samples is None else len(samples[1]) < len(samples[0])
+        if self._trial is None and not self.sharing and now >= self._resume:
+            self._start(now)
+        return self.sharing is (self._trial is None)
+
+    def _start(self, now: float) -> None:
+        self._settled = now + _SETTLING
+        self._trial = []
 
     def note(self, several: bool, seconds: float, now: float, forecast: Forecast) -> None:
         """A call has ended: on how many threads, how long it took, when, and its forecast."""
-        samples = self._samples
-        if samples is not None:
-            samples[several].append(seconds / forecast.alone)
-            if _is_decided(*samples):
-                self._decide(*samples, now, forecast)
-        elif several and seconds <= forecast.alone:
-            self._late = max(0, self._late - 1)
-        elif several and now >= self._resume:
-            self._late += min(_LATE, int(seconds / forecast.alone))
-            if self._late >= _LATE:
-                self._samples = [], []
+        took, trial = seconds / forecast.alone, self._trial
+        if several is not self.sharing:
+            if trial is not None and now - seconds >= self._settled:
+                trial.append(took)
+                if _is_decided(trial, self._recent):
+                    self._decide(trial, now, forecast)
+        elif trial is None:
+            self._recent.append(took)
+            if several:
+                self._count_late(took, now)
 
-    def _decide(self, alone: list[float], several: list[float], now: float, forecast: Forecast) -> None:
+    def _count_late(self, took: float, now: float) -> None:
+        if took <= self._alone:
+            self._late = max(0, self._late - 1)
+        elif now >= self._resume:
+            self._late += min(_LATE, int(took / self._alone))
+            if self._late >= _LATE:
+                self._start(now)
+
+    def _decide(self, trial: list[float], now: float, forecast: Forecast) -> None:
+        alone, several = (trial, [*self._recent]) if self.sharing else ([*self._recent], trial)
         sharing = statistics.median(several) * _WORTH <= statistics.median(alone)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE) if sharing is self.sharing else _PAUSE
-        if sharing is not self.sharing and config.debug() >= 1:
-            threads = "several threads" if sharing else "one thread"
-            config.report(f"calls of about {forecast.alone * 1e6:.0f} us run on {threads} from now on")
-        took = (sum(alone) + sum(several)) * forecast.alone
-        self._resume = now + max(self._pause, _TRIAL_SHARE * took)
-        self.sharing, self._late, self._samples = sharing, 0, None
+        self._resume = now + max(self._pause, _TRIAL_SHARE * sum(trial) * forecast.alone)
+        if sharing is not self.sharing:
+            self._recent = deque(trial, maxlen=_RECENT)
+            if config.debug() >= 1:
+                threads = "several threads" if sharing else "one thread"
+                config.report(f"calls of about {forecast.alone * 1e6:.0f} us run on {threads} from now on")
+        self.sharing, self._alone, self._late, self._trial = sharing, min(alone), 0, None
 
 
-def _is_decided(alone: list[float], several: list[float]) -> bool:
+def _is_decided(trial: list[float], recent: Sequence[float]) -> bool:
     """Whether a trial has gone on for long enough."""
-    calls = min(len(alone), len(several))
-    if calls < _FEWEST:
-        return False
-    clear = min(several) > _CLEAR * max(alone) or min(alone) > _CLEAR * max(several)
-    return clear or calls >= _MOST
+    if len(trial) < _FEWEST or not recent:
+        return len(trial) >= _CALLS
+    clear = min(trial) > _CLEAR * max(recent) or min(recent) > _CLEAR * max(trial)
+    return clear or len(trial) >= _CALLS
 
 
 class Trends:
