@@ -19,6 +19,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from fusedrnn import config
+from fusedrnn.codegen import sources
 from fusedrnn.codegen.target import Target
 
 cache_directory = config.cache_directory
@@ -56,7 +57,8 @@ def load(name: str, target: Target, build: Callable[[], ir.Module], needs: Seque
 def fetch(name: str, target: Target, build: Callable[[], ir.Module]) -> bytes:
     """The object file of that name for that target: from the disk if it is there, else what ``build`` makes."""
     folder = config.cache_directory()
-    path = folder / f"{name}-{target.name}-{_key(name, target)}.o" if folder else None
+    key = _key(name, target) if folder else None
+    path = folder / f"{name}-{target.name}-{key}.o" if folder and key else None
     image = _read(path) if path and config.debug() < 3 else None
     if image is not None:
         return image
@@ -109,20 +111,13 @@ def _machine(target: Target) -> llvm.TargetMachine:
     )
 
 
-@lru_cache(maxsize=1)
-def _sources() -> bytes:
-    """A hash of this package's own sources: any of them may change the code that it generates."""
-    total = hashlib.sha256()
-    package = Path(__file__).resolve().parent.parent
-    for folder in ("", "codegen", "engine"):
-        for path in sorted((package / folder).glob("*.py")):
-            total.update(path.name.encode() + b"\0" + path.read_bytes())
-    return total.digest()
-
-
-def _key(name: str, target: Target) -> str:
+def _key(name: str, target: Target) -> str | None:
+    """A hash of what the code depends on; None where that is not known."""
+    emitters = sources.digest()
+    if emitters is None:
+        return None
     version = f"{llvmlite.__version__} {llvm.llvm_version_info} {llvm.get_process_triple()}"
-    return hashlib.sha256(_sources() + f"{name} {target} {version}".encode()).hexdigest()[:32]
+    return hashlib.sha256(emitters + f"{name} {target} {version}".encode()).hexdigest()[:32]
 
 
 def _read(path: Path) -> bytes | None:
