@@ -43,7 +43,7 @@ def kernel_cache(tmp_path_factory, worker_id):
     base = tmp_path_factory.getbasetemp()
     # Processes that share the tests out share it.
     folder = (base if worker_id == "master" else base.parent) / "kernels"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
         for name in ("FUSEDRNN_TARGET", "FUSEDRNN_DEBUG", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS"):
