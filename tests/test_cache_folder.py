@@ -8,11 +8,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from answering import TARGET, Builder, answer
-from fusedrnn import config
+from fusedrnn import RNNOp, RNNSpec, config
 from fusedrnn.codegen import cache, folder
+from fusedrnn.engine import machine
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no owners and modes here to be checked")
 as_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="only root can give files away")
@@ -184,6 +186,36 @@ def test_a_folder_that_becomes_unsafe_while_it_is_opened(kept, monkeypatch):
     monkeypatch.setattr(folder, "_resolved", changed_afterwards)
     with pytest.raises(folder.UntrustedError, match="every user"):
         folder.Folder(kept)
+
+
+def test_one_warning_for_all_kernels(kept):
+    """A call needs half a dozen, and gives right results without any of them on disk."""
+    kept.chmod(0o777)
+    spec = RNNSpec("rnn_relu", 2, 3)
+    x, params = np.ones((1, 1, 2), np.float32), np.ones(spec.layout.size, np.float32)
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(RuntimeWarning, match=str(kept)) as said:
+        patch.setattr(machine, "_job", machine._job.__wrapped__)
+        patch.setattr(machine, "_packing", machine._packing.__wrapped__)
+        y, _, _ = RNNOp(spec).forward(x, params)
+    assert len(said) == 1
+    assert y.tolist() == [[[4.0, 4.0, 4.0]]]
+
+
+def test_a_system_without_owners(kept, monkeypatch):
+    """As Windows: nothing is checked there, and files are named by their paths."""
+    monkeypatch.setattr(folder, "_POSIX", False)
+    assert load() == PLANTED
+    file = the_file(kept)
+    file.write_bytes(b"damaged")
+    build = Builder(OWN)
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [OWN, OWN]
+    assert build.calls == 1
+    monkeypatch.setattr(cache, "_MOST_FILES", 1)
+    cache.load("other", TARGET, Builder())
+    assert the_file(kept).name.startswith("other-")
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(kept / "new" / "deep"))
+    assert load() == OWN
+    assert the_file(kept / "new" / "deep")
 
 
 @pytest.mark.parametrize("mode", [0o660, 0o606])

@@ -171,7 +171,7 @@ def _warn_memory_only(path: Path, error: UntrustedError) -> None:
     config.warn_once(
         str(path),
         f"fusedrnn keeps compiled kernels in memory and loads none from {path}, where another user could have placed "
-        f"code: {error}. FUSEDRNN_CACHE_DIR names another folder; if it is empty there is none and no warning.",
+        f"code: {error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an empty string.",
     )
 
 
