@@ -274,10 +274,10 @@ def test_temporary_files_of_killed_processes_go(five_old):
 
 
 def test_names_of_all_files_are_known_as_ours(folder):
-    """Whatever is compiled, pruning recognises it, and what it is written as first."""
+    """Pruning recognises a kernel's file, and what it is written as first, that of an unusual cell too."""
     RNNOp(RNNSpec("rnn_relu", 3, 4, gate_clip=2.0)).compile()
     written = [path.name for path in folder.iterdir()]
-    assert len(written) > 4
+    assert written
     for name in written:
         assert cache._OBJECT.fullmatch(name)
         assert cache._TEMPORARY.fullmatch(name.removesuffix(".o") + ".0123456789abcdef.tmp")

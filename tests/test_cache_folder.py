@@ -287,8 +287,9 @@ def test_the_umask_does_not_matter(tmp_path, monkeypatch, mask):
 
 def test_the_effective_user_counts(kept, monkeypatch):
     """Of a process with another user's rights; its own files are foreign to it then."""
-    monkeypatch.setattr(os, "geteuid", lambda: OTHER_USER)
-    assert_refused("", f"and this process runs as user {OTHER_USER}")
+    other = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: other)
+    assert_refused("", f"and this process runs as user {other}")
 
 
 @pytest.mark.parametrize(
@@ -349,7 +350,8 @@ def test_other_users_processes(kept, tmp_path):
             path.chmod(path.stat().st_mode | stat.S_IXOTH)
     for path in (kept.parent, kept, the_file(kept)):
         os.chown(path, OTHER_USER, OTHER_USER)
-    paths = os.pathsep.join((str(Path(__file__).parent), str(Path(config.__file__).parents[1])))
+    tests, sources = str(Path(__file__).parent), str(Path(config.__file__).parents[1])
+    paths = os.pathsep.join((tests, sources, os.environ.get("PYTHONPATH", "")))
     for user, expected, warned in ((OTHER_USER, PLANTED, False), (OTHER_USER + 1, OWN, True)):
         kept.parent.chmod(0o755)
         kept.chmod(0o755)

@@ -72,7 +72,7 @@ def test_any_of_them_matters(monkeypatch, name):
 def test_files_that_changed_after_the_import(monkeypatch):
     """As when the package is upgraded beneath a running process: what it emits is not what the files say."""
     assert sources.digest.__wrapped__()
-    newest = max(path.stat().st_ctime for path in FILES.values())
+    newest = max(FILES[name].stat().st_ctime for name in sources._modules())
     monkeypatch.setattr(sources, "_IMPORTED_AT", newest - 1)
     assert sources.digest.__wrapped__() is None
 
@@ -207,9 +207,10 @@ def archive(tree):
 
 
 def digests(path, program=PROGRAM, **environment):
+    search = os.pathsep.join((str(path), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(path)],
-        env={**os.environ, "PYTHONPATH": str(path), **environment}, cwd=path.parent, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": search, **environment}, cwd=path.parent, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
