@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+import process_state
 from fusedrnn.codegen import target as targets
 from fusedrnn.engine import backward_plan, plan, threads, workspace
+
+process_state.reset()
 
 # How long an example takes is no property of the code under test.
 settings.register_profile("fusedrnn", deadline=None)
@@ -46,8 +49,6 @@ def kernel_cache(tmp_path_factory, worker_id):
     folder.mkdir(0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
-        for name in ("FUSEDRNN_TARGET", "FUSEDRNN_DEBUG", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS"):
-            patch.delenv(name, raising=False)
         yield folder
 
 
