@@ -17,6 +17,8 @@ _TERMINAL = (
     "COLUMNS", "LINES", "TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE",
     "TTY_INTERACTIVE",
 )  # fmt: skip
+# What a child that is a Python of its own makes of warnings and assertions.
+_PYTHON = "PYTHONWARNINGS", "PYTHONOPTIMIZE"
 _UMASK = 0o022
 
 
@@ -25,7 +27,7 @@ def reset() -> None:
     _reset_signals()
     os.umask(_UMASK)
     for name in list(os.environ):
-        if name != "FUSEDRNN_ONEDNN" and (name.startswith(_PREFIXES) or name in _TERMINAL):
+        if name != "FUSEDRNN_ONEDNN" and (name.startswith(_PREFIXES) or name in _TERMINAL + _PYTHON):
             del os.environ[name]
 
 

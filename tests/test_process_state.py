@@ -12,8 +12,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing of this
 # What a runner may do before it starts the tests: a background job of a script ignores SIGINT.
 START = """
 import os, signal, sys
-for name in sys.argv[1].split():
-    signal.signal(getattr(signal, name), signal.SIG_IGN)
+for name in ("SIGINT", "SIGTERM", "SIGCHLD", "SIGHUP"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN if name in sys.argv[1] else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
 os.umask(0o777)
 os.environ.update({"OMP_NUM_THREADS": "1", "FUSEDRNN_TARGET": "generic", "COLUMNS": "10", "FUSEDRNN_ONEDNN": "kept"})
