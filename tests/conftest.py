@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+import process_state
 from fusedrnn.codegen import target as targets
 from fusedrnn.engine import backward_plan, plan, threads, workspace
+
+process_state.reset()
 
 # How long an example takes is no property of the code under test.
 settings.register_profile("fusedrnn", deadline=None)
@@ -43,11 +46,9 @@ def kernel_cache(tmp_path_factory, worker_id):
     base = tmp_path_factory.getbasetemp()
     # Processes that share the tests out share it.
     folder = (base if worker_id == "master" else base.parent) / "kernels"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
-        for name in ("FUSEDRNN_TARGET", "FUSEDRNN_DEBUG", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS"):
-            patch.delenv(name, raising=False)
         yield folder
 
 

@@ -376,6 +376,17 @@ def test_environments_are_built_once_and_a_failure_stops_no_other(tmp_path, monk
     assert "'three'" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_no_environment_stays(tmp_path, monkeypatch):
+    """FUSEDRNN_PEERS may name a folder that holds a user's own, under a library's name."""
+    monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path))
+    own = tmp_path / "mine" / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    with pytest.raises(RuntimeError, match="mine is no virtual environment; move it, or set FUSEDRNN_PEERS"):
+        Environment("mine", ()).build()
+    assert own.read_text() == "mine"
+
+
 def test_a_workers_python_is_not_led_to_ours(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "somewhere")
     assert "PYTHONPATH" not in config.child_environment({})

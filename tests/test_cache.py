@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,33 +13,11 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
+from answering import TARGET, Builder, answer
 from fusedrnn import RNNOp, RNNSpec, config
-from fusedrnn.codegen import cache
+from fusedrnn.codegen import cache, sources
 from fusedrnn.codegen import target as targets
 from fusedrnn.codegen.build import Declared, Function, Signature
-
-TARGET = targets.available()[0]
-
-
-class Builder:
-    """Builds ``answer(into)``, which writes a number, and counts how often it had to."""
-
-    def __init__(self, number=42):
-        self.number, self.calls = number, 0
-
-    def __call__(self):
-        self.calls += 1
-        module = ir.Module("answer")
-        f = Function(module, "answer", ["into"], exported=True)
-        f.store(self.number, f.arguments[0])
-        f.done()
-        return module
-
-
-def answer(code):
-    into = np.zeros(1, np.int64)
-    ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address("answer"))(into.ctypes.data)
-    return into[0]
 
 
 @pytest.fixture
@@ -94,11 +73,13 @@ def test_code_that_calls_other_code(folder):
 DAMAGE = {
     "empty": lambda content: b"",
     "truncated": lambda content: content[:-1],
-    "no more than its digest": lambda content: content[:32],
-    "half a digest": lambda content: content[:16],
+    "no more than its seal": lambda content: content[: len(cache._FORMAT) + 32],
+    "half a digest": lambda content: content[: len(cache._FORMAT) + 16],
     "longer": lambda content: content + b"\0",
     "a bit in the code": lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
-    "a bit in the digest": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "a bit in the format": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "a bit in the digest": lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
+    "the format of earlier versions": lambda content: hashlib.sha256(content[55:]).digest() + content[55:],
     "zeros": lambda content: bytes(len(content)),
     "text": lambda content: b"no machine code",
 }
@@ -114,6 +95,31 @@ def test_damaged_files_are_remade(folder, damage):
     assert answer(cache.load("answer", TARGET, build)) == 42
     assert build.calls == 2
     assert the_file(folder).read_bytes() == good
+
+
+def test_a_file_under_another_name_is_remade(folder):
+    """Another kernel's file, as good as it is, is not this kernel's: by name, by target, by key."""
+    others = [("other", TARGET), ("answer", targets.emulated(TARGET))]
+    for name, target in others:
+        cache.load(name, target, Builder(1))
+    other_files = [path.read_bytes() for path in folder.iterdir()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "digest", lambda: b"another version")
+        cache.load("answer", TARGET, Builder(1))
+    other_files += [path.read_bytes() for path in folder.iterdir() if path.read_bytes() not in other_files]
+    assert len(set(other_files)) == 3
+
+    for path in folder.iterdir():
+        path.unlink()
+    build = Builder(2)
+    cache.load("answer", TARGET, build)
+    path = the_file(folder)
+    good = path.read_bytes()
+    for content in other_files:
+        path.write_bytes(content)
+        assert answer(cache.load("answer", TARGET, build)) == 2
+        assert path.read_bytes() == good
+    assert build.calls == 4
 
 
 def test_a_folder_in_place_of_the_file(folder):
@@ -143,27 +149,27 @@ def test_read_only_folder(folder):
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("call", ["mkstemp", "replace"])
+@pytest.mark.parametrize("call", ["mkdir", "replace", "fdopen"])
 def test_a_disk_that_refuses(folder, monkeypatch, call):
     """As a read-only folder does, or a full disk; whoever runs the tests."""
 
     def refuse(*args, **options):
         raise PermissionError(13, "refused")
 
-    monkeypatch.setattr(cache.tempfile if call == "mkstemp" else cache.os, call, refuse)
+    monkeypatch.setattr(os, call, refuse)
     assert answer(cache.load("answer", TARGET, Builder())) == 42
-    assert not list(folder.iterdir())
+    assert not folder.exists() or not list(folder.iterdir())
 
 
 def test_no_home(monkeypatch):
     """A user without a home folder, as in some containers, has no cache: that costs time, nothing else."""
 
-    def homeless():
+    def homeless(path):
         raise RuntimeError("Could not determine home directory.")
 
     for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config.Path, "home", homeless)
+    monkeypatch.setattr(config.Path, "expanduser", homeless)
     assert config.cache_directory() is None
     assert answer(cache.load("answer", TARGET, Builder())) == 42
 
@@ -199,39 +205,82 @@ def test_key_holds_what_makes_the_code(folder, monkeypatch, what):
     elif what == "llvm":
         monkeypatch.setattr(cache.llvm, "llvm_version_info", (1, 2, 3))
     else:
-        monkeypatch.setattr(cache, "_sources", lambda: b"other sources")
+        monkeypatch.setattr(sources, "digest", lambda: b"other sources")
     cache.load("answer", TARGET, build)
     assert build.calls == 2
     assert len(list(folder.iterdir())) == 2
 
 
-def test_sources_are_all_that_matter():
-    """The hash changes with any of the files that code is made from."""
-    package = cache.Path(cache.__file__).parent.parent
-    read = cache.Path.read_bytes
-    plain = cache._sources.__wrapped__()
-    for name in ("cells.py", "symbolic.py", "codegen/vector.py", "codegen/tile.py", "engine/forward.py"):
-        changed = package / name
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                cache.Path, "read_bytes", lambda path, changed=changed: read(path) + (b"#" if path == changed else b"")
-            )
-            assert cache._sources.__wrapped__() != plain, name
+def test_without_a_key_nothing_is_kept(folder, monkeypatch):
+    """Where it is not known what the code depends on, any file may be stale."""
+    monkeypatch.setattr(sources, "digest", lambda: None)
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert build.calls == 2 and not folder.exists()
 
 
-def test_pruning(folder, monkeypatch):
-    """The oldest files go when there are many; what is no file of ours stays."""
-    monkeypatch.setattr(cache, "_MOST_FILES", 3)
+KEY = "0123456789abcdef" * 2
+NAME = f"old{{}}-generic-{KEY}.o"
+FOREIGN = ["notes.txt", "user.o", "main-avx2.o", f"main-{KEY}.o", f"x-y-{KEY}1.o", "left1xyz.tmp", f"{KEY}.tmp"]
+
+
+@pytest.fixture
+def five_old(folder):
+    """A folder with five old files of ours, of 1000 bytes, the first the youngest, and a few that are not ours."""
     folder.mkdir(parents=True)
-    (folder / "notes.txt").write_text("mine")
     for age in range(5):
-        (folder / f"old{age}.o").write_bytes(b"old")
-        os.utime(folder / f"old{age}.o", (1000 - age, 1000 - age))
+        (folder / NAME.format(age)).write_bytes(bytes(1000))
+        os.utime(folder / NAME.format(age), (1000 - age, 1000 - age))
+    for name in FOREIGN:
+        (folder / name).write_bytes(bytes(1000))
+        os.utime(folder / name, (1, 1))
+    (folder / NAME.format("folder")).mkdir()
+    (folder / NAME.format("link")).symlink_to(folder / "notes.txt")
+    return folder
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MOST_FILES", 3), ("_MOST_BYTES", 2999)])
+def test_pruning(five_old, monkeypatch, limit, value):
+    """The oldest of our files go when there are many or when they are large; what is no file of ours stays."""
+    monkeypatch.setattr(cache, limit, value)
     cache.load("answer", TARGET, Builder())
-    left = sorted(path.name for path in folder.iterdir())
-    assert len(left) == 4
-    assert left[0].startswith("answer-")
-    assert left[1:] == ["notes.txt", "old0.o", "old1.o"]
+    (ours,) = five_old.glob("answer-*")
+    stay = {ours.name, *FOREIGN, *(NAME.format(which) for which in (0, 1, "folder", "link"))}
+    assert {path.name for path in five_old.iterdir()} == stay
+
+
+def test_the_file_just_written_stays(five_old, monkeypatch):
+    """Even if it alone is larger than all may be, and if the clock says that it is the oldest."""
+    monkeypatch.setattr(cache, "_MOST_BYTES", 1)
+    monkeypatch.setattr(cache, "_MOST_FILES", 1)
+    for path in five_old.iterdir():
+        os.utime(path, (2**33, 2**33), follow_symlinks=False)
+    cache.load("answer", TARGET, Builder())
+    left = {path.name for path in five_old.iterdir()} - {*FOREIGN, NAME.format("folder"), NAME.format("link")}
+    assert len(left) == 1 and left.pop().startswith("answer-")
+
+
+def test_temporary_files_of_killed_processes_go(five_old):
+    """Those of this version and of earlier ones, once no process can still be writing them."""
+    stem = NAME.format(7).removesuffix(".o")
+    stale = [f"{stem}.0123456789abcdef.tmp", f"{stem}k3_x9abc.tmp"]
+    for name in stale:
+        (five_old / name).touch()
+        os.utime(five_old / name, (1000, 1000))
+    (five_old / f"{stem}.fedcba9876543210.tmp").touch()
+    before = {path.name for path in five_old.iterdir()}
+    cache.load("answer", TARGET, Builder())
+    assert before - {path.name for path in five_old.iterdir()} == set(stale)
+
+
+def test_names_of_all_files_are_known_as_ours(folder):
+    """Pruning recognises a kernel's file, and what it is written as first, that of an unusual cell too."""
+    RNNOp(RNNSpec("rnn_relu", 3, 4, gate_clip=2.0)).compile()
+    written = [path.name for path in folder.iterdir()]
+    assert written
+    for name in written:
+        assert cache._OBJECT.fullmatch(name)
+        assert cache._TEMPORARY.fullmatch(name.removesuffix(".o") + ".0123456789abcdef.tmp")
 
 
 def test_unknown_function(folder):

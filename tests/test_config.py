@@ -8,6 +8,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, config
+from fusedrnn.backends.onednn import library
 from fusedrnn.codegen import target as targets
 from fusedrnn.engine import machine, threads
 
@@ -162,7 +163,59 @@ def test_opencl_is_told_of_a_driver_for_a_while(monkeypatch, tmp_path):
 
 
 def test_the_path_of_onednn(monkeypatch, tmp_path):
+    """A bare name is a file of the current folder: the system's loader would look for it in folders of its own."""
     monkeypatch.delenv("FUSEDRNN_ONEDNN", raising=False)
     assert config.onednn() is None
     monkeypatch.setenv("FUSEDRNN_ONEDNN", f" {tmp_path / 'libdnnl.so.3'} ")
     assert config.onednn() == tmp_path / "libdnnl.so.3"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FUSEDRNN_ONEDNN", "libdnnl.so.3")
+    assert config.onednn() == tmp_path / "libdnnl.so.3"
+
+
+def test_a_home_that_does_not_exist(monkeypatch):
+    """What is asked for by name is refused by name; the cache is done without, see test_cache_folder."""
+    monkeypatch.setenv("FUSEDRNN_PEERS", "~no-such-user-at-all/peers")
+    with pytest.raises(ValueError, match=r"FUSEDRNN_PEERS must be .*'~no-such-user-at-all/peers'"):
+        config.peers_directory()
+    monkeypatch.setenv("FUSEDRNN_ONEDNN", "~no-such-user-at-all/libdnnl.so.3")
+    with pytest.raises(ImportError, match=r"FUSEDRNN_ONEDNN must be .*~no-such-user-at-all/libdnnl\.so\.3"):
+        library.find()
+
+
+HOMES = {
+    "linux": ("XDG_CACHE_HOME", ".cache"),
+    "win32": ("LOCALAPPDATA", "AppData/Local"),
+    "darwin": (None, "Library/Caches"),
+}
+
+
+@pytest.mark.parametrize("platform", HOMES)
+def test_the_cache_folder_by_default(monkeypatch, tmp_path, platform):
+    """Where the system's custom has it; what is relative would depend on where a program is started, and is ignored."""
+    variable, below_home = HOMES[platform]
+    monkeypatch.setattr(config.sys, "platform", platform)
+    monkeypatch.setattr(config, "warn_once", None)
+    for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.cache_directory() == tmp_path / below_home / "fusedrnn"
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path / "own"))
+        assert config.cache_directory() == tmp_path / "own" / "fusedrnn"
+        for relative in ("", "own", "."):
+            monkeypatch.setenv(variable, relative)
+            assert config.cache_directory() == tmp_path / below_home / "fusedrnn"
+    for home in ("own", "."):
+        monkeypatch.setenv("HOME", home)
+        assert config.cache_directory() is None
+
+
+def test_a_warning_is_given_once(monkeypatch):
+    """For each cause, whatever it says; and an error made of it does not come back at every call."""
+    monkeypatch.setattr(config, "_warned", set())
+    for cause in ("a", "b"):
+        with pytest.warns(RuntimeWarning, match=f"^first {cause}$") as said:
+            config.warn_once(cause, f"first {cause}")
+            config.warn_once(cause, "second")
+        assert len(said) == 1

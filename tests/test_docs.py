@@ -16,7 +16,7 @@ from fusedrnn.onnx import layers as onnx_layers
 from fusedrnn.onnx import read
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_snippets_of_the_readme_run_in_order():

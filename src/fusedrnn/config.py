@@ -5,7 +5,8 @@
     ``NAME-emulated``.
     Default: the widest that the processor has.
 ``FUSEDRNN_CACHE_DIR``
-    Folder for compiled kernels; empty keeps none on disk. Default: ``fusedrnn`` in the user's cache folder.
+    Folder for compiled kernels; empty keeps none on disk. Default: ``fusedrnn`` in the user's cache folder, which
+    ``XDG_CACHE_HOME`` names where that is the custom. A folder that another user owns or can write to is not used.
 ``FUSEDRNN_DEBUG``
     0 nothing (default), 1 the plan of each new problem, 2 also the time of each phase, 3 also LLVM IR as it is
     compiled, 4 also assembly; to stderr.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,32 +39,62 @@ def target() -> str:
 
 
 def cache_directory() -> Path | None:
-    """Where compiled kernels are kept, or None to keep none."""
+    """Where compiled kernels are kept, or None to keep none. A path that cannot be used is warned about, once."""
     given = os.environ.get("FUSEDRNN_CACHE_DIR")
     if given is not None:
-        return Path(given).expanduser() if given.strip() else None
+        if not given.strip():
+            return None
+        path = _expanded(given)
+        if path is None:
+            warn_once(
+                given,
+                f"fusedrnn keeps compiled kernels in memory: FUSEDRNN_CACHE_DIR is {given!r}, and that user has no "
+                "home folder. Set it to the path of a folder of your own, or to an empty string.",
+            )
+        return path
+    if sys.platform == "win32":
+        base = _absolute("LOCALAPPDATA") or _expanded("~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = _expanded("~/Library/Caches")
+    else:
+        base = _absolute("XDG_CACHE_HOME") or _expanded("~/.cache")
+    # Without a home folder, as in some containers, or with one that depends on where the process runs, there is none.
+    return base / "fusedrnn" if base and base.is_absolute() else None
+
+
+def _absolute(name: str) -> Path | None:
+    """A variable's path; None if it is relative, which the XDG Base Directory Specification says to ignore."""
+    path = Path(os.environ.get(name, ""))
+    return path if path.is_absolute() else None
+
+
+def _expanded(given: str) -> Path | None:
+    """The path with ``~`` and ``~user`` replaced; None where that user has no home folder."""
     try:
-        if sys.platform == "win32":
-            base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = str(Path.home() / "Library" / "Caches")
-        else:
-            base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError:  # a user without a home, as in some containers
+        return Path(given).expanduser()
+    except RuntimeError:
         return None
-    return Path(base) / "fusedrnn"
 
 
 def peers_directory() -> Path:
-    """Where the environments of the libraries that benchmarks compare with are, or are to be built."""
+    """Where the environments of the libraries that benchmarks compare with are, or are to be built.
+
+    Raises:
+        ValueError: If the variable begins with the home folder of a user who has none.
+    """
     given = os.environ.get("FUSEDRNN_PEERS", "").strip()
-    return Path(given).expanduser().absolute() if given else Path(__file__).resolve().parents[2] / ".peers"
+    if not given:
+        return Path(__file__).resolve().parents[2] / ".peers"
+    path = _expanded(given)
+    if path is None:
+        raise ValueError(f"FUSEDRNN_PEERS must be a folder's path; got {given!r}, and that user has no home folder")
+    return path.absolute()
 
 
 def onednn() -> Path | None:
-    """``FUSEDRNN_ONEDNN`` as a path, or None."""
+    """``FUSEDRNN_ONEDNN`` as an absolute path, or None: a bare name is a file here, not a library to be looked up."""
     given = os.environ.get("FUSEDRNN_ONEDNN", "").strip()
-    return Path(given).expanduser() if given else None
+    return (_expanded(given) or Path(given)).absolute() if given else None
 
 
 @contextmanager
@@ -110,6 +142,16 @@ def num_threads() -> int:
     # OpenMP's variable may hold a list, one number for each nesting level: the first is ours.
     shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return min(int(shared), MOST_THREADS) if shared.isdecimal() and int(shared) > 0 else processors()
+
+
+def warn_once(cause: str, message: str) -> None:
+    """Warn of something that costs time and does no other harm; once in a process for each cause."""
+    if cause not in _warned:
+        _warned.add(cause)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+_warned: set[str] = set()
 
 
 def report(message: str) -> None:

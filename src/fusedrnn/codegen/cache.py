@@ -1,15 +1,17 @@
 """Machine code: compiled from a module, kept on disk between runs, loaded into the process.
 
-A file in the cache is named by a hash of everything its code depends on and begins with a hash of the rest of itself:
-whatever is damaged, half written or unreadable is compiled again. Files are written under another name and then
-renamed, so that two processes may write at once. A folder that cannot be written costs time, nothing else.
+A file in the cache is named by a hash of everything its code depends on. It begins with a hash of that name and of the
+rest of itself: what is damaged, half written, unreadable or another file's content is compiled again. Files are written
+under another name and then renamed, so that two processes may write at once. Only a folder that no other user can write
+to is used, see :mod:`fusedrnn.codegen.folder`; where there is none, kernels stay in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import re
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +21,23 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from fusedrnn import config
+from fusedrnn.codegen import sources
+from fusedrnn.codegen.folder import Folder, UntrustedError
 from fusedrnn.codegen.target import Target
 
 cache_directory = config.cache_directory
 
+_FORMAT = b"fusedrnn object file 2\n"
 _DIGEST = hashlib.sha256().digest_size
+# Files of this package, finished or being written; anything else in the folder is left alone.
+_OBJECT = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\.o")
+_TEMPORARY = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\w*(\.\w+)?\.tmp")
 # Enough for dozens of cells in every dtype on every target; the oldest go first. Most files have 10 to 30 KB.
 _MOST_FILES = 1024
+_MOST_BYTES = 256 << 20
+_LARGEST_FILE = 64 << 20
+# Seconds. Writing a file takes milliseconds: one that is older was left by a process that was killed.
+_STALE = 3600.0
 
 
 class MachineCode:
@@ -55,14 +67,15 @@ def load(name: str, target: Target, build: Callable[[], ir.Module], needs: Seque
 
 def fetch(name: str, target: Target, build: Callable[[], ir.Module]) -> bytes:
     """The object file of that name for that target: from the disk if it is there, else what ``build`` makes."""
-    folder = config.cache_directory()
-    path = folder / f"{name}-{target.name}-{_key(name, target)}.o" if folder else None
-    image = _read(path) if path and config.debug() < 3 else None
-    if image is not None:
-        return image
-    image = compile_module(build(), target)
-    if path:
-        _write(path, image)
+    path = config.cache_directory()
+    key = _key(name, target) if path else None
+    if path is None or key is None:
+        return compile_module(build(), target)
+    file = f"{name}-{target.name}-{key}.o"
+    image = _read(path, file) if config.debug() < 3 else None
+    if image is None:
+        image = compile_module(build(), target)
+        _write(path, file, image)
     return image
 
 
@@ -109,49 +122,70 @@ def _machine(target: Target) -> llvm.TargetMachine:
     )
 
 
-@lru_cache(maxsize=1)
-def _sources() -> bytes:
-    """A hash of this package's own sources: any of them may change the code that it generates."""
-    total = hashlib.sha256()
-    package = Path(__file__).resolve().parent.parent
-    for folder in ("", "codegen", "engine"):
-        for path in sorted((package / folder).glob("*.py")):
-            total.update(path.name.encode() + b"\0" + path.read_bytes())
-    return total.digest()
-
-
-def _key(name: str, target: Target) -> str:
+def _key(name: str, target: Target) -> str | None:
+    """A hash of what the code depends on; None where that is not known."""
+    emitters = sources.digest()
+    if emitters is None:
+        return None
     version = f"{llvmlite.__version__} {llvm.llvm_version_info} {llvm.get_process_triple()}"
-    return hashlib.sha256(_sources() + f"{name} {target} {version}".encode()).hexdigest()[:32]
+    return hashlib.sha256(emitters + f"{name} {target} {version}".encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> bytes | None:
+def _seal(file: str, image: bytes) -> bytes:
+    """What a file begins with: no content passes for that of a file with another name."""
+    return _FORMAT + hashlib.sha256(file.encode() + b"\0" + image).digest()
+
+
+def _read(path: Path, file: str) -> bytes | None:
+    content = None
     try:
-        content = path.read_bytes()
+        with Folder(path) as folder:
+            try:
+                content = folder.read(file, _LARGEST_FILE)
+            except UntrustedError as error:
+                config.warn_once(str(path), f"fusedrnn compiles a kernel again that it does not load: {error}.")
+    except UntrustedError as error:
+        _warn_memory_only(path, error)
     except OSError:
         return None
-    digest, image = content[:_DIGEST], content[_DIGEST:]
-    return image if image and hashlib.sha256(image).digest() == digest else None
+    if content is None:
+        return None
+    seal, image = content[: len(_FORMAT) + _DIGEST], content[len(_FORMAT) + _DIGEST :]
+    return image if image and seal == _seal(file, image) else None
 
 
-def _write(path: Path, image: bytes) -> None:
+def _write(path: Path, file: str, image: bytes) -> None:
+    temporary = f"{file.removesuffix('.o')}.{os.urandom(8).hex()}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(image).digest() + image)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        _prune(path.parent)
+        with Folder(path, make=True) as folder:
+            folder.write(file, temporary, _seal(file, image) + image)
+            _prune(folder, file)
+    except UntrustedError as error:
+        _warn_memory_only(path, error)
     except OSError:
         # Nothing is lost but time: the code in hand is good.
         return
 
 
-def _prune(folder: Path) -> None:
-    files = sorted(folder.glob("*.o"), key=lambda path: path.stat().st_mtime)
-    for path in files[:-_MOST_FILES]:
-        path.unlink(missing_ok=True)
+def _warn_memory_only(path: Path, error: UntrustedError) -> None:
+    config.warn_once(
+        str(path),
+        f"fusedrnn keeps compiled kernels in memory and loads none from {path}, where another user could have placed "
+        f"code: {error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an empty string.",
+    )
+
+
+def _prune(folder: Folder, written: str) -> None:
+    """Remove the oldest files that exceed the limits, but not the one just written, and temporary files left over."""
+    objects, now = [], time.time()
+    for name, status in folder.files():
+        if _TEMPORARY.fullmatch(name):
+            if now - status.st_mtime > _STALE:
+                folder.remove(name)
+        elif _OBJECT.fullmatch(name) and name != written:
+            objects.append((status.st_mtime, status.st_size, name))
+    number, size = 1, 0
+    for _, its_size, name in sorted(objects, reverse=True):
+        number, size = number + 1, size + its_size
+        if number > _MOST_FILES or size > _MOST_BYTES:
+            folder.remove(name)

@@ -49,8 +49,10 @@ class Environment:
         """Make it anew.
 
         Raises:
-            RuntimeError: With the last lines of what failed.
+            RuntimeError: With the last lines of what failed, or if its folder holds something else, which stays.
         """
+        if self.folder.exists() and not (self.folder / "pyvenv.cfg").is_file():
+            raise RuntimeError(f"{self.folder} is no virtual environment; move it, or set FUSEDRNN_PEERS")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         _run(sys.executable, "-m", "venv", str(self.folder))
