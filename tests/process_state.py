@@ -2,7 +2,7 @@
 
 A background job of a script ignores SIGINT, and its children ignore it too. Other runners ignore or block other
 signals, or set a umask and variables that libraries read. Tests see none of it. ``FUSEDRNN_ONEDNN`` stays: it says what
-to test.
+to test. So does what chooses OpenBLAS's kernels: some of its builds compute wrong results on some processors without it.
 """
 
 import os
@@ -11,7 +11,7 @@ import signal
 # Python itself ignores the first two; nohup ignores the third, so that tests outlive a terminal.
 _LEFT_IGNORED = {getattr(signal, name, None) for name in ("SIGPIPE", "SIGXFSZ", "SIGHUP")}
 # By how their names begin: how many threads there are and what they do, what this package is told to do.
-_PREFIXES = "FUSEDRNN_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_"
+_PREFIXES = "FUSEDRNN_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_NUM_THREADS"
 # What a terminal is like, as rich and click want to know.
 _TERMINAL = (
     "COLUMNS", "LINES", "TERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE",
