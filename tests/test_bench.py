@@ -20,7 +20,7 @@ from fusedrnn.bench.data import Batch, Workload, load, parameters, text, text_in
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.mxnet_page import NAMES, published_percent
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import LONG, SHORT, VERY_LONG, Timing, alternate
 from fusedrnn.bench.tolerance import (
     difference,

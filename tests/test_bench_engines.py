@@ -14,7 +14,7 @@ from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.peers.table import failures
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan
+from fusedrnn.bench.rows import Plan
 from fusedrnn.bench.tables import engines_table, summary
 from fusedrnn.cli import bench
 from fusedrnn.cli.app import app

@@ -29,7 +29,7 @@ from fusedrnn.bench.peers.problems import read_results, write_problem
 from fusedrnn.bench.peers.process import PeerError, PeerProcess
 from fusedrnn.bench.peers.table import failures, rivals_table
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.tables import duration, summary
 from fusedrnn.bench.timing import LATENCY, LONG, LostError, Timing, alternate
 from fusedrnn.cli.bench import make_plan

@@ -25,7 +25,7 @@ from fusedrnn.bench.plots.labels import Label
 from fusedrnn.bench.plots.svg import markup
 from fusedrnn.bench.ranking import OURS, best_other, over_best
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.bench.traffic import intensity, least_bytes
 from fusedrnn.spec import MODES

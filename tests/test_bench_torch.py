@@ -20,7 +20,7 @@ from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import lengths, workload
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.cli.bench import make_plan
 from fusedrnn.spec import MODES

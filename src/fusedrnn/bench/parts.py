@@ -1,0 +1,74 @@
+"""Slow calls measured on the first of their time steps: each step takes the same time, so that a few say it of all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fusedrnn.bench.timing import Call, Clock
+
+SLOW = 6.0
+"""Seconds from which on a call is measured on a part of its steps."""
+
+PART = 2.0
+"""Seconds that a call of so many steps is to take."""
+
+FEW, SOME, FEWEST = 2, 4, 10
+"""Steps of the calls that tell what a call takes besides its steps, and about what a step takes; and of a part."""
+
+PROBES = 2
+"""Calls of each of the first two numbers of steps, of which the faster counts."""
+
+RUNS = 2
+"""Calls in a turn of a part: it is short beside the whole calls that it takes turns with."""
+
+@dataclass(frozen=True)
+class Part:
+    """A call of the first ``steps`` of ``total`` time steps, that stands for the call of all.
+
+    Attributes:
+        call: What runs so many steps.
+        steps: Their number, more than :data:`FEW`.
+        total: Steps of the call that it stands for.
+        few: Seconds of a call of :data:`FEW` steps, with all that is done once in a call.
+    """
+
+    call: Call
+    steps: int
+    total: int
+    few: float
+    runs: int = RUNS
+
+    def whole(self, seconds: float) -> float:
+        """Seconds of a call of all steps, if the part takes these."""
+        return self.few + (self.total - FEW) * max(seconds - self.few, 0.0) / (self.steps - FEW)
+
+
+def part_of(call_of: Callable[[int], Call], total: int, clock: Clock = time.perf_counter) -> Part | None:
+    """The part to measure of a call of ``total`` steps; None if the whole call is short enough.
+
+    Args:
+        call_of: Makes the call of the first so many steps.
+        total: All steps.
+        clock: Seconds.
+    """
+    if total <= FEWEST:
+        return None
+    few, some = (_least(call_of(steps), clock) for steps in (FEW, SOME))
+    # Of a step by the difference, but for noise: what is done once in a call is no more than half of this call.
+    step = max((some - few) / (SOME - FEW), some / SOME / 2)
+    if few + (total - FEW) * step < SLOW:
+        return None
+    steps = max(FEWEST, round(PART / step))
+    return None if steps >= total else Part(call_of(steps), steps, total, few)
+
+
+def _least(call: Call, clock: Clock) -> float:
+    """Seconds of the faster of some runs."""
+    seconds = []
+    for _ in range(PROBES):
+        began = clock()
+        call()
+        seconds.append(clock() - began)
+    return min(seconds)
