@@ -16,7 +16,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import config
-from fusedrnn.bench import contenders, runner
+from fusedrnn.bench import contenders, peaks, runner
 from fusedrnn.bench.cases import Case
 from fusedrnn.bench.computed import FUSED
 from fusedrnn.bench.contenders import PHASES
@@ -33,6 +33,7 @@ from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.tables import duration, summary
 from fusedrnn.bench.timing import LATENCY, LONG, LostError, Timing, alternate
 from fusedrnn.cli.bench import make_plan
+from fusedrnn.engine.peak import PeakSample
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Case("small-test", 5, 3, 4, 6)
@@ -85,7 +86,8 @@ def workers(tmp_path, monkeypatch):
     peers["absent"] = Peer("absent", Environment("absent", ("absent==1",)), "with_absent")
     monkeypatch.setattr(process, "WORKERS", folder)
     monkeypatch.setattr(team, "PEERS", peers)
-    monkeypatch.setattr(runner, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path / "peers"))
     return peers
 
@@ -408,7 +410,8 @@ def repository(tmp_path_factory):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_another_revision_runs_beside_this_one(repository, monkeypatch, phase):
-    monkeypatch.setattr(runner, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     other = revision.find("HEAD~1", repository)
     plan = Plan([SMALL], ["lstm"], [PHASES[phase]], revisions=(other,), budget=0.0)
     (row,) = runner.run(plan)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from fusedrnn.bench.timing import Call, Clock
 
-SLOW = 6.0
+SLOW = 3.0
 """Seconds from which on a call is measured on a part of its steps."""
 
-PART = 2.0
+PART = 1.5
 """Seconds that a call of so many steps is to take."""
 
 FEW, SOME, FEWEST = 2, 4, 10

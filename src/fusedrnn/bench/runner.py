@@ -79,15 +79,13 @@ def _in_turns(
     part = None
     if NON_FUSED in calls and not plan.full:
         part = _part(groups[0][0], groups[0][1][NON_FUSED])
-    once = [NON_FUSED, "reference"]
     if part:
         calls[NON_FUSED] = part
         row = replace(row, parts={NON_FUSED: part.steps})
-        once.remove(NON_FUSED)
     pause = PAUSE if NON_FUSED in calls or plan.backends else NO_PAUSE
 
     def take_turns() -> tuple[dict[str, Timing], dict[str, Any]]:
-        return alternate(calls, plan.budget, once=once, pause=pause, before_turn=peak.sample)
+        return alternate(calls, plan.budget, once=(NON_FUSED, "reference"), pause=pause, before_turn=peak.sample)
 
     row, results = _plausible(row, peak, take_turns)
     for each, contenders in groups:

@@ -118,8 +118,8 @@ def bench(
     With --backends the operator takes turns with itself on other engines, in this process, on the same threads.
 
     Contenders take turns, each runs at least twice, and medians are shown; of the network cell by cell also half the
-    distance between its fastest and its slowest run, as ±. Where that network would take more than six seconds it is
-    measured on its first steps, as many as take about two seconds, and the table says on how many; the operator always
+    distance between its fastest and its slowest run, as ±. Where that network would take more than three seconds it is
+    measured on its first steps, as many as take one or two seconds, and the table says on how many; the operator always
     runs all of them. With --full both do, but one that takes ten seconds or more runs once only. The two tables take
     less than six minutes on two slow cores.
     """

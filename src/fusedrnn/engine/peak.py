@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from fusedrnn.codegen.peak import (
 )
 from fusedrnn.codegen.record import Record
 from fusedrnn.codegen.sync import BARRIER_BYTES
-from fusedrnn.codegen.target import current
+from fusedrnn.codegen.target import Target, current
 from fusedrnn.engine import machine
 from fusedrnn.engine.threads import Team
 from fusedrnn.engine.workspace import aligned_empty
@@ -78,8 +79,7 @@ def sample_peak(dtype: str, threads: int) -> PeakSample:
         RuntimeError: If another call has the threads.
     """
     target = current()
-    code = machine.load(f"peak_{dtype}", target, lambda: build_peak(dtype, target))
-    job = machine.function(code, "peak", 2)
+    job = _peak_job(dtype, target)
     results = aligned_empty(((threads + 1) * RESULT_BYTES,), np.uint8)
     results[:] = 0
     timed = _Timed(PEAK, threads, results=results.ctypes.data)
@@ -89,6 +89,12 @@ def sample_peak(dtype: str, threads: int) -> PeakSample:
         seconds = timed.run(job)
         samples.append(PeakSample(operations / seconds / 1e9, is_spread(_processors(results, threads), threads)))
     return max(samples, key=lambda each: (each.spread, each.gflops))
+
+
+@lru_cache(maxsize=8)
+def _peak_job(dtype: str, target: Target) -> machine.Job:
+    code = machine.load(f"peak_{dtype}", target, lambda: build_peak(dtype, target))
+    return machine.function(code, "peak", 2)
 
 
 def _processors(results: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:
