@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import fusedrnn
 from fusedrnn import reference
@@ -262,7 +263,7 @@ def test_a_part_takes_turns_with_whole_calls_and_is_told_as_a_whole():
     timings, results = alternate({"A": part, "B": clock.call("B", 20.0)}, 1.0, once=["A"], pause=0, clock=clock)
     name = str(part.steps)
     assert clock.log == [name, name, "B", name, name, "B"]
-    assert timings["A"].seconds == pytest.approx((30.0,) * 4) and timings["B"].seconds == (20.0, 20.0)
+    assert timings["A"].seconds == pytest.approx((30.0,) * 4) and timings["B"].seconds == pytest.approx((20.0, 20.0))
     assert results["A"] == 5
 
 
@@ -627,6 +628,18 @@ def test_tables_have_the_published_form():
     assert columns[1] == ["50.00"] * 4 and columns[2] == ["200.00"] * 4 and columns[3] == ["400.00%"] * 4
     assert columns[4] == ["210.98%", "305.87%", "296.92%", "193.33%"]
     assert list(deep.columns[4].cells) == ["287.67%", "333.33%", "329.53%", "267.71%"]
+
+
+def test_tables_fit_a_terminal_of_80_columns():
+    seconds = {NON_FUSED: (0.1, 0.08), FUSED: (0.025, 0.026)}
+    rows = [
+        replace(measured(CASES[name], mode, seconds, phase), parts={NON_FUSED: 150})
+        for name in ("ds2", "ds2-5bi")
+        for mode in NAMES
+        for phase in PHASES
+    ]
+    for table in tables.tables(rows, (NON_FUSED, FUSED)):
+        assert Console(width=200).measure(table).maximum <= 80
 
 
 def test_training_stands_below_inference():

@@ -28,7 +28,7 @@ STEPS = Column("steps\nof it", lambda row: _steps_run(row, NON_FUSED))
 """On how many of the steps the non-fused network was measured; only where that was not on all, in some row."""
 RATES = (
     Column("Non-\nFusedRNN\nsamples/sec", lambda row: f"{number(row.rate(NON_FUSED))}{_deviation(row, NON_FUSED)}"),
-    Column("FusedRNN\nsamples/sec", lambda row: number(row.rate(FUSED))),
+    Column("FusedRNN\nsamples/\nsec", lambda row: number(row.rate(FUSED))),
     Column("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
 )
 PUBLISHED = Column("on\nMXNet's\npage", lambda row: percent(published(row), of=100.0))
