@@ -15,6 +15,7 @@ from rich.console import Console
 import fusedrnn
 from fusedrnn import reference
 from fusedrnn.bench import checks, contenders, peaks, plots, runner, tables
+from fusedrnn.bench import tolerance as tolerances
 from fusedrnn.bench.cases import CASES, ODD_SIZES, Case
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH, phase_named
 from fusedrnn.bench.data import Batch, Workload, load, parameters, text, text_input, workload
@@ -287,7 +288,7 @@ def test_a_row_says_on_how_many_steps_its_baseline_was_measured(known_peak, slow
     assert "(measured on 3 of 6 steps)" in tables.summary(row)
     table = tables.tables([row], plan.contenders())[0]
     cells = {column.header: list(column.cells) for column in table.columns}
-    assert cells["steps\nof it"] == ["3/6"] and "±" in cells["Non-\nFusedRNN\nsamples/sec"][0]
+    assert cells["steps\nrun"] == ["3"] and "±" in cells["Non-\nFusedRNN\nsamples/sec"][0]
     [line] = tables.parts_said([row])
     assert line.startswith("non-fused measured on 3 of 6 steps in 1 of 1 rows") and "--full" in line
     figures = report(plan, [row])
@@ -351,6 +352,19 @@ def test_a_difference_is_located():
     assert difference(actual, expected, 0.1, 0.1) == "[0, 1] is nan instead of 0"
     assert difference(expected, expected, 0.1, 0.1) is None
     assert difference(expected[:1], expected, 0.1, 0.1) == "shape (1, 3) instead of (2, 3)"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_difference_is_found_in_every_block(place):
+    size = 2 * tolerances._BLOCK + 5
+    index = (0, tolerances._BLOCK, size - 1)[place]
+    expected = np.ones((1, size))
+    actual = expected.astype(np.float32)
+    assert difference(actual, expected, 0.0, 0.1) is None
+    for value in (1.2, np.nan, np.inf):
+        actual[0, index] = value
+        assert f"[0, {index}] is {value:.9g}"[:9] in (difference(actual, expected, 0.0, 0.1) or "")
+    assert difference(np.empty((0, 3)), np.empty((0, 3)), 0.0, 0.0) is None
 
 
 # Rows

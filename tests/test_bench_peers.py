@@ -31,7 +31,7 @@ from fusedrnn.bench.peers.table import failures, rivals_table
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.tables import duration, summary
-from fusedrnn.bench.timing import LATENCY, LONG, LostError, Timing, alternate
+from fusedrnn.bench.timing import LATENCY, VERY_LONG, LostError, Timing, alternate
 from fusedrnn.cli.bench import make_plan
 from fusedrnn.engine.peak import PeakSample
 
@@ -330,9 +330,9 @@ def test_a_call_elsewhere_reports_its_own_seconds():
 
 
 def test_a_long_call_elsewhere_counts_from_its_load():
-    far = Far(2 * LONG, 1.0)
+    far = Far(VERY_LONG, 1.0)
     timings, _ = alternate({"far": far}, 0.0, once=["far"], pause=0.0)
-    assert timings["far"].seconds == (2 * LONG,) and not far.asked
+    assert timings["far"].seconds == (VERY_LONG,) and not far.asked
 
 
 def test_a_lost_call_does_not_end_the_others():

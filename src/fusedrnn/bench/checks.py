@@ -109,7 +109,8 @@ def _gradient_difference(work: Workload, steps: int, one: Array, other: Array, s
     spec = work.spec
     if spec.variant.has_corners:
         return norm_difference(one, other, sides * kink_tolerance(spec.dtype, spec))
-    rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, float(np.max(np.abs(other))))
+    largest = float(np.maximum(np.max(other), -np.min(other)))
+    rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, largest)
     return difference(one, other, sides * rtol, sides * atol)
 
 

@@ -24,7 +24,7 @@ class Column:
     figure: Callable[[Row], str]
 
 
-STEPS = Column("steps\nof it", lambda row: _steps_run(row, NON_FUSED))
+STEPS = Column("steps\nrun", lambda row: str(row.parts.get(NON_FUSED, row.case.T)))
 """On how many of the steps the non-fused network was measured; only where that was not on all, in some row."""
 RATES = (
     Column("Non-\nFusedRNN\nsamples/sec", lambda row: f"{number(row.rate(NON_FUSED))}{_deviation(row, NON_FUSED)}"),
@@ -111,10 +111,6 @@ def _deviation(row: Row, who: str) -> str:
     """How far the fastest and the slowest sample are from their middle, as a part of the median."""
     deviation = row.timings[who].deviation
     return "" if deviation is None else f" ±{100 * deviation:.0f}%"
-
-
-def _steps_run(row: Row, who: str) -> str:
-    return f"{row.parts.get(who, row.case.T)}/{row.case.T}"
 
 
 def parts_said(rows: Sequence[Row]) -> list[str]:
