@@ -254,7 +254,7 @@ def test_noise_does_not_make_a_slow_call_look_short():
     seconds = {2: 9.0, 4: 1.0}
     part = part_of(lambda steps: clock.call(str(steps), seconds.get(steps, 0.25 * steps)), 300, clock)
     assert part is not None and FEWEST <= part.steps < 300
-    assert part.whole(1.0) >= 0
+    assert part.whole(2.0) > 2.0 * 300 / part.steps / 2
 
 
 def test_a_part_takes_turns_with_whole_calls_and_is_told_as_a_whole():
@@ -276,6 +276,7 @@ def slow_baseline(monkeypatch):
         return Part(call_of(3), 3, total, 0.0)
 
     monkeypatch.setattr(runner, "part_of", part)
+    monkeypatch.setattr(runner, "PAUSE", 0.0)
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -363,7 +364,7 @@ def test_a_difference_is_found_in_every_block(place):
     assert difference(actual, expected, 0.0, 0.1) is None
     for value in (1.2, np.nan, np.inf):
         actual[0, index] = value
-        assert f"[0, {index}] is {value:.9g}"[:9] in (difference(actual, expected, 0.0, 0.1) or "")
+        assert (difference(actual, expected, 0.0, 0.1) or "").startswith(f"[0, {index}] is ")
     assert difference(np.empty((0, 3)), np.empty((0, 3)), 0.0, 0.0) is None
 
 

@@ -93,7 +93,7 @@ from fusedrnn.engine import peak
 seen = []
 known = peak.is_spread
 peak.is_spread = lambda processors, threads: seen.append(processors.tolist()) or known(processors, threads)
-samples = [peak.sample_peak("float32", 2) for _ in range(100)]
+samples = [peak.sample_peak("float32", 2) for _ in range(30)]
 print(json.dumps({"seen": seen, "spread": [sample.spread for sample in samples]}))
 """
 
@@ -160,6 +160,7 @@ def sampled(monkeypatch):
 
         monkeypatch.setattr(peaks, "sample_peak", sample)
         monkeypatch.setattr(peaks, "measure_peak", measure)
+        monkeypatch.setattr(runner, "PAUSE", 0.0)
         return log
 
     return told

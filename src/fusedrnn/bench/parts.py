@@ -23,6 +23,7 @@ PROBES = 2
 RUNS = 2
 """Calls in a turn of a part: it is short beside the whole calls that it takes turns with."""
 
+
 @dataclass(frozen=True)
 class Part:
     """A call of the first ``steps`` of ``total`` time steps, that stands for the call of all.
@@ -42,7 +43,7 @@ class Part:
 
     def whole(self, seconds: float) -> float:
         """Seconds of a call of all steps, if the part takes these."""
-        return self.few + (self.total - FEW) * max(seconds - self.few, 0.0) / (self.steps - FEW)
+        return seconds + (self.total - self.steps) * _of_a_step(self.few, seconds, self.steps)
 
 
 def part_of(call_of: Callable[[int], Call], total: int, clock: Clock = time.perf_counter) -> Part | None:
@@ -56,12 +57,19 @@ def part_of(call_of: Callable[[int], Call], total: int, clock: Clock = time.perf
     if total <= FEWEST:
         return None
     few, some = (_least(call_of(steps), clock) for steps in (FEW, SOME))
-    # Of a step by the difference, but for noise: what is done once in a call is no more than half of this call.
-    step = max((some - few) / (SOME - FEW), some / SOME / 2)
+    step = _of_a_step(few, some, SOME)
     if few + (total - FEW) * step < SLOW:
         return None
     steps = max(FEWEST, round(PART / step))
     return None if steps >= total else Part(call_of(steps), steps, total, few)
+
+
+def _of_a_step(few: float, more: float, steps: int) -> float:
+    """Seconds of a step, from those of a call of :data:`FEW` steps and of one of more.
+
+    What is done once in a call is no more than half of the longer one, so that noise cannot make steps look free.
+    """
+    return max((more - few) / (steps - FEW), more / steps / 2)
 
 
 def _least(call: Call, clock: Clock) -> float:
