@@ -257,6 +257,14 @@ def test_noise_does_not_make_a_slow_call_look_short():
     assert part.whole(2.0) > 2.0 * 300 / part.steps / 2
 
 
+def test_a_short_disturbance_does_not_make_a_call_slow():
+    clock = Clock()
+    disturbed = {4: 0.3}
+    part = part_of(lambda steps: clock.call(str(steps), 0.001 * steps + disturbed.get(steps, 0.0)), 300, clock)
+    assert part is None
+    assert clock.log == ["2", "2", "4", "4", "16", "16"]
+
+
 def test_a_part_takes_turns_with_whole_calls_and_is_told_as_a_whole():
     clock = Clock()
     part = part_of(steps_of(clock, 0.1), 300, clock)

@@ -15,10 +15,14 @@ PART = 1.5
 """Seconds that a call of so many steps is to take."""
 
 FEW, SOME, FEWEST = 2, 4, 10
-"""Steps of the calls that tell what a call takes besides its steps, and about what a step takes; and of a part."""
+"""Steps of the call that tells what a call takes besides its steps, of the first that tells about what a step takes,
+and of a part at least."""
 
 PROBES = 2
-"""Calls of each of the first two numbers of steps, of which the faster counts."""
+"""Calls of each number of steps that tells these times, of which the faster counts."""
+
+_GROWTH = 4
+"""How many times as many steps the next of those calls has, until it takes such a part of a part's time."""
 
 RUNS = 2
 """Calls in a turn of a part: it is short beside the whole calls that it takes turns with."""
@@ -56,10 +60,15 @@ def part_of(call_of: Callable[[int], Call], total: int, clock: Clock = time.perf
     """
     if total <= FEWEST:
         return None
-    few, some = (_least(call_of(steps), clock) for steps in (FEW, SOME))
-    step = _of_a_step(few, some, SOME)
-    if few + (total - FEW) * step < SLOW:
-        return None
+    few, steps = _least(call_of(FEW), clock), SOME
+    while True:  # a call of few steps may be slow by noise alone, one of more is less so
+        seconds = _least(call_of(steps), clock)
+        step = _of_a_step(few, seconds, steps)
+        if seconds + (total - steps) * step < SLOW:
+            return None
+        if seconds >= PART / _GROWTH or _GROWTH * steps >= total:
+            break
+        steps *= _GROWTH
     steps = max(FEWEST, round(PART / step))
     return None if steps >= total else Part(call_of(steps), steps, total, few)
 
