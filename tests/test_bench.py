@@ -311,6 +311,13 @@ def test_a_full_plan_measures_all_steps(known_peak, slow_baseline):
     assert tables.parts_said([row]) == []
 
 
+def test_the_steps_of_several_rows_are_said_in_a_line():
+    row = measured(CASES["ds2"], "gru", {NON_FUSED: (2.0,), FUSED: (1.0,)})
+    rows = [row, *(replace(row, parts={NON_FUSED: steps}) for steps in (15, 80, 10))]
+    [line] = tables.parts_said(rows)
+    assert line.startswith("non-fused measured on 10 to 80 of 300 steps in 3 of 4 rows")
+
+
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(("name", "value", "said"), [("y", 0.9, "3 of 6 steps"), ("y", np.nan, "not finite")])
 def test_what_goes_wrong_while_a_part_is_timed_is_wrong(

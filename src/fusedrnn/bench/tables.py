@@ -114,17 +114,25 @@ def _deviation(row: Row, who: str) -> str:
 
 
 def parts_said(rows: Sequence[Row]) -> list[str]:
-    """A line for each contender that was measured on a part of its steps: in how many rows, and on which part."""
+    """A line for each contender that was measured on a part of its steps: in how many rows, and on how many steps."""
     measured: dict[str, list[Row]] = {}
     for row in rows:
         for who in row.parts:
             measured.setdefault(who, []).append(row)
-    return [
-        f"{who} measured on {part} steps in {len(members)} of {len(rows)} rows, the time of all told from it; "
-        "--full runs all"
-        for who, members in measured.items()
-        for part in [" or ".join(dict.fromkeys(f"{row.parts[who]} of {row.case.T}" for row in members))]
-    ]
+    return [_part_said(who, members, len(rows)) for who, members in measured.items()]
+
+
+def _part_said(who: str, members: Sequence[Row], total: int) -> str:
+    run, whole = [row.parts[who] for row in members], [row.case.T for row in members]
+    return (
+        f"{who} measured on {_range(run)} of {_range(whole)} steps in {len(members)} of {total} rows, "
+        "the time of all told from it; --full runs all"
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def refusals(rows: Sequence[Row]) -> list[str]:
