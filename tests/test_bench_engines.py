@@ -8,25 +8,27 @@ from typer.testing import CliRunner
 
 from fusedrnn.backends.onednn import library
 from fusedrnn.backends.reference import ReferenceEngine
-from fusedrnn.bench import runner
+from fusedrnn.bench import peaks, runner
 from fusedrnn.bench.cases import Case
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.peers.table import failures
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan
+from fusedrnn.bench.rows import Plan
 from fusedrnn.bench.tables import engines_table, summary
 from fusedrnn.cli import bench
 from fusedrnn.cli.app import app
 from fusedrnn.cli.bench import make_plan
+from fusedrnn.engine.peak import PeakSample
 
 SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
 
 
 @pytest.fixture(autouse=True)
 def known_peak(monkeypatch):
-    for module in (runner, bench):
+    for module in (peaks, bench):
         monkeypatch.setattr(module, "measure_peak", lambda dtype, threads: 100.0 * threads)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
     monkeypatch.setattr(bench, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
     monkeypatch.setattr(runner, "PAUSE", 0.0)
 

@@ -16,7 +16,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import config
-from fusedrnn.bench import contenders, runner
+from fusedrnn.bench import contenders, peaks, runner
 from fusedrnn.bench.cases import Case
 from fusedrnn.bench.computed import FUSED
 from fusedrnn.bench.contenders import PHASES
@@ -29,10 +29,11 @@ from fusedrnn.bench.peers.problems import read_results, write_problem
 from fusedrnn.bench.peers.process import PeerError, PeerProcess
 from fusedrnn.bench.peers.table import failures, rivals_table
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.tables import duration, summary
-from fusedrnn.bench.timing import LATENCY, LONG, LostError, Timing, alternate
+from fusedrnn.bench.timing import LATENCY, VERY_LONG, LostError, Timing, alternate
 from fusedrnn.cli.bench import make_plan
+from fusedrnn.engine.peak import PeakSample
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Case("small-test", 5, 3, 4, 6)
@@ -85,7 +86,8 @@ def workers(tmp_path, monkeypatch):
     peers["absent"] = Peer("absent", Environment("absent", ("absent==1",)), "with_absent")
     monkeypatch.setattr(process, "WORKERS", folder)
     monkeypatch.setattr(team, "PEERS", peers)
-    monkeypatch.setattr(runner, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path / "peers"))
     return peers
 
@@ -328,9 +330,9 @@ def test_a_call_elsewhere_reports_its_own_seconds():
 
 
 def test_a_long_call_elsewhere_counts_from_its_load():
-    far = Far(2 * LONG, 1.0)
+    far = Far(VERY_LONG, 1.0)
     timings, _ = alternate({"far": far}, 0.0, once=["far"], pause=0.0)
-    assert timings["far"].seconds == (2 * LONG,) and not far.asked
+    assert timings["far"].seconds == (VERY_LONG,) and not far.asked
 
 
 def test_a_lost_call_does_not_end_the_others():
@@ -419,7 +421,8 @@ def repository(tmp_path_factory):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_another_revision_runs_beside_this_one(repository, monkeypatch, phase):
-    monkeypatch.setattr(runner, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     other = revision.find("HEAD~1", repository)
     plan = Plan([SMALL], ["lstm"], [PHASES[phase]], revisions=(other,), budget=0.0)
     (row,) = runner.run(plan)

@@ -25,7 +25,7 @@ from fusedrnn.bench.plots.labels import Label
 from fusedrnn.bench.plots.svg import markup
 from fusedrnn.bench.ranking import OURS, best_other, over_best
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.bench.traffic import intensity, least_bytes
 from fusedrnn.spec import MODES
@@ -292,6 +292,18 @@ def test_the_page_says_who_has_no_time_and_why():
     assert "<li>openvino, tiny gru training: cannot &lt;train&gt;</li>" in text and "Without a time: 1" in text
     assert "<dt>versions of jax</dt><dd>jax 1.2, jaxlib 1.3</dd>" in text
     assert "Without a time" not in make_page([measured(CASES["tiny"], "gru", {FUSED: 30.0})])
+
+
+def test_the_page_says_what_was_measured_on_a_part_and_what_has_no_share():
+    row = measured(CASES["ds2"], "gru", {NON_FUSED: 30.0, FUSED: 230.0}, parts={NON_FUSED: 15})
+    timings = row.timings | {NON_FUSED: Timing((1.0, 1.1, 0.9))}
+    text = make_page([replace(row, timings=timings)])
+    head, line = Elements(text).rows
+    cells = dict(zip(head, line, strict=True))
+    assert "15 of 300 steps" in cells[NON_FUSED] and "\u00b110 %" in cells[NON_FUSED]
+    assert cells["fused, GFLOP/s"] == "230.0" and cells["fused, of peak"] == ""
+    assert "Without a share of the peak: 1" in text and "<li>fused, ds2 gru inference: no share" in text
+    assert "Without a share" not in make_page([measured(CASES["tiny"], "gru", {FUSED: 30.0})])
 
 
 def test_what_stands_on_the_page_is_escaped():

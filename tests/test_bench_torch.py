@@ -13,16 +13,17 @@ import pytest
 import torch
 
 import fusedrnn.torch
-from fusedrnn.bench import checks, plots, runner, tables, torch_modules
+from fusedrnn.bench import checks, peaks, plots, runner, tables, torch_modules
 from fusedrnn.bench.cases import CASES, Case
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import lengths, workload
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.cli.bench import make_plan
+from fusedrnn.engine.peak import PeakSample
 from fusedrnn.spec import MODES
 from fusedrnn.torch import call
 
@@ -31,7 +32,8 @@ SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
 
 @pytest.fixture(autouse=True)
 def known_peak(monkeypatch):
-    monkeypatch.setattr(runner, "measure_peak", lambda dtype, threads: 100.0 * threads)
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0 * threads)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
 
 
 def small_plan(phase: str = "inference", mode: str = "lstm", **options) -> Plan:
@@ -334,5 +336,5 @@ def test_the_time_of_modules_is_estimated():
     def seconds(**options) -> float:
         return sum(expected_seconds(Plan([CASES["ds2-5bi"]], ["lstm"], list(PHASES.values()), **options), 180.0))
 
-    assert seconds(only_torch=True) < seconds() < seconds(torch=True)
+    assert seconds(only_torch=True) < seconds(full=True) and seconds() < seconds(torch=True)
     assert seconds(only_torch=True) < seconds(packed=True) < 2 * seconds(only_torch=True)

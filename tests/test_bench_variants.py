@@ -38,7 +38,7 @@ def test_every_variant_is_right_and_timed(mode, phase):
         assert line.wrong is None
         assert line.timing is not None
         assert line.gflops == pytest.approx(line.flops / line.timing.median * 1e-9)
-        assert 0 < line.share < 1.2
+        assert 0 < line.share <= 1
 
 
 def test_work_is_that_of_the_variant():
@@ -71,7 +71,7 @@ def test_a_wrong_one_has_no_figure(monkeypatch):
     found = lines("lstm", "inference")
     assert "y" in found["peepholes"].wrong
     assert found["peepholes"].timing is None
-    assert found["peepholes"].share == 0
+    assert found["peepholes"].share is None
     assert found[variants.PROJECTION].wrong is None
 
 

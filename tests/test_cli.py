@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 import fusedrnn
 from fusedrnn import cli
-from fusedrnn.bench import contenders, runner
+from fusedrnn.bench import contenders, parts, peaks, timing
 from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import FUSED, PHASES
 from fusedrnn.cli import bench, info, planning
 from fusedrnn.cli.app import app
 from fusedrnn.cli.console import Pace
 from fusedrnn.engine import plan
+from fusedrnn.engine.peak import PeakSample
 
 QUICK = [
     *("bench", "--cases", "tiny", "--modes", "lstm", "--phases", "inference"),
@@ -28,8 +29,9 @@ QUICK = [
 
 @pytest.fixture(autouse=True)
 def known_peak(monkeypatch):
-    for module in (runner, info, bench):
+    for module in (peaks, info, bench):
         monkeypatch.setattr(module, "measure_peak", lambda dtype, threads: 100.0 * threads)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
     monkeypatch.setattr(bench, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
 
 
@@ -75,6 +77,27 @@ def test_the_time_left_follows_the_steps_that_are_done():
 def test_help_says_how_samples_are_taken():
     told = " ".join(run("bench", "--help").output.split())
     assert "ten seconds" in told and "inference,training" in told
+    assert (timing.VERY_LONG, parts.SLOW) == (10.0, 3.0) and 1.0 <= parts.PART <= 2.0
+    assert "more than three seconds" in told and "one or two seconds" in told and "--full" in told
+
+
+def test_bench_may_run_all_steps(tmp_path):
+    for options, full in ((), False), (("--full",), True):
+        assert run(*QUICK, *options, "--json", tmp_path / "rows.json").exit_code == 0
+        assert json.loads((tmp_path / "rows.json").read_text())["plan"]["full"] is full
+
+
+def test_shares_are_of_the_best_peak_of_the_run_and_refused_above_it(monkeypatch, tmp_path):
+    rates = iter([1e-6, 1e-6, 1e-6, 50.0])
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: next(rates, 50.0))
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(1e-6, True))
+    result = run(*QUICK, "--modes", "gru,lstm", "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    assert [row["peak"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == [50.0, 50.0]
+    assert "no share" not in result.output
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 1e-6)
+    result = run(*QUICK)
+    assert result.exit_code == 0 and "tiny lstm inference, fused: no share of the FMA peak" in result.output
 
 
 def test_a_wrong_result_is_said_and_fails(monkeypatch, tmp_path):

@@ -46,18 +46,41 @@ def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender], flo
 
 
 def check_timed(
-    work: Workload, phase: Phase, computed: Mapping[str, Computed], base: str | None = None
+    work: Workload, phase: Phase, computed: Mapping[str, Computed], base: str | None = None, steps: int | None = None
 ) -> str | None:
-    """What is wrong with the results that were timed, all steps, or None.
+    """What is wrong with the results that were timed, of all steps or of the first ``steps``, or None.
 
     They are compared with those of ``base``; by default with the non-fused ones if those were timed, else with
     torch.nn's.
     """
-    base = base or (NON_FUSED if NON_FUSED in computed else TORCH)
-    expected = (computed[base] if base in computed else phase.makers[base](work)(work.batch(work.case.T)))()
+    base, steps = base or (NON_FUSED if NON_FUSED in computed else TORCH), steps or work.case.T
+    expected = (computed[base] if base in computed else phase.makers[base](work)(work.batch(steps)))()
     for who, results in computed.items():
-        if who != base and (wrong := _compare(work, work.case.T, results(), expected, sides=2)):
-            return f"{who}: {wrong} (as timed, {base} reference)"
+        if who != base and (wrong := _compare(work, steps, results(), expected, sides=2)):
+            place = "as timed" if steps == work.case.T else f"{steps} of {work.case.T} steps"
+            return f"{who}: {wrong} ({place}, {base} reference)"
+    return None
+
+
+def check_part(
+    work: Workload, phase: Phase, contenders: Mapping[str, Contender], computed: Mapping[str, Computed], steps: int
+) -> str | None:
+    """The same where the non-fused network was timed on its first ``steps`` steps, the others on all.
+
+    Their results of all steps are compared with torch.nn's if that was timed, else they must be finite; then they run
+    so many steps as well, and these are compared with the non-fused results.
+    """
+    others = {who: results for who, results in computed.items() if who != NON_FUSED}
+    if TORCH in others and (wrong := check_timed(work, phase, others)):
+        return wrong
+    for who, results in others.items():
+        if endless := [name for name, array in results().items() if not np.isfinite(array).all()]:
+            return f"{who}: {', '.join(endless)} not finite (as timed)"
+    batch = work.batch(steps)
+    for who in others:
+        pair = {NON_FUSED: computed[NON_FUSED], who: contenders[who](batch)}
+        if wrong := check_timed(work, phase, pair, steps=steps):
+            return wrong
     return None
 
 
@@ -86,7 +109,8 @@ def _gradient_difference(work: Workload, steps: int, one: Array, other: Array, s
     spec = work.spec
     if spec.variant.has_corners:
         return norm_difference(one, other, sides * kink_tolerance(spec.dtype, spec))
-    rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, float(np.max(np.abs(other))))
+    largest = float(np.maximum(np.max(other), -np.min(other)))
+    rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, largest)
     return difference(one, other, sides * rtol, sides * atol)
 
 

@@ -1,7 +1,8 @@
 """How long a benchmark will take: the work of each row at the share of the peak that each contender reaches.
 
-At 180 GFLOP/s, two slow cores, the default sixteen rows come to seven minutes. All rows run at their full size: the
-non-fused calls of ten seconds and more are what one run has to be enough for (see ``timing.VERY_LONG``).
+At 180 GFLOP/s, two slow cores, the default sixteen rows come to less than six minutes: the non-fused network is
+measured on its first steps where it is slow (see :mod:`fusedrnn.bench.parts`). Where it is to run all of them, one run
+of ten seconds or more has to be enough (see ``timing.VERY_LONG``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from fusedrnn.bench.cases import Case
 from fusedrnn.bench.checks import checked_steps
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.runner import Plan
+from fusedrnn.bench.parts import FEW, PART, PROBES, RUNS, SLOW, SOME
+from fusedrnn.bench.rows import Plan
 from fusedrnn.bench.timing import FEWEST, LONG, PAUSE, VERY_LONG
 
 _CELLS = "mxnet-cells"
@@ -68,13 +70,21 @@ def _row_seconds(plan: Plan, case: Case, mode: str, phase: Phase, peak: float) -
     rivals = [seconds for who, seconds in calls.items() if who not in here]
     loading = sum(_SECONDS_A_RIVAL + (1 if seconds >= LONG else _CALLS_TO_LOAD) * seconds for seconds in rivals)
     turns = {who: seconds + PAUSE if rivals else seconds for who, seconds in calls.items()}
-    return preparing + checking + loading + _timing_seconds(turns, plan.budget)
+    probing = 0.0
+    slow = turns.get(NON_FUSED, 0.0)
+    shortened = slow > SLOW and not plan.full
+    if shortened:
+        probing = PROBES * (FEW + SOME) * slow / case.T
+        turns[NON_FUSED] = RUNS * PART
+    return preparing + checking + loading + probing + _timing_seconds(turns, plan.budget, shortened)
 
 
-def _timing_seconds(calls: Mapping[str, float], budget: float) -> float:
-    """What :func:`fusedrnn.bench.timing.alternate` will take for calls of these lengths."""
+def _timing_seconds(calls: Mapping[str, float], budget: float, shortened: bool) -> float:
+    """What :func:`fusedrnn.bench.timing.alternate` will take for turns of these lengths."""
     spent = sum(calls.values())
     samples = {who: int(seconds >= LONG) for who, seconds in calls.items()}
+    if shortened:
+        samples[NON_FUSED] = RUNS
     needing = {who for who, seconds in calls.items() if not (who in _ONCE and seconds >= VERY_LONG)}
     missing = max((FEWEST - samples[who] for who in needing), default=0)
     spent += missing * sum(calls[who] for who in needing)

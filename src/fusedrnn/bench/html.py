@@ -7,26 +7,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from fusedrnn.bench.computed import NON_FUSED
 from fusedrnn.bench.html_style import DOWNLOAD, STYLE
+from fusedrnn.bench.parts import SLOW
 from fusedrnn.bench.plots import by_case, case_figure, roofline_figure
 from fusedrnn.bench.plots.bars import SHORT_NAMES
 from fusedrnn.bench.plots.colours import colours
 from fusedrnn.bench.plots.svg import markup
 from fusedrnn.bench.ranking import COMPARED, OURS, best_other, over_best
-from fusedrnn.bench.runner import Row
-from fusedrnn.bench.timing import FEWEST, VERY_LONG, Timing
+from fusedrnn.bench.rows import Row
+from fusedrnn.bench.timing import FEWEST, VERY_LONG
 from fusedrnn.bench.traffic import INTENSITY, least_bytes
 
 _METHOD = (
     "Before anything is timed, every contender's outputs and, in training, all its gradients are compared with a "
     "reference in float64; what was timed is compared once more. A row with a wrong result has no times. Contenders "
     "then take turns in rounds, so that a disturbance of the machine meets them all. A time is the median over rounds "
-    f"of the seconds a call takes; everyone has at least {FEWEST} of them, but for a network cell by cell that takes "
-    f"{VERY_LONG:g} seconds or more. p50 and p99 are percentiles over single calls. "
+    f"of the seconds a call takes; everyone has at least {FEWEST} of them, but for a network cell by cell that runs "
+    f"all steps and takes {VERY_LONG:g} seconds or more. One of more than {SLOW:g} seconds is measured on its first "
+    "steps, where the page says so, and the time of all is told from theirs. \u00b1 is half the distance between the "
+    "fastest and the slowest time. p50 and p99 are percentiles over single calls. "
     "Training is the forward pass and all gradients, without an optimizer.",
     "Useful work is that of the matrix products alone, three times as much in training; of packed sequences only the "
     "steps that are there count. The FMA peak is what the same threads reach with nothing but fused multiply-adds in "
-    "the vectors in use, measured before and after each row.",
+    "the vectors in use: the best of all short samples of the run, one before each turn of a contender. A share above "
+    "100 % is measured again, and left out if it stays.",
     f"The roofline's horizontal axis is {INTENSITY}: no computer can do with fewer, since a step needs the one before "
     "and no register file holds a network. Layers' inputs, outputs, states and other parameters count once; training "
     "counts all this twice, and once the gradients of each. A point belongs under the roof of the cache or memory from "
@@ -46,7 +51,8 @@ def page(figures: Mapping[str, Any], rows: Sequence[Row]) -> str:
         _facts("Plan", [(name.replace("_", " "), _said(value)) for name, value in plan.items()]),
         "<h2>Every row</h2>",
         _table(rows),
-        _left_out(rows),
+        _left_out("Without a time", rows, [row.failures for row in rows]),
+        _left_out("Without a share of the peak", rows, [row.refused for row in rows]),
         "<h2>Work done a second</h2>",
         *(_case(turn, members) for turn, members in enumerate(by_case(rows))),
         "<h2>Roofline</h2>",
@@ -109,11 +115,11 @@ def _table(rows: Sequence[Row]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>'
 
 
-def _left_out(rows: Sequence[Row]) -> str:
-    """Who of those that were asked for has no time, where, and why."""
-    missing = [(who, row.name, why) for row in rows for who, why in row.failures.items()]
+def _left_out(heading: str, rows: Sequence[Row], reasons: Sequence[Mapping[str, str]]) -> str:
+    """Who has none of what the heading says, in which row, and why."""
+    missing = [(who, row.name, why) for row, each in zip(rows, reasons, strict=True) for who, why in each.items()]
     items = "".join(f"<li>{escape(who)}, {escape(name)}: {escape(why)}</li>" for who, name, why in missing)
-    return f"<details><summary>Without a time: {len(missing)}</summary><ul>{items}</ul></details>" if missing else ""
+    return f"<details><summary>{heading}: {len(missing)}</summary><ul>{items}</ul></details>" if missing else ""
 
 
 def _line(row: Row, contenders: Sequence[str], ours: Sequence[str], width: int) -> str:
@@ -121,7 +127,7 @@ def _line(row: Row, contenders: Sequence[str], ours: Sequence[str], width: int) 
     name = f'<th scope="row" title="{least_bytes(row):,} bytes at least">{escape(label)}</th>'
     if row.wrong:
         return f'<tr>{name}<td class="wrong" colspan="{width}">wrong: {escape(row.wrong)}</td></tr>'
-    cells = [_time_cell(row.timings.get(who), who in OURS) for who in contenders]
+    cells = [_time_cell(row, who) for who in contenders]
     cells.append(f"<td>{escape(best_other(row) or '')}</td>")
     cells += [_ratio_cell(over_best(row, who)) for who in ours]
     for who in ours:
@@ -132,14 +138,19 @@ def _line(row: Row, contenders: Sequence[str], ours: Sequence[str], width: int) 
     return f"<tr>{name}{''.join(cells)}</tr>"
 
 
-def _time_cell(timing: Timing | None, ours: bool) -> str:
-    """The median, and under it the percentiles that the timing has."""
+def _time_cell(row: Row, who: str) -> str:
+    """The median, and under it the percentiles that the timing has, or how far the non-fused network's times differ."""
+    timing = row.timings.get(who)
     if timing is None:
         return "<td></td>"
     percentiles = [("p50", timing.p50), ("p99", timing.p99)]
-    known = ", ".join(f"{name} {duration(seconds)}" for name, seconds in percentiles if seconds is not None)
-    small = f"<small>{known}</small>" if known else ""
-    kind = ' class="ours"' if ours else ""
+    notes = [f"{name} {duration(seconds)}" for name, seconds in percentiles if seconds is not None]
+    if who == NON_FUSED and timing.deviation is not None:
+        notes.append(f"±{100 * timing.deviation:.0f} %")
+    if who in row.parts:
+        notes.append(f"{row.parts[who]} of {row.case.T} steps")
+    small = f"<small>{', '.join(notes)}</small>" if notes else ""
+    kind = ' class="ours"' if who in OURS else ""
     return f"<td{kind}>{duration(timing.median)}{small}</td>"
 
 

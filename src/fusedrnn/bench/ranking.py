@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusedrnn.bench.computed import FUSED, IN_TORCH, UNPACKED
-from fusedrnn.bench.runner import Row
+from fusedrnn.bench.rows import Row
 
 OURS = (FUSED, IN_TORCH, UNPACKED)
 COMPARED = (FUSED, IN_TORCH)

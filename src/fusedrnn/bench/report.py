@@ -9,7 +9,7 @@ from typing import Any
 from fusedrnn.bench.computed import FUSED, IN_TORCH, TORCH, UNPACKED
 from fusedrnn.bench.facts import machine
 from fusedrnn.bench.mxnet_page import published_percent
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.traffic import least_bytes
 
 
@@ -28,6 +28,7 @@ def report(plan: Plan, rows: Sequence[Row], bandwidth: Mapping[str, float] | Non
             "dtype": plan.dtype,
             "threads": plan.threads,
             "seconds_a_row": plan.budget,
+            "full": plan.full,
             "contenders": list(plan.contenders()),
             "peers": list(plan.peers),
             "backends": list(plan.backends),
@@ -57,6 +58,8 @@ def row_figures(row: Row) -> dict[str, Any]:
             who: {
                 "median": timing.median,
                 "spread": timing.spread,
+                "deviation": timing.deviation,
+                "steps": row.parts.get(who, row.case.T),
                 "p50": timing.p50,
                 "p99": timing.p99,
                 "samples": list(timing.seconds),
@@ -76,4 +79,5 @@ def row_figures(row: Row) -> dict[str, Any]:
         "peak": row.peak,
         "share_of_peak": row.share() if row.timings else None,
         "shares_of_peak": {who: row.share(who) for who in row.timings},
+        "shares_refused": row.refused,
     }

@@ -13,7 +13,7 @@ from rich.table import Table
 from fusedrnn.bench.cases import Case
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.mxnet_page import NAMES, published_percent
-from fusedrnn.bench.runner import Row
+from fusedrnn.bench.rows import Row
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class Column:
     figure: Callable[[Row], str]
 
 
+STEPS = Column("steps\nrun", lambda row: str(row.parts.get(NON_FUSED, row.case.T)))
+"""On how many of the steps the non-fused network was measured; only where that was not on all, in some row."""
 RATES = (
-    Column("Non-\nFusedRNN\nsamples/sec", lambda row: number(row.rate(NON_FUSED))),
-    Column("FusedRNN\nsamples/sec", lambda row: number(row.rate(FUSED))),
+    Column("Non-\nFusedRNN\nsamples/sec", lambda row: f"{number(row.rate(NON_FUSED))}{_deviation(row, NON_FUSED)}"),
+    Column("FusedRNN\nsamples/\nsec", lambda row: number(row.rate(FUSED))),
     Column("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
 )
 PUBLISHED = Column("on\nMXNet's\npage", lambda row: percent(published(row), of=100.0))
@@ -90,12 +92,52 @@ def _operator_tables(rows: Sequence[Row], extra: Sequence[Column]) -> list[Table
         else:
             grouped.setdefault(row.case, []).append(row)
     use = _use(FUSED)
-    in_their_form = (*RATES, PUBLISHED, *use, *extra)
-    made = [make_table(_sizes(case), mxnet_label, in_their_form, members) for case, members in grouped.items()]
+    made = [
+        make_table(_sizes(case), mxnet_label, (*_rates(members), PUBLISHED, *use, *extra), members)
+        for case, members in grouped.items()
+    ]
     if rest:
-        columns = (*RATES, *use, *extra, *_short((FUSED,), rest))
+        columns = (*_rates(rest), *use, *extra, *_short((FUSED,), rest))
         made.append(make_table(f"T, N, I, H in {rest[0].dtype}", label, columns, rest))
     return made
+
+
+def _rates(rows: Sequence[Row]) -> tuple[Column, ...]:
+    slow, *others = RATES
+    return (slow, STEPS, *others) if any(row.parts for row in rows) else RATES
+
+
+def _deviation(row: Row, who: str) -> str:
+    """How far the fastest and the slowest sample are from their middle, as a part of the median."""
+    deviation = row.timings[who].deviation
+    return "" if deviation is None else f" ±{100 * deviation:.0f}%"
+
+
+def parts_said(rows: Sequence[Row]) -> list[str]:
+    """A line for each contender that was measured on a part of its steps: in how many rows, and on how many steps."""
+    measured: dict[str, list[Row]] = {}
+    for row in rows:
+        for who in row.parts:
+            measured.setdefault(who, []).append(row)
+    return [_part_said(who, members, len(rows)) for who, members in measured.items()]
+
+
+def _part_said(who: str, members: Sequence[Row], total: int) -> str:
+    run, whole = [row.parts[who] for row in members], [row.case.T for row in members]
+    return (
+        f"{who} measured on {_range(run)} of {_range(whole)} steps in {len(members)} of {total} rows, "
+        "the time of all told from it; --full runs all"
+    )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def refusals(rows: Sequence[Row]) -> list[str]:
+    """A line for each share of the peak that came out above 1, so that it is not shown."""
+    return [f"{row.name}, {who}: {reason}" for row in rows for who, reason in row.refused.items()]
 
 
 def _use(who: str) -> tuple[Column, ...]:
@@ -132,9 +174,15 @@ def summary(row: Row) -> str:
         best = row.over_best_peer()
         ratio = "" if best is None else f", {best:.2f} times as fast as {row.best_peer}"
         ours = duration(row.timings[FUSED].median)
-        return f"{row.name}: {ours}{ratio}; {percent(row.share(), digits=1)} of the FMA peak"
+        return f"{row.name}: {ours}{ratio}; {_said_share(row)}"
     unpacked = f"; {percent(row.of_unpacked(), digits=1)} of unpacked GFLOP/s" if UNPACKED in row.timings else ""
-    return f"{row.name}: samples/sec {rates}; {percent(row.share(), digits=1)} of the FMA peak{unpacked}"
+    part = "".join(f" (measured on {steps} of {row.case.T} steps)" for steps in [row.parts.get(NON_FUSED)] if steps)
+    return f"{row.name}: samples/sec {rates}{part}; {_said_share(row)}{unpacked}"
+
+
+def _said_share(row: Row) -> str:
+    share = row.share()
+    return "above the FMA peak as measured" if share is None else f"{percent(share, digits=1)} of the FMA peak"
 
 
 def published(row: Row) -> float | None:

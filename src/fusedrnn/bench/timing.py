@@ -15,7 +15,7 @@ import numpy as np
 Call = Callable[[], Any]
 Clock = Callable[[], float]
 
-LONG = 5.0
+LONG = 3.0
 """Seconds from which on a call needs no warm-up: what its first run pays extra is lost in the noise."""
 
 WARM = 0.1
@@ -59,6 +59,13 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
+    def deviation(self) -> float | None:
+        """Half the distance between the fastest and the slowest as a share of the median; None if there is only one."""
+        if len(self.seconds) < 2:
+            return None
+        return (max(self.seconds) - min(self.seconds)) / 2 / self.median
+
+    @property
     def spread(self) -> float:
         """Distance between the quartiles as a share of the median."""
         low, high = np.percentile(self.seconds, (25, 75))
@@ -84,9 +91,28 @@ class Elsewhere(Protocol):
         """
 
 
+@runtime_checkable
+class Shortened(Protocol):
+    """A short call that stands for a long one."""
+
+    @property
+    def call(self) -> Call:
+        """The short one."""
+
+    @property
+    def runs(self) -> int:
+        """How often it runs in a turn."""
+
+    def whole(self, seconds: float) -> float:
+        """Seconds of the long one, if the short one takes these."""
+
+
+Timed = Call | Elsewhere | Shortened
+
+
 @dataclass
 class _Contestant:
-    call: Call | Elsewhere
+    call: Timed
     clock: Clock
     fewest: int
     once: bool
@@ -99,6 +125,8 @@ class _Contestant:
     @property
     def sits_out(self) -> bool:
         """Whether it has its one sample, and takes no part in the rounds that only others need."""
+        if isinstance(self.call, Shortened):
+            return False
         return self.once and bool(self.seconds) and self.seconds[0] >= VERY_LONG
 
     @property
@@ -110,14 +138,17 @@ class _Contestant:
         """Seconds of each call, the last result being let go first, so that its memory serves the next."""
         if isinstance(self.call, Elsewhere):
             return self.call.time(times)
+        call = self.call.call if isinstance(self.call, Shortened) else self.call
         stamps = [self.clock()]
         for _ in range(times):
             self.result = None
-            self.result = self.call()
+            self.result = call()
             stamps.append(self.clock())
         return [end - begin for begin, end in pairwise(stamps)]
 
     def warm_up(self) -> None:
+        if isinstance(self.call, Shortened):  # as long as a part is, its first run counts
+            return self.turn()
         first = self.call.warm if isinstance(self.call, Elsewhere) else self.run()[0]
         if first >= LONG:
             self.seconds.append(first)
@@ -125,6 +156,9 @@ class _Contestant:
             self.repeats = max(1, math.ceil(self.short / max(self.run()[0], 1e-9)))
 
     def turn(self) -> None:
+        if isinstance(self.call, Shortened):
+            self.seconds += [self.call.whole(seconds) for seconds in self.run(self.call.runs)]
+            return
         if self.repeats > 1:
             self.run()
         seconds = self.run(self.repeats)
@@ -141,7 +175,7 @@ class _Contestant:
 
 
 def alternate(
-    calls: Mapping[str, Call | Elsewhere],
+    calls: Mapping[str, Timed],
     budget: float,
     *,
     once: Collection[str] = (),
@@ -149,15 +183,16 @@ def alternate(
     pause: float = PAUSE,
     short: float = SHORT,
     lost: Callable[[str, LostError], None] | None = None,
+    before_turn: Callable[[], None] = lambda: None,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Time ``calls`` in turns, A B A B, until another round would pass ``budget`` seconds.
 
-    Each call is warmed up first, except that a call of a second or more counts from its first run. Every call gets
-    at least the ``fewest`` samples, whatever the budget, but one of those named in ``once`` that takes ten seconds
-    or more is content with its first. A sample lasts ``short`` seconds at least. One that raises LostError is left
-    out from then on, if ``lost`` is there to be told. Returns the timings and what each call last returned, None if
-    that is elsewhere.
+    Each call is warmed up first, except that a call of :data:`LONG` seconds or more, and one that is shortened, counts
+    from its first run. Every call gets at least the ``fewest`` samples, whatever the budget, but one of those named in
+    ``once`` that takes ten seconds or more is content with its first. A sample lasts ``short`` seconds at least. One
+    that raises LostError is left out from then on, if ``lost`` is there to be told. ``before_turn`` is called before
+    every turn, after the pause. Returns the timings and what each call last returned, None if that is elsewhere.
     """
     contestants = {name: _Contestant(call, clock, fewest, name in once, short) for name, call in calls.items()}
 
@@ -166,6 +201,7 @@ def alternate(
             if few and contestant.sits_out:
                 continue
             time.sleep(pause)
+            before_turn()
             try:
                 take(contestant)
             except LostError as error:

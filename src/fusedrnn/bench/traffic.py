@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.runner import Row
+from fusedrnn.bench.rows import Row
 from fusedrnn.spec import RNNSpec
 
 INTENSITY = "useful flops per byte that must reach the cores (recurrent weights at every step, all else once)"

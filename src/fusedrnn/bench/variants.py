@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,16 +21,14 @@ from fusedrnn.bench.computed import FUSED, TORCH, Contender
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload, parameters, workload
 from fusedrnn.bench.mxnet_page import NAMES
+from fusedrnn.bench.peaks import RunPeak, refusal, share_of, until_plausible
 from fusedrnn.bench.tables import duration, percent
 from fusedrnn.bench.timing import PAUSE, Timing, alternate
-from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import RNNSpec
 
 PLAIN, REVERSE = "plain", "reverse"
 PROJECTION = "projection H/2"
 IN_TORCH_NN = f"{PROJECTION}, torch.nn"
-
-_PEAK_SAMPLES = 3
 
 Change = Callable[[RNNSpec], RNNSpec]
 
@@ -76,7 +73,7 @@ class Line:
         name: The variant.
         flops: Useful floating-point operations of a call.
         timing: Seconds of a call; None if it was wrong.
-        peak: GFLOP/s that the threads did nothing but multiply-adds at.
+        peak: GFLOP/s that the threads did nothing but multiply-adds at, the best that the run has measured by then.
         wrong: What was wrong.
     """
 
@@ -95,9 +92,14 @@ class Line:
         return 0.0 if self.timing is None else self.flops / self.timing.median * 1e-9
 
     @property
-    def share(self) -> float:
-        """That as a part of the peak."""
-        return self.gflops / self.peak if self.peak else 0.0
+    def share(self) -> float | None:
+        """That as a part of the peak; None if there is no timing, or if it comes out above 1."""
+        return None if self.timing is None else share_of(self.gflops, self.peak)
+
+    @property
+    def refused(self) -> str | None:
+        """Why there is a rate but no share of the peak, or None."""
+        return refusal(self.gflops, self.peak)
 
 
 def run(
@@ -117,14 +119,15 @@ def run(
         with_torch = torch_modules.threads(threads)
     with fusedrnn.thread_limits(threads), with_torch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+        peak = RunPeak(dtype, threads)
         for case in cases:
             for mode in modes:
                 for phase in phases:
                     say(f"{case.name} {NAMES[mode]}-{phase.name.capitalize()}")
-                    yield _lines(case, mode, phase, dtype, threads, budget)
+                    yield _lines(case, mode, phase, dtype, peak, budget)
 
 
-def _lines(case: Case, mode: str, phase: Phase, dtype: str, threads: int, budget: float) -> list[Line]:
+def _lines(case: Case, mode: str, phase: Phase, dtype: str, peak: RunPeak, budget: float) -> list[Line]:
     plain = workload(case, mode, dtype)
     works = {PLAIN: plain}
     for name, change in VARIANTS[mode].items():
@@ -141,17 +144,20 @@ def _lines(case: Case, mode: str, phase: Phase, dtype: str, threads: int, budget
         wrong[name] = check(work, phase, {name: contender}, _flops(work, phase))
         if not wrong[name]:
             calls[name] = partial(contender, work.batch(case.T))
-    before = _peaks(dtype, threads)
-    timings, _ = alternate(calls, budget * len(calls), pause=PAUSE)
-    peak = statistics.median(before + _peaks(dtype, threads))
-    return [
-        Line(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak, wrong[name])
-        for name, work in works.items()
-    ]
 
+    def take_turns() -> dict[str, Timing]:
+        return alternate(calls, budget * len(calls), pause=PAUSE, before_turn=peak.sample)[0]
 
-def _peaks(dtype: str, threads: int) -> list[float]:
-    return [measure_peak(dtype, threads) for _ in range(_PEAK_SAMPLES)]
+    def lines(timings: Mapping[str, Timing]) -> list[Line]:
+        return [
+            Line(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak.gflops, wrong[name])
+            for name, work in works.items()
+        ]
+
+    def fastest(timings: Mapping[str, Timing]) -> float:
+        return max(line.gflops for line in lines(timings))
+
+    return lines(until_plausible(peak, take_turns, fastest))
 
 
 def _flops(work: Workload, phase: Phase) -> int:
@@ -176,7 +182,7 @@ def table(groups: Sequence[Sequence[Line]]) -> Table:
             if line.timing is None:
                 made.add_row(name, line.name, "[bold red]wrong[/]")
                 continue
-            of_plain = percent(line.share / first.share, digits=1) if first.share else ""
+            of_plain = percent(line.gflops / first.gflops, digits=1) if first.gflops else ""
             figures = duration(line.timing.median), f"{line.gflops:.1f}", percent(line.share, digits=1), of_plain
             made.add_row(name, line.name, *figures)
     return made

@@ -90,6 +90,9 @@ def bench(
         bool, typer.Option("--variants", help="Compare each cell with its variants, such as a projected LSTM, instead.")
     ] = False,
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")] = 5.0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run all steps cell by cell, however long that takes, not only the first.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
     plot: Annotated[
         Path | None,
@@ -102,7 +105,9 @@ def bench(
     Training is the forward pass and all gradients. Outputs and gradients are checked before anything is timed, and
     again as timed; if one is wrong, its row says so and the exit code is 1.
 
-    Work done a second and its share of the peak count only steps that are there: with --packed, not the padding.
+    Work done a second and its share of the peak count only steps that are there: with --packed, not the padding. The
+    peak is the best of short samples between the contenders' turns. A share above 100 % is measured again, and not
+    shown if it stays.
 
     With --peers or --against each rival runs in a process of its own, on the same threads, in turns with the operator;
     what it computes is compared with ours before it is timed. `make peers` builds what the libraries need.
@@ -112,9 +117,11 @@ def bench(
 
     With --backends the operator takes turns with itself on other engines, in this process, on the same threads.
 
-    Contenders take turns, every row at its full size, and medians are shown. Each runs at least twice, but a network
-    that takes ten seconds or more cell by cell is run so once only. The two tables take about seven minutes on two
-    slow cores.
+    Contenders take turns, each runs at least twice, and medians are shown; of the network cell by cell also half the
+    distance between its fastest and its slowest run, as ±. Where that network would take more than three seconds it is
+    measured on its first steps, as many as take one or two seconds, and the table says on how many; the operator always
+    runs all of them. With --full both do, but one that takes ten seconds or more runs once only. The two tables take
+    less than six minutes on two slow cores.
     """
     try:
         plan = bench_command.make_plan(
@@ -126,6 +133,7 @@ def bench(
             data,
             torch,
             seconds,
+            full=full,
             only_torch=only_torch,
             packed=packed,
             peers=peers,

@@ -19,13 +19,14 @@ from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.facts import machine
 from fusedrnn.bench.html import page
 from fusedrnn.bench.mxnet_page import NAMES
+from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.bench.peers.environments import PEERS
 from fusedrnn.bench.peers.revision import find
 from fusedrnn.bench.peers.table import failures, rivals_table
 from fusedrnn.bench.report import report
-from fusedrnn.bench.runner import Plan, Row
+from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.runner import run as run_rows
-from fusedrnn.bench.tables import engines_table, summary, tables
+from fusedrnn.bench.tables import engines_table, parts_said, refusals, summary, tables
 from fusedrnn.cli.console import names, output, steps
 from fusedrnn.engine.peak import measure_peak
 from fusedrnn.spec import DTYPES
@@ -41,6 +42,7 @@ def make_plan(
     torch: bool,
     seconds: float,
     *,
+    full: bool = False,
     only_torch: bool = False,
     packed: bool = False,
     peers: str = "",
@@ -93,6 +95,7 @@ def make_plan(
         revisions=tuple(dict.fromkeys(find(each.strip()) for each in against.split(",") if each.strip())),
         backends=tuple(names(backends, "engine", registry.names())) if backends else (),
         budget=seconds,
+        full=full,
         data=x,
     )
 
@@ -140,11 +143,12 @@ def check_outputs(json_path: Path | None, plot_path: Path | None, html_path: Pat
 
 def run(plan: Plan, json_path: Path | None, plot_path: Path | None, html_path: Path | None = None) -> bool:
     """Run the plan, print its tables, write its files. Returns whether every result was right."""
-    rows = []
+    rows: list[Row] = []
     with steps(expected_seconds(plan, measure_peak(plan.dtype, plan.threads))) as progress:
         for row in run_rows(plan, progress.say):
             rows.append(row)
             progress.done(summary(row))
+    rows = at_best_peak(rows)
     show(plan, rows)
     _write(plan, rows, json_path, plot_path, html_path)
     return not any(row.wrong for row in rows)
@@ -175,7 +179,7 @@ def show(plan: Plan, rows: Sequence[Row]) -> None:
     for table in [one_table(rows)] if one_table else tables(rows, plan.contenders()):
         console.print()
         console.print(table)
-    for line in failures(rows):
+    for line in (*parts_said(rows), *refusals(rows), *failures(rows)):
         console.print(line, markup=False, highlight=False)
     for row in rows:
         if row.wrong:

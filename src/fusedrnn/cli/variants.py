@@ -9,7 +9,8 @@ from fusedrnn.bench import variants
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.facts import machine
 from fusedrnn.bench.mxnet_page import NAMES
-from fusedrnn.bench.runner import Plan
+from fusedrnn.bench.peaks import at_best_peak
+from fusedrnn.bench.rows import Plan
 from fusedrnn.cli.console import output, steps
 from fusedrnn.engine.peak import measure_peak
 
@@ -27,12 +28,16 @@ def run(plan: Plan, json_path: Path | None) -> bool:
             groups.append(lines)
             first = lines[0]
             progress.done(f"{first.case.name} {NAMES[first.mode]}-{first.phase.capitalize()}")
+    best = iter(at_best_peak([line for lines in groups for line in lines]))
+    groups = [[next(best) for _ in lines] for lines in groups]
     console, facts = output(), machine()
     console.print(f"{facts['processor']}, {facts['target_description']}, threads: {plan.threads}", highlight=False)
     console.print(variants.table(groups))
     wrong = [line for lines in groups for line in lines if line.wrong]
     for line in wrong:
         console.print(f"wrong: {line.case.name} {line.mode} {line.name}: {line.wrong}", markup=False, highlight=False)
+    for line in (line for lines in groups for line in lines if line.refused):
+        console.print(f"{line.case.name} {line.mode} {line.name}: {line.refused}", markup=False, highlight=False)
     if json_path:
         figures = {"machine": facts, "threads": plan.threads, "lines": variants.figures(groups)}
         json_path.write_text(json.dumps(figures, indent=2) + "\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fusedrnn.codegen.build import Function, Module
-from fusedrnn.codegen.record import Record
+from fusedrnn.codegen.build import Function, Module, Value
+from fusedrnn.codegen.record import Fields, Record
+from fusedrnn.codegen.sync import emit_barrier, emit_wait, has_affinity, processor
 from fusedrnn.codegen.target import Target
 from fusedrnn.codegen.vector import Vectors
 
@@ -11,17 +12,26 @@ from fusedrnn.codegen.vector import Vectors
 CHAINS = 12
 TURNS = 250_000
 RESULT_BYTES = 256
-READING = Record("arrays", "size", "turns", "results")
+PROCESSORS_AT = 128
+"""Where in a member's results the processors lie that it ran on at its beginning and its end, 64-bit integers."""
+MEETING = ("barrier", "members", "spins")
+PEAK = Record("results", *MEETING)
+"""The factor and the addend lie at ``results``, what member m computed (m + 1) times ``RESULT_BYTES`` behind them."""
+READING = Record("arrays", "size", "turns", "results", *MEETING)
 """Each member's array lies behind the one before; ``size`` bytes, whole groups of vectors, are read so many times."""
 _VECTORS, _AHEAD = 8, 1024
 
 
 def build_peak(dtype: str, target: Target) -> Module:
-    """The module of ``peak(results, member)``, a gang's job of ``TURNS`` turns of ``CHAINS`` operations a member."""
+    """The module of ``peak(call, member)``, a job of ``TURNS`` turns of ``CHAINS`` operations a member."""
     module = Module(f"peak_{dtype}")
-    f = Function(module, "peak", ["results", "member"], exported=True)
-    results, member = f.arguments
-    v = Vectors(f, target, dtype)
+    meet = emit_barrier(module, emit_wait(module))
+    f = Function(module, "peak", ["call", "member"], exported=True)
+    call, member = f.arguments
+    c, v = PEAK.read(f, call), Vectors(f, target, dtype)
+    results, own = c.results, c.results + (member + 1) * RESULT_BYTES
+    _meet(f, c, meet)
+    _note_processor(f, own + PROCESSORS_AT)
     chains = [f.var(v.const(float(number))) for number in range(CHAINS)]
     # Factors from memory, so that the compiler cannot work out the result: h·0 + 0 of zeros stays a normal number.
     factor, addend = v.broadcast(results), v.broadcast(results + v.item)
@@ -31,17 +41,34 @@ def build_peak(dtype: str, target: Target) -> Module:
     total = chains[0].get()
     for chain in chains[1:]:
         total = total + chain.get()
-    v.store(total, results + (member + 1) * RESULT_BYTES)
+    v.store(total, own)
+    _note_processor(f, own + PROCESSORS_AT + 8)
     f.done()
     return module
 
 
+def _meet(f: Function, call: Fields, meet: Function) -> None:
+    """Wait until every member runs.
+
+    The system may wake a thread on the processor of the thread that woke it, where it waits for a time slice: longer
+    than the work that is measured. At a barrier the other lets it run, and it moves to a processor of its own.
+    """
+    f.call(meet, call.barrier, call.members, call.spins)
+
+
+def _note_processor(f: Function, address: Value) -> None:
+    """Write the number of the processor that this thread runs on, -1 where the system does not tell."""
+    f.store(processor(f) if has_affinity() else f.constant(-1), address)
+
+
 def build_reading(target: Target) -> Module:
-    """The module of ``read(call, member)``, a gang's job: every vector of an array is added up, again and again."""
+    """The module of ``read(call, member)``, a job: every vector of an array is added up, again and again."""
     module = Module("reading")
+    meet = emit_barrier(module, emit_wait(module))
     f = Function(module, "read", ["call", "member"], exported=True)
     call, member = f.arguments
     c, v = READING.read(f, call), Vectors(f, target, "float32")
+    _meet(f, c, meet)
     begin = c.arrays + member * c.size
     chains = [f.var(v.const(0.0)) for _ in range(_VECTORS)]
     with f.loop(0, c.turns), f.loop(0, c.size, _VECTORS * v.bytes) as at:

@@ -227,7 +227,7 @@ def emit_settle(module: ir.Module) -> Function:
     if has_affinity():
         move = _emit_move(module)
         with f.if_(places.compare("!=", 0)):
-            here = _processor(f)
+            here = processor(f)
             f.store(here, places + member * 8)
             shared = f.var(0)
             with f.loop(0, member) as other:
@@ -238,8 +238,8 @@ def emit_settle(module: ir.Module) -> Function:
     return f
 
 
-def _processor(f: Function) -> Value:
-    """The number of the processor that this thread runs on."""
+def processor(f: Function) -> Value:
+    """The number of the processor that this thread runs on, where :func:`has_affinity`."""
     return Value(f, f.builder.sext(f.intrinsic("sched_getcpu", I32, []).ir, I64))
 
 
@@ -253,16 +253,16 @@ def _emit_move(module: ir.Module) -> Function:
     with f.if_(found.equals(0)):
         f.copy(free, allowed, f.constant(_PROCESSORS // 8))
         with f.loop(0, member) as other:
-            processor = f.load(places + other * 8) & (_PROCESSORS - 1)
-            word = free + (processor // 64) * 8
-            f.store(f.load(word) & ((f.constant(1) << (processor & 63)) ^ -1), word)
+            taken = f.load(places + other * 8) & (_PROCESSORS - 1)
+            word = free + (taken // 64) * 8
+            f.store(f.load(word) & ((f.constant(1) << (taken & 63)) ^ -1), word)
         left = f.var(0)
         with f.loop(0, _PROCESSORS // 64) as word:
             left.set(left.get() | f.load(free + word * 8))
         with f.if_(left.get().compare("!=", 0)):
             for mask in (free, allowed):
                 f.intrinsic("sched_setaffinity", I32, [self, size, f.pointer(mask)])
-            f.store(_processor(f), places + member * 8)
+            f.store(processor(f), places + member * 8)
     f.done()
     return f
 

@@ -8,7 +8,7 @@ from functools import partial
 from rich.table import Table
 
 from fusedrnn.bench.computed import FUSED
-from fusedrnn.bench.runner import Row
+from fusedrnn.bench.rows import Row
 from fusedrnn.bench.tables import Column, duration, label, make_table, percent
 
 _HEADINGS = {

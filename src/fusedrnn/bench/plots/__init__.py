@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fusedrnn.bench.plots import bars, roofline
 from fusedrnn.bench.plots.colours import INK
-from fusedrnn.bench.runner import Row
+from fusedrnn.bench.rows import Row
 
 _BARS_HEIGHT = 3.1
 _DPI = 150

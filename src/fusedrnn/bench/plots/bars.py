@@ -13,7 +13,7 @@ from fusedrnn.bench.cases import Case
 from fusedrnn.bench.computed import FUSED, IN_TORCH
 from fusedrnn.bench.plots.colours import INK, PAPER, colours
 from fusedrnn.bench.ranking import OURS, over_best
-from fusedrnn.bench.runner import Row
+from fusedrnn.bench.rows import Row
 
 SHORT_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "ReLU", "rnn_tanh": "tanh"}
 """Of cells, where there is little room."""

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from fusedrnn.bench.plots.bars import SHORT_NAMES
 from fusedrnn.bench.plots.colours import INK
 from fusedrnn.bench.plots.labels import Label, place
-from fusedrnn.bench.runner import Row
+from fusedrnn.bench.rows import Row
 from fusedrnn.bench.traffic import INTENSITY, intensity
 
 _COLOURS = (
