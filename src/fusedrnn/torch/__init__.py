@@ -12,8 +12,14 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("fusedrnn.torch needs PyTorch; install it with: pip install 'fusedrnn[torch]'") from error
 
+from fusedrnn.torch import ops as _ops  # noqa: F401 -- programs that torch.export.load reads need the operators
+from fusedrnn.torch import flops, pruning, scripting
 from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.torch.layers import GRU, LSTM, RNN
 from fusedrnn.torch.swap import Layer, Report, accelerate, restore
+
+flops.register()
+pruning.register()
+scripting.register()
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "RNNCell", "Report", "accelerate", "restore"]

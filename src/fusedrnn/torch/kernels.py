@@ -249,7 +249,10 @@ def _places(weights: Weights) -> tuple[int, ...]:
 
 
 def _weights(network: Network, problem: Problem, weights: Weights, training: bool, crew: Team) -> Any:
-    return network.engine.weights(problem.steps, problem.batch, _places(weights), training, crew, weights[0])
+    # What is packed goes with the memory, not with the tensor: torch.utils.swap_tensors refuses tensors that somebody
+    # refers to weakly.
+    owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]
+    return network.engine.weights(problem.steps, problem.batch, _places(weights), training, crew, owner)
 
 
 def _readable(x: Tensor) -> Tensor:
