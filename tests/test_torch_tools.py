@@ -57,7 +57,9 @@ FLAT = {
 
 
 @pytest.mark.parametrize("change", FLAT)
-@pytest.mark.parametrize(("kind", "options"), [*((kind, {}) for kind in SEQUENCES), ("LSTM", {"proj_size": 2})], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"), [*((kind, {}) for kind in SEQUENCES), ("LSTM", {"proj_size": 2})], ids=str
+)
 def test_flat_weights_that_a_tool_replaces(kind, options, change, runs):
     """The list that torch.nn's forward reads counts, by the rule by which it counts there."""
     x, results = data(kind, torch.float64), []
@@ -325,10 +327,11 @@ def test_exported_programs_load_after_import_alone(tmp_path):
     assert "fusedrnn" in str(program.graph)
     path = str(tmp_path / "program.pt2")
     torch.export.save(program, path)
-    loaded = run(
-        ["import fusedrnn.torch", "y = torch.export.load(sys.argv[1]).module()(torch.ones(5, 2, 3))", "print(float(y.sum()))"],
-        path,
-    )
+    loaded = run([
+        "import fusedrnn.torch",
+        "y = torch.export.load(sys.argv[1]).module()(torch.ones(5, 2, 3))",
+        "print(float(y.sum()))",
+    ], path)  # fmt: skip
     assert float(loaded) == pytest.approx(model(x).sum().item())
 
 

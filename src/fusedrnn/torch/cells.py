@@ -68,8 +68,11 @@ class _FusedCell(RNNCellBase):
                 if not support.plain(state, dtype) or state.shape != wanted:
                     return None
         weights = support.current_weights(self, plan, dtype)
-        if weights is None or (weights[0].is_inference() and torch.is_grad_enabled()):
-            return None  # of a cell that was built in inference mode, torch.nn's operations record what they can
+        if weights is None:
+            return None
+        recurrent: Any = weights[1]
+        if recurrent.is_inference() and torch.is_grad_enabled():
+            return None  # built in inference mode: torch.nn's operations record as much as they can
         if batched:
             final = run(plan.spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]
         else:

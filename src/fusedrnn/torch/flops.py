@@ -47,8 +47,8 @@ def _backward(*arguments: Any, **_: object) -> int:
     # A matrix is saved where its other factor has a gradient.
     towards_factor = saved_operands(spec, own, steps > 1)[1 + states :]
     rows, total = prod(x[:-1]), 0
-    # Towards initial states that have no gradient the first step's product is not made. How many rows it has in a packed
-    # sequence shapes do not tell: there it is counted.
+    # Towards initial states that have no gradient the first step's product is not made. How many rows it has in a
+    # packed sequence shapes do not tell: there it is counted.
     first_step = x[1] if batch_sizes is None and not needed[1] else 0
     kinds = spec.layout.kinds * (num_layers * spec.num_directions)
     for shape, kind, has, factor in zip(weights, kinds, own[1 + states :], towards_factor, strict=True):

@@ -62,7 +62,8 @@ class Node(torch.autograd.Function):
         else:
             weights = saved[: ctx.held]
             if ctx.unsaved is not None:
-                weights = [other if weight is None else weight for weight, other in zip(weights, ctx.unsaved, strict=True)]
+                pairs = zip(weights, ctx.unsaved, strict=True)
+                weights = [other if weight is None else weight for weight, other in pairs]
             kept = Kept(reserve, weights, ctx.record)
             found = kernels.gradients(network, problem, kept, dy, dfinal, wanted)
         return None, None, None, *found

@@ -22,7 +22,7 @@ _TICKS = 0.02
 def _is_forked() -> bool:
     """Whether this process was forked off a Python that had loaded torch; Linux only, elsewhere False.
 
-    Nobody could tell us of a fork before our import, but the module logging, which torch loads, knows when it was loaded
+    No hook of ours saw a fork before our import, but the module logging, which torch loads, knows when it was loaded
     itself: in a forked child that was before the process began.
     """
     try:

@@ -1,7 +1,7 @@
 """TorchScript classes: layers of ours inside a ``torch.jit.ScriptModule`` are compiled as torch.nn's.
 
-``torch.jit.script`` asks each module what to compile in its place. A subclass of ScriptModule compiles its submodules at
-the end of its constructor, and asks nobody: before that, ours are replaced.
+``torch.jit.script`` asks each module what to compile in its place. A subclass of ScriptModule compiles its submodules
+at the end of its constructor without asking: before that, ours are replaced.
 """
 
 from __future__ import annotations

@@ -172,14 +172,16 @@ def traced_cell_plan(mode: str, I: int, H: int, bias: bool, dtype: torch.dtype) 
 
 
 def _renamed(whole: Plan | None) -> Plan | None:
-    return whole and whole._replace(names=("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: len(whole.names)], is_cell=True)
+    if whole is None:
+        return None
+    return whole._replace(names=("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: len(whole.names)], is_cell=True)
 
 
 def current_weights(module: Module, plan: Plan, dtype: torch.dtype) -> list[Tensor | None] | None:
     """The weights as they are now, in the operator's order; None if one is not what the operator takes.
 
-    Parametrizations, weight_norm and functional_call put something else in the place of a parameter; tools that write to
-    ``_flat_weights`` put something else in the place of all. This is what counts, and what gradients flow through.
+    Parametrizations, weight_norm and functional_call put something else in the place of a parameter, tools that write
+    to ``_flat_weights`` in the place of all. This is what counts, and what gradients flow through.
     """
     parameters = module._parameters
     weights: list[Any] = [parameters.get(name) for name in plan.names]
