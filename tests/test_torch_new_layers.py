@@ -144,7 +144,7 @@ def test_a_wrapper_of_somebody_else_stays(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "advice"),
     [
-        (Library(), "got Library, that holds no module yet; if it builds its network later, as in fit"),
+        (Library(), "got Library, which holds no module yet; if it builds its network later, as in fit"),
         (SimpleNamespace(policy=torch.nn.GRU(3, 4), steps=3), "which holds modules: give model.policy$"),
         (
             SimpleNamespace(agent=SimpleNamespace(actor=torch.nn.GRU(3, 4), critic=torch.nn.GRU(3, 4))),

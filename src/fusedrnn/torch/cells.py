@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import RNNCellBase
 
-from fusedrnn.torch import dispatch, outputs, pairs, support
+from fusedrnn.torch import call, dispatch, outputs, pairs, support
 
 
 class _FusedCell(RNNCellBase):
@@ -71,7 +71,7 @@ class _FusedCell(RNNCellBase):
         if weights is None:
             return None
         recurrent: Any = weights[1]
-        if recurrent.is_inference() and torch.is_grad_enabled():
+        if run is call.run and torch.is_grad_enabled() and recurrent.is_inference():
             return None  # built in inference mode: torch.nn's operations record as much as they can
         if batched:
             final = run(plan.spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]

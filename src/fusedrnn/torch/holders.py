@@ -11,7 +11,7 @@ from torch.nn import Module
 _DEPTH = 2
 _MOST_NAMED = 4
 _LATER = (
-    "that holds no module yet; if it builds its network later, as in fit() or load(), let it do so "
+    "which holds no module yet; if it builds its network later, as in fit() or load(), let it do so "
     "within `with fusedrnn.torch.accelerated():`"
 )
 

@@ -76,7 +76,7 @@ def beneath(kind: type[Module]) -> type[Module]:
     ref = _beneath.get(kind)
     combined = ref() if ref is not None else None
     if combined is None:
-        body: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        body: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
         if kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__:
             # Pickles name the subclass, since this class is in no module.
             body["__reduce_ex__"] = _reduce

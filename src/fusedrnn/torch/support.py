@@ -216,7 +216,9 @@ def _usual(weights: list[Any], usual: list[tuple[Any, ...]]) -> bool:
 def _in_step(module: Any, plan: Plan, weights: list[Any]) -> bool:
     """Whether ``_flat_weights``, which torch.nn's forward reads, holds these very weights."""
     flat = module._flat_weights
-    return len(flat) == len(weights) and all(map(is_, plan.from_flat(flat), weights))
+    if plan.flat_order is not None:
+        flat = plan.from_flat(flat)
+    return len(flat) == len(weights) and all(map(is_, flat, weights))
 
 
 def _flat_or_named(module: Any, plan: Plan, weights: list[Any]) -> list[Any]:
