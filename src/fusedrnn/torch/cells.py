@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import RNNCellBase
 
-from fusedrnn.torch import dispatch, pairs, support
+from fusedrnn.torch import call, dispatch, outputs, pairs, support
 
 
 class _FusedCell(RNNCellBase):
@@ -70,11 +70,15 @@ class _FusedCell(RNNCellBase):
         weights = support.current_weights(self, plan, dtype)
         if weights is None:
             return None
+        recurrent: Any = weights[1]
+        if run is call.run and torch.is_grad_enabled() and recurrent.is_inference():
+            return None  # built in inference mode: torch.nn's operations record as much as they can
         if batched:
             final = run(plan.spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]
-            return tuple(state.squeeze(0) for state in final)
-        final = run(plan.spec, x[None, None], states and tuple(h[None, None] for h in states), weights)[1]
-        return tuple(state[0, 0] for state in final)
+        else:
+            final = run(plan.spec, x[None, None], states and tuple(h[None, None] for h in states), weights)[1]
+        final = tuple([outputs.one_step(state, run) for state in final])
+        return final if batched else tuple(state.squeeze(0) for state in final)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """What torch.jit.script compiles: torch.nn's cell, with the same parameters."""

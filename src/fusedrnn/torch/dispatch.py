@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -45,6 +46,16 @@ def _traced_runner() -> Run | None:
     """The same where something watches the dispatcher: the call must be one operator there."""
     if _transforms_active() or _autocast_on_cpu():
         return None
+    if _checks_mutations():
+        return None
     from fusedrnn.torch import ops
 
     return ops.run
+
+
+def _checks_mutations() -> bool:
+    """Whether ``torch.export.draft_export`` runs, which takes absent operands of a custom operator for changed ones."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    config = sys.modules.get("torch._functorch.config")
+    return bool(getattr(config, "fake_tensor_propagate_real_tensors", False))

@@ -13,10 +13,13 @@ from fusedrnn.addresses import NOWHERE, ByAddress, Strided, Wanted
 from fusedrnn.engine.threads import Team
 from fusedrnn.operator import RNNOp
 from fusedrnn.spec import RNNSpec
+from fusedrnn.torch import saving
 from fusedrnn.torch.openmp import team
 
 # Networks that are kept at hand, known by the very object that describes them.
 _MOST_NETWORKS = 256
+# Patterns of operands with gradients, of one network, for which is known what to save.
+_MOST_PATTERNS = 64
 # What vectors in a reserve are aligned to.
 _ALIGNMENT = 64
 # Tensors to make others after; not made with a network, which may be asked for where tensors are fakes.
@@ -56,6 +59,7 @@ class Network:
         self.features = spec.output_size
         self.shapes = [entry.shape for entry in spec.layout.by_pass]
         self.like = _LIKE[self.dtype]
+        self._saved: dict[tuple[tuple[bool, ...], bool], tuple[bool, ...]] = {}
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Network:
@@ -66,6 +70,15 @@ class Network:
                 cls._known.clear()
             found = cls._known[id(spec)] = cls(spec)
         return found
+
+    def saved_operands(self, needed: tuple[bool, ...], several_steps: bool) -> tuple[bool, ...]:
+        """:func:`fusedrnn.torch.saving.saved_operands` of the spec, kept for the next call."""
+        saved = self._saved.get((needed, several_steps))
+        if saved is None:
+            if len(self._saved) >= _MOST_PATTERNS:
+                self._saved.clear()
+            saved = self._saved[needed, several_steps] = saving.saved_operands(self.spec, needed, several_steps)
+        return saved
 
     def new_states(self, x: Tensor, batch: int) -> tuple[Tensor, ...]:
         """New tensors (L·D, N, size) for the states, of the kind of ``x``."""
@@ -123,6 +136,11 @@ class Kept(NamedTuple):
     reserve: Tensor
     weights: list[Tensor | None]
     record: Any
+
+    @property
+    def packed(self) -> bool:
+        """Whether the weights are the bytes of packed ones, not matrices."""
+        return len(self.weights) == 1
 
 
 def train(
@@ -184,7 +202,7 @@ def gradients(
         like.new_empty(shape) if want else None for shape, want in zip(network.shapes, wanted[1 + count :], strict=True)
     ]
     memory = kept.weights[0]
-    if memory is not None and memory.dtype is torch.uint8:
+    if memory is not None and kept.packed:
         memory = _aligned(memory)
         weights = network.engine.placed(packed=memory.data_ptr())
     else:
@@ -231,7 +249,10 @@ def _places(weights: Weights) -> tuple[int, ...]:
 
 
 def _weights(network: Network, problem: Problem, weights: Weights, training: bool, crew: Team) -> Any:
-    return network.engine.weights(problem.steps, problem.batch, _places(weights), training, crew, weights[0])
+    # What is packed goes with the memory, not with the tensor: torch.utils.swap_tensors refuses tensors that somebody
+    # refers to weakly.
+    owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]
+    return network.engine.weights(problem.steps, problem.batch, _places(weights), training, crew, owner)
 
 
 def _readable(x: Tensor) -> Tensor:

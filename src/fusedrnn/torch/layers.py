@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn.torch import call, compiling, dispatch, pairs, support
+from fusedrnn.torch import call, compiling, dispatch, outputs, pairs, support
 from fusedrnn.torch.dispatch import Run
 from fusedrnn.torch.support import Plan
 
@@ -101,7 +101,7 @@ class _Fused(torch.nn.RNNBase):
         if not batched:
             y, final = y.squeeze(1), tuple(state.squeeze(1) for state in final)
         elif self.batch_first:
-            y = y.transpose(0, 1)
+            y = outputs.batch_first(y, run)
         return y, self._final(final)
 
     def _packed(self, run: Run, packed: PackedSequence, hx: Any) -> Any:

@@ -18,7 +18,7 @@ class Node(torch.autograd.Function):
 
     What backward needs are saved tensors like any others, so that it lives exactly as long as the graph, and hooks on
     saved tensors (checkpointing, offloading) reach it. Operands are saved too, for gradients of gradients; but what
-    torch.nn does not save it lets change meanwhile: the biases, and the input if no weight has a gradient.
+    torch.nn does not save it lets change meanwhile: see :mod:`fusedrnn.torch.saving`.
     """
 
     @staticmethod
@@ -32,14 +32,18 @@ class Node(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """``made`` is what became of ``x`` and ``operands``, which are initial states, None for zeros, then weights."""
         y, final, kept = made
-        count = 1 + network.states
-        aside = [False] * count + [len(shape) == 1 for shape in network.shapes]
-        aside[0] = True not in ctx.needs_input_grad[3 + count :]
+        saved = network.saved_operands(ctx.needs_input_grad[3:], problem.steps > 1)
         given = x, *operands
+        weights, ctx.unsaved = kept.weights, None
+        if not kept.packed:
+            # Backward may read matrices that are not saved, but only for results that nobody needs.
+            flags = saved[1 + network.states :]
+            ctx.unsaved = [None if save else weight for save, weight in zip(flags, weights, strict=True)]
+            weights = [weight if save else None for save, weight in zip(flags, weights, strict=True)]
         ctx.save_for_backward(
-            kept.reserve, *kept.weights, *(None if out else one for out, one in zip(aside, given, strict=True))
+            kept.reserve, *weights, *(one if save else None for save, one in zip(saved, given, strict=True))
         )
-        ctx.aside = [(one, _version(one)) if out else None for out, one in zip(aside, given, strict=True)]
+        ctx.aside = [None if save else (one, _version(one)) for save, one in zip(saved, given, strict=True)]
         ctx.network, ctx.problem, ctx.record, ctx.held = network, problem, kept.record, len(kept.weights)
         ctx.set_materialize_grads(False)
         return y, *final
@@ -56,7 +60,11 @@ class Node(torch.autograd.Function):
             operands = _operands(saved[ctx.held :], ctx.aside)
             found = composed.gradients(network, problem, ctx.record.seed, operands, (dy, *dfinal), wanted)
         else:
-            kept = Kept(reserve, saved[: ctx.held], ctx.record)
+            weights = saved[: ctx.held]
+            if ctx.unsaved is not None:
+                pairs = zip(weights, ctx.unsaved, strict=True)
+                weights = [other if weight is None else weight for weight, other in pairs]
+            kept = Kept(reserve, weights, ctx.record)
             found = kernels.gradients(network, problem, kept, dy, dfinal, wanted)
         return None, None, None, *found
 

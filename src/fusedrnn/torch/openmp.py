@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +15,27 @@ from fusedrnn.engine.foreign import OpenMP, OpenMPTeam
 from fusedrnn.engine.threads import Team, own_team
 
 _LIBRARIES = "libtorch_cpu.so", "libtorch_cpu.dylib"
-_PROCESS = os.getpid()
+# Seconds by which the clocks may differ: two ticks of /proc.
+_TICKS = 0.02
+
+
+def _is_forked() -> bool:
+    """Whether this process was forked off a Python that had loaded torch; Linux only, elsewhere False.
+
+    No hook of ours saw a fork before our import, but the module logging, which torch loads, knows when it was loaded
+    itself: in a forked child that was before the process began.
+    """
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, ValueError, IndexError, AttributeError):
+        return False
+    return logging.makeLogRecord({}).relativeCreated / 1000 > age + _TICKS
+
+
+# The process whose OpenMP threads are its own; none in a child forked off one that may have started some.
+_PROCESS = None if _is_forked() else os.getpid()
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +51,7 @@ def _runtime() -> OpenMP | None:
 
 @lru_cache(maxsize=64)
 def _team(threads: int, process: int) -> Team:
-    # The runtime's threads do not exist in a forked child, and it does not know: there a gang of our own must do.
+    # The runtime's threads do not exist in a forked child, and it does not know: there threads of our own must do.
     runtime = _runtime() if threads > 1 and process == _PROCESS else None
     return own_team(threads) if runtime is None else OpenMPTeam(threads, runtime)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch.nn import Module
 from torch.nn.utils import parametrize
@@ -25,12 +26,28 @@ def counterpart(kind: type, pairs: Mapping[type[Module], type[Module]]) -> type[
     """The class on the other side; for the class that a parametrization made, the same one made over that."""
     if kind in pairs:
         return pairs[kind]
+    # A class that was made to have ours beneath a subclass of torch.nn's knows that subclass.
+    if pairs is TORCHS and "_fusedrnn_beneath" in vars(kind):
+        subclass: type[Module] = vars(kind)["_fusedrnn_beneath"]
+        return subclass
+    base = parametrized_base(kind)
+    other = None if base is None else counterpart(base, pairs)
+    return None if other is None else parametrized_over(kind, other)
+
+
+def parametrized_base(kind: type) -> type[Module] | None:
+    """What a parametrization made a class from, or None if none did."""
     base = kind.__bases__[0]
     made = kind.__module__ == parametrize.__name__ and kind.__name__ == f"Parametrized{base.__name__}"
-    if not made or base not in pairs:
-        return None
+    return base if made else None
+
+
+def parametrized_over(kind: type, base: type[Module]) -> type[Module]:
+    """The class that a parametrization made, over another base."""
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-    return type(kind.__name__, (pairs[base],), own)
+    metaclass: Any = type(base)
+    made: type[Module] = metaclass(kind.__name__, (base,), own)
+    return made
 
 
 def twin(module: Module) -> Module:

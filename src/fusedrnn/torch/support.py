@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,12 @@ class Plan(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     usual: list[tuple[Any, ...]]  # what there is to see of them, if nothing is special about any
     bias: bool
+    flat_order: tuple[int, ...] | None  # where the weights are in a layer's _flat_weights; None: in this order
+    is_cell: bool = False
+
+    def from_flat(self, flat: list[Any]) -> list[Any]:
+        """What belongs to each weight in the operator's order, from a list in the order of ``_flat_weights``."""
+        return flat if self.flat_order is None else [flat[i] for i in self.flat_order]
 
 
 @lru_cache(maxsize=256)
@@ -101,8 +108,11 @@ def plan(
     except (TypeError, ValueError):  # attributes that someone changed: PyTorch knows what to say
         return None
     names, shapes = _weights(spec.num_gates, I, H, layers, spec.num_directions, bias, P)
-    usual = [(Parameter, dtype, torch.Size(shape), True, False) for shape in shapes]
-    return Plan(spec, dropping, layers * spec.num_directions, _state_sizes(spec.mode, H, P), names, shapes, usual, bias)
+    usual = [(Parameter, dtype, torch.Size(shape), True, False, torch.strided, False) for shape in shapes]
+    return Plan(
+        spec, dropping, layers * spec.num_directions, _state_sizes(spec.mode, H, P), names, shapes, usual, bias,
+        _flat_order(len(names), bool(P and bias)),
+    )  # fmt: skip
 
 
 def traced_plan(
@@ -116,7 +126,14 @@ def traced_plan(
     directions = 2 if bidirectional else 1
     gates = 4 if spec.mode == "lstm" else 3 if spec.mode == "gru" else 1
     names, shapes = _weights(gates, I, H, layers, directions, bias, P)
-    return Plan(spec, dropping, layers * directions, _state_sizes(spec.mode, H, P), names, shapes, [], bias)
+    return Plan(spec, dropping, layers * directions, _state_sizes(spec.mode, H, P), names, shapes, [], bias, None)
+
+
+def _flat_order(count: int, projects_with_bias: bool) -> tuple[int, ...] | None:
+    """torch.nn lists projections behind the biases, the operator before them."""
+    if not projects_with_bias:
+        return None
+    return tuple(first + i for first in range(0, count, 5) for i in (0, 1, 4, 2, 3))
 
 
 def _state_sizes(mode: str, H: int, P: int) -> tuple[int, ...]:
@@ -155,22 +172,26 @@ def traced_cell_plan(mode: str, I: int, H: int, bias: bool, dtype: torch.dtype) 
 
 
 def _renamed(whole: Plan | None) -> Plan | None:
-    return whole and whole._replace(names=("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: len(whole.names)])
+    if whole is None:
+        return None
+    return whole._replace(names=("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: len(whole.names)], is_cell=True)
 
 
 def current_weights(module: Module, plan: Plan, dtype: torch.dtype) -> list[Tensor | None] | None:
     """The weights as they are now, in the operator's order; None if one is not what the operator takes.
 
-    Parametrizations, weight_norm and functional_call put something else in the place of a parameter; this is what
-    counts, and what gradients flow through.
+    Parametrizations, weight_norm and functional_call put something else in the place of a parameter, tools that write
+    to ``_flat_weights`` in the place of all. This is what counts, and what gradients flow through.
     """
     parameters = module._parameters
     weights: list[Any] = [parameters.get(name) for name in plan.names]
-    if is_compiling() or not _usual(weights, plan.usual):
+    if is_compiling() or not _usual(weights, plan.usual) or not (plan.is_cell or _in_step(module, plan, weights)):
         weights = [
             getattr(module, name, None) if weight is None else weight
             for name, weight in zip(plan.names, weights, strict=True)
         ]
+        if not plan.is_cell and not is_compiling():
+            weights = _flat_or_named(module, plan, weights)
         for weight, shape in zip(weights, plan.shapes, strict=True):
             if not plain(weight, dtype) or weight.shape != shape:
                 return None
@@ -185,9 +206,31 @@ def current_weights(module: Module, plan: Plan, dtype: torch.dtype) -> list[Tens
 def _usual(weights: list[Any], usual: list[tuple[Any, ...]]) -> bool:
     """Whether all are parameters in plain memory: in one comparison, since most calls end here."""
     try:
-        return [(type(w), w.dtype, w.shape, w.is_cpu, w.is_neg()) for w in weights] == usual
-    except AttributeError:  # one is None: it is elsewhere
+        return [
+            (type(w), w.dtype, w.shape, w.is_cpu, w.is_neg(), w.layout, w._is_zerotensor()) for w in weights
+        ] == usual
+    except (AttributeError, RuntimeError):  # one is None: it is elsewhere; or its class refuses to be asked
         return False
+
+
+def _in_step(module: Any, plan: Plan, weights: list[Any]) -> bool:
+    """Whether ``_flat_weights``, which torch.nn's forward reads, holds these very weights."""
+    flat = module._flat_weights
+    if plan.flat_order is not None:
+        flat = plan.from_flat(flat)
+    return len(flat) == len(weights) and all(map(is_, flat, weights))
+
+
+def _flat_or_named(module: Any, plan: Plan, weights: list[Any]) -> list[Any]:
+    """What torch.nn's forward would read: the weights by name if one is another than when the list was made."""
+    flat = module._flat_weights
+    if len(flat) != len(weights):
+        return weights
+    by_name = plan.from_flat(module._flat_weight_refs) if module._flat_weight_refs else ()
+    for ref, weight in zip(by_name, weights, strict=False):
+        if ref is not None and weight is not None and ref() is not weight:
+            return weights
+    return list(plan.from_flat(flat))
 
 
 def draw_seed() -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
+from fusedrnn.torch import holders
+from fusedrnn.torch import subclasses as subclass_layers
 from fusedrnn.torch.pairs import OURS, TORCHS, counterpart
 from fusedrnn.torch.support import DTYPES
 
-_NAMES = {torchs.__name__ for torchs in OURS}
+_SUBCLASS = "it is a subclass of"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Report:
         return "\n".join(lines)
 
 
-def accelerate(model: Module) -> Report:
+def accelerate(model: Module, *, subclasses: bool = False) -> Report:
     """Make every recurrent layer of a model run on the fused operator, in place.
 
     Layers and cells of torch.nn's own six classes become ours by changing their class: the modules, their
@@ -53,12 +55,14 @@ def accelerate(model: Module) -> Report:
 
     Args:
         model: Any module; it may be a recurrent layer itself.
+        subclasses: Whether to put ours beneath subclasses of torch.nn's, too, whose own code stays: their ``forward``
+            calls ours by ``super().forward``. Those that override more than that are left.
 
     Returns:
         What was replaced and what was left.
 
     Raises:
-        TypeError: ``model`` is not a torch.nn.Module.
+        TypeError: ``model`` is not a torch.nn.Module; the message says which of its attributes are.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.LSTM(8, 16))
@@ -66,7 +70,7 @@ def accelerate(model: Module) -> Report:
         1 replaced, 0 left as they were
           replaced  1: LSTM
     """
-    return _swap(model, OURS, _reason)
+    return _swap(model, OURS, subclasses)
 
 
 def restore(model: Module) -> Report:
@@ -81,22 +85,54 @@ def restore(model: Module) -> Report:
     Raises:
         TypeError: ``model`` is not a torch.nn.Module.
     """
-    return _swap(model, TORCHS, lambda _: "")
+    return _swap(model, TORCHS)
 
 
-def _swap(model: Module, pairs: Mapping[type[Module], type[Module]], reason: Callable[[Module], str]) -> Report:
+def convert(module: Module, subclasses: bool = False) -> None:
+    """Make one layer of torch.nn's ours, if the operator serves it; any other module stays as it is."""
+    _swap_one("", module, OURS, subclasses)
+
+
+def _swap(model: Module, pairs: Mapping[type[Module], type[Module]], subclasses: bool = False) -> Report:
     if not isinstance(model, Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    replaced, left = [], []
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}{holders.advice(model)}")
+    replaced: list[Layer] = []
+    left: list[Layer] = []
     for name, module in model.named_modules():
-        kind = counterpart(type(module), pairs)
-        why = _stranger(module, pairs) if kind is None else reason(module)
-        if why:
-            left.append(Layer(name, type(module).__name__, why))
-        elif kind is not None:
-            replaced.append(Layer(name, type(module).__name__))
-            module.__class__ = kind
+        layer = _swap_one(name, module, pairs, subclasses)
+        if layer is not None:
+            (left if layer.reason else replaced).append(layer)
     return Report(tuple(replaced), tuple(left))
+
+
+def _swap_one(
+    name: str, module: Module, pairs: Mapping[type[Module], type[Module]], subclasses: bool
+) -> Layer | None:
+    """What became of one module, with the reason if it was left; None if it is no layer for the other side."""
+    former = type(module)
+    kind, reason = counterpart(former, pairs), ""
+    if kind is None:
+        reason = _stranger(module, pairs)
+        if reason.startswith(_SUBCLASS) and pairs is OURS:
+            kind, reason = _subclass(module, reason, subclasses)
+    if kind is not None and pairs is OURS:
+        reason = _reason(module)
+    if kind is not None and not reason:
+        try:
+            module.__class__ = kind
+        except TypeError as error:  # of a subclass with slots, say
+            reason = f"its class cannot be changed: {error}"
+    return Layer(name, former.__name__, reason) if reason or kind is not None else None
+
+
+def _subclass(module: Module, reason: str, wanted: bool) -> tuple[type[Module] | None, str]:
+    """The class with ours beneath a subclass, if that is wanted and leaves the arithmetic alone; else why not."""
+    changes = subclass_layers.changes(module)
+    if changes:
+        return None, f"{reason} that {changes}"
+    if not wanted:
+        return None, f"{reason}; subclasses=True puts ours beneath its code"
+    return subclass_layers.beneath(type(module)), ""
 
 
 def _reason(module: Module) -> str:
@@ -113,16 +149,13 @@ def _reason(module: Module) -> str:
 
 def _stranger(module: Module, pairs: Mapping[type[Module], type[Module]]) -> str:
     """What a recurrent layer of another class is, if it is one and not on the side that is asked for."""
-    kind = type(module)
+    kind, names = type(module), {torchs.__name__ for torchs in OURS}
     if isinstance(module, torch.jit.ScriptModule):
-        return "it is a ScriptModule" if getattr(module, "original_name", "") in _NAMES else ""
-    if kind.__module__.startswith("torch.ao.") and kind.__name__ in _NAMES:
+        recurrent = getattr(module, "original_name", "") in names
+        return "it is a ScriptModule, whose weights fusedrnn.torch.read reads" if recurrent else ""
+    if kind.__module__.startswith("torch.ao.") and kind.__name__ in names:
         return "it is quantized"
-    if not isinstance(module, (RNNBase, RNNCellBase)) or counterpart(kind, _inverse(pairs)):
+    if not isinstance(module, (RNNBase, RNNCellBase)) or counterpart(kind, TORCHS if pairs is OURS else OURS):
         return ""
-    known = next(base for base in kind.__mro__ if base.__module__.startswith(("torch.nn.", "fusedrnn.torch")))
-    return f"it is a subclass of {known.__name__}"
-
-
-def _inverse(pairs: Mapping[type[Module], type[Module]]) -> dict[type[Module], type[Module]]:
-    return {there: here for here, there in pairs.items()}
+    known = next(base for base in kind.__mro__ if base.__module__.startswith(("torch.nn.modules.", "fusedrnn.torch")))
+    return f"{_SUBCLASS} {known.__name__}"

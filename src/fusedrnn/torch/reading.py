@@ -1,0 +1,140 @@
+"""The recurrent layers of a model as specs and flat parameter vectors: torch.nn's, ours, and TorchScript's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Module, RNNBase, RNNCellBase
+
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.pairs import OURS
+from fusedrnn.torch.subclasses import torchs_class
+
+_CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float32", torch.bfloat16: "float32"}
+# Of the constants among the arguments of a traced call: biases, layers, dropout, training, directions, batch first.
+_DROPOUT, _BATCH_FIRST = 2, 5
+
+
+@dataclass(frozen=True)
+class ReadLayer:
+    """A recurrent layer or cell of a model.
+
+    Attributes:
+        name: Its name in the model; empty for the model itself.
+        kind: ``"RNN"``, ``"LSTM"``, ``"GRU"`` or that with ``"Cell"``.
+        spec: What to run; its dropout counts in training. A cell is a network of one layer, to run for one step.
+        params: The flat vector of ``spec.layout``, a copy.
+        batch_first: Whether the layer takes (N, T, I); the operator takes (T, N, I).
+    """
+
+    name: str
+    kind: str
+    spec: RNNSpec
+    params: NDArray[Any]
+    batch_first: bool
+
+
+def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLayer]:
+    """The recurrent layers of a model, by name, in the order of ``model.named_modules()``.
+
+    Args:
+        model: Any module, also what torch.jit.script, trace or load returned, unless frozen: then no modules are left.
+        names: Which layers to read; None for all.
+
+    Returns:
+        Layers by name. Parameters of float16 and bfloat16 are given in float32. A parametrized weight is computed.
+
+    Raises:
+        TypeError: ``model`` is not a torch.nn.Module; or a layer's parameters are of another dtype.
+        ValueError: There is no recurrent layer of a name; or a layer's parameters have no values (meta tensors).
+
+    Example:
+        >>> layer = read(torch.nn.GRU(3, 4))[""]
+        >>> layer.spec.mode, layer.params.shape
+        ('gru', (108,))
+    """
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    modules = {name: (module, kind) for name, module in model.named_modules() if (kind := _kind(module))}
+    wanted = modules if names is None else [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in modules:
+            known = ", ".join(map(repr, modules)) or "which there are none"
+            raise ValueError(f"names must be those of recurrent layers, of {known}; got {name!r}")
+    return {name: _read(name, *modules[name]) for name in wanted}
+
+
+def _kind(module: Module) -> str:
+    """Which of the six a module is, by name; empty if none."""
+    if isinstance(module, torch.jit.ScriptModule):
+        kind = str(getattr(module, "original_name", ""))
+        # A class of that name may be anyone's: it must have the parameters, too.
+        known_kind = kind in {torchs.__name__ for torchs in OURS}
+        return kind if known_kind and any(name.startswith("weight_ih") for name in _weights(module)) else ""
+    known = torchs_class(type(module))
+    return "" if known is None else known.__name__
+
+
+def _weights(module: Module) -> dict[str, Tensor]:
+    """The parameters by the names of torch.nn's layers; those of a cell have none for a layer."""
+    if isinstance(module, RNNBase):
+        named = {name: getattr(module, name) for names in module._all_weights for name in names}
+    elif isinstance(module, RNNCellBase):
+        named = {name: getattr(module, name) for name in _CELL_NAMES}
+    else:
+        named = dict(module.named_parameters(recurse=False))
+    return {name: weight for name, weight in named.items() if weight is not None}
+
+
+def _read(name: str, module: Module, kind: str) -> ReadLayer:
+    weights = _weights(module)
+    arrays = {label: _array(name, label, weight) for label, weight in weights.items()}
+    if kind.endswith("Cell"):
+        arrays = {f"{label}_l0": array for label, array in arrays.items()}
+    nonlinearity, dropout, batch_first = _settings(module, kind)
+    first, projection = arrays["weight_ih_l0"], arrays.get("weight_hr_l0")
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind.removesuffix("Cell")]
+    layers = sum(label.startswith("weight_ih") and not label.endswith("_reverse") for label in arrays)
+    spec = RNNSpec(
+        f"rnn_{nonlinearity}" if gates == 1 else kind.removesuffix("Cell").lower(),
+        first.shape[1], first.shape[0] // gates, layers,
+        bidirectional="weight_ih_l0_reverse" in arrays,
+        dropout=dropout if layers > 1 and dropout < 1 else 0.0,
+        projection_size=None if projection is None else projection.shape[0],
+        dtype=first.dtype.name,
+        bias="double" if "bias_ih_l0" in arrays else "none",
+    )  # fmt: skip
+    return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), batch_first)
+
+
+def _array(layer: str, label: str, weight: Tensor) -> NDArray[Any]:
+    where = f"{layer}.{label}" if layer else label
+    if weight.dtype not in _DTYPES:
+        raise TypeError(f"{where} must be of {', '.join(map(str, _DTYPES))}; got {weight.dtype}")
+    if weight.is_meta:
+        raise ValueError(f"{where} must have values; got a meta tensor")
+    array: NDArray[Any] = weight.detach().to("cpu", getattr(torch, _DTYPES[weight.dtype])).resolve_neg().numpy()
+    return np.ascontiguousarray(array)
+
+
+def _settings(module: Module, kind: str) -> tuple[str, float, bool]:
+    """The nonlinearity, dropout and whether batches come first."""
+    if not isinstance(module, torch.jit.ScriptModule) or hasattr(module, "hidden_size"):
+        nonlinearity = getattr(module, "nonlinearity", "tanh")
+        return str(nonlinearity), float(getattr(module, "dropout", 0.0)), bool(getattr(module, "batch_first", False))
+    # A traced module has no attributes but parameters: the rest is in its graph.
+    graph: Any = module.graph
+    nodes = {node.kind(): node for node in graph.nodes()}
+    nonlinearity = "relu" if any("relu" in name for name in nodes) else "tanh"
+    calls = [node for name, node in nodes.items() if name.split("_")[0] in ("aten::lstm", "aten::gru", "aten::rnn")]
+    if not calls or kind.endswith("Cell"):
+        return nonlinearity, 0.0, False
+    constants = [value.toIValue() for value in calls[0].inputs() if value.node().kind() == "prim::Constant"]
+    return nonlinearity, float(constants[_DROPOUT]), len(constants) > _BATCH_FIRST and bool(constants[_BATCH_FIRST])
