@@ -1,8 +1,9 @@
 """What a process inherits from the one that started it, made the same however the tests are started.
 
 A background job of a script ignores SIGINT, and its children ignore it too. Other runners ignore or block other
-signals, or set a umask and variables that libraries read. Tests see none of it. ``FUSEDRNN_ONEDNN`` stays: it says what
-to test. So does what chooses OpenBLAS's kernels: some of its builds compute wrong results on some processors without it.
+signals, or set a umask and variables that libraries read. Tests see none of it. ``FUSEDRNN_ONEDNN`` stays: it says
+what to test. So does what chooses OpenBLAS's kernels: without it some of its builds compute wrong results on some
+processors.
 """
 
 import os
