@@ -135,6 +135,34 @@ def test_memory_that_cannot_be_had(phase):
     assert done.stdout.strip() == "right"
 
 
+@pytest.mark.parametrize("part", ["forward", "training", "backward"])
+def test_memory_that_cannot_be_had_in_torch(monkeypatch, part):
+    """An error as PyTorch's own allocator raises it, and the next call works."""
+    torch = pytest.importorskip("torch")
+    from fusedrnn.engine import workspace
+    from fusedrnn.torch import GRU
+
+    net, x = GRU(6, 70), torch.ones(40, 3, 6)
+    net(x)[0].sum().backward()
+    expected = net(x)[0]
+    with monkeypatch.context() as patch:
+        for kind in (workspace.Workspaces, workspace.Pool):
+            patch.setattr(kind, "lease" if kind is workspace.Pool else "take", _no_memory)
+        with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
+            if part == "forward":
+                torch.no_grad()(net)(x)
+            elif part == "training":
+                net(x)
+            else:
+                expected.sum().backward(retain_graph=True)
+    assert torch.equal(net(x)[0], expected)
+    expected.sum().backward()
+
+
+def _no_memory(*_):
+    raise MemoryError("none is left")
+
+
 def test_scratch_that_cannot_be_had():
     from fusedrnn.engine.workspace import aligned_empty
 

@@ -14,6 +14,7 @@ from fusedrnn.engine.threads import Team
 from fusedrnn.operator import RNNOp
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import saving
+from fusedrnn.torch.memory import torch_errors
 from fusedrnn.torch.openmp import team
 
 # Networks that are kept at hand, known by the very object that describes them.
@@ -116,6 +117,7 @@ class Problem:
         return (x.new_zeros if padded else x.new_empty)((*self.shape, features))
 
 
+@torch_errors
 def infer(
     network: Network, problem: Problem, x: Tensor, states: States | None, weights: Weights
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -143,6 +145,7 @@ class Kept(NamedTuple):
         return len(self.weights) == 1
 
 
+@torch_errors
 def train(
     network: Network, problem: Problem, x: Tensor, states: States | None, weights: Weights, seed: int
 ) -> tuple[Tensor, tuple[Tensor, ...], Kept]:
@@ -177,6 +180,7 @@ def _run(
     return y, final
 
 
+@torch_errors
 def kept_again(network: Network, problem: Problem, reserve: Tensor, weights: Weights, seed: int) -> Kept:
     """What :func:`train` keeps, from no more than the reserve, for a call like that one."""
     packed = _weights(network, problem, weights, True, team())
@@ -184,6 +188,7 @@ def kept_again(network: Network, problem: Problem, reserve: Tensor, weights: Wei
     return Kept(reserve, _held(packed, weights), record)
 
 
+@torch_errors
 def gradients(
     network: Network, problem: Problem, kept: Kept, dy: Tensor | None, dfinal: States, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
