@@ -82,6 +82,10 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
         raise NotImplementedError(f"{node.op_type}-{version} is not known; expected one of the versions {VERSIONS}")
     context = CheckerContext()
     context.ir_version, context.opset_imports = ir_version, {"": opset}
+    if node.domain:  # the other spelling of ONNX's own, which the checker does not know
+        spelled, node = node, onnx.NodeProto()
+        node.CopyFrom(spelled)
+        node.domain = ""
     onnx.checker.check_node(node, context)
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     _check_sequence_output(node, values)

@@ -114,6 +114,7 @@ class Folder:
         # The evaluator and shape inference know inputs by name; a name here is a place.
         renamed = NodeProto()
         renamed.CopyFrom(node)
+        renamed.domain = ""
         del renamed.input[:], renamed.output[:]
         renamed.input.extend("" if value is None else f"input{place}" for place, value in enumerate(inputs))
         renamed.output.extend(f"output{place}" for place in range(len(node.output)))

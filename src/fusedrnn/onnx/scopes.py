@@ -15,7 +15,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from fusedrnn.onnx.functions import Functions
 from fusedrnn.onnx.graph import is_other_recurrent, is_recurrent, opset_of, subgraphs
-from fusedrnn.onnx.naming import domain_of, first_output, operator_name
+from fusedrnn.onnx.naming import first_output, operator_name
 
 # Limits that no model comes near by accident, so that one made to exhaust time or memory is refused.
 _MAX_DEPTH = 100
@@ -142,20 +142,17 @@ class Scope:
         return defaults | {entry.name: entry for entry in self.call.attribute}
 
     def bound(self, node: NodeProto) -> NodeProto:
-        """The node with ONNX's domain spelled one way, and references to attributes of the function replaced."""
-        references = any(entry.ref_attr_name for entry in node.attribute)
-        if not references and node.domain != "ai.onnx":
+        """The node with references to attributes of the function replaced."""
+        if not any(entry.ref_attr_name for entry in node.attribute):
             return node
         copy = NodeProto()
         copy.CopyFrom(node)
-        copy.domain = domain_of(node)
-        if references:
-            copy.ClearField("attribute")
-            for entry in node.attribute:
-                value = self._attributes.get(entry.ref_attr_name) if entry.ref_attr_name else entry
-                if value is not None:
-                    copy.attribute.add().CopyFrom(value)
-                    copy.attribute[-1].name = entry.name
+        copy.ClearField("attribute")
+        for entry in node.attribute:
+            value = self._attributes.get(entry.ref_attr_name) if entry.ref_attr_name else entry
+            if value is not None:
+                copy.attribute.add().CopyFrom(value)
+                copy.attribute[-1].name = entry.name
         return copy
 
     # ---- bodies
