@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from fusedrnn.onnx.attributes import checker_context
 from fusedrnn.onnx.graph import opset_of
-from fusedrnn.onnx.naming import DOMAINS
+from fusedrnn.onnx.naming import DOMAINS, label, naming
 
 
 def checked(model: ModelProto) -> ModelProto:
@@ -16,7 +17,7 @@ def checked(model: ModelProto) -> ModelProto:
     some in their place.
 
     Raises:
-        ValueError: If the model is not valid.
+        ValueError: If the model is not valid; naming the node, if it is a node that is not.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -24,11 +25,27 @@ def checked(model: ModelProto) -> ModelProto:
     copy.graph.name = copy.graph.name or "graph"
     for entry in (*copy.graph.input, *copy.graph.output):
         _fill_type(entry)
+    _check_nodes(copy)
     try:
         onnx.checker.check_model(copy)
     except onnx.checker.ValidationError as error:
         raise ValueError(f"model must be valid: {error}") from error
     return copy
+
+
+def _check_nodes(model: ModelProto) -> None:
+    """Check each node, with errors that name it, which those of the check of a whole model do not do for all."""
+    opset = opset_of(model)
+    graph = model.graph
+    known = {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        with naming(label(node)):
+            onnx.checker.check_node(node, checker_context(opset, model.ir_version))
+            missing = [name for name in node.input if name and name not in known]
+            if missing:
+                raise ValueError(f"its inputs must be made before it; there is no {missing[0]!r}")
+        known.update(node.output)
 
 
 def _spell_domain(model: ModelProto) -> None:
