@@ -21,7 +21,7 @@ TEXTS = (
 )  # fmt: skip
 BYTES = (b"", b"forward", b"\xff\xfe", b"Gelu", b"x" * 16)
 ENUMS = (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 20, 25, 99)
-NAMED = r"node '|the node of '"
+NAMED = r"node '|the node of '|^names of nodes or of their outputs must differ"
 OF_THE_MODEL = rf"{NAMED}|^model must |^constant '|^initializer '|^inputs must be "
 
 # ---- the models
@@ -138,12 +138,7 @@ def change_elements(elements, field, names, rng):
         elements[index] = scalar(field, elements[index], names, rng)
 
 
-def mutate(model, rng):
-    """Change one field somewhere."""
-    names = [name for node in model.graph.node for name in (*node.input, *node.output)]
-    message = rng.choice(list(messages(model)))
-    present = [field for field, _ in message.ListFields()]
-    field = rng.choice(present if present and rng.random() < 0.8 else message.DESCRIPTOR.fields)
+def change(message, field, names, rng):
     value = getattr(message, field.name)
     if not isinstance(value, (str, bytes, int, float)) and not hasattr(value, "DESCRIPTOR"):
         change_elements(value, field, names, rng)
@@ -152,10 +147,19 @@ def mutate(model, rng):
     elif field.type == FieldDescriptor.TYPE_MESSAGE:
         value.SetInParent()
     else:
-        try:
-            setattr(message, field.name, scalar(field, value, names, rng))
-        except ValueError:  # out of the field's range
-            message.ClearField(field.name)
+        setattr(message, field.name, scalar(field, value, names, rng))
+
+
+def mutate(model, rng):
+    """Change one field somewhere."""
+    names = [name for node in model.graph.node for name in (*node.input, *node.output)]
+    message = rng.choice(list(messages(model)))
+    present = [field for field, _ in message.ListFields()]
+    field = rng.choice(present if present and rng.random() < 0.8 else message.DESCRIPTOR.fields)
+    try:
+        change(message, field, names, rng)
+    except ValueError:  # a number out of the field's range
+        message.ClearField(field.name)
 
 
 def mutated(seed):
