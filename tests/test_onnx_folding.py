@@ -273,7 +273,7 @@ REFUSED = {
     "product": ([node("MatMul", ["W", "W"], ["w"], name="mm")], {}, r"of node 'mm' \(MatMul\), which is not folded"),
     "other domain": ([node("Neg", ["W"], ["w"], domain="x.y")], {}, r"\(x.y.Neg\), which is not folded"),
     "unknown value": ([node("Neg", ["nothing"], ["w"])], {}, "there is no value 'nothing'"),
-    "cycle": ([node("Neg", ["v"], ["w"]), node("Neg", ["w"], ["v"])], {}, "value 'w' is made from itself"),
+    "cycle": ([node("Neg", ["v"], ["w"]), node("Neg", ["w"], ["v"])], {}, "value 'w' depends on itself"),
     "twice": ([node("Neg", ["W"], ["w"]), node("Abs", ["W"], ["w"])], {}, "value 'w' must be made once"),
     "shape": ([node("Reshape", ["W", "s"], ["w"], name="r")], {"s": np.array([7])}, r"node 'r' \(Reshape\): cannot be"),
     "axis": ([node("Concat", ["W"], ["w"], axis=9)], {}, r"the node of 'w' \(Concat\): .*axis"),

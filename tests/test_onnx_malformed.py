@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from fusedrnn.onnx import prepare, read, write
 from onnx_models import Case, computed, info, model_of
 
-MUTATIONS = 400
+MUTATIONS = 250
 INTEGERS = (0, 1, -1, 2, 3, 7, 14, 22, 100, 2**31 - 1, -(2**31), 2**40, 2**62)
 FLOATS = (0.0, -1.0, float("nan"), float("inf"), 1e30, 0.5)
 TEXTS = (

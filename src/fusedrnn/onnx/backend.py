@@ -49,9 +49,9 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
             if scope.is_recurrent(node):
                 self._steps.append(Recurrence(node, scope.opset, model.ir_version, values, backend))
             elif scope.functions.called_by(node) is None and fixed.issuperset(filter(None, node.input)):
-                made = {name: folder.array(scope, name) for name in node.output if name}
-                values |= made
-                fixed |= made.keys()
+                results = {name: folder.array(scope, name) for name in node.output if name}
+                values |= results
+                fixed |= results.keys()
             elif node.op_type == "Identity":
                 self._steps.append(node)
                 if node.input[0] in values:

@@ -61,8 +61,8 @@ class Folder:
             NotImplementedError: Naming a constant that is sparse or of text.
             ValueError: Naming the node that cannot be evaluated, or the constant whose data do not fit its shape.
         """
-        wanted = _origin(scope, name)
-        stack, waiting = [wanted], set()
+        target = _origin(scope, name)
+        stack, waiting = [target], set()
         while stack:
             origin = stack[-1]
             missing = [] if origin.key in self._values else self._missing(origin)
@@ -71,11 +71,11 @@ class Folder:
                     self._compute(origin)
                 stack.pop()
             elif origin.key in waiting:
-                raise ValueError(f"value {origin.name!r} is made from itself")
+                raise ValueError(f"value {origin.name!r} depends on itself")
             else:
                 waiting.add(origin.key)
                 stack += missing
-        return self._values[wanted.key]
+        return self._values[target.key]
 
     def _missing(self, origin: Origin) -> list[Origin]:
         """The values to compute before this one."""
@@ -110,7 +110,7 @@ class Folder:
         self._values[origin.key] = array
 
     def _evaluated(self, node: NodeProto, opset: int, inputs: Sequence[Array | None]) -> list[Array]:
-        """The node's outputs, None for one without a name."""
+        """All outputs of the node, those without a name included."""
         # The evaluator and shape inference know inputs by name; a name here is a place.
         renamed = NodeProto()
         renamed.CopyFrom(node)
@@ -118,8 +118,8 @@ class Folder:
         del renamed.input[:], renamed.output[:]
         renamed.input.extend("" if value is None else f"input{place}" for place, value in enumerate(inputs))
         renamed.output.extend(f"output{place}" for place in range(len(node.output)))
-        given = {f"input{place}": value for place, value in enumerate(inputs) if value is not None}
-        self._budget -= _bytes_of_outputs(renamed, opset, given)
+        arrays = {f"input{place}": value for place, value in enumerate(inputs) if value is not None}
+        self._budget -= _bytes_of_outputs(renamed, opset, arrays)
         if self._budget < 0:
             raise ValueError(
                 f"what is computed from constants must be at most {_FREE_BYTES >> 20} MiB and {_TIMES} times their "
@@ -127,13 +127,13 @@ class Folder:
             )
         try:
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(renamed, opsets={"": opset}).run(None, given)
+                results = ReferenceEvaluator(renamed, opsets={"": opset}).run(None, arrays)
         except Exception as error:  # whatever the evaluator meets in a node that does not fit its inputs
             raise ValueError(f"cannot be evaluated: {type(error).__name__}: {error}") from error
-        arrays = [np.asarray(result) for result in results]
-        for array in arrays:
+        outputs = [np.asarray(result) for result in results]
+        for array in outputs:
             array.setflags(write=False)
-        return arrays
+        return outputs
 
 
 def _origin(scope: Scope, name: str) -> Origin:
@@ -143,27 +143,30 @@ def _origin(scope: Scope, name: str) -> Origin:
     return origin
 
 
-def _bytes_of_outputs(node: NodeProto, opset: int, given: Mapping[str, Array]) -> int:
+def _bytes_of_outputs(node: NodeProto, opset: int, arrays: Mapping[str, Array]) -> int:
     """How much memory the node's outputs take.
 
     Raises:
         ValueError: If shape inference cannot tell, or the node is not one that its schema allows.
     """
     schema = onnx.defs.get_schema(node.op_type, opset, "")
-    least, most = schema.min_input, schema.max_input
-    if not least <= len(node.input) <= most:
-        raise ValueError(f"a node of this kind must have from {least} to {most} inputs; got {len(node.input)}")
+    for names, noun, least, most in (
+        (node.input, "inputs", schema.min_input, schema.max_input),
+        (node.output, "outputs", schema.min_output, schema.max_output),
+    ):
+        if not least <= len(names) <= most:
+            raise ValueError(f"a node of this kind must have from {least} to {most} {noun}; got {len(names)}")
     parts = [attribute.i for attribute in node.attribute if attribute.name == "num_outputs"]
     if parts and parts != [len(node.output)]:  # shape inference would make as many shapes
         raise ValueError(f"num_outputs must be the number of outputs, {len(node.output)}; got {parts[0]}")
     types = {
         name: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in given.items()
+        for name, array in arrays.items()
     }
-    data = {name: numpy_helper.from_array(array) for name, array in given.items() if array.size <= _MAX_SHAPE_DATA}
+    data = {name: numpy_helper.from_array(array) for name, array in arrays.items() if array.size <= _MAX_SHAPE_DATA}
     imports = [helper.make_opsetid("", opset)]
-    found = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
-    return sum(_bytes(found.get(name)) for name in node.output)
+    kinds = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
+    return sum(_bytes(kinds.get(name)) for name in node.output)
 
 
 def _bytes(kind: TypeProto | None) -> int:

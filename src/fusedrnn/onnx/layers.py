@@ -205,14 +205,16 @@ def layer_at(place: Place, folder: Folder) -> Layer:
         settings = parse(node, scope.opset, scope.model.ir_version)
         inputs = _inputs(place)
         weights = {name: _weight(name, inputs[name], scope, folder) for name in WEIGHTS if name in inputs}
-        found = specs(settings, weights)
-        parts = tuple(Part(spec, gather(settings.kind, spec, first, weights)) for first, spec in enumerate(found))
+        direction_specs = specs(settings, weights)
+        parts = tuple(
+            Part(spec, gather(settings.kind, spec, first, weights)) for first, spec in enumerate(direction_specs)
+        )
         states = tuple(
             _state(f"initial_{name}", _constant(inputs.get(f"initial_{name}"), scope, folder), settings, weights)
-            for name in found[0].state_names
+            for name in direction_specs[0].state_names
         )
-    given = None if all(state is None for state in states) else states
-    return Layer(place.name, node.op_type, parts, given, settings.batch_first, inputs, tuple(node.output))
+    held = None if all(state is None for state in states) else states
+    return Layer(place.name, node.op_type, parts, held, settings.batch_first, inputs, tuple(node.output))
 
 
 def _inputs(place: Place) -> dict[str, str]:

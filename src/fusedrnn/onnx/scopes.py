@@ -228,8 +228,8 @@ class Scope:
         if not isinstance(self.body, GraphProto):
             return {}
         # An input of a body is given by its node; an initializer of that name would be no more than a default.
-        given = {entry.name for entry in self.body.input} if self.outer is not None else set()
-        return {tensor.name: tensor for tensor in self.body.initializer if tensor.name not in given}
+        inputs = self._inputs if self.outer is not None else frozenset[str]()
+        return {tensor.name: tensor for tensor in self.body.initializer if tensor.name not in inputs}
 
     @cached_property
     def _inputs(self) -> frozenset[str]:
@@ -246,14 +246,14 @@ class Scope:
         """The values that a function is called with, by its own names for them; empty for one that is left out."""
         if self.call is None or not isinstance(self.body, FunctionProto):
             return {}
-        given = (*self.call.input, *[""] * len(self.body.input))
-        return dict(zip(self.body.input, given, strict=False))
+        values = (*self.call.input, *[""] * len(self.body.input))
+        return dict(zip(self.body.input, values, strict=False))
 
     def origin(self, name: str) -> Origin | None:
         """What makes the value that has this name here; None for an argument that the caller leaves out.
 
         Raises:
-            ValueError: If there is no such value, it has two origins, or it is made from itself.
+            ValueError: If there is no such value, it has two origins, or it depends on itself.
             NotImplementedError: If it is a sparse initializer.
         """
         scope, seen = self, set()
@@ -285,5 +285,5 @@ class Scope:
             else:
                 scope = scope.outer
         else:
-            raise ValueError(f"value {name!r} is made from itself")
+            raise ValueError(f"value {name!r} depends on itself")
         raise ValueError(f"there is no value {name!r}")

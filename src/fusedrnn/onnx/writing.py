@@ -80,19 +80,19 @@ def _store(place: Place, layer: Layer, vectors: Sequence[Array], folder: Folder)
 
 def _one_each(layer: Layer, params: object) -> list[Array]:
     """A vector for each part, checked."""
-    given: object = [params] if isinstance(params, np.ndarray) else params
-    wanted = " and ".join(f"{part.spec.dtype} ({part.spec.layout.size},)" for part in layer.parts)
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
-        raise TypeError(f"params must be NumPy arrays: {wanted}; got {type(params).__name__}")
-    if len(given) != len(layer.parts):
-        raise ValueError(f"params must be one array for each part: {wanted}; got {len(given)}")
-    for part, vector in zip(layer.parts, given, strict=True):
+    vectors: object = [params] if isinstance(params, np.ndarray) else params
+    expected = " and ".join(f"{part.spec.dtype} ({part.spec.layout.size},)" for part in layer.parts)
+    if isinstance(vectors, (str, bytes)) or not isinstance(vectors, Sequence):
+        raise TypeError(f"params must be NumPy arrays: {expected}; got {type(params).__name__}")
+    if len(vectors) != len(layer.parts):
+        raise ValueError(f"params must be one array for each part: {expected}; got {len(vectors)}")
+    for part, vector in zip(layer.parts, vectors, strict=True):
         if not isinstance(vector, np.ndarray) or vector.dtype != np.dtype(part.spec.dtype):
             kind = vector.dtype if isinstance(vector, np.ndarray) else type(vector).__name__
-            raise TypeError(f"params must be NumPy arrays: {wanted}; got {kind}")
+            raise TypeError(f"params must be NumPy arrays: {expected}; got {kind}")
         if vector.shape != (part.spec.layout.size,):
-            raise ValueError(f"params must be NumPy arrays: {wanted}; got shape {vector.shape}")
-    return list(given)
+            raise ValueError(f"params must be NumPy arrays: {expected}; got shape {vector.shape}")
+    return list(vectors)
 
 
 # ---- weights that the model holds as they are
@@ -185,9 +185,9 @@ def _remove_unread(root: Scope, replaced: Sequence[Origin | None]) -> None:
         if origin.scope.in_function or count[origin.name]:
             continue
         if node is None:
-            given = {entry.name for entry in graph.input}
+            inputs = {entry.name for entry in graph.input}
             index = _index(graph.initializer, origin.tensor)
-            if index is not None and origin.name not in given:
+            if index is not None and origin.name not in inputs:
                 del graph.initializer[index]
             continue
         index = _index(graph.node, node)
