@@ -136,16 +136,19 @@ def folded(kind, **changes):
     return case, model_of([*nodes, *model.graph.node], [x], model.graph.output, initializers), arrays
 
 
+@pytest.mark.parametrize("lengths", [None, (5, 1, 3)], ids=["full", "lengths"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_weights_that_are_computed_from_constants(kind):
-    case, model, arrays = folded(kind)
+def test_weights_that_are_computed_from_constants(kind, lengths):
+    case, model, arrays = folded(kind, lengths=lengths)
     plain = read(case.model(arrays))["node"]
     layer = read(model)["node"]
     np.testing.assert_array_equal(layer.params, plain.params)
     assert layer.spec == plain.spec
+    assert plain.lengths is None
+    assert lengths == (None if layer.lengths is None else tuple(layer.lengths))
     for name, state in zip(layer.spec.state_names, layer.states, strict=True):
         np.testing.assert_array_equal(state, arrays[f"initial_{name}"])
-    y, _, _ = RNNOp(layer.spec).forward(arrays["X"], layer.params, layer.states)
+    y, _, _ = RNNOp(layer.spec).forward(arrays["X"], layer.params, layer.states, lengths=layer.lengths)
     wanted = expected(case, arrays)[0]
     assert_same([y.reshape(case.T, case.N, case.D, case.H).swapaxes(1, 2)], [wanted], case)
 
@@ -242,6 +245,23 @@ def test_states_that_do_not_fit(change, error, match):
     arrays = case.arrays()
     model = case.model(arrays)
     model.graph.initializer.append(numpy_helper.from_array(change(arrays["initial_h"]), "initial_h"))
+    with pytest.raises(error, match=rf"node 'node' \(GRU\): {match}"):
+        read(model)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "match"),
+    [
+        (np.array([1, 2, 3]), TypeError, "sequence_lens must be int32; got int64"),
+        (np.array([1, -2, 3], np.int32), ValueError, "sequence_lens must be from 0 on; got -2"),
+        (np.array([[1]], np.int32), ValueError, r"sequence_lens must have shape \(N,\); got \(1, 1\)"),
+        (np.array([], np.int32), ValueError, r"sequence_lens must have shape \(N,\); got \(0,\)"),
+    ],
+)
+def test_lengths_that_do_not_fit(value, error, match):
+    case = Case("GRU", weights_inside=True, lengths=(5, 1, 3))
+    model = case.model(case.arrays())
+    model.graph.initializer.append(numpy_helper.from_array(value, "sequence_lens"))
     with pytest.raises(error, match=rf"node 'node' \(GRU\): {match}"):
         read(model)
 

@@ -44,6 +44,8 @@ class Layer:
         states: The initial states h0 and, of an LSTM, c0, each (D, N, H) in the parts' format, as
             :meth:`fusedrnn.RNNOp.forward` takes them. None for one that is left out, which means zeros, or that is
             no constant, which ``inputs`` tells; None instead of the tuple if all are.
+        lengths: The lengths of the sequences, int32 (N,), as :meth:`fusedrnn.RNNOp.forward` takes them; None if the
+            node has none or they are no constant, which ``inputs`` tells.
         batch_first: Whether X is (N, T, I) (layout 1), not (T, N, I).
         inputs: The values that the node reads, by the names that ONNX's schema gives its inputs.
         outputs: The names of its outputs Y, Y_h and Y_c, empty for one that it does not give.
@@ -53,6 +55,7 @@ class Layer:
     kind: str
     parts: tuple[Part, ...]
     states: tuple[Array | None, ...] | None
+    lengths: Array | None
     batch_first: bool
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]
@@ -213,8 +216,17 @@ def layer_at(place: Place, folder: Folder) -> Layer:
             _state(f"initial_{name}", _constant(inputs.get(f"initial_{name}"), scope, folder), settings, weights)
             for name in direction_specs[0].state_names
         )
-    held = None if all(state is None for state in states) else states
-    return Layer(place.name, node.op_type, parts, held, settings.batch_first, inputs, tuple(node.output))
+        lengths = _lengths(_constant(inputs.get("sequence_lens"), scope, folder))
+    return Layer(
+        name=place.name,
+        kind=node.op_type,
+        parts=parts,
+        states=None if all(state is None for state in states) else states,
+        lengths=lengths,
+        batch_first=settings.batch_first,
+        inputs=inputs,
+        outputs=tuple(node.output),
+    )
 
 
 def _inputs(place: Place) -> dict[str, str]:
@@ -242,6 +254,19 @@ def _constant(value: str | None, scope: Scope, folder: Folder) -> Array | None:
         return folder.array(scope, value)
     except NotConstantError:
         return None
+
+
+def _lengths(lengths: Array | None) -> Array | None:
+    """Lengths of sequences, checked as far as they can be without an input."""
+    if lengths is None:
+        return None
+    if lengths.dtype != np.int32:
+        raise TypeError(f"sequence_lens must be int32; got {lengths.dtype}")
+    if lengths.ndim != 1 or lengths.size == 0:
+        raise ValueError(f"sequence_lens must have shape (N,); got {lengths.shape}")
+    if lengths.min() < 0:
+        raise ValueError(f"sequence_lens must be from 0 on; got {lengths.min()}")
+    return lengths.copy()
 
 
 def _state(name: str, state: Array | None, settings: Settings, weights: Mapping[str, Array]) -> Array | None:
