@@ -128,6 +128,32 @@ def model_of(nodes, inputs, outputs, initializers=(), opset=14):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def computed(arrays):
+    """Nodes and initializers that make each array, called ``name/out``, of a constant, as exporters do: exactly."""
+    nodes, initializers = [], []
+    for name, array in arrays.items():
+        flat = array.reshape(-1, array.shape[-1])
+        half = max(1, len(flat) // 2)
+        numbers = {"zero": [0], "half": [half], "end": [len(flat)], "shape": array.shape}
+        data = np.ascontiguousarray(flat.T.astype(np.float64))
+        initializers += [numpy_helper.from_array(data, f"{name}/data")]
+        initializers += [numpy_helper.from_array(np.array(v, np.int64), f"{name}/{n}") for n, v in numbers.items()]
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        for operator, inputs, output, attributes in (
+            ("Cast", ["data"], "cast", {"to": kind}),
+            ("Transpose", ["cast"], "transposed", {}),
+            ("Slice", ["transposed", "zero", "half", "zero"], "first", {}),
+            ("Slice", ["transposed", "half", "end", "zero"], "second", {}),
+            ("Concat", ["first", "second"], "joined", {"axis": 0}),
+            ("Unsqueeze", ["joined", "zero"], "unsqueezed", {}),
+            ("Reshape", ["unsqueezed", "shape"], "out", {}),
+        ):
+            nodes.append(
+                helper.make_node(operator, [f"{name}/{n}" for n in inputs], [f"{name}/{output}"], **attributes)
+            )
+    return nodes, initializers
+
+
 # ---- the runtimes
 
 

@@ -74,14 +74,14 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
         NotImplementedError: If the version of the operator is newer than those known here.
         onnx.checker.ValidationError: If the node is not one that its schema allows.
     """
-    newest = onnx.defs.onnx_opset_version()
-    if not 1 <= opset <= newest:
-        raise ValueError(f"the opset must be from 1 to {newest}, the newest of this onnx package; got {opset}")
+    context = checker_context(opset, ir_version)
     version = onnx.defs.get_schema(node.op_type, opset, "").since_version
     if version not in VERSIONS:
         raise NotImplementedError(f"{node.op_type}-{version} is not known; expected one of the versions {VERSIONS}")
-    context = CheckerContext()
-    context.ir_version, context.opset_imports = ir_version, {"": opset}
+    if node.domain:  # the other spelling of ONNX's own, which the checker does not know
+        spelled, node = node, onnx.NodeProto()
+        node.CopyFrom(spelled)
+        node.domain = ""
     onnx.checker.check_node(node, context)
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     _check_sequence_output(node, values)
@@ -96,6 +96,22 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
         linear_before_reset=values.get("linear_before_reset", 0) != 0,
         batch_first=_flag(values, "layout"),
     )
+
+
+def checker_context(opset: int, ir_version: int) -> CheckerContext:
+    """What onnx's checker needs to know of a model to check its nodes.
+
+    Raises:
+        ValueError: If there is no such opset or version of the format.
+    """
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= opset <= newest:
+        raise ValueError(f"the opset must be from 1 to {newest}, the newest of this onnx package; got {opset}")
+    if not 0 <= ir_version < 1 << 31:
+        raise ValueError(f"ir_version must be a version of the format; got {ir_version}")
+    context = CheckerContext()
+    context.ir_version, context.opset_imports = ir_version, {"": opset}
+    return context
 
 
 def _direction(given: bytes, kind: str, version: int) -> str:

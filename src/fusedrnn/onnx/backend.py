@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ from onnx import ModelProto, NodeProto
 
 from fusedrnn import registry
 from fusedrnn.onnx.attributes import KINDS
-from fusedrnn.onnx.graph import DOMAINS, constants, is_recurrent, opset_of
-from fusedrnn.onnx.naming import label
+from fusedrnn.onnx.checking import checked
+from fusedrnn.onnx.folding import FOLDED, Folder
+from fusedrnn.onnx.graph import is_recurrent
+from fusedrnn.onnx.naming import DOMAINS, label
 from fusedrnn.onnx.recurrence import Recurrence
+from fusedrnn.onnx.scopes import Scope
 from fusedrnn.onnx.weights import Array
 from fusedrnn.spec import positive_int
 
-_SERVED = (*KINDS, "Constant", "Identity")
+_ACCEPTED = frozenset({*KINDS, "Constant", *FOLDED})
 
 
 class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-ignore]
@@ -30,22 +33,36 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
     """
 
     def __init__(self, model: ModelProto, backend: str | None) -> None:
+        for node in model.graph.node:
+            if node.domain not in DOMAINS or node.op_type not in _ACCEPTED:
+                raise _not_served(node)
+        model = checked(model)
         graph = model.graph
-        for node in graph.node:
-            if node.op_type not in _SERVED or node.domain not in DOMAINS:
-                kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-                raise NotImplementedError(f"{label(node)}: {kind} is not served; expected {', '.join(_SERVED)}")
-        _check(model)
-        opset = opset_of(model)
-        self._constants = constants(graph)
-        self.inputs = tuple(entry.name for entry in graph.input if entry.name not in self._constants)
-        self._replaceable = {entry.name for entry in graph.input}.difference(self.inputs)
+        for sparse in graph.sparse_initializer:
+            raise NotImplementedError(f"initializer {sparse.values.name!r} is sparse, which is not served")
+        listed = [entry.name for entry in graph.input]
+        scope, folder = Scope(model, graph), Folder()
+        values = {tensor.name: folder.array(scope, tensor.name) for tensor in graph.initializer}
+        fixed = values.keys() - listed
+        self._steps: list[Recurrence | NodeProto] = []
+        for node in scope.nodes:
+            if scope.is_recurrent(node):
+                self._steps.append(Recurrence(node, scope.opset, model.ir_version, values, backend))
+            elif scope.functions.called_by(node) is None and fixed.issuperset(filter(None, node.input)):
+                results = {name: folder.array(scope, name) for name in node.output if name}
+                values |= results
+                fixed |= results.keys()
+            elif node.op_type == "Identity":
+                self._steps.append(node)
+                if node.input[0] in values:
+                    values[node.output[0]] = values[node.input[0]]
+            else:
+                raise _not_served(node)
+        self.inputs = tuple(name for name in listed if name not in values)
         self.outputs = tuple(entry.name for entry in graph.output)
-        self._steps: list[Recurrence | NodeProto] = [
-            Recurrence(node, opset, model.ir_version, self._constants, backend) if is_recurrent(node) else node
-            for node in graph.node
-            if node.op_type != "Constant"
-        ]
+        self._replaceable = set(listed).difference(self.inputs)
+        needed = {name for step in self._steps for name in _read_by(step)}.union(self.outputs, listed)
+        self._constants = {name: value for name, value in values.items() if name in needed}
 
     def run(self, inputs: Sequence[Array] | Mapping[str, Array], **unknown: Any) -> tuple[Array, ...]:
         """The model's outputs, a tuple that also knows them by name.
@@ -182,11 +199,13 @@ def _refuse(unknown: Mapping[str, Any]) -> None:
         raise TypeError(f"there is no option {', '.join(unknown)}")
 
 
-def _check(model: ModelProto) -> None:
-    try:
-        onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise ValueError(f"model must be valid: {error}") from error
+def _not_served(node: NodeProto) -> NotImplementedError:
+    kinds = ", ".join(KINDS)
+    return NotImplementedError(f"{label(node)} is not served; expected {kinds}, or nodes that only read constants")
+
+
+def _read_by(step: Recurrence | NodeProto) -> Iterable[str]:
+    return step.inputs.values() if isinstance(step, Recurrence) else step.input
 
 
 def _by_name(inputs: object, names: Sequence[str], others: Collection[str] = ()) -> dict[str, Array]:

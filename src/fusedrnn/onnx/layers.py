@@ -1,21 +1,21 @@
-"""The recurrent layers of a model: read as specs and flat parameter vectors, and written back."""
+"""The recurrent layers of a model, read as specs and flat parameter vectors."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto
 
-from fusedrnn.onnx import graph
-from fusedrnn.onnx.attributes import parse
-from fusedrnn.onnx.naming import first_output, naming
-from fusedrnn.onnx.weights import WEIGHTS, Array, gather, scatter, specs
+from fusedrnn.onnx.attributes import Settings, parse
+from fusedrnn.onnx.folding import Folder, NotConstantError
+from fusedrnn.onnx.graph import inputs_of
+from fusedrnn.onnx.naming import naming
+from fusedrnn.onnx.scopes import Scope
+from fusedrnn.onnx.weights import COMPUTED, WEIGHTS, Array, gather, same_format, specs
 from fusedrnn.spec import RNNSpec
-
-# Where a tensor of floating-point numbers may hold them.
-_DATA = ("raw_data", "float_data", "double_data", "int32_data")
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class Layer:
     """A node LSTM, GRU or RNN.
 
     Attributes:
-        name: The node's name; or its first output, if it has none or shares it with another.
+        name: The node's name; or its first output, if it has none or shares it with another. Of a node in the body
+            of another the path: ``If_0/then_branch/LSTM_3``; in a function ``call/function/LSTM_3``.
         kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
         parts: What it runs: one part; or one for each direction, the second with ``reverse=True``, if their
             activations differ.
-        states: The initial states h0 and, of an LSTM, c0, each (D, N, H) in the parts' format; None for one that is
-            left out, which means zeros, or that the graph computes, which ``inputs`` tells.
+        states: The initial states h0 and, of an LSTM, c0, each (D, N, H) in the parts' format, as
+            :meth:`fusedrnn.RNNOp.forward` takes them. None for one that is left out, which means zeros, or that is
+            no constant, which ``inputs`` tells; None instead of the tuple if all are.
+        lengths: The lengths of the sequences, int32 (N,), as :meth:`fusedrnn.RNNOp.forward` takes them; None if the
+            node has none or they are no constant, which ``inputs`` tells.
         batch_first: Whether X is (N, T, I) (layout 1), not (T, N, I).
         inputs: The values that the node reads, by the names that ONNX's schema gives its inputs.
         outputs: The names of its outputs Y, Y_h and Y_c, empty for one that it does not give.
@@ -50,7 +54,8 @@ class Layer:
     name: str
     kind: str
     parts: tuple[Part, ...]
-    states: tuple[Array | None, ...]
+    states: tuple[Array | None, ...] | None
+    lengths: Array | None
     batch_first: bool
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]
@@ -79,21 +84,55 @@ class Layer:
         return self.parts[0]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A recurrent node and where it lies.
+
+    Attributes:
+        scope: The graph or function's body, and what its nodes see.
+        node: The node.
+    """
+
+    scope: Scope
+    node: NodeProto
+
+    @property
+    def name(self) -> str:
+        """:attr:`Layer.name`."""
+        return self.scope.path_of(self.node)
+
+    @property
+    def label(self) -> str:
+        """What errors call the node."""
+        return self.scope.label(self.node)
+
+    @property
+    def served(self) -> bool:
+        """Whether it is one of ONNX's three operators."""
+        return self.scope.is_recurrent(self.node)
+
+
 def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Layer]:
-    """The recurrent layers of a model, by name, in the order of the graph.
+    """The recurrent layers of a model, by name, in the order of the graph, those in bodies of other nodes included.
+
+    Weights and states may be constants, or computed from constants alone by the operators of
+    :data:`fusedrnn.onnx.folding.FOLDED`.
 
     Args:
         model: The model, with its weights inside. It stays as it is, and nothing that is returned shares its memory.
-        names: Which to read, each by its node's name or one of its outputs; None for all.
+        names: Which to read, each by :attr:`Layer.name` or the name of one of its outputs with the same path; None for
+            all.
 
     Returns:
-        Layers by :attr:`Layer.name`. Parameters of float16 and bfloat16 are given in float32.
+        Layers by :attr:`Layer.name`. Parameters of float16 and bfloat16 are given in float32. Empty if the model has
+        no recurrent nodes.
 
     Raises:
         TypeError: If ``model`` is no model, or a weight of a format that a node cannot have.
         ValueError: Naming the node and what it cannot be read for: weights that are not constants, shapes,
             attributes; or a name of which there is no recurrent node.
-        NotImplementedError: If all are asked for and one lies in a subgraph or a function.
+        NotImplementedError: Naming the recurrent nodes of other operators, such as those of quantised models, if all
+            are asked for or one of them is.
 
     Example:
     >>> from onnx.parser import parse_model
@@ -103,149 +142,141 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
     >>> layer.spec.mode, layer.params
     ('rnn_tanh', array([2., 3.], dtype=float32))
     """
-    _check_model(model)
-    if names is None:
-        hidden = graph.hidden_recurrent(model)
-        if hidden is not None:
-            raise NotImplementedError(f"{hidden} cannot be read; name those that lie in the graph itself")
-        nodes = [node for node in model.graph.node if graph.is_recurrent(node)]
-    else:
-        nodes = [_find(model, name) for name in ([names] if isinstance(names, str) else names)]
-    held = graph.tensors(model.graph)
-    layers = [_layer(model, node, held) for node in nodes]
+    places = find_places(model)
+    if names is not None:
+        places = [find_place(places, name) for name in ([names] if isinstance(names, str) else names)]
+    refuse_others(places)
+    folder = Folder()
+    layers = [layer_at(place, folder) for place in places]
+    repeated = [name for name, count in Counter(layer.name for layer in layers).items() if count > 1]
+    if names is None and repeated:
+        raise ValueError(f"names of nodes or of their outputs must differ; got several {repeated[0]!r}")
     return {layer.name: layer for layer in layers}
 
 
-def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> ModelProto:
-    """A copy of the model in which one layer has these parameters.
-
-    The weights are written where the model holds them, initializers or Constant nodes, in their number format: float16
-    and bfloat16 are rounded. What the layer does not use, the weights of f where gates are coupled, stays as it is.
-
-    Args:
-        model: The model, which stays as it is.
-        name: The layer, by its node's name or one of its outputs.
-        params: The flat vector of the layer's spec, of the spec's dtype; one for each part if it has two.
-
-    Returns:
-        The new model.
+def find_places(model: ModelProto) -> list[Place]:
+    """All recurrent nodes, those of operators that are not served included.
 
     Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise; and naming the node and its input if the weights of that input are not constants, or
-            somebody else reads them too.
+        TypeError: If ``model`` is no model.
+        ValueError: As :meth:`Scope.walk`.
     """
-    _check_model(model)
-    made = ModelProto()
-    made.CopyFrom(model)
-    node = _find(made, name)
-    held = graph.tensors(made.graph)
-    layer = _layer(made, node, held)
-    given = _one_each(layer, params)
-    with naming(node):
-        _refuse_shared(made, layer.inputs)
-        weights = {name: _array(layer.inputs[name], held).copy() for name in WEIGHTS if name in layer.inputs}
-        for first, (part, vector) in enumerate(zip(layer.parts, given, strict=True)):
-            scatter(layer.kind, part.spec, first, vector, weights)
-        for name, array in weights.items():
-            _replace(held[layer.inputs[name]], array)
-    return made
-
-
-def _check_model(model: object) -> None:
     if not isinstance(model, ModelProto):
         raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
+    return [
+        Place(scope, node)
+        for scope, node in Scope(model, model.graph).walk()
+        if scope.is_recurrent(node) or scope.is_other_recurrent(node)
+    ]
 
 
-def _find(model: ModelProto, name: object) -> NodeProto:
-    """The recurrent node of that name, or with an output of that name."""
+def find_place(places: Sequence[Place], name: object) -> Place:
+    """The one place of that name, or with an output of that name."""
     if not isinstance(name, str):
         raise TypeError(f"name must be that of a node or of an output; got {type(name).__name__}")
-    nodes = [node for node in model.graph.node if graph.is_recurrent(node)]
-    found = [node for node in nodes if name and (node.name == name or name in node.output)]
-    if len(found) != 1:
-        known = ", ".join(repr(_name(model, node)) for node in nodes) or "which there are none"
+    matches = [place for place in places if place.name == name]
+    matches = matches or [place for place in places if name in place.scope.handles(place.node)]
+    if len(matches) != 1:
+        known = ", ".join(repr(place.name) for place in places) or "which there are none"
         raise ValueError(f"name must be that of one LSTM, GRU or RNN, of {known}; got {name!r}")
-    node: NodeProto = found[0]
-    return node
+    return matches[0]
 
 
-def _name(model: ModelProto, node: NodeProto) -> str:
-    """What a layer is called: what finds it and no other."""
-    name: str = node.name
-    known = [one for other in model.graph.node for one in (other.name, *other.output)]
-    return name if name and known.count(name) == 1 else first_output(node)
-
-
-def _layer(model: ModelProto, node: NodeProto, held: Mapping[str, TensorProto]) -> Layer:
-    with naming(node):
-        settings = parse(node, graph.opset_of(model), model.ir_version)
-        inputs = graph.inputs_of(node)
-        weights = {}
-        for name in WEIGHTS:
-            if name in inputs:
-                if inputs[name] not in held:
-                    raise ValueError(f"{name} must be an initializer or a Constant's value; got {inputs[name]!r}")
-                weights[name] = _array(inputs[name], held)
-        found = specs(settings, weights)
-        parts = tuple(Part(spec, gather(settings.kind, spec, first, weights)) for first, spec in enumerate(found))
-        states = tuple(
-            _state(inputs.get(f"initial_{name}"), held, settings.batch_first, found[0]) for name in found[0].state_names
+def refuse_others(places: Sequence[Place]) -> None:
+    """Refuse recurrent nodes of operators that are not served, and say which there are."""
+    others = [place.label for place in places if not place.served]
+    if others:
+        served = ", ".join(repr(place.name) for place in places if place.served)
+        advice = f"; name the others to read them alone: {served}" if served else ""
+        raise NotImplementedError(
+            f"{', '.join(others)} cannot be read; expected LSTM, GRU or RNN of ONNX's own domain, as in a model that "
+            f"is not quantised{advice}"
         )
-    return Layer(_name(model, node), node.op_type, parts, states, settings.batch_first, inputs, tuple(node.output))
 
 
-def _array(name: str, held: Mapping[str, TensorProto]) -> Array:
-    return graph.array_of(name, held[name])
+def layer_at(place: Place, folder: Folder) -> Layer:
+    """The layer of a node.
+
+    Raises:
+        TypeError: As :func:`read`.
+        ValueError: As :func:`read`.
+        NotImplementedError: If a weight is a sparse constant.
+    """
+    scope = place.scope
+    with naming(place.label):
+        node = scope.bound(place.node)
+        settings = parse(node, scope.opset, scope.model.ir_version)
+        inputs = _inputs(place)
+        weights = {name: _weight(name, inputs[name], scope, folder) for name in WEIGHTS if name in inputs}
+        direction_specs = specs(settings, weights)
+        parts = tuple(
+            Part(spec, gather(settings.kind, spec, first, weights)) for first, spec in enumerate(direction_specs)
+        )
+        states = tuple(
+            _state(f"initial_{name}", _constant(inputs.get(f"initial_{name}"), scope, folder), settings, weights)
+            for name in direction_specs[0].state_names
+        )
+        lengths = _lengths(_constant(inputs.get("sequence_lens"), scope, folder))
+    return Layer(
+        name=place.name,
+        kind=node.op_type,
+        parts=parts,
+        states=None if all(state is None for state in states) else states,
+        lengths=lengths,
+        batch_first=settings.batch_first,
+        inputs=inputs,
+        outputs=tuple(node.output),
+    )
 
 
-def _state(name: str | None, held: Mapping[str, TensorProto], batch_first: bool, spec: RNNSpec) -> Array | None:
-    """An initial state (D, N, H), if it is a constant."""
-    if name is None or name not in held:
-        return None
-    state = _array(name, held)
-    return np.array(state.swapaxes(0, 1) if batch_first else state, spec.dtype, order="C")
-
-
-def _one_each(layer: Layer, params: object) -> list[Array]:
-    """A vector for each part, checked."""
-    given: object = [params] if isinstance(params, np.ndarray) else params
-    wanted = " and ".join(f"{part.spec.dtype} ({part.spec.layout.size},)" for part in layer.parts)
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
-        raise TypeError(f"params must be NumPy arrays: {wanted}; got {type(params).__name__}")
-    if len(given) != len(layer.parts):
-        raise ValueError(f"params must be one array for each part: {wanted}; got {len(given)}")
-    for part, vector in zip(layer.parts, given, strict=True):
-        if not isinstance(vector, np.ndarray) or vector.dtype != np.dtype(part.spec.dtype):
-            kind = vector.dtype if isinstance(vector, np.ndarray) else type(vector).__name__
-            raise TypeError(f"params must be NumPy arrays: {wanted}; got {kind}")
-        if vector.shape != (part.spec.layout.size,):
-            raise ValueError(f"params must be NumPy arrays: {wanted}; got shape {vector.shape}")
-    return list(given)
-
-
-def _refuse_shared(model: ModelProto, inputs: Mapping[str, str]) -> None:
-    """Refuse weights that somebody else reads, under their own name or as Identity of it."""
-    count = graph.uses(model.graph)
-    made_from = {
-        node.output[0]: node.input[0]
-        for node in model.graph.node
-        if node.op_type == "Identity" and node.domain in graph.DOMAINS
+def _inputs(place: Place) -> dict[str, str]:
+    """The inputs that the node has, without those that the caller of its function leaves out."""
+    inputs = inputs_of(place.node)
+    return {
+        name: value
+        for name, value in inputs.items()
+        if not place.scope.in_function or place.scope.origin(value) is not None
     }
-    for name in WEIGHTS:
-        value = inputs.get(name)
-        while value is not None:
-            if count[value] > 1:
-                raise ValueError(f"{name} must be read by this node alone to be written; {value!r} is read elsewhere")
-            value = made_from.get(value)
 
 
-def _replace(tensor: TensorProto, array: Array) -> None:
-    """Put the array in the place of the tensor's data; all else that the tensor says stays."""
-    new = numpy_helper.from_array(array)
-    if new.data_type != tensor.data_type:
-        kind = TensorProto.DataType.Name(tensor.data_type)
-        raise NotImplementedError(f"{tensor.name!r} is {kind}, which this onnx package cannot make of an array")
-    for field in _DATA:
-        tensor.ClearField(field)
-    tensor.raw_data = new.raw_data
+def _weight(name: str, value: str, scope: Scope, folder: Folder) -> Array:
+    try:
+        return folder.array(scope, value)
+    except NotConstantError as error:
+        raise ValueError(f"{name} must be computed from constants alone; {error}") from error
+
+
+def _constant(value: str | None, scope: Scope, folder: Folder) -> Array | None:
+    """A value, if there is one and it is a constant."""
+    if value is None:
+        return None
+    try:
+        return folder.array(scope, value)
+    except NotConstantError:
+        return None
+
+
+def _lengths(lengths: Array | None) -> Array | None:
+    """Lengths of sequences, checked as far as they can be without an input."""
+    if lengths is None:
+        return None
+    if lengths.dtype != np.int32:
+        raise TypeError(f"sequence_lens must be int32; got {lengths.dtype}")
+    if lengths.ndim != 1 or lengths.size == 0:
+        raise ValueError(f"sequence_lens must have shape (N,); got {lengths.shape}")
+    if lengths.min() < 0:
+        raise ValueError(f"sequence_lens must be from 0 on; got {lengths.min()}")
+    return lengths.copy()
+
+
+def _state(name: str, state: Array | None, settings: Settings, weights: Mapping[str, Array]) -> Array | None:
+    """An initial state as (D, N, H), checked."""
+    if state is None:
+        return None
+    same_format(name, state, weights["W"].dtype.name)
+    D, H = settings.num_directions, weights["R"].shape[2]
+    axes = f"(N, {D}, {H})" if settings.batch_first else f"({D}, N, {H})"
+    state = state.swapaxes(0, 1) if settings.batch_first and state.ndim == 3 else state
+    if state.ndim != 3 or state.shape != (D, max(1, state.shape[1]), H):
+        raise ValueError(f"{name} must have shape {axes}; got {state.shape}")
+    return np.array(state, COMPUTED[state.dtype.name], order="C")

@@ -12,7 +12,7 @@ from fusedrnn import arguments
 from fusedrnn.constants import frozen
 from fusedrnn.onnx.attributes import Settings, parse
 from fusedrnn.onnx.graph import inputs_of
-from fusedrnn.onnx.naming import naming
+from fusedrnn.onnx.naming import label, naming
 from fusedrnn.onnx.weights import COMPUTED, WEIGHTS, Array, gather, number_format, same_format, specs
 from fusedrnn.operator import RNNOp
 
@@ -46,7 +46,7 @@ class Recurrence:
         self.inputs = inputs_of(node)
         self._packed: tuple[_Pass, ...] | None = None
         self._constant: dict[str, Array] = {}
-        with naming(node):
+        with naming(label(node)):
             self.settings = parse(node, opset, ir_version)
             weights = [name for name in WEIGHTS if name in self.inputs]
             if all(self.inputs[name] in constants for name in weights):
@@ -70,7 +70,7 @@ class Recurrence:
             ValueError: Likewise.
             NotImplementedError: Naming the node and what no engine has of it.
         """
-        with naming(self._node):
+        with naming(label(self._node)):
             given = {name: values[value] for name, value in self.inputs.items()}
             weights = {name: value for name, value in given.items() if name in WEIGHTS}
             if self._packed is not None and all(weights[name] is self._constant[name] for name in weights):

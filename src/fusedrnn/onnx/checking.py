@@ -1,0 +1,67 @@
+"""Models checked by onnx's checker, with what ONNX Runtime accepts and the checker refuses."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import ModelProto, TensorProto, ValueInfoProto
+
+from fusedrnn.onnx.attributes import checker_context
+from fusedrnn.onnx.graph import opset_of
+from fusedrnn.onnx.naming import DOMAINS, label, naming
+
+
+def checked(model: ModelProto) -> ModelProto:
+    """A copy of the model with one spelling of ONNX's domain, and without what the checker need not refuse.
+
+    Inputs and outputs of the graph without a type or a shape, and a graph without a name, are accepted: the copy has
+    some in their place.
+
+    Raises:
+        ValueError: If the model is not valid; naming the node, if it is a node that is not.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    _spell_domain(copy)
+    copy.graph.name = copy.graph.name or "graph"
+    for entry in (*copy.graph.input, *copy.graph.output):
+        _fill_type(entry)
+    _check_nodes(copy)
+    try:
+        onnx.checker.check_model(copy)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"model must be valid: {error}") from error
+    return copy
+
+
+def _check_nodes(model: ModelProto) -> None:
+    """Check each node, with errors that name it, which those of the check of a whole model do not do for all."""
+    opset = opset_of(model)
+    graph = model.graph
+    known = {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        with naming(label(node)):
+            onnx.checker.check_node(node, checker_context(opset, model.ir_version))
+            missing = [name for name in node.input if name and name not in known]
+            if missing:
+                raise ValueError(f"its inputs must be made before it; there is no {missing[0]!r}")
+        known.update(node.output)
+
+
+def _spell_domain(model: ModelProto) -> None:
+    """Import ONNX's own operators once, under the empty name, and let nodes name them so."""
+    if any(entry.domain in DOMAINS for entry in model.opset_import):
+        version = opset_of(model)
+        others = [entry for entry in model.opset_import if entry.domain not in DOMAINS]
+        del model.opset_import[:]
+        model.opset_import.extend([onnx.helper.make_opsetid("", version), *others])
+    for node in model.graph.node:
+        if node.domain in DOMAINS:
+            node.domain = ""
+
+
+def _fill_type(entry: ValueInfoProto) -> None:
+    if entry.type.WhichOneof("value") is None:
+        entry.type.tensor_type.elem_type = TensorProto.FLOAT
+    if entry.type.HasField("tensor_type"):
+        entry.type.tensor_type.shape.SetInParent()
