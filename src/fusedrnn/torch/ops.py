@@ -298,7 +298,7 @@ def _register() -> Any:
         library.impl(name, kernel, "CPU")
         untyped.register_fake(f"fusedrnn::{name}", fake, lib=library)
     library.impl("rnn", _autograd, "Autograd")
-    exporting.register(torch.ops.fusedrnn.rnn.default, _fake_rnn)
+    exporting.register(torch.ops.fusedrnn.rnn.default)
     return library
 
 
