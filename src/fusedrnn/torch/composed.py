@@ -77,7 +77,7 @@ def gradients(
         x, *others = (one if one is None else one.view_as(one) for one in operands)
         assert x is not None
         states, weights = others[: network.states], others[network.states :]
-        results = run(network, problem, seed, x, None if states[0] is None else states, weights)
+        results = run(network, problem, seed, x, states, weights)
     pairs = [(result, d) for result, d in zip(results, dresults, strict=True) if d is not None]
     sources = [s for s, want in zip((x, *others), wanted, strict=True) if want and s is not None]
     outputs, given = zip(*pairs, strict=True)
@@ -90,18 +90,21 @@ def run(
     problem: Problem,
     seed: int,
     x: Tensor,
-    states: Sequence[Tensor | None] | None,
+    states: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """The output, then the final states; ``x`` and the output packed if the problem is."""
+    """The output, then the final states; ``x`` and the output packed if the problem is; None for states of zeros."""
     spec, ragged = network.spec, problem.ragged
-    lengths = None if ragged is None else torch.from_numpy(ragged.lengths)
-    place = None if ragged is None or ragged.firsts is None else _places(ragged.lengths, problem.steps)
-    if place is not None:
+    alive = None if ragged is None else _alive(ragged.lengths, problem.steps)
+    place = None
+    if alive is not None and ragged.firsts is not None:
+        place = alive.nonzero(as_tuple=True)
         x = x.new_zeros(problem.steps, problem.batch, spec.input_size).index_put(place, x)
+    elif alive is not None:
+        # A derivative that is zero here, times NaN in the padding, would be NaN.
+        x = torch.where(alive[:, :, None], x, 0)
     shapes = spec.state_shape(problem.batch)
-    given = states or (None,) * network.states
-    initial = [x.new_zeros(shape) if one is None else one for shape, one in zip(shapes, given, strict=True)]
+    initial = [x.new_zeros(shape) if one is None else one for shape, one in zip(shapes, states, strict=True)]
     last: list[tuple[Tensor, ...]] = []
     per_pass = len(weights) // network.rows
     for layer in range(spec.num_layers):
@@ -112,7 +115,7 @@ def run(
         for direction in range(spec.num_directions):
             number = len(last)
             own = weights[number * per_pass : (number + 1) * per_pass]
-            y, after = _unrolled(spec, x, [state[number] for state in initial], own, lengths, spec.reverses(direction))
+            y, after = _unrolled(spec, x, [state[number] for state in initial], own, alive, spec.reverses(direction))
             outputs.append(y)
             last.append(after)
         x = torch.cat(outputs, dim=2)
@@ -120,11 +123,9 @@ def run(
     return y, *(torch.stack(column) for column in zip(*last, strict=True))
 
 
-def _places(lengths: object, steps: int) -> tuple[Tensor, Tensor]:
-    """The step and the sequence of each row of a packed sequence."""
-    alive = torch.arange(steps)[:, None] < torch.as_tensor(lengths)[None, :]
-    step, sequence = alive.nonzero(as_tuple=True)
-    return step, sequence
+def _alive(lengths: object, steps: int) -> Tensor:
+    """Which steps of each sequence count (T, N)."""
+    return torch.arange(steps)[:, None] < torch.as_tensor(lengths)[None, :]
 
 
 def _unrolled(
@@ -132,7 +133,7 @@ def _unrolled(
     x: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor | None],
-    lengths: Tensor | None,
+    alive: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction of one layer: the outputs (T, N, H) and the last states."""
@@ -143,13 +144,15 @@ def _unrolled(
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        new = _step(spec, x_gates[t], states, named)
-        outputs[t] = new[0]
-        if lengths is not None:
-            alive = (t < lengths)[:, None]
-            outputs[t] = torch.where(alive, new[0], 0)
-            new = [torch.where(alive, after, before) for after, before in zip(new, states, strict=True)]
-        states = new
+        if alive is None:
+            states = _step(spec, x_gates[t], states, named)
+            outputs[t] = states[0]
+            continue
+        counts = alive[t, :, None]
+        # What a step makes of states that may be infinite is not used in padding, but is differentiated.
+        new = _step(spec, x_gates[t], [torch.where(counts, state, 0) for state in states], named)
+        outputs[t] = torch.where(counts, new[0], 0)
+        states = [torch.where(counts, after, before) for after, before in zip(new, states, strict=True)]
     return torch.stack(outputs), tuple(states)
 
 
