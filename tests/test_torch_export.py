@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from fusedrnn import torch as fused
@@ -59,3 +60,26 @@ def test_exported_programs_train(kind):
         gradients.append(torch.autograd.grad(loss, [x, *model.parameters()]))
     assert len(gradients[0]) == len(gradients[1])
     assert all(map(torch.equal, *gradients))
+
+
+# -- decomposition tables ---------------------------------------------------------------------------------------------
+
+
+def test_torchs_tables_of_decompositions_have_none_of_ours():
+    """Not even after an export to ONNX, for which the operator is decomposed."""
+    net = fused.GRU(I, H).eval()
+    torch.onnx.export(net, (torch.randn(6, 3, I),), dynamo=True, verbose=False)
+    for table in torch._decomp.global_decomposition_table.values():
+        assert not [operator for operator in table if "fusedrnn" in str(operator)]
+
+
+@pytest.mark.parametrize("kind", [*LAYERS, "GRUCell", "LSTMCell", "RNNCell"])
+def test_decomposing_by_torchs_table_keeps_the_operator(kind):
+    net = getattr(fused, kind)(I, H).requires_grad_(False)
+    x = torch.randn((3, I) if kind.endswith("Cell") else (6, 3, I))
+    expected = tree_leaves(net(x))
+    graph = make_fx(lambda x: tree_leaves(net(x)), decomposition_table=torch._decomp.decomposition_table)(x)
+    program = torch.export.export(net, (x,)).run_decompositions(dict(torch._decomp.decomposition_table))
+    for found in (graph(x), tree_leaves(program.module()(x))):
+        assert all(map(torch.equal, found, expected))
+    assert "fusedrnn.rnn.default" in ops_in(program)

@@ -79,9 +79,37 @@ def test_fakes_know_shapes(kind, projection):
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
-def test_gradients_of_gradients_are_refused():
-    given = arguments("GRU", torch.randn(6, 3, I), None, None, None)
-    y = torch.ops.fusedrnn.rnn(*given)[0]
-    (dh0,) = torch.autograd.grad((y * y).sum(), given[1], create_graph=True)
-    with pytest.raises(RuntimeError):
-        dh0.sum().backward()
+@layer
+@pytest.mark.parametrize("problem", [name for name, *_ in problems(False)])
+def test_gradients_of_gradients(kind, problem):
+    """By finite differences: of the operator, and of its backward, which graphs may hold as a node of its own."""
+    ((_, (x, *others), options),) = [one for one in problems(True) if one[0] == problem]
+    x = x.detach().to(torch.float64).requires_grad_()
+    _, h0, c0, weights, *rest = arguments(kind, x, *others, **options)
+    tensors = [x, h0, c0, *weights]
+    places = [place for place, tensor in enumerate(tensors) if tensor is not None]
+    given = [tensors[place] for place in places]
+
+    def call(*leaves):
+        whole = [None] * len(tensors)
+        for place, leaf in zip(places, leaves, strict=True):
+            whole[place] = leaf
+        return (*whole[:3], whole[3:], *rest)
+
+    def rnn(*leaves):
+        return tuple(torch.ops.fusedrnn.rnn(*call(*leaves)))
+
+    *results, reserve = torch.ops.fusedrnn.forward_training(*call(*given))
+    cotangents = [torch.randn_like(one).requires_grad_() for one in results]
+
+    def backward(*leaves):
+        given, kept = leaves[: len(results)], call(*leaves[len(results) :])
+        missing = [None] * (3 - len(results))
+        return tuple(torch.ops.fusedrnn.backward(*given, *missing, reserve, *kept, [t is not None for t in tensors]))
+
+    assert torch.autograd.gradgradcheck(rnn, given, fast_mode=True)
+    once = torch.autograd.grad(results, given, cotangents)
+    again = backward(*cotangents, *given)
+    for one, other in zip(again, once, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradcheck(backward, [*cotangents, *given], fast_mode=True)

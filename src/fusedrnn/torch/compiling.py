@@ -8,15 +8,12 @@ here imports it before its user does.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from fusedrnn.torch.imports import after_import
 
 _DYNAMO = "torch._dynamo"
 _classes: tuple[type[torch.nn.Module], ...] = ()
@@ -31,12 +28,8 @@ def trace(*classes: type[torch.nn.Module]) -> None:
     global _classes
     first = not _classes
     _classes += classes
-    if not first:
-        return
-    if _DYNAMO in sys.modules:
-        _patch()
-    else:
-        sys.meta_path.insert(0, _Watch())
+    if first:
+        after_import(_DYNAMO, _patch)
 
 
 def breaks() -> bool:
@@ -77,24 +70,3 @@ def _patch() -> None:
             return wrapped(self, value)
 
     VariableBuilder.wrap_module = wrap_module  # type: ignore[method-assign]
-
-
-class _Watch(importlib.abc.MetaPathFinder):
-    """Waits for Dynamo to be imported, patches it, and is gone."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _DYNAMO:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            loaded = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                loaded(module)
-                _patch()
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fusedrnn.layout import Kind
 from fusedrnn.reference import gate_rows
 from fusedrnn.spec import RNNSpec
 from fusedrnn.symbolic import Leaf, evaluate
-from fusedrnn.torch.kernels import Network, Problem
+from fusedrnn.torch.kernels import Problem
 
 
 class TorchArithmetic:
@@ -58,9 +59,34 @@ class TorchArithmetic:
         return torch.where((low <= x) & (x <= high), value, 0)
 
 
+class Extent(NamedTuple):
+    """How far the sequences of a call reach.
+
+    Attributes:
+        steps: T.
+        batch: N.
+        alive: Which steps of each sequence count, (T, N); None for all.
+        packed: Whether input and output hold these steps only, time by time.
+    """
+
+    steps: int
+    batch: int
+    alive: Tensor | None = None
+    packed: bool = False
+
+    @classmethod
+    def of(cls, problem: Problem) -> Extent:
+        """That of a call of the kernels."""
+        ragged = problem.ragged
+        if ragged is None:
+            return cls(problem.steps, problem.batch)
+        alive = torch.arange(problem.steps)[:, None] < torch.from_numpy(ragged.lengths)
+        return cls(problem.steps, problem.batch, alive, ragged.firsts is not None)
+
+
 def gradients(
-    network: Network,
-    problem: Problem,
+    spec: RNNSpec,
+    extent: Extent,
     seed: int,
     operands: Sequence[Tensor | None],
     dresults: Sequence[Tensor | None],
@@ -71,48 +97,57 @@ def gradients(
     ``dresults`` are those of the output and the final states, None for zeros.
     """
     record = torch.is_grad_enabled()
+    count = len(spec.state_names)
     with torch.enable_grad():
         # Each operand by a view of its own: one may be made from another, or be given twice, and what lies beyond it is
         # not this call's to count.
         x, *others = (one if one is None else one.view_as(one) for one in operands)
         assert x is not None
-        states, weights = others[: network.states], others[network.states :]
-        results = run(network, problem, seed, x, None if states[0] is None else states, weights)
+        sources = [s for s, want in zip((x, *others), wanted, strict=True) if want and s is not None]
+        for source in sources:
+            if not source.requires_grad:
+                source.requires_grad_()
+        results = run(spec, extent, seed, x, others[:count], others[count:])
     pairs = [(result, d) for result, d in zip(results, dresults, strict=True) if d is not None]
-    sources = [s for s, want in zip((x, *others), wanted, strict=True) if want and s is not None]
-    outputs, given = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outputs, sources, given, create_graph=record, allow_unused=True))
-    return [next(found) if want else None for want in wanted]
+    outputs, cotangents = zip(*pairs, strict=True)
+    options = {"create_graph": record, "allow_unused": True, "materialize_grads": True}
+    found = iter(torch.autograd.grad(outputs, sources, cotangents, **options))
+    return [
+        next(found) if want and one is not None else None for one, want in zip((x, *others), wanted, strict=True)
+    ]
 
 
 def run(
-    network: Network,
-    problem: Problem,
+    spec: RNNSpec,
+    extent: Extent,
     seed: int,
     x: Tensor,
-    states: Sequence[Tensor | None] | None,
+    states: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """The output, then the final states; ``x`` and the output packed if the problem is."""
-    spec, ragged = network.spec, problem.ragged
-    lengths = None if ragged is None else torch.from_numpy(ragged.lengths)
-    place = None if ragged is None or ragged.firsts is None else _places(ragged.lengths, problem.steps)
-    if place is not None:
-        x = x.new_zeros(problem.steps, problem.batch, spec.input_size).index_put(place, x)
-    shapes = spec.state_shape(problem.batch)
-    given = states or (None,) * network.states
-    initial = [x.new_zeros(shape) if one is None else one for shape, one in zip(shapes, given, strict=True)]
+    """The output, then the final states; ``x`` and the output packed if the extent is; None for states of zeros."""
+    steps, batch, alive, packed = extent
+    place = None
+    if alive is not None and packed:
+        place = alive.nonzero(as_tuple=True)
+        x = x.new_zeros(steps, batch, spec.input_size).index_put(place, x)
+    elif alive is not None:
+        # A derivative that is zero here, times NaN in the padding, would be NaN.
+        x = torch.where(alive[:, :, None], x, 0)
+    initial = [
+        x.new_zeros(shape) if one is None else one for shape, one in zip(spec.state_shape(batch), states, strict=True)
+    ]
     last: list[tuple[Tensor, ...]] = []
-    per_pass = len(weights) // network.rows
+    per_pass = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
         if layer and spec.drops:
-            kept = mask(seed, spec.dropout, layer - 1, problem.steps, problem.batch, spec.output_size)
+            kept = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
             x = torch.where(torch.from_numpy(kept), x * scale(spec.dropout), 0)
         outputs = []
         for direction in range(spec.num_directions):
             number = len(last)
             own = weights[number * per_pass : (number + 1) * per_pass]
-            y, after = _unrolled(spec, x, [state[number] for state in initial], own, lengths, spec.reverses(direction))
+            y, after = _unrolled(spec, x, [state[number] for state in initial], own, alive, spec.reverses(direction))
             outputs.append(y)
             last.append(after)
         x = torch.cat(outputs, dim=2)
@@ -120,19 +155,12 @@ def run(
     return y, *(torch.stack(column) for column in zip(*last, strict=True))
 
 
-def _places(lengths: object, steps: int) -> tuple[Tensor, Tensor]:
-    """The step and the sequence of each row of a packed sequence."""
-    alive = torch.arange(steps)[:, None] < torch.as_tensor(lengths)[None, :]
-    step, sequence = alive.nonzero(as_tuple=True)
-    return step, sequence
-
-
 def _unrolled(
     spec: RNNSpec,
     x: Tensor,
     states: Sequence[Tensor],
     weights: Sequence[Tensor | None],
-    lengths: Tensor | None,
+    alive: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction of one layer: the outputs (T, N, H) and the last states."""
@@ -143,13 +171,15 @@ def _unrolled(
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        new = _step(spec, x_gates[t], states, named)
-        outputs[t] = new[0]
-        if lengths is not None:
-            alive = (t < lengths)[:, None]
-            outputs[t] = torch.where(alive, new[0], 0)
-            new = [torch.where(alive, after, before) for after, before in zip(new, states, strict=True)]
-        states = new
+        if alive is None:
+            states = _step(spec, x_gates[t], states, named)
+            outputs[t] = states[0]
+            continue
+        counts = alive[t, :, None]
+        # What a step makes of states that may be infinite is not used in padding, but is differentiated.
+        new = _step(spec, x_gates[t], [torch.where(counts, state, 0) for state in states], named)
+        outputs[t] = torch.where(counts, new[0], 0)
+        states = [torch.where(counts, after, before) for after, before in zip(new, states, strict=True)]
     return torch.stack(outputs), tuple(states)
 
 

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fusedrnn.torch.imports import after_import
+
+# Where PyTorch's exporter makes its table of decompositions, from torch 2.5 on.
+_TABLES = "torch.onnx._internal.exporter._decomp"
 _NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 # Where ONNX has our gates: ours are i f g o, its i o f c; ours r z n, its z r h.
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
-def register(operator: Any, fake: Callable[..., Any]) -> None:
+def register(operator: Any) -> None:
     """Make torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
 
-    Its exporter takes apart whatever it has no translation for by torch's table of decompositions, in which
-    torch.compile and torch.export do not look up operators of other libraries. Fake tensors would, when sizes are
-    symbols, but for operators in the table of meta functions: hence ``fake``, the operator's own.
+    The exporter decomposes whatever it has no translation for by a table that it makes for itself; ours is an entry
+    of that table alone. In torch's global table it would reach make_fx and run_decompositions as well, which would
+    take ONNX nodes, that compute nothing in PyTorch, for arithmetic.
     """
-    from torch._decomp import register_decomposition
+    after_import(_TABLES, lambda: _patch(operator))
 
-    register_decomposition(operator)(decompose)
-    register_decomposition(operator, type="meta")(fake)
+
+def _patch(operator: Any) -> None:
+    tables = sys.modules[_TABLES]
+    create = getattr(tables, "create_onnx_friendly_decomposition_table", None)
+    if create is None:
+        return
+
+    @functools.wraps(create)
+    def create_with_ours(onnx_registered_ops: Any) -> dict[Any, Any]:
+        table: dict[Any, Any] = create(onnx_registered_ops)
+        if operator not in onnx_registered_ops:  # the user's own translation comes first
+            table[operator] = decompose
+        return table
+
+    untyped: Any = tables
+    untyped.create_onnx_friendly_decomposition_table = create_with_ours
 
 
 def decompose(
