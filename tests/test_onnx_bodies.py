@@ -261,6 +261,14 @@ def test_functions_that_call_functions():
     np.testing.assert_array_equal(weights["l0_i2h_weight"], -arrays_of(0)["W"][0])
 
 
+def test_a_weight_that_the_caller_leaves_out_is_named():
+    model = calling([function("encode", [rnn()])], call("encode", ["X", "", "R"], "Z", "first"))
+    with pytest.raises(
+        ValueError, match=r"node 'first/encode/deep' \(RNN\): W must be given; the function that the node"
+    ):
+        read(model)
+
+
 def test_a_function_stands_in_for_an_operator_of_its_name():
     own = helper.make_function("", "RNN", ["X", "W", "R"], ["z"], [helper.make_node("Neg", ["X"], ["z"])], OPSET)
     model = model_with([helper.make_node("RNN", ["X", "W", "R"], ["Z"])])

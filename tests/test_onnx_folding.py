@@ -88,12 +88,40 @@ def test_every_operator_has_an_example():
 
 @pytest.mark.parametrize("operator", EXAMPLES)
 def test_operators_against_onnxruntime(operator):
-    arrays, attributes = EXAMPLES[operator]
+    compare_with_onnxruntime(operator, *EXAMPLES[operator], 18)
+
+
+BYTES = np.arange(24, dtype=np.int8).reshape(4, 6)
+SCALES = np.linspace(0.1, 0.4, 4).astype(np.float32)
+# Operators as other opsets have them: parameters in attributes, defaults, blocks.
+FORMS = [
+    ("Unsqueeze", [A], {"axes": [0, 2]}, 9),
+    ("Unsqueeze", [A], {"axes": [-1]}, 12),
+    ("Squeeze", [A[None]], {"axes": [0]}, 9),
+    ("Slice", [A], {"starts": [1], "ends": [2**31 - 1], "axes": [1]}, 9),
+    ("Split", [A], {"split": [1, 3], "axis": 0}, 11),
+    ("Pad", [A], {"pads": [0, 1, 0, 0], "value": 2.0}, 9),
+    ("Clip", [A], {"min": -0.5, "max": 0.5}, 9),
+    ("ReduceSum", [A], {"axes": [0], "keepdims": 0}, 11),
+    ("ReduceL2", [A], {"axes": [1]}, 13),
+    ("DequantizeLinear", [BYTES, SCALES, np.arange(4, dtype=np.int8)], {"axis": 0}, 13),
+    ("DequantizeLinear", [BYTES, np.float32(0.5)], {}, 10),
+    ("DequantizeLinear", [BYTES, np.stack([SCALES, SCALES * 2], 1)], {"axis": 1, "block_size": 3}, 21),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form[0]}-{form[3]}-{len(form[2])}")
+def test_forms_of_other_opsets_against_onnxruntime(form):
+    compare_with_onnxruntime(*form)
+
+
+def compare_with_onnxruntime(operator, arrays, attributes, opset):
     names = [f"in{place}" for place in range(len(arrays))]
     outputs = ["y", "z"] if operator == "Split" else ["y"]
     nodes = [helper.make_node(operator, names, outputs, **attributes)]
     initializers = [numpy_helper.from_array(np.asarray(a), name) for a, name in zip(arrays, names, strict=True)]
-    model = model_of(nodes, [], [onnx.ValueInfoProto(name=name) for name in outputs], initializers, 18)
+    model = model_of(nodes, [], [onnx.ValueInfoProto(name=name) for name in outputs], initializers, opset)
+    model.ir_version = 10
     theirs = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
     folder, scope = Folder(), Scope(model, model.graph)
     for name, wanted in zip(outputs, theirs, strict=True):

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fusedrnn.onnx.naming import DOMAINS, naming
@@ -34,6 +34,8 @@ FOLDED = frozenset(
 # What may be computed, in bytes: so much anyway, and so many times the constants that it is computed from.
 _FREE_BYTES = 1 << 28
 _TIMES = 16
+# Operators that the evaluator has from this opset on; later versions take whatever earlier ones do.
+_LEAST_EVALUATED = {"DequantizeLinear": 19}
 # Inputs of up to so many elements may be axes, shapes and the like, which shapes of outputs depend on.
 _MAX_SHAPE_DATA = 1024
 
@@ -125,9 +127,15 @@ class Folder:
                 f"what is computed from constants must be at most {_FREE_BYTES >> 20} MiB and {_TIMES} times their "
                 f"size; got more"
             )
+        # A graph, since the evaluator takes a node alone for one of the newest opset.
+        inputs_info, outputs_info = (
+            [ValueInfoProto(name=name) for name in names] for names in (arrays, renamed.output)
+        )
+        graph = helper.make_graph([renamed], "node", inputs_info, outputs_info)
+        version = max(opset, _LEAST_EVALUATED.get(node.op_type, opset))
         try:
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(renamed, opsets={"": opset}).run(None, arrays)
+                results = ReferenceEvaluator(graph, opsets={"": version}).run(None, arrays)
         except Exception as error:  # whatever the evaluator meets in a node that does not fit its inputs
             raise ValueError(f"cannot be evaluated: {type(error).__name__}: {error}") from error
         outputs = [np.asarray(result) for result in results]

@@ -207,6 +207,9 @@ def layer_at(place: Place, folder: Folder) -> Layer:
         node = scope.bound(place.node)
         settings = parse(node, scope.opset, scope.model.ir_version)
         inputs = _inputs(place)
+        for name in ("W", "R"):
+            if name not in inputs:
+                raise ValueError(f"{name} must be given; the function that the node lies in is called without it")
         weights = {name: _weight(name, inputs[name], scope, folder) for name in WEIGHTS if name in inputs}
         direction_specs = specs(settings, weights)
         parts = tuple(
