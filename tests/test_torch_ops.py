@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import fusedrnn.torch.ops  # noqa: F401 -- registers the operators
+from fusedrnn import RNNSpec
 from fusedrnn import torch as fused
+from fusedrnn.torch import call
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
@@ -79,9 +81,31 @@ def test_fakes_know_shapes(kind, projection):
         assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
 
 
-def test_gradients_of_gradients_are_refused():
-    given = arguments("GRU", torch.randn(6, 3, I), None, None, None)
-    y = torch.ops.fusedrnn.rnn(*given)[0]
-    (dh0,) = torch.autograd.grad((y * y).sum(), given[1], create_graph=True)
-    with pytest.raises(RuntimeError):
-        dh0.sum().backward()
+@layer
+@pytest.mark.parametrize("problem", [name for name, *_ in problems(False)])
+def test_gradients_of_gradients(kind, problem):
+    """As of the eager call, which finite differences are tested on; also where graphs hold the operators' own parts."""
+    ((_, (x, *others), options),) = [one for one in problems(True) if one[0] == problem]
+    x = x.detach().to(torch.float64).requires_grad_()
+    given = arguments(kind, x, *others, **options)
+    _, h0, c0, weights, lengths, sizes, seed, mode, *_, dropout, _ = given
+    tensors = x, h0, c0, *weights
+    leaves = [tensor for tensor in tensors if tensor is not None]
+    states = tuple(state for state in (h0, c0) if state is not None) or None
+    spec = RNNSpec(mode, I, H, 2, True, dropout, dtype="float64")
+    number = 0 if seed is None else int(seed)
+    y, final = call.run(spec, x, states, weights, lengths=lengths, batch_sizes=sizes, seed=number)
+    cotangents = [torch.randn_like(one).requires_grad_() for one in (y, *final)]
+
+    def twice(results, gradients=None):
+        first = gradients or torch.autograd.grad(results, leaves, cotangents, create_graph=True)
+        second = torch.autograd.grad(sum(one.square().sum() for one in first), [*leaves, *cotangents])
+        return [*first, *second]
+
+    expected = twice([y, *final])
+    *results, reserve = torch.ops.fusedrnn.forward_training(*given)
+    missing, needed = [None] * (3 - len(results)), [tensor is not None for tensor in tensors]
+    gradients = torch.ops.fusedrnn.backward(*cotangents, *missing, reserve, *given, needed)
+    for found in (twice(torch.ops.fusedrnn.rnn(*given)), twice(results), twice(None, gradients)):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from fusedrnn.layout import Kind
 from fusedrnn.reference import gate_rows
 from fusedrnn.spec import RNNSpec
 from fusedrnn.symbolic import Leaf, evaluate
-from fusedrnn.torch.kernels import Network, Problem
+from fusedrnn.torch.kernels import Problem
 
 
 class TorchArithmetic:
@@ -58,9 +59,34 @@ class TorchArithmetic:
         return torch.where((low <= x) & (x <= high), value, 0)
 
 
+class Extent(NamedTuple):
+    """How far the sequences of a call reach.
+
+    Attributes:
+        steps: T.
+        batch: N.
+        alive: Which steps of each sequence count, (T, N); None for all.
+        packed: Whether input and output hold these steps only, time by time.
+    """
+
+    steps: int
+    batch: int
+    alive: Tensor | None = None
+    packed: bool = False
+
+    @classmethod
+    def of(cls, problem: Problem) -> Extent:
+        """That of a call of the kernels."""
+        ragged = problem.ragged
+        if ragged is None:
+            return cls(problem.steps, problem.batch)
+        alive = torch.arange(problem.steps)[:, None] < torch.from_numpy(ragged.lengths)
+        return cls(problem.steps, problem.batch, alive, ragged.firsts is not None)
+
+
 def gradients(
-    network: Network,
-    problem: Problem,
+    spec: RNNSpec,
+    extent: Extent,
     seed: int,
     operands: Sequence[Tensor | None],
     dresults: Sequence[Tensor | None],
@@ -71,45 +97,51 @@ def gradients(
     ``dresults`` are those of the output and the final states, None for zeros.
     """
     record = torch.is_grad_enabled()
+    count = len(spec.state_names)
     with torch.enable_grad():
         # Each operand by a view of its own: one may be made from another, or be given twice, and what lies beyond it is
         # not this call's to count.
         x, *others = (one if one is None else one.view_as(one) for one in operands)
         assert x is not None
-        states, weights = others[: network.states], others[network.states :]
-        results = run(network, problem, seed, x, states, weights)
+        sources = [s for s, want in zip((x, *others), wanted, strict=True) if want and s is not None]
+        for source in sources:
+            if not source.requires_grad:
+                source.requires_grad_()
+        results = run(spec, extent, seed, x, others[:count], others[count:])
     pairs = [(result, d) for result, d in zip(results, dresults, strict=True) if d is not None]
-    sources = [s for s, want in zip((x, *others), wanted, strict=True) if want and s is not None]
-    outputs, given = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outputs, sources, given, create_graph=record, allow_unused=True))
-    return [next(found) if want else None for want in wanted]
+    outputs, cotangents = zip(*pairs, strict=True)
+    options = {"create_graph": record, "allow_unused": True, "materialize_grads": True}
+    found = iter(torch.autograd.grad(outputs, sources, cotangents, **options))
+    return [
+        next(found) if want and one is not None else None for one, want in zip((x, *others), wanted, strict=True)
+    ]
 
 
 def run(
-    network: Network,
-    problem: Problem,
+    spec: RNNSpec,
+    extent: Extent,
     seed: int,
     x: Tensor,
     states: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """The output, then the final states; ``x`` and the output packed if the problem is; None for states of zeros."""
-    spec, ragged = network.spec, problem.ragged
-    alive = None if ragged is None else _alive(ragged.lengths, problem.steps)
+    """The output, then the final states; ``x`` and the output packed if the extent is; None for states of zeros."""
+    steps, batch, alive, packed = extent
     place = None
-    if alive is not None and ragged.firsts is not None:
+    if alive is not None and packed:
         place = alive.nonzero(as_tuple=True)
-        x = x.new_zeros(problem.steps, problem.batch, spec.input_size).index_put(place, x)
+        x = x.new_zeros(steps, batch, spec.input_size).index_put(place, x)
     elif alive is not None:
         # A derivative that is zero here, times NaN in the padding, would be NaN.
         x = torch.where(alive[:, :, None], x, 0)
-    shapes = spec.state_shape(problem.batch)
-    initial = [x.new_zeros(shape) if one is None else one for shape, one in zip(shapes, states, strict=True)]
+    initial = [
+        x.new_zeros(shape) if one is None else one for shape, one in zip(spec.state_shape(batch), states, strict=True)
+    ]
     last: list[tuple[Tensor, ...]] = []
-    per_pass = len(weights) // network.rows
+    per_pass = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
         if layer and spec.drops:
-            kept = mask(seed, spec.dropout, layer - 1, problem.steps, problem.batch, spec.output_size)
+            kept = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
             x = torch.where(torch.from_numpy(kept), x * scale(spec.dropout), 0)
         outputs = []
         for direction in range(spec.num_directions):
@@ -121,11 +153,6 @@ def run(
         x = torch.cat(outputs, dim=2)
     y = x if place is None else x[place]
     return y, *(torch.stack(column) for column in zip(*last, strict=True))
-
-
-def _alive(lengths: object, steps: int) -> Tensor:
-    """Which steps of each sequence count (T, N)."""
-    return torch.arange(steps)[:, None] < torch.as_tensor(lengths)[None, :]
 
 
 def _unrolled(

@@ -43,7 +43,7 @@ def runner() -> Run | None:
 
 def _traced_runner() -> Run | None:
     """The same where something watches the dispatcher: the call must be one operator there."""
-    if _transforms_active() or _autocast_on_cpu():
+    if _transforms_active() or forward_ad._current_level >= 0 or _autocast_on_cpu():
         return None
     from fusedrnn.torch import ops
 

@@ -54,7 +54,8 @@ class Node(torch.autograd.Function):
             return (None,) * (3 + len(wanted))
         if torch.is_grad_enabled() or not all(plain(gradient, network.dtype) for gradient in given):
             operands = _operands(saved[ctx.held :], ctx.aside)
-            found = composed.gradients(network, problem, ctx.record.seed, operands, (dy, *dfinal), wanted)
+            extent, seed = composed.Extent.of(problem), ctx.record.seed
+            found = composed.gradients(network.spec, extent, seed, operands, (dy, *dfinal), wanted)
         else:
             kept = Kept(reserve, saved[: ctx.held], ctx.record)
             found = kernels.gradients(network, problem, kept, dy, dfinal, wanted)

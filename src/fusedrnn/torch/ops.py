@@ -1,25 +1,22 @@
 """The operator as torch sees it: ``torch.ops.fusedrnn``, for torch.compile and torch.export.
 
 ``rnn`` is what a model calls. Where autograd records, it becomes ``forward_training``, whose last result is what
-``backward`` needs. Each has a real kernel for the CPU and a fake one, which knows the shapes of the results only.
+``backward`` needs. Each has a real kernel for the CPU and a fake one, which knows the shapes of the results only; how
+they are differentiated is in :mod:`fusedrnn.torch.derivatives`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import exporting, kernels, support
+from fusedrnn.torch import autocast, derivatives, exporting, kernels, operands
 from fusedrnn.torch.kernels import Network, Problem
+from fusedrnn.torch.operands import Call
 
-_OPERANDS = "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed"
-_OPTIONS = "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 # Seeds are below this: what fits int64.
 _SEEDS = 2**63 - 1
 
@@ -63,221 +60,89 @@ def run(
     return y, tuple(final)
 
 
-class _Operands(NamedTuple):
-    """The tensors of a call, in the order of the schema."""
-
-    x: Tensor
-    h0: Tensor | None
-    c0: Tensor | None
-    weights: Sequence[Tensor | None]
-    lengths: Tensor | None
-    batch_sizes: Tensor | None
-    seed: Tensor | None
-
-    @property
-    def states(self) -> tuple[Tensor, ...] | None:
-        """Those that are there."""
-        return tuple(state for state in (self.h0, self.c0) if state is not None) or None
-
-
-class _Options(NamedTuple):
-    """What is no tensor, in the order of the schema."""
-
-    mode: str
-    hidden_size: int
-    num_layers: int
-    bidirectional: bool
-    dropout: float
-    projection_size: int
-
-    @property
-    def states(self) -> int:
-        return 2 if self.mode == "lstm" else 1
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Features of h, and of an LSTM's c."""
-        return (self.projection_size or self.hidden_size, self.hidden_size)[: self.states]
-
-
-_COUNT = len(_Operands._fields)
-# Places for initial states, used or not.
-_STATES = 2
-
-
 # -- kernels ----------------------------------------------------------------------------------------------------------
 
 
 def _rnn(*arguments: Any) -> list[Tensor]:
-    return _forward(_Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:]))
+    call, network, problem, seed = _prepared(arguments)
+    if network.spec.drops:
+        y, final, _ = kernels.train(network, problem, call.x, call.states, call.weights, seed)
+    else:
+        y, final = kernels.infer(network, problem, call.x, call.states, call.weights)
+    return [y, *final]
 
 
 def _rnn_training(*arguments: Any) -> list[Tensor]:
-    return _forward_training(_Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:]))
+    call, network, problem, seed = _prepared(arguments)
+    y, final, kept = kernels.train(network, problem, call.x, call.states, call.weights, seed)
+    return [y, *final, kept.reserve]
 
 
 def _rnn_backward(
     dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, reserve: Tensor, *arguments: Any
 ) -> list[Tensor]:
-    operands, options = _Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:-1])
-    return _backward((dy, dh_n, dc_n), reserve, operands, options, arguments[-1])
+    call, network, problem, seed = _prepared(arguments[:-1])
+    needed: list[bool] = arguments[-1]
+    operands.check_gradients(call, (dy, dh_n, dc_n), reserve, needed)
+    kept = kernels.kept_again(network, problem, reserve.contiguous(), call.weights, seed)
+    if len(reserve) != kept.record.layout.size:
+        raise RuntimeError(f"reserve must have {kept.record.layout.size} bytes; got {len(reserve)}")
+    dfinal = [operands.written_out(dh_n), operands.written_out(dc_n)][: network.states]
+    found = kernels.gradients(network, problem, kept, operands.written_out(dy), dfinal, call.wanted(needed))
+    return [gradient for gradient in found if gradient is not None]
 
 
-def _forward(operands: _Operands, options: _Options) -> list[Tensor]:
-    if options.dropout:
-        return _forward_training(operands, options)[:-1]
-    network, problem = _network(operands, options), _problem(operands, options)
-    y, final = kernels.infer(network, problem, operands.x, operands.states, operands.weights)
-    return [y, *final]
-
-
-def _forward_training(operands: _Operands, options: _Options) -> list[Tensor]:
-    network, problem = _network(operands, options), _problem(operands, options)
-    seed = _seed(operands)
-    y, final, kept = kernels.train(network, problem, operands.x, operands.states, operands.weights, seed)
-    return [y, *final, kept.reserve]
-
-
-def _reserve_size(operands: _Operands, options: _Options, steps: int, batch: int) -> int:
-    """Bytes of the reserve; T and N may be symbols."""
-    engine: Any = _network(operands, options).engine
-    size: int = engine.reserve_bytes(steps, batch, "gates")
-    return size
-
-
-def _backward(
-    gradients: Sequence[Tensor | None], reserve: Tensor, operands: _Operands, options: _Options, needed: Sequence[bool]
-) -> list[Tensor]:
-    network, problem, count = _network(operands, options), _problem(operands, options), options.states
-    kept = kernels.kept_again(network, problem, reserve, operands.weights, _seed(operands))
-    dy, *dfinal = gradients
-    wanted = [*needed[: 1 + count], *needed[_STATES + 1 :]]
-    found = kernels.gradients(network, problem, kept, dy, dfinal[:count], wanted)
-    return [gradient for gradient, want in zip(found, wanted, strict=True) if want and gradient is not None]
-
-
-def _network(operands: _Operands, options: _Options) -> Network:
-    # The sizes of weights never vary: torch may take I for a constant where it thinks in symbols.
-    return Network.of(_spec(*options, int(operands.x.shape[-1]), str(operands.x.dtype).removeprefix("torch.")))
-
-
-def _problem(operands: _Operands, options: _Options) -> Problem:
-    x, _, _, _, lengths, batch_sizes, _ = operands
-    _check(operands, options)
-    return Problem(_network(operands, options), x, lengths, batch_sizes)
-
-
-def _check(operands: _Operands, options: _Options) -> None:
-    """What no one could look at before the values were there; the layers know the rest.
-
-    Raises:
-        ValueError: Naming the argument, what was given and what was expected.
-    """
-    x, lengths, batch_sizes = operands.x, operands.lengths, operands.batch_sizes
-    if batch_sizes is not None and not support.checked_batch_sizes(batch_sizes, x.shape[0]):
-        raise ValueError(f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {batch_sizes}")
-    if lengths is not None:
-        support.checked_lengths(lengths, x, batch_first=False)
-    for name, state, size in zip(("h0", "c0"), (operands.h0, operands.c0), options.sizes, strict=False):
-        batch = int(batch_sizes[0]) if batch_sizes is not None else x.shape[1]
-        expected = (options.num_layers * (2 if options.bidirectional else 1), batch, size)
-        if state is not None and state.shape != expected:
-            raise ValueError(f"{name} must have shape {expected}; got {tuple(state.shape)}")
-
-
-def _seed(operands: _Operands) -> int:
-    return 0 if operands.seed is None else int(operands.seed)
-
-
-@functools.lru_cache(maxsize=64)
-def _spec(
-    mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, projection_size: int,
-    input_size: int, dtype: str,
-) -> RNNSpec:  # fmt: skip
-    return RNNSpec(
-        mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, dtype
-    )
+def _prepared(arguments: Sequence[Any]) -> tuple[Call, Network, Problem, int]:
+    """A call whose operands fit, in memory; what runs it, its shape and its seed."""
+    call = Call.of(arguments)
+    network = Network.of(operands.check(call))
+    operands.check_values(call)
+    call = operands.in_memory(call)
+    return call, network, Problem(network, call.x, call.lengths, call.batch_sizes), operands.seed_of(call)
 
 
 # -- fakes ------------------------------------------------------------------------------------------------------------
 
 
 def _fake_rnn(*arguments: Any) -> list[Tensor]:
-    operands, options = _Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:])
-    x, directions = operands.x, 2 if options.bidirectional else 1
-    y = x.new_empty((*x.shape[:-1], directions * options.sizes[0]))
-    rows, batch = options.num_layers * directions, _sizes(operands)[1]
-    return [y, *(x.new_empty((rows, batch, size)) for size in options.sizes)]
+    call = Call.of(arguments)
+    operands.check(call)
+    x, options = call.x, call.options
+    sizes, batch = options.state_sizes, _sizes(call)[1]
+    y = x.new_empty((*x.shape[:-1], options.directions * sizes[0]))
+    return [y, *(x.new_empty((options.rows, batch, size)) for size in sizes)]
 
 
 def _fake_training(*arguments: Any) -> list[Tensor]:
-    operands, options = _Operands(*arguments[:_COUNT]), _Options(*arguments[_COUNT:])
+    call = Call.of(arguments)
     y, *final = _fake_rnn(*arguments)
-    steps, batch = _sizes(operands)[0], final[0].shape[1]
-    size = _reserve_size(operands, options, steps, batch)
-    return [y, *final, operands.x.new_empty((size,), dtype=torch.uint8)]
+    steps, batch = _sizes(call)[0], final[0].shape[1]
+    engine: Any = Network.of(call.spec).engine
+    size = engine.reserve_bytes(steps, batch, "gates")
+    return [y, *final, call.x.new_empty((size,), dtype=torch.uint8)]
 
 
-def _sizes(operands: _Operands) -> tuple[int, int]:
+def _sizes(call: Call) -> tuple[int, int]:
     """T and N."""
-    if operands.batch_sizes is None:
-        return operands.x.shape[0], operands.x.shape[1]
-    steps = operands.batch_sizes.shape[0]
-    if operands.h0 is not None:
-        return steps, operands.h0.shape[1]
+    if call.batch_sizes is None:
+        return call.x.shape[0], call.x.shape[1]
+    steps = call.batch_sizes.shape[0]
+    for state in call.states:
+        if state is not None:
+            return steps, state.shape[1]
     batch: Any = torch.library.get_ctx().new_dynamic_size()
     return steps, batch
 
 
 def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any) -> list[Tensor]:
-    x, h0, c0, weights = arguments[:4]
+    call, needed = Call.of(arguments[:-1]), arguments[-1]
+    operands.check(call)
+    operands.check_gradients(call, (dy, dh_n, dc_n), reserve, needed)
     return [
         like.new_empty(like.shape)
-        for like, wanted in zip((x, h0, c0, *weights), arguments[-1], strict=True)
+        for like, wanted in zip(call.differentiable, needed, strict=True)
         if wanted and like is not None
     ]
-
-
-# -- autograd ---------------------------------------------------------------------------------------------------------
-
-
-def _autograd(*arguments: Any) -> list[Tensor]:
-    operands = _Operands(*arguments[:_COUNT])
-    differentiable = (operands.x, operands.h0, operands.c0, *operands.weights)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in differentiable):
-        recorded: Any = _Recorded.apply
-        return list(recorded(_Options(*arguments[_COUNT:]), operands[4:], *differentiable))
-    with torch._C._AutoDispatchBelowAutograd():
-        results: list[Tensor] = torch.ops.fusedrnn.rnn(*arguments)
-    return results
-
-
-class _Recorded(torch.autograd.Function):
-    """A call in autograd's graph."""
-
-    @staticmethod
-    def forward(ctx: Any, options: _Options, others: Sequence[Tensor | None], *tensors: Tensor | None) -> Any:
-        x, h0, c0, *weights = tensors
-        with torch._C._AutoDispatchBelowAutograd():
-            *results, reserve = torch.ops.fusedrnn.forward_training(x, h0, c0, weights, *others, *options)
-        ctx.save_for_backward(reserve, *others, *tensors)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        return tuple(results)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        needed = ctx.needs_input_grad[2:]
-        if all(gradient is None for gradient in gradients):
-            return (None,) * len(ctx.needs_input_grad)
-        reserve, lengths, batch_sizes, seed, x, h0, c0, *weights = ctx.saved_tensors
-        dy, dh_n, dc_n = (*gradients, None)[:3]
-        found = torch.ops.fusedrnn.backward(
-            dy, dh_n, dc_n, reserve, x, h0, c0, weights, lengths, batch_sizes, seed, *ctx.options, list(needed)
-        )
-        gradients_in = iter(found)
-        return (None, None, *(next(gradients_in) if wanted else None for wanted in needed))
 
 
 # -- registration -----------------------------------------------------------------------------------------------------
@@ -286,9 +151,9 @@ class _Recorded(torch.autograd.Function):
 def _register() -> Any:
     untyped: Any = torch.library
     library = untyped.Library("fusedrnn", "DEF")
-    call = f"({_OPERANDS}, {_OPTIONS}) -> Tensor[]"
+    call = f"({operands.SCHEMA}) -> Tensor[]"
     gradients = "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve"
-    backward = f"({gradients}, {_OPERANDS}, {_OPTIONS}, bool[] needed) -> Tensor[]"
+    backward = f"({gradients}, {operands.SCHEMA}, bool[] needed) -> Tensor[]"
     for name, schema, kernel, fake in (
         ("rnn", call, _rnn, _fake_rnn),
         ("forward_training", call, _rnn_training, _fake_training),
@@ -297,7 +162,8 @@ def _register() -> Any:
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, kernel, "CPU")
         untyped.register_fake(f"fusedrnn::{name}", fake, lib=library)
-    library.impl("rnn", _autograd, "Autograd")
+    derivatives.register(library)
+    library.impl("rnn", autocast.run, "AutocastCPU")
     exporting.register(torch.ops.fusedrnn.rnn.default)
     return library
 
