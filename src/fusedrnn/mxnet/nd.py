@@ -184,6 +184,8 @@ def _call(
         raise ValueError(f"data must have shape (T, N, I), each at least 1; got {data.shape}")
     if data.dtype not in DTYPES:
         raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
+    if state is None:  # the operator would take it for zeros, MXNet's does not
+        raise TypeError("state must be a NumPy array; got NoneType")
     use_lengths = arguments.flag("use_sequence_length", use_sequence_length)
     with_states = arguments.flag("state_outputs", state_outputs)
     mode, size, layers, both_ways, p, projection, low, high, nan = options

@@ -31,7 +31,9 @@ def register(library: Any) -> None:
         ("backward", _backward, _composed_backward),
     ):
         library.impl(name, autograd, "Autograd")
+        # Those of torch.vmap, and of is_grads_batched.
         library.impl(name, batched, "FuncTorchBatched")
+        library.impl(name, batched, "Batched")
 
 
 # -- autograd ---------------------------------------------------------------------------------------------------------
