@@ -8,7 +8,6 @@ number of threads, so calls may change it at any time.
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -95,7 +94,7 @@ class Trend:
 
     def _decide(self, trial: list[float], now: float, forecast: Forecast) -> None:
         alone, several = (trial, [*self._recent]) if self.sharing else ([*self._recent], trial)
-        sharing = statistics.median(several) * _WORTH <= statistics.median(alone)
+        sharing = _median(several) * _WORTH <= _median(alone)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE) if sharing is self.sharing else _PAUSE
         self._resume = now + max(self._pause, _TRIAL_SHARE * sum(trial) * forecast.alone)
         if sharing is not self.sharing:
@@ -112,6 +111,10 @@ def _is_decided(trial: list[float], recent: Sequence[float]) -> bool:
         return len(trial) >= _CALLS
     clear = min(trial) > _CLEAR * max(recent) or min(recent) > _CLEAR * max(trial)
     return clear or len(trial) >= _CALLS
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 class Trends:
