@@ -248,7 +248,7 @@ def test_states_that_are_no_constants_are_none(given):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("given", [(), ("initial_h", "initial_c")], ids=["absent", "constants"])
+@pytest.mark.parametrize("given", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
 def test_what_is_read_goes_into_forward_as_it_is(kind, given):
     case = Case(kind, weights_inside=True, given=("B", *given))
     arrays = case.arrays()
