@@ -221,22 +221,22 @@ class Calls:
         job = self._jobs.get(name) or self.job(name)
         team = team or own_team(get_num_threads())
         awake = team.begin()
-        usual = made = self._planned(name, (*problem, team.threads), make)
-        if made.members < team.threads and awake:
-            usual.awake = made = made.awake or make(team.threads, awake=True)
+        planned = kernel_args = self._planned(name, (*problem, team.threads), make)
+        if kernel_args.members < team.threads and awake:
+            planned.awake = kernel_args = planned.awake or make(team.threads, awake=True)
         began = time.perf_counter()
-        trend = self.trends.of(name, made.plan.forecast) if made.members > 1 else None
-        forecast = made.plan.forecast
+        trend = self.trends.of(name, kernel_args.plan.forecast) if kernel_args.members > 1 else None
+        forecast = kernel_args.plan.forecast
         if trend is not None and not trend.several(began):
-            usual.alone = made = usual.alone or make(1)
-        if not self._execute(job, made, team, values, ragged, params, parts):
+            planned.alone = kernel_args = planned.alone or make(1)
+        if not self._execute(job, kernel_args, team, values, ragged, params, parts):
             trend = None
-            usual.alone = made = usual.alone or make(1)
-            self._execute(job, made, team, values, ragged, params, parts)
+            planned.alone = kernel_args = planned.alone or make(1)
+            self._execute(job, kernel_args, team, values, ragged, params, parts)
         now = time.perf_counter()
-        team.end(made.members)
+        team.end(kernel_args.members)
         if trend is not None and forecast is not None:
-            trend.note(made.members > 1, now - began, now, forecast)
+            trend.note(kernel_args.members > 1, now - began, now, forecast)
         if self._debug >= 2:
             config.report(f"{name} {(now - began) * 1e6:.1f} us")
 

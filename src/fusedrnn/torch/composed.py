@@ -111,9 +111,10 @@ def gradients(
     pairs = [(result, d) for result, d in zip(results, dresults, strict=True) if d is not None]
     outputs, cotangents = zip(*pairs, strict=True)
     options = {"create_graph": record, "allow_unused": True, "materialize_grads": True}
-    found = iter(torch.autograd.grad(outputs, sources, cotangents, **options))
+    computed = iter(torch.autograd.grad(outputs, sources, cotangents, **options))
     return [
-        next(found) if want and one is not None else None for one, want in zip((x, *others), wanted, strict=True)
+        next(computed) if want and operand is not None else None
+        for operand, want in zip((x, *others), wanted, strict=True)
     ]
 
 

@@ -108,11 +108,11 @@ class _Node(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         reserve, lengths, batch_sizes, seed, x, h0, c0, *weights = ctx.saved_tensors
         dy, dh_n, dc_n = (*gradients[:-1], None)[:3]  # the last is of the reserve
-        found = torch.ops.fusedrnn.backward(
+        results = torch.ops.fusedrnn.backward(
             dy, dh_n, dc_n, reserve, x, h0, c0, weights, lengths, batch_sizes, seed, *ctx.options, list(needed)
         )
-        gradients_in = iter(found)
-        return (None, None, *(next(gradients_in) if wanted else None for wanted in needed))
+        computed = iter(results)
+        return (None, None, *(next(computed) if wanted else None for wanted in needed))
 
 
 # -- composed ---------------------------------------------------------------------------------------------------------
@@ -139,8 +139,8 @@ def _composed_backward(*arguments: Any) -> list[Tensor]:
     operands.check_values(call)
     present, given = (call.x, *call.states, *call.weights), gradients[: 1 + len(call.states)]
     seed = operands.seed_of(call)
-    found = composed.gradients(call.spec, _extent(call), seed, present, given, call.wanted(needed))
-    return [gradient for gradient in found if gradient is not None]
+    computed = composed.gradients(call.spec, _extent(call), seed, present, given, call.wanted(needed))
+    return [gradient for gradient in computed if gradient is not None]
 
 
 def _extent(call: Call) -> Extent:

@@ -1,4 +1,4 @@
-"""Work that waits until another module is imported, so that nobody pays for a part of PyTorch that they do not use."""
+"""Work that waits until another module is imported, so that a part of PyTorch that is not used costs nothing."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ def _rnn_backward(
     if len(reserve) != kept.record.layout.size:
         raise RuntimeError(f"reserve must have {kept.record.layout.size} bytes; got {len(reserve)}")
     dfinal = [operands.written_out(dh_n), operands.written_out(dc_n)][: network.states]
-    found = kernels.gradients(network, problem, kept, operands.written_out(dy), dfinal, call.wanted(needed))
-    return [gradient for gradient in found if gradient is not None]
+    computed = kernels.gradients(network, problem, kept, operands.written_out(dy), dfinal, call.wanted(needed))
+    return [gradient for gradient in computed if gradient is not None]
 
 
 def _prepared(arguments: Sequence[Any]) -> tuple[Call, Network, Problem, int]:

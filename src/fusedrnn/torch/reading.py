@@ -63,12 +63,12 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     modules = {name: (module, kind) for name, module in model.named_modules() if (kind := _kind(module))}
-    wanted = modules if names is None else [names] if isinstance(names, str) else list(names)
-    for name in wanted:
+    selected = modules if names is None else [names] if isinstance(names, str) else list(names)
+    for name in selected:
         if name not in modules:
             known = ", ".join(map(repr, modules)) or "which there are none"
             raise ValueError(f"names must be those of recurrent layers, of {known}; got {name!r}")
-    return {name: _read(name, *modules[name]) for name in wanted}
+    return {name: _read(name, *modules[name]) for name in selected}
 
 
 def _kind(module: Module) -> str:
