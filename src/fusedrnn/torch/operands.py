@@ -253,9 +253,7 @@ def seed_of(call: Call) -> int:
 
 def in_memory(call: Call) -> Call:
     """The same call with operands whose values lie in memory as kernels read them: weights contiguous."""
-    weights = [
-        w if w is None or (w.is_contiguous() and not w.is_neg()) else written_out(w).contiguous() for w in call.weights
-    ]
+    weights = [None if weight is None else written_out(weight).contiguous() for weight in call.weights]
     return call._replace(x=written_out(call.x), h0=written_out(call.h0), c0=written_out(call.c0), weights=weights)
 
 
