@@ -302,3 +302,28 @@ def test_one_bias_alone():
     zeros = {**given, "weights": [w if w is not None else torch.zeros(4 * H) for w in given["weights"]]}
     results = [torch.ops.fusedrnn.rnn(*one.values()) for one in (given, zeros)]
     assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 40])
+@pytest.mark.parametrize("place", [0, 1, 2, 3], ids=["i2h weight", "h2h weight", "i2h bias", "h2h bias"])
+@pytest.mark.parametrize("mode", ["rnn_relu", "lstm", "gru"])
+def test_a_zero_tensor_among_the_weights(mode, place, steps):
+    """It takes no memory, and so has no address; short calls use weights where they lie."""
+    gates = {"lstm": 4, "gru": 3}.get(mode, 1)
+    torch.manual_seed(0)
+    weights = [torch.randn(gates * 4, 3), torch.randn(gates * 4, 4), torch.randn(gates * 4), torch.randn(gates * 4)]
+    x = torch.randn(steps, 1, 3)
+    options = mode, 4, 1, False, 0.0, 0
+    results = []
+    for zeros in (torch._efficientzerotensor, torch.zeros):
+        operands = [zeros(weight.shape) if index == place else weight for index, weight in enumerate(weights)]
+        call = x, None, None, operands, None, None, None, *options
+        y = torch.ops.fusedrnn.rnn(*call)[0]
+        trained = torch.ops.fusedrnn.forward_training(*call)
+        needed = [True, False, False, *[True] * 4]
+        gradients = torch.ops.fusedrnn.backward(torch.ones_like(y), None, None, trained[-1], *call, needed)
+        leaf = x.clone().requires_grad_()
+        torch.ops.fusedrnn.rnn(leaf, *call[1:])[0].sum().backward()
+        results.append([y, *trained[:-1], *gradients, leaf.grad])
+    for result, expected in zip(*results, strict=True):
+        assert torch.equal(result, expected)
