@@ -334,3 +334,91 @@ def test_subclasses_built_within():
         assert isinstance(Wrapped(3, 4), fusedrnn.torch.LSTM)
     finally:
         accelerate_new(False)
+
+
+# -- classes that watch their subclasses ------------------------------------------------------------------------------
+
+
+def watching(kind):
+    """A class derived from a layer whose subclasses must be announced in some way."""
+    if kind == "needs a key":
+
+        class Watched(torch.nn.GRU):
+            def __init_subclass__(cls, *, key, **options):
+                super().__init_subclass__(**options)
+
+        return Watched
+    if kind == "names differ":
+        names = set()
+
+        class Base(torch.nn.GRU):
+            def __init_subclass__(cls, **options):
+                super().__init_subclass__(**options)
+                assert cls.__name__ not in names, "registered twice"
+                names.add(cls.__name__)
+
+        class Watched(Base):
+            pass
+
+        return Watched
+
+    class Final(type):
+        def __new__(cls, name, bases, body):
+            if any(isinstance(base, Final) for base in bases):
+                raise TypeError("it is final")
+            return super().__new__(cls, name, bases, body)
+
+    class Watched(torch.nn.GRU, metaclass=Final):
+        pass
+
+    return Watched
+
+
+@pytest.mark.parametrize("kind", ["needs a key", "names differ"])
+def test_a_class_is_not_told_of_the_class_beneath(kind):
+    watched = watching(kind)
+    own = vars(watched).get("__init_subclass__")
+    model = torch.nn.Sequential(torch.nn.LSTM(3, 3), watched(3, 3), torch.nn.GRU(3, 3))
+    assert len(accelerate(model, subclasses=True)) == 3
+    assert isinstance(model[1], watched) and isinstance(model[1], fusedrnn.torch.GRU)
+    assert vars(watched).get("__init_subclass__") is own
+    with accelerated(subclasses=True):
+        assert isinstance(watched(3, 3), fusedrnn.torch.GRU)
+    with pytest.raises((TypeError, AssertionError)):  # of its users' classes it is told as before
+        type("Watched", (watched,), {})
+
+
+def test_a_class_that_cannot_be_derived_from_is_left():
+    watched = watching("final")
+    model = torch.nn.Sequential(torch.nn.LSTM(3, 3), watched(3, 3), torch.nn.GRU(3, 3))
+    report = accelerate(model, subclasses=True)
+    assert [layer.name for layer in report.replaced] == ["0", "2"]
+    assert "cannot be derived from: TypeError: it is final" in report.left[0].reason
+    with accelerated(subclasses=True):
+        assert type(watched(3, 3)) is watched
+
+
+def test_contexts_that_end_in_another_order_or_thread():
+    outer, inner = accelerated(), accelerated()
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert isinstance(torch.nn.GRU(2, 3), fusedrnn.torch.GRU)
+    thread = threading.Thread(target=inner.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with accelerated():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait()
+    try:  # the classes are patched for the other thread
+        assert type(torch.nn.GRU(2, 3)) is torch.nn.GRU
+    finally:
+        leave.set()
+        thread.join()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch.nn import Module
 
@@ -18,11 +18,16 @@ from fusedrnn.torch.swap import convert
 _METHODS = ("__init__", "__setstate__")
 
 
-class _Setting(NamedTuple):
-    subclasses: bool
+class _Setting:
+    """What one context or the whole process asks for. Contexts may end in any order, and in another thread."""
+
+    __slots__ = ("active", "subclasses")
+
+    def __init__(self, subclasses: bool) -> None:
+        self.subclasses, self.active = subclasses, True
 
 
-_here: ContextVar[_Setting | None] = ContextVar("fusedrnn_accelerated", default=None)
+_here: ContextVar[tuple[_Setting, ...]] = ContextVar("fusedrnn_accelerated", default=())
 _everywhere: _Setting | None = None
 _lock = threading.Lock()
 _uses = 0
@@ -48,13 +53,20 @@ def accelerated(*, subclasses: bool = False) -> Iterator[None]:
         >>> type(net).__module__
         'fusedrnn.torch'
     """
+    setting = _Setting(subclasses)
     _use(1)
-    token = _here.set(_Setting(subclasses))
+    _here.set((*_active(), setting))
     try:
         yield
     finally:
-        _here.reset(token)
+        setting.active = False
+        _here.set(_active())
         _use(-1)
+
+
+def _active() -> tuple[_Setting, ...]:
+    """The settings of the contexts that this thread or task is in, the innermost last."""
+    return tuple([setting for setting in _here.get() if setting.active])
 
 
 def accelerate_new(enabled: bool = True, *, subclasses: bool = False) -> None:
@@ -89,7 +101,7 @@ def _patch(kind: type[Module], name: str) -> None:
     @functools.wraps(method)
     def patched(self: Module, *args: Any, **options: Any) -> None:
         method(self, *args, **options)
-        setting = _here.get() or _everywhere
+        setting = (_active() or (_everywhere,))[-1]
         if setting is not None:
             convert(self, setting.subclasses)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
@@ -28,6 +31,7 @@ _ATTRIBUTES = {
     "_flat_weights", "_flat_weights_names", "_flat_weight_refs", "_all_weights", "_parameters",
 }  # fmt: skip
 _WEIGHTS = "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"
+_lock = threading.Lock()
 _beneath: weakref.WeakKeyDictionary[type[Module], weakref.ref[type[Module]]] = weakref.WeakKeyDictionary()
 
 
@@ -82,10 +86,36 @@ def beneath(kind: type[Module]) -> type[Module]:
             body["__reduce_ex__"] = _reduce
         body["_fusedrnn_beneath"] = kind
         metaclass: Any = type(kind)
-        created: type[Module] = metaclass(kind.__name__, (kind, OURS[known]), body)
+        with _unannounced(kind):
+            created: type[Module] = metaclass(kind.__name__, (kind, OURS[known]), body)
         _beneath[kind] = weakref.ref(created)
         return created
     return combined
+
+
+@contextmanager
+def _unannounced(kind: type[Module]) -> Iterator[None]:
+    """While it lasts, a class is not told of the subclass that is made here; of any other it is.
+
+    A base with another ``__init_subclass__`` would not do: a module can take on only classes of its own layout.
+    """
+    own = vars(kind).get("__init_subclass__")
+
+    def init_subclass(cls: Any, /, **options: Any) -> None:
+        if "_fusedrnn_beneath" not in vars(cls):
+            inherited: Any = super(kind, cls).__init_subclass__ if own is None else own.__get__(None, cls)
+            inherited(**options)
+
+    untyped: Any = kind
+    with _lock:
+        untyped.__init_subclass__ = classmethod(init_subclass)
+        try:
+            yield
+        finally:
+            if own is None:
+                del untyped.__init_subclass__
+            else:
+                untyped.__init_subclass__ = own
 
 
 def _reduce(self: Module, protocol: Any) -> Any:

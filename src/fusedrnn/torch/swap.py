@@ -132,7 +132,10 @@ def _subclass(module: Module, reason: str, wanted: bool) -> tuple[type[Module] |
         return None, f"{reason} that {changes}"
     if not wanted:
         return None, f"{reason}; subclasses=True puts ours beneath its code"
-    return subclass_layers.beneath(type(module)), ""
+    try:
+        return subclass_layers.beneath(type(module)), ""
+    except Exception as error:  # its metaclass is the user's code, and may raise anything
+        return None, f"{reason} that cannot be derived from: {type(error).__name__}: {error}"
 
 
 def _reason(module: Module) -> str:
