@@ -264,3 +264,13 @@ def test_a_bad_environment_is_said_in_a_line(monkeypatch, name, value):
     result = CliRunner().invoke(app, ["info"])
     assert result.exit_code == 2
     assert f"error: {name} must be" in result.output
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_file_that_cannot_be_written_is_refused_before_measuring(option, tmp_path):
+    result = run("bench", "--cases", "tiny", option, str(tmp_path))
+    assert result.exit_code == 2
+    assert "it is a folder; expected the path of a file" in result.output
+    result = run("bench", "--cases", "tiny", option, str(tmp_path / ("n" * 300)))
+    assert result.exit_code == 2 and "it cannot be written" in result.output
+    assert not list(tmp_path.iterdir())

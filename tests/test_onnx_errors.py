@@ -233,3 +233,30 @@ def test_without_onnx_the_error_says_what_to_install():
     result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "pip install 'fusedrnn[onnx]'" in result.stdout
+
+
+def test_a_reference_to_an_attribute_outside_of_functions():
+    case = Case("LSTM", weights_inside=True, attributes={"clip": 3.0})
+    model = case.model(case.arrays())
+    assert fusedrnn.onnx.read(model)["node"].spec.gate_clip == 3.0
+    (clip,) = (entry for node in model.graph.node for entry in node.attribute if entry.name == "clip")
+    clip.ClearField("f")
+    clip.ref_attr_name = "bound"
+    match = r"node 'node' \(LSTM\): clip must have a value outside of functions; got a reference to 'bound'"
+    with pytest.raises(ValueError, match=match):
+        fusedrnn.onnx.read(model)
+
+
+def test_two_initializers_of_one_name():
+    case = Case("GRU", weights_inside=True)
+    model = case.model(case.arrays())
+    other = model.graph.initializer.add()
+    other.CopyFrom(model.graph.initializer[0])
+    with pytest.raises(ValueError, match=r"node 'node' \(GRU\): .*must be made once; got several initializers"):
+        fusedrnn.onnx.read(model)
+
+
+def test_names_that_are_none():
+    case = Case("GRU", weights_inside=True)
+    with pytest.raises(TypeError, match="names must be a name or several, or None; got int"):
+        fusedrnn.onnx.read(case.model(case.arrays()), 5)

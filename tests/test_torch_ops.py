@@ -163,7 +163,7 @@ WRONG = {
     "hidden size": (lambda a: {"hidden_size": 100_000}, "must have shape"),
     "hidden size below 1": (lambda a: {"hidden_size": -4}, "hidden_size must be at least 1"),
     "layers": (lambda a: {"num_layers": 3}, "weights must be 12; got 4"),
-    "huge layers": (lambda a: {"num_layers": 2**60}, "weights must be"),
+    "huge layers": (lambda a: {"num_layers": 2**60}, "num_layers must be at most"),
     "no layers": (lambda a: {"num_layers": 0, "weights": []}, "num_layers must be at least 1"),
     "directions": (lambda a: {"bidirectional": True}, "weights must be 8; got 4"),
     "projection": (lambda a: {"projection_size": 2}, "weights must be 5; got 4"),
@@ -327,3 +327,11 @@ def test_a_zero_tensor_among_the_weights(mode, place, steps):
         results.append([y, *trained[:-1], *gradients, leaf.grad])
     for result, expected in zip(*results, strict=True):
         assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_layers", -1), ("num_layers", 0), ("hidden_size", -3)])
+def test_options_are_refused_by_name(name, value):
+    options = {"mode": "lstm", "hidden_size": 4, "num_layers": 1, "bidirectional": False, "dropout": 0.0, "p": 0}
+    operands = torch.randn(2, 1, 3), None, None, [], None, None, None
+    with pytest.raises(ValueError, match=f"^{name} must be at least 1; got {value}"):
+        torch.ops.fusedrnn.rnn(*operands, *{**options, name: value}.values())

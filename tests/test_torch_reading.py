@@ -116,3 +116,51 @@ def test_a_class_of_that_name_is_no_layer():
             return x
 
     assert not read(torch.jit.script(LSTM()))
+
+
+def without_layers(kind):
+    """A model whose recurrence is no layer any more, and what errors call it."""
+    model = torch.nn.Sequential(torch.nn.LSTM(4, 6)).eval()
+    if kind == "frozen":
+        return torch.jit.freeze(torch.jit.script(model)), r"aten::lstm in its graph"
+    if kind == "frozen cell":
+        cell = torch.nn.Sequential(torch.nn.GRUCell(4, 6)).eval()
+        return torch.jit.freeze(torch.jit.script(cell)), r"aten::gru_cell in its graph"
+    if kind == "exported":
+        return torch.export.export(model, (torch.randn(2, 1, 4),)).module(), r"aten\.lstm\.input in its graph"
+    if kind == "exported ours":
+        fusedrnn.torch.accelerate(model)
+        return torch.export.export(model, (torch.randn(2, 1, 4),)).module(), r"fusedrnn\.rnn\.default in its graph"
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.LSTM}), "0: a quantised LSTM"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.*:UserWarning")
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.*_flat_weights.*:UserWarning")
+@pytest.mark.parametrize("kind", ["frozen", "frozen cell", "exported", "exported ours", "quantised"])
+def test_recurrence_that_is_no_layer_is_named(kind):
+    model, words = without_layers(kind)
+    with pytest.raises(NotImplementedError, match=words):
+        read(model)
+    report = fusedrnn.torch.accelerate(model)
+    assert not report and len(report.left) == (kind != "exported ours")
+    both = torch.nn.ModuleDict({"other": model, "layer": torch.nn.GRU(3, 4)})
+    with pytest.raises(NotImplementedError, match=rf"{words}.*; name the others to read them alone: 'layer'"):
+        read(both)
+    assert list(read(both, ["layer"])) == ["layer"]
+
+
+def test_a_model_without_recurrence_has_no_layers():
+    assert read(torch.nn.Linear(2, 2)) == {}
+
+
+def test_a_sparse_weight_is_named():
+    layer = torch.nn.GRU(3, 4)
+    layer.weight_hh_l0 = torch.nn.Parameter(layer.weight_hh_l0.detach().to_sparse(), requires_grad=False)
+    with pytest.raises(ValueError, match=r"layer\.weight_hh_l0 must be dense; got layout torch.sparse_coo"):
+        read(torch.nn.ModuleDict({"layer": layer}))
+
+
+def test_names_that_are_none():
+    with pytest.raises(TypeError, match="names must be a name or several, or None; got int"):
+        read(torch.nn.GRU(3, 4), 5)

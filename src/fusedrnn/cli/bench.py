@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -135,10 +136,24 @@ def check_outputs(json_path: Path | None, plot_path: Path | None, html_path: Pat
         ValueError: Naming the option.
     """
     for option, path in (("--json", json_path), ("--plot", plot_path), ("--html", html_path)):
-        if path and not path.resolve().parent.is_dir():
+        if path and not path.absolute().parent.is_dir():
             raise ValueError(f"{option} {path}: there is no folder {path.parent}")
+        if path and os.path.isdir(path):
+            raise ValueError(f"{option} {path}: it is a folder; expected the path of a file")
+        if path:
+            _check_writable(option, path)
     if plot_path and plot_path.suffix[1:].lower() not in plots.formats():
         raise ValueError(f"--plot {plot_path}: its ending must be one of {', '.join(plots.formats())}")
+
+
+def _check_writable(option: str, path: Path) -> None:
+    try:
+        is_new = not path.exists()
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"{option} {path}: it cannot be written: {error.strerror}") from error
 
 
 def run(plan: Plan, json_path: Path | None, plot_path: Path | None, html_path: Path | None = None) -> bool:

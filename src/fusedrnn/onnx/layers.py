@@ -143,6 +143,8 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
     ('rnn_tanh', array([2., 3.], dtype=float32))
     """
     places = find_places(model)
+    if names is not None and not isinstance(names, Iterable):
+        raise TypeError(f"names must be a name or several, or None; got {type(names).__name__}")
     if names is not None:
         places = [find_place(places, name) for name in ([names] if isinstance(names, str) else names)]
     refuse_others(places)

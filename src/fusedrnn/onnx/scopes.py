@@ -142,9 +142,17 @@ class Scope:
         return defaults | {entry.name: entry for entry in self.call.attribute}
 
     def bound(self, node: NodeProto) -> NodeProto:
-        """The node with references to attributes of the function replaced."""
-        if not any(entry.ref_attr_name for entry in node.attribute):
+        """The node with references to attributes of the function replaced.
+
+        Raises:
+            ValueError: If it has such a reference and is in no function.
+        """
+        references = [entry for entry in node.attribute if entry.ref_attr_name]
+        if not references:
             return node
+        if not self.in_function:
+            name, target = references[0].name, references[0].ref_attr_name
+            raise ValueError(f"{name} must have a value outside of functions; got a reference to {target!r}")
         copy = NodeProto()
         copy.CopyFrom(node)
         copy.ClearField("attribute")
@@ -220,7 +228,8 @@ class Scope:
     def _repeated(self) -> frozenset[str]:
         """The values with more than one origin."""
         makers = Counter(name for node in self.nodes for name in node.output if name)
-        makers.update(list(self._initializers))
+        if isinstance(self.body, GraphProto):
+            makers.update(tensor.name for tensor in self.body.initializer if tensor.name in self._initializers)
         return frozenset(name for name, count in makers.items() if count > 1)
 
     @cached_property
@@ -271,6 +280,8 @@ class Scope:
                     raise ValueError(f"{scope.label(node)}: its function has no output {place} for {name!r}")
                 scope, name = body, body.body.output[place]
             elif name in scope._initializers:
+                if name in scope._repeated:
+                    raise ValueError(f"value {name!r} must be made once; got several initializers that do")
                 return Origin(scope, name, tensor=scope._initializers[name])
             elif name in scope._sparse:
                 raise NotImplementedError(f"initializer {name!r} is sparse, which is not served")

@@ -134,10 +134,10 @@ def check(call: Call) -> RNNSpec:
         raise ValueError("lengths must be None for a packed sequence, which has batch_sizes")
     if options.mode != "lstm" and call.c0 is not None:
         raise RuntimeError(f"c0 must be None in mode {options.mode!r}; got shape {_text(call.c0)}")
+    spec, shapes = call.signature  # refuses options that no network has, before what follows from them
     number = options.rows * (5 if options.projection_size else 4)
     if len(call.weights) != number:
         raise RuntimeError(f"weights must be {number}; got {len(call.weights)}")
-    spec, shapes = call.signature
     dtype, device = x.dtype, x.device
     for index, (weight, shape) in enumerate(zip(call.weights, shapes, strict=True)):
         if weight is not None:

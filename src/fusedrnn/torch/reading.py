@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.graphs import recurrent_operators
 from fusedrnn.torch.pairs import OURS
 from fusedrnn.torch.subclasses import torchs_class
 
@@ -53,7 +54,10 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
 
     Raises:
         TypeError: ``model`` is not a torch.nn.Module; or a layer's parameters are of another dtype.
-        ValueError: There is no recurrent layer of a name; or a layer's parameters have no values (meta tensors).
+        ValueError: There is no recurrent layer of a name; or a layer's parameters have no values (meta tensors), or
+            are sparse.
+        NotImplementedError: Naming what is recurrent and cannot be read, if all layers are asked for or one of these
+            is: quantised layers, and operators in graphs of frozen or exported models.
 
     Example:
         >>> layer = read(torch.nn.GRU(3, 4))[""]
@@ -63,8 +67,15 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     modules = {name: (module, kind) for name, module in model.named_modules() if (kind := _kind(module))}
-    selected = modules if names is None else [names] if isinstance(names, str) else list(names)
+    if names is not None and not isinstance(names, Iterable):
+        raise TypeError(f"names must be a name or several, or None; got {type(names).__name__}")
+    others = _others(model, modules)
+    selected = [*modules, *others] if names is None else [names] if isinstance(names, str) else list(names)
     for name in selected:
+        if name in others:
+            listed = ", ".join(f"{other or 'the model itself'}: {what}" for other, what in others.items())
+            advice = f"; name the others to read them alone: {', '.join(map(repr, modules))}" if modules else ""
+            raise NotImplementedError(f"cannot read {listed}; expected layers that are modules of their own{advice}")
         if name not in modules:
             known = ", ".join(map(repr, modules)) or "which there are none"
             raise ValueError(f"names must be those of recurrent layers, of {known}; got {name!r}")
@@ -80,6 +91,21 @@ def _kind(module: Module) -> str:
         return kind if known_kind and any(name.startswith("weight_ih") for name in _weights(module)) else ""
     known = torchs_class(type(module))
     return "" if known is None else known.__name__
+
+
+def _others(model: Module, readable: Iterable[str]) -> dict[str, str]:
+    """What else in a model is recurrent, by name, and why it cannot be read."""
+    inside = tuple(readable)
+    others = {}
+    for name, module in model.named_modules():
+        if any(name == layer or name.startswith(f"{layer}.") or not layer for layer in inside):
+            continue
+        kind = type(module)
+        if kind.__module__.startswith("torch.ao.") and kind.__name__ in {torchs.__name__ for torchs in OURS}:
+            others[name] = f"a quantised {kind.__name__}"
+        elif operators := recurrent_operators(module):
+            others[name] = f"{', '.join(operators)} in its graph, whose weights belong to no layer"
+    return others
 
 
 def _weights(module: Module) -> dict[str, Tensor]:
@@ -120,6 +146,8 @@ def _array(layer: str, label: str, weight: Tensor) -> NDArray[Any]:
         raise TypeError(f"{where} must be of {', '.join(map(str, _DTYPES))}; got {weight.dtype}")
     if weight.is_meta:
         raise ValueError(f"{where} must have values; got a meta tensor")
+    if weight.layout is not torch.strided:
+        raise ValueError(f"{where} must be dense; got layout {weight.layout}")
     array: NDArray[Any] = weight.detach().to("cpu", getattr(torch, _DTYPES[weight.dtype])).resolve_neg().numpy()
     return np.ascontiguousarray(array)
 

@@ -10,6 +10,7 @@ from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.torch import holders
 from fusedrnn.torch import subclasses as subclass_layers
+from fusedrnn.torch.graphs import is_ours, recurrent_operators
 from fusedrnn.torch.pairs import OURS, TORCHS, counterpart
 from fusedrnn.torch.support import DTYPES
 
@@ -153,9 +154,14 @@ def _reason(module: Module) -> str:
 def _stranger(module: Module, pairs: Mapping[type[Module], type[Module]]) -> str:
     """What a recurrent layer of another class is, if it is one and not on the side that is asked for."""
     kind, names = type(module), {torchs.__name__ for torchs in OURS}
-    if isinstance(module, torch.jit.ScriptModule):
-        recurrent = getattr(module, "original_name", "") in names
-        return "it is a ScriptModule, whose weights fusedrnn.torch.read reads" if recurrent else ""
+    is_scripted = isinstance(module, torch.jit.ScriptModule)
+    if is_scripted and getattr(module, "original_name", "") in names:
+        return "it is a ScriptModule, whose weights fusedrnn.torch.read reads"
+    operators = [operator for operator in recurrent_operators(module) if not is_ours(operator)]
+    if operators:
+        return f"its graph runs {', '.join(operators)}, not a layer"
+    if is_scripted:
+        return ""
     if kind.__module__.startswith("torch.ao.") and kind.__name__ in names:
         return "it is quantized"
     if not isinstance(module, (RNNBase, RNNCellBase)) or counterpart(kind, TORCHS if pairs is OURS else OURS):
