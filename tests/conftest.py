@@ -4,14 +4,18 @@ import ctypes
 import gc
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
+import process_state
 import pytest
 from hypothesis import settings
 
-import process_state
-from fusedrnn.codegen import target as targets
-from fusedrnn.engine import backward_plan, plan, threads, workspace
+from fusedrnn.engines.cpu.plan import backward as backward_plan
+from fusedrnn.engines.cpu.plan import forward as plan
+from fusedrnn.jit import target as targets
+from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import thread_pool as threads
 
 process_state.reset()
 
@@ -44,8 +48,9 @@ def settled():
 def kernel_cache(tmp_path_factory, worker_id):
     """A cache of compiled kernels for this session, so that tests neither read nor fill the user's."""
     base = tmp_path_factory.getbasetemp()
-    # Processes that share the tests out share it.
-    folder = (base if worker_id == "master" else base.parent) / "kernels"
+    # Processes that share the tests share the cache; FUSEDRNN_TEST_CACHE_DIR keeps it from one run to the next.
+    kept = os.environ.get("FUSEDRNN_TEST_CACHE_DIR")
+    folder = Path(kept) if kept else (base if worker_id == "master" else base.parent) / "kernels"
     folder.mkdir(0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
@@ -129,7 +134,7 @@ def few_rows(monkeypatch):
 @pytest.fixture
 def runs(monkeypatch):
     """The calls of the operator from PyTorch, as they come: their specs."""
-    from fusedrnn.torch import call
+    from fusedrnn.torch import eager as call
 
     seen, plain = [], call.run
 

@@ -39,7 +39,7 @@ print(*sorted(name for name in os.environ if name in ("OMP_NUM_THREADS", "COLUMN
 )
 def test_what_children_of_tests_inherit(ignored, hangup):
     """The signals' defaults, but for that which nohup ignores; no blocked signal, the usual umask, no settings."""
-    search = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    search = os.pathsep.join((str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run(
         [sys.executable, "-c", START, ignored, TESTS, CHILD],
         env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, timeout=60,

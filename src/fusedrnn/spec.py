@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fusedrnn.activations import ACTIVATIONS, Activation
-from fusedrnn.cells import FAMILIES, Variant, cell_of
+from fusedrnn.cell.activations import ACTIVATIONS, Activation
+from fusedrnn.cell.cells import FAMILIES, Variant, cell_of
 from fusedrnn.layout import ParameterLayout
 from fusedrnn.scalars import as_float, shown
 

@@ -9,8 +9,9 @@ import os
 import sys
 import tempfile
 
-import mxnet as mx
 import numpy as np
+
+import mxnet as mx
 
 ARGUMENTS = ("data", "parameters", "state", "state_cell")
 OUTPUTS = ("y", "h_n", "c_n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fusedrnn.codegen.target import cache_sizes
-from fusedrnn.engine.peak import measure_reading
+from fusedrnn.jit.target import cache_sizes
+from fusedrnn.runtime.peak import measure_reading
 
 MEMORY = "memory"
 

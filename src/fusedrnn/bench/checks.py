@@ -9,7 +9,8 @@ import numpy as np
 from fusedrnn.bench.computed import NON_FUSED, TORCH, Array, Computed, Contender, Results
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload
-from fusedrnn.bench.tolerance import (
+from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.tolerance import (
     difference,
     gradient_tolerance,
     kink_tolerance,
@@ -17,7 +18,6 @@ from fusedrnn.bench.tolerance import (
     norm_difference,
     tolerance,
 )
-from fusedrnn.spec import RNNSpec
 
 CHECKED_FLOPS = 2e10
 """Work up to which the check by the float64 reference covers every step: about a second of it."""

@@ -14,7 +14,6 @@ from itertools import cycle
 import numpy as np
 
 import fusedrnn
-from fusedrnn import reference, reference_training
 from fusedrnn.bench.computed import (
     FUSED,
     IN_TORCH,
@@ -30,6 +29,8 @@ from fusedrnn.bench.computed import (
 )
 from fusedrnn.bench.data import Batch, Workload
 from fusedrnn.bench.torch_modules import fused_in_torch, torch_nn, train_fused_in_torch, train_torch_nn
+from fusedrnn.engines.reference import backward as reference_training
+from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import RNNSpec
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.bench.cases import Case
 from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.cases import Case
 
 Array = NDArray[Any]
 

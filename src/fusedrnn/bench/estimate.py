@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fusedrnn.bench.cases import Case
 from fusedrnn.bench.checks import checked_steps
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.parts import FEW, PART, PROBES, RUNS, SLOW, SOME
 from fusedrnn.bench.rows import Plan
 from fusedrnn.bench.timing import FEWEST, LONG, PAUSE, VERY_LONG
+from fusedrnn.testing.cases import Case
 
 _CELLS = "mxnet-cells"
 

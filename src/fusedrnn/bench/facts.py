@@ -9,8 +9,8 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 import fusedrnn
-from fusedrnn.codegen.cache import cache_directory
-from fusedrnn.codegen.target import cache_sizes, current, processor_name
+from fusedrnn.jit.object_cache import cache_directory
+from fusedrnn.jit.target import cache_sizes, current, processor_name
 
 _PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fusedrnn.bench.cases import CASES, Case
+from fusedrnn.testing.cases import CASES, Case
 
 NAMES: Mapping[str, str] = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "vRNN(Relu)", "rnn_tanh": "vRNN(Tanh)"}
 """What its tables call the modes, in their order."""

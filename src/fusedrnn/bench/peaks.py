@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fusedrnn.engine.peak import measure_peak, sample_peak
+from fusedrnn.runtime.peak import measure_peak, sample_peak
 
 MEASUREMENTS = 3
 """How often a row is measured at most whose share of the peak comes out above 100 %."""
@@ -34,7 +34,7 @@ class RunPeak:
         self.gflops = max(self.gflops, sample_peak(self._dtype, self._threads).gflops)
 
     def measure(self) -> None:
-        """Measure it for itself, as :func:`fusedrnn.engine.peak.measure_peak` does."""
+        """Measure it for itself, as :func:`fusedrnn.runtime.peak.measure_peak` does."""
         self.gflops = max(self.gflops, measure_peak(self._dtype, self._threads))
 
 

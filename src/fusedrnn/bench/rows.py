@@ -9,12 +9,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fusedrnn.bench.cases import Case
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.peaks import refusal, share_of
 from fusedrnn.bench.peers.revision import Revision
 from fusedrnn.bench.timing import Timing
+from fusedrnn.testing.cases import Case
 
 Array = NDArray[Any]
 

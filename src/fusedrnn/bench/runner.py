@@ -10,7 +10,6 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 import fusedrnn
-from fusedrnn.bench.cases import Case
 from fusedrnn.bench.checks import check, check_part, check_timed, compare
 from fusedrnn.bench.computed import FUSED, NON_FUSED, TORCH, UNPACKED, Computed, Contender, Results
 from fusedrnn.bench.contenders import Phase
@@ -21,6 +20,7 @@ from fusedrnn.bench.peers.team import Team
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import NO_PAUSE, PAUSE, LostError, Timed, Timing, alternate
 from fusedrnn.bench.torch_modules import threads as torch_threads
+from fusedrnn.testing.cases import Case
 
 Progress = Callable[[str], None]
 

@@ -10,10 +10,10 @@ from functools import partial
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fusedrnn.bench.cases import Case
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.mxnet_page import NAMES, published_percent
 from fusedrnn.bench.rows import Row
+from fusedrnn.testing.cases import Case
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,9 @@ class _Given:
         return self.x if self.packed is None else self.packed
 
     def _pack(self, array: Array) -> Any:
-        import torch
         from torch.nn.utils.rnn import pack_padded_sequence
+
+        import torch
 
         return pack_padded_sequence(torch.from_numpy(array), self.lengths, enforce_sorted=False)
 

@@ -13,9 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import fusedrnn
-from fusedrnn.activations import Activation
 from fusedrnn.bench import torch_modules
-from fusedrnn.bench.cases import Case
 from fusedrnn.bench.checks import check
 from fusedrnn.bench.computed import FUSED, TORCH, Contender
 from fusedrnn.bench.contenders import Phase
@@ -24,7 +22,9 @@ from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.bench.peaks import RunPeak, refusal, share_of, until_plausible
 from fusedrnn.bench.tables import duration, percent
 from fusedrnn.bench.timing import PAUSE, Timing, alternate
+from fusedrnn.cell.activations import Activation
 from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.cases import Case
 
 PLAIN, REVERSE = "plain", "reverse"
 PROJECTION = "projection H/2"

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 import fusedrnn
-from fusedrnn import config, registry
-from fusedrnn.bench.cases import CASES
+from fusedrnn import env as config
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.bench.peers.environments import PEERS
@@ -20,9 +19,11 @@ from fusedrnn.cli import planning
 from fusedrnn.cli import variants as variants_command
 from fusedrnn.cli import warmup as warmup_command
 from fusedrnn.cli.console import fail
-from fusedrnn.codegen.target import current
 from fusedrnn.demo.settings import CELLS, Settings
+from fusedrnn.engines import registry
+from fusedrnn.jit.target import current
 from fusedrnn.spec import DTYPES
+from fusedrnn.testing.cases import CASES
 
 app = typer.Typer(
     no_args_is_help=True,

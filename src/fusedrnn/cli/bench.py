@@ -10,10 +10,8 @@ from itertools import product
 from pathlib import Path
 
 import fusedrnn
-from fusedrnn import registry
 from fusedrnn.bench import plots
 from fusedrnn.bench.bandwidth import measure_bandwidth
-from fusedrnn.bench.cases import CASES
 from fusedrnn.bench.contenders import PHASES, phase_named
 from fusedrnn.bench.data import load
 from fusedrnn.bench.estimate import expected_seconds
@@ -29,8 +27,10 @@ from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.runner import run as run_rows
 from fusedrnn.bench.tables import engines_table, parts_said, refusals, summary, tables
 from fusedrnn.cli.console import names, output, steps
-from fusedrnn.engine.peak import measure_peak
+from fusedrnn.engines import registry
+from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES
+from fusedrnn.testing.cases import CASES
 
 
 def make_plan(

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from rich.markup import escape
 from rich.table import Table
 
-from fusedrnn import RNNSpec, registry
+from fusedrnn import RNNSpec
 from fusedrnn.bench.facts import machine
 from fusedrnn.cli.console import output
-from fusedrnn.engine.peak import measure_peak
+from fusedrnn.engines import registry
+from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES
 
 

@@ -14,18 +14,19 @@ from rich.table import Table
 
 import fusedrnn
 from fusedrnn.bench.bandwidth import measure_bandwidth
-from fusedrnn.bench.cases import CASES, Case
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.cli.console import names, output
-from fusedrnn.codegen.target import Target, current, suited
-from fusedrnn.engine import backward_plan, plan
-from fusedrnn.engine.calls import worth
-from fusedrnn.engine.cost import Cost, Machine, compared, predict
-from fusedrnn.engine.geometry import Geometry
-from fusedrnn.engine.peak import measure_peak
-from fusedrnn.engine.problem import Grid, Problem, Share
+from fusedrnn.engines.cpu.executor import worth
+from fusedrnn.engines.cpu.plan import backward as backward_plan
+from fusedrnn.engines.cpu.plan import forward as plan
+from fusedrnn.engines.cpu.plan.cost import Cost, Machine, compared, predict
+from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
+from fusedrnn.engines.cpu.plan.tiling import Geometry
+from fusedrnn.jit.target import Target, current, suited
+from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES, RNNSpec
+from fusedrnn.testing.cases import CASES, Case
 
 _WIDTH = 98
 _WAYS = {"inference": "inference", "training": "training, forward", "backward": "training, backward"}

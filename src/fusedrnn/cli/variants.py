@@ -12,7 +12,7 @@ from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.bench.rows import Plan
 from fusedrnn.cli.console import output, steps
-from fusedrnn.engine.peak import measure_peak
+from fusedrnn.runtime.peak import measure_peak
 
 
 def run(plan: Plan, json_path: Path | None) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
-
 from fusedrnn.demo.settings import Settings
 from fusedrnn.torch import accelerate
+from torch import Tensor, nn
 
 State: TypeAlias = "Tensor | tuple[Tensor, Tensor] | None"
 

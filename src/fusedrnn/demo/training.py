@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 from torch.nn import functional
 
+import torch
 from fusedrnn.demo.model import CharacterModel, State, detached
 from fusedrnn.demo.results import Run, Step
 from fusedrnn.demo.settings import Settings
 from fusedrnn.demo.text import Corpus, streams, windows
+from torch import Tensor, nn
 
 _LARGEST_GRADIENT = 1.0  # norm to clip to, as is usual with recurrent networks
 

@@ -23,8 +23,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from fusedrnn import rnncells as rnn
-from fusedrnn.mxnet import nd
+from fusedrnn.mxnet import nd, rnn
 
 if TYPE_CHECKING:
     from fusedrnn.mxnet import gluon

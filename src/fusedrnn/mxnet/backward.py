@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn import arguments
-from fusedrnn.gradients import put
-from fusedrnn.operands import REQUESTS, Request
-from fusedrnn.operator import RNNOp
-from fusedrnn.requests import Reserve
+from fusedrnn.engines.grad_buffers import put
+from fusedrnn.engines.operand_table import REQUESTS, Request
+from fusedrnn.op import validation as arguments
+from fusedrnn.op.grad_req import Reserve
+from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import Array
 
 Asked = Request | Sequence[Request] | Mapping[str, Request]

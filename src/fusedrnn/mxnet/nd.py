@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn import arguments
 from fusedrnn.mxnet.backward import Backward
-from fusedrnn.operator import RNNOp
+from fusedrnn.op import validation as arguments
+from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import DTYPES, Array, RNNSpec
 
 Lengths = Array | Sequence[int] | None

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 from onnx.onnx_cpp2py_export.checker import CheckerContext
 
-from fusedrnn.activations import ACTIVATIONS, Activation
+import onnx
+from fusedrnn.cell.activations import ACTIVATIONS, Activation
 
 KINDS = ("LSTM", "GRU", "RNN")
 VERSIONS = (1, 3, 7, 14, 22)

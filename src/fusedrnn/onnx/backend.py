@@ -6,20 +6,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx.backend.base
-from onnx import ModelProto, NodeProto
 
-from fusedrnn import registry
+import onnx
+from fusedrnn.engines import registry
 from fusedrnn.onnx.attributes import KINDS
 from fusedrnn.onnx.checking import checked
+from fusedrnn.onnx.errors import DOMAINS, label
 from fusedrnn.onnx.folding import FOLDED, Folder
 from fusedrnn.onnx.graph import is_recurrent
-from fusedrnn.onnx.naming import DOMAINS, label
-from fusedrnn.onnx.recurrence import Recurrence
+from fusedrnn.onnx.node_runner import Recurrence
 from fusedrnn.onnx.scopes import Scope
-from fusedrnn.onnx.weights import Array
+from fusedrnn.onnx.weight_layout import Array
 from fusedrnn.spec import positive_int
+from onnx import ModelProto, NodeProto
 
 _ACCEPTED = frozenset({*KINDS, "Constant", *FOLDED})
 

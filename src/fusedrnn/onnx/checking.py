@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto
-
 from fusedrnn.onnx.attributes import checker_context
+from fusedrnn.onnx.errors import DOMAINS, label, naming
 from fusedrnn.onnx.graph import opset_of
-from fusedrnn.onnx.naming import DOMAINS, label, naming
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 
 def checked(model: ModelProto) -> ModelProto:

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
-import onnx
-from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from fusedrnn.onnx.naming import DOMAINS, naming
+import onnx
+from fusedrnn.onnx.errors import DOMAINS, naming
 from fusedrnn.onnx.scopes import Origin, Scope
-from fusedrnn.onnx.weights import Array
+from fusedrnn.onnx.weight_layout import Array
+from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
 FOLDED = frozenset(
     {

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
-from onnx import FunctionProto, ModelProto, NodeProto
-
+from fusedrnn.onnx.errors import domain_of
 from fusedrnn.onnx.graph import is_other_recurrent, is_recurrent, subgraphs
-from fusedrnn.onnx.naming import domain_of
+from onnx import FunctionProto, ModelProto, NodeProto
 
 # Domain, name and overload.
 _Key = tuple[str, str, str]

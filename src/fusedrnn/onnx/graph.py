@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
-
 from fusedrnn.onnx.attributes import KINDS
-from fusedrnn.onnx.naming import DOMAINS
+from fusedrnn.onnx.errors import DOMAINS
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 

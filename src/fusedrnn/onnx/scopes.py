@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
-
+from fusedrnn.onnx.errors import first_output, operator_name
 from fusedrnn.onnx.functions import Functions
 from fusedrnn.onnx.graph import is_other_recurrent, is_recurrent, opset_of, subgraphs
-from fusedrnn.onnx.naming import first_output, operator_name
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 # Limits that no model comes near by accident, so that one made to exhaust time or memory is refused.
 _MAX_DEPTH = 100

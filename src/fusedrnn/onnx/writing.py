@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
+from fusedrnn.onnx.errors import naming
 from fusedrnn.onnx.folding import Folder
 from fusedrnn.onnx.graph import INPUTS, uses
-from fusedrnn.onnx.layers import Layer, Place, find_place, find_places, layer_at, refuse_others
-from fusedrnn.onnx.naming import naming
 from fusedrnn.onnx.scopes import Origin, Scope
-from fusedrnn.onnx.weights import WEIGHTS, Array, scatter
+from fusedrnn.onnx.weight_layout import WEIGHTS, Array, scatter
+from fusedrnn.onnx.weights_io import Layer, Place, find_place, find_places, layer_at, refuse_others
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 # Where a tensor of floating-point numbers may hold them.
 _DATA = ("raw_data", "float_data", "double_data", "int32_data")

@@ -12,13 +12,13 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("fusedrnn.torch needs PyTorch; install it with: pip install 'fusedrnn[torch]'") from error
 
+from fusedrnn.torch import custom_op as _custom_op  # noqa: F401 -- programs that torch.export.load reads need it
 from fusedrnn.torch import flops, pruning, scripting
-from fusedrnn.torch import ops as _ops  # noqa: F401 -- programs that torch.export.load reads need the operators
 from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.torch.layers import GRU, LSTM, RNN
+from fusedrnn.torch.conversion import Layer, Report, accelerate, restore
+from fusedrnn.torch.modules import GRU, LSTM, RNN
 from fusedrnn.torch.new_layers import accelerate_new, accelerated
 from fusedrnn.torch.reading import ReadLayer, read
-from fusedrnn.torch.swap import Layer, Report, accelerate, restore
 
 flops.register()
 pruning.register()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.nn import RNNCellBase
 
-from fusedrnn.torch import call, dispatch, outputs, pairs, support
+import torch
+from fusedrnn.torch import class_map as pairs
+from fusedrnn.torch import eager as call
+from fusedrnn.torch import eligibility as dispatch
+from fusedrnn.torch import outputs, support
+from torch import Tensor
 
 
 class _FusedCell(RNNCellBase):

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedrnn.torch import composed, operands
-from fusedrnn.torch.composed import Extent
+import torch
+from fusedrnn.torch import double_backward as composed
+from fusedrnn.torch import operands
+from fusedrnn.torch.double_backward import Extent
 from fusedrnn.torch.operands import Call
+from torch import Tensor
 
 _transforms_active = torch._C._are_functorch_transforms_active
 # The arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve.

@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 import torch
-
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.imports import after_import
 from fusedrnn.torch.saving import saved_operands

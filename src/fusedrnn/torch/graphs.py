@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.nn import Module
+
+import torch
 
 # Parts of the names of torch's recurrent operators, quantised ones and those of oneDNN among them.
 _PARTS = "lstm", "gru", "rnn_tanh", "rnn_relu", "rnn_layer"

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch.nn import Module
 
-from fusedrnn.torch.pairs import OURS
-from fusedrnn.torch.swap import convert
+from fusedrnn.torch.class_map import OURS
+from fusedrnn.torch.conversion import convert
 
 # After a constructor, and after a pickle or a copy has given a module its attributes.
 _METHODS = ("__init__", "__setstate__")

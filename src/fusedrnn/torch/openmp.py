@@ -10,9 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-
-from fusedrnn.engine.foreign import OpenMP, OpenMPTeam
-from fusedrnn.engine.threads import Team, own_team
+from fusedrnn.runtime.openmp import OpenMP, OpenMPTeam
+from fusedrnn.runtime.thread_pool import Team, own_team
 
 _LIBRARIES = "libtorch_cpu.so", "libtorch_cpu.dylib"
 # Seconds by which the clocks may differ: two ticks of /proc.

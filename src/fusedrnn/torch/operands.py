@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import support
+from torch import Tensor
 
 SCHEMA = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, squeeze_copy, transpose_copy
-
-from fusedrnn.torch import call
-from fusedrnn.torch.dispatch import Run
+from fusedrnn.torch import eager as call
+from fusedrnn.torch.eligibility import Run
 from fusedrnn.torch.support import is_compiling
+from torch import Tensor, squeeze_copy, transpose_copy
 
 
 def batch_first(y: Tensor, run: Run) -> Tensor:

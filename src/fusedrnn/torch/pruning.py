@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from fusedrnn.torch.class_map import OURS
 from fusedrnn.torch.imports import after_import
-from fusedrnn.torch.pairs import OURS
 
 _PRUNER = "torch.ao.pruning._experimental.pruner.base_structured_sparsifier"
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch.nn import Module
 
-from fusedrnn.torch import pairs
+import torch
+from fusedrnn.torch import class_map as pairs
 
 
 def register() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch.nn import Module, RNNBase, RNNCellBase
 
-from fusedrnn.torch import pairs
-from fusedrnn.torch.pairs import OURS
+from fusedrnn.torch import class_map as pairs
+from fusedrnn.torch.class_map import OURS
 
 # What a subclass may define although torch.nn's class has it too: our forward makes no use of it.
 _HARMLESS = {

@@ -7,12 +7,12 @@ from functools import lru_cache
 from operator import is_
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
+import torch
 from fusedrnn.spec import RNNSpec
+from torch import Tensor
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}

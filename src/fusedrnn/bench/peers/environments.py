@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusedrnn import config
+from fusedrnn import env as config
 
 _MARK = "requirements.txt"
 """In a finished environment: what it was built from."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from fusedrnn import config
+from fusedrnn import env as config
 from fusedrnn.bench.timing import LostError
 
 WORKERS = Path(__file__).parent / "workers"

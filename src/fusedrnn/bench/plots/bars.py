@@ -9,11 +9,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from fusedrnn.bench.cases import Case
 from fusedrnn.bench.computed import FUSED, IN_TORCH
 from fusedrnn.bench.plots.colours import INK, PAPER, colours
 from fusedrnn.bench.ranking import OURS, over_best
 from fusedrnn.bench.rows import Row
+from fusedrnn.testing.cases import Case
 
 SHORT_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "ReLU", "rnn_tanh": "tanh"}
 """Of cells, where there is little room."""

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fusedrnn.engines.operand_table import REQUESTS
 from fusedrnn.mxnet.backward import Asked, Backward, Buffers, by_name
 from fusedrnn.mxnet.gluon.parameter import ParameterDict
-from fusedrnn.operands import REQUESTS
-from fusedrnn.operator import RNNOp
-from fusedrnn.requests import Reserve
+from fusedrnn.op.grad_req import Reserve
+from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import Array
 
 Layout = Literal["TNC", "NTC"]

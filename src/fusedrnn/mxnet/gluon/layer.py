@@ -9,13 +9,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from fusedrnn import arguments
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, checked
 from fusedrnn.mxnet.gluon.parameter import ParameterDict, Store, short_names
 from fusedrnn.mxnet.nd import Lengths, check_lengths
-from fusedrnn.operator import RNNOp
-from fusedrnn.requests import Reserve
+from fusedrnn.op import validation as arguments
+from fusedrnn.op.grad_req import Reserve
+from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.scalars import shown
 from fusedrnn.spec import Array, RNNSpec, check_bytes, positive_int
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.gradients import put
+from fusedrnn.engines.grad_buffers import put
+from fusedrnn.engines.operand_table import REQUESTS, Request
 from fusedrnn.mxnet.gluon.initializers import Initializer, checked, fill
-from fusedrnn.operands import REQUESTS, Request
 from fusedrnn.spec import Array, RNNSpec
 
 

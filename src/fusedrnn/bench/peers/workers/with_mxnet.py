@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import mxnet
 import numpy as np
+
+import mxnet
 
 if TYPE_CHECKING:
     from fusedrnn.bench.peers.workers.protocol import Problem

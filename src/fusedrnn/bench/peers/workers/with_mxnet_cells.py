@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import mxnet
 import numpy as np
 from mxnet.gluon import HybridBlock, rnn
+
+import mxnet
 
 if TYPE_CHECKING:
     from fusedrnn.bench.peers.workers.protocol import Problem

@@ -1,0 +1,1 @@
+"""The maths of the cells: equations, expressions, derivatives; no NumPy, no LLVM."""

@@ -1,1 +1,0 @@
-"""From symbols to machine code; the only package that imports llvmlite."""

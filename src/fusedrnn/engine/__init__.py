@@ -1,1 +1,0 @@
-"""Runs a sequence on the generated kernels."""

@@ -1,0 +1,1 @@
+"""The CPU engine: plans a call, packs weights, launches generated kernels."""

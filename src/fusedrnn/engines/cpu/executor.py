@@ -1,0 +1,292 @@
+"""Calls of one spec's kernels on operands by address: weights, plan, records, threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fusedrnn import env as config
+from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, is_plain
+from fusedrnn.engines.cpu.launch import kernel_args as records
+from fusedrnn.engines.cpu.launch.kernel_args import Records
+from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.engines.cpu.plan.forward import make_plan
+from fusedrnn.engines.cpu.plan.thread_trials import Trends
+from fusedrnn.engines.cpu.plan.tiling import Geometry
+from fusedrnn.engines.cpu.reserve_layout import Kept, ReserveLayout
+from fusedrnn.engines.cpu.varlen import Ragged
+from fusedrnn.engines.cpu.weights.cache import Packed, Packer, Placed
+from fusedrnn.engines.pointers import Strided, Wanted
+from fusedrnn.jit.target import suited
+from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
+from fusedrnn.runtime.locks import Lock
+from fusedrnn.runtime.thread_pool import Team, get_num_threads, own_team
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+# T, N and what a reserve keeps; what makes records for so many threads, awake or not.
+Problem = tuple[int, int, str]
+Maker = Callable[..., Records]
+# Idle reserves that an op keeps for its next calls, if as many were in use at once.
+MOST_RESERVES = 16
+# How often a call may read the weights as they lie: some rows of a step at once. In training they mostly have changed.
+_ROWS_AT_ONCE, _FEW, _FEW_IN_TRAINING = 4, 2, 6
+
+
+class Calls:
+    """Runs one spec. Any number of threads may call it at once.
+
+    Memory at an address must be there, and aligned to its elements; nothing is checked. All arrays of states are
+    contiguous (L·D, N, size). See :class:`fusedrnn.engines.pointers.ByAddress`.
+    """
+
+    def __init__(self, spec: RNNSpec) -> None:
+        self.spec, self.target = spec, suited(spec.hidden_size, spec.dtype)
+        self._geometry = Geometry.of(spec, self.target)
+        self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
+        idle = self.workspaces, self._reserves
+        self._plain = is_plain(cell_of(spec.variant))
+        self.packer = Packer(spec, self.target, self._geometry, idle)
+        self.trends = Trends()
+        self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
+        self._jobs: dict[str, machine.Job] = {}
+        # That of the last call, since shapes mostly repeat.
+        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._geometry, 1, 1, "gates")
+        self._lock = Lock()
+        self._debug = config.debug()  # looked at again for each new problem, not at each call
+
+    def compile(self, training: bool = False) -> None:
+        """Have the machine code at hand, in ``training`` that of both ways; the first call does it otherwise."""
+        for name in ("training", "backward") if training else ("forward",):
+            self.job(name)
+
+    def job(self, name: str) -> machine.Job:
+        """The machine code of ``"forward"``, ``"training"`` or ``"backward"``."""
+        job = self._jobs.get(name)
+        if job is None:
+            variant, dtype = self.spec.variant, self.spec.dtype
+            with self._lock:
+                machine.prepare()
+                machine.packing(dtype, self.target)
+                if name == "backward":
+                    job = machine.backward(variant, dtype, self.target)
+                else:
+                    job = machine.forward(variant, dtype, self.target, training=name == "training")
+                self._jobs[name] = job
+        return job
+
+    def reserve_bytes(self, steps: int, batch: int, keep: str) -> int:
+        """Bytes of the reserve of a forward call with T steps of N sequences."""
+        return ReserveLayout.of(self.spec, self._geometry, steps, batch, keep).size
+
+    def weights(
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
+    ) -> Packed | Placed:
+        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
+
+        0 stands for zeros. Packed they are their own, packed again whenever their content has changed, and forgotten
+        with their owner; for a call so short that this does not pay they are used where they lie.
+        """
+        if ("training" if training else "forward") not in self._jobs:
+            self.compile(training)
+        if self.is_short(steps, batch, training):
+            return Placed(addresses)
+        return self.packer.packed(addresses, training, team, owner)
+
+    def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Placed:
+        """Weights of a call that are elsewhere now: as they lie at these addresses, or packed at that one."""
+        return Placed(addresses or self.packer.nowhere, address=packed)
+
+    def ragged(self, lengths: Array, steps: int) -> Ragged:
+        """Sequences of different lengths, int64 (N,), each from 0 to T."""
+        return Ragged(lengths, steps)
+
+    def ragged_packed(self, batch_sizes: Array) -> Ragged:
+        """Packed sequences by falling length: how many of them have each step, int64 (T,)."""
+        return Ragged.packed(batch_sizes)
+
+    def keeping(
+        self,
+        steps: int,
+        batch: int,
+        ragged: Ragged | None = None,
+        keep: str = "gates",
+        seed: int = 0,
+    ) -> tuple[Kept, Lease]:
+        """What a call of :meth:`run` in training shall keep, and the memory for it."""
+        key, layout = self._layout
+        if key != (steps, batch, keep):
+            key = steps, batch, keep
+            layout = ReserveLayout.of(self.spec, self._geometry, *key)
+            self._layout = key, layout
+        return Kept(layout, keep, seed, ragged), self._reserves.lease(layout.size)
+
+    def run(
+        self,
+        steps: int,
+        batch: int,
+        packed: Packed | Placed,
+        x: Strided,
+        initial: tuple[int, int],
+        y: Strided,
+        final: tuple[int, int],
+        *,
+        ragged: Ragged | None = None,
+        kept: Kept | None = None,
+        reserve: int = 0,
+        team: Team | None = None,
+    ) -> None:
+        """Run a sequence; in training, with ``kept``, fill the reserve at that address.
+
+        ``initial`` and ``final`` are the addresses of h and c, 0 for zeros, or for nowhere.
+        """
+        name, seed = ("training", kept.seed) if kept is not None else ("forward", 0)
+        problem, make = self._forward(steps, batch, kept)
+        firsts = _firsts(ragged)
+        values = (*x, *y, *initial, *final, packed.address, reserve, firsts, records.signed(seed))
+        self._call(name, problem, make, values, ragged, team, packed.matrices)
+
+    def _forward(self, steps: int, batch: int, kept: Kept | None) -> tuple[Problem, Maker]:
+        def make(members: int, awake: bool = False) -> Records:
+            training = kept is not None
+            members = worth(self.spec, members, steps, batch, training)
+            plan = make_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
+            layout = None if kept is None else kept.layout
+            return records.forward_records(self.spec, plan, self.packer.layout.passes, layout)
+
+        return (steps, batch, kept.keep if kept is not None else ""), make
+
+    def differentiate(
+        self,
+        kept: Kept,
+        reserve: int,
+        weights: Packed | Placed,
+        dy: Strided,
+        dfinal: tuple[int, int],
+        wanted: Wanted,
+        team: Team | None = None,
+    ) -> None:
+        """The gradients of a call of :meth:`run` with these weights whose reserve is at that address; 0 for zeros."""
+        ragged = kept.ragged
+        problem, make = self._backward(kept)
+        values = (
+            *dy, *wanted.x, *dfinal, *wanted.states, weights.address, reserve, _firsts(ragged),
+            records.signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
+        )  # fmt: skip
+        params = (*weights.matrices, *wanted.params)
+        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x[0]))
+
+    def _backward(self, kept: Kept) -> tuple[Problem, Maker]:
+        layout = kept.layout
+
+        def make(members: int, awake: bool = False) -> Records:
+            again = kept.keep == "states"  # what was not kept, which takes room
+            size = layout.steps, layout.batch
+            members = worth(self.spec, members, *size, True)
+            plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
+            return records.backward_records(self.spec, plan, self.packer.layout.passes, layout)
+
+        return (layout.steps, layout.batch, kept.keep), make
+
+    def records(self, steps: int, batch: int, kept: Kept | None, threads: int, backward: bool = False) -> Records:
+        """Those of a problem on so many threads, with those for threads that are awake."""
+        problem, make = self._backward(kept) if backward and kept is not None else self._forward(steps, batch, kept)
+        name = "backward" if backward else "forward" if kept is None else "training"
+        made = self._planned(name, (*problem, threads), make)
+        if made.members < threads:
+            made.awake = made.awake or make(threads, awake=True)
+        if (made.awake or made).plan.forecast is not None:
+            made.alone = made.alone or make(1)
+        return made
+
+    def is_short(self, steps: int, batch: int, training: bool) -> bool:
+        """Whether a call shall have its weights as they lie."""
+        return self._plain and _few(steps, batch, training)
+
+    def _call(
+        self,
+        name: str,
+        problem: Problem,
+        make: Maker,
+        values: tuple[int, ...],
+        ragged: Ragged | None,
+        team: Team | None,
+        params: Sequence[int] = (),
+        parts: bool = False,
+    ) -> None:
+        """Run a job on several threads, or on this one alone if the others are taken or not worth their while."""
+        job = self._jobs.get(name) or self.job(name)
+        team = team or own_team(get_num_threads())
+        awake = team.begin()
+        planned = kernel_args = self._planned(name, (*problem, team.threads), make)
+        if kernel_args.members < team.threads and awake:
+            planned.awake = kernel_args = planned.awake or make(team.threads, awake=True)
+        began = time.perf_counter()
+        trend = self.trends.of(name, kernel_args.plan.forecast) if kernel_args.members > 1 else None
+        forecast = kernel_args.plan.forecast
+        if trend is not None and not trend.several(began):
+            planned.alone = kernel_args = planned.alone or make(1)
+        if not self._execute(job, kernel_args, team, values, ragged, params, parts):
+            trend = None
+            planned.alone = kernel_args = planned.alone or make(1)
+            self._execute(job, kernel_args, team, values, ragged, params, parts)
+        now = time.perf_counter()
+        team.end(kernel_args.members)
+        if trend is not None and forecast is not None:
+            trend.note(kernel_args.members > 1, now - began, now, forecast)
+        if self._debug >= 2:
+            config.report(f"{name} {(now - began) * 1e6:.1f} us")
+
+    def _execute(
+        self,
+        job: machine.Job,
+        made: Records,
+        team: Team,
+        values: tuple[int, ...],
+        ragged: Ragged | None,
+        params: Sequence[int],
+        parts: bool,
+    ) -> bool:
+        """Whether there were as many threads as planned."""
+        tables = None if ragged is None else ragged.tables(made.plan.row_starts)
+        scratch = self.workspaces.take(made.size)
+        call = made.fill(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
+        ran = True
+        if made.members == 1:
+            job(call, 0)
+        else:
+            ran = team.run(job, call, made.members)
+        self.workspaces.give(scratch)
+        return ran
+
+    def _planned(self, name: str, key: tuple[Any, ...], make: Maker) -> Records:
+        """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
+        last = self._plans.get(name)
+        if last is not None and last[0] == key:
+            return last[1]
+        made = make(key[-1])
+        self._plans[name] = key, made
+        self._debug = config.debug()
+        if self._debug >= 1:
+            more = "" if name == "forward" else f"; {derivative_of(self.spec.variant)}"
+            config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
+        return made
+
+
+def _few(steps: int, batch: int, training: bool) -> bool:
+    """Whether weights are read so rarely that to pack them, or to find out whether that is needed, costs more."""
+    return steps * -(-batch // _ROWS_AT_ONCE) <= (_FEW_IN_TRAINING if training else _FEW)
+
+
+def worth(spec: RNNSpec, members: int, steps: int, batch: int, training: bool) -> int:
+    """How many may share a call: where this thread has just written the weights that are read once, only itself."""
+    alone = training and is_plain(cell_of(spec.variant)) and _few(steps, batch, training)
+    return 1 if alone else members
+
+
+def _firsts(ragged: Ragged | None) -> int:
+    return 0 if ragged is None or ragged.firsts is None else ragged.firsts.ctypes.data

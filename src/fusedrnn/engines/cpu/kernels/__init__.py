@@ -1,0 +1,1 @@
+"""Kernels: everything that emits a loop of the network."""

@@ -1,0 +1,1 @@
+"""Launch: how arguments reach machine code."""

@@ -1,0 +1,35 @@
+"""Records from a template: what is the same at every call, and what only the call knows."""
+
+from __future__ import annotations
+
+from fusedrnn.jit.builder import Function, Module
+from fusedrnn.jit.struct import Record
+
+FIELD = Record("value", "offset")
+CONSTANT = -1
+"""The ``value`` of a field that is the same at every call: its ``offset``."""
+
+
+def build_filling() -> Module:
+    """The module of ``fill(fields, count, values, into)``.
+
+    A field is the value of that number, and so many bytes behind it; what is 0, and so not there, is 0 however far.
+    """
+    module = Module("filling")
+    emit_fill(module, exported=True)
+    return module
+
+
+def emit_fill(module: Module, *, exported: bool = False) -> Function:
+    """The function itself."""
+    f = Function(module, "fill", ["fields", "count", "values", "into"], exported=exported)
+    fields, count, values, into = f.arguments
+    with f.loop(0, count) as number:
+        field = FIELD.read(f, fields + number * (8 * len(FIELD.names)))
+        filled = f.var(field.offset)
+        with f.if_(field.value.compare("!=", CONSTANT)):
+            value = f.load(values + field.value * 8)
+            filled.set(value.equals(0).select(0, value + field.offset))
+        f.store(filled.get(), into + number * 8)
+    f.done()
+    return f

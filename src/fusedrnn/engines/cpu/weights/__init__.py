@@ -1,0 +1,1 @@
+"""Packed weights: their layout, the kernel that packs them, their cache."""

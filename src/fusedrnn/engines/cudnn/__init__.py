@@ -1,0 +1,1 @@
+"""The cuDNN engine, by way of PyTorch."""

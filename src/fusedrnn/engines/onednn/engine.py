@@ -1,0 +1,270 @@
+"""The engine that runs one spec on oneDNN."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.engines.grad_buffers import Gradients, put
+from fusedrnn.engines.onednn.library import load
+from fusedrnn.engines.onednn.param_layout import Layout
+from fusedrnn.engines.onednn.program import Program
+from fusedrnn.engines.onednn.runner import Operands, Runner, address_of, array_in
+from fusedrnn.engines.onednn.threads import allowed, bounds
+from fusedrnn.engines.onednn.weights import Keeper, Weights, lines
+from fusedrnn.engines.registry import Keep
+from fusedrnn.runtime.buffers import Lease, Pool
+from fusedrnn.runtime.locks import Lock
+from fusedrnn.runtime.thread_pool import get_num_threads
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+# Programs that an engine keeps: each is for one length, batch and number of threads.
+_MOST_PROGRAMS = 16
+_MOST_IDLE = 4
+
+
+@dataclass
+class KeptCall:
+    """What a training call keeps: all that its primitives read and wrote.
+
+    Attributes:
+        program: Its primitives.
+        weights: Its parameters.
+        lease: The memory, as ``program.kept`` says.
+        nbytes: How much that is.
+        fresh: One element while the workspaces are as forward left them: backward spoils them.
+    """
+
+    program: Program
+    weights: Weights
+    lease: Lease
+    nbytes: int
+    fresh: list[bool] = field(default_factory=lambda: [True])
+
+    def array(self, name: str) -> Array:
+        """One of the arrays."""
+        return array_in(self.lease, self.program, name, kept=True)
+
+
+class OneDNNEngine:
+    """Runs one spec on oneDNN's primitives.
+
+    Those are made for a length, a batch and a number of threads, at the first call with these, and the last few kept.
+
+    Args:
+        spec: What to run.
+
+    Raises:
+        ImportError: If the library is not there.
+        NotImplementedError: If it has no such cell.
+    """
+
+    def __init__(self, spec: RNNSpec) -> None:
+        self.spec = spec
+        self._library = load()
+        self._bounded = bounds(self._library)
+        self._layout = Layout(self._library, spec)
+        self._keeper = Keeper(self._library, self._layout, spec.layout.size)
+        self._runner = Runner(spec, self._layout, self._keeper)
+        self._programs: OrderedDict[tuple[int, int, bool, int], Program] = OrderedDict()
+        self._lock = Lock()
+        self._pool = Pool(_MOST_IDLE)
+        with self._bounded(allowed(self._library, 1)):
+            self._program(1, 1, True, 1)  # a cell that the library has not shows now
+
+    def compile(self, training: bool = False) -> None:
+        """Look whether training is possible; what oneDNN compiles depends on sizes that only a call has.
+
+        Raises:
+            NotImplementedError: If it is asked for and oneDNN cannot be trusted with it.
+        """
+        if training:
+            _check_training(self.spec)
+
+    def forward(
+        self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array
+    ) -> tuple[Array, ...]:
+        """Inference; see :class:`fusedrnn.engines.registry.Engine`."""
+        x = np.ascontiguousarray(x)
+        steps, batch = x.shape[:2]
+        final = tuple(np.empty(shape, np.float32) for shape in self.spec.state_shape(batch))
+        threads = allowed(self._library, get_num_threads())
+        with self._bounded(threads):
+            program = self._program(steps, batch, False, threads)
+            lease = self._pool.lease(program.scratch.size)
+            begin, places, last = lease.address, program.scratch, len(program.steps) - 1
+            result = y if y.flags.c_contiguous else array_in(lease, program, f"y{last % 2}")
+            if states is None:
+                states = [array_in(lease, program, f"{name}0") for name in self.spec.state_names]
+                for state in states:
+                    state.fill(0)
+            operands = Operands(
+                address_of(x),
+                [address_of(state) for state in states],
+                [begin + places[f"y{index % 2}"] for index in range(last)] + [address_of(result)],
+                [address_of(state) for state in final],
+            )
+            self._runner.forward(program, self._keeper.at(params), operands, begin + places["scratchpad"])
+            if result is not y:
+                y[...] = result
+        return final
+
+    def train(
+        self,
+        x: Array,
+        params: Array,
+        states: Sequence[Array] | None,
+        lengths: Array | None,
+        y: Array,
+        keep: Keep,
+        seed: int,
+    ) -> tuple[tuple[Array, ...], KeptCall]:
+        """Training; see :class:`fusedrnn.engines.registry.Engine`. Whatever ``keep`` asks for, oneDNN keeps the same.
+
+        Raises:
+            NotImplementedError: If oneDNN cannot be trusted with it.
+        """
+        _check_training(self.spec)
+        steps, batch = x.shape[:2]
+        threads = allowed(self._library, get_num_threads())
+        with self._bounded(threads):
+            program = self._program(steps, batch, True, threads)
+            size = program.kept.size
+            kept = KeptCall(program, self._keeper.at(params), self._pool.lease(size), size)
+            kept.array("x")[...] = x
+            for index, name in enumerate(self.spec.state_names):
+                kept.array(f"{name}0")[...] = 0 if states is None else states[index]
+            self._fill(kept, kept.lease)
+        y[...] = kept.array(f"y{len(program.steps) - 1}")
+        return tuple(kept.array(f"{name}_n").copy() for name in self.spec.state_names), kept
+
+    def backward(self, kept: KeptCall, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients) -> None:
+        """The gradients; see :class:`fusedrnn.engines.registry.Engine`. Runs on as many threads as its forward."""
+        program = kept.program
+        with self._bounded(allowed(self._library, program.threads)):
+            frame = program.take(True)
+            scratch = self._pool.lease(program.scratch.size + lines(frame.scratch))
+            arrays = _GradientArrays(self.spec, program, scratch, gradients)
+            operands = self._operands(program, self._unspoilt(kept))
+            wanted = arrays.operands(dy, dstates)
+            self._runner.backward(program, frame, kept.weights, operands, wanted, scratch)
+            arrays.finish()
+            if gradients.params is not None:
+                direct = not (gradients.add_params or self._layout.swaps)
+                theirs = gradients.params if direct else array_in(scratch, program, "theirs")
+                self._runner.collect(program, frame, scratch, theirs)
+                if not direct:
+                    self._layout.put(gradients.params, theirs, gradients.add_params)
+            program.give(frame, True)
+
+    def reserve_bytes(self, steps: int, batch: int, keep: Keep) -> int:
+        """The bytes of what a training call keeps, which do not depend on ``keep``."""
+        threads = allowed(self._library, get_num_threads())
+        with self._bounded(threads):
+            return self._program(steps, batch, True, threads).kept.size
+
+    def _program(self, steps: int, batch: int, training: bool, threads: int) -> Program:
+        key = steps, batch, training, threads
+        with self._lock:
+            found = self._programs.pop(key, None)
+            if found is None:
+                found = Program(self._library, self.spec, self._layout, steps, batch, training, threads)
+            self._programs[key] = found
+            while len(self._programs) > _MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+            return found
+
+    def _operands(self, program: Program, lease: Lease) -> Operands:
+        """What a training call's memory holds."""
+
+        def at(*names: str) -> list[int]:
+            return [lease.address + program.kept[name] for name in names]
+
+        stacks, states = range(len(program.steps)), self.spec.state_names
+        return Operands(
+            lease.address + program.kept["x"],
+            at(*(f"{name}0" for name in states)),
+            at(*(f"y{index}" for index in stacks)),
+            at(*(f"{name}_n" for name in states)),
+            at(*(f"workspace{index}" for index in stacks)),
+        )
+
+    def _fill(self, kept: KeptCall, lease: Lease) -> None:
+        """Run a training call's forward in its memory, or in other memory like it."""
+        program = kept.program
+        scratch = self._pool.lease(program.scratch.size)
+        scratchpad = scratch.address + program.scratch["scratchpad"]
+        self._runner.forward(program, kept.weights, self._operands(program, lease), scratchpad)
+
+    def _unspoilt(self, kept: KeptCall) -> Lease:
+        """The call's memory; made again by its forward if a backward has spoilt the workspaces, or is about to."""
+        try:
+            kept.fresh.pop()
+            return kept.lease
+        except IndexError:
+            lease = self._pool.lease(kept.program.kept.size)
+            for name in ("x", *(f"{name}0" for name in self.spec.state_names)):
+                array_in(lease, kept.program, name, kept=True)[...] = kept.array(name)
+            self._fill(kept, lease)
+            return lease
+
+
+class _GradientArrays:
+    """Where the gradients of data lie while they are made: where they are wanted if that will do, else in scratch."""
+
+    def __init__(self, spec: RNNSpec, program: Program, scratch: Lease, gradients: Gradients) -> None:
+        self._spec, self._program, self._scratch, self._gradients = spec, program, scratch, gradients
+        self._x = self._written(gradients.x, "x", gradients.add_x)
+        wanted = gradients.states or (None,) * len(spec.state_names)
+        self._initial = [
+            self._written(one, f"{name}0", gradients.add_states)
+            for one, name in zip(wanted, spec.state_names, strict=True)
+        ]
+
+    def operands(self, dy: Array | None, dstates: Sequence[Array | None]) -> Operands:
+        """The addresses of all of them, given those of the results."""
+        program, last = self._program, len(self._program.steps) - 1
+        begin = self._scratch.address
+        self._given = [self._read(dy, f"y{last % 2}")]
+        self._given += [self._read(one, f"{n}_n") for one, n in zip(dstates, self._spec.state_names, strict=True)]
+        upper, *final = [address_of(one) for one in self._given]
+        between = [begin + program.scratch[f"y{index % 2}"] for index in range(last)]
+        return Operands(address_of(self._x), [address_of(one) for one in self._initial], [*between, upper], final)
+
+    def finish(self) -> None:
+        """Bring what was made in scratch to where it is wanted."""
+        gradients = self._gradients
+        if gradients.x is not None and self._x is not gradients.x:
+            put(gradients.x, self._x, gradients.add_x)
+        for into, gradient in zip(gradients.states or (), self._initial, strict=gradients.states is not None):
+            if into is not gradient:
+                put(into, gradient, gradients.add_states)
+
+    def _read(self, array: Array | None, name: str) -> Array:
+        """What the caller gave, contiguous; zeros for None."""
+        if array is not None and array.flags.c_contiguous:
+            return array
+        own = array_in(self._scratch, self._program, name)
+        own[...] = 0 if array is None else array
+        return own
+
+    def _written(self, into: Array | None, name: str, add: bool) -> Array:
+        if into is not None and not add and into.flags.c_contiguous:
+            return into
+        return array_in(self._scratch, self._program, name)
+
+
+def _check_training(spec: RNNSpec) -> None:
+    """Refuse what spoils memory: the backward of oneDNN 3.13 for this cell with inputs wider than its units."""
+    widest = max(spec.layer_input_size(layer) for layer in range(spec.num_layers))
+    if not spec.reset_after and widest > spec.hidden_size:
+        raise NotImplementedError(
+            f"training with reset_after=False where a layer reads {widest} features, more than hidden_size "
+            f"({spec.hidden_size}), is not supported by engine 'onednn': oneDNN 3.13 writes past its memory there"
+        )

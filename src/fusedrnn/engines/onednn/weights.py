@@ -1,0 +1,182 @@
+"""Parameters in the layouts that primitives want, made once and kept until the parameters change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.engines.cpu.jobs import fingerprint
+from fusedrnn.engines.onednn.library import UNIMPLEMENTED, Library, OneDNNError
+from fusedrnn.engines.onednn.param_layout import Layout
+from fusedrnn.engines.onednn.primitives import BIAS, Descriptor, Reorder, Stream
+from fusedrnn.frozen_array import is_constant
+from fusedrnn.runtime.buffers import Lease, Pool
+from fusedrnn.runtime.fingerprint import PART
+from fusedrnn.runtime.locks import Lock
+
+Array = NDArray[Any]
+_LINE = 64
+_ITEM = 4
+_BEGIN, _COPY = PART.index["begin"], PART.index["copy"]
+
+
+def lines(size: int) -> int:
+    """Bytes rounded up to whole cache lines."""
+    return -(-size // _LINE) * _LINE
+
+
+def floats(lease: Lease, begin: int, shape: tuple[int, ...]) -> Array:
+    """An array in a lease, which holds on to it."""
+    raw: Array = np.asarray(lease)
+    return raw[begin : begin + prod(shape) * _ITEM].view(np.float32).reshape(shape)
+
+
+@dataclass
+class Form:
+    """One argument's weights in one layout."""
+
+    stack: int
+    argument: int
+    descriptor: Descriptor
+    address: int
+    lease: Lease | None
+
+
+@dataclass
+class Weights:
+    """Parameters as they were at one time. Nothing that is here changes; forms are added.
+
+    Attributes:
+        source: The constant array that they came from, if it was one.
+        fingerprint: What the content was.
+        lease: Our vector in oneDNN's order of gates, behind it the biases.
+        biases: The address of each stack's.
+        forms: The layouts that were asked for.
+    """
+
+    source: Array | None
+    fingerprint: bytes
+    lease: Lease
+    biases: tuple[int, ...]
+    forms: list[Form] = field(default_factory=list)
+
+
+class Detour:
+    """A reorder by way of contiguous memory: some versions bring nothing else into the layouts of their own.
+
+    Args:
+        library: The library.
+        before: The layout that there is.
+        between: That of contiguous memory.
+        after: The layout that is wanted.
+
+    Attributes:
+        scratch: Bytes of scratch that it needs.
+    """
+
+    def __init__(self, library: Library, before: Descriptor, between: Descriptor, after: Descriptor) -> None:
+        self._first, self._second = Reorder(library, before, between), Reorder(library, between, after)
+        self._room = lines(between.nbytes)
+        self.scratch = self._room + max(self._first.scratch, self._second.scratch)
+
+    def __call__(self, stream: int, source: int, target: int, scratch: int) -> None:
+        """Copy from one address to another."""
+        self._first(stream, source, scratch, scratch + self._room)
+        self._second(stream, scratch, target, scratch + self._room)
+
+
+class Keeper:
+    """Makes weights and keeps the last ones. Safe under threads.
+
+    Args:
+        library: The library.
+        layout: How the parameters lie.
+        size: Elements of the flat vector.
+    """
+
+    def __init__(self, library: Library, layout: Layout, size: int) -> None:
+        self._library, self._layout = library, layout
+        # As much as one state of the parameters has, with a form of each argument for forward and for backward.
+        self._pool = Pool(1 + 2 * len(layout.stacks) * len(layout.arguments))
+        self._lock = Lock()
+        self._last: Weights | None = None
+        self._reorders: list[tuple[int, int, Descriptor, Reorder | Detour]] = []
+        self._size = size
+        shapes = [layout.dims(stack, BIAS) for stack in layout.stacks]
+        places = accumulate((lines(prod(shape) * _ITEM) for shape in shapes), initial=lines(size * _ITEM))
+        *begins, self._bytes = places
+        self._biases = list(zip(begins, shapes, strict=True))
+
+    def at(self, params: Array) -> Weights:
+        """The parameters as they are now; a frozen array is known by its identity, any other fingerprinted."""
+        constant = is_constant(params)
+        with self._lock:
+            last = self._last
+            if last is not None and constant and last.source is params:
+                return last
+            if last is None or fingerprint(self._parts(params)) != last.fingerprint:
+                self._last = last = None  # so that its memory can serve again
+                last = self._make(params)
+            last.source = params if constant else None
+            self._last = last
+            return last
+
+    def _parts(self, params: Array) -> NDArray[np.int64]:
+        parts: NDArray[np.int64] = self._layout.parts.copy()
+        parts[:, _BEGIN] += params.ctypes.data
+        parts[:, _COPY] = 0
+        return parts
+
+    def _make(self, params: Array) -> Weights:
+        lease = self._pool.lease(self._bytes)
+        # What is copied is what is fingerprinted, whatever another thread writes meanwhile.
+        parts = self._parts(params)
+        parts[:, _COPY] = self._layout.parts[:, _COPY] + lease.address
+        found = fingerprint(parts)
+        theirs = floats(lease, 0, (self._size,))
+        for stack, (begin, shape) in zip(self._layout.stacks, self._biases, strict=True):
+            self._layout.fill_bias(stack, theirs, floats(lease, begin, shape))
+        return Weights(None, found, lease, tuple(lease.address + begin for begin, _ in self._biases))
+
+    def address(self, weights: Weights, stack: int, argument: int, descriptor: Descriptor, stream: Stream) -> int:
+        """Where an argument's weights are in the layout described."""
+        with self._lock:
+            for form in weights.forms:
+                if form.stack == stack and form.argument == argument and form.descriptor.equals(descriptor):
+                    return form.address
+            form = self._formed(weights, stack, argument, descriptor, stream)
+            weights.forms.append(form)
+            return form.address
+
+    def _formed(self, weights: Weights, stack: int, argument: int, descriptor: Descriptor, stream: Stream) -> Form:
+        source = weights.lease.address + self._layout.offset(self._layout.stacks[stack], argument)
+        in_place = self._layout.in_place(self._layout.stacks[stack], argument)
+        if in_place.equals(descriptor):
+            return Form(stack, argument, descriptor, source, None)
+        reorder = self._reorder(stack, argument, in_place, descriptor)
+        lease = self._pool.lease(lines(descriptor.nbytes) + lines(reorder.scratch))
+        reorder(stream.handle, source, lease.address, lease.address + lines(descriptor.nbytes))
+        stream.wait()
+        return Form(stack, argument, descriptor, lease.address, lease)
+
+    def _reorder(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder | Detour:
+        for one, other, descriptor, found in self._reorders:
+            if one == stack and other == argument and descriptor.equals(after):
+                return found
+        made = self._made(stack, argument, before, after)
+        self._reorders.append((stack, argument, after, made))
+        return made
+
+    def _made(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder | Detour:
+        try:
+            return Reorder(self._library, before, after)
+        except OneDNNError as error:
+            if error.status != UNIMPLEMENTED:
+                raise
+            dims = self._layout.dims(self._layout.stacks[stack], argument)
+            return Detour(self._library, before, Descriptor.plain(self._library, *dims), after)

@@ -1,0 +1,1 @@
+"""The reference engine: the cells in NumPy, in any float type."""

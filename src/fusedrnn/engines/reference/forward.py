@@ -1,0 +1,193 @@
+"""The same maths in NumPy, unfused, cell by cell, in any float type: the oracle, and the baseline of the table.
+
+Each step makes one GEMM for the input and one for the state and evaluates the cell's equations on whole arrays, as
+MXNet's LSTMCell and its kin do when they are unrolled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.cell.cells import traced
+from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.trace import TracedCell
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+Advance = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
+"""From the input of a step (N, in) and the states before it to those after it."""
+
+
+class NumpyArithmetic:
+    """The operations of a cell on NumPy arrays."""
+
+    const = staticmethod(float)
+    add = staticmethod(np.add)
+    sub = staticmethod(np.subtract)
+    mul = staticmethod(np.multiply)
+    tanh = staticmethod(np.tanh)
+
+    @staticmethod
+    def sigmoid(x: Array) -> Array:
+        """1 / (1 + exp(-x)), its overflow to a quotient of zero meant."""
+        with np.errstate(over="ignore"):
+            return 1 / (1 + np.exp(-x))
+
+    @staticmethod
+    def relu(x: Array) -> Array:
+        """max(x, 0), NaN staying NaN."""
+        return np.maximum(x, 0)
+
+    @staticmethod
+    def pass_positive(gate: Array, value: Array) -> Array:
+        """``value`` where the gate is positive or NaN, else zero."""
+        return np.where(gate <= 0, 0, value)
+
+    div = staticmethod(np.divide)
+    absolute = staticmethod(np.abs)
+    expm1 = staticmethod(np.expm1)
+    clip = staticmethod(np.clip)
+
+    @staticmethod
+    def signed_by(x: Array, value: Array) -> Array:
+        """``value``, its sign changed where x is negative."""
+        return np.where(x < 0, -value, value)
+
+    @staticmethod
+    def softplus(x: Array) -> Array:
+        """log(1 + exp(x))."""
+        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+    @staticmethod
+    def clip_nan(x: Array, low: float, high: float) -> Array:
+        """The number, or the limit that it is beyond; the lower limit for NaN."""
+        return np.where(np.isnan(x), x.dtype.type(low), np.clip(x, low, high))
+
+    @staticmethod
+    def pass_between(x: Array, low: float, high: float, value: Array) -> Array:
+        """``value`` where x is within the limits, else zero."""
+        return np.where((low <= x) & (x <= high), value, 0)
+
+
+def step(
+    cell: TracedCell, x_gates: Array, states: Sequence[Array], weights: Mapping[str, Array]
+) -> tuple[Array, ...]:
+    """One step of a cell.
+
+    ``x_gates`` (N, G·H) are the pre-activations from the input, ``states`` the previous states (N, size) each,
+    ``weights`` those of :func:`layer_weights`. Returns the new states, the output first.
+    """
+    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights), NumpyArithmetic()))
+
+
+def step_leaves(
+    cell: TracedCell, x_gates: Array, states: Sequence[Array], weights: Mapping[str, Array]
+) -> dict[Leaf, Array]:
+    """The values of all leaves of a cell, its GEMMs done; the arguments are those of :func:`step`."""
+    weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
+    rows = gate_rows(cell, len(weight))
+    values: dict[Leaf, Array] = {("state", name): state for name, state in zip(cell.states, states, strict=True)}
+    values.update({("x", gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update(vector_leaves(cell, weights))
+    for stage in cell.stages:
+        operand = evaluate([stage.operand], values, NumpyArithmetic())[0]
+        if stage.projects:
+            values["projected", "h"] = operand @ weights["h2r_weight"].T
+        elif stage.gates == cell.gates:
+            h_gates = linear(operand, weight, bias)
+            values.update({("h", gate): h_gates[:, rows[gate]] for gate in stage.gates})
+        else:
+            for gate in stage.gates:
+                own = rows[gate]
+                values["h", gate] = linear(operand, weight[own], None if bias is None else bias[own])
+    return values
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """``x @ weight.T + bias``, or without a bias."""
+    product: Array = x @ weight.T
+    return product if bias is None else product + bias
+
+
+def vector_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Leaf, Array]:
+    """The weights that multiply element by element, (H,) each."""
+    if not cell.vectors:
+        return {}
+    parts = np.split(weights["peephole_weight"], len(cell.vectors))
+    return {("vector", gate): part for gate, part in zip(cell.vectors, parts, strict=True)}
+
+
+def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:
+    """Which of the ``count`` rows of a weight are each gate's."""
+    size = count // len(cell.gates)
+    return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(cell.gates)}
+
+
+def unroll(
+    x: Array, states: Sequence[Array], lengths: Array | None, reverse: bool, advance: Advance
+) -> tuple[Array, tuple[Array, ...]]:
+    """One direction of one layer, step by step: ``x`` (T, N, in) to outputs (T, N, S) and last states (N, size)."""
+    steps, batch = x.shape[:2]
+    states = tuple(states)
+    y = np.zeros((steps, batch, states[0].shape[1]), x.dtype)
+    for t in reversed(range(steps)) if reverse else range(steps):
+        new = advance(x[t], states)
+        if lengths is None:
+            states, y[t] = new, new[0]
+        else:
+            alive = (t < lengths)[:, None]
+            states = tuple(np.where(alive, after, before) for after, before in zip(new, states, strict=True))
+            y[t] = np.where(alive, new[0], 0)
+    return y, states
+
+
+def forward(
+    spec: RNNSpec, x: Array, params: Array, states: Sequence[Array] | None = None, lengths: Array | None = None
+) -> tuple[Array, tuple[Array, ...]]:
+    """Every layer and direction of ``spec`` in inference, in the float type of ``x``.
+
+    ``x`` (T, N, I), flat ``params``, ``states`` each (L·D, N, size) or None for zeros, ``lengths`` (N,) or None for T
+    everywhere. Returns the output (T, N, D·S) and the final states. Arguments are taken as valid.
+    """
+    states = initial_states(spec, x, states)
+    last: list[tuple[Array, ...]] = []
+    for layer in range(spec.num_layers):
+        outputs = []
+        for direction in range(spec.num_directions):
+            advance = partial(_advance, spec, layer_weights(spec, params, layer, direction))
+            start = [state[len(last)] for state in states]
+            y, after = unroll(x, start, lengths, spec.reverses(direction), advance)
+            outputs.append(y)
+            last.append(after)
+        x = join(outputs)
+    return x, tuple(np.stack(column) for column in zip(*last, strict=True))
+
+
+def _advance(spec: RNNSpec, weights: dict[str, Array], x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
+    return step(traced(spec.variant), input_gates(x, weights), states, weights)
+
+
+def input_gates(x: Array, weights: Mapping[str, Array]) -> Array:
+    """The pre-activations (N, G·H) from the input of a step."""
+    return linear(x, weights["i2h_weight"], weights.get("i2h_bias"))
+
+
+def initial_states(spec: RNNSpec, x: Array, states: Sequence[Array] | None) -> Sequence[Array]:
+    """The states to start from, zeros if none are given."""
+    return [np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1])] if states is None else states
+
+
+def layer_weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[str, Array]:
+    """The weights and biases of one direction of a layer by kind, as views of ``params``."""
+    entries = [entry for entry in spec.layout if (entry.layer, entry.direction) == (layer, direction)]
+    return {entry.kind: spec.layout.view(params, layer, direction, entry.kind) for entry in entries}
+
+
+def join(outputs: Sequence[Array]) -> Array:
+    """The outputs of a layer's directions side by side: what the next layer reads."""
+    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)

@@ -1,0 +1,176 @@
+"""What all cells have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from fusedrnn.mxnet.rnn.checks import Layout, as_asked, check_array, check_like, time_major
+from fusedrnn.spec import Array, check_bytes, positive_int
+
+Shapes = dict[str, tuple[int, ...]]
+StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str})
+
+
+class BaseRNNCell(ABC):
+    """A recurrent cell, or a network of cells, that computes on NumPy arrays in inference.
+
+    Parameters are a dict of named arrays, and may be those of a whole model: a cell finds its own by its prefix.
+    They are used where they lie, not copied; no dtype is converted: inputs, states and parameters must share one.
+    """
+
+    @property
+    @abstractmethod
+    def prefixes(self) -> tuple[str, ...]:
+        """What the names of this cell's parameters start with; one for each cell inside."""
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """S: features of the output at each step."""
+
+    @property
+    @abstractmethod
+    def state_info(self) -> list[StateInfo]:
+        """For each state its ``"shape"``, with 0 for the batch, and its ``"__layout__"``."""
+
+    @property
+    @abstractmethod
+    def params(self) -> dict[str, Array]:
+        """The arrays this cell computes with, by full name; empty before :meth:`set_params`."""
+
+    @abstractmethod
+    def param_shapes(self, input_size: int) -> Shapes:
+        """Name and shape of every parameter for inputs of ``input_size`` features."""
+
+    @abstractmethod
+    def set_params(self, params: Mapping[str, Array]) -> None:
+        """Compute with these arrays from now on.
+
+        Args:
+            params: Arrays by full name, shaped as :meth:`param_shapes` has them, of one floating dtype. Names that
+                belong to no cell here are passed over.
+
+        Raises:
+            TypeError: Not a mapping, not arrays, or not of one floating dtype.
+            ValueError: A parameter is missing or has the wrong shape.
+        """
+
+    @abstractmethod
+    def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """A new dict in which this cell's parameters are split by gate, as copies; other names stay.
+
+        Gates go by MXNet's names, ``i f c o`` for LSTM and ``r z o`` for GRU: ``lstm_i2h_weight`` (4·H, I) becomes
+        ``lstm_i2h_i_weight``, ``lstm_i2h_f_weight``, ``lstm_i2h_c_weight``, ``lstm_i2h_o_weight`` (H, I).
+
+        Raises:
+            TypeError: Not a mapping, not arrays, or not of one floating dtype.
+            ValueError: A parameter is missing or has the wrong shape.
+        """
+
+    @abstractmethod
+    def pack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        """The inverse of :meth:`unpack_weights`, with the same errors."""
+
+    @abstractmethod
+    def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
+        """Outputs (T, N, S) and new states, from inputs (T, N, I) of any size and dtype and from checked states."""
+
+    def _check_steps(self) -> None:  # noqa: B027 - most cells can
+        """Raise NotImplementedError if this cell cannot be run step by step."""
+
+    def begin_state(self, batch_size: int, dtype: DTypeLike = "float32") -> list[Array]:
+        """Zeros for every state, in the order and the layout of :attr:`state_info`.
+
+        Raises:
+            TypeError: ``batch_size`` is no integer, or ``dtype`` is no floating type.
+            ValueError: ``batch_size`` is below 1, or too large for any memory.
+        """
+        batch_size = positive_int("batch_size", batch_size)
+        if not np.issubdtype(dtype, np.floating):
+            raise TypeError(f"dtype must be a floating type; got {dtype!r}")
+        shapes = list(self._state_shapes(batch_size))
+        check_bytes("batch_size", batch_size, shapes, dtype)
+        return [np.zeros(shape, dtype) for shape in shapes]
+
+    def __call__(self, inputs: Array, states: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """One step.
+
+        Args:
+            inputs: (N, I), in the parameters' dtype.
+            states: The previous states, as :meth:`begin_state` or the last call returned them.
+
+        Returns:
+            The output (N, S) and the new states.
+
+        Raises:
+            NotImplementedError: There is a cell here that runs over whole sequences only.
+            TypeError: An argument is not an array, or its dtype is not the parameters'.
+            ValueError: An argument has the wrong shape, or :meth:`set_params` was never called.
+        """
+        self._check_steps()
+        x = check_array("inputs", inputs, 2, "(N, I)")
+        y, after = self._run(x[None], self._check_states("states", states, x))
+        return y[0], after
+
+    def unroll(
+        self,
+        length: int,
+        inputs: Array | Sequence[Array],
+        begin_state: Sequence[Array] | None = None,
+        layout: Layout = "NTC",
+        merge_outputs: bool | None = None,
+    ) -> tuple[Array | list[Array], list[Array]]:
+        """Run over a sequence.
+
+        Args:
+            length: T, the number of steps.
+            inputs: One array in ``layout``, (N, T, I) or (T, N, I), or a list of T arrays (N, I).
+            begin_state: The states before the first step; None for zeros.
+            layout: ``"NTC"`` or ``"TNC"``, of an input array and of merged outputs.
+            merge_outputs: True for one output array in ``layout``, False for a list of T arrays (N, S), None for
+                whichever of the two ``inputs`` is.
+
+        Returns:
+            The outputs, and the states after the last step in the order of :attr:`state_info`.
+
+        Raises:
+            TypeError: An argument is of the wrong type, or a dtype is not the parameters'.
+            ValueError: An argument has the wrong shape or value, or :meth:`set_params` was never called.
+        """
+        x = time_major(length, inputs, layout)
+        if merge_outputs is None:
+            merge_outputs = isinstance(inputs, np.ndarray)
+        elif not isinstance(merge_outputs, bool):
+            raise TypeError(f"merge_outputs must be True, False or None; got {merge_outputs!r}")
+        if begin_state is None:
+            states = self.begin_state(x.shape[1], x.dtype)
+        else:
+            states = self._check_states("begin_state", begin_state, x[0])
+        y, after = self._run(x, states)
+        return as_asked(y, layout, merge_outputs), after
+
+    def _state_shapes(self, batch: int) -> list[tuple[int, ...]]:
+        return [tuple(size or batch for size in info["shape"]) for info in self.state_info]
+
+    def _check_states(self, name: str, states: object, x: Array) -> list[Array]:
+        """``states`` as a list, each of its shape for the batch of ``x`` (N, I) and of its dtype."""
+        if not isinstance(states, (list, tuple)):
+            raise TypeError(f"{name} must be a list of arrays; got {type(states).__name__}")
+        shapes = self._state_shapes(len(x))
+        if len(states) != len(shapes):
+            raise ValueError(f"{name} must hold {len(shapes)} arrays; got {len(states)}")
+        pairs = enumerate(zip(states, shapes, strict=True))
+        return [check_like(f"{name}[{index}]", state, shape, x.dtype) for index, (state, shape) in pairs]
+
+    def _check_x(self, x: Array, input_size: int, dtype: np.dtype[Any]) -> None:
+        """Raise unless inputs (T, N, I) are what the parameters are for."""
+        who = f"{type(self).__name__} {', '.join(self.prefixes)!r}"
+        if x.shape[2] != input_size:
+            raise ValueError(f"inputs of {who} must have {input_size} features, as its parameters do; got {x.shape[2]}")
+        if x.dtype != dtype:
+            raise TypeError(f"inputs of {who} must have dtype {dtype}, as its parameters do; got {x.dtype}")

@@ -1,0 +1,1 @@
+"""The operator that callers see: validation, gradients, reserve, streams."""

@@ -1,0 +1,79 @@
+"""A sequence that arrives in chunks: the state is kept between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.op import validation as arguments
+
+if TYPE_CHECKING:
+    from fusedrnn.op.rnn_op import RNNOp
+
+Array = NDArray[Any]
+
+
+class Stream:
+    """Sequences that arrive in chunks of any length: get it from :meth:`RNNOp.stream`, call it with one after another.
+
+    The outputs, joined, have the bits of one call on the joined chunks. Parameters are packed once. A chunk that fails
+    leaves the state as it was. One thread at a time may use a stream, any number may use streams of one op.
+
+    Attributes:
+        op: What runs.
+        batch: N.
+        states: The states now, each (L, N, H): to be read, not to be written to.
+
+    Example:
+    >>> import numpy as np
+    >>> from fusedrnn import RNNOp, RNNSpec
+    >>> op = RNNOp(RNNSpec("gru", input_size=3, hidden_size=5))
+    >>> stream = op.stream(np.zeros(op.spec.layout.size, np.float32), batch=2)
+    >>> for steps in 1, 1, 4:
+    ...     y = stream(np.ones((steps, 2, 3), np.float32))
+    >>> y.shape
+    (4, 2, 5)
+    """
+
+    def __init__(self, op: RNNOp, params: Array, batch: int, states: Sequence[Array | None] | None) -> None:
+        self.op, self.batch = op, batch
+        self._params = params
+        self.states: tuple[Array, ...] = ()
+        self.reset(states)
+
+    def __call__(self, x: Array, out: Array | None = None) -> Array:
+        """Run the next chunk.
+
+        Args:
+            x: Input (T, N, I), any T from 1 up, of the spec's dtype, any strides.
+            out: Where to write the output instead of a new array, as in :meth:`RNNOp.forward`.
+
+        Returns:
+            The output (T, N, H).
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+        """
+        if isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1] != self.batch:
+            raise ValueError(f"x must have {self.batch} sequences, as the stream has; got shape {x.shape}")
+        y, self.states, _ = self.op.forward(x, self._params, self.states, out=out)
+        return y
+
+    def reset(self, states: Sequence[Array | None] | None = None) -> None:
+        """Begin anew.
+
+        Args:
+            states: The states to begin with, each (L, N, H), which are copied, or None for zeros; None if all are.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+        """
+        checked = arguments.states(states, self.op.spec, self.batch)
+        shapes = self.op.spec.state_shape(self.batch)
+        given = checked or (np.zeros(shape, self.op.spec.dtype) for shape in shapes)
+        self.states = tuple(state.copy() for state in given)

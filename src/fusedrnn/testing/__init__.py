@@ -1,0 +1,1 @@
+"""What a test of any engine needs: named workloads, tolerances."""

@@ -1,0 +1,340 @@
+"""Benchmarks of PyTorch's modules: ours is torch.nn's accelerated, driven alike, checked, packed and not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import fusedrnn.torch
+import torch
+from fusedrnn.bench import checks, peaks, plots, runner, tables, torch_modules
+from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.data import lengths, workload
+from fusedrnn.bench.estimate import expected_seconds
+from fusedrnn.bench.report import report
+from fusedrnn.bench.rows import Plan, Row
+from fusedrnn.bench.timing import Timing
+from fusedrnn.cli.bench import make_plan
+from fusedrnn.runtime.peak import PeakSample
+from fusedrnn.spec import MODES
+from fusedrnn.testing.cases import CASES, Case
+from fusedrnn.torch import eager as call
+
+SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
+
+
+@pytest.fixture(autouse=True)
+def known_peak(monkeypatch):
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0 * threads)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
+
+
+def small_plan(phase: str = "inference", mode: str = "lstm", **options) -> Plan:
+    return Plan([SMALL], [mode], [PHASES[phase]], budget=0.0, **options)
+
+
+def options_plan(**options) -> Plan:
+    return make_plan("tiny", "lstm", "inference", "float32", 1, None, options.pop("torch", False), 0.0, **options)
+
+
+def packed_row(seconds: dict[str, float], phase: str = "inference", case: Case = SMALL) -> Row:
+    work = workload(case, "gru", "float32", packed=True)
+    timings = {who: Timing((value,)) for who, value in seconds.items()}
+    valid = tuple(map(int, work.lengths))
+    flops = work.flops(training=PHASES[phase].training)
+    return Row(case, "gru", phase, "float32", 2, flops, peak=200.0, timings=timings, lengths=valid)
+
+
+# Contenders
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("mode", MODES)
+def test_modules_compute_what_the_reference_does(mode, phase, packed):
+    work = workload(SMALL, mode, "float64", packed=packed)
+    makers = PHASES[phase].makers
+    contenders = {who: makers[who](work) for who in (TORCH, IN_TORCH)}
+    assert checks.check(work, PHASES[phase], contenders, flops=1) is None
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("mode", MODES)
+def test_ours_runs_on_the_operator_and_theirs_does_not(monkeypatch, mode, phase, packed):
+    runs, real = Counter(), call.run
+
+    def counted(spec, *operands, **kind):
+        runs[spec.mode, kind.get("batch_sizes") is not None] += 1
+        return real(spec, *operands, **kind)
+
+    monkeypatch.setattr(call, "run", counted)
+    work = workload(SMALL, mode, "float32", packed=packed)
+    for who, expected in ((TORCH, {}), (IN_TORCH, {(mode, packed): 1})):
+        PHASES[phase].makers[who](work)(work.batch(SMALL.T))
+        assert runs == expected
+
+
+def test_what_cannot_be_accelerated_is_not_called_ours(monkeypatch):
+    monkeypatch.setattr(fusedrnn.torch, "accelerate", lambda module: fusedrnn.torch.Report())
+    with pytest.raises(RuntimeError, match="nothing was accelerated: 0 replaced"):
+        torch_modules.fused_in_torch(workload(SMALL, "gru", "float32"))
+
+
+@pytest.mark.parametrize("who", [TORCH, IN_TORCH])
+def test_every_parameter_changes_before_every_training_call(monkeypatch, who):
+    seen, real = [], torch_modules._module
+
+    def watched(work):
+        module = real(work)
+        parameters = list(module.parameters())
+        module.register_forward_pre_hook(
+            lambda *_: seen.append([(each.detach().clone().numpy(), each._version) for each in parameters])
+        )
+        return module
+
+    monkeypatch.setattr(torch_modules, "_module", watched)
+    work = workload(SMALL, "lstm", "float32")
+    batch, run = work.batch(SMALL.T), PHASES["training"].makers[who](work)
+    for _ in range(3):
+        run(batch)
+    assert len(seen) == 3 and len(seen[0]) == 16
+    for before, after in pairwise(seen):
+        for (one, old), (other, new) in zip(before, after, strict=True):
+            assert new > old and np.flatnonzero(one != other).tolist() == [0]
+            np.testing.assert_array_max_ulp(one, other, maxulp=1)
+    assert all(np.array_equal(one, other) for (one, _), (other, _) in zip(seen[0], seen[2], strict=True))
+
+
+def test_another_batch_is_not_taken_for_the_last():
+    work = workload(SMALL, "gru", "float32", packed=True)
+    batch, run = work.batch(SMALL.T), torch_modules.fused_in_torch(work)
+    first = run(batch)()["y"]
+    assert not np.array_equal(run(replace(batch, x=-batch.x))()["y"], first)
+    assert np.array_equal(run(batch)()["y"], first)
+
+
+# Packed data
+
+
+def test_lengths_are_uniform_from_half_of_the_steps_on():
+    valid = lengths(10, 1000)
+    assert valid.dtype == np.int64 and set(valid) == set(range(5, 11))
+    assert np.array_equal(valid, lengths(10, 1000))
+    assert (np.diff(valid) > 0).any() and (np.diff(valid) < 0).any()
+    assert set(lengths(7, 100)) == {4, 5, 6, 7} and set(lengths(1, 9)) == {1}
+
+
+def test_lengths_differ_in_the_first_steps_too():
+    work = workload(replace(SMALL, T=100, N=20), "gru", "float32", packed=True)
+    for steps in (2, 10, 100):
+        valid = work.batch(steps).lengths
+        assert len(set(valid)) > 1 and valid.min() >= steps / 2 and valid.max() <= steps
+    assert np.array_equal(work.batch(100).lengths, work.lengths)
+    assert work.unpacked().batch(10).lengths is None
+
+
+def test_useful_work_is_that_of_the_steps_that_are_there():
+    work = workload(SMALL, "gru", "float32", packed=True)
+    each = work.spec.flops(1, 1)
+    assert work.flops(training=False) == each * work.lengths.sum() < each * SMALL.T * SMALL.N
+    assert work.flops(training=True) == 3 * work.flops(training=False)
+    assert work.unpacked().flops(training=False) == each * SMALL.T * SMALL.N
+
+
+# Rows
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("options", "who"),
+    [
+        ({"torch": True}, {NON_FUSED, FUSED, TORCH, IN_TORCH}),
+        ({"only_torch": True}, {TORCH, IN_TORCH}),
+        ({"packed": True}, {TORCH, IN_TORCH, UNPACKED}),
+    ],
+    ids=["torch", "only-torch", "packed"],
+)
+def test_a_right_row_has_all_contenders(options, who, phase):
+    before = torch.get_num_threads()
+    [row] = runner.run(small_plan(phase, threads=before + 1, **options))
+    assert row.wrong is None and set(row.timings) == who
+    assert row.ours == (FUSED if FUSED in who else IN_TORCH)
+    assert torch.get_num_threads() == before
+    seconds = row.timings[IN_TORCH].median
+    assert row.ratio(TORCH, IN_TORCH) == pytest.approx(row.timings[TORCH].median / seconds)
+    assert row.share(IN_TORCH) == pytest.approx(row.flops / seconds / 1e9 / row.peak)
+    if UNPACKED in who:
+        useful = row.flops / (SMALL.spec("lstm").flops(SMALL.T, SMALL.N, training=phase == "training"))
+        assert row.of_unpacked() == pytest.approx(useful * row.timings[UNPACKED].median / seconds)
+
+
+def test_modules_run_on_the_threads_of_the_plan(monkeypatch):
+    seen, real = [], torch_modules._inference
+    monkeypatch.setattr(
+        torch_modules, "_inference", lambda *given: seen.append(torch.get_num_threads()) or real(*given)
+    )
+    list(runner.run(small_plan(threads=3, only_torch=True)))
+    assert seen == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("who", "phase", "name", "options"),
+    [
+        (IN_TORCH, "inference", "y", {"torch": True}),
+        (IN_TORCH, "training", "dx", {"only_torch": True}),
+        (TORCH, "training", "dparams", {"only_torch": True}),
+        (IN_TORCH, "inference", "h_n", {"packed": True}),
+        (IN_TORCH, "training", "dparams", {"packed": True}),
+        (UNPACKED, "training", "dc0", {"packed": True}),
+    ],
+)
+@pytest.mark.parametrize("calls_before", [0, 3])
+def test_a_wrong_result_refuses_a_figure(monkeypatch, who, phase, name, options, calls_before):
+    makers = PHASES[phase].makers
+    right_maker = makers[who]
+
+    def wrong_maker(work):
+        run, calls = right_maker(work), iter(range(10**9))
+
+        def wrong(batch):
+            results = {part: array.copy() for part, array in run(batch)().items()}
+            if next(calls) >= calls_before:
+                results[name].flat[-1] = 0.9
+            return lambda: results
+
+        return wrong
+
+    monkeypatch.setitem(makers, who, wrong_maker)
+    if not calls_before:
+        monkeypatch.setattr(runner, "alternate", lambda *_, **__: pytest.fail("a wrong result was timed"))
+    [row] = runner.run(small_plan(phase, **options))
+    # Where torch.nn's results as timed are what others are compared with, it is another that is called wrong.
+    blamed = IN_TORCH if who == TORCH and calls_before else who
+    assert row.wrong is not None and row.wrong.startswith(f"{blamed}: {name}")
+    assert ("as timed" in row.wrong) == (calls_before > 0)
+    assert not row.timings and row.share() is None
+
+
+def test_numbers_in_padding_are_wrong(monkeypatch):
+    makers, real = PHASES["training"].makers, PHASES["training"].makers[IN_TORCH]
+    valid = workload(SMALL, "lstm", "float32", packed=True).lengths
+    short = int(valid.argmin())
+    assert valid[short] < SMALL.T
+
+    def wrong_maker(work):
+        def run(batch):
+            results = real(work)(batch)()
+            results["dx"][-1, short, 0] = 0.5
+            return lambda: results
+
+        return run
+
+    monkeypatch.setitem(makers, IN_TORCH, wrong_maker)
+    [row] = runner.run(small_plan("training", packed=True))
+    assert row.wrong is not None and row.wrong.startswith(f"{IN_TORCH}: dx[5, {short}, 0] is 0.5 instead of 0")
+
+
+# What is asked for and shown
+
+
+def test_options_say_who_is_compared():
+    assert options_plan().contenders() == (NON_FUSED, FUSED)
+    assert options_plan(torch=True).contenders() == (NON_FUSED, FUSED, TORCH, IN_TORCH)
+    for asked in ({"only_torch": True}, {"only_torch": True, "torch": True}):
+        assert options_plan(**asked).contenders() == (TORCH, IN_TORCH)
+    for asked in ({"packed": True}, {"packed": True, "torch": True}, {"packed": True, "only_torch": True}):
+        assert options_plan(**asked).contenders() == (TORCH, IN_TORCH, UNPACKED)
+
+
+@pytest.mark.parametrize("name", ["torch", "only_torch", "packed"])
+def test_an_option_without_torch_is_refused_by_name(monkeypatch, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(ModuleNotFoundError) as raised:
+        options_plan(**{name: True})
+    assert str(raised.value) == f"--{name.replace('_', '-')} needs PyTorch, which is not installed"
+
+
+def test_modules_have_a_table_of_their_own():
+    seconds = {NON_FUSED: 0.4, FUSED: 0.1, TORCH: 0.2, IN_TORCH: 0.125}
+    timings = {who: Timing((value,)) for who, value in seconds.items()}
+    row = Row(CASES["ds2"], "lstm", "inference", "float32", 2, 10**9, 200.0, timings)
+    operators, modules = tables.tables([row], tuple(seconds))
+    assert operators.title.endswith("bidirection=False") and modules.title.startswith("Modules of PyTorch")
+    figures = [next(iter(column.cells)) for column in modules.columns]
+    assert figures[1:] == ["100.00", "160.00", "160.00%", "8.0", "4.0%"]
+    only = {who: timings[who] for who in (TORCH, IN_TORCH)}
+    [alone] = tables.tables([replace(row, timings=only)], (TORCH, IN_TORCH))
+    assert [list(column.cells) for column in alone.columns] == [list(column.cells) for column in modules.columns]
+    assert tables.summary(row).endswith("fused in torch 160.00; 5.0% of the FMA peak")
+
+
+def test_short_calls_are_shown_in_microseconds():
+    def row(name: str, fused: float, modules: float) -> Row:
+        timings = {NON_FUSED: 4e-3, FUSED: fused, TORCH: 2e-3, IN_TORCH: modules}
+        return Row(
+            CASES[name], "gru", "inference", "float32", 2, 10**6, 200.0,
+            {who: Timing((seconds,)) for who, seconds in timings.items()},
+        )  # fmt: skip
+
+    contenders = (NON_FUSED, FUSED, TORCH, IN_TORCH)
+    operators, modules = tables.tables([row("tiny", 25e-6, 40e-6), row("bi2", 1.5e-3, 0.9e-3)], contenders)
+    assert operators.columns[-1].header == "FusedRNN\nµs/call"
+    assert list(operators.columns[-1].cells) == ["25.00", ""]
+    assert modules.columns[-1].header == "fused\nin torch\nµs/call"
+    assert list(modules.columns[-1].cells) == ["40.00", "900.00"]
+    assert not any("torch.nn\nµs" in column.header for column in modules.columns)
+    for table in tables.tables([row("bi2", 1.5e-3, 1e-3)], contenders):
+        assert not any("µs" in column.header for column in table.columns)
+
+
+def test_a_packed_table_shows_the_rate_of_useful_work():
+    row = packed_row({TORCH: 0.2, IN_TORCH: 0.1, UNPACKED: 0.1})
+    [table] = tables.tables([row, replace(row, timings={}, wrong="no")], (TORCH, IN_TORCH, UNPACKED))
+    assert table.title.endswith("lengths in [T/2, T]")
+    useful = 100 * sum(row.lengths) / (SMALL.T * SMALL.N)
+    assert table.columns[-1].header == "of\nunpacked\nGFLOP/s"
+    assert next(iter(table.columns[-1].cells)) == f"{useful:.1f}%"
+    assert "packed: samples/sec" in tables.summary(row)
+    assert tables.summary(row).endswith(f"{useful:.1f}% of unpacked GFLOP/s")
+
+
+@pytest.mark.parametrize("options", [{"torch": True}, {"only_torch": True}, {"packed": True}])
+def test_a_report_has_every_contender(options):
+    plan = small_plan(**options)
+    rows = [*runner.run(plan), Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1")]
+    again = json.loads(json.dumps(report(plan, rows)))
+    who = set(plan.contenders())
+    assert set(again["plan"]["contenders"]) == who and again["plan"]["packed"] == plan.packed
+    good, wrong = again["rows"]
+    for table in ("seconds", "samples_per_second", "gflops", "shares_of_peak"):
+        assert set(good[table]) == who and not wrong[table]
+    assert all(good["seconds"][each]["median"] > 0 for each in who)
+    assert good["fused_in_torch_over"][TORCH] == rows[0].ratio(TORCH, IN_TORCH)
+    assert set(good["fused_over"]) == ({NON_FUSED, TORCH} if FUSED in who else set())
+    assert good["packed_over_unpacked"] == (rows[0].of_unpacked() if plan.packed else None)
+    assert good["lengths"] == (list(rows[0].lengths) if plan.packed else None)
+    assert wrong["fused_in_torch_over"] == {} and wrong["packed_over_unpacked"] is None
+
+
+def test_modules_are_drawn(tmp_path):
+    row = packed_row({TORCH: 0.2, IN_TORCH: 0.1, UNPACKED: 0.1})
+    plots.plot([row], tmp_path / "rows.svg")
+    drawn = (tmp_path / "rows.svg").read_text()
+    assert drawn.count("<!-- 2.00\u00d7 -->") == 1 and "<!-- inference packed -->" in drawn
+    assert "<!-- fused in torch, unpacked -->" in drawn and "non-fused" not in drawn
+
+
+def test_the_time_of_modules_is_estimated():
+    def seconds(**options) -> float:
+        return sum(expected_seconds(Plan([CASES["ds2-5bi"]], ["lstm"], list(PHASES.values()), **options), 180.0))
+
+    assert seconds(only_torch=True) < seconds(full=True) and seconds() < seconds(torch=True)
+    assert seconds(only_torch=True) < seconds(packed=True) < 2 * seconds(only_torch=True)

@@ -1,0 +1,188 @@
+"""Tracing a cell, merging its pre-activations, evaluating it."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fusedrnn.cell.cells import CELLS, Cell
+from fusedrnn.cell.expr import Expr, evaluate, leaf, lift, relu, sigmoid, substitute, tanh, walk
+from fusedrnn.cell.trace import Stage, merge, trace
+from fusedrnn.engines.reference import forward as reference
+from fusedrnn.spec import MODES
+
+
+def reset_before_gru(x, recur, s):
+    """Cho's GRU: the candidate's recurrent product is taken of r·h, so it needs a second stage."""
+    h = recur(s.h)
+    r = sigmoid(x.r + h.r)
+    z = sigmoid(x.z + h.z)
+    n = tanh(x.n + recur(r * s.h).n)
+    return n + z * (s.h - n)
+
+
+TWO_STAGES = Cell("reset_before_gru", tuple("rzn"), ("h",), reset_before_gru)
+
+
+def leaves(*roots):
+    return {node.leaf for node in walk(roots) if node.op == "leaf"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_trace_of_a_built_in_cell(mode):
+    cell = CELLS[mode]
+    traced = trace(cell)
+    assert (traced.gates, traced.states) == (cell.gates, cell.states)
+    assert traced.stages == (Stage(leaf("state", "h"), cell.gates),)
+    assert len(traced.outputs) == len(cell.states)
+    assert leaves(*traced.outputs) >= {(kind, gate) for kind in "xh" for gate in cell.gates}
+    assert not traced.merged
+    assert trace(cell) is traced
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_merge_leaves_only_the_gru_as_it_was(mode):
+    traced = trace(CELLS[mode])
+    merged = merge(traced)
+    if mode == "gru":
+        assert merged == traced and not merged.merged
+    else:
+        assert merged.merged
+        states = {("state", name) for name in traced.states if name == "c"}
+        assert leaves(*merged.outputs) == {("sum", gate) for gate in traced.gates} | states
+
+
+@pytest.mark.parametrize("cell", [*CELLS.values(), TWO_STAGES], ids=lambda cell: cell.name)
+def test_merge_does_not_change_the_value(cell):
+    rng = np.random.default_rng(1)
+    traced = trace(cell)
+    values = {(kind, name): rng.standard_normal(5) for kind in "xh" for name in cell.gates}
+    values |= {("state", name): rng.standard_normal(5) for name in cell.states}
+    sums = {("sum", gate): values["x", gate] + values["h", gate] for gate in cell.gates}
+    merged = merge(traced)
+    on = reference.NumpyArithmetic()
+    before = evaluate([*traced.outputs, *(stage.operand for stage in traced.stages)], values, on)
+    after = evaluate([*merged.outputs, *(stage.operand for stage in merged.stages)], values | sums, on)
+    np.testing.assert_array_equal(after, before)
+
+
+def test_merge_sees_what_else_uses_a_part():
+    traced = trace(Cell("peeping", ("a",), ("h",), lambda x, recur, s: tanh(x.a + recur(s.h).a) + x.a))
+    assert merge(traced) is traced
+
+
+def test_merge_sees_what_an_operand_uses():
+    """The first stage's h.a is multiplied by itself; the second's b is only ever added."""
+    traced = trace(Cell("relay", ("a", "b"), ("h",), lambda x, recur, s: x.b + recur(recur(s.h).a).b))
+    merged = merge(traced)
+    assert [stage.merged for stage in merged.stages] == [False, True]
+    assert not merged.merged
+    assert merged.outputs == (leaf("sum", "b"),)
+    assert merged.stages[1].operand == leaf("h", "a")
+
+
+def test_two_stages():
+    traced = trace(TWO_STAGES)
+    r = sigmoid(leaf("x", "r") + leaf("h", "r"))
+    assert traced.stages == (Stage(leaf("state", "h"), ("r", "z")), Stage(r * leaf("state", "h"), ("n",)))
+    merged = merge(traced)
+    assert merged.merged
+    operand = sigmoid(leaf("sum", "r")) * leaf("state", "h")
+    expected = Stage(leaf("state", "h"), ("r", "z"), merged=True), Stage(operand, ("n",), merged=True)
+    assert merged.stages == expected
+
+
+def test_two_stages_evaluate():
+    rng = np.random.default_rng(2)
+    N, H = 3, 4
+    x = rng.standard_normal((N, 3 * H))
+    h = rng.standard_normal((N, H))
+    weight = rng.standard_normal((3 * H, H))
+    bias = rng.standard_normal(3 * H)
+
+    def logistic(a):
+        return 1 / (1 + np.exp(-a))
+
+    r = logistic(x[:, :H] + h @ weight[:H].T + bias[:H])
+    z = logistic(x[:, H : 2 * H] + h @ weight[H : 2 * H].T + bias[H : 2 * H])
+    n = np.tanh(x[:, 2 * H :] + (r * h) @ weight[2 * H :].T + bias[2 * H :])
+    (actual,) = reference.step(trace(TWO_STAGES), x, (h,), {"h2h_weight": weight, "h2h_bias": bias})
+    np.testing.assert_allclose(actual, (1 - z) * n + z * h, rtol=1e-13, atol=1e-13)
+
+
+class Counting(reference.NumpyArithmetic):
+    """NumPy's arithmetic, counting what it is asked for."""
+
+    def __init__(self):
+        self.calls = Counter()
+
+    def __getattribute__(self, name):
+        if name in ("const", "add", "sub", "mul", "sigmoid", "tanh", "relu"):
+            self.calls[name] += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("rnn_relu", {"add": 1, "relu": 1}),
+        ("lstm", {"add": 5, "mul": 3, "sigmoid": 3, "tanh": 2}),
+        ("gru", {"add": 4, "mul": 2, "sub": 1, "sigmoid": 2, "tanh": 1}),
+    ],
+)
+def test_each_node_is_computed_once(mode, expected):
+    traced, on = trace(CELLS[mode]), Counting()
+    evaluate(traced.outputs, lambda name: np.float64(0.5), on)
+    assert on.calls == expected
+
+
+def test_equal_parts_built_twice_are_computed_once():
+    a, on = leaf("x", "a"), Counting()
+    roots = [tanh(a + 1) * tanh(a + 1), tanh(a + 1)]
+    product, single = evaluate(roots, {("x", "a"): 0.25}, on)
+    assert (single, product) == (np.tanh(1.25), np.tanh(1.25) ** 2)
+    assert on.calls == {"const": 1, "add": 1, "tanh": 1, "mul": 1}
+
+
+def test_a_deep_chain_of_shared_parts_stays_linear():
+    node = leaf("x", "a")
+    for _ in range(60):
+        node = node + node
+    on = Counting()
+    assert evaluate([node], {("x", "a"): 1.0}, on) == [2.0**60]
+    assert on.calls == {"add": 60}
+
+
+def test_numbers_on_either_side():
+    a = leaf("x", "a")
+    values = evaluate([a + 2, 2 + a, a - 2, 2 - a, a * 3, 3 * a, relu(-1 * a)], {("x", "a"): 5.0}, Counting())
+    assert values == [7.0, 7.0, 3.0, -3.0, 15.0, 15.0, 0.0]
+    assert lift(2) == Expr("const", value=2.0)
+    assert lift(a) is a
+
+
+def test_walk_visits_arguments_first_and_each_node_once():
+    traced = trace(CELLS["lstm"])
+    order = list(walk(traced.outputs))
+    assert len(order) == len(set(order))
+    place = {node: index for index, node in enumerate(order)}
+    assert all(place[arg] < place[node] for node in order for arg in node.args)
+
+
+def test_substitute_takes_the_outermost_match():
+    a, b = leaf("x", "a"), leaf("x", "b")
+    changes = {a + b: b, a: b}
+    assert substitute([tanh(a + b), tanh(a)], changes.get) == [tanh(b), tanh(b)]
+
+
+def test_a_gate_that_is_none():
+    with pytest.raises(AttributeError, match="the cell has no gate 'q'; its gates are a"):
+        trace(Cell("wrong", ("a",), ("h",), lambda x, recur, s: x.q))
+
+
+def test_a_gate_from_two_stages():
+    def equations(x, recur, s):
+        return recur(s.h).a + recur(recur(s.h).b).a
+
+    with pytest.raises(ValueError, match="cell 'twice' takes gate a from more than one stage"):
+        trace(Cell("twice", ("a", "b"), ("h",), equations))

@@ -1,0 +1,97 @@
+"""The engine against torch.nn and the reference: every mode, depth, direction, odd size, target, thread count."""
+
+import numpy as np
+import pytest
+from conformance import SHAPES, AnyShape, Conformance
+from oracles import expected
+from problems import assert_close, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engines.cpu.plan.forward import make_plan
+from fusedrnn.runtime import buffers as workspace
+from fusedrnn.spec import DTYPES, MODES
+from fusedrnn.testing.cases import ODD_SIZES
+
+pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+
+
+def run(spec, x, params, states, lengths):
+    """One call of a new op, whose plan no other call has made."""
+    y, after, reserve = RNNOp(spec).forward(x, params, states, lengths=lengths)
+    assert reserve is None
+    return y, after
+
+
+class TestEngine(Conformance):
+    @pytest.fixture(autouse=True, params=[1, 2, 3], ids="{}threads".format)
+    def threads(self, request, target):
+        with fusedrnn.thread_limits(request.param):
+            yield
+
+    def run(self, *arguments):
+        return run(*arguments)
+
+
+class TestChunks(TestEngine):
+    """Input GEMMs of few rows: every sequence takes several."""
+
+    @pytest.fixture(autouse=True)
+    def chunks(self, few_rows):
+        pass
+
+    @pytest.fixture(autouse=True, params=[2], ids="{}threads".format)
+    def threads(self, request):
+        with fusedrnn.thread_limits(request.param):
+            yield
+
+
+class TestAnyShape(AnyShape):
+    @pytest.fixture(autouse=True, params=[1, 3], ids="{}threads".format)
+    def threads(self, request):
+        with fusedrnn.thread_limits(request.param):
+            yield
+
+    def run(self, *arguments):
+        return run(*arguments)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_cases_split_work_in_every_way(mode, dtype, target):
+    """Each kind of grid is among the plans of the suite, the shared ones with and without padding."""
+    grids = set()
+    for shape in SHAPES:
+        for threads in (1, 2, 3):
+            made = make_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads)
+            grids.add((made.grid, shape.lengths not in ("full", "none")))
+    found = {grid for grid, _ in grids}
+    assert found == {(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 1), (1, 1, 3)}
+    assert {grid for grid, padded in grids if padded} == found
+
+
+def test_the_cases_cover_every_size_everywhere():
+    for place in "TNIH":
+        assert {getattr(shape, place) for shape in SHAPES} >= set(ODD_SIZES)
+    assert {(shape.layers, shape.bidirectional) for shape in SHAPES} == {(n, way) for n in (1, 2, 3) for way in (0, 1)}
+    for layers in (1, 2, 3):
+        assert {shape.lengths == "full" for shape in SHAPES if shape.layers == layers} == {True, False}
+
+
+@pytest.mark.parametrize("shape", [(4, (2, 1, 2)), (5, (2, 2, 1))], ids=str)
+def test_both_directions_shared_out(shape, target):
+    """More threads than directions: each direction is split once more."""
+    threads, grid = shape
+    case = SHAPES[13] if grid[2] > 1 else SHAPES[10]
+    problem = make_problem("gru", case)
+    assert make_plan(problem.spec, target, case.T, case.N, threads).grid == grid
+    with fusedrnn.thread_limits(threads):
+        shared = run(problem.spec, problem.x, problem.params, problem.states, problem.lengths)
+    assert_close(shared, expected("gru", case)[0], "float32", problem.spec)
+
+
+def test_memory_is_poisoned():
+    """The fixture does what the suite relies on."""
+    assert np.isnan(np.empty(3, np.float32)).all()
+    assert np.isnan(workspace.aligned_empty((3,), np.float64)).all()
+    assert bytes(workspace.Workspaces().take(64).buffer) == b"\xff" * 64

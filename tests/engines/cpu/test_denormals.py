@@ -1,0 +1,100 @@
+"""Denormal numbers: flushed inside our kernels, where they would cost much, and nowhere else."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from problems import Shape, assert_close, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engines.reference import forward as reference
+from fusedrnn.spec import DTYPES, MODES
+
+pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+
+SHAPE = Shape(5, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
+
+
+def keeps_denormals():
+    """Whether this thread computes with denormals: as result, as operand, in both formats."""
+    single, double = np.float32(1e-38), np.float64(1e-308)
+    small = single * np.float32(1e-3), double * np.float64(1e-3)
+    again = small[0] * np.float32(1e3), small[1] * np.float64(1e3)
+    return all(number > 0 for number in (*small, *again))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_caller_keeps_its_denormals(mode, threads, target):
+    assert keeps_denormals()
+    problem = make_problem(mode, SHAPE)
+    with fusedrnn.thread_limits(threads):
+        RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+    assert keeps_denormals()
+
+
+def test_every_calling_thread_keeps_its_denormals():
+    """Calls that find the gang taken run elsewhere: those threads keep theirs, too."""
+    problem = make_problem("gru", SHAPE)
+    op, kept = RNNOp(problem.spec), []
+
+    def work():
+        for _ in range(10):
+            op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+        kept.append(keeps_denormals())
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    with fusedrnn.thread_limits(2):
+        for thread in threads:
+            thread.start()
+        work()
+    for thread in threads:
+        thread.join()
+    assert kept == [True] * 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_flush_them(threads, target):
+    """A product that is denormal is zero inside, in every thread: without flushing it would not be."""
+    spec = fusedrnn.RNNSpec("rnn_relu", 1, 64)
+    params = np.zeros(spec.layout.size, np.float32)
+    spec.layout.view(params, 0, 0, "i2h_weight")[...] = 1e-20
+    x = np.full((1, 30, 1), 1e-20, np.float32)
+    with fusedrnn.thread_limits(threads):
+        y, (h_n,), _ = RNNOp(spec).forward(x, params)
+    assert not y.any()
+    assert not h_n.any()
+    assert x[0, 0, 0] * params[0] > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("where", ["x", "params", "states", "all"])
+def test_denormal_input(mode, dtype, where, target):
+    """Numbers next to nothing count as nothing: no NaN, no infinity, the right result."""
+    problem = make_problem(mode, SHAPE, dtype)
+    tiny = np.finfo(dtype).smallest_subnormal * 1000
+    changes = {"x": problem.x, "params": problem.params, "states": problem.states}
+    for name in changes if where == "all" else [where]:
+        given = changes[name]
+        small = [np.copysign(tiny, array) for array in (given if name == "states" else [given])]
+        changes[name] = tuple(small) if name == "states" else small[0]
+    problem = replace(problem, **changes)
+    actual = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+    x, params, states = problem.astype(np.float64)
+    assert_close(actual, reference.forward(problem.spec, x, params, states, problem.lengths), dtype, problem.spec)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_stays_in_its_row(mode, target):
+    """What is no number spoils its own sequence from that step on, and nothing else."""
+    problem = make_problem(mode, Shape(5, 29, 17, 33, layers=2))
+    clean = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states)[0]
+    x = problem.x.copy()
+    x[2, 7] = np.nan
+    y = RNNOp(problem.spec).forward(x, problem.params, problem.states)[0]
+    assert np.isnan(y[2:, 7]).all()
+    y[2:, 7] = clean[2:, 7]
+    np.testing.assert_array_equal(y, clean)

@@ -1,0 +1,88 @@
+"""Weights used where they lie, in calls of few rows: the bits of packed ones; and what is not done with them."""
+
+import re
+
+import numpy as np
+import pytest
+from problems import Shape, make_problem
+from test_emitted import TARGETS, loops, shared_functions
+
+from fusedrnn import RNNOp, frozen
+from fusedrnn.engines.cpu import executor as calls
+from fusedrnn.jit import target as targets
+from fusedrnn.spec import DTYPES, MODES
+
+SHAPES = [
+    Shape(1, 1, 1, 1),
+    Shape(1, 1, 17, 33, layers=2, bidirectional=True),
+    Shape(2, 4, 63, 17),
+    Shape(1, 5, 129, 100, layers=2, bidirectional=True),
+    Shape(3, 3, 16, 64, bidirectional=True, lengths="edges"),
+    Shape(6, 1, 40, 40, layers=3),
+    Shape(5, 2, 100, 15, bidirectional=True, lengths="edges"),
+]
+
+
+def results(problem, few, monkeypatch):
+    """Everything that inference, training and backward return, weights used as they lie in up to ``few`` steps."""
+    monkeypatch.setattr(calls, "_FEW", few)
+    monkeypatch.setattr(calls, "_FEW_IN_TRAINING", few)
+    op = RNNOp(problem.spec)
+    y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+    trained, final, reserve = op.forward(
+        problem.x, problem.params, problem.states, lengths=problem.lengths, training=True
+    )
+    assert (reserve._kept.packed.address == 0) == (few > 0)
+    dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
+    return [y, *states, trained, *final, dx, dparams, *dstates]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_bits_of_packed_weights(mode, dtype, shape, target, poisoned, monkeypatch):
+    problem = make_problem(mode, shape, dtype)
+    loose, packed = (results(problem, few, monkeypatch) for few in (100, 0))
+    for one, other in zip(loose, packed, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_short_calls_pack_nothing(monkeypatch):
+    """Nor do they look for changes; longer ones, and frozen parameters, do what they did."""
+    problem = make_problem("gru", Shape(1, 1, 5, 7))
+    op = RNNOp(problem.spec)
+    packer = op._engine.packer
+    op.forward(problem.x, problem.params)
+    assert not packer._kept
+    params = frozen(problem.params)
+    op.forward(problem.x, params)
+    assert len(packer._kept) == 1
+
+
+def test_a_reserve_keeps_its_weights():
+    """What becomes of the caller's parameters does not matter to backward."""
+    problem = make_problem("lstm", Shape(2, 1, 5, 7))
+    op, params = RNNOp(problem.spec), problem.params.copy()
+    expected = op.backward(problem.dy, None, op.forward(problem.x, params, training=True)[2])
+    reserve = op.forward(problem.x, params, training=True)[2]
+    params[:] = np.nan
+    found = op.backward(problem.dy, None, reserve)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.skipif(not targets.is_x86(), reason="knows the instructions of x86 only")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pinned", [t for t in TARGETS if t.fma], ids=lambda target: target.name)
+def test_vectors_stay_in_registers(dtype, pinned):
+    """A square of weights, what is summed up, and the masks of shuffles; addresses may be on the stack."""
+    code = {**shared_functions("tile", dtype, pinned), **shared_functions("upright", dtype, pinned)}
+    width = pinned.tile[1]
+    # A whole panel with a mask, which only stands at a matrix's end, may take a register too many.
+    edges = [f"edge{rows}x{vectors}" for rows in (1, 4) for vectors in range(1, width)]
+    for name in ("turned1", f"straight1x{width}", f"straight4x{width}", *edges):
+        bodies = [body for body in loops(code[name]) if any("vfmadd" in line for line in body)]
+        assert bodies
+        for body in bodies:
+            spilled = [line for line in body if re.search(r"[yz]mm\d+.*\(%rsp\)|\(%rsp\).*[yz]mm", line)]
+            assert not spilled, f"{name}: {spilled}"

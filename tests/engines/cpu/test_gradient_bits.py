@@ -1,0 +1,266 @@
+"""The same bits of gradients: whatever the threads, blocks, batch, padding, memory's layout, kind of reserve."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from layouts import LAYOUTS, spread
+from problems import Shape, assert_same_bits, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engines.cpu.plan import backward as backward_plan
+from fusedrnn.engines.cpu.plan import forward as plan
+from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.spec import DTYPES, MODES
+
+pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+
+MANY_ROWS = Shape(9, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
+FEW_ROWS = Shape(9, 3, 17, 129, layers=2, lengths="edges")
+ONE_WAY = Shape(9, 37, 5, 33, layers=3, lengths="edges")
+
+
+def train(problem, op=None, keep="gates", seed=0, **changes):
+    """A forward pass in training: outputs, final states, reserve."""
+    given = {"states": problem.states, "lengths": problem.lengths, **changes}
+    op = op or RNNOp(problem.spec)
+    return op.forward(problem.x, problem.params, **given, training=True, reserve=keep, seed=seed)
+
+
+def run(problem, op=None, keep="gates", seed=0, **options):
+    """Outputs, final states, gradients of a new op."""
+    op = op or RNNOp(problem.spec)
+    y, final, reserve = train(problem, op, keep, seed)
+    return y, final, op.backward(problem.dy, problem.dstates, reserve, **options)
+
+
+def rows(problem, chosen):
+    """The same problem with these sequences of the batch, in this order."""
+    lengths = None if problem.lengths is None else problem.lengths[chosen]
+    states, dstates = (tuple(state[:, chosen] for state in some) for some in (problem.states, problem.dstates))
+    return replace(
+        problem, x=problem.x[:, chosen], states=states, lengths=lengths, dy=problem.dy[:, chosen], dstates=dstates
+    )
+
+
+def picked(result, chosen):
+    """What belongs to those sequences in a result, gradients of parameters left out."""
+    y, final, (dx, _, dstates) = result
+    return y[:, chosen], [one[:, chosen] for one in final], dx[:, chosen], [one[:, chosen] for one in dstates]
+
+
+def every(result):
+    return picked(result, slice(None))
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return request.param
+
+
+@pytest.mark.parametrize(("shape", "p"), [(MANY_ROWS, 0.4), (FEW_ROWS, 0.0), (ONE_WAY, 0.4)], ids=str)
+def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, few_rows):
+    problem = make_problem(mode, shape, dtype)
+    problem = replace(problem, spec=replace(problem.spec, dropout=p))
+    expected, grids = run(problem, seed=7), set()
+    for threads, keep in product((1, 2, 3, 4, 6), ("gates", "states")):
+        grids.add(make_backward_plan(problem.spec, target, shape.T, shape.N, threads).grid)
+        with fusedrnn.thread_limits(threads):
+            assert_same_bits(run(problem, keep=keep, seed=7), expected)
+    assert len(grids) > 2
+
+
+@pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=str)
+def test_blocks(mode, dtype, target, shape, monkeypatch):
+    """However many rows are multiplied at once, and packed for it."""
+    problem = make_problem(mode, shape, dtype)
+    expected, plans = run(problem), set()
+    sizes = (1, 1, 1, 1), (70, 100, 8, 1 << 14), (3, 10_000, 11, 1 << 20), (999, 1, 64, 1)
+    for chunk, block, at_once, cache in sizes:
+        monkeypatch.setattr(plan, "chunk_rows", lambda *_, chunk=chunk: chunk)
+        monkeypatch.setattr(plan, "cache_sizes", lambda cache=cache: {"L2": cache})
+        monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", block)
+        monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", at_once)
+        made = make_backward_plan(problem.spec, target, shape.T, shape.N, 2)
+        plans.add((made.chunk, made.block, *(dict(made.layout)[name] for name in ("inner", "packed_panels"))))
+        for threads, keep in ((1, "states"), (2, "gates"), (3, "states")):
+            with fusedrnn.thread_limits(threads):
+                assert_same_bits(run(problem, keep=keep), expected)
+    assert len(plans) == 4
+
+
+def test_training_computes_what_inference_does(mode, dtype, target):
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    for keep in ("gates", "states"):
+        plain = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+        assert_same_bits(train(problem, keep=keep)[:2], plain[:2])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batch(mode, dtype, target, threads):
+    """Alone, permuted, in part, repeated: what a sequence gets depends on the sequence."""
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    rng = np.random.default_rng(0)
+    some = [[row] for row in range(4)] + [rng.permutation(29), rng.integers(0, 29, 7), np.arange(29)[::-2]]
+    with fusedrnn.thread_limits(threads):
+        whole = run(problem)
+        for chosen in some:
+            assert_same_bits(every(run(rows(problem, chosen))), picked(whole, chosen))
+
+
+@pytest.mark.parametrize("keep", ["gates", "states"])
+@pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
+def test_padding(mode, dtype, target, shape, keep, few_rows):
+    """What padding holds is not read; a padded sequence is the trimmed one."""
+    problem = make_problem(mode, shape, dtype)
+    x, dy = problem.x.copy(), problem.dy.copy()
+    x[problem.padding] = dy[problem.padding] = np.nan
+    with fusedrnn.thread_limits(2):
+        whole = run(replace(problem, x=x, dy=dy), keep=keep)
+        assert_same_bits(whole, run(problem, keep=keep))
+        y, final, (dx, _, dstates) = whole
+        assert not dx[problem.padding].any()
+        for row, length in enumerate(problem.lengths[:4]):
+            one = rows(problem, [row])
+            trimmed = replace(one, x=one.x[:length], dy=one.dy[:length], lengths=None)
+            alone = every(run(trimmed, keep=keep)) if length else (y[:0, [row]], one.states, dx[:0, [row]], one.dstates)
+            cut = y[:length], final, (dx[:length], None, dstates)
+            assert_same_bits(alone, picked(cut, [row]))
+
+
+def test_padding_adds_nothing_to_parameters(mode, dtype):
+    """Empty sequences in the batch change no gradient of the parameters, wherever they are."""
+    problem = make_problem(mode, replace(MANY_ROWS, lengths="some"), dtype)
+    more = make_problem(mode, replace(MANY_ROWS, N=40, lengths="none"), dtype)
+    places = np.sort(np.random.default_rng(0).permutation(40)[:29])
+    x, dy, lengths = more.x, more.dy, more.lengths
+    x[:, places], dy[:, places], lengths[places] = problem.x, problem.dy, problem.lengths
+    for wide, narrow in zip((*more.states, *more.dstates), (*problem.states, *problem.dstates), strict=True):
+        wide[:, places] = narrow
+    assert_same_bits(run(replace(more, params=problem.params))[2][1], run(problem)[2][1])
+
+
+def test_full_lengths_are_no_lengths(mode, dtype, target):
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    full = np.full(MANY_ROWS.N, MANY_ROWS.T)
+    for keep in ("gates", "states"):
+        given, absent = (run(replace(problem, lengths=lengths), keep=keep) for lengths in (full, None))
+        assert_same_bits(given, absent)
+
+
+def test_zeros_are_none(mode, dtype, target):
+    """Of the gradients of outputs and of each final state, and of initial states; and all of them at once."""
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    zeros = replace(problem, states=tuple(map(np.zeros_like, problem.states)))
+    assert_same_bits(run(zeros), run(replace(problem, states=None)))
+    op = RNNOp(problem.spec)
+    reserve = train(problem, op)[2]
+    no_dy, no_dstates = np.zeros_like(problem.dy), tuple(map(np.zeros_like, problem.dstates))
+    assert_same_bits(op.backward(no_dy, problem.dstates, reserve), op.backward(None, problem.dstates, reserve))
+    assert_same_bits(op.backward(problem.dy, no_dstates, reserve), op.backward(problem.dy, None, reserve))
+    for place in range(len(no_dstates)):
+        zero, none = list(problem.dstates), list(problem.dstates)
+        zero[place], none[place] = no_dstates[place], None
+        assert_same_bits(op.backward(problem.dy, zero, reserve), op.backward(problem.dy, none, reserve))
+    dx, dparams, dstates = op.backward(None, None, reserve)
+    assert not any(one.any() for one in (dx, dparams, *dstates))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_layout_of_inputs(mode, dtype, layout):
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    states, dstates = (tuple(map(layout, some)) for some in (problem.states, problem.dstates))
+    other = replace(
+        problem, x=layout(problem.x), params=layout(problem.params), states=states, dy=layout(problem.dy),
+        dstates=dstates,
+    )  # fmt: skip
+    assert_same_bits(run(other), run(problem))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, (0, 1, 2)], ids=str)
+def test_repeated_gradient(mode, dtype, axis):
+    """Strides of zero, as in the gradient of a sum or a mean."""
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    one = problem.dy[tuple(slice(1) if place in np.atleast_1d(axis) else slice(None) for place in range(3))]
+    dy = np.broadcast_to(one, problem.dy.shape)
+    assert_same_bits(run(replace(problem, dy=dy)), run(replace(problem, dy=dy.copy())))
+
+
+def buffers(problem, fill):
+    """A buffer for every gradient, dx with gaps between its rows."""
+    spec, dtype = problem.spec, problem.spec.dtype
+    dx = spread(np.empty(problem.x.shape, dtype), (-2, 3, 1))
+    found = dx, np.empty(spec.layout.size, dtype), tuple(np.empty(one.shape, dtype) for one in problem.dstates)
+    for one in (dx, found[1], *found[2]):
+        one[...] = fill(one.shape)
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [MANY_ROWS, ONE_WAY], ids=str)
+def test_out(mode, dtype, target, shape, threads):
+    """Buffers that are given get what new ones get; what lies between the rows of dx stays."""
+    problem = make_problem(mode, shape, dtype)
+    with fusedrnn.thread_limits(threads):
+        given = buffers(problem, lambda shape: np.nan)
+        holder = given[0].base
+        found = run(problem, out=given)
+        assert_same_bits(found, run(problem))
+    assert found[2][0] is given[0] and found[2][1] is given[1]
+    assert all(one is buffer for one, buffer in zip(found[2][2], given[2], strict=True))
+    given[0][...] = np.nan
+    assert np.isnan(holder).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [MANY_ROWS, ONE_WAY], ids=str)
+def test_add(mode, dtype, target, shape, threads, few_rows):
+    """Added means: what would be written, added to what was there, rounded once."""
+    problem = make_problem(mode, shape, dtype)
+    rng = np.random.default_rng(0)
+    with fusedrnn.thread_limits(threads):
+        written = run(problem)[2]
+        given = buffers(problem, lambda shape: rng.standard_normal(shape).astype(dtype))
+        dx, dparams, dstates = written
+        totals = given[0] + dx, given[1] + dparams, tuple(a + b for a, b in zip(given[2], dstates, strict=True))
+        kept = given[0][problem.padding].copy()
+        added = run(problem, grad_req="add", out=given)[2]
+    assert_same_bits(added, totals)
+    assert_same_bits(given[0][problem.padding], kept)
+
+
+@pytest.mark.parametrize("keep", ["gates", "states"])
+def test_what_is_not_wanted_does_not_matter(mode, dtype, target, keep):
+    """Each gradient for itself is the one among all."""
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    op = RNNOp(problem.spec)
+    reserve = train(problem, op, keep)[2]
+    whole = op.backward(problem.dy, problem.dstates, reserve)
+    for place, name in enumerate(("x", "params", "states")):
+        requests = {other: "write" if other == name else "null" for other in ("x", "params", "states")}
+        found = op.backward(problem.dy, problem.dstates, reserve, grad_req=requests)
+        assert_same_bits(found, tuple(one if place == number else None for number, one in enumerate(whole)))
+
+
+@pytest.mark.parametrize("keep", ["gates", "states"])
+def test_calls(mode, dtype, target, keep):
+    """Calls do not remember each other: not through a reserve, nor memory used before, of other sizes too."""
+    problem = make_problem(mode, MANY_ROWS, dtype)
+    op = RNNOp(problem.spec)
+    y, final, reserve = train(problem, op, keep)
+    first = y, final, op.backward(problem.dy, problem.dstates, reserve)
+    assert_same_bits(op.backward(problem.dy, problem.dstates, reserve), first[2])
+    kept = run(problem, keep=keep)
+    assert_same_bits(first, kept)
+    del reserve
+    for shape in (Shape(40, 50, 17, 33, 2, True), Shape(1, 1, 17, 33, 2, True), MANY_ROWS):
+        run(make_problem(mode, shape, dtype, seed=1), op, keep)
+    assert_same_bits(run(problem, op, keep), kept)
+    assert_same_bits(first, kept)

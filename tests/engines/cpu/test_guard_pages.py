@@ -1,0 +1,156 @@
+"""Guard pages: all that calls are given, outputs, gradients, the engine's own buffers end, or begin, at one."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fences import AVAILABLE, fenced, fenced_copy
+from problems import Shape, assert_same_bits, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.runtime import buffers as workspace
+from fusedrnn.spec import DTYPES, MODES
+
+pytestmark = [
+    pytest.mark.skipif(not AVAILABLE, reason="needs mprotect"),
+    pytest.mark.usefixtures("eager"),
+]
+
+SHAPES = (
+    Shape(1, 1, 1, 1),
+    Shape(3, 2, 3, 2, layers=2, bidirectional=True, lengths="edges"),
+    Shape(5, 7, 17, 63, lengths="edges"),
+    Shape(2, 13, 63, 17, layers=2, bidirectional=True),
+    Shape(3, 3, 2, 129, layers=3, lengths="some"),
+    Shape(2, 29, 129, 3, bidirectional=True, lengths="edges"),
+)
+
+
+@pytest.fixture(params=["end", "start"])
+def side(request):
+    return request.param
+
+
+@pytest.fixture(params=[1, 2], ids="{}threads".format)
+def threads(request):
+    with fusedrnn.thread_limits(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def fenced_buffers(side, monkeypatch):
+    """Packed weights, reserves, workspace, final states and new gradients lie beside protected pages, too."""
+    plain = np.empty
+
+    def aligned_empty(shape, dtype):
+        return fenced(shape, dtype, side)
+
+    def empty(shape, dtype=float, **options):
+        return plain(shape, dtype, **options) if np.dtype(dtype).kind != "f" else fenced(shape, dtype, side)
+
+    monkeypatch.setattr(workspace, "aligned_empty", aligned_empty)
+    monkeypatch.setattr(np, "empty", empty)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_stays_inside(mode, dtype, shape, side, threads, target, fenced_buffers):
+    problem = make_problem(mode, shape, dtype)
+    expected = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
+    x, params = fenced_copy(problem.x, side), fenced_copy(problem.params, side)
+    states = tuple(fenced_copy(state, side) for state in problem.states)
+    lengths = None if problem.lengths is None else fenced_copy(problem.lengths, side)
+    out = fenced(expected[0].shape, dtype, side)
+    assert_same_bits(RNNOp(problem.spec).forward(x, params, states, lengths=lengths, out=out)[:2], expected)
+
+
+def train(problem, keep, given, out=None, grad_req="write"):
+    """Both ways of training on these arrays, in the order of Problem.arrays."""
+    x, params, *states = given[: -1 - len(problem.dstates)]
+    dy, *dstates = given[-1 - len(problem.dstates) :]
+    op = RNNOp(problem.spec)
+    lengths = problem.lengths
+    y, final, reserve = op.forward(x, params, states, training=True, lengths=lengths, reserve=keep, seed=3)
+    return y, final, op.backward(dy, dstates, reserve, grad_req=grad_req, out=out)
+
+
+@pytest.mark.parametrize("keep", ["gates", "states"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_training_stays_inside(mode, shape, keep, side, threads, target, fenced_buffers):
+    for dtype in DTYPES:
+        problem = make_problem(mode, shape, dtype)
+        problem = replace(problem, spec=replace(problem.spec, dropout=0.3))
+        expected = train(problem, keep, problem.arrays)
+        given = [fenced_copy(array, side) for array in problem.arrays]
+        if problem.lengths is not None:
+            problem = replace(problem, lengths=fenced_copy(problem.lengths, side))
+        dx, dparams, dstates = expected[2]
+        into = [fenced(array.shape, dtype, side) for array in (dx, dparams, *dstates)]
+        out = into[0], into[1], tuple(into[2:])
+        assert_same_bits(train(problem, keep, given, out), expected)
+        train(problem, keep, given, out, "add")
+        assert_same_bits(out, (dx + dx, dparams + dparams, tuple(one + one for one in dstates)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_rows_of_gradients_apart_stay_inside(mode, side, target, bidirectional):
+    """Rows of ``dy`` and ``dx`` with other rows between them: only the last one touches the fence."""
+    problem = make_problem(mode, Shape(5, 7, 17, 63, bidirectional=bidirectional, lengths="edges"))
+    expected = train(problem, "gates", problem.arrays)
+    part = slice(1, None, 2) if side == "end" else slice(None, None, 2)
+    wide_dy = np.zeros((5, 14, problem.spec.output_size), np.float32)
+    wide_dy[:, part] = problem.dy
+    wide_dx = fenced((5, 14, 17), np.float32, side)
+    given = list(problem.arrays)
+    given[-1 - len(problem.dstates)] = fenced_copy(wide_dy, side)[:, part]
+    dx = wide_dx[:, part]
+    assert_same_bits(train(problem, "gates", given, (dx, None, None)), expected)
+    dx[...] = 0
+    assert not wide_dx.any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_apart_stay_inside(mode, side, target):
+    """Rows of ``x`` and ``out`` with other rows between them: only the last one touches the fence."""
+    problem = make_problem(mode, Shape(5, 7, 17, 63, bidirectional=True, lengths="edges"))
+    expected = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
+    part = slice(1, None, 2) if side == "end" else slice(None, None, 2)
+    wide_x, wide_out = np.zeros((5, 14, 17), np.float32), fenced((5, 14, 126), np.float32, side)
+    wide_x[:, part] = problem.x
+    x, out = fenced_copy(wide_x, side)[:, part], wide_out[:, part]
+    result = RNNOp(problem.spec).forward(x, problem.params, problem.states, lengths=problem.lengths, out=out)
+    assert_same_bits(result[:2], expected)
+    out[...] = 0
+    assert not wide_out.any()
+
+
+@pytest.mark.parametrize(
+    ("array", "offset"),
+    [
+        ("fenced((3,), 'f4', 'end')", 12),
+        ("fenced((3,), 'f4', 'start')", -1),
+        ("fenced_copy(np.ones(3), 'end')", 0),
+        ("fenced_copy(np.ones(3), 'start')", 0),
+    ],
+    ids=["past the end", "before the start", "read-only", "read-only"],
+)
+def test_fences_hold(array, offset, request):
+    """What the tests above rest on: who writes there ends, having been able to read what is inside."""
+    program = (
+        "import ctypes, sys, numpy as np\n"
+        f"sys.path.insert(0, {str(request.path.parent)!r})\n"
+        "from fences import fenced, fenced_copy\n"
+        f"array = {array}\n"
+        "print(array.sum() >= 0, flush=True)\n"
+        f"ctypes.memset(array.ctypes.data + {offset}, 0, 1)\n"
+        "print('after')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "True\n"
+    assert result.returncode < 0

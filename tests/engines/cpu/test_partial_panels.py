@@ -1,0 +1,117 @@
+"""GEMMs of part of a panel, and members whose units begin in the middle of one: the bits of the whole."""
+
+import itertools
+
+import numpy as np
+import pytest
+from problems import Shape, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engines.cpu import executor as calls
+from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_upright_gemm
+from fusedrnn.engines.cpu.kernels.loop import Blocking
+from fusedrnn.engines.cpu.plan import forward as plan
+from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.engines.cpu.plan.forward import make_plan
+from fusedrnn.jit.builder import Function, Module
+from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.spec import DTYPES, MODES
+
+UNTOUCHED = 99.0
+
+
+def compiled(name, target, emit):
+    """A GEMM as a function of Python's; the arguments are those of what ``emit`` makes."""
+
+    def build():
+        module = Module(name)
+        gemm = emit(module)
+        f = Function(module, "go", [f"argument{number}" for number in range(len(gemm.arguments))], exported=True)
+        f.call(gemm, *f.arguments)
+        f.done()
+        return module
+
+    count = len(emit(Module(name)).arguments)
+    return machine.function(machine.load(name, target, build), "go", count)
+
+
+def aligned(values):
+    """The values in memory to which vectors may be aligned."""
+    copy = aligned_empty(values.shape, values.dtype)
+    copy[:] = values
+    return copy
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("upright", [False, True], ids=["tile", "upright"])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 33])
+def test_any_vectors_of_a_panel(target, dtype, upright, k):
+    """However many rows and vectors, whichever is the first: the same bits, and nothing else is written."""
+    emit = emit_upright_gemm if upright else emit_gemm
+    gemm = compiled(f"partial_{dtype}_{upright}", target, lambda module: emit(module, target, dtype))
+    most, width = target.tile
+    lanes = target.lanes(dtype)
+    rng = np.random.default_rng(0)
+    a = aligned(rng.standard_normal((k, lanes) if upright else (2 * most + 1, k)).astype(dtype))
+    b = aligned(rng.standard_normal((k, width, lanes)).astype(dtype))
+    start = aligned(rng.standard_normal((2 * most + 1, width, lanes)).astype(dtype))
+
+    def run(rows, first, vectors):
+        c = aligned(np.full_like(start, UNTOUCHED))
+        table = np.array([a.ctypes.data + row * a.strides[0] for row in range(rows)], np.int64)
+        places = (at for array in (start, c) for at in (array.ctypes.data + first * array.strides[1], array.strides[0]))
+        source = a.ctypes.data if upright else table.ctypes.data
+        arguments = [rows, vectors, source, b.ctypes.data + first * b.strides[1], k, *places]
+        gemm(*arguments, b.ctypes.data)
+        return c
+
+    largest = min(lanes, 2 * most + 1) if upright else 2 * most + 1
+    for rows in range(1, largest + 1):
+        whole = run(rows, 0, width)
+        factors = a[:, :rows].T if upright else a[:rows]
+        expected = start[:rows] + np.tensordot(factors, b, 1)
+        np.testing.assert_allclose(whole[:rows], expected, rtol=1e-4, atol=1e-4)
+        assert np.all(whole[rows:] == UNTOUCHED)
+        for first, last in itertools.combinations(range(width + 1), 2):
+            part = run(rows, first, last - first)
+            expected = np.full_like(whole, UNTOUCHED)
+            expected[:rows, first:last] = whole[:rows, first:last]
+            np.testing.assert_array_equal(part, expected)
+
+
+def everything(problem, keep):
+    """What inference, training and backward return."""
+    op = RNNOp(problem.spec)
+    y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+    trained, final, reserve = op.forward(
+        problem.x, problem.params, problem.states, lengths=problem.lengths, training=True, reserve=keep, seed=3
+    )
+    dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
+    return [y, *states, trained, *final, dx, dparams, *dstates]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("few", [0, 100], ids=["packed", "loose"])
+@pytest.mark.parametrize("shape", [Shape(5, 7, 37, 149, layers=2, lengths="edges"), Shape(3, 2, 101, 83)], ids=str)
+def test_members_begin_anywhere(mode, dtype, shape, few, target, poisoned, monkeypatch):
+    monkeypatch.setattr(calls, "_FEW", few)
+    monkeypatch.setattr(calls, "_FEW_IN_TRAINING", few)
+    problem = make_problem(mode, shape, dtype)
+    blocking = Blocking(problem.spec.num_gates, target.tile[1])
+    expected, within = None, {"forward": 0, "backward": 0}
+    for threads, keep in zip(range(1, 6), itertools.cycle(("gates", "states")), strict=False):
+        with fusedrnn.thread_limits(threads), plan.forced((1, 1, threads)):
+            sizes = problem.spec, target, shape.T, shape.N, threads
+            forward, backward = make_plan(*sizes), make_backward_plan(*sizes)
+            assert forward.grid == backward.grid == (1, 1, threads)
+            within["forward"] += any(unit % blocking.block_units for unit in forward.unit_starts[:-1])
+            within["backward"] += any(unit % target.tile[1] for unit in backward.unit_starts[:-1])
+            found = everything(problem, keep)
+        expected = expected or found
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert within["backward"]
+    assert within["forward"] or blocking.block_units == 1

@@ -1,0 +1,132 @@
+"""Signals in the middle of calls: interrupts leave nothing taken, handlers may call and fork."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from problems import Shape, assert_same_bits, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engines.cpu import jobs as machine
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+
+PROBLEM = make_problem("lstm", Shape(2, 2, 4, 4))
+
+
+@pytest.fixture
+def alarm():
+    """Sets what a timer's signal does, and stops it in the end."""
+    before = signal.getsignal(signal.SIGALRM)
+    yield lambda handler: signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def train(op, params=PROBLEM.params):
+    y, states, reserve = op.forward(PROBLEM.x, params, training=True)
+    dx, dparams, dstates = op.backward(y, None, reserve)
+    return y, (*states, dx, dparams, *dstates)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_interrupts_leave_everything_usable(alarm, monkeypatch, threads, eager):
+    """No lock stays taken, which other threads would wait for, and no interrupt is lost."""
+    op, rng = RNNOp(PROBLEM.spec), np.random.default_rng(0)
+    lost, caught = [], 0
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    with fusedrnn.thread_limits(threads):
+        expected = train(op)
+        alarm(signal.default_int_handler)
+        gc.collect()  # what other tests have left: interrupts that fall into its finalizers are lost
+        for _ in range(400):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 3e-4))
+                deadline = time.monotonic() + 20
+                while time.monotonic() < deadline:
+                    train(op)
+                pytest.fail(f"an interrupt was lost: {lost}")
+            except KeyboardInterrupt:
+                caught += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        other = threading.Thread(target=train, args=(op,), daemon=True)
+        other.start()
+        other.join(30)
+        assert not other.is_alive()
+        assert caught == 400
+        assert not lost
+        assert_same_bits(train(op), expected)
+
+
+def test_a_handler_may_call_the_op_that_it_interrupts(alarm):
+    """With more parameter vectors than an op keeps packed."""
+    op = RNNOp(PROBLEM.spec)
+    vectors = [PROBLEM.params * scale for scale in np.linspace(0.5, 1, 6, dtype=np.float32)]
+    expected = [train(op, params) for params in vectors]
+    nested = []
+
+    def handler(*_):
+        which = len(nested) % 6
+        nested.append((which, train(op, vectors[which])))
+
+    alarm(handler)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 7e-4)
+    for turn in range(6000):
+        assert_same_bits(train(op, vectors[turn % 6]), expected[turn % 6])
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert len(nested) > 20
+    for which, result in nested:
+        assert_same_bits(result, expected[which])
+
+
+def test_a_builtin_made_twice_lives_twice(monkeypatch):
+    """A handler may ask for one while one is being made; whoever has the first keeps calling it."""
+    kept = []
+    for _ in range(2):
+        machine._serving.cache_clear()
+        kept.append(machine.serving())
+    assert kept[0] is not kept[1]
+    gc.collect()
+    problem = make_problem("lstm", Shape(3, 2, 4, 5))
+    for serve in kept:
+        monkeypatch.setattr(machine, "_serving", lambda serve=serve: serve)
+        op = RNNOp(problem.spec)
+        results = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_handler_may_fork(alarm):
+    """The child goes on with the call that was interrupted."""
+    op, parent, children = RNNOp(PROBLEM.spec), os.getpid(), []
+    with fusedrnn.thread_limits(1):
+        expected = train(op)
+
+        def handler(*_):
+            if os.getpid() == parent:
+                children.append(os.fork())
+
+        alarm(handler)
+        try:
+            while len(children) < 20:
+                before = len(children)
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 * (1 + before))
+                while len(children) == before:
+                    result = train(op)
+                if os.getpid() != parent:
+                    for _ in range(30):
+                        assert_same_bits(result, expected)
+                        result = train(op)
+                    os._exit(0)
+        except BaseException:
+            if os.getpid() != parent:
+                os._exit(1)
+            raise
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)

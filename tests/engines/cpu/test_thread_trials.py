@@ -1,0 +1,188 @@
+"""Whether several threads serve a call better than one: calls are timed, and the faster way is used."""
+
+import numpy as np
+import pytest
+from problems import Shape, assert_same_bits, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp, frozen
+from fusedrnn.engines.cpu.launch import guarded_call as prepared
+from fusedrnn.engines.cpu.plan import thread_trials as benefit
+from fusedrnn.engines.cpu.plan.thread_trials import Forecast, Trend, Trends
+from fusedrnn.runtime import thread_pool as threads
+
+FORECAST = Forecast(several=60e-6, alone=100e-6)
+
+
+class Calls:
+    """Calls one after another on a machine where each way takes as long as it is told."""
+
+    def __init__(self, several, alone):
+        self.trend, self.now, self.several, self.alone = Trend(), 0.0, several, alone
+
+    def call(self, hiccup=0.0):
+        """Make a call; whether it used several threads."""
+        several = self.trend.several(self.now)
+        took = (self.several if several else self.alone) + hiccup
+        self.now += took
+        self.trend.note(several, took, self.now, FORECAST)
+        return several
+
+    def run(self, seconds):
+        """The share of calls in so many seconds that used several threads."""
+        end, used = self.now + seconds, []
+        while self.now < end:
+            used.append(self.call())
+        return sum(used) / len(used)
+
+
+def test_threads_that_help_are_used():
+    calls = Calls(several=60e-6, alone=100e-6)
+    assert calls.run(1.0) == 1
+
+
+def test_a_slower_machine_than_the_forecasts_needs_one_trial():
+    """Every call is late by the forecast; after a trial late is what takes longer than one thread takes there."""
+    calls = Calls(several=240e-6, alone=400e-6)
+    assert 0.5 < calls.run(0.01) < 1
+    assert calls.run(20.0) == 1
+
+
+@pytest.mark.parametrize("several", [150e-6, 500e-6, 10e-3, 1.0])
+def test_threads_that_do_not_help_are_left_out(several):
+    calls = Calls(several, alone=110e-6)
+    learning = 0
+    while calls.trend.sharing:
+        learning += calls.call()
+    assert learning <= benefit._LATE
+    assert several < 0.5 or learning == 1  # the slower, the sooner
+    used = calls.run(200 * several)
+    assert used * several < 0.1 * (1 - used) * 110e-6 + 0.03 * several
+    calls.run(60.0)
+    assert not calls.trend.sharing
+
+
+def test_threads_that_help_again_are_used_again():
+    calls = Calls(several=2e-3, alone=110e-6)
+    calls.run(30.0)
+    assert not calls.trend.sharing
+    calls.several = 60e-6
+    calls.run(benefit._LONGEST_PAUSE + 0.5)
+    assert calls.trend.sharing
+    assert calls.run(1.0) == 1
+
+
+def test_single_hiccups_change_nothing():
+    calls = Calls(several=60e-6, alone=100e-6)
+    for number in range(20_000):
+        calls.call(hiccup=5e-3 * (number % 100 == 0))
+    assert calls.trend.sharing
+
+
+def test_a_tie_goes_to_one_thread():
+    """Other threads must pay: somebody else may want the processors."""
+    calls = Calls(several=105e-6, alone=104e-6)
+    calls.run(2.0)
+    assert not calls.trend.sharing
+
+
+def test_trends_are_few_whatever_the_lengths():
+    trends = Trends()
+    found = {id(trends.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
+    assert len(found) < 15
+    assert trends.of("forward", None) is None
+    assert trends.of("forward", Forecast(0.5, 1.0)) is None
+    first = trends.of("forward", FORECAST)
+    assert trends.of("forward", FORECAST) is first is not trends.of("training", FORECAST)
+
+
+SHAPE = Shape(6, 1, 33, 64, 1, bidirectional=True)
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """How many calls asked for the thread pool."""
+    asked = []
+    for module in (threads, prepared):
+        plain = module.permitted
+        monkeypatch.setattr(module, "permitted", lambda plain=plain: asked.append(1) or plain())
+    return asked
+
+
+def worth_sharing(monkeypatch):
+    """Let the cost model share out every call, however small."""
+    monkeypatch.setattr(benefit, "_LONGEST_CALL", 1.0)
+    from fusedrnn.engines.cpu.plan import forward as plan
+
+    monkeypatch.setattr(plan, "compared", lambda share, cost: -share.members)
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+def test_calls_do_as_the_trend_says(monkeypatch, shared, sharing):
+    """Checked and cached calls, forward, in training and backward; with the same bits."""
+    worth_sharing(monkeypatch)
+    problem = make_problem("lstm", SHAPE)
+    trend = Trend()
+    monkeypatch.setattr(trend.__class__, "note", lambda *_: None)
+    monkeypatch.setattr(trend.__class__, "several", lambda *_: sharing)
+    params = frozen(problem.params)
+    with fusedrnn.thread_limits(1):
+        alone = RNNOp(problem.spec)
+        y, states, reserve = alone.forward(problem.x, params, problem.states, training=True)
+        expected = (y, states, alone.backward(problem.dy, problem.dstates, reserve))
+    with fusedrnn.thread_limits(2):
+        op = RNNOp(problem.spec)
+        for _ in range(5):
+            assert_same_bits(op.forward(problem.x, params, problem.states)[:2], expected[:2])
+            y, states, reserve = op.forward(problem.x, params, problem.states, training=True)
+            assert_same_bits((y, states, op.backward(problem.dy, problem.dstates, reserve)), expected)
+    assert bool(shared) is sharing
+
+
+def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from fusedrnn.runtime.openmp import OpenMPTeam
+    from fusedrnn.torch import LSTM
+
+    worth_sharing(monkeypatch)
+    ran = []
+    for kind in (threads.Team, OpenMPTeam):
+        plain = kind.run
+        monkeypatch.setattr(kind, "run", lambda self, *a, plain=plain: ran.append(1) or plain(self, *a))
+    monkeypatch.setattr(Trend, "note", lambda *_: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        # Sizes of their own: an op is kept for a spec, and its plan with it.
+        net, x = LSTM(31, 65, bidirectional=True), torch.randn(9, 1, 31)
+        results = []
+        for sharing in (True, False):
+            monkeypatch.setattr(Trend, "several", lambda *_, sharing=sharing: sharing)
+            ran.clear()
+            y, _ = net(x)
+            y.sum().backward()
+            results.append((y.detach().numpy(), net.weight_hh_l0.grad.numpy().copy()))
+            net.zero_grad()
+            assert bool(ran) is sharing
+        assert_same_bits(*results)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calls_are_timed(monkeypatch):
+    worth_sharing(monkeypatch)
+    noted = []
+    monkeypatch.setattr(Trend, "note", lambda self, *what: noted.append(what))
+    problem = make_problem("gru", SHAPE)
+    op = RNNOp(problem.spec)
+    with fusedrnn.thread_limits(2):
+        for _ in range(4):
+            op.forward(problem.x, problem.params, problem.states)
+    assert len(noted) == 4
+    for several, seconds, now, forecast in noted:
+        assert several is True
+        assert 0 < seconds < now
+        assert forecast.several > 0 and forecast.alone > 0
+    with fusedrnn.thread_limits(1):
+        op.forward(problem.x, problem.params, problem.states)
+    assert len(noted) == 4

@@ -1,0 +1,123 @@
+"""Gradients of the engines against torch.nn and the reference: every mode, depth, direction, size, target, count."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from conformance import TRAINING_SHAPES, AnyTrainingShape, TrainingConformance
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.runtime import buffers as workspace
+from fusedrnn.spec import DTYPES, MODES
+from fusedrnn.testing.cases import ODD_SIZES
+
+pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+
+
+def train(spec, x, params, states, lengths, keep, seed, backend="cpu"):
+    """One call of a new op, and its backward."""
+    op = RNNOp(spec, backend)
+    y, final, reserve = op.forward(x, params, states, training=True, lengths=lengths, reserve=keep, seed=seed)
+    return y, final, partial(op.backward, reserve=reserve)
+
+
+class TestEngine(TrainingConformance):
+    @pytest.fixture(autouse=True, params=[1, 2, 3], ids="{}threads".format)
+    def threads(self, request, target):
+        with fusedrnn.thread_limits(request.param):
+            yield
+
+    def train(self, *arguments):
+        return train(*arguments)
+
+
+class TestBlocks(TestEngine):
+    """GEMMs of few rows: every sequence takes several, of each kind."""
+
+    @pytest.fixture(autouse=True)
+    def chunks(self, few_rows):
+        pass
+
+    @pytest.fixture(autouse=True, params=[2], ids="{}threads".format)
+    def threads(self, request, target):
+        with fusedrnn.thread_limits(request.param):
+            yield
+
+
+class TestReference(TrainingConformance):
+    keeps = ("gates",)  # it makes no difference there
+
+    def train(self, *arguments):
+        return train(*arguments, backend="reference")
+
+
+class TestAnyShape(AnyTrainingShape):
+    @pytest.fixture(autouse=True, params=[1, 3], ids="{}threads".format)
+    def threads(self, request):
+        with fusedrnn.thread_limits(request.param):
+            yield
+
+    def train(self, *arguments):
+        return train(*arguments)
+
+
+class TestBlocksOfAnyShape(TestAnyShape):
+    @pytest.fixture(autouse=True)
+    def chunks(self, few_rows):
+        pass
+
+    @pytest.fixture(autouse=True, params=[2], ids="{}threads".format)
+    def threads(self, request):
+        with fusedrnn.thread_limits(request.param):
+            yield
+
+
+def plans(mode, dtype, target):
+    for shape in TRAINING_SHAPES:
+        for threads in (1, 2, 3):
+            yield shape, make_backward_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_cases_split_work_in_every_way(mode, dtype, target):
+    """Each kind of grid is among the plans of the suite, with padding and without."""
+    grids = {(made.grid, shape.lengths not in ("full", "none")) for shape, made in plans(mode, dtype, target)}
+    found = {grid for grid, _ in grids}
+    assert found == {(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 1), (1, 1, 3)}
+    assert {grid for grid, padded in grids if padded} == found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_cases_have_many_blocks(mode, target, few_rows):
+    """With few rows in each: chunks of one step and of several, blocks of one chunk and of several, parts of blocks."""
+    kinds = set()
+    for shape, made in plans(mode, "float32", target):
+        inner = dict(made.layout)["inner"]
+        kinds |= {
+            ("chunks", made.chunk > 1, made.chunk < shape.T),
+            ("blocks", made.block > made.chunk, made.block < shape.T),
+            ("at once", made.block * shape.N > inner),
+        }
+    some = {("chunks", wide, many) for wide in (False, True) for many in (False, True)}
+    some |= {("blocks", wide, many) for wide in (False, True) for many in (False, True)}
+    assert kinds == some | {("at once", False), ("at once", True)}
+
+
+def test_the_cases_cover_every_size_everywhere():
+    for place in "TNIH":
+        assert {getattr(shape, place) for shape in TRAINING_SHAPES} >= set(ODD_SIZES)
+    depths = {(shape.layers, shape.bidirectional) for shape in TRAINING_SHAPES}
+    assert depths == {(layers, way) for layers in (1, 2, 3, 4) for way in (False, True)}
+
+
+def test_what_comes_back_is_poisoned():
+    """The fixture does what the suite relies on, for memory that was used before as well."""
+    pool = workspace.Pool(4)
+    for _ in range(2):
+        lease = pool.lease(64)
+        assert np.isnan(lease.buffer.view(np.float32)).all()
+        lease.buffer[:] = 0
+        del lease

@@ -1,0 +1,330 @@
+"""Machine code on disk: found again, remade when damaged, harmless where nothing can be written."""
+
+import ctypes
+import gc
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import llvmlite
+import numpy as np
+import pytest
+from answering import TARGET, Builder, answer
+from llvmlite import ir
+
+from fusedrnn import RNNOp, RNNSpec
+from fusedrnn import env as config
+from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import sources
+from fusedrnn.jit import target as targets
+from fusedrnn.jit.builder import Declared, Function, Signature
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(tmp_path / "deep" / "cache"))
+    return tmp_path / "deep" / "cache"
+
+
+def the_file(folder):
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_second_time_from_disk(folder):
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(3)] == [42] * 3
+    assert build.calls == 1
+    assert the_file(folder).name.startswith(f"answer-{TARGET.name}-")
+
+
+def test_what_is_on_disk_is_what_runs(folder):
+    """Not the builder's word: the file's content."""
+    cache.load("answer", TARGET, Builder(1))
+    assert answer(cache.load("answer", TARGET, Builder(2))) == 1
+
+
+def test_code_that_calls_other_code(folder):
+    """Two callers of the same code, which stands on disk for itself and lives as long as either of them."""
+    answering = Signature("answer", ("into",))
+
+    def build_caller():
+        module = ir.Module("caller")
+        f = Function(module, "twice", ["into"], exported=True)
+        for _ in range(2):
+            f.call(Declared(module, answering), f.arguments[0])
+        f.store(f.load(f.arguments[0]) + 1, f.arguments[0])
+        f.done()
+        return module
+
+    for build in (Builder(), Builder(number=0)):  # compiled, then as it is on disk
+        called = cache.fetch("answer", TARGET, build)
+        callers = [cache.load(name, TARGET, build_caller, (called,)) for name in ("one", "other")]
+        del called
+        gc.collect()
+        into = np.zeros(1, np.int64)
+        for code in callers:
+            ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address("twice"))(into.ctypes.data)
+            assert into[0] == 43
+    names = sorted(path.name.split("-")[0] for path in folder.iterdir())
+    assert names == ["answer", "one", "other"]
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "truncated": lambda content: content[:-1],
+    "no more than its seal": lambda content: content[: len(cache._FORMAT) + 32],
+    "half a digest": lambda content: content[: len(cache._FORMAT) + 16],
+    "longer": lambda content: content + b"\0",
+    "a bit in the code": lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
+    "a bit in the format": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "a bit in the digest": lambda content: content[:40] + bytes([content[40] ^ 1]) + content[41:],
+    "the format of earlier versions": lambda content: hashlib.sha256(content[55:]).digest() + content[55:],
+    "zeros": lambda content: bytes(len(content)),
+    "text": lambda content: b"no machine code",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_files_are_remade(folder, damage):
+    build = Builder()
+    cache.load("answer", TARGET, build)
+    path = the_file(folder)
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    assert answer(cache.load("answer", TARGET, build)) == 42
+    assert build.calls == 2
+    assert the_file(folder).read_bytes() == good
+
+
+def test_a_file_under_another_name_is_remade(folder):
+    """Another kernel's file, as good as it is, is not this kernel's: by name, by target, by key."""
+    others = [("other", TARGET), ("answer", targets.emulated(TARGET))]
+    for name, target in others:
+        cache.load(name, target, Builder(1))
+    other_files = [path.read_bytes() for path in folder.iterdir()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "digest", lambda: b"another version")
+        cache.load("answer", TARGET, Builder(1))
+    other_files += [path.read_bytes() for path in folder.iterdir() if path.read_bytes() not in other_files]
+    assert len(set(other_files)) == 3
+
+    for path in folder.iterdir():
+        path.unlink()
+    build = Builder(2)
+    cache.load("answer", TARGET, build)
+    path = the_file(folder)
+    good = path.read_bytes()
+    for content in other_files:
+        path.write_bytes(content)
+        assert answer(cache.load("answer", TARGET, build)) == 2
+        assert path.read_bytes() == good
+    assert build.calls == 4
+
+
+def test_a_folder_in_place_of_the_file(folder):
+    build = Builder()
+    cache.load("answer", TARGET, build)
+    path = the_file(folder)
+    path.unlink()
+    path.mkdir()
+    assert answer(cache.load("answer", TARGET, build)) == 42
+    assert [entry.name for entry in folder.iterdir()] == [path.name]
+
+
+def test_a_file_in_place_of_the_folder(folder):
+    folder.parent.mkdir()
+    folder.write_text("mine")
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert build.calls == 2
+    assert folder.read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="no folder is read-only to this user")
+def test_read_only_folder(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    assert answer(cache.load("answer", TARGET, Builder())) == 42
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("call", ["mkdir", "replace", "fdopen"])
+def test_a_disk_that_refuses(folder, monkeypatch, call):
+    """As a read-only folder does, or a full disk; whoever runs the tests."""
+
+    def refuse(*args, **options):
+        raise PermissionError(13, "refused")
+
+    monkeypatch.setattr(os, call, refuse)
+    assert answer(cache.load("answer", TARGET, Builder())) == 42
+    assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_no_home(monkeypatch):
+    """A user without a home folder, as in some containers, has no cache: that costs time, nothing else."""
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(config.Path, "expanduser", homeless)
+    assert config.cache_directory() is None
+    assert answer(cache.load("answer", TARGET, Builder())) == 42
+
+
+@pytest.mark.parametrize("value", ["", "  "])
+def test_empty_keeps_none(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert build.calls == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", [target for target in targets.known()[:-1]], ids=lambda target: target.name)
+def test_key_holds_the_target(folder, other):
+    generic = targets.known()[-1]
+    assert cache._key("answer", generic) != cache._key("answer", other)
+    assert cache._key("answer", generic) != cache._key("answer", targets.emulated(generic))
+    assert cache._key("answer", other) != cache._key("answer", replace(other, features="+avx512fp16"))
+    assert cache._key("answer", other) != cache._key("other", other)
+
+
+@pytest.mark.parametrize("what", ["llvmlite", "llvm", "sources"])
+def test_key_holds_what_makes_the_code(folder, monkeypatch, what):
+    """Another compiler, or other sources of our own, and the code is made anew."""
+    build = Builder()
+    cache.load("answer", TARGET, build)
+    if what == "llvmlite":
+        monkeypatch.setattr(llvmlite, "__version__", "0.0.1")
+    elif what == "llvm":
+        monkeypatch.setattr(cache.llvm, "llvm_version_info", (1, 2, 3))
+    else:
+        monkeypatch.setattr(sources, "digest", lambda: b"other sources")
+    cache.load("answer", TARGET, build)
+    assert build.calls == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_without_a_key_nothing_is_kept(folder, monkeypatch):
+    """Where it is not known what the code depends on, any file may be stale."""
+    monkeypatch.setattr(sources, "digest", lambda: None)
+    build = Builder()
+    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert build.calls == 2 and not folder.exists()
+
+
+KEY = "0123456789abcdef" * 2
+NAME = f"old{{}}-generic-{KEY}.o"
+FOREIGN = ["notes.txt", "user.o", "main-avx2.o", f"main-{KEY}.o", f"x-y-{KEY}1.o", "left1xyz.tmp", f"{KEY}.tmp"]
+
+
+@pytest.fixture
+def five_old(folder):
+    """A folder with five old files of ours, of 1000 bytes, the first the youngest, and a few that are not ours."""
+    folder.mkdir(parents=True)
+    for age in range(5):
+        (folder / NAME.format(age)).write_bytes(bytes(1000))
+        os.utime(folder / NAME.format(age), (1000 - age, 1000 - age))
+    for name in FOREIGN:
+        (folder / name).write_bytes(bytes(1000))
+        os.utime(folder / name, (1, 1))
+    (folder / NAME.format("folder")).mkdir()
+    (folder / NAME.format("link")).symlink_to(folder / "notes.txt")
+    return folder
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_MOST_FILES", 3), ("_MOST_BYTES", 2999)])
+def test_pruning(five_old, monkeypatch, limit, value):
+    """The oldest of our files go when there are many or when they are large; what is no file of ours stays."""
+    monkeypatch.setattr(cache, limit, value)
+    cache.load("answer", TARGET, Builder())
+    (ours,) = five_old.glob("answer-*")
+    stay = {ours.name, *FOREIGN, *(NAME.format(which) for which in (0, 1, "folder", "link"))}
+    assert {path.name for path in five_old.iterdir()} == stay
+
+
+def test_the_file_just_written_stays(five_old, monkeypatch):
+    """Even if it alone is larger than all may be, and if the clock says that it is the oldest."""
+    monkeypatch.setattr(cache, "_MOST_BYTES", 1)
+    monkeypatch.setattr(cache, "_MOST_FILES", 1)
+    for path in five_old.iterdir():
+        os.utime(path, (2**33, 2**33), follow_symlinks=False)
+    cache.load("answer", TARGET, Builder())
+    left = {path.name for path in five_old.iterdir()} - {*FOREIGN, NAME.format("folder"), NAME.format("link")}
+    assert len(left) == 1 and left.pop().startswith("answer-")
+
+
+def test_temporary_files_of_killed_processes_go(five_old):
+    """Those of this version and of earlier ones, once no process can still be writing them."""
+    stem = NAME.format(7).removesuffix(".o")
+    stale = [f"{stem}.0123456789abcdef.tmp", f"{stem}k3_x9abc.tmp"]
+    for name in stale:
+        (five_old / name).touch()
+        os.utime(five_old / name, (1000, 1000))
+    (five_old / f"{stem}.fedcba9876543210.tmp").touch()
+    before = {path.name for path in five_old.iterdir()}
+    cache.load("answer", TARGET, Builder())
+    assert before - {path.name for path in five_old.iterdir()} == set(stale)
+
+
+def test_names_of_all_files_are_known_as_ours(folder):
+    """Pruning recognises a kernel's file, and what it is written as first, that of an unusual cell too."""
+    RNNOp(RNNSpec("rnn_relu", 3, 4, gate_clip=2.0)).compile()
+    written = [path.name for path in folder.iterdir()]
+    assert written
+    for name in written:
+        assert cache._OBJECT.fullmatch(name)
+        assert cache._TEMPORARY.fullmatch(name.removesuffix(".o") + ".0123456789abcdef.tmp")
+
+
+def test_unknown_function(folder):
+    code = cache.load("answer", TARGET, Builder())
+    with pytest.raises(LookupError, match="answer has no function 'question'"):
+        code.address("question")
+
+
+PROGRAM = """
+import sys, numpy as np
+from fusedrnn import RNNOp, RNNSpec
+sys.stdin.readline()  # all at once
+spec = RNNSpec("gru", 3, 16)
+y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
+print(float(y.sum()))
+"""
+
+
+def test_processes_at_once(folder, monkeypatch):
+    """Several processes compile and write the same kernels: all are right, and so is what they leave behind."""
+    start = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", PROGRAM],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for process in start:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    results = [process.communicate(timeout=120) for process in start]
+    assert [process.returncode for process in start] == [0, 0, 0], results
+    assert len({out for out, _ in results}) == 1
+    assert not [path for path in folder.iterdir() if path.suffix != ".o"]
+
+    def refuse(*args):
+        raise AssertionError("compiled once more")
+
+    monkeypatch.setattr(cache, "compile_module", refuse)
+    for path in folder.iterdir():
+        name = path.name.split(f"-{targets.current().name}-")[0]
+        cache.load(name, targets.current(), refuse)
+    spec = RNNSpec("gru", 3, 16)
+    y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
+    assert float(y.sum()) == float(results[0][0])

@@ -1,0 +1,200 @@
+"""The functions: at most 4 ulp over the whole range, and what a limit demands exactly, on every target."""
+
+import ctypes
+from functools import cache as remembered
+
+import numpy as np
+import pytest
+from llvmlite import ir
+
+from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import target as targets
+from fusedrnn.jit.builder import Function
+from fusedrnn.jit.vector import FORMATS, Vectors
+from fusedrnn.spec import DTYPES
+
+MOST_ULP = 4
+OPERATIONS = ("tanh", "sigmoid", "relu", "expm1", "softplus")
+# The oracle must know more digits than what it judges: 64 bits of mantissa on x86, where long double has them.
+WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
+
+
+def build(target, dtype):
+    """A module of functions of (input, output, vectors), one for each operation."""
+    module = ir.Module(f"vector_{dtype}")
+    for name in OPERATIONS:
+        f = Function(module, name, ["source", "into", "count"], exported=True)
+        source, into, count = f.arguments
+        v = Vectors(f, target, dtype)
+        with f.loop(0, count) as index:
+            result = getattr(v, name)(v.load(source + index * v.bytes, align=v.item))
+            v.store(result, into + index * v.bytes, align=v.item)
+        f.done()
+    return module
+
+
+@remembered
+def compiled(target, dtype):
+    """That module's code, and its functions."""
+    code = cache.MachineCode("vector", target, cache.compile_module(build(target, dtype), target))
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
+    return code, {name: kind(code.address(name)) for name in OPERATIONS}
+
+
+def apply(target, dtype, name, x):
+    """The operation on every element; a last vector that is not full is filled with ones."""
+    lanes = target.lanes(dtype)
+    padded = np.ones(-(-x.size // lanes) * lanes, dtype)
+    padded[: x.size] = x
+    into = np.full_like(padded, np.nan)
+    compiled(target, dtype)[1][name](padded.ctypes.data, into.ctypes.data, padded.size // lanes)
+    return into[: x.size]
+
+
+def exact(name, x):
+    """The operation in long double."""
+    wide = x.astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        if name == "sigmoid":
+            return 1 / (1 + np.exp(-wide))
+        if name == "expm1":
+            return np.expm1(wide)
+        if name == "softplus":
+            return np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide)))
+        return np.tanh(wide)
+
+
+def ulps(actual, expected):
+    """Distance in units of the last place of the exact value; an overflow counts as the float after the last one."""
+    form = np.finfo(actual.dtype)
+    wide, largest = np.longdouble, np.longdouble(form.max)
+    last = largest - np.nextafter(form.max, form.dtype.type(0))
+    expected = np.minimum(expected, largest + last)
+    actual = np.where(np.isinf(actual), np.copysign(largest + last, actual), actual.astype(wide))
+    with np.errstate(under="ignore"):
+        below = np.minimum(np.abs(expected), np.nextafter(form.max, form.dtype.type(0))).astype(form.dtype)
+    unit = np.where(np.abs(expected) >= largest, last, np.spacing(below).astype(wide))
+    return np.abs(actual - expected) / unit
+
+
+def samples(dtype):
+    """Numbers of every exponent and sign, dense where the functions bend, and the neighbours of every border."""
+    rng = np.random.default_rng(0)
+    form, size = np.finfo(dtype), np.dtype(dtype).itemsize
+    every = rng.integers(0, 256, (200_000, size), np.uint8).view(dtype).ravel()
+    every = every[np.isfinite(every)]
+    borders = [0.0, form.tiny, form.smallest_subnormal, form.max, 0.25, 0.5, 1.0]
+    borders += [FORMATS[dtype].sigmoid_is_zero, FORMATS[dtype].sigmoid_is_one, FORMATS[dtype].tanh_is_one]
+    borders += [np.log(form.max), np.log(form.tiny), np.log(np.longdouble(form.smallest_subnormal))]
+    # Where the reduction steps from one power of two to the next.
+    borders += [(n + 0.5) * np.log(2) / part for n in range(0, 1100, 7) for part in (1, 2)]
+    borders = np.array(borders, dtype)
+    close = np.concatenate([borders.view(f"i{size}") + k for k in range(-3, 4)]).view(dtype)
+    close = close[np.isfinite(close)]
+    ranges = [np.linspace(-limit, limit, 60_001) for limit in (1e-3, 1.0, 10.0, 40.0, 110.0, 760.0)]
+    found = np.concatenate([every, close, -close, *ranges]).astype(dtype)
+    return found[np.isfinite(found)]
+
+
+@pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus", "expm1"])
+def test_error_bound(name, dtype, target):
+    """Over every exponent; only where sigmoid and softplus are less than any normal number may they be zero instead."""
+    x = samples(dtype)
+    if name == "expm1":  # that is its domain
+        x = x[x <= 0]
+    actual, expected = apply(target, dtype, name, x), exact(name, x)
+    flushed = (name in ("sigmoid", "softplus")) & (actual == 0) & (expected < np.finfo(dtype).tiny)
+    error = np.where(flushed, 0, ulps(actual, expected))
+    worst = int(np.argmax(error))
+    assert error[worst] <= MOST_ULP, f"{name}({x[worst]!r}) is {float(error[worst]):.2f} ulp off"
+
+
+@pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("known", targets.known(), ids=lambda known: f"{known.name}-emulated")
+def test_error_bound_by_exponent(name, dtype, known):
+    """As many numbers of each exponent that is not flat, of both signs; no result beyond one."""
+    lowest, highest = -np.finfo(dtype).nmant - 3, 9 if dtype == "float64" else 6
+    mantissas = 1 + np.random.default_rng(1).random(4_000)
+    x = np.ldexp(mantissas, np.arange(lowest, highest)[:, None]).astype(dtype).ravel()
+    x = np.concatenate([x, -x])
+    actual = apply(targets.emulated(known), dtype, name, x)
+    assert np.abs(actual).max() <= 1
+    assert ulps(actual, exact(name, x))[np.abs(x) < -FORMATS[dtype].sigmoid_is_zero - 2].max() <= MOST_ULP
+
+
+@pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
+def test_the_error_is_measured():
+    """The measure itself: what is k ulp off counts as k, denormal or not."""
+    for value in (1.5, 1e-41, 3e38):
+        x = np.array([value], np.float32)
+        for k in (0, 1, 5):
+            assert ulps(x + k * np.spacing(x), x.astype(np.longdouble)) == k
+    assert ulps(np.array([np.inf], np.float32), np.array([np.longdouble(1e40)])) == 0
+    assert ulps(np.array([np.finfo(np.float32).max]), np.array([np.longdouble(1e40)])) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("tanh", [0.0, -0.0, np.inf, -np.inf, 1e4, -1e4], [0.0, -0.0, 1, -1, 1, -1]),
+        ("sigmoid", [0.0, -0.0, np.inf, -np.inf, 1e4, -1e4], [0.5, 0.5, 1, 0, 1, 0]),
+        ("relu", [0.0, np.inf, -np.inf, 1e4, -1e4], [0, np.inf, 0, 1e4, 0]),
+        ("expm1", [0.0, -np.inf, -1e4], [0, -1, -1]),
+        ("softplus", [np.inf, -np.inf, 1e4, -1e4], [np.inf, 0, 1e4, 0]),
+    ],
+)
+def test_limits(name, x, expected, dtype, target):
+    actual = apply(target, dtype, name, np.array(x, dtype))
+    np.testing.assert_array_equal(actual, np.array(expected, dtype))
+    np.testing.assert_array_equal(np.signbit(actual), np.signbit(np.array(expected)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_nan(name, dtype, target):
+    """NaN stays NaN, of either sign and whatever it carries, and spoils no other lane."""
+    quiet = np.array([np.nan, -np.nan], dtype)
+    payload = quiet.view(f"u{quiet.itemsize}") | np.array(12345, f"u{quiet.itemsize}")
+    x = np.ones(64, dtype)
+    x[3:5], x[17:19] = quiet, payload.view(dtype)
+    actual = apply(target, dtype, name, x)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(x))
+    assert len(set(actual[~np.isnan(x)])) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormals(dtype, target):
+    """tanh of a number so small is the number, down to the smallest there is; sigmoid sees zero."""
+    form = np.finfo(dtype)
+    x = np.array([form.smallest_subnormal * k for k in (1, 2, 3, 1000)] + [form.tiny / 2, form.tiny], dtype)
+    x = np.concatenate([x, -x])
+    np.testing.assert_array_equal(apply(target, dtype, "tanh", x), x)
+    np.testing.assert_array_equal(apply(target, dtype, "sigmoid", x), np.full_like(x, 0.5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_symmetry(dtype, target):
+    x = samples(dtype)
+    np.testing.assert_array_equal(apply(target, dtype, "tanh", -x), -apply(target, dtype, "tanh", x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_store_first(dtype, count, target):
+    """Only the first lanes reach memory."""
+    module = ir.Module("store_first")
+    f = Function(module, "store", ["source", "into", "count"], exported=True)
+    v = Vectors(f, target, dtype)
+    source, into, lanes = f.arguments
+    v.store_first(v.load(source, align=v.item), into, lanes)
+    f.done()
+    code = cache.MachineCode("store_first", target, cache.compile_module(module, target))
+    count = min(count, v.lanes)
+    x, y = np.arange(1, v.lanes + 1, dtype=dtype), np.zeros(v.lanes, dtype)
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(code.address("store"))(x.ctypes.data, y.ctypes.data, count)
+    np.testing.assert_array_equal(y, np.where(np.arange(v.lanes) < count, x, 0))

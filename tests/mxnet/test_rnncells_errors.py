@@ -1,0 +1,188 @@
+"""Every mistake with a cell names the argument, what was given and what was expected."""
+
+import numpy as np
+import pytest
+
+from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
+
+T, N, I, H = 5, 3, 4, 6
+
+
+def params_of(cell, dtype="float32"):
+    return {name: np.zeros(shape, dtype) for name, shape in cell.param_shapes(I).items()}
+
+
+def lstm():
+    cell = LSTMCell(H)
+    cell.set_params(params_of(cell))
+    return cell
+
+
+def fused():
+    cell = FusedRNNCell(H)
+    cell.set_params(params_of(cell))
+    return cell
+
+
+X = np.zeros((T, N, I), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: LSTMCell(0), ValueError, r"^num_hidden must be at least 1; got 0"),
+        (lambda: GRUCell(2.0), TypeError, r"^num_hidden must be an integer; got 2\.0"),
+        (lambda: RNNCell(H, "sigmoid"), ValueError, r"^activation must be 'tanh' or 'relu'; got 'sigmoid'"),
+        (lambda: LSTMCell(H, None), TypeError, r"^prefix must be a string; got None"),
+        (lambda: LSTMCell(H, params=[1]), TypeError, r"^params must be a dict of named arrays; got list"),
+        (lambda: FusedRNNCell(0), ValueError, r"^num_hidden must be at least 1; got 0"),
+        (lambda: FusedRNNCell(H, num_layers=0), ValueError, r"^num_layers must be at least 1; got 0"),
+        (lambda: FusedRNNCell(H, mode="mlp"), ValueError, r"^mode must be one of rnn_relu, .*; got 'mlp'"),
+        (lambda: FusedRNNCell(H, bidirectional=1), TypeError, r"^bidirectional must be True or False; got 1"),
+        (lambda: FusedRNNCell(H, dropout=1), ValueError, r"^dropout must be a probability .*; got 1"),
+        (lambda: FusedRNNCell(H, get_next_state=1), TypeError, r"^get_next_state must be True or False; got 1"),
+        (lambda: FusedRNNCell(H, prefix=1), TypeError, r"^prefix must be a string or None; got 1"),
+        (lambda: BidirectionalCell(LSTMCell(H), 3), TypeError, r"^r_cell must be a cell; got int"),
+        (lambda: BidirectionalCell(LSTMCell(H), LSTMCell(H)), ValueError, r"^r_cell .* prefix of its own; 'lstm_' is"),
+        (lambda: SequentialRNNCell().add(None), TypeError, r"^cell must be a cell; got NoneType"),
+        (lambda: SequentialRNNCell().unroll(N, X), ValueError, r"^SequentialRNNCell must hold at least one cell"),
+        (lambda: SequentialRNNCell().output_size, ValueError, r"^SequentialRNNCell must hold at least one cell"),
+        (lambda: LSTMCell(H).param_shapes(0), ValueError, r"^input_size must be at least 1; got 0"),
+        (lambda: FusedRNNCell(H).param_shapes("4"), TypeError, r"^input_size must be an integer; got '4'"),
+        (lambda: LSTMCell(H).begin_state(0), ValueError, r"^batch_size must be at least 1; got 0"),
+        (lambda: LSTMCell(H).begin_state(N, int), TypeError, r"^dtype must be a floating type; got <class 'int'>"),
+    ],
+)
+def test_making_cells(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("make", [lstm, fused])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"length": 0}, ValueError, r"^length must be at least 1; got 0"),
+        ({"length": "5"}, TypeError, r"^length must be an integer; got '5'"),
+        ({"length": 4}, ValueError, r"^inputs must have length \(4\) steps on axis T of TNC; got 5"),
+        ({"length": 4, "inputs": list(X)}, ValueError, r"^inputs must hold length \(4\) steps; got 5"),
+        ({"inputs": None}, TypeError, r"^inputs must be a NumPy array; got NoneType"),
+        ({"inputs": X[0]}, ValueError, r"^inputs must have shape \(T, N, C\), each at least 1; got \(3, 4\)"),
+        ({"inputs": X[:, :0]}, ValueError, r"^inputs must have shape .* got \(5, 0, 4\)"),
+        ({"inputs": X.astype(int)}, TypeError, r"^inputs must hold floating-point numbers; got dtype int64"),
+        ({"inputs": X[:, :, :3]}, ValueError, r"^inputs of .*'lstm_' must have 4 features, .*; got 3"),
+        ({"inputs": X.astype("f8")}, TypeError, r"^inputs of .*'lstm_' must have dtype float32, .*; got float64"),
+        ({"inputs": [*X[:4], None]}, TypeError, r"^inputs\[4\] must be a NumPy array; got NoneType"),
+        ({"inputs": [*X[:4], X[4, :2]]}, ValueError, r"^inputs\[4\] must have shape \(3, 4\); got \(2, 4\)"),
+        ({"inputs": [*X[:4], X[4].astype("f8")]}, TypeError, r"^inputs\[4\] must have dtype float32, .* got float64"),
+        ({"layout": "NCT"}, ValueError, r"^layout must be 'NTC' or 'TNC'; got 'NCT'"),
+        ({"merge_outputs": "yes"}, TypeError, r"^merge_outputs must be True, False or None; got 'yes'"),
+        ({"begin_state": X}, TypeError, r"^begin_state must be a list of arrays; got ndarray"),
+        ({"begin_state": [X]}, ValueError, r"^begin_state must hold 2 arrays; got 1"),
+        ({"begin_state": [None, X]}, TypeError, r"^begin_state\[0\] must be a NumPy array; got NoneType"),
+        ({"begin_state": [X, X]}, ValueError, r"^begin_state\[0\] must have shape .*3, 6\); got \(5, 3, 4\)"),
+    ],
+)
+def test_unroll(make, arguments, error, message):
+    with pytest.raises(error, match=message):
+        make().unroll(**{"length": T, "inputs": X, "layout": "TNC", **arguments})
+
+
+@pytest.mark.parametrize("make", [lstm, fused])
+def test_states_of_another_dtype(make):
+    cell = make()
+    with pytest.raises(TypeError, match=r"^begin_state\[0\] must have dtype float32, .*; got float64"):
+        cell.unroll(T, X, cell.begin_state(N, "float64"), layout="TNC")
+
+
+def test_calls():
+    cell = lstm()
+    with pytest.raises(ValueError, match=r"^inputs must have shape \(N, I\), each at least 1; got \(5, 3, 4\)"):
+        cell(X, cell.begin_state(N))
+    with pytest.raises(ValueError, match=r"^states\[0\] must have shape \(3, 6\); got \(2, 6\)"):
+        cell(X[0], cell.begin_state(2))
+    with pytest.raises(NotImplementedError, match=r"^FusedRNNCell runs over whole sequences; call unroll"):
+        fused()(X[0], fused().begin_state(N))
+    stack = SequentialRNNCell()
+    stack.add(BidirectionalCell(LSTMCell(H, "l_"), LSTMCell(H, "r_")))
+    with pytest.raises(NotImplementedError, match=r"^BidirectionalCell reads the sequence from both ends; call unroll"):
+        stack(X[0], stack.begin_state(N))
+
+
+@pytest.mark.parametrize("make", [lambda: LSTMCell(H), lambda: FusedRNNCell(H), lambda: FusedRNNCell(H).unfuse()])
+def test_before_set_params(make):
+    assert make().params == {}
+    with pytest.raises(ValueError, match=r"^params of .* are not set; call set_params"):
+        make().unroll(T, X, layout="TNC")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("lstm_i2h_weight", [[1.0]], TypeError, r"^lstm_i2h_weight must be a NumPy array; got list"),
+        ("lstm_i2h_weight", np.zeros(24), ValueError, r"^lstm_i2h_weight must have shape \(units, inputs\)"),
+        ("lstm_i2h_weight", np.zeros((24, 0)), ValueError, r"^lstm_i2h_weight must have shape .* got \(24, 0\)"),
+        ("lstm_i2h_weight", np.zeros((18, 4)), ValueError, r"^lstm_i2h_weight must have .*24, 4\); got \(18, 4\)"),
+        ("lstm_i2h_weight", np.zeros((24, 4), int), TypeError, r"^lstm_i2h_weight must hold floating-point numbers"),
+        ("lstm_h2h_weight", np.zeros((6, 24), "f4"), ValueError, r"^lstm_h2h_weight must have shape \(24, 6\)"),
+        ("lstm_h2h_bias", np.zeros(24), TypeError, r"^lstm_h2h_bias must have dtype float32, .*; got float64"),
+        ("lstm_h2h_bias", None, TypeError, r"^lstm_h2h_bias must be a NumPy array; got NoneType"),
+    ],
+)
+def test_parameters_of_a_cell(name, value, error, message):
+    cell = LSTMCell(H)
+    params = {**params_of(cell), name: value}
+    for method in (cell.set_params, cell.unpack_weights):
+        with pytest.raises(error, match=message):
+            method(params)
+    assert cell.params == {}
+
+
+def test_parameters_missing():
+    cell = LSTMCell(H)
+    params = params_of(cell)
+    del params["lstm_h2h_bias"]
+    with pytest.raises(ValueError, match=r"^params must hold lstm_i2h_weight, .*; missing lstm_h2h_bias$"):
+        cell.set_params(params)
+    with pytest.raises(ValueError, match=r"^params must hold lstm_parameters; missing lstm_parameters"):
+        FusedRNNCell(H).set_params(params)
+    with pytest.raises(ValueError, match=r"^params must hold lstm_l0_i2h_i_weight; missing lstm_l0_i2h_i_weight"):
+        FusedRNNCell(H).pack_weights(params)
+
+
+@pytest.mark.parametrize("make", [lambda: LSTMCell(H), lambda: FusedRNNCell(H), lambda: FusedRNNCell(H).unfuse()])
+@pytest.mark.parametrize("method", ["set_params", "unpack_weights", "pack_weights"])
+def test_parameters_that_are_no_dict(make, method):
+    with pytest.raises(TypeError, match=r"^params must be a dict of named arrays; got NoneType"):
+        getattr(make(), method)(None)
+
+
+def test_gates_that_do_not_fit():
+    cell = LSTMCell(H)
+    gates = cell.unpack_weights(params_of(cell))
+    gates["lstm_i2h_c_weight"] = np.zeros((H, I + 1), "float32")
+    with pytest.raises(ValueError, match=r"^lstm_i2h_c_weight must have shape \(6, 4\); got \(6, 5\)"):
+        cell.pack_weights(gates)
+
+
+def test_layers_of_two_dtypes():
+    cell = FusedRNNCell(H, 2)
+    unpacked = cell.unpack_weights(params_of(cell))
+    mixed = {name: array.astype("f8" if "l1" in name else "f4") for name, array in unpacked.items()}
+    with pytest.raises(TypeError, match=r"^lstm_l1_i2h_weight must have dtype float32, .*; got float64"):
+        cell.pack_weights(mixed)
+
+
+def test_flat_vector_of_a_fused_cell():
+    cell = FusedRNNCell(H, 2, "gru", bidirectional=True)
+    ((name, (size,)),) = cell.param_shapes(I).items()
+    least = cell.param_shapes(1)[name][0]
+    for wrong in (size + 1, size - 1, least - 3 * H * 2, 1):
+        with pytest.raises(ValueError, match=rf"^gru_parameters must have {least} elements for one .*; got {wrong}"):
+            cell.set_params({name: np.zeros(wrong, "float32")})
+    with pytest.raises(ValueError, match=r"^gru_parameters must have shape \(size,\)"):
+        cell.set_params({name: np.zeros((1, size), "float32")})
+    with pytest.raises(TypeError, match=r"^gru_parameters must have dtype float32 or float64; got float16"):
+        cell.set_params({name: np.zeros(size, "float16")})
+    with pytest.raises(TypeError, match=r"^gru_parameters must hold floating-point numbers; got dtype int64"):
+        cell.set_params({name: np.zeros(size, "int64")})

@@ -1,0 +1,262 @@
+"""What cannot be done is refused, by a message that names the node, the attribute or the argument."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from onnx_models import (
+    Case,
+    info,
+    model_of,
+)
+
+import fusedrnn.onnx
+import onnx
+from fusedrnn.engines import registry
+from onnx import helper, numpy_helper
+
+KINDS = ("LSTM", "GRU", "RNN")
+DIRECTIONS = ("forward", "reverse", "bidirectional")
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def refused(kind, match, attributes=None, opset=22, **changes):
+    """The node is refused with a message that names it, whichever way it comes."""
+    case = Case(kind, opset=opset, attributes=attributes or {}, **changes)
+    arrays = case.arrays()
+    for inside in (False, True):
+        model = replace(case, weights_inside=inside).model(arrays)
+        inputs = replace(case, weights_inside=inside).inputs(arrays)
+        with pytest.raises(ValueError, match=match) as caught:
+            fusedrnn.onnx.run_model(model, inputs, backend="reference")
+        assert "model must be valid" in str(caught.value) or f"node 'node' ({kind}): " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "match"),
+    [
+        ("RNN", {"direction": "sideways"}, "direction must be one of forward, reverse, bidirectional; got 'sideways'"),
+        ("LSTM", {"direction": "foward"}, "direction must be one of"),
+        ("GRU", {"clip": 0.0}, "clip must be above 0; got 0.0"),
+        ("RNN", {"clip": -1.0}, "clip must be above 0; got -1.0"),
+        ("RNN", {"clip": float("nan")}, "clip must be above 0; got nan"),
+        ("LSTM", {"input_forget": 2}, "input_forget must be 0 or 1; got 2"),
+        ("GRU", {"layout": 2}, "layout must be 0 or 1; got 2"),
+        ("LSTM", {"hidden_size": 7}, r"hidden_size must be 6, as R of shape \(1, 24, 6\) has it; got 7"),
+        ("LSTM", {"activations": ["Tanh"]}, "activations must be a list of 3; got 1: Tanh"),
+        ("RNN", {"activations": ["Relu", "Relu"]}, "activations must be a list of 1; got 2: Relu, Relu"),
+        ("RNN", {"activations": ["Gelu"]}, "activations must be of Relu, Tanh, .*; got 'Gelu'"),
+        ("RNN", {"activation_alpha": [1.0]}, "activation_alpha must have at most 0 values, .*; got 1"),
+        ("RNN", {"activations": ["Elu"], "activation_beta": [1.0]}, "activation_beta must have at most 0 values"),
+        ("RNN", {"activations": ["Affine"]}, "activation_alpha must have a value for Affine, of which ONNX has no"),
+        ("RNN", {"activations": ["ScaledTanh"], "activation_alpha": [1.0]}, "activation_beta must have a value for Sc"),
+        ("GRU", {"input_forget": 1}, "Unrecognized attribute: input_forget"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_attributes_that_cannot_be(kind, attributes, match):
+    refused(kind, match, attributes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "opset", "match"),
+    [
+        ("RNN", {"layout": 1}, 13, "Unrecognized attribute: layout"),
+        ("LSTM", {"output_sequence": 1}, 7, "Unrecognized attribute: output_sequence"),
+        ("GRU", {"linear_before_reset": 1}, 1, "Unrecognized attribute: linear_before_reset"),
+        ("GRU", {"direction": "foward"}, 3, "direction must be one of"),
+        ("RNN", {"output_sequence": 2}, 6, "output_sequence must be 0 or 1; got 2"),
+    ],
+    ids=str,
+)
+def test_attributes_of_other_opsets(kind, attributes, opset, match):
+    refused(kind, match, attributes, opset)
+
+
+def test_a_sequence_that_is_asked_for_must_have_a_name():
+    refused("LSTM", "output_sequence=1 asks for the output Y", {"output_sequence": 1}, 6, outputs=("", "Y_h"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error", "match"),
+    [
+        ("X", lambda a: a[0], ValueError, r"X must have shape \(T, N, 4\), each at least 1; got \(3, 4\)"),
+        ("X", lambda a: a[:0], ValueError, r"X must have shape .*; got \(0, 3, 4\)"),
+        ("X", lambda a: a.astype(np.float64), TypeError, "X must be float32, as W is; got float64"),
+        ("W", lambda a: a[0], ValueError, r"W must have three axes, \(1, 4·H, I\); got shape \(24, 4\)"),
+        ("W", lambda a: a[:, 1:], ValueError, r"W must have shape \(1, 24, 4\) .*; got \(1, 23, 4\)"),
+        ("W", lambda a: a.astype(np.int32), TypeError, "W must be one of float32, float64, float16, .*; got int32"),
+        ("R", lambda a: a.astype(np.float64), TypeError, "R must be float32, as W is; got float64"),
+        ("R", lambda a: a.repeat(2, axis=0), ValueError, r"R must have shape \(1, 24, 6\) for direction 'forward'"),
+        ("B", lambda a: a[:, :24], ValueError, r"B must have shape \(1, 48\) .*; got \(1, 24\)"),
+        ("P", lambda a: a[:, :-1], ValueError, r"P must have shape \(1, 18\) .*; got \(1, 17\)"),
+        ("initial_h", lambda a: a[:, :2], ValueError, r"initial_h must have shape \(1, 3, 6\); got \(1, 2, 6\)"),
+        ("initial_c", lambda a: a.astype(np.float16), TypeError, "initial_c must be float32, as W is; got float16"),
+        ("sequence_lens", lambda a: a.astype(np.int64), TypeError, "sequence_lens must be int32; got int64"),
+        ("sequence_lens", lambda a: a[:2], ValueError, r"sequence_lens must have shape \(3,\); got \(2,\)"),
+        ("sequence_lens", lambda a: a + 1, ValueError, "sequence_lens must be from 0 to 5, the steps of x; got 2 to 6"),
+    ],
+)  # fmt: skip
+def test_inputs_that_do_not_fit(name, change, error, match):
+    case = Case("LSTM", lengths=(5, 1, 3))
+    arrays = case.arrays()
+    ready = fusedrnn.onnx.prepare(case.model(arrays), backend="reference")
+    arrays[name] = change(arrays[name])
+    with pytest.raises(error, match=rf"node 'node' \(LSTM\): {match}"):
+        ready.run(arrays)
+
+
+def test_a_node_without_a_name_is_known_by_its_output():
+    with pytest.raises(ValueError, match=r"the node of 'Y' \(LSTM\): clip must be above 0"):
+        case = Case("LSTM", name="", attributes={"clip": 0.0})
+        fusedrnn.onnx.prepare(case.model(case.arrays()))
+
+
+def test_other_kinds_of_nodes_are_refused_by_name():
+    x = info("X", np.zeros((2, 2), np.float32))
+    out = helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, [2, 2])
+    for node, match in (
+        (helper.make_node("Relu", ["X"], ["Y"], name="a"), r"node 'a' \(Relu\) is not served; expected LSTM"),
+        (helper.make_node("LSTM", ["X"], ["Y"], domain="x.y"), r"the node of 'Y' \(x.y.LSTM\) is not served"),
+    ):  # fmt: skip
+        model = model_of([node], [x], [out])
+        assert not fusedrnn.onnx.is_compatible(model)
+        with pytest.raises(NotImplementedError, match=match):
+            fusedrnn.onnx.prepare(model)
+        with pytest.raises(NotImplementedError, match=node.op_type):
+            fusedrnn.onnx.run_node(node, [np.zeros((2, 2), np.float32)])
+
+
+def test_constants_of_other_kinds_are_refused_by_name():
+    out = helper.make_tensor_value_info("c", onnx.TensorProto.STRING, [2])
+    model = model_of([helper.make_node("Constant", [], ["c"], value_strings=["a", "b"])], [], [out])
+    with pytest.raises(NotImplementedError, match=r"the node of 'c' \(Constant\): .* 'value' .*; got value_strings"):
+        fusedrnn.onnx.prepare(model)
+    case = Case("RNN", weights_inside=True)
+    model = case.model(case.arrays())
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.ones(1, np.float32), "s"), numpy_helper.from_array(np.zeros(1, np.int64)), [3]
+    )
+    model.graph.sparse_initializer.append(sparse)
+    with pytest.raises(NotImplementedError, match="initializer 's' is sparse"):
+        fusedrnn.onnx.prepare(model)
+    model = case.model(case.arrays())
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    with pytest.raises(ValueError, match="W"):
+        fusedrnn.onnx.prepare(model)
+
+
+def test_models_that_are_not_valid():
+    case = Case("RNN")
+    arrays = case.arrays()
+    model = case.model(arrays)
+    model.graph.node[0].input[0] = "nothing"
+    with pytest.raises(ValueError, match=r"node 'node' \(RNN\): its inputs must be made before it; .* 'nothing'"):
+        fusedrnn.onnx.prepare(model)
+    model = case.model(arrays)
+    model.opset_import[0].version = newer = onnx.defs.onnx_opset_version() + 1
+    with pytest.raises(ValueError, match=f"the newest of this onnx package; got {newer}"):
+        fusedrnn.onnx.prepare(model)
+
+
+def test_a_version_of_the_operator_that_is_not_known(monkeypatch):
+    monkeypatch.setattr("fusedrnn.onnx.attributes.VERSIONS", (1, 3, 7))
+    case = Case("GRU")
+    with pytest.raises(NotImplementedError, match=r"node 'node' \(GRU\): GRU-14 is not known"):
+        fusedrnn.onnx.prepare(case.model(case.arrays()))
+
+
+def test_arguments_that_cannot_be():
+    case = Case("RNN")
+    arrays = case.arrays()
+    model, node = case.model(arrays), case.node(arrays)
+    assert fusedrnn.onnx.supports_device("CPU")
+    assert not fusedrnn.onnx.supports_device("CUDA:0")
+    assert fusedrnn.onnx.is_compatible(model)
+    assert not fusedrnn.onnx.is_compatible(model, "CUDA")
+    ready = fusedrnn.onnx.prepare(model, backend="reference")
+    assert ready.inputs == tuple(arrays)
+    assert ready.outputs == ("Y", "Y_h")
+    for error, match, call in (
+        (ValueError, "device must be 'CPU'; got 'CUDA'", lambda: fusedrnn.onnx.prepare(model, "CUDA")),
+        (ValueError, "backend must be one of", lambda: fusedrnn.onnx.prepare(model, backend="abacus")),
+        (TypeError, "there is no option optimize", lambda: fusedrnn.onnx.prepare(model, optimize=True)),
+        (TypeError, "model must be an onnx.ModelProto; got bytes", lambda: fusedrnn.onnx.prepare(b"")),
+        (TypeError, "node must be an onnx.NodeProto; got str", lambda: fusedrnn.onnx.run_node("RNN", [])),
+        (TypeError, "opset_version must be an int", lambda: fusedrnn.onnx.run_node(node, arrays, opset_version="7")),
+        (TypeError, "there is no option speed", lambda: ready.run(arrays, speed=11)),
+        (TypeError, "inputs must be 5 NumPy arrays: X, .*; got ndarray", lambda: ready.run(arrays["X"])),
+        (ValueError, "inputs must be 5 NumPy arrays: .*; got 1", lambda: ready.run([arrays["X"]])),
+        (ValueError, "missing W, R, B, initial_h", lambda: ready.run({"X": arrays["X"]})),
+        (ValueError, "inputs must be .*; got 'Q'", lambda: ready.run(arrays | {"Q": arrays["X"]})),
+        (TypeError, "inputs: W must be a NumPy array; got list", lambda: ready.run(arrays | {"W": [1.0]})),
+        (
+            ValueError, "outputs_info must be",
+            lambda: fusedrnn.onnx.run_node(node, arrays, outputs_info=[(np.float64, (1,))], backend="reference"),
+        ),
+    ):  # fmt: skip
+        with pytest.raises(error, match=match):
+            call()
+
+
+def test_what_no_engine_has_is_refused_by_name():
+    """An engine with the plain cells alone; the node says what it lacks."""
+
+    def factory(spec):
+        raise NotImplementedError("never made")
+
+    case = Case("LSTM", attributes={"clip": 0.5}, weights_inside=True)
+    model = case.model(case.arrays())
+    registry.register("plain", factory, registry.Supports(), order=1, automatic=False)
+    try:
+        with pytest.raises(NotImplementedError, match=r"node 'node' \(LSTM\): .*plain"):
+            fusedrnn.onnx.prepare(model, backend="plain")
+        assert not fusedrnn.onnx.is_compatible(model, backend="plain")
+        later = replace(case, weights_inside=False)
+        arrays = later.arrays()
+        ready = fusedrnn.onnx.prepare(later.model(arrays), backend="plain")
+        with pytest.raises(NotImplementedError, match=r"node 'node' \(LSTM\): .*plain"):
+            ready.run(arrays)
+    finally:
+        registry.unregister("plain")
+
+
+def test_without_onnx_the_error_says_what_to_install():
+    program = (
+        "import sys\n"
+        "sys.modules['onnx'] = None\n"
+        "try:\n    import fusedrnn.onnx\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "pip install 'fusedrnn[onnx]'" in result.stdout
+
+
+def test_a_reference_to_an_attribute_outside_of_functions():
+    case = Case("LSTM", weights_inside=True, attributes={"clip": 3.0})
+    model = case.model(case.arrays())
+    assert fusedrnn.onnx.read(model)["node"].spec.gate_clip == 3.0
+    (clip,) = (entry for node in model.graph.node for entry in node.attribute if entry.name == "clip")
+    clip.ClearField("f")
+    clip.ref_attr_name = "bound"
+    match = r"node 'node' \(LSTM\): clip must have a value outside of functions; got a reference to 'bound'"
+    with pytest.raises(ValueError, match=match):
+        fusedrnn.onnx.read(model)
+
+
+def test_two_initializers_of_one_name():
+    case = Case("GRU", weights_inside=True)
+    model = case.model(case.arrays())
+    other = model.graph.initializer.add()
+    other.CopyFrom(model.graph.initializer[0])
+    with pytest.raises(ValueError, match=r"node 'node' \(GRU\): .*must be made once; got several initializers"):
+        fusedrnn.onnx.read(model)
+
+
+def test_names_that_are_none():
+    case = Case("GRU", weights_inside=True)
+    with pytest.raises(TypeError, match="names must be a name or several, or None; got int"):
+        fusedrnn.onnx.read(case.model(case.arrays()), 5)

@@ -1,0 +1,399 @@
+"""Weights and states that a model computes from constants: read as onnxruntime computes them, written, or refused."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx_models import Case, assert_same, computed, expected, info, model_of
+
+import fusedrnn.onnx
+import onnx
+from fusedrnn import RNNOp
+from fusedrnn.onnx import read, write
+from fusedrnn.onnx.folding import FOLDED, Folder
+from fusedrnn.onnx.scopes import Scope
+from onnx import helper, numpy_helper
+
+A = np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32)
+I64 = np.int64
+ROW, FLAGS = np.array([0], I64), A > 0
+# Of each operator: its inputs, its attributes; opset 18.
+EXAMPLES = {
+    "Abs": ([A], {}),
+    "Add": ([A, A[:1]], {}),
+    "And": ([FLAGS, ~FLAGS[:1]], {}),
+    "Cast": ([A * 5], {"to": onnx.TensorProto.INT64}),
+    "CastLike": ([A, np.zeros(1, np.float64)], {}),
+    "Ceil": ([A], {}),
+    "Clip": ([A, np.float32(-0.5), np.float32(0.25)], {}),
+    "Concat": ([A, A[1:]], {"axis": 0}),
+    "ConstantOfShape": ([np.array([2, 3], I64)], {"value": numpy_helper.from_array(np.array([1.5], np.float32))}),
+    "DequantizeLinear": ([np.arange(-8, 8, dtype=np.int8), np.float32(0.5), np.int8(3)], {}),
+    "Div": ([A, A[:1] + 9], {}),
+    "Equal": ([A, A], {}),
+    "Exp": ([A], {}),
+    "Expand": ([A[:1], np.array([3, 1], I64)], {}),
+    "Flatten": ([A.reshape(2, 2, 6)], {"axis": 2}),
+    "Floor": ([A], {}),
+    "Gather": ([A, np.array([[3, 0], [-1, 1]], I64)], {"axis": 1}),
+    "Greater": ([A, A[:1]], {}),
+    "Identity": ([A], {}),
+    "Less": ([A, A[:1]], {}),
+    "Log": ([np.abs(A)], {}),
+    "Max": ([A, A[:1]], {}),
+    "Mean": ([A, A[:1]], {}),
+    "Min": ([A, A[:1]], {}),
+    "Mod": ([np.array([-7, 7], I64), np.array([4, 4], I64)], {}),
+    "Mul": ([A, A[:1]], {}),
+    "Neg": ([A], {}),
+    "Not": ([FLAGS], {}),
+    "Or": ([FLAGS, ~FLAGS[:1]], {}),
+    "Pad": ([A, np.array([1, 0, 0, 2], I64), np.float32(7)], {}),
+    "Pow": ([np.abs(A), np.float32(2.5)], {}),
+    "Range": ([I64(3), I64(11), I64(2)], {}),
+    "Reciprocal": ([A], {}),
+    "ReduceL1": ([A, ROW], {"keepdims": 0}),
+    "ReduceL2": ([A, ROW], {}),
+    "ReduceMax": ([A, ROW], {}),
+    "ReduceMean": ([A, ROW], {}),
+    "ReduceMin": ([A], {}),
+    "ReduceProd": ([A, ROW], {}),
+    "ReduceSum": ([A, ROW], {"keepdims": 0}),
+    "ReduceSumSquare": ([A, ROW], {}),
+    "Reshape": ([A, np.array([0, -1, 2], I64)], {}),
+    "Round": ([A * 3], {}),
+    "Shape": ([A], {"start": 1}),
+    "Sign": ([A], {}),
+    "Size": ([A], {}),
+    "Slice": ([A, np.array([-1], I64), np.array([-9], I64), ROW, np.array([-2], I64)], {}),
+    "Split": ([A, np.array([1, 3], I64)], {"axis": 0}),
+    "Sqrt": ([np.abs(A)], {}),
+    "Squeeze": ([A[None], ROW], {}),
+    "Sub": ([A, A[:1]], {}),
+    "Sum": ([A, A[:1], A], {}),
+    "Tile": ([A, np.array([2, 1], I64)], {}),
+    "Transpose": ([A.reshape(2, 2, 6)], {"perm": [2, 0, 1]}),
+    "Trilu": ([A, np.array(1, I64)], {"upper": 0}),
+    "Unsqueeze": ([A, np.array([0, 3], I64)], {}),
+    "Where": ([FLAGS, A, A[:1]], {}),
+    "Xor": ([FLAGS, ~FLAGS[:1]], {}),
+}
+
+
+def test_every_operator_has_an_example():
+    assert set(EXAMPLES) == FOLDED
+
+
+@pytest.mark.parametrize("operator", EXAMPLES)
+def test_operators_against_onnxruntime(operator):
+    compare_with_onnxruntime(operator, *EXAMPLES[operator], 18)
+
+
+BYTES = np.arange(24, dtype=np.int8).reshape(4, 6)
+SCALES = np.linspace(0.1, 0.4, 4).astype(np.float32)
+# Operators as other opsets have them: parameters in attributes, defaults, blocks.
+FORMS = [
+    ("Unsqueeze", [A], {"axes": [0, 2]}, 9),
+    ("Unsqueeze", [A], {"axes": [-1]}, 12),
+    ("Squeeze", [A[None]], {"axes": [0]}, 9),
+    ("Slice", [A], {"starts": [1], "ends": [2**31 - 1], "axes": [1]}, 9),
+    ("Split", [A], {"split": [1, 3], "axis": 0}, 11),
+    ("Pad", [A], {"pads": [0, 1, 0, 0], "value": 2.0}, 9),
+    ("Clip", [A], {"min": -0.5, "max": 0.5}, 9),
+    ("ReduceSum", [A], {"axes": [0], "keepdims": 0}, 11),
+    ("ReduceL2", [A], {"axes": [1]}, 13),
+    ("DequantizeLinear", [BYTES, SCALES, np.arange(4, dtype=np.int8)], {"axis": 0}, 13),
+    ("DequantizeLinear", [BYTES, np.float32(0.5)], {}, 10),
+    ("DequantizeLinear", [BYTES, np.stack([SCALES, SCALES * 2], 1)], {"axis": 1, "block_size": 3}, 21),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form[0]}-{form[3]}-{len(form[2])}")
+def test_forms_of_other_opsets_against_onnxruntime(form):
+    compare_with_onnxruntime(*form)
+
+
+def compare_with_onnxruntime(operator, arrays, attributes, opset):
+    names = [f"in{place}" for place in range(len(arrays))]
+    outputs = ["y", "z"] if operator == "Split" else ["y"]
+    nodes = [helper.make_node(operator, names, outputs, **attributes)]
+    initializers = [numpy_helper.from_array(np.asarray(a), name) for a, name in zip(arrays, names, strict=True)]
+    model = model_of(nodes, [], [onnx.ValueInfoProto(name=name) for name in outputs], initializers, opset)
+    model.ir_version = 10
+    theirs = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
+    folder, scope = Folder(), Scope(model, model.graph)
+    for name, wanted in zip(outputs, theirs, strict=True):
+        value = folder.array(scope, name)
+        assert (value.dtype, value.shape) == (wanted.dtype, wanted.shape)
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "wanted"),
+    [
+        ({"value_float": 1.5}, np.array(1.5, np.float32)),
+        ({"value_floats": [1.5, 2.0]}, np.array([1.5, 2.0], np.float32)),
+        ({"value_int": 3}, np.array(3)),
+        ({"value_ints": [3, 4]}, np.array([3, 4])),
+    ],
+    ids=str,
+)
+def test_constants_of_every_kind(attributes, wanted):
+    model = model_of([helper.make_node("Constant", [], ["y"], **attributes)], [], [])
+    value = Folder().array(Scope(model, model.graph), "y")
+    np.testing.assert_array_equal(value, wanted)
+    assert value.dtype == wanted.dtype
+
+
+# ---- layers
+
+
+def folded(kind, **changes):
+    """A model whose weights and states are computed, and the one that holds the same arrays."""
+    case = Case(kind, weights_inside=True, attributes={"direction": "bidirectional"}, **changes)
+    arrays = case.arrays()
+    model = case.model(arrays)
+    weights = {name: array for name, array in arrays.items() if name != "X"}
+    nodes, initializers = computed(weights)
+    for name in weights:
+        index = list(model.graph.node[0].input).index(name)
+        model.graph.node[0].input[index] = f"{name}/out"
+    x = info("X", arrays["X"])
+    return case, model_of([*nodes, *model.graph.node], [x], model.graph.output, initializers), arrays
+
+
+@pytest.mark.parametrize("lengths", [None, (5, 1, 3)], ids=["full", "lengths"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_weights_that_are_computed_from_constants(kind, lengths):
+    case, model, arrays = folded(kind, lengths=lengths)
+    plain = read(case.model(arrays))["node"]
+    layer = read(model)["node"]
+    np.testing.assert_array_equal(layer.params, plain.params)
+    assert layer.spec == plain.spec
+    assert plain.lengths is None
+    assert lengths == (None if layer.lengths is None else tuple(layer.lengths))
+    for name, state in zip(layer.spec.state_names, layer.states, strict=True):
+        np.testing.assert_array_equal(state, arrays[f"initial_{name}"])
+    y, _, _ = RNNOp(layer.spec).forward(arrays["X"], layer.params, layer.states, lengths=layer.lengths)
+    wanted = expected(case, arrays)[0]
+    assert_same([y.reshape(case.T, case.N, case.D, case.H).swapaxes(1, 2)], [wanted], case)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_weights_that_are_computed_can_be_written(kind):
+    """They become constants; what computed them goes, since nothing else reads it."""
+    case, model, arrays = folded(kind)
+    before = model.SerializeToString(deterministic=True)
+    params = read(model)["node"].params * np.float32(0.5)
+    written = write(model, "node", params)
+    assert model.SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(written, full_check=True)
+    np.testing.assert_array_equal(read(written)["node"].params, params)
+    halved = arrays | {name: arrays[name] * np.float32(0.5) for name in "WRBP" if name in arrays}
+    content = written.SerializeToString()
+    theirs = onnxruntime.InferenceSession(content).run(None, {"X": arrays["X"]})
+    assert_same(theirs, expected(case, halved), case)
+    left = {name for node in written.graph.node for name in node.output}
+    assert not {"W/out", "W/cast", "R/out", "B/out"} & left
+    assert "initial_h/out" in left
+    assert "W/data" not in {tensor.name for tensor in written.graph.initializer}
+    again = write(written, "node", params)
+    assert again.SerializeToString(deterministic=True) == written.SerializeToString(deterministic=True)
+
+
+def test_what_others_read_of_a_computed_weight_stays():
+    _, model, arrays = folded("RNN", given=("B",))
+    reader = helper.make_node("Neg", ["W/transposed"], ["Z"])
+    model.graph.node.append(reader)
+    model.graph.output.append(onnx.ValueInfoProto(name="Z"))
+    written = write(model, "node", np.zeros_like(read(model)["node"].params))
+    theirs = [
+        onnxruntime.InferenceSession(m.SerializeToString()).run(["Z"], {"X": arrays["X"]})[0] for m in (model, written)
+    ]
+    np.testing.assert_array_equal(*theirs)
+    assert "W/out" not in {name for node in written.graph.node for name in node.output}
+
+
+def test_the_backend_computes_constants_once():
+    """Also lengths, and constants as numbers; not what depends on an initializer that an input may replace."""
+    case, model, arrays = folded("LSTM", lengths=(5, 1, 3))
+    case = replace(case, lengths=(5, 1, 3))
+    assert_same(fusedrnn.onnx.run_model(model, [arrays["X"]]), expected(case, arrays), case)
+    model.graph.input.append(info("W/data", numpy_helper.to_array(model.graph.initializer[0])))
+    assert model.graph.initializer[0].name == "W/data"
+    with pytest.raises(NotImplementedError, match=r"the node of 'W/cast' \(Cast\) is not served; expected LSTM"):
+        fusedrnn.onnx.prepare(model)
+    np.testing.assert_array_equal(read(model)["node"].params, read(case.model(arrays))["node"].params)
+
+
+@pytest.mark.parametrize("given", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
+def test_states_that_are_no_constants_are_none(given):
+    case = Case("LSTM", weights_inside=True, given=("initial_h", "initial_c"))
+    arrays = case.arrays()
+    model = case.model(arrays)
+    del model.graph.input[1:]
+    for name in ("initial_h", "initial_c"):
+        if name in given:
+            model.graph.initializer.append(numpy_helper.from_array(arrays[name], name))
+        else:  # zeros whose shape is that of a part of the input: known when the model runs
+            model.graph.node.insert(0, helper.make_node("Shape", ["X"], [f"{name}/shape"], end=2))
+            model.graph.node.insert(1, helper.make_node("ConstantOfShape", [f"{name}/shape"], [name]))
+    states = read(model)["node"].states
+    if not given:
+        assert states is None
+    else:
+        assert [state is not None for state in states] == [name in given for name in ("initial_h", "initial_c")]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("given", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
+def test_what_is_read_goes_into_forward_as_it_is(kind, given):
+    case = Case(kind, weights_inside=True, given=("B", *given))
+    arrays = case.arrays()
+    model = case.model(arrays)
+    model.graph.initializer.extend(numpy_helper.from_array(arrays[name], name) for name in given if name in arrays)
+    layer = read(model)["node"]
+    y, final, _ = RNNOp(layer.spec).forward(arrays["X"], layer.params, layer.states)
+    assert_same([y.reshape(case.T, 1, case.N, case.H), *final], expected(case, arrays), case)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda a: a[0], ValueError, r"initial_h must have shape \(1, N, 6\); got \(3, 6\)"),
+        (lambda a: a[..., :5], ValueError, r"initial_h must have shape \(1, N, 6\); got \(1, 3, 5\)"),
+        (lambda a: a[:, :0], ValueError, r"initial_h must have shape \(1, N, 6\); got \(1, 0, 6\)"),
+        (lambda a: a.astype(np.float64), TypeError, "initial_h must be float32, as W is; got float64"),
+    ],
+)  # fmt: skip
+def test_states_that_do_not_fit(change, error, match):
+    case = Case("GRU", weights_inside=True)
+    arrays = case.arrays()
+    model = case.model(arrays)
+    model.graph.initializer.append(numpy_helper.from_array(change(arrays["initial_h"]), "initial_h"))
+    with pytest.raises(error, match=rf"node 'node' \(GRU\): {match}"):
+        read(model)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "match"),
+    [
+        (np.array([1, 2, 3]), TypeError, "sequence_lens must be int32; got int64"),
+        (np.array([1, -2, 3], np.int32), ValueError, "sequence_lens must be from 0 on; got -2"),
+        (np.array([[1]], np.int32), ValueError, r"sequence_lens must have shape \(N,\); got \(1, 1\)"),
+        (np.array([], np.int32), ValueError, r"sequence_lens must have shape \(N,\); got \(0,\)"),
+    ],
+)
+def test_lengths_that_do_not_fit(value, error, match):
+    case = Case("GRU", weights_inside=True, lengths=(5, 1, 3))
+    model = case.model(case.arrays())
+    model.graph.initializer.append(numpy_helper.from_array(value, "sequence_lens"))
+    with pytest.raises(error, match=rf"node 'node' \(GRU\): {match}"):
+        read(model)
+
+
+# ---- what is refused
+
+
+def weight_of(nodes, initializers=(), opset=18):
+    """A model whose W, called w, these nodes make, of an initializer W or others."""
+    case = Case("RNN", weights_inside=True, given=(), opset=opset)
+    model = case.model(case.arrays())
+    model.graph.node[0].input[1] = "w"
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(a), name) for name, a in dict(initializers).items()
+    )
+    last = model.graph.node.pop()
+    model.graph.node.extend([*nodes, last])
+    return model
+
+
+def node(*args, **attributes):
+    return helper.make_node(*args, **attributes)
+
+
+HUGE = {"s": np.array([10**15], I64)}
+REFUSED = {
+    "input": ([node("Expand", ["X", "W"], ["w"])], {}, "it depends on 'X', which is an input of a graph"),
+    "random": ([node("RandomNormal", [], ["w"], shape=[1, 6, 4])], {}, r"node of 'w' \(RandomNormal\), .*not folded"),
+    "product": ([node("MatMul", ["W", "W"], ["w"], name="mm")], {}, r"of node 'mm' \(MatMul\), which is not folded"),
+    "other domain": ([node("Neg", ["W"], ["w"], domain="x.y")], {}, r"\(x.y.Neg\), which is not folded"),
+    "unknown value": ([node("Neg", ["nothing"], ["w"])], {}, "there is no value 'nothing'"),
+    "cycle": ([node("Neg", ["v"], ["w"]), node("Neg", ["w"], ["v"])], {}, "value 'w' depends on itself"),
+    "twice": ([node("Neg", ["W"], ["w"]), node("Abs", ["W"], ["w"])], {}, "value 'w' must be made once"),
+    "shape": ([node("Reshape", ["W", "s"], ["w"], name="r")], {"s": np.array([7])}, r"node 'r' \(Reshape\): cannot be"),
+    "axis": ([node("Concat", ["W"], ["w"], axis=9)], {}, r"the node of 'w' \(Concat\): .*axis"),
+    "attribute": ([node("Concat", ["W"], ["w"])], {}, r"the node of 'w' \(Concat\): .*axis"),
+    "inputs": ([node("Transpose", [], ["w"])], {}, r"\(Transpose\): a node of this kind must have from 1 to 1 inputs"),
+    "format": ([node("Cast", ["W"], ["w"], to=99)], {}, r"the node of 'w' \(Cast\): "),
+    "text": ([node("Cast", ["W"], ["w"], to=8)], {}, "W must be one of float32, "),
+    "outputs": ([node("Split", ["W"], ["w"], num_outputs=2**40)], {}, r"\(Split\): num_outputs must be .*, 1; got"),
+    "ConstantOfShape": ([node("ConstantOfShape", ["s"], ["w"])], HUGE, "must be at most 256 MiB"),
+    "Expand": ([node("Expand", ["W", "s"], ["w"])], {"s": np.array([10**9, 1, 6, 4])}, "must be at most 256 MiB"),
+    "Tile": ([node("Tile", ["W", "s"], ["w"])], {"s": np.array([10**6] * 3)}, "must be at most 256 MiB"),
+    "Pad": ([node("Pad", ["W", "s"], ["w"])], {"s": np.array([0, 0, 0, 10**15, 0, 0])}, "must be at most 256 MiB"),
+    "Range": ([node("Range", ["z", "e", "o"], ["w"])], {"z": 0, "e": 10**15, "o": 1}, "must be at most 256 MiB"),
+    "overflow": ([node("ConstantOfShape", ["s"], ["w"])], {"s": np.array([2**62, 4])}, "must be at most 256 MiB"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_computed_names_layer_and_node(case):
+    nodes, initializers, match = REFUSED[case]
+    start = time.perf_counter()
+    with pytest.raises((ValueError, TypeError), match=rf"node 'node' \(RNN\): .*{match}"):
+        read(weight_of(nodes, initializers))
+    assert time.perf_counter() - start < 10
+
+
+def test_constants_that_double_are_refused_in_time():
+    nodes = [node("Concat", ["W", "W"], ["v0"], axis=0)]
+    nodes += [node("Concat", [f"v{k}"] * 2, [f"v{k + 1}"], axis=0) for k in range(60)]
+    with pytest.raises(ValueError, match=r"\(Concat\): what is computed from constants must be at most 256 MiB"):
+        read(weight_of([*nodes, node("Identity", ["v60"], ["w"])]))
+
+
+def test_long_chains_are_computed():
+    """Longer than Python's stack is deep."""
+    nodes = [node("Neg", [f"v{k}"], [f"v{k + 1}"]) for k in range(1200)]
+    model = weight_of([node("Identity", ["W"], ["v0"]), *nodes, node("Identity", ["v1200"], ["w"])])
+    case = Case("RNN", weights_inside=True, given=())
+    np.testing.assert_array_equal(read(model)["node"].params, read(case.model(case.arrays()))["node"].params)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda t: t.dims.__setitem__(0, 2**40), r"constant 'W' must have data that fit its shape \(1099511627776, 6"),
+        (lambda t: t.dims.__setitem__(0, -1), r"constant 'W' must have a shape of sizes from 0 on; got \(-1, 6, 4\)"),
+        (lambda t: setattr(t, "raw_data", t.raw_data[:-3]), "constant 'W' must have data that fit"),
+        (lambda t: setattr(t, "raw_data", b""), "constant 'W' must have data that fit"),
+        (lambda t: setattr(t, "data_type", 99), "constant 'W' must have data that fit"),
+        (lambda t: setattr(t, "data_type", 0), "constant 'W' must have data that fit"),
+        (lambda t: setattr(t, "data_location", 1), "constant 'W' must be in the model, .*; got external data"),
+    ],
+    ids=["size", "negative", "cut", "empty", "format", "no format", "external"],
+)  # fmt: skip
+def test_constants_whose_data_do_not_fit(change, match):
+    case = Case("RNN", weights_inside=True)
+    model = case.model(case.arrays())
+    change(next(tensor for tensor in model.graph.initializer if tensor.name == "W"))
+    with pytest.raises(ValueError, match=rf"node 'node' \(RNN\): {match}"):
+        read(model)
+
+
+def test_sparse_constants_are_refused_by_name():
+    case = Case("RNN", weights_inside=True)
+    model = case.model(case.arrays())
+    values = numpy_helper.from_array(np.ones(1, np.float32), "thin")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, I64)), [24])
+    model.graph.sparse_initializer.append(sparse)
+    model.graph.node[0].input[1] = "thin"
+    with pytest.raises(NotImplementedError, match=r"node 'node' \(RNN\): initializer 'thin' is sparse"):
+        read(model)
+    model.graph.node[0].input[1] = "w"
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], sparse_value=sparse))
+    with pytest.raises(NotImplementedError, match=r"the node of 'w' \(Constant\): .*; got sparse_value"):
+        read(model)

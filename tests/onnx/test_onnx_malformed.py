@@ -1,0 +1,212 @@
+"""Models with anything wrong in them: a call succeeds or its error says what is wrong with which node or constant."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from onnx_models import Case, computed, info, model_of
+
+import onnx
+from fusedrnn.onnx import prepare, read, write
+from onnx import helper, numpy_helper
+
+MUTATIONS = 250
+INTEGERS = (0, 1, -1, 2, 3, 7, 14, 22, 100, 2**31 - 1, -(2**31), 2**40, 2**62)
+FLOATS = (0.0, -1.0, float("nan"), float("inf"), 1e30, 0.5)
+TEXTS = (
+    "", "nothing", "X", "LSTM", "Constant", "ConstantOfShape", "Expand", "Tile", "Split", "Loop", "If", "MatMul",
+    "com.microsoft", "ai.onnx", "reverse", "value", "value_floats", "sparse_value", "axis", "layout", "to",
+)  # fmt: skip
+BYTES = (b"", b"forward", b"\xff\xfe", b"Gelu", b"x" * 16)
+ENUMS = (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 20, 25, 99)
+NAMED = r"node '|the node of '|^names of nodes or of their outputs must differ"
+OF_THE_MODEL = rf"{NAMED}|^model must |^constant '|^initializer '|^inputs must be "
+
+# ---- the models
+
+
+def plain(kind):
+    """All inputs but X constants, all attributes that the kind has."""
+    count = {"LSTM": 3, "GRU": 2, "RNN": 1}[kind]
+    attributes = {
+        "direction": "bidirectional",
+        "clip": 3.0,
+        "activations": ["Elu"] * 2 * count,
+        "activation_alpha": [1.0] * 2 * count,
+    }
+    case = Case(kind, T=3, N=2, I=3, H=4, lengths=(3, 1), weights_inside=True, attributes=attributes)
+    arrays = case.arrays()
+    model = case.model(arrays)
+    del model.graph.input[1:]
+    held = {tensor.name for tensor in model.graph.initializer}
+    for name, array in arrays.items():
+        if name not in held and name != "X":
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model, arrays
+
+
+def with_computed_weights(kind):
+    model, arrays = plain(kind)
+    weights = {name: arrays[name] for name in ("W", "R", "B", "initial_h")}
+    nodes, initializers = computed(weights)
+    node = model.graph.node[0]
+    for place, name in enumerate(node.input):
+        if name in weights:
+            node.input[place] = f"{name}/out"
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
+    x = info("X", arrays["X"])
+    return model_of([*nodes, node], [x], model.graph.output, [*kept, *initializers])
+
+
+def in_a_branch(kind):
+    model = with_computed_weights(kind)
+    graph = onnx.GraphProto()
+    graph.CopyFrom(model.graph)
+    del graph.input[:], graph.initializer[:]
+    names = [output.name for output in graph.output]
+    held = [*model.graph.initializer, numpy_helper.from_array(np.array(True), "yes")]
+    branch = helper.make_node("If", ["yes"], names, name="branch", then_branch=graph, else_branch=graph)
+    return model_of([branch], model.graph.input, model.graph.output, held)
+
+
+def in_a_function(kind):
+    model, _ = plain(kind)
+    node = model.graph.node[0]
+    inputs = [name for name in node.input if name]
+    next(entry for entry in node.attribute if entry.name == "direction").ref_attr_name = "way"
+    opsets = [helper.make_opsetid("", 14)]
+    function = helper.make_function("local", "encode", inputs, list(node.output), [node], opsets, ["way"])
+    function.node[0].attribute[-1].ClearField("s")
+    call = helper.make_node("encode", inputs, list(node.output), name="call", domain="local", way="bidirectional")
+    made = model_of([call], model.graph.input, model.graph.output, model.graph.initializer)
+    made.opset_import.append(helper.make_opsetid("local", 1))
+    made.functions.append(function)
+    return made
+
+
+def models():
+    for kind in ("LSTM", "GRU", "RNN"):
+        yield f"{kind}, plain", plain(kind)[0]
+        yield f"{kind}, computed", with_computed_weights(kind)
+        yield f"{kind}, in a branch", in_a_branch(kind)
+        yield f"{kind}, in a function", in_a_function(kind)
+
+
+MODELS = dict(models())
+
+# ---- mutations
+
+
+def messages(message):
+    """The message and all within it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            for inner in [value] if hasattr(value, "DESCRIPTOR") else value:
+                yield from messages(inner)
+
+
+def scalar(field, old, names, rng):
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return rng.choice((*TEXTS, *names))
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return rng.choice((*BYTES, old[:-1], old[: len(old) // 2], old + bytes(4)) if old else BYTES)
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        return rng.choice(ENUMS)
+    return rng.choice(FLOATS if field.type == FieldDescriptor.TYPE_FLOAT else INTEGERS)
+
+
+def change_elements(elements, field, names, rng):
+    """Remove, repeat, swap or replace an element, or add one."""
+    inner = field.type == FieldDescriptor.TYPE_MESSAGE
+    action = rng.choice(("remove", "repeat", "reverse", "replace", "add"))
+    if action == "add" or not elements:
+        elements.add() if inner else elements.append(scalar(field, None, names, rng))
+        return
+    index = rng.randrange(len(elements))
+    if action == "remove":
+        del elements[index]
+    elif action == "repeat":
+        elements.append(elements[index])
+    elif action == "reverse":
+        elements.reverse()
+    elif inner:
+        elements[index].Clear()
+    else:
+        elements[index] = scalar(field, elements[index], names, rng)
+
+
+def change(message, field, names, rng):
+    value = getattr(message, field.name)
+    if not isinstance(value, (str, bytes, int, float)) and not hasattr(value, "DESCRIPTOR"):
+        change_elements(value, field, names, rng)
+    elif rng.random() < 0.25:
+        message.ClearField(field.name)
+    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+        value.SetInParent()
+    else:
+        setattr(message, field.name, scalar(field, value, names, rng))
+
+
+def mutate(model, rng):
+    """Change one field somewhere."""
+    names = [name for node in model.graph.node for name in (*node.input, *node.output)]
+    message = rng.choice(list(messages(model)))
+    present = [field for field, _ in message.ListFields()]
+    field = rng.choice(present if present and rng.random() < 0.8 else message.DESCRIPTOR.fields)
+    try:
+        change(message, field, names, rng)
+    except ValueError:  # a number out of the field's range
+        message.ClearField(field.name)
+
+
+def mutated(seed):
+    rng = random.Random(seed)
+    name = rng.choice(list(MODELS))
+    model = onnx.ModelProto()
+    model.CopyFrom(MODELS[name])
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        mutate(model, rng)
+    return model
+
+
+def outcome(call, named):
+    """Whether the call succeeded; if not, its error must be of the kinds that are documented, with such a message."""
+    try:
+        call()
+    except (TypeError, ValueError, NotImplementedError) as error:
+        assert re.search(named, str(error)), error
+        return False
+    return True
+
+
+# ---- the tests
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_are_sound(name):
+    layers = read(MODELS[name])
+    assert len(layers) == (2 if "branch" in name else 1)
+    for layer in layers.values():
+        assert layer.spec.bidirectional
+        if "function" not in name and "branch" not in name:
+            write(MODELS[name], layer.name, layer.params)
+            prepare(MODELS[name], backend="reference").run([np.zeros((3, 2, 3), np.float32)])
+
+
+def test_mutated_models():
+    """A few hundred; thousands ran when this was written."""
+    x = np.zeros((3, 2, 3), np.float32)
+    counts = {"read": 0, "write": 0, "run": 0}
+    for seed in range(MUTATIONS):
+        model = mutated(seed)
+        counts["run"] += outcome(lambda model=model: prepare(model, backend="reference").run([x]), OF_THE_MODEL)
+        if not outcome(lambda model=model: read(model), NAMED):
+            continue
+        counts["read"] += 1
+        for name, layer in read(model).items():
+            parts = [part.params for part in layer.parts]
+            counts["write"] += outcome(lambda m=model, n=name, p=parts: write(m, n, p), NAMED)
+    assert all(MUTATIONS // 20 < count < MUTATIONS for count in counts.values()), counts

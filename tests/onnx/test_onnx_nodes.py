@@ -1,0 +1,285 @@
+"""Every attribute and input of ONNX's LSTM, GRU and RNN, against the standard's text and other runtimes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx_models import (
+    ALL,
+    FUNCTIONS,
+    TAKES,
+    Case,
+    assert_same,
+    expected,
+    ours,
+    with_onnxruntime,
+    with_reference_evaluator,
+    without_empty,
+)
+
+import onnx
+from onnx import helper
+
+KINDS = ("LSTM", "GRU", "RNN")
+DIRECTIONS = ("forward", "reverse", "bidirectional")
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+capable = pytest.mark.skipif(
+    tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 23),
+    reason="the ReferenceEvaluator of this onnx package lacks directions, layout 1 or Y_c",
+)
+
+LSTM_ONLY = (
+    {"input_forget": 1},
+    {"input_forget": 1, "clip": 0.4, "direction": "bidirectional"},
+    {
+        "activations": ["HardSigmoid", "Softsign", "ScaledTanh"],
+        "activation_alpha": [0.3, 1.4],
+        "activation_beta": [0.4, 0.6],
+    },
+    {
+        "direction": "bidirectional",
+        "activations": ["Sigmoid", "Tanh", "Tanh", "HardSigmoid", "LeakyRelu", "ScaledTanh"],
+        "activation_alpha": [0.3, 0.1, 1.4],
+        "activation_beta": [0.4, 0.6],
+    },
+)  # fmt: skip
+GRU_ONLY = (
+    {"linear_before_reset": 1},
+    {"linear_before_reset": 1, "clip": 0.4, "direction": "bidirectional"},
+    {"linear_before_reset": 1, "activations": ["HardSigmoid", "Elu"]},
+    {"direction": "bidirectional", "activations": ["Sigmoid", "Tanh", "Sigmoid", "Affine"], "activation_alpha": [0.5],
+     "activation_beta": [0.1]},
+)  # fmt: skip
+RNN_ONLY = (
+    {"activations": ["Relu"]},
+    {"activations": ["Relu", "Relu"], "direction": "bidirectional"},
+    {"activations": ["Relu", "Tanh"], "direction": "bidirectional"},
+    {"activations": ["Tanh", "Tanh"]},  # the schema's default, written out
+    {"activations": ["ThresholdedRelu"], "activation_alpha": [0.2], "direction": "reverse"},
+    {"activations": ["Softplus"], "clip": 0.5},
+)
+MIXED = {"activations": ["Tanh", "LeakyRelu"], "activation_alpha": [0.3], "direction": "bidirectional"}
+"""Not for onnxruntime, some releases of which look for a value of alpha behind the end of the list."""
+ANY = ({}, {"direction": "reverse"}, {"direction": "bidirectional"}, {"clip": 0.3})
+OWN = {"LSTM": LSTM_ONLY, "GRU": GRU_ONLY, "RNN": RNN_ONLY}
+ATTRIBUTES = [(kind, attributes) for kind in KINDS for attributes in (*ANY, *OWN[kind])]
+GIVEN = [(), ("B",), ("initial_h",), ("initial_c",), ("P",), ("B", "P"), ALL]
+
+
+@pytest.mark.parametrize(("kind", "attributes"), ATTRIBUTES, ids=str)
+@pytest.mark.parametrize("lengths", [None, (5, 1, 3), (2, 0, 4)], ids=["full", "some", "edges"])
+def test_attributes_against_onnxruntime(kind, attributes, lengths):
+    case = Case(kind, lengths=lengths, attributes=attributes)
+    arrays = case.arrays()
+    actual, text, theirs = ours(case, arrays), expected(case, arrays), with_onnxruntime(case, arrays)
+    assert_same(actual, text, case)
+    assert_same(without_empty(actual, case), without_empty(theirs, case), case)
+
+
+def test_final_states_of_an_empty_sequence_are_the_initial_ones():
+    """Where onnxruntime has zeros, and the standard is silent."""
+    case = Case("LSTM", lengths=(2, 0, 4))
+    arrays = case.arrays()
+    _, *final = ours(case, arrays)
+    _, *theirs = with_onnxruntime(case, arrays)
+    for name, state, zero in zip(("initial_h", "initial_c"), final, theirs, strict=True):
+        np.testing.assert_array_equal(state[:, 1], arrays[name][:, 1])
+        assert not zero[:, 1].any()
+
+
+@pytest.mark.parametrize(("kind", "attributes"), [*ATTRIBUTES, ("RNN", MIXED)], ids=str)
+@pytest.mark.parametrize("layout", [0, 1])
+def test_attributes_in_float64(kind, attributes, layout):
+    """What onnxruntime has not: float64, layout 1."""
+    case = Case(kind, dtype="float64", lengths=(2, 0, 4), attributes=attributes | {"layout": layout})
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), expected(case, arrays), case)
+
+
+@kinds
+@pytest.mark.parametrize("given", GIVEN, ids="-".join)
+@pytest.mark.parametrize("inside", [False, True], ids=["inputs", "initializers"])
+def test_optional_inputs(kind, given, inside):
+    case = Case(kind, given=given, weights_inside=inside, attributes={"direction": "bidirectional"})
+    arrays = case.arrays()
+    actual = ours(case, arrays)
+    assert_same(actual, expected(case, arrays), case)
+    assert_same(actual, with_onnxruntime(case, arrays), case)
+
+
+@capable
+@kinds
+@pytest.mark.parametrize("given", GIVEN, ids="-".join)
+def test_optional_inputs_against_the_reference_evaluator(kind, given):
+    case = Case(kind, given=given, attributes={"direction": "bidirectional"})
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), with_reference_evaluator(case, arrays), case)
+
+
+@capable
+@kinds
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_against_the_reference_evaluator(kind, direction, layout, dtype):
+    case = Case(kind, dtype=dtype, attributes={"direction": direction, "layout": layout})
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), with_reference_evaluator(case, arrays), case)
+
+
+@kinds
+@pytest.mark.parametrize("opset", [*range(1, 23), onnx.defs.onnx_opset_version()])
+def test_every_opset(kind, opset):
+    attributes = {"clip": 0.6} | ({"output_sequence": 1} if opset < 7 else {"direction": "bidirectional"})
+    if opset >= 14:
+        attributes["layout"] = 1
+    case = Case(kind, opset=opset, lengths=(5, 1, 3), attributes=attributes)
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), expected(case, arrays), case)
+
+
+@capable
+@pytest.mark.parametrize("opset", [1, 3])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_old_opsets_against_the_reference_evaluator(kind, opset):
+    """It has no RNN before opset 7, and no output_sequence, which changes nothing where Y has a name."""
+    case = Case(kind, opset=opset)
+    arrays = case.arrays()
+    wanted = with_reference_evaluator(case, arrays)
+    for attributes in ({}, {"output_sequence": 0}, {"output_sequence": 1}):
+        assert_same(ours(replace(case, attributes=attributes), arrays), wanted, case)
+
+
+def test_the_direction_as_the_first_schema_spells_it():
+    case = Case("GRU", opset=1, attributes={"direction": "foward"})
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), expected(replace(case, attributes={}), arrays), case)
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_every_function(name):
+    """In an RNN, and as g and h of the others; f should be bounded."""
+    takes = TAKES[name]
+    for kind in KINDS:
+        count = len(FUNCTIONS[kind])
+        names = [name] if kind == "RNN" else ["Sigmoid", *[name] * (count - 1)]
+        used = names.count(name)
+        attributes = {"activations": names}
+        if takes > 0:
+            attributes["activation_alpha"] = [0.3, 0.7][:used]
+        if takes > 1:
+            attributes["activation_beta"] = [0.4, 0.2][:used]
+        case = Case(kind, T=3, attributes=attributes)
+        arrays = case.arrays()
+        actual = ours(case, arrays)
+        assert_same(actual, expected(case, arrays), case)
+        assert_same(actual, with_onnxruntime(case, arrays), case)
+
+
+@pytest.mark.parametrize("name", ["LeakyRelu", "Elu", "HardSigmoid", "ThresholdedRelu"])
+def test_default_parameters(name):
+    """Those of ONNX's operators of these names; releases of onnxruntime have others."""
+    case = Case("RNN", attributes={"activations": [name]})
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), expected(case, arrays), case)
+
+
+def test_a_value_at_the_threshold_is_below_it():
+    """As in ONNX's operator ThresholdedRelu; the text of the recurrent ones has it the other way round."""
+    case = Case("RNN", attributes={"activations": ["ThresholdedRelu"], "activation_alpha": [0.25], "clip": 0.25})
+    arrays = case.arrays()
+    for made in (ours(case, arrays), with_onnxruntime(case, arrays)):
+        assert not made[0].any()
+
+
+def test_names_of_functions_in_any_case():
+    plain = Case("LSTM", attributes={"activations": ["HardSigmoid", "LeakyRelu", "Softsign"]})
+    other = replace(plain, attributes={"activations": ["hardsigmoid", "LEAKYRELU", "SoftSign"]})
+    arrays = plain.arrays()
+    for one, two in zip(ours(other, arrays), ours(plain, arrays), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_formats_are_computed_in_float32_and_rounded(kind, dtype):
+    """bfloat16 as far as onnx makes arrays of it."""
+    half = helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, dtype.upper()))
+    if half == np.float32:
+        pytest.skip("this onnx package has no arrays of bfloat16")
+    case = Case(kind, opset=22, lengths=(5, 1, 3), attributes={"direction": "bidirectional"}, weights_inside=True)
+    arrays = {name: a if name == "sequence_lens" else a.astype(half) for name, a in case.arrays().items()}
+    single = {name: a if name == "sequence_lens" else a.astype(np.float32) for name, a in arrays.items()}
+    for rounded, exact in zip(ours(case, arrays), ours(case, single), strict=True):
+        assert rounded.dtype == half
+        np.testing.assert_array_equal(rounded, exact.astype(half))
+
+
+@kinds
+def test_float16_against_onnxruntime(kind):
+    case = Case(kind, dtype="float16")
+    arrays = case.arrays()
+    assert_same(ours(case, arrays), with_onnxruntime(case, arrays), case)
+
+
+def test_outputs_that_do_not_fit_float16_are_infinite():
+    case = Case("RNN", T=1, N=1, I=1, H=1, dtype="float16", given=(), attributes={"activations": ["Relu"]})
+    arrays = {name: np.full_like(a, 300) for name, a in case.arrays().items()}
+    Y, Y_h = ours(case, arrays)
+    assert np.isinf(Y).all()
+    assert np.isinf(Y_h).all()
+
+
+# ---- any combination
+
+FLOATS = st.sampled_from([0.1, 0.25, 0.6, 1.3])
+BOUNDED = ("Sigmoid", "HardSigmoid", "Tanh", "Softsign", "ScaledTanh")
+
+
+@st.composite
+def cases(draw):
+    """A node with anything that it may have; f is bounded, so that states stay so."""
+    kind = draw(st.sampled_from(KINDS))
+    T, N, I, H = (draw(st.integers(1, size)) for size in (5, 4, 5, 7))
+    attributes = {"direction": draw(st.sampled_from(DIRECTIONS)), "layout": draw(st.sampled_from([0, 1]))}
+    D = 2 if attributes["direction"] == "bidirectional" else 1
+    if draw(st.booleans()):
+        names = [draw(st.sampled_from(tuple(TAKES))) for _ in range(len(FUNCTIONS[kind]) * D)]
+        if kind != "RNN":
+            for place in range(0, len(names), len(FUNCTIONS[kind])):
+                names[place] = draw(st.sampled_from(BOUNDED))
+        attributes["activations"] = names
+        for which, least in (("alpha", 1), ("beta", 2)):
+            values = [draw(FLOATS) for name in names if TAKES[name] >= least]
+            if values:
+                attributes[f"activation_{which}"] = values
+    if draw(st.booleans()):
+        attributes["clip"] = draw(FLOATS)
+    if kind == "LSTM":
+        attributes["input_forget"] = draw(st.sampled_from([0, 1]))
+    if kind == "GRU":
+        attributes["linear_before_reset"] = draw(st.sampled_from([0, 1]))
+    lengths = draw(st.none() | st.tuples(*[st.integers(0, T)] * N))
+    given = tuple(name for name in ALL if draw(st.booleans()))
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    inside = draw(st.booleans())
+    return Case(kind, T, N, I, H, dtype, 14, given, lengths, inside, attributes=attributes)
+
+
+def mixed(case):
+    """Whether one direction of an RNN takes parameters that the other does not, see :data:`MIXED`."""
+    return case.kind == "RNN" and len({TAKES[name] for name in case.attributes.get("activations", ())}) > 1
+
+
+@given(cases(), st.integers(0, 1000))
+@settings(max_examples=60)
+def test_any_node(case, seed):
+    arrays = case.arrays(seed)
+    actual = ours(case, arrays)
+    assert_same(actual, expected(case, arrays), case)
+    if case.dtype == "float32" and not case.batch_first and not mixed(case):
+        theirs = with_onnxruntime(case, arrays)
+        assert_same(without_empty(actual, case), without_empty(theirs, case), case)

@@ -1,0 +1,410 @@
+"""Calls that repeat the one before take a short way: the same bits and errors, and whatever differs is noticed."""
+
+import threading
+
+import numpy as np
+import pytest
+from problems import Shape, assert_same_bits, make_problem
+
+import fusedrnn
+from fusedrnn import RNNOp, RNNSpec, frozen
+from fusedrnn.engines.cpu.launch import cached_call as repeated
+from fusedrnn.engines.cpu.launch import ndarray_abi as objects
+
+MODES = "lstm", "gru", "rnn_relu", "rnn_tanh"
+SHAPES = Shape(1, 1, 5, 7), Shape(4, 3, 5, 7, 2, True), Shape(9, 8, 33, 40, 2)
+
+
+def training_problem(shape, mode="lstm", dtype="float32"):
+    return make_problem(mode, shape, dtype, seed=1)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """How many calls took the short way."""
+    counts = {"forward": 0, "backward": 0}
+    for name, kind in (("forward", repeated.RepeatedForward), ("backward", repeated.RepeatedBackward)):
+        plain = kind.__call__
+
+        def counted(self, *given, plain=plain, name=name):
+            found = plain(self, *given)
+            counts[name] += found is not None
+            return found
+
+        monkeypatch.setattr(kind, "__call__", counted)
+    return counts
+
+
+def warm(op, *given, **more):
+    """Two calls that go the long way; the next one may take the short one."""
+    for _ in range(2):
+        result = op.forward(*given, **more)
+    return result
+
+
+def test_this_interpreter_is_known():
+    assert objects.layout() is not None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_same_bits(short, shape, mode, dtype, threads):
+    problem = training_problem(shape, mode, dtype)
+    op = RNNOp(problem.spec)
+    rng = np.random.default_rng(3)
+    with fusedrnn.thread_limits(threads):
+        for params in (problem.params, frozen(problem.params)):
+            expected = warm(op, problem.x, params, problem.states)
+            before = short["forward"]
+            out = np.full_like(expected[0], np.nan)
+            # Other arrays in the same shapes.
+            x = rng.permuted(problem.x, axis=0)
+            found = op.forward(x, params, problem.states, out=out)
+            assert found[0] is out and found[2] is None
+            assert short["forward"] == before + 1
+            assert_same_bits(found[:2], RNNOp(problem.spec).forward(x, params, problem.states)[:2])
+            assert_same_bits(op.forward(problem.x, params, problem.states)[:2], expected[:2])
+        results, reserves = [], []
+        for _ in range(4):
+            y, states, reserve = op.forward(problem.x, problem.params, problem.states, training=True)
+            results.append((y, states))
+            reserves.append(reserve)
+        assert_same_bits(results[0], results[3])
+        assert repr(reserves[0]) == repr(reserves[3])
+        gradients = [op.backward(problem.dy, problem.dstates, reserve) for reserve in reversed(reserves)]
+        assert short["backward"] == 2
+        for other in gradients[1:]:
+            assert_same_bits(gradients[0], other)
+
+
+def test_changed_parameters_are_seen(short):
+    problem = training_problem(SHAPES[2])
+    op, params = RNNOp(problem.spec), problem.params.copy()
+    for training in (False, True):
+        warm(op, problem.x, params, problem.states, training=training)
+        for place in (0, -1, params.size // 2):
+            params[place] += 1
+            before = short["forward"]
+            found = op.forward(problem.x, params, problem.states, training=training)[:2]
+            assert short["forward"] == before + 1
+            assert_same_bits(found, RNNOp(problem.spec).forward(problem.x, params, problem.states)[:2])
+
+
+def test_other_parameters_are_seen():
+    problem = training_problem(SHAPES[2])
+    op, others = RNNOp(problem.spec), [problem.params, frozen(problem.params), -problem.params, frozen(-problem.params)]
+    for params in others * 3:
+        expected = RNNOp(problem.spec).forward(problem.x, params)[0]
+        assert_same_bits(op.forward(problem.x, params)[0], expected)
+
+
+def unlike(problem):
+    """Arguments that differ from the problem's in what the short way must notice."""
+    x, params, states = problem.x, problem.params, problem.states
+    padded = np.zeros((*x.shape[:2], x.shape[2] + 3), x.dtype)
+    padded[..., : x.shape[2]] = x
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    return {
+        "fewer steps": (x[:-1], params, states),
+        "more steps": (np.concatenate([x, x]), params, states),
+        "strided": (padded[..., : x.shape[2]], params, states),
+        "backwards": (x[::-1], params, states),
+        "unaligned": (unaligned, params, states),
+        "column order": (np.asfortranarray(x), params, states),
+        "subclass": (x.view(Sub), params, states),
+        "no states": (x, params, None),
+        "states in a list": (x, params, list(states)),
+        "strided parameters": (x, np.repeat(params, 2)[::2], states),
+        "strided states": (x, params, tuple(np.repeat(state, 2, axis=2)[..., ::2] for state in states)),
+    }
+
+
+class Sub(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize("name", unlike(training_problem(SHAPES[1])))
+@pytest.mark.parametrize("training", [False, True])
+def test_what_differs_goes_the_long_way(name, training):
+    problem = training_problem(SHAPES[1])
+    op = RNNOp(problem.spec)
+    warm(op, problem.x, problem.params, problem.states, training=training)
+    given = unlike(problem)[name]
+    found = op.forward(*given, training=training)[:2]
+    x, params, states = given
+    plain = np.ascontiguousarray(x).view(np.ndarray).copy(), params.copy()
+    states = None if states is None else tuple(state.copy() for state in states)
+    assert_same_bits(found, RNNOp(problem.spec).forward(*plain, states)[:2])
+
+
+BAD = {
+    "list": lambda p: ((p.x.tolist(), p.params, p.states), TypeError),
+    "dtype": lambda p: ((p.x.astype(np.float64), p.params, p.states), TypeError),
+    "byte order": lambda p: ((p.x.astype(p.x.dtype.newbyteorder()), p.params, p.states), TypeError),
+    "features": lambda p: ((np.zeros((4, 3, 6), np.float32), p.params, p.states), ValueError),
+    "axes": lambda p: ((p.x[0], p.params, p.states), ValueError),
+    "no parameters": lambda p: ((p.x, None, p.states), TypeError),
+    "few parameters": lambda p: ((p.x, p.params[:-1], p.states), ValueError),
+    "one state": lambda p: ((p.x, p.params, p.states[:1]), ValueError),
+    "array of states": lambda p: ((p.x, p.params, p.states[0]), TypeError),
+    "small state": lambda p: ((p.x, p.params, (p.states[0], p.states[1][:, :1])), ValueError),
+    "masked": lambda p: ((np.ma.masked_array(p.x), p.params, p.states), TypeError),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("training", [False, True])
+def test_errors_are_those_of_the_long_way(name, training):
+    problem = training_problem(SHAPES[1])
+    given, kind = BAD[name](problem)
+    messages = []
+    for op in (RNNOp(problem.spec), RNNOp(problem.spec)):
+        with pytest.raises(kind) as caught:
+            op.forward(*given, training=training)
+        messages.append(str(caught.value))
+        warm(op, problem.x, problem.params, problem.states, training=training)
+        with pytest.raises(kind) as caught:
+            op.forward(*given, training=training)
+        messages.append(str(caught.value))
+    assert len(set(messages)) == 1
+
+
+def test_out_is_looked_at_again():
+    problem = training_problem(SHAPES[1])
+    op = RNNOp(problem.spec)
+    y, *_ = warm(op, problem.x, problem.params, problem.states)
+    memory = np.empty(y.size + problem.x.size, np.float32)
+    x = memory[: problem.x.size].reshape(problem.x.shape)
+    x[:] = problem.x
+    read_only = y.copy()
+    read_only.flags.writeable = False
+    for out, words in (
+        (memory[: y.size].reshape(y.shape), "share memory"),
+        (read_only, "writable"),
+        (y[:, ::-1][:, :, ::-1], "contiguous"),
+        (y[:-1], "shape"),
+        (y.astype(np.float64), "dtype"),
+        ("here", "NumPy array"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            op.forward(x, problem.params, problem.states, out=out)
+    right = memory[problem.x.size :].reshape(y.shape)
+    assert_same_bits(op.forward(x, problem.params, problem.states, out=right)[0], y)
+    strided = np.zeros((*y.shape[:2], y.shape[2] + 5), np.float32)
+    for _ in range(3):
+        written = op.forward(x, problem.params, out=strided[..., : y.shape[2]])[0]
+        assert_same_bits(written, op.forward(x, problem.params)[0])
+    assert not strided[..., y.shape[2] :].any()
+
+
+def test_gradients_of_other_kinds(short):
+    """Requests, buffers and missing gradients change from call to call."""
+    problem = training_problem(SHAPES[1])
+    op, fresh = RNNOp(problem.spec), RNNOp(problem.spec)
+    reserve = op.forward(problem.x, problem.params, problem.states, training=True)[2]
+    again = fresh.forward(problem.x, problem.params, problem.states, training=True)[2]
+    written = op.backward(problem.dy, problem.dstates, reserve)
+    calls = [
+        {"dy": problem.dy, "dstates": problem.dstates},
+        {"dy": None, "dstates": problem.dstates},
+        {"dy": problem.dy, "dstates": None},
+        {"dy": problem.dy, "dstates": (None, problem.dstates[1])},
+        {"dy": problem.dy, "dstates": problem.dstates, "grad_req": {"x": "null"}},
+        {"dy": problem.dy, "dstates": problem.dstates, "grad_req": {"params": "null", "states": "null"}},
+        {"dy": problem.dy, "dstates": problem.dstates, "grad_req": "add"},
+        {"dy": problem.dy, "dstates": problem.dstates, "grad_req": "write", "buffers": True},
+    ]
+    for call in calls * 2:
+        given = dict(call)
+        into = given.pop("buffers", False) or given.get("grad_req") == "add"
+        results = []
+        for _ in range(3):
+            for one, kept in ((op, reserve), (fresh, again)):
+                out = (np.ones_like(written[0]), np.ones_like(written[1]), tuple(map(np.ones_like, written[2])))
+                if one is fresh:
+                    fresh._repeats.backward = None  # the long way, each time
+                results.append(one.backward(reserve=kept, **given, out=out if into else None))
+        for other in results[1:]:
+            for one, two in zip(results[0], other, strict=True):
+                assert (one is None) is (two is None)
+                if one is not None:
+                    assert_same_bits(one, two)
+    assert short["backward"] >= len(calls)
+
+
+def test_buffers_that_share_memory_are_refused_again():
+    problem = training_problem(SHAPES[1])
+    op = RNNOp(problem.spec)
+    reserve = op.forward(problem.x, problem.params, problem.states, training=True)[2]
+    for _ in range(3):
+        dx, dparams, states = op.backward(problem.dy, problem.dstates, reserve)
+        op.backward(problem.dy, problem.dstates, reserve, out=(dx, dparams, states))
+    with pytest.raises(ValueError, match="share memory"):
+        op.backward(problem.dy, problem.dstates, reserve, out=(dx, dparams, (states[0], states[0])))
+    with pytest.raises(ValueError, match="share memory"):
+        op.backward(problem.dy, problem.dstates, reserve, out=(dx, dparams, problem.dstates))
+    with pytest.raises(ValueError, match="out"):
+        op.backward(problem.dy, problem.dstates, reserve, out=(dx, dparams))
+    with pytest.raises(ValueError, match="grad_req"):
+        op.backward(problem.dy, problem.dstates, reserve, grad_req="read")
+
+
+def test_reserves_of_other_calls(short):
+    """With lengths, of other sizes, with less kept, of another op: the short way is for none of them."""
+    problem = training_problem(SHAPES[1])
+    spec, x, params, states = problem.spec, problem.x, problem.params, problem.states
+    op = RNNOp(spec)
+    lengths = [1, 4, 2]
+    kept = [
+        op.forward(x, params, states, training=True)[2],
+        op.forward(x, params, states, training=True, lengths=lengths)[2],
+        op.forward(x, params, states, training=True, reserve="states")[2],
+        RNNOp(spec).forward(x, params, states, training=True)[2],
+        RNNOp(spec, "reference").forward(x, params, states, training=True)[2],
+    ]
+    for _ in range(3):
+        found = [op.backward(problem.dy, problem.dstates, reserve) for reserve in kept[:4]]
+    for other in (2, 3):
+        assert_same_bits(found[0], found[other])
+    expected = RNNOp(spec).backward(problem.dy, problem.dstates, kept[1])
+    assert_same_bits(found[1], expected)
+    shorter = op.forward(x[:2], params, states, training=True)[2]
+    assert op.backward(problem.dy[:2], problem.dstates, shorter)[0].shape == x[:2].shape
+    with pytest.raises(ValueError, match="dy must have shape"):
+        op.backward(problem.dy, problem.dstates, shorter)
+
+
+def test_dropout_draws_anew():
+    spec = RNNSpec("gru", 6, 9, 2, dropout=0.5)
+    rng = np.random.default_rng(0)
+    x, params = rng.random((5, 4, 6), np.float32), rng.random(spec.layout.size, np.float32)
+    op = RNNOp(spec)
+    found = [op.forward(x, params, training=True) for _ in range(5)]
+    assert len({reserve.seed for *_, reserve in found}) == 5
+    for y, _, reserve in found:
+        again = RNNOp(spec).forward(x, params, training=True, seed=reserve.seed)
+        assert_same_bits(y, again[0])
+        dy = np.ones_like(y)
+        for _ in range(3):
+            assert_same_bits(op.backward(dy, None, reserve), RNNOp(spec).backward(dy, None, again[2]))
+
+
+def test_threads_may_change_between_calls(short):
+    problem = training_problem(SHAPES[2])
+    op = RNNOp(problem.spec)
+    expected = warm(op, problem.x, problem.params)
+    for count in (1, 2, 3, 1, 2, 2, 2, 2):
+        with fusedrnn.thread_limits(count):
+            assert_same_bits(op.forward(problem.x, problem.params)[:2], expected[:2])
+
+
+def test_many_callers_at_once():
+    problem = training_problem(SHAPES[2])
+    op = RNNOp(problem.spec)
+    expected = warm(op, problem.x, problem.params, problem.states)[:2]
+    failed = []
+
+    def work():
+        for _ in range(50):
+            y, states, reserve = op.forward(problem.x, problem.params, problem.states, training=True)
+            gradients = op.backward(problem.dy, problem.dstates, reserve)
+            try:
+                assert_same_bits((y, states), expected)
+                assert_same_bits(gradients, first)
+            except AssertionError as error:
+                failed.append(error)
+
+    first = op.backward(
+        problem.dy, problem.dstates, op.forward(problem.x, problem.params, problem.states, training=True)[2]
+    )
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed
+
+
+def test_without_a_known_interpreter(monkeypatch, short):
+    monkeypatch.setattr(objects, "layout", lambda: None)
+    problem = training_problem(SHAPES[1])
+    op = RNNOp(problem.spec)
+    found = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
+    assert not short["forward"]
+    assert_same_bits(found[0], found[3])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("first", ["plain", "frozen"])
+def test_frozen_and_plain_parameters_in_turn(mode, first):
+    """Of short calls in training the ones are packed, the others used as they lie."""
+    problem = training_problem(Shape(1, 2, 3, 16), mode)
+    op, kinds = RNNOp(problem.spec), [problem.params, frozen(problem.params)]
+    x, states = problem.x, problem.states
+    y, final, reserve = RNNOp(problem.spec).forward(x, problem.params, states, training=True)
+    expected = y, final, RNNOp(problem.spec).backward(problem.dy, problem.dstates, reserve)
+    for params in (kinds if first == "plain" else reversed(kinds)):
+        for _ in range(4):
+            y, final, reserve = op.forward(x, params, states, training=True)
+            assert_same_bits((y, final, op.backward(problem.dy, problem.dstates, reserve)), expected)
+
+
+def test_requests_that_change_are_seen():
+    """Also one that is changed in place, and one that is no request at all."""
+    problem = training_problem(SHAPES[1])
+    op, requests = RNNOp(problem.spec), {"x": "write", "params": "write"}
+
+    def backward(request, out=None):
+        reserve = op.forward(problem.x, problem.params, training=True)[2]
+        return op.backward(problem.dy, None, reserve, grad_req=request, out=out)
+
+    for _ in range(4):
+        written = backward(requests)
+    requests["params"] = "add"
+    total = written[1].copy()
+    added = backward(requests, (None, total, None))[1]
+    assert added is total and np.allclose(added, 2 * written[1])
+    requests["params"] = "null"
+    assert backward(requests)[1] is None
+    requests["params"] = "nonsense"
+    with pytest.raises(ValueError, match="grad_req: params"):
+        backward(requests)
+    for wrong in (np.array(["write", "add"]), {"x": np.ones(3)}, {"x": np.array(["write"])}):
+        for _ in range(3):
+            backward({"x": "write"})
+        with pytest.raises(TypeError, match="grad_req"):
+            backward(wrong)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("mode", ["lstm", "gru"])
+def test_none_among_the_states_stands_for_zeros(short, mode, backend):
+    """In checked calls, cached ones and streams, for each state alone and for all."""
+    problem = training_problem(Shape(4, 3, 5, 7), mode)
+    op = RNNOp(problem.spec, backend)
+    zeros = tuple(np.zeros_like(state) for state in problem.states)
+    for present in np.ndindex(*(2,) * len(zeros)):
+        states = tuple(s if there else None for s, there in zip(problem.states, present, strict=True))
+        full = tuple(z if s is None else s for s, z in zip(states, zeros, strict=True))
+        expected = RNNOp(problem.spec, backend).forward(problem.x, problem.params, full)[:2]
+        for kind in (tuple, list):
+            for training in (False, True):
+                for _ in range(4):
+                    y, final, _ = op.forward(problem.x, problem.params, kind(states), training=training)
+                    assert_same_bits((y, final), expected)
+        stream = op.stream(problem.params, problem.x.shape[1], states)
+        assert_same_bits(stream(problem.x), expected[0])
+        stream.reset(states)
+        assert_same_bits(stream(problem.x), expected[0])
+    assert backend != "cpu" or short["forward"]
+
+
+def test_out_apart_from_none_among_the_states():
+    problem = training_problem(SHAPES[1])
+    op = RNNOp(problem.spec)
+    y = op.forward(problem.x, problem.params, (problem.states[0], None))[0]
+    for _ in range(4):
+        out = np.full_like(y, np.nan)
+        assert_same_bits(op.forward(problem.x, problem.params, (problem.states[0], None), out=out)[0], y)

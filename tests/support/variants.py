@@ -1,0 +1,245 @@
+"""The variants of the cells, and an oracle for them: torch's own functions in float64, step by step, its autograd."""
+
+from dataclasses import replace
+from functools import cache
+from itertools import count
+
+import numpy as np
+import torch.nn.functional as F
+from oracles import Results, without
+from problems import problem_of
+
+import torch
+from fusedrnn import RNNSpec
+from fusedrnn.cell.activations import Activation
+from fusedrnn.testing.tolerance import longest_sum, tolerance
+
+# What each is called, its mode, and the fields of its spec.
+VARIANTS = {
+    "projection": ("lstm", {"projection_size": 0.5}),
+    "state-clip": ("lstm", {"state_clip_min": -0.3, "state_clip_max": 0.2}),
+    "state-clip-nan": ("lstm", {"state_clip_min": -0.25, "state_clip_max": 0.25, "state_clip_nan": True}),
+    "projection-clip": ("lstm", {"projection_size": 0.3, "state_clip_min": -0.3, "state_clip_max": 0.2}),
+    "peepholes": ("lstm", {"peepholes": True}),
+    "coupled": ("lstm", {"coupled_gates": True}),
+    "coupled-peepholes": ("lstm", {"coupled_gates": True, "peepholes": True, "bias": "single"}),
+    "lstm-gate-clip": ("lstm", {"gate_clip": 0.4}),
+    "lstm-activations": (
+        "lstm",
+        {"activations": (Activation("hard_sigmoid"), Activation("softsign"), Activation("scaled_tanh", 1.7, 0.6))},
+    ),
+    "lstm-all": (
+        "lstm",
+        {
+            "projection_size": 0.6, "peepholes": True, "gate_clip": 0.9, "state_clip_min": -0.5, "state_clip_max": 0.5,
+            "activations": (Activation("sigmoid"), Activation("elu", 0.7), Activation("tanh")), "bias": "single",
+        },
+    ),
+    "lstm-single-bias": ("lstm", {"bias": "single"}),
+    "lstm-no-bias": ("lstm", {"bias": "none"}),
+    "reset-before": ("gru", {"reset_after": False}),
+    "reset-before-single-bias": ("gru", {"reset_after": False, "bias": "single"}),
+    "reset-before-all": (
+        "gru",
+        {"reset_after": False, "gate_clip": 0.5, "activations": (Activation("hard_sigmoid"), Activation("elu"))},
+    ),
+    "gru-gate-clip": ("gru", {"gate_clip": 0.3}),
+    "gru-activations": ("gru", {"activations": (Activation("hard_sigmoid", 0.3, 0.4), Activation("softsign"))}),
+    "gru-no-bias": ("gru", {"bias": "none"}),
+    "gru-single-bias": ("gru", {"bias": "single"}),
+    "affine": ("rnn_tanh", {"activations": (Activation("affine", 0.6, 0.1),)}),
+    "leaky-relu": ("rnn_relu", {"activations": (Activation("leaky_relu", 0.2),)}),
+    "thresholded-relu": ("rnn_relu", {"activations": (Activation("thresholded_relu", 0.1),)}),
+    "softplus": ("rnn_tanh", {"activations": (Activation("softplus"),)}),
+    "elu": ("rnn_relu", {"activations": (Activation("elu"),)}),
+    "vanilla-clip": ("rnn_tanh", {"gate_clip": 0.2}),
+    "vanilla-no-bias": ("rnn_relu", {"bias": "none"}),
+}  # fmt: skip
+
+
+def varied(spec, name):
+    """A spec of a variant's mode as that variant; a projection is given as a part of the hidden size."""
+    _, options = VARIANTS[name]
+    options = dict(options)
+    if "projection_size" in options:
+        options["projection_size"] = max(1, int(options["projection_size"] * spec.hidden_size))
+    return replace(spec, **options)
+
+
+def possible(name, hidden):
+    """Whether there can be one of that hidden size."""
+    return not (hidden == 1 and "projection_size" in VARIANTS[name][1])
+
+
+# Where a function has a corner, of its parameters; where another has one, no derivative jumps.
+_CORNERS = {
+    "relu": lambda x, a, b: (x,),
+    "leaky_relu": lambda x, a, b: (x,),
+    "thresholded_relu": lambda x, a, b: (x - a,),
+    "hard_sigmoid": lambda x, a, b: (a * x + b, a * x + b - 1),
+    "elu": lambda x, a, b: (x,),
+}
+_FUNCTIONS = {
+    "sigmoid": lambda x, a, b: torch.sigmoid(x),
+    "tanh": lambda x, a, b: torch.tanh(x),
+    "relu": lambda x, a, b: F.relu(x),
+    "affine": lambda x, a, b: a * x + b,
+    "leaky_relu": lambda x, a, b: F.leaky_relu(x, a),
+    "thresholded_relu": lambda x, a, b: F.threshold(x, a, 0.0),
+    "scaled_tanh": lambda x, a, b: a * torch.tanh(b * x),
+    "hard_sigmoid": lambda x, a, b: torch.clamp(a * x + b, 0, 1),
+    "elu": lambda x, a, b: F.elu(x, a),
+    "softsign": lambda x, a, b: F.softsign(x),
+    "softplus": lambda x, a, b: F.softplus(x, threshold=40),
+}
+_USUAL = {
+    "lstm": ("sigmoid", "tanh", "tanh"),
+    "gru": ("sigmoid", "tanh"),
+    "rnn_tanh": ("tanh",),
+    "rnn_relu": ("relu",),
+}
+
+
+class Steps:
+    """A direction of a layer, written down from the papers and ONNX's text, not from the product's cells."""
+
+    def __init__(self, spec, weights):
+        self.spec, self.w = spec, weights
+        given = spec.activations or tuple(Activation(name) for name in _USUAL[spec.mode])
+        self.functions = [lambda x, one=one: self.activated(one, x) for one in given]
+        self.margin = np.inf
+
+    def near(self, *distances):
+        """Take note of how far from a corner anything is."""
+        self.margin = min(self.margin, *(float(one.detach().abs().min()) for one in distances))
+
+    def activated(self, one, x):
+        parameters = one.alpha, one.beta
+        if one.name in _CORNERS:
+            self.near(*_CORNERS[one.name](x, *parameters))
+        return _FUNCTIONS[one.name](x, *parameters)
+
+    def clip(self, a):
+        bound = self.spec.gate_clip
+        if bound is None:
+            return a
+        self.near(a - bound, a + bound)
+        return torch.clamp(a, -bound, bound)
+
+    def bias(self, kind, H, gate):
+        bias = self.w.get(kind)
+        return 0 if bias is None else bias[gate * H : (gate + 1) * H]
+
+    def gate(self, number, x, operand, H):
+        """The two parts of a gate's pre-activation."""
+        rows = slice(number * H, (number + 1) * H)
+        from_x = x @ self.w["i2h_weight"][rows].T + self.bias("i2h_bias", H, number)
+        from_h = operand @ self.w["h2h_weight"][rows].T + self.bias("h2h_bias", H, number)
+        return from_x, from_h
+
+    def __call__(self, x, states):
+        return getattr(self, self.spec.mode.split("_")[0])(x, states, self.spec.hidden_size)
+
+    def rnn(self, x, states, H):
+        (h,) = states
+        return (self.functions[0](self.clip(sum(self.gate(0, x, h, H)))),)
+
+    def gru(self, x, states, H):
+        (h,) = states
+        f, g = self.functions
+        r, z = (f(self.clip(sum(self.gate(number, x, h, H)))) for number in (0, 1))
+        if self.spec.reset_after:
+            from_x, from_h = self.gate(2, x, h, H)
+            n = g(self.clip(from_x + r * from_h))
+        else:
+            n = g(self.clip(sum(self.gate(2, x, r * h, H))))
+        return ((1 - z) * n + z * h,)
+
+    def lstm(self, x, states, H):
+        spec = self.spec
+        h, c = states
+        f, g, output = self.functions
+        order = "igo" if spec.coupled_gates else "ifgo"
+        sums = {gate: sum(self.gate(number, x, h, H)) for number, gate in enumerate(order)}
+        peepholes = {}
+        if spec.peepholes:
+            peeking = "io" if spec.coupled_gates else "ifo"
+            peepholes = dict(zip(peeking, self.w["peephole_weight"].split(H), strict=True))
+        i = f(self.clip(sums["i"] + peepholes.get("i", 0) * c))
+        forget = 1 - i if spec.coupled_gates else f(self.clip(sums["f"] + peepholes.get("f", 0) * c))
+        c = forget * c + i * g(self.clip(sums["g"]))
+        if spec.state_clip_min is not None:
+            self.near(c - spec.state_clip_min, c - spec.state_clip_max)
+            c = torch.clamp(c, spec.state_clip_min, spec.state_clip_max)
+            if spec.state_clip_nan:
+                c = torch.where(torch.isnan(c), spec.state_clip_min, c)
+        h = f(self.clip(sums["o"] + peepholes.get("o", 0) * c)) * output(c)
+        return (h @ self.w["h2r_weight"].T if spec.projection_size else h), c
+
+
+def run(spec, x, states, weights, lengths):
+    """All layers and directions: output and final states; and how near a corner anything was."""
+    T = len(x)
+    last, margin = [], np.inf
+    for layer in range(spec.num_layers):
+        outputs = []
+        for direction in range(spec.num_directions):
+            step = Steps(spec, {kind: weights[layer, direction, kind] for kind in spec.layout.kinds})
+            now = tuple(state[len(last)] for state in states)
+            found = [None] * T
+            backwards = spec.reverse or direction == 1
+            for t in reversed(range(T)) if backwards else range(T):
+                new = step(x[t], now)
+                alive = torch.ones(x.shape[1], 1, dtype=bool) if lengths is None else (t < lengths)[:, None]
+                found[t] = torch.where(alive, new[0], 0)
+                now = tuple(torch.where(alive, one, before) for one, before in zip(new, now, strict=True))
+            outputs.append(torch.stack(found))
+            last.append(now)
+            margin = min(margin, step.margin)
+        x = torch.cat(outputs, dim=2)
+    return (x, *(torch.stack(column) for column in zip(*last, strict=True))), margin
+
+
+def recorded(problem):
+    """A run of the oracle: what the graph begins with, and what :func:`run` returned."""
+    spec = problem.spec
+    x, params, states = problem.astype(np.float64)
+    if states is None:
+        states = tuple(np.zeros(shape) for shape in spec.state_shape(x.shape[1]))
+    leaves = [torch.tensor(array, requires_grad=True) for array in (x, params, *states)]
+    weights = {
+        (one.layer, one.direction, one.kind): leaves[1][one.offset : one.offset + one.size].view(one.shape)
+        for one in spec.layout
+    }
+    lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
+    return leaves, *run(spec, leaves[0], leaves[2:], weights, lengths)
+
+
+def variant_results(problem, absent="nothing"):
+    """All that the oracle computes of a problem."""
+    leaves, results, _ = recorded(problem)
+    dy, dstates = without(problem.spec, *problem.gradients_as(np.float64), absent)
+    given = (dy, *(dstates or (None,) * (len(results) - 1)))
+    pairs = [(result, torch.tensor(one)) for result, one in zip(results, given, strict=True) if one is not None]
+    found = torch.autograd.grad(
+        [result for result, _ in pairs], leaves, [one for _, one in pairs], allow_unused=True, materialize_grads=True
+    )
+    dx, dparams, *dinitial = (one.numpy() for one in found)
+    y, *final = (one.detach().numpy() for one in results)
+    return Results(y, tuple(final), (dx, dparams, tuple(dinitial)))
+
+
+@cache
+def variant_problem(name, shape, reverse=False):
+    """A problem of a variant that is near no corner, where rounding in float32 would change gradients; its results."""
+    spec = variant_spec(name, shape.I, shape.H, shape.layers, shape.bidirectional, reverse=reverse)
+    enough = tolerance(np.float32, longest_sum(spec))[1] / 2
+    for seed in count():
+        problem = problem_of(spec, shape, seed)
+        if recorded(problem)[2] > enough:
+            return problem, variant_results(problem)
+
+
+def variant_spec(name, I, H, layers=1, bidirectional=False, dtype="float32", **more):
+    """The spec of a variant."""
+    return varied(RNNSpec(VARIANTS[name][0], I, H, layers, bidirectional, dtype=dtype, **more), name)

@@ -1,0 +1,193 @@
+"""ONNX: both of torch's exporters write the standard's own nodes, and a runtime gives our numbers."""
+
+import io
+
+import numpy as np
+import onnxruntime
+import pytest
+from torch.utils._pytree import tree_leaves
+
+import onnx
+import torch
+from fusedrnn import RNNSpec
+from fusedrnn import torch as fused
+from fusedrnn.onnx import read
+from fusedrnn.testing.tolerance import difference, longest_sum, tolerance
+from torch import nn
+
+I, H = 5, 4
+LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
+MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
+NODES = set(LAYERS)
+DYNAMIC = torch.export.Dim.DYNAMIC
+OPTIONS = (
+    {},
+    {"bias": False},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True},
+)
+
+# torch's own: what its exporters copy and call, and advice that they give.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*TorchScript-based ONNX export.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore:The feature will be removed.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size other than 1.*:UserWarning"),
+]
+
+layer = pytest.mark.parametrize("kind", LAYERS)
+options = pytest.mark.parametrize("options", OPTIONS, ids=["plain", "no bias", "deep"])
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def exported(model, args, dynamic_shapes):
+    file = io.BytesIO()
+    program = torch.onnx.export(model, args, dynamic_shapes=dynamic_shapes, dynamo=True, verbose=False)
+    program.save(file)
+    return file.getvalue()
+
+
+def exported_by_tracing(model, args):
+    file = io.BytesIO()
+    torch.onnx.export(model, args, file, dynamo=False)
+    return file.getvalue()
+
+
+def nodes(content):
+    """The recurrent nodes, after a check of the whole; there is no loop and no other operators' domain."""
+    graph = onnx.load_from_string(content)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} <= {"", "ai.onnx"}
+    kinds = [node.op_type for node in graph.graph.node]
+    assert not {"Loop", "Scan", "If"} & set(kinds)
+    return [kind for kind in kinds if kind in NODES]
+
+
+def check_same(content, model, spec, *args):
+    """The runtime's results are the model's."""
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    given = [t.numpy() for t in tree_leaves(args)]
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, dict(zip(names, given, strict=True)))
+    with torch.no_grad():
+        expected = [t.numpy() for t in tree_leaves(model(*args))]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert difference(one, other, *tolerance(np.float32, longest_sum(spec))) is None
+
+
+def spec_of(kind, options):
+    return RNNSpec(MODES[kind], I, H, options.get("num_layers", 1), options.get("bidirectional", False))
+
+
+def initial(kind, net, N):
+    shape = (net.num_layers * (1 + net.bidirectional), N, H)
+    return (torch.randn(shape), torch.randn(shape)) if kind == "LSTM" else torch.randn(shape)
+
+
+@layer
+@options
+def test_exporter(kind, options):
+    net = LAYERS[kind](I, H, **options).eval()
+    content = exported(net, (torch.randn(6, 3, I),), ({0: DYNAMIC, 1: DYNAMIC},))
+    assert nodes(content) == [kind] * net.num_layers
+    for T, N in ((6, 3), (9, 2), (31, 5)):
+        check_same(content, net, spec_of(kind, options), torch.randn(T, N, I))
+
+
+@layer
+@options
+def test_tracing_exporter(kind, options):
+    net = LAYERS[kind](I, H, **options).eval()
+    content = exported_by_tracing(net, (torch.randn(6, 3, I),))
+    assert nodes(content) == [kind] * net.num_layers
+    check_same(content, net, spec_of(kind, options), torch.randn(6, 3, I))
+
+
+@layer
+def test_states(kind):
+    net = LAYERS[kind](I, H, 2, bidirectional=True).eval()
+    states = {1: DYNAMIC}
+    shapes = ({0: DYNAMIC, 1: DYNAMIC}, (states, states) if kind == "LSTM" else states)
+    content = exported(net, (torch.randn(6, 3, I), initial(kind, net, 3)), shapes)
+    assert nodes(content) == [kind] * 2
+    spec = spec_of(kind, {"num_layers": 2, "bidirectional": True})
+    for T, N in ((6, 3), (11, 7)):
+        check_same(content, net, spec, torch.randn(T, N, I), initial(kind, net, N))
+
+
+@layer
+def test_lengths(kind):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = LAYERS[kind](I, H, bidirectional=True)
+
+        def forward(self, x, lengths):
+            return self.net(x, lengths=lengths)
+
+    padded = Padded().eval()
+    shapes = ({0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC})
+    content = exported(padded, (torch.randn(6, 3, I), torch.tensor([6, 2, 4])), shapes)
+    assert nodes(content) == [kind]
+    spec = spec_of(kind, {"bidirectional": True})
+    check_same(content, padded, spec, torch.randn(9, 4, I), torch.tensor([1, 9, 5, 8]))
+
+
+def test_relu():
+    net = fused.RNN(I, H, nonlinearity="relu", bidirectional=True).eval()
+    spec = RNNSpec("rnn_relu", I, H, bidirectional=True)
+    for content in (exported(net, (torch.randn(6, 3, I),), None), exported_by_tracing(net, (torch.randn(6, 3, I),))):
+        assert nodes(content) == ["RNN"]
+        check_same(content, net, spec, torch.randn(6, 3, I))
+
+
+def test_an_exported_program():
+    net = fused.GRU(I, H).eval()
+    shapes = ({0: DYNAMIC, 1: DYNAMIC},)
+    program = torch.export.export(net, (torch.randn(6, 3, I),), dynamic_shapes=shapes)
+    content = exported(program, (), None)
+    assert nodes(content) == ["GRU"]
+    check_same(content, net, spec_of("GRU", {}), torch.randn(8, 2, I))
+
+
+def test_accelerated():
+    model = nn.Sequential(nn.Linear(3, I), nn.LSTM(I, H)).eval()
+    fused.accelerate(model)
+    content = exported(model, (torch.randn(6, 3, 3),), ({0: DYNAMIC, 1: DYNAMIC},))
+    assert nodes(content) == ["LSTM"]
+    check_same(content, model, spec_of("LSTM", {}), torch.randn(8, 2, 3))
+
+
+@layer
+@options
+@pytest.mark.parametrize(
+    "export",
+    [lambda net, x: exported(net, (x,), None), lambda net, x: exported_by_tracing(net, (x,))],
+    ids=["dynamo", "tracing"],
+)
+def test_weights_are_read_from_what_is_exported(kind, options, export):
+    """Each layer of the module is a node, whose parameters are torch's."""
+    net = LAYERS[kind](I, H, **options).eval()
+    layers = list(read(onnx.load_from_string(export(net, torch.randn(6, 3, I)))).values())
+    assert len(layers) == net.num_layers
+    named = {name: value.detach().numpy() for name, value in net.named_parameters()}
+    for number, one in enumerate(layers):
+        found = one.spec.layout.unpack(one.params, names="torch")
+        for name, value in found.items():
+            given = named.get(name.replace("_l0", f"_l{number}"))
+            # Exporters write biases of zeros where there are none.
+            np.testing.assert_array_equal(value, np.zeros_like(value) if given is None else given)
+
+
+def test_dropout_in_training_is_refused():
+    net = fused.LSTM(I, H, 2, dropout=0.5)
+    with (
+        pytest.warns(UserWarning, match="training mode"),
+        pytest.raises(torch.onnx.OnnxExporterError, match=r"call model.eval\(\) before exporting"),
+    ):
+        exported(net, (torch.randn(6, 3, I),), None)
