@@ -22,7 +22,7 @@ from fusedrnn.jit.c_function import builtin
 from fusedrnn.jit.sync import build_gang
 from fusedrnn.jit.target import Target, current
 from fusedrnn.runtime.fingerprint import LANES, build_fingerprint
-from fusedrnn.runtime.locks import Lock
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.openmp_kernel import build_member
 
 Job = Callable[..., None]

@@ -17,7 +17,7 @@ from fusedrnn.engines.onednn.primitives import BIAS, Descriptor, Reorder, Stream
 from fusedrnn.frozen_array import is_constant
 from fusedrnn.runtime.buffers import Lease, Pool
 from fusedrnn.runtime.fingerprint import PART
-from fusedrnn.runtime.locks import Lock
+from fusedrnn.locks import Lock
 
 Array = NDArray[Any]
 _LINE = 64

@@ -20,7 +20,7 @@ from fusedrnn.frozen_array import is_constant
 from fusedrnn.jit.target import Target
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
 from fusedrnn.runtime.fingerprint import PART
-from fusedrnn.runtime.locks import Lock
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.thread_pool import Team
 from fusedrnn.spec import RNNSpec
 
