@@ -159,7 +159,7 @@ class Calls:
             members = worth(self.spec, members, steps, batch, training)
             plan = make_forward_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
             layout = None if kept is None else kept.layout
-            return records.forward_args(self.spec, plan, self.weight_cache.layout.passes, layout)
+            return records.forward_args(self.spec, plan, self.weight_cache.layout.layer_dirs, layout)
 
         return (steps, batch, kept.keep if kept is not None else ""), make
 
@@ -191,7 +191,7 @@ class Calls:
             size = layout.steps, layout.batch
             members = worth(self.spec, members, *size, True)
             plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
-            return records.backward_args(self.spec, plan, self.weight_cache.layout.passes, layout)
+            return records.backward_args(self.spec, plan, self.weight_cache.layout.layer_dirs, layout)
 
         return (layout.steps, layout.batch, kept.keep), make
 

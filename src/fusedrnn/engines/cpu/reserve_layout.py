@@ -43,7 +43,7 @@ class ReserveLayout:
         state_size = (steps + 2) * batch * record_row
         states = len(spec.state_names) + len(tiling.stages) - 1
         kept_offset = records_at + spec.num_layers * states * state_size
-        kept_row = round_up_to_cache_line(tiling.unit_vectors * kept * tiling.vector_bytes)
+        kept_row = round_up_to_cache_line(tiling.unit_vecs * kept * tiling.vector_bytes)
         passes = spec.num_layers * spec.num_directions
         return cls(
             steps, batch, records_at, record_row, batch * record_row, state_size, states, kept_offset, kept_row,
