@@ -11,9 +11,9 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.cpu import executor as calls
 from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
 from fusedrnn.engines.cpu.kernels.loop import Blocking
-from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.loader import function, load
 from fusedrnn.runtime.buffers import aligned_empty
@@ -103,12 +103,12 @@ def test_members_begin_anywhere(mode, dtype, shape, few, target, poisoned, monke
     blocking = Blocking(problem.spec.num_gates, target.tile[1])
     expected, within = None, {"forward": 0, "backward": 0}
     for threads, keep in zip(range(1, 6), itertools.cycle(("gates", "states")), strict=False):
-        with fusedrnn.thread_limits(threads), plan.forced((1, 1, threads)):
+        with fusedrnn.thread_limits(threads), force_grid((1, 1, threads)):
             sizes = problem.spec, target, shape.T, shape.N, threads
             forward, backward = make_forward_plan(*sizes), make_backward_plan(*sizes)
             assert forward.grid == backward.grid == (1, 1, threads)
-            within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.unit_starts[:-1])
-            within["backward"] += any(unit % target.tile[1] for unit in backward.unit_starts[:-1])
+            within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.bounds["unit_starts"][:-1])
+            within["backward"] += any(unit % target.tile[1] for unit in backward.bounds["unit_starts"][:-1])
             found = everything(problem, keep)
         expected = expected or found
         for one, other in zip(found, expected, strict=True):
