@@ -1,4 +1,4 @@
-"""What MkDocs does beyond its configuration: pages from files outside ``docs/``, links that leave it, the source tree."""
+"""What MkDocs does beyond its configuration: pages from the root, links to sources, the source tree."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ PAGES = {
     "security.md": "SECURITY.md",
 }
 TREE = "<!-- source tree -->"
+# Links to files that the site does not hold.
+OUTSIDE = re.compile(r"\[`?([^\]`]+)`?\]\((?:\.\./)*(?:(?:src|tests|examples|docs|benchmarks/data)[^):]*|LICENSE)\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -32,8 +34,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     up = "../" * page.file.src_uri.count("/")
     for target, source in PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(source)}(#[^)]*)?\)", rf"]({up}{target}\1)", markdown)
-    # The site holds neither sources nor tests: their names stay, as code.
-    markdown = re.sub(r"\[`?([^\]`]+)`?\]\((?:\.\./)*(?:(?:src|tests|examples|benchmarks/?)[^):]*|LICENSE)\)", r"`\1`", markdown)
+    markdown = OUTSIDE.sub(r"`\1`", markdown)
     return markdown.replace(TREE, source_tree())
 
 

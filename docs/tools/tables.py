@@ -26,6 +26,7 @@ WORKLOADS = {
     "stream1": "one step of one sequence, 256 units",
 }
 OURS = "fused"
+MISSING = "\N{EN DASH}"
 PEERS = ["PyTorch", "ONNX RT", "OpenVINO", "JAX", "Keras", "MXNet fused", "MXNet cells"]
 Rows = list[dict[str, Any]]
 
@@ -41,7 +42,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def seconds(value: Any) -> str:
     """A time with three digits in its unit; a dash if it was not measured."""
     if value is None:
-        return "–"
+        return MISSING
     value = value["median"] if isinstance(value, dict) else value
     scale, unit = (1, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "µs")
     return f"{value * scale:.3g} {unit}"
@@ -49,7 +50,7 @@ def seconds(value: Any) -> str:
 
 def percent(share: float | None) -> str:
     """A share of the peak."""
-    return "–" if share is None else f"{share * 100:.1f} %"
+    return MISSING if share is None else f"{share * 100:.1f} %"
 
 
 def name(row: dict[str, Any]) -> str:
