@@ -5,10 +5,12 @@ that every two values of different parameters meet in one case: a defect that ta
 target's to find, whose kernels come from the same emitters.
 """
 
+import os
 from collections import defaultdict
 from itertools import combinations
 
 from fusedrnn.jit import target as targets
+from fusedrnn.spec import DTYPES, MODES
 
 NATIVE = targets.available()[0].name
 
@@ -29,9 +31,23 @@ def reduce(items):
         else:
             groups[item.nodeid.partition("[")[0]].append(item)
     for group in groups.values():
-        kept += covering(group)
+        kept += covering([item for item in group if _is_compiled(item.callspec.params)])
     chosen = set(kept)
     return [item for item in items if item in chosen], [item for item in items if item not in chosen]
+
+
+def dtypes(mode, dtypes=DTYPES):
+    """The number formats to test a cell in on the target in force: all on the native one, one in turn on others."""
+    target = os.environ.get("FUSEDRNN_TARGET", NATIVE)
+    return [dtype for dtype in dtypes if _is_compiled({"target": target, "mode": mode, "dtype": dtype})]
+
+
+def _is_compiled(params):
+    """Whether a cell is tested on a target in a format: on others than the native one, each cell in one format."""
+    if params["target"] == NATIVE or not {"mode", "dtype"} <= params.keys():
+        return True
+    place = target_names().index(params["target"]) + MODES.index(params["mode"])
+    return DTYPES.index(params["dtype"]) == place % len(DTYPES)
 
 
 def covering(items):

@@ -49,6 +49,7 @@ def lines(size):
     return -(-size // 64) * 64
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
