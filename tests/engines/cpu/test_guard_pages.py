@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import fences
 import numpy as np
 import pairwise
 import pytest
@@ -146,7 +148,7 @@ def test_fences_hold(array, offset, request):
     """What the tests above rest on: who writes there ends, having been able to read what is inside."""
     program = (
         "import ctypes, sys, numpy as np\n"
-        f"sys.path.insert(0, {str(request.path.parent)!r})\n"
+        f"sys.path.insert(0, {str(Path(fences.__file__).parent)!r})\n"
         "from fences import fenced, fenced_copy\n"
         f"array = {array}\n"
         "print(array.sum() >= 0, flush=True)\n"
