@@ -55,7 +55,7 @@ class Geometry:
             hidden=spec.hidden_size,
             out=spec.state_size,
             parts=parts_of(spec.variant),
-            vectors=len(cell_of(spec.variant).vectors),
+            vectors=len(cell_of(spec.variant).peepholes),
             item=ITEM_SIZE[spec.dtype],
             directions=spec.num_directions,
         )
