@@ -203,7 +203,8 @@ class _Sweep(BackwardEmitter):
                 fast()
 
     def _row(
-        self, stage: StageKernel, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
+        self, stage: StageKernel, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value,
+        offset: Value,
     ) -> None:
         """The differentiated cell on this member's units of one row; the time's output gradients begin at ``dy``."""
         f, c, p, v = self.f, self.c, self.p, self.v

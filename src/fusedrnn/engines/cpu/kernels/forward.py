@@ -186,7 +186,8 @@ class _Inference(StateEmitter):
                 with self.panels(first, self.hidden.last * stage.num_gates) as (column, vectors):
                     into = self.gate_row + self.region(stage) + (column - first) * self.v.bytes
                     places = into, self.c.gates_stride
-                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, f.constant(1))
+                    onward = f.constant(1)
+                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, onward)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""
@@ -231,7 +232,8 @@ class _Inference(StateEmitter):
         return {"y": y + index * self.p.y_row}
 
     def _cell(
-        self, stage: StageKernel, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: dict[str, Value]
+        self, stage: StageKernel, row: Value, unit: Value, within: Value, parity: Value, gates: Value,
+        rows: dict[str, Value],
     ) -> None:
         """The cell's maths on one vector of units of one row."""
         c, v, cell = self.c, self.v, self.cell
@@ -266,7 +268,9 @@ class _Inference(StateEmitter):
         """What is computed beside new states and operands."""
         return ()
 
-    def _result(self, stage: StageKernel, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+    def _result(
+        self, stage: StageKernel, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]
+    ) -> None:
         """A vector of what a row's step gave, to where it is wanted beside the state buffers."""
         if (kind, name) == ("state", "h"):
             self.store_real(value, unit, rows["y"] + unit * self.v.bytes, self.c.out)
@@ -304,7 +308,9 @@ class _Training(_Inference):
     def _kept_kinds(self) -> tuple[str, ...]:
         return ("kept",)
 
-    def _result(self, stage: StageKernel, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+    def _result(
+        self, stage: StageKernel, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]
+    ) -> None:
         f, v, kept = self.f, self.v, len(self.derivative.kept)
         if kind == "kept":
             with f.if_(self.p.saved_values.compare("!=", 0)):
