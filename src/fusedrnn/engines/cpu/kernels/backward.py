@@ -204,7 +204,8 @@ class _Sweep(BackwardEmitter):
                 fast()
 
     def _row(
-        self, stage: StageKernel, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
+        self, stage: StageKernel, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value,
+        offset: Value,
     ) -> None:
         """The differentiated cell on this member's units of one row; the time's output gradients begin at ``dy``."""
         f, c, p, v = self.f, self.c, self.p, self.v
@@ -250,8 +251,8 @@ class _Sweep(BackwardEmitter):
             match leaf:
                 case StateCotangent(name):
                     return gradient(name)
-                case OperandCotangent(stage):
-                    return v.load(rows["operands"][stage] + at)
+                case OperandCotangent(index):
+                    return v.load(rows["operands"][index] + at)
                 case Saved(index):
                     return v.load(rows["kept"] + (unit * len(derivative.kept) + index) * v.bytes)
                 case Peephole(gate):

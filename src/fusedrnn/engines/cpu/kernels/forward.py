@@ -192,7 +192,8 @@ class _Inference(StateEmitter):
                 with self.panels(first, self.hidden.last * stage.num_gates) as (column, vectors):
                     into = self.gate_row + self.region(stage) + (column - first) * self.v.bytes
                     places = into, self.c.gates_stride
-                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, f.constant(1))
+                    onward = f.constant(1)
+                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, onward)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""

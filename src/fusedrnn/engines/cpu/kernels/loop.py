@@ -45,7 +45,8 @@ SHARED = (
 ``order``, ``alive`` and ``lengths`` are tables, 0 if every sequence has all steps: the place in the batch of each row;
 for each row group, how many of its rows live at each time; the length of each row. ``record`` strides are those of the
 states in a reserve, ``kept`` strides those of whatever else it keeps. ``threshold``, ``scale`` (the bits of a float64)
-and ``seed`` are dropout's; a threshold of 0 means none. ``grid_layer_dirs`` groups run passes side by side: the directions
+and ``seed`` are dropout's; a threshold of 0 means none. ``grid_layer_dirs`` groups run passes side by side: the
+directions
 of a layer, or, where there is one direction, layers, each a chunk of steps behind the one whose results it reads;
 ``progress`` is how far each layer's row groups have come.
 """

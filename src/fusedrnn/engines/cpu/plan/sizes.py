@@ -90,7 +90,8 @@ class Problem:
             kept=len(derivative.kept),
             slots=sum(stage.num_grads for stage in parts),
             stages=tuple(
-                Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects) for stage in parts
+                Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
+                for stage in parts
             ),
         )
 
