@@ -5,11 +5,10 @@ from functools import cache as remembered
 
 import numpy as np
 import pytest
-from llvmlite import ir
 
 from fusedrnn.jit import object_cache as cache
 from fusedrnn.jit import target as targets
-from fusedrnn.jit.builder import Function
+from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.vector import FORMATS, Vectors
 from fusedrnn.spec import DTYPES
 
@@ -21,7 +20,7 @@ WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
 
 def build(target, dtype):
     """A module of functions of (input, output, vectors), one for each operation."""
-    module = ir.Module(f"vector_{dtype}")
+    module = Module(f"vector_{dtype}")
     for name in OPERATIONS:
         f = Function(module, name, ["source", "into", "count"], exported=True)
         source, into, count = f.arguments
@@ -187,13 +186,13 @@ def test_symmetry(dtype, target):
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_store_first(dtype, count, target):
     """Only the first lanes reach memory."""
-    module = ir.Module("store_first")
+    module = Module("store_masked")
     f = Function(module, "store", ["source", "into", "count"], exported=True)
     v = Vectors(f, target, dtype)
     source, into, lanes = f.arguments
-    v.store_first(v.load(source, align=v.item), into, lanes)
+    v.store_masked(v.load(source, align=v.item), into, lanes)
     f.done()
-    code = cache.MachineCode("store_first", target, cache.compile_module(module, target))
+    code = cache.MachineCode("store_masked", target, cache.compile_module(module, target))
     count = min(count, v.lanes)
     x, y = np.arange(1, v.lanes + 1, dtype=dtype), np.zeros(v.lanes, dtype)
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(code.address("store"))(x.ctypes.data, y.ctypes.data, count)

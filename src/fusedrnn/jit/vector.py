@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from fusedrnn.jit.builder import I32, I64, Function, Value
+from fusedrnn.jit.int_vector import shuffle
 from fusedrnn.jit.target import Target
 
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -89,19 +90,19 @@ class Vectors:
         """A vector to memory; by default aligned to its own size."""
         self.function.store(value, address, align or self.bytes)
 
-    def store_first(self, value: Value, address: Value, count: Value) -> None:
+    def store_masked(self, value: Value, address: Value, count: Value) -> None:
         """The first ``count`` lanes to memory of any alignment; the bytes behind them are not touched."""
         f = self.function
         arguments = [value, f.pointer(address), ir.Constant(I32, self.item), self._first(count)]
         f.intrinsic(f"llvm.masked.store.{self._suffix}.p0", ir.VoidType(), arguments)
 
-    def load_first(self, address: Value, count: Value) -> Value:
+    def load_masked(self, address: Value, count: Value) -> Value:
         """The first ``count`` lanes from memory of any alignment, zeros behind them; nothing else is read."""
         f = self.function
         arguments = [f.pointer(address), ir.Constant(I32, self.item), self._first(count), self.const(0.0)]
         return f.intrinsic(f"llvm.masked.load.{self._suffix}.p0", self.type, arguments)
 
-    def keep_first(self, value: Value, count: Value) -> Value:
+    def zero_tail(self, value: Value, count: Value) -> Value:
         """The first ``count`` lanes of a vector, zeros behind them."""
         return self._first(count).select(value, 0.0)
 
@@ -117,7 +118,7 @@ class Vectors:
         """A number from memory in every lane."""
         return self.splat(self.function.load(address, self.format.scalar, self.item))
 
-    def gathered(self, addresses: Sequence[Value]) -> Value:
+    def gather(self, addresses: Sequence[Value]) -> Value:
         """A number from each address."""
         f = self.function
         vector = ir.Constant(self.type, ir.Undefined)
@@ -126,7 +127,7 @@ class Vectors:
             vector = f.builder.insert_element(vector, scalar.ir, ir.Constant(I32, lane))
         return Value(f, vector)
 
-    def turned(self, addresses: Sequence[Value]) -> list[Value]:
+    def transpose_square(self, addresses: Sequence[Value]) -> list[Value]:
         """A square from memory of any alignment, turned: lane i of vector j is number j at address i.
 
         For each bit of a lane's number, it changes places with that bit of the row's: for the highest as halves of rows
@@ -147,7 +148,7 @@ class Vectors:
             for first in lanes:
                 if not first & distance:
                     pair = rows[first], rows[first + distance]
-                    rows[first], rows[first + distance] = (self._shuffled(*pair, places) for places in (kept, moved))
+                    rows[first], rows[first + distance] = (shuffle(*pair, places) for places in (kept, moved))
             distance *= 2
         return rows
 
@@ -155,16 +156,18 @@ class Vectors:
         """Half a vector from each of two addresses."""
         kind = ir.VectorType(self.format.scalar, self.lanes // 2)
         low, high = (self.function.load(at, kind, self.item) for at in (one, other))
-        return self._shuffled(low, high, range(self.lanes))
-
-    def _shuffled(self, one: Value, other: Value, places: Sequence[int]) -> Value:
-        """Lanes of two vectors, those of the second behind those of the first, by their places."""
-        order = ir.Constant(ir.VectorType(I32, len(places)), list(places))
-        return Value(self.function, self.function.builder.shuffle_vector(one.ir, other.ir, order))
+        return shuffle(low, high, range(self.lanes))
 
     def splat(self, scalar: Value) -> Value:
         """A number in every lane."""
         return self._splat(scalar, self.format.scalar)
+
+    def splat_float64(self, bits: Value) -> Value:
+        """A float64, given by its bits and rounded to this format, in every lane."""
+        number = bits.bitcast(DOUBLE)
+        if self.format.scalar is not DOUBLE:
+            number = Value(self.function, self.function.builder.fptrunc(number.ir, self.format.scalar))
+        return self.splat(number)
 
     def _splat(self, scalar: Value, kind: ir.Type) -> Value:
         builder, wide = self.function.builder, ir.VectorType(kind, self.lanes)
