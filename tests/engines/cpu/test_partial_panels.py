@@ -20,6 +20,7 @@ from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
 
 UNTOUCHED = 99.0
+pytestmark = pytest.mark.pairwise
 
 
 def compiled(name, target, emit):

@@ -54,7 +54,7 @@ class Tiling:
             hidden=spec.hidden_size,
             out=spec.state_size,
             stages=stage_kernels(spec.variant),
-            num_peepholes=len(lowered_cell(spec.variant).vectors),
+            num_peepholes=len(lowered_cell(spec.variant).peepholes),
             item=ITEM_SIZE[spec.dtype],
             directions=spec.num_directions,
         )

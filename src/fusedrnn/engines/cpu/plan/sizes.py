@@ -7,13 +7,11 @@ from math import prod
 from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.expr import Expr, walk
+from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
-
-# Instructions of an operation on a vector, as the kernels emit it; other operations take one.
-_INSTRUCTIONS = {"sigmoid": 27, "tanh": 25, "expm1": 24, "softplus": 60, "div": 8, "clip": 2, "leaf": 1, "const": 0}
 
 
 class ThreadGrid(NamedTuple):
@@ -156,4 +154,10 @@ def _cell_instructions(variant: Variant, phase: str) -> int:
         grads = [slot for stage in derivative.stages for slot in stage.slots]
         roots = [*grads, *(state for state in derivative.states if state is not None)]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
-    return sum(_INSTRUCTIONS.get(node.op, 1) for node in walk(roots)) + 2 * stores
+    return sum(map(_instructions, walk(roots))) + 2 * stores
+
+
+def _instructions(node: Expr) -> int:
+    if isinstance(node, Constant):
+        return 0
+    return PRIMITIVES[node.op].instructions if isinstance(node, Operation) else 1
