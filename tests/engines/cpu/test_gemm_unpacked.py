@@ -58,7 +58,7 @@ def test_short_calls_pack_nothing(monkeypatch):
     assert not weight_cache.num_packed
     params = frozen(problem.params)
     op.forward(problem.x, params)
-    assert len(weight_cache._kept) == 1
+    assert weight_cache.num_packed == 1
 
 
 def test_a_reserve_keeps_its_weights():
