@@ -11,7 +11,8 @@ goes by the parameter's name, a parameter that comes as it lies by "unpacked" an
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class KernelArgs:
         names: What the call will say, in this order.
         call: The record of the call.
         passes: Those of the passes.
+        fields: How many fields all records have.
         constants: Arrays that the records refer to.
 
     Attributes:
@@ -86,7 +88,8 @@ class KernelArgs:
         plan: Plan,
         names: Sequence[str],
         call: tuple[Record, Fields],
-        passes: Sequence[tuple[Record, Fields]],
+        passes: Iterable[tuple[Record, Fields]],
+        fields: int,
         constants: Sequence[Array],
     ) -> None:
         self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
@@ -97,11 +100,11 @@ class KernelArgs:
         self._values = struct.Struct(f"{len(known)}q")
         self.objects_at = 8 * len(self.place)
         self.records_at = round_up_to_cache_line(self.objects_at + 16 * OBJECTS)
-        fields = sum(len(record.names) for record, _ in (call, *passes))
         head = self.records_at + 8 * fields
         # The barriers, where the workspace of the plan begins, are zero at the start of each call.
         zeros = (round_up_to_cache_line(head) - head + plan.scratch.zeroed) // 8
-        self.template = Template(known, [call, *passes], zeros)
+        # One row after the other: all of them at once would take much memory.
+        self.template = Template(known, chain([call], passes), fields + zeros)
         self.plan_at = round_up_to_cache_line(head)
         self.size = self.plan_at + plan.size
 
@@ -124,12 +127,13 @@ def forward_args(
     """A forward plan's records; with a reserve's layout those of training."""
     bounds = _bounds(plan)
     call: Fields = {**_shared(spec, plan, layout, len(forward.CALL.names)), **_addresses(bounds)}
-    passes = [
+    passes = (
         (forward.LAYER_DIR, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
-    ]
+    )
+    fields = len(forward.CALL.names) + len(weights) * len(forward.LAYER_DIR.names)
     names = (*FORWARD, *_matrix_names(spec))
-    return KernelArgs(plan, names, (forward.CALL, call), passes, [*bounds.values()])
+    return KernelArgs(plan, names, (forward.CALL, call), passes, fields, [*bounds.values()])
 
 
 def backward_args(
@@ -145,12 +149,13 @@ def backward_args(
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
         "x_row_offsets": At("row_offsets"), "x_add": At("add_x"), "x_size": spec.input_size,
     }  # fmt: skip
-    passes = [
+    passes = (
         (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
-    ]
+    )
+    fields = len(gradient_pass.CALL.names) + len(weights) * len(gradient_pass.LAYER_DIR.names)
     names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
-    return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, [*bounds.values()])
+    return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, fields, [*bounds.values()])
 
 
 def _bounds(plan: Plan) -> dict[str, Array]:
