@@ -201,7 +201,7 @@ class BackwardSizes(CallSizes):
     @cached_property
     def saved_vecs(self) -> int:
         """Vectors that are computed again for each unit vector."""
-        return len(derivative_of(self.spec.variant).kept) if self.recompute else 0
+        return len(derivative_of(self.spec.variant).saved) if self.recompute else 0
 
     @property
     def recomputed_rows(self) -> int:

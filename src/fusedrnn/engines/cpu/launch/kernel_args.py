@@ -154,7 +154,7 @@ def backward_args(
         for index, layer, direction in _each(spec)
     )
     fields = len(gradient_pass.CALL.names) + len(weights) * len(gradient_pass.LAYER_DIR.names)
-    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
+    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_layer_direction))
     return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, fields, [*bounds.values()])
 
 
@@ -169,7 +169,7 @@ def _addresses(arrays: Mapping[str, Array]) -> Fields:
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
     """What the call says of the parameters as they lie."""
-    return [f"unpacked {entry.name}" for entry in spec.layout.by_pass]
+    return [f"unpacked {entry.name}" for entry in spec.layout.by_layer_direction]
 
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:

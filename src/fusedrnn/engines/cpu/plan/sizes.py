@@ -101,7 +101,7 @@ class ProblemSize(NamedTuple):
             rows_per_tile=target.tile[0],
             instructions=_cell_instructions(spec.variant, phase),
             states=len(spec.state_names) + len(stages) - 1,
-            saved=len(derivative.kept),
+            saved=len(derivative.saved),
             pre_act_grads=sum(stage.num_grads for stage in stages),
             stages=tuple(
                 StageGemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
@@ -148,11 +148,11 @@ def _cell_instructions(variant: Variant, phase: str) -> int:
     roots: list[Expr] = [*cell.outputs, *cell.operands]
     stores = len(roots)
     if phase == "training":
-        stores += len(roots) + len(derivative.kept)
-        roots += derivative.kept
+        stores += len(roots) + len(derivative.saved)
+        roots += derivative.saved
     if phase == "backward":
-        grads = [slot for stage in derivative.stages for slot in stage.slots]
-        roots = [*grads, *(state for state in derivative.states if state is not None)]
+        grads = [slot for stage in derivative.stages for slot in stage.distinct_grads]
+        roots = [*grads, *(state for state in derivative.state_grads if state is not None)]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores
 

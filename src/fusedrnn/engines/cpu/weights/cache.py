@@ -16,7 +16,7 @@ from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
 from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
@@ -64,7 +64,7 @@ class WeightPointers:
     """Parameters by address, unpacked or packed.
 
     Attributes:
-        matrices: Address of each unpacked parameter, in the order of ``ParameterLayout.by_pass``; 0 for zeros.
+        matrices: Address of each unpacked parameter, in ``by_layer_direction`` order; 0 for zeros.
         lease: The memory of a copy, if a later change of the parameters must not matter.
         address: The address of packed weights; 0 if they are unpacked.
     """
@@ -94,8 +94,8 @@ class WeightCache:
         self._vectors: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._lock = Lock()
-        self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_pass]
-        sizes = [entry.size * tiling.item for entry in spec.layout.by_pass]
+        self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_layer_direction]
+        sizes = [entry.size * tiling.item for entry in spec.layout.by_layer_direction]
         # For a flat vector at address 0 that is copied to address 0.
         self._ranges = np.array([(at, size, at) for at, size in zip(self.offsets, sizes, strict=True)], np.int64)
         self.nowhere = (0,) * len(self.offsets)
@@ -121,7 +121,7 @@ class WeightCache:
         return WeightPointers(self.addresses(lease.address), lease)
 
     def addresses(self, begin: int) -> tuple[int, ...]:
-        """The address of each parameter of a flat vector, in the order of ``ParameterLayout.by_pass``; zeros for 0."""
+        """The address of each parameter of a flat vector, in ``by_layer_direction`` order; zeros for 0."""
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
     def packed_vector(self, params: Array, training: bool, team: Team) -> PackedWeights:
@@ -133,13 +133,13 @@ class WeightCache:
         if last is not None and last.source is params and (last.training or not training):
             return last
         addresses = self.addresses(params.ctypes.data)
-        frozen = params if is_constant(params) else None
+        frozen = params if is_frozen(params) else None
         packed = self._get(self._vectors, self._tuning.max_packed_vectors, addresses, training, team, frozen)
         self._last = None if frozen is None else packed
         return packed
 
     def packed(self, addresses: tuple[int, ...], training: bool, team: Team, owner: object) -> PackedWeights:
-        """The packed weights of the parameters at these addresses, in the order of ``ParameterLayout.by_pass``.
+        """The packed weights of the parameters at these addresses, in ``by_layer_direction`` order.
 
         Address 0 stands for a parameter that is all zeros. The packed weights are dropped with their owner.
         """
