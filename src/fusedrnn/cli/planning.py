@@ -25,7 +25,8 @@ from fusedrnn.engines.cpu.plan.forward import forward_share
 from fusedrnn.engines.cpu.plan.partition import force_grid, limit_threads, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
 from fusedrnn.engines.cpu.tuning import MachineModel
-from fusedrnn.jit.target import Target, current, suited
+from fusedrnn.jit.host import current_target, target_for
+from fusedrnn.jit.target import Target
 from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES, RNNSpec
 from fusedrnn.testing.cases import CASES, Case
@@ -103,7 +104,7 @@ class _Rates:
 
 
 def _print_machine(console: Console, dtype: str, rates: _Rates) -> None:
-    target = current()
+    target = current_target()
     assumed = MachineModel.of(target)
     measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
@@ -119,7 +120,7 @@ def _print_way(
     console: Console, asked: Asked, case: Case, mode: str, way: str, rates: _Rates
 ) -> None:
     spec = case.spec(mode, asked.dtype)
-    target = suited(spec.hidden_size, spec.dtype)
+    target = target_for(spec.hidden_size, spec.dtype)
     assumed = MachineModel.of(target)
     measured = rates.of(assumed, target, asked.dtype)
     problem = ProblemSize.of(spec, target, case.T, case.N, way)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from fusedrnn.jit.target import Target, cache_sizes
+from fusedrnn.jit.host import cache_sizes
+from fusedrnn.jit.target import Target
 
 _DEFAULT_L2_BYTES = 1 << 20
 # Seconds of a cycle of a nominal core: the model's rates matter only in relation to one another.

@@ -30,7 +30,7 @@ from fusedrnn.engines.cpu.plan.partition import Plan
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.varlen import places
 from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.layout import Kind
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.spec import RNNSpec
@@ -87,8 +87,8 @@ class KernelArgs:
         self,
         plan: Plan,
         names: Sequence[str],
-        call: tuple[Record, Fields],
-        passes: Iterable[tuple[Record, Fields]],
+        call: tuple[Struct, Fields],
+        passes: Iterable[tuple[Struct, Fields]],
         fields: int,
         constants: Sequence[Array],
     ) -> None:

@@ -19,13 +19,13 @@ from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
-from fusedrnn.runtime.fingerprint import PART, fingerprint_of
-from fusedrnn.runtime.thread_pool import Team
+from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
+from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
+from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-_BEGIN, _COPY = PART.index["begin"], PART.index["copy"]
+_BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 
 
 @dataclass(eq=False)
@@ -85,10 +85,10 @@ class WeightCache:
     """
 
     def __init__(
-        self, spec: RNNSpec, target: Target, tiling: Tiling, idle: Sequence[Pool | Workspaces]
+        self, spec: RNNSpec, target: Target, tiling: Tiling, idle: Sequence[BufferPool | Workspaces]
     ) -> None:
         self._tuning = tuning = tunings.current()
-        self._pool = Pool(tuning.max_packed_vectors)
+        self._pool = BufferPool(tuning.max_packed_vectors)
         self._idle = (self._pool, *idle)
         self._spec, self._target, self._tiling = spec, target, tiling
         self._vectors: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
@@ -124,7 +124,7 @@ class WeightCache:
         """The address of each parameter of a flat vector, in ``by_layer_direction`` order; zeros for 0."""
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
-    def packed_vector(self, params: Array, training: bool, team: Team) -> PackedWeights:
+    def packed_vector(self, params: Array, training: bool, team: ThreadTeam) -> PackedWeights:
         """The packed weights of a flat parameter vector, with those for backward in ``training``.
 
         A frozen array is recognized by its identity; any other is fingerprinted at every call.
@@ -138,7 +138,7 @@ class WeightCache:
         self._last = None if frozen is None else packed
         return packed
 
-    def packed(self, addresses: tuple[int, ...], training: bool, team: Team, owner: object) -> PackedWeights:
+    def packed(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object) -> PackedWeights:
         """The packed weights of the parameters at these addresses, in ``by_layer_direction`` order.
 
         Address 0 stands for a parameter that is all zeros. The packed weights are dropped with their owner.
@@ -164,7 +164,7 @@ class WeightCache:
         max_entries: int,
         addresses: tuple[int, ...],
         training: bool,
-        team: Team,
+        team: ThreadTeam,
         frozen: Array | None,
     ) -> PackedWeights:
         """The entry of a cache, packed anew if it is missing or out of date."""
@@ -186,7 +186,7 @@ class WeightCache:
         is_same_array = frozen is not None and packed.source is frozen
         return is_same_array or packed.fingerprint == fingerprint_of(packed.ranges)
 
-    def _pack(self, addresses: tuple[int, ...], training: bool, team: Team, frozen: Array | None) -> PackedWeights:
+    def _pack(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Array | None) -> PackedWeights:
         layout = self.layout
         size = self._spec.layout.size * self._tiling.item
         # A training loop packs at every step, so it keeps the memory for its copy of the parameters.
@@ -207,11 +207,11 @@ class WeightCache:
         ranges[:, _COPY] = 0
         return PackedWeights(lease, frozen, ranges, fingerprint, training, self.nowhere)
 
-    def _run(self, tasks: Array, packed: int, flat: int, team: Team, size: int) -> None:
+    def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
         """Run the packing job on several threads, or on this one if it is small or the others are busy."""
         job = load_pack(self._spec.dtype, self._target)
         for threads in (team.threads if size > self._tuning.parallel_pack_bytes else 1, 1):
-            call = (ctypes.c_int64 * len(CALL.names))(tasks.ctypes.data, len(tasks), threads, flat, packed)
+            call = (ctypes.c_int64 * len(CALL))(tasks.ctypes.data, len(tasks), threads, flat, packed)
             address = ctypes.addressof(call)
             if threads == 1:
                 job(address, 0)

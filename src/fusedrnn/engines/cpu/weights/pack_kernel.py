@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.loader import Job, function, load, load_once
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
@@ -48,8 +48,8 @@ class PackTask(NamedTuple):
     panel_rows: int = 0
 
 
-CALL = Record("tasks", "num_tasks", "num_threads", "flat", "packed")
-TASK = Record(*PackTask._fields)
+CALL = Struct("tasks", "num_tasks", "num_threads", "flat", "packed")
+TASK = Struct(*PackTask._fields)
 
 
 @load_once(32)
@@ -67,12 +67,12 @@ def build_pack(dtype: str, target: Target) -> Module:
     call, thread = f.arguments
     c = CALL.read(f, call)
     with f.if_(thread < c.num_threads), f.loop(0, c.num_tasks) as number:
-        task = c.tasks + number * (8 * len(TASK.names))
+        task = c.tasks + number * TASK.size
         with f.switch(TASK.read(f, task).kind, kinds) as cases:
             for emitted, case in zip(emitters, cases, strict=True):
                 with case:
                     f.call(emitted, call, thread, task)
-    f.done()
+    f.ret()
     return module
 
 
@@ -122,7 +122,7 @@ class _Transposed(_PackEmitter):
                     with f.loop(0, count) as lane:
                         scalar = f.load(source + lane * row_bytes + k * v.item, v.format.scalar, v.item)
                         f.store(scalar, at + lane * v.item, v.item)
-        f.done()
+        f.ret()
         return f
 
     def _transpose(self, source: Value, row_bytes: Value, dest: Value) -> None:
@@ -148,7 +148,7 @@ class _Sum(_PackEmitter):
             count, at = self.units_in(unit_vec), self.source_row(gate, unit_vec) * v.item
             total = v.load_masked(self.source + at, count) + v.load_masked(source2 + at, count)
             v.store(total, self.dest + col_vec * v.bytes)
-        f.done()
+        f.ret()
         return f
 
 
@@ -159,7 +159,7 @@ class _Zeros(_PackEmitter):
         first, end = self.share(self.t.panels)
         with f.loop(first * self.panel_vectors, end * self.panel_vectors) as col_vec:
             v.store(v.const(0.0), self.dest + col_vec * v.bytes)
-        f.done()
+        f.ret()
         return f
 
 
@@ -174,7 +174,7 @@ class _Plain(_PackEmitter):
                     self._row(self.source + (self.source_row(gate, unit_vec) + lane) * t.k * v.item, dest)
                 with padding, f.loop(0, t.panels) as panel, f.loop(0, self.panel_vectors) as place:
                     v.store(v.const(0.0), self._place(dest, panel, place))
-        f.done()
+        f.ret()
         return f
 
     def _place(self, dest: Value, panel: Value, place: Value | int) -> Value:
