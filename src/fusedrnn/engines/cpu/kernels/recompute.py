@@ -45,7 +45,7 @@ class Recompute(GradientPass):
                 self._rows(self._operand_of(part))
                 with self.blocks(part) as (unit, end):
                     self._block(part, unit, end, count)
-        f.done()
+        f.ret()
         return f
 
     def _rows(self, found: Callable[[Value, Value, Value], Value]) -> Value:
