@@ -9,10 +9,10 @@ from problems import Problem, Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.plan.forward import make_plan
+from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 MANY_ROWS = Shape(17, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 FEW_ROWS = Shape(17, 3, 17, 129, layers=2, lengths="edges")
@@ -52,7 +52,7 @@ def test_threads(mode, dtype, target, shape, few_rows):
     problem = make_problem(mode, shape, dtype)
     results, grids = [], set()
     for threads in (1, 2, 3, 4, 6):
-        grids.add(make_plan(problem.spec, target, shape.T, shape.N, threads).grid)
+        grids.add(make_forward_plan(problem.spec, target, shape.T, shape.N, threads).grid)
         with fusedrnn.thread_limits(threads):
             results.append(run(problem))
     assert len(grids) > 2

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from forks import FORK_WARNING, FORKS, in_child
 from problems import Shape, assert_same_bits, make_problem
-from test_threads import FORK_WARNING, FORKS, in_child
 
 import fusedrnn
 from fusedrnn import RNNOp
@@ -203,7 +203,7 @@ def test_a_backward_that_fails(monkeypatch):
     expected = step(problem, op)
     reserve = op.forward(problem.x, problem.params, problem.states, training=True, lengths=problem.lengths)[2]
     with monkeypatch.context() as patch:
-        patch.setattr(records.Records, "fill", lambda *args: 1 / 0)
+        patch.setattr(records.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             op.backward(problem.dy, problem.dstates, reserve)
     with thread_pool.borrow_pool(2) as pool:

@@ -6,16 +6,16 @@ from itertools import product
 import numpy as np
 import pytest
 from conformance import KEEPS, REQUESTS, TrainingConformance
-from fusedrnn.jit.host import available_targets
 from oracles import near_kink, reference_results
+from pairwise import target_names
 from problems import Shape, assert_close, assert_gradients_close
 from variants import VARIANTS, recorded, variant_problem, variant_spec
 
 import fusedrnn
-from conftest import target_names
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.engines.cpu.plan.forward import forced
+from fusedrnn.jit.host import available_targets
 from fusedrnn.spec import DTYPES
 
 pytestmark = pytest.mark.usefixtures("poisoned", "eager")

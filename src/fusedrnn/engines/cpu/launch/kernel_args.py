@@ -5,7 +5,7 @@ states ``h0``, ``c0``, ``h_n``, ``c_n`` and their gradients ``dh_n`` and so on; 
 ``workspace``, ``reserve`` and ``weights`` for where these begin (weights are 0 if they come as they lie), ``parts`` for
 the workspace if the input's gradient is wanted; ``tables`` for those of :mod:`fusedrnn.engines.cpu.varlen`, ``firsts``
 for the first row of each time of a packed sequence; ``records``, ``spins`` and ``seed``. The gradient of each parameter
-goes by the parameter's name, a parameter that comes as it lies by "given" and its name.
+goes by the parameter's name, a parameter that comes as it lies by "unpacked" and its name.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from fusedrnn.dropout import scale, threshold
 from fusedrnn.engines.cpu.kernels import backward_emitter as gradient_pass
 from fusedrnn.engines.cpu.kernels import forward
-from fusedrnn.engines.cpu.kernels.loop import MATRICES
+from fusedrnn.engines.cpu.kernels.loop import UNPACKED_PARAMS
+from fusedrnn.engines.cpu.kernels.tiling import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.template import At, Template
 from fusedrnn.engines.cpu.plan.backward import BackwardPlan
 from fusedrnn.engines.cpu.plan.forward import Plan
-from fusedrnn.engines.cpu.plan.tiling import lines
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.varlen import places
-from fusedrnn.engines.cpu.weights.layout import PackedPass
+from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
 from fusedrnn.jit.struct import Struct
 from fusedrnn.layout import Kind
 from fusedrnn.runtime.buffers import Scratch
@@ -37,17 +37,19 @@ Array = NDArray[Any]
 Fields = dict[str, int | At]
 FORWARD = (
     "x", "x_step", "x_row", "y", "y_step", "y_row", "h0", "c0", "h_n", "c_n", "weights", "reserve",
-    "firsts", "seed", "tables", "spins",
+    "row_offsets", "seed", "tables", "spins",
 )  # fmt: skip
 BACKWARD = (
     "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "dh_n", "dc_n", "dh0", "dc0", "weights", "reserve",
-    "firsts", "seed", "add_x", "add_params", "add_states", "tables", "spins",
+    "row_offsets", "seed", "add_x", "add_params", "add_states", "tables", "spins",
 )  # fmt: skip
 _GRADIENTS: dict[str, Kind] = {
     "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_projection": "h2r_weight",
     "d_peepholes": "peephole_weight", "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
 }  # fmt: skip
-_MATRICES: dict[str, Kind] = dict(zip(MATRICES, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True))
+_MATRICES: dict[str, Kind] = dict(
+    zip(UNPACKED_PARAMS, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True)
+)
 _PACKED = "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias"
 SPARE = "params", "dparams", "nothing"
 """Values that no record refers to: bases of parameters as they lie and of their gradients, and one to be ignored."""
@@ -55,7 +57,7 @@ OBJECTS = 9
 """Arrays that a call may be given."""
 
 
-class Records:
+class KernelArgs:
     """A plan's records, to be filled in at each call at the head of its workspace.
 
     Args:
@@ -67,7 +69,7 @@ class Records:
 
     Attributes:
         plan: The same.
-        members: Threads at work.
+        num_threads: Threads at work.
         awake: The same problem's if threads are awake; None if that has not been looked at.
         alone: The same problem's for one thread; likewise.
         place: The number of each value, of the spare ones too.
@@ -86,23 +88,23 @@ class Records:
         passes: Sequence[tuple[Struct, Fields]],
         constants: Sequence[Array],
     ) -> None:
-        self.plan, self.members, self._constants = plan, plan.members, constants
-        self.awake: Records | None = None
-        self.alone: Records | None = None
-        known = (*names, "workspace", "records", "parts")
+        self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
+        self.awake: KernelArgs | None = None
+        self.alone: KernelArgs | None = None
+        known = (*names, "workspace", "records", "dx_partials")
         self.place = {name: number for number, name in enumerate((*known, *SPARE))}
         self._values = struct.Struct(f"{len(known)}q")
         self.objects_at = 8 * len(self.place)
-        self.records_at = lines(self.objects_at + 16 * OBJECTS)
+        self.records_at = round_up_to_cache_line(self.objects_at + 16 * OBJECTS)
         fields = sum(len(record.names) for record, _ in (call, *passes))
         head = self.records_at + 8 * fields
         # The barriers, where the workspace of the plan begins, are zero at the start of each call.
-        zeros = (lines(head) - head + plan.zeroed) // 8
+        zeros = (round_up_to_cache_line(head) - head + plan.zeroed) // 8
         self.template = Template(known, [call, *passes], zeros)
-        self.plan_at = lines(head)
+        self.plan_at = round_up_to_cache_line(head)
         self.size = self.plan_at + plan.size
 
-    def fill(self, scratch: Scratch, values: Sequence[int], parts: bool = False) -> int:
+    def bind(self, scratch: Scratch, values: Sequence[int], parts: bool = False) -> int:
         """Write the records into the scratch; where the call's begins."""
         records, workspace = scratch.address + self.records_at, scratch.address + self.plan_at
         self._values.pack_into(scratch.buffer.data, 0, *values, workspace, records, workspace if parts else 0)
@@ -115,32 +117,33 @@ def signed(seed: int) -> int:
     return seed if seed < 1 << 63 else seed - (1 << 64)
 
 
-def forward_records(
-    spec: RNNSpec, plan: Plan, weights: Sequence[PackedPass], layout: ReserveLayout | None
-) -> Records:
+def forward_args(
+    spec: RNNSpec, plan: Plan, weights: Sequence[PackedWeightsOffsets], layout: ReserveLayout | None
+) -> KernelArgs:
     """A forward plan's records; with a reserve's layout those of training."""
     shares = _shares(plan, "row_starts", "unit_starts", "out_starts")
     call: Fields = {
         **_shared(spec, plan, layout, len(forward.CALL.names)),
         **{name: starts.ctypes.data for name, starts in shares.items()},
-        "states": At("workspace", plan.states_at), "state_stride": plan.state_stride,
-        "state_direction": plan.state_direction, "cell_at": plan.cell_at, "operands_at": plan.operands_at,
-        "scratch": At("workspace", plan.scratch_at), "scratch_member": plan.scratch_member,
-        "h_rows_at": plan.h_rows_at, "gates_at": plan.gates_at, "gates_stride": plan.gates_stride,
-        "recurrent_at": plan.recurrent_at, "masked_at": plan.masked_at, "masked_row": plan.masked_row,
-        "biases_at": plan.biases_at, "biases_size": plan.biases_size,
+        "states": At("workspace", plan.states_offset), "state_stride": plan.state_stride,
+        "state_direction": plan.state_direction, "cell_offset": plan.cell_offset,
+        "operands_offset": plan.operands_offset,
+        "scratch": At("workspace", plan.scratch_offset), "scratch_stride": plan.scratch_stride,
+        "h_rows_offset": plan.h_rows_offset, "gates_offset": plan.gates_offset, "gates_stride": plan.gates_stride,
+        "recurrent_offset": plan.recurrent_offset, "masked_offset": plan.masked_offset, "masked_row": plan.masked_row,
+        "biases_offset": plan.biases_offset, "biases_size": plan.biases_size,
     }  # fmt: skip
     passes = [
-        (forward.PASS, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
+        (forward.LAYER_DIR, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
     names = (*FORWARD, *_matrix_names(spec))
-    return Records(plan, names, (forward.CALL, call), passes, [*shares.values()])
+    return KernelArgs(plan, names, (forward.CALL, call), passes, [*shares.values()])
 
 
-def backward_records(
-    spec: RNNSpec, plan: BackwardPlan, weights: Sequence[PackedPass], layout: ReserveLayout
-) -> Records:
+def backward_args(
+    spec: RNNSpec, plan: BackwardPlan, weights: Sequence[PackedWeightsOffsets], layout: ReserveLayout
+) -> KernelArgs:
     """A backward plan's records."""
     shares = _shares(plan, "row_starts", "unit_starts", "out_starts", "weight_starts", "out_weight_starts")
     at = dict(plan.layout)
@@ -150,18 +153,18 @@ def backward_records(
         **{name: starts.ctypes.data for name, starts in shares.items()},
         "block": plan.block, "add_states": At("add_states"), "add_params": At("add_params"),
         "recompute": int(bool(at["kept_size"]) and not layout.kept_row),
-        "team": At("workspace", at["team"]), "scratch": At("workspace", at["scratch"]),
+        "groups": At("workspace", at["groups"]), "scratch": At("workspace", at["scratch"]),
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
-        "x_firsts": At("firsts"), "x_add": At("add_x"), "x_size": spec.input_size,
-        "part": _part(spec, plan, 0, 0), "part_step": plan.part_row * plan.batch,
-        "part_row": plan.part_row, "part_size": plan.part_size,
+        "x_row_offsets": At("row_offsets"), "x_add": At("add_x"), "x_size": spec.input_size,
+        "dx_partial": _part(spec, plan, 0, 0), "dx_partial_step": plan.part_row * plan.batch,
+        "dx_partial_row": plan.part_row, "dx_partial_size": plan.part_size,
     }  # fmt: skip
     passes = [
-        (gradient_pass.PASS, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
+        (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
     names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
-    return Records(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
+    return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
 
 
 def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
@@ -171,12 +174,12 @@ def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
     """What the call says of the parameters as they lie."""
-    return [f"given {entry.name}" for entry in spec.layout.by_pass]
+    return [f"unpacked {entry.name}" for entry in spec.layout.by_pass]
 
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
     """Those of a pass."""
-    return {field: _parameter(spec, layer, direction, kind, "given ") for field, kind in _MATRICES.items()}
+    return {field: _parameter(spec, layer, direction, kind, "unpacked ") for field, kind in _MATRICES.items()}
 
 
 def _parameter(spec: RNNSpec, layer: int, direction: int, kind: Kind, prefix: str = "") -> int | At:
@@ -197,13 +200,13 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
     tables = places(plan.steps, plan.batch)
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
-        "hidden": spec.hidden_size, "out": spec.state_size, "grid_passes": plan.grid[0], "grid_rows": plan.grid[1],
+        "hidden": spec.hidden_size, "out": spec.state_size, "grid_layer_dirs": plan.grid[0], "grid_rows": plan.grid[1],
         "grid_units": plan.grid[2], "chunk": plan.chunk,
         **{name: At("tables", offset) for name, offset in tables.items()},
-        "passes": At("records", 8 * fields), "barriers": At("workspace"),
-        "progress": At("workspace", plan.progress_at), "spins": At("spins"), "seed": At("seed"),
-        "record_step": layout.record_step if layout else 0, "record_row": layout.record_row if layout else 0,
-        "kept_step": layout.kept_step if layout else 0, "kept_row": layout.kept_row if layout else 0,
+        "layer_dirs": At("records", 8 * fields), "barriers": At("workspace"),
+        "progress": At("workspace", plan.progress_offset), "spins": At("spins"), "seed": At("seed"),
+        "saved_state_step": layout.record_step if layout else 0, "saved_state_row": layout.record_row if layout else 0,
+        "saved_values_step": layout.kept_step if layout else 0, "saved_values_row": layout.kept_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,
     }  # fmt: skip
 
@@ -224,10 +227,10 @@ def _kept(spec: RNNSpec, layout: ReserveLayout, index: int, layer: int, directio
     states = len(spec.state_names)
     staged = layout.states > states
     return {
-        "h_record": At("reserve", layout.record(layer, 0) + of_h),
-        "c_record": At("reserve", layout.record(layer, 1) + of_c) if states > 1 else 0,
-        "operand_record": At("reserve", layout.record(layer, states) + of_c) if staged else 0,
-        "kept": At("reserve", layout.kept(index)) if layout.kept_row else 0,
+        "saved_h": At("reserve", layout.record(layer, 0) + of_h),
+        "saved_c": At("reserve", layout.record(layer, 1) + of_c) if states > 1 else 0,
+        "saved_operand": At("reserve", layout.record(layer, states) + of_c) if staged else 0,
+        "saved_values": At("reserve", layout.kept(index)) if layout.kept_row else 0,
     }
 
 
@@ -240,7 +243,7 @@ def _from_below(spec: RNNSpec, layout: ReserveLayout, layer: int) -> Fields:
 def _forward_pass(
     spec: RNNSpec,
     plan: Plan,
-    weights: PackedPass,
+    weights: PackedWeightsOffsets,
     layout: ReserveLayout | None,
     index: int,
     layer: int,
@@ -249,20 +252,22 @@ def _forward_pass(
     last = layer == spec.num_layers - 1
     offset = direction * _width(spec)
     between = {"step": plan.between_row * plan.batch, "row": plan.between_row}
-    source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_firsts": At("firsts")}
-    into: Fields = {"y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_firsts": At("firsts")}
+    source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_row_offsets": At("row_offsets")}
+    into: Fields = {
+        "y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_row_offsets": At("row_offsets"),
+    }  # fmt: skip
     if layout is not None:
-        source = {**_from_below(spec, layout, layer), "x_firsts": 0} if layer else source
-        into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_firsts"), 0)
+        source = {**_from_below(spec, layout, layer), "x_row_offsets": 0} if layer else source
+        into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_row_offsets"), 0)
         kept = {**_kept(spec, layout, index, layer, direction), "x_copy": 0 if layer or direction else At("reserve")}
     else:
-        kept = dict.fromkeys(("x_copy", "h_record", "c_record", "operand_record", "kept"), 0)
+        kept = dict.fromkeys(("x_copy", "saved_h", "saved_c", "saved_operand", "saved_values"), 0)
         if layer:
-            at = At("workspace", plan.between_at[(layer - 1) % 2])
-            source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_firsts": 0}
+            at = At("workspace", plan.between_offset[(layer - 1) % 2])
+            source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_row_offsets": 0}
         if not last:
-            at = At("workspace", plan.between_at[layer % 2] + offset)
-            into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_firsts": 0}
+            at = At("workspace", plan.between_offset[layer % 2] + offset)
+            into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_row_offsets": 0}
     return {
         **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": int(spec.reverses(direction)),
         **_states(plan, spec, index, "h0", "c0", "h_n", "c_n"), **_matrices(spec, layer, direction),
@@ -273,7 +278,7 @@ def _forward_pass(
 def _backward_pass(
     spec: RNNSpec,
     plan: BackwardPlan,
-    weights: PackedPass,
+    weights: PackedWeightsOffsets,
     layout: ReserveLayout,
     index: int,
     layer: int,
@@ -301,26 +306,26 @@ def _backward_pass(
 def _part(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int, offset: int = 0) -> At:
     """What a direction of a layer makes of its input's gradient, where it is but a part of it."""
     place = layer % 2 * spec.num_directions + direction
-    return At("workspace", plan.parts_at + place * plan.part_size + offset)
+    return At("workspace", plan.parts_offset + place * plan.part_size + offset)
 
 
 def _from_above(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fields:
     """Where a pass finds the gradient of its output."""
     offset = direction * _width(spec)
     if layer == spec.num_layers - 1:
-        last: Fields = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_firsts": At("firsts")}
+        last: Fields = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_row_offsets": At("row_offsets")}
         return {"dy": At("dy", offset), "dy_too": 0, **last}
     too = _part(spec, plan, layer + 1, 1, offset) if spec.num_directions > 1 else 0
     step = plan.part_row * plan.batch
-    strides: Fields = {"dy_step": step, "dy_row": plan.part_row, "dy_firsts": 0}
+    strides: Fields = {"dy_step": step, "dy_row": plan.part_row, "dy_row_offsets": 0}
     return {"dy": _part(spec, plan, layer + 1, 0, offset), "dy_too": too, **strides}
 
 
 def _below(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fields:
     """Where a pass leaves the gradient of its input."""
     if layer == 0 and spec.num_directions == 1:
-        strides = {"dx_step": At("dx_step"), "dx_row": At("dx_row"), "dx_firsts": At("firsts")}
+        strides = {"dx_step": At("dx_step"), "dx_row": At("dx_row"), "dx_row_offsets": At("row_offsets")}
         return {"dx": At("dx"), **strides, "add_x": At("add_x")}
     part = _part(spec, plan, layer, direction)
-    at = part if layer else At("parts", part.offset)
-    return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "dx_firsts": 0, "add_x": 0}
+    at = part if layer else At("dx_partials", part.offset)
+    return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "dx_row_offsets": 0, "add_x": 0}
