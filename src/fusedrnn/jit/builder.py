@@ -115,7 +115,7 @@ class Value:
     @property
     def is_set(self) -> Value:
         """Whether it is not 0."""
-        return self.is_set
+        return self.compare("!=", 0)
 
     def select(self, yes: Operand, no: Operand) -> Value:
         """``yes`` where this truth value holds, else ``no``; one of the two must be a Value."""
