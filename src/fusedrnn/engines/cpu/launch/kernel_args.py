@@ -28,7 +28,7 @@ from fusedrnn.engines.cpu.plan.forward import Plan
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.varlen import places
 from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.layout import Kind
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.spec import RNNSpec
@@ -84,8 +84,8 @@ class KernelArgs:
         self,
         plan: Plan | BackwardPlan,
         names: Sequence[str],
-        call: tuple[Record, Fields],
-        passes: Sequence[tuple[Record, Fields]],
+        call: tuple[Struct, Fields],
+        passes: Sequence[tuple[Struct, Fields]],
         constants: Sequence[Array],
     ) -> None:
         self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
@@ -163,7 +163,7 @@ def backward_args(
         (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
-    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
+    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_layer_direction))
     return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
 
 
@@ -174,7 +174,7 @@ def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
     """What the call says of the parameters as they lie."""
-    return [f"unpacked {entry.name}" for entry in spec.layout.by_pass]
+    return [f"unpacked {entry.name}" for entry in spec.layout.by_layer_direction]
 
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
