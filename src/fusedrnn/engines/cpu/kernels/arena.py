@@ -65,7 +65,7 @@ class Scratch(Generic[Sizes]):
 
     def __init__(self, workspace: Arena[Sizes], *arenas: Arena[Sizes], strides: tuple[str, ...]) -> None:
         self._workspace, self._arenas, self._strides = workspace, arenas, strides
-        self.fields = (*buffers.names, *(name for arena in arenas for name in arena.fields), *strides)
+        self.fields = (*workspace.names, *(name for arena in arenas for name in arena.fields), *strides)
 
     def lay_out(self, sizes: Sizes) -> ScratchLayout:
         """Place everything for the sizes of a plan."""

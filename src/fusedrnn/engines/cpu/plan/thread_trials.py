@@ -7,6 +7,7 @@ number of threads, so it may change with every call.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 from fusedrnn import env
 from fusedrnn.engines.cpu.tuning import Tuning, current
+
+logger = logging.getLogger(__name__)
 
 
 class Forecast(NamedTuple):
@@ -95,7 +98,7 @@ class ThreadChoice:
             self._recent = deque(trial, maxlen=tuning.recent_calls)
             if env.debug() >= 1:
                 threads = "several threads" if sharing else "one thread"
-                env.report(f"calls of about {forecast.alone * 1e6:.0f} us run on {threads} from now on")
+                logger.info(f"calls of about {forecast.alone * 1e6:.0f} us run on {threads} from now on")
         self.sharing, self._best_alone, self._late, self._trial = sharing, min(alone), 0, None
 
 

@@ -186,7 +186,9 @@ class WeightCache:
         is_same_array = frozen is not None and packed.source is frozen
         return is_same_array or packed.fingerprint == fingerprint_of(packed.ranges)
 
-    def _pack(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Array | None) -> PackedWeights:
+    def _pack(
+        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Array | None
+    ) -> PackedWeights:
         layout = self.layout
         size = self._spec.layout.size * self._tiling.item
         # A training loop packs at every step, so it keeps the memory for its copy of the parameters.
