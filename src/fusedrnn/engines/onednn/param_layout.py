@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.grad_buffers import put
+from fusedrnn.engines.operands import write_or_add
 from fusedrnn.engines.onednn.library import Library
 from fusedrnn.engines.onednn.primitives import (
     BIAS,
@@ -169,7 +169,7 @@ class Layout:
     def put(self, into: Array, theirs: Array, add: bool) -> None:
         """Write or add a gradient in oneDNN's order of gates into one in ours."""
         if not self.swaps:
-            put(into, theirs, add)
+            write_or_add(into, theirs, add)
             return
         for begin, size, there in self.parts // _ITEM:
-            put(into[begin : begin + size], theirs[there : there + size], add)
+            write_or_add(into[begin : begin + size], theirs[there : there + size], add)

@@ -26,7 +26,7 @@ from fusedrnn.engines.cpu.plan.backward import BackwardPlan
 from fusedrnn.engines.cpu.plan.forward import Plan
 from fusedrnn.engines.cpu.plan.tiling import lines
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
-from fusedrnn.engines.cpu.varlen import places
+from fusedrnn.engines.cpu.varlen import table_offsets
 from fusedrnn.engines.cpu.weights.layout import PackedPass
 from fusedrnn.jit.struct import Record
 from fusedrnn.layout import Kind
@@ -68,8 +68,6 @@ class Records:
     Attributes:
         plan: The same.
         members: Threads at work.
-        awake: The same problem's if threads are awake; None if that has not been looked at.
-        alone: The same problem's for one thread; likewise.
         place: The number of each value, of the spare ones too.
         objects_at: Where the workspace has room for the extents of a call's arrays.
         records_at: Where the records go.
@@ -87,8 +85,6 @@ class Records:
         constants: Sequence[Array],
     ) -> None:
         self.plan, self.members, self._constants = plan, plan.members, constants
-        self.awake: Records | None = None
-        self.alone: Records | None = None
         known = (*names, "workspace", "records", "parts")
         self.place = {name: number for number, name in enumerate((*known, *SPARE))}
         self._values = struct.Struct(f"{len(known)}q")
@@ -149,7 +145,7 @@ def backward_records(
         **at, **_shared(spec, plan, layout, len(gradient_pass.CALL.names)),
         **{name: starts.ctypes.data for name, starts in shares.items()},
         "block": plan.block, "add_states": At("add_states"), "add_params": At("add_params"),
-        "recompute": int(bool(at["kept_size"]) and not layout.kept_row),
+        "recompute": int(bool(at["kept_size"]) and not layout.saved_row),
         "team": At("workspace", at["team"]), "scratch": At("workspace", at["scratch"]),
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
         "x_firsts": At("firsts"), "x_add": At("add_x"), "x_size": spec.input_size,
@@ -194,7 +190,7 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
     """What both calls' records, of so many fields, begin with."""
     drops = layout is not None and spec.drops
     bits = struct.unpack("q", struct.pack("d", float(np.dtype(spec.dtype).type(scale(spec.dropout)))))[0]
-    tables = places(plan.steps, plan.batch)
+    tables = table_offsets(plan.steps, plan.batch)
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
         "hidden": spec.hidden_size, "out": spec.state_size, "grid_passes": plan.grid[0], "grid_rows": plan.grid[1],
@@ -202,8 +198,8 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
         **{name: At("tables", offset) for name, offset in tables.items()},
         "passes": At("records", 8 * fields), "barriers": At("workspace"),
         "progress": At("workspace", plan.progress_at), "spins": At("spins"), "seed": At("seed"),
-        "record_step": layout.record_step if layout else 0, "record_row": layout.record_row if layout else 0,
-        "kept_step": layout.kept_step if layout else 0, "kept_row": layout.kept_row if layout else 0,
+        "record_step": layout.state_step if layout else 0, "record_row": layout.state_row if layout else 0,
+        "kept_step": layout.saved_step if layout else 0, "kept_row": layout.saved_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,
     }  # fmt: skip
 
@@ -222,19 +218,19 @@ def _kept(spec: RNNSpec, layout: ReserveLayout, index: int, layer: int, directio
     """Where the reserve has what a pass keeps."""
     of_h, of_c = (direction * _width(spec, name) for name in ("h", "c"))
     states = len(spec.state_names)
-    staged = layout.states > states
+    staged = layout.num_states > states
     return {
-        "h_record": At("reserve", layout.record(layer, 0) + of_h),
-        "c_record": At("reserve", layout.record(layer, 1) + of_c) if states > 1 else 0,
-        "operand_record": At("reserve", layout.record(layer, states) + of_c) if staged else 0,
-        "kept": At("reserve", layout.kept(index)) if layout.kept_row else 0,
+        "h_record": At("reserve", layout.state_offset(layer, 0) + of_h),
+        "c_record": At("reserve", layout.state_offset(layer, 1) + of_c) if states > 1 else 0,
+        "operand_record": At("reserve", layout.state_offset(layer, states) + of_c) if staged else 0,
+        "kept": At("reserve", layout.saved_offset(index)) if layout.saved_row else 0,
     }
 
 
 def _from_below(spec: RNNSpec, layout: ReserveLayout, layer: int) -> Fields:
     """Where the reserve has what a layer above the first reads."""
-    at = At("reserve", layout.record(layer - 1, 0))
-    return {"x": at, "x_step": layout.record_step, "x_row": layout.record_row}
+    at = At("reserve", layout.state_offset(layer - 1, 0))
+    return {"x": at, "x_step": layout.state_step, "x_row": layout.state_row}
 
 
 def _forward_pass(
