@@ -16,7 +16,7 @@ from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.launch.guarded_call import GuardedCall
 from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
-from fusedrnn.engines.cpu.weights.cache import Packed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.operands import (
     BACKWARD,
     FORWARD,
@@ -60,10 +60,10 @@ class _CachedCall:
         first_param = executor.spec.layout.by_pass[0].name
         return GuardedCall(
             executor.job(name), (planned.args, awake, single), own_team(self._threads), executor.workspaces,
-            executor.trends.of(name, awake.plan.forecast), samples, constants,
-            unpacked=f"given {first_param}" if unpacked else "",
+            executor.thread_choices.of(name, awake.plan.forecast), samples, constants,
+            unpacked=f"unpacked {first_param}" if unpacked else "",
             dparams=first_param if computes_dparams else "",
-            offsets=executor.packer.offsets, computes_dx=computes_dx,
+            offsets=executor.weight_cache.offsets, computes_dx=computes_dx,
         )  # fmt: skip
 
     def _pair(self, states: States) -> tuple[Any, Any] | None:
@@ -129,10 +129,10 @@ class CachedForward(_CachedCall):
             if params is not self._frozen:
                 return None
         elif not self._params_in_place:
-            if type(params) is not np.ndarray or not executor.packer.fits(params):
+            if type(params) is not np.ndarray or not executor.weight_cache.fits(params):
                 return None
             weights = executor.weights_of(params, steps, batch, self._save)
-            if isinstance(weights, Packed) is self._unpacked:
+            if isinstance(weights, PackedWeights) is self._unpacked:
                 return None
         y = np.empty(self._shape, self._dtype) if out is None else out
         # Like _empty, without a call and a list, which take a noticeable part of a call of one step.
@@ -168,7 +168,7 @@ class CachedBackward(_CachedCall):
         super().__init__(executor)
         dy, dstates, grads = operands
         self._layout, self._grad_req = residuals.info.layout, comparable(grad_req)
-        self._packed = isinstance(residuals.weights, Packed)
+        self._packed = isinstance(residuals.weights, PackedWeights)
         steps, batch = self._layout.steps, self._layout.batch
         self._dx_shape = None if grads.x is None else (steps, batch, executor.spec.input_size)
         self._dparams_shape = None if grads.params is None else (executor.spec.layout.size,)
@@ -196,7 +196,7 @@ class CachedBackward(_CachedCall):
             pair is None
             or info.layout is not self._layout
             or info.varlen is not None
-            or isinstance(weights, Packed) is not self._packed
+            or isinstance(weights, PackedWeights) is not self._packed
             or get_num_threads() != self._threads
             or comparable(grad_req) != self._grad_req
         ):

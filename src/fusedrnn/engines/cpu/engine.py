@@ -13,7 +13,7 @@ from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.launch.guarded_call import CannotGuard
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
 from fusedrnn.engines.cpu.varlen import VarLen
-from fusedrnn.engines.cpu.weights.cache import Packed, Placed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
 from fusedrnn.spec import RNNSpec
@@ -59,7 +59,7 @@ class CPUEngine:
     def _run(
         self,
         operands: ForwardOperands,
-        weights: Packed | Placed,
+        weights: PackedWeights | WeightPointers,
         varlen: VarLen | None,
         residuals: ResidualInfo | None = None,
         reserve: int = 0,
@@ -78,7 +78,7 @@ class CPUEngine:
         grads, executor = operands.grads, self.pointers
         params = 0 if grads.params is None else grads.params.ctypes.data
         pointers = GradPointers(
-            _strided(grads.x), executor.packer.addresses(params), _state_addresses(grads.states),
+            _strided(grads.x), executor.weight_cache.addresses(params), _state_addresses(grads.states),
             grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
         dy, dfinal = _strided(operands.dy), _state_addresses(operands.dstates)

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from fusedrnn import env
 from fusedrnn.engines.cpu import jobs
 from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, is_plain
+from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.launch import kernel_args
-from fusedrnn.engines.cpu.launch.kernel_args import Records
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_plan
-from fusedrnn.engines.cpu.plan.thread_trials import Trends
-from fusedrnn.engines.cpu.plan.tiling import Geometry
+from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.varlen import VarLen
-from fusedrnn.engines.cpu.weights.cache import Packed, Packer, Placed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_constant
 from fusedrnn.jit.target import suited
@@ -30,7 +30,7 @@ from fusedrnn.runtime.thread_pool import Team, get_num_threads, own_team
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-Weights = Packed | Placed
+Weights = PackedWeights | WeightPointers
 Problem = tuple[str, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
@@ -54,9 +54,9 @@ class PlannedCall:
 
     problem: Problem
     threads: int
-    args: Records
-    awake_args: Records | None = None
-    single_args: Records | None = None
+    args: KernelArgs
+    awake_args: KernelArgs | None = None
+    single_args: KernelArgs | None = None
 
 
 class Executor:
@@ -68,15 +68,15 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, suited(spec.hidden_size, spec.dtype)
-        self._geometry = Geometry.of(spec, self.target)
+        self._tiling = Tiling.of(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
-        self.packer = Packer(spec, self.target, self._geometry, (self.workspaces, self._reserves))
-        self.trends = Trends()
+        self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
+        self.thread_choices = ThreadChoices()
         self._can_run_unpacked = is_plain(cell_of(spec.variant))
         self._jobs: dict[str, jobs.Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
-        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._geometry, 1, 1, "gates")
+        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
@@ -102,7 +102,7 @@ class Executor:
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return ReserveLayout.of(self.spec, self._geometry, steps, batch, save).size
+        return ReserveLayout.of(self.spec, self._tiling, steps, batch, save).size
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
@@ -119,8 +119,8 @@ class Executor:
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
         if self.is_short(steps, batch, training):
-            return Placed(addresses)
-        return self.packer.packed(addresses, training, team, owner)
+            return WeightPointers(addresses)
+        return self.weight_cache.packed(addresses, training, team, owner)
 
     def weights_of(self, params: Array, steps: int, batch: int, save: SavePolicy | None) -> Weights:
         """The flat parameter vector as a call takes it; ``save`` is what training saves, None in inference."""
@@ -130,18 +130,18 @@ class Executor:
         began = perf_counter()
         weights: Weights
         if save == "states" or is_constant(params) or not self.is_short(steps, batch, training):
-            weights = self.packer.packed_vector(params, training, own_team(get_num_threads()))
+            weights = self.weight_cache.packed_vector(params, training, own_team(get_num_threads()))
         elif training:
-            weights = self.packer.copied_vector(params)
+            weights = self.weight_cache.copied_vector(params)
         else:
-            weights = Placed(self.packer.addresses(params.ctypes.data))
+            weights = WeightPointers(self.weight_cache.addresses(params.ctypes.data))
         if self.debug >= 2:
             env.report(f"weights {(perf_counter() - began) * 1e6:.1f} us")
         return weights
 
-    def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Placed:
+    def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
         """The weights of an earlier call that have moved: unpacked at these addresses, or packed at that one."""
-        return Placed(addresses or self.packer.nowhere, address=packed)
+        return WeightPointers(addresses or self.weight_cache.nowhere, address=packed)
 
     def varlen(self, lengths: Array, steps: int) -> VarLen:
         """Sequences of different lengths, int64 (N,), each from 0 to T."""
@@ -157,7 +157,7 @@ class Executor:
         """What a training call and its backward need to know of each other, and memory for the reserve."""
         key, layout = self._layout
         if key != (steps, batch, save):
-            layout = ReserveLayout.of(self.spec, self._geometry, steps, batch, save)
+            layout = ReserveLayout.of(self.spec, self._tiling, steps, batch, save)
             self._layout = (steps, batch, save), layout
         return ResidualInfo(layout, seed, varlen), self._reserves.lease(layout.size)
 
@@ -224,16 +224,16 @@ class Executor:
         args = self.awake_args(planned) if awake else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
-        trend = self.trends.of(name, forecast) if args.members > 1 else None
-        if trend is not None and not trend.several(began):
+        thread_choice = self.thread_choices.of(name, forecast) if args.members > 1 else None
+        if thread_choice is not None and not thread_choice.use_several(began):
             args = self.single_args(planned)
         if not self._execute(job, args, team, values, params, varlen, computes_dx):
-            trend, args = None, self.single_args(planned)
+            thread_choice, args = None, self.single_args(planned)
             self._execute(job, args, team, values, params, varlen, computes_dx)
         now = perf_counter()
         team.end(args.members)
-        if trend is not None and forecast is not None:
-            trend.note(args.members > 1, now - began, now, forecast)
+        if thread_choice is not None and forecast is not None:
+            thread_choice.note(args.members > 1, now - began, now, forecast)
         if self.debug >= 2:
             env.report(f"{name} {(now - began) * 1e6:.1f} us")
 
@@ -250,7 +250,7 @@ class Executor:
             env.report(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
         return planned
 
-    def awake_args(self, planned: PlannedCall) -> Records:
+    def awake_args(self, planned: PlannedCall) -> KernelArgs:
         """The arguments for threads that are awake."""
         if planned.args.members == planned.threads:
             return planned.args
@@ -258,29 +258,29 @@ class Executor:
             planned.awake_args = self._plan(planned.problem, planned.threads, awake=True)
         return planned.awake_args
 
-    def single_args(self, planned: PlannedCall) -> Records:
+    def single_args(self, planned: PlannedCall) -> KernelArgs:
         """The arguments for one thread."""
         if planned.single_args is None:
             planned.single_args = self._plan(planned.problem, 1)
         return planned.single_args
 
-    def _plan(self, problem: Problem, threads: int, awake: bool = False) -> Records:
+    def _plan(self, problem: Problem, threads: int, awake: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
-        spec, target, passes = self.spec, self.target, self.packer.layout.passes
+        spec, target, passes = self.spec, self.target, self.weight_cache.layout.passes
         training = layout is not None
         threads = limit_threads(spec, threads, steps, batch, training)
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
             backward_plan = make_backward_plan(spec, target, steps, batch, threads, recompute=recompute, awake=awake)
-            return kernel_args.backward_records(spec, backward_plan, passes, layout)
-        plan = make_plan(spec, target, steps, batch, threads, training=training, awake=awake)
-        return kernel_args.forward_records(spec, plan, passes, layout)
+            return kernel_args.backward_args(spec, backward_plan, passes, layout)
+        plan = make_forward_plan(spec, target, steps, batch, threads, training=training, awake=awake)
+        return kernel_args.forward_args(spec, plan, passes, layout)
 
     def _execute(
         self,
         job: jobs.Job,
-        args: Records,
+        args: KernelArgs,
         team: Team,
         values: tuple[int, ...],
         params: Sequence[int],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
-from fusedrnn.engines.cpu.plan.tiling import Geometry, lines, skewed
+from fusedrnn.engines.cpu.kernels.tiling import Tiling, pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.varlen import VarLen
-from fusedrnn.engines.cpu.weights.cache import Packed, Placed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.runtime.buffers import Lease
 from fusedrnn.spec import RNNSpec
@@ -27,7 +27,7 @@ class ReserveLayout:
     save: SavePolicy
     steps: int
     batch: int
-    states_at: int
+    states_offset: int
     state_row: int
     state_step: int
     state_size: int
@@ -38,26 +38,26 @@ class ReserveLayout:
     size: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, geometry: Geometry, steps: int, batch: int, save: SavePolicy) -> ReserveLayout:
+    def of(cls, spec: RNNSpec, tiling: Tiling, steps: int, batch: int, save: SavePolicy) -> ReserveLayout:
         """The layout for T steps of N sequences."""
         num_saved = len(derivative_of(spec.variant).kept) if save == "gates" else 0
-        states_at = lines(steps * batch * spec.input_size * geometry.item)
-        state_row = skewed(spec.num_directions * spec.hidden_size * geometry.item)
+        states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
+        state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2) * batch * state_row
-        num_states = len(spec.state_names) + len(geometry.parts) - 1
-        saved_at = states_at + spec.num_layers * num_states * state_size
-        saved_row = lines(geometry.unit_vectors * num_saved * geometry.vector_bytes)
+        num_states = len(spec.state_names) + len(tiling.parts) - 1
+        saved_at = states_offset + spec.num_layers * num_states * state_size
+        saved_row = round_up_to_cache_line(tiling.unit_vectors * num_saved * tiling.vector_bytes)
         saved_size = spec.num_layers * spec.num_directions * steps * batch * saved_row
         return cls(
-            save, steps, batch, states_at, state_row, batch * state_row, state_size, num_states,
+            save, steps, batch, states_offset, state_row, batch * state_row, state_size, num_states,
             saved_at, saved_row, batch * saved_row,
             # Vector loads may read past the end of the last row.
-            size=lines(saved_at + saved_size + 2 * geometry.panel_bytes),
+            size=round_up_to_cache_line(saved_at + saved_size + 2 * tiling.panel_bytes),
         )  # fmt: skip
 
     def state_offset(self, layer: int, state: int) -> int:
         """Where a layer's state begins at step 0: h, c, then the operands of later stages."""
-        return self.states_at + (layer * self.num_states + state) * self.state_size + self.state_step
+        return self.states_offset + (layer * self.num_states + state) * self.state_size + self.state_step
 
     def saved_offset(self, index: int) -> int:
         """Where the saved values of a layer and direction begin."""
@@ -79,7 +79,7 @@ class CpuResiduals:
 
     info: ResidualInfo
     lease: Lease
-    weights: Packed | Placed
+    weights: PackedWeights | WeightPointers
 
     @property
     def nbytes(self) -> int:
