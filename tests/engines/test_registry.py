@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from fusedrnn.engines.grad_buffers import Gradients
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines import registry
-from fusedrnn.engines.grad_buffers import Gradients
 from fusedrnn.engines.registry import Choice, Supports
 from fusedrnn.spec import OPTIONS
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from fusedrnn.engines.interface import Capabilities, Engine, Need
 from fusedrnn.jit.target import Target, current
-from fusedrnn.runtime.locks import Lock
+from fusedrnn.locks import Lock
 from fusedrnn.spec import RNNSpec
 
 Op = TypeVar("Op")

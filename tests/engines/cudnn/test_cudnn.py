@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 from conformance import REQUEST_SHAPES, SHAPES, AnyShape, Conformance, TrainingConformance
+from fusedrnn.engines.grad_buffers import Gradients
 from oracles import absences, without
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,7 +25,6 @@ from fusedrnn.engines.cudnn import engine as cudnn
 from fusedrnn.engines.cudnn.engine import CuDNNEngine
 from fusedrnn.engines.cudnn.operands import Places, flatten, join, places, split
 from fusedrnn.engines.cudnn.precision import FullPrecision
-from fusedrnn.engines.grad_buffers import Gradients
 from fusedrnn.engines.registry import Supports
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.torch import support

@@ -24,8 +24,8 @@ from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, Weigh
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_constant
 from fusedrnn.jit.target import suited
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
-from fusedrnn.runtime.locks import Lock
 from fusedrnn.runtime.thread_pool import Team, get_num_threads, own_team
 from fusedrnn.spec import RNNSpec
 

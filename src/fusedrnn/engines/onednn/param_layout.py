@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.operands import write_or_add
 from fusedrnn.engines.onednn.library import Library
 from fusedrnn.engines.onednn.primitives import (
     BIAS,
@@ -19,6 +18,7 @@ from fusedrnn.engines.onednn.primitives import (
     WEIGHTS_PROJECTION,
     Descriptor,
 )
+from fusedrnn.engines.operands import write_or_add
 from fusedrnn.layout import Kind, Parameter
 from fusedrnn.runtime.fingerprint import PART
 from fusedrnn.spec import RNNSpec
