@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from fusedrnn.activations import Activation
 
-from fusedrnn import RNNOp, RNNSpec, set_num_threads
+from fusedrnn import Activation, RNNOp, RNNSpec, set_num_threads
 
 FILE = Path(__file__).with_suffix(".json")
 CALLS = 500

@@ -91,7 +91,9 @@ def check_states(states: object, spec: RNNSpec, batch: int) -> tuple[Array, ...]
 
 def check_dy(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
     """The output's gradient (T, N, D·S), a copy if a kernel cannot read it as it is; None for zeros."""
-    return None if dy is None else _readable(BACKWARD["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
+    if dy is None:
+        return None
+    return _readable(BACKWARD["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
 
 
 def check_dstates(dstates: object, spec: RNNSpec, batch: int) -> tuple[Array | None, ...]:

@@ -12,9 +12,10 @@ from problems import Shape, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
-from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.weights import cache as pack
 from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime.fingerprint import fingerprint_of
 from fusedrnn.spec import DTYPES
 
 SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
@@ -24,7 +25,7 @@ SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
 def counts(monkeypatch):
     """How often weights were packed, and parameter vectors looked at for changes."""
     found = {"packed": 0, "fingerprinted": 0}
-    plain_pack, plain_fingerprint = pack.WeightCache._pack, machine.fingerprint
+    plain_pack, plain_fingerprint = pack.WeightCache._pack, pack.fingerprint_of
 
     def packing(*args):
         found["packed"] += 1
@@ -35,12 +36,12 @@ def counts(monkeypatch):
         return plain_fingerprint(parts)
 
     monkeypatch.setattr(pack.WeightCache, "_pack", packing)
-    monkeypatch.setattr(machine, "fingerprint", fingerprinting)
+    monkeypatch.setattr(pack, "fingerprint_of", fingerprinting)
     return found
 
 
 def fingerprint(array):
-    return machine.fingerprint(np.array([[array.ctypes.data, array.nbytes, 0]]))
+    return fingerprint_of(np.array([[array.ctypes.data, array.nbytes, 0]]))
 
 
 def fresh(problem, params):
@@ -252,7 +253,7 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager,
 def test_caches_do_not_grow_with_shapes():
     """Nothing is kept by T or N."""
     problem = make_problem("rnn_tanh", Shape(40, 50, 3, 5))
-    kernels = machine._job.cache_info().currsize
+    kernels = load_job.cache_info().currsize
     op = RNNOp(problem.spec)
     op.forward(problem.x, problem.params)
     sizes = []
@@ -261,7 +262,7 @@ def test_caches_do_not_grow_with_shapes():
         engine = op._engine
         sizes.append((len(engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._plans)))
     assert set(sizes) == {(1, 1, 1)}
-    assert machine._job.cache_info().currsize <= kernels + 2  # forward and packing
+    assert load_job.cache_info().currsize <= kernels + 2  # forward and packing
 
 
 def test_memory_goes_with_the_op(traced):

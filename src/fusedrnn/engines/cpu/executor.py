@@ -10,23 +10,26 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedrnn import env
-from fusedrnn.engines.cpu import jobs
+from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, is_plain
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
-from fusedrnn.engines.cpu.launch import kernel_args
-from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
+from fusedrnn.engines.cpu.launch.args_kernel import load_fill
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, backward_args, forward_args, signed
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
+from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_constant
+from fusedrnn.jit.loader import Job
 from fusedrnn.jit.target import suited
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
-from fusedrnn.runtime.thread_pool import Team, get_num_threads, own_team
+from fusedrnn.runtime.fingerprint import load_fingerprint
+from fusedrnn.runtime.thread_pool import Team, get_num_threads, load_pool, own_team
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -73,7 +76,7 @@ class Executor:
         self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
         self._can_run_unpacked = is_plain(cell_of(spec.variant))
-        self._jobs: dict[str, jobs.Job] = {}
+        self._jobs: dict[str, Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
         self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
@@ -85,19 +88,18 @@ class Executor:
         for name in ("training", "backward") if training else ("forward",):
             self.job(name)
 
-    def job(self, name: str) -> jobs.Job:
+    def job(self, name: str) -> Job:
         """The compiled job ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
-            variant, dtype = self.spec.variant, self.spec.dtype
+            spec, target = self.spec, self.target
             with self._lock:
-                jobs.prepare()
-                jobs.packing(dtype, self.target)
-                if name == "backward":
-                    job = jobs.backward(variant, dtype, self.target)
-                else:
-                    job = jobs.forward(variant, dtype, self.target, training=name == "training")
-                self._jobs[name] = job
+                # Everything that any call needs, so that no later call compiles.
+                load_fill()
+                load_fingerprint()
+                load_pool()
+                load_pack(spec.dtype, target)
+                job = self._jobs[name] = load_job(name, spec.variant, spec.dtype, target)
         return job
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
@@ -183,7 +185,7 @@ class Executor:
         else:
             problem, seed = ("training", steps, batch, residuals.layout), residuals.seed
         values = (
-            *x, *y, *initial, *final, weights.address, reserve, _row_offsets(varlen), kernel_args.signed(seed)
+            *x, *y, *initial, *final, weights.address, reserve, _row_offsets(varlen), signed(seed)
         )  # fmt: skip
         self._run_job(problem, values, weights.matrices, varlen, team)
 
@@ -201,7 +203,7 @@ class Executor:
         layout, varlen = residuals.layout, residuals.varlen
         values = (
             *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve, _row_offsets(varlen),
-            kernel_args.signed(residuals.seed), grads.add_x, grads.add_params, grads.add_states,
+            signed(residuals.seed), grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
         problem: Problem = "backward", layout.steps, layout.batch, layout
         self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))
@@ -224,16 +226,16 @@ class Executor:
         args = self.awake_args(planned) if awake else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
-        thread_choice = self.thread_choices.of(name, forecast) if args.members > 1 else None
+        thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
             args = self.single_args(planned)
         if not self._execute(job, args, team, values, params, varlen, computes_dx):
             thread_choice, args = None, self.single_args(planned)
             self._execute(job, args, team, values, params, varlen, computes_dx)
         now = perf_counter()
-        team.end(args.members)
+        team.end(args.num_threads)
         if thread_choice is not None and forecast is not None:
-            thread_choice.note(args.members > 1, now - began, now, forecast)
+            thread_choice.note(args.num_threads > 1, now - began, now, forecast)
         if self.debug >= 2:
             env.report(f"{name} {(now - began) * 1e6:.1f} us")
 
@@ -252,7 +254,7 @@ class Executor:
 
     def awake_args(self, planned: PlannedCall) -> KernelArgs:
         """The arguments for threads that are awake."""
-        if planned.args.members == planned.threads:
+        if planned.args.num_threads == planned.threads:
             return planned.args
         if planned.awake_args is None:
             planned.awake_args = self._plan(planned.problem, planned.threads, awake=True)
@@ -273,13 +275,13 @@ class Executor:
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
             backward_plan = make_backward_plan(spec, target, steps, batch, threads, recompute=recompute, awake=awake)
-            return kernel_args.backward_args(spec, backward_plan, passes, layout)
+            return backward_args(spec, backward_plan, passes, layout)
         plan = make_forward_plan(spec, target, steps, batch, threads, training=training, awake=awake)
-        return kernel_args.forward_args(spec, plan, passes, layout)
+        return forward_args(spec, plan, passes, layout)
 
     def _execute(
         self,
-        job: jobs.Job,
+        job: Job,
         args: KernelArgs,
         team: Team,
         values: tuple[int, ...],
@@ -290,12 +292,12 @@ class Executor:
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
         tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
         scratch = self.workspaces.take(args.size)
-        address = args.fill(scratch, (*values, tables, team.spins, *params), computes_dx)
+        address = args.bind(scratch, (*values, tables, team.spins, *params), computes_dx)
         ran = True
-        if args.members == 1:
+        if args.num_threads == 1:
             job(address, 0)
         else:
-            ran = team.run(job, address, args.members)
+            ran = team.run(job, address, args.num_threads)
         self.workspaces.give(scratch)
         return ran
 

@@ -21,7 +21,7 @@ CALL = Record(
     "x_gradient", "x_step", "x_row", "x_firsts", "x_add", "x_size",
     "dx_partial", "dx_partial_step", "dx_partial_row", "dx_partial_size",
 )  # fmt: skip
-"""A *team* is the members that work on the same direction; its memory, ``team_size`` bytes, holds the rows of gate
+"""A *team* is the members that work on the same direction; its memory, ``group_stride`` bytes, holds the rows of gate
 gradients, what is carried from step to step, upright gradients and the weights' gradients."""
 PASS = Record(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_firsts",
