@@ -32,7 +32,7 @@ def results(problem, few, monkeypatch):
     trained, final, reserve = op.forward(
         problem.x, problem.params, problem.states, lengths=problem.lengths, training=True
     )
-    assert (reserve._kept.packed.address == 0) == (few > 0)
+    assert (reserve._residuals.weights.address == 0) == (few > 0)
     dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
     return [y, *states, trained, *final, dx, dparams, *dstates]
 
@@ -51,7 +51,7 @@ def test_short_calls_pack_nothing(monkeypatch):
     """Nor do they look for changes; longer ones, and frozen parameters, do what they did."""
     problem = make_problem("gru", Shape(1, 1, 5, 7))
     op = RNNOp(problem.spec)
-    weight_cache = op._engine.weight_cache
+    weight_cache = op.by_address().weight_cache
     op.forward(problem.x, problem.params)
     assert not weight_cache._kept
     params = frozen(problem.params)
