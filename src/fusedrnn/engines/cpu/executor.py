@@ -14,6 +14,7 @@ from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, is_plain
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.launch.args_kernel import load_fill
+from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, backward_args, forward_args, signed
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
@@ -97,6 +98,7 @@ class Executor:
                 # Everything that any call needs, so that no later call compiles.
                 load_fill()
                 load_fingerprint()
+                load_guarded_call()
                 load_pool()
                 load_pack(spec.dtype, target)
                 job = self._jobs[name] = load_job(name, spec.variant, spec.dtype, target)
