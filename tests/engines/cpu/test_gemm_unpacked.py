@@ -25,8 +25,8 @@ SHAPES = [
 
 def results(problem, few, monkeypatch):
     """Everything that inference, training and backward return, weights used as they lie in up to ``few`` steps."""
-    monkeypatch.setattr(calls, "_FEW", few)
-    monkeypatch.setattr(calls, "_FEW_IN_TRAINING", few)
+    monkeypatch.setattr(calls, "_MOST_READS", few)
+    monkeypatch.setattr(calls, "_MOST_READS_IN_TRAINING", few)
     op = RNNOp(problem.spec)
     y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
     trained, final, reserve = op.forward(

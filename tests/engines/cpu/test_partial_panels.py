@@ -97,8 +97,8 @@ def everything(problem, keep):
 @pytest.mark.parametrize("few", [0, 100], ids=["packed", "loose"])
 @pytest.mark.parametrize("shape", [Shape(5, 7, 37, 149, layers=2, lengths="edges"), Shape(3, 2, 101, 83)], ids=str)
 def test_members_begin_anywhere(mode, dtype, shape, few, target, poisoned, monkeypatch):
-    monkeypatch.setattr(calls, "_FEW", few)
-    monkeypatch.setattr(calls, "_FEW_IN_TRAINING", few)
+    monkeypatch.setattr(calls, "_MOST_READS", few)
+    monkeypatch.setattr(calls, "_MOST_READS_IN_TRAINING", few)
     problem = make_problem(mode, shape, dtype)
     blocking = Blocking(problem.spec.num_gates, target.tile[1])
     expected, within = None, {"forward": 0, "backward": 0}
