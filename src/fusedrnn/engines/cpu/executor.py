@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fusedrnn import env
 from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, is_plain
+from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.launch.args_kernel import load_fill
 from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
@@ -76,7 +76,7 @@ class Executor:
         self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
         self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
-        self._can_run_unpacked = is_plain(cell_of(spec.variant))
+        self._can_run_unpacked = is_plain(lowered_cell(spec.variant))
         self._jobs: dict[str, Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
@@ -306,7 +306,7 @@ class Executor:
 
 def limit_threads(spec: RNNSpec, threads: int, steps: int, batch: int, training: bool) -> int:
     """How many threads may share a call: one where it has just written the weights itself, to read them once."""
-    unpacked = training and is_plain(cell_of(spec.variant)) and _reads_weights_rarely(steps, batch, training)
+    unpacked = training and is_plain(lowered_cell(spec.variant)) and _reads_weights_rarely(steps, batch, training)
     return 1 if unpacked else threads
 
 
