@@ -9,8 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fusedrnn
-from fusedrnn import env as config
-from fusedrnn import mxnet
+from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
 from fusedrnn.onnx import backend as onnx_backend
 from fusedrnn.onnx import read
@@ -84,7 +83,7 @@ def test_commands_and_options_exist():
 
 
 def test_variables_are_those_that_are_read():
-    read = set(re.findall(r"FUSEDRNN_[A-Z_]+", Path(config.__file__).read_text()))
+    read = set(re.findall(r"FUSEDRNN_[A-Z_]+", Path(env.__file__).read_text()))
     assert set(re.findall(r"FUSEDRNN_[A-Z_]+", (ROOT / "README.md").read_text())) == read
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
-from fusedrnn.runtime.thread_pool import Team
+from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
 
 Array = NDArray[Any]
@@ -144,7 +144,7 @@ class PointerEngine(Protocol):
     """
 
     def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> Any:
         """Parameters, in the order of ``ParameterLayout.by_pass``, in the form that a call of this size takes.
 
@@ -186,7 +186,7 @@ class PointerEngine(Protocol):
         varlen: Any = None,
         residuals: Any = None,
         reserve: int = 0,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """Run a forward call; with ``residuals`` in training, which fills the reserve. Does not write y's padding."""
 
@@ -198,7 +198,7 @@ class PointerEngine(Protocol):
         dy: StridedPtr,
         dfinal: StatePtrs,
         grads: GradPointers,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """Compute the gradients of a training call with these weights and that reserve."""
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fusedrnn.engines.interface import Capabilities, Engine, Need
-from fusedrnn.jit.target import Target, current
+from fusedrnn.jit.host import current_target
+from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.spec import RNNSpec
 
@@ -191,7 +192,7 @@ class EngineSelector:
 
 def cached_op(spec: RNNSpec, backend: str | None, create: Callable[[], Op]) -> Op:
     """The op for this spec, backend and current target: created once, kept while among those used last."""
-    key = spec, backend, current()
+    key = spec, backend, current_target()
     with _ops_lock:
         # A signal handler's call may run in between: an entry may be gone at any time.
         op: Op | None = _ops.pop(key, None)

@@ -28,7 +28,7 @@ from fusedrnn.engines.operands import (
     misplaced_buffer,
 )
 from fusedrnn.frozen_array import is_constant
-from fusedrnn.runtime.thread_pool import get_num_threads, own_team
+from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
 
 Array = NDArray[Any]
 States = Sequence[Array | None] | None
@@ -59,7 +59,7 @@ class _CachedCall:
         ]
         first_param = executor.spec.layout.by_pass[0].name
         return GuardedCall(
-            executor.job(name), (planned.args, awake, single), own_team(self._threads), executor.workspaces,
+            executor.job(name), (planned.args, awake, single), pool_team(self._threads), executor.workspaces,
             executor.thread_choices.of(name, awake.plan.forecast), samples, constants,
             unpacked=f"unpacked {first_param}" if unpacked else "",
             dparams=first_param if computes_dparams else "",

@@ -25,12 +25,12 @@ from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, Weigh
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_constant
+from fusedrnn.jit.host import target_for
 from fusedrnn.jit.loader import Job
-from fusedrnn.jit.target import suited
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
+from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import load_fingerprint
-from fusedrnn.runtime.thread_pool import Team, get_num_threads, load_pool, own_team
+from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, load_pool, pool_team
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -71,9 +71,9 @@ class Executor:
     """
 
     def __init__(self, spec: RNNSpec) -> None:
-        self.spec, self.target = spec, suited(spec.hidden_size, spec.dtype)
+        self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
         self._tiling = Tiling.of(spec, self.target)
-        self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
+        self.workspaces, self._reserves = Workspaces(), BufferPool(MOST_RESERVES)
         self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
         self._can_run_unpacked = is_plain(lowered_cell(spec.variant))
@@ -113,7 +113,7 @@ class Executor:
         return self._can_run_unpacked and _reads_weights_rarely(steps, batch, training)
 
     def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> Weights:
         """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call takes them.
 
@@ -134,7 +134,7 @@ class Executor:
         began = perf_counter()
         weights: Weights
         if save == "states" or is_constant(params) or not self.is_short(steps, batch, training):
-            weights = self.weight_cache.packed_vector(params, training, own_team(get_num_threads()))
+            weights = self.weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
         elif training:
             weights = self.weight_cache.copied_vector(params)
         else:
@@ -178,7 +178,7 @@ class Executor:
         varlen: VarLen | None = None,
         residuals: ResidualInfo | None = None,
         reserve: int = 0,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """Run a forward call; with ``residuals`` in training, which fills the reserve at that address."""
         problem: Problem
@@ -199,7 +199,7 @@ class Executor:
         dy: StridedPtr,
         dfinal: StatePtrs,
         grads: GradPointers,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """Compute the gradients of a training call with these weights, whose reserve is at that address."""
         layout, varlen = residuals.layout, residuals.varlen
@@ -216,14 +216,14 @@ class Executor:
         values: tuple[int, ...],
         params: Sequence[int],
         varlen: VarLen | None,
-        team: Team | None,
+        team: ThreadTeam | None,
         computes_dx: bool = False,
     ) -> None:
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
         name = problem[0]
         job = self._jobs.get(name) or self.job(name)
-        team = team or own_team(get_num_threads())
-        awake = team.begin()
+        team = team or pool_team(get_num_threads())
+        awake = team.note_call_start()
         planned = self.planned(problem, team.threads)
         args = self.awake_args(planned) if awake else planned.args
         began = perf_counter()
@@ -235,7 +235,7 @@ class Executor:
             thread_choice, args = None, self.single_args(planned)
             self._execute(job, args, team, values, params, varlen, computes_dx)
         now = perf_counter()
-        team.end(args.num_threads)
+        team.note_call_end(args.num_threads)
         if thread_choice is not None and forecast is not None:
             thread_choice.note(args.num_threads > 1, now - began, now, forecast)
         if self.debug >= 2:
@@ -285,7 +285,7 @@ class Executor:
         self,
         job: Job,
         args: KernelArgs,
-        team: Team,
+        team: ThreadTeam,
         values: tuple[int, ...],
         params: Sequence[int],
         varlen: VarLen | None,
@@ -293,14 +293,14 @@ class Executor:
     ) -> bool:
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
         tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
-        scratch = self.workspaces.take(args.size)
+        scratch = self.workspaces.acquire(args.size)
         address = args.bind(scratch, (*values, tables, team.spins, *params), computes_dx)
         ran = True
         if args.num_threads == 1:
             job(address, 0)
         else:
             ran = team.run(job, address, args.num_threads)
-        self.workspaces.give(scratch)
+        self.workspaces.release(scratch)
         return ran
 
 

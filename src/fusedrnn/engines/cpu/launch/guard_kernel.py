@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from fusedrnn.engines.cpu.launch.args_kernel import emit_fill
 from fusedrnn.jit.builder import I32, Function, Module, Value, Variable
-from fusedrnn.jit.c_function import builtin, emit_builtin
+from fusedrnn.jit.c_function import c_function, emit_c_function
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import load, load_once
-from fusedrnn.jit.struct import Record
-from fusedrnn.jit.target import current
+from fusedrnn.jit.struct import Struct
 
-GUARD = Record(
+GUARD = Struct(
     "object", "dtype", "ndim", "flag_mask", "flags", "extent", "written", "value",
     "shape0", "shape1", "shape2", "stride0", "stride1", "stride2",
 )  # fmt: skip
@@ -26,7 +26,7 @@ GUARD = Record(
 ``flags`` are compared under ``flag_mask``. ``extent`` is the number of bytes from the array's first element to the end
 of its last. The array's address becomes the call's value of index ``value``.
 """
-CALL_CACHE = Record(
+CALL_CACHE = Struct(
     "items_offset", "type_offset", "data_offset", "ndarray_type", "guards", "num_guards", "extents_offset",
     "values", "values_size", "weights_value", "reserve_value", "seed_value", "workspace_value", "dx_partials_value",
     "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets", "num_params",
@@ -50,8 +50,8 @@ _NDIM, _SHAPE, _STRIDES, _DTYPE, _FLAGS = 8, 16, 24, 40, 48
 @load_once()
 def load_guarded_call() -> Callable[..., int]:
     """The function of :func:`build_guarded_call`."""
-    code = load("guarded_call", current(), build_guarded_call)
-    return builtin("call_if_guards_hold", code.address("builtin"), code)
+    code = load("guarded_call", current_target(), build_guarded_call)
+    return c_function("call_if_guards_hold", code)
 
 
 def build_guarded_call() -> Module:
@@ -70,9 +70,9 @@ def build_guarded_call() -> Module:
     c = CALL_CACHE.read(f, cache)
     f.copy(scratch, c.values, c.values_size)
     held = f.var(f.result(guards_hold, cache, scratch, arguments))
-    with f.if_(held.get().compare("!=", 0)):
+    with f.if_(held.get().is_set):
         held.set(f.result(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
-    with f.if_(held.get().compare("!=", 0)):
+    with f.if_(held.get().is_set):
         workspace, kernel_args = scratch + c.plan_offset, scratch + c.args_offset
         call_values = (
             (c.weights_value, weights), (c.reserve_value, reserve), (c.seed_value, seed),
@@ -82,7 +82,7 @@ def build_guarded_call() -> Module:
             f.store(value, scratch + index * 8)
         _set_addresses(f, scratch, c.unpacked_base, c.unpacked_first, c.param_offsets, c.num_params)
         _set_addresses(f, scratch, c.dparams_base, c.dparams_first, c.param_offsets, c.num_params)
-        with f.if_(c.dx_partials_value.compare("!=", 0)):
+        with f.if_(c.dx_partials_value.is_set):
             f.store(workspace, scratch + c.dx_partials_value * 8)
         f.call(fill, c.fields, c.num_fields, scratch, kernel_args)
         with f.if_else(c.num_threads.equals(1)) as (single, several):
@@ -90,17 +90,17 @@ def build_guarded_call() -> Module:
                 f.call_address(c.job, kernel_args, f.constant(0))
             with several:
                 f.call_address(c.dispatch, control, c.job, kernel_args, c.num_threads, c.num_workers, c.spins)
-    f.done(held.get())
-    emit_builtin(module, f, objects=(names.index("arguments"),))
+    f.ret(held.get())
+    emit_c_function(module, f, objects=(names.index("arguments"),))
     return module
 
 
 def _set_addresses(f: Function, values: Value, base: Value, first: Value, offsets: Value, count: Value) -> None:
     """Set the values from index ``first`` on to addresses behind the value of index ``base``."""
-    with f.if_(base.compare("!=", 0)):
+    with f.if_(base.is_set):
         begin = f.load(values + base * 8)
         with f.loop(0, count) as index:
-            address = begin.equals(0).select(0, begin + f.load(offsets + index * 8))
+            address = begin.is_zero.select(0, begin + f.load(offsets + index * 8))
             f.store(address, values + (first + index) * 8)
 
 
@@ -111,12 +111,12 @@ def _emit_guards_hold(module: Module) -> Function:
     c = CALL_CACHE.read(f, cache)
     held = f.var(1)
     with f.loop(0, c.num_guards) as index:
-        guard = c.guards + index * (8 * len(GUARD.names))
+        guard = c.guards + index * GUARD.size
         g = GUARD.read(f, guard)
         item = f.load(arguments + c.items_offset + index * 8)
         extent = scratch + c.extents_offset + index * 16
         data, end = f.var(0), f.var(0)
-        with f.if_else(g.object.compare("!=", 0)) as (is_object, is_array):
+        with f.if_else(g.object.is_set) as (is_object, is_array):
             with is_object, f.if_(item.compare("!=", g.object)):
                 held.set(0)
             with is_array, f.if_else(f.load(item + c.type_offset).equals(c.ndarray_type)) as (array, other):
@@ -136,7 +136,7 @@ def _emit_guards_hold(module: Module) -> Function:
         f.store(data.get(), scratch + g.value * 8)
         f.store(data.get(), extent)
         f.store(end.get(), extent + 8)
-    f.done(held.get())
+    f.ret(held.get())
     return f
 
 
@@ -161,12 +161,12 @@ def _emit_no_alias(module: Module) -> Function:
     guards, count, extents = f.arguments
     apart = f.var(1)
     with f.loop(0, count) as index:
-        written = GUARD.read(f, guards + index * (8 * len(GUARD.names))).written
-        with f.if_(written.compare("!=", 0)):
+        written = GUARD.read(f, guards + index * GUARD.size).written
+        with f.if_(written.is_set):
             begin, end = f.load(extents + index * 16), f.load(extents + index * 16 + 8)
             with f.loop(0, count) as other:
                 other_begin, other_end = f.load(extents + other * 16), f.load(extents + other * 16 + 8)
                 shared = other.compare("!=", index) & (begin < other_end) & (other_begin < end)
                 apart.set(shared.select(0, apart.get()))
-    f.done(apart.get())
+    f.ret(apart.get())
     return f

@@ -19,7 +19,7 @@ from fusedrnn.engines.cpu.launch.kernel_args import OBJECTS, KernelArgs
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoice
 from fusedrnn.jit.loader import Job, address
 from fusedrnn.runtime.buffers import Workspaces
-from fusedrnn.runtime.thread_pool import Team, hired, load_pool, permitted, returned
+from fusedrnn.runtime.thread_pool import ThreadTeam, get_pool, load_pool, release_pool, try_acquire_pool
 
 Array = NDArray[Any]
 
@@ -62,7 +62,7 @@ class GuardedCall:
         self,
         job: Job,
         args: tuple[KernelArgs, KernelArgs, KernelArgs],
-        team: Team,
+        team: ThreadTeam,
         workspaces: Workspaces,
         thread_choice: ThreadChoice | None,
         samples: Sequence[tuple[Any, str, bool]],
@@ -107,7 +107,7 @@ class GuardedCall:
         assert len(guards) <= OBJECTS
         self._dtypes = [sample.dtype for sample, *_ in samples if sample is not None]  # guards compare their identity
         self._guards = np.array(guards, np.int64)
-        assert self._guards.shape[1] == len(GUARD.names)
+        assert self._guards.shape[1] == len(GUARD)
 
     def _variant(self, fields: Mapping[str, int], args: KernelArgs) -> _Variant:
         layout = ndarray_abi.object_layout()
@@ -126,28 +126,28 @@ class GuardedCall:
         ``weights`` is the address of the packed parameters, or of unpacked ones that are not among the arrays.
         """
         team = self._team
-        _, cache, num_threads, size = self._awake if team.begin() else self._sleeping
+        _, cache, num_threads, size = self._awake if team.note_call_start() else self._sleeping
         thread_choice = self._thread_choice if num_threads > 1 else None
         if thread_choice is not None:
             began = perf_counter()
             if not thread_choice.use_several(began):
                 _, cache, num_threads, size = self._single
-        scratch = self._workspaces.take(size)
+        scratch = self._workspaces.acquire(size)
         if num_threads == 1:
             ran = self._call(cache, scratch.address, arrays, 0, weights, reserve, seed)
         else:
-            permit = permitted()
-            if permit is None:
+            lease = try_acquire_pool()
+            if lease is None:
                 return False
             try:
-                gang = hired(team.threads)
-                if gang is None:
+                pool = get_pool(team.threads)
+                if pool is None:
                     return False
-                ran = self._call(cache, scratch.address, arrays, gang.control(), weights, reserve, seed)
+                ran = self._call(cache, scratch.address, arrays, pool.control(), weights, reserve, seed)
             finally:
-                returned(permit)
-        self._workspaces.give(scratch)
-        team.end(num_threads)
+                release_pool(lease)
+        self._workspaces.release(scratch)
+        team.note_call_end(num_threads)
         if thread_choice is not None and self._forecast is not None and ran:
             now = perf_counter()
             thread_choice.note(num_threads > 1, now - began, now, self._forecast)
