@@ -2,8 +2,8 @@
 
 A background job of a script ignores SIGINT, and its children ignore it too. Other runners ignore or block other
 signals, or set a umask and variables that libraries read. Tests see none of it. ``FUSEDRNN_ONEDNN`` stays: it says
-what to test. ``FUSEDRNN_TEST_CACHE_DIR`` stays: it says where compiled kernels are kept from one run to the next. So does what chooses OpenBLAS's kernels: without it some of its builds compute wrong results on some
-processors.
+what to test. ``FUSEDRNN_TEST_CACHE_DIR`` stays: it says where compiled kernels are kept from one run to the next. So
+does what chooses OpenBLAS's kernels: without it some of its builds compute wrong results on some processors.
 """
 
 import os

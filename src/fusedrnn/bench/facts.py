@@ -9,8 +9,8 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 import fusedrnn
+from fusedrnn.env import cache_directory
 from fusedrnn.jit.host import cache_sizes, current_target, processor_name
-from fusedrnn.jit.object_cache import cache_directory
 
 _PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -32,6 +33,8 @@ from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, load_pool, pool_team
 from fusedrnn.spec import RNNSpec
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Weights = PackedWeights | WeightPointers
@@ -140,7 +143,7 @@ class Executor:
         else:
             weights = WeightPointers(self.weight_cache.addresses(params.ctypes.data))
         if self.debug >= 2:
-            env.report(f"weights {(perf_counter() - began) * 1e6:.1f} us")
+            logger.info(f"weights {(perf_counter() - began) * 1e6:.1f} us")
         return weights
 
     def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
@@ -239,7 +242,7 @@ class Executor:
         if thread_choice is not None and forecast is not None:
             thread_choice.note(args.num_threads > 1, now - began, now, forecast)
         if self.debug >= 2:
-            env.report(f"{name} {(now - began) * 1e6:.1f} us")
+            logger.info(f"{name} {(now - began) * 1e6:.1f} us")
 
     def planned(self, problem: Problem, threads: int) -> PlannedCall:
         """The planned call for a problem on so many threads; the last one of each job is cached."""
@@ -251,7 +254,7 @@ class Executor:
         self.debug = env.debug()
         if self.debug >= 1:
             derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
-            env.report(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
+            logger.info(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
         return planned
 
     def awake_args(self, planned: PlannedCall) -> KernelArgs:

@@ -15,7 +15,10 @@ Array = NDArray[Any]
 
 def table_offsets(steps: int, batch: int) -> dict[str, int]:
     """Byte offset of each table of :meth:`VarLen.tables`."""
-    sizes = {"row_to_sequence": batch, "unsorted_indices": batch, "sorted_indices": batch, "lengths": batch, "batch_sizes": steps, "active_rows": 0}
+    sizes = {
+        "row_to_sequence": batch, "unsorted_indices": batch, "sorted_indices": batch, "lengths": batch,
+        "batch_sizes": steps, "active_rows": 0,
+    }  # fmt: skip
     offsets, offset = {}, 0
     for name, size in sizes.items():
         offsets[name] = offset

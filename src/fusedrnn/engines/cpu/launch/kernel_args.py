@@ -47,7 +47,9 @@ _GRADIENTS: dict[str, Kind] = {
     "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_projection": "h2r_weight",
     "d_peepholes": "peephole_weight", "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
 }  # fmt: skip
-_MATRICES: dict[str, Kind] = dict(zip(UNPACKED_PARAMS, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True))
+_MATRICES: dict[str, Kind] = dict(
+    zip(UNPACKED_PARAMS, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True)
+)
 _PACKED = "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias"
 SPARE = "params", "dparams", "nothing"
 """Values that no record refers to: bases of parameters as they lie and of their gradients, and one to be ignored."""
@@ -247,7 +249,9 @@ def _forward_pass(
     offset = direction * _width(spec)
     between = {"step": plan.between_row * plan.batch, "row": plan.between_row}
     source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_row_offsets": At("row_offsets")}
-    into: Fields = {"y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_row_offsets": At("row_offsets")}
+    into: Fields = {
+        "y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_row_offsets": At("row_offsets"),
+    }  # fmt: skip
     if layout is not None:
         source = {**_from_below(spec, layout, layer), "x_row_offsets": 0} if layer else source
         into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_row_offsets"), 0)
