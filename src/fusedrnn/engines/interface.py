@@ -125,7 +125,7 @@ StatePtrs = tuple[int, int]
 class GradPointers(NamedTuple):
     """Where gradients go, by address, 0 for those that are not computed; and whether to add to what is there.
 
-    ``params`` are in the order of ``ParameterLayout.by_pass``; ``states`` are dh0 and dc0.
+    ``params`` are in ``by_layer_direction`` order; ``states`` are dh0 and dc0.
     """
 
     x: StridedPtr
@@ -146,7 +146,7 @@ class PointerEngine(Protocol):
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> Any:
-        """Parameters, in the order of ``ParameterLayout.by_pass``, in the form that a call of this size takes.
+        """Parameters, in ``by_layer_direction`` order, in the form that a call of this size takes.
 
         Their memory must not change until the call, in training until its last backward, has run. Cached copies of
         them are dropped when ``owner`` is garbage-collected.

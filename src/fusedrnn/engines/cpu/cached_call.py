@@ -27,7 +27,7 @@ from fusedrnn.engines.operands import (
     entries,
     misplaced_buffer,
 )
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
 
 Array = NDArray[Any]
@@ -57,7 +57,7 @@ class _CachedCall:
             (array, "nothing" if operand == ignored else operand, rule.written)
             for (operand, rule), array in zip(operands.items(), arrays, strict=True)
         ]
-        first_param = executor.spec.layout.by_pass[0].name
+        first_param = executor.spec.layout.by_layer_direction[0].name
         return GuardedCall(
             executor.job(name), (planned.args, awake, single), pool_team(self._threads), executor.workspaces,
             executor.thread_choices.of(name, awake.plan.forecast), samples, constants,
@@ -103,7 +103,7 @@ class CachedForward(_CachedCall):
         assert pair is not None
         h_n, c_n = (*self._empty(self._state_shapes), None)[:2]
         # Frozen parameters are known by their identity: their weights cannot change.
-        self._frozen = params if is_constant(params) else None
+        self._frozen = params if is_frozen(params) else None
         self._weights = executor.weights_of(params, steps, batch, self._save) if self._frozen is not None else None
         self._unpacked = self._frozen is None and executor.is_short(steps, batch, self._layout is not None)
         # Inference reads unpacked parameters where the caller has them, so that they are one of the arrays; training

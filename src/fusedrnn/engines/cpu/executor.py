@@ -25,7 +25,7 @@ from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.host import target_for
 from fusedrnn.jit.loader import Job
 from fusedrnn.locks import Lock
@@ -118,7 +118,7 @@ class Executor:
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> Weights:
-        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call takes them.
+        """The parameters at these addresses, in ``by_layer_direction`` order, as a call takes them.
 
         Packed weights are a copy, packed again whenever the parameters have changed, and dropped when ``owner`` is
         garbage-collected. A short call uses the parameters unpacked, in place.
@@ -136,7 +136,7 @@ class Executor:
             self.compile(training)
         began = perf_counter()
         weights: Weights
-        if save == "states" or is_constant(params) or not self.is_short(steps, batch, training):
+        if save == "states" or is_frozen(params) or not self.is_short(steps, batch, training):
             weights = self.weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
         elif training:
             weights = self.weight_cache.copied_vector(params)

@@ -40,7 +40,7 @@ class ReserveLayout:
     @classmethod
     def of(cls, spec: RNNSpec, tiling: Tiling, steps: int, batch: int, save: SavePolicy) -> ReserveLayout:
         """The layout for T steps of N sequences."""
-        num_saved = len(derivative_of(spec.variant).kept) if save == "gates" else 0
+        num_saved = len(derivative_of(spec.variant).saved) if save == "gates" else 0
         states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2) * batch * state_row
