@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.cell.cells import traced
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.engines.reference import backward as reference_training
@@ -80,7 +80,7 @@ class ReferenceEngine:
         outputs = (spec.num_layers - 1) * steps * batch * spec.output_size
         passes = spec.num_layers * spec.num_directions
         per_step = sum(prod(shape) for shape in spec.state_shape(batch))
-        per_step += passes * batch * spec.hidden_size * len(flows(traced(spec.variant)).kept)
+        per_step += passes * batch * spec.hidden_size * len(flows(traced_cell(spec.variant)).kept)
         masks = outputs if spec.dropout else 0
         return (outputs + steps * per_step) * item + masks + self._copied_bytes(steps, batch)
 
