@@ -12,6 +12,8 @@ from fusedrnn.engines.cpu import executor as calls
 from fusedrnn.jit import target as targets
 from fusedrnn.spec import DTYPES, MODES
 
+pytestmark = pytest.mark.pairwise
+
 SHAPES = [
     Shape(1, 1, 1, 1),
     Shape(1, 1, 17, 33, layers=2, bidirectional=True),

@@ -19,6 +19,8 @@ from fusedrnn.jit.loader import function, load
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
 
+pytestmark = pytest.mark.pairwise
+
 UNTOUCHED = 99.0
 
 

@@ -13,7 +13,7 @@ from fusedrnn.runtime import buffers as workspace
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 
 def train(spec, x, params, states, lengths, keep, seed, backend="cpu"):

@@ -67,7 +67,7 @@ class BackwardEmitter(Pass):
         found = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
         if self.cell.projects:
             found.append(p.d_projection)
-        if self.cell.vectors:
+        if self.cell.peepholes:
             found.append(p.d_peepholes)
         return self.wanted(*found)
 

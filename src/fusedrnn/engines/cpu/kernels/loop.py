@@ -311,9 +311,9 @@ class Pass:
         """Whether a step goes through the recurrent weights from their end: what the one before read last is near."""
         return (step & 1).compare("!=", 0)
 
-    def vector_weight(self, gate: str, unit: Value) -> Value:
-        """The element by element weights of a gate, for a vector of units."""
-        count, place = len(self.cell.vectors), self.cell.vectors.index(gate)
+    def peephole(self, gate: str, unit: Value) -> Value:
+        """The peephole weights of a gate, for a vector of units."""
+        count, place = len(self.cell.peepholes), self.cell.peepholes.index(gate)
         return self.v.load(self.p.peepholes + (unit * count + place) * self.v.bytes)
 
     @contextmanager
