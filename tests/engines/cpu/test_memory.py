@@ -14,7 +14,7 @@ import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.weights import cache as pack
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.runtime.fingerprint import fingerprint_of
 from fusedrnn.spec import DTYPES
 
@@ -188,7 +188,7 @@ def test_arrays_in_turn(counts):
     assert counts["packed"] - before == pack._MOST_KEPT
     for number, params in enumerate(several):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected[number])
-    assert op._engine.weight_cache.num_packed == pack._MOST_KEPT
+    assert len(op._engine.weight_cache._kept) == pack._MOST_KEPT
 
 
 def test_memory_that_is_used_again():
@@ -206,8 +206,8 @@ def test_memory_that_is_used_again():
 def test_one_workspace_serves_smaller_calls(monkeypatch):
     problem = make_problem("lstm", Shape(30, 20, 17, 33, layers=3))
     op, made = RNNOp(problem.spec), []
-    plain = workspace.aligned_empty
-    monkeypatch.setattr(workspace, "aligned_empty", lambda *args: made.append(args) or plain(*args))
+    plain = buffers.aligned_empty
+    monkeypatch.setattr(buffers, "aligned_empty", lambda *args: made.append(args) or plain(*args))
     for T, N in ((30, 20), (30, 20), (3, 2), (30, 1), (1, 20), (29, 19), (30, 20)):
         op.forward(problem.x[:T, :N], problem.params)
     assert len(made) == 2  # the packed weights, the scratch
@@ -216,7 +216,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, use_all_threads, traced):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager, traced):
     """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
     problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
@@ -260,7 +260,7 @@ def test_caches_do_not_grow_with_shapes():
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
         engine = op._engine
-        sizes.append((engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._plans)))
+        sizes.append((len(engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._plans)))
     assert set(sizes) == {(1, 1, 1)}
     assert load_job.cache_info().currsize <= kernels + 2  # forward and packing
 
@@ -302,7 +302,7 @@ def test_large_buffers_begin_at_large_pages():
     """They are whole, and go with their array."""
     page = 2 << 20
     for size in (1 << 20, page, page + 64):
-        buffer = workspace.aligned_empty((size // 8,), np.float64)
+        buffer = buffers.aligned_empty((size // 8,), np.float64)
         assert buffer.ctypes.data % page == 0 and buffer.nbytes == size
         buffer[:] = 1.0
         room = buffer
@@ -312,7 +312,7 @@ def test_large_buffers_begin_at_large_pages():
         assert room() is not None
         del buffer
         assert room() is None
-    assert workspace.aligned_empty((64,), np.uint8).ctypes.data % 64 == 0
+    assert buffers.aligned_empty((64,), np.uint8).ctypes.data % 64 == 0
 
 
 def test_an_update_while_weights_are_packed(monkeypatch):

@@ -74,7 +74,7 @@ def _emit_driver(
                 c_in_row, c_row = c_in + first_row * c_in_stride, c + first_row * c_stride
                 a, prefetch = operands(tile, first_row)
                 call(a, b, k, c_in_row, c_in_stride, c_row, c_stride, prefetch)
-    f.done()
+    f.ret()
     return f
 
 
@@ -163,7 +163,7 @@ class _Microkernel:
         for i in range(self.rows):
             for j in range(self.col_vecs):
                 v.store(self.sums[i][j].get(), self.c + self.c_stride * i + j * v.bytes, self.align)
-        f.done()
+        f.ret()
         return f
 
     def _multiply(self, k: Value, steps: int) -> None:

@@ -43,7 +43,7 @@ def emit_unpacked_gemm_nt(module: Module, target: Target, dtype: str) -> Functio
         with row_tiles(f, by_rows, num_rows) as (_, row, call):
             c_in_row, c_row = c_in + row * c_in_stride + offset, c + row * c_stride + offset
             call(a_rows + row * 8, source, k, c_in_row, c_in_stride, c_row, c_stride, num_units, next_weights)
-    f.done()
+    f.ret()
     return f
 
 
@@ -76,7 +76,7 @@ def _emit_transposing_tile(module: Module, target: Target, dtype: str, rows: int
         multiply(index, v.gather([row + index * v.item for row in weight_rows]))
     for i, total in enumerate(sums):
         v.store(total.get(), c + c_stride * i)
-    f.done()
+    f.ret()
     return f
 
 
@@ -109,7 +109,7 @@ def emit_unpacked_gemm_nn(module: Module, target: Target, dtype: str) -> Functio
             for by_rows, case in zip(narrow, cases, strict=True):
                 with case:
                     multiply(by_rows)
-    f.done()
+    f.ret()
     return f
 
 
@@ -141,5 +141,5 @@ def _emit_direct_tile(
     for i, row_sums in enumerate(sums):
         for j, total in enumerate(row_sums):
             v.store(total.get(), c + c_stride * i + j * v.bytes)
-    f.done()
+    f.ret()
     return f
