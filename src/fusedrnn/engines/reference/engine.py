@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.cell.cells import traced
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.grad_buffers import Gradients, put
 from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.engines.reference import forward as reference
@@ -89,7 +89,7 @@ class ReferenceEngine:
         outputs = (spec.num_layers - 1) * steps * batch * spec.output_size
         passes = spec.num_layers * spec.num_directions
         per_step = sum(prod(shape) for shape in spec.state_shape(batch))
-        per_step += passes * batch * spec.hidden_size * len(flows(traced(spec.variant)).kept)
+        per_step += passes * batch * spec.hidden_size * len(flows(traced_cell(spec.variant)).kept)
         masks = outputs if spec.dropout else 0
         return (outputs + steps * per_step) * item + masks + self._copied_bytes(steps, batch)
 
