@@ -5,13 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from fusedrnn.jit.host import available_targets, current_target, emulated, target_for
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
 from fusedrnn.engines.onednn import library
 from fusedrnn.jit import host
+from fusedrnn.jit.host import available_targets, current_target, emulated, target_for
 from fusedrnn.jit.target import is_x86, known_targets
 from fusedrnn.runtime import thread_pool
 
@@ -20,7 +20,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
-    monkeypatch.setattr(thread_pool, "_count", None)
+    monkeypatch.setattr(thread_pool, "_num_threads", None)
     for name in ("FUSEDRNN_TARGET", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS", "FUSEDRNN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     thread_pool._default.cache_clear()

@@ -63,9 +63,9 @@ def build_serving() -> Module:
     block, base, objects, control, weights, reserve, seed = f.arguments
     b = BLOCK.read(f, block)
     f.copy(base, b.values, b.values_size)
-    good = f.var(f.result(alike, block, base, objects))
+    good = f.var(f.call(alike, block, base, objects))
     with f.if_(good.get().is_set):
-        good.set(f.result(apart, b.slots, b.count, base + b.objects_at))
+        good.set(f.call(apart, b.slots, b.count, base + b.objects_at))
     with f.if_(good.get().is_set):
         workspace = base + b.plan_at
         given = (b.weights_into, weights), (b.reserve_into, reserve), (b.seed_into, seed)
