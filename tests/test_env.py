@@ -112,7 +112,7 @@ def test_target_of_an_op_is_that_of_its_making(monkeypatch):
     monkeypatch.setenv("FUSEDRNN_TARGET", "generic-emulated")
     second = RNNOp.get(spec)
     assert first is not second
-    assert (first._engine.target.name, second._engine.target.name) == ("generic", "generic-emulated")
+    assert (first.by_address().target.name, second.by_address().target.name) == ("generic", "generic-emulated")
 
 
 @pytest.mark.parametrize("level", range(5))
