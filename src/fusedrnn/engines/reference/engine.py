@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.cell.trace import traced_cell
-from fusedrnn.engines.grad_buffers import Gradients, put
+from fusedrnn.engines.interface import SavePolicy
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.engines.reference.backward import Tape, backward, step_vjp, train
 from fusedrnn.engines.reference.forward import forward
-from fusedrnn.engines.registry import Keep
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class NumpyResiduals:
+class ReferenceResiduals:
     """A tape, and the bytes of the tape and of the copies that it refers to, lengths excepted."""
 
     tape: Tape
@@ -31,8 +30,8 @@ class NumpyResiduals:
 class ReferenceEngine:
     """Runs one spec on NumPy.
 
-    The tape holds every intermediate value that a gradient uses, whatever ``keep`` says: nothing is recomputed, and the
-    bits are the same.
+    The tape holds every intermediate value that a gradient uses, whatever the save policy says: nothing is recomputed,
+    and the bits are the same.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
@@ -41,50 +40,40 @@ class ReferenceEngine:
     def compile(self, training: bool = False) -> None:
         """Nothing to do."""
 
-    def forward(
-        self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array
-    ) -> tuple[Array, ...]:
-        """Inference; see :class:`fusedrnn.engines.registry.Engine`."""
+    def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
+        """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
+        x, params, states, lengths, y = operands
         result, final = forward(self.spec, x, params, states, lengths)
         _copy(y, result, lengths)
         return final
 
     def train(
-        self,
-        x: Array,
-        params: Array,
-        states: Sequence[Array] | None,
-        lengths: Array | None,
-        y: Array,
-        keep: Keep,
-        seed: int,
-    ) -> tuple[tuple[Array, ...], NumpyResiduals]:
-        """Training; see :class:`fusedrnn.engines.registry.Engine`."""
-        # The tape refers to these arrays, which the caller may change.
-        x, params = x.copy(), params.copy()
-        states = None if states is None else [state.copy() for state in states]
-        lengths = None if lengths is None else lengths.copy()
+        self, operands: ForwardOperands, save: SavePolicy, seed: int
+    ) -> tuple[tuple[Array, ...], ReferenceResiduals]:
+        """Training; see :class:`fusedrnn.engines.interface.Engine`."""
+        # The tape refers to its operands, which the caller may change.
+        x, params = operands.x.copy(), operands.params.copy()
+        states = None if operands.states is None else [state.copy() for state in operands.states]
+        lengths = None if operands.lengths is None else operands.lengths.copy()
         result, final, tape = train(self.spec, x, params, states, lengths, seed)
-        _copy(y, result, lengths)
-        return final, NumpyResiduals(tape, tape.nbytes + self._copied_bytes(*x.shape[:2]))
+        _copy(operands.y, result, lengths)
+        return final, ReferenceResiduals(tape, tape.nbytes + self._copied_bytes(*x.shape[:2]))
 
-    def backward(
-        self, kept: NumpyResiduals, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients
-    ) -> None:
-        """The gradients; see :class:`fusedrnn.engines.registry.Engine`."""
-        tape = kept.tape
-        dx, dparams, dinitial = backward(self.spec, tape, dy, dstates)
-        if gradients.x is not None:
-            ends = [len(dx)] * dx.shape[1] if tape.lengths is None else tape.lengths
-            for row, end in enumerate(ends):
-                put(gradients.x[:end, row], dx[:end, row], gradients.add_x)
-        if gradients.params is not None:
-            put(gradients.params, dparams, gradients.add_params)
-        for into, gradient in zip(gradients.states or (), dinitial, strict=gradients.states is not None):
-            put(into, gradient, gradients.add_states)
+    def backward(self, residuals: ReferenceResiduals, operands: BackwardOperands) -> None:
+        """The gradients; see :class:`fusedrnn.engines.interface.Engine`."""
+        tape, grads = residuals.tape, operands.grads
+        dx, dparams, dinitial = backward(self.spec, tape, operands.dy, operands.dstates)
+        if grads.x is not None:
+            lengths = [len(dx)] * dx.shape[1] if tape.lengths is None else tape.lengths
+            for index, length in enumerate(lengths):
+                write_or_add(grads.x[:length, index], dx[:length, index], grads.add_x)
+        if grads.params is not None:
+            write_or_add(grads.params, dparams, grads.add_params)
+        for buffer, gradient in zip(grads.states or (), dinitial, strict=grads.states is not None):
+            write_or_add(buffer, gradient, grads.add_states)
 
-    def reserve_bytes(self, steps: int, batch: int, keep: Keep) -> int:
-        """The bytes of the tape and of its copies; ``keep`` does not change them."""
+    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
+        """The bytes of the tape and its copies, which do not depend on ``save``."""
         spec = self.spec
         item = np.dtype(spec.dtype).itemsize
         outputs = (spec.num_layers - 1) * steps * batch * spec.output_size

@@ -1,9 +1,9 @@
 """LSTM, GRU and vanilla RNN as textbooks print them: to read first, and to test everything else against.
 
 One direction of one layer. ``x`` (T, N, I) is the input, ``h`` and ``c`` (N, H) the initial states, ``W`` (G·H, I) and
-``U`` (G·H, H) the weights of input and state, ``b`` and ``d`` (G·H,) their biases. Forward returns the outputs (T, N, H),
-the final states, and what backward needs of each step. Backward takes the gradients of the outputs and of the final
-states, and returns those of x, W, U, b, d and the initial states.
+``U`` (G·H, H) the weights of input and state, ``b`` and ``d`` (G·H,) their biases. Forward returns the outputs
+(T, N, H), the final states, and what backward needs of each step. Backward takes the gradients of the outputs and of
+the final states, and returns those of x, W, U, b, d and the initial states.
 """
 
 from __future__ import annotations
