@@ -10,7 +10,7 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 
-PACKAGE = str(Path(fusedrnn.__file__).parent)
+PACKAGE = f"{Path(fusedrnn.__file__).parent}/"
 MOST_FILES = 15
 SPEC = RNNSpec("lstm", 8, 16, num_layers=2)
 
@@ -87,7 +87,7 @@ def test_repeated_checked_call(call, monkeypatch):
 
 def test_cached_call(call):
     """A call that repeats two others."""
-    op, _, run = call
+    *_, run = call
     with fusedrnn.thread_limits(1):
         run()
         run()
