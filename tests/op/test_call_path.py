@@ -20,10 +20,11 @@ def entered_files(call):
     files, job_runs = defaultdict(set), []
 
     def profile(frame, event, argument):
-        if (event == "call" and frame.f_code is run_job.__code__) or (event == "c_call" and argument.__name__ == "call_if_guards_hold"):
+        code = frame.f_code
+        if code is run_job.__code__ or (event == "c_call" and argument.__name__ == "call_if_guards_hold"):
             job_runs.append(True)
-        elif event == "call" and not job_runs and frame.f_code.co_filename.startswith(PACKAGE):
-            files[frame.f_code.co_filename[len(PACKAGE) + 1 :]].add(frame.f_code.co_name)
+        elif event == "call" and not job_runs and code.co_filename.startswith(PACKAGE):
+            files[code.co_filename.removeprefix(PACKAGE)].add(code.co_name)
 
     sys.setprofile(profile)
     try:
