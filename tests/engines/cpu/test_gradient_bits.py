@@ -10,9 +10,8 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.plan import backward as backward_plan
-from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.spec import DTYPES, MODES
 
 pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
@@ -78,21 +77,19 @@ def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, small_chunk
 
 
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=str)
-def test_blocks(mode, dtype, target, shape, monkeypatch):
+def test_blocks(mode, dtype, target, shape):
     """However many rows are multiplied at once, and packed for it."""
     problem = make_problem(mode, shape, dtype)
     expected, plans = run(problem), set()
     sizes = (1, 1, 1, 1), (70, 100, 8, 1 << 14), (3, 10_000, 11, 1 << 20), (999, 1, 64, 1)
     for chunk, block, at_once, cache in sizes:
-        monkeypatch.setattr(plan, "chunk_rows", lambda *_, chunk=chunk: chunk)
-        monkeypatch.setattr(plan, "cache_sizes", lambda cache=cache: {"L2": cache})
-        monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", block)
-        monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", at_once)
-        made = make_backward_plan(problem.spec, target, shape.T, shape.N, 2)
-        plans.add((made.chunk, made.block, *(dict(made.layout)[name] for name in ("inner", "packed_panels"))))
-        for threads, keep in ((1, "states"), (2, "gates"), (3, "states")):
-            with fusedrnn.thread_limits(threads):
-                assert_same_bits(run(problem, keep=keep), expected)
+        rows = {"min_chunk_rows": chunk, "max_chunk_rows": chunk, "min_dx_chunk_rows": chunk}
+        with tuned(**rows, l2_bytes=cache, block_rows=block, gemm_rows=at_once):
+            plan = make_backward_plan(problem.spec, target, shape.T, shape.N, 2)
+            plans.add((plan.chunk, plan.block, *(plan.scratch.fields[name] for name in ("inner", "packed_panels"))))
+            for threads, keep in ((1, "states"), (2, "gates"), (3, "states")):
+                with fusedrnn.thread_limits(threads):
+                    assert_same_bits(run(problem, keep=keep), expected)
     assert len(plans) == 4
 
 

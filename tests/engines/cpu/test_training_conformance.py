@@ -95,7 +95,7 @@ def test_the_cases_have_many_blocks(mode, target, small_chunks):
     """With few rows in each: chunks of one step and of several, blocks of one chunk and of several, parts of blocks."""
     kinds = set()
     for shape, made in plans(mode, "float32", target):
-        inner = dict(made.layout)["inner"]
+        inner = made.scratch.fields["inner"]
         kinds |= {
             ("chunks", made.chunk > 1, made.chunk < shape.T),
             ("blocks", made.block > made.chunk, made.block < shape.T),
