@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
-from fusedrnn.engines.cpu.kernels.tiling import round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.arena import round_up_to_cache_line
 
 Sizes = TypeVar("Sizes")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.arena import Arena, Scratch
+from fusedrnn.engines.cpu.kernels.arena import Arena, Scratch, pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
-from fusedrnn.engines.cpu.kernels.tiling import Tiling, pad_against_conflicts, round_up_to_cache_line
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.jit.sync import BARRIER_BYTES, PROGRESS_BYTES
 from fusedrnn.spec import RNNSpec
 
