@@ -125,8 +125,8 @@ def _print_way(
     measured = rates.of(assumed, target, asked.dtype)
     problem = ProblemSize.of(spec, target, case.T, case.N, way)
     found = shares(spec, target, case, way, asked.threads)
-    # Calls in a loop, as they are measured, find the threads awake.
-    costs = [predict_cost(problem, share, assumed, awake=True) for share in found]
+    # Calls in a loop, as they are measured, find the threads spinning.
+    costs = [predict_cost(problem, share, assumed, spinning=True) for share in found]
     min_speedup = tuning.current().min_speedup
     chosen = min(range(len(found)), key=lambda place: adjusted_cost(found[place], costs[place], min_speedup))
     table = Table(title=f"{case.name} {NAMES[mode]}, {_WAYS[way]}", title_justify="left", box=None, pad_edge=False)
@@ -135,7 +135,7 @@ def _print_way(
     for place, (share, cost) in enumerate(zip(found, costs, strict=True)):
         here = place == chosen
         seconds = measure(spec, case, way, share.grid) if here or asked.everything else None
-        again = predict_cost(problem, share, measured, awake=True).total
+        again = predict_cost(problem, share, measured, spinning=True).total
         table.add_row(
             ">" if here else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
             _time(cost.total), _time(again),
