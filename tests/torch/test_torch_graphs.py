@@ -191,10 +191,10 @@ def test_memory_goes_with_the_module():
     net(torch.randn(20, 4, 33))[0].sum().backward()
     spec = net._plan(torch.float32).spec
     engine = Network.of(spec).engine
-    assert engine.packer._owned
+    assert engine.weight_cache._owned
     del net
     gc.collect()
-    assert not engine.packer._owned
-    assert not engine.packer._pool._idle
+    assert not engine.weight_cache._owned
+    assert not engine.weight_cache._pool._idle
     assert not engine._reserves._idle
     assert not engine.workspaces._idle

@@ -18,11 +18,11 @@ from fusedrnn.bench.data import workload
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.cli.console import names, output
 from fusedrnn.engines.cpu.executor import worth
+from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.cost import Cost, Machine, compared, predict
 from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
-from fusedrnn.engines.cpu.plan.tiling import Geometry
 from fusedrnn.jit.target import Target, current, suited
 from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES, RNNSpec
@@ -71,7 +71,7 @@ def run(asked: Asked) -> None:
 
 def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) -> list[Share]:
     """Every way to share a case out that the cost model is asked about."""
-    geometry = Geometry.of(spec, target)
+    geometry = Tiling.of(spec, target)
     share_of = backward_plan.share_of if way == "backward" else plan.share_of
     members = worth(spec, threads, case.T, case.N, training=way != "inference")
     choices = plan.grids(spec, case.N, members, geometry.unit_vectors)
@@ -130,7 +130,7 @@ def _print_way(
         seconds = measure(spec, case, way, share.grid) if here or asked.everything else None
         again = predict(problem, share, measured, awake=True).total
         table.add_row(
-            ">" if here else "", str(share.members), describe(share.grid, spec.bidirectional),
+            ">" if here else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
             _time(cost.total), _time(again),
             "" if seconds is None else _time(seconds), "" if seconds is None else f"{cost.total / seconds:.2f}",
         )  # fmt: skip

@@ -51,12 +51,12 @@ def test_short_calls_pack_nothing(monkeypatch):
     """Nor do they look for changes; longer ones, and frozen parameters, do what they did."""
     problem = make_problem("gru", Shape(1, 1, 5, 7))
     op = RNNOp(problem.spec)
-    packer = op._engine.packer
+    weight_cache = op._engine.weight_cache
     op.forward(problem.x, problem.params)
-    assert not packer._kept
+    assert not weight_cache._kept
     params = frozen(problem.params)
     op.forward(problem.x, params)
-    assert len(packer._kept) == 1
+    assert len(weight_cache._kept) == 1
 
 
 def test_a_reserve_keeps_its_weights():

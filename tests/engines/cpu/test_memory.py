@@ -24,7 +24,7 @@ SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
 def counts(monkeypatch):
     """How often weights were packed, and parameter vectors looked at for changes."""
     found = {"packed": 0, "fingerprinted": 0}
-    plain_pack, plain_fingerprint = pack.Packer._pack, machine.fingerprint
+    plain_pack, plain_fingerprint = pack.WeightCache._pack, machine.fingerprint
 
     def packing(*args):
         found["packed"] += 1
@@ -34,7 +34,7 @@ def counts(monkeypatch):
         found["fingerprinted"] += 1
         return plain_fingerprint(parts)
 
-    monkeypatch.setattr(pack.Packer, "_pack", packing)
+    monkeypatch.setattr(pack.WeightCache, "_pack", packing)
     monkeypatch.setattr(machine, "fingerprint", fingerprinting)
     return found
 
@@ -187,7 +187,7 @@ def test_arrays_in_turn(counts):
     assert counts["packed"] - before == pack._MOST_KEPT
     for number, params in enumerate(several):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected[number])
-    assert len(op._engine.packer._kept) == pack._MOST_KEPT
+    assert len(op._engine.weight_cache._kept) == pack._MOST_KEPT
 
 
 def test_memory_that_is_used_again():
@@ -259,7 +259,7 @@ def test_caches_do_not_grow_with_shapes():
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
         engine = op._engine
-        sizes.append((len(engine.packer._kept), len(engine.workspaces._idle), len(engine._plans)))
+        sizes.append((len(engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._plans)))
     assert set(sizes) == {(1, 1, 1)}
     assert machine._job.cache_info().currsize <= kernels + 2  # forward and packing
 
@@ -318,7 +318,7 @@ def test_an_update_while_weights_are_packed(monkeypatch):
     """What another thread writes between looking and packing is not kept under the fingerprint of before."""
     problem = make_problem("lstm", SHAPE)
     op, params = RNNOp(problem.spec), problem.params.copy()
-    plain = pack.Packer._pack
+    plain = pack.WeightCache._pack
 
     def packing(self, *args):
         params[:] *= 2
@@ -327,6 +327,6 @@ def test_an_update_while_weights_are_packed(monkeypatch):
         return packed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pack.Packer, "_pack", packing)
+        patch.setattr(pack.WeightCache, "_pack", packing)
         op.forward(problem.x, params)
     assert np.array_equal(op.forward(problem.x, params)[0], fresh(problem, params))

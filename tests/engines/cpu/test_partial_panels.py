@@ -14,7 +14,7 @@ from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_upright_gemm
 from fusedrnn.engines.cpu.kernels.loop import Blocking
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_plan
+from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
@@ -105,7 +105,7 @@ def test_members_begin_anywhere(mode, dtype, shape, few, target, poisoned, monke
     for threads, keep in zip(range(1, 6), itertools.cycle(("gates", "states")), strict=False):
         with fusedrnn.thread_limits(threads), plan.forced((1, 1, threads)):
             sizes = problem.spec, target, shape.T, shape.N, threads
-            forward, backward = make_plan(*sizes), make_backward_plan(*sizes)
+            forward, backward = make_forward_plan(*sizes), make_backward_plan(*sizes)
             assert forward.grid == backward.grid == (1, 1, threads)
             within["forward"] += any(unit % blocking.block_units for unit in forward.unit_starts[:-1])
             within["backward"] += any(unit % target.tile[1] for unit in backward.unit_starts[:-1])

@@ -10,13 +10,13 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
+from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.cost import PARTS, Machine, predict
-from fusedrnn.engines.cpu.plan.forward import grids, make_plan
+from fusedrnn.engines.cpu.plan.forward import grids, make_forward_plan
 from fusedrnn.engines.cpu.plan.sizes import Problem
-from fusedrnn.engines.cpu.plan.tiling import Geometry
 from fusedrnn.jit.target import ITEM_SIZE
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES
@@ -35,7 +35,7 @@ def same_machine(monkeypatch):
 
 def share(spec, target, case, way, grid):
     made = backward_plan.share_of if way == "backward" else plan.share_of
-    return made(Geometry.of(spec, target), case.T, case.N, grid)
+    return made(Tiling.of(spec, target), case.T, case.N, grid)
 
 
 def cost(case, mode, target, way, grid=(1, 1, 1), machine=MACHINE, **options):
@@ -47,7 +47,7 @@ def cost(case, mode, target, way, grid=(1, 1, 1), machine=MACHINE, **options):
 def made_plan(way, spec, target, case, threads, **options):
     if way == "backward":
         return make_backward_plan(spec, target, case.T, case.N, threads, **options)
-    return make_plan(spec, target, case.T, case.N, threads, training=way == "training", **options)
+    return make_forward_plan(spec, target, case.T, case.N, threads, training=way == "training", **options)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 8, 96])
@@ -133,11 +133,11 @@ def test_the_model_knows_the_plan(way, target):
     """What it takes the largest share, the chunk to be is what the plan then has."""
     for case in CASES.values():
         spec = case.spec("gru")
-        for grid in grids(spec, case.N, 4, Geometry.of(spec, target).unit_vectors):
+        for grid in grids(spec, case.N, 4, Tiling.of(spec, target).unit_vectors):
             with plan.forced(grid):
                 made = made_plan(way, spec, target, case, 4)
             known = share(spec, target, case, way, grid)
-            assert made.grid == grid and known.members == made.members and known.chunk == made.chunk
+            assert made.grid == grid and known.num_threads == made.num_threads and known.chunk == made.chunk
             rows, units = (max(b - a for a, b in pairwise(s)) for s in (made.row_starts, made.unit_starts))
             assert (known.rows, known.units) == (rows, units)
 

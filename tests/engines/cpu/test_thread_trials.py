@@ -8,7 +8,7 @@ import fusedrnn
 from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu.launch import guarded_call as prepared
 from fusedrnn.engines.cpu.plan import thread_trials as benefit
-from fusedrnn.engines.cpu.plan.thread_trials import Forecast, Trend, Trends
+from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice, ThreadChoices
 from fusedrnn.runtime import thread_pool as threads
 
 FORECAST = Forecast(several=60e-6, alone=100e-6)
@@ -18,14 +18,14 @@ class Calls:
     """Calls one after another on a machine where each way takes as long as it is told."""
 
     def __init__(self, several, alone):
-        self.trend, self.now, self.several, self.alone = Trend(), 0.0, several, alone
+        self.thread_choice, self.now, self.several, self.alone = ThreadChoice(), 0.0, several, alone
 
     def call(self, hiccup=0.0):
         """Make a call; whether it used several threads."""
-        several = self.trend.several(self.now)
+        several = self.thread_choice.use_several(self.now)
         took = (self.several if several else self.alone) + hiccup
         self.now += took
-        self.trend.note(several, took, self.now, FORECAST)
+        self.thread_choice.note(several, took, self.now, FORECAST)
         return several
 
     def run(self, seconds):
@@ -52,23 +52,23 @@ def test_a_slower_machine_than_the_forecasts_needs_one_trial():
 def test_threads_that_do_not_help_are_left_out(several):
     calls = Calls(several, alone=110e-6)
     learning = 0
-    while calls.trend.sharing:
+    while calls.thread_choice.sharing:
         learning += calls.call()
     assert learning <= benefit._LATE
     assert several < 0.5 or learning == 1  # the slower, the sooner
     used = calls.run(200 * several)
     assert used * several < 0.1 * (1 - used) * 110e-6 + 0.03 * several
     calls.run(60.0)
-    assert not calls.trend.sharing
+    assert not calls.thread_choice.sharing
 
 
 def test_threads_that_help_again_are_used_again():
     calls = Calls(several=2e-3, alone=110e-6)
     calls.run(30.0)
-    assert not calls.trend.sharing
+    assert not calls.thread_choice.sharing
     calls.several = 60e-6
     calls.run(benefit._LONGEST_PAUSE + 0.5)
-    assert calls.trend.sharing
+    assert calls.thread_choice.sharing
     assert calls.run(1.0) == 1
 
 
@@ -76,24 +76,24 @@ def test_single_hiccups_change_nothing():
     calls = Calls(several=60e-6, alone=100e-6)
     for number in range(20_000):
         calls.call(hiccup=5e-3 * (number % 100 == 0))
-    assert calls.trend.sharing
+    assert calls.thread_choice.sharing
 
 
 def test_a_tie_goes_to_one_thread():
     """Other threads must pay: somebody else may want the processors."""
     calls = Calls(several=105e-6, alone=104e-6)
     calls.run(2.0)
-    assert not calls.trend.sharing
+    assert not calls.thread_choice.sharing
 
 
 def test_trends_are_few_whatever_the_lengths():
-    trends = Trends()
-    found = {id(trends.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
+    thread_choices = ThreadChoices()
+    found = {id(thread_choices.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
     assert len(found) < 15
-    assert trends.of("forward", None) is None
-    assert trends.of("forward", Forecast(0.5, 1.0)) is None
-    first = trends.of("forward", FORECAST)
-    assert trends.of("forward", FORECAST) is first is not trends.of("training", FORECAST)
+    assert thread_choices.of("forward", None) is None
+    assert thread_choices.of("forward", Forecast(0.5, 1.0)) is None
+    first = thread_choices.of("forward", FORECAST)
+    assert thread_choices.of("forward", FORECAST) is first is not thread_choices.of("training", FORECAST)
 
 
 SHAPE = Shape(6, 1, 33, 64, 1, bidirectional=True)
@@ -114,7 +114,7 @@ def worth_sharing(monkeypatch):
     monkeypatch.setattr(benefit, "_LONGEST_CALL", 1.0)
     from fusedrnn.engines.cpu.plan import forward as plan
 
-    monkeypatch.setattr(plan, "compared", lambda share, cost: -share.members)
+    monkeypatch.setattr(plan, "compared", lambda share, cost: -share.num_threads)
 
 
 @pytest.mark.parametrize("sharing", [True, False])
@@ -122,9 +122,9 @@ def test_calls_do_as_the_trend_says(monkeypatch, shared, sharing):
     """Checked and cached calls, forward, in training and backward; with the same bits."""
     worth_sharing(monkeypatch)
     problem = make_problem("lstm", SHAPE)
-    trend = Trend()
-    monkeypatch.setattr(trend.__class__, "note", lambda *_: None)
-    monkeypatch.setattr(trend.__class__, "several", lambda *_: sharing)
+    thread_choice = ThreadChoice()
+    monkeypatch.setattr(thread_choice.__class__, "note", lambda *_: None)
+    monkeypatch.setattr(thread_choice.__class__, "use_several", lambda *_: sharing)
     params = frozen(problem.params)
     with fusedrnn.thread_limits(1):
         alone = RNNOp(problem.spec)
@@ -149,7 +149,7 @@ def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
     for kind in (threads.Team, OpenMPTeam):
         plain = kind.run
         monkeypatch.setattr(kind, "run", lambda self, *a, plain=plain: ran.append(1) or plain(self, *a))
-    monkeypatch.setattr(Trend, "note", lambda *_: None)
+    monkeypatch.setattr(ThreadChoice, "note", lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -157,7 +157,7 @@ def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
         net, x = LSTM(31, 65, bidirectional=True), torch.randn(9, 1, 31)
         results = []
         for sharing in (True, False):
-            monkeypatch.setattr(Trend, "several", lambda *_, sharing=sharing: sharing)
+            monkeypatch.setattr(ThreadChoice, "use_several", lambda *_, sharing=sharing: sharing)
             ran.clear()
             y, _ = net(x)
             y.sum().backward()
@@ -172,7 +172,7 @@ def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
 def test_calls_are_timed(monkeypatch):
     worth_sharing(monkeypatch)
     noted = []
-    monkeypatch.setattr(Trend, "note", lambda self, *what: noted.append(what))
+    monkeypatch.setattr(ThreadChoice, "note", lambda self, *what: noted.append(what))
     problem = make_problem("gru", SHAPE)
     op = RNNOp(problem.spec)
     with fusedrnn.thread_limits(2):

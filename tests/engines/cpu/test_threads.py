@@ -268,7 +268,7 @@ def test_a_call_that_fails():
     fusedrnn.set_num_threads(2)
     expected = call(problem, op)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records.Records, "fill", lambda *args: 1 / 0)
+        patch.setattr(records.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(problem, op)
     with gangs.borrow_gang(2) as gang:

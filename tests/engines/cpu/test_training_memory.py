@@ -45,7 +45,7 @@ def keep(request):
     return request.param
 
 
-def lines(size):
+def round_up_to_cache_line(size):
     return -(-size // 64) * 64
 
 
@@ -72,10 +72,10 @@ def test_size(mode, dtype, shape, keep, target, monkeypatch):
 
     item, rows = np.dtype(dtype).itemsize, shape.T * shape.N
     vector = target.vector_bits // 8
-    record = (lines(spec.output_size * item) // 64 | 1) * 64
+    record = (round_up_to_cache_line(spec.output_size * item) // 64 | 1) * 64
     units = -(-shape.H * item // vector) * vector
-    gates = lines(units * KEPT[mode] * (keep == "gates"))
-    size = lines(rows * shape.I * item)
+    gates = round_up_to_cache_line(units * KEPT[mode] * (keep == "gates"))
+    size = round_up_to_cache_line(rows * shape.I * item)
     size += shape.layers * len(spec.state_names) * (shape.T + 2) * shape.N * record
     size += shape.layers * spec.num_directions * rows * gates
     # And behind it what is read past the end: two rows of a panel.
@@ -264,7 +264,7 @@ def test_caches_do_not_grow_with_shapes():
         for loop.keep in KEEPS:
             loop.step(T, T + 1)
         engine = loop.op._engine
-        sizes.append([len(kept) for kept in (engine.packer._kept, engine.workspaces._idle, engine._plans)])
+        sizes.append([len(kept) for kept in (engine.weight_cache._kept, engine.workspaces._idle, engine._plans)])
         assert len(engine._reserves._idle) <= calls.MOST_RESERVES
     assert sizes == [[1, 1, 2]] * len(sizes)
 

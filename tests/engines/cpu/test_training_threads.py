@@ -203,7 +203,7 @@ def test_a_backward_that_fails(monkeypatch):
     expected = step(problem, op)
     reserve = op.forward(problem.x, problem.params, problem.states, training=True, lengths=problem.lengths)[2]
     with monkeypatch.context() as patch:
-        patch.setattr(records.Records, "fill", lambda *args: 1 / 0)
+        patch.setattr(records.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             op.backward(problem.dy, problem.dstates, reserve)
     with gangs.borrow_gang(2) as gang:

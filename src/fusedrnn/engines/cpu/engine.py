@@ -15,7 +15,7 @@ from fusedrnn.engines.cpu.launch.cached_call import RepeatedBackward, RepeatedFo
 from fusedrnn.engines.cpu.launch.guarded_call import Unprepared
 from fusedrnn.engines.cpu.reserve_layout import Kept, KeptHere
 from fusedrnn.engines.cpu.varlen import Ragged
-from fusedrnn.engines.cpu.weights.cache import Packed, Placed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.grad_buffers import Gradients
 from fusedrnn.engines.pointers import NOWHERE, Strided, Wanted
 from fusedrnn.frozen_array import is_constant
@@ -65,7 +65,7 @@ class CPUEngine(Calls):
         params = 0 if gradients.params is None else gradients.params.ctypes.data
         wanted = Wanted(
             _strided(gradients.x),
-            self.packer.addresses(params),
+            self.weight_cache.addresses(params),
             _addresses(gradients.states),
             gradients.add_x, gradients.add_params, gradients.add_states,
         )  # fmt: skip
@@ -103,23 +103,23 @@ class CPUEngine(Calls):
         except Unprepared:
             return None
 
-    def weights_of(self, params: Array, shape: Sequence[int], training: bool) -> Packed | Placed:
+    def weights_of(self, params: Array, shape: Sequence[int], training: bool) -> PackedWeights | WeightPointers:
         """The flat parameters as a call on so many steps of so many sequences shall have them."""
         return self._weights(shape, params, "gates" if training else None)
 
-    def _weights(self, shape: Sequence[int], params: Array, keep: str | None) -> Packed | Placed:
+    def _weights(self, shape: Sequence[int], params: Array, keep: str | None) -> PackedWeights | WeightPointers:
         """The same; ``keep`` is what training keeps."""
         training = keep is not None
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
         began = time.perf_counter()
-        found: Packed | Placed
+        found: PackedWeights | WeightPointers
         if keep == "states" or is_constant(params) or not self.is_short(shape[0], shape[1], training):
-            found = self.packer.packed_vector(params, training, own_team(get_num_threads()))
+            found = self.weight_cache.packed_vector(params, training, own_team(get_num_threads()))
         elif training:
-            found = self.packer.copied_vector(params)
+            found = self.weight_cache.copied_vector(params)
         else:
-            found = Placed(self.packer.addresses(params.ctypes.data))
+            found = WeightPointers(self.weight_cache.addresses(params.ctypes.data))
         if self._debug >= 2:
             config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
         return found
@@ -127,7 +127,7 @@ class CPUEngine(Calls):
     def _on_arrays(
         self,
         x: Array,
-        packed: Packed | Placed,
+        packed: PackedWeights | WeightPointers,
         states: Sequence[Array] | None,
         ragged: Ragged | None,
         y: Array,

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from fusedrnn import env as config
 from fusedrnn.engines.cpu import jobs as machine
 from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, is_plain
+from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.launch import kernel_args as records
-from fusedrnn.engines.cpu.launch.kernel_args import Records
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_plan
-from fusedrnn.engines.cpu.plan.thread_trials import Trends
-from fusedrnn.engines.cpu.plan.tiling import Geometry
+from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import Kept, ReserveLayout
 from fusedrnn.engines.cpu.varlen import Ragged
-from fusedrnn.engines.cpu.weights.cache import Packed, Packer, Placed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.pointers import Strided, Wanted
 from fusedrnn.jit.target import suited
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
@@ -30,7 +30,7 @@ from fusedrnn.spec import RNNSpec
 Array = NDArray[Any]
 # T, N and what a reserve keeps; what makes records for so many threads, awake or not.
 Problem = tuple[int, int, str]
-Maker = Callable[..., Records]
+Maker = Callable[..., KernelArgs]
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
 MOST_RESERVES = 16
 # How often a call may read the weights as they lie: some rows of a step at once. In training they mostly have changed.
@@ -46,16 +46,16 @@ class Calls:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, suited(spec.hidden_size, spec.dtype)
-        self._geometry = Geometry.of(spec, self.target)
+        self._tiling = Tiling.of(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
         idle = self.workspaces, self._reserves
         self._plain = is_plain(cell_of(spec.variant))
-        self.packer = Packer(spec, self.target, self._geometry, idle)
-        self.trends = Trends()
-        self._plans: dict[str, tuple[tuple[Any, ...], Records]] = {}
+        self.weight_cache = WeightCache(spec, self.target, self._tiling, idle)
+        self.thread_choices = ThreadChoices()
+        self._plans: dict[str, tuple[tuple[Any, ...], KernelArgs]] = {}
         self._jobs: dict[str, machine.Job] = {}
         # That of the last call, since shapes mostly repeat.
-        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._geometry, 1, 1, "gates")
+        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
         self._lock = Lock()
         self._debug = config.debug()  # looked at again for each new problem, not at each call
 
@@ -81,11 +81,11 @@ class Calls:
 
     def reserve_bytes(self, steps: int, batch: int, keep: str) -> int:
         """Bytes of the reserve of a forward call with T steps of N sequences."""
-        return ReserveLayout.of(self.spec, self._geometry, steps, batch, keep).size
+        return ReserveLayout.of(self.spec, self._tiling, steps, batch, keep).size
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
-    ) -> Packed | Placed:
+    ) -> PackedWeights | WeightPointers:
         """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
 
         0 stands for zeros. Packed they are their own, packed again whenever their content has changed, and forgotten
@@ -94,12 +94,12 @@ class Calls:
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
         if self.is_short(steps, batch, training):
-            return Placed(addresses)
-        return self.packer.packed(addresses, training, team, owner)
+            return WeightPointers(addresses)
+        return self.weight_cache.packed(addresses, training, team, owner)
 
-    def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Placed:
+    def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
         """Weights of a call that are elsewhere now: as they lie at these addresses, or packed at that one."""
-        return Placed(addresses or self.packer.nowhere, address=packed)
+        return WeightPointers(addresses or self.weight_cache.nowhere, address=packed)
 
     def ragged(self, lengths: Array, steps: int) -> Ragged:
         """Sequences of different lengths, int64 (N,), each from 0 to T."""
@@ -121,7 +121,7 @@ class Calls:
         key, layout = self._layout
         if key != (steps, batch, keep):
             key = steps, batch, keep
-            layout = ReserveLayout.of(self.spec, self._geometry, *key)
+            layout = ReserveLayout.of(self.spec, self._tiling, *key)
             self._layout = key, layout
         return Kept(layout, keep, seed, ragged), self._reserves.lease(layout.size)
 
@@ -129,7 +129,7 @@ class Calls:
         self,
         steps: int,
         batch: int,
-        packed: Packed | Placed,
+        packed: PackedWeights | WeightPointers,
         x: Strided,
         initial: tuple[int, int],
         y: Strided,
@@ -151,12 +151,12 @@ class Calls:
         self._call(name, problem, make, values, ragged, team, packed.matrices)
 
     def _forward(self, steps: int, batch: int, kept: Kept | None) -> tuple[Problem, Maker]:
-        def make(members: int, awake: bool = False) -> Records:
+        def make(members: int, awake: bool = False) -> KernelArgs:
             training = kept is not None
             members = worth(self.spec, members, steps, batch, training)
-            plan = make_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
+            plan = make_forward_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
             layout = None if kept is None else kept.layout
-            return records.forward_records(self.spec, plan, self.packer.layout.passes, layout)
+            return records.forward_args(self.spec, plan, self.weight_cache.layout.passes, layout)
 
         return (steps, batch, kept.keep if kept is not None else ""), make
 
@@ -164,7 +164,7 @@ class Calls:
         self,
         kept: Kept,
         reserve: int,
-        weights: Packed | Placed,
+        weights: PackedWeights | WeightPointers,
         dy: Strided,
         dfinal: tuple[int, int],
         wanted: Wanted,
@@ -183,21 +183,21 @@ class Calls:
     def _backward(self, kept: Kept) -> tuple[Problem, Maker]:
         layout = kept.layout
 
-        def make(members: int, awake: bool = False) -> Records:
+        def make(members: int, awake: bool = False) -> KernelArgs:
             again = kept.keep == "states"  # what was not kept, which takes room
             size = layout.steps, layout.batch
             members = worth(self.spec, members, *size, True)
             plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
-            return records.backward_records(self.spec, plan, self.packer.layout.passes, layout)
+            return records.backward_args(self.spec, plan, self.weight_cache.layout.passes, layout)
 
         return (layout.steps, layout.batch, kept.keep), make
 
-    def records(self, steps: int, batch: int, kept: Kept | None, threads: int, backward: bool = False) -> Records:
+    def records(self, steps: int, batch: int, kept: Kept | None, threads: int, backward: bool = False) -> KernelArgs:
         """Those of a problem on so many threads, with those for threads that are awake."""
         problem, make = self._backward(kept) if backward and kept is not None else self._forward(steps, batch, kept)
         name = "backward" if backward else "forward" if kept is None else "training"
         made = self._planned(name, (*problem, threads), make)
-        if made.members < threads:
+        if made.num_threads < threads:
             made.awake = made.awake or make(threads, awake=True)
         if (made.awake or made).plan.forecast is not None:
             made.alone = made.alone or make(1)
@@ -223,28 +223,28 @@ class Calls:
         team = team or own_team(get_num_threads())
         awake = team.begin()
         planned = kernel_args = self._planned(name, (*problem, team.threads), make)
-        if kernel_args.members < team.threads and awake:
+        if kernel_args.num_threads < team.threads and awake:
             planned.awake = kernel_args = planned.awake or make(team.threads, awake=True)
         began = time.perf_counter()
-        trend = self.trends.of(name, kernel_args.plan.forecast) if kernel_args.members > 1 else None
+        thread_choice = self.thread_choices.of(name, kernel_args.plan.forecast) if kernel_args.num_threads > 1 else None
         forecast = kernel_args.plan.forecast
-        if trend is not None and not trend.several(began):
+        if thread_choice is not None and not thread_choice.use_several(began):
             planned.alone = kernel_args = planned.alone or make(1)
         if not self._execute(job, kernel_args, team, values, ragged, params, parts):
-            trend = None
+            thread_choice = None
             planned.alone = kernel_args = planned.alone or make(1)
             self._execute(job, kernel_args, team, values, ragged, params, parts)
         now = time.perf_counter()
-        team.end(kernel_args.members)
-        if trend is not None and forecast is not None:
-            trend.note(kernel_args.members > 1, now - began, now, forecast)
+        team.end(kernel_args.num_threads)
+        if thread_choice is not None and forecast is not None:
+            thread_choice.note(kernel_args.num_threads > 1, now - began, now, forecast)
         if self._debug >= 2:
             config.report(f"{name} {(now - began) * 1e6:.1f} us")
 
     def _execute(
         self,
         job: machine.Job,
-        made: Records,
+        made: KernelArgs,
         team: Team,
         values: tuple[int, ...],
         ragged: Ragged | None,
@@ -254,16 +254,16 @@ class Calls:
         """Whether there were as many threads as planned."""
         tables = None if ragged is None else ragged.tables(made.plan.row_starts)
         scratch = self.workspaces.take(made.size)
-        call = made.fill(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
+        call = made.bind(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
         ran = True
-        if made.members == 1:
+        if made.num_threads == 1:
             job(call, 0)
         else:
-            ran = team.run(job, call, made.members)
+            ran = team.run(job, call, made.num_threads)
         self.workspaces.give(scratch)
         return ran
 
-    def _planned(self, name: str, key: tuple[Any, ...], make: Maker) -> Records:
+    def _planned(self, name: str, key: tuple[Any, ...], make: Maker) -> KernelArgs:
         """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
         last = self._plans.get(name)
         if last is not None and last[0] == key:

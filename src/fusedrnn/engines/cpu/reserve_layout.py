@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
-from fusedrnn.engines.cpu.plan.tiling import Geometry, lines, skewed
+from fusedrnn.engines.cpu.kernels.tiling import Tiling, pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.varlen import Ragged
-from fusedrnn.engines.cpu.weights.cache import Packed, Placed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.runtime.buffers import Lease
 from fusedrnn.spec import RNNSpec
 
@@ -29,27 +29,27 @@ class ReserveLayout:
     record_step: int
     state_size: int
     states: int
-    kept_at: int
+    kept_offset: int
     kept_row: int
     kept_step: int
     size: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, geometry: Geometry, steps: int, batch: int, keep: str) -> ReserveLayout:
+    def of(cls, spec: RNNSpec, tiling: Tiling, steps: int, batch: int, keep: str) -> ReserveLayout:
         """The layout for T steps of N sequences; ``keep`` is ``"gates"``, or ``"states"`` for nothing but these."""
         kept = len(derivative_of(spec.variant).kept) if keep == "gates" else 0
-        records_at = lines(steps * batch * spec.input_size * geometry.item)
-        record_row = skewed(spec.num_directions * spec.hidden_size * geometry.item)
+        records_at = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
+        record_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2) * batch * record_row
-        states = len(spec.state_names) + len(geometry.parts) - 1
-        kept_at = records_at + spec.num_layers * states * state_size
-        kept_row = lines(geometry.unit_vectors * kept * geometry.vector_bytes)
+        states = len(spec.state_names) + len(tiling.parts) - 1
+        kept_offset = records_at + spec.num_layers * states * state_size
+        kept_row = round_up_to_cache_line(tiling.unit_vectors * kept * tiling.vector_bytes)
         passes = spec.num_layers * spec.num_directions
         return cls(
-            steps, batch, records_at, record_row, batch * record_row, state_size, states, kept_at, kept_row,
+            steps, batch, records_at, record_row, batch * record_row, state_size, states, kept_offset, kept_row,
             batch * kept_row,
             # What is read past the end of a last row must be there.
-            size=lines(kept_at + passes * steps * batch * kept_row + 2 * geometry.panel_bytes),
+            size=round_up_to_cache_line(kept_offset + passes * steps * batch * kept_row + 2 * tiling.panel_bytes),
         )  # fmt: skip
 
     def record(self, layer: int, state: int) -> int:
@@ -58,7 +58,7 @@ class ReserveLayout:
 
     def kept(self, index: int) -> int:
         """Where the kept values of a pass begin."""
-        return self.kept_at + index * self.steps * self.kept_step
+        return self.kept_offset + index * self.steps * self.kept_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class KeptHere:
 
     kept: Kept
     lease: Lease
-    packed: Packed | Placed
+    packed: PackedWeights | WeightPointers
 
     @property
     def nbytes(self) -> int:

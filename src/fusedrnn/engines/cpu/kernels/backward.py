@@ -287,7 +287,7 @@ class _Sweep(GradientPass):
                 v.store(slots[place], rows[into] + (unit * part.gates + gate) * v.bytes)
         with f.if_(self.of_weights):
             for place, slot in enumerate(slots):
-                v.store(slot, rows["upright"] + self.slot_at(part, unit, place) * c.upright_stride)
+                v.store(slot, rows["upright"] + self.slot_at(part, unit, place) * c.transposed_stride)
 
     def _from_above(self, rows: dict[str, Any], at: Value, left: Value) -> Value:
         """What reaches h from the output at its own time, in the layers below the last from both directions."""

@@ -12,11 +12,14 @@ CALL = Record(
     *SHARED,
     "block", "weight_starts", "out_weight_starts", "ranks", "totals", "falling",
     "add_states", "add_params", "recompute",
-    "team", "team_size", "state_gates_at", "input_gates_at", "gates_row", "carried_at", "carried_size",
-    "carried_stride", "operands_at", "upright_at", "upright_stride", "weights_at", "weights_stride", "sums_at",
-    "scratch", "scratch_member", "places_at", "panel_at", "packed_at", "packed_panels", "inner", "kept_at",
-    "forward_gates_at", "forward_gates_stride", "recurrent_at", "masked_at", "masked_row",
-    "x_gradient", "x_step", "x_row", "x_firsts", "x_add", "x_size", "part", "part_step", "part_row", "part_size",
+    "groups", "group_stride", "state_gates_offset", "input_gates_offset", "gates_row", "carried_offset", "carried_size",
+    "carried_stride", "operands_offset", "transposed_offset", "transposed_stride",
+    "weights_offset", "weights_stride", "sums_offset",
+    "scratch", "scratch_stride", "places_offset", "panel_offset", "packed_offset", "packed_panels", "inner",
+    "kept_offset",
+    "forward_gates_offset", "forward_gates_stride", "recurrent_offset", "masked_offset", "masked_row",
+    "x_gradient", "x_step", "x_row", "x_firsts", "x_add", "x_size",
+    "dx_partial", "dx_partial_step", "dx_partial_row", "dx_partial_size",
 )  # fmt: skip
 """A *team* is the members that work on the same direction; its memory, ``team_size`` bytes, holds the rows of gate
 gradients, what is carried from step to step, upright gradients and the weights' gradients."""
@@ -39,12 +42,12 @@ class GradientPass(Pass):
         self.kept_slots = len(self.derivative.kept)
         self.unit_vectors = self.vectors_of(c.hidden)
         self.gate_columns = self.unit_vectors * (self.gates * v.lanes)
-        self.team = c.team + self.turn * c.team_size
-        self.upright = self.team + c.upright_at
-        self.scratch = c.scratch + self.member * c.scratch_member
+        self.team = c.groups + self.turn * c.group_stride
+        self.upright = self.team + c.transposed_offset
+        self.scratch = c.scratch + self.member * c.scratch_stride
         self.state_rows, self.rows_table = self.scratch, self.scratch + self.rows * (16 * len(self.parts))
         # A row of zeros for GEMMs to start from lies before the panel that they make.
-        self.zeros = self.scratch + c.panel_at
+        self.zeros = self.scratch + c.panel_offset
         self.panel = self.zeros + self.panel_bytes
 
     def time_back(self, step: Value) -> Value:
@@ -84,7 +87,7 @@ class GradientPass(Pass):
         """This member's row of what reaches the operand of a stage behind the first."""
         c = self.c
         place = (part.number - 1) * c.batch + self.first_row + row
-        return self.team + c.operands_at + place * c.carried_stride
+        return self.team + c.operands_offset + place * c.carried_stride
 
     def row_table(self, part: Part, parity: Value) -> Value:
         """The addresses of a stage's rows of gradients: of even steps, then of odd ones."""
@@ -97,26 +100,26 @@ class GradientPass(Pass):
     def carried(self, name: str, row: Value) -> Value:
         """This member's row of what reaches a state from the step after."""
         c = self.c
-        base = self.team + c.carried_at + self.cell.states.index(name) * c.carried_size
+        base = self.team + c.carried_offset + self.cell.states.index(name) * c.carried_size
         return base + (self.first_row + row) * c.carried_stride
 
     def state_gates(self, row: Value, parity: Value) -> Value:
         """A row of gate gradients towards the recurrent weights: two sets, for even and odd steps."""
         c = self.c
-        return self.team + c.state_gates_at + (parity * c.batch + self.first_row + row) * c.gates_row
+        return self.team + c.state_gates_offset + (parity * c.batch + self.first_row + row) * c.gates_row
 
     def input_gates(self, place: Value, half: Value) -> Value:
         """A row of gate gradients towards the input weights, of a chunk: two sets, for even and odd chunks."""
         c = self.c
         row = (half * c.batch + self.first_row) * c.chunk + place
-        return self.team + c.input_gates_at + row * c.gates_row
+        return self.team + c.input_gates_offset + row * c.gates_row
 
     def recomputed(self, place: Value) -> Value:
         """Where a row of a chunk has what was computed again, as if all units were there."""
         c, v = self.c, self.v
         units = self.hidden
         row = (units.last - units.first) * (self.kept_slots * v.bytes)
-        return self.scratch + c.kept_at + place * row - units.first * (self.kept_slots * v.bytes)
+        return self.scratch + c.kept_offset + place * row - units.first * (self.kept_slots * v.bytes)
 
 
 def emit_deliver(program: Program) -> Function:
@@ -154,10 +157,10 @@ def emit_add_directions(program: Program) -> Function:
     with f.loop(member, c.steps, members) as time, f.loop(0, looked_up(f, c.totals, time, c.batch)) as rank:
         index = looked_up(f, c.falling, rank, rank)
         into = step_at(f, c.x_gradient, c.x_step, c.x_row, c.x_firsts, time) + index * c.x_row
-        one = c.part + time * c.part_step + index * c.part_row
+        one = c.dx_partial + time * c.dx_partial_step + index * c.dx_partial_row
         with f.loop(0, c.x_size, v.lanes) as feature:
             at = feature * v.item
-            total = v.load(one + at) + v.load(one + c.part_size + at)
+            total = v.load(one + at) + v.load(one + c.dx_partial_size + at)
             deliver(f, v, total, into + at, c.x_size - feature, c.x_add)
     f.done()
     return f

@@ -22,9 +22,9 @@ from fusedrnn.jit.target import Target
 
 CALL = Record(
     *SHARED,
-    "states", "state_stride", "state_direction", "cell_at", "operands_at",
-    "scratch", "scratch_member", "h_rows_at", "gates_at", "gates_stride", "recurrent_at", "masked_at", "masked_row",
-    "biases_at", "biases_size",
+    "states", "state_stride", "state_direction", "cell_offset", "operands_offset",
+    "scratch", "scratch_stride", "h_rows_offset", "gates_offset", "gates_stride", "recurrent_offset",
+    "masked_offset", "masked_row", "biases_offset", "biases_size",
 )  # fmt: skip
 PASS = Record(
     "x", "x_step", "x_row", "x_firsts", "k", "y", "y_step", "y_row", "y_firsts", "reverse",
@@ -74,8 +74,8 @@ class _Inference(StatePass):
             self.unpacked = Declared(program.module, UNPACKED_GEMM)
         super().__init__(program, "sequence", (CALL, PASS))
         scratch, c = self.scratch, self.c
-        self.x_rows, self.gate_row = scratch, scratch + c.gates_at
-        self.recurrent, self.biases = scratch + c.recurrent_at, scratch + c.biases_at
+        self.x_rows, self.gate_row = scratch, scratch + c.gates_offset
+        self.recurrent, self.biases = scratch + c.recurrent_offset, scratch + c.biases_offset
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -294,7 +294,7 @@ class _Training(_Inference):
             begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
             copy = p.x_copy + (time * c.batch + index) * p.k * self.v.item
             f.copy(copy + begin, source + begin, end - begin)
-        return self.gathered(source, self.scratch + c.masked_at + place * c.masked_row, index, time)
+        return self.gathered(source, self.scratch + c.masked_offset + place * c.masked_row, index, time)
 
     def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
         records = {name: self.record(base, time, index) for name, base in self._records().items()}

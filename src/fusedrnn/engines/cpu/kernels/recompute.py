@@ -23,7 +23,7 @@ class Recompute(GradientPass):
         self.gemm = Declared(program.module, GEMM)
         self.first, self.last = self.f.arguments[4:]
         c = self.c
-        self.gate_rows, self.recurrent = self.scratch + c.forward_gates_at, self.scratch + c.recurrent_at
+        self.gate_rows, self.recurrent = self.scratch + c.forward_gates_offset, self.scratch + c.recurrent_offset
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -63,7 +63,7 @@ class Recompute(GradientPass):
         """What the layer read."""
         p = self.p
         source = p.x + time * p.x_step + index * p.x_row
-        copy = self.scratch + self.c.masked_at + place * self.c.masked_row
+        copy = self.scratch + self.c.masked_offset + place * self.c.masked_row
         return self.gathered(source, copy, index, time)
 
     def _operand_of(self, part: Part) -> Callable[[Value, Value, Value], Value]:

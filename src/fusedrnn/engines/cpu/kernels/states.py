@@ -14,17 +14,17 @@ class StatePass(Pass):
     def __init__(self, program: Program, name: str, records: tuple[Record, Record]) -> None:
         super().__init__(program, name, records)
         c = self.c
-        self.scratch = scratch = c.scratch + self.member * c.scratch_member
-        self.h_rows = scratch + c.h_rows_at
+        self.scratch = scratch = c.scratch + self.member * c.scratch_stride
+        self.h_rows = scratch + c.h_rows_offset
         self.states = c.states + self.slot * c.state_direction + self.first_row * c.state_stride
         # h lies twice, for even and odd steps: a step reads one while it writes the other.
-        self.h_size = c.cell_at / 2
+        self.h_size = c.cell_offset / 2
 
     def operand_row(self, part: Part, row: Value) -> Value:
         """This member's row of what a stage behind the first multiplies."""
         c = self.c
         place = (part.number - 1) * c.batch + row
-        return self.states + c.operands_at + place * c.state_stride
+        return self.states + c.operands_offset + place * c.state_stride
 
     def row_table(self, part: Part, parity: Value) -> Value:
         """The addresses of the rows that a stage multiplies: h's of even steps, of odd ones, then other stages'."""
@@ -40,7 +40,7 @@ class StatePass(Pass):
     def state_rows(self, name: str, row: Value) -> Value:
         """This member's row of a state buffer; the even one for h."""
         at = self.states + row * self.c.state_stride
-        return at if name == "h" else at + self.c.cell_at
+        return at if name == "h" else at + self.c.cell_offset
 
     def enter(self) -> None:
         """Initial states into the state buffers, and the addresses of the rows that stages multiply."""

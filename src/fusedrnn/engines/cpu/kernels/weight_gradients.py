@@ -31,8 +31,8 @@ class WeightGradients(GradientPass):
         share = self.row_group * c.grid_units + self.unit_group
         self.own = self._own(c.weight_starts, share)
         self.own_out = self._own(c.out_weight_starts, share) if self.cell.projects else self.own
-        self.places = self.scratch + c.places_at
-        self.packed = self.scratch + c.packed_at
+        self.places = self.scratch + c.places_offset
+        self.packed = self.scratch + c.packed_offset
         self.panel_features = self.panel_bytes // v.item
         self.x_panels = (self.p.k + (self.panel_features - 1)) // self.panel_features
 
@@ -94,7 +94,7 @@ class WeightGradients(GradientPass):
                 place.set(place.get() + 16)
 
     def _sums(self, part: Part, unit: Value) -> Value:
-        return self.team + self.c.sums_at + self.slot_at(part, unit, 0) * self.v.bytes
+        return self.team + self.c.sums_offset + self.slot_at(part, unit, 0) * self.v.bytes
 
     def _clear_sums(self) -> None:
         for part in self.gate_parts:
@@ -107,10 +107,10 @@ class WeightGradients(GradientPass):
         with f.loop(*self.own) as unit:
             at = self._sums(part, unit)
             totals = [f.var(v.load(at + slot * v.bytes)) for slot in range(part.slots)]
-            source = self.upright + self.slot_at(part, unit, 0) * c.upright_stride
+            source = self.upright + self.slot_at(part, unit, 0) * c.transposed_stride
             with f.loop(0, self.count) as row:
                 for slot, total in enumerate(totals):
-                    total.set(total.get() + v.load(source + c.upright_stride * slot + row * v.bytes))
+                    total.set(total.get() + v.load(source + c.transposed_stride * slot + row * v.bytes))
             for slot, total in enumerate(totals):
                 v.store(total.get(), at + slot * v.bytes)
 
@@ -138,9 +138,9 @@ class WeightGradients(GradientPass):
         f, c, v = self.f, self.c, self.v
         size = self.units_of(part).size
         count = (size - unit * v.lanes).at_most(v.lanes)
-        a = self.upright + self.slot_at(part, unit, slot) * c.upright_stride + begin * v.bytes
+        a = self.upright + self.slot_at(part, unit, slot) * c.transposed_stride + begin * v.bytes
         # The first panel's tiles ask for the gradients that come next; B is near.
-        ahead = a + c.upright_stride
+        ahead = a + c.transposed_stride
         into, columns, first_panel = self._destination(part, of_state)
         at = self._weight_rows(part, unit, gate) + first_panel * self.panel_bytes
         row = into + (size * (part.before + gate if not part.projects else 0) + unit * v.lanes) * columns * v.item
@@ -173,7 +173,7 @@ class WeightGradients(GradientPass):
         """Where the sums for a vector of units of a gate are: a row for each unit, input columns then recurrent."""
         c, v = self.c, self.v
         place = self.unit_vectors * part.before + unit * part.gates + gate
-        return self.team + c.weights_at + place * (v.lanes * c.weights_stride)
+        return self.team + c.weights_offset + place * (v.lanes * c.weights_stride)
 
     def _pack(self, part: Part, begin: Value, end: Value, panel: Value, into: Value, of_state: bool) -> None:
         """A panel of B: some features of what the layer read, or of what a stage multiplied, for each row."""

@@ -1,4 +1,4 @@
-"""Records from a template: what is the same at every call, and what only the call knows."""
+"""KernelArgs from a template: what is the same at every call, and what only the call knows."""
 
 from __future__ import annotations
 

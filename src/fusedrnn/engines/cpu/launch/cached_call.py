@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.launch.guarded_call import Prepared
-from fusedrnn.engines.cpu.launch.kernel_args import Records, signed
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
 from fusedrnn.engines.cpu.reserve_layout import KeptHere, ReserveLayout
-from fusedrnn.engines.cpu.weights.cache import Packed
+from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.grad_buffers import Gradients, plain
 from fusedrnn.engines.operand_table import BACKWARD, FORWARD, Operand, entries, misplaced
 from fusedrnn.frozen_array import is_constant
@@ -40,7 +40,7 @@ class _Repeated:
         self._dtype = np.dtype(engine.spec.dtype)
 
     def _prepared(
-        self, name: str, made: Records, operands: Mapping[str, Operand], arrays: Sequence[Any],
+        self, name: str, made: KernelArgs, operands: Mapping[str, Operand], arrays: Sequence[Any],
         constants: Mapping[str, int], loose: bool, *, ignored: str = "", wanted: bool = False, parts: bool = False,
     ) -> Prepared:  # fmt: skip
         """What runs a job on arrays like these, one for each operand; the address of ``ignored`` is not used."""
@@ -52,10 +52,10 @@ class _Repeated:
         entries = engine.spec.layout.by_pass
         return Prepared(
             engine.job(name), made, self._team, engine.workspaces,
-            lambda forecast: engine.trends.of(name, forecast), samples, constants,
-            loose=f"given {entries[0].name}" if loose else "",
+            lambda forecast: engine.thread_choices.of(name, forecast), samples, constants,
+            loose=f"unpacked {entries[0].name}" if loose else "",
             wanted=entries[0].name if wanted else "",
-            offsets=engine.packer.offsets, parts=parts,
+            offsets=engine.weight_cache.offsets, parts=parts,
         )  # fmt: skip
 
     def _pair(self, states: States) -> tuple[Any, Any] | None:
@@ -88,7 +88,7 @@ class RepeatedForward(_Repeated):
     def __init__(
         self,
         engine: CPUEngine,
-        made: Records,
+        made: KernelArgs,
         x: Array,
         params: Array,
         states: States,
@@ -128,10 +128,10 @@ class RepeatedForward(_Repeated):
             if params is not self._source:
                 return None
         elif not self._given:
-            if type(params) is not np.ndarray or not self._engine.packer.fits(params):
+            if type(params) is not np.ndarray or not self._engine.weight_cache.fits(params):
                 return None
             weights = self._engine.weights_of(params, self._shape, self._layout is not None)
-            if isinstance(weights, Packed) is self._loose:
+            if isinstance(weights, PackedWeights) is self._loose:
                 return None
         y = np.empty(self._shape, self._dtype) if out is None else out
         # As _final does, without its call and its list: a call of one step notices.
@@ -168,7 +168,7 @@ class RepeatedBackward(_Repeated):
     def __init__(
         self,
         engine: CPUEngine,
-        made: Records,
+        made: KernelArgs,
         here: KeptHere,
         dy: Array | None,
         dstates: States,
@@ -176,7 +176,8 @@ class RepeatedBackward(_Repeated):
         gradients: Gradients,
     ) -> None:
         super().__init__(engine)
-        self._layout, self._request, self._packed = here.kept.layout, plain(request), isinstance(here.packed, Packed)
+        self._layout, self._request = here.kept.layout, plain(request)
+        self._packed = isinstance(here.packed, PackedWeights)
         steps, batch = self._layout.steps, self._layout.batch
         self._x = None if gradients.x is None else (steps, batch, engine.spec.input_size)
         self._params = None if gradients.params is None else (engine.spec.layout.size,)
@@ -204,7 +205,7 @@ class RepeatedBackward(_Repeated):
             pair is None
             or kept.layout is not self._layout
             or kept.ragged is not None
-            or isinstance(packed, Packed) is not self._packed
+            or isinstance(packed, PackedWeights) is not self._packed
             or get_num_threads() != self.threads
             or plain(request) != self._request
         ):

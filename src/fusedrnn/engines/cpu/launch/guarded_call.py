@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu import jobs as machine
 from fusedrnn.engines.cpu.launch import ndarray_abi as objects
 from fusedrnn.engines.cpu.launch.guard_kernel import BLOCK, SLOT
-from fusedrnn.engines.cpu.launch.kernel_args import OBJECTS, Records
-from fusedrnn.engines.cpu.plan.thread_trials import Forecast, Trend
+from fusedrnn.engines.cpu.launch.kernel_args import OBJECTS, KernelArgs
+from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice
 from fusedrnn.runtime.buffers import Workspaces
 from fusedrnn.runtime.thread_pool import Team, hired, permitted, returned
 
@@ -36,7 +36,7 @@ class Prepared:
         made: Its records, and if it may be called with threads awake, those for that too.
         team: The threads for it.
         workspaces: Where it gets its scratch.
-        trend: What calls of a forecast have shown of several threads.
+        thread_choice: What calls of a forecast have shown of several threads.
         samples: The arrays in the order in which they will come, None for those that will be None: the value that each
             one's address is, and whether it is written to.
         constants: Values that are the same at every call.
@@ -52,10 +52,10 @@ class Prepared:
     def __init__(
         self,
         job: machine.Job,
-        made: Records,
+        made: KernelArgs,
         team: Team,
         workspaces: Workspaces,
-        trend: Callable[[Forecast | None], Trend | None],
+        thread_choice: Callable[[Forecast | None], ThreadChoice | None],
         samples: Sequence[tuple[Any, str, bool]],
         constants: Mapping[str, int],
         *,
@@ -87,7 +87,7 @@ class Prepared:
             # A parameter vector among the arrays is the base itself.
             "weights_into": place[("nothing" if "params" in given else "params") if loose else "weights"],
             "reserve_into": place["reserve"], "seed_into": place["seed"], "workspace_into": place["workspace"],
-            "parts_into": place["parts"] if parts else 0,
+            "parts_into": place["dx_partials"] if parts else 0,
             "loose_from": place["params"] if loose else 0, "loose_into": place[loose] if loose else 0,
             "wanted_from": place["dparams"] if wanted else 0, "wanted_into": place[wanted] if wanted else 0,
             "offsets": self._offsets.ctypes.data, "offset_count": len(offsets), "records_into": place["records"],
@@ -97,19 +97,19 @@ class Prepared:
         self._awake = self._now if made.awake is None else self._block(made.awake)
         self._alone = self._now if made.alone is None else self._block(made.alone)
         self._forecast = (made.awake if made.awake is not None else made).plan.forecast
-        self._trend = trend(self._forecast)
+        self._trend = thread_choice(self._forecast)
 
-    def _block(self, made: Records) -> tuple[Array, int, int, int]:
+    def _block(self, made: KernelArgs) -> tuple[Array, int, int, int]:
         """The block of these records, where it is, their members and their workspace's size."""
         fields = {
             **self._fields, "objects_at": made.objects_at, "records_at": made.records_at, "plan_at": made.plan_at,
             "fields": made.template.address, "field_count": made.template.count,
-            "members": made.members, "workers": self._team.threads - 1,
+            "members": made.num_threads, "workers": self._team.threads - 1,
         }  # fmt: skip
         block = np.array([fields[name] for name in BLOCK.names], np.int64)
         # The template belongs to the records: they live as long as the block.
         self._kept = (*getattr(self, "_kept", ()), made)
-        return block, block.ctypes.data, made.members, made.size
+        return block, block.ctypes.data, made.num_threads, made.size
 
     def run(self, arrays: tuple[Any, ...], weights: int = 0, reserve: int = 0, seed: int = 0) -> bool:
         """Run it on these arrays, held for as long; False if it has not run: they are not alike, or the gang is taken.
@@ -118,10 +118,10 @@ class Prepared:
         """
         team = self._team
         _, block, members, size = self._awake if team.begin() else self._now
-        trend = self._trend if members > 1 else None
-        if trend is not None:
+        thread_choice = self._trend if members > 1 else None
+        if thread_choice is not None:
             began = perf_counter()
-            if not trend.several(began):
+            if not thread_choice.use_several(began):
                 _, block, members, size = self._alone
         scratch = self._workspaces.take(size)
         if members == 1:
@@ -139,7 +139,7 @@ class Prepared:
                 returned(permit)
         self._workspaces.give(scratch)
         team.end(members)
-        if trend is not None and self._forecast is not None and ran:
+        if thread_choice is not None and self._forecast is not None and ran:
             now = perf_counter()
-            trend.note(members > 1, now - began, now, self._forecast)
+            thread_choice.note(members > 1, now - began, now, self._forecast)
         return bool(ran)

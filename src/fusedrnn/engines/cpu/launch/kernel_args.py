@@ -21,13 +21,13 @@ from fusedrnn.dropout import scale, threshold
 from fusedrnn.engines.cpu.kernels import backward_emitter as gradient_pass
 from fusedrnn.engines.cpu.kernels import forward
 from fusedrnn.engines.cpu.kernels.loop import MATRICES
+from fusedrnn.engines.cpu.kernels.tiling import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.template import At, Template
 from fusedrnn.engines.cpu.plan.backward import BackwardPlan
 from fusedrnn.engines.cpu.plan.forward import Plan
-from fusedrnn.engines.cpu.plan.tiling import lines
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.varlen import places
-from fusedrnn.engines.cpu.weights.layout import PackedPass
+from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
 from fusedrnn.jit.struct import Record
 from fusedrnn.layout import Kind
 from fusedrnn.runtime.buffers import Scratch
@@ -55,7 +55,7 @@ OBJECTS = 9
 """Arrays that a call may be given."""
 
 
-class Records:
+class KernelArgs:
     """A plan's records, to be filled in at each call at the head of its workspace.
 
     Args:
@@ -67,7 +67,7 @@ class Records:
 
     Attributes:
         plan: The same.
-        members: Threads at work.
+        num_threads: Threads at work.
         awake: The same problem's if threads are awake; None if that has not been looked at.
         alone: The same problem's for one thread; likewise.
         place: The number of each value, of the spare ones too.
@@ -86,23 +86,23 @@ class Records:
         passes: Sequence[tuple[Record, Fields]],
         constants: Sequence[Array],
     ) -> None:
-        self.plan, self.members, self._constants = plan, plan.members, constants
-        self.awake: Records | None = None
-        self.alone: Records | None = None
+        self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
+        self.awake: KernelArgs | None = None
+        self.alone: KernelArgs | None = None
         known = (*names, "workspace", "records", "parts")
         self.place = {name: number for number, name in enumerate((*known, *SPARE))}
         self._values = struct.Struct(f"{len(known)}q")
         self.objects_at = 8 * len(self.place)
-        self.records_at = lines(self.objects_at + 16 * OBJECTS)
+        self.records_at = round_up_to_cache_line(self.objects_at + 16 * OBJECTS)
         fields = sum(len(record.names) for record, _ in (call, *passes))
         head = self.records_at + 8 * fields
         # The barriers, where the workspace of the plan begins, are zero at the start of each call.
-        zeros = (lines(head) - head + plan.zeroed) // 8
+        zeros = (round_up_to_cache_line(head) - head + plan.zeroed) // 8
         self.template = Template(known, [call, *passes], zeros)
-        self.plan_at = lines(head)
+        self.plan_at = round_up_to_cache_line(head)
         self.size = self.plan_at + plan.size
 
-    def fill(self, scratch: Scratch, values: Sequence[int], parts: bool = False) -> int:
+    def bind(self, scratch: Scratch, values: Sequence[int], parts: bool = False) -> int:
         """Write the records into the scratch; where the call's begins."""
         records, workspace = scratch.address + self.records_at, scratch.address + self.plan_at
         self._values.pack_into(scratch.buffer.data, 0, *values, workspace, records, workspace if parts else 0)
@@ -115,32 +115,32 @@ def signed(seed: int) -> int:
     return seed if seed < 1 << 63 else seed - (1 << 64)
 
 
-def forward_records(
-    spec: RNNSpec, plan: Plan, weights: Sequence[PackedPass], layout: ReserveLayout | None
-) -> Records:
+def forward_args(
+    spec: RNNSpec, plan: Plan, weights: Sequence[PackedWeightsOffsets], layout: ReserveLayout | None
+) -> KernelArgs:
     """A forward plan's records; with a reserve's layout those of training."""
     shares = _shares(plan, "row_starts", "unit_starts", "out_starts")
     call: Fields = {
         **_shared(spec, plan, layout, len(forward.CALL.names)),
         **{name: starts.ctypes.data for name, starts in shares.items()},
-        "states": At("workspace", plan.states_at), "state_stride": plan.state_stride,
-        "state_direction": plan.state_direction, "cell_at": plan.cell_at, "operands_at": plan.operands_at,
-        "scratch": At("workspace", plan.scratch_at), "scratch_member": plan.scratch_member,
-        "h_rows_at": plan.h_rows_at, "gates_at": plan.gates_at, "gates_stride": plan.gates_stride,
-        "recurrent_at": plan.recurrent_at, "masked_at": plan.masked_at, "masked_row": plan.masked_row,
-        "biases_at": plan.biases_at, "biases_size": plan.biases_size,
+        "states": At("workspace", plan.states_offset), "state_stride": plan.state_stride,
+        "state_direction": plan.state_direction, "cell_offset": plan.cell_offset, "operands_offset": plan.operands_offset,
+        "scratch": At("workspace", plan.scratch_offset), "scratch_stride": plan.scratch_stride,
+        "h_rows_offset": plan.h_rows_offset, "gates_offset": plan.gates_offset, "gates_stride": plan.gates_stride,
+        "recurrent_offset": plan.recurrent_offset, "masked_offset": plan.masked_offset, "masked_row": plan.masked_row,
+        "biases_offset": plan.biases_offset, "biases_size": plan.biases_size,
     }  # fmt: skip
     passes = [
         (forward.PASS, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
     names = (*FORWARD, *_matrix_names(spec))
-    return Records(plan, names, (forward.CALL, call), passes, [*shares.values()])
+    return KernelArgs(plan, names, (forward.CALL, call), passes, [*shares.values()])
 
 
-def backward_records(
-    spec: RNNSpec, plan: BackwardPlan, weights: Sequence[PackedPass], layout: ReserveLayout
-) -> Records:
+def backward_args(
+    spec: RNNSpec, plan: BackwardPlan, weights: Sequence[PackedWeightsOffsets], layout: ReserveLayout
+) -> KernelArgs:
     """A backward plan's records."""
     shares = _shares(plan, "row_starts", "unit_starts", "out_starts", "weight_starts", "out_weight_starts")
     at = dict(plan.layout)
@@ -161,7 +161,7 @@ def backward_records(
         for index, layer, direction in _each(spec)
     ]
     names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
-    return Records(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
+    return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
 
 
 def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
@@ -171,7 +171,7 @@ def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
     """What the call says of the parameters as they lie."""
-    return [f"given {entry.name}" for entry in spec.layout.by_pass]
+    return [f"unpacked {entry.name}" for entry in spec.layout.by_pass]
 
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
@@ -201,7 +201,7 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
         "grid_units": plan.grid[2], "chunk": plan.chunk,
         **{name: At("tables", offset) for name, offset in tables.items()},
         "passes": At("records", 8 * fields), "barriers": At("workspace"),
-        "progress": At("workspace", plan.progress_at), "spins": At("spins"), "seed": At("seed"),
+        "progress": At("workspace", plan.progress_offset), "spins": At("spins"), "seed": At("seed"),
         "record_step": layout.record_step if layout else 0, "record_row": layout.record_row if layout else 0,
         "kept_step": layout.kept_step if layout else 0, "kept_row": layout.kept_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,
@@ -240,7 +240,7 @@ def _from_below(spec: RNNSpec, layout: ReserveLayout, layer: int) -> Fields:
 def _forward_pass(
     spec: RNNSpec,
     plan: Plan,
-    weights: PackedPass,
+    weights: PackedWeightsOffsets,
     layout: ReserveLayout | None,
     index: int,
     layer: int,
@@ -258,10 +258,10 @@ def _forward_pass(
     else:
         kept = dict.fromkeys(("x_copy", "h_record", "c_record", "operand_record", "kept"), 0)
         if layer:
-            at = At("workspace", plan.between_at[(layer - 1) % 2])
+            at = At("workspace", plan.between_offset[(layer - 1) % 2])
             source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_firsts": 0}
         if not last:
-            at = At("workspace", plan.between_at[layer % 2] + offset)
+            at = At("workspace", plan.between_offset[layer % 2] + offset)
             into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_firsts": 0}
     return {
         **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": int(spec.reverses(direction)),
@@ -273,7 +273,7 @@ def _forward_pass(
 def _backward_pass(
     spec: RNNSpec,
     plan: BackwardPlan,
-    weights: PackedPass,
+    weights: PackedWeightsOffsets,
     layout: ReserveLayout,
     index: int,
     layer: int,
@@ -301,7 +301,7 @@ def _backward_pass(
 def _part(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int, offset: int = 0) -> At:
     """What a direction of a layer makes of its input's gradient, where it is but a part of it."""
     place = layer % 2 * spec.num_directions + direction
-    return At("workspace", plan.parts_at + place * plan.part_size + offset)
+    return At("workspace", plan.parts_offset + place * plan.part_size + offset)
 
 
 def _from_above(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fields:

@@ -1,4 +1,4 @@
-"""Records that are the same at every call, but for a few addresses and sizes: worked out once, filled in at each."""
+"""KernelArgs that are the same at every call, but for a few addresses and sizes: worked out once, filled in at each."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def predict(problem: Problem, share: Share, machine: Machine, *, awake: bool = F
     """What a call would take so shared out."""
     cost = Cost(dict.fromkeys(PARTS, 0.0))
     turns, meetings = _turns(problem, share)
-    several = share.members > 1
+    several = share.num_threads > 1
     layers = (_backward if problem.way == "backward" else _forward)(problem, share, machine)
     for number, layer in layers:
         for part, seconds in layer.items():
@@ -121,7 +121,7 @@ def _turns(problem: Problem, share: Share) -> tuple[float, float]:
 
 def compared(share: Share, cost: Cost) -> float:
     """By what a way to share out is compared with others: other threads, which may be wanted elsewhere, must pay."""
-    return cost.total * (_WORTH if share.members > 1 else 1.0)
+    return cost.total * (_WORTH if share.num_threads > 1 else 1.0)
 
 
 def _layers(problem: Problem) -> Iterator[tuple[int, int]]:
@@ -193,7 +193,7 @@ def _backward(problem: Problem, share: Share, machine: Machine) -> Iterator[tupl
         sums = tiles * problem.lanes * problem.panel * problem.vector
         cost["memory"] = (every * share.units * problem.vector * read + (2 * blocks - 1) * sums) / rate
         meetings = problem.steps * len(problem.stages) * (share.grid[2] > 1)
-        meetings += 2 * blocks * (share.members > share.grid[0])
+        meetings += 2 * blocks * (share.num_threads > share.grid[0])
         cost["barriers"] = meetings * machine.barrier
         yield number, cost
 

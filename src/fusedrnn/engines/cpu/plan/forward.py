@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
+from fusedrnn.engines.cpu.kernels.tiling import Tiling, pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.plan.cost import Machine, compared, predict
 from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
-from fusedrnn.engines.cpu.plan.tiling import Geometry, lines, skewed
 from fusedrnn.jit.sync import BARRIER_BYTES, PROGRESS_BYTES
 from fusedrnn.jit.target import Target, cache_sizes
 from fusedrnn.spec import RNNSpec
@@ -34,18 +34,18 @@ class Split:
     steps: int
     batch: int
     grid: Grid
-    progress_at: int
+    progress_offset: int
     forecast: Forecast | None
 
     @property
-    def members(self) -> int:
+    def num_threads(self) -> int:
         """Threads at work."""
         return prod(self.grid)
 
     def __str__(self) -> str:
         passes, rows, units = self.grid
         return (
-            f"T={self.steps} N={self.batch}: {self.members} thread(s) = {passes} direction(s) or layer(s) at once "
+            f"T={self.steps} N={self.batch}: {self.num_threads} thread(s) = {passes} direction(s) or layer(s) at once "
             f"x {rows} row group(s) x {units} unit group(s)"
         )
 
@@ -63,35 +63,35 @@ class Plan(Split):
     chunk: int
     state_stride: int
     state_direction: int
-    cell_at: int
-    operands_at: int
-    scratch_member: int
-    h_rows_at: int
-    gates_at: int
+    cell_offset: int
+    operands_offset: int
+    scratch_stride: int
+    h_rows_offset: int
+    gates_offset: int
     gates_stride: int
-    recurrent_at: int
-    masked_at: int
+    recurrent_offset: int
+    masked_offset: int
     masked_row: int
-    biases_at: int
+    biases_offset: int
     biases_size: int
     between_row: int
-    progress_at: int
-    states_at: int
-    scratch_at: int
-    between_at: tuple[int, int]
+    progress_offset: int
+    states_offset: int
+    scratch_offset: int
+    between_offset: tuple[int, int]
     size: int
     forecast: Forecast | None
 
     @property
     def zeroed(self) -> int:
         """Bytes of the workspace, for meetings, that must be zero at the start."""
-        return self.states_at
+        return self.states_offset
 
     def __str__(self) -> str:
         return f"{super().__str__()}; {self.chunk} step(s) per input GEMM; workspace {self.size / 2**20:.2f} MiB"
 
 
-def make_plan(
+def make_forward_plan(
     spec: RNNSpec, target: Target, steps: int, batch: int, threads: int, *, training: bool = False, awake: bool = False
 ) -> Plan:
     """Choose the split for T steps of N sequences on at most that many threads, and lay out the workspace.
@@ -100,50 +100,50 @@ def make_plan(
 
     In training what passes from layer to layer is in the reserve, and with dropout a chunk's inputs are copied.
     """
-    geometry = Geometry.of(spec, target)
+    tiling = Tiling.of(spec, target)
     problem = Problem.of(spec, target, steps, batch, "training" if training else "inference")
-    choices = grids(spec, batch, threads, geometry.unit_vectors)
-    grid = choose_grid(problem, target, choices, lambda grid: share_of(geometry, steps, batch, grid), awake)
+    choices = grids(spec, batch, threads, tiling.unit_vectors)
+    grid = choose_grid(problem, target, choices, lambda grid: share_of(tiling, steps, batch, grid), awake)
     passes, row_groups, unit_groups = grid
-    share = share_of(geometry, steps, batch, grid)
+    share = share_of(tiling, steps, batch, grid)
     rows, chunk = share.rows, share.chunk
-    columns = share.units * geometry.gates
-    gates_stride = gates_row(geometry, share.units)
+    columns = share.units * tiling.gates
+    gates_stride = gates_row(tiling, share.units)
 
-    state_stride = skewed(geometry.unit_vectors * geometry.vector_bytes)
-    stages = len(geometry.parts)
+    state_stride = pad_against_conflicts(tiling.unit_vectors * tiling.vector_bytes)
+    stages = len(tiling.parts)
     copies = 2 + (len(spec.state_names) - 1) + (stages - 1)
-    h_rows_at = lines(8 * chunk * rows)
-    gates_at = h_rows_at + lines(8 * (1 + stages) * rows)
-    recurrent_at = gates_at + lines(chunk * rows * gates_stride)
-    masked_at = recurrent_at + lines(rows * geometry.block_columns * geometry.vector_bytes)
-    masked_row = geometry.masked_row(spec) if training and spec.drops else 0
-    biases_at = masked_at + chunk * rows * masked_row
+    h_rows_offset = round_up_to_cache_line(8 * chunk * rows)
+    gates_offset = h_rows_offset + round_up_to_cache_line(8 * (1 + stages) * rows)
+    recurrent_offset = gates_offset + round_up_to_cache_line(chunk * rows * gates_stride)
+    masked_offset = recurrent_offset + round_up_to_cache_line(rows * tiling.block_columns * tiling.vector_bytes)
+    masked_row = tiling.masked_row(spec) if training and spec.drops else 0
+    biases_offset = masked_offset + chunk * rows * masked_row
     # Also what a projection begins with, a panel of zeros.
-    biases_size = max(lines(columns * geometry.vector_bytes), geometry.panel_bytes)
-    scratch_member = biases_at + 2 * biases_size
-    between_row = skewed(spec.output_size * geometry.item)
+    biases_size = max(round_up_to_cache_line(columns * tiling.vector_bytes), tiling.panel_bytes)
+    scratch_stride = biases_offset + 2 * biases_size
+    between_row = pad_against_conflicts(spec.output_size * tiling.item)
 
-    progress_at = BARRIER_BYTES * (1 + passes * row_groups)
-    states_at = progress_at + progress_bytes(spec, geometry, grid)
-    scratch_at = states_at + max(spec.num_directions, passes) * copies * batch * state_stride
-    between = scratch_at + scratch_member * passes * row_groups * unit_groups
+    progress_offset = BARRIER_BYTES * (1 + passes * row_groups)
+    states_offset = progress_offset + progress_bytes(spec, tiling, grid)
+    scratch_offset = states_offset + max(spec.num_directions, passes) * copies * batch * state_stride
+    between = scratch_offset + scratch_stride * passes * row_groups * unit_groups
     layer_bytes = steps * batch * between_row
     buffers = 0 if training else min(2, spec.num_layers - 1)
     return Plan(
         steps, batch, grid, row_starts(batch, row_groups),
-        shared_out(geometry.unit_vectors, unit_groups), shared_out(geometry.out_vectors, unit_groups), chunk,
+        shared_out(tiling.unit_vectors, unit_groups), shared_out(tiling.out_vectors, unit_groups), chunk,
         state_stride=state_stride,
         state_direction=copies * batch * state_stride,
-        cell_at=2 * batch * state_stride,
-        operands_at=(copies - (stages - 1)) * batch * state_stride,
-        scratch_member=scratch_member, h_rows_at=h_rows_at, gates_at=gates_at, gates_stride=gates_stride,
-        recurrent_at=recurrent_at, masked_at=masked_at, masked_row=masked_row,
-        biases_at=biases_at, biases_size=biases_size, between_row=between_row,
-        progress_at=progress_at, states_at=states_at, scratch_at=scratch_at,
-        between_at=(between, between + layer_bytes),
+        cell_offset=2 * batch * state_stride,
+        operands_offset=(copies - (stages - 1)) * batch * state_stride,
+        scratch_stride=scratch_stride, h_rows_offset=h_rows_offset, gates_offset=gates_offset, gates_stride=gates_stride,
+        recurrent_offset=recurrent_offset, masked_offset=masked_offset, masked_row=masked_row,
+        biases_offset=biases_offset, biases_size=biases_size, between_row=between_row,
+        progress_offset=progress_offset, states_offset=states_offset, scratch_offset=scratch_offset,
+        between_offset=(between, between + layer_bytes),
         size=between + buffers * layer_bytes,
-        forecast=forecast(problem, target, share, share_of(geometry, steps, batch, ALONE), awake),
+        forecast=forecast(problem, target, share, share_of(tiling, steps, batch, ALONE), awake),
     )  # fmt: skip
 
 
@@ -189,34 +189,34 @@ def choose_grid(
 
 def forecast(problem: Problem, target: Target, share: Share, alone: Share, awake: bool) -> Forecast | None:
     """What the cost model expects of a plan and of one thread; None if it is for one thread, or was forced."""
-    if share.members == 1 or _forced.get() is not None:
+    if share.num_threads == 1 or _forced.get() is not None:
         return None
     machine = Machine.of(target)
     return Forecast(*(predict(problem, each, machine, awake=awake).total for each in (share, alone)))
 
 
-def share_of(geometry: Geometry, steps: int, batch: int, grid: Grid) -> Share:
+def share_of(tiling: Tiling, steps: int, batch: int, grid: Grid) -> Share:
     """What the member with most to do has in a forward call."""
     _, row_groups, unit_groups = grid
     rows = -(-batch // row_groups)
-    most = widest(shared_out(geometry.unit_vectors, unit_groups))
-    chunk = max(1, min(chunk_limit(geometry, steps, grid), chunk_rows(gates_row(geometry, most)) // rows))
-    return Share(grid, rows, most, chunk, outs=widest(shared_out(geometry.out_vectors, unit_groups)))
+    most = widest(shared_out(tiling.unit_vectors, unit_groups))
+    chunk = max(1, min(chunk_limit(tiling, steps, grid), chunk_rows(gates_row(tiling, most)) // rows))
+    return Share(grid, rows, most, chunk, outs=widest(shared_out(tiling.out_vectors, unit_groups)))
 
 
-def chunk_limit(geometry: Geometry, steps: int, grid: Grid) -> int:
+def chunk_limit(tiling: Tiling, steps: int, grid: Grid) -> int:
     """Steps of a chunk at most: layers that run side by side are a chunk behind one another, which must not be much."""
-    return -(-steps // _CHUNKS_AT_LEAST) if geometry.layers_at_once(grid) else steps
+    return -(-steps // _CHUNKS_AT_LEAST) if tiling.layers_at_once(grid) else steps
 
 
-def progress_bytes(spec: RNNSpec, geometry: Geometry, grid: Grid) -> int:
+def progress_bytes(spec: RNNSpec, tiling: Tiling, grid: Grid) -> int:
     """What layers that run side by side need to tell how far they are."""
-    return PROGRESS_BYTES * spec.num_layers * grid[1] if geometry.layers_at_once(grid) else 0
+    return PROGRESS_BYTES * spec.num_layers * grid[1] if tiling.layers_at_once(grid) else 0
 
 
-def gates_row(geometry: Geometry, units: int) -> int:
+def gates_row(tiling: Tiling, units: int) -> int:
     """Bytes from one row of gates to the next, of so many vectors of units."""
-    return skewed(units * geometry.gates * geometry.vector_bytes)
+    return pad_against_conflicts(units * tiling.gates * tiling.vector_bytes)
 
 
 def row_starts(batch: int, groups: int) -> tuple[int, ...]:

@@ -121,7 +121,7 @@ class Share:
         return self.outs if stage.projects else self.units
 
     @property
-    def members(self) -> int:
+    def num_threads(self) -> int:
         """Threads at work."""
         directions, rows, units = self.grid
         return directions * rows * units

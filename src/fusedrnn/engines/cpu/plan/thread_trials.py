@@ -36,7 +36,7 @@ class Forecast(NamedTuple):
     alone: float
 
 
-class Trend:
+class ThreadChoice:
     """What calls of about one length have shown.
 
     Calls run on several threads until some have taken longer than one thread takes: by its forecast, later by the
@@ -61,7 +61,7 @@ class Trend:
         self._trial: list[float] | None = None
         self._settled = 0.0
 
-    def several(self, now: float) -> bool:
+    def use_several(self, now: float) -> bool:
         """Whether a call that begins now is to use several threads; ``now`` in seconds."""
         if self._trial is None and not self.sharing and now >= self._resume:
             self._start(now)
@@ -117,14 +117,14 @@ def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-class Trends:
-    """The trends of one spec's calls: of each kind of call, by the power of four of its forecast in microseconds."""
+class ThreadChoices:
+    """The thread_choices of one spec's calls: of each kind of call, by the power of four of its forecast in microseconds."""
 
     def __init__(self) -> None:
-        self._trends: dict[tuple[str, int], Trend] = {}
+        self._trends: dict[tuple[str, int], ThreadChoice] = {}
 
-    def of(self, kind: str, forecast: Forecast | None) -> Trend | None:
-        """The trend for calls like this; None if they stay as planned."""
+    def of(self, kind: str, forecast: Forecast | None) -> ThreadChoice | None:
+        """The thread_choice for calls like this; None if they stay as planned."""
         if forecast is None or forecast.alone > _LONGEST_CALL:
             return None
-        return self._trends.setdefault((kind, int(math.log(forecast.alone * 1e6, 4))), Trend())
+        return self._trends.setdefault((kind, int(math.log(forecast.alone * 1e6, 4))), ThreadChoice())

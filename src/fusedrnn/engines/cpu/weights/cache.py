@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu import jobs as machine
-from fusedrnn.engines.cpu.plan.tiling import Geometry
+from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.weights import pack_kernel as packing
 from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
 from fusedrnn.frozen_array import is_constant
@@ -35,7 +35,7 @@ _WORTH_A_JOB = 1 << 19
 
 
 @dataclass(eq=False)
-class Packed:
+class PackedWeights:
     """All packed weights of some parameters, and what tells whether they still are theirs.
 
     Its memory is its own for as long as anyone holds it: a reserve, say, whose parameters have changed since.
@@ -65,7 +65,7 @@ class Packed:
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class WeightPointers:
     """Parameters by address: as they lie, for a call so short that to pack them would take longer, or packed.
 
     Attributes:
@@ -79,51 +79,51 @@ class Placed:
     address: int = 0
 
 
-class Packer:
+class WeightCache:
     """Packs a spec's parameters and keeps the result until they change. Safe under threads.
 
     Args:
         spec: What runs.
         target: The instruction set.
-        geometry: How its weights fill panels.
+        tiling: How its weights fill panels.
         idle: What else to let go of when the last owner of parameters has gone.
     """
 
     def __init__(
-        self, spec: RNNSpec, target: Target, geometry: Geometry, idle: Sequence[Pool | Workspaces]
+        self, spec: RNNSpec, target: Target, tiling: Tiling, idle: Sequence[Pool | Workspaces]
     ) -> None:
         self._pool = Pool(_MOST_KEPT)
         self._idle = (self._pool, *idle)
-        self._spec, self._target, self._geometry = spec, target, geometry
-        self._kept: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
-        self._owned: OrderedDict[tuple[int, ...], Packed] = OrderedDict()
+        self._spec, self._target, self._tiling = spec, target, tiling
+        self._kept: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
+        self._owned: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._lock = Lock()
-        self.offsets = [entry.offset * geometry.item for entry in spec.layout.by_pass]
-        self._sizes = [entry.size * geometry.item for entry in spec.layout.by_pass]
+        self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_pass]
+        self._sizes = [entry.size * tiling.item for entry in spec.layout.by_pass]
         # Of a flat vector that begins at 0, and copied to 0.
         self._parts = np.array([(at, size, at) for at, size in zip(self.offsets, self._sizes, strict=True)], np.int64)
         self.nowhere = (0,) * len(self.offsets)
         self._shape, self._dtype = (spec.layout.size,), np.dtype(spec.dtype)
-        self._last: Packed | None = None
-        self.layout = PackedLayout.of(spec, geometry)
-        self._tasks = {training: packing_tasks(spec, geometry, self.layout, training) for training in (False, True)}
+        self._last: PackedWeights | None = None
+        self.layout = PackedLayout.of(spec, tiling)
+        self._tasks = {training: packing_tasks(spec, tiling, self.layout, training) for training in (False, True)}
 
     def fits(self, params: Array) -> bool:
         """Whether this array is a vector that can be packed as it is."""
         flags = params.flags
         return params.dtype == self._dtype and params.shape == self._shape and flags.c_contiguous and flags.aligned
 
-    def copied_vector(self, params: Array) -> Placed:
+    def copied_vector(self, params: Array) -> WeightPointers:
         """A copy of the flat parameters, as they lie."""
         lease = self._pool.lease(params.nbytes)
         lease.buffer[: params.nbytes] = params.view(np.uint8)
-        return Placed(self.addresses(lease.address), lease)
+        return WeightPointers(self.addresses(lease.address), lease)
 
     def addresses(self, begin: int) -> tuple[int, ...]:
         """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``; 0 if the vector is."""
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
-    def packed_vector(self, params: Array, training: bool, team: Team) -> Packed:
+    def packed_vector(self, params: Array, training: bool, team: Team) -> PackedWeights:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
 
         A frozen array is known by its identity; any other is fingerprinted at every call.
@@ -137,7 +137,7 @@ class Packer:
         self._last = None if constant is None else found
         return found
 
-    def packed(self, addresses: tuple[int, ...], training: bool, team: Team, owner: object) -> Packed:
+    def packed(self, addresses: tuple[int, ...], training: bool, team: Team, owner: object) -> PackedWeights:
         """The packed form of the parameters that lie at these addresses, in the order of ``ParameterLayout.by_pass``.
 
         0 stands for a parameter that is all zeros. What is packed is forgotten when its owner goes.
@@ -159,13 +159,13 @@ class Packer:
 
     def _looked_up(
         self,
-        known: OrderedDict[tuple[int, ...], Packed],
+        known: OrderedDict[tuple[int, ...], PackedWeights],
         most: int,
         addresses: tuple[int, ...],
         training: bool,
         team: Team,
         constant: Array | None,
-    ) -> Packed:
+    ) -> PackedWeights:
         with self._lock:
             # A call from a signal handler may come in between anywhere: nothing is taken to be there still.
             found = known.pop(addresses, None)
@@ -180,9 +180,9 @@ class Packer:
                 known.popitem(last=False)
             return found
 
-    def _pack(self, addresses: tuple[int, ...], training: bool, team: Team, constant: Array | None) -> Packed:
+    def _pack(self, addresses: tuple[int, ...], training: bool, team: Team, constant: Array | None) -> PackedWeights:
         layout = self.layout
-        size = self._spec.layout.size * self._geometry.item
+        size = self._spec.layout.size * self._tiling.item
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
         lease = self._pool.lease(layout.size if training else layout.back)
         own = lease.buffer[layout.flat :] if training else np.empty(size, np.uint8)
@@ -199,7 +199,7 @@ class Packer:
         fingerprint = machine.fingerprint(parts)
         self._run(self._tasks[training], lease.address, flat, team, 2 * size)
         parts[:, COPY] = 0
-        return Packed(lease, constant, parts, fingerprint, training, self.nowhere)
+        return PackedWeights(lease, constant, parts, fingerprint, training, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: Team, size: int) -> None:
         job = machine.packing(self._spec.dtype, self._target)

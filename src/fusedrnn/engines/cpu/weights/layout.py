@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.kernels.stages import Part
-from fusedrnn.engines.cpu.plan.tiling import Geometry, lines
+from fusedrnn.engines.cpu.kernels.tiling import Tiling, round_up_to_cache_line
 from fusedrnn.engines.cpu.weights import pack_kernel as packing
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
@@ -21,7 +21,7 @@ Task = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class PackedPass:
+class PackedWeightsOffsets:
     """Where one layer's and direction's packed weights and biases begin; the last three are for backward.
 
     Of a cell of several stages each has those of the first stage's gates, then those of the next one's, each stage
@@ -50,13 +50,13 @@ class PackedLayout:
         size: Bytes of it all.
     """
 
-    passes: tuple[PackedPass, ...]
+    passes: tuple[PackedWeightsOffsets, ...]
     back: int
     flat: int
     size: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, g: Geometry) -> PackedLayout:
+    def of(cls, spec: RNNSpec, g: Tiling) -> PackedLayout:
         """That of a spec's parameters."""
         forward, backward = [], []
         for number in range(spec.num_layers * spec.num_directions):
@@ -73,37 +73,37 @@ class PackedLayout:
             ]
             backward.append([rows * g.panel_bytes for rows in back])
         sizes = [size for part in (forward, backward) for one in part for size in one]
-        *places, end = (0, *accumulate(lines(size) for size in sizes))
+        *places, end = (0, *accumulate(round_up_to_cache_line(size) for size in sizes))
         ahead, after = len(forward[0]), len(backward[0])
         behind = ahead * len(forward)
         passes = tuple(
-            PackedPass(*places[ahead * n : ahead * (n + 1)], *places[behind + after * n : behind + after * (n + 1)])
+            PackedWeightsOffsets(*places[ahead * n : ahead * (n + 1)], *places[behind + after * n : behind + after * (n + 1)])
             for n in range(len(forward))
         )
-        return cls(passes, back=places[behind], flat=end, size=end + lines(spec.layout.size * g.item))
+        return cls(passes, back=places[behind], flat=end, size=end + round_up_to_cache_line(spec.layout.size * g.item))
 
 
-def packing_tasks(spec: RNNSpec, geometry: Geometry, layout: PackedLayout, training: bool) -> Array:
+def packing_tasks(spec: RNNSpec, tiling: Tiling, layout: PackedLayout, training: bool) -> Array:
     """Rows of :data:`fusedrnn.engines.cpu.weights.pack_kernel.TASK`, for inference or for training."""
     tasks: list[Task] = []
     for number, into in enumerate(layout.passes):
         layer, direction = divmod(number, spec.num_directions)
         kinds = spec.layout.kinds
-        at = {kind: spec.layout.entry(layer, direction, kind).offset * geometry.item for kind in kinds}
+        at = {kind: spec.layout.entry(layer, direction, kind).offset * tiling.item for kind in kinds}
         features = spec.layer_input_size(layer)
-        tasks += _forward_tasks(geometry, at, into, features)
+        tasks += _forward_tasks(tiling, at, into, features)
         if training:
-            tasks += _backward_tasks(geometry, at, into, features)
+            tasks += _backward_tasks(tiling, at, into, features)
     return np.array(tasks, np.int64)
 
 
-def _rows(g: Geometry, part: Part) -> tuple[int, int, int]:
+def _rows(g: Tiling, part: Part) -> tuple[int, int, int]:
     """A stage's gates, the units of each, and their vectors."""
     size = g.size_of(part)
     return part.gates, size, g.vectors_of(size)
 
 
-def _forward_tasks(g: Geometry, at: Mapping[Kind, int], into: PackedPass, features: int) -> list[Task]:
+def _forward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffsets, features: int) -> list[Task]:
     tasks: list[Task] = []
     column, recurrent = 0, into.h_weights
     for part in g.gate_parts:
@@ -138,7 +138,7 @@ def _bias(
     return kind, source, also, 1, panels, into, *own
 
 
-def _backward_tasks(g: Geometry, at: Mapping[Kind, int], into: PackedPass, features: int) -> list[Task]:
+def _backward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffsets, features: int) -> list[Task]:
     tasks: list[Task] = []
     row, recurrent = 0, into.h_back
     for part in g.gate_parts:

@@ -12,18 +12,18 @@ from fusedrnn.spec import RNNSpec
 _LINE = 64
 
 
-def lines(size: int) -> int:
+def round_up_to_cache_line(size: int) -> int:
     """Rounded up to whole cache lines."""
     return -(-size // _LINE) * _LINE
 
 
-def skewed(size: int) -> int:
+def pad_against_conflicts(size: int) -> int:
     """Rounded up to an odd number of cache lines: rows that far apart do not all fall into the same cache sets."""
     return (-(-size // _LINE) | 1) * _LINE
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Tiling:
     """How one spec's units and gates fill vectors and panels on one target; the same for every problem size.
 
     Attributes:
@@ -47,8 +47,8 @@ class Geometry:
     directions: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, target: Target) -> Geometry:
-        """The geometry of that spec's layers."""
+    def of(cls, spec: RNNSpec, target: Target) -> Tiling:
+        """The tiling of that spec's layers."""
         return cls(
             vector_bytes=target.vector_bits // 8,
             panel_vectors=target.tile[1],
@@ -145,4 +145,4 @@ class Geometry:
 
     def masked_row(self, spec: RNNSpec) -> int:
         """Bytes from one to the next copy of a layer's output."""
-        return skewed(self.panels_of(spec.output_size) * self.panel_bytes)
+        return pad_against_conflicts(self.panels_of(spec.output_size) * self.panel_bytes)
