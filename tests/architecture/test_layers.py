@@ -13,7 +13,7 @@ PACKAGE = Path(fusedrnn.__file__).parent
 # From the ground up: a module imports from its own layer and those below it. Names are those of modules or packages;
 # the public names, in __init__.py, stand between what makes them and what is built on them.
 LAYERS = (
-    {"env", "scalars", "dropout", "frozen_array"},
+    {"env", "locks", "scalars", "dropout", "frozen_array"},
     {"cell"},
     {"layout"},
     {"spec"},

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
 from fusedrnn import Activation, RNNOp, RNNSpec, set_num_threads
 
 FILE = Path(__file__).with_suffix(".json")

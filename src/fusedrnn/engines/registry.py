@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.grad_buffers import Gradients
 from fusedrnn.jit.target import Target, current
-from fusedrnn.runtime.locks import Lock
+from fusedrnn.locks import Lock
 from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
 
 Array = NDArray[Any]

@@ -22,8 +22,8 @@ import numpy as np
 from fusedrnn import env as config
 from fusedrnn.engines.cpu import jobs as machine
 from fusedrnn.jit import sync
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
-from fusedrnn.runtime.locks import Lock
 from fusedrnn.scalars import shown
 
 # Turns of a waiting loop, 15 ns or more each: an idle thread sleeps after a quarter of a millisecond, one that waits

@@ -22,8 +22,8 @@ from fusedrnn.engines.cpu.varlen import Ragged
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.pointers import Strided, Wanted
 from fusedrnn.jit.target import suited
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
-from fusedrnn.runtime.locks import Lock
 from fusedrnn.runtime.thread_pool import Team, get_num_threads, own_team
 from fusedrnn.spec import RNNSpec
 

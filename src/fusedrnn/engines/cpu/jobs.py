@@ -21,8 +21,8 @@ from fusedrnn.jit.builder import Module
 from fusedrnn.jit.c_function import builtin
 from fusedrnn.jit.sync import build_gang
 from fusedrnn.jit.target import Target, current
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.fingerprint import LANES, build_fingerprint
-from fusedrnn.runtime.locks import Lock
 from fusedrnn.runtime.openmp_kernel import build_member
 
 Job = Callable[..., None]

@@ -7,7 +7,7 @@ from typing import Any
 from torch.backends.cudnn import rnn
 
 import torch
-from fusedrnn.runtime.locks import Lock
+from fusedrnn.locks import Lock
 
 _switches: Any = rnn
 

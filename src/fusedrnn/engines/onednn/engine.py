@@ -18,8 +18,8 @@ from fusedrnn.engines.onednn.runner import Operands, Runner, address_of, array_i
 from fusedrnn.engines.onednn.threads import allowed, bounds
 from fusedrnn.engines.onednn.weights import Keeper, Weights, lines
 from fusedrnn.engines.registry import Keep
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool
-from fusedrnn.runtime.locks import Lock
 from fusedrnn.runtime.thread_pool import get_num_threads
 from fusedrnn.spec import RNNSpec
 

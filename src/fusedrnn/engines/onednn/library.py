@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusedrnn import env as config
-from fusedrnn.runtime.locks import Lock
+from fusedrnn.locks import Lock
 
 FILE = "libdnnl.so.3"
 PACKAGES = ("onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")

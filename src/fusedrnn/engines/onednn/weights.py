@@ -15,9 +15,9 @@ from fusedrnn.engines.onednn.library import UNIMPLEMENTED, Library, OneDNNError
 from fusedrnn.engines.onednn.param_layout import Layout
 from fusedrnn.engines.onednn.primitives import BIAS, Descriptor, Reorder, Stream
 from fusedrnn.frozen_array import is_constant
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool
 from fusedrnn.runtime.fingerprint import PART
-from fusedrnn.runtime.locks import Lock
 
 Array = NDArray[Any]
 _LINE = 64

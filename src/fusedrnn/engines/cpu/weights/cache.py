@@ -18,9 +18,9 @@ from fusedrnn.engines.cpu.weights import pack_kernel as packing
 from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
 from fusedrnn.frozen_array import is_constant
 from fusedrnn.jit.target import Target
+from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
 from fusedrnn.runtime.fingerprint import PART
-from fusedrnn.runtime.locks import Lock
 from fusedrnn.runtime.thread_pool import Team
 from fusedrnn.spec import RNNSpec
 
