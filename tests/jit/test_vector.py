@@ -5,11 +5,10 @@ from functools import cache as remembered
 
 import numpy as np
 import pytest
-from llvmlite import ir
 
 from fusedrnn.jit import object_cache as cache
 from fusedrnn.jit import target as targets
-from fusedrnn.jit.builder import Function
+from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.vector import FORMATS, Vectors
 from fusedrnn.spec import DTYPES
 
@@ -21,7 +20,7 @@ WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
 
 def build(target, dtype):
     """A module of functions of (input, output, vectors), one for each operation."""
-    module = ir.Module(f"vector_{dtype}")
+    module = Module(f"vector_{dtype}")
     for name in OPERATIONS:
         f = Function(module, name, ["source", "into", "count"], exported=True)
         source, into, count = f.arguments
@@ -187,7 +186,7 @@ def test_symmetry(dtype, target):
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_store_first(dtype, count, target):
     """Only the first lanes reach memory."""
-    module = ir.Module("store_first")
+    module = Module("store_first")
     f = Function(module, "store", ["source", "into", "count"], exported=True)
     v = Vectors(f, target, dtype)
     source, into, lanes = f.arguments

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from fusedrnn.jit.builder import I32, I64, Function, Value
+from fusedrnn.jit.int_vector import shuffle
 from fusedrnn.jit.target import Target
 
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
@@ -147,7 +148,7 @@ class Vectors:
             for first in lanes:
                 if not first & distance:
                     pair = rows[first], rows[first + distance]
-                    rows[first], rows[first + distance] = (self._shuffled(*pair, places) for places in (kept, moved))
+                    rows[first], rows[first + distance] = (shuffle(*pair, places) for places in (kept, moved))
             distance *= 2
         return rows
 
@@ -155,16 +156,18 @@ class Vectors:
         """Half a vector from each of two addresses."""
         kind = ir.VectorType(self.format.scalar, self.lanes // 2)
         low, high = (self.function.load(at, kind, self.item) for at in (one, other))
-        return self._shuffled(low, high, range(self.lanes))
-
-    def _shuffled(self, one: Value, other: Value, places: Sequence[int]) -> Value:
-        """Lanes of two vectors, those of the second behind those of the first, by their places."""
-        order = ir.Constant(ir.VectorType(I32, len(places)), list(places))
-        return Value(self.function, self.function.builder.shuffle_vector(one.ir, other.ir, order))
+        return shuffle(low, high, range(self.lanes))
 
     def splat(self, scalar: Value) -> Value:
         """A number in every lane."""
         return self._splat(scalar, self.format.scalar)
+
+    def splat_float64(self, bits: Value) -> Value:
+        """A float64, given by its bits and rounded to this format, in every lane."""
+        number = bits.bitcast(DOUBLE)
+        if self.format.scalar is not DOUBLE:
+            number = Value(self.function, self.function.builder.fptrunc(number.ir, self.format.scalar))
+        return self.splat(number)
 
     def _splat(self, scalar: Value, kind: ir.Type) -> Value:
         builder, wide = self.function.builder, ir.VectorType(kind, self.lanes)

@@ -6,7 +6,7 @@ it. Inference needs only the first of the two modules.
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.dropout import Dropout
+from fusedrnn.engines.cpu.kernels.dropout import emit_drop_panel, emit_drop_row
 from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_upright_gemm
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import emit_unpacked_back, emit_unpacked_gemm
 from fusedrnn.jit.builder import Module
@@ -26,5 +26,5 @@ def build_shared_in_training(dtype: str, target: Target) -> Module:
     module = Module(f"shared_training_{dtype}")
     emit_upright_gemm(module, target, dtype)
     emit_unpacked_back(module, target, dtype)
-    Dropout(module, target, dtype).emit()
+    emit_drop_row(module, target, dtype, emit_drop_panel(module, target, dtype))
     return module

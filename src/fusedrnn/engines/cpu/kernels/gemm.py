@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from llvmlite import ir
-
-from fusedrnn.jit.builder import Function, Signature, Value
+from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.jit.vector import Vectors
 
@@ -37,7 +35,7 @@ UPRIGHT_GEMM = Signature(
 
 
 def emit_tile(
-    module: ir.Module, target: Target, dtype: str, rows: int, vectors: int, upright: bool = False
+    module: Module, target: Target, dtype: str, rows: int, vectors: int, upright: bool = False
 ) -> Function:
     """A function that multiplies and accumulates that many rows by that many vectors.
 
@@ -98,7 +96,7 @@ def _ask_for_starts(f: Function, start: Value, stride: Value, rows: int, size: i
             f.prefetch(start + stride * i + line * _CACHE_LINE, cache=2)
 
 
-def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
+def emit_gemm(module: Module, target: Target, dtype: str) -> Function:
     """A function of (count, vectors, then a tile's arguments): any number of rows by part of a panel.
 
     The last argument says which panel is needed next: the first tiles of a whole one ask for it.
@@ -118,7 +116,7 @@ def emit_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
     return f
 
 
-def emit_upright_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
+def emit_upright_gemm(module: Module, target: Target, dtype: str) -> Function:
     """The same for an upright A of at most a vector's lanes; its last argument says what is needed next."""
     made = _emit_tiles(module, target, dtype, upright=True)
     f = Function.of(module, UPRIGHT_GEMM)
@@ -134,7 +132,7 @@ def emit_upright_gemm(module: ir.Module, target: Target, dtype: str) -> Function
     return f
 
 
-def _emit_tiles(module: ir.Module, target: Target, dtype: str, upright: bool = False) -> list[list[Function]]:
+def _emit_tiles(module: Module, target: Target, dtype: str, upright: bool = False) -> list[list[Function]]:
     """Tiles of one vector, of two and so on to a panel's; of one row, of two and so on."""
     rows, width = target.tile
     return [

@@ -6,10 +6,8 @@ same. Like theirs columns are (vector of units, gate, lane).
 
 from __future__ import annotations
 
-from llvmlite import ir
-
 from fusedrnn.engines.cpu.kernels.gemm import tiles
-from fusedrnn.jit.builder import Function, Signature, Value
+from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
@@ -21,7 +19,7 @@ UNPACKED_GEMM = Signature("unpacked", ("count", "vectors", "a_rows", "weights", 
 UNPACKED_BACK = Signature("unpacked_back", ("count", "vectors", "a_rows", "weights", "columns", *_PLACES))
 
 
-def emit_unpacked_gemm(module: ir.Module, target: Target, dtype: str) -> Function:
+def emit_unpacked_gemm(module: Module, target: Target, dtype: str) -> Function:
     """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
 
     Computes as many vectors of columns of A·Wᵀ, for any number of rows, as
@@ -48,7 +46,7 @@ def emit_unpacked_gemm(module: ir.Module, target: Target, dtype: str) -> Functio
     return f
 
 
-def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) -> Function:
+def _emit_turned_tile(module: Module, target: Target, dtype: str, rows: int) -> Function:
     """Some rows of A times one vector of columns, whose ``real`` weights are rows of k; asks for those needed after."""
     names = ["a", "weights", "k", "start", "start_stride", "c", "c_stride", "real", "after"]
     f = Function(module, f"turned{rows}", names)
@@ -78,7 +76,7 @@ def _emit_turned_tile(module: ir.Module, target: Target, dtype: str, rows: int) 
     return f
 
 
-def emit_unpacked_back(module: ir.Module, target: Target, dtype: str) -> Function:
+def emit_unpacked_back(module: Module, target: Target, dtype: str) -> Function:
     """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
 
     As many vectors of columns of A·W, where the rows of A hold all gates of all units, as packed kernels make them of
@@ -113,7 +111,7 @@ def emit_unpacked_back(module: ir.Module, target: Target, dtype: str) -> Functio
 
 
 def _emit_straight_tile(
-    module: ir.Module, target: Target, dtype: str, rows: int, vectors: int, whole: bool
+    module: Module, target: Target, dtype: str, rows: int, vectors: int, whole: bool
 ) -> Function:
     """Some rows of A times some vectors of columns; of the last, if they are not whole, it is what is ``left``."""
     names = ["a", "weights", "stride", "start", "start_stride", "c", "c_stride", "left", "hidden", "gates"]
