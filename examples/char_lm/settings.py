@@ -1,4 +1,4 @@
-"""What a run of the demo is told: checked once, without PyTorch."""
+"""The options of a run, checked once and without PyTorch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CELLS = ("gru", "lstm")
 class Settings:
     """Sizes of the model and of its training.
 
-    The defaults are a model as people build it, of a size that learns something within a minute on two cores.
+    The defaults are a model of realistic size that learns something within a minute on two cores.
 
     Raises:
-        ValueError: Naming the option, what was given and what was expected.
+        ValueError: Naming the option, its value and the expected one.
     """
 
     cell: str = "gru"
@@ -25,15 +25,15 @@ class Settings:
     steps: int = 300
     """Updates of the parameters."""
     batch: int = 32
-    """Streams of text that are read side by side."""
+    """Text streams in a batch."""
     length: int = 100
-    """Characters of each stream in a step; gradients do not reach further back."""
+    """Characters of each stream in a step; gradients reach no further back."""
     lr: float = 4e-3
     dropout: float = 0.0
     seed: int = 0
     threads: int = 1
     sample: int = 500
-    """Characters to generate in the end."""
+    """Characters to generate at the end."""
     temperature: float = 0.7
 
     def __post_init__(self) -> None:
@@ -56,5 +56,5 @@ class Settings:
 
     @property
     def tokens(self) -> int:
-        """Characters that a step learns from."""
+        """Characters in a step."""
         return self.batch * self.length

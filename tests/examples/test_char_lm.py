@@ -1,4 +1,4 @@
-"""The demo: its text, its training, what it prints and refuses; that it is fast is nobody's test."""
+"""The example char_lm: its text, its training, its output and its errors. Speed is not tested."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,20 +18,18 @@ from typer.testing import CliRunner
 
 import fusedrnn
 import torch
+from examples.char_lm import run as command
+from examples.char_lm import training
+from examples.char_lm.__main__ import app
+from examples.char_lm.model import CONTENDERS, FUSED, TORCH, CharacterModel, build
+from examples.char_lm.results import Results, Run, Step
+from examples.char_lm.settings import CELLS, Settings
+from examples.char_lm.text import Corpus, load, streams, windows
 from fusedrnn.bench import data
-from fusedrnn.cli import demo as command
-from fusedrnn.cli.app import app
-from fusedrnn.demo import training
-from fusedrnn.demo.model import CONTENDERS, FUSED, TORCH, CharacterModel, build
-from fusedrnn.demo.results import Results, Run, Step
-from fusedrnn.demo.settings import CELLS, Settings
-from fusedrnn.demo.text import Corpus, load, streams, windows
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Settings(hidden=32, steps=12, batch=4, length=10, threads=1, sample=40)
-QUICK = [
-    *("demo", "--hidden", "24", "--steps", "6", "--batch", "4", "--length", "10"),
-    *("--threads", "1", "--sample", "30"),
-]
+QUICK = "--hidden 24 --steps 6 --batch 4 --length 10 --threads 1 --sample 30".split()
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +197,7 @@ def test_times_add_up(english):
     seen = []
     model, losses = build(TORCH, len(english.alphabet), SMALL), Run("timed")
     training.train(model, english, SMALL, losses, lambda run: seen.append(run.total))
-    assert seen == [step.at for step in losses.steps] and len(seen) == SMALL.steps
+    assert seen == [step.elapsed for step in losses.steps] and len(seen) == SMALL.steps
     assert all(step.seconds > 0 for step in losses.steps)
     assert sum(step.seconds for step in losses.steps) <= losses.total
 
@@ -289,7 +288,7 @@ def test_ratios_are_of_medians_and_totals():
 # The command
 
 
-def test_the_demo_prints_and_writes_its_files(tmp_path):
+def test_the_example_prints_and_writes_its_files(tmp_path):
     written = []
     for name in ("first", "second"):
         result = run(*QUICK, "--json", tmp_path / name, "--plot", tmp_path / "loss.png")
@@ -309,7 +308,7 @@ def test_the_demo_prints_and_writes_its_files(tmp_path):
     assert written[0]["runs"][FUSED]["bits"] == written[1]["runs"][FUSED]["bits"]
 
 
-def test_the_demo_learns_from_the_users_text(tmp_path):
+def test_the_example_learns_from_the_users_text(tmp_path):
     (tmp_path / "own.txt").write_text("abc[red]\n" * 200, encoding="utf-8")
     result = run(*QUICK, "--text", tmp_path / "own.txt", "--cell", "lstm", "--json", tmp_path / "figures.json")
     assert result.exit_code == 0, result.output
@@ -343,7 +342,7 @@ def test_threads_are_as_they_were():
 def test_without_options_the_defaults_are_run(monkeypatch):
     given = []
     monkeypatch.setattr(command, "run", lambda *arguments: given.append(arguments) or Results(arguments[0]))
-    assert run("demo").exit_code == 0
+    assert run().exit_code == 0
     [(settings, corpus, json_path, plot_path)] = given
     assert settings == Settings(threads=fusedrnn.get_num_threads())
     assert corpus.name == "Python's help" and json_path is plot_path is None
@@ -371,10 +370,10 @@ def test_an_interrupt_ends_it_with_what_was_measured(monkeypatch, tmp_path, name
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
 def test_a_real_interrupt(tmp_path):
     path = tmp_path / "figures.json"
-    code = "from fusedrnn.cli import main; main()"
+    code = "from examples.char_lm.__main__ import app; app()"
     options = [*QUICK, "--steps", "3000", "--json", str(path)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code, *options], text=True, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", code, *options], text=True, cwd=ROOT, **pipes) as process:
         assert process.stderr.readline().startswith("torch.nn: step 300/3000")
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
@@ -397,7 +396,7 @@ def test_a_real_interrupt(tmp_path):
         ("--plot", "loss.doc", ["--plot", "png"]),
     ],
 )
-def test_what_the_demo_refuses(option, given, said):
+def test_invalid_options(option, given, said):
     result = run(*QUICK, option, given)
     assert result.exit_code == 2
     [message] = [line for line in result.output.splitlines() if line.startswith("error: ")]
@@ -450,9 +449,4 @@ def test_a_missing_torch_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = run(*QUICK)
     assert result.exit_code == 2
-    assert result.output.strip() == "error: the demo needs PyTorch: pip install 'fusedrnn[bench,torch]'"
-
-
-def test_the_other_commands_do_without_torch():
-    code = "import sys, fusedrnn.cli.app; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert result.output.strip() == "error: the example needs PyTorch: pip install 'fusedrnn[bench,torch]'"

@@ -1,4 +1,4 @@
-"""Text as numbers: an alphabet, a part to learn from, a part held out, and both as streams side by side."""
+"""Text as numbers: an alphabet, a training part and a held-out part, each cut into parallel streams."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _HELD_OUT = 0.05
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, cut in two: its last twentieth is held out."""
+    """A text in two parts: its last twentieth is held out."""
 
     name: str
     alphabet: str
-    """Every character of the text once, sorted; a character's code is its place."""
+    """Every character of the text once, sorted; the code of a character is its index."""
     train: Codes
     held_out: Codes
 
@@ -35,14 +35,14 @@ class Corpus:
         return cls(name, "".join(map(chr, alphabet)), codes[:cut], codes[cut:])
 
     def decode(self, codes: Codes) -> str:
-        """The characters that have these codes."""
+        """The characters of these codes."""
         return "".join(self.alphabet[code] for code in codes)
 
     def check(self, batch: int, length: int) -> None:
-        """Find out whether there is enough to learn from.
+        """Check that the text is long enough.
 
         Raises:
-            ValueError: Saying how much text there is and how much would do.
+            ValueError: With the length of the text and the length that is needed.
         """
         needed = batch * (length + 1)
         if len(self.train) < needed or len(self.held_out) < 2:
@@ -53,10 +53,10 @@ class Corpus:
 
 
 def load(path: Path | None) -> Corpus:
-    """The user's text, UTF-8, or the English that ships with every Python: the topics that ``help()`` explains.
+    """The user's text, UTF-8, or by default the English help topics that ship with every Python.
 
     Raises:
-        ValueError: If the file is not a text, or this Python came without one.
+        ValueError: If the file is not text, or this Python has no help topics.
     """
     if path is None:
         try:
@@ -72,18 +72,15 @@ def load(path: Path | None) -> Corpus:
 
 
 def streams(codes: Codes, batch: int) -> Codes:
-    """The text as ``batch`` columns that each run on from top to bottom: (len(codes) // batch, batch).
-
-    What is left over at the end goes.
-    """
+    """The text cut into ``batch`` equal parts, one a column: (len(codes) // batch, batch). A remainder is dropped."""
     rows = len(codes) // batch
     return np.ascontiguousarray(codes[: rows * batch].reshape(batch, rows).T)
 
 
 def windows(columns: Codes, length: int) -> Iterator[tuple[Codes, Codes]]:
-    """Pairs of characters and the characters that follow them, (T, N) each, from top to bottom without a gap.
+    """Consecutive windows of the streams: characters, and the characters that follow them, (T, N) each.
 
-    T is ``length``, but for the last window, which may be shorter.
+    T is ``length``; the last window may be shorter.
     """
     last = len(columns) - 1
     for begin in range(0, last, length):

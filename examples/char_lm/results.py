@@ -1,4 +1,4 @@
-"""What was measured: runs, how they compare, and both as data for JSON."""
+"""The measurements: runs, how they compare, and both as data for JSON."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
-from fusedrnn.bench.facts import machine
-from fusedrnn.demo.settings import Settings
-from fusedrnn.demo.text import Corpus
+from examples.char_lm.settings import Settings
+from examples.char_lm.text import Corpus
+from fusedrnn.bench.report import environment_report
 
 
 class Step(NamedTuple):
     """One update of the parameters."""
 
     bits: float
-    """The loss before it, bits per character."""
+    """The loss before the update, bits per character."""
     seconds: float
-    """What it took."""
-    at: float
-    """When it was done, in seconds since training began."""
+    """Duration of the step."""
+    elapsed: float
+    """Seconds from the start of the training to the end of the step."""
 
 
 @dataclass
 class Run:
-    """One contender's training, as far as it came."""
+    """The training of one contender, as far as it got."""
 
     name: str
     steps: list[Step] = field(default_factory=list)
     held_out: float | None = None
-    """The loss on the held-out text in the end, bits per character; None if it did not come to that."""
+    """The final loss on the held-out text, bits per character; None if the run did not get there."""
 
     @property
     def median(self) -> float:
-        """Seconds of a step: a moment in which the machine did something else does not decide."""
+        """Median seconds of a step, which a short disturbance of the machine does not change."""
         return median(step.seconds for step in self.steps)
 
     @property
     def total(self) -> float:
-        """Seconds of the training from its beginning to its end."""
-        return self.steps[-1].at
+        """Seconds of the training from start to end."""
+        return self.steps[-1].elapsed
 
 
 @dataclass
 class Results:
-    """What all runs of the demo gave; only those that took a step count."""
+    """The runs of the example, and the sampled text."""
 
     settings: Settings
     runs: list[Run] = field(default_factory=list)
@@ -58,37 +58,37 @@ class Results:
 
     @property
     def pair(self) -> tuple[Run, Run] | None:
-        """The two runs to compare, if there are two."""
+        """The two runs to compare, or None if fewer than two were measured."""
         measured = self.measured
         return (measured[0], measured[1]) if len(measured) == 2 else None
 
     def rate(self, run: Run) -> float:
-        """Characters a second, by the median step."""
+        """Characters per second of the median step."""
         return self.settings.tokens / run.median
 
     @property
     def differences(self) -> list[float]:
-        """How far the loss curves are apart, bits per character, at each step that both took."""
+        """Distance between the loss curves, bits per character, at each step that both runs took."""
         if not self.pair:
             return []
         return [abs(a.bits - b.bits) for a, b in zip(self.pair[0].steps, self.pair[1].steps, strict=False)]
 
     @property
     def ratios(self) -> dict[str, float]:
-        """The second run's speed over the first's: by the median step, and end to end if both came to the end."""
+        """Speed of the second run over the first: of the median step, and end to end if both took every step."""
         if not self.pair:
             return {}
         first, second = self.pair
-        found = {"median_step": first.median / second.median}
+        ratios = {"median_step": first.median / second.median}
         if len(first.steps) == len(second.steps):
-            found["end_to_end"] = first.total / second.total
-        return found
+            ratios["end_to_end"] = first.total / second.total
+        return ratios
 
 
 def report(results: Results, corpus: Corpus) -> dict[str, Any]:
     """Every figure, ready for JSON. Losses are in bits per character, times in seconds."""
     return {
-        "machine": machine() | {"threads": results.settings.threads},
+        "machine": environment_report() | {"threads": results.settings.threads},
         "settings": asdict(results.settings),
         "text": {
             "name": corpus.name,
@@ -105,7 +105,7 @@ def report(results: Results, corpus: Corpus) -> dict[str, Any]:
                 "held_out": run.held_out,
                 "bits": [step.bits for step in run.steps],
                 "seconds": [step.seconds for step in run.steps],
-                "at": [step.at for step in run.steps],
+                "at": [step.elapsed for step in run.steps],
             }
             for run in results.measured
         },

@@ -1,6 +1,6 @@
-"""The contenders that are modules of PyTorch: torch.nn's own, and the same after ``fusedrnn.torch.accelerate``.
+"""The contenders in PyTorch: torch.nn's modules, and the same after ``fusedrnn.torch.accelerate``.
 
-Both are driven by the very same code, so that a difference in time is one between the modules.
+The same code drives both, so that a difference in time is a difference between the modules.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.bench.computed import Array, Computed, Contender, Results, gradients, outputs
 from fusedrnn.bench.data import Batch, Workload
+from fusedrnn.bench.results import Array, Contender, GetResults, Results, gradient_results, outputs
 
 
 def torch_nn(work: Workload) -> Contender:
@@ -38,7 +38,7 @@ def train_fused_in_torch(work: Workload) -> Contender:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """PyTorch on ``count`` threads, and so are both modules; afterwards on as many as before."""
+    """Run PyTorch, and with it both modules, on ``count`` threads inside the context."""
     import torch
 
     before = torch.get_num_threads()
@@ -49,8 +49,8 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Given:
-    """A batch as tensors; packed if it has lengths, which is nobody's time."""
+class _Tensors:
+    """A batch as tensors, packed if it has lengths. Packing is not timed."""
 
     def __init__(self, batch: Batch, training: bool) -> None:
         import torch
@@ -67,7 +67,7 @@ class _Given:
 
     @property
     def input(self) -> Any:
-        """What the module is called with."""
+        """The argument of the module."""
         return self.x if self.packed is None else self.packed
 
     def _pack(self, array: Array) -> Any:
@@ -91,43 +91,43 @@ def _inference(work: Workload, module: Any) -> Contender:
     import torch
 
     module.eval()
-    tensors = _kept(lambda batch: _Given(batch, training=False))
+    tensors_of = _cache_last(lambda batch: _Tensors(batch, training=False))
 
-    def run(batch: Batch) -> Computed:
-        given = tensors(batch)
+    def run(batch: Batch) -> GetResults:
+        tensors = tensors_of(batch)
         with torch.inference_mode():
-            y, states = module(given.input)
-        return lambda: outputs(work.spec, given.padded(_data(y)), _arrays(_tuple(states)))
+            y, states = module(tensors.input)
+        return lambda: outputs(work.spec, tensors.padded(_data(y)), _arrays(_tuple(states)))
 
     return run
 
 
 def _training(work: Workload, module: Any) -> Contender:
-    """As in a training loop: new parameters at every call, all gradients in one call of autograd, added to nothing."""
+    """As in a training loop: new parameters at every call, all gradients from one call of autograd, none accumulated."""
     import torch
 
     spec = work.spec
     module.train()
     weights = dict(module.named_parameters())
     update = _small_update(list(weights.values()))
-    tensors = _kept(lambda batch: _Given(batch, training=True))
+    tensors_of = _cache_last(lambda batch: _Tensors(batch, training=True))
 
-    def run(batch: Batch) -> Computed:
-        given = tensors(batch)
+    def run(batch: Batch) -> GetResults:
+        tensors = tensors_of(batch)
         update()
-        y, states = module(given.input, given.hx)
-        made = (_data(y), *_tuple(states))
-        found = torch.autograd.grad(made, [given.x, *given.states, *weights.values()], given.upstream)
+        y, states = module(tensors.input, tensors.hx)
+        out = (_data(y), *_tuple(states))
+        grads = torch.autograd.grad(out, [tensors.x, *tensors.states, *weights.values()], tensors.upstream)
 
-        def computed() -> Results:
-            y, *final = (output.detach() for output in made)
-            dx, *rest = found
-            dstates, dweights = rest[: len(final)], rest[len(final) :]
+        def get_results() -> Results:
+            y, *final_states = (output.detach() for output in out)
+            dx, *rest = grads
+            dstates, dweights = rest[: len(final_states)], rest[len(final_states) :]
             dparams = spec.layout.pack(dict(zip(weights, _arrays(dweights), strict=True)), names="torch")
-            forward = outputs(spec, given.padded(y), _arrays(final))
-            return forward | gradients(spec, given.padded(dx), dparams, _arrays(dstates))
+            forward = outputs(spec, tensors.padded(y), _arrays(final_states))
+            return forward | gradient_results(spec, tensors.padded(dx), dparams, _arrays(dstates))
 
-        return computed
+        return get_results
 
     return run
 
@@ -157,20 +157,21 @@ def _accelerated(work: Workload) -> Any:
     from fusedrnn.torch import accelerate
 
     module = _module(work)
-    made = accelerate(module)
-    if not made:  # torch.nn would be compared with itself
-        raise RuntimeError(f"nothing was accelerated: {made}")
+    report = accelerate(module)
+    if not report:  # torch.nn would be compared with itself
+        raise RuntimeError(f"nothing was accelerated: {report}")
     return module
 
 
 def _small_update(parameters: list[Any]) -> Callable[[], None]:
-    """What changes parameters as an optimizer would, so that none may be kept packed, and no result changes.
+    """A function that changes the parameters like an optimizer, so that no module can keep packed weights.
 
-    The first element of each goes up by a unit in the last place, at the next call down again.
+    It moves the first element of each up by one unit in the last place, at the next call down again, which is too
+    little to change a result beyond the tolerance.
     """
     import torch
 
-    firsts = [parameter.detach().view(-1)[:1] for parameter in parameters]  # they share its version
+    firsts = [parameter.detach().view(-1)[:1] for parameter in parameters]  # views share the version counter
     before = [first.clone() for first in firsts]
     after = [torch.nextafter(first, torch.full_like(first, torch.inf)) for first in before]
     values = cycle((after, before))
@@ -181,11 +182,11 @@ def _small_update(parameters: list[Any]) -> Callable[[], None]:
     return update
 
 
-def _kept(make: Callable[[Batch], _Given]) -> Callable[[Batch], _Given]:
-    """``make``, which is called again only for another batch than the last."""
-    last: list[tuple[Batch, _Given]] = []
+def _cache_last(make: Callable[[Batch], _Tensors]) -> Callable[[Batch], _Tensors]:
+    """``make`` with a cache of one entry, keyed by the batch object."""
+    last: list[tuple[Batch, _Tensors]] = []
 
-    def get(batch: Batch) -> _Given:
+    def get(batch: Batch) -> _Tensors:
         if not last or last[0][0] is not batch:
             last[:] = [(batch, make(batch))]
         return last[0][1]
@@ -194,7 +195,7 @@ def _kept(make: Callable[[Batch], _Given]) -> Callable[[Batch], _Given]:
 
 
 def _data(y: Any) -> Any:
-    """The numbers of an output, packed or not."""
+    """The tensor of an output, packed or not."""
     import torch
 
     return y if isinstance(y, torch.Tensor) else y.data

@@ -1,11 +1,11 @@
-"""The model: embedding, recurrent layers, linear; as one writes it with PyTorch, and accelerated."""
+"""The model: embedding, recurrent layers, linear. It is written with torch.nn alone and then accelerated."""
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
 import torch
-from fusedrnn.demo.settings import Settings
+from examples.char_lm.settings import Settings
 from fusedrnn.torch import accelerate
 from torch import Tensor, nn
 
@@ -32,36 +32,36 @@ class CharacterModel(nn.Module):
         self.linear = nn.Linear(H, symbols)
 
     def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """Scores of the characters that may come next.
+        """Predict the character after each character of ``x``.
 
         Args:
-            x: Codes of characters, int64 (T, N).
-            state: What the call before returned, for text that runs on; None at its beginning.
+            x: Character codes, int64 (T, N).
+            state: The state that the previous call returned; None at the start of the text.
 
         Returns:
-            Scores before the softmax (T, N, symbols), and the state behind the last step.
+            Logits (T, N, symbols) and the state after the last step.
         """
         y, state = self.rnn(self.embedding(x), state)
         return self.linear(y), state
 
 
 def build(contender: str, symbols: int, settings: Settings) -> CharacterModel:
-    """The model with its initial parameters, which depend on the settings only and not on the contender.
+    """The model with its initial parameters, which are the same for both contenders.
 
     Raises:
-        RuntimeError: If the fused layers did not take the place of torch.nn's.
+        RuntimeError: If a layer of the fused model was not replaced.
     """
     torch.manual_seed(settings.seed)
     model = CharacterModel(symbols, settings)
     if contender == FUSED:
-        swapped = accelerate(model)
-        if swapped.left:
-            raise RuntimeError(f"a demo of torch.nn against itself: {swapped}")
+        report = accelerate(model)
+        if report.left:
+            raise RuntimeError(f"the fused model still has layers of torch.nn: {report}")
     return model
 
 
 def detached(state: State) -> State:
-    """The state as a beginning: no gradient flows back through it."""
+    """The state without its graph, so that no gradient flows back through it."""
     if isinstance(state, tuple):
         return state[0].detach(), state[1].detach()
     return None if state is None else state.detach()

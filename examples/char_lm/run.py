@@ -1,4 +1,4 @@
-"""``fusedrnn demo``: trains one model twice, and shows what was learned and how fast."""
+"""Trains both models with a progress display, and prints how they compare."""
 
 from __future__ import annotations
 
@@ -15,45 +15,52 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import fusedrnn
-from fusedrnn.bench.facts import machine
+from examples.char_lm import plots
+from examples.char_lm.results import Results, Run, report
+from examples.char_lm.settings import Settings
+from examples.char_lm.text import Corpus, load
+from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import output
-from fusedrnn.demo import plots
-from fusedrnn.demo.results import Results, Run, report
-from fusedrnn.demo.settings import Settings
-from fusedrnn.demo.text import Corpus, load
 
-_REDRAWS = 4  # a second: drawing takes time from the training
-_LINES = 10  # for each run, where there is no terminal to draw bars on
-_RECENT = 20  # steps behind the rate that a bar shows
+_REDRAWS_PER_SECOND = 4
+"""Drawing takes time from the training."""
+
+_LINES_PER_RUN = 10
+"""Progress lines of a run where the output is not a terminal."""
+
+_RATE_WINDOW = 20
+"""Number of latest steps behind the rate in the progress bar."""
 
 
 def prepare(settings: Settings, text: Path | None) -> Corpus:
-    """The text to learn from, if all that is needed is there.
+    """Load the text.
 
     Raises:
         ModuleNotFoundError: If PyTorch is missing.
-        ValueError: If the text is missing, no text, or too short.
+        ValueError: If the text cannot be read or is too short.
     """
     if importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError("the demo needs PyTorch: pip install 'fusedrnn[bench,torch]'")
+        raise ModuleNotFoundError("the example needs PyTorch: pip install 'fusedrnn[bench,torch]'")
     corpus = load(text)
     corpus.check(settings.batch, settings.length)
     return corpus
 
 
 def run(settings: Settings, corpus: Corpus, json_path: Path | None, plot_path: Path | None) -> Results:
-    """Train, print, write the files; after Ctrl-C with what there is by then.
+    """Train both models, print the comparison, write the files; after Ctrl-C with what was measured so far.
 
     Raises:
         ValueError: If a loss is not finite.
     """
     import torch
 
-    results, before = Results(settings), torch.get_num_threads()
+    results, threads_before = Results(settings), torch.get_num_threads()
     console = output()
-    facts = machine()
-    console.print(f"{facts['processor']}, {facts['target_description']}, threads: {settings.threads}", highlight=False)
-    console.print(_described(settings, corpus), markup=False, highlight=False)
+    machine = environment_report()
+    console.print(
+        f"{machine['processor']}, {machine['target_description']}, threads: {settings.threads}", highlight=False
+    )
+    console.print(_describe(settings, corpus), markup=False, highlight=False)
     try:
         torch.set_num_threads(settings.threads)
         with fusedrnn.thread_limits(settings.threads):
@@ -61,7 +68,7 @@ def run(settings: Settings, corpus: Corpus, json_path: Path | None, plot_path: P
     except KeyboardInterrupt:
         results.interrupted = True
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
     _show(console, results)
     if json_path:
         json_path.write_text(json.dumps(report(results, corpus), indent=2) + "\n", encoding="utf-8")
@@ -71,22 +78,21 @@ def run(settings: Settings, corpus: Corpus, json_path: Path | None, plot_path: P
 
 
 def _train_all(results: Results, corpus: Corpus) -> None:
-    # PyTorch takes seconds to import, and the other commands do without it.
-    from fusedrnn.demo.model import CONTENDERS, FUSED, build
-    from fusedrnn.demo.training import sample, train, validate
+    from examples.char_lm.model import CONTENDERS, FUSED, build
+    from examples.char_lm.training import sample, train, validate
 
     settings = results.settings
     results.runs = [Run(name) for name in CONTENDERS]
-    with _progress(results) as show:
+    with _progress(results) as show_step:
         for run in results.runs:
             model = build(run.name, len(corpus.alphabet), settings)
-            train(model, corpus, settings, run, show)
+            train(model, corpus, settings, run, show_step)
             run.held_out = validate(model, corpus, settings)
             if run.name == FUSED:
                 results.sample = sample(model, corpus, settings)
 
 
-def _described(settings: Settings, corpus: Corpus) -> str:
+def _describe(settings: Settings, corpus: Corpus) -> str:
     layers = "one layer" if settings.layers == 1 else f"{settings.layers} layers"
     return (
         f"{corpus.name}: {len(corpus.train):,} characters to learn from, {len(corpus.alphabet)} different ones\n"
@@ -97,53 +103,53 @@ def _described(settings: Settings, corpus: Corpus) -> str:
 
 @contextmanager
 def _progress(results: Results) -> Iterator[Callable[[Run], None]]:
-    """Show progress on standard error, a bar for each run; lines where there is no terminal. Yields what to call."""
+    """Show progress on standard error: a bar a run on a terminal, else lines. Yields the function to call each step."""
     console, settings = Console(stderr=True), results.settings
     if not console.is_terminal:
-        every = max(1, settings.steps // _LINES)
+        interval = max(1, settings.steps // _LINES_PER_RUN)
 
-        def line(run: Run) -> None:
-            if len(run.steps) % every == 0 or len(run.steps) == settings.steps:
-                typer.echo(f"{run.name}: step {len(run.steps)}/{settings.steps}, {_now(run, settings)}", err=True)
+        def print_line(run: Run) -> None:
+            if len(run.steps) % interval == 0 or len(run.steps) == settings.steps:
+                typer.echo(f"{run.name}: step {len(run.steps)}/{settings.steps}, {_status(run, settings)}", err=True)
 
-        yield line
+        yield print_line
         return
     columns = (
-        *(TextColumn("{task.description:8}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[now]}")),
+        *(TextColumn("{task.description:8}"), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[status]}")),
         *(TimeElapsedColumn(), TimeRemainingColumn(compact=True)),
     )
-    with Progress(*columns, console=console, refresh_per_second=_REDRAWS) as progress:
-        names, total = [run.name for run in results.runs], settings.steps
-        tasks = {name: progress.add_task(name, total=total, start=False, now="") for name in names}
+    with Progress(*columns, console=console, refresh_per_second=_REDRAWS_PER_SECOND) as progress:
+        tasks = {
+            run.name: progress.add_task(run.name, total=settings.steps, start=False, status="") for run in results.runs
+        }
 
-        def bar(run: Run) -> None:
+        def update_bar(run: Run) -> None:
             if len(run.steps) == 1:
                 progress.start_task(tasks[run.name])
-            progress.update(tasks[run.name], completed=len(run.steps), now=_now(run, settings))
+            progress.update(tasks[run.name], completed=len(run.steps), status=_status(run, settings))
 
-        yield bar
+        yield update_bar
 
 
-def _now(run: Run, settings: Settings) -> str:
-    rate = settings.tokens / median(step.seconds for step in run.steps[-_RECENT:])
+def _status(run: Run, settings: Settings) -> str:
+    rate = settings.tokens / median(step.seconds for step in run.steps[-_RATE_WINDOW:])
     return f"loss {run.steps[-1].bits:.3f}, {rate:,.0f} tokens/s"
 
 
 def _show(console: Console, results: Results) -> None:
-    """Print the comparison, and the sample."""
+    """Print the comparison and the sample."""
     measured = results.measured
     if results.interrupted:
-        console.print("interrupted; this is what was measured by then" if measured else "interrupted")
+        console.print("interrupted; this was measured so far" if measured else "interrupted")
     if measured:
         console.print()
         console.print(_table(results))
-    if apart := results.differences:
-        furthest, usual = f"{max(apart):.1g}", f"{median(apart):.1g}"
+    if differences := results.differences:
+        largest, typical = f"{max(differences):.1g}", f"{median(differences):.1g}"
         console.print()
-        console.print(f"Bits per character between the loss curves: {furthest} at most, {usual} in the median.\n")
+        console.print(f"Bits per character between the loss curves: {largest} at most, {typical} in the median.\n")
     if results.sample:
-        console.rule(f"written by the fused model at temperature {results.settings.temperature:g}")
-        # As it is: no markup, and no line broken by rich.
+        console.rule(f"sample of the fused model at temperature {results.settings.temperature:g}")
         console.print(results.sample, markup=False, highlight=False, soft_wrap=True)
         console.rule()
 
@@ -162,8 +168,8 @@ def _table(results: Results) -> Table:
 
     row("tokens/s, median step", [f"{results.rate(run):,.0f}" for run in measured], ratios.get("median_step"))
     row("seconds, end to end", [f"{run.total:.1f}" for run in measured], ratios.get("end_to_end"))
-    row("of them in the first step", [f"{run.steps[0].seconds:.2f}" for run in measured])
+    row("seconds, first step", [f"{run.steps[0].seconds:.2f}" for run in measured])
     row("steps", [str(len(run.steps)) for run in measured])
-    row("last loss, bits per character", [f"{run.steps[-1].bits:.3f}" for run in measured])
-    row("on held-out text", ["" if run.held_out is None else f"{run.held_out:.3f}" for run in measured])
+    row("final loss, bits per character", [f"{run.steps[-1].bits:.3f}" for run in measured])
+    row("held-out loss", ["" if run.held_out is None else f"{run.held_out:.3f}" for run in measured])
     return table

@@ -1,0 +1,188 @@
+"""``fusedrnn info --plan``: the partitions of a workload over threads, their predicted and their measured times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import fusedrnn
+from fusedrnn.bench.bandwidth import measure_bandwidth
+from fusedrnn.bench.data import workload
+from fusedrnn.bench.tables import MODE_NAMES
+from fusedrnn.cli.console import output
+from fusedrnn.cli.options import parse_cases, parse_dtype, parse_modes
+from fusedrnn.engines.cpu.executor import worth
+from fusedrnn.engines.cpu.kernels.tiling import Tiling
+from fusedrnn.engines.cpu.plan import backward as backward_plan
+from fusedrnn.engines.cpu.plan import forward as plan
+from fusedrnn.engines.cpu.plan.cost import Cost, Machine, compared, predict
+from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
+from fusedrnn.jit.target import Target, current, suited
+from fusedrnn.runtime.peak import measure_peak
+from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.cases import Case
+
+_WIDTH = 98
+_PASSES = {"inference": "inference", "training": "training, forward", "backward": "training, backward"}
+_SECONDS = 0.25
+_MIN_CALLS = 2
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Which workloads to plan on how many threads, and whether to time every partition or only the chosen one."""
+
+    cases: Sequence[Case]
+    modes: Sequence[str]
+    dtype: str
+    threads: int
+    everything: bool
+
+
+def make_config(cases: str, modes: str, dtype: str, threads: int | None, everything: bool) -> PlanConfig:
+    """The configuration that the options describe.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    parsed_cases, parsed_modes = parse_cases(cases), parse_modes(modes)
+    return PlanConfig(
+        parsed_cases, parsed_modes, parse_dtype(dtype), threads or fusedrnn.get_num_threads(), everything
+    )
+
+
+def run(config: PlanConfig) -> None:
+    """Print the constants of the machine model, then a table of partitions for each case, mode and pass."""
+    console = output()
+    console.width = min(console.width, _WIDTH)
+    rates = _MeasuredRates(measure_peak(config.dtype, 1) * 1e9, measure_bandwidth(1))
+    _print_machine(console, config.dtype, rates)
+    for case in config.cases:
+        for mode in config.modes:
+            for pass_name in _PASSES:
+                _print_partitions(console, config, case, mode, pass_name, rates)
+
+
+def partitions(spec: RNNSpec, target: Target, case: Case, pass_name: str, threads: int) -> list[Share]:
+    """Every partition of a case that the cost model compares."""
+    tiling = Tiling.of(spec, target)
+    share_of = backward_plan.share_of if pass_name == "backward" else plan.share_of
+    num_threads = worth(spec, threads, case.T, case.N, training=pass_name != "inference")
+    grids = plan.grids(spec, case.N, num_threads, tiling.unit_vectors)
+    return [share_of(tiling, case.T, case.N, grid) for grid in grids]
+
+
+@dataclass(frozen=True)
+class _MeasuredRates:
+    """Measured rates of one thread: FMA peak in FLOP/s, and read bandwidth in GB/s by level."""
+
+    peak: float
+    bandwidth: Mapping[str, float]
+
+    def of(self, assumed: Machine, target: Target, dtype: str) -> Machine:
+        """The machine model with these rates instead of the assumed ones."""
+        measured = {level: rate * 1e9 for level, rate in self.bandwidth.items()}
+        return replace(
+            assumed,
+            fma=self.peak / (2 * target.lanes(dtype)),
+            near=measured.get("L2", assumed.near),
+            far=measured.get("L3", assumed.far),
+            memory=measured["memory"],
+        )
+
+
+def _print_machine(console: Console, dtype: str, rates: _MeasuredRates) -> None:
+    target = current()
+    assumed = Machine.of(target)
+    measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
+    table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
+    for column in ("", "assumed", "measured"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("FMA peak, GFLOP/s", *(f"{model.fma * flops / 1e9:.1f}" for model in (assumed, measured)))
+    for name, field in (("L2 read, GB/s", "near"), ("L3 read, GB/s", "far"), ("memory read, GB/s", "memory")):
+        table.add_row(name, *(f"{getattr(model, field) / 1e9:.1f}" for model in (assumed, measured)))
+    console.print(table, highlight=False)
+
+
+def _print_partitions(
+    console: Console, config: PlanConfig, case: Case, mode: str, pass_name: str, rates: _MeasuredRates
+) -> None:
+    spec = case.spec(mode, config.dtype)
+    target = suited(spec.hidden_size, spec.dtype)
+    assumed = Machine.of(target)
+    measured = rates.of(assumed, target, config.dtype)
+    problem = Problem.of(spec, target, case.T, case.N, pass_name)
+    shares = partitions(spec, target, case, pass_name, config.threads)
+    # The calls are measured in a loop, which finds the threads awake.
+    costs = [predict(problem, share, assumed, awake=True) for share in shares]
+    chosen = min(range(len(shares)), key=lambda index: compared(shares[index], costs[index]))
+    table = Table(title=f"{case.name} {MODE_NAMES[mode]}, {_PASSES[pass_name]}", title_justify="left")
+    table.box, table.pad_edge = None, False
+    for column in ("", "threads", "partition", "predicted", "by measured", "time", "predicted/time"):
+        table.add_column(column, justify="left" if column in ("", "partition") else "right")
+    for index, (share, cost) in enumerate(zip(shares, costs, strict=True)):
+        timed = index == chosen or config.everything
+        seconds = measure(spec, case, pass_name, share.grid) if timed else None
+        by_measured_rates = predict(problem, share, measured, awake=True).total
+        table.add_row(
+            ">" if index == chosen else "", str(share.members), describe(share.grid, spec.bidirectional),
+            _time(cost.total), _time(by_measured_rates),
+            "" if seconds is None else _time(seconds), "" if seconds is None else f"{cost.total / seconds:.2f}",
+        )  # fmt: skip
+    console.print(table, highlight=False)
+    console.print(f"  {_sizes(shares[chosen], problem)}\n  {_terms(costs[chosen])}\n", highlight=False, markup=False)
+
+
+def describe(grid: Grid, bidirectional: bool) -> str:
+    """A thread grid in words."""
+    dimensions = zip(grid, ("directions" if bidirectional else "layers at once", "row groups", "unit groups"), strict=True)
+    return " x ".join(f"{number} {kind}" for number, kind in dimensions if number > 1) or "one thread"
+
+
+def _sizes(share: Share, problem: Problem) -> str:
+    more = f", weight gradients of {share.block} rows at once" if share.block else ""
+    return f"tile {problem.tile} rows x {problem.panel} vectors, chunk {share.chunk} step(s) of {share.rows} rows{more}"
+
+
+def _terms(cost: Cost) -> str:
+    return ", ".join(f"{term} {100 * seconds / cost.total:.0f} %" for term, seconds in cost.items() if seconds)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f} ms"
+
+
+def measure(spec: RNNSpec, case: Case, pass_name: str, grid: Grid) -> float:
+    """Seconds of a call with this thread grid: the median of calls in a loop."""
+    with plan.forced(grid), fusedrnn.thread_limits(int(np.prod(grid))):
+        calls = _calls(spec, case, pass_name)
+        next(calls)()
+        seconds: list[float] = []
+        end = time.perf_counter() + _SECONDS
+        while len(seconds) < _MIN_CALLS or time.perf_counter() < end:
+            call = next(calls)
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def _calls(spec: RNNSpec, case: Case, pass_name: str) -> Iterator[Callable[[], object]]:
+    """Endless calls to time; what each needs is prepared before it is yielded."""
+    work = workload(case, spec.mode, spec.dtype)
+    op, batch, params = fusedrnn.RNNOp(spec), work.batch(case.T), fusedrnn.frozen(work.params)
+    while True:
+        if pass_name == "inference":
+            yield partial(op.forward, batch.x, params)
+        elif pass_name == "training":
+            yield partial(op.forward, batch.x, params, training=True)
+        else:
+            reserve = op.forward(batch.x, params, training=True)[2]
+            yield partial(op.backward, batch.dy, None, reserve)
