@@ -10,15 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from fusedrnn.bench.estimate import expected_seconds
+from fusedrnn.bench.mxnet_page import NAMES, published_percent
+from fusedrnn.bench.parts import FEWEST, PART, SLOW, Part, part_of
 from rich.console import Console
 
 import fusedrnn
 from fusedrnn.bench import checks, contenders, peaks, plots, runner, tables
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH, phase_named
 from fusedrnn.bench.data import Batch, Workload, load, parameters, text, text_input, workload
-from fusedrnn.bench.estimate import expected_seconds
-from fusedrnn.bench.mxnet_page import NAMES, published_percent
-from fusedrnn.bench.parts import FEWEST, PART, SLOW, Part, part_of
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import LONG, SHORT, VERY_LONG, Timing, alternate

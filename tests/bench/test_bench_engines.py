@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from fusedrnn.bench.estimate import expected_seconds
+from fusedrnn.bench.peers.table import failures
 from typer.testing import CliRunner
 
 from fusedrnn.bench import peaks, runner
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.estimate import expected_seconds
-from fusedrnn.bench.peers.table import failures
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import Plan
 from fusedrnn.bench.tables import engines_table, summary

@@ -13,13 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-
-import fusedrnn
-from fusedrnn import env as config
-from fusedrnn.bench import contenders, peaks, runner
 from fusedrnn.bench.computed import FUSED
-from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import workload
 from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.peers import __main__ as command
 from fusedrnn.bench.peers import environments, process, revision, team
@@ -27,6 +21,12 @@ from fusedrnn.bench.peers.environments import PEERS, Environment, Peer
 from fusedrnn.bench.peers.problems import read_results, write_problem
 from fusedrnn.bench.peers.process import PeerError, PeerProcess
 from fusedrnn.bench.peers.table import failures, rivals_table
+
+import fusedrnn
+from fusedrnn import env as config
+from fusedrnn.bench import contenders, peaks, runner
+from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.data import workload
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.tables import duration, summary

@@ -10,23 +10,23 @@ from html.parser import HTMLParser
 
 import matplotlib.colors
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
-from matplotlib.transforms import Bbox
-
-from fusedrnn.bench import bandwidth, plots
 from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
-from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.html import duration, page
 from fusedrnn.bench.plots import bars, labels
 from fusedrnn.bench.plots.colours import colours, drawing_order
 from fusedrnn.bench.plots.labels import Label
 from fusedrnn.bench.plots.svg import markup
 from fusedrnn.bench.ranking import OURS, best_other, over_best
+from fusedrnn.bench.traffic import intensity, least_bytes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
+
+from fusedrnn.bench import bandwidth, plots
+from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing
-from fusedrnn.bench.traffic import intensity, least_bytes
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES, Case
 

@@ -10,14 +10,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.estimate import expected_seconds
 
 import fusedrnn.torch
 import torch
 from fusedrnn.bench import checks, peaks, plots, runner, tables, torch_modules
-from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import lengths, workload
-from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing

@@ -29,7 +29,7 @@ from fusedrnn.bench import data
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Settings(hidden=32, steps=12, batch=4, length=10, threads=1, sample=40)
-QUICK = "--hidden 24 --steps 6 --batch 4 --length 10 --threads 1 --sample 30".split()
+QUICK = ["--hidden", "24", "--steps", "6", "--batch", "4", "--length", "10", "--threads", "1", "--sample", "30"]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Array
@@ -51,6 +52,9 @@ class BenchConfig:
         if self.only_torch:
             return TORCH, IN_TORCH
         return (NON_FUSED, FUSED, TORCH, IN_TORCH) if self.torch else (NON_FUSED, FUSED)
+
+
+AnyRow = TypeVar("AnyRow", bound="Row")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from threadpoolctl import threadpool_limits
 
@@ -17,13 +17,12 @@ from fusedrnn.bench.data import Workload, workload
 from fusedrnn.bench.extrapolate import extrapolate
 from fusedrnn.bench.peaks import RunPeak, until_plausible
 from fusedrnn.bench.results import NON_FUSED, TORCH, UNPACKED, Contender
-from fusedrnn.bench.rows import BenchConfig, Row
+from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
 from fusedrnn.bench.timing import NO_PAUSE, PAUSE, Timed, Timing, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 
 Progress = Callable[[str], None]
 Turns = tuple[dict[str, Timing], dict[str, Any]]
-AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterator[Row]:

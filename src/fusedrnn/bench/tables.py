@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
-from fusedrnn.bench.rows import Row
+from fusedrnn.bench.rows import AnyRow, Row
 from fusedrnn.testing.cases import CASES, Case
 
 MODE_NAMES: Mapping[str, str] = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "vRNN(Relu)", "rnn_tanh": "vRNN(Tanh)"}
@@ -29,31 +30,33 @@ By mode and phase; T, N, I, H = 300, 20, 800, 800 in float32.
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[AnyRow]):
     """A heading, and the cell of a measured row."""
 
     heading: str
-    cell: Callable[[Row], str]
+    cell: Callable[[AnyRow], str]
 
 
-_STEPS_RUN = Column("steps\nrun", lambda row: str(row.steps_run.get(NON_FUSED, row.case.T)))
+_STEPS_RUN = Column[Row]("steps\nrun", lambda row: str(row.steps_run.get(NON_FUSED, row.case.T)))
 """How many steps the non-fused network ran; only if it did not run all of them in some row."""
 _RATES = (
-    Column("Non-\nFusedRNN\nsamples/sec", lambda row: f"{number(row.rate(NON_FUSED))}{_deviation(row, NON_FUSED)}"),
-    Column("FusedRNN\nsamples/\nsec", lambda row: number(row.rate(FUSED))),
-    Column("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
+    Column[Row](
+        "Non-\nFusedRNN\nsamples/sec", lambda row: f"{number(row.rate(NON_FUSED))}{_deviation(row, NON_FUSED)}"
+    ),
+    Column[Row]("FusedRNN\nsamples/\nsec", lambda row: number(row.rate(FUSED))),
+    Column[Row]("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
 )
-_PUBLISHED = Column("on\nMXNet's\npage", lambda row: percent(published_percent(row), of=100.0))
+_PUBLISHED = Column[Row]("on\nMXNet's\npage", lambda row: percent(published_percent(row), of=100.0))
 _AGAINST_TORCH = (
-    Column("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
-    Column("FusedRNN/\ntorch.nn", lambda row: percent(row.ratio(TORCH))),
+    Column[Row]("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
+    Column[Row]("FusedRNN/\ntorch.nn", lambda row: percent(row.ratio(TORCH))),
 )
 _MODULES = (
-    Column("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
-    Column("fused\nin torch\nsamples/sec", lambda row: number(row.rate(IN_TORCH))),
-    Column("fused\nin torch/\ntorch.nn", lambda row: percent(row.ratio(TORCH, IN_TORCH))),
+    Column[Row]("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
+    Column[Row]("fused\nin torch\nsamples/sec", lambda row: number(row.rate(IN_TORCH))),
+    Column[Row]("fused\nin torch/\ntorch.nn", lambda row: percent(row.ratio(TORCH, IN_TORCH))),
 )
-_OF_UNPACKED = Column("of\nunpacked\nGFLOP/s", lambda row: percent(row.packed_over_unpacked(), digits=1))
+_OF_UNPACKED = Column[Row]("of\nunpacked\nGFLOP/s", lambda row: percent(row.packed_over_unpacked(), digits=1))
 
 _UNITS = ((1e-6, "µs"), (1e-3, "ms"))
 
@@ -95,7 +98,7 @@ def _engine_cells(row: Row, engine: str) -> tuple[str, ...]:
     return duration(row.timings[engine].median), f"{row.gflops(engine):.1f}", share, over_first
 
 
-def _operator_tables(rows: Sequence[Row], extra: Sequence[Column]) -> list[Table]:
+def _operator_tables(rows: Sequence[Row], extra: Sequence[Column[Row]]) -> list[Table]:
     by_case: dict[Case, list[Row]] = {}
     others = []
     for row in rows:
@@ -114,7 +117,7 @@ def _operator_tables(rows: Sequence[Row], extra: Sequence[Column]) -> list[Table
     return made
 
 
-def _rates(rows: Sequence[Row]) -> tuple[Column, ...]:
+def _rates(rows: Sequence[Row]) -> tuple[Column[Row], ...]:
     non_fused, *others = _RATES
     return (non_fused, _STEPS_RUN, *others) if any(row.steps_run for row in rows) else _RATES
 
@@ -160,14 +163,14 @@ def failure_lines(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _work(contender: str) -> tuple[Column, ...]:
+def _work(contender: str) -> tuple[Column[Row], ...]:
     return (
-        Column("GFLOP/s", lambda row: f"{row.gflops(contender):.1f}"),
-        Column("of\nFMA\npeak", lambda row: percent(row.share(contender), digits=1)),
+        Column[Row]("GFLOP/s", lambda row: f"{row.gflops(contender):.1f}"),
+        Column[Row]("of\nFMA\npeak", lambda row: percent(row.share(contender), digits=1)),
     )
 
 
-def _microsecond_columns(contenders: Sequence[str], rows: Sequence[Row]) -> list[Column]:
+def _microsecond_columns(contenders: Sequence[str], rows: Sequence[Row]) -> list[Column[Row]]:
     """A column for each contender that has short calls."""
     headings = {FUSED: "FusedRNN", TORCH: "torch.nn", IN_TORCH: "fused\nin torch"}
     return [
@@ -230,7 +233,9 @@ def _sizes(case: Case) -> str:
     return f"T, N, I, H = {sizes} layer={case.layers} bidirection={case.bidirectional}"
 
 
-def make_table(title: str, name: Callable[[Row], str], columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+def make_table(
+    title: str, name: Callable[[AnyRow], str], columns: Sequence[Column[AnyRow]], rows: Sequence[AnyRow]
+) -> Table:
     """A line for each row: its ``name``, and its cells or that it is wrong."""
     table = _new_table(title)
     for column in columns:

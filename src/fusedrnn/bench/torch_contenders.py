@@ -103,7 +103,7 @@ def _inference(work: Workload, module: Any) -> Contender:
 
 
 def _training(work: Workload, module: Any) -> Contender:
-    """As in a training loop: new parameters at every call, all gradients from one call of autograd, none accumulated."""
+    """As in a training loop: new parameters at every call, all gradients from one call of autograd."""
     import torch
 
     spec = work.spec

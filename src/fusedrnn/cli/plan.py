@@ -132,7 +132,7 @@ def _print_partitions(
         seconds = measure(spec, case, pass_name, share.grid) if timed else None
         by_measured_rates = predict(problem, share, measured, awake=True).total
         table.add_row(
-            ">" if index == chosen else "", str(share.members), describe(share.grid, spec.bidirectional),
+            ">" if index == chosen else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
             _time(cost.total), _time(by_measured_rates),
             "" if seconds is None else _time(seconds), "" if seconds is None else f"{cost.total / seconds:.2f}",
         )  # fmt: skip
@@ -142,7 +142,8 @@ def _print_partitions(
 
 def describe(grid: Grid, bidirectional: bool) -> str:
     """A thread grid in words."""
-    dimensions = zip(grid, ("directions" if bidirectional else "layers at once", "row groups", "unit groups"), strict=True)
+    kinds = ("directions" if bidirectional else "pipelined layers", "row groups", "unit groups")
+    dimensions = zip(grid, kinds, strict=True)
     return " x ".join(f"{number} {kind}" for number, kind in dimensions if number > 1) or "one thread"
 
 
