@@ -77,7 +77,7 @@ def test_the_time_left_follows_the_steps_that_are_done():
 def test_help_says_how_samples_are_taken():
     told = " ".join(run("bench", "--help").output.split())
     assert "ten seconds" in told and "inference,training" in told
-    assert (timing.VERY_LONG, parts.SLOW) == (10.0, 3.0) and 1.0 <= parts.PART <= 2.0
+    assert (timing.ONE_SAMPLE_SECONDS, parts.SLOW) == (10.0, 3.0) and 1.0 <= parts.TARGET_SECONDS <= 2.0
     assert "more than three seconds" in told and "one or two seconds" in told and "--full" in told
 
 

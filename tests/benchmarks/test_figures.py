@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import matplotlib.colors
 import pytest
-from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.html import duration, page
 from fusedrnn.bench.plots import bars, labels
 from fusedrnn.bench.plots.colours import colours, drawing_order
@@ -25,7 +25,7 @@ from matplotlib.transforms import Bbox
 from fusedrnn.bench import bandwidth, plots
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.report import report
-from fusedrnn.bench.rows import Plan, Row
+from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES, Case
@@ -51,7 +51,7 @@ def many_rows(cases, modes=MODES, others=(NON_FUSED, "openvino")) -> list[Row]:
 
 def make_page(rows: list[Row]) -> str:
     cases = list(dict.fromkeys(row.case for row in rows))
-    plan = Plan(cases, list(dict.fromkeys(row.mode for row in rows)), list(PHASES.values()), threads=2)
+    plan = BenchConfig(cases, list(dict.fromkeys(row.mode for row in rows)), list(PHASES.values()), threads=2)
     return page(report(plan, rows, BANDWIDTH), rows)
 
 
@@ -295,7 +295,7 @@ def test_the_page_says_who_has_no_time_and_why():
 
 
 def test_the_page_says_what_was_measured_on_a_part_and_what_has_no_share():
-    row = measured(CASES["ds2"], "gru", {NON_FUSED: 30.0, FUSED: 230.0}, parts={NON_FUSED: 15})
+    row = measured(CASES["ds2"], "gru", {NON_FUSED: 30.0, FUSED: 230.0}, steps_run={NON_FUSED: 15})
     timings = row.timings | {NON_FUSED: Timing((1.0, 1.1, 0.9))}
     text = make_page([replace(row, timings=timings)])
     head, line = Elements(text).rows

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fusedrnn.bench.computed import FUSED
-from fusedrnn.bench.estimate import expected_seconds
+from fusedrnn.bench.results import FUSED
 from fusedrnn.bench.peers import __main__ as command
 from fusedrnn.bench.peers import environments, process, revision, team
 from fusedrnn.bench.peers.environments import PEERS, Environment, Peer
@@ -28,10 +27,10 @@ from fusedrnn.bench import contenders, peaks, runner
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.report import report
-from fusedrnn.bench.rows import Plan, Row
+from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.tables import duration, summary
-from fusedrnn.bench.timing import LATENCY, VERY_LONG, LostError, Timing, alternate
-from fusedrnn.cli.bench import make_plan
+from fusedrnn.bench.timing import LATENCY, ONE_SAMPLE_SECONDS, ContenderFailed, Timing, alternate
+from fusedrnn.cli.bench import make_config
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.testing.cases import Case
 
@@ -113,7 +112,7 @@ def problem(folder: Path, phase: str = "inference"):
 
 
 def row_beside(*peers: str, phase: str = "inference", mode: str = "rnn_tanh") -> Row:
-    (row,) = runner.run(Plan([SMALL], [mode], [PHASES[phase]], peers=peers, budget=0.0))
+    (row,) = runner.run(BenchConfig([SMALL], [mode], [PHASES[phase]], peers=peers, budget=0.0))
     return row
 
 
@@ -228,7 +227,7 @@ def test_without_a_peer_that_agrees_the_non_fused_network_decides(workers, monke
 
     inference = replace(PHASES["inference"], makers={**PHASES["inference"].makers, FUSED: late})
     monkeypatch.setattr("fusedrnn.bench.checks.CHECKED_FLOPS", 0)
-    (row,) = runner.run(Plan([SMALL], ["rnn_tanh"], [inference], peers=("right",), budget=0.0))
+    (row,) = runner.run(BenchConfig([SMALL], ["rnn_tanh"], [inference], peers=("right",), budget=0.0))
     assert row.wrong and row.wrong.startswith(f"{FUSED}: y[4, 0, 0]") and not row.timings
 
 
@@ -238,7 +237,7 @@ def test_training_is_refused_in_words(workers):
 
 
 def test_a_report_has_rivals_and_their_failures(workers):
-    plan = Plan([SMALL], ["rnn_tanh"], [PHASES["inference"]], peers=("right", "wrong"), budget=0.0)
+    plan = BenchConfig([SMALL], ["rnn_tanh"], [PHASES["inference"]], peers=("right", "wrong"), budget=0.0)
     rows = list(runner.run(plan))
     figures = report(plan, rows)
     (row,) = figures["rows"]
@@ -301,7 +300,7 @@ def test_durations_have_three_digits(seconds, shown):
 
 
 def test_rivals_are_expected_to_take_time():
-    plan = Plan([SMALL], ["lstm"], [PHASES["inference"]], budget=5.0)
+    plan = BenchConfig([SMALL], ["lstm"], [PHASES["inference"]], budget=5.0)
     alone, beside = expected_seconds(plan, 100.0), expected_seconds(replace(plan, peers=("jax", "keras")), 100.0)
     assert beside[0] > alone[0] + 2
 
@@ -318,7 +317,7 @@ class Far:
     def time(self, calls):
         self.asked.append(calls)
         if not self._seconds:
-            raise LostError("gone")
+            raise ContenderFailed("gone")
         return [self._seconds.pop(0) if len(self._seconds) > 1 else self._seconds[0]] * calls
 
 
@@ -330,17 +329,17 @@ def test_a_call_elsewhere_reports_its_own_seconds():
 
 
 def test_a_long_call_elsewhere_counts_from_its_load():
-    far = Far(VERY_LONG, 1.0)
-    timings, _ = alternate({"far": far}, 0.0, once=["far"], pause=0.0)
-    assert timings["far"].seconds == (VERY_LONG,) and not far.asked
+    far = Far(ONE_SAMPLE_SECONDS, 1.0)
+    timings, _ = alternate({"far": far}, 0.0, single_sample=["far"], pause=0.0)
+    assert timings["far"].seconds == (ONE_SAMPLE_SECONDS,) and not far.asked
 
 
 def test_a_lost_call_does_not_end_the_others():
     said = {}
     calls = {"far": Far(0.5), "here": lambda: 7}
-    timings, _ = alternate(calls, 0.0, pause=0.0, lost=lambda who, error: said.update({who: str(error)}))
+    timings, _ = alternate(calls, 0.0, pause=0.0, on_failure=lambda who, error: said.update({who: str(error)}))
     assert timings.keys() == {"here"} and said == {"far": "gone"}
-    with pytest.raises(LostError):
+    with pytest.raises(ContenderFailed):
         alternate({"far": Far(0.5)}, 0.0, pause=0.0)
 
 
@@ -424,7 +423,7 @@ def test_another_revision_runs_beside_this_one(repository, monkeypatch, phase):
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     other = revision.find("HEAD~1", repository)
-    plan = Plan([SMALL], ["lstm"], [PHASES[phase]], revisions=(other,), budget=0.0)
+    plan = BenchConfig([SMALL], ["lstm"], [PHASES[phase]], revisions=(other,), budget=0.0)
     (row,) = runner.run(plan)
     assert plan.contenders() == (FUSED, other.name)
     assert set(row.timings) == {FUSED, other.name} and not row.failures and not row.wrong
@@ -448,7 +447,7 @@ def test_a_folder_outside_of_git_is_refused(tmp_path):
 
 
 def options(**given):
-    return make_plan("tiny", "lstm", "inference", "float32", 1, None, given.pop("torch", False), 0.0, **given)
+    return make_config("tiny", "lstm", "inference", "float32", 1, None, given.pop("torch", False), 0.0, **given)
 
 
 def test_all_takes_what_is_built(tmp_path, monkeypatch):
@@ -468,7 +467,7 @@ def test_all_takes_what_is_built(tmp_path, monkeypatch):
 def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="unknown peer 'caffe'"):
         options(peers="caffe")
-    with pytest.raises(ValueError, match="--packed cannot go with --peers"):
+    with pytest.raises(ValueError, match="--packed cannot be used with --peers"):
         options(peers="all", packed=True)
     with pytest.raises(ValueError, match="--against"):
         options(against="no-such-revision")
