@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_shared, build_shared_in_training
+from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
 from fusedrnn.engines.cpu.launch.args_kernel import build_filling
 from fusedrnn.engines.cpu.launch.guard_kernel import build_serving
@@ -27,12 +27,12 @@ from fusedrnn.runtime.openmp_kernel import build_member
 
 Job = Callable[..., None]
 
-_SHARED = {"shared": build_shared, "shared_training": build_shared_in_training}
+_SHARED = {"common": build_common, "common_training": build_common_training}
 # What there is for a cell: what builds it, the function that is the job, which of the above it calls.
 _JOBS = {
-    "forward": (build_forward, "forward", ("shared",)),
-    "training": (build_training, "forward", ("shared", "shared_training")),
-    "backward": (build_backward, "backward", ("shared", "shared_training")),
+    "forward": (build_forward, "forward", ("common",)),
+    "training": (build_training, "forward", ("common", "common_training")),
+    "backward": (build_backward, "backward", ("common", "common_training")),
 }
 
 # Whoever compiles or loads code holds it: llvmlite has a lock of its own, which no forked child could open.

@@ -21,23 +21,23 @@ class Blocking:
     panel_vectors: int
 
     @property
-    def block_units(self) -> int:
+    def block_unit_vecs(self) -> int:
         """Vectors of units in a block."""
         return math.lcm(self.gates, self.panel_vectors) // self.gates
 
     @property
     def block_panels(self) -> int:
         """Panels in a block."""
-        return self.block_columns // self.panel_vectors
+        return self.block_col_vecs // self.panel_vectors
 
     @property
-    def block_columns(self) -> int:
+    def block_col_vecs(self) -> int:
         """Vectors of gates in a block."""
-        return self.block_units * self.gates
+        return self.block_unit_vecs * self.gates
 
 
 @lru_cache(maxsize=256)
-def cell_of(variant: Variant) -> TracedCell:
+def lowered_cell(variant: Variant) -> TracedCell:
     """The cell as kernels compute it."""
     return merge(traced(variant))
 
@@ -45,29 +45,29 @@ def cell_of(variant: Variant) -> TracedCell:
 @lru_cache(maxsize=256)
 def derivative_of(variant: Variant) -> Derivative:
     """Its derivative."""
-    return differentiate(cell_of(variant))
+    return differentiate(lowered_cell(variant))
 
 
 @dataclass(frozen=True)
-class Part:
+class StageKernel:
     """A stage of a cell as kernels have it: one GEMM and what follows it, for units of their own kind.
 
     Attributes:
-        number: Its place among the stages.
+        index: Its place among the stages.
         stage: The stage.
         derivative: What its gates' gradients are.
-        gates: Vectors of columns for each vector of units: its gates, or one if it projects.
-        before: Gates of the stages before.
-        slots_before: Distinct gradients of these.
+        num_gates: Vectors of columns for each vector of units: its gates, or one if it projects.
+        first_gate: Gates of the stages before.
+        first_grad: Distinct gradients of these.
         roots: What is computed after its GEMM: what for, which one, and how.
     """
 
-    number: int
+    index: int
     stage: Stage
     derivative: StageDerivative
-    gates: int
-    before: int
-    slots_before: int
+    num_gates: int
+    first_gate: int
+    first_grad: int
     roots: tuple[tuple[str, str, Expr], ...]
 
     @property
@@ -76,7 +76,17 @@ class Part:
         return self.stage.projects
 
     @property
-    def slots(self) -> int:
+    def gate_names(self) -> tuple[str, ...]:
+        """Its gates; none if it projects."""
+        return self.stage.gates
+
+    @property
+    def accumulates_in_place(self) -> bool:
+        """Whether its GEMM accumulates onto the input's pre-activations."""
+        return self.stage.merged
+
+    @property
+    def num_grads(self) -> int:
         """Distinct gradients."""
         return len(self.derivative.slots)
 
@@ -86,14 +96,14 @@ class Part:
 
 
 @lru_cache(maxsize=256)
-def parts_of(variant: Variant) -> tuple[Part, ...]:
+def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     """The stages of a cell.
 
     Raises:
         NotImplementedError: If a projection is not the last one, a stage's gates are no neighbours, or a state is
             needed after it has been replaced.
     """
-    cell, derivative = cell_of(variant), derivative_of(variant)
+    cell, derivative = lowered_cell(variant), derivative_of(variant)
     known = [
         (cell.known_after(new), ("state", name, new)) for name, new in zip(cell.states, cell.outputs, strict=True)
     ]
@@ -103,20 +113,20 @@ def parts_of(variant: Variant) -> tuple[Part, ...]:
     uses = [(number, set(walk([node]))) for number, (_, _, node) in known]
     for place, node in enumerate(derivative.kept):
         known.append((min(number for number, inside in uses if node in inside), ("kept", str(place), node)))
-    found: list[Part] = []
+    found: list[StageKernel] = []
     for number, stage in enumerate(cell.stages):
-        before, slots = sum(part.gates for part in found), sum(part.slots for part in found)
+        before, slots = sum(part.num_gates for part in found), sum(part.num_grads for part in found)
         neighbours = stage.projects or cell.gates[before : before + len(stage.gates)] == stage.gates
         if not neighbours or (stage.projects and number < len(cell.stages) - 1):
             raise NotImplementedError(f"a cell whose stage {number} does not have its weights next to one another")
         roots = tuple(root for after, root in known if after == number)
         gates = 1 if stage.projects else len(stage.gates)
-        found.append(Part(number, stage, derivative.stages[number], gates, before, slots, roots))
+        found.append(StageKernel(number, stage, derivative.stages[number], gates, before, slots, roots))
     _check_order(cell, found)
     return tuple(found)
 
 
-def _check_order(cell: TracedCell, parts: Sequence[Part]) -> None:
+def _check_order(cell: TracedCell, parts: Sequence[StageKernel]) -> None:
     """Refuse a cell that needs a state after it has been replaced, which all but h are as soon as they are known."""
     replaced: set[str] = set()
     for part in parts:

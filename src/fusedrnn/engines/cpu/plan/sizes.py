@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Expr, walk
-from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, parts_of
+from fusedrnn.engines.cpu.kernels.stages import derivative_of, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
 
@@ -71,7 +71,7 @@ class Problem:
     @classmethod
     def of(cls, spec: RNNSpec, target: Target, steps: int, batch: int, way: str) -> Problem:
         """That of T steps of N sequences through these layers."""
-        derivative, parts = derivative_of(spec.variant), parts_of(spec.variant)
+        derivative, parts = derivative_of(spec.variant), stage_kernels(spec.variant)
         lanes = target.lanes(spec.dtype)
         return cls(
             way=way,
@@ -88,9 +88,9 @@ class Problem:
             operations=_operations(spec.variant, way),
             states=len(spec.state_names) + len(parts) - 1,
             kept=len(derivative.kept),
-            slots=sum(part.slots for part in parts),
+            slots=sum(stage.num_grads for stage in parts),
             stages=tuple(
-                Gemm(spec.hidden_size if part.number else spec.state_size, part.gates, part.projects) for part in parts
+                Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects) for stage in parts
             ),
         )
 
@@ -130,7 +130,7 @@ class Share:
 @lru_cache(maxsize=64)
 def _operations(variant: Variant, way: str) -> int:
     """Instructions of a cell's maths on a vector of units of a row, its loads and stores with it."""
-    cell, derivative = cell_of(variant), derivative_of(variant)
+    cell, derivative = lowered_cell(variant), derivative_of(variant)
     roots: list[Expr] = [*cell.outputs, *cell.operands]
     stores = len(roots)
     if way == "training":
