@@ -53,7 +53,7 @@ def test_short_calls_pack_nothing(monkeypatch):
     op = RNNOp(problem.spec)
     weight_cache = op._engine.weight_cache
     op.forward(problem.x, problem.params)
-    assert not weight_cache._kept
+    assert not weight_cache.num_packed
     params = frozen(problem.params)
     op.forward(problem.x, params)
     assert len(weight_cache._kept) == 1

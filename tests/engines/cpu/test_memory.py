@@ -187,7 +187,7 @@ def test_arrays_in_turn(counts):
     assert counts["packed"] - before == pack._MOST_KEPT
     for number, params in enumerate(several):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected[number])
-    assert len(op._engine.weight_cache._kept) == pack._MOST_KEPT
+    assert op._engine.weight_cache.num_packed == pack._MOST_KEPT
 
 
 def test_memory_that_is_used_again():
@@ -215,7 +215,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager, traced):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, use_all_threads, traced):
     """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
     problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
@@ -259,7 +259,7 @@ def test_caches_do_not_grow_with_shapes():
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
         engine = op._engine
-        sizes.append((len(engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._plans)))
+        sizes.append((engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._plans)))
     assert set(sizes) == {(1, 1, 1)}
     assert machine._job.cache_info().currsize <= kernels + 2  # forward and packing
 

@@ -226,7 +226,7 @@ class Loop:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, eager, traced):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, use_all_threads, traced):
     """Steps of hundreds of shapes: nothing stays, and at no time is there much beside what is returned."""
     loop, rng = Loop(Shape(30, 40, 16, 48, layers=2, bidirectional=True), keep), np.random.default_rng(0)
     allowed = 70_000 if lengths else 60_000  # every shape's plans and records; with lengths their tables too
