@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pairwise
 import process_state
 import pytest
 from hypothesis import settings
@@ -26,10 +27,16 @@ settings.load_profile("fusedrnn")
 _ONES = 0xFF  # a byte of which every float of every size is NaN, and every integer -1
 
 
-def target_names():
-    """Every target of this processor's family, those that it lacks emulated."""
-    native = targets.available()
-    return [target.name if target in native else f"{target.name}-emulated" for target in targets.known()]
+def pytest_collection_modifyitems(config, items):
+    """Leave out the cases of tests marked ``pairwise`` that add no pair of values; ``--all-cases`` keeps them."""
+    if not config.getoption("all_cases"):
+        items[:], left_out = pairwise.reduce(items)
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_addoption(parser):
+    """Add ``--all-cases``."""
+    parser.addoption("--all-cases", action="store_true", help="run every case of tests marked pairwise")
 
 
 # Processes that share the tests out share the processors, too: torch's threads sleep while they wait.
@@ -57,7 +64,7 @@ def kernel_cache(tmp_path_factory, worker_id):
         yield folder
 
 
-@pytest.fixture(params=target_names())
+@pytest.fixture(params=pairwise.target_names())
 def target(request, monkeypatch):
     """Each target in turn, in force."""
     monkeypatch.setenv("FUSEDRNN_TARGET", request.param)

@@ -9,7 +9,7 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn import env as config
-from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.engines.cpu import executor
 from fusedrnn.engines.onednn import library
 from fusedrnn.jit import target as targets
 from fusedrnn.runtime import thread_pool as threads
@@ -118,7 +118,7 @@ def test_target_of_an_op_is_that_of_its_making(monkeypatch):
 def test_debug_ladder(monkeypatch, capfd, level):
     """1 the plan, 2 times, 3 LLVM IR, 4 assembly; to stderr, each level with those below it."""
     monkeypatch.setenv("FUSEDRNN_DEBUG", str(level))
-    monkeypatch.setattr(machine, "_job", machine._job.__wrapped__)
+    monkeypatch.setattr(executor, "load_job", executor.load_job.__wrapped__)
     spec = RNNSpec("rnn_relu", 2, 3)
     op = RNNOp(spec)
     for _ in range(2):

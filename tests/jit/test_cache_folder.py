@@ -14,7 +14,7 @@ from answering import TARGET, Builder, answer
 
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn import env as config
-from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.engines.cpu import executor
 from fusedrnn.jit import cache_folder as folder
 from fusedrnn.jit import object_cache as cache
 
@@ -196,8 +196,8 @@ def test_one_warning_for_all_kernels(kept):
     spec = RNNSpec("rnn_relu", 2, 3)
     x, params = np.ones((1, 1, 2), np.float32), np.ones(spec.layout.size, np.float32)
     with pytest.MonkeyPatch.context() as patch, pytest.warns(RuntimeWarning, match=str(kept)) as said:
-        patch.setattr(machine, "_job", machine._job.__wrapped__)
-        patch.setattr(machine, "_packing", machine._packing.__wrapped__)
+        patch.setattr(executor, "load_job", executor.load_job.__wrapped__)
+        patch.setattr(executor, "load_pack", executor.load_pack.__wrapped__)
         y, _, _ = RNNOp(spec).forward(x, params)
     assert len(said) == 1
     assert y.tolist() == [[[4.0, 4.0, 4.0]]]

@@ -8,10 +8,16 @@ it two changed signs in one lane would cancel.) It is no defence against malice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from fusedrnn.jit.builder import I32, I64, Function, Value, Variable
+from fusedrnn.jit.loader import function, load, load_once
 from fusedrnn.jit.struct import Record
+from fusedrnn.jit.target import current
 
 LANES = 8
 PART = Record("begin", "size", "copy")
@@ -19,6 +25,19 @@ PART = Record("begin", "size", "copy")
 _ODD = 0x9E3779B97F4A7C15
 # No multiple of 32: a sign must not come to lie on another one's place.
 _ROTATION = 47
+
+
+def fingerprint_of(parts: NDArray[np.int64]) -> bytes:
+    """A fingerprint of each part of memory, rows of :data:`PART`; some may be copied."""
+    into = np.empty((len(parts), LANES), np.int64)
+    load_fingerprint()(parts.ctypes.data, len(parts), into.ctypes.data)
+    return into.tobytes()
+
+
+@load_once()
+def load_fingerprint() -> Callable[..., None]:
+    """The function of (parts, count, into)."""
+    return function(load("fingerprint", current(), build_fingerprint), "fingerprint", 3)
 
 
 def build_fingerprint() -> ir.Module:

@@ -7,10 +7,12 @@ share the processors with them, and take turns.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
-from fusedrnn.engines.cpu import jobs as machine
-from fusedrnn.runtime.openmp_kernel import TEAM
+from fusedrnn.jit.loader import Job, address, function, load, load_once
+from fusedrnn.jit.target import current
+from fusedrnn.runtime.openmp_kernel import TEAM, build_member
 from fusedrnn.runtime.thread_pool import Team
 
 
@@ -38,10 +40,16 @@ class OpenMPTeam(Team):
     def __init__(self, threads: int, runtime: OpenMP) -> None:
         super().__init__(threads)
         self._runtime = runtime
-        self._member = machine.member()
+        self._member = _load_member()
 
-    def run(self, job: machine.Job, call: int, members: int) -> bool:
+    def run(self, job: Job, call: int, members: int) -> bool:
         """Run ``job(call, member)`` for every member, wait for all; False if the runtime grants fewer threads."""
-        team = (ctypes.c_int64 * len(TEAM.names))(machine.address(job), call, members, *self._runtime.told, 0)
+        team = (ctypes.c_int64 * len(TEAM.names))(address(job), call, members, *self._runtime.told, 0)
         self._runtime.parallel(self._member, ctypes.addressof(team), members, 0)
         return not team[TEAM.index["failed"]]
+
+
+@load_once()
+def _load_member() -> Callable[..., None]:
+    """What every thread of a team calls."""
+    return function(load("member", current(), build_member), "member", 1)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import env as config
-from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.jit.loader import Job, function, load, load_once
 from fusedrnn.jit.struct import Record
 from fusedrnn.jit.sync import BARRIER_BYTES
 from fusedrnn.jit.target import Target, current
@@ -91,10 +90,10 @@ def sample_peak(dtype: str, threads: int) -> PeakSample:
     return max(samples, key=lambda each: (each.spread, each.gflops))
 
 
-@lru_cache(maxsize=8)
-def _peak_job(dtype: str, target: Target) -> machine.Job:
-    code = machine.load(f"peak_{dtype}", target, lambda: build_peak(dtype, target))
-    return machine.function(code, "peak", 2)
+@load_once(8)
+def _peak_job(dtype: str, target: Target) -> Job:
+    code = load(f"peak_{dtype}", target, build_peak, dtype, target)
+    return function(code, "peak", 2)
 
 
 def _processors(results: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:
@@ -129,11 +128,11 @@ def measure_reading(size: int, threads: int, read: int, rounds: int) -> float:
     target = current()
     group = reading_group(target)
     size = max(1, size // group) * group
-    code = machine.load("reading", target, lambda: build_reading(target))
+    code = load("reading", target, build_reading, target)
     arrays, results = aligned_empty((threads * size,), np.uint8), aligned_empty((threads * group,), np.uint8)
     arrays[:] = 0
     turns = -(-read // size)
-    job = machine.function(code, "read", 2)
+    job = function(code, "read", 2)
     timed = _Timed(
         READING, threads, arrays=arrays.ctypes.data, size=size, turns=turns, results=results.ctypes.data
     )

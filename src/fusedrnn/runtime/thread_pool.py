@@ -11,17 +11,19 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
 from fusedrnn import env as config
-from fusedrnn.engines.cpu import jobs as machine
 from fusedrnn.jit import sync
+from fusedrnn.jit.loader import Job, address, function, load, load_once
+from fusedrnn.jit.target import current
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.scalars import shown
@@ -79,6 +81,22 @@ def _checked(threads: int) -> int:
     return int(threads)
 
 
+class PoolFunctions(NamedTuple):
+    """Functions of machine code that threads of the pool and their callers run."""
+
+    dispatch: Callable[..., None]
+    stop: Callable[..., None]
+    work: Callable[..., None]
+
+
+@load_once()
+def load_pool() -> PoolFunctions:
+    """The functions that a pool runs on."""
+    code = load("gang", current(), sync.build_gang)
+    counts = {"dispatch": 6, "stop": 1, "work": 3}
+    return PoolFunctions(*(function(code, name, count) for name, count in counts.items()))
+
+
 class Gang:
     """Some threads beside the caller's, and the control block they share.
 
@@ -86,7 +104,7 @@ class Gang:
     """
 
     def __init__(self, workers: int) -> None:
-        self._dispatch, self._stop, self._work = machine.gang()
+        self._dispatch, self._stop, self._work = load_pool()
         self.workers, self._process = workers, os.getpid()
         self._control = aligned_empty((len(sync.CONTROL.names),), np.int64)
         self._control[:] = 0
@@ -160,12 +178,12 @@ class Team:
         if members > 1:
             self._worked = now
 
-    def run(self, job: machine.Job, call: int, members: int) -> bool:
+    def run(self, job: Job, call: int, members: int) -> bool:
         """Run ``job(call, member)`` for every member, wait for all; False if there are not so many threads now."""
         with borrow_gang(self.threads) as gang:
             if gang is None:
                 return False
-            gang.run(machine.address(job), call, members)
+            gang.run(address(job), call, members)
         return True
 
 

@@ -5,13 +5,14 @@ The maths of a cell comes from the one definition that the kernels are made from
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.leaves import PreH, PreX, Projected, State
+from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
@@ -20,42 +21,15 @@ from fusedrnn.torch.tensor_calls import Problem
 from torch import Tensor
 
 
-class TorchArithmetic:
-    """The operations of a cell on tensors."""
+def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
+    return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
 
-    const = staticmethod(float)
-    add = staticmethod(operator.add)
-    sub = staticmethod(operator.sub)
-    mul = staticmethod(operator.mul)
-    tanh = staticmethod(torch.tanh)
-    sigmoid = staticmethod(torch.sigmoid)
-    relu = staticmethod(torch.relu)
 
-    @staticmethod
-    def pass_positive(gate: Tensor, value: Tensor) -> Tensor:
-        """``value`` where the gate is positive or NaN, else zero."""
-        return torch.where(gate <= 0, 0, value)
-
-    div = staticmethod(operator.truediv)
-    absolute = staticmethod(torch.abs)
-    expm1 = staticmethod(torch.expm1)
-    softplus = staticmethod(torch.nn.functional.softplus)
-    clip = staticmethod(torch.clamp)
-
-    @staticmethod
-    def signed_by(x: Tensor, value: Tensor) -> Tensor:
-        """``value``, its sign changed where x is negative."""
-        return torch.where(x < 0, -value, value)
-
-    @staticmethod
-    def clip_nan(x: Tensor, low: float, high: float) -> Tensor:
-        """The number, or the limit that it is beyond; the lower limit for NaN."""
-        return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
-
-    @staticmethod
-    def pass_between(x: Tensor, low: float, high: float, value: Tensor) -> Tensor:
-        """``value`` where x is within the limits, else zero."""
-        return torch.where((low <= x) & (x <= high), value, 0)
+_TORCH = ArrayArithmetic(
+    torch,
+    {"sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": torch.nn.functional.softplus, "clip_nan": _clip_nan},
+)
+"""Expressions on tensors."""
 
 
 class Extent(NamedTuple):
@@ -190,14 +164,14 @@ def _step(
     h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
     assert h_weight is not None
     rows = gate_rows(cell, len(h_weight))
-    values: dict[Leaf, Tensor] = {("state", name): state for name, state in zip(cell.states, states, strict=True)}
-    values.update({("x", gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
+    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     for stage in cell.stages:
-        operand = evaluate([stage.operand], values, TorchArithmetic())[0]
+        operand = evaluate([stage.operand], values, _TORCH)[0]
         if stage.projects:
             assert projection is not None
-            values["projected", "h"] = torch.nn.functional.linear(operand, projection)
+            values[Projected()] = torch.nn.functional.linear(operand, projection)
         for gate in stage.gates:
             bias = None if h_bias is None else h_bias[rows[gate]]
-            values["h", gate] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
-    return evaluate(cell.outputs, values, TorchArithmetic())
+            values[PreH(gate)] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
+    return evaluate(cell.outputs, values, _TORCH)

@@ -12,6 +12,8 @@ from fusedrnn.engines.cpu import executor as calls
 from fusedrnn.jit import target as targets
 from fusedrnn.spec import DTYPES, MODES
 
+pytestmark = pytest.mark.pairwise
+
 SHAPES = [
     Shape(1, 1, 1, 1),
     Shape(1, 1, 17, 33, layers=2, bidirectional=True),
@@ -53,7 +55,7 @@ def test_short_calls_pack_nothing(monkeypatch):
     op = RNNOp(problem.spec)
     weight_cache = op._engine.weight_cache
     op.forward(problem.x, problem.params)
-    assert not weight_cache.num_packed
+    assert not weight_cache._kept
     params = frozen(problem.params)
     op.forward(problem.x, params)
     assert len(weight_cache._kept) == 1

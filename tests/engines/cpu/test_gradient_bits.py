@@ -15,7 +15,7 @@ from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 MANY_ROWS = Shape(9, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 FEW_ROWS = Shape(9, 3, 17, 129, layers=2, lengths="edges")
@@ -66,7 +66,7 @@ def mode(request):
 
 
 @pytest.mark.parametrize(("shape", "p"), [(MANY_ROWS, 0.4), (FEW_ROWS, 0.0), (ONE_WAY, 0.4)], ids=str)
-def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, small_chunks):
+def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, few_rows):
     problem = make_problem(mode, shape, dtype)
     problem = replace(problem, spec=replace(problem.spec, dropout=p))
     expected, grids = run(problem, seed=7), set()
@@ -117,7 +117,7 @@ def test_batch(mode, dtype, target, threads):
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
-def test_padding(mode, dtype, target, shape, keep, small_chunks):
+def test_padding(mode, dtype, target, shape, keep, few_rows):
     """What padding holds is not read; a padded sequence is the trimmed one."""
     problem = make_problem(mode, shape, dtype)
     x, dy = problem.x.copy(), problem.dy.copy()
@@ -221,7 +221,7 @@ def test_out(mode, dtype, target, shape, threads):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [MANY_ROWS, ONE_WAY], ids=str)
-def test_add(mode, dtype, target, shape, threads, small_chunks):
+def test_add(mode, dtype, target, shape, threads, few_rows):
     """Added means: what would be written, added to what was there, rounded once."""
     problem = make_problem(mode, shape, dtype)
     rng = np.random.default_rng(0)

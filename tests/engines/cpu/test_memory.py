@@ -12,9 +12,10 @@ from problems import Shape, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
-from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.weights import cache as pack
 from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime.fingerprint import fingerprint_of
 from fusedrnn.spec import DTYPES
 
 SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
@@ -24,7 +25,7 @@ SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
 def counts(monkeypatch):
     """How often weights were packed, and parameter vectors looked at for changes."""
     found = {"packed": 0, "fingerprinted": 0}
-    plain_pack, plain_fingerprint = pack.WeightCache._pack, machine.fingerprint
+    plain_pack, plain_fingerprint = pack.WeightCache._pack, pack.fingerprint_of
 
     def packing(*args):
         found["packed"] += 1
@@ -35,12 +36,12 @@ def counts(monkeypatch):
         return plain_fingerprint(parts)
 
     monkeypatch.setattr(pack.WeightCache, "_pack", packing)
-    monkeypatch.setattr(machine, "fingerprint", fingerprinting)
+    monkeypatch.setattr(pack, "fingerprint_of", fingerprinting)
     return found
 
 
 def fingerprint(array):
-    return machine.fingerprint(np.array([[array.ctypes.data, array.nbytes, 0]]))
+    return fingerprint_of(np.array([[array.ctypes.data, array.nbytes, 0]]))
 
 
 def fresh(problem, params):
@@ -187,7 +188,7 @@ def test_arrays_in_turn(counts):
     assert counts["packed"] - before == pack._MOST_KEPT
     for number, params in enumerate(several):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected[number])
-    assert op._engine.weight_cache.num_packed == pack._MOST_KEPT
+    assert len(op._engine.weight_cache._kept) == pack._MOST_KEPT
 
 
 def test_memory_that_is_used_again():
@@ -215,7 +216,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, use_all_threads, traced):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager, traced):
     """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
     problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
@@ -252,16 +253,16 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, use_al
 def test_caches_do_not_grow_with_shapes():
     """Nothing is kept by T or N."""
     problem = make_problem("rnn_tanh", Shape(40, 50, 3, 5))
-    kernels = machine._job.cache_info().currsize
+    kernels = load_job.cache_info().currsize
     op = RNNOp(problem.spec)
     op.forward(problem.x, problem.params)
     sizes = []
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
         engine = op._engine
-        sizes.append((engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._plans)))
+        sizes.append((len(engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._plans)))
     assert set(sizes) == {(1, 1, 1)}
-    assert machine._job.cache_info().currsize <= kernels + 2  # forward and packing
+    assert load_job.cache_info().currsize <= kernels + 2  # forward and packing
 
 
 def test_memory_goes_with_the_op(traced):

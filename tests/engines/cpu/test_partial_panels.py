@@ -9,15 +9,17 @@ from problems import Shape, make_problem
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu import executor as calls
-from fusedrnn.engines.cpu import jobs as machine
 from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
 from fusedrnn.engines.cpu.kernels.loop import Blocking
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.jit.builder import Function, Module
+from fusedrnn.jit.loader import function, load
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
+
+pytestmark = pytest.mark.pairwise
 
 UNTOUCHED = 99.0
 
@@ -34,7 +36,7 @@ def compiled(name, target, emit):
         return module
 
     count = len(emit(Module(name)).arguments)
-    return machine.function(machine.load(name, target, build), "go", count)
+    return function(load(name, target, build), "go", count)
 
 
 def aligned(values):

@@ -105,9 +105,9 @@ def test_threads_that_sleep_are_not_worth_waking_for_little(target):
         asleep, awake = (cost(case, "gru", target, way, (1, 2, 1), awake=awake) for awake in (False, True))
         assert asleep["call"] - awake["call"] == pytest.approx(MACHINE.asleep - MACHINE.awake)
     little = replace(case, T=2, N=2)
-    assert made_plan("inference", little.spec("gru"), target, little, 2).members == 1
+    assert made_plan("inference", little.spec("gru"), target, little, 2).num_threads == 1
     large = CASES["large"]
-    assert made_plan("inference", large.spec("gru"), target, large, 2).members == 2
+    assert made_plan("inference", large.spec("gru"), target, large, 2).num_threads == 2
 
 
 def test_few_rows_of_large_weights_are_not_split(target, monkeypatch):

@@ -3,7 +3,6 @@
 import contextvars
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from forks import FORK_WARNING, FORKS, in_child
 from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
@@ -22,9 +22,7 @@ from fusedrnn.runtime import thread_pool as gangs
 pytestmark = pytest.mark.usefixtures("use_all_threads")
 
 SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
-FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-# From Python 3.12 on a fork warns wherever there are threads: that it works all the same is what is tested.
-FORK_WARNING = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+
 
 
 @pytest.fixture(autouse=True)
@@ -141,24 +139,6 @@ def test_calls_at_once():
     with ThreadPoolExecutor(len(problems)) as pool:
         for future in [pool.submit(work, number) for number in range(len(problems))]:
             future.result()
-
-
-def in_child(work):
-    """Run it in a forked child: the bytes that it returned, none if it failed."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)  # a child that hangs ends, rather than outlive the tests
-        try:
-            os.write(write, bytes(work()))
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        content = pipe.read()
-    os.waitpid(child, 0)
-    return content
 
 
 @FORKS

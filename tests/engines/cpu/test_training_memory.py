@@ -49,6 +49,7 @@ def round_up_to_cache_line(size):
     return -(-size // 64) * 64
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from forks import FORK_WARNING, FORKS, in_child
 from problems import Shape, assert_same_bits, make_problem
-from test_threads import FORK_WARNING, FORKS, in_child
 
 import fusedrnn
 from fusedrnn import RNNOp

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conformance import KEEPS, REQUESTS, TrainingConformance
 from oracles import near_kink, reference_results
+from pairwise import target_names
 from problems import Shape, assert_close, assert_gradients_close
 from variants import VARIANTS, recorded, variant_problem, variant_spec
 
 import fusedrnn
-from conftest import target_names
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.engines.cpu.plan.forward import forced

@@ -9,10 +9,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedrnn import env as config
-from fusedrnn.engines.cpu import jobs as machine
+from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.launch import kernel_args as records
+from fusedrnn.engines.cpu.launch.args_kernel import load_fill
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
@@ -20,11 +21,14 @@ from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import Kept, ReserveLayout
 from fusedrnn.engines.cpu.varlen import Ragged
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
+from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.pointers import Strided, Wanted
+from fusedrnn.jit.loader import Job
 from fusedrnn.jit.target import suited
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
-from fusedrnn.runtime.thread_pool import Team, get_num_threads, own_team
+from fusedrnn.runtime.fingerprint import load_fingerprint
+from fusedrnn.runtime.thread_pool import Team, get_num_threads, load_pool, own_team
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -53,7 +57,7 @@ class Calls:
         self.weight_cache = WeightCache(spec, self.target, self._tiling, idle)
         self.thread_choices = ThreadChoices()
         self._plans: dict[str, tuple[tuple[Any, ...], KernelArgs]] = {}
-        self._jobs: dict[str, machine.Job] = {}
+        self._jobs: dict[str, Job] = {}
         # That of the last call, since shapes mostly repeat.
         self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
         self._lock = Lock()
@@ -64,19 +68,18 @@ class Calls:
         for name in ("training", "backward") if training else ("forward",):
             self.job(name)
 
-    def job(self, name: str) -> machine.Job:
+    def job(self, name: str) -> Job:
         """The machine code of ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
             variant, dtype = self.spec.variant, self.spec.dtype
             with self._lock:
-                machine.prepare()
-                machine.packing(dtype, self.target)
-                if name == "backward":
-                    job = machine.backward(variant, dtype, self.target)
-                else:
-                    job = machine.forward(variant, dtype, self.target, training=name == "training")
-                self._jobs[name] = job
+                # All that any call needs, so that no later call compiles.
+                load_fill()
+                load_fingerprint()
+                load_pool()
+                load_pack(dtype, self.target)
+                job = self._jobs[name] = load_job(name, variant, dtype, self.target)
         return job
 
     def reserve_bytes(self, steps: int, batch: int, keep: str) -> int:
@@ -243,7 +246,7 @@ class Calls:
 
     def _execute(
         self,
-        job: machine.Job,
+        job: Job,
         made: KernelArgs,
         team: Team,
         values: tuple[int, ...],

@@ -84,7 +84,7 @@ class Layout:
 
     Attributes:
         stacks: See :func:`stacks`.
-        parts: Where ours lies and where it goes in theirs, as :func:`fusedrnn.engines.cpu.jobs.fingerprint` wants it.
+        parts: Where ours lies and where it goes in theirs, rows of :data:`fusedrnn.runtime.fingerprint.PART`.
         arguments: The weights, without the bias, that a primitive is given.
     """
 

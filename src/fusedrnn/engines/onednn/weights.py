@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.jobs import fingerprint
 from fusedrnn.engines.onednn.library import UNIMPLEMENTED, Library, OneDNNError
 from fusedrnn.engines.onednn.param_layout import Layout
 from fusedrnn.engines.onednn.primitives import BIAS, Descriptor, Reorder, Stream
 from fusedrnn.frozen_array import is_constant
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool
-from fusedrnn.runtime.fingerprint import PART
+from fusedrnn.runtime.fingerprint import PART, fingerprint_of
 
 Array = NDArray[Any]
 _LINE = 64
@@ -119,7 +118,7 @@ class Keeper:
             last = self._last
             if last is not None and constant and last.source is params:
                 return last
-            if last is None or fingerprint(self._parts(params)) != last.fingerprint:
+            if last is None or fingerprint_of(self._parts(params)) != last.fingerprint:
                 self._last = last = None  # so that its memory can serve again
                 last = self._make(params)
             last.source = params if constant else None
@@ -137,7 +136,7 @@ class Keeper:
         # What is copied is what is fingerprinted, whatever another thread writes meanwhile.
         parts = self._parts(params)
         parts[:, _COPY] = self._layout.parts[:, _COPY] + lease.address
-        found = fingerprint(parts)
+        found = fingerprint_of(parts)
         theirs = floats(lease, 0, (self._size,))
         for stack, (begin, shape) in zip(self._layout.stacks, self._biases, strict=True):
             self._layout.fill_bias(stack, theirs, floats(lease, begin, shape))

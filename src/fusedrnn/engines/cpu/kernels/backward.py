@@ -13,6 +13,7 @@ from typing import Any
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Expr, Leaf, evaluate
+from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import CALL, BackwardEmitter, emit_add_directions, emit_deliver
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
@@ -203,7 +204,8 @@ class _Sweep(BackwardEmitter):
                 fast()
 
     def _row(
-        self, stage: StageKernel, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
+        self, stage: StageKernel, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value,
+        offset: Value,
     ) -> None:
         """The differentiated cell on this member's units of one row; the time's output gradients begin at ``dy``."""
         f, c, p, v = self.f, self.c, self.p, self.v
@@ -220,11 +222,12 @@ class _Sweep(BackwardEmitter):
             "to_input": self.input_gates(done + row, half) + self.gradients_at(stage),
             "upright": self.upright + place * v.bytes,
             "carried": {name: self.carried(name, row) for name in self.cell.states},
-            "operands": {str(other.index): self.operand_gradient(other, row) for other in self.stages[1:]},
+            "states": {},
+            "operands": {other.index: self.operand_gradient(other, row) for other in self.stages[1:]},
         }
         for name, base in zip(self.cell.states, (p.saved_h, p.saved_c), strict=False):
-            rows[f"state {name}"] = self.record(base, self.time_before(time), index)
-            rows[f"after {name}"] = self.record(base, time, index)
+            rows["states"][State(name)] = self.record(base, self.time_before(time), index)
+            rows["states"][NewState(name)] = self.record(base, time, index)
         units = self.units_of(stage)
         with f.loop(units.first, units.last) as unit:
             self._cell(stage, rows, unit)
@@ -244,24 +247,24 @@ class _Sweep(BackwardEmitter):
                     total[name] = total[name] + self._from_above(rows, at, left)
             return total[name]
 
-        def leaf(which: Leaf) -> Value:
-            kind, name = which
-            if kind == "gradient":
-                return gradient(name)
-            if kind == "operand":
-                return v.load(rows["operands"][name] + at)
-            if kind == "kept":
-                return v.load(rows["kept"] + (unit * len(derivative.kept) + int(name)) * v.bytes)
-            if kind == "vector":
-                return self.vector_weight(name, unit)
-            return v.load(rows[f"{kind} {name}"] + at, v.item)
+        def load(leaf: Leaf) -> Value:
+            match leaf:
+                case StateCotangent(name):
+                    return gradient(name)
+                case OperandCotangent(index):
+                    return v.load(rows["operands"][index] + at)
+                case Saved(index):
+                    return v.load(rows["kept"] + (unit * len(derivative.kept) + index) * v.bytes)
+                case Peephole(gate):
+                    return self.peephole(gate, unit)
+            return v.load(rows["states"][leaf] + at, v.item)
 
         if last:
             gradient("h")
-        names = [name for name in self.cell.states if derivative.settled_in(name) == stage.index]
+        names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         found = {name: expression for name in names if (expression := self._state(name)) is not None}
         slots = stage.derivative.slots
-        values = evaluate([*slots, *found.values()], leaf, v)
+        values = evaluate([*slots, *found.values()], load, v)
         new = dict(zip(found, values[len(slots) :], strict=True))
         if last and "h" not in names:
             # For the stages before.

@@ -21,7 +21,7 @@ CALL = Record(
     "x_gradient", "x_step", "x_row", "x_row_offsets", "x_add", "x_size",
     "dx_partial", "dx_partial_step", "dx_partial_row", "dx_partial_size",
 )  # fmt: skip
-"""A *team* is the members that work on the same direction; its memory, ``team_size`` bytes, holds the rows of gate
+"""A *team* is the members that work on the same direction; its memory, ``group_stride`` bytes, holds the rows of gate
 gradients, what is carried from step to step, upright gradients and the weights' gradients."""
 LAYER_DIR = Record(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_row_offsets",
@@ -67,7 +67,7 @@ class BackwardEmitter(Pass):
         found = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
         if self.cell.projects:
             found.append(p.d_projection)
-        if self.cell.vectors:
+        if self.cell.peepholes:
             found.append(p.d_peepholes)
         return self.wanted(*found)
 

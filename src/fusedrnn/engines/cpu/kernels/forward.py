@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.leaves import NewState, Peephole, PreH, PreSum, PreX, Projected, Saved, StageOperand, State
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Program, each_pass, step_at
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Record
@@ -31,6 +32,9 @@ LAYER_DIR = Record(
     "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,
     "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values",
 )  # fmt: skip
+
+Rows = dict[Result | str, Value]
+"""Where the results of a row go: by result for the reserve; "y", the output; "kept", the reserve's saved values."""
 
 
 def build_forward(variant: Variant, dtype: str, target: Target) -> Module:
@@ -67,6 +71,8 @@ def _build(program: Program, sequence: Function) -> Module:
 
 class _Inference(StateEmitter):
     """A member's part of one pass, nothing kept."""
+
+    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand)
 
     def __init__(self, program: Program) -> None:
         self.gemm = Declared(program.module, GEMM)
@@ -186,7 +192,8 @@ class _Inference(StateEmitter):
                 with self.panels(first, self.hidden.last * stage.num_gates) as (column, vectors):
                     into = self.gate_row + self.region(stage) + (column - first) * self.v.bytes
                     places = into, self.c.gates_stride
-                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, f.constant(1))
+                    onward = f.constant(1)
+                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, onward)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""
@@ -226,12 +233,12 @@ class _Inference(StateEmitter):
                 with f.loop(unit, end) as at:
                     self._cell(stage, row, at, at - unit, parity, gates, places)
 
-    def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
+    def _output_rows(self, y: Value, time: Value, index: Value) -> Rows:
         """Where the results of a row go at that time, whose rows of output begin at ``y``."""
         return {"y": y + index * self.p.y_row}
 
     def _cell(
-        self, stage: StageKernel, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: dict[str, Value]
+        self, stage: StageKernel, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: Rows
     ) -> None:
         """The cell's maths on one vector of units of one row."""
         c, v, cell = self.c, self.v, self.cell
@@ -241,51 +248,51 @@ class _Inference(StateEmitter):
         state = {name: self.state_rows(name, row) + offset for name in cell.states}
         before, after = state["h"] + parity * self.h_size, state["h"] + (1 - parity) * self.h_size
 
-        def leaf(which: Leaf) -> Value:
-            kind, name = which
-            if kind == "state":
-                return v.load(before if name == "h" else state[name])
-            if kind == "vector":
-                return self.vector_weight(name, unit)
-            if kind == "projected":
-                return v.load(from_state)
-            if kind == "h":
-                return v.load(from_state + stage.gate_names.index(name) * v.bytes)
-            return v.load(self.from_input(gate_row, name, unit))
+        def load(leaf: Leaf) -> Value:
+            match leaf:
+                case State(name):
+                    return v.load(before if name == "h" else state[name])
+                case Peephole(gate):
+                    return self.peephole(gate, unit)
+                case Projected():
+                    return v.load(from_state)
+                case PreH(gate):
+                    return v.load(from_state + stage.gate_names.index(gate) * v.bytes)
+                case PreX(gate) | PreSum(gate):
+                    return v.load(self.from_input(gate_row, gate, unit))
+            raise AssertionError(leaf)
 
-        roots = stage.wanted("state", "operand", *self._kept_kinds())
-        values = evaluate([root[2] for root in roots], leaf, v)
-        for (kind, name, _), value in zip(roots, values, strict=True):
-            if kind == "state":
-                v.store(value, after if name == "h" else state[name])
-            elif kind == "operand":
-                v.store(value, self.operand_row(self.stages[int(name)], row) + offset)
-            self._result(stage, kind, name, value, unit, rows)
+        results = stage.results_of(*self._result_kinds)
+        for result, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
+            match result:
+                case NewState(name):
+                    v.store(value, after if name == "h" else state[name])
+                case StageOperand(number):
+                    v.store(value, self.operand_row(self.stages[number], row) + offset)
+            self._result(stage, result, value, unit, rows)
 
-    def _kept_kinds(self) -> tuple[str, ...]:
-        """What is computed beside new states and operands."""
-        return ()
-
-    def _result(self, stage: StageKernel, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+    def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
         """A vector of what a row's step gave, to where it is wanted beside the state buffers."""
-        if (kind, name) == ("state", "h"):
+        if result == NewState("h"):
             self.store_real(value, unit, rows["y"] + unit * self.v.bytes, self.c.out)
 
 
 class _Training(_Inference):
     """A member's part of one pass, the reserve filled."""
 
-    def _records(self) -> dict[str, Value]:
+    _result_kinds = (NewState, StageOperand, Saved)
+
+    def _records(self) -> Rows:
         """Where the reserve has the states of this pass, and what a second stage multiplies."""
         p = self.p
-        found = dict(zip(self.cell.states, (p.saved_h, p.saved_c), strict=False))
-        return found | {"1": p.saved_operand} if len(self.stages) > 1 else found
+        records: Rows = dict(zip(map(NewState, self.cell.states), (p.saved_h, p.saved_c), strict=False))
+        return records | {StageOperand(1): p.saved_operand} if len(self.stages) > 1 else records
 
     def record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """An initial state goes where the one of a step before the row's first would."""
         first = self.p.reverse.equals(0).select(self.f.constant(-1), self.length(row))
         units = self.units_of_state(name)
-        self.f.copy(self.record(self._records()[name], first, index) + units.own, source, units.own_bytes)
+        self.f.copy(self.record(self._records()[NewState(name)], first, index) + units.own, source, units.own_bytes)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Keep a copy of the network's input, and drop elements of what a layer reads from the one below."""
@@ -296,22 +303,19 @@ class _Training(_Inference):
             f.copy(copy + begin, source + begin, end - begin)
         return self.gathered(source, self.scratch + c.masked_offset + place * c.masked_row, index, time)
 
-    def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
-        records = {name: self.record(base, time, index) for name, base in self._records().items()}
+    def _output_rows(self, y: Value, time: Value, index: Value) -> Rows:
+        records = {result: self.record(base, time, index) for result, base in self._records().items()}
         kept = self.p.saved_values + time * self.c.saved_values_step + index * self.c.saved_values_row
         return {**super()._output_rows(y, time, index), "kept": kept, **records}
 
-    def _kept_kinds(self) -> tuple[str, ...]:
-        return ("kept",)
-
-    def _result(self, stage: StageKernel, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+    def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
         f, v, kept = self.f, self.v, len(self.derivative.kept)
-        if kind == "kept":
+        if isinstance(result, Saved):
             with f.if_(self.p.saved_values.compare("!=", 0)):
-                v.store(value, rows["kept"] + (unit * kept + int(name)) * v.bytes)
+                v.store(value, rows["kept"] + (unit * kept + result.index) * v.bytes)
             return
         size = self.units_of(stage).size
-        self.store_real(value, unit, rows[name] + unit * v.bytes, size)
-        if (kind, name) == ("state", "h"):
+        self.store_real(value, unit, rows[result] + unit * v.bytes, size)
+        if result == NewState("h"):
             with f.if_(self.p.y.compare("!=", 0)):
                 self.store_real(value, unit, rows["y"] + unit * v.bytes, size)

@@ -45,7 +45,8 @@ SHARED = (
 ``order``, ``alive`` and ``lengths`` are tables, 0 if every sequence has all steps: the place in the batch of each row;
 for each row group, how many of its rows live at each time; the length of each row. ``record`` strides are those of the
 states in a reserve, ``kept`` strides those of whatever else it keeps. ``threshold``, ``scale`` (the bits of a float64)
-and ``seed`` are dropout's; a threshold of 0 means none. ``grid_layer_dirs`` groups run passes side by side: the directions
+and ``seed`` are dropout's; a threshold of 0 means none. ``grid_layer_dirs`` groups run passes side by side: the
+directions
 of a layer, or, where there is one direction, layers, each a chunk of steps behind the one whose results it reads;
 ``progress`` is how far each layer's row groups have come.
 """
@@ -310,9 +311,9 @@ class Pass:
         """Whether a step goes through the recurrent weights from their end: what the one before read last is near."""
         return (step & 1).compare("!=", 0)
 
-    def vector_weight(self, gate: str, unit: Value) -> Value:
-        """The element by element weights of a gate, for a vector of units."""
-        count, place = len(self.cell.vectors), self.cell.vectors.index(gate)
+    def peephole(self, gate: str, unit: Value) -> Value:
+        """The peephole weights of a gate, for a vector of units."""
+        count, place = len(self.cell.peepholes), self.cell.peepholes.index(gate)
         return self.v.load(self.p.peepholes + (unit * count + place) * self.v.bytes)
 
     @contextmanager

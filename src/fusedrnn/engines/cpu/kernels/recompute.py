@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Saved, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.loop import Program
@@ -98,19 +99,21 @@ class Recompute(BackwardEmitter):
         gate_row = self.gate_rows + place * c.forward_gates_stride
         from_state = self.recurrent + (place * self.blocking(stage).block_col_vecs + within * stage.num_gates) * v.bytes
 
-        def leaf(which: Leaf) -> Value:
-            kind, name = which
-            if kind == "vector":
-                return self.vector_weight(name, unit)
-            if kind == "state":
-                # All records of a layer have the same strides: a state is as far from h as its record.
-                base = p.saved_h if name == "h" else p.saved_c
-                row = self.f.load(self.rows_table + place * 8) + (base - p.saved_h)
-                return v.load(row + unit * v.bytes, v.item)
-            if kind == "h":
-                return v.load(from_state + stage.gate_names.index(name) * v.bytes)
-            return v.load(self.from_input(gate_row, name, unit))
+        def load(leaf: Leaf) -> Value:
+            match leaf:
+                case Peephole(gate):
+                    return self.peephole(gate, unit)
+                case State(name):
+                    # All records of a layer have the same strides: a state is as far from h as its record.
+                    base = p.saved_h if name == "h" else p.saved_c
+                    row = self.f.load(self.rows_table + place * 8) + (base - p.saved_h)
+                    return v.load(row + unit * v.bytes, v.item)
+                case PreH(gate):
+                    return v.load(from_state + stage.gate_names.index(gate) * v.bytes)
+                case PreX(gate) | PreSum(gate):
+                    return v.load(self.from_input(gate_row, gate, unit))
+            raise AssertionError(leaf)
 
-        kept = stage.wanted("kept")
-        for (_, number, _), value in zip(kept, evaluate([root[2] for root in kept], leaf, v), strict=True):
-            v.store(value, self.recomputed(place) + (unit * self.kept_slots + int(number)) * v.bytes)
+        results = stage.results_of(Saved)
+        for saved, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
+            v.store(value, self.recomputed(place) + (unit * self.kept_slots + saved.index) * v.bytes)

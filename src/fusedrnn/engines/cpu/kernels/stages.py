@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from fusedrnn.cell.cells import Variant, traced
 from fusedrnn.cell.derivative import Derivative, StageDerivative, differentiate
 from fusedrnn.cell.expr import Expr, walk
+from fusedrnn.cell.leaves import NewState, Saved, StageOperand, State
 from fusedrnn.cell.trace import Stage, TracedCell, merge
 
 
@@ -48,6 +50,11 @@ def derivative_of(variant: Variant) -> Derivative:
     return differentiate(lowered_cell(variant))
 
 
+Result = NewState | StageOperand | Saved
+"""What a stage computes: a new state, the operand of a later stage, or a value that training saves for backward."""
+R = TypeVar("R", bound=Result)
+
+
 @dataclass(frozen=True)
 class StageKernel:
     """A stage of a cell as kernels have it: one GEMM and what follows it, for units of their own kind.
@@ -59,7 +66,7 @@ class StageKernel:
         num_gates: Vectors of columns for each vector of units: its gates, or one if it projects.
         first_gate: Gates of the stages before.
         first_grad: Distinct gradients of these.
-        roots: What is computed after its GEMM: what for, which one, and how.
+        results: What is computed after its GEMM, each with its expression.
     """
 
     index: int
@@ -68,7 +75,7 @@ class StageKernel:
     num_gates: int
     first_gate: int
     first_grad: int
-    roots: tuple[tuple[str, str, Expr], ...]
+    results: tuple[tuple[Result, Expr], ...]
 
     @property
     def projects(self) -> bool:
@@ -90,9 +97,9 @@ class StageKernel:
         """Distinct gradients."""
         return len(self.derivative.slots)
 
-    def wanted(self, *kinds: str) -> list[tuple[str, str, Expr]]:
-        """Its roots of these kinds: "state" a new one, "operand" of a later stage, "kept" for backward."""
-        return [root for root in self.roots if root[0] in kinds]
+    def results_of(self, *kinds: type[R]) -> dict[R, Expr]:
+        """Its results of these kinds."""
+        return {result: expr for result, expr in self.results if isinstance(result, kinds)}
 
 
 @lru_cache(maxsize=256)
@@ -104,24 +111,24 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
             needed after it has been replaced.
     """
     cell, derivative = lowered_cell(variant), derivative_of(variant)
-    known = [
-        (cell.known_after(new), ("state", name, new)) for name, new in zip(cell.states, cell.outputs, strict=True)
+    known: list[tuple[int, Result, Expr]] = [
+        (cell.ready_stage(new), NewState(name), new) for name, new in zip(cell.states, cell.outputs, strict=True)
     ]
-    # An operand is wanted before its stage, whenever its parts are there.
-    known += [(number, ("operand", str(number + 1), operand)) for number, operand in enumerate(cell.operands)]
-    # What is kept is computed once, where it is first of use.
-    uses = [(number, set(walk([node]))) for number, (_, _, node) in known]
-    for place, node in enumerate(derivative.kept):
-        known.append((min(number for number, inside in uses if node in inside), ("kept", str(place), node)))
+    # An operand is computed in the stage before its own.
+    known += [(number, StageOperand(number + 1), operand) for number, operand in enumerate(cell.operands)]
+    # A saved value is computed once, in the first stage that uses it.
+    uses = [(number, set(walk([node]))) for number, _, node in known]
+    for index, node in enumerate(derivative.kept):
+        known.append((min(number for number, inside in uses if node in inside), Saved(index), node))
     found: list[StageKernel] = []
     for number, stage in enumerate(cell.stages):
         before, slots = sum(part.num_gates for part in found), sum(part.num_grads for part in found)
         neighbours = stage.projects or cell.gates[before : before + len(stage.gates)] == stage.gates
         if not neighbours or (stage.projects and number < len(cell.stages) - 1):
             raise NotImplementedError(f"a cell whose stage {number} does not have its weights next to one another")
-        roots = tuple(root for after, root in known if after == number)
+        results = tuple((result, node) for after, result, node in known if after == number)
         gates = 1 if stage.projects else len(stage.gates)
-        found.append(StageKernel(number, stage, derivative.stages[number], gates, before, slots, roots))
+        found.append(StageKernel(number, stage, derivative.stages[number], gates, before, slots, results))
     _check_order(cell, found)
     return tuple(found)
 
@@ -130,12 +137,12 @@ def _check_order(cell: TracedCell, parts: Sequence[StageKernel]) -> None:
     """Refuse a cell that needs a state after it has been replaced, which all but h are as soon as they are known."""
     replaced: set[str] = set()
     for part in parts:
-        used = {node.leaf[1] for node in walk([root[2] for root in part.roots]) if node.leaf[0] == "state"}
+        used = {node.name for node in walk([expr for _, expr in part.results]) if isinstance(node, State)}
         if used & replaced:
             raise NotImplementedError(f"a cell that needs the old {used & replaced} after the new one is there")
-        replaced |= {name for kind, name, _ in part.roots if kind == "state" and name != cell.states[0]}
+        replaced |= {result.name for result in part.results_of(NewState)} - {cell.states[0]}
 
 
 def is_plain(cell: TracedCell) -> bool:
     """Whether a cell has one stage and matrices alone."""
-    return len(cell.stages) == 1 and not cell.vectors
+    return len(cell.stages) == 1 and not cell.peepholes

@@ -55,7 +55,7 @@ class Tiling:
             hidden=spec.hidden_size,
             out=spec.state_size,
             stages=stage_kernels(spec.variant),
-            vectors=len(lowered_cell(spec.variant).vectors),
+            vectors=len(lowered_cell(spec.variant).peepholes),
             item=ITEM_SIZE[spec.dtype],
             directions=spec.num_directions,
         )

@@ -203,8 +203,8 @@ class WeightGradients(BackwardEmitter):
             sums = [(p.d_x_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.from_input)]
             if not stage.projects:
                 sums += [(p.d_h_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.from_state)]
-            own = [gate for gate in self.cell.vectors if gate in stage.gate_names]
-            places = (self.cell.vectors.index(gate) for gate in own)
+            own = [gate for gate in self.cell.peepholes if gate in stage.gate_names]
+            places = (self.cell.peepholes.index(gate) for gate in own)
             sums += [(p.d_peepholes, *pair) for pair in zip(places, derivative.vectors, strict=True)]
             with f.loop(*self._own_of(stage)) as unit:
                 count = (size - unit * v.lanes).at_most(v.lanes)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fusedrnn.jit.builder import Function, Module
+from fusedrnn.jit.loader import function, load, load_once
 from fusedrnn.jit.struct import Record
+from fusedrnn.jit.target import current
 
 FIELD = Record("value", "offset")
 CONSTANT = -1
 """The ``value`` of a field that is the same at every call: its ``offset``."""
+
+
+@load_once()
+def load_fill() -> Callable[..., None]:
+    """The function that fills in fields of records."""
+    return function(load("filling", current(), build_filling), "fill", 4)
 
 
 def build_filling() -> Module:

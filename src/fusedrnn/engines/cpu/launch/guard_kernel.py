@@ -8,10 +8,14 @@ writes the blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fusedrnn.engines.cpu.launch.args_kernel import emit_fill
 from fusedrnn.jit.builder import I32, Function, Module, Value
-from fusedrnn.jit.c_function import emit_builtin
+from fusedrnn.jit.c_function import builtin, emit_builtin
+from fusedrnn.jit.loader import load, load_once
 from fusedrnn.jit.struct import Record
+from fusedrnn.jit.target import current
 
 SLOT = Record(
     "absent", "descr", "dims", "mask", "flags", "extent", "written", "into",
@@ -35,6 +39,13 @@ gives the job to a gang.
 """
 # Behind an array's data pointer: dimensions, their number and strides, base, dtype, flags.
 _DIMS, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 40, 48
+
+
+@load_once()
+def load_serve() -> Callable[..., int]:
+    """The function that runs a whole call on arrays like those before."""
+    code = load("serving", current(), build_serving)
+    return builtin("serve", code.address("builtin"), code)
 
 
 def build_serving() -> Module:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu import jobs as machine
 from fusedrnn.engines.cpu.launch import ndarray_abi as objects
-from fusedrnn.engines.cpu.launch.guard_kernel import BLOCK, SLOT
+from fusedrnn.engines.cpu.launch.guard_kernel import BLOCK, SLOT, load_serve
 from fusedrnn.engines.cpu.launch.kernel_args import OBJECTS, KernelArgs
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice
+from fusedrnn.jit.loader import Job, address
 from fusedrnn.runtime.buffers import Workspaces
-from fusedrnn.runtime.thread_pool import Team, hired, permitted, returned
+from fusedrnn.runtime.thread_pool import Team, hired, load_pool, permitted, returned
 
 Array = NDArray[Any]
 
@@ -51,7 +51,7 @@ class Prepared:
 
     def __init__(
         self,
-        job: machine.Job,
+        job: Job,
         made: KernelArgs,
         team: Team,
         workspaces: Workspaces,
@@ -71,7 +71,7 @@ class Prepared:
         found = objects.layout()
         if found is None or None in slots:
             raise Unprepared
-        self._serve = machine.serving()
+        self._serve = load_serve()
         assert len(slots) <= OBJECTS
         self._slots = np.array(slots, np.int64)
         assert self._slots.shape[1] == len(SLOT.names)
@@ -91,7 +91,7 @@ class Prepared:
             "loose_from": place["params"] if loose else 0, "loose_into": place[loose] if loose else 0,
             "wanted_from": place["dparams"] if wanted else 0, "wanted_into": place[wanted] if wanted else 0,
             "offsets": self._offsets.ctypes.data, "offset_count": len(offsets), "records_into": place["records"],
-            "job": machine.address(job), "dispatch": machine.address(machine.gang()[0]), "spins": team.spins,
+            "job": address(job), "dispatch": address(load_pool().dispatch), "spins": team.spins,
         }  # fmt: skip
         self._now = self._block(made)
         self._awake = self._now if made.awake is None else self._block(made.awake)

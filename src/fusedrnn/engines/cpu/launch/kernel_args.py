@@ -5,7 +5,7 @@ states ``h0``, ``c0``, ``h_n``, ``c_n`` and their gradients ``dh_n`` and so on; 
 ``workspace``, ``reserve`` and ``weights`` for where these begin (weights are 0 if they come as they lie), ``parts`` for
 the workspace if the input's gradient is wanted; ``tables`` for those of :mod:`fusedrnn.engines.cpu.varlen`, ``firsts``
 for the first row of each time of a packed sequence; ``records``, ``spins`` and ``seed``. The gradient of each parameter
-goes by the parameter's name, a parameter that comes as it lies by "given" and its name.
+goes by the parameter's name, a parameter that comes as it lies by "unpacked" and its name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ _GRADIENTS: dict[str, Kind] = {
     "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_projection": "h2r_weight",
     "d_peepholes": "peephole_weight", "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
 }  # fmt: skip
-_MATRICES: dict[str, Kind] = dict(zip(UNPACKED_PARAMS, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True))
+_MATRICES: dict[str, Kind] = dict(
+    zip(UNPACKED_PARAMS, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True)
+)
 _PACKED = "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias"
 SPARE = "params", "dparams", "nothing"
 """Values that no record refers to: bases of parameters as they lie and of their gradients, and one to be ignored."""
@@ -89,7 +91,7 @@ class KernelArgs:
         self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
         self.awake: KernelArgs | None = None
         self.alone: KernelArgs | None = None
-        known = (*names, "workspace", "records", "parts")
+        known = (*names, "workspace", "records", "dx_partials")
         self.place = {name: number for number, name in enumerate((*known, *SPARE))}
         self._values = struct.Struct(f"{len(known)}q")
         self.objects_at = 8 * len(self.place)
@@ -124,7 +126,8 @@ def forward_args(
         **_shared(spec, plan, layout, len(forward.CALL.names)),
         **{name: starts.ctypes.data for name, starts in shares.items()},
         "states": At("workspace", plan.states_offset), "state_stride": plan.state_stride,
-        "state_direction": plan.state_direction, "cell_offset": plan.cell_offset, "operands_offset": plan.operands_offset,
+        "state_direction": plan.state_direction, "cell_offset": plan.cell_offset,
+        "operands_offset": plan.operands_offset,
         "scratch": At("workspace", plan.scratch_offset), "scratch_stride": plan.scratch_stride,
         "h_rows_offset": plan.h_rows_offset, "gates_offset": plan.gates_offset, "gates_stride": plan.gates_stride,
         "recurrent_offset": plan.recurrent_offset, "masked_offset": plan.masked_offset, "masked_row": plan.masked_row,
@@ -150,11 +153,11 @@ def backward_args(
         **{name: starts.ctypes.data for name, starts in shares.items()},
         "block": plan.block, "add_states": At("add_states"), "add_params": At("add_params"),
         "recompute": int(bool(at["kept_size"]) and not layout.kept_row),
-        "team": At("workspace", at["team"]), "scratch": At("workspace", at["scratch"]),
+        "groups": At("workspace", at["groups"]), "scratch": At("workspace", at["scratch"]),
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
         "x_row_offsets": At("row_offsets"), "x_add": At("add_x"), "x_size": spec.input_size,
-        "part": _part(spec, plan, 0, 0), "part_step": plan.part_row * plan.batch,
-        "part_row": plan.part_row, "part_size": plan.part_size,
+        "dx_partial": _part(spec, plan, 0, 0), "dx_partial_step": plan.part_row * plan.batch,
+        "dx_partial_row": plan.part_row, "dx_partial_size": plan.part_size,
     }  # fmt: skip
     passes = [
         (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
@@ -176,7 +179,7 @@ def _matrix_names(spec: RNNSpec) -> list[str]:
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
     """Those of a pass."""
-    return {field: _parameter(spec, layer, direction, kind, "given ") for field, kind in _MATRICES.items()}
+    return {field: _parameter(spec, layer, direction, kind, "unpacked ") for field, kind in _MATRICES.items()}
 
 
 def _parameter(spec: RNNSpec, layer: int, direction: int, kind: Kind, prefix: str = "") -> int | At:
@@ -250,7 +253,9 @@ def _forward_pass(
     offset = direction * _width(spec)
     between = {"step": plan.between_row * plan.batch, "row": plan.between_row}
     source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_row_offsets": At("row_offsets")}
-    into: Fields = {"y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_row_offsets": At("row_offsets")}
+    into: Fields = {
+        "y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_row_offsets": At("row_offsets"),
+    }  # fmt: skip
     if layout is not None:
         source = {**_from_below(spec, layout, layer), "x_row_offsets": 0} if layer else source
         into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_row_offsets"), 0)
@@ -322,5 +327,5 @@ def _below(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fie
         strides = {"dx_step": At("dx_step"), "dx_row": At("dx_row"), "dx_row_offsets": At("row_offsets")}
         return {"dx": At("dx"), **strides, "add_x": At("add_x")}
     part = _part(spec, plan, layer, direction)
-    at = part if layer else At("parts", part.offset)
+    at = part if layer else At("dx_partials", part.offset)
     return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "dx_row_offsets": 0, "add_x": 0}

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu import jobs as machine
-from fusedrnn.engines.cpu.launch.args_kernel import CONSTANT
+from fusedrnn.engines.cpu.launch.args_kernel import CONSTANT, load_fill
 from fusedrnn.jit.struct import Record
 
 Array = NDArray[Any]
@@ -42,7 +41,7 @@ class Template:
         places = {name: place for place, name in enumerate(names)}
         self.count = sum(len(record.names) for record, _ in rows) + zeros
         self._fields: Array = np.zeros((self.count, 2), np.int64)
-        self.address, self._fill = self._fields.ctypes.data, machine.filling()
+        self.address, self._fill = self._fields.ctypes.data, load_fill()
         self._fields[:, 0] = CONSTANT
         number = 0
         for record, row in rows:

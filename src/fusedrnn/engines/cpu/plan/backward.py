@@ -92,8 +92,9 @@ def make_backward_plan(
         plan.shared_out(units, unit_groups), plan.shared_out(outs, unit_groups),
         plan.shared_out(units, everybody), plan.shared_out(outs, everybody),
         chunk, block,
-        layout=tuple({**team, **member, "team": team_offset, "scratch": scratch_offset}.items()),
-        progress_offset=progress_offset, zeroed=team_offset, parts_offset=parts_offset, part_size=part_size, part_row=part_row,
+        layout=tuple({**team, **member, "groups": team_offset, "scratch": scratch_offset}.items()),
+        progress_offset=progress_offset, zeroed=team_offset, parts_offset=parts_offset,
+        part_size=part_size, part_row=part_row,
         # What is read past the end of a last row must be there.
         size=round_up_to_cache_line(parts_offset + parts * part_size + 2 * tiling.panel_bytes),
         forecast=plan.forecast(problem, target, share, share_of(tiling, steps, batch, plan.ALONE), awake),

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.expr import Expr, walk
+from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
 
 Grid = tuple[int, int, int]
 """Groups of directions, or in a network of one direction of layers; of rows; of units."""
-
-# Instructions of an operation on a vector, as the kernels do them; what is not named is one.
-_INSTRUCTIONS = {"sigmoid": 27, "tanh": 25, "expm1": 24, "softplus": 60, "div": 8, "clip": 2, "leaf": 1, "const": 0}
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,8 @@ class Problem:
             kept=len(derivative.kept),
             slots=sum(stage.num_grads for stage in parts),
             stages=tuple(
-                Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects) for stage in parts
+                Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
+                for stage in parts
             ),
         )
 
@@ -140,4 +139,10 @@ def _operations(variant: Variant, way: str) -> int:
         slots = [slot for stage in derivative.stages for slot in stage.slots]
         roots = [*slots, *(state for state in derivative.states if state is not None)]
         stores = 2 * len(cell.gates) + len(slots) + len(cell.states)
-    return sum(_INSTRUCTIONS.get(node.op, 1) for node in walk(roots)) + 2 * stores
+    return sum(map(_instructions, walk(roots))) + 2 * stores
+
+
+def _instructions(node: Expr) -> int:
+    if isinstance(node, Constant):
+        return 0
+    return PRIMITIVES[node.op].instructions if isinstance(node, Operation) else 1

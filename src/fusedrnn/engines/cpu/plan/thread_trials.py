@@ -118,7 +118,7 @@ def _median(values: list[float]) -> float:
 
 
 class ThreadChoices:
-    """The thread_choices of one spec's calls: of each kind of call, by the power of four of its forecast in microseconds."""
+    """The choices of one spec: one for each kind of call and power of four of its forecast in microseconds."""
 
     def __init__(self) -> None:
         self._trends: dict[tuple[str, int], ThreadChoice] = {}

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu import jobs as machine
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.weights import pack_kernel as packing
 from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
@@ -20,7 +19,7 @@ from fusedrnn.frozen_array import is_constant
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
-from fusedrnn.runtime.fingerprint import PART
+from fusedrnn.runtime.fingerprint import PART, fingerprint_of
 from fusedrnn.runtime.thread_pool import Team
 from fusedrnn.spec import RNNSpec
 
@@ -43,7 +42,7 @@ class PackedWeights:
     Attributes:
         lease: The memory.
         source: The array that holds the parameters, if nobody can ever write to it.
-        parts: Where the parameters are, as :func:`fusedrnn.engines.cpu.jobs.fingerprint` wants it.
+        parts: Where the parameters are, as :func:`fusedrnn.runtime.fingerprint.fingerprint_of` wants it.
         fingerprint: What their content was.
         training: Whether what backward needs is there too.
         matrices: A 0 for each parameter: they are not needed as they lie.
@@ -172,7 +171,7 @@ class WeightCache:
             if found is not None and training and not found.training:
                 found = None
             same = found is not None and constant is not None and found.source is constant
-            if found is None or (not same and found.fingerprint != machine.fingerprint(found.parts)):
+            if found is None or (not same and found.fingerprint != fingerprint_of(found.parts)):
                 found = None  # so that its memory can serve again
                 found = self._pack(addresses, training, team, constant)
             known[addresses] = found
@@ -196,13 +195,13 @@ class WeightCache:
                 if not begin:
                     ctypes.memset(int(copy), 0, int(length))
             parts = parts[parts[:, BEGIN] != 0]
-        fingerprint = machine.fingerprint(parts)
+        fingerprint = fingerprint_of(parts)
         self._run(self._tasks[training], lease.address, flat, team, 2 * size)
         parts[:, COPY] = 0
         return PackedWeights(lease, constant, parts, fingerprint, training, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: Team, size: int) -> None:
-        job = machine.packing(self._spec.dtype, self._target)
+        job = packing.load_pack(self._spec.dtype, self._target)
         for members in (team.threads if size > _WORTH_A_JOB else 1, 1):
             call = (ctypes.c_int64 * len(packing.CALL.names))(tasks.ctypes.data, len(tasks), members, flat, packed)
             if members == 1:

@@ -77,7 +77,9 @@ class PackedLayout:
         ahead, after = len(forward[0]), len(backward[0])
         behind = ahead * len(forward)
         passes = tuple(
-            PackedWeightsOffsets(*places[ahead * n : ahead * (n + 1)], *places[behind + after * n : behind + after * (n + 1)])
+            PackedWeightsOffsets(
+                *places[ahead * n : ahead * (n + 1)], *places[behind + after * n : behind + after * (n + 1)]
+            )
             for n in range(len(forward))
         )
         return cls(passes, back=places[behind], flat=end, size=end + round_up_to_cache_line(spec.layout.size * g.item))

@@ -9,6 +9,7 @@ there. Zeros stand where units or columns are missing at the end.
 from __future__ import annotations
 
 from fusedrnn.jit.builder import Function, Module, Value
+from fusedrnn.jit.loader import Job, function, load, load_once
 from fusedrnn.jit.struct import Record
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
@@ -19,6 +20,12 @@ TASK = Record("kind", "source", "also", "columns", "panels", "into", "gates", "h
 gates, each of so many units, in so many vectors. ``depth`` is the rows of a panel for backward, which may be those of
 several matrices."""
 FORWARD, BACKWARD, SUM, ZEROS = 0, 1, 2, 3
+
+
+@load_once(32)
+def load_pack(dtype: str, target: Target) -> Job:
+    """The job that packs weights of a float type."""
+    return function(load(f"packing_{dtype}", target, build_packing, dtype, target), "pack", 2)
 
 
 def build_packing(dtype: str, target: Target) -> Module:
