@@ -40,7 +40,7 @@ def prepare(settings: Settings, text: Path | None) -> Corpus:
         ValueError: If the text cannot be read or is too short.
     """
     if importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError("the example needs PyTorch: pip install 'fusedrnn[bench,torch]'")
+        raise ModuleNotFoundError("the example needs PyTorch: pip install -e '.[figures,torch]'")
     corpus = load(text)
     corpus.check(settings.batch, settings.length)
     return corpus

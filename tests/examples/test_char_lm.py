@@ -449,4 +449,4 @@ def test_a_missing_torch_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     result = run(*QUICK)
     assert result.exit_code == 2
-    assert result.output.strip() == "error: the example needs PyTorch: pip install 'fusedrnn[bench,torch]'"
+    assert result.output.strip() == "error: the example needs PyTorch: pip install -e '.[figures,torch]'"
