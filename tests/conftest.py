@@ -14,9 +14,8 @@ from hypothesis import settings
 
 from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
-from fusedrnn.jit import target as targets
-from fusedrnn.runtime import buffers as workspace
-from fusedrnn.runtime import thread_pool as threads
+from fusedrnn.jit.host import current_target
+from fusedrnn.runtime import buffers, thread_pool
 
 process_state.reset()
 
@@ -68,20 +67,20 @@ def kernel_cache(tmp_path_factory, worker_id):
 def target(request, monkeypatch):
     """Each target in turn, in force."""
     monkeypatch.setenv("FUSEDRNN_TARGET", request.param)
-    return targets.current()
+    return current_target()
 
 
 @pytest.fixture
 def traced(monkeypatch):
     """All buffers are NumPy's, whose memory tracemalloc knows of; of large pages it knows nothing."""
-    monkeypatch.setattr(workspace, "_WORTH_PAGES", sys.maxsize)
+    monkeypatch.setattr(buffers, "_WORTH_PAGES", sys.maxsize)
 
 
 @pytest.fixture
 def poisoned(monkeypatch):
     """New arrays, packed weights, reserves and scratch begin as NaN: what is read before it is written shows."""
-    plain_empty, plain_aligned = np.empty, workspace.aligned_empty
-    plain_take, plain_lease = workspace.Workspaces.take, workspace.Pool.lease
+    plain_empty, plain_aligned = np.empty, buffers.aligned_empty
+    plain_acquire, plain_lease = buffers.Workspaces.acquire, buffers.BufferPool.lease
 
     def fill(array):
         if array.dtype.kind in "biuf":
@@ -94,8 +93,8 @@ def poisoned(monkeypatch):
     def aligned_empty(shape, dtype):
         return fill(plain_aligned(shape, dtype))
 
-    def take(self, size):
-        scratch = plain_take(self, size)
+    def acquire(self, size):
+        scratch = plain_acquire(self, size)
         fill(scratch.buffer)
         return scratch
 
@@ -105,10 +104,10 @@ def poisoned(monkeypatch):
         return lent
 
     monkeypatch.setattr(np, "empty", empty)
-    for module in (workspace, threads):
+    for module in (buffers, thread_pool):
         monkeypatch.setattr(module, "aligned_empty", aligned_empty)
-    monkeypatch.setattr(workspace.Workspaces, "take", take)
-    monkeypatch.setattr(workspace.Pool, "lease", lease)
+    monkeypatch.setattr(buffers.Workspaces, "acquire", acquire)
+    monkeypatch.setattr(buffers.BufferPool, "lease", lease)
 
 
 @pytest.fixture

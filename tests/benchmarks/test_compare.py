@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fusedrnn.bench.results import FUSED
 from fusedrnn.bench.peers import __main__ as command
 from fusedrnn.bench.peers import environments, process, revision, team
 from fusedrnn.bench.peers.environments import PEERS, Environment, Peer
@@ -22,11 +21,12 @@ from fusedrnn.bench.peers.process import PeerError, PeerProcess
 from fusedrnn.bench.peers.table import failures, rivals_table
 
 import fusedrnn
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.bench import contenders, peaks, runner
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.report import report
+from fusedrnn.bench.results import FUSED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.tables import duration, summary
 from fusedrnn.bench.timing import LATENCY, ONE_SAMPLE_SECONDS, ContenderFailed, Timing, alternate
@@ -390,8 +390,8 @@ def test_a_folder_that_is_no_environment_stays(tmp_path, monkeypatch):
 
 def test_a_workers_python_is_not_led_to_ours(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "somewhere")
-    assert "PYTHONPATH" not in config.child_environment({})
-    assert config.child_environment({"PYTHONPATH": "elsewhere"})["PYTHONPATH"] == "elsewhere"
+    assert "PYTHONPATH" not in env.child_environment({})
+    assert env.child_environment({"PYTHONPATH": "elsewhere"})["PYTHONPATH"] == "elsewhere"
 
 
 # Revisions

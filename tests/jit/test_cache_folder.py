@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from answering import TARGET, Builder, answer
 
-from fusedrnn import RNNOp, RNNSpec
-from fusedrnn import env as config
+from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
 from fusedrnn.jit import cache_folder as folder
 from fusedrnn.jit import object_cache as cache
@@ -28,7 +27,7 @@ PLANTED, OWN = 666, 42
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(config, "_warned", set())
+    monkeypatch.setattr(env, "_warned", set())
     for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -352,7 +351,7 @@ def test_other_users_processes(kept, tmp_path):
             path.chmod(path.stat().st_mode | stat.S_IXOTH)
     for path in (kept.parent, kept, the_file(kept)):
         os.chown(path, OTHER_USER, OTHER_USER)
-    tests, sources = str(Path(__file__).parents[1] / "support"), str(Path(config.__file__).parents[1])
+    tests, sources = str(Path(__file__).parents[1] / "support"), str(Path(env.__file__).parents[1])
     paths = os.pathsep.join((tests, sources, os.environ.get("PYTHONPATH", "")))
     for user, expected, warned in ((OTHER_USER, PLANTED, False), (OTHER_USER + 1, OWN, True)):
         kept.parent.chmod(0o755)

@@ -14,12 +14,12 @@ import pytest
 from answering import TARGET, Builder, answer
 from llvmlite import ir
 
-from fusedrnn import RNNOp, RNNSpec
-from fusedrnn import env as config
+from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.jit import object_cache as cache
 from fusedrnn.jit import sources
-from fusedrnn.jit import target as targets
 from fusedrnn.jit.builder import Declared, Function, Signature
+from fusedrnn.jit.host import current_target, emulated
+from fusedrnn.jit.target import known_targets
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_code_that_calls_other_code(folder):
         for _ in range(2):
             f.call(Declared(module, answering), f.arguments[0])
         f.store(f.load(f.arguments[0]) + 1, f.arguments[0])
-        f.done()
+        f.ret()
         return module
 
     for build in (Builder(), Builder(number=0)):  # compiled, then as it is on disk
@@ -101,7 +101,7 @@ def test_damaged_files_are_remade(folder, damage):
 
 def test_a_file_under_another_name_is_remade(folder):
     """Another kernel's file, as good as it is, is not this kernel's: by name, by target, by key."""
-    others = [("other", TARGET), ("answer", targets.emulated(TARGET))]
+    others = [("other", TARGET), ("answer", emulated(TARGET))]
     for name, target in others:
         cache.load(name, target, Builder(1))
     other_files = [path.read_bytes() for path in folder.iterdir()]
@@ -171,8 +171,8 @@ def test_no_home(monkeypatch):
 
     for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config.Path, "expanduser", homeless)
-    assert config.cache_directory() is None
+    monkeypatch.setattr(env.Path, "expanduser", homeless)
+    assert env.cache_directory() is None
     assert answer(cache.load("answer", TARGET, Builder())) == 42
 
 
@@ -188,11 +188,11 @@ def test_empty_keeps_none(tmp_path, monkeypatch, value):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("other", [target for target in targets.known()[:-1]], ids=lambda target: target.name)
+@pytest.mark.parametrize("other", [target for target in known_targets()[:-1]], ids=lambda target: target.name)
 def test_key_holds_the_target(folder, other):
-    generic = targets.known()[-1]
+    generic = known_targets()[-1]
     assert cache._key("answer", generic) != cache._key("answer", other)
-    assert cache._key("answer", generic) != cache._key("answer", targets.emulated(generic))
+    assert cache._key("answer", generic) != cache._key("answer", emulated(generic))
     assert cache._key("answer", other) != cache._key("answer", replace(other, features="+avx512fp16"))
     assert cache._key("answer", other) != cache._key("other", other)
 
@@ -323,8 +323,8 @@ def test_processes_at_once(folder, monkeypatch):
 
     monkeypatch.setattr(cache, "compile_module", refuse)
     for path in folder.iterdir():
-        name = path.name.split(f"-{targets.current().name}-")[0]
-        cache.load(name, targets.current(), refuse)
+        name = path.name.split(f"-{current_target().name}-")[0]
+        cache.load(name, current_target(), refuse)
     spec = RNNSpec("gru", 3, 16)
     y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
     assert float(y.sum()) == float(results[0][0])

@@ -5,10 +5,10 @@ import ctypes
 import numpy as np
 from llvmlite import ir
 
-from fusedrnn.jit import target as targets
 from fusedrnn.jit.builder import Function
+from fusedrnn.jit.host import available_targets
 
-TARGET = targets.available()[0]
+TARGET = available_targets()[0]
 
 
 class Builder:
@@ -22,7 +22,7 @@ class Builder:
         module = ir.Module("answer")
         f = Function(module, "answer", ["into"], exported=True)
         f.store(self.number, f.arguments[0])
-        f.done()
+        f.ret()
         return module
 
 

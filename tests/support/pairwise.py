@@ -9,16 +9,17 @@ import os
 from collections import defaultdict
 from itertools import combinations
 
-from fusedrnn.jit import target as targets
+from fusedrnn.jit.host import available_targets
+from fusedrnn.jit.target import known_targets
 from fusedrnn.spec import DTYPES, MODES
 
-NATIVE = targets.available()[0].name
+NATIVE = available_targets()[0].name
 
 
 def target_names():
     """Every target of this processor's family, those that it lacks emulated."""
-    native = targets.available()
-    return [target.name if target in native else f"{target.name}-emulated" for target in targets.known()]
+    native = available_targets()
+    return [target.name if target in native else f"{target.name}-emulated" for target in known_targets()]
 
 
 def reduce(items):

@@ -17,8 +17,8 @@ from fusedrnn.bench.results import FUSED, IN_TORCH, OURS, TORCH, UNPACKED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.tables import published_percent
 from fusedrnn.bench.timing import Timing
+from fusedrnn.jit.host import cache_sizes, current_target, processor_name
 from fusedrnn.jit.object_cache import cache_directory
-from fusedrnn.jit.target import cache_sizes, current, processor_name
 from fusedrnn.spec import RNNSpec
 
 _PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
@@ -95,7 +95,7 @@ def _timing_report(timing: Timing, steps: int) -> dict[str, Any]:
 
 def environment_report() -> dict[str, Any]:
     """Everything about this machine and process that a figure depends on."""
-    target = current()
+    target = current_target()
     directory = cache_directory()
     blas = {
         f"{library['internal_api']} {library['version']}"

@@ -13,7 +13,7 @@ from fusedrnn.cli import warmup as warmup_command
 from fusedrnn.cli.bench import bench
 from fusedrnn.cli.console import fail
 from fusedrnn.cli.options import ALL_MODES, Dtype, Modes, Threads
-from fusedrnn.jit.target import current
+from fusedrnn.jit.host import current_target
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 def check_environment() -> None:
     """Fused recurrent networks on the CPU: measure them, show the machine, compile kernels ahead of time."""
     try:
-        current(), env.debug(), env.num_threads()
+        current_target(), env.debug(), env.num_threads()
     except ValueError as error:
         fail(str(error))
 

@@ -24,7 +24,8 @@ from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.cost import Cost, Machine, compared, predict
 from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
-from fusedrnn.jit.target import Target, current, suited
+from fusedrnn.jit.host import current_target, target_for
+from fusedrnn.jit.target import Target
 from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import Case
@@ -99,7 +100,7 @@ class _MeasuredRates:
 
 
 def _print_machine(console: Console, dtype: str, rates: _MeasuredRates) -> None:
-    target = current()
+    target = current_target()
     assumed = Machine.of(target)
     measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
@@ -115,7 +116,7 @@ def _print_partitions(
     console: Console, config: PlanConfig, case: Case, mode: str, pass_name: str, rates: _MeasuredRates
 ) -> None:
     spec = case.spec(mode, config.dtype)
-    target = suited(spec.hidden_size, spec.dtype)
+    target = target_for(spec.hidden_size, spec.dtype)
     assumed = Machine.of(target)
     measured = rates.of(assumed, target, config.dtype)
     problem = Problem.of(spec, target, case.T, case.N, pass_name)

@@ -21,7 +21,7 @@ class _Method(ctypes.Structure):
     )  # fmt: skip
 
 
-def emit_builtin(module: Module, function: Function, objects: Collection[int] = ()) -> None:
+def emit_c_function(module: Module, function: Function, objects: Collection[int] = ()) -> None:
     """An entry ``builtin`` to a function of integers that returns one.
 
     The arguments numbered in ``objects`` are any objects, which the function is given by their addresses. Other threads
@@ -36,7 +36,7 @@ def emit_builtin(module: Module, function: Function, objects: Collection[int] = 
     thread = f.intrinsic("PyEval_SaveThread", I64, [])
     result = f.result(function, *values)
     f.intrinsic("PyEval_RestoreThread", VOID, [thread])
-    f.done(f.intrinsic("PyLong_FromLongLong", I64, [result]))
+    f.ret(f.intrinsic("PyLong_FromLongLong", I64, [result]))
 
 
 def builtin(name: str, address: int, code: object) -> Callable[..., int]:

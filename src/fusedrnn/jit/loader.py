@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from fusedrnn.jit import object_cache
 from fusedrnn.jit.builder import Module
-from fusedrnn.jit.object_cache import MachineCode
+from fusedrnn.jit.object_cache import LoadedObject
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 
@@ -24,10 +24,10 @@ lock = Lock(guards_fork=True)
 
 def load(
     name: str, target: Target, build: Callable[..., Module], *arguments: Any, links: Sequence[bytes] = ()
-) -> MachineCode:
+) -> LoadedObject:
     """Load the code that ``build(*arguments)`` emits, linked with the object files ``links``."""
     with lock:
-        return MachineCode(name, target, fetch(name, target, build, *arguments), links)
+        return LoadedObject(name, target, fetch(name, target, build, *arguments), links)
 
 
 def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: Any) -> bytes:
@@ -36,7 +36,7 @@ def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: A
         return object_cache.fetch(name, target, lambda: build(*arguments))
 
 
-def function(code: MachineCode, name: str, arguments: int) -> Callable[..., None]:
+def function(code: LoadedObject, name: str, arguments: int) -> Callable[..., None]:
     """A function of that many integers. Calling it releases the interpreter's lock."""
     prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
     with lock:

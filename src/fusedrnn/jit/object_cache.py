@@ -9,6 +9,7 @@ to is used, see :mod:`fusedrnn.jit.cache_folder`; where there is none, kernels s
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import time
@@ -20,12 +21,14 @@ import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.jit import sources
 from fusedrnn.jit.cache_folder import Folder, UntrustedError
 from fusedrnn.jit.target import Target
 
-cache_directory = config.cache_directory
+logger = logging.getLogger(__name__)
+
+cache_directory = env.cache_directory
 
 _FORMAT = b"fusedrnn object file 2\n"
 _DIGEST = hashlib.sha256().digest_size
@@ -40,7 +43,7 @@ _LARGEST_FILE = 64 << 20
 _STALE = 3600.0
 
 
-class MachineCode:
+class LoadedObject:
     """Functions in executable memory, callable by address for as long as this object lives."""
 
     def __init__(self, name: str, target: Target, image: bytes, needs: Sequence[bytes] = ()) -> None:
@@ -60,19 +63,19 @@ class MachineCode:
         return int(found)
 
 
-def load(name: str, target: Target, build: Callable[[], ir.Module], needs: Sequence[bytes] = ()) -> MachineCode:
+def load(name: str, target: Target, build: Callable[[], ir.Module], needs: Sequence[bytes] = ()) -> LoadedObject:
     """The code of that name, ready to run; functions that its module only declares are in the object files it needs."""
-    return MachineCode(name, target, fetch(name, target, build), needs)
+    return LoadedObject(name, target, fetch(name, target, build), needs)
 
 
 def fetch(name: str, target: Target, build: Callable[[], ir.Module]) -> bytes:
     """The object file of that name for that target: from the disk if it is there, else what ``build`` makes."""
-    path = config.cache_directory()
+    path = env.cache_directory()
     key = _key(name, target) if path else None
     if path is None or key is None:
         return compile_module(build(), target)
     file = f"{name}-{target.name}-{key}.o"
-    image = _read(path, file) if config.debug() < 3 else None
+    image = _read(path, file) if env.debug() < 3 else None
     if image is None:
         image = compile_module(build(), target)
         _write(path, file, image)
@@ -82,10 +85,10 @@ def fetch(name: str, target: Target, build: Callable[[], ir.Module]) -> bytes:
 def compile_module(module: ir.Module, target: Target) -> bytes:
     """An object file. No vectorizer or unroller: the vectors are explicit, the loops are as they should be."""
     parsed, machine = optimize(module, target)
-    if config.debug() >= 3:
-        config.report(f"LLVM IR of {module.name} for {target.name}\n{parsed}")
-    if config.debug() >= 4:
-        config.report(f"assembly of {module.name} for {target.name}\n{machine.emit_assembly(parsed)}")
+    if env.debug() >= 3:
+        logger.info(f"LLVM IR of {module.name} for {target.name}\n{parsed}")
+    if env.debug() >= 4:
+        logger.info(f"assembly of {module.name} for {target.name}\n{machine.emit_assembly(parsed)}")
     return bytes(machine.emit_object(parsed))
 
 
@@ -143,7 +146,7 @@ def _read(path: Path, file: str) -> bytes | None:
             try:
                 content = folder.read(file, _LARGEST_FILE)
             except UntrustedError as error:
-                config.warn_once(str(path), f"fusedrnn compiles a kernel again that it does not load: {error}.")
+                env.warn_once(str(path), f"fusedrnn compiles a kernel again that it does not load: {error}.")
     except UntrustedError as error:
         _warn_memory_only(path, error)
     except OSError:
@@ -168,7 +171,7 @@ def _write(path: Path, file: str, image: bytes) -> None:
 
 
 def _warn_memory_only(path: Path, error: UntrustedError) -> None:
-    config.warn_once(
+    env.warn_once(
         str(path),
         f"fusedrnn keeps compiled kernels in memory and loads none from {path}, where another user could have placed "
         f"code: {error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an empty string.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fusedrnn.jit.builder import Function, Value
 
 
-class Record:
+class Struct:
     """A block of 64-bit integers with named places, shared between Python and machine code."""
 
     def __init__(self, *names: str) -> None:
@@ -20,7 +20,7 @@ class Record:
 class Fields:
     """The fields of a record in memory, loaded where they are mentioned."""
 
-    def __init__(self, record: Record, function: Function, address: Value) -> None:
+    def __init__(self, record: Struct, function: Function, address: Value) -> None:
         self._record, self._function, self._address = record, function, address
 
     def __getattr__(self, name: str) -> Value:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
-from fusedrnn import env as config
+from fusedrnn import env
 
 ITEM_SIZE = {"float32": 4, "float64": 8}
 # Processors, by LLVM's names, that work on vectors of 512 bits in halves, one after the other.
@@ -108,7 +108,7 @@ def current() -> Target:
     Raises:
         ValueError: If the variable names no target, or one that this processor lacks.
     """
-    asked = config.target()
+    asked = env.target()
     if not asked:
         return available()[0]
     for target in known():
@@ -133,7 +133,7 @@ def suited(hidden_size: int, dtype: str) -> Target:
     Where half a vector costs half as much it is taken if so many more lanes of the last vector would be empty.
     """
     target = current()
-    if config.target() or _host_name() not in _HALF_FOR_HALF:
+    if env.target() or _host_name() not in _HALF_FOR_HALF:
         return target
     halves = [other for other in available() if 2 * other.vector_bits == target.vector_bits and other.registers == 32]
     for half in halves:

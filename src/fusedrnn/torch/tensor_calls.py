@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from fusedrnn.engines.pointers import NOWHERE, ByAddress, Strided, Wanted
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.runtime.thread_pool import Team
+from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import saving
 from fusedrnn.torch.memory import torch_errors
@@ -164,7 +164,7 @@ def _run(
     x: Tensor,
     states: States | None,
     packed: Any,
-    crew: Team,
+    crew: ThreadTeam,
     record: Any = None,
     reserve: int = 0,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -253,7 +253,7 @@ def _places(weights: Weights) -> tuple[int, ...]:
     return tuple([0 if weight is None else weight.data_ptr() for weight in weights])
 
 
-def _weights(network: Network, problem: Problem, weights: Weights, training: bool, crew: Team) -> Any:
+def _weights(network: Network, problem: Problem, weights: Weights, training: bool, crew: ThreadTeam) -> Any:
     # What is packed goes with the memory, not with the tensor: torch.utils.swap_tensors refuses tensors that somebody
     # refers to weakly.
     owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]

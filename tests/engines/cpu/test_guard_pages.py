@@ -14,7 +14,7 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 
 pytestmark = [
@@ -46,7 +46,7 @@ def threads(request):
 
 @pytest.fixture
 def fenced_buffers(side, monkeypatch):
-    """Packed weights, reserves, workspace, final states and new gradients lie beside protected pages, too."""
+    """Packed weights, reserves, buffers, final states and new gradients lie beside protected pages, too."""
     plain = np.empty
 
     def aligned_empty(shape, dtype):
@@ -55,7 +55,7 @@ def fenced_buffers(side, monkeypatch):
     def empty(shape, dtype=float, **options):
         return plain(shape, dtype, **options) if np.dtype(dtype).kind != "f" else fenced(shape, dtype, side)
 
-    monkeypatch.setattr(workspace, "aligned_empty", aligned_empty)
+    monkeypatch.setattr(buffers, "aligned_empty", aligned_empty)
     monkeypatch.setattr(np, "empty", empty)
 
 

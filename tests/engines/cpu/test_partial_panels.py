@@ -32,7 +32,7 @@ def compiled(name, target, emit):
         gemm = emit(module)
         f = Function(module, "go", [f"argument{number}" for number in range(len(gemm.arguments))], exported=True)
         f.call(gemm, *f.arguments)
-        f.done()
+        f.ret()
         return module
 
     count = len(emit(Module(name)).arguments)
