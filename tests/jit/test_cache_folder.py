@@ -15,7 +15,7 @@ from answering import TARGET, Builder, answer
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
 from fusedrnn.jit import cache_folder as folder
-from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import loader, object_cache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no owners and modes here to be checked")
 as_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="only root can give files away")
@@ -38,7 +38,7 @@ def kept(tmp_path, monkeypatch):
     path = tmp_path / "way" / "kept"
     path.parent.mkdir(mode=0o700)
     monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(path))
-    cache.load("answer", TARGET, Builder(PLANTED))
+    loader.load("answer", TARGET, Builder(PLANTED))
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     return path
 
@@ -49,7 +49,7 @@ def the_file(path):
 
 
 def load():
-    return answer(cache.load("answer", TARGET, Builder(OWN)))
+    return answer(loader.load("answer", TARGET, Builder(OWN)))
 
 
 def assert_refused(culprit, *reasons):
@@ -209,10 +209,10 @@ def test_a_system_without_owners(kept, monkeypatch):
     file = the_file(kept)
     file.write_bytes(b"damaged")
     build = Builder(OWN)
-    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [OWN, OWN]
+    assert [answer(loader.load("answer", TARGET, build)) for _ in range(2)] == [OWN, OWN]
     assert build.calls == 1
-    monkeypatch.setattr(cache, "_MOST_FILES", 1)
-    cache.load("other", TARGET, Builder())
+    monkeypatch.setattr(object_cache, "_MAX_FILES", 1)
+    loader.load("other", TARGET, Builder())
     assert the_file(kept).name.startswith("other-")
     monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(kept / "new" / "deep"))
     assert load() == OWN
@@ -228,7 +228,7 @@ def test_a_file_that_others_can_write_to(kept, mode):
         assert load() == OWN
     assert len(said) == 1
     assert stat.S_IMODE(the_file(kept).stat().st_mode) == 0o600
-    assert answer(cache.load("answer", TARGET, Builder(1))) == OWN
+    assert answer(loader.load("answer", TARGET, Builder(1))) == OWN
 
 
 def make_fifo(path):
@@ -263,7 +263,7 @@ def test_what_is_no_regular_file(kept, make):
     make(file)
     assert load() == OWN
     assert stat.S_ISREG(file.lstat().st_mode)
-    assert answer(cache.load("answer", TARGET, Builder(1))) == OWN
+    assert answer(loader.load("answer", TARGET, Builder(1))) == OWN
 
 
 def test_a_file_too_large_to_be_a_kernel(kept):
@@ -336,10 +336,10 @@ def test_the_home_of_another_user(kept, tmp_path, monkeypatch):
 VICTIM = """
 import os, sys
 from answering import TARGET, Builder, answer
-from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import loader, object_cache
 os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
 os.environ["FUSEDRNN_CACHE_DIR"] = sys.argv[2]
-print(answer(cache.load("answer", TARGET, Builder(42))))
+print(answer(loader.load("answer", TARGET, Builder(42))))
 """
 
 

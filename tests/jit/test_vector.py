@@ -6,7 +6,7 @@ from functools import cache as remembered
 import numpy as np
 import pytest
 
-from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import compiler, loader
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.host import emulated
 from fusedrnn.jit.target import known_targets
@@ -36,7 +36,7 @@ def build(target, dtype):
 @remembered
 def compiled(target, dtype):
     """That module's code, and its functions."""
-    code = cache.LoadedObject("vector", target, cache.compile_module(build(target, dtype), target))
+    code = loader.LoadedObject("vector", target, compiler.compile_module(build(target, dtype), target))
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
     return code, {name: kind(code.address(name)) for name in OPERATIONS}
 
@@ -193,7 +193,7 @@ def test_store_first(dtype, count, target):
     source, into, lanes = f.arguments
     v.store_masked(v.load(source, align=v.item), into, lanes)
     f.ret()
-    code = cache.LoadedObject("store_masked", target, cache.compile_module(module, target))
+    code = loader.LoadedObject("store_masked", target, compiler.compile_module(module, target))
     count = min(count, v.lanes)
     x, y = np.arange(1, v.lanes + 1, dtype=dtype), np.zeros(v.lanes, dtype)
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(code.address("store"))(x.ctypes.data, y.ctypes.data, count)

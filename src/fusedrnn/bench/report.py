@@ -17,8 +17,8 @@ from fusedrnn.bench.results import FUSED, IN_TORCH, OURS, TORCH, UNPACKED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.tables import published_percent
 from fusedrnn.bench.timing import Timing
+from fusedrnn.env import cache_directory
 from fusedrnn.jit.host import cache_sizes, current_target, processor_name
-from fusedrnn.jit.object_cache import cache_directory
 from fusedrnn.spec import RNNSpec
 
 _PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")

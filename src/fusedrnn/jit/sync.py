@@ -131,7 +131,7 @@ def emit_barrier(module: ir.Module, wait: Function) -> Function:
 
 def emit_wait_for_progress(module: ir.Module, wait: Function) -> Function:
     """A function of (progress, steps, spins): return once what lies there says that so many steps are done."""
-    f = Function(module, "reach", ["progress", "steps", "spins"])
+    f = Function(module, "wait_for_progress", ["progress", "steps", "spins"])
     progress, steps, spins = f.arguments
     with f.forever() as done:
         reached = atomic_load(f, progress)
@@ -141,7 +141,7 @@ def emit_wait_for_progress(module: ir.Module, wait: Function) -> Function:
     return f
 
 
-def tell(f: Function, progress: Value, steps: Value) -> None:
+def publish_progress(f: Function, progress: Value, steps: Value) -> None:
     """Let those who wait know that so many steps are done."""
     atomic_store(f, progress, steps)
     wake(f, progress, progress + CACHE_LINE)

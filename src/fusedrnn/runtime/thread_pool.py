@@ -166,13 +166,13 @@ class ThreadTeam:
         self._ended, self._worked, self._close = 0.0, 0.0, 0
         self.spins = _CROWDED_SPINS if threads > env.processors() else _BUSY_SPINS
 
-    def begin(self) -> bool:
+    def note_call_start(self) -> bool:
         """Whether a call that begins now finds the threads awake, or is one of so many that they should be."""
         now = perf_counter()
         self._close = self._close + 1 if now - self._ended < _CLOSE else 0
         return now - self._worked < _AWAKE or self._close >= _SEVERAL
 
-    def end(self, members: int) -> None:
+    def note_call_end(self, members: int) -> None:
         """A call has ended that so many of them ran."""
         self._ended = now = perf_counter()
         if members > 1:

@@ -17,7 +17,7 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
 from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
 from fusedrnn.engines.cpu.kernels.gemm import _UNROLL, _UNROLL_OF_PART, GEMM, GEMM_TN
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
-from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import compiler
 from fusedrnn.jit.target import Target, is_x86, known_targets
 from fusedrnn.spec import DTYPES, MODES
 
@@ -49,7 +49,7 @@ def shared_functions(kind, dtype, target):
 
 
 def parsed(module, target):
-    text = cache.assembly(module, target)
+    text = compiler.assembly(module, target)
     found = re.findall(r"^(\w+):\n(.*?)^\.Lfunc_end\d+:$", text, re.MULTILINE | re.DOTALL)
     return {name: [line.strip() for line in body.splitlines()] for name, body in found}
 

@@ -179,7 +179,9 @@ class WeightCache:
                 known.popitem(last=False)
             return found
 
-    def _pack(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, constant: Array | None) -> PackedWeights:
+    def _pack(
+        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, constant: Array | None
+    ) -> PackedWeights:
         layout = self.layout
         size = self._spec.layout.size * self._tiling.item
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
