@@ -145,8 +145,8 @@ def test_options():
 
 def test_the_command(tmp_path, without_onednn):
     arguments = ("bench", "--cases", "tiny", "--modes", "gru", "--phases", "training", "--seconds", 0, "--threads", 1)
-    named = ("--backends", "cpu,onednn,reference")
-    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *named, "--json", tmp_path / "rows.json")])
+    options = ("--backends", "cpu,onednn,reference", "--json", tmp_path / "rows.json")
+    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, *options)])
     assert result.exit_code == 0, result.output
     assert "tiny GRU-Training" in result.output and "declines" in result.output
     assert "onednn: no such library" in result.output

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from bench_rows import Clock
 
-from fusedrnn.bench.timing import NO_WARM_UP_SECONDS, ONE_SAMPLE_SECONDS, SAMPLE_SECONDS, Timing, alternate
+from fusedrnn.bench.timing import (
+    LATENCY,
+    NO_WARM_UP_SECONDS,
+    ONE_SAMPLE_SECONDS,
+    SAMPLE_SECONDS,
+    ContenderFailed,
+    Timing,
+    alternate,
+)
 
 
 def test_timing_alternates():
@@ -59,3 +67,44 @@ def test_something_is_done_before_every_turn():
     calls = {"A": clock.call("A", 1.0), "B": clock.call("B", 1.0)}
     alternate(calls, 0.0, pause=0, before_turn=lambda: clock.log.append("-"), clock=clock)
     assert "".join(clock.log) == "-A-B" * 3
+
+
+class Far:
+    """A remote call that reports given seconds."""
+
+    def __init__(self, warm: float, *seconds: float) -> None:
+        self.warm, self._seconds, self.asked = warm, list(seconds), []
+
+    def time(self, calls):
+        self.asked.append(calls)
+        if not self._seconds:
+            raise ContenderFailed("gone")
+        return [self._seconds.pop(0) if len(self._seconds) > 1 else self._seconds[0]] * calls
+
+
+def test_a_call_elsewhere_reports_its_own_seconds():
+    far = Far(0.5, 0.25)
+    timings, results = alternate({"here": lambda: 7, "far": far}, 0.0, pause=0.0)
+    assert timings["far"].seconds == (0.25, 0.25) and far.asked == [1, 1]
+    assert results == {"here": 7, "far": None}
+
+
+def test_a_long_call_elsewhere_counts_from_its_load():
+    far = Far(ONE_SAMPLE_SECONDS, 1.0)
+    timings, _ = alternate({"far": far}, 0.0, single_sample=["far"], pause=0.0)
+    assert timings["far"].seconds == (ONE_SAMPLE_SECONDS,) and not far.asked
+
+
+def test_a_lost_call_does_not_end_the_others():
+    said = {}
+    calls = {"far": Far(0.5), "here": lambda: 7}
+    timings, _ = alternate(calls, 0.0, pause=0.0, on_failure=lambda who, error: said.update({who: str(error)}))
+    assert timings.keys() == {"here"} and said == {"far": "gone"}
+    with pytest.raises(ContenderFailed):
+        alternate({"far": Far(0.5)}, 0.0, pause=0.0)
+
+
+def test_short_calls_have_percentiles_and_long_ones_do_not():
+    timings, _ = alternate({"short": Far(1e-5, 1e-5), "long": Far(0.5, LATENCY)}, 0.0, pause=0.0)
+    assert timings["short"].p50 == timings["short"].p99 == pytest.approx(1e-5)
+    assert timings["long"].p50 is None and timings["long"].p99 is None

@@ -1,4 +1,4 @@
-"""Rivals run in processes of their own, are checked before they are timed, and fail without failing the others."""
+"""Comparisons: peers run in processes of their own, are checked before timing, and fail without the others failing."""
 
 from __future__ import annotations
 
@@ -13,51 +13,52 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fusedrnn.bench.peers import __main__ as command
-from fusedrnn.bench.peers import environments, process, revision, team
-from fusedrnn.bench.peers.environments import PEERS, Environment, Peer
-from fusedrnn.bench.peers.problems import read_results, write_problem
-from fusedrnn.bench.peers.process import PeerError, PeerProcess
-from fusedrnn.bench.peers.table import failures, rivals_table
+from typer.testing import CliRunner
 
 import fusedrnn
-from fusedrnn import env
-from fusedrnn.bench import contenders, peaks, runner
+from benchmarks.compare.__main__ import app, choose_peers
+from benchmarks.compare.runner import ComparedRow, Comparison, comparison_report, run
+from benchmarks.compare.table import compared_table, summary
+from benchmarks.peers import __main__ as command
+from benchmarks.peers import environments, process, processes, revision
+from benchmarks.peers.environments import PEERS, Environment, Peer, peers_directory
+from benchmarks.peers.exchange import read_results, write_workload
+from benchmarks.peers.process import PeerError, PeerProcess
+from benchmarks.records import load
+from fusedrnn.bench import contenders, peaks
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import workload
-from fusedrnn.bench.report import report
 from fusedrnn.bench.results import FUSED
-from fusedrnn.bench.rows import BenchConfig, Row
-from fusedrnn.bench.tables import duration, summary
-from fusedrnn.bench.timing import LATENCY, ONE_SAMPLE_SECONDS, ContenderFailed, Timing, alternate
-from fusedrnn.cli.bench import make_config
+from fusedrnn.bench.rows import BenchConfig
+from fusedrnn.bench.tables import duration, failure_lines
+from fusedrnn.bench.timing import Timing
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.testing.cases import Case
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Case("small-test", 5, 3, 4, 6)
 
-# A worker as one for a library would be: one layer of rnn_tanh in one direction, forward alone.
+# A worker like that of a library, for one layer of rnn_tanh in one direction, inference only.
 RIGHT = """
 import numpy as np
 
 def facts():
     return {"fake": "1.0"}
 
-def prepare(problem):
-    if problem.training:
-        problem.refuse("inference only")
+def prepare(work):
+    if work.training:
+        work.refuse("inference only")
     print("what a library prints")
-    w_x, w_h, b_x, b_h = problem.weights(0, "l")
+    w_x, w_h, b_x, b_h = work.weights(0, "l")
 
     def run():
-        h, y = problem.states[0][0], []
-        for x in problem.x:
+        h, y = work.states[0][0], []
+        for x in work.x:
             h = np.tanh(x @ w_x.T + b_x + h @ w_h.T + b_h)
             y.append(h)
         return np.array(y), [h[None]]
 
-    return run, lambda made: problem.outputs(*made)
+    return run, lambda result: work.outputs(*result)
 """
 WRONG = RIGHT.replace("h @ w_h.T + b_h", "h @ w_h.T")
 DEAD = RIGHT.replace(
@@ -73,7 +74,7 @@ MORTAL = RIGHT.replace("h, y =", "made.append(0); assert len(made) < 3, 'worn ou
 
 @pytest.fixture
 def workers(tmp_path, monkeypatch):
-    """A folder of such workers in the place of the real ones, each a peer that is built."""
+    """Replaces the real workers by these, each a peer that is built, and one peer that is not."""
     folder = tmp_path / "workers"
     folder.mkdir()
     shutil.copy(process.WORKERS / "protocol.py", folder)
@@ -84,7 +85,7 @@ def workers(tmp_path, monkeypatch):
     peers = {name: Peer(name, built, f"with_{name}") for name in sources}
     peers["absent"] = Peer("absent", Environment("absent", ("absent==1",)), "with_absent")
     monkeypatch.setattr(process, "WORKERS", folder)
-    monkeypatch.setattr(team, "PEERS", peers)
+    monkeypatch.setattr(processes, "PEERS", peers)
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path / "peers"))
@@ -93,8 +94,8 @@ def workers(tmp_path, monkeypatch):
 
 @pytest.fixture
 def worker(workers):
-    with PeerProcess(Path(sys.executable), "with_right", {}) as one:
-        yield one
+    with PeerProcess(Path(sys.executable), "with_right", {}) as peer:
+        yield peer
 
 
 def alive(pid: int) -> bool:
@@ -105,14 +106,15 @@ def alive(pid: int) -> bool:
     return True
 
 
-def problem(folder: Path, phase: str = "inference"):
+def load_command(folder: Path, phase: str = "inference"):
     work = workload(SMALL, "rnn_tanh", "float32")
-    given = write_problem(work, work.batch(SMALL.T), folder, training=phase == "training", threads=1)
+    given = write_workload(work, work.batch(SMALL.T), folder, training=phase == "training", threads=1)
     return work, given
 
 
-def row_beside(*peers: str, phase: str = "inference", mode: str = "rnn_tanh") -> Row:
-    (row,) = runner.run(BenchConfig([SMALL], [mode], [PHASES[phase]], peers=peers, budget=0.0))
+def row_beside(*peers: str, phase: str = "inference", mode: str = "rnn_tanh") -> ComparedRow:
+    config = BenchConfig([SMALL], [mode], [PHASES[phase]], budget=0.0)
+    (row,) = run(Comparison(config, peers))
     return row
 
 
@@ -120,7 +122,7 @@ def row_beside(*peers: str, phase: str = "inference", mode: str = "rnn_tanh") ->
 
 
 def test_a_worker_computes_and_times(worker, tmp_path):
-    work, given = problem(tmp_path)
+    work, given = load_command(tmp_path)
     answer = worker.load(given, 60)
     assert answer["facts"] == {"fake": "1.0"} and answer["warm" if "warm" in answer else "seconds"] > 0
     ours = contenders.fused(work)(work.batch(SMALL.T))()
@@ -138,47 +140,47 @@ def test_a_worker_that_has_nothing_loaded_says_so(worker):
 
 
 def test_an_error_is_told_in_a_line_and_the_worker_lives_on(workers, tmp_path):
-    with PeerProcess(Path(sys.executable), "with_failing", {}) as one:
+    with PeerProcess(Path(sys.executable), "with_failing", {}) as peer:
         for _ in range(2):
             with pytest.raises(PeerError, match=re.escape(r"KeyError: 'no such\nlayer'")):
-                one.load(problem(tmp_path)[1], 60)
-        assert one.pid and alive(one.pid)
+                peer.load(load_command(tmp_path)[1], 60)
+        assert peer.pid and alive(peer.pid)
 
 
 def test_a_refusal_is_told_as_it_is(worker, tmp_path):
     with pytest.raises(PeerError, match=r"^inference only$"):
-        worker.load(problem(tmp_path, "training")[1], 60)
+        worker.load(load_command(tmp_path, "training")[1], 60)
 
 
 def test_a_dead_worker_is_told_by_its_last_line_and_started_again(workers, tmp_path):
-    with PeerProcess(Path(sys.executable), "with_dead", {}) as one:
+    with PeerProcess(Path(sys.executable), "with_dead", {}) as peer:
         for _ in range(2):
             with pytest.raises(PeerError, match="ended with code 3: no more"):
-                one.load(problem(tmp_path)[1], 60)
-        assert one.pid is None
+                peer.load(load_command(tmp_path)[1], 60)
+        assert peer.pid is None
 
 
 def test_a_slow_worker_is_given_up(workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "CLOSING", 0.1)
-    with PeerProcess(Path(sys.executable), "with_slow", {}) as one:
-        one.unload()  # starts nothing
-        assert one.pid is None
-        with pytest.raises(PeerError, match="given up after 1 s"):
-            one.load(problem(tmp_path)[1], 1.0)
-        assert one.pid is None
+    monkeypatch.setattr(process, "CLOSE_SECONDS", 0.1)
+    with PeerProcess(Path(sys.executable), "with_slow", {}) as peer:
+        peer.unload()  # starts nothing
+        assert peer.pid is None
+        with pytest.raises(PeerError, match="no answer within 1 s"):
+            peer.load(load_command(tmp_path)[1], 1.0)
+        assert peer.pid is None
 
 
 def test_no_worker_outlives_its_context(workers, tmp_path):
-    with pytest.raises(KeyboardInterrupt), PeerProcess(Path(sys.executable), "with_right", {}) as one:
-        one.load(problem(tmp_path)[1], 60)
-        pid = one.pid
+    with pytest.raises(KeyboardInterrupt), PeerProcess(Path(sys.executable), "with_right", {}) as peer:
+        peer.load(load_command(tmp_path)[1], 60)
+        pid = peer.pid
         assert pid and alive(pid)
         raise KeyboardInterrupt
     assert not alive(pid)
 
 
 def test_workers_need_nothing_of_ours():
-    """Their Pythons have no fusedrnn; only the one for revisions looks for it, by name."""
+    """Their environments do not contain fusedrnn; only the worker for revisions imports it, by name."""
     for path in sorted(process.WORKERS.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^(from|import) fused", text, re.MULTILINE), path.name
@@ -227,7 +229,7 @@ def test_without_a_peer_that_agrees_the_non_fused_network_decides(workers, monke
 
     inference = replace(PHASES["inference"], makers={**PHASES["inference"].makers, FUSED: late})
     monkeypatch.setattr("fusedrnn.bench.checks.CHECKED_FLOPS", 0)
-    (row,) = runner.run(BenchConfig([SMALL], ["rnn_tanh"], [inference], peers=("right",), budget=0.0))
+    (row,) = run(Comparison(BenchConfig([SMALL], ["rnn_tanh"], [inference], budget=0.0), ("right",)))
     assert row.wrong and row.wrong.startswith(f"{FUSED}: y[4, 0, 0]") and not row.timings
 
 
@@ -237,9 +239,9 @@ def test_training_is_refused_in_words(workers):
 
 
 def test_a_report_has_rivals_and_their_failures(workers):
-    plan = BenchConfig([SMALL], ["rnn_tanh"], [PHASES["inference"]], peers=("right", "wrong"), budget=0.0)
-    rows = list(runner.run(plan))
-    figures = report(plan, rows)
+    config = Comparison(BenchConfig([SMALL], ["rnn_tanh"], [PHASES["inference"]], budget=0.0), ("right", "wrong"))
+    rows = list(run(config))
+    figures = comparison_report(config, rows)
     (row,) = figures["rows"]
     assert figures["plan"]["peers"] == ["right", "wrong"]
     assert row["best_peer"] == "right" and row["fused_over_best_peer"] == rows[0].ratio("right")
@@ -250,14 +252,14 @@ def test_a_report_has_rivals_and_their_failures(workers):
 # Tables
 
 
-def measured(**seconds: float) -> Row:
+def measured(**seconds: float) -> ComparedRow:
     case, names = SMALL, tuple(name for name in seconds if name != FUSED)
     timings = {who: Timing((value,)) for who, value in seconds.items()}
-    return Row(case, "lstm", "inference", "float32", 2, 10**9, 200.0, timings, peers=names)
+    return ComparedRow(case, "lstm", "inference", "float32", 2, 10**9, 200.0, timings, peers=names)
 
 
 def cells(rows) -> dict[str, list[str]]:
-    table = rivals_table(rows)
+    table = compared_table(rows)
     return {str(column.header).replace("\n", ""): list(column.cells) for column in table.columns}
 
 
@@ -279,9 +281,9 @@ def test_the_table_shows_latency_and_revisions():
 
 
 def test_failures_are_told_once_with_their_rows():
-    one, other = measured(fused=1.0), replace(measured(fused=1.0), mode="gru")
-    rows = [replace(one, failures={"jax": "no", "keras": "late"}), replace(other, failures={"jax": "no"})]
-    assert failures(rows) == ["jax: no (every row)", "keras: late (small-test lstm inference)"]
+    lstm, gru = measured(fused=1.0), replace(measured(fused=1.0), mode="gru")
+    rows = [replace(lstm, failures={"jax": "no", "keras": "late"}), replace(gru, failures={"jax": "no"})]
+    assert failure_lines(rows) == ["jax: no (every row)", "keras: late (small-test lstm inference)"]
 
 
 @pytest.mark.parametrize(
@@ -299,61 +301,11 @@ def test_durations_have_three_digits(seconds, shown):
     assert duration(seconds) == shown
 
 
-def test_rivals_are_expected_to_take_time():
-    plan = BenchConfig([SMALL], ["lstm"], [PHASES["inference"]], budget=5.0)
-    alone, beside = expected_seconds(plan, 100.0), expected_seconds(replace(plan, peers=("jax", "keras")), 100.0)
-    assert beside[0] > alone[0] + 2
-
-
-# Timing
-
-
-class Far:
-    """A call that claims to take as long as it is told."""
-
-    def __init__(self, warm: float, *seconds: float) -> None:
-        self.warm, self._seconds, self.asked = warm, list(seconds), []
-
-    def time(self, calls):
-        self.asked.append(calls)
-        if not self._seconds:
-            raise ContenderFailed("gone")
-        return [self._seconds.pop(0) if len(self._seconds) > 1 else self._seconds[0]] * calls
-
-
-def test_a_call_elsewhere_reports_its_own_seconds():
-    far = Far(0.5, 0.25)
-    timings, results = alternate({"here": lambda: 7, "far": far}, 0.0, pause=0.0)
-    assert timings["far"].seconds == (0.25, 0.25) and far.asked == [1, 1]
-    assert results == {"here": 7, "far": None}
-
-
-def test_a_long_call_elsewhere_counts_from_its_load():
-    far = Far(ONE_SAMPLE_SECONDS, 1.0)
-    timings, _ = alternate({"far": far}, 0.0, single_sample=["far"], pause=0.0)
-    assert timings["far"].seconds == (ONE_SAMPLE_SECONDS,) and not far.asked
-
-
-def test_a_lost_call_does_not_end_the_others():
-    said = {}
-    calls = {"far": Far(0.5), "here": lambda: 7}
-    timings, _ = alternate(calls, 0.0, pause=0.0, on_failure=lambda who, error: said.update({who: str(error)}))
-    assert timings.keys() == {"here"} and said == {"far": "gone"}
-    with pytest.raises(ContenderFailed):
-        alternate({"far": Far(0.5)}, 0.0, pause=0.0)
-
-
-def test_short_calls_have_percentiles_and_long_ones_do_not():
-    timings, _ = alternate({"short": Far(1e-5, 1e-5), "long": Far(0.5, LATENCY)}, 0.0, pause=0.0)
-    assert timings["short"].p50 == timings["short"].p99 == pytest.approx(1e-5)
-    assert timings["long"].p50 is None and timings["long"].p99 is None
-
-
 # Environments
 
 
 def test_the_peers_are_pinned_and_have_workers():
-    constraint = (ROOT / "constraints.txt").read_text().split()[-1]
+    constraint = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     assert constraint in PEERS["pytorch"].environment.requirements
     assert PEERS["mxnet-fused"].environment is PEERS["mxnet-cells"].environment
     assert PEERS["mxnet-fused"].environment.requirements == ("mxnet==1.9.1", "numpy==1.23.5")
@@ -367,8 +319,8 @@ def test_environments_are_built_once_and_a_failure_stops_no_other(tmp_path, monk
     monkeypatch.setattr(environments, "PEERS", {"one": Peer("one", bad, ""), "two": Peer("two", empty, "")})
     monkeypatch.setattr(command, "PEERS", environments.PEERS)
     assert command.main([]) == 1
-    said = capsys.readouterr()
-    assert "bad: failed: " in said.out and "not built: bad" in said.err
+    printed = capsys.readouterr()
+    assert "bad: failed: " in printed.out and "not built: bad" in printed.err
     assert empty.is_built() and empty.python.exists() and not bad.is_built()
     assert command.main(["two"]) == 0
     assert capsys.readouterr().out == "empty: already built\n"
@@ -383,15 +335,15 @@ def test_a_folder_that_is_no_environment_stays(tmp_path, monkeypatch):
     own = tmp_path / "mine" / "notes.txt"
     own.parent.mkdir()
     own.write_text("mine")
-    with pytest.raises(RuntimeError, match="mine is no virtual environment; move it, or set FUSEDRNN_PEERS"):
+    with pytest.raises(RuntimeError, match="mine is not a virtual environment; move it, or set FUSEDRNN_PEERS"):
         Environment("mine", ()).build()
     assert own.read_text() == "mine"
 
 
 def test_a_workers_python_is_not_led_to_ours(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "somewhere")
-    assert "PYTHONPATH" not in env.child_environment({})
-    assert env.child_environment({"PYTHONPATH": "elsewhere"})["PYTHONPATH"] == "elsewhere"
+    assert "PYTHONPATH" not in child_environment({})
+    assert child_environment({"PYTHONPATH": "elsewhere"})["PYTHONPATH"] == "elsewhere"
 
 
 # Revisions
@@ -423,19 +375,19 @@ def test_another_revision_runs_beside_this_one(repository, monkeypatch, phase):
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     other = revision.find("HEAD~1", repository)
-    plan = BenchConfig([SMALL], ["lstm"], [PHASES[phase]], revisions=(other,), budget=0.0)
-    (row,) = runner.run(plan)
-    assert plan.contenders() == (FUSED, other.name)
+    config = Comparison(BenchConfig([SMALL], ["lstm"], [PHASES[phase]], budget=0.0), revisions=(other,))
+    (row,) = run(config)
+    assert config.contenders() == (FUSED, other.name)
     assert set(row.timings) == {FUSED, other.name} and not row.failures and not row.wrong
     assert row.best_peer is None
     found = Path(row.versions[other.name]["fusedrnn"])
     assert found.name == "__init__.py" and "fusedrnn-revision-" in str(found) and not found.exists()
 
 
-@pytest.mark.parametrize(("given", "said"), [("no-such", "no such revision"), ("HEAD", "has no src/fusedrnn")])
-def test_a_revision_that_cannot_run_is_refused(repository, given, said):
-    with pytest.raises(ValueError, match=f"--against {given}: .*{said}"):
-        revision.find(given, repository)
+@pytest.mark.parametrize(("name", "message"), [("no-such", "no such revision"), ("HEAD", "has no src/fusedrnn")])
+def test_a_revision_that_cannot_run_is_refused(repository, name, message):
+    with pytest.raises(ValueError, match=f"--against {name}: .*{message}"):
+        revision.find(name, repository)
 
 
 def test_a_folder_outside_of_git_is_refused(tmp_path):
@@ -446,28 +398,49 @@ def test_a_folder_outside_of_git_is_refused(tmp_path):
 # Options
 
 
-def options(**given):
-    return make_config("tiny", "lstm", "inference", "float32", 1, None, given.pop("torch", False), 0.0, **given)
-
-
 def test_all_takes_what_is_built(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path))
     with pytest.raises(ValueError, match="not built: run `make peers`"):
-        options(peers="all")
+        choose_peers("all")
     jax = PEERS["jax"].environment
     jax.python.parent.mkdir(parents=True)
     jax.python.touch()
-    (jax.folder / "requirements.txt").write_text(jax.wanted)
-    assert options(peers="all").contenders() == (FUSED, *PEERS)
-    assert options(peers="jax").contenders() == (FUSED, "jax")
+    (jax.folder / "requirements.txt").write_text(jax.marker_text)
+    assert choose_peers("all") == tuple(PEERS)
+    assert choose_peers("jax") == ("jax",)
     with pytest.raises(ValueError, match="keras is not built"):
-        options(peers="jax,keras")
+        choose_peers("jax,keras")
 
 
-def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="unknown peer 'caffe'"):
-        options(peers="caffe")
-    with pytest.raises(ValueError, match="--packed cannot be used with --peers"):
-        options(peers="all", packed=True)
-    with pytest.raises(ValueError, match="--against"):
-        options(against="no-such-revision")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--peers", "caffe"], "unknown peer 'caffe'"),
+        (["--peers", "all,jax"], "--peers takes all, or names, not both"),
+        (["--against", "no-such-revision"], "--against no-such-revision: no such revision"),
+        (["--peers", "", "--cases", "huge"], "unknown case 'huge'"),
+        ([], "nothing to compare with"),
+    ],
+)
+def test_invalid_options(options, message):
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2 and f"error: {message}" in result.output
+
+
+def test_the_command_prints_a_table_and_writes_its_file(workers, monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.compare.__main__.PEERS", workers)
+    monkeypatch.setattr("benchmarks.compare.__main__.measure_bandwidth", lambda threads: {"memory": 10.0})
+    path = tmp_path / "rows.json"
+    options = "--peers right,wrong --cases tiny --modes rnn_tanh --phases inference --seconds 0 --threads 1 --json"
+    result = CliRunner().invoke(app, [*options.split(), str(path)])
+    assert result.exit_code == 0, result.output
+    assert "tiny vRNN(Tanh)-Inference" in result.output and "wrong: wrong: y[" in result.output
+    benchmark = load(path)
+    [record] = benchmark.records
+    assert set(record.seconds) == {FUSED, "right"} and record.best_other == "right"
+
+
+def test_a_home_that_does_not_exist(monkeypatch):
+    monkeypatch.setenv("FUSEDRNN_PEERS", "~no-such-user-at-all/peers")
+    with pytest.raises(ValueError, match=r"FUSEDRNN_PEERS must be .*'~no-such-user-at-all/peers'"):
+        peers_directory()
