@@ -21,7 +21,7 @@ from benchmarks.compare.runner import ComparedRow, Comparison, comparison_report
 from benchmarks.compare.table import compared_table, summary
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import environments, process, processes, revision
-from benchmarks.peers.environments import PEERS, Environment, Peer, peers_directory
+from benchmarks.peers.environments import PEERS, Environment, Peer, child_environment, peers_directory
 from benchmarks.peers.exchange import read_results, write_workload
 from benchmarks.peers.process import PeerError, PeerProcess
 from benchmarks.records import load
