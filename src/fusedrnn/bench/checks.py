@@ -107,7 +107,7 @@ def _compare(work: Workload, steps: int, actual: Results, expected: Results, num
 
 def _gradient_difference(work: Workload, steps: int, array: Array, reference: Array, num_rounded: int) -> str | None:
     spec = work.spec
-    if spec.variant.has_corners:
+    if spec.variant.has_kinks:
         return norm_difference(array, reference, num_rounded * kink_tolerance(spec.dtype, spec))
     largest = float(np.maximum(np.max(reference), -np.min(reference)))
     rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, largest)

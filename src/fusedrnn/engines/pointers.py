@@ -20,7 +20,7 @@ NOWHERE: Strided = (0, 0, 0)
 class Wanted(NamedTuple):
     """Where gradients go: addresses, 0 for those that nobody wants, and whether to add to what is there.
 
-    ``params`` are in the order of ``ParameterLayout.by_pass``; ``states`` are dh0 and dc0, 0 without a c.
+    ``params`` are in ``by_layer_direction`` order; ``states`` are dh0 and dc0, 0 without a c.
     """
 
     x: Strided
@@ -42,7 +42,7 @@ class ByAddress(Protocol):
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> Any:
-        """Parameters, in the order of ``ParameterLayout.by_pass``, as a call of that size shall have them.
+        """Parameters, in ``by_layer_direction`` order, as a call of that size shall have them.
 
         Their memory must stay as it is until the call, in training until its last backward. What is kept of them is
         forgotten when the owner goes.

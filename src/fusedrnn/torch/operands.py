@@ -110,7 +110,7 @@ def _signature(options: Options, input_size: int, dtype: torch.dtype) -> tuple[R
     spec = RNNSpec(
         mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, _DTYPE_NAMES[dtype]
     )
-    return spec, tuple(torch.Size(entry.shape) for entry in spec.layout.by_pass)
+    return spec, tuple(torch.Size(entry.shape) for entry in spec.layout.by_layer_direction)
 
 
 def check(call: Call) -> RNNSpec:

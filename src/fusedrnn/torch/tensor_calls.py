@@ -58,7 +58,7 @@ class Network:
         self.states = len(self.sizes)
         self.rows = spec.num_layers * spec.num_directions
         self.features = spec.output_size
-        self.shapes = [entry.shape for entry in spec.layout.by_pass]
+        self.shapes = [entry.shape for entry in spec.layout.by_layer_direction]
         self.like = _LIKE[self.dtype]
         self._saved: dict[tuple[tuple[bool, ...], bool], tuple[bool, ...]] = {}
 

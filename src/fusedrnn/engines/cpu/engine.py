@@ -18,7 +18,7 @@ from fusedrnn.engines.cpu.varlen import Ragged
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.grad_buffers import Gradients
 from fusedrnn.engines.pointers import NOWHERE, Strided, Wanted
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class CPUEngine(Calls):
         kept = None if here is None else here.kept
         steps, batch = y.shape[:2]
         made = self.records(steps, batch, kept, get_num_threads())
-        loose = not is_constant(params) and self.is_short(steps, batch, here is not None)
+        loose = not is_frozen(params) and self.is_short(steps, batch, here is not None)
         layout = None if kept is None else kept.layout
         try:
             return RepeatedForward(self, made, x, params, states, y, loose, layout)
@@ -116,7 +116,7 @@ class CPUEngine(Calls):
             self.compile(training)
         began = time.perf_counter()
         found: PackedWeights | WeightPointers
-        if keep == "states" or is_constant(params) or not self.is_short(shape[0], shape[1], training):
+        if keep == "states" or is_frozen(params) or not self.is_short(shape[0], shape[1], training):
             found = self.weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
         elif training:
             found = self.weight_cache.copied_vector(params)

@@ -92,7 +92,7 @@ class Calls:
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> PackedWeights | WeightPointers:
-        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
+        """The parameters at these addresses, in ``by_layer_direction`` order, as a call shall have them.
 
         0 stands for zeros. Packed they are their own, packed again whenever their content has changed, and forgotten
         with their owner; for a call so short that this does not pay they are used where they lie.

@@ -37,7 +37,7 @@ class ReserveLayout:
     @classmethod
     def of(cls, spec: RNNSpec, tiling: Tiling, steps: int, batch: int, keep: str) -> ReserveLayout:
         """The layout for T steps of N sequences; ``keep`` is ``"gates"``, or ``"states"`` for nothing but these."""
-        kept = len(derivative_of(spec.variant).kept) if keep == "gates" else 0
+        kept = len(derivative_of(spec.variant).saved) if keep == "gates" else 0
         records_at = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         record_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2) * batch * record_row

@@ -30,7 +30,7 @@ from fusedrnn.engines.cudnn.operands import (
 from fusedrnn.engines.cudnn.precision import full_precision
 from fusedrnn.engines.grad_buffers import Gradients, put
 from fusedrnn.engines.registry import Keep
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.spec import RNNSpec
 from torch import Tensor
 
@@ -212,7 +212,7 @@ class CuDNNEngine:
             flatten(self.spec, weights)
         for weight in weights:
             weight.requires_grad_()
-        if is_constant(params):
+        if is_frozen(params):
             self._resident = params, weights
         return weights
 

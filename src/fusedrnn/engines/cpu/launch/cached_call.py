@@ -18,7 +18,7 @@ from fusedrnn.engines.cpu.reserve_layout import KeptHere, ReserveLayout
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.grad_buffers import Gradients, plain
 from fusedrnn.engines.operand_table import BACKWARD, FORWARD, Operand, entries, misplaced
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class _Repeated:
             (array, "nothing" if each == ignored else each, operand.written)
             for (each, operand), array in zip(operands.items(), arrays, strict=True)
         ]
-        entries = engine.spec.layout.by_pass
+        entries = engine.spec.layout.by_layer_direction
         return Prepared(
             engine.job(name), made, self._team, engine.workspaces,
             lambda forecast: engine.thread_choices.of(name, forecast), samples, constants,
@@ -103,7 +103,7 @@ class RepeatedForward(_Repeated):
         assert pair is not None
         h_n, c_n = (*self._final(self._states), None)[:2]
         # Whoever holds on to what can never change need not look at it again.
-        self._source = params if is_constant(params) else None
+        self._source = params if is_frozen(params) else None
         self._weights = engine.weights_of(params, y.shape, layout is not None) if self._source is not None else None
         # Parameters that are used where the caller has them are one of the arrays; a copy of them is not.
         self._loose, self._given = loose, loose and layout is None

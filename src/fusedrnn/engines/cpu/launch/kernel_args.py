@@ -163,7 +163,7 @@ def backward_args(
         (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
-    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
+    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_layer_direction))
     return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
 
 
@@ -174,7 +174,7 @@ def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
     """What the call says of the parameters as they lie."""
-    return [f"unpacked {entry.name}" for entry in spec.layout.by_pass]
+    return [f"unpacked {entry.name}" for entry in spec.layout.by_layer_direction]
 
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
