@@ -11,7 +11,7 @@ import fusedrnn
 from examples.char_lm import plots, run
 from examples.char_lm.settings import CELLS, Settings
 from fusedrnn.cli.console import check_writable, fail
-from fusedrnn.env import MOST_THREADS
+from fusedrnn.env import MAX_THREADS
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,7 +28,7 @@ def main(
     dropout: Annotated[float, typer.Option(help="Between layers; the two curves then differ.")] = Settings.dropout,
     seed: Annotated[int, typer.Option(min=0, help="Of the initial parameters and of the sample.")] = Settings.seed,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=MOST_THREADS, help="For both models. [default: fusedrnn's own default]")
+        int | None, typer.Option(min=1, max=MAX_THREADS, help="For both models. [default: fusedrnn's own default]")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="A UTF-8 text file to learn from.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Characters to generate at the end.")] = Settings.sample,

@@ -305,7 +305,8 @@ def test_durations_have_three_digits(seconds, shown):
 
 
 def test_the_peers_are_pinned_and_have_workers():
-    constraint = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    constraint = next(line for line in lines if line.startswith("torch=="))
     assert constraint in PEERS["pytorch"].environment.requirements
     assert PEERS["mxnet-fused"].environment is PEERS["mxnet-cells"].environment
     assert PEERS["mxnet-fused"].environment.requirements == ("mxnet==1.9.1", "numpy==1.23.5")

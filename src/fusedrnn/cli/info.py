@@ -36,7 +36,7 @@ def _lines() -> Iterator[tuple[str, str]]:
     for engine in registry.engines():
         selection = "" if engine.automatic else f", with backend={engine.name!r}"
         rejection = _rejection(engine.name)
-        yield f"engine {engine.name}", f"{engine.description}{selection}: {engine.supports}{rejection}"
+        yield f"engine {engine.name}", f"{engine.description}{selection}: {engine.capabilities}{rejection}"
     for dtype in DTYPES:
         yield f"FMA peak {dtype}", _peaks(dtype, machine["threads"])
     yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
@@ -46,9 +46,10 @@ def _lines() -> Iterator[tuple[str, str]]:
 
 def _rejection(name: str) -> str:
     """Why an engine declines even a small network that its capabilities cover, for example a missing library."""
-    supports = registry.find(name).supports
+    capabilities = registry.find(name).capabilities
+    spec = RNNSpec(capabilities.modes[0], 1, 1, dtype=capabilities.dtypes[0])
     try:
-        registry.Choice(RNNSpec(supports.modes[0], 1, 1, dtype=supports.dtypes[0]), name).serving()
+        registry.EngineSelector(spec, name).select()
     except NotImplementedError as error:
         return f"; declines here: {error}"
     return ""

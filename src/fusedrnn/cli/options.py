@@ -12,7 +12,7 @@ import typer
 from fusedrnn.bench.contenders import PHASES, Phase
 from fusedrnn.bench.data import Array
 from fusedrnn.bench.tables import MODE_NAMES
-from fusedrnn.env import MOST_THREADS
+from fusedrnn.env import MAX_THREADS
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES, Case
 
@@ -23,7 +23,7 @@ Modes = Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.joi
 Phases = Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(PHASES)}.")]
 Dtype = Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of threads. [default: fusedrnn's own default]")
+    int | None, typer.Option(min=1, max=MAX_THREADS, help="Number of threads. [default: fusedrnn's own default]")
 ]
 Data = Annotated[
     Path | None,

@@ -18,7 +18,7 @@ from fusedrnn.bench.data import workload
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli.console import output
 from fusedrnn.cli.options import parse_cases, parse_dtype, parse_modes
-from fusedrnn.engines.cpu.executor import worth
+from fusedrnn.engines.cpu.executor import limit_threads
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
@@ -75,7 +75,7 @@ def partitions(spec: RNNSpec, target: Target, case: Case, pass_name: str, thread
     """Every partition of a case that the cost model compares."""
     tiling = Tiling.of(spec, target)
     share_of = backward_plan.share_of if pass_name == "backward" else plan.share_of
-    num_threads = worth(spec, threads, case.T, case.N, training=pass_name != "inference")
+    num_threads = limit_threads(spec, threads, case.T, case.N, training=pass_name != "inference")
     grids = plan.grids(spec, case.N, num_threads, tiling.unit_vectors)
     return [share_of(tiling, case.T, case.N, grid) for grid in grids]
 
