@@ -18,12 +18,14 @@ from fusedrnn.bench.data import workload
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli.console import output
 from fusedrnn.cli.options import parse_cases, parse_dtype, parse_modes
-from fusedrnn.engines.cpu.executor import limit_threads
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
-from fusedrnn.engines.cpu.plan import backward as backward_plan
-from fusedrnn.engines.cpu.plan import forward as plan
-from fusedrnn.engines.cpu.plan.cost import Cost, Machine, compared, predict
-from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
+from fusedrnn.engines.cpu.plan.backward import backward_share
+from fusedrnn.engines.cpu.plan.cost import Cost, adjusted_cost, predict_cost
+from fusedrnn.engines.cpu.plan.forward import forward_share
+from fusedrnn.engines.cpu.plan.partition import force_grid, limit_threads, possible_grids
+from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
+from fusedrnn.engines.cpu.tuning import MachineModel
 from fusedrnn.jit.host import current_target, target_for
 from fusedrnn.jit.target import Target
 from fusedrnn.runtime.peak import measure_peak
@@ -32,6 +34,13 @@ from fusedrnn.testing.cases import Case
 
 _WIDTH = 98
 _PASSES = {"inference": "inference", "training": "training, forward", "backward": "training, backward"}
+_BANDWIDTHS = {
+    "L2 read, GB/s": "l2_bandwidth",
+    "L3 read, GB/s": "l3_bandwidth",
+    "memory read, GB/s": "memory_bandwidth",
+}
+"""Field of the machine model, by its line in the table."""
+
 _SECONDS = 0.25
 _MIN_CALLS = 2
 
@@ -71,13 +80,13 @@ def run(config: PlanConfig) -> None:
                 _print_partitions(console, config, case, mode, pass_name, rates)
 
 
-def partitions(spec: RNNSpec, target: Target, case: Case, pass_name: str, threads: int) -> list[Share]:
+def partitions(spec: RNNSpec, target: Target, case: Case, pass_name: str, threads: int) -> list[ThreadShare]:
     """Every partition of a case that the cost model compares."""
-    tiling = Tiling.of(spec, target)
-    share_of = backward_plan.share_of if pass_name == "backward" else plan.share_of
-    num_threads = limit_threads(spec, threads, case.T, case.N, training=pass_name != "inference")
-    grids = plan.grids(spec, case.N, num_threads, tiling.unit_vectors)
-    return [share_of(tiling, case.T, case.N, grid) for grid in grids]
+    tiling, thresholds = Tiling.of(spec, target), tuning.current()
+    share_of = backward_share if pass_name == "backward" else forward_share
+    threads = limit_threads(spec, threads, case.T, case.N, pass_name != "inference", thresholds)
+    grids = possible_grids(spec, case.N, threads, tiling.unit_vecs)
+    return [share_of(tiling, case.T, case.N, grid, thresholds) for grid in grids]
 
 
 @dataclass(frozen=True)
@@ -87,27 +96,27 @@ class _MeasuredRates:
     peak: float
     bandwidth: Mapping[str, float]
 
-    def of(self, assumed: Machine, target: Target, dtype: str) -> Machine:
+    def of(self, assumed: MachineModel, target: Target, dtype: str) -> MachineModel:
         """The machine model with these rates instead of the assumed ones."""
         measured = {level: rate * 1e9 for level, rate in self.bandwidth.items()}
         return replace(
             assumed,
-            fma=self.peak / (2 * target.lanes(dtype)),
-            near=measured.get("L2", assumed.near),
-            far=measured.get("L3", assumed.far),
-            memory=measured["memory"],
+            fma_rate=self.peak / (2 * target.lanes(dtype)),
+            l2_bandwidth=measured.get("L2", assumed.l2_bandwidth),
+            l3_bandwidth=measured.get("L3", assumed.l3_bandwidth),
+            memory_bandwidth=measured["memory"],
         )
 
 
 def _print_machine(console: Console, dtype: str, rates: _MeasuredRates) -> None:
     target = current_target()
-    assumed = Machine.of(target)
+    assumed = MachineModel.of(target)
     measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
     for column in ("", "assumed", "measured"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("FMA peak, GFLOP/s", *(f"{model.fma * flops / 1e9:.1f}" for model in (assumed, measured)))
-    for name, field in (("L2 read, GB/s", "near"), ("L3 read, GB/s", "far"), ("memory read, GB/s", "memory")):
+    table.add_row("FMA peak, GFLOP/s", *(f"{model.fma_rate * flops / 1e9:.1f}" for model in (assumed, measured)))
+    for name, field in _BANDWIDTHS.items():
         table.add_row(name, *(f"{getattr(model, field) / 1e9:.1f}" for model in (assumed, measured)))
     console.print(table, highlight=False)
 
@@ -117,13 +126,14 @@ def _print_partitions(
 ) -> None:
     spec = case.spec(mode, config.dtype)
     target = target_for(spec.hidden_size, spec.dtype)
-    assumed = Machine.of(target)
+    assumed = MachineModel.of(target)
     measured = rates.of(assumed, target, config.dtype)
-    problem = Problem.of(spec, target, case.T, case.N, pass_name)
+    problem = ProblemSize.of(spec, target, case.T, case.N, pass_name)
     shares = partitions(spec, target, case, pass_name, config.threads)
     # The calls are measured in a loop, which finds the threads awake.
-    costs = [predict(problem, share, assumed, awake=True) for share in shares]
-    chosen = min(range(len(shares)), key=lambda index: compared(shares[index], costs[index]))
+    costs = [predict_cost(problem, share, assumed, awake=True) for share in shares]
+    min_speedup = tuning.current().min_speedup
+    chosen = min(range(len(shares)), key=lambda index: adjusted_cost(shares[index], costs[index], min_speedup))
     table = Table(title=f"{case.name} {MODE_NAMES[mode]}, {_PASSES[pass_name]}", title_justify="left")
     table.box, table.pad_edge = None, False
     for column in ("", "threads", "partition", "predicted", "by measured", "time", "predicted/time"):
@@ -131,7 +141,7 @@ def _print_partitions(
     for index, (share, cost) in enumerate(zip(shares, costs, strict=True)):
         timed = index == chosen or config.everything
         seconds = measure(spec, case, pass_name, share.grid) if timed else None
-        by_measured_rates = predict(problem, share, measured, awake=True).total
+        by_measured_rates = predict_cost(problem, share, measured, awake=True).total
         table.add_row(
             ">" if index == chosen else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
             _time(cost.total), _time(by_measured_rates),
@@ -141,16 +151,17 @@ def _print_partitions(
     console.print(f"  {_sizes(shares[chosen], problem)}\n  {_terms(costs[chosen])}\n", highlight=False, markup=False)
 
 
-def describe(grid: Grid, bidirectional: bool) -> str:
+def describe(grid: ThreadGrid, bidirectional: bool) -> str:
     """A thread grid in words."""
     kinds = ("directions" if bidirectional else "pipelined layers", "row groups", "unit groups")
     dimensions = zip(grid, kinds, strict=True)
     return " x ".join(f"{number} {kind}" for number, kind in dimensions if number > 1) or "one thread"
 
 
-def _sizes(share: Share, problem: Problem) -> str:
+def _sizes(share: ThreadShare, problem: ProblemSize) -> str:
     more = f", weight gradients of {share.block} rows at once" if share.block else ""
-    return f"tile {problem.tile} rows x {problem.panel} vectors, chunk {share.chunk} step(s) of {share.rows} rows{more}"
+    tile = f"tile {problem.rows_per_tile} rows x {problem.vectors_per_panel} vectors"
+    return f"{tile}, chunk {share.chunk} step(s) of {share.rows} rows{more}"
 
 
 def _terms(cost: Cost) -> str:
@@ -161,9 +172,9 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
-def measure(spec: RNNSpec, case: Case, pass_name: str, grid: Grid) -> float:
+def measure(spec: RNNSpec, case: Case, pass_name: str, grid: ThreadGrid) -> float:
     """Seconds of a call with this thread grid: the median of calls in a loop."""
-    with plan.forced(grid), fusedrnn.thread_limits(int(np.prod(grid))):
+    with force_grid(grid), fusedrnn.thread_limits(int(np.prod(grid))):
         calls = _calls(spec, case, pass_name)
         next(calls)()
         seconds: list[float] = []

@@ -14,7 +14,7 @@ from variants import VARIANTS, recorded, variant_problem, variant_spec
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS
-from fusedrnn.engines.cpu.plan.forward import forced
+from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.jit.host import available_targets
 from fusedrnn.spec import DTYPES
 
@@ -127,7 +127,7 @@ def test_the_same_bits_however_it_is_shared_out(name, shape):
     found = []
     for grid in GRIDS:
         for keep in KEEPS:
-            with fusedrnn.thread_limits(int(np.prod(grid))), forced(grid):
+            with fusedrnn.thread_limits(int(np.prod(grid))), force_grid(grid):
                 y, final, (dx, dparams, dstates) = train(problem, keep)
             found.append((y, *final, dx, dparams, *dstates))
     for other in found[1:]:
