@@ -19,12 +19,12 @@ from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli.console import output
 from fusedrnn.cli.options import parse_cases, parse_dtype, parse_modes
 from fusedrnn.engines.cpu import tuning
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan.backward import backward_share
 from fusedrnn.engines.cpu.plan.cost import Cost, adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.forward import forward_share
 from fusedrnn.engines.cpu.plan.partition import force_grid, limit_threads, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import MachineModel
 from fusedrnn.jit.host import current_target, target_for
 from fusedrnn.jit.target import Target

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusedrnn.engines.cpu.kernels.arena import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
-
-_CACHE_LINE = 64
-
-
-def round_up_to_cache_line(size: int) -> int:
-    """Round a size up to whole cache lines."""
-    return -(-size // _CACHE_LINE) * _CACHE_LINE
-
-
-def pad_against_conflicts(size: int) -> int:
-    """Round a row's size up to an odd number of cache lines, so that rows do not all map to the same cache sets."""
-    return (-(-size // _CACHE_LINE) | 1) * _CACHE_LINE
 
 
 @dataclass(frozen=True)
