@@ -103,9 +103,9 @@ def test_a_wrong_result_has_no_figures(monkeypatch, name):
     """Whichever engine is wrong: the first steps are compared with float64, all of them with the first engine."""
     plain = ReferenceEngine.forward
 
-    def wrong(self, x, params, states, lengths, y):
-        final = plain(self, x, params, states, lengths, y)
-        y[-1, -1, -1] += 0.01
+    def wrong(self, operands):
+        final = plain(self, operands)
+        operands.y[-1, -1, -1] += 0.01
         return final
 
     monkeypatch.setattr(ReferenceEngine, "forward", wrong)
@@ -120,10 +120,10 @@ def test_what_is_timed_is_compared(monkeypatch):
     """Steps beyond those that float64 could check in its second."""
     plain = ReferenceEngine.forward
 
-    def wrong(self, x, params, states, lengths, y):
-        final = plain(self, x, params, states, lengths, y)
-        if len(x) == SMALL.T:
-            y[-1, -1, -1] += 0.01
+    def wrong(self, operands):
+        final = plain(self, operands)
+        if len(operands.x) == SMALL.T:
+            operands.y[-1, -1, -1] += 0.01
         return final
 
     monkeypatch.setattr(ReferenceEngine, "forward", wrong)
