@@ -22,7 +22,7 @@ from fusedrnn.runtime.buffers import Workspaces
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_pool, load_pool, release_pool, try_acquire_pool
 
 Array = NDArray[Any]
-# The struct of a cached call, its address, its threads, and the size of its scratch buffer. A plain tuple unpacks faster
+# The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple: it unpacks faster
 # than a named one.
 Variant = tuple[Array, int, int, int]
 
