@@ -10,12 +10,12 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan.backward import backward_share, make_backward_plan
 from fusedrnn.engines.cpu.plan.cost import COST_TERMS, predict_cost
 from fusedrnn.engines.cpu.plan.forward import forward_share, make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import MachineModel, Tuning
 from fusedrnn.jit.target import ITEM_SIZE
 from fusedrnn.spec import MODES

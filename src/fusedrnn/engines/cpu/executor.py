@@ -14,7 +14,6 @@ from fusedrnn import env
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.launch.args_kernel import load_bind
 from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
@@ -24,6 +23,7 @@ from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import has_few_reads, limit_threads
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.kernels.scratch import FORWARD, ForwardSizes, gates_stride
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
+from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.engines.cpu.plan.partition import Plan, largest_share, partition_bounds
+from fusedrnn.engines.cpu.plan.scratch_sizes import ForwardSizes, gates_stride
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.jit.target import Target
 from fusedrnn.spec import RNNSpec

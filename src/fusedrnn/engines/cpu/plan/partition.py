@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from fusedrnn.engines.cpu.kernels.arena import ScratchLayout
 from fusedrnn.engines.cpu.kernels.stages import is_plain, lowered_cell
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.jit.target import Target
 from fusedrnn.spec import RNNSpec

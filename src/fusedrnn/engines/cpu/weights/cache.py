@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
 from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
 from fusedrnn.frozen_array import is_frozen
