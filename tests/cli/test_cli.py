@@ -216,13 +216,13 @@ def test_info_shows_how_a_workload_is_shared_out(quick_plans, options):
 
 
 def test_info_measures_a_grid_that_is_forced(monkeypatch):
-    seen, plain = [], partition.choose_grid
+    seen, plain = [], partition.choose_share
     monkeypatch.setattr(planning, "_SECONDS", 0.0)
-    monkeypatch.setattr(partition, "choose_grid", lambda *args: seen.append(plain(*args)) or seen[-1])
+    monkeypatch.setattr(partition, "choose_share", lambda *args: seen.append(plain(*args)) or seen[-1])
     case = CASES["tiny"]
     for way in ("inference", "training", "backward"):
         assert planning.measure(case.spec("gru"), case, way, (1, 1, 2)) > 0
-    assert seen and set(seen) == {(1, 1, 2)}
+    assert seen and {share.grid for share, _ in seen} == {(1, 1, 2)}
 
 
 def test_info_says_what_it_does_not_know():

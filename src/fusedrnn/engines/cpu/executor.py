@@ -15,9 +15,10 @@ from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
-from fusedrnn.engines.cpu.launch.args_kernel import load_fill
+from fusedrnn.engines.cpu.launch.args_kernel import load_bind
 from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
-from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, backward_args, forward_args, signed
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
+from fusedrnn.engines.cpu.launch.struct_fields import backward_args, forward_args
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import has_few_reads, limit_threads
@@ -96,7 +97,7 @@ class Executor:
             spec, target = self.spec, self.target
             with self._lock:
                 # Everything that any call needs, so that no later call compiles.
-                load_fill()
+                load_bind()
                 load_fingerprint()
                 load_guarded_call()
                 load_pool()

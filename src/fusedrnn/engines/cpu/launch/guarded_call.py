@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.launch import ndarray_abi
 from fusedrnn.engines.cpu.launch.guard_kernel import CALL_CACHE, GUARD, load_guarded_call
-from fusedrnn.engines.cpu.launch.kernel_args import OBJECTS, KernelArgs
+from fusedrnn.engines.cpu.launch.kernel_args import MAX_ARRAYS, KernelArgs
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoice
 from fusedrnn.jit.loader import Job, address
 from fusedrnn.runtime.buffers import Workspaces
@@ -77,11 +77,11 @@ class GuardedCall:
         self._team, self._workspaces, self._thread_choice = team, workspaces, thread_choice
         self._forecast = awake.plan.forecast
         self._call = load_guarded_call()
-        place = sleeping.place
-        self._set_guards(samples, place)
-        self._values = np.zeros(len(place), np.int64)
+        symbols = sleeping.symbol_index
+        self._set_guards(samples, symbols)
+        self._values = np.zeros(len(symbols), np.int64)
         for name, value in {**constants, "spins": team.spins}.items():
-            self._values[place[name]] = value
+            self._values[symbols[name]] = value
         self._param_offsets = np.array(offsets, np.int64)
         weights = "weights"
         if unpacked:  # a parameter vector among the arguments is the base itself
@@ -89,22 +89,24 @@ class GuardedCall:
         fields = {
             "guards": self._guards.ctypes.data, "num_guards": len(self._guards),
             "values": self._values.ctypes.data, "values_size": self._values.nbytes,
-            "weights_value": place[weights], "reserve_value": place["reserve"], "seed_value": place["seed"],
-            "workspace_value": place["workspace"], "args_value": place["records"],
-            "dx_partials_value": place["dx_partials"] if computes_dx else 0,
-            "unpacked_base": place["params"] if unpacked else 0, "unpacked_first": place[unpacked] if unpacked else 0,
-            "dparams_base": place["dparams"] if dparams else 0, "dparams_first": place[dparams] if dparams else 0,
+            "weights_value": symbols[weights], "reserve_value": symbols["reserve"], "seed_value": symbols["seed"],
+            "workspace_value": symbols["workspace"], "args_value": symbols["args"],
+            "dx_partials_value": symbols["dx_partials"] if computes_dx else 0,
+            "unpacked_base": symbols["params"] if unpacked else 0,
+            "unpacked_first": symbols[unpacked] if unpacked else 0,
+            "dparams_base": symbols["dparams"] if dparams else 0,
+            "dparams_first": symbols[dparams] if dparams else 0,
             "param_offsets": self._param_offsets.ctypes.data, "num_params": len(offsets),
             "job": address(job), "dispatch": address(load_pool().dispatch),
             "num_workers": team.threads - 1, "spins": team.spins,
         }  # fmt: skip
         self._sleeping, self._awake, self._single = (self._variant(fields, each) for each in (sleeping, awake, single))
 
-    def _set_guards(self, samples: Sequence[tuple[Any, str, bool]], place: Mapping[str, int]) -> None:
-        guards = [ndarray_abi.guard_of(sample, place[name], written) for sample, name, written in samples]
+    def _set_guards(self, samples: Sequence[tuple[Any, str, bool]], symbols: Mapping[str, int]) -> None:
+        guards = [ndarray_abi.guard_of(sample, symbols[name], written) for sample, name, written in samples]
         if ndarray_abi.object_layout() is None or None in guards:
             raise CannotGuard
-        assert len(guards) <= OBJECTS
+        assert len(guards) <= MAX_ARRAYS
         self._dtypes = [sample.dtype for sample, *_ in samples if sample is not None]  # guards compare their identity
         self._guards = np.array(guards, np.int64)
         assert self._guards.shape[1] == len(GUARD)
@@ -113,9 +115,9 @@ class GuardedCall:
         layout = ndarray_abi.object_layout()
         assert layout is not None
         fields = {
-            **fields, **layout._asdict(), "ndarray_type": id(np.ndarray), "extents_offset": args.objects_at,
-            "args_offset": args.records_at, "plan_offset": args.plan_at, "num_threads": args.num_threads,
-            "fields": args.template.address, "num_fields": args.template.count,
+            **fields, **layout._asdict(), "ndarray_type": id(np.ndarray), "extents_offset": args.extents_offset,
+            "args_offset": args.args_offset, "plan_offset": args.plan_offset, "num_threads": args.num_threads,
+            "fields": args.relocs, "num_fields": args.num_fields,
         }  # fmt: skip
         struct = np.array([fields[name] for name in CALL_CACHE.names], np.int64)
         return _Variant(struct, struct.ctypes.data, args.num_threads, args.size)

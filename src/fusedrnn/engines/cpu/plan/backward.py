@@ -55,8 +55,8 @@ def make_backward_plan(
     problem = ProblemSize.of(spec, target, steps, batch, "backward")
     share_of = partial(backward_share, tiling, steps, batch, tuning=tuning)
     grids = partition.possible_grids(spec, batch, threads, tiling.unit_vecs)
-    grid = partition.choose_grid(problem, target, grids, share_of, awake, tuning)
-    share = share_of(grid)
+    share, forecast = partition.choose_share(problem, target, grids, share_of, awake, tuning)
+    grid = share.grid
     chunk, block = _steps_at_once(tiling, steps, batch, grid, tuning)
     sizes = BackwardSizes(
         spec, tiling, steps, batch, *grid, share.rows, share.unit_vecs, chunk,
@@ -73,7 +73,7 @@ def make_backward_plan(
             "out_weight_starts": partition_bounds(outs, everyone),
         },
         scratch=BACKWARD.lay_out(sizes),
-        forecast=partition.forecast_times(problem, target, share, share_of, awake, tuning),
+        forecast=forecast,
         block=block, recomputes=sizes.recomputed_rows > 0,
     )  # fmt: skip
 

@@ -48,8 +48,8 @@ def make_forward_plan(
     problem = ProblemSize.of(spec, target, steps, batch, "training" if training else "inference")
     share_of = partial(forward_share, tiling, steps, batch, tuning=tuning)
     grids = partition.possible_grids(spec, batch, threads, tiling.unit_vecs)
-    grid = partition.choose_grid(problem, target, grids, share_of, awake, tuning)
-    share = share_of(grid)
+    share, forecast = partition.choose_share(problem, target, grids, share_of, awake, tuning)
+    grid = share.grid
     sizes = ForwardSizes(
         spec, tiling, steps, batch, *grid, share.rows, share.unit_vecs, share.chunk, is_training=training
     )
@@ -64,7 +64,7 @@ def make_forward_plan(
             "out_starts": partition_bounds(tiling.out_vecs, grid.units),
         },
         scratch=FORWARD.lay_out(sizes),
-        forecast=partition.forecast_times(problem, target, share, share_of, awake, tuning),
+        forecast=forecast,
         layer_output_row=sizes.layer_output_row,
         layer_output_size=sizes.layer_output_size,
     )
