@@ -10,7 +10,7 @@ import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu import executor as calls
 from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
-from fusedrnn.engines.cpu.kernels.loop import Blocking
+from fusedrnn.engines.cpu.kernels.stages import Blocking
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
