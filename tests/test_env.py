@@ -20,7 +20,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
-    monkeypatch.setattr(thread_pool, "_count", None)
+    monkeypatch.setattr(thread_pool, "_num_threads", None)
     for name in ("FUSEDRNN_TARGET", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS", "FUSEDRNN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     thread_pool._default.cache_clear()
@@ -112,7 +112,7 @@ def test_target_of_an_op_is_that_of_its_making(monkeypatch):
     monkeypatch.setenv("FUSEDRNN_TARGET", "generic-emulated")
     second = RNNOp.get(spec)
     assert first is not second
-    assert (first._engine.target.name, second._engine.target.name) == ("generic", "generic-emulated")
+    assert (first.by_address().target.name, second.by_address().target.name) == ("generic", "generic-emulated")
 
 
 @pytest.mark.parametrize("level", range(5))

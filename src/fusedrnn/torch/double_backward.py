@@ -50,11 +50,11 @@ class Extent(NamedTuple):
     @classmethod
     def of(cls, problem: Problem) -> Extent:
         """That of a call of the kernels."""
-        ragged = problem.ragged
-        if ragged is None:
+        varlen = problem.varlen
+        if varlen is None:
             return cls(problem.steps, problem.batch)
-        alive = torch.arange(problem.steps)[:, None] < torch.from_numpy(ragged.lengths)
-        return cls(problem.steps, problem.batch, alive, ragged.firsts is not None)
+        alive = torch.arange(problem.steps)[:, None] < torch.from_numpy(varlen.lengths)
+        return cls(problem.steps, problem.batch, alive, varlen.row_offsets is not None)
 
 
 def gradients(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import torch
-from fusedrnn.engines.pointers import NOWHERE, ByAddress, Strided, Wanted
+from fusedrnn.engines.interface import NULL, GradPointers, PointerEngine, StridedPtr
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.spec import RNNSpec
@@ -51,7 +51,7 @@ class Network:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec = spec
-        self.engine: ByAddress = RNNOp.get(spec).by_address()
+        self.engine: PointerEngine = RNNOp.get(spec).by_address()
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.item = self.dtype.itemsize
         self.sizes = [spec.size_of(name) for name in spec.state_names]
@@ -96,24 +96,24 @@ class Problem:
         batch_sizes: Of a packed sequence, int64 (T,).
     """
 
-    __slots__ = ("batch", "ragged", "shape", "steps")
+    __slots__ = ("batch", "shape", "steps", "varlen")
 
     def __init__(self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None) -> None:
-        self.ragged: Any = None
+        self.varlen: Any = None
         if batch_sizes is not None:
             sizes = batch_sizes.numpy()
             self.steps, self.batch = len(sizes), int(sizes[0])
-            self.ragged = network.engine.ragged_packed(sizes)
+            self.varlen = network.engine.varlen_packed(sizes)
             self.shape: tuple[int, ...] = (x.shape[0],)
         else:
             self.steps, self.batch, _ = x.shape
             self.shape = self.steps, self.batch
             if lengths is not None:
-                self.ragged = network.engine.ragged(lengths.numpy().astype(np.int64), self.steps)
+                self.varlen = network.engine.varlen(lengths.numpy().astype(np.int64), self.steps)
 
     def new(self, x: Tensor, features: int) -> Tensor:
         """A new tensor for so many features of each step, of the kind of ``x``, zeros in padding."""
-        padded = self.ragged is not None and self.ragged.firsts is None
+        padded = self.varlen is not None and self.varlen.row_offsets is None
         return (x.new_zeros if padded else x.new_empty)((*self.shape, features))
 
 
@@ -152,7 +152,7 @@ def train(
     """The same, with what :func:`gradients` needs."""
     crew = team()
     packed = _weights(network, problem, weights, True, crew)
-    record, lease = network.engine.keeping(problem.steps, problem.batch, problem.ragged, "gates", seed)
+    record, lease = network.engine.allocate_reserve(problem.steps, problem.batch, problem.varlen, "gates", seed)
     kept = Kept(_bytes(lease, record.layout.size), _held(packed, weights), record)
     y, final = _run(network, problem, x, states, packed, crew, record, lease.address)
     return y, final, kept
@@ -175,7 +175,7 @@ def _run(
     network.engine.run(
         problem.steps, problem.batch, packed, _strided(network, x), _addresses(initial),
         _strided(network, y), _addresses(final),
-        ragged=problem.ragged, kept=record, reserve=reserve, team=crew,
+        varlen=problem.varlen, residuals=record, reserve=reserve, team=crew,
     )  # fmt: skip
     return y, final
 
@@ -184,7 +184,7 @@ def _run(
 def kept_again(network: Network, problem: Problem, reserve: Tensor, weights: Weights, seed: int) -> Kept:
     """What :func:`train` keeps, from no more than the reserve, for a call like that one."""
     packed = _weights(network, problem, weights, True, team())
-    record, _ = network.engine.keeping(problem.steps, problem.batch, problem.ragged, "gates", seed)
+    record, _ = network.engine.allocate_reserve(problem.steps, problem.batch, problem.varlen, "gates", seed)
     return Kept(reserve, _held(packed, weights), record)
 
 
@@ -209,18 +209,18 @@ def gradients(
     memory = kept.weights[0]
     if memory is not None and kept.packed:
         memory = _aligned(memory)
-        weights = network.engine.placed(packed=memory.data_ptr())
+        weights = network.engine.weights_at(packed=memory.data_ptr())
     else:
-        weights = network.engine.placed(_there(kept.weights))
+        weights = network.engine.weights_at(_there(kept.weights))
     dy = None if dy is None else _readable(dy)
     final = _contiguous(dfinal)
-    network.engine.differentiate(
+    network.engine.run_backward(
         kept.record,
         reserve.data_ptr(),
         weights,
         _strided(network, dy),
         _addresses(final),
-        Wanted(_strided(network, dx), [0 if p is None else p.data_ptr() for p in params], _addresses(states)),
+        GradPointers(_strided(network, dx), [0 if p is None else p.data_ptr() for p in params], _addresses(states)),
         team(),
     )
     found = [dx, *(states or (None,) * count), *params]
@@ -279,9 +279,9 @@ def _addresses(states: States) -> tuple[int, int]:
     return 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
 
 
-def _strided(network: Network, x: Tensor | None) -> Strided:
+def _strided(network: Network, x: Tensor | None) -> StridedPtr:
     if x is None:
-        return NOWHERE
+        return NULL
     strides = x.stride()
     return x.data_ptr(), strides[-3] * network.item if len(strides) == 3 else 0, strides[-2] * network.item
 

@@ -11,8 +11,7 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu import executor as calls
-from fusedrnn.engines.cpu.weights import cache as pack
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 
@@ -65,7 +64,7 @@ def test_size(mode, dtype, shape, keep, target, monkeypatch):
     op, spec = RNNOp(problem.spec), problem.spec
     for _ in range(3):  # packed weights and workspace are there now, also that of a loop's many threads
         forward(problem, op, keep)
-    op._engine._reserves._idle.clear()
+    op.by_address()._reserves._idle.clear()
     monkeypatch.setattr(buffers, "aligned_empty", lambda *args: made.append(args) or plain(*args))
     reserve = forward(problem, op, keep)[2]
     assert made == [((reserve.nbytes,), np.uint8)]
@@ -104,7 +103,7 @@ def test_memory_is_used_again(keep, lengths):
     )
 
     def address(reserve):
-        return reserve._kept.lease.address
+        return reserve._residuals.lease.address
 
     reserve = forward(problem, op, keep)[2]
     first = address(reserve)
@@ -123,10 +122,10 @@ def test_idle_reserves_are_few():
     problem = make_problem("gru", SHAPE)
     op = RNNOp(problem.spec)
     held = [forward(problem, op)[2] for _ in range(20)]
-    assert len({reserve._kept.lease.address for reserve in held}) == 20
+    assert len({reserve._residuals.lease.address for reserve in held}) == 20
     del held
     gc.collect()
-    assert len(op._engine._reserves._idle) == calls.MOST_RESERVES
+    assert len(op.by_address()._reserves._idle) == tuning.current().max_idle_reserves
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -158,7 +157,7 @@ def test_backward_has_the_parameters_of_its_forward(mode, keep, between):
         params[...] = np.nan
         op = RNNOp(problem.spec)
     else:
-        for scale in np.linspace(0.1, 0.9, 2 * pack._MOST_KEPT, dtype=np.float32):
+        for scale in np.linspace(0.1, 0.9, 2 * tuning.current().max_packed_vectors, dtype=np.float32):
             forward(problem, op, keep, problem.params * scale)
             op.forward(problem.x, problem.params * -scale)
     for _ in range(2):
@@ -170,7 +169,7 @@ def test_updates_between_many_forwards_and_backwards(keep):
     problem = make_problem("lstm", SHAPE)
     op, params = RNNOp(problem.spec), problem.params.copy()
     reserves, expected = [], []
-    for _ in range(2 * pack._MOST_KEPT):
+    for _ in range(2 * tuning.current().max_packed_vectors):
         expected.append(fresh(replace(problem, params=params), keep))
         reserves.append(forward(problem, op, keep, params)[2])
         params *= np.float32(0.9)
@@ -227,7 +226,7 @@ class Loop:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, eager, traced):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, use_all_threads, traced):
     """Steps of hundreds of shapes: nothing stays, and at no time is there much beside what is returned."""
     loop, rng = Loop(Shape(30, 40, 16, 48, layers=2, bidirectional=True), keep), np.random.default_rng(0)
     allowed = 70_000 if lengths else 60_000  # every shape's plans and records; with lengths their tables too
@@ -264,9 +263,9 @@ def test_caches_do_not_grow_with_shapes():
     for T in range(1, 20):
         for loop.keep in KEEPS:
             loop.step(T, T + 1)
-        engine = loop.op._engine
-        sizes.append([len(kept) for kept in (engine.weight_cache._kept, engine.workspaces._idle, engine._plans)])
-        assert len(engine._reserves._idle) <= calls.MOST_RESERVES
+        engine = loop.op.by_address()
+        sizes.append([engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._planned)])
+        assert len(engine._reserves._idle) <= tuning.current().max_idle_reserves
     assert sizes == [[1, 1, 2]] * len(sizes)
 
 
@@ -323,7 +322,7 @@ def test_many_reserves_at_once_are_recycled_too(keep):
 
     def addresses():
         held = [op.forward(problem.x, problem.params, training=True, reserve=keep)[2] for _ in range(12)]
-        return {reserve._kept.lease.address for reserve in held}
+        return {reserve._residuals.lease.address for reserve in held}
 
     first = addresses()
     assert len(first) == 12
@@ -335,7 +334,7 @@ def test_a_small_reserve_does_not_hold_a_large_buffer(keep):
     op = RNNOp(problem.spec)
     op.forward(problem.x, problem.params, training=True, reserve=keep)
     small = op.forward(problem.x[:1, :1], problem.params, training=True, reserve=keep)[2]
-    assert small._kept.lease.buffer.nbytes <= op.reserve_size(129, 100, keep) // 16
+    assert small._residuals.lease.buffer.nbytes <= op.reserve_size(129, 100, keep) // 16
 
 
 def test_buffers_of_growing_size_replace_each_other():

@@ -9,6 +9,7 @@ from fusedrnn.engines.cpu.kernels.loop import (
     rows_of_time,
     table_entry,
 )
+from fusedrnn.engines.cpu.kernels.scratch import BACKWARD
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Function, Value
@@ -19,14 +20,8 @@ CALL = Struct(
     *COMMON_FIELDS,
     "block", "weight_starts", "out_weight_starts", "unsorted_indices", "batch_sizes", "sorted_indices",
     "add_states", "add_params", "recompute",
-    "groups", "group_stride", "state_gates_offset", "input_gates_offset", "gates_row", "carried_offset", "carried_size",
-    "carried_stride", "operands_offset", "transposed_offset", "transposed_stride",
-    "weights_offset", "weights_stride", "sums_offset",
-    "scratch", "scratch_stride", "places_offset", "panel_offset", "packed_offset", "packed_panels", "inner",
-    "kept_offset",
-    "forward_gates_offset", "forward_gates_stride", "recurrent_offset", "masked_offset", "masked_row",
     "x_gradient", "x_step", "x_row", "x_row_offsets", "x_add", "x_size",
-    "dx_partial", "dx_partial_step", "dx_partial_row", "dx_partial_size",
+    *BACKWARD.fields,
 )  # fmt: skip
 """A *direction group* is the threads that work on the same direction. Its memory, ``group_stride`` bytes, holds the
 rows of gate gradients, the gradients carried from step to step, transposed gradients and the weights' gradients."""
@@ -127,7 +122,7 @@ class BackwardEmitter(DirectionEmitter):
         c, v = self.c, self.v
         units = self.hidden
         row = (units.last - units.first) * (self.num_saved * v.bytes)
-        return self.scratch + c.kept_offset + index * row - units.first * (self.num_saved * v.bytes)
+        return self.scratch + c.recomputed_offset + index * row - units.first * (self.num_saved * v.bytes)
 
 
 def emit_store_or_add(program: Program) -> Function:
@@ -166,7 +161,7 @@ def emit_add_directions(program: Program) -> Function:
         with f.loop(0, table_entry(f, c.batch_sizes, time, c.batch)) as sorted_index:
             sequence = table_entry(f, c.sorted_indices, sorted_index, sorted_index)
             dx = rows_of_time(f, c.x_gradient, c.x_step, c.x_row, c.x_row_offsets, time) + sequence * c.x_row
-            partial = c.dx_partial + time * c.dx_partial_step + sequence * c.dx_partial_row
+            partial = c.dx_partials + time * c.dx_partial_step + sequence * c.dx_partial_row
             with f.loop(0, c.x_size, v.lanes) as feature:
                 offset = feature * v.item
                 total = v.load(partial + offset) + v.load(partial + c.dx_partial_size + offset)

@@ -15,6 +15,7 @@ from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, rows_of_time
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
+from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir
@@ -23,12 +24,7 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 
-CALL = Struct(
-    *COMMON_FIELDS,
-    "states", "state_stride", "state_direction", "cell_offset", "operands_offset",
-    "scratch", "scratch_stride", "h_rows_offset", "gates_offset", "gates_stride", "recurrent_offset",
-    "masked_offset", "masked_row", "biases_offset", "biases_size",
-)  # fmt: skip
+CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,

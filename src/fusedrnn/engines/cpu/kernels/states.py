@@ -19,9 +19,9 @@ class StateEmitter(DirectionEmitter):
         c = self.c
         self.scratch = scratch = c.scratch + self.thread * c.scratch_stride
         self.h_rows = scratch + c.h_rows_offset
-        self.states = c.states + self.concurrent * c.state_direction + self.first_row * c.state_stride
+        self.states = c.states + self.concurrent * c.states_stride + self.first_row * c.state_stride
         # h has two buffers, for even and odd steps: a step reads one and writes the other.
-        self.h_size = c.cell_offset / 2
+        self.h_size = c.c_offset / 2
 
     def operand_row(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the operand of a later stage."""
@@ -37,7 +37,7 @@ class StateEmitter(DirectionEmitter):
     def state_buffer(self, name: str, row: Value) -> Value:
         """This thread's row of a state buffer; of h the even one."""
         address = self.states + row * self.c.state_stride
-        return address if name == "h" else address + self.c.cell_offset
+        return address if name == "h" else address + self.c.c_offset
 
     def _caller_states(self) -> Iterator[tuple[str, Value, Value]]:
         """For each state its name and the caller's arrays of initial and final values, 0 if absent."""
