@@ -18,7 +18,8 @@ from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.reserve import Reserve, check_reserve
 from fusedrnn.op.stream import Stream
-from fusedrnn.spec import RNNSpec, check_bytes, positive_int
+from fusedrnn.scalars import check_bytes, positive_int
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 _GATES: SavePolicy = "gates"

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import pairwise
 
 from fusedrnn.engines.cpu.kernels.arena import ScratchLayout
 from fusedrnn.engines.cpu.kernels.stages import is_plain, lowered_cell
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.jit.target import Target
 from fusedrnn.spec import RNNSpec
@@ -92,44 +91,33 @@ def possible_grids(spec: RNNSpec, batch: int, threads: int, unit_vecs: int) -> l
     return list(grids)
 
 
-def choose_grid(
+def choose_share(
     problem: ProblemSize,
     target: Target,
     grids: Sequence[ThreadGrid],
     share_of: Callable[[ThreadGrid], ThreadShare],
-    awake: bool,
+    spinning: bool,
     tuning: Tuning,
-) -> ThreadGrid:
-    """The forced grid, or the one with the least cost for the threads' state, ``awake`` or asleep."""
+) -> tuple[ThreadShare, Forecast | None]:
+    """The largest share of the grid with the least cost, for threads that are asleep or ``spinning``, and its forecast.
+
+    A forced grid, or one that the tuning chooses, has no forecast; neither has one thread.
+    """
     forced = _forced_grid.get()
     if forced is not None and forced in grids:
-        return forced
+        return share_of(forced), None
     if tuning.choose_grid is not None:
-        return ThreadGrid(*tuning.choose_grid(problem, grids))
+        return share_of(tuning.choose_grid(problem, grids)), None
     if len(grids) == 1:
-        return grids[0]
+        return share_of(grids[0]), None
     machine = tuning.machine_of(target)
-
-    def cost(share: ThreadShare) -> float:
-        return adjusted_cost(share, predict_cost(problem, share, machine, awake=awake), tuning.min_speedup)
-
-    return min(map(share_of, grids), key=cost).grid
-
-
-def forecast_times(
-    problem: ProblemSize,
-    target: Target,
-    share: ThreadShare,
-    share_of: Callable[[ThreadGrid], ThreadShare],
-    awake: bool,
-    tuning: Tuning,
-) -> Forecast | None:
-    """The predicted times of a plan and of one thread; None if there is nothing to choose between."""
-    if share.num_threads == 1 or _forced_grid.get() is not None or tuning.choose_grid is not None:
-        return None
-    machine = tuning.machine_of(target)
-    costs = (predict_cost(problem, each, machine, awake=awake) for each in (share, share_of(ONE_THREAD)))
-    return Forecast(*(cost.total for cost in costs))
+    shares = [share_of(grid) for grid in grids]
+    costs = [predict_cost(problem, share, machine, spinning=spinning) for share in shares]
+    adjusted = [adjusted_cost(share, cost, tuning.min_speedup) for share, cost in zip(shares, costs, strict=True)]
+    best = adjusted.index(min(adjusted))
+    if forced is not None or shares[best].num_threads == 1:
+        return shares[best], None
+    return shares[best], Forecast(several=costs[best].total, alone=costs[0].total)
 
 
 def reads_unpacked(spec: RNNSpec, steps: int, batch: int, training: bool, tuning: Tuning) -> bool:
@@ -155,7 +143,7 @@ def partition_bounds(count: int, groups: int) -> tuple[int, ...]:
 
 def largest_share(count: int, groups: int) -> int:
     """The size of the largest group."""
-    return max(end - first for first, end in pairwise(partition_bounds(count, groups)))
+    return -(-count // groups)
 
 
 def max_chunk(tiling: Tiling, steps: int, grid: ThreadGrid, tuning: Tuning) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
@@ -30,7 +29,7 @@ class ThreadGrid(NamedTuple):
     @property
     def num_threads(self) -> int:
         """Threads in use."""
-        return prod(self)
+        return self.layer_dirs * self.rows * self.units
 
 
 class StageGemm(NamedTuple):
@@ -66,6 +65,7 @@ class ProblemSize(NamedTuple):
     directions: int
     inputs: tuple[int, ...]
     hidden: int
+    unit_vecs: int
     gates: int
     lanes: int
     vector_bytes: int
@@ -76,11 +76,6 @@ class ProblemSize(NamedTuple):
     saved: int
     pre_act_grads: int
     stages: tuple[StageGemm, ...]
-
-    @property
-    def unit_vecs(self) -> int:
-        """Unit vectors of a layer-direction."""
-        return -(-self.hidden // self.lanes)
 
     @classmethod
     def of(cls, spec: RNNSpec, target: Target, steps: int, batch: int, phase: str) -> ProblemSize:
@@ -94,6 +89,7 @@ class ProblemSize(NamedTuple):
             directions=spec.num_directions,
             inputs=tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers)),
             hidden=spec.hidden_size,
+            unit_vecs=-(-spec.hidden_size // lanes),
             gates=spec.num_gates,
             lanes=lanes,
             vector_bytes=lanes * ITEM_SIZE[spec.dtype],
