@@ -1,39 +1,45 @@
-"""Scratch memory that is declared once: the plan takes offsets from a declaration, the kernels the fields of a struct.
-
-It stands here, below the plan, because the order of the fields is part of the machine code.
-"""
+"""Scratch memory that is declared once: plans take offsets from a declaration, kernels the fields of a struct."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from fusedrnn.engines.cpu.kernels.tiling import round_up_to_cache_line
-
-Sizes = TypeVar("Sizes")
+_CACHE_LINE = 64
 
 
-class Arena(Generic[Sizes]):
+def round_up_to_cache_line(size: int) -> int:
+    """Round a size up to whole cache lines."""
+    return -(-size // _CACHE_LINE) * _CACHE_LINE
+
+
+def pad_against_conflicts(size: int) -> int:
+    """Round a row's size up to an odd number of cache lines, so that rows do not all map to the same cache sets."""
+    return (-(-size // _CACHE_LINE) | 1) * _CACHE_LINE
+
+
+class Arena:
     """A piece of memory that consists of regions, each from a cache line on.
 
     Args:
         stride: The name of its size, by which copies of it follow one another.
-        regions: The size of each region, which depends on the sizes of a plan.
+        regions: The size of each region: a function of the sizes of a plan, see
+            :mod:`fusedrnn.engines.cpu.plan.scratch_sizes`.
     """
 
-    def __init__(self, stride: str, **regions: Callable[[Sizes], int]) -> None:
-        self._stride, self._regions = stride, regions
+    def __init__(self, stride: str, **regions: Callable[[Any], int]) -> None:
+        self._regions = regions
         self.names = tuple(regions)
         self.fields = (*(f"{name}_offset" for name in regions), stride)
 
-    def place(self, sizes: Sizes) -> list[int]:
+    def place(self, sizes: Any) -> list[int]:
         """The offsets of the regions, then the size."""
         offsets = [0]
         for size in self._regions.values():
             offsets.append(offsets[-1] + round_up_to_cache_line(size(sizes)))
         return offsets
 
-    def size(self, sizes: Sizes) -> int:
+    def size(self, sizes: Any) -> int:
         """Bytes of the arena."""
         return self.place(sizes)[-1]
 
@@ -54,7 +60,7 @@ class ScratchLayout(NamedTuple):
     size: int
 
 
-class Scratch(Generic[Sizes]):
+class Scratch:
     """The scratch of a kernel: a workspace, arenas of which it holds one or several, and strides within these.
 
     The workspace begins with the barriers and the progress of layers, which must be zero.
@@ -63,11 +69,11 @@ class Scratch(Generic[Sizes]):
         fields: The struct's fields: pointers to the workspace's regions, offsets and sizes of the arenas, strides.
     """
 
-    def __init__(self, workspace: Arena[Sizes], *arenas: Arena[Sizes], strides: tuple[str, ...]) -> None:
+    def __init__(self, workspace: Arena, *arenas: Arena, strides: tuple[str, ...]) -> None:
         self._workspace, self._arenas, self._strides = workspace, arenas, strides
         self.fields = (*workspace.names, *(name for arena in arenas for name in arena.fields), *strides)
 
-    def lay_out(self, sizes: Sizes) -> ScratchLayout:
+    def lay_out(self, sizes: Any) -> ScratchLayout:
         """Place everything for the sizes of a plan."""
         *offsets, size = self._workspace.place(sizes)
         fields = {stride: getattr(sizes, stride) for stride in self._strides}

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.engines.cpu.kernels.arena import round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
-from fusedrnn.engines.cpu.kernels.tiling import Tiling, round_up_to_cache_line
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.pack_kernel import PACK, PACK_SUM, PACK_TRANSPOSED, PACK_ZEROS, PackTask
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
