@@ -25,47 +25,28 @@ def _l2_bytes() -> int:
 
 @dataclass(frozen=True)
 class MachineModel:
-    """The processor as the cost model sees it. Rates are those of one thread; times are in seconds.
+    """The processor as the cost model sees it. Rates are those of one thread, per second; times are in seconds."""
 
-    Attributes:
-        fma_rate: Multiply-adds of whole vectors per second.
-        l2_bandwidth, l3_bandwidth, memory_bandwidth: Bytes per second read from there.
-        l2_bytes, l3_bytes: Sizes of these caches.
-        instruction: Time of a vector instruction in a cell's maths.
-        tile: Time to enter and leave a micro-kernel.
-        row: Overhead of a row in a step.
-        step: Overhead of a time step.
-        layer: Overhead of a layer-direction.
-        barrier: Time from the last thread's arrival at a barrier until all go on.
-        wake_spinning, wake_sleeping: Time to hand a job to threads that spin, to threads that sleep.
-        call: Overhead of a call.
-        reserve: Overhead that a reserve adds to a call.
-        stream_trips: Memory transfers per streamed vector: it is fetched, written, and fetched again by its reader.
-        exposed_latency: Fraction of the extra time for weights beyond L2 that multiply-adds never hide.
-        prefetching_tiles: Tiles of a panel that prefetch the next panel.
-        usable_l2: Fraction of L2 that is left to weights beside the data that streams through it.
-    """
-
-    fma_rate: float
-    l2_bandwidth: float
+    fma_rate: float  # multiply-adds of whole vectors
+    l2_bandwidth: float  # bytes read
     l3_bandwidth: float
     memory_bandwidth: float
     l2_bytes: int
     l3_bytes: int
-    instruction: float
-    tile: float = 2e-9
-    row: float = 3e-9
-    step: float = 20e-9
-    layer: float = 0.5e-6
-    barrier: float = 0.3e-6
-    wake_spinning: float = 1.5e-6
-    wake_sleeping: float = 60e-6
-    call: float = 2e-6
-    reserve: float = 3.5e-6
-    stream_trips: int = 3
-    exposed_latency: float = 0.15
-    prefetching_tiles: int = 4
-    usable_l2: float = 0.85
+    instruction: float  # a vector instruction of a cell's maths
+    tile: float = 2e-9  # entering and leaving a micro-kernel
+    row: float = 3e-9  # overhead of a row in a step
+    step: float = 20e-9  # overhead of a time step
+    layer: float = 0.5e-6  # overhead of a layer-direction
+    barrier: float = 0.3e-6  # from the last thread's arrival until all go on
+    wake_spinning: float = 1.5e-6  # handing a job to threads that spin
+    wake_sleeping: float = 60e-6  # handing a job to threads that sleep
+    call: float = 2e-6  # overhead of a call
+    reserve: float = 3.5e-6  # what a reserve adds to it
+    stream_trips: int = 3  # streamed data is fetched, written, and fetched again by its reader
+    exposed_latency: float = 0.15  # of the extra time for weights beyond L2, what multiply-adds never hide
+    prefetching_tiles: int = 4  # tiles of a panel that prefetch the next panel
+    usable_l2: float = 0.85  # of L2, what is left to weights beside the data that streams through it
 
     @classmethod
     @lru_cache(maxsize=8)
@@ -86,70 +67,41 @@ class MachineModel:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Thresholds of the CPU engine.
+    """Thresholds of the CPU engine. Times are in seconds."""
 
-    Attributes of plans:
-        l2_bytes: Size of a core's second-level cache, by which buffers that should stay in it are sized.
-        min_chunk_rows, max_chunk_rows: Rows of an input GEMM.
-        min_dx_chunk_rows: Fewest rows of a GEMM for dx: with fewer, its weights are not reused often enough.
-        min_pipeline_chunks: Fewest chunks of a sequence where layers are pipelined.
-        block_rows: Rows whose gate gradients wait for a GEMM of the weight gradients. More rows mean fewer passes over
-            the partial sums.
-        gemm_rows: Rows that such a GEMM takes at once; a single step may have more.
-        min_speedup: How much faster several threads must be than one. Other programs may want the processors.
-        machine: Rates for the cost model; None for the assumed ones of the target.
-        choose_grid: Chooses a grid for a problem size from a list of grids, in place of the cost model.
-
-    Attributes of weights:
-        unpacked_rows: Rows of a step that read unpacked weights together.
-        max_unpacked_reads, max_unpacked_reads_training: Calls that read the weights at most so often use them unpacked.
-            Training packs later, since its weights have mostly changed since the last call.
-        max_packed_vectors: Parameter vectors that an op keeps packed.
-        max_packed_owners: Parameter sets with an owner, such as a module, that an op keeps packed.
-        parallel_pack_bytes: Bytes from which several threads pack.
-        max_idle_reserves: Idle reserves that an op keeps for its next calls.
-
-    Attributes of thread trials, with times in seconds:
-        max_trial_call: Calls with a longer forecast on one thread are not tried: a trial would cost too much.
-        late_calls: Calls, more late than in time, that start a trial.
-        recent_calls: Calls that a trial is compared with.
-        trial_calls: Calls of a trial.
-        min_trial_calls: Calls of a trial with a clear result.
-        clear_ratio: A result is clear if every call of one kind takes so many times as long as any of the other.
-        settling_time: Start of a trial that does not count, while threads wake up or stop spinning.
-        min_trial_pause, max_trial_pause: Time between two trials. It doubles while the result stays the same.
-        trial_interval: A trial of some seconds is followed by so many times as many seconds without one.
-    """
-
-    l2_bytes: int = field(default_factory=_l2_bytes)
-    min_chunk_rows: int = 24
+    # Plans.
+    l2_bytes: int = field(default_factory=_l2_bytes)  # by which buffers that should stay in L2 are sized
+    min_chunk_rows: int = 24  # rows of an input GEMM
     max_chunk_rows: int = 96
-    min_dx_chunk_rows: int = 80
-    min_pipeline_chunks: int = 16
-    block_rows: int = 1152
-    gemm_rows: int = 1152
-    min_speedup: float = 1.1
-    machine: MachineModel | None = None
+    min_dx_chunk_rows: int = 80  # of a GEMM for dx: with fewer, its weights are not reused often enough
+    min_pipeline_chunks: int = 16  # chunks of a sequence where layers are pipelined
+    block_rows: int = 1152  # rows summed before the partial weight gradients are read and written again
+    gemm_rows: int = 1152  # rows of such a block that a GEMM takes at once
+    min_speedup: float = 1.1  # of several threads over one: other programs may want the processors
+    machine: MachineModel | None = None  # rates for the cost model; None for those assumed of the target
+    # Chooses one of the grids for a problem size, in place of the cost model.
     choose_grid: Callable[[Any, Sequence[Any]], Any] | None = None
 
-    unpacked_rows: int = 4
+    # Weights. Calls that read them at most so often use them unpacked; training would mostly have to pack them anew.
+    unpacked_rows: int = 4  # rows of a step that read unpacked weights together
     max_unpacked_reads: int = 2
     max_unpacked_reads_training: int = 6
-    max_packed_vectors: int = 4
-    max_packed_owners: int = 256
-    parallel_pack_bytes: int = 1 << 19
-    max_idle_reserves: int = 16
+    max_packed_vectors: int = 4  # parameter vectors that an op keeps packed
+    max_packed_owners: int = 256  # parameter sets of owners, such as modules, that an op keeps packed
+    parallel_pack_bytes: int = 1 << 19  # from which several threads pack
+    max_idle_reserves: int = 16  # reserves that an op keeps for its next calls
 
-    max_trial_call: float = 20e-3
-    late_calls: int = 4
-    recent_calls: int = 8
-    trial_calls: int = 5
-    min_trial_calls: int = 2
-    clear_ratio: float = 2.0
-    settling_time: float = 1e-3
-    min_trial_pause: float = 0.1
+    # Trials of one thread.
+    max_trial_call: float = 20e-3  # calls with a longer forecast are not tried: a trial would cost too much
+    late_calls: int = 4  # calls, more late than in time, that start a trial
+    recent_calls: int = 8  # calls that a trial is compared with
+    trial_calls: int = 5  # calls of a trial
+    min_trial_calls: int = 2  # calls of a trial whose result is clear
+    clear_ratio: float = 2.0  # every call of one kind takes so many times as long as any of the other
+    settling_time: float = 1e-3  # start of a trial that does not count: threads wake up or stop spinning
+    min_trial_pause: float = 0.1  # between two trials; it doubles while the result stays the same
     max_trial_pause: float = 2.0
-    trial_interval: float = 50.0
+    trial_interval: float = 50.0  # time without trials, as a multiple of the last trial's
 
     def machine_of(self, target: Target) -> MachineModel:
         """The rates for the cost model."""

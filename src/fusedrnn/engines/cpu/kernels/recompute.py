@@ -38,7 +38,7 @@ class Recompute(BackwardEmitter):
                 with self.panels(begin, end) as cols:
                     into = self.gate_rows + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
                     weights = self.packed(self._gemm, p.forward_x_weights, p.k, p.x_bias, stage)
-                    weights.gemm(a, cols, Rows(into, self.c.forward_gates_stride))
+                    weights.gemm(a, cols, Rows(into, self.c.gates_stride))
             for stage in self.gate_stages:
                 self._fill_table(self._operand_of(stage))
                 with self.blocks(stage) as (unit_vec, end):
@@ -79,7 +79,7 @@ class Recompute(BackwardEmitter):
         with self.panels(first, end * stage.num_gates) as cols:
             if stage.accumulates_in_place:
                 into = self.gate_rows + self.gates_offset(stage) + (cols.first - begin) * v.bytes
-                c = c_in = Rows(into, self.c.forward_gates_stride)
+                c = c_in = Rows(into, self.c.gates_stride)
             else:
                 c, c_in = Rows(self.recurrent + (cols.first - first) * v.bytes, row_bytes), None
             weights = self.packed(self._gemm, p.forward_h_weights, self.operand_size(stage), p.h_bias, stage)
@@ -91,7 +91,7 @@ class Recompute(BackwardEmitter):
     def _cell(self, stage: StageKernel, index: Value, unit_vec: Value, recurrent: Value) -> None:
         """The saved values of one vector of units of one row of the chunk."""
         c, v, p = self.c, self.v, self.p
-        gate_row = self.gate_rows + index * c.forward_gates_stride
+        gate_row = self.gate_rows + index * c.gates_stride
 
         def load(leaf: Leaf) -> Value:
             match leaf:

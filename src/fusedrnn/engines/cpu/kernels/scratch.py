@@ -34,10 +34,9 @@ FORWARD = Scratch(
         "size",
         barriers=lambda s: BARRIER_BYTES * (1 + s.layer_dirs * s.row_groups),
         progress=lambda s: PROGRESS_BYTES * s.num_progress,
-        states=lambda s: max(s.num_directions, s.layer_dirs) * _STATES.size(s),
+        states=lambda s: max(s.spec.num_directions, s.layer_dirs) * _STATES.size(s),
         scratch=lambda s: s.num_threads * _FORWARD_THREAD.size(s),
-        # Layers write one and read the other in turns; in training the reserve holds them.
-        layer_outputs=lambda s: 0 if s.is_training else min(2, s.num_layers - 1) * s.layer_output_size,
+        layer_outputs=lambda s: s.num_layer_outputs * s.layer_output_size,
     ),
     _STATES, _FORWARD_THREAD,
     strides=("state_stride", "gates_stride", "masked_row", "biases_size"),
@@ -55,7 +54,7 @@ _DIRECTION_GROUP = Arena(
     # Transposed gate gradients, and what is summed from them: gradients of weights and biases.
     transposed=lambda s: s.pre_act_grad_vecs * s.transposed_stride,
     weights=lambda s: s.k_padded * s.weights_stride,
-    sums=lambda s: s.pre_act_grad_vecs * s.vector_bytes,
+    sums=lambda s: s.pre_act_grad_vecs * s.tiling.vector_bytes,
 )
 _BACKWARD_THREAD = Arena(
     "scratch_stride",
@@ -64,12 +63,12 @@ _BACKWARD_THREAD = Arena(
     # Time and sequence of each row of a block.
     places=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
     # A row of zeros, the initial accumulators, then a panel of dx.
-    panel=lambda s: s.panel_bytes * (1 + s.chunk * s.rows),
-    packed=lambda s: s.packed_panels * s.inner * s.panel_bytes,
-    recomputed=lambda s: s.recomputed_rows * s.unit_vecs * s.saved_vecs * s.vector_bytes,
-    forward_gates=lambda s: s.recomputed_rows * s.forward_gates_stride,
+    panel=lambda s: s.tiling.panel_bytes * (1 + s.chunk * s.rows),
+    packed=lambda s: s.packed_panels * s.inner * s.tiling.panel_bytes,
+    recomputed=lambda s: s.recomputed_rows * s.unit_vecs * s.saved_vecs * s.tiling.vector_bytes,
+    forward_gates=lambda s: s.recomputed_rows * s.gates_stride,
     recurrent=lambda s: s.recomputed_rows * s.recurrent_row,
-    masked=lambda s: s.recomputed_rows * s.masked_row * s.drops,
+    masked=lambda s: s.recomputed_rows * s.masked_row * s.spec.drops,
 )
 BACKWARD = Scratch(
     Arena(
@@ -79,11 +78,11 @@ BACKWARD = Scratch(
         groups=lambda s: s.layer_dirs * _DIRECTION_GROUP.size(s),
         scratch=lambda s: s.num_threads * _BACKWARD_THREAD.size(s),
         # Kernels read up to two panels past the end of the last row.
-        dx_partials=lambda s: s.num_dx_partials * s.dx_partial_size + 2 * s.panel_bytes,
+        dx_partials=lambda s: s.num_dx_partials * s.dx_partial_size + 2 * s.tiling.panel_bytes,
     ),
     _DIRECTION_GROUP, _BACKWARD_THREAD,
     strides=(
         "gates_row", "carried_size", "carried_stride", "transposed_stride", "weights_stride", "inner", "packed_panels",
-        "forward_gates_stride", "masked_row", "dx_partial_step", "dx_partial_row", "dx_partial_size",
+        "gates_stride", "masked_row", "dx_partial_step", "dx_partial_row", "dx_partial_size",
     ),
 )  # fmt: skip

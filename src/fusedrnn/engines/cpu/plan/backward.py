@@ -9,7 +9,7 @@ from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.kernels.scratch import BACKWARD
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.engines.cpu.plan.partition import Plan, largest_share, partition_bounds
-from fusedrnn.engines.cpu.plan.scratch_sizes import BackwardSizes, gradients_stride
+from fusedrnn.engines.cpu.plan.scratch_sizes import backward_sizes, gradients_stride
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
@@ -59,10 +59,7 @@ def make_backward_plan(
     share, forecast = partition.choose_share(problem, target, grids, share_of, spinning, tuning)
     grid = share.grid
     chunk, block = _steps_at_once(tiling, steps, batch, grid, tuning)
-    sizes = BackwardSizes(
-        spec, tiling, steps, batch, *grid, share.rows, share.unit_vecs, chunk,
-        block=block, gemm_rows=tuning.gemm_rows, packed_bytes=tuning.l2_bytes // 2, recompute=recompute,
-    )  # fmt: skip
+    sizes = backward_sizes(spec, tiling, steps, batch, share, block, recompute, tuning.l2_bytes // 2)
     units, outs, everyone = tiling.unit_vecs, tiling.out_vecs, grid.rows * grid.units
     return BackwardPlan(
         steps, batch, grid, chunk,

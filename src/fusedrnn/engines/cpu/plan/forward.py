@@ -9,7 +9,7 @@ from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.engines.cpu.plan.partition import Plan, largest_share, partition_bounds
-from fusedrnn.engines.cpu.plan.scratch_sizes import ForwardSizes, gates_stride
+from fusedrnn.engines.cpu.plan.scratch_sizes import forward_sizes, gates_stride
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
@@ -51,9 +51,7 @@ def make_forward_plan(
     grids = partition.possible_grids(spec, batch, threads, tiling.unit_vecs)
     share, forecast = partition.choose_share(problem, target, grids, share_of, spinning, tuning)
     grid = share.grid
-    sizes = ForwardSizes(
-        spec, tiling, steps, batch, *grid, share.rows, share.unit_vecs, share.chunk, is_training=training
-    )
+    sizes = forward_sizes(spec, tiling, steps, batch, share, training)
     return ForwardPlan(
         steps,
         batch,
