@@ -59,7 +59,7 @@ def make_backward_plan(
     share, forecast = partition.choose_share(problem, target, grids, share_of, spinning, tuning)
     grid = share.grid
     chunk, block = _steps_at_once(tiling, steps, batch, grid, tuning)
-    sizes = backward_sizes(spec, tiling, steps, batch, share, block, recompute, tuning.l2_bytes // 2)
+    sizes = backward_sizes(spec, tiling, steps, batch, share, block, tuning.l2_bytes // 2, recompute)
     units, outs, everyone = tiling.unit_vecs, tiling.out_vecs, grid.rows * grid.units
     return BackwardPlan(
         steps, batch, grid, chunk,

@@ -42,9 +42,9 @@ def forward_sizes(
 
 
 def backward_sizes(
-    spec: RNNSpec, tiling: Tiling, steps: int, batch: int, share: ThreadShare, block: int, recompute: bool, pack_size: int
+    spec: RNNSpec, tiling: Tiling, steps: int, batch: int, share: ThreadShare, block: int, packed: int, recompute: bool
 ) -> SimpleNamespace:
-    """The sizes of a backward call; ``block`` is the steps of a GEMM of the weight gradients, which packs up to ``pack_size`` bytes."""
+    """The sizes of a backward call. A GEMM of the weight gradients takes ``block`` steps and packs ``packed`` bytes."""
     panel_bytes, panels = tiling.panel_bytes, tiling.feature_panels
     sizes = _common_sizes(spec, tiling, batch, share)
     sizes.block, sizes.gates_row = block, gradients_stride(tiling)
@@ -61,7 +61,7 @@ def backward_sizes(
     )
     # Rows and panels that a GEMM of the weight gradients packs at once.
     sizes.inner = share.block
-    sizes.packed_panels = max(1, pack_size // (sizes.inner * panel_bytes))
+    sizes.packed_panels = max(1, packed // (sizes.inner * panel_bytes))
     sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
     sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
     sizes.masked_row = tiling.masked_row(spec)
