@@ -101,8 +101,8 @@ def test_the_member_with_most_to_do_decides(target):
 def test_threads_that_sleep_are_not_worth_waking_for_little(target):
     case = CASES["tiny"]
     for phase in PHASES:
-        asleep, awake = (cost(case, "gru", target, phase, (1, 2, 1), awake=awake) for awake in (False, True))
-        assert asleep["call"] - awake["call"] == pytest.approx(MACHINE.wake_sleeping - MACHINE.wake_spinning)
+        asleep, spinning = (cost(case, "gru", target, phase, (1, 2, 1), spinning=spins) for spins in (False, True))
+        assert asleep["call"] - spinning["call"] == pytest.approx(MACHINE.wake_sleeping - MACHINE.wake_spinning)
     little = replace(case, T=2, N=2)
     assert made_plan("inference", little.spec("gru"), target, little, 2).num_threads == 1
     large = CASES["large"]
@@ -117,7 +117,7 @@ def test_few_rows_of_large_weights_are_not_split(target):
 
 def test_many_rows_of_small_weights_are_split(target):
     case = CASES["small"]
-    assert made_plan("inference", case.spec("lstm"), target, case, 2, awake=True).grid == (1, 2, 1)
+    assert made_plan("inference", case.spec("lstm"), target, case, 2, spinning=True).grid == (1, 2, 1)
 
 
 def test_directions_go_side_by_side(target):
@@ -194,9 +194,9 @@ def test_layers_run_side_by_side_where_nothing_else_can(phase, target):
     """One sequence, one vector of units, one direction: there is nothing to share out but layers."""
     case = replace(CASES["seq1"], T=320, I=1, H=target.lanes("float32"), layers=4)
     spec = case.spec("lstm")
-    made = made_plan(phase, spec, target, case, 2, awake=True)
+    made = made_plan(phase, spec, target, case, 2, spinning=True)
     assert made.grid == (2, 1, 1) and made.chunk * 16 <= case.T + 16
     alone = cost(case, "lstm", target, phase).total
-    assert 0.5 * alone < cost(case, "lstm", target, phase, (2, 1, 1), awake=True).total < 0.7 * alone
+    assert 0.5 * alone < cost(case, "lstm", target, phase, (2, 1, 1), spinning=True).total < 0.7 * alone
     both = replace(case, bidirectional=True)
-    assert made_plan(phase, both.spec("lstm"), target, both, 2, awake=True).chunk > made.chunk
+    assert made_plan(phase, both.spec("lstm"), target, both, 2, spinning=True).chunk > made.chunk

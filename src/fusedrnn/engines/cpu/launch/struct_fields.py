@@ -90,14 +90,15 @@ class _PlanFields:
         fields = {**self.call(), **pointers, "layer_dirs": Relocation("args", call.size)}
         # Made one at a time: all at once would take much memory.
         layer_dirs = ((layer_dir, self.layer_dir(index, offsets)) for index, offsets in enumerate(weights))
-        num_fields = len(call) + len(weights) * len(layer_dir)
+        num_fields = len(call.names) + len(weights) * len(layer_dir.names)
         return KernelArgs(self._plan, symbols, chain([(call, fields)], layer_dirs), num_fields, [*bounds.values()])
 
     def call(self) -> Fields:
         """The fields of a call."""
         spec, plan, reserve = self.spec, self._plan, self.reserve
         drops = reserve is not None and spec.drops
-        scale_bits = struct.unpack("q", struct.pack("d", float(np.dtype(spec.dtype).type(scale(spec.dropout)))))[0]
+        factor = np.dtype(spec.dtype).type(scale(spec.dropout) if drops else 1)
+        scale_bits = struct.unpack("q", struct.pack("d", float(factor)))[0]
         return {
             "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
             "hidden": spec.hidden_size, "out": spec.state_size, "chunk": plan.chunk,

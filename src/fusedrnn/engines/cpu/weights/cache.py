@@ -213,7 +213,7 @@ class WeightCache:
         """Run the packing job on several threads, or on this one if it is small or the others are busy."""
         job = load_pack(self._spec.dtype, self._target)
         for threads in (team.threads if size > self._tuning.parallel_pack_bytes else 1, 1):
-            call = (ctypes.c_int64 * len(CALL))(tasks.ctypes.data, len(tasks), threads, flat, packed)
+            call = (ctypes.c_int64 * len(CALL.names))(tasks.ctypes.data, len(tasks), threads, flat, packed)
             address = ctypes.addressof(call)
             if threads == 1:
                 job(address, 0)
