@@ -72,10 +72,10 @@ def test_progress_is_lines_or_a_bar_with_the_remaining_time(monkeypatch, capsys,
 
 
 def test_help_says_how_samples_are_taken():
-    told = " ".join(run("bench", "--help").output.split())
-    assert "ten seconds" in told and "inference,training" in told
+    text = " ".join(run("bench", "--help").output.split())
+    assert "ten seconds" in text and "inference,training" in text
     assert (timing.ONE_SAMPLE_SECONDS, extrapolate.SLOW) == (10.0, 3.0) and 1.0 <= extrapolate.TARGET_SECONDS <= 2.0
-    assert "more than three seconds" in told and "one or two seconds" in told and "--full" in told
+    assert "more than three seconds" in text and "one or two seconds" in text and "--full" in text
 
 
 def test_bench_may_run_all_steps(tmp_path):
@@ -157,7 +157,7 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
 
 
 @pytest.mark.parametrize(
-    ("option", "given", "said"),
+    ("option", "value", "messages"),
     [
         ("--cases", "tiny,huge", ["'huge'", *CASES]),
         ("--cases", ",", ["no case", *CASES]),
@@ -170,11 +170,11 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
         ("--json", "no/such/folder.json", ["--json", "no/such"]),
     ],
 )
-def test_what_bench_refuses(option, given, said):
-    result = run(*QUICK, option, given)
+def test_what_bench_refuses(option, value, messages):
+    result = run(*QUICK, option, value)
     assert result.exit_code == 2
     assert result.output.startswith("error: ") and "Traceback" not in result.output
-    for words in said:
+    for words in messages:
         assert words in result.output
 
 
@@ -241,9 +241,9 @@ def test_warmup_compiles_what_it_is_told():
 @pytest.mark.parametrize("package", ["typer", "rich", "threadpoolctl"])
 def test_a_missing_extra_is_named(package):
     code = f"import sys; sys.modules[{package!r}] = None; from fusedrnn.cli import main; main()"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.returncode == 2
-    assert found.stderr.strip() == f"error: the command line needs {package}: pip install 'fusedrnn[bench]'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: the command line needs {package}: pip install 'fusedrnn[bench]'"
 
 
 def test_another_missing_module_is_not_blamed_on_an_extra(monkeypatch):
