@@ -85,12 +85,12 @@ def test_bench_may_run_all_steps(tmp_path):
 
 
 def test_shares_are_of_the_best_peak_of_the_run_and_refused_above_it(monkeypatch, tmp_path):
-    rates = iter([1e-6, 1e-6, 1e-6, 50.0])
-    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: next(rates, 50.0))
+    rates = iter([1e-6, 1e-6, 1e-6, 500.0])
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: next(rates, 500.0))
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(1e-6, True))
     result = run(*QUICK, "--modes", "gru,lstm", "--json", tmp_path / "rows.json")
     assert result.exit_code == 0, result.output
-    assert [row["peak"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == [50.0, 50.0]
+    assert [row["peak"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == [500.0, 500.0]
     assert "no share" not in result.output
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 1e-6)
     result = run(*QUICK)
