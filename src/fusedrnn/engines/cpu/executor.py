@@ -188,7 +188,8 @@ class Executor:
         else:
             problem, seed = ("training", steps, batch, residuals.layout), residuals.seed
         values = (
-            *x, *y, *initial, *final, weights.address, reserve, _row_offsets(varlen), signed(seed)
+            *x, *y, *initial, *final, weights.address, reserve,
+            0 if varlen is None else varlen.row_offsets_address, signed(seed),
         )  # fmt: skip
         self._run_job(problem, values, weights.matrices, varlen, team)
 
@@ -205,21 +206,17 @@ class Executor:
         """Compute the gradients of a training call with these weights, whose reserve is at that address."""
         layout, varlen = residuals.layout, residuals.varlen
         values = (
-            *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve, _row_offsets(varlen),
-            signed(residuals.seed), grads.add_x, grads.add_params, grads.add_states,
+            *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve,
+            0 if varlen is None else varlen.row_offsets_address, signed(residuals.seed),
+            grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
         problem: Problem = "backward", layout.steps, layout.batch, layout
         self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))
 
     def _run_job(
-        self,
-        problem: Problem,
-        values: tuple[int, ...],
-        params: Sequence[int],
-        varlen: VarLen | None,
-        team: ThreadTeam | None,
-        computes_dx: bool = False,
-    ) -> None:
+        self, problem: Problem, values: tuple[int, ...], params: Sequence[int],
+        varlen: VarLen | None, team: ThreadTeam | None, computes_dx: bool = False,
+    ) -> None:  # fmt: skip
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
         name = problem[0]
         job = self._jobs.get(name) or self.job(name)
@@ -272,26 +269,20 @@ class Executor:
     def _plan(self, problem: Problem, threads: int, awake: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
-        spec, target, passes = self.spec, self.target, self.weight_cache.layout.layer_dirs
+        spec, target, offsets = self.spec, self.target, self.weight_cache.layout.layer_dirs
         training = layout is not None
         threads = limit_threads(spec, threads, steps, batch, training, self.tuning)
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
             backward_plan = make_backward_plan(spec, target, steps, batch, threads, recompute=recompute, awake=awake)
-            return backward_args(spec, backward_plan, passes, layout)
+            return backward_args(spec, backward_plan, offsets, layout)
         plan = make_forward_plan(spec, target, steps, batch, threads, training=training, awake=awake)
-        return forward_args(spec, plan, passes, layout)
+        return forward_args(spec, plan, offsets, layout)
 
     def _execute(
-        self,
-        job: Job,
-        args: KernelArgs,
-        team: ThreadTeam,
-        values: tuple[int, ...],
-        params: Sequence[int],
-        varlen: VarLen | None,
-        computes_dx: bool,
-    ) -> bool:
+        self, job: Job, args: KernelArgs, team: ThreadTeam, values: tuple[int, ...], params: Sequence[int],
+        varlen: VarLen | None, computes_dx: bool,
+    ) -> bool:  # fmt: skip
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
         tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
         scratch = self.workspaces.acquire(args.size)
@@ -303,7 +294,3 @@ class Executor:
             ran = team.run(job, address, args.num_threads)
         self.workspaces.release(scratch)
         return ran
-
-
-def _row_offsets(varlen: VarLen | None) -> int:
-    return 0 if varlen is None or varlen.row_offsets is None else varlen.row_offsets.ctypes.data
