@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedrnn import env
-from fusedrnn.engines.cpu import tuning
+from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.launch.args_kernel import load_bind
@@ -73,7 +73,7 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
-        self._tiling, self.tuning = Tiling.of(spec, self.target), tuning.current()
+        self._tiling, self.tuning = Tiling.of(spec, self.target), tunings.current()
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
         self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
@@ -269,14 +269,14 @@ class Executor:
     def _plan(self, problem: Problem, threads: int, awake: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
-        spec, target, offsets = self.spec, self.target, self.weight_cache.layout.layer_dirs
+        spec, tuning, offsets = self.spec, self.tuning, self.weight_cache.layout.layer_dirs
         training = layout is not None
-        threads = limit_threads(spec, threads, steps, batch, training, self.tuning)
+        size = spec, self.target, steps, batch, limit_threads(spec, threads, steps, batch, training, tuning)
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
-            backward_plan = make_backward_plan(spec, target, steps, batch, threads, recompute=recompute, awake=awake)
+            backward_plan = make_backward_plan(*size, recompute=recompute, awake=awake, tuning=tuning)
             return backward_args(spec, backward_plan, offsets, layout)
-        plan = make_forward_plan(spec, target, steps, batch, threads, training=training, awake=awake)
+        plan = make_forward_plan(*size, training=training, awake=awake, tuning=tuning)
         return forward_args(spec, plan, offsets, layout)
 
     def _execute(

@@ -29,9 +29,9 @@ of its last. The array's address becomes the value of that ``symbol``.
 CALL_CACHE = Struct(
     "items_offset", "type_offset", "data_offset", "ndarray_type", "guards", "num_guards", "extents_offset",
     "values", "values_size", "weights_symbol", "reserve_symbol", "seed_symbol", "workspace_symbol",
-    "dx_partials_symbol", "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets", "num_params",
-    "relocs", "num_fields", "args_symbol", "args_offset", "plan_offset", "job", "num_threads", "num_workers",
-    "dispatch", "spins",
+    "dx_partials_symbol", "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets",
+    "num_params", "relocs", "num_fields", "args_symbol", "args_offset", "plan_offset", "job", "num_threads",
+    "num_workers", "dispatch", "spins",
 )  # fmt: skip
 """A cached call: how objects are laid out; the guards; the values of the symbols of kernel arguments; the job.
 
