@@ -13,15 +13,14 @@ import pytest
 
 import fusedrnn.torch
 import torch
-from fusedrnn.bench import checks, peaks, plots, runner, tables, torch_modules
-from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench import checks, peaks, runner, tables, torch_contenders
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import lengths, workload
-from fusedrnn.bench.estimate import expected_seconds
 from fusedrnn.bench.report import report
-from fusedrnn.bench.rows import Plan, Row
+from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timing
-from fusedrnn.cli.bench import make_plan
+from fusedrnn.cli.bench import make_config
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES, Case
@@ -36,12 +35,12 @@ def known_peak(monkeypatch):
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
 
 
-def small_plan(phase: str = "inference", mode: str = "lstm", **options) -> Plan:
-    return Plan([SMALL], [mode], [PHASES[phase]], budget=0.0, **options)
+def small_config(phase: str = "inference", mode: str = "lstm", **options) -> BenchConfig:
+    return BenchConfig([SMALL], [mode], [PHASES[phase]], budget=0.0, **options)
 
 
-def options_plan(**options) -> Plan:
-    return make_plan("tiny", "lstm", "inference", "float32", 1, None, options.pop("torch", False), 0.0, **options)
+def options_config(**options) -> BenchConfig:
+    return make_config("tiny", "lstm", "inference", "float32", 1, **options)
 
 
 def packed_row(seconds: dict[str, float], phase: str = "inference", case: Case = SMALL) -> Row:
@@ -85,12 +84,12 @@ def test_ours_runs_on_the_operator_and_theirs_does_not(monkeypatch, mode, phase,
 def test_what_cannot_be_accelerated_is_not_called_ours(monkeypatch):
     monkeypatch.setattr(fusedrnn.torch, "accelerate", lambda module: fusedrnn.torch.Report())
     with pytest.raises(RuntimeError, match="nothing was accelerated: 0 replaced"):
-        torch_modules.fused_in_torch(workload(SMALL, "gru", "float32"))
+        torch_contenders.fused_in_torch(workload(SMALL, "gru", "float32"))
 
 
 @pytest.mark.parametrize("who", [TORCH, IN_TORCH])
 def test_every_parameter_changes_before_every_training_call(monkeypatch, who):
-    seen, real = [], torch_modules._module
+    seen, real = [], torch_contenders._module
 
     def watched(work):
         module = real(work)
@@ -100,7 +99,7 @@ def test_every_parameter_changes_before_every_training_call(monkeypatch, who):
         )
         return module
 
-    monkeypatch.setattr(torch_modules, "_module", watched)
+    monkeypatch.setattr(torch_contenders, "_module", watched)
     work = workload(SMALL, "lstm", "float32")
     batch, run = work.batch(SMALL.T), PHASES["training"].makers[who](work)
     for _ in range(3):
@@ -115,7 +114,7 @@ def test_every_parameter_changes_before_every_training_call(monkeypatch, who):
 
 def test_another_batch_is_not_taken_for_the_last():
     work = workload(SMALL, "gru", "float32", packed=True)
-    batch, run = work.batch(SMALL.T), torch_modules.fused_in_torch(work)
+    batch, run = work.batch(SMALL.T), torch_contenders.fused_in_torch(work)
     first = run(batch)()["y"]
     assert not np.array_equal(run(replace(batch, x=-batch.x))()["y"], first)
     assert np.array_equal(run(batch)()["y"], first)
@@ -164,7 +163,7 @@ def test_useful_work_is_that_of_the_steps_that_are_there():
 )
 def test_a_right_row_has_all_contenders(options, who, phase):
     before = torch.get_num_threads()
-    [row] = runner.run(small_plan(phase, threads=before + 1, **options))
+    [row] = runner.run(small_config(phase, threads=before + 1, **options))
     assert row.wrong is None and set(row.timings) == who
     assert row.ours == (FUSED if FUSED in who else IN_TORCH)
     assert torch.get_num_threads() == before
@@ -173,15 +172,15 @@ def test_a_right_row_has_all_contenders(options, who, phase):
     assert row.share(IN_TORCH) == pytest.approx(row.flops / seconds / 1e9 / row.peak)
     if UNPACKED in who:
         useful = row.flops / (SMALL.spec("lstm").flops(SMALL.T, SMALL.N, training=phase == "training"))
-        assert row.of_unpacked() == pytest.approx(useful * row.timings[UNPACKED].median / seconds)
+        assert row.packed_over_unpacked() == pytest.approx(useful * row.timings[UNPACKED].median / seconds)
 
 
 def test_modules_run_on_the_threads_of_the_plan(monkeypatch):
-    seen, real = [], torch_modules._inference
+    seen, real = [], torch_contenders._inference
     monkeypatch.setattr(
-        torch_modules, "_inference", lambda *given: seen.append(torch.get_num_threads()) or real(*given)
+        torch_contenders, "_inference", lambda *given: seen.append(torch.get_num_threads()) or real(*given)
     )
-    list(runner.run(small_plan(threads=3, only_torch=True)))
+    list(runner.run(small_config(threads=3, only_torch=True)))
     assert seen == [3, 3]
 
 
@@ -215,7 +214,7 @@ def test_a_wrong_result_refuses_a_figure(monkeypatch, who, phase, name, options,
     monkeypatch.setitem(makers, who, wrong_maker)
     if not calls_before:
         monkeypatch.setattr(runner, "alternate", lambda *_, **__: pytest.fail("a wrong result was timed"))
-    [row] = runner.run(small_plan(phase, **options))
+    [row] = runner.run(small_config(phase, **options))
     # Where torch.nn's results as timed are what others are compared with, it is another that is called wrong.
     blamed = IN_TORCH if who == TORCH and calls_before else who
     assert row.wrong is not None and row.wrong.startswith(f"{blamed}: {name}")
@@ -238,7 +237,7 @@ def test_numbers_in_padding_are_wrong(monkeypatch):
         return run
 
     monkeypatch.setitem(makers, IN_TORCH, wrong_maker)
-    [row] = runner.run(small_plan("training", packed=True))
+    [row] = runner.run(small_config("training", packed=True))
     assert row.wrong is not None and row.wrong.startswith(f"{IN_TORCH}: dx[5, {short}, 0] is 0.5 instead of 0")
 
 
@@ -246,19 +245,19 @@ def test_numbers_in_padding_are_wrong(monkeypatch):
 
 
 def test_options_say_who_is_compared():
-    assert options_plan().contenders() == (NON_FUSED, FUSED)
-    assert options_plan(torch=True).contenders() == (NON_FUSED, FUSED, TORCH, IN_TORCH)
+    assert options_config().contenders() == (NON_FUSED, FUSED)
+    assert options_config(torch=True).contenders() == (NON_FUSED, FUSED, TORCH, IN_TORCH)
     for asked in ({"only_torch": True}, {"only_torch": True, "torch": True}):
-        assert options_plan(**asked).contenders() == (TORCH, IN_TORCH)
+        assert options_config(**asked).contenders() == (TORCH, IN_TORCH)
     for asked in ({"packed": True}, {"packed": True, "torch": True}, {"packed": True, "only_torch": True}):
-        assert options_plan(**asked).contenders() == (TORCH, IN_TORCH, UNPACKED)
+        assert options_config(**asked).contenders() == (TORCH, IN_TORCH, UNPACKED)
 
 
 @pytest.mark.parametrize("name", ["torch", "only_torch", "packed"])
 def test_an_option_without_torch_is_refused_by_name(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(ModuleNotFoundError) as raised:
-        options_plan(**{name: True})
+        options_config(**{name: True})
     assert str(raised.value) == f"--{name.replace('_', '-')} needs PyTorch, which is not installed"
 
 
@@ -308,33 +307,17 @@ def test_a_packed_table_shows_the_rate_of_useful_work():
 
 @pytest.mark.parametrize("options", [{"torch": True}, {"only_torch": True}, {"packed": True}])
 def test_a_report_has_every_contender(options):
-    plan = small_plan(**options)
-    rows = [*runner.run(plan), Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1")]
-    again = json.loads(json.dumps(report(plan, rows)))
-    who = set(plan.contenders())
-    assert set(again["plan"]["contenders"]) == who and again["plan"]["packed"] == plan.packed
+    config = small_config(**options)
+    rows = [*runner.run(config), Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1")]
+    again = json.loads(json.dumps(report(config, rows)))
+    who = set(config.contenders())
+    assert set(again["plan"]["contenders"]) == who and again["plan"]["packed"] == config.packed
     good, wrong = again["rows"]
     for table in ("seconds", "samples_per_second", "gflops", "shares_of_peak"):
         assert set(good[table]) == who and not wrong[table]
     assert all(good["seconds"][each]["median"] > 0 for each in who)
     assert good["fused_in_torch_over"][TORCH] == rows[0].ratio(TORCH, IN_TORCH)
     assert set(good["fused_over"]) == ({NON_FUSED, TORCH} if FUSED in who else set())
-    assert good["packed_over_unpacked"] == (rows[0].of_unpacked() if plan.packed else None)
-    assert good["lengths"] == (list(rows[0].lengths) if plan.packed else None)
+    assert good["packed_over_unpacked"] == (rows[0].packed_over_unpacked() if config.packed else None)
+    assert good["lengths"] == (list(rows[0].lengths) if config.packed else None)
     assert wrong["fused_in_torch_over"] == {} and wrong["packed_over_unpacked"] is None
-
-
-def test_modules_are_drawn(tmp_path):
-    row = packed_row({TORCH: 0.2, IN_TORCH: 0.1, UNPACKED: 0.1})
-    plots.plot([row], tmp_path / "rows.svg")
-    drawn = (tmp_path / "rows.svg").read_text()
-    assert drawn.count("<!-- 2.00\u00d7 -->") == 1 and "<!-- inference packed -->" in drawn
-    assert "<!-- fused in torch, unpacked -->" in drawn and "non-fused" not in drawn
-
-
-def test_the_time_of_modules_is_estimated():
-    def seconds(**options) -> float:
-        return sum(expected_seconds(Plan([CASES["ds2-5bi"]], ["lstm"], list(PHASES.values()), **options), 180.0))
-
-    assert seconds(only_torch=True) < seconds(full=True) and seconds() < seconds(torch=True)
-    assert seconds(only_torch=True) < seconds(packed=True) < 2 * seconds(only_torch=True)

@@ -16,8 +16,8 @@ from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.scalars import shown
-from fusedrnn.spec import Array, RNNSpec, check_bytes, positive_int
+from fusedrnn.scalars import check_bytes, positive_int, shown
+from fusedrnn.spec import Array, RNNSpec
 
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str, "dtype": str})
 States = Array | Sequence[Array] | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusedrnn.engines.cpu.launch.args_kernel import emit_fill
+from fusedrnn.engines.cpu.launch.args_kernel import emit_bind
 from fusedrnn.jit.builder import I32, Function, Module, Value, Variable
 from fusedrnn.jit.c_function import c_function, emit_c_function
 from fusedrnn.jit.host import current_target
@@ -61,7 +61,7 @@ def build_guarded_call() -> Module:
     the thread pool. It is a builtin function of the interpreter.
     """
     module = Module("guarded_call")
-    fill = emit_fill(module)
+    bind = emit_bind(module)
     guards_hold = _emit_guards_hold(module)
     no_alias = _emit_no_alias(module)
     names = ["cache", "scratch", "arguments", "control", "weights", "reserve", "seed"]
@@ -69,9 +69,9 @@ def build_guarded_call() -> Module:
     cache, scratch, arguments, control, weights, reserve, seed = f.arguments
     c = CALL_CACHE.read(f, cache)
     f.copy(scratch, c.values, c.values_size)
-    held = f.var(f.result(guards_hold, cache, scratch, arguments))
+    held = f.var(f.call(guards_hold, cache, scratch, arguments))
     with f.if_(held.get().is_set):
-        held.set(f.result(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
+        held.set(f.call(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
     with f.if_(held.get().is_set):
         workspace, kernel_args = scratch + c.plan_offset, scratch + c.args_offset
         call_values = (
@@ -84,7 +84,7 @@ def build_guarded_call() -> Module:
         _set_addresses(f, scratch, c.dparams_base, c.dparams_first, c.param_offsets, c.num_params)
         with f.if_(c.dx_partials_value.is_set):
             f.store(workspace, scratch + c.dx_partials_value * 8)
-        f.call(fill, c.fields, c.num_fields, scratch, kernel_args)
+        f.call(bind, c.fields, c.num_fields, scratch, kernel_args)
         with f.if_else(c.num_threads.equals(1)) as (single, several):
             with single:
                 f.call_address(c.job, kernel_args, f.constant(0))
