@@ -130,8 +130,8 @@ def _print_partitions(
     measured = rates.of(assumed, target, config.dtype)
     problem = ProblemSize.of(spec, target, case.T, case.N, pass_name)
     shares = partitions(spec, target, case, pass_name, config.threads)
-    # The calls are measured in a loop, which finds the threads awake.
-    costs = [predict_cost(problem, share, assumed, awake=True) for share in shares]
+    # The calls are measured in a loop, which finds the threads spinning.
+    costs = [predict_cost(problem, share, assumed, spinning=True) for share in shares]
     min_speedup = tuning.current().min_speedup
     chosen = min(range(len(shares)), key=lambda index: adjusted_cost(shares[index], costs[index], min_speedup))
     table = Table(title=f"{case.name} {MODE_NAMES[mode]}, {_PASSES[pass_name]}", title_justify="left")
@@ -141,7 +141,7 @@ def _print_partitions(
     for index, (share, cost) in enumerate(zip(shares, costs, strict=True)):
         timed = index == chosen or config.everything
         seconds = measure(spec, case, pass_name, share.grid) if timed else None
-        by_measured_rates = predict_cost(problem, share, measured, awake=True).total
+        by_measured_rates = predict_cost(problem, share, measured, spinning=True).total
         table.add_row(
             ">" if index == chosen else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
             _time(cost.total), _time(by_measured_rates),

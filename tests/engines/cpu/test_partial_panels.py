@@ -9,7 +9,7 @@ from problems import Shape, make_problem
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
-from fusedrnn.engines.cpu.kernels.loop import Blocking
+from fusedrnn.engines.cpu.kernels.stages import Blocking
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import force_grid

@@ -51,16 +51,16 @@ class _CachedCall:
         """The guarded call for arrays like these, one for each operand; the address of ``ignored`` is not used."""
         executor, name = self._executor, problem[0]
         planned = executor.planned(problem, self._threads)
-        awake = executor.awake_args(planned)
-        single = awake if awake.plan.forecast is None else executor.single_args(planned)
+        spinning = executor.spinning_args(planned)
+        single = spinning if spinning.plan.forecast is None else executor.single_args(planned)
         samples = [
             (array, "nothing" if operand == ignored else operand, rule.written)
             for (operand, rule), array in zip(operands.items(), arrays, strict=True)
         ]
         first_param = executor.spec.layout.by_layer_direction[0].name
         return GuardedCall(
-            executor.job(name), (planned.args, awake, single), pool_team(self._threads), executor.workspaces,
-            executor.thread_choices.of(name, awake.plan.forecast), samples, constants,
+            executor.job(name), (planned.args, spinning, single), pool_team(self._threads), executor.workspaces,
+            executor.thread_choices.of(name, spinning.plan.forecast), samples, constants,
             unpacked=f"unpacked {first_param}" if unpacked else "",
             dparams=first_param if computes_dparams else "",
             offsets=executor.weight_cache.offsets, computes_dx=computes_dx,

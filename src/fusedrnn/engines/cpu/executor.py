@@ -53,14 +53,14 @@ class PlannedCall:
         problem: The problem.
         threads: Threads that it may use.
         args: For threads that sleep until the call.
-        awake_args: For threads that are awake, which are worth using for less work.
+        spinning_args: For threads that spin, which are worth using for less work.
         single_args: For one thread.
     """
 
     problem: Problem
     threads: int
     args: KernelArgs
-    awake_args: KernelArgs | None = None
+    spinning_args: KernelArgs | None = None
     single_args: KernelArgs | None = None
 
 
@@ -221,9 +221,9 @@ class Executor:
         name = problem[0]
         job = self._jobs.get(name) or self.job(name)
         team = team or pool_team(get_num_threads())
-        awake = team.note_call_start()
+        spinning = team.note_call_start()
         planned = self.planned(problem, team.threads)
-        args = self.awake_args(planned) if awake else planned.args
+        args = self.spinning_args(planned) if spinning else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
@@ -252,13 +252,13 @@ class Executor:
             logger.info(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
         return planned
 
-    def awake_args(self, planned: PlannedCall) -> KernelArgs:
-        """The arguments for threads that are awake."""
+    def spinning_args(self, planned: PlannedCall) -> KernelArgs:
+        """The arguments for threads that spin."""
         if planned.args.num_threads == planned.threads:
             return planned.args
-        if planned.awake_args is None:
-            planned.awake_args = self._plan(planned.problem, planned.threads, awake=True)
-        return planned.awake_args
+        if planned.spinning_args is None:
+            planned.spinning_args = self._plan(planned.problem, planned.threads, spinning=True)
+        return planned.spinning_args
 
     def single_args(self, planned: PlannedCall) -> KernelArgs:
         """The arguments for one thread."""
@@ -266,7 +266,7 @@ class Executor:
             planned.single_args = self._plan(planned.problem, 1)
         return planned.single_args
 
-    def _plan(self, problem: Problem, threads: int, awake: bool = False) -> KernelArgs:
+    def _plan(self, problem: Problem, threads: int, spinning: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
         spec, tuning, offsets = self.spec, self.tuning, self.weight_cache.layout.layer_dirs
@@ -274,9 +274,9 @@ class Executor:
         size = spec, self.target, steps, batch, limit_threads(spec, threads, steps, batch, training, tuning)
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
-            backward_plan = make_backward_plan(*size, recompute=recompute, awake=awake, tuning=tuning)
+            backward_plan = make_backward_plan(*size, recompute=recompute, spinning=spinning, tuning=tuning)
             return backward_args(spec, backward_plan, offsets, layout)
-        plan = make_forward_plan(*size, training=training, awake=awake, tuning=tuning)
+        plan = make_forward_plan(*size, training=training, spinning=spinning, tuning=tuning)
         return forward_args(spec, plan, offsets, layout)
 
     def _execute(

@@ -36,7 +36,7 @@ class GuardedCall:
 
     Args:
         job: The job.
-        args: Its kernel arguments for threads that sleep, for threads that are awake, and for one thread.
+        args: Its kernel arguments for threads that sleep, for threads that spin, and for one thread.
         team: The threads for it.
         workspaces: Where its scratch buffers come from.
         thread_choice: Decides between several threads and one; None for calls that stay as planned.
@@ -67,9 +67,9 @@ class GuardedCall:
         offsets: Sequence[int] = (),
         computes_dx: bool = False,
     ) -> None:
-        sleeping, awake, single = self._args = args
+        sleeping, spinning, single = self._args = args
         self._team, self._workspaces, self._thread_choice = team, workspaces, thread_choice
-        self._forecast = awake.plan.forecast
+        self._forecast = spinning.plan.forecast
         self._call = load_guarded_call()
         symbols = sleeping.symbol_index
         self._set_guards(samples, symbols)
@@ -90,8 +90,8 @@ class GuardedCall:
             "job": address(job),
         }  # fmt: skip
         self._sleeping = self._variant(fields, sleeping)
-        self._awake = self._sleeping if awake is sleeping else self._variant(fields, awake)
-        self._single = self._awake if single is awake else self._variant(fields, single)
+        self._spinning = self._sleeping if spinning is sleeping else self._variant(fields, spinning)
+        self._single = self._spinning if single is spinning else self._variant(fields, single)
 
     def _set_guards(self, samples: Sequence[tuple[Any, str, bool]], symbols: Mapping[str, int]) -> None:
         guards = [ndarray_abi.guard_of(sample, symbols[name], written) for sample, name, written in samples]
@@ -134,7 +134,7 @@ class GuardedCall:
         ``weights`` is the address of the packed parameters, or of unpacked ones that are not among the arrays.
         """
         team = self._team
-        _, cache, num_threads, size = self._awake if team.note_call_start() else self._sleeping
+        _, cache, num_threads, size = self._spinning if team.note_call_start() else self._sleeping
         thread_choice = self._thread_choice if num_threads > 1 else None
         if thread_choice is not None:
             began = perf_counter()

@@ -44,10 +44,10 @@ def make_backward_plan(
     threads: int,
     *,
     recompute: bool = False,
-    awake: bool = False,
+    spinning: bool = False,
     tuning: Tuning | None = None,
 ) -> BackwardPlan:
-    """Plan T steps of N sequences on at most so many threads, which are asleep when the call comes, or ``awake``.
+    """Plan T steps of N sequences on at most so many threads, which are asleep when the call comes, or ``spinning``.
 
     ``recompute`` is for reserves that hold the states alone.
     """
@@ -56,7 +56,7 @@ def make_backward_plan(
     problem = ProblemSize.of(spec, target, steps, batch, "backward")
     share_of = partial(backward_share, tiling, steps, batch, tuning=tuning)
     grids = partition.possible_grids(spec, batch, threads, tiling.unit_vecs)
-    share, forecast = partition.choose_share(problem, target, grids, share_of, awake, tuning)
+    share, forecast = partition.choose_share(problem, target, grids, share_of, spinning, tuning)
     grid = share.grid
     chunk, block = _steps_at_once(tiling, steps, batch, grid, tuning)
     sizes = BackwardSizes(

@@ -28,9 +28,9 @@ class Cost(dict[str, float]):
 
 
 def predict_cost(
-    problem: ProblemSize, share: ThreadShare, machine: MachineModel, *, awake: bool = False
+    problem: ProblemSize, share: ThreadShare, machine: MachineModel, *, spinning: bool = False
 ) -> Cost:
-    """Predict the cost of a call; its threads are asleep when it comes, or ``awake``."""
+    """Predict the cost of a call; its threads are asleep when it comes, or ``spinning``."""
     cost = Cost()
     rounds, meetings = _rounds_per_thread(problem, share)
     is_parallel = share.num_threads > 1
@@ -40,7 +40,7 @@ def predict_cost(
             cost[term] += count * rounds * seconds
         cost["barriers"] += count * is_parallel * meetings * machine.barrier
     cost["call"] += machine.call + (problem.phase != "inference") * machine.reserve
-    cost["call"] += is_parallel * (machine.wake_spinning if awake else machine.wake_sleeping)
+    cost["call"] += is_parallel * (machine.wake_spinning if spinning else machine.wake_sleeping)
     return cost
 
 

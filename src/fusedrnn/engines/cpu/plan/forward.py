@@ -40,16 +40,16 @@ def make_forward_plan(
     threads: int,
     *,
     training: bool = False,
-    awake: bool = False,
+    spinning: bool = False,
     tuning: Tuning | None = None,
 ) -> ForwardPlan:
-    """Plan T steps of N sequences on at most so many threads, which are asleep when the call comes, or ``awake``."""
+    """Plan T steps of N sequences on at most so many threads, which are asleep when the call comes, or ``spinning``."""
     tuning = tuning or tunings.current()
     tiling = Tiling.of(spec, target)
     problem = ProblemSize.of(spec, target, steps, batch, "training" if training else "inference")
     share_of = partial(forward_share, tiling, steps, batch, tuning=tuning)
     grids = partition.possible_grids(spec, batch, threads, tiling.unit_vecs)
-    share, forecast = partition.choose_share(problem, target, grids, share_of, awake, tuning)
+    share, forecast = partition.choose_share(problem, target, grids, share_of, spinning, tuning)
     grid = share.grid
     sizes = ForwardSizes(
         spec, tiling, steps, batch, *grid, share.rows, share.unit_vecs, share.chunk, is_training=training

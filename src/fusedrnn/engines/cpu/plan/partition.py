@@ -96,10 +96,10 @@ def choose_share(
     target: Target,
     grids: Sequence[ThreadGrid],
     share_of: Callable[[ThreadGrid], ThreadShare],
-    awake: bool,
+    spinning: bool,
     tuning: Tuning,
 ) -> tuple[ThreadShare, Forecast | None]:
-    """The largest share of the grid with the least cost, for threads that are asleep or ``awake``, and its forecast.
+    """The largest share of the grid with the least cost, for threads that are asleep or ``spinning``, and its forecast.
 
     A forced grid, or one that the tuning chooses, has no forecast; neither has one thread.
     """
@@ -112,7 +112,7 @@ def choose_share(
         return share_of(grids[0]), None
     machine = tuning.machine_of(target)
     shares = [share_of(grid) for grid in grids]
-    costs = [predict_cost(problem, share, machine, awake=awake) for share in shares]
+    costs = [predict_cost(problem, share, machine, spinning=spinning) for share in shares]
     adjusted = [adjusted_cost(share, cost, tuning.min_speedup) for share, cost in zip(shares, costs, strict=True)]
     best = adjusted.index(min(adjusted))
     if forced is not None or shares[best].num_threads == 1:
