@@ -8,15 +8,16 @@ PEERS := .peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run peers test check docs format clean
+.PHONY: help run peers figures test check docs format clean
 
 help:
-	@echo 'make run      measure: print the benchmark tables (ARGS="..." goes to fusedrnn bench)'
-	@echo 'make peers    build what fusedrnn bench --peers compares with (ARGS="jax keras" for some)'
+	@echo 'make run      run the benchmark and print its tables (ARGS="..." goes to fusedrnn bench)'
+	@echo 'make peers    install the libraries that benchmarks.compare times (ARGS="jax keras" for some)'
+	@echo 'make figures  draw a benchmark (ARGS="rows.json FOLDER", rows.json from fusedrnn bench --json)'
 	@echo 'make test     run the tests, files in two processes (ARGS="..." goes to pytest, JOBS=0 for one)'
 	@echo 'make check    lint and check types'
 	@echo 'make docs     build the documentation into build/site, warnings as errors'
-	@echo 'make format   sort imports and mend what the linter can mend'
+	@echo 'make format   sort imports and fix what the linter can fix'
 	@echo 'make clean    remove the virtual environments, caches and builds'
 	@echo 'PYTHON=python3.11 chooses the interpreter, 3.10 or newer'
 
@@ -24,7 +25,10 @@ run: $(RUN)/.installed-bench
 	$(RUN)/bin/fusedrnn bench $(ARGS)
 
 peers: $(RUN)/.installed-bench
-	$(RUN)/bin/python -m fusedrnn.bench.peers $(ARGS)
+	$(RUN)/bin/python -m benchmarks.peers $(ARGS)
+
+figures: $(RUN)/.installed-figures
+	$(RUN)/bin/python -m benchmarks.figures $(ARGS)
 
 test: $(TEST)/.installed-test
 	$(TEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
@@ -42,7 +46,7 @@ format: $(TEST)/.installed-dev
 
 clean:
 	rm -rf $(RUN) $(TEST) $(PEERS) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # $(call install,environment,extra): the editable package and one extra, under the constraints.
 define install
@@ -58,6 +62,11 @@ endef
 $(RUN)/.installed-bench: pyproject.toml constraints.txt
 	$(call install,$(RUN),bench)
 	@touch $@
+
+# figures includes bench, so one install serves both.
+$(RUN)/.installed-figures: pyproject.toml constraints.txt
+	$(call install,$(RUN),figures)
+	@touch $@ $(RUN)/.installed-bench
 
 $(TEST)/.installed-test: pyproject.toml constraints.txt
 	$(call install,$(TEST),test)

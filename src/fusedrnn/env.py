@@ -13,8 +13,6 @@
 ``FUSEDRNN_NUM_THREADS``, ``OMP_NUM_THREADS``
     Threads to use until :func:`fusedrnn.set_num_threads` says otherwise; the first takes precedence.
     Default: one for each processor this process may run on. Looked at once, when first needed.
-``FUSEDRNN_PEERS``
-    Folder of the virtual environments that ``make peers`` builds. Default: ``.peers`` beside ``src``.
 ``FUSEDRNN_ONEDNN``
     Path of oneDNN's ``libdnnl.so.3``, for ``backend="onednn"``. Default: that of the package that is installed.
 """
@@ -25,15 +23,13 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
 MAX_THREADS = 1024
-
-_PYTHON_PATHS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 def target() -> str:
@@ -79,21 +75,6 @@ def _expanded(given: str) -> Path | None:
         return None
 
 
-def peers_directory() -> Path:
-    """Where the environments of the libraries that benchmarks compare with are, or are to be built.
-
-    Raises:
-        ValueError: If the variable begins with the home folder of a user who has none.
-    """
-    given = os.environ.get("FUSEDRNN_PEERS", "").strip()
-    if not given:
-        return Path(__file__).resolve().parents[2] / ".peers"
-    path = _expanded(given)
-    if path is None:
-        raise ValueError(f"FUSEDRNN_PEERS must be a folder's path; got {given!r}, and that user has no home folder")
-    return path.absolute()
-
-
 def onednn() -> Path | None:
     """``FUSEDRNN_ONEDNN`` as an absolute path, or None: a bare name is a file here, not a library to be looked up."""
     given = os.environ.get("FUSEDRNN_ONEDNN", "").strip()
@@ -112,12 +93,6 @@ def opencl_drivers(path: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[named[0]]
-
-
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that runs a Python of its own: this one's, without what would lead it to ours."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _PYTHON_PATHS}
-    return {**inherited, **changes}
 
 
 def debug() -> int:

@@ -1,19 +1,67 @@
-"""Numbers from callers: as floats, and as text for errors."""
+"""Scalar arguments of callers: validation, and their text in errors. Every error names the argument."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import SupportsFloat
 
+import numpy as np
+from numpy.typing import DTypeLike
+
+MAX_BYTES = 2**48
+"""The largest array: the address space of common processors."""
 # Python refuses to print integers of thousands of digits. No argument is meant to have more bits than this.
 _MAX_BITS = 128
 
 
-def as_float(name: str, value: SupportsFloat) -> float:
+def positive_int(name: str, value: object) -> int:
+    """``value`` as an int from 1 to :data:`MAX_BYTES`.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer; got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {shown(value)}")
+    if value > MAX_BYTES:
+        raise ValueError(f"{name} must be at most {MAX_BYTES}; got {shown(value)}")
+    return int(value)
+
+
+def check_bytes(name: str, value: int, shapes: Iterable[tuple[int, ...]], dtype: DTypeLike) -> None:
+    """Raise a ValueError if an array of one of these shapes, which follow from ``value``, would be too large."""
+    item = np.dtype(dtype).itemsize
+    if any(math.prod(shape) * item > MAX_BYTES for shape in shapes):
+        raise ValueError(f"{name} must make arrays of at most {MAX_BYTES} bytes; got {shown(value)}")
+
+
+def as_bool(name: str, value: object) -> bool:
+    """``value`` as a bool; a TypeError if it is not one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
+
+
+def as_number(name: str, value: object) -> float:
     """``value`` as a float.
 
     Raises:
-        ValueError: If it is too large for a float; the message names the argument.
+        TypeError: If it is not a number.
+        ValueError: If it is NaN or too large for a float.
     """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    number = as_float(name, value)
+    if math.isnan(number):
+        raise ValueError(f"{name} must be a number; got nan")
+    return number
+
+
+def as_float(name: str, value: SupportsFloat) -> float:
+    """``value`` as a float; a ValueError if it is too large for one."""
     try:
         return float(value)
     except OverflowError:
@@ -21,7 +69,7 @@ def as_float(name: str, value: SupportsFloat) -> float:
 
 
 def shown(value: object) -> str:
-    """A value as text for an error: its repr, but only the length of a huge integer."""
+    """The text of a value in an error: its repr, but only the length of a huge integer."""
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
     return repr(value)

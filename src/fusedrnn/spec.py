@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from fusedrnn.cell.activations import ACTIVATIONS, Activation
 from fusedrnn.cell.cells import FAMILIES, Variant, make_cell
 from fusedrnn.layout import ParameterLayout, Shapes
-from fusedrnn.scalars import as_float, shown
+from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, positive_int
 
 Array = NDArray[Any]
 
@@ -28,8 +26,6 @@ OPTIONS = (
 """The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
 MAX_LAYERS = 4096
 """Each layer takes time and memory before the first call, whatever its sizes."""
-MAX_BYTES = 2**48
-"""The largest array: the address space of common processors."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,11 @@ class RNNSpec:
     reverse: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mode, str):
-            raise TypeError(f"mode must be a string, one of {', '.join(MODES)}; got {self.mode!r}")
-        if self.mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}; got {self.mode!r}")
+        _choice("mode", self.mode, MODES)
         for name in ("input_size", "hidden_size", "num_layers"):
             self._set(name, positive_int(name, getattr(self, name)))
-        self._set("bidirectional", _bool("bidirectional", self.bidirectional))
-        dropout = _number("dropout", self.dropout)
+        self._set("bidirectional", as_bool("bidirectional", self.bidirectional))
+        dropout = as_number("dropout", self.dropout)
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be a probability in [0, 1); got {self.dropout!r}")
         self._set("dropout", dropout)
@@ -116,7 +109,7 @@ class RNNSpec:
             )
 
     def _check_clip(self) -> None:
-        self._set("state_clip_nan", _bool("state_clip_nan", self.state_clip_nan))
+        self._set("state_clip_nan", as_bool("state_clip_nan", self.state_clip_nan))
         low, high = self.state_clip_min, self.state_clip_max
         if low is None and high is None:
             if self.state_clip_nan:
@@ -127,8 +120,8 @@ class RNNSpec:
             raise ValueError(f"{missing} must be given when the other bound is; got None")
         if self.mode != "lstm":
             raise ValueError(f"state_clip_min and state_clip_max need mode 'lstm'; got mode {self.mode!r}")
-        self._set("state_clip_min", _number("state_clip_min", low))
-        self._set("state_clip_max", _number("state_clip_max", high))
+        self._set("state_clip_min", as_number("state_clip_min", low))
+        self._set("state_clip_max", as_number("state_clip_max", high))
         if not cast(float, self.state_clip_min) <= cast(float, self.state_clip_max):
             raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
 
@@ -146,19 +139,16 @@ class RNNSpec:
     def _check_variant(self) -> None:
         for name, mode, default in (("reset_after", "gru", True), ("peepholes", "lstm", False),
                                   ("coupled_gates", "lstm", False)):  # fmt: skip
-            self._set(name, _bool(name, getattr(self, name)))
+            self._set(name, as_bool(name, getattr(self, name)))
             if getattr(self, name) != default and self.mode != mode:
                 raise ValueError(f"{name}={not default} needs mode {mode!r}; got mode {self.mode!r}")
         if self.gate_clip is not None:
-            self._set("gate_clip", _number("gate_clip", self.gate_clip))
+            self._set("gate_clip", as_number("gate_clip", self.gate_clip))
             if not self.gate_clip > 0:
                 raise ValueError(f"gate_clip must be above 0; got {self.gate_clip!r}")
         self._set("activations", self._checked_activations())
-        if not isinstance(self.bias, str):
-            raise TypeError(f"bias must be one of {', '.join(BIASES)}; got {self.bias!r}")
-        if self.bias not in BIASES:
-            raise ValueError(f"bias must be one of {', '.join(BIASES)}; got {self.bias!r}")
-        self._set("reverse", _bool("reverse", self.reverse))
+        _choice("bias", self.bias, BIASES)
+        self._set("reverse", as_bool("reverse", self.reverse))
         if self.reverse and self.bidirectional:
             raise ValueError("reverse must be False in a bidirectional network; got True")
 
@@ -279,42 +269,10 @@ class RNNSpec:
         return ParameterLayout(self)
 
 
-def positive_int(name: str, value: object) -> int:
-    """``value`` as an int from 1 to :data:`MAX_BYTES`.
-
-    Raises:
-        TypeError: If it is not an integer; the message names the argument.
-        ValueError: If it is out of range; the message names the argument.
-    """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer; got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {shown(value)}")
-    if value > MAX_BYTES:
-        raise ValueError(f"{name} must be at most {MAX_BYTES}; got {shown(value)}")
-    return int(value)
-
-
-def check_bytes(name: str, value: int, shapes: Iterable[tuple[int, ...]], dtype: DTypeLike) -> None:
-    """Raise a ValueError that names the argument if an array of one of these shapes would be too large."""
-    item = np.dtype(dtype).itemsize
-    if any(math.prod(shape) * item > MAX_BYTES for shape in shapes):
-        raise ValueError(f"{name} must make arrays of at most {MAX_BYTES} bytes; got {shown(value)}")
-
-
-def _bool(name: str, value: object) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False; got {value!r}")
-    return bool(value)
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be a number; got {value!r}")
-    number = as_float(name, value)
-    if math.isnan(number):
-        raise ValueError(f"{name} must be a number; got nan")
-    return number
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def _dtype_name(value: object) -> str:

@@ -11,6 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import fusedrnn
+from benchmarks.compare.__main__ import app as compare
+from benchmarks.figures.__main__ import app as figures
+from benchmarks.page import app as page_app
+from benchmarks.peers import environments
+from examples.char_lm.__main__ import app as char_lm
 from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
 from fusedrnn.onnx import backend, read, weights_io
@@ -21,6 +26,13 @@ DOCS = ROOT / "docs"
 PACKAGE = ROOT / "src" / "fusedrnn"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+MODULES = {
+    "benchmarks.compare": compare,
+    "benchmarks.figures": figures,
+    "benchmarks.page": page_app,
+    "examples.char_lm": char_lm,
+}
+"""Commands of the form ``python -m NAME``."""
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MOST_LINES = {"README.md": 150, "docs/architecture.md": 150}
 
@@ -131,15 +143,18 @@ def test_commands_and_options_exist():
     runner = CliRunner()
     shell = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
     shells = (block for text in TEXTS.values() for block in shell.findall(text))
+    command = r"(?:fusedrnn|python -m) ((?<=fusedrnn )\w+|benchmarks\.\w+|examples\.char_lm)"
     commands = {
-        *(found for text in TEXTS.values() for found in re.findall(r"`fusedrnn (\w+)([^`|]*)`", text)),
-        *(found for block in shells for found in re.findall(r"fusedrnn (\w+)([^\n#]*)", block)),
+        *(found for text in TEXTS.values() for found in re.findall(rf"`{command}([^`|]*)`", text)),
+        *(found for block in shells for found in re.findall(rf"{command}([^\n#]*)", block)),
     }
-    assert {command for command, _ in commands} >= {"bench", "info", "warmup"}
+    commands = {(name, options) for name, options in commands if name != "benchmarks.peers"}
+    assert {name for name, _ in commands} >= {"bench", "info", "warmup", *MODULES}
     described = {}
     for command, options in commands:
         if command not in described:
-            shown = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+            arguments = (MODULES[command], ["--help"]) if command in MODULES else (app, [command, "--help"])
+            shown = runner.invoke(*arguments, env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
             assert shown.exit_code == 0, command
             described[command] = shown.output
         for option in re.findall(r"--[a-z]+(?:-[a-z]+)*", options):
@@ -147,7 +162,8 @@ def test_commands_and_options_exist():
 
 
 def test_variables_are_those_that_are_read():
-    read_in_code = set(re.findall(r"FUSEDRNN_[A-Z_]+", Path(env.__file__).read_text()))
+    readers = Path(env.__file__), Path(environments.__file__)
+    read_in_code = {name for path in readers for name in re.findall(r"FUSEDRNN_[A-Z_]+", path.read_text())}
     assert set(re.findall(r"FUSEDRNN_[A-Z_]+", TEXTS["docs/api/environment.md"])) == read_in_code
 
 

@@ -1,4 +1,4 @@
-"""Shares of the FMA peak: the best peak of a run counts, and no share is above 100 %."""
+"""The FMA peak: threads that run at once, the best of a run, and no share of it above 100 %."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import pytest
 from fusedrnn.bench import peaks, runner, tables, variants
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.bench.peaks import MEASUREMENTS, RunPeak, at_best_peak
-from fusedrnn.bench.report import row_figures
-from fusedrnn.bench.rows import Plan, Row
+from fusedrnn.bench.report import row_report
+from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.testing.cases import Case
 
 SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
-PLAN = Plan([SMALL], ["lstm"], [PHASES["inference"]], threads=2, budget=0.0)
+CONFIG = BenchConfig([SMALL], ["lstm"], [PHASES["inference"]], threads=2, budget=0.0)
 
 
 @pytest.fixture
 def sampled(monkeypatch):
     """Has the peak measured as 100 GFLOP/s, and sampled as told."""
 
-    def told(*rates: float, measured: tuple[float, ...] = (100.0,)) -> list[str]:
+    def sample_as(*rates: float, measured: tuple[float, ...] = (100.0,)) -> list[str]:
         log: list[str] = []
-        given, whole = iter(rates), iter(measured)
+        samples, thorough = iter(rates), iter(measured)
         last = [0.0, 0.0]
 
         def sample(dtype: str, threads: int) -> PeakSample:
             log.append("sample")
-            last[0] = next(given, last[0])
+            last[0] = next(samples, last[0])
             return PeakSample(last[0], True)
 
         def measure(dtype: str, threads: int) -> float:
             log.append("measure")
-            last[1] = next(whole, last[1])
+            last[1] = next(thorough, last[1])
             return last[1]
 
         monkeypatch.setattr(peaks, "sample_peak", sample)
@@ -43,7 +43,7 @@ def sampled(monkeypatch):
         monkeypatch.setattr(runner, "PAUSE", 0.0)
         return log
 
-    return told
+    return sample_as
 
 
 def test_the_peak_of_a_run_only_rises(sampled):
@@ -66,7 +66,7 @@ def test_every_turn_of_every_contender_is_preceded_by_a_sample(sampled, monkeypa
         return lambda batch: log.append("fused") or run(batch)
 
     monkeypatch.setitem(PHASES["inference"].makers, FUSED, logged)
-    [row] = runner.run(PLAN)
+    [row] = runner.run(CONFIG)
     assert row.wrong is None and row.peak == 100.0
     turns = "".join("s" if word == "sample" else "f" if word == "fused" else "m" for word in log)
     assert turns.startswith("mf")  # the run's first measurement, the check
@@ -95,16 +95,16 @@ def test_rows_share_the_best_peak_of_their_run():
 def test_a_share_above_one_is_refused_with_its_reason():
     row = measured({NON_FUSED: 30.0, FUSED: 120.0}, 100.0)
     assert row.share() is None and row.share(NON_FUSED) == pytest.approx(0.3)
-    assert list(row.refused) == [FUSED]
-    [line] = tables.refusals([row])
+    assert list(row.rejected_shares) == [FUSED]
+    [line] = tables.rejected_share_lines([row])
     assert line.startswith("small-test lstm inference, fused: no share") and "120.0" in line and "100.0" in line
-    figures = row_figures(row)
-    assert figures["share_of_peak"] is None and figures["shares_refused"] == row.refused
+    figures = row_report(row)
+    assert figures["share_of_peak"] is None and figures["shares_refused"] == row.rejected_shares
     [table] = tables.tables([row], (NON_FUSED, FUSED))
     cells = {column.header: list(column.cells) for column in table.columns}
     assert cells["of\nFMA\npeak"] == [""] and cells["GFLOP/s"] == ["120.0"]
     assert "above the FMA peak as measured" in tables.summary(row)
-    assert not replace(row, peak=130.0).refused and not replace(row, peak=None).refused
+    assert not replace(row, peak=130.0).rejected_shares and not replace(row, peak=None).rejected_shares
     assert measured({FUSED: 100.0}, 100.0).share() == pytest.approx(1.0)
 
 
@@ -125,30 +125,31 @@ def rates_in_turn(monkeypatch, *rates: float) -> list[float]:
 def test_a_peak_that_was_too_low_is_measured_again_and_the_contenders_are_not(sampled, monkeypatch):
     sampled(50.0, measured=(100.0, 150.0))
     taken = rates_in_turn(monkeypatch, 120.0)
-    [row] = runner.run(PLAN)
+    [row] = runner.run(CONFIG)
     assert len(taken) == 1
-    assert row.peak == 150.0 and row.share() == pytest.approx(0.8) and not row.refused
+    assert row.peak == 150.0 and row.share() == pytest.approx(0.8) and not row.rejected_shares
 
 
 def test_contenders_that_were_too_fast_are_measured_again(sampled, monkeypatch):
     log = sampled(50.0)
     taken = rates_in_turn(monkeypatch, 120.0, 80.0)
-    [row] = runner.run(PLAN)
+    [row] = runner.run(CONFIG)
     assert taken == [120.0, 80.0] and log.count("measure") == 2
-    assert row.share() == pytest.approx(0.8) and not row.refused
+    assert row.share() == pytest.approx(0.8) and not row.rejected_shares
 
 
 def test_measuring_again_has_an_end(sampled, monkeypatch):
     log = sampled(50.0)
     taken = rates_in_turn(monkeypatch, 120.0)
-    [row] = runner.run(PLAN)
+    [row] = runner.run(CONFIG)
     assert len(taken) == MEASUREMENTS and log.count("measure") == 1 + MEASUREMENTS
-    assert row.wrong is None and row.share() is None and list(row.refused) == [FUSED]
+    assert row.wrong is None and row.share() is None and list(row.rejected_shares) == [FUSED]
 
 
 def test_variants_refuse_such_shares_too(sampled, monkeypatch):
     sampled(1e-9, measured=(1e-9,))
     monkeypatch.setattr(variants, "PAUSE", 0.0)
-    [lines] = variants.run([SMALL], ["rnn_relu"], [PHASES["inference"]], "float32", 1, 0.0, lambda stage: None)
-    assert all(line.share is None and line.refused and line.gflops > 0 for line in lines)
+    config = BenchConfig([SMALL], ["rnn_relu"], [PHASES["inference"]], budget=0.0)
+    [lines] = variants.run(config, lambda stage: None)
+    assert all(line.share is None and line.rejected_share and line.gflops > 0 for line in lines)
     assert all(line.share is not None for line in (replace(line, peak=1e6) for line in lines))

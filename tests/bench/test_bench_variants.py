@@ -1,4 +1,4 @@
-"""fusedrnn bench --variants: what is measured, what is shown, what is refused."""
+"""``fusedrnn bench --variants``: every variant is checked and timed; other comparisons are rejected."""
 
 import json
 
@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from fusedrnn import RNNSpec
 from fusedrnn.bench import variants
 from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.rows import BenchConfig
 from fusedrnn.cli.app import app
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES, Case
@@ -16,11 +17,12 @@ from fusedrnn.testing.cases import CASES, Case
 CASE = Case("mini", 3, 2, 5, 8)
 
 
-def lines(mode, phase):
-    told = []
-    (found,) = variants.run([CASE], [mode], [PHASES[phase]], "float32", 1, 0.0, told.append)
-    assert len(told) == 1
-    return {line.name: line for line in found}
+def rows_by_variant(mode, phase):
+    stages = []
+    config = BenchConfig([CASE], [mode], [PHASES[phase]], budget=0.0)
+    (rows,) = variants.run(config, stages.append)
+    assert len(stages) == 1
+    return {row.name: row for row in rows}
 
 
 @pytest.fixture(autouse=True)
@@ -30,23 +32,23 @@ def no_pause(monkeypatch):
 
 @pytest.mark.parametrize(("mode", "phase"), [*((mode, "inference") for mode in MODES), ("gru", "training")])
 def test_every_variant_is_right_and_timed(mode, phase):
-    found = lines(mode, phase)
+    rows = rows_by_variant(mode, phase)
     names = [variants.PLAIN, *variants.VARIANTS[mode]]
-    assert list(found)[: len(names)] == names
-    assert (variants.IN_TORCH_NN in found) == (mode == "lstm")
-    for line in found.values():
-        assert line.wrong is None
-        assert line.timing is not None
-        assert line.gflops == pytest.approx(line.flops / line.timing.median * 1e-9)
-        assert 0 < line.share <= 1
+    assert list(rows)[: len(names)] == names
+    assert (variants.IN_TORCH_NN in rows) == (mode == "lstm")
+    for row in rows.values():
+        assert row.wrong is None
+        assert row.timing is not None
+        assert row.gflops == pytest.approx(row.flops / row.timing.median * 1e-9)
+        assert 0 < row.share <= 1
 
 
 def test_work_is_that_of_the_variant():
     """A projection has its own product, coupled gates have three quarters of the gates."""
-    found, spec = lines("lstm", "inference"), RNNSpec("lstm", 5, 8)
-    assert found[variants.PLAIN].flops == 2 * 3 * 2 * 4 * 8 * (5 + 8) == spec.flops(3, 2)
-    assert found[variants.PROJECTION].flops == 2 * 3 * 2 * (4 * 8 * (5 + 4) + 4 * 8)
-    assert found["coupled gates"].flops == found[variants.PLAIN].flops * 3 // 4
+    rows, spec = rows_by_variant("lstm", "inference"), RNNSpec("lstm", 5, 8)
+    assert rows[variants.PLAIN].flops == 2 * 3 * 2 * 4 * 8 * (5 + 8) == spec.flops(3, 2)
+    assert rows[variants.PROJECTION].flops == 2 * 3 * 2 * (4 * 8 * (5 + 4) + 4 * 8)
+    assert rows["coupled gates"].flops == rows[variants.PLAIN].flops * 3 // 4
 
 
 def test_a_wrong_one_has_no_figure(monkeypatch):
@@ -60,19 +62,19 @@ def test_a_wrong_one_has_no_figure(monkeypatch):
             wrong = work.spec.peepholes
 
             def results():
-                found = computed()
-                return found | {"y": found["y"] + np.float32(1)} if wrong else found
+                rows = computed()
+                return rows | {"y": rows["y"] + np.float32(1)} if wrong else rows
 
             return results
 
         return run
 
     monkeypatch.setitem(PHASES["inference"].makers, "fused", maker)
-    found = lines("lstm", "inference")
-    assert "y" in found["peepholes"].wrong
-    assert found["peepholes"].timing is None
-    assert found["peepholes"].share is None
-    assert found[variants.PROJECTION].wrong is None
+    rows = rows_by_variant("lstm", "inference")
+    assert "y" in rows["peepholes"].wrong
+    assert rows["peepholes"].timing is None
+    assert rows["peepholes"].share is None
+    assert rows[variants.PROJECTION].wrong is None
 
 
 def test_the_command(monkeypatch, tmp_path):
@@ -88,8 +90,8 @@ def test_the_command(monkeypatch, tmp_path):
     assert all(line["seconds"] for line in figures["lines"])
 
 
-@pytest.mark.parametrize("other", [["--plot", "rows.png"], ["--html", "page.html"], ["--backends", "cpu"], ["--torch"]])
+@pytest.mark.parametrize("other", [["--backends", "cpu"], ["--torch"], ["--only-torch"], ["--packed"]])
 def test_what_it_does_not_go_with(other):
     result = CliRunner().invoke(app, ["bench", "--variants", "--cases", "tiny", *other])
     assert result.exit_code == 2
-    assert "--variants goes with --json alone" in result.output
+    assert "--variants cannot be used with" in result.output

@@ -1,4 +1,4 @@
-"""Which engine runs what: the first that accepts, the one asked for, or an error that says why there is none."""
+"""Engine selection: the first that supports a call, the one named, or an error that says why there is none."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ class FakeResiduals:
 
 
 class FakeEngine:
-    """Writes its number everywhere, and notes what it was asked."""
+    """Writes its number everywhere, and records its calls."""
 
     def __init__(self, spec, number):
         self.spec, self.number, self.calls = spec, number, []
@@ -59,23 +59,23 @@ class FakeEngine:
 
 @contextmanager
 def engine(name, number=1, factory=None, order=0, automatic=True, **supports):
-    """An engine for a while; yields those that were made."""
-    made = []
+    """Registers an engine inside the ``with`` block; yields the list of engines that its factory created."""
+    created = []
 
     def make(spec):
-        made.append(FakeEngine(spec, number))
-        return made[-1]
+        created.append(FakeEngine(spec, number))
+        return created[-1]
 
     registry.register(name, factory or make, Capabilities(**supports), order=order, automatic=automatic)
     try:
-        yield made
+        yield created
     finally:
         registry.unregister(name)
 
 
 @contextmanager
 def alone():
-    """No engine but those that a test registers: the built-in ones have everything."""
+    """Only the engines that a test registers: the built-in ones support everything."""
     there = registry.engines()
     for entry in there:
         registry.unregister(entry.name)
@@ -89,7 +89,7 @@ def alone():
 
 @pytest.fixture(autouse=True)
 def of_our_own(monkeypatch):
-    """The engines that need nothing beside this package, alone: what else is known has tests of its own."""
+    """Only the engines that need no other package."""
     ours = tuple(entry for entry in registry.engines() if entry.name in ("cpu", "reference"))
     monkeypatch.setattr(registry, "_registered", ours)
 
@@ -106,11 +106,11 @@ def arrays(spec, T=5, N=2):
 
 
 def number(op, **options):
-    """Who ran a call."""
+    """The number of the engine that ran a call."""
     return op.forward(*arrays(op.spec), **options)[0].flat[0]
 
 
-def test_the_engines_there_are():
+def test_registered_engines():
     assert registry.names() == ("cpu", "reference")
     assert [entry.name for entry in registry.engines() if entry.automatic] == ["cpu"]
     for entry in registry.engines():
@@ -121,7 +121,7 @@ def test_the_engines_there_are():
         assert registry.find(entry.name) is entry
 
 
-def test_the_first_that_accepts():
+def test_the_first_able_engine_is_selected():
     assert RNNOp(SPEC).backend == "cpu"
     with engine("second", 2, order=20), engine("first", 1, order=10), engine("last", 3, order=1000):
         assert registry.names()[:3] == ("first", "second", "cpu") and registry.names()[-1] == "last"
@@ -141,15 +141,15 @@ def test_the_first_that_accepts():
     ],
     ids=["mode", "dtype", "projection", "clip"],
 )
-def test_one_that_lacks_something_is_passed_over(spec, lacks):
+def test_an_engine_that_lacks_something_is_skipped(spec, lacks):
     has = {"options": OPTIONS}
     with engine("lacking", **{**has, **lacks}) as lacking, engine("able", 2, order=1, **has):
         op = RNNOp(spec)
         assert (op.backend, number(op)) == ("able", 2)
-        assert not lacking  # what it says of itself is enough
+        assert not lacking  # its capabilities are enough to tell
 
 
-def test_one_that_is_not_automatic_is_asked_for_by_name():
+def test_an_engine_that_is_not_automatic_must_be_named():
     with engine("slow", automatic=False):
         assert RNNOp(SPEC).backend == "cpu"
         assert number(RNNOp(SPEC, "slow")) == 1
@@ -172,7 +172,7 @@ def test_unknown_backend(make, backend):
         make(SPEC, backend=backend)
 
 
-def test_every_refusal_is_said():
+def test_every_rejection_is_reported():
     def broken(spec):
         raise ImportError("libfast.so is not there")
 
@@ -187,7 +187,7 @@ def test_every_refusal_is_said():
             RNNOp(SPEC, "broken")
 
 
-def test_one_that_could_if_asked_for_is_named():
+def test_an_able_engine_that_is_not_automatic_is_mentioned():
     with alone(), engine("few"), engine("slow", automatic=False, options=("state_clip_min",)):
         with pytest.raises(NotImplementedError, match=r"engine 'few'; backend='slow' has it, if asked for$"):
             RNNOp(CLIPPED)
@@ -195,7 +195,7 @@ def test_one_that_could_if_asked_for_is_named():
             RNNOp(CLIPPED, "few")
 
 
-def test_refusals_in_the_words_of_the_function():
+def test_rejections_name_the_arguments_of_the_function():
     x, state = np.ones((2, 1, 3), np.float32), np.ones((1, 1, 4), np.float32)
     with (
         alone(),
@@ -224,13 +224,13 @@ def test_a_factory_that_declines(error):
         op = RNNOp(SPEC)
         assert op.backend == "cpu"
         op.forward(*arrays(SPEC), lengths=[1, 2])
-        assert tried == [SPEC]  # not again for every new need
+        assert tried == [SPEC]  # only once, whatever calls need
         with pytest.raises(NotImplementedError, match="nothing for this processor"):
             RNNOp(SPEC, "failing")
 
 
 def test_a_factory_with_an_error_of_another_kind():
-    """That is a defect, and not passed over in silence."""
+    """That is a defect and must be raised."""
 
     def broken(spec):
         raise ZeroDivisionError("of the factory")
@@ -239,7 +239,7 @@ def test_a_factory_with_an_error_of_another_kind():
         RNNOp(SPEC)
 
 
-def test_engines_are_made_when_needed():
+def test_engines_are_created_when_needed():
     with engine("first") as first, engine("second", order=1) as second:
         assert not first
         op = RNNOp(SPEC)
@@ -291,7 +291,7 @@ def test_a_reserve_knows_its_engine():
         op.compile(training=True)
         assert inference[0].calls == [("compile", False)]
         assert trains[0].calls[-1] == ("compile", True)
-    op.backward(None, None, reserve)  # gone from the registry, but not from who has it
+    op.backward(None, None, reserve)  # no longer registered, still usable by its op
 
 
 def test_a_reserve_of_another_engine():
@@ -342,20 +342,20 @@ def test_ops_are_kept_by_spec_and_backend():
 
 
 def test_the_cache_of_ops_is_bounded():
-    with engine("fake") as made:
+    with engine("fake") as created:
         first = RNNOp.get(RNNSpec("gru", 1, 1))
         for size in range(2, registry.MOST_OPS + 20):
             RNNOp.get(RNNSpec("gru", 1, size))
-            assert RNNOp.get(RNNSpec("gru", 1, 1)) is first  # asked for all the time, it stays
+            assert RNNOp.get(RNNSpec("gru", 1, 1)) is first  # used all the time, it stays
         assert len(registry._ops) == registry.MOST_OPS
-        count = len(made)
+        count = len(created)
         RNNOp.get(RNNSpec("gru", 1, 2))
-        assert len(made) == count + 1
-    assert not registry._ops  # an engine that is gone is not held
+        assert len(created) == count + 1
+    assert not registry._ops  # ops of a removed engine are dropped
 
 
 def together(count, call):
-    """What as many threads return that call at the same time."""
+    """The results of a function that so many threads call at the same time."""
     results, barrier = [None] * count, threading.Barrier(count)
 
     def run(place):
@@ -372,23 +372,23 @@ def together(count, call):
 
 
 def test_threads_that_ask_at_once_get_one_op():
-    made = []
+    created = []
 
     def slow(spec):
-        made.append(spec)
+        created.append(spec)
         time.sleep(0.02)
         return FakeEngine(spec, 1)
 
     with engine("slow", factory=slow):
         assert len(set(together(8, lambda: RNNOp.get(SPEC)))) == 1
-        assert made == [SPEC]
+        assert created == [SPEC]
 
 
 def test_threads_that_need_an_engine_at_once_get_one():
-    made = []
+    created = []
 
     def slow(spec):
-        made.append(spec)
+        created.append(spec)
         time.sleep(0.02)
         return FakeEngine(spec, 2)
 
@@ -396,11 +396,11 @@ def test_threads_that_need_an_engine_at_once_get_one():
         op = RNNOp(SPEC)
         reserves = together(8, lambda: op.forward(*arrays(SPEC), training=True)[2])
         assert {reserve.backend for reserve in reserves} == {"trains"}
-        assert made == [SPEC]
+        assert created == [SPEC]
 
 
-def test_registering_while_ops_are_made():
-    """A factory that looks into the registry, or registers, while another thread does."""
+def test_registering_while_ops_are_created():
+    """Factories may use the registry while other threads do."""
 
     def curious(spec):
         with engine(f"inner of {threading.get_ident()}", automatic=False):
@@ -418,8 +418,8 @@ def test_registering_while_ops_are_made():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_child_forked_while_an_op_is_made():
-    """The lock that another thread holds in the parent is open in the child."""
+def test_a_child_forked_while_an_op_is_created():
+    """A lock that another thread holds in the parent is free in the child."""
     inside, leave = threading.Event(), threading.Event()
 
     def slow(spec):
@@ -445,30 +445,30 @@ def test_a_child_forked_while_an_op_is_made():
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_an_engine_keeps_the_protocol(name):
-    """Signatures, and that what is promised of results holds for arguments of the plainest kind."""
+    """Signatures, and the promises about results for the plainest arguments."""
     spec = RNNSpec("lstm", 3, 4, num_layers=2)
-    made = registry.find(name).factory(spec)
+    tested = registry.find(name).factory(spec)
     x, params = arrays(spec)
     y = np.full((5, 2, 4), np.nan, np.float32)
-    made.compile()
-    made.compile(training=True)
+    tested.compile()
+    tested.compile(training=True)
     lengths = np.array([2, 5])
     operands = ForwardOperands(x, params, None, lengths, y)
-    final = made.forward(operands)
+    final = tested.forward(operands)
     assert np.isnan(y[2:, 0]).all()
     assert not np.isnan(y[:2]).any()
-    again, residuals = made.train(operands, "gates", 0)
-    for one, other in zip(final, again, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert residuals.nbytes == made.reserve_bytes(5, 2, "gates")
-    into = np.full_like(x, np.nan)
-    made.backward(residuals, BackwardOperands(y, (None, None), GradBuffers(into, None, None)))
-    assert np.isnan(into[2:, 0]).all()
-    assert not np.isnan(into[:2]).any()
+    again, residuals = tested.train(operands, "gates", 0)
+    for inferred, trained in zip(final, again, strict=True):
+        np.testing.assert_array_equal(inferred, trained)
+    assert residuals.nbytes == tested.reserve_bytes(5, 2, "gates")
+    dx = np.full_like(x, np.nan)
+    tested.backward(residuals, BackwardOperands(y, (None, None), GradBuffers(dx, None, None)))
+    assert np.isnan(dx[2:, 0]).all()
+    assert not np.isnan(dx[:2]).any()
 
 
 def test_the_message_names_options_only():
-    """So that they can be renamed: every option that is lacking by the name of its argument."""
+    """Each missing option by the name of its argument, so that adapters can rename it."""
     missing = Capabilities(modes=(), dtypes=(), training=False, lengths=False, dropout=False).missing
     assert missing(SPEC, NEEDS) == ["mode 'gru'", "dtype 'float32'", "dropout", "lengths", "training"]
     assert missing(PROJECTED)[2:] == ["projection_size"]

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from golden_files import ARGUMENTS, FOLDER, PATHS, Case, blanked, exact_results, joined, wrong_results
 from oracles import training_problem
 from problems import Shape, problem_of
 from variants import variant_results
 
+from benchmarks.peers.environments import PEERS
 from fusedrnn import RNNSpec
-from fusedrnn.bench.peers.environments import PEERS
 from fusedrnn.spec import MODES
 
 ENVIRONMENT = PEERS["mxnet-fused"].environment

@@ -9,7 +9,8 @@ import pytest
 from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
-from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
+from fusedrnn.engines.cpu.kernels.forward import build_forward
+from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit.target import known_targets
 from fusedrnn.spec import DTYPES, MODES
 

@@ -16,7 +16,7 @@ from answering import TARGET, Builder, answer, build_caller
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import jobs
 from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.launch.args_kernel import load_fill
+from fusedrnn.engines.cpu.launch.args_kernel import load_bind
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.jit import compiler, loader, object_cache, sources
 from fusedrnn.jit.host import emulated
@@ -319,7 +319,7 @@ def test_processes_at_once(folder, monkeypatch):
         raise AssertionError("compiled once more")
 
     monkeypatch.setattr(compiler, "compile_module", refuse)
-    for load in (load_fill, load_fingerprint, load_pool, load_pack, load_job, jobs._shared):
+    for load in (load_bind, load_fingerprint, load_pool, load_pack, load_job, jobs._shared):
         load.cache_clear()
     spec = RNNSpec("gru", 3, 16)
     y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))

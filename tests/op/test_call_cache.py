@@ -1,4 +1,4 @@
-"""Calls that repeat the one before take a short way: the same bits and errors, and whatever differs is noticed."""
+"""Cached calls give the bits and errors of checked calls, and arguments that differ lead to a checked call."""
 
 import threading
 
@@ -20,25 +20,25 @@ def training_problem(shape, mode="lstm", dtype="float32"):
 
 
 @pytest.fixture
-def short(monkeypatch):
-    """How many calls took the short way."""
+def cached_calls(monkeypatch):
+    """The number of calls that were cached calls."""
     counts = {"forward": 0, "backward": 0}
     for name, kind in (("forward", cached_call.CachedForward), ("backward", cached_call.CachedBackward)):
         plain = kind.__call__
 
-        def counted(self, *given, plain=plain, name=name):
-            found = plain(self, *given)
-            counts[name] += found is not None
-            return found
+        def counted(self, *arguments, plain=plain, name=name):
+            result = plain(self, *arguments)
+            counts[name] += result is not None
+            return result
 
         monkeypatch.setattr(kind, "__call__", counted)
     return counts
 
 
-def warm(op, *given, **more):
-    """Two calls that go the long way; the next one may take the short one."""
+def prime(op, *arguments, **options):
+    """Two checked calls, so that the next one can be a cached call."""
     for _ in range(2):
-        result = op.forward(*given, **more)
+        result = op.forward(*arguments, **options)
     return result
 
 
@@ -50,21 +50,21 @@ def test_this_interpreter_is_known():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_same_bits(short, shape, mode, dtype, threads):
+def test_same_bits(cached_calls, shape, mode, dtype, threads):
     problem = training_problem(shape, mode, dtype)
     op = RNNOp(problem.spec)
     rng = np.random.default_rng(3)
     with fusedrnn.thread_limits(threads):
         for params in (problem.params, frozen(problem.params)):
-            expected = warm(op, problem.x, params, problem.states)
-            before = short["forward"]
+            expected = prime(op, problem.x, params, problem.states)
+            before = cached_calls["forward"]
             out = np.full_like(expected[0], np.nan)
-            # Other arrays in the same shapes.
+            # Other arrays of the same shapes.
             x = rng.permuted(problem.x, axis=0)
-            found = op.forward(x, params, problem.states, out=out)
-            assert found[0] is out and found[2] is None
-            assert short["forward"] == before + 1
-            assert_same_bits(found[:2], RNNOp(problem.spec).forward(x, params, problem.states)[:2])
+            result = op.forward(x, params, problem.states, out=out)
+            assert result[0] is out and result[2] is None
+            assert cached_calls["forward"] == before + 1
+            assert_same_bits(result[:2], RNNOp(problem.spec).forward(x, params, problem.states)[:2])
             assert_same_bits(op.forward(problem.x, params, problem.states)[:2], expected[:2])
         results, reserves = [], []
         for _ in range(4):
@@ -74,22 +74,22 @@ def test_same_bits(short, shape, mode, dtype, threads):
         assert_same_bits(results[0], results[3])
         assert repr(reserves[0]) == repr(reserves[3])
         gradients = [op.backward(problem.dy, problem.dstates, reserve) for reserve in reversed(reserves)]
-        assert short["backward"] == 2
+        assert cached_calls["backward"] == 2
         for other in gradients[1:]:
             assert_same_bits(gradients[0], other)
 
 
-def test_changed_parameters_are_seen(short):
+def test_changed_parameters_are_seen(cached_calls):
     problem = training_problem(SHAPES[2])
     op, params = RNNOp(problem.spec), problem.params.copy()
     for training in (False, True):
-        warm(op, problem.x, params, problem.states, training=training)
+        prime(op, problem.x, params, problem.states, training=training)
         for place in (0, -1, params.size // 2):
             params[place] += 1
-            before = short["forward"]
-            found = op.forward(problem.x, params, problem.states, training=training)[:2]
-            assert short["forward"] == before + 1
-            assert_same_bits(found, RNNOp(problem.spec).forward(problem.x, params, problem.states)[:2])
+            before = cached_calls["forward"]
+            result = op.forward(problem.x, params, problem.states, training=training)[:2]
+            assert cached_calls["forward"] == before + 1
+            assert_same_bits(result, RNNOp(problem.spec).forward(problem.x, params, problem.states)[:2])
 
 
 def test_other_parameters_are_seen():
@@ -101,7 +101,7 @@ def test_other_parameters_are_seen():
 
 
 def unlike(problem):
-    """Arguments that differ from the problem's in what the short way must notice."""
+    """Arguments that differ from the problem's in something that a guard must notice."""
     x, params, states = problem.x, problem.params, problem.states
     padded = np.zeros((*x.shape[:2], x.shape[2] + 3), x.dtype)
     padded[..., : x.shape[2]] = x
@@ -127,16 +127,15 @@ class Sub(np.ndarray):
 
 @pytest.mark.parametrize("name", unlike(training_problem(SHAPES[1])))
 @pytest.mark.parametrize("training", [False, True])
-def test_what_differs_goes_the_long_way(name, training):
+def test_other_arguments_lead_to_a_checked_call(name, training):
     problem = training_problem(SHAPES[1])
     op = RNNOp(problem.spec)
-    warm(op, problem.x, problem.params, problem.states, training=training)
-    given = unlike(problem)[name]
-    found = op.forward(*given, training=training)[:2]
-    x, params, states = given
+    prime(op, problem.x, problem.params, problem.states, training=training)
+    x, params, states = unlike(problem)[name]
+    result = op.forward(x, params, states, training=training)[:2]
     plain = np.ascontiguousarray(x).view(np.ndarray).copy(), params.copy()
     states = None if states is None else tuple(state.copy() for state in states)
-    assert_same_bits(found, RNNOp(problem.spec).forward(*plain, states)[:2])
+    assert_same_bits(result, RNNOp(problem.spec).forward(*plain, states)[:2])
 
 
 BAD = {
@@ -156,25 +155,25 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("training", [False, True])
-def test_errors_are_those_of_the_long_way(name, training):
+def test_errors_are_those_of_a_checked_call(name, training):
     problem = training_problem(SHAPES[1])
-    given, kind = BAD[name](problem)
+    arguments, kind = BAD[name](problem)
     messages = []
     for op in (RNNOp(problem.spec), RNNOp(problem.spec)):
         with pytest.raises(kind) as caught:
-            op.forward(*given, training=training)
+            op.forward(*arguments, training=training)
         messages.append(str(caught.value))
-        warm(op, problem.x, problem.params, problem.states, training=training)
+        prime(op, problem.x, problem.params, problem.states, training=training)
         with pytest.raises(kind) as caught:
-            op.forward(*given, training=training)
+            op.forward(*arguments, training=training)
         messages.append(str(caught.value))
     assert len(set(messages)) == 1
 
 
-def test_out_is_looked_at_again():
+def test_out_is_checked_at_every_call():
     problem = training_problem(SHAPES[1])
     op = RNNOp(problem.spec)
-    y, *_ = warm(op, problem.x, problem.params, problem.states)
+    y, *_ = prime(op, problem.x, problem.params, problem.states)
     memory = np.empty(y.size + problem.x.size, np.float32)
     x = memory[: problem.x.size].reshape(problem.x.shape)
     x[:] = problem.x
@@ -199,7 +198,7 @@ def test_out_is_looked_at_again():
     assert not strided[..., y.shape[2] :].any()
 
 
-def test_gradients_of_other_kinds(short):
+def test_gradients_of_other_kinds(cached_calls):
     """Requests, buffers and missing gradients change from call to call."""
     problem = training_problem(SHAPES[1])
     op, fresh = RNNOp(problem.spec), RNNOp(problem.spec)
@@ -217,21 +216,21 @@ def test_gradients_of_other_kinds(short):
         {"dy": problem.dy, "dstates": problem.dstates, "grad_req": "write", "buffers": True},
     ]
     for call in calls * 2:
-        given = dict(call)
-        into = given.pop("buffers", False) or given.get("grad_req") == "add"
+        arguments = dict(call)
+        with_buffers = arguments.pop("buffers", False) or arguments.get("grad_req") == "add"
         results = []
         for _ in range(3):
-            for one, kept in ((op, reserve), (fresh, again)):
+            for each, residuals in ((op, reserve), (fresh, again)):
                 out = (np.ones_like(written[0]), np.ones_like(written[1]), tuple(map(np.ones_like, written[2])))
-                if one is fresh:
-                    fresh._call_cache.backward = None  # the long way, each time
-                results.append(one.backward(reserve=kept, **given, out=out if into else None))
+                if each is fresh:
+                    fresh._call_cache.backward = None  # so that every call is checked
+                results.append(each.backward(reserve=residuals, **arguments, out=out if with_buffers else None))
         for other in results[1:]:
-            for one, two in zip(results[0], other, strict=True):
-                assert (one is None) is (two is None)
-                if one is not None:
-                    assert_same_bits(one, two)
-    assert short["backward"] >= len(calls)
+            for first, second in zip(results[0], other, strict=True):
+                assert (first is None) is (second is None)
+                if first is not None:
+                    assert_same_bits(first, second)
+    assert cached_calls["backward"] >= len(calls)
 
 
 def test_buffers_that_share_memory_are_refused_again():
@@ -251,13 +250,13 @@ def test_buffers_that_share_memory_are_refused_again():
         op.backward(problem.dy, problem.dstates, reserve, grad_req="read")
 
 
-def test_reserves_of_other_calls(short):
-    """With lengths, of other sizes, with less kept, of another op: the short way is for none of them."""
+def test_reserves_of_other_calls(cached_calls):
+    """With lengths, of other sizes, with fewer saved values, of another op: a cached call accepts none of them."""
     problem = training_problem(SHAPES[1])
     spec, x, params, states = problem.spec, problem.x, problem.params, problem.states
     op = RNNOp(spec)
     lengths = [1, 4, 2]
-    kept = [
+    reserves = [
         op.forward(x, params, states, training=True)[2],
         op.forward(x, params, states, training=True, lengths=lengths)[2],
         op.forward(x, params, states, training=True, reserve="states")[2],
@@ -265,25 +264,25 @@ def test_reserves_of_other_calls(short):
         RNNOp(spec, "reference").forward(x, params, states, training=True)[2],
     ]
     for _ in range(3):
-        found = [op.backward(problem.dy, problem.dstates, reserve) for reserve in kept[:4]]
+        gradients = [op.backward(problem.dy, problem.dstates, reserve) for reserve in reserves[:4]]
     for other in (2, 3):
-        assert_same_bits(found[0], found[other])
-    expected = RNNOp(spec).backward(problem.dy, problem.dstates, kept[1])
-    assert_same_bits(found[1], expected)
+        assert_same_bits(gradients[0], gradients[other])
+    expected = RNNOp(spec).backward(problem.dy, problem.dstates, reserves[1])
+    assert_same_bits(gradients[1], expected)
     shorter = op.forward(x[:2], params, states, training=True)[2]
     assert op.backward(problem.dy[:2], problem.dstates, shorter)[0].shape == x[:2].shape
     with pytest.raises(ValueError, match="dy must have shape"):
         op.backward(problem.dy, problem.dstates, shorter)
 
 
-def test_dropout_draws_anew():
+def test_dropout_draws_a_new_seed():
     spec = RNNSpec("gru", 6, 9, 2, dropout=0.5)
     rng = np.random.default_rng(0)
     x, params = rng.random((5, 4, 6), np.float32), rng.random(spec.layout.size, np.float32)
     op = RNNOp(spec)
-    found = [op.forward(x, params, training=True) for _ in range(5)]
-    assert len({reserve.seed for *_, reserve in found}) == 5
-    for y, _, reserve in found:
+    results = [op.forward(x, params, training=True) for _ in range(5)]
+    assert len({reserve.seed for *_, reserve in results}) == 5
+    for y, _, reserve in results:
         again = RNNOp(spec).forward(x, params, training=True, seed=reserve.seed)
         assert_same_bits(y, again[0])
         dy = np.ones_like(y)
@@ -291,10 +290,10 @@ def test_dropout_draws_anew():
             assert_same_bits(op.backward(dy, None, reserve), RNNOp(spec).backward(dy, None, again[2]))
 
 
-def test_threads_may_change_between_calls(short):
+def test_threads_may_change_between_calls(cached_calls):
     problem = training_problem(SHAPES[2])
     op = RNNOp(problem.spec)
-    expected = warm(op, problem.x, problem.params)
+    expected = prime(op, problem.x, problem.params)
     for count in (1, 2, 3, 1, 2, 2, 2, 2):
         with fusedrnn.thread_limits(count):
             assert_same_bits(op.forward(problem.x, problem.params)[:2], expected[:2])
@@ -303,7 +302,7 @@ def test_threads_may_change_between_calls(short):
 def test_many_callers_at_once():
     problem = training_problem(SHAPES[2])
     op = RNNOp(problem.spec)
-    expected = warm(op, problem.x, problem.params, problem.states)[:2]
+    expected = prime(op, problem.x, problem.params, problem.states)[:2]
     failed = []
 
     def work():
@@ -327,19 +326,19 @@ def test_many_callers_at_once():
     assert not failed
 
 
-def test_without_a_known_interpreter(monkeypatch, short):
+def test_without_a_known_interpreter(monkeypatch, cached_calls):
     monkeypatch.setattr(ndarray_abi, "object_layout", lambda: None)
     problem = training_problem(SHAPES[1])
     op = RNNOp(problem.spec)
-    found = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
-    assert not short["forward"]
-    assert_same_bits(found[0], found[3])
+    results = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
+    assert not cached_calls["forward"]
+    assert_same_bits(results[0], results[3])
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("first", ["plain", "frozen"])
 def test_frozen_and_plain_parameters_in_turn(mode, first):
-    """Of short calls in training the ones are packed, the others used as they lie."""
+    """Short training calls pack frozen parameters and read others unpacked."""
     problem = training_problem(Shape(1, 2, 3, 16), mode)
     op, kinds = RNNOp(problem.spec), [problem.params, frozen(problem.params)]
     x, states = problem.x, problem.states
@@ -352,7 +351,7 @@ def test_frozen_and_plain_parameters_in_turn(mode, first):
 
 
 def test_requests_that_change_are_seen():
-    """Also one that is changed in place, and one that is no request at all."""
+    """Also a mapping that is changed in place, and values that are no request."""
     problem = training_problem(SHAPES[1])
     op, requests = RNNOp(problem.spec), {"x": "write", "params": "write"}
 
@@ -380,7 +379,7 @@ def test_requests_that_change_are_seen():
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("mode", ["lstm", "gru"])
-def test_none_among_the_states_stands_for_zeros(short, mode, backend):
+def test_none_among_the_states_stands_for_zeros(cached_calls, mode, backend):
     """In checked calls, cached ones and streams, for each state alone and for all."""
     problem = training_problem(Shape(4, 3, 5, 7), mode)
     op = RNNOp(problem.spec, backend)
@@ -398,7 +397,7 @@ def test_none_among_the_states_stands_for_zeros(short, mode, backend):
         assert_same_bits(stream(problem.x), expected[0])
         stream.reset(states)
         assert_same_bits(stream(problem.x), expected[0])
-    assert backend != "cpu" or short["forward"]
+    assert backend != "cpu" or cached_calls["forward"]
 
 
 def test_out_apart_from_none_among_the_states():

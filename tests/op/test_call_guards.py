@@ -1,4 +1,4 @@
-"""A cached call does what a checked one does: ops that calls have primed against fresh ops, argument by argument.
+"""A cached call does what a checked call does: primed ops are compared with fresh ops, argument by argument.
 
 An op is primed with calls of one kind until they run from its cache. Then one argument at a time is perturbed: the
 outcome, bits or error, must be that of an op that has never been called, and so must that of the next call like those
@@ -14,7 +14,7 @@ from fusedrnn import RNNOp, RNNSpec, frozen
 
 T, N, I, H = 3, 2, 5, 7
 MODES = "lstm", "gru", "rnn_tanh"
-PRIMING = 3  # checked, checked and remembered, cached
+PRIMING = 3  # a checked call, a checked call that is then cached, a cached call
 
 
 class Sub(np.ndarray):
@@ -22,10 +22,10 @@ class Sub(np.ndarray):
 
 
 class Pair(list):
-    """A sequence that is no tuple."""
+    """A sequence that is not a tuple."""
 
 
-# What an array may be instead: each of the shape and dtype of the argument it takes the place of, or not quite.
+# What an array may be replaced by: arrays of the same shape and dtype, or almost.
 ARRAYS = {
     "None": lambda a: None,
     "number": lambda a: 3.0,
@@ -79,7 +79,7 @@ def _wide(array):
     return other[..., : array.shape[-1]]
 
 
-# What a tuple of arrays may be instead.
+# What a tuple of arrays may be replaced by.
 TUPLES = {
     "None": lambda arrays: None,
     "nothing": lambda arrays: (),
@@ -175,7 +175,7 @@ def perturbed(arguments):
 
 def _changed(value):
     if isinstance(value, np.ndarray):
-        # An array that owns its memory: reversed views and the like would be of what another call reads.
+        # A copy: views of the array itself would share memory with what other calls read.
         yield from ((label, change(value.copy())) for label, change in ARRAYS.items())
     elif isinstance(value, tuple):
         yield from ((label, change(value)) for label, change in TUPLES.items())
@@ -190,7 +190,7 @@ def _changed(value):
 
 
 def _shared(arguments):
-    """Buffers in the memory of what is read, and of each other."""
+    """Buffers that share memory with what is read, and with each other."""
     out = arguments.get("out")
     if isinstance(out, np.ndarray):
         memory = np.zeros(2 * max(out.size, arguments["x"].size), np.float32)
@@ -218,19 +218,19 @@ def arrays_of(value):
 
 
 def copied(value):
-    """Arrays that are written to, each in memory of its own kind; shared memory stays shared."""
+    """Copies of all arrays."""
     return [array.copy() for array in arrays_of(value)]
 
 
 def outcome(op, method, arguments, reserve):
-    """What a call gives, bits or error; what it writes to is as before when it is done."""
+    """The result of a call, bits or error. Afterwards the buffers hold what they held before."""
     into = list(arrays_of(arguments.get("out")))
     before = copied(into)
     for array in into:
         if array.flags.writeable and array.dtype.kind == "f" and method == "forward":
-            array[...] = np.nan  # what is not written shows
+            array[...] = np.nan  # so that an element that is not written shows
     junk = [np.full(size, 1e6, np.float32) for size in (T * N * I, T * N * H, op.spec.layout.size, 2 * N * H)]
-    del junk  # what is added to new memory shows
+    del junk  # so that adding to new memory shows
     try:
         result = op.forward(**arguments)[:2] if method == "forward" else op.backward(reserve=reserve, **arguments)
         return [None if array is None else bits(array).tolist() for array in _flat(result)]
@@ -256,27 +256,27 @@ def reserve_of(op, mode):
 
 
 def check(mode, method, spec, arguments, changes):
-    """Perturbed calls on one primed op, each against a fresh one; and the call that it was primed with, again."""
+    """Compare perturbed calls of a primed op with those of a fresh op, then repeat the call that primed it."""
     fresh_op = RNNOp(spec)
     fresh_reserve = reserve_of(fresh_op, mode) if method == "backward" else None
     op = RNNOp(spec)
     reserve = reserve_of(op, mode) if method == "backward" else None
 
     def fresh(these):
-        fresh_op._call_cache = type(fresh_op._call_cache)()  # forgets every call, and keeps the compiled code
+        fresh_op._call_cache = type(fresh_op._call_cache)()  # drops the cached calls and keeps the compiled code
         return outcome(fresh_op, method, these, fresh_reserve)
 
-    usual = fresh(arguments)
-    assert isinstance(usual, list), usual
+    reference = fresh(arguments)
+    assert isinstance(reference, list), reference
     cached = 0
     for label, these in changes:
         for _ in range(PRIMING):
-            assert outcome(op, method, arguments, reserve) == usual, f"before {label}"
+            assert outcome(op, method, arguments, reserve) == reference, f"before {label}"
         cached += any(getattr(op._call_cache, kind) is not None for kind in ("inference", "training", "backward"))
         expected = fresh(these)
         assert outcome(op, method, these, reserve) == expected, label
         assert outcome(op, method, these, reserve) == expected, f"{label}, again"
-        assert outcome(op, method, arguments, reserve) == usual, f"after {label}"
+        assert outcome(op, method, arguments, reserve) == reference, f"after {label}"
     return cached
 
 
@@ -299,7 +299,7 @@ def test_backward(mode, threads):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("mode", ["lstm", "gru"])
 def test_calls_of_all_kinds_in_any_order(mode, seed):
-    """Calls of every kind, perturbed or not, one after another on one op: none depends on those before it."""
+    """Calls of every kind on one op, perturbed or not: none depends on the calls before it."""
     rng = np.random.default_rng(seed)
     kinds = [("forward", these) for _, these in forward_calls(mode)]
     kinds += [("backward", these) for _, these in backward_calls(mode)]

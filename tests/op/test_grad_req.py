@@ -1,4 +1,4 @@
-"""Backward refuses bad input by name and before it writes anything; every request goes where it was asked to."""
+"""Backward names bad input in an error before it writes anything, and answers every request."""
 
 import copy
 import itertools
@@ -44,7 +44,7 @@ def reserve(op):
 
 @pytest.fixture(scope="module")
 def gradients(op, reserve):
-    """The right ones, flat, with nothing unusual asked for."""
+    """The expected gradients, flat, of a call without options."""
     return flat(op.backward(DY, DSTATES, reserve))
 
 
@@ -67,11 +67,11 @@ def assert_same(actual, expected):
 
 
 def backward(op, reserve, **changes):
-    """A call that is right but for the changes, with buffers that must not be touched if it is refused."""
+    """A valid call apart from the changes; if it raises an error, its buffers must be untouched."""
     out = buffers(7)
-    given = {"dy": DY, "dstates": DSTATES, "reserve": reserve, "out": triple(*out), **changes}
+    arguments = {"dy": DY, "dstates": DSTATES, "reserve": reserve, "out": triple(*out), **changes}
     try:
-        return op.backward(given.pop("dy"), given.pop("dstates"), given.pop("reserve"), **given)
+        return op.backward(arguments.pop("dy"), arguments.pop("dstates"), arguments.pop("reserve"), **arguments)
     except (TypeError, ValueError):
         for array in out:
             assert (array == 7).all()
@@ -158,7 +158,7 @@ def test_reserve_of_another_engine(op, reserve):
 
 
 def test_reserve_of_another_op_of_the_same_spec(op, reserve, gradients):
-    """As when the one of forward has left the cache of ops."""
+    """As when the op of the forward call has been dropped from the cache of ops."""
     assert_same(flat(backward(RNNOp(SPEC, op.backend), reserve)), gradients)
 
 
@@ -265,8 +265,8 @@ def test_buffers_in_one_place(op, reserve, pair):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("given", ["dy", "dstates"])
-def test_a_buffer_in_the_memory_of_an_input(op, reserve, name, given):
+@pytest.mark.parametrize("source", ["dy", "dstates"])
+def test_a_buffer_in_the_memory_of_an_input(op, reserve, name, source):
     memory = numbers(PARAMS.size + DY.size)
     before = memory.copy()
     out = dict(zip(SHAPES, buffers(7), strict=True))
@@ -275,8 +275,8 @@ def test_a_buffer_in_the_memory_of_an_input(op, reserve, name, given):
         "dy": memory[: DY.size].reshape(DY.shape),
         "dstates": (None, memory[: DSTATES[1].size].reshape(DSTATES[1].shape)),
     }
-    with pytest.raises(ValueError, match=f"^out: {name} must not share memory with {given}$"):
-        backward(op, reserve, out=triple(*out.values()), **{given: shared[given]})
+    with pytest.raises(ValueError, match=f"^out: {name} must not share memory with {source}$"):
+        backward(op, reserve, out=triple(*out.values()), **{source: shared[source]})
     np.testing.assert_array_equal(memory, before)
 
 
@@ -290,27 +290,27 @@ def test_add_needs_a_buffer_and_null_has_none(op, reserve, name):
         backward(op, reserve, grad_req={name: "null"})
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["new arrays", "buffers"])
+@pytest.mark.parametrize("with_buffers", [False, True], ids=["new arrays", "buffers"])
 @pytest.mark.parametrize("requests", list(itertools.product(("write", "add", "null"), repeat=3)), ids=" ".join)
-def test_every_combination_of_requests(op, reserve, gradients, requests, given):
-    """What is wanted has the same bits whatever else is wanted, and wherever it goes."""
+def test_every_combination_of_requests(op, reserve, gradients, requests, with_buffers):
+    """A gradient has the same bits whatever else is computed, and wherever it is written."""
     keys = dict(zip(("x", "params", "states"), requests, strict=True))
     by_name = dict(zip(SHAPES, (*requests, requests[2]), strict=True))
     out = {name: np.full(SHAPES[name], 3 if by_name[name] == "add" else np.nan, np.float32) for name in SHAPES}
     asked = [
-        out[name] if by_name[name] == "add" or (given and by_name[name] == "write") else None for name in SHAPES
+        out[name] if by_name[name] == "add" or (with_buffers and by_name[name] == "write") else None for name in SHAPES
     ]
     dstates = None if asked[2] is None else list(asked[2:])
     result = op.backward(DY, DSTATES, reserve, grad_req=keys, out=[*asked[:2], dstates])
     assert [value is None for value in result] == [request == "null" for request in requests]
     assert isinstance(result[2], tuple) or requests[2] == "null"
-    found = flat(result)
+    computed = flat(result)
     for name, buffer in zip(SHAPES, asked, strict=True):
         if by_name[name] == "write":
-            assert_same(found, {name: gradients[name]})
+            assert_same(computed, {name: gradients[name]})
         elif by_name[name] == "add":
-            np.testing.assert_allclose(found[name], 3 + gradients[name], rtol=1e-5, atol=1e-5)
-        assert buffer is None or found[name] is buffer
+            np.testing.assert_allclose(computed[name], 3 + gradients[name], rtol=1e-5, atol=1e-5)
+        assert buffer is None or computed[name] is buffer
 
 
 @pytest.mark.parametrize("request_all", ["write", "add", "null"])
@@ -335,7 +335,7 @@ def test_missing_keys_mean_write(op, reserve, gradients):
 
 
 def test_adding_twice_adds_each_gradient_once(op, reserve, gradients):
-    """MXNet scaled what was there at each time step."""
+    """MXNet scaled the buffer at each time step."""
     out = buffers(0)
     for _ in range(2):
         op.backward(DY, DSTATES, reserve, grad_req="add", out=triple(*out))
@@ -346,16 +346,16 @@ def test_adding_twice_adds_each_gradient_once(op, reserve, gradients):
 @pytest.mark.parametrize("absent", ["dy", "dstates", "dh_n", "dc_n", "all"])
 def test_none_is_zero(op, reserve, absent):
     zeros = tuple(np.zeros_like(gradient) for gradient in DSTATES)
-    given, meant = {"dy": DY, "dstates": DSTATES}, {"dy": DY, "dstates": DSTATES}
+    arguments, meaning = {"dy": DY, "dstates": DSTATES}, {"dy": DY, "dstates": DSTATES}
     if absent in ("dy", "all"):
-        given["dy"], meant["dy"] = None, np.zeros_like(DY)
+        arguments["dy"], meaning["dy"] = None, np.zeros_like(DY)
     if absent in ("dstates", "all"):
-        given["dstates"], meant["dstates"] = None, zeros
+        arguments["dstates"], meaning["dstates"] = None, zeros
     elif absent != "dy":
         place = ("dh_n", "dc_n").index(absent)
-        given["dstates"] = [None if at == place else one for at, one in enumerate(DSTATES)]
-        meant["dstates"] = [zeros[at] if at == place else one for at, one in enumerate(DSTATES)]
-    actual, expected = (flat(op.backward(way["dy"], way["dstates"], reserve)) for way in (given, meant))
+        arguments["dstates"] = [None if at == place else dstate for at, dstate in enumerate(DSTATES)]
+        meaning["dstates"] = [zeros[at] if at == place else dstate for at, dstate in enumerate(DSTATES)]
+    actual, expected = (flat(op.backward(way["dy"], way["dstates"], reserve)) for way in (arguments, meaning))
     for name, value in expected.items():
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
     if absent == "all":
@@ -385,7 +385,7 @@ def test_unusual_gradients(op, reserve, gradients, kind):
 
 
 def test_gradient_of_a_sum(op, reserve):
-    """dy with strides of zero, as frameworks make it for the gradient of a sum."""
+    """dy with strides of zero, which frameworks pass for the gradient of a sum."""
     ones = np.broadcast_to(np.float32(1), DY.shape)
     assert_same(flat(op.backward(ones, None, reserve)), flat(op.backward(np.ones_like(DY), None, reserve)))
 
@@ -408,7 +408,7 @@ def test_unusual_dx(op, reserve, gradients, name):
 
 @pytest.mark.parametrize("request_x", ["write", "add"])
 def test_padding(op, request_x):
-    """dy's may hold anything; dx's is zero when written, and untouched when added to."""
+    """The padding of dy may hold anything; that of dx is zero when written and untouched when added to."""
     x, dy = X.copy(), DY.copy()
     x[PADDING], dy[PADDING] = np.nan, np.nan
     _, _, reserve = op.forward(x, PARAMS, STATES, training=True, lengths=LENGTHS)
@@ -417,7 +417,7 @@ def test_padding(op, request_x):
     result = flat(op.backward(dy, DSTATES, reserve, out=(dx, None, None), grad_req={"x": request_x}))
     assert (dx[PADDING] == (7 if request_x == "add" else 0)).all()
     assert all(np.isfinite(value).all() for value in result.values())
-    # A sequence without a step passes on the gradient of its final state.
+    # An empty sequence passes the gradient of its final state through.
     for name, gradient in zip(("dh0", "dc0"), DSTATES, strict=True):
         np.testing.assert_array_equal(result[name][:, 1], gradient[:, 1])
     new = op.backward(dy, DSTATES, reserve)[0]
@@ -427,7 +427,7 @@ def test_padding(op, request_x):
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
 def test_a_reserve_belongs_to_its_forward(op, gradients, keep):
-    """Whatever happens later to the arrays of the call, to its results or to the op; as often as one likes."""
+    """Later changes to the call's arrays, its results or the op do not affect it; it can be used again and again."""
     x, params, states = X.copy(), PARAMS.copy(), tuple(state.copy() for state in STATES)
     out = np.empty(DY.shape, np.float32)
     y, final, reserve = op.forward(x, params, states, training=True, out=out, reserve=keep)
@@ -449,7 +449,7 @@ def test_lengths_of_a_reserve_are_its_own(op):
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
 def test_two_forwards_before_a_backward(op, gradients, keep):
-    """MXNet's op owned the reserve: the second clobbered the first, and a smaller batch aborted."""
+    """MXNet's op owned the reserve: a second forward overwrote the first, and a smaller batch aborted."""
     _, _, first = op.forward(X, PARAMS, STATES, training=True, reserve=keep)
     _, _, second = op.forward(X[:2, :1], -PARAMS, training=True, reserve=keep)
     small = flat(op.backward(DY[:2, :1], None, second))
@@ -463,8 +463,8 @@ def test_what_training_returns_is_what_inference_returns(op):
     out = np.full(DY.shape, np.nan, np.float32)
     again, states, reserve = op.forward(X, PARAMS, STATES, lengths=LENGTHS, training=True, out=out)
     assert again is out
-    for one, other in zip((y, *final), (again, *states), strict=True):
-        np.testing.assert_array_equal(bits(one), bits(other))
+    for trained, inferred in zip((y, *final), (again, *states), strict=True):
+        np.testing.assert_array_equal(bits(trained), bits(inferred))
     assert isinstance(reserve, Reserve)
 
 
@@ -492,7 +492,7 @@ def test_reserve_size(op, spec, keep, lengths):
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("sizes", "error", "message"),
     [
         ((0, N), ValueError, "steps must be at least 1; got 0"),
         ((T, -1), ValueError, "batch must be at least 1; got -1"),
@@ -502,9 +502,9 @@ def test_reserve_size(op, spec, keep, lengths):
         ((T, N, None), TypeError, "reserve must be 'gates' or 'states'; got NoneType"),
     ],
 )
-def test_bad_reserve_size(op, given, error, message):
+def test_bad_reserve_size(op, sizes, error, message):
     with pytest.raises(error, match=f"^{message}$"):
-        op.reserve_size(*given)
+        op.reserve_size(*sizes)
 
 
 @pytest.mark.parametrize("ways", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -534,12 +534,12 @@ def test_a_seed_says_what_is_dropped(dropping):
     other, _, _ = dropping(seed=0)
     assert not np.array_equal(y, other)
     dy = numbers(*y.shape)
-    for one, two in zip(op.backward(dy, None, reserve)[:2], op.backward(dy, None, same)[:2], strict=True):
-        np.testing.assert_array_equal(one, two)
+    for first, second in zip(op.backward(dy, None, reserve)[:2], op.backward(dy, None, same)[:2], strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def test_without_a_seed_there_is_a_new_one(dropping):
-    """And it is told, so that what was dropped can be dropped again."""
+    """The reserve tells it, so that the same elements can be dropped again."""
     y, reserve, _ = dropping()
     assert reserve.seed != dropping()[1].seed
     np.testing.assert_array_equal(dropping(seed=reserve.seed)[0], y)
@@ -556,7 +556,7 @@ def test_no_seed_is_drawn_where_nothing_is_dropped(dropping):
 
 
 def test_the_engines_agree(gradients):
-    """The plumbing is the same for all; each engine's gradients are compared elsewhere, at every shape."""
+    """Requests and buffers work alike in all engines; other tests compare each engine's gradients at every shape."""
     for backend in ("cpu", "reference"):
         op = RNNOp.get(SPEC, backend)
         _, _, reserve = op.forward(X, PARAMS, STATES, training=True)

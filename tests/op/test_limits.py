@@ -1,4 +1,4 @@
-"""Sizes that no memory has: an error that names the argument, at once; memory that cannot be had: a MemoryError."""
+"""Impossible sizes raise an error that names the argument; memory that cannot be allocated raises a MemoryError."""
 
 import subprocess
 import sys
@@ -11,9 +11,10 @@ import pytest
 from fusedrnn import Activation, RNNOp, RNNSpec, frozen, set_num_threads
 from fusedrnn.mxnet import gluon
 from fusedrnn.mxnet.rnn import GRUCell
-from fusedrnn.spec import MAX_BYTES, MAX_LAYERS
+from fusedrnn.scalars import MAX_BYTES
+from fusedrnn.spec import MAX_LAYERS
 
-HUGE = 10**5000  # more digits than Python writes
+HUGE = 10**5000  # more digits than Python prints
 OP = RNNOp(RNNSpec("gru", 3, 4))
 PARAMS = np.zeros(OP.spec.layout.size, np.float32)
 CELL = GRUCell(4)
@@ -92,13 +93,13 @@ def test_masked_parameters_are_refused_as_forward_refuses_them(mask):
             call()
 
 
-# Limits the address space, then makes calls of growing sizes.
+# Limits the address space, then calls with growing sizes.
 SCARCE = """
 import resource, sys, warnings
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from fusedrnn import RNNOp, RNNSpec
-warnings.simplefilter("ignore")  # threads that cannot be had
+warnings.simplefilter("ignore")  # threads that cannot start
 training = sys.argv[1] == "training"
 spec = RNNSpec("lstm", 64, 256)
 op, params = RNNOp(spec), np.full(spec.layout.size, 0.01, np.float32)
@@ -137,7 +138,7 @@ def test_memory_that_cannot_be_had(phase):
 
 @pytest.mark.parametrize("part", ["forward", "training", "backward"])
 def test_memory_that_cannot_be_had_in_torch(monkeypatch, part):
-    """An error as PyTorch's own allocator raises it, and the next call works."""
+    """PyTorch's allocator raises the same error; the next call works."""
     torch = pytest.importorskip("torch")
     from fusedrnn.runtime import buffers
     from fusedrnn.torch import GRU

@@ -1,4 +1,4 @@
-"""Sequences that arrive in chunks: the bits of one call on all of it."""
+"""A stream gives the bits of one call on the joined chunks."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_chunks_have_the_bits_of_the_whole(mode, dtype, chunks):
     assert_same_bits(stream.states, states)
 
 
-def test_begins_with_states_and_again():
+def test_initial_states_and_reset():
     op, x, params = network()
     rng = np.random.default_rng(0)
     states = tuple(rng.random(shape, np.float32) for shape in op.spec.state_shape(3))
@@ -47,7 +47,7 @@ def test_begins_with_states_and_again():
     assert_same_bits(stream(x), op.forward(x, params)[0])
 
 
-def test_parameters_are_those_of_the_beginning():
+def test_parameters_are_copied():
     op, x, params = network()
     expected = op.forward(x, params)[0]
     stream = op.stream(params, 3)
@@ -55,7 +55,7 @@ def test_parameters_are_those_of_the_beginning():
     assert_same_bits(stream(x), expected)
 
 
-def test_streams_share_what_is_frozen():
+def test_streams_share_frozen_parameters():
     op, x, params = network()
     constant = frozen(params)
     assert frozen(constant) is constant
@@ -63,10 +63,10 @@ def test_streams_share_what_is_frozen():
     for stream in streams:
         for step in range(4):
             stream(x[step : step + 1])
-    assert len(op.by_address().weight_cache._kept) == 1
+    assert op.by_address().weight_cache.num_packed == 1
 
 
-def test_writes_where_it_is_told():
+def test_writes_to_out():
     op, x, params = network()
     stream, out = op.stream(params, 3), np.full((23, 3, 11), np.nan, np.float32)
     for step in range(23):
@@ -92,16 +92,16 @@ def test_a_failed_chunk_changes_nothing():
     assert_same_bits(stream(x[5:]), op.forward(x, params)[0][5:])
 
 
-def test_refusals():
+def test_errors():
     op, _, params = network()
-    for given, words in (
+    for arguments, words in (
         ((params[:-1],), "params must have shape"),
         ((params, 0), "batch"),
         ((params, 2.0), "batch"),
         ((params, 3, (np.zeros(3),)), "states"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
-            op.stream(*given)
+            op.stream(*arguments)
     for name in ("bidirectional", "reverse"):
         backwards = RNNSpec("gru", 3, 4, **{name: True})
         with pytest.raises(ValueError, match=f"runs forward alone; got {name}=True"):

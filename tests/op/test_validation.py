@@ -1,4 +1,4 @@
-"""Bad input of every kind is refused by an error that names the argument; unusual input that is good is taken."""
+"""Bad input of every kind raises an error that names the argument; unusual but valid input works."""
 
 import re
 
@@ -25,9 +25,9 @@ SIZE = PARAMS.size
 
 
 def forward(**changes):
-    """A call that is right but for the changes."""
-    given = {"x": X, "params": PARAMS, "states": STATES, **changes}
-    return RNNOp(SPEC).forward(given.pop("x"), given.pop("params"), given.pop("states"), **given)
+    """A valid call apart from the changes."""
+    arguments = {"x": X, "params": PARAMS, "states": STATES, **changes}
+    return RNNOp(SPEC).forward(arguments.pop("x"), arguments.pop("params"), arguments.pop("states"), **arguments)
 
 
 def read_only(array):
@@ -158,7 +158,7 @@ def test_bad_out(value, message):
 
 @pytest.mark.parametrize("name", ["x", "params", "states"])
 def test_out_in_the_memory_of_an_input(name):
-    """What is read after some of the output is written must not be the output."""
+    """Inputs are read after some of the output is written."""
     memory = numbers(PARAMS.size + X.size)
     out = memory[: int(np.prod(OUT_SHAPE))].reshape(OUT_SHAPE)
     shared = {
@@ -171,7 +171,7 @@ def test_out_in_the_memory_of_an_input(name):
 
 
 def test_out_between_the_rows_of_x():
-    """Interleaved but apart: good, and more than a few comparisons of addresses to find out."""
+    """Interleaved but disjoint memory is valid, and takes more than a comparison of addresses to see."""
     spec = RNNSpec("gru", 3, 3)
     memory = numbers(64, 65, 2, 3)
     params, x, out = numbers(spec.layout.size), memory[:, :, 0], memory[:, :, 1]
@@ -181,8 +181,8 @@ def test_out_between_the_rows_of_x():
         RNNOp(spec).forward(x, params, out=x[::-1])
 
 
-def test_out_too_odd_to_tell():
-    """Strides for which finding out whether memory is shared would take long: refused like shared memory."""
+def test_out_with_strides_too_irregular_to_tell():
+    """Where finding out whether memory is shared would take long, it counts as shared."""
     memory, spec = np.zeros(1 << 22, np.float32), RNNSpec("rnn_relu", 90, 94)
     x = as_strided(memory, (120, 2, 90), (4 * 1042, 4 * 416, 4))
     out = as_strided(memory[500:], (120, 2, 94), (4 * 2629, 4 * 1261, 4))
@@ -217,7 +217,7 @@ def test_nothing_is_written_before_an_error():
     ],
 )
 def test_bad_options_of_training(name, value, error, message, training):
-    """Refused in inference too, where they have no effect: what is wrong there would be wrong later."""
+    """An error in inference too, where they have no effect."""
     with pytest.raises(error, match=f"^{name} {message}"):
         forward(**{"training": training, name: value})
 
@@ -264,7 +264,7 @@ def subclass(array):
 
 @pytest.mark.parametrize("unusual", [read_only, np.asfortranarray, subclass, lambda a: a[..., ::-1].copy()[..., ::-1]])
 def test_unusual_input(unusual):
-    """Every input in an unusual form; those of every layout are in test_bits."""
+    """Every input in an unusual form; test_bits covers every layout."""
     expected = forward()
     actual = forward(x=unusual(X), params=unusual(PARAMS), states=[unusual(state) for state in STATES])
     np.testing.assert_array_equal(actual[0], expected[0])
@@ -274,15 +274,15 @@ def test_unusual_input(unusual):
 @pytest.mark.parametrize("kind", [list, tuple, np.uint8, np.int32, ">i8", "strided"])
 def test_unusual_lengths(kind):
     lengths = [2, 0, 4]
-    given = kind(lengths) if kind in (list, tuple) else np.repeat(lengths, 2)[::2]
+    converted = kind(lengths) if kind in (list, tuple) else np.repeat(lengths, 2)[::2]
     if kind not in (list, tuple, "strided"):
-        given = np.array(lengths, kind)
-    np.testing.assert_array_equal(forward(lengths=given)[0], forward(lengths=np.array(lengths))[0])
+        converted = np.array(lengths, kind)
+    np.testing.assert_array_equal(forward(lengths=converted)[0], forward(lengths=np.array(lengths))[0])
 
 
 @pytest.mark.parametrize("mode", ["rnn_tanh", "lstm"])
 def test_one_feature_with_any_stride(mode):
-    """With I = 1 the last stride means nothing, whatever it is."""
+    """With I = 1 the last stride has no meaning."""
     spec = RNNSpec(mode, 1, 2)
     wide, params = numbers(T, N, 4), numbers(spec.layout.size)
     expected = RNNOp(spec).forward(wide[:, :, :1].copy(), params)[0]

@@ -1,1 +1,1 @@
-"""Benchmarks: named workloads, checked before they are timed, as tables, JSON and plots."""
+"""Times the operator and the modules against other ways to run the same network, and checks every result first."""

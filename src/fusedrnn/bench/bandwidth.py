@@ -1,4 +1,4 @@
-"""How fast memory and caches are read: the slanted roofs under which every case lies."""
+"""Measures the read bandwidth of caches and memory, for the sloped roofs of the roofline."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from fusedrnn.runtime.peak import measure_reading
 
 MEMORY = "memory"
 
-_READ = 1 << 27
-"""Bytes that each thread reads in a round, whatever lies where: some milliseconds."""
+_READ_BYTES = 1 << 27
+"""Bytes that each thread reads in a round: some milliseconds."""
 
 _ROUNDS = 5
-_MEMORY_OF_A_THREAD = 16 << 20
-"""Bytes, at least: more than a core's share of any processor's last cache."""
+_MIN_MEMORY_BYTES = 16 << 20
+"""Least size of a thread's array in memory: more than a core's share of any processor's last cache."""
 
 
 def measure_bandwidth(threads: int) -> dict[str, float]:
-    """GB/s that ``threads`` threads read together: from ``"L2"``, ``"L3"``, as far as known, and ``"memory"``.
+    """GB/s that ``threads`` threads read together, by level: ``"L2"``, ``"L3"`` where they are known, ``"memory"``.
 
-    Every thread adds up an array of its own, again and again; the best of a few rounds counts.
-    The arrays fill half of a second-level cache, a quarter of the third level all together, three times of that.
-    It takes less than a second.
+    Every thread sums an array of its own repeatedly; the best of a few rounds counts. The arrays fill half of the L2,
+    together a quarter of the L3, and three times the L3. The measurement takes less than a second.
     """
-    found = sizes(threads, cache_sizes())
-    return {level: measure_reading(size, threads, _READ, _ROUNDS) for level, size in found.items()}
+    arrays = array_bytes(threads, cache_sizes())
+    return {level: measure_reading(size, threads, _READ_BYTES, _ROUNDS) for level, size in arrays.items()}
 
 
-def sizes(threads: int, caches: dict[str, int]) -> dict[str, int]:
-    """Bytes of each thread's array, by what it is to be read from; a level too small to be told apart is left out."""
-    near, last = caches.get("L2", 0), caches.get("L3", 0)
-    found = {"L2": near // 2} if near else {}
-    if last // (4 * threads) >= 2 * near > 0:
-        found["L3"] = last // (4 * threads)
-    found[MEMORY] = max(3 * last // threads, 2 * near, _MEMORY_OF_A_THREAD)
-    return found
+def array_bytes(threads: int, caches: dict[str, int]) -> dict[str, int]:
+    """Size of each thread's array, by level. An L3 too small to be distinguished from the L2 is left out."""
+    l2, l3 = caches.get("L2", 0), caches.get("L3", 0)
+    arrays = {"L2": l2 // 2} if l2 else {}
+    if l3 // (4 * threads) >= 2 * l2 > 0:
+        arrays["L3"] = l3 // (4 * threads)
+    arrays[MEMORY] = max(3 * l3 // threads, 2 * l2, _MIN_MEMORY_BYTES)
+    return arrays

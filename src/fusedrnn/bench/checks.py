@@ -1,4 +1,4 @@
-"""The gate in front of every figure: what a contender computed against the reference, all outputs and gradients."""
+"""Compares the results of contenders with a reference. A contender with a wrong result gets no figure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from fusedrnn.bench.computed import NON_FUSED, TORCH, Array, Computed, Contender, Results
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload
+from fusedrnn.bench.results import NON_FUSED, TORCH, Array, Contender, GetResults, Results
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.tolerance import (
     difference,
@@ -20,104 +20,105 @@ from fusedrnn.testing.tolerance import (
 )
 
 CHECKED_FLOPS = 2e10
-"""Work up to which the check by the float64 reference covers every step: about a second of it."""
+"""The check in float64 covers as many steps as have this much work: about a second of the reference."""
 
-_FEWEST_STEPS = 2
+_MIN_STEPS = 2
 """A single step has no recurrence."""
 
 
 def checked_steps(steps: int, flops: float) -> int:
-    """How many of ``steps`` steps, ``flops`` altogether, are checked in float64."""
-    return min(steps, max(_FEWEST_STEPS, round(steps * CHECKED_FLOPS / flops)))
+    """How many of ``steps`` steps, with ``flops`` operations in total, are checked in float64."""
+    return min(steps, max(_MIN_STEPS, round(steps * CHECKED_FLOPS / flops)))
 
 
 def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender], flops: int) -> str | None:
-    """What is wrong with any contender against the reference in float64, or None.
+    """Compare each contender on the first steps with the reference in float64; describes the first difference.
 
-    As many steps are run as the reference can do in about a second; the contenders are warm then.
+    The run also warms the contenders up.
     """
     steps = checked_steps(work.case.T, flops)
     batch, exact = work.batch(steps), work.exact()
     expected = phase.makers[NON_FUSED](exact)(exact.batch(steps))()
-    for who, call in contenders.items():
-        if wrong := _compare(work, steps, call(batch)(), expected, sides=1):
-            return f"{who}: {wrong} ({steps} of {work.case.T} steps, float64 reference)"
+    for name, contender in contenders.items():
+        if error := _compare(work, steps, contender(batch)(), expected, num_rounded=1):
+            return f"{name}: {error} ({steps} of {work.case.T} steps, float64 reference)"
     return None
 
 
 def check_timed(
-    work: Workload, phase: Phase, computed: Mapping[str, Computed], base: str | None = None, steps: int | None = None
+    work: Workload, phase: Phase, results: Mapping[str, GetResults], base: str | None = None, steps: int | None = None
 ) -> str | None:
-    """What is wrong with the results that were timed, of all steps or of the first ``steps``, or None.
+    """Compare the results that were timed, of all steps or of the first ``steps``; describes the first difference.
 
-    They are compared with those of ``base``; by default with the non-fused ones if those were timed, else with
-    torch.nn's.
+    They are compared with those of ``base``, by default of the non-fused network if it was timed, else of torch.nn.
     """
-    base, steps = base or (NON_FUSED if NON_FUSED in computed else TORCH), steps or work.case.T
-    expected = (computed[base] if base in computed else phase.makers[base](work)(work.batch(steps)))()
-    for who, results in computed.items():
-        if who != base and (wrong := _compare(work, steps, results(), expected, sides=2)):
-            place = "as timed" if steps == work.case.T else f"{steps} of {work.case.T} steps"
-            return f"{who}: {wrong} ({place}, {base} reference)"
+    base, steps = base or (NON_FUSED if NON_FUSED in results else TORCH), steps or work.case.T
+    expected = (results[base] if base in results else phase.makers[base](work)(work.batch(steps)))()
+    for name, get_results in results.items():
+        if name != base and (error := _compare(work, steps, get_results(), expected, num_rounded=2)):
+            what = "as timed" if steps == work.case.T else f"{steps} of {work.case.T} steps"
+            return f"{name}: {error} ({what}, {base} reference)"
     return None
 
 
-def check_part(
-    work: Workload, phase: Phase, contenders: Mapping[str, Contender], computed: Mapping[str, Computed], steps: int
+def check_first_steps(
+    work: Workload, phase: Phase, contenders: Mapping[str, Contender], results: Mapping[str, GetResults], steps: int
 ) -> str | None:
-    """The same where the non-fused network was timed on its first ``steps`` steps, the others on all.
+    """Like :func:`check_timed` for a row whose non-fused network was timed on its first ``steps`` steps only.
 
-    Their results of all steps are compared with torch.nn's if that was timed, else they must be finite; then they run
-    so many steps as well, and these are compared with the non-fused results.
+    Results of all steps are compared with torch.nn's if that was timed, else they must be finite. Then each contender
+    runs ``steps`` steps, which are compared with the non-fused results.
     """
-    others = {who: results for who, results in computed.items() if who != NON_FUSED}
-    if TORCH in others and (wrong := check_timed(work, phase, others)):
-        return wrong
-    for who, results in others.items():
-        if endless := [name for name, array in results().items() if not np.isfinite(array).all()]:
-            return f"{who}: {', '.join(endless)} not finite (as timed)"
+    others = {name: get_results for name, get_results in results.items() if name != NON_FUSED}
+    if TORCH in others and (error := check_timed(work, phase, others)):
+        return error
+    for name, get_results in others.items():
+        if bad := [array_name for array_name, array in get_results().items() if not np.isfinite(array).all()]:
+            return f"{name}: {', '.join(bad)} not finite (as timed)"
     batch = work.batch(steps)
-    for who in others:
-        pair = {NON_FUSED: computed[NON_FUSED], who: contenders[who](batch)}
-        if wrong := check_timed(work, phase, pair, steps=steps):
-            return wrong
+    for name in others:
+        pair = {NON_FUSED: results[NON_FUSED], name: contenders[name](batch)}
+        if error := check_timed(work, phase, pair, steps=steps):
+            return error
     return None
 
 
 def compare(work: Workload, actual: Results, expected: Results) -> str | None:
-    """How results of all steps differ that were both computed in the workload's dtype, or None."""
+    """Describe the first difference between results of all steps that are both in the workload's dtype, or None."""
     if missing := expected.keys() - actual.keys():
         return f"{', '.join(sorted(missing))} missing"
-    return _compare(work, work.case.T, actual, expected, sides=2)
+    return _compare(work, work.case.T, actual, expected, num_rounded=2)
 
 
-def _compare(work: Workload, steps: int, actual: Results, expected: Results, sides: int) -> str | None:
-    """``sides`` is how many of the two were rounded to the workload's dtype."""
+def _compare(work: Workload, steps: int, actual: Results, expected: Results, num_rounded: int) -> str | None:
+    """``num_rounded`` says how many of the two were computed in the workload's dtype: each adds one tolerance."""
     spec = work.spec
-    for (name, one), (_, other) in zip(_parts(spec, actual, expected), _parts(spec, expected, expected), strict=True):
+    pairs = zip(_by_parameter(spec, actual, expected), _by_parameter(spec, expected, expected), strict=True)
+    for (name, array), (_, reference) in pairs:
         if name.startswith("d"):
-            wrong = _gradient_difference(work, steps, one, other, sides)
+            error = _gradient_difference(work, steps, array, reference, num_rounded)
         else:
             rtol, atol = tolerance(spec.dtype, longest_sum(spec), float(np.max(np.abs(work.x))))
-            wrong = difference(one, other, sides * rtol, sides * atol)
-        if wrong:
-            return f"{name}{wrong}"
+            error = difference(array, reference, num_rounded * rtol, num_rounded * atol)
+        if error:
+            return f"{name}{error}"
     return None
 
 
-def _gradient_difference(work: Workload, steps: int, one: Array, other: Array, sides: int) -> str | None:
+def _gradient_difference(work: Workload, steps: int, array: Array, reference: Array, num_rounded: int) -> str | None:
     spec = work.spec
     if spec.variant.has_kinks:
-        return norm_difference(one, other, sides * kink_tolerance(spec.dtype, spec))
-    largest = float(np.maximum(np.max(other), -np.min(other)))
+        return norm_difference(array, reference, num_rounded * kink_tolerance(spec.dtype, spec))
+    largest = float(np.maximum(np.max(reference), -np.min(reference)))
     rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, largest)
-    return difference(one, other, sides * rtol, sides * atol)
+    return difference(array, reference, num_rounded * rtol, num_rounded * atol)
 
 
-def _parts(spec: RNNSpec, results: Results, order: Results) -> Iterator[tuple[str, Array]]:
-    """The arrays in the order of another's, each parameter's gradient for itself: a layer has its own scale."""
+def _by_parameter(spec: RNNSpec, results: Results, order: Results) -> Iterator[tuple[str, Array]]:
+    """The arrays in the order of ``order``; ``dparams`` is split, since each parameter has a scale of its own."""
     for name in order:
         if name == "dparams":
-            yield from ((f"dparams {part}", array) for part, array in spec.layout.unpack(results[name]).items())
+            for entry, array in spec.layout.unpack(results[name]).items():
+                yield f"dparams {entry}", array
         else:
             yield name, results[name]

@@ -1,7 +1,7 @@
-"""Who is compared: ways to run a workload, each checked and timed alike, and the phases they are compared in.
+"""The contenders: ways to run a workload that are checked and timed alike, and the two phases they are compared in.
 
-A contender is made from a workload and called with batches of it, of any number of steps. What it returns is called
-in turn for the arrays that were computed, by name: nobody's conversions to NumPy and to our layout are timed.
+A maker builds a contender from a workload. A contender runs batches of any number of steps. Its return value converts
+the results to NumPy and to our parameter layout, outside the timed call.
 """
 
 from __future__ import annotations
@@ -14,47 +14,45 @@ from itertools import cycle
 import numpy as np
 
 import fusedrnn
-from fusedrnn.bench.computed import (
+from fusedrnn.bench.data import Batch, Workload
+from fusedrnn.bench.results import (
     FUSED,
     IN_TORCH,
     NON_FUSED,
     TORCH,
     UNPACKED,
     Array,
-    Computed,
     Contender,
+    GetResults,
     Maker,
-    gradients,
+    gradient_results,
     outputs,
 )
-from fusedrnn.bench.data import Batch, Workload
-from fusedrnn.bench.torch_modules import fused_in_torch, torch_nn, train_fused_in_torch, train_torch_nn
-from fusedrnn.engines.reference import backward as reference_training
-from fusedrnn.engines.reference import forward as reference
+from fusedrnn.bench.torch_contenders import fused_in_torch, torch_nn, train_fused_in_torch, train_torch_nn
+from fusedrnn.engines.reference import backward as reference_backward
+from fusedrnn.engines.reference import forward as reference_forward
 from fusedrnn.spec import RNNSpec
 
 
 def non_fused(work: Workload) -> Contender:
     """The network unrolled cell by cell in NumPy: one BLAS GEMM for input and one for state in each cell and step."""
 
-    def run(batch: Batch) -> Computed:
-        y, states = reference.forward(work.spec, batch.x, work.params, lengths=batch.lengths)
+    def run(batch: Batch) -> GetResults:
+        y, states = reference_forward.forward(work.spec, batch.x, work.params, lengths=batch.lengths)
         return lambda: outputs(work.spec, y, states)
 
     return run
 
 
 def fused(work: Workload, backend: str | None = None) -> Contender:
-    """This package's operator, its own for each workload, so that it goes with it; on the engine of that name, if any.
-
-    Parameters are frozen, as they are in engines that load a model.
+    """The operator, on the engine named ``backend`` if there is one, with frozen parameters as in model serving.
 
     Raises:
         NotImplementedError: If the engine declines.
     """
     op, params = fusedrnn.RNNOp(work.spec, backend), fusedrnn.frozen(work.params)
 
-    def run(batch: Batch) -> Computed:
+    def run(batch: Batch) -> GetResults:
         y, states, _ = op.forward(batch.x, params)
         return lambda: outputs(work.spec, y, states)
 
@@ -65,58 +63,59 @@ def train_non_fused(work: Workload) -> Contender:
     """Forward and backward cell by cell in NumPy."""
     spec = work.spec
 
-    def run(batch: Batch) -> Computed:
-        y, states, tape = reference_training.train(spec, batch.x, work.params, batch.states, batch.lengths)
-        dx, dparams, dstates = reference_training.backward(spec, tape, batch.dy, batch.dstates)
-        return lambda: outputs(spec, y, states) | gradients(spec, dx, dparams, dstates)
+    def run(batch: Batch) -> GetResults:
+        y, states, tape = reference_backward.train(spec, batch.x, work.params, batch.states, batch.lengths)
+        dx, dparams, dstates = reference_backward.backward(spec, tape, batch.dy, batch.dstates)
+        return lambda: outputs(spec, y, states) | gradient_results(spec, dx, dparams, dstates)
 
     return run
 
 
 def train_fused(work: Workload, backend: str | None = None) -> Contender:
-    """This package's operator as in a training loop: new parameters at every call, the same arrays for gradients.
+    """The operator as in a training loop: new parameters at every call, gradients into the same arrays.
 
     Raises:
-        NotImplementedError: If the engine of that name declines.
+        NotImplementedError: If the engine named ``backend`` declines.
     """
     spec = work.spec
     op = fusedrnn.RNNOp(spec, backend).compile(training=True)
     params = work.params.copy()
     update = _small_update(spec, params)
     dparams = np.empty_like(params)
-    into: dict[int, tuple[Array, tuple[Array, ...]]] = {}
+    grad_buffers: dict[int, tuple[Array, tuple[Array, ...]]] = {}  # by number of steps
 
-    def run(batch: Batch) -> Computed:
+    def run(batch: Batch) -> GetResults:
         update()
         y, states, reserve = op.forward(batch.x, params, batch.states, training=True)
         steps = len(batch.x)
-        if steps not in into:
-            into[steps] = np.empty_like(batch.x), tuple(np.empty_like(state) for state in batch.states)
-        dx, dstates = into[steps]
+        if steps not in grad_buffers:
+            grad_buffers[steps] = np.empty_like(batch.x), tuple(np.empty_like(state) for state in batch.states)
+        dx, dstates = grad_buffers[steps]
         op.backward(batch.dy, batch.dstates, reserve, out=(dx, dparams, dstates))
-        return lambda: outputs(spec, y, states) | gradients(spec, dx, dparams, dstates)
+        return lambda: outputs(spec, y, states) | gradient_results(spec, dx, dparams, dstates)
 
     return run
 
 
 def _small_update(spec: RNNSpec, params: Array) -> Callable[[], None]:
-    """What changes ``params`` as an optimizer would, so that an op must pack every weight again, and no result does.
+    """A function that changes ``params`` like an optimizer, so that every weight is packed again.
 
-    The first element of every weight and bias goes up by a unit in the last place, at the next call down again.
+    It moves the first element of every weight and bias up by one unit in the last place, at the next call down again,
+    which is too little to change a result beyond the tolerance.
     """
-    places = np.array([entry.offset for entry in spec.layout])
-    before = params[places]
+    first_elements = np.array([entry.offset for entry in spec.layout])
+    before = params[first_elements]
     values = cycle((np.nextafter(before, np.inf, dtype=params.dtype), before))
 
     def update() -> None:
-        params[places] = next(values)
+        params[first_elements] = next(values)
 
     return update
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What is run of a network: its name, whether its work is that of training, and who can run it."""
+    """Inference or training: its name, whether it computes gradients, and a maker for each contender."""
 
     name: str
     training: bool
@@ -145,15 +144,4 @@ PHASES: dict[str, Phase] = {
         },
     ),
 }
-"""Inference is the forward pass; training is that and all gradients, as on MXNet's page, without an optimizer."""
-
-
-def phase_named(name: str) -> Phase:
-    """The phase of that name.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if name not in PHASES:
-        raise ValueError(f"unknown phase {name!r}; valid: {', '.join(PHASES)}")
-    return PHASES[name]
+"""Inference is the forward pass. Training is forward and all gradients without an optimizer, as on MXNet's page."""

@@ -1,4 +1,4 @@
-"""What is run: real text or the user's array, and parameters, the same in every run."""
+"""The data of a benchmark: English text or the user's array, and random parameters that are the same in every run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SYMBOLS = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """What a call is given. The gradients are those of some loss, for training alone.
+    """The arguments of a call. Only training uses the gradients.
 
     Attributes:
         x: (T, N, I).
-        states: Initial states, each (L·D, N, size): zeros, but given, so that they have gradients.
+        states: Initial states, each (L·D, N, size). They are zero, and passed in so that their gradients are computed.
         dy: (T, N, D·S).
-        dstates: Of the final states, each (L·D, N, size).
-        lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
+        dstates: Gradients of the final states, each (L·D, N, size).
+        lengths: Number of steps of each sequence, int64 (N,); None if all have T.
     """
 
     x: Array
@@ -41,9 +41,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Workload:
-    """A network with its data ``x`` (T, N, I) and flat ``params``, both of the spec's dtype.
+    """A network with its input ``x`` (T, N, I) and flat ``params``, both of the spec's dtype.
 
-    Of sequence n only the first ``lengths[n]`` steps count, all T if ``lengths`` is None.
+    Sequence n has ``lengths[n]`` steps, or T if ``lengths`` is None.
     """
 
     case: Case
@@ -53,24 +53,25 @@ class Workload:
     lengths: Array | None = None
 
     def flops(self, *, training: bool) -> int:
-        """Useful floating-point operations: of the steps that count."""
+        """Useful floating-point operations of a call; padding does not count."""
         T, N, _ = self.x.shape
         steps = T * N if self.lengths is None else int(self.lengths.sum())
         return self.spec.flops(steps, 1, training=training)
 
     def unpacked(self) -> Workload:
-        """The same with all steps."""
+        """The same network on sequences of T steps."""
         return replace(self, lengths=None)
 
     def exact(self) -> Workload:
-        """The same in float64: what an oracle is run on."""
+        """The same workload in float64, for the reference."""
         spec = replace(self.spec, dtype="float64")
         return replace(self, spec=spec, x=self.x.astype(np.float64), params=self.params.astype(np.float64))
 
     def batch(self, steps: int) -> Batch:
-        """The first ``steps`` steps, the same numbers in either dtype; lengths shrink with them, so that they differ.
+        """The first ``steps`` steps, with the same values in both dtypes. Lengths are scaled down with the steps.
 
-        The loss's gradients are uniform in ±1/√(T·N): those of the weights, sums over T·N, are then of order one.
+        The upstream gradients are uniform in ±1/√(T·N), so that the gradients of the weights, which are sums over
+        T·N, are of order one.
         """
         x, spec = self.x[:steps], self.spec
         rng = np.random.default_rng(SEED + 2)
@@ -90,20 +91,20 @@ class Workload:
 
 
 def workload(case: Case, mode: str, dtype: str, x: Array | None = None, *, packed: bool = False) -> Workload:
-    """The case with the cell ``mode``, on ``x`` of the case's shape, or on text; with lengths if it is to be packed."""
+    """The case with the cell ``mode``, on ``x`` or by default on text; ``packed`` draws a length for each sequence."""
     spec = case.spec(mode, dtype)
     x = text_input(case.T, case.N, case.I, dtype) if x is None else x.astype(dtype)
     return Workload(case, spec, x, parameters(spec), lengths(case.T, case.N) if packed else None)
 
 
 def lengths(T: int, N: int) -> Array:
-    """Lengths uniform in [T/2, T], in no order: int64 (N,), the same in every run."""
+    """Unsorted lengths, uniform in [T/2, T]: int64 (N,), the same in every run."""
     return np.random.default_rng(SEED + 3).integers(-(-T // 2), T + 1, N)
 
 
 @lru_cache(maxsize=1)
 def text() -> str:
-    """The English that ships with every Python: the topics that ``help()`` explains, one after the other.
+    """English text that ships with Python: the topics of ``help()``, concatenated.
 
     Raises:
         RuntimeError: If this Python was installed without them.
@@ -116,20 +117,20 @@ def text() -> str:
 
 
 def text_input(T: int, N: int, I: int, dtype: str) -> Array:
-    """N stretches of the text, evenly spread over it, one character a step, embedded: (T, N, I).
+    """N sections of the text that start at equal distances, one embedded character a step: (T, N, I).
 
-    The embedding is fixed: I features for each character, uniform in [-1, 1). Past its end the text starts again.
+    The embedding is fixed: I features for each character, uniform in [-1, 1). The text wraps around at its end.
     """
     codes = np.frombuffer(text().encode("latin-1", "replace"), np.uint8)
     table = np.random.default_rng(SEED).uniform(-1.0, 1.0, (_SYMBOLS, I)).astype(dtype)
     starts = np.arange(N) * codes.size // N
-    places = (np.arange(T)[:, None] + starts) % codes.size  # (T, N)
-    x: Array = table[codes[places]]
+    positions = (np.arange(T)[:, None] + starts) % codes.size  # (T, N)
+    x: Array = table[codes[positions]]
     return x
 
 
 def parameters(spec: RNNSpec) -> Array:
-    """The flat parameters of ``spec``, uniform in ±1/√H as frameworks initialise them."""
+    """Flat parameters of ``spec``, uniform in ±1/√H as frameworks initialise them."""
     params: Array = np.random.default_rng(SEED + 1).random(spec.layout.size, np.dtype(spec.dtype).type)
     params -= 0.5
     params *= 2.0 / math.sqrt(spec.hidden_size)
@@ -140,7 +141,7 @@ def load(path: Path) -> Array:
     """The user's data: a .npy file of finite real numbers, shape (T, N, I).
 
     Raises:
-        ValueError: Naming the file, what it holds and what was expected.
+        ValueError: With the file, its content and the expected one.
     """
     expected = "a .npy array of real numbers with shape (T, N, I): steps, sequences, features"
     try:

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 from fusedrnn.runtime.peak import measure_peak, sample_peak
 
 MEASUREMENTS = 3
-"""How often a row is measured at most whose share of the peak comes out above 100 %."""
+"""Number of times that a row is measured at most if its share of the peak is above 100 %."""
 
 Measured = TypeVar("Measured", bound=Any)
 """A dataclass with a field ``peak``, in GFLOP/s or None."""
 Turns = TypeVar("Turns")
-"""What was measured in turns."""
+"""The measurements of one call of ``take_turns``."""
 
 
 class RunPeak:
-    """The best rate of multiply-adds that a run has seen so far, for one dtype and number of threads.
+    """The best rate of fused multiply-adds that a run has measured so far, for one dtype and number of threads.
 
     Attributes:
         gflops: That rate, in GFLOP/s.
@@ -30,36 +30,36 @@ class RunPeak:
         self.measure()
 
     def sample(self) -> None:
-        """Take a short sample, a millisecond or two."""
+        """Take a short sample, of one or two milliseconds."""
         self.gflops = max(self.gflops, sample_peak(self._dtype, self._threads).gflops)
 
     def measure(self) -> None:
-        """Measure it for itself, as :func:`fusedrnn.runtime.peak.measure_peak` does."""
+        """Measure the peak thoroughly, with :func:`fusedrnn.runtime.peak.measure_peak`."""
         self.gflops = max(self.gflops, measure_peak(self._dtype, self._threads))
 
 
 def until_plausible(peak: RunPeak, take_turns: Callable[[], Turns], fastest: Callable[[Turns], float]) -> Turns:
-    """What ``take_turns`` measures, a rate of which in GFLOP/s, the ``fastest``, is not above the peak.
+    """Call ``take_turns`` until the ``fastest`` rate in GFLOP/s of its result is not above the peak.
 
-    Where it is, the peak is measured again, and if that is not enough the rest too, so often that there are
-    :data:`MEASUREMENTS` of it at most. Then the last stands, and :func:`share_of` refuses the share.
+    A rate above the peak means that one of the two is wrong, so the peak is measured again, and then the turns, at
+    most :data:`MEASUREMENTS` times. If the rate stays above the peak, :func:`share_of` gives no share.
     """
     for _ in range(MEASUREMENTS):
-        measured = take_turns()
-        if fastest(measured) > peak.gflops:
+        turns = take_turns()
+        if fastest(turns) > peak.gflops:
             peak.measure()
-        if fastest(measured) <= peak.gflops:
+        if fastest(turns) <= peak.gflops:
             break
-    return measured
+    return turns
 
 
 def share_of(gflops: float, peak: float | None) -> float | None:
-    """A rate as a part of the peak; None if there is no peak, or if the part is above 1: then one of them is wrong."""
+    """A rate as a share of the peak; None without a peak, or if the rate is above it."""
     return gflops / peak if peak and gflops <= peak else None
 
 
-def refusal(gflops: float, peak: float | None) -> str | None:
-    """Why a rate has no share of a peak that was measured, or None."""
+def rejection(gflops: float, peak: float | None) -> str | None:
+    """Why a rate has no share of a measured peak, or None."""
     if not peak or gflops <= peak:
         return None
     return (
@@ -69,9 +69,9 @@ def refusal(gflops: float, peak: float | None) -> str | None:
 
 
 def at_best_peak(measured: Sequence[Measured]) -> list[Measured]:
-    """The same with the best of their peaks in the place of each one's own, which was the best by then.
+    """The same rows with the best peak of the run instead of the best at the time of each row.
 
-    All are of one run: of one dtype and number of threads.
+    All rows must have the same dtype and number of threads.
     """
-    best = max((each.peak for each in measured if each.peak), default=None)
-    return [replace(each, peak=best) if each.peak else each for each in measured]
+    best = max((row.peak for row in measured if row.peak), default=None)
+    return [replace(row, peak=best) if row.peak else row for row in measured]

@@ -1,49 +1,58 @@
-"""A benchmark as data: every figure, for JSON."""
+"""A benchmark as data for JSON: the machine, the configuration, and every figure of every row."""
 
 from __future__ import annotations
 
+import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib import metadata
 from typing import Any
 
-from fusedrnn.bench.computed import FUSED, IN_TORCH, TORCH, UNPACKED
-from fusedrnn.bench.facts import machine
-from fusedrnn.bench.mxnet_page import published_percent
-from fusedrnn.bench.rows import Plan, Row
-from fusedrnn.bench.traffic import least_bytes
+from threadpoolctl import threadpool_info
+
+import fusedrnn
+from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.results import FUSED, IN_TORCH, OURS, TORCH, UNPACKED
+from fusedrnn.bench.rows import BenchConfig, Row
+from fusedrnn.bench.tables import published_percent
+from fusedrnn.bench.timing import Timing
+from fusedrnn.env import cache_directory
+from fusedrnn.jit.host import cache_sizes, current_target, processor_name
+from fusedrnn.spec import RNNSpec
+
+_PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
 
 
-def report(plan: Plan, rows: Sequence[Row], bandwidth: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """The machine, what was asked for, and a dictionary for each row.
+def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The whole benchmark.
 
-    Seconds are for a call, peak in GFLOP/s, bandwidth, as :func:`fusedrnn.bench.bandwidth.measure_bandwidth` gives it,
-    in GB/s, least_bytes as :func:`fusedrnn.bench.traffic.least_bytes` has it.
+    Times are seconds per call, the peak is in GFLOP/s, and ``bandwidth``, from
+    :func:`fusedrnn.bench.bandwidth.measure_bandwidth`, in GB/s.
     """
     return {
-        "machine": machine(),
+        "machine": environment_report(),
         "plan": {
-            "cases": [case.name for case in plan.cases],
-            "modes": list(plan.modes),
-            "phases": [phase.name for phase in plan.phases],
-            "dtype": plan.dtype,
-            "threads": plan.threads,
-            "seconds_a_row": plan.budget,
-            "full": plan.full,
-            "contenders": list(plan.contenders()),
-            "peers": list(plan.peers),
-            "backends": list(plan.backends),
-            "revisions": {revision.name: revision.commit for revision in plan.revisions},
-            "packed": plan.packed,
-            "input": "text" if plan.data is None else "user",
+            "cases": [case.name for case in config.cases],
+            "modes": list(config.modes),
+            "phases": [phase.name for phase in config.phases],
+            "dtype": config.dtype,
+            "threads": config.threads,
+            "seconds_a_row": config.budget,
+            "full": config.full,
+            "contenders": list(config.contenders()),
+            "backends": list(config.backends),
+            "packed": config.packed,
+            "input": "text" if config.data is None else "user",
         },
         "bandwidth": dict(bandwidth or {}),
-        "rows": [row_figures(row) for row in rows],
+        "rows": [row_report(row) for row in rows],
     }
 
 
-def row_figures(row: Row) -> dict[str, Any]:
-    """Every figure of a row; one that was not measured, in a wrong row, is None or missing from its table."""
-    others = [who for who in row.timings if who not in (FUSED, IN_TORCH, UNPACKED)]
+def row_report(row: Row) -> dict[str, Any]:
+    """Every figure of a row. A wrong row has no figures: they are None or missing from their table."""
+    others = [name for name in row.timings if name not in OURS]
     return {
         "case": asdict(row.case),
         "mode": row.mode,
@@ -55,29 +64,88 @@ def row_figures(row: Row) -> dict[str, Any]:
         "least_bytes": least_bytes(row),
         "lengths": None if row.lengths is None else list(row.lengths),
         "seconds": {
-            who: {
-                "median": timing.median,
-                "spread": timing.spread,
-                "deviation": timing.deviation,
-                "steps": row.parts.get(who, row.case.T),
-                "p50": timing.p50,
-                "p99": timing.p99,
-                "samples": list(timing.seconds),
-            }
-            for who, timing in row.timings.items()
+            name: _timing_report(timing, row.steps_run.get(name, row.case.T)) for name, timing in row.timings.items()
         },
-        "samples_per_second": {who: row.rate(who) for who in row.timings},
-        "gflops": {who: row.gflops(who) for who in row.timings},
-        "fused_over": {who: row.ratio(who, FUSED) for who in others if FUSED in row.timings},
+        "samples_per_second": {name: row.rate(name) for name in row.timings},
+        "gflops": {name: row.gflops(name) for name in row.timings},
+        "fused_over": {name: row.ratio(name, FUSED) for name in others if FUSED in row.timings},
         "fused_in_torch_over": {TORCH: row.ratio(TORCH, IN_TORCH)} if {TORCH, IN_TORCH} <= row.timings.keys() else {},
-        "best_peer": row.best_peer,
-        "fused_over_best_peer": row.over_best_peer(),
         "failures": dict(row.failures),
-        "versions": {who: dict(versions) for who, versions in row.versions.items()},
-        "packed_over_unpacked": row.of_unpacked() if UNPACKED in row.timings else None,
-        "mxnet_percent": published_percent(row.case, row.mode, row.phase, row.dtype),
+        "versions": {name: dict(versions) for name, versions in row.versions.items()},
+        "packed_over_unpacked": row.packed_over_unpacked() if UNPACKED in row.timings else None,
+        "mxnet_percent": published_percent(row),
         "peak": row.peak,
         "share_of_peak": row.share() if row.timings else None,
-        "shares_of_peak": {who: row.share(who) for who in row.timings},
-        "shares_refused": row.refused,
+        "shares_of_peak": {name: row.share(name) for name in row.timings},
+        "shares_refused": row.rejected_shares,
     }
+
+
+def _timing_report(timing: Timing, steps: int) -> dict[str, Any]:
+    return {
+        "median": timing.median,
+        "spread": timing.spread,
+        "deviation": timing.deviation,
+        "steps": steps,
+        "p50": timing.p50,
+        "p99": timing.p99,
+        "samples": list(timing.seconds),
+    }
+
+
+def environment_report() -> dict[str, Any]:
+    """Everything about this machine and process that a figure depends on."""
+    target = current_target()
+    directory = cache_directory()
+    blas = {
+        f"{library['internal_api']} {library['version']}"
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    }
+    return {
+        "processor": processor_name(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "target": target.name,
+        "target_description": target.description,
+        "target_cpu": target.cpu,
+        "vector_bits": target.vector_bits,
+        "threads": fusedrnn.get_num_threads(),
+        "caches": cache_sizes(),
+        "cache_directory": str(directory) if directory else None,
+        "blas": sorted(blas),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the relevant packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def least_bytes(row: Row) -> int:
+    """Lower bound of the bytes that a call moves between cores and caches, for its arithmetic intensity.
+
+    Forward reads the recurrent weights of each layer and direction at every step, since a step depends on the one
+    before and no register file holds them. It moves everything else once: the other parameters, the input and output
+    of each layer, and its states before and after. Backward moves all this again, and once the gradients of
+    parameters, inputs, outputs and states. Residuals are not counted, since backward could recompute them. Padding of
+    packed sequences is not counted.
+    """
+    spec = row.case.spec(row.mode, row.dtype)
+    rows, steps = (sum(row.lengths), max(row.lengths)) if row.lengths else (row.case.T * row.case.N, row.case.T)
+    once = spec.layout.size + _data_size(spec, rows, row.case.N)
+    recurrent = sum(entry.size for entry in spec.layout if entry.kind in ("h2h_weight", "h2r_weight"))
+    forward = once + (steps - 1) * recurrent
+    return (2 * forward + once if PHASES[row.phase].training else forward) * (8 if row.dtype == "float64" else 4)
+
+
+def _data_size(spec: RNNSpec, rows: int, batch: int) -> int:
+    """Elements of every layer's inputs, outputs and states; ``rows`` is the number of steps of all sequences."""
+    states = 2 * sum(math.prod(shape) for shape in spec.state_shape(batch))
+    return states + rows * sum(spec.layer_input_size(layer) + spec.output_size for layer in range(spec.num_layers))

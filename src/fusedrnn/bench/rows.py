@@ -1,26 +1,22 @@
-"""What a benchmark is to run, and its rows: what was run, and what it took."""
+"""The configuration of a benchmark, and its rows: one workload in one phase with the times of all contenders."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
-from numpy.typing import NDArray
-
-from fusedrnn.bench.computed import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.peaks import refusal, share_of
-from fusedrnn.bench.peers.revision import Revision
+from fusedrnn.bench.data import Array
+from fusedrnn.bench.peaks import rejection, share_of
+from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.timing import Timing
 from fusedrnn.testing.cases import Case
 
-Array = NDArray[Any]
-
 
 @dataclass(frozen=True)
-class Plan:
+class BenchConfig:
     """What to run: every case with every mode in every phase, in that order."""
 
     cases: Sequence[Case]
@@ -29,34 +25,28 @@ class Plan:
     dtype: str = "float32"
     threads: int = 1
     torch: bool = False
-    """Whether torch.nn's modules take part, as they are and accelerated."""
+    """Compare with torch.nn's modules too, original and accelerated."""
     only_torch: bool = False
-    """Whether they alone do."""
+    """Compare those modules alone."""
     packed: bool = False
-    """The same on packed sequences, with the accelerated module on unpacked ones beside them."""
-    peers: Sequence[str] = ()
-    """Other libraries, each in a process of its own, that the operator alone is compared with."""
-    revisions: Sequence[Revision] = ()
-    """Of ourselves, in the same way."""
+    """Compare them on packed sequences, with the accelerated module on unpacked ones as a further contender."""
     backends: Sequence[str] = ()
-    """Engines of the operator, which are compared with each other alone."""
+    """Compare these engines of the operator with each other alone."""
     budget: float = 5.0
     """Seconds to spend on timing a row, if its calls are short enough."""
     full: bool = False
-    """Whether the network cell by cell runs all steps, however long it takes."""
+    """Run all steps of the non-fused network, however long that takes."""
     data: Array | None = None
     """The user's input (T, N, I), whose shape the cases have; None for text."""
 
     def rows(self) -> list[tuple[Case, str, Phase]]:
-        """What every row is of, in their order."""
+        """Case, mode and phase of each row."""
         return list(itertools.product(self.cases, self.modes, self.phases))
 
     def contenders(self) -> tuple[str, ...]:
-        """Names of those compared, in the order of their turns."""
+        """Names of the contenders, in the order of their turns."""
         if self.backends:
             return tuple(self.backends)
-        if self.peers or self.revisions:
-            return FUSED, *self.peers, *(revision.name for revision in self.revisions)
         if self.packed:
             return TORCH, IN_TORCH, UNPACKED
         if self.only_torch:
@@ -64,9 +54,12 @@ class Plan:
         return (NON_FUSED, FUSED, TORCH, IN_TORCH) if self.torch else (NON_FUSED, FUSED)
 
 
+AnyRow = TypeVar("AnyRow", bound="Row")
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark: what was run, and either what it took or what was wrong with it."""
+    """One workload in one phase, and either the times of the contenders or what is wrong with a result."""
 
     case: Case
     mode: str
@@ -74,26 +67,23 @@ class Row:
     dtype: str
     threads: int
     flops: int
-    """Useful operations of a call: of the steps that count, if sequences are packed."""
+    """Useful floating-point operations of a call; padding does not count."""
     peak: float | None = None
-    """GFLOP/s of fused multiply-adds on these threads, the best that the run has measured by then."""
+    """GFLOP/s of fused multiply-adds on these threads, the best that the run has measured so far."""
     timings: Mapping[str, Timing] = field(default_factory=dict)
-    """Of a call of all steps."""
+    """Times of a call of all steps, by contender; they are right."""
     wrong: str | None = None
+    """Which result is wrong, and how."""
     lengths: tuple[int, ...] | None = None
     """Of packed sequences."""
-    peers: tuple[str, ...] = ()
-    """Other libraries that were asked for; those in ``timings`` were right."""
-    revisions: tuple[str, ...] = ()
-    """The same of ourselves."""
-    failures: Mapping[str, str] = field(default_factory=dict)
-    """Why the others of them, or of the engines, have no timing."""
-    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """What each of them ran on."""
     backends: tuple[str, ...] = ()
-    """Engines that were asked for; those in ``timings`` were right."""
-    parts: Mapping[str, int] = field(default_factory=dict)
-    """How many of the steps were run of those whose timing is told from the first steps."""
+    """Engines to compare."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Why a contender has no timing, by contender."""
+    versions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Package versions of contenders in other processes."""
+    steps_run: Mapping[str, int] = field(default_factory=dict)
+    """Number of steps that ran, for contenders whose time is extrapolated from their first steps."""
 
     @property
     def name(self) -> str:
@@ -102,47 +92,36 @@ class Row:
 
     @property
     def ours(self) -> str:
-        """Whose figures stand for ours: the operator's, on the first engine that ran; or the modules' alone."""
+        """The contender that stands for fusedrnn: the operator, the first engine that ran, or the modules."""
         if self.backends:
             return next((name for name in self.backends if name in self.timings), FUSED)
         return IN_TORCH if IN_TORCH in self.timings and FUSED not in self.timings else FUSED
 
-    def rate(self, who: str) -> float:
-        """Samples, which are sequences, a second."""
-        return self.case.N / self.timings[who].median
+    def rate(self, contender: str) -> float:
+        """Samples, which are sequences, per second."""
+        return self.case.N / self.timings[contender].median
 
-    def ratio(self, over: str, who: str | None = None) -> float:
-        """How many times one of ours is as fast as another contender."""
-        return self.timings[over].median / self.timings[who or self.ours].median
+    def ratio(self, base: str, contender: str | None = None) -> float:
+        """How many times as fast as ``base`` a contender is, by default :attr:`ours`."""
+        return self.timings[base].median / self.timings[contender or self.ours].median
 
-    def gflops(self, who: str | None = None) -> float:
-        """Useful work done a second."""
+    def gflops(self, contender: str | None = None) -> float:
+        """Useful work per second of a contender, by default of :attr:`ours`."""
         flops = self.flops
-        if who == UNPACKED and self.lengths:
+        if contender == UNPACKED and self.lengths:
             flops = flops * self.case.T * self.case.N // sum(self.lengths)
-        return flops / self.timings[who or self.ours].median / 1e9
+        return flops / self.timings[contender or self.ours].median / 1e9
 
-    def share(self, who: str | None = None) -> float | None:
-        """The part of the peak that one of ours reaches; None if nothing was measured, or if it is refused."""
-        return share_of(self.gflops(who), self.peak) if self.peak else None
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Those whose share comes out above 1, so that they have none, and why."""
-        reasons = {who: refusal(self.gflops(who), self.peak) for who in self.timings}
-        return {who: reason for who, reason in reasons.items() if reason}
+    def share(self, contender: str | None = None) -> float | None:
+        """The share of the peak that a contender reaches; None if there is no peak or the share is rejected."""
+        return share_of(self.gflops(contender), self.peak) if self.peak else None
 
     @property
-    def best_peer(self) -> str | None:
-        """The fastest of the other libraries, None if none was timed."""
-        timed = [who for who in self.peers if who in self.timings]
-        return min(timed, key=lambda who: self.timings[who].median, default=None)
+    def rejected_shares(self) -> dict[str, str]:
+        """The reason for each contender whose share of the peak is rejected because it is above 1."""
+        reasons = {name: rejection(self.gflops(name), self.peak) for name in self.timings}
+        return {name: reason for name, reason in reasons.items() if reason}
 
-    def over_best_peer(self) -> float | None:
-        """How many times ours is as fast as the fastest of the other libraries."""
-        best = self.best_peer
-        return None if best is None or FUSED not in self.timings else self.ratio(best)
-
-    def of_unpacked(self) -> float:
-        """Useful work a second on packed sequences, as a part of that on unpacked ones."""
+    def packed_over_unpacked(self) -> float:
+        """Useful work per second on packed sequences, relative to unpacked ones."""
         return self.gflops(IN_TORCH) / self.gflops(UNPACKED)

@@ -1,193 +1,127 @@
-"""Runs the rows of a benchmark: each is checked against the reference, then timed, the peak sampled between turns."""
+"""Runs a benchmark: each row is checked against the reference, then timed, with samples of the peak between turns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 import fusedrnn
-from fusedrnn.bench.checks import check, check_part, check_timed, compare
-from fusedrnn.bench.computed import FUSED, NON_FUSED, TORCH, UNPACKED, Computed, Contender, Results
+from fusedrnn.bench.checks import check, check_first_steps, check_timed
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Batch, Workload, workload
-from fusedrnn.bench.parts import Part, part_of
+from fusedrnn.bench.data import Workload, workload
+from fusedrnn.bench.extrapolate import extrapolate
 from fusedrnn.bench.peaks import RunPeak, until_plausible
-from fusedrnn.bench.peers.team import Team
-from fusedrnn.bench.rows import Plan, Row
-from fusedrnn.bench.timing import NO_PAUSE, PAUSE, LostError, Timed, Timing, alternate
-from fusedrnn.bench.torch_modules import threads as torch_threads
-from fusedrnn.testing.cases import Case
+from fusedrnn.bench.results import NON_FUSED, TORCH, UNPACKED, Contender
+from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
+from fusedrnn.bench.timing import NO_PAUSE, PAUSE, Timed, Timing, alternate
+from fusedrnn.bench.torch_contenders import threads as torch_threads
 
 Progress = Callable[[str], None]
-
-_SHORT_BESIDE_RIVALS = 0.05
-"""Seconds that a sample lasts at least where rests before turns are long: more single calls for their percentiles."""
+Turns = tuple[dict[str, Timing], dict[str, Any]]
 
 
-def run(plan: Plan, progress: Progress = lambda stage: None) -> Iterator[Row]:
-    """Run ``plan``, yielding each row as it is done; ``progress`` is told what is being done.
+def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterator[Row]:
+    """Run ``config`` and yield each finished row; ``progress`` is called with what is being done.
 
-    The peak of a row is the best by then: :func:`fusedrnn.bench.peaks.at_best_peak` gives all of them that of the run.
+    The peak of a row is the best so far: :func:`fusedrnn.bench.peaks.at_best_peak` sets the best of the run.
     """
     with ExitStack() as stack:
-        if TORCH in plan.contenders():
-            stack.enter_context(torch_threads(plan.threads))
-        stack.enter_context(fusedrnn.thread_limits(plan.threads))
-        stack.enter_context(threadpool_limits(limits=plan.threads, user_api="blas"))
-        team = stack.enter_context(Team(plan.peers, plan.revisions, plan.threads))
-        peak = RunPeak(plan.dtype, plan.threads)
-        for case, mode, phase in plan.rows():
-            yield _run_row(plan, team, peak, case, mode, phase, progress)
+        if TORCH in config.contenders():
+            stack.enter_context(torch_threads(config.threads))
+        stack.enter_context(fusedrnn.thread_limits(config.threads))
+        stack.enter_context(threadpool_limits(limits=config.threads, user_api="blas"))
+        peak = RunPeak(config.dtype, config.threads)
+        for case, mode, phase in config.rows():
+            work = workload(case, mode, config.dtype, config.data, packed=config.packed)
+            yield _run_row(config, peak, work, phase, progress)
 
 
-def _run_row(
-    plan: Plan, team: Team, peak: RunPeak, case: Case, mode: str, phase: Phase, progress: Progress
-) -> Row:
-    work = workload(case, mode, plan.dtype, plan.data, packed=plan.packed)
+def _run_row(config: BenchConfig, peak: RunPeak, work: Workload, phase: Phase, progress: Progress) -> Row:
     lengths = None if work.lengths is None else tuple(map(int, work.lengths))
     flops = work.flops(training=phase.training)
-    peers, revisions = tuple(plan.peers), tuple(revision.name for revision in plan.revisions)
-    row = Row(case, mode, phase.name, plan.dtype, plan.threads, flops, None, {}, None, lengths, peers, revisions)
-    row = replace(row, backends=tuple(plan.backends))
+    row = Row(work.case, work.spec.mode, phase.name, config.dtype, config.threads, flops, lengths=lengths)
     progress(f"{row.name}: preparing")
-    groups, declined = _groups(plan, phase, work)
-    row = replace(row, failures=declined)
+    groups, declined = _make_contenders(config, phase, work)
+    row = replace(row, backends=tuple(config.backends), failures=declined)
     if not any(contenders for _, contenders in groups):
         return row
     progress(f"{row.name}: checking")
-    for each, contenders in groups:
-        if wrong := check(each, phase, contenders, each.flops(training=phase.training)):
+    for group_work, contenders in groups:
+        if wrong := check(group_work, phase, contenders, group_work.flops(training=phase.training)):
             return replace(row, wrong=wrong)
-    if peers or revisions:
-        return _beside_rivals(plan, team, peak, row, work, phase, groups[0][1][FUSED], progress)
     progress(f"{row.name}: timing")
-    return _in_turns(plan, peak, row, phase, groups)
+    return _time_row(config, peak, row, phase, groups)
 
 
-def _in_turns(
-    plan: Plan, peak: RunPeak, row: Row, phase: Phase, groups: Sequence[tuple[Workload, dict[str, Contender]]]
+def _time_row(
+    config: BenchConfig,
+    peak: RunPeak,
+    row: Row,
+    phase: Phase,
+    groups: Sequence[tuple[Workload, dict[str, Contender]]],
 ) -> Row:
-    """The rest of a row whose contenders, checked on the first steps, take turns in this process."""
+    """Time the contenders of a row, which are checked on the first steps, and check what was timed."""
     calls: dict[str, Timed] = {}
-    for each, contenders in groups:
-        batch = each.batch(row.case.T)
-        calls |= {who: _bound(call, batch) for who, call in contenders.items()}
-    part = None
-    if NON_FUSED in calls and not plan.full:
-        part = _part(groups[0][0], groups[0][1][NON_FUSED])
-    if part:
-        calls[NON_FUSED] = part
-        row = replace(row, parts={NON_FUSED: part.steps})
-    pause = PAUSE if NON_FUSED in calls or plan.backends else NO_PAUSE
+    for work, contenders in groups:
+        batch = work.batch(row.case.T)
+        calls |= {name: partial(contender, batch) for name, contender in contenders.items()}
+    extrapolated = None
+    if NON_FUSED in calls and not config.full:
+        work, contenders = groups[0]
+        non_fused = contenders[NON_FUSED]
+        extrapolated = extrapolate(lambda steps: partial(non_fused, work.batch(steps)), row.case.T)
+    if extrapolated:
+        calls[NON_FUSED] = extrapolated
+        row = replace(row, steps_run={NON_FUSED: extrapolated.steps})
+    pause = PAUSE if NON_FUSED in calls or config.backends else NO_PAUSE
 
-    def take_turns() -> tuple[dict[str, Timing], dict[str, Any]]:
-        return alternate(calls, plan.budget, once=(NON_FUSED, "reference"), pause=pause, before_turn=peak.sample)
+    def take_turns() -> Turns:
+        options: dict[str, Any] = {"single_sample": (NON_FUSED, "reference"), "pause": pause}
+        return alternate(calls, config.budget, before_turn=peak.sample, **options)
 
-    row, results = _plausible(row, peak, take_turns)
-    for each, contenders in groups:
-        base = next(iter(contenders)) if plan.backends else None
-        computed = {who: results[who] for who in contenders}
-        if part and NON_FUSED in contenders:
-            wrong = check_part(each, phase, contenders, computed, part.steps)
+    row, results = measure(row, peak, take_turns)
+    for work, contenders in groups:
+        timed = {name: results[name] for name in contenders}
+        if extrapolated and NON_FUSED in contenders:
+            wrong = check_first_steps(work, phase, contenders, timed, extrapolated.steps)
         else:
-            wrong = check_timed(each, phase, computed, base)
+            wrong = check_timed(work, phase, timed, next(iter(contenders)) if config.backends else None)
         if wrong:
             return replace(row, peak=None, timings={}, wrong=wrong)
     return row
 
 
-def _part(work: Workload, contender: Contender) -> Part | None:
-    """The part of the steps on which a slow contender is measured, None if it is not slow."""
-    return part_of(lambda steps: _bound(contender, work.batch(steps)), work.case.T)
+def measure(row: AnyRow, peak: RunPeak, take_turns: Callable[[], Turns]) -> tuple[AnyRow, dict[str, Any]]:
+    """The row with its timings and the peak, and the results of the contenders."""
 
-
-def _plausible(
-    row: Row, peak: RunPeak, take_turns: Callable[[], tuple[dict[str, Timing], dict[str, Any]]]
-) -> tuple[Row, dict[str, Any]]:
-    """The row with its timings and the peak, and what was computed."""
-
-    def fastest(measured: tuple[dict[str, Timing], dict[str, Any]]) -> float:
-        timed = replace(row, timings=measured[0])
-        return max((timed.gflops(who) for who in timed.timings), default=0.0)
+    def fastest(turns: Turns) -> float:
+        timed = replace(row, timings=turns[0])
+        return max((timed.gflops(name) for name in timed.timings), default=0.0)
 
     timings, results = until_plausible(peak, take_turns, fastest)
     return replace(row, timings=timings, peak=peak.gflops), results
 
 
-def _beside_rivals(
-    plan: Plan, team: Team, peak: RunPeak, row: Row, work: Workload, phase: Phase, op: Contender, progress: Progress
-) -> Row:
-    """The rest of a row in which the operator, checked on its first steps, meets rivals in other processes.
-
-    Theirs and ours are compared at all steps, and one that differs is not timed. If no library agrees, the non-fused
-    network decides whether it is we who are wrong.
-    """
-    batch = work.batch(work.case.T)
-    ours = {name: array.copy() for name, array in op(batch)().items()}  # the next call reuses arrays
-
-    def wrong_in(found: Results) -> str | None:
-        return compare(work, found, ours)
-
-    calls, failures = team.load(
-        work, batch, phase.training, wrong_in, lambda who: progress(f"{row.name}: preparing {who}")
-    )
-    if calls.keys().isdisjoint(row.peers):
-        progress(f"{row.name}: checking")
-        if wrong := check_timed(work, phase, {FUSED: lambda: ours}, NON_FUSED):
-            return replace(row, wrong=wrong, failures=failures)
-    progress(f"{row.name}: timing")
-
-    def lost(who: str, error: LostError) -> None:
-        failures[who] = str(error)
-
-    contenders: dict[str, Timed] = {FUSED: _bound(op, batch), **calls}
-
-    def take_turns() -> tuple[dict[str, Timing], dict[str, Any]]:
-        return alternate(
-            contenders,
-            plan.budget,
-            once=list(calls),
-            short=_SHORT_BESIDE_RIVALS,
-            lost=lost,
-            before_turn=peak.sample,
-        )
-
-    row, results = _plausible(row, peak, take_turns)
-    team.unload()
-    row = replace(row, failures=failures, versions=dict(team.versions))
-    if wrong := wrong_in(results[FUSED]()):
-        return replace(row, peak=None, timings={}, wrong=f"{FUSED}: {wrong} (as timed, against itself before)")
-    return row
-
-
-def _groups(
-    plan: Plan, phase: Phase, work: Workload
+def _make_contenders(
+    config: BenchConfig, phase: Phase, work: Workload
 ) -> tuple[list[tuple[Workload, dict[str, Contender]]], dict[str, str]]:
-    """The contenders, with those together that are given the same; and why engines decline."""
-    if plan.backends:
-        made, declined = _on_engines(plan, phase, work)
-        return [(work, made)], declined
-    here = [who for who in plan.contenders() if who in phase.makers and who != UNPACKED]
-    groups = [(work, {who: phase.makers[who](work) for who in here})]
-    if UNPACKED in plan.contenders():
-        whole = work.unpacked()
-        groups.append((whole, {UNPACKED: phase.makers[UNPACKED](whole)}))
+    """The contenders, grouped by the workload that they run, and why engines decline."""
+    if config.backends:
+        contenders, declined = {}, {}
+        for name in config.backends:
+            try:
+                contenders[name] = phase.on_engine(name)(work)
+            except NotImplementedError as error:
+                declined[name] = str(error)
+        return [(work, contenders)], declined
+    names = [name for name in config.contenders() if name != UNPACKED]
+    groups = [(work, {name: phase.makers[name](work) for name in names})]
+    if UNPACKED in config.contenders():
+        unpacked = work.unpacked()
+        groups.append((unpacked, {UNPACKED: phase.makers[UNPACKED](unpacked)}))
     return groups, {}
-
-
-def _on_engines(plan: Plan, phase: Phase, work: Workload) -> tuple[dict[str, Contender], dict[str, str]]:
-    made, declined = {}, {}
-    for name in plan.backends:
-        try:
-            made[name] = phase.on_engine(name)(work)
-        except NotImplementedError as error:
-            declined[name] = str(error)
-    return made, declined
-
-
-def _bound(call: Contender, batch: Batch) -> Callable[[], Computed]:
-    return lambda: call(batch)

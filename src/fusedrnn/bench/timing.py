@@ -1,4 +1,4 @@
-"""Several calls timed against each other: in one process, in alternation, by medians."""
+"""Times several calls against each other: in turns within one process, compared by medians."""
 
 from __future__ import annotations
 
@@ -12,42 +12,41 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-Call = Callable[[], Any]
-Clock = Callable[[], float]
+from fusedrnn.bench.extrapolate import Call, Clock, Extrapolated
 
-LONG = 3.0
-"""Seconds from which on a call needs no warm-up: what its first run pays extra is lost in the noise."""
+NO_WARM_UP_SECONDS = 3.0
+"""The first run of a call that takes longer counts as a sample: the extra cost of a cold call is lost in the noise."""
 
-WARM = 0.1
-"""Seconds from which on the first run, cold as it is, says that a sample needs no repeats."""
+NO_REPEAT_SECONDS = 0.1
+"""A call whose first run takes longer is not repeated within a sample."""
 
-SHORT = 5e-3
-"""Seconds that one sample lasts at least; shorter calls are repeated within it."""
+SAMPLE_SECONDS = 5e-3
+"""Shortest duration of a sample; shorter calls are repeated within it."""
 
 PAUSE = 0.2
-"""Seconds of rest before each turn: OpenBLAS's idle threads keep a processor busy for a tenth of a second."""
+"""Seconds of rest before each turn: idle threads of OpenBLAS spin for a tenth of a second."""
 
 NO_PAUSE = 0.0
-"""The same where only modules of PyTorch take turns: they share its threads, so that none is in another's way."""
+"""The pause where only PyTorch modules take turns: they share its threads, so none disturbs another."""
 
 LATENCY = 1e-3
-"""Seconds below which a call is one whose latency matters: percentiles over single calls are kept."""
+"""Percentiles over single calls are kept for calls of fewer seconds than this."""
 
 MAX_ROUNDS = 100
 
-FEWEST = 2
+MIN_SAMPLES = 2
 """Samples that every call gets, whatever the budget."""
 
-VERY_LONG = 10.0
-"""Seconds from which on one sample may do: so long a call averages over the noise that samples of a shorter one show.
+ONE_SAMPLE_SECONDS = 10.0
+"""One sample may suffice for a call that takes longer, since it averages over the noise itself.
 
-Without this the baseline's calls alone would make the published tables take twice as long.
+Without this the baseline alone would double the time of the published tables.
 """
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call, one figure for each round; of short calls also percentiles over single calls in all rounds."""
+    """Seconds per call, one value for each round; for short calls also percentiles over the single calls."""
 
     seconds: tuple[float, ...]
     p50: float | None = None
@@ -55,108 +54,94 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """Median over the rounds."""
         return statistics.median(self.seconds)
 
     @property
     def deviation(self) -> float | None:
-        """Half the distance between the fastest and the slowest as a share of the median; None if there is only one."""
+        """Half the distance between fastest and slowest, relative to the median; None for a single sample."""
         if len(self.seconds) < 2:
             return None
         return (max(self.seconds) - min(self.seconds)) / 2 / self.median
 
     @property
     def spread(self) -> float:
-        """Distance between the quartiles as a share of the median."""
+        """Distance between the quartiles, relative to the median."""
         low, high = np.percentile(self.seconds, (25, 75))
         return float(high - low) / self.median
 
 
-class LostError(RuntimeError):
-    """A contender cannot go on. The others can."""
+class ContenderFailed(RuntimeError):
+    """A contender cannot continue. The others can."""
 
 
 @runtime_checkable
-class Elsewhere(Protocol):
-    """A call that another process runs and times, so that the way there and back is nobody's time."""
+class RemoteCall(Protocol):
+    """A call that another process runs and times, so that the communication is not timed."""
 
     warm: float
-    """Seconds of a call that it has run already."""
+    """Seconds of a call that already ran."""
 
     def time(self, calls: int) -> Sequence[float]:
-        """Seconds of each of so many calls, one after the other.
+        """Seconds of each of ``calls`` consecutive calls.
 
         Raises:
-            LostError: If it cannot.
+            ContenderFailed: If it cannot.
         """
 
 
-@runtime_checkable
-class Shortened(Protocol):
-    """A short call that stands for a long one."""
-
-    @property
-    def call(self) -> Call:
-        """The short one."""
-
-    @property
-    def runs(self) -> int:
-        """How often it runs in a turn."""
-
-    def whole(self, seconds: float) -> float:
-        """Seconds of the long one, if the short one takes these."""
-
-
-Timed = Call | Elsewhere | Shortened
+Timed = Call | RemoteCall | Extrapolated
 
 
 @dataclass
-class _Contestant:
+class _Entry:
+    """One call with its samples."""
+
     call: Timed
     clock: Clock
-    fewest: int
-    once: bool
-    short: float
+    min_samples: int
+    single_sample: bool
+    sample_seconds: float
     repeats: int = 1
     seconds: list[float] = field(default_factory=list)
-    singles: list[Any] = field(default_factory=list)
+    single_calls: list[Any] = field(default_factory=list)
     result: Any = None
 
     @property
     def sits_out(self) -> bool:
-        """Whether it has its one sample, and takes no part in the rounds that only others need."""
-        if isinstance(self.call, Shortened):
+        """Whether its one sample suffices, so that it skips rounds that run for the sake of others."""
+        if isinstance(self.call, Extrapolated):
             return False
-        return self.once and bool(self.seconds) and self.seconds[0] >= VERY_LONG
+        return self.single_sample and bool(self.seconds) and self.seconds[0] >= ONE_SAMPLE_SECONDS
 
     @property
-    def settled(self) -> bool:
-        """Whether its samples are enough, budget left or not."""
-        return self.sits_out or len(self.seconds) >= self.fewest
+    def has_enough(self) -> bool:
+        """Whether it has enough samples even if the budget is spent."""
+        return self.sits_out or len(self.seconds) >= self.min_samples
 
     def run(self, times: int = 1) -> Sequence[float]:
-        """Seconds of each call, the last result being let go first, so that its memory serves the next."""
-        if isinstance(self.call, Elsewhere):
+        """Seconds of each call. The last result is released first, so that the next call reuses its memory."""
+        if isinstance(self.call, RemoteCall):
             return self.call.time(times)
-        call = self.call.call if isinstance(self.call, Shortened) else self.call
+        call = self.call.call if isinstance(self.call, Extrapolated) else self.call
         stamps = [self.clock()]
         for _ in range(times):
             self.result = None
             self.result = call()
             stamps.append(self.clock())
-        return [end - begin for begin, end in pairwise(stamps)]
+        return [end - start for start, end in pairwise(stamps)]
 
     def warm_up(self) -> None:
-        if isinstance(self.call, Shortened):  # as long as a part is, its first run counts
-            return self.turn()
-        first = self.call.warm if isinstance(self.call, Elsewhere) else self.run()[0]
-        if first >= LONG:
+        if isinstance(self.call, Extrapolated):  # long enough for its first run to count
+            return self.take_turn()
+        first = self.call.warm if isinstance(self.call, RemoteCall) else self.run()[0]
+        if first >= NO_WARM_UP_SECONDS:
             self.seconds.append(first)
-        elif first < WARM:
-            self.repeats = max(1, math.ceil(self.short / max(self.run()[0], 1e-9)))
+        elif first < NO_REPEAT_SECONDS:
+            self.repeats = max(1, math.ceil(self.sample_seconds / max(self.run()[0], 1e-9)))
 
-    def turn(self) -> None:
-        if isinstance(self.call, Shortened):
+    def take_turn(self) -> None:
+        if isinstance(self.call, Extrapolated):
             self.seconds += [self.call.whole(seconds) for seconds in self.run(self.call.runs)]
             return
         if self.repeats > 1:
@@ -164,13 +149,13 @@ class _Contestant:
         seconds = self.run(self.repeats)
         self.seconds.append(sum(seconds) / len(seconds))
         if self.seconds[-1] < LATENCY:
-            self.singles.append(np.array(seconds))
+            self.single_calls.append(np.array(seconds))
 
     def timing(self) -> Timing:
         timing = Timing(tuple(self.seconds))
-        if not self.singles or timing.median >= LATENCY:
+        if not self.single_calls or timing.median >= LATENCY:
             return timing
-        p50, p99 = np.percentile(np.concatenate(self.singles), (50, 99))
+        p50, p99 = np.percentile(np.concatenate(self.single_calls), (50, 99))
         return Timing(timing.seconds, float(p50), float(p99))
 
 
@@ -178,47 +163,52 @@ def alternate(
     calls: Mapping[str, Timed],
     budget: float,
     *,
-    once: Collection[str] = (),
-    fewest: int = FEWEST,
+    single_sample: Collection[str] = (),
+    min_samples: int = MIN_SAMPLES,
     pause: float = PAUSE,
-    short: float = SHORT,
-    lost: Callable[[str, LostError], None] | None = None,
+    sample_seconds: float = SAMPLE_SECONDS,
+    on_failure: Callable[[str, ContenderFailed], None] | None = None,
     before_turn: Callable[[], None] = lambda: None,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
-    """Time ``calls`` in turns, A B A B, until another round would pass ``budget`` seconds.
+    """Time ``calls`` in turns, A B A B, until another round would exceed ``budget`` seconds.
 
-    Each call is warmed up first, except that a call of :data:`LONG` seconds or more, and one that is shortened, counts
-    from its first run. Every call gets at least the ``fewest`` samples, whatever the budget, but one of those named in
-    ``once`` that takes ten seconds or more is content with its first. A sample lasts ``short`` seconds at least. One
-    that raises LostError is left out from then on, if ``lost`` is there to be told. ``before_turn`` is called before
-    every turn, after the pause. Returns the timings and what each call last returned, None if that is elsewhere.
+    Each call is warmed up first, except that the first run of an extrapolated call, and of one that takes
+    :data:`NO_WARM_UP_SECONDS` or more, is a sample. Every call gets at least ``min_samples`` samples, whatever the
+    budget, except that one named in ``single_sample`` needs one if that takes :data:`ONE_SAMPLE_SECONDS` or more. A
+    sample takes at least ``sample_seconds``. ``before_turn`` runs before every turn, after the pause. A call that
+    raises ContenderFailed is reported to ``on_failure`` and left out; without ``on_failure`` the error propagates.
+
+    Returns:
+        The timings, and the last result of each call, None for a remote one.
     """
-    contestants = {name: _Contestant(call, clock, fewest, name in once, short) for name, call in calls.items()}
+    entries = {
+        name: _Entry(call, clock, min_samples, name in single_sample, sample_seconds) for name, call in calls.items()
+    }
 
-    def turns(take: Callable[[_Contestant], None], *, few: bool = False) -> None:
-        for name, contestant in list(contestants.items()):
-            if few and contestant.sits_out:
+    def run_round(turn: Callable[[_Entry], None], *, for_min_samples: bool = False) -> None:
+        for name, entry in list(entries.items()):
+            if for_min_samples and entry.sits_out:
                 continue
             time.sleep(pause)
             before_turn()
             try:
-                take(contestant)
-            except LostError as error:
-                if lost is None:
+                turn(entry)
+            except ContenderFailed as error:
+                if on_failure is None:
                     raise
-                del contestants[name]
-                lost(name, error)
+                del entries[name]
+                on_failure(name, error)
 
-    begin = clock()
-    turns(_Contestant.warm_up)
-    last_round = 0.0
+    start = clock()
+    run_round(_Entry.warm_up)
+    round_seconds = 0.0
     for _ in range(MAX_ROUNDS):
-        start = clock()
-        few = not all(contestant.settled for contestant in contestants.values())
-        if not few and start - begin + last_round > budget:
+        round_start = clock()
+        for_min_samples = not all(entry.has_enough for entry in entries.values())
+        if not for_min_samples and round_start - start + round_seconds > budget:
             break
-        turns(_Contestant.turn, few=few)
-        last_round = clock() - start
-    timings = {name: contestant.timing() for name, contestant in contestants.items()}
-    return timings, {name: contestant.result for name, contestant in contestants.items()}
+        run_round(_Entry.take_turn, for_min_samples=for_min_samples)
+        round_seconds = clock() - round_start
+    timings = {name: entry.timing() for name, entry in entries.items()}
+    return timings, {name: entry.result for name, entry in entries.items()}

@@ -1,26 +1,27 @@
-"""Variants of a cell beside the plain one: each one's share of the peak, and that as a part of the plain one's."""
+"""Compares variants of a cell with the plain cell: each one's share of the peak."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import fusedrnn
-from fusedrnn.bench import torch_modules
+from fusedrnn.bench import torch_contenders
 from fusedrnn.bench.checks import check
-from fusedrnn.bench.computed import FUSED, TORCH, Contender
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload, parameters, workload
-from fusedrnn.bench.mxnet_page import NAMES
-from fusedrnn.bench.peaks import RunPeak, refusal, share_of, until_plausible
-from fusedrnn.bench.tables import duration, percent
+from fusedrnn.bench.peaks import RunPeak, rejection, share_of, until_plausible
+from fusedrnn.bench.results import FUSED, TORCH
+from fusedrnn.bench.rows import BenchConfig
+from fusedrnn.bench.tables import MODE_NAMES, duration, percent
 from fusedrnn.bench.timing import PAUSE, Timing, alternate
 from fusedrnn.cell.activations import Activation
 from fusedrnn.spec import RNNSpec
@@ -61,20 +62,20 @@ VARIANTS: Mapping[str, Mapping[str, Change]] = {
     },
     "rnn_relu": {"leaky relu": _with(activations=(Activation("leaky_relu", 0.1),))},
 }
-"""What is compared with each cell, by name."""
+"""The variants of each cell, by name."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One variant as measured.
+class VariantRow:
+    """The measurement of one variant.
 
     Attributes:
-        case, mode, phase: What ran.
+        case, mode, phase: The workload.
         name: The variant.
         flops: Useful floating-point operations of a call.
-        timing: Seconds of a call; None if it was wrong.
-        peak: GFLOP/s that the threads did nothing but multiply-adds at, the best that the run has measured by then.
-        wrong: What was wrong.
+        timing: Seconds per call; None if the result was wrong.
+        peak: GFLOP/s of fused multiply-adds on these threads, the best that the run has measured so far.
+        wrong: What is wrong with the result.
     """
 
     case: Case
@@ -88,47 +89,40 @@ class Line:
 
     @property
     def gflops(self) -> float:
-        """Useful work a second."""
+        """Useful work per second."""
         return 0.0 if self.timing is None else self.flops / self.timing.median * 1e-9
 
     @property
     def share(self) -> float | None:
-        """That as a part of the peak; None if there is no timing, or if it comes out above 1."""
+        """The share of the peak; None if there is no timing, or if it is above 1."""
         return None if self.timing is None else share_of(self.gflops, self.peak)
 
     @property
-    def refused(self) -> str | None:
+    def rejected_share(self) -> str | None:
         """Why there is a rate but no share of the peak, or None."""
-        return refusal(self.gflops, self.peak)
+        return rejection(self.gflops, self.peak)
 
 
-def run(
-    cases: Sequence[Case], modes: Sequence[str], phases: Sequence[Phase], dtype: str, threads: int, budget: float,
-    say: Callable[[str], None],
-) -> Iterator[list[Line]]:  # fmt: skip
-    """The lines of each case, cell and phase, the plain cell's first; ``say`` is told what is being done.
+def run(config: BenchConfig, progress: Callable[[str], None]) -> Iterator[list[VariantRow]]:
+    """The rows of each case, cell and phase, the plain cell first; ``progress`` is called with what is being done.
 
-    All variants of a cell take turns, in one process, on the same threads and text. Each is checked against the
+    All variants of a cell take turns in one process, on the same threads and text. Each is checked against the
     reference before it is timed.
     """
-    try:
-        import torch  # noqa: F401 -- its projection is compared with ours, if it is there
-    except ModuleNotFoundError:
-        with_torch: Any = nullcontext()
-    else:
-        with_torch = torch_modules.threads(threads)
-    with fusedrnn.thread_limits(threads), with_torch, warnings.catch_warnings():
+    with ExitStack() as stack:
+        if find_spec("torch"):  # its projected LSTM is compared with ours
+            stack.enter_context(torch_contenders.threads(config.threads))
+        stack.enter_context(fusedrnn.thread_limits(config.threads))
+        stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
-        peak = RunPeak(dtype, threads)
-        for case in cases:
-            for mode in modes:
-                for phase in phases:
-                    say(f"{case.name} {NAMES[mode]}-{phase.name.capitalize()}")
-                    yield _lines(case, mode, phase, dtype, peak, budget)
+        peak = RunPeak(config.dtype, config.threads)
+        for case, mode, phase in config.rows():
+            progress(f"{case.name} {MODE_NAMES[mode]}-{phase.name.capitalize()}")
+            yield _run_variants(config, case, mode, phase, peak)
 
 
-def _lines(case: Case, mode: str, phase: Phase, dtype: str, peak: RunPeak, budget: float) -> list[Line]:
-    plain = workload(case, mode, dtype)
+def _run_variants(config: BenchConfig, case: Case, mode: str, phase: Phase, peak: RunPeak) -> list[VariantRow]:
+    plain = workload(case, mode, config.dtype)
     works = {PLAIN: plain}
     for name, change in VARIANTS[mode].items():
         if name == REVERSE and case.bidirectional:
@@ -136,66 +130,60 @@ def _lines(case: Case, mode: str, phase: Phase, dtype: str, peak: RunPeak, budge
         spec = change(plain.spec)
         works[name] = replace(plain, spec=spec, params=parameters(spec))
     makers = {name: phase.makers[FUSED] for name in works}
-    if PROJECTION in works and _torch_is_there():
+    if PROJECTION in works and find_spec("torch"):
         works[IN_TORCH_NN], makers[IN_TORCH_NN] = works[PROJECTION], phase.makers[TORCH]
     calls, wrong = {}, {}
     for name, work in works.items():
-        contender: Contender = makers[name](work)
+        contender = makers[name](work)
         wrong[name] = check(work, phase, {name: contender}, _flops(work, phase))
         if not wrong[name]:
             calls[name] = partial(contender, work.batch(case.T))
 
     def take_turns() -> dict[str, Timing]:
-        return alternate(calls, budget * len(calls), pause=PAUSE, before_turn=peak.sample)[0]
+        return alternate(calls, config.budget * len(calls), pause=PAUSE, before_turn=peak.sample)[0]
 
-    def lines(timings: Mapping[str, Timing]) -> list[Line]:
+    def make_rows(timings: Mapping[str, Timing]) -> list[VariantRow]:
         return [
-            Line(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak.gflops, wrong[name])
+            VariantRow(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak.gflops, wrong[name])
             for name, work in works.items()
         ]
 
     def fastest(timings: Mapping[str, Timing]) -> float:
-        return max(line.gflops for line in lines(timings))
+        return max(row.gflops for row in make_rows(timings))
 
-    return lines(until_plausible(peak, take_turns, fastest))
+    return make_rows(until_plausible(peak, take_turns, fastest))
 
 
 def _flops(work: Workload, phase: Phase) -> int:
     return work.flops(training=phase.training)
 
 
-def _torch_is_there() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("torch") is not None
-
-
-def table(groups: Sequence[Sequence[Line]]) -> Table:
-    """Every line: a call's time, useful work, share of the peak, and that as a part of the plain cell's."""
+def table(groups: Sequence[Sequence[VariantRow]]) -> Table:
+    """Every row: time of a call, useful work, share of the peak, and that share relative to the plain cell."""
     made = Table(title="Variants", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
     for heading in ("", "variant", "a call", "GFLOP/s", "of FMA\npeak", "of plain\nshare"):
         made.add_column(heading, justify="left" if heading in ("", "variant") else "right", no_wrap=True)
     for group in groups:
-        first = group[0]
-        for line in group:
-            name = f"{line.case.name} {NAMES[line.mode]}-{line.phase.capitalize()}" if line is first else ""
-            if line.timing is None:
-                made.add_row(name, line.name, "[bold red]wrong[/]")
+        plain = group[0]
+        for row in group:
+            name = f"{row.case.name} {MODE_NAMES[row.mode]}-{row.phase.capitalize()}" if row is plain else ""
+            if row.timing is None:
+                made.add_row(name, row.name, "[bold red]wrong[/]")
                 continue
-            of_plain = percent(line.gflops / first.gflops, digits=1) if first.gflops else ""
-            figures = duration(line.timing.median), f"{line.gflops:.1f}", percent(line.share, digits=1), of_plain
-            made.add_row(name, line.name, *figures)
+            of_plain = percent(row.gflops / plain.gflops, digits=1) if plain.gflops else ""
+            cells = duration(row.timing.median), f"{row.gflops:.1f}", percent(row.share, digits=1), of_plain
+            made.add_row(name, row.name, *cells)
     return made
 
 
-def figures(groups: Sequence[Sequence[Line]]) -> list[dict[str, Any]]:
-    """The same for a file."""
+def report(groups: Sequence[Sequence[VariantRow]]) -> list[dict[str, Any]]:
+    """Every row as data for JSON."""
     return [
         {
-            "case": line.case.name, "mode": line.mode, "phase": line.phase, "variant": line.name,
-            "seconds": None if line.timing is None else list(line.timing.seconds), "flops": line.flops,
-            "gflops": line.gflops, "peak_gflops": line.peak, "wrong": line.wrong,
+            "case": row.case.name, "mode": row.mode, "phase": row.phase, "variant": row.name,
+            "seconds": None if row.timing is None else list(row.timing.seconds), "flops": row.flops,
+            "gflops": row.gflops, "peak_gflops": row.peak, "wrong": row.wrong,
         }
         for group in groups
-        for line in group
+        for row in group
     ]  # fmt: skip

@@ -1,14 +1,14 @@
-"""The command line: ``fusedrnn bench | demo | info | warmup``."""
+"""The command line: ``fusedrnn bench | info | warmup``."""
 
 from __future__ import annotations
 
 import sys
 
-_EXTRA = {"matplotlib", "rich", "threadpoolctl", "typer"}
+_EXTRA = {"rich", "threadpoolctl", "typer"}
 
 
 def main() -> None:
-    """Run the command line, or say which extra it needs."""
+    """Run the command line. If a package is missing, say which extra installs it."""
     try:
         from fusedrnn.cli.app import app
     except ModuleNotFoundError as error:

@@ -1,202 +1,210 @@
-"""``fusedrnn bench``: from options to a plan, and from rows to tables, files and an exit code."""
+"""``fusedrnn bench``: the options, the tables, the file, and the exit code."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
+import json as json_module
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 import fusedrnn
-from fusedrnn.bench import plots
+from fusedrnn.bench import variants as variants_bench
 from fusedrnn.bench.bandwidth import measure_bandwidth
-from fusedrnn.bench.contenders import PHASES, phase_named
 from fusedrnn.bench.data import load
-from fusedrnn.bench.estimate import expected_seconds
-from fusedrnn.bench.facts import machine
-from fusedrnn.bench.html import page
-from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.bench.peaks import at_best_peak
-from fusedrnn.bench.peers.environments import PEERS
-from fusedrnn.bench.peers.revision import find
-from fusedrnn.bench.peers.table import failures, rivals_table
-from fusedrnn.bench.report import report
-from fusedrnn.bench.rows import Plan, Row
+from fusedrnn.bench.report import environment_report, report
+from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.runner import run as run_rows
-from fusedrnn.bench.tables import engines_table, parts_said, refusals, summary, tables
-from fusedrnn.cli.console import names, output, steps
+from fusedrnn.bench.tables import (
+    MODE_NAMES,
+    engines_table,
+    extrapolated_lines,
+    failure_lines,
+    rejected_share_lines,
+    summary,
+    tables,
+)
+from fusedrnn.cli import options
+from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.engines import registry
-from fusedrnn.runtime.peak import measure_peak
-from fusedrnn.spec import DTYPES
-from fusedrnn.testing.cases import CASES
 
 
-def make_plan(
+def bench(
+    cases: options.Cases = "ds2,ds2-5bi",
+    modes: options.Modes = options.ALL_MODES,
+    phases: options.Phases = options.ALL_PHASES,
+    threads: options.Threads = None,
+    dtype: options.Dtype = "float32",
+    data: options.Data = None,
+    steps: options.Steps = "",
+    batch: options.Batch = "",
+    torch: Annotated[
+        bool, typer.Option("--torch", help="Compare with torch.nn too: its modules as they are, and accelerated.")
+    ] = False,
+    only_torch: Annotated[
+        bool, typer.Option("--only-torch", help="Compare those modules alone: idle BLAS threads disturb them.")
+    ] = False,
+    packed: Annotated[
+        bool,
+        typer.Option("--packed", help="Compare those modules on packed sequences, lengths uniform in T/2 to T."),
+    ] = False,
+    backends: Annotated[
+        str, typer.Option(help=f"Compare engines of the operator, separated by commas: {', '.join(registry.names())}.")
+    ] = "",
+    variants: Annotated[
+        bool, typer.Option("--variants", help="Compare each cell with its variants, such as a projected LSTM.")
+    ] = False,
+    seconds: options.Seconds = 5.0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run all steps cell by cell, however long that takes, not only the first.")
+    ] = False,
+    json: options.Json = None,
+) -> None:
+    """Time the fused operator against the same network run cell by cell; without options, MXNet's two tables.
+
+    Training is the forward pass and all gradients. Outputs and gradients are checked before timing and again as timed.
+    If one is wrong, its row says so and the exit code is 1.
+
+    Useful work per second and its share of the peak do not count padding. The peak is the best of short samples
+    between the contenders' turns. A share above 100 % is measured again, and not shown if it stays.
+
+    With --variants each cell takes turns with its variants, and their shares of the peak are compared. The projected
+    LSTM is also compared with torch.nn's. With --backends the operator takes turns on several engines.
+
+    Contenders take turns on the same threads, each runs at least twice, and medians are shown; for the network cell by
+    cell also half the distance between its fastest and slowest run, as ±. Where that network takes more than three
+    seconds, its time is extrapolated from its first steps, as many as take one or two seconds, and the table says how
+    many. With --full it runs all of them, but only once if that takes ten seconds or more. The two tables take less
+    than six minutes on two slow cores.
+
+    In a checkout of the project, `python -m benchmarks.compare` times other libraries and earlier revisions, and
+    `python -m benchmarks.figures` and `python -m benchmarks.page` draw the file of --json.
+    """
+    try:
+        config = make_config(
+            cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, torch=torch, only_torch=only_torch,
+            packed=packed, backends=backends, budget=seconds, full=full,
+        )  # fmt: skip
+        check_writable("--json", json)
+        if variants and (torch or only_torch or packed or backends):
+            raise ValueError("--variants cannot be used with --torch, --only-torch, --packed or --backends")
+    except (ValueError, ModuleNotFoundError) as error:
+        fail(str(error))
+    right = run_variants(config, json) if variants else run(config, json)
+    raise typer.Exit(0 if right else 1)
+
+
+def make_config(
     cases: str,
     modes: str,
     phases: str,
     dtype: str,
     threads: int | None,
-    data: Path | None,
-    torch: bool,
-    seconds: float,
+    data: Path | None = None,
     *,
-    full: bool = False,
-    only_torch: bool = False,
-    packed: bool = False,
-    peers: str = "",
-    against: str = "",
-    backends: str = "",
     steps: str = "",
     batch: str = "",
-) -> Plan:
-    """The plan that the options describe; ``only_torch`` and ``packed`` ask for torch as well.
-
-    ``steps`` and ``batch`` are numbers, separated by commas, in the place of the cases' own T and N.
+    torch: bool = False,
+    only_torch: bool = False,
+    packed: bool = False,
+    backends: str = "",
+    **fields: Any,
+) -> BenchConfig:
+    """The configuration that the options describe; ``fields`` are those of BenchConfig that need no parsing.
 
     Raises:
-        ValueError: If a name or revision is unknown, a peer that was named is not built, options exclude one another,
-            or the data is not what it must be.
-        ModuleNotFoundError: If torch is asked for and missing.
+        ValueError: If a name is unknown, options exclude one another, or the data is not a suitable array.
+        ModuleNotFoundError: If an option needs PyTorch and it is missing.
     """
-    chosen = [CASES[name] for name in names(cases, "case", CASES)]
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; valid: {', '.join(DTYPES)}")
-    asked = [name for name, on in (("--torch", torch), ("--only-torch", only_torch), ("--packed", packed)) if on]
-    if asked and importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError(f"{asked[0]} needs PyTorch, which is not installed")
-    if asked and (peers or against):
-        raise ValueError(f"{asked[0]} cannot go with {'--peers' if peers else '--against'}: those compare the operator")
-    others = [name for name, on in (*zip(asked, asked, strict=True), ("--peers", peers), ("--against", against)) if on]
-    if backends and others:
-        raise ValueError(f"--backends cannot go with {others[0]}: it compares engines of the operator alone")
+    torch_options = {"--torch": torch, "--only-torch": only_torch, "--packed": packed}
+    torch_option = next((name for name, on in torch_options.items() if on), None)
+    if torch_option and importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(f"{torch_option} needs PyTorch, which is not installed")
+    if backends and torch_option:
+        raise ValueError(f"--backends cannot be used with {torch_option}: it compares engines of the operator alone")
+    dtype = options.parse_dtype(dtype)
     x = load(data) if data else None
-    if x is not None:
-        if steps or batch:
-            raise ValueError(f"--data cannot go with {'--steps' if steps else '--batch'}: it has its own")
-        T, N, I = x.shape
-        chosen = [case.at(T, N, I) for case in chosen]
-    chosen = [
-        case.at(T or case.T, N or case.N, case.I)
-        for case in chosen
-        for T, N in product(_numbers("--steps", steps), _numbers("--batch", batch))
-    ]
-    return Plan(
-        cases=chosen,
-        modes=names(modes, "mode", NAMES),
-        phases=[phase_named(name) for name in names(phases, "phase", PHASES)],
+    return BenchConfig(
+        cases=options.parse_cases(cases, steps, batch, x),
+        modes=options.parse_modes(modes),
+        phases=options.parse_phases(phases),
         dtype=dtype,
         threads=threads or fusedrnn.get_num_threads(),
-        torch=bool(asked),
+        torch=torch_option is not None,
         only_torch=only_torch or packed,
         packed=packed,
-        peers=choose_peers(peers) if peers else (),
-        revisions=tuple(dict.fromkeys(find(each.strip()) for each in against.split(",") if each.strip())),
-        backends=tuple(names(backends, "engine", registry.names())) if backends else (),
-        budget=seconds,
-        full=full,
+        backends=tuple(options.parse_names(backends, "engine", registry.names())) if backends else (),
         data=x,
+        **fields,
     )
 
 
-def _numbers(option: str, given: str) -> list[int]:
-    """The positive numbers in a list; a single 0 if there is none.
-
-    Raises:
-        ValueError: If something else is in it.
-    """
-    found = [each.strip() for each in given.split(",")] if given.strip() else []
-    if wrong := [each for each in found if not each.isdecimal() or int(each) == 0]:
-        raise ValueError(f"{option} must be positive numbers, separated by commas; got {wrong[0]!r}")
-    return [int(each) for each in found] or [0]
-
-
-def choose_peers(given: str) -> tuple[str, ...]:
-    """The peers in a list of names, or with ``all`` every one; what is not built is then said for each row.
-
-    Raises:
-        ValueError: If a name is unknown, or nothing of what was asked for can run.
-    """
-    chosen = tuple(PEERS) if given.strip() == "all" else tuple(names(given, "peer", ("all", *PEERS)))
-    if "all" in chosen:
-        raise ValueError("--peers takes all, or names, not both")
-    missing = [name for name in chosen if not PEERS[name].environment.is_built()]
-    if missing and (given.strip() != "all" or len(missing) == len(chosen)):
-        listed, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
-        raise ValueError(f"--peers: {listed} {verb} not built: run `make peers`")
-    return chosen
-
-
-def check_outputs(json_path: Path | None, plot_path: Path | None, html_path: Path | None = None) -> None:
-    """Find out before minutes of measuring that a file cannot be written after them.
-
-    Raises:
-        ValueError: Naming the option.
-    """
-    for option, path in (("--json", json_path), ("--plot", plot_path), ("--html", html_path)):
-        if path and not path.absolute().parent.is_dir():
-            raise ValueError(f"{option} {path}: there is no folder {path.parent}")
-        if path and os.path.isdir(path):
-            raise ValueError(f"{option} {path}: it is a folder; expected the path of a file")
-        if path:
-            _check_writable(option, path)
-    if plot_path and plot_path.suffix[1:].lower() not in plots.formats():
-        raise ValueError(f"--plot {plot_path}: its ending must be one of {', '.join(plots.formats())}")
-
-
-def _check_writable(option: str, path: Path) -> None:
-    try:
-        is_new = not path.exists()
-        path.open("ab").close()
-        if is_new:
-            path.unlink()
-    except OSError as error:
-        raise ValueError(f"{option} {path}: it cannot be written: {error.strerror}") from error
-
-
-def run(plan: Plan, json_path: Path | None, plot_path: Path | None, html_path: Path | None = None) -> bool:
-    """Run the plan, print its tables, write its files. Returns whether every result was right."""
+def run(config: BenchConfig, json_path: Path | None) -> bool:
+    """Run the benchmark, print its tables, write its file. Returns whether every result was right."""
     rows: list[Row] = []
-    with steps(expected_seconds(plan, measure_peak(plan.dtype, plan.threads))) as progress:
-        for row in run_rows(plan, progress.say):
+    with steps(len(config.rows())) as progress:
+        for row in run_rows(config, progress.say):
             rows.append(row)
             progress.done(summary(row))
     rows = at_best_peak(rows)
-    show(plan, rows)
-    _write(plan, rows, json_path, plot_path, html_path)
+    show(config, rows)
+    if json_path:
+        _write(json_path, report(config, rows, measure_bandwidth(config.threads)))
     return not any(row.wrong for row in rows)
 
 
-def _write(
-    plan: Plan, rows: Sequence[Row], json_path: Path | None, plot_path: Path | None, html_path: Path | None
-) -> None:
-    if not (json_path or plot_path or html_path):
-        return
-    bandwidth = measure_bandwidth(plan.threads)
-    figures = report(plan, rows, bandwidth)
-    if json_path:
-        json_path.write_text(json.dumps(figures, indent=2) + "\n")
-    if plot_path:
-        plots.plot(rows, plot_path, bandwidth)
-    if html_path:
-        html_path.write_text(page(figures, rows), encoding="utf-8")
-
-
-def show(plan: Plan, rows: Sequence[Row]) -> None:
-    """Print the machine, the tables, and what was wrong."""
+def run_variants(config: BenchConfig, json_path: Path | None) -> bool:
+    """Run the variants of every cell, print the table, write the file. Returns whether every result was right."""
+    groups = []
+    with steps(len(config.rows())) as progress:
+        for rows in variants_bench.run(config, progress.say):
+            groups.append(rows)
+            progress.done(f"{rows[0].case.name} {MODE_NAMES[rows[0].mode]}-{rows[0].phase.capitalize()}")
+    best = iter(at_best_peak([row for rows in groups for row in rows]))
+    groups = [[next(best) for _ in rows] for rows in groups]
     console = output()
-    facts = machine()
-    console.print(f"{facts['processor']}, {facts['target_description']}, threads: {plan.threads}", highlight=False)
-    beside = plan.peers or plan.revisions
-    one_table = engines_table if plan.backends else rivals_table if beside else None
-    for table in [one_table(rows)] if one_table else tables(rows, plan.contenders()):
+    print_machine(config.threads)
+    console.print(variants_bench.table(groups))
+    every_row = [row for rows in groups for row in rows]
+    for row in every_row:
+        for problem in (f"wrong: {row.wrong}" if row.wrong else "", row.rejected_share):
+            if problem:
+                console.print(f"{row.case.name} {row.mode} {row.name}: {problem}", markup=False, highlight=False)
+    if json_path:
+        machine, lines = environment_report(), variants_bench.report(groups)
+        _write(json_path, {"machine": machine, "threads": config.threads, "lines": lines})
+    return not any(row.wrong for row in every_row)
+
+
+def show(config: BenchConfig, rows: Sequence[Row]) -> None:
+    """Print the machine, the tables, and what was wrong."""
+    print_machine(config.threads)
+    console = output()
+    for table in [engines_table(rows)] if config.backends else tables(rows, config.contenders()):
         console.print()
         console.print(table)
-    for line in (*parts_said(rows), *refusals(rows), *failures(rows)):
+    print_problems(rows)
+
+
+def print_machine(threads: int) -> None:
+    """Print the processor, the instruction set and the number of threads."""
+    machine = environment_report()
+    output().print(f"{machine['processor']}, {machine['target_description']}, threads: {threads}", highlight=False)
+
+
+def print_problems(rows: Sequence[Row]) -> None:
+    """Print what a reader of the tables must know: extrapolated times, shares that are not shown, failures, errors."""
+    console = output()
+    for line in (*extrapolated_lines(rows), *rejected_share_lines(rows), *failure_lines(rows)):
         console.print(line, markup=False, highlight=False)
     for row in rows:
         if row.wrong:
             console.print(f"[bold red]wrong[/] {row.name}: ", end="", highlight=False)
             console.print(row.wrong, markup=False, highlight=False)
+
+
+def _write(path: Path, figures: Any) -> None:
+    path.write_text(json_module.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``fusedrnn info``: what fusedrnn found, and what it makes of it."""
+"""``fusedrnn info``: the processor, the engines, and the measured peaks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fusedrnn import RNNSpec
-from fusedrnn.bench.facts import machine
+from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import output
 from fusedrnn.engines import registry
 from fusedrnn.runtime.peak import measure_peak
@@ -16,46 +16,48 @@ from fusedrnn.spec import DTYPES
 
 
 def run() -> None:
-    """Print the facts and the measured peaks."""
+    """Print the machine and the measured peaks."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _facts():
+    for name, value in _lines():
         table.add_row(name, escape(value))
     output().print(table, highlight=False)
 
 
-def _facts() -> Iterator[tuple[str, str]]:
-    facts = machine()
-    yield "processor", facts["processor"]
-    yield "system", facts["system"]
-    yield "target", f"{facts['target']}: {facts['target_description']}, compiled for {facts['target_cpu']}"
-    yield "vector width", f"{facts['vector_bits']} bits"
-    yield "threads", str(facts["threads"])
-    yield "caches", ", ".join(f"{level} {_size(size)}" for level, size in facts["caches"].items()) or "unknown"
+def _lines() -> Iterator[tuple[str, str]]:
+    machine = environment_report()
+    yield "processor", machine["processor"]
+    yield "system", machine["system"]
+    yield "target", f"{machine['target']}: {machine['target_description']}, compiled for {machine['target_cpu']}"
+    yield "vector width", f"{machine['vector_bits']} bits"
+    yield "threads", str(machine["threads"])
+    yield "caches", ", ".join(f"{level} {_size(size)}" for level, size in machine["caches"].items()) or "unknown"
     for engine in registry.engines():
-        asked = "" if engine.automatic else f", with backend={engine.name!r}"
-        yield f"engine {engine.name}", f"{engine.description}{asked}: {engine.capabilities}{_declines(engine.name)}"
+        selection = "" if engine.automatic else f", with backend={engine.name!r}"
+        rejection = _rejection(engine.name)
+        yield f"engine {engine.name}", f"{engine.description}{selection}: {engine.capabilities}{rejection}"
     for dtype in DTYPES:
-        yield f"FMA peak {dtype}", _peaks(dtype, facts["threads"])
-    yield "BLAS of non-fused", ", ".join(facts["blas"]) or "unknown"
-    yield "kernels kept in", facts["cache_directory"] or "memory only"
-    yield "versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        yield f"FMA peak {dtype}", _peaks(dtype, machine["threads"])
+    yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
+    yield "kernels kept in", machine["cache_directory"] or "memory only"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
 
 
-def _declines(name: str) -> str:
-    """Why an engine declines a small network that it says it has, such as for want of a library."""
-    supports = registry.find(name).capabilities
+def _rejection(name: str) -> str:
+    """Why an engine declines even a small network that its capabilities cover, for example a missing library."""
+    capabilities = registry.find(name).capabilities
+    spec = RNNSpec(capabilities.modes[0], 1, 1, dtype=capabilities.dtypes[0])
     try:
-        registry.EngineSelector(RNNSpec(supports.modes[0], 1, 1, dtype=supports.dtypes[0]), name).select()
+        registry.EngineSelector(spec, name).select()
     except NotImplementedError as error:
         return f"; declines here: {error}"
     return ""
 
 
 def _peaks(dtype: str, threads: int) -> str:
-    one = f"{measure_peak(dtype, 1):.1f} GFLOP/s on 1 thread"
-    return one if threads == 1 else f"{one}, {measure_peak(dtype, threads):.1f} on {threads}"
+    on_one = f"{measure_peak(dtype, 1):.1f} GFLOP/s on 1 thread"
+    return on_one if threads == 1 else f"{on_one}, {measure_peak(dtype, threads):.1f} on {threads}"
 
 
 def _size(size: int) -> str:

@@ -1,4 +1,4 @@
-"""``fusedrnn warmup``: compiles ahead what later runs will load from the cache."""
+"""``fusedrnn warmup``: compiles kernels into the cache ahead of time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import time
 from collections.abc import Sequence
 
 import fusedrnn
-from fusedrnn.bench.mxnet_page import NAMES
-from fusedrnn.cli.console import names, steps
+from fusedrnn.cli.console import steps
+from fusedrnn.cli.options import parse_modes, parse_names
 from fusedrnn.spec import DTYPES
 
-_SECONDS_A_MODE = 3.0
-# Hidden units that fill vectors, and one that would leave most of a vector empty: they may have kernels of their own.
-_SIZES = 64, 1
+_HIDDEN_SIZES = 64, 1
+"""A size that fills vectors, and one that leaves most of a vector empty: they may have kernels of their own."""
 
 
 def make_pairs(modes: str, dtypes: str) -> list[tuple[str, str]]:
@@ -21,16 +20,16 @@ def make_pairs(modes: str, dtypes: str) -> list[tuple[str, str]]:
     Raises:
         ValueError: If a name is unknown.
     """
-    chosen = names(dtypes, "dtype", DTYPES)
-    return [(mode, dtype) for mode in names(modes, "mode", NAMES) for dtype in chosen]
+    parsed_dtypes = parse_names(dtypes, "dtype", DTYPES)
+    return [(mode, dtype) for mode in parse_modes(modes) for dtype in parsed_dtypes]
 
 
 def run(pairs: Sequence[tuple[str, str]]) -> None:
-    """Compile, or load what is already compiled, and say how long each took."""
-    with steps([_SECONDS_A_MODE] * len(pairs)) as progress:
+    """Compile the kernels, or load those already compiled, and print how long each pair took."""
+    with steps(len(pairs)) as progress:
         for mode, dtype in pairs:
             progress.say(f"{mode} {dtype}")
-            begin = time.perf_counter()
-            for size in _SIZES:
+            start = time.perf_counter()
+            for size in _HIDDEN_SIZES:
                 fusedrnn.RNNOp(fusedrnn.RNNSpec(mode, 1, size, dtype=dtype)).compile(training=True)
-            progress.done(f"{mode} {dtype}: {time.perf_counter() - begin:.2f} s")
+            progress.done(f"{mode} {dtype}: {time.perf_counter() - start:.2f} s")

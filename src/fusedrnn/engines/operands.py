@@ -155,9 +155,9 @@ def comparable(grad_req: object) -> object:
     return object()
 
 
-def clear_padding(array: Array, lengths: Array | None) -> None:
+def clear_padding(array: Array, lengths: Array) -> None:
     """Set the padding of an array (T, N, features) to zero."""
-    for index, length in enumerate(() if lengths is None else lengths):
+    for index, length in enumerate(lengths):
         array[length:, index] = 0
 
 

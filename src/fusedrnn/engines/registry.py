@@ -150,7 +150,6 @@ class EngineSelector:
         self._candidates = tuple(e for e in engines() if e.automatic) if backend is None else (find(backend),)
         self._created: dict[str, Engine] = {}
         self._declined: dict[str, str] = {}
-        self._selected: dict[frozenset[Need], tuple[str, Engine]] = {}
         self._lock = Lock()
 
     @property
@@ -164,16 +163,12 @@ class EngineSelector:
         Raises:
             NotImplementedError: With the reason of each engine that was rejected.
         """
-        return self._selected.get(needs) or self._first_able(needs)
-
-    def _first_able(self, needs: frozenset[Need]) -> tuple[str, Engine]:
         rejections = []
         with self._lock:
             for entry in self._candidates:
                 rejection = entry.rejection(self._spec, needs) or self._create(entry)
                 if rejection is None:
-                    self._selected[needs] = entry.name, self._created[entry.name]
-                    return self._selected[needs]
+                    return entry.name, self._created[entry.name]
                 rejections.append(rejection)
         if not self._named:
             others = [e for e in engines() if not e.automatic and e.rejection(self._spec, needs) is None]

@@ -92,18 +92,25 @@ def address(function: Callable[..., None]) -> int:
 
 
 def load_once(maxsize: int = 1) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
-    """Cache what a function loads, by its arguments; one thread loads at a time."""
+    """Cache what a function loads, by its arguments; one thread loads at a time. A cached result takes no lock."""
 
     def decorate(load: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-        cached: Any = lru_cache(maxsize)(load)
+        load_locked: Any = lru_cache(maxsize)(load)
 
-        @wraps(load)
-        def loaded(*args: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
+        def load_with_lock(*args: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
             with lock:
-                result: _Result = cached(*args, **options)
+                result: _Result = load_locked(*args, **options)
             return result
 
-        loaded.cache_clear, loaded.cache_info = cached.cache_clear, cached.cache_info  # type: ignore[attr-defined]
-        return loaded
+        loaded: Any = wraps(load)(lru_cache(maxsize)(load_with_lock))
+        clear = loaded.cache_clear
+
+        def cache_clear() -> None:
+            load_locked.cache_clear()
+            clear()
+
+        loaded.cache_clear = cache_clear
+        result: Callable[_Parameters, _Result] = loaded
+        return result
 
     return decorate

@@ -1,14 +1,14 @@
-"""Vector arithmetic: tanh, sigmoid and their like on a register of float32 or float64.
+"""Vector arithmetic on registers of float32 or float64, with tanh, sigmoid and other functions.
 
-tanh and sigmoid are within 4 ulp over the whole range. Both stand on one reduction: s·x = n·ln 2 + s·r with |s·r| ≤ ln
-2 / 2, n rounded by adding and subtracting a number so large that only integers remain. With C = r·coth(s·r / 2), an
-even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r): two sums instead of a longer series, and one division serves both
-this quotient and the function's own. C is a polynomial in r² whose coefficients make the greatest relative error of
-the exponential least: 5e-10 for float32 (0.009 of half an ulp), 2e-19 for float64 (0.002).
+tanh and sigmoid are within 4 ulp over the whole range. Both use one range reduction: s·x = n·ln 2 + s·r with |s·r| ≤
+ln 2 / 2, where n is rounded by adding and subtracting a number so large that no fraction bits remain. With C =
+r·coth(s·r / 2), an even function of r, e^(s·x) = 2ⁿ·(C + r) / (C - r): two sums replace a longer series, and one
+division computes both this quotient and that of the function. C is a polynomial in r² whose coefficients minimise the
+largest relative error of the exponential: 5e-10 for float32 (0.009 of half an ulp), 2e-19 for float64 (0.002).
 
-tanh x = ((2ⁿ - 1)·C + (2ⁿ + 1)·r) / ((2ⁿ + 1)·C + (2ⁿ - 1)·r) with s = 2, which needs no branch near zero: there n = 0
-and the quotient is r / C, with its relative accuracy down to denormals. sigmoid x = (C - r) / ((C - r) + 2ⁿ·(C + r))
-with s = -1; what is less than the smallest normal number may come out as zero, as kernels flush denormals anyway.
+tanh x = ((2ⁿ - 1)·C + (2ⁿ + 1)·r) / ((2ⁿ + 1)·C + (2ⁿ - 1)·r) with s = 2. It needs no branch near zero: there n = 0 and
+the quotient is r / C, accurate down to denormals. sigmoid x = (C - r) / ((C - r) + 2ⁿ·(C + r)) with s = -1. Results
+below the smallest normal number may be zero, as kernels flush denormals anyway.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from fusedrnn.jit.builder import I32, I64, Function, Value
+from fusedrnn.jit.builder import I32, I64, Function, Operand, Value
 from fusedrnn.jit.int_vector import shuffle
 from fusedrnn.jit.target import Target
 
@@ -28,7 +28,7 @@ FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 
 @dataclass(frozen=True)
 class Format:
-    """What the reduction must know of a floating-point format."""
+    """A floating-point format, and the constants of the range reduction in it."""
 
     suffix: str
     scalar: ir.Type
@@ -45,7 +45,7 @@ class Format:
 
 
 FORMATS = {
-    # ln2_high has so few bits that its product with any n in range is exact; coth: z·coth z by powers of z².
+    # ln2_high has few enough bits that its product with any n in range is exact. coth: z·coth z in powers of z².
     "float32": Format(
         "f32", FLOAT, I32, 23, 127, 0.693145751953125, 1.4286068203094172321e-06,
         (1.0, 0.333332359790802, -0.0221279114484787),
@@ -63,7 +63,7 @@ FORMATS = {
 
 
 class Vectors:
-    """Operations on vectors of one format in a function under construction; an Arithmetic for cells' maths."""
+    """Operations on vectors of one format in a function under construction; also the emitters of cells' operations."""
 
     def __init__(self, function: Function, target: Target, dtype: str) -> None:
         self.function, self.target, self.dtype = function, target, dtype
@@ -78,35 +78,31 @@ class Vectors:
         """The number in every lane."""
         return self.function.constant(value, self.type)
 
-    def iconst(self, value: int) -> Value:
-        """The integer, as wide as the floats, in every lane."""
-        return self.function.constant(value, self.itype)
-
     def load(self, address: Value, align: int | None = None) -> Value:
-        """A vector from memory; by default aligned to its own size."""
+        """Load a vector; by default aligned to its own size."""
         return self.function.load(address, self.type, align or self.bytes)
 
     def store(self, value: Value, address: Value, align: int | None = None) -> None:
-        """A vector to memory; by default aligned to its own size."""
+        """Store a vector; by default aligned to its own size."""
         self.function.store(value, address, align or self.bytes)
 
     def store_masked(self, value: Value, address: Value, count: Value) -> None:
-        """The first ``count`` lanes to memory of any alignment; the bytes behind them are not touched."""
+        """Store the first ``count`` lanes at any alignment; nothing else is written."""
         f = self.function
-        arguments = [value, f.pointer(address), ir.Constant(I32, self.item), self._first(count)]
+        arguments = [value, f.pointer(address), ir.Constant(I32, self.item), self._mask(count)]
         f.intrinsic(f"llvm.masked.store.{self._suffix}.p0", ir.VoidType(), arguments)
 
     def load_masked(self, address: Value, count: Value) -> Value:
-        """The first ``count`` lanes from memory of any alignment, zeros behind them; nothing else is read."""
+        """Load the first ``count`` lanes at any alignment, with zeros in the others; nothing else is read."""
         f = self.function
-        arguments = [f.pointer(address), ir.Constant(I32, self.item), self._first(count), self.const(0.0)]
+        arguments = [f.pointer(address), ir.Constant(I32, self.item), self._mask(count), self.const(0.0)]
         return f.intrinsic(f"llvm.masked.load.{self._suffix}.p0", self.type, arguments)
 
     def zero_tail(self, value: Value, count: Value) -> Value:
-        """The first ``count`` lanes of a vector, zeros behind them."""
-        return self._first(count).select(value, 0.0)
+        """The first ``count`` lanes of a vector, with zeros in the others."""
+        return self._mask(count).select(value, 0.0)
 
-    def _first(self, count: Value) -> Value:
+    def _mask(self, count: Value) -> Value:
         lane = Value(self.function, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
         return lane < self._splat(count, I64)
 
@@ -115,11 +111,11 @@ class Vectors:
         return f"v{self.lanes}{self.format.suffix}"
 
     def broadcast(self, address: Value) -> Value:
-        """A number from memory in every lane."""
+        """Load a number into every lane."""
         return self.splat(self.function.load(address, self.format.scalar, self.item))
 
     def gather(self, addresses: Sequence[Value]) -> Value:
-        """A number from each address."""
+        """Load a number from each address into a lane."""
         f = self.function
         vector = ir.Constant(self.type, ir.Undefined)
         for lane, address in enumerate(addresses):
@@ -128,42 +124,41 @@ class Vectors:
         return Value(f, vector)
 
     def transpose_square(self, addresses: Sequence[Value]) -> list[Value]:
-        """A square from memory of any alignment, turned: lane i of vector j is number j at address i.
+        """Load a square at any alignment and transpose it: lane i of vector j is number j at address i.
 
-        For each bit of a lane's number, it changes places with that bit of the row's: for the highest as halves of rows
-        are loaded side by side, which takes no shuffle on most processors.
+        A transpose exchanges each bit of the lane's number with that bit of the row's. The highest bit is exchanged by
+        loading halves of two rows into one vector, which takes no shuffle on most processors; the others by shuffles.
         """
         half = self.lanes // 2
-        low, high = addresses[:half], addresses[half:]
         rows = [
-            self._side_by_side(one + part * half * self.item, other + part * half * self.item)
-            for part in (0, 1)
-            for one, other in zip(low, high, strict=True)
+            self._load_halves(low + offset, high + offset)
+            for offset in (0, half * self.item)
+            for low, high in zip(addresses[:half], addresses[half:], strict=True)
         ]
         distance = 1
         while distance < half:
             lanes = range(self.lanes)
-            kept = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
-            moved = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
-            for first in lanes:
-                if not first & distance:
-                    pair = rows[first], rows[first + distance]
-                    rows[first], rows[first + distance] = (shuffle(*pair, places) for places in (kept, moved))
+            first = [lane if not lane & distance else self.lanes + lane - distance for lane in lanes]
+            second = [lane + distance if not lane & distance else self.lanes + lane for lane in lanes]
+            for row in lanes:
+                if not row & distance:
+                    pair = rows[row], rows[row + distance]
+                    rows[row], rows[row + distance] = shuffle(*pair, first), shuffle(*pair, second)
             distance *= 2
         return rows
 
-    def _side_by_side(self, one: Value, other: Value) -> Value:
-        """Half a vector from each of two addresses."""
+    def _load_halves(self, low: Value, high: Value) -> Value:
+        """A vector of two halves, one from each address."""
         kind = ir.VectorType(self.format.scalar, self.lanes // 2)
-        low, high = (self.function.load(at, kind, self.item) for at in (one, other))
-        return shuffle(low, high, range(self.lanes))
+        first, second = (self.function.load(address, kind, self.item) for address in (low, high))
+        return shuffle(first, second, range(self.lanes))
 
     def splat(self, scalar: Value) -> Value:
-        """A number in every lane."""
+        """The number in every lane."""
         return self._splat(scalar, self.format.scalar)
 
     def splat_float64(self, bits: Value) -> Value:
-        """A float64, given by its bits and rounded to this format, in every lane."""
+        """A float64, given by its bits, rounded to this format, in every lane."""
         number = bits.bitcast(DOUBLE)
         if self.format.scalar is not DOUBLE:
             number = Value(self.function, self.function.builder.fptrunc(number.ir, self.format.scalar))
@@ -176,7 +171,7 @@ class Vectors:
         return Value(self.function, builder.shuffle_vector(first, ir.Constant(wide, ir.Undefined), zeros))
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """a·b + c, rounded once where the target can."""
+        """a·b + c, rounded once if the target has FMA."""
         name = "fma" if self.target.fma else "fmuladd"
         return self.function.intrinsic(f"llvm.{name}.{self._suffix}", self.type, [a, b, c])
 
@@ -202,7 +197,7 @@ class Vectors:
         return a * b
 
     def relu(self, x: Value) -> Value:
-        """max(x, 0), NaN staying NaN."""
+        """max(x, 0); NaN stays NaN."""
         return (x <= 0.0).select(0.0, x)
 
     def relu_grad(self, x: Value, value: Value) -> Value:
@@ -214,27 +209,27 @@ class Vectors:
         return a / b
 
     def abs_grad(self, x: Value, value: Value) -> Value:
-        """``value``, its sign changed where x is negative."""
+        """``value``, with its sign changed where x is negative."""
         return (x < 0.0).select(0.0 - value, value)
 
-    def clip(self, x: Value, low: Value, high: Value) -> Value:
-        """The number, or the limit that it is beyond; NaN stays NaN."""
+    def clip(self, x: Value, low: Operand, high: Operand) -> Value:
+        """Limit x to the interval; NaN stays NaN."""
         x = (x > high).select(high, x)
         return (x < low).select(low, x)
 
     def clip_nan(self, x: Value, low: Value, high: Value) -> Value:
-        """The same with the lower limit for NaN, which is at least as large as nothing."""
+        """Limit x to the interval; NaN becomes the lower limit."""
         x = (x >= low).select(x, low)
         return (x > high).select(high, x)
 
     def clip_grad(self, x: Value, low: Value, high: Value, value: Value) -> Value:
-        """``value`` where x is within the limits, else zero."""
+        """``value`` where x is within the interval, else zero."""
         return ((x >= low) & (x <= high)).select(value, 0.0)
 
     def _exponential(self, x: Value, scale: float, ln2: Sequence[float]) -> tuple[Value, Value, Value]:
-        """2ⁿ, C and r of exp(scale·x), for x in range; ``ln2`` in parts, the first of which counts most."""
+        """2ⁿ, C and r of exp(scale·x), for x in range; ``ln2`` is a sum of parts, the largest first."""
         form = self.format
-        # The exponent's bias is part of the large number: the last bits of the sum are those of 2ⁿ, to be moved.
+        # The large number includes the exponent's bias: the sum's last bits, shifted left, are 2ⁿ.
         magic = 1.5 * 2.0**form.mantissa + form.bias
         shifted = self.fma(x, self.const(scale * math.log2(math.e)), self.const(magic))
         power = (shifted.bitcast(self.itype) << form.mantissa).bitcast(self.type)
@@ -248,32 +243,27 @@ class Vectors:
             coth = self.fma(coth, square, self.const(factor))
         return power, coth, r
 
-    def _clamp(self, x: Value, lowest: float, highest: float) -> Value:
-        """The number, or the limit that it is beyond; NaN stays NaN."""
-        x = (x > highest).select(highest, x)
-        return (x < lowest).select(lowest, x)
-
     def tanh(self, x: Value) -> Value:
         """The hyperbolic tangent."""
-        size = self.abs(x)
+        magnitude = self.abs(x)
         limit = self.format.tanh_is_one
-        # The error of ln 2 as one number, at most 30 times (float64: 60) 2⁻²⁹ (2⁻⁵⁵), fades as tanh flattens.
-        power, coth, r = self._exponential((size > limit).select(limit, size), 2.0, [math.log(2)])
-        above = self.fma(power - 1.0, coth, (power + 1.0) * r)
+        # ln 2 as one number has an error: n times 2⁻²⁹ (float64: 2⁻⁵⁵), n ≤ 30 (60). It fades as tanh flattens.
+        power, coth, r = self._exponential((magnitude > limit).select(limit, magnitude), 2.0, [math.log(2)])
+        numerator = self.fma(power - 1.0, coth, (power + 1.0) * r)
         name = f"llvm.copysign.{self._suffix}"
-        return self.function.intrinsic(name, self.type, [above / self.fma(coth - r, self.const(2.0), above), x])
+        return self.function.intrinsic(name, self.type, [numerator / self.fma(coth - r, self.const(2.0), numerator), x])
 
     def sigmoid(self, x: Value) -> Value:
         """1 / (1 + exp(-x))."""
         form = self.format
-        x = self._clamp(x, form.sigmoid_is_zero, form.sigmoid_is_one)
-        # Where 2ⁿ is too large for the format it is inf by its bits, and the quotient zero.
+        x = self.clip(x, form.sigmoid_is_zero, form.sigmoid_is_one)
+        # A 2ⁿ too large for the format has the bits of inf, and the quotient is zero.
         power, coth, r = self._exponential(x, -1.0, [form.ln2_high, form.ln2_low])
-        one = coth - r
-        return one / self.fma(power, coth + r, one)
+        numerator = coth - r
+        return numerator / self.fma(power, coth + r, numerator)
 
     def expm1(self, x: Value) -> Value:
-        """exp(x) - 1, for x of at most 0: as tanh from the quotient, with no difference of what is nearly the same."""
+        """exp(x) - 1, for x ≤ 0: one quotient as in tanh, so that no nearly equal numbers are subtracted."""
         form = self.format
         lowest = -2 * form.tanh_is_one
         power, coth, r = self._exponential((x < lowest).select(lowest, x), 1.0, [form.ln2_high, form.ln2_low])
@@ -282,14 +272,14 @@ class Vectors:
     def softplus(self, x: Value) -> Value:
         """log(1 + exp(x)) = max(x, 0) + log(1 + e) with e = exp(-|x|), and log(1 + e) = 2·artanh(e / (2 + e)).
 
-        Where e is less than any normal number it is taken for zero.
+        An e below the smallest normal number counts as zero.
         """
         form = self.format
-        size, limit = self.abs(x), (form.bias - 1) * math.log(2)
-        beyond = size > limit
-        power, coth, r = self._exponential(beyond.select(limit, size), -1.0, [form.ln2_high, form.ln2_low])
-        above = power * (coth + r)
-        t = above / self.fma(coth - r, self.const(2.0), above)
+        magnitude, limit = self.abs(x), (form.bias - 1) * math.log(2)
+        beyond = magnitude > limit
+        power, coth, r = self._exponential(beyond.select(limit, magnitude), -1.0, [form.ln2_high, form.ln2_low])
+        numerator = power * (coth + r)
+        t = numerator / self.fma(coth - r, self.const(2.0), numerator)
         square = t * t
         series = self.const(2 / (2 * form.artanh_terms - 1))
         for term in reversed(range(form.artanh_terms - 1)):

@@ -18,7 +18,7 @@ from fusedrnn.onnx.graph import is_recurrent
 from fusedrnn.onnx.node_runner import Recurrence
 from fusedrnn.onnx.scopes import Scope
 from fusedrnn.onnx.weight_layout import Array
-from fusedrnn.spec import positive_int
+from fusedrnn.scalars import positive_int
 from onnx import ModelProto, NodeProto
 
 _ACCEPTED = frozenset({*KINDS, "Constant", *FOLDED})

@@ -58,7 +58,7 @@ class Reserve:
     def backward(self, operands: BackwardOperands) -> None:
         """Compute the gradients on the engine that ran forward; the operands have been checked."""
         grads = operands.grads
-        if grads.x is not None and not grads.add_x:
+        if grads.x is not None and not grads.add_x and self._lengths is not None:
             clear_padding(grads.x, self._lengths)
         if any(buffer is not None for buffer in (grads.x, grads.params, grads.states)):
             self._engine.backward(self._residuals, operands)

@@ -18,7 +18,8 @@ from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.reserve import Reserve, check_reserve
 from fusedrnn.op.stream import Stream
-from fusedrnn.spec import RNNSpec, check_bytes, positive_int
+from fusedrnn.scalars import check_bytes, positive_int
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 _GATES: SavePolicy = "gates"
@@ -68,6 +69,8 @@ class RNNOp:
         self._requested_backend = backend
         self._selector = registry.EngineSelector(spec, backend)
         self.backend, self._engine = self._selector.select()
+        # By whether a call trains, and whether it has lengths.
+        self._selected: dict[tuple[bool, bool], tuple[str, Engine]] = {(False, False): (self.backend, self._engine)}
         self._call_cache = CallCache()
         # The name and the engine of the last training call that may be cached.
         self._trainer: tuple[str, Any] = "", None
@@ -112,10 +115,12 @@ class RNNOp:
 
     def _select_engine(self, training: bool, lengths: bool = False) -> tuple[str, Engine]:
         """The name and the engine for a call of that kind."""
-        if not training and not lengths:
-            return self.backend, self._engine
-        needed = {"training": training, "lengths": lengths, "dropout": training and self.spec.drops}
-        return self._selector.select(frozenset(need for need in NEEDS if needed[need]))
+        selected = self._selected.get((training, lengths))
+        if selected is None:
+            needed = {"training": training, "lengths": lengths, "dropout": training and self.spec.drops}
+            selected = self._selector.select(frozenset(need for need in NEEDS if needed[need]))
+            self._selected[training, lengths] = selected
+        return selected
 
     def forward(
         self,
@@ -165,7 +170,8 @@ class RNNOp:
         save, seed = validation.check_save_policy(reserve), validation.check_seed(seed)
         operands = validation.forward_operands(spec, x, params, states, lengths, out)
         name, engine = self._select_engine(trains, operands.lengths is not None)
-        clear_padding(operands.y, operands.lengths)
+        if operands.lengths is not None:
+            clear_padding(operands.y, operands.lengths)
         cacheable = operands.lengths is None and save == "gates"
         if not trains:
             final = engine.forward(operands)

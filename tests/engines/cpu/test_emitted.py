@@ -14,9 +14,10 @@ from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
-from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
+from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.gemm import _UNROLL, _UNROLL_OF_NARROW, GEMM, GEMM_TN
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
+from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit import compiler
 from fusedrnn.jit.target import Target, is_x86, known_targets
 from fusedrnn.spec import DTYPES, MODES
@@ -155,7 +156,7 @@ def test_operands_are_loaded_once(dtype, pinned, kind):
 
 @pytest.mark.parametrize(
     ("module", "function", "quotients"),
-    [("forward", "sequence", 5), ("training", "sequence", 5), ("backward", "sweep", 1)],
+    [("forward", "direction_loop", 5), ("training", "direction_loop", 5), ("backward", "direction_loop", 1)],
 )
 def test_gate_maths_in_whole_vectors(dtype, pinned, module, function, quotients):
     """The cell's maths, such as exp and division, runs on vectors of full width."""

@@ -1,4 +1,4 @@
-"""Whether several threads serve a call better than one: calls are timed, and the faster way is used."""
+"""Trials of one thread: calls are timed, and run on several threads or on one, whichever is faster."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, frozen
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.launch import guarded_call as prepared
-from fusedrnn.engines.cpu.plan import thread_trials as benefit
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice, ThreadChoices
 from fusedrnn.runtime import thread_pool
 
@@ -15,21 +15,21 @@ FORECAST = Forecast(several=60e-6, alone=100e-6)
 
 
 class Calls:
-    """Calls one after another on a machine where each way takes as long as it is told."""
+    """Calls one after another on a machine where several threads and one take given times."""
 
     def __init__(self, several, alone):
         self.thread_choice, self.now, self.several, self.alone = ThreadChoice(), 0.0, several, alone
 
     def call(self, hiccup=0.0):
-        """Make a call; whether it used several threads."""
+        """Make a call; return whether it used several threads."""
         several = self.thread_choice.use_several(self.now)
-        took = (self.several if several else self.alone) + hiccup
-        self.now += took
-        self.thread_choice.note(several, took, self.now, FORECAST)
+        seconds = (self.several if several else self.alone) + hiccup
+        self.now += seconds
+        self.thread_choice.note(several, seconds, self.now, FORECAST)
         return several
 
     def run(self, seconds):
-        """The share of calls in so many seconds that used several threads."""
+        """Make calls for so many seconds; return the fraction of them that used several threads."""
         end, used = self.now + seconds, []
         while self.now < end:
             used.append(self.call())
@@ -42,7 +42,7 @@ def test_threads_that_help_are_used():
 
 
 def test_a_slower_machine_than_the_forecasts_needs_one_trial():
-    """Every call is late by the forecast; after a trial late is what takes longer than one thread takes there."""
+    """By the forecast, every call is late; after a trial, only one that takes longer than one thread does here."""
     calls = Calls(several=240e-6, alone=400e-6)
     assert 0.5 < calls.run(0.01) < 1
     assert calls.run(20.0) == 1
@@ -54,7 +54,7 @@ def test_threads_that_do_not_help_are_left_out(several):
     learning = 0
     while calls.thread_choice.sharing:
         learning += calls.call()
-    assert learning <= benefit._LATE
+    assert learning <= tuning.current().late_calls
     assert several < 0.5 or learning == 1  # the slower, the sooner
     used = calls.run(200 * several)
     assert used * several < 0.1 * (1 - used) * 110e-6 + 0.03 * several
@@ -67,7 +67,7 @@ def test_threads_that_help_again_are_used_again():
     calls.run(30.0)
     assert not calls.thread_choice.sharing
     calls.several = 60e-6
-    calls.run(benefit._LONGEST_PAUSE + 0.5)
+    calls.run(tuning.current().max_trial_pause + 0.5)
     assert calls.thread_choice.sharing
     assert calls.run(1.0) == 1
 
@@ -80,16 +80,16 @@ def test_single_hiccups_change_nothing():
 
 
 def test_a_tie_goes_to_one_thread():
-    """Other threads must pay: somebody else may want the processors."""
+    """Several threads must gain something: other programs may want the processors."""
     calls = Calls(several=105e-6, alone=104e-6)
     calls.run(2.0)
     assert not calls.thread_choice.sharing
 
 
-def test_trends_are_few_whatever_the_lengths():
+def test_choices_are_few_whatever_the_lengths():
     thread_choices = ThreadChoices()
-    found = {id(thread_choices.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
-    assert len(found) < 15
+    choices = {id(thread_choices.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
+    assert len(choices) < 15
     assert thread_choices.of("forward", None) is None
     assert thread_choices.of("forward", Forecast(0.5, 1.0)) is None
     first = thread_choices.of("forward", FORECAST)
@@ -109,18 +109,16 @@ def shared(monkeypatch):
     return asked
 
 
-def worth_sharing(monkeypatch):
-    """Let the cost model share out every call, however small."""
-    monkeypatch.setattr(benefit, "_LONGEST_CALL", 1.0)
-    from fusedrnn.engines.cpu.plan import forward as plan
-
-    monkeypatch.setattr(plan, "compared", lambda share, cost: -share.num_threads)
+@pytest.fixture
+def worth_sharing():
+    """The cost model takes several threads for every call, however small."""
+    with tuning.tuned(max_trial_call=1.0, min_speedup=0.0):
+        yield
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_calls_do_as_the_trend_says(monkeypatch, shared, sharing):
+def test_calls_do_as_the_choice_says(monkeypatch, worth_sharing, shared, sharing):
     """Checked and cached calls, forward, in training and backward; with the same bits."""
-    worth_sharing(monkeypatch)
     problem = make_problem("lstm", SHAPE)
     thread_choice = ThreadChoice()
     monkeypatch.setattr(thread_choice.__class__, "note", lambda *_: None)
@@ -139,12 +137,11 @@ def test_calls_do_as_the_trend_says(monkeypatch, shared, sharing):
     assert bool(shared) is sharing
 
 
-def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
+def test_calls_in_torch_do_as_the_choice_says(monkeypatch, worth_sharing):
     torch = pytest.importorskip("torch")
     from fusedrnn.runtime.openmp import OpenMPTeam
     from fusedrnn.torch import LSTM
 
-    worth_sharing(monkeypatch)
     ran = []
     for kind in (thread_pool.ThreadTeam, OpenMPTeam):
         plain = kind.run
@@ -169,8 +166,7 @@ def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_calls_are_timed(monkeypatch):
-    worth_sharing(monkeypatch)
+def test_calls_are_timed(monkeypatch, worth_sharing):
     noted = []
     monkeypatch.setattr(ThreadChoice, "note", lambda self, *what: noted.append(what))
     problem = make_problem("gru", SHAPE)

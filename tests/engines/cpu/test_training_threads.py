@@ -14,7 +14,7 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import kernel_args as records
 from fusedrnn.runtime import thread_pool
 
-pytestmark = pytest.mark.usefixtures("eager")
+pytestmark = pytest.mark.usefixtures("use_all_threads")
 
 SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 

@@ -51,16 +51,16 @@ class _CachedCall:
         """The guarded call for arrays like these, one for each operand; the address of ``ignored`` is not used."""
         executor, name = self._executor, problem[0]
         planned = executor.planned(problem, self._threads)
-        awake = executor.awake_args(planned)
-        single = awake if awake.plan.forecast is None else executor.single_args(planned)
+        spinning = executor.spinning_args(planned)
+        single = spinning if spinning.plan.forecast is None else executor.single_args(planned)
         samples = [
             (array, "nothing" if operand == ignored else operand, rule.written)
             for (operand, rule), array in zip(operands.items(), arrays, strict=True)
         ]
         first_param = executor.spec.layout.by_layer_direction[0].name
         return GuardedCall(
-            executor.job(name), (planned.args, awake, single), pool_team(self._threads), executor.workspaces,
-            executor.thread_choices.of(name, awake.plan.forecast), samples, constants,
+            executor.job(name), (planned.args, spinning, single), pool_team(self._threads), executor.workspaces,
+            executor.thread_choices.of(name, spinning.plan.forecast), samples, constants,
             unpacked=f"unpacked {first_param}" if unpacked else "",
             dparams=first_param if computes_dparams else "",
             offsets=executor.weight_cache.offsets, computes_dx=computes_dx,
@@ -123,15 +123,14 @@ class CachedForward(_CachedCall):
         pair = _NO_STATES if states is None else self._pair(states)
         if pair is None or get_num_threads() != self._threads:
             return None
-        weights, executor = self._weights, self._executor
-        steps, batch, _ = self._shape
+        weights = self._weights
         if self._frozen is not None:
             if params is not self._frozen:
                 return None
         elif not self._params_in_place:
-            if type(params) is not np.ndarray or not executor.weight_cache.fits(params):
+            if type(params) is not np.ndarray or not self._executor.weight_cache.fits(params):
                 return None
-            weights = executor.weights_of(params, steps, batch, self._save)
+            weights = self._executor.weights_of(params, self._shape[0], self._shape[1], self._save)
             if isinstance(weights, PackedWeights) is self._unpacked:
                 return None
         y = np.empty(self._shape, self._dtype) if out is None else out
@@ -146,7 +145,8 @@ class CachedForward(_CachedCall):
         if self._layout is None:
             return (y, final, None) if self._guarded.run(arrays, address) else None
         assert weights is not None
-        info, lease = executor.allocate_reserve(steps, batch, None, "gates", seed)
+        steps, batch, _ = self._shape
+        info, lease = self._executor.allocate_reserve(steps, batch, None, "gates", seed)
         if info.layout is not self._layout or not self._guarded.run(arrays, address, lease.address, signed(seed)):
             return None
         return y, final, CpuResiduals(info, lease, weights)

@@ -11,16 +11,19 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedrnn import env
+from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
-from fusedrnn.engines.cpu.kernels.tiling import Tiling
-from fusedrnn.engines.cpu.launch.args_kernel import load_fill
+from fusedrnn.engines.cpu.launch.args_kernel import load_bind
 from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
-from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, backward_args, forward_args, signed
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
+from fusedrnn.engines.cpu.launch.struct_fields import backward_args, forward_args
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.partition import has_few_reads, limit_threads
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
@@ -40,11 +43,6 @@ Array = NDArray[Any]
 Weights = PackedWeights | WeightPointers
 Problem = tuple[str, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
-# Idle reserves that an op keeps for its next calls, if as many were in use at once.
-MOST_RESERVES = 16
-# A call reads each weight once for every so many rows of a step. Up to so many reads, packing does not pay; in training
-# the weights have mostly changed since the last call, so that they would be packed again.
-_ROWS_PER_READ, _MOST_READS, _MOST_READS_IN_TRAINING = 4, 2, 6
 
 
 @dataclass(eq=False)
@@ -55,14 +53,14 @@ class PlannedCall:
         problem: The problem.
         threads: Threads that it may use.
         args: For threads that sleep until the call.
-        awake_args: For threads that are awake, which are worth using for less work.
+        spinning_args: For threads that spin, which are worth using for less work.
         single_args: For one thread.
     """
 
     problem: Problem
     threads: int
     args: KernelArgs
-    awake_args: KernelArgs | None = None
+    spinning_args: KernelArgs | None = None
     single_args: KernelArgs | None = None
 
 
@@ -75,8 +73,8 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
-        self._tiling = Tiling.of(spec, self.target)
-        self.workspaces, self._reserves = Workspaces(), BufferPool(MOST_RESERVES)
+        self._tiling, self.tuning = Tiling.of(spec, self.target), tunings.current()
+        self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
         self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
         self._can_run_unpacked = is_plain(lowered_cell(spec.variant))
@@ -99,7 +97,7 @@ class Executor:
             spec, target = self.spec, self.target
             with self._lock:
                 # Everything that any call needs, so that no later call compiles.
-                load_fill()
+                load_bind()
                 load_fingerprint()
                 load_guarded_call()
                 load_pool()
@@ -113,7 +111,7 @@ class Executor:
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
-        return self._can_run_unpacked and _reads_weights_rarely(steps, batch, training)
+        return self._can_run_unpacked and has_few_reads(steps, batch, training, self.tuning)
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -190,7 +188,8 @@ class Executor:
         else:
             problem, seed = ("training", steps, batch, residuals.layout), residuals.seed
         values = (
-            *x, *y, *initial, *final, weights.address, reserve, _row_offsets(varlen), signed(seed)
+            *x, *y, *initial, *final, weights.address, reserve,
+            0 if varlen is None else varlen.row_offsets_address, signed(seed),
         )  # fmt: skip
         self._run_job(problem, values, weights.matrices, varlen, team)
 
@@ -207,28 +206,24 @@ class Executor:
         """Compute the gradients of a training call with these weights, whose reserve is at that address."""
         layout, varlen = residuals.layout, residuals.varlen
         values = (
-            *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve, _row_offsets(varlen),
-            signed(residuals.seed), grads.add_x, grads.add_params, grads.add_states,
+            *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve,
+            0 if varlen is None else varlen.row_offsets_address, signed(residuals.seed),
+            grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
         problem: Problem = "backward", layout.steps, layout.batch, layout
         self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))
 
     def _run_job(
-        self,
-        problem: Problem,
-        values: tuple[int, ...],
-        params: Sequence[int],
-        varlen: VarLen | None,
-        team: ThreadTeam | None,
-        computes_dx: bool = False,
-    ) -> None:
+        self, problem: Problem, values: tuple[int, ...], params: Sequence[int],
+        varlen: VarLen | None, team: ThreadTeam | None, computes_dx: bool = False,
+    ) -> None:  # fmt: skip
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
         name = problem[0]
         job = self._jobs.get(name) or self.job(name)
         team = team or pool_team(get_num_threads())
-        awake = team.note_call_start()
+        spinning = team.note_call_start()
         planned = self.planned(problem, team.threads)
-        args = self.awake_args(planned) if awake else planned.args
+        args = self.spinning_args(planned) if spinning else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
@@ -257,13 +252,13 @@ class Executor:
             logger.info(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
         return planned
 
-    def awake_args(self, planned: PlannedCall) -> KernelArgs:
-        """The arguments for threads that are awake."""
+    def spinning_args(self, planned: PlannedCall) -> KernelArgs:
+        """The arguments for threads that spin."""
         if planned.args.num_threads == planned.threads:
             return planned.args
-        if planned.awake_args is None:
-            planned.awake_args = self._plan(planned.problem, planned.threads, awake=True)
-        return planned.awake_args
+        if planned.spinning_args is None:
+            planned.spinning_args = self._plan(planned.problem, planned.threads, spinning=True)
+        return planned.spinning_args
 
     def single_args(self, planned: PlannedCall) -> KernelArgs:
         """The arguments for one thread."""
@@ -271,29 +266,23 @@ class Executor:
             planned.single_args = self._plan(planned.problem, 1)
         return planned.single_args
 
-    def _plan(self, problem: Problem, threads: int, awake: bool = False) -> KernelArgs:
+    def _plan(self, problem: Problem, threads: int, spinning: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
-        spec, target, passes = self.spec, self.target, self.weight_cache.layout.passes
+        spec, tuning, offsets = self.spec, self.tuning, self.weight_cache.layout.layer_dirs
         training = layout is not None
-        threads = limit_threads(spec, threads, steps, batch, training)
+        size = spec, self.target, steps, batch, limit_threads(spec, threads, steps, batch, training, tuning)
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
-            backward_plan = make_backward_plan(spec, target, steps, batch, threads, recompute=recompute, awake=awake)
-            return backward_args(spec, backward_plan, passes, layout)
-        plan = make_forward_plan(spec, target, steps, batch, threads, training=training, awake=awake)
-        return forward_args(spec, plan, passes, layout)
+            backward_plan = make_backward_plan(*size, recompute=recompute, spinning=spinning, tuning=tuning)
+            return backward_args(spec, backward_plan, offsets, layout)
+        plan = make_forward_plan(*size, training=training, spinning=spinning, tuning=tuning)
+        return forward_args(spec, plan, offsets, layout)
 
     def _execute(
-        self,
-        job: Job,
-        args: KernelArgs,
-        team: ThreadTeam,
-        values: tuple[int, ...],
-        params: Sequence[int],
-        varlen: VarLen | None,
-        computes_dx: bool,
-    ) -> bool:
+        self, job: Job, args: KernelArgs, team: ThreadTeam, values: tuple[int, ...], params: Sequence[int],
+        varlen: VarLen | None, computes_dx: bool,
+    ) -> bool:  # fmt: skip
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
         tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
         scratch = self.workspaces.acquire(args.size)
@@ -305,19 +294,3 @@ class Executor:
             ran = team.run(job, address, args.num_threads)
         self.workspaces.release(scratch)
         return ran
-
-
-def limit_threads(spec: RNNSpec, threads: int, steps: int, batch: int, training: bool) -> int:
-    """How many threads may share a call: one where it has just written the weights itself, to read them once."""
-    unpacked = training and is_plain(lowered_cell(spec.variant)) and _reads_weights_rarely(steps, batch, training)
-    return 1 if unpacked else threads
-
-
-def _reads_weights_rarely(steps: int, batch: int, training: bool) -> bool:
-    """Whether packing the weights, or checking whether they have changed, would cost more than it saves."""
-    reads = steps * -(-batch // _ROWS_PER_READ)
-    return reads <= (_MOST_READS_IN_TRAINING if training else _MOST_READS)
-
-
-def _row_offsets(varlen: VarLen | None) -> int:
-    return 0 if varlen is None or varlen.row_offsets is None else varlen.row_offsets.ctypes.data

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
-from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
+from fusedrnn.engines.cpu.kernels.forward import build_forward
+from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit.loader import Job, fetch, function, load, load_once
 from fusedrnn.jit.target import Target
 

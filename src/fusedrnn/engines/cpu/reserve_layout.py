@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusedrnn.engines.cpu.kernels.arena import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
-from fusedrnn.engines.cpu.kernels.tiling import Tiling, pad_against_conflicts, round_up_to_cache_line
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import SavePolicy
@@ -46,7 +47,7 @@ class ReserveLayout:
         state_size = (steps + 2) * batch * state_row
         num_states = len(spec.state_names) + len(tiling.stages) - 1
         saved_at = states_offset + spec.num_layers * num_states * state_size
-        saved_row = round_up_to_cache_line(tiling.unit_vectors * num_saved * tiling.vector_bytes)
+        saved_row = round_up_to_cache_line(tiling.unit_vecs * num_saved * tiling.vector_bytes)
         saved_size = spec.num_layers * spec.num_directions * steps * batch * saved_row
         return cls(
             save, steps, batch, states_offset, state_row, batch * state_row, state_size, num_states,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fusedrnn.mxnet.rnn.checks import Layout, as_asked, check_array, check_like, time_major
-from fusedrnn.spec import Array, check_bytes, positive_int
+from fusedrnn.scalars import check_bytes, positive_int
+from fusedrnn.spec import Array
 
 Shapes = dict[str, tuple[int, ...]]
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str})

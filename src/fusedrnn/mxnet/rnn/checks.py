@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedrnn.spec import Array, positive_int
+from fusedrnn.scalars import positive_int
+from fusedrnn.spec import Array
 
 Layout = Literal["NTC", "TNC"]
 

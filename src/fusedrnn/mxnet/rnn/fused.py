@@ -9,7 +9,8 @@ from fusedrnn.mxnet.rnn.base import BaseRNNCell, Shapes, StateInfo
 from fusedrnn.mxnet.rnn.checks import Layout, check_array, columns, require, take
 from fusedrnn.mxnet.rnn.unfused import BidirectionalCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.spec import DTYPES, Array, RNNSpec, positive_int
+from fusedrnn.scalars import positive_int
+from fusedrnn.spec import DTYPES, Array, RNNSpec
 
 
 class FusedRNNCell(BaseRNNCell):

@@ -11,7 +11,8 @@ from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, Shapes, StateInfo
 from fusedrnn.mxnet.rnn.checks import columns, require, take
-from fusedrnn.spec import Array, RNNSpec, positive_int
+from fusedrnn.scalars import positive_int
+from fusedrnn.spec import Array, RNNSpec
 
 # MXNet's names for the gates in our order: its checkpoints must load. Its c is the LSTM's g, its o the GRU's n.
 _GATE_NAMES = {"rnn_relu": ("",), "rnn_tanh": ("",), "lstm": ("_i", "_f", "_c", "_o"), "gru": ("_r", "_z", "_o")}

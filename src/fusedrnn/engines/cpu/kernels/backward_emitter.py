@@ -1,28 +1,30 @@
-"""What the parts of backward share: their records, where gradients lie, how they are handed over."""
+"""What the functions of backward share: their structs, where gradients lie, and how they reach the caller."""
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Pass, Program, looked_up, step_at
+from fusedrnn.engines.cpu.kernels.loop import (
+    COMMON_FIELDS,
+    UNPACKED_PARAMS,
+    DirectionEmitter,
+    rows_of_time,
+    table_entry,
+)
+from fusedrnn.engines.cpu.kernels.scratch import BACKWARD
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Function, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.vector import Vectors
 
 CALL = Struct(
-    *SHARED,
+    *COMMON_FIELDS,
     "block", "weight_starts", "out_weight_starts", "unsorted_indices", "batch_sizes", "sorted_indices",
     "add_states", "add_params", "recompute",
-    "groups", "group_stride", "state_gates_offset", "input_gates_offset", "gates_row", "carried_offset", "carried_size",
-    "carried_stride", "operands_offset", "transposed_offset", "transposed_stride",
-    "weights_offset", "weights_stride", "sums_offset",
-    "scratch", "scratch_stride", "places_offset", "panel_offset", "packed_offset", "packed_panels", "inner",
-    "kept_offset",
-    "forward_gates_offset", "forward_gates_stride", "recurrent_offset", "masked_offset", "masked_row",
     "x_gradient", "x_step", "x_row", "x_row_offsets", "x_add", "x_size",
-    "dx_partial", "dx_partial_step", "dx_partial_row", "dx_partial_size",
+    *BACKWARD.fields,
 )  # fmt: skip
-"""A *team* is the members that work on the same direction; its memory, ``group_stride`` bytes, holds the rows of gate
-gradients, what is carried from step to step, upright gradients and the weights' gradients."""
+"""A *direction group* is the threads that work on the same direction. Its memory, ``group_stride`` bytes, holds the
+rows of gate gradients, the gradients carried from step to step, transposed gradients and the weights' gradients."""
 LAYER_DIR = Struct(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_row_offsets",
     "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
@@ -33,134 +35,136 @@ LAYER_DIR = Struct(
 )  # fmt: skip
 
 
-class BackwardEmitter(Pass):
-    """A function of backward's under construction."""
+class BackwardEmitter(DirectionEmitter):
+    """A function of backward under construction: a thread's share of one layer-direction."""
 
     def __init__(self, program: Program, name: str, more: tuple[str, ...] = ()) -> None:
         super().__init__(program, name, (CALL, LAYER_DIR), more)
         c, v = self.c, self.v
-        self.kept_slots = len(self.derivative.saved)
-        self.unit_vectors = self.vectors_of(c.hidden)
-        self.gate_columns = self.unit_vectors * (self.gates * v.lanes)
-        self.team = c.groups + self.turn * c.group_stride
-        self.upright = self.team + c.transposed_offset
-        self.scratch = c.scratch + self.member * c.scratch_stride
-        self.state_rows, self.rows_table = self.scratch, self.scratch + self.rows * (16 * len(self.stages))
-        # A row of zeros for GEMMs to start from lies before the panel that they make.
+        self.num_saved = len(self.derivative.saved)
+        self.unit_vecs = self.num_vectors(c.hidden)
+        self.gates_k_padded = self.unit_vecs * (self.num_gates * v.lanes)
+        self.group = c.groups + self.layer_dir_group * c.group_stride
+        self.transposed = self.group + c.transposed_offset
+        self.scratch = c.scratch + self.thread * c.scratch_stride
+        self.grad_tables = self.scratch
+        self.chunk_table = self.scratch + self.rows * (16 * len(self.stages))
+        # A row of zeros, the initial accumulators of GEMMs, lies before the panel that they write.
         self.zeros = self.scratch + c.panel_offset
         self.panel = self.zeros + self.panel_bytes
 
-    def time_back(self, step: Value) -> Value:
+    def backward_time(self, step: Value) -> Value:
         """The time of a step of the backward loop in this direction."""
         return self.time(self.c.steps - 1 - step)
 
-    def wanted(self, *gradients: Value) -> Value:
-        """Whether anybody wants any of these."""
-        together = gradients[0]
+    def is_requested(self, *gradients: Value) -> Value:
+        """Whether the caller asks for any of these gradients."""
+        addresses = gradients[0]
         for gradient in gradients[1:]:
-            together = together | gradient
-        return together.is_set
+            addresses = addresses | gradient
+        return addresses.is_set
 
-    def weights_wanted(self) -> Value:
-        """Whether anybody wants any gradient of this pass's parameters."""
+    def is_any_param_requested(self) -> Value:
+        """Whether the caller asks for any gradient of this layer-direction's parameters."""
         p = self.p
-        found = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
+        gradients = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
         if self.cell.projects:
-            found.append(p.d_projection)
+            gradients.append(p.d_projection)
         if self.cell.peepholes:
-            found.append(p.d_peepholes)
-        return self.wanted(*found)
+            gradients.append(p.d_peepholes)
+        return self.is_requested(*gradients)
 
-    def columns_of(self, stage: StageKernel) -> Value:
-        """Elements of a row of a stage's gradients, those of units that are not there among them."""
-        return self.vectors_of(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)
+    def k_padded(self, stage: StageKernel) -> Value:
+        """Elements of a row of a stage's gradients, padded to whole vectors: K of its GEMMs in backward."""
+        return self.num_vectors(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)
 
-    def gradients_at(self, stage: StageKernel) -> Value:
+    def grads_offset(self, stage: StageKernel) -> Value:
         """Where a stage's gradients begin in a row of gate gradients."""
-        return self.unit_vectors * (stage.first_gate * self.v.bytes)
+        return self.unit_vecs * (stage.first_gate * self.v.bytes)
 
-    def slot_at(self, stage: StageKernel, unit: Value, slot: int) -> Value:
-        """The number of a stage's distinct gradient of a vector of units, among those of all."""
-        return self.unit_vectors * stage.first_grad + unit * stage.num_grads + slot
+    def grad_index(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
+        """The index of a stage's distinct gradient of a vector of units, among those of all stages."""
+        return self.unit_vecs * stage.first_grad + unit_vec * stage.num_grads + grad
 
-    def operand_gradient(self, stage: StageKernel, row: Value) -> Value:
-        """This member's row of what reaches the operand of a stage behind the first."""
+    def operand_grad(self, stage: StageKernel, row: Value) -> Value:
+        """This thread's row of the gradient of a later stage's operand."""
         c = self.c
-        place = (stage.index - 1) * c.batch + self.first_row + row
-        return self.team + c.operands_offset + place * c.carried_stride
+        index = (stage.index - 1) * c.batch + self.first_row + row
+        return self.group + c.operands_offset + index * c.carried_stride
 
-    def row_table(self, stage: StageKernel, parity: Value) -> Value:
-        """The addresses of a stage's rows of gradients: of even steps, then of odd ones."""
-        return self.state_rows + (parity + 2 * stage.index) * self.rows * 8
+    def grad_table(self, stage: StageKernel, parity: Value) -> Value:
+        """The table of the addresses of a stage's rows of gradients: of even steps, then of odd ones."""
+        return self.grad_tables + (parity + 2 * stage.index) * self.rows * 8
 
-    def alive_in_batch(self, time: Value) -> Value:
-        """How many sequences of the whole batch have that time."""
-        return looked_up(self.f, self.c.batch_sizes, time, self.c.batch)
+    def active_in_batch(self, time: Value) -> Value:
+        """The number of sequences of the whole batch that have that time."""
+        return table_entry(self.f, self.c.batch_sizes, time, self.c.batch)
 
     def carried(self, name: str, row: Value) -> Value:
-        """This member's row of what reaches a state from the step after."""
+        """This thread's row of the gradient of a state, carried over from the step after."""
         c = self.c
-        base = self.team + c.carried_offset + self.cell.states.index(name) * c.carried_size
+        base = self.group + c.carried_offset + self.cell.states.index(name) * c.carried_size
         return base + (self.first_row + row) * c.carried_stride
 
-    def state_gates(self, row: Value, parity: Value) -> Value:
-        """A row of gate gradients towards the recurrent weights: two sets, for even and odd steps."""
+    def h_gate_grads(self, row: Value, parity: Value) -> Value:
+        """A row of gate gradients for the recurrent GEMM: two sets, for even and odd steps."""
         c = self.c
-        return self.team + c.state_gates_offset + (parity * c.batch + self.first_row + row) * c.gates_row
+        return self.group + c.state_gates_offset + (parity * c.batch + self.first_row + row) * c.gates_row
 
-    def input_gates(self, place: Value, half: Value) -> Value:
-        """A row of gate gradients towards the input weights, of a chunk: two sets, for even and odd chunks."""
+    def x_gate_grads(self, index: Value, parity: Value) -> Value:
+        """A row of a chunk's gate gradients for the input GEMM: two sets, for even and odd chunks."""
         c = self.c
-        row = (half * c.batch + self.first_row) * c.chunk + place
-        return self.team + c.input_gates_offset + row * c.gates_row
+        row = (parity * c.batch + self.first_row) * c.chunk + index
+        return self.group + c.input_gates_offset + row * c.gates_row
 
-    def recomputed(self, place: Value) -> Value:
-        """Where a row of a chunk has what was computed again, as if all units were there."""
+    def recomputed(self, index: Value) -> Value:
+        """A row of a chunk's recomputed values, as if it began with the first of all units."""
         c, v = self.c, self.v
         units = self.hidden
-        row = (units.last - units.first) * (self.kept_slots * v.bytes)
-        return self.scratch + c.kept_offset + place * row - units.first * (self.kept_slots * v.bytes)
+        row = (units.last - units.first) * (self.num_saved * v.bytes)
+        return self.scratch + c.recomputed_offset + index * row - units.first * (self.num_saved * v.bytes)
 
 
-def emit_deliver(program: Program) -> Function:
-    """A function of (source, into, features, add): an aligned row to memory of any alignment, written or added."""
-    f = Function(program.module, "deliver", ["source", "into", "features", "add"])
-    source, into, features, add = f.arguments
+def emit_store_or_add(program: Program) -> Function:
+    """A function of (source, into, num_features, add): store an aligned row at any alignment, or add it there."""
+    f = Function(program.module, "store_or_add", ["source", "into", "num_features", "add"])
+    source, into, num_features, add = f.arguments
     v = Vectors(f, program.target, program.dtype)
-    with f.loop(0, features, v.lanes) as feature:
-        at = feature * v.item
-        value = v.load(source + at)
-        deliver(f, v, value, into + at, features - feature, add)
+    with f.loop(0, num_features, v.lanes) as feature:
+        offset = feature * v.item
+        value = v.load(source + offset)
+        store_or_add(f, v, value, into + offset, num_features - feature, add)
     f.ret()
     return f
 
 
-def deliver(f: Function, v: Vectors, value: Value, into: Value, left: Value, add: Value) -> None:
-    """A vector to memory of any alignment, written or added, as many lanes as are left."""
+def store_or_add(f: Function, v: Vectors, value: Value, into: Value, lanes_left: Value, add: Value) -> None:
+    """Store a vector at any alignment, or add it there; only as many lanes as are left."""
     total = f.var(value)
-    with f.if_else(left >= v.lanes) as (whole, tail):
+    with f.if_else(lanes_left >= v.lanes) as (whole, tail):
         with whole:
             with f.if_(add.is_set):
                 total.set(v.load(into, v.item) + value)
             v.store(total.get(), into, v.item)
         with tail:
             with f.if_(add.is_set):
-                total.set(v.load_masked(into, left) + value)
-            v.store_masked(total.get(), into, left)
+                total.set(v.load_masked(into, lanes_left) + value)
+            v.store_masked(total.get(), into, lanes_left)
 
 
 def emit_add_directions(program: Program) -> Function:
-    """A function of (call, member, members): the input's gradient is the sum of what both directions made."""
-    f = Function(program.module, "add_directions", ["call", "member", "members"])
-    call, member, members = f.arguments
+    """A function of (call, thread, num_threads): add up both directions' parts of the input's gradient."""
+    f = Function(program.module, "add_directions", ["call", "thread", "num_threads"])
+    call, thread, num_threads = f.arguments
     c, v = CALL.read(f, call), Vectors(f, program.target, program.dtype)
-    with f.loop(member, c.steps, members) as time, f.loop(0, looked_up(f, c.batch_sizes, time, c.batch)) as rank:
-        index = looked_up(f, c.sorted_indices, rank, rank)
-        into = step_at(f, c.x_gradient, c.x_step, c.x_row, c.x_row_offsets, time) + index * c.x_row
-        one = c.dx_partial + time * c.dx_partial_step + index * c.dx_partial_row
-        with f.loop(0, c.x_size, v.lanes) as feature:
-            at = feature * v.item
-            total = v.load(one + at) + v.load(one + c.dx_partial_size + at)
-            deliver(f, v, total, into + at, c.x_size - feature, c.x_add)
+    with f.loop(thread, c.steps, num_threads) as time:
+        with f.loop(0, table_entry(f, c.batch_sizes, time, c.batch)) as sorted_index:
+            sequence = table_entry(f, c.sorted_indices, sorted_index, sorted_index)
+            dx = rows_of_time(f, c.x_gradient, c.x_step, c.x_row, c.x_row_offsets, time) + sequence * c.x_row
+            partial = c.dx_partials + time * c.dx_partial_step + sequence * c.dx_partial_row
+            with f.loop(0, c.x_size, v.lanes) as feature:
+                offset = feature * v.item
+                total = v.load(partial + offset) + v.load(partial + c.dx_partial_size + offset)
+                store_or_add(f, v, total, dx + offset, c.x_size - feature, c.x_add)
     f.ret()
     return f

@@ -1,321 +1,291 @@
-"""The time loop: one job that runs every layer and direction of a network over a whole sequence.
+"""The forward time loop: one job that runs every layer and direction of a network over a whole sequence.
 
-For a chunk of time steps at once a member multiplies the inputs with just the weights that it will itself consume.
-Then, step by step: the recurrent GEMM, the cell's maths, h and c and y written, and a barrier if other members need
-the new h. In training every state, and what else backward needs, also goes to the reserve, and a layer's input is read
-from what the layer below has left there.
+A thread first multiplies the inputs of a chunk of steps by the weights of its own units. Then, step by step: the
+recurrent GEMM, the cell's maths, h, c and y stored, and a barrier if other threads need the new h.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, Peephole, PreH, PreSum, PreX, Projected, Saved, StageOperand, State
+from fusedrnn.cell.leaves import NewState, Peephole, PreH, PreSum, PreX, Projected, StageOperand, State
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
-from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Program, each_pass, step_at
+from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, rows_of_time
+from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
+from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
+from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 
-CALL = Struct(
-    *SHARED,
-    "states", "state_stride", "state_direction", "cell_offset", "operands_offset",
-    "scratch", "scratch_stride", "h_rows_offset", "gates_offset", "gates_stride", "recurrent_offset",
-    "masked_offset", "masked_row", "biases_offset", "biases_size",
-)  # fmt: skip
+CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,
     "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values",
 )  # fmt: skip
 
-Rows = dict[Result | str, Value]
-"""Where the results of a row go: by result for the reserve; "y", the output; "kept", the reserve's saved values."""
+OutputRows = dict[Result | str, Value]
+"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved", the saved values."""
+
+
+class StepPosition(NamedTuple):
+    """A step of the loop."""
+
+    step: Value
+    time: Value
+    active_rows: Value
+    gates: Value  # the first row of the step's gates
+    y: Value  # the first row of the time's output
+
+
+class CellPosition(NamedTuple):
+    """One vector of units of one row."""
+
+    row: Value
+    unit_vec: Value
+    parity: Value  # 0 in even steps, 1 in odd ones
+    gate_row: Value
+    recurrent: Value  # its pre-activations from the recurrent GEMM
 
 
 def build_forward(variant: Variant, dtype: str, target: Target) -> Module:
-    """The module whose ``forward(call, member)`` is a pool's job."""
+    """The module whose ``forward(call, thread)`` is the job of inference."""
     program = Program.of("forward", variant, dtype, target)
-    return _build(program, _Inference(program).emit())
+    return build_job(program, Inference(program).emit())
 
 
-def build_training(variant: Variant, dtype: str, target: Target) -> Module:
-    """The same in training."""
-    program = Program.of("training", variant, dtype, target)
-    return _build(program, _Training(program).emit())
-
-
-def _build(program: Program, sequence: Function) -> Module:
-    f = Function(program.module, "forward", ["call", "member"], exported=True)
-    call, member = f.arguments
+def build_job(program: Program, direction_loop: Function) -> Module:
+    """Add the exported function, which calls ``direction_loop`` for each layer-direction of a thread."""
+    f = Function(program.module, "forward", ["call", "thread"], exported=True)
+    call, thread = f.arguments
     c = CALL.read(f, call)
-    everyone = c.grid_layer_dirs * c.grid_rows * c.grid_units
+    num_threads = c.grid_layer_dirs * c.grid_rows * c.grid_units
 
     def run(layer: Value, direction: Value) -> None:
-        f.call(sequence, call, member, layer, direction)
+        f.call(direction_loop, call, thread, layer, direction)
 
     def after(layer: Value) -> None:
-        """The next layer reads what others have made, if they share rows."""
+        """The next layer reads the units of other threads, if they share rows."""
         with f.if_((c.grid_layer_dirs * c.grid_units > 1) & (layer < c.layers - 1)):
-            f.call(program.barrier, c.barriers, everyone, c.spins)
+            f.call(program.barrier, c.barriers, num_threads, c.spins)
 
-    with f.if_(member < everyone), flush_denormals(f):
-        each_pass(f, c, member, run, after)
+    with f.if_(thread < num_threads), flush_denormals(f):
+        each_layer_dir(f, c, thread, run, after)
     f.ret()
     return program.module
 
 
-class _Inference(StateEmitter):
-    """A member's part of one pass, nothing kept."""
+class Inference(StateEmitter):
+    """Emits a thread's share of one layer-direction in inference."""
 
     _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand)
 
     def __init__(self, program: Program) -> None:
-        self.gemm = Declared(program.module, GEMM)
+        self._gemm = Declared(program.module, GEMM)
         if program.is_plain:
-            self.unpacked = Declared(program.module, UNPACKED_GEMM_NT)
-        super().__init__(program, "sequence", (CALL, LAYER_DIR))
+            self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
+        super().__init__(program, "direction_loop", (CALL, LAYER_DIR))
         scratch, c = self.scratch, self.c
-        self.x_rows, self.gate_row = scratch, scratch + c.gates_offset
+        self.x_rows, self.gate_rows = scratch, scratch + c.gates_offset
         self.recurrent, self.biases = scratch + c.recurrent_offset, scratch + c.biases_offset
 
     def emit(self) -> Function:
         """Emit the function."""
         f, c = self.f, self.c
         self.enter()
-        self._place_starts()
-        self.meet()
+        self._store_initial_accumulators()
+        self.barrier()
         with f.loop(0, c.steps, c.chunk) as first:
             last = (first + c.chunk).at_most(c.steps)
-            self.await_layer(self.layer - 1, last)
-            self._inputs(first, last)
-            done = f.var(0)
-            with f.loop(first, last) as step:
-                time = self.time(step)
-                alive = self.alive(time)
-                with f.if_(alive > 0):
-                    self._step(step, time, alive, done.get())
-                    done.set(done.get() + alive)
-                    # After the last step of all nobody reads what others have made.
-                    with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
-                        self.meet()
-            self.tell_layers(last)
+            self.wait_for_layer(self.layer - 1, last)
+            self._input_gemm(first, last)
+            self._chunk(first, last)
+            self.publish_layer(last)
         self.exit()
         f.ret()
         return f
 
-    def _place_starts(self) -> None:
-        """What GEMMs begin with and packed weights do not bring along."""
+    def _chunk(self, first: Value, last: Value) -> None:
+        """The steps of a chunk."""
+        f, c = self.f, self.c
+        rows_done = f.var(0)
+        with f.loop(first, last) as step:
+            time = self.time(step)
+            active_rows = self.active_rows(time)
+            with f.if_(active_rows > 0):
+                self._step(step, time, active_rows, rows_done.get())
+                rows_done.set(rows_done.get() + active_rows)
+                # After the last step of all, no thread reads what others stored.
+                with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
+                    self.barrier()
+
+    def _store_initial_accumulators(self) -> None:
+        """Initial accumulators for unpacked and projection GEMMs."""
         f = self.f
         if self.is_plain:
             with f.if_(self.is_unpacked):
-                self._place_biases()
+                self._store_biases()
         if self.cell.projects:
-            # What a projection begins with instead of a bias.
+            # A projection has no bias.
             f.fill_zero(self.biases, f.constant(self.panel_bytes))
 
-    def _place_biases(self) -> None:
-        """Biases that come as they are, in the order in which GEMMs start from them: the input's, then the state's."""
+    def _store_biases(self) -> None:
+        """The unpacked biases in the order of the GEMMs' columns: the input's, then the state's."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        with f.loop(self.hidden.first, self.hidden.last) as unit:
-            left = (c.hidden - unit * v.lanes).at_most(v.lanes)
-            for gate in range(self.gates):
-                column = (unit - self.hidden.first) * self.gates + gate
-                offset = (c.hidden * gate + unit * v.lanes) * v.item
-                of_input, of_state = (self._bias(base, offset, left) for base in (p.unpacked_x_bias, p.unpacked_h_bias))
-                into = self.biases + column * v.bytes
-                v.store(of_input + of_state if self.cell.accumulates_in_place else of_input, into)
-                v.store(of_state, into + c.biases_size)
+        with f.loop(self.hidden.first, self.hidden.last) as unit_vec:
+            units_left = (c.hidden - unit_vec * v.lanes).at_most(v.lanes)
+            for gate in range(self.num_gates):
+                col_vec = (unit_vec - self.hidden.first) * self.num_gates + gate
+                offset = (c.hidden * gate + unit_vec * v.lanes) * v.item
+                x_bias, h_bias = (
+                    self._bias(base, offset, units_left) for base in (p.unpacked_x_bias, p.unpacked_h_bias)
+                )
+                into = self.biases + col_vec * v.bytes
+                v.store(x_bias + h_bias if self.cell.accumulates_in_place else x_bias, into)
+                v.store(h_bias, into + c.biases_size)
 
-    def _bias(self, base: Value, offset: Value, left: Value) -> Value:
+    def _bias(self, base: Value, offset: Value, units_left: Value) -> Value:
         """A vector of biases, zeros if there are none."""
         f, v = self.f, self.v
         bias = f.var(v.const(0.0))
         with f.if_(base.is_set):
-            bias.set(v.load_masked(base + offset, left))
+            bias.set(v.load_masked(base + offset, units_left))
         return bias.get()
 
-    def _multiply(
-        self, stage: StageKernel, of_state: bool, column: Value, vectors: Value, count: Value, rows: Value, at: Value,
-        stride: Value, fresh: bool, onward: Value,
-    ) -> None:  # fmt: skip
-        """Columns of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias.
+    def _weights(self, stage: StageKernel, of_state: bool) -> Matrix:
+        """A stage's input weights, or its recurrent ones, whose bias is the initial accumulator."""
+        c, p, first_unit_vec = self.c, self.p, self.hidden.first
 
-        The panel needed next is so many further ``onward``.
-        """
-        f, c, p, v = self.f, self.c, self.p, self.v
-        k = self.operand_size(stage) if of_state else p.k
-        start_stride = f.constant(0) if fresh else stride
+        def packed() -> Matrix:
+            base, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
+            k = self.operand_size(stage) if of_state else p.k
+            return self.packed(self._gemm, base, k, bias, stage)
 
-        def packed() -> None:
-            if stage.projects:
-                b, start = self.weights_at(p.projection, column, k), self.biases
-            else:
-                weights, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
-                place = self.base_column(stage) + column
-                b, start = self.weights_at(weights, place, k), bias + place * v.bytes
-            begin = start if fresh else at
-            ahead = b + onward * k * self.panel_bytes
-            f.call(self.gemm, count, vectors, rows, b, k, begin, start_stride, at, stride, ahead)
+        def unpacked() -> Matrix:
+            weights, k = (p.unpacked_h_weights, c.out) if of_state else (p.unpacked_x_weights, p.k)
+            bias = self.biases + c.biases_size if of_state else self.biases
+            first = first_unit_vec * self.num_gates
+            return UnpackedMatrix(self.v, self._unpacked_gemm, weights, k, c.hidden, self.num_gates, bias, first)
 
-        if not self.is_plain:
-            packed()
-            return
-        matrix = p.unpacked_h_weights if of_state else p.unpacked_x_weights
-        placed = self.biases + (column - self.hidden.first * self.gates) * v.bytes
-        placed = placed + (c.biases_size if of_state else 0)
-        with f.if_else(self.is_unpacked) as (loose, fast):
-            with loose:
-                places = placed if fresh else at, start_stride, at, stride
-                f.call(self.unpacked, count, vectors, rows, matrix, k, *places, column, c.hidden, self.gates)
-            with fast:
-                packed()
+        return WeightMatrix(self.is_unpacked, unpacked, packed) if self.is_plain else packed()
 
-    def _inputs(self, first: Value, last: Value) -> None:
-        """The input GEMM of a chunk: every live row of its steps against this member's columns."""
+    def _input_gemm(self, first: Value, last: Value) -> None:
+        """The input GEMM of a chunk: every active row of its steps by the columns of this thread's units."""
         f, p = self.f, self.p
-        count = f.var(0)
+        num_rows = f.var(0)
         with f.loop(first, last) as step:
             time = self.time(step)
-            at = step_at(f, p.x, p.x_step, p.x_row, p.x_row_offsets, time)
-            with f.loop(0, self.alive(time)) as row:
-                index = self.index(row)
-                f.store(self._input_row(at + index * p.x_row, time, index, count.get()), self.x_rows + count.get() * 8)
-                count.set(count.get() + 1)
-        with f.if_(count.get() > 0):
+            x = rows_of_time(f, p.x, p.x_step, p.x_row, p.x_row_offsets, time)
+            with f.loop(0, self.active_rows(time)) as row:
+                sequence = self.sequence(row)
+                x_row = self._input_row(x + sequence * p.x_row, time, sequence, num_rows.get())
+                f.store(x_row, self.x_rows + num_rows.get() * 8)
+                num_rows.set(num_rows.get() + 1)
+        with f.if_(num_rows.get() > 0):
             for stage in self.gate_stages:
-                first = self.hidden.first * stage.num_gates
-                with self.panels(first, self.hidden.last * stage.num_gates) as (column, vectors):
-                    into = self.gate_row + self.region(stage) + (column - first) * self.v.bytes
-                    places = into, self.c.gates_stride
-                    onward = f.constant(1)
-                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, onward)
+                begin, end = self.hidden.first * stage.num_gates, self.hidden.last * stage.num_gates
+                with self.panels(begin, end) as cols:
+                    into = self.gate_rows + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
+                    a = LeftOperand(self.x_rows, num_rows.get())
+                    self._weights(stage, of_state=False).gemm(a, cols, Rows(into, self.c.gates_stride))
 
-    def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
-        """Where the input GEMM shall read a row that lies at ``source``."""
+    def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
+        """Where the input GEMM reads a row of the layer's input, the ``index``-th of the chunk."""
         return source
 
-    def _step(self, step: Value, time: Value, alive: Value, done: Value) -> None:
-        """One step, stage by stage: a stage behind the first multiplies what all members have made."""
-        f, c, p = self.f, self.c, self.p
-        gates = self.gate_row + done * c.gates_stride
-        y = step_at(f, p.y, p.y_step, p.y_row, p.y_row_offsets, time)
+    def _step(self, step: Value, time: Value, active_rows: Value, rows_done: Value) -> None:
+        """One step, stage by stage; a stage after the first multiplies what all threads have computed."""
+        c, p = self.c, self.p
+        gates = self.gate_rows + rows_done * c.gates_stride
+        y = rows_of_time(self.f, p.y, p.y_step, p.y_row, p.y_row_offsets, time)
+        position = StepPosition(step, time, active_rows, gates, y)
         for stage in self.stages:
             if stage.index:
-                self.meet()
-            self._stage(stage, step, time, alive, gates, y)
+                self.barrier()
+            self._stage(stage, position)
 
-    def _stage(self, stage: StageKernel, step: Value, time: Value, alive: Value, gates: Value, y: Value) -> None:
-        """Block by block of units, the GEMM of a stage and then the cell's maths on what it gave."""
-        f, c, v, blocking = self.f, self.c, self.v, self.blocking(stage)
-        parity = step & 1
-        rows = self.row_table(stage, parity)
-        backwards = self.backwards(step)
-        back = 1 - 2 * blocking.block_panels
+    def _stage(self, stage: StageKernel, position: StepPosition) -> None:
+        """Block by block of units, a stage's GEMM and then the cell's maths on its results."""
+        f, c = self.f, self.c
+        parity = position.step & 1
+        row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
+        a = LeftOperand(self.operand_table(stage, parity), position.active_rows)
+        reverse = self.serpentine_reversed(position.step)
         begin = self.hidden.first * stage.num_gates
-        with self.blocks(stage, backwards) as (unit, end):
-            first, past = unit * stage.num_gates, end * stage.num_gates
-            with self.panels(first, past) as (column, vectors):
-                onward = (backwards & (column + vectors).equals(past)).select(f.constant(back), 1)
-                if stage.accumulates_in_place:
-                    at = gates + self.region(stage) + (column - begin) * v.bytes
-                    self._multiply(stage, True, column, vectors, alive, rows, at, c.gates_stride, False, onward)
-                else:
-                    at = self.recurrent + (column - first) * v.bytes
-                    stride = f.constant(blocking.block_col_vecs * v.bytes)
-                    self._multiply(stage, True, column, vectors, alive, rows, at, stride, True, onward)
-            with f.loop(0, alive) as row:
-                places = self._output_rows(y, time, self.index(row))
-                with f.loop(unit, end) as at:
-                    self._cell(stage, row, at, at - unit, parity, gates, places)
+        with self.blocks(stage, reverse) as (unit_vec, end):
+            self._recurrent_gemm(stage, a, (unit_vec, end), position.gates - begin * self.v.bytes, reverse)
+            with f.loop(0, position.active_rows) as row:
+                output_rows = self._output_rows(position.y, position.time, self.sequence(row))
+                gate_row = position.gates + row * c.gates_stride
+                with f.loop(unit_vec, end) as unit:
+                    recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * self.v.bytes)
+                    self._cell(stage, CellPosition(row, unit, parity, gate_row, recurrent), output_rows)
 
-    def _output_rows(self, y: Value, time: Value, index: Value) -> Rows:
-        """Where the results of a row go at that time, whose rows of output begin at ``y``."""
-        return {"y": y + index * self.p.y_row}
-
-    def _cell(
-        self, stage: StageKernel, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: Rows
+    def _recurrent_gemm(
+        self, stage: StageKernel, a: LeftOperand, block: tuple[Value, Value], gates: Value, reverse: Value
     ) -> None:
+        """The GEMM of a block of units, accumulated onto the gates or stored by itself."""
+        f, v, blocking = self.f, self.v, self.blocking(stage)
+        begin, end = (unit_vec * stage.num_gates for unit_vec in block)
+        with self.panels(begin, end) as cols:
+            # In reverse, the panel after a block's last one is the first of the block before.
+            is_last = reverse & (cols.first + cols.num).equals(end)
+            next_panel = is_last.select(f.constant(1 - 2 * blocking.block_panels), 1)
+            if stage.accumulates_in_place:
+                c_rows = Rows(gates + self.gates_offset(stage) + cols.first * v.bytes, self.c.gates_stride)
+                c_in: Rows | None = c_rows
+            else:
+                c_rows = Rows(self.recurrent + (cols.first - begin) * v.bytes, blocking.block_col_vecs * v.bytes)
+                c_in = Rows(self.biases, 0) if stage.projects else None
+            if stage.projects:
+                matrix: Matrix = self.packed(self._gemm, self.p.projection, self.operand_size(stage))
+            else:
+                matrix = self._weights(stage, of_state=True)
+            matrix.gemm(a, cols, c_rows, c_in, next_panel)
+
+    def _output_rows(self, y: Value, time: Value, sequence: Value) -> OutputRows:
+        """Where a row's results of a time go, beside the state buffers."""
+        return {"y": y + sequence * self.p.y_row}
+
+    def _cell(self, stage: StageKernel, position: CellPosition, output_rows: OutputRows) -> None:
         """The cell's maths on one vector of units of one row."""
-        c, v, cell = self.c, self.v, self.cell
-        offset, count = unit * v.bytes, stage.num_gates
-        gate_row = gates + row * c.gates_stride
-        from_state = self.recurrent + (row * self.blocking(stage).block_col_vecs + within * count) * v.bytes
-        state = {name: self.state_rows(name, row) + offset for name in cell.states}
-        before, after = state["h"] + parity * self.h_size, state["h"] + (1 - parity) * self.h_size
+        v, unit_vec = self.v, position.unit_vec
+        states = {name: self.state_buffer(name, position.row) + unit_vec * v.bytes for name in self.cell.states}
+        old_h, new_h = (states["h"] + parity * self.h_size for parity in (position.parity, 1 - position.parity))
 
         def load(leaf: Leaf) -> Value:
             match leaf:
                 case State(name):
-                    return v.load(before if name == "h" else state[name])
+                    return v.load(old_h if name == "h" else states[name])
                 case Peephole(gate):
-                    return self.peephole(gate, unit)
+                    return self.peephole(gate, unit_vec)
                 case Projected():
-                    return v.load(from_state)
+                    return v.load(position.recurrent)
                 case PreH(gate):
-                    return v.load(from_state + stage.gate_names.index(gate) * v.bytes)
+                    return v.load(position.recurrent + stage.gate_names.index(gate) * v.bytes)
                 case PreX(gate) | PreSum(gate):
-                    return v.load(self.from_input(gate_row, gate, unit))
+                    return v.load(self.pre_activation(position.gate_row, gate, unit_vec))
             raise AssertionError(leaf)
 
         results = stage.results_of(*self._result_kinds)
         for result, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
             match result:
                 case NewState(name):
-                    v.store(value, after if name == "h" else state[name])
-                case StageOperand(number):
-                    v.store(value, self.operand_row(self.stages[number], row) + offset)
-            self._result(stage, result, value, unit, rows)
+                    v.store(value, new_h if name == "h" else states[name])
+                case StageOperand(index):
+                    v.store(value, self.operand_row(self.stages[index], position.row) + unit_vec * v.bytes)
+            self._store_result(stage, result, value, unit_vec, output_rows)
 
-    def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
-        """A vector of what a row's step gave, to where it is wanted beside the state buffers."""
+    def _store_result(
+        self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
+    ) -> None:
+        """Store a vector of a result where it is needed beside the state buffers."""
         if result == NewState("h"):
-            self.store_real(value, unit, rows["y"] + unit * self.v.bytes, self.c.out)
-
-
-class _Training(_Inference):
-    """A member's part of one pass, the reserve filled."""
-
-    _result_kinds = (NewState, StageOperand, Saved)
-
-    def _records(self) -> Rows:
-        """Where the reserve has the states of this pass, and what a second stage multiplies."""
-        p = self.p
-        records: Rows = dict(zip(map(NewState, self.cell.states), (p.saved_h, p.saved_c), strict=False))
-        return records | {StageOperand(1): p.saved_operand} if len(self.stages) > 1 else records
-
-    def record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
-        """An initial state goes where the one of a step before the row's first would."""
-        first = self.p.reverse.is_zero.select(self.f.constant(-1), self.length(row))
-        units = self.units_of_state(name)
-        self.f.copy(self.record(self._records()[NewState(name)], first, index) + units.own, source, units.own_bytes)
-
-    def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
-        """Keep a copy of the network's input, and drop elements of what a layer reads from the one below."""
-        f, c, p = self.f, self.c, self.p
-        with f.if_(p.x_copy.is_set):
-            begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
-            copy = p.x_copy + (time * c.batch + index) * p.k * self.v.item
-            f.copy(copy + begin, source + begin, end - begin)
-        return self.gathered(source, self.scratch + c.masked_offset + place * c.masked_row, index, time)
-
-    def _output_rows(self, y: Value, time: Value, index: Value) -> Rows:
-        records = {result: self.record(base, time, index) for result, base in self._records().items()}
-        kept = self.p.saved_values + time * self.c.saved_values_step + index * self.c.saved_values_row
-        return {**super()._output_rows(y, time, index), "kept": kept, **records}
-
-    def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
-        f, v, kept = self.f, self.v, len(self.derivative.saved)
-        if isinstance(result, Saved):
-            with f.if_(self.p.saved_values.is_set):
-                v.store(value, rows["kept"] + (unit * kept + result.index) * v.bytes)
-            return
-        size = self.units_of(stage).size
-        self.store_real(value, unit, rows[result] + unit * v.bytes, size)
-        if result == NewState("h"):
-            with f.if_(self.p.y.is_set):
-                self.store_real(value, unit, rows["y"] + unit * v.bytes, size)
+            self.store_tail(value, unit_vec, output_rows["y"] + unit_vec * self.v.bytes, self.c.out)

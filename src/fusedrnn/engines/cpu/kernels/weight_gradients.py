@@ -1,234 +1,279 @@
 """The gradients of weights and biases: GEMMs that sum over all rows of a block of steps.
 
-A is the upright gate gradients, B the layer's inputs or its previous h, packed by panels. Each member makes the rows of
-the units that are its share, whoever computed their gate gradients, and adds block to block in scratch: every element
-is one chain of multiply-adds over all steps from the last to the first, whatever the blocks, whatever the threads.
+A is the transposed gate gradients; B is the layer's input or its previous h, packed by panels. Each thread computes the
+rows of its share of the units, whichever thread stored their gate gradients, and adds block after block in scratch.
+Every element is one chain of multiply-adds over all steps, from the last to the first, for any blocks and any threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
-from fusedrnn.engines.cpu.kernels.loop import Program, looked_up
+from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
 from fusedrnn.jit.sync import BARRIER_BYTES
 
 
-class WeightGradients(BackwardEmitter):
-    """Emits a function of (a pass's arguments, first step, last step, rows in them, whether it is the first block).
+class WeightGrad(NamedTuple):
+    """The gradient of a matrix of a stage."""
 
-    With the last block, the sums go to where the caller wants them.
+    address: Value  # of the caller's array; 0 if not requested
+    num_cols: Value
+    first_panel: Value  # in a row of sums
+
+
+class RowBlock(NamedTuple):
+    """Rows of the block of steps that one GEMM sums over."""
+
+    begin: Value
+    end: Value
+    accumulate: Value  # whether to add to the sums so far; else they start from zero
+
+
+class Share(NamedTuple):
+    """A thread's share of the units of a stage."""
+
+    first: Value
+    last: Value  # past its last vector of units
+    size: Value  # the units of all threads
+
+
+class WeightGradients(BackwardEmitter):
+    """Emits a function of (a layer-direction's arguments, first step, last step, their rows, is_first_block).
+
+    With the last block, the sums go to the caller.
     """
 
-    def __init__(self, program: Program, deliver: Function) -> None:
-        super().__init__(program, "weights", ("first", "last", "rows_in_block", "fresh"))
-        self.gemm, self.drop_panel = (Declared(program.module, one) for one in (GEMM_TN, DROP_PANEL))
-        self.deliver = deliver
-        f, c, v = self.f, self.c, self.v
-        self.first, self.last, self.count, self.fresh = f.arguments[4:]
-        share = self.row_group * c.grid_units + self.unit_group
-        self.own = self._own(c.weight_starts, share)
-        self.own_out = self._own(c.out_weight_starts, share) if self.cell.projects else self.own
+    def __init__(self, program: Program, store_or_add: Function) -> None:
+        super().__init__(program, "weight_gradients", ("first", "last", "rows_in_block", "is_first_block"))
+        self._gemm, self._drop_panel = (Declared(program.module, signature) for signature in (GEMM_TN, DROP_PANEL))
+        self._store_or_add = store_or_add
+        f, c = self.f, self.c
+        self.first, self.last, self.num_rows, self.is_first_block = f.arguments[4:]
+        thread = self.row_group * c.grid_units + self.unit_group
+        self.hidden_share = self._share(c.weight_starts, thread, c.hidden)
+        self.out_share = self._share(c.out_weight_starts, thread, c.out) if self.cell.projects else self.hidden_share
         self.places = self.scratch + c.places_offset
-        self.packed = self.scratch + c.packed_offset
-        self.panel_features = self.panel_bytes // v.item
-        self.x_panels = (self.p.k + (self.panel_features - 1)) // self.panel_features
+        self.packed_panels = self.scratch + c.packed_offset
+        self.panel_features = self.panel_bytes // self.v.item
+        self.x_panels = self._num_panels(self.p.k)
 
-    def _own(self, starts: Value, share: Value) -> tuple[Value, Value]:
-        """The first vector of units that is this member's share, and the one past the last."""
-        f = self.f
-        return f.load(starts + share * 8), f.load(starts + share * 8 + 8)
+    def _share(self, starts: Value, thread: Value, size: Value) -> Share:
+        first, last = (self.f.load(starts + thread * 8 + end) for end in (0, 8))
+        return Share(first, last, size)
 
-    def _own_of(self, stage: StageKernel) -> tuple[Value, Value]:
-        return self.own_out if stage.projects else self.own
+    def _share_of(self, stage: StageKernel) -> Share:
+        return self.out_share if stage.projects else self.hidden_share
+
+    def _num_panels(self, num_cols: Value) -> Value:
+        return (num_cols + (self.panel_features - 1)) // self.panel_features
 
     def emit(self) -> Function:
         """Emit the function."""
         f, c = self.f, self.c
-        # What is complete after this block, and not added to anything, goes straight to where it is wanted.
-        only_block = self.fresh.is_set & self.last.equals(c.steps)
-        self.straight = only_block & (self.count > 0) & c.add_params.is_zero
-        self._meet_team()
-        self._find_places()
-        with f.if_(self.fresh.is_set):
-            self._clear_sums()
-        with f.if_((self.count.is_zero) & (self.fresh.is_set)):
-            for stage in self.stages:
-                first, last = self._own_of(stage)
-                size = (last - first) * (stage.num_gates * self.v.lanes) * c.weights_stride
-                f.fill_zero(self._weight_rows(stage, first, 0), size)
+        # If this is the only block, and nothing is there to add to, sums of whole panels go directly to the caller.
+        only_block = self.is_first_block.is_set & self.last.equals(c.steps)
+        self.write_direct = only_block & (self.num_rows > 0) & c.add_params.is_zero
+        self._direction_barrier()
+        self._store_places()
+        with f.if_(self.is_first_block.is_set):
+            self._clear_bias_sums()
+        with f.if_((self.num_rows.is_zero) & (self.is_first_block.is_set)):
+            self._clear_weight_sums()
         for stage in self.gate_stages:
-            self._sum(stage)
-        with f.loop(0, self.count, c.inner) as begin:
-            end = (begin + c.inner).at_most(self.count)
-            start = (begin + (1 - self.fresh)).is_set
-            for stage in self.stages:
-                for of_state in (False, True):
-                    if of_state or not stage.projects:
-                        with f.if_(self.wanted(self._destination(stage, of_state)[0])):
-                            self._multiply(stage, begin, end, start, of_state)
+            self._add_bias_sums(stage)
+        with f.loop(0, self.num_rows, c.inner) as begin:
+            end = (begin + c.inner).at_most(self.num_rows)
+            accumulate = (begin + (1 - self.is_first_block)).is_set
+            for stage, of_state in self._matrices():
+                with f.if_(self.is_requested(self._weight_grad(stage, of_state).address)):
+                    self._multiply(stage, of_state, RowBlock(begin, end, accumulate))
         with f.if_(self.last.equals(c.steps)):
-            self._hand_over()
-        self._meet_team()
+            self._store_sums()
+        self._direction_barrier()
         f.ret()
         return f
 
-    def _meet_team(self) -> None:
-        """The weights' gradients are shared out otherwise than steps are: all rows must be there, and be done with."""
+    def _matrices(self) -> Iterator[tuple[StageKernel, bool]]:
+        """Each stage with False for its input weights and True for its recurrent ones; a projection has only these."""
+        for stage in self.stages:
+            if not stage.projects:
+                yield stage, False
+            yield stage, True
+
+    def _direction_barrier(self) -> None:
+        """Wait for the direction group: weights' gradients are divided otherwise than steps are."""
         f, c = self.f, self.c
         with f.if_(c.grid_rows * c.grid_units > 1):
-            meeting = c.barriers + (1 + c.grid_layer_dirs * c.grid_rows + self.turn) * BARRIER_BYTES
-            f.call(self.barrier, meeting, c.grid_rows * c.grid_units, c.spins)
+            index = 1 + c.grid_layer_dirs * c.grid_rows + self.layer_dir_group
+            f.call(self._barrier, c.barriers + index * BARRIER_BYTES, c.grid_rows * c.grid_units, c.spins)
 
-    def _find_places(self) -> None:
-        """The time and the sequence of each row in the block, in the order in which they lie upright."""
+    def _store_places(self) -> None:
+        """Store the time and the sequence of each row of the block, in the order of transposed gradients."""
         f, c = self.f, self.c
         place = f.var(self.places)
         with f.loop(self.first, self.last) as step:
-            time = self.time_back(step)
-            with f.loop(0, self.alive_in_batch(time)) as rank:
+            time = self.backward_time(step)
+            with f.loop(0, self.active_in_batch(time)) as sorted_row:
                 f.store(time, place.get())
-                f.store(looked_up(f, c.sorted_indices, rank, rank), place.get() + 8)
+                f.store(table_entry(f, c.sorted_indices, sorted_row, sorted_row), place.get() + 8)
                 place.set(place.get() + 16)
 
-    def _sums(self, stage: StageKernel, unit: Value) -> Value:
-        return self.team + self.c.sums_offset + self.slot_at(stage, unit, 0) * self.v.bytes
+    def _bias_sums(self, stage: StageKernel, unit_vec: Value) -> Value:
+        return self.group + self.c.sums_offset + self.grad_index(stage, unit_vec, 0) * self.v.bytes
 
-    def _clear_sums(self) -> None:
+    def _clear_bias_sums(self) -> None:
         for stage in self.gate_stages:
-            first, last = (self._sums(stage, unit) for unit in self.own)
-            self.f.fill_zero(first, last - first)
+            begin, end = (self._bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
+            self.f.fill_zero(begin, end - begin)
 
-    def _sum(self, stage: StageKernel) -> None:
-        """The biases' gradients: upright gradients added up, all slots of a unit side by side."""
+    def _clear_weight_sums(self) -> None:
+        for stage in self.stages:
+            first, last, _ = self._share_of(stage)
+            size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
+            self.f.fill_zero(self._weight_sums(stage, first, 0), size)
+
+    def _add_bias_sums(self, stage: StageKernel) -> None:
+        """Add up transposed gradients over the rows: the gradients of biases and peephole weights."""
         f, c, v = self.f, self.c, self.v
-        with f.loop(*self.own) as unit:
-            at = self._sums(stage, unit)
-            totals = [f.var(v.load(at + slot * v.bytes)) for slot in range(stage.num_grads)]
-            source = self.upright + self.slot_at(stage, unit, 0) * c.transposed_stride
-            with f.loop(0, self.count) as row:
-                for slot, total in enumerate(totals):
-                    total.set(total.get() + v.load(source + c.transposed_stride * slot + row * v.bytes))
-            for slot, total in enumerate(totals):
-                v.store(total.get(), at + slot * v.bytes)
+        with f.loop(*self.hidden_share[:2]) as unit_vec:
+            address = self._bias_sums(stage, unit_vec)
+            sums = [f.var(v.load(address + grad * v.bytes)) for grad in range(stage.num_grads)]
+            source = self.transposed + self.grad_index(stage, unit_vec, 0) * c.transposed_stride
+            with f.loop(0, self.num_rows) as row:
+                for grad, total in enumerate(sums):
+                    total.set(total.get() + v.load(source + c.transposed_stride * grad + row * v.bytes))
+            for grad, total in enumerate(sums):
+                v.store(total.get(), address + grad * v.bytes)
 
-    def _multiply(self, stage: StageKernel, begin: Value, end: Value, start: Value, of_state: bool) -> None:
-        """Rows ``begin`` to ``end`` of the block into a stage's gradients of the input weights, or of its own."""
-        f, c = self.f, self.c
-        columns = self._destination(stage, of_state)[1]
-        panels = (columns + (self.panel_features - 1)) // self.panel_features
-        k = end - begin
-        size = k * self.panel_bytes
-        with f.loop(0, panels, c.packed_panels) as first:
-            last = (first + c.packed_panels).at_most(panels)
+    def _multiply(self, stage: StageKernel, of_state: bool, rows: RowBlock) -> None:
+        """Add the products of some rows of the block to the gradient of a matrix."""
+        f, c, derivative = self.f, self.c, stage.derivative
+        num_panels = self._num_panels(self._weight_grad(stage, of_state).num_cols)
+        k = rows.end - rows.begin
+        panel_size = k * self.panel_bytes
+        b = self.packed(self._gemm, self.packed_panels, k)
+        with f.loop(0, num_panels, c.packed_panels) as first:
+            last = (first + c.packed_panels).at_most(num_panels)
             with f.loop(first, last) as panel:
-                self._pack(stage, begin, end, panel, self.packed + (panel - first) * size, of_state)
-            with f.loop(*self._own_of(stage)) as unit:
-                slots = stage.derivative.h_grads if of_state else stage.derivative.x_grads
-                for gate, slot in enumerate(slots):
-                    self._one_gate(stage, unit, gate, slot, begin, k, first, last, start, of_state)
+                self._pack(stage, of_state, rows, panel, self.packed_panels + (panel - first) * panel_size)
+            with f.loop(*self._share_of(stage)[:2]) as unit_vec:
+                for gate, grad in enumerate(derivative.h_grads if of_state else derivative.x_grads):
+                    a = self.transposed + self.grad_index(stage, unit_vec, grad) * c.transposed_stride
+                    a = a + rows.begin * self.v.bytes
+                    self._multiply_gate(stage, of_state, (unit_vec, gate), a, b, (first, last), rows.accumulate)
 
-    def _one_gate(
-        self, stage: StageKernel, unit: Value, gate: int, slot: int, begin: Value, k: Value, first: Value, last: Value,
-        start: Value, of_state: bool,
+    def _multiply_gate(
+        self, stage: StageKernel, of_state: bool, gate_units: tuple[Value, int], a: Value, b: PanelMatrix,
+        panels: tuple[Value, Value], accumulate: Value,
     ) -> None:  # fmt: skip
-        """A vector of units of one gate against the packed panels."""
+        """The GEMM of a vector of units of one gate and the packed panels."""
         f, c, v = self.f, self.c, self.v
-        size = self.units_of(stage).size
-        count = (size - unit * v.lanes).at_most(v.lanes)
-        a = self.upright + self.slot_at(stage, unit, slot) * c.transposed_stride + begin * v.bytes
-        # The first panel's tiles ask for the gradients that come next; B is near.
-        ahead = a + c.transposed_stride
-        into, columns, first_panel = self._destination(stage, of_state)
-        at = self._weight_rows(stage, unit, gate) + first_panel * self.panel_bytes
-        row = into + (size * (stage.first_gate + gate if not stage.projects else 0) + unit * v.lanes) * columns * v.item
-        whole = self.straight.select(columns // self.panel_features, 0)
+        (unit_vec, gate), (first, last) = gate_units, panels
+        size = self._share_of(stage).size
+        left = LeftOperand(a, (size - unit_vec * v.lanes).at_most(v.lanes))
+        # The tiles of the first panel prefetch the gradients needed next; B is in cache.
+        next_a = a + c.transposed_stride
+        array, num_cols, first_panel = self._weight_grad(stage, of_state)
+        sums = self._weight_sums(stage, unit_vec, gate) + first_panel * self.panel_bytes
+        array_row = array + self._first_row(stage, unit_vec, gate) * num_cols * v.item
+        direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)
         with f.loop(first, last) as panel:
             offset = panel * self.panel_bytes
-            direct = panel < whole
-            target, stride = direct.select(row, at) + offset, direct.select(columns * v.item, c.weights_stride)
-            origin, origin_stride = start.select(target, self.zeros), start.select(stride, 0)
-            packed = self.packed + (panel - first) * k * self.panel_bytes
-            near = panel.equals(first).select(ahead, a)
-            vectors = self._vectors_of(panel, columns)
-            f.call(self.gemm, count, vectors, a, packed, k, origin, origin_stride, target, stride, near)
+            is_direct = panel < direct_panels
+            into = is_direct.select(array_row, sums) + offset
+            stride = is_direct.select(num_cols * v.item, c.weights_stride)
+            c_in = Rows(accumulate.select(into, self.zeros), accumulate.select(stride, 0))
+            prefetch = panel.equals(first).select(next_a, a)
+            num_col_vecs = (self.num_vectors(num_cols) - panel * self.panel_vectors).at_most(self.panel_vectors)
+            b.panel(panel - first).gemm(left, num_col_vecs, Rows(into, stride), c_in, prefetch)
 
-    def _vectors_of(self, panel: Value, columns: Value) -> Value:
-        """How many vectors of a panel hold any of a matrix's columns."""
-        vectors = (columns + (self.v.lanes - 1)) // self.v.lanes
-        return (vectors - panel * self.panel_vectors).at_most(self.panel_vectors)
+    def _first_row(self, stage: StageKernel, unit_vec: Value, gate: int) -> Value:
+        """The row of the caller's array of a vector of units of a gate."""
+        first_gate = 0 if stage.projects else stage.first_gate + gate
+        return self._share_of(stage).size * first_gate + unit_vec * self.v.lanes
 
-    def _destination(self, stage: StageKernel, of_state: bool) -> tuple[Value, Value, Value]:
-        """Where the gradient of a stage's matrix is wanted, its columns, and the first of its panels among the sums."""
+    def _weight_grad(self, stage: StageKernel, of_state: bool) -> WeightGrad:
+        """The gradient of a stage's projection, recurrent weights or input weights."""
         p = self.p
         if stage.projects:
-            return p.d_projection, self.operand_size(stage), self.f.constant(0)
+            return WeightGrad(p.d_projection, self.operand_size(stage), self.f.constant(0))
         if of_state:
-            return p.d_h_weights, self.operand_size(stage), self.x_panels
-        return p.d_x_weights, p.k, self.f.constant(0)
+            return WeightGrad(p.d_h_weights, self.operand_size(stage), self.x_panels)
+        return WeightGrad(p.d_x_weights, p.k, self.f.constant(0))
 
-    def _weight_rows(self, stage: StageKernel, unit: Value, gate: int) -> Value:
-        """Where the sums for a vector of units of a gate are: a row for each unit, input columns then recurrent."""
+    def _weight_sums(self, stage: StageKernel, unit_vec: Value, gate: int) -> Value:
+        """The sums of a vector of units of a gate: a row for each unit, input columns, then recurrent ones."""
         c, v = self.c, self.v
-        place = self.unit_vectors * stage.first_gate + unit * stage.num_gates + gate
-        return self.team + c.weights_offset + place * (v.lanes * c.weights_stride)
+        index = self.unit_vecs * stage.first_gate + unit_vec * stage.num_gates + gate
+        return self.group + c.weights_offset + index * (v.lanes * c.weights_stride)
 
-    def _pack(self, stage: StageKernel, begin: Value, end: Value, panel: Value, into: Value, of_state: bool) -> None:
-        """A panel of B: some features of what the layer read, or of what a stage multiplied, for each row."""
+    def _pack(self, stage: StageKernel, of_state: bool, rows: RowBlock, panel: Value, into: Value) -> None:
+        """Pack a panel of B: some features of each row of the layer's input, or of the stage's operand."""
         f, c, p, v = self.f, self.c, self.p, self.v
         feature = panel * self.panel_features
-        with f.loop(begin, end) as place:
-            time, index = (f.load(self.places + place * 16 + 8 * word) for word in (0, 1))
+        with f.loop(rows.begin, rows.end) as row:
+            time, sequence = (f.load(self.places + row * 16 + 8 * word) for word in (0, 1))
             if of_state and stage.index:
-                row = self.record(p.saved_operand, time, index)
+                source = self.saved_state(p.saved_operand, time, sequence)
             elif of_state:
-                row = self.record(p.saved_h, self.time_before(time), index)
+                source = self.saved_state(p.saved_h, self.previous_time(time), sequence)
             else:
-                row = p.x + time * p.x_step + index * p.x_row
-            at = into + (place - begin) * self.panel_bytes
+                source = p.x + time * p.x_step + sequence * p.x_row
+            packed_row = into + (row - rows.begin) * self.panel_bytes
             for number in range(self.panel_vectors):
-                v.store(v.load(row + feature * v.item + number * v.bytes, v.item), at + number * v.bytes)
+                vector = v.load(source + feature * v.item + number * v.bytes, v.item)
+                v.store(vector, packed_row + number * v.bytes)
             if not of_state:
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
-                    f.call(self.drop_panel, at, feature, *self.draw(index, time))
+                    f.call(self._drop_panel, packed_row, feature, *self.dropout_counter(sequence, time))
 
-    def _hand_over(self) -> None:
-        """The sums to where the caller wants them."""
-        f, c, p, v = self.f, self.c, self.p, self.v
-        for stage in self.stages:
-            derivative, size = stage.derivative, self.units_of(stage).size
-            # Where each sum of a vector of units goes: the array, the number of its part of so many units, the slot.
-            sums = [(p.d_x_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.x_grads)]
-            if not stage.projects:
-                sums += [(p.d_h_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.h_grads)]
-            own = [gate for gate in self.cell.peepholes if gate in stage.gate_names]
-            places = (self.cell.peepholes.index(gate) for gate in own)
-            sums += [(p.d_peepholes, *pair) for pair in zip(places, derivative.peephole_grads, strict=True)]
-            with f.loop(*self._own_of(stage)) as unit:
-                count = (size - unit * v.lanes).at_most(v.lanes)
-                for gate in range(stage.num_gates):
-                    first = (size * (stage.first_gate + gate) if not stage.projects else 0) + unit * v.lanes
-                    for of_state in (False, True):
-                        if of_state or not stage.projects:
-                            self._deliver_rows(stage, unit, gate, first, count, of_state)
-                for into, place, slot in sums:
-                    with f.if_(self.wanted(into)):
-                        source = self._sums(stage, unit) + slot * v.bytes
-                        at = into + (size * place + unit * v.lanes) * v.item
-                        f.call(self.deliver, source, at, count, c.add_params)
-
-    def _deliver_rows(
-        self, stage: StageKernel, unit: Value, gate: int, first: Value, count: Value, of_state: bool
-    ) -> None:
-        """Rows of the sums, from the ``first`` of the matrix, as far as they are not where they are wanted yet."""
+    def _store_sums(self) -> None:
+        """Give the sums to the caller."""
         f, c, v = self.f, self.c, self.v
-        into, columns, first_panel = self._destination(stage, of_state)
-        panels = self.straight.select(columns // self.panel_features, 0)
-        left = columns - panels * self.panel_features
-        with f.if_(self.wanted(into) & (left > 0)), f.loop(0, count) as lane:
-            rows = self._weight_rows(stage, unit, gate)
-            source = rows + lane * c.weights_stride + (first_panel + panels) * self.panel_bytes
-            at = into + (first + lane) * columns * v.item + panels * self.panel_bytes
-            f.call(self.deliver, source, at, left, c.add_params)
+        for stage in self.stages:
+            first, last, size = self._share_of(stage)
+            with f.loop(first, last) as unit_vec:
+                num_units = (size - unit_vec * v.lanes).at_most(v.lanes)
+                for gate in range(stage.num_gates):
+                    for of_state in (True,) if stage.projects else (False, True):
+                        self._store_weight_sums(stage, of_state, unit_vec, gate, num_units)
+                for array, index, grad in self._bias_grads(stage):
+                    with f.if_(self.is_requested(array)):
+                        source = self._bias_sums(stage, unit_vec) + grad * v.bytes
+                        into = array + (size * index + unit_vec * v.lanes) * v.item
+                        f.call(self._store_or_add, source, into, num_units, c.add_params)
+
+    def _bias_grads(self, stage: StageKernel) -> Iterator[tuple[Value, int, int]]:
+        """Where each bias sum of a vector of units goes: the array, the part of it by gate, the distinct gradient."""
+        p, derivative = self.p, stage.derivative
+        for gate, grad in enumerate(derivative.x_grads):
+            yield p.d_x_bias, stage.first_gate + gate, grad
+        if not stage.projects:
+            for gate, grad in enumerate(derivative.h_grads):
+                yield p.d_h_bias, stage.first_gate + gate, grad
+        peepholes = [name for name in self.cell.peepholes if name in stage.gate_names]
+        for name, grad in zip(peepholes, derivative.peephole_grads, strict=True):
+            yield p.d_peepholes, self.cell.peepholes.index(name), grad
+
+    def _store_weight_sums(
+        self, stage: StageKernel, of_state: bool, unit_vec: Value, gate: int, num_units: Value
+    ) -> None:
+        """Store the rows of sums of a vector of units, but for the panels that the GEMM wrote directly."""
+        f, c, v = self.f, self.c, self.v
+        array, num_cols, first_panel = self._weight_grad(stage, of_state)
+        direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)
+        cols_left = num_cols - direct_panels * self.panel_features
+        with f.if_(self.is_requested(array) & (cols_left > 0)), f.loop(0, num_units) as lane:
+            sums = self._weight_sums(stage, unit_vec, gate) + lane * c.weights_stride
+            row = self._first_row(stage, unit_vec, gate) + lane
+            into = array + row * num_cols * v.item + direct_panels * self.panel_bytes
+            source = sums + (first_panel + direct_panels) * self.panel_bytes
+            f.call(self._store_or_add, source, into, cols_left, c.add_params)

@@ -1,4 +1,4 @@
-"""KernelArgs from a template: what is the same at every call, and what only the call knows."""
+"""The kernel that binds kernel arguments: it writes the structs of a plan, with the values of a call relocated."""
 
 from __future__ import annotations
 
@@ -9,37 +9,35 @@ from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import function, load, load_once
 from fusedrnn.jit.struct import Struct
 
-FIELD = Struct("value", "offset")
+RELOC = Struct("symbol", "addend")
+"""How a field is made: the value of a symbol, by its number, plus an addend."""
 CONSTANT = -1
-"""The ``value`` of a field that is the same at every call: its ``offset``."""
+"""The ``symbol`` of a field that is the same at every call: its ``addend``."""
 
 
 @load_once()
-def load_fill() -> Callable[..., None]:
-    """The function that fills in fields of records."""
-    return function(load("filling", current_target(), build_filling), "fill", 4)
+def load_bind() -> Callable[..., None]:
+    """The function ``bind(relocs, num_fields, values, dest)``."""
+    return function(load("bind", current_target(), build_bind), "bind", 4)
 
 
-def build_filling() -> Module:
-    """The module of ``fill(fields, count, values, into)``.
-
-    A field is the value of that number, and so many bytes behind it; what is 0, and so not there, is 0 however far.
-    """
-    module = Module("filling")
-    emit_fill(module, exported=True)
+def build_bind() -> Module:
+    """The module of ``bind(relocs, num_fields, values, dest)``."""
+    module = Module("bind")
+    emit_bind(module, exported=True)
     return module
 
 
-def emit_fill(module: Module, *, exported: bool = False) -> Function:
-    """The function itself."""
-    f = Function(module, "fill", ["fields", "count", "values", "into"], exported=exported)
-    fields, count, values, into = f.arguments
-    with f.loop(0, count) as number:
-        field = FIELD.read(f, fields + number * FIELD.size)
-        filled = f.var(field.offset)
-        with f.if_(field.value.compare("!=", CONSTANT)):
-            value = f.load(values + field.value * 8)
-            filled.set(value.is_zero.select(0, value + field.offset))
-        f.store(filled.get(), into + number * 8)
+def emit_bind(module: Module, *, exported: bool = False) -> Function:
+    """Emit the function. A symbol of value 0 is a null pointer: its field is 0 whatever the addend."""
+    f = Function(module, "bind", ["relocs", "num_fields", "values", "dest"], exported=exported)
+    relocs, num_fields, values, dest = f.arguments
+    with f.loop(0, num_fields) as number:
+        reloc = RELOC.read(f, relocs + number * RELOC.size)
+        field = f.var(reloc.addend)
+        with f.if_(reloc.symbol.compare("!=", CONSTANT)):
+            value = f.load(values + reloc.symbol * 8)
+            field.set(value.equals(0).select(0, value + reloc.addend))
+        f.store(field.get(), dest + number * 8)
     f.ret()
     return f

@@ -1,0 +1,11 @@
+"""Comparisons with other libraries, and the pictures of a benchmark. They run in a checkout and are not installed.
+
+``python -m benchmarks.compare``
+    Times the operator against other libraries and against earlier revisions of itself.
+``python -m benchmarks.peers``
+    Builds the environments of those libraries.
+``python -m benchmarks.figures``
+    Draws the JSON of a benchmark as SVG or any other format of Matplotlib.
+``python -m benchmarks.page``
+    Writes the JSON of a benchmark as one HTML page.
+"""

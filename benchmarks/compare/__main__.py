@@ -1,0 +1,98 @@
+"""``python -m benchmarks.compare``: the options, the table, the file, and the exit code."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.compare.runner import ComparedRow, Comparison, comparison_report, run
+from benchmarks.compare.table import compared_table, summary
+from benchmarks.peers.environments import PEERS
+from benchmarks.peers.revision import find
+from fusedrnn.bench.bandwidth import measure_bandwidth
+from fusedrnn.bench.peaks import at_best_peak
+from fusedrnn.cli import options
+from fusedrnn.cli.bench import make_config, print_machine, print_problems
+from fusedrnn.cli.console import check_writable, fail, output
+from fusedrnn.cli.console import steps as show_steps
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    peers: Annotated[str, typer.Option(help=f"Libraries, separated by commas: all, or of {', '.join(PEERS)}.")] = "",
+    against: Annotated[
+        str, typer.Option(help="Git revisions of fusedrnn, separated by commas, for example HEAD~1.")
+    ] = "",
+    cases: options.Cases = "ds2,ds2-5bi",
+    modes: options.Modes = options.ALL_MODES,
+    phases: options.Phases = options.ALL_PHASES,
+    threads: options.Threads = None,
+    dtype: options.Dtype = "float32",
+    data: options.Data = None,
+    steps: options.Steps = "",
+    batch: options.Batch = "",
+    seconds: options.Seconds = 5.0,
+    json: options.Json = None,
+) -> None:
+    """Time the operator against other libraries, each in its fastest mode, and against earlier revisions of itself.
+
+    Each contender runs in a process of its own, on the same threads, and takes turns with the operator. Its results
+    are compared with the operator's before it is timed. `make peers` builds the environments of the libraries.
+    """
+    try:
+        config = Comparison(
+            make_config(
+                cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, budget=seconds
+            ),
+            choose_peers(peers) if peers else (),
+            tuple(dict.fromkeys(find(name.strip()) for name in against.split(",") if name.strip())),
+        )
+        if not (config.peers or config.revisions):
+            raise ValueError("nothing to compare with: use --peers or --against")
+        check_writable("--json", json)
+    except ValueError as error:
+        fail(str(error))
+    raise typer.Exit(0 if compare(config, json) else 1)
+
+
+def choose_peers(text: str) -> tuple[str, ...]:
+    """The peers in a list of names, or every peer for ``all``, of which those not built fail row by row.
+
+    Raises:
+        ValueError: If a name is unknown, or a named peer is not built, or none is.
+    """
+    every = text.strip() == "all"
+    chosen = tuple(PEERS) if every else tuple(options.parse_names(text, "peer", ("all", *PEERS)))
+    if "all" in chosen:
+        raise ValueError("--peers takes all, or names, not both")
+    missing = [name for name in chosen if not PEERS[name].environment.is_built()]
+    if missing and (not every or len(missing) == len(chosen)):
+        verb = "is" if len(missing) == 1 else "are"
+        raise ValueError(f"--peers: {', '.join(missing)} {verb} not built: run `make peers`")
+    return chosen
+
+
+def compare(config: Comparison, json_path: Path | None) -> bool:
+    """Run the comparison, print its table, write its file. Returns whether every result of the operator was right."""
+    rows: list[ComparedRow] = []
+    with show_steps(len(config.bench.rows())) as progress:
+        for row in run(config, progress.say):
+            rows.append(row)
+            progress.done(summary(row))
+    rows = at_best_peak(rows)
+    print_machine(config.bench.threads)
+    output().print(compared_table(rows))
+    print_problems(rows)
+    if json_path:
+        figures = comparison_report(config, rows, measure_bandwidth(config.bench.threads))
+        json_path.write_text(json_module.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return not any(row.wrong for row in rows)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.compare")

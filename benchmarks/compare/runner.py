@@ -1,0 +1,146 @@
+"""Runs the rows of a comparison: the peers' results are compared with the operator's before they are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+import fusedrnn
+from benchmarks.peers.processes import PeerProcesses
+from benchmarks.peers.revision import Revision
+from fusedrnn.bench.checks import check, check_timed, compare
+from fusedrnn.bench.contenders import Phase
+from fusedrnn.bench.data import Workload, workload
+from fusedrnn.bench.peaks import RunPeak
+from fusedrnn.bench.report import report, row_report
+from fusedrnn.bench.results import FUSED, NON_FUSED, Results
+from fusedrnn.bench.rows import BenchConfig, Row
+from fusedrnn.bench.runner import Progress, Turns, measure
+from fusedrnn.bench.timing import ContenderFailed, Timed, alternate
+
+_SAMPLE_SECONDS = 0.05
+"""Shortest duration of a sample: the pauses between turns are long, and percentiles need many single calls."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to run: the workloads of ``bench``, the libraries, and the revisions of fusedrnn."""
+
+    bench: BenchConfig
+    peers: Sequence[str] = ()
+    revisions: Sequence[Revision] = ()
+
+    def contenders(self) -> tuple[str, ...]:
+        """Names of the contenders, in the order of their turns."""
+        return FUSED, *self.peers, *(revision.name for revision in self.revisions)
+
+
+@dataclass(frozen=True)
+class ComparedRow(Row):
+    """A row with the libraries and revisions that the operator is compared with; the right ones have timings."""
+
+    peers: tuple[str, ...] = ()
+    revisions: tuple[str, ...] = ()
+
+    @property
+    def best_peer(self) -> str | None:
+        """The fastest library, None if none was timed."""
+        timed = [name for name in self.peers if name in self.timings]
+        return min(timed, key=lambda name: self.timings[name].median, default=None)
+
+    def over_best_peer(self) -> float | None:
+        """How many times as fast as the fastest library the operator is."""
+        best = self.best_peer
+        return None if best is None or FUSED not in self.timings else self.ratio(best)
+
+
+def run(config: Comparison, progress: Progress = lambda stage: None) -> Iterator[ComparedRow]:
+    """Run ``config`` and yield each finished row; ``progress`` is called with what is being done."""
+    bench = config.bench
+    with ExitStack() as stack:
+        stack.enter_context(fusedrnn.thread_limits(bench.threads))
+        stack.enter_context(threadpool_limits(limits=bench.threads, user_api="blas"))
+        processes = stack.enter_context(PeerProcesses(config.peers, config.revisions, bench.threads))
+        peak = RunPeak(bench.dtype, bench.threads)
+        for case, mode, phase in bench.rows():
+            work = workload(case, mode, bench.dtype, bench.data)
+            flops = work.flops(training=phase.training)
+            row = ComparedRow(case, mode, phase.name, bench.dtype, bench.threads, flops)
+            row = replace(row, peers=tuple(config.peers), revisions=tuple(each.name for each in config.revisions))
+            yield _run_row(config, processes, peak, row, work, phase, progress)
+
+
+def _run_row(
+    config: Comparison,
+    processes: PeerProcesses,
+    peak: RunPeak,
+    row: ComparedRow,
+    work: Workload,
+    phase: Phase,
+    progress: Progress,
+) -> ComparedRow:
+    """Check the operator on the first steps, compare the others with it on all steps, and time those that agree.
+
+    If no library agrees, the non-fused network decides whether the operator is wrong.
+    """
+    progress(f"{row.name}: checking")
+    operator = phase.makers[FUSED](work)
+    if wrong := check(work, phase, {FUSED: operator}, row.flops):
+        return replace(row, wrong=wrong)
+    batch = work.batch(work.case.T)
+    expected = {name: array.copy() for name, array in operator(batch)().items()}  # the next call reuses the arrays
+
+    def difference(results: Results) -> str | None:
+        return compare(work, results, expected)
+
+    calls, failures = processes.load(
+        work, batch, phase.training, difference, lambda name: progress(f"{row.name}: preparing {name}")
+    )
+    if calls.keys().isdisjoint(row.peers):
+        progress(f"{row.name}: checking")
+        if wrong := check_timed(work, phase, {FUSED: lambda: expected}, NON_FUSED):
+            return replace(row, wrong=wrong, failures=failures)
+    progress(f"{row.name}: timing")
+    row, results = _time_row(config.bench.budget, peak, row, {FUSED: partial(operator, batch), **calls}, failures)
+    processes.unload()
+    row = replace(row, failures=failures, versions=dict(processes.versions))
+    if wrong := difference(results[FUSED]()):
+        return replace(row, peak=None, timings={}, wrong=f"{FUSED}: {wrong} (as timed, against itself before)")
+    return row
+
+
+def _time_row(
+    budget: float, peak: RunPeak, row: ComparedRow, calls: Mapping[str, Timed], failures: dict[str, str]
+) -> tuple[ComparedRow, dict[str, Any]]:
+    """The row with its timings, and the results; adds to ``failures`` those that failed meanwhile."""
+
+    def on_failure(name: str, error: ContenderFailed) -> None:
+        failures[name] = str(error)
+
+    def take_turns() -> Turns:
+        single_sample = [name for name in calls if name != FUSED]
+        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS}
+        return alternate(calls, budget, on_failure=on_failure, before_turn=peak.sample, **options)
+
+    return measure(row, peak, take_turns)
+
+
+def comparison_report(
+    config: Comparison, rows: Sequence[ComparedRow], bandwidth: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The comparison as data for JSON: the report of the benchmark, with the peers and revisions."""
+    figures = report(config.bench, rows, bandwidth)
+    figures["plan"] |= {
+        "contenders": list(config.contenders()),
+        "peers": list(config.peers),
+        "revisions": {revision.name: revision.commit for revision in config.revisions},
+    }
+    figures["rows"] = [
+        row_report(row) | {"best_peer": row.best_peer, "fused_over_best_peer": row.over_best_peer()} for row in rows
+    ]
+    return figures

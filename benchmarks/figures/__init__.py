@@ -1,0 +1,1 @@
+"""Figures of a benchmark, drawn from its JSON."""

@@ -1,0 +1,1 @@
+"""The libraries to compare with, each in a virtual environment and a process of its own."""

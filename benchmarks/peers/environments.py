@@ -1,0 +1,143 @@
+"""The libraries to compare with, the packages they are installed from, and the building of their environments."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+_MARKER = "requirements.txt"
+"""A file in each finished environment that records what it was built from."""
+
+_ERROR_LINES = 3
+"""Number of lines shown of the output of a failed command."""
+
+_PYTHON_PATHS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+
+
+def peers_directory() -> Path:
+    """The folder of the environments: ``FUSEDRNN_PEERS``, by default ``.peers`` in the checkout.
+
+    Raises:
+        ValueError: If the variable starts with ``~user`` and that user has no home folder.
+    """
+    value = os.environ.get("FUSEDRNN_PEERS", "").strip()
+    if not value:
+        return _ROOT / ".peers"
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        message = f"FUSEDRNN_PEERS must be a folder's path; got {value!r}, and that user has no home folder"
+        raise ValueError(message) from None
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables for a process that runs another Python: without those that point to this one's packages."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _PYTHON_PATHS}
+    return {**inherited, **changes}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment: the name of its folder, and what pip installs into it."""
+
+    name: str
+    requirements: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Its path, whether it is built or not."""
+        return peers_directory() / self.name
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+    @property
+    def marker_text(self) -> str:
+        """The content of its marker: with another Python or other requirements it must be built again."""
+        return "\n".join((f"# Python {sys.version_info.major}.{sys.version_info.minor}", *self.requirements, ""))
+
+    def is_built(self) -> bool:
+        """Whether it is built from these requirements."""
+        marker = self.folder / _MARKER
+        return self.python.exists() and marker.is_file() and marker.read_text(encoding="utf-8") == self.marker_text
+
+    def build(self) -> None:
+        """Build it from scratch.
+
+        Raises:
+            RuntimeError: With the last lines of a failed command, or if its folder holds something else, which stays.
+        """
+        if self.folder.exists() and not (self.folder / "pyvenv.cfg").is_file():
+            raise RuntimeError(f"{self.folder} is not a virtual environment; move it, or set FUSEDRNN_PEERS")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        _run(sys.executable, "-m", "venv", str(self.folder))
+        if self.requirements:
+            _run(str(self.python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *self.requirements)
+        (self.folder / _MARKER).write_text(self.marker_text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library in one way of using it: its environment, and the worker that runs it."""
+
+    name: str
+    environment: Environment
+    worker: str
+    """Module in ``workers``."""
+
+
+_MXNET = Environment("mxnet", ("mxnet==1.9.1", "numpy==1.23.5"))
+
+PEERS: Mapping[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        Peer("pytorch", Environment("pytorch", ("torch==2.13.0", "numpy>=1.24")), "with_torch"),
+        Peer("onnxruntime", Environment("onnxruntime", ("onnxruntime==1.32.0", "onnx==1.23.2")), "with_onnxruntime"),
+        Peer("openvino", Environment("openvino", ("openvino==2026.4.1", "onnx==1.23.2")), "with_openvino"),
+        Peer("jax", Environment("jax", ("jax==0.10.2", "jaxlib==0.10.2")), "with_jax"),
+        Peer("keras", Environment("keras", ("keras==3.15.1", "tensorflow-cpu==2.21.0")), "with_keras"),
+        Peer("mxnet-fused", _MXNET, "with_mxnet"),
+        Peer("mxnet-cells", _MXNET, "with_mxnet_cells"),
+    )
+}
+"""Every peer, in the order of turns. MXNet is retired, and 1.9.1 is its last version."""
+
+
+def environments() -> dict[str, Environment]:
+    """All environments by name, each once."""
+    return {peer.environment.name: peer.environment for peer in PEERS.values()}
+
+
+def build(chosen: Sequence[Environment], say: Callable[[str], None]) -> list[str]:
+    """Build the environments that are missing or out of date. Returns the names of those that failed."""
+    failed = []
+    for environment in chosen:
+        if environment.is_built():
+            say(f"{environment.name}: already built")
+            continue
+        say(f"{environment.name}: installing {', '.join(environment.requirements)}")
+        try:
+            environment.build()
+        except RuntimeError as error:
+            failed.append(environment.name)
+            say(f"{environment.name}: failed: {error}")
+        else:
+            say(f"{environment.name}: built in {environment.folder}")
+    return failed
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, env=child_environment({}), capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise RuntimeError("\n".join(lines[-_ERROR_LINES:]) or f"exit code {done.returncode}")

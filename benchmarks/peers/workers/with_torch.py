@@ -1,0 +1,97 @@
+"""PyTorch's own modules: inference mode, or forward and one call of autograd for all gradients."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from benchmarks.peers.workers.protocol import Workload
+
+_NAMES = {"i2h_weight": "weight_ih", "h2h_weight": "weight_hh", "i2h_bias": "bias_ih", "h2h_bias": "bias_hh"}
+
+
+def facts() -> dict[str, str]:
+    """Versions."""
+    return {"torch": torch.__version__}
+
+
+def prepare(work: Workload) -> tuple[Any, Any]:
+    """The call to time, and a function that converts its result to arrays."""
+    torch.set_num_threads(work.threads)
+    module = _module(work)
+    x = torch.from_numpy(work.x)
+    if not work.training:
+        module.eval()
+
+        def infer() -> Any:
+            with torch.inference_mode():
+                return module(x)
+
+        return infer, lambda result: work.outputs(result[0].numpy(), [state.numpy() for state in _tuple(result[1])])
+
+    module.train()
+    x.requires_grad_(True)
+    states = [torch.from_numpy(state).requires_grad_(True) for state in work.states]
+    hx = states[0] if len(states) == 1 else tuple(states)
+    upstream = [torch.from_numpy(gradient) for gradient in (work.dy, *work.dstates)]
+    weights = {name: module.get_parameter(torch_name) for name, torch_name in _names(work).items()}
+    update = _small_update(list(weights.values()))
+
+    def train() -> Any:
+        update()
+        y, final = module(x, hx)
+        out = (y, *_tuple(final))
+        return out, torch.autograd.grad(out, [x, *states, *weights.values()], upstream)
+
+    def arrays(result: Any) -> dict[str, Any]:
+        y, *final = (output.detach().numpy() for output in result[0])
+        dx, *rest = (gradient.numpy() for gradient in result[1])
+        dparams = dict(zip(weights, rest[len(states) :], strict=True))
+        return {**work.outputs(y, final), **work.gradients(dx, rest[: len(states)], dparams)}
+
+    return train, arrays
+
+
+def _module(work: Workload) -> Any:
+    kind: Any = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(work.mode, torch.nn.RNN)
+    options = {"nonlinearity": work.mode[4:]} if kind is torch.nn.RNN else {}
+    module = kind(
+        work.input_size,
+        work.hidden_size,
+        work.layers,
+        bidirectional=work.bidirectional,
+        dtype=getattr(torch, work.dtype),
+        **options,
+    )
+    names = _names(work)
+    module.load_state_dict({names[name]: torch.from_numpy(weight) for name, weight in work.params.items()})
+    return module
+
+
+def _names(work: Workload) -> dict[str, str]:
+    """PyTorch's name of each parameter, by ours."""
+    names = {}
+    for name in work.params:
+        layer, _, kind = name.partition("_")
+        names[name] = f"{_NAMES[kind]}_l{layer[1:]}{'_reverse' if layer[0] == 'r' else ''}"
+    return names
+
+
+def _small_update(parameters: list[Any]) -> Any:
+    """A function that changes the parameters like an optimizer, so that the module cannot keep packed weights.
+
+    It moves the first element of each up by one unit in the last place, at the next call down again, which is too
+    little to change a result beyond the tolerance.
+    """
+    firsts = [parameter.detach().view(-1)[:1] for parameter in parameters]  # views share the version counter
+    before = [first.clone() for first in firsts]
+    after = [torch.nextafter(first, torch.full_like(first, torch.inf)) for first in before]
+    values = cycle((after, before))
+    return lambda: torch._foreach_copy_(firsts, next(values))
+
+
+def _tuple(states: Any) -> tuple[Any, ...]:
+    return states if isinstance(states, tuple) else (states,)

@@ -1,0 +1,1 @@
+"""Programs that use fusedrnn, each run from the checkout."""

@@ -1,0 +1,209 @@
+"""The contenders in PyTorch: torch.nn's modules, and the same after ``fusedrnn.torch.accelerate``.
+
+The same code drives both, so that a difference in time is a difference between the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.bench.data import Batch, Workload
+from fusedrnn.bench.results import Array, Contender, GetResults, Results, gradient_results, outputs
+
+
+def torch_nn(work: Workload) -> Contender:
+    """PyTorch's module in inference mode."""
+    return _inference(work, _module(work))
+
+
+def fused_in_torch(work: Workload) -> Contender:
+    """The same module, accelerated."""
+    return _inference(work, _accelerated(work))
+
+
+def train_torch_nn(work: Workload) -> Contender:
+    """PyTorch's module in training mode."""
+    return _training(work, _module(work))
+
+
+def train_fused_in_torch(work: Workload) -> Contender:
+    """The same module, accelerated."""
+    return _training(work, _accelerated(work))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run PyTorch, and with it both modules, on ``count`` threads inside the context."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Tensors:
+    """A batch as tensors, packed if it has lengths. Packing is not timed."""
+
+    def __init__(self, batch: Batch, training: bool) -> None:
+        import torch
+
+        self.steps = len(batch.x)
+        self.lengths: Any = None if batch.lengths is None else torch.from_numpy(batch.lengths)
+        self.packed: Any = None if batch.lengths is None else self._pack(batch.x)
+        self.x: Any = torch.from_numpy(batch.x) if self.packed is None else self.packed.data
+        self.x.requires_grad_(training)
+        states = tuple(torch.from_numpy(state).requires_grad_(training) for state in batch.states)
+        self.states, self.hx = states, states if len(states) > 1 else states[0]
+        dy = torch.from_numpy(batch.dy) if self.packed is None else self._pack(batch.dy).data
+        self.upstream = [dy, *map(torch.from_numpy, batch.dstates)]
+
+    @property
+    def input(self) -> Any:
+        """The argument of the module."""
+        return self.x if self.packed is None else self.packed
+
+    def _pack(self, array: Array) -> Any:
+        from torch.nn.utils.rnn import pack_padded_sequence
+
+        import torch
+
+        return pack_padded_sequence(torch.from_numpy(array), self.lengths, enforce_sorted=False)
+
+    def padded(self, data: Any) -> Array:
+        """A tensor like ``x`` as an array (T, N, features), zeros in padding."""
+        if self.packed is not None:
+            from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+            data, _ = pad_packed_sequence(PackedSequence(data, *self.packed[1:]), total_length=self.steps)
+        array: Array = data.numpy()
+        return array
+
+
+def _inference(work: Workload, module: Any) -> Contender:
+    import torch
+
+    module.eval()
+    tensors_of = _cache_last(lambda batch: _Tensors(batch, training=False))
+
+    def run(batch: Batch) -> GetResults:
+        tensors = tensors_of(batch)
+        with torch.inference_mode():
+            y, states = module(tensors.input)
+        return lambda: outputs(work.spec, tensors.padded(_data(y)), _arrays(_tuple(states)))
+
+    return run
+
+
+def _training(work: Workload, module: Any) -> Contender:
+    """As in a training loop: new parameters at every call, all gradients from one call of autograd."""
+    import torch
+
+    spec = work.spec
+    module.train()
+    weights = dict(module.named_parameters())
+    update = _small_update(list(weights.values()))
+    tensors_of = _cache_last(lambda batch: _Tensors(batch, training=True))
+
+    def run(batch: Batch) -> GetResults:
+        tensors = tensors_of(batch)
+        update()
+        y, states = module(tensors.input, tensors.hx)
+        out = (_data(y), *_tuple(states))
+        grads = torch.autograd.grad(out, [tensors.x, *tensors.states, *weights.values()], tensors.upstream)
+
+        def get_results() -> Results:
+            y, *final_states = (output.detach() for output in out)
+            dx, *rest = grads
+            dstates, dweights = rest[: len(final_states)], rest[len(final_states) :]
+            dparams = spec.layout.pack(dict(zip(weights, _arrays(dweights), strict=True)), names="torch")
+            forward = outputs(spec, tensors.padded(y), _arrays(final_states))
+            return forward | gradient_results(spec, tensors.padded(dx), dparams, _arrays(dstates))
+
+        return get_results
+
+    return run
+
+
+def _module(work: Workload) -> Any:
+    import torch
+
+    spec = work.spec
+    kind: Any = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(spec.mode, torch.nn.RNN)
+    options: dict[str, Any] = {} if kind is not torch.nn.RNN else {"nonlinearity": spec.mode.removeprefix("rnn_")}
+    if spec.projection_size:
+        options["proj_size"] = spec.projection_size
+    module = kind(
+        spec.input_size,
+        spec.hidden_size,
+        spec.num_layers,
+        bidirectional=spec.bidirectional,
+        dtype=getattr(torch, spec.dtype),
+        **options,
+    )
+    weights = spec.layout.unpack(work.params, names="torch")
+    module.load_state_dict({name: torch.from_numpy(np.array(weight)) for name, weight in weights.items()})
+    return module
+
+
+def _accelerated(work: Workload) -> Any:
+    from fusedrnn.torch import accelerate
+
+    module = _module(work)
+    report = accelerate(module)
+    if not report:  # torch.nn would be compared with itself
+        raise RuntimeError(f"nothing was accelerated: {report}")
+    return module
+
+
+def _small_update(parameters: list[Any]) -> Callable[[], None]:
+    """A function that changes the parameters like an optimizer, so that no module can keep packed weights.
+
+    It moves the first element of each up by one unit in the last place, at the next call down again, which is too
+    little to change a result beyond the tolerance.
+    """
+    import torch
+
+    firsts = [parameter.detach().view(-1)[:1] for parameter in parameters]  # views share the version counter
+    before = [first.clone() for first in firsts]
+    after = [torch.nextafter(first, torch.full_like(first, torch.inf)) for first in before]
+    values = cycle((after, before))
+
+    def update() -> None:
+        torch._foreach_copy_(firsts, next(values))
+
+    return update
+
+
+def _cache_last(make: Callable[[Batch], _Tensors]) -> Callable[[Batch], _Tensors]:
+    """``make`` with a cache of one entry, keyed by the batch object."""
+    last: list[tuple[Batch, _Tensors]] = []
+
+    def get(batch: Batch) -> _Tensors:
+        if not last or last[0][0] is not batch:
+            last[:] = [(batch, make(batch))]
+        return last[0][1]
+
+    return get
+
+
+def _data(y: Any) -> Any:
+    """The tensor of an output, packed or not."""
+    import torch
+
+    return y if isinstance(y, torch.Tensor) else y.data
+
+
+def _tuple(states: Any) -> tuple[Any, ...]:
+    return states if isinstance(states, tuple) else (states,)
+
+
+def _arrays(tensors: Any) -> tuple[Array, ...]:
+    return tuple(tensor.numpy() for tensor in tensors)

@@ -1,0 +1,102 @@
+"""Options that several commands share, and the functions that read their values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusedrnn.bench.contenders import PHASES, Phase
+from fusedrnn.bench.data import Array
+from fusedrnn.bench.tables import MODE_NAMES
+from fusedrnn.env import MAX_THREADS
+from fusedrnn.spec import DTYPES
+from fusedrnn.testing.cases import CASES, Case
+
+ALL_MODES, ALL_PHASES = ",".join(MODE_NAMES), ",".join(PHASES)
+
+Cases = Annotated[str, typer.Option(help=f"Workloads, separated by commas: {', '.join(CASES)}.")]
+Modes = Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.join(MODE_NAMES)}.")]
+Phases = Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(PHASES)}.")]
+Dtype = Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=MAX_THREADS, help="Number of threads. [default: fusedrnn's own default]")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="A .npy array (T, N, I) to run instead of text; it replaces the cases' own T, N and I."),
+]
+Steps = Annotated[str, typer.Option(help="Time steps T instead of the cases' own, separated by commas.")]
+Batch = Annotated[str, typer.Option(help="Sequences N instead of the cases' own, separated by commas.")]
+Seconds = Annotated[float, typer.Option(min=0, help="Time to spend on a row, if its calls are short enough.")]
+Json = Annotated[Path | None, typer.Option(help="Write every figure to this file.")]
+
+
+def parse_names(text: str, what: str, valid: Collection[str]) -> list[str]:
+    """The names in a list separated by commas, each once.
+
+    Raises:
+        ValueError: If a name is unknown or there is none; lists the valid ones.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in valid]:
+        raise ValueError(f"unknown {what} {', '.join(map(repr, unknown))}; valid: {', '.join(valid)}")
+    if not names:
+        raise ValueError(f"no {what} given; valid: {', '.join(valid)}")
+    return names
+
+
+def parse_modes(text: str) -> list[str]:
+    """The modes in a list.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    return parse_names(text, "mode", MODE_NAMES)
+
+
+def parse_phases(text: str) -> list[Phase]:
+    """The phases in a list.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    return [PHASES[name] for name in parse_names(text, "phase", PHASES)]
+
+
+def parse_dtype(dtype: str) -> str:
+    """The dtype itself.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; valid: {', '.join(DTYPES)}")
+    return dtype
+
+
+def parse_cases(text: str, steps: str = "", batch: str = "", x: Array | None = None) -> list[Case]:
+    """The cases in a list, at each T of ``steps`` and each N of ``batch``, or with the shape of the user's ``x``.
+
+    Raises:
+        ValueError: If a name or number is invalid, or ``x`` comes with other sizes.
+    """
+    cases = [CASES[name] for name in parse_names(text, "case", CASES)]
+    if x is not None:
+        if steps or batch:
+            raise ValueError(f"--data cannot be used with {'--steps' if steps else '--batch'}: it has its own shape")
+        T, N, I = x.shape
+        return [case.at(T, N, I) for case in cases]
+    sizes = list(product(_parse_numbers("--steps", steps), _parse_numbers("--batch", batch)))
+    return [case.at(T or case.T, N or case.N, case.I) for case in cases for T, N in sizes]
+
+
+def _parse_numbers(option: str, text: str) -> list[int]:
+    """The positive numbers in a list; a single 0 if it is empty."""
+    numbers = [number.strip() for number in text.split(",")] if text.strip() else []
+    if invalid := [number for number in numbers if not number.isdecimal() or int(number) == 0]:
+        raise ValueError(f"{option} must be positive numbers, separated by commas; got {invalid[0]!r}")
+    return [int(number) for number in numbers] or [0]

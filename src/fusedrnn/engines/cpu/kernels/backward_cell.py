@@ -1,0 +1,147 @@
+"""The derivative of a cell's stage for one vector of units of one row: gate gradients, and gradients of states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fusedrnn.cell.expr import Expr, Leaf, evaluate
+from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
+from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
+from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.jit.builder import Value
+
+
+class StepPosition(NamedTuple):
+    """A step of the loop."""
+
+    step: Value
+    time: Value
+    active_rows: Value
+    dy: Value  # the first row of the time's output gradients
+    chunk_parity: Value  # 0 in even chunks, 1 in odd ones
+    chunk_row: Value  # the step's first row in the chunk
+    block_row: Value  # the step's first row in the block, of the whole batch
+
+
+@dataclass(frozen=True)
+class GradRows:
+    """The addresses of one row's values and gradients."""
+
+    dy: Value
+    dy_too: Value  # from the second direction of the layer above
+    saved: Value  # by forward, or recomputed
+    h_gates: Value  # gate gradients for the recurrent GEMM
+    x_gates: Value  # gate gradients for the input GEMM
+    transposed: Value  # gate gradients for the weights' GEMMs
+    carried: dict[str, Value]  # the gradients of the states
+    states: dict[Leaf, Value]  # before and after the step
+    operands: dict[int, Value]  # the gradients of later stages' operands
+
+
+class CellGradient(BackwardEmitter):
+    """A function of backward that runs the derivative of the cell."""
+
+    params_requested: Value  # whether the caller asks for gradients of parameters
+
+    def grad_rows(self, stage: StageKernel, row: Value, position: StepPosition) -> GradRows:
+        """The addresses of this thread's row in a step."""
+        f, c, p, v, time = self.f, self.c, self.p, self.v, position.time
+        sequence = self.sequence(row)
+        sorted_row = self.first_row + row
+        block_row = position.block_row + table_entry(f, c.unsorted_indices, sorted_row, sorted_row)
+        chunk_row = position.chunk_row + row
+        saved = f.var(p.saved_values + time * c.saved_values_step + sequence * c.saved_values_row)
+        with f.if_(c.recompute.is_set):
+            saved.set(self.recomputed(chunk_row))
+        states: dict[Leaf, Value] = {}
+        for name, base in zip(self.cell.states, (p.saved_h, p.saved_c), strict=False):
+            states[State(name)] = self.saved_state(base, self.previous_time(time), sequence)
+            states[NewState(name)] = self.saved_state(base, time, sequence)
+        return GradRows(
+            dy=position.dy + sequence * p.dy_row,
+            dy_too=p.dy_too + time * p.dy_step + sequence * p.dy_row,
+            saved=saved.get(),
+            h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage),
+            x_gates=self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(stage),
+            transposed=self.transposed + block_row * v.bytes,
+            carried={name: self.carried(name, row) for name in self.cell.states},
+            states=states,
+            operands={other.index: self.operand_grad(other, row) for other in self.stages[1:]},
+        )
+
+    def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
+        """The gradients of one stage, for one vector of units of one row."""
+        v, derivative = self.v, self.derivative
+        offset = unit_vec * v.bytes
+        units_left = self.units_of(stage).size - unit_vec * v.lanes
+        is_last_stage = stage is self.stages[-1]
+        cotangents: dict[str, Value] = {}
+
+        def cotangent(name: str) -> Value:
+            if name not in cotangents:
+                cotangents[name] = v.load(rows.carried[name] + offset)
+                if name == "h" and is_last_stage:
+                    cotangents[name] = cotangents[name] + self._output_grad(rows, offset, units_left)
+            return cotangents[name]
+
+        def load(leaf: Leaf) -> Value:
+            match leaf:
+                case StateCotangent(name):
+                    return cotangent(name)
+                case OperandCotangent(index):
+                    return v.load(rows.operands[index] + offset)
+                case Saved(index):
+                    return v.load(rows.saved + (unit_vec * self.num_saved + index) * v.bytes)
+                case Peephole(gate):
+                    return self.peephole(gate, unit_vec)
+            return v.load(rows.states[leaf] + offset, v.item)
+
+        if is_last_stage:
+            cotangent("h")
+        names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
+        state_grads = {name: expr for name in names if (expr := self._state_grad(name)) is not None}
+        gate_grads = stage.derivative.distinct_grads
+        values = evaluate([*gate_grads, *state_grads.values()], load, v)
+        new = dict(zip(state_grads, values[len(gate_grads) :], strict=True))
+        if is_last_stage and "h" not in names:
+            # The stages before need it with the output's gradient.
+            v.store(cotangents["h"], rows.carried["h"] + offset)
+        for name in names:
+            v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
+        self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(gate_grads)])
+
+    def _state_grad(self, name: str) -> Expr | None:
+        """The gradient of a previous state, without what comes through the gates; None for zero."""
+        return self.derivative.state_grads[self.cell.states.index(name)]
+
+    def _store_gate_grads(
+        self, stage: StageKernel, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]
+    ) -> None:
+        """Store a stage's gradients of a vector of units where the three GEMMs read them."""
+        f, c, v, derivative = self.f, self.c, self.v, stage.derivative
+        is_whole = units_left >= v.lanes
+        # The GEMMs also read the lanes without a unit: they must be zero.
+        grads = [is_whole.select(value, v.zero_tail(value, units_left)) for value in values]
+        for into, indices in ((rows.h_gates, derivative.h_grads), (rows.x_gates, derivative.x_grads)):
+            for gate, index in enumerate(indices):
+                v.store(grads[index], into + (unit_vec * stage.num_gates + gate) * v.bytes)
+        with f.if_(self.params_requested):
+            for index, grad in enumerate(grads):
+                v.store(grad, rows.transposed + self.grad_index(stage, unit_vec, index) * c.transposed_stride)
+
+    def _output_grad(self, rows: GradRows, offset: Value, units_left: Value) -> Value:
+        """The gradient of the output of the step, in a layer below the last from both directions above."""
+        f, v = self.f, self.v
+        total = f.var(v.const(0.0))
+        with f.if_(self.p.dy.is_set):
+            with f.if_else(units_left >= v.lanes) as (whole, tail):
+                with whole:
+                    total.set(v.load(rows.dy + offset, v.item))
+                with tail:
+                    total.set(v.load_masked(rows.dy + offset, units_left))
+            with f.if_(self.p.dy_too.is_set):
+                total.set(total.get() + v.load(rows.dy_too + offset, v.item))
+        return total.get()

@@ -1,0 +1,89 @@
+"""The scratch memory of the forward and the backward kernels, each region declared once.
+
+The sizes ``s`` are those of :mod:`fusedrnn.engines.cpu.plan.scratch_sizes`. Regions are declared here, below the plan,
+because the order of the struct's fields is part of the machine code.
+"""
+
+from __future__ import annotations
+
+from fusedrnn.engines.cpu.kernels.arena import Arena, Scratch
+from fusedrnn.jit.sync import BARRIER_BYTES, PROGRESS_BYTES
+
+_POINTER_BYTES = 8
+
+_STATES = Arena(
+    "states_stride",
+    # h of even steps, then of odd steps: a step reads one while it writes the other.
+    h=lambda s: 2 * s.batch * s.state_stride,
+    c=lambda s: (s.num_states - 1) * s.batch * s.state_stride,
+    operands=lambda s: (s.num_stages - 1) * s.batch * s.state_stride,
+)
+_FORWARD_THREAD = Arena(
+    "scratch_stride",
+    # Addresses of a chunk's input rows, and of the rows that stages multiply: h's twice.
+    x_rows=lambda s: _POINTER_BYTES * s.chunk * s.rows,
+    h_rows=lambda s: _POINTER_BYTES * (1 + s.num_stages) * s.rows,
+    gates=lambda s: s.chunk * s.rows * s.gates_stride,
+    recurrent=lambda s: s.rows * s.recurrent_row,
+    masked=lambda s: s.chunk * s.rows * s.masked_row,
+    # Those of the input, then those of the state.
+    biases=lambda s: 2 * s.biases_size,
+)
+FORWARD = Scratch(
+    Arena(
+        "size",
+        barriers=lambda s: BARRIER_BYTES * (1 + s.layer_dirs * s.row_groups),
+        progress=lambda s: PROGRESS_BYTES * s.num_progress,
+        states=lambda s: max(s.num_directions, s.layer_dirs) * _STATES.size(s),
+        scratch=lambda s: s.num_threads * _FORWARD_THREAD.size(s),
+        # Layers write one and read the other in turns; in training the reserve holds them.
+        layer_outputs=lambda s: 0 if s.is_training else min(2, s.num_layers - 1) * s.layer_output_size,
+    ),
+    _STATES, _FORWARD_THREAD,
+    strides=("state_stride", "gates_stride", "masked_row", "biases_size"),
+)  # fmt: skip
+
+
+_DIRECTION_GROUP = Arena(
+    "group_stride",
+    # Gate gradients of even steps, then of odd steps, for the recurrent GEMM; likewise of chunks, for dx.
+    state_gates=lambda s: 2 * s.batch * s.gates_row,
+    input_gates=lambda s: 2 * s.batch * s.chunk * s.gates_row,
+    # Gradients of the states, from the step after; of the operands of later stages.
+    carried=lambda s: s.num_states * s.carried_size,
+    operands=lambda s: (s.num_stages - 1) * s.carried_size,
+    # Transposed gate gradients, and what is summed from them: gradients of weights and biases.
+    transposed=lambda s: s.pre_act_grad_vecs * s.transposed_stride,
+    weights=lambda s: s.k_padded * s.weights_stride,
+    sums=lambda s: s.pre_act_grad_vecs * s.vector_bytes,
+)
+_BACKWARD_THREAD = Arena(
+    "scratch_stride",
+    # Addresses of rows: two tables for each stage, one for a chunk.
+    row_tables=lambda s: _POINTER_BYTES * (2 * s.num_stages + s.chunk) * s.rows,
+    # Time and sequence of each row of a block.
+    places=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
+    # A row of zeros, the initial accumulators, then a panel of dx.
+    panel=lambda s: s.panel_bytes * (1 + s.chunk * s.rows),
+    packed=lambda s: s.packed_panels * s.inner * s.panel_bytes,
+    recomputed=lambda s: s.recomputed_rows * s.unit_vecs * s.saved_vecs * s.vector_bytes,
+    forward_gates=lambda s: s.recomputed_rows * s.forward_gates_stride,
+    recurrent=lambda s: s.recomputed_rows * s.recurrent_row,
+    masked=lambda s: s.recomputed_rows * s.masked_row * s.drops,
+)
+BACKWARD = Scratch(
+    Arena(
+        "size",
+        barriers=lambda s: BARRIER_BYTES * (1 + s.layer_dirs * s.row_groups + s.layer_dirs),
+        progress=lambda s: PROGRESS_BYTES * s.num_progress,
+        groups=lambda s: s.layer_dirs * _DIRECTION_GROUP.size(s),
+        scratch=lambda s: s.num_threads * _BACKWARD_THREAD.size(s),
+        # Kernels read up to two panels past the end of the last row.
+        dx_partials=lambda s: s.num_dx_partials * s.dx_partial_size + 2 * s.panel_bytes,
+    ),
+    _DIRECTION_GROUP, _BACKWARD_THREAD,
+    strides=(
+        "gates_row", "carried_size", "carried_stride", "transposed_stride", "weights_stride", "inner", "packed_panels",
+        "forward_gates_stride", "masked_row", "dx_partial_step", "dx_partial_row", "dx_partial_size",
+    ),
+)  # fmt: skip

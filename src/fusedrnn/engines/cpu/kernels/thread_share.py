@@ -1,0 +1,221 @@
+"""What a thread works on: its layer-directions, its rows, its units; and how it waits for the threads beside it.
+
+Python plans a call and hands the kernels structs of integers: one for the call, and one for each layer-direction, which
+is a layer in one direction. The grid of threads divides layer-directions, rows and units (whole vectors of hidden units
+with all their gates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from fusedrnn.cell.cells import Variant
+from fusedrnn.cell.derivative import Derivative
+from fusedrnn.cell.trace import TracedCell
+from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs
+from fusedrnn.engines.cpu.kernels.stages import (
+    Blocking,
+    StageKernel,
+    derivative_of,
+    is_plain,
+    lowered_cell,
+    stage_kernels,
+)
+from fusedrnn.jit.builder import Function, Module, Value
+from fusedrnn.jit.struct import Fields, Struct
+from fusedrnn.jit.sync import (
+    BARRIER_BYTES,
+    PROGRESS_BYTES,
+    emit_barrier,
+    emit_wait,
+    emit_wait_for_progress,
+    publish_progress,
+)
+from fusedrnn.jit.target import Target
+from fusedrnn.jit.vector import Vectors
+
+
+@dataclass(frozen=True)
+class Program:
+    """A module under construction: a cell's kernel in a dtype on a target, and the functions that all of it calls."""
+
+    module: Module
+    dtype: str
+    target: Target
+    cell: TracedCell
+    derivative: Derivative
+    stages: tuple[StageKernel, ...]
+    barrier: Function
+    wait_for_progress: Function
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the cell has one stage and no peepholes: then calls can use unpacked weights."""
+        return is_plain(self.cell)
+
+    @classmethod
+    def of(cls, name: str, variant: Variant, dtype: str, target: Target) -> Program:
+        """A new module of that name."""
+        module = Module(f"{name}_{variant.slug}_{dtype}")
+        wait = emit_wait(module)
+        return cls(
+            module, dtype, target, lowered_cell(variant), derivative_of(variant), stage_kernels(variant),
+            emit_barrier(module, wait), emit_wait_for_progress(module, wait),
+        )  # fmt: skip
+
+
+def is_pipelined(c: Fields) -> Value:
+    """Whether the layers of a network of one direction are pipelined: each a chunk of steps behind the one it reads."""
+    return (c.grid_layer_dirs > 1) & c.directions.equals(1)
+
+
+def each_layer_dir(
+    f: Function, c: Fields, thread: Value, run: Callable[[Value, Value], None], after: Callable[[Value], None]
+) -> None:
+    """Emit ``run(layer, direction)`` for each of a thread's layer-directions, in the order in which layers run.
+
+    Where layers are not pipelined, ``after(layer)`` follows each layer.
+    """
+    first = thread % c.grid_layer_dirs
+    with f.if_else(is_pipelined(c)) as (pipelined, one_by_one):
+        with pipelined, f.loop(first, c.layers, c.grid_layer_dirs) as layer:
+            run(layer, f.constant(0))
+        with one_by_one, f.loop(0, c.layers) as layer:
+            with f.loop(first, c.directions, c.grid_layer_dirs) as direction:
+                run(layer, direction)
+            after(layer)
+
+
+@dataclass(frozen=True)
+class UnitRange:
+    """A thread's share of the hidden units, or of the units of h."""
+
+    first: Value
+    last: Value  # past its last vector of units
+    size: Value  # the units of all threads
+    offset: Value  # its part of a row of all units
+    num_bytes: Value
+
+
+class ThreadShare:
+    """A function under construction, ``name(call, thread, layer, direction, *more)``: a thread's share of the work.
+
+    Attributes:
+        c, p: The fields of the structs of the call and of the layer-direction.
+        layer_dir_group, row_group, unit_group: The thread's place in the grid.
+        concurrent: The place of this layer-direction among those that run at the same time.
+    """
+
+    def __init__(
+        self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()
+    ) -> None:
+        self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
+        self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
+        self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
+        self.v = Vectors(f, program.target, program.dtype)
+        self.panel_vectors = program.target.tile[1]
+        self.panel_bytes = self.panel_vectors * self.v.bytes
+        self.num_gates = len(program.cell.gates)
+        self.is_plain = program.is_plain
+        call, self.thread, self.layer, self.direction = f.arguments[:4]
+        self.c = c = structs[0].read(f, call)
+        index = self.layer * c.directions + self.direction
+        self.p = structs[1].read(f, c.layer_dirs + index * structs[1].size)
+        self.is_unpacked = self.p.x_weights.is_zero
+        self._divide()
+
+    def _divide(self) -> None:
+        f, c = self.f, self.c
+        self.layer_dir_group = self.thread % c.grid_layer_dirs
+        self.concurrent = c.directions.equals(1).select(self.layer_dir_group, self.direction)
+        rest = self.thread // c.grid_layer_dirs
+        self.row_group, self.unit_group = rest % c.grid_rows, rest // c.grid_rows
+        self.first_row = f.load(c.row_starts + self.row_group * 8)
+        self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
+        self.hidden = self._unit_range(c.unit_starts, c.hidden)
+        self.out = self._unit_range(c.out_starts, c.out) if self.cell.projects else self.hidden
+        self.row_group_barrier = (
+            c.barriers + (1 + self.layer_dir_group * c.grid_rows + self.row_group) * BARRIER_BYTES
+        )
+
+    def _unit_range(self, starts: Value, size: Value) -> UnitRange:
+        f, v = self.f, self.v
+        first, last = (f.load(starts + self.unit_group * 8 + end) for end in (0, 8))
+        offset, end = first * v.bytes, (last * v.lanes).at_most(size)
+        return UnitRange(first, last, size, offset, end * v.item - offset)
+
+    def units_of(self, stage: StageKernel) -> UnitRange:
+        """This thread's share of the units that a stage computes."""
+        return self.out if stage.projects else self.hidden
+
+    def units_of_state(self, name: str) -> UnitRange:
+        """This thread's share of a state."""
+        return self.out if name == "h" else self.hidden
+
+    def operand_size(self, stage: StageKernel) -> Value:
+        """Elements of a row of a stage's operand."""
+        return self.c.hidden if stage.index else self.c.out
+
+    @property
+    def gate_stages(self) -> list[StageKernel]:
+        """The stages that have gates, and so a part of the input weights."""
+        return [stage for stage in self.stages if not stage.projects]
+
+    def num_vectors(self, size: Value) -> Value:
+        """Vectors that hold so many elements."""
+        return (size + (self.v.lanes - 1)) // self.v.lanes
+
+    def barrier(self) -> None:
+        """Wait for the threads that share these rows."""
+        f, c = self.f, self.c
+        with f.if_(c.grid_units > 1):
+            f.call(self._barrier, self.row_group_barrier, c.grid_units, c.spins)
+
+    def _progress(self, layer: Value) -> Value:
+        c = self.c
+        return c.progress + (layer * c.grid_rows + self.row_group) * PROGRESS_BYTES
+
+    def wait_for_layer(self, layer: Value, steps: Value) -> None:
+        """If layers are pipelined: wait until that layer, if it exists, has done so many steps of these rows."""
+        f, c = self.f, self.c
+        with f.if_(is_pipelined(c) & (layer >= 0) & (layer < c.layers)):
+            f.call(self._wait_for_progress, self._progress(layer), steps, c.spins)
+
+    def publish_layer(self, steps: Value) -> None:
+        """If layers are pipelined: tell other layers that this one has done so many steps of these rows."""
+        with self.f.if_(is_pipelined(self.c) & self.unit_group.is_zero):
+            publish_progress(self.f, self._progress(self.layer), steps)
+
+    def blocking(self, stage: StageKernel) -> Blocking:
+        """How a stage's columns fill panels."""
+        return Blocking(stage.num_gates, self.panel_vectors)
+
+    @contextmanager
+    def panels(self, first: Value, last: Value, reverse: Value | None = None) -> Iterator[ColVecs]:
+        """Loop over the panels of vectors of columns from ``first`` to before ``last``; yields those of each panel."""
+        with self._split_range(first, last, self.panel_vectors, reverse) as (begin, end):
+            yield ColVecs(begin, end - begin)
+
+    @contextmanager
+    def blocks(self, stage: StageKernel, reverse: Value | None = None) -> Iterator[tuple[Value, Value]]:
+        """Loop over the blocks of this thread's units; yields the first unit vector and the one past the last."""
+        units, size = self.units_of(stage), self.blocking(stage).block_unit_vecs
+        with self._split_range(units.first, units.last, size, reverse) as block:
+            yield block
+
+    @contextmanager
+    def _split_range(
+        self, first: Value, last: Value, size: int, reverse: Value | None
+    ) -> Iterator[tuple[Value, Value]]:
+        """Cut a range at the multiples of a size; in reverse the last part comes first."""
+        lowest, past = first // size, (last + (size - 1)) // size
+        with self.f.loop(lowest, past) as index:
+            part = index if reverse is None else reverse.select(lowest + past - 1 - index, index)
+            begin, end = part * size, part * size + size
+            yield (begin < first).select(first, begin), end.at_most(last)
+
+    def serpentine_reversed(self, step: Value) -> Value:
+        """Whether a step runs through the weights in reverse: it begins with those that the step before left cached."""
+        return (step & 1).is_set

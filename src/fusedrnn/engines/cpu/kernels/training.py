@@ -1,0 +1,69 @@
+"""The forward time loop in training: it also fills the reserve.
+
+Every state, and the values that backward needs, go to the reserve. Each layer reads its input from the states of the
+layer below there, after dropout.
+"""
+
+from __future__ import annotations
+
+from fusedrnn.cell.cells import Variant
+from fusedrnn.cell.leaves import NewState, Saved, StageOperand
+from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, build_job
+from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
+from fusedrnn.engines.cpu.kernels.thread_share import Program
+from fusedrnn.jit.builder import Module, Value
+from fusedrnn.jit.target import Target
+
+
+def build_training(variant: Variant, dtype: str, target: Target) -> Module:
+    """The module whose ``forward(call, thread)`` is the job of training."""
+    program = Program.of("training", variant, dtype, target)
+    return build_job(program, _Training(program).emit())
+
+
+class _Training(Inference):
+    """Emits a thread's share of one layer-direction in training, which fills the reserve."""
+
+    _result_kinds = (NewState, StageOperand, Saved)
+
+    def _saved_arrays(self) -> OutputRows:
+        """Where the reserve holds the states of this layer-direction, and the operand of a second stage."""
+        p = self.p
+        arrays: OutputRows = dict(zip(map(NewState, self.cell.states), (p.saved_h, p.saved_c), strict=False))
+        return arrays | {StageOperand(1): p.saved_operand} if len(self.stages) > 1 else arrays
+
+    def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
+        """Save an initial state as the state of the time before the row's first."""
+        time = self.p.reverse.is_zero.select(self.f.constant(-1), self.length(row))
+        units = self.units_of_state(name)
+        into = self.saved_state(self._saved_arrays()[NewState(name)], time, sequence) + units.offset
+        self.f.copy(into, source, units.num_bytes)
+
+    def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
+        """Save the network's input; apply dropout to what a layer reads from the one below."""
+        f, c, p = self.f, self.c, self.p
+        with f.if_(p.x_copy.is_set):
+            begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
+            copy = p.x_copy + (time * c.batch + sequence) * p.k * self.v.item
+            f.copy(copy + begin, source + begin, end - begin)
+        into = self.scratch + c.masked_offset + index * c.masked_row
+        return self.masked_input_row(source, into, sequence, time)
+
+    def _output_rows(self, y: Value, time: Value, sequence: Value) -> OutputRows:
+        states = {result: self.saved_state(base, time, sequence) for result, base in self._saved_arrays().items()}
+        saved = self.p.saved_values + time * self.c.saved_values_step + sequence * self.c.saved_values_row
+        return {**super()._output_rows(y, time, sequence), "saved": saved, **states}
+
+    def _store_result(
+        self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
+    ) -> None:
+        f, v, num_saved = self.f, self.v, len(self.derivative.saved)
+        if isinstance(result, Saved):
+            with f.if_(self.p.saved_values.is_set):
+                v.store(value, output_rows["saved"] + (unit_vec * num_saved + result.index) * v.bytes)
+            return
+        size = self.units_of(stage).size
+        self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, size)
+        if result == NewState("h"):
+            with f.if_(self.p.y.is_set):
+                self.store_tail(value, unit_vec, output_rows["y"] + unit_vec * v.bytes, size)

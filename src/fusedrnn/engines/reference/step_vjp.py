@@ -1,0 +1,56 @@
+"""The derivative of one step of a cell, for cells with any stages: forward saves every value that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from fusedrnn.cell.autodiff import vjp
+from fusedrnn.cell.expr import Constant, Expr, Leaf, substitute, walk
+from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
+from fusedrnn.cell.trace import TracedCell
+
+
+@dataclass(frozen=True)
+class StepVjp:
+    """The vector-Jacobian product of a step of a cell.
+
+    Expressions have the leaves of :class:`fusedrnn.cell.derivative.Derivative`.
+
+    Attributes:
+        saved: What forward saves of each step besides the states: all other forward values that the rest uses.
+        operands: The operand of each stage.
+        from_outputs: The cotangents of the cell's leaves, from those of the new states.
+        from_operands: For each stage, the cotangents of the cell's leaves, from that of the stage's operand.
+    """
+
+    saved: tuple[Expr, ...]
+    operands: tuple[Expr, ...]
+    from_outputs: Mapping[Leaf, Expr]
+    from_operands: tuple[Mapping[Leaf, Expr], ...]
+
+
+@lru_cache(maxsize=64)
+def step_vjp(cell: TracedCell) -> StepVjp:
+    """Differentiate a cell with any number of stages."""
+    operands = [stage.operand for stage in cell.stages]
+    grads = [vjp(cell.outputs, [StateCotangent(name) for name in cell.states])]
+    grads += [vjp([operand], [OperandCotangent(index)]) for index, operand in enumerate(operands)]
+    forward = dict.fromkeys(walk([*cell.outputs, *operands]))
+    cotangents = [cotangent for by_leaf in grads for cotangent in by_leaf.values()]
+    used = {arg for node in walk(cotangents) if node not in forward for arg in node.args}.union(operands)
+    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    available.update({leaf: leaf for leaf in [*map(State, cell.states), *map(Peephole, cell.peepholes)]})
+    saved = [node for node in forward if node in used and node not in available and not isinstance(node, Constant)]
+    available.update({node: Saved(index) for index, node in enumerate(saved)})
+
+    def of_available(by_leaf: Mapping[Leaf, Expr]) -> dict[Leaf, Expr]:
+        return dict(zip(by_leaf, substitute(list(by_leaf.values()), available.get), strict=True))
+
+    return StepVjp(
+        saved=tuple(saved),
+        operands=tuple(substitute(operands, available.get)),
+        from_outputs=of_available(grads[0]),
+        from_operands=tuple(map(of_available, grads[1:])),
+    )

@@ -1,0 +1,23 @@
+"""Bandwidth is measured on arrays that fit the level that is measured."""
+
+import pytest
+
+from fusedrnn.bench import bandwidth
+
+
+def test_arrays_fit_their_level():
+    caches = {"L1d": 1 << 15, "L2": 1 << 20, "L3": 1 << 25}
+    arrays = bandwidth.array_bytes(2, caches)
+    assert list(arrays) == ["L2", "L3", "memory"]
+    assert arrays["L2"] < caches["L2"] < arrays["L3"] and 2 * arrays["L3"] < caches["L3"] < arrays["memory"]
+    assert list(bandwidth.array_bytes(64, caches)) == ["L2", "memory"]
+    assert list(bandwidth.array_bytes(1, {})) == ["memory"]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bandwidth_is_measured(monkeypatch, threads):
+    monkeypatch.setattr(bandwidth, "_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(bandwidth, "_MIN_MEMORY_BYTES", 1 << 16)
+    monkeypatch.setattr(bandwidth, "cache_sizes", lambda: {"L2": 1 << 16})
+    speeds = bandwidth.measure_bandwidth(threads)
+    assert set(speeds) == {"L2", "memory"} and all(speed > 0 for speed in speeds.values())
