@@ -26,6 +26,7 @@ DARK_INK, DARK_PAPER = "#e3e8ee", "#14181d"
 STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.labelcolor": INK,
+    "axes.facecolor": "none",
     "axes.edgecolor": INK,
     "axes.titlecolor": INK,
     "xtick.color": INK,
