@@ -26,8 +26,8 @@ DARK_INK, DARK_PAPER = "#e3e8ee", "#14181d"
 STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.labelcolor": INK,
-    "axes.facecolor": "none",
     "axes.edgecolor": INK,
+    "axes.facecolor": PAPER,
     "axes.titlecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
