@@ -35,7 +35,7 @@ def lstm(**changes):
 
 
 def numbered(spec):
-    """A flat vector whose every element is its own index."""
+    """A flat vector in which every element is its own index."""
     return np.arange(spec.layout.size, dtype=spec.dtype)
 
 
@@ -51,20 +51,20 @@ def numbered(spec):
         ([2], TypeError, r"must be an integer; got \[2\]"),
     ],
 )
-def test_sizes_that_are_none(name, value, error, message):
+def test_invalid_sizes(name, value, error, message):
     with pytest.raises(error, match=f"^{name} {message}"):
         lstm(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["input_size", "hidden_size", "num_layers"])
-def test_sizes_are_needed(name):
+def test_sizes_are_required(name):
     with pytest.raises(TypeError, match=f"^{name} must be an integer; got None"):
         lstm(**{name: None})
 
 
 @pytest.mark.parametrize("name", ["bidirectional", "state_clip_nan"])
 @pytest.mark.parametrize("value", [1, "yes", None])
-def test_flags_that_are_none(name, value):
+def test_invalid_flags(name, value):
     with pytest.raises(TypeError, match=f"^{name} must be True or False; got {value!r}"):
         lstm(**{name: value})
 
@@ -73,7 +73,7 @@ def test_flags_that_are_none(name, value):
 @pytest.mark.parametrize(
     ("value", "error"), [("0.5", TypeError), (True, TypeError), (math.nan, ValueError), (10**400, ValueError)]
 )
-def test_numbers_that_are_none(name, value, error):
+def test_invalid_numbers(name, value, error):
     with pytest.raises(error, match=f"^{name} must"):
         lstm(**{"state_clip_min": -1, "state_clip_max": 1, name: value})
 
@@ -91,7 +91,7 @@ def test_mode_of_wrong_type(value):
 
 
 @pytest.mark.parametrize("value", ["", "LSTM", "lstm ", "rnn", "gru\n"])
-def test_mode_of_no_cell(value):
+def test_unknown_mode(value):
     with pytest.raises(ValueError, match=r"^mode must be one of rnn_relu, rnn_tanh, lstm, gru; got"):
         lstm(mode=value)
 
@@ -100,7 +100,7 @@ SWAPPED = np.dtype("float32").newbyteorder()
 
 
 @pytest.mark.parametrize("value", [None, "float16", "int32", "no such", np.longdouble, 7, {"a": 1}, "f8, f8", SWAPPED])
-def test_dtype_that_is_none(value):
+def test_invalid_dtype(value):
     with pytest.raises(ValueError, match=r"^dtype must be one of float32, float64; got"):
         lstm(dtype=value)
 
@@ -113,13 +113,13 @@ def test_dtype_in_any_spelling(value):
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "lstm"])
 @pytest.mark.parametrize("option", [{"projection_size": 2}, {"state_clip_min": -1, "state_clip_max": 1}])
-def test_options_of_the_lstm_alone(mode, option):
+def test_options_of_the_lstm_only(mode, option):
     with pytest.raises(ValueError, match=f"^{next(iter(option))} .*need.* mode 'lstm'; got mode '{mode}'"):
         lstm(mode=mode, **option)
 
 
 @pytest.mark.parametrize("size", [4, 5])
-def test_projection_must_project(size):
+def test_projection_must_be_smaller(size):
     with pytest.raises(ValueError, match=rf"^projection_size must be smaller than hidden_size \(4\); got {size}"):
         lstm(projection_size=size)
 
@@ -133,7 +133,7 @@ def test_projection_must_project(size):
         ({"state_clip_min": 2, "state_clip_max": 1}, "^state_clip_min must not exceed state_clip_max; got 2 and 1"),
     ],
 )
-def test_clip_half_given(clip, message):
+def test_incomplete_clip(clip, message):
     with pytest.raises(ValueError, match=message):
         lstm(**clip)
 
@@ -179,7 +179,7 @@ def test_flops(spec, steps, batch):
 
 
 @given(specs())
-def test_layout_lies_without_gaps(spec):
+def test_layout_has_no_gaps(spec):
     G, D, L = spec.num_gates, spec.num_directions, spec.num_layers
     I, H, S = spec.input_size, spec.hidden_size, spec.state_size
     projection = (spec.projection_size or 0) * H * L * D
@@ -227,7 +227,7 @@ def test_torch_names_and_shapes(mode, bidirectional, projection):
 
 @given(specs())
 @pytest.mark.parametrize("names", ["mxnet", "torch"])
-def test_unpack_and_pack_undo_each_other(names, spec):
+def test_pack_is_the_inverse_of_unpack(names, spec):
     flat = numbered(spec)
     views = spec.layout.unpack(flat, names=names)
     packed = spec.layout.pack(views, names=names)
@@ -254,9 +254,9 @@ def test_view_is_the_named_one(spec, data):
 
 def test_views_of_a_strided_vector():
     spec = lstm()
-    every = np.zeros(2 * spec.layout.size, np.float32)
-    spec.layout.view(every[::2], 0, 0, "i2h_weight")[...] = 1
-    assert every.sum() == 16 * 3
+    strided = np.zeros(2 * spec.layout.size, np.float32)
+    spec.layout.view(strided[::2], 0, 0, "i2h_weight")[...] = 1
+    assert strided.sum() == 16 * 3
 
 
 def test_pack_to_another_dtype():
@@ -272,7 +272,7 @@ def test_no_such_parameter(where):
 
 
 @pytest.mark.parametrize("method", [ParameterLayout.unpack, lambda layout, x: layout.view(x, 0, 0, "i2h_weight")])
-def test_flat_vector_that_is_none(method):
+def test_invalid_flat_vector(method):
     layout = lstm().layout
     with pytest.raises(TypeError, match=r"^params must be a NumPy array; got list"):
         method(layout, [0.0] * layout.size)
@@ -292,7 +292,7 @@ def test_pack_errors():
         layout.pack({**arrays, "l0_i2h_weight": np.zeros((3, 16))})
 
 
-def test_names_that_are_none():
+def test_invalid_names():
     layout = lstm().layout
     flat = np.zeros(layout.size, np.float32)
     with pytest.raises(ValueError, match=r"^names must be 'mxnet' or 'torch'; got 'keras'"):

@@ -1,4 +1,4 @@
-"""What a spec says of a cell's variants: which there can be, what else they are, where their parameters lie."""
+"""The variants of a spec: validation, equality, and the layout of their parameters."""
 
 import pickle
 
@@ -37,7 +37,7 @@ I, H = 5, 4
         ("lstm", {"state_clip_nan": True}, ValueError, "state_clip_nan needs state_clip_min and state_clip_max"),
     ],
 )
-def test_what_there_cannot_be(mode, options, error, words):
+def test_invalid_variants(mode, options, error, words):
     with pytest.raises(error, match=f"^{words}"):
         RNNSpec(mode, I, H, **options)
 
@@ -54,7 +54,7 @@ def test_what_there_cannot_be(mode, options, error, words):
         (("Tanh",), ValueError, "activations must be of sigmoid"),
     ],
 )
-def test_activations_there_cannot_be(arguments, error, words):
+def test_invalid_activations(arguments, error, words):
     with pytest.raises(error, match=f"^{words}"):
         Activation(*arguments)
 
@@ -73,13 +73,13 @@ def test_every_name_is_an_activation(name):
     assert spec.variant.activations == (Activation(name),)
 
 
-def test_the_usual_functions_are_the_plain_cell():
+def test_default_activations_are_the_default_variant():
     plain = RNNSpec("lstm", I, H)
-    spelt = RNNSpec("lstm", I, H, activations=["sigmoid", Activation("tanh"), "tanh"])
-    assert spelt == plain
-    assert hash(spelt) == hash(plain)
-    assert RNNOp.get(spelt) is RNNOp.get(plain)
-    assert spelt.variant.slug == "lstm"
+    explicit = RNNSpec("lstm", I, H, activations=["sigmoid", Activation("tanh"), "tanh"])
+    assert explicit == plain
+    assert hash(explicit) == hash(plain)
+    assert RNNOp.get(explicit) is RNNOp.get(plain)
+    assert explicit.variant.slug == "lstm"
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -90,7 +90,7 @@ def test_specs_are_values(name):
     assert {option for option in OPTIONS if spec.asks_for(option)}
 
 
-def test_what_does_not_change_the_code_shares_it():
+def test_specs_with_the_same_code_share_it():
     plain = RNNSpec("gru", I, H)
     for same in (RNNSpec("gru", I, H, bias="none"), RNNSpec("gru", 9, 8, 3, reverse=True)):
         assert same.variant == plain.variant
@@ -102,8 +102,8 @@ def test_what_does_not_change_the_code_shares_it():
 def test_biases(bias):
     layout = RNNSpec("gru", I, H, 2, True, bias=bias).layout
     double = RNNSpec("gru", I, H, 2, True).layout
-    gone = {"double": 0, "single": 1, "none": 2}[bias]
-    assert layout.size == double.size - gone * 3 * H * 4
+    absent = {"double": 0, "single": 1, "none": 2}[bias]
+    assert layout.size == double.size - absent * 3 * H * 4
     assert layout.has("i2h_bias") == (bias != "none")
     assert layout.has("h2h_bias") == (bias == "double")
     params = np.arange(layout.size, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Tracing a cell, merging its pre-activations, evaluating it."""
+"""Tracing a cell, fusing the sums of its pre-activations, evaluating it."""
 
 from collections import Counter
 
@@ -14,12 +14,12 @@ from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
 
 
-def reset_before_gru(x, recur, s):
-    """Cho's GRU: the candidate's recurrent product is taken of r·h, so it needs a second stage."""
-    h = recur(s.h)
+def reset_before_gru(x, recurrent, s):
+    """Cho's GRU: the recurrent product of n multiplies r·h, which needs a second stage."""
+    h = recurrent(s.h)
     r = sigmoid(x.r + h.r)
     z = sigmoid(x.z + h.z)
-    n = tanh(x.n + recur(r * s.h).n)
+    n = tanh(x.n + recurrent(r * s.h).n)
     return n + z * (s.h - n)
 
 
@@ -43,7 +43,7 @@ def test_trace_of_a_built_in_cell(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_merge_leaves_only_the_gru_as_it_was(mode):
+def test_only_the_gru_has_no_sums_to_fuse(mode):
     traced = trace(CELLS[mode])
     fused = fuse_gate_sums(traced)
     if mode == "gru":
@@ -55,7 +55,7 @@ def test_merge_leaves_only_the_gru_as_it_was(mode):
 
 
 @pytest.mark.parametrize("cell", [*CELLS.values(), TWO_STAGES], ids=lambda cell: cell.name)
-def test_merge_does_not_change_the_value(cell):
+def test_fusing_sums_does_not_change_the_value(cell):
     rng = np.random.default_rng(1)
     traced = trace(cell)
     values = {kind(name): rng.standard_normal(5) for kind in (PreX, PreH) for name in cell.gates}
@@ -68,14 +68,14 @@ def test_merge_does_not_change_the_value(cell):
     np.testing.assert_array_equal(after, before)
 
 
-def test_merge_sees_what_else_uses_a_part():
-    traced = trace(Cell("peeping", ("a",), ("h",), lambda x, recur, s: tanh(x.a + recur(s.h).a) + x.a))
+def test_a_summand_with_another_use_is_not_fused():
+    traced = trace(Cell("peeping", ("a",), ("h",), lambda x, recurrent, s: tanh(x.a + recurrent(s.h).a) + x.a))
     assert fuse_gate_sums(traced) is traced
 
 
-def test_merge_sees_what_an_operand_uses():
+def test_a_summand_that_an_operand_uses_is_not_fused():
     """The first stage's h.a is multiplied by itself; the second's b is only ever added."""
-    traced = trace(Cell("relay", ("a", "b"), ("h",), lambda x, recur, s: x.b + recur(recur(s.h).a).b))
+    traced = trace(Cell("relay", ("a", "b"), ("h",), lambda x, recurrent, s: x.b + recurrent(recurrent(s.h).a).b))
     fused = fuse_gate_sums(traced)
     assert [stage.accumulates_in_place for stage in fused.stages] == [False, True]
     assert not fused.accumulates_in_place
@@ -143,7 +143,7 @@ def test_each_node_is_computed_once(mode, expected):
     assert on.calls == expected
 
 
-def test_equal_parts_built_twice_are_computed_once():
+def test_equal_subexpressions_are_computed_once():
     a, on = PreX("a"), Counting()
     roots = [tanh(a + 1) * tanh(a + 1), tanh(a + 1)]
     product, single = evaluate(roots, {PreX("a"): 0.25}, on)
@@ -151,7 +151,7 @@ def test_equal_parts_built_twice_are_computed_once():
     assert on.calls == {"const": 1, "add": 1, "tanh": 1, "mul": 1}
 
 
-def test_a_deep_chain_of_shared_parts_stays_linear():
+def test_a_deep_chain_of_shared_nodes_takes_linear_time():
     node = PreX("a")
     for _ in range(60):
         node = node + node
@@ -182,14 +182,14 @@ def test_substitute_takes_the_outermost_match():
     assert substitute([tanh(a + b), tanh(a)], changes.get) == [tanh(b), tanh(b)]
 
 
-def test_a_gate_that_is_none():
+def test_an_unknown_gate():
     with pytest.raises(AttributeError, match="the cell has no gate 'q'; its gates are a"):
-        trace(Cell("wrong", ("a",), ("h",), lambda x, recur, s: x.q))
+        trace(Cell("wrong", ("a",), ("h",), lambda x, recurrent, s: x.q))
 
 
 def test_a_gate_from_two_stages():
-    def equations(x, recur, s):
-        return recur(s.h).a + recur(recur(s.h).b).a
+    def equations(x, recurrent, s):
+        return recurrent(s.h).a + recurrent(recurrent(s.h).b).a
 
     with pytest.raises(ValueError, match="cell 'twice' takes gate a from more than one stage"):
         trace(Cell("twice", ("a", "b"), ("h",), equations))

@@ -1,4 +1,4 @@
-"""What torch.nn and the reference say of a problem, in float64: outputs, final states, all gradients."""
+"""Outputs, final states and all gradients of a problem by torch.nn and by the reference, in float64."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,11 +16,11 @@ from fusedrnn.testing.tolerance import longest_sum, tolerance
 
 @dataclass(frozen=True)
 class Results:
-    """What training computes."""
+    """The results of training."""
 
     y: np.ndarray
     states: tuple
-    gradients: tuple  # dx, dparams, the tuple of each initial state's
+    gradients: tuple  # dx, dparams, the tuple of the initial states' gradients
 
     @property
     def forward(self):
@@ -28,7 +28,7 @@ class Results:
 
 
 def torch_module(spec, params):
-    """The torch.nn module with these parameters, in float64."""
+    """The module of torch.nn with these parameters, in float64."""
     options = {"num_layers": spec.num_layers, "bidirectional": spec.bidirectional, "dtype": torch.float64}
     if spec.mode.startswith("rnn"):
         module = torch.nn.RNN(spec.input_size, spec.hidden_size, nonlinearity=spec.mode[4:], **options)
@@ -40,10 +40,10 @@ def torch_module(spec, params):
 
 
 class TorchRun:
-    """One forward pass of torch.nn, and the gradients by its autograd.
+    """A forward pass of torch.nn, and the gradients by its autograd.
 
-    It knows no empty sequences, so these are left out: their outputs stay zero, their states and the gradients of
-    these pass through.
+    torch.nn does not accept empty sequences: they are left out, their outputs are zeros, and their states and the
+    gradients of these pass through.
     """
 
     def __init__(self, spec, x, params, states, lengths, training=True):
@@ -61,10 +61,10 @@ class TorchRun:
         self.module = torch_module(self.spec, params)
         arrays = [self.x[:, rows], *(state[:, rows] for state in initial)]
         self.leaves = [torch.tensor(array, requires_grad=True) for array in arrays]
-        data, *start = self.leaves
+        data, *states = self.leaves
         if lengths is not None:
             data = pack_padded_sequence(data, torch.from_numpy(lengths[rows]), enforce_sorted=False)
-        y, after = self.module(data, start[0] if len(start) == 1 else tuple(start))
+        y, after = self.module(data, states[0] if len(states) == 1 else tuple(states))
         if lengths is not None:
             y, _ = pad_packed_sequence(y, total_length=len(self.x))
         self.results = (y, *(after if isinstance(after, tuple) else (after,)))
@@ -73,66 +73,66 @@ class TorchRun:
             state[:, rows] = value.detach().numpy()
 
     def backward(self, dy, dstates):
-        """Gradients of input, flat parameters and initial states; None stands for zero."""
+        """The gradients of the input, the flat parameters and the initial states; None stands for zeros."""
         dx, dparams = np.zeros_like(self.x), np.zeros(self.spec.layout.size)
         shapes = self.spec.state_shape(self.x.shape[1])
-        given = (dy, *(dstates or (None,) * len(shapes)))
+        dresults = (dy, *(dstates or (None,) * len(shapes)))
         dinitial = tuple(
-            np.zeros(shape) if one is None else one.copy() for shape, one in zip(shapes, given[1:], strict=True)
+            np.zeros(shape) if grad is None else grad.copy() for shape, grad in zip(shapes, dresults[1:], strict=True)
         )
-        pairs = [(result, one) for result, one in zip(getattr(self, "results", ()), given, strict=False)
-                 if one is not None]  # fmt: skip
+        pairs = zip(getattr(self, "results", ()), dresults, strict=False)
+        pairs = [(result, grad) for result, grad in pairs if grad is not None]
         if pairs:
             named = dict(self.module.named_parameters())
-            found = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 [result for result, _ in pairs],
                 [*self.leaves, *named.values()],
-                [torch.tensor(one[:, self.rows]) for _, one in pairs],
+                [torch.tensor(grad[:, self.rows]) for _, grad in pairs],
                 retain_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
-            values = [value.numpy() for value in found]
-            for whole, part in zip((dx, *dinitial), values, strict=False):
-                whole[:, self.rows] = part
-            exact = replace(self.spec, dtype="float64").layout
-            dparams = exact.pack(dict(zip(named, values[len(self.leaves) :], strict=True)), names="torch")
+            values = [gradient.numpy() for gradient in gradients]
+            for array, rows in zip((dx, *dinitial), values, strict=False):
+                array[:, self.rows] = rows
+            layout = replace(self.spec, dtype="float64").layout
+            dparams = layout.pack(dict(zip(named, values[len(self.leaves) :], strict=True)), names="torch")
         return dx, dparams, dinitial
 
 
 def absences(spec):
-    """Which gradients of results may be missing, by name: one, the states' together, or nothing."""
+    """The gradients of results that may be absent, by name: nothing, one, or those of all states."""
     return ("nothing", "dy", "dstates", *(f"d{name}_n" for name in spec.state_names))
 
 
 def without(spec, dy, dstates, absent):
-    """The gradients of results with one of :func:`absences` missing."""
+    """The gradients of results without those that ``absent``, one of :func:`absences`, names."""
     if absent == "dy":
         return None, dstates
     if absent == "dstates":
         return dy, None
     return dy, tuple(
-        None if absent == f"d{name}_n" else one for name, one in zip(spec.state_names, dstates, strict=True)
+        None if absent == f"d{name}_n" else grad for name, grad in zip(spec.state_names, dstates, strict=True)
     )
 
 
 def torch_results(problem):
-    """All that torch.nn computes of a problem, by what is absent."""
+    """The results of torch.nn, by absence."""
     x, params, states = problem.astype(np.float64)
     run = TorchRun(problem.spec, x, params, states, problem.lengths)
-    given = problem.gradients_as(np.float64)
+    dresults = problem.gradients_as(np.float64)
     return {
-        absent: Results(run.y, run.states, run.backward(*without(problem.spec, *given, absent)))
+        absent: Results(run.y, run.states, run.backward(*without(problem.spec, *dresults, absent)))
         for absent in absences(problem.spec)
     }
 
 
 def reference_results(problem, seed=0, absent="nothing"):
-    """All that the reference computes of a problem."""
+    """The results of the reference."""
     x, params, states = problem.astype(np.float64)
     y, final, tape = reference_training.train(problem.spec, x, params, states, problem.lengths, seed)
-    given = without(problem.spec, *problem.gradients_as(np.float64), absent)
-    return Results(y, final, reference_training.backward(problem.spec, tape, *given))
+    dresults = without(problem.spec, *problem.gradients_as(np.float64), absent)
+    return Results(y, final, reference_training.backward(problem.spec, tape, *dresults))
 
 
 def near_kink(problem, seed=0):
@@ -155,18 +155,18 @@ def near_kink(problem, seed=0):
 
 @cache
 def seed_of(mode, shape):
-    """The first seed whose problem is near no kink."""
+    """The first seed whose problem is not near a kink."""
     return next(seed for seed in count() if not near_kink(make_problem(mode, shape, seed=seed)))
 
 
 def training_problem(mode, shape, dtype="float32"):
-    """A problem whose gradients do not depend on how a sum is rounded, beyond the last places."""
+    """A problem whose gradients depend on how sums are rounded in the last digits only."""
     return make_problem(mode, shape, dtype, seed_of(mode, shape))
 
 
 @cache
 def expected(mode, shape):
-    """Outputs and final states in inference; once for all formats, targets and numbers of threads."""
+    """Outputs and final states in inference, computed once for all dtypes, targets and numbers of threads."""
     problem = make_problem(mode, shape)
     x, params, states = problem.astype(np.float64)
     run = TorchRun(problem.spec, x, params, states, problem.lengths, training=False)
@@ -175,14 +175,14 @@ def expected(mode, shape):
 
 @cache
 def expected_training(mode, shape):
-    """What torch.nn says, by what is absent, and the reference; once for all formats, targets, numbers of threads."""
+    """The results of torch.nn, by absence, and of the reference, for all dtypes, targets and numbers of threads."""
     problem = training_problem(mode, shape)
     return torch_results(problem), reference_results(problem)
 
 
 @cache
 def expected_dropout(mode, shape):
-    """A problem with dropout, a seed, and what the reference says: it has the same mask, torch.nn has not."""
+    """A problem with dropout, a seed, and the results of the reference, which has the same mask as the engines."""
     problem = training_problem(mode, shape)
     problem = replace(problem, spec=replace(problem.spec, dropout=0.4))
     seed = next(seed for seed in count(2**63 + 5) if not near_kink(problem, seed))

@@ -1,7 +1,7 @@
-"""The variants of the cells, and an oracle for them: torch's own functions in float64, step by step, its autograd."""
+"""The variants of the cells, and an oracle for them: torch's functions in float64, step by step, with its autograd."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import count
 
 import numpy as np
@@ -14,7 +14,7 @@ from fusedrnn import RNNSpec
 from fusedrnn.cell.activations import Activation
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 
-# What each is called, its mode, and the fields of its spec.
+# Name: mode, and fields of the spec.
 VARIANTS = {
     "projection": ("lstm", {"projection_size": 0.5}),
     "state-clip": ("lstm", {"state_clip_min": -0.3, "state_clip_max": 0.2}),
@@ -58,7 +58,7 @@ VARIANTS = {
 
 
 def varied(spec, name):
-    """A spec of a variant's mode as that variant; a projection is given as a part of the hidden size."""
+    """A spec with the fields of a variant; a projection's size is a fraction of the hidden size."""
     _, options = VARIANTS[name]
     options = dict(options)
     if "projection_size" in options:
@@ -67,12 +67,12 @@ def varied(spec, name):
 
 
 def possible(name, hidden):
-    """Whether there can be one of that hidden size."""
+    """Whether the variant exists with that hidden size."""
     return not (hidden == 1 and "projection_size" in VARIANTS[name][1])
 
 
-# Where a function has a corner, of its parameters; where another has one, no derivative jumps.
-_CORNERS = {
+# Zero at the kinks of a function. The functions without an entry have none where the derivative jumps.
+_KINKS = {
     "relu": lambda x, a, b: (x,),
     "leaky_relu": lambda x, a, b: (x,),
     "thresholded_relu": lambda x, a, b: (x - a,),
@@ -92,7 +92,7 @@ _FUNCTIONS = {
     "softsign": lambda x, a, b: F.softsign(x),
     "softplus": lambda x, a, b: F.softplus(x, threshold=40),
 }
-_USUAL = {
+_DEFAULTS = {
     "lstm": ("sigmoid", "tanh", "tanh"),
     "gru": ("sigmoid", "tanh"),
     "rnn_tanh": ("tanh",),
@@ -101,29 +101,29 @@ _USUAL = {
 
 
 class Steps:
-    """A direction of a layer, written down from the papers and ONNX's text, not from the product's cells."""
+    """A direction of a layer, written from the papers and from ONNX's specification, not from the package's cells."""
 
     def __init__(self, spec, weights):
         self.spec, self.w = spec, weights
-        given = spec.activations or tuple(Activation(name) for name in _USUAL[spec.mode])
-        self.functions = [lambda x, one=one: self.activated(one, x) for one in given]
+        activations = spec.activations or tuple(Activation(name) for name in _DEFAULTS[spec.mode])
+        self.functions = [partial(self.activate, activation) for activation in activations]
         self.margin = np.inf
 
-    def near(self, *distances):
-        """Take note of how far from a corner anything is."""
-        self.margin = min(self.margin, *(float(one.detach().abs().min()) for one in distances))
+    def note(self, *distances):
+        """Note distances from a kink; ``margin`` is the smallest."""
+        self.margin = min(self.margin, *(float(distance.detach().abs().min()) for distance in distances))
 
-    def activated(self, one, x):
-        parameters = one.alpha, one.beta
-        if one.name in _CORNERS:
-            self.near(*_CORNERS[one.name](x, *parameters))
-        return _FUNCTIONS[one.name](x, *parameters)
+    def activate(self, activation, x):
+        parameters = activation.alpha, activation.beta
+        if activation.name in _KINKS:
+            self.note(*_KINKS[activation.name](x, *parameters))
+        return _FUNCTIONS[activation.name](x, *parameters)
 
     def clip(self, a):
         bound = self.spec.gate_clip
         if bound is None:
             return a
-        self.near(a - bound, a + bound)
+        self.note(a - bound, a + bound)
         return torch.clamp(a, -bound, bound)
 
     def bias(self, kind, H, gate):
@@ -131,7 +131,7 @@ class Steps:
         return 0 if bias is None else bias[gate * H : (gate + 1) * H]
 
     def gate(self, number, x, operand, H):
-        """The two parts of a gate's pre-activation."""
+        """The pre-activation of a gate: from the input, and from the operand of the recurrent weights."""
         rows = slice(number * H, (number + 1) * H)
         from_x = x @ self.w["i2h_weight"][rows].T + self.bias("i2h_bias", H, number)
         from_h = operand @ self.w["h2h_weight"][rows].T + self.bias("h2h_bias", H, number)
@@ -163,13 +163,13 @@ class Steps:
         sums = {gate: sum(self.gate(number, x, h, H)) for number, gate in enumerate(order)}
         peepholes = {}
         if spec.peepholes:
-            peeking = "io" if spec.coupled_gates else "ifo"
-            peepholes = dict(zip(peeking, self.w["peephole_weight"].split(H), strict=True))
+            gates = "io" if spec.coupled_gates else "ifo"
+            peepholes = dict(zip(gates, self.w["peephole_weight"].split(H), strict=True))
         i = f(self.clip(sums["i"] + peepholes.get("i", 0) * c))
         forget = 1 - i if spec.coupled_gates else f(self.clip(sums["f"] + peepholes.get("f", 0) * c))
         c = forget * c + i * g(self.clip(sums["g"]))
         if spec.state_clip_min is not None:
-            self.near(c - spec.state_clip_min, c - spec.state_clip_max)
+            self.note(c - spec.state_clip_min, c - spec.state_clip_max)
             c = torch.clamp(c, spec.state_clip_min, spec.state_clip_max)
             if spec.state_clip_nan:
                 c = torch.where(torch.isnan(c), spec.state_clip_min, c)
@@ -178,65 +178,62 @@ class Steps:
 
 
 def run(spec, x, states, weights, lengths):
-    """All layers and directions: output and final states; and how near a corner anything was."""
+    """All layers and directions: the output and the final states, and the smallest distance from a kink."""
     T = len(x)
     last, margin = [], np.inf
     for layer in range(spec.num_layers):
         outputs = []
         for direction in range(spec.num_directions):
             step = Steps(spec, {kind: weights[layer, direction, kind] for kind in spec.layout.kinds})
-            now = tuple(state[len(last)] for state in states)
-            found = [None] * T
-            backwards = spec.reverse or direction == 1
-            for t in reversed(range(T)) if backwards else range(T):
-                new = step(x[t], now)
-                alive = torch.ones(x.shape[1], 1, dtype=bool) if lengths is None else (t < lengths)[:, None]
-                found[t] = torch.where(alive, new[0], 0)
-                now = tuple(torch.where(alive, one, before) for one, before in zip(new, now, strict=True))
-            outputs.append(torch.stack(found))
-            last.append(now)
+            current = tuple(state[len(last)] for state in states)
+            y = [None] * T
+            for t in reversed(range(T)) if spec.reverse or direction == 1 else range(T):
+                new = step(x[t], current)
+                active = torch.ones(x.shape[1], 1, dtype=bool) if lengths is None else (t < lengths)[:, None]
+                y[t] = torch.where(active, new[0], 0)
+                current = tuple(torch.where(active, *pair) for pair in zip(new, current, strict=True))
+            outputs.append(torch.stack(y))
+            last.append(current)
             margin = min(margin, step.margin)
         x = torch.cat(outputs, dim=2)
     return (x, *(torch.stack(column) for column in zip(*last, strict=True))), margin
 
 
 def recorded(problem):
-    """A run of the oracle: what the graph begins with, and what :func:`run` returned."""
+    """A run of the oracle: the leaves of the graph, and what :func:`run` returns."""
     spec = problem.spec
     x, params, states = problem.astype(np.float64)
     if states is None:
         states = tuple(np.zeros(shape) for shape in spec.state_shape(x.shape[1]))
     leaves = [torch.tensor(array, requires_grad=True) for array in (x, params, *states)]
     weights = {
-        (one.layer, one.direction, one.kind): leaves[1][one.offset : one.offset + one.size].view(one.shape)
-        for one in spec.layout
+        (w.layer, w.direction, w.kind): leaves[1][w.offset : w.offset + w.size].view(w.shape) for w in spec.layout
     }
     lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
     return leaves, *run(spec, leaves[0], leaves[2:], weights, lengths)
 
 
 def variant_results(problem, absent="nothing"):
-    """All that the oracle computes of a problem."""
+    """The results of the oracle."""
     leaves, results, _ = recorded(problem)
     dy, dstates = without(problem.spec, *problem.gradients_as(np.float64), absent)
-    given = (dy, *(dstates or (None,) * (len(results) - 1)))
-    pairs = [(result, torch.tensor(one)) for result, one in zip(results, given, strict=True) if one is not None]
-    found = torch.autograd.grad(
-        [result for result, _ in pairs], leaves, [one for _, one in pairs], allow_unused=True, materialize_grads=True
-    )
-    dx, dparams, *dinitial = (one.numpy() for one in found)
-    y, *final = (one.detach().numpy() for one in results)
+    dresults = (dy, *(dstates or (None,) * (len(results) - 1)))
+    pairs = [(result, torch.tensor(d)) for result, d in zip(results, dresults, strict=True) if d is not None]
+    outputs, cotangents = zip(*pairs, strict=True)
+    gradients = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True, materialize_grads=True)
+    dx, dparams, *dinitial = (gradient.numpy() for gradient in gradients)
+    y, *final = (result.detach().numpy() for result in results)
     return Results(y, tuple(final), (dx, dparams, tuple(dinitial)))
 
 
 @cache
 def variant_problem(name, shape, reverse=False):
-    """A problem of a variant that is near no corner, where rounding in float32 would change gradients; its results."""
+    """A problem of a variant, and its results; not near a kink, where rounding in float32 would change gradients."""
     spec = variant_spec(name, shape.I, shape.H, shape.layers, shape.bidirectional, reverse=reverse)
-    enough = tolerance(np.float32, longest_sum(spec))[1] / 2
+    smallest = tolerance(np.float32, longest_sum(spec))[1] / 2
     for seed in count():
         problem = problem_of(spec, shape, seed)
-        if recorded(problem)[2] > enough:
+        if recorded(problem)[2] > smallest:
             return problem, variant_results(problem)
 
 

@@ -1,4 +1,4 @@
-"""Weights that follow their array, scratch that is reused, memory that does not grow."""
+"""Packed weights follow their parameters, scratch is reused, memory does not grow."""
 
 import gc
 import mmap
@@ -24,21 +24,21 @@ SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
 
 @pytest.fixture
 def counts(monkeypatch):
-    """How often weights were packed, and parameter vectors looked at for changes."""
-    found = {"packed": 0, "fingerprinted": 0}
+    """How often weights are packed, and parameters fingerprinted."""
+    calls = {"packed": 0, "fingerprinted": 0}
     plain_pack, plain_fingerprint = pack.WeightCache._pack, pack.fingerprint_of
 
     def packing(*args):
-        found["packed"] += 1
+        calls["packed"] += 1
         return plain_pack(*args)
 
     def fingerprinting(parts):
-        found["fingerprinted"] += 1
+        calls["fingerprinted"] += 1
         return plain_fingerprint(parts)
 
     monkeypatch.setattr(pack.WeightCache, "_pack", packing)
     monkeypatch.setattr(pack, "fingerprint_of", fingerprinting)
-    return found
+    return calls
 
 
 def fingerprint(array):
@@ -78,14 +78,14 @@ def test_any_single_change_shows():
     rng = np.random.default_rng(0)
     for size in (1, 2, 15, 16, 17, 31, 33, 100):
         array = rng.standard_normal(size).astype(np.float32)
-        found = {fingerprint(array)}
+        fingerprints = {fingerprint(array)}
         for place in range(size):
             for bit in (0, 7, 22, 23, 30, 31):
                 changed = array.copy()
                 changed.view(np.uint32)[place] ^= np.uint32(1 << bit)
-                found.add(fingerprint(changed))
-        assert len(found) == 6 * size + 1
-        assert fingerprint(array.copy()) in found
+                fingerprints.add(fingerprint(changed))
+        assert len(fingerprints) == 6 * size + 1
+        assert fingerprint(array.copy()) in fingerprints
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -93,14 +93,14 @@ def test_any_single_change_shows():
 def test_changes_do_not_cancel(dtype, distance):
     """Two signs, or two neighbouring powers of two: the highest bits of a word are seen like any others."""
     array = np.random.default_rng(0).standard_normal(256).astype(dtype)
-    found = {fingerprint(array)}
+    fingerprints = {fingerprint(array)}
     for first in range(100):
         for change in (np.negative, lambda value: value * 2):
             changed = array.copy()
             pair = [first, first + distance]
             changed[pair] = change(changed[pair])
-            found.add(fingerprint(changed))
-    assert len(found) == 201
+            fingerprints.add(fingerprint(changed))
+    assert len(fingerprints) == 201
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -120,7 +120,7 @@ def test_weights_are_packed_once(counts):
 
 
 def test_frozen_weights_are_not_looked_at_twice(counts):
-    """What lies in a bytes object cannot change."""
+    """The content of a bytes object cannot change."""
     problem = make_problem("gru", SHAPE)
     op, params = RNNOp(problem.spec), fusedrnn.frozen(problem.params)
     expected = fresh(problem, problem.params)
@@ -177,7 +177,7 @@ def test_read_only_is_not_constant(how):
 
 
 def test_arrays_in_turn(counts):
-    """Several parameter vectors, one after the other, each right, whichever are still packed."""
+    """Parameter vectors in turn: every result is right, whichever are still packed."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
     most = tuning.current().max_packed_vectors
@@ -194,7 +194,7 @@ def test_arrays_in_turn(counts):
 
 
 def test_memory_that_is_used_again():
-    """Parameters made for each call, often at the address of the last ones, which are gone."""
+    """New parameters for each call, often at the address of old ones that have been freed."""
     problem = make_problem("lstm", SHAPE)
     op, addresses = RNNOp(problem.spec), set()
     for scale in np.linspace(0.5, 1.5, 20, dtype=np.float32):
@@ -207,31 +207,31 @@ def test_memory_that_is_used_again():
 
 def test_one_workspace_serves_smaller_calls(monkeypatch):
     problem = make_problem("lstm", Shape(30, 20, 17, 33, layers=3))
-    op, made = RNNOp(problem.spec), []
+    op, allocations = RNNOp(problem.spec), []
     plain = buffers.aligned_empty
-    monkeypatch.setattr(buffers, "aligned_empty", lambda *args: made.append(args) or plain(*args))
+    monkeypatch.setattr(buffers, "aligned_empty", lambda *args: allocations.append(args) or plain(*args))
     for T, N in ((30, 20), (30, 20), (3, 2), (30, 1), (1, 20), (29, 19), (30, 20)):
         op.forward(problem.x[:T, :N], problem.params)
-    assert len(made) == 2  # the packed weights, the scratch
+    assert len(allocations) == 2  # the packed weights, the scratch
     assert len(op.by_address().workspaces._idle) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
 def test_steady_state_allocates_nothing_but_its_results(threads, lengths, use_all_threads, traced):
-    """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
+    """Calls of hundreds of shapes: memory does not grow, and little is allocated beside the output."""
     problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
-    # Every shape has its plan and its records, of four passes here, gone with the next; with lengths also their
-    # tables, for which NumPy converts truth values in a buffer of its own.
+    # Each shape has a plan and kernel arguments of four layer-directions, dropped with the next shape; with lengths
+    # also tables, for which NumPy converts booleans in a buffer of its own.
     allowed = 60_000 if lengths else 30_000
 
     def call(T=None, N=None):
         T, N = T or rng.integers(1, 41), N or rng.integers(1, 51)
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        given = rng.integers(0, T + 1, N) if lengths else None
-        y, states, _ = op.forward(problem.x[:T, :N], problem.params, lengths=given)
+        valid = rng.integers(0, T + 1, N) if lengths else None
+        y, states, _ = op.forward(problem.x[:T, :N], problem.params, lengths=valid)
         _, peak = tracemalloc.get_traced_memory()
         return peak - before - y.nbytes - sum(state.nbytes for state in states)
 
@@ -253,7 +253,7 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, use_al
 
 
 def test_caches_do_not_grow_with_shapes():
-    """Nothing is kept by T or N."""
+    """No cache has T or N in its key."""
     problem = make_problem("rnn_tanh", Shape(40, 50, 3, 5))
     kernels = load_job.cache_info().currsize
     op = RNNOp(problem.spec)
@@ -301,7 +301,7 @@ def test_peak_memory_of_inference(traced):
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs a system with large pages")
 def test_large_buffers_begin_at_large_pages():
-    """They are whole, and go with their array."""
+    """They are aligned, of the right size, and freed with their array."""
     page = 2 << 20
     for size in (1 << 20, page, page + 64):
         buffer = buffers.aligned_empty((size // 8,), np.float64)
@@ -318,7 +318,7 @@ def test_large_buffers_begin_at_large_pages():
 
 
 def test_an_update_while_weights_are_packed(monkeypatch):
-    """What another thread writes between looking and packing is not kept under the fingerprint of before."""
+    """A write between fingerprinting and packing is not stored under the fingerprint of before."""
     problem = make_problem("lstm", SHAPE)
     op, params = RNNOp(problem.spec), problem.params.copy()
     plain = pack.WeightCache._pack

@@ -1,4 +1,4 @@
-"""How a problem is shared out: the ways there are, what the cost model makes of them, that no bit depends on it."""
+"""How a problem is divided among threads: the grids, what the cost model predicts of them, no influence on bits."""
 
 import math
 from dataclasses import replace
@@ -42,7 +42,7 @@ def cost(case, mode, target, phase, grid=(1, 1, 1), machine=MACHINE, **options):
     return predict_cost(problem, share(spec, target, case, phase, grid), machine, **options)
 
 
-def made_plan(phase, spec, target, case, threads, tuning=TUNING, **options):
+def make_plan(phase, spec, target, case, threads, tuning=TUNING, **options):
     options["tuning"] = tuning
     if phase == "backward":
         return make_backward_plan(spec, target, case.T, case.N, threads, **options)
@@ -51,36 +51,36 @@ def made_plan(phase, spec, target, case, threads, tuning=TUNING, **options):
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 8, 96])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_every_way_to_share_out_can_be_had(threads, directions):
+def test_grids_of_any_number_of_threads(threads, directions):
     spec = RNNSpec("gru", 3, 40, bidirectional=directions == 2)
-    found = possible_grids(spec, 5, threads, 3)
-    assert found[0] == (1, 1, 1) and len(set(found)) == len(found)
-    for grid in found:
+    grids = possible_grids(spec, 5, threads, 3)
+    assert grids[0] == (1, 1, 1) and len(set(grids)) == len(grids)
+    for grid in grids:
         assert math.prod(grid) <= threads
         assert grid[0] in (1, directions) and grid[1] <= 5 and grid[2] <= 3
     if threads == 2:
-        assert set(found) == {(1, 1, 1), (1, 2, 1), (1, 1, 2)} | ({(2, 1, 1)} if directions == 2 else set())
+        assert set(grids) == {(1, 1, 1), (1, 2, 1), (1, 1, 2)} | ({(2, 1, 1)} if directions == 2 else set())
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_cost_of_a_large_problem_is_that_of_its_multiply_adds(mode, phase, target):
     case = CASES["large"]
-    found = cost(case, mode, target, phase)
-    assert set(found) == set(COST_TERMS) and all(seconds >= 0 for seconds in found.values())
-    assert found.total == pytest.approx(sum(found.values()))
+    predicted = cost(case, mode, target, phase)
+    assert set(predicted) == set(COST_TERMS) and all(seconds >= 0 for seconds in predicted.values())
+    assert predicted.total == pytest.approx(sum(predicted.values()))
     lanes = target.vector_bits // 8 // ITEM_SIZE["float32"]
     spec = case.spec(mode)
     flops = spec.flops(case.T, case.N)
     if phase == "backward":
         flops = spec.flops(case.T, case.N, training=True) - flops
     least = flops / (2 * lanes * MACHINE.fma_rate)
-    assert least * 0.99 < found.total < least * 1.6
-    assert found["barriers"] == 0
+    assert least * 0.99 < predicted.total < least * 1.6
+    assert predicted["barriers"] == 0
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_members_share_the_cost(phase, target):
+def test_threads_share_the_cost(phase, target):
     case = CASES["large"]
     alone = cost(case, "lstm", target, phase).total
     for grid in ((1, 2, 1), (1, 1, 2)):
@@ -89,7 +89,7 @@ def test_members_share_the_cost(phase, target):
     assert both["barriers"] >= case.T * MACHINE.barrier
 
 
-def test_the_member_with_most_to_do_decides(target):
+def test_the_largest_share_decides(target):
     case = replace(CASES["large"], N=7)
     spec = case.spec("lstm")
     assert share(spec, target, case, "inference", (1, 2, 1)).rows == 4
@@ -104,52 +104,52 @@ def test_threads_that_sleep_are_not_worth_waking_for_little(target):
         asleep, spinning = (cost(case, "gru", target, phase, (1, 2, 1), spinning=spins) for spins in (False, True))
         assert asleep["call"] - spinning["call"] == pytest.approx(MACHINE.wake_sleeping - MACHINE.wake_spinning)
     little = replace(case, T=2, N=2)
-    assert made_plan("inference", little.spec("gru"), target, little, 2).num_threads == 1
+    assert make_plan("inference", little.spec("gru"), target, little, 2).num_threads == 1
     large = CASES["large"]
-    assert made_plan("inference", large.spec("gru"), target, large, 2).num_threads == 2
+    assert make_plan("inference", large.spec("gru"), target, large, 2).num_threads == 2
 
 
 def test_few_rows_of_large_weights_are_not_split(target):
-    """Each member would stream all weights for half as many rows; by units each streams half of them."""
+    """Each thread would stream all weights for half as many rows; divided by units, it streams half of them."""
     case = replace(CASES["ds2"], N=4)
-    assert made_plan("inference", case.spec("lstm"), target, case, 2, SLOW_L3).grid == (1, 1, 2)
+    assert make_plan("inference", case.spec("lstm"), target, case, 2, SLOW_L3).grid == (1, 1, 2)
 
 
 def test_many_rows_of_small_weights_are_split(target):
     case = CASES["small"]
-    assert made_plan("inference", case.spec("lstm"), target, case, 2, spinning=True).grid == (1, 2, 1)
+    assert make_plan("inference", case.spec("lstm"), target, case, 2, spinning=True).grid == (1, 2, 1)
 
 
-def test_directions_go_side_by_side(target):
-    """They need no barrier, and each streams its own weights for all rows."""
+def test_directions_run_on_threads_of_their_own(target):
+    """They need no barrier, and each thread streams the weights of one direction for all rows."""
     case = replace(CASES["bi2"], N=4)
-    assert made_plan("inference", case.spec("lstm"), target, case, 2).grid == (2, 1, 1)
+    assert make_plan("inference", case.spec("lstm"), target, case, 2).grid == (2, 1, 1)
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_model_knows_the_plan(phase, target):
-    """What it takes the largest share, the chunk to be is what the plan then has."""
+def test_the_cost_model_sees_the_shares_of_the_plan(phase, target):
+    """Its largest share and its chunk are those of the plan."""
     for case in CASES.values():
         spec = case.spec("gru")
         for grid in possible_grids(spec, case.N, 4, Tiling.of(spec, target).unit_vecs):
             with force_grid(grid):
-                made = made_plan(phase, spec, target, case, 4)
-            known = share(spec, target, case, phase, grid)
-            assert made.grid == grid and known.num_threads == made.num_threads and known.chunk == made.chunk
-            rows, units = (max(b - a for a, b in pairwise(s)) for s in (made.row_starts, made.bounds["unit_starts"]))
-            assert (known.rows, known.unit_vecs) == (rows, units)
+                plan = make_plan(phase, spec, target, case, 4)
+            largest = share(spec, target, case, phase, grid)
+            assert plan.grid == grid and largest.num_threads == plan.num_threads and largest.chunk == plan.chunk
+            rows, units = (max(b - a for a, b in pairwise(s)) for s in (plan.row_starts, plan.bounds["unit_starts"]))
+            assert (largest.rows, largest.unit_vecs) == (rows, units)
 
 
 def test_a_grid_can_be_forced_for_a_while(target):
     case = CASES["small"]
     spec = case.spec("gru")
-    chosen = made_plan("inference", spec, target, case, 2).grid
+    chosen = make_plan("inference", spec, target, case, 2).grid
     with force_grid((1, 1, 2)):
-        assert made_plan("inference", spec, target, case, 2).grid == (1, 1, 2)
-        assert made_plan("inference", spec, target, case, 1).grid == (1, 1, 1)
+        assert make_plan("inference", spec, target, case, 2).grid == (1, 1, 2)
+        assert make_plan("inference", spec, target, case, 1).grid == (1, 1, 1)
     with force_grid((2, 1, 1)):  # it has one direction
-        assert made_plan("inference", spec, target, case, 2).grid == chosen
-    assert made_plan("inference", spec, target, case, 2).grid == chosen
+        assert make_plan("inference", spec, target, case, 2).grid == chosen
+    assert make_plan("inference", spec, target, case, 2).grid == chosen
 
 
 @pytest.mark.parametrize("mode", ["gru", "lstm"])
@@ -170,8 +170,8 @@ def test_bits_do_not_depend_on_the_plan(mode):
 
 @pytest.mark.parametrize("lengths", ["full", "edges"])
 @pytest.mark.parametrize("mode", ["gru", "lstm"])
-def test_layers_side_by_side_have_the_bits_of_one_after_the_other(mode, lengths, poisoned):
-    """Each a chunk behind the one below: fewer groups than layers, as many, with rows and with units shared out too."""
+def test_pipelined_layers_have_the_bits_of_one_after_the_other(mode, lengths, poisoned):
+    """Fewer groups than layers and as many, with rows and with units divided, too."""
     problem = make_problem(mode, Shape(21, 5, 9, 70, layers=3, lengths=lengths))
     results = []
     for grid in ((1, 1, 1), (2, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2)):
@@ -190,13 +190,13 @@ def test_layers_side_by_side_have_the_bits_of_one_after_the_other(mode, lengths,
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_layers_run_side_by_side_where_nothing_else_can(phase, target):
-    """One sequence, one vector of units, one direction: there is nothing to share out but layers."""
+def test_layers_are_pipelined_where_nothing_else_can_be_divided(phase, target):
+    """One sequence, one unit vector, one direction: there is nothing to divide but layers."""
     case = replace(CASES["seq1"], T=320, I=1, H=target.lanes("float32"), layers=4)
     spec = case.spec("lstm")
-    made = made_plan(phase, spec, target, case, 2, spinning=True)
-    assert made.grid == (2, 1, 1) and made.chunk * 16 <= case.T + 16
+    plan = make_plan(phase, spec, target, case, 2, spinning=True)
+    assert plan.grid == (2, 1, 1) and plan.chunk * 16 <= case.T + 16
     alone = cost(case, "lstm", target, phase).total
     assert 0.5 * alone < cost(case, "lstm", target, phase, (2, 1, 1), spinning=True).total < 0.7 * alone
     both = replace(case, bidirectional=True)
-    assert made_plan(phase, both.spec("lstm"), target, both, 2, spinning=True).chunk > made.chunk
+    assert make_plan(phase, both.spec("lstm"), target, both, 2, spinning=True).chunk > plan.chunk

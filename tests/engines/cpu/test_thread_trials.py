@@ -1,4 +1,4 @@
-"""Whether several threads serve a call better than one: calls are timed, and the faster way is used."""
+"""Trials of one thread: calls are timed, and run on several threads or on one, whichever is faster."""
 
 import numpy as np
 import pytest
@@ -15,21 +15,21 @@ FORECAST = Forecast(several=60e-6, alone=100e-6)
 
 
 class Calls:
-    """Calls one after another on a machine where each way takes as long as it is told."""
+    """Calls one after another on a machine where several threads and one take given times."""
 
     def __init__(self, several, alone):
         self.thread_choice, self.now, self.several, self.alone = ThreadChoice(), 0.0, several, alone
 
     def call(self, hiccup=0.0):
-        """Make a call; whether it used several threads."""
+        """Make a call; return whether it used several threads."""
         several = self.thread_choice.use_several(self.now)
-        took = (self.several if several else self.alone) + hiccup
-        self.now += took
-        self.thread_choice.note(several, took, self.now, FORECAST)
+        seconds = (self.several if several else self.alone) + hiccup
+        self.now += seconds
+        self.thread_choice.note(several, seconds, self.now, FORECAST)
         return several
 
     def run(self, seconds):
-        """The share of calls in so many seconds that used several threads."""
+        """Make calls for so many seconds; return the fraction of them that used several threads."""
         end, used = self.now + seconds, []
         while self.now < end:
             used.append(self.call())
@@ -42,7 +42,7 @@ def test_threads_that_help_are_used():
 
 
 def test_a_slower_machine_than_the_forecasts_needs_one_trial():
-    """Every call is late by the forecast; after a trial late is what takes longer than one thread takes there."""
+    """By the forecast, every call is late; after a trial, only one that takes longer than one thread does here."""
     calls = Calls(several=240e-6, alone=400e-6)
     assert 0.5 < calls.run(0.01) < 1
     assert calls.run(20.0) == 1
@@ -80,16 +80,16 @@ def test_single_hiccups_change_nothing():
 
 
 def test_a_tie_goes_to_one_thread():
-    """Other threads must pay: somebody else may want the processors."""
+    """Several threads must gain something: other programs may want the processors."""
     calls = Calls(several=105e-6, alone=104e-6)
     calls.run(2.0)
     assert not calls.thread_choice.sharing
 
 
-def test_trends_are_few_whatever_the_lengths():
+def test_choices_are_few_whatever_the_lengths():
     thread_choices = ThreadChoices()
-    found = {id(thread_choices.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
-    assert len(found) < 15
+    choices = {id(thread_choices.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
+    assert len(choices) < 15
     assert thread_choices.of("forward", None) is None
     assert thread_choices.of("forward", Forecast(0.5, 1.0)) is None
     first = thread_choices.of("forward", FORECAST)

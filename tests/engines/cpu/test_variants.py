@@ -224,7 +224,7 @@ def test_nan_in_a_state(backend):
             assert dc0[0, 1, 3] == 0
 
 
-def test_the_corners_are_far():
+def test_the_kinks_are_far():
     """The problems that the gradients are compared on do not depend on rounding."""
     for name in ("leaky-relu", "lstm-gate-clip", "state-clip", "reset-before-all"):
         assert recorded(variant_problem(name, SHAPES[1])[0])[2] > 1e-7

@@ -25,7 +25,7 @@ LONG = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
 @dataclass
 class Problem:
-    """The arguments of a training step; ``states``, ``dy`` and ``dstates`` may be None."""
+    """The arguments of a training step; ``states``, ``lengths``, ``dy`` and ``dstates`` may be None."""
 
     spec: RNNSpec
     x: np.ndarray
@@ -36,7 +36,7 @@ class Problem:
     dstates: tuple | None
 
     def run(self):
-        """Everything that training computes, by name; None stands for the arguments that are not there."""
+        """All results of training, by name."""
         y, states, tape = reference_training.train(
             self.spec, self.x, self.params, self.states, self.lengths, seed=SEED
         )
@@ -54,13 +54,13 @@ class Problem:
 
 
 def named(spec, y, states, dx, dparams, dinitial):
-    found = {"y": y, "dx": dx}
+    results = {"y": y, "dx": dx}
     for name, state, gradient in zip(spec.state_names, states, dinitial, strict=True):
-        found |= {f"{name}_n": state, f"d{name}0": gradient}
-    return found | {f"d{name}": part for name, part in spec.layout.unpack(dparams).items()}
+        results |= {f"{name}_n": state, f"d{name}0": gradient}
+    return results | {f"d{name}": gradient for name, gradient in spec.layout.unpack(dparams).items()}
 
 
-def problem(spec, lengths=None, given_states=True, seed=0):
+def problem(spec, lengths=None, with_states=True, seed=0):
     rng = np.random.default_rng([seed, spec.num_layers])
     bound = spec.hidden_size**-0.5
     shapes = spec.state_shape(N)
@@ -68,7 +68,7 @@ def problem(spec, lengths=None, given_states=True, seed=0):
         spec,
         x=rng.standard_normal((T, N, spec.input_size)),
         params=rng.uniform(-bound, bound, spec.layout.size),
-        states=tuple(rng.uniform(-1, 1, shape) for shape in shapes) if given_states else None,
+        states=tuple(rng.uniform(-1, 1, shape) for shape in shapes) if with_states else None,
         lengths=lengths,
         dy=rng.standard_normal((T, N, spec.output_size)),
         dstates=tuple(rng.standard_normal(shape) for shape in shapes),
@@ -102,8 +102,8 @@ def torch_run(task):
             y, _ = pad_packed_sequence(y, total_length=T)
         last.append(after if isinstance(after, tuple) else (after,))
         if spec.dropout and layer < spec.num_layers - 1:
-            kept = dropout.mask(SEED, spec.dropout, layer, *y.shape)
-            y = y * torch.from_numpy(kept) * (1 / (1 - spec.dropout))
+            mask = dropout.mask(SEED, spec.dropout, layer, *y.shape)
+            y = y * torch.from_numpy(mask) * (1 / (1 - spec.dropout))
     final = [torch.cat(column) for column in zip(*last, strict=True)]
     dstates = task.dstates or (None,) * len(final)
     pairs = [(a, b) for a, b in zip((y, *final), (task.dy, *dstates), strict=True) if b is not None]
@@ -119,7 +119,7 @@ def torch_run(task):
 
 
 def assert_same(actual, expected, spec, dtype="float64"):
-    """Everything of the same name; a gradient is a sum over steps and sequences of sums over all gates."""
+    """Compare by name. A gradient is a sum over steps and sequences of sums over all gates."""
     terms = longest_sum(spec) + spec.num_directions * spec.num_gates * spec.hidden_size + T * N
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
@@ -128,14 +128,14 @@ def assert_same(actual, expected, spec, dtype="float64"):
         np.testing.assert_allclose(actual[name], value, rtol=rtol, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("given_states", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize("with_states", [False, True], ids=["zeros", "states"])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["uni", "bi"])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 @pytest.mark.parametrize("mode", MODES)
-def test_against_torch(mode, layers, bidirectional, lengths, given_states):
+def test_against_torch(mode, layers, bidirectional, lengths, with_states):
     spec = RNNSpec(mode, I, H, layers, bidirectional, dtype="float64")
-    task = problem(spec, lengths, given_states)
+    task = problem(spec, lengths, with_states)
     assert_same(task.run(), torch_run(task), spec)
 
 
@@ -164,14 +164,14 @@ def test_absent_gradients_are_zeros(mode, lengths):
         for skipped in range(count)
     ]
     zeros = tuple(np.zeros(shape) for shape in spec.state_shape(N))
-    for some in absent:
-        dstates = some.dstates or (None,) * count
+    for partial in absent:
+        dstates = partial.dstates or (None,) * count
         full = replace(
-            some,
-            dy=np.zeros_like(task.dy) if some.dy is None else some.dy,
+            partial,
+            dy=np.zeros_like(task.dy) if partial.dy is None else partial.dy,
             dstates=tuple(z if d is None else d for d, z in zip(dstates, zeros, strict=True)),
         )
-        actual = some.run()
+        actual = partial.run()
         assert_same(actual, torch_run(full), spec)
         assert actual["dx"].any()
     nothing = replace(task, dy=None, dstates=None).run()
@@ -181,7 +181,7 @@ def test_absent_gradients_are_zeros(mode, lengths):
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["uni", "bi"])
 @pytest.mark.parametrize("mode", MODES)
 def test_sequences_of_no_steps(mode, bidirectional):
-    """They pass the gradients of their states on, and the others get what they get without them."""
+    """Their states' gradients pass through; the other sequences' gradients are those without them."""
     spec = RNNSpec(mode, I, H, 3, bidirectional, dtype="float64")
     task = problem(spec, np.array([0, T, 0, 2]))
     actual = task.run()
@@ -202,8 +202,8 @@ def test_sequences_of_no_steps(mode, bidirectional):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_padding_is_never_seen(mode):
-    """Neither the input and the output's gradient behind a sequence's end, nor the states of one without steps."""
+def test_padding_is_never_read(mode):
+    """Nor are the input and dy after a sequence's end, nor the states of a sequence without steps."""
     spec = RNNSpec(mode, I, H, 2, True, dropout=0.3, dtype="float64")
     task = problem(spec, np.array([3, 0, 1, 4]))
     expected = task.run()
@@ -231,43 +231,43 @@ def test_without_dropout_the_outputs_are_those_of_inference(mode, lengths):
     arguments = (task.spec, task.x, task.params, task.states, lengths)
     y, states, _ = reference_training.train(*arguments)
     expected = reference.forward(*arguments)
-    for one, other in zip((y, *states), (expected[0], *expected[1]), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array, other in zip((y, *states), (expected[0], *expected[1]), strict=True):
+        np.testing.assert_array_equal(array, other)
 
 
-def test_the_seed_says_what_is_dropped():
+def test_the_seed_determines_the_mask():
     task = problem(RNNSpec("lstm", I, H, 2, dropout=0.5, dtype="float64"))
     outputs = [reference_training.train(task.spec, task.x, task.params, seed=seed)[0] for seed in (0, 0, 1)]
     assert np.array_equal(outputs[0], outputs[1])
     assert not np.array_equal(outputs[0], outputs[2])
 
 
-def test_a_tape_serves_more_than_once():
+def test_a_tape_can_be_used_twice():
     task = problem(RNNSpec("gru", I, H, 2, True, dropout=0.5, dtype="float64"), LENGTHS)
     _, _, tape = reference_training.train(task.spec, task.x, task.params, task.states, LENGTHS)
-    given = [array.copy() for array in (task.dy, *task.dstates, *task.states)]
+    copies = [array.copy() for array in (task.dy, *task.dstates, *task.states)]
     runs = [reference_training.backward(task.spec, tape, task.dy, task.dstates) for _ in range(2)]
-    for one, other in zip(*((dx, dparams, *dinitial) for dx, dparams, dinitial in runs), strict=True):
-        np.testing.assert_array_equal(one, other)
-        assert not np.shares_memory(one, other)
-    for array, before in zip((task.dy, *task.dstates, *task.states), given, strict=True):
+    for first, second in zip(*((dx, dparams, *dinitial) for dx, dparams, dinitial in runs), strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert not np.shares_memory(first, second)
+    for array, before in zip((task.dy, *task.dstates, *task.states), copies, strict=True):
         np.testing.assert_array_equal(array, before)
 
 
 @pytest.mark.parametrize(("mode", "arrays"), [("rnn_tanh", 1), ("rnn_relu", 1), ("lstm", 2 + 5), ("gru", 1 + 5)])
-def test_what_a_tape_takes(mode, arrays):
-    """A layer keeps so many arrays (N, H) a step: the states, and what the gradients use besides."""
+def test_the_memory_of_a_tape(mode, arrays):
+    """The arrays (N, H) that a layer saves for each step: the states, and the values that gradients use."""
     for layers in (1, 2):
         task = problem(RNNSpec(mode, I, H, layers, dropout=0.5, dtype="float64"))
         _, _, tape = reference_training.train(task.spec, task.x, task.params, task.states)
-        inputs = (layers - 1) * T * N * H * (8 + 1)  # of the second layer, and the mask
+        inputs = (layers - 1) * T * N * H * (8 + 1)  # the second layer's input, and the mask
         assert tape.nbytes == layers * arrays * T * N * H * 8 + inputs
-        # No view that keeps more than itself.
+        # No view that keeps a larger array in memory.
         assert all(array.base is None for trail in tape.directions for step in trail.saved for array in step)
 
 
 def check_by_differences(task, names):
-    """All gradients against central differences of the loss, an element of every array at a time."""
+    """All gradients against central differences of the loss, for up to 50 elements of every array."""
     dtype = np.longdouble if LONG else np.float64
     task = task.astype(dtype)
     step = np.cbrt(np.finfo(dtype).eps)
@@ -295,7 +295,7 @@ def check_by_differences(task, names):
             flat[place] = before - step
             slope = (above - loss()) / (2 * step)
             flat[place] = before
-            # The third derivative's part is step², rounding's eps / step: the same size.
+            # The error is step² from the third derivative and eps / step from rounding: the same size.
             error = abs(slope - gradient.reshape(-1)[place])
             assert error <= 1000 * step**2 * (1 + abs(slope)), f"{name}, element {place}"
 
@@ -307,16 +307,16 @@ def test_by_finite_differences(mode, lengths):
     check_by_differences(task, ("dx", "dparams", *(f"d{name}0" for name in task.spec.state_names)))
 
 
-def relay(x, recur, s):
-    """Two stages, of which the second takes what is left of the first; b's input is used ahead of its stage."""
-    h = recur(s.h)
+def relay(x, recurrent, s):
+    """Two stages; the second multiplies a result of the first, and b's input is used before b's stage."""
+    h = recurrent(s.h)
     middle = tanh(x.a + h.a) * x.b
-    return tanh(recur(middle).b + s.c) + s.h, middle - s.c * h.c
+    return tanh(recurrent(middle).b + s.c) + s.h, middle - s.c * h.c
 
 
-def idle(x, recur, s):
-    """The input's part of b, the recurrent one of c and the state c are not used; one output is an old state."""
-    h = recur(s.h)
+def idle(x, recurrent, s):
+    """x.b, h.c and the state c are not used; one output is a previous state."""
+    h = recurrent(s.h)
     return relu(x.a + h.a) + h.b * 0.5 + x.c, s.h
 
 
@@ -327,7 +327,8 @@ def idle(x, recur, s):
 )
 @pytest.mark.parametrize("lengths", [None, np.array([3, 0, 1, T])], ids=["full", "lengths"])
 def test_other_cells_by_finite_differences(monkeypatch, cell, lengths):
-    family = Family(cell.gates, cell.states, Variant(cell.name, ()), lambda x, recur, s, v: cell.equations(x, recur, s))
+    equations = lambda x, recurrent, s, v: cell.equations(x, recurrent, s)  # noqa: E731
+    family = Family(cell.gates, cell.states, Variant(cell.name, ()), equations)
     monkeypatch.setitem(FAMILIES, cell.name, family)
     monkeypatch.setattr(fusedrnn.spec, "MODES", (*MODES, cell.name))
     task = problem(RNNSpec(cell.name, I, H, 2, True, dtype="float64"), lengths)
@@ -338,7 +339,7 @@ def test_other_cells_by_finite_differences(monkeypatch, cell, lengths):
 @pytest.mark.parametrize("mode", MODES)
 def test_any_float_type(mode, dtype):
     spec = RNNSpec(mode, I, H, 2, True, dropout=0.3, dtype="float64")
-    # Numbers that every type holds.
+    # Numbers that every type represents exactly.
     task = problem(spec, LENGTHS, seed=3).astype(np.float16).astype(np.float64)
     actual = task.astype(dtype).run()
     assert {value.dtype for value in actual.values()} == {np.dtype(dtype)}
@@ -347,7 +348,7 @@ def test_any_float_type(mode, dtype):
 
 @pytest.mark.skipif(not LONG, reason="longdouble is float64 here")
 @pytest.mark.parametrize("mode", MODES)
-def test_a_longer_float_is_more_exact(mode):
+def test_longdouble_is_more_exact(mode):
     task = problem(RNNSpec(mode, I, H, dtype="float64")).astype(np.longdouble)
     for name, value in task.run().items():
         assert np.any(value != value.astype(np.float64)), name

@@ -1,4 +1,4 @@
-"""The reference against torch.nn in float64, and in the float types that torch or our kernels lack."""
+"""The reference against torch.nn in float64, and in float types that torch or our kernels do not support."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def torch_module(spec):
 
 
 def torch_forward(module, x, states, lengths):
-    """Outputs and states of the torch module; padding yields zeros."""
+    """Outputs and states of the torch module; outputs in the padding are zeros."""
     data = torch.from_numpy(x)
     if lengths is not None:
         data = pack_padded_sequence(data, torch.from_numpy(lengths), enforce_sorted=False)
@@ -35,29 +35,29 @@ def torch_forward(module, x, states, lengths):
     return y.numpy(), tuple(state.numpy() for state in after)
 
 
-def problem(spec, dtype=np.float64, given_states=True):
+def problem(spec, dtype=np.float64, with_states=True):
     rng = np.random.default_rng(spec.num_layers)
     bound = spec.hidden_size**-0.5
     x = rng.standard_normal((T, N, spec.input_size)).astype(dtype)
     params = rng.uniform(-bound, bound, spec.layout.size).astype(dtype)
     states = tuple(rng.uniform(-1, 1, shape).astype(dtype) for shape in spec.state_shape(N))
-    return x, params, states if given_states else None
+    return x, params, states if with_states else None
 
 
 def assert_same(actual, expected, dtype, spec):
     rtol, atol = tolerance(dtype, longest_sum(spec))
-    for one, other in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
+    for array, exact in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
+        np.testing.assert_allclose(array, exact, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("given_states", [False, True], ids=["zeros", "states"])
+@pytest.mark.parametrize("with_states", [False, True], ids=["zeros", "states"])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["uni", "bi"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("mode", MODES)
-def test_against_torch(mode, layers, bidirectional, lengths, given_states):
+def test_against_torch(mode, layers, bidirectional, lengths, with_states):
     spec = RNNSpec(mode, I, H, num_layers=layers, bidirectional=bidirectional, dtype="float64")
-    x, _, states = problem(spec, given_states=given_states)
+    x, _, states = problem(spec, with_states=with_states)
     module = torch_module(spec)
     params = spec.layout.pack({name: t.numpy() for name, t in module.state_dict().items()}, names="torch")
     actual = reference.forward(spec, x, params, states, lengths)
@@ -79,7 +79,7 @@ def test_any_float_type(mode, dtype):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_longer_float_is_more_exact(mode):
+def test_longdouble_is_more_exact(mode):
     if np.finfo(np.longdouble).eps == np.finfo(np.float64).eps:
         pytest.skip("longdouble is float64 here")
     spec = RNNSpec(mode, I, H)
@@ -102,18 +102,18 @@ def test_a_sequence_of_no_steps_keeps_its_states(bidirectional):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_padding_is_never_seen(mode):
+def test_padding_is_never_read(mode):
     spec = RNNSpec(mode, I, H, num_layers=2, bidirectional=True)
     x, params, states = problem(spec)
     expected = reference.forward(spec, x, params, states, LENGTHS)
     x[np.arange(T)[:, None] >= LENGTHS] = np.nan
     actual = reference.forward(spec, x, params, states, LENGTHS)
-    for one, other in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array, exact in zip((actual[0], *actual[1]), (expected[0], *expected[1]), strict=True):
+        np.testing.assert_array_equal(array, exact)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_nan_comes_through(mode):
+def test_nan_propagates(mode):
     spec = RNNSpec(mode, I, H)
     x, params, _ = problem(spec)
     x[2, 1] = np.nan

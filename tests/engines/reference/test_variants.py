@@ -42,8 +42,8 @@ def test_clipping_replaces_nan_only_if_asked():
         spec = variant_spec("state-clip-nan" if nan else "state-clip", shape.I, shape.H, dtype="float64")
         problem = problem_of(spec, shape)
         problem.states[1][0, 0, 1] = np.nan
-        found = reference_results(problem)
-        y, c_n = found.y, found.states[1]
+        results = reference_results(problem)
+        y, c_n = results.y, results.states[1]
         assert np.isnan(c_n[0, 0, 1]) != nan
         assert not np.isnan(y[:, 1]).any()
         if nan:
