@@ -27,6 +27,7 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
+    "axes.facecolor": PAPER,
     "axes.titlecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,

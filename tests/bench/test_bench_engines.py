@@ -43,43 +43,43 @@ def rows(*backends, modes=("lstm",), **options):
     return list(runner.run(config))
 
 
-def lines(table):
+def table_lines(table):
     return [[str(cell) for cell in cells] for cells in zip(*(column.cells for column in table.columns), strict=True)]
 
 
 def test_each_engine_has_its_figures():
-    found = rows("cpu", "reference", modes=("lstm", "gru"))
-    assert [row.phase for row in found] == ["inference", "training"] * 2
-    for row in found:
+    measured_rows = rows("cpu", "reference", modes=("lstm", "gru"))
+    assert [row.phase for row in measured_rows] == ["inference", "training"] * 2
+    for row in measured_rows:
         assert row.wrong is None and not row.failures
         assert list(row.timings) == ["cpu", "reference"]
         assert row.ours == "cpu"
         assert row.share("reference") == pytest.approx(row.gflops("reference") / 100)
-    table = lines(engines_table(found))
+    table = table_lines(engines_table(measured_rows))
     assert [line[1] for line in table] == ["cpu", "reference"] * 4
     assert all(cell for line in table for cell in line[2:5])
     assert [bool(line[5]) for line in table] == [False, True] * 4
-    assert float(table[1][5]) == pytest.approx(found[0].ratio("cpu", "reference"), abs=1e-3)
+    assert float(table[1][5]) == pytest.approx(measured_rows[0].ratio("cpu", "reference"), abs=1e-3)
     assert table[0][0] == "small-test LSTM-Inference" and table[1][0] == "  6,3,5,7 layers 2 both ways"
 
 
 def test_the_first_engine_is_what_others_are_measured_by():
     [row, _] = rows("reference", "cpu")
     assert row.ours == "reference"
-    assert [line[1] for line in lines(engines_table([row]))] == ["reference", "cpu"]
+    assert [line[1] for line in table_lines(engines_table([row]))] == ["reference", "cpu"]
 
 
 def test_one_that_declines_is_shown_with_its_reason(without_onednn):
-    found = rows("cpu", "onednn")
-    for row in found:
+    measured_rows = rows("cpu", "onednn")
+    for row in measured_rows:
         assert list(row.timings) == ["cpu"]
         assert row.failures == {"onednn": "no such library (engine 'onednn')"}
-    table = lines(engines_table(found))
+    table = table_lines(engines_table(measured_rows))
     assert [line[1:3] for line in table[1::2]] == [["onednn", "declines"]] * 2
-    assert failure_lines(found) == ["onednn: no such library (engine 'onednn') (every row)"]
-    figures = report(BenchConfig([SMALL], ("lstm",), [], backends=("cpu", "onednn")), found)
+    assert failure_lines(measured_rows) == ["onednn: no such library (engine 'onednn') (every row)"]
+    figures = report(BenchConfig([SMALL], ("lstm",), [], backends=("cpu", "onednn")), measured_rows)
     assert figures["plan"]["backends"] == ["cpu", "onednn"]
-    assert figures["rows"][0]["failures"] == found[0].failures
+    assert figures["rows"][0]["failures"] == measured_rows[0].failures
 
 
 def test_what_an_engine_lacks_is_its_reason(without_onednn):
@@ -89,11 +89,11 @@ def test_what_an_engine_lacks_is_its_reason(without_onednn):
 
 
 def test_all_may_decline(without_onednn):
-    found = rows("onednn")
-    assert [list(row.timings) for row in found] == [[], []]
-    assert lines(engines_table(found))[0][:3] == ["small-test LSTM-Inference", "onednn", "declines"]
-    assert summary(found[0]) == "small-test lstm inference: every engine declines"
-    assert report(BenchConfig([SMALL], ("lstm",), []), found)["rows"][0]["share_of_peak"] is None
+    measured_rows = rows("onednn")
+    assert [list(row.timings) for row in measured_rows] == [[], []]
+    assert table_lines(engines_table(measured_rows))[0][:3] == ["small-test LSTM-Inference", "onednn", "declines"]
+    assert summary(measured_rows[0]) == "small-test lstm inference: every engine declines"
+    assert report(BenchConfig([SMALL], ("lstm",), []), measured_rows)["rows"][0]["share_of_peak"] is None
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
@@ -111,7 +111,7 @@ def test_a_wrong_result_has_no_figures(monkeypatch, name):
     [row, _] = rows(*backends)
     assert row.wrong is not None and row.wrong.startswith("reference: y")
     assert not row.timings
-    assert [line[2] for line in lines(engines_table([row]))] == ["[bold red]wrong[/]"] * 2
+    assert [line[2] for line in table_lines(engines_table([row]))] == ["[bold red]wrong[/]"] * 2
 
 
 def test_what_is_timed_is_compared(monkeypatch):
@@ -130,8 +130,8 @@ def test_what_is_timed_is_compared(monkeypatch):
     assert row.wrong is not None and row.wrong.startswith("reference: y") and "cpu reference" in row.wrong
 
 
-def options(**given):
-    return make_config("tiny", "lstm", "inference", "float32", 1, **given)
+def options(**fields):
+    return make_config("tiny", "lstm", "inference", "float32", 1, **fields)
 
 
 def test_options():
@@ -172,7 +172,7 @@ def test_what_is_compared_is_the_same():
 
     work = workload(SMALL, "gru", "float32")
     phase, batch = PHASES["training"], work.batch(SMALL.T)
-    one, other = (phase.on_engine(name)(work)(batch)() for name in ("cpu", "reference"))
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_allclose(one[name], other[name], atol=1e-4)
+    cpu, reference = (phase.on_engine(name)(work)(batch)() for name in ("cpu", "reference"))
+    assert cpu.keys() == reference.keys()
+    for name in cpu:
+        np.testing.assert_allclose(cpu[name], reference[name], atol=1e-4)

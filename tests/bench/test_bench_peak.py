@@ -23,19 +23,19 @@ CONFIG = BenchConfig([SMALL], ["lstm"], [PHASES["inference"]], threads=2, budget
 def sampled(monkeypatch):
     """Has the peak measured as 100 GFLOP/s, and sampled as told."""
 
-    def told(*rates: float, measured: tuple[float, ...] = (100.0,)) -> list[str]:
+    def sample_as(*rates: float, measured: tuple[float, ...] = (100.0,)) -> list[str]:
         log: list[str] = []
-        given, whole = iter(rates), iter(measured)
+        samples, thorough = iter(rates), iter(measured)
         last = [0.0, 0.0]
 
         def sample(dtype: str, threads: int) -> PeakSample:
             log.append("sample")
-            last[0] = next(given, last[0])
+            last[0] = next(samples, last[0])
             return PeakSample(last[0], True)
 
         def measure(dtype: str, threads: int) -> float:
             log.append("measure")
-            last[1] = next(whole, last[1])
+            last[1] = next(thorough, last[1])
             return last[1]
 
         monkeypatch.setattr(peaks, "sample_peak", sample)
@@ -43,7 +43,7 @@ def sampled(monkeypatch):
         monkeypatch.setattr(runner, "PAUSE", 0.0)
         return log
 
-    return told
+    return sample_as
 
 
 def test_the_peak_of_a_run_only_rises(sampled):

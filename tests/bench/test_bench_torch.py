@@ -45,7 +45,7 @@ def options_config(**options) -> BenchConfig:
 
 def packed_row(seconds: dict[str, float], phase: str = "inference", case: Case = SMALL) -> Row:
     work = workload(case, "gru", "float32", packed=True)
-    timings = {who: Timing((value,)) for who, value in seconds.items()}
+    timings = {contender: Timing((value,)) for contender, value in seconds.items()}
     valid = tuple(map(int, work.lengths))
     flops = work.flops(training=PHASES[phase].training)
     return Row(case, "gru", phase, "float32", 2, flops, peak=200.0, timings=timings, lengths=valid)
@@ -60,7 +60,7 @@ def packed_row(seconds: dict[str, float], phase: str = "inference", case: Case =
 def test_modules_compute_what_the_reference_does(mode, phase, packed):
     work = workload(SMALL, mode, "float64", packed=packed)
     makers = PHASES[phase].makers
-    contenders = {who: makers[who](work) for who in (TORCH, IN_TORCH)}
+    contenders = {contender: makers[contender](work) for contender in (TORCH, IN_TORCH)}
     assert checks.check(work, PHASES[phase], contenders, flops=1) is None
 
 
@@ -76,8 +76,8 @@ def test_ours_runs_on_the_operator_and_theirs_does_not(monkeypatch, mode, phase,
 
     monkeypatch.setattr(call, "run", counted)
     work = workload(SMALL, mode, "float32", packed=packed)
-    for who, expected in ((TORCH, {}), (IN_TORCH, {(mode, packed): 1})):
-        PHASES[phase].makers[who](work)(work.batch(SMALL.T))
+    for contender, expected in ((TORCH, {}), (IN_TORCH, {(mode, packed): 1})):
+        PHASES[phase].makers[contender](work)(work.batch(SMALL.T))
         assert runs == expected
 
 
@@ -87,8 +87,8 @@ def test_what_cannot_be_accelerated_is_not_called_ours(monkeypatch):
         torch_contenders.fused_in_torch(workload(SMALL, "gru", "float32"))
 
 
-@pytest.mark.parametrize("who", [TORCH, IN_TORCH])
-def test_every_parameter_changes_before_every_training_call(monkeypatch, who):
+@pytest.mark.parametrize("contender", [TORCH, IN_TORCH])
+def test_every_parameter_changes_before_every_training_call(monkeypatch, contender):
     seen, real = [], torch_contenders._module
 
     def watched(work):
@@ -101,7 +101,7 @@ def test_every_parameter_changes_before_every_training_call(monkeypatch, who):
 
     monkeypatch.setattr(torch_contenders, "_module", watched)
     work = workload(SMALL, "lstm", "float32")
-    batch, run = work.batch(SMALL.T), PHASES["training"].makers[who](work)
+    batch, run = work.batch(SMALL.T), PHASES["training"].makers[contender](work)
     for _ in range(3):
         run(batch)
     assert len(seen) == 3 and len(seen[0]) == 16
@@ -153,7 +153,7 @@ def test_useful_work_is_that_of_the_steps_that_are_there():
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
-    ("options", "who"),
+    ("options", "contenders"),
     [
         ({"torch": True}, {NON_FUSED, FUSED, TORCH, IN_TORCH}),
         ({"only_torch": True}, {TORCH, IN_TORCH}),
@@ -161,16 +161,16 @@ def test_useful_work_is_that_of_the_steps_that_are_there():
     ],
     ids=["torch", "only-torch", "packed"],
 )
-def test_a_right_row_has_all_contenders(options, who, phase):
+def test_a_right_row_has_all_contenders(options, contenders, phase):
     before = torch.get_num_threads()
     [row] = runner.run(small_config(phase, threads=before + 1, **options))
-    assert row.wrong is None and set(row.timings) == who
-    assert row.ours == (FUSED if FUSED in who else IN_TORCH)
+    assert row.wrong is None and set(row.timings) == contenders
+    assert row.ours == (FUSED if FUSED in contenders else IN_TORCH)
     assert torch.get_num_threads() == before
     seconds = row.timings[IN_TORCH].median
     assert row.ratio(TORCH, IN_TORCH) == pytest.approx(row.timings[TORCH].median / seconds)
     assert row.share(IN_TORCH) == pytest.approx(row.flops / seconds / 1e9 / row.peak)
-    if UNPACKED in who:
+    if UNPACKED in contenders:
         useful = row.flops / (SMALL.spec("lstm").flops(SMALL.T, SMALL.N, training=phase == "training"))
         assert row.packed_over_unpacked() == pytest.approx(useful * row.timings[UNPACKED].median / seconds)
 
@@ -178,14 +178,14 @@ def test_a_right_row_has_all_contenders(options, who, phase):
 def test_modules_run_on_the_threads_of_the_plan(monkeypatch):
     seen, real = [], torch_contenders._inference
     monkeypatch.setattr(
-        torch_contenders, "_inference", lambda *given: seen.append(torch.get_num_threads()) or real(*given)
+        torch_contenders, "_inference", lambda *arguments: seen.append(torch.get_num_threads()) or real(*arguments)
     )
     list(runner.run(small_config(threads=3, only_torch=True)))
     assert seen == [3, 3]
 
 
 @pytest.mark.parametrize(
-    ("who", "phase", "name", "options"),
+    ("contender", "phase", "name", "options"),
     [
         (IN_TORCH, "inference", "y", {"torch": True}),
         (IN_TORCH, "training", "dx", {"only_torch": True}),
@@ -196,9 +196,9 @@ def test_modules_run_on_the_threads_of_the_plan(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("calls_before", [0, 3])
-def test_a_wrong_result_refuses_a_figure(monkeypatch, who, phase, name, options, calls_before):
+def test_a_wrong_result_refuses_a_figure(monkeypatch, contender, phase, name, options, calls_before):
     makers = PHASES[phase].makers
-    right_maker = makers[who]
+    right_maker = makers[contender]
 
     def wrong_maker(work):
         run, calls = right_maker(work), iter(range(10**9))
@@ -211,12 +211,12 @@ def test_a_wrong_result_refuses_a_figure(monkeypatch, who, phase, name, options,
 
         return wrong
 
-    monkeypatch.setitem(makers, who, wrong_maker)
+    monkeypatch.setitem(makers, contender, wrong_maker)
     if not calls_before:
         monkeypatch.setattr(runner, "alternate", lambda *_, **__: pytest.fail("a wrong result was timed"))
     [row] = runner.run(small_config(phase, **options))
     # Where torch.nn's results as timed are what others are compared with, it is another that is called wrong.
-    blamed = IN_TORCH if who == TORCH and calls_before else who
+    blamed = IN_TORCH if contender == TORCH and calls_before else contender
     assert row.wrong is not None and row.wrong.startswith(f"{blamed}: {name}")
     assert ("as timed" in row.wrong) == (calls_before > 0)
     assert not row.timings and row.share() is None
@@ -247,10 +247,10 @@ def test_numbers_in_padding_are_wrong(monkeypatch):
 def test_options_say_who_is_compared():
     assert options_config().contenders() == (NON_FUSED, FUSED)
     assert options_config(torch=True).contenders() == (NON_FUSED, FUSED, TORCH, IN_TORCH)
-    for asked in ({"only_torch": True}, {"only_torch": True, "torch": True}):
-        assert options_config(**asked).contenders() == (TORCH, IN_TORCH)
-    for asked in ({"packed": True}, {"packed": True, "torch": True}, {"packed": True, "only_torch": True}):
-        assert options_config(**asked).contenders() == (TORCH, IN_TORCH, UNPACKED)
+    for options in ({"only_torch": True}, {"only_torch": True, "torch": True}):
+        assert options_config(**options).contenders() == (TORCH, IN_TORCH)
+    for options in ({"packed": True}, {"packed": True, "torch": True}, {"packed": True, "only_torch": True}):
+        assert options_config(**options).contenders() == (TORCH, IN_TORCH, UNPACKED)
 
 
 @pytest.mark.parametrize("name", ["torch", "only_torch", "packed"])
@@ -263,13 +263,13 @@ def test_an_option_without_torch_is_refused_by_name(monkeypatch, name):
 
 def test_modules_have_a_table_of_their_own():
     seconds = {NON_FUSED: 0.4, FUSED: 0.1, TORCH: 0.2, IN_TORCH: 0.125}
-    timings = {who: Timing((value,)) for who, value in seconds.items()}
+    timings = {contender: Timing((value,)) for contender, value in seconds.items()}
     row = Row(CASES["ds2"], "lstm", "inference", "float32", 2, 10**9, 200.0, timings)
     operators, modules = tables.tables([row], tuple(seconds))
     assert operators.title.endswith("bidirection=False") and modules.title.startswith("Modules of PyTorch")
     figures = [next(iter(column.cells)) for column in modules.columns]
     assert figures[1:] == ["100.00", "160.00", "160.00%", "8.0", "4.0%"]
-    only = {who: timings[who] for who in (TORCH, IN_TORCH)}
+    only = {contender: timings[contender] for contender in (TORCH, IN_TORCH)}
     [alone] = tables.tables([replace(row, timings=only)], (TORCH, IN_TORCH))
     assert [list(column.cells) for column in alone.columns] == [list(column.cells) for column in modules.columns]
     assert tables.summary(row).endswith("fused in torch 160.00; 5.0% of the FMA peak")
@@ -280,7 +280,7 @@ def test_short_calls_are_shown_in_microseconds():
         timings = {NON_FUSED: 4e-3, FUSED: fused, TORCH: 2e-3, IN_TORCH: modules}
         return Row(
             CASES[name], "gru", "inference", "float32", 2, 10**6, 200.0,
-            {who: Timing((seconds,)) for who, seconds in timings.items()},
+            {contender: Timing((seconds,)) for contender, seconds in timings.items()},
         )  # fmt: skip
 
     contenders = (NON_FUSED, FUSED, TORCH, IN_TORCH)
@@ -310,14 +310,14 @@ def test_a_report_has_every_contender(options):
     config = small_config(**options)
     rows = [*runner.run(config), Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1")]
     again = json.loads(json.dumps(report(config, rows)))
-    who = set(config.contenders())
-    assert set(again["plan"]["contenders"]) == who and again["plan"]["packed"] == config.packed
+    contenders = set(config.contenders())
+    assert set(again["plan"]["contenders"]) == contenders and again["plan"]["packed"] == config.packed
     good, wrong = again["rows"]
     for table in ("seconds", "samples_per_second", "gflops", "shares_of_peak"):
-        assert set(good[table]) == who and not wrong[table]
-    assert all(good["seconds"][each]["median"] > 0 for each in who)
+        assert set(good[table]) == contenders and not wrong[table]
+    assert all(good["seconds"][each]["median"] > 0 for each in contenders)
     assert good["fused_in_torch_over"][TORCH] == rows[0].ratio(TORCH, IN_TORCH)
-    assert set(good["fused_over"]) == ({NON_FUSED, TORCH} if FUSED in who else set())
+    assert set(good["fused_over"]) == ({NON_FUSED, TORCH} if FUSED in contenders else set())
     assert good["packed_over_unpacked"] == (rows[0].packed_over_unpacked() if config.packed else None)
     assert good["lengths"] == (list(rows[0].lengths) if config.packed else None)
     assert wrong["fused_in_torch_over"] == {} and wrong["packed_over_unpacked"] is None

@@ -55,7 +55,7 @@ def test_the_users_data_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "message"),
     [
         (np.zeros((3, 4)), "shape (3, 4)"),
         (np.zeros((3, 0, 4)), "shape (3, 0, 4)"),
@@ -66,12 +66,12 @@ def test_the_users_data_is_read(tmp_path):
         (np.array([[[None]]]), "not a whole .npy file"),
     ],
 )
-def test_other_data_is_refused_by_name(tmp_path, array, said):
+def test_other_data_is_refused_by_name(tmp_path, array, message):
     path = tmp_path / "x.npy"
     np.save(path, array, allow_pickle=True)
     with pytest.raises(ValueError) as raised:
         load(path)
-    assert said in str(raised.value) and "(T, N, I)" in str(raised.value) and str(path) in str(raised.value)
+    assert message in str(raised.value) and "(T, N, I)" in str(raised.value) and str(path) in str(raised.value)
 
 
 def test_a_file_that_is_missing_or_no_array_is_refused(tmp_path):

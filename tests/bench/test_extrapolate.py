@@ -119,13 +119,13 @@ def test_one_line_summarizes_the_steps_of_several_rows():
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize(("name", "value", "said"), [("y", 0.9, "3 of 6 steps"), ("y", np.nan, "not finite")])
+@pytest.mark.parametrize(("name", "value", "message"), [("y", 0.9, "3 of 6 steps"), ("y", np.nan, "not finite")])
 def test_a_result_that_goes_wrong_while_an_extrapolated_row_is_timed_is_wrong(
-    monkeypatch, known_peak, slow_baseline, phase, name, value, said
+    monkeypatch, known_peak, slow_baseline, phase, name, value, message
 ):
     config = BenchConfig([SMALL], ["lstm"], [PHASES[phase]], budget=0.0)
     make = contenders.train_non_fused if PHASES[phase].training else contenders.non_fused
     spoiled(monkeypatch, set_element(name, value), calls_before=3, phase=phase, make=make)
     [row] = runner.run(config)
-    assert row.wrong is not None and row.wrong.startswith(f"{FUSED}: {name}") and said in row.wrong
+    assert row.wrong is not None and row.wrong.startswith(f"{FUSED}: {name}") and message in row.wrong
     assert not row.timings and row.peak is None

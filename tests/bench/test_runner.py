@@ -77,12 +77,12 @@ def test_torch_computes_the_same(mode, phase):
 class TorchOp:
     """An operator whose backward is torch's: what the fused contender asks of one, and a record of it."""
 
-    made: ClassVar[list[TorchOp]] = []
+    instances: ClassVar[list[TorchOp]] = []
 
     def __init__(self, spec, backend) -> None:
         assert backend is None
         self.spec, self.params, self.out = spec, [], []
-        TorchOp.made.append(self)
+        TorchOp.instances.append(self)
 
     def compile(self, training):
         return self
@@ -108,7 +108,7 @@ class TorchOp:
 @pytest.fixture
 def training_by_torch(monkeypatch, known_peak):
     """Every contender's gradients come from torch: what is tested here is the benchmark, not the operator."""
-    TorchOp.made.clear()
+    TorchOp.instances.clear()
     monkeypatch.setattr(fusedrnn, "RNNOp", TorchOp)
     monkeypatch.setitem(PHASES["training"].makers, NON_FUSED, contenders.train_torch_nn)
 
@@ -127,7 +127,7 @@ def test_a_right_training_row_has_every_figure(known_peak, mode):
 @needs_torch
 def test_parameters_change_at_every_call_and_gradients_reuse_their_arrays(training_by_torch):
     list(runner.run(training_config("lstm")))
-    [op] = TorchOp.made
+    [op] = TorchOp.instances
     assert len(op.params) >= 3
     for before, after in pairwise(op.params):
         changed = np.flatnonzero(before != after)
@@ -167,9 +167,9 @@ def test_gradients_that_lack_something_are_wrong(training_by_torch, mode, lost):
         dy[30] = 0
     faulty = contenders.train_torch_nn(replace(work, params=params))
 
-    def call(given):
-        results = run(given)()
-        wrong = faulty(replace(given, dy=dy))()
+    def call(batch):
+        results = run(batch)()
+        wrong = faulty(replace(batch, dy=dy))()
         return lambda: results | {"dparams": wrong["dparams"]}
 
     phase = PHASES["training"]

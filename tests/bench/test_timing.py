@@ -73,10 +73,10 @@ class Far:
     """A remote call that reports given seconds."""
 
     def __init__(self, warm: float, *seconds: float) -> None:
-        self.warm, self._seconds, self.asked = warm, list(seconds), []
+        self.warm, self._seconds, self.num_calls = warm, list(seconds), []
 
     def time(self, calls):
-        self.asked.append(calls)
+        self.num_calls.append(calls)
         if not self._seconds:
             raise ContenderFailed("gone")
         return [self._seconds.pop(0) if len(self._seconds) > 1 else self._seconds[0]] * calls
@@ -85,21 +85,21 @@ class Far:
 def test_a_call_elsewhere_reports_its_own_seconds():
     far = Far(0.5, 0.25)
     timings, results = alternate({"here": lambda: 7, "far": far}, 0.0, pause=0.0)
-    assert timings["far"].seconds == (0.25, 0.25) and far.asked == [1, 1]
+    assert timings["far"].seconds == (0.25, 0.25) and far.num_calls == [1, 1]
     assert results == {"here": 7, "far": None}
 
 
 def test_a_long_call_elsewhere_counts_from_its_load():
     far = Far(ONE_SAMPLE_SECONDS, 1.0)
     timings, _ = alternate({"far": far}, 0.0, single_sample=["far"], pause=0.0)
-    assert timings["far"].seconds == (ONE_SAMPLE_SECONDS,) and not far.asked
+    assert timings["far"].seconds == (ONE_SAMPLE_SECONDS,) and not far.num_calls
 
 
 def test_a_lost_call_does_not_end_the_others():
-    said = {}
+    failures = {}
     calls = {"far": Far(0.5), "here": lambda: 7}
-    timings, _ = alternate(calls, 0.0, pause=0.0, on_failure=lambda who, error: said.update({who: str(error)}))
-    assert timings.keys() == {"here"} and said == {"far": "gone"}
+    timings, _ = alternate(calls, 0.0, pause=0.0, on_failure=lambda name, error: failures.update({name: str(error)}))
+    assert timings.keys() == {"here"} and failures == {"far": "gone"}
     with pytest.raises(ContenderFailed):
         alternate({"far": Far(0.5)}, 0.0, pause=0.0)
 

@@ -67,8 +67,8 @@ DEAD = RIGHT.replace(
 SLOW = RIGHT.replace('print("what a library prints")', "import time; time.sleep(60)")
 FAILING = RIGHT.replace('print("what a library prints")', 'raise KeyError("no such\\nlayer")')
 # The first two calls, which load makes, are right.
-MORTAL = RIGHT.replace("h, y =", "made.append(0); assert len(made) < 3, 'worn out'; h, y =").replace(
-    "    def run", "    made = []\n    def run"
+MORTAL = RIGHT.replace("h, y =", "calls.append(0); assert len(calls) < 3, 'worn out'; h, y =").replace(
+    "    def run", "    calls = []\n    def run"
 )
 
 
@@ -108,8 +108,8 @@ def alive(pid: int) -> bool:
 
 def load_command(folder: Path, phase: str = "inference"):
     work = workload(SMALL, "rnn_tanh", "float32")
-    given = write_workload(work, work.batch(SMALL.T), folder, training=phase == "training", threads=1)
-    return work, given
+    fields = write_workload(work, work.batch(SMALL.T), folder, training=phase == "training", threads=1)
+    return work, fields
 
 
 def row_beside(*peers: str, phase: str = "inference", mode: str = "rnn_tanh") -> ComparedRow:
@@ -122,8 +122,8 @@ def row_beside(*peers: str, phase: str = "inference", mode: str = "rnn_tanh") ->
 
 
 def test_a_worker_computes_and_times(worker, tmp_path):
-    work, given = load_command(tmp_path)
-    answer = worker.load(given, 60)
+    work, fields = load_command(tmp_path)
+    answer = worker.load(fields, 60)
     assert answer["facts"] == {"fake": "1.0"} and answer["warm" if "warm" in answer else "seconds"] > 0
     ours = contenders.fused(work)(work.batch(SMALL.T))()
     theirs = read_results(work, tmp_path)
@@ -381,8 +381,8 @@ def test_another_revision_runs_beside_this_one(repository, monkeypatch, phase):
     assert config.contenders() == (FUSED, other.name)
     assert set(row.timings) == {FUSED, other.name} and not row.failures and not row.wrong
     assert row.best_peer is None
-    found = Path(row.versions[other.name]["fusedrnn"])
-    assert found.name == "__init__.py" and "fusedrnn-revision-" in str(found) and not found.exists()
+    package = Path(row.versions[other.name]["fusedrnn"])
+    assert package.name == "__init__.py" and "fusedrnn-revision-" in str(package) and not package.exists()
 
 
 @pytest.mark.parametrize(("name", "message"), [("no-such", "no such revision"), ("HEAD", "has no src/fusedrnn")])

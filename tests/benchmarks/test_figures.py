@@ -44,12 +44,13 @@ def test_everyone_has_a_colour_and_ours_come_last():
 
 
 def test_an_svg_has_colours_for_dark_pages(tmp_path):
-    figure = bars.case_figure(benchmark_of(many_rows(["tiny"])).records)
-    save(figure, tmp_path / "bars.svg")
-    text = (tmp_path / "bars.svg").read_text()
+    figure = roofline_figure(benchmark_of(many_rows(["tiny"])).records, BANDWIDTH)
+    save(figure, tmp_path / "roofline.svg")
+    text = (tmp_path / "roofline.svg").read_text()
     ElementTree.fromstring(text)
     assert "prefers-color-scheme:dark" in text and DARK_INK in text and f"fill: {INK}" in text
     assert "<text" in text, "text stays text"
+    assert "fill: #ffffff" not in text, "the background of the axes is replaced too"
     save(figure, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == text
 

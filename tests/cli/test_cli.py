@@ -72,10 +72,10 @@ def test_progress_is_lines_or_a_bar_with_the_remaining_time(monkeypatch, capsys,
 
 
 def test_help_says_how_samples_are_taken():
-    told = " ".join(run("bench", "--help").output.split())
-    assert "ten seconds" in told and "inference,training" in told
+    text = " ".join(run("bench", "--help").output.split())
+    assert "ten seconds" in text and "inference,training" in text
     assert (timing.ONE_SAMPLE_SECONDS, extrapolate.SLOW) == (10.0, 3.0) and 1.0 <= extrapolate.TARGET_SECONDS <= 2.0
-    assert "more than three seconds" in told and "one or two seconds" in told and "--full" in told
+    assert "more than three seconds" in text and "one or two seconds" in text and "--full" in text
 
 
 def test_bench_may_run_all_steps(tmp_path):
@@ -85,12 +85,12 @@ def test_bench_may_run_all_steps(tmp_path):
 
 
 def test_shares_are_of_the_best_peak_of_the_run_and_refused_above_it(monkeypatch, tmp_path):
-    rates = iter([1e-6, 1e-6, 1e-6, 50.0])
-    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: next(rates, 50.0))
+    rates = iter([1e-6, 1e-6, 1e-6, 500.0])
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: next(rates, 500.0))
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(1e-6, True))
     result = run(*QUICK, "--modes", "gru,lstm", "--json", tmp_path / "rows.json")
     assert result.exit_code == 0, result.output
-    assert [row["peak"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == [50.0, 50.0]
+    assert [row["peak"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == [500.0, 500.0]
     assert "no share" not in result.output
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 1e-6)
     result = run(*QUICK)
@@ -157,7 +157,7 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
 
 
 @pytest.mark.parametrize(
-    ("option", "given", "said"),
+    ("option", "value", "messages"),
     [
         ("--cases", "tiny,huge", ["'huge'", *CASES]),
         ("--cases", ",", ["no case", *CASES]),
@@ -170,11 +170,11 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
         ("--json", "no/such/folder.json", ["--json", "no/such"]),
     ],
 )
-def test_what_bench_refuses(option, given, said):
-    result = run(*QUICK, option, given)
+def test_what_bench_refuses(option, value, messages):
+    result = run(*QUICK, option, value)
     assert result.exit_code == 2
     assert result.output.startswith("error: ") and "Traceback" not in result.output
-    for words in said:
+    for words in messages:
         assert words in result.output
 
 
@@ -241,9 +241,9 @@ def test_warmup_compiles_what_it_is_told():
 @pytest.mark.parametrize("package", ["typer", "rich", "threadpoolctl"])
 def test_a_missing_extra_is_named(package):
     code = f"import sys; sys.modules[{package!r}] = None; from fusedrnn.cli import main; main()"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.returncode == 2
-    assert found.stderr.strip() == f"error: the command line needs {package}: pip install 'fusedrnn[bench]'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: the command line needs {package}: pip install 'fusedrnn[bench]'"
 
 
 def test_another_missing_module_is_not_blamed_on_an_extra(monkeypatch):

@@ -104,13 +104,13 @@ def test_windows_leave_no_gap(rows, length):
     assert 1 <= len(pairs[-1][0]) <= length
 
 
-def test_batches_are_of_one_size_and_begin_anew():
+def test_batches_are_of_one_size_and_start_again():
     corpus = replace(Corpus.of("x", "x"), train=np.arange(2 * 12))
     source = training.batches(corpus, replace(SMALL, batch=2, length=5))
     for _ in range(2):
         for begin in (0, 5):
-            anew, x, target = next(source)
-            assert anew == (begin == 0)
+            restarted, x, target = next(source)
+            assert restarted == (begin == 0)
             assert x.tolist() == [[begin + t, 12 + begin + t] for t in range(5)]
             assert torch.equal(target, x + 1)
 
@@ -161,8 +161,8 @@ def test_the_state_is_carried_and_cut(english, cell):
             continue
         before = model.seen[step - 1][1]
         pairs = zip(state, before, strict=True) if cell == "lstm" else [(state, before)]
-        for given, left in pairs:
-            assert torch.equal(given, left) and left.requires_grad and not given.requires_grad
+        for state_in, state_out in pairs:
+            assert torch.equal(state_in, state_out) and state_out.requires_grad and not state_in.requires_grad
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -206,12 +206,12 @@ def test_times_add_up(english):
 def test_validation_reads_the_held_out_text_as_a_whole(english, contender):
     short = replace(english, held_out=english.held_out[:203])
     model = build(contender, len(english.alphabet), SMALL).double()
-    found = training.validate(model, short, replace(SMALL, length=7))
+    loss = training.validate(model, short, replace(SMALL, length=7))
     columns = streams(short.held_out, SMALL.batch)  # (50, 4)
     with torch.no_grad():
         logits, _ = model(torch.from_numpy(columns[:-1]))
         shares = logits.log_softmax(-1).gather(-1, torch.from_numpy(columns[1:, :, None]))
-    assert found == pytest.approx(-shares.mean().item() / math.log(2), rel=1e-12)
+    assert loss == pytest.approx(-shares.mean().item() / math.log(2), rel=1e-12)
 
 
 def test_dropout_is_repeatable(english):
@@ -340,10 +340,10 @@ def test_threads_are_as_they_were():
 
 
 def test_without_options_the_defaults_are_run(monkeypatch):
-    given = []
-    monkeypatch.setattr(command, "run", lambda *arguments: given.append(arguments) or Results(arguments[0]))
+    calls = []
+    monkeypatch.setattr(command, "run", lambda *arguments: calls.append(arguments) or Results(arguments[0]))
     assert run().exit_code == 0
-    [(settings, corpus, json_path, plot_path)] = given
+    [(settings, corpus, json_path, plot_path)] = calls
     assert settings == Settings(threads=fusedrnn.get_num_threads())
     assert corpus.name == "Python's help" and json_path is plot_path is None
 
@@ -376,13 +376,13 @@ def test_a_real_interrupt(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code, *options], text=True, cwd=ROOT, **pipes) as process:
         assert process.stderr.readline().startswith("torch.nn: step 300/3000")
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "Traceback" not in said
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in stderr
     assert json.loads(path.read_text())["interrupted"]
 
 
 @pytest.mark.parametrize(
-    ("option", "given", "said"),
+    ("option", "value", "messages"),
     [
         ("--cell", "elman", ["'elman'", "gru, lstm"]),
         ("--lr", "0", ["--lr", "above 0"]),
@@ -396,12 +396,12 @@ def test_a_real_interrupt(tmp_path):
         ("--plot", "loss.doc", ["--plot", "png"]),
     ],
 )
-def test_invalid_options(option, given, said):
-    result = run(*QUICK, option, given)
+def test_invalid_options(option, value, messages):
+    result = run(*QUICK, option, value)
     assert result.exit_code == 2
     [message] = [line for line in result.output.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in result.output
-    for words in said:
+    for words in messages:
         assert words in message
 
 
@@ -415,7 +415,7 @@ def test_sizes_begin_at_one(option):
 
 def test_a_loss_without_bounds_is_said(monkeypatch):
     plain = training._loss
-    monkeypatch.setattr(training, "_loss", lambda *given: plain(*given) * math.inf)
+    monkeypatch.setattr(training, "_loss", lambda *arguments: plain(*arguments) * math.inf)
     result = run(*QUICK)
     assert result.exit_code == 2
     assert result.output.splitlines()[-1] == "error: torch.nn: the loss is inf at step 1; try a lower --lr than 0.004"

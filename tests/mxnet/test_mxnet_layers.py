@@ -315,7 +315,7 @@ class TestParameters:
             with pytest.raises(ValueError, match=r"must have values; got none yet: call initialize or load_parameters"):
                 use(x)
         layer.initialize(seed=3)
-        with pytest.raises(ValueError, match=r"^gru\d+_l0_h2h_bias must have values.*the first call will say"):
+        with pytest.raises(ValueError, match=r"^gru\d+_l0_h2h_bias must have values.*the first call sets"):
             layer.l0_h2h_bias.data()
         y = layer(x)
         assert repr(layer) == "GRU(7 -> 4, TNC, num_layers=2)"

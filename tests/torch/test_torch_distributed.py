@@ -140,7 +140,7 @@ def test_two_processes_are_one_on_the_joined_batch(dtype, tmp_path):
 def test_a_batch_that_cannot_be_shared_out():
     code, output = run([*SIZES, "--steps", 1, "--batch", 7], 2)
     assert code != 0
-    assert "--batch 7 cannot be shared out evenly among 2 processes" in output
+    assert "--batch 7 cannot be divided evenly among 2 processes" in output
 
 
 # What follows runs in two processes that multiprocessing starts: they import this file and call a check by its name.

@@ -45,10 +45,7 @@ def prepare(work: Workload) -> tuple[Any, Any]:
         return x, final
 
     count = len(work.state_names)
-    upstream = None
-    if work.training:
-        dstates = [tf.constant(gradient[row]) for row in range(len(work.dstates[0])) for gradient in work.dstates]
-        upstream = [tf.constant(work.dy.swapaxes(0, 1)), *dstates]
+    upstream = _upstream(work) if work.training else None
 
     def train(x: Any, states: Any) -> Any:
         sources = [x, *(state for direction in states for state in direction), *weights]
@@ -75,6 +72,12 @@ def prepare(work: Workload) -> tuple[Any, Any]:
         return results
 
     return fastest([call_with(False), call_with(True)]), arrays
+
+
+def _upstream(work: Workload) -> list[Any]:
+    """Gradients of the output and of the final states of each layer and direction."""
+    dstates = [tf.constant(gradient[row]) for row in range(len(work.dstates[0])) for gradient in work.dstates]
+    return [tf.constant(work.dy.swapaxes(0, 1)), *dstates]
 
 
 def _set_threads(count: int) -> None:

@@ -1,4 +1,4 @@
-"""The gradients of one call, asked for and named as MXNet does."""
+"""The gradients of one call, grad_reqs for and named as MXNet does."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import Array
 
-Asked = GradReq | Sequence[GradReq] | Mapping[str, GradReq]
+GradReqs = GradReq | Sequence[GradReq] | Mapping[str, GradReq]
 Buffers = Mapping[str, Array | None] | Sequence[Array | None] | None
 _STATES = {"h": "state", "c": "state_cell"}
 
 
 class Backward:
-    """The gradients of one call in training, which keeps what they need; call it as often as they are wanted.
+    """Computes the gradients of one training call, as often as it is called.
 
     Attributes:
-        arguments: What has gradients, in MXNet's order: data, parameters, state and, for an LSTM, state_cell.
-        seed: What says which elements dropout dropped.
+        arguments: The arguments that have gradients, in MXNet's order: data, parameters, state, state_cell (LSTM).
+        seed: The seed of dropout's mask.
     """
 
     def __init__(self, op: RNNOp, reserve: Reserve, with_states: bool) -> None:
@@ -35,7 +35,7 @@ class Backward:
     def __call__(
         self,
         out_grads: Array | Sequence[Array | None] | None,
-        grad_req: Asked = "write",
+        grad_req: GradReqs = "write",
         args_grad: Buffers = None,
     ) -> dict[str, Array]:
         """The gradients of the call's arguments.
@@ -43,15 +43,15 @@ class Backward:
         Args:
             out_grads: The gradient of the output (T, N, D·S); if the call returned states, a sequence of one for each
                 of what it returned. None stands for zeros.
-            grad_req: ``"write"``, ``"add"`` (to what the buffer in ``args_grad`` holds) or ``"null"`` (not wanted):
-                one for all, a list of one for each of ``arguments``, or a dict by name, where what is not there is
-                not wanted.
+            grad_req: ``"write"``, ``"add"`` (to what the buffer in ``args_grad`` holds) or ``"null"`` (not computed):
+                one for all, a list of one for each of ``arguments``, or a dict by name, where a missing name means
+                ``"null"``.
             args_grad: Buffers to write or add to instead of new arrays, as a list or a dict, None or missing for
                 none. They must be aligned, the last axis of that of data and all of the others contiguous; none may
                 share memory with another, nor with ``out_grads``.
 
         Returns:
-            The gradients that are wanted, by name. That of data is zero in padding when written and untouched there
+            The computed gradients by name. That of data is zero in padding when written and untouched there
             when added to.
 
         Raises:
@@ -59,27 +59,28 @@ class Backward:
             ValueError: Likewise.
         """
         dy, dstates = self._split(out_grads)
-        asked = self._requests(grad_req)
-        buffers = self._buffers(args_grad, asked)
+        grad_reqs = self._requests(grad_req)
+        buffers = self._buffers(args_grad, grad_reqs)
         given = {"out_grads": [one for one in (dy, *(dstates or ())) if isinstance(one, np.ndarray)]}
-        states = {name: asked[name] for name in self._state_names}
-        alike = len(set(states.values())) == 1 and len({buffers[name] is None for name in states}) == 1
-        if not alike:
+        states = {name: grad_reqs[name] for name in self._state_names}
+        is_uniform = len(set(states.values())) == 1 and len({buffers[name] is None for name in states}) == 1
+        if not is_uniform:
             self._check(states, buffers, given)
-        common = next(iter(states.values())) if alike else "write"
-        direct = tuple(buffers[name] for name in states)
-        into = (buffers["data"], buffers["parameters"], direct if alike and direct[0] is not None else None)
-        requests: dict[str, GradReq] = {"x": asked["data"], "params": asked["parameters"], "states": common}
+        state_req = next(iter(states.values())) if is_uniform else "write"
+        state_buffers = tuple(buffers[name] for name in states)
+        use_state_buffers = is_uniform and state_buffers[0] is not None
+        out = (buffers["data"], buffers["parameters"], state_buffers if use_state_buffers else None)
+        requests: dict[str, GradReq] = {"x": grad_reqs["data"], "params": grad_reqs["parameters"], "states": state_req}
         with validation.renamed(self._renamed):
-            dx, dparams, dinitial = self._op.backward(dy, dstates, self._reserve, grad_req=requests, out=into)
-        found = {"data": dx, "parameters": dparams, **dict(zip(states, dinitial or (None,) * 2, strict=False))}
-        if not alike:
-            self._deliver(states, buffers, found)
-        return {name: array for name, array in found.items() if array is not None}
+            dx, dparams, dinitial = self._op.backward(dy, dstates, self._reserve, grad_req=requests, out=out)
+        gradients = {"data": dx, "parameters": dparams, **dict(zip(states, dinitial or (None,) * 2, strict=False))}
+        if not is_uniform:
+            self._store_states(states, buffers, gradients)
+        return {name: array for name, array in gradients.items() if array is not None}
 
     @property
     def _renamed(self) -> dict[str, str]:
-        """What RNNOp.backward calls its arguments, and what they are called here."""
+        """MXNet's names of the arguments of RNNOp.backward, for errors."""
         names = {"out: dx": "args_grad: data", "out: dparams": "args_grad: parameters", "dstates": "out_grads"}
         names["dy"] = "out_grads[0]" if self._with_states else "out_grads"
         for place, name in enumerate(self._op.spec.state_names, 1):
@@ -88,7 +89,7 @@ class Backward:
         return names
 
     def _split(self, out_grads: object) -> tuple[Any, Sequence[Any] | None]:
-        """The gradients of the output and, if there are any, of the final states."""
+        """The gradient of the output, and those of the final states if the call returned them."""
         if not self._with_states or out_grads is None:
             return out_grads, None
         count = 1 + len(self._state_names)
@@ -105,9 +106,9 @@ class Backward:
         given = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or ")
         return {name: _request(f"grad_req: {name}", given.get(name, "null")) for name in self.arguments}
 
-    def _buffers(self, args_grad: object, asked: Mapping[str, GradReq]) -> dict[str, Any]:
+    def _buffers(self, args_grad: object, grad_reqs: Mapping[str, GradReq]) -> dict[str, Any]:
         given = {} if args_grad is None else by_name("args_grad", args_grad, self.arguments, "None, or ")
-        for name, request in asked.items():
+        for name, request in grad_reqs.items():
             buffer = given.get(name)
             if request == "add" and buffer is None:
                 raise ValueError(f"args_grad: {name} must be given where grad_req is 'add'; got None")
@@ -120,7 +121,7 @@ class Backward:
     def _check(
         self, states: Mapping[str, GradReq], buffers: Mapping[str, Any], given: Mapping[str, Sequence[Array]]
     ) -> None:
-        """Refuse buffers of states that the op is not going to see: it treats all states alike."""
+        """Check state buffers that the op does not see: it applies one request to all states."""
         spec = self._op.spec
         taken = dict(given)
         for name in ("data", "parameters"):
@@ -136,19 +137,21 @@ class Backward:
             taken[f"args_grad: {name}"] = (buffer,)
 
     @staticmethod
-    def _deliver(states: Mapping[str, GradReq], buffers: Mapping[str, Any], found: dict[str, Array | None]) -> None:
-        """Put the gradients of states that were asked for differently where each is wanted."""
+    def _store_states(
+        states: Mapping[str, GradReq], buffers: Mapping[str, Any], gradients: dict[str, Array | None]
+    ) -> None:
+        """Write or add each state's gradient to its own buffer, where the states' requests differ."""
         for name, request in states.items():
-            gradient, buffer = found[name], buffers[name]
+            gradient, buffer = gradients[name], buffers[name]
             if request == "null":
-                found[name] = None
+                gradients[name] = None
             elif buffer is not None and gradient is not None:
                 write_or_add(buffer, gradient, request == "add")
-                found[name] = buffer
+                gradients[name] = buffer
 
 
 def by_name(what: str, value: object, names: Sequence[str], other: str) -> Mapping[str, Any]:
-    """A list or a dict of something for each of ``names``, as a dict; ``other`` says what else it might have been."""
+    """A list or dict with one entry for each of ``names``, as a dict; ``other`` names what else is accepted."""
     if isinstance(value, Mapping):
         if unknown := [key for key in value if key not in names]:
             raise ValueError(f"{what} must have keys among {', '.join(names)}; got {unknown[0]!r}")

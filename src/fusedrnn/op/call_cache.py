@@ -69,8 +69,8 @@ class CallCache:
         return bool(last == key)
 
 
-def _are_uncopied(given: Sequence[Any] | None, checked: Sequence[Any] | None) -> bool:
+def _are_uncopied(arguments: Sequence[Any] | None, checked: Sequence[Any] | None) -> bool:
     """Whether checked arrays are the caller's, not copies; None stands for zeros, for an entry or for all."""
-    if given is None or checked is None:
+    if arguments is None or checked is None:
         return all(array is None for array in checked or ())
-    return all(array is original for array, original in zip(checked, given, strict=True))
+    return all(array is original for array, original in zip(checked, arguments, strict=True))

@@ -84,7 +84,7 @@ def allocate_grad_buffers(
         TypeError: Naming the buffer, what was given and what was expected.
         ValueError: Likewise.
     """
-    given = _check_triple(grad_reqs, out)
+    out_buffers = _check_triple(grad_reqs, out)
     state_names = (f"d{name}0" for name in spec.state_names)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "x": {"dx": (steps, batch, spec.input_size)},
@@ -95,7 +95,7 @@ def allocate_grad_buffers(
     buffers: dict[str, tuple[Array, ...]] = {}
     others = dict(inputs)
     for name in computed:
-        value = given[name]
+        value = out_buffers[name]
         if value is not None:
             buffers[name] = _check_buffers(value if name == "states" else (value,), shapes[name], spec, others)
     # Memory is allocated only now that all arguments are known to be right.

@@ -1,1 +1,1 @@
-"""What a test of any engine needs: named workloads, tolerances."""
+"""Named workloads and tolerances, for tests and benchmarks of any engine."""

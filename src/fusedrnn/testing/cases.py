@@ -1,4 +1,4 @@
-"""The named workloads, from which benchmarks and tests both draw."""
+"""The named workloads that benchmarks and tests share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from fusedrnn.spec import RNNSpec
 
 ODD_SIZES = (1, 2, 3, 17, 63, 100, 129)
-"""Values of T, N, I and H that sit on and beside the edges of vectors and tiles."""
+"""Values of T, N, I and H at and next to the sizes of vectors and tiles."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A workload: T steps of N sequences of I features through ``layers`` layers of H units, and who runs such."""
+    """A workload: T steps of N sequences of I features, ``layers`` layers of H units; ``who`` names a typical use."""
 
     name: str
     T: int
@@ -28,7 +28,7 @@ class Case:
         return RNNSpec(mode, self.I, self.H, self.layers, self.bidirectional, dtype=dtype)
 
     def at(self, T: int, N: int, I: int) -> Case:
-        """The same network on data of another shape (T, N, I)."""
+        """The same network on an input of shape (T, N, I)."""
         return replace(self, T=T, N=N, I=I)
 
 

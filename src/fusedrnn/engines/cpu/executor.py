@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedrnn import env
-from fusedrnn.engines.cpu import tuning
+from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.launch.args_kernel import load_bind
@@ -73,7 +73,7 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
-        self._tiling, self.tuning = Tiling.of(spec, self.target), tuning.current()
+        self._tiling, self.tuning = Tiling.of(spec, self.target), tunings.current()
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
         self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
@@ -188,7 +188,8 @@ class Executor:
         else:
             problem, seed = ("training", steps, batch, residuals.layout), residuals.seed
         values = (
-            *x, *y, *initial, *final, weights.address, reserve, _row_offsets(varlen), signed(seed)
+            *x, *y, *initial, *final, weights.address, reserve,
+            0 if varlen is None else varlen.row_offsets_address, signed(seed),
         )  # fmt: skip
         self._run_job(problem, values, weights.matrices, varlen, team)
 
@@ -198,28 +199,24 @@ class Executor:
         reserve: int,
         weights: Weights,
         dy: StridedPtr,
-        dfinal: StatePtrs,
+        dstates: StatePtrs,
         grads: GradPointers,
         team: ThreadTeam | None = None,
     ) -> None:
         """Compute the gradients of a training call with these weights, whose reserve is at that address."""
         layout, varlen = residuals.layout, residuals.varlen
         values = (
-            *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve, _row_offsets(varlen),
-            signed(residuals.seed), grads.add_x, grads.add_params, grads.add_states,
+            *dy, *grads.x, *dstates, *grads.states, weights.address, reserve,
+            0 if varlen is None else varlen.row_offsets_address, signed(residuals.seed),
+            grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
         problem: Problem = "backward", layout.steps, layout.batch, layout
         self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))
 
     def _run_job(
-        self,
-        problem: Problem,
-        values: tuple[int, ...],
-        params: Sequence[int],
-        varlen: VarLen | None,
-        team: ThreadTeam | None,
-        computes_dx: bool = False,
-    ) -> None:
+        self, problem: Problem, values: tuple[int, ...], params: Sequence[int],
+        varlen: VarLen | None, team: ThreadTeam | None, computes_dx: bool = False,
+    ) -> None:  # fmt: skip
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
         name = problem[0]
         job = self._jobs.get(name) or self.job(name)
@@ -272,28 +269,20 @@ class Executor:
     def _plan(self, problem: Problem, threads: int, spinning: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
-        spec, target, passes = self.spec, self.target, self.weight_cache.layout.layer_dirs
+        spec, tuning, offsets = self.spec, self.tuning, self.weight_cache.layout.layer_dirs
         training = layout is not None
-        threads = limit_threads(spec, threads, steps, batch, training, self.tuning)
+        size = spec, self.target, steps, batch, limit_threads(spec, threads, steps, batch, training, tuning)
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
-            backward_plan = make_backward_plan(
-                spec, target, steps, batch, threads, recompute=recompute, spinning=spinning
-            )
-            return backward_args(spec, backward_plan, passes, layout)
-        plan = make_forward_plan(spec, target, steps, batch, threads, training=training, spinning=spinning)
-        return forward_args(spec, plan, passes, layout)
+            backward_plan = make_backward_plan(*size, recompute=recompute, spinning=spinning, tuning=tuning)
+            return backward_args(spec, backward_plan, offsets, layout)
+        plan = make_forward_plan(*size, training=training, spinning=spinning, tuning=tuning)
+        return forward_args(spec, plan, offsets, layout)
 
     def _execute(
-        self,
-        job: Job,
-        args: KernelArgs,
-        team: ThreadTeam,
-        values: tuple[int, ...],
-        params: Sequence[int],
-        varlen: VarLen | None,
-        computes_dx: bool,
-    ) -> bool:
+        self, job: Job, args: KernelArgs, team: ThreadTeam, values: tuple[int, ...], params: Sequence[int],
+        varlen: VarLen | None, computes_dx: bool,
+    ) -> bool:  # fmt: skip
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
         tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
         scratch = self.workspaces.acquire(args.size)
@@ -305,7 +294,3 @@ class Executor:
             ran = team.run(job, address, args.num_threads)
         self.workspaces.release(scratch)
         return ran
-
-
-def _row_offsets(varlen: VarLen | None) -> int:
-    return 0 if varlen is None or varlen.row_offsets is None else varlen.row_offsets.ctypes.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from fusedrnn.engines.cpu.kernels.arena import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, lowered_cell, stage_kernels
@@ -57,7 +58,7 @@ class Tiling:
         """Elements of a vector."""
         return self.vector_bytes // self.item
 
-    @property
+    @cached_property
     def panel_bytes(self) -> int:
         """Bytes of a row of a panel."""
         return self.panel_vectors * self.vector_bytes
@@ -70,7 +71,7 @@ class Tiling:
         """Panels that hold so many features."""
         return -(-features * self.item // self.panel_bytes)
 
-    @property
+    @cached_property
     def unit_vecs(self) -> int:
         """Vectors that hold the hidden units."""
         return self.num_vectors(self.hidden)

@@ -32,10 +32,12 @@ class VarLen:
     Attributes:
         lengths: The valid steps of each sequence, int64 (N,).
         row_offsets: Of a packed sequence the first row of each step, int64 (T,); None if arrays are (T, N, features).
+        row_offsets_address: Its address; 0 for None.
     """
 
     def __init__(self, lengths: Array, sorted_indices: Array, batch_sizes: Array, row_offsets: Array | None) -> None:
         self.lengths, self.row_offsets = lengths, row_offsets
+        self.row_offsets_address = 0 if row_offsets is None else row_offsets.ctypes.data
         self._sorted_indices, self._batch_sizes = sorted_indices, batch_sizes
         self._tables: dict[Sequence[int], Array] = {}
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fusedrnn.engines.operands import GRAD_REQS
-from fusedrnn.mxnet.backward import Asked, Backward, Buffers, by_name
+from fusedrnn.mxnet.backward import Backward, Buffers, GradReqs, by_name
 from fusedrnn.mxnet.gluon.parameter import ParameterDict
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
@@ -20,12 +20,12 @@ Layout = Literal["TNC", "NTC"]
 class LayerBackward:
     """The gradients of one call of a layer in training.
 
-    Those of the parameters go to where :meth:`Parameter.grad` finds them, as each parameter's ``grad_req`` says; those
-    of inputs and states are returned.
+    Parameter gradients are stored where :meth:`Parameter.grad` returns them, by each parameter's ``grad_req``;
+    gradients of inputs and states are returned.
 
     Attributes:
-        arguments: What has gradients that are returned: data and, if states were given, state and state_cell.
-        seed: What says which elements dropout dropped.
+        arguments: The arguments whose gradients are returned: data and, if states were given, state and state_cell.
+        seed: The seed of dropout's mask.
     """
 
     def __init__(self, params: ParameterDict, op: RNNOp, reserve: Reserve, layout: Layout, with_states: bool) -> None:
@@ -38,56 +38,56 @@ class LayerBackward:
         )
         self.seed = reserve.seed
 
-    def __call__(self, out_grads: Any, grad_req: Asked = "write", args_grad: Buffers = None) -> dict[str, Array]:
-        """Give the parameters their gradients, and return those of inputs and states.
+    def __call__(self, out_grads: Any, grad_req: GradReqs = "write", args_grad: Buffers = None) -> dict[str, Array]:
+        """Store the parameters' gradients; return those of inputs and states.
 
         Args:
             out_grads: The gradient of the output, in the layer's layout; if states were given, the pair of that and a
                 list of the gradients of the final states. None stands for zeros.
             grad_req: ``"write"``, ``"add"`` or ``"null"``: one for all of ``arguments``, a list of one for each, or a
-                dict by name, where what is not there is not wanted. Parameters have requests of their own.
+                dict by name, where a missing name means ``"null"``. Each parameter has its own grad_req.
             args_grad: Buffers to write or add to instead of new arrays, as a list or a dict, None or missing for none.
 
         Returns:
-            The gradients that are wanted, by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.
+            The computed gradients by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise.
         """
         if isinstance(grad_req, str):
-            asked: dict[str, Any] = dict.fromkeys(self.arguments, grad_req)
+            grad_reqs: dict[str, Any] = dict.fromkeys(self.arguments, grad_req)
         else:
-            asked = dict(by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or "))
+            grad_reqs = dict(by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or "))
         buffers = {} if args_grad is None else dict(by_name("args_grad", args_grad, self.arguments, "None, or "))
-        buffers["data"] = self._turned("args_grad: data", buffers.get("data"), self._input_size)
+        buffers["data"] = self._as_time_major("args_grad: data", buffers.get("data"), self._input_size)
         upstream = self._upstream(out_grads)
-        together, flat = self._params.requests(), None
-        if together != "null":
+        common, flat = self._params.common_grad_req(), None
+        if common != "null":
             flat = self._params.store.gradients()
-            if together is None:  # each by itself, from what is written here
+            if common is None:  # each parameter takes its part from this vector
                 flat = np.empty_like(flat)
-            asked["parameters"], buffers["parameters"] = together or "write", flat
-        found = self._backward(upstream, asked, buffers)
-        if together is None and flat is not None:
-            for one in self._params.values():
-                one.deliver(flat)
-        found.pop("parameters", None)
-        if "data" in found:
-            found["data"] = time_major(found["data"], self._layout)
-        return found
+            grad_reqs["parameters"], buffers["parameters"] = common or "write", flat
+        gradients = self._backward(upstream, grad_reqs, buffers)
+        if common is None and flat is not None:
+            for parameter in self._params.values():
+                parameter.store_grad(flat)
+        gradients.pop("parameters", None)
+        if "data" in gradients:
+            gradients["data"] = time_major(gradients["data"], self._layout)
+        return gradients
 
     def _upstream(self, out_grads: Any) -> Any:
         """The gradients of the outputs as the operator has them: (T, N, D·S), and one for each state."""
         if not self._with_states or out_grads is None:
-            return self._turned("out_grads", out_grads, self._output_size)
+            return self._as_time_major("out_grads", out_grads, self._output_size)
         wanted = "a pair: the output's, and a list of the states'"
         if isinstance(out_grads, (np.ndarray, str, bytes)) or not isinstance(out_grads, Sequence):
             raise TypeError(f"out_grads must be {wanted}; got {type(out_grads).__name__}")
         if len(out_grads) != 2:
             raise ValueError(f"out_grads must be {wanted}; got {len(out_grads)}")
         output, final = out_grads
-        output = self._turned("out_grads[0]", output, self._output_size)
+        output = self._as_time_major("out_grads[0]", output, self._output_size)
         count = len(self.arguments) - 1
         if final is None or isinstance(final, np.ndarray):
             final = [final] if count == 1 or final is not None else [None] * count
@@ -97,8 +97,8 @@ class LayerBackward:
             raise ValueError(f"out_grads[1] must be a list of {count} arrays; got {len(final)}")
         return [output, *final]
 
-    def _turned(self, name: str, value: Any, size: int) -> Any:
-        """An array in the layer's layout, time-major; what is no array is for others to refuse."""
+    def _as_time_major(self, name: str, value: Any, size: int) -> Any:
+        """A time-major view of an array in the layer's layout; other objects pass through, to be refused by the op."""
         if not isinstance(value, np.ndarray):
             return value
         steps, batch = self._shape
@@ -109,5 +109,5 @@ class LayerBackward:
 
 
 def time_major(array: Array, layout: Layout) -> Array:
-    """An array in that layout as (T, N, C), or the other way round: a view."""
+    """An array in that layout as a time-major view (T, N, C), or back."""
     return array if layout == "TNC" else array.swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""What all recurrent layers have in common."""
+"""The base class of all recurrent layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, checked
-from fusedrnn.mxnet.gluon.parameter import ParameterDict, Store, short_names
+from fusedrnn.mxnet.gluon.parameter import ParameterDict, ParameterStore, short_names
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
@@ -47,8 +47,9 @@ class RNNLayer:
         params: ParameterDict | None,
         backend: str | None,
     ) -> None:
-        known = isinstance(input_size, bool) or not isinstance(input_size, (int, np.integer)) or input_size != 0
-        spec = RNNSpec(mode, positive_int("input_size", input_size) if known else 1, **options)
+        is_zero = isinstance(input_size, (int, np.integer)) and not isinstance(input_size, bool) and input_size == 0
+        input_size_known = not is_zero
+        spec = RNNSpec(mode, positive_int("input_size", input_size) if input_size_known else 1, **options)
         if layout not in ("TNC", "NTC"):
             raise ValueError(f"layout must be 'TNC' or 'NTC'; got {layout!r}")
         self._use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
@@ -59,38 +60,38 @@ class RNNLayer:
         self._op: RNNOp | None = None
         if params is None:
             own = self._new_prefix() if prefix is None else prefix
-            self._params = ParameterDict(own, Store(spec, known), filled)
+            self._params = ParameterDict(own, ParameterStore(spec, input_size_known), filled)
         else:
-            self._params = self._shared(params, known)
+            self._params = self._shared(params, input_size_known)
             if prefix not in (None, self.prefix):
                 raise ValueError(f"prefix must be None or that of params ({self.prefix!r}); got {prefix!r}")
         for one in self._params.values():
             setattr(self, one.short_name, one)
-        if known:
-            self._ready(input_size)
+        if input_size_known:
+            self._op_for(input_size)
 
     @classmethod
     def _new_prefix(cls) -> str:
         name = cls.__name__.lower()
         return f"{name}{next(_counters.setdefault(name, count()))}_"
 
-    def _shared(self, params: object, known: bool) -> ParameterDict:
+    def _shared(self, params: object, input_size_known: bool) -> ParameterDict:
         """Another layer's parameters, if they are those of a network of the same sizes."""
         if not isinstance(params, ParameterDict):
             raise TypeError(f"params must be what a layer's collect_params returns; got {type(params).__name__}")
         theirs, ours = params.store, self._spec
-        if not known or not theirs.known:
+        if not input_size_known or not theirs.input_size_known:
             ours = replace(ours, input_size=theirs.spec.input_size)
-        wanted, found = ({(p.name, p.shape) for p in spec.layout} for spec in (ours, theirs.spec))
-        if wanted != found or (ours.mode, ours.dtype) != (theirs.spec.mode, theirs.spec.dtype):
+        own_shapes, their_shapes = ({(p.name, p.shape) for p in spec.layout} for spec in (ours, theirs.spec))
+        if own_shapes != their_shapes or (ours.mode, ours.dtype) != (theirs.spec.mode, theirs.spec.dtype):
             raise ValueError(f"params must be those of a layer like {self._spec}; got those of {theirs.spec}")
-        if known:
-            theirs.settle(self._spec.input_size)
+        if input_size_known:
+            theirs.infer_input_size(self._spec.input_size)
         return params
 
     def __repr__(self) -> str:
         spec = self._spec
-        size = self._params.store.spec.input_size if self._params.store.known else None
+        size = self._params.store.spec.input_size if self._params.store.input_size_known else None
         more = f", num_layers={spec.num_layers}" if spec.num_layers != 1 else ""
         more += f", dropout={spec.dropout:g}" if spec.dropout else ""
         more += ", bidirectional" if spec.bidirectional else ""
@@ -115,10 +116,10 @@ class RNNLayer:
         self._params.initialize(init, force_reinit, seed)
 
     def cast(self, dtype: str) -> None:
-        """Change the format of parameters, inputs and states to ``"float32"`` or ``"float64"``.
+        """Convert parameters, inputs and states to ``"float32"`` or ``"float64"``.
 
         Raises:
-            ValueError: If it is another one.
+            ValueError: If ``dtype`` is neither.
         """
         self._params.store.cast(replace(self._spec, dtype=dtype).dtype)
 
@@ -237,14 +238,14 @@ class RNNLayer:
         if inputs.ndim != 3 or 0 in inputs.shape:
             raise ValueError(f"inputs must have shape {shape}, each at least 1; got {inputs.shape}")
         store = self._params.store
-        if store.known and inputs.shape[2] != store.spec.input_size:
+        if store.input_size_known and inputs.shape[2] != store.spec.input_size:
             raise ValueError(f"inputs must have {store.spec.input_size} features; got {inputs.shape[2]}")
         if inputs.dtype != np.dtype(store.spec.dtype):
             raise TypeError(f"inputs must have dtype {store.spec.dtype}; got {inputs.dtype}")
         check_lengths(self._use_lengths, lengths)
         given: Any = [states] if isinstance(states, np.ndarray) else states
-        flat = self._params.settle(inputs.shape[2])
-        op = self._ready(inputs.shape[2])
+        flat = self._params.infer_input_size(inputs.shape[2])
+        op = self._op_for(inputs.shape[2])
         y = np.empty((*inputs.shape[:2], op.spec.output_size), op.spec.dtype)
         with validation.renamed(_NAMES):
             _, final, reserve = op.forward(
@@ -253,9 +254,9 @@ class RNNLayer:
             )  # fmt: skip
         return y, list(final), op, reserve
 
-    def _ready(self, input_size: int) -> RNNOp:
-        """The layer's own op; another one once the input size has come to be known, or the dtype changed."""
-        asked = input_size, self._params.store.spec.dtype
-        if self._op is None or (self._op.spec.input_size, self._op.spec.dtype) != asked:
-            self._op = RNNOp(replace(self._spec, input_size=input_size, dtype=asked[1]), self._backend)
+    def _op_for(self, input_size: int) -> RNNOp:
+        """The layer's op; a new one when the input size becomes known or the dtype changes."""
+        dtype = self._params.store.spec.dtype
+        if self._op is None or (self._op.spec.input_size, self._op.spec.dtype) != (input_size, dtype):
+            self._op = RNNOp(replace(self._spec, input_size=input_size, dtype=dtype), self._backend)
         return self._op

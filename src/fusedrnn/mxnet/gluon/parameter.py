@@ -1,4 +1,4 @@
-"""Parameters by name, and the one vector in which a layer's lie."""
+"""Parameters by name, and the flat vector that holds a layer's parameters."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from fusedrnn.mxnet.gluon.initializers import Initializer, checked, fill
 from fusedrnn.spec import Array, RNNSpec
 
 
-class Store:
-    """The flat vector of a layer's parameters and that of their gradients; both come when they are first needed."""
+class ParameterStore:
+    """The flat vectors of a layer's parameters and of their gradients, each allocated at its first use."""
 
-    def __init__(self, spec: RNNSpec, known: bool) -> None:
+    def __init__(self, spec: RNNSpec, input_size_known: bool) -> None:
         self.spec = spec
-        self.known = known
-        """Whether the spec's input size is the layer's; until the first call or loading says it, 1 stands in."""
+        self.input_size_known = input_size_known
+        """Whether the spec has the layer's input size; until a call or a load sets it, the spec has 1."""
         self.flat: Array | None = None
         self.grads: Array | None = None
-        self.waiting: tuple[Initializer, np.random.Generator] | None = None
+        self.deferred_init: tuple[Initializer, np.random.Generator] | None = None
 
-    def settle(self, input_size: int) -> None:
-        """Take the input size from whoever knows it first."""
-        if not self.known:
-            self.spec, self.known = replace(self.spec, input_size=input_size), True
+    def infer_input_size(self, input_size: int) -> None:
+        """Set the input size, unless it is known."""
+        if not self.input_size_known:
+            self.spec, self.input_size_known = replace(self.spec, input_size=input_size), True
 
     def vector(self, who: str) -> Array:
-        """The parameters, which must be there."""
+        """The parameters; an error if they have no values."""
         if self.flat is None:
             reason = "call initialize or load_parameters"
-            if self.waiting is not None:
-                reason = "the first call will say its input size"
+            if self.deferred_init is not None:
+                reason = "the first call sets the input size"
             raise ValueError(f"{who} must have values; got none yet: {reason}")
         return self.flat
 
     def gradients(self) -> Array:
-        """Their gradients, zero to begin with."""
+        """The gradients, initially zero."""
         if self.grads is None:
             self.grads = np.zeros(self.spec.layout.size, self.spec.dtype)
         return self.grads
 
     def cast(self, dtype: str) -> None:
-        """Change the format of all."""
+        """Convert parameters and gradients to another dtype."""
         self.spec = replace(self.spec, dtype=dtype)
         self.flat = None if self.flat is None else self.flat.astype(dtype)
         self.grads = None if self.grads is None else self.grads.astype(dtype)
@@ -59,7 +59,9 @@ class Parameter:
         short_name: The name without the layer's prefix.
     """
 
-    def __init__(self, store: Store, prefix: str, layer: int, direction: int, kind: Any, init: Initializer) -> None:
+    def __init__(
+        self, store: ParameterStore, prefix: str, layer: int, direction: int, kind: Any, init: Initializer
+    ) -> None:
         self._store = store
         self._place = layer, direction, kind
         self._init = init
@@ -75,7 +77,7 @@ class Parameter:
         """Its shape, with 0 for an input size that is not known yet."""
         layer, _, kind = self._place
         shape = self._store.spec.layout.entry(*self._place).shape
-        return shape if self._store.known or layer or kind != "i2h_weight" else (shape[0], 0)
+        return shape if self._store.input_size_known or layer or kind != "i2h_weight" else (shape[0], 0)
 
     @property
     def dtype(self) -> str:
@@ -128,14 +130,14 @@ class Parameter:
             self.grad()[...] = 0
 
     def fill(self, flat: Array, default: Initializer, rng: np.random.Generator) -> None:
-        """Write into its part of ``flat`` what its own initializer gives, or else the default; for a bias, zero."""
+        """Fill its part of ``flat`` with its own initializer, else the default one; a bias with zeros."""
         init = self._init
         if init is None:
             init = "zeros" if self._place[2].endswith("bias") else default
         fill(self._store.spec.layout.view(flat, *self._place), init, rng, self.name)
 
-    def deliver(self, flat: Array) -> None:
-        """Take its own out of the gradients of all, as it asks for them."""
+    def store_grad(self, flat: Array) -> None:
+        """Write or add this parameter's part of a flat gradient vector, as its grad_req says."""
         if self._grad_req != "null":
             gradient = self._store.spec.layout.view(flat, *self._place)
             write_or_add(self.grad(), gradient, self._grad_req == "add")
@@ -149,13 +151,13 @@ class ParameterDict(dict[str, Parameter]):
         store: The vectors in which they and their gradients lie.
     """
 
-    def __init__(self, prefix: str, store: Store, initializers: Mapping[str, Initializer]) -> None:
+    def __init__(self, prefix: str, store: ParameterStore, initializers: Mapping[str, Initializer]) -> None:
         super().__init__()
         self.prefix, self.store = prefix, store
         for entry in store.spec.layout:
             place = entry.layer, entry.direction, entry.kind
-            one = Parameter(store, prefix, *place, initializers[entry.kind])
-            self[one.name] = one
+            parameter = Parameter(store, prefix, *place, initializers[entry.kind])
+            self[parameter.name] = parameter
 
     def setattr(self, name: str, value: GradReq) -> None:
         """Set ``grad_req`` of all.
@@ -165,16 +167,16 @@ class ParameterDict(dict[str, Parameter]):
         """
         if name != "grad_req":
             raise ValueError(f"name must be 'grad_req'; got {name!r}")
-        for one in self.values():
-            one.grad_req = value
+        for parameter in self.values():
+            parameter.grad_req = value
 
     def zero_grad(self) -> None:
         """Clear all gradients."""
-        for one in self.values():
-            one.zero_grad()
+        for parameter in self.values():
+            parameter.zero_grad()
 
     def initialize(self, init: Initializer = "uniform", force_reinit: bool = False, seed: int | None = None) -> None:
-        """Give all parameters values: now, or once the first call has said the input size.
+        """Initialize all parameters: now, or at the first call if the input size is not known yet.
 
         Args:
             init: For weights that have no initializer of their own: ``"zeros"``, ``"ones"``, ``"uniform"`` (±0.07),
@@ -192,23 +194,23 @@ class ParameterDict(dict[str, Parameter]):
         init = checked("init", init)
         if init is None:
             raise TypeError("init must be an initializer; got None")
-        self.store.waiting = init, np.random.default_rng(seed)
-        if self.store.known:
-            self.settle(self.store.spec.input_size)
+        self.store.deferred_init = init, np.random.default_rng(seed)
+        if self.store.input_size_known:
+            self.infer_input_size(self.store.spec.input_size)
 
-    def settle(self, input_size: int) -> Array:
-        """The parameters of a layer that is called with inputs of that size, initialized if they wait for it."""
+    def infer_input_size(self, input_size: int) -> Array:
+        """The flat vector for inputs of that size; runs an initialization that was deferred until the size is known."""
         store = self.store
-        if store.waiting is not None:
-            (init, rng), store.waiting = store.waiting, None
-            before = store.spec, store.known
-            store.settle(input_size)
+        if store.deferred_init is not None:
+            (init, rng), store.deferred_init = store.deferred_init, None
+            before = store.spec, store.input_size_known
+            store.infer_input_size(input_size)
             flat = np.empty(store.spec.layout.size, store.spec.dtype)
             try:
-                for one in self.values():
-                    one.fill(flat, init, rng)
+                for parameter in self.values():
+                    parameter.fill(flat, init, rng)
             except BaseException:
-                store.spec, store.known = before
+                store.spec, store.input_size_known = before
                 raise
             if store.flat is None:
                 store.flat = flat
@@ -217,32 +219,32 @@ class ParameterDict(dict[str, Parameter]):
         return store.vector(f"parameters of {self.prefix!r}")
 
     def load(self, arrays: Mapping[str, Array], missing: bool, cast: bool) -> None:
-        """Overwrite the values of those that there are arrays for, by short name; all, unless some may be missing."""
+        """Overwrite values by short name. Arrays for all parameters are required, unless ``missing`` allows gaps."""
         store = self.store
-        absent = [one.name for one in self.values() if one.short_name not in arrays]
+        absent = [parameter.name for parameter in self.values() if parameter.short_name not in arrays]
         if absent and not missing:
             raise ValueError(f"params must hold every parameter; missing {', '.join(absent)}")
         if absent and store.flat is None:
             raise ValueError(f"params must hold {', '.join(absent)}, which have no values yet")
         first = arrays.get("l0_i2h_weight")
-        known, spec = store.known, store.spec
+        known, spec = store.input_size_known, store.spec
         if not known and isinstance(first, np.ndarray) and first.ndim == 2 and first.shape[1]:
             spec = replace(spec, input_size=first.shape[1])
-        # Into a copy: if one array is wrong, none has been taken.
+        # Fill a copy: if one array is wrong, no parameter changes.
         flat = np.empty(spec.layout.size, spec.dtype) if store.flat is None else store.flat.copy()
         for entry in spec.layout:
             if entry.name in arrays:
                 into = spec.layout.view(flat, entry.layer, entry.direction, entry.kind)
                 _put_values(into, arrays[entry.name], self.prefix + entry.name, cast)
         if store.flat is None:
-            store.spec, store.known, store.flat, store.waiting = spec, True, flat, None
+            store.spec, store.input_size_known, store.flat, store.deferred_init = spec, True, flat, None
         else:
             store.flat[...] = flat
 
-    def requests(self) -> GradReq | None:
-        """What all ask for, or None if some ask for something else."""
-        asked = {one.grad_req for one in self.values()}
-        return asked.pop() if len(asked) == 1 else None
+    def common_grad_req(self) -> GradReq | None:
+        """The grad_req that all parameters share, or None if they differ."""
+        grad_reqs = {parameter.grad_req for parameter in self.values()}
+        return grad_reqs.pop() if len(grad_reqs) == 1 else None
 
 
 def _put_values(into: Array, data: object, name: str, cast: bool) -> None:
@@ -256,12 +258,12 @@ def _put_values(into: Array, data: object, name: str, cast: bool) -> None:
 
 
 def short_names(params: Mapping[str, Any], own: Sequence[str], prefix: str, given_prefix: str) -> dict[str, str]:
-    """By the short name of each parameter, the key in ``params`` under which it is.
+    """The key in ``params`` of each parameter, by its short name.
 
     A key may be the full name, the short one, or what ``Block.save_parameters`` writes, all behind ``given_prefix``.
     """
     both_ways = any(name.startswith("r") for name in own)
-    found: dict[str, str] = {}
+    keys_by_name: dict[str, str] = {}
     for name in own:
         side, layer, kind = name[0], *name[1:].split("_", 1)
         saved = f"_unfused.{layer}.{side}_cell.{kind}" if both_ways else f"_unfused.{layer}.{kind}"
@@ -270,5 +272,5 @@ def short_names(params: Mapping[str, Any], own: Sequence[str], prefix: str, give
         if len(keys) > 1:
             raise ValueError(f"params must hold {name} once; got {' and '.join(keys)}")
         if keys:
-            found[name] = keys[0]
-    return found
+            keys_by_name[name] = keys[0]
+    return keys_by_name

@@ -18,26 +18,27 @@ from fusedrnn.jit.loader import load, load_once
 from fusedrnn.jit.struct import Struct
 
 GUARD = Struct(
-    "object", "dtype", "ndim", "flag_mask", "flags", "extent", "written", "value",
+    "object", "dtype", "ndim", "flag_mask", "flags", "extent", "written", "symbol",
     "shape0", "shape1", "shape2", "stride0", "stride1", "stride2",
 )  # fmt: skip
 """What an argument must be: the very ``object`` if that is not 0, else an array with these attributes.
 
 ``flags`` are compared under ``flag_mask``. ``extent`` is the number of bytes from the array's first element to the end
-of its last. The array's address becomes the call's value of index ``value``.
+of its last. The array's address becomes the value of that ``symbol``.
 """
 CALL_CACHE = Struct(
     "items_offset", "type_offset", "data_offset", "ndarray_type", "guards", "num_guards", "extents_offset",
-    "values", "values_size", "weights_value", "reserve_value", "seed_value", "workspace_value", "dx_partials_value",
-    "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets", "num_params",
-    "fields", "num_fields", "args_value", "args_offset", "plan_offset", "job", "num_threads", "num_workers",
-    "dispatch", "spins",
+    "values", "values_size", "weights_symbol", "reserve_symbol", "seed_symbol", "workspace_symbol",
+    "dx_partials_symbol", "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets",
+    "num_params", "relocs", "num_fields", "args_symbol", "args_offset", "plan_offset", "job", "num_threads",
+    "num_workers", "dispatch", "spins",
 )  # fmt: skip
-"""A cached call: how objects are laid out; the guards; the values that kernel arguments refer to; the job.
+"""A cached call: how objects are laid out; the guards; the values of the symbols of kernel arguments; the job.
 
-``values`` are the values that are the same at every call; a field named ``*_value`` is the index of one that is not.
-Unpacked parameters and their gradients are ``num_params`` values each, from index ``*_first`` on: the addresses
-``param_offsets`` behind the value of index ``*_base``, or 0 where that value is 0. An index of 0 stands for none.
+``values`` holds the values that are the same at every call; a field named ``*_symbol`` is the number of a symbol whose
+value is not. Unpacked parameters and their gradients are ``num_params`` symbols each, from number ``*_first`` on. Their
+values are the addresses ``param_offsets`` behind the value of symbol ``*_base``, or 0 where that is 0. Number 0 stands
+for no symbol.
 
 Offsets ``extents_offset``, ``args_offset`` and ``plan_offset`` are relative to the scratch buffer: where the first and
 last byte of each argument are noted, the kernel arguments, and the plan's own memory. If ``num_threads`` is not 1,
@@ -74,17 +75,17 @@ def build_guarded_call() -> Module:
         held.set(f.call(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
     with f.if_(held.get().is_set):
         workspace, kernel_args = scratch + c.plan_offset, scratch + c.args_offset
-        call_values = (
-            (c.weights_value, weights), (c.reserve_value, reserve), (c.seed_value, seed),
-            (c.workspace_value, workspace), (c.args_value, kernel_args),
+        values = (
+            (c.weights_symbol, weights), (c.reserve_symbol, reserve), (c.seed_symbol, seed),
+            (c.workspace_symbol, workspace), (c.args_symbol, kernel_args),
         )  # fmt: skip
-        for index, value in call_values:
-            f.store(value, scratch + index * 8)
+        for symbol, value in values:
+            f.store(value, scratch + symbol * 8)
         _set_addresses(f, scratch, c.unpacked_base, c.unpacked_first, c.param_offsets, c.num_params)
         _set_addresses(f, scratch, c.dparams_base, c.dparams_first, c.param_offsets, c.num_params)
-        with f.if_(c.dx_partials_value.is_set):
-            f.store(workspace, scratch + c.dx_partials_value * 8)
-        f.call(bind, c.fields, c.num_fields, scratch, kernel_args)
+        with f.if_(c.dx_partials_symbol.is_set):
+            f.store(workspace, scratch + c.dx_partials_symbol * 8)
+        f.call(bind, c.relocs, c.num_fields, scratch, kernel_args)
         with f.if_else(c.num_threads.equals(1)) as (single, several):
             with single:
                 f.call_address(c.job, kernel_args, f.constant(0))
@@ -96,7 +97,7 @@ def build_guarded_call() -> Module:
 
 
 def _set_addresses(f: Function, values: Value, base: Value, first: Value, offsets: Value, count: Value) -> None:
-    """Set the values from index ``first`` on to addresses behind the value of index ``base``."""
+    """Set the values of symbols from ``first`` on to addresses behind the value of ``base``."""
     with f.if_(base.is_set):
         begin = f.load(values + base * 8)
         with f.loop(0, count) as index:
@@ -133,7 +134,7 @@ def _emit_guards_hold(module: Module) -> Function:
                             held.set(0)
                 with other:
                     held.set(0)
-        f.store(data.get(), scratch + g.value * 8)
+        f.store(data.get(), scratch + g.symbol * 8)
         f.store(data.get(), extent)
         f.store(end.get(), extent + 8)
     f.ret(held.get())

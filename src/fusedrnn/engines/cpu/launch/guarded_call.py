@@ -40,11 +40,11 @@ class GuardedCall:
         team: The threads for it.
         workspaces: Where its scratch buffers come from.
         thread_choice: Decides between several threads and one; None for calls that stay as planned.
-        samples: For each argument: an array of the kind that it must be, or None; the name of the value that its
-            address is; and whether the job writes it.
-        constants: Values that are the same at every call.
-        unpacked: The name of the first unpacked parameter's value; empty if weights are packed.
-        dparams: The name of the first parameter gradient's value; empty if these are not computed.
+        samples: For each argument: an array of the kind that it must be, or None; the symbol for its address; and
+            whether the job writes it.
+        constants: Values of symbols that are the same at every call.
+        unpacked: The symbol of the first unpacked parameter; empty if weights are packed.
+        dparams: The symbol of the first parameter's gradient; empty if these are not computed.
         offsets: Byte offset of each parameter in the flat vector.
         computes_dx: Whether the job computes the input's gradient.
 
@@ -81,8 +81,8 @@ class GuardedCall:
         if unpacked:  # a parameter vector among the arguments is the base itself
             weights = "nothing" if any(name == "params" for _, name, _ in samples) else "params"
         fields = {
-            **self._common_fields(symbols), "weights_value": symbols[weights],
-            "dx_partials_value": symbols["dx_partials"] if computes_dx else 0,
+            **self._common_fields(symbols), "weights_symbol": symbols[weights],
+            "dx_partials_symbol": symbols["dx_partials"] if computes_dx else 0,
             "unpacked_base": symbols["params"] if unpacked else 0,
             "unpacked_first": symbols[unpacked] if unpacked else 0,
             "dparams_base": symbols["dparams"] if dparams else 0,
@@ -110,8 +110,8 @@ class GuardedCall:
             **layout._asdict(), "ndarray_type": id(np.ndarray),
             "guards": self._guards.ctypes.data, "num_guards": len(self._guards),
             "values": self._values.ctypes.data, "values_size": self._values.nbytes,
-            "reserve_value": symbols["reserve"], "seed_value": symbols["seed"],
-            "workspace_value": symbols["workspace"], "args_value": symbols["args"],
+            "reserve_symbol": symbols["reserve"], "seed_symbol": symbols["seed"],
+            "workspace_symbol": symbols["workspace"], "args_symbol": symbols["args"],
             "param_offsets": self._param_offsets.ctypes.data, "num_params": len(self._param_offsets),
             "dispatch": address(load_pool().dispatch),
             "num_workers": self._team.threads - 1, "spins": self._team.spins,
@@ -123,7 +123,7 @@ class GuardedCall:
         fields = {
             **fields, "extents_offset": args.extents_offset, "args_offset": args.args_offset,
             "plan_offset": args.plan_offset, "num_threads": args.num_threads,
-            "fields": args.relocs, "num_fields": args.num_fields,
+            "relocs": args.relocs, "num_fields": args.num_fields,
         }  # fmt: skip
         struct = np.array([fields[name] for name in CALL_CACHE.names], np.int64)
         return struct, struct.ctypes.data, args.num_threads, args.size

@@ -62,14 +62,14 @@ def _layout_is_known(probe: Any, layout: ObjectLayout) -> bool:
     )
 
 
-def guard_of(argument: Any, value: int, written: bool) -> list[int] | None:
+def guard_of(argument: Any, symbol: int, written: bool) -> list[int] | None:
     """The guard for arguments like this one, None or an array; None if no guard can describe it.
 
-    See :data:`fusedrnn.engines.cpu.launch.guard_kernel.GUARD`; ``value`` is the index of the argument's address. The
-    guard compares the identity of the dtype: whoever uses it must hold a reference to the dtype.
+    See :data:`fusedrnn.engines.cpu.launch.guard_kernel.GUARD`; ``symbol`` is the number of the symbol for its address.
+    The guard compares the identity of the dtype: whoever uses it must hold a reference to the dtype.
     """
     if argument is None:
-        return [id(None), 0, 0, 0, 0, 0, 0, value, *[0] * 6]
+        return [id(None), 0, 0, 0, 0, 0, 0, symbol, *[0] * 6]
     if type(argument) is not np.ndarray or argument.ndim > 3 or min(argument.strides, default=0) < 0:
         return None
     shape, strides = argument.shape, argument.strides
@@ -77,6 +77,6 @@ def guard_of(argument: Any, value: int, written: bool) -> list[int] | None:
     extent = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + argument.itemsize
     unused = [0] * (3 - argument.ndim)
     return [
-        0, id(argument.dtype), argument.ndim, flags, flags, extent, int(written), value,
+        0, id(argument.dtype), argument.ndim, flags, flags, extent, int(written), symbol,
         *shape, *unused, *strides, *unused,
     ]  # fmt: skip
