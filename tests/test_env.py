@@ -154,14 +154,14 @@ def test_opencl_is_told_of_a_driver_for_a_while(monkeypatch, tmp_path):
     driver = tmp_path / "libdriver.so"
     monkeypatch.delenv("OCL_ICD_FILENAMES", raising=False)
     monkeypatch.delenv("OCL_ICD_VENDORS", raising=False)
-    with env.opencl_drivers(driver):
+    with library.opencl_driver(driver):
         assert "OCL_ICD_FILENAMES" not in os.environ
     driver.touch()
-    with env.opencl_drivers(driver):
+    with library.opencl_driver(driver):
         assert os.environ["OCL_ICD_FILENAMES"] == str(driver)
     assert "OCL_ICD_FILENAMES" not in os.environ
     monkeypatch.setenv("OCL_ICD_VENDORS", "elsewhere")
-    with env.opencl_drivers(driver):
+    with library.opencl_driver(driver):
         assert "OCL_ICD_FILENAMES" not in os.environ
 
 

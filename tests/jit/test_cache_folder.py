@@ -94,8 +94,8 @@ def status(kind, mode, owner):
 )
 def test_who_is_trusted(kind, mode, owner, trusted, passed):
     """For what is read, and for what only leads to it."""
-    for on_the_way, good in ((False, trusted), (True, passed)):
-        reason = folder.objection(Path("/some/where"), status(kind, mode, owner), ME, on_the_way)
+    for is_parent, good in ((False, trusted), (True, passed)):
+        reason = folder.objection(Path("/some/where"), status(kind, mode, owner), ME, is_parent)
         assert (not reason) == good
         assert good or "/some/where" in reason
 
