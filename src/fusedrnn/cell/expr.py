@@ -112,7 +112,7 @@ def evaluate(roots: Sequence[Expr], leaves: Mapping[Leaf, Any] | Callable[[Leaf]
 
 
 def substitute(roots: Sequence[Expr], replace: Callable[[Expr], Expr | None]) -> list[Expr]:
-    """``roots`` with each node replaced by ``replace(node)`` unless that is None; a replacement is not visited again."""
+    """``roots`` with each node replaced by ``replace(node)`` unless that is None; replacements are not visited."""
     done: dict[Expr, Expr] = {}
 
     def visit(node: Expr) -> Expr:
