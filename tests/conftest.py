@@ -72,7 +72,7 @@ def target(request, monkeypatch):
 @pytest.fixture
 def traced(monkeypatch):
     """All buffers are NumPy's, whose memory tracemalloc knows of; of large pages it knows nothing."""
-    monkeypatch.setattr(buffers, "_WORTH_PAGES", sys.maxsize)
+    monkeypatch.setattr(buffers, "_MIN_HUGE", sys.maxsize)
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ def test_imports_are_absolute():
 
 
 def test_the_environment_is_read_in_one_place():
-    """Every variable is validated and documented in env.py."""
+    """Every variable is validated and documented in env.py; oneDNN's library sets one that OpenCL's loader reads."""
     for path in PACKAGE.rglob("*.py"):
-        if path.name == "env.py":
+        if path in (PACKAGE / "env.py", PACKAGE / "engines" / "onednn" / "library.py"):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             reads = (isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "getenvb")) or (

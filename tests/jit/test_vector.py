@@ -1,4 +1,4 @@
-"""The functions: at most 4 ulp over the whole range, and what a limit demands exactly, on every target."""
+"""tanh, sigmoid and the like: at most 4 ulp over the whole range, exact at the limits, on every target."""
 
 import ctypes
 from functools import cache as remembered
@@ -15,12 +15,12 @@ from fusedrnn.spec import DTYPES
 
 MOST_ULP = 4
 OPERATIONS = ("tanh", "sigmoid", "relu", "expm1", "softplus")
-# The oracle must know more digits than what it judges: 64 bits of mantissa on x86, where long double has them.
+# The oracle must be more precise than float64: on x86 long double has 64 bits of mantissa.
 WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
 
 
 def build(target, dtype):
-    """A module of functions of (input, output, vectors), one for each operation."""
+    """A module with a function of (source, into, count of vectors) for each operation."""
     module = Module(f"vector_{dtype}")
     for name in OPERATIONS:
         f = Function(module, name, ["source", "into", "count"], exported=True)
@@ -35,14 +35,14 @@ def build(target, dtype):
 
 @remembered
 def compiled(target, dtype):
-    """That module's code, and its functions."""
+    """The compiled module, and its functions by name."""
     code = loader.LoadedObject("vector", target, compiler.compile_module(build(target, dtype), target))
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
     return code, {name: kind(code.address(name)) for name in OPERATIONS}
 
 
 def apply(target, dtype, name, x):
-    """The operation on every element; a last vector that is not full is filled with ones."""
+    """The operation on every element; ones fill up the last vector."""
     lanes = target.lanes(dtype)
     padded = np.ones(-(-x.size // lanes) * lanes, dtype)
     padded[: x.size] = x
@@ -52,7 +52,7 @@ def apply(target, dtype, name, x):
 
 
 def exact(name, x):
-    """The operation in long double."""
+    """The operation in long double precision."""
     wide = x.astype(np.longdouble)
     with np.errstate(all="ignore"):
         if name == "sigmoid":
@@ -65,7 +65,7 @@ def exact(name, x):
 
 
 def ulps(actual, expected):
-    """Distance in units of the last place of the exact value; an overflow counts as the float after the last one."""
+    """The distance in units of the last place of the exact value; inf counts as the float after the largest one."""
     form = np.finfo(actual.dtype)
     wide, largest = np.longdouble, np.longdouble(form.max)
     last = largest - np.nextafter(form.max, form.dtype.type(0))
@@ -78,7 +78,7 @@ def ulps(actual, expected):
 
 
 def samples(dtype):
-    """Numbers of every exponent and sign, dense where the functions bend, and the neighbours of every border."""
+    """Numbers of every exponent and sign, dense where the functions bend, and the neighbours of every threshold."""
     rng = np.random.default_rng(0)
     form, size = np.finfo(dtype), np.dtype(dtype).itemsize
     every = rng.integers(0, 256, (200_000, size), np.uint8).view(dtype).ravel()
@@ -86,23 +86,23 @@ def samples(dtype):
     borders = [0.0, form.tiny, form.smallest_subnormal, form.max, 0.25, 0.5, 1.0]
     borders += [FORMATS[dtype].sigmoid_is_zero, FORMATS[dtype].sigmoid_is_one, FORMATS[dtype].tanh_is_one]
     borders += [np.log(form.max), np.log(form.tiny), np.log(np.longdouble(form.smallest_subnormal))]
-    # Where the reduction steps from one power of two to the next.
+    # Where the range reduction changes to the next power of two.
     borders += [(n + 0.5) * np.log(2) / part for n in range(0, 1100, 7) for part in (1, 2)]
     borders = np.array(borders, dtype)
     close = np.concatenate([borders.view(f"i{size}") + k for k in range(-3, 4)]).view(dtype)
     close = close[np.isfinite(close)]
     ranges = [np.linspace(-limit, limit, 60_001) for limit in (1e-3, 1.0, 10.0, 40.0, 110.0, 760.0)]
-    found = np.concatenate([every, close, -close, *ranges]).astype(dtype)
-    return found[np.isfinite(found)]
+    numbers = np.concatenate([every, close, -close, *ranges]).astype(dtype)
+    return numbers[np.isfinite(numbers)]
 
 
 @pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus", "expm1"])
 def test_error_bound(name, dtype, target):
-    """Over every exponent; only where sigmoid and softplus are less than any normal number may they be zero instead."""
+    """Every exponent. sigmoid and softplus may be zero where they are below the smallest normal number."""
     x = samples(dtype)
-    if name == "expm1":  # that is its domain
+    if name == "expm1":  # its domain
         x = x[x <= 0]
     actual, expected = apply(target, dtype, name, x), exact(name, x)
     flushed = (name in ("sigmoid", "softplus")) & (actual == 0) & (expected < np.finfo(dtype).tiny)
@@ -116,7 +116,7 @@ def test_error_bound(name, dtype, target):
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
 @pytest.mark.parametrize("known", known_targets(), ids=lambda known: f"{known.name}-emulated")
 def test_error_bound_by_exponent(name, dtype, known):
-    """As many numbers of each exponent that is not flat, of both signs; no result beyond one."""
+    """Equally many numbers of each exponent where the functions are not flat, of both signs; no result exceeds one."""
     lowest, highest = -np.finfo(dtype).nmant - 3, 9 if dtype == "float64" else 6
     mantissas = 1 + np.random.default_rng(1).random(4_000)
     x = np.ldexp(mantissas, np.arange(lowest, highest)[:, None]).astype(dtype).ravel()
@@ -128,7 +128,7 @@ def test_error_bound_by_exponent(name, dtype, known):
 
 @pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
 def test_the_error_is_measured():
-    """The measure itself: what is k ulp off counts as k, denormal or not."""
+    """The measure itself: an error of k ulp counts as k, also for denormals."""
     for value in (1.5, 1e-41, 3e38):
         x = np.array([value], np.float32)
         for k in (0, 1, 5):
@@ -157,7 +157,7 @@ def test_limits(name, x, expected, dtype, target):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_nan(name, dtype, target):
-    """NaN stays NaN, of either sign and whatever it carries, and spoils no other lane."""
+    """NaN of either sign and with any payload stays NaN, and affects no other lane."""
     quiet = np.array([np.nan, -np.nan], dtype)
     payload = quiet.view(f"u{quiet.itemsize}") | np.array(12345, f"u{quiet.itemsize}")
     x = np.ones(64, dtype)
@@ -169,7 +169,7 @@ def test_nan(name, dtype, target):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_denormals(dtype, target):
-    """tanh of a number so small is the number, down to the smallest there is; sigmoid sees zero."""
+    """tanh of a denormal is the denormal; sigmoid of it is 0.5."""
     form = np.finfo(dtype)
     x = np.array([form.smallest_subnormal * k for k in (1, 2, 3, 1000)] + [form.tiny / 2, form.tiny], dtype)
     x = np.concatenate([x, -x])
@@ -186,7 +186,7 @@ def test_symmetry(dtype, target):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_store_first(dtype, count, target):
-    """Only the first lanes reach memory."""
+    """Only the first lanes are written."""
     module = Module("store_masked")
     f = Function(module, "store", ["source", "into", "count"], exported=True)
     v = Vectors(f, target, dtype)

@@ -196,7 +196,7 @@ class PointerEngine(Protocol):
         reserve: int,
         weights: Any,
         dy: StridedPtr,
-        dfinal: StatePtrs,
+        dstates: StatePtrs,
         grads: GradPointers,
         team: ThreadTeam | None = None,
     ) -> None:

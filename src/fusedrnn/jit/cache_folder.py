@@ -1,10 +1,10 @@
-"""A folder that only this user can write to. What is read from it is run as machine code.
+"""A folder that only this user can write to: its files are run as machine code.
 
-The rule is the one that OpenSSH's StrictModes has for a user's keys. The folder and its files belong to the user of
-this process, every folder and symbolic link on the way to that user or to root. Neither the group nor others may write
-to any of them, but for sticky folders on the way, such as /tmp, whose entries only their owners can replace. Files are
-opened relative to the open folder, without following links, and what was opened is checked. Windows has no such
-permissions in the functions that Python offers: there nothing is checked.
+The rule is that of OpenSSH's StrictModes for a user's keys. The folder and its files belong to this process's user,
+every folder and symbolic link on the path to it belongs to that user or to root. Neither the group nor others may write
+to any of them, except to sticky folders on the path, such as /tmp, whose entries only their owners can replace. Files
+are opened relative to the open folder, without following links, and the open file is checked. On Windows nothing is
+checked: Python's functions do not show its permissions.
 """
 
 from __future__ import annotations
@@ -22,54 +22,54 @@ from types import TracebackType
 
 _POSIX = hasattr(os, "geteuid")
 _ROOT = 0
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 
 
 def _flags(*names: str) -> int:
-    """Those of the flags for ``os.open`` that this system has."""
+    """Flags for ``os.open``; those that this system lacks are left out."""
     return reduce(or_, (getattr(os, name, 0) for name in names))
 
 
-# A FIFO must not block the call that opens it, and a child process has no use for the file.
-_GUARDS = "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOINHERIT", "O_BINARY"
-_FOLDER_FLAGS = _flags("O_RDONLY", "O_DIRECTORY", *_GUARDS)
-_READ_FLAGS = _flags("O_RDONLY", *_GUARDS)
-_WRITE_FLAGS = _flags("O_WRONLY", "O_CREAT", "O_EXCL", *_GUARDS)
+# O_NONBLOCK: opening a FIFO must not block.
+_SAFE = "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOINHERIT", "O_BINARY"
+_FOLDER_FLAGS = _flags("O_RDONLY", "O_DIRECTORY", *_SAFE)
+_READ_FLAGS = _flags("O_RDONLY", *_SAFE)
+_WRITE_FLAGS = _flags("O_WRONLY", "O_CREAT", "O_EXCL", *_SAFE)
 
 
 class UntrustedError(Exception):
-    """Another user can decide what a file or folder holds; the message says which, and why."""
+    """Another user can decide the content of a file or folder; the message says which, and why."""
 
 
-def objection(path: Path, status: os.stat_result, user: int, on_the_way: bool) -> str:
-    """Why a file or folder may hold what another user wrote; empty if it cannot.
+def objection(path: Path, status: os.stat_result, user: int, is_parent: bool) -> str:
+    """Why another user can have written the content of a file or folder; empty if none can.
 
     Args:
         path: For the message.
         status: Of the file, folder or symbolic link itself.
         user: The user who trusts it.
-        on_the_way: It is a folder or link that leads to the one that is trusted: root's will do, and sticky folders.
+        is_parent: Whether it is a folder or link on the path to the trusted one: it may be root's, or sticky.
     """
-    owners = (user, _ROOT) if on_the_way else (user,)
+    owners = (user, _ROOT) if is_parent else (user,)
     if status.st_uid not in owners:
         return f"{path} is owned by user {status.st_uid}, and this process runs as user {user}"
     if stat.S_ISLNK(status.st_mode) or not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return ""
-    if on_the_way and status.st_mode & stat.S_ISVTX:
+    if is_parent and status.st_mode & stat.S_ISVTX:
         return ""
     writers = "every user" if status.st_mode & stat.S_IWOTH else "its group"
     return f"{path} can be written by {writers}"
 
 
 class Folder:
-    """An open folder of this user's own.
+    """An open folder that belongs to this user.
 
     Args:
-        path: Where it is.
-        make: Whether to make it, and what is missing on the way, for this user alone.
+        path: Its path.
+        make: Whether to make it, and missing folders on the path, for this user alone.
 
     Raises:
-        UntrustedError: If another user can decide what it holds.
+        UntrustedError: If another user can decide its content.
         OSError: If it is not there, or cannot be made or opened.
     """
 
@@ -85,7 +85,7 @@ class Folder:
         self._path = _resolved(self._path, user, make)
         self._handle = os.open(self._path, _FOLDER_FLAGS)
         try:
-            _require(self._path, os.fstat(self._handle), user, on_the_way=False)
+            _require(self._path, os.fstat(self._handle), user, is_parent=False)
         except UntrustedError:
             os.close(self._handle)
             raise
@@ -99,8 +99,8 @@ class Folder:
         if self._handle is not None:
             os.close(self._handle)
 
-    def read(self, name: str, most: int) -> bytes | None:
-        """The content of a regular file of at most so many bytes; None if there is none.
+    def read(self, name: str, max_bytes: int) -> bytes | None:
+        """The content of a regular file; None if there is none, or a larger one.
 
         Raises:
             UntrustedError: If another user can have written it.
@@ -111,23 +111,23 @@ class Folder:
             return None
         try:
             status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
                 return None
-            reason = objection(self._path / name, status, os.geteuid(), on_the_way=False) if _POSIX else ""
+            reason = objection(self._path / name, status, os.geteuid(), is_parent=False) if _POSIX else ""
             if reason:
                 raise UntrustedError(reason)
             with os.fdopen(handle, "rb", closefd=False) as file:
-                return file.read(most)
+                return file.read(max_bytes)
         except OSError:
             return None
         finally:
             os.close(handle)
 
     def write(self, name: str, temporary: str, content: bytes) -> None:
-        """Write a file under a temporary name, then rename it: others read all of it or the one before.
+        """Write a file under a temporary name, then rename it: other processes read all of it, or the one before.
 
         Raises:
-            OSError: If it cannot be written; nothing is left then.
+            OSError: If it cannot be written; then nothing is left behind.
         """
         handle = os.open(self._at(temporary), _WRITE_FLAGS, 0o600, dir_fd=self._handle)
         try:
@@ -139,7 +139,7 @@ class Folder:
             raise
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """The regular files that belong to this user, by name."""
+        """The names of the regular files that belong to this user, and their status."""
         with os.scandir(self._path if self._handle is None else self._handle) as entries:
             for entry in entries:
                 try:
@@ -157,15 +157,15 @@ class Folder:
             return
 
     def _at(self, name: str) -> str:
-        """What names a file to the functions of ``os``: relative to the open folder if there are such functions."""
+        """A path for the functions of ``os``: relative to the open folder where they take one."""
         return str(self._path / name) if self._handle is None else name
 
 
 def _resolved(path: Path, user: int, make: bool) -> Path:
-    """The same folder by a path without links, on which nobody but this user or root can change anything.
+    """The folder's path without symbolic links, on which only this user and root can change anything.
 
     Raises:
-        UntrustedError: If there is no such path.
+        UntrustedError: If another user can.
         OSError: If the folder is not there, or cannot be made.
     """
     try:
@@ -173,51 +173,51 @@ def _resolved(path: Path, user: int, make: bool) -> Path:
     except FileNotFoundError:
         if not make:
             raise
-    place, links = Path(path.anchor), 0
-    left = list(reversed(path.parts[1:]))
-    _require(place, os.lstat(place), user, on_the_way=True)
-    while left:
-        part = left.pop()
-        if part == "..":
-            place = place.parent
+    resolved, links = Path(path.anchor), 0
+    remaining = list(reversed(path.parts[1:]))
+    _require(resolved, os.lstat(resolved), user, is_parent=True)
+    while remaining:
+        name = remaining.pop()
+        if name == "..":
+            resolved = resolved.parent
             continue
-        entry = place / part
+        entry = resolved / name
         status = _status(entry, make)
         is_link = stat.S_ISLNK(status.st_mode)
         if not is_link and not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(entry))
-        _require(entry, status, user, on_the_way=is_link or bool(left))
+        _require(entry, status, user, is_parent=is_link or bool(remaining))
         if not is_link:
-            place = entry
+            resolved = entry
             continue
         links += 1
-        if links > _MOST_LINKS:
+        if links > _MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         target = Path(os.readlink(entry))
         if target.is_absolute():
-            place = Path(target.anchor)
-        left += reversed(target.relative_to(target.anchor).parts)
-    return place
+            resolved = Path(target.anchor)
+        remaining += reversed(target.relative_to(target.anchor).parts)
+    return resolved
 
 
 def _status(entry: Path, make: bool) -> os.stat_result:
-    """Of the entry itself, which is made if it is missing and that is asked for."""
+    """The status of a folder or link itself. With ``make`` a missing folder is made."""
     try:
         return os.lstat(entry)
     except FileNotFoundError:
         if not make:
             raise
-    with suppress(FileExistsError):  # another process was faster: its folder is looked at like any
+    with suppress(FileExistsError):  # another process was faster: its folder is checked like any
         os.mkdir(entry, 0o700)
     return os.lstat(entry)
 
 
-def _require(path: Path, status: os.stat_result, user: int, on_the_way: bool) -> None:
-    """Raise UntrustedError if there is an objection, with the command that removes it if there is one."""
-    reason = objection(path, status, user, on_the_way)
+def _require(path: Path, status: os.stat_result, user: int, is_parent: bool) -> None:
+    """Raise UntrustedError if there is an objection. The message has the command that removes it, if there is one."""
+    reason = objection(path, status, user, is_parent)
     if not reason:
         return
     is_mine = status.st_uid == user
     raise UntrustedError(
-        f"{reason}; if you trust what it holds, run: chmod go-w {shlex.quote(str(path))}" if is_mine else reason
+        f"{reason}; if you trust its content, run: chmod go-w {shlex.quote(str(path))}" if is_mine else reason
     )

@@ -35,16 +35,16 @@ def available_targets() -> tuple[Target, ...]:
 
 
 def emulated(target: Target) -> Target:
-    """The same kernels, their vectors split over those that this processor has: right, not fast."""
-    host = available_targets()[0]
+    """The same kernels, compiled for this processor: their vectors are split over shorter ones. Correct, not fast."""
+    native = available_targets()[0]
     return replace(
         target,
         name=f"{target.name}-emulated",
-        description=f"{target.description}, split over {host.name}",
-        cpu=host.cpu,
-        features=host.features,
-        fma=host.fma,
-        required=host.required,
+        description=f"{target.description}, split over {native.name}",
+        cpu=native.cpu,
+        features=native.features,
+        fma=native.fma,
+        required=native.required,
     )
 
 
@@ -54,23 +54,23 @@ def current_target() -> Target:
     Raises:
         ValueError: If the variable names no target, or one that this processor lacks.
     """
-    asked = env.target()
-    if not asked:
+    name = env.target()
+    if not name:
         return available_targets()[0]
     for target in known_targets():
-        if asked == f"{target.name}-emulated":
+        if name == f"{target.name}-emulated":
             return emulated(target)
-        if asked == target.name:
+        if name == target.name:
             if target not in available_targets():
-                lacking = ", ".join(sorted(set(target.required) - _host_features()))
+                missing = ", ".join(sorted(set(target.required) - _host_features()))
                 raise ValueError(
-                    f"FUSEDRNN_TARGET is {asked!r}, which this processor cannot run (it lacks {lacking}); "
+                    f"FUSEDRNN_TARGET is {name!r}, which this processor cannot run (it lacks {missing}); "
                     f"available: {', '.join(t.name for t in available_targets())}; "
-                    f"{asked}-emulated runs the same kernels on narrower vectors"
+                    f"{name}-emulated runs the same kernels on narrower vectors"
                 )
             return target
     names = ", ".join(target.name for target in known_targets())
-    raise ValueError(f"FUSEDRNN_TARGET must be one of {names}, or NAME-emulated; got {asked!r}")
+    raise ValueError(f"FUSEDRNN_TARGET must be one of {names}, or NAME-emulated; got {name!r}")
 
 
 def target_for(hidden_size: int, dtype: str) -> Target:
@@ -90,7 +90,7 @@ def target_for(hidden_size: int, dtype: str) -> Target:
 
 
 def processor_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name according to the system."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -102,7 +102,7 @@ def processor_name() -> str:
 
 @lru_cache(maxsize=1)
 def cache_sizes() -> dict[str, int]:
-    """Bytes of the data caches that the first core sees: ``{"L1d": ..., "L2": ..., "L3": ...}``; what is known."""
+    """Bytes of the first core's data caches, ``{"L1d": ..., "L2": ..., "L3": ...}``, as far as the system tells."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes: dict[str, int] = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):

@@ -1,4 +1,4 @@
-"""Memory that outlives a call: scratch handed from call to call, buffers that come back when nobody holds them."""
+"""Memory that outlives a call: scratch passed from call to call, and buffers that return when nobody refers to them."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
-_ALIGNMENT = 64
-# From this size on a buffer is worth large pages, where the system has them: its lines then lie side by side in memory
-# too, which a cache holds without conflicts, and which takes few entries of the tables that translate addresses.
-_WORTH_PAGES, _LARGE_PAGE = 3 << 18, 2 << 20
-# Buffers an op keeps for its next calls: as many as callers that use it at the same time, within reason.
-_MOST_IDLE = 4
-# A buffer serves for what needs a sixteenth of it or more; a small one for whatever needs less.
-_ROOMY, _SMALL = 16, 1 << 20
+_CACHE_LINE = 64
+# Buffers of at least this size get huge pages where the system has them. Their cache lines are then consecutive in
+# physical memory, which a cache holds without conflicts, and they take few entries of the TLB.
+_MIN_HUGE, _HUGE_PAGE = 3 << 18, 2 << 20
+# Scratch buffers that an op keeps for its next calls: as many as callers that use it at the same time, within reason.
+_MAX_IDLE_SCRATCH = 4
+# A buffer serves requests of at least a sixteenth of its size; a buffer of up to the second number of bytes, any.
+_MAX_EXCESS, _SMALL = 16, 1 << 20
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """A new C-contiguous array that begins at a cache line; its content is undefined."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    large = size >= _WORTH_PAGES and hasattr(mmap, "MADV_HUGEPAGE")
-    raw = _large_pages(size) if large else np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % (_LARGE_PAGE if large else _ALIGNMENT)
+    huge = size >= _MIN_HUGE and hasattr(mmap, "MADV_HUGEPAGE")
+    raw = _huge_pages(size) if huge else np.empty(size + _CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % (_HUGE_PAGE if huge else _CACHE_LINE)
     return raw[start : start + size].view(kind).reshape(shape)
 
 
-def _large_pages(size: int) -> Array:
-    """Room for so many bytes that begin where a large page does; the system is asked for large ones."""
+def _huge_pages(size: int) -> Array:
+    """Memory for that many bytes from a multiple of the huge page's size on, for which huge pages are requested."""
     try:
-        room = mmap.mmap(-1, -(-size // _LARGE_PAGE) * _LARGE_PAGE + _LARGE_PAGE, flags=mmap.MAP_PRIVATE)
+        memory = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE, flags=mmap.MAP_PRIVATE)
     except (OSError, OverflowError) as error:  # as NumPy has it
         raise MemoryError(f"Unable to allocate {size} bytes of memory: {error}") from error
     with suppress(OSError):  # a system without them
-        room.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(room, np.uint8)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
-class _Return(weakref.ref["Lease"]):
-    """What is left of a lease when it has gone: its buffer."""
+class _Returned(weakref.ref["Lease"]):
+    """A weak reference to a lease that keeps the lease's buffer."""
 
     __slots__ = ("address", "buffer")
     buffer: Array
@@ -53,73 +53,73 @@ class _Return(weakref.ref["Lease"]):
 
 
 class Lease:
-    """A buffer of bytes that goes back to its pool with the last reference to this.
+    """A buffer of bytes that returns to its pool with the last reference to this object.
 
-    An array that NumPy makes of it holds on to it. A weak reference with the pool's own ``append`` for a callback
-    brings it back: no Python code runs then, which an interrupt could fall into, nor is a lock taken, since the garbage
-    collector may come from anywhere.
+    An array that NumPy makes of it refers to it. The callback of a weak reference, the pool's own ``append``, returns
+    the buffer: the garbage collector may run anywhere, so it must neither run Python code, which an interrupt could
+    break off, nor take a lock.
     """
 
-    __slots__ = ("__weakref__", "_back", "address", "buffer")
+    __slots__ = ("__weakref__", "_returned", "address", "buffer")
 
-    def __init__(self, buffer: Array, address: int, idle: deque[_Return]) -> None:
+    def __init__(self, buffer: Array, address: int, idle: deque[_Returned]) -> None:
         self.buffer, self.address = buffer, address
-        self._back = back = _Return(self, idle.append)
-        back.buffer, back.address = buffer, address
+        self._returned = returned = _Returned(self, idle.append)
+        returned.buffer, returned.address = buffer, address
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        """Its bytes as an array, as NumPy wants to know them."""
+        """NumPy's protocol for its bytes as an array."""
         return self.buffer.__array_interface__
 
 
 class BufferPool:
-    """Buffers of one kind, some of them idle. A deque's own steps are atomic: it needs no lock.
+    """Buffers of one kind, leased or idle. The methods of a deque are atomic: no lock is needed.
 
-    There are as many buffers as were on lease at once, and a few more for sizes far apart.
+    There are as many buffers as were leased at once, and a few more for sizes far apart.
 
     Args:
-        most: Idle buffers to keep; the one that has been idle longest gives way.
+        max_idle: Idle buffers to keep; the one that has been idle longest is freed first.
     """
 
-    def __init__(self, most: int) -> None:
-        self._idle: deque[_Return] = deque(maxlen=most)
+    def __init__(self, max_idle: int) -> None:
+        self._idle: deque[_Returned] = deque(maxlen=max_idle)
 
     def clear(self) -> None:
-        """Let go of the idle ones."""
+        """Free the idle buffers."""
         self._idle.clear()
 
     def lease(self, size: int) -> Lease:
-        """A buffer of at least ``size`` bytes, a whole number of cache lines, its content undefined.
+        """A buffer of at least ``size`` bytes, a whole number of cache lines; its content is undefined.
 
-        It is the smallest idle one that is large enough. One that is many times too large stays idle: who holds little
-        shall not hold much memory.
+        It is the smallest idle buffer that is large enough. A buffer that is many times too large stays idle: a caller
+        that keeps little shall not occupy much memory.
         """
         try:
             last = self._idle.pop()
         except IndexError:
             return self._new(size)
-        if last.buffer.size == size:  # a loop of calls of one kind
+        if last.buffer.size == size:  # a loop of calls of the same size
             return Lease(last.buffer, last.address, self._idle)
         self._idle.append(last)
         while True:
-            by_size = sorted(tuple(self._idle), key=lambda back: back.buffer.size)
-            fitting = next((back for back in by_size if back.buffer.size >= size), None)
-            roomy = fitting is not None and fitting.buffer.size > max(_ROOMY * size, _SMALL)
-            # Without one that fits, a new one stands in for the largest of those that are too small.
-            too_small = next((back for back in reversed(by_size) if back.buffer.size < size), None)
-            chosen = too_small if fitting is None or roomy else fitting
+            by_size = sorted(tuple(self._idle), key=lambda idle: idle.buffer.size)
+            smallest = next((idle for idle in by_size if idle.buffer.size >= size), None)
+            too_large = smallest is not None and smallest.buffer.size > max(_MAX_EXCESS * size, _SMALL)
+            # A new buffer replaces the largest of those that are too small.
+            too_small = next((idle for idle in reversed(by_size) if idle.buffer.size < size), None)
+            removed = too_small if smallest is None or too_large else smallest
             try:
-                if chosen is not None:
-                    self._idle.remove(chosen)
+                if removed is not None:
+                    self._idle.remove(removed)
             except ValueError:
                 continue  # another thread was faster
-            if fitting is None:
+            if smallest is None:
                 return self._new(size)
-            if roomy:
-                # Large enough for all that the roomy one is too large for.
-                return self._new(fitting.buffer.size // (_ROOMY * _ALIGNMENT) * _ALIGNMENT)
-            return Lease(fitting.buffer, fitting.address, self._idle)
+            if too_large:
+                # Large enough for all requests that the idle buffer is too large for.
+                return self._new(smallest.buffer.size // (_MAX_EXCESS * _CACHE_LINE) * _CACHE_LINE)
+            return Lease(smallest.buffer, smallest.address, self._idle)
 
     def _new(self, size: int) -> Lease:
         buffer = aligned_empty((size,), np.uint8)
@@ -127,7 +127,7 @@ class BufferPool:
 
 
 class Scratch:
-    """A buffer of bytes and where it is."""
+    """A buffer of bytes and its address."""
 
     __slots__ = ("address", "buffer")
 
@@ -137,26 +137,26 @@ class Scratch:
 
 
 class Workspaces:
-    """The scratch of one op. Two calls at once get two buffers; one call after another gets the same one.
+    """The scratch of one op. Calls at the same time get different buffers, successive calls the same one.
 
-    A deque's own steps are atomic: there is no lock for an interrupt to leave taken.
+    The methods of a deque are atomic: there is no lock that an interrupt could leave locked.
     """
 
     def __init__(self) -> None:
-        self._idle: deque[Scratch] = deque(maxlen=_MOST_IDLE)
+        self._idle: deque[Scratch] = deque(maxlen=_MAX_IDLE_SCRATCH)
 
     def acquire(self, size: int) -> Scratch:
-        """A buffer of at least that many bytes, its content undefined."""
+        """A buffer of at least that many bytes; its content is undefined."""
         try:
             scratch = self._idle.pop()
         except IndexError:
             return Scratch(size)
         return scratch if scratch.buffer.size >= size else Scratch(size)
 
-    def clear(self) -> None:
-        """Let go of the idle ones."""
-        self._idle.clear()
-
     def release(self, scratch: Scratch) -> None:
-        """The buffer is not needed any more."""
+        """Return a buffer."""
         self._idle.append(scratch)
+
+    def clear(self) -> None:
+        """Free the idle buffers."""
+        self._idle.clear()

@@ -28,7 +28,7 @@ def words(*numbers):
     ids=["zeros", "ones", "pi"],
 )
 def test_known_answers(counter, key, expected):
-    """Those that Random123 publishes for philox4x32-10."""
+    """The known answers that Random123 publishes for philox4x32-10."""
     actual = dropout.philox(words(*counter), key)
     assert all(word.dtype == np.uint32 for word in actual)
     assert tuple(int(word[0]) for word in actual) == expected
@@ -60,7 +60,7 @@ def test_the_rate(p):
     kept = dropout.mask(11, p, 0, 50, 40, 90)
     deviation = np.sqrt(p * (1 - p) / kept.size)
     assert abs(1 - p - kept.mean()) <= 5 * deviation
-    # Nor does it depend on the word of a block, the sequence or the step.
+    # The rate does not depend on the word of a block, the sequence or the step.
     for axis in range(3):
         others = tuple(set(range(3)) - {axis})
         means = kept.mean(axis=others)
@@ -68,11 +68,11 @@ def test_the_rate(p):
 
 
 def assert_independent(masks, p):
-    """Whether any two agree as often as chance has it."""
+    """Any two masks agree as often as independent ones do."""
     expected = p * p + (1 - p) * (1 - p)
     deviation = np.sqrt(expected * (1 - expected) / masks[0].size)
-    for one, other in combinations(masks, 2):
-        assert abs((one == other).mean() - expected) <= 5 * deviation
+    for first, second in combinations(masks, 2):
+        assert abs((first == second).mean() - expected) <= 5 * deviation
 
 
 def test_layers_and_seeds_are_independent():
@@ -86,7 +86,7 @@ def test_places_are_independent():
         for distance in (1, 2, 4):
             order = np.moveaxis(kept, axis, 0)
             assert_independent([order[distance:], order[:-distance]], 0.3)
-    # Nor is a place related to the one with two of its numbers exchanged.
+    # An element is independent of the one with two of its indices exchanged.
     i, j = np.triu_indices(60, 1)
     for order in (kept, np.moveaxis(kept, 0, 2), np.moveaxis(kept, 1, 2)):
         assert_independent([order[i, j], order[j, i]], 0.3)

@@ -1,4 +1,4 @@
-"""Weights used where they lie, in calls of few rows: the bits of packed ones; and what is not done with them."""
+"""Calls of few rows use unpacked weights: the bits are those of packed weights, and nothing is packed or cached."""
 
 import re
 
@@ -43,13 +43,13 @@ def results(problem, few):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_bits_of_packed_weights(mode, dtype, shape, target, poisoned):
     problem = make_problem(mode, shape, dtype)
-    loose, packed = (results(problem, few) for few in (100, 0))
-    for one, other in zip(loose, packed, strict=True):
-        np.testing.assert_array_equal(one, other)
+    unpacked, packed = (results(problem, few) for few in (100, 0))
+    for actual, expected in zip(unpacked, packed, strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_short_calls_pack_nothing():
-    """Nor do they look for changes; longer ones, and frozen parameters, do what they did."""
+    """Frozen parameters are packed nevertheless: they are packed only once."""
     problem = make_problem("gru", Shape(1, 1, 5, 7))
     op = RNNOp(problem.spec)
     weight_cache = op.by_address().weight_cache
@@ -61,15 +61,15 @@ def test_short_calls_pack_nothing():
 
 
 def test_a_reserve_keeps_its_weights():
-    """What becomes of the caller's parameters does not matter to backward."""
+    """Backward uses the parameters of the forward call, even if the caller has changed the array since."""
     problem = make_problem("lstm", Shape(2, 1, 5, 7))
     op, params = RNNOp(problem.spec), problem.params.copy()
     expected = op.backward(problem.dy, None, op.forward(problem.x, params, training=True)[2])
     reserve = op.forward(problem.x, params, training=True)[2]
     params[:] = np.nan
-    found = op.backward(problem.dy, None, reserve)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    dx, dparams, _ = op.backward(problem.dy, None, reserve)
+    np.testing.assert_array_equal(dx, expected[0])
+    np.testing.assert_array_equal(dparams, expected[1])
 
 
 @pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")

@@ -300,7 +300,7 @@ def test_peak_memory_of_inference(traced):
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="needs a system with large pages")
-def test_large_buffers_begin_at_large_pages():
+def test_large_buffers_begin_at_huge_pages():
     """They are aligned, of the right size, and freed with their array."""
     page = 2 << 20
     for size in (1 << 20, page, page + 64):

@@ -1,4 +1,4 @@
-"""GEMMs of part of a panel, and members whose units begin in the middle of one: the bits of the whole."""
+"""GEMMs of part of a panel, and threads whose units begin in the middle of one: the bits of whole panels."""
 
 import itertools
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.pairwise
 
 
 def compiled(name, target, emit):
-    """A GEMM as a function of Python's; the arguments are those of what ``emit`` makes."""
+    """A GEMM as a Python function with the arguments of the function that ``emit`` emits."""
 
     def build():
         module = Module(name)
@@ -39,7 +39,7 @@ def compiled(name, target, emit):
 
 
 def aligned(values):
-    """The values in memory to which vectors may be aligned."""
+    """A copy of the values that is aligned to vectors."""
     copy = aligned_empty(values.shape, values.dtype)
     copy[:] = values
     return copy
@@ -49,30 +49,32 @@ def aligned(values):
 @pytest.mark.parametrize("transposed", [False, True], ids=["nn", "tn"])
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 33])
 def test_any_vectors_of_a_panel(target, dtype, transposed, k):
-    """However many rows and vectors, whichever is the first: the same bits, and nothing else is written."""
+    """The bits do not depend on the number of rows and vectors or on the first vector; nothing else is written."""
     emit = emit_gemm_tn if transposed else emit_gemm
     gemm = compiled(f"partial_{dtype}_{transposed}", target, lambda module: emit(module, target, dtype))
-    most, width = target.tile
+    max_rows, width = target.tile
+    num_rows = 2 * max_rows + 1
     lanes = target.lanes(dtype)
     rng = np.random.default_rng(0)
-    a = aligned(rng.standard_normal((k, lanes) if transposed else (2 * most + 1, k)).astype(dtype))
+    a = aligned(rng.standard_normal((k, lanes) if transposed else (num_rows, k)).astype(dtype))
     b = aligned(rng.standard_normal((k, width, lanes)).astype(dtype))
-    start = aligned(rng.standard_normal((2 * most + 1, width, lanes)).astype(dtype))
+    c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(dtype))
 
-    def run(rows, first, vectors):
-        c = aligned(np.full_like(start, UNTOUCHED))
+    def run(rows, first, col_vecs):
+        c = aligned(np.full_like(c_in, UNTOUCHED))
         table = np.array([a.ctypes.data + row * a.strides[0] for row in range(rows)], np.int64)
-        places = (at for array in (start, c) for at in (array.ctypes.data + first * array.strides[1], array.strides[0]))
+        output = []
+        for array in (c_in, c):
+            output += array.ctypes.data + first * array.strides[1], array.strides[0]
         source = a.ctypes.data if transposed else table.ctypes.data
-        arguments = [rows, vectors, source, b.ctypes.data + first * b.strides[1], k, *places]
+        arguments = [rows, col_vecs, source, b.ctypes.data + first * b.strides[1], k, *output]
         gemm(*arguments, b.ctypes.data)
         return c
 
-    largest = min(lanes, 2 * most + 1) if transposed else 2 * most + 1
-    for rows in range(1, largest + 1):
+    for rows in range(1, (min(lanes, num_rows) if transposed else num_rows) + 1):
         whole = run(rows, 0, width)
         factors = a[:, :rows].T if transposed else a[:rows]
-        expected = start[:rows] + np.tensordot(factors, b, 1)
+        expected = c_in[:rows] + np.tensordot(factors, b, 1)
         np.testing.assert_allclose(whole[:rows], expected, rtol=1e-4, atol=1e-4)
         assert np.all(whole[rows:] == UNTOUCHED)
         for first, last in itertools.combinations(range(width + 1), 2):
@@ -82,8 +84,8 @@ def test_any_vectors_of_a_panel(target, dtype, transposed, k):
             np.testing.assert_array_equal(part, expected)
 
 
-def everything(problem, keep):
-    """What inference, training and backward return."""
+def results(problem, keep):
+    """Everything that inference, training and backward return."""
     op = RNNOp(problem.spec)
     y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
     trained, final, reserve = op.forward(
@@ -95,7 +97,7 @@ def everything(problem, keep):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("few", [0, 100], ids=["packed", "loose"])
+@pytest.mark.parametrize("few", [0, 100], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("shape", [Shape(5, 7, 37, 149, layers=2, lengths="edges"), Shape(3, 2, 101, 83)], ids=str)
 @pytest.mark.usefixtures("poisoned")
 def test_threads_begin_anywhere(mode, dtype, shape, few, target):
@@ -113,9 +115,9 @@ def test_threads_begin_anywhere(mode, dtype, shape, few, target):
             assert forward.grid == backward.grid == (1, 1, threads)
             within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.bounds["unit_starts"][:-1])
             within["backward"] += any(unit % target.tile[1] for unit in backward.bounds["unit_starts"][:-1])
-            found = everything(problem, keep)
-        expected = expected or found
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(one, other)
+            actual = results(problem, keep)
+        expected = expected or actual
+        for array, expected_array in zip(actual, expected, strict=True):
+            np.testing.assert_array_equal(array, expected_array)
     assert within["backward"]
     assert within["forward"] or blocking.block_unit_vecs == 1

@@ -241,9 +241,9 @@ def test_cudnn_switched_off(all_there):
 
 def without_module(monkeypatch, name):
     """The engine's module is imported anew, and that module cannot be."""
-    for module in ("cudnn", "cudnn_operands", "cudnn_precision"):
-        monkeypatch.delitem(sys.modules, f"fusedrnn.engines.{module}")
-        monkeypatch.delattr(f"fusedrnn.engines.{module}")
+    for module in ("engine", "operands", "precision"):
+        monkeypatch.delitem(sys.modules, f"fusedrnn.engines.cudnn.{module}")
+        monkeypatch.delattr(f"fusedrnn.engines.cudnn.{module}")
     plain = builtins.__import__
 
     def guarded(asked, *args, **options):

@@ -81,8 +81,8 @@ class CPUEngine:
             _strided(grads.x), executor.weight_cache.addresses(params), _state_addresses(grads.states),
             grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
-        dy, dfinal = _strided(operands.dy), _state_addresses(operands.dstates)
-        executor.run_backward(residuals.info, residuals.lease.address, residuals.weights, dy, dfinal, pointers)
+        dy, dstates = _strided(operands.dy), _state_addresses(operands.dstates)
+        executor.run_backward(residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers)
 
     def cache_forward(
         self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: CpuResiduals | None

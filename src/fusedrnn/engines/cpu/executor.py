@@ -199,14 +199,14 @@ class Executor:
         reserve: int,
         weights: Weights,
         dy: StridedPtr,
-        dfinal: StatePtrs,
+        dstates: StatePtrs,
         grads: GradPointers,
         team: ThreadTeam | None = None,
     ) -> None:
         """Compute the gradients of a training call with these weights, whose reserve is at that address."""
         layout, varlen = residuals.layout, residuals.varlen
         values = (
-            *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve,
+            *dy, *grads.x, *dstates, *grads.states, weights.address, reserve,
             0 if varlen is None else varlen.row_offsets_address, signed(residuals.seed),
             grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint, c_void_p
 from functools import lru_cache
 from importlib import metadata
@@ -27,6 +28,20 @@ SEQUENTIAL, OPENMP, TBB, SYCL = 1, 2, 4, 512
 RUNTIMES = {SEQUENTIAL: "sequential", OPENMP: "OpenMP", TBB: "TBB", SYCL: "SYCL"}
 _CPU = 1
 _USER_SCRATCHPAD = 1
+
+
+@contextmanager
+def opencl_driver(path: Path) -> Iterator[None]:
+    """Let OpenCL's loader find this driver inside the block, unless the environment names drivers already."""
+    variables = "OCL_ICD_FILENAMES", "OCL_ICD_VENDORS"
+    if any(name in os.environ for name in variables) or not path.is_file():
+        yield
+        return
+    os.environ[variables[0]] = str(path)
+    try:
+        yield
+    finally:
+        del os.environ[variables[0]]
 
 
 class _Version(ctypes.Structure):
@@ -131,7 +146,7 @@ class Library:
         self.cdll.dnnl_primitive_desc_query_md.argtypes = (c_void_p, c_int, c_int)
         self.cdll.dnnl_engine_get_count.restype = c_size_t
         # SYCL runs on processors through OpenCL, whose driver lies where its loader does not look.
-        with env.opencl_drivers(path.parent / _OPENCL):
+        with opencl_driver(path.parent / _OPENCL):
             count = self.cdll.dnnl_engine_get_count(_CPU)
         if not count:
             raise ImportError(

@@ -31,7 +31,7 @@ class GradRows:
     """The addresses of one row's values and gradients."""
 
     dy: Value
-    dy_too: Value  # from the second direction of the layer above
+    dy_second: Value  # from the second direction of the layer above
     saved: Value  # by forward, or recomputed
     h_gates: Value  # gate gradients for the recurrent GEMM
     x_gates: Value  # gate gradients for the input GEMM
@@ -62,7 +62,7 @@ class CellGradient(BackwardEmitter):
             states[NewState(name)] = self.saved_state(base, time, sequence)
         return GradRows(
             dy=position.dy + sequence * p.dy_row,
-            dy_too=p.dy_too + time * p.dy_step + sequence * p.dy_row,
+            dy_second=p.dy_second + time * p.dy_step + sequence * p.dy_row,
             saved=saved.get(),
             h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage),
             x_gates=self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(stage),
@@ -142,6 +142,6 @@ class CellGradient(BackwardEmitter):
                     total.set(v.load(rows.dy + offset, v.item))
                 with tail:
                     total.set(v.load_masked(rows.dy + offset, units_left))
-            with f.if_(self.p.dy_too.is_set):
-                total.set(total.get() + v.load(rows.dy_too + offset, v.item))
+            with f.if_(self.p.dy_second.is_set):
+                total.set(total.get() + v.load(rows.dy_second + offset, v.item))
         return total.get()

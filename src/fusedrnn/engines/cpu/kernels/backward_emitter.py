@@ -26,7 +26,7 @@ CALL = Struct(
 """A *direction group* is the threads that work on the same direction. Its memory, ``group_stride`` bytes, holds the
 rows of gate gradients, the gradients carried from step to step, transposed gradients and the weights' gradients."""
 LAYER_DIR = Struct(
-    "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_row_offsets",
+    "reverse", "k", "x", "x_step", "x_row", "dy", "dy_second", "dy_step", "dy_row", "dy_row_offsets",
     "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
     "x_weights", "h_weights", "projection", "peepholes",
     "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *UNPACKED_PARAMS,
@@ -157,14 +157,16 @@ def emit_add_directions(program: Program) -> Function:
     f = Function(program.module, "add_directions", ["call", "thread", "num_threads"])
     call, thread, num_threads = f.arguments
     c, v = CALL.read(f, call), Vectors(f, program.target, program.dtype)
-    with f.loop(thread, c.steps, num_threads) as time:
-        with f.loop(0, table_entry(f, c.batch_sizes, time, c.batch)) as sorted_index:
-            sequence = table_entry(f, c.sorted_indices, sorted_index, sorted_index)
-            dx = rows_of_time(f, c.x_gradient, c.x_step, c.x_row, c.x_row_offsets, time) + sequence * c.x_row
-            partial = c.dx_partials + time * c.dx_partial_step + sequence * c.dx_partial_row
-            with f.loop(0, c.x_size, v.lanes) as feature:
-                offset = feature * v.item
-                total = v.load(partial + offset) + v.load(partial + c.dx_partial_size + offset)
-                store_or_add(f, v, total, dx + offset, c.x_size - feature, c.x_add)
+    with (
+        f.loop(thread, c.steps, num_threads) as time,
+        f.loop(0, table_entry(f, c.batch_sizes, time, c.batch)) as sorted_index,
+    ):
+        sequence = table_entry(f, c.sorted_indices, sorted_index, sorted_index)
+        dx = rows_of_time(f, c.x_gradient, c.x_step, c.x_row, c.x_row_offsets, time) + sequence * c.x_row
+        partial = c.dx_partials + time * c.dx_partial_step + sequence * c.dx_partial_row
+        with f.loop(0, c.x_size, v.lanes) as feature:
+            offset = feature * v.item
+            total = v.load(partial + offset) + v.load(partial + c.dx_partial_size + offset)
+            store_or_add(f, v, total, dx + offset, c.x_size - feature, c.x_add)
     f.ret()
     return f

@@ -105,7 +105,7 @@ class Inference(StateEmitter):
         with f.loop(0, c.steps, c.chunk) as first:
             last = (first + c.chunk).at_most(c.steps)
             self.wait_for_layer(self.layer - 1, last)
-            self._input_gemm(first, last)
+            self._input_chunk(first, last)
             self._chunk(first, last)
             self.publish_layer(last)
         self.exit()
@@ -176,7 +176,7 @@ class Inference(StateEmitter):
 
         return WeightMatrix(self.is_unpacked, unpacked, packed) if self.is_plain else packed()
 
-    def _input_gemm(self, first: Value, last: Value) -> None:
+    def _input_chunk(self, first: Value, last: Value) -> None:
         """The input GEMM of a chunk: every active row of its steps by the columns of this thread's units."""
         f, p = self.f, self.p
         num_rows = f.var(0)
@@ -189,12 +189,8 @@ class Inference(StateEmitter):
                 f.store(x_row, self.x_rows + num_rows.get() * 8)
                 num_rows.set(num_rows.get() + 1)
         with f.if_(num_rows.get() > 0):
-            for stage in self.gate_stages:
-                begin, end = self.hidden.first * stage.num_gates, self.hidden.last * stage.num_gates
-                with self.panels(begin, end) as cols:
-                    into = self.gate_rows + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
-                    a = LeftOperand(self.x_rows, num_rows.get())
-                    self._weights(stage, of_state=False).gemm(a, cols, Rows(into, self.c.gates_stride))
+            a, gates = LeftOperand(self.x_rows, num_rows.get()), Rows(self.gate_rows, self.c.gates_stride)
+            self.input_gemm(a, lambda stage: self._weights(stage, of_state=False), gates)
 
     def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
         """Where the input GEMM reads a row of the layer's input, the ``index``-th of the chunk."""
@@ -218,9 +214,8 @@ class Inference(StateEmitter):
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
         a = LeftOperand(self.operand_table(stage, parity), position.active_rows)
         reverse = self.serpentine_reversed(position.step)
-        begin = self.hidden.first * stage.num_gates
         with self.blocks(stage, reverse) as (unit_vec, end):
-            self._recurrent_gemm(stage, a, (unit_vec, end), position.gates - begin * self.v.bytes, reverse)
+            self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)
             with f.loop(0, position.active_rows) as row:
                 output_rows = self._output_rows(position.y, position.time, self.sequence(row))
                 gate_row = position.gates + row * c.gates_stride
@@ -232,23 +227,18 @@ class Inference(StateEmitter):
         self, stage: StageKernel, a: LeftOperand, block: tuple[Value, Value], gates: Value, reverse: Value
     ) -> None:
         """The GEMM of a block of units, accumulated onto the gates or stored by itself."""
-        f, v, blocking = self.f, self.v, self.blocking(stage)
+        f, blocking = self.f, self.blocking(stage)
         begin, end = (unit_vec * stage.num_gates for unit_vec in block)
         with self.panels(begin, end) as cols:
             # In reverse, the panel after a block's last one is the first of the block before.
             is_last = reverse & (cols.first + cols.num).equals(end)
             next_panel = is_last.select(f.constant(1 - 2 * blocking.block_panels), 1)
-            if stage.accumulates_in_place:
-                c_rows = Rows(gates + self.gates_offset(stage) + cols.first * v.bytes, self.c.gates_stride)
-                c_in: Rows | None = c_rows
-            else:
-                c_rows = Rows(self.recurrent + (cols.first - begin) * v.bytes, blocking.block_col_vecs * v.bytes)
-                c_in = Rows(self.biases, 0) if stage.projects else None
+            c, c_in = self.block_output(stage, cols, begin, Rows(gates, self.c.gates_stride), self.recurrent)
             if stage.projects:
-                matrix: Matrix = self.packed(self._gemm, self.p.projection, self.operand_size(stage))
+                projection = self.packed(self._gemm, self.p.projection, self.operand_size(stage))
+                projection.gemm(a, cols, c, Rows(self.biases, 0), next_panel)
             else:
-                matrix = self._weights(stage, of_state=True)
-            matrix.gemm(a, cols, c_rows, c_in, next_panel)
+                self._weights(stage, of_state=True).gemm(a, cols, c, c_in, next_panel)
 
     def _output_rows(self, y: Value, time: Value, sequence: Value) -> OutputRows:
         """Where a row's results of a time go, beside the state buffers."""

@@ -5,8 +5,10 @@ Rows are sorted by descending length, so that those still active at a step are t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
-from fusedrnn.engines.cpu.kernels.panel_matrix import PanelMatrix
+from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Function, Value
@@ -140,6 +142,28 @@ class DirectionEmitter(ThreadShare):
         for earlier in self.stages[: stage.index]:
             first = first + (unit_vecs * earlier.num_gates + (width - 1)) // width * width
         return first
+
+    def input_gemm(self, a: LeftOperand, weights: Callable[[StageKernel], Matrix], gates: Rows) -> None:
+        """The input GEMM of all stages: rows of the layer's input by the columns of this thread's units."""
+        for stage in self.gate_stages:
+            begin, end = self.hidden.first * stage.num_gates, self.hidden.last * stage.num_gates
+            with self.panels(begin, end) as cols:
+                into = gates.address + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
+                weights(stage).gemm(a, cols, Rows(into, gates.stride))
+
+    def block_output(
+        self, stage: StageKernel, cols: ColVecs, first: Value, gates: Rows, recurrent: Value
+    ) -> tuple[Rows, Rows | None]:
+        """C and C_in of the recurrent GEMM of a block: its gates, or rows of its own that begin with column ``first``.
+
+        C_in is None where it is the bias.
+        """
+        if stage.accumulates_in_place:
+            col_vec = cols.first - self.hidden.first * stage.num_gates
+            c = Rows(gates.address + self.gates_offset(stage) + col_vec * self.v.bytes, gates.stride)
+            return c, c
+        row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
+        return Rows(recurrent + (cols.first - first) * self.v.bytes, row_bytes), None
 
     def packed(
         self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None

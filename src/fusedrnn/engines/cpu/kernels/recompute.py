@@ -25,7 +25,8 @@ class Recompute(BackwardEmitter):
         self._gemm = Declared(program.module, GEMM)
         self.first, self.last = self.f.arguments[4:]
         c = self.c
-        self.gate_rows, self.recurrent = self.scratch + c.forward_gates_offset, self.scratch + c.recurrent_offset
+        self.gates = Rows(self.scratch + c.forward_gates_offset, c.forward_gates_stride)
+        self.recurrent = self.scratch + c.recurrent_offset
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -33,12 +34,9 @@ class Recompute(BackwardEmitter):
         num_rows = self._fill_table(self._input)
         with f.if_(num_rows > 0):
             a = LeftOperand(self.chunk_table, num_rows)
-            for stage in self.gate_stages:
-                begin, end = self.hidden.first * stage.num_gates, self.hidden.last * stage.num_gates
-                with self.panels(begin, end) as cols:
-                    into = self.gate_rows + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
-                    weights = self.packed(self._gemm, p.forward_x_weights, p.k, p.x_bias, stage)
-                    weights.gemm(a, cols, Rows(into, self.c.forward_gates_stride))
+            self.input_gemm(
+                a, lambda stage: self.packed(self._gemm, p.forward_x_weights, p.k, p.x_bias, stage), self.gates
+            )
             for stage in self.gate_stages:
                 self._fill_table(self._operand_of(stage))
                 with self.blocks(stage) as (unit_vec, end):
@@ -74,14 +72,9 @@ class Recompute(BackwardEmitter):
         """The recurrent GEMM of a block of units, then the values that forward would have saved."""
         f, v, p = self.f, self.v, self.p
         first = unit_vec * stage.num_gates
-        begin = self.hidden.first * stage.num_gates
         row_bytes = self.blocking(stage).block_col_vecs * v.bytes
         with self.panels(first, end * stage.num_gates) as cols:
-            if stage.accumulates_in_place:
-                into = self.gate_rows + self.gates_offset(stage) + (cols.first - begin) * v.bytes
-                c = c_in = Rows(into, self.c.forward_gates_stride)
-            else:
-                c, c_in = Rows(self.recurrent + (cols.first - first) * v.bytes, row_bytes), None
+            c, c_in = self.block_output(stage, cols, first, self.gates, self.recurrent)
             weights = self.packed(self._gemm, p.forward_h_weights, self.operand_size(stage), p.h_bias, stage)
             weights.gemm(a, cols, c, c_in)
         with f.loop(0, a.num_rows) as row, f.loop(unit_vec, end) as unit:
@@ -90,8 +83,8 @@ class Recompute(BackwardEmitter):
 
     def _cell(self, stage: StageKernel, index: Value, unit_vec: Value, recurrent: Value) -> None:
         """The saved values of one vector of units of one row of the chunk."""
-        c, v, p = self.c, self.v, self.p
-        gate_row = self.gate_rows + index * c.forward_gates_stride
+        v, p = self.v, self.p
+        gate_row = self.gates.address + index * self.gates.stride
 
         def load(leaf: Leaf) -> Value:
             match leaf:

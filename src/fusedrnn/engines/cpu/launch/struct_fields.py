@@ -232,9 +232,9 @@ class _BackwardFields(_PlanFields):
         """The fields of the gradient of a layer's output: the parts that both directions of the layer above made."""
         offset = direction * self.h_bytes
         if layer == self.spec.num_layers - 1:
-            return {**_caller_array("dy", offset), "dy_too": 0}
+            return {**_caller_array("dy", offset), "dy_second": 0}
         first, second = (Relocation("workspace", self._dx_partial(layer + 1, each, offset)) for each in (0, 1))
-        return {**self._partial_array("dy", first), "dy_too": second if self.spec.num_directions > 1 else 0}
+        return {**self._partial_array("dy", first), "dy_second": second if self.spec.num_directions > 1 else 0}
 
     def _dx(self, layer: int, direction: int) -> Fields:
         """The fields of the gradient of a layer's input."""
