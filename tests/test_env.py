@@ -139,8 +139,8 @@ def test_half_vectors_where_whole_ones_would_be_empty(monkeypatch):
     monkeypatch.delenv("FUSEDRNN_TARGET", raising=False)
     monkeypatch.setattr(host, "available_targets", lambda: (whole, half))
     monkeypatch.setattr(host, "_host_name", lambda: "znver4")
-    found = {size: target_for(size, "float32") for size in (1, 8, 9, 16, 17, 40, 63, 100, 800)}
-    assert [size for size, target in found.items() if target is half] == [1, 8, 17, 40, 100]
+    chosen = {size: target_for(size, "float32") for size in (1, 8, 9, 16, 17, 40, 63, 100, 800)}
+    assert [size for size, target in chosen.items() if target is half] == [1, 8, 17, 40, 100]
     assert target_for(8, "float64") is whole
     monkeypatch.setattr(host, "_host_name", lambda: "sapphirerapids")
     assert target_for(40, "float32") is whole
@@ -149,7 +149,7 @@ def test_half_vectors_where_whole_ones_would_be_empty(monkeypatch):
     assert target_for(40, "float32") is known_targets()[-1]
 
 
-def test_opencl_is_told_of_a_driver_for_a_while(monkeypatch, tmp_path):
+def test_opencl_finds_a_driver_inside_the_block(monkeypatch, tmp_path):
     """If there is one, and the environment does not name others."""
     driver = tmp_path / "libdriver.so"
     monkeypatch.delenv("OCL_ICD_FILENAMES", raising=False)

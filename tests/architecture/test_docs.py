@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import json
 import re
 import sys
 from pathlib import Path
@@ -174,3 +175,31 @@ def test_tables_are_those_of_the_data():
     assert {"README.md", "docs/performance.md", "docs/benchmarks/peers.md"} <= set(marked)
     for page in marked:
         assert tables.with_tables(TEXTS[page]) == TEXTS[page], page
+
+
+def test_figures_of_the_readme_were_measured():
+    """The figures of the table of problems, each from the data of the machine that the table names."""
+    files = (DOCS / "benchmarks" / "data").glob("*.json")
+    data = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    seconds = {
+        (row["case"], row["mode"], row["phase"]): row["seconds"]
+        for row in data["peers-zen4-avx512"]["rows"]
+        if row["threads"] == 2
+    }
+    forecaster, stream = seconds["forecaster", "gru", "inference"], seconds["stream1", "lstm", "inference"]
+    tagger = seconds["tagger", "lstm", "training"]
+    over_onednn = [
+        row["fused_over_onednn"] for row in data["engines-zen4-avx512"]["rows"] if row["phase"] == "inference"
+    ]
+    (xeon,) = (row for row in data["pytorch-xeon"]["tables"]["training"]["rows"] if row[0] == "forecaster")
+    figures = {
+        "training a two-layer GRU of 40 units: {:s} times as fast as torch.nn": xeon[2],
+        "inference of that GRU: {:.1f} times as fast as ONNX Runtime": forecaster["ONNX RT"] / forecaster["fused"],
+        "one step of an LSTM of 256 units: {:.0f} µs": stream["fused"] * 1e6,
+        "ONNX Runtime {:.1f} µs": stream["ONNX RT"] * 1e6,
+        "LSTM tagger: {:.1f} times as fast as MXNet": tagger["MXNet fused"] / tagger["fused"],
+        "ours in inference: {:.1f} times as fast as oneDNN": np.exp(np.mean(np.log(over_onednn))),
+    }
+    assert len(over_onednn) == 40
+    for text, figure in figures.items():
+        assert text.format(figure) in TEXTS["README.md"]

@@ -1,9 +1,7 @@
-"""Benchmarks of PyTorch's modules: ours is torch.nn's accelerated, driven alike, checked, packed and not."""
+"""Benchmarks of PyTorch's modules: ours is torch.nn's accelerated; both are run alike and checked, packed and not."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -13,17 +11,14 @@ import pytest
 
 import fusedrnn.torch
 import torch
-from fusedrnn.bench import checks, peaks, runner, tables, torch_contenders
+from fusedrnn.bench import checks, peaks, runner, torch_contenders
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import lengths, workload
-from fusedrnn.bench.report import report
 from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
-from fusedrnn.bench.rows import BenchConfig, Row
-from fusedrnn.bench.timing import Timing
-from fusedrnn.cli.bench import make_config
+from fusedrnn.bench.rows import BenchConfig
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.spec import MODES
-from fusedrnn.testing.cases import CASES, Case
+from fusedrnn.testing.cases import Case
 from fusedrnn.torch import eager as call
 
 SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
@@ -37,21 +32,6 @@ def known_peak(monkeypatch):
 
 def small_config(phase: str = "inference", mode: str = "lstm", **options) -> BenchConfig:
     return BenchConfig([SMALL], [mode], [PHASES[phase]], budget=0.0, **options)
-
-
-def options_config(**options) -> BenchConfig:
-    return make_config("tiny", "lstm", "inference", "float32", 1, **options)
-
-
-def packed_row(seconds: dict[str, float], phase: str = "inference", case: Case = SMALL) -> Row:
-    work = workload(case, "gru", "float32", packed=True)
-    timings = {contender: Timing((value,)) for contender, value in seconds.items()}
-    valid = tuple(map(int, work.lengths))
-    flops = work.flops(training=PHASES[phase].training)
-    return Row(case, "gru", phase, "float32", 2, flops, peak=200.0, timings=timings, lengths=valid)
-
-
-# Contenders
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
@@ -120,9 +100,6 @@ def test_another_batch_is_not_taken_for_the_last():
     assert np.array_equal(run(batch)()["y"], first)
 
 
-# Packed data
-
-
 def test_lengths_are_uniform_from_half_of_the_steps_on():
     valid = lengths(10, 1000)
     assert valid.dtype == np.int64 and set(valid) == set(range(5, 11))
@@ -146,9 +123,6 @@ def test_useful_work_is_that_of_the_steps_that_are_there():
     assert work.flops(training=False) == each * work.lengths.sum() < each * SMALL.T * SMALL.N
     assert work.flops(training=True) == 3 * work.flops(training=False)
     assert work.unpacked().flops(training=False) == each * SMALL.T * SMALL.N
-
-
-# Rows
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -239,85 +213,3 @@ def test_numbers_in_padding_are_wrong(monkeypatch):
     monkeypatch.setitem(makers, IN_TORCH, wrong_maker)
     [row] = runner.run(small_config("training", packed=True))
     assert row.wrong is not None and row.wrong.startswith(f"{IN_TORCH}: dx[5, {short}, 0] is 0.5 instead of 0")
-
-
-# What is asked for and shown
-
-
-def test_options_say_who_is_compared():
-    assert options_config().contenders() == (NON_FUSED, FUSED)
-    assert options_config(torch=True).contenders() == (NON_FUSED, FUSED, TORCH, IN_TORCH)
-    for options in ({"only_torch": True}, {"only_torch": True, "torch": True}):
-        assert options_config(**options).contenders() == (TORCH, IN_TORCH)
-    for options in ({"packed": True}, {"packed": True, "torch": True}, {"packed": True, "only_torch": True}):
-        assert options_config(**options).contenders() == (TORCH, IN_TORCH, UNPACKED)
-
-
-@pytest.mark.parametrize("name", ["torch", "only_torch", "packed"])
-def test_an_option_without_torch_is_refused_by_name(monkeypatch, name):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(ModuleNotFoundError) as raised:
-        options_config(**{name: True})
-    assert str(raised.value) == f"--{name.replace('_', '-')} needs PyTorch, which is not installed"
-
-
-def test_modules_have_a_table_of_their_own():
-    seconds = {NON_FUSED: 0.4, FUSED: 0.1, TORCH: 0.2, IN_TORCH: 0.125}
-    timings = {contender: Timing((value,)) for contender, value in seconds.items()}
-    row = Row(CASES["ds2"], "lstm", "inference", "float32", 2, 10**9, 200.0, timings)
-    operators, modules = tables.tables([row], tuple(seconds))
-    assert operators.title.endswith("bidirection=False") and modules.title.startswith("Modules of PyTorch")
-    figures = [next(iter(column.cells)) for column in modules.columns]
-    assert figures[1:] == ["100.00", "160.00", "160.00%", "8.0", "4.0%"]
-    only = {contender: timings[contender] for contender in (TORCH, IN_TORCH)}
-    [alone] = tables.tables([replace(row, timings=only)], (TORCH, IN_TORCH))
-    assert [list(column.cells) for column in alone.columns] == [list(column.cells) for column in modules.columns]
-    assert tables.summary(row).endswith("fused in torch 160.00; 5.0% of the FMA peak")
-
-
-def test_short_calls_are_shown_in_microseconds():
-    def row(name: str, fused: float, modules: float) -> Row:
-        timings = {NON_FUSED: 4e-3, FUSED: fused, TORCH: 2e-3, IN_TORCH: modules}
-        return Row(
-            CASES[name], "gru", "inference", "float32", 2, 10**6, 200.0,
-            {contender: Timing((seconds,)) for contender, seconds in timings.items()},
-        )  # fmt: skip
-
-    contenders = (NON_FUSED, FUSED, TORCH, IN_TORCH)
-    operators, modules = tables.tables([row("tiny", 25e-6, 40e-6), row("bi2", 1.5e-3, 0.9e-3)], contenders)
-    assert operators.columns[-1].header == "FusedRNN\nµs/call"
-    assert list(operators.columns[-1].cells) == ["25.00", ""]
-    assert modules.columns[-1].header == "fused\nin torch\nµs/call"
-    assert list(modules.columns[-1].cells) == ["40.00", "900.00"]
-    assert not any("torch.nn\nµs" in column.header for column in modules.columns)
-    for table in tables.tables([row("bi2", 1.5e-3, 1e-3)], contenders):
-        assert not any("µs" in column.header for column in table.columns)
-
-
-def test_a_packed_table_shows_the_rate_of_useful_work():
-    row = packed_row({TORCH: 0.2, IN_TORCH: 0.1, UNPACKED: 0.1})
-    [table] = tables.tables([row, replace(row, timings={}, wrong="no")], (TORCH, IN_TORCH, UNPACKED))
-    assert table.title.endswith("lengths in [T/2, T]")
-    useful = 100 * sum(row.lengths) / (SMALL.T * SMALL.N)
-    assert table.columns[-1].header == "of\nunpacked\nGFLOP/s"
-    assert next(iter(table.columns[-1].cells)) == f"{useful:.1f}%"
-    assert "packed: samples/sec" in tables.summary(row)
-    assert tables.summary(row).endswith(f"{useful:.1f}% of unpacked GFLOP/s")
-
-
-@pytest.mark.parametrize("options", [{"torch": True}, {"only_torch": True}, {"packed": True}])
-def test_a_report_has_every_contender(options):
-    config = small_config(**options)
-    rows = [*runner.run(config), Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1")]
-    again = json.loads(json.dumps(report(config, rows)))
-    contenders = set(config.contenders())
-    assert set(again["plan"]["contenders"]) == contenders and again["plan"]["packed"] == config.packed
-    good, wrong = again["rows"]
-    for table in ("seconds", "samples_per_second", "gflops", "shares_of_peak"):
-        assert set(good[table]) == contenders and not wrong[table]
-    assert all(good["seconds"][each]["median"] > 0 for each in contenders)
-    assert good["fused_in_torch_over"][TORCH] == rows[0].ratio(TORCH, IN_TORCH)
-    assert set(good["fused_over"]) == ({NON_FUSED, TORCH} if FUSED in contenders else set())
-    assert good["packed_over_unpacked"] == (rows[0].packed_over_unpacked() if config.packed else None)
-    assert good["lengths"] == (list(rows[0].lengths) if config.packed else None)
-    assert wrong["fused_in_torch_over"] == {} and wrong["packed_over_unpacked"] is None

@@ -14,8 +14,7 @@ from answering import TARGET, Builder, answer
 
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
-from fusedrnn.jit import cache_folder as folder
-from fusedrnn.jit import loader, object_cache
+from fusedrnn.jit import cache_folder, loader, object_cache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no owners and modes here to be checked")
 as_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="only root can give files away")
@@ -95,7 +94,7 @@ def status(kind, mode, owner):
 def test_who_is_trusted(kind, mode, owner, trusted, passed):
     """For what is read, and for what only leads to it."""
     for is_parent, good in ((False, trusted), (True, passed)):
-        reason = folder.objection(Path("/some/where"), status(kind, mode, owner), ME, is_parent)
+        reason = cache_folder.objection(Path("/some/where"), status(kind, mode, owner), ME, is_parent)
         assert (not reason) == good
         assert good or "/some/where" in reason
 
@@ -177,16 +176,16 @@ def test_links_in_a_circle(tmp_path, monkeypatch):
 
 def test_a_folder_that_becomes_unsafe_while_it_is_opened(kept, monkeypatch):
     """What was opened is looked at, not only what lay at its path before."""
-    plain = folder._resolved
+    plain = cache_folder._resolved
 
     def changed_afterwards(*arguments):
         path = plain(*arguments)
         kept.chmod(0o777)
         return path
 
-    monkeypatch.setattr(folder, "_resolved", changed_afterwards)
-    with pytest.raises(folder.UntrustedError, match="every user"):
-        folder.Folder(kept)
+    monkeypatch.setattr(cache_folder, "_resolved", changed_afterwards)
+    with pytest.raises(cache_folder.UntrustedError, match="every user"):
+        cache_folder.Folder(kept)
 
 
 def test_one_warning_for_all_kernels(kept):
@@ -204,7 +203,7 @@ def test_one_warning_for_all_kernels(kept):
 
 def test_a_system_without_owners(kept, monkeypatch):
     """As Windows: nothing is checked there, and files are named by their paths."""
-    monkeypatch.setattr(folder, "_POSIX", False)
+    monkeypatch.setattr(cache_folder, "_POSIX", False)
     assert load() == PLANTED
     file = the_file(kept)
     file.write_bytes(b"damaged")

@@ -43,7 +43,7 @@ def test_threads_that_share_a_processor_do_not_count():
     assert samples.taken == len(shared) + 1
 
 
-def test_threads_that_never_part_are_measured_all_the_same():
+def test_threads_that_never_spread_out_are_measured_all_the_same():
     samples = Samples(PeakSample(90.0, False), PeakSample(100.0, False))
     assert measure_peak("float32", 2, samples) == 100.0
     assert samples.taken == peak._MAX_SAMPLES
@@ -62,7 +62,7 @@ def test_threads_that_never_part_are_measured_all_the_same():
         ([[-1, -1], [-1, -1]], 2, True),
     ],
 )
-def test_spread_is_told_by_numbers_of_processors(monkeypatch, processors, available, spread):
+def test_spread_means_different_processors(monkeypatch, processors, available, spread):
     """At the beginning and at the end; where there are fewer processors than threads, all have to be in use."""
     monkeypatch.setattr(env, "processors", lambda: available)
     assert is_spread(np.array(processors, np.int64), len(processors)) is spread
@@ -86,12 +86,12 @@ print(json.dumps({"seen": seen, "spread": [sample.spread for sample in samples]}
     not sys.platform.startswith("linux") or env.processors() < 2, reason="needs two processors with known numbers"
 )
 def test_two_threads_of_a_new_process_run_on_two_processors():
-    found = subprocess.run([sys.executable, "-c", _TOGETHER], capture_output=True, text=True, check=True)
-    told = json.loads(found.stdout)
-    numbers = {number for processors in told["seen"] for member in processors for number in member}
+    result = subprocess.run([sys.executable, "-c", _TOGETHER], capture_output=True, text=True, check=True)
+    report = json.loads(result.stdout)
+    numbers = {number for processors in report["seen"] for of_thread in processors for number in of_thread}
     assert min(numbers) >= 0 and len(numbers) >= 2
     # Other processes may take a processor away at any time, but not all the time.
-    assert any(told["spread"])
+    assert any(report["spread"])
 
 
 def test_no_thread_begins_before_all_of_them_run():

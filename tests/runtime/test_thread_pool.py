@@ -16,13 +16,12 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.launch import kernel_args as records
+from fusedrnn.engines.cpu.launch import kernel_args
 from fusedrnn.runtime import thread_pool
 
 pytestmark = pytest.mark.usefixtures("use_all_threads")
 
 SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
-
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +74,7 @@ def test_a_limit_is_its_thread_s_own():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that says where threads run")
-def test_threads_that_share_a_processor_part():
+def test_threads_that_share_a_processor_spread_out():
     """The system may wake both where one was; it would part them only milliseconds later."""
     ours = os.sched_getaffinity(0)
     if len(ours) < 2:
@@ -83,26 +82,26 @@ def test_threads_that_share_a_processor_part():
     problem = make_problem("lstm", SHAPE)
     with fusedrnn.thread_limits(2):
         call(problem)
-        (member,) = [thread.native_id for thread in thread_pool._pool._threads]
+        (worker,) = [thread.native_id for thread in thread_pool._pool._threads]
         cpus = thread_pool._pool._cpu_of_thread
         try:
             here = min(ours)
             os.sched_setaffinity(0, {here})
-            os.sched_setaffinity(member, {here})
+            os.sched_setaffinity(worker, {here})
             together = call(problem)
             assert list(cpus) == [here, here]
-            os.sched_setaffinity(member, ours)
+            os.sched_setaffinity(worker, ours)
             apart = call(problem)
             assert cpus[0] == here != cpus[1]
-            assert os.sched_getaffinity(member) == ours
+            assert os.sched_getaffinity(worker) == ours
             assert_same_bits(apart, together)
         finally:
-            for thread in (0, member):
+            for thread in (0, worker):
                 os.sched_setaffinity(thread, ours)
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])
-def test_gang_has_that_many_members(count):
+def test_the_pool_has_that_many_threads(count):
     """The count that is asked for, above the number of cores as well; and the right bits."""
     problem = make_problem("lstm", SHAPE)
     with fusedrnn.thread_limits(1):
@@ -111,7 +110,7 @@ def test_gang_has_that_many_members(count):
         for _ in range(3):
             assert_same_bits(call(problem), alone)
     names = [thread.name for thread in threading.enumerate() if thread.name.startswith("fusedrnn-")]
-    assert sorted(names) == sorted(f"fusedrnn-{member}" for member in range(1, count))
+    assert sorted(names) == sorted(f"fusedrnn-{tid}" for tid in range(1, count))
 
 
 def test_more_and_fewer_threads_in_turn():
@@ -196,7 +195,7 @@ def test_processes(method):
             np.testing.assert_array_equal(result, expected)
 
 
-USE_THE_GANG = """
+USE_THE_POOL = """
 import numpy as np, fusedrnn
 fusedrnn.set_num_threads(3)
 spec = fusedrnn.RNNSpec("gru", 64, 64, bidirectional=True)
@@ -224,7 +223,7 @@ def test_interpreter_ends(end):
     """With an idle pool, or one at work, a process ends by itself, with no word and no error."""
     if "fork" in end and not hasattr(os, "fork"):
         pytest.skip("needs fork")
-    program = [sys.executable, "-c", USE_THE_GANG + ENDS[end]]
+    program = [sys.executable, "-c", USE_THE_POOL + ENDS[end]]
     for _ in range(3):
         result = subprocess.run(program, capture_output=True, text=True, timeout=60)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -248,7 +247,7 @@ def test_a_call_that_fails():
     fusedrnn.set_num_threads(2)
     expected = call(problem, op)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records.KernelArgs, "bind", lambda *args: 1 / 0)
+        patch.setattr(kernel_args.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(problem, op)
     with thread_pool.borrow_pool(2) as pool:
@@ -257,7 +256,7 @@ def test_a_call_that_fails():
 
 
 def test_too_many_threads_for_the_system(monkeypatch):
-    """A pool that cannot be whole leaves no one behind: its members would wait on memory that is gone."""
+    """A pool that cannot be complete leaves no thread behind: its threads would wait on memory that is freed."""
     problem = make_problem("lstm", SHAPE)
     expected = call(problem)
     plain, started = threading.Thread.start, []
@@ -292,8 +291,8 @@ def interrupt_at(monkeypatch, owner, name):
 
 
 @pytest.mark.parametrize("name", ["join", "start"])
-def test_an_interrupt_while_the_gang_changes(monkeypatch, name):
-    """Later calls, with any number of threads, neither hang nor meet members of the pool that was left."""
+def test_an_interrupt_while_the_pool_changes(monkeypatch, name):
+    """Later calls, with any number of threads, neither hang nor meet threads of the pool that was interrupted."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
     expected = call(problem, op)
@@ -326,7 +325,7 @@ def test_a_call_inside_a_call(monkeypatch):
 
 @FORKS
 @FORK_WARNING
-def test_fork_while_ops_and_gangs_are_made():
+def test_fork_while_ops_and_pools_are_made():
     """No fork while a thread is inside the compiler's library, whose lock the child could not open."""
     problem = make_problem("gru", SHAPE)
     fusedrnn.set_num_threads(2)

@@ -62,7 +62,7 @@ class Operation(Expr):
     def _hash(self) -> int:
         return hash((self.op, self.args))
 
-    def __hash__(self) -> int:  # the dataclass's own would visit a shared node once for each path to it
+    def __hash__(self) -> int:  # the generated one would visit a shared node once for each path to it
         return self._hash
 
 
@@ -72,7 +72,7 @@ def as_expr(value: Expr | float) -> Expr:
 
 
 def walk(roots: Sequence[Expr]) -> Iterator[Expr]:
-    """Each distinct node once, arguments before what uses them."""
+    """Every distinct node once, arguments before the nodes that use them."""
     seen: set[Expr] = set()
 
     def visit(node: Expr) -> Iterator[Expr]:
@@ -97,7 +97,7 @@ class Arithmetic(Protocol):
 
 
 def evaluate(roots: Sequence[Expr], leaves: Mapping[Leaf, Any] | Callable[[Leaf], Any], on: Arithmetic) -> list[Any]:
-    """The values of ``roots``, with ``leaves`` giving those of the leaves, in the arithmetic ``on``."""
+    """The values of ``roots`` computed with ``on``; ``leaves`` maps each leaf to its value."""
     lookup = leaves if callable(leaves) else leaves.__getitem__
     values: dict[Expr, Any] = {}
     for node in walk(roots):
@@ -112,15 +112,15 @@ def evaluate(roots: Sequence[Expr], leaves: Mapping[Leaf, Any] | Callable[[Leaf]
 
 
 def substitute(roots: Sequence[Expr], replace: Callable[[Expr], Expr | None]) -> list[Expr]:
-    """``roots`` with every node for which ``replace`` gives another one exchanged for it, outermost first."""
+    """``roots`` with each node replaced by ``replace(node)`` unless that is None; replacements are not visited."""
     done: dict[Expr, Expr] = {}
 
     def visit(node: Expr) -> Expr:
         if node not in done:
-            other = replace(node)
-            if other is None:
-                other = Operation(node.op, tuple(map(visit, node.args))) if isinstance(node, Operation) else node
-            done[node] = other
+            replacement = replace(node)
+            if replacement is None:
+                replacement = Operation(node.op, tuple(map(visit, node.args))) if isinstance(node, Operation) else node
+            done[node] = replacement
         return done[node]
 
     return [visit(root) for root in roots]

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 _PACKAGE = "fusedrnn"
 _BUILDER = "fusedrnn.jit.builder"
-# Decides what becomes of what any emitter emits.
 _COMPILER = "fusedrnn.jit.compiler"
-# Loads what others emit: no emitter takes from it anything that it emits.
-_LOADER = "fusedrnn.jit.loader"
+# Modules of emitters import these to load the code, for the target in force, which is part of the name itself: neither
+# changes what is emitted for a target.
+_NOT_COVERED = {"fusedrnn.jit.loader", "fusedrnn.jit.host"}
 _SOURCE, _READABLE = tuple(SOURCE_SUFFIXES), tuple(SOURCE_SUFFIXES + BYTECODE_SUFFIXES)
 _IMPORT = re.compile(rb"^[ \t]*(?:from|import) (fusedrnn[\w.]*)(?: import (\([^)]*\)|[^\n]*))?", re.MULTILINE)
 _IMPORTED_AT = time.time()
@@ -60,13 +60,13 @@ def covered_modules(emitter: str) -> set[str]:
 
 
 def _imported_by(module: str) -> set[str]:
-    """A module and all modules of this package that it imports, directly or not, but for the loader."""
+    """A module and all modules of this package that it imports, directly or not."""
     names: set[str] = set()
     pending = {module}
     while pending:
         name = pending.pop()
         names.add(name)
-        pending |= _module(name).imports - names - {_LOADER}
+        pending |= _module(name).imports - names - _NOT_COVERED
     return names
 
 

@@ -1,0 +1,36 @@
+"""Fixtures of the tests of comparisons."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fake_workers import DEAD, FAILING, MORTAL, RIGHT, SLOW, WRONG
+
+from benchmarks.peers import process, processes
+from benchmarks.peers.environments import Environment, Peer
+from fusedrnn.bench import peaks
+from fusedrnn.runtime.peak import PeakSample
+
+
+@pytest.fixture
+def workers(tmp_path, monkeypatch):
+    """Replaces the real workers by these, each a peer that is built, and one peer that is not."""
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    shutil.copy(process.WORKERS / "protocol.py", folder)
+    sources = {"right": RIGHT, "wrong": WRONG, "dead": DEAD, "slow": SLOW, "failing": FAILING, "mortal": MORTAL}
+    built = SimpleNamespace(python=Path(sys.executable), is_built=lambda: True)
+    for name, source in sources.items():
+        (folder / f"with_{name}.py").write_text(source)
+    peers = {name: Peer(name, built, f"with_{name}") for name in sources}
+    peers["absent"] = Peer("absent", Environment("absent", ("absent==1",)), "with_absent")
+    monkeypatch.setattr(process, "WORKERS", folder)
+    monkeypatch.setattr(processes, "PEERS", peers)
+    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
+    monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path / "peers"))
+    return peers
