@@ -10,7 +10,19 @@ from variants import variant_spec
 from fusedrnn.cell import derivative
 from fusedrnn.cell.cells import CELLS, Cell, traced
 from fusedrnn.cell.derivative import differentiate
-from fusedrnn.cell.expr import Expr, evaluate, gradients, leaf, relu, sigmoid, tanh, walk
+from fusedrnn.cell.expr import Leaf, Operation, evaluate, gradients, relu, sigmoid, tanh, walk
+from fusedrnn.cell.leaves import (
+    NewState,
+    OperandCotangent,
+    Peephole,
+    PreH,
+    PreSum,
+    PreX,
+    Projected,
+    Saved,
+    State,
+    StateCotangent,
+)
 from fusedrnn.cell.trace import merge, trace
 from fusedrnn.engines.reference.forward import NumpyArithmetic
 from fusedrnn.spec import MODES
@@ -18,7 +30,7 @@ from fusedrnn.spec import MODES
 DTYPE = np.longdouble  # float64 where there is nothing longer
 STEP = np.cbrt(np.finfo(DTYPE).eps)
 SIZE = 7
-LEAVES = [("x", "a"), ("h", "a"), ("state", "h")]
+LEAVES = [PreX("a"), PreH("a"), State("h")]
 
 
 def value(roots, values):
@@ -45,8 +57,8 @@ def random_values(rng, names):
 
 
 def leaves_of(cell):
-    kinds = ("sum",) if cell.merged else ("x", "h")
-    return [(kind, gate) for kind in kinds for gate in cell.gates] + [("state", name) for name in cell.states]
+    kinds = (PreSum,) if cell.merged else (PreX, PreH)
+    return [kind(gate) for kind in kinds for gate in cell.gates] + [State(name) for name in cell.states]
 
 
 def forms(modes=MODES):
@@ -57,7 +69,7 @@ def forms(modes=MODES):
 
 
 def expressions():
-    leaves = st.sampled_from([leaf(*name) for name in LEAVES])
+    leaves = st.sampled_from(LEAVES)
     numbers = st.sampled_from([-1.5, 0.0, 0.5, 2.0])
     # Of products the tanh, so that no slope grows beyond what a difference can see.
     two = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: tanh(a * b)}
@@ -78,46 +90,46 @@ def test_gradients_of_any_expression(first, second, seed):
     rng = np.random.default_rng(seed)
     roots = [first, tanh(second * first)]
     values = random_values(rng, LEAVES)
-    values |= random_values(rng, [("gradient", "0"), ("gradient", "1")])
-    found = gradients(roots, [leaf("gradient", "0"), leaf("gradient", "1")])
-    used = [node.leaf for node in walk(roots) if node.op == "leaf"]
+    values |= random_values(rng, [StateCotangent("0"), StateCotangent("1")])
+    found = gradients(roots, [StateCotangent("0"), StateCotangent("1")])
+    used = [node for node in walk(roots) if isinstance(node, Leaf)]
     assert set(found) == set(used)
     inputs = {name: values[name] for name in used}
-    expected = slopes(roots, [values["gradient", "0"], values["gradient", "1"]], inputs)
+    expected = slopes(roots, [values[StateCotangent("0")], values[StateCotangent("1")]], inputs)
     actual = dict(zip(found, value(list(found.values()), values), strict=True))
     for name in used:
         assert_slopes(actual[name] + np.zeros(SIZE), expected[name], size=1000)
 
 
-@pytest.mark.parametrize("root", [relu(leaf("x", "a")), relu(leaf("x", "a") * 3.0 - leaf("h", "a")) * leaf("x", "a")])
+@pytest.mark.parametrize("root", [relu(PreX("a")), relu(PreX("a") * 3.0 - PreH("a")) * PreX("a")])
 def test_gradients_of_relu(root):
     rng = np.random.default_rng(1)
-    values = random_values(rng, [node.leaf for node in walk([root]) if node.op == "leaf"])
+    values = random_values(rng, [node for node in walk([root]) if isinstance(node, Leaf)])
     seed = rng.standard_normal(SIZE).astype(DTYPE)
-    found = gradients([root], [leaf("gradient", "h")])
+    found = gradients([root], [StateCotangent("h")])
     expected = slopes([root], [seed], values)
     for name, gradient in found.items():
-        assert_slopes(value([gradient], values | {("gradient", "h"): seed})[0], expected[name])
+        assert_slopes(value([gradient], values | {StateCotangent("h"): seed})[0], expected[name])
 
 
 def test_a_leaf_that_is_a_root():
-    a = leaf("state", "h")
-    found = gradients([a, a * a], [leaf("gradient", "0"), leaf("gradient", "1")])
-    values = {("state", "h"): 3.0, ("gradient", "0"): 10.0, ("gradient", "1"): 1.0}
-    assert value([found["state", "h"]], values) == [16.0]
+    a = State("h")
+    found = gradients([a, a * a], [StateCotangent("0"), StateCotangent("1")])
+    values = {State("h"): 3.0, StateCotangent("0"): 10.0, StateCotangent("1"): 1.0}
+    assert value([found[State("h")]], values) == [16.0]
 
 
 def test_an_operation_without_a_derivative():
     with pytest.raises(NotImplementedError, match="the derivative of 'exp'"):
-        gradients([Expr("exp", (leaf("x", "a"),))], [leaf("gradient", "h")])
+        gradients([Operation("exp", (PreX("a"),))], [StateCotangent("h")])
 
 
 @pytest.mark.parametrize("cell", forms())
 def test_gradients_of_a_cell(cell):
     rng = np.random.default_rng(2)
     values = random_values(rng, leaves_of(cell))
-    seeds = random_values(rng, [("gradient", name) for name in cell.states])
-    found = gradients(cell.outputs, [leaf(*name) for name in seeds])
+    seeds = random_values(rng, [StateCotangent(name) for name in cell.states])
+    found = gradients(cell.outputs, list(seeds))
     expected = slopes(cell.outputs, seeds.values(), values)
     for name, slope in expected.items():
         actual = value([found[name]], values | seeds)[0] if name in found else np.zeros(SIZE)
@@ -129,22 +141,22 @@ def test_the_derivative_of_a_cell(cell):
     """From no more than the states on both sides, what is kept, and the gradients of the new states."""
     rng = np.random.default_rng(3)
     values = random_values(rng, leaves_of(cell))
-    seeds = random_values(rng, [("gradient", name) for name in cell.states])
+    seeds = random_values(rng, [StateCotangent(name) for name in cell.states])
     expected = slopes(cell.outputs, seeds.values(), values)
     found = differentiate(cell)
-    at_hand = seeds | {("state", name): values["state", name] for name in cell.states}
-    at_hand |= {("after", n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
-    at_hand |= {("kept", str(place)): kept for place, kept in enumerate(value(found.kept, values))}
+    at_hand = seeds | {State(name): values[State(name)] for name in cell.states}
+    at_hand |= {NewState(n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
+    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.kept, values))}
     (stage,) = found.stages
     slots = value(stage.slots, at_hand)
     assert len(set(stage.slots)) == len(stage.slots)
-    for kind, places in (("x", stage.from_input), ("h", stage.from_state)):
+    for kind, places in ((PreX, stage.from_input), (PreH, stage.from_state)):
         assert {*stage.from_input, *stage.from_state} == set(range(len(slots)))
         for gate, place in zip(cell.gates, places, strict=True):
-            assert_slopes(slots[place], expected["sum" if cell.merged else kind, gate])
+            assert_slopes(slots[place], expected[(PreSum if cell.merged else kind)(gate)])
     for name, gradient in zip(cell.states, found.states, strict=True):
         actual = np.zeros(SIZE) if gradient is None else value([gradient], at_hand)[0]
-        assert_slopes(actual, expected["state", name])
+        assert_slopes(actual, expected[State(name)])
 
 
 @pytest.mark.parametrize("cell", forms())
@@ -152,9 +164,9 @@ def test_what_is_recomputed_is_what_forward_had(cell):
     rng = np.random.default_rng(4)
     values = random_values(rng, leaves_of(cell))
     found = differentiate(cell)
-    at_hand = {("state", name): values["state", name] for name in cell.states}
-    at_hand |= {("after", n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
-    at_hand |= {("kept", str(place)): kept for place, kept in enumerate(value(found.kept, values))}
+    at_hand = {State(name): values[State(name)] for name in cell.states}
+    at_hand |= {NewState(n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
+    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.kept, values))}
     had = value(list(walk(cell.outputs)), values)
     for again in value(found.recomputed, at_hand):
         assert any(np.array_equal(again, one) for one in had)
@@ -162,7 +174,7 @@ def test_what_is_recomputed_is_what_forward_had(cell):
 
 def part(cell, gate):
     """x + h of a gate, as one leaf or as two."""
-    return leaf("sum", gate) if cell.merged else leaf("x", gate) + leaf("h", gate)
+    return PreSum(gate) if cell.merged else PreX(gate) + PreH(gate)
 
 
 @pytest.mark.parametrize("cell", forms(["rnn_relu", "rnn_tanh"]))
@@ -179,7 +191,7 @@ def test_an_lstm_keeps_its_activations(cell):
     activations = {sigmoid(part(cell, gate)) for gate in "ifo"} | {tanh(part(cell, "g"))}
     assert len(found.kept) == 4
     assert set(found.kept) == activations
-    assert found.recomputed == (tanh(leaf("after", "c")),)
+    assert found.recomputed == (tanh(NewState("c")),)
     (stage,) = found.stages
     assert len(stage.slots) == 4
     assert stage.from_input == stage.from_state
@@ -191,11 +203,11 @@ def test_an_lstm_keeps_its_activations(cell):
 def test_a_gru_keeps_the_recurrent_part_of_n(cell):
     found = differentiate(cell)
     r, z = sigmoid(part(cell, "r")), sigmoid(part(cell, "z"))
-    n = tanh(leaf("x", "n") + r * leaf("h", "n"))
+    n = tanh(PreX("n") + r * PreH("n"))
     assert len(found.kept) == 4
-    assert set(found.kept) == {r, z, n, leaf("h", "n")}
+    assert set(found.kept) == {r, z, n, PreH("n")}
     (again,) = found.recomputed
-    assert again == leaf("state", "h") - leaf("kept", str(found.kept.index(n)))
+    assert again == State("h") - Saved(found.kept.index(n))
     # r and z have one gradient for both weights, n has two.
     (stage,) = found.stages
     assert len(stage.slots) == 4
@@ -223,38 +235,38 @@ def test_the_derivative_of_several_stages(name):
     rng = np.random.default_rng(5)
     cell = merge(traced(variant_spec(name, 4, 4).variant))
     roots = [*cell.outputs, *cell.operands]
-    leaves = list(dict.fromkeys(node.leaf for node in walk(roots) if node.op == "leaf"))
+    leaves = [node for node in walk(roots) if isinstance(node, Leaf)]
     values = random_values(rng, leaves)
-    names = [("gradient", name) for name in cell.states]
-    names += [("operand", str(number)) for number in range(1, len(cell.stages))]
+    names = [StateCotangent(name) for name in cell.states]
+    names += [OperandCotangent(number) for number in range(1, len(cell.stages))]
     seeds = random_values(rng, names)
     expected = slopes(roots, seeds.values(), values)
     found = differentiate(cell)
-    at_hand = seeds | {one: values[one] for one in leaves if one[0] in ("state", "vector")}
-    at_hand |= {("after", n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
-    at_hand |= {("kept", str(place)): kept for place, kept in enumerate(value(found.kept, values))}
+    at_hand = seeds | {one: values[one] for one in leaves if isinstance(one, (State, Peephole))}
+    at_hand |= {NewState(n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
+    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.kept, values))}
     for stage, derived in zip(cell.stages, found.stages, strict=True):
         slots = value(derived.slots, at_hand)
         if stage.projects:
-            assert_slopes(slots[0], expected["projected", "h"])
+            assert_slopes(slots[0], expected[Projected()])
         for gate, *places in zip(stage.gates, derived.from_input, derived.from_state, strict=False):
-            for kind, place in zip(("sum", "sum") if stage.merged else ("x", "h"), places, strict=True):
-                assert_slopes(slots[place], expected[kind, gate])
-        own = [gate for gate in cell.vectors if gate in stage.gates]
+            for kind, place in zip((PreSum, PreSum) if stage.merged else (PreX, PreH), places, strict=True):
+                assert_slopes(slots[place], expected[kind(gate)])
+        own = [gate for gate in cell.peepholes if gate in stage.gates]
         for gate, place in zip(own, derived.vectors, strict=True):
-            assert_slopes(slots[place], expected["vector", gate])
+            assert_slopes(slots[place], expected[Peephole(gate)])
     for name, gradient in zip(cell.states, found.states, strict=True):
         if gradient is not None:
-            assert_slopes(value([gradient], at_hand)[0], expected["state", name])
+            assert_slopes(value([gradient], at_hand)[0], expected[State(name)])
         else:
-            assert ("state", name) not in expected
+            assert State(name) not in expected
 
 
 def test_states_are_settled_where_they_can_be():
     projected = differentiate(merge(traced(variant_spec("projection", 4, 4).variant)))
-    assert [projected.settled_in(name) for name in "hc"] == [1, 0]
+    assert [projected.final_stage(name) for name in "hc"] == [1, 0]
     reset_before = differentiate(merge(trace(TWO_STAGES)))
-    assert reset_before.settled_in("h") == 0
+    assert reset_before.final_stage("h") == 0
 
 
 def test_another_operand_is_refused():

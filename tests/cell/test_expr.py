@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fusedrnn.cell.cells import CELLS, Cell
-from fusedrnn.cell.expr import Expr, evaluate, leaf, lift, relu, sigmoid, substitute, tanh, walk
+from fusedrnn.cell.expr import Constant, Leaf, as_expr, evaluate, relu, sigmoid, substitute, tanh, walk
+from fusedrnn.cell.leaves import PreH, PreSum, PreX, State
 from fusedrnn.cell.trace import Stage, merge, trace
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
@@ -25,7 +26,7 @@ TWO_STAGES = Cell("reset_before_gru", tuple("rzn"), ("h",), reset_before_gru)
 
 
 def leaves(*roots):
-    return {node.leaf for node in walk(roots) if node.op == "leaf"}
+    return {node for node in walk(roots) if isinstance(node, Leaf)}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -33,9 +34,9 @@ def test_trace_of_a_built_in_cell(mode):
     cell = CELLS[mode]
     traced = trace(cell)
     assert (traced.gates, traced.states) == (cell.gates, cell.states)
-    assert traced.stages == (Stage(leaf("state", "h"), cell.gates),)
+    assert traced.stages == (Stage(State("h"), cell.gates),)
     assert len(traced.outputs) == len(cell.states)
-    assert leaves(*traced.outputs) >= {(kind, gate) for kind in "xh" for gate in cell.gates}
+    assert leaves(*traced.outputs) >= {kind(gate) for kind in (PreX, PreH) for gate in cell.gates}
     assert not traced.merged
     assert trace(cell) is traced
 
@@ -48,17 +49,17 @@ def test_merge_leaves_only_the_gru_as_it_was(mode):
         assert merged == traced and not merged.merged
     else:
         assert merged.merged
-        states = {("state", name) for name in traced.states if name == "c"}
-        assert leaves(*merged.outputs) == {("sum", gate) for gate in traced.gates} | states
+        states = {State(name) for name in traced.states if name == "c"}
+        assert leaves(*merged.outputs) == {PreSum(gate) for gate in traced.gates} | states
 
 
 @pytest.mark.parametrize("cell", [*CELLS.values(), TWO_STAGES], ids=lambda cell: cell.name)
 def test_merge_does_not_change_the_value(cell):
     rng = np.random.default_rng(1)
     traced = trace(cell)
-    values = {(kind, name): rng.standard_normal(5) for kind in "xh" for name in cell.gates}
-    values |= {("state", name): rng.standard_normal(5) for name in cell.states}
-    sums = {("sum", gate): values["x", gate] + values["h", gate] for gate in cell.gates}
+    values = {kind(name): rng.standard_normal(5) for kind in (PreX, PreH) for name in cell.gates}
+    values |= {State(name): rng.standard_normal(5) for name in cell.states}
+    sums = {PreSum(gate): values[PreX(gate)] + values[PreH(gate)] for gate in cell.gates}
     merged = merge(traced)
     on = reference.NumpyArithmetic()
     before = evaluate([*traced.outputs, *(stage.operand for stage in traced.stages)], values, on)
@@ -77,18 +78,18 @@ def test_merge_sees_what_an_operand_uses():
     merged = merge(traced)
     assert [stage.merged for stage in merged.stages] == [False, True]
     assert not merged.merged
-    assert merged.outputs == (leaf("sum", "b"),)
-    assert merged.stages[1].operand == leaf("h", "a")
+    assert merged.outputs == (PreSum("b"),)
+    assert merged.stages[1].operand == PreH("a")
 
 
 def test_two_stages():
     traced = trace(TWO_STAGES)
-    r = sigmoid(leaf("x", "r") + leaf("h", "r"))
-    assert traced.stages == (Stage(leaf("state", "h"), ("r", "z")), Stage(r * leaf("state", "h"), ("n",)))
+    r = sigmoid(PreX("r") + PreH("r"))
+    assert traced.stages == (Stage(State("h"), ("r", "z")), Stage(r * State("h"), ("n",)))
     merged = merge(traced)
     assert merged.merged
-    operand = sigmoid(leaf("sum", "r")) * leaf("state", "h")
-    expected = Stage(leaf("state", "h"), ("r", "z"), merged=True), Stage(operand, ("n",), merged=True)
+    operand = sigmoid(PreSum("r")) * State("h")
+    expected = Stage(State("h"), ("r", "z"), merged=True), Stage(operand, ("n",), merged=True)
     assert merged.stages == expected
 
 
@@ -137,28 +138,28 @@ def test_each_node_is_computed_once(mode, expected):
 
 
 def test_equal_parts_built_twice_are_computed_once():
-    a, on = leaf("x", "a"), Counting()
+    a, on = PreX("a"), Counting()
     roots = [tanh(a + 1) * tanh(a + 1), tanh(a + 1)]
-    product, single = evaluate(roots, {("x", "a"): 0.25}, on)
+    product, single = evaluate(roots, {PreX("a"): 0.25}, on)
     assert (single, product) == (np.tanh(1.25), np.tanh(1.25) ** 2)
     assert on.calls == {"const": 1, "add": 1, "tanh": 1, "mul": 1}
 
 
 def test_a_deep_chain_of_shared_parts_stays_linear():
-    node = leaf("x", "a")
+    node = PreX("a")
     for _ in range(60):
         node = node + node
     on = Counting()
-    assert evaluate([node], {("x", "a"): 1.0}, on) == [2.0**60]
+    assert evaluate([node], {PreX("a"): 1.0}, on) == [2.0**60]
     assert on.calls == {"add": 60}
 
 
 def test_numbers_on_either_side():
-    a = leaf("x", "a")
-    values = evaluate([a + 2, 2 + a, a - 2, 2 - a, a * 3, 3 * a, relu(-1 * a)], {("x", "a"): 5.0}, Counting())
+    a = PreX("a")
+    values = evaluate([a + 2, 2 + a, a - 2, 2 - a, a * 3, 3 * a, relu(-1 * a)], {PreX("a"): 5.0}, Counting())
     assert values == [7.0, 7.0, 3.0, -3.0, 15.0, 15.0, 0.0]
-    assert lift(2) == Expr("const", value=2.0)
-    assert lift(a) is a
+    assert as_expr(2) == Constant(2.0)
+    assert as_expr(a) is a
 
 
 def test_walk_visits_arguments_first_and_each_node_once():
@@ -170,7 +171,7 @@ def test_walk_visits_arguments_first_and_each_node_once():
 
 
 def test_substitute_takes_the_outermost_match():
-    a, b = leaf("x", "a"), leaf("x", "b")
+    a, b = PreX("a"), PreX("b")
     changes = {a + b: b, a: b}
     assert substitute([tanh(a + b), tanh(a)], changes.get) == [tanh(b), tanh(b)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_shared, build_shared_in_training
+from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
 from fusedrnn.jit import target as targets
 from fusedrnn.spec import DTYPES, MODES
@@ -42,7 +42,7 @@ def assembly(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("build", "kind"), [(build_shared, "tile"), (build_shared_in_training, "upright")], ids=["tile", "upright"]
+    ("build", "kind"), [(build_common, "tile"), (build_common_training, "upright")], ids=["tile", "upright"]
 )
 def test_tiles(assembly, dtype, build, kind):
     text = assembly(build, dtype)

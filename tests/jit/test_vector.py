@@ -186,13 +186,13 @@ def test_symmetry(dtype, target):
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 def test_store_first(dtype, count, target):
     """Only the first lanes reach memory."""
-    module = Module("store_first")
+    module = Module("store_masked")
     f = Function(module, "store", ["source", "into", "count"], exported=True)
     v = Vectors(f, target, dtype)
     source, into, lanes = f.arguments
-    v.store_first(v.load(source, align=v.item), into, lanes)
+    v.store_masked(v.load(source, align=v.item), into, lanes)
     f.done()
-    code = cache.MachineCode("store_first", target, cache.compile_module(module, target))
+    code = cache.MachineCode("store_masked", target, cache.compile_module(module, target))
     count = min(count, v.lanes)
     x, y = np.arange(1, v.lanes + 1, dtype=dtype), np.zeros(v.lanes, dtype)
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(code.address("store"))(x.ctypes.data, y.ctypes.data, count)

@@ -15,7 +15,8 @@ from hashlib import sha256
 from typing import Any
 
 from fusedrnn.cell.activations import Activation
-from fusedrnn.cell.expr import Expr, clip, clip_nan, leaf
+from fusedrnn.cell.expr import Expr, clip, clip_nan
+from fusedrnn.cell.leaves import Peephole
 from fusedrnn.cell.trace import TracedCell, trace
 
 __all__ = ["CELLS", "Cell", "Variant", "traced"]
@@ -64,7 +65,7 @@ class Variant:
 
     def peeking(self, gate: str, a: Expr, c: Expr) -> Expr:
         """A gate's pre-activation, which may see the cell state, within its bounds."""
-        return self.clipped(a + leaf("vector", gate) * c if self.peepholes else a)
+        return self.clipped(a + Peephole(gate) * c if self.peepholes else a)
 
     def bounded(self, c: Expr) -> Expr:
         """A cell state within its bounds."""

@@ -10,7 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fusedrnn.cell.expr import Expr, Leaf, gradients, leaf, substitute, walk
+from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, gradients, substitute, walk
+from fusedrnn.cell.leaves import (
+    NewState,
+    OperandCotangent,
+    Peephole,
+    PreH,
+    PreSum,
+    PreX,
+    Projected,
+    Saved,
+    State,
+    StateCotangent,
+)
 from fusedrnn.cell.trace import Stage, TracedCell
 
 # Floating-point operations for an element, as the kernels do them; what is not named takes one.
@@ -41,10 +53,6 @@ class StageDerivative:
 class Derivative:
     """The pointwise part of a step's backward pass.
 
-    Expressions have the leaves ``("gradient", state)`` for what reaches a new state, ``("operand", str(stage))`` for
-    what reaches the operand of a stage behind the first, ``("state", s)`` and ``("after", s)`` for a state before and
-    after the step, and ``("kept", str(place))`` for ``kept[place]``.
-
     Attributes:
         kept: What the reserve keeps of each step, in its order.
         recomputed: What backward computes again although forward had it, of what is kept.
@@ -59,16 +67,16 @@ class Derivative:
     states: tuple[Expr | None, ...]
     names: tuple[str, ...]
 
-    def settled_in(self, state: str) -> int:
+    def final_stage(self, state: str) -> int:
         """The stage, of which backward goes through the last first, that gives a previous state's gradient.
 
         It is the first that can, and after which no other needs what has reached the new state.
         """
         gradient = dict(zip(self.names, self.states, strict=True))[state]
         used = [] if gradient is None else walk([gradient])
-        stages = [int(node.leaf[1]) - 1 for node in used if node.leaf[0] == "operand"]
+        stages = [node.stage - 1 for node in used if isinstance(node, OperandCotangent)]
         for number, stage in enumerate(self.stages):
-            if leaf("gradient", state) in walk(stage.slots):
+            if StateCotangent(state) in walk(stage.slots):
                 stages.append(number)
         return min(stages, default=len(self.stages) - 1)
 
@@ -85,18 +93,18 @@ def differentiate(cell: TracedCell) -> Derivative:
     Raises:
         NotImplementedError: If that has another operand, or the cell has a gate that leads nowhere.
     """
-    if cell.stages[0].operand != leaf("state", cell.states[0]):
+    if cell.stages[0].operand != State(cell.states[0]):
         raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
     roots = [*cell.outputs, *cell.operands]
-    seeds = [leaf("gradient", name) for name in cell.states]
-    seeds += [leaf("operand", str(number)) for number in range(1, len(cell.stages))]
+    seeds: list[Expr] = [StateCotangent(name) for name in cell.states]
+    seeds += [OperandCotangent(number) for number in range(1, len(cell.stages))]
     reaching = gradients(roots, seeds)
     found = [_of_stage(cell, stage, reaching) for stage in cell.stages]
-    states = [reaching.get(("state", name)) for name in cell.states]
+    states = [reaching.get(State(name)) for name in cell.states]
     wanted = [slot for stage in found for slot in stage.slots]
     kept, recomputed = _choose(cell, [*wanted, *(state for state in states if state is not None)])
-    places: dict[Expr, Expr] = {after: leaf("after", n) for n, after in zip(cell.states, cell.outputs, strict=True)}
-    places.update({node: leaf("kept", str(place)) for place, node in enumerate(kept)})
+    places: dict[Expr, Expr] = {after: NewState(n) for n, after in zip(cell.states, cell.outputs, strict=True)}
+    places.update({node: Saved(index) for index, node in enumerate(kept)})
     return Derivative(
         kept=tuple(kept),
         recomputed=tuple(substitute(recomputed, places.get)),
@@ -109,12 +117,12 @@ def differentiate(cell: TracedCell) -> Derivative:
 def _of_stage(cell: TracedCell, stage: Stage, reaching: Mapping[Leaf, Expr]) -> StageDerivative:
     """What reaches a stage's leaves."""
     if stage.projects:
-        return StageDerivative((reaching["projected", "h"],), (), (0,))
-    kinds = ("sum", "sum") if stage.merged else ("x", "h")
-    if unused := [gate for gate in stage.gates for kind in kinds if (kind, gate) not in reaching]:
+        return StageDerivative((reaching[Projected()],), (), (0,))
+    kinds = (PreSum, PreSum) if stage.merged else (PreX, PreH)
+    if unused := [gate for gate in stage.gates for kind in kinds if kind(gate) not in reaching]:
         raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
-    by_gate = [[reaching[kind, gate] for gate in stage.gates] for kind in kinds]
-    vectors = [reaching["vector", gate] for gate in cell.vectors if gate in stage.gates]
+    by_gate = [[reaching[kind(gate)] for gate in stage.gates] for kind in kinds]
+    vectors = [reaching[Peephole(gate)] for gate in cell.peepholes if gate in stage.gates]
     slots = list(dict.fromkeys(by_gate[0] + by_gate[1] + vectors))
     places = (tuple(slots.index(gradient) for gradient in part) for part in (*by_gate, vectors))
     return StageDerivative(tuple(slots), *places)
@@ -125,13 +133,13 @@ def _choose(cell: TracedCell, wanted: list[Expr]) -> tuple[list[Expr], list[Expr
     roots = [*cell.outputs, *cell.operands]
     forward = set(walk(roots))
     at_hand: dict[Expr, int] = dict.fromkeys(cell.outputs, 0)
-    at_hand.update({leaf("state", name): 0 for name in cell.states})
-    at_hand.update({leaf("vector", gate): 0 for gate in cell.vectors})
+    at_hand.update({State(name): 0 for name in cell.states})
+    at_hand.update({Peephole(gate): 0 for gate in cell.peepholes})
     needed = {arg for node in walk(wanted) if node not in forward for arg in node.args if arg in forward}
     needed.update(node for node in wanted if node in forward)
     kept, recomputed = [], []
     for node in walk(roots):  # arguments first: what is kept for itself is there for what is made of it
-        if node in needed and node not in at_hand and node.op != "const":
+        if node in needed and node not in at_hand and not isinstance(node, Constant):
             cost = _cost(node, at_hand)
             if cost > _FLOPS_WORTH_KEEPING:
                 kept.append(node)
@@ -143,25 +151,34 @@ def _choose(cell: TracedCell, wanted: list[Expr]) -> tuple[list[Expr], list[Expr
 
 def _cost(node: Expr, at_hand: Mapping[Expr, int]) -> int:
     """Operations to compute a node from what is at hand; more than is worth it if that is not possible."""
-    if node in at_hand or node.op == "const":
+    if node in at_hand or isinstance(node, Constant):
         return 0
-    if node.op == "leaf":
+    if not isinstance(node, Operation):
         return _FLOPS_WORTH_KEEPING + 1
     return _FLOPS.get(node.op, 1) + sum(_cost(arg, at_hand) for arg in node.args)
 
 
 def describe(node: Expr, kept: Sequence[Expr] = ()) -> str:
     """A forward expression for people, such as ``sigmoid(x.r + h.r)`` or ``tanh(new c)``."""
-    if node.op == "leaf":
-        kind, name = node.leaf
-        if kind == "kept":
-            return describe(kept[int(name)], kept)
-        return {"x": f"x.{name}", "h": f"h.{name}", "after": f"new {name}"}.get(kind, name)
-    if node.op == "const":
-        return f"{node.value:g}"
+    match node:
+        case Saved(index):
+            return describe(kept[index], kept)
+        case PreX(gate):
+            return f"x.{gate}"
+        case PreH(gate):
+            return f"h.{gate}"
+        case PreSum(name) | Peephole(name) | State(name):
+            return name
+        case NewState(name):
+            return f"new {name}"
+        case Projected():
+            return "h"
+        case Constant(value):
+            return f"{value:g}"
+    assert isinstance(node, Operation)
     inside = [describe(arg, kept) for arg in node.args]
     sign = {"add": " + ", "sub": " - ", "mul": "·"}.get(node.op)
     if sign is None:
         return f"{node.op}({', '.join(inside)})"
-    terms = zip(node.args, inside, strict=True)
-    return sign.join(f"({text})" if arg.op in ("add", "sub") else text for arg, text in terms)
+    sums = [isinstance(arg, Operation) and arg.op in ("add", "sub") for arg in node.args]
+    return sign.join(f"({text})" if is_sum else text for is_sum, text in zip(sums, inside, strict=True))

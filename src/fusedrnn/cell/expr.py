@@ -1,7 +1,7 @@
-"""Expressions over symbols: differentiate and evaluate them.
+"""Expressions of elementwise operations: build, traverse, rewrite and evaluate them.
 
-Expressions are immutable, compare by structure and form a graph in which equal parts are one object's worth of work:
-:func:`evaluate` computes each distinct node once. A leaf is named by (kind, name).
+Expressions are immutable and compare by structure: equal subexpressions count as one node, which :func:`evaluate`
+computes once.
 """
 
 from __future__ import annotations
@@ -11,110 +11,118 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-Leaf = tuple[str, str]
 
-
-@dataclass(frozen=True, eq=True)
 class Expr:
-    """A node: a leaf (op ``"leaf"``, its name in ``leaf``), a constant, or an operation on other nodes."""
+    """A node: a :class:`Leaf`, a :class:`Constant`, or an :class:`Operation` on other nodes."""
+
+    args: tuple[Expr, ...] = ()
+
+    def __add__(self, other: Expr | float) -> Expr:
+        return Operation("add", (self, as_expr(other)))
+
+    def __radd__(self, other: float) -> Expr:
+        return as_expr(other) + self
+
+    def __sub__(self, other: Expr | float) -> Expr:
+        return Operation("sub", (self, as_expr(other)))
+
+    def __rsub__(self, other: float) -> Expr:
+        return as_expr(other) - self
+
+    def __mul__(self, other: Expr | float) -> Expr:
+        return Operation("mul", (self, as_expr(other)))
+
+    def __rmul__(self, other: float) -> Expr:
+        return as_expr(other) * self
+
+    def __truediv__(self, other: Expr | float) -> Expr:
+        return Operation("div", (self, as_expr(other)))
+
+
+class Leaf(Expr):
+    """An input of an expression; the subclasses are in :mod:`fusedrnn.cell.leaves`."""
+
+
+@dataclass(frozen=True)
+class Constant(Expr):
+    """A number."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Operation(Expr):
+    """An operation on other nodes."""
 
     op: str
-    args: tuple[Expr, ...] = ()
-    leaf: Leaf = ("", "")
-    value: float = 0.0
+    args: tuple[Expr, ...]
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.op, self.args, self.leaf, self.value))
+        return hash((self.op, self.args))
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # the dataclass's own would visit a shared node once for each path to it
         return self._hash
 
-    def __add__(self, other: Expr | float) -> Expr:
-        return Expr("add", (self, lift(other)))
 
-    def __radd__(self, other: float) -> Expr:
-        return lift(other) + self
-
-    def __sub__(self, other: Expr | float) -> Expr:
-        return Expr("sub", (self, lift(other)))
-
-    def __rsub__(self, other: float) -> Expr:
-        return lift(other) - self
-
-    def __mul__(self, other: Expr | float) -> Expr:
-        return Expr("mul", (self, lift(other)))
-
-    def __rmul__(self, other: float) -> Expr:
-        return lift(other) * self
-
-    def __truediv__(self, other: Expr | float) -> Expr:
-        return Expr("div", (self, lift(other)))
-
-
-def lift(value: Expr | float) -> Expr:
-    """A number as an expression; an expression as it is."""
-    return value if isinstance(value, Expr) else Expr("const", value=float(value))
-
-
-def leaf(kind: str, name: str) -> Expr:
-    """The leaf of that kind and name."""
-    return Expr("leaf", leaf=(kind, name))
+def as_expr(value: Expr | float) -> Expr:
+    """A number as a :class:`Constant`; an expression unchanged."""
+    return value if isinstance(value, Expr) else Constant(float(value))
 
 
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + exp(-x))."""
-    return Expr("sigmoid", (x,))
+    return Operation("sigmoid", (x,))
 
 
 def tanh(x: Expr) -> Expr:
     """Hyperbolic tangent."""
-    return Expr("tanh", (x,))
+    return Operation("tanh", (x,))
 
 
 def relu(x: Expr) -> Expr:
     """max(x, 0), NaN staying NaN."""
-    return Expr("relu", (x,))
+    return Operation("relu", (x,))
 
 
 def pass_positive(gate: Expr, value: Expr) -> Expr:
     """``value`` where the gate is positive or NaN, else zero: the derivative of relu."""
-    return Expr("pass_positive", (gate, value))
+    return Operation("pass_positive", (gate, value))
 
 
 def absolute(x: Expr) -> Expr:
     """|x|."""
-    return Expr("absolute", (x,))
+    return Operation("absolute", (x,))
 
 
 def signed_by(x: Expr, value: Expr) -> Expr:
     """``value``, its sign changed where x is negative: the derivative of the absolute."""
-    return Expr("signed_by", (x, value))
+    return Operation("signed_by", (x, value))
 
 
 def expm1(x: Expr) -> Expr:
     """exp(x) - 1, for x of at most 0."""
-    return Expr("expm1", (x,))
+    return Operation("expm1", (x,))
 
 
 def softplus(x: Expr) -> Expr:
     """log(1 + exp(x))."""
-    return Expr("softplus", (x,))
+    return Operation("softplus", (x,))
 
 
 def clip(x: Expr, low: float, high: float) -> Expr:
     """The number, or the limit that it is beyond; NaN stays NaN."""
-    return Expr("clip", (x, lift(low), lift(high)))
+    return Operation("clip", (x, as_expr(low), as_expr(high)))
 
 
 def clip_nan(x: Expr, low: float, high: float) -> Expr:
     """The same with the lower limit for NaN."""
-    return Expr("clip_nan", (x, lift(low), lift(high)))
+    return Operation("clip_nan", (x, as_expr(low), as_expr(high)))
 
 
 def pass_between(x: Expr, low: Expr, high: Expr, value: Expr) -> Expr:
     """``value`` where x is within the limits, else zero, also where it is NaN: the derivative of clipping."""
-    return Expr("pass_between", (x, low, high, value))
+    return Operation("pass_between", (x, low, high, value))
 
 
 def walk(roots: Sequence[Expr]) -> Iterator[Expr]:
@@ -189,12 +197,13 @@ def evaluate(roots: Sequence[Expr], leaves: Mapping[Leaf, Any] | Callable[[Leaf]
     lookup = leaves if callable(leaves) else leaves.__getitem__
     values: dict[Expr, Any] = {}
     for node in walk(roots):
-        if node.op == "leaf":
-            values[node] = lookup(node.leaf)
-        elif node.op == "const":
+        if isinstance(node, Operation):
+            values[node] = getattr(on, node.op)(*(values[arg] for arg in node.args))
+        elif isinstance(node, Constant):
             values[node] = on.const(node.value)
         else:
-            values[node] = getattr(on, node.op)(*(values[arg] for arg in node.args))
+            assert isinstance(node, Leaf)
+            values[node] = lookup(node)
     return [values[root] for root in roots]
 
 
@@ -206,7 +215,7 @@ def substitute(roots: Sequence[Expr], replace: Callable[[Expr], Expr | None]) ->
         if node not in done:
             other = replace(node)
             if other is None:
-                other = Expr(node.op, tuple(visit(arg) for arg in node.args), node.leaf, node.value)
+                other = Operation(node.op, tuple(map(visit, node.args))) if isinstance(node, Operation) else node
             done[node] = other
         return done[node]
 
@@ -223,14 +232,14 @@ def gradients(roots: Sequence[Expr], seeds: Sequence[Expr]) -> dict[Leaf, Expr]:
     for root, seed in zip(roots, seeds, strict=True):
         add(root, seed)
     for node in reversed(list(walk(roots))):
-        if node.args and node in reaching:
+        if isinstance(node, Operation) and node in reaching:
             for arg, gradient in zip(node.args, _to_arguments(node, reaching[node]), strict=True):
-                if gradient is not None and arg.op != "const":
+                if gradient is not None and not isinstance(arg, Constant):
                     add(arg, gradient)
-    return {node.leaf: gradient for node, gradient in reaching.items() if node.op == "leaf"}
+    return {node: gradient for node, gradient in reaching.items() if isinstance(node, Leaf)}
 
 
-def _to_arguments(node: Expr, reaching: Expr) -> tuple[Expr | None, ...]:
+def _to_arguments(node: Operation, reaching: Expr) -> tuple[Expr | None, ...]:
     """The gradient that each argument of a node gets from the one that reaches the node; None for nothing."""
     if node.op == "add":
         return reaching, reaching

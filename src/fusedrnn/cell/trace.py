@@ -1,9 +1,6 @@
 """Cells as expressions: run a cell's equations on symbols, see its stages, merge what is only ever added.
 
-The leaves of a traced cell are named by (kind, name): ``("x", g)`` and ``("h", g)`` for the pre-activations of gate g
-from input and recurrent weights, ``("state", s)`` for a previous state, ``("vector", v)`` for an element of a weight
-that multiplies element by element, ``("projected", "h")`` for what a projection made, and, after :func:`merge`,
-``("sum", g)`` for x + h.
+The leaves of a traced cell are in :mod:`fusedrnn.cell.leaves`.
 """
 
 from __future__ import annotations
@@ -13,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
-from fusedrnn.cell.expr import Expr, leaf, substitute, walk
+from fusedrnn.cell.expr import Expr, Leaf, substitute, walk
+from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected, State
 
 if TYPE_CHECKING:
     from fusedrnn.cell.cells import Cell
@@ -27,7 +25,7 @@ class Stage:
         operand: What is multiplied: the output of the step before, or something that an earlier stage made.
         gates: Those gates, neighbours in the weights; none in a projection.
         projects: Whether this is the projection, whose weights are its own and whose result is the leaf
-            ``("projected", "h")``.
+            :class:`Projected`.
         merged: Whether the gates' two parts are only ever added, so that a kernel can accumulate onto the input's.
     """
 
@@ -52,11 +50,10 @@ class TracedCell:
         return all(stage.merged or stage.projects for stage in self.stages)
 
     @cached_property
-    def vectors(self) -> tuple[str, ...]:
-        """The gates that have a weight for each unit, in the order of the gates."""
-        roots = (*self.outputs, *self.operands)
-        found = {node.leaf[1] for node in walk(roots) if node.op == "leaf" and node.leaf[0] == "vector"}
-        return tuple(gate for gate in self.gates if gate in found)
+    def peepholes(self) -> tuple[str, ...]:
+        """The gates that have a peephole weight, in the order of the gates."""
+        used = {node.gate for node in walk([*self.outputs, *self.operands]) if isinstance(node, Peephole)}
+        return tuple(gate for gate in self.gates if gate in used)
 
     @property
     def operands(self) -> tuple[Expr, ...]:
@@ -68,28 +65,31 @@ class TracedCell:
         """Whether there is a projection."""
         return any(stage.projects for stage in self.stages)
 
-    def known_after(self, node: Expr) -> int:
+    def ready_stage(self, node: Expr) -> int:
         """The number of the stage after whose GEMM a node can be computed."""
-        last = 0
-        for one in walk([node]):
+        ready = 0
+        for leaf in walk([node]):
             for number, stage in enumerate(self.stages):
-                made = one.leaf == ("projected", "h") if stage.projects else one.leaf[1] in stage.gates
-                if one.op == "leaf" and one.leaf[0] in ("h", "sum", "projected") and made:
-                    last = max(last, number)
-        return last
+                if isinstance(leaf, Projected):
+                    needed = stage.projects
+                else:
+                    needed = isinstance(leaf, (PreH, PreSum)) and leaf.gate in stage.gates
+                if needed:
+                    ready = max(ready, number)
+        return ready
 
 
 class _Gates:
-    """``x.i`` or ``h.i``: the leaf of a gate by attribute, noting which were asked for."""
+    """``x.i``, ``h.i`` or ``s.c``: leaves by attribute; ``used`` collects the names of those read."""
 
-    def __init__(self, kind: str, gates: Sequence[str], used: set[str]) -> None:
-        self._kind, self._gates, self._used = kind, gates, used
+    def __init__(self, leaf: Callable[[str], Leaf], gates: Sequence[str], used: set[str]) -> None:
+        self._leaf, self._gates, self._used = leaf, gates, used
 
     def __getattr__(self, gate: str) -> Expr:
         if gate not in self._gates:
             raise AttributeError(f"the cell has no gate {gate!r}; its gates are {', '.join(self._gates)}")
         self._used.add(gate)
-        return leaf(self._kind, gate)
+        return self._leaf(gate)
 
 
 class _Recurrence:
@@ -101,11 +101,11 @@ class _Recurrence:
 
     def __call__(self, operand: Expr) -> _Gates:
         self._stages.append((operand, set(), False))
-        return _Gates("h", self._gates, self._stages[-1][1])
+        return _Gates(PreH, self._gates, self._stages[-1][1])
 
     def project(self, operand: Expr) -> Expr:
         self._stages.append((operand, set(), True))
-        return leaf("projected", "h")
+        return Projected()
 
     def stages(self) -> tuple[Stage, ...]:
         return tuple(
@@ -122,7 +122,7 @@ def trace(cell: Cell) -> TracedCell:
         ValueError: If a gate comes from more than one stage, or those of a stage are no neighbours.
     """
     recurrence = _Recurrence(cell.gates)
-    result = cell.equations(_Gates("x", cell.gates, set()), recurrence, _Gates("state", cell.states, set()))
+    result = cell.equations(_Gates(PreX, cell.gates, set()), recurrence, _Gates(State, cell.states, set()))
     outputs = result if isinstance(result, tuple) else (result,)
     stages = recurrence.stages()
     asked = [gate for stage in stages for gate in stage.gates]
@@ -133,7 +133,7 @@ def trace(cell: Cell) -> TracedCell:
 
 @lru_cache(maxsize=64)
 def merge(traced: TracedCell) -> TracedCell:
-    """Exchange x + h for one leaf ``("sum", gate)``, in each stage whose gates' two parts are never needed apart.
+    """Exchange x + h for one leaf :class:`PreSum`, in each stage whose gates' two parts are never needed apart.
 
     A kernel then lets the recurrent GEMM accumulate onto the input's pre-activations. Only the reset-after GRU is left
     as it was: its r multiplies the recurrent part of n alone.
@@ -142,10 +142,10 @@ def merge(traced: TracedCell) -> TracedCell:
     roots = [*traced.outputs, *(stage.operand for stage in traced.stages)]
     stages = []
     for stage in traced.stages:
-        sums = {leaf("x", gate) + leaf("h", gate): gate for gate in stage.gates}
+        sums = {PreX(gate) + PreH(gate): gate for gate in stage.gates}
         merged = substitute(roots, _to_sums(sums))
-        apart = {(kind, gate) for kind in ("x", "h") for gate in stage.gates}
-        mergeable = bool(stage.gates) and not any(node.op == "leaf" and node.leaf in apart for node in walk(merged))
+        apart = {kind(gate) for kind in (PreX, PreH) for gate in stage.gates}
+        mergeable = bool(stage.gates) and apart.isdisjoint(walk(merged))
         roots = merged if mergeable else roots
         stages.append(replace(stage, merged=mergeable))
     outputs, operands = roots[: len(traced.outputs)], roots[len(traced.outputs) :]
@@ -156,4 +156,4 @@ def merge(traced: TracedCell) -> TracedCell:
 
 
 def _to_sums(sums: Mapping[Expr, str]) -> Callable[[Expr], Expr | None]:
-    return lambda node: leaf("sum", sums[node]) if node in sums else None
+    return lambda node: PreSum(sums[node]) if node in sums else None

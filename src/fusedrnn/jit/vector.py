@@ -90,19 +90,19 @@ class Vectors:
         """A vector to memory; by default aligned to its own size."""
         self.function.store(value, address, align or self.bytes)
 
-    def store_first(self, value: Value, address: Value, count: Value) -> None:
+    def store_masked(self, value: Value, address: Value, count: Value) -> None:
         """The first ``count`` lanes to memory of any alignment; the bytes behind them are not touched."""
         f = self.function
         arguments = [value, f.pointer(address), ir.Constant(I32, self.item), self._first(count)]
         f.intrinsic(f"llvm.masked.store.{self._suffix}.p0", ir.VoidType(), arguments)
 
-    def load_first(self, address: Value, count: Value) -> Value:
+    def load_masked(self, address: Value, count: Value) -> Value:
         """The first ``count`` lanes from memory of any alignment, zeros behind them; nothing else is read."""
         f = self.function
         arguments = [f.pointer(address), ir.Constant(I32, self.item), self._first(count), self.const(0.0)]
         return f.intrinsic(f"llvm.masked.load.{self._suffix}.p0", self.type, arguments)
 
-    def keep_first(self, value: Value, count: Value) -> Value:
+    def zero_tail(self, value: Value, count: Value) -> Value:
         """The first ``count`` lanes of a vector, zeros behind them."""
         return self._first(count).select(value, 0.0)
 
@@ -118,7 +118,7 @@ class Vectors:
         """A number from memory in every lane."""
         return self.splat(self.function.load(address, self.format.scalar, self.item))
 
-    def gathered(self, addresses: Sequence[Value]) -> Value:
+    def gather(self, addresses: Sequence[Value]) -> Value:
         """A number from each address."""
         f = self.function
         vector = ir.Constant(self.type, ir.Undefined)
@@ -127,7 +127,7 @@ class Vectors:
             vector = f.builder.insert_element(vector, scalar.ir, ir.Constant(I32, lane))
         return Value(f, vector)
 
-    def turned(self, addresses: Sequence[Value]) -> list[Value]:
+    def transpose_square(self, addresses: Sequence[Value]) -> list[Value]:
         """A square from memory of any alignment, turned: lane i of vector j is number j at address i.
 
         For each bit of a lane's number, it changes places with that bit of the row's: for the highest as halves of rows

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.leaves import PreH, PreX, Projected, State
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
@@ -190,14 +191,14 @@ def _step(
     h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
     assert h_weight is not None
     rows = gate_rows(cell, len(h_weight))
-    values: dict[Leaf, Tensor] = {("state", name): state for name, state in zip(cell.states, states, strict=True)}
-    values.update({("x", gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
+    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     for stage in cell.stages:
         operand = evaluate([stage.operand], values, TorchArithmetic())[0]
         if stage.projects:
             assert projection is not None
-            values["projected", "h"] = torch.nn.functional.linear(operand, projection)
+            values[Projected()] = torch.nn.functional.linear(operand, projection)
         for gate in stage.gates:
             bias = None if h_bias is None else h_bias[rows[gate]]
-            values["h", gate] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
+            values[PreH(gate)] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
     return evaluate(cell.outputs, values, TorchArithmetic())

@@ -12,11 +12,11 @@ from variants import variant_spec
 
 from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_shared, build_shared_in_training
+from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
 from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
-from fusedrnn.engines.cpu.kernels.gemm import _UNROLL, _UNROLL_OF_PART, GEMM, UPRIGHT_GEMM
-from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_BACK, UNPACKED_GEMM
+from fusedrnn.engines.cpu.kernels.gemm import _UNROLL, _UNROLL_OF_PART, GEMM, GEMM_TN
+from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
 from fusedrnn.jit import object_cache as cache
 from fusedrnn.jit import target as targets
 from fusedrnn.spec import DTYPES, MODES
@@ -29,8 +29,8 @@ SUFFIX = {"float32": "ps", "float64": "pd"}
 BROADCAST = r"vbroadcasts|v?movddup|v?movs[sd]\s|vfmadd.*\{1to"
 TARGETS = targets.known() if targets.is_x86() else ()
 BUILDERS = {"forward": build_forward, "training": build_training, "backward": build_backward}
-EXPORTED = GEMM, UPRIGHT_GEMM, UNPACKED_GEMM, UNPACKED_BACK, DROP_PANEL, DROP_ROW
-SHARED = {"tile": build_shared, "upright": build_shared_in_training}
+EXPORTED = GEMM, GEMM_TN, UNPACKED_GEMM_NT, UNPACKED_GEMM_NN, DROP_PANEL, DROP_ROW
+SHARED = {"tile": build_common, "upright": build_common_training}
 # Beside the plain cells one of two stages, and one that has everything there is.
 VARIANTS = {name: variant_spec(name, 8, 8).variant for name in ("reset-before", "lstm-all")}
 

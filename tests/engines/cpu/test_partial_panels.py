@@ -9,7 +9,7 @@ from problems import Shape, make_problem
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu import executor as calls
-from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_upright_gemm
+from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
 from fusedrnn.engines.cpu.kernels.loop import Blocking
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
@@ -49,7 +49,7 @@ def aligned(values):
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 33])
 def test_any_vectors_of_a_panel(target, dtype, upright, k):
     """However many rows and vectors, whichever is the first: the same bits, and nothing else is written."""
-    emit = emit_upright_gemm if upright else emit_gemm
+    emit = emit_gemm_tn if upright else emit_gemm
     gemm = compiled(f"partial_{dtype}_{upright}", target, lambda module: emit(module, target, dtype))
     most, width = target.tile
     lanes = target.lanes(dtype)
@@ -107,11 +107,11 @@ def test_members_begin_anywhere(mode, dtype, shape, few, target, poisoned, monke
             sizes = problem.spec, target, shape.T, shape.N, threads
             forward, backward = make_forward_plan(*sizes), make_backward_plan(*sizes)
             assert forward.grid == backward.grid == (1, 1, threads)
-            within["forward"] += any(unit % blocking.block_units for unit in forward.unit_starts[:-1])
+            within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.unit_starts[:-1])
             within["backward"] += any(unit % target.tile[1] for unit in backward.unit_starts[:-1])
             found = everything(problem, keep)
         expected = expected or found
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
     assert within["backward"]
-    assert within["forward"] or blocking.block_units == 1
+    assert within["forward"] or blocking.block_unit_vecs == 1

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fusedrnn import env as config
 from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, is_plain
+from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.launch import kernel_args as records
 from fusedrnn.engines.cpu.launch.args_kernel import load_fill
@@ -53,7 +53,7 @@ class Calls:
         self._tiling = Tiling.of(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
         idle = self.workspaces, self._reserves
-        self._plain = is_plain(cell_of(spec.variant))
+        self._plain = is_plain(lowered_cell(spec.variant))
         self.weight_cache = WeightCache(spec, self.target, self._tiling, idle)
         self.thread_choices = ThreadChoices()
         self._plans: dict[str, tuple[tuple[Any, ...], KernelArgs]] = {}
@@ -287,7 +287,7 @@ def _few(steps: int, batch: int, training: bool) -> bool:
 
 def worth(spec: RNNSpec, members: int, steps: int, batch: int, training: bool) -> int:
     """How many may share a call: where this thread has just written the weights that are read once, only itself."""
-    alone = training and is_plain(cell_of(spec.variant)) and _few(steps, batch, training)
+    alone = training and is_plain(lowered_cell(spec.variant)) and _few(steps, batch, training)
     return 1 if alone else members
 
 

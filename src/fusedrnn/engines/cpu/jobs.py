@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_shared, build_shared_in_training
+from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
 from fusedrnn.jit.loader import Job, fetch, function, load, load_once
 from fusedrnn.jit.target import Target
 
-_SHARED = {"shared": build_shared, "shared_training": build_shared_in_training}
+_SHARED = {"common": build_common, "common_training": build_common_training}
 # What emits each job, the function to call, and the shared modules whose functions it calls.
 _JOBS = {
-    "forward": (build_forward, "forward", ("shared",)),
-    "training": (build_training, "forward", ("shared", "shared_training")),
-    "backward": (build_backward, "backward", ("shared", "shared_training")),
+    "forward": (build_forward, "forward", ("common",)),
+    "training": (build_training, "forward", ("common", "common_training")),
+    "backward": (build_backward, "backward", ("common", "common_training")),
 }
 
 

@@ -41,7 +41,7 @@ class ReserveLayout:
         records_at = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         record_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2) * batch * record_row
-        states = len(spec.state_names) + len(tiling.parts) - 1
+        states = len(spec.state_names) + len(tiling.stages) - 1
         kept_offset = records_at + spec.num_layers * states * state_size
         kept_row = round_up_to_cache_line(tiling.unit_vectors * kept * tiling.vector_bytes)
         passes = spec.num_layers * spec.num_directions

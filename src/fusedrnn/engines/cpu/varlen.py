@@ -15,7 +15,10 @@ Array = NDArray[Any]
 
 def places(steps: int, batch: int) -> dict[str, int]:
     """Where each table begins, in bytes behind the first; the last one is as long as there are row groups."""
-    sizes = {"order": batch, "ranks": batch, "falling": batch, "lengths": batch, "totals": steps, "alive": 0}
+    sizes = {
+        "row_to_sequence": batch, "unsorted_indices": batch, "sorted_indices": batch, "lengths": batch,
+        "batch_sizes": steps, "active_rows": 0,
+    }  # fmt: skip
     found, at = {}, 0
     for name, size in sizes.items():
         found[name] = at

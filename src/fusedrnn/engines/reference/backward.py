@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 
 from fusedrnn import dropout
 from fusedrnn.cell.cells import traced
-from fusedrnn.cell.expr import Expr, Leaf, evaluate, gradients, leaf, substitute, walk
+from fusedrnn.cell.expr import Constant, Expr, Leaf, evaluate, gradients, substitute, walk
+from fusedrnn.cell.leaves import (
+    NewState,
+    OperandCotangent,
+    Peephole,
+    PreH,
+    PreX,
+    Projected,
+    Saved,
+    State,
+    StateCotangent,
+)
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.reference.forward import (
     NumpyArithmetic,
@@ -36,15 +47,11 @@ from fusedrnn.spec import RNNSpec
 Array = NDArray[Any]
 Rows = slice | Array
 Step = tuple[int, int, Rows]
-_OPERAND: Leaf = ("gradient", "of the operand")
 
 
 @dataclass(frozen=True)
 class Flows:
     """How gradients run through a step of a cell.
-
-    Expressions have the leaves ``("gradient", state)`` for what reaches a new state, ``("state", s)`` and
-    ``("after", s)`` for a state before and after the step, and ``("kept", str(place))`` for ``kept[place]``.
 
     Attributes:
         kept: What forward keeps of each step besides the states: all that the others use of it.
@@ -63,16 +70,16 @@ class Flows:
 def flows(cell: TracedCell) -> Flows:
     """Differentiate a cell of any number of stages."""
     operands = [stage.operand for stage in cell.stages]
-    routes = [gradients(cell.outputs, [leaf("gradient", name) for name in cell.states])]
-    routes += [gradients([operand], [leaf(*_OPERAND)]) for operand in operands]
+    routes = [gradients(cell.outputs, [StateCotangent(name) for name in cell.states])]
+    routes += [gradients([operand], [OperandCotangent(number)]) for number, operand in enumerate(operands)]
     forward = dict.fromkeys(walk([*cell.outputs, *operands]))
     wanted = [gradient for route in routes for gradient in route.values()]
     used = {arg for node in walk(wanted) if node not in forward for arg in node.args}.union(operands)
-    places: dict[Expr, Expr] = {new: leaf("after", name) for name, new in zip(cell.states, cell.outputs, strict=True)}
-    given = [*(("state", name) for name in cell.states), *(("vector", gate) for gate in cell.vectors)]
-    places.update({leaf(*name): leaf(*name) for name in given})
-    kept = [node for node in forward if node in used and node not in places and node.op != "const"]
-    places.update({node: leaf("kept", str(place)) for place, node in enumerate(kept)})
+    places: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    given = [*map(State, cell.states), *map(Peephole, cell.peepholes)]
+    places.update({leaf: leaf for leaf in given})
+    kept = [node for node in forward if node in used and node not in places and not isinstance(node, Constant)]
+    places.update({node: Saved(index) for index, node in enumerate(kept)})
 
     def at_hand(route: Mapping[Leaf, Expr]) -> dict[Leaf, Expr]:
         return dict(zip(route, substitute(list(route.values()), places.get), strict=True))
@@ -280,7 +287,7 @@ class _Backward:
         for place, t, rows in order:
             values = self._values(trail, place, reaching, rows)
             if dy is not None:
-                output = ("gradient", self._cell.states[0])
+                output = StateCotangent(self._cell.states[0])
                 values[output] = values[output] + dy[t, rows]
             gates, before = self._step(values)
             dx[t, rows] += self._linear["i2h"].backward(x[t, rows], gates)
@@ -289,41 +296,41 @@ class _Backward:
 
     def _values(self, trail: Trail, place: int, reaching: Sequence[Array], rows: Rows) -> dict[Leaf, Array]:
         """What the expressions of :class:`Flows` are made of, for the sequences in ``rows``."""
-        found = {"gradient": reaching, "state": trail.states[place], "after": trail.states[place + 1]}
-        values = {
-            (kind, name): array[rows]
-            for kind, arrays in found.items()
+        arrays_of = {StateCotangent: reaching, State: trail.states[place], NewState: trail.states[place + 1]}
+        values: dict[Leaf, Array] = {
+            kind(name): array[rows]
+            for kind, arrays in arrays_of.items()
             for name, array in zip(self._cell.states, arrays, strict=True)
         }
-        values.update({("kept", str(index)): array[rows] for index, array in enumerate(trail.kept[place])})
+        values.update({Saved(index): array[rows] for index, array in enumerate(trail.kept[place])})
         return values | self._vectors
 
     def _step(self, values: dict[Leaf, Array]) -> tuple[Array, list[Array]]:
         """The gradients of the input's pre-activations (N, G·H), and of the previous states."""
         cell = self._cell
         # A cell may not use a gate or a state at all.
-        reaching: dict[Leaf, Array] = defaultdict(lambda: np.zeros_like(values["gradient", cell.states[0]]))
+        reaching: dict[Leaf, Array] = defaultdict(lambda: np.zeros_like(values[StateCotangent(cell.states[0])]))
         stacked = None
         _add(reaching, self._flows.from_outputs, values)
-        for stage, operand, route in reversed(
-            list(zip(cell.stages, self._flows.operands, self._flows.from_operands, strict=True))
-        ):
+        for number, stage in reversed(list(enumerate(cell.stages))):
+            operand, route = self._flows.operands[number], self._flows.from_operands[number]
+            cotangent = OperandCotangent(number)
             (multiplied,) = evaluate([operand], values, NumpyArithmetic())
-            parts = [reaching["h", gate] for gate in stage.gates]
+            parts = [reaching[PreH(gate)] for gate in stage.gates]
             recurrent = self._linear["h2h"].backward
             if stage.projects:
-                values[_OPERAND] = self._linear["h2r"].backward(multiplied, reaching["projected", "h"])
+                values[cotangent] = self._linear["h2r"].backward(multiplied, reaching[Projected()])
             elif stage.gates == cell.gates:
                 stacked = np.concatenate(parts, axis=1)
-                values[_OPERAND] = recurrent(multiplied, stacked)
+                values[cotangent] = recurrent(multiplied, stacked)
             else:
                 places = [self._rows[gate] for gate in stage.gates]
                 products = map(recurrent, repeat(multiplied), parts, places)
-                values[_OPERAND] = reduce(np.add, products)
+                values[cotangent] = reduce(np.add, products)
             _add(reaching, route, values)
-        for name, total in self._dvectors.items():
-            total += reaching[name].sum(axis=0)
+        for peephole, total in self._dvectors.items():
+            total += reaching[peephole].sum(axis=0)
         # Most cells only ever add a gate's two parts, whose gradients are then one array.
-        if stacked is None or any(reaching["x", gate] is not reaching["h", gate] for gate in cell.gates):
-            stacked = np.concatenate([reaching["x", gate] for gate in cell.gates], axis=1)
-        return stacked, [reaching["state", name] for name in cell.states]
+        if stacked is None or any(reaching[PreX(gate)] is not reaching[PreH(gate)] for gate in cell.gates):
+            stacked = np.concatenate([reaching[PreX(gate)] for gate in cell.gates], axis=1)
+        return stacked, [reaching[State(name)] for name in cell.states]

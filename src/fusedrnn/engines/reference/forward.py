@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.spec import RNNSpec
 
@@ -91,20 +92,20 @@ def step_leaves(
     """The values of all leaves of a cell, its GEMMs done; the arguments are those of :func:`step`."""
     weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
     rows = gate_rows(cell, len(weight))
-    values: dict[Leaf, Array] = {("state", name): state for name, state in zip(cell.states, states, strict=True)}
-    values.update({("x", gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
+    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     values.update(vector_leaves(cell, weights))
     for stage in cell.stages:
         operand = evaluate([stage.operand], values, NumpyArithmetic())[0]
         if stage.projects:
-            values["projected", "h"] = operand @ weights["h2r_weight"].T
+            values[Projected()] = operand @ weights["h2r_weight"].T
         elif stage.gates == cell.gates:
             h_gates = linear(operand, weight, bias)
-            values.update({("h", gate): h_gates[:, rows[gate]] for gate in stage.gates})
+            values.update({PreH(gate): h_gates[:, rows[gate]] for gate in stage.gates})
         else:
             for gate in stage.gates:
                 own = rows[gate]
-                values["h", gate] = linear(operand, weight[own], None if bias is None else bias[own])
+                values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own])
     return values
 
 
@@ -116,10 +117,10 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
 def vector_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Leaf, Array]:
     """The weights that multiply element by element, (H,) each."""
-    if not cell.vectors:
+    if not cell.peepholes:
         return {}
-    parts = np.split(weights["peephole_weight"], len(cell.vectors))
-    return {("vector", gate): part for gate, part in zip(cell.vectors, parts, strict=True)}
+    parts = np.split(weights["peephole_weight"], len(cell.peepholes))
+    return {Peephole(gate): part for gate, part in zip(cell.peepholes, parts, strict=True)}
 
 
 def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:

@@ -13,13 +13,14 @@ from typing import Any
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Expr, Leaf, evaluate
-from fusedrnn.engines.cpu.kernels.backward_emitter import CALL, GradientPass, emit_add_directions, emit_deliver
+from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
+from fusedrnn.engines.cpu.kernels.backward_emitter import CALL, BackwardEmitter, emit_add_directions, emit_deliver
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
-from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_BACK
+from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
 from fusedrnn.engines.cpu.kernels.loop import Program, each_pass, layers_side_by_side, looked_up, step_at
 from fusedrnn.engines.cpu.kernels.recompute import Recompute
-from fusedrnn.engines.cpu.kernels.stages import Part
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.weight_gradients import WeightGradients
 from fusedrnn.jit.builder import Declared, Function, Module, Value, Variable
 from fusedrnn.jit.sync import flush_denormals
@@ -34,7 +35,7 @@ def build_backward(variant: Variant, dtype: str, target: Target) -> Module:
     f = Function(program.module, "backward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
-    everyone = c.grid_passes * c.grid_rows * c.grid_units
+    everyone = c.grid_layer_dirs * c.grid_rows * c.grid_units
 
     def run(layer: Value, direction: Value) -> None:
         f.call(sweep, call, member, c.layers - 1 - layer, direction)
@@ -51,13 +52,13 @@ def build_backward(variant: Variant, dtype: str, target: Target) -> Module:
     return program.module
 
 
-class _Sweep(GradientPass):
+class _Sweep(BackwardEmitter):
     """Emits a member's part of one pass."""
 
     def __init__(self, program: Program) -> None:
         self.gemm = Declared(program.module, GEMM)
         if program.is_plain:
-            self.unpacked = Declared(program.module, UNPACKED_BACK)
+            self.unpacked = Declared(program.module, UNPACKED_GEMM_NN)
         self.drop_panel = Declared(program.module, DROP_PANEL)
         self.deliver = emit_deliver(program)
         self.weights = WeightGradients(program, self.deliver).emit()
@@ -92,10 +93,10 @@ class _Sweep(GradientPass):
         f.fill_zero(self.zeros, f.constant(self.panel_bytes))
         with f.loop(0, self.rows) as row:
             index = self.index(row)
-            for part in self.parts:
+            for stage in self.stages:
                 for parity in (f.constant(0), f.constant(1)):
-                    at = self.state_gates(row, parity) + self.gradients_at(part)
-                    f.store(at, self.row_table(part, parity) + row * 8)
+                    at = self.state_gates(row, parity) + self.gradients_at(stage)
+                    f.store(at, self.row_table(stage, parity) + row * 8)
             for name, final in zip(self.cell.states, (p.dh_n, p.dc_n), strict=False):
                 self.bring_state(name, final, index, self.carried(name, row) + self.units_of_state(name).own)
         self.meet()
@@ -122,14 +123,14 @@ class _Sweep(GradientPass):
             time = self.time_back(step)
             alive = self.alive(time)
             self._recurrent(step, before.get())
-            dy = step_at(f, p.dy, p.dy_step, p.dy_row, p.dy_firsts, time)
-            for part in reversed(self.parts):
+            dy = step_at(f, p.dy, p.dy_step, p.dy_row, p.dy_row_offsets, time)
+            for stage in reversed(self.stages):
                 with f.loop(0, alive) as row:
-                    self._row(part, row, time, dy, step & 1, parity, done.get(), offset.get())
-                if part.number:
+                    self._row(stage, row, time, dy, step & 1, parity, done.get(), offset.get())
+                if stage.index:
                     # What reaches an operand comes from all of a stage's gradients.
                     self.meet()
-                    self._operand(part, alive, step)
+                    self._operand(stage, alive, step)
             done.set(done.get() + alive)
             offset.set(offset.get() + self.alive_in_batch(time))
             before.set(alive)
@@ -142,34 +143,34 @@ class _Sweep(GradientPass):
 
     def _recurrent(self, step: Value, count: Value) -> None:
         """What reaches h from the gates of the step after, for the rows that had it; this member's units."""
-        f, c, p, part, units = self.f, self.c, self.p, self.parts[0], self.out
-        rows = self.row_table(part, 1 - (step & 1))
+        f, c, p, stage, units = self.f, self.c, self.p, self.stages[0], self.out
+        rows = self.row_table(stage, 1 - (step & 1))
         backwards = self.backwards(step)
         with f.if_(count > 0), self.panels(units.first, units.last, backwards) as (unit, vectors):
             at = self.carried("h", f.constant(0)) + unit * self.v.bytes
             places = at, c.carried_stride, at, c.carried_stride
             onward = backwards.select(f.constant(-1), 1)
-            weights = p.h_weights, p.h_matrix, c.hidden, self.columns_of(part)
+            weights = p.h_weights, p.unpacked_h_weights, c.hidden, self.columns_of(stage)
             self._multiply(unit, vectors, count, rows, weights, places, onward)
 
-    def _operand(self, part: Part, count: Value, step: Value) -> None:
+    def _operand(self, stage: StageKernel, count: Value, step: Value) -> None:
         """What reaches the operand of a stage behind the first from the stage's gradients; this member's units."""
         f, c, p, units = self.f, self.c, self.p, self.hidden
         backwards = self.backwards(step)
-        k = self.columns_of(part)
-        if part.projects:
+        k = self.columns_of(stage)
+        if stage.projects:
             weights = p.projection
         else:
             weights = p.h_weights
-            for other in self.parts[: part.number]:
+            for other in self.stages[: stage.index]:
                 panels = (self.vectors_of(self.operand_size(other)) + (self.panel_vectors - 1)) // self.panel_vectors
                 weights = weights + panels * self.columns_of(other) * self.panel_bytes
         with f.if_(count > 0), self.panels(units.first, units.last, backwards) as (unit, vectors):
-            into = self.operand_gradient(part, f.constant(0)) + unit * self.v.bytes
+            into = self.operand_gradient(stage, f.constant(0)) + unit * self.v.bytes
             places = self.zeros, f.constant(0), into, c.carried_stride
             onward = backwards.select(f.constant(-1), 1)
             packed = weights, f.constant(0), c.hidden, k
-            self._multiply(unit, vectors, count, self.row_table(part, step & 1), packed, places, onward)
+            self._multiply(unit, vectors, count, self.row_table(stage, step & 1), packed, places, onward)
 
     def _multiply(
         self,
@@ -203,38 +204,40 @@ class _Sweep(GradientPass):
                 fast()
 
     def _row(
-        self, part: Part, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value, offset: Value
+        self, stage: StageKernel, row: Value, time: Value, dy: Value, parity: Value, half: Value, done: Value,
+        offset: Value,
     ) -> None:
         """The differentiated cell on this member's units of one row; the time's output gradients begin at ``dy``."""
         f, c, p, v = self.f, self.c, self.p, self.v
         index = self.index(row)
-        place = offset + looked_up(f, c.ranks, self.first_row + row, self.first_row + row)
-        kept = f.var(p.kept + time * c.kept_step + index * c.kept_row)
+        place = offset + looked_up(f, c.unsorted_indices, self.first_row + row, self.first_row + row)
+        kept = f.var(p.saved_values + time * c.saved_values_step + index * c.saved_values_row)
         with f.if_(c.recompute.compare("!=", 0)):
             kept.set(self.recomputed(done + row))
         rows: dict[str, Any] = {
             "dy": dy + index * p.dy_row,
             "dy_too": p.dy_too + time * p.dy_step + index * p.dy_row,
             "kept": kept.get(),
-            "to_state": self.state_gates(row, parity) + self.gradients_at(part),
-            "to_input": self.input_gates(done + row, half) + self.gradients_at(part),
+            "to_state": self.state_gates(row, parity) + self.gradients_at(stage),
+            "to_input": self.input_gates(done + row, half) + self.gradients_at(stage),
             "upright": self.upright + place * v.bytes,
             "carried": {name: self.carried(name, row) for name in self.cell.states},
-            "operands": {str(other.number): self.operand_gradient(other, row) for other in self.parts[1:]},
+            "states": {},
+            "operands": {other.index: self.operand_gradient(other, row) for other in self.stages[1:]},
         }
-        for name, base in zip(self.cell.states, (p.h_record, p.c_record), strict=False):
-            rows[f"state {name}"] = self.record(base, self.time_before(time), index)
-            rows[f"after {name}"] = self.record(base, time, index)
-        units = self.units_of(part)
+        for name, base in zip(self.cell.states, (p.saved_h, p.saved_c), strict=False):
+            rows["states"][State(name)] = self.record(base, self.time_before(time), index)
+            rows["states"][NewState(name)] = self.record(base, time, index)
+        units = self.units_of(stage)
         with f.loop(units.first, units.last) as unit:
-            self._cell(part, rows, unit)
+            self._cell(stage, rows, unit)
 
-    def _cell(self, part: Part, rows: dict[str, Any], unit: Value) -> None:
+    def _cell(self, stage: StageKernel, rows: dict[str, Any], unit: Value) -> None:
         """The differentiated cell on one vector of units of one row: the gradients of one stage."""
         v, derivative = self.v, self.derivative
         at = unit * v.bytes
-        left = self.units_of(part).size - unit * v.lanes
-        last = part is self.parts[-1]
+        left = self.units_of(stage).size - unit * v.lanes
+        last = stage is self.stages[-1]
         total: dict[str, Value] = {}
 
         def gradient(name: str) -> Value:
@@ -244,61 +247,61 @@ class _Sweep(GradientPass):
                     total[name] = total[name] + self._from_above(rows, at, left)
             return total[name]
 
-        def leaf(which: Leaf) -> Value:
-            kind, name = which
-            if kind == "gradient":
-                return gradient(name)
-            if kind == "operand":
-                return v.load(rows["operands"][name] + at)
-            if kind == "kept":
-                return v.load(rows["kept"] + (unit * len(derivative.kept) + int(name)) * v.bytes)
-            if kind == "vector":
-                return self.vector_weight(name, unit)
-            return v.load(rows[f"{kind} {name}"] + at, v.item)
+        def load(leaf: Leaf) -> Value:
+            match leaf:
+                case StateCotangent(name):
+                    return gradient(name)
+                case OperandCotangent(index):
+                    return v.load(rows["operands"][index] + at)
+                case Saved(index):
+                    return v.load(rows["kept"] + (unit * len(derivative.kept) + index) * v.bytes)
+                case Peephole(gate):
+                    return self.peephole(gate, unit)
+            return v.load(rows["states"][leaf] + at, v.item)
 
         if last:
             gradient("h")
-        names = [name for name in self.cell.states if derivative.settled_in(name) == part.number]
+        names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         found = {name: expression for name in names if (expression := self._state(name)) is not None}
-        slots = part.derivative.slots
-        values = evaluate([*slots, *found.values()], leaf, v)
+        slots = stage.derivative.slots
+        values = evaluate([*slots, *found.values()], load, v)
         new = dict(zip(found, values[len(slots) :], strict=True))
         if last and "h" not in names:
             # For the stages before.
             v.store(total["h"], rows["carried"]["h"] + at)
         for name in names:
             v.store(new.get(name, v.const(0.0)), rows["carried"][name] + at)
-        self._store_slots(part, rows, unit, left, values[: len(slots)])
+        self._store_slots(stage, rows, unit, left, values[: len(slots)])
 
     def _state(self, name: str) -> Expr | None:
         """The gradient of a previous state."""
         return self.derivative.states[self.cell.states.index(name)]
 
     def _store_slots(
-        self, part: Part, rows: dict[str, Any], unit: Value, left: Value, values: Sequence[Value]
+        self, stage: StageKernel, rows: dict[str, Any], unit: Value, left: Value, values: Sequence[Value]
     ) -> None:
         """A stage's gradients of a vector of units, of which so many are left, to the three places."""
-        f, c, v, derivative = self.f, self.c, self.v, part.derivative
+        f, c, v, derivative = self.f, self.c, self.v, stage.derivative
         whole = left >= v.lanes
         # Where no unit is, the rows must hold zeros: the GEMMs run over them.
-        slots = [whole.select(slot, v.keep_first(slot, left)) for slot in values]
+        slots = [whole.select(slot, v.zero_tail(slot, left)) for slot in values]
         for into, places in (("to_state", derivative.from_state), ("to_input", derivative.from_input)):
             for gate, place in enumerate(places):
-                v.store(slots[place], rows[into] + (unit * part.gates + gate) * v.bytes)
+                v.store(slots[place], rows[into] + (unit * stage.num_gates + gate) * v.bytes)
         with f.if_(self.of_weights):
             for place, slot in enumerate(slots):
-                v.store(slot, rows["upright"] + self.slot_at(part, unit, place) * c.transposed_stride)
+                v.store(slot, rows["upright"] + self.slot_at(stage, unit, place) * c.transposed_stride)
 
     def _from_above(self, rows: dict[str, Any], at: Value, left: Value) -> Value:
         """What reaches h from the output at its own time, in the layers below the last from both directions."""
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
         with f.if_(self.p.dy.compare("!=", 0)):
-            with f.if_else(left >= v.lanes) as (whole, part):
+            with f.if_else(left >= v.lanes) as (whole, tail):
                 with whole:
                     total.set(v.load(rows["dy"] + at, v.item))
-                with part:
-                    total.set(v.load_first(rows["dy"] + at, left))
+                with tail:
+                    total.set(v.load_masked(rows["dy"] + at, left))
             with f.if_(self.p.dy_too.compare("!=", 0)):
                 total.set(total.get() + v.load(rows["dy_too"] + at, v.item))
         return total.get()
@@ -314,7 +317,7 @@ class _Sweep(GradientPass):
             # In the place that it has in its panel, for dropout's masks are made for whole ones.
             offset = column % self.panel_vectors * v.bytes
             places = self.zeros, f.constant(0), self.panel + offset, f.constant(self.panel_bytes)
-            weights, onward = (p.x_weights, p.x_matrix, p.k, self.gate_columns), f.constant(1)
+            weights, onward = (p.x_weights, p.unpacked_x_weights, p.k, self.gate_columns), f.constant(1)
             self._multiply(column, vectors, count, self.rows_table, weights, places, onward)
             self._deliver_part(begin, end, column, vectors, offset)
 
@@ -326,7 +329,7 @@ class _Sweep(GradientPass):
         place = f.var(0)
         with f.loop(begin, end) as step:
             time = self.time_back(step)
-            dx = step_at(f, p.dx, p.dx_step, p.dx_row, p.dx_firsts, time)
+            dx = step_at(f, p.dx, p.dx_step, p.dx_row, p.dx_row_offsets, time)
             with f.loop(0, self.alive(time)) as row:
                 index = self.index(row)
                 source = self.panel + place.get() * self.panel_bytes

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.loop import MATRICES, SHARED, Pass, Program, looked_up, step_at
-from fusedrnn.engines.cpu.kernels.stages import Part
+from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Pass, Program, looked_up, step_at
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Function, Value
 from fusedrnn.jit.struct import Record
 from fusedrnn.jit.vector import Vectors
 
 CALL = Record(
     *SHARED,
-    "block", "weight_starts", "out_weight_starts", "ranks", "totals", "falling",
+    "block", "weight_starts", "out_weight_starts", "unsorted_indices", "batch_sizes", "sorted_indices",
     "add_states", "add_params", "recompute",
     "groups", "group_stride", "state_gates_offset", "input_gates_offset", "gates_row", "carried_offset", "carried_size",
     "carried_stride", "operands_offset", "transposed_offset", "transposed_stride",
@@ -18,26 +18,26 @@ CALL = Record(
     "scratch", "scratch_stride", "places_offset", "panel_offset", "packed_offset", "packed_panels", "inner",
     "kept_offset",
     "forward_gates_offset", "forward_gates_stride", "recurrent_offset", "masked_offset", "masked_row",
-    "x_gradient", "x_step", "x_row", "x_firsts", "x_add", "x_size",
+    "x_gradient", "x_step", "x_row", "x_row_offsets", "x_add", "x_size",
     "dx_partial", "dx_partial_step", "dx_partial_row", "dx_partial_size",
 )  # fmt: skip
 """A *team* is the members that work on the same direction; its memory, ``group_stride`` bytes, holds the rows of gate
 gradients, what is carried from step to step, upright gradients and the weights' gradients."""
-PASS = Record(
-    "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_firsts",
-    "dx", "dx_step", "dx_row", "dx_firsts", "add_x",
+LAYER_DIR = Record(
+    "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_row_offsets",
+    "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
     "x_weights", "h_weights", "projection", "peepholes",
-    "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *MATRICES,
-    "dh_n", "dc_n", "dh0", "dc0", "h_record", "c_record", "operand_record", "kept",
+    "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *UNPACKED_PARAMS,
+    "dh_n", "dc_n", "dh0", "dc0", "saved_h", "saved_c", "saved_operand", "saved_values",
     "d_x_weights", "d_h_weights", "d_projection", "d_peepholes", "d_x_bias", "d_h_bias",
 )  # fmt: skip
 
 
-class GradientPass(Pass):
+class BackwardEmitter(Pass):
     """A function of backward's under construction."""
 
     def __init__(self, program: Program, name: str, more: tuple[str, ...] = ()) -> None:
-        super().__init__(program, name, (CALL, PASS), more)
+        super().__init__(program, name, (CALL, LAYER_DIR), more)
         c, v = self.c, self.v
         self.kept_slots = len(self.derivative.kept)
         self.unit_vectors = self.vectors_of(c.hidden)
@@ -45,7 +45,7 @@ class GradientPass(Pass):
         self.team = c.groups + self.turn * c.group_stride
         self.upright = self.team + c.transposed_offset
         self.scratch = c.scratch + self.member * c.scratch_stride
-        self.state_rows, self.rows_table = self.scratch, self.scratch + self.rows * (16 * len(self.parts))
+        self.state_rows, self.rows_table = self.scratch, self.scratch + self.rows * (16 * len(self.stages))
         # A row of zeros for GEMMs to start from lies before the panel that they make.
         self.zeros = self.scratch + c.panel_offset
         self.panel = self.zeros + self.panel_bytes
@@ -67,35 +67,35 @@ class GradientPass(Pass):
         found = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
         if self.cell.projects:
             found.append(p.d_projection)
-        if self.cell.vectors:
+        if self.cell.peepholes:
             found.append(p.d_peepholes)
         return self.wanted(*found)
 
-    def columns_of(self, part: Part) -> Value:
+    def columns_of(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's gradients, those of units that are not there among them."""
-        return self.vectors_of(self.units_of(part).size) * (part.gates * self.v.lanes)
+        return self.vectors_of(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)
 
-    def gradients_at(self, part: Part) -> Value:
+    def gradients_at(self, stage: StageKernel) -> Value:
         """Where a stage's gradients begin in a row of gate gradients."""
-        return self.unit_vectors * (part.before * self.v.bytes)
+        return self.unit_vectors * (stage.first_gate * self.v.bytes)
 
-    def slot_at(self, part: Part, unit: Value, slot: int) -> Value:
+    def slot_at(self, stage: StageKernel, unit: Value, slot: int) -> Value:
         """The number of a stage's distinct gradient of a vector of units, among those of all."""
-        return self.unit_vectors * part.slots_before + unit * part.slots + slot
+        return self.unit_vectors * stage.first_grad + unit * stage.num_grads + slot
 
-    def operand_gradient(self, part: Part, row: Value) -> Value:
+    def operand_gradient(self, stage: StageKernel, row: Value) -> Value:
         """This member's row of what reaches the operand of a stage behind the first."""
         c = self.c
-        place = (part.number - 1) * c.batch + self.first_row + row
+        place = (stage.index - 1) * c.batch + self.first_row + row
         return self.team + c.operands_offset + place * c.carried_stride
 
-    def row_table(self, part: Part, parity: Value) -> Value:
+    def row_table(self, stage: StageKernel, parity: Value) -> Value:
         """The addresses of a stage's rows of gradients: of even steps, then of odd ones."""
-        return self.state_rows + (parity + 2 * part.number) * self.rows * 8
+        return self.state_rows + (parity + 2 * stage.index) * self.rows * 8
 
     def alive_in_batch(self, time: Value) -> Value:
         """How many sequences of the whole batch have that time."""
-        return looked_up(self.f, self.c.totals, time, self.c.batch)
+        return looked_up(self.f, self.c.batch_sizes, time, self.c.batch)
 
     def carried(self, name: str, row: Value) -> Value:
         """This member's row of what reaches a state from the step after."""
@@ -138,15 +138,15 @@ def emit_deliver(program: Program) -> Function:
 def deliver(f: Function, v: Vectors, value: Value, into: Value, left: Value, add: Value) -> None:
     """A vector to memory of any alignment, written or added, as many lanes as are left."""
     total = f.var(value)
-    with f.if_else(left >= v.lanes) as (whole, part):
+    with f.if_else(left >= v.lanes) as (whole, tail):
         with whole:
             with f.if_(add.compare("!=", 0)):
                 total.set(v.load(into, v.item) + value)
             v.store(total.get(), into, v.item)
-        with part:
+        with tail:
             with f.if_(add.compare("!=", 0)):
-                total.set(v.load_first(into, left) + value)
-            v.store_first(total.get(), into, left)
+                total.set(v.load_masked(into, left) + value)
+            v.store_masked(total.get(), into, left)
 
 
 def emit_add_directions(program: Program) -> Function:
@@ -154,9 +154,9 @@ def emit_add_directions(program: Program) -> Function:
     f = Function(program.module, "add_directions", ["call", "member", "members"])
     call, member, members = f.arguments
     c, v = CALL.read(f, call), Vectors(f, program.target, program.dtype)
-    with f.loop(member, c.steps, members) as time, f.loop(0, looked_up(f, c.totals, time, c.batch)) as rank:
-        index = looked_up(f, c.falling, rank, rank)
-        into = step_at(f, c.x_gradient, c.x_step, c.x_row, c.x_firsts, time) + index * c.x_row
+    with f.loop(member, c.steps, members) as time, f.loop(0, looked_up(f, c.batch_sizes, time, c.batch)) as rank:
+        index = looked_up(f, c.sorted_indices, rank, rank)
+        into = step_at(f, c.x_gradient, c.x_step, c.x_row, c.x_row_offsets, time) + index * c.x_row
         one = c.dx_partial + time * c.dx_partial_step + index * c.dx_partial_row
         with f.loop(0, c.x_size, v.lanes) as feature:
             at = feature * v.item

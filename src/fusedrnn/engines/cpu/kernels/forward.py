@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
+from fusedrnn.cell.leaves import NewState, Peephole, PreH, PreSum, PreX, Projected, Saved, StageOperand, State
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
-from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM
-from fusedrnn.engines.cpu.kernels.loop import MATRICES, SHARED, Program, each_pass, step_at
-from fusedrnn.engines.cpu.kernels.stages import Part
-from fusedrnn.engines.cpu.kernels.states import StatePass
+from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
+from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Program, each_pass, step_at
+from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
+from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Record
 from fusedrnn.jit.sync import flush_denormals
@@ -26,11 +27,14 @@ CALL = Record(
     "scratch", "scratch_stride", "h_rows_offset", "gates_offset", "gates_stride", "recurrent_offset",
     "masked_offset", "masked_row", "biases_offset", "biases_size",
 )  # fmt: skip
-PASS = Record(
-    "x", "x_step", "x_row", "x_firsts", "k", "y", "y_step", "y_row", "y_firsts", "reverse",
-    "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *MATRICES,
-    "h0", "c0", "h_n", "c_n", "x_copy", "h_record", "c_record", "operand_record", "kept",
+LAYER_DIR = Record(
+    "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
+    "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,
+    "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values",
 )  # fmt: skip
+
+Rows = dict[Result | str, Value]
+"""Where the results of a row go: by result for the reserve; "y", the output; "kept", the reserve's saved values."""
 
 
 def build_forward(variant: Variant, dtype: str, target: Target) -> Module:
@@ -49,14 +53,14 @@ def _build(program: Program, sequence: Function) -> Module:
     f = Function(program.module, "forward", ["call", "member"], exported=True)
     call, member = f.arguments
     c = CALL.read(f, call)
-    everyone = c.grid_passes * c.grid_rows * c.grid_units
+    everyone = c.grid_layer_dirs * c.grid_rows * c.grid_units
 
     def run(layer: Value, direction: Value) -> None:
         f.call(sequence, call, member, layer, direction)
 
     def after(layer: Value) -> None:
         """The next layer reads what others have made, if they share rows."""
-        with f.if_((c.grid_passes * c.grid_units > 1) & (layer < c.layers - 1)):
+        with f.if_((c.grid_layer_dirs * c.grid_units > 1) & (layer < c.layers - 1)):
             f.call(program.barrier, c.barriers, everyone, c.spins)
 
     with f.if_(member < everyone), flush_denormals(f):
@@ -65,14 +69,16 @@ def _build(program: Program, sequence: Function) -> Module:
     return program.module
 
 
-class _Inference(StatePass):
+class _Inference(StateEmitter):
     """A member's part of one pass, nothing kept."""
+
+    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand)
 
     def __init__(self, program: Program) -> None:
         self.gemm = Declared(program.module, GEMM)
         if program.is_plain:
-            self.unpacked = Declared(program.module, UNPACKED_GEMM)
-        super().__init__(program, "sequence", (CALL, PASS))
+            self.unpacked = Declared(program.module, UNPACKED_GEMM_NT)
+        super().__init__(program, "sequence", (CALL, LAYER_DIR))
         scratch, c = self.scratch, self.c
         self.x_rows, self.gate_row = scratch, scratch + c.gates_offset
         self.recurrent, self.biases = scratch + c.recurrent_offset, scratch + c.biases_offset
@@ -120,7 +126,7 @@ class _Inference(StatePass):
             for gate in range(self.gates):
                 column = (unit - self.hidden.first) * self.gates + gate
                 offset = (c.hidden * gate + unit * v.lanes) * v.item
-                of_input, of_state = (self._bias(base, offset, left) for base in (p.x_vector, p.h_vector))
+                of_input, of_state = (self._bias(base, offset, left) for base in (p.unpacked_x_bias, p.unpacked_h_bias))
                 into = self.biases + column * v.bytes
                 v.store(of_input + of_state if self.cell.merged else of_input, into)
                 v.store(of_state, into + c.biases_size)
@@ -130,11 +136,11 @@ class _Inference(StatePass):
         f, v = self.f, self.v
         bias = f.var(v.const(0.0))
         with f.if_(base.compare("!=", 0)):
-            bias.set(v.load_first(base + offset, left))
+            bias.set(v.load_masked(base + offset, left))
         return bias.get()
 
     def _multiply(
-        self, part: Part, of_state: bool, column: Value, vectors: Value, count: Value, rows: Value, at: Value,
+        self, stage: StageKernel, of_state: bool, column: Value, vectors: Value, count: Value, rows: Value, at: Value,
         stride: Value, fresh: bool, onward: Value,
     ) -> None:  # fmt: skip
         """Columns of an input GEMM, or of a recurrent one, added to what is there or, fresh, to the bias.
@@ -142,15 +148,15 @@ class _Inference(StatePass):
         The panel needed next is so many further ``onward``.
         """
         f, c, p, v = self.f, self.c, self.p, self.v
-        k = self.operand_size(part) if of_state else p.k
+        k = self.operand_size(stage) if of_state else p.k
         start_stride = f.constant(0) if fresh else stride
 
         def packed() -> None:
-            if part.projects:
+            if stage.projects:
                 b, start = self.weights_at(p.projection, column, k), self.biases
             else:
                 weights, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
-                place = self.base_column(part) + column
+                place = self.base_column(stage) + column
                 b, start = self.weights_at(weights, place, k), bias + place * v.bytes
             begin = start if fresh else at
             ahead = b + onward * k * self.panel_bytes
@@ -159,7 +165,7 @@ class _Inference(StatePass):
         if not self.is_plain:
             packed()
             return
-        matrix = p.h_matrix if of_state else p.x_matrix
+        matrix = p.unpacked_h_weights if of_state else p.unpacked_x_weights
         placed = self.biases + (column - self.hidden.first * self.gates) * v.bytes
         placed = placed + (c.biases_size if of_state else 0)
         with f.if_else(self.is_unpacked) as (loose, fast):
@@ -175,18 +181,19 @@ class _Inference(StatePass):
         count = f.var(0)
         with f.loop(first, last) as step:
             time = self.time(step)
-            at = step_at(f, p.x, p.x_step, p.x_row, p.x_firsts, time)
+            at = step_at(f, p.x, p.x_step, p.x_row, p.x_row_offsets, time)
             with f.loop(0, self.alive(time)) as row:
                 index = self.index(row)
                 f.store(self._input_row(at + index * p.x_row, time, index, count.get()), self.x_rows + count.get() * 8)
                 count.set(count.get() + 1)
         with f.if_(count.get() > 0):
-            for part in self.gate_parts:
-                first = self.hidden.first * part.gates
-                with self.panels(first, self.hidden.last * part.gates) as (column, vectors):
-                    into = self.gate_row + self.region(part) + (column - first) * self.v.bytes
+            for stage in self.gate_stages:
+                first = self.hidden.first * stage.num_gates
+                with self.panels(first, self.hidden.last * stage.num_gates) as (column, vectors):
+                    into = self.gate_row + self.region(stage) + (column - first) * self.v.bytes
                     places = into, self.c.gates_stride
-                    self._multiply(part, False, column, vectors, count.get(), self.x_rows, *places, True, f.constant(1))
+                    onward = f.constant(1)
+                    self._multiply(stage, False, column, vectors, count.get(), self.x_rows, *places, True, onward)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Where the input GEMM shall read a row that lies at ``source``."""
@@ -196,96 +203,96 @@ class _Inference(StatePass):
         """One step, stage by stage: a stage behind the first multiplies what all members have made."""
         f, c, p = self.f, self.c, self.p
         gates = self.gate_row + done * c.gates_stride
-        y = step_at(f, p.y, p.y_step, p.y_row, p.y_firsts, time)
-        for part in self.parts:
-            if part.number:
+        y = step_at(f, p.y, p.y_step, p.y_row, p.y_row_offsets, time)
+        for stage in self.stages:
+            if stage.index:
                 self.meet()
-            self._stage(part, step, time, alive, gates, y)
+            self._stage(stage, step, time, alive, gates, y)
 
-    def _stage(self, part: Part, step: Value, time: Value, alive: Value, gates: Value, y: Value) -> None:
+    def _stage(self, stage: StageKernel, step: Value, time: Value, alive: Value, gates: Value, y: Value) -> None:
         """Block by block of units, the GEMM of a stage and then the cell's maths on what it gave."""
-        f, c, v, blocking = self.f, self.c, self.v, self.blocking(part)
+        f, c, v, blocking = self.f, self.c, self.v, self.blocking(stage)
         parity = step & 1
-        rows = self.row_table(part, parity)
+        rows = self.row_table(stage, parity)
         backwards = self.backwards(step)
         back = 1 - 2 * blocking.block_panels
-        begin = self.hidden.first * part.gates
-        with self.blocks(part, backwards) as (unit, end):
-            first, past = unit * part.gates, end * part.gates
+        begin = self.hidden.first * stage.num_gates
+        with self.blocks(stage, backwards) as (unit, end):
+            first, past = unit * stage.num_gates, end * stage.num_gates
             with self.panels(first, past) as (column, vectors):
                 onward = (backwards & (column + vectors).equals(past)).select(f.constant(back), 1)
-                if part.stage.merged:
-                    at = gates + self.region(part) + (column - begin) * v.bytes
-                    self._multiply(part, True, column, vectors, alive, rows, at, c.gates_stride, False, onward)
+                if stage.accumulates_in_place:
+                    at = gates + self.region(stage) + (column - begin) * v.bytes
+                    self._multiply(stage, True, column, vectors, alive, rows, at, c.gates_stride, False, onward)
                 else:
                     at = self.recurrent + (column - first) * v.bytes
-                    stride = f.constant(blocking.block_columns * v.bytes)
-                    self._multiply(part, True, column, vectors, alive, rows, at, stride, True, onward)
+                    stride = f.constant(blocking.block_col_vecs * v.bytes)
+                    self._multiply(stage, True, column, vectors, alive, rows, at, stride, True, onward)
             with f.loop(0, alive) as row:
                 places = self._output_rows(y, time, self.index(row))
                 with f.loop(unit, end) as at:
-                    self._cell(part, row, at, at - unit, parity, gates, places)
+                    self._cell(stage, row, at, at - unit, parity, gates, places)
 
-    def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
+    def _output_rows(self, y: Value, time: Value, index: Value) -> Rows:
         """Where the results of a row go at that time, whose rows of output begin at ``y``."""
         return {"y": y + index * self.p.y_row}
 
     def _cell(
-        self, part: Part, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: dict[str, Value]
+        self, stage: StageKernel, row: Value, unit: Value, within: Value, parity: Value, gates: Value, rows: Rows
     ) -> None:
         """The cell's maths on one vector of units of one row."""
         c, v, cell = self.c, self.v, self.cell
-        offset, count = unit * v.bytes, part.gates
+        offset, count = unit * v.bytes, stage.num_gates
         gate_row = gates + row * c.gates_stride
-        from_state = self.recurrent + (row * self.blocking(part).block_columns + within * count) * v.bytes
+        from_state = self.recurrent + (row * self.blocking(stage).block_col_vecs + within * count) * v.bytes
         state = {name: self.state_rows(name, row) + offset for name in cell.states}
         before, after = state["h"] + parity * self.h_size, state["h"] + (1 - parity) * self.h_size
 
-        def leaf(which: Leaf) -> Value:
-            kind, name = which
-            if kind == "state":
-                return v.load(before if name == "h" else state[name])
-            if kind == "vector":
-                return self.vector_weight(name, unit)
-            if kind == "projected":
-                return v.load(from_state)
-            if kind == "h":
-                return v.load(from_state + part.stage.gates.index(name) * v.bytes)
-            return v.load(self.from_input(gate_row, name, unit))
+        def load(leaf: Leaf) -> Value:
+            match leaf:
+                case State(name):
+                    return v.load(before if name == "h" else state[name])
+                case Peephole(gate):
+                    return self.peephole(gate, unit)
+                case Projected():
+                    return v.load(from_state)
+                case PreH(gate):
+                    return v.load(from_state + stage.gate_names.index(gate) * v.bytes)
+                case PreX(gate) | PreSum(gate):
+                    return v.load(self.from_input(gate_row, gate, unit))
+            raise AssertionError(leaf)
 
-        roots = part.wanted("state", "operand", *self._kept_kinds())
-        values = evaluate([root[2] for root in roots], leaf, v)
-        for (kind, name, _), value in zip(roots, values, strict=True):
-            if kind == "state":
-                v.store(value, after if name == "h" else state[name])
-            elif kind == "operand":
-                v.store(value, self.operand_row(self.parts[int(name)], row) + offset)
-            self._result(part, kind, name, value, unit, rows)
+        results = stage.results_of(*self._result_kinds)
+        for result, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
+            match result:
+                case NewState(name):
+                    v.store(value, after if name == "h" else state[name])
+                case StageOperand(number):
+                    v.store(value, self.operand_row(self.stages[number], row) + offset)
+            self._result(stage, result, value, unit, rows)
 
-    def _kept_kinds(self) -> tuple[str, ...]:
-        """What is computed beside new states and operands."""
-        return ()
-
-    def _result(self, part: Part, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+    def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
         """A vector of what a row's step gave, to where it is wanted beside the state buffers."""
-        if (kind, name) == ("state", "h"):
+        if result == NewState("h"):
             self.store_real(value, unit, rows["y"] + unit * self.v.bytes, self.c.out)
 
 
 class _Training(_Inference):
     """A member's part of one pass, the reserve filled."""
 
-    def _records(self) -> dict[str, Value]:
+    _result_kinds = (NewState, StageOperand, Saved)
+
+    def _records(self) -> Rows:
         """Where the reserve has the states of this pass, and what a second stage multiplies."""
         p = self.p
-        found = dict(zip(self.cell.states, (p.h_record, p.c_record), strict=False))
-        return found | {"1": p.operand_record} if len(self.parts) > 1 else found
+        records: Rows = dict(zip(map(NewState, self.cell.states), (p.saved_h, p.saved_c), strict=False))
+        return records | {StageOperand(1): p.saved_operand} if len(self.stages) > 1 else records
 
     def record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """An initial state goes where the one of a step before the row's first would."""
         first = self.p.reverse.equals(0).select(self.f.constant(-1), self.length(row))
         units = self.units_of_state(name)
-        self.f.copy(self.record(self._records()[name], first, index) + units.own, source, units.own_bytes)
+        self.f.copy(self.record(self._records()[NewState(name)], first, index) + units.own, source, units.own_bytes)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Keep a copy of the network's input, and drop elements of what a layer reads from the one below."""
@@ -296,22 +303,19 @@ class _Training(_Inference):
             f.copy(copy + begin, source + begin, end - begin)
         return self.gathered(source, self.scratch + c.masked_offset + place * c.masked_row, index, time)
 
-    def _output_rows(self, y: Value, time: Value, index: Value) -> dict[str, Value]:
-        records = {name: self.record(base, time, index) for name, base in self._records().items()}
-        kept = self.p.kept + time * self.c.kept_step + index * self.c.kept_row
+    def _output_rows(self, y: Value, time: Value, index: Value) -> Rows:
+        records = {result: self.record(base, time, index) for result, base in self._records().items()}
+        kept = self.p.saved_values + time * self.c.saved_values_step + index * self.c.saved_values_row
         return {**super()._output_rows(y, time, index), "kept": kept, **records}
 
-    def _kept_kinds(self) -> tuple[str, ...]:
-        return ("kept",)
-
-    def _result(self, part: Part, kind: str, name: str, value: Value, unit: Value, rows: dict[str, Value]) -> None:
+    def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
         f, v, kept = self.f, self.v, len(self.derivative.kept)
-        if kind == "kept":
-            with f.if_(self.p.kept.compare("!=", 0)):
-                v.store(value, rows["kept"] + (unit * kept + int(name)) * v.bytes)
+        if isinstance(result, Saved):
+            with f.if_(self.p.saved_values.compare("!=", 0)):
+                v.store(value, rows["kept"] + (unit * kept + result.index) * v.bytes)
             return
-        size = self.units_of(part).size
-        self.store_real(value, unit, rows[name] + unit * v.bytes, size)
-        if (kind, name) == ("state", "h"):
+        size = self.units_of(stage).size
+        self.store_real(value, unit, rows[result] + unit * v.bytes, size)
+        if result == NewState("h"):
             with f.if_(self.p.y.compare("!=", 0)):
                 self.store_real(value, unit, rows["y"] + unit * v.bytes, size)

@@ -29,7 +29,7 @@ _CACHE_LINE = 64
 GEMM = Signature(
     "gemm", ("count", "vectors", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride", "ahead")
 )
-UPRIGHT_GEMM = Signature(
+GEMM_TN = Signature(
     "upright", ("count", "vectors", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead")
 )
 
@@ -116,10 +116,10 @@ def emit_gemm(module: Module, target: Target, dtype: str) -> Function:
     return f
 
 
-def emit_upright_gemm(module: Module, target: Target, dtype: str) -> Function:
+def emit_gemm_tn(module: Module, target: Target, dtype: str) -> Function:
     """The same for an upright A of at most a vector's lanes; its last argument says what is needed next."""
     made = _emit_tiles(module, target, dtype, upright=True)
-    f = Function.of(module, UPRIGHT_GEMM)
+    f = Function.of(module, GEMM_TN)
     count, vectors, a, b, k, start, start_stride, c, c_stride, ahead = f.arguments
     part = k * (target.tile[1] * target.vector_bits // 8) // _PARTS
     item = ITEM_SIZE[dtype]

@@ -15,18 +15,18 @@ from fusedrnn.jit.vector import Vectors
 _MOST_ROWS = 4
 
 _PLACES = "start", "start_stride", "c", "c_stride", "column", "hidden", "gates"
-UNPACKED_GEMM = Signature("unpacked", ("count", "vectors", "a_rows", "weights", "k", *_PLACES))
-UNPACKED_BACK = Signature("unpacked_back", ("count", "vectors", "a_rows", "weights", "columns", *_PLACES))
+UNPACKED_GEMM_NT = Signature("unpacked", ("count", "vectors", "a_rows", "weights", "k", *_PLACES))
+UNPACKED_GEMM_NN = Signature("unpacked_back", ("count", "vectors", "a_rows", "weights", "columns", *_PLACES))
 
 
-def emit_unpacked_gemm(module: Module, target: Target, dtype: str) -> Function:
+def emit_unpacked_gemm_nt(module: Module, target: Target, dtype: str) -> Function:
     """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
 
     Computes as many vectors of columns of A·Wᵀ, for any number of rows, as
     :func:`fusedrnn.engines.cpu.kernels.gemm.emit_gemm`; ``column`` is the number of the first.
     """
     made = [_emit_turned_tile(module, target, dtype, rows) for rows in range(1, _MOST_ROWS + 1)]
-    f = Function.of(module, UNPACKED_GEMM)
+    f = Function.of(module, UNPACKED_GEMM_NT)
     count, vectors, a_rows, weights, k, start, start_stride, c, c_stride, column, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)
     # Column by column, without a division for each: the gate, the first unit.
@@ -66,17 +66,17 @@ def _emit_turned_tile(module: Module, target: Target, dtype: str, rows: int) -> 
     with f.loop(0, even, v.lanes) as index:
         for place in places:
             f.prefetch(after + place + index * v.item)
-        for ahead, vector in enumerate(v.turned([column + index * v.item for column in columns])):
+        for ahead, vector in enumerate(v.transpose_square([column + index * v.item for column in columns])):
             multiply(index + ahead, vector)
     with f.loop(even, k) as index:
-        multiply(index, v.gathered([column + index * v.item for column in columns]))
+        multiply(index, v.gather([column + index * v.item for column in columns]))
     for i, sums in enumerate(total):
         v.store(sums.get(), c + c_stride * i)
     f.done()
     return f
 
 
-def emit_unpacked_back(module: Module, target: Target, dtype: str) -> Function:
+def emit_unpacked_gemm_nn(module: Module, target: Target, dtype: str) -> Function:
     """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
 
     As many vectors of columns of A·W, where the rows of A hold all gates of all units, as packed kernels make them of
@@ -88,7 +88,7 @@ def emit_unpacked_back(module: Module, target: Target, dtype: str) -> Function:
         [_emit_straight_tile(module, target, dtype, rows, *kind) for rows in range(1, _MOST_ROWS + 1)]
         for kind in ((width, True), *((vectors, False) for vectors in range(1, width + 1)))
     ]
-    f = Function.of(module, UNPACKED_BACK)
+    f = Function.of(module, UNPACKED_GEMM_NN)
     count, vectors, a_rows, weights, columns, start, start_stride, c, c_stride, column, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)
     feature = column * v.lanes
@@ -130,7 +130,7 @@ def _emit_straight_tile(
             at = [source + lane * stride + j * v.bytes for j in range(vectors)]
             b = [v.load(one, v.item) for one in (at if whole else at[:-1])]
             if not whole:
-                b.append(v.load_first(at[-1], in_last))
+                b.append(v.load_masked(at[-1], in_last))
             for i in range(rows):
                 scalar = v.broadcast(a[i] + place + lane * v.item)
                 for j in range(vectors):

@@ -17,7 +17,14 @@ from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
-from fusedrnn.engines.cpu.kernels.stages import Blocking, Part, cell_of, derivative_of, is_plain, parts_of
+from fusedrnn.engines.cpu.kernels.stages import (
+    Blocking,
+    StageKernel,
+    derivative_of,
+    is_plain,
+    lowered_cell,
+    stage_kernels,
+)
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Fields, Record
 from fusedrnn.jit.sync import BARRIER_BYTES, PROGRESS_BYTES, emit_barrier, emit_reach, emit_wait, tell
@@ -26,10 +33,10 @@ from fusedrnn.jit.vector import Vectors
 
 SHARED = (
     "steps", "batch", "layers", "directions", "hidden", "out",
-    "grid_passes", "grid_rows", "grid_units", "row_starts", "unit_starts", "out_starts", "chunk",
-    "order", "alive", "lengths",
-    "passes", "barriers", "progress", "spins",
-    "record_step", "record_row", "kept_step", "kept_row",
+    "grid_layer_dirs", "grid_rows", "grid_units", "row_starts", "unit_starts", "out_starts", "chunk",
+    "row_to_sequence", "active_rows", "lengths",
+    "layer_dirs", "barriers", "progress", "spins",
+    "saved_state_step", "saved_state_row", "saved_values_step", "saved_values_row",
     "threshold", "scale", "seed",
 )  # fmt: skip
 """The fields that the records of both loops begin with.
@@ -38,18 +45,19 @@ SHARED = (
 ``order``, ``alive`` and ``lengths`` are tables, 0 if every sequence has all steps: the place in the batch of each row;
 for each row group, how many of its rows live at each time; the length of each row. ``record`` strides are those of the
 states in a reserve, ``kept`` strides those of whatever else it keeps. ``threshold``, ``scale`` (the bits of a float64)
-and ``seed`` are dropout's; a threshold of 0 means none. ``grid_passes`` groups run passes side by side: the directions
+and ``seed`` are dropout's; a threshold of 0 means none. ``grid_layer_dirs`` groups run passes side by side: the
+directions
 of a layer, or, where there is one direction, layers, each a chunk of steps behind the one whose results it reads;
 ``progress`` is how far each layer's row groups have come.
 """
 
-MATRICES = "x_matrix", "h_matrix", "x_vector", "h_vector"
+UNPACKED_PARAMS = "unpacked_x_weights", "unpacked_h_weights", "unpacked_x_bias", "unpacked_h_bias"
 """A pass's weights and biases as they lie: for a call without packed ones, whose ``x_weights`` is 0."""
 
 
 def layers_side_by_side(c: Fields) -> Value:
     """Whether the groups of passes are layers."""
-    return (c.grid_passes > 1) & c.directions.equals(1)
+    return (c.grid_layer_dirs > 1) & c.directions.equals(1)
 
 
 def each_pass(
@@ -59,12 +67,12 @@ def each_pass(
 
     Where layers run one by one ``after(layer)`` comes after each.
     """
-    first = member % c.grid_passes
+    first = member % c.grid_layer_dirs
     with f.if_else(layers_side_by_side(c)) as (side_by_side, one_by_one):
-        with side_by_side, f.loop(first, c.layers, c.grid_passes) as layer:
+        with side_by_side, f.loop(first, c.layers, c.grid_layer_dirs) as layer:
             run(layer, f.constant(0))
         with one_by_one, f.loop(0, c.layers) as layer:
-            with f.loop(first, c.directions, c.grid_passes) as direction:
+            with f.loop(first, c.directions, c.grid_layer_dirs) as direction:
                 run(layer, direction)
             after(layer)
 
@@ -94,7 +102,7 @@ class Program:
     target: Target
     cell: TracedCell
     derivative: Derivative
-    parts: tuple[Part, ...]
+    stages: tuple[StageKernel, ...]
     barrier: Function
     reach: Function
 
@@ -105,7 +113,7 @@ class Program:
         wait = emit_wait(module)
         meeting = emit_barrier(module, wait), emit_reach(module, wait)
         return cls(
-            module, dtype, target, cell_of(variant), derivative_of(variant), parts_of(variant), *meeting
+            module, dtype, target, lowered_cell(variant), derivative_of(variant), stage_kernels(variant), *meeting
         )
 
     @property
@@ -143,23 +151,23 @@ class Pass:
         self.v = Vectors(f, program.target, program.dtype)
         self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
-        self.parts = program.parts
+        self.stages = program.stages
         self.gates = len(program.cell.gates)
         self.is_plain = program.is_plain
         call, self.member, self.layer, self.direction = f.arguments[:4]
         self.c = c = records[0].read(f, call)
         number = self.layer * c.directions + self.direction
-        self.p = records[1].read(f, c.passes + number * (8 * len(records[1].names)))
+        self.p = records[1].read(f, c.layer_dirs + number * (8 * len(records[1].names)))
         self.is_unpacked = self.p.x_weights.equals(0)
         self._divide()
 
     def _divide(self) -> None:
         """Which rows and units are this member's."""
         f, c = self.f, self.c
-        self.turn = self.member % c.grid_passes
+        self.turn = self.member % c.grid_layer_dirs
         # What passes that run side by side must not share: directions, or layers of one.
         self.slot = c.directions.equals(1).select(self.turn, self.direction)
-        rest = self.member // c.grid_passes
+        rest = self.member // c.grid_layer_dirs
         self.row_group, self.unit_group = rest % c.grid_rows, rest // c.grid_rows
         self.first_row = f.load(c.row_starts + self.row_group * 8)
         self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
@@ -173,48 +181,48 @@ class Pass:
         own, end = first * v.bytes, (last * v.lanes).at_most(size)
         return Units(first, last, size, own, end * v.item - own)
 
-    def units_of(self, part: Part) -> Units:
+    def units_of(self, stage: StageKernel) -> Units:
         """This member's share of the units for which a stage has columns."""
-        return self.out if part.projects else self.hidden
+        return self.out if stage.projects else self.hidden
 
     def units_of_state(self, name: str) -> Units:
         """This member's share of a state."""
         return self.out if name == "h" else self.hidden
 
-    def operand_size(self, part: Part) -> Value:
+    def operand_size(self, stage: StageKernel) -> Value:
         """Elements of what a stage multiplies."""
-        return self.c.hidden if part.number else self.c.out
+        return self.c.hidden if stage.index else self.c.out
 
     @property
-    def gate_parts(self) -> list[Part]:
+    def gate_stages(self) -> list[StageKernel]:
         """The stages that have gates, and so a part of the input weights."""
-        return [part for part in self.parts if not part.projects]
+        return [stage for stage in self.stages if not stage.projects]
 
-    def part_of(self, gate: str) -> Part:
+    def part_of(self, gate: str) -> StageKernel:
         """The stage that has a gate."""
-        return next(part for part in self.parts if gate in part.stage.gates)
+        return next(stage for stage in self.stages if gate in stage.gate_names)
 
     def from_input(self, row: Value, gate: str, unit: Value) -> Value:
         """Where a row of this member's gates has a vector of units of a gate, of whatever stage."""
-        part = self.part_of(gate)
-        place = (unit - self.hidden.first) * part.gates + part.stage.gates.index(gate)
-        return row + self.region(part) + place * self.v.bytes
+        stage = self.part_of(gate)
+        place = (unit - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
+        return row + self.region(stage) + place * self.v.bytes
 
     def vectors_of(self, size: Value) -> Value:
         """Vectors that hold so many units."""
         return (size + (self.v.lanes - 1)) // self.v.lanes
 
-    def base_column(self, part: Part) -> Value:
+    def base_column(self, stage: StageKernel) -> Value:
         """The first of a stage's columns in packed weights of all gates: each stage begins with a new panel."""
         units, width = self.vectors_of(self.c.hidden), self.panel_vectors
         base = self.f.constant(0)
-        for other in self.parts[: part.number]:
-            base = base + (units * other.gates + (width - 1)) // width * width
+        for other in self.stages[: stage.index]:
+            base = base + (units * other.num_gates + (width - 1)) // width * width
         return base
 
-    def region(self, part: Part) -> Value:
+    def region(self, stage: StageKernel) -> Value:
         """Where a stage's gates begin in a row of this member's gates."""
-        return (self.hidden.last - self.hidden.first) * (part.before * self.v.bytes)
+        return (self.hidden.last - self.hidden.first) * (stage.first_gate * self.v.bytes)
 
     def meet(self) -> None:
         """Wait for the members that share these rows."""
@@ -240,7 +248,7 @@ class Pass:
     def index(self, row: Value) -> Value:
         """The place in the batch of this member's row."""
         place = self.first_row + row
-        return looked_up(self.f, self.c.order, place, place)
+        return looked_up(self.f, self.c.row_to_sequence, place, place)
 
     def time(self, step: Value) -> Value:
         """The time of a step of the forward loop in this direction."""
@@ -248,7 +256,7 @@ class Pass:
 
     def alive(self, time: Value) -> Value:
         """How many of this member's rows have that time."""
-        return looked_up(self.f, self.c.alive, self.row_group * self.c.steps + time, self.rows)
+        return looked_up(self.f, self.c.active_rows, self.row_group * self.c.steps + time, self.rows)
 
     def length(self, row: Value) -> Value:
         """The steps of this member's row."""
@@ -274,7 +282,7 @@ class Pass:
 
     def record(self, base: Value, time: Value, index: Value) -> Value:
         """A row of states in the reserve."""
-        return base + time * self.c.record_step + index * self.c.record_row
+        return base + time * self.c.saved_state_step + index * self.c.saved_state_row
 
     def draw(self, index: Value, time: Value) -> tuple[Value, ...]:
         """What the dropout of a sequence's features at a time depends on, in what this layer reads."""
@@ -293,19 +301,19 @@ class Pass:
     def store_real(self, value: Value, unit: Value, at: Value, size: Value) -> None:
         """A vector of so many units to memory of any alignment; at the end of a row only those units that exist."""
         left = size - unit * self.v.lanes
-        with self.f.if_else(left >= self.v.lanes) as (whole, part):
+        with self.f.if_else(left >= self.v.lanes) as (whole, tail):
             with whole:
                 self.v.store(value, at, align=self.v.item)
-            with part:
-                self.v.store_first(value, at, left)
+            with tail:
+                self.v.store_masked(value, at, left)
 
     def backwards(self, step: Value) -> Value:
         """Whether a step goes through the recurrent weights from their end: what the one before read last is near."""
         return (step & 1).compare("!=", 0)
 
-    def vector_weight(self, gate: str, unit: Value) -> Value:
-        """The element by element weights of a gate, for a vector of units."""
-        count, place = len(self.cell.vectors), self.cell.vectors.index(gate)
+    def peephole(self, gate: str, unit: Value) -> Value:
+        """The peephole weights of a gate, for a vector of units."""
+        count, place = len(self.cell.peepholes), self.cell.peepholes.index(gate)
         return self.v.load(self.p.peepholes + (unit * count + place) * self.v.bytes)
 
     @contextmanager
@@ -315,25 +323,25 @@ class Pass:
             yield begin, end - begin
 
     @contextmanager
-    def blocks(self, part: Part, backwards: Value | None = None) -> Iterator[tuple[Value, Value]]:
+    def blocks(self, stage: StageKernel, backwards: Value | None = None) -> Iterator[tuple[Value, Value]]:
         """This member's units, block by block: the first of a block's that is its own, and the one past the last."""
-        units, size = self.units_of(part), self.blocking(part).block_units
+        units, size = self.units_of(stage), self.blocking(stage).block_unit_vecs
         with self._parts(units.first, units.last, size, backwards) as block:
             yield block
 
-    def blocking(self, part: Part) -> Blocking:
+    def blocking(self, stage: StageKernel) -> Blocking:
         """How a stage's columns lie in panels."""
-        return Blocking(part.gates, self.panel_vectors)
+        return Blocking(stage.num_gates, self.panel_vectors)
 
     @contextmanager
     def _parts(
         self, first: Value, last: Value, size: int, backwards: Value | None
     ) -> Iterator[tuple[Value, Value]]:
-        """A range cut at the multiples of a size, the last part first if it goes backwards."""
+        """A range cut at the multiples of a size, the last stage first if it goes backwards."""
         lowest, past = first // size, (last + (size - 1)) // size
         with self.f.loop(lowest, past) as number:
-            part = number if backwards is None else backwards.select(lowest + past - 1 - number, number)
-            begin, end = part * size, part * size + size
+            stage = number if backwards is None else backwards.select(lowest + past - 1 - number, number)
+            begin, end = stage * size, stage * size + size
             yield (begin < first).select(first, begin), end.at_most(last)
 
     def weights_at(self, weights: Value, column: Value, k: Value) -> Value:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.engines.cpu.kernels.backward_emitter import GradientPass
+from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Saved, State
+from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.loop import Program
-from fusedrnn.engines.cpu.kernels.stages import Part
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Declared, Function, Value
 
 
-class Recompute(GradientPass):
+class Recompute(BackwardEmitter):
     """Emits a function of (a pass's arguments, first step, last step): a member's units of those steps' rows."""
 
     def __init__(self, program: Program) -> None:
@@ -28,23 +29,23 @@ class Recompute(GradientPass):
     def emit(self) -> Function:
         """Emit the function."""
         f, p = self.f, self.p
-        parts = self.gate_parts
+        parts = self.gate_stages
         count = self._rows(self._input)
         with f.if_(count > 0):
-            for part in parts:
-                begin = self.hidden.first * part.gates
-                with self.panels(begin, self.hidden.last * part.gates) as (column, vectors):
-                    place = self.base_column(part) + column
+            for stage in parts:
+                begin = self.hidden.first * stage.num_gates
+                with self.panels(begin, self.hidden.last * stage.num_gates) as (column, vectors):
+                    place = self.base_column(stage) + column
                     b = self.weights_at(p.forward_x_weights, place, p.k)
                     bias = p.x_bias + place * self.v.bytes
-                    into = self.gate_rows + self.region(part) + (column - begin) * self.v.bytes
+                    into = self.gate_rows + self.region(stage) + (column - begin) * self.v.bytes
                     stride = self.c.forward_gates_stride
                     ahead = b + p.k * self.panel_bytes
                     f.call(self.gemm, count, vectors, self.rows_table, b, p.k, bias, 0, into, stride, ahead)
-            for part in parts:
-                self._rows(self._operand_of(part))
-                with self.blocks(part) as (unit, end):
-                    self._block(part, unit, end, count)
+            for stage in parts:
+                self._rows(self._operand_of(stage))
+                with self.blocks(stage) as (unit, end):
+                    self._block(stage, unit, end, count)
         f.done()
         return f
 
@@ -66,51 +67,53 @@ class Recompute(GradientPass):
         copy = self.scratch + self.c.masked_offset + place * self.c.masked_row
         return self.gathered(source, copy, index, time)
 
-    def _operand_of(self, part: Part) -> Callable[[Value, Value, Value], Value]:
+    def _operand_of(self, stage: StageKernel) -> Callable[[Value, Value, Value], Value]:
         """What a stage multiplied: h of the step before, or what the reserve has kept of its own step."""
-        if part.number:
-            return lambda time, index, place: self.record(self.p.operand_record, time, index)
-        return lambda time, index, place: self.record(self.p.h_record, self.time_before(time), index)
+        if stage.index:
+            return lambda time, index, place: self.record(self.p.saved_operand, time, index)
+        return lambda time, index, place: self.record(self.p.saved_h, self.time_before(time), index)
 
-    def _block(self, part: Part, unit: Value, end: Value, count: Value) -> None:
+    def _block(self, stage: StageKernel, unit: Value, end: Value, count: Value) -> None:
         """The recurrent GEMM of a block of units, then what forward would have kept of them."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        first, k = unit * part.gates, self.operand_size(part)
-        begin = self.hidden.first * part.gates
-        with self.panels(first, end * part.gates) as (column, vectors):
-            place = self.base_column(part) + column
+        first, k = unit * stage.num_gates, self.operand_size(stage)
+        begin = self.hidden.first * stage.num_gates
+        with self.panels(first, end * stage.num_gates) as (column, vectors):
+            place = self.base_column(stage) + column
             b = self.weights_at(p.forward_h_weights, place, k)
-            if part.stage.merged:
-                at = self.gate_rows + self.region(part) + (column - begin) * v.bytes
+            if stage.accumulates_in_place:
+                at = self.gate_rows + self.region(stage) + (column - begin) * v.bytes
                 stride = c.forward_gates_stride
                 start, start_stride = at, stride
             else:
                 at = self.recurrent + (column - first) * v.bytes
-                stride, start_stride = f.constant(self.blocking(part).block_columns * v.bytes), f.constant(0)
+                stride, start_stride = f.constant(self.blocking(stage).block_col_vecs * v.bytes), f.constant(0)
                 start = p.h_bias + place * v.bytes
             ahead = b + k * self.panel_bytes
             f.call(self.gemm, count, vectors, self.rows_table, b, k, start, start_stride, at, stride, ahead)
         with f.loop(0, count) as row, f.loop(unit, end) as at:
-            self._cell(part, row, at, at - unit)
+            self._cell(stage, row, at, at - unit)
 
-    def _cell(self, part: Part, place: Value, unit: Value, within: Value) -> None:
+    def _cell(self, stage: StageKernel, place: Value, unit: Value, within: Value) -> None:
         c, v, p = self.c, self.v, self.p
         gate_row = self.gate_rows + place * c.forward_gates_stride
-        from_state = self.recurrent + (place * self.blocking(part).block_columns + within * part.gates) * v.bytes
+        from_state = self.recurrent + (place * self.blocking(stage).block_col_vecs + within * stage.num_gates) * v.bytes
 
-        def leaf(which: Leaf) -> Value:
-            kind, name = which
-            if kind == "vector":
-                return self.vector_weight(name, unit)
-            if kind == "state":
-                # All records of a layer have the same strides: a state is as far from h as its record.
-                base = p.h_record if name == "h" else p.c_record
-                row = self.f.load(self.rows_table + place * 8) + (base - p.h_record)
-                return v.load(row + unit * v.bytes, v.item)
-            if kind == "h":
-                return v.load(from_state + part.stage.gates.index(name) * v.bytes)
-            return v.load(self.from_input(gate_row, name, unit))
+        def load(leaf: Leaf) -> Value:
+            match leaf:
+                case Peephole(gate):
+                    return self.peephole(gate, unit)
+                case State(name):
+                    # All records of a layer have the same strides: a state is as far from h as its record.
+                    base = p.saved_h if name == "h" else p.saved_c
+                    row = self.f.load(self.rows_table + place * 8) + (base - p.saved_h)
+                    return v.load(row + unit * v.bytes, v.item)
+                case PreH(gate):
+                    return v.load(from_state + stage.gate_names.index(gate) * v.bytes)
+                case PreX(gate) | PreSum(gate):
+                    return v.load(self.from_input(gate_row, gate, unit))
+            raise AssertionError(leaf)
 
-        kept = part.wanted("kept")
-        for (_, number, _), value in zip(kept, evaluate([root[2] for root in kept], leaf, v), strict=True):
-            v.store(value, self.recomputed(place) + (unit * self.kept_slots + int(number)) * v.bytes)
+        results = stage.results_of(Saved)
+        for saved, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
+            v.store(value, self.recomputed(place) + (unit * self.kept_slots + saved.index) * v.bytes)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.loop import Pass, Program
-from fusedrnn.engines.cpu.kernels.stages import Part
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.struct import Record
 
 
-class StatePass(Pass):
+class StateEmitter(Pass):
     """A member's part of one pass under construction, with the state buffers of its rows."""
 
     def __init__(self, program: Program, name: str, records: tuple[Record, Record]) -> None:
@@ -20,15 +20,15 @@ class StatePass(Pass):
         # h lies twice, for even and odd steps: a step reads one while it writes the other.
         self.h_size = c.cell_offset / 2
 
-    def operand_row(self, part: Part, row: Value) -> Value:
+    def operand_row(self, stage: StageKernel, row: Value) -> Value:
         """This member's row of what a stage behind the first multiplies."""
         c = self.c
-        place = (part.number - 1) * c.batch + row
+        place = (stage.index - 1) * c.batch + row
         return self.states + c.operands_offset + place * c.state_stride
 
-    def row_table(self, part: Part, parity: Value) -> Value:
+    def row_table(self, stage: StageKernel, parity: Value) -> Value:
         """The addresses of the rows that a stage multiplies: h's of even steps, of odd ones, then other stages'."""
-        place = parity if not part.number else part.number + 1
+        place = parity if not stage.index else stage.index + 1
         return self.h_rows + place * self.rows * 8
 
     def _state_fields(self) -> list[tuple[str, Value, Value]]:
@@ -49,8 +49,8 @@ class StatePass(Pass):
             index = self.index(row)
             f.store(self.state_rows("h", row), self.h_rows + row * 8)
             f.store(self.state_rows("h", row) + self.h_size, self.h_rows + (self.rows + row) * 8)
-            for part in self.parts[1:]:
-                f.store(self.operand_row(part, row), self.row_table(part, f.constant(0)) + row * 8)
+            for stage in self.stages[1:]:
+                f.store(self.operand_row(stage, row), self.row_table(stage, f.constant(0)) + row * 8)
             for name, initial, _ in self._state_fields():
                 units = self.units_of_state(name)
                 into = self.state_rows(name, row) + units.own

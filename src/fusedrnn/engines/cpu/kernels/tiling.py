@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusedrnn.engines.cpu.kernels.stages import Blocking, Part, cell_of, parts_of
+from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, lowered_cell, stage_kernels
 from fusedrnn.engines.cpu.plan.sizes import Grid
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
@@ -31,7 +31,7 @@ class Tiling:
         panel_vectors: Vectors of a panel.
         hidden: H.
         out: S, the size of h.
-        parts: The stages of the cell.
+        stages: The stages of the cell.
         vectors: Gates that have element by element weights.
         item: Bytes of an element.
         directions: D.
@@ -41,7 +41,7 @@ class Tiling:
     panel_vectors: int
     hidden: int
     out: int
-    parts: tuple[Part, ...]
+    stages: tuple[StageKernel, ...]
     vectors: int
     item: int
     directions: int
@@ -54,8 +54,8 @@ class Tiling:
             panel_vectors=target.tile[1],
             hidden=spec.hidden_size,
             out=spec.state_size,
-            parts=parts_of(spec.variant),
-            vectors=len(cell_of(spec.variant).vectors),
+            stages=stage_kernels(spec.variant),
+            vectors=len(lowered_cell(spec.variant).peepholes),
             item=ITEM_SIZE[spec.dtype],
             directions=spec.num_directions,
         )
@@ -84,45 +84,45 @@ class Tiling:
         return self.vectors_of(self.out)
 
     @property
-    def gate_parts(self) -> list[Part]:
+    def gate_stages(self) -> list[StageKernel]:
         """The stages that have gates."""
-        return [part for part in self.parts if not part.projects]
+        return [stage for stage in self.stages if not stage.projects]
 
     @property
-    def projections(self) -> list[Part]:
+    def projections(self) -> list[StageKernel]:
         """The stage that has none, if there is one."""
-        return [part for part in self.parts if part.projects]
+        return [stage for stage in self.stages if stage.projects]
 
     @property
     def gates(self) -> int:
         """Gates of all stages."""
-        return sum(part.gates for part in self.gate_parts)
+        return sum(stage.num_gates for stage in self.gate_stages)
 
-    def size_of(self, part: Part) -> int:
+    def size_of(self, stage: StageKernel) -> int:
         """Units for which a stage has columns."""
-        return self.out if part.projects else self.hidden
+        return self.out if stage.projects else self.hidden
 
-    def operand_size(self, part: Part) -> int:
+    def operand_size(self, stage: StageKernel) -> int:
         """Elements of what a stage multiplies."""
-        return self.hidden if part.number else self.out
+        return self.hidden if stage.index else self.out
 
-    def columns_of(self, part: Part) -> int:
+    def columns_of(self, stage: StageKernel) -> int:
         """Panels that hold a stage's columns."""
-        return -(-self.vectors_of(self.size_of(part)) * part.gates // self.panel_vectors)
+        return -(-self.vectors_of(self.size_of(stage)) * stage.num_gates // self.panel_vectors)
 
     @property
     def columns(self) -> int:
         """Panels that hold all gates of all units."""
-        return sum(self.columns_of(part) for part in self.gate_parts)
+        return sum(self.columns_of(stage) for stage in self.gate_stages)
 
-    def depth_of(self, part: Part) -> int:
+    def depth_of(self, stage: StageKernel) -> int:
         """Elements of a row of a stage's gradients."""
-        return self.vectors_of(self.size_of(part)) * part.gates * self.lanes
+        return self.vectors_of(self.size_of(stage)) * stage.num_gates * self.lanes
 
     @property
     def depth(self) -> int:
         """Elements of a row of all gates' gradients."""
-        return sum(self.depth_of(part) for part in self.gate_parts)
+        return sum(self.depth_of(stage) for stage in self.gate_stages)
 
     @property
     def vector_panels(self) -> int:
@@ -130,9 +130,9 @@ class Tiling:
         return -(-self.unit_vectors * self.vectors // self.panel_vectors)
 
     @property
-    def block_columns(self) -> int:
+    def block_col_vecs(self) -> int:
         """Vectors of the columns of a block of units, in the stage where these are most."""
-        return max(Blocking(part.gates, self.panel_vectors).block_columns for part in self.parts)
+        return max(Blocking(stage.num_gates, self.panel_vectors).block_col_vecs for stage in self.stages)
 
     @property
     def panel_bytes(self) -> int:

@@ -7,16 +7,16 @@ is one chain of multiply-adds over all steps from the last to the first, whateve
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.backward_emitter import GradientPass
+from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
-from fusedrnn.engines.cpu.kernels.gemm import UPRIGHT_GEMM
+from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
 from fusedrnn.engines.cpu.kernels.loop import Program, looked_up
-from fusedrnn.engines.cpu.kernels.stages import Part
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Declared, Function, Value
 from fusedrnn.jit.sync import BARRIER_BYTES
 
 
-class WeightGradients(GradientPass):
+class WeightGradients(BackwardEmitter):
     """Emits a function of (a pass's arguments, first step, last step, rows in them, whether it is the first block).
 
     With the last block, the sums go to where the caller wants them.
@@ -24,7 +24,7 @@ class WeightGradients(GradientPass):
 
     def __init__(self, program: Program, deliver: Function) -> None:
         super().__init__(program, "weights", ("first", "last", "rows_in_block", "fresh"))
-        self.gemm, self.drop_panel = (Declared(program.module, one) for one in (UPRIGHT_GEMM, DROP_PANEL))
+        self.gemm, self.drop_panel = (Declared(program.module, one) for one in (GEMM_TN, DROP_PANEL))
         self.deliver = deliver
         f, c, v = self.f, self.c, self.v
         self.first, self.last, self.count, self.fresh = f.arguments[4:]
@@ -41,8 +41,8 @@ class WeightGradients(GradientPass):
         f = self.f
         return f.load(starts + share * 8), f.load(starts + share * 8 + 8)
 
-    def _own_of(self, part: Part) -> tuple[Value, Value]:
-        return self.own_out if part.projects else self.own
+    def _own_of(self, stage: StageKernel) -> tuple[Value, Value]:
+        return self.own_out if stage.projects else self.own
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -55,20 +55,20 @@ class WeightGradients(GradientPass):
         with f.if_(self.fresh.compare("!=", 0)):
             self._clear_sums()
         with f.if_((self.count.equals(0)) & (self.fresh.compare("!=", 0))):
-            for part in self.parts:
-                first, last = self._own_of(part)
-                size = (last - first) * (part.gates * self.v.lanes) * c.weights_stride
-                f.fill_zero(self._weight_rows(part, first, 0), size)
-        for part in self.gate_parts:
-            self._sum(part)
+            for stage in self.stages:
+                first, last = self._own_of(stage)
+                size = (last - first) * (stage.num_gates * self.v.lanes) * c.weights_stride
+                f.fill_zero(self._weight_rows(stage, first, 0), size)
+        for stage in self.gate_stages:
+            self._sum(stage)
         with f.loop(0, self.count, c.inner) as begin:
             end = (begin + c.inner).at_most(self.count)
             start = (begin + (1 - self.fresh)).compare("!=", 0)
-            for part in self.parts:
+            for stage in self.stages:
                 for of_state in (False, True):
-                    if of_state or not part.projects:
-                        with f.if_(self.wanted(self._destination(part, of_state)[0])):
-                            self._multiply(part, begin, end, start, of_state)
+                    if of_state or not stage.projects:
+                        with f.if_(self.wanted(self._destination(stage, of_state)[0])):
+                            self._multiply(stage, begin, end, start, of_state)
         with f.if_(self.last.equals(c.steps)):
             self._hand_over()
         self._meet_team()
@@ -79,7 +79,7 @@ class WeightGradients(GradientPass):
         """The weights' gradients are shared out otherwise than steps are: all rows must be there, and be done with."""
         f, c = self.f, self.c
         with f.if_(c.grid_rows * c.grid_units > 1):
-            meeting = c.barriers + (1 + c.grid_passes * c.grid_rows + self.turn) * BARRIER_BYTES
+            meeting = c.barriers + (1 + c.grid_layer_dirs * c.grid_rows + self.turn) * BARRIER_BYTES
             f.call(self.barrier, meeting, c.grid_rows * c.grid_units, c.spins)
 
     def _find_places(self) -> None:
@@ -90,60 +90,60 @@ class WeightGradients(GradientPass):
             time = self.time_back(step)
             with f.loop(0, self.alive_in_batch(time)) as rank:
                 f.store(time, place.get())
-                f.store(looked_up(f, c.falling, rank, rank), place.get() + 8)
+                f.store(looked_up(f, c.sorted_indices, rank, rank), place.get() + 8)
                 place.set(place.get() + 16)
 
-    def _sums(self, part: Part, unit: Value) -> Value:
-        return self.team + self.c.sums_offset + self.slot_at(part, unit, 0) * self.v.bytes
+    def _sums(self, stage: StageKernel, unit: Value) -> Value:
+        return self.team + self.c.sums_offset + self.slot_at(stage, unit, 0) * self.v.bytes
 
     def _clear_sums(self) -> None:
-        for part in self.gate_parts:
-            first, last = (self._sums(part, unit) for unit in self.own)
+        for stage in self.gate_stages:
+            first, last = (self._sums(stage, unit) for unit in self.own)
             self.f.fill_zero(first, last - first)
 
-    def _sum(self, part: Part) -> None:
+    def _sum(self, stage: StageKernel) -> None:
         """The biases' gradients: upright gradients added up, all slots of a unit side by side."""
         f, c, v = self.f, self.c, self.v
         with f.loop(*self.own) as unit:
-            at = self._sums(part, unit)
-            totals = [f.var(v.load(at + slot * v.bytes)) for slot in range(part.slots)]
-            source = self.upright + self.slot_at(part, unit, 0) * c.transposed_stride
+            at = self._sums(stage, unit)
+            totals = [f.var(v.load(at + slot * v.bytes)) for slot in range(stage.num_grads)]
+            source = self.upright + self.slot_at(stage, unit, 0) * c.transposed_stride
             with f.loop(0, self.count) as row:
                 for slot, total in enumerate(totals):
                     total.set(total.get() + v.load(source + c.transposed_stride * slot + row * v.bytes))
             for slot, total in enumerate(totals):
                 v.store(total.get(), at + slot * v.bytes)
 
-    def _multiply(self, part: Part, begin: Value, end: Value, start: Value, of_state: bool) -> None:
+    def _multiply(self, stage: StageKernel, begin: Value, end: Value, start: Value, of_state: bool) -> None:
         """Rows ``begin`` to ``end`` of the block into a stage's gradients of the input weights, or of its own."""
         f, c = self.f, self.c
-        columns = self._destination(part, of_state)[1]
+        columns = self._destination(stage, of_state)[1]
         panels = (columns + (self.panel_features - 1)) // self.panel_features
         k = end - begin
         size = k * self.panel_bytes
         with f.loop(0, panels, c.packed_panels) as first:
             last = (first + c.packed_panels).at_most(panels)
             with f.loop(first, last) as panel:
-                self._pack(part, begin, end, panel, self.packed + (panel - first) * size, of_state)
-            with f.loop(*self._own_of(part)) as unit:
-                slots = part.derivative.from_state if of_state else part.derivative.from_input
+                self._pack(stage, begin, end, panel, self.packed + (panel - first) * size, of_state)
+            with f.loop(*self._own_of(stage)) as unit:
+                slots = stage.derivative.from_state if of_state else stage.derivative.from_input
                 for gate, slot in enumerate(slots):
-                    self._one_gate(part, unit, gate, slot, begin, k, first, last, start, of_state)
+                    self._one_gate(stage, unit, gate, slot, begin, k, first, last, start, of_state)
 
     def _one_gate(
-        self, part: Part, unit: Value, gate: int, slot: int, begin: Value, k: Value, first: Value, last: Value,
+        self, stage: StageKernel, unit: Value, gate: int, slot: int, begin: Value, k: Value, first: Value, last: Value,
         start: Value, of_state: bool,
     ) -> None:  # fmt: skip
         """A vector of units of one gate against the packed panels."""
         f, c, v = self.f, self.c, self.v
-        size = self.units_of(part).size
+        size = self.units_of(stage).size
         count = (size - unit * v.lanes).at_most(v.lanes)
-        a = self.upright + self.slot_at(part, unit, slot) * c.transposed_stride + begin * v.bytes
+        a = self.upright + self.slot_at(stage, unit, slot) * c.transposed_stride + begin * v.bytes
         # The first panel's tiles ask for the gradients that come next; B is near.
         ahead = a + c.transposed_stride
-        into, columns, first_panel = self._destination(part, of_state)
-        at = self._weight_rows(part, unit, gate) + first_panel * self.panel_bytes
-        row = into + (size * (part.before + gate if not part.projects else 0) + unit * v.lanes) * columns * v.item
+        into, columns, first_panel = self._destination(stage, of_state)
+        at = self._weight_rows(stage, unit, gate) + first_panel * self.panel_bytes
+        row = into + (size * (stage.first_gate + gate if not stage.projects else 0) + unit * v.lanes) * columns * v.item
         whole = self.straight.select(columns // self.panel_features, 0)
         with f.loop(first, last) as panel:
             offset = panel * self.panel_bytes
@@ -160,31 +160,31 @@ class WeightGradients(GradientPass):
         vectors = (columns + (self.v.lanes - 1)) // self.v.lanes
         return (vectors - panel * self.panel_vectors).at_most(self.panel_vectors)
 
-    def _destination(self, part: Part, of_state: bool) -> tuple[Value, Value, Value]:
+    def _destination(self, stage: StageKernel, of_state: bool) -> tuple[Value, Value, Value]:
         """Where the gradient of a stage's matrix is wanted, its columns, and the first of its panels among the sums."""
         p = self.p
-        if part.projects:
-            return p.d_projection, self.operand_size(part), self.f.constant(0)
+        if stage.projects:
+            return p.d_projection, self.operand_size(stage), self.f.constant(0)
         if of_state:
-            return p.d_h_weights, self.operand_size(part), self.x_panels
+            return p.d_h_weights, self.operand_size(stage), self.x_panels
         return p.d_x_weights, p.k, self.f.constant(0)
 
-    def _weight_rows(self, part: Part, unit: Value, gate: int) -> Value:
+    def _weight_rows(self, stage: StageKernel, unit: Value, gate: int) -> Value:
         """Where the sums for a vector of units of a gate are: a row for each unit, input columns then recurrent."""
         c, v = self.c, self.v
-        place = self.unit_vectors * part.before + unit * part.gates + gate
+        place = self.unit_vectors * stage.first_gate + unit * stage.num_gates + gate
         return self.team + c.weights_offset + place * (v.lanes * c.weights_stride)
 
-    def _pack(self, part: Part, begin: Value, end: Value, panel: Value, into: Value, of_state: bool) -> None:
+    def _pack(self, stage: StageKernel, begin: Value, end: Value, panel: Value, into: Value, of_state: bool) -> None:
         """A panel of B: some features of what the layer read, or of what a stage multiplied, for each row."""
         f, c, p, v = self.f, self.c, self.p, self.v
         feature = panel * self.panel_features
         with f.loop(begin, end) as place:
             time, index = (f.load(self.places + place * 16 + 8 * word) for word in (0, 1))
-            if of_state and part.number:
-                row = self.record(p.operand_record, time, index)
+            if of_state and stage.index:
+                row = self.record(p.saved_operand, time, index)
             elif of_state:
-                row = self.record(p.h_record, self.time_before(time), index)
+                row = self.record(p.saved_h, self.time_before(time), index)
             else:
                 row = p.x + time * p.x_step + index * p.x_row
             at = into + (place - begin) * self.panel_bytes
@@ -197,38 +197,38 @@ class WeightGradients(GradientPass):
     def _hand_over(self) -> None:
         """The sums to where the caller wants them."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        for part in self.parts:
-            derivative, size = part.derivative, self.units_of(part).size
+        for stage in self.stages:
+            derivative, size = stage.derivative, self.units_of(stage).size
             # Where each sum of a vector of units goes: the array, the number of its part of so many units, the slot.
-            sums = [(p.d_x_bias, part.before + gate, slot) for gate, slot in enumerate(derivative.from_input)]
-            if not part.projects:
-                sums += [(p.d_h_bias, part.before + gate, slot) for gate, slot in enumerate(derivative.from_state)]
-            own = [gate for gate in self.cell.vectors if gate in part.stage.gates]
-            places = (self.cell.vectors.index(gate) for gate in own)
+            sums = [(p.d_x_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.from_input)]
+            if not stage.projects:
+                sums += [(p.d_h_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.from_state)]
+            own = [gate for gate in self.cell.peepholes if gate in stage.gate_names]
+            places = (self.cell.peepholes.index(gate) for gate in own)
             sums += [(p.d_peepholes, *pair) for pair in zip(places, derivative.vectors, strict=True)]
-            with f.loop(*self._own_of(part)) as unit:
+            with f.loop(*self._own_of(stage)) as unit:
                 count = (size - unit * v.lanes).at_most(v.lanes)
-                for gate in range(part.gates):
-                    first = (size * (part.before + gate) if not part.projects else 0) + unit * v.lanes
+                for gate in range(stage.num_gates):
+                    first = (size * (stage.first_gate + gate) if not stage.projects else 0) + unit * v.lanes
                     for of_state in (False, True):
-                        if of_state or not part.projects:
-                            self._deliver_rows(part, unit, gate, first, count, of_state)
+                        if of_state or not stage.projects:
+                            self._deliver_rows(stage, unit, gate, first, count, of_state)
                 for into, place, slot in sums:
                     with f.if_(self.wanted(into)):
-                        source = self._sums(part, unit) + slot * v.bytes
+                        source = self._sums(stage, unit) + slot * v.bytes
                         at = into + (size * place + unit * v.lanes) * v.item
                         f.call(self.deliver, source, at, count, c.add_params)
 
     def _deliver_rows(
-        self, part: Part, unit: Value, gate: int, first: Value, count: Value, of_state: bool
+        self, stage: StageKernel, unit: Value, gate: int, first: Value, count: Value, of_state: bool
     ) -> None:
         """Rows of the sums, from the ``first`` of the matrix, as far as they are not where they are wanted yet."""
         f, c, v = self.f, self.c, self.v
-        into, columns, first_panel = self._destination(part, of_state)
+        into, columns, first_panel = self._destination(stage, of_state)
         panels = self.straight.select(columns // self.panel_features, 0)
         left = columns - panels * self.panel_features
         with f.if_(self.wanted(into) & (left > 0)), f.loop(0, count) as lane:
-            rows = self._weight_rows(part, unit, gate)
+            rows = self._weight_rows(stage, unit, gate)
             source = rows + lane * c.weights_stride + (first_panel + panels) * self.panel_bytes
             at = into + (first + lane) * columns * v.item + panels * self.panel_bytes
             f.call(self.deliver, source, at, left, c.add_params)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fusedrnn.dropout import scale, threshold
 from fusedrnn.engines.cpu.kernels import backward_emitter as gradient_pass
 from fusedrnn.engines.cpu.kernels import forward
-from fusedrnn.engines.cpu.kernels.loop import MATRICES
+from fusedrnn.engines.cpu.kernels.loop import UNPACKED_PARAMS
 from fusedrnn.engines.cpu.kernels.tiling import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.template import At, Template
 from fusedrnn.engines.cpu.plan.backward import BackwardPlan
@@ -37,17 +37,19 @@ Array = NDArray[Any]
 Fields = dict[str, int | At]
 FORWARD = (
     "x", "x_step", "x_row", "y", "y_step", "y_row", "h0", "c0", "h_n", "c_n", "weights", "reserve",
-    "firsts", "seed", "tables", "spins",
+    "row_offsets", "seed", "tables", "spins",
 )  # fmt: skip
 BACKWARD = (
     "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "dh_n", "dc_n", "dh0", "dc0", "weights", "reserve",
-    "firsts", "seed", "add_x", "add_params", "add_states", "tables", "spins",
+    "row_offsets", "seed", "add_x", "add_params", "add_states", "tables", "spins",
 )  # fmt: skip
 _GRADIENTS: dict[str, Kind] = {
     "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_projection": "h2r_weight",
     "d_peepholes": "peephole_weight", "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
 }  # fmt: skip
-_MATRICES: dict[str, Kind] = dict(zip(MATRICES, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True))
+_MATRICES: dict[str, Kind] = dict(
+    zip(UNPACKED_PARAMS, ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias"), strict=True)
+)
 _PACKED = "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias"
 SPARE = "params", "dparams", "nothing"
 """Values that no record refers to: bases of parameters as they lie and of their gradients, and one to be ignored."""
@@ -132,7 +134,7 @@ def forward_args(
         "biases_offset": plan.biases_offset, "biases_size": plan.biases_size,
     }  # fmt: skip
     passes = [
-        (forward.PASS, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
+        (forward.LAYER_DIR, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
     names = (*FORWARD, *_matrix_names(spec))
@@ -153,12 +155,12 @@ def backward_args(
         "recompute": int(bool(at["kept_size"]) and not layout.kept_row),
         "groups": At("workspace", at["groups"]), "scratch": At("workspace", at["scratch"]),
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
-        "x_firsts": At("firsts"), "x_add": At("add_x"), "x_size": spec.input_size,
+        "x_row_offsets": At("row_offsets"), "x_add": At("add_x"), "x_size": spec.input_size,
         "dx_partial": _part(spec, plan, 0, 0), "dx_partial_step": plan.part_row * plan.batch,
         "dx_partial_row": plan.part_row, "dx_partial_size": plan.part_size,
     }  # fmt: skip
     passes = [
-        (gradient_pass.PASS, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
+        (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
     names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
@@ -198,13 +200,13 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
     tables = places(plan.steps, plan.batch)
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
-        "hidden": spec.hidden_size, "out": spec.state_size, "grid_passes": plan.grid[0], "grid_rows": plan.grid[1],
+        "hidden": spec.hidden_size, "out": spec.state_size, "grid_layer_dirs": plan.grid[0], "grid_rows": plan.grid[1],
         "grid_units": plan.grid[2], "chunk": plan.chunk,
         **{name: At("tables", offset) for name, offset in tables.items()},
-        "passes": At("records", 8 * fields), "barriers": At("workspace"),
+        "layer_dirs": At("records", 8 * fields), "barriers": At("workspace"),
         "progress": At("workspace", plan.progress_offset), "spins": At("spins"), "seed": At("seed"),
-        "record_step": layout.record_step if layout else 0, "record_row": layout.record_row if layout else 0,
-        "kept_step": layout.kept_step if layout else 0, "kept_row": layout.kept_row if layout else 0,
+        "saved_state_step": layout.record_step if layout else 0, "saved_state_row": layout.record_row if layout else 0,
+        "saved_values_step": layout.kept_step if layout else 0, "saved_values_row": layout.kept_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,
     }  # fmt: skip
 
@@ -225,10 +227,10 @@ def _kept(spec: RNNSpec, layout: ReserveLayout, index: int, layer: int, directio
     states = len(spec.state_names)
     staged = layout.states > states
     return {
-        "h_record": At("reserve", layout.record(layer, 0) + of_h),
-        "c_record": At("reserve", layout.record(layer, 1) + of_c) if states > 1 else 0,
-        "operand_record": At("reserve", layout.record(layer, states) + of_c) if staged else 0,
-        "kept": At("reserve", layout.kept(index)) if layout.kept_row else 0,
+        "saved_h": At("reserve", layout.record(layer, 0) + of_h),
+        "saved_c": At("reserve", layout.record(layer, 1) + of_c) if states > 1 else 0,
+        "saved_operand": At("reserve", layout.record(layer, states) + of_c) if staged else 0,
+        "saved_values": At("reserve", layout.kept(index)) if layout.kept_row else 0,
     }
 
 
@@ -250,20 +252,22 @@ def _forward_pass(
     last = layer == spec.num_layers - 1
     offset = direction * _width(spec)
     between = {"step": plan.between_row * plan.batch, "row": plan.between_row}
-    source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_firsts": At("firsts")}
-    into: Fields = {"y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_firsts": At("firsts")}
+    source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_row_offsets": At("row_offsets")}
+    into: Fields = {
+        "y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_row_offsets": At("row_offsets"),
+    }  # fmt: skip
     if layout is not None:
-        source = {**_from_below(spec, layout, layer), "x_firsts": 0} if layer else source
-        into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_firsts"), 0)
+        source = {**_from_below(spec, layout, layer), "x_row_offsets": 0} if layer else source
+        into = into if last else dict.fromkeys(("y", "y_step", "y_row", "y_row_offsets"), 0)
         kept = {**_kept(spec, layout, index, layer, direction), "x_copy": 0 if layer or direction else At("reserve")}
     else:
-        kept = dict.fromkeys(("x_copy", "h_record", "c_record", "operand_record", "kept"), 0)
+        kept = dict.fromkeys(("x_copy", "saved_h", "saved_c", "saved_operand", "saved_values"), 0)
         if layer:
             at = At("workspace", plan.between_offset[(layer - 1) % 2])
-            source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_firsts": 0}
+            source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_row_offsets": 0}
         if not last:
             at = At("workspace", plan.between_offset[layer % 2] + offset)
-            into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_firsts": 0}
+            into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_row_offsets": 0}
     return {
         **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": int(spec.reverses(direction)),
         **_states(plan, spec, index, "h0", "c0", "h_n", "c_n"), **_matrices(spec, layer, direction),
@@ -309,19 +313,19 @@ def _from_above(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -
     """Where a pass finds the gradient of its output."""
     offset = direction * _width(spec)
     if layer == spec.num_layers - 1:
-        last: Fields = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_firsts": At("firsts")}
+        last: Fields = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_row_offsets": At("row_offsets")}
         return {"dy": At("dy", offset), "dy_too": 0, **last}
     too = _part(spec, plan, layer + 1, 1, offset) if spec.num_directions > 1 else 0
     step = plan.part_row * plan.batch
-    strides: Fields = {"dy_step": step, "dy_row": plan.part_row, "dy_firsts": 0}
+    strides: Fields = {"dy_step": step, "dy_row": plan.part_row, "dy_row_offsets": 0}
     return {"dy": _part(spec, plan, layer + 1, 0, offset), "dy_too": too, **strides}
 
 
 def _below(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fields:
     """Where a pass leaves the gradient of its input."""
     if layer == 0 and spec.num_directions == 1:
-        strides = {"dx_step": At("dx_step"), "dx_row": At("dx_row"), "dx_firsts": At("firsts")}
+        strides = {"dx_step": At("dx_step"), "dx_row": At("dx_row"), "dx_row_offsets": At("row_offsets")}
         return {"dx": At("dx"), **strides, "add_x": At("add_x")}
     part = _part(spec, plan, layer, direction)
     at = part if layer else At("dx_partials", part.offset)
-    return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "dx_firsts": 0, "add_x": 0}
+    return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "dx_row_offsets": 0, "add_x": 0}

@@ -127,25 +127,25 @@ def _steps_at_once(tiling: Tiling, gates_row: int, steps: int, batch: int, grid:
 
 def _gates_row(tiling: Tiling) -> int:
     """Bytes from one row of gradients to the next: of all stages, the projection's behind the gates'."""
-    return pad_against_conflicts(sum(tiling.depth_of(part) for part in tiling.parts) * tiling.item)
+    return pad_against_conflicts(sum(tiling.depth_of(part) for part in tiling.stages) * tiling.item)
 
 
 def _team(
     spec: RNNSpec, tiling: Tiling, batch: int, chunk: int, block: int, gates_row: int
 ) -> dict[str, int]:
     """What the members that work on a direction share."""
-    slots = sum(tiling.vectors_of(tiling.size_of(part)) * part.slots for part in tiling.parts)
+    slots = sum(tiling.vectors_of(tiling.size_of(part)) * part.num_grads for part in tiling.stages)
     hidden_panels, operand_panels = tiling.panels_of(spec.hidden_size), tiling.panels_of(spec.state_size)
     input_panels = max(tiling.panels_of(spec.layer_input_size(layer)) for layer in range(spec.num_layers))
     carried_stride = pad_against_conflicts(hidden_panels * tiling.panel_bytes)
     upright_stride = pad_against_conflicts(block * batch * tiling.vector_bytes)
     weights_stride = pad_against_conflicts(max(input_panels + operand_panels, hidden_panels) * tiling.panel_bytes)
-    rows = sum(tiling.depth_of(part) for part in tiling.parts)
+    rows = sum(tiling.depth_of(part) for part in tiling.stages)
     sizes = {
         "state_gates_offset": 2 * batch * gates_row,
         "input_gates_offset": 2 * batch * chunk * gates_row,
         "carried_offset": len(spec.state_names) * batch * carried_stride,
-        "operands_offset": (len(tiling.parts) - 1) * batch * carried_stride,
+        "operands_offset": (len(tiling.stages) - 1) * batch * carried_stride,
         "transposed_offset": slots * upright_stride,
         "weights_offset": rows * weights_stride,
         "sums_offset": round_up_to_cache_line(slots * tiling.vector_bytes),
@@ -175,13 +175,13 @@ def _member(
     again = in_chunk if recompute and kept else 0
     masked = again if spec.drops else 0
     sizes = {
-        "rows_at": round_up_to_cache_line(16 * len(tiling.parts) * rows + 8 * in_chunk),
+        "rows_at": round_up_to_cache_line(16 * len(tiling.stages) * rows + 8 * in_chunk),
         "places_offset": round_up_to_cache_line(16 * block * batch),
         "panel_offset": round_up_to_cache_line(tiling.panel_bytes * (1 + in_chunk)),
         "packed_offset": round_up_to_cache_line(packed_panels * inner * tiling.panel_bytes),
         "kept_offset": round_up_to_cache_line(again * widest * kept * vector),
         "forward_gates_offset": again * forward_gates_stride,
-        "recurrent_offset": round_up_to_cache_line(again * tiling.block_columns * vector),
+        "recurrent_offset": round_up_to_cache_line(again * tiling.block_col_vecs * vector),
         "masked_offset": masked * masked_row,
     }
     return {

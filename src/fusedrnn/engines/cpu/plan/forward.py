@@ -111,12 +111,12 @@ def make_forward_plan(
     gates_stride = gates_row(tiling, share.units)
 
     state_stride = pad_against_conflicts(tiling.unit_vectors * tiling.vector_bytes)
-    stages = len(tiling.parts)
+    stages = len(tiling.stages)
     copies = 2 + (len(spec.state_names) - 1) + (stages - 1)
     h_rows_offset = round_up_to_cache_line(8 * chunk * rows)
     gates_offset = h_rows_offset + round_up_to_cache_line(8 * (1 + stages) * rows)
     recurrent_offset = gates_offset + round_up_to_cache_line(chunk * rows * gates_stride)
-    masked_offset = recurrent_offset + round_up_to_cache_line(rows * tiling.block_columns * tiling.vector_bytes)
+    masked_offset = recurrent_offset + round_up_to_cache_line(rows * tiling.block_col_vecs * tiling.vector_bytes)
     masked_row = tiling.masked_row(spec) if training and spec.drops else 0
     biases_offset = masked_offset + chunk * rows * masked_row
     # Also what a projection begins with, a panel of zeros.

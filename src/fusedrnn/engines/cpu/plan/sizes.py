@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.expr import Expr, walk
-from fusedrnn.engines.cpu.kernels.stages import cell_of, derivative_of, parts_of
+from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.engines.cpu.kernels.stages import derivative_of, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
 
@@ -15,7 +15,7 @@ Grid = tuple[int, int, int]
 """Groups of directions, or in a network of one direction of layers; of rows; of units."""
 
 # Instructions of an operation on a vector, as the kernels do them; what is not named is one.
-_INSTRUCTIONS = {"sigmoid": 27, "tanh": 25, "expm1": 24, "softplus": 60, "div": 8, "clip": 2, "leaf": 1, "const": 0}
+_INSTRUCTIONS = {"sigmoid": 27, "tanh": 25, "expm1": 24, "softplus": 60, "div": 8, "clip": 2}
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Problem:
     @classmethod
     def of(cls, spec: RNNSpec, target: Target, steps: int, batch: int, way: str) -> Problem:
         """That of T steps of N sequences through these layers."""
-        derivative, parts = derivative_of(spec.variant), parts_of(spec.variant)
+        derivative, parts = derivative_of(spec.variant), stage_kernels(spec.variant)
         lanes = target.lanes(spec.dtype)
         return cls(
             way=way,
@@ -88,9 +88,10 @@ class Problem:
             operations=_operations(spec.variant, way),
             states=len(spec.state_names) + len(parts) - 1,
             kept=len(derivative.kept),
-            slots=sum(part.slots for part in parts),
+            slots=sum(stage.num_grads for stage in parts),
             stages=tuple(
-                Gemm(spec.hidden_size if part.number else spec.state_size, part.gates, part.projects) for part in parts
+                Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
+                for stage in parts
             ),
         )
 
@@ -130,7 +131,7 @@ class Share:
 @lru_cache(maxsize=64)
 def _operations(variant: Variant, way: str) -> int:
     """Instructions of a cell's maths on a vector of units of a row, its loads and stores with it."""
-    cell, derivative = cell_of(variant), derivative_of(variant)
+    cell, derivative = lowered_cell(variant), derivative_of(variant)
     roots: list[Expr] = [*cell.outputs, *cell.operands]
     stores = len(roots)
     if way == "training":
@@ -140,4 +141,10 @@ def _operations(variant: Variant, way: str) -> int:
         slots = [slot for stage in derivative.stages for slot in stage.slots]
         roots = [*slots, *(state for state in derivative.states if state is not None)]
         stores = 2 * len(cell.gates) + len(slots) + len(cell.states)
-    return sum(_INSTRUCTIONS.get(node.op, 1) for node in walk(roots)) + 2 * stores
+    return sum(map(_instructions, walk(roots))) + 2 * stores
+
+
+def _instructions(node: Expr) -> int:
+    if isinstance(node, Constant):
+        return 0
+    return _INSTRUCTIONS.get(node.op, 1) if isinstance(node, Operation) else 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.kernels.stages import Part
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.tiling import Tiling, round_up_to_cache_line
 from fusedrnn.engines.cpu.weights import pack_kernel as packing
 from fusedrnn.layout import Kind
@@ -62,17 +62,17 @@ class PackedLayout:
         for number in range(spec.num_layers * spec.num_directions):
             features = spec.layer_input_size(number // spec.num_directions)
             columns = g.columns * g.panel_bytes
-            recurrent = sum(g.columns_of(part) * g.operand_size(part) for part in g.gate_parts) * g.panel_bytes
-            projection = sum(g.columns_of(part) for part in g.projections) * spec.hidden_size * g.panel_bytes
+            recurrent = sum(g.columns_of(stage) * g.operand_size(stage) for stage in g.gate_stages) * g.panel_bytes
+            projection = sum(g.columns_of(stage) for stage in g.projections) * spec.hidden_size * g.panel_bytes
             vectors = g.vector_panels * g.panel_bytes
             forward.append([features * columns, recurrent, projection, vectors, columns, columns])
             back = [
                 g.panels_of(features) * g.depth,
-                sum(g.panels_of(g.operand_size(part)) * g.depth_of(part) for part in g.gate_parts),
-                sum(g.panels_of(spec.hidden_size) * g.depth_of(part) for part in g.projections),
+                sum(g.panels_of(g.operand_size(stage)) * g.depth_of(stage) for stage in g.gate_stages),
+                sum(g.panels_of(spec.hidden_size) * g.depth_of(stage) for stage in g.projections),
             ]
             backward.append([rows * g.panel_bytes for rows in back])
-        sizes = [size for part in (forward, backward) for one in part for size in one]
+        sizes = [size for stage in (forward, backward) for one in stage for size in one]
         *places, end = (0, *accumulate(round_up_to_cache_line(size) for size in sizes))
         ahead, after = len(forward[0]), len(backward[0])
         behind = ahead * len(forward)
@@ -99,21 +99,21 @@ def packing_tasks(spec: RNNSpec, tiling: Tiling, layout: PackedLayout, training:
     return np.array(tasks, np.int64)
 
 
-def _rows(g: Tiling, part: Part) -> tuple[int, int, int]:
+def _rows(g: Tiling, stage: StageKernel) -> tuple[int, int, int]:
     """A stage's gates, the units of each, and their vectors."""
-    size = g.size_of(part)
-    return part.gates, size, g.vectors_of(size)
+    size = g.size_of(stage)
+    return stage.num_gates, size, g.vectors_of(size)
 
 
 def _forward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffsets, features: int) -> list[Task]:
     tasks: list[Task] = []
     column, recurrent = 0, into.h_weights
-    for part in g.gate_parts:
-        panels, k, own = g.columns_of(part), g.operand_size(part), (*_rows(g, part), 0)
-        x_row, h_row, bias = (part.before * g.hidden * size * g.item for size in (features, k, 1))
+    for stage in g.gate_stages:
+        panels, k, own = g.columns_of(stage), g.operand_size(stage), (*_rows(g, stage), 0)
+        x_row, h_row, bias = (stage.first_gate * g.hidden * size * g.item for size in (features, k, 1))
         beside = column * g.panel_bytes
         x_into = into.x_weights + features * beside
-        together: tuple[Kind, ...] = ("i2h_bias", "h2h_bias") if part.stage.merged else ("i2h_bias",)
+        together: tuple[Kind, ...] = ("i2h_bias", "h2h_bias") if stage.accumulates_in_place else ("i2h_bias",)
         tasks += [
             (packing.FORWARD, at["i2h_weight"] + x_row, 0, features, panels, x_into, *own),
             (packing.FORWARD, at["h2h_weight"] + h_row, 0, k, panels, recurrent, *own),
@@ -121,9 +121,9 @@ def _forward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffsets
             _bias(at, ("h2h_bias",), bias, panels, into.h_bias + beside, own),
         ]
         column, recurrent = column + panels, recurrent + k * panels * g.panel_bytes
-    for part in g.projections:
-        source = at["h2r_weight"], 0, g.hidden, g.columns_of(part)
-        tasks.append((packing.FORWARD, *source, into.projection, *_rows(g, part), 0))
+    for stage in g.projections:
+        source = at["h2r_weight"], 0, g.hidden, g.columns_of(stage)
+        tasks.append((packing.FORWARD, *source, into.projection, *_rows(g, stage), 0))
     if g.vectors:
         own = g.vectors, g.hidden, g.unit_vectors, 0
         tasks.append((packing.FORWARD, at["peephole_weight"], 0, 1, g.vector_panels, into.peepholes, *own))
@@ -143,9 +143,9 @@ def _bias(
 def _backward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffsets, features: int) -> list[Task]:
     tasks: list[Task] = []
     row, recurrent = 0, into.h_back
-    for part in g.gate_parts:
-        k, depth, own = g.operand_size(part), g.depth_of(part), _rows(g, part)
-        x_row, h_row = (part.before * g.hidden * size * g.item for size in (features, k))
+    for stage in g.gate_stages:
+        k, depth, own = g.operand_size(stage), g.depth_of(stage), _rows(g, stage)
+        x_row, h_row = (stage.first_gate * g.hidden * size * g.item for size in (features, k))
         x_panels, h_panels = g.panels_of(features), g.panels_of(k)
         begin = into.x_back + row * g.panel_bytes
         tasks += [
@@ -153,7 +153,7 @@ def _backward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffset
             (packing.BACKWARD, at["h2h_weight"] + h_row, 0, k, h_panels, recurrent, *own, depth),
         ]
         row, recurrent = row + depth, recurrent + h_panels * depth * g.panel_bytes
-    for part in g.projections:
+    for stage in g.projections:
         source = at["h2r_weight"], 0, g.hidden, g.panels_of(g.hidden)
-        tasks.append((packing.BACKWARD, *source, into.projection_back, *_rows(g, part), g.depth_of(part)))
+        tasks.append((packing.BACKWARD, *source, into.projection_back, *_rows(g, stage), g.depth_of(stage)))
     return tasks

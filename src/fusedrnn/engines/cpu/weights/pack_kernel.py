@@ -97,10 +97,10 @@ class _Forward(_Packing):
         rows = [source + row_bytes * lane for lane in range(v.lanes)]
         even = t.columns - t.columns % v.lanes
         with f.loop(0, even, v.lanes) as k:
-            for ahead, vector in enumerate(v.turned([row + k * v.item for row in rows])):
+            for ahead, vector in enumerate(v.transpose_square([row + k * v.item for row in rows])):
                 v.store(vector, into + (k + ahead) * step)
         with f.loop(even, t.columns) as k:
-            v.store(v.gathered([row + k * v.item for row in rows]), into + k * step)
+            v.store(v.gather([row + k * v.item for row in rows]), into + k * step)
 
 
 class _Sum(_Packing):
@@ -113,7 +113,7 @@ class _Sum(_Packing):
             column = panel * self.width + number
             unit, gate = column // t.gates, column % t.gates
             count, at = self.real_units(unit), (gate * t.hidden + unit * v.lanes) * v.item
-            total = v.load_first(self.source + at, count) + v.load_first(also + at, count)
+            total = v.load_masked(self.source + at, count) + v.load_masked(also + at, count)
             v.store(total, self.into + column * v.bytes)
         f.done()
         return f
@@ -158,5 +158,5 @@ class _Backward(_Packing):
         with f.if_(whole < t.panels):
             for number in range(self.width):
                 feature = whole * panel_features + number * v.lanes
-                value = v.load_first(source + feature * v.item, t.columns - feature)
+                value = v.load_masked(source + feature * v.item, t.columns - feature)
                 v.store(value, into + (whole * depth * self.width + number) * v.bytes)
