@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 import torch
 from fusedrnn import torch as fused
 from fusedrnn.torch import custom_op as ops
-from fusedrnn.torch import support
+from fusedrnn.torch.plan import current_weights
 from torch import nn
 
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
@@ -152,7 +152,7 @@ def test_lengths_and_packed_sequences_under_autocast(kind):
     program = torch.export.export(net, (x,), {"lengths": lengths}).module()
     order = torch.tensor([6, 3, 2])
     packed = pack_padded_sequence(x, order)
-    weights = support.current_weights(net, net._plan(torch.float32), torch.float32)
+    weights = current_weights(net, net._plan(torch.float32), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         for found, expected in zip(program(x, lengths=lengths), net(x, lengths=lengths), strict=True):
             assert torch.equal(found, expected)

@@ -8,6 +8,8 @@ from typing import Any
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
+import torch
+
 OURS: dict[type[Module], type[Module]] = {}
 """Our class by torch.nn's."""
 TORCHS: dict[type[Module], type[Module]] = {}
@@ -23,7 +25,10 @@ def register(*classes: type[Module]) -> None:
 
 
 def counterpart(cls: type, classes: Mapping[type[Module], type[Module]]) -> type[Module] | None:
-    """What ``classes`` (:data:`OURS` or :data:`TORCHS`) has for a class; for a parametrized class, that parametrized."""
+    """The class that ``classes`` (:data:`OURS` or :data:`TORCHS`) has for a class; None if there is none.
+
+    For a parametrized class it is the parametrized counterpart of its base.
+    """
     if cls in classes:
         return classes[cls]
     # A class of subclasses.py knows the subclass of torch.nn's class that it was derived from.
@@ -58,3 +63,23 @@ def as_torch_module(module: Module) -> Module:
     other: Module = object.__new__(cls)
     other.__dict__.update(module.__dict__)
     return other
+
+
+def torch_class(cls: type) -> type[Module] | None:
+    """The class of torch.nn's six that a class is or is derived from; None if there is none."""
+    return next((base for base in cls.__mro__ if base in OURS), None)
+
+
+def is_scripted(module: Module) -> bool:
+    """Whether a module was one of torch.nn's six classes before torch.jit compiled it. Judged by the class's name."""
+    return isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") in _torch_names()
+
+
+def is_quantized(module: Module) -> bool:
+    """Whether a module is torch.ao's quantized version of one of torch.nn's six classes."""
+    cls = type(module)
+    return cls.__module__.startswith("torch.ao.") and cls.__name__ in _torch_names()
+
+
+def _torch_names() -> set[str]:
+    return {cls.__name__ for cls in OURS}

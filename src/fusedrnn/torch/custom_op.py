@@ -107,15 +107,14 @@ def _fake_forward_training(*arguments: Any) -> list[Tensor]:
     return [y, *final, call.x.new_empty((size,), dtype=torch.uint8)]
 
 
-def _fake_batch(call: OpCall) -> int:
+def _fake_batch(call: OpCall) -> Any:
     """N; of a packed sequence from the shape of a state, else a new symbol."""
     if call.batch is not None:
         return call.batch
     for state in call.states:
         if state is not None:
             return state.shape[1]
-    batch: Any = torch.library.get_ctx().new_dynamic_size()
-    return batch
+    return torch.library.get_ctx().new_dynamic_size()
 
 
 def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any) -> list[Tensor]:

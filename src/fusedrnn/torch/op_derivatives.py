@@ -26,21 +26,13 @@ _NUM_BACKWARD = 4
 
 def register(library: Any) -> None:
     """Register the kernels of this module with the library that defines the operators."""
-    operators = torch.ops.fusedrnn
-    for name, kernel, decomposed in (
-        ("rnn", _autograd_kernel(operators.rnn, 0, _decomposed_rnn, lambda *args: _record(*args)[:-1]), _decomposed_rnn),
-        (
-            "forward_training",
-            _autograd_kernel(operators.forward_training, 0, _decomposed_training, _record),
-            _decomposed_training,
-        ),
-        (
-            "backward",
-            _autograd_kernel(operators.backward, _NUM_BACKWARD, _decomposed_backward, _decomposed_backward),
-            _decomposed_backward,
-        ),
+    for name, first, decomposed, record in (
+        ("rnn", 0, _decomposed_rnn, lambda *arguments: _record(*arguments)[:-1]),
+        ("forward_training", 0, _decomposed_training, _record),
+        ("backward", _NUM_BACKWARD, _decomposed_backward, _decomposed_backward),
     ):
-        library.impl(name, kernel, "Autograd")
+        operator = getattr(torch.ops.fusedrnn, name)
+        library.impl(name, _autograd_kernel(operator, first, decomposed, record), "Autograd")
         # Keys of torch.vmap, and of is_grads_batched.
         library.impl(name, decomposed, "FuncTorchBatched")
         library.impl(name, decomposed, "Batched")

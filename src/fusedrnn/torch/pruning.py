@@ -1,4 +1,4 @@
-"""torch.ao's structured pruning looks for layers by their exact class: it is told that ours are layers, too."""
+"""torch.ao's structured pruning finds layers by their exact class: add our classes to its tables."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _PRUNER = "torch.ao.pruning._experimental.pruner.base_structured_sparsifier"
 
 
 def register() -> None:
-    """Do so when somebody imports the pruners."""
+    """Patch the tables as soon as the pruners are imported."""
     after_import(_PRUNER, _patch)
 
 
 def _patch() -> None:
-    """Add our classes to what pruners look for by default; nothing if this torch's pruners are built otherwise."""
+    """Add our classes to the default tables; does nothing if this torch's pruners have none."""
     pruner: Any = sys.modules[_PRUNER]
-    patterns_of = getattr(pruner, "_get_default_structured_pruning_patterns", None)
-    modules_of = getattr(pruner, "_get_supported_structured_pruning_modules", None)
-    if patterns_of is None or modules_of is None:
+    torch_patterns = getattr(pruner, "_get_default_structured_pruning_patterns", None)
+    torch_modules = getattr(pruner, "_get_supported_structured_pruning_modules", None)
+    if torch_patterns is None or torch_modules is None:
         return
 
     def patterns() -> dict[Any, Any]:
-        known = patterns_of()
-        return {**known, **{tuple(OURS.get(part, part) for part in pattern): prune for pattern, prune in known.items()}}
+        table = torch_patterns()
+        return {**table, **{tuple(OURS.get(part, part) for part in pattern): prune for pattern, prune in table.items()}}
 
     def modules() -> set[type]:
-        known = modules_of()
-        return {*known, *(OURS[kind] for kind in known if kind in OURS)}
+        supported = torch_modules()
+        return {*supported, *(OURS[cls] for cls in supported if cls in OURS)}
 
     pruner._get_default_structured_pruning_patterns = patterns
     pruner._get_supported_structured_pruning_modules = modules
