@@ -28,6 +28,7 @@ class ModulePlan(NamedTuple):
         expected: What :func:`_are_ordinary` sees of ordinary parameters.
         has_bias: Whether the module has biases.
         flat_order: Index of each parameter in the layer's ``_flat_weights``; None if these are in the same order.
+        is_cell: Whether the module is a cell, which has no ``_flat_weights``.
     """
 
     spec: RNNSpec
@@ -39,11 +40,7 @@ class ModulePlan(NamedTuple):
     expected: list[tuple[Any, ...]]
     has_bias: bool
     flat_order: tuple[int, ...] | None
-
-    @property
-    def is_cell(self) -> bool:
-        """Whether the module is a cell, which has no ``_flat_weights``."""
-        return not self.state_rows
+    is_cell: bool = False
 
     def from_flat(self, flat: list[Any]) -> list[Any]:
         """Items in the operator's order, from items in the order of ``_flat_weights``."""
@@ -79,10 +76,11 @@ def _layer_plan(
 def _cell_plan(mode: str, I: int, H: int, bias: bool, dtype: torch.dtype) -> ModulePlan | None:
     plan = _layer_plan(mode, I, H, 1, False, bias, 0.0, dtype)
     names = () if plan is None else tuple(name.removesuffix("_l0") for name in plan.names)
-    return plan and plan._replace(names=names, state_rows=())
+    return plan and plan._replace(names=names, state_rows=(), is_cell=True)
 
 
-# Dynamo cannot trace caches. It takes the results of these functions for constants: see dynamo.py.
+# Dynamo cannot trace caches. It takes the results of these functions for constants (see dynamo.py), and can then read
+# their fields, but not call their methods.
 def layer_plan(*attributes: Any) -> ModulePlan | None:
     """The plan of a layer with these attributes, as :func:`_layer_plan` lists them; None if it is not supported."""
     return _layer_plan(*attributes)
@@ -132,8 +130,7 @@ def current_weights(module: Module, plan: ModulePlan, dtype: torch.dtype) -> lis
                 return None
     if plan.has_bias:
         return weights
-    count = plan.spec.num_layers * plan.spec.num_directions
-    per_direction = len(weights) // count
+    per_direction = 3 if plan.spec.projection_size else 2
     return [
         weight
         for first in range(0, len(weights), per_direction)
