@@ -8,13 +8,14 @@ PEERS := .peers
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run peers test check format clean
+.PHONY: help run peers test check docs format clean
 
 help:
 	@echo 'make run      measure: print the benchmark tables (ARGS="..." goes to fusedrnn bench)'
 	@echo 'make peers    build what fusedrnn bench --peers compares with (ARGS="jax keras" for some)'
 	@echo 'make test     run the tests, files in two processes (ARGS="..." goes to pytest, JOBS=0 for one)'
 	@echo 'make check    lint and check types'
+	@echo 'make docs     build the documentation into build/site, warnings as errors'
 	@echo 'make format   sort imports and mend what the linter can mend'
 	@echo 'make clean    remove the virtual environments, caches and builds'
 	@echo 'PYTHON=python3.11 chooses the interpreter, 3.10 or newer'
@@ -31,6 +32,9 @@ test: $(TEST)/.installed-test
 check: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/mypy
+
+docs: $(TEST)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/mkdocs build --strict
 
 format: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check --fix .

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pairwise
 import process_state
 import pytest
 from hypothesis import settings
 
 from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
-from fusedrnn.jit import target as targets
-from fusedrnn.runtime import buffers as workspace
-from fusedrnn.runtime import thread_pool as threads
+from fusedrnn.jit.host import current_target
+from fusedrnn.runtime import buffers, thread_pool
 
 process_state.reset()
 
@@ -26,10 +26,16 @@ settings.load_profile("fusedrnn")
 _ONES = 0xFF  # a byte of which every float of every size is NaN, and every integer -1
 
 
-def target_names():
-    """Every target of this processor's family, those that it lacks emulated."""
-    native = targets.available()
-    return [target.name if target in native else f"{target.name}-emulated" for target in targets.known()]
+def pytest_collection_modifyitems(config, items):
+    """Leave out the cases of tests marked ``pairwise`` that add no pair of values; ``--all-cases`` keeps them."""
+    if not config.getoption("all_cases"):
+        items[:], left_out = pairwise.reduce(items)
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_addoption(parser):
+    """Add ``--all-cases``."""
+    parser.addoption("--all-cases", action="store_true", help="run every case of tests marked pairwise")
 
 
 # Processes that share the tests out share the processors, too: torch's threads sleep while they wait.
@@ -57,24 +63,24 @@ def kernel_cache(tmp_path_factory, worker_id):
         yield folder
 
 
-@pytest.fixture(params=target_names())
+@pytest.fixture(params=pairwise.target_names())
 def target(request, monkeypatch):
     """Each target in turn, in force."""
     monkeypatch.setenv("FUSEDRNN_TARGET", request.param)
-    return targets.current()
+    return current_target()
 
 
 @pytest.fixture
 def traced(monkeypatch):
     """All buffers are NumPy's, whose memory tracemalloc knows of; of large pages it knows nothing."""
-    monkeypatch.setattr(workspace, "_WORTH_PAGES", sys.maxsize)
+    monkeypatch.setattr(buffers, "_WORTH_PAGES", sys.maxsize)
 
 
 @pytest.fixture
 def poisoned(monkeypatch):
     """New arrays, packed weights, reserves and scratch begin as NaN: what is read before it is written shows."""
-    plain_empty, plain_aligned = np.empty, workspace.aligned_empty
-    plain_take, plain_lease = workspace.Workspaces.take, workspace.Pool.lease
+    plain_empty, plain_aligned = np.empty, buffers.aligned_empty
+    plain_acquire, plain_lease = buffers.Workspaces.acquire, buffers.BufferPool.lease
 
     def fill(array):
         if array.dtype.kind in "biuf":
@@ -87,8 +93,8 @@ def poisoned(monkeypatch):
     def aligned_empty(shape, dtype):
         return fill(plain_aligned(shape, dtype))
 
-    def take(self, size):
-        scratch = plain_take(self, size)
+    def acquire(self, size):
+        scratch = plain_acquire(self, size)
         fill(scratch.buffer)
         return scratch
 
@@ -98,10 +104,10 @@ def poisoned(monkeypatch):
         return lent
 
     monkeypatch.setattr(np, "empty", empty)
-    for module in (workspace, threads):
+    for module in (buffers, thread_pool):
         monkeypatch.setattr(module, "aligned_empty", aligned_empty)
-    monkeypatch.setattr(workspace.Workspaces, "take", take)
-    monkeypatch.setattr(workspace.Pool, "lease", lease)
+    monkeypatch.setattr(buffers.Workspaces, "acquire", acquire)
+    monkeypatch.setattr(buffers.BufferPool, "lease", lease)
 
 
 @pytest.fixture

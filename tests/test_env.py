@@ -5,26 +5,27 @@ import re
 
 import numpy as np
 import pytest
+from fusedrnn.jit.host import available_targets, current_target, emulated, target_for
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec
-from fusedrnn import env as config
+from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
 from fusedrnn.engines.onednn import library
-from fusedrnn.jit import target as targets
-from fusedrnn.runtime import thread_pool as threads
+from fusedrnn.jit import host
+from fusedrnn.jit.target import is_x86, known_targets
+from fusedrnn.runtime import thread_pool
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
-    monkeypatch.setattr(threads, "_count", None)
+    monkeypatch.setattr(thread_pool, "_count", None)
     for name in ("FUSEDRNN_TARGET", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS", "FUSEDRNN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
-    threads._default.cache_clear()
+    thread_pool._default.cache_clear()
     yield
-    threads._default.cache_clear()
+    thread_pool._default.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -65,42 +66,42 @@ def test_bad_num_threads(monkeypatch, value):
 def test_bad_debug_level(monkeypatch, value):
     monkeypatch.setenv("FUSEDRNN_DEBUG", value)
     with pytest.raises(ValueError, match=f"^FUSEDRNN_DEBUG must be 0, 1, 2, 3 or 4; got '{value}'"):
-        config.debug()
+        env.debug()
 
 
 @pytest.mark.parametrize("value", ["sse9", "avx2-emulated-emulated", "emulated", "avx512 avx2"])
 def test_unknown_target(monkeypatch, value):
     monkeypatch.setenv("FUSEDRNN_TARGET", value)
-    names = ", ".join(target.name for target in targets.known())
-    for use in (targets.current, lambda: RNNOp(RNNSpec("gru", 1, 1)), lambda: RNNOp.get(RNNSpec("gru", 1, 1))):
+    names = ", ".join(target.name for target in known_targets())
+    for use in (current_target, lambda: RNNOp(RNNSpec("gru", 1, 1)), lambda: RNNOp.get(RNNSpec("gru", 1, 1))):
         with pytest.raises(ValueError, match=f"^FUSEDRNN_TARGET must be one of {names}.*; got '{value}'"):
             use()
 
 
 def test_target_that_the_processor_lacks(monkeypatch):
-    monkeypatch.setattr(targets, "_host_features", lambda: frozenset())
-    widest = targets.known()[0]
+    monkeypatch.setattr(host, "_host_features", lambda: frozenset())
+    widest = known_targets()[0]
     if not widest.required:
         pytest.skip("the only target needs nothing")
     monkeypatch.setenv("FUSEDRNN_TARGET", widest.name)
     message = f"'{widest.name}', which this processor cannot run .*it lacks .*{min(widest.required)}.*-emulated"
     with pytest.raises(ValueError, match=message):
-        targets.current()
+        current_target()
 
 
 def test_target_default_is_the_widest(monkeypatch):
-    assert targets.current() == targets.available()[0]
+    assert current_target() == available_targets()[0]
     monkeypatch.setenv("FUSEDRNN_TARGET", " GENERIC ")
-    assert targets.current() == targets.known()[-1]
+    assert current_target() == known_targets()[-1]
 
 
 def test_emulated_target_runs_what_is_there():
     """The other's shapes, this processor's instructions; told apart by name, and so in every cache."""
-    for target in targets.known():
-        emulated, host = targets.emulated(target), targets.available()[0]
-        assert (emulated.vector_bits, emulated.registers) == (target.vector_bits, target.registers)
-        assert (emulated.cpu, emulated.features, emulated.fma) == (host.cpu, host.features, host.fma)
-        assert emulated.name == f"{target.name}-emulated"
+    for target in known_targets():
+        twin, native = emulated(target), available_targets()[0]
+        assert (twin.vector_bits, twin.registers) == (target.vector_bits, target.registers)
+        assert (twin.cpu, twin.features, twin.fma) == (native.cpu, native.features, native.fma)
+        assert twin.name == f"{target.name}-emulated"
 
 
 def test_target_of_an_op_is_that_of_its_making(monkeypatch):
@@ -131,21 +132,21 @@ def test_debug_ladder(monkeypatch, capfd, level):
     assert ("retq" in err or "ret\n" in err) == (level >= 4)
 
 
-@pytest.mark.skipif(not targets.is_x86(), reason="x86 alone has vectors that are worked on in halves")
+@pytest.mark.skipif(not is_x86(), reason="x86 alone has vectors that are worked on in halves")
 def test_half_vectors_where_whole_ones_would_be_empty(monkeypatch):
     """On processors that take them one after the other; not on others, and not if a target is asked for."""
-    whole, half = (next(t for t in targets.known() if t.name == name) for name in ("avx512", "avx512-half"))
+    whole, half = (next(t for t in known_targets() if t.name == name) for name in ("avx512", "avx512-half"))
     monkeypatch.delenv("FUSEDRNN_TARGET", raising=False)
-    monkeypatch.setattr(targets, "available", lambda: (whole, half))
-    monkeypatch.setattr(targets, "_host_name", lambda: "znver4")
-    found = {size: targets.suited(size, "float32") for size in (1, 8, 9, 16, 17, 40, 63, 100, 800)}
+    monkeypatch.setattr(host, "available_targets", lambda: (whole, half))
+    monkeypatch.setattr(host, "_host_name", lambda: "znver4")
+    found = {size: target_for(size, "float32") for size in (1, 8, 9, 16, 17, 40, 63, 100, 800)}
     assert [size for size, target in found.items() if target is half] == [1, 8, 17, 40, 100]
-    assert targets.suited(8, "float64") is whole
-    monkeypatch.setattr(targets, "_host_name", lambda: "sapphirerapids")
-    assert targets.suited(40, "float32") is whole
-    monkeypatch.setattr(targets, "_host_name", lambda: "znver4")
-    monkeypatch.setattr(targets, "available", lambda: (targets.known()[-1],))
-    assert targets.suited(40, "float32") is targets.known()[-1]
+    assert target_for(8, "float64") is whole
+    monkeypatch.setattr(host, "_host_name", lambda: "sapphirerapids")
+    assert target_for(40, "float32") is whole
+    monkeypatch.setattr(host, "_host_name", lambda: "znver4")
+    monkeypatch.setattr(host, "available_targets", lambda: (known_targets()[-1],))
+    assert target_for(40, "float32") is known_targets()[-1]
 
 
 def test_opencl_is_told_of_a_driver_for_a_while(monkeypatch, tmp_path):
@@ -153,33 +154,33 @@ def test_opencl_is_told_of_a_driver_for_a_while(monkeypatch, tmp_path):
     driver = tmp_path / "libdriver.so"
     monkeypatch.delenv("OCL_ICD_FILENAMES", raising=False)
     monkeypatch.delenv("OCL_ICD_VENDORS", raising=False)
-    with config.opencl_drivers(driver):
+    with env.opencl_drivers(driver):
         assert "OCL_ICD_FILENAMES" not in os.environ
     driver.touch()
-    with config.opencl_drivers(driver):
+    with env.opencl_drivers(driver):
         assert os.environ["OCL_ICD_FILENAMES"] == str(driver)
     assert "OCL_ICD_FILENAMES" not in os.environ
     monkeypatch.setenv("OCL_ICD_VENDORS", "elsewhere")
-    with config.opencl_drivers(driver):
+    with env.opencl_drivers(driver):
         assert "OCL_ICD_FILENAMES" not in os.environ
 
 
 def test_the_path_of_onednn(monkeypatch, tmp_path):
     """A bare name is a file of the current folder: the system's loader would look for it in folders of its own."""
     monkeypatch.delenv("FUSEDRNN_ONEDNN", raising=False)
-    assert config.onednn() is None
+    assert env.onednn() is None
     monkeypatch.setenv("FUSEDRNN_ONEDNN", f" {tmp_path / 'libdnnl.so.3'} ")
-    assert config.onednn() == tmp_path / "libdnnl.so.3"
+    assert env.onednn() == tmp_path / "libdnnl.so.3"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FUSEDRNN_ONEDNN", "libdnnl.so.3")
-    assert config.onednn() == tmp_path / "libdnnl.so.3"
+    assert env.onednn() == tmp_path / "libdnnl.so.3"
 
 
 def test_a_home_that_does_not_exist(monkeypatch):
     """What is asked for by name is refused by name; the cache is done without, see test_cache_folder."""
     monkeypatch.setenv("FUSEDRNN_PEERS", "~no-such-user-at-all/peers")
     with pytest.raises(ValueError, match=r"FUSEDRNN_PEERS must be .*'~no-such-user-at-all/peers'"):
-        config.peers_directory()
+        env.peers_directory()
     monkeypatch.setenv("FUSEDRNN_ONEDNN", "~no-such-user-at-all/libdnnl.so.3")
     with pytest.raises(ImportError, match=r"FUSEDRNN_ONEDNN must be .*~no-such-user-at-all/libdnnl\.so\.3"):
         library.find()
@@ -196,28 +197,28 @@ HOMES = {
 def test_the_cache_folder_by_default(monkeypatch, tmp_path, platform):
     """Where the system's custom has it; what is relative would depend on where a program is started, and is ignored."""
     variable, below_home = HOMES[platform]
-    monkeypatch.setattr(config.sys, "platform", platform)
-    monkeypatch.setattr(config, "warn_once", None)
+    monkeypatch.setattr(env.sys, "platform", platform)
+    monkeypatch.setattr(env, "warn_once", None)
     for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert config.cache_directory() == tmp_path / below_home / "fusedrnn"
+    assert env.cache_directory() == tmp_path / below_home / "fusedrnn"
     if variable:
         monkeypatch.setenv(variable, str(tmp_path / "own"))
-        assert config.cache_directory() == tmp_path / "own" / "fusedrnn"
+        assert env.cache_directory() == tmp_path / "own" / "fusedrnn"
         for relative in ("", "own", "."):
             monkeypatch.setenv(variable, relative)
-            assert config.cache_directory() == tmp_path / below_home / "fusedrnn"
+            assert env.cache_directory() == tmp_path / below_home / "fusedrnn"
     for home in ("own", "."):
         monkeypatch.setenv("HOME", home)
-        assert config.cache_directory() is None
+        assert env.cache_directory() is None
 
 
 def test_a_warning_is_given_once(monkeypatch):
     """For each cause, whatever it says; and an error made of it does not come back at every call."""
-    monkeypatch.setattr(config, "_warned", set())
+    monkeypatch.setattr(env, "_warned", set())
     for cause in ("a", "b"):
         with pytest.warns(RuntimeWarning, match=f"^first {cause}$") as said:
-            config.warn_once(cause, f"first {cause}")
-            config.warn_once(cause, "second")
+            env.warn_once(cause, f"first {cause}")
+            env.warn_once(cause, "second")
         assert len(said) == 1

@@ -9,7 +9,7 @@
     ``XDG_CACHE_HOME`` names where that is the custom. A folder that another user owns or can write to is not used.
 ``FUSEDRNN_DEBUG``
     0 nothing (default), 1 the plan of each new problem, 2 also the time of each phase, 3 also LLVM IR as it is
-    compiled, 4 also assembly; to stderr.
+    compiled, 4 also assembly. These are messages of the logger ``fusedrnn``, which the variable has written to stderr.
 ``FUSEDRNN_NUM_THREADS``, ``OMP_NUM_THREADS``
     Threads to use until :func:`fusedrnn.set_num_threads` says otherwise; the first takes precedence.
     Default: one for each processor this process may run on. Looked at once, when first needed.
@@ -21,12 +21,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 
 MOST_THREADS = 1024
 
@@ -124,6 +127,8 @@ def debug() -> int:
         return 0
     if given not in ("0", "1", "2", "3", "4"):
         raise ValueError(f"FUSEDRNN_DEBUG must be 0, 1, 2, 3 or 4; got {given!r}")
+    if given != "0":
+        _log_to_stderr()
     return int(given)
 
 
@@ -154,6 +159,22 @@ def warn_once(cause: str, message: str) -> None:
 _warned: set[str] = set()
 
 
-def report(message: str) -> None:
-    """A line of debugging output."""
-    print(f"fusedrnn: {message}", file=sys.stderr, flush=True)
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is when a message is logged."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("fusedrnn: %(message)s"))
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Where messages go."""
+        return sys.stderr
+
+
+@lru_cache(maxsize=1)
+def _log_to_stderr() -> None:
+    """Have the messages of the logger ``fusedrnn`` written to stderr."""
+    logger = logging.getLogger("fusedrnn")
+    logger.addHandler(_StderrHandler())
+    logger.setLevel(logging.INFO)

@@ -1,7 +1,9 @@
-"""The documents say what is true: snippets run, commands and variables exist, links lead somewhere."""
+"""The documents say what is true: snippets run, links lead somewhere, paths, commands and variables exist."""
 
+import ast
 import doctest
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,41 +11,23 @@ import pytest
 from typer.testing import CliRunner
 
 import fusedrnn
-from fusedrnn import env as config
-from fusedrnn import mxnet
+from fusedrnn import env, mxnet
 from fusedrnn.cli.app import app
-from fusedrnn.onnx import backend as onnx_backend
-from fusedrnn.onnx import read
-from fusedrnn.onnx import weights_io as onnx_layers
-from fusedrnn.op import rnn_op as operator
+from fusedrnn.onnx import backend, read, weights_io
+from fusedrnn.op import rnn_op
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src" / "fusedrnn"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MOST_LINES = {"README.md": 150, "docs/architecture.md": 150}
+
+sys.path.append(str(DOCS / "tools"))
 
 
-def test_snippets_of_the_readme_run_in_order():
-    names = {}
-    threads = fusedrnn.get_num_threads()
-    try:
-        for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
-            exec(snippet, names)
-    finally:
-        fusedrnn.set_num_threads(threads)
-    assert names["y"].shape == (100, 8, 64)
-    np.testing.assert_allclose(names["fused"], names["unfused"], atol=1e-6)
-
-
-def test_snippets_of_the_page_on_pytorch_run_in_order():
-    names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "pytorch.md").read_text(), re.DOTALL):
-        exec(snippet, names)
-    assert names["y"].shape == (100, 4, 128)
-
-
-def test_snippets_of_the_page_on_onnx_run_in_order():
-    names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL):
-        exec(snippet, names)
+def check_onnx(names):
     assert names["losses"][-1] < 0.5 * names["losses"][0]
     before, after = (read(names[name])["encoder"].params for name in ("model", "trained"))
     np.testing.assert_array_equal(before, names["layer"].params)
@@ -53,44 +37,124 @@ def test_snippets_of_the_page_on_onnx_run_in_order():
     assert not names["Y"][11:].any()
 
 
-def test_snippets_of_the_page_on_mxnet_run_in_order():
-    names = {}
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mxnet.md").read_text(), re.DOTALL):
-        exec(snippet, names)
+def check_mxnet(names):
     assert names["y"].shape == (20, 8, 128)
     assert names["total"].any()
 
 
-@pytest.mark.parametrize("module", [operator, mxnet, onnx_backend, onnx_layers], ids=lambda module: module.__name__)
+RESULTS = {
+    "README.md": lambda names: names["dx"].shape == (100, 8, 40),
+    "docs/quickstart.md": lambda names: names["y"].shape == (100, 8, 128),
+    "docs/guides/pytorch.md": lambda names: names["y"].shape == (100, 4, 128),
+    "docs/guides/onnx.md": check_onnx,
+    "docs/guides/mxnet.md": check_mxnet,
+}
+"""What the snippets of a page must lead to, beyond running."""
+
+
+@pytest.fixture
+def unchanged_threads():
+    threads = fusedrnn.get_num_threads()
+    yield
+    fusedrnn.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if SNIPPET.search(text)])
+def test_snippets_run_in_order(page, unchanged_threads):
+    names = {"__name__": "snippets"}
+    for snippet in SNIPPET.findall(TEXTS[page]):
+        exec(compile(snippet, page, "exec"), names)
+    if page in RESULTS:
+        assert RESULTS[page](names) in (None, True)
+
+
+@pytest.mark.parametrize("module", [rnn_op, mxnet, backend, weights_io], ids=lambda module: module.__name__)
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(text):
+    """The fragments of a page's headings on the site."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, fragment in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", TEXTS[page]):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if fragment and path.suffix == ".md":
+            assert fragment[1:] in anchors(path.read_text(encoding="utf-8")), target + fragment
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_paths_exist(page):
+    """Paths in code spans: relative to the package, or to the root of the repository."""
+    for name in re.findall(r"`([\w./-]+(?:\.py|\.md|\.json|\.npz|\.txt|/))`", TEXTS[page]):
+        if page != "CHANGELOG.md" and "/" in name:
+            assert (PACKAGE / name).exists() or (ROOT / name).exists() or (PACKAGE.parent / name).exists(), name
+
+
+@pytest.mark.parametrize(("page", "most"), MOST_LINES.items())
+def test_pages_stay_short(page, most):
+    assert len(TEXTS[page].splitlines()) <= most
+
+
+def test_every_folder_has_its_page():
+    described = "".join(text for page, text in TEXTS.items() if page.startswith(("docs/internals/", "docs/arch")))
+    for pattern in "*/__init__.py", "engines/*/__init__.py", "engines/cpu/*/__init__.py":
+        for path in PACKAGE.glob(pattern):
+            assert f"`{path.parent.relative_to(PACKAGE).as_posix()}/" in described, path
+
+
+def test_every_file_has_a_summary():
+    """The page that lists every file takes the first lines of docstrings."""
+    for path in PACKAGE.rglob("*.py"):
+        summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        assert summary.endswith((".", "?", ":")), path
+
+
+def test_names_of_the_code_exist():
+    """Names in code spans of the pages on the code."""
+    sources = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    known = set(re.findall(r"\w+", "\n".join(path.read_text(encoding="utf-8") for path in sources)))
+    for page, text in TEXTS.items():
+        if page.startswith(("docs/internals/", "docs/arch")):
+            unknown = set(re.findall(r"`([A-Za-z_]\w*)(?:\(\))?`", text)) - known
+            assert not unknown, page
 
 
 def test_commands_and_options_exist():
     runner = CliRunner()
-    for command, options in re.findall(r"`fusedrnn (\w+)([^`|]*)`", (ROOT / "README.md").read_text()):
-        described = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
-        assert described.exit_code == 0, command
-        for option in re.findall(r"--[a-z]+", options):
-            assert option in described.output or option == "--help", f"{command} {option}"
+    shell = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    shells = (block for text in TEXTS.values() for block in shell.findall(text))
+    commands = {
+        *(found for text in TEXTS.values() for found in re.findall(r"`fusedrnn (\w+)([^`|]*)`", text)),
+        *(found for block in shells for found in re.findall(r"fusedrnn (\w+)([^\n#]*)", block)),
+    }
+    assert {command for command, _ in commands} >= {"bench", "info", "warmup"}
+    described = {}
+    for command, options in commands:
+        if command not in described:
+            shown = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+            assert shown.exit_code == 0, command
+            described[command] = shown.output
+        for option in re.findall(r"--[a-z]+(?:-[a-z]+)*", options):
+            assert option in described[command] or option == "--help", f"{command} {option}"
 
 
 def test_variables_are_those_that_are_read():
-    read = set(re.findall(r"FUSEDRNN_[A-Z_]+", Path(config.__file__).read_text()))
-    assert set(re.findall(r"FUSEDRNN_[A-Z_]+", (ROOT / "README.md").read_text())) == read
+    read_in_code = set(re.findall(r"FUSEDRNN_[A-Z_]+", Path(env.__file__).read_text()))
+    assert set(re.findall(r"FUSEDRNN_[A-Z_]+", TEXTS["docs/api/environment.md"])) == read_in_code
 
 
-def test_the_tree_in_the_architecture_page_is_the_tree():
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    package = ROOT / "src" / "fusedrnn"
-    for path in [*package.glob("*.py"), *package.glob("engine/*.py"), *package.glob("codegen/*.py")]:
-        if path.name != "__init__.py":
-            assert path.name in text, path
+def test_tables_are_those_of_the_data():
+    """Run ``python docs/tools/tables.py`` after a change of the data."""
+    tables = pytest.importorskip("tables")
+    marked = [page for page, text in TEXTS.items() if tables.MARKED.search(text)]
+    assert {"README.md", "docs/performance.md", "docs/benchmarks/peers.md"} <= set(marked)
+    for page in marked:
+        assert tables.with_tables(TEXTS[page]) == TEXTS[page], page

@@ -10,15 +10,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fusedrnn.jit.host import current_target
 
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.bench import peaks, runner, tables, variants
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.bench.peaks import MEASUREMENTS, RunPeak, at_best_peak
 from fusedrnn.bench.report import row_figures
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing
-from fusedrnn.jit.target import current
 from fusedrnn.runtime import peak
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.peak import PeakSample, is_spread, measure_peak, measure_reading, sample_peak
@@ -79,7 +79,7 @@ def test_threads_that_never_part_are_measured_all_the_same():
 )
 def test_spread_is_told_by_numbers_of_processors(monkeypatch, processors, available, spread):
     """At the beginning and at the end; where there are fewer processors than threads, all have to be in use."""
-    monkeypatch.setattr(config, "processors", lambda: available)
+    monkeypatch.setattr(env, "processors", lambda: available)
     assert is_spread(np.array(processors, np.int64), len(processors)) is spread
 
 
@@ -87,7 +87,7 @@ _TOGETHER = """
 import json
 import numpy as np
 from fusedrnn.runtime.peak_kernel import PEAK, RESULT_BYTES
-from fusedrnn.jit.target import current
+from fusedrnn.jit.host import current_target
 from fusedrnn.runtime import peak
 
 seen = []
@@ -99,7 +99,7 @@ print(json.dumps({"seen": seen, "spread": [sample.spread for sample in samples]}
 
 
 @pytest.mark.skipif(
-    not sys.platform.startswith("linux") or config.processors() < 2, reason="needs two processors with known numbers"
+    not sys.platform.startswith("linux") or env.processors() < 2, reason="needs two processors with known numbers"
 )
 def test_two_threads_of_a_new_process_run_on_two_processors():
     found = subprocess.run([sys.executable, "-c", _TOGETHER], capture_output=True, text=True, check=True)
@@ -115,7 +115,7 @@ def test_no_thread_begins_before_all_of_them_run():
     results = aligned_empty((3 * RESULT_BYTES,), np.uint8)
     results[:] = 0
     timed = peak._Timed(PEAK, 2, results=results.ctypes.data)
-    job = peak._peak_job("float32", current())
+    job = peak._peak_job("float32", current_target())
     first = threading.Thread(target=job, args=(timed._call.ctypes.data, 0))
     first.start()
     first.join(0.3)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fusedrnn
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.bench import contenders, peaks, runner
 from fusedrnn.bench.computed import FUSED
 from fusedrnn.bench.contenders import PHASES
@@ -391,8 +391,8 @@ def test_a_folder_that_is_no_environment_stays(tmp_path, monkeypatch):
 
 def test_a_workers_python_is_not_led_to_ours(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "somewhere")
-    assert "PYTHONPATH" not in config.child_environment({})
-    assert config.child_environment({"PYTHONPATH": "elsewhere"})["PYTHONPATH"] == "elsewhere"
+    assert "PYTHONPATH" not in env.child_environment({})
+    assert env.child_environment({"PYTHONPATH": "elsewhere"})["PYTHONPATH"] == "elsewhere"
 
 
 # Revisions

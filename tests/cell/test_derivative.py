@@ -8,9 +8,10 @@ from test_expr import TWO_STAGES
 from variants import variant_spec
 
 from fusedrnn.cell import derivative
+from fusedrnn.cell.autodiff import vjp
 from fusedrnn.cell.cells import CELLS, Cell, traced
 from fusedrnn.cell.derivative import differentiate
-from fusedrnn.cell.expr import Leaf, Operation, evaluate, gradients, relu, sigmoid, tanh, walk
+from fusedrnn.cell.expr import Leaf, Operation, evaluate, walk
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
@@ -23,8 +24,9 @@ from fusedrnn.cell.leaves import (
     State,
     StateCotangent,
 )
+from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import merge, trace
-from fusedrnn.engines.reference.forward import NumpyArithmetic
+from fusedrnn.engines.reference.forward import NUMPY
 from fusedrnn.spec import MODES
 
 DTYPE = np.longdouble  # float64 where there is nothing longer
@@ -34,7 +36,7 @@ LEAVES = [PreX("a"), PreH("a"), State("h")]
 
 
 def value(roots, values):
-    return evaluate(roots, values, NumpyArithmetic())
+    return evaluate(roots, values, NUMPY)
 
 
 def slopes(roots, seeds, values):
@@ -91,7 +93,7 @@ def test_gradients_of_any_expression(first, second, seed):
     roots = [first, tanh(second * first)]
     values = random_values(rng, LEAVES)
     values |= random_values(rng, [StateCotangent("0"), StateCotangent("1")])
-    found = gradients(roots, [StateCotangent("0"), StateCotangent("1")])
+    found = vjp(roots, [StateCotangent("0"), StateCotangent("1")])
     used = [node for node in walk(roots) if isinstance(node, Leaf)]
     assert set(found) == set(used)
     inputs = {name: values[name] for name in used}
@@ -106,7 +108,7 @@ def test_gradients_of_relu(root):
     rng = np.random.default_rng(1)
     values = random_values(rng, [node for node in walk([root]) if isinstance(node, Leaf)])
     seed = rng.standard_normal(SIZE).astype(DTYPE)
-    found = gradients([root], [StateCotangent("h")])
+    found = vjp([root], [StateCotangent("h")])
     expected = slopes([root], [seed], values)
     for name, gradient in found.items():
         assert_slopes(value([gradient], values | {StateCotangent("h"): seed})[0], expected[name])
@@ -114,14 +116,14 @@ def test_gradients_of_relu(root):
 
 def test_a_leaf_that_is_a_root():
     a = State("h")
-    found = gradients([a, a * a], [StateCotangent("0"), StateCotangent("1")])
+    found = vjp([a, a * a], [StateCotangent("0"), StateCotangent("1")])
     values = {State("h"): 3.0, StateCotangent("0"): 10.0, StateCotangent("1"): 1.0}
     assert value([found[State("h")]], values) == [16.0]
 
 
 def test_an_operation_without_a_derivative():
     with pytest.raises(NotImplementedError, match="the derivative of 'exp'"):
-        gradients([Operation("exp", (PreX("a"),))], [StateCotangent("h")])
+        vjp([Operation("exp", (PreX("a"),))], [StateCotangent("h")])
 
 
 @pytest.mark.parametrize("cell", forms())
@@ -129,7 +131,7 @@ def test_gradients_of_a_cell(cell):
     rng = np.random.default_rng(2)
     values = random_values(rng, leaves_of(cell))
     seeds = random_values(rng, [StateCotangent(name) for name in cell.states])
-    found = gradients(cell.outputs, list(seeds))
+    found = vjp(cell.outputs, list(seeds))
     expected = slopes(cell.outputs, seeds.values(), values)
     for name, slope in expected.items():
         actual = value([found[name]], values | seeds)[0] if name in found else np.zeros(SIZE)

@@ -10,7 +10,7 @@ from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
-from fusedrnn.jit import target as targets
+from fusedrnn.jit.target import known_targets
 from fusedrnn.spec import DTYPES, MODES
 
 
@@ -26,7 +26,7 @@ def assembly(monkeypatch):
         pytest.skip("this llvmlite generates code for no other family")
 
     def emit(build, *kind):
-        (neon,) = targets.known()
+        (neon,) = known_targets()
         machine = family.create_target_machine(cpu=neon.cpu, features=neon.features, opt=3)
         module = build(*kind, neon)
         module.triple = machine.triple

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from answering import TARGET, Builder, answer
 
-from fusedrnn import RNNOp, RNNSpec
-from fusedrnn import env as config
+from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
 from fusedrnn.jit import cache_folder as folder
-from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import loader, object_cache
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no owners and modes here to be checked")
 as_root = pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="only root can give files away")
@@ -28,7 +27,7 @@ PLANTED, OWN = 666, 42
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(config, "_warned", set())
+    monkeypatch.setattr(env, "_warned", set())
     for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -39,7 +38,7 @@ def kept(tmp_path, monkeypatch):
     path = tmp_path / "way" / "kept"
     path.parent.mkdir(mode=0o700)
     monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(path))
-    cache.load("answer", TARGET, Builder(PLANTED))
+    loader.load("answer", TARGET, Builder(PLANTED))
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     return path
 
@@ -50,7 +49,7 @@ def the_file(path):
 
 
 def load():
-    return answer(cache.load("answer", TARGET, Builder(OWN)))
+    return answer(loader.load("answer", TARGET, Builder(OWN)))
 
 
 def assert_refused(culprit, *reasons):
@@ -210,10 +209,10 @@ def test_a_system_without_owners(kept, monkeypatch):
     file = the_file(kept)
     file.write_bytes(b"damaged")
     build = Builder(OWN)
-    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [OWN, OWN]
+    assert [answer(loader.load("answer", TARGET, build)) for _ in range(2)] == [OWN, OWN]
     assert build.calls == 1
-    monkeypatch.setattr(cache, "_MOST_FILES", 1)
-    cache.load("other", TARGET, Builder())
+    monkeypatch.setattr(object_cache, "_MAX_FILES", 1)
+    loader.load("other", TARGET, Builder())
     assert the_file(kept).name.startswith("other-")
     monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(kept / "new" / "deep"))
     assert load() == OWN
@@ -229,7 +228,7 @@ def test_a_file_that_others_can_write_to(kept, mode):
         assert load() == OWN
     assert len(said) == 1
     assert stat.S_IMODE(the_file(kept).stat().st_mode) == 0o600
-    assert answer(cache.load("answer", TARGET, Builder(1))) == OWN
+    assert answer(loader.load("answer", TARGET, Builder(1))) == OWN
 
 
 def make_fifo(path):
@@ -264,7 +263,7 @@ def test_what_is_no_regular_file(kept, make):
     make(file)
     assert load() == OWN
     assert stat.S_ISREG(file.lstat().st_mode)
-    assert answer(cache.load("answer", TARGET, Builder(1))) == OWN
+    assert answer(loader.load("answer", TARGET, Builder(1))) == OWN
 
 
 def test_a_file_too_large_to_be_a_kernel(kept):
@@ -337,10 +336,10 @@ def test_the_home_of_another_user(kept, tmp_path, monkeypatch):
 VICTIM = """
 import os, sys
 from answering import TARGET, Builder, answer
-from fusedrnn.jit import object_cache as cache
+from fusedrnn.jit import loader, object_cache
 os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
 os.environ["FUSEDRNN_CACHE_DIR"] = sys.argv[2]
-print(answer(cache.load("answer", TARGET, Builder(42))))
+print(answer(loader.load("answer", TARGET, Builder(42))))
 """
 
 
@@ -352,7 +351,7 @@ def test_other_users_processes(kept, tmp_path):
             path.chmod(path.stat().st_mode | stat.S_IXOTH)
     for path in (kept.parent, kept, the_file(kept)):
         os.chown(path, OTHER_USER, OTHER_USER)
-    tests, sources = str(Path(__file__).parents[1] / "support"), str(Path(config.__file__).parents[1])
+    tests, sources = str(Path(__file__).parents[1] / "support"), str(Path(env.__file__).parents[1])
     paths = os.pathsep.join((tests, sources, os.environ.get("PYTHONPATH", "")))
     for user, expected, warned in ((OTHER_USER, PLANTED, False), (OTHER_USER + 1, OWN, True)):
         kept.parent.chmod(0o755)

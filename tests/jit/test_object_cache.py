@@ -11,15 +11,18 @@ from dataclasses import replace
 import llvmlite
 import numpy as np
 import pytest
-from answering import TARGET, Builder, answer
-from llvmlite import ir
+from answering import TARGET, Builder, answer, build_caller
 
-from fusedrnn import RNNOp, RNNSpec
-from fusedrnn import env as config
-from fusedrnn.jit import object_cache as cache
-from fusedrnn.jit import sources
-from fusedrnn.jit import target as targets
-from fusedrnn.jit.builder import Declared, Function, Signature
+from fusedrnn import RNNOp, RNNSpec, env
+from fusedrnn.engines.cpu import jobs
+from fusedrnn.engines.cpu.jobs import load_job
+from fusedrnn.engines.cpu.launch.args_kernel import load_fill
+from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
+from fusedrnn.jit import compiler, loader, object_cache, sources
+from fusedrnn.jit.host import emulated
+from fusedrnn.jit.target import known_targets
+from fusedrnn.runtime.fingerprint import load_fingerprint
+from fusedrnn.runtime.thread_pool import load_pool
 
 
 @pytest.fixture
@@ -35,33 +38,22 @@ def the_file(folder):
 
 def test_second_time_from_disk(folder):
     build = Builder()
-    assert [answer(cache.load("answer", TARGET, build)) for _ in range(3)] == [42] * 3
+    assert [answer(loader.load("answer", TARGET, build)) for _ in range(3)] == [42] * 3
     assert build.calls == 1
     assert the_file(folder).name.startswith(f"answer-{TARGET.name}-")
 
 
 def test_what_is_on_disk_is_what_runs(folder):
     """Not the builder's word: the file's content."""
-    cache.load("answer", TARGET, Builder(1))
-    assert answer(cache.load("answer", TARGET, Builder(2))) == 1
+    loader.load("answer", TARGET, Builder(1))
+    assert answer(loader.load("answer", TARGET, Builder(2))) == 1
 
 
 def test_code_that_calls_other_code(folder):
     """Two callers of the same code, which stands on disk for itself and lives as long as either of them."""
-    answering = Signature("answer", ("into",))
-
-    def build_caller():
-        module = ir.Module("caller")
-        f = Function(module, "twice", ["into"], exported=True)
-        for _ in range(2):
-            f.call(Declared(module, answering), f.arguments[0])
-        f.store(f.load(f.arguments[0]) + 1, f.arguments[0])
-        f.done()
-        return module
-
     for build in (Builder(), Builder(number=0)):  # compiled, then as it is on disk
-        called = cache.fetch("answer", TARGET, build)
-        callers = [cache.load(name, TARGET, build_caller, (called,)) for name in ("one", "other")]
+        called = object_cache.fetch("answer", TARGET, build)
+        callers = [loader.load(name, TARGET, build_caller, links=(called,)) for name in ("one", "other")]
         del called
         gc.collect()
         into = np.zeros(1, np.int64)
@@ -75,8 +67,8 @@ def test_code_that_calls_other_code(folder):
 DAMAGE = {
     "empty": lambda content: b"",
     "truncated": lambda content: content[:-1],
-    "no more than its seal": lambda content: content[: len(cache._FORMAT) + 32],
-    "half a digest": lambda content: content[: len(cache._FORMAT) + 16],
+    "no more than its seal": lambda content: content[: len(object_cache._FORMAT) + 32],
+    "half a digest": lambda content: content[: len(object_cache._FORMAT) + 16],
     "longer": lambda content: content + b"\0",
     "a bit in the code": lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
     "a bit in the format": lambda content: bytes([content[0] ^ 1]) + content[1:],
@@ -90,47 +82,47 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_files_are_remade(folder, damage):
     build = Builder()
-    cache.load("answer", TARGET, build)
+    loader.load("answer", TARGET, build)
     path = the_file(folder)
     good = path.read_bytes()
     path.write_bytes(damage(good))
-    assert answer(cache.load("answer", TARGET, build)) == 42
+    assert answer(loader.load("answer", TARGET, build)) == 42
     assert build.calls == 2
     assert the_file(folder).read_bytes() == good
 
 
 def test_a_file_under_another_name_is_remade(folder):
     """Another kernel's file, as good as it is, is not this kernel's: by name, by target, by key."""
-    others = [("other", TARGET), ("answer", targets.emulated(TARGET))]
+    others = [("other", TARGET), ("answer", emulated(TARGET))]
     for name, target in others:
-        cache.load(name, target, Builder(1))
+        loader.load(name, target, Builder(1))
     other_files = [path.read_bytes() for path in folder.iterdir()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "digest", lambda: b"another version")
-        cache.load("answer", TARGET, Builder(1))
+        patch.setattr(sources, "digest", lambda emitter: b"another version")
+        loader.load("answer", TARGET, Builder(1))
     other_files += [path.read_bytes() for path in folder.iterdir() if path.read_bytes() not in other_files]
     assert len(set(other_files)) == 3
 
     for path in folder.iterdir():
         path.unlink()
     build = Builder(2)
-    cache.load("answer", TARGET, build)
+    loader.load("answer", TARGET, build)
     path = the_file(folder)
     good = path.read_bytes()
     for content in other_files:
         path.write_bytes(content)
-        assert answer(cache.load("answer", TARGET, build)) == 2
+        assert answer(loader.load("answer", TARGET, build)) == 2
         assert path.read_bytes() == good
     assert build.calls == 4
 
 
 def test_a_folder_in_place_of_the_file(folder):
     build = Builder()
-    cache.load("answer", TARGET, build)
+    loader.load("answer", TARGET, build)
     path = the_file(folder)
     path.unlink()
     path.mkdir()
-    assert answer(cache.load("answer", TARGET, build)) == 42
+    assert answer(loader.load("answer", TARGET, build)) == 42
     assert [entry.name for entry in folder.iterdir()] == [path.name]
 
 
@@ -138,7 +130,7 @@ def test_a_file_in_place_of_the_folder(folder):
     folder.parent.mkdir()
     folder.write_text("mine")
     build = Builder()
-    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert [answer(loader.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
     assert build.calls == 2
     assert folder.read_text() == "mine"
 
@@ -147,7 +139,7 @@ def test_a_file_in_place_of_the_folder(folder):
 def test_read_only_folder(folder):
     folder.mkdir(parents=True)
     folder.chmod(0o555)
-    assert answer(cache.load("answer", TARGET, Builder())) == 42
+    assert answer(loader.load("answer", TARGET, Builder())) == 42
     assert not list(folder.iterdir())
 
 
@@ -159,7 +151,7 @@ def test_a_disk_that_refuses(folder, monkeypatch, call):
         raise PermissionError(13, "refused")
 
     monkeypatch.setattr(os, call, refuse)
-    assert answer(cache.load("answer", TARGET, Builder())) == 42
+    assert answer(loader.load("answer", TARGET, Builder())) == 42
     assert not folder.exists() or not list(folder.iterdir())
 
 
@@ -171,9 +163,9 @@ def test_no_home(monkeypatch):
 
     for name in ("FUSEDRNN_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(config.Path, "expanduser", homeless)
-    assert config.cache_directory() is None
-    assert answer(cache.load("answer", TARGET, Builder())) == 42
+    monkeypatch.setattr(env.Path, "expanduser", homeless)
+    assert env.cache_directory() is None
+    assert answer(loader.load("answer", TARGET, Builder())) == 42
 
 
 @pytest.mark.parametrize("value", ["", "  "])
@@ -183,41 +175,46 @@ def test_empty_keeps_none(tmp_path, monkeypatch, value):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     build = Builder()
-    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert [answer(loader.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
     assert build.calls == 2
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("other", [target for target in targets.known()[:-1]], ids=lambda target: target.name)
+@pytest.mark.parametrize("other", [target for target in known_targets()[:-1]], ids=lambda target: target.name)
 def test_key_holds_the_target(folder, other):
-    generic = targets.known()[-1]
-    assert cache._key("answer", generic) != cache._key("answer", other)
-    assert cache._key("answer", generic) != cache._key("answer", targets.emulated(generic))
-    assert cache._key("answer", other) != cache._key("answer", replace(other, features="+avx512fp16"))
-    assert cache._key("answer", other) != cache._key("other", other)
+    generic = known_targets()[-1]
+
+    def key(name, target):
+        return object_cache._key(name, target, "answering")
+
+    assert key("answer", generic) == key("answer", generic)
+    assert key("answer", generic) != key("answer", other)
+    assert key("answer", generic) != key("answer", emulated(generic))
+    assert key("answer", other) != key("answer", replace(other, features="+avx512fp16"))
+    assert key("answer", other) != key("other", other)
 
 
 @pytest.mark.parametrize("what", ["llvmlite", "llvm", "sources"])
 def test_key_holds_what_makes_the_code(folder, monkeypatch, what):
     """Another compiler, or other sources of our own, and the code is made anew."""
     build = Builder()
-    cache.load("answer", TARGET, build)
+    loader.load("answer", TARGET, build)
     if what == "llvmlite":
         monkeypatch.setattr(llvmlite, "__version__", "0.0.1")
     elif what == "llvm":
-        monkeypatch.setattr(cache.llvm, "llvm_version_info", (1, 2, 3))
+        monkeypatch.setattr(compiler.llvm, "llvm_version_info", (1, 2, 3))
     else:
-        monkeypatch.setattr(sources, "digest", lambda: b"other sources")
-    cache.load("answer", TARGET, build)
+        monkeypatch.setattr(sources, "digest", lambda emitter: b"other sources")
+    loader.load("answer", TARGET, build)
     assert build.calls == 2
     assert len(list(folder.iterdir())) == 2
 
 
 def test_without_a_key_nothing_is_kept(folder, monkeypatch):
     """Where it is not known what the code depends on, any file may be stale."""
-    monkeypatch.setattr(sources, "digest", lambda: None)
+    monkeypatch.setattr(sources, "digest", lambda emitter: None)
     build = Builder()
-    assert [answer(cache.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    assert [answer(loader.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
     assert build.calls == 2 and not folder.exists()
 
 
@@ -241,11 +238,11 @@ def five_old(folder):
     return folder
 
 
-@pytest.mark.parametrize(("limit", "value"), [("_MOST_FILES", 3), ("_MOST_BYTES", 2999)])
+@pytest.mark.parametrize(("limit", "value"), [("_MAX_FILES", 3), ("_MAX_BYTES", 2999)])
 def test_pruning(five_old, monkeypatch, limit, value):
     """The oldest of our files go when there are many or when they are large; what is no file of ours stays."""
-    monkeypatch.setattr(cache, limit, value)
-    cache.load("answer", TARGET, Builder())
+    monkeypatch.setattr(object_cache, limit, value)
+    loader.load("answer", TARGET, Builder())
     (ours,) = five_old.glob("answer-*")
     stay = {ours.name, *FOREIGN, *(NAME.format(which) for which in (0, 1, "folder", "link"))}
     assert {path.name for path in five_old.iterdir()} == stay
@@ -253,11 +250,11 @@ def test_pruning(five_old, monkeypatch, limit, value):
 
 def test_the_file_just_written_stays(five_old, monkeypatch):
     """Even if it alone is larger than all may be, and if the clock says that it is the oldest."""
-    monkeypatch.setattr(cache, "_MOST_BYTES", 1)
-    monkeypatch.setattr(cache, "_MOST_FILES", 1)
+    monkeypatch.setattr(object_cache, "_MAX_BYTES", 1)
+    monkeypatch.setattr(object_cache, "_MAX_FILES", 1)
     for path in five_old.iterdir():
         os.utime(path, (2**33, 2**33), follow_symlinks=False)
-    cache.load("answer", TARGET, Builder())
+    loader.load("answer", TARGET, Builder())
     left = {path.name for path in five_old.iterdir()} - {*FOREIGN, NAME.format("folder"), NAME.format("link")}
     assert len(left) == 1 and left.pop().startswith("answer-")
 
@@ -271,7 +268,7 @@ def test_temporary_files_of_killed_processes_go(five_old):
         os.utime(five_old / name, (1000, 1000))
     (five_old / f"{stem}.fedcba9876543210.tmp").touch()
     before = {path.name for path in five_old.iterdir()}
-    cache.load("answer", TARGET, Builder())
+    loader.load("answer", TARGET, Builder())
     assert before - {path.name for path in five_old.iterdir()} == set(stale)
 
 
@@ -281,12 +278,12 @@ def test_names_of_all_files_are_known_as_ours(folder):
     written = [path.name for path in folder.iterdir()]
     assert written
     for name in written:
-        assert cache._OBJECT.fullmatch(name)
-        assert cache._TEMPORARY.fullmatch(name.removesuffix(".o") + ".0123456789abcdef.tmp")
+        assert object_cache._OBJECT.fullmatch(name)
+        assert object_cache._TEMPORARY.fullmatch(name.removesuffix(".o") + ".0123456789abcdef.tmp")
 
 
 def test_unknown_function(folder):
-    code = cache.load("answer", TARGET, Builder())
+    code = loader.load("answer", TARGET, Builder())
     with pytest.raises(LookupError, match="answer has no function 'question'"):
         code.address("question")
 
@@ -321,10 +318,9 @@ def test_processes_at_once(folder, monkeypatch):
     def refuse(*args):
         raise AssertionError("compiled once more")
 
-    monkeypatch.setattr(cache, "compile_module", refuse)
-    for path in folder.iterdir():
-        name = path.name.split(f"-{targets.current().name}-")[0]
-        cache.load(name, targets.current(), refuse)
+    monkeypatch.setattr(compiler, "compile_module", refuse)
+    for load in (load_fill, load_fingerprint, load_pool, load_pack, load_job, jobs._shared):
+        load.cache_clear()
     spec = RNNSpec("gru", 3, 16)
     y, _, _ = RNNOp(spec).forward(np.ones((4, 2, 3), np.float32), np.full(spec.layout.size, 0.5, np.float32))
     assert float(y.sum()) == float(results[0][0])

@@ -1,9 +1,8 @@
-"""What compiled kernels are named by covers all that emits code, however the package is installed, or none are kept."""
+"""The key of compiled kernels covers the code that emits them, however the package is installed, and nothing else."""
 
 import ast
 import compileall
 import os
-import pkgutil
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,8 @@ import fusedrnn
 from fusedrnn.jit import sources
 
 PACKAGE = Path(fusedrnn.__file__).parent
-EMITTER = "fusedrnn/engines/cpu/kernels/gemm.py"
+FORWARD, BACKWARD = "fusedrnn.engines.cpu.kernels.forward", "fusedrnn.engines.cpu.kernels.backward"
+GEMM = "fusedrnn.engines.cpu.kernels.gemm"
 HEAVY = shutil.ignore_patterns("__pycache__", "torch", "onnx", "bench", "cli", "demo")
 
 
@@ -30,58 +30,99 @@ def module_files():
 FILES = dict(module_files())
 
 
-def imported(path):
-    """The modules of this package that a file imports, at its top or later."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield from (name for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+def imported(name):
+    """The modules of this package that a module imports, in functions too; of a package, the names that it imports."""
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fusedrnn"):
+            is_package = FILES[node.module].name == "__init__.py"
+            yield from (f"{node.module}.{alias.name}" if is_package else node.module for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name for alias in node.names if alias.name.startswith("fusedrnn"))
 
 
-def emits(path):
-    """Whether a file has the means to emit code: it uses the language of ``build``, or LLVM itself."""
-    return any(name.startswith(("llvmlite", "fusedrnn.jit.builder")) for name in imported(path))
+def closure(emitter):
+    """A module, the compiler, and all that either imports, but for the loader."""
+    names, pending = set(), [emitter, "fusedrnn.jit.compiler"]
+    while pending:
+        name = pending.pop()
+        if name not in names and name != "fusedrnn.jit.loader":
+            names.add(name)
+            pending += imported(name)
+    return names
 
 
-def test_every_emitter_is_covered():
-    """And so is all that any of them imports, from which it may take what it emits."""
-    listed = set(sources._modules())
-    todo = [name for name, path in FILES.items() if emits(path)]
-    assert {f"fusedrnn.engines.cpu.kernels.{name}" for name in ("gemm", "forward", "backward")} <= set(todo)
-    seen = {"fusedrnn"}  # what is taken from the package itself are modules, which are named with it
-    while todo:
-        name = todo.pop()
-        if name in FILES and name not in seen:
-            seen.add(name)
-            todo += imported(FILES[name])
-    assert "fusedrnn.cell.cells" in seen
-    assert seen <= listed
+# Modules with functions that build a whole module of LLVM's.
+KERNELS = sorted(name for name, path in FILES.items() if "\ndef build_" in path.read_text(encoding="utf-8"))
+UNRELATED = [
+    "fusedrnn", "fusedrnn.op.stream", "fusedrnn.op.rnn_op", "fusedrnn.spec", "fusedrnn.layout", "fusedrnn.env",
+    "fusedrnn.engines", "fusedrnn.engines.registry", "fusedrnn.engines.cpu.executor", "fusedrnn.engines.cpu.plan.cost",
+    "fusedrnn.engines.cpu.plan.forward", "fusedrnn.jit.cache_folder", "fusedrnn.jit.loader", "fusedrnn.jit.host",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name", ["fusedrnn.cell.cells", "fusedrnn.cell.expr", "fusedrnn.jit.vector", "fusedrnn.engines.cpu.kernels.forward"]
-)
-def test_any_of_them_matters(monkeypatch, name):
-    plain, read = sources.digest.__wrapped__(), sources._content
-    assert plain == sources.digest.__wrapped__()
-    monkeypatch.setattr(sources, "_content", lambda which, spec: read(which, spec) + b"#" * (which == name))
-    assert sources.digest.__wrapped__() not in (plain, None)
+def digest(emitter, changed=None):
+    """The digest as it is if a module changes."""
+    read = sources._module.__wrapped__
+
+    def module(name):
+        content, imports = read(name)
+        return sources._Module(content + b"#" * (name == changed), imports)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_module", module)
+        return sources.digest.__wrapped__(emitter)
+
+
+def test_a_module_that_cannot_emit():
+    """Nothing is kept on disk under a key that does not cover the emitter, as for a ``functools.partial`` of one."""
+    assert {FORWARD, BACKWARD, "fusedrnn.engines.cpu.kernels.common", "fusedrnn.runtime.fingerprint"} <= set(KERNELS)
+    assert digest("functools") is None and digest("fusedrnn.spec") is None and digest("no.such.module") is None
+
+
+@pytest.mark.parametrize("emitter", KERNELS)
+def test_all_that_an_emitter_imports_is_covered(emitter):
+    """And nothing else: what bytecode says is what the source says."""
+    sources._module.cache_clear()
+    assert sources.covered_modules(emitter) == closure(emitter)
+    # Names that are taken from packages are modules: a package's own code is not covered.
+    assert closure(emitter) <= FILES.keys()
+    assert not [name for name in closure(emitter) if FILES[name].name == "__init__.py"]
+
+
+@pytest.mark.parametrize("emitter", KERNELS)
+def test_a_change_in_any_of_them_changes_the_key(emitter):
+    plain = digest(emitter)
+    assert plain and plain == digest(emitter)
+    assert {"fusedrnn.jit.builder", "fusedrnn.jit.compiler", emitter} <= closure(emitter)
+    changed = [digest(emitter, name) for name in sorted(closure(emitter))]
+    assert len({plain, *changed}) == 1 + len(changed) and None not in changed
+
+
+@pytest.mark.parametrize("emitter", [FORWARD, BACKWARD, "fusedrnn.engines.cpu.weights.pack_kernel"])
+def test_a_change_elsewhere_keeps_the_key(emitter):
+    """Nobody's kernels are compiled again for a docstring in the cost model."""
+    assert set(UNRELATED) <= FILES.keys()
+    assert {digest(emitter, name) for name in UNRELATED} == {digest(emitter)}
+    above = "fusedrnn.op", "fusedrnn.engines.cpu.plan", "fusedrnn.torch", "fusedrnn.bench"
+    assert not [name for name in closure(emitter) if name.startswith(above)]
+
+
+def test_kernels_that_move(tmp_path):
+    """The key goes with the function that emits, not with a list of folders."""
+    tree = copied(tmp_path)
+    kernel = tree / "fusedrnn" / "elsewhere.py"
+    kernel.write_text("from fusedrnn.jit.builder import Module\nfrom fusedrnn.jit import target\n")
+    program = "import fusedrnn.elsewhere\nfrom fusedrnn.jit import sources\n"
+    program += "print(*sources.covered_modules('fusedrnn.elsewhere'))"
+    assert {"fusedrnn.elsewhere", "fusedrnn.jit.builder", "fusedrnn.jit.target"} <= set(digests(tree, program))
 
 
 def test_files_that_changed_after_the_import(monkeypatch):
     """As when the package is upgraded beneath a running process: what it emits is not what the files say."""
-    assert sources.digest.__wrapped__()
-    newest = max(FILES[name].stat().st_ctime for name in sources._modules())
+    assert digest(FORWARD)
+    newest = max(FILES[name].stat().st_ctime for name in closure(FORWARD))
     monkeypatch.setattr(sources, "_IMPORTED_AT", newest - 1)
-    assert sources.digest.__wrapped__() is None
-
-
-@pytest.mark.parametrize("listing", [[], [pkgutil.ModuleInfo(None, "cells", False)]], ids=["nothing", "a part"])
-def test_modules_that_are_not_listed(monkeypatch, listing):
-    """Where the loader does not say what there is, nothing is taken for everything."""
-    monkeypatch.setattr(pkgutil, "iter_modules", lambda path: listing)
-    assert sources.digest.__wrapped__() is None
+    assert digest(FORWARD) is None
 
 
 class Loader:
@@ -97,6 +138,12 @@ def refuse(*arguments):
 
 def frozen(**methods):
     return ModuleSpec("m", Loader(**methods), origin="/nowhere/m.pyc")
+
+
+def content(spec):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "find_spec", lambda name: spec)
+        return sources._module.__wrapped__("m").content
 
 
 def code(source):
@@ -121,9 +168,9 @@ def test_modules_without_a_file():
         "x = False",
         "x = '\\ud800'",
     ]
-    contents = [sources._content("m", frozen(get_data=refuse, get_code=lambda _, t=t: code(t))) for t in texts]
+    contents = [content(frozen(get_data=refuse, get_code=lambda _, t=t: code(t))) for t in texts]
     assert len(set(contents)) == len(texts)
-    again = [sources._content("m", frozen(get_code=lambda _, t=t: code(t))) for t in texts]
+    again = [content(frozen(get_code=lambda _, t=t: code(t))) for t in texts]
     assert contents == again
 
 
@@ -139,11 +186,10 @@ def test_modules_without_a_file():
 def test_modules_that_cannot_be_read(monkeypatch, spec):
     """Neither source nor bytecode; the file of an extension module may be a stub that calls another."""
     with pytest.raises(LookupError, match="m can be read neither as source nor as bytecode"):
-        sources._content("m", spec)
+        content(spec)
     plain = sources.find_spec
-    gemm = "fusedrnn.engines.cpu.kernels.gemm"
-    monkeypatch.setattr(sources, "find_spec", lambda name: spec if name == gemm else plain(name))
-    assert sources.digest.__wrapped__() is None
+    monkeypatch.setattr(sources, "find_spec", lambda name: spec if name == GEMM else plain(name))
+    assert digest(FORWARD) is None
 
 
 def test_loaders_that_raise_what_they_like(monkeypatch):
@@ -152,9 +198,8 @@ def test_loaders_that_raise_what_they_like(monkeypatch):
 
     plain = sources.find_spec
     spec = frozen(get_code=fail)
-    gemm = "fusedrnn.engines.cpu.kernels.gemm"
-    monkeypatch.setattr(sources, "find_spec", lambda name: spec if name == gemm else plain(name))
-    assert sources.digest.__wrapped__() is None
+    monkeypatch.setattr(sources, "find_spec", lambda name: spec if name == GEMM else plain(name))
+    assert digest(FORWARD) is None
 
 
 # The package in the forms in which it may be installed. The program prints the digest of its sources, and once more
@@ -165,10 +210,12 @@ import fusedrnn
 from fusedrnn.jit import sources
 file = sys.argv[1]
 assert fusedrnn.__file__.startswith(file), fusedrnn.__file__
-print((sources.digest() or b"none").hex())
+EMITTER = "fusedrnn.engines.cpu.kernels.forward"
+print((sources.digest(EMITTER) or b"none").hex())
 if os.path.isfile(file):
     os.utime(file)
-    print(sources.digest.__wrapped__())
+    sources._module.cache_clear()
+    print(sources.digest.__wrapped__(EMITTER))
 """
 # As the loaders of frozen applications: bytecode that is in no file, under paths that lead nowhere.
 FROZEN = """
@@ -230,7 +277,7 @@ FORMS = {
 def test_two_versions_in_every_form(tmp_path, install, program):
     """Versions that differ in an emitter have different digests; the same one has the same in every process."""
     first, second = copied(tmp_path / "first"), copied(tmp_path / "second")
-    with (second / EMITTER).open("a", encoding="utf-8") as file:
+    with (second / "fusedrnn/engines/cpu/kernels/gemm.py").open("a", encoding="utf-8") as file:
         file.write("\nADDED = 1\n")
     first, second = Path(install(first)), Path(install(second))
     results = [digests(first, program, PYTHONHASHSEED="1")]

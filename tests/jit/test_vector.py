@@ -6,9 +6,10 @@ from functools import cache as remembered
 import numpy as np
 import pytest
 
-from fusedrnn.jit import object_cache as cache
-from fusedrnn.jit import target as targets
+from fusedrnn.jit import compiler, loader
 from fusedrnn.jit.builder import Function, Module
+from fusedrnn.jit.host import emulated
+from fusedrnn.jit.target import known_targets
 from fusedrnn.jit.vector import FORMATS, Vectors
 from fusedrnn.spec import DTYPES
 
@@ -28,14 +29,14 @@ def build(target, dtype):
         with f.loop(0, count) as index:
             result = getattr(v, name)(v.load(source + index * v.bytes, align=v.item))
             v.store(result, into + index * v.bytes, align=v.item)
-        f.done()
+        f.ret()
     return module
 
 
 @remembered
 def compiled(target, dtype):
     """That module's code, and its functions."""
-    code = cache.MachineCode("vector", target, cache.compile_module(build(target, dtype), target))
+    code = loader.LoadedObject("vector", target, compiler.compile_module(build(target, dtype), target))
     kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
     return code, {name: kind(code.address(name)) for name in OPERATIONS}
 
@@ -113,14 +114,14 @@ def test_error_bound(name, dtype, target):
 @pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
-@pytest.mark.parametrize("known", targets.known(), ids=lambda known: f"{known.name}-emulated")
+@pytest.mark.parametrize("known", known_targets(), ids=lambda known: f"{known.name}-emulated")
 def test_error_bound_by_exponent(name, dtype, known):
     """As many numbers of each exponent that is not flat, of both signs; no result beyond one."""
     lowest, highest = -np.finfo(dtype).nmant - 3, 9 if dtype == "float64" else 6
     mantissas = 1 + np.random.default_rng(1).random(4_000)
     x = np.ldexp(mantissas, np.arange(lowest, highest)[:, None]).astype(dtype).ravel()
     x = np.concatenate([x, -x])
-    actual = apply(targets.emulated(known), dtype, name, x)
+    actual = apply(emulated(known), dtype, name, x)
     assert np.abs(actual).max() <= 1
     assert ulps(actual, exact(name, x))[np.abs(x) < -FORMATS[dtype].sigmoid_is_zero - 2].max() <= MOST_ULP
 
@@ -191,8 +192,8 @@ def test_store_first(dtype, count, target):
     v = Vectors(f, target, dtype)
     source, into, lanes = f.arguments
     v.store_masked(v.load(source, align=v.item), into, lanes)
-    f.done()
-    code = cache.MachineCode("store_masked", target, cache.compile_module(module, target))
+    f.ret()
+    code = loader.LoadedObject("store_masked", target, compiler.compile_module(module, target))
     count = min(count, v.lanes)
     x, y = np.arange(1, v.lanes + 1, dtype=dtype), np.zeros(v.lanes, dtype)
     ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(code.address("store"))(x.ctypes.data, y.ctypes.data, count)

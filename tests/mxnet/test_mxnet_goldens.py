@@ -170,7 +170,7 @@ class TestWhatIsSaidOfMXNet:
 
     def test_figures_of_the_page(self):
         """By how much what is wrong is off, from the least to the most, row by row."""
-        page = (Path(__file__).parents[2] / "docs" / "mxnet.md").read_text()
+        page = (Path(__file__).parents[2] / "docs" / "guides" / "mxnet.md").read_text()
         rows = {"middle layers": (), "\"add\"` for parameters": ("-add-parameters-",),
                 "parameters alone": ("-parameters-only-",), "data alone": ("-data-only-",)}  # fmt: skip
         for words, parts in rows.items():

@@ -139,15 +139,15 @@ def test_memory_that_cannot_be_had(phase):
 def test_memory_that_cannot_be_had_in_torch(monkeypatch, part):
     """An error as PyTorch's own allocator raises it, and the next call works."""
     torch = pytest.importorskip("torch")
-    from fusedrnn.runtime import buffers as workspace
+    from fusedrnn.runtime import buffers
     from fusedrnn.torch import GRU
 
     net, x = GRU(6, 70), torch.ones(40, 3, 6)
     net(x)[0].sum().backward()
     expected = net(x)[0]
     with monkeypatch.context() as patch:
-        for kind in (workspace.Workspaces, workspace.Pool):
-            patch.setattr(kind, "lease" if kind is workspace.Pool else "take", _no_memory)
+        for kind in (buffers.Workspaces, buffers.BufferPool):
+            patch.setattr(kind, "lease" if kind is buffers.BufferPool else "acquire", _no_memory)
         with pytest.raises(RuntimeError, match="DefaultCPUAllocator: can't allocate memory"):
             if part == "forward":
                 torch.no_grad()(net)(x)

@@ -3,12 +3,11 @@
 import ctypes
 
 import numpy as np
-from llvmlite import ir
 
-from fusedrnn.jit import target as targets
-from fusedrnn.jit.builder import Function
+from fusedrnn.jit.builder import Declared, Function, Module, Signature
+from fusedrnn.jit.host import available_targets
 
-TARGET = targets.available()[0]
+TARGET = available_targets()[0]
 
 
 class Builder:
@@ -19,10 +18,10 @@ class Builder:
 
     def __call__(self):
         self.calls += 1
-        module = ir.Module("answer")
+        module = Module("answer")
         f = Function(module, "answer", ["into"], exported=True)
         f.store(self.number, f.arguments[0])
-        f.done()
+        f.ret()
         return module
 
 
@@ -31,3 +30,15 @@ def answer(code):
     into = np.zeros(1, np.int64)
     ctypes.CFUNCTYPE(None, ctypes.c_int64)(code.address("answer"))(into.ctypes.data)
     return into[0]
+
+
+def build_caller():
+    """Builds ``twice(into)``, which calls ``answer`` twice and adds 1."""
+    module = Module("caller")
+    f = Function(module, "twice", ["into"], exported=True)
+    called = Declared(module, Signature("answer", ("into",)))
+    for _ in range(2):
+        f.call(called, f.arguments[0])
+    f.store(f.load(f.arguments[0]) + 1, f.arguments[0])
+    f.ret()
+    return module

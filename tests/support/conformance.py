@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import cycle, product
 
 import numpy as np
+import pairwise
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -117,7 +118,7 @@ class Conformance:
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
     def test_forward(self, mode, shape):
         shape = self.fit(shape)
-        for dtype in self.dtypes:
+        for dtype in pairwise.dtypes(mode, self.dtypes):
             self.check(mode, shape, dtype, expected(mode, shape))
 
 
@@ -177,10 +178,11 @@ class TrainingConformance:
     def test_gradients(self, mode, shape):
         shape = self.fit(shape)
         by_torch, by_reference = expected_training(mode, shape)
-        for dtype, keep in product(self.dtypes, self.keeps):
+        dtypes = pairwise.dtypes(mode, self.dtypes)
+        for dtype, keep in product(dtypes, self.keeps):
             problem = training_problem(mode, shape, dtype)
             # What may be absent has nothing to do with what was kept, nor with the format.
-            known = by_torch if (dtype, keep) == (self.dtypes[0], self.keeps[-1]) else {"nothing": by_torch["nothing"]}
+            known = by_torch if (dtype, keep) == (dtypes[0], self.keeps[-1]) else {"nothing": by_torch["nothing"]}
             self.check(problem, keep, known | {"nothing (reference)": by_reference})
 
     @pytest.mark.parametrize("mode", MODES)
@@ -188,7 +190,7 @@ class TrainingConformance:
     def test_dropout(self, mode, shape):
         shape = self.fit(shape)
         problem, seed, oracle = expected_dropout(mode, shape)
-        for dtype, keep in product(self.dtypes, self.keeps):
+        for dtype, keep in product(pairwise.dtypes(mode, self.dtypes), self.keeps):
             self.check(problem.typed(dtype), keep, {"nothing": oracle}, seed)
 
     @pytest.mark.parametrize("mode", MODES)
@@ -198,7 +200,7 @@ class TrainingConformance:
         shape = self.fit(shape)
         oracle = expected_training(mode, shape)[1]
         # What was kept has no part in this.
-        for dtype, keep in zip(self.dtypes, cycle(self.keeps), strict=False):
+        for dtype, keep in zip(pairwise.dtypes(mode, self.dtypes), cycle(self.keeps), strict=False):
             problem = training_problem(mode, shape, dtype)
             backward = self.forward(problem, keep, oracle)
             for requests in product(REQUESTS, repeat=3):

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import torch
 from fusedrnn import torch as fused
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.torch.tensor_calls import Network
 
 KINDS = ("RNN", "LSTM", "GRU")
@@ -166,13 +166,13 @@ def test_packed_weights_go_with_the_graph(monkeypatch):
     """Not with the loss, which training loops like to keep."""
     net = fused.GRU(64, 64)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    plain, made = workspace.Lease.__init__, weakref.WeakSet()
+    plain, made = buffers.Lease.__init__, weakref.WeakSet()
 
     def remembered(self, *args):
         plain(self, *args)
         made.add(self)
 
-    monkeypatch.setattr(workspace.Lease, "__init__", remembered)
+    monkeypatch.setattr(buffers.Lease, "__init__", remembered)
     losses, alive = [], []
     for _ in range(10):
         loss = net(torch.randn(10, 2, 64))[0].mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusedrnn.jit.target import cache_sizes
+from fusedrnn.jit.host import cache_sizes
 from fusedrnn.runtime.peak import measure_reading
 
 MEMORY = "memory"

@@ -9,15 +9,15 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 import fusedrnn
-from fusedrnn.jit.object_cache import cache_directory
-from fusedrnn.jit.target import cache_sizes, current, processor_name
+from fusedrnn.env import cache_directory
+from fusedrnn.jit.host import cache_sizes, current_target, processor_name
 
 _PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
 
 
 def machine() -> dict[str, Any]:
     """Everything about this machine and process that a figure depends on, ready for JSON."""
-    target = current()
+    target = current_target()
     directory = cache_directory()
     return {
         "processor": processor_name(),

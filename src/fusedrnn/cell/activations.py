@@ -7,17 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 
-from fusedrnn.cell.expr import (
-    Expr,
-    absolute,
-    clip,
-    expm1,
-    pass_positive,
-    relu,
-    sigmoid,
-    softplus,
-    tanh,
-)
+from fusedrnn.cell.expr import Expr
+from fusedrnn.cell.primitives import absolute, clip, expm1, relu, relu_grad, sigmoid, softplus, tanh
 from fusedrnn.scalars import as_float
 
 __all__ = ["ACTIVATIONS", "Activation"]
@@ -46,7 +37,7 @@ ACTIVATIONS: dict[str, Function] = {
     "relu": Function(lambda x, a, b: relu(x), corner=True),
     "affine": Function(lambda x, a, b: a * x + b, 1.0, 0.0),
     "leaky_relu": Function(lambda x, a, b: relu(x) - a * relu(0.0 - x), 0.01, corner=True),
-    "thresholded_relu": Function(lambda x, a, b: pass_positive(x - a, x), 1.0, corner=True),
+    "thresholded_relu": Function(lambda x, a, b: relu_grad(x - a, x), 1.0, corner=True),
     "scaled_tanh": Function(lambda x, a, b: a * tanh(b * x), 1.0, 1.0),
     "hard_sigmoid": Function(lambda x, a, b: clip(a * x + b, 0.0, 1.0), 0.2, 0.5, corner=True),
     "elu": Function(lambda x, a, b: _elu(x, a), 1.0, corner=True),

@@ -15,8 +15,9 @@ from hashlib import sha256
 from typing import Any
 
 from fusedrnn.cell.activations import Activation
-from fusedrnn.cell.expr import Expr, clip, clip_nan
+from fusedrnn.cell.expr import Expr
 from fusedrnn.cell.leaves import Peephole
+from fusedrnn.cell.primitives import clip, clip_nan
 from fusedrnn.cell.trace import TracedCell, trace
 
 __all__ = ["CELLS", "Cell", "Variant", "traced"]

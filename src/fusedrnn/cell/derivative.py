@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, gradients, substitute, walk
+from fusedrnn.cell.autodiff import vjp
+from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
@@ -23,10 +24,9 @@ from fusedrnn.cell.leaves import (
     State,
     StateCotangent,
 )
+from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import Stage, TracedCell
 
-# Floating-point operations for an element, as the kernels do them; what is not named takes one.
-_FLOPS = {"sigmoid": 50, "tanh": 45, "expm1": 40, "softplus": 80, "div": 10, "clip": 2, "clip_nan": 3}
 # Keeping an element means to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64,
 # at some 8 or 4 operations a byte for a core that is at its peak while it shares the memory with others.
 _FLOPS_WORTH_KEEPING = 96
@@ -98,7 +98,7 @@ def differentiate(cell: TracedCell) -> Derivative:
     roots = [*cell.outputs, *cell.operands]
     seeds: list[Expr] = [StateCotangent(name) for name in cell.states]
     seeds += [OperandCotangent(number) for number in range(1, len(cell.stages))]
-    reaching = gradients(roots, seeds)
+    reaching = vjp(roots, seeds)
     found = [_of_stage(cell, stage, reaching) for stage in cell.stages]
     states = [reaching.get(State(name)) for name in cell.states]
     wanted = [slot for stage in found for slot in stage.slots]
@@ -155,7 +155,7 @@ def _cost(node: Expr, at_hand: Mapping[Expr, int]) -> int:
         return 0
     if not isinstance(node, Operation):
         return _FLOPS_WORTH_KEEPING + 1
-    return _FLOPS.get(node.op, 1) + sum(_cost(arg, at_hand) for arg in node.args)
+    return PRIMITIVES[node.op].flops + sum(_cost(arg, at_hand) for arg in node.args)
 
 
 def describe(node: Expr, kept: Sequence[Expr] = ()) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import fusedrnn
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.bench.peers.environments import PEERS
@@ -21,7 +21,7 @@ from fusedrnn.cli import warmup as warmup_command
 from fusedrnn.cli.console import fail
 from fusedrnn.demo.settings import CELLS, Settings
 from fusedrnn.engines import registry
-from fusedrnn.jit.target import current
+from fusedrnn.jit.host import current_target
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES
 
@@ -40,7 +40,7 @@ Modes = Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.joi
 def check_environment() -> None:
     """Fused recurrent networks on the CPU: measure them, train with them, look at the machine, compile ahead."""
     try:
-        current(), config.debug(), config.num_threads()
+        current_target(), env.debug(), env.num_threads()
     except ValueError as error:
         fail(str(error))
 
@@ -53,7 +53,7 @@ def bench(
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, max=config.MOST_THREADS, help="Threads for every contender. [default: as fusedrnn finds them]"
+            min=1, max=env.MOST_THREADS, help="Threads for every contender. [default: as fusedrnn finds them]"
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")] = "float32",
@@ -167,7 +167,7 @@ def demo(
     dropout: Annotated[float, typer.Option(help="Between layers; the curves then differ.")] = Settings.dropout,
     seed: Annotated[int, typer.Option(min=0, help="Of initial parameters and of the sample.")] = Settings.seed,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=config.MOST_THREADS, help="For both. [default: as fusedrnn finds them]")
+        int | None, typer.Option(min=1, max=env.MOST_THREADS, help="For both. [default: as fusedrnn finds them]")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Your own text, UTF-8, to learn from instead.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Characters to write in the end.")] = Settings.sample,
@@ -214,7 +214,7 @@ def info(
     modes: Modes = _MODES,
     dtype: Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")] = "float32",
     threads: Annotated[
-        int | None, typer.Option(min=1, max=config.MOST_THREADS, help="For --plan. [default: as fusedrnn finds them]")
+        int | None, typer.Option(min=1, max=env.MOST_THREADS, help="For --plan. [default: as fusedrnn finds them]")
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="With --plan: time every way to share them out, not just the chosen one.")

@@ -23,7 +23,8 @@ from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.cost import Cost, Machine, compared, predict
 from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
-from fusedrnn.jit.target import Target, current, suited
+from fusedrnn.jit.host import current_target, target_for
+from fusedrnn.jit.target import Target
 from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES, RNNSpec
 from fusedrnn.testing.cases import CASES, Case
@@ -98,7 +99,7 @@ class _Rates:
 
 
 def _print_machine(console: Console, dtype: str, rates: _Rates) -> None:
-    target = current()
+    target = current_target()
     assumed = Machine.of(target)
     measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
@@ -114,7 +115,7 @@ def _print_way(
     console: Console, asked: Asked, case: Case, mode: str, way: str, rates: _Rates
 ) -> None:
     spec = case.spec(mode, asked.dtype)
-    target = suited(spec.hidden_size, spec.dtype)
+    target = target_for(spec.hidden_size, spec.dtype)
     assumed = Machine.of(target)
     measured = rates.of(assumed, target, asked.dtype)
     problem = Problem.of(spec, target, case.T, case.N, way)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from fusedrnn.runtime.thread_pool import Team
+    from fusedrnn.runtime.thread_pool import ThreadTeam
 
 Array = NDArray[Any]
 
@@ -40,7 +40,7 @@ class ByAddress(Protocol):
     """
 
     def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> Any:
         """Parameters, in the order of ``ParameterLayout.by_pass``, as a call of that size shall have them.
 
@@ -84,7 +84,7 @@ class ByAddress(Protocol):
         ragged: Any = None,
         kept: Any = None,
         reserve: int = 0,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """Run a sequence, not writing to the padding of ``y``; with ``kept`` in training, filling that reserve."""
 
@@ -96,6 +96,6 @@ class ByAddress(Protocol):
         dy: Strided,
         dfinal: tuple[int, int],
         wanted: Wanted,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """The gradients of such a call with these weights, from those of its output and final states."""

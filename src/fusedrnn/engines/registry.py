@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol, TypeVar
 from numpy.typing import NDArray
 
 from fusedrnn.engines.grad_buffers import Gradients
-from fusedrnn.jit.target import Target, current
+from fusedrnn.jit.host import current_target
+from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
 
@@ -285,7 +286,7 @@ class Choice:
 
 def cached(spec: RNNSpec, backend: str | None, make: Callable[[], Op]) -> Op:
     """What was made for this spec and backend, on the target in force, while among those most recently asked for."""
-    key = spec, backend, current()
+    key = spec, backend, current_target()
     with _ops_lock:
         # A call from a signal handler may come in between anywhere: nothing is taken to be there still.
         found: Op | None = _ops.pop(key, None)

@@ -107,6 +107,16 @@ class Value:
         """Whether both are the same number."""
         return self.compare("==", other)
 
+    @property
+    def is_zero(self) -> Value:
+        """Whether it is 0."""
+        return self.compare("==", 0)
+
+    @property
+    def is_set(self) -> Value:
+        """Whether it is not 0."""
+        return self.compare("!=", 0)
+
     def select(self, yes: Operand, no: Operand) -> Value:
         """``yes`` where this truth value holds, else ``no``; one of the two must be a Value."""
         if isinstance(yes, Value):
@@ -213,7 +223,7 @@ class Function:
         """A mutable local with that value."""
         return Variable(self, initial if isinstance(initial, Value) else self.constant(initial))
 
-    def memory(self, size: int) -> Value:
+    def alloca(self, size: int) -> Value:
         """Where so many bytes are that go with the function's return, a multiple of 8."""
         with self.builder.goto_entry_block():
             slot = self.builder.alloca(I64, size // 8)
@@ -289,7 +299,7 @@ class Function:
 
     @contextmanager
     def forever(self) -> Iterator[ir.Block]:
-        """``while True``; yields the block to which :meth:`leave` jumps out."""
+        """``while True``; yields the block to which :meth:`break_if` jumps out."""
         body, done = self.builder.append_basic_block("forever"), self.builder.append_basic_block("left")
         self.builder.branch(body)
         self.builder.position_at_end(body)
@@ -297,7 +307,7 @@ class Function:
         self.builder.branch(body)
         self.builder.position_at_end(done)
 
-    def leave(self, loop: ir.Block, when: Value) -> None:
+    def break_if(self, loop: ir.Block, when: Value) -> None:
         """Jump out of a :meth:`forever` loop if the truth value holds."""
         onward = self.builder.append_basic_block("onward")
         self.builder.cbranch(when.ir, loop, onward)
@@ -332,7 +342,7 @@ class Function:
         yield [branch(number) for number in cases]
         self.builder.position_at_end(done)
 
-    def done(self, result: Value | None = None) -> None:
+    def ret(self, result: Value | None = None) -> None:
         """Return from the function, with an integer if it returns one; its construction is over."""
         if result is None:
             self.builder.ret_void()

@@ -1,4 +1,4 @@
-"""Compile kernels, or fetch them from the object cache, and load them into the process: one copy of each."""
+"""Load compiled kernels into the process, one copy of each, and make them callable."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
+import llvmlite.binding as llvm
+
 from fusedrnn.jit import object_cache
 from fusedrnn.jit.builder import Module
-from fusedrnn.jit.object_cache import MachineCode
+from fusedrnn.jit.compiler import target_machine
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 
@@ -18,30 +20,69 @@ Job = Callable[..., None]
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
+
 # Held by whoever compiles or loads code: llvmlite has a lock of its own, which no forked child could open.
 lock = Lock(guards_fork=True)
 
 
+class LoadedObject:
+    """An object file in executable memory. Its functions can be called for as long as this object lives.
+
+    Args:
+        name: For messages.
+        target: What it was compiled for.
+        image: The object file.
+        links: Object files of functions that it only declares. A copy of each is loaded next to it.
+    """
+
+    def __init__(self, name: str, target: Target, image: bytes, links: Sequence[bytes] = ()) -> None:
+        self.name, self.image = name, image
+        empty = llvm.parse_assembly(f'target triple = "{llvm.get_process_triple()}"')
+        self._engine = llvm.create_mcjit_compiler(empty, target_machine(target))
+        for file in (image, *links):
+            self._engine.add_object_file(llvm.ObjectFileRef.from_data(file))
+        self._engine.finalize_object()
+
+    def address(self, function: str) -> int:
+        """The address of a function.
+
+        Raises:
+            LookupError: If it has no such function.
+        """
+        address = self._engine.get_function_address(function)
+        if not address:
+            raise LookupError(f"{self.name} has no function {function!r}")
+        return int(address)
+
+
 def load(
     name: str, target: Target, build: Callable[..., Module], *arguments: Any, links: Sequence[bytes] = ()
-) -> MachineCode:
-    """Load the code that ``build(*arguments)`` emits, linked with the object files ``links``."""
+) -> LoadedObject:
+    """Load the code that ``build(*arguments)`` emits, linked with the object files ``links``; see :func:`fetch`."""
     with lock:
-        return MachineCode(name, target, fetch(name, target, build, *arguments), links)
+        return LoadedObject(name, target, fetch(name, target, build, *arguments), links)
 
 
 def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: Any) -> bytes:
-    """The object file of the code that ``build(*arguments)`` emits: from the cache, or compiled."""
+    """The object file of the code that ``build(*arguments)`` emits: from the cache, or compiled.
+
+    Args:
+        name: Tells it apart from all other code for the target: it names the arguments, too.
+        target: What to compile for.
+        build: A function of the module that emits the code. A change in that module, or in any that it imports, makes
+            the object files in the cache obsolete.
+        arguments: Arguments of ``build``.
+    """
     with lock:
-        return object_cache.fetch(name, target, lambda: build(*arguments))
+        return object_cache.fetch(name, target, build, *arguments)
 
 
-def function(code: MachineCode, name: str, arguments: int) -> Callable[..., None]:
-    """A function of that many integers. Calling it releases the interpreter's lock."""
+def function(code: LoadedObject, name: str, arguments: int) -> Callable[..., None]:
+    """A function of that many integers. A call releases the interpreter's lock."""
     prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
     with lock:
         callable_ = prototype(code.address(name))
-    callable_.code = code  # type: ignore[attr-defined]  # the memory lives as long as the callable
+    callable_.code = code  # type: ignore[attr-defined]  # the code lives as long as the callable
     return callable_
 
 

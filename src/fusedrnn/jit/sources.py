@@ -1,83 +1,131 @@
-"""A digest of the code that emits code, however the package is installed: part of the name of every compiled kernel.
+"""A hash of the code that emits a kernel, and of nothing else: part of the name of the kernel's object file.
 
-The import system is asked for it, not the file system: the package may lie in a zip archive, consist of bytecode alone
-or be part of a frozen application. Where what runs cannot be read there is no digest, and no kernel is kept on disk.
+It covers the module that emits the kernel and all modules of this package that it imports, directly or not. They are
+read through the import system, not the file system: the package may lie in a zip archive, consist of bytecode alone or
+be part of a frozen application. Where they cannot be read there is no hash, and no kernel is kept on disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import pkgutil
+import re
 import stat
-import sys
 import time
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.machinery import BYTECODE_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec
 from importlib.util import find_spec
 from types import CodeType
+from typing import NamedTuple
 
-PACKAGES = (
-    "fusedrnn",
-    "fusedrnn.cell",
-    "fusedrnn.engines",
-    "fusedrnn.engines.cpu",
-    "fusedrnn.engines.cpu.kernels",
-    "fusedrnn.engines.cpu.launch",
-    "fusedrnn.engines.cpu.plan",
-    "fusedrnn.engines.cpu.weights",
-    "fusedrnn.jit",
-    "fusedrnn.runtime",
-)
-"""Any module in these may change the emitted code; not those of packages further down."""
-
-_READABLE = tuple(SOURCE_SUFFIXES + BYTECODE_SUFFIXES)
+_PACKAGE = "fusedrnn"
+_BUILDER = "fusedrnn.jit.builder"
+# Decides what becomes of what any emitter emits.
+_COMPILER = "fusedrnn.jit.compiler"
+# Loads what others emit: no emitter takes from it anything that it emits.
+_LOADER = "fusedrnn.jit.loader"
+_SOURCE, _READABLE = tuple(SOURCE_SUFFIXES), tuple(SOURCE_SUFFIXES + BYTECODE_SUFFIXES)
+_IMPORT = re.compile(rb"^[ \t]*(?:from|import) (fusedrnn[\w.]*)(?: import (\([^)]*\)|[^\n]*))?", re.MULTILINE)
 _IMPORTED_AT = time.time()
 
 
-@lru_cache(maxsize=1)
-def digest() -> bytes | None:
-    """SHA-256 over every module that may change the emitted code; None if one of them cannot be read.
+@lru_cache(maxsize=64)
+def digest(emitter: str) -> bytes | None:
+    """SHA-256 of the module ``emitter``, all that it imports and the compiler; None if one of them cannot be read.
 
-    None as well if a file is newer than this process's import of it: what runs is then not what the file holds.
+    None as well if one of the files is newer than its import by this process: the code that runs is then not the code
+    in the file.
     """
     total = hashlib.sha256()
     try:
-        for name in _modules():
-            spec = find_spec(name)
-            if spec is None or _changed_since_import(spec):
-                return None
-            content = _content(name, spec)
+        for name in sorted(covered_modules(emitter)):
+            content = _module(name).content
             total.update(f"{name} {len(content)}\0".encode() + content)
-    except Exception:  # a loader that is not Python's own may raise anything; nothing is lost but the disk
+    except Exception:  # import systems may raise anything; all that is lost is the cache
         return None
     return total.digest()
 
 
-def _modules() -> list[str]:
-    """The modules of the packages by name, sorted.
+def covered_modules(emitter: str) -> set[str]:
+    """The modules of this package that may change the machine code of a kernel that the module ``emitter`` emits.
 
     Raises:
-        LookupError: If the import system does not list them all.
+        LookupError: If one of them cannot be read, or ``emitter`` cannot emit code: the emitter is another one then.
     """
-    names = set(PACKAGES)
-    for package in PACKAGES:
-        listed = {f"{package}.{module.name}": module.ispkg for module in pkgutil.iter_modules(_search_path(package))}
-        loaded = {name for name in sys.modules if name.rpartition(".")[0] == package}
-        if not listed or not loaded <= listed.keys():
-            raise LookupError(f"the loader of {package} does not list its modules")
-        names.update(name for name, is_package in listed.items() if not is_package)
-    return sorted(names)
+    names = _imported_by(emitter)
+    if _BUILDER not in names:
+        raise LookupError(f"{emitter} does not import {_BUILDER}")
+    return names | _imported_by(_COMPILER)
 
 
-def _search_path(package: str) -> list[str]:
-    spec = find_spec(package)
-    return list(spec.submodule_search_locations or ()) if spec else []
+def _imported_by(module: str) -> set[str]:
+    """A module and all modules of this package that it imports, directly or not, but for the loader."""
+    names: set[str] = set()
+    pending = {module}
+    while pending:
+        name = pending.pop()
+        names.add(name)
+        pending |= _module(name).imports - names - {_LOADER}
+    return names
+
+
+class _Module(NamedTuple):
+    """What a module holds, and the modules of this package that it imports, in functions too."""
+
+    content: bytes
+    imports: frozenset[str]
+
+
+@lru_cache(maxsize=256)
+def _module(name: str) -> _Module:
+    """Read a module.
+
+    Raises:
+        LookupError: If it cannot be read, or has changed since this process imported it.
+    """
+    spec = find_spec(name)
+    if spec is None or _changed_since_import(spec):
+        raise LookupError(f"{name} is not there, or has changed since it was imported")
+    content = _file(spec)
+    if content is not None and str(spec.origin).endswith(_SOURCE):
+        imports = _source_imports(content)
+    else:
+        code = _code(name, spec)
+        imports = _bytecode_imports(code)
+        if content is None:
+            content = "\n".join(_description(code)).encode("utf-8", "surrogatepass")
+    return _Module(content, frozenset(module for pair in imports for module in _modules(*pair)))
+
+
+def _source_imports(source: bytes) -> Iterator[tuple[str, set[str]]]:
+    """Modules and packages that source code imports from, and the names that it imports from each."""
+    for module, names in _IMPORT.findall(source):
+        yield module.decode(), set(re.findall(r"\w+", names.decode()))
+
+
+def _bytecode_imports(code: CodeType) -> Iterator[tuple[str, set[str]]]:
+    """The same for bytecode, where ``from a.b import c`` is the name ``a.b`` and a constant ``("c",)``."""
+    constants = {name for names in code.co_consts if isinstance(names, tuple) for name in names}
+    for module in code.co_names:
+        if module == _PACKAGE or module.startswith(f"{_PACKAGE}."):
+            yield module, constants.intersection(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _bytecode_imports(constant)
+
+
+def _modules(module: str, names: set[str]) -> Iterator[str]:
+    """The modules that an import names. A package is none of them: its own code defines nothing that emitters use."""
+    spec = find_spec(module)
+    if spec is None or spec.submodule_search_locations is None:
+        yield module
+    else:
+        yield from (f"{module}.{name}" for name in names if find_spec(f"{module}.{name}"))
 
 
 def _changed_since_import(spec: ModuleSpec) -> bool:
-    """Whether the module's file, or the archive that it lies in, was replaced after this process imported it."""
+    """Whether the module's file, or the archive it lies in, was replaced after this process imported it."""
     path = spec.origin if spec.has_location else None
     while path:
         try:
@@ -85,39 +133,45 @@ def _changed_since_import(spec: ModuleSpec) -> bool:
         except OSError:  # inside an archive, or no file at all
             path = os.path.dirname(path).rstrip(os.sep)
             continue
-        # Not the time of modification, which tools set to what they like; on Windows the other is that of creation.
+        # Tools set the time of modification to what they like, but not ctime. On Windows that is the time of creation.
         changed = status.st_mtime if os.name == "nt" else status.st_ctime
         return changed > _IMPORTED_AT and stat.S_ISREG(status.st_mode)
     return False
 
 
-def _content(name: str, spec: ModuleSpec) -> bytes:
-    """The module's file, of source or bytecode; without one the code object that its loader has.
-
-    Raises:
-        LookupError: If the loader has neither, as for machine code.
-    """
-    read, get_code = (getattr(spec.loader, method, None) for method in ("get_data", "get_code"))
+def _file(spec: ModuleSpec) -> bytes | None:
+    """The module's file, source or bytecode; None if it has none."""
+    read = getattr(spec.loader, "get_data", None)
     if read and spec.origin and spec.origin.endswith(_READABLE):
         try:
             return bytes(read(spec.origin))
         except OSError:  # a frozen application names a file that is not there
             pass
+    return None
+
+
+def _code(name: str, spec: ModuleSpec) -> CodeType:
+    """The module's code object.
+
+    Raises:
+        LookupError: If the loader has none, as for machine code.
+    """
+    get_code = getattr(spec.loader, "get_code", None)
     code = get_code(name) if get_code else None
     if not isinstance(code, CodeType):
         raise LookupError(f"{name} can be read neither as source nor as bytecode")
-    return "\n".join(_described(code)).encode("utf-8", "surrogatepass")
+    return code
 
 
-def _described(code: CodeType) -> Iterator[str]:
-    """Everything that decides what a code object does. ``marshal`` will not do: its bytes differ between processes."""
+def _description(code: CodeType) -> Iterator[str]:
+    """Everything that decides what a code object does. The bytes of ``marshal`` differ between processes."""
     yield repr((code.co_code, getattr(code, "co_exceptiontable", b""), code.co_flags))
     yield repr((code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount))
     yield repr((code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _described(constant)
-        elif isinstance(constant, frozenset):  # in an order that depends on the process's hash seed
+            yield from _description(constant)
+        elif isinstance(constant, frozenset):  # its order depends on the process's hash seed
             yield repr(sorted(map(repr, constant)))
         else:
             yield repr(constant)

@@ -1,31 +1,45 @@
-"""What Python and machine code tell each other: blocks of integers with named places."""
+"""Structs of 64-bit integers that Python writes and machine code reads, or the other way round."""
 
 from __future__ import annotations
 
 from fusedrnn.jit.builder import Function, Value
 
 
-class Record:
-    """A block of 64-bit integers with named places, shared between Python and machine code."""
+class Struct:
+    """Named fields, each a 64-bit integer.
+
+    Attributes:
+        names: The fields in the order in which they lie in memory.
+        index: The number of each field.
+        size: Bytes of the struct.
+    """
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self.index = {name: place for place, name in enumerate(names)}
+        self.index = {name: number for number, name in enumerate(names)}
+        self.size = 8 * len(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def offset(self, name: str) -> int:
+        """Bytes from the beginning of the struct to a field."""
+        return 8 * self.index[name]
 
     def read(self, function: Function, address: Value) -> Fields:
-        """Access to the fields of the record at an address."""
+        """Access to the fields of the struct at an address."""
         return Fields(self, function, address)
 
 
 class Fields:
-    """The fields of a record in memory, loaded where they are mentioned."""
+    """The fields of a struct in memory. Each mention of a field emits a load."""
 
-    def __init__(self, record: Record, function: Function, address: Value) -> None:
-        self._record, self._function, self._address = record, function, address
+    def __init__(self, struct: Struct, function: Function, address: Value) -> None:
+        self._struct, self._function, self._address = struct, function, address
 
     def __getattr__(self, name: str) -> Value:
         try:
-            place = self._record.index[name]
+            offset = self._struct.offset(name)
         except KeyError:
-            raise AttributeError(f"the record has no field {name!r}") from None
-        return self._function.load(self._address + 8 * place)
+            raise AttributeError(f"the struct has no field {name!r}") from None
+        return self._function.load(self._address + offset)

@@ -1,4 +1,4 @@
-"""What threads need in machine code: atomics, waiting, a barrier, jobs for a gang, and the rounding mode's flush bits.
+"""What threads need in machine code: atomics, waiting, a barrier, jobs for a pool, and the rounding mode's flush bits.
 
 Who waits spins for a while, yielding its processor now and then, and at last sleeps: on a futex where there is one
 (Linux), elsewhere for a moment at a time.
@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from llvmlite import ir
 
 from fusedrnn.jit.builder import I32, I64, VOID, Function, Value
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.target import is_x86
 
 CACHE_LINE = 64
 BARRIER_BYTES = 3 * CACHE_LINE
 PROGRESS_BYTES = 2 * CACHE_LINE
 # Fields that different threads write lie on cache lines of their own: eight integers each.
-CONTROL = Record(
+CONTROL = Struct(
     "job", "function", "arguments", "members", "stop", "spins", "places", "_7",
     "done", *(f"_{i}" for i in range(9, 16)),
     "asleep", *(f"_{i}" for i in range(17, 24)),
@@ -74,16 +74,16 @@ def emit_wait(module: ir.Module) -> Function:
     address, value, spins, asleep = f.arguments
     waited = f.var(0)
     with f.forever() as done:
-        f.leave(done, atomic_load(f, address).compare("!=", value))
+        f.break_if(done, atomic_load(f, address).compare("!=", value))
         pause(f)
         waited.set(waited.get() + 1)
         # Who is waited for may be waiting for this very processor.
         if sys.platform != "win32":
-            with f.if_((waited.get() & (_YIELD_EVERY - 1)).equals(0)):
+            with f.if_((waited.get() & (_YIELD_EVERY - 1)).is_zero):
                 f.intrinsic("sched_yield", I32, [])
         with f.if_(waited.get() > spins):
             _sleep(f, address, value, asleep)
-    f.done()
+    f.ret()
     return f
 
 
@@ -125,23 +125,23 @@ def emit_barrier(module: ir.Module, wait: Function) -> Function:
             wake(f, barrier + _GENERATION, barrier + _ASLEEP)
         with others:
             f.call(wait, barrier + _GENERATION, generation, spins, barrier + _ASLEEP)
-    f.done()
+    f.ret()
     return f
 
 
-def emit_reach(module: ir.Module, wait: Function) -> Function:
+def emit_wait_for_progress(module: ir.Module, wait: Function) -> Function:
     """A function of (progress, steps, spins): return once what lies there says that so many steps are done."""
-    f = Function(module, "reach", ["progress", "steps", "spins"])
+    f = Function(module, "wait_for_progress", ["progress", "steps", "spins"])
     progress, steps, spins = f.arguments
     with f.forever() as done:
         reached = atomic_load(f, progress)
-        f.leave(done, reached >= steps)
+        f.break_if(done, reached >= steps)
         f.call(wait, progress, reached, spins, progress + CACHE_LINE)
-    f.done()
+    f.ret()
     return f
 
 
-def tell(f: Function, progress: Value, steps: Value) -> None:
+def publish_progress(f: Function, progress: Value, steps: Value) -> None:
     """Let those who wait know that so many steps are done."""
     atomic_store(f, progress, steps)
     wake(f, progress, progress + CACHE_LINE)
@@ -149,7 +149,7 @@ def tell(f: Function, progress: Value, steps: Value) -> None:
 
 def build_gang() -> ir.Module:
     """The module of ``work``, in which a member lives, ``dispatch``, which gives all a job, and ``stop``."""
-    module = ir.Module("gang")
+    module = ir.Module("pool")
     wait = emit_wait(module)
     settle = emit_settle(module)
     _emit_work(module, wait, settle)
@@ -173,7 +173,7 @@ def _emit_stop(module: ir.Module) -> None:
     (control,) = f.arguments
     f.store(1, _place(control, "stop"))
     _call_up(f, control)
-    f.done()
+    f.ret()
 
 
 def _emit_work(module: ir.Module, wait: Function, settle: Function) -> None:
@@ -184,13 +184,13 @@ def _emit_work(module: ir.Module, wait: Function, settle: Function) -> None:
     with f.forever() as done:
         f.call(wait, _place(control, "job"), seen.get(), fields.spins, _place(control, "asleep"))
         seen.set(atomic_load(f, _place(control, "job")))
-        f.leave(done, fields.stop.compare("!=", 0))
+        f.break_if(done, fields.stop.is_set)
         with f.if_(member < fields.members):
             f.call(settle, fields.places, member)
             f.call_address(fields.function, fields.arguments, member)
         atomic_add(f, _place(control, "done"), 1)
         wake(f, _place(control, "done"), _place(control, "caller_asleep"))
-    f.done()
+    f.ret()
 
 
 def _emit_dispatch(module: ir.Module, wait: Function, settle: Function) -> None:
@@ -206,9 +206,9 @@ def _emit_dispatch(module: ir.Module, wait: Function, settle: Function) -> None:
     f.call_address(function, arguments, f.constant(0))
     with f.forever() as done:
         finished = atomic_load(f, _place(control, "done"))
-        f.leave(done, finished >= workers)
+        f.break_if(done, finished >= workers)
         f.call(wait, _place(control, "done"), finished, spins, _place(control, "caller_asleep"))
-    f.done()
+    f.ret()
 
 
 def has_affinity() -> bool:
@@ -219,22 +219,22 @@ def has_affinity() -> bool:
 def emit_settle(module: ir.Module) -> Function:
     """A function of (places, member): a member that shares a processor with one before it moves to another.
 
-    The system wakes a thread where it was last, or where the one runs that wakes it; that two of a gang share a
+    The system wakes a thread where it was last, or where the one runs that wakes it; that two of a pool share a
     processor while another idles, it finds out milliseconds later. Members' threads may then go where they like again.
     """
     f = Function(module, "settle", ["places", "member"])
     places, member = f.arguments
     if has_affinity():
         move = _emit_move(module)
-        with f.if_(places.compare("!=", 0)):
+        with f.if_(places.is_set):
             here = processor(f)
             f.store(here, places + member * 8)
             shared = f.var(0)
             with f.loop(0, member) as other:
                 shared.set(f.load(places + other * 8).equals(here).select(1, shared.get()))
-            with f.if_(shared.get().compare("!=", 0)):
+            with f.if_(shared.get().is_set):
                 f.call(move, places, member)
-    f.done()
+    f.ret()
     return f
 
 
@@ -247,10 +247,10 @@ def _emit_move(module: ir.Module) -> Function:
     """A function of (places, member): go to a processor that this thread may use and no member before it does."""
     f = Function(module, "move", ["places", "member"])
     places, member = f.arguments
-    allowed, free = (f.memory(_PROCESSORS // 8) for _ in range(2))
+    allowed, free = (f.alloca(_PROCESSORS // 8) for _ in range(2))
     size, self = ir.Constant(I64, _PROCESSORS // 8), ir.Constant(I32, 0)
     found = f.intrinsic("sched_getaffinity", I32, [self, size, f.pointer(allowed)])
-    with f.if_(found.equals(0)):
+    with f.if_(found.is_zero):
         f.copy(free, allowed, f.constant(_PROCESSORS // 8))
         with f.loop(0, member) as other:
             taken = f.load(places + other * 8) & (_PROCESSORS - 1)
@@ -259,11 +259,11 @@ def _emit_move(module: ir.Module) -> Function:
         left = f.var(0)
         with f.loop(0, _PROCESSORS // 64) as word:
             left.set(left.get() | f.load(free + word * 8))
-        with f.if_(left.get().compare("!=", 0)):
+        with f.if_(left.get().is_set):
             for mask in (free, allowed):
                 f.intrinsic("sched_setaffinity", I32, [self, size, f.pointer(mask)])
             f.store(processor(f), places + member * 8)
-    f.done()
+    f.ret()
     return f
 
 

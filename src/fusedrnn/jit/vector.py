@@ -184,6 +184,11 @@ class Vectors:
         """|x|."""
         return self.function.intrinsic(f"llvm.fabs.{self._suffix}", self.type, [x])
 
+    def apply(self, op: str, *args: Value) -> Value:
+        """Emit the operation of that name, which is a method of this class."""
+        result: Value = getattr(self, op)(*args)
+        return result
+
     def add(self, a: Value, b: Value) -> Value:
         """A + b."""
         return a + b
@@ -200,19 +205,15 @@ class Vectors:
         """max(x, 0), NaN staying NaN."""
         return (x <= 0.0).select(0.0, x)
 
-    def pass_positive(self, gate: Value, value: Value) -> Value:
-        """``value`` where the gate is positive or NaN, else zero."""
-        return (gate <= 0.0).select(0.0, value)
+    def relu_grad(self, x: Value, value: Value) -> Value:
+        """``value`` where x is positive or NaN, else zero."""
+        return (x <= 0.0).select(0.0, value)
 
     def div(self, a: Value, b: Value) -> Value:
         """A / b."""
         return a / b
 
-    def absolute(self, x: Value) -> Value:
-        """|x|."""
-        return self.abs(x)
-
-    def signed_by(self, x: Value, value: Value) -> Value:
+    def abs_grad(self, x: Value, value: Value) -> Value:
         """``value``, its sign changed where x is negative."""
         return (x < 0.0).select(0.0 - value, value)
 
@@ -226,7 +227,7 @@ class Vectors:
         x = (x >= low).select(x, low)
         return (x > high).select(high, x)
 
-    def pass_between(self, x: Value, low: Value, high: Value, value: Value) -> Value:
+    def clip_grad(self, x: Value, low: Value, high: Value, value: Value) -> Value:
         """``value`` where x is within the limits, else zero."""
         return ((x >= low) & (x <= high)).select(value, 0.0)
 

@@ -73,7 +73,7 @@ class Lease:
         return self.buffer.__array_interface__
 
 
-class Pool:
+class BufferPool:
     """Buffers of one kind, some of them idle. A deque's own steps are atomic: it needs no lock.
 
     There are as many buffers as were on lease at once, and a few more for sizes far apart.
@@ -145,7 +145,7 @@ class Workspaces:
     def __init__(self) -> None:
         self._idle: deque[Scratch] = deque(maxlen=_MOST_IDLE)
 
-    def take(self, size: int) -> Scratch:
+    def acquire(self, size: int) -> Scratch:
         """A buffer of at least that many bytes, its content undefined."""
         try:
             scratch = self._idle.pop()
@@ -157,6 +157,6 @@ class Workspaces:
         """Let go of the idle ones."""
         self._idle.clear()
 
-    def give(self, scratch: Scratch) -> None:
+    def release(self, scratch: Scratch) -> None:
         """The buffer is not needed any more."""
         self._idle.append(scratch)

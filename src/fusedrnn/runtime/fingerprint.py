@@ -15,12 +15,12 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from fusedrnn.jit.builder import I32, I64, Function, Value, Variable
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import function, load, load_once
-from fusedrnn.jit.struct import Record
-from fusedrnn.jit.target import current
+from fusedrnn.jit.struct import Struct
 
 LANES = 8
-PART = Record("begin", "size", "copy")
+MEMORY_RANGE = Struct("begin", "size", "copy")
 """Memory to look at: its address, its bytes (a multiple of 4), and where to copy what has been seen; 0 for nowhere."""
 _ODD = 0x9E3779B97F4A7C15
 # No multiple of 32: a sign must not come to lie on another one's place.
@@ -28,7 +28,7 @@ _ROTATION = 47
 
 
 def fingerprint_of(parts: NDArray[np.int64]) -> bytes:
-    """A fingerprint of each part of memory, rows of :data:`PART`; some may be copied."""
+    """A fingerprint of each part of memory, rows of :data:`MEMORY_RANGE`; some may be copied."""
     into = np.empty((len(parts), LANES), np.int64)
     load_fingerprint()(parts.ctypes.data, len(parts), into.ctypes.data)
     return into.tobytes()
@@ -37,7 +37,7 @@ def fingerprint_of(parts: NDArray[np.int64]) -> bytes:
 @load_once()
 def load_fingerprint() -> Callable[..., None]:
     """The function of (parts, count, into)."""
-    return function(load("fingerprint", current(), build_fingerprint), "fingerprint", 3)
+    return function(load("fingerprint", current_target(), build_fingerprint), "fingerprint", 3)
 
 
 def build_fingerprint() -> ir.Module:
@@ -47,14 +47,14 @@ def build_fingerprint() -> ir.Module:
     f = Function(module, "fingerprint", ["parts", "count", "into"], exported=True)
     parts, count, into = f.arguments
     with f.loop(0, count) as number:
-        part = PART.read(f, parts + number * (8 * len(PART.names)))
+        part = MEMORY_RANGE.read(f, parts + number * MEMORY_RANGE.size)
         arguments = part.begin, part.size, into + number * (8 * LANES), part.copy
-        with f.if_else(part.copy.equals(0)) as (look, copy):
+        with f.if_else(part.copy.is_zero) as (look, copy):
             with look:
                 f.call(plain, *arguments)
             with copy:
                 f.call(copying, *arguments)
-    f.done()
+    f.ret()
     return module
 
 
@@ -79,5 +79,5 @@ def _emit_part(module: ir.Module, name: str) -> Function:
         mix(lanes[0], f.load(data + at, I32, align=1), at)
     for number, lane in enumerate(lanes):
         f.store(lane.get(), into + 8 * number)
-    f.done()
+    f.ret()
     return f

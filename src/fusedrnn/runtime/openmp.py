@@ -1,6 +1,6 @@
 """A team of threads that another runtime keeps: OpenMP's, in a process where others use it too.
 
-Its threads wait for work, awake, for some milliseconds after each job. A gang of our own beside them would have to
+Its threads wait for work, awake, for some milliseconds after each job. A pool of our own beside them would have to
 share the processors with them, and take turns.
 """
 
@@ -10,10 +10,10 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
-from fusedrnn.jit.target import current
 from fusedrnn.runtime.openmp_kernel import TEAM, build_member
-from fusedrnn.runtime.thread_pool import Team
+from fusedrnn.runtime.thread_pool import ThreadTeam
 
 
 class OpenMP:
@@ -34,7 +34,7 @@ class OpenMP:
         self.told = tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in told)
 
 
-class OpenMPTeam(Team):
+class OpenMPTeam(ThreadTeam):
     """The caller's thread and those that the runtime lends it."""
 
     def __init__(self, threads: int, runtime: OpenMP) -> None:
@@ -44,7 +44,7 @@ class OpenMPTeam(Team):
 
     def run(self, job: Job, call: int, members: int) -> bool:
         """Run ``job(call, member)`` for every member, wait for all; False if the runtime grants fewer threads."""
-        team = (ctypes.c_int64 * len(TEAM.names))(address(job), call, members, *self._runtime.told, 0)
+        team = (ctypes.c_int64 * len(TEAM))(address(job), call, members, *self._runtime.told, 0)
         self._runtime.parallel(self._member, ctypes.addressof(team), members, 0)
         return not team[TEAM.index["failed"]]
 
@@ -52,4 +52,4 @@ class OpenMPTeam(Team):
 @load_once()
 def _load_member() -> Callable[..., None]:
     """What every thread of a team calls."""
-    return function(load("member", current(), build_member), "member", 1)
+    return function(load("member", current_target(), build_member), "member", 1)

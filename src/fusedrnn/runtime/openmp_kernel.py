@@ -5,9 +5,9 @@ from __future__ import annotations
 from llvmlite import ir
 
 from fusedrnn.jit.builder import I32, I64, Function, Module, Value
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 
-TEAM = Record("job", "call", "members", "number_of_threads", "thread_number", "failed")
+TEAM = Struct("job", "call", "members", "number_of_threads", "thread_number", "failed")
 """A job, its arguments and how many it is for; functions that tell how many threads there are, and which one this is;
 whether there were not as many."""
 
@@ -23,7 +23,7 @@ def build_member() -> Module:
             f.call_address(t.job, t.call, _asked(f, t.thread_number))
         with too_few:
             f.store(1, team + 8 * TEAM.index["failed"])
-    f.done()
+    f.ret()
     return module
 
 

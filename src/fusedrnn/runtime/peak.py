@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn import env as config
+from fusedrnn import env
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, function, load, load_once
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import BARRIER_BYTES
-from fusedrnn.jit.target import Target, current
+from fusedrnn.jit.target import Target
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.peak_kernel import (
     CHAINS,
@@ -26,7 +27,7 @@ from fusedrnn.runtime.peak_kernel import (
     build_reading,
     reading_group,
 )
-from fusedrnn.runtime.thread_pool import Team
+from fusedrnn.runtime.thread_pool import ThreadTeam
 
 _SAMPLES = 24
 """Samples of a peak that is measured for itself: some 30 ms, in which a processor reaches its full frequency."""
@@ -77,7 +78,7 @@ def sample_peak(dtype: str, threads: int) -> PeakSample:
     Raises:
         RuntimeError: If another call has the threads.
     """
-    target = current()
+    target = current_target()
     job = _peak_job(dtype, target)
     results = aligned_empty(((threads + 1) * RESULT_BYTES,), np.uint8)
     results[:] = 0
@@ -109,7 +110,7 @@ def is_spread(processors: NDArray[np.int64], threads: int) -> bool:
     """
     if (processors < 0).any():
         return True
-    available = min(threads, config.processors())
+    available = min(threads, env.processors())
     return all(len(np.unique(column)) >= available for column in processors.T)
 
 
@@ -125,7 +126,7 @@ def measure_reading(size: int, threads: int, read: int, rounds: int) -> float:
     Raises:
         RuntimeError: If another call has the threads.
     """
-    target = current()
+    target = current_target()
     group = reading_group(target)
     size = max(1, size // group) * group
     code = load("reading", target, build_reading, target)
@@ -143,8 +144,8 @@ def measure_reading(size: int, threads: int, read: int, rounds: int) -> float:
 class _Timed:
     """A job on some threads that meet before they begin; ``fields`` are what its record tells it besides."""
 
-    def __init__(self, record: Record, threads: int, **fields: int) -> None:
-        self._threads, self._team = threads, Team(threads)
+    def __init__(self, record: Struct, threads: int, **fields: int) -> None:
+        self._threads, self._team = threads, ThreadTeam(threads)
         self._barrier = aligned_empty((BARRIER_BYTES,), np.uint8)
         self._barrier[:] = 0
         fields |= {"barrier": self._barrier.ctypes.data, "members": threads, "spins": self._team.spins}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusedrnn.jit.builder import Function, Module, Value
-from fusedrnn.jit.struct import Fields, Record
+from fusedrnn.jit.struct import Fields, Struct
 from fusedrnn.jit.sync import emit_barrier, emit_wait, has_affinity, processor
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
@@ -15,9 +15,9 @@ RESULT_BYTES = 256
 PROCESSORS_AT = 128
 """Where in a member's results the processors lie that it ran on at its beginning and its end, 64-bit integers."""
 MEETING = ("barrier", "members", "spins")
-PEAK = Record("results", *MEETING)
+PEAK = Struct("results", *MEETING)
 """The factor and the addend lie at ``results``, what member m computed (m + 1) times ``RESULT_BYTES`` behind them."""
-READING = Record("arrays", "size", "turns", "results", *MEETING)
+READING = Struct("arrays", "size", "turns", "results", *MEETING)
 """Each member's array lies behind the one before; ``size`` bytes, whole groups of vectors, are read so many times."""
 _VECTORS, _AHEAD = 8, 1024
 
@@ -43,7 +43,7 @@ def build_peak(dtype: str, target: Target) -> Module:
         total = total + chain.get()
     v.store(total, own)
     _note_processor(f, own + PROCESSORS_AT + 8)
-    f.done()
+    f.ret()
     return module
 
 
@@ -78,7 +78,7 @@ def build_reading(target: Target) -> Module:
             chain.set(chain.get() + v.load(source))
     for number, chain in enumerate(chains):
         v.store(chain.get(), c.results + member * (_VECTORS * v.bytes) + number * v.bytes)
-    f.done()
+    f.ret()
     return module
 
 

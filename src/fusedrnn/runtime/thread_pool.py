@@ -1,6 +1,6 @@
-"""The gang: threads that wait inside machine code for jobs, and how many of them a call may use.
+"""The pool: threads that wait inside machine code for jobs, and how many of them a call may use.
 
-The gang belongs to the process. One call at a time has it; a call that finds it taken runs on its own thread alone,
+The pool belongs to the process. One call at a time has it; a call that finds it taken runs on its own thread alone,
 with the same bits. After a fork the child makes a new one when it first needs it.
 """
 
@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.jit import sync
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
-from fusedrnn.jit.target import current
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.scalars import shown
@@ -49,7 +49,7 @@ def get_num_threads() -> int:
 @lru_cache(maxsize=1)
 def _default() -> int:
     """What the environment said when first asked: to ask it takes as long as a short call."""
-    return config.num_threads()
+    return env.num_threads()
 
 
 def set_num_threads(threads: int) -> None:
@@ -76,8 +76,8 @@ def thread_limits(threads: int) -> Iterator[None]:
 def _checked(threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
         raise TypeError(f"threads must be an integer; got {threads!r}")
-    if not 1 <= threads <= config.MOST_THREADS:
-        raise ValueError(f"threads must be from 1 to {config.MOST_THREADS}; got {shown(threads)}")
+    if not 1 <= threads <= env.MOST_THREADS:
+        raise ValueError(f"threads must be from 1 to {env.MOST_THREADS}; got {shown(threads)}")
     return int(threads)
 
 
@@ -92,15 +92,15 @@ class PoolFunctions(NamedTuple):
 @load_once()
 def load_pool() -> PoolFunctions:
     """The functions that a pool runs on."""
-    code = load("gang", current(), sync.build_gang)
+    code = load("pool", current_target(), sync.build_gang)
     counts = {"dispatch": 6, "stop": 1, "work": 3}
     return PoolFunctions(*(function(code, name, count) for name, count in counts.items()))
 
 
-class Gang:
+class ThreadPool:
     """Some threads beside the caller's, and the control block they share.
 
-    Each thread holds on to the gang for as long as it lives: the memory it waits on cannot go before it does.
+    Each thread holds on to the pool for as long as it lives: the memory it waits on cannot go before it does.
     """
 
     def __init__(self, workers: int) -> None:
@@ -109,7 +109,7 @@ class Gang:
         self._control = aligned_empty((len(sync.CONTROL.names),), np.int64)
         self._control[:] = 0
         self._address: int = self._control.ctypes.data
-        crowded = workers + 1 > config.processors()
+        crowded = workers + 1 > env.processors()
         self._spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
         self._control[sync.CONTROL.index["spins"]] = _CROWDED_SPINS if crowded else _IDLE_SPINS
         self._places = np.full(workers + 1, -1, np.int64)
@@ -120,7 +120,7 @@ class Gang:
                 thread = threading.Thread(target=self._live, args=(member,), name=f"fusedrnn-{member}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        except BaseException:  # no more threads to be had, or an interrupt: a gang is whole or is not
+        except BaseException:  # no more threads to be had, or an interrupt: a pool is whole or is not
             self._stop(self._address)
             raise
 
@@ -152,8 +152,8 @@ class Gang:
             thread.join()
 
 
-class Team:
-    """So many threads for a call: the caller's and those of the gang.
+class ThreadTeam:
+    """So many threads for a call: the caller's and those of the pool.
 
     Attributes:
         threads: Their number.
@@ -164,15 +164,15 @@ class Team:
         self.threads = threads
         # When a call ended last, and when several threads did; calls so far that came soon after another.
         self._ended, self._worked, self._close = 0.0, 0.0, 0
-        self.spins = _CROWDED_SPINS if threads > config.processors() else _BUSY_SPINS
+        self.spins = _CROWDED_SPINS if threads > env.processors() else _BUSY_SPINS
 
-    def begin(self) -> bool:
+    def note_call_start(self) -> bool:
         """Whether a call that begins now finds the threads awake, or is one of so many that they should be."""
         now = perf_counter()
         self._close = self._close + 1 if now - self._ended < _CLOSE else 0
         return now - self._worked < _AWAKE or self._close >= _SEVERAL
 
-    def end(self, members: int) -> None:
+    def note_call_end(self, members: int) -> None:
         """A call has ended that so many of them ran."""
         self._ended = now = perf_counter()
         if members > 1:
@@ -180,96 +180,96 @@ class Team:
 
     def run(self, job: Job, call: int, members: int) -> bool:
         """Run ``job(call, member)`` for every member, wait for all; False if there are not so many threads now."""
-        with borrow_gang(self.threads) as gang:
-            if gang is None:
+        with borrow_pool(self.threads) as pool:
+            if pool is None:
                 return False
-            gang.run(address(job), call, members)
+            pool.run(address(job), call, members)
         return True
 
 
 @lru_cache(maxsize=64)
-def own_team(threads: int) -> Team:
-    """The caller's thread and so many of the gang that they are that many."""
-    return Team(threads)
+def pool_team(threads: int) -> ThreadTeam:
+    """The caller's thread and so many of the pool that they are that many."""
+    return ThreadTeam(threads)
 
 
-class Permit:
-    """Leave to use the gang, for as long as someone holds it: if its holder fails anywhere, it goes with its frame."""
+class PoolLease:
+    """Leave to use the pool, for as long as someone holds it: if its holder fails anywhere, it goes with its frame."""
 
 
-_gang: Gang | None = None
+_pool: ThreadPool | None = None
 _lock = Lock()
-_permit: weakref.ref[Permit] | None = None
+_lease: weakref.ref[PoolLease] | None = None
 
 
-def permitted() -> Permit | None:
-    """Leave to use the gang; None if another call has it.
+def try_acquire_pool() -> PoolLease | None:
+    """Leave to use the pool; None if another call has it.
 
     That may be an outer call of this thread, which a signal handler interrupted.
     """
-    global _permit
+    global _lease
     with _lock:
-        if _permit is not None and _permit() is not None:
+        if _lease is not None and _lease() is not None:
             return None
-        permit = Permit()
-        _permit = weakref.ref(permit)
-        return permit
+        lease = PoolLease()
+        _lease = weakref.ref(lease)
+        return lease
 
 
-def returned(permit: Permit) -> None:
-    """End the permit now: a traceback may hold the frame that holds it."""
-    global _permit
+def release_pool(lease: PoolLease) -> None:
+    """End the lease now: a traceback may hold the frame that holds it."""
+    global _lease
     with _lock:
-        if _permit is not None and _permit() is permit:
-            _permit = None
+        if _lease is not None and _lease() is lease:
+            _lease = None
 
 
 @contextmanager
-def borrow_gang(threads: int) -> Iterator[Gang | None]:
-    """The process's gang with that many members, caller included.
+def borrow_pool(threads: int) -> Iterator[ThreadPool | None]:
+    """The process's pool with that many members, caller included.
 
-    None if one thread is enough, if another call has the gang, or if the system gives no more threads, which is
+    None if one thread is enough, if another call has the pool, or if the system gives no more threads, which is
     warned of.
     """
-    permit = None if threads == 1 else permitted()
-    if permit is None:
+    lease = None if threads == 1 else try_acquire_pool()
+    if lease is None:
         yield None
         return
     try:
-        yield hired(threads)
+        yield get_pool(threads)
     finally:
-        returned(permit)
+        release_pool(lease)
 
 
-def hired(threads: int) -> Gang | None:
-    """The gang with that many members, made anew if the one there is has another size."""
-    global _gang
-    if _gang is None or _gang.workers != threads - 1:
+def get_pool(threads: int) -> ThreadPool | None:
+    """The pool with that many members, made anew if the one there is has another size."""
+    global _pool
+    if _pool is None or _pool.workers != threads - 1:
         _dismiss()
         try:
-            _gang = Gang(threads - 1)
+            _pool = ThreadPool(threads - 1)
         except RuntimeError as error:
             warnings.warn(f"running on one thread: {threads} could not be had ({error})", RuntimeWarning, stacklevel=2)
-    return _gang
+    return _pool
 
 
 def _dismiss() -> None:
-    global _gang
-    gang, _gang = _gang, None  # in this order: an interrupt must not leave a gang that has been stopped
-    if gang is not None:
-        gang.stop()
+    global _pool
+    pool, _pool = _pool, None  # in this order: an interrupt must not leave a pool that has been stopped
+    if pool is not None:
+        pool.stop()
 
 
 def _at_exit() -> None:
-    permit = permitted()
-    if permit is not None:
+    lease = try_acquire_pool()
+    if lease is not None:
         _dismiss()
 
 
 def _forget() -> None:
-    """In a forked child the gang's threads do not exist, and it may be told to run on other processors."""
-    global _gang, _permit
-    _gang, _permit = None, None
+    """In a forked child the pool's threads do not exist, and it may be told to run on other processors."""
+    global _pool, _lease
+    _pool, _lease = None, None
     _default.cache_clear()
 
 

@@ -5,7 +5,6 @@ The equations come from the cell definition that the kernels are compiled from.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import PreH, PreX, Projected, State
+from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
@@ -21,42 +21,15 @@ from fusedrnn.torch.network import CallShape
 from torch import Tensor
 
 
-class TorchArithmetic:
-    """The operations of a cell on tensors."""
+def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
+    return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
 
-    const = staticmethod(float)
-    add = staticmethod(operator.add)
-    sub = staticmethod(operator.sub)
-    mul = staticmethod(operator.mul)
-    tanh = staticmethod(torch.tanh)
-    sigmoid = staticmethod(torch.sigmoid)
-    relu = staticmethod(torch.relu)
 
-    @staticmethod
-    def pass_positive(gate: Tensor, value: Tensor) -> Tensor:
-        """``value`` where the gate is positive or NaN, else zero."""
-        return torch.where(gate <= 0, 0, value)
-
-    div = staticmethod(operator.truediv)
-    absolute = staticmethod(torch.abs)
-    expm1 = staticmethod(torch.expm1)
-    softplus = staticmethod(torch.nn.functional.softplus)
-    clip = staticmethod(torch.clamp)
-
-    @staticmethod
-    def signed_by(x: Tensor, value: Tensor) -> Tensor:
-        """``value``, its sign changed where x is negative."""
-        return torch.where(x < 0, -value, value)
-
-    @staticmethod
-    def clip_nan(x: Tensor, low: float, high: float) -> Tensor:
-        """``x`` clipped to the limits; the lower limit for NaN."""
-        return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
-
-    @staticmethod
-    def pass_between(x: Tensor, low: float, high: float, value: Tensor) -> Tensor:
-        """``value`` where x is between the limits, else zero."""
-        return torch.where((low <= x) & (x <= high), value, 0)
+_TENSORS = ArrayArithmetic(
+    torch,
+    {"sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": torch.nn.functional.softplus, "clip_nan": _clip_nan},
+)
+"""Evaluates expressions on tensors."""
 
 
 class Extent(NamedTuple):
@@ -194,11 +167,11 @@ def _step(
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     for stage in cell.stages:
-        operand = evaluate([stage.operand], values, TorchArithmetic())[0]
+        operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:
             assert projection is not None
             values[Projected()] = torch.nn.functional.linear(operand, projection)
         for gate in stage.gates:
             bias = None if h_bias is None else h_bias[rows[gate]]
             values[PreH(gate)] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
-    return evaluate(cell.outputs, values, TorchArithmetic())
+    return evaluate(cell.outputs, values, _TENSORS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from fusedrnn.runtime.openmp import OpenMP, OpenMPTeam
-from fusedrnn.runtime.thread_pool import Team, own_team
+from fusedrnn.runtime.thread_pool import ThreadTeam, pool_team
 
 _LIBRARIES = "libtorch_cpu.so", "libtorch_cpu.dylib"
 # Seconds by which the clocks may differ: two ticks of /proc.
@@ -49,12 +49,12 @@ def _runtime() -> OpenMP | None:
 
 
 @lru_cache(maxsize=64)
-def _team(threads: int, process: int) -> Team:
+def _team(threads: int, process: int) -> ThreadTeam:
     # A forked child does not have the runtime's threads, and the runtime does not know: use our own there.
     runtime = _runtime() if threads > 1 and process == _PROCESS else None
-    return own_team(threads) if runtime is None else OpenMPTeam(threads, runtime)
+    return pool_team(threads) if runtime is None else OpenMPTeam(threads, runtime)
 
 
-def team() -> Team:
+def team() -> ThreadTeam:
     """A team of as many threads as torch is set to use; torch's own threads if possible."""
     return _team(torch.get_num_threads(), os.getpid())

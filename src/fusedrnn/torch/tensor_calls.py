@@ -10,7 +10,7 @@ import numpy as np
 
 import torch
 from fusedrnn.engines.pointers import NOWHERE, Strided, Wanted
-from fusedrnn.runtime.thread_pool import Team
+from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import CallShape, Network
 from fusedrnn.torch.openmp import team
 from torch import Tensor
@@ -86,7 +86,7 @@ def _run(
     x: Tensor,
     states: States | None,
     engine_weights: Any,
-    threads: Team,
+    threads: ThreadTeam,
     info: Any = None,
     reserve: int = 0,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -155,7 +155,7 @@ def backward(
     return [grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
 
 
-def _engine_weights(network: Network, shape: CallShape, weights: Weights, training: bool, threads: Team) -> Any:
+def _engine_weights(network: Network, shape: CallShape, weights: Weights, training: bool, threads: ThreadTeam) -> Any:
     # Packed weights live as long as the storage, not the tensor: torch.utils.swap_tensors refuses tensors with weak
     # references.
     owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]

@@ -12,7 +12,7 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 MANY_ROWS = Shape(17, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 FEW_ROWS = Shape(17, 3, 17, 129, layers=2, lengths="edges")

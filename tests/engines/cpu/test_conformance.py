@@ -9,11 +9,11 @@ from problems import assert_close, make_problem
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 
 def run(spec, x, params, states, lengths):
@@ -93,5 +93,5 @@ def test_both_directions_shared_out(shape, target):
 def test_memory_is_poisoned():
     """The fixture does what the suite relies on."""
     assert np.isnan(np.empty(3, np.float32)).all()
-    assert np.isnan(workspace.aligned_empty((3,), np.float64)).all()
-    assert bytes(workspace.Workspaces().take(64).buffer) == b"\xff" * 64
+    assert np.isnan(buffers.aligned_empty((3,), np.float64)).all()
+    assert bytes(buffers.Workspaces().acquire(64).buffer) == b"\xff" * 64

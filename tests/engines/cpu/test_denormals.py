@@ -12,7 +12,7 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 SHAPE = Shape(5, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 
@@ -36,7 +36,7 @@ def test_the_caller_keeps_its_denormals(mode, threads, target):
 
 
 def test_every_calling_thread_keeps_its_denormals():
-    """Calls that find the gang taken run elsewhere: those threads keep theirs, too."""
+    """Calls that find the pool taken run elsewhere: those threads keep theirs, too."""
     problem = make_problem("gru", SHAPE)
     op, kept = RNNOp(problem.spec), []
 

@@ -17,17 +17,17 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
 from fusedrnn.engines.cpu.kernels.forward import build_forward, build_training
 from fusedrnn.engines.cpu.kernels.gemm import _UNROLL, _UNROLL_OF_PART, GEMM, GEMM_TN
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
-from fusedrnn.jit import object_cache as cache
-from fusedrnn.jit import target as targets
+from fusedrnn.jit import compiler
+from fusedrnn.jit.target import Target, is_x86, known_targets
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = pytest.mark.skipif(not targets.is_x86(), reason="knows the instructions of x86 only")
+pytestmark = pytest.mark.skipif(not is_x86(), reason="knows the instructions of x86 only")
 
 REGISTERS = {"avx512": "zmm", "avx512-half": "ymm", "avx2": "ymm", "generic": "xmm"}
 SUFFIX = {"float32": "ps", "float64": "pd"}
 # A number from memory for every lane: broadcast on its way into a register or an operation, or loaded, then spread.
 BROADCAST = r"vbroadcasts|v?movddup|v?movs[sd]\s|vfmadd.*\{1to"
-TARGETS = targets.known() if targets.is_x86() else ()
+TARGETS = known_targets() if is_x86() else ()
 BUILDERS = {"forward": build_forward, "training": build_training, "backward": build_backward}
 EXPORTED = GEMM, GEMM_TN, UNPACKED_GEMM_NT, UNPACKED_GEMM_NN, DROP_PANEL, DROP_ROW
 SHARED = {"tile": build_common, "upright": build_common_training}
@@ -49,7 +49,7 @@ def shared_functions(kind, dtype, target):
 
 
 def parsed(module, target):
-    text = cache.assembly(module, target)
+    text = compiler.assembly(module, target)
     found = re.findall(r"^(\w+):\n(.*?)^\.Lfunc_end\d+:$", text, re.MULTILINE | re.DOTALL)
     return {name: [line.strip() for line in body.splitlines()] for name, body in found}
 
@@ -203,7 +203,7 @@ def test_spills_are_seen():
     """The check above can fail: more accumulators than registers do spill, and show."""
     (avx2,) = (target for target in TARGETS if target.name == "avx2")
 
-    class Greedy(targets.Target):
+    class Greedy(Target):
         tile = (6, 4)
 
     with pytest.raises(AssertionError, match=r"tile\dx\d: .*%rsp"):

@@ -9,8 +9,10 @@ from test_emitted import TARGETS, loops, shared_functions
 
 from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu import executor as calls
-from fusedrnn.jit import target as targets
+from fusedrnn.jit.target import is_x86
 from fusedrnn.spec import DTYPES, MODES
+
+pytestmark = pytest.mark.pairwise
 
 SHAPES = [
     Shape(1, 1, 1, 1),
@@ -71,7 +73,7 @@ def test_a_reserve_keeps_its_weights():
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-@pytest.mark.skipif(not targets.is_x86(), reason="knows the instructions of x86 only")
+@pytest.mark.skipif(not is_x86(), reason="knows the instructions of x86 only")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pinned", [t for t in TARGETS if t.fma], ids=lambda target: target.name)
 def test_vectors_stay_in_registers(dtype, pinned):

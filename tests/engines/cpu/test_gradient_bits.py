@@ -15,7 +15,7 @@ from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 MANY_ROWS = Shape(9, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 FEW_ROWS = Shape(9, 3, 17, 129, layers=2, lengths="edges")

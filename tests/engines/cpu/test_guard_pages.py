@@ -3,20 +3,24 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import fences
 import numpy as np
+import pairwise
 import pytest
 from fences import AVAILABLE, fenced, fenced_copy
 from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 
 pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="needs mprotect"),
     pytest.mark.usefixtures("eager"),
+    pytest.mark.pairwise,
 ]
 
 SHAPES = (
@@ -42,7 +46,7 @@ def threads(request):
 
 @pytest.fixture
 def fenced_buffers(side, monkeypatch):
-    """Packed weights, reserves, workspace, final states and new gradients lie beside protected pages, too."""
+    """Packed weights, reserves, buffers, final states and new gradients lie beside protected pages, too."""
     plain = np.empty
 
     def aligned_empty(shape, dtype):
@@ -51,7 +55,7 @@ def fenced_buffers(side, monkeypatch):
     def empty(shape, dtype=float, **options):
         return plain(shape, dtype, **options) if np.dtype(dtype).kind != "f" else fenced(shape, dtype, side)
 
-    monkeypatch.setattr(workspace, "aligned_empty", aligned_empty)
+    monkeypatch.setattr(buffers, "aligned_empty", aligned_empty)
     monkeypatch.setattr(np, "empty", empty)
 
 
@@ -82,7 +86,7 @@ def train(problem, keep, given, out=None, grad_req="write"):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_training_stays_inside(mode, shape, keep, side, threads, target, fenced_buffers):
-    for dtype in DTYPES:
+    for dtype in pairwise.dtypes(mode):
         problem = make_problem(mode, shape, dtype)
         problem = replace(problem, spec=replace(problem.spec, dropout=0.3))
         expected = train(problem, keep, problem.arrays)
@@ -144,7 +148,7 @@ def test_fences_hold(array, offset, request):
     """What the tests above rest on: who writes there ends, having been able to read what is inside."""
     program = (
         "import ctypes, sys, numpy as np\n"
-        f"sys.path.insert(0, {str(request.path.parent)!r})\n"
+        f"sys.path.insert(0, {str(Path(fences.__file__).parent)!r})\n"
         "from fences import fenced, fenced_copy\n"
         f"array = {array}\n"
         "print(array.sum() >= 0, flush=True)\n"

@@ -14,7 +14,7 @@ import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.weights import cache as pack
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.runtime.fingerprint import fingerprint_of
 from fusedrnn.spec import DTYPES
 
@@ -206,8 +206,8 @@ def test_memory_that_is_used_again():
 def test_one_workspace_serves_smaller_calls(monkeypatch):
     problem = make_problem("lstm", Shape(30, 20, 17, 33, layers=3))
     op, made = RNNOp(problem.spec), []
-    plain = workspace.aligned_empty
-    monkeypatch.setattr(workspace, "aligned_empty", lambda *args: made.append(args) or plain(*args))
+    plain = buffers.aligned_empty
+    monkeypatch.setattr(buffers, "aligned_empty", lambda *args: made.append(args) or plain(*args))
     for T, N in ((30, 20), (30, 20), (3, 2), (30, 1), (1, 20), (29, 19), (30, 20)):
         op.forward(problem.x[:T, :N], problem.params)
     assert len(made) == 2  # the packed weights, the scratch
@@ -302,7 +302,7 @@ def test_large_buffers_begin_at_large_pages():
     """They are whole, and go with their array."""
     page = 2 << 20
     for size in (1 << 20, page, page + 64):
-        buffer = workspace.aligned_empty((size // 8,), np.float64)
+        buffer = buffers.aligned_empty((size // 8,), np.float64)
         assert buffer.ctypes.data % page == 0 and buffer.nbytes == size
         buffer[:] = 1.0
         room = buffer
@@ -312,7 +312,7 @@ def test_large_buffers_begin_at_large_pages():
         assert room() is not None
         del buffer
         assert room() is None
-    assert workspace.aligned_empty((64,), np.uint8).ctypes.data % 64 == 0
+    assert buffers.aligned_empty((64,), np.uint8).ctypes.data % 64 == 0
 
 
 def test_an_update_while_weights_are_packed(monkeypatch):

@@ -19,6 +19,8 @@ from fusedrnn.jit.loader import function, load
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
 
+pytestmark = pytest.mark.pairwise
+
 UNTOUCHED = 99.0
 
 
@@ -30,7 +32,7 @@ def compiled(name, target, emit):
         gemm = emit(module)
         f = Function(module, "go", [f"argument{number}" for number in range(len(gemm.arguments))], exported=True)
         f.call(gemm, *f.arguments)
-        f.done()
+        f.ret()
         return module
 
     count = len(emit(Module(name)).arguments)

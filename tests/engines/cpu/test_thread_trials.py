@@ -9,7 +9,7 @@ from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu.launch import guarded_call as prepared
 from fusedrnn.engines.cpu.plan import thread_trials as benefit
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice, ThreadChoices
-from fusedrnn.runtime import thread_pool as threads
+from fusedrnn.runtime import thread_pool
 
 FORECAST = Forecast(several=60e-6, alone=100e-6)
 
@@ -103,9 +103,9 @@ SHAPE = Shape(6, 1, 33, 64, 1, bidirectional=True)
 def shared(monkeypatch):
     """How many calls asked for the thread pool."""
     asked = []
-    for module in (threads, prepared):
-        plain = module.permitted
-        monkeypatch.setattr(module, "permitted", lambda plain=plain: asked.append(1) or plain())
+    for module in (thread_pool, prepared):
+        plain = module.try_acquire_pool
+        monkeypatch.setattr(module, "try_acquire_pool", lambda plain=plain: asked.append(1) or plain())
     return asked
 
 
@@ -146,7 +146,7 @@ def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
 
     worth_sharing(monkeypatch)
     ran = []
-    for kind in (threads.Team, OpenMPTeam):
+    for kind in (thread_pool.ThreadTeam, OpenMPTeam):
         plain = kind.run
         monkeypatch.setattr(kind, "run", lambda self, *a, plain=plain: ran.append(1) or plain(self, *a))
     monkeypatch.setattr(ThreadChoice, "note", lambda *_: None)

@@ -3,7 +3,6 @@
 import contextvars
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,25 +11,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from forks import FORK_WARNING, FORKS, in_child
 from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import kernel_args as records
-from fusedrnn.runtime import thread_pool as gangs
+from fusedrnn.runtime import thread_pool
 
 pytestmark = pytest.mark.usefixtures("eager")
 
 SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
-FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-# From Python 3.12 on a fork warns wherever there are threads: that it works all the same is what is tested.
-FORK_WARNING = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+
 
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """What set_num_threads sets ends with the test."""
-    monkeypatch.setattr(gangs, "_count", None)
+    monkeypatch.setattr(thread_pool, "_count", None)
 
 
 def call(problem, op=None):
@@ -41,7 +39,7 @@ def test_default_is_the_affinity_mask_of_the_first_call():
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("no affinity masks here")
     mask = os.sched_getaffinity(0)
-    gangs._default.cache_clear()
+    thread_pool._default.cache_clear()
     os.sched_setaffinity(0, {min(mask)})
     try:
         assert fusedrnn.get_num_threads() == 1
@@ -49,7 +47,7 @@ def test_default_is_the_affinity_mask_of_the_first_call():
         assert fusedrnn.get_num_threads() == 1
     finally:
         os.sched_setaffinity(0, mask)
-        gangs._default.cache_clear()
+        thread_pool._default.cache_clear()
     assert fusedrnn.get_num_threads() == len(mask)
 
 
@@ -85,8 +83,8 @@ def test_threads_that_share_a_processor_part():
     problem = make_problem("lstm", SHAPE)
     with fusedrnn.thread_limits(2):
         call(problem)
-        (member,) = [thread.native_id for thread in gangs._gang._threads]
-        places = gangs._gang._places
+        (member,) = [thread.native_id for thread in thread_pool._pool._threads]
+        places = thread_pool._pool._places
         try:
             here = min(ours)
             os.sched_setaffinity(0, {here})
@@ -143,28 +141,10 @@ def test_calls_at_once():
             future.result()
 
 
-def in_child(work):
-    """Run it in a forked child: the bytes that it returned, none if it failed."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(60)  # a child that hangs ends, rather than outlive the tests
-        try:
-            os.write(write, bytes(work()))
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        content = pipe.read()
-    os.waitpid(child, 0)
-    return content
-
-
 @FORKS
 @FORK_WARNING
 def test_fork_after_use():
-    """A child has no gang, and makes its own; the parent keeps the one it has."""
+    """A child has no pool, and makes its own; the parent keeps the one it has."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
     fusedrnn.set_num_threads(2)
@@ -241,7 +221,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_interpreter_ends(end):
-    """With an idle gang, or one at work, a process ends by itself, with no word and no error."""
+    """With an idle pool, or one at work, a process ends by itself, with no word and no error."""
     if "fork" in end and not hasattr(os, "fork"):
         pytest.skip("needs fork")
     program = [sys.executable, "-c", USE_THE_GANG + ENDS[end]]
@@ -251,7 +231,7 @@ def test_interpreter_ends(end):
 
 
 def test_idle_threads_sleep():
-    """A gang without work uses no processor: in a second far less than the one its threads would spin away."""
+    """A pool without work uses no processor: in a second far less than the one its threads would spin away."""
     fusedrnn.set_num_threads(3)
     problem = make_problem("lstm", SHAPE)
     call(problem)
@@ -262,7 +242,7 @@ def test_idle_threads_sleep():
 
 
 def test_a_call_that_fails():
-    """A call that fails before its job gives back the gang."""
+    """A call that fails before its job gives back the pool."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
     fusedrnn.set_num_threads(2)
@@ -271,13 +251,13 @@ def test_a_call_that_fails():
         patch.setattr(records.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(problem, op)
-    with gangs.borrow_gang(2) as gang:
-        assert gang is not None
+    with thread_pool.borrow_pool(2) as pool:
+        assert pool is not None
     assert_same_bits(call(problem, op), expected)
 
 
 def test_too_many_threads_for_the_system(monkeypatch):
-    """A gang that cannot be whole leaves no one behind: its members would wait on memory that is gone."""
+    """A pool that cannot be whole leaves no one behind: its members would wait on memory that is gone."""
     problem = make_problem("lstm", SHAPE)
     expected = call(problem)
     plain, started = threading.Thread.start, []
@@ -313,7 +293,7 @@ def interrupt_at(monkeypatch, owner, name):
 
 @pytest.mark.parametrize("name", ["join", "start"])
 def test_an_interrupt_while_the_gang_changes(monkeypatch, name):
-    """Later calls, with any number of threads, neither hang nor meet members of the gang that was left."""
+    """Later calls, with any number of threads, neither hang nor meet members of the pool that was left."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
     expected = call(problem, op)
@@ -328,18 +308,18 @@ def test_an_interrupt_while_the_gang_changes(monkeypatch, name):
 
 
 def test_a_call_inside_a_call(monkeypatch):
-    """What a signal's handler may do while the call that it interrupts has the gang: it runs on its own thread."""
+    """What a signal's handler may do while the call that it interrupts has the pool: it runs on its own thread."""
     problem = make_problem("gru", SHAPE)
     inner, expected = RNNOp(problem.spec), call(problem)
-    plain = gangs.Gang.run
+    plain = thread_pool.ThreadPool.run
 
     def run(self, *args):
         with fusedrnn.thread_limits(3), monkeypatch.context() as patch:
-            patch.setattr(gangs.Gang, "run", plain)
+            patch.setattr(thread_pool.ThreadPool, "run", plain)
             assert_same_bits(call(problem, inner), expected)
         plain(self, *args)
 
-    monkeypatch.setattr(gangs.Gang, "run", run)
+    monkeypatch.setattr(thread_pool.ThreadPool, "run", run)
     with fusedrnn.thread_limits(2):
         assert_same_bits(call(problem), expected)
 
@@ -379,18 +359,18 @@ def test_fork_while_ops_and_gangs_are_made():
 def test_when_threads_are_taken_to_be_awake(monkeypatch):
     """For a while after work of theirs; or where calls come so soon after one another that waking them will pay."""
     now = 10.0
-    monkeypatch.setattr(gangs, "perf_counter", lambda: now)
-    team = gangs.Team(2)
-    assert not team.begin()
-    team.end(2)
-    now += gangs._AWAKE / 2
-    assert team.begin()
-    now += gangs._AWAKE
-    assert not team.begin()
-    team.end(1)
+    monkeypatch.setattr(thread_pool, "perf_counter", lambda: now)
+    team = thread_pool.ThreadTeam(2)
+    assert not team.note_call_start()
+    team.note_call_end(2)
+    now += thread_pool._AWAKE / 2
+    assert team.note_call_start()
+    now += thread_pool._AWAKE
+    assert not team.note_call_start()
+    team.note_call_end(1)
     for number in range(1, 6):
-        now += gangs._CLOSE / 2
-        assert team.begin() == (number >= gangs._SEVERAL)
-        team.end(1)
-    now += 2 * gangs._CLOSE
-    assert not team.begin()
+        now += thread_pool._CLOSE / 2
+        assert team.note_call_start() == (number >= thread_pool._SEVERAL)
+        team.note_call_end(1)
+    now += 2 * thread_pool._CLOSE
+    assert not team.note_call_start()

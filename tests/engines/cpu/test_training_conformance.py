@@ -9,11 +9,11 @@ from conformance import TRAINING_SHAPES, AnyTrainingShape, TrainingConformance
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
 
 
 def train(spec, x, params, states, lengths, keep, seed, backend="cpu"):
@@ -115,7 +115,7 @@ def test_the_cases_cover_every_size_everywhere():
 
 def test_what_comes_back_is_poisoned():
     """The fixture does what the suite relies on, for memory that was used before as well."""
-    pool = workspace.Pool(4)
+    pool = buffers.BufferPool(4)
     for _ in range(2):
         lease = pool.lease(64)
         assert np.isnan(lease.buffer.view(np.float32)).all()

@@ -13,7 +13,7 @@ import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu import executor as calls
 from fusedrnn.engines.cpu.weights import cache as pack
-from fusedrnn.runtime import buffers as workspace
+from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 
 SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True, lengths="edges")
@@ -49,6 +49,7 @@ def round_up_to_cache_line(size):
     return -(-size // 64) * 64
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -59,13 +60,13 @@ def round_up_to_cache_line(size):
 def test_size(mode, dtype, shape, keep, target, monkeypatch):
     """The reserve is as large as it is said to be beforehand, and as its layout makes it."""
     made = []
-    plain = workspace.aligned_empty
+    plain = buffers.aligned_empty
     problem = make_problem(mode, shape, dtype)
     op, spec = RNNOp(problem.spec), problem.spec
     for _ in range(3):  # packed weights and workspace are there now, also that of a loop's many threads
         forward(problem, op, keep)
     op._engine._reserves._idle.clear()
-    monkeypatch.setattr(workspace, "aligned_empty", lambda *args: made.append(args) or plain(*args))
+    monkeypatch.setattr(buffers, "aligned_empty", lambda *args: made.append(args) or plain(*args))
     reserve = forward(problem, op, keep)[2]
     assert made == [((reserve.nbytes,), np.uint8)]
     assert op.reserve_size(shape.T, shape.N, keep) == reserve.nbytes
@@ -338,7 +339,7 @@ def test_a_small_reserve_does_not_hold_a_large_buffer(keep):
 
 
 def test_buffers_of_growing_size_replace_each_other():
-    pool = workspace.Pool(16)
+    pool = buffers.BufferPool(16)
     for size in range(1 << 20, 40 << 20, 1 << 20):
         assert pool.lease(size).buffer.nbytes == size
         assert len(pool._idle) == 1

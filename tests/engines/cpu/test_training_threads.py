@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from forks import FORK_WARNING, FORKS, in_child
 from problems import Shape, assert_same_bits, make_problem
-from test_threads import FORK_WARNING, FORKS, in_child
 
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import kernel_args as records
-from fusedrnn.runtime import thread_pool as gangs
+from fusedrnn.runtime import thread_pool
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -22,7 +22,7 @@ SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """What set_num_threads sets ends with the test."""
-    monkeypatch.setattr(gangs, "_count", None)
+    monkeypatch.setattr(thread_pool, "_count", None)
 
 
 def step(problem, op=None, params=None, keep="gates"):
@@ -196,7 +196,7 @@ def test_processes(method):
 
 
 def test_a_backward_that_fails(monkeypatch):
-    """A call that fails before its job gives back the gang, and the reserve is as good as before."""
+    """A call that fails before its job gives back the pool, and the reserve is as good as before."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
     fusedrnn.set_num_threads(2)
@@ -206,6 +206,6 @@ def test_a_backward_that_fails(monkeypatch):
         patch.setattr(records.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             op.backward(problem.dy, problem.dstates, reserve)
-    with gangs.borrow_gang(2) as gang:
-        assert gang is not None
+    with thread_pool.borrow_pool(2) as pool:
+        assert pool is not None
     assert_same_bits(op.backward(problem.dy, problem.dstates, reserve), expected[2])

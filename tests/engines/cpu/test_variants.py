@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from conformance import KEEPS, REQUESTS, TrainingConformance
 from oracles import near_kink, reference_results
+from pairwise import target_names
 from problems import Shape, assert_close, assert_gradients_close
 from variants import VARIANTS, recorded, variant_problem, variant_spec
 
 import fusedrnn
-from conftest import target_names
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.engines.cpu.plan.forward import forced
-from fusedrnn.jit import target as targets
+from fusedrnn.jit.host import available_targets
 from fusedrnn.spec import DTYPES
 
 pytestmark = pytest.mark.usefixtures("poisoned", "eager")
@@ -43,7 +43,7 @@ def train(problem, keep="gates", backend=None, seed=None, **options):
 @pytest.fixture(autouse=True)
 def native(monkeypatch):
     """One target, unless a test goes through all: there is a great deal to compile."""
-    monkeypatch.setenv("FUSEDRNN_TARGET", targets.available()[0].name)
+    monkeypatch.setenv("FUSEDRNN_TARGET", available_targets()[0].name)
 
 
 def check(problem, oracle):

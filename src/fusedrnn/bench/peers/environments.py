@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusedrnn import env as config
+from fusedrnn import env
 
 _MARK = "requirements.txt"
 """In a finished environment: what it was built from."""
@@ -28,7 +28,7 @@ class Environment:
     @property
     def folder(self) -> Path:
         """Where it is or is to be."""
-        return config.peers_directory() / self.name
+        return env.peers_directory() / self.name
 
     @property
     def python(self) -> Path:
@@ -112,7 +112,7 @@ def build(chosen: Sequence[Environment], say: Callable[[str], None]) -> list[str
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, env=config.child_environment({}), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=env.child_environment({}), capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise RuntimeError("\n".join(said[-_LAST_LINES:]) or f"exit code {done.returncode}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.bench.timing import LostError
 
 WORKERS = Path(__file__).parent / "workers"
@@ -50,7 +50,7 @@ class PeerProcess:
 
     def __init__(self, python: Path, worker: str, environment: Mapping[str, str]) -> None:
         self._command = [str(python), "-u", str(WORKERS / "protocol.py"), worker]
-        self._environment = config.child_environment(environment)
+        self._environment = env.child_environment(environment)
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._said: deque[str] = deque()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn import env as config
 from fusedrnn.engines.cpu.executor import Calls
 from fusedrnn.engines.cpu.launch.cached_call import RepeatedBackward, RepeatedForward, States
 from fusedrnn.engines.cpu.launch.guarded_call import Unprepared
@@ -19,7 +19,9 @@ from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.grad_buffers import Gradients
 from fusedrnn.engines.pointers import NOWHERE, Strided, Wanted
 from fusedrnn.frozen_array import is_constant
-from fusedrnn.runtime.thread_pool import get_num_threads, own_team
+from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -115,13 +117,13 @@ class CPUEngine(Calls):
         began = time.perf_counter()
         found: PackedWeights | WeightPointers
         if keep == "states" or is_constant(params) or not self.is_short(shape[0], shape[1], training):
-            found = self.weight_cache.packed_vector(params, training, own_team(get_num_threads()))
+            found = self.weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
         elif training:
             found = self.weight_cache.copied_vector(params)
         else:
             found = WeightPointers(self.weight_cache.addresses(params.ctypes.data))
         if self._debug >= 2:
-            config.report(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
+            logger.info(f"weights {(time.perf_counter() - began) * 1e6:.1f} us")
         return found
 
     def _on_arrays(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
@@ -23,13 +24,15 @@ from fusedrnn.engines.cpu.varlen import Ragged
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.pointers import Strided, Wanted
+from fusedrnn.jit.host import target_for
 from fusedrnn.jit.loader import Job
-from fusedrnn.jit.target import suited
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
+from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import load_fingerprint
-from fusedrnn.runtime.thread_pool import Team, get_num_threads, load_pool, own_team
+from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, load_pool, pool_team
 from fusedrnn.spec import RNNSpec
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 # T, N and what a reserve keeps; what makes records for so many threads, awake or not.
@@ -49,9 +52,9 @@ class Calls:
     """
 
     def __init__(self, spec: RNNSpec) -> None:
-        self.spec, self.target = spec, suited(spec.hidden_size, spec.dtype)
+        self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
         self._tiling = Tiling.of(spec, self.target)
-        self.workspaces, self._reserves = Workspaces(), Pool(MOST_RESERVES)
+        self.workspaces, self._reserves = Workspaces(), BufferPool(MOST_RESERVES)
         idle = self.workspaces, self._reserves
         self._plain = is_plain(lowered_cell(spec.variant))
         self.weight_cache = WeightCache(spec, self.target, self._tiling, idle)
@@ -61,7 +64,7 @@ class Calls:
         # That of the last call, since shapes mostly repeat.
         self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
         self._lock = Lock()
-        self._debug = config.debug()  # looked at again for each new problem, not at each call
+        self._debug = env.debug()  # looked at again for each new problem, not at each call
 
     def compile(self, training: bool = False) -> None:
         """Have the machine code at hand, in ``training`` that of both ways; the first call does it otherwise."""
@@ -87,7 +90,7 @@ class Calls:
         return ReserveLayout.of(self.spec, self._tiling, steps, batch, keep).size
 
     def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: Team, owner: object
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
     ) -> PackedWeights | WeightPointers:
         """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
 
@@ -141,7 +144,7 @@ class Calls:
         ragged: Ragged | None = None,
         kept: Kept | None = None,
         reserve: int = 0,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """Run a sequence; in training, with ``kept``, fill the reserve at that address.
 
@@ -171,7 +174,7 @@ class Calls:
         dy: Strided,
         dfinal: tuple[int, int],
         wanted: Wanted,
-        team: Team | None = None,
+        team: ThreadTeam | None = None,
     ) -> None:
         """The gradients of a call of :meth:`run` with these weights whose reserve is at that address; 0 for zeros."""
         ragged = kept.ragged
@@ -217,14 +220,14 @@ class Calls:
         make: Maker,
         values: tuple[int, ...],
         ragged: Ragged | None,
-        team: Team | None,
+        team: ThreadTeam | None,
         params: Sequence[int] = (),
         parts: bool = False,
     ) -> None:
         """Run a job on several threads, or on this one alone if the others are taken or not worth their while."""
         job = self._jobs.get(name) or self.job(name)
-        team = team or own_team(get_num_threads())
-        awake = team.begin()
+        team = team or pool_team(get_num_threads())
+        awake = team.note_call_start()
         planned = kernel_args = self._planned(name, (*problem, team.threads), make)
         if kernel_args.num_threads < team.threads and awake:
             planned.awake = kernel_args = planned.awake or make(team.threads, awake=True)
@@ -238,17 +241,17 @@ class Calls:
             planned.alone = kernel_args = planned.alone or make(1)
             self._execute(job, kernel_args, team, values, ragged, params, parts)
         now = time.perf_counter()
-        team.end(kernel_args.num_threads)
+        team.note_call_end(kernel_args.num_threads)
         if thread_choice is not None and forecast is not None:
             thread_choice.note(kernel_args.num_threads > 1, now - began, now, forecast)
         if self._debug >= 2:
-            config.report(f"{name} {(now - began) * 1e6:.1f} us")
+            logger.info(f"{name} {(now - began) * 1e6:.1f} us")
 
     def _execute(
         self,
         job: Job,
         made: KernelArgs,
-        team: Team,
+        team: ThreadTeam,
         values: tuple[int, ...],
         ragged: Ragged | None,
         params: Sequence[int],
@@ -256,14 +259,14 @@ class Calls:
     ) -> bool:
         """Whether there were as many threads as planned."""
         tables = None if ragged is None else ragged.tables(made.plan.row_starts)
-        scratch = self.workspaces.take(made.size)
+        scratch = self.workspaces.acquire(made.size)
         call = made.bind(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
         ran = True
         if made.num_threads == 1:
             job(call, 0)
         else:
             ran = team.run(job, call, made.num_threads)
-        self.workspaces.give(scratch)
+        self.workspaces.release(scratch)
         return ran
 
     def _planned(self, name: str, key: tuple[Any, ...], make: Maker) -> KernelArgs:
@@ -273,10 +276,10 @@ class Calls:
             return last[1]
         made = make(key[-1])
         self._plans[name] = key, made
-        self._debug = config.debug()
+        self._debug = env.debug()
         if self._debug >= 1:
             more = "" if name == "forward" else f"; {derivative_of(self.spec.variant)}"
-            config.report(f"{self.spec} on {self.target.name}: {made.plan}{more}")
+            logger.info(f"{self.spec} on {self.target.name}: {made.plan}{more}")
         return made
 
 

@@ -19,7 +19,7 @@ from fusedrnn.engines.onednn.threads import allowed, bounds
 from fusedrnn.engines.onednn.weights import Keeper, Weights, lines
 from fusedrnn.engines.registry import Keep
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import Lease, Pool
+from fusedrnn.runtime.buffers import BufferPool, Lease
 from fusedrnn.runtime.thread_pool import get_num_threads
 from fusedrnn.spec import RNNSpec
 
@@ -74,7 +74,7 @@ class OneDNNEngine:
         self._runner = Runner(spec, self._layout, self._keeper)
         self._programs: OrderedDict[tuple[int, int, bool, int], Program] = OrderedDict()
         self._lock = Lock()
-        self._pool = Pool(_MOST_IDLE)
+        self._pool = BufferPool(_MOST_IDLE)
         with self._bounded(allowed(self._library, 1)):
             self._program(1, 1, True, 1)  # a cell that the library has not shows now
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fusedrnn import env as config
+from fusedrnn import env
 from fusedrnn.locks import Lock
 
 FILE = "libdnnl.so.3"
@@ -131,7 +131,7 @@ class Library:
         self.cdll.dnnl_primitive_desc_query_md.argtypes = (c_void_p, c_int, c_int)
         self.cdll.dnnl_engine_get_count.restype = c_size_t
         # SYCL runs on processors through OpenCL, whose driver lies where its loader does not look.
-        with config.opencl_drivers(path.parent / _OPENCL):
+        with env.opencl_drivers(path.parent / _OPENCL):
             count = self.cdll.dnnl_engine_get_count(_CPU)
         if not count:
             raise ImportError(
@@ -206,7 +206,7 @@ def find() -> Path:
     Raises:
         ImportError: If it is not there.
     """
-    given = config.onednn()
+    given = env.onednn()
     if given is not None:
         if not given.is_file():
             raise ImportError(f"FUSEDRNN_ONEDNN must be the path of oneDNN's {FILE}; got {given}, which is no file")

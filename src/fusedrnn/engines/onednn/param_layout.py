@@ -20,7 +20,7 @@ from fusedrnn.engines.onednn.primitives import (
     Descriptor,
 )
 from fusedrnn.layout import Kind, Parameter
-from fusedrnn.runtime.fingerprint import PART
+from fusedrnn.runtime.fingerprint import MEMORY_RANGE
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -84,7 +84,7 @@ class Layout:
 
     Attributes:
         stacks: See :func:`stacks`.
-        parts: Where ours lies and where it goes in theirs, rows of :data:`fusedrnn.runtime.fingerprint.PART`.
+        parts: Where ours lies and where it goes in theirs, rows of :data:`fusedrnn.runtime.fingerprint.MEMORY_RANGE`.
         arguments: The weights, without the bias, that a primitive is given.
     """
 
@@ -92,7 +92,7 @@ class Layout:
         self._library, self._spec = library, spec
         self.stacks = stacks(spec)
         self.swaps = spec.mode == "gru"
-        self.parts = np.array(list(self._parts()), np.int64).reshape(-1, len(PART.names))
+        self.parts = np.array(list(self._parts()), np.int64).reshape(-1, len(MEMORY_RANGE))
         self.arguments = tuple(argument for argument, kind in WEIGHTS.items() if spec.layout.has(kind))
 
     def _parts(self) -> Iterator[tuple[int, int, int]]:

@@ -15,13 +15,13 @@ from fusedrnn.engines.onednn.param_layout import Layout
 from fusedrnn.engines.onednn.primitives import BIAS, Descriptor, Reorder, Stream
 from fusedrnn.frozen_array import is_constant
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import Lease, Pool
-from fusedrnn.runtime.fingerprint import PART, fingerprint_of
+from fusedrnn.runtime.buffers import BufferPool, Lease
+from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
 
 Array = NDArray[Any]
 _LINE = 64
 _ITEM = 4
-_BEGIN, _COPY = PART.index["begin"], PART.index["copy"]
+_BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 
 
 def lines(size: int) -> int:
@@ -101,7 +101,7 @@ class Keeper:
     def __init__(self, library: Library, layout: Layout, size: int) -> None:
         self._library, self._layout = library, layout
         # As much as one state of the parameters has, with a form of each argument for forward and for backward.
-        self._pool = Pool(1 + 2 * len(layout.stacks) * len(layout.arguments))
+        self._pool = BufferPool(1 + 2 * len(layout.stacks) * len(layout.arguments))
         self._lock = Lock()
         self._last: Weights | None = None
         self._reorders: list[tuple[int, int, Descriptor, Reorder | Detour]] = []

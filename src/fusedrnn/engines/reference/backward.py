@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import dropout
+from fusedrnn.cell.autodiff import vjp
 from fusedrnn.cell.cells import traced
-from fusedrnn.cell.expr import Constant, Expr, Leaf, evaluate, gradients, substitute, walk
+from fusedrnn.cell.expr import Constant, Expr, Leaf, evaluate, substitute, walk
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
@@ -32,7 +33,7 @@ from fusedrnn.cell.leaves import (
 )
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.reference.forward import (
-    NumpyArithmetic,
+    NUMPY,
     gate_rows,
     initial_states,
     input_gates,
@@ -70,8 +71,8 @@ class Flows:
 def flows(cell: TracedCell) -> Flows:
     """Differentiate a cell of any number of stages."""
     operands = [stage.operand for stage in cell.stages]
-    routes = [gradients(cell.outputs, [StateCotangent(name) for name in cell.states])]
-    routes += [gradients([operand], [OperandCotangent(number)]) for number, operand in enumerate(operands)]
+    routes = [vjp(cell.outputs, [StateCotangent(name) for name in cell.states])]
+    routes += [vjp([operand], [OperandCotangent(number)]) for number, operand in enumerate(operands)]
     forward = dict.fromkeys(walk([*cell.outputs, *operands]))
     wanted = [gradient for route in routes for gradient in route.values()]
     used = {arg for node in walk(wanted) if node not in forward for arg in node.args}.union(operands)
@@ -177,7 +178,7 @@ class _Recorder:
 
     def __call__(self, x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
         leaves = step_leaves(self._cell, input_gates(x, self._weights), states, self._weights)
-        values = evaluate(self._wanted, leaves, NumpyArithmetic())
+        values = evaluate(self._wanted, leaves, NUMPY)
         new, kept = values[: len(states)], values[len(states) :]
         self.trail.states.append(states)
         # A view of one gate would keep the pre-activations of all.
@@ -238,7 +239,7 @@ def _order(steps: int, lengths: Array | None, reverse: bool) -> Iterator[Step]:
 
 def _add(reaching: dict[Leaf, Array], route: Mapping[Leaf, Expr], values: Mapping[Leaf, Array]) -> None:
     """Add what goes along a route to what has reached the leaves so far."""
-    for name, gradient in zip(route, evaluate(list(route.values()), values, NumpyArithmetic()), strict=True):
+    for name, gradient in zip(route, evaluate(list(route.values()), values, NUMPY), strict=True):
         reaching[name] = reaching[name] + gradient if name in reaching else gradient
 
 
@@ -315,7 +316,7 @@ class _Backward:
         for number, stage in reversed(list(enumerate(cell.stages))):
             operand, route = self._flows.operands[number], self._flows.from_operands[number]
             cotangent = OperandCotangent(number)
-            (multiplied,) = evaluate([operand], values, NumpyArithmetic())
+            (multiplied,) = evaluate([operand], values, NUMPY)
             parts = [reaching[PreH(gate)] for gate in stage.gates]
             recurrent = self._linear["h2h"].backward
             if stage.projects:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
+from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.spec import RNNSpec
 
@@ -24,55 +25,13 @@ Advance = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
 """From the input of a step (N, in) and the states before it to those after it."""
 
 
-class NumpyArithmetic:
-    """The operations of a cell on NumPy arrays."""
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp overflows to inf, and the quotient is then zero, as it should be
+        return 1 / (1 + np.exp(-x))
 
-    const = staticmethod(float)
-    add = staticmethod(np.add)
-    sub = staticmethod(np.subtract)
-    mul = staticmethod(np.multiply)
-    tanh = staticmethod(np.tanh)
 
-    @staticmethod
-    def sigmoid(x: Array) -> Array:
-        """1 / (1 + exp(-x)), its overflow to a quotient of zero meant."""
-        with np.errstate(over="ignore"):
-            return 1 / (1 + np.exp(-x))
-
-    @staticmethod
-    def relu(x: Array) -> Array:
-        """max(x, 0), NaN staying NaN."""
-        return np.maximum(x, 0)
-
-    @staticmethod
-    def pass_positive(gate: Array, value: Array) -> Array:
-        """``value`` where the gate is positive or NaN, else zero."""
-        return np.where(gate <= 0, 0, value)
-
-    div = staticmethod(np.divide)
-    absolute = staticmethod(np.abs)
-    expm1 = staticmethod(np.expm1)
-    clip = staticmethod(np.clip)
-
-    @staticmethod
-    def signed_by(x: Array, value: Array) -> Array:
-        """``value``, its sign changed where x is negative."""
-        return np.where(x < 0, -value, value)
-
-    @staticmethod
-    def softplus(x: Array) -> Array:
-        """log(1 + exp(x))."""
-        return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
-
-    @staticmethod
-    def clip_nan(x: Array, low: float, high: float) -> Array:
-        """The number, or the limit that it is beyond; the lower limit for NaN."""
-        return np.where(np.isnan(x), x.dtype.type(low), np.clip(x, low, high))
-
-    @staticmethod
-    def pass_between(x: Array, low: float, high: float, value: Array) -> Array:
-        """``value`` where x is within the limits, else zero."""
-        return np.where((low <= x) & (x <= high), value, 0)
+NUMPY = ArrayArithmetic(np, {"sigmoid": _sigmoid})
+"""Expressions on NumPy arrays."""
 
 
 def step(
@@ -83,7 +42,7 @@ def step(
     ``x_gates`` (N, G·H) are the pre-activations from the input, ``states`` the previous states (N, size) each,
     ``weights`` those of :func:`layer_weights`. Returns the new states, the output first.
     """
-    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights), NumpyArithmetic()))
+    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights), NUMPY))
 
 
 def step_leaves(
@@ -96,7 +55,7 @@ def step_leaves(
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     values.update(vector_leaves(cell, weights))
     for stage in cell.stages:
-        operand = evaluate([stage.operand], values, NumpyArithmetic())[0]
+        operand = evaluate([stage.operand], values, NUMPY)[0]
         if stage.projects:
             values[Projected()] = operand @ weights["h2r_weight"].T
         elif stage.gates == cell.gates:

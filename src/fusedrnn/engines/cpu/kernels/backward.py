@@ -28,7 +28,7 @@ from fusedrnn.jit.target import Target
 
 
 def build_backward(variant: Variant, dtype: str, target: Target) -> Module:
-    """The module whose ``backward(call, member)`` is a gang's job."""
+    """The module whose ``backward(call, member)`` is a pool's job."""
     program = Program.of("backward", variant, dtype, target)
     sweep = _Sweep(program).emit()
     add_directions = emit_add_directions(program)
@@ -46,9 +46,9 @@ def build_backward(variant: Variant, dtype: str, target: Target) -> Module:
 
     with f.if_(member < everyone), flush_denormals(f):
         each_pass(f, c, member, run, after)
-        with f.if_(c.x_gradient.compare("!=", 0)):
+        with f.if_(c.x_gradient.is_set):
             f.call(add_directions, call, member, everyone)
-    f.done()
+    f.ret()
     return program.module
 
 
@@ -84,7 +84,7 @@ class _Sweep(BackwardEmitter):
         with f.if_(self.wanted(self.p.dh0)):
             self._recurrent(c.steps, before.get())
         self._exit()
-        f.done()
+        f.ret()
         return f
 
     def _enter(self) -> None:
@@ -106,7 +106,7 @@ class _Sweep(BackwardEmitter):
         f, c, p = self.f, self.c, self.p
         for name, initial in zip(self.cell.states, (p.dh0, p.dc0), strict=False):
             units = self.units_of_state(name)
-            with f.if_(initial.compare("!=", 0)), f.loop(0, self.rows) as row:
+            with f.if_(initial.is_set), f.loop(0, self.rows) as row:
                 source = self.carried(name, row) + units.own
                 into = self.row_of_state(name, initial, self.index(row))
                 f.call(self.deliver, source, into, units.own_bytes // self.v.item, c.add_states)
@@ -114,7 +114,7 @@ class _Sweep(BackwardEmitter):
     def _chunk(self, begin: Value, end: Value, before: Variable, offset: Variable) -> None:
         """Some steps, then the gradients of their inputs."""
         f, c, p = self.f, self.c, self.p
-        with f.if_(c.recompute.compare("!=", 0)):
+        with f.if_(c.recompute.is_set):
             f.call(self.recompute, *f.arguments, begin, end)
         parity = begin // c.chunk & 1
         done = f.var(0)
@@ -135,7 +135,7 @@ class _Sweep(BackwardEmitter):
             offset.set(offset.get() + self.alive_in_batch(time))
             before.set(alive)
             self.meet()
-        with f.if_((self.p.dx.compare("!=", 0)) & (done.get() > 0)):
+        with f.if_((self.p.dx.is_set) & (done.get() > 0)):
             self._input_gradients(begin, end, parity, done.get())
         with f.if_(layers_side_by_side(c)):
             self.meet()
@@ -212,7 +212,7 @@ class _Sweep(BackwardEmitter):
         index = self.index(row)
         place = offset + looked_up(f, c.unsorted_indices, self.first_row + row, self.first_row + row)
         kept = f.var(p.saved_values + time * c.saved_values_step + index * c.saved_values_row)
-        with f.if_(c.recompute.compare("!=", 0)):
+        with f.if_(c.recompute.is_set):
             kept.set(self.recomputed(done + row))
         rows: dict[str, Any] = {
             "dy": dy + index * p.dy_row,
@@ -296,13 +296,13 @@ class _Sweep(BackwardEmitter):
         """What reaches h from the output at its own time, in the layers below the last from both directions."""
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
-        with f.if_(self.p.dy.compare("!=", 0)):
+        with f.if_(self.p.dy.is_set):
             with f.if_else(left >= v.lanes) as (whole, tail):
                 with whole:
                     total.set(v.load(rows["dy"] + at, v.item))
                 with tail:
                     total.set(v.load_masked(rows["dy"] + at, left))
-            with f.if_(self.p.dy_too.compare("!=", 0)):
+            with f.if_(self.p.dy_too.is_set):
                 total.set(total.get() + v.load(rows["dy_too"] + at, v.item))
         return total.get()
 

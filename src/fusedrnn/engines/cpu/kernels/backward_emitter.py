@@ -5,10 +5,10 @@ from __future__ import annotations
 from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Pass, Program, looked_up, step_at
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Function, Value
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.vector import Vectors
 
-CALL = Record(
+CALL = Struct(
     *SHARED,
     "block", "weight_starts", "out_weight_starts", "unsorted_indices", "batch_sizes", "sorted_indices",
     "add_states", "add_params", "recompute",
@@ -23,7 +23,7 @@ CALL = Record(
 )  # fmt: skip
 """A *team* is the members that work on the same direction; its memory, ``group_stride`` bytes, holds the rows of gate
 gradients, what is carried from step to step, upright gradients and the weights' gradients."""
-LAYER_DIR = Record(
+LAYER_DIR = Struct(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_too", "dy_step", "dy_row", "dy_row_offsets",
     "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
     "x_weights", "h_weights", "projection", "peepholes",
@@ -59,7 +59,7 @@ class BackwardEmitter(Pass):
         together = gradients[0]
         for gradient in gradients[1:]:
             together = together | gradient
-        return together.compare("!=", 0)
+        return together.is_set
 
     def weights_wanted(self) -> Value:
         """Whether anybody wants any gradient of this pass's parameters."""
@@ -131,7 +131,7 @@ def emit_deliver(program: Program) -> Function:
         at = feature * v.item
         value = v.load(source + at)
         deliver(f, v, value, into + at, features - feature, add)
-    f.done()
+    f.ret()
     return f
 
 
@@ -140,11 +140,11 @@ def deliver(f: Function, v: Vectors, value: Value, into: Value, left: Value, add
     total = f.var(value)
     with f.if_else(left >= v.lanes) as (whole, tail):
         with whole:
-            with f.if_(add.compare("!=", 0)):
+            with f.if_(add.is_set):
                 total.set(v.load(into, v.item) + value)
             v.store(total.get(), into, v.item)
         with tail:
-            with f.if_(add.compare("!=", 0)):
+            with f.if_(add.is_set):
                 total.set(v.load_masked(into, left) + value)
             v.store_masked(total.get(), into, left)
 
@@ -162,5 +162,5 @@ def emit_add_directions(program: Program) -> Function:
             at = feature * v.item
             total = v.load(one + at) + v.load(one + c.dx_partial_size + at)
             deliver(f, v, total, into + at, c.x_size - feature, c.x_add)
-    f.done()
+    f.ret()
     return f

@@ -38,7 +38,7 @@ def emit_drop_panel(module: Module, target: Target, dtype: str) -> Function:
         mask = lanes.at_least(drawn, lanes.splat(threshold)).select(factor, 0.0)
         at = address + number * v.bytes
         v.store(v.load(at) * mask, at)
-    f.done()
+    f.ret()
     return f
 
 
@@ -52,7 +52,7 @@ def emit_drop_row(module: Module, target: Target, dtype: str, drop_panel: Functi
             offset = first * v.item + number * v.bytes
             v.store(v.load(source + offset, v.item), into + offset)
         f.call(drop_panel, into + first * v.item, first, *counter)
-    f.done()
+    f.ret()
     return f
 
 

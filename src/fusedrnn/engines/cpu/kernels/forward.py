@@ -17,17 +17,17 @@ from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Program, 
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Declared, Function, Module, Value
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 
-CALL = Record(
+CALL = Struct(
     *SHARED,
     "states", "state_stride", "state_direction", "cell_offset", "operands_offset",
     "scratch", "scratch_stride", "h_rows_offset", "gates_offset", "gates_stride", "recurrent_offset",
     "masked_offset", "masked_row", "biases_offset", "biases_size",
 )  # fmt: skip
-LAYER_DIR = Record(
+LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,
     "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values",
@@ -38,7 +38,7 @@ Rows = dict[Result | str, Value]
 
 
 def build_forward(variant: Variant, dtype: str, target: Target) -> Module:
-    """The module whose ``forward(call, member)`` is a gang's job."""
+    """The module whose ``forward(call, member)`` is a pool's job."""
     program = Program.of("forward", variant, dtype, target)
     return _build(program, _Inference(program).emit())
 
@@ -65,7 +65,7 @@ def _build(program: Program, sequence: Function) -> Module:
 
     with f.if_(member < everyone), flush_denormals(f):
         each_pass(f, c, member, run, after)
-    f.done()
+    f.ret()
     return program.module
 
 
@@ -105,7 +105,7 @@ class _Inference(StateEmitter):
                         self.meet()
             self.tell_layers(last)
         self.exit()
-        f.done()
+        f.ret()
         return f
 
     def _place_starts(self) -> None:
@@ -135,7 +135,7 @@ class _Inference(StateEmitter):
         """A vector of biases, zeros if there are none."""
         f, v = self.f, self.v
         bias = f.var(v.const(0.0))
-        with f.if_(base.compare("!=", 0)):
+        with f.if_(base.is_set):
             bias.set(v.load_masked(base + offset, left))
         return bias.get()
 
@@ -290,14 +290,14 @@ class _Training(_Inference):
 
     def record_initial(self, name: str, row: Value, index: Value, source: Value) -> None:
         """An initial state goes where the one of a step before the row's first would."""
-        first = self.p.reverse.equals(0).select(self.f.constant(-1), self.length(row))
+        first = self.p.reverse.is_zero.select(self.f.constant(-1), self.length(row))
         units = self.units_of_state(name)
         self.f.copy(self.record(self._records()[NewState(name)], first, index) + units.own, source, units.own_bytes)
 
     def _input_row(self, source: Value, time: Value, index: Value, place: Value) -> Value:
         """Keep a copy of the network's input, and drop elements of what a layer reads from the one below."""
         f, c, p = self.f, self.c, self.p
-        with f.if_(p.x_copy.compare("!=", 0)):
+        with f.if_(p.x_copy.is_set):
             begin, end = (p.k * group // c.grid_units * self.v.item for group in (self.unit_group, self.unit_group + 1))
             copy = p.x_copy + (time * c.batch + index) * p.k * self.v.item
             f.copy(copy + begin, source + begin, end - begin)
@@ -311,11 +311,11 @@ class _Training(_Inference):
     def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
         f, v, kept = self.f, self.v, len(self.derivative.kept)
         if isinstance(result, Saved):
-            with f.if_(self.p.saved_values.compare("!=", 0)):
+            with f.if_(self.p.saved_values.is_set):
                 v.store(value, rows["kept"] + (unit * kept + result.index) * v.bytes)
             return
         size = self.units_of(stage).size
         self.store_real(value, unit, rows[result] + unit * v.bytes, size)
         if result == NewState("h"):
-            with f.if_(self.p.y.compare("!=", 0)):
+            with f.if_(self.p.y.is_set):
                 self.store_real(value, unit, rows["y"] + unit * v.bytes, size)

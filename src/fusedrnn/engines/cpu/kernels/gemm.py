@@ -85,7 +85,7 @@ def emit_tile(
     for i in range(rows):
         for j in range(vectors):
             v.store(total[i][j].get(), c + c_stride * i + j * v.bytes, align)
-    f.done()
+    f.ret()
     return f
 
 
@@ -112,7 +112,7 @@ def emit_gemm(module: Module, target: Target, dtype: str) -> Function:
                 start_row, c_row = start + first * start_stride, c + first * c_stride
                 next_b = ahead + part * (size // _PARTS)
                 tile(a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, next_b)
-    f.done()
+    f.ret()
     return f
 
 
@@ -128,7 +128,7 @@ def emit_gemm_tn(module: Module, target: Target, dtype: str) -> Function:
             with case, tiles(f, of_width, count) as (block, first, tile):
                 start_row, c_row = start + first * start_stride, c + first * c_stride
                 tile(a + first * item, b, k, start_row, start_stride, c_row, c_stride, ahead + block * part)
-    f.done()
+    f.ret()
     return f
 
 

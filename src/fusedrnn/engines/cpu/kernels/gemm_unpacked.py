@@ -42,7 +42,7 @@ def emit_unpacked_gemm_nt(module: Module, target: Target, dtype: str) -> Functio
         with tiles(f, made, count) as (_, first, tile):
             start_row, c_row = start + first * start_stride + offset, c + first * c_stride + offset
             tile(a_rows + first * 8, source, k, start_row, start_stride, c_row, c_stride, real, after)
-    f.done()
+    f.ret()
     return f
 
 
@@ -72,7 +72,7 @@ def _emit_turned_tile(module: Module, target: Target, dtype: str, rows: int) -> 
         multiply(index, v.gather([column + index * v.item for column in columns]))
     for i, sums in enumerate(total):
         v.store(sums.get(), c + c_stride * i)
-    f.done()
+    f.ret()
     return f
 
 
@@ -106,7 +106,7 @@ def emit_unpacked_gemm_nn(module: Module, target: Target, dtype: str) -> Functio
             for made, case in zip(edges, cases, strict=True):
                 with case:
                     multiply(made)
-    f.done()
+    f.ret()
     return f
 
 
@@ -138,5 +138,5 @@ def _emit_straight_tile(
     for i in range(rows):
         for j in range(vectors):
             v.store(total[i][j].get(), c + c_stride * i + j * v.bytes)
-    f.done()
+    f.ret()
     return f

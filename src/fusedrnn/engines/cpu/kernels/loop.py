@@ -1,7 +1,7 @@
 """What the forward and the backward time loop share: the records they are handed, who owns what, which rows live.
 
 Python decides everything beforehand and hands over records of integers (addresses and byte strides): one for the call
-and one for each *pass*, which is a layer in a direction. A member of the gang owns some passes, some rows and some
+and one for each *pass*, which is a layer in a direction. A member of the pool owns some passes, some rows and some
 units (whole vectors of hidden units with all their gates).
 
 Rows are in the order of falling lengths, so that those still alive at a step are the first ones, in either direction.
@@ -26,8 +26,15 @@ from fusedrnn.engines.cpu.kernels.stages import (
     stage_kernels,
 )
 from fusedrnn.jit.builder import Declared, Function, Module, Value
-from fusedrnn.jit.struct import Fields, Record
-from fusedrnn.jit.sync import BARRIER_BYTES, PROGRESS_BYTES, emit_barrier, emit_reach, emit_wait, tell
+from fusedrnn.jit.struct import Fields, Struct
+from fusedrnn.jit.sync import (
+    BARRIER_BYTES,
+    PROGRESS_BYTES,
+    emit_barrier,
+    emit_wait,
+    emit_wait_for_progress,
+    publish_progress,
+)
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
@@ -80,7 +87,7 @@ def each_pass(
 def looked_up(f: Function, table: Value, place: Value, otherwise: Value) -> Value:
     """What a table has at a place, or something else if there is no table."""
     found = f.var(otherwise)
-    with f.if_(table.compare("!=", 0)):
+    with f.if_(table.is_set):
         found.set(f.load(table + place * 8))
     return found.get()
 
@@ -88,7 +95,7 @@ def looked_up(f: Function, table: Value, place: Value, otherwise: Value) -> Valu
 def step_at(f: Function, base: Value, step: Value, row: Value, firsts: Value, time: Value) -> Value:
     """Where the rows of a time begin in a sequence: so many steps on, or, packed, behind those of all times before."""
     at = f.var(time * step)
-    with f.if_(firsts.compare("!=", 0)):
+    with f.if_(firsts.is_set):
         at.set(f.load(firsts + time * 8) * row)
     return base + at.get()
 
@@ -111,7 +118,7 @@ class Program:
         """A new module of that name."""
         module = Module(f"{name}_{variant.slug}_{dtype}")
         wait = emit_wait(module)
-        meeting = emit_barrier(module, wait), emit_reach(module, wait)
+        meeting = emit_barrier(module, wait), emit_wait_for_progress(module, wait)
         return cls(
             module, dtype, target, lowered_cell(variant), derivative_of(variant), stage_kernels(variant), *meeting
         )
@@ -143,7 +150,7 @@ class Pass:
     """A function under construction, ``name(call, member, layer, direction, *more)``: a member's part of one pass."""
 
     def __init__(
-        self, program: Program, name: str, records: tuple[Record, Record], more: tuple[str, ...] = ()
+        self, program: Program, name: str, records: tuple[Struct, Struct], more: tuple[str, ...] = ()
     ) -> None:
         self.cell, self.derivative = program.cell, program.derivative
         self.barrier, self.reach = program.barrier, program.reach
@@ -158,7 +165,7 @@ class Pass:
         self.c = c = records[0].read(f, call)
         number = self.layer * c.directions + self.direction
         self.p = records[1].read(f, c.layer_dirs + number * (8 * len(records[1].names)))
-        self.is_unpacked = self.p.x_weights.equals(0)
+        self.is_unpacked = self.p.x_weights.is_zero
         self._divide()
 
     def _divide(self) -> None:
@@ -242,8 +249,8 @@ class Pass:
 
     def tell_layers(self, steps: Value) -> None:
         """Where layers run side by side: these rows of this one have done so many steps, by all who share them."""
-        with self.f.if_(layers_side_by_side(self.c) & self.unit_group.equals(0)):
-            tell(self.f, self._progress(self.layer), steps)
+        with self.f.if_(layers_side_by_side(self.c) & self.unit_group.is_zero):
+            publish_progress(self.f, self._progress(self.layer), steps)
 
     def index(self, row: Value) -> Value:
         """The place in the batch of this member's row."""
@@ -252,7 +259,7 @@ class Pass:
 
     def time(self, step: Value) -> Value:
         """The time of a step of the forward loop in this direction."""
-        return self.p.reverse.compare("!=", 0).select(self.c.steps - 1 - step, step)
+        return self.p.reverse.is_set.select(self.c.steps - 1 - step, step)
 
     def alive(self, time: Value) -> Value:
         """How many of this member's rows have that time."""
@@ -264,7 +271,7 @@ class Pass:
 
     def time_before(self, time: Value) -> Value:
         """The time of the step before, in this direction."""
-        return time + self.p.reverse.compare("!=", 0).select(self.f.constant(1), -1)
+        return time + self.p.reverse.is_set.select(self.f.constant(1), -1)
 
     def row_of_state(self, name: str, base: Value, index: Value) -> Value:
         """This member's part of a sequence's row in an array (N, size) of a state."""
@@ -274,7 +281,7 @@ class Pass:
     def bring_state(self, name: str, base: Value, index: Value, into: Value) -> None:
         """This member's part of a sequence's row of a state (N, size) to where it is needed; zeros if there is none."""
         f, size = self.f, self.units_of_state(name).own_bytes
-        with f.if_else(base.equals(0)) as (absent, given):
+        with f.if_else(base.is_zero) as (absent, given):
             with absent:
                 f.fill_zero(into, size)
             with given:
@@ -309,7 +316,7 @@ class Pass:
 
     def backwards(self, step: Value) -> Value:
         """Whether a step goes through the recurrent weights from their end: what the one before read last is near."""
-        return (step & 1).compare("!=", 0)
+        return (step & 1).is_set
 
     def peephole(self, gate: str, unit: Value) -> Value:
         """The peephole weights of a gate, for a vector of units."""

@@ -46,7 +46,7 @@ class Recompute(BackwardEmitter):
                 self._rows(self._operand_of(stage))
                 with self.blocks(stage) as (unit, end):
                     self._block(stage, unit, end, count)
-        f.done()
+        f.ret()
         return f
 
     def _rows(self, found: Callable[[Value, Value, Value], Value]) -> Value:

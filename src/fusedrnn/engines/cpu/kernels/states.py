@@ -5,13 +5,13 @@ from __future__ import annotations
 from fusedrnn.engines.cpu.kernels.loop import Pass, Program
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Value
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 
 
 class StateEmitter(Pass):
     """A member's part of one pass under construction, with the state buffers of its rows."""
 
-    def __init__(self, program: Program, name: str, records: tuple[Record, Record]) -> None:
+    def __init__(self, program: Program, name: str, records: tuple[Struct, Struct]) -> None:
         super().__init__(program, name, records)
         c = self.c
         self.scratch = scratch = c.scratch + self.member * c.scratch_stride
@@ -67,7 +67,7 @@ class StateEmitter(Pass):
         f, c, p = self.f, self.c, self.p
         with f.loop(0, self.rows) as row:
             index = self.index(row)
-            steps = p.reverse.equals(0).select(self.length(row), c.steps)
+            steps = p.reverse.is_zero.select(self.length(row), c.steps)
             for name, _, final in self._state_fields():
                 units = self.units_of_state(name)
                 source = self.state_rows(name, row) + units.own

@@ -48,13 +48,13 @@ class WeightGradients(BackwardEmitter):
         """Emit the function."""
         f, c = self.f, self.c
         # What is complete after this block, and not added to anything, goes straight to where it is wanted.
-        only_block = self.fresh.compare("!=", 0) & self.last.equals(c.steps)
-        self.straight = only_block & (self.count > 0) & c.add_params.equals(0)
+        only_block = self.fresh.is_set & self.last.equals(c.steps)
+        self.straight = only_block & (self.count > 0) & c.add_params.is_zero
         self._meet_team()
         self._find_places()
-        with f.if_(self.fresh.compare("!=", 0)):
+        with f.if_(self.fresh.is_set):
             self._clear_sums()
-        with f.if_((self.count.equals(0)) & (self.fresh.compare("!=", 0))):
+        with f.if_((self.count.is_zero) & (self.fresh.is_set)):
             for stage in self.stages:
                 first, last = self._own_of(stage)
                 size = (last - first) * (stage.num_gates * self.v.lanes) * c.weights_stride
@@ -63,7 +63,7 @@ class WeightGradients(BackwardEmitter):
             self._sum(stage)
         with f.loop(0, self.count, c.inner) as begin:
             end = (begin + c.inner).at_most(self.count)
-            start = (begin + (1 - self.fresh)).compare("!=", 0)
+            start = (begin + (1 - self.fresh)).is_set
             for stage in self.stages:
                 for of_state in (False, True):
                     if of_state or not stage.projects:
@@ -72,7 +72,7 @@ class WeightGradients(BackwardEmitter):
         with f.if_(self.last.equals(c.steps)):
             self._hand_over()
         self._meet_team()
-        f.done()
+        f.ret()
         return f
 
     def _meet_team(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.jit.builder import Function, Module
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import function, load, load_once
-from fusedrnn.jit.struct import Record
-from fusedrnn.jit.target import current
+from fusedrnn.jit.struct import Struct
 
-FIELD = Record("value", "offset")
+FIELD = Struct("value", "offset")
 CONSTANT = -1
 """The ``value`` of a field that is the same at every call: its ``offset``."""
 
@@ -17,7 +17,7 @@ CONSTANT = -1
 @load_once()
 def load_fill() -> Callable[..., None]:
     """The function that fills in fields of records."""
-    return function(load("filling", current(), build_filling), "fill", 4)
+    return function(load("filling", current_target(), build_filling), "fill", 4)
 
 
 def build_filling() -> Module:
@@ -35,11 +35,11 @@ def emit_fill(module: Module, *, exported: bool = False) -> Function:
     f = Function(module, "fill", ["fields", "count", "values", "into"], exported=exported)
     fields, count, values, into = f.arguments
     with f.loop(0, count) as number:
-        field = FIELD.read(f, fields + number * (8 * len(FIELD.names)))
+        field = FIELD.read(f, fields + number * FIELD.size)
         filled = f.var(field.offset)
         with f.if_(field.value.compare("!=", CONSTANT)):
             value = f.load(values + field.value * 8)
-            filled.set(value.equals(0).select(0, value + field.offset))
+            filled.set(value.is_zero.select(0, value + field.offset))
         f.store(filled.get(), into + number * 8)
-    f.done()
+    f.ret()
     return f

@@ -19,7 +19,7 @@ from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.grad_buffers import Gradients, plain
 from fusedrnn.engines.operand_table import BACKWARD, FORWARD, Operand, entries, misplaced
 from fusedrnn.frozen_array import is_constant
-from fusedrnn.runtime.thread_pool import get_num_threads, own_team
+from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
 
 if TYPE_CHECKING:
     from fusedrnn.engines.cpu.engine import CPUEngine
@@ -35,7 +35,7 @@ class _Repeated:
 
     def __init__(self, engine: CPUEngine) -> None:
         self._engine, self.threads = engine, get_num_threads()
-        self._team = own_team(self.threads)
+        self._team = pool_team(self.threads)
         self._count = len(engine.spec.state_names)
         self._dtype = np.dtype(engine.spec.dtype)
 

@@ -19,7 +19,7 @@ from fusedrnn.engines.cpu.launch.kernel_args import OBJECTS, KernelArgs
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice
 from fusedrnn.jit.loader import Job, address
 from fusedrnn.runtime.buffers import Workspaces
-from fusedrnn.runtime.thread_pool import Team, hired, load_pool, permitted, returned
+from fusedrnn.runtime.thread_pool import ThreadTeam, get_pool, load_pool, release_pool, try_acquire_pool
 
 Array = NDArray[Any]
 
@@ -53,7 +53,7 @@ class Prepared:
         self,
         job: Job,
         made: KernelArgs,
-        team: Team,
+        team: ThreadTeam,
         workspaces: Workspaces,
         thread_choice: Callable[[Forecast | None], ThreadChoice | None],
         samples: Sequence[tuple[Any, str, bool]],
@@ -74,7 +74,7 @@ class Prepared:
         self._serve = load_serve()
         assert len(slots) <= OBJECTS
         self._slots = np.array(slots, np.int64)
-        assert self._slots.shape[1] == len(SLOT.names)
+        assert self._slots.shape[1] == len(SLOT)
         self._values = np.zeros(len(place), np.int64)
         for name, value in constants.items():
             self._values[place[name]] = value
@@ -112,33 +112,33 @@ class Prepared:
         return block, block.ctypes.data, made.num_threads, made.size
 
     def run(self, arrays: tuple[Any, ...], weights: int = 0, reserve: int = 0, seed: int = 0) -> bool:
-        """Run it on these arrays, held for as long; False if it has not run: they are not alike, or the gang is taken.
+        """Run it on these arrays, held for as long; False if it has not run: they are not alike, or the pool is taken.
 
         ``weights`` is where the packed parameters are, or those that are not among the arrays and come as they lie.
         """
         team = self._team
-        _, block, members, size = self._awake if team.begin() else self._now
+        _, block, members, size = self._awake if team.note_call_start() else self._now
         thread_choice = self._trend if members > 1 else None
         if thread_choice is not None:
             began = perf_counter()
             if not thread_choice.use_several(began):
                 _, block, members, size = self._alone
-        scratch = self._workspaces.take(size)
+        scratch = self._workspaces.acquire(size)
         if members == 1:
             ran = self._serve(block, scratch.address, arrays, 0, weights, reserve, seed)
         else:
-            permit = permitted()
-            if permit is None:
+            lease = try_acquire_pool()
+            if lease is None:
                 return False
             try:
-                gang = hired(team.threads)
-                if gang is None:
+                pool = get_pool(team.threads)
+                if pool is None:
                     return False
-                ran = self._serve(block, scratch.address, arrays, gang.control(), weights, reserve, seed)
+                ran = self._serve(block, scratch.address, arrays, pool.control(), weights, reserve, seed)
             finally:
-                returned(permit)
-        self._workspaces.give(scratch)
-        team.end(members)
+                release_pool(lease)
+        self._workspaces.release(scratch)
+        team.note_call_end(members)
         if thread_choice is not None and self._forecast is not None and ran:
             now = perf_counter()
             thread_choice.note(members > 1, now - began, now, self._forecast)

@@ -28,7 +28,7 @@ from fusedrnn.engines.cpu.plan.forward import Plan
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.varlen import places
 from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.layout import Kind
 from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.spec import RNNSpec
@@ -84,8 +84,8 @@ class KernelArgs:
         self,
         plan: Plan | BackwardPlan,
         names: Sequence[str],
-        call: tuple[Record, Fields],
-        passes: Sequence[tuple[Record, Fields]],
+        call: tuple[Struct, Fields],
+        passes: Sequence[tuple[Struct, Fields]],
         constants: Sequence[Array],
     ) -> None:
         self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.launch.args_kernel import CONSTANT, load_fill
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 
 Array = NDArray[Any]
 
@@ -37,7 +37,7 @@ class Template:
         count: How many there are.
     """
 
-    def __init__(self, names: Sequence[str], rows: Sequence[tuple[Record, Fields]], zeros: int) -> None:
+    def __init__(self, names: Sequence[str], rows: Sequence[tuple[Struct, Fields]], zeros: int) -> None:
         places = {name: place for place, name in enumerate(names)}
         self.count = sum(len(record.names) for record, _ in rows) + zeros
         self._fields: Array = np.zeros((self.count, 2), np.int64)

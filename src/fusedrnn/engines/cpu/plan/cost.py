@@ -12,7 +12,8 @@ from functools import lru_cache
 from math import ceil
 
 from fusedrnn.engines.cpu.plan.sizes import Problem, Share
-from fusedrnn.jit.target import Target, cache_sizes
+from fusedrnn.jit.host import cache_sizes
+from fusedrnn.jit.target import Target
 
 PARTS = "input GEMM", "recurrent GEMM", "weights", "cell", "memory", "barriers", "call"
 

@@ -13,8 +13,9 @@ from fusedrnn.engines.cpu.kernels.tiling import Tiling, pad_against_conflicts, r
 from fusedrnn.engines.cpu.plan.cost import Machine, compared, predict
 from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
+from fusedrnn.jit.host import cache_sizes
 from fusedrnn.jit.sync import BARRIER_BYTES, PROGRESS_BYTES
-from fusedrnn.jit.target import Target, cache_sizes
+from fusedrnn.jit.target import Target
 from fusedrnn.spec import RNNSpec
 
 _DEFAULT_L2 = 1 << 20

@@ -7,15 +7,13 @@ from functools import lru_cache
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
 
 Grid = tuple[int, int, int]
 """Groups of directions, or in a network of one direction of layers; of rows; of units."""
-
-# Instructions of an operation on a vector, as the kernels do them; what is not named is one.
-_INSTRUCTIONS = {"sigmoid": 27, "tanh": 25, "expm1": 24, "softplus": 60, "div": 8, "clip": 2}
 
 
 @dataclass(frozen=True)
@@ -147,4 +145,4 @@ def _operations(variant: Variant, way: str) -> int:
 def _instructions(node: Expr) -> int:
     if isinstance(node, Constant):
         return 0
-    return _INSTRUCTIONS.get(node.op, 1) if isinstance(node, Operation) else 1
+    return PRIMITIVES[node.op].instructions if isinstance(node, Operation) else 1

@@ -7,12 +7,15 @@ number of threads, so calls may change it at any time.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fusedrnn import env as config
+from fusedrnn import env
+
+logger = logging.getLogger(__name__)
 
 # Calls above this forecast on one thread stay as planned: a trial of them would cost too much.
 _LONGEST_CALL = 20e-3
@@ -99,9 +102,9 @@ class ThreadChoice:
         self._resume = now + max(self._pause, _TRIAL_SHARE * sum(trial) * forecast.alone)
         if sharing is not self.sharing:
             self._recent = deque(trial, maxlen=_RECENT)
-            if config.debug() >= 1:
+            if env.debug() >= 1:
                 threads = "several threads" if sharing else "one thread"
-                config.report(f"calls of about {forecast.alone * 1e6:.0f} us run on {threads} from now on")
+                logger.info(f"calls of about {forecast.alone * 1e6:.0f} us run on {threads} from now on")
         self.sharing, self._alone, self._late, self._trial = sharing, min(alone), 0, None
 
 

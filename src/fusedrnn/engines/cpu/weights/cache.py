@@ -18,9 +18,9 @@ from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
 from fusedrnn.frozen_array import is_constant
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import Lease, Pool, Workspaces
-from fusedrnn.runtime.fingerprint import PART, fingerprint_of
-from fusedrnn.runtime.thread_pool import Team
+from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
+from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
+from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -28,8 +28,8 @@ Array = NDArray[Any]
 _MOST_KEPT = 4
 # Sets of parameters that have an owner, such as the modules of a deep network.
 _MOST_OWNED = 256
-BEGIN, COPY = PART.index["begin"], PART.index["copy"]
-# Bytes worth a job for the gang.
+BEGIN, COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
+# Bytes worth a job for the pool.
 _WORTH_A_JOB = 1 << 19
 
 
@@ -89,9 +89,9 @@ class WeightCache:
     """
 
     def __init__(
-        self, spec: RNNSpec, target: Target, tiling: Tiling, idle: Sequence[Pool | Workspaces]
+        self, spec: RNNSpec, target: Target, tiling: Tiling, idle: Sequence[BufferPool | Workspaces]
     ) -> None:
-        self._pool = Pool(_MOST_KEPT)
+        self._pool = BufferPool(_MOST_KEPT)
         self._idle = (self._pool, *idle)
         self._spec, self._target, self._tiling = spec, target, tiling
         self._kept: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
@@ -122,7 +122,7 @@ class WeightCache:
         """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``; 0 if the vector is."""
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
-    def packed_vector(self, params: Array, training: bool, team: Team) -> PackedWeights:
+    def packed_vector(self, params: Array, training: bool, team: ThreadTeam) -> PackedWeights:
         """The packed form of the flat parameters as they are now, in training with what backward needs.
 
         A frozen array is known by its identity; any other is fingerprinted at every call.
@@ -136,7 +136,7 @@ class WeightCache:
         self._last = None if constant is None else found
         return found
 
-    def packed(self, addresses: tuple[int, ...], training: bool, team: Team, owner: object) -> PackedWeights:
+    def packed(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object) -> PackedWeights:
         """The packed form of the parameters that lie at these addresses, in the order of ``ParameterLayout.by_pass``.
 
         0 stands for a parameter that is all zeros. What is packed is forgotten when its owner goes.
@@ -162,7 +162,7 @@ class WeightCache:
         most: int,
         addresses: tuple[int, ...],
         training: bool,
-        team: Team,
+        team: ThreadTeam,
         constant: Array | None,
     ) -> PackedWeights:
         with self._lock:
@@ -179,7 +179,9 @@ class WeightCache:
                 known.popitem(last=False)
             return found
 
-    def _pack(self, addresses: tuple[int, ...], training: bool, team: Team, constant: Array | None) -> PackedWeights:
+    def _pack(
+        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, constant: Array | None
+    ) -> PackedWeights:
         layout = self.layout
         size = self._spec.layout.size * self._tiling.item
         # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
@@ -200,7 +202,7 @@ class WeightCache:
         parts[:, COPY] = 0
         return PackedWeights(lease, constant, parts, fingerprint, training, self.nowhere)
 
-    def _run(self, tasks: Array, packed: int, flat: int, team: Team, size: int) -> None:
+    def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
         job = packing.load_pack(self._spec.dtype, self._target)
         for members in (team.threads if size > _WORTH_A_JOB else 1, 1):
             call = (ctypes.c_int64 * len(packing.CALL.names))(tasks.ctypes.data, len(tasks), members, flat, packed)

@@ -1,4 +1,4 @@
-"""Weights into the order in which the kernels stream them, as a job that a gang shares.
+"""Weights into the order in which the kernels stream them, as a job that a pool shares.
 
 ``FORWARD`` packs a matrix (gates·units, K) into panels whose columns are (vector of units, gate, lane), for one k after
 the other. ``BACKWARD`` packs it transposed: panels of a few vectors of its K columns, for one (vector of units, gate,
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.loader import Job, function, load, load_once
-from fusedrnn.jit.struct import Record
+from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
-CALL = Record("tasks", "count", "members", "flat", "packed")
-TASK = Record("kind", "source", "also", "columns", "panels", "into", "gates", "hidden", "units", "depth")
+CALL = Struct("tasks", "count", "members", "flat", "packed")
+TASK = Struct("kind", "source", "also", "columns", "panels", "into", "gates", "hidden", "units", "depth")
 """What to pack, and what to add to it: bytes behind ``flat``; where to: bytes behind ``packed``. Its rows are so many
 gates, each of so many units, in so many vectors. ``depth`` is the rows of a panel for backward, which may be those of
 several matrices."""
@@ -36,12 +36,12 @@ def build_packing(dtype: str, target: Target) -> Module:
     call, member = f.arguments
     c = CALL.read(f, call)
     with f.if_(member < c.members), f.loop(0, c.count) as number:
-        task = c.tasks + number * (8 * len(TASK.names))
+        task = c.tasks + number * TASK.size
         with f.switch(TASK.read(f, task).kind, (FORWARD, BACKWARD, SUM, ZEROS)) as cases:
             for function, case in zip(tasks, cases, strict=True):
                 with case:
                     f.call(function, call, member, task)
-    f.done()
+    f.ret()
     return module
 
 
@@ -87,7 +87,7 @@ class _Forward(_Packing):
                     with f.loop(0, count) as lane:
                         scalar = f.load(source + lane * row_bytes + k * v.item, v.format.scalar, v.item)
                         f.store(scalar, at + lane * v.item, v.item)
-        f.done()
+        f.ret()
         return f
 
     def _turned(self, source: Value, row_bytes: Value, into: Value) -> None:
@@ -115,7 +115,7 @@ class _Sum(_Packing):
             count, at = self.real_units(unit), (gate * t.hidden + unit * v.lanes) * v.item
             total = v.load_masked(self.source + at, count) + v.load_masked(also + at, count)
             v.store(total, self.into + column * v.bytes)
-        f.done()
+        f.ret()
         return f
 
 
@@ -126,7 +126,7 @@ class _Zeros(_Packing):
         first, last = self.share(self.t.panels)
         with f.loop(first * self.width, last * self.width) as column:
             v.store(v.const(0.0), self.into + column * v.bytes)
-        f.done()
+        f.ret()
         return f
 
 
@@ -144,7 +144,7 @@ class _Backward(_Packing):
                     self._row(source, into, depth)
                 with absent, f.loop(0, t.panels) as panel, f.loop(0, self.width) as number:
                     v.store(v.const(0.0), into + (panel * depth * self.width + number) * v.bytes)
-        f.done()
+        f.ret()
         return f
 
     def _row(self, source: Value, into: Value, depth: Value) -> None:

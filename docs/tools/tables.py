@@ -1,0 +1,175 @@
+"""Benchmark tables of the documentation, generated from the benchmark's JSON.
+
+A page marks the place of a table with ``<!-- table: FILE VIEW [ARGUMENTS] -->`` and ``<!-- /table -->``. FILE is a file
+in ``docs/benchmarks/data`` without its ending. ``python docs/tools/tables.py`` writes every table again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from math import exp, log
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1]
+DATA = DOCS / "benchmarks" / "data"
+MARKED = re.compile(r"(<!-- table: (\S+) ([^>]*?) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "ReLU", "rnn_tanh": "tanh"}
+WORKLOADS = {
+    "ds2": "300 steps of 20 sequences, 800 units",
+    "ds2-5bi": "the same, five layers, both directions",
+    "small": "50 steps of 32 sequences, 64 units",
+    "forecaster": "60 steps of 32 sequences, two layers of 40",
+    "seq1": "one sequence of 100 steps, 256 units",
+    "stream1": "one step of one sequence, 256 units",
+}
+OURS = "fused"
+MISSING = "\N{EN DASH}"
+PEERS = ["PyTorch", "ONNX RT", "OpenVINO", "JAX", "Keras", "MXNet fused", "MXNet cells"]
+Rows = list[dict[str, Any]]
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(columns), *map(list, rows)]
+    rule = "|" + "---|" * len(lines[0])
+    first, *others = ("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([first.replace("|  |", "| |"), rule, *others])
+
+
+def seconds(value: Any) -> str:
+    """A time with three digits in its unit; a dash if it was not measured."""
+    if value is None:
+        return MISSING
+    value = value["median"] if isinstance(value, dict) else value
+    scale, unit = (1, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "µs")
+    return f"{value * scale:.3g} {unit}"
+
+
+def percent(share: float | None) -> str:
+    """A share of the peak."""
+    return MISSING if share is None else f"{share * 100:.1f} %"
+
+
+def name(row: dict[str, Any]) -> str:
+    """Workload and cell of a row, as ``ds2 LSTM``."""
+    case = row["case"]
+    return f"{case['name'] if isinstance(case, dict) else case} {CELLS[row['mode']]}"
+
+
+def chosen(rows: Rows, phase: str, threads: str) -> Rows:
+    """Rows of one phase on that many threads."""
+    return [row for row in rows if row["phase"] == phase and row["threads"] == int(threads)]
+
+
+def peers(data: dict[str, Any], phase: str, threads: str) -> str:
+    """Every workload and cell beside the other libraries, the fastest of them in bold."""
+    lines = []
+    for row in chosen(data["rows"], phase, threads):
+        times = {peer: row["seconds"][peer] for peer in PEERS if peer in row["seconds"]}
+        best = min(times, key=lambda peer: times[peer])
+        shown = [f"**{seconds(times[peer])}**" if peer == best else seconds(times.get(peer)) for peer in PEERS]
+        ratios = [f"{row['fused_over_best_peer']:.2f}", f"{row['fused_over_before']:.2f}"]
+        lines.append([name(row), seconds(row["seconds"][OURS]), *shown, *ratios, percent(row["share_of_peak"])])
+    return table(["", OURS, *PEERS, "best peer / fused", "before / fused", "of the peak"], lines)
+
+
+def summary(data: dict[str, Any], threads: str) -> str:
+    """Times as fast as the fastest peer, in a few workloads: LSTM / GRU / vanilla tanh."""
+    ratio = {
+        (row["case"], row["mode"], row["phase"]): row["fused_over_best_peer"]
+        for row in data["rows"]
+        if row["threads"] == int(threads)
+    }
+    lines = []
+    for case, text in WORKLOADS.items():
+        cells = [
+            " / ".join(f"{ratio[case, mode, phase]:.2f}" for mode in ("lstm", "gru", "rnn_tanh"))
+            for phase in ("inference", "training")
+        ]
+        lines.append([text, *cells])
+    return table(["LSTM / GRU / vanilla tanh", "inference", "training"], lines)
+
+
+def counts(data: dict[str, Any], threads: str) -> str:
+    """In how many rows we are ahead, and the geometric means over torch.nn and over the revision before."""
+    rows = [row for row in data["rows"] if row["threads"] == int(threads)]
+    ahead = sum(row["fused_over_best_peer"] >= 1 for row in rows)
+    far_ahead = sum(row["fused_over_best_peer"] >= 1.2 for row in rows)
+    over_torch = {
+        phase: mean(row["seconds"]["PyTorch"] / row["seconds"][OURS] for row in chosen(rows, phase, threads))
+        for phase in ("inference", "training")
+    }
+    before = mean(row["fused_over_before"] for row in rows)
+    return (
+        f"At least as fast as the fastest peer in {ahead} of {len(rows)} rows, by a fifth or more in {far_ahead}. "
+        f"Geometric mean over PyTorch: {over_torch['inference']:.2f} in inference, {over_torch['training']:.2f} in "
+        f"training; over the revision before: {before:.2f}."
+    )
+
+
+def mean(ratios: Iterable[float]) -> float:
+    """The geometric mean."""
+    logs = [log(ratio) for ratio in ratios]
+    return exp(sum(logs) / len(logs))
+
+
+def engines(data: dict[str, Any]) -> str:
+    """The operator on one engine and on another: inference and training side by side."""
+    others = sorted({engine for row in data["rows"] for engine in row["seconds"]} - {OURS})
+    lines: dict[str, list[str]] = {}
+    for row in data["rows"]:
+        times = [seconds(row["seconds"].get(engine)) for engine in (OURS, *others)]
+        lines.setdefault(name(row), [name(row)]).extend([*times, f"{row['fused_over_onednn']:.2f}"])
+    heads = [
+        f"{phase}: {head}" for phase in ("inference", "training") for head in (OURS, *others, f"{others[0]} / fused")
+    ]
+    return table(["", *heads], lines.values())
+
+
+def measured(data: dict[str, Any]) -> str:
+    """A file that ``fusedrnn bench --json`` wrote: every contender, and the share of the peak."""
+    contenders = list(dict.fromkeys(contender for row in data["rows"] for contender in row["seconds"]))
+    lines = [
+        [name(row), row["phase"], *(seconds(row["seconds"].get(contender)) for contender in contenders),
+         percent(row["share_of_peak"])]
+        for row in data["rows"]
+    ]  # fmt: skip
+    return table(["", "phase", *contenders, "of the peak"], lines)
+
+
+def figures(data: dict[str, Any], key: str) -> str:
+    """A table that the file holds as it is shown."""
+    held = data["tables"][key]
+    return table(held["columns"], held["rows"])
+
+
+VIEWS: dict[str, Callable[..., str]] = {
+    "peers": peers, "summary": summary, "counts": counts, "engines": engines, "measured": measured, "figures": figures,
+}  # fmt: skip
+
+
+def with_tables(page: str) -> str:
+    """The text of a page with its tables as the data have them."""
+
+    def again(found: re.Match[str]) -> str:
+        data = json.loads((DATA / f"{found[2]}.json").read_text(encoding="utf-8"))
+        view, *arguments = found[3].split()
+        return f"{found[1]}\n{VIEWS[view](data, *arguments)}\n\n{found[5]}"
+
+    return MARKED.sub(again, page)
+
+
+def main() -> None:
+    """Write every table of every page again."""
+    for path in sorted([DOCS.parent / "README.md", *DOCS.rglob("*.md")]):
+        text = path.read_text(encoding="utf-8")
+        if with_tables(text) != text:
+            path.write_text(with_tables(text), encoding="utf-8")
+            print(f"written: {path.relative_to(DOCS.parent)}")
+
+
+if __name__ == "__main__":
+    main()

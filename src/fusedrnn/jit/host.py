@@ -1,0 +1,116 @@
+"""This processor: the targets that it can run, the one in force, its name and its caches."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import llvmlite.binding as llvm
+
+from fusedrnn import env
+from fusedrnn.jit.target import Target, known_targets
+
+# Processors, by LLVM's names, that execute a 512-bit instruction as two 256-bit halves, one after the other.
+_SPLITS_512_BITS = ("znver4",)
+# 256-bit vectors take more instructions for the same work: they pay only if they save that share of padded lanes.
+_HALF_VECTORS_PAY = 1.07
+
+
+@lru_cache(maxsize=1)
+def _host_name() -> str:
+    return str(llvm.get_host_cpu_name())
+
+
+@lru_cache(maxsize=1)
+def _host_features() -> frozenset[str]:
+    llvm.initialize_native_target()
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def available_targets() -> tuple[Target, ...]:
+    """The targets that this processor can run, widest first."""
+    return tuple(target for target in known_targets() if _host_features().issuperset(target.required))
+
+
+def emulated(target: Target) -> Target:
+    """The same kernels, their vectors split over those that this processor has: right, not fast."""
+    host = available_targets()[0]
+    return replace(
+        target,
+        name=f"{target.name}-emulated",
+        description=f"{target.description}, split over {host.name}",
+        cpu=host.cpu,
+        features=host.features,
+        fma=host.fma,
+        required=host.required,
+    )
+
+
+def current_target() -> Target:
+    """The target in force: the widest that the processor can run, or the one ``FUSEDRNN_TARGET`` names.
+
+    Raises:
+        ValueError: If the variable names no target, or one that this processor lacks.
+    """
+    asked = env.target()
+    if not asked:
+        return available_targets()[0]
+    for target in known_targets():
+        if asked == f"{target.name}-emulated":
+            return emulated(target)
+        if asked == target.name:
+            if target not in available_targets():
+                lacking = ", ".join(sorted(set(target.required) - _host_features()))
+                raise ValueError(
+                    f"FUSEDRNN_TARGET is {asked!r}, which this processor cannot run (it lacks {lacking}); "
+                    f"available: {', '.join(t.name for t in available_targets())}; "
+                    f"{asked}-emulated runs the same kernels on narrower vectors"
+                )
+            return target
+    names = ", ".join(target.name for target in known_targets())
+    raise ValueError(f"FUSEDRNN_TARGET must be one of {names}, or NAME-emulated; got {asked!r}")
+
+
+def target_for(hidden_size: int, dtype: str) -> Target:
+    """The target for layers of that many units: the one in force, or the one with vectors half as long.
+
+    On processors that split 512-bit instructions, half vectors are taken if they leave that many fewer lanes empty.
+    """
+    target = current_target()
+    if env.target() or _host_name() not in _SPLITS_512_BITS:
+        return target
+    for half in available_targets():
+        if 2 * half.vector_bits == target.vector_bits and half.registers == 32:
+            padded, padded_half = (-(-hidden_size // t.lanes(dtype)) * t.lanes(dtype) for t in (target, half))
+            if padded >= _HALF_VECTORS_PAY * padded_half:
+                return half
+    return target
+
+
+def processor_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=1)
+def cache_sizes() -> dict[str, int]:
+    """Bytes of the data caches that the first core sees: ``{"L1d": ..., "L2": ..., "L3": ...}``; what is known."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes: dict[str, int] = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            number = int(size[:-1]) * units[size[-1]] if size[-1] in units else int(size)
+            sizes["L1d" if level == "1" else f"L{level}"] = number
+    return sizes

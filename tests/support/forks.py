@@ -1,0 +1,28 @@
+"""Forked children, for tests of what they inherit."""
+
+import os
+import signal
+
+import pytest
+
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+# From Python 3.12 on a fork warns wherever there are threads: that it works all the same is what is tested.
+FORK_WARNING = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+
+
+def in_child(work):
+    """Run it in a forked child: the bytes that it returned, none if it failed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # a child that hangs ends, rather than outlive the tests
+        try:
+            os.write(write, bytes(work()))
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        content = pipe.read()
+    os.waitpid(child, 0)
+    return content

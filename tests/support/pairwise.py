@@ -1,0 +1,67 @@
+"""Fewer cases of a cross product: every pair of parameter values stays, not every combination.
+
+A test or class marked ``pairwise`` keeps all its cases on the native target. Of those on other targets it keeps enough
+that every two values of different parameters meet in one case: a defect that takes three to show is the native
+target's to find, whose kernels come from the same emitters.
+"""
+
+import os
+from collections import defaultdict
+from itertools import combinations
+
+from fusedrnn.jit.host import available_targets
+from fusedrnn.jit.target import known_targets
+from fusedrnn.spec import DTYPES, MODES
+
+NATIVE = available_targets()[0].name
+
+
+def target_names():
+    """Every target of this processor's family, those that it lacks emulated."""
+    native = available_targets()
+    return [target.name if target in native else f"{target.name}-emulated" for target in known_targets()]
+
+
+def reduce(items):
+    """Split collected tests into those to run and those that add no pair of values."""
+    kept, groups = [], defaultdict(list)
+    for item in items:
+        target = item.callspec.params.get("target", NATIVE) if hasattr(item, "callspec") else NATIVE
+        if target == NATIVE or item.get_closest_marker("pairwise") is None:
+            kept.append(item)
+        else:
+            groups[item.nodeid.partition("[")[0]].append(item)
+    for group in groups.values():
+        kept += covering([item for item in group if _is_compiled(item.callspec.params)])
+    chosen = set(kept)
+    return [item for item in items if item in chosen], [item for item in items if item not in chosen]
+
+
+def dtypes(mode, dtypes=DTYPES):
+    """The number formats to test a cell in on the target in force: all on the native one, one in turn on others."""
+    target = os.environ.get("FUSEDRNN_TARGET", NATIVE)
+    return [dtype for dtype in dtypes if _is_compiled({"target": target, "mode": mode, "dtype": dtype})]
+
+
+def _is_compiled(params):
+    """Whether a cell is tested on a target in a format: on others than the native one, each cell in one format."""
+    if params["target"] == NATIVE or not {"mode", "dtype"} <= params.keys():
+        return True
+    place = target_names().index(params["target"]) + MODES.index(params["mode"])
+    return DTYPES.index(params["dtype"]) == place % len(DTYPES)
+
+
+def covering(items):
+    """Some of the items that together have every pair of parameter values that all have."""
+    pairs = {item: set(combinations(_values(item), 2)) for item in items}
+    missing, chosen = set().union(*pairs.values()), []
+    while missing:
+        best = max(items, key=lambda item: len(pairs[item] & missing))
+        chosen.append(best)
+        missing -= pairs[best]
+    return chosen or items[:1]
+
+
+def _values(item):
+    """The item's parameters: names and values, as text."""
+    return sorted((name, repr(value)) for name, value in item.callspec.params.items())
