@@ -32,6 +32,7 @@ test: $(TEST)/.installed-test
 check: $(TEST)/.installed-dev
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/mypy
+	$(TEST)/bin/lint-imports --no-cache
 
 docs: $(TEST)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/mkdocs build --strict

@@ -5,13 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from fusedrnn.jit.host import available_targets, current_target, emulated, target_for
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
 from fusedrnn.engines.onednn import library
 from fusedrnn.jit import host
+from fusedrnn.jit.host import available_targets, current_target, emulated, target_for
 from fusedrnn.jit.target import is_x86, known_targets
 from fusedrnn.runtime import thread_pool
 
@@ -112,7 +112,7 @@ def test_target_of_an_op_is_that_of_its_making(monkeypatch):
     monkeypatch.setenv("FUSEDRNN_TARGET", "generic-emulated")
     second = RNNOp.get(spec)
     assert first is not second
-    assert (first._engine.target.name, second._engine.target.name) == ("generic", "generic-emulated")
+    assert (first.by_address().target.name, second.by_address().target.name) == ("generic", "generic-emulated")
 
 
 @pytest.mark.parametrize("level", range(5))

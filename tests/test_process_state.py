@@ -16,7 +16,8 @@ for name in ("SIGINT", "SIGTERM", "SIGCHLD", "SIGHUP"):
     signal.signal(getattr(signal, name), signal.SIG_IGN if name in sys.argv[1] else signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGALRM})
 os.umask(0o777)
-os.environ.update({"OMP_NUM_THREADS": "1", "FUSEDRNN_TARGET": "generic", "COLUMNS": "10", "FUSEDRNN_ONEDNN": "kept"})
+os.environ.update({"OMP_NUM_THREADS": "1", "FUSEDRNN_TARGET": "generic", "COLUMNS": "10"})
+os.environ.update({"FUSEDRNN_ONEDNN": "kept", "FUSEDRNN_TEST_CACHE_DIR": "kept"})
 os.execv(sys.executable, [sys.executable, "-c", *sys.argv[2:]])
 """
 TESTS = """
@@ -45,4 +46,5 @@ def test_what_children_of_tests_inherit(ignored, hangup):
         env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True", f"SIG_DFL SIG_DFL {hangup}", "set() 0o22", "FUSEDRNN_ONEDNN"]
+    names = "FUSEDRNN_ONEDNN FUSEDRNN_TEST_CACHE_DIR"
+    assert done.stdout.splitlines() == ["True", f"SIG_DFL SIG_DFL {hangup}", "set() 0o22", names]

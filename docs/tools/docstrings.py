@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from textwrap import dedent
 from typing import Any
 
 from griffe import Extension, Object
@@ -18,4 +19,4 @@ class Docstrings(Extension):
         """Rewrite one docstring."""
         if obj.docstring:
             text = ROLE.sub(r"`\1`", obj.docstring.value)
-            obj.docstring.value = DOCTEST.sub(lambda found: f"\n```pycon\n{found[1].rstrip()}\n```\n", text)
+            obj.docstring.value = DOCTEST.sub(lambda found: f"\n```pycon\n{dedent(found[1]).rstrip()}\n```\n", text)

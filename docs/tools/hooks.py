@@ -17,6 +17,8 @@ PAGES = {
     "security.md": "SECURITY.md",
 }
 TREE = "<!-- source tree -->"
+# What must not be separated in a cell of a table: a number and its unit, a workload and its cell.
+UNITS = re.compile(r"(?<=\d) (?=(?:s|ms|µs|%|GFLOP/s|GB/s)\b|%)|(?<=[a-z0-9]) (?=(?:LSTM|GRU|ReLU|tanh) \|)")
 # Links to files that the site does not hold.
 OUTSIDE = re.compile(r"\[`?([^\]`]+)`?\]\((?:\.\./)*(?:(?:src|tests|examples|docs|benchmarks/data)[^):]*|LICENSE)\)")
 
@@ -35,6 +37,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     for target, source in PAGES.items():
         markdown = re.sub(rf"\]\((?:\.\./)*{re.escape(source)}(#[^)]*)?\)", rf"]({up}{target}\1)", markdown)
     markdown = OUTSIDE.sub(r"`\1`", markdown)
+    markdown = re.sub(r"^\|.*$", lambda line: UNITS.sub("\N{NO-BREAK SPACE}", line[0]), markdown, flags=re.MULTILINE)
     return markdown.replace(TREE, source_tree())
 
 

@@ -1,15 +1,20 @@
 """A fused recurrent-network operator for CPU: vanilla RNN, LSTM and GRU, whole sequences in one call."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fusedrnn.cell.activations import Activation
 from fusedrnn.frozen_array import frozen
 from fusedrnn.layout import ParameterLayout
-from fusedrnn.mxnet.nd import rnn
-from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
-from fusedrnn.op.grad_req import Reserve
+from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.op.stream import Stream
 from fusedrnn.runtime.thread_pool import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.spec import RNNSpec
+
+if TYPE_CHECKING:  # names that __getattr__ imports at first use, for static checkers
+    from fusedrnn.mxnet.nd import rnn
+    from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,3 +37,19 @@ __all__ = [
     "set_num_threads",
     "thread_limits",
 ]
+_CELLS = ("BidirectionalCell", "FusedRNNCell", "GRUCell", "LSTMCell", "RNNCell", "SequentialRNNCell")
+_LAZY = {"rnn": "fusedrnn.mxnet.nd", **dict.fromkeys(_CELLS, "fusedrnn.mxnet.rnn")}
+
+
+def __getattr__(name: str) -> Any:
+    """Adapters, and MXNet's function and cells, imported at first use: few programs need all of them."""
+    if name in ("mxnet", "onnx", "torch"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

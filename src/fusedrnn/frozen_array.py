@@ -1,4 +1,4 @@
-"""Arrays that can never change: parameters that an op need not look at twice."""
+"""Arrays that nobody can ever write to: an op does not check frozen parameters for changes."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-class _Constant(bytes):
-    """The memory of a frozen array, which no one can ever write to.
+class _FrozenBytes(bytes):
+    """The memory of a frozen array.
 
-    Plain bytes would not do: NumPy leaves an array that it unpickles on the bytes that it came in, writable.
+    A type of its own marks it: NumPy leaves an unpickled array on the plain bytes of the pickle, and makes it writable.
     """
 
 
 def frozen(params: Array) -> Array:
-    """A copy of a parameter vector that no one can ever write to, so that an op need not look for changes.
+    """A copy of a parameter vector that nobody can ever write to, so that an op need not check it for changes.
 
-    One that is such a copy already is returned as it is.
+    A frozen array is returned unchanged.
 
-    Finding out whether parameters have changed takes as long as reading them: most of the time of a call that runs
-    one step of one sequence, nothing beside one that runs a few dozen.
+    To check whether parameters have changed takes as long as to read them: most of the time of a call of one step of
+    one sequence, next to nothing in a call of some dozen steps.
 
     Args:
         params: A NumPy array of floating-point numbers.
 
     Raises:
-        TypeError: If ``params`` is not one.
+        TypeError: If ``params`` is anything else.
     """
     is_array = isinstance(params, np.ndarray) and not isinstance(params, numpy.ma.MaskedArray)
     if not is_array or params.dtype.kind != "f":
         kind = params.dtype if is_array else type(params).__name__
         raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
-    if is_constant(params):
+    if is_frozen(params):
         return params
-    return np.frombuffer(_Constant(params.tobytes()), params.dtype).reshape(params.shape)
+    return np.frombuffer(_FrozenBytes(params.tobytes()), params.dtype).reshape(params.shape)
 
 
-def is_constant(array: Array) -> bool:
-    """Whether the array is :func:`frozen`'s.
+def is_frozen(array: Array) -> bool:
+    """Whether :func:`frozen` returned the array, or it is a view of one.
 
-    A read-only flag would not do: whoever owns the memory can lift it, write, and set it again.
+    The read-only flag does not tell: the owner of the memory can clear it, write, and set it again.
     """
     owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    return isinstance(owner, _Constant)
+    return isinstance(owner, _FrozenBytes)

@@ -1,4 +1,4 @@
-"""Where the parameters of an RNN lie in one flat vector."""
+"""Where the parameters of an RNN are in one flat vector."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-if TYPE_CHECKING:
-    from fusedrnn.spec import RNNSpec
-
 Array = NDArray[Any]
 Kind = Literal["i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias"]
+Shapes = dict[Kind, tuple[int, ...]]
 
 _TORCH_NAMES: dict[Kind, str] = {
     "i2h_weight": "weight_ih",
@@ -27,9 +25,28 @@ _TORCH_NAMES: dict[Kind, str] = {
 }
 
 
+class Spec(Protocol):
+    """What a layout reads of an :class:`fusedrnn.spec.RNNSpec`."""
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+
+    @property
+    def num_directions(self) -> int:
+        """D."""
+
+    @property
+    def dtype(self) -> str:
+        """The type of packed parameters."""
+
+    def parameter_shapes(self, layer: int) -> Shapes:
+        """The shapes of the parameters of each direction of a layer, the weights before the biases."""
+
+
 @dataclass(frozen=True)
 class Parameter:
-    """One weight or bias in the flat vector: elements ``offset`` to ``offset + size``, row-major in ``shape``."""
+    """One weight or bias: elements ``offset`` to ``offset + size`` of the flat vector, row-major in ``shape``."""
 
     name: str
     torch_name: str
@@ -48,53 +65,34 @@ class Parameter:
 class ParameterLayout:
     """The flat parameter vector of MXNet and cuDNN: all weights first, then all biases.
 
-    For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S) and, if projected, h2r (P, H), and of an
-    LSTM with peepholes those of i, f and o, (3·H), or coupled those of i and o, (2·H); the biases are i2h (G·H) and, if
-    double, h2h (G·H). Gates are stacked by rows in the cell's order: LSTM i f g o, coupled i g o, GRU r z n. Iterating
-    yields every :class:`Parameter` in the order in which it lies.
+    For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S), with a projection h2r (P, H), and in an
+    LSTM with peepholes the peephole weights of i, f and o (3·H), or of i and o if its gates are coupled (2·H). The
+    biases are i2h (G·H) and, with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the order of the cell:
+    LSTM i f g o, coupled i g o, GRU r z n. Iteration yields every :class:`Parameter` in the order of the vector.
     """
 
-    def __init__(self, spec: RNNSpec) -> None:
+    def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self._entries: dict[tuple[int, int, Kind], Parameter] = {}
         self.size = 0
-        there: dict[Kind, bool] = {
-            "i2h_weight": True,
-            "h2h_weight": True,
-            "h2r_weight": spec.projection_size is not None,
-            "peephole_weight": spec.peepholes,
-            "i2h_bias": spec.bias != "none",
-            "h2h_bias": spec.bias == "double",
-        }
-        self.kinds = tuple(kind for kind in there if there[kind])
-        weights = [kind for kind in self.kinds if kind.endswith("weight")]
-        biases = [kind for kind in self.kinds if kind.endswith("bias")]
-        for kinds in (weights, biases):
+        self.kinds: tuple[Kind, ...] = tuple(spec.parameter_shapes(0))
+        self._entries: dict[tuple[int, int, Kind], Parameter] = {}
+        for group in ("weight", "bias"):
             for layer in range(spec.num_layers):
+                shapes = {kind: s for kind, s in spec.parameter_shapes(layer).items() if kind.endswith(group)}
                 for direction in range(spec.num_directions):
-                    for kind in kinds:
-                        self._append(layer, direction, kind)
+                    for kind, shape in shapes.items():
+                        self._append(layer, direction, kind, shape)
 
-    def _append(self, layer: int, direction: int, kind: Kind) -> None:
-        spec = self.spec
-        rows = spec.num_gates * spec.hidden_size
-        shapes: dict[Kind, tuple[int, ...]] = {
-            "i2h_weight": (rows, spec.layer_input_size(layer)),
-            "h2h_weight": (rows, spec.state_size),
-            "h2r_weight": (spec.state_size, spec.hidden_size),
-            "peephole_weight": ((2 if spec.coupled_gates else 3) * spec.hidden_size,),
-            "i2h_bias": (rows,),
-            "h2h_bias": (rows,),
-        }
+    def _append(self, layer: int, direction: int, kind: Kind, shape: tuple[int, ...]) -> None:
         name = f"{'lr'[direction]}{layer}_{kind}"
         torch_name = f"{_TORCH_NAMES[kind]}_l{layer}{'_reverse' if direction else ''}"
-        entry = Parameter(name, torch_name, layer, direction, kind, self.size, shapes[kind])
+        entry = Parameter(name, torch_name, layer, direction, kind, self.size, shape)
         self._entries[layer, direction, kind] = entry
         self.size += entry.size
 
     @cached_property
-    def by_pass(self) -> tuple[Parameter, ...]:
-        """For each layer, for each direction: its weights, then its biases; the order of torch's modules."""
+    def by_layer_direction(self) -> tuple[Parameter, ...]:
+        """For each layer, for each direction: its weights, then its biases. PyTorch's modules use this order."""
         return tuple(sorted(self, key=lambda entry: (entry.layer, entry.direction)))
 
     def __iter__(self) -> Iterator[Parameter]:
@@ -115,7 +113,7 @@ class ParameterLayout:
             raise ValueError(f"no parameter {kind!r} for layer {layer!r}, direction {direction!r}") from None
 
     def view(self, params: Array, layer: int, direction: int, kind: Kind) -> Array:
-        """That parameter in its shape, sharing memory with the flat vector ``params``."""
+        """That parameter in its shape, as a view of the flat vector ``params``."""
         return self._view(self._check_flat(params), self.entry(layer, direction, kind))
 
     @staticmethod
@@ -130,7 +128,7 @@ class ParameterLayout:
         return params
 
     def unpack(self, params: Array, *, names: Literal["mxnet", "torch"] = "mxnet") -> dict[str, Array]:
-        """Views into the flat vector by name.
+        """Views of the flat vector by name.
 
         ``names="mxnet"`` gives ``l0_i2h_weight``, ``r0_h2h_bias`` (l forward, r reverse, then the layer);
         ``names="torch"`` gives ``weight_ih_l0``, ``bias_hh_l0_reverse``.
@@ -145,7 +143,7 @@ class ParameterLayout:
         names: Literal["mxnet", "torch"] = "mxnet",
         dtype: DTypeLike | None = None,
     ) -> Array:
-        """The inverse of :meth:`unpack`: a new flat vector, of the spec's dtype unless another is given."""
+        """The inverse of :meth:`unpack`: a new flat vector, by default of the spec's dtype."""
         flat = np.empty(self.size, dtype or self.spec.dtype)
         expected = {self._name(entry, names): entry for entry in self}
         if missing := expected.keys() - arrays.keys():

@@ -1,15 +1,19 @@
-"""Numbers that callers pass: as floats, and as text for errors."""
+"""Numbers from callers: as floats, and as text for errors."""
 
 from __future__ import annotations
 
 from typing import SupportsFloat
 
-# Python refuses to write integers of thousands of digits; no argument has more than this by intention.
-_MOST_BITS = 128
+# Python refuses to print integers of thousands of digits. No argument is meant to have more bits than this.
+_MAX_BITS = 128
 
 
 def as_float(name: str, value: SupportsFloat) -> float:
-    """``value`` as a float; the ValueError that names the argument if it is beyond all floats."""
+    """``value`` as a float.
+
+    Raises:
+        ValueError: If it is too large for a float; the message names the argument.
+    """
     try:
         return float(value)
     except OverflowError:
@@ -17,7 +21,7 @@ def as_float(name: str, value: SupportsFloat) -> float:
 
 
 def shown(value: object) -> str:
-    """A value in words for an error; a huge integer by its length."""
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+    """A value as text for an error: its repr, but only the length of a huge integer."""
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
     return repr(value)

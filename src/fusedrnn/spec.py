@@ -1,4 +1,4 @@
-"""What an RNN is: one frozen, validated description."""
+"""The description of an RNN: frozen, hashable and validated."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fusedrnn.cell.activations import ACTIVATIONS, Activation
-from fusedrnn.cell.cells import FAMILIES, Variant, cell_of
-from fusedrnn.layout import ParameterLayout
+from fusedrnn.cell.cells import FAMILIES, Variant, make_cell
+from fusedrnn.layout import ParameterLayout, Shapes
 from fusedrnn.scalars import as_float, shown
 
 Array = NDArray[Any]
@@ -25,43 +25,43 @@ OPTIONS = (
     "projection_size", "state_clip_min", "reset_after", "peepholes", "coupled_gates", "gate_clip", "activations",
     "bias", "reverse",
 )  # fmt: skip
-"""What a spec may ask for beyond the four cells in one direction or two: an engine may lack any of it."""
-MOST_LAYERS = 4096
-"""Layers of a network at most: each takes time and memory before the first call, whatever its sizes."""
-MOST_BYTES = 2**48
-"""Bytes of an array at most: what the addresses of common processors reach."""
+"""The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
+MAX_LAYERS = 4096
+"""Each layer takes time and memory before the first call, whatever its sizes."""
+MAX_BYTES = 2**48
+"""The largest array: the address space of common processors."""
 
 
 @dataclass(frozen=True)
 class RNNSpec:
-    """A recurrent network: which cell, its sizes, its depth. Frozen, hashable, validated when made.
+    """A recurrent network: its cell, its sizes and its options.
 
     Attributes:
         mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
         input_size: I, at least 1.
         hidden_size: H, at least 1; the parameters must take fewer than 2**48 bytes.
         num_layers: L, from 1 to 4096. Layer l > 0 reads the output of layer l - 1.
-        bidirectional: Whether each layer runs over the sequence both ways, its outputs concatenated.
+        bidirectional: Whether each layer runs over the sequence in both directions and concatenates the outputs.
         dropout: Probability in [0, 1) with which training drops elements between layers. Inference ignores it.
-        projection_size: P, the size to which an LSTM's output is projected, below H; None for no projection.
+        projection_size: P, the size to which an LSTM projects its output, less than H; None for no projection.
         dtype: ``"float32"`` or ``"float64"``.
-        state_clip_min: Lower bound for an LSTM's cell state after each step; given if the upper one is.
-        state_clip_max: Upper bound, not below the lower one.
-        state_clip_nan: Whether clipping also replaces NaN in the cell state (by the lower bound, as MXNet does).
+        state_clip_min: Lower bound of an LSTM's cell state after each step. Give both bounds or neither.
+        state_clip_max: Upper bound, at least the lower one.
+        state_clip_nan: Whether clipping also replaces NaN in the cell state by the lower bound, as MXNet does.
         reset_after: Whether a GRU's r multiplies the recurrent product: n = tanh(W x + b + r·(U h + c)), as in cuDNN
-            and PyTorch; if not, it multiplies the state: n = tanh(W x + b + U (r·h) + c), as in Cho et al. (2014).
-        peepholes: Whether an LSTM's gates see the cell state: i and f the one before the step, o the one after it, each
-            through a weight of its own for each unit.
+            and PyTorch. If False, r multiplies the state: n = tanh(W x + b + U (r·h) + c), as in Cho et al. (2014).
+        peepholes: Whether an LSTM's gates see the cell state (Gers and Schmidhuber, 2000): i and f the one before the
+            step, o the one after it, each through a weight vector (H,).
         coupled_gates: Whether an LSTM's f is 1 - i: it then has the gates i, g, o.
-        gate_clip: Bound that the size of a pre-activation is clipped to, above 0; None for no clipping.
-        activations: The functions of a cell, each an :class:`Activation` or its name: of an LSTM those of the gates, of
-            g and of the cell state; of a GRU those of the gates and of n; of a vanilla RNN its own. None for the usual.
-        bias: ``"double"`` for biases of input and of state, ``"single"`` for those of the input alone, ``"none"``.
+        gate_clip: Pre-activations are clipped to [-gate_clip, gate_clip]; above 0, or None for no clipping.
+        activations: The cell's activations, each an :class:`Activation` or its name: in an LSTM of the gates, of g and
+            of the cell state; in a GRU of the gates and of n; in a vanilla RNN of its only sum. None for the defaults.
+        bias: ``"double"`` for biases of the input and of the state, ``"single"`` for the input's only, ``"none"``.
         reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
 
     Raises:
-        TypeError: A field is of the wrong type; the message names it, what was given and what was expected.
-        ValueError: A field has a value that it cannot have; the same.
+        TypeError: A field has the wrong type; the message names the field, its value and what is expected.
+        ValueError: A field has an invalid value; the message likewise.
     """
 
     mode: str
@@ -133,22 +133,22 @@ class RNNSpec:
             raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
 
     def _check_size(self) -> None:
-        if self.num_layers > MOST_LAYERS:
-            raise ValueError(f"num_layers must be at most {MOST_LAYERS}; got {self.num_layers}")
+        if self.num_layers > MAX_LAYERS:
+            raise ValueError(f"num_layers must be at most {MAX_LAYERS}; got {self.num_layers}")
         features = self.input_size + (self.num_layers - 1) * self.output_size + self.num_layers * (self.state_size + 2)
         elements = self.num_directions * self.num_gates * self.hidden_size * features
-        if elements * np.dtype(self.dtype).itemsize >= MOST_BYTES:
+        if elements * np.dtype(self.dtype).itemsize >= MAX_BYTES:
             raise ValueError(
-                f"input_size, hidden_size and num_layers must make parameters of fewer than {MOST_BYTES} bytes; got "
+                f"input_size, hidden_size and num_layers must make parameters of fewer than {MAX_BYTES} bytes; got "
                 f"{self.input_size}, {self.hidden_size} and {self.num_layers}"
             )
 
     def _check_variant(self) -> None:
-        for name, mode, usual in (("reset_after", "gru", True), ("peepholes", "lstm", False),
+        for name, mode, default in (("reset_after", "gru", True), ("peepholes", "lstm", False),
                                   ("coupled_gates", "lstm", False)):  # fmt: skip
             self._set(name, _bool(name, getattr(self, name)))
-            if getattr(self, name) != usual and self.mode != mode:
-                raise ValueError(f"{name}={not usual} needs mode {mode!r}; got mode {self.mode!r}")
+            if getattr(self, name) != default and self.mode != mode:
+                raise ValueError(f"{name}={not default} needs mode {mode!r}; got mode {self.mode!r}")
         if self.gate_clip is not None:
             self._set("gate_clip", _number("gate_clip", self.gate_clip))
             if not self.gate_clip > 0:
@@ -163,23 +163,24 @@ class RNNSpec:
             raise ValueError("reverse must be False in a bidirectional network; got True")
 
     def _checked_activations(self) -> tuple[Activation, ...] | None:
-        given, usual = self.activations, FAMILIES[self.mode].default.activations
-        if given is None:
+        default = FAMILIES[self.mode].default.activations
+        if self.activations is None:
             return None
-        wanted = f"{len(usual)} of {', '.join(ACTIVATIONS)}"
-        if not isinstance(given, (tuple, list)):
-            raise TypeError(f"activations must be a tuple of {wanted}; got {given!r}")
-        found = tuple(one if isinstance(one, Activation) else Activation(one) for one in given)
-        if len(found) != len(usual):
-            raise ValueError(f"activations must be {wanted} in mode {self.mode!r}; got {len(found)}")
-        return None if found == usual else found
+        expected = f"{len(default)} of {', '.join(ACTIVATIONS)}"
+        if not isinstance(self.activations, (tuple, list)):
+            raise TypeError(f"activations must be a tuple of {expected}; got {self.activations!r}")
+        activations = tuple(a if isinstance(a, Activation) else Activation(a) for a in self.activations)
+        if len(activations) != len(default):
+            raise ValueError(f"activations must be {expected} in mode {self.mode!r}; got {len(activations)}")
+        return None if activations == default else activations
 
     @cached_property
     def variant(self) -> Variant:
-        """The cell with everything that the spec settles of it."""
+        """The cell with its options."""
         default = FAMILIES[self.mode].default
-        clips = self.state_clip_min is not None
-        bounds = cast(float, self.state_clip_min), cast(float, self.state_clip_max), self.state_clip_nan
+        state_clip = None
+        if self.state_clip_min is not None and self.state_clip_max is not None:
+            state_clip = self.state_clip_min, self.state_clip_max, self.state_clip_nan
         return replace(
             default,
             activations=self.activations or default.activations,
@@ -187,14 +188,14 @@ class RNNSpec:
             peepholes=self.peepholes,
             coupled_gates=self.coupled_gates,
             gate_clip=self.gate_clip,
-            state_clip=bounds if clips else None,
+            state_clip=state_clip,
             projects=self.projection_size is not None,
         )
 
     @cached_property
     def gates(self) -> tuple[str, ...]:
         """The gates in the order in which weights stack them."""
-        return cell_of(self.variant).gates
+        return make_cell(self.variant).gates
 
     @property
     def num_directions(self) -> int:
@@ -203,80 +204,102 @@ class RNNSpec:
 
     @property
     def num_gates(self) -> int:
-        """G: pre-activations for each hidden unit: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
+        """G, the gates of the cell: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
         return len(self.gates)
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """The states of a cell in order: ``("h",)`` or ``("h", "c")``."""
+        """The states of the cell: ``("h",)`` or ``("h", "c")``."""
         return FAMILIES[self.mode].states
 
     @property
     def state_size(self) -> int:
-        """S: size of the output of one direction, the projection's if there is one, else H."""
+        """S, the size of the output of one direction: P with a projection, else H."""
         return self.projection_size or self.hidden_size
 
     @property
     def output_size(self) -> int:
-        """D·S: features of the output at each step."""
+        """D·S, the features of the output at each step."""
         return self.num_directions * self.state_size
 
     @property
     def drops(self) -> bool:
-        """Whether training drops anything: there must be layers to drop it between."""
+        """Whether training applies dropout: only between layers."""
         return self.dropout > 0 and self.num_layers > 1
 
     def layer_input_size(self, layer: int) -> int:
-        """Features that a layer reads at each step: I for layer 0, D·S after it."""
+        """The features that a layer reads at each step: I in layer 0, D·S in the others."""
         return self.input_size if layer == 0 else self.output_size
 
     def asks_for(self, option: str) -> bool:
-        """Whether one of :data:`OPTIONS` is other than it is if nothing is said."""
+        """Whether one of :data:`OPTIONS` differs from its default."""
         return bool(getattr(self, option) != type(self).__dataclass_fields__[option].default)
 
     def reverses(self, direction: int) -> bool:
-        """Whether that direction, 0 or 1, runs from the end of each sequence to its beginning."""
+        """Whether direction 0 or 1 runs from the end of each sequence to its beginning."""
         return direction == 1 or self.reverse
 
     def state_shape(self, batch: int) -> tuple[tuple[int, int, int], ...]:
-        """Shape (L·D, N, size) of each state for a batch of N sequences; index layer·D + direction."""
+        """The shape (L·D, N, size) of each state for N sequences; the first index is layer·D + direction."""
         rows = self.num_layers * self.num_directions
         return tuple((rows, batch, self.size_of(name)) for name in self.state_names)
 
     def size_of(self, state: str) -> int:
-        """Elements of a state, ``"h"`` or ``"c"``: S or H."""
+        """The elements of a state: S of ``"h"``, H of ``"c"``."""
         return self.state_size if state == "h" else self.hidden_size
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
-        """Useful floating-point operations of T steps of N sequences: the GEMMs only, times three for training."""
-        per_row = sum(self.layer_input_size(layer) + self.state_size for layer in range(self.num_layers))
-        multiplied = self.num_gates * self.hidden_size * per_row
-        multiplied += self.num_layers * self.hidden_size * (self.projection_size or 0)
-        forward = 2 * steps * batch * self.num_directions * multiplied
+        """Floating-point operations of the GEMMs of T steps of N sequences; training counts three times forward."""
+        columns = sum(self.layer_input_size(layer) + self.state_size for layer in range(self.num_layers))
+        weights = self.num_gates * self.hidden_size * columns
+        weights += self.num_layers * self.hidden_size * (self.projection_size or 0)
+        forward = 2 * steps * batch * self.num_directions * weights
         return forward * 3 if training else forward
+
+    def parameter_shapes(self, layer: int) -> Shapes:
+        """The shapes of the parameters of each direction of a layer, the weights before the biases."""
+        rows = self.num_gates * self.hidden_size
+        shapes: Shapes = {
+            "i2h_weight": (rows, self.layer_input_size(layer)),
+            "h2h_weight": (rows, self.state_size),
+        }
+        if self.projection_size is not None:
+            shapes["h2r_weight"] = (self.state_size, self.hidden_size)
+        if self.peepholes:
+            shapes["peephole_weight"] = ((2 if self.coupled_gates else 3) * self.hidden_size,)
+        if self.bias != "none":
+            shapes["i2h_bias"] = (rows,)
+        if self.bias == "double":
+            shapes["h2h_bias"] = (rows,)
+        return shapes
 
     @cached_property
     def layout(self) -> ParameterLayout:
-        """Where each weight and bias lies in the flat parameter vector."""
+        """Where each weight and bias is in the flat parameter vector."""
         return ParameterLayout(self)
 
 
 def positive_int(name: str, value: object) -> int:
-    """``value`` as an int from 1 to :data:`MOST_BYTES`; else the TypeError or ValueError that names the argument."""
+    """``value`` as an int from 1 to :data:`MAX_BYTES`.
+
+    Raises:
+        TypeError: If it is not an integer; the message names the argument.
+        ValueError: If it is out of range; the message names the argument.
+    """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer; got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {shown(value)}")
-    if value > MOST_BYTES:
-        raise ValueError(f"{name} must be at most {MOST_BYTES}; got {shown(value)}")
+    if value > MAX_BYTES:
+        raise ValueError(f"{name} must be at most {MAX_BYTES}; got {shown(value)}")
     return int(value)
 
 
 def check_bytes(name: str, value: int, shapes: Iterable[tuple[int, ...]], dtype: DTypeLike) -> None:
-    """Raise the ValueError that names the argument if arrays of these shapes, which follow from it, are impossible."""
+    """Raise a ValueError that names the argument if an array of one of these shapes would be too large."""
     item = np.dtype(dtype).itemsize
-    if any(math.prod(shape) * item > MOST_BYTES for shape in shapes):
-        raise ValueError(f"{name} must make arrays of at most {MOST_BYTES} bytes; got {shown(value)}")
+    if any(math.prod(shape) * item > MAX_BYTES for shape in shapes):
+        raise ValueError(f"{name} must make arrays of at most {MAX_BYTES} bytes; got {shown(value)}")
 
 
 def _bool(name: str, value: object) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fusedrnn.jit.host import current_target
 
 from fusedrnn import env
 from fusedrnn.bench import peaks, runner, tables, variants
@@ -19,6 +18,7 @@ from fusedrnn.bench.peaks import MEASUREMENTS, RunPeak, at_best_peak
 from fusedrnn.bench.report import row_figures
 from fusedrnn.bench.rows import Plan, Row
 from fusedrnn.bench.timing import Timing
+from fusedrnn.jit.host import current_target
 from fusedrnn.runtime import peak
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.peak import PeakSample, is_spread, measure_peak, measure_reading, sample_peak

@@ -9,7 +9,7 @@ from variants import variant_spec
 
 from fusedrnn.cell import derivative
 from fusedrnn.cell.autodiff import vjp
-from fusedrnn.cell.cells import CELLS, Cell, traced
+from fusedrnn.cell.cells import CELLS, Cell
 from fusedrnn.cell.derivative import differentiate
 from fusedrnn.cell.expr import Leaf, Operation, evaluate, walk
 from fusedrnn.cell.leaves import (
@@ -25,7 +25,7 @@ from fusedrnn.cell.leaves import (
     StateCotangent,
 )
 from fusedrnn.cell.primitives import relu, sigmoid, tanh
-from fusedrnn.cell.trace import merge, trace
+from fusedrnn.cell.trace import fuse_gate_sums, trace, traced_cell
 from fusedrnn.engines.reference.forward import NUMPY
 from fusedrnn.spec import MODES
 
@@ -59,14 +59,14 @@ def random_values(rng, names):
 
 
 def leaves_of(cell):
-    kinds = (PreSum,) if cell.merged else (PreX, PreH)
+    kinds = (PreSum,) if cell.accumulates_in_place else (PreX, PreH)
     return [kind(gate) for kind in kinds for gate in cell.gates] + [State(name) for name in cell.states]
 
 
 def forms(modes=MODES):
     """Every built-in cell, and those that merging changes merged too."""
     plain = [(mode, trace(CELLS[mode])) for mode in modes]
-    merged = [(f"{mode}-merged", merge(cell)) for mode, cell in plain if merge(cell) is not cell]
+    merged = [(f"{mode}-merged", fuse_gate_sums(cell)) for mode, cell in plain if fuse_gate_sums(cell) is not cell]
     return [pytest.param(cell, id=name) for name, cell in plain + merged]
 
 
@@ -148,15 +148,15 @@ def test_the_derivative_of_a_cell(cell):
     found = differentiate(cell)
     at_hand = seeds | {State(name): values[State(name)] for name in cell.states}
     at_hand |= {NewState(n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
-    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.kept, values))}
+    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.saved, values))}
     (stage,) = found.stages
-    slots = value(stage.slots, at_hand)
-    assert len(set(stage.slots)) == len(stage.slots)
-    for kind, places in ((PreX, stage.from_input), (PreH, stage.from_state)):
-        assert {*stage.from_input, *stage.from_state} == set(range(len(slots)))
+    slots = value(stage.distinct_grads, at_hand)
+    assert len(set(stage.distinct_grads)) == len(stage.distinct_grads)
+    for kind, places in ((PreX, stage.x_grads), (PreH, stage.h_grads)):
+        assert {*stage.x_grads, *stage.h_grads} == set(range(len(slots)))
         for gate, place in zip(cell.gates, places, strict=True):
-            assert_slopes(slots[place], expected[(PreSum if cell.merged else kind)(gate)])
-    for name, gradient in zip(cell.states, found.states, strict=True):
+            assert_slopes(slots[place], expected[(PreSum if cell.accumulates_in_place else kind)(gate)])
+    for name, gradient in zip(cell.states, found.state_grads, strict=True):
         actual = np.zeros(SIZE) if gradient is None else value([gradient], at_hand)[0]
         assert_slopes(actual, expected[State(name)])
 
@@ -168,7 +168,7 @@ def test_what_is_recomputed_is_what_forward_had(cell):
     found = differentiate(cell)
     at_hand = {State(name): values[State(name)] for name in cell.states}
     at_hand |= {NewState(n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
-    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.kept, values))}
+    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.saved, values))}
     had = value(list(walk(cell.outputs)), values)
     for again in value(found.recomputed, at_hand):
         assert any(np.array_equal(again, one) for one in had)
@@ -176,29 +176,29 @@ def test_what_is_recomputed_is_what_forward_had(cell):
 
 def part(cell, gate):
     """x + h of a gate, as one leaf or as two."""
-    return PreSum(gate) if cell.merged else PreX(gate) + PreH(gate)
+    return PreSum(gate) if cell.accumulates_in_place else PreX(gate) + PreH(gate)
 
 
 @pytest.mark.parametrize("cell", forms(["rnn_relu", "rnn_tanh"]))
 def test_a_vanilla_cell_keeps_nothing_but_states(cell):
     found = differentiate(cell)
-    assert (found.kept, found.recomputed, found.states) == ((), (), (None,))
+    assert (found.saved, found.recomputed, found.state_grads) == ((), (), (None,))
     (stage,) = found.stages
-    assert (stage.from_input, stage.from_state) == ((0,), (0,))
+    assert (stage.x_grads, stage.h_grads) == ((0,), (0,))
 
 
 @pytest.mark.parametrize("cell", forms(["lstm"]))
 def test_an_lstm_keeps_its_activations(cell):
     found = differentiate(cell)
     activations = {sigmoid(part(cell, gate)) for gate in "ifo"} | {tanh(part(cell, "g"))}
-    assert len(found.kept) == 4
-    assert set(found.kept) == activations
+    assert len(found.saved) == 4
+    assert set(found.saved) == activations
     assert found.recomputed == (tanh(NewState("c")),)
     (stage,) = found.stages
-    assert len(stage.slots) == 4
-    assert stage.from_input == stage.from_state
+    assert len(stage.distinct_grads) == 4
+    assert stage.x_grads == stage.h_grads
     # h reaches the step through the recurrent weights alone.
-    assert found.states[0] is None
+    assert found.state_grads[0] is None
 
 
 @pytest.mark.parametrize("cell", forms(["gru"]))
@@ -206,15 +206,15 @@ def test_a_gru_keeps_the_recurrent_part_of_n(cell):
     found = differentiate(cell)
     r, z = sigmoid(part(cell, "r")), sigmoid(part(cell, "z"))
     n = tanh(PreX("n") + r * PreH("n"))
-    assert len(found.kept) == 4
-    assert set(found.kept) == {r, z, n, PreH("n")}
+    assert len(found.saved) == 4
+    assert set(found.saved) == {r, z, n, PreH("n")}
     (again,) = found.recomputed
-    assert again == State("h") - Saved(found.kept.index(n))
+    assert again == State("h") - Saved(found.saved.index(n))
     # r and z have one gradient for both weights, n has two.
     (stage,) = found.stages
-    assert len(stage.slots) == 4
-    assert stage.from_input[:2] == stage.from_state[:2]
-    assert stage.from_input[2] != stage.from_state[2]
+    assert len(stage.distinct_grads) == 4
+    assert stage.x_grads[:2] == stage.h_grads[:2]
+    assert stage.x_grads[2] != stage.h_grads[2]
 
 
 def test_what_is_cheap_to_compute_again_is_not_kept():
@@ -224,9 +224,9 @@ def test_what_is_cheap_to_compute_again_is_not_kept():
         inner = x.a + recur(s.h).a
         return tanh(inner) * tanh(inner * 2.0)
 
-    cell = merge(trace(Cell("two_tanh", ("a",), ("h",), equations)))
+    cell = fuse_gate_sums(trace(Cell("two_tanh", ("a",), ("h",), equations)))
     found = differentiate(cell)
-    assert len(found.kept) == 2
+    assert len(found.saved) == 2
     assert found.recomputed == ()
     assert derivative.describe(cell.outputs[0]).count("tanh") == 2
 
@@ -235,7 +235,7 @@ def test_what_is_cheap_to_compute_again_is_not_kept():
 def test_the_derivative_of_several_stages(name):
     """What reaches each stage's gates, given what reaches the operands of the stages behind it."""
     rng = np.random.default_rng(5)
-    cell = merge(traced(variant_spec(name, 4, 4).variant))
+    cell = fuse_gate_sums(traced_cell(variant_spec(name, 4, 4).variant))
     roots = [*cell.outputs, *cell.operands]
     leaves = [node for node in walk(roots) if isinstance(node, Leaf)]
     values = random_values(rng, leaves)
@@ -246,18 +246,19 @@ def test_the_derivative_of_several_stages(name):
     found = differentiate(cell)
     at_hand = seeds | {one: values[one] for one in leaves if isinstance(one, (State, Peephole))}
     at_hand |= {NewState(n): after for n, after in zip(cell.states, value(cell.outputs, values), strict=True)}
-    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.kept, values))}
+    at_hand |= {Saved(place): kept for place, kept in enumerate(value(found.saved, values))}
     for stage, derived in zip(cell.stages, found.stages, strict=True):
-        slots = value(derived.slots, at_hand)
+        slots = value(derived.distinct_grads, at_hand)
         if stage.projects:
             assert_slopes(slots[0], expected[Projected()])
-        for gate, *places in zip(stage.gates, derived.from_input, derived.from_state, strict=False):
-            for kind, place in zip((PreSum, PreSum) if stage.merged else (PreX, PreH), places, strict=True):
+        for gate, *places in zip(stage.gates, derived.x_grads, derived.h_grads, strict=False):
+            kinds = (PreSum, PreSum) if stage.accumulates_in_place else (PreX, PreH)
+            for kind, place in zip(kinds, places, strict=True):
                 assert_slopes(slots[place], expected[kind(gate)])
         own = [gate for gate in cell.peepholes if gate in stage.gates]
-        for gate, place in zip(own, derived.vectors, strict=True):
+        for gate, place in zip(own, derived.peephole_grads, strict=True):
             assert_slopes(slots[place], expected[Peephole(gate)])
-    for name, gradient in zip(cell.states, found.states, strict=True):
+    for name, gradient in zip(cell.states, found.state_grads, strict=True):
         if gradient is not None:
             assert_slopes(value([gradient], at_hand)[0], expected[State(name)])
         else:
@@ -265,9 +266,9 @@ def test_the_derivative_of_several_stages(name):
 
 
 def test_states_are_settled_where_they_can_be():
-    projected = differentiate(merge(traced(variant_spec("projection", 4, 4).variant)))
+    projected = differentiate(fuse_gate_sums(traced_cell(variant_spec("projection", 4, 4).variant)))
     assert [projected.final_stage(name) for name in "hc"] == [1, 0]
-    reset_before = differentiate(merge(trace(TWO_STAGES)))
+    reset_before = differentiate(fuse_gate_sums(trace(TWO_STAGES)))
     assert reset_before.final_stage("h") == 0
 
 
@@ -278,8 +279,8 @@ def test_another_operand_is_refused():
 
 
 def test_in_words():
-    texts = {mode: str(differentiate(merge(trace(CELLS[mode])))) for mode in MODES}
-    assert texts["rnn_tanh"] == texts["rnn_relu"] == "keeps no more than the states"
+    texts = {mode: str(differentiate(fuse_gate_sums(trace(CELLS[mode])))) for mode in MODES}
+    assert texts["rnn_tanh"] == texts["rnn_relu"] == "saves no more than the states"
     kept, again = texts["lstm"].split(";")
     assert all(f"sigmoid({gate})" in kept for gate in "ifo")
     assert "tanh(g)" in kept

@@ -9,7 +9,7 @@ from fusedrnn.cell.cells import CELLS, Cell
 from fusedrnn.cell.expr import Constant, Leaf, as_expr, evaluate, substitute, walk
 from fusedrnn.cell.leaves import PreH, PreSum, PreX, State
 from fusedrnn.cell.primitives import relu, sigmoid, tanh
-from fusedrnn.cell.trace import Stage, merge, trace
+from fusedrnn.cell.trace import Stage, fuse_gate_sums, trace
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
 
@@ -38,20 +38,20 @@ def test_trace_of_a_built_in_cell(mode):
     assert traced.stages == (Stage(State("h"), cell.gates),)
     assert len(traced.outputs) == len(cell.states)
     assert leaves(*traced.outputs) >= {kind(gate) for kind in (PreX, PreH) for gate in cell.gates}
-    assert not traced.merged
+    assert not traced.accumulates_in_place
     assert trace(cell) is traced
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_merge_leaves_only_the_gru_as_it_was(mode):
     traced = trace(CELLS[mode])
-    merged = merge(traced)
+    fused = fuse_gate_sums(traced)
     if mode == "gru":
-        assert merged == traced and not merged.merged
+        assert fused == traced and not fused.accumulates_in_place
     else:
-        assert merged.merged
+        assert fused.accumulates_in_place
         states = {State(name) for name in traced.states if name == "c"}
-        assert leaves(*merged.outputs) == {PreSum(gate) for gate in traced.gates} | states
+        assert leaves(*fused.outputs) == {PreSum(gate) for gate in traced.gates} | states
 
 
 @pytest.mark.parametrize("cell", [*CELLS.values(), TWO_STAGES], ids=lambda cell: cell.name)
@@ -61,37 +61,39 @@ def test_merge_does_not_change_the_value(cell):
     values = {kind(name): rng.standard_normal(5) for kind in (PreX, PreH) for name in cell.gates}
     values |= {State(name): rng.standard_normal(5) for name in cell.states}
     sums = {PreSum(gate): values[PreX(gate)] + values[PreH(gate)] for gate in cell.gates}
-    merged = merge(traced)
+    fused = fuse_gate_sums(traced)
     on = reference.NUMPY
     before = evaluate([*traced.outputs, *(stage.operand for stage in traced.stages)], values, on)
-    after = evaluate([*merged.outputs, *(stage.operand for stage in merged.stages)], values | sums, on)
+    after = evaluate([*fused.outputs, *(stage.operand for stage in fused.stages)], values | sums, on)
     np.testing.assert_array_equal(after, before)
 
 
 def test_merge_sees_what_else_uses_a_part():
     traced = trace(Cell("peeping", ("a",), ("h",), lambda x, recur, s: tanh(x.a + recur(s.h).a) + x.a))
-    assert merge(traced) is traced
+    assert fuse_gate_sums(traced) is traced
 
 
 def test_merge_sees_what_an_operand_uses():
     """The first stage's h.a is multiplied by itself; the second's b is only ever added."""
     traced = trace(Cell("relay", ("a", "b"), ("h",), lambda x, recur, s: x.b + recur(recur(s.h).a).b))
-    merged = merge(traced)
-    assert [stage.merged for stage in merged.stages] == [False, True]
-    assert not merged.merged
-    assert merged.outputs == (PreSum("b"),)
-    assert merged.stages[1].operand == PreH("a")
+    fused = fuse_gate_sums(traced)
+    assert [stage.accumulates_in_place for stage in fused.stages] == [False, True]
+    assert not fused.accumulates_in_place
+    assert fused.outputs == (PreSum("b"),)
+    assert fused.stages[1].operand == PreH("a")
 
 
 def test_two_stages():
     traced = trace(TWO_STAGES)
     r = sigmoid(PreX("r") + PreH("r"))
     assert traced.stages == (Stage(State("h"), ("r", "z")), Stage(r * State("h"), ("n",)))
-    merged = merge(traced)
-    assert merged.merged
+    fused = fuse_gate_sums(traced)
+    assert fused.accumulates_in_place
     operand = sigmoid(PreSum("r")) * State("h")
-    expected = Stage(State("h"), ("r", "z"), merged=True), Stage(operand, ("n",), merged=True)
-    assert merged.stages == expected
+    assert fused.stages == (
+        Stage(State("h"), ("r", "z"), accumulates_in_place=True),
+        Stage(operand, ("n",), accumulates_in_place=True),
+    )
 
 
 def test_two_stages_evaluate():

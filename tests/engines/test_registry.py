@@ -14,8 +14,9 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines import registry
-from fusedrnn.engines.grad_buffers import Gradients
-from fusedrnn.engines.registry import Choice, Supports
+from fusedrnn.engines.interface import NEEDS, Capabilities
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers
+from fusedrnn.engines.registry import EngineSelector
 from fusedrnn.spec import OPTIONS
 
 SPEC = RNNSpec("gru", 3, 4)
@@ -24,7 +25,7 @@ PROJECTED = RNNSpec("lstm", 3, 4, projection_size=2)
 CLIPPED = RNNSpec("lstm", 3, 4, state_clip_min=-1.0, state_clip_max=1.0)
 
 
-class FakeKept:
+class FakeResiduals:
     nbytes = 12
 
 
@@ -37,23 +38,23 @@ class FakeEngine:
     def compile(self, training=False):
         self.calls.append(("compile", training))
 
-    def forward(self, x, params, states, lengths, y):
-        self.calls.append(("forward", lengths is not None))
-        y[...] = self.number
-        return tuple(np.zeros(shape, x.dtype) for shape in self.spec.state_shape(x.shape[1]))
+    def forward(self, operands):
+        self.calls.append(("forward", operands.lengths is not None))
+        operands.y[...] = self.number
+        return tuple(np.zeros(shape, operands.x.dtype) for shape in self.spec.state_shape(operands.x.shape[1]))
 
-    def train(self, x, params, states, lengths, y, keep, seed):
-        self.calls.append(("train", keep, seed))
-        return self.forward(x, params, states, lengths, y), FakeKept()
+    def train(self, operands, save, seed):
+        self.calls.append(("train", save, seed))
+        return self.forward(operands), FakeResiduals()
 
-    def backward(self, kept, dy, dstates, gradients):
-        self.calls.append(("backward", dy, dstates))
-        for array in (gradients.x, gradients.params, *(gradients.states or ())):
-            if array is not None:
-                array[...] = self.number
+    def backward(self, residuals, operands):
+        self.calls.append(("backward", operands.dy, operands.dstates))
+        for buffer in (operands.grads.x, operands.grads.params, *(operands.grads.states or ())):
+            if buffer is not None:
+                buffer[...] = self.number
 
-    def reserve_bytes(self, steps, batch, keep):
-        return FakeKept.nbytes
+    def reserve_bytes(self, steps, batch, save):
+        return FakeResiduals.nbytes
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def engine(name, number=1, factory=None, order=0, automatic=True, **supports):
         made.append(FakeEngine(spec, number))
         return made[-1]
 
-    registry.register(name, factory or make, Supports(**supports), order=order, automatic=automatic)
+    registry.register(name, factory or make, Capabilities(**supports), order=order, automatic=automatic)
     try:
         yield made
     finally:
@@ -83,7 +84,7 @@ def alone():
     finally:
         for entry in there:
             options = {name: getattr(entry, name) for name in ("order", "device", "automatic", "description")}
-            registry.register(entry.name, entry.factory, entry.supports, **options)
+            registry.register(entry.name, entry.factory, entry.capabilities, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +116,8 @@ def test_the_engines_there_are():
     for entry in registry.engines():
         assert entry.description
         assert entry.device == "cpu"
-        assert "gru; float32, float64; training, lengths, dropout; projection_size, " in str(entry.supports)
-        assert entry.supports.options == OPTIONS
+        assert "gru; float32, float64; training, lengths, dropout; projection_size, " in str(entry.capabilities)
+        assert entry.capabilities.options == OPTIONS
         assert registry.find(entry.name) is entry
 
 
@@ -155,7 +156,7 @@ def test_one_that_is_not_automatic_is_asked_for_by_name():
     assert RNNOp(SPEC, "reference").backend == "reference"
 
 
-@pytest.mark.parametrize("make", [RNNOp, RNNOp.get, Choice])
+@pytest.mark.parametrize("make", [RNNOp, RNNOp.get, EngineSelector])
 @pytest.mark.parametrize("backend", [3, b"cpu", ["cpu"], RNNOp, True])
 def test_backend_of_a_wrong_type(make, backend):
     names = ", ".join(registry.names())
@@ -164,7 +165,7 @@ def test_backend_of_a_wrong_type(make, backend):
         make(SPEC, backend=backend)
 
 
-@pytest.mark.parametrize("make", [RNNOp, RNNOp.get, Choice])
+@pytest.mark.parametrize("make", [RNNOp, RNNOp.get, EngineSelector])
 @pytest.mark.parametrize("backend", ["", "CPU", "metal"])
 def test_unknown_backend(make, backend):
     with pytest.raises(ValueError, match=f"^backend must be one of {', '.join(registry.names())}; got '{backend}'$"):
@@ -318,12 +319,14 @@ def test_pickling_keeps_the_backend_asked_for(backend):
         ({"name": ""}, ValueError, "name must be new and not empty"),
         ({"name": "cpu"}, ValueError, "name must be new .*cpu, .*reference; got 'cpu'"),
         ({"factory": None}, TypeError, "factory must be callable; got NoneType"),
-        ({"supports": {}}, TypeError, "supports must be a Supports; got dict"),
+        ({"capabilities": {}}, TypeError, "capabilities must be a Capabilities; got dict"),
     ],
 )
 def test_bad_registration(change, error, message):
     with pytest.raises(error, match=f"^{message}"):
-        registry.register(**{"name": "new", "factory": FakeEngine, "supports": Supports(), "order": 1, **change})
+        registry.register(
+            **{"name": "new", "factory": FakeEngine, "capabilities": Capabilities(), "order": 1, **change}
+        )
 
 
 def test_unregistering_what_is_not_there():
@@ -450,24 +453,25 @@ def test_an_engine_keeps_the_protocol(name):
     made.compile()
     made.compile(training=True)
     lengths = np.array([2, 5])
-    final = made.forward(x, params, None, lengths, y)
+    operands = ForwardOperands(x, params, None, lengths, y)
+    final = made.forward(operands)
     assert np.isnan(y[2:, 0]).all()
     assert not np.isnan(y[:2]).any()
-    again, kept = made.train(x, params, None, lengths, y, "gates", 0)
+    again, residuals = made.train(operands, "gates", 0)
     for one, other in zip(final, again, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert kept.nbytes == made.reserve_bytes(5, 2, "gates")
+    assert residuals.nbytes == made.reserve_bytes(5, 2, "gates")
     into = np.full_like(x, np.nan)
-    made.backward(kept, y, (None, None), Gradients(into, None, None))
+    made.backward(residuals, BackwardOperands(y, (None, None), GradBuffers(into, None, None)))
     assert np.isnan(into[2:, 0]).all()
     assert not np.isnan(into[:2]).any()
 
 
 def test_the_message_names_options_only():
     """So that they can be renamed: every option that is lacking by the name of its argument."""
-    lacking = Supports(modes=(), dtypes=(), training=False, lengths=False, dropout=False).lacking
-    assert lacking(SPEC, registry.NEEDS) == ["mode 'gru'", "dtype 'float32'", "dropout", "lengths", "training"]
-    assert lacking(PROJECTED)[2:] == ["projection_size"]
-    assert lacking(CLIPPED)[2:] == ["state_clip_min"]
+    missing = Capabilities(modes=(), dtypes=(), training=False, lengths=False, dropout=False).missing
+    assert missing(SPEC, NEEDS) == ["mode 'gru'", "dtype 'float32'", "dropout", "lengths", "training"]
+    assert missing(PROJECTED)[2:] == ["projection_size"]
+    assert missing(CLIPPED)[2:] == ["state_clip_min"]
     fields = {*RNNSpec.__dataclass_fields__, "training", "lengths"}
-    assert {re.match(r"\w+", name)[0] for name in lacking(DEEP, registry.NEEDS)} <= fields
+    assert {re.match(r"\w+", name)[0] for name in missing(DEEP, NEEDS)} <= fields

@@ -42,13 +42,13 @@ def assembly(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("build", "kind"), [(build_common, "tile"), (build_common_training, "upright")], ids=["tile", "upright"]
+    ("build", "kind"), [(build_common, "nn"), (build_common_training, "tn")], ids=["nn", "tn"]
 )
-def test_tiles(assembly, dtype, build, kind):
+def test_microkernels(assembly, dtype, build, kind):
     text = assembly(build, dtype)
     shape = {"float32": "4s", "float64": "2d"}[dtype]
-    tile = re.search(rf"^{kind}6x4:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
-    bodies = re.findall(r"^(\.LBB\d+_\d+):(.*?)b\.\w+\s+\1$", tile, re.MULTILINE | re.DOTALL)
+    microkernel = re.search(rf"^microkernel_{kind}6x4:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
+    bodies = re.findall(r"^(\.LBB\d+_\d+):(.*?)b\.\w+\s+\1$", microkernel, re.MULTILINE | re.DOTALL)
     multiplying = [body for _, body in bodies if "fmla" in body]
     assert multiplying
     for body in multiplying:

@@ -15,6 +15,7 @@ from onnx_models import (
 import fusedrnn.onnx
 import onnx
 from fusedrnn.engines import registry
+from fusedrnn.engines.interface import Capabilities
 from onnx import helper, numpy_helper
 
 KINDS = ("LSTM", "GRU", "RNN")
@@ -209,7 +210,7 @@ def test_what_no_engine_has_is_refused_by_name():
 
     case = Case("LSTM", attributes={"clip": 0.5}, weights_inside=True)
     model = case.model(case.arrays())
-    registry.register("plain", factory, registry.Supports(), order=1, automatic=False)
+    registry.register("plain", factory, Capabilities(), order=1, automatic=False)
     try:
         with pytest.raises(NotImplementedError, match=r"node 'node' \(LSTM\): .*plain"):
             fusedrnn.onnx.prepare(model, backend="plain")

@@ -8,8 +8,8 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, frozen
-from fusedrnn.engines.cpu.launch import cached_call as repeated
-from fusedrnn.engines.cpu.launch import ndarray_abi as objects
+from fusedrnn.engines.cpu import cached_call
+from fusedrnn.engines.cpu.launch import ndarray_abi
 
 MODES = "lstm", "gru", "rnn_relu", "rnn_tanh"
 SHAPES = Shape(1, 1, 5, 7), Shape(4, 3, 5, 7, 2, True), Shape(9, 8, 33, 40, 2)
@@ -23,7 +23,7 @@ def training_problem(shape, mode="lstm", dtype="float32"):
 def short(monkeypatch):
     """How many calls took the short way."""
     counts = {"forward": 0, "backward": 0}
-    for name, kind in (("forward", repeated.RepeatedForward), ("backward", repeated.RepeatedBackward)):
+    for name, kind in (("forward", cached_call.CachedForward), ("backward", cached_call.CachedBackward)):
         plain = kind.__call__
 
         def counted(self, *given, plain=plain, name=name):
@@ -43,7 +43,7 @@ def warm(op, *given, **more):
 
 
 def test_this_interpreter_is_known():
-    assert objects.layout() is not None
+    assert ndarray_abi.object_layout() is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -224,7 +224,7 @@ def test_gradients_of_other_kinds(short):
             for one, kept in ((op, reserve), (fresh, again)):
                 out = (np.ones_like(written[0]), np.ones_like(written[1]), tuple(map(np.ones_like, written[2])))
                 if one is fresh:
-                    fresh._repeats.backward = None  # the long way, each time
+                    fresh._call_cache.backward = None  # the long way, each time
                 results.append(one.backward(reserve=kept, **given, out=out if into else None))
         for other in results[1:]:
             for one, two in zip(results[0], other, strict=True):
@@ -328,7 +328,7 @@ def test_many_callers_at_once():
 
 
 def test_without_a_known_interpreter(monkeypatch, short):
-    monkeypatch.setattr(objects, "layout", lambda: None)
+    monkeypatch.setattr(ndarray_abi, "object_layout", lambda: None)
     problem = training_problem(SHAPES[1])
     op = RNNOp(problem.spec)
     found = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]

@@ -263,7 +263,7 @@ def check(mode, method, spec, arguments, changes):
     reserve = reserve_of(op, mode) if method == "backward" else None
 
     def fresh(these):
-        fresh_op._repeats = type(fresh_op._repeats)()  # forgets every call, and keeps the compiled code
+        fresh_op._call_cache = type(fresh_op._call_cache)()  # forgets every call, and keeps the compiled code
         return outcome(fresh_op, method, these, fresh_reserve)
 
     usual = fresh(arguments)
@@ -272,7 +272,7 @@ def check(mode, method, spec, arguments, changes):
     for label, these in changes:
         for _ in range(PRIMING):
             assert outcome(op, method, arguments, reserve) == usual, f"before {label}"
-        cached += any(getattr(op._repeats, kind) is not None for kind in ("inference", "training", "backward"))
+        cached += any(getattr(op._call_cache, kind) is not None for kind in ("inference", "training", "backward"))
         expected = fresh(these)
         assert outcome(op, method, these, reserve) == expected, label
         assert outcome(op, method, these, reserve) == expected, f"{label}, again"
@@ -310,6 +310,6 @@ def test_calls_of_all_kinds_in_any_order(mode, seed):
     for number in rng.integers(len(calls), size=150):
         method, label, these = calls[number]
         for _ in range(rng.integers(1, 5)):
-            fresh_op._repeats = type(fresh_op._repeats)()
+            fresh_op._call_cache = type(fresh_op._call_cache)()
             expected = outcome(fresh_op, method, these, fresh_reserve)
             assert outcome(op, method, these, reserve) == expected, f"{method} {label}"

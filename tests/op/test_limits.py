@@ -11,7 +11,7 @@ import pytest
 from fusedrnn import Activation, RNNOp, RNNSpec, frozen, set_num_threads
 from fusedrnn.mxnet import gluon
 from fusedrnn.mxnet.rnn import GRUCell
-from fusedrnn.spec import MOST_BYTES, MOST_LAYERS
+from fusedrnn.spec import MAX_BYTES, MAX_LAYERS
 
 HUGE = 10**5000  # more digits than Python writes
 OP = RNNOp(RNNSpec("gru", 3, 4))
@@ -32,7 +32,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("size", [MOST_BYTES + 1, 2**62, 2**63, 2**70, HUGE], ids=["48", "62", "63", "70", "16610"])
+@pytest.mark.parametrize("size", [MAX_BYTES + 1, 2**62, 2**63, 2**70, HUGE], ids=["48", "62", "63", "70", "16610"])
 @pytest.mark.parametrize(("name", "call"), ARGUMENTS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(ARGUMENTS)])
 def test_huge_sizes(name, call, size):
     began = time.process_time()
@@ -48,8 +48,8 @@ def test_huge_sizes(name, call, size):
         ("hidden_size", lambda: RNNSpec("gru", 5, 2**24, bidirectional=True)),
         ("input_size", lambda: RNNSpec("rnn_tanh", 2**46, 2)),
         ("num_layers", lambda: RNNSpec("gru", 3, 2, 10**7)),
-        ("num_layers", lambda: RNNSpec("gru", 3, 2, MOST_LAYERS + 1)),
-        ("num_layers", lambda: RNNSpec("lstm", 5, 2**17, MOST_LAYERS)),
+        ("num_layers", lambda: RNNSpec("gru", 3, 2, MAX_LAYERS + 1)),
+        ("num_layers", lambda: RNNSpec("lstm", 5, 2**17, MAX_LAYERS)),
         ("batch", lambda: OP.stream(PARAMS, batch=2**47)),
         ("batch_size", lambda: CELL.begin_state(2**47)),
         ("batch_size", lambda: LAYER.begin_state(2**47)),
@@ -77,9 +77,9 @@ def test_negative_sizes(name, call):
 
 
 def test_the_largest_that_are_allowed():
-    assert RNNSpec("gru", 3, 2, MOST_LAYERS).num_layers == MOST_LAYERS
+    assert RNNSpec("gru", 3, 2, MAX_LAYERS).num_layers == MAX_LAYERS
     spec = RNNSpec("rnn_tanh", 2**44, 1)
-    assert spec.layout.size * 4 < MOST_BYTES
+    assert spec.layout.size * 4 < MAX_BYTES
     RNNOp(spec)
 
 

@@ -2,8 +2,8 @@
 
 A background job of a script ignores SIGINT, and its children ignore it too. Other runners ignore or block other
 signals, or set a umask and variables that libraries read. Tests see none of it. ``FUSEDRNN_ONEDNN`` stays: it says
-what to test. So does what chooses OpenBLAS's kernels: without it some of its builds compute wrong results on some
-processors.
+what to test. ``FUSEDRNN_TEST_CACHE_DIR`` stays: it says where compiled kernels are kept from one run to the next. So
+does what chooses OpenBLAS's kernels: without it some of its builds compute wrong results on some processors.
 """
 
 import os
@@ -20,6 +20,7 @@ _TERMINAL = (
 )  # fmt: skip
 # What a child that is a Python of its own makes of warnings and assertions.
 _PYTHON = "PYTHONWARNINGS", "PYTHONOPTIMIZE"
+_KEPT = "FUSEDRNN_ONEDNN", "FUSEDRNN_TEST_CACHE_DIR"
 _UMASK = 0o022
 
 
@@ -28,7 +29,7 @@ def reset() -> None:
     _reset_signals()
     os.umask(_UMASK)
     for name in list(os.environ):
-        if name != "FUSEDRNN_ONEDNN" and (name.startswith(_PREFIXES) or name in _TERMINAL + _PYTHON):
+        if name not in _KEPT and (name.startswith(_PREFIXES) or name in _TERMINAL + _PYTHON):
             del os.environ[name]
 
 

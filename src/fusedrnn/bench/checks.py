@@ -107,7 +107,7 @@ def _compare(work: Workload, steps: int, actual: Results, expected: Results, sid
 
 def _gradient_difference(work: Workload, steps: int, one: Array, other: Array, sides: int) -> str | None:
     spec = work.spec
-    if spec.variant.has_corners:
+    if spec.variant.has_kinks:
         return norm_difference(one, other, sides * kink_tolerance(spec.dtype, spec))
     largest = float(np.maximum(np.max(other), -np.min(other)))
     rtol, atol = gradient_tolerance(spec.dtype, spec, steps, work.case.N, largest)

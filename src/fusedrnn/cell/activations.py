@@ -1,4 +1,4 @@
-"""The functions that a cell may put its pre-activations through, with their parameters: those of ONNX's operators."""
+"""The activations of cells: those of ONNX's RNN operators, with their parameters."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ __all__ = ["ACTIVATIONS", "Activation"]
 
 @dataclass(frozen=True)
 class Function:
-    """A function of x, alpha and beta; and what these two are if nobody says: None for one that it has not.
+    """A function of x, alpha and beta.
 
-    ``corner`` says whether its derivative jumps somewhere, whatever the parameters.
+    Attributes:
+        apply: The function.
+        alpha: The default of alpha; None if the function has no alpha.
+        beta: The same of beta.
+        kink: Whether its derivative jumps somewhere, whatever the parameters.
     """
 
     apply: Callable[[Expr, float, float], Expr]
     alpha: float | None = None
     beta: float | None = None
-    corner: bool = False
+    kink: bool = False
 
 
 def _elu(x: Expr, alpha: float) -> Expr:
@@ -34,13 +38,13 @@ def _elu(x: Expr, alpha: float) -> Expr:
 ACTIVATIONS: dict[str, Function] = {
     "sigmoid": Function(lambda x, a, b: sigmoid(x)),
     "tanh": Function(lambda x, a, b: tanh(x)),
-    "relu": Function(lambda x, a, b: relu(x), corner=True),
+    "relu": Function(lambda x, a, b: relu(x), kink=True),
     "affine": Function(lambda x, a, b: a * x + b, 1.0, 0.0),
-    "leaky_relu": Function(lambda x, a, b: relu(x) - a * relu(0.0 - x), 0.01, corner=True),
-    "thresholded_relu": Function(lambda x, a, b: relu_grad(x - a, x), 1.0, corner=True),
+    "leaky_relu": Function(lambda x, a, b: relu(x) - a * relu(0.0 - x), 0.01, kink=True),
+    "thresholded_relu": Function(lambda x, a, b: relu_grad(x - a, x), 1.0, kink=True),
     "scaled_tanh": Function(lambda x, a, b: a * tanh(b * x), 1.0, 1.0),
-    "hard_sigmoid": Function(lambda x, a, b: clip(a * x + b, 0.0, 1.0), 0.2, 0.5, corner=True),
-    "elu": Function(lambda x, a, b: _elu(x, a), 1.0, corner=True),
+    "hard_sigmoid": Function(lambda x, a, b: clip(a * x + b, 0.0, 1.0), 0.2, 0.5, kink=True),
+    "elu": Function(lambda x, a, b: _elu(x, a), 1.0, kink=True),
     "softsign": Function(lambda x, a, b: x / (1.0 + absolute(x))),
     "softplus": Function(lambda x, a, b: softplus(x)),
 }
@@ -48,15 +52,15 @@ ACTIVATIONS: dict[str, Function] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """One of :data:`ACTIVATIONS` with its parameters, to be called on expressions.
+    """One of :data:`ACTIVATIONS` with its parameters; a function of expressions.
 
     Attributes:
-        name: What it is.
+        name: A key of :data:`ACTIVATIONS`.
         alpha: Its first parameter; None for the function's default, or if it has none.
-        beta: Its second one.
+        beta: Its second parameter, likewise.
 
     Raises:
-        TypeError: If the name is no string or a parameter no number.
+        TypeError: If the name is not a string or a parameter is not a number.
         ValueError: If there is no such function, or it has no such parameter.
     """
 
@@ -70,30 +74,30 @@ class Activation:
         function = ACTIVATIONS.get(self.name)
         if function is None:
             raise ValueError(f"activations must be of {', '.join(ACTIVATIONS)}; got {self.name!r}")
-        for which in ("alpha", "beta"):
-            given, default = getattr(self, which), getattr(function, which)
-            if given is None:
-                object.__setattr__(self, which, default)
-                continue
-            if default is None:
-                raise ValueError(f"activations: {self.name} must have no {which}; got {given!r}")
-            if isinstance(given, bool) or not isinstance(given, Real):
-                raise TypeError(f"activations: {which} of {self.name} must be a number; got {given!r}")
-            number = as_float(f"activations: {which} of {self.name}", given)
-            if not math.isfinite(number):
-                raise ValueError(f"activations: {which} of {self.name} must be finite; got {given!r}")
-            object.__setattr__(self, which, number)
+        for parameter in ("alpha", "beta"):
+            value, default = getattr(self, parameter), getattr(function, parameter)
+            if value is not None:
+                self._check_parameter(parameter, value, default)
+            object.__setattr__(self, parameter, default if value is None else float(value))
+
+    def _check_parameter(self, parameter: str, value: object, default: float | None) -> None:
+        if default is None:
+            raise ValueError(f"activations: {self.name} must have no {parameter}; got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"activations: {parameter} of {self.name} must be a number; got {value!r}")
+        if not math.isfinite(as_float(f"activations: {parameter} of {self.name}", value)):
+            raise ValueError(f"activations: {parameter} of {self.name} must be finite; got {value!r}")
 
     @property
-    def has_corner(self) -> bool:
+    def has_kink(self) -> bool:
         """Whether its derivative jumps somewhere."""
-        return ACTIVATIONS[self.name].corner
+        return ACTIVATIONS[self.name].kink
 
     def __call__(self, x: Expr) -> Expr:
-        """The function of an expression."""
+        """Apply it to an expression."""
         return ACTIVATIONS[self.name].apply(x, self.alpha or 0.0, self.beta or 0.0)
 
     def __str__(self) -> str:
         parameters = {"alpha": self.alpha, "beta": self.beta}
-        given = [f"{name}={value:g}" for name, value in parameters.items() if value is not None]
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        texts = [f"{name}={value:g}" for name, value in parameters.items() if value is not None]
+        return f"{self.name}({', '.join(texts)})" if texts else self.name

@@ -1,16 +1,14 @@
-"""The maths of each cell, written once.
+"""The equations of each cell. The NumPy reference, the kernels and the double backward are derived from them.
 
-A cell is a function of three things: ``x``, the gate pre-activations that come from the input; ``recur``, which gives
-those that come from the recurrent weights applied to whatever it is handed, and projects; and ``s``, the previous
-states. It returns the new states, the output first. What a cell leaves open is in its :class:`Variant`. Everything
-else (the NumPy reference, the kernels) is derived from it.
+Equations are a function of the pre-activations ``x`` from the input, by gate; of ``recurrent``, which multiplies its
+argument by the recurrent weights (or projects it); of the previous states ``s``; and of the :class:`Variant` ``v``.
+They return the new states, the output first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -18,23 +16,23 @@ from fusedrnn.cell.activations import Activation
 from fusedrnn.cell.expr import Expr
 from fusedrnn.cell.leaves import Peephole
 from fusedrnn.cell.primitives import clip, clip_nan
-from fusedrnn.cell.trace import TracedCell, trace
 
-__all__ = ["CELLS", "Cell", "Variant", "traced"]
+__all__ = ["CELLS", "FAMILIES", "Cell", "Family", "Variant", "make_cell"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A cell with everything that it leaves open; a field is as it is if nothing is said.
+    """A cell with all its options.
 
     Attributes:
-        mode: The cell.
-        activations: Its functions in the order in which it has them.
-        reset_after: Whether a GRU's r multiplies the recurrent product, not what is multiplied.
+        mode: The cell: a key of :data:`FAMILIES`.
+        activations: Its activations, in the order in which the equations unpack them.
+        reset_after: Whether a GRU's r multiplies the recurrent product rather than the state.
         peepholes: Whether an LSTM's gates see the cell state.
-        coupled_gates: Whether an LSTM forgets as much as it lets in.
-        gate_clip: How large a pre-activation may be either way.
-        state_clip: Bounds of an LSTM's cell state, and whether NaN is replaced by the lower one.
+        coupled_gates: Whether an LSTM's f is 1 - i.
+        gate_clip: Bound on the size of pre-activations; None for none.
+        state_clip: Lower and upper bound of an LSTM's cell state, and whether NaN becomes the lower bound; None for
+            no bounds.
         projects: Whether an LSTM's output is projected.
     """
 
@@ -49,27 +47,27 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """A short name, for files: the mode, and if anything is out of the ordinary a number made from it all."""
+        """A short name for files: the mode, followed by a hash unless all options are the defaults."""
         if self == FAMILIES[self.mode].default:
             return self.mode
         return f"{self.mode}_{sha256(repr(self).encode()).hexdigest()[:12]}"
 
     @property
-    def has_corners(self) -> bool:
-        """Whether derivatives jump somewhere, so that rounding a sum may change them."""
+    def has_kinks(self) -> bool:
+        """Whether the derivative jumps somewhere, so that a rounding error may change a gradient."""
         clips = self.gate_clip is not None or self.state_clip is not None
-        return clips or any(one.has_corner for one in self.activations)
+        return clips or any(activation.has_kink for activation in self.activations)
 
-    def clipped(self, a: Expr) -> Expr:
-        """A pre-activation within its bounds."""
+    def clip_gate(self, a: Expr) -> Expr:
+        """Clip a pre-activation."""
         return a if self.gate_clip is None else clip(a, -self.gate_clip, self.gate_clip)
 
-    def peeking(self, gate: str, a: Expr, c: Expr) -> Expr:
-        """A gate's pre-activation, which may see the cell state, within its bounds."""
-        return self.clipped(a + Peephole(gate) * c if self.peepholes else a)
+    def with_peephole(self, gate: str, a: Expr, c: Expr) -> Expr:
+        """Add the peephole from ``c`` to a gate's pre-activation, then clip it."""
+        return self.clip_gate(a + Peephole(gate) * c if self.peepholes else a)
 
-    def bounded(self, c: Expr) -> Expr:
-        """A cell state within its bounds."""
+    def clip_state(self, c: Expr) -> Expr:
+        """Clip a cell state."""
         if self.state_clip is None:
             return c
         low, high, nan = self.state_clip
@@ -78,7 +76,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's name, its gates in the order in which weights stack them, its states, and its equations."""
+    """A cell of one variant: its gates in the order in which weights stack them, its states, its equations."""
 
     name: str
     gates: tuple[str, ...]
@@ -88,7 +86,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Family:
-    """A cell and all its variants: the equations' last argument says which."""
+    """All variants of a cell; ``gates`` are those of the default variant."""
 
     gates: tuple[str, ...]
     states: tuple[str, ...]
@@ -100,7 +98,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def cell(name: str, gates: str, states: str, activations: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated equations as the cell of that name; gates and states are given one letter each."""
+    """Register the decorated equations as the cell ``name``; each gate and state is one letter."""
 
     def register(equations: Callable[..., Any]) -> Callable[..., Any]:
         default = Variant(name, tuple(map(Activation, activations.split())))
@@ -112,49 +110,43 @@ def cell(name: str, gates: str, states: str, activations: str) -> Callable[[Call
 
 @cell("rnn_tanh", gates="a", states="h", activations="tanh")
 @cell("rnn_relu", gates="a", states="h", activations="relu")
-def rnn(x: Any, recur: Any, s: Any, v: Variant) -> Any:
+def rnn(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     (activate,) = v.activations
-    h = recur(s.h)
-    return activate(v.clipped(x.a + h.a))
+    h = recurrent(s.h)
+    return activate(v.clip_gate(x.a + h.a))
 
 
 @cell("lstm", gates="ifgo", states="hc", activations="sigmoid tanh tanh")
-def lstm(x: Any, recur: Any, s: Any, v: Variant) -> Any:
+def lstm(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     gate, candidate, output = v.activations
-    h = recur(s.h)
-    i = gate(v.peeking("i", x.i + h.i, s.c))
-    f = 1.0 - i if v.coupled_gates else gate(v.peeking("f", x.f + h.f, s.c))
-    g = candidate(v.clipped(x.g + h.g))
-    c = v.bounded(f * s.c + i * g)
-    o = gate(v.peeking("o", x.o + h.o, c))
+    h = recurrent(s.h)
+    i = gate(v.with_peephole("i", x.i + h.i, s.c))
+    f = 1.0 - i if v.coupled_gates else gate(v.with_peephole("f", x.f + h.f, s.c))
+    g = candidate(v.clip_gate(x.g + h.g))
+    c = v.clip_state(f * s.c + i * g)
+    o = gate(v.with_peephole("o", x.o + h.o, c))
     y = o * output(c)
-    return recur.project(y) if v.projects else y, c
+    return recurrent.project(y) if v.projects else y, c
 
 
 @cell("gru", gates="rzn", states="h", activations="sigmoid tanh")
-def gru(x: Any, recur: Any, s: Any, v: Variant) -> Any:
+def gru(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     gate, candidate = v.activations
-    h = recur(s.h)
-    r = gate(v.clipped(x.r + h.r))
-    z = gate(v.clipped(x.z + h.z))
-    n = candidate(v.clipped(x.n + (r * h.n if v.reset_after else recur(r * s.h).n)))
+    h = recurrent(s.h)
+    r = gate(v.clip_gate(x.r + h.r))
+    z = gate(v.clip_gate(x.z + h.z))
+    n = candidate(v.clip_gate(x.n + (r * h.n if v.reset_after else recurrent(r * s.h).n)))
     return n + z * (s.h - n)
 
 
-def cell_of(variant: Variant) -> Cell:
-    """The cell with everything settled."""
+def make_cell(variant: Variant) -> Cell:
+    """The cell of a variant."""
     family = FAMILIES[variant.mode]
     gates = tuple(gate for gate in family.gates if not (gate == "f" and variant.coupled_gates))
     return Cell(
-        variant.mode, gates, family.states, lambda x, recur, s: family.equations(x, recur, s, variant)
+        variant.mode, gates, family.states, lambda x, recurrent, s: family.equations(x, recurrent, s, variant)
     )
 
 
-@lru_cache(maxsize=256)
-def traced(variant: Variant) -> TracedCell:
-    """That cell as expressions."""
-    return trace(cell_of(variant))
-
-
-CELLS: dict[str, Cell] = {name: cell_of(family.default) for name, family in FAMILIES.items()}
-"""The cells as they are if nothing is said."""
+CELLS: dict[str, Cell] = {name: make_cell(family.default) for name, family in FAMILIES.items()}
+"""The default variant of each cell."""

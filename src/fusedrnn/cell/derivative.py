@@ -1,7 +1,7 @@
-"""A cell's derivative: the gradients of its gates and previous states, and what forward must keep for them.
+"""The derivative of a cell: the gradients of its gates and previous states, and what forward saves for them.
 
-Everything comes from the traced equations. What the gradients use of the forward pass is either kept in the reserve
-or computed again from what is there anyway: the states before and after the step, and whatever else is kept.
+It follows from the traced equations. A forward value that the gradients use is either saved in the reserve or
+recomputed from the states before and after the step and from what is saved.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from fusedrnn.cell.leaves import (
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import Stage, TracedCell
 
-# Keeping an element means to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64,
-# at some 8 or 4 operations a byte for a core that is at its peak while it shares the memory with others.
-_FLOPS_WORTH_KEEPING = 96
+# To save an element is to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64. In the
+# same time a core at its peak that shares the memory bandwidth with others does 8 or 4 operations for each byte.
+_MAX_RECOMPUTE_FLOPS = 96
 
 
 @dataclass(frozen=True)
@@ -37,132 +37,133 @@ class StageDerivative:
     """The gradients that one stage's GEMMs need.
 
     Attributes:
-        slots: The distinct gradients of pre-activations, then those of the weights that multiply element by element.
-        from_input: The slot of each of the stage's gates' gradient towards the input weights.
-        from_state: The slot of each one's gradient towards the recurrent weights; of a projection's result.
-        vectors: The slot of each of the cell's element by element weights whose gate is of this stage.
+        distinct_grads: The distinct gradients of the pre-activations (of a projection, of its result), then those of
+            the peephole weights. The fields below index it.
+        x_grads: For each gate of the stage, its gradient for the input weights.
+        h_grads: For each gate of the stage, its gradient for the recurrent weights; the result's for a projection.
+        peephole_grads: For each gate of the stage with a peephole weight, the gradient of that weight.
     """
 
-    slots: tuple[Expr, ...]
-    from_input: tuple[int, ...]
-    from_state: tuple[int, ...]
-    vectors: tuple[int, ...] = ()
+    distinct_grads: tuple[Expr, ...]
+    x_grads: tuple[int, ...]
+    h_grads: tuple[int, ...]
+    peephole_grads: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Derivative:
-    """The pointwise part of a step's backward pass.
+    """The elementwise part of a step's backward pass.
 
     Attributes:
-        kept: What the reserve keeps of each step, in its order.
-        recomputed: What backward computes again although forward had it, of what is kept.
-        stages: What each stage's GEMMs need; a stage's gradients use the operands' of later stages alone.
-        states: The gradient of each previous state, without what comes through the recurrent weights; None for zero.
-        names: What these states are called.
+        saved: What forward saves of each step, in the order of the reserve.
+        recomputed: The forward values that backward recomputes.
+        stages: The gradients of each stage; they use the operand cotangents of later stages only.
+        state_grads: The gradient of each previous state, without what comes through the recurrent weights; None for
+            zero.
+        state_names: The names of these states.
     """
 
-    kept: tuple[Expr, ...]
+    saved: tuple[Expr, ...]
     recomputed: tuple[Expr, ...]
     stages: tuple[StageDerivative, ...]
-    states: tuple[Expr | None, ...]
-    names: tuple[str, ...]
+    state_grads: tuple[Expr | None, ...]
+    state_names: tuple[str, ...]
 
     def final_stage(self, state: str) -> int:
-        """The stage, of which backward goes through the last first, that gives a previous state's gradient.
+        """The index of the stage in which backward computes the gradient of a previous state.
 
-        It is the first that can, and after which no other needs what has reached the new state.
+        Backward visits the last stage first. This is the first stage visited that has all operand cotangents the
+        gradient uses, and after which no stage reads the new state's cotangent, which the gradient then overwrites.
         """
-        gradient = dict(zip(self.names, self.states, strict=True))[state]
-        used = [] if gradient is None else walk([gradient])
-        stages = [node.stage - 1 for node in used if isinstance(node, OperandCotangent)]
-        for number, stage in enumerate(self.stages):
-            if StateCotangent(state) in walk(stage.slots):
-                stages.append(number)
+        gradient = dict(zip(self.state_names, self.state_grads, strict=True))[state]
+        nodes = [] if gradient is None else walk([gradient])
+        stages = [node.stage - 1 for node in nodes if isinstance(node, OperandCotangent)]
+        for index, stage in enumerate(self.stages):
+            if StateCotangent(state) in walk(stage.distinct_grads):
+                stages.append(index)
         return min(stages, default=len(self.stages) - 1)
 
     def __str__(self) -> str:
-        kept = ", ".join(describe(node) for node in self.kept) or "no more than the states"
-        again = ", ".join(describe(node, self.kept) for node in self.recomputed)
-        return f"keeps {kept}" + (f"; recomputes {again}" if again else "")
+        saved = ", ".join(describe(node) for node in self.saved) or "no more than the states"
+        recomputed = ", ".join(describe(node, self.saved) for node in self.recomputed)
+        return f"saves {saved}" + (f"; recomputes {recomputed}" if recomputed else "")
 
 
 @lru_cache(maxsize=64)
 def differentiate(cell: TracedCell) -> Derivative:
-    """The derivative of a cell whose first stage multiplies its first state.
+    """Differentiate a cell whose first stage multiplies its first state.
 
     Raises:
-        NotImplementedError: If that has another operand, or the cell has a gate that leads nowhere.
+        NotImplementedError: If the first stage has another operand, or the new states do not depend on some gate.
     """
     if cell.stages[0].operand != State(cell.states[0]):
         raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
-    roots = [*cell.outputs, *cell.operands]
-    seeds: list[Expr] = [StateCotangent(name) for name in cell.states]
-    seeds += [OperandCotangent(number) for number in range(1, len(cell.stages))]
-    reaching = vjp(roots, seeds)
-    found = [_of_stage(cell, stage, reaching) for stage in cell.stages]
-    states = [reaching.get(State(name)) for name in cell.states]
-    wanted = [slot for stage in found for slot in stage.slots]
-    kept, recomputed = _choose(cell, [*wanted, *(state for state in states if state is not None)])
-    places: dict[Expr, Expr] = {after: NewState(n) for n, after in zip(cell.states, cell.outputs, strict=True)}
-    places.update({node: Saved(index) for index, node in enumerate(kept)})
+    cotangents: list[Expr] = [StateCotangent(name) for name in cell.states]
+    cotangents += [OperandCotangent(index) for index in range(1, len(cell.stages))]
+    grads = vjp([*cell.outputs, *cell.operands], cotangents)
+    stages = [_differentiate_stage(cell, stage, grads) for stage in cell.stages]
+    state_grads = [grads.get(State(name)) for name in cell.states]
+    targets = [grad for stage in stages for grad in stage.distinct_grads]
+    saved, recomputed = _choose(cell, [*targets, *(grad for grad in state_grads if grad is not None)])
+    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    available.update({node: Saved(index) for index, node in enumerate(saved)})
     return Derivative(
-        kept=tuple(kept),
-        recomputed=tuple(substitute(recomputed, places.get)),
-        stages=tuple(replace(one, slots=tuple(substitute(one.slots, places.get))) for one in found),
-        states=tuple(None if state is None else substitute([state], places.get)[0] for state in states),
-        names=cell.states,
+        saved=tuple(saved),
+        recomputed=tuple(substitute(recomputed, available.get)),
+        stages=tuple(
+            replace(stage, distinct_grads=tuple(substitute(stage.distinct_grads, available.get))) for stage in stages
+        ),
+        state_grads=tuple(None if grad is None else substitute([grad], available.get)[0] for grad in state_grads),
+        state_names=cell.states,
     )
 
 
-def _of_stage(cell: TracedCell, stage: Stage, reaching: Mapping[Leaf, Expr]) -> StageDerivative:
-    """What reaches a stage's leaves."""
+def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Expr]) -> StageDerivative:
+    """The gradients of a stage's leaves, each distinct one once."""
     if stage.projects:
-        return StageDerivative((reaching[Projected()],), (), (0,))
-    kinds = (PreSum, PreSum) if stage.merged else (PreX, PreH)
-    if unused := [gate for gate in stage.gates for kind in kinds if kind(gate) not in reaching]:
+        return StageDerivative((grads[Projected()],), (), (0,))
+    kinds = (PreSum, PreSum) if stage.accumulates_in_place else (PreX, PreH)
+    if unused := [gate for gate in stage.gates for kind in kinds if kind(gate) not in grads]:
         raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
-    by_gate = [[reaching[kind(gate)] for gate in stage.gates] for kind in kinds]
-    vectors = [reaching[Peephole(gate)] for gate in cell.peepholes if gate in stage.gates]
-    slots = list(dict.fromkeys(by_gate[0] + by_gate[1] + vectors))
-    places = (tuple(slots.index(gradient) for gradient in part) for part in (*by_gate, vectors))
-    return StageDerivative(tuple(slots), *places)
+    x_grads, h_grads = ([grads[kind(gate)] for gate in stage.gates] for kind in kinds)
+    peephole_grads = [grads[Peephole(gate)] for gate in cell.peepholes if gate in stage.gates]
+    distinct = list(dict.fromkeys(x_grads + h_grads + peephole_grads))
+    indices = (tuple(map(distinct.index, group)) for group in (x_grads, h_grads, peephole_grads))
+    return StageDerivative(tuple(distinct), *indices)
 
 
-def _choose(cell: TracedCell, wanted: list[Expr]) -> tuple[list[Expr], list[Expr]]:
-    """What of the forward pass to keep for the ``wanted`` gradients, and what to compute again."""
+def _choose(cell: TracedCell, targets: list[Expr]) -> tuple[list[Expr], list[Expr]]:
+    """The forward values to save for the gradients ``targets``, and those to recompute."""
     roots = [*cell.outputs, *cell.operands]
     forward = set(walk(roots))
-    at_hand: dict[Expr, int] = dict.fromkeys(cell.outputs, 0)
-    at_hand.update({State(name): 0 for name in cell.states})
-    at_hand.update({Peephole(gate): 0 for gate in cell.peepholes})
-    needed = {arg for node in walk(wanted) if node not in forward for arg in node.args if arg in forward}
-    needed.update(node for node in wanted if node in forward)
-    kept, recomputed = [], []
-    for node in walk(roots):  # arguments first: what is kept for itself is there for what is made of it
-        if node in needed and node not in at_hand and not isinstance(node, Constant):
-            cost = _cost(node, at_hand)
-            if cost > _FLOPS_WORTH_KEEPING:
-                kept.append(node)
-                at_hand[node] = 0
+    available: set[Expr] = {*cell.outputs, *map(State, cell.states), *map(Peephole, cell.peepholes)}
+    needed = {arg for node in walk(targets) if node not in forward for arg in node.args if arg in forward}
+    needed.update(node for node in targets if node in forward)
+    saved, recomputed = [], []
+    for node in walk(roots):  # arguments first: a value that is saved is available to those computed from it
+        if node in needed and node not in available and not isinstance(node, Constant):
+            if _recompute_flops(node, available) > _MAX_RECOMPUTE_FLOPS:
+                saved.append(node)
+                available.add(node)
             else:
                 recomputed.append(node)
-    return kept, recomputed
+    return saved, recomputed
 
 
-def _cost(node: Expr, at_hand: Mapping[Expr, int]) -> int:
-    """Operations to compute a node from what is at hand; more than is worth it if that is not possible."""
-    if node in at_hand or isinstance(node, Constant):
+def _recompute_flops(node: Expr, available: set[Expr]) -> int:
+    """Operations to compute a node from what is available; more than the limit if that is not possible."""
+    if node in available or isinstance(node, Constant):
         return 0
     if not isinstance(node, Operation):
-        return _FLOPS_WORTH_KEEPING + 1
-    return PRIMITIVES[node.op].flops + sum(_cost(arg, at_hand) for arg in node.args)
+        return _MAX_RECOMPUTE_FLOPS + 1
+    return PRIMITIVES[node.op].flops + sum(_recompute_flops(arg, available) for arg in node.args)
 
 
-def describe(node: Expr, kept: Sequence[Expr] = ()) -> str:
-    """A forward expression for people, such as ``sigmoid(x.r + h.r)`` or ``tanh(new c)``."""
+def describe(node: Expr, saved: Sequence[Expr] = ()) -> str:
+    """A forward expression as text, such as ``sigmoid(x.r + h.r)`` or ``tanh(new c)``."""
     match node:
         case Saved(index):
-            return describe(kept[index], kept)
+            return describe(saved[index], saved)
         case PreX(gate):
             return f"x.{gate}"
         case PreH(gate):
@@ -176,9 +177,9 @@ def describe(node: Expr, kept: Sequence[Expr] = ()) -> str:
         case Constant(value):
             return f"{value:g}"
     assert isinstance(node, Operation)
-    inside = [describe(arg, kept) for arg in node.args]
-    sign = {"add": " + ", "sub": " - ", "mul": "·"}.get(node.op)
-    if sign is None:
-        return f"{node.op}({', '.join(inside)})"
+    args = [describe(arg, saved) for arg in node.args]
+    infix = {"add": " + ", "sub": " - ", "mul": "·"}.get(node.op)
+    if infix is None:
+        return f"{node.op}({', '.join(args)})"
     sums = [isinstance(arg, Operation) and arg.op in ("add", "sub") for arg in node.args]
-    return sign.join(f"({text})" if is_sum else text for is_sum, text in zip(sums, inside, strict=True))
+    return infix.join(f"({text})" if is_sum else text for is_sum, text in zip(sums, args, strict=True))

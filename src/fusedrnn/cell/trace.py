@@ -1,43 +1,37 @@
-"""Cells as expressions: run a cell's equations on symbols, see its stages, merge what is only ever added.
-
-The leaves of a traced cell are in :mod:`fusedrnn.cell.leaves`.
-"""
+"""Trace a cell: run its equations on symbols to get its GEMMs, called stages, and its new states as expressions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
 
+from fusedrnn.cell.cells import Cell, Variant, make_cell
 from fusedrnn.cell.expr import Expr, Leaf, substitute, walk
 from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected, State
-
-if TYPE_CHECKING:
-    from fusedrnn.cell.cells import Cell
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One GEMM of a step: its operand, and the gates whose rows of the recurrent weights it uses.
+    """One GEMM of a step.
 
     Attributes:
-        operand: What is multiplied: the output of the step before, or something that an earlier stage made.
-        gates: Those gates, neighbours in the weights; none in a projection.
-        projects: Whether this is the projection, whose weights are its own and whose result is the leaf
-            :class:`Projected`.
-        merged: Whether the gates' two parts are only ever added, so that a kernel can accumulate onto the input's.
+        operand: What it multiplies: the previous output, or a value that an earlier stage computes.
+        gates: The gates it computes, adjacent in the weights; none in the projection.
+        projects: Whether this is the projection, which has its own weights and gives :class:`Projected`.
+        accumulates_in_place: Whether ``PreX`` and ``PreH`` of its gates are only ever added, so that a kernel can
+            accumulate the recurrent product onto the input's.
     """
 
     operand: Expr
     gates: tuple[str, ...]
     projects: bool = False
-    merged: bool = False
+    accumulates_in_place: bool = False
 
 
 @dataclass(frozen=True)
 class TracedCell:
-    """A cell as expressions: its stages in order and its new states, the output first."""
+    """A cell as expressions: its stages in order, and its new states, the output first."""
 
     gates: tuple[str, ...]
     states: tuple[str, ...]
@@ -45,9 +39,9 @@ class TracedCell:
     outputs: tuple[Expr, ...]
 
     @property
-    def merged(self) -> bool:
-        """Whether those of all gates are."""
-        return all(stage.merged or stage.projects for stage in self.stages)
+    def accumulates_in_place(self) -> bool:
+        """Whether every stage with gates does."""
+        return all(stage.accumulates_in_place or stage.projects for stage in self.stages)
 
     @cached_property
     def peepholes(self) -> tuple[str, ...]:
@@ -57,7 +51,7 @@ class TracedCell:
 
     @property
     def operands(self) -> tuple[Expr, ...]:
-        """What the stages behind the first multiply."""
+        """The operands of the stages after the first."""
         return tuple(stage.operand for stage in self.stages[1:])
 
     @cached_property
@@ -66,42 +60,44 @@ class TracedCell:
         return any(stage.projects for stage in self.stages)
 
     def ready_stage(self, node: Expr) -> int:
-        """The number of the stage after whose GEMM a node can be computed."""
+        """The index of the stage after whose GEMM a node can be computed."""
         ready = 0
         for leaf in walk([node]):
-            for number, stage in enumerate(self.stages):
+            for index, stage in enumerate(self.stages):
                 if isinstance(leaf, Projected):
                     needed = stage.projects
                 else:
                     needed = isinstance(leaf, (PreH, PreSum)) and leaf.gate in stage.gates
                 if needed:
-                    ready = max(ready, number)
+                    ready = max(ready, index)
         return ready
 
 
-class _Gates:
-    """``x.i``, ``h.i`` or ``s.c``: leaves by attribute; ``used`` collects the names of those read."""
+class _Leaves:
+    """``x.i``, ``h.i`` or ``s.c``: a leaf by attribute; ``used`` collects the names that the equations read."""
 
-    def __init__(self, leaf: Callable[[str], Leaf], gates: Sequence[str], used: set[str]) -> None:
-        self._leaf, self._gates, self._used = leaf, gates, used
+    def __init__(self, kind: Callable[[str], Leaf], names: Sequence[str], used: set[str]) -> None:
+        self._kind, self._names, self._used = kind, names, used
 
-    def __getattr__(self, gate: str) -> Expr:
-        if gate not in self._gates:
-            raise AttributeError(f"the cell has no gate {gate!r}; its gates are {', '.join(self._gates)}")
-        self._used.add(gate)
-        return self._leaf(gate)
+    def __getattr__(self, name: str) -> Expr:
+        if name not in self._names:
+            what = "state" if self._kind is State else "gate"
+            raise AttributeError(f"the cell has no {what} {name!r}; its {what}s are {', '.join(self._names)}")
+        self._used.add(name)
+        return self._kind(name)
 
 
-class _Recurrence:
-    """What equations call to have something multiplied by the recurrent weights, or projected."""
+class _Recurrent:
+    """The equations' ``recurrent``: each call adds a stage."""
 
     def __init__(self, gates: Sequence[str]) -> None:
         self._gates = gates
         self._stages: list[tuple[Expr, set[str], bool]] = []
 
-    def __call__(self, operand: Expr) -> _Gates:
-        self._stages.append((operand, set(), False))
-        return _Gates(PreH, self._gates, self._stages[-1][1])
+    def __call__(self, operand: Expr) -> _Leaves:
+        used: set[str] = set()
+        self._stages.append((operand, used, False))
+        return _Leaves(PreH, self._gates, used)
 
     def project(self, operand: Expr) -> Expr:
         self._stages.append((operand, set(), True))
@@ -119,41 +115,44 @@ def trace(cell: Cell) -> TracedCell:
     """Run a cell's equations on symbols.
 
     Raises:
-        ValueError: If a gate comes from more than one stage, or those of a stage are no neighbours.
+        AttributeError: If they read a gate or a state that the cell does not have.
+        ValueError: If they take a gate from more than one stage.
     """
-    recurrence = _Recurrence(cell.gates)
-    result = cell.equations(_Gates(PreX, cell.gates, set()), recurrence, _Gates(State, cell.states, set()))
+    recurrent = _Recurrent(cell.gates)
+    result = cell.equations(_Leaves(PreX, cell.gates, set()), recurrent, _Leaves(State, cell.states, set()))
     outputs = result if isinstance(result, tuple) else (result,)
-    stages = recurrence.stages()
-    asked = [gate for stage in stages for gate in stage.gates]
-    if repeated := {gate for gate in asked if asked.count(gate) > 1}:
+    stages = recurrent.stages()
+    used = [gate for stage in stages for gate in stage.gates]
+    if repeated := {gate for gate in used if used.count(gate) > 1}:
         raise ValueError(f"cell {cell.name!r} takes gate {', '.join(sorted(repeated))} from more than one stage")
     return TracedCell(cell.gates, cell.states, stages, outputs)
 
 
-@lru_cache(maxsize=64)
-def merge(traced: TracedCell) -> TracedCell:
-    """Exchange x + h for one leaf :class:`PreSum`, in each stage whose gates' two parts are never needed apart.
+@lru_cache(maxsize=256)
+def traced_cell(variant: Variant) -> TracedCell:
+    """The traced cell of a variant."""
+    return trace(make_cell(variant))
 
-    A kernel then lets the recurrent GEMM accumulate onto the input's pre-activations. Only the reset-after GRU is left
-    as it was: its r multiplies the recurrent part of n alone.
+
+@lru_cache(maxsize=64)
+def fuse_gate_sums(traced: TracedCell) -> TracedCell:
+    """Replace ``PreX + PreH`` by ``PreSum`` in each stage whose gates use the two in no other way.
+
+    A kernel then lets the recurrent GEMM accumulate onto the input's pre-activations. The reset-after GRU is unchanged:
+    its r multiplies ``PreH`` of n alone.
     """
-    # What a later stage multiplies may be made of gates too.
+    # The operand of a later stage may use gates too.
     roots = [*traced.outputs, *(stage.operand for stage in traced.stages)]
     stages = []
     for stage in traced.stages:
-        sums = {PreX(gate) + PreH(gate): gate for gate in stage.gates}
-        merged = substitute(roots, _to_sums(sums))
-        apart = {kind(gate) for kind in (PreX, PreH) for gate in stage.gates}
-        mergeable = bool(stage.gates) and apart.isdisjoint(walk(merged))
-        roots = merged if mergeable else roots
-        stages.append(replace(stage, merged=mergeable))
-    outputs, operands = roots[: len(traced.outputs)], roots[len(traced.outputs) :]
-    if not any(stage.merged for stage in stages):
+        sums: dict[Expr, Expr] = {PreX(gate) + PreH(gate): PreSum(gate) for gate in stage.gates}
+        fused = substitute(roots, sums.get)
+        summands = {kind(gate) for kind in (PreX, PreH) for gate in stage.gates}
+        in_place = bool(stage.gates) and summands.isdisjoint(walk(fused))
+        roots = fused if in_place else roots
+        stages.append(replace(stage, accumulates_in_place=in_place))
+    if not any(stage.accumulates_in_place for stage in stages):
         return traced
-    done = (replace(stage, operand=operand) for operand, stage in zip(operands, stages, strict=True))
-    return replace(traced, stages=tuple(done), outputs=tuple(outputs))
-
-
-def _to_sums(sums: Mapping[Expr, str]) -> Callable[[Expr], Expr | None]:
-    return lambda node: PreSum(sums[node]) if node in sums else None
+    outputs, operands = roots[: len(traced.outputs)], roots[len(traced.outputs) :]
+    stages = [replace(stage, operand=operand) for stage, operand in zip(stages, operands, strict=True)]
+    return replace(traced, stages=tuple(stages), outputs=tuple(outputs))

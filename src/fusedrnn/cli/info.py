@@ -35,7 +35,7 @@ def _facts() -> Iterator[tuple[str, str]]:
     yield "caches", ", ".join(f"{level} {_size(size)}" for level, size in facts["caches"].items()) or "unknown"
     for engine in registry.engines():
         asked = "" if engine.automatic else f", with backend={engine.name!r}"
-        yield f"engine {engine.name}", f"{engine.description}{asked}: {engine.supports}{_declines(engine.name)}"
+        yield f"engine {engine.name}", f"{engine.description}{asked}: {engine.capabilities}{_declines(engine.name)}"
     for dtype in DTYPES:
         yield f"FMA peak {dtype}", _peaks(dtype, facts["threads"])
     yield "BLAS of non-fused", ", ".join(facts["blas"]) or "unknown"
@@ -45,9 +45,9 @@ def _facts() -> Iterator[tuple[str, str]]:
 
 def _declines(name: str) -> str:
     """Why an engine declines a small network that it says it has, such as for want of a library."""
-    supports = registry.find(name).supports
+    supports = registry.find(name).capabilities
     try:
-        registry.Choice(RNNSpec(supports.modes[0], 1, 1, dtype=supports.dtypes[0]), name).serving()
+        registry.EngineSelector(RNNSpec(supports.modes[0], 1, 1, dtype=supports.dtypes[0]), name).select()
     except NotImplementedError as error:
         return f"; declines here: {error}"
     return ""

@@ -17,7 +17,7 @@ from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.cli.console import names, output
-from fusedrnn.engines.cpu.executor import worth
+from fusedrnn.engines.cpu.executor import limit_threads
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.plan import backward as backward_plan
 from fusedrnn.engines.cpu.plan import forward as plan
@@ -74,7 +74,7 @@ def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) ->
     """Every way to share a case out that the cost model is asked about."""
     geometry = Tiling.of(spec, target)
     share_of = backward_plan.share_of if way == "backward" else plan.share_of
-    members = worth(spec, threads, case.T, case.N, training=way != "inference")
+    members = limit_threads(spec, threads, case.T, case.N, training=way != "inference")
     choices = plan.grids(spec, case.N, members, geometry.unit_vectors)
     return [share_of(geometry, case.T, case.N, grid) for grid in choices]
 

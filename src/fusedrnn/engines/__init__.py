@@ -1,24 +1,25 @@
-"""The engines behind the operator, registered: importing this package makes them known and loads none of them."""
+"""The engines behind the operator. Importing this package registers them and loads none."""
 
 from __future__ import annotations
 
-from fusedrnn.engines import registry
+from fusedrnn.engines.interface import Capabilities, Engine
+from fusedrnn.engines.registry import register
 from fusedrnn.spec import OPTIONS, RNNSpec
 
 
-def _cpu(spec: RNNSpec) -> registry.Engine:
+def _cpu(spec: RNNSpec) -> Engine:
     from fusedrnn.engines.cpu.engine import CPUEngine
 
     return CPUEngine(spec)
 
 
-def _reference(spec: RNNSpec) -> registry.Engine:
+def _reference(spec: RNNSpec) -> Engine:
     from fusedrnn.engines.reference.engine import ReferenceEngine
 
     return ReferenceEngine(spec)
 
 
-def _cudnn(spec: RNNSpec) -> registry.Engine:
+def _cudnn(spec: RNNSpec) -> Engine:
     try:
         from fusedrnn.engines.cudnn import engine as cudnn
     except ModuleNotFoundError as error:
@@ -28,46 +29,42 @@ def _cudnn(spec: RNNSpec) -> registry.Engine:
     return cudnn.make(spec)
 
 
-def _onednn(spec: RNNSpec) -> registry.Engine:
+def _onednn(spec: RNNSpec) -> Engine:
     from fusedrnn.engines.onednn.engine import OneDNNEngine
 
     return OneDNNEngine(spec)
 
 
-registry.register(
-    "cpu",
-    _cpu,
-    registry.Supports(options=OPTIONS),
-    order=100,
-    description="kernels generated for this processor",
+register(
+    "cpu", _cpu, Capabilities(options=OPTIONS), order=100, description="kernels generated for this processor"
 )
-registry.register(
+register(
     "cudnn",
     _cudnn,
-    registry.Supports(dropout=False, options=("projection_size", "bias", "reverse")),  # its masks are not ours
+    Capabilities(dropout=False, options=("projection_size", "bias", "reverse")),  # its dropout masks differ from ours
     order=500,
     device="cuda",
-    automatic=False,  # arrays are on the processor: whether the way to the device and back is worth it, no one knows
+    automatic=False,  # arrays are in host memory: only the caller knows whether copying them to a device pays
     description="cuDNN, by way of PyTorch",
 )
-registry.register(
+register(
     "onednn",
     _onednn,
-    registry.Supports(
+    Capabilities(
         dtypes=("float32",),
         lengths=False,
         dropout=False,
         options=("projection_size", "reset_after", "peepholes", "bias", "reverse"),
     ),
     order=500,
-    automatic=False,  # a library that is there by chance must not change what runs
+    automatic=False,  # installing a library must not change results
     description="oneDNN's primitives",
 )
-registry.register(
+register(
     "reference",
     _reference,
-    registry.Supports(options=OPTIONS),
+    Capabilities(options=OPTIONS),
     order=1000,
-    automatic=False,  # several times slower: nobody wants that unasked
+    automatic=False,  # several times slower than the others
     description="NumPy, cell by cell",
 )

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.engines.grad_buffers import put
-from fusedrnn.engines.operand_table import REQUESTS, Request
-from fusedrnn.op import validation as arguments
-from fusedrnn.op.grad_req import Reserve
+from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
+from fusedrnn.op import validation
+from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import Array
 
-Asked = Request | Sequence[Request] | Mapping[str, Request]
+Asked = GradReq | Sequence[GradReq] | Mapping[str, GradReq]
 Buffers = Mapping[str, Array | None] | Sequence[Array | None] | None
 _STATES = {"h": "state", "c": "state_cell"}
 
@@ -70,8 +69,8 @@ class Backward:
         common = next(iter(states.values())) if alike else "write"
         direct = tuple(buffers[name] for name in states)
         into = (buffers["data"], buffers["parameters"], direct if alike and direct[0] is not None else None)
-        requests: dict[str, Request] = {"x": asked["data"], "params": asked["parameters"], "states": common}
-        with arguments.renamed(self._renamed):
+        requests: dict[str, GradReq] = {"x": asked["data"], "params": asked["parameters"], "states": common}
+        with validation.renamed(self._renamed):
             dx, dparams, dinitial = self._op.backward(dy, dstates, self._reserve, grad_req=requests, out=into)
         found = {"data": dx, "parameters": dparams, **dict(zip(states, dinitial or (None,) * 2, strict=False))}
         if not alike:
@@ -100,13 +99,13 @@ class Backward:
             raise ValueError(f"out_grads must be {wanted}; got {len(out_grads)}")
         return out_grads[0], tuple(out_grads[1:])
 
-    def _requests(self, grad_req: object) -> dict[str, Request]:
+    def _requests(self, grad_req: object) -> dict[str, GradReq]:
         if isinstance(grad_req, str):
             return dict.fromkeys(self.arguments, _request("grad_req", grad_req))
-        given = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(REQUESTS)}, or ")
+        given = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or ")
         return {name: _request(f"grad_req: {name}", given.get(name, "null")) for name in self.arguments}
 
-    def _buffers(self, args_grad: object, asked: Mapping[str, Request]) -> dict[str, Any]:
+    def _buffers(self, args_grad: object, asked: Mapping[str, GradReq]) -> dict[str, Any]:
         given = {} if args_grad is None else by_name("args_grad", args_grad, self.arguments, "None, or ")
         for name, request in asked.items():
             buffer = given.get(name)
@@ -119,7 +118,7 @@ class Backward:
         return {name: given.get(name) for name in self.arguments}
 
     def _check(
-        self, states: Mapping[str, Request], buffers: Mapping[str, Any], given: Mapping[str, Sequence[Array]]
+        self, states: Mapping[str, GradReq], buffers: Mapping[str, Any], given: Mapping[str, Sequence[Array]]
     ) -> None:
         """Refuse buffers of states that the op is not going to see: it treats all states alike."""
         spec = self._op.spec
@@ -130,21 +129,21 @@ class Backward:
         for name, shape in zip(states, spec.state_shape(self._reserve.batch), strict=True):
             if buffers[name] is None:
                 continue
-            buffer = arguments.buffer(f"args_grad: {name}", buffers[name], spec, shape)
+            buffer = validation.check_buffer(f"args_grad: {name}", buffers[name], spec, shape)
             if not buffer.flags.c_contiguous:
                 raise ValueError(f"args_grad: {name} must be contiguous; got strides {buffer.strides}")
-            arguments.apart(f"args_grad: {name}", buffer, taken)
+            validation.check_no_alias(f"args_grad: {name}", buffer, taken)
             taken[f"args_grad: {name}"] = (buffer,)
 
     @staticmethod
-    def _deliver(states: Mapping[str, Request], buffers: Mapping[str, Any], found: dict[str, Array | None]) -> None:
+    def _deliver(states: Mapping[str, GradReq], buffers: Mapping[str, Any], found: dict[str, Array | None]) -> None:
         """Put the gradients of states that were asked for differently where each is wanted."""
         for name, request in states.items():
             gradient, buffer = found[name], buffers[name]
             if request == "null":
                 found[name] = None
             elif buffer is not None and gradient is not None:
-                put(buffer, gradient, request == "add")
+                write_or_add(buffer, gradient, request == "add")
                 found[name] = buffer
 
 
@@ -162,9 +161,9 @@ def by_name(what: str, value: object, names: Sequence[str], other: str) -> Mappi
     return dict(zip(names, value, strict=True))
 
 
-def _request(name: str, value: object) -> Request:
+def _request(name: str, value: object) -> GradReq:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {', '.join(REQUESTS)}; got {type(value).__name__}")
-    if value not in REQUESTS:
-        raise ValueError(f"{name} must be one of {', '.join(REQUESTS)}; got {value!r}")
+        raise TypeError(f"{name} must be one of {', '.join(GRAD_REQS)}; got {type(value).__name__}")
+    if value not in GRAD_REQS:
+        raise ValueError(f"{name} must be one of {', '.join(GRAD_REQS)}; got {value!r}")
     return value

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.mxnet.backward import Backward
-from fusedrnn.op import validation as arguments
+from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import DTYPES, Array, RNNSpec
 
@@ -35,13 +35,13 @@ class _Call:
 
     def infer(self) -> Array | tuple[Array, ...]:
         """The outputs that were asked for."""
-        with arguments.renamed(_NAMES):
+        with validation.renamed(_NAMES):
             y, final, _ = self.op.forward(self.data, self.parameters, self.states, lengths=self.lengths)
         return (y, *final) if self.with_states else y
 
     def train(self, seed: int | None) -> tuple[Array | tuple[Array, ...], Backward]:
         """The same, and what gives gradients."""
-        with arguments.renamed(_NAMES):
+        with validation.renamed(_NAMES):
             y, final, reserve = self.op.forward(
                 self.data, self.parameters, self.states, training=True, lengths=self.lengths, seed=seed
             )
@@ -186,10 +186,10 @@ def _call(
         raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
     if state is None:  # the operator would take it for zeros, MXNet's does not
         raise TypeError("state must be a NumPy array; got NoneType")
-    use_lengths = arguments.flag("use_sequence_length", use_sequence_length)
-    with_states = arguments.flag("state_outputs", state_outputs)
+    use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
+    with_states = validation.check_flag("state_outputs", state_outputs)
     mode, size, layers, both_ways, p, projection, low, high, nan = options
-    with arguments.renamed(_NAMES):
+    with validation.renamed(_NAMES):
         spec = RNNSpec(
             mode, data.shape[2], size, layers, both_ways, p, projection, data.dtype.name, low, high, nan
         )  # fmt: skip
@@ -197,7 +197,7 @@ def _call(
         wanted = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
         raise ValueError(f"state_cell {wanted}; got {'None' if state_cell is None else type(state_cell).__name__}")
     check_lengths(use_lengths, sequence_length)
-    with arguments.renamed(_NAMES):
+    with validation.renamed(_NAMES):
         op = RNNOp.get(spec, backend)
     states = (state,) if state_cell is None else (state, state_cell)
     return _Call(op, data, parameters, states, sequence_length, with_states)

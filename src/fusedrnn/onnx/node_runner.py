@@ -12,7 +12,7 @@ from fusedrnn.onnx.attributes import Settings, parse
 from fusedrnn.onnx.errors import label, naming
 from fusedrnn.onnx.graph import inputs_of
 from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, gather, number_format, same_format, specs
-from fusedrnn.op import validation as arguments
+from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
 from onnx import NodeProto
 
@@ -118,7 +118,7 @@ def _time_major(settings: Settings, given: Mapping[str, Array], input_size: int)
 def _lengths(value: Array | None, steps: int, batch: int) -> Array | None:
     if value is not None and value.dtype != np.int32:
         raise TypeError(f"sequence_lens must be int32; got {value.dtype}")
-    return arguments.lengths(value, steps, batch, "sequence_lens")
+    return validation.check_lengths(value, steps, batch, "sequence_lens")
 
 
 def _states(

@@ -1,1 +1,1 @@
-"""The operator that callers see: validation, gradients, reserve, streams."""
+"""The operator that callers see: checks, gradient buffers, reserves, streams."""

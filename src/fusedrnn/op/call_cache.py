@@ -1,95 +1,76 @@
-"""What an op remembers of its last calls, so that another one like them takes a short way."""
+"""The calls that an op has cached: a call that repeats the one before skips the checks.
+
+A call that passes through validation is a checked call. When two checked calls in a row are alike, the engine is asked
+for a cached form of them. A cached call compares its arguments with those of the original call; where they differ, it
+does nothing, and the op makes a checked call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
-from numpy.typing import NDArray
-
-from fusedrnn.engines.grad_buffers import Gradients, plain
-
-Array = NDArray[Any]
-Repeated = Callable[..., Any]
+from fusedrnn.engines.interface import CachedBackwardCall, CachedForwardCall, CachesCalls
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, comparable
+from fusedrnn.op.reserve import Reserve
 
 
-@runtime_checkable
-class Repeating(Protocol):
-    """What an engine may offer beside its calls: short ways for calls that repeat the one before on other arrays.
-
-    They are called with what the caller gave, unchecked, and return None, having done nothing, if that differs from
-    the sample in anything that matters.
-    """
-
-    def repeat_forward(
-        self, x: Array, params: Array, states: Sequence[Array] | None, y: Array, kept: Any
-    ) -> Callable[[Any, Any, Any, Any, int], tuple[Array, tuple[Array, ...], Any] | None] | None:
-        """For ``(x, params, states, out, seed)``: the output, the final states, and in training what it keeps.
-
-        ``kept`` is what the sample kept in training. None if there is no short way.
-        """
-
-    def repeat_backward(
-        self, kept: Any, dy: Array | None, dstates: Sequence[Array | None] | None, request: Any, gradients: Gradients
-    ) -> Callable[[Any, Any, Any, Any, Any], tuple[Any, Any, Any] | None] | None:
-        """For ``(dy, dstates, kept, grad_req, out)``: the triple of gradients. None if there is no short way."""
-
-
-class Repeats:
-    """The short ways of one op, each made when a call has come twice in a row.
+class CallCache:
+    """The cached calls of one op; None for a kind of call that has not come twice in a row.
 
     Attributes:
-        inference: For calls of forward.
-        training: For those in training.
-        backward: For backward.
+        inference: Of forward.
+        training: Of forward in training.
+        backward: Of backward.
     """
 
-    __slots__ = ("_last", "backward", "inference", "training")
+    __slots__ = ("_last_keys", "backward", "inference", "training")
 
     def __init__(self) -> None:
-        self.inference: Repeated | None = None
-        self.training: Repeated | None = None
-        self.backward: Repeated | None = None
-        self._last: dict[str, Any] = {}
+        self.inference: CachedForwardCall | None = None
+        self.training: CachedForwardCall | None = None
+        self.backward: CachedBackwardCall | None = None
+        self._last_keys: dict[str, Any] = {}
 
-    def after_forward(
-        self, engine: object, given: Sequence[Any], used: Sequence[Any], y: Array, kept: Any = None
+    def note_forward(
+        self, engine: object, arguments: tuple[Any, Any, Any], operands: ForwardOperands, residuals: Any = None
     ) -> None:
-        """Remember a call on input, parameters and states that went the long way; ``kept`` is what training kept."""
-        kind = "inference" if kept is None else "training"
-        (x, params, states), (data, vector, initial) = given, used
+        """Note a checked call; ``arguments`` are x, params and states as the caller gave them."""
+        x, params, states = arguments
+        kind = "inference" if residuals is None else "training"
+        key = operands.x.shape, operands.x.strides, operands.y.strides, operands.states is None
         if (
-            self._twice(kind, (data.shape, data.strides, y.strides, initial is None))
-            and isinstance(engine, Repeating)
-            and x is data
-            and params is vector
-            and _as_given(states, initial)
+            self._is_repeated(kind, key)
+            and isinstance(engine, CachesCalls)
+            and x is operands.x
+            and params is operands.params
+            and _are_uncopied(states, operands.states)
         ):
-            setattr(self, kind, engine.repeat_forward(x, params, states, y, kept))
+            setattr(self, kind, engine.cache_forward(operands, states, residuals))
 
-    def after_backward(
-        self, reserve: Any, given: Sequence[Any], used: Sequence[Any], request: Any, gradients: Gradients
-    ) -> None:
-        """Remember a call on gradients of the output and the states that went the long way."""
-        (dy, dstates), (output, final) = given, used
+    def note_backward(self, reserve: Reserve, arguments: tuple[Any, Any, Any], operands: BackwardOperands) -> None:
+        """Note a checked call; ``arguments`` are dy, dstates and grad_req as the caller gave them."""
+        dy, dstates, grad_req = arguments
+        engine = reserve._engine
+        key = reserve.steps, reserve.batch, comparable(grad_req), dy is None, dstates is None
         if (
-            self._twice("backward", (reserve.steps, reserve.batch, plain(request), dy is None, dstates is None))
-            and isinstance(reserve._engine, Repeating)
+            self._is_repeated("backward", key)
+            and isinstance(engine, CachesCalls)
             and reserve._lengths is None
             and reserve.keep == "gates"
-            and dy is output
-            and _as_given(dstates, final)
+            and dy is operands.dy
+            and _are_uncopied(dstates, operands.dstates)
         ):
-            self.backward = reserve._engine.repeat_backward(reserve._kept, dy, dstates, request, gradients)
+            self.backward = engine.cache_backward(reserve._residuals, operands, grad_req)
 
-    def _twice(self, kind: str, key: object) -> bool:
-        """Whether the call before of that kind had the same key."""
-        before, self._last[kind] = self._last.get(kind), key
-        return bool(before == key)
+    def _is_repeated(self, kind: str, key: object) -> bool:
+        """Whether the checked call before of that kind had the same key."""
+        last, self._last_keys[kind] = self._last_keys.get(kind), key
+        return bool(last == key)
 
 
-def _as_given(given: Sequence[Any] | None, used: Sequence[Any] | None) -> bool:
-    """Whether arrays are those that were given, and not copies; None stands for zeros, each or as a whole."""
-    if given is None or used is None:
-        return all(array is None for array in used or ())
-    return all(array is passed for array, passed in zip(used, given, strict=True))
+def _are_uncopied(given: Sequence[Any] | None, checked: Sequence[Any] | None) -> bool:
+    """Whether checked arrays are the caller's, not copies; None stands for zeros, for an entry or for all."""
+    if given is None or checked is None:
+        return all(array is None for array in checked or ())
+    return all(array is original for array, original in zip(checked, given, strict=True))

@@ -1,31 +1,40 @@
-"""A sequence that arrives in chunks: the state is kept between them."""
+"""A sequence that arrives in chunks: the state is carried from one to the next."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.op import validation as arguments
-
-if TYPE_CHECKING:
-    from fusedrnn.op.rnn_op import RNNOp
+from fusedrnn.op.validation import check_states
+from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 
 
+class ForwardOp(Protocol):
+    """What a stream needs of an operator."""
+
+    spec: RNNSpec
+
+    def forward(
+        self, x: Array, params: Array, states: Sequence[Array | None] | None = None, *, out: Array | None = None
+    ) -> tuple[Array, tuple[Array, ...], Any]:
+        """See :meth:`RNNOp.forward`."""
+
+
 class Stream:
-    """Sequences that arrive in chunks of any length: get it from :meth:`RNNOp.stream`, call it with one after another.
+    """Sequences that arrive in chunks of any length: get it from :meth:`RNNOp.stream`, call it with each chunk.
 
     The outputs, joined, have the bits of one call on the joined chunks. Parameters are packed once. A chunk that fails
-    leaves the state as it was. One thread at a time may use a stream, any number may use streams of one op.
+    leaves the state as it was. One thread at a time may use a stream; any number may use streams of one op.
 
     Attributes:
-        op: What runs.
+        op: The operator that runs the chunks.
         batch: N.
-        states: The states now, each (L, N, H): to be read, not to be written to.
+        states: The current states, each (L, N, H); to be read, not to be written to.
 
     Example:
     >>> import numpy as np
@@ -38,7 +47,7 @@ class Stream:
     (4, 2, 5)
     """
 
-    def __init__(self, op: RNNOp, params: Array, batch: int, states: Sequence[Array | None] | None) -> None:
+    def __init__(self, op: ForwardOp, params: Array, batch: int, states: Sequence[Array | None] | None) -> None:
         self.op, self.batch = op, batch
         self._params = params
         self.states: tuple[Array, ...] = ()
@@ -64,16 +73,16 @@ class Stream:
         return y
 
     def reset(self, states: Sequence[Array | None] | None = None) -> None:
-        """Begin anew.
+        """Start over.
 
         Args:
-            states: The states to begin with, each (L, N, H), which are copied, or None for zeros; None if all are.
+            states: The states to start from, each (L, N, H), which are copied, or None for zeros; None if all are.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise.
         """
-        checked = arguments.states(states, self.op.spec, self.batch)
+        checked = check_states(states, self.op.spec, self.batch)
         shapes = self.op.spec.state_shape(self.batch)
-        given = checked or (np.zeros(shape, self.op.spec.dtype) for shape in shapes)
-        self.states = tuple(state.copy() for state in given)
+        initial = checked or (np.zeros(shape, self.op.spec.dtype) for shape in shapes)
+        self.states = tuple(state.copy() for state in initial)

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
@@ -54,7 +54,7 @@ class Extent(NamedTuple):
         if varlen is None:
             return cls(shape.steps, shape.batch)
         valid = torch.arange(shape.steps)[:, None] < torch.from_numpy(varlen.lengths)
-        return cls(shape.steps, shape.batch, valid, varlen.firsts is not None)
+        return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None)
 
 
 def vjp(
@@ -160,7 +160,7 @@ def _unrolled(
 def _step(
     spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Mapping[Kind, Tensor | None]
 ) -> list[Tensor]:
-    cell = traced(spec.variant)
+    cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
     assert h_weight is not None
     rows = gate_rows(cell, len(h_weight))

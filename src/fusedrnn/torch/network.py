@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import torch
-from fusedrnn.engines.pointers import ByAddress
+from fusedrnn.engines.interface import PointerEngine
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.saved_operands import saved_operands
@@ -41,7 +41,7 @@ class Network:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec = spec
-        self.engine: ByAddress = RNNOp.get(spec).by_address()
+        self.engine: PointerEngine = RNNOp.get(spec).by_address()
         self.drops = spec.drops
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.item = self.dtype.itemsize
@@ -49,7 +49,7 @@ class Network:
         self.num_states = len(self.state_sizes)
         self.state_rows = spec.num_layers * spec.num_directions
         self.output_size = spec.output_size
-        self.weight_shapes = [entry.shape for entry in spec.layout.by_pass]
+        self.weight_shapes = [entry.shape for entry in spec.layout.by_layer_direction]
         self.like = _LIKE[self.dtype]
         self._saved: dict[tuple[tuple[bool, ...], bool], tuple[bool, ...]] = {}
 
@@ -94,15 +94,15 @@ class CallShape:
         if batch_sizes is not None:
             sizes = batch_sizes.numpy()
             self.steps, self.batch = len(sizes), int(sizes[0])
-            self.varlen = network.engine.ragged_packed(sizes)
+            self.varlen = network.engine.varlen_packed(sizes)
             self.leading: tuple[int, ...] = (x.shape[0],)
         else:
             self.steps, self.batch, _ = x.shape
             self.leading = self.steps, self.batch
             if lengths is not None:
-                self.varlen = network.engine.ragged(lengths.numpy().astype(np.int64), self.steps)
+                self.varlen = network.engine.varlen(lengths.numpy().astype(np.int64), self.steps)
 
     def new(self, x: Tensor, features: int) -> Tensor:
         """A new tensor with this many features at each step, like ``x``, zero in the padding."""
-        padded = self.varlen is not None and self.varlen.firsts is None
+        padded = self.varlen is not None and self.varlen.row_offsets is None
         return (x.new_zeros if padded else x.new_empty)((*self.leading, features))

@@ -114,7 +114,7 @@ def check(call: OpCall) -> RNNSpec:
     if options.mode != "lstm" and call.c0 is not None:
         raise RuntimeError(f"c0 must be None in mode {options.mode!r}; got shape {_shape(call.c0)}")
     spec = call.spec
-    parameters = spec.layout.by_pass
+    parameters = spec.layout.by_layer_direction
     if len(call.weights) != len(parameters):
         raise RuntimeError(f"weights must be {len(parameters)}; got {len(call.weights)}")
     for index, (weight, parameter) in enumerate(zip(call.weights, parameters, strict=True)):

@@ -60,7 +60,7 @@ def _layer_plan(
         training_spec = (replace(spec, dropout=dropout) if dropout < 1 else None) if drops else spec
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
-    parameters = [entry for entry in spec.layout.by_pass if bias or entry.kind.endswith("weight")]
+    parameters = [entry for entry in spec.layout.by_layer_direction if bias or entry.kind.endswith("weight")]
     names, shapes = tuple(entry.torch_name for entry in parameters), tuple(entry.shape for entry in parameters)
     flat_order = None
     if P and bias:  # torch.nn lists a projection after the biases, the operator before them

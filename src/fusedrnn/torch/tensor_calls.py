@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 
 import torch
-from fusedrnn.engines.pointers import NOWHERE, Strided, Wanted
+from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import CallShape, Network
 from fusedrnn.torch.openmp import team
@@ -74,7 +74,7 @@ def train(
     """The output, the final states, and what :func:`backward` needs."""
     threads = team()
     engine_weights = _engine_weights(network, shape, weights, True, threads)
-    info, lease = network.engine.keeping(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    info, lease = network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
     saved = SavedForBackward(_as_tensor(lease, info.layout.size), _saved_weights(engine_weights, weights), info)
     y, final = _run(network, shape, x, states, engine_weights, threads, info, lease.address)
     return y, final, saved
@@ -97,7 +97,7 @@ def _run(
     network.engine.run(
         shape.steps, shape.batch, engine_weights, _strided_pointer(network, x), _state_pointers(initial),
         _strided_pointer(network, y), _state_pointers(final),
-        ragged=shape.varlen, kept=info, reserve=reserve, team=threads,
+        varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
     )  # fmt: skip
     return y, final
 
@@ -106,7 +106,7 @@ def _run(
 def saved_for(network: Network, shape: CallShape, reserve: Tensor, weights: Weights, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
     engine_weights = _engine_weights(network, shape, weights, True, team())
-    info, _ = network.engine.keeping(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    info, _ = network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
     return SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
 
 
@@ -137,18 +137,18 @@ def backward(
     packed = saved.weights[0]
     if packed is not None and saved.packed:
         packed = _aligned(packed)
-        engine_weights = engine.placed(packed=packed.data_ptr())
+        engine_weights = engine.weights_at(packed=packed.data_ptr())
     else:
-        engine_weights = engine.placed(_pointers_of_existing(saved.weights))
+        engine_weights = engine.weights_at(_pointers_of_existing(saved.weights))
     dy = None if dy is None else _with_unit_stride(dy)
     dfinal = _contiguous(dfinal)
-    engine.differentiate(
+    engine.run_backward(
         saved.info,
         reserve.data_ptr(),
         engine_weights,
         _strided_pointer(network, dy),
         _state_pointers(dfinal),
-        Wanted(_strided_pointer(network, dx), _pointers(dweights), _state_pointers(dstates)),
+        GradPointers(_strided_pointer(network, dx), _pointers(dweights), _state_pointers(dstates)),
         team(),
     )
     grads = [dx, *(dstates or (None,) * num_states), *dweights]
@@ -195,9 +195,9 @@ def _state_pointers(states: States) -> tuple[int, int]:
     return 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
 
 
-def _strided_pointer(network: Network, x: Tensor | None) -> Strided:
+def _strided_pointer(network: Network, x: Tensor | None) -> StridedPtr:
     if x is None:
-        return NOWHERE
+        return NULL
     strides = x.stride()
     return x.data_ptr(), strides[-3] * network.item if len(strides) == 3 else 0, strides[-2] * network.item
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from problems import Shape, make_problem
-from test_emitted import TARGETS, loops, shared_functions
+from test_emitted import TARGETS, common_functions, loops
 
 from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu import executor as calls
@@ -27,14 +27,14 @@ SHAPES = [
 
 def results(problem, few, monkeypatch):
     """Everything that inference, training and backward return, weights used as they lie in up to ``few`` steps."""
-    monkeypatch.setattr(calls, "_FEW", few)
-    monkeypatch.setattr(calls, "_FEW_IN_TRAINING", few)
+    monkeypatch.setattr(calls, "_MOST_READS", few)
+    monkeypatch.setattr(calls, "_MOST_READS_IN_TRAINING", few)
     op = RNNOp(problem.spec)
     y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
     trained, final, reserve = op.forward(
         problem.x, problem.params, problem.states, lengths=problem.lengths, training=True
     )
-    assert (reserve._kept.packed.address == 0) == (few > 0)
+    assert (reserve._residuals.weights.address == 0) == (few > 0)
     dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
     return [y, *states, trained, *final, dx, dparams, *dstates]
 
@@ -53,7 +53,7 @@ def test_short_calls_pack_nothing(monkeypatch):
     """Nor do they look for changes; longer ones, and frozen parameters, do what they did."""
     problem = make_problem("gru", Shape(1, 1, 5, 7))
     op = RNNOp(problem.spec)
-    weight_cache = op._engine.weight_cache
+    weight_cache = op.by_address().weight_cache
     op.forward(problem.x, problem.params)
     assert not weight_cache._kept
     params = frozen(problem.params)
@@ -73,16 +73,16 @@ def test_a_reserve_keeps_its_weights():
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-@pytest.mark.skipif(not is_x86(), reason="knows the instructions of x86 only")
+@pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pinned", [t for t in TARGETS if t.fma], ids=lambda target: target.name)
 def test_vectors_stay_in_registers(dtype, pinned):
-    """A square of weights, what is summed up, and the masks of shuffles; addresses may be on the stack."""
-    code = {**shared_functions("tile", dtype, pinned), **shared_functions("upright", dtype, pinned)}
+    """Sums, squares of weights and shuffle masks stay in vector registers; addresses may be on the stack."""
+    code = {**common_functions("nn", dtype, pinned), **common_functions("tn", dtype, pinned)}
     width = pinned.tile[1]
-    # A whole panel with a mask, which only stands at a matrix's end, may take a register too many.
-    edges = [f"edge{rows}x{vectors}" for rows in (1, 4) for vectors in range(1, width)]
-    for name in ("turned1", f"straight1x{width}", f"straight4x{width}", *edges):
+    # A masked tile of a whole panel, used only at a matrix's end, may spill one register.
+    masked = [f"masked{rows}x{col_vecs}" for rows in (1, 4) for col_vecs in range(1, width)]
+    for name in ("transposing1", f"direct1x{width}", f"direct4x{width}", *masked):
         bodies = [body for body in loops(code[name]) if any("vfmadd" in line for line in body)]
         assert bodies
         for body in bodies:

@@ -188,7 +188,7 @@ def test_arrays_in_turn(counts):
     assert counts["packed"] - before == pack._MOST_KEPT
     for number, params in enumerate(several):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected[number])
-    assert len(op._engine.weight_cache._kept) == pack._MOST_KEPT
+    assert len(op.by_address().weight_cache._kept) == pack._MOST_KEPT
 
 
 def test_memory_that_is_used_again():
@@ -211,7 +211,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
     for T, N in ((30, 20), (30, 20), (3, 2), (30, 1), (1, 20), (29, 19), (30, 20)):
         op.forward(problem.x[:T, :N], problem.params)
     assert len(made) == 2  # the packed weights, the scratch
-    assert len(op._engine.workspaces._idle) == 1
+    assert len(op.by_address().workspaces._idle) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -259,8 +259,8 @@ def test_caches_do_not_grow_with_shapes():
     sizes = []
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
-        engine = op._engine
-        sizes.append((len(engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._plans)))
+        engine = op.by_address()
+        len(sizes.append((engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._planned)))
     assert set(sizes) == {(1, 1, 1)}
     assert load_job.cache_info().currsize <= kernels + 2  # forward and packing
 

@@ -47,16 +47,16 @@ def aligned(values):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("upright", [False, True], ids=["tile", "upright"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["nn", "tn"])
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 33])
-def test_any_vectors_of_a_panel(target, dtype, upright, k):
+def test_any_vectors_of_a_panel(target, dtype, transposed, k):
     """However many rows and vectors, whichever is the first: the same bits, and nothing else is written."""
-    emit = emit_gemm_tn if upright else emit_gemm
-    gemm = compiled(f"partial_{dtype}_{upright}", target, lambda module: emit(module, target, dtype))
+    emit = emit_gemm_tn if transposed else emit_gemm
+    gemm = compiled(f"partial_{dtype}_{transposed}", target, lambda module: emit(module, target, dtype))
     most, width = target.tile
     lanes = target.lanes(dtype)
     rng = np.random.default_rng(0)
-    a = aligned(rng.standard_normal((k, lanes) if upright else (2 * most + 1, k)).astype(dtype))
+    a = aligned(rng.standard_normal((k, lanes) if transposed else (2 * most + 1, k)).astype(dtype))
     b = aligned(rng.standard_normal((k, width, lanes)).astype(dtype))
     start = aligned(rng.standard_normal((2 * most + 1, width, lanes)).astype(dtype))
 
@@ -64,15 +64,15 @@ def test_any_vectors_of_a_panel(target, dtype, upright, k):
         c = aligned(np.full_like(start, UNTOUCHED))
         table = np.array([a.ctypes.data + row * a.strides[0] for row in range(rows)], np.int64)
         places = (at for array in (start, c) for at in (array.ctypes.data + first * array.strides[1], array.strides[0]))
-        source = a.ctypes.data if upright else table.ctypes.data
+        source = a.ctypes.data if transposed else table.ctypes.data
         arguments = [rows, vectors, source, b.ctypes.data + first * b.strides[1], k, *places]
         gemm(*arguments, b.ctypes.data)
         return c
 
-    largest = min(lanes, 2 * most + 1) if upright else 2 * most + 1
+    largest = min(lanes, 2 * most + 1) if transposed else 2 * most + 1
     for rows in range(1, largest + 1):
         whole = run(rows, 0, width)
-        factors = a[:, :rows].T if upright else a[:rows]
+        factors = a[:, :rows].T if transposed else a[:rows]
         expected = start[:rows] + np.tensordot(factors, b, 1)
         np.testing.assert_allclose(whole[:rows], expected, rtol=1e-4, atol=1e-4)
         assert np.all(whole[rows:] == UNTOUCHED)
@@ -99,8 +99,8 @@ def everything(problem, keep):
 @pytest.mark.parametrize("few", [0, 100], ids=["packed", "loose"])
 @pytest.mark.parametrize("shape", [Shape(5, 7, 37, 149, layers=2, lengths="edges"), Shape(3, 2, 101, 83)], ids=str)
 def test_members_begin_anywhere(mode, dtype, shape, few, target, poisoned, monkeypatch):
-    monkeypatch.setattr(calls, "_FEW", few)
-    monkeypatch.setattr(calls, "_FEW_IN_TRAINING", few)
+    monkeypatch.setattr(calls, "_MOST_READS", few)
+    monkeypatch.setattr(calls, "_MOST_READS_IN_TRAINING", few)
     problem = make_problem(mode, shape, dtype)
     blocking = Blocking(problem.spec.num_gates, target.tile[1])
     expected, within = None, {"forward": 0, "backward": 0}

@@ -186,7 +186,7 @@ def test_layers_side_by_side_have_the_bits_of_one_after_the_other(mode, lengths,
                 )
                 dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
                 results.append((inferred, final, y, states, dx, dparams, dstates))
-        assert {made.plan.grid for _, made in op._engine._plans.values()} == {grid}
+        assert {planned.args.plan.grid for planned in op.by_address()._planned.values()} == {grid}
     for result in results[1:]:
         assert_same_bits(result, results[0])
 

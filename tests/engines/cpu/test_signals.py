@@ -14,7 +14,7 @@ from problems import Shape, assert_same_bits, make_problem
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import guarded_call
-from fusedrnn.engines.cpu.launch.guard_kernel import load_serve
+from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 
@@ -90,13 +90,13 @@ def test_a_builtin_made_twice_lives_twice(monkeypatch):
     """A handler may ask for one while one is being made; whoever has the first keeps calling it."""
     kept = []
     for _ in range(2):
-        load_serve.cache_clear()
-        kept.append(load_serve())
+        load_guarded_call.cache_clear()
+        kept.append(load_guarded_call())
     assert kept[0] is not kept[1]
     gc.collect()
     problem = make_problem("lstm", Shape(3, 2, 4, 5))
-    for serve in kept:
-        monkeypatch.setattr(guarded_call, "load_serve", lambda serve=serve: serve)
+    for call in kept:
+        monkeypatch.setattr(guarded_call, "load_guarded_call", lambda call=call: call)
         op = RNNOp(problem.spec)
         results = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
         for result in results[1:]:

@@ -65,7 +65,7 @@ def test_size(mode, dtype, shape, keep, target, monkeypatch):
     op, spec = RNNOp(problem.spec), problem.spec
     for _ in range(3):  # packed weights and workspace are there now, also that of a loop's many threads
         forward(problem, op, keep)
-    op._engine._reserves._idle.clear()
+    op.by_address()._reserves._idle.clear()
     monkeypatch.setattr(buffers, "aligned_empty", lambda *args: made.append(args) or plain(*args))
     reserve = forward(problem, op, keep)[2]
     assert made == [((reserve.nbytes,), np.uint8)]
@@ -104,7 +104,7 @@ def test_memory_is_used_again(keep, lengths):
     )
 
     def address(reserve):
-        return reserve._kept.lease.address
+        return reserve._residuals.lease.address
 
     reserve = forward(problem, op, keep)[2]
     first = address(reserve)
@@ -123,10 +123,10 @@ def test_idle_reserves_are_few():
     problem = make_problem("gru", SHAPE)
     op = RNNOp(problem.spec)
     held = [forward(problem, op)[2] for _ in range(20)]
-    assert len({reserve._kept.lease.address for reserve in held}) == 20
+    assert len({reserve._residuals.lease.address for reserve in held}) == 20
     del held
     gc.collect()
-    assert len(op._engine._reserves._idle) == calls.MOST_RESERVES
+    assert len(op.by_address()._reserves._idle) == calls.MOST_RESERVES
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -264,8 +264,8 @@ def test_caches_do_not_grow_with_shapes():
     for T in range(1, 20):
         for loop.keep in KEEPS:
             loop.step(T, T + 1)
-        engine = loop.op._engine
-        sizes.append([len(kept) for kept in (engine.weight_cache._kept, engine.workspaces._idle, engine._plans)])
+        engine = loop.op.by_address()
+        sizes.append([len(kept) for kept in (engine.weight_cache._kept, engine.workspaces._idle, engine._planned)])
         assert len(engine._reserves._idle) <= calls.MOST_RESERVES
     assert sizes == [[1, 1, 2]] * len(sizes)
 
@@ -323,7 +323,7 @@ def test_many_reserves_at_once_are_recycled_too(keep):
 
     def addresses():
         held = [op.forward(problem.x, problem.params, training=True, reserve=keep)[2] for _ in range(12)]
-        return {reserve._kept.lease.address for reserve in held}
+        return {reserve._residuals.lease.address for reserve in held}
 
     first = addresses()
     assert len(first) == 12
@@ -335,7 +335,7 @@ def test_a_small_reserve_does_not_hold_a_large_buffer(keep):
     op = RNNOp(problem.spec)
     op.forward(problem.x, problem.params, training=True, reserve=keep)
     small = op.forward(problem.x[:1, :1], problem.params, training=True, reserve=keep)[2]
-    assert small._kept.lease.buffer.nbytes <= op.reserve_size(129, 100, keep) // 16
+    assert small._residuals.lease.buffer.nbytes <= op.reserve_size(129, 100, keep) // 16
 
 
 def test_buffers_of_growing_size_replace_each_other():

@@ -24,8 +24,8 @@ from fusedrnn.engines.cudnn import engine as cudnn
 from fusedrnn.engines.cudnn.engine import CuDNNEngine
 from fusedrnn.engines.cudnn.operands import Places, flatten, join, places, split
 from fusedrnn.engines.cudnn.precision import FullPrecision
-from fusedrnn.engines.grad_buffers import Gradients
-from fusedrnn.engines.registry import Supports
+from fusedrnn.engines.interface import Capabilities
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.torch.eligibility import operator_dtype
 
@@ -45,7 +45,7 @@ def on_gpu(test):
 
 @pytest.fixture(scope="module", autouse=True)
 def engine_on_cpu():
-    supports = registry.find("cudnn").supports
+    supports = registry.find("cudnn").capabilities
     registry.register(ON_CPU, lambda spec: CuDNNEngine(spec, "cpu"), supports, order=2000, automatic=False)
     yield
     registry.unregister(ON_CPU)
@@ -269,7 +269,7 @@ def test_not_unasked():
     assert RNNOp(SPEC).backend == "cpu"
     entry = registry.find("cudnn")
     assert (entry.device, entry.automatic) == ("cuda", False)
-    assert entry.supports == Supports(dropout=False, options=("projection_size", "bias", "reverse"))
+    assert entry.capabilities == Capabilities(dropout=False, options=("projection_size", "bias", "reverse"))
 
 
 # -- parameters -------------------------------------------------------------------------------------------------------
@@ -394,21 +394,23 @@ def test_the_protocol(backend, lengths):
     y = np.full((5, 2, 4), np.nan, np.float32)
     made.compile()
     made.compile(training=True)
-    final = made.forward(x, params, None, lengths, y)
+    operands = ForwardOperands(x, params, None, lengths, y)
+    final = made.forward(operands)
     assert np.isnan(y).any() == (lengths is not None)
-    for keep in ("gates", "states"):
-        again, kept = made.train(x, params, None, lengths, y, keep, 0)
+    for save in ("gates", "states"):
+        again, residuals = made.train(operands, save, 0)
         for one, other in zip(final, again, strict=True):
             assert one.flags.owndata
             np.testing.assert_allclose(one, other, rtol=1e-5)
-        known = made.reserve_bytes(5, 2, keep)
-        assert 0 < kept.nbytes <= known
-        assert lengths is not None or kept.nbytes == known
+        bound = made.reserve_bytes(5, 2, save)
+        assert 0 < residuals.nbytes <= bound
+        assert lengths is not None or residuals.nbytes == bound
         into = np.full_like(x, np.nan)
-        made.backward(kept, np.where(np.isnan(y), np.nan, y), (None, None), Gradients(into, None, None))
+        dy = np.where(np.isnan(y), np.nan, y)
+        made.backward(residuals, BackwardOperands(dy, (None, None), GradBuffers(into, None, None)))
         assert np.isnan(into[2:, 0]).all() == (lengths is not None)
         assert not np.isnan(into[:2]).any()
-        made.backward(kept, y, (None, None), Gradients(None, None, None))
+        made.backward(residuals, BackwardOperands(y, (None, None), GradBuffers(None, None, None)))
     assert made.reserve_bytes(5, 2, "states") < made.reserve_bytes(5, 2, "gates")
 
 
@@ -573,9 +575,8 @@ def test_the_kernels_are_cudnns(device, projected):
     """One node of cuDNN's in the graph, and weights that lie as it wants them: it says so if they do not."""
     spec = RNNSpec("lstm", 3, 8, num_layers=2, projection_size=4 if projected else None)
     made = registry.find("cudnn").factory(spec)
-    x, params, y = made._blank(5, 2)
-    _, kept = made.train(x, params, None, None, y, "gates", 0)
-    names, nodes = set(), [result.grad_fn for result in kept.results]
+    _, residuals = made.train(made._blank(5, 2), "gates", 0)
+    names, nodes = set(), [result.grad_fn for result in residuals.results]
     while nodes:
         node = nodes.pop()
         names.add(type(node).__name__)

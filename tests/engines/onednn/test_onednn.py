@@ -103,8 +103,8 @@ class TestTrainingOnAnyShape(AnyTrainingShape):
     drops = False
 
 
-SUPPORTS = registry.find("onednn").supports
-OWN = [name for name in VARIANTS if SUPPORTS.lacking(variant_spec(name, 4, 6)) == []]
+SUPPORTS = registry.find("onednn").capabilities
+OWN = [name for name in VARIANTS if SUPPORTS.missing(variant_spec(name, 4, 6)) == []]
 # One primitive for all layers, one for the first and one for the rest, and one for each where both directions are read.
 VARIANT_SHAPES = (
     Shape(5, 3, 4, 6),

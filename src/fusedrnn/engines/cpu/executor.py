@@ -1,10 +1,11 @@
-"""Calls of one spec's kernels on operands by address: weights, plan, records, threads."""
+"""Runs one spec's kernels on operands by address: plan the call, bind its arguments, run the job."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from numpy.typing import NDArray
@@ -13,17 +14,18 @@ from fusedrnn import env
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
-from fusedrnn.engines.cpu.launch import kernel_args as records
 from fusedrnn.engines.cpu.launch.args_kernel import load_fill
-from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
+from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, backward_args, forward_args, signed
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
-from fusedrnn.engines.cpu.reserve_layout import Kept, ReserveLayout
-from fusedrnn.engines.cpu.varlen import Ragged
+from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
+from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
-from fusedrnn.engines.pointers import Strided, Wanted
+from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.host import target_for
 from fusedrnn.jit.loader import Job
 from fusedrnn.locks import Lock
@@ -35,67 +37,91 @@ from fusedrnn.spec import RNNSpec
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-# T, N and what a reserve keeps; what makes records for so many threads, awake or not.
-Problem = tuple[int, int, str]
-Maker = Callable[..., KernelArgs]
+Weights = PackedWeights | WeightPointers
+Problem = tuple[str, int, int, ReserveLayout | None]
+"""A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
 # Idle reserves that an op keeps for its next calls, if as many were in use at once.
 MOST_RESERVES = 16
-# How often a call may read the weights as they lie: some rows of a step at once. In training they mostly have changed.
-_ROWS_AT_ONCE, _FEW, _FEW_IN_TRAINING = 4, 2, 6
+# A call reads each weight once for every so many rows of a step. Up to so many reads, packing does not pay; in training
+# the weights have mostly changed since the last call, so that they would be packed again.
+_ROWS_PER_READ, _MOST_READS, _MOST_READS_IN_TRAINING = 4, 2, 6
 
 
-class Calls:
+@dataclass(eq=False)
+class PlannedCall:
+    """The kernel arguments for a problem, as far as they have been needed.
+
+    Attributes:
+        problem: The problem.
+        threads: Threads that it may use.
+        args: For threads that sleep until the call.
+        awake_args: For threads that are awake, which are worth using for less work.
+        single_args: For one thread.
+    """
+
+    problem: Problem
+    threads: int
+    args: KernelArgs
+    awake_args: KernelArgs | None = None
+    single_args: KernelArgs | None = None
+
+
+class Executor:
     """Runs one spec. Any number of threads may call it at once.
 
-    Memory at an address must be there, and aligned to its elements; nothing is checked. All arrays of states are
-    contiguous (L·D, N, size). See :class:`fusedrnn.engines.pointers.ByAddress`.
+    It is the :class:`fusedrnn.engines.interface.PointerEngine` of the CPU engine: nothing is checked, memory at an
+    address must exist and be aligned to its elements.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
         self._tiling = Tiling.of(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), BufferPool(MOST_RESERVES)
-        idle = self.workspaces, self._reserves
-        self._plain = is_plain(lowered_cell(spec.variant))
-        self.weight_cache = WeightCache(spec, self.target, self._tiling, idle)
+        self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
-        self._plans: dict[str, tuple[tuple[Any, ...], KernelArgs]] = {}
+        self._can_run_unpacked = is_plain(lowered_cell(spec.variant))
         self._jobs: dict[str, Job] = {}
-        # That of the last call, since shapes mostly repeat.
+        # The last of each job: shapes mostly repeat.
+        self._planned: dict[str, PlannedCall] = {}
         self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
         self._lock = Lock()
-        self._debug = env.debug()  # looked at again for each new problem, not at each call
+        self.debug = env.debug()  # read again for each new problem, not at each call
 
     def compile(self, training: bool = False) -> None:
-        """Have the machine code at hand, in ``training`` that of both ways; the first call does it otherwise."""
+        """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
         for name in ("training", "backward") if training else ("forward",):
             self.job(name)
 
     def job(self, name: str) -> Job:
-        """The machine code of ``"forward"``, ``"training"`` or ``"backward"``."""
+        """The compiled job ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
-            variant, dtype = self.spec.variant, self.spec.dtype
+            spec, target = self.spec, self.target
             with self._lock:
-                # All that any call needs, so that no later call compiles.
+                # Everything that any call needs, so that no later call compiles.
                 load_fill()
                 load_fingerprint()
+                load_guarded_call()
                 load_pool()
-                load_pack(dtype, self.target)
-                job = self._jobs[name] = load_job(name, variant, dtype, self.target)
+                load_pack(spec.dtype, target)
+                job = self._jobs[name] = load_job(name, spec.variant, spec.dtype, target)
         return job
 
-    def reserve_bytes(self, steps: int, batch: int, keep: str) -> int:
-        """Bytes of the reserve of a forward call with T steps of N sequences."""
-        return ReserveLayout.of(self.spec, self._tiling, steps, batch, keep).size
+    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
+        """Bytes of the reserve of a training call with T steps of N sequences."""
+        return ReserveLayout.of(self.spec, self._tiling, steps, batch, save).size
+
+    def is_short(self, steps: int, batch: int, training: bool) -> bool:
+        """Whether a call of this size uses unpacked weights."""
+        return self._can_run_unpacked and _reads_weights_rarely(steps, batch, training)
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
-    ) -> PackedWeights | WeightPointers:
-        """The parameters at these addresses, in the order of ``ParameterLayout.by_pass``, as a call shall have them.
+    ) -> Weights:
+        """The parameters at these addresses, in ``by_layer_direction`` order, as a call takes them.
 
-        0 stands for zeros. Packed they are their own, packed again whenever their content has changed, and forgotten
-        with their owner; for a call so short that this does not pay they are used where they lie.
+        Packed weights are a copy, packed again whenever the parameters have changed, and dropped when ``owner`` is
+        garbage-collected. A short call uses the parameters unpacked, in place.
         """
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
@@ -103,196 +129,195 @@ class Calls:
             return WeightPointers(addresses)
         return self.weight_cache.packed(addresses, training, team, owner)
 
-    def placed(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
-        """Weights of a call that are elsewhere now: as they lie at these addresses, or packed at that one."""
+    def weights_of(self, params: Array, steps: int, batch: int, save: SavePolicy | None) -> Weights:
+        """The flat parameter vector as a call takes it; ``save`` is what training saves, None in inference."""
+        training = save is not None
+        if ("training" if training else "forward") not in self._jobs:
+            self.compile(training)
+        began = perf_counter()
+        weights: Weights
+        if save == "states" or is_frozen(params) or not self.is_short(steps, batch, training):
+            weights = self.weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
+        elif training:
+            weights = self.weight_cache.copied_vector(params)
+        else:
+            weights = WeightPointers(self.weight_cache.addresses(params.ctypes.data))
+        if self.debug >= 2:
+            logger.info(f"weights {(perf_counter() - began) * 1e6:.1f} us")
+        return weights
+
+    def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
+        """The weights of an earlier call that have moved: unpacked at these addresses, or packed at that one."""
         return WeightPointers(addresses or self.weight_cache.nowhere, address=packed)
 
-    def ragged(self, lengths: Array, steps: int) -> Ragged:
+    def varlen(self, lengths: Array, steps: int) -> VarLen:
         """Sequences of different lengths, int64 (N,), each from 0 to T."""
-        return Ragged(lengths, steps)
+        return VarLen.padded(lengths, steps)
 
-    def ragged_packed(self, batch_sizes: Array) -> Ragged:
-        """Packed sequences by falling length: how many of them have each step, int64 (T,)."""
-        return Ragged.packed(batch_sizes)
+    def varlen_packed(self, batch_sizes: Array) -> VarLen:
+        """A packed sequence, sorted by falling length: how many sequences have each step, int64 (T,)."""
+        return VarLen.packed(batch_sizes)
 
-    def keeping(
-        self,
-        steps: int,
-        batch: int,
-        ragged: Ragged | None = None,
-        keep: str = "gates",
-        seed: int = 0,
-    ) -> tuple[Kept, Lease]:
-        """What a call of :meth:`run` in training shall keep, and the memory for it."""
+    def allocate_reserve(
+        self, steps: int, batch: int, varlen: VarLen | None = None, save: SavePolicy = "gates", seed: int = 0
+    ) -> tuple[ResidualInfo, Lease]:
+        """What a training call and its backward need to know of each other, and memory for the reserve."""
         key, layout = self._layout
-        if key != (steps, batch, keep):
-            key = steps, batch, keep
-            layout = ReserveLayout.of(self.spec, self._tiling, *key)
-            self._layout = key, layout
-        return Kept(layout, keep, seed, ragged), self._reserves.lease(layout.size)
+        if key != (steps, batch, save):
+            layout = ReserveLayout.of(self.spec, self._tiling, steps, batch, save)
+            self._layout = (steps, batch, save), layout
+        return ResidualInfo(layout, seed, varlen), self._reserves.lease(layout.size)
 
     def run(
         self,
         steps: int,
         batch: int,
-        packed: PackedWeights | WeightPointers,
-        x: Strided,
-        initial: tuple[int, int],
-        y: Strided,
-        final: tuple[int, int],
+        weights: Weights,
+        x: StridedPtr,
+        initial: StatePtrs,
+        y: StridedPtr,
+        final: StatePtrs,
         *,
-        ragged: Ragged | None = None,
-        kept: Kept | None = None,
+        varlen: VarLen | None = None,
+        residuals: ResidualInfo | None = None,
         reserve: int = 0,
         team: ThreadTeam | None = None,
     ) -> None:
-        """Run a sequence; in training, with ``kept``, fill the reserve at that address.
+        """Run a forward call; with ``residuals`` in training, which fills the reserve at that address."""
+        problem: Problem
+        if residuals is None:
+            problem, seed = ("forward", steps, batch, None), 0
+        else:
+            problem, seed = ("training", steps, batch, residuals.layout), residuals.seed
+        values = (
+            *x, *y, *initial, *final, weights.address, reserve, _row_offsets(varlen), signed(seed)
+        )  # fmt: skip
+        self._run_job(problem, values, weights.matrices, varlen, team)
 
-        ``initial`` and ``final`` are the addresses of h and c, 0 for zeros, or for nowhere.
-        """
-        name, seed = ("training", kept.seed) if kept is not None else ("forward", 0)
-        problem, make = self._forward(steps, batch, kept)
-        firsts = _firsts(ragged)
-        values = (*x, *y, *initial, *final, packed.address, reserve, firsts, records.signed(seed))
-        self._call(name, problem, make, values, ragged, team, packed.matrices)
-
-    def _forward(self, steps: int, batch: int, kept: Kept | None) -> tuple[Problem, Maker]:
-        def make(members: int, awake: bool = False) -> KernelArgs:
-            training = kept is not None
-            members = worth(self.spec, members, steps, batch, training)
-            plan = make_forward_plan(self.spec, self.target, steps, batch, members, training=training, awake=awake)
-            layout = None if kept is None else kept.layout
-            return records.forward_args(self.spec, plan, self.weight_cache.layout.passes, layout)
-
-        return (steps, batch, kept.keep if kept is not None else ""), make
-
-    def differentiate(
+    def run_backward(
         self,
-        kept: Kept,
+        residuals: ResidualInfo,
         reserve: int,
-        weights: PackedWeights | WeightPointers,
-        dy: Strided,
-        dfinal: tuple[int, int],
-        wanted: Wanted,
+        weights: Weights,
+        dy: StridedPtr,
+        dfinal: StatePtrs,
+        grads: GradPointers,
         team: ThreadTeam | None = None,
     ) -> None:
-        """The gradients of a call of :meth:`run` with these weights whose reserve is at that address; 0 for zeros."""
-        ragged = kept.ragged
-        problem, make = self._backward(kept)
+        """Compute the gradients of a training call with these weights, whose reserve is at that address."""
+        layout, varlen = residuals.layout, residuals.varlen
         values = (
-            *dy, *wanted.x, *dfinal, *wanted.states, weights.address, reserve, _firsts(ragged),
-            records.signed(kept.seed), wanted.add_x, wanted.add_params, wanted.add_states,
+            *dy, *grads.x, *dfinal, *grads.states, weights.address, reserve, _row_offsets(varlen),
+            signed(residuals.seed), grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
-        params = (*weights.matrices, *wanted.params)
-        self._call("backward", problem, make, values, ragged, team, params, bool(wanted.x[0]))
+        problem: Problem = "backward", layout.steps, layout.batch, layout
+        self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))
 
-    def _backward(self, kept: Kept) -> tuple[Problem, Maker]:
-        layout = kept.layout
-
-        def make(members: int, awake: bool = False) -> KernelArgs:
-            again = kept.keep == "states"  # what was not kept, which takes room
-            size = layout.steps, layout.batch
-            members = worth(self.spec, members, *size, True)
-            plan = make_backward_plan(self.spec, self.target, *size, members, recompute=again, awake=awake)
-            return records.backward_args(self.spec, plan, self.weight_cache.layout.passes, layout)
-
-        return (layout.steps, layout.batch, kept.keep), make
-
-    def records(self, steps: int, batch: int, kept: Kept | None, threads: int, backward: bool = False) -> KernelArgs:
-        """Those of a problem on so many threads, with those for threads that are awake."""
-        problem, make = self._backward(kept) if backward and kept is not None else self._forward(steps, batch, kept)
-        name = "backward" if backward else "forward" if kept is None else "training"
-        made = self._planned(name, (*problem, threads), make)
-        if made.num_threads < threads:
-            made.awake = made.awake or make(threads, awake=True)
-        if (made.awake or made).plan.forecast is not None:
-            made.alone = made.alone or make(1)
-        return made
-
-    def is_short(self, steps: int, batch: int, training: bool) -> bool:
-        """Whether a call shall have its weights as they lie."""
-        return self._plain and _few(steps, batch, training)
-
-    def _call(
+    def _run_job(
         self,
-        name: str,
         problem: Problem,
-        make: Maker,
         values: tuple[int, ...],
-        ragged: Ragged | None,
+        params: Sequence[int],
+        varlen: VarLen | None,
         team: ThreadTeam | None,
-        params: Sequence[int] = (),
-        parts: bool = False,
+        computes_dx: bool = False,
     ) -> None:
-        """Run a job on several threads, or on this one alone if the others are taken or not worth their while."""
+        """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
+        name = problem[0]
         job = self._jobs.get(name) or self.job(name)
         team = team or pool_team(get_num_threads())
         awake = team.note_call_start()
-        planned = kernel_args = self._planned(name, (*problem, team.threads), make)
-        if kernel_args.num_threads < team.threads and awake:
-            planned.awake = kernel_args = planned.awake or make(team.threads, awake=True)
-        began = time.perf_counter()
-        thread_choice = self.thread_choices.of(name, kernel_args.plan.forecast) if kernel_args.num_threads > 1 else None
-        forecast = kernel_args.plan.forecast
+        planned = self.planned(problem, team.threads)
+        args = self.awake_args(planned) if awake else planned.args
+        began = perf_counter()
+        forecast = args.plan.forecast
+        thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
-            planned.alone = kernel_args = planned.alone or make(1)
-        if not self._execute(job, kernel_args, team, values, ragged, params, parts):
-            thread_choice = None
-            planned.alone = kernel_args = planned.alone or make(1)
-            self._execute(job, kernel_args, team, values, ragged, params, parts)
-        now = time.perf_counter()
-        team.note_call_end(kernel_args.num_threads)
+            args = self.single_args(planned)
+        if not self._execute(job, args, team, values, params, varlen, computes_dx):
+            thread_choice, args = None, self.single_args(planned)
+            self._execute(job, args, team, values, params, varlen, computes_dx)
+        now = perf_counter()
+        team.note_call_end(args.num_threads)
         if thread_choice is not None and forecast is not None:
-            thread_choice.note(kernel_args.num_threads > 1, now - began, now, forecast)
-        if self._debug >= 2:
+            thread_choice.note(args.num_threads > 1, now - began, now, forecast)
+        if self.debug >= 2:
             logger.info(f"{name} {(now - began) * 1e6:.1f} us")
+
+    def planned(self, problem: Problem, threads: int) -> PlannedCall:
+        """The planned call for a problem on so many threads; the last one of each job is cached."""
+        last = self._planned.get(problem[0])
+        if last is not None and last.threads == threads and last.problem == problem:
+            return last
+        args = self._plan(problem, threads)
+        planned = self._planned[problem[0]] = PlannedCall(problem, threads, args)
+        self.debug = env.debug()
+        if self.debug >= 1:
+            derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
+            logger.info(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
+        return planned
+
+    def awake_args(self, planned: PlannedCall) -> KernelArgs:
+        """The arguments for threads that are awake."""
+        if planned.args.num_threads == planned.threads:
+            return planned.args
+        if planned.awake_args is None:
+            planned.awake_args = self._plan(planned.problem, planned.threads, awake=True)
+        return planned.awake_args
+
+    def single_args(self, planned: PlannedCall) -> KernelArgs:
+        """The arguments for one thread."""
+        if planned.single_args is None:
+            planned.single_args = self._plan(planned.problem, 1)
+        return planned.single_args
+
+    def _plan(self, problem: Problem, threads: int, awake: bool = False) -> KernelArgs:
+        """Plan a problem for at most so many threads, and lay out its kernel arguments."""
+        name, steps, batch, layout = problem
+        spec, target, passes = self.spec, self.target, self.weight_cache.layout.passes
+        training = layout is not None
+        threads = limit_threads(spec, threads, steps, batch, training)
+        if name == "backward" and layout is not None:
+            recompute = layout.save == "states"
+            backward_plan = make_backward_plan(spec, target, steps, batch, threads, recompute=recompute, awake=awake)
+            return backward_args(spec, backward_plan, passes, layout)
+        plan = make_forward_plan(spec, target, steps, batch, threads, training=training, awake=awake)
+        return forward_args(spec, plan, passes, layout)
 
     def _execute(
         self,
         job: Job,
-        made: KernelArgs,
+        args: KernelArgs,
         team: ThreadTeam,
         values: tuple[int, ...],
-        ragged: Ragged | None,
         params: Sequence[int],
-        parts: bool,
+        varlen: VarLen | None,
+        computes_dx: bool,
     ) -> bool:
-        """Whether there were as many threads as planned."""
-        tables = None if ragged is None else ragged.tables(made.plan.row_starts)
-        scratch = self.workspaces.acquire(made.size)
-        call = made.bind(scratch, (*values, 0 if tables is None else tables.ctypes.data, team.spins, *params), parts)
+        """Bind the arguments and run the job; False if there are fewer threads now than planned."""
+        tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
+        scratch = self.workspaces.acquire(args.size)
+        address = args.bind(scratch, (*values, tables, team.spins, *params), computes_dx)
         ran = True
-        if made.num_threads == 1:
-            job(call, 0)
+        if args.num_threads == 1:
+            job(address, 0)
         else:
-            ran = team.run(job, call, made.num_threads)
+            ran = team.run(job, address, args.num_threads)
         self.workspaces.release(scratch)
         return ran
 
-    def _planned(self, name: str, key: tuple[Any, ...], make: Maker) -> KernelArgs:
-        """What is planned for a problem; the last one of its kind is kept, since shapes mostly repeat."""
-        last = self._plans.get(name)
-        if last is not None and last[0] == key:
-            return last[1]
-        made = make(key[-1])
-        self._plans[name] = key, made
-        self._debug = env.debug()
-        if self._debug >= 1:
-            more = "" if name == "forward" else f"; {derivative_of(self.spec.variant)}"
-            logger.info(f"{self.spec} on {self.target.name}: {made.plan}{more}")
-        return made
+
+def limit_threads(spec: RNNSpec, threads: int, steps: int, batch: int, training: bool) -> int:
+    """How many threads may share a call: one where it has just written the weights itself, to read them once."""
+    unpacked = training and is_plain(lowered_cell(spec.variant)) and _reads_weights_rarely(steps, batch, training)
+    return 1 if unpacked else threads
 
 
-def _few(steps: int, batch: int, training: bool) -> bool:
-    """Whether weights are read so rarely that to pack them, or to find out whether that is needed, costs more."""
-    return steps * -(-batch // _ROWS_AT_ONCE) <= (_FEW_IN_TRAINING if training else _FEW)
+def _reads_weights_rarely(steps: int, batch: int, training: bool) -> bool:
+    """Whether packing the weights, or checking whether they have changed, would cost more than it saves."""
+    reads = steps * -(-batch // _ROWS_PER_READ)
+    return reads <= (_MOST_READS_IN_TRAINING if training else _MOST_READS)
 
 
-def worth(spec: RNNSpec, members: int, steps: int, batch: int, training: bool) -> int:
-    """How many may share a call: where this thread has just written the weights that are read once, only itself."""
-    alone = training and is_plain(lowered_cell(spec.variant)) and _few(steps, batch, training)
-    return 1 if alone else members
-
-
-def _firsts(ragged: Ragged | None) -> int:
-    return 0 if ragged is None or ragged.firsts is None else ragged.firsts.ctypes.data
+def _row_offsets(varlen: VarLen | None) -> int:
+    return 0 if varlen is None or varlen.row_offsets is None else varlen.row_offsets.ctypes.data

@@ -1,4 +1,4 @@
-"""What one forward pass keeps for its backward: where everything lies, and how much that is."""
+"""What one training call saves for its backward: where everything lies in the reserve, and its size."""
 
 from __future__ import annotations
 
@@ -6,80 +6,82 @@ from dataclasses import dataclass
 
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.kernels.tiling import Tiling, pad_against_conflicts, round_up_to_cache_line
-from fusedrnn.engines.cpu.varlen import Ragged
+from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
+from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.runtime.buffers import Lease
 from fusedrnn.spec import RNNSpec
 
 
 @dataclass(frozen=True)
 class ReserveLayout:
-    """Positions and strides in bytes.
+    """The regions of a reserve; offsets and strides in bytes.
 
-    First a copy of the input (T, N, I). Then, for each layer, its states, h before c, and behind these what a second
-    stage of the cell multiplies: (T + 2, N, D·H), the directions side by side; at 0 and T + 1 stands what is before the
-    first step of either direction, and a shorter sequence has the reverse direction's initial state right behind its
-    end. Then, for each pass, (T, N, units, kept values).
+    1. A copy of the input (T, N, I).
+    2. For each layer its states (T + 2, N, D·H), directions side by side: h, then c, then the operands of the cell's
+       later stages. Steps 0 and T + 1 hold the initial states of the two directions; of a shorter sequence, the reverse
+       direction's initial state follows its last step.
+    3. For each layer and direction the saved values (T, N, units, values).
     """
 
+    save: SavePolicy
     steps: int
     batch: int
-    records_at: int
-    record_row: int
-    record_step: int
+    states_offset: int
+    state_row: int
+    state_step: int
     state_size: int
-    states: int
-    kept_offset: int
-    kept_row: int
-    kept_step: int
+    num_states: int
+    saved_at: int
+    saved_row: int
+    saved_step: int
     size: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, tiling: Tiling, steps: int, batch: int, keep: str) -> ReserveLayout:
-        """The layout for T steps of N sequences; ``keep`` is ``"gates"``, or ``"states"`` for nothing but these."""
-        kept = len(derivative_of(spec.variant).kept) if keep == "gates" else 0
-        records_at = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
-        record_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
-        state_size = (steps + 2) * batch * record_row
-        states = len(spec.state_names) + len(tiling.stages) - 1
-        kept_offset = records_at + spec.num_layers * states * state_size
-        kept_row = round_up_to_cache_line(tiling.unit_vectors * kept * tiling.vector_bytes)
-        passes = spec.num_layers * spec.num_directions
+    def of(cls, spec: RNNSpec, tiling: Tiling, steps: int, batch: int, save: SavePolicy) -> ReserveLayout:
+        """The layout for T steps of N sequences."""
+        num_saved = len(derivative_of(spec.variant).saved) if save == "gates" else 0
+        states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
+        state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
+        state_size = (steps + 2) * batch * state_row
+        num_states = len(spec.state_names) + len(tiling.stages) - 1
+        saved_at = states_offset + spec.num_layers * num_states * state_size
+        saved_row = round_up_to_cache_line(tiling.unit_vectors * num_saved * tiling.vector_bytes)
+        saved_size = spec.num_layers * spec.num_directions * steps * batch * saved_row
         return cls(
-            steps, batch, records_at, record_row, batch * record_row, state_size, states, kept_offset, kept_row,
-            batch * kept_row,
-            # What is read past the end of a last row must be there.
-            size=round_up_to_cache_line(kept_offset + passes * steps * batch * kept_row + 2 * tiling.panel_bytes),
+            save, steps, batch, states_offset, state_row, batch * state_row, state_size, num_states,
+            saved_at, saved_row, batch * saved_row,
+            # Vector loads may read past the end of the last row.
+            size=round_up_to_cache_line(saved_at + saved_size + 2 * tiling.panel_bytes),
         )  # fmt: skip
 
-    def record(self, layer: int, state: int) -> int:
-        """Where a layer's states, h and then c, and a second stage's operand behind them, are at time 0."""
-        return self.records_at + (layer * self.states + state) * self.state_size + self.record_step
+    def state_offset(self, layer: int, state: int) -> int:
+        """Where a layer's state begins at step 0: h, c, then the operands of later stages."""
+        return self.states_offset + (layer * self.num_states + state) * self.state_size + self.state_step
 
-    def kept(self, index: int) -> int:
-        """Where the kept values of a pass begin."""
-        return self.kept_offset + index * self.steps * self.kept_step
+    def saved_offset(self, index: int) -> int:
+        """Where the saved values of a layer and direction begin."""
+        return self.saved_at + index * self.steps * self.saved_step
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What backward must know of its forward beside the memory and the weights that it ran with."""
+class ResidualInfo:
+    """What backward needs of its training call beside the reserve's memory and the weights."""
 
     layout: ReserveLayout
-    keep: str
     seed: int
-    ragged: Ragged | None
+    varlen: VarLen | None
 
 
 @dataclass(frozen=True, eq=False)
-class KeptHere:
-    """The same with these."""
+class CpuResiduals:
+    """What a training call on arrays saves."""
 
-    kept: Kept
+    info: ResidualInfo
     lease: Lease
-    packed: PackedWeights | WeightPointers
+    weights: PackedWeights | WeightPointers
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the reserve, without the weights, which it shares with other calls."""
-        return self.kept.layout.size
+        """Bytes of the reserve; weights are shared with other calls and do not count."""
+        return self.info.layout.size

@@ -1,4 +1,4 @@
-"""Which rows live when, for sequences of different lengths."""
+"""Sequences of different lengths: which rows are active at each step."""
 
 from __future__ import annotations
 
@@ -13,71 +13,80 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def places(steps: int, batch: int) -> dict[str, int]:
-    """Where each table begins, in bytes behind the first; the last one is as long as there are row groups."""
+def table_offsets(steps: int, batch: int) -> dict[str, int]:
+    """Byte offset of each table of :meth:`VarLen.tables`."""
     sizes = {
         "row_to_sequence": batch, "unsorted_indices": batch, "sorted_indices": batch, "lengths": batch,
         "batch_sizes": steps, "active_rows": 0,
     }  # fmt: skip
-    found, at = {}, 0
+    offsets, offset = {}, 0
     for name, size in sizes.items():
-        found[name] = at
-        at += 8 * size
-    return found
+        offsets[name] = offset
+        offset += 8 * size
+    return offsets
 
 
-class Ragged:
-    """Sequences of different lengths.
+class VarLen:
+    """Sequences of different lengths, and the tables that kernels look rows up in.
 
-    Args:
-        lengths: The valid steps of each, int64 (N,).
-        steps: T.
+    Attributes:
+        lengths: The valid steps of each sequence, int64 (N,).
+        row_offsets: Of a packed sequence the first row of each step, int64 (T,); None if arrays are (T, N, features).
     """
 
-    firsts: Array | None = None
-    """The first row of each time where rows lie packed, int64 (T,); None if they lie (T, N)."""
-
-    def __init__(self, lengths: Array, steps: int) -> None:
-        self.lengths = lengths
-        self._falling = np.argsort(-lengths, kind="stable")
-        self._totals = len(lengths) - np.cumsum(np.bincount(lengths, minlength=steps + 1))[:steps]
-        self._made: dict[Sequence[int], Array] = {}
+    def __init__(self, lengths: Array, sorted_indices: Array, batch_sizes: Array, row_offsets: Array | None) -> None:
+        self.lengths, self.row_offsets = lengths, row_offsets
+        self._sorted_indices, self._batch_sizes = sorted_indices, batch_sizes
+        self._tables: dict[Sequence[int], Array] = {}
 
     @classmethod
-    def packed(cls, totals: Array) -> Ragged:
-        """Sequences by falling length, as a packed sequence has them; ``totals`` (T,) says how many have each step."""
-        made, totals = cls.__new__(cls), totals.copy()  # the caller's may change before backward
-        made._falling = np.arange(totals[0])
-        made.lengths = len(totals) - np.searchsorted(totals[::-1], made._falling, side="right")
-        made.firsts = np.cumsum(totals) - totals
-        made._totals, made._made = totals, {}
-        return made
+    def padded(cls, lengths: Array, steps: int) -> VarLen:
+        """Sequences of these lengths, int64 (N,), in arrays (T, N, features)."""
+        batch_sizes = len(lengths) - np.cumsum(np.bincount(lengths, minlength=steps + 1))[:steps]
+        return cls(lengths, np.argsort(-lengths, kind="stable"), batch_sizes, None)
+
+    @classmethod
+    def packed(cls, batch_sizes: Array) -> VarLen:
+        """A packed sequence, sorted by falling length; ``batch_sizes`` (T,) is how many sequences have each step."""
+        batch_sizes = batch_sizes.copy()  # the caller may change it before backward
+        indices = np.arange(batch_sizes[0])
+        lengths = len(batch_sizes) - np.searchsorted(batch_sizes[::-1], indices, side="right")
+        return cls(lengths, indices, batch_sizes, np.cumsum(batch_sizes) - batch_sizes)
 
     def tables(self, row_starts: tuple[int, ...]) -> Array:
-        """The tables for row groups that begin at these rows, one behind the other in one array.
+        """The tables, one after another in one array, for row groups that begin at these rows.
 
-        Rows are in the order of falling lengths, and dealt to the groups in turn. ``order`` is the place in the batch
-        of each row, group by group; ``ranks`` the place of each row among all by falling length; ``falling`` the place
-        in the batch of each rank; ``lengths`` the length of each row; ``totals`` how many rows live at each time in
-        the whole batch; ``alive`` how many of each group's.
+        Sequences are sorted by falling length and dealt to the row groups in turn. The tables are:
+
+        - ``row_to_sequence``: the index in the batch of each row, group by group;
+        - ``unsorted_indices``: the index of each row in the sorted batch;
+        - ``sorted_indices``: the index in the batch of each index in the sorted batch;
+        - ``lengths``: the length of each row;
+        - ``batch_sizes``: how many sequences of the whole batch are active at each step;
+        - ``active_rows``: how many rows of each group are.
         """
-        made = self._made.get(row_starts)
-        if made is None:
-            ranks, totals = _dealt(row_starts), self._totals
-            order = self._falling[ranks]
-            # A group's ranks rise: those that live are the ones below the number of all that live.
-            alive = [np.searchsorted(ranks[first:end], totals) for first, end in pairwise(row_starts)]
-            tables = (order, ranks, self._falling, self.lengths[order], totals, *alive)
-            made = self._made[row_starts] = np.concatenate(tables, dtype=np.int64)
-        return made
+        tables = self._tables.get(row_starts)
+        if tables is None:
+            unsorted_indices, batch_sizes = _deal(row_starts), self._batch_sizes
+            row_to_sequence = self._sorted_indices[unsorted_indices]
+            # A group's sorted indices rise; active are those below the batch size.
+            active_rows = [
+                np.searchsorted(unsorted_indices[first:end], batch_sizes) for first, end in pairwise(row_starts)
+            ]
+            parts = (
+                row_to_sequence, unsorted_indices, self._sorted_indices, self.lengths[row_to_sequence], batch_sizes,
+                *active_rows,
+            )  # fmt: skip
+            tables = self._tables[row_starts] = np.concatenate(parts, dtype=np.int64)
+        return tables
 
 
 @lru_cache(maxsize=16)
-def _dealt(row_starts: tuple[int, ...]) -> Array:
-    """Ranks dealt to the groups like cards, so that each has as much to do; group by group."""
+def _deal(row_starts: tuple[int, ...]) -> Array:
+    """Sorted indices dealt to the groups in turn, so that all have about as much work; group by group."""
     sizes = np.diff(row_starts)
-    turns = np.concatenate([np.arange(size) for size in sizes])
+    rounds = np.concatenate([np.arange(size) for size in sizes])
     groups = np.repeat(np.arange(len(sizes)), sizes)
-    ranks: Array = np.empty(len(turns), np.int64)
-    ranks[np.lexsort((groups, turns))] = np.arange(len(turns))
-    return ranks
+    dealt: Array = np.empty(len(rounds), np.int64)
+    dealt[np.lexsort((groups, rounds))] = np.arange(len(rounds))
+    return dealt

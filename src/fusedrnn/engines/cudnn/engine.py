@@ -28,9 +28,9 @@ from fusedrnn.engines.cudnn.operands import (
     split,
 )
 from fusedrnn.engines.cudnn.precision import full_precision
-from fusedrnn.engines.grad_buffers import Gradients, put
-from fusedrnn.engines.registry import Keep
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.engines.interface import SavePolicy
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.spec import RNNSpec
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def make(spec: RNNSpec) -> CuDNNEngine:
 
 
 @dataclass(frozen=True)
-class KeptGraph:
+class CudnnResiduals:
     """PyTorch's graph of a call, or only what it was made from, to make it again; and the device memory held.
 
     ``operands`` is None if no sequence had a step; ``results`` are the output and the final states.
@@ -68,7 +68,7 @@ class KeptGraph:
 
 
 class CuDNNEngine:
-    """Runs one spec on a device of PyTorch's; see :class:`fusedrnn.engines.registry.Engine`.
+    """Runs one spec on a device of PyTorch's; see :class:`fusedrnn.engines.interface.Engine`.
 
     Every call copies its arrays to the device and its results back; parameters that can never change
     (:func:`fusedrnn.frozen`) stay there until others come. In float32, TF32 is off while a call runs.
@@ -84,16 +84,14 @@ class CuDNNEngine:
 
     def compile(self, training: bool = False) -> None:
         """Start the device and its libraries, by a call of one step."""
-        x, params, y = self._blank(1, 1)
         if training:
-            self.train(x, params, None, None, y, "gates", 0)
+            self.train(self._blank(1, 1), "gates", 0)
         else:
-            self.forward(x, params, None, None, y)
+            self.forward(self._blank(1, 1))
 
-    def forward(
-        self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array
-    ) -> tuple[Array, ...]:
-        """Inference; see :class:`fusedrnn.engines.registry.Engine`."""
+    def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
+        """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
+        x, params, states, lengths, y = operands
         where = places(self.spec, lengths, len(x))
         results = None
         if not where.empty:
@@ -102,68 +100,59 @@ class CuDNNEngine:
         return self._write(results, where, states, y)
 
     def train(
-        self,
-        x: Array,
-        params: Array,
-        states: Sequence[Array] | None,
-        lengths: Array | None,
-        y: Array,
-        keep: Keep,
-        seed: int,
-    ) -> tuple[tuple[Array, ...], KeptGraph]:
-        """Training; see :class:`fusedrnn.engines.registry.Engine`. To keep states alone is to keep the operands."""
+        self, operands: ForwardOperands, save: SavePolicy, seed: int
+    ) -> tuple[tuple[Array, ...], CudnnResiduals]:
+        """Training; see :class:`fusedrnn.engines.interface.Engine`. To save states alone is to save the operands."""
+        x, params, states, lengths, y = operands
         where = places(self.spec, lengths, len(x))
         if where.empty:
-            return self._write(None, where, states, y), KeptGraph(None, None, where, 0)
+            return self._write(None, where, states, y), CudnnResiduals(None, None, where, 0)
         memory = Memory()
         with self._ours(differentiable=True):
-            operands = self._operands(x, params, states, where)
-            for tensor in operands.tensors:
+            tensors = self._operands(x, params, states, where)
+            for tensor in tensors.tensors:
                 memory.add(tensor)
             with saved_tensors_hooks(memory.add, lambda tensor: tensor):
-                results = self._run(operands, training=True)
+                results = self._run(tensors, training=True)
         final = self._write(results, where, states, y)
-        if keep == "states":
-            return final, KeptGraph(operands, None, where, memory.nbytes)
+        if save == "states":
+            return final, CudnnResiduals(tensors, None, where, memory.nbytes)
         for tensor in results:
             memory.add(tensor)
-        return final, KeptGraph(operands, results, where, memory.nbytes)
+        return final, CudnnResiduals(tensors, results, where, memory.nbytes)
 
-    def backward(
-        self, kept: KeptGraph, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients
-    ) -> None:
-        """The gradients; see :class:`fusedrnn.engines.registry.Engine`."""
-        where, operands = kept.where, kept.operands
-        found: dict[str, tuple[Array, ...]] = {}
-        if operands is not None:
+    def backward(self, residuals: CudnnResiduals, operands: BackwardOperands) -> None:
+        """The gradients; see :class:`fusedrnn.engines.interface.Engine`."""
+        where, tensors, grads = residuals.where, residuals.operands, operands.grads
+        results: dict[str, tuple[Array, ...]] = {}
+        if tensors is not None:
             with self._ours(differentiable=True):
-                results = self._run(operands, training=True) if kept.results is None else kept.results
-                found = self._differentiate(operands, results, where, dy, dstates, gradients)
-        if gradients.x is not None and found:
-            (dx,) = found["x"]
-            gradients.x[where.rows] = gradients.x[where.rows] + dx if gradients.add_x else dx
-        if gradients.params is not None:
-            flat = found["params"][0] if found else np.zeros_like(gradients.params)
-            put(gradients.params, flat, gradients.add_params)
-        for place, into in enumerate(gradients.states or ()):
-            # An empty sequence hands on the gradients of its states.
-            given = dstates[place]
-            passed = np.zeros_like(into) if given is None else given.copy()
-            if found:
-                passed[:, where.order] = found["states"][place]
-            put(into, passed, gradients.add_states)
+                outputs = self._run(tensors, training=True) if residuals.results is None else residuals.results
+                results = self._differentiate(tensors, outputs, where, operands)
+        if grads.x is not None and results:
+            (dx,) = results["x"]
+            grads.x[where.rows] = grads.x[where.rows] + dx if grads.add_x else dx
+        if grads.params is not None:
+            flat = results["params"][0] if results else np.zeros_like(grads.params)
+            write_or_add(grads.params, flat, grads.add_params)
+        for index, buffer in enumerate(grads.states or ()):
+            # An empty sequence passes the gradients of its states through.
+            dstate = operands.dstates[index]
+            gradient = np.zeros_like(buffer) if dstate is None else dstate.copy()
+            if results:
+                gradient[:, where.order] = results["states"][index]
+            write_or_add(buffer, gradient, grads.add_states)
 
-    def reserve_bytes(self, steps: int, batch: int, keep: Keep) -> int:
-        """The memory that a call of that size keeps on the device, found out by one; with lengths it may be less."""
-        x, params, y = self._blank(steps, batch)
-        return self.train(x, params, None, None, y, keep, 0)[1].nbytes
+    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
+        """The device memory that a call of that size saves, measured by one; with lengths it may be less."""
+        return self.train(self._blank(steps, batch), save, 0)[1].nbytes
 
-    def _blank(self, steps: int, batch: int) -> tuple[Array, Array, Array]:
-        """An input, parameters and an output."""
+    def _blank(self, steps: int, batch: int) -> ForwardOperands:
+        """Zeros for the operands of a call."""
         spec = self.spec
         shapes = (steps, batch, spec.input_size), (spec.layout.size,), (steps, batch, spec.output_size)
         x, params, y = (np.zeros(shape, spec.dtype) for shape in shapes)
-        return x, params, y
+        return ForwardOperands(x, params, None, None, y)
 
     @contextmanager
     def _ours(self, differentiable: bool) -> Iterator[None]:
@@ -212,7 +201,7 @@ class CuDNNEngine:
             flatten(self.spec, weights)
         for weight in weights:
             weight.requires_grad_()
-        if is_constant(params):
+        if is_frozen(params):
             self._resident = params, weights
         return weights
 
@@ -242,34 +231,32 @@ class CuDNNEngine:
 
     def _differentiate(
         self,
-        operands: Operands,
+        tensors: Operands,
         results: tuple[Tensor, ...],
         where: Places,
-        dy: Array | None,
-        dstates: Sequence[Array | None],
-        gradients: Gradients,
+        operands: BackwardOperands,
     ) -> dict[str, tuple[Array, ...]]:
-        """The gradients that are wanted, by what they are of, of the rows and sequences that PyTorch was given."""
-        given = [None if dy is None else dy[where.rows]]
-        given += [None if one is None else one[:, where.order] for one in dstates]
-        pairs = [(result, self._tensor(one)) for result, one in zip(results, given, strict=True) if one is not None]
+        """The requested gradients by name, for the rows and sequences that PyTorch was given."""
+        cotangents = [None if operands.dy is None else operands.dy[where.rows]]
+        cotangents += [None if dstate is None else dstate[:, where.order] for dstate in operands.dstates]
+        pairs = [(result, self._tensor(ct)) for result, ct in zip(results, cotangents, strict=True) if ct is not None]
         if not pairs:
             pairs = [(results[0], torch.zeros_like(results[0]))]
-        groups = {"x": (operands.x,), "states": operands.states, "params": operands.weights}
-        wanted = {name: group for name, group in groups.items() if getattr(gradients, name) is not None}
-        if not wanted:
+        groups = {"x": (tensors.x,), "states": tensors.states, "params": tensors.weights}
+        requested = {name: group for name, group in groups.items() if getattr(operands.grads, name) is not None}
+        if not requested:
             return {}
-        found = iter(
+        gradients = iter(
             torch.autograd.grad(
                 [result for result, _ in pairs],
-                [leaf for group in wanted.values() for leaf in group],
-                [one for _, one in pairs],
+                [leaf for group in requested.values() for leaf in group],
+                [cotangent for _, cotangent in pairs],
                 retain_graph=True,
                 allow_unused=True,
                 materialize_grads=True,
             )
         )
-        parts = {name: [next(found) for _ in group] for name, group in wanted.items()}
+        parts = {name: [next(gradients) for _ in group] for name, group in requested.items()}
         if "params" in parts:
             parts["params"] = [join(self.spec, parts["params"])]
         return {name: tuple(map(array_of, group)) for name, group in parts.items()}

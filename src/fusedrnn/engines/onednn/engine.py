@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.grad_buffers import Gradients, put
+from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.onednn.library import load
 from fusedrnn.engines.onednn.param_layout import Layout
 from fusedrnn.engines.onednn.program import Program
 from fusedrnn.engines.onednn.runner import Operands, Runner, address_of, array_in
 from fusedrnn.engines.onednn.threads import allowed, bounds
 from fusedrnn.engines.onednn.weights import Keeper, Weights, lines
-from fusedrnn.engines.registry import Keep
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers, write_or_add
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease
 from fusedrnn.runtime.thread_pool import get_num_threads
@@ -30,7 +30,7 @@ _MOST_IDLE = 4
 
 
 @dataclass
-class KeptCall:
+class OnednnResiduals:
     """What a training call keeps: all that its primitives read and wrote.
 
     Attributes:
@@ -87,11 +87,10 @@ class OneDNNEngine:
         if training:
             _check_training(self.spec)
 
-    def forward(
-        self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array
-    ) -> tuple[Array, ...]:
-        """Inference; see :class:`fusedrnn.engines.registry.Engine`."""
-        x = np.ascontiguousarray(x)
+    def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
+        """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
+        params, states, y = operands.params, operands.states, operands.y
+        x = np.ascontiguousarray(operands.x)
         steps, batch = x.shape[:2]
         final = tuple(np.empty(shape, np.float32) for shape in self.spec.state_shape(batch))
         threads = allowed(self._library, get_num_threads())
@@ -104,67 +103,60 @@ class OneDNNEngine:
                 states = [array_in(lease, program, f"{name}0") for name in self.spec.state_names]
                 for state in states:
                     state.fill(0)
-            operands = Operands(
+            addresses = Operands(
                 address_of(x),
                 [address_of(state) for state in states],
                 [begin + places[f"y{index % 2}"] for index in range(last)] + [address_of(result)],
                 [address_of(state) for state in final],
             )
-            self._runner.forward(program, self._keeper.at(params), operands, begin + places["scratchpad"])
+            self._runner.forward(program, self._keeper.at(params), addresses, begin + places["scratchpad"])
             if result is not y:
                 y[...] = result
         return final
 
     def train(
-        self,
-        x: Array,
-        params: Array,
-        states: Sequence[Array] | None,
-        lengths: Array | None,
-        y: Array,
-        keep: Keep,
-        seed: int,
-    ) -> tuple[tuple[Array, ...], KeptCall]:
-        """Training; see :class:`fusedrnn.engines.registry.Engine`. Whatever ``keep`` asks for, oneDNN keeps the same.
+        self, operands: ForwardOperands, save: SavePolicy, seed: int
+    ) -> tuple[tuple[Array, ...], OnednnResiduals]:
+        """Training; see :class:`fusedrnn.engines.interface.Engine`. oneDNN saves the same for every ``save``.
 
         Raises:
             NotImplementedError: If oneDNN cannot be trusted with it.
         """
         _check_training(self.spec)
-        steps, batch = x.shape[:2]
+        steps, batch = operands.x.shape[:2]
         threads = allowed(self._library, get_num_threads())
         with self._bounded(threads):
             program = self._program(steps, batch, True, threads)
             size = program.kept.size
-            kept = KeptCall(program, self._keeper.at(params), self._pool.lease(size), size)
-            kept.array("x")[...] = x
+            kept = OnednnResiduals(program, self._keeper.at(operands.params), self._pool.lease(size), size)
+            kept.array("x")[...] = operands.x
             for index, name in enumerate(self.spec.state_names):
-                kept.array(f"{name}0")[...] = 0 if states is None else states[index]
+                kept.array(f"{name}0")[...] = 0 if operands.states is None else operands.states[index]
             self._fill(kept, kept.lease)
-        y[...] = kept.array(f"y{len(program.steps) - 1}")
+        operands.y[...] = kept.array(f"y{len(program.steps) - 1}")
         return tuple(kept.array(f"{name}_n").copy() for name in self.spec.state_names), kept
 
-    def backward(self, kept: KeptCall, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients) -> None:
-        """The gradients; see :class:`fusedrnn.engines.registry.Engine`. Runs on as many threads as its forward."""
-        program = kept.program
+    def backward(self, residuals: OnednnResiduals, operands: BackwardOperands) -> None:
+        """The gradients; see :class:`fusedrnn.engines.interface.Engine`. Runs on as many threads as its forward."""
+        program, grads = residuals.program, operands.grads
         with self._bounded(allowed(self._library, program.threads)):
             frame = program.take(True)
             scratch = self._pool.lease(program.scratch.size + lines(frame.scratch))
-            arrays = _GradientArrays(self.spec, program, scratch, gradients)
-            operands = self._operands(program, self._unspoilt(kept))
-            wanted = arrays.operands(dy, dstates)
-            self._runner.backward(program, frame, kept.weights, operands, wanted, scratch)
+            arrays = _GradientArrays(self.spec, program, scratch, grads)
+            saved = self._operands(program, self._unspoilt(residuals))
+            gradients = arrays.operands(operands.dy, operands.dstates)
+            self._runner.backward(program, frame, residuals.weights, saved, gradients, scratch)
             arrays.finish()
-            if gradients.params is not None:
-                direct = not (gradients.add_params or self._layout.swaps)
-                theirs = gradients.params if direct else array_in(scratch, program, "theirs")
+            if grads.params is not None:
+                direct = not (grads.add_params or self._layout.swaps)
+                theirs = grads.params if direct else array_in(scratch, program, "theirs")
                 self._runner.collect(program, frame, scratch, theirs)
                 if not direct:
-                    self._layout.put(gradients.params, theirs, gradients.add_params)
+                    self._layout.put(grads.params, theirs, grads.add_params)
             program.give(frame, True)
 
-    def reserve_bytes(self, steps: int, batch: int, keep: Keep) -> int:
-        """The bytes of what a training call keeps, which do not depend on ``keep``."""
+    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
+        """The bytes of what a training call keeps, which do not depend on ``save``."""
         threads = allowed(self._library, get_num_threads())
         with self._bounded(threads):
             return self._program(steps, batch, True, threads).kept.size
@@ -195,14 +187,14 @@ class OneDNNEngine:
             at(*(f"workspace{index}" for index in stacks)),
         )
 
-    def _fill(self, kept: KeptCall, lease: Lease) -> None:
+    def _fill(self, kept: OnednnResiduals, lease: Lease) -> None:
         """Run a training call's forward in its memory, or in other memory like it."""
         program = kept.program
         scratch = self._pool.lease(program.scratch.size)
         scratchpad = scratch.address + program.scratch["scratchpad"]
         self._runner.forward(program, kept.weights, self._operands(program, lease), scratchpad)
 
-    def _unspoilt(self, kept: KeptCall) -> Lease:
+    def _unspoilt(self, kept: OnednnResiduals) -> Lease:
         """The call's memory; made again by its forward if a backward has spoilt the workspaces, or is about to."""
         try:
             kept.fresh.pop()
@@ -218,12 +210,12 @@ class OneDNNEngine:
 class _GradientArrays:
     """Where the gradients of data lie while they are made: where they are wanted if that will do, else in scratch."""
 
-    def __init__(self, spec: RNNSpec, program: Program, scratch: Lease, gradients: Gradients) -> None:
-        self._spec, self._program, self._scratch, self._gradients = spec, program, scratch, gradients
-        self._x = self._written(gradients.x, "x", gradients.add_x)
-        wanted = gradients.states or (None,) * len(spec.state_names)
+    def __init__(self, spec: RNNSpec, program: Program, scratch: Lease, grads: GradBuffers) -> None:
+        self._spec, self._program, self._scratch, self._grads = spec, program, scratch, grads
+        self._x = self._written(grads.x, "x", grads.add_x)
+        wanted = grads.states or (None,) * len(spec.state_names)
         self._initial = [
-            self._written(one, f"{name}0", gradients.add_states)
+            self._written(one, f"{name}0", grads.add_states)
             for one, name in zip(wanted, spec.state_names, strict=True)
         ]
 
@@ -239,12 +231,12 @@ class _GradientArrays:
 
     def finish(self) -> None:
         """Bring what was made in scratch to where it is wanted."""
-        gradients = self._gradients
-        if gradients.x is not None and self._x is not gradients.x:
-            put(gradients.x, self._x, gradients.add_x)
-        for into, gradient in zip(gradients.states or (), self._initial, strict=gradients.states is not None):
-            if into is not gradient:
-                put(into, gradient, gradients.add_states)
+        grads = self._grads
+        if grads.x is not None and self._x is not grads.x:
+            write_or_add(grads.x, self._x, grads.add_x)
+        for buffer, gradient in zip(grads.states or (), self._initial, strict=grads.states is not None):
+            if buffer is not gradient:
+                write_or_add(buffer, gradient, grads.add_states)
 
     def _read(self, array: Array | None, name: str) -> Array:
         """What the caller gave, contiguous; zeros for None."""

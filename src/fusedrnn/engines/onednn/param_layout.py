@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.grad_buffers import put
 from fusedrnn.engines.onednn.library import Library
 from fusedrnn.engines.onednn.primitives import (
     BIAS,
@@ -19,6 +18,7 @@ from fusedrnn.engines.onednn.primitives import (
     WEIGHTS_PROJECTION,
     Descriptor,
 )
+from fusedrnn.engines.operands import write_or_add
 from fusedrnn.layout import Kind, Parameter
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE
 from fusedrnn.spec import RNNSpec
@@ -169,7 +169,7 @@ class Layout:
     def put(self, into: Array, theirs: Array, add: bool) -> None:
         """Write or add a gradient in oneDNN's order of gates into one in ours."""
         if not self.swaps:
-            put(into, theirs, add)
+            write_or_add(into, theirs, add)
             return
         for begin, size, there in self.parts // _ITEM:
-            put(into[begin : begin + size], theirs[there : there + size], add)
+            write_or_add(into[begin : begin + size], theirs[there : there + size], add)

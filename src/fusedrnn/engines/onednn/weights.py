@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fusedrnn.engines.onednn.library import UNIMPLEMENTED, Library, OneDNNError
 from fusedrnn.engines.onednn.param_layout import Layout
 from fusedrnn.engines.onednn.primitives import BIAS, Descriptor, Reorder, Stream
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
@@ -113,7 +113,7 @@ class Keeper:
 
     def at(self, params: Array) -> Weights:
         """The parameters as they are now; a frozen array is known by its identity, any other fingerprinted."""
-        constant = is_constant(params)
+        constant = is_frozen(params)
         with self._lock:
             last = self._last
             if last is not None and constant and last.source is params:

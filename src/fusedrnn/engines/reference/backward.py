@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from fusedrnn import dropout
 from fusedrnn.cell.autodiff import vjp
-from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Constant, Expr, Leaf, evaluate, substitute, walk
 from fusedrnn.cell.leaves import (
     NewState,
@@ -31,7 +30,7 @@ from fusedrnn.cell.leaves import (
     State,
     StateCotangent,
 )
-from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.forward import (
     NUMPY,
     gate_rows,
@@ -148,7 +147,7 @@ def train(
     ``seed`` says what is dropped, by :func:`fusedrnn.dropout.mask`. Returns the output, the final states, the tape.
     """
     states = initial_states(spec, x, states)
-    cell = traced(spec.variant)
+    cell = traced_cell(spec.variant)
     tape = Tape(params, lengths)
     for layer in range(spec.num_layers):
         tape.inputs.append(x)
@@ -201,7 +200,7 @@ def backward(
     ``dy`` (T, N, D·S) is the gradient of the output, ``dstates`` are those of the final states, (L·D, N, size) each;
     None stands for zeros. What ``dy`` holds behind a sequence's length is not looked at.
     """
-    cell = traced(spec.variant)
+    cell = traced_cell(spec.variant)
     dparams = np.zeros_like(tape.params)
     shapes = spec.state_shape(tape.inputs[0].shape[1])
     dinitial = tuple(np.empty(shape, dparams.dtype) for shape in shapes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -10,19 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.cell.cells import traced
-from fusedrnn.engines.grad_buffers import Gradients, put
+from fusedrnn.cell.trace import traced_cell
+from fusedrnn.engines.interface import SavePolicy
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.engines.reference.backward import Tape, flows
-from fusedrnn.engines.registry import Keep
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class KeptTape:
+class ReferenceResiduals:
     """A tape, and the memory it holds: its own, and the copies of what it was made from (lengths left out)."""
 
     tape: Tape
@@ -42,54 +41,46 @@ class ReferenceEngine:
     def compile(self, training: bool = False) -> None:
         """Nothing to do."""
 
-    def forward(
-        self, x: Array, params: Array, states: Sequence[Array] | None, lengths: Array | None, y: Array
-    ) -> tuple[Array, ...]:
-        """Inference; see :class:`fusedrnn.engines.registry.Engine`."""
+    def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
+        """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
+        x, params, states, lengths, y = operands
         result, final = reference.forward(self.spec, x, params, states, lengths)
         _copy(y, result, lengths)
         return final
 
     def train(
-        self,
-        x: Array,
-        params: Array,
-        states: Sequence[Array] | None,
-        lengths: Array | None,
-        y: Array,
-        keep: Keep,
-        seed: int,
-    ) -> tuple[tuple[Array, ...], KeptTape]:
-        """Training; see :class:`fusedrnn.engines.registry.Engine`."""
-        # The tape refers to what it is made from, which is the caller's.
-        x, params = x.copy(), params.copy()
-        states = None if states is None else [state.copy() for state in states]
-        lengths = None if lengths is None else lengths.copy()
+        self, operands: ForwardOperands, save: SavePolicy, seed: int
+    ) -> tuple[tuple[Array, ...], ReferenceResiduals]:
+        """Training; see :class:`fusedrnn.engines.interface.Engine`."""
+        # The tape refers to its operands, which the caller may change.
+        x, params = operands.x.copy(), operands.params.copy()
+        states = None if operands.states is None else [state.copy() for state in operands.states]
+        lengths = None if operands.lengths is None else operands.lengths.copy()
         result, final, tape = reference_training.train(self.spec, x, params, states, lengths, seed)
-        _copy(y, result, lengths)
-        return final, KeptTape(tape, tape.nbytes + self._copied_bytes(*x.shape[:2]))
+        _copy(operands.y, result, lengths)
+        return final, ReferenceResiduals(tape, tape.nbytes + self._copied_bytes(*x.shape[:2]))
 
-    def backward(self, kept: KeptTape, dy: Array | None, dstates: Sequence[Array | None], gradients: Gradients) -> None:
-        """The gradients; see :class:`fusedrnn.engines.registry.Engine`."""
-        tape = kept.tape
-        dx, dparams, dinitial = reference_training.backward(self.spec, tape, dy, dstates)
-        if gradients.x is not None:
-            ends = [len(dx)] * dx.shape[1] if tape.lengths is None else tape.lengths
-            for row, end in enumerate(ends):
-                put(gradients.x[:end, row], dx[:end, row], gradients.add_x)
-        if gradients.params is not None:
-            put(gradients.params, dparams, gradients.add_params)
-        for into, gradient in zip(gradients.states or (), dinitial, strict=gradients.states is not None):
-            put(into, gradient, gradients.add_states)
+    def backward(self, residuals: ReferenceResiduals, operands: BackwardOperands) -> None:
+        """The gradients; see :class:`fusedrnn.engines.interface.Engine`."""
+        tape, grads = residuals.tape, operands.grads
+        dx, dparams, dinitial = reference_training.backward(self.spec, tape, operands.dy, operands.dstates)
+        if grads.x is not None:
+            lengths = [len(dx)] * dx.shape[1] if tape.lengths is None else tape.lengths
+            for index, length in enumerate(lengths):
+                write_or_add(grads.x[:length, index], dx[:length, index], grads.add_x)
+        if grads.params is not None:
+            write_or_add(grads.params, dparams, grads.add_params)
+        for buffer, gradient in zip(grads.states or (), dinitial, strict=grads.states is not None):
+            write_or_add(buffer, gradient, grads.add_states)
 
-    def reserve_bytes(self, steps: int, batch: int, keep: Keep) -> int:
-        """The bytes of the tape and its copies, which do not depend on ``keep``."""
+    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
+        """The bytes of the tape and its copies, which do not depend on ``save``."""
         spec = self.spec
         item = np.dtype(spec.dtype).itemsize
         outputs = (spec.num_layers - 1) * steps * batch * spec.output_size
         passes = spec.num_layers * spec.num_directions
         per_step = sum(prod(shape) for shape in spec.state_shape(batch))
-        per_step += passes * batch * spec.hidden_size * len(flows(traced(spec.variant)).kept)
+        per_step += passes * batch * spec.hidden_size * len(flows(traced_cell(spec.variant)).kept)
         masks = outputs if spec.dropout else 0
         return (outputs + steps * per_step) * item + masks + self._copied_bytes(steps, batch)
 

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.cell.cells import traced
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
-from fusedrnn.cell.trace import TracedCell
+from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -129,7 +128,7 @@ def forward(
 
 
 def _advance(spec: RNNSpec, weights: dict[str, Array], x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
-    return step(traced(spec.variant), input_gates(x, weights), states, weights)
+    return step(traced_cell(spec.variant), input_gates(x, weights), states, weights)
 
 
 def input_gates(x: Array, weights: Mapping[str, Array]) -> Array:

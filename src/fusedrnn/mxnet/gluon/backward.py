@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedrnn.engines.operand_table import REQUESTS
+from fusedrnn.engines.operands import GRAD_REQS
 from fusedrnn.mxnet.backward import Asked, Backward, Buffers, by_name
 from fusedrnn.mxnet.gluon.parameter import ParameterDict
-from fusedrnn.op.grad_req import Reserve
+from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import Array
 
@@ -58,7 +58,7 @@ class LayerBackward:
         if isinstance(grad_req, str):
             asked: dict[str, Any] = dict.fromkeys(self.arguments, grad_req)
         else:
-            asked = dict(by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(REQUESTS)}, or "))
+            asked = dict(by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or "))
         buffers = {} if args_grad is None else dict(by_name("args_grad", args_grad, self.arguments, "None, or "))
         buffers["data"] = self._turned("args_grad: data", buffers.get("data"), self._input_size)
         upstream = self._upstream(out_grads)

@@ -13,8 +13,8 @@ from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
 from fusedrnn.mxnet.gluon.initializers import Initializer, checked
 from fusedrnn.mxnet.gluon.parameter import ParameterDict, Store, short_names
 from fusedrnn.mxnet.nd import Lengths, check_lengths
-from fusedrnn.op import validation as arguments
-from fusedrnn.op.grad_req import Reserve
+from fusedrnn.op import validation
+from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.scalars import shown
 from fusedrnn.spec import Array, RNNSpec, check_bytes, positive_int
@@ -51,7 +51,7 @@ class RNNLayer:
         spec = RNNSpec(mode, positive_int("input_size", input_size) if known else 1, **options)
         if layout not in ("TNC", "NTC"):
             raise ValueError(f"layout must be 'TNC' or 'NTC'; got {layout!r}")
-        self._use_lengths = arguments.flag("use_sequence_length", use_sequence_length)
+        self._use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
         if prefix is not None and not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string or None; got {prefix!r}")
         filled = {kind: checked(f"{kind}_initializer", one) for kind, one in initializers.items()}
@@ -166,7 +166,7 @@ class RNNLayer:
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string; got {prefix!r}")
         flags = {"allow_missing": allow_missing, "ignore_extra": ignore_extra, "cast_dtype": cast_dtype}
-        missing, extra, cast = (arguments.flag(name, value) for name, value in flags.items())
+        missing, extra, cast = (validation.check_flag(name, value) for name, value in flags.items())
         keys = short_names(params, [one.short_name for one in self._params.values()], self.prefix, prefix)
         if not extra and (others := sorted(set(params) - set(keys.values()))):
             raise ValueError(f"params must hold no others unless ignore_extra is True; got {', '.join(others)}")
@@ -246,7 +246,7 @@ class RNNLayer:
         flat = self._params.settle(inputs.shape[2])
         op = self._ready(inputs.shape[2])
         y = np.empty((*inputs.shape[:2], op.spec.output_size), op.spec.dtype)
-        with arguments.renamed(_NAMES):
+        with validation.renamed(_NAMES):
             _, final, reserve = op.forward(
                 time_major(inputs, self._layout), flat, given, training=training, lengths=lengths,
                 out=time_major(y, self._layout), seed=seed,

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.engines.grad_buffers import put
-from fusedrnn.engines.operand_table import REQUESTS, Request
+from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.mxnet.gluon.initializers import Initializer, checked, fill
 from fusedrnn.spec import Array, RNNSpec
 
@@ -64,7 +63,7 @@ class Parameter:
         self._store = store
         self._place = layer, direction, kind
         self._init = init
-        self._grad_req: Request = "write"
+        self._grad_req: GradReq = "write"
         self.short_name = f"{'lr'[direction]}{layer}_{kind}"
         self.name = prefix + self.short_name
 
@@ -84,14 +83,14 @@ class Parameter:
         return self._store.spec.dtype
 
     @property
-    def grad_req(self) -> Request:
+    def grad_req(self) -> GradReq:
         """What backward does with its gradient: ``"write"``, ``"add"`` (to what :meth:`grad` holds) or ``"null"``."""
         return self._grad_req
 
     @grad_req.setter
-    def grad_req(self, value: Request) -> None:
-        if value not in REQUESTS:
-            raise ValueError(f"grad_req must be one of {', '.join(REQUESTS)}; got {value!r}")
+    def grad_req(self, value: GradReq) -> None:
+        if value not in GRAD_REQS:
+            raise ValueError(f"grad_req must be one of {', '.join(GRAD_REQS)}; got {value!r}")
         self._grad_req = value
 
     def data(self) -> Array:
@@ -139,7 +138,7 @@ class Parameter:
         """Take its own out of the gradients of all, as it asks for them."""
         if self._grad_req != "null":
             gradient = self._store.spec.layout.view(flat, *self._place)
-            put(self.grad(), gradient, self._grad_req == "add")
+            write_or_add(self.grad(), gradient, self._grad_req == "add")
 
 
 class ParameterDict(dict[str, Parameter]):
@@ -158,7 +157,7 @@ class ParameterDict(dict[str, Parameter]):
             one = Parameter(store, prefix, *place, initializers[entry.kind])
             self[one.name] = one
 
-    def setattr(self, name: str, value: Request) -> None:
+    def setattr(self, name: str, value: GradReq) -> None:
         """Set ``grad_req`` of all.
 
         Raises:
@@ -240,7 +239,7 @@ class ParameterDict(dict[str, Parameter]):
         else:
             store.flat[...] = flat
 
-    def requests(self) -> Request | None:
+    def requests(self) -> GradReq | None:
         """What all ask for, or None if some ask for something else."""
         asked = {one.grad_req for one in self.values()}
         return asked.pop() if len(asked) == 1 else None

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from fusedrnn.cell.cells import traced
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, Shapes, StateInfo
 from fusedrnn.mxnet.rnn.checks import columns, require, take
@@ -83,7 +83,7 @@ class _SingleCell(BaseRNNCell):
         i2h_weight, h2h_weight, i2h_bias, h2h_bias = (self._params[self._prefix + kind] for kind in _KINDS)
         self._check_x(x, i2h_weight.shape[1], i2h_weight.dtype)
         y = np.empty((*x.shape[:2], self.output_size), x.dtype)
-        cell, recurrent = traced(self._spec.variant), {"h2h_weight": h2h_weight, "h2h_bias": h2h_bias}
+        cell, recurrent = traced_cell(self._spec.variant), {"h2h_weight": h2h_weight, "h2h_bias": h2h_bias}
         for t in range(len(x)):
             x_gates = x[t] @ i2h_weight.T + i2h_bias
             states = list(reference.step(cell, x_gates, states, recurrent))

@@ -254,7 +254,7 @@ class _Sweep(BackwardEmitter):
                 case OperandCotangent(index):
                     return v.load(rows["operands"][index] + at)
                 case Saved(index):
-                    return v.load(rows["kept"] + (unit * len(derivative.kept) + index) * v.bytes)
+                    return v.load(rows["kept"] + (unit * len(derivative.saved) + index) * v.bytes)
                 case Peephole(gate):
                     return self.peephole(gate, unit)
             return v.load(rows["states"][leaf] + at, v.item)
@@ -263,7 +263,7 @@ class _Sweep(BackwardEmitter):
             gradient("h")
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         found = {name: expression for name in names if (expression := self._state(name)) is not None}
-        slots = stage.derivative.slots
+        slots = stage.derivative.distinct_grads
         values = evaluate([*slots, *found.values()], load, v)
         new = dict(zip(found, values[len(slots) :], strict=True))
         if last and "h" not in names:
@@ -275,7 +275,7 @@ class _Sweep(BackwardEmitter):
 
     def _state(self, name: str) -> Expr | None:
         """The gradient of a previous state."""
-        return self.derivative.states[self.cell.states.index(name)]
+        return self.derivative.state_grads[self.cell.states.index(name)]
 
     def _store_slots(
         self, stage: StageKernel, rows: dict[str, Any], unit: Value, left: Value, values: Sequence[Value]
@@ -285,7 +285,7 @@ class _Sweep(BackwardEmitter):
         whole = left >= v.lanes
         # Where no unit is, the rows must hold zeros: the GEMMs run over them.
         slots = [whole.select(slot, v.zero_tail(slot, left)) for slot in values]
-        for into, places in (("to_state", derivative.from_state), ("to_input", derivative.from_input)):
+        for into, places in (("to_state", derivative.h_grads), ("to_input", derivative.x_grads)):
             for gate, place in enumerate(places):
                 v.store(slots[place], rows[into] + (unit * stage.num_gates + gate) * v.bytes)
         with f.if_(self.of_weights):

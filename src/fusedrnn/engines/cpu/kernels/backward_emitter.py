@@ -39,7 +39,7 @@ class BackwardEmitter(Pass):
     def __init__(self, program: Program, name: str, more: tuple[str, ...] = ()) -> None:
         super().__init__(program, name, (CALL, LAYER_DIR), more)
         c, v = self.c, self.v
-        self.kept_slots = len(self.derivative.kept)
+        self.kept_slots = len(self.derivative.saved)
         self.unit_vectors = self.vectors_of(c.hidden)
         self.gate_columns = self.unit_vectors * (self.gates * v.lanes)
         self.team = c.groups + self.turn * c.group_stride

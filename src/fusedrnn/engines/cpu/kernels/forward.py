@@ -128,7 +128,7 @@ class _Inference(StateEmitter):
                 offset = (c.hidden * gate + unit * v.lanes) * v.item
                 of_input, of_state = (self._bias(base, offset, left) for base in (p.unpacked_x_bias, p.unpacked_h_bias))
                 into = self.biases + column * v.bytes
-                v.store(of_input + of_state if self.cell.merged else of_input, into)
+                v.store(of_input + of_state if self.cell.accumulates_in_place else of_input, into)
                 v.store(of_state, into + c.biases_size)
 
     def _bias(self, base: Value, offset: Value, left: Value) -> Value:
@@ -309,7 +309,7 @@ class _Training(_Inference):
         return {**super()._output_rows(y, time, index), "kept": kept, **records}
 
     def _result(self, stage: StageKernel, result: Result, value: Value, unit: Value, rows: Rows) -> None:
-        f, v, kept = self.f, self.v, len(self.derivative.kept)
+        f, v, kept = self.f, self.v, len(self.derivative.saved)
         if isinstance(result, Saved):
             with f.if_(self.p.saved_values.is_set):
                 v.store(value, rows["kept"] + (unit * kept + result.index) * v.bytes)

@@ -1,11 +1,11 @@
-"""The GEMM micro-kernel: a few rows of A times some vectors of a panel of packed B, accumulated in registers.
+"""The GEMM micro-kernel: a few rows of A times a few vectors of a panel of packed B, accumulated in registers.
 
-C[rows, vectors] = start[rows, vectors] + Σₖ A[rows, k]·B[k, vectors], each element summed over k in rising order by
-one chain of fused multiply-adds. The chain is the same whatever the tile, so that the bits of a result do not depend
-on which rows and which vectors are computed together.
+C[rows, cols] = C_in[rows, cols] + Σₖ A[rows, k]·B[k, cols]. Each element is one chain of fused multiply-adds over
+rising k. The chain does not depend on the tile, so the bits of a result do not depend on which rows and columns are
+computed together.
 
-A is either given by its rows, each with its k side by side, or *upright*: the rows of a vector's lanes side by side,
-one vector for each k. Upright is how backward leaves gradients for a GEMM that sums over rows of the batch.
+``gemm`` takes A by the addresses of its rows. ``gemm_tn`` takes A transposed: for each k, one vector with the elements
+of its rows. Backward stores gradients that way for the weights' gradients, which sum over the rows of the batch.
 """
 
 from __future__ import annotations
@@ -17,149 +17,179 @@ from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.jit.vector import Vectors
 
-# Steps of k in one turn of the loop, in tiles of a whole panel and of part of one: the counting hides behind the
-# multiplying. The others are many and do little of the work, and code takes time to compile.
-_UNROLL, _UNROLL_OF_PART = 4, 2
-# How far ahead of its use B is asked for into the first-level cache: it comes from the second.
-_NEAR_BYTES = 1024
-# The first tiles of a panel ask for a part each of the next panel into the second-level cache: it comes from afar.
-_PARTS = 4
+# Steps of k per iteration, for whole panels and for narrower tiles. Enough to hide the loop's own instructions;
+# narrow tiles are many and do little of the work, and compiling them takes time.
+_UNROLL, _UNROLL_OF_NARROW = 4, 2
+# How many bytes ahead of its use B is prefetched from L2 into L1.
+_L1_PREFETCH_DISTANCE = 1024
+# The first tiles of a panel prefetch one part each of the next panel into L2.
+_TILES_PER_PREFETCH = 4
 _CACHE_LINE = 64
 
-GEMM = Signature(
-    "gemm", ("count", "vectors", "a_rows", "b", "k", "start", "start_stride", "c", "c_stride", "ahead")
-)
-GEMM_TN = Signature(
-    "upright", ("count", "vectors", "a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead")
-)
-
-
-def emit_tile(
-    module: Module, target: Target, dtype: str, rows: int, vectors: int, upright: bool = False
-) -> Function:
-    """A function that multiplies and accumulates that many rows by that many vectors.
-
-    Its arguments: A (the addresses of its rows, or itself if upright), the first of the vectors in B's panel, K, start,
-    bytes between start's rows, C, bytes between C's rows, and where to begin asking for this tile's part of what is
-    needed next, which only tiles of whole panels do.
-    """
-    names = ["a", "b", "k", "start", "start_stride", "c", "c_stride", "ahead"]
-    f = Function(module, f"{'upright' if upright else 'tile'}{rows}x{vectors}", names)
-    a_rows, b, k, start, start_stride, c, c_stride, next_b = f.arguments
-    v = Vectors(f, target, dtype)
-    step = target.tile[1] * v.bytes
-    is_whole = vectors == target.tile[1]
-    unroll = _UNROLL if is_whole else _UNROLL_OF_PART
-    a_step = v.bytes if upright else v.item
-    a = [a_rows + v.item * i if upright else f.load(a_rows + 8 * i) for i in range(rows)]
-    # The gradients of weights may go where the caller wants them, which need not be aligned.
-    align = v.item if upright else v.bytes
-    places = [[start_stride * i + j * v.bytes for j in range(vectors)] for i in range(rows)]
-    total = [[f.var(v.load(start + place, align)) for place in row] for row in places]
-    if upright and is_whole:
-        _ask_for_starts(f, start + start_stride * rows, start_stride, rows, step)
-
-    def multiply(index: Value, steps: int) -> None:
-        b_here, a_here = b + index * step, [row + index * a_step for row in a]
-        sums = [[one.get() for one in row] for row in total]
-        for ahead in range(steps):
-            begin, end = ahead * step, ahead * step + vectors * v.bytes
-            for line in range(-(-begin // _CACHE_LINE), -(-end // _CACHE_LINE)):
-                f.prefetch(b_here + (_NEAR_BYTES + line * _CACHE_LINE))
-            b_vectors = [v.load(b_here + (begin + j * v.bytes)) for j in range(vectors)]
-            for i in range(rows):
-                scalar = v.broadcast(a_here[i] + ahead * a_step)
-                sums[i] = [v.fma(scalar, one, so_far) for one, so_far in zip(b_vectors, sums[i], strict=True)]
-        for row, results in zip(total, sums, strict=True):
-            for one, result in zip(row, results, strict=True):
-                one.set(result)
-
-    even = k - k % unroll
-    lines = -(-unroll * step // (_CACHE_LINE * _PARTS)) if is_whole else 0
-    with f.loop(0, even, unroll) as index:
-        for line in range(lines):
-            f.prefetch(next_b + index * (step // _PARTS) + line * _CACHE_LINE, cache=2)
-        multiply(index, unroll)
-    with f.loop(even, k) as index:
-        multiply(index, 1)
-    for i in range(rows):
-        for j in range(vectors):
-            v.store(total[i][j].get(), c + c_stride * i + j * v.bytes, align)
-    f.ret()
-    return f
-
-
-def _ask_for_starts(f: Function, start: Value, stride: Value, rows: int, size: int) -> None:
-    """Ask for what so many rows start from, bytes of each: it is next, and comes from afar unless all are one."""
-    for i in range(rows):
-        for line in range(-(-size // _CACHE_LINE)):
-            f.prefetch(start + stride * i + line * _CACHE_LINE, cache=2)
+_OUTPUT = "c_in", "c_in_stride", "c", "c_stride"
+GEMM = Signature("gemm", ("num_rows", "num_col_vecs", "a_rows", "b", "k", *_OUTPUT, "prefetch_b"))
+GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *_OUTPUT, "prefetch_a"))
 
 
 def emit_gemm(module: Module, target: Target, dtype: str) -> Function:
-    """A function of (count, vectors, then a tile's arguments): any number of rows by part of a panel.
-
-    The last argument says which panel is needed next: the first tiles of a whole one ask for it.
-    """
-    made = _emit_tiles(module, target, dtype)
+    """The function ``GEMM``: any number of rows by vectors of one panel; ``prefetch_b`` is the panel needed next."""
+    microkernels = _emit_microkernels(module, target, dtype)
     f = Function.of(module, GEMM)
-    count, vectors, a_rows, b, k, start, start_stride, c, c_stride, ahead = f.arguments
-    size = k * (target.tile[1] * target.vector_bits // 8)
-    with f.switch(vectors, range(1, len(made) + 1)) as cases:
-        for of_width, case in zip(made, cases, strict=True):
-            with case, tiles(f, of_width, count) as (block, first, tile):
-                part = (block < _PARTS - 1).select(block, _PARTS - 1)
-                start_row, c_row = start + first * start_stride, c + first * c_stride
-                next_b = ahead + part * (size // _PARTS)
-                tile(a_rows + first * 8, b, k, start_row, start_stride, c_row, c_stride, next_b)
-    f.ret()
-    return f
+    a_rows, prefetch_b = f.arguments[2], f.arguments[-1]
+    part_size = _part_of_panel(f, target)
+
+    def operands(tile: Value, first_row: Value) -> tuple[Value, Value]:
+        last = _TILES_PER_PREFETCH - 1
+        part = (tile < last).select(tile, last)
+        return a_rows + first_row * 8, prefetch_b + part * part_size
+
+    return _emit_driver(f, microkernels, operands)
 
 
 def emit_gemm_tn(module: Module, target: Target, dtype: str) -> Function:
-    """The same for an upright A of at most a vector's lanes; its last argument says what is needed next."""
-    made = _emit_tiles(module, target, dtype, upright=True)
+    """The function ``GEMM_TN``: at most a vector's lanes of rows; ``prefetch_a`` is the A needed next."""
+    microkernels = _emit_microkernels(module, target, dtype, transposed=True)
     f = Function.of(module, GEMM_TN)
-    count, vectors, a, b, k, start, start_stride, c, c_stride, ahead = f.arguments
-    part = k * (target.tile[1] * target.vector_bits // 8) // _PARTS
-    item = ITEM_SIZE[dtype]
-    with f.switch(vectors, range(1, len(made) + 1)) as cases:
-        for of_width, case in zip(made, cases, strict=True):
-            with case, tiles(f, of_width, count) as (block, first, tile):
-                start_row, c_row = start + first * start_stride, c + first * c_stride
-                tile(a + first * item, b, k, start_row, start_stride, c_row, c_stride, ahead + block * part)
+    a, prefetch_a = f.arguments[2], f.arguments[-1]
+    part_size = _part_of_panel(f, target)
+    return _emit_driver(
+        f, microkernels, lambda tile, first_row: (a + first_row * ITEM_SIZE[dtype], prefetch_a + tile * part_size)
+    )
+
+
+def _part_of_panel(f: Function, target: Target) -> Value:
+    """Bytes of a panel that one tile prefetches."""
+    k = f.arguments[4]
+    return k * (target.tile[1] * target.vector_bits // 8) // _TILES_PER_PREFETCH
+
+
+def _emit_driver(
+    f: Function, microkernels: Sequence[Sequence[Function]], operands: Callable[[Value, Value], tuple[Value, Value]]
+) -> Function:
+    """Cut the rows into tiles; ``operands`` gives A and the prefetch address by a tile's number and first row."""
+    num_rows, num_col_vecs, _, b, k, c_in, c_in_stride, c, c_stride, _ = f.arguments
+    with f.switch(num_col_vecs, range(1, len(microkernels) + 1)) as cases:
+        for by_rows, case in zip(microkernels, cases, strict=True):
+            with case, row_tiles(f, by_rows, num_rows) as (tile, first_row, call):
+                c_in_row, c_row = c_in + first_row * c_in_stride, c + first_row * c_stride
+                a, prefetch = operands(tile, first_row)
+                call(a, b, k, c_in_row, c_in_stride, c_row, c_stride, prefetch)
     f.ret()
     return f
 
 
-def _emit_tiles(module: Module, target: Target, dtype: str, upright: bool = False) -> list[list[Function]]:
-    """Tiles of one vector, of two and so on to a panel's; of one row, of two and so on."""
+def _emit_microkernels(
+    module: Module, target: Target, dtype: str, transposed: bool = False
+) -> list[list[Function]]:
+    """Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on."""
     rows, width = target.tile
     return [
-        [emit_tile(module, target, dtype, count, vectors, upright) for count in range(1, rows + 1)]
-        for vectors in range(1, width + 1)
+        [emit_microkernel(module, target, dtype, num_rows, num_vecs, transposed) for num_rows in range(1, rows + 1)]
+        for num_vecs in range(1, width + 1)
     ]
 
 
 @contextmanager
-def tiles(f: Function, made: Sequence[Function], count: Value) -> Iterator[tuple[Value, Value, Callable[..., None]]]:
-    """Cut rows into tiles whose sizes differ by at most one: a short last one would leave the pipeline idle.
+def row_tiles(
+    f: Function, by_rows: Sequence[Function], num_rows: Value
+) -> Iterator[tuple[Value, Value, Callable[..., None]]]:
+    """Cut rows into tiles whose sizes differ by at most one: a short last tile would leave the pipeline idle.
 
-    Yields a tile's number, its first row, and what calls the tile of its size.
+    Yields a tile's number, its first row, and a call of the function for its number of rows.
     """
-    most = len(made)
-    blocks = (count + (most - 1)) // most
-    size = count // blocks
-    larger = count - size * blocks
-    row = f.var(0)
-    with f.loop(0, blocks) as block:
-        rows = size + (block < larger).select(f.constant(1), 0)
+    largest = len(by_rows)
+    num_tiles = (num_rows + (largest - 1)) // largest
+    size = num_rows // num_tiles
+    num_larger = num_rows - size * num_tiles
+    first_row = f.var(0)
+    with f.loop(0, num_tiles) as tile:
+        rows = size + (tile < num_larger).select(f.constant(1), 0)
 
         def call(*arguments: Value) -> None:
-            with f.switch(rows, range(1, most + 1)) as cases:
-                for tile, case in zip(made, cases, strict=True):
+            with f.switch(rows, range(1, largest + 1)) as cases:
+                for function, case in zip(by_rows, cases, strict=True):
                     with case:
-                        f.call(tile, *arguments)
+                        f.call(function, *arguments)
 
-        yield block, row.get(), call
-        row.set(row.get() + rows)
+        yield tile, first_row.get(), call
+        first_row.set(first_row.get() + rows)
+
+
+def emit_microkernel(
+    module: Module, target: Target, dtype: str, rows: int, col_vecs: int, transposed: bool = False
+) -> Function:
+    """A function that multiplies so many rows of A by so many vectors of a panel.
+
+    Its arguments: the addresses of A's rows, or A itself if transposed; the first vector in B's panel; K; C_in and C,
+    each with the bytes between rows; and where this tile's part of the next prefetch begins, used by whole panels.
+    """
+    return _Microkernel(module, target, dtype, rows, col_vecs, transposed).emit()
+
+
+class _Microkernel:
+    """A micro-kernel under construction."""
+
+    def __init__(
+        self, module: Module, target: Target, dtype: str, rows: int, col_vecs: int, transposed: bool
+    ) -> None:
+        names = ["a", "b", "k", "c_in", "c_in_stride", "c", "c_stride", "prefetch"]
+        self.f = f = Function(module, f"microkernel_{'tn' if transposed else 'nn'}{rows}x{col_vecs}", names)
+        a, self.b, self.k, self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch = f.arguments
+        self.v = v = Vectors(f, target, dtype)
+        self.rows, self.col_vecs = rows, col_vecs
+        self.b_step = target.tile[1] * v.bytes
+        self.is_whole_panel = col_vecs == target.tile[1]
+        self.prefetches_c_in = transposed and self.is_whole_panel
+        self.a_step = v.bytes if transposed else v.item
+        self.a = [a + v.item * i if transposed else f.load(a + 8 * i) for i in range(rows)]
+        # gemm_tn may write into the caller's gradients, which need not be aligned to vectors.
+        self.align = v.item if transposed else v.bytes
+
+    def emit(self) -> Function:
+        f, v, unroll = self.f, self.v, _UNROLL if self.is_whole_panel else _UNROLL_OF_NARROW
+        offsets = [[self.c_in_stride * i + j * v.bytes for j in range(self.col_vecs)] for i in range(self.rows)]
+        self.sums = [[f.var(v.load(self.c_in + offset, self.align)) for offset in row] for row in offsets]
+        if self.prefetches_c_in:
+            self._prefetch_c_in()
+        even = self.k - self.k % unroll
+        lines = -(-unroll * self.b_step // (_CACHE_LINE * _TILES_PER_PREFETCH)) if self.is_whole_panel else 0
+        with f.loop(0, even, unroll) as k:
+            for line in range(lines):
+                part = self.prefetch + k * (self.b_step // _TILES_PER_PREFETCH)
+                f.prefetch(part + line * _CACHE_LINE, cache=2)
+            self._multiply(k, unroll)
+        with f.loop(even, self.k) as k:
+            self._multiply(k, 1)
+        for i in range(self.rows):
+            for j in range(self.col_vecs):
+                v.store(self.sums[i][j].get(), self.c + self.c_stride * i + j * v.bytes, self.align)
+        f.ret()
+        return f
+
+    def _multiply(self, k: Value, steps: int) -> None:
+        """Add the products of so many steps from k on."""
+        v = self.v
+        b_row, a_rows = self.b + k * self.b_step, [row + k * self.a_step for row in self.a]
+        sums = [[total.get() for total in row] for row in self.sums]
+        for step in range(steps):
+            self._prefetch_b(b_row, step)
+            b_vecs = [v.load(b_row + (step * self.b_step + j * v.bytes)) for j in range(self.col_vecs)]
+            for i, a_row in enumerate(a_rows):
+                a_element = v.broadcast(a_row + step * self.a_step)
+                sums[i] = [v.fma(a_element, b_vec, total) for b_vec, total in zip(b_vecs, sums[i], strict=True)]
+        for row, results in zip(self.sums, sums, strict=True):
+            for total, result in zip(row, results, strict=True):
+                total.set(result)
+
+    def _prefetch_b(self, b_row: Value, step: int) -> None:
+        """Prefetch the cache lines of B that this step reads, some steps later."""
+        begin, end = step * self.b_step, step * self.b_step + self.col_vecs * self.v.bytes
+        for line in range(-(-begin // _CACHE_LINE), -(-end // _CACHE_LINE)):
+            self.f.prefetch(b_row + (_L1_PREFETCH_DISTANCE + line * _CACHE_LINE))
+
+    def _prefetch_c_in(self) -> None:
+        """Prefetch C_in for the next rows: in the weights' gradients it comes from memory."""
+        next_rows = self.c_in + self.c_in_stride * self.rows
+        for i in range(self.rows):
+            for line in range(-(-self.b_step // _CACHE_LINE)):
+                self.f.prefetch(next_rows + self.c_in_stride * i + line * _CACHE_LINE, cache=2)

@@ -1,142 +1,145 @@
-"""GEMMs on weights as they lie, row by row: for so few rows that packing the weights would take longer.
+"""GEMMs on unpacked weights: for so few rows that packing would take longer than multiplying.
 
-The products of every element are added in the order in which the packed kernels add them, so that the bits are the
-same. Like theirs columns are (vector of units, gate, lane).
+The products of every element are added in the order of the packed kernels, so that the bits are the same. As in packed
+weights, columns are ordered by vector of units, gate and lane.
 """
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.gemm import tiles
+from fusedrnn.engines.cpu.kernels.gemm import row_tiles
 from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
-# Rows of a tile: beside them a square of weights is in registers.
-_MOST_ROWS = 4
+# Rows of a tile: a square of weights must fit the registers beside the sums.
+_MAX_ROWS = 4
 
-_PLACES = "start", "start_stride", "c", "c_stride", "column", "hidden", "gates"
-UNPACKED_GEMM_NT = Signature("unpacked", ("count", "vectors", "a_rows", "weights", "k", *_PLACES))
-UNPACKED_GEMM_NN = Signature("unpacked_back", ("count", "vectors", "a_rows", "weights", "columns", *_PLACES))
+_OUTPUT = "c_in", "c_in_stride", "c", "c_stride"
+_PLACE = "col_vec", "hidden", "gates"
+UNPACKED_GEMM_NT = Signature(
+    "unpacked_gemm_nt", ("num_rows", "num_col_vecs", "a_rows", "weights", "k", *_OUTPUT, *_PLACE)
+)
+UNPACKED_GEMM_NN = Signature(
+    "unpacked_gemm_nn", ("num_rows", "num_col_vecs", "a_rows", "weights", "num_cols", *_OUTPUT, *_PLACE)
+)
 
 
 def emit_unpacked_gemm_nt(module: Module, target: Target, dtype: str) -> Function:
-    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
-
-    Computes as many vectors of columns of A·Wᵀ, for any number of rows, as
-    :func:`fusedrnn.engines.cpu.kernels.gemm.emit_gemm`; ``column`` is the number of the first.
-    """
-    made = [_emit_turned_tile(module, target, dtype, rows) for rows in range(1, _MOST_ROWS + 1)]
+    """The function ``UNPACKED_GEMM_NT``: A·Wᵀ for weights W (gates·hidden, k), from column vector ``col_vec`` on."""
+    by_rows = [_emit_transposing_tile(module, target, dtype, rows) for rows in range(1, _MAX_ROWS + 1)]
     f = Function.of(module, UNPACKED_GEMM_NT)
-    count, vectors, a_rows, weights, k, start, start_stride, c, c_stride, column, hidden, gates = f.arguments
+    num_rows, num_col_vecs, a_rows, weights, k, c_in, c_in_stride, c, c_stride, col_vec, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)
-    # Column by column, without a division for each: the gate, the first unit.
-    gate, unit = f.var(column % gates), f.var(column // gates * v.lanes)
-    with f.loop(0, vectors) as number:
-        real = (hidden - unit.get()).at_most(v.lanes)
+    # Step through gates and units, to save two divisions for each vector of columns.
+    gate, unit = f.var(col_vec % gates), f.var(col_vec // gates * v.lanes)
+    with f.loop(0, num_col_vecs) as number:
+        num_units = (hidden - unit.get()).at_most(v.lanes)
         source = weights + (gate.get() * hidden + unit.get()) * k * v.item
-        is_last = gate.get().equals(gates - 1)
-        unit.set(is_last.select(unit.get() + v.lanes, unit.get()))
-        gate.set(is_last.select(0, gate.get() + 1))
-        after = weights + (gate.get() * hidden + unit.get()) * k * v.item
+        is_last_gate = gate.get().equals(gates - 1)
+        unit.set(is_last_gate.select(unit.get() + v.lanes, unit.get()))
+        gate.set(is_last_gate.select(0, gate.get() + 1))
+        next_weights = weights + (gate.get() * hidden + unit.get()) * k * v.item
         offset = number * v.bytes
-        with tiles(f, made, count) as (_, first, tile):
-            start_row, c_row = start + first * start_stride + offset, c + first * c_stride + offset
-            tile(a_rows + first * 8, source, k, start_row, start_stride, c_row, c_stride, real, after)
+        with row_tiles(f, by_rows, num_rows) as (_, row, call):
+            c_in_row, c_row = c_in + row * c_in_stride + offset, c + row * c_stride + offset
+            call(a_rows + row * 8, source, k, c_in_row, c_in_stride, c_row, c_stride, num_units, next_weights)
     f.ret()
     return f
 
 
-def _emit_turned_tile(module: Module, target: Target, dtype: str, rows: int) -> Function:
-    """Some rows of A times one vector of columns, whose ``real`` weights are rows of k; asks for those needed after."""
-    names = ["a", "weights", "k", "start", "start_stride", "c", "c_stride", "real", "after"]
-    f = Function(module, f"turned{rows}", names)
-    a_rows, weights, k, start, start_stride, c, c_stride, real, after = f.arguments
-    v = Vectors(f, target, dtype)
-    a = [f.load(a_rows + 8 * i) for i in range(rows)]
-    total = [f.var(v.load(start + start_stride * i)) for i in range(rows)]
-    # A lane without a unit repeats the last one that has: nobody reads what becomes of it.
-    places = [f.constant(lane).at_most(real - 1) * k * v.item for lane in range(v.lanes)]
-    columns = [weights + place for place in places]
+def _emit_transposing_tile(module: Module, target: Target, dtype: str, rows: int) -> Function:
+    """A function for some rows of A and one vector of columns, that is ``num_units`` rows of the weights.
 
-    def multiply(index: Value, vector: Value) -> None:
-        for one, sums in zip(a, total, strict=True):
-            sums.set(v.fma(v.broadcast(one + index * v.item), vector, sums.get()))
+    It transposes squares of weights in registers, and prefetches those of the next vector of columns.
+    """
+    names = ["a", "weights", "k", "c_in", "c_in_stride", "c", "c_stride", "num_units", "prefetch"]
+    f = Function(module, f"transposing{rows}", names)
+    a_table, weights, k, c_in, c_in_stride, c, c_stride, num_units, prefetch = f.arguments
+    v = Vectors(f, target, dtype)
+    a_rows = [f.load(a_table + 8 * i) for i in range(rows)]
+    sums = [f.var(v.load(c_in + c_in_stride * i)) for i in range(rows)]
+    # A lane without a unit repeats the last unit; its result is not used.
+    offsets = [f.constant(lane).at_most(num_units - 1) * k * v.item for lane in range(v.lanes)]
+    weight_rows = [weights + offset for offset in offsets]
+
+    def multiply(index: Value, b_vec: Value) -> None:
+        for a_row, total in zip(a_rows, sums, strict=True):
+            total.set(v.fma(v.broadcast(a_row + index * v.item), b_vec, total.get()))
 
     even = k - k % v.lanes
     with f.loop(0, even, v.lanes) as index:
-        for place in places:
-            f.prefetch(after + place + index * v.item)
-        for ahead, vector in enumerate(v.transpose_square([column + index * v.item for column in columns])):
-            multiply(index + ahead, vector)
+        for offset in offsets:
+            f.prefetch(prefetch + offset + index * v.item)
+        for step, b_vec in enumerate(v.transpose_square([row + index * v.item for row in weight_rows])):
+            multiply(index + step, b_vec)
     with f.loop(even, k) as index:
-        multiply(index, v.gather([column + index * v.item for column in columns]))
-    for i, sums in enumerate(total):
-        v.store(sums.get(), c + c_stride * i)
+        multiply(index, v.gather([row + index * v.item for row in weight_rows]))
+    for i, total in enumerate(sums):
+        v.store(total.get(), c + c_stride * i)
     f.ret()
     return f
 
 
 def emit_unpacked_gemm_nn(module: Module, target: Target, dtype: str) -> Function:
-    """A function of (count, vectors, A's rows, weights (G·H, k), k, start, its stride, C, its stride, column, H, G).
+    """The function ``UNPACKED_GEMM_NN``: A·W for weights W (gates·hidden, num_cols), from vector ``col_vec`` on.
 
-    As many vectors of columns of A·W, where the rows of A hold all gates of all units, as packed kernels make them of
-    weights transposed; ``column`` is the number of the first.
+    A row of A holds all gates of all units, in the order in which backward stores gate gradients.
     """
     width = target.tile[1]
     # A mask would take a register from the panels that need none.
-    whole, *edges = [
-        [_emit_straight_tile(module, target, dtype, rows, *kind) for rows in range(1, _MOST_ROWS + 1)]
-        for kind in ((width, True), *((vectors, False) for vectors in range(1, width + 1)))
+    whole, *narrow = [
+        [_emit_direct_tile(module, target, dtype, rows, *shape) for rows in range(1, _MAX_ROWS + 1)]
+        for shape in ((width, False), *((col_vecs, True) for col_vecs in range(1, width + 1)))
     ]
     f = Function.of(module, UNPACKED_GEMM_NN)
-    count, vectors, a_rows, weights, columns, start, start_stride, c, c_stride, column, hidden, gates = f.arguments
+    num_rows, num_col_vecs, a_rows, weights, num_cols, c_in, c_in_stride, c, c_stride, col_vec, *sizes = f.arguments
     v = Vectors(f, target, dtype)
-    feature = column * v.lanes
-    source, left = weights + feature * v.item, columns - feature
+    first_col = col_vec * v.lanes
+    source, cols_left = weights + first_col * v.item, num_cols - first_col
 
-    def multiply(made: list[Function]) -> None:
-        with tiles(f, made, count) as (_, first, tile):
-            begin, into = start + first * start_stride, c + first * c_stride
-            tile(a_rows + first * 8, source, columns * v.item, begin, start_stride, into, c_stride, left, hidden, gates)
+    def multiply(by_rows: list[Function]) -> None:
+        with row_tiles(f, by_rows, num_rows) as (_, row, call):
+            output = c_in + row * c_in_stride, c_in_stride, c + row * c_stride, c_stride
+            call(a_rows + row * 8, source, num_cols * v.item, *output, cols_left, *sizes)
 
-    with f.if_else(vectors.equals(width) & (left >= width * v.lanes)) as (of_whole, of_part):
-        with of_whole:
+    with f.if_else(num_col_vecs.equals(width) & (cols_left >= width * v.lanes)) as (whole_panel, other):
+        with whole_panel:
             multiply(whole)
-        with of_part, f.switch(vectors, range(1, width + 1)) as cases:
-            for made, case in zip(edges, cases, strict=True):
+        with other, f.switch(num_col_vecs, range(1, width + 1)) as cases:
+            for by_rows, case in zip(narrow, cases, strict=True):
                 with case:
-                    multiply(made)
+                    multiply(by_rows)
     f.ret()
     return f
 
 
-def _emit_straight_tile(
-    module: Module, target: Target, dtype: str, rows: int, vectors: int, whole: bool
+def _emit_direct_tile(
+    module: Module, target: Target, dtype: str, rows: int, col_vecs: int, masked: bool
 ) -> Function:
-    """Some rows of A times some vectors of columns; of the last, if they are not whole, it is what is ``left``."""
-    names = ["a", "weights", "stride", "start", "start_stride", "c", "c_stride", "left", "hidden", "gates"]
-    f = Function(module, f"{'straight' if whole else 'edge'}{rows}x{vectors}", names)
-    a_rows, weights, stride, start, start_stride, c, c_stride, left, hidden, gates = f.arguments
+    """A function for some rows of A and some vectors of columns; if masked, the last vector may reach past the end."""
+    names = ["a", "weights", "stride", "c_in", "c_in_stride", "c", "c_stride", "cols_left", "hidden", "gates"]
+    f = Function(module, f"{'masked' if masked else 'direct'}{rows}x{col_vecs}", names)
+    a_table, weights, stride, c_in, c_in_stride, c, c_stride, cols_left, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)
-    in_last = left - (vectors - 1) * v.lanes
-    a = [f.load(a_rows + 8 * i) for i in range(rows)]
-    total = [[f.var(v.load(start + start_stride * i + j * v.bytes)) for j in range(vectors)] for i in range(rows)]
+    in_last = cols_left - (col_vecs - 1) * v.lanes
+    a_rows = [f.load(a_table + 8 * i) for i in range(rows)]
+    sums = [[f.var(v.load(c_in + c_in_stride * i + j * v.bytes)) for j in range(col_vecs)] for i in range(rows)]
 
     with f.loop(0, hidden, v.lanes) as unit, f.loop(0, gates) as gate:
-        real = (hidden - unit).at_most(v.lanes)
+        num_units = (hidden - unit).at_most(v.lanes)
         source = weights + (gate * hidden + unit) * stride
-        place = (unit * gates + gate * v.lanes) * v.item
-        with f.loop(0, real) as lane:
-            at = [source + lane * stride + j * v.bytes for j in range(vectors)]
-            b = [v.load(one, v.item) for one in (at if whole else at[:-1])]
-            if not whole:
-                b.append(v.load_masked(at[-1], in_last))
-            for i in range(rows):
-                scalar = v.broadcast(a[i] + place + lane * v.item)
-                for j in range(vectors):
-                    total[i][j].set(v.fma(scalar, b[j], total[i][j].get()))
-    for i in range(rows):
-        for j in range(vectors):
-            v.store(total[i][j].get(), c + c_stride * i + j * v.bytes)
+        a_offset = (unit * gates + gate * v.lanes) * v.item
+        with f.loop(0, num_units) as lane:
+            b_row = [source + lane * stride + j * v.bytes for j in range(col_vecs)]
+            b_vecs = [v.load(address, v.item) for address in (b_row[:-1] if masked else b_row)]
+            if masked:
+                b_vecs.append(v.load_masked(b_row[-1], in_last))
+            for a_row, row_sums in zip(a_rows, sums, strict=True):
+                a_element = v.broadcast(a_row + a_offset + lane * v.item)
+                for b_vec, total in zip(b_vecs, row_sums, strict=True):
+                    total.set(v.fma(a_element, b_vec, total.get()))
+    for i, row_sums in enumerate(sums):
+        for j, total in enumerate(row_sums):
+            v.store(total.get(), c + c_stride * i + j * v.bytes)
     f.ret()
     return f

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
-from fusedrnn.cell.cells import Variant, traced
+from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative, StageDerivative, differentiate
 from fusedrnn.cell.expr import Expr, walk
 from fusedrnn.cell.leaves import NewState, Saved, StageOperand, State
-from fusedrnn.cell.trace import Stage, TracedCell, merge
+from fusedrnn.cell.trace import Stage, TracedCell, fuse_gate_sums, traced_cell
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Blocking:
 @lru_cache(maxsize=256)
 def lowered_cell(variant: Variant) -> TracedCell:
     """The cell as kernels compute it."""
-    return merge(traced(variant))
+    return fuse_gate_sums(traced_cell(variant))
 
 
 @lru_cache(maxsize=256)
@@ -90,12 +90,12 @@ class StageKernel:
     @property
     def accumulates_in_place(self) -> bool:
         """Whether its GEMM accumulates onto the input's pre-activations."""
-        return self.stage.merged
+        return self.stage.accumulates_in_place
 
     @property
     def num_grads(self) -> int:
         """Distinct gradients."""
-        return len(self.derivative.slots)
+        return len(self.derivative.distinct_grads)
 
     def results_of(self, *kinds: type[R]) -> dict[R, Expr]:
         """Its results of these kinds."""
@@ -118,7 +118,7 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     known += [(number, StageOperand(number + 1), operand) for number, operand in enumerate(cell.operands)]
     # A saved value is computed once, in the first stage that uses it.
     uses = [(number, set(walk([node]))) for number, _, node in known]
-    for index, node in enumerate(derivative.kept):
+    for index, node in enumerate(derivative.saved):
         known.append((min(number for number, inside in uses if node in inside), Saved(index), node))
     found: list[StageKernel] = []
     for number, stage in enumerate(cell.stages):

@@ -126,7 +126,7 @@ class WeightGradients(BackwardEmitter):
             with f.loop(first, last) as panel:
                 self._pack(stage, begin, end, panel, self.packed + (panel - first) * size, of_state)
             with f.loop(*self._own_of(stage)) as unit:
-                slots = stage.derivative.from_state if of_state else stage.derivative.from_input
+                slots = stage.derivative.h_grads if of_state else stage.derivative.x_grads
                 for gate, slot in enumerate(slots):
                     self._one_gate(stage, unit, gate, slot, begin, k, first, last, start, of_state)
 
@@ -200,12 +200,12 @@ class WeightGradients(BackwardEmitter):
         for stage in self.stages:
             derivative, size = stage.derivative, self.units_of(stage).size
             # Where each sum of a vector of units goes: the array, the number of its part of so many units, the slot.
-            sums = [(p.d_x_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.from_input)]
+            sums = [(p.d_x_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.x_grads)]
             if not stage.projects:
-                sums += [(p.d_h_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.from_state)]
+                sums += [(p.d_h_bias, stage.first_gate + gate, slot) for gate, slot in enumerate(derivative.h_grads)]
             own = [gate for gate in self.cell.peepholes if gate in stage.gate_names]
             places = (self.cell.peepholes.index(gate) for gate in own)
-            sums += [(p.d_peepholes, *pair) for pair in zip(places, derivative.vectors, strict=True)]
+            sums += [(p.d_peepholes, *pair) for pair in zip(places, derivative.peephole_grads, strict=True)]
             with f.loop(*self._own_of(stage)) as unit:
                 count = (size - unit * v.lanes).at_most(v.lanes)
                 for gate in range(stage.num_gates):

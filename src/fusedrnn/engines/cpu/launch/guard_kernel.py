@@ -1,9 +1,9 @@
-"""A whole call on NumPy arrays in machine code: are they like those of the call before, then the records, then the job.
+"""A cached call in machine code: check the guards of its arrays, bind the kernel arguments, run the job.
 
-Arrays are looked at where they are, as objects of the interpreter: their type, dtype, shape, strides and flags against
-what was checked once at length, and, where something is written, whether it lies apart from everything else. Whoever
-calls holds on to them. :mod:`fusedrnn.engines.cpu.launch.guarded_call` finds out how objects are laid out here, and
-writes the blocks.
+The code reads arrays as objects of the interpreter, in place. It compares their type, dtype, shape, strides and flags
+with those of arrays that a checked call has checked, and refuses a written array that may share memory with another.
+The caller holds references to the arrays. :mod:`fusedrnn.engines.cpu.launch.ndarray_abi` knows how objects are laid
+out, :mod:`fusedrnn.engines.cpu.launch.guarded_call` writes the structs.
 """
 
 from __future__ import annotations
@@ -11,149 +11,162 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.engines.cpu.launch.args_kernel import emit_fill
-from fusedrnn.jit.builder import I32, Function, Module, Value
+from fusedrnn.jit.builder import I32, Function, Module, Value, Variable
 from fusedrnn.jit.c_function import c_function, emit_c_function
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import load, load_once
 from fusedrnn.jit.struct import Struct
 
-SLOT = Struct(
-    "absent", "descr", "dims", "mask", "flags", "extent", "written", "into",
+GUARD = Struct(
+    "object", "dtype", "ndim", "flag_mask", "flags", "extent", "written", "value",
     "shape0", "shape1", "shape2", "stride0", "stride1", "stride2",
 )  # fmt: skip
-"""What the object in that place must be: ``absent`` itself if that is not 0, else an array whose flags under ``mask``
-are ``flags`` and whose elements lie within ``extent`` bytes. Its address is the value of number ``into``."""
-BLOCK = Struct(
-    "items_at", "type_at", "data_at", "type", "slots", "count", "objects_at",
-    "values", "values_size", "weights_into", "reserve_into", "seed_into", "workspace_into", "parts_into",
-    "loose_from", "loose_into", "wanted_from", "wanted_into", "offsets", "offset_count",
-    "fields", "field_count", "records_into", "records_at", "plan_at", "job", "members", "workers", "dispatch", "spins",
-)  # fmt: skip
-"""How objects are laid out; their slots; the values that records are filled from, as they are at every call, and where
-those go that are not; the records, and what runs.
+"""What an argument must be: the very ``object`` if that is not 0, else an array with these attributes.
 
-The parameters that come as they lie, and their gradients, are ``offset_count`` values each, so far behind a base as
-``offsets`` says: from the value ``loose_from`` to those from ``loose_into`` on, likewise ``wanted``; where the base is
-0 they are 0. ``objects_at`` is scratch for the first and last byte of each object. ``members`` is 1, or ``dispatch``
-gives the job to a pool.
+``flags`` are compared under ``flag_mask``. ``extent`` is the number of bytes from the array's first element to the end
+of its last. The array's address becomes the call's value of index ``value``.
 """
-# Behind an array's data pointer: dimensions, their number and strides, base, dtype, flags.
-_DIMS, _SHAPE, _STRIDES, _DESCR, _FLAGS = 8, 16, 24, 40, 48
+CALL_CACHE = Struct(
+    "items_offset", "type_offset", "data_offset", "ndarray_type", "guards", "num_guards", "extents_offset",
+    "values", "values_size", "weights_value", "reserve_value", "seed_value", "workspace_value", "dx_partials_value",
+    "unpacked_base", "unpacked_first", "dparams_base", "dparams_first", "param_offsets", "num_params",
+    "fields", "num_fields", "args_value", "args_offset", "plan_offset", "job", "num_threads", "num_workers",
+    "dispatch", "spins",
+)  # fmt: skip
+"""A cached call: how objects are laid out; the guards; the values that kernel arguments refer to; the job.
+
+``values`` are the values that are the same at every call; a field named ``*_value`` is the index of one that is not.
+Unpacked parameters and their gradients are ``num_params`` values each, from index ``*_first`` on: the addresses
+``param_offsets`` behind the value of index ``*_base``, or 0 where that value is 0. An index of 0 stands for none.
+
+Offsets ``extents_offset``, ``args_offset`` and ``plan_offset`` are relative to the scratch buffer: where the first and
+last byte of each argument are noted, the kernel arguments, and the plan's own memory. If ``num_threads`` is not 1,
+``dispatch`` hands the job to the thread pool.
+"""
+# From an array's data pointer to its ndim, shape, strides, dtype and flags.
+_NDIM, _SHAPE, _STRIDES, _DTYPE, _FLAGS = 8, 16, 24, 40, 48
 
 
 @load_once()
-def load_serve() -> Callable[..., int]:
-    """The function that runs a whole call on arrays like those before."""
-    code = load("serving", current_target(), build_serving)
-    return c_function("serve", code)
+def load_guarded_call() -> Callable[..., int]:
+    """The function of :func:`build_guarded_call`."""
+    code = load("guarded_call", current_target(), build_guarded_call)
+    return c_function("call_if_guards_hold", code)
 
 
-def build_serving() -> Module:
-    """The module of ``serve(block, base, objects, control, weights, reserve, seed)``, which returns 1 if it has run.
+def build_guarded_call() -> Module:
+    """The module of ``call_if_guards_hold(cache, scratch, arguments, control, weights, reserve, seed)``.
 
-    ``base`` is where the workspace begins, ``objects`` a tuple of the interpreter, ``control`` a pool's control block.
-    It is a builtin function of the interpreter.
+    It returns 1 if it has run the job. ``arguments`` is a tuple of the interpreter, ``control`` the control block of
+    the thread pool. It is a builtin function of the interpreter.
     """
-    module = Module("serving")
+    module = Module("guarded_call")
     fill = emit_fill(module)
-    alike = _emit_alike(module)
-    apart = _emit_apart(module)
-    names = ["block", "base", "objects", "control", "weights", "reserve", "seed"]
-    f = Function(module, "serve", names, returns=True)
-    block, base, objects, control, weights, reserve, seed = f.arguments
-    b = BLOCK.read(f, block)
-    f.copy(base, b.values, b.values_size)
-    good = f.var(f.result(alike, block, base, objects))
-    with f.if_(good.get().is_set):
-        good.set(f.result(apart, b.slots, b.count, base + b.objects_at))
-    with f.if_(good.get().is_set):
-        workspace = base + b.plan_at
-        given = (b.weights_into, weights), (b.reserve_into, reserve), (b.seed_into, seed)
-        for into, value in (*given, (b.workspace_into, workspace), (b.records_into, base + b.records_at)):
-            f.store(value, base + into * 8)
-        _spread(f, base, b.loose_from, b.loose_into, b.offsets, b.offset_count)
-        _spread(f, base, b.wanted_from, b.wanted_into, b.offsets, b.offset_count)
-        with f.if_(b.parts_into.is_set):
-            f.store(workspace, base + b.parts_into * 8)
-        records = base + b.records_at
-        f.call(fill, b.fields, b.field_count, base, records)
-        with f.if_else(b.members.equals(1)) as (alone, together):
-            with alone:
-                f.call_address(b.job, records, f.constant(0))
-            with together:
-                f.call_address(b.dispatch, control, b.job, records, b.members, b.workers, b.spins)
-    f.ret(good.get())
-    emit_c_function(module, f, objects=(names.index("objects"),))
+    guards_hold = _emit_guards_hold(module)
+    no_alias = _emit_no_alias(module)
+    names = ["cache", "scratch", "arguments", "control", "weights", "reserve", "seed"]
+    f = Function(module, "call_if_guards_hold", names, returns=True)
+    cache, scratch, arguments, control, weights, reserve, seed = f.arguments
+    c = CALL_CACHE.read(f, cache)
+    f.copy(scratch, c.values, c.values_size)
+    held = f.var(f.result(guards_hold, cache, scratch, arguments))
+    with f.if_(held.get().is_set):
+        held.set(f.result(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
+    with f.if_(held.get().is_set):
+        workspace, kernel_args = scratch + c.plan_offset, scratch + c.args_offset
+        call_values = (
+            (c.weights_value, weights), (c.reserve_value, reserve), (c.seed_value, seed),
+            (c.workspace_value, workspace), (c.args_value, kernel_args),
+        )  # fmt: skip
+        for index, value in call_values:
+            f.store(value, scratch + index * 8)
+        _set_addresses(f, scratch, c.unpacked_base, c.unpacked_first, c.param_offsets, c.num_params)
+        _set_addresses(f, scratch, c.dparams_base, c.dparams_first, c.param_offsets, c.num_params)
+        with f.if_(c.dx_partials_value.is_set):
+            f.store(workspace, scratch + c.dx_partials_value * 8)
+        f.call(fill, c.fields, c.num_fields, scratch, kernel_args)
+        with f.if_else(c.num_threads.equals(1)) as (single, several):
+            with single:
+                f.call_address(c.job, kernel_args, f.constant(0))
+            with several:
+                f.call_address(c.dispatch, control, c.job, kernel_args, c.num_threads, c.num_workers, c.spins)
+    f.ret(held.get())
+    emit_c_function(module, f, objects=(names.index("arguments"),))
     return module
 
 
-def _spread(f: Function, base: Value, source: Value, into: Value, offsets: Value, count: Value) -> None:
-    """Addresses behind that of number ``source``, if there is such a number."""
-    with f.if_(source.is_set):
-        begin = f.load(base + source * 8)
-        with f.loop(0, count) as number:
-            at = begin.is_zero.select(0, begin + f.load(offsets + number * 8))
-            f.store(at, base + (into + number) * 8)
+def _set_addresses(f: Function, values: Value, base: Value, first: Value, offsets: Value, count: Value) -> None:
+    """Set the values from index ``first`` on to addresses behind the value of index ``base``."""
+    with f.if_(base.is_set):
+        begin = f.load(values + base * 8)
+        with f.loop(0, count) as index:
+            address = begin.is_zero.select(0, begin + f.load(offsets + index * 8))
+            f.store(address, values + (first + index) * 8)
 
 
-def _emit_alike(module: Module) -> Function:
-    """A function of (block, base, objects): whether every object is as its slot says; notes where each lies."""
-    f = Function(module, "alike", ["block", "base", "objects"], returns=True)
-    block, base, objects = f.arguments
-    b = BLOCK.read(f, block)
-    good = f.var(1)
-    with f.loop(0, b.count) as number:
-        slot = b.slots + number * SLOT.size
-        s = SLOT.read(f, slot)
-        item = f.load(objects + b.items_at + number * 8)
-        extent = base + b.objects_at + number * 16
+def _emit_guards_hold(module: Module) -> Function:
+    """A function of (cache, scratch, arguments): whether each argument is as its guard says; notes its extent."""
+    f = Function(module, "guards_hold", ["cache", "scratch", "arguments"], returns=True)
+    cache, scratch, arguments = f.arguments
+    c = CALL_CACHE.read(f, cache)
+    held = f.var(1)
+    with f.loop(0, c.num_guards) as index:
+        guard = c.guards + index * GUARD.size
+        g = GUARD.read(f, guard)
+        item = f.load(arguments + c.items_offset + index * 8)
+        extent = scratch + c.extents_offset + index * 16
         data, end = f.var(0), f.var(0)
-        with f.if_else(s.absent.is_set) as (absent, present):
-            with absent, f.if_(item.compare("!=", s.absent)):
-                good.set(0)
-            with present, f.if_else(f.load(item + b.type_at).equals(b.type)) as (array, other):
+        with f.if_else(g.object.is_set) as (is_object, is_array):
+            with is_object, f.if_(item.compare("!=", g.object)):
+                held.set(0)
+            with is_array, f.if_else(f.load(item + c.type_offset).equals(c.ndarray_type)) as (array, other):
                 with array:
-                    at = item + b.data_at
-                    same = _integer(f, at + _DIMS).equals(s.dims) & f.load(at + _DESCR).equals(s.descr)
-                    same = same & (_integer(f, at + _FLAGS) & s.mask).equals(s.flags)
-                    with f.if_else(same) as (like, unlike):
-                        with like:
-                            shape, strides = f.load(at + _SHAPE), f.load(at + _STRIDES)
-                            shape0, stride0 = (slot + 8 * SLOT.index[name] for name in ("shape0", "stride0"))
-                            with f.loop(0, s.dims) as axis:
-                                size = f.load(shape + axis * 8).equals(f.load(shape0 + axis * 8))
-                                step = f.load(strides + axis * 8).equals(f.load(stride0 + axis * 8))
-                                good.set((size & step).select(good.get(), 0))
-                            data.set(f.load(at))
-                            end.set(data.get() + s.extent)
+                    array_at = item + c.data_offset
+                    same = _int(f, array_at + _NDIM).equals(g.ndim) & f.load(array_at + _DTYPE).equals(g.dtype)
+                    same = same & (_int(f, array_at + _FLAGS) & g.flag_mask).equals(g.flags)
+                    with f.if_else(same) as (alike, unlike):
+                        with alike:
+                            _compare_axes(f, array_at, guard, g.ndim, held)
+                            data.set(f.load(array_at))
+                            end.set(data.get() + g.extent)
                         with unlike:
-                            good.set(0)
+                            held.set(0)
                 with other:
-                    good.set(0)
-        f.store(data.get(), base + s.into * 8)
+                    held.set(0)
+        f.store(data.get(), scratch + g.value * 8)
         f.store(data.get(), extent)
         f.store(end.get(), extent + 8)
-    f.ret(good.get())
+    f.ret(held.get())
     return f
 
 
-def _integer(f: Function, address: Value) -> Value:
-    """A C int."""
+def _compare_axes(f: Function, array_at: Value, guard: Value, ndim: Value, held: Variable) -> None:
+    """Clear ``held`` if the array differs from its guard in a size or a stride."""
+    shape, strides = f.load(array_at + _SHAPE), f.load(array_at + _STRIDES)
+    shape0, stride0 = (guard + 8 * GUARD.index[name] for name in ("shape0", "stride0"))
+    with f.loop(0, ndim) as axis:
+        same_size = f.load(shape + axis * 8).equals(f.load(shape0 + axis * 8))
+        same_stride = f.load(strides + axis * 8).equals(f.load(stride0 + axis * 8))
+        held.set((same_size & same_stride).select(held.get(), 0))
+
+
+def _int(f: Function, address: Value) -> Value:
+    """The C int at an address."""
     return Value(f, f.builder.sext(f.load(address, I32, 4).ir, f.constant(0).type))
 
 
-def _emit_apart(module: Module) -> Function:
-    """A function of (slots, count, extents): whether what is written lies apart from every other object."""
-    f = Function(module, "apart", ["slots", "count", "extents"], returns=True)
-    slots, count, extents = f.arguments
-    good = f.var(1)
-    with f.loop(0, count) as one:
-        written = SLOT.read(f, slots + one * SLOT.size).written
+def _emit_no_alias(module: Module) -> Function:
+    """A function of (guards, count, extents): whether no written argument shares memory with another."""
+    f = Function(module, "no_alias", ["guards", "count", "extents"], returns=True)
+    guards, count, extents = f.arguments
+    apart = f.var(1)
+    with f.loop(0, count) as index:
+        written = GUARD.read(f, guards + index * GUARD.size).written
         with f.if_(written.is_set):
-            begin, end = f.load(extents + one * 16), f.load(extents + one * 16 + 8)
+            begin, end = f.load(extents + index * 16), f.load(extents + index * 16 + 8)
             with f.loop(0, count) as other:
-                first, last = f.load(extents + other * 16), f.load(extents + other * 16 + 8)
-                shared = other.compare("!=", one) & (begin < last) & (first < end)
-                good.set(shared.select(0, good.get()))
-    f.ret(good.get())
+                other_begin, other_end = f.load(extents + other * 16), f.load(extents + other * 16 + 8)
+                shared = other.compare("!=", index) & (begin < other_end) & (other_begin < end)
+                apart.set(shared.select(0, apart.get()))
+    f.ret(apart.get())
     return f

@@ -1,22 +1,22 @@
-"""Calls like the one before, on NumPy arrays of the same shapes: checked, filled in and run by machine code at once.
+"""A job on NumPy arrays, run by machine code if the arrays pass their guards.
 
-What took checking at length is written down once: what the arrays were like, the records' template, the job. The next
-call hands over its arrays as they are; if any is not alike, nothing has happened, and the call goes the long way.
+The guards, the kernel arguments and the job are written down once, from the arrays of a checked call. Each further call
+passes its arrays as they are. If one does not pass its guard, nothing happens, and the operator makes a checked call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.launch import ndarray_abi as objects
-from fusedrnn.engines.cpu.launch.guard_kernel import BLOCK, SLOT, load_serve
+from fusedrnn.engines.cpu.launch import ndarray_abi
+from fusedrnn.engines.cpu.launch.guard_kernel import CALL_CACHE, GUARD, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import OBJECTS, KernelArgs
-from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice
+from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoice
 from fusedrnn.jit.loader import Job, address
 from fusedrnn.runtime.buffers import Workspaces
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_pool, load_pool, release_pool, try_acquire_pool
@@ -24,108 +24,117 @@ from fusedrnn.runtime.thread_pool import ThreadTeam, get_pool, load_pool, releas
 Array = NDArray[Any]
 
 
-class Unprepared(Exception):
-    """There are arrays among the samples that machine code cannot know again."""
+class CannotGuard(Exception):
+    """An array is of a kind that no guard can describe, or the interpreter lays out objects in an unknown way."""
 
 
-class Prepared:
-    """A job on arrays like some sample.
+class _Variant(NamedTuple):
+    """The struct of a cached call on so many threads, its address, and the size of its scratch buffer."""
+
+    struct: Array
+    address: int
+    num_threads: int
+    scratch_size: int
+
+
+class GuardedCall:
+    """A job on arrays like those of an earlier call.
 
     Args:
-        job: What runs.
-        made: Its records, and if it may be called with threads awake, those for that too.
+        job: The job.
+        args: Its kernel arguments for threads that sleep, for threads that are awake, and for one thread.
         team: The threads for it.
-        workspaces: Where it gets its scratch.
-        thread_choice: What calls of a forecast have shown of several threads.
-        samples: The arrays in the order in which they will come, None for those that will be None: the value that each
-            one's address is, and whether it is written to.
+        workspaces: Where its scratch buffers come from.
+        thread_choice: Decides between several threads and one; None for calls that stay as planned.
+        samples: For each argument: an array of the kind that it must be, or None; the name of the value that its
+            address is; and whether the job writes it.
         constants: Values that are the same at every call.
-        loose: Where the parameters' values begin, if they come as they lie and not packed.
-        wanted: Where their gradients' values begin, if they are wanted.
-        offsets: How far behind the first parameter each lies.
-        parts: Whether directions need room for parts of the input's gradient.
+        unpacked: The name of the first unpacked parameter's value; empty if weights are packed.
+        dparams: The name of the first parameter gradient's value; empty if these are not computed.
+        offsets: Byte offset of each parameter in the flat vector.
+        computes_dx: Whether the job computes the input's gradient.
 
     Raises:
-        Unprepared: If a sample is of a kind that machine code does not know.
+        CannotGuard: If there is no guard for one of the samples.
     """
 
     def __init__(
         self,
         job: Job,
-        made: KernelArgs,
+        args: tuple[KernelArgs, KernelArgs, KernelArgs],
         team: ThreadTeam,
         workspaces: Workspaces,
-        thread_choice: Callable[[Forecast | None], ThreadChoice | None],
+        thread_choice: ThreadChoice | None,
         samples: Sequence[tuple[Any, str, bool]],
         constants: Mapping[str, int],
         *,
-        loose: str = "",
-        wanted: str = "",
+        unpacked: str = "",
+        dparams: str = "",
         offsets: Sequence[int] = (),
-        parts: bool = False,
+        computes_dx: bool = False,
     ) -> None:
-        self._team, self._workspaces = team, workspaces
-        self._dtypes = [value.dtype for value, *_ in samples if value is not None]  # known by their identity
-        place = made.place
-        slots = [objects.described(value, place[name], written) for value, name, written in samples]
-        found = objects.layout()
-        if found is None or None in slots:
-            raise Unprepared
-        self._serve = load_serve()
-        assert len(slots) <= OBJECTS
-        self._slots = np.array(slots, np.int64)
-        assert self._slots.shape[1] == len(SLOT)
+        sleeping, awake, single = self._args = args
+        self._team, self._workspaces, self._thread_choice = team, workspaces, thread_choice
+        self._forecast = awake.plan.forecast
+        self._call = load_guarded_call()
+        place = sleeping.place
+        self._set_guards(samples, place)
         self._values = np.zeros(len(place), np.int64)
-        for name, value in constants.items():
+        for name, value in {**constants, "spins": team.spins}.items():
             self._values[place[name]] = value
-        self._values[place["spins"]] = team.spins
-        self._offsets = np.array(offsets, np.int64)
-        given = {name for _, name, _ in samples}
-        self._fields = {
-            **found._asdict(), "type": id(np.ndarray), "slots": self._slots.ctypes.data, "count": len(slots),
-            "values": self._values.ctypes.data, "values_size": self._values.nbytes,
-            # A parameter vector among the arrays is the base itself.
-            "weights_into": place[("nothing" if "params" in given else "params") if loose else "weights"],
-            "reserve_into": place["reserve"], "seed_into": place["seed"], "workspace_into": place["workspace"],
-            "parts_into": place["dx_partials"] if parts else 0,
-            "loose_from": place["params"] if loose else 0, "loose_into": place[loose] if loose else 0,
-            "wanted_from": place["dparams"] if wanted else 0, "wanted_into": place[wanted] if wanted else 0,
-            "offsets": self._offsets.ctypes.data, "offset_count": len(offsets), "records_into": place["records"],
-            "job": address(job), "dispatch": address(load_pool().dispatch), "spins": team.spins,
-        }  # fmt: skip
-        self._now = self._block(made)
-        self._awake = self._now if made.awake is None else self._block(made.awake)
-        self._alone = self._now if made.alone is None else self._block(made.alone)
-        self._forecast = (made.awake if made.awake is not None else made).plan.forecast
-        self._trend = thread_choice(self._forecast)
-
-    def _block(self, made: KernelArgs) -> tuple[Array, int, int, int]:
-        """The block of these records, where it is, their members and their workspace's size."""
+        self._param_offsets = np.array(offsets, np.int64)
+        weights = "weights"
+        if unpacked:  # a parameter vector among the arguments is the base itself
+            weights = "nothing" if any(name == "params" for _, name, _ in samples) else "params"
         fields = {
-            **self._fields, "objects_at": made.objects_at, "records_at": made.records_at, "plan_at": made.plan_at,
-            "fields": made.template.address, "field_count": made.template.count,
-            "members": made.num_threads, "workers": self._team.threads - 1,
+            "guards": self._guards.ctypes.data, "num_guards": len(self._guards),
+            "values": self._values.ctypes.data, "values_size": self._values.nbytes,
+            "weights_value": place[weights], "reserve_value": place["reserve"], "seed_value": place["seed"],
+            "workspace_value": place["workspace"], "args_value": place["records"],
+            "dx_partials_value": place["dx_partials"] if computes_dx else 0,
+            "unpacked_base": place["params"] if unpacked else 0, "unpacked_first": place[unpacked] if unpacked else 0,
+            "dparams_base": place["dparams"] if dparams else 0, "dparams_first": place[dparams] if dparams else 0,
+            "param_offsets": self._param_offsets.ctypes.data, "num_params": len(offsets),
+            "job": address(job), "dispatch": address(load_pool().dispatch),
+            "num_workers": team.threads - 1, "spins": team.spins,
         }  # fmt: skip
-        block = np.array([fields[name] for name in BLOCK.names], np.int64)
-        # The template belongs to the records: they live as long as the block.
-        self._kept = (*getattr(self, "_kept", ()), made)
-        return block, block.ctypes.data, made.num_threads, made.size
+        self._sleeping, self._awake, self._single = (self._variant(fields, each) for each in (sleeping, awake, single))
+
+    def _set_guards(self, samples: Sequence[tuple[Any, str, bool]], place: Mapping[str, int]) -> None:
+        guards = [ndarray_abi.guard_of(sample, place[name], written) for sample, name, written in samples]
+        if ndarray_abi.object_layout() is None or None in guards:
+            raise CannotGuard
+        assert len(guards) <= OBJECTS
+        self._dtypes = [sample.dtype for sample, *_ in samples if sample is not None]  # guards compare their identity
+        self._guards = np.array(guards, np.int64)
+        assert self._guards.shape[1] == len(GUARD)
+
+    def _variant(self, fields: Mapping[str, int], args: KernelArgs) -> _Variant:
+        layout = ndarray_abi.object_layout()
+        assert layout is not None
+        fields = {
+            **fields, **layout._asdict(), "ndarray_type": id(np.ndarray), "extents_offset": args.objects_at,
+            "args_offset": args.records_at, "plan_offset": args.plan_at, "num_threads": args.num_threads,
+            "fields": args.template.address, "num_fields": args.template.count,
+        }  # fmt: skip
+        struct = np.array([fields[name] for name in CALL_CACHE.names], np.int64)
+        return _Variant(struct, struct.ctypes.data, args.num_threads, args.size)
 
     def run(self, arrays: tuple[Any, ...], weights: int = 0, reserve: int = 0, seed: int = 0) -> bool:
-        """Run it on these arrays, held for as long; False if it has not run: they are not alike, or the pool is taken.
+        """Run the job on these arrays; False if it has not run: a guard fails, or another call has the threads.
 
-        ``weights`` is where the packed parameters are, or those that are not among the arrays and come as they lie.
+        ``weights`` is the address of the packed parameters, or of unpacked ones that are not among the arrays.
         """
         team = self._team
-        _, block, members, size = self._awake if team.note_call_start() else self._now
-        thread_choice = self._trend if members > 1 else None
+        _, cache, num_threads, size = self._awake if team.note_call_start() else self._sleeping
+        thread_choice = self._thread_choice if num_threads > 1 else None
         if thread_choice is not None:
             began = perf_counter()
             if not thread_choice.use_several(began):
-                _, block, members, size = self._alone
+                _, cache, num_threads, size = self._single
         scratch = self._workspaces.acquire(size)
-        if members == 1:
-            ran = self._serve(block, scratch.address, arrays, 0, weights, reserve, seed)
+        if num_threads == 1:
+            ran = self._call(cache, scratch.address, arrays, 0, weights, reserve, seed)
         else:
             lease = try_acquire_pool()
             if lease is None:
@@ -134,12 +143,12 @@ class Prepared:
                 pool = get_pool(team.threads)
                 if pool is None:
                     return False
-                ran = self._serve(block, scratch.address, arrays, pool.control(), weights, reserve, seed)
+                ran = self._call(cache, scratch.address, arrays, pool.control(), weights, reserve, seed)
             finally:
                 release_pool(lease)
         self._workspaces.release(scratch)
-        team.note_call_end(members)
+        team.note_call_end(num_threads)
         if thread_choice is not None and self._forecast is not None and ran:
             now = perf_counter()
-            thread_choice.note(members > 1, now - began, now, self._forecast)
+            thread_choice.note(num_threads > 1, now - began, now, self._forecast)
         return bool(ran)

@@ -26,7 +26,7 @@ from fusedrnn.engines.cpu.launch.template import At, Template
 from fusedrnn.engines.cpu.plan.backward import BackwardPlan
 from fusedrnn.engines.cpu.plan.forward import Plan
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
-from fusedrnn.engines.cpu.varlen import places
+from fusedrnn.engines.cpu.varlen import table_offsets
 from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
 from fusedrnn.jit.struct import Struct
 from fusedrnn.layout import Kind
@@ -70,8 +70,6 @@ class KernelArgs:
     Attributes:
         plan: The same.
         num_threads: Threads at work.
-        awake: The same problem's if threads are awake; None if that has not been looked at.
-        alone: The same problem's for one thread; likewise.
         place: The number of each value, of the spare ones too.
         objects_at: Where the workspace has room for the extents of a call's arrays.
         records_at: Where the records go.
@@ -89,8 +87,6 @@ class KernelArgs:
         constants: Sequence[Array],
     ) -> None:
         self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
-        self.awake: KernelArgs | None = None
-        self.alone: KernelArgs | None = None
         known = (*names, "workspace", "records", "dx_partials")
         self.place = {name: number for number, name in enumerate((*known, *SPARE))}
         self._values = struct.Struct(f"{len(known)}q")
@@ -152,7 +148,7 @@ def backward_args(
         **at, **_shared(spec, plan, layout, len(gradient_pass.CALL.names)),
         **{name: starts.ctypes.data for name, starts in shares.items()},
         "block": plan.block, "add_states": At("add_states"), "add_params": At("add_params"),
-        "recompute": int(bool(at["kept_size"]) and not layout.kept_row),
+        "recompute": int(bool(at["kept_size"]) and not layout.saved_row),
         "groups": At("workspace", at["groups"]), "scratch": At("workspace", at["scratch"]),
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
         "x_row_offsets": At("row_offsets"), "x_add": At("add_x"), "x_size": spec.input_size,
@@ -163,7 +159,7 @@ def backward_args(
         (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
     ]
-    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_pass))
+    names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_layer_direction))
     return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
 
 
@@ -174,7 +170,7 @@ def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
     """What the call says of the parameters as they lie."""
-    return [f"unpacked {entry.name}" for entry in spec.layout.by_pass]
+    return [f"unpacked {entry.name}" for entry in spec.layout.by_layer_direction]
 
 
 def _matrices(spec: RNNSpec, layer: int, direction: int) -> Fields:
@@ -197,7 +193,7 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
     """What both calls' records, of so many fields, begin with."""
     drops = layout is not None and spec.drops
     bits = struct.unpack("q", struct.pack("d", float(np.dtype(spec.dtype).type(scale(spec.dropout)))))[0]
-    tables = places(plan.steps, plan.batch)
+    tables = table_offsets(plan.steps, plan.batch)
     return {
         "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
         "hidden": spec.hidden_size, "out": spec.state_size, "grid_layer_dirs": plan.grid[0], "grid_rows": plan.grid[1],
@@ -205,8 +201,8 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
         **{name: At("tables", offset) for name, offset in tables.items()},
         "layer_dirs": At("records", 8 * fields), "barriers": At("workspace"),
         "progress": At("workspace", plan.progress_offset), "spins": At("spins"), "seed": At("seed"),
-        "saved_state_step": layout.record_step if layout else 0, "saved_state_row": layout.record_row if layout else 0,
-        "saved_values_step": layout.kept_step if layout else 0, "saved_values_row": layout.kept_row if layout else 0,
+        "saved_state_step": layout.state_step if layout else 0, "saved_state_row": layout.state_row if layout else 0,
+        "saved_values_step": layout.saved_step if layout else 0, "saved_values_row": layout.saved_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,
     }  # fmt: skip
 
@@ -225,19 +221,19 @@ def _kept(spec: RNNSpec, layout: ReserveLayout, index: int, layer: int, directio
     """Where the reserve has what a pass keeps."""
     of_h, of_c = (direction * _width(spec, name) for name in ("h", "c"))
     states = len(spec.state_names)
-    staged = layout.states > states
+    staged = layout.num_states > states
     return {
-        "saved_h": At("reserve", layout.record(layer, 0) + of_h),
-        "saved_c": At("reserve", layout.record(layer, 1) + of_c) if states > 1 else 0,
-        "saved_operand": At("reserve", layout.record(layer, states) + of_c) if staged else 0,
-        "saved_values": At("reserve", layout.kept(index)) if layout.kept_row else 0,
+        "saved_h": At("reserve", layout.state_offset(layer, 0) + of_h),
+        "saved_c": At("reserve", layout.state_offset(layer, 1) + of_c) if states > 1 else 0,
+        "saved_operand": At("reserve", layout.state_offset(layer, states) + of_c) if staged else 0,
+        "saved_values": At("reserve", layout.saved_offset(index)) if layout.saved_row else 0,
     }
 
 
 def _from_below(spec: RNNSpec, layout: ReserveLayout, layer: int) -> Fields:
     """Where the reserve has what a layer above the first reads."""
-    at = At("reserve", layout.record(layer - 1, 0))
-    return {"x": at, "x_step": layout.record_step, "x_row": layout.record_row}
+    at = At("reserve", layout.state_offset(layer - 1, 0))
+    return {"x": at, "x_step": layout.state_step, "x_row": layout.state_row}
 
 
 def _forward_pass(

@@ -1,4 +1,4 @@
-"""Where the interpreter keeps what machine code reads of tuples and NumPy arrays, as far as it is as expected."""
+"""How the interpreter lays out tuples and NumPy arrays in memory, as far as machine code reads them."""
 
 from __future__ import annotations
 
@@ -13,67 +13,70 @@ _ALIGNED, _WRITEABLE = 0x100, 0x400
 _WORD = 8
 
 
-class Layout(NamedTuple):
-    """Bytes from where an object begins: to a tuple's items, to an object's type, to an array's data pointer.
+class ObjectLayout(NamedTuple):
+    """Byte offsets in an object: of a tuple's items, of an object's type, of an array's data pointer.
 
-    What follows the data pointer has been the same in every release of NumPy: see
+    The fields behind the data pointer have been the same in every release of NumPy: see
     :mod:`fusedrnn.engines.cpu.launch.guard_kernel`.
     """
 
-    items_at: int
-    type_at: int
-    data_at: int
+    items_offset: int
+    type_offset: int
+    data_offset: int
 
 
 @lru_cache(maxsize=1)
-def layout() -> Layout | None:
-    """The layout in this interpreter; None if it is another one than expected, and objects are not to be read."""
+def object_layout() -> ObjectLayout | None:
+    """The layout in this interpreter; None if it is not the expected one, so that objects must not be read."""
     if sys.implementation.name != "cpython" or ctypes.sizeof(ctypes.c_void_p) != _WORD:
         return None
     head = object.__basicsize__
-    found = Layout(tuple.__basicsize__, head - _WORD, head)
+    layout = ObjectLayout(tuple.__basicsize__, head - _WORD, head)
     if np.ndarray.__basicsize__ < head + 7 * _WORD:
         return None
     probe = np.zeros((2, 4, 5), np.float32)[:, 1:]
     probe.flags.writeable = False
-    return found if _as_expected(probe, found) else None
+    return layout if _layout_is_known(probe, layout) else None
 
 
-def _as_expected(probe: Any, found: Layout) -> bool:
-    def word(at: int) -> int:
-        return ctypes.c_int64.from_address(at).value
+def _layout_is_known(probe: Any, layout: ObjectLayout) -> bool:
+    """Whether the fields of an array are where the layout says."""
 
-    def number(at: int) -> int:
-        return ctypes.c_int32.from_address(at).value
+    def word(address: int) -> int:
+        return ctypes.c_int64.from_address(address).value
+
+    def c_int(address: int) -> int:
+        return ctypes.c_int32.from_address(address).value
 
     items = (probe,)
-    data_at = id(probe) + found.data_at
+    data_at = id(probe) + layout.data_offset
     return (
-        word(id(items) + found.items_at) == id(probe)
-        and word(id(probe) + found.type_at) == id(np.ndarray)
+        word(id(items) + layout.items_offset) == id(probe)
+        and word(id(probe) + layout.type_offset) == id(np.ndarray)
         and word(data_at) == probe.ctypes.data
-        and number(data_at + 8) == probe.ndim
+        and c_int(data_at + 8) == probe.ndim
         and word(data_at + 40) == id(probe.dtype)
-        and number(data_at + 48) == probe.flags.num
+        and c_int(data_at + 48) == probe.flags.num
         and [word(word(data_at + 16) + _WORD * axis) for axis in range(3)] == list(probe.shape)
         and [word(word(data_at + 24) + _WORD * axis) for axis in range(3)] == list(probe.strides)
     )
 
 
-def described(value: Any, into: int, written: bool) -> list[int] | None:
-    """A slot for objects like this one; None for one that no slot describes.
+def guard_of(argument: Any, value: int, written: bool) -> list[int] | None:
+    """The guard for arguments like this one, None or an array; None if no guard can describe it.
 
-    See :data:`fusedrnn.engines.cpu.launch.guard_kernel.SLOT`. An array may be known by its dtype's identity as long as
-    that lives.
+    See :data:`fusedrnn.engines.cpu.launch.guard_kernel.GUARD`; ``value`` is the index of the argument's address. The
+    guard compares the identity of the dtype: whoever uses it must hold a reference to the dtype.
     """
-    if value is None:
-        return [id(None), 0, 0, 0, 0, 0, 0, into, *[0] * 6]
-    if type(value) is not np.ndarray or value.ndim > 3 or min(value.strides, default=0) < 0:
+    if argument is None:
+        return [id(None), 0, 0, 0, 0, 0, 0, value, *[0] * 6]
+    if type(argument) is not np.ndarray or argument.ndim > 3 or min(argument.strides, default=0) < 0:
         return None
-    mask = _ALIGNED | _WRITEABLE if written else _ALIGNED
-    extent = sum((size - 1) * stride for size, stride in zip(value.shape, value.strides, strict=True)) + value.itemsize
-    rest = [0] * (3 - value.ndim)
+    shape, strides = argument.shape, argument.strides
+    flags = _ALIGNED | _WRITEABLE if written else _ALIGNED
+    extent = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + argument.itemsize
+    unused = [0] * (3 - argument.ndim)
     return [
-        0, id(value.dtype), value.ndim, mask, mask, extent, int(written), into,
-        *value.shape, *rest, *value.strides, *rest,
+        0, id(argument.dtype), argument.ndim, flags, flags, extent, int(written), value,
+        *shape, *unused, *strides, *unused,
     ]  # fmt: skip

@@ -170,7 +170,7 @@ def _member(
     vector = tiling.vector_bytes
     forward_gates_stride = plan.gates_row(tiling, widest)
     masked_row = tiling.masked_row(spec)
-    kept = len(derivative_of(spec.variant).kept)
+    kept = len(derivative_of(spec.variant).saved)
     in_chunk = chunk * rows
     again = in_chunk if recompute and kept else 0
     masked = again if spec.drops else 0

@@ -85,7 +85,7 @@ class Problem:
             tile=target.tile[0],
             operations=_operations(spec.variant, way),
             states=len(spec.state_names) + len(parts) - 1,
-            kept=len(derivative.kept),
+            kept=len(derivative.saved),
             slots=sum(stage.num_grads for stage in parts),
             stages=tuple(
                 Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
@@ -133,11 +133,11 @@ def _operations(variant: Variant, way: str) -> int:
     roots: list[Expr] = [*cell.outputs, *cell.operands]
     stores = len(roots)
     if way == "training":
-        stores += len(roots) + len(derivative.kept)
-        roots += derivative.kept
+        stores += len(roots) + len(derivative.saved)
+        roots += derivative.saved
     if way == "backward":
-        slots = [slot for stage in derivative.stages for slot in stage.slots]
-        roots = [*slots, *(state for state in derivative.states if state is not None)]
+        slots = [slot for stage in derivative.stages for slot in stage.distinct_grads]
+        roots = [*slots, *(state for state in derivative.state_grads if state is not None)]
         stores = 2 * len(cell.gates) + len(slots) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores
 

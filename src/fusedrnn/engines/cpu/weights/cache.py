@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
 from fusedrnn.engines.cpu.weights import pack_kernel as packing
 from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
-from fusedrnn.frozen_array import is_constant
+from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
@@ -68,7 +68,7 @@ class WeightPointers:
     """Parameters by address: as they lie, for a call so short that to pack them would take longer, or packed.
 
     Attributes:
-        matrices: Where each lies, in the order of ``ParameterLayout.by_pass``; 0 for zeros.
+        matrices: Where each lies, in ``by_layer_direction`` order; 0 for zeros.
         lease: Memory of their own, if what becomes of the given one must not matter.
         address: Where they begin if they are packed.
     """
@@ -97,8 +97,8 @@ class WeightCache:
         self._kept: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._lock = Lock()
-        self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_pass]
-        self._sizes = [entry.size * tiling.item for entry in spec.layout.by_pass]
+        self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_layer_direction]
+        self._sizes = [entry.size * tiling.item for entry in spec.layout.by_layer_direction]
         # Of a flat vector that begins at 0, and copied to 0.
         self._parts = np.array([(at, size, at) for at, size in zip(self.offsets, self._sizes, strict=True)], np.int64)
         self.nowhere = (0,) * len(self.offsets)
@@ -119,7 +119,7 @@ class WeightCache:
         return WeightPointers(self.addresses(lease.address), lease)
 
     def addresses(self, begin: int) -> tuple[int, ...]:
-        """Where each parameter of a flat vector is, in the order of ``ParameterLayout.by_pass``; 0 if the vector is."""
+        """Where each parameter of a flat vector is, in ``by_layer_direction`` order; 0 if the vector is."""
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
     def packed_vector(self, params: Array, training: bool, team: ThreadTeam) -> PackedWeights:
@@ -131,13 +131,13 @@ class WeightCache:
         if last is not None and last.source is params and (last.training or not training):
             return last
         addresses = self.addresses(params.ctypes.data)
-        constant = params if is_constant(params) else None
+        constant = params if is_frozen(params) else None
         found = self._looked_up(self._kept, _MOST_KEPT, addresses, training, team, constant)
         self._last = None if constant is None else found
         return found
 
     def packed(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object) -> PackedWeights:
-        """The packed form of the parameters that lie at these addresses, in the order of ``ParameterLayout.by_pass``.
+        """The packed form of the parameters that lie at these addresses, in ``by_layer_direction`` order.
 
         0 stands for a parameter that is all zeros. What is packed is forgotten when its owner goes.
         """

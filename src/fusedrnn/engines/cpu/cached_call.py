@@ -1,0 +1,222 @@
+"""Cached calls: forward, training and backward calls that repeat an earlier one on arrays of the same kind.
+
+A cached call is built from the arrays of a checked call that has just run, and takes the arguments of the next calls
+as they are given. It does nothing and returns None if they differ in anything that matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.engines.cpu.executor import Executor, Problem
+from fusedrnn.engines.cpu.launch.guarded_call import GuardedCall
+from fusedrnn.engines.cpu.launch.kernel_args import signed
+from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
+from fusedrnn.engines.cpu.weights.cache import PackedWeights
+from fusedrnn.engines.operands import (
+    BACKWARD,
+    FORWARD,
+    BackwardOperands,
+    ForwardOperands,
+    Operand,
+    comparable,
+    entries,
+    misplaced_buffer,
+)
+from fusedrnn.frozen_array import is_frozen
+from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
+
+Array = NDArray[Any]
+States = Sequence[Array | None] | None
+_NO_STATES = (None, None)
+_NO_BUFFERS = (None, None, None)
+
+
+class _CachedCall:
+    """What all cached calls have: an executor, the number of states, and the number of threads."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor, self._threads = executor, get_num_threads()
+        self._num_states = len(executor.spec.state_names)
+        self._dtype = np.dtype(executor.spec.dtype)
+
+    def _guard(
+        self, problem: Problem, operands: Mapping[str, Operand], arrays: Sequence[Any], constants: Mapping[str, int],
+        *, unpacked: bool, ignored: str = "", computes_dparams: bool = False, computes_dx: bool = False,
+    ) -> GuardedCall:  # fmt: skip
+        """The guarded call for arrays like these, one for each operand; the address of ``ignored`` is not used."""
+        executor, name = self._executor, problem[0]
+        planned = executor.planned(problem, self._threads)
+        awake = executor.awake_args(planned)
+        single = awake if awake.plan.forecast is None else executor.single_args(planned)
+        samples = [
+            (array, "nothing" if operand == ignored else operand, rule.written)
+            for (operand, rule), array in zip(operands.items(), arrays, strict=True)
+        ]
+        first_param = executor.spec.layout.by_layer_direction[0].name
+        return GuardedCall(
+            executor.job(name), (planned.args, awake, single), pool_team(self._threads), executor.workspaces,
+            executor.thread_choices.of(name, awake.plan.forecast), samples, constants,
+            unpacked=f"unpacked {first_param}" if unpacked else "",
+            dparams=first_param if computes_dparams else "",
+            offsets=executor.weight_cache.offsets, computes_dx=computes_dx,
+        )  # fmt: skip
+
+    def _pair(self, states: States) -> tuple[Any, Any] | None:
+        """The entries for h and c, None where there is none; None if the number of entries is wrong."""
+        if states is None:
+            return _NO_STATES
+        pair = entries(states, self._num_states)
+        if pair is None:
+            return None
+        return (pair[0], pair[1]) if self._num_states > 1 else (pair[0], None)
+
+    def _empty(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
+        return tuple([np.empty(shape, self._dtype) for shape in shapes])
+
+
+class CachedForward(_CachedCall):
+    """A cached call of forward, in inference or in training.
+
+    Args:
+        executor: What ran the call.
+        operands: Its operands, the caller's own arrays.
+        states: Its initial states as the caller gave them.
+        residuals: What it saved in training; None in inference.
+    """
+
+    def __init__(
+        self, executor: Executor, operands: ForwardOperands, states: States, residuals: CpuResiduals | None
+    ) -> None:
+        super().__init__(executor)
+        x, params, _, _, y = operands
+        self._shape = y.shape
+        steps, batch = y.shape[:2]
+        self._layout = None if residuals is None else residuals.info.layout
+        self._save = None if self._layout is None else self._layout.save
+        self._state_shapes = executor.spec.state_shape(batch)
+        pair = self._pair(states)
+        assert pair is not None
+        h_n, c_n = (*self._empty(self._state_shapes), None)[:2]
+        # Frozen parameters are known by their identity: their weights cannot change.
+        self._frozen = params if is_frozen(params) else None
+        self._weights = executor.weights_of(params, steps, batch, self._save) if self._frozen is not None else None
+        self._unpacked = self._frozen is None and executor.is_short(steps, batch, self._layout is not None)
+        # Inference reads unpacked parameters where the caller has them, so that they are one of the arrays; training
+        # reads a copy.
+        self._params_in_place = self._unpacked and self._layout is None
+        constants = dict(zip(("x_step", "x_row", "y_step", "y_row"), (*x.strides[:2], *y.strides[:2]), strict=True))
+        name = "forward" if self._layout is None else "training"
+        self._guarded = self._guard(
+            (name, steps, batch, self._layout), FORWARD, (x, params, *pair, y, h_n, c_n), constants,
+            unpacked=self._unpacked, ignored="" if self._params_in_place else "params",
+        )  # fmt: skip
+
+    def __call__(
+        self, x: Any, params: Any, states: Any, out: Any, seed: int = 0
+    ) -> tuple[Array, tuple[Array, ...], CpuResiduals | None] | None:
+        """The output, the final states and in training the residuals; None if the arguments differ."""
+        pair = _NO_STATES if states is None else self._pair(states)
+        if pair is None or get_num_threads() != self._threads:
+            return None
+        weights, executor = self._weights, self._executor
+        steps, batch, _ = self._shape
+        if self._frozen is not None:
+            if params is not self._frozen:
+                return None
+        elif not self._params_in_place:
+            if type(params) is not np.ndarray or not executor.weight_cache.fits(params):
+                return None
+            weights = executor.weights_of(params, steps, batch, self._save)
+            if isinstance(weights, PackedWeights) is self._unpacked:
+                return None
+        y = np.empty(self._shape, self._dtype) if out is None else out
+        # Like _empty, without a call and a list, which take a noticeable part of a call of one step.
+        h_n, c_n = np.empty(self._state_shapes[0], self._dtype), None
+        final: tuple[Array, ...] = (h_n,)
+        if self._num_states > 1:
+            c_n = np.empty(self._state_shapes[1], self._dtype)
+            final = h_n, c_n
+        arrays = (x, params, pair[0], pair[1], y, h_n, c_n)
+        address = 0 if weights is None else weights.address or weights.matrices[0]
+        if self._layout is None:
+            return (y, final, None) if self._guarded.run(arrays, address) else None
+        assert weights is not None
+        info, lease = executor.allocate_reserve(steps, batch, None, "gates", seed)
+        if info.layout is not self._layout or not self._guarded.run(arrays, address, lease.address, signed(seed)):
+            return None
+        return y, final, CpuResiduals(info, lease, weights)
+
+
+class CachedBackward(_CachedCall):
+    """A cached call of backward.
+
+    Args:
+        executor: What ran the call.
+        residuals: What its training call saved.
+        operands: Its operands, the caller's own arrays.
+        grad_req: The argument as the caller gave it.
+    """
+
+    def __init__(
+        self, executor: Executor, residuals: CpuResiduals, operands: BackwardOperands, grad_req: object
+    ) -> None:
+        super().__init__(executor)
+        dy, dstates, grads = operands
+        self._layout, self._grad_req = residuals.info.layout, comparable(grad_req)
+        self._packed = isinstance(residuals.weights, PackedWeights)
+        steps, batch = self._layout.steps, self._layout.batch
+        self._dx_shape = None if grads.x is None else (steps, batch, executor.spec.input_size)
+        self._dparams_shape = None if grads.params is None else (executor.spec.layout.size,)
+        self._state_shapes = None if grads.states is None else executor.spec.state_shape(batch)
+        self._grad_reqs = grads.grad_reqs
+        pair = self._pair(dstates)
+        assert pair is not None
+        dh0, dc0 = (*(grads.states or ()), None, None)[:2]
+        constants = {f"add_{name}": int(getattr(grads, f"add_{name}")) for name in ("x", "params", "states")}
+        for name, array in (("dy", dy), ("dx", grads.x)):
+            if array is not None:
+                constants |= dict(zip((f"{name}_step", f"{name}_row"), array.strides[:2], strict=True))
+        self._guarded = self._guard(
+            ("backward", steps, batch, self._layout), BACKWARD, (dy, *pair, grads.x, grads.params, dh0, dc0), constants,
+            unpacked=not self._packed, computes_dparams=grads.params is not None, computes_dx=grads.x is not None,
+        )  # fmt: skip
+
+    def __call__(
+        self, dy: Any, dstates: Any, residuals: CpuResiduals, grad_req: Any, out: Any
+    ) -> tuple[Array | None, Array | None, tuple[Array, ...] | None] | None:
+        """The gradients; None if the arguments differ."""
+        info, weights = residuals.info, residuals.weights
+        pair = self._pair(dstates)
+        if (
+            pair is None
+            or info.layout is not self._layout
+            or info.varlen is not None
+            or isinstance(weights, PackedWeights) is not self._packed
+            or get_num_threads() != self._threads
+            or comparable(grad_req) != self._grad_req
+        ):
+            return None
+        buffers = _NO_BUFFERS if out is None else entries(out, len(_NO_BUFFERS))
+        if buffers is None or misplaced_buffer(self._grad_reqs, buffers) is not None:
+            return None
+        dx, dparams, states = buffers
+        initial = self._pair(states)
+        if initial is None:
+            return None
+        if dx is None and self._dx_shape is not None:
+            dx = np.empty(self._dx_shape, self._dtype)
+        if dparams is None and self._dparams_shape is not None:
+            dparams = np.empty(self._dparams_shape, self._dtype)
+        if states is None and self._state_shapes is not None:
+            states = self._empty(self._state_shapes)
+            initial = (states[0], states[1]) if self._num_states > 1 else (states[0], None)
+        address = weights.address or weights.matrices[0]
+        arrays = (dy, *pair, dx, dparams, *initial)
+        if not self._guarded.run(arrays, address, residuals.lease.address, signed(info.seed)):
+            return None
+        return dx, dparams, None if states is None else tuple(states)

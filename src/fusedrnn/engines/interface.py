@@ -1,0 +1,212 @@
+"""What an engine is: the contract between the operator and those who run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
+from fusedrnn.runtime.thread_pool import ThreadTeam
+from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
+
+Array = NDArray[Any]
+SavePolicy = Literal["gates", "states"]
+"""What training saves for backward: gates and states, or states alone, from which backward computes the gates."""
+Need = Literal["training", "lengths", "dropout"]
+"""What a call may need beyond its spec. Dropout counts only where training drops something."""
+NEEDS: tuple[Need, ...] = ("training", "lengths", "dropout")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do.
+
+    Attributes:
+        modes: Cells.
+        dtypes: Number formats.
+        training: Whether it trains.
+        lengths: Whether sequences of a batch may differ in length.
+        dropout: Whether training may drop elements between layers.
+        options: Which of :data:`fusedrnn.spec.OPTIONS` it supports.
+    """
+
+    modes: tuple[str, ...] = MODES
+    dtypes: tuple[str, ...] = DTYPES
+    training: bool = True
+    lengths: bool = True
+    dropout: bool = True
+    options: tuple[str, ...] = ()
+
+    def missing(self, spec: RNNSpec, needs: Iterable[Need] = ()) -> list[str]:
+        """What a spec and a call's needs require and the engine lacks, by the names of the arguments."""
+        missing = []
+        if spec.mode not in self.modes:
+            missing.append(f"mode {spec.mode!r}")
+        if spec.dtype not in self.dtypes:
+            missing.append(f"dtype {spec.dtype!r}")
+        missing += [option for option in OPTIONS if option not in self.options and spec.asks_for(option)]
+        return missing + [need for need in sorted(needs) if not getattr(self, need)]
+
+    def __str__(self) -> str:
+        flags = [field.name for field in fields(self) if getattr(self, field.name) is True]
+        return "; ".join(", ".join(group) for group in (self.modes, self.dtypes, flags, self.options) if group)
+
+
+class Residuals(Protocol):
+    """What an engine's training call saves for backward."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it holds."""
+
+
+class Engine(Protocol):
+    """Runs one spec on operands that have been checked. Any number of threads may call it at once."""
+
+    def compile(self, training: bool = False) -> None:
+        """Prepare now what inference, or with ``training`` training too, would prepare at its first call."""
+
+    def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
+        """Inference: write ``y`` and return the final states, which are new arrays."""
+
+    def train(self, operands: ForwardOperands, save: SavePolicy, seed: int) -> tuple[tuple[Array, ...], Residuals]:
+        """Training: the same, with dropout by ``seed``; also return the residuals that :meth:`backward` needs.
+
+        The residuals belong to the engine: later changes to an operand or a result do not affect them.
+        """
+
+    def backward(self, residuals: Any, operands: BackwardOperands) -> None:
+        """Write or add the gradients.
+
+        ``residuals`` come from :meth:`train` of an engine of the same kind for the same spec. They stay as they are,
+        for further calls.
+        """
+
+    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
+        """The ``nbytes`` of the residuals of T steps of N sequences."""
+
+
+CachedForwardCall = Callable[[Any, Any, Any, Any, int], "tuple[Array, tuple[Array, ...], Any] | None"]
+"""``(x, params, states, out, seed)`` to the output, the final states and in training the residuals."""
+CachedBackwardCall = Callable[[Any, Any, Any, Any, Any], "tuple[Any, Any, Any] | None"]
+"""``(dy, dstates, residuals, grad_req, out)`` to the gradients of x, the parameters and the initial states."""
+
+
+@runtime_checkable
+class CachesCalls(Protocol):
+    """An engine that can also cache a call: repeat one that it has run, on other arrays of the same kind.
+
+    A cached call takes the caller's arguments unchecked. If they differ from those of the original call in anything
+    that matters, it does nothing and returns None. See :mod:`fusedrnn.engines.operands`.
+    """
+
+    def cache_forward(
+        self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: Any
+    ) -> CachedForwardCall | None:
+        """The cached form of a forward call, in training with its residuals; None if there is none.
+
+        The operands are the arrays that the caller gave, without copies; ``states`` is what the caller gave for them.
+        """
+
+    def cache_backward(self, residuals: Any, operands: BackwardOperands, grad_req: Any) -> CachedBackwardCall | None:
+        """The cached form of a backward call; None if there is none."""
+
+
+StridedPtr = tuple[int, int, int]
+"""An array (T, N, features) in memory, its last axis contiguous: address, and the strides of T and N in bytes."""
+NULL: StridedPtr = (0, 0, 0)
+StatePtrs = tuple[int, int]
+"""Addresses of h and c, each (L·D, N, size) and contiguous; 0 for zeros, for no result, or without a c."""
+
+
+class GradPointers(NamedTuple):
+    """Where gradients go, by address, 0 for those that are not computed; and whether to add to what is there.
+
+    ``params`` are in ``by_layer_direction`` order; ``states`` are dh0 and dc0.
+    """
+
+    x: StridedPtr
+    params: Sequence[int]
+    states: StatePtrs
+    add_x: bool = False
+    add_params: bool = False
+    add_states: bool = False
+
+
+class PointerEngine(Protocol):
+    """An engine's calls on operands by address, for callers whose data is not in NumPy arrays. Nothing is checked.
+
+    Memory at an address must exist and be aligned to its elements. Address 0 stands for zeros where the call reads,
+    and for a result that is not computed where it writes.
+    """
+
+    def weights(
+        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
+    ) -> Any:
+        """Parameters, in ``by_layer_direction`` order, in the form that a call of this size takes.
+
+        Their memory must not change until the call, in training until its last backward, has run. Cached copies of
+        them are dropped when ``owner`` is garbage-collected.
+        """
+
+    def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Any:
+        """The weights of an earlier call that have moved: unpacked at these addresses, or packed at that one.
+
+        Packed weights are the bytes from the ``address`` of what :meth:`weights` returned, in its ``lease``; the
+        address is 0 if the weights are unpacked.
+        """
+
+    def varlen(self, lengths: Array, steps: int) -> Any:
+        """Sequences of different lengths, int64 (N,), each from 0 to T, in arrays (T, N, features)."""
+
+    def varlen_packed(self, batch_sizes: Array) -> Any:
+        """A packed sequence, sorted by falling length: how many sequences have each step, int64 (T,)."""
+
+    def allocate_reserve(
+        self, steps: int, batch: int, varlen: Any = None, save: SavePolicy = "gates", seed: int = 0
+    ) -> tuple[Any, Any]:
+        """What :meth:`run` and :meth:`run_backward` need to know of a training call, and memory for its reserve.
+
+        The memory has an ``address`` and a ``buffer``.
+        """
+
+    def run(
+        self,
+        steps: int,
+        batch: int,
+        weights: Any,
+        x: StridedPtr,
+        initial: StatePtrs,
+        y: StridedPtr,
+        final: StatePtrs,
+        *,
+        varlen: Any = None,
+        residuals: Any = None,
+        reserve: int = 0,
+        team: ThreadTeam | None = None,
+    ) -> None:
+        """Run a forward call; with ``residuals`` in training, which fills the reserve. Does not write y's padding."""
+
+    def run_backward(
+        self,
+        residuals: Any,
+        reserve: int,
+        weights: Any,
+        dy: StridedPtr,
+        dfinal: StatePtrs,
+        grads: GradPointers,
+        team: ThreadTeam | None = None,
+    ) -> None:
+        """Compute the gradients of a training call with these weights and that reserve."""
+
+
+@runtime_checkable
+class HasPointers(Protocol):
+    """An engine that also takes operands by address."""
+
+    @property
+    def pointers(self) -> PointerEngine:
+        """Its calls on addresses."""

@@ -1,0 +1,169 @@
+"""The operands of a call: what validation hands to an engine, and the rules that checked and cached calls share.
+
+A checked call looks at every argument and raises the errors. A cached call repeats a checked one on other arrays of
+the same kind, and leaves whatever it does not accept to the checked call. It accepts nothing that a checked call
+refuses:
+
+- Both unpack arguments with :func:`entries` and :func:`misplaced_buffer`, and take from the tables below how a call
+  uses each array.
+- What a checked call requires of an array depends on its type, dtype, shape, strides and flags alone. A cached call
+  compares all of these with those of an array that has been checked.
+- A checked call refuses a written array that shares memory with another. A cached call refuses one that may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+GradReq = Literal["write", "add", "null"]
+GRAD_REQS: tuple[GradReq, ...] = ("write", "add", "null")
+
+
+class ForwardOperands(NamedTuple):
+    """The arrays of a forward call, checked.
+
+    Attributes:
+        x: Input (T, N, I), its last axis contiguous.
+        params: The flat parameter vector, contiguous.
+        states: ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) and contiguous; None for zeros.
+        lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
+        y: Output (T, N, D·S), its last axis contiguous. An engine does not write its padding.
+    """
+
+    x: Array
+    params: Array
+    states: Sequence[Array] | None
+    lengths: Array | None
+    y: Array
+
+
+class GradBuffers(NamedTuple):
+    """Arrays that an engine writes gradients into, or adds them to; None for gradients that are not computed.
+
+    Attributes:
+        x: (T, N, I), its last axis contiguous. An engine does not write its padding.
+        params: The flat vector, contiguous.
+        states: One array (L·D, N, size) for each initial state, contiguous.
+        add_x: Whether to add to ``x`` instead of overwriting it.
+        add_params: Whether to add to ``params``.
+        add_states: Whether to add to ``states``.
+    """
+
+    x: Array | None
+    params: Array | None
+    states: tuple[Array, ...] | None
+    add_x: bool = False
+    add_params: bool = False
+    add_states: bool = False
+
+    @property
+    def grad_reqs(self) -> tuple[GradReq, GradReq, GradReq]:
+        """The requests for x, the parameters and the states that these buffers answer."""
+        return (
+            _grad_req(self.x, self.add_x), _grad_req(self.params, self.add_params),
+            _grad_req(self.states, self.add_states),
+        )  # fmt: skip
+
+
+def _grad_req(buffer: object, add: bool) -> GradReq:
+    return "null" if buffer is None else "add" if add else "write"
+
+
+class BackwardOperands(NamedTuple):
+    """The arrays of a backward call, checked.
+
+    Attributes:
+        dy: Gradient of the output (T, N, D·S), its last axis contiguous; None for zero. Padding may hold anything.
+        dstates: Gradient of each final state, (L·D, N, size) and contiguous; None for zero.
+        grads: Where the gradients go.
+    """
+
+    dy: Array | None
+    dstates: Sequence[Array | None]
+    grads: GradBuffers
+
+
+class Operand(NamedTuple):
+    """How a call uses one of its arrays.
+
+    Attributes:
+        written: Whether the call writes it; else it reads it.
+        contiguous: Whether it must be contiguous as a whole; else its last axis alone.
+    """
+
+    written: bool
+    contiguous: bool
+
+
+FORWARD = {
+    "x": Operand(written=False, contiguous=False),
+    "params": Operand(written=False, contiguous=True),
+    "h0": Operand(written=False, contiguous=True),
+    "c0": Operand(written=False, contiguous=True),
+    "y": Operand(written=True, contiguous=False),
+    "h_n": Operand(written=True, contiguous=True),
+    "c_n": Operand(written=True, contiguous=True),
+}
+"""The arrays of a forward call by name, in the order in which a cached call passes them to machine code."""
+BACKWARD = {
+    "dy": Operand(written=False, contiguous=False),
+    "dh_n": Operand(written=False, contiguous=True),
+    "dc_n": Operand(written=False, contiguous=True),
+    "dx": Operand(written=True, contiguous=False),
+    "dparams": Operand(written=True, contiguous=True),
+    "dh0": Operand(written=True, contiguous=True),
+    "dc0": Operand(written=True, contiguous=True),
+}
+"""The arrays of a backward call, likewise."""
+
+
+def entries(value: object, count: int) -> Sequence[Any] | None:
+    """``value`` if it is a sequence of ``count`` entries, as states and buffers are given; else None."""
+    # The usual types first: isinstance of an abstract class takes longer.
+    if type(value) is tuple or type(value) is list or is_sequence(value):
+        return value if len(value) == count else None
+    return None
+
+
+def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether ``value`` can hold several operands; an array or a string cannot."""
+    return isinstance(value, Sequence) and not isinstance(value, (np.ndarray, str, bytes))
+
+
+def misplaced_buffer(grad_reqs: Sequence[GradReq], buffers: Sequence[object]) -> int | None:
+    """The index of the first buffer that does not fit its request; None if all do.
+
+    ``"add"`` needs a buffer, ``"null"`` must have none.
+    """
+    for index, grad_req in enumerate(grad_reqs):
+        if grad_req != "write" and (buffers[index] is None) is (grad_req == "add"):
+            return index
+    return None
+
+
+def comparable(grad_req: object) -> object:
+    """A ``grad_req`` argument in a form to compare with another call's; one of unusual type equals no other."""
+    if type(grad_req) is str:
+        return grad_req
+    if type(grad_req) is dict and all(type(name) is type(value) is str for name, value in grad_req.items()):
+        return tuple(sorted(grad_req.items()))
+    return object()
+
+
+def clear_padding(array: Array, lengths: Array | None) -> None:
+    """Set the padding of an array (T, N, features) to zero."""
+    for index, length in enumerate(() if lengths is None else lengths):
+        array[length:, index] = 0
+
+
+def write_or_add(buffer: Array, gradient: Array, add: bool) -> None:
+    """Write a gradient into its buffer, or add it."""
+    if add:
+        np.add(buffer, gradient, out=buffer)
+    else:
+        buffer[...] = gradient

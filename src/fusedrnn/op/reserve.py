@@ -1,0 +1,77 @@
+"""What one training call saved for its backward, as callers hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from numpy.typing import NDArray
+
+from fusedrnn.engines.interface import Engine, Residuals, SavePolicy
+from fusedrnn.engines.operands import BackwardOperands, clear_padding
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Reserve:
+    """What one forward call in training saved for its backward: from :meth:`RNNOp.forward` to :meth:`RNNOp.backward`.
+
+    It belongs to that call alone: no later change to the call's arrays or the op affects it. Backward leaves it as it
+    is, so that any number of backward calls may use it, also at once. Its memory is freed with it.
+
+    Attributes:
+        steps: T.
+        batch: N.
+        keep: ``"gates"`` or ``"states"``, the call's ``reserve`` argument.
+        seed: Determines which elements dropout drops.
+        spec: The network.
+        backend: The name of the engine that ran it.
+    """
+
+    steps: int
+    batch: int
+    keep: SavePolicy
+    seed: int
+    spec: RNNSpec
+    backend: str
+    _engine: Engine
+    _residuals: Residuals
+    _lengths: Array | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it holds."""
+        return self._residuals.nbytes
+
+    def __repr__(self) -> str:
+        return (
+            f"Reserve(steps={self.steps}, batch={self.batch}, keep={self.keep!r}, seed={self.seed}, "
+            f"nbytes={self.nbytes}, backend={self.backend!r})"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Reserve cannot be pickled or copied: it holds the memory of one forward call")
+
+    def backward(self, operands: BackwardOperands) -> None:
+        """Compute the gradients on the engine that ran forward; the operands have been checked."""
+        grads = operands.grads
+        if grads.x is not None and not grads.add_x:
+            clear_padding(grads.x, self._lengths)
+        if any(buffer is not None for buffer in (grads.x, grads.params, grads.states)):
+            self._engine.backward(self._residuals, operands)
+
+
+def check_reserve(value: object, spec: RNNSpec, backends: Sequence[str]) -> Reserve:
+    """``value`` if it is the reserve of an op of that spec that ran on one of these engines."""
+    if value is None:
+        raise TypeError("reserve must be what forward returned with training=True; got None")
+    if not isinstance(value, Reserve):
+        raise TypeError(f"reserve must be the Reserve that forward returned; got {type(value).__name__}")
+    if value.spec != spec:
+        raise ValueError(f"reserve must come from an op of {spec}; got one of {value.spec}")
+    if value.backend not in backends:
+        raise ValueError(f"reserve must come from backend {' or '.join(backends)}; got one from {value.backend}")
+    return value
