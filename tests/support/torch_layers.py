@@ -27,6 +27,11 @@ def flat(results):
     return [results] if isinstance(results, torch.Tensor) else [tensor for part in results for tensor in flat(part)]
 
 
+def first(results):
+    """The output of a layer, or the first state of a cell."""
+    return results if isinstance(results, torch.Tensor) else results[0]
+
+
 def input_for(kind, dtype=torch.float32):
     """Input of 3 features for a layer (5, 2, 3) or a cell (2, 3)."""
     return torch.randn((2, 3) if kind.endswith("Cell") else (5, 2, 3), dtype=dtype)
@@ -37,16 +42,3 @@ def random_state(net, N, *, requires_grad=False):
     shape = net.num_layers * (1 + net.bidirectional), N, net.hidden_size
     h0, c0 = (torch.randn(shape, requires_grad=requires_grad) for _ in range(2))
     return (h0, c0) if net.mode == "LSTM" else h0
-
-
-def assert_raise_alike(function, *subjects):
-    """The function must raise the same error for each subject."""
-    errors = []
-    for subject in subjects:
-        try:
-            function(subject)
-        except Exception as error:
-            errors.append((type(error), str(error)))
-        else:
-            errors.append(None)
-    assert errors[0] is not None and all(error == errors[0] for error in errors)

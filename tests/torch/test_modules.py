@@ -13,6 +13,7 @@ from oracles import near_kink, torch_results
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, make_problem
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
+from torch_layers import flat, make_pair
 
 import fusedrnn.torch
 import torch
@@ -292,18 +293,9 @@ CONSTRUCTORS = [
 ]
 
 
-def both(kind, *args, **options):
-    """Ours and torch.nn's, made alike."""
-    made = []
-    for package in (fusedrnn.torch, torch.nn):
-        torch.manual_seed(0)
-        made.append(getattr(package, kind)(*args, **options))
-    return made
-
-
 @pytest.mark.parametrize(("kind", "args", "options"), CONSTRUCTORS)
 def test_modules_are_made_as_those_of_torch(kind, args, options):
-    ours, theirs = both(kind, *args, **options)
+    ours, theirs = make_pair(kind, *args, **options)
     assert isinstance(ours, type(theirs)) and repr(ours) == repr(theirs)
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
@@ -435,11 +427,6 @@ def test_copies_compute_the_same(kind, args, options, again):
     assert type(other) is type(net)
     for one, expected in zip(flat(other(x)), flat(net(x)), strict=True):
         assert torch.equal(one, expected)
-
-
-def flat(results):
-    """The tensors in nested tuples."""
-    return [results] if isinstance(results, torch.Tensor) else [one for each in results for one in flat(each)]
 
 
 def test_pickles_name_the_public_place():

@@ -8,35 +8,15 @@ from itertools import product
 import pytest
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
+from torch_layers import KINDS, LAYERS, flat, input_for, make_pair
 
 import fusedrnn.torch
 import torch
 from fusedrnn.torch import accelerate
 
-SEQUENCES = ("RNN", "LSTM", "GRU")
-KINDS = (*SEQUENCES, "RNNCell", "LSTMCell", "GRUCell")
 TORCHSCRIPT = pytest.mark.filterwarnings("ignore:`torch.jit.*` is (deprecated|not supported):DeprecationWarning")
-
-
-def both(kind, *args, **options):
-    """Ours and torch.nn's, with the same parameters."""
-    nets = []
-    for package in (fusedrnn.torch, torch.nn):
-        torch.manual_seed(0)
-        nets.append(getattr(package, kind)(*args, **options))
-    return nets
-
-
-def tensors(results):
-    if isinstance(results, PackedSequence):
-        return [results.data]
-    return [each for part in results for each in tensors(part)] if isinstance(results, tuple) else [results]
-
-
-def data(kind, dtype=torch.float32):
-    return torch.randn((2, 3) if kind.endswith("Cell") else (5, 2, 3), dtype=dtype)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -58,12 +38,12 @@ FLAT = {
 
 @pytest.mark.parametrize("change", FLAT)
 @pytest.mark.parametrize(
-    ("kind", "options"), [*((kind, {}) for kind in SEQUENCES), ("LSTM", {"proj_size": 2})], ids=str
+    ("kind", "options"), [*((kind, {}) for kind in LAYERS), ("LSTM", {"proj_size": 2})], ids=str
 )
 def test_flat_weights_that_a_tool_replaces(kind, options, change, runs):
     """The list that torch.nn's forward reads counts, by the rule by which it counts there."""
-    x, results = data(kind, torch.float64), []
-    for net in both(kind, 3, 4, 2, dtype=torch.float64, **options):
+    x, results = input_for(kind, torch.float64), []
+    for net in make_pair(kind, 3, 4, 2, dtype=torch.float64, **options):
         before = net(x)[0]
         FLAT[change](net)
         y = net(x)[0]
@@ -80,7 +60,7 @@ def test_flat_weights_that_a_tool_replaces(kind, options, change, runs):
 def test_per_sample_gradients(kind):
     x = torch.randn(2, 5, 3)
     found = []
-    for net in both(kind, 3, 4, batch_first=True):
+    for net in make_pair(kind, 3, 4, batch_first=True):
         call_for_per_sample_grads(net)(x)[0].sum().backward()
         found.append([p.grad_sample for p in net.parameters()])
     torch.testing.assert_close(found[0], found[1])
@@ -95,8 +75,8 @@ def swapped_on_conversion():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_swapped_on_conversion(kind, swapped_on_conversion, runs):
-    ours, theirs = both(kind, 3, 40)
-    x = data(kind).repeat_interleave(16, -2)  # enough rows for packed weights, which are kept
+    ours, theirs = make_pair(kind, 3, 40)
+    x = input_for(kind).repeat_interleave(16, -2)  # enough rows for packed weights, which are kept
     with torch.no_grad():
         ours(x)
     identities = list(map(id, ours.parameters()))
@@ -125,16 +105,16 @@ UNUSUAL = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_unusual_parameters(kind, way, runs):
     """One weight after the other: torch.nn's result or its error, and never ours."""
-    x = data(kind)
+    x = input_for(kind)
     for index in range(2):
         found = []
-        for net in both(kind, 3, 4):
+        for net in make_pair(kind, 3, 4):
             name = [name for name, _ in net.named_parameters()][index]
             value = UNUSUAL[way](getattr(net, name).detach())
             setattr(net, name, torch.nn.Parameter(value, requires_grad=False))
             try:
                 with torch.no_grad():
-                    found.append(tensors(net(x)))
+                    found.append(flat(net(x)))
             except (RuntimeError, ValueError) as error:
                 found.append((type(error), str(error)))
         if isinstance(found[0], tuple):
@@ -146,7 +126,7 @@ def test_unusual_parameters(kind, way, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_built_in_inference_mode(kind):
-    x = data(kind)
+    x = input_for(kind)
 
     def outcome(net, way):
         states = None
@@ -156,7 +136,7 @@ def test_layers_built_in_inference_mode(kind):
                 states = states if kind.endswith("Cell") else states[1]
         try:
             with torch.inference_mode("inside" in way):
-                result = tensors(net(x.clone().requires_grad_("x" in way), states))
+                result = flat(net(x.clone().requires_grad_("x" in way), states))
             gradients = []
             if result[0].requires_grad:
                 result[0].sum().backward()
@@ -167,7 +147,7 @@ def test_layers_built_in_inference_mode(kind):
 
     for way in ("inside", "outside", "outside, x needs a gradient", "outside, states made inside"):
         with torch.inference_mode():
-            ours, theirs = both(kind, 3, 4)
+            ours, theirs = make_pair(kind, 3, 4)
         torch.testing.assert_close(outcome(ours, way), outcome(theirs, way), msg=way)
 
 
@@ -178,8 +158,8 @@ def test_layers_built_in_inference_mode(kind):
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_inside_a_script_module(kind, nested):
-    ours, _ = both(kind, 3, 4)
-    expected = ours(data(kind).fill_(0.5))
+    ours, _ = make_pair(kind, 3, 4)
+    expected = ours(input_for(kind).fill_(0.5))
 
     class Old(torch.jit.ScriptModule):
         def __init__(self):
@@ -192,11 +172,11 @@ def test_layers_inside_a_script_module(kind, nested):
             return self.net(x)
 
     old = Old()
-    torch.testing.assert_close(old(data(kind).fill_(0.5)), expected)
+    torch.testing.assert_close(old(input_for(kind).fill_(0.5)), expected)
     assert type(ours) is getattr(fusedrnn.torch, kind)
     with torch.no_grad():
-        ours.weight_hh_l0.zero_() if kind in SEQUENCES else ours.weight_ih.zero_()
-    torch.testing.assert_close(old(data(kind).fill_(0.5)), ours(data(kind).fill_(0.5)))
+        ours.weight_hh_l0.zero_() if kind in LAYERS else ours.weight_ih.zero_()
+    torch.testing.assert_close(old(input_for(kind).fill_(0.5)), ours(input_for(kind).fill_(0.5)))
 
 
 class Pruned(torch.nn.Module):
@@ -267,7 +247,7 @@ def counted(net, x, states, frozen):
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(frozen not in name)
     with FlopCounterMode(display=False) as counter:
-        result = sum(one.sum() for one in tensors(net(x, states)))
+        result = sum(one.sum() for one in flat(net(x, states)))
         forward = counter.get_total_flops()
         if result.requires_grad:
             result.backward()
@@ -281,8 +261,8 @@ def test_flop_counters_see_what_torch_nn_would_do(kind, options):
     for form, x_needed, h_needed, frozen in product(
         ("cell",) if cell else ("padded", "packed"), (False, True), (None, False, True), ("none", "weight_ih", "l0")
     ):
-        ours, theirs = both(kind, 3, 4, dtype=torch.float64, **options)
-        x = data(kind, torch.float64).requires_grad_(x_needed)
+        ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64, **options)
+        x = input_for(kind, torch.float64).requires_grad_(x_needed)
         x = pack_padded_sequence(x, [5, 3]) if form == "packed" else x
         states = None
         if h_needed is not None:
@@ -292,7 +272,7 @@ def test_flop_counters_see_what_torch_nn_would_do(kind, options):
             states = tuple(states) if len(states) == 2 else states[0]
         expected = counted(theirs, x, states, frozen)
         if form == "packed":
-            x = pack_padded_sequence(data(kind, torch.float64).requires_grad_(x_needed), [5, 3])
+            x = pack_padded_sequence(input_for(kind, torch.float64).requires_grad_(x_needed), [5, 3])
         where = f"{form}, x: {x_needed}, states: {h_needed}, frozen: {frozen}"
         found = counted(ours, x, states, frozen)
         assert found[0] == expected[0] > 0, where

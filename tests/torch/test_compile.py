@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves
+from torch_layers import MODES, random_state
 
 import torch
 from fusedrnn import RNNSpec
@@ -20,7 +21,6 @@ LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
 CELLS = {"LSTMCell": fused.LSTMCell, "GRUCell": fused.GRUCell, "RNNCell": fused.RNNCell}
 # The first compilation is for its sizes alone, the second for all; none is for T = 1 or N = 1, which torch keeps apart.
 SIZES = ((3, 2), (4, 3), (9, 5), (2, 7), (17, 17))
-MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 
 layer = pytest.mark.parametrize("kind", LAYERS)
 
@@ -58,11 +58,6 @@ def check_same(model, module, *args, **kwargs):
 
 def data(*shape):
     return torch.randn(*shape, requires_grad=True)
-
-
-def initial(kind, net, N):
-    shape = (net.num_layers * (1 + net.bidirectional), N, H)
-    return (data(*shape), data(*shape)) if kind == "LSTM" else data(*shape)
 
 
 @layer
@@ -104,7 +99,7 @@ def test_inside_a_model_with_states(kind):
     tagger = Tagger(net)
     model, counter = compiled(tagger)
     for T, N in SIZES:
-        check_same(model, tagger, data(T, N, 3), initial(kind, net, N))
+        check_same(model, tagger, data(T, N, 3), random_state(net, N, requires_grad=True))
     assert counter.frame_count == 2
 
 
@@ -220,7 +215,7 @@ def test_packed(kind, sort, states):
     with torch._dynamo.config.patch(capture_scalar_outputs=sort and not states):
         for T in (3, 4, 9, 12):
             batch = packed(T, data(T, 4, I), sort)
-            check_same(model, net, batch, *([initial(kind, net, 4)] if states else []))
+            check_same(model, net, batch, *([random_state(net, 4, requires_grad=True)] if states else []))
     assert counter.frame_count == 2
 
 

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import pytest
 from torch.nn import LSTM as EARLY  # a name taken before anything is patched
 from torch.nn.utils import parametrizations
+from torch_layers import KINDS, first
 
 import fusedrnn.torch
 import torch
 from fusedrnn.torch import Layer, accelerate, accelerate_new, accelerated, restore
-
-KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
 def is_ours(module):
@@ -268,10 +267,6 @@ LEFT = {
     "it is a subclass of RNNBase that has a forward of its own": lambda: Base("GRU", 3, 4),
     "it is a subclass of GRU that overrides _plan": lambda: Colliding(3, 4),
 }
-
-
-def first(result):
-    return result if isinstance(result, torch.Tensor) else result[0]
 
 
 @pytest.mark.parametrize("which", SERVED)

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from torch.utils._pytree import tree_leaves
+from torch_layers import MODES, random_state
 
 import onnx
 import torch
@@ -17,7 +18,6 @@ from torch import nn
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
-MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 NODES = set(LAYERS)
 DYNAMIC = torch.export.Dim.DYNAMIC
 OPTIONS = (
@@ -84,11 +84,6 @@ def spec_of(kind, options):
     return RNNSpec(MODES[kind], I, H, options.get("num_layers", 1), options.get("bidirectional", False))
 
 
-def initial(kind, net, N):
-    shape = (net.num_layers * (1 + net.bidirectional), N, H)
-    return (torch.randn(shape), torch.randn(shape)) if kind == "LSTM" else torch.randn(shape)
-
-
 @layer
 @options
 def test_exporter(kind, options):
@@ -113,11 +108,11 @@ def test_states(kind):
     net = LAYERS[kind](I, H, 2, bidirectional=True).eval()
     states = {1: DYNAMIC}
     shapes = ({0: DYNAMIC, 1: DYNAMIC}, (states, states) if kind == "LSTM" else states)
-    content = exported(net, (torch.randn(6, 3, I), initial(kind, net, 3)), shapes)
+    content = exported(net, (torch.randn(6, 3, I), random_state(net, 3)), shapes)
     assert nodes(content) == [kind] * 2
     spec = spec_of(kind, {"num_layers": 2, "bidirectional": True})
     for T, N in ((6, 3), (11, 7)):
-        check_same(content, net, spec, torch.randn(T, N, I), initial(kind, net, N))
+        check_same(content, net, spec, torch.randn(T, N, I), random_state(net, N))
 
 
 @layer

@@ -5,12 +5,11 @@ import re
 
 import pytest
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch_layers import KINDS
 
 import fusedrnn.torch
 import torch
 from fusedrnn.torch import Layer, accelerate, restore
-
-KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
 class Model(torch.nn.Module):

@@ -13,9 +13,10 @@ from threading import Barrier
 import numpy as np
 import pytest
 from torch.autograd import gradcheck, gradgradcheck
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch_layers import flat
 
 import torch
 from fusedrnn import RNNSpec
@@ -40,18 +41,11 @@ class Kinks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def tensors(value):
-    """The tensors in a result or a hidden state, in their order."""
-    if isinstance(value, PackedSequence):
-        return [value.data]
-    return [value] if isinstance(value, torch.Tensor) else [one for part in value for one in tensors(part)]
-
-
 def loss_of(result, seed=0):
     """A number that depends on every element of a result, on each otherwise; not linearly."""
     generator = torch.Generator().manual_seed(seed)
     total = 0
-    for value in tensors(result):
+    for value in flat(result):
         weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
         total = total + (value * weights + value.square()).sum()
     return total
@@ -161,7 +155,7 @@ def differentiable(case):
     operands = case.operands(requires_grad=True)
 
     def function(*inputs):
-        return tuple(tensors(case.run(*inputs[: len(operands)])))
+        return tuple(flat(case.run(*inputs[: len(operands)])))
 
     return function, (*operands, *case.layer.parameters())
 
@@ -216,7 +210,7 @@ def test_a_loss_on_one_result(which):
     case = Case("lstm", **DEEP)
 
     def loss(result):
-        return loss_of(tensors(result)[which])
+        return loss_of(flat(result)[which])
 
     operands = case.operands(requires_grad=True)
     loss(case.run(*operands)).backward()
@@ -338,10 +332,10 @@ def test_what_is_changed_before_backward(case, changed):
     inputs = [one * 1 for one in operands]  # leaves that require a gradient cannot be changed
     result = case.run(*inputs)
     loss = loss_of(result)
-    named = {**case.leaves(inputs), "y": result[0], "h_n": tensors(result)[1]}
+    named = {**case.leaves(inputs), "y": result[0], "h_n": flat(result)[1]}
     # The loss keeps the results themselves: only a loss that does not can tell what the node makes of the change.
     if changed in ("y", "h_n"):
-        loss = sum((one * 1).sum() for one in tensors(result))
+        loss = sum((one * 1).sum() for one in flat(result))
     with torch.no_grad():
         named[changed].mul_(3.0)
     leaves = case.leaves(operands)
@@ -350,7 +344,7 @@ def test_what_is_changed_before_backward(case, changed):
     except RuntimeError as error:
         assert VERSION_ERROR in str(error)
         return
-    exact = case.exact((lambda r: sum(one.sum() for one in tensors(r))) if changed in ("y", "h_n") else loss_of)
+    exact = case.exact((lambda r: sum(one.sum() for one in flat(r))) if changed in ("y", "h_n") else loss_of)
     case.check(dict(zip(leaves, found, strict=True)), exact)
 
 
@@ -398,10 +392,10 @@ def test_threads_at_once(case):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(case, mode):
-    recorded = tensors(case.run(*case.operands()))
+    recorded = flat(case.run(*case.operands()))
     assert all(one.requires_grad for one in recorded)
     with mode():
-        results = tensors(case.run(*case.operands()))
+        results = flat(case.run(*case.operands()))
     for one, other in zip(results, recorded, strict=True):
         assert not one.requires_grad
         assert one.is_inference() == (mode is torch.inference_mode)
@@ -414,7 +408,7 @@ def test_without_gradients(case, mode):
 def test_nothing_that_requires_gradients(case):
     for parameter in case.layer.parameters():
         parameter.requires_grad_(False)
-    assert not any(one.requires_grad for one in tensors(case.run(*case.operands())))
+    assert not any(one.requires_grad for one in flat(case.run(*case.operands())))
 
 
 def test_inference_tensors_as_input(case):
@@ -422,8 +416,8 @@ def test_inference_tensors_as_input(case):
     with torch.inference_mode():
         operands = case.operands()
     with torch.no_grad():
-        expected = tensors(case.run(*case.operands()))
-        assert all(map(torch.equal, tensors(case.run(*operands)), expected))
+        expected = flat(case.run(*case.operands()))
+        assert all(map(torch.equal, flat(case.run(*operands)), expected))
     try:
         loss_of(case.run(*operands)).backward()
     except RuntimeError as error:
@@ -441,7 +435,7 @@ def test_hooks_on_tensors(case):
     operands = case.operands(requires_grad=True)
     seen = []
     result = case.run(*operands)
-    y, h_n = tensors(result)[:2]
+    y, h_n = flat(result)[:2]
     for tensor, name in ((y, "y"), (h_n, "h_n"), (operands[0], "x"), (case.layer.weight_ih_l0, "weight_ih_l0")):
         tensor.register_hook(lambda gradient, name=name: seen.append(name) or 2 * gradient)
     for name, parameter in case.layer.named_parameters():
@@ -450,7 +444,7 @@ def test_hooks_on_tensors(case):
     parameters = [name for name, _ in case.layer.named_parameters()]
     assert sorted(seen) == sorted(["y", "h_n", "x", "weight_ih_l0", *parameters])
     # All that comes in was doubled, and two of what goes out.
-    exact = case.exact(lambda result: loss_of(tensors(result)[:2]), times=2)
+    exact = case.exact(lambda result: loss_of(flat(result)[:2]), times=2)
     for name in ("x", "weight_ih_l0"):
         exact[name] = 2 * exact[name]
     case.check_grad(operands, exact)

@@ -2,6 +2,7 @@
 
 import pytest
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch_layers import flat
 
 import fusedrnn.torch
 import torch
@@ -21,11 +22,6 @@ def pair(dtype=torch.float32, **options):
     theirs = torch.nn.LSTM(I, H, **options, dtype=torch.float64)
     theirs.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
     return ours, theirs
-
-
-def flat(results):
-    y, (h_n, c_n) = results
-    return (y.data if hasattr(y, "batch_sizes") else y), h_n, c_n
 
 
 def compare(ours, theirs, call, x, hx=None):

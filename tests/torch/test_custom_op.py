@@ -1,6 +1,7 @@
 """The operators in torch's registry keep the contract of any operator there."""
 
 import pytest
+from torch_layers import MODES
 
 import fusedrnn.torch.custom_op  # noqa: F401 -- registers the operators
 import torch
@@ -10,7 +11,6 @@ from fusedrnn.torch import eager as call
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
-MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 
 layer = pytest.mark.parametrize("kind", LAYERS)
 
