@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from math import exp, log
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1]
@@ -103,10 +104,11 @@ def counts(data: dict[str, Any], threads: str) -> str:
         for phase in ("inference", "training")
     }
     before = mean(row["fused_over_before"] for row in rows)
-    return (
+    return fill(
         f"At least as fast as the fastest peer in {ahead} of {len(rows)} rows, by a fifth or more in {far_ahead}. "
         f"Geometric mean over PyTorch: {over_torch['inference']:.2f} in inference, {over_torch['training']:.2f} in "
-        f"training; over the revision before: {before:.2f}."
+        f"training; over the revision before: {before:.2f}.",
+        width=120,
     )
 
 
