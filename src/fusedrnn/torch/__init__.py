@@ -13,16 +13,14 @@ except ModuleNotFoundError as error:
     raise ImportError("fusedrnn.torch needs PyTorch; install it with: pip install 'fusedrnn[torch]'") from error
 
 from fusedrnn.torch import custom_op as _custom_op  # noqa: F401 -- torch.export.load needs the registered operators
-from fusedrnn.torch import flops, pruning, scripting
+from fusedrnn.torch import tools as _tools
 from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.torch.conversion import Layer, Report, accelerate, restore
 from fusedrnn.torch.modules import GRU, LSTM, RNN
 from fusedrnn.torch.new_layers import accelerate_new, accelerated
 from fusedrnn.torch.reading import ReadLayer, read
 
-flops.register()
-pruning.register()
-scripting.register()
+_tools.register()
 
 __all__ = [
     "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "RNNCell", "ReadLayer", "Report", "accelerate",

@@ -16,7 +16,7 @@ _TORCH_FUNCTIONS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_
 
 def run(*arguments: Any) -> list[Tensor]:
     """The results of torch's own functions, in the dtypes that autocast chooses, with torch's dropout masks."""
-    call = OpCall.of(arguments)
+    call = OpCall(*arguments)
     dtype = next((weight.dtype for weight in call.weights if weight is not None), call.x.dtype)
     # The input may come from a layer that autocast runs in another dtype.
     h0, c0 = (None if state is None else state.to(dtype) for state in (call.h0, call.c0))
@@ -41,9 +41,8 @@ def run(*arguments: Any) -> list[Tensor]:
 
 def _torch_function(call: OpCall, x: Tensor, batch_sizes: Tensor | None, initial: list[Tensor]) -> Any:
     """The output and the final states, by torch's own function for the whole network."""
-    options = call.options
-    hx = tuple(initial) if options.mode == "lstm" else initial[0]
-    per_direction = 5 if options.projection_size else 4
+    hx = tuple(initial) if call.mode == "lstm" else initial[0]
+    per_direction = 5 if call.projection_size else 4
     has_bias = any(weight is not None and weight.dim() == 1 for weight in call.weights)
     flat_weights: list[Any] = []
     for first in range(0, len(call.weights), per_direction):
@@ -52,8 +51,8 @@ def _torch_function(call: OpCall, x: Tensor, batch_sizes: Tensor | None, initial
         zeros = i2h.new_zeros(len(i2h))
         biases = [zeros if bias is None else bias for bias in (i2h_bias, h2h_bias)] if has_bias else []
         flat_weights += [i2h, h2h, *biases, *projection]
-    settings = has_bias, options.num_layers, options.dropout, options.dropout > 0, options.bidirectional
-    function: Any = _TORCH_FUNCTIONS[options.mode]
+    settings = has_bias, call.num_layers, call.dropout, call.dropout > 0, call.bidirectional
+    function: Any = _TORCH_FUNCTIONS[call.mode]
     if batch_sizes is None:
         return function(x, hx, flat_weights, *settings, False)
     return function(x, batch_sizes, hx, flat_weights, *settings)

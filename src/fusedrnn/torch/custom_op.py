@@ -69,7 +69,7 @@ def _backward(
 ) -> list[Tensor]:
     call, network, shape, seed = _prepared(arguments[:-1])
     needed: list[bool] = arguments[-1]
-    op_call.check_cotangents(call, (dy, dh_n, dc_n), reserve, needed)
+    op_call.check_backward(call, (dy, dh_n, dc_n), reserve, needed)
     saved = tensor_calls.saved_for(network, shape, reserve.contiguous(), call.weights, seed)
     if len(reserve) != saved.info.layout.size:
         raise RuntimeError(f"reserve must have {saved.info.layout.size} bytes; got {len(reserve)}")
@@ -81,7 +81,7 @@ def _backward(
 
 def _prepared(arguments: Sequence[Any]) -> tuple[OpCall, Network, CallShape, int]:
     """The checked call with its operands in memory, its network, its shape and its seed."""
-    call = OpCall.of(arguments)
+    call = OpCall(*arguments)
     network = Network.of(op_call.check(call))
     op_call.check_values(call)
     call = op_call.materialized_call(call)
@@ -92,14 +92,14 @@ def _prepared(arguments: Sequence[Any]) -> tuple[OpCall, Network, CallShape, int
 
 
 def _fake_rnn(*arguments: Any) -> list[Tensor]:
-    call = OpCall.of(arguments)
+    call = OpCall(*arguments)
     spec, x = op_call.check(call), call.x
     y = x.new_empty((*x.shape[:-1], spec.output_size))
     return [y, *(x.new_empty(shape) for shape in spec.state_shape(_fake_batch(call)))]
 
 
 def _fake_forward_training(*arguments: Any) -> list[Tensor]:
-    call = OpCall.of(arguments)
+    call = OpCall(*arguments)
     y, *final = _fake_rnn(*arguments)
     steps = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0]
     engine: Any = Network.of(call.spec).engine
@@ -118,9 +118,9 @@ def _fake_batch(call: OpCall) -> Any:
 
 
 def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any) -> list[Tensor]:
-    call, needed = OpCall.of(arguments[:-1]), arguments[-1]
+    call, needed = OpCall(*arguments[:-1]), arguments[-1]
     op_call.check(call)
-    op_call.check_cotangents(call, (dy, dh_n, dc_n), reserve, needed)
+    op_call.check_backward(call, (dy, dh_n, dc_n), reserve, needed)
     return [
         operand.new_empty(operand.shape)
         for operand, need in zip(call.differentiable, needed, strict=True)

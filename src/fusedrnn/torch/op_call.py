@@ -23,19 +23,8 @@ STATES = ("h0", "c0")
 _COTANGENTS = ("dy", "dh_n", "dc_n")
 
 
-class OpOptions(NamedTuple):
-    """The arguments that are not tensors, in the order of the schema."""
-
-    mode: str
-    hidden_size: int
-    num_layers: int
-    bidirectional: bool
-    dropout: float
-    projection_size: int
-
-
 class OpCall(NamedTuple):
-    """The tensors of a call, in the order of the schema, and its options."""
+    """The arguments of a call, in the order of the schema."""
 
     x: Tensor
     h0: Tensor | None
@@ -44,12 +33,12 @@ class OpCall(NamedTuple):
     lengths: Tensor | None
     batch_sizes: Tensor | None
     seed: Tensor | None
-    options: OpOptions
-
-    @classmethod
-    def of(cls, arguments: Sequence[Any]) -> OpCall:
-        """The call with these arguments of the schema."""
-        return cls._make((*arguments[:_NUM_TENSORS], OpOptions(*arguments[_NUM_TENSORS:])))
+    mode: str
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    projection_size: int
 
     @property
     def spec(self) -> RNNSpec:
@@ -58,12 +47,15 @@ class OpCall(NamedTuple):
         Raises:
             ValueError: If there is no such network.
         """
-        return _spec(self.options, int(self.x.shape[-1]), self.x.dtype)
+        return _spec(
+            self.mode, self.hidden_size, self.num_layers, self.bidirectional, self.dropout, self.projection_size,
+            int(self.x.shape[-1]), self.x.dtype,
+        )  # fmt: skip
 
     @property
     def states(self) -> tuple[Tensor | None, ...]:
         """h0, and c0 of an LSTM; None for zeros."""
-        return (self.h0, self.c0) if self.options.mode == "lstm" else (self.h0,)
+        return (self.h0, self.c0) if self.mode == "lstm" else (self.h0,)
 
     @property
     def batch(self) -> int | None:
@@ -77,18 +69,15 @@ class OpCall(NamedTuple):
 
     def grads_needed(self, needed: Sequence[bool]) -> list[bool]:
         """Whether x, each state of this mode and each weight is present and needs a gradient."""
-        flags = [
-            need and operand is not None for need, operand in zip(needed, self.differentiable, strict=True)
-        ]
+        flags = [need and operand is not None for need, operand in zip(needed, self.differentiable, strict=True)]
         return [*flags[: 1 + len(self.states)], *flags[1 + len(STATES) :]]
 
 
-_NUM_TENSORS = len(OpCall._fields) - 1
-
-
 @functools.lru_cache(maxsize=64)
-def _spec(options: OpOptions, input_size: int, dtype: torch.dtype) -> RNNSpec:
-    mode, hidden_size, num_layers, bidirectional, dropout, projection_size = options
+def _spec(
+    mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, projection_size: int,
+    input_size: int, dtype: torch.dtype,
+) -> RNNSpec:  # fmt: skip
     return RNNSpec(
         mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, DTYPE_NAMES[dtype]
     )
@@ -103,7 +92,7 @@ def check(call: OpCall) -> RNNSpec:
         RuntimeError: Naming the operand, what was passed and what was expected.
         ValueError: If the options describe no network; the same.
     """
-    x, options = call.x, call.options
+    x = call.x
     dims = 3 if call.batch_sizes is None else 2
     if x.dim() != dims:
         raise RuntimeError(f"x must have {dims} dimensions{' if packed' if dims == 2 else ''}; got shape {_shape(x)}")
@@ -111,8 +100,8 @@ def check(call: OpCall) -> RNNSpec:
         raise RuntimeError(f"x must be of dtype torch.float32 or torch.float64; got {x.dtype}")
     if call.lengths is not None and call.batch_sizes is not None:
         raise ValueError("lengths must be None for a packed sequence, which has batch_sizes")
-    if options.mode != "lstm" and call.c0 is not None:
-        raise RuntimeError(f"c0 must be None in mode {options.mode!r}; got shape {_shape(call.c0)}")
+    if call.mode != "lstm" and call.c0 is not None:
+        raise RuntimeError(f"c0 must be None in mode {call.mode!r}; got shape {_shape(call.c0)}")
     spec = call.spec
     parameters = spec.layout.by_layer_direction
     if len(call.weights) != len(parameters):
@@ -127,19 +116,16 @@ def check(call: OpCall) -> RNNSpec:
     return spec
 
 
-def check_cotangents(
+def check_backward(
     call: OpCall, cotangents: Sequence[Tensor | None], reserve: Tensor, needed: Sequence[bool]
 ) -> None:
-    """Check what the operator ``backward`` takes in addition to the operands of the call.
+    """Check the arguments of the operator ``backward`` besides those of the call, like :func:`check`.
 
     Args:
         call: The forward call.
         cotangents: dy, dh_n and dc_n; None for zeros.
         reserve: The last result of the forward call in training.
         needed: Which of ``call.differentiable`` need a gradient.
-
-    Raises:
-        RuntimeError: As :func:`check` raises it.
     """
     x, spec = call.x, call.spec
     expected = [(*x.shape[:-1], spec.output_size), *_state_shapes(call, call.batch)]
@@ -166,11 +152,7 @@ def _check_states(call: OpCall, batch: int | None) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
-    """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x.
-
-    Raises:
-        RuntimeError: Naming the tensor, what was passed and what was expected.
-    """
+    """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x."""
     fits = tensor.dim() == len(shape) and not any(
         isinstance(size, int) and isinstance(expected, int) and size != expected
         for size, expected in zip(tensor.shape, shape, strict=True)
@@ -220,7 +202,7 @@ def seed_of(call: OpCall) -> int:
         ValueError: If a seed is needed and missing, or is not one.
     """
     seed = call.seed
-    if not call.options.dropout or call.options.num_layers == 1:
+    if not call.dropout or call.num_layers == 1:
         return 0
     if seed is None or seed.dtype is not torch.int64 or seed.dim():
         got = None if seed is None else f"{seed.dtype} of shape {_shape(seed)}"

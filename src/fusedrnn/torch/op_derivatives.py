@@ -45,21 +45,15 @@ def _autograd_kernel(operator: Any, first: int, decomposed: Kernel, record: Kern
         if forward_ad._current_level >= 0 or _transforms_active():  # no node of autograd has these derivatives
             return decomposed(*arguments)
         x, h0, c0, weights = arguments[first : first + 4]
-        if _require_grad(*arguments[: max(first - 1, 0)], x, h0, c0, *weights):
-            return record(*arguments)
+        if torch.is_grad_enabled():
+            for tensor in (*arguments[: max(first - 1, 0)], x, h0, c0, *weights):
+                if tensor is not None and tensor.requires_grad:
+                    return record(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             results: list[Tensor] = operator(*arguments)
         return results
 
     return kernel
-
-
-def _require_grad(*tensors: Tensor | None) -> bool:
-    if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
-                return True
-    return False
 
 
 def _record(*arguments: Any) -> list[Tensor]:
@@ -100,7 +94,7 @@ class _RecordedCall(torch.autograd.Function):
 
 
 def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
-    call = OpCall.of(arguments)
+    call = OpCall(*arguments)
     spec = op_call.check(call)
     op_call.check_values(call)
     return list(double_backward.forward(spec, _extent(call), op_call.seed_of(call), call.x, call.states, call.weights))
@@ -114,9 +108,9 @@ def _decomposed_training(*arguments: Any) -> list[Tensor]:
 
 def _decomposed_backward(*arguments: Any) -> list[Tensor]:
     *cotangents, reserve = arguments[:_NUM_BACKWARD]
-    call, needed = OpCall.of(arguments[_NUM_BACKWARD:-1]), arguments[-1]
+    call, needed = OpCall(*arguments[_NUM_BACKWARD:-1]), arguments[-1]
     spec = op_call.check(call)
-    op_call.check_cotangents(call, cotangents, reserve, needed)
+    op_call.check_backward(call, cotangents, reserve, needed)
     op_call.check_values(call)
     operands = call.x, *call.states, *call.weights
     grads = double_backward.vjp(
