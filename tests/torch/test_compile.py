@@ -50,10 +50,10 @@ def results(model, module, *args, **kwargs):
 def check_same(model, module, *args, **kwargs):
     """The compiled model gives what the module gives, bit for bit, gradients too."""
     expected = results(module, module, *args, **kwargs)
-    given = results(model, module, *args, **kwargs)
-    assert len(given) == len(expected)
-    for one, other in zip(given, expected, strict=True):
-        assert torch.equal(one, other)
+    actual = results(model, module, *args, **kwargs)
+    assert len(actual) == len(expected)
+    for tensor, other in zip(actual, expected, strict=True):
+        assert torch.equal(tensor, other)
 
 
 def data(*shape):
@@ -77,8 +77,8 @@ def test_inference_compiles_twice(kind):
     with torch.no_grad():
         for T, N in SIZES:
             x = torch.randn(T, N, I)
-            for one, other in zip(tree_leaves(model(x)), tree_leaves(net(x)), strict=True):
-                assert torch.equal(one, other)
+            for tensor, other in zip(tree_leaves(model(x)), tree_leaves(net(x)), strict=True):
+                assert torch.equal(tensor, other)
     assert counter.frame_count == 2
 
 
@@ -145,15 +145,15 @@ def test_against_torch(kind):
     ours.load_state_dict(theirs.state_dict())
     model, _ = compiled(ours)
     x = data(7, 3, I)
-    given, expected = results(model, ours, x), results(theirs, theirs, x)
+    actual, expected = results(model, ours, x), results(theirs, theirs, x)
     spec = RNNSpec(MODES[kind], I, H, 2, bidirectional=True)
     outputs = len(tree_leaves(ours(x)))
-    for index, (one, other) in enumerate(zip(given, expected, strict=True)):
-        one, other = one.detach().numpy(), other.detach().numpy()
+    for index, (tensor, other) in enumerate(zip(actual, expected, strict=True)):
+        tensor, other = tensor.detach().numpy(), other.detach().numpy()
         within = tolerance("float32", longest_sum(spec))
         if index >= outputs:
             within = gradient_tolerance("float32", spec, 7, 3, float(abs(other).max()))
-        assert difference(one, other, *within) is None
+        assert difference(tensor, other, *within) is None
 
 
 @layer
@@ -225,8 +225,8 @@ def test_packed_where_the_graph_breaks():
     with torch.no_grad():
         for T in (3, 4, 9):
             batch = packed(T, torch.randn(T, 4, I), True)
-            for one, other in zip(tree_leaves(model(batch)), tree_leaves(net(batch)), strict=True):
-                assert one is None or torch.equal(one, other)
+            for tensor, other in zip(tree_leaves(model(batch)), tree_leaves(net(batch)), strict=True):
+                assert tensor is None or torch.equal(tensor, other)
 
 
 @layer
@@ -316,9 +316,9 @@ def test_autocast_runs_on_torch(kind):
     with torch.no_grad():
         if kind == "LSTM" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             # What torch.nn's own says on such a processor.
-            for one in (compiled, call):
+            for function in (compiled, call):
                 with pytest.raises(RuntimeError, match="could not create a primitive"):
-                    one(x)
+                    function(x)
         else:
             assert torch.equal(compiled(x), call(x))
 

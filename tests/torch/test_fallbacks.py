@@ -33,19 +33,19 @@ def runs(monkeypatch):
 
 def same(ours, theirs, function):
     """Both must return the very same, or raise the same."""
-    found = []
+    actual = []
     for net in (theirs, ours):
         try:
-            found.append(function(net))
+            actual.append(function(net))
         except Exception as error:
-            found.append((type(error), str(error)))
-    assert type(found[0]) is type(found[1])
-    if isinstance(found[0], torch.Tensor):
-        assert found[0].dtype == found[1].dtype and found[0].device == found[1].device
-        assert found[0].is_meta or torch.equal(found[0], found[1])
+            actual.append((type(error), str(error)))
+    assert type(actual[0]) is type(actual[1])
+    if isinstance(actual[0], torch.Tensor):
+        assert actual[0].dtype == actual[1].dtype and actual[0].device == actual[1].device
+        assert actual[0].is_meta or torch.equal(actual[0], actual[1])
     else:
-        assert found[0] == found[1]
-    return found[0]
+        assert actual[0] == actual[1]
+    return actual[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,9 +91,9 @@ def test_lengths_with_another_dtype(kind, batch_first, runs):
     x = x if batch_first else x.transpose(0, 1)
     y, final = ours(x, lengths=[2, 5, 3])
     packed = pack_padded_sequence(x, torch.tensor([2, 5, 3]), batch_first, enforce_sorted=False)
-    expected, wanted = theirs(packed)
+    expected, torch_final = theirs(packed)
     padded = torch.nn.utils.rnn.pad_packed_sequence(expected, batch_first)[0]
-    assert torch.equal(y, padded) and torch.equal(first(final), first(wanted)) and not runs.eager
+    assert torch.equal(y, padded) and torch.equal(first(final), first(torch_final)) and not runs.eager
 
 
 # -- transforms -------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_function_transforms(kind, runs):
         def loss(parameters):
             return first(torch.func.functional_call(net, parameters, (x,))).square().sum()
 
-        return torch.cat([one.flatten() for one in torch.func.grad(loss)(dict(net.named_parameters())).values()])
+        return torch.cat([tensor.flatten() for tensor in torch.func.grad(loss)(dict(net.named_parameters())).values()])
 
     same(ours, theirs, gradient)
     same(ours, theirs, lambda net: torch.func.jacrev(lambda x: first(net(x)).sum(0))(x))
@@ -136,12 +136,12 @@ def test_functional_call_is_ours(kind, runs):
     ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64)
     x = input_for(kind, torch.float64)
     swapped = {name: (2 * value.detach()).requires_grad_() for name, value in ours.named_parameters()}
-    found = [first(torch.func.functional_call(net, swapped, (x,))) for net in (ours, theirs)]
-    gradients = [torch.autograd.grad(y.sum(), list(swapped.values())) for y in found]
-    torch.testing.assert_close(found[0], found[1])
+    actual = [first(torch.func.functional_call(net, swapped, (x,))) for net in (ours, theirs)]
+    gradients = [torch.autograd.grad(y.sum(), list(swapped.values())) for y in actual]
+    torch.testing.assert_close(actual[0], actual[1])
     torch.testing.assert_close(gradients[0], gradients[1])
     assert len(runs.eager) == 1 and not any(p.grad is not None for p in ours.parameters())
-    assert not torch.equal(first(ours(x)), found[0])
+    assert not torch.equal(first(ours(x)), actual[0])
 
 
 # -- tensors that are not what they look like -------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_inference_tensors_and_parameters_are_ours(runs):
     net(x, states)[0].sum().backward()
     assert states[0].grad.any() and states[1].grad.any()
     with torch.inference_mode():
-        y = net(x.clone(), tuple(one.clone() for one in states))[0]
+        y = net(x.clone(), tuple(tensor.clone() for tensor in states))[0]
     assert y.is_inference() and len(runs.eager) == 2
     with torch.no_grad():
         assert torch.equal(net(x)[0], y)
@@ -280,8 +280,8 @@ def test_fx_keeps_states_and_lengths(kind, runs):
 
     whole = Whole()
     args = input_for(kind), torch.randn(1, 2, 4), torch.tensor([2, 5])
-    found, expected = torch.fx.symbolic_trace(whole)(*args), whole(*args)
-    assert torch.equal(found[0], expected[0]) and torch.equal(first(found[1]), first(expected[1]))
+    actual, expected = torch.fx.symbolic_trace(whole)(*args), whole(*args)
+    assert torch.equal(actual[0], expected[0]) and torch.equal(first(actual[1]), first(expected[1]))
     assert len(runs.eager) == 2
 
 

@@ -93,14 +93,14 @@ def test_what_torch_does_not_save_may_change(kind, T):
         with torch.no_grad():
             net.bias_hh_l0.zero_()
         y.sum().backward()
-        found = [p.grad for p in net.parameters()]
+        actual = [p.grad for p in net.parameters()]
         net.requires_grad_(False)
         x = data(T, 2, 4).requires_grad_()
         changed = x * 1
         y, _ = net(changed)
         changed.add_(1)
         y.sum().backward()
-        results.append([*found, x.grad])
+        results.append([*actual, x.grad])
     assert_alike(results)
 
 
@@ -138,8 +138,8 @@ def test_gradients_of_many_at_once(kind):
     x = data(2, 1, 3).requires_grad_()
     basis = torch.eye(8, dtype=torch.float64).reshape(8, 2, 1, 4)
     (many,) = torch.autograd.grad(ours(x)[0], x, basis, is_grads_batched=True)
-    for row, one in zip(many, basis, strict=True):
-        torch.testing.assert_close(row, torch.autograd.grad(ours(x)[0], x, one)[0], rtol=1e-9, atol=1e-9)
+    for row, tensor in zip(many, basis, strict=True):
+        torch.testing.assert_close(row, torch.autograd.grad(ours(x)[0], x, tensor)[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])  # torch.nn's LSTM reads what is not there
@@ -157,11 +157,11 @@ def test_packed_weights_go_with_the_graph(monkeypatch):
     """Not with the loss, which training loops like to keep."""
     net = fused.GRU(64, 64)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    plain, made = buffers.Lease.__init__, weakref.WeakSet()
+    plain, leases = buffers.Lease.__init__, weakref.WeakSet()
 
     def remembered(self, *args):
         plain(self, *args)
-        made.add(self)
+        leases.add(self)
 
     monkeypatch.setattr(buffers.Lease, "__init__", remembered)
     losses, alive = [], []
@@ -172,7 +172,7 @@ def test_packed_weights_go_with_the_graph(monkeypatch):
         optimizer.step()
         losses.append(loss)
         gc.collect()
-        alive.append(len(made))
+        alive.append(len(leases))
     assert max(alive) - alive[0] <= 1
 
 

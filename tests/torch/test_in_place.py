@@ -156,7 +156,7 @@ def gradients(package, kind, shape, x_needed, h_needed, frozen, change):
         count = 2 if kind.startswith("LSTM") else 1
         states = [torch.randn(*lead, batch, 4, dtype=torch.float64, requires_grad=h_needed) for _ in range(count)]
     # Leaves that need a gradient cannot be changed.
-    operands = [one * 1 for one in (x, *states)]
+    operands = [tensor * 1 for tensor in (x, *states)]
     hx = None if not states else operands[1] if len(states) == 1 else tuple(operands[1:])
     results = flat(net(operands[0], hx))
     loss = sum((tensor * (i + 1)).sum() for i, tensor in enumerate(results))
@@ -166,14 +166,14 @@ def gradients(package, kind, shape, x_needed, h_needed, frozen, change):
     if change is not None:
         with torch.no_grad():
             changeable[change].mul_(0.5)
-    needed = [one for one in (x, *states, *net.parameters()) if one.requires_grad]
+    needed = [tensor for tensor in (x, *states, *net.parameters()) if tensor.requires_grad]
     try:
-        found = torch.autograd.grad(loss, needed, allow_unused=True)
+        actual = torch.autograd.grad(loss, needed, allow_unused=True)
     except RuntimeError as error:
         # Where a state needs a gradient, torch.nn takes it apart by unbind, whose views refuse any change of the whole.
         assert "modified by an inplace operation" in str(error) or "Unbind" in str(error)
         return "refused for its views" if "Unbind" in str(error) else "refused"
-    return [torch.zeros_like(one) if each is None else each for one, each in zip(needed, found, strict=True)]
+    return [torch.zeros_like(tensor) if each is None else each for tensor, each in zip(needed, actual, strict=True)]
 
 
 @pytest.mark.parametrize(

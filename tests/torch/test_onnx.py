@@ -70,14 +70,14 @@ def nodes(content):
 def check_same(content, model, spec, *args):
     """The runtime's results are the model's."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    given = [t.numpy() for t in tree_leaves(args)]
-    names = [one.name for one in session.get_inputs()]
-    found = session.run(None, dict(zip(names, given, strict=True)))
+    arrays = [t.numpy() for t in tree_leaves(args)]
+    names = [node.name for node in session.get_inputs()]
+    actual = session.run(None, dict(zip(names, arrays, strict=True)))
     with torch.no_grad():
         expected = [t.numpy() for t in tree_leaves(model(*args))]
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert difference(one, other, *tolerance(np.float32, longest_sum(spec))) is None
+    assert len(actual) == len(expected)
+    for tensor, other in zip(actual, expected, strict=True):
+        assert difference(tensor, other, *tolerance(np.float32, longest_sum(spec))) is None
 
 
 def spec_of(kind, options):
@@ -171,12 +171,12 @@ def test_weights_are_read_from_what_is_exported(kind, options, export):
     layers = list(read(onnx.load_from_string(export(net, torch.randn(6, 3, I)))).values())
     assert len(layers) == net.num_layers
     named = {name: value.detach().numpy() for name, value in net.named_parameters()}
-    for number, one in enumerate(layers):
-        found = one.spec.layout.unpack(one.params, names="torch")
-        for name, value in found.items():
-            given = named.get(name.replace("_l0", f"_l{number}"))
+    for number, layer_read in enumerate(layers):
+        actual = layer_read.spec.layout.unpack(layer_read.params, names="torch")
+        for name, value in actual.items():
+            arrays = named.get(name.replace("_l0", f"_l{number}"))
             # Exporters write biases of zeros where there are none.
-            np.testing.assert_array_equal(value, np.zeros_like(value) if given is None else given)
+            np.testing.assert_array_equal(value, np.zeros_like(value) if arrays is None else arrays)
 
 
 def test_dropout_in_training_is_refused():

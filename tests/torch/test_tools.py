@@ -59,11 +59,11 @@ def test_flat_weights_that_a_tool_replaces(kind, options, change, runs):
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])  # torch.nn's LSTM cannot
 def test_per_sample_gradients(kind):
     x = torch.randn(2, 5, 3)
-    found = []
+    actual = []
     for net in make_pair(kind, 3, 4, batch_first=True):
         call_for_per_sample_grads(net)(x)[0].sum().backward()
-        found.append([p.grad_sample for p in net.parameters()])
-    torch.testing.assert_close(found[0], found[1])
+        actual.append([p.grad_sample for p in net.parameters()])
+    torch.testing.assert_close(actual[0], actual[1])
 
 
 @pytest.fixture
@@ -107,20 +107,20 @@ def test_unusual_parameters(kind, way, runs):
     """One weight after the other: torch.nn's result or its error, and never ours."""
     x = input_for(kind)
     for index in range(2):
-        found = []
+        actual = []
         for net in make_pair(kind, 3, 4):
             name = [name for name, _ in net.named_parameters()][index]
             value = UNUSUAL[way](getattr(net, name).detach())
             setattr(net, name, torch.nn.Parameter(value, requires_grad=False))
             try:
                 with torch.no_grad():
-                    found.append(flat(net(x)))
+                    actual.append(flat(net(x)))
             except (RuntimeError, ValueError) as error:
-                found.append((type(error), str(error)))
-        if isinstance(found[0], tuple):
-            assert found[0] == found[1]
+                actual.append((type(error), str(error)))
+        if isinstance(actual[0], tuple):
+            assert actual[0] == actual[1]
         else:
-            torch.testing.assert_close(found[0], found[1])
+            torch.testing.assert_close(actual[0], actual[1])
     assert not runs
 
 
@@ -222,13 +222,13 @@ def test_pruners_of_torch_ao(prune):
 def test_pruners_find_our_layers_by_themselves():
     from torch.ao.pruning._experimental.pruner import LSTMSaliencyPruner
 
-    model, found = Pruned(), []
+    model, actual = Pruned(), []
     for _ in range(2):
         pruner = LSTMSaliencyPruner({"sparsity_level": 0.5})
         pruner.make_config_from_model(model)
-        found.append([entry["tensor_fqn"] for entry in pruner.config])
+        actual.append([entry["tensor_fqn"] for entry in pruner.config])
         accelerate(model)
-    assert found[0] == found[1] and len(found[0]) == 2
+    assert actual[0] == actual[1] and len(actual[0]) == 2
 
 
 # -- floating-point operations ----------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def counted(net, x, states, frozen):
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(frozen not in name)
     with FlopCounterMode(display=False) as counter:
-        result = sum(one.sum() for one in flat(net(x, states)))
+        result = sum(tensor.sum() for tensor in flat(net(x, states)))
         forward = counter.get_total_flops()
         if result.requires_grad:
             result.backward()
@@ -274,11 +274,11 @@ def test_flop_counters_see_what_torch_nn_would_do(kind, options):
         if form == "packed":
             x = pack_padded_sequence(input_for(kind, torch.float64).requires_grad_(x_needed), [5, 3])
         where = f"{form}, x: {x_needed}, states: {h_needed}, frozen: {frozen}"
-        found = counted(ours, x, states, frozen)
-        assert found[0] == expected[0] > 0, where
+        actual = counted(ours, x, states, frozen)
+        assert actual[0] == expected[0] > 0, where
         # Of a packed sequence it is not known how many rows the first step has, towards whose states nothing flows.
         exact = form != "packed" or h_needed
-        assert found[1] == expected[1] if exact else expected[1] <= found[1] <= 1.2 * expected[1], where
+        assert actual[1] == expected[1] if exact else expected[1] <= actual[1] <= 1.2 * expected[1], where
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def test_exported_programs_load_after_import_alone(tmp_path):
 @pytest.mark.parametrize("kind", ["GRU", "LSTMCell"])
 def test_draft_export(kind):
     """In a process of its own: it leaves files open."""
-    found = run([
+    actual = run([
         "import fusedrnn.torch",
         "class Model(torch.nn.Module):",
         "    def __init__(self):",
@@ -331,13 +331,13 @@ def test_draft_export(kind):
         "torch.testing.assert_close(program.module()(x), model(x))",
         "print('exported')",
     ], "cell" if kind.endswith("Cell") else "layer")  # fmt: skip
-    assert found.split()[-1] == "exported"
+    assert actual.split()[-1] == "exported"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="a fork before the import is seen in /proc")
 def test_first_import_in_a_forked_child():
     """The parent has run on OpenMP's threads, which the child lacks: to wait for them is to hang."""
-    found = run([
+    actual = run([
         "torch.set_num_threads(2)",
         "torch.randn(2_000_000).exp_()",
         "child = os.fork()",
@@ -352,4 +352,4 @@ def test_first_import_in_a_forked_child():
         "assert openmp._PROCESS == os.getpid()",
         "sys.exit(os.waitpid(child, 0)[1])",
     ])  # fmt: skip
-    assert found.split() == ["trained", "384"]
+    assert actual.split() == ["trained", "384"]
