@@ -12,8 +12,7 @@ import process_state
 import pytest
 from hypothesis import settings
 
-from fusedrnn.engines.cpu.plan import backward as backward_plan
-from fusedrnn.engines.cpu.plan import forward as plan
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.jit.host import current_target
 from fusedrnn.runtime import buffers, thread_pool
 
@@ -111,30 +110,28 @@ def poisoned(monkeypatch):
 
 
 @pytest.fixture
-def eager(monkeypatch):
-    """Plans that use every thread they may, however small the problem, and the same ones on every machine."""
+def use_all_threads():
+    """Plans that use all threads for any problem, however small, and are the same on every machine."""
 
-    def choose(problem, target, choices, share, awake):
-        """Directions first, layers if there are few rows; then rows if they are many, their weights few; else units."""
-        side_by_side = problem.directions > 1 or problem.batch < 2 * problem.tile
-        passes = max(grid[0] for grid in choices) if side_by_side else 1
-        left = max(grid[1] for grid in choices)
-        weights = problem.hidden * problem.units * problem.gates * problem.vector
-        rows = weights <= 1 << 19 and problem.batch >= left * problem.tile
-        shared = [grid for grid in choices if grid[0] == passes and grid[2 if rows else 1] == 1]
-        return max(shared, key=lambda grid: grid[1] * grid[2])
+    def choose(problem, grids):
+        """Directions first, or layers if there are few rows; then rows if they are many and weights few; else units."""
+        groups = problem.directions > 1 or problem.batch < 2 * problem.rows_per_tile
+        layer_dirs = max(grid.layer_dirs for grid in grids) if groups else 1
+        threads = max(grid.rows for grid in grids)
+        weights = problem.hidden * problem.unit_vecs * problem.gates * problem.vector_bytes
+        by_rows = weights <= 1 << 19 and problem.batch >= threads * problem.rows_per_tile
+        fitting = [grid for grid in grids if grid.layer_dirs == layer_dirs and grid[2 if by_rows else 1] == 1]
+        return max(fitting, key=lambda grid: grid.rows * grid.units)
 
-    monkeypatch.setattr(plan, "choose_grid", choose)
-    monkeypatch.setattr(plan, "forecast", lambda *_: None)  # however busy the machine is
-    monkeypatch.setattr(plan, "cache_sizes", lambda: {"L2": 1 << 20})
+    with tuning.tuned(choose_grid=choose, l2_bytes=1 << 20):
+        yield
 
 
 @pytest.fixture
-def few_rows(monkeypatch):
+def small_chunks():
     """Chunks of a few rows, so that short sequences have many."""
-    monkeypatch.setattr(plan, "chunk_rows", lambda *_: 5)
-    monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", 13)
-    monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", 7)
+    with tuning.tuned(min_chunk_rows=5, max_chunk_rows=5, min_dx_chunk_rows=5, block_rows=13, gemm_rows=7):
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch):
-    monkeypatch.setattr(thread_pool, "_count", None)
+    monkeypatch.setattr(thread_pool, "_num_threads", None)
     for name in ("FUSEDRNN_TARGET", "FUSEDRNN_NUM_THREADS", "OMP_NUM_THREADS", "FUSEDRNN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     thread_pool._default.cache_clear()

@@ -31,7 +31,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TextIO
 
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 
 _PYTHON_PATHS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
@@ -141,12 +141,12 @@ def num_threads() -> int:
     """How many threads to start with."""
     own = os.environ.get("FUSEDRNN_NUM_THREADS", "").strip()
     if own:
-        if not own.isdecimal() or not 1 <= int(own) <= MOST_THREADS:
-            raise ValueError(f"FUSEDRNN_NUM_THREADS must be an integer from 1 to {MOST_THREADS}; got {own!r}")
+        if not own.isdecimal() or not 1 <= int(own) <= MAX_THREADS:
+            raise ValueError(f"FUSEDRNN_NUM_THREADS must be an integer from 1 to {MAX_THREADS}; got {own!r}")
         return int(own)
     # OpenMP's variable may hold a list, one number for each nesting level: the first is ours.
     shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(int(shared), MOST_THREADS) if shared.isdecimal() and int(shared) > 0 else processors()
+    return min(int(shared), MAX_THREADS) if shared.isdecimal() and int(shared) > 0 else processors()
 
 
 def warn_once(cause: str, message: str) -> None:

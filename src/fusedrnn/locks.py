@@ -1,7 +1,7 @@
-"""Locks that a forked child finds open, if another thread held them in the parent.
+"""Locks that a forked child finds open, even if another thread held them in the parent.
 
-A lock may also stand for something that a child cannot renew, such as a lock inside another library: no process forks
-then while another thread holds it.
+A lock may also guard something that a child cannot renew, such as a lock inside another library: then no process forks
+while another thread holds it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import threading
 import weakref
 from typing import Any
 
-_RLock: Any = type(threading.RLock())  # threading.RLock is a function that makes one
+_RLock: Any = type(threading.RLock())  # threading.RLock is a function, not the type
 
 
 class Lock(_RLock):  # type: ignore[misc]
-    """A re-entrant lock, renewed in a forked child, where no thread but the one that forked exists.
+    """A re-entrant lock, renewed in a forked child, where the thread that forked is the only one.
 
-    To enter and to leave it are the C type's own: no signal is handled in between, so that an interrupt cannot leave
-    it taken.
+    Acquiring and releasing it are methods of a C type: no signal handler runs in between, so an interrupt cannot leave
+    it locked.
 
     Args:
         guards_fork: Whether a fork waits until no other thread holds it.
@@ -36,7 +36,7 @@ class Lock(_RLock):  # type: ignore[misc]
             os.register_at_fork(before=self.acquire, after_in_parent=self.release, after_in_child=self.release)
 
     def renew(self) -> None:
-        """Forget who holds it, unless this very thread does: it goes on in the child."""
+        """Open the lock, unless this very thread holds it: it goes on in the child."""
         if not self._is_owned():
             self._at_fork_reinit()
 

@@ -63,7 +63,7 @@ def test_streams_share_what_is_frozen():
     for stream in streams:
         for step in range(4):
             stream(x[step : step + 1])
-    assert len(op.by_address().weight_cache._kept) == 1
+    assert op.by_address().weight_cache.num_packed == 1
 
 
 def test_writes_where_it_is_told():

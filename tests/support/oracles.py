@@ -143,7 +143,7 @@ def near_kink(problem, seed=0):
     x, params, states = problem.astype(np.float64)
     _, _, tape = reference_training.train(spec, x, params, states, problem.lengths, seed)
     nearest = np.inf
-    for index, trail in enumerate(tape.trails):
+    for index, trail in enumerate(tape.directions):
         layer, direction = divmod(index, spec.num_directions)
         weights = reference.layer_weights(spec, params, layer, direction)
         inputs = tape.inputs[layer][:: 1 - 2 * direction]

@@ -53,7 +53,7 @@ def bench(
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, max=env.MOST_THREADS, help="Threads for every contender. [default: as fusedrnn finds them]"
+            min=1, max=env.MAX_THREADS, help="Threads for every contender. [default: as fusedrnn finds them]"
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")] = "float32",
@@ -167,7 +167,7 @@ def demo(
     dropout: Annotated[float, typer.Option(help="Between layers; the curves then differ.")] = Settings.dropout,
     seed: Annotated[int, typer.Option(min=0, help="Of initial parameters and of the sample.")] = Settings.seed,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=env.MOST_THREADS, help="For both. [default: as fusedrnn finds them]")
+        int | None, typer.Option(min=1, max=env.MAX_THREADS, help="For both. [default: as fusedrnn finds them]")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="Your own text, UTF-8, to learn from instead.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Characters to write in the end.")] = Settings.sample,
@@ -214,7 +214,7 @@ def info(
     modes: Modes = _MODES,
     dtype: Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")] = "float32",
     threads: Annotated[
-        int | None, typer.Option(min=1, max=env.MOST_THREADS, help="For --plan. [default: as fusedrnn finds them]")
+        int | None, typer.Option(min=1, max=env.MAX_THREADS, help="For --plan. [default: as fusedrnn finds them]")
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="With --plan: time every way to share them out, not just the chosen one.")

@@ -17,12 +17,14 @@ from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.mxnet_page import NAMES
 from fusedrnn.cli.console import names, output
-from fusedrnn.engines.cpu.executor import limit_threads
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
-from fusedrnn.engines.cpu.plan import backward as backward_plan
-from fusedrnn.engines.cpu.plan import forward as plan
-from fusedrnn.engines.cpu.plan.cost import Cost, Machine, compared, predict
-from fusedrnn.engines.cpu.plan.sizes import Grid, Problem, Share
+from fusedrnn.engines.cpu.plan.backward import backward_share
+from fusedrnn.engines.cpu.plan.cost import Cost, adjusted_cost, predict_cost
+from fusedrnn.engines.cpu.plan.forward import forward_share
+from fusedrnn.engines.cpu.plan.partition import force_grid, limit_threads, possible_grids
+from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
+from fusedrnn.engines.cpu.tuning import MachineModel
 from fusedrnn.jit.host import current_target, target_for
 from fusedrnn.jit.target import Target
 from fusedrnn.runtime.peak import measure_peak
@@ -31,6 +33,9 @@ from fusedrnn.testing.cases import CASES, Case
 
 _WIDTH = 98
 _WAYS = {"inference": "inference", "training": "training, forward", "backward": "training, backward"}
+_BANDWIDTHS = {
+    "L2 read, GB/s": "l2_bandwidth", "L3 read, GB/s": "l3_bandwidth", "memory read, GB/s": "memory_bandwidth",
+}  # fmt: skip
 _SECONDS = 0.25
 _FEWEST = 2
 
@@ -70,13 +75,13 @@ def run(asked: Asked) -> None:
                 _print_way(console, asked, case, mode, way, rates)
 
 
-def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) -> list[Share]:
+def shares(spec: RNNSpec, target: Target, case: Case, way: str, threads: int) -> list[ThreadShare]:
     """Every way to share a case out that the cost model is asked about."""
-    geometry = Tiling.of(spec, target)
-    share_of = backward_plan.share_of if way == "backward" else plan.share_of
-    members = limit_threads(spec, threads, case.T, case.N, training=way != "inference")
-    choices = plan.grids(spec, case.N, members, geometry.unit_vectors)
-    return [share_of(geometry, case.T, case.N, grid) for grid in choices]
+    tiling, thresholds = Tiling.of(spec, target), tuning.current()
+    share_of = backward_share if way == "backward" else forward_share
+    threads = limit_threads(spec, threads, case.T, case.N, way != "inference", thresholds)
+    grids = possible_grids(spec, case.N, threads, tiling.unit_vecs)
+    return [share_of(tiling, case.T, case.N, grid, thresholds) for grid in grids]
 
 
 @dataclass(frozen=True)
@@ -86,27 +91,27 @@ class _Rates:
     peak: float
     bandwidth: Mapping[str, float]
 
-    def of(self, assumed: Machine, target: Target, dtype: str) -> Machine:
+    def of(self, assumed: MachineModel, target: Target, dtype: str) -> MachineModel:
         """The machine's constants with these in the place of those assumed."""
         found = {level: rate * 1e9 for level, rate in self.bandwidth.items()}
         return replace(
             assumed,
-            fma=self.peak / (2 * target.lanes(dtype)),
-            near=found.get("L2", assumed.near),
-            far=found.get("L3", assumed.far),
-            memory=found["memory"],
+            fma_rate=self.peak / (2 * target.lanes(dtype)),
+            l2_bandwidth=found.get("L2", assumed.l2_bandwidth),
+            l3_bandwidth=found.get("L3", assumed.l3_bandwidth),
+            memory_bandwidth=found["memory"],
         )
 
 
 def _print_machine(console: Console, dtype: str, rates: _Rates) -> None:
     target = current_target()
-    assumed = Machine.of(target)
+    assumed = MachineModel.of(target)
     measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
     for column in ("", "assumed", "measured"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("FMA peak, GFLOP/s", *(f"{one.fma * flops / 1e9:.1f}" for one in (assumed, measured)))
-    for name, field in (("L2 read, GB/s", "near"), ("L3 read, GB/s", "far"), ("memory read, GB/s", "memory")):
+    table.add_row("FMA peak, GFLOP/s", *(f"{one.fma_rate * flops / 1e9:.1f}" for one in (assumed, measured)))
+    for name, field in _BANDWIDTHS.items():
         table.add_row(name, *(f"{getattr(one, field) / 1e9:.1f}" for one in (assumed, measured)))
     console.print(table, highlight=False)
 
@@ -116,20 +121,21 @@ def _print_way(
 ) -> None:
     spec = case.spec(mode, asked.dtype)
     target = target_for(spec.hidden_size, spec.dtype)
-    assumed = Machine.of(target)
+    assumed = MachineModel.of(target)
     measured = rates.of(assumed, target, asked.dtype)
-    problem = Problem.of(spec, target, case.T, case.N, way)
+    problem = ProblemSize.of(spec, target, case.T, case.N, way)
     found = shares(spec, target, case, way, asked.threads)
     # Calls in a loop, as they are measured, find the threads awake.
-    costs = [predict(problem, share, assumed, awake=True) for share in found]
-    chosen = min(range(len(found)), key=lambda place: compared(found[place], costs[place]))
+    costs = [predict_cost(problem, share, assumed, awake=True) for share in found]
+    min_speedup = tuning.current().min_speedup
+    chosen = min(range(len(found)), key=lambda place: adjusted_cost(found[place], costs[place], min_speedup))
     table = Table(title=f"{case.name} {NAMES[mode]}, {_WAYS[way]}", title_justify="left", box=None, pad_edge=False)
     for column in ("", "threads", "shared out", "predicted", "by measured", "time", "predicted/time"):
         table.add_column(column, justify="left" if column in ("", "shared out") else "right")
     for place, (share, cost) in enumerate(zip(found, costs, strict=True)):
         here = place == chosen
         seconds = measure(spec, case, way, share.grid) if here or asked.everything else None
-        again = predict(problem, share, measured, awake=True).total
+        again = predict_cost(problem, share, measured, awake=True).total
         table.add_row(
             ">" if here else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
             _time(cost.total), _time(again),
@@ -139,15 +145,16 @@ def _print_way(
     console.print(f"  {_sizes(found[chosen], problem)}\n  {_parts(costs[chosen])}\n", highlight=False, markup=False)
 
 
-def describe(grid: Grid, bidirectional: bool) -> str:
+def describe(grid: ThreadGrid, bidirectional: bool) -> str:
     """A grid in words."""
     kinds = zip(grid, ("directions" if bidirectional else "layers at once", "row groups", "unit groups"), strict=True)
     return " x ".join(f"{number} {kind}" for number, kind in kinds if number > 1) or "one thread"
 
 
-def _sizes(share: Share, problem: Problem) -> str:
+def _sizes(share: ThreadShare, problem: ProblemSize) -> str:
     more = f", weights' gradients of {share.block} rows at once" if share.block else ""
-    return f"tile {problem.tile} rows x {problem.panel} vectors, chunk {share.chunk} step(s) of {share.rows} rows{more}"
+    tile = f"tile {problem.rows_per_tile} rows x {problem.vectors_per_panel} vectors"
+    return f"{tile}, chunk {share.chunk} step(s) of {share.rows} rows{more}"
 
 
 def _parts(cost: Cost) -> str:
@@ -159,9 +166,9 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
-def measure(spec: RNNSpec, case: Case, way: str, grid: Grid) -> float:
+def measure(spec: RNNSpec, case: Case, way: str, grid: ThreadGrid) -> float:
     """Seconds of a call so shared out: the median of calls in a loop."""
-    with plan.forced(grid), fusedrnn.thread_limits(int(np.prod(grid))):
+    with force_grid(grid), fusedrnn.thread_limits(int(np.prod(grid))):
         calls = _calls(spec, case, way)
         next(calls)()
         taken: list[float] = []

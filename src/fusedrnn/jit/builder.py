@@ -1,12 +1,12 @@
-"""A small language over llvmlite: values with operators, loops and branches as ``with`` blocks.
+"""A small language over LLVM IR: values with operators, loops and branches as ``with`` blocks.
 
-All addresses are 64-bit integers; loads and stores say the type they mean. ``f.var`` makes a variable, which LLVM
-turns back into registers; everything else is single assignment.
+Addresses are 64-bit integers; loads and stores name the type they access. ``f.var`` makes a variable, which LLVM turns
+back into registers; everything else is assigned once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from llvmlite import ir
 I1, I32, I64, VOID = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.VoidType()
 POINTER = ir.PointerType()
 Module = ir.Module
+_NOT_VOLATILE = I1(0)
 
 
 def is_float(kind: ir.Type) -> bool:
@@ -24,8 +25,30 @@ def is_float(kind: ir.Type) -> bool:
     return isinstance(element, (ir.FloatType, ir.DoubleType))
 
 
+def _operator(on_integers: str, on_floats: str, swap: bool = False) -> Callable[[Value, Operand], Value]:
+    """A binary operator from the names of LLVM's instructions for integers and for floating-point numbers."""
+
+    def operate(value: Value, other: Operand) -> Value:
+        left, right = value.ir, value.function.as_value(other, value.type).ir
+        instruction = getattr(value.function.builder, on_floats if is_float(value.type) else on_integers)
+        return Value(value.function, instruction(right, left) if swap else instruction(left, right))
+
+    return operate
+
+
+def _comparison(relation: str) -> Callable[[Value, Operand], Value]:
+    return lambda value, other: value.compare(relation, other)
+
+
+def _conversion(instruction: str) -> Callable[[Value, ir.Type], Value]:
+    return lambda value, kind: Value(value.function, getattr(value.function.builder, instruction)(value.ir, kind))
+
+
 class Value:
-    """A value in a function under construction, with the arithmetic of its type (signed, for integers)."""
+    """A value in a function under construction, with the arithmetic of its type; integers are signed.
+
+    ``//`` and ``%`` are for integers that are not negative. Conversions to another type are named as in LLVM.
+    """
 
     def __init__(self, function: Function, handle: ir.Value) -> None:
         self.function, self.ir = function, handle
@@ -35,77 +58,30 @@ class Value:
         """Its LLVM type."""
         return self.ir.type
 
-    def _operate(self, whole: str, real: str, other: Operand, swap: bool = False) -> Value:
-        left, right = self.ir, self.function.like(self, other).ir
-        operation = getattr(self.function.builder, real if is_float(self.type) else whole)
-        return Value(self.function, operation(right, left) if swap else operation(left, right))
-
-    def __add__(self, other: Operand) -> Value:
-        return self._operate("add", "fadd", other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Operand) -> Value:
-        return self._operate("sub", "fsub", other)
-
-    def __rsub__(self, other: Operand) -> Value:
-        return self._operate("sub", "fsub", other, swap=True)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self._operate("mul", "fmul", other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self._operate("sdiv", "fdiv", other)
-
-    def __rtruediv__(self, other: Operand) -> Value:
-        return self._operate("sdiv", "fdiv", other, swap=True)
-
-    def __floordiv__(self, other: Operand) -> Value:
-        """Division of integers that are not negative."""
-        return self._operate("udiv", "fdiv", other)
-
-    def __mod__(self, other: Operand) -> Value:
-        """Remainder of integers that are not negative."""
-        return self._operate("urem", "frem", other)
-
-    def __and__(self, other: Operand) -> Value:
-        return self._operate("and_", "and_", other)
-
-    def __or__(self, other: Operand) -> Value:
-        return self._operate("or_", "or_", other)
-
-    def __xor__(self, other: Operand) -> Value:
-        return self._operate("xor", "xor", other)
-
-    def __lshift__(self, other: Operand) -> Value:
-        return self._operate("shl", "shl", other)
-
-    def __rshift__(self, other: Operand) -> Value:
-        return self._operate("ashr", "ashr", other)
+    __add__ = __radd__ = _operator("add", "fadd")
+    __sub__ = _operator("sub", "fsub")
+    __rsub__ = _operator("sub", "fsub", swap=True)
+    __mul__ = __rmul__ = _operator("mul", "fmul")
+    __truediv__ = _operator("sdiv", "fdiv")
+    __rtruediv__ = _operator("sdiv", "fdiv", swap=True)
+    __floordiv__ = _operator("udiv", "fdiv")
+    __mod__ = _operator("urem", "frem")
+    __and__ = _operator("and_", "and_")
+    __or__ = _operator("or_", "or_")
+    __xor__ = _operator("xor", "xor")
+    __lshift__ = _operator("shl", "shl")
+    __rshift__ = _operator("ashr", "ashr")
+    __lt__ = _comparison("<")
+    __le__ = _comparison("<=")
+    __gt__ = _comparison(">")
+    __ge__ = _comparison(">=")
+    equals = _comparison("==")
 
     def compare(self, relation: str, other: Operand) -> Value:
         """A truth value, or a vector of them; floating-point comparisons with NaN are false."""
         builder = self.function.builder
         test = builder.fcmp_ordered if is_float(self.type) else builder.icmp_signed
-        return Value(self.function, test(relation, self.ir, self.function.like(self, other).ir))
-
-    def __lt__(self, other: Operand) -> Value:
-        return self.compare("<", other)
-
-    def __le__(self, other: Operand) -> Value:
-        return self.compare("<=", other)
-
-    def __gt__(self, other: Operand) -> Value:
-        return self.compare(">", other)
-
-    def __ge__(self, other: Operand) -> Value:
-        return self.compare(">=", other)
-
-    def equals(self, other: Operand) -> Value:
-        """Whether both are the same number."""
-        return self.compare("==", other)
+        return Value(self.function, test(relation, self.ir, self.function.as_value(other, self.type).ir))
 
     @property
     def is_zero(self) -> Value:
@@ -119,27 +95,25 @@ class Value:
 
     def select(self, yes: Operand, no: Operand) -> Value:
         """``yes`` where this truth value holds, else ``no``; one of the two must be a Value."""
-        if isinstance(yes, Value):
-            chosen, other = yes, self.function.like(yes, no)
-        else:
-            assert isinstance(no, Value)
-            chosen, other = self.function.like(no, yes), no
-        return Value(self.function, self.function.builder.select(self.ir, chosen.ir, other.ir))
+        model = yes if isinstance(yes, Value) else no
+        assert isinstance(model, Value)
+        values = (self.function.as_value(value, model.type).ir for value in (yes, no))
+        return Value(self.function, self.function.builder.select(self.ir, *values))
 
     def at_most(self, limit: Operand) -> Value:
-        """This integer, or the limit if that is less."""
+        """The lesser of this integer and the limit."""
         return (self > limit).select(limit, self)
 
-    def bitcast(self, kind: ir.Type) -> Value:
-        """The same bits as another type."""
-        return Value(self.function, self.function.builder.bitcast(self.ir, kind))
+    bitcast = _conversion("bitcast")
+    zext = _conversion("zext")
+    sext = _conversion("sext")
 
 
 Operand = Value | int | float
 
 
 class Variable:
-    """A mutable local."""
+    """A variable of a function under construction."""
 
     def __init__(self, function: Function, initial: Value) -> None:
         self._function, self._type = function, initial.type
@@ -153,52 +127,45 @@ class Variable:
 
     def set(self, value: Operand) -> None:
         """Give it a new value."""
-        if not isinstance(value, Value):
-            value = self._function.constant(value, self._type)
-        self._function.builder.store(value.ir, self._slot)
+        self._function.builder.store(self._function.as_value(value, self._type).ir, self._slot)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The name of a function that a module exports, and those of its arguments."""
+    """A function that a module exports: its name and those of its arguments."""
 
     name: str
     arguments: tuple[str, ...]
 
 
 class Declared:
-    """A function that another module exports, as one to call from ``module``: it is found when code is loaded."""
+    """A function of another module, declared in ``module`` to be called there. The loader links the two."""
 
     def __init__(self, module: ir.Module, signature: Signature) -> None:
-        kind = ir.FunctionType(VOID, [I64] * len(signature.arguments))
-        self.handle = _declared(module, signature.name, kind)
+        self.handle = _declared(module, signature.name, ir.FunctionType(VOID, [I64] * len(signature.arguments)))
 
 
 def _declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
-    """A module's function of that name, declared if it is not there yet."""
+    """A module's function of that name; it is declared if it is not there yet."""
     known = module.globals.get(name)
     return ir.Function(module, kind, name) if known is None else known
 
 
 class Function:
-    """A function under construction in ``module``; ``with`` blocks of it nest as the code they emit does."""
+    """A function under construction in ``module``, of 64-bit integers. It may return one, or nothing.
+
+    Only ``exported`` functions can be called from other modules and from Python.
+    """
 
     def __init__(
-        self,
-        module: ir.Module,
-        name: str,
-        arguments: Sequence[str],
-        *,
-        exported: bool = False,
-        inline: bool = False,
-        returns: bool = False,
+        self, module: ir.Module, name: str, arguments: Sequence[str], *, exported: bool = False, returns: bool = False
     ) -> None:
         self.module = module
         self.handle = ir.Function(module, ir.FunctionType(I64 if returns else VOID, [I64] * len(arguments)), name)
         if not exported:
             self.handle.linkage = "internal"
-        self.handle.attributes.add("nounwind")
-        self.handle.attributes.add("alwaysinline" if inline else "noinline")
+        for attribute in ("nounwind", "noinline"):
+            self.handle.attributes.add(attribute)
         self.builder = ir.IRBuilder(self.handle.append_basic_block("entry"))
         self.arguments = [Value(self, argument) for argument in self.handle.args]
         for argument, label in zip(self.handle.args, arguments, strict=True):
@@ -211,20 +178,18 @@ class Function:
 
     def constant(self, value: int | float, kind: ir.Type = I64) -> Value:
         """A constant, in every lane if the type is a vector."""
-        if isinstance(kind, ir.VectorType):
-            return Value(self, ir.Constant(kind, [value] * kind.count))
-        return Value(self, ir.Constant(kind, value))
+        return Value(self, ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value))
 
-    def like(self, model: Value, value: Operand) -> Value:
-        """``value`` as a constant of the model's type, unless it is a Value already."""
-        return value if isinstance(value, Value) else self.constant(value, model.type)
+    def as_value(self, value: Operand, kind: ir.Type = I64) -> Value:
+        """``value`` as a constant of that type, unless it is a Value already."""
+        return value if isinstance(value, Value) else self.constant(value, kind)
 
     def var(self, initial: Operand) -> Variable:
-        """A mutable local with that value."""
-        return Variable(self, initial if isinstance(initial, Value) else self.constant(initial))
+        """A variable with that initial value."""
+        return Variable(self, self.as_value(initial))
 
     def alloca(self, size: int) -> Value:
-        """Where so many bytes are that go with the function's return, a multiple of 8."""
+        """The address of ``size`` bytes on the stack, a multiple of 8."""
         with self.builder.goto_entry_block():
             slot = self.builder.alloca(I64, size // 8)
             return Value(self, self.builder.ptrtoint(slot, I64))
@@ -234,56 +199,46 @@ class Function:
         return self.builder.inttoptr(address.ir, POINTER)
 
     def load(self, address: Value, kind: ir.Type = I64, align: int = 8) -> Value:
-        """What lies at the address."""
+        """The value at an address."""
         return Value(self, self.builder.load(self.pointer(address), align=align, typ=kind))
 
     def store(self, value: Operand, address: Value, align: int = 8) -> None:
-        """Write a value to the address."""
-        if not isinstance(value, Value):
-            value = self.constant(value)
-        self.builder.store(value.ir, self.pointer(address), align=align)
+        """Write a value to an address."""
+        self.builder.store(self.as_value(value).ir, self.pointer(address), align=align)
 
     def copy(self, into: Value, source: Value, size: Value) -> None:
-        """Copy bytes between places that do not overlap."""
-        false = ir.Constant(I1, 0)
-        arguments = [self.pointer(into), self.pointer(source), size, false]
-        self.intrinsic("llvm.memcpy.p0.p0.i64", VOID, arguments)
+        """Copy ``size`` bytes; the two ranges must not overlap."""
+        self.intrinsic("llvm.memcpy.p0.p0.i64", VOID, [self.pointer(into), self.pointer(source), size, _NOT_VOLATILE])
 
     def fill_zero(self, into: Value, size: Value) -> None:
-        """Set bytes to zero."""
-        zero, false = ir.Constant(ir.IntType(8), 0), ir.Constant(I1, 0)
-        self.intrinsic("llvm.memset.p0.i64", VOID, [self.pointer(into), zero, size, false])
+        """Set ``size`` bytes to zero."""
+        self.intrinsic("llvm.memset.p0.i64", VOID, [self.pointer(into), ir.IntType(8)(0), size, _NOT_VOLATILE])
 
     def prefetch(self, address: Value, cache: int = 1) -> None:
-        """Ask for the cache line of an address, into that level of cache; the address may be invalid."""
+        """Prefetch the cache line of an address into that level of cache; the address may be invalid."""
         flags = [ir.Constant(I32, flag) for flag in (0, 4 - cache, 1)]
         self.intrinsic("llvm.prefetch.p0", VOID, [self.pointer(address), *flags])
 
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Value:
-        """Call an LLVM intrinsic or a C function by name, declaring it at first use."""
+        """Call an LLVM intrinsic or a C function by name; it is declared at first use."""
         handles = [argument.ir if isinstance(argument, Value) else argument for argument in arguments]
         callee = _declared(self.module, name, ir.FunctionType(result, [handle.type for handle in handles]))
         return Value(self, self.builder.call(callee, handles))
 
-    def call(self, function: Function | Declared, *arguments: Operand) -> None:
-        """Call another function."""
-        self.result(function, *arguments)
+    def call(self, function: Function | Declared, *arguments: Operand) -> Value:
+        """Call another function, and return what it returns."""
+        return Value(self, self.builder.call(function.handle, [self.as_value(argument).ir for argument in arguments]))
 
-    def result(self, function: Function | Declared, *arguments: Operand) -> Value:
-        """Call another function; what it returns, if it returns anything."""
-        values = [a if isinstance(a, Value) else self.constant(a) for a in arguments]
-        return Value(self, self.builder.call(function.handle, [value.ir for value in values]))
-
-    def call_address(self, address: Value, *arguments: Value) -> None:
-        """Call a function of integers by its address."""
-        kind = ir.FunctionType(VOID, [I64] * len(arguments))
+    def call_address(self, address: Value, *arguments: Value, returns: ir.Type = VOID) -> Value:
+        """Call a function of 64-bit integers by its address."""
+        kind = ir.FunctionType(returns, [I64] * len(arguments))
         handle = self.builder.inttoptr(address.ir, kind.as_pointer())
-        self.builder.call(handle, [argument.ir for argument in arguments])
+        return Value(self, self.builder.call(handle, [argument.ir for argument in arguments]))
 
     @contextmanager
     def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
         """``for i in range(start, stop, step)`` with a positive step; yields i."""
-        first, last, stride = (v if isinstance(v, Value) else self.constant(v) for v in (start, stop, step))
+        first, last, stride = (self.as_value(bound) for bound in (start, stop, step))
         before = self.builder.block
         head, body, done = (self.builder.append_basic_block(name) for name in ("loop", "body", "done"))
         self.builder.branch(head)
@@ -299,7 +254,7 @@ class Function:
 
     @contextmanager
     def forever(self) -> Iterator[ir.Block]:
-        """``while True``; yields the block to which :meth:`break_if` jumps out."""
+        """``while True``; yields what :meth:`break_if` needs to leave the loop."""
         body, done = self.builder.append_basic_block("forever"), self.builder.append_basic_block("left")
         self.builder.branch(body)
         self.builder.position_at_end(body)
@@ -308,26 +263,22 @@ class Function:
         self.builder.position_at_end(done)
 
     def break_if(self, loop: ir.Block, when: Value) -> None:
-        """Jump out of a :meth:`forever` loop if the truth value holds."""
-        onward = self.builder.append_basic_block("onward")
-        self.builder.cbranch(when.ir, loop, onward)
-        self.builder.position_at_end(onward)
+        """Leave a :meth:`forever` loop if the truth value holds."""
+        rest = self.builder.append_basic_block("rest")
+        self.builder.cbranch(when.ir, loop, rest)
+        self.builder.position_at_end(rest)
 
-    @contextmanager
-    def if_(self, condition: Value) -> Iterator[None]:
-        """``if condition:``."""
-        with self.builder.if_then(condition.ir):
-            yield
+    def if_(self, condition: Value) -> Any:
+        """``with f.if_(condition):``."""
+        return self.builder.if_then(condition.ir)
 
-    @contextmanager
-    def if_else(self, condition: Value) -> Iterator[tuple[Any, Any]]:
-        """``if condition: ... else: ...``; yields the two ``with`` blocks."""
-        with self.builder.if_else(condition.ir) as branches:
-            yield branches
+    def if_else(self, condition: Value) -> Any:
+        """``with f.if_else(condition) as (then, otherwise):``, two ``with`` blocks."""
+        return self.builder.if_else(condition.ir)
 
     @contextmanager
     def switch(self, value: Value, cases: Sequence[int]) -> Iterator[list[AbstractContextManager[None]]]:
-        """A ``with`` block for each case of an integer; other values do nothing."""
+        """Yields a ``with`` block for each case; other values of the integer do nothing."""
         done = self.builder.append_basic_block("switched")
         switch = self.builder.switch(value.ir, done)
 
@@ -343,8 +294,5 @@ class Function:
         self.builder.position_at_end(done)
 
     def ret(self, result: Value | None = None) -> None:
-        """Return from the function, with an integer if it returns one; its construction is over."""
-        if result is None:
-            self.builder.ret_void()
-        else:
-            self.builder.ret(result.ir)
+        """Return from the function, and end its construction."""
+        self.builder.ret_void() if result is None else self.builder.ret(result.ir)

@@ -36,7 +36,7 @@ def emit_c_function(module: Module, function: Function, objects: Collection[int]
         item = f.load(arguments + 8 * number)
         values.append(item if number in objects else f.intrinsic("PyLong_AsLongLong", I64, [item]))
     thread = f.intrinsic("PyEval_SaveThread", I64, [])
-    result = f.result(function, *values)
+    result = f.call(function, *values)
     f.intrinsic("PyEval_RestoreThread", VOID, [thread])
     f.ret(f.intrinsic("PyLong_FromLongLong", I64, [result]))
 

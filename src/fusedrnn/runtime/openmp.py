@@ -1,7 +1,7 @@
-"""A team of threads that another runtime keeps: OpenMP's, in a process where others use it too.
+"""A team of threads of an OpenMP runtime, in a process where others use that runtime too.
 
-Its threads wait for work, awake, for some milliseconds after each job. A pool of our own beside them would have to
-share the processors with them, and take turns.
+OpenMP's threads spin for some milliseconds after each job. The threads of a pool beside them would have to compete with
+them for the processors.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+from fusedrnn.jit.builder import I32, I64, Function, Module
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
-from fusedrnn.runtime.openmp_kernel import TEAM, build_member
+from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.thread_pool import ThreadTeam
+
+_OMP_JOB = Struct("job", "arguments", "num_threads", "omp_get_num_threads", "omp_get_thread_num", "failed")
+"""A job, its arguments and its number of threads; functions of the runtime; whether it granted fewer threads."""
 
 
 class OpenMP:
-    """An OpenMP runtime's entry to parallel regions, under the names of GNU's, which others have too.
+    """The functions of an OpenMP runtime, under GNU's names, which other runtimes have too.
 
     Args:
-        library: What has the functions, or was linked with what has.
+        library: A library that has these functions, or was linked with one that has.
 
     Raises:
         AttributeError: If it does not have them.
@@ -30,26 +34,43 @@ class OpenMP:
         self.parallel: Any = library.GOMP_parallel
         self.parallel.restype = None
         self.parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        told = library.omp_get_num_threads, library.omp_get_thread_num
-        self.told = tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in told)
+        functions = library.omp_get_num_threads, library.omp_get_thread_num
+        self.addresses = tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
 
 
 class OpenMPTeam(ThreadTeam):
-    """The caller's thread and those that the runtime lends it."""
+    """The caller's thread and those of the runtime."""
 
     def __init__(self, threads: int, runtime: OpenMP) -> None:
         super().__init__(threads)
         self._runtime = runtime
-        self._member = _load_member()
+        self._run_job = _load_run_job()
 
-    def run(self, job: Job, call: int, members: int) -> bool:
-        """Run ``job(call, member)`` for every member, wait for all; False if the runtime grants fewer threads."""
-        team = (ctypes.c_int64 * len(TEAM))(address(job), call, members, *self._runtime.told, 0)
-        self._runtime.parallel(self._member, ctypes.addressof(team), members, 0)
-        return not team[TEAM.index["failed"]]
+    def run(self, job: Job, arguments: int, num_threads: int) -> bool:
+        """Run ``job(arguments, tid)`` on that many threads and wait for all; False if the runtime grants fewer."""
+        values = address(job), arguments, num_threads, *self._runtime.addresses, 0
+        omp_job = (ctypes.c_int64 * len(_OMP_JOB))(*values)
+        self._runtime.parallel(self._run_job, ctypes.addressof(omp_job), num_threads, 0)
+        return not omp_job[_OMP_JOB.index["failed"]]
 
 
 @load_once()
-def _load_member() -> Callable[..., None]:
-    """What every thread of a team calls."""
-    return function(load("member", current_target(), build_member), "member", 1)
+def _load_run_job() -> Callable[..., None]:
+    return function(load("openmp", current_target(), build_run_job), "run_job", 1)
+
+
+def build_run_job() -> Module:
+    """The module of ``run_job(omp_job)``, which every thread of a parallel region calls."""
+    module = Module("openmp")
+    f = Function(module, "run_job", ["omp_job"], exported=True)
+    (omp_job,) = f.arguments
+    fields = _OMP_JOB.read(f, omp_job)
+    granted = f.call_address(fields.omp_get_num_threads, returns=I32).sext(I64)
+    with f.if_else(granted.equals(fields.num_threads)) as (enough, too_few):
+        with enough:
+            tid = f.call_address(fields.omp_get_thread_num, returns=I32).sext(I64)
+            f.call_address(fields.job, fields.arguments, tid)
+        with too_few:
+            f.store(1, omp_job + _OMP_JOB.offset("failed"))
+    f.ret()
+    return module

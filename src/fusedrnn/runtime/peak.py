@@ -1,4 +1,4 @@
-"""The ceilings of this machine, measured: the FMA peak, and how fast caches and memory are read."""
+"""The ceilings of this machine, measured: the peak rate of multiply-adds, and the bandwidth of caches and memory."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn import env
+from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, function, load, load_once
-from fusedrnn.jit.struct import Struct
-from fusedrnn.jit.sync import BARRIER_BYTES
+from fusedrnn.jit.struct import Fields, Struct
+from fusedrnn.jit.sync import BARRIER_BYTES, emit_barrier, emit_wait
 from fusedrnn.jit.target import Target
+from fusedrnn.jit.vector import Vectors
 from fusedrnn.runtime.buffers import aligned_empty
-from fusedrnn.runtime.peak_kernel import (
-    CHAINS,
-    PEAK,
-    PROCESSORS_AT,
-    READING,
-    RESULT_BYTES,
-    TURNS,
-    build_peak,
-    build_reading,
-    reading_group,
-)
+from fusedrnn.runtime.pool_kernel import current_cpu, has_affinity
 from fusedrnn.runtime.thread_pool import ThreadTeam
 
-_SAMPLES = 24
-"""Samples of a peak that is measured for itself: some 30 ms, in which a processor reaches its full frequency."""
-
+_BARRIER_FIELDS = ("barrier", "num_threads", "spins")
+PEAK = Struct("results", *_BARRIER_FIELDS)
+"""At ``results`` lie the factor and the addend, ``(tid + 1) * RESULT_BYTES`` behind them what a thread computed."""
+RESULT_BYTES = 256
+_CPUS_OFFSET = 128
+"""Where in a thread's results its processors at the beginning and the end are noted, 64-bit integers."""
+_READING = Struct("arrays", "size", "repeats", "results", *_BARRIER_FIELDS)
+"""Each thread has an array of ``size`` bytes, one behind the other, and reads it so many times."""
+# Independent multiply-adds: enough to hide the latency on any processor known, few enough for sixteen registers.
+_CHAINS = 12
+_ITERATIONS = 250_000
+# Vectors read in an iteration, and bytes of prefetch distance.
+_VECTORS_READ, _PREFETCH_DISTANCE = 8, 1024
+# Samples of a peak, some 30 ms, in which a processor reaches its full frequency. Up to the second number of them if the
+# threads have not yet run on as many processors as they may use.
+_SAMPLES, _MAX_SAMPLES = 24, 40
+# Rounds of a sample, half a millisecond each: shorter than a time slice, so that one of them is undisturbed.
 _ROUNDS = 3
-"""Rounds of a sample, half a millisecond each: shorter than a time slice, so that one of them is undisturbed."""
-
-_TRIES = 40
-"""Samples at most until the threads have run on as many processors as they may use."""
 
 
 @dataclass(frozen=True)
 class PeakSample:
-    """A short measurement of the FMA peak.
+    """A short measurement of the peak.
 
     Attributes:
         gflops: The rate of the threads together, of the best round.
-        spread: Whether each thread had a processor of its own in that round, or all that the process may use were in
-            use, or the system does not tell.
+        spread: Whether in that round each thread had its own processor, or all available ones were in use, or the
+            system does not tell.
     """
 
     gflops: float
@@ -59,15 +61,15 @@ Sampler = Callable[[str, int], PeakSample]
 def measure_peak(dtype: str = "float32", threads: int = 1, sample: Sampler | None = None) -> float:
     """GFLOP/s of that many threads that only multiply and add, in the vectors of the target in force.
 
-    The best of some samples counts: other processes and low frequencies only ever lower a rate. Samples in which
-    threads share a processor while another is free do not count, if there are others within a bounded number.
+    The best sample counts: other processes and low frequencies only ever lower a rate. Samples in which threads share a
+    processor while another is free count only if there are no others.
 
     Raises:
         RuntimeError: If another call has the threads.
     """
     sample = sample_peak if sample is None else sample
     samples: list[PeakSample] = []
-    while len(samples) < _SAMPLES or (len(samples) < _TRIES and not any(each.spread for each in samples)):
+    while len(samples) < _SAMPLES or (len(samples) < _MAX_SAMPLES and not any(each.spread for each in samples)):
         samples.append(sample(dtype, threads))
     return max([each.gflops for each in samples if each.spread] or [each.gflops for each in samples])
 
@@ -79,83 +81,141 @@ def sample_peak(dtype: str, threads: int) -> PeakSample:
         RuntimeError: If another call has the threads.
     """
     target = current_target()
-    job = _peak_job(dtype, target)
+    job = _load_peak(dtype, target)
     results = aligned_empty(((threads + 1) * RESULT_BYTES,), np.uint8)
     results[:] = 0
-    timed = _Timed(PEAK, threads, results=results.ctypes.data)
-    operations = 2 * CHAINS * target.lanes(dtype) * TURNS * threads
+    timed = _TimedJob(PEAK, threads, results=results.ctypes.data)
+    operations = 2 * _CHAINS * target.lanes(dtype) * _ITERATIONS * threads
     samples = []
     for _ in range(_ROUNDS):
         seconds = timed.run(job)
-        samples.append(PeakSample(operations / seconds / 1e9, is_spread(_processors(results, threads), threads)))
+        samples.append(PeakSample(operations / seconds / 1e9, is_spread(_cpus(results, threads), threads)))
     return max(samples, key=lambda each: (each.spread, each.gflops))
 
 
-@load_once(8)
-def _peak_job(dtype: str, target: Target) -> Job:
-    code = load(f"peak_{dtype}", target, build_peak, dtype, target)
-    return function(code, "peak", 2)
-
-
-def _processors(results: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:
+def _cpus(results: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:
     """Numbers of the processors that each thread was on at its beginning and its end, (threads, 2)."""
-    of_members = results.reshape(threads + 1, RESULT_BYTES)[1:, PROCESSORS_AT : PROCESSORS_AT + 16]
-    return np.ascontiguousarray(of_members).view(np.int64)
+    by_thread = results.reshape(threads + 1, RESULT_BYTES)[1:, _CPUS_OFFSET : _CPUS_OFFSET + 16]
+    return np.ascontiguousarray(by_thread).view(np.int64)
 
 
-def is_spread(processors: NDArray[np.int64], threads: int) -> bool:
-    """Whether threads that ran on these processors, (threads, 2), had each its own, as far as there are so many.
+def is_spread(cpus: NDArray[np.int64], threads: int) -> bool:
+    """Whether threads on these processors, (threads, 2), had each its own, as far as there are so many.
 
     Numbers are -1 where the system does not tell.
     """
-    if (processors < 0).any():
+    if (cpus < 0).any():
         return True
     available = min(threads, env.processors())
-    return all(len(np.unique(column)) >= available for column in processors.T)
+    return all(len(np.unique(column)) >= available for column in cpus.T)
 
 
 def measure_reading(size: int, threads: int, read: int, rounds: int) -> float:
-    """GB/s that so many threads read together, each some bytes of its own, again and again until it has read enough.
+    """GB/s that the threads read together, each its own array, again and again.
 
     Args:
         size: Bytes of a thread's array.
         threads: Their number.
         read: Bytes that a thread reads in a round, at least.
-        rounds: How often to measure; the best counts.
+        rounds: How often to measure; the best round counts.
 
     Raises:
         RuntimeError: If another call has the threads.
     """
     target = current_target()
-    group = reading_group(target)
+    group = _VECTORS_READ * target.vector_bits // 8
     size = max(1, size // group) * group
-    code = load("reading", target, build_reading, target)
     arrays, results = aligned_empty((threads * size,), np.uint8), aligned_empty((threads * group,), np.uint8)
     arrays[:] = 0
-    turns = -(-read // size)
-    job = function(code, "read", 2)
-    timed = _Timed(
-        READING, threads, arrays=arrays.ctypes.data, size=size, turns=turns, results=results.ctypes.data
+    repeats = -(-read // size)
+    job = function(load("reading", target, build_reading, target), "read", 2)
+    timed = _TimedJob(
+        _READING, threads, arrays=arrays.ctypes.data, size=size, repeats=repeats, results=results.ctypes.data
     )
     seconds = [timed.run(job) for _ in range(rounds)]
-    return threads * size * turns / min(seconds) / 1e9
+    return threads * size * repeats / min(seconds) / 1e9
 
 
-class _Timed:
-    """A job on some threads that meet before they begin; ``fields`` are what its record tells it besides."""
+class _TimedJob:
+    """A job on some threads that wait for one another before they begin; ``fields`` are its other arguments."""
 
-    def __init__(self, record: Struct, threads: int, **fields: int) -> None:
+    def __init__(self, struct: Struct, threads: int, **fields: int) -> None:
         self._threads, self._team = threads, ThreadTeam(threads)
         self._barrier = aligned_empty((BARRIER_BYTES,), np.uint8)
         self._barrier[:] = 0
-        fields |= {"barrier": self._barrier.ctypes.data, "members": threads, "spins": self._team.spins}
-        self._call = np.array([fields[name] for name in record.names], np.int64)
+        fields |= {"barrier": self._barrier.ctypes.data, "num_threads": threads, "spins": self._team.spins}
+        self._arguments = np.array([fields[name] for name in struct.names], np.int64)
 
     def run(self, job: Callable[..., None]) -> float:
         """Seconds of a round."""
         began = time.perf_counter()
         if self._threads == 1:
-            job(self._call.ctypes.data, 0)
-        elif not self._team.run(job, self._call.ctypes.data, self._threads):
+            job(self._arguments.ctypes.data, 0)
+        elif not self._team.run(job, self._arguments.ctypes.data, self._threads):
             raise RuntimeError(f"{self._threads} threads cannot be measured while another call uses them")
         return time.perf_counter() - began
+
+
+@load_once(8)
+def _load_peak(dtype: str, target: Target) -> Job:
+    return function(load(f"peak_{dtype}", target, build_peak, dtype, target), "peak", 2)
+
+
+def build_peak(dtype: str, target: Target) -> Module:
+    """The module of ``peak(arguments, tid)``, a job of independent multiply-adds."""
+    module = Module(f"peak_{dtype}")
+    barrier = emit_barrier(module, emit_wait(module))
+    f = Function(module, "peak", ["arguments", "tid"], exported=True)
+    arguments, tid = f.arguments
+    c, v = PEAK.read(f, arguments), Vectors(f, target, dtype)
+    results, own = c.results, c.results + (tid + 1) * RESULT_BYTES
+    _wait_for_all(f, c, barrier)
+    f.store(_cpu(f), own + _CPUS_OFFSET)
+    chains = [f.var(v.const(float(number))) for number in range(_CHAINS)]
+    # Factors from memory, so that the compiler cannot compute the result: h·0 + 0 of zeros stays a normal number.
+    factor, addend = v.broadcast(results), v.broadcast(results + v.item)
+    with f.loop(0, _ITERATIONS):
+        for chain in chains:
+            chain.set(v.fma(chain.get(), factor, addend))
+    total = chains[0].get()
+    for chain in chains[1:]:
+        total = total + chain.get()
+    v.store(total, own)
+    f.store(_cpu(f), own + _CPUS_OFFSET + 8)
+    f.ret()
+    return module
+
+
+def build_reading(target: Target) -> Module:
+    """The module of ``read(arguments, tid)``, a job that adds up every vector of an array, again and again."""
+    module = Module("reading")
+    barrier = emit_barrier(module, emit_wait(module))
+    f = Function(module, "read", ["arguments", "tid"], exported=True)
+    arguments, tid = f.arguments
+    c, v = _READING.read(f, arguments), Vectors(f, target, "float32")
+    _wait_for_all(f, c, barrier)
+    begin = c.arrays + tid * c.size
+    sums = [f.var(v.const(0.0)) for _ in range(_VECTORS_READ)]
+    with f.loop(0, c.repeats), f.loop(0, c.size, _VECTORS_READ * v.bytes) as offset:
+        for number, partial in enumerate(sums):
+            source = begin + offset + number * v.bytes
+            f.prefetch(source + _PREFETCH_DISTANCE)
+            partial.set(partial.get() + v.load(source))
+    for number, partial in enumerate(sums):
+        v.store(partial.get(), c.results + tid * (_VECTORS_READ * v.bytes) + number * v.bytes)
+    f.ret()
+    return module
+
+
+def _wait_for_all(f: Function, c: Fields, barrier: Function) -> None:
+    """Wait until all threads run.
+
+    The system may wake a thread on the processor of the thread that woke it, where it waits for a time slice: longer
+    than the work that is measured. At a barrier the other one lets it run, and it migrates to a processor of its own.
+    """
+    f.call(barrier, c.barrier, c.num_threads, c.spins)
+
+
+def _cpu(f: Function) -> Value:
+    """The number of the processor that this thread runs on, -1 where the system does not tell."""
+    return current_cpu(f) if has_affinity() else f.constant(-1)

@@ -1,7 +1,7 @@
-"""The pool: threads that wait inside machine code for jobs, and how many of them a call may use.
+"""The thread pool, and how many threads a call may use.
 
-The pool belongs to the process. One call at a time has it; a call that finds it taken runs on its own thread alone,
-with the same bits. After a fork the child makes a new one when it first needs it.
+The threads wait inside machine code for jobs. The pool belongs to the process, and one call at a time has it: a call
+that finds it taken runs on its own thread, with the same bits. After a fork the child makes a new pool when needed.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from typing import NamedTuple
 import numpy as np
 
 from fusedrnn import env
-from fusedrnn.jit import sync
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.pool_kernel import CONTROL, build_pool
 from fusedrnn.scalars import shown
 
-# Turns of a waiting loop, 15 ns or more each: an idle thread sleeps after a quarter of a millisecond, one that waits
-# for the other members of its own job a little later. Where there are more threads than processors, nobody spins.
-_IDLE_SPINS, _BUSY_SPINS, _CROWDED_SPINS = 16_000, 20_000, 10
-# Seconds after a job in which its threads are awake; so many calls, one so soon after the other, are worth waking them.
-_AWAKE, _CLOSE, _SEVERAL = 2e-4, 5e-5, 3
+# Iterations of a waiting loop, of 15 ns or more. An idle thread sleeps after a quarter of a millisecond; a thread that
+# waits for others of its own job a little later. With more threads than processors, threads sleep at once.
+_IDLE_SPINS, _BUSY_SPINS, _OVERSUBSCRIBED_SPINS = 16_000, 20_000, 10
+# Seconds after a job for which its threads still spin.
+_SPINNING = 2e-4
+# Calls that follow one another within so many seconds are close; after so many close ones it pays to wake the threads.
+_CLOSE, _MANY_CLOSE = 5e-5, 3
 
-_count: int | None = None
+_num_threads: int | None = None
 _limit: ContextVar[int | None] = ContextVar("fusedrnn_threads", default=None)
 
 
@@ -43,12 +45,12 @@ def get_num_threads() -> int:
     limit = _limit.get()
     if limit is not None:
         return limit
-    return _default() if _count is None else _count
+    return _default() if _num_threads is None else _num_threads
 
 
 @lru_cache(maxsize=1)
 def _default() -> int:
-    """What the environment said when first asked: to ask it takes as long as a short call."""
+    """The number from the environment, read once: reading it takes as long as a short call."""
     return env.num_threads()
 
 
@@ -59,13 +61,13 @@ def set_num_threads(threads: int) -> None:
         TypeError: If ``threads`` is no integer.
         ValueError: If it is not from 1 to 1024.
     """
-    global _count
-    _count = _checked(threads)
+    global _num_threads
+    _num_threads = _checked(threads)
 
 
 @contextmanager
 def thread_limits(threads: int) -> Iterator[None]:
-    """Use that many threads for the calls made inside the ``with`` block, by this thread or task alone."""
+    """Use that many threads for calls made inside the ``with`` block, by this thread or task alone."""
     token = _limit.set(_checked(threads))
     try:
         yield
@@ -76,59 +78,62 @@ def thread_limits(threads: int) -> Iterator[None]:
 def _checked(threads: int) -> int:
     if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)):
         raise TypeError(f"threads must be an integer; got {threads!r}")
-    if not 1 <= threads <= env.MOST_THREADS:
-        raise ValueError(f"threads must be from 1 to {env.MOST_THREADS}; got {shown(threads)}")
+    if not 1 <= threads <= env.MAX_THREADS:
+        raise ValueError(f"threads must be from 1 to {env.MAX_THREADS}; got {shown(threads)}")
     return int(threads)
 
 
+def _is_oversubscribed(num_threads: int) -> bool:
+    return num_threads > env.processors()
+
+
 class PoolFunctions(NamedTuple):
-    """Functions of machine code that threads of the pool and their callers run."""
+    """The functions of :mod:`fusedrnn.runtime.pool_kernel`."""
 
     dispatch: Callable[..., None]
     stop: Callable[..., None]
-    work: Callable[..., None]
+    worker_loop: Callable[..., None]
 
 
 @load_once()
 def load_pool() -> PoolFunctions:
-    """The functions that a pool runs on."""
-    code = load("pool", current_target(), sync.build_gang)
-    counts = {"dispatch": 6, "stop": 1, "work": 3}
-    return PoolFunctions(*(function(code, name, count) for name, count in counts.items()))
+    """Load the machine code of the pool."""
+    code = load("pool", current_target(), build_pool)
+    return PoolFunctions(function(code, "dispatch", 6), function(code, "stop", 1), function(code, "worker_loop", 3))
 
 
 class ThreadPool:
     """Some threads beside the caller's, and the control block they share.
 
-    Each thread holds on to the pool for as long as it lives: the memory it waits on cannot go before it does.
+    Each thread refers to the pool for as long as it runs, so that the memory it waits on is not freed before it ends.
     """
 
     def __init__(self, workers: int) -> None:
-        self._dispatch, self._stop, self._work = load_pool()
+        self._functions = load_pool()
         self.workers, self._process = workers, os.getpid()
-        self._control = aligned_empty((len(sync.CONTROL.names),), np.int64)
+        self._control = aligned_empty((len(CONTROL),), np.int64)
         self._control[:] = 0
         self._address: int = self._control.ctypes.data
-        crowded = workers + 1 > env.processors()
-        self._spins = _CROWDED_SPINS if crowded else _BUSY_SPINS
-        self._control[sync.CONTROL.index["spins"]] = _CROWDED_SPINS if crowded else _IDLE_SPINS
-        self._places = np.full(workers + 1, -1, np.int64)
-        self._control[sync.CONTROL.index["places"]] = 0 if crowded else self._places.ctypes.data
+        oversubscribed = _is_oversubscribed(workers + 1)
+        self._spins = _OVERSUBSCRIBED_SPINS if oversubscribed else _BUSY_SPINS
+        self._control[CONTROL.index["spins"]] = _OVERSUBSCRIBED_SPINS if oversubscribed else _IDLE_SPINS
+        self._cpu_of_thread = np.full(workers + 1, -1, np.int64)
+        self._control[CONTROL.index["cpu_of_thread"]] = 0 if oversubscribed else self._cpu_of_thread.ctypes.data
         self._threads: list[threading.Thread] = []
         try:
-            for member in range(1, workers + 1):
-                thread = threading.Thread(target=self._live, args=(member,), name=f"fusedrnn-{member}", daemon=True)
+            for tid in range(1, workers + 1):
+                thread = threading.Thread(target=self._run_worker, args=(tid,), name=f"fusedrnn-{tid}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
-        except BaseException:  # no more threads to be had, or an interrupt: a pool is whole or is not
-            self._stop(self._address)
+        except BaseException:  # the system has no more threads, or an interrupt: no pool is left incomplete
+            self._functions.stop(self._address)
             raise
 
-    def _live(self, member: int) -> None:
-        self._work(self._address, member, 0)
+    def _run_worker(self, tid: int) -> None:
+        self._functions.worker_loop(self._address, tid, 0)
 
     def control(self) -> int:
-        """Where its control block is, for whoever dispatches a job.
+        """The address of the control block, for whoever dispatches a job.
 
         Raises:
             RuntimeError: In a child that was forked inside this call, by a signal handler say.
@@ -137,64 +142,64 @@ class ThreadPool:
             raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
         return self._address
 
-    def run(self, function: int, arguments: int, members: int) -> None:
-        """Run ``function(arguments, member)`` for members 0 (on this thread) to ``members - 1``; wait for all.
+    def run(self, function: int, arguments: int, num_threads: int) -> None:
+        """Run ``function(arguments, tid)`` on that many threads, thread 0 being this one, and wait for all.
 
         Raises:
             RuntimeError: As :meth:`control` does.
         """
-        self._dispatch(self.control(), function, arguments, members, self.workers, self._spins)
+        self._functions.dispatch(self.control(), function, arguments, num_threads, self.workers, self._spins)
 
     def stop(self) -> None:
-        """End the threads and wait until they have; if that is interrupted they end all the same."""
-        self._stop(self._address)
+        """End the threads and wait until they have ended. If the wait is interrupted they end all the same."""
+        self._functions.stop(self._address)
         for thread in self._threads:
             thread.join()
 
 
 class ThreadTeam:
-    """So many threads for a call: the caller's and those of the pool.
+    """The threads that a call may use: the caller's and those of the pool.
 
     Attributes:
         threads: Their number.
-        spins: Turns of a waiting loop before a member of a job sleeps.
+        spins: Iterations of a waiting loop before a thread of a job sleeps.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        # When a call ended last, and when several threads did; calls so far that came soon after another.
-        self._ended, self._worked, self._close = 0.0, 0.0, 0
-        self.spins = _CROWDED_SPINS if threads > env.processors() else _BUSY_SPINS
+        self.spins = _OVERSUBSCRIBED_SPINS if _is_oversubscribed(threads) else _BUSY_SPINS
+        # When a call ended last, and when one on several threads did; the calls in a row that were close to the last.
+        self._call_ended, self._job_ended, self._num_close = 0.0, 0.0, 0
 
     def note_call_start(self) -> bool:
-        """Whether a call that begins now finds the threads awake, or is one of so many that they should be."""
+        """Whether a call that starts now finds the threads spinning, or is one of so many that they should be."""
         now = perf_counter()
-        self._close = self._close + 1 if now - self._ended < _CLOSE else 0
-        return now - self._worked < _AWAKE or self._close >= _SEVERAL
+        self._num_close = self._num_close + 1 if now - self._call_ended < _CLOSE else 0
+        return now - self._job_ended < _SPINNING or self._num_close >= _MANY_CLOSE
 
-    def note_call_end(self, members: int) -> None:
-        """A call has ended that so many of them ran."""
-        self._ended = now = perf_counter()
-        if members > 1:
-            self._worked = now
+    def note_call_end(self, num_threads: int) -> None:
+        """A call on that many threads has ended."""
+        self._call_ended = now = perf_counter()
+        if num_threads > 1:
+            self._job_ended = now
 
-    def run(self, job: Job, call: int, members: int) -> bool:
-        """Run ``job(call, member)`` for every member, wait for all; False if there are not so many threads now."""
+    def run(self, job: Job, arguments: int, num_threads: int) -> bool:
+        """Run ``job(arguments, tid)`` on that many threads and wait for all; False if so many are not free now."""
         with borrow_pool(self.threads) as pool:
             if pool is None:
                 return False
-            pool.run(address(job), call, members)
+            pool.run(address(job), arguments, num_threads)
         return True
 
 
 @lru_cache(maxsize=64)
 def pool_team(threads: int) -> ThreadTeam:
-    """The caller's thread and so many of the pool that they are that many."""
+    """The team of the caller's thread and ``threads - 1`` of the pool."""
     return ThreadTeam(threads)
 
 
 class PoolLease:
-    """Leave to use the pool, for as long as someone holds it: if its holder fails anywhere, it goes with its frame."""
+    """Permission to use the pool, while someone holds it: if its holder fails anywhere, it goes with the frame."""
 
 
 _pool: ThreadPool | None = None
@@ -203,7 +208,7 @@ _lease: weakref.ref[PoolLease] | None = None
 
 
 def try_acquire_pool() -> PoolLease | None:
-    """Leave to use the pool; None if another call has it.
+    """Permission to use the pool; None if another call has it.
 
     That may be an outer call of this thread, which a signal handler interrupted.
     """
@@ -217,7 +222,7 @@ def try_acquire_pool() -> PoolLease | None:
 
 
 def release_pool(lease: PoolLease) -> None:
-    """End the lease now: a traceback may hold the frame that holds it."""
+    """End the lease now: a traceback may keep the frame that holds it."""
     global _lease
     with _lock:
         if _lease is not None and _lease() is lease:
@@ -226,10 +231,9 @@ def release_pool(lease: PoolLease) -> None:
 
 @contextmanager
 def borrow_pool(threads: int) -> Iterator[ThreadPool | None]:
-    """The process's pool with that many members, caller included.
+    """The process's pool of that many threads, the caller's included.
 
-    None if one thread is enough, if another call has the pool, or if the system gives no more threads, which is
-    warned of.
+    None if one thread is enough, if another call has the pool, or, with a warning, if the system has no more threads.
     """
     lease = None if threads == 1 else try_acquire_pool()
     if lease is None:
@@ -242,10 +246,10 @@ def borrow_pool(threads: int) -> Iterator[ThreadPool | None]:
 
 
 def get_pool(threads: int) -> ThreadPool | None:
-    """The pool with that many members, made anew if the one there is has another size."""
+    """The pool of that many threads. A pool of another size is replaced."""
     global _pool
     if _pool is None or _pool.workers != threads - 1:
-        _dismiss()
+        _shutdown_pool()
         try:
             _pool = ThreadPool(threads - 1)
         except RuntimeError as error:
@@ -253,7 +257,7 @@ def get_pool(threads: int) -> ThreadPool | None:
     return _pool
 
 
-def _dismiss() -> None:
+def _shutdown_pool() -> None:
     global _pool
     pool, _pool = _pool, None  # in this order: an interrupt must not leave a pool that has been stopped
     if pool is not None:
@@ -263,11 +267,11 @@ def _dismiss() -> None:
 def _at_exit() -> None:
     lease = try_acquire_pool()
     if lease is not None:
-        _dismiss()
+        _shutdown_pool()
 
 
-def _forget() -> None:
-    """In a forked child the pool's threads do not exist, and it may be told to run on other processors."""
+def _after_fork_in_child() -> None:
+    """Forget the pool, whose threads do not exist here, and the default, since the processors may be others."""
     global _pool, _lease
     _pool, _lease = None, None
     _default.cache_clear()
@@ -275,4 +279,4 @@ def _forget() -> None:
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,7 +12,7 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
+pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 
 MANY_ROWS = Shape(17, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 FEW_ROWS = Shape(17, 3, 17, 129, layers=2, lengths="edges")
@@ -48,7 +48,7 @@ def mode(request):
 
 
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
-def test_threads(mode, dtype, target, shape, few_rows):
+def test_threads(mode, dtype, target, shape, small_chunks):
     problem = make_problem(mode, shape, dtype)
     results, grids = [], set()
     for threads in (1, 2, 3, 4, 6):
@@ -74,7 +74,7 @@ def test_batch(mode, dtype, target, threads):
 
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_padding(mode, dtype, target, threads, shape, few_rows):
+def test_padding(mode, dtype, target, threads, shape, small_chunks):
     """A padded sequence is the trimmed one, zeros behind it, whatever the padding holds."""
     problem = make_problem(mode, shape, dtype)
     x = problem.x.copy()

@@ -13,7 +13,7 @@ from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
 
-pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
+pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 
 
 def run(spec, x, params, states, lengths):
@@ -37,7 +37,7 @@ class TestChunks(TestEngine):
     """Input GEMMs of few rows: every sequence takes several."""
 
     @pytest.fixture(autouse=True)
-    def chunks(self, few_rows):
+    def chunks(self, small_chunks):
         pass
 
     @pytest.fixture(autouse=True, params=[2], ids="{}threads".format)

@@ -12,7 +12,7 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
+pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 
 SHAPE = Shape(5, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 

@@ -8,7 +8,7 @@ from problems import Shape, make_problem
 from test_emitted import TARGETS, common_functions, loops
 
 from fusedrnn import RNNOp, frozen
-from fusedrnn.engines.cpu import executor as calls
+from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.jit.target import is_x86
 from fusedrnn.spec import DTYPES, MODES
 
@@ -25,40 +25,39 @@ SHAPES = [
 ]
 
 
-def results(problem, few, monkeypatch):
-    """Everything that inference, training and backward return, weights used as they lie in up to ``few`` steps."""
-    monkeypatch.setattr(calls, "_MOST_READS", few)
-    monkeypatch.setattr(calls, "_MOST_READS_IN_TRAINING", few)
-    op = RNNOp(problem.spec)
-    y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
-    trained, final, reserve = op.forward(
-        problem.x, problem.params, problem.states, lengths=problem.lengths, training=True
-    )
-    assert (reserve._residuals.weights.address == 0) == (few > 0)
-    dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
+def results(problem, few):
+    """Everything that inference, training and backward return, with unpacked weights in up to ``few`` steps."""
+    with tuned(max_unpacked_reads=few, max_unpacked_reads_training=few):
+        op = RNNOp(problem.spec)
+        y, states, _ = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
+        trained, final, reserve = op.forward(
+            problem.x, problem.params, problem.states, lengths=problem.lengths, training=True
+        )
+        assert (reserve._residuals.weights.address == 0) == (few > 0)
+        dx, dparams, dstates = op.backward(problem.dy, problem.dstates, reserve)
     return [y, *states, trained, *final, dx, dparams, *dstates]
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_bits_of_packed_weights(mode, dtype, shape, target, poisoned, monkeypatch):
+def test_the_bits_of_packed_weights(mode, dtype, shape, target, poisoned):
     problem = make_problem(mode, shape, dtype)
-    loose, packed = (results(problem, few, monkeypatch) for few in (100, 0))
+    loose, packed = (results(problem, few) for few in (100, 0))
     for one, other in zip(loose, packed, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_short_calls_pack_nothing(monkeypatch):
+def test_short_calls_pack_nothing():
     """Nor do they look for changes; longer ones, and frozen parameters, do what they did."""
     problem = make_problem("gru", Shape(1, 1, 5, 7))
     op = RNNOp(problem.spec)
     weight_cache = op.by_address().weight_cache
     op.forward(problem.x, problem.params)
-    assert not weight_cache._kept
+    assert not weight_cache.num_packed
     params = frozen(problem.params)
     op.forward(problem.x, params)
-    assert len(weight_cache._kept) == 1
+    assert weight_cache.num_packed == 1
 
 
 def test_a_reserve_keeps_its_weights():

@@ -10,12 +10,11 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.plan import backward as backward_plan
-from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
+pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 
 MANY_ROWS = Shape(9, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 FEW_ROWS = Shape(9, 3, 17, 129, layers=2, lengths="edges")
@@ -66,7 +65,7 @@ def mode(request):
 
 
 @pytest.mark.parametrize(("shape", "p"), [(MANY_ROWS, 0.4), (FEW_ROWS, 0.0), (ONE_WAY, 0.4)], ids=str)
-def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, few_rows):
+def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, small_chunks):
     problem = make_problem(mode, shape, dtype)
     problem = replace(problem, spec=replace(problem.spec, dropout=p))
     expected, grids = run(problem, seed=7), set()
@@ -78,21 +77,19 @@ def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, few_rows):
 
 
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=str)
-def test_blocks(mode, dtype, target, shape, monkeypatch):
+def test_blocks(mode, dtype, target, shape):
     """However many rows are multiplied at once, and packed for it."""
     problem = make_problem(mode, shape, dtype)
     expected, plans = run(problem), set()
     sizes = (1, 1, 1, 1), (70, 100, 8, 1 << 14), (3, 10_000, 11, 1 << 20), (999, 1, 64, 1)
     for chunk, block, at_once, cache in sizes:
-        monkeypatch.setattr(plan, "chunk_rows", lambda *_, chunk=chunk: chunk)
-        monkeypatch.setattr(plan, "cache_sizes", lambda cache=cache: {"L2": cache})
-        monkeypatch.setattr(backward_plan, "_ROWS_IN_A_BLOCK", block)
-        monkeypatch.setattr(backward_plan, "_ROWS_AT_ONCE", at_once)
-        made = make_backward_plan(problem.spec, target, shape.T, shape.N, 2)
-        plans.add((made.chunk, made.block, *(dict(made.layout)[name] for name in ("inner", "packed_panels"))))
-        for threads, keep in ((1, "states"), (2, "gates"), (3, "states")):
-            with fusedrnn.thread_limits(threads):
-                assert_same_bits(run(problem, keep=keep), expected)
+        rows = {"min_chunk_rows": chunk, "max_chunk_rows": chunk, "min_dx_chunk_rows": chunk}
+        with tuned(**rows, l2_bytes=cache, block_rows=block, gemm_rows=at_once):
+            plan = make_backward_plan(problem.spec, target, shape.T, shape.N, 2)
+            plans.add((plan.chunk, plan.block, *(plan.scratch.fields[name] for name in ("inner", "packed_panels"))))
+            for threads, keep in ((1, "states"), (2, "gates"), (3, "states")):
+                with fusedrnn.thread_limits(threads):
+                    assert_same_bits(run(problem, keep=keep), expected)
     assert len(plans) == 4
 
 
@@ -117,7 +114,7 @@ def test_batch(mode, dtype, target, threads):
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
-def test_padding(mode, dtype, target, shape, keep, few_rows):
+def test_padding(mode, dtype, target, shape, keep, small_chunks):
     """What padding holds is not read; a padded sequence is the trimmed one."""
     problem = make_problem(mode, shape, dtype)
     x, dy = problem.x.copy(), problem.dy.copy()
@@ -221,7 +218,7 @@ def test_out(mode, dtype, target, shape, threads):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [MANY_ROWS, ONE_WAY], ids=str)
-def test_add(mode, dtype, target, shape, threads, few_rows):
+def test_add(mode, dtype, target, shape, threads, small_chunks):
     """Added means: what would be written, added to what was there, rounded once."""
     problem = make_problem(mode, shape, dtype)
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from fusedrnn.spec import DTYPES, MODES
 
 pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="needs mprotect"),
-    pytest.mark.usefixtures("eager"),
+    pytest.mark.usefixtures("use_all_threads"),
     pytest.mark.pairwise,
 ]
 

@@ -12,6 +12,7 @@ from problems import Shape, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.weights import cache as pack
 from fusedrnn.runtime import buffers
@@ -179,16 +180,17 @@ def test_arrays_in_turn(counts):
     """Several parameter vectors, one after the other, each right, whichever are still packed."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
-    several = [problem.params * scale for scale in np.linspace(0.5, 1.5, pack._MOST_KEPT + 2, dtype=np.float32)]
+    most = tuning.current().max_packed_vectors
+    several = [problem.params * scale for scale in np.linspace(0.5, 1.5, most + 2, dtype=np.float32)]
     expected = [fresh(problem, params) for params in several]
     before = counts["packed"]
-    for turn in (range(pack._MOST_KEPT), range(pack._MOST_KEPT)):
+    for turn in (range(most), range(most)):
         for number in turn:
             np.testing.assert_array_equal(op.forward(problem.x, several[number])[0], expected[number])
-    assert counts["packed"] - before == pack._MOST_KEPT
+    assert counts["packed"] - before == most
     for number, params in enumerate(several):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected[number])
-    assert len(op.by_address().weight_cache._kept) == pack._MOST_KEPT
+    assert op.by_address().weight_cache.num_packed == most
 
 
 def test_memory_that_is_used_again():
@@ -216,7 +218,7 @@ def test_one_workspace_serves_smaller_calls(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, eager, traced):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, use_all_threads, traced):
     """Calls of hundreds of shapes: nothing stays, and at no time is there much beside the output."""
     problem = make_problem("lstm", Shape(40, 50, 16, 48, layers=2, bidirectional=True))
     op, rng = RNNOp(problem.spec), np.random.default_rng(0)
@@ -260,7 +262,7 @@ def test_caches_do_not_grow_with_shapes():
     for T in range(1, 40):
         op.forward(problem.x[:T, : T + 1], problem.params)
         engine = op.by_address()
-        len(sizes.append((engine.weight_cache._kept), len(engine.workspaces._idle), len(engine._planned)))
+        sizes.append((engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._planned)))
     assert set(sizes) == {(1, 1, 1)}
     assert load_job.cache_info().currsize <= kernels + 2  # forward and packing
 

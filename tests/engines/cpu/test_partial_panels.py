@@ -8,20 +8,19 @@ from problems import Shape, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu import executor as calls
 from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
 from fusedrnn.engines.cpu.kernels.loop import Blocking
-from fusedrnn.engines.cpu.plan import forward as plan
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.partition import force_grid
+from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.loader import function, load
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
 
-pytestmark = pytest.mark.pairwise
-
 UNTOUCHED = 99.0
+pytestmark = pytest.mark.pairwise
 
 
 def compiled(name, target, emit):
@@ -98,19 +97,22 @@ def everything(problem, keep):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("few", [0, 100], ids=["packed", "loose"])
 @pytest.mark.parametrize("shape", [Shape(5, 7, 37, 149, layers=2, lengths="edges"), Shape(3, 2, 101, 83)], ids=str)
-def test_members_begin_anywhere(mode, dtype, shape, few, target, poisoned, monkeypatch):
-    monkeypatch.setattr(calls, "_MOST_READS", few)
-    monkeypatch.setattr(calls, "_MOST_READS_IN_TRAINING", few)
+@pytest.mark.usefixtures("poisoned")
+def test_threads_begin_anywhere(mode, dtype, shape, few, target):
     problem = make_problem(mode, shape, dtype)
     blocking = Blocking(problem.spec.num_gates, target.tile[1])
     expected, within = None, {"forward": 0, "backward": 0}
     for threads, keep in zip(range(1, 6), itertools.cycle(("gates", "states")), strict=False):
-        with fusedrnn.thread_limits(threads), plan.forced((1, 1, threads)):
-            sizes = problem.spec, target, shape.T, shape.N, threads
+        sizes = problem.spec, target, shape.T, shape.N, threads
+        with (
+            tuned(max_unpacked_reads=few, max_unpacked_reads_training=few),
+            fusedrnn.thread_limits(threads),
+            force_grid((1, 1, threads)),
+        ):
             forward, backward = make_forward_plan(*sizes), make_backward_plan(*sizes)
             assert forward.grid == backward.grid == (1, 1, threads)
-            within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.unit_starts[:-1])
-            within["backward"] += any(unit % target.tile[1] for unit in backward.unit_starts[:-1])
+            within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.bounds["unit_starts"][:-1])
+            within["backward"] += any(unit % target.tile[1] for unit in backward.bounds["unit_starts"][:-1])
             found = everything(problem, keep)
         expected = expected or found
         for one, other in zip(found, expected, strict=True):

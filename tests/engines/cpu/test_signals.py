@@ -37,7 +37,7 @@ def train(op, params=PROBLEM.params):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_interrupts_leave_everything_usable(alarm, monkeypatch, threads, eager):
+def test_interrupts_leave_everything_usable(alarm, monkeypatch, threads, use_all_threads):
     """No lock stays taken, which other threads would wait for, and no interrupt is lost."""
     op, rng = RNNOp(PROBLEM.spec), np.random.default_rng(0)
     lost, caught = [], 0

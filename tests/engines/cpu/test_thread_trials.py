@@ -6,8 +6,8 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, frozen
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.launch import guarded_call as prepared
-from fusedrnn.engines.cpu.plan import thread_trials as benefit
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice, ThreadChoices
 from fusedrnn.runtime import thread_pool
 
@@ -54,7 +54,7 @@ def test_threads_that_do_not_help_are_left_out(several):
     learning = 0
     while calls.thread_choice.sharing:
         learning += calls.call()
-    assert learning <= benefit._LATE
+    assert learning <= tuning.current().late_calls
     assert several < 0.5 or learning == 1  # the slower, the sooner
     used = calls.run(200 * several)
     assert used * several < 0.1 * (1 - used) * 110e-6 + 0.03 * several
@@ -67,7 +67,7 @@ def test_threads_that_help_again_are_used_again():
     calls.run(30.0)
     assert not calls.thread_choice.sharing
     calls.several = 60e-6
-    calls.run(benefit._LONGEST_PAUSE + 0.5)
+    calls.run(tuning.current().max_trial_pause + 0.5)
     assert calls.thread_choice.sharing
     assert calls.run(1.0) == 1
 
@@ -109,18 +109,16 @@ def shared(monkeypatch):
     return asked
 
 
-def worth_sharing(monkeypatch):
-    """Let the cost model share out every call, however small."""
-    monkeypatch.setattr(benefit, "_LONGEST_CALL", 1.0)
-    from fusedrnn.engines.cpu.plan import forward as plan
-
-    monkeypatch.setattr(plan, "compared", lambda share, cost: -share.num_threads)
+@pytest.fixture
+def worth_sharing():
+    """The cost model takes several threads for every call, however small."""
+    with tuning.tuned(max_trial_call=1.0, min_speedup=0.0):
+        yield
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_calls_do_as_the_trend_says(monkeypatch, shared, sharing):
+def test_calls_do_as_the_choice_says(monkeypatch, worth_sharing, shared, sharing):
     """Checked and cached calls, forward, in training and backward; with the same bits."""
-    worth_sharing(monkeypatch)
     problem = make_problem("lstm", SHAPE)
     thread_choice = ThreadChoice()
     monkeypatch.setattr(thread_choice.__class__, "note", lambda *_: None)
@@ -139,12 +137,11 @@ def test_calls_do_as_the_trend_says(monkeypatch, shared, sharing):
     assert bool(shared) is sharing
 
 
-def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
+def test_calls_in_torch_do_as_the_choice_says(monkeypatch, worth_sharing):
     torch = pytest.importorskip("torch")
     from fusedrnn.runtime.openmp import OpenMPTeam
     from fusedrnn.torch import LSTM
 
-    worth_sharing(monkeypatch)
     ran = []
     for kind in (thread_pool.ThreadTeam, OpenMPTeam):
         plain = kind.run
@@ -169,8 +166,7 @@ def test_calls_in_torch_do_as_the_trend_says(monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_calls_are_timed(monkeypatch):
-    worth_sharing(monkeypatch)
+def test_calls_are_timed(monkeypatch, worth_sharing):
     noted = []
     monkeypatch.setattr(ThreadChoice, "note", lambda self, *what: noted.append(what))
     problem = make_problem("gru", SHAPE)

@@ -13,7 +13,7 @@ from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
 
-pytestmark = [pytest.mark.usefixtures("poisoned", "eager"), pytest.mark.pairwise]
+pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 
 
 def train(spec, x, params, states, lengths, keep, seed, backend="cpu"):
@@ -37,7 +37,7 @@ class TestBlocks(TestEngine):
     """GEMMs of few rows: every sequence takes several, of each kind."""
 
     @pytest.fixture(autouse=True)
-    def chunks(self, few_rows):
+    def chunks(self, small_chunks):
         pass
 
     @pytest.fixture(autouse=True, params=[2], ids="{}threads".format)
@@ -65,7 +65,7 @@ class TestAnyShape(AnyTrainingShape):
 
 class TestBlocksOfAnyShape(TestAnyShape):
     @pytest.fixture(autouse=True)
-    def chunks(self, few_rows):
+    def chunks(self, small_chunks):
         pass
 
     @pytest.fixture(autouse=True, params=[2], ids="{}threads".format)
@@ -91,11 +91,11 @@ def test_the_cases_split_work_in_every_way(mode, dtype, target):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_cases_have_many_blocks(mode, target, few_rows):
+def test_the_cases_have_many_blocks(mode, target, small_chunks):
     """With few rows in each: chunks of one step and of several, blocks of one chunk and of several, parts of blocks."""
     kinds = set()
     for shape, made in plans(mode, "float32", target):
-        inner = dict(made.layout)["inner"]
+        inner = made.scratch.fields["inner"]
         kinds |= {
             ("chunks", made.chunk > 1, made.chunk < shape.T),
             ("blocks", made.block > made.chunk, made.block < shape.T),

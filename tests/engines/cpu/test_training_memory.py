@@ -11,8 +11,7 @@ from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu import executor as calls
-from fusedrnn.engines.cpu.weights import cache as pack
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 
@@ -126,7 +125,7 @@ def test_idle_reserves_are_few():
     assert len({reserve._residuals.lease.address for reserve in held}) == 20
     del held
     gc.collect()
-    assert len(op.by_address()._reserves._idle) == calls.MOST_RESERVES
+    assert len(op.by_address()._reserves._idle) == tuning.current().max_idle_reserves
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -158,7 +157,7 @@ def test_backward_has_the_parameters_of_its_forward(mode, keep, between):
         params[...] = np.nan
         op = RNNOp(problem.spec)
     else:
-        for scale in np.linspace(0.1, 0.9, 2 * pack._MOST_KEPT, dtype=np.float32):
+        for scale in np.linspace(0.1, 0.9, 2 * tuning.current().max_packed_vectors, dtype=np.float32):
             forward(problem, op, keep, problem.params * scale)
             op.forward(problem.x, problem.params * -scale)
     for _ in range(2):
@@ -170,7 +169,7 @@ def test_updates_between_many_forwards_and_backwards(keep):
     problem = make_problem("lstm", SHAPE)
     op, params = RNNOp(problem.spec), problem.params.copy()
     reserves, expected = [], []
-    for _ in range(2 * pack._MOST_KEPT):
+    for _ in range(2 * tuning.current().max_packed_vectors):
         expected.append(fresh(replace(problem, params=params), keep))
         reserves.append(forward(problem, op, keep, params)[2])
         params *= np.float32(0.9)
@@ -227,7 +226,7 @@ class Loop:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, eager, traced):
+def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, use_all_threads, traced):
     """Steps of hundreds of shapes: nothing stays, and at no time is there much beside what is returned."""
     loop, rng = Loop(Shape(30, 40, 16, 48, layers=2, bidirectional=True), keep), np.random.default_rng(0)
     allowed = 70_000 if lengths else 60_000  # every shape's plans and records; with lengths their tables too
@@ -265,8 +264,8 @@ def test_caches_do_not_grow_with_shapes():
         for loop.keep in KEEPS:
             loop.step(T, T + 1)
         engine = loop.op.by_address()
-        sizes.append([len(kept) for kept in (engine.weight_cache._kept, engine.workspaces._idle, engine._planned)])
-        assert len(engine._reserves._idle) <= calls.MOST_RESERVES
+        sizes.append([engine.weight_cache.num_packed, len(engine.workspaces._idle), len(engine._planned)])
+        assert len(engine._reserves._idle) <= tuning.current().max_idle_reserves
     assert sizes == [[1, 1, 2]] * len(sizes)
 
 

@@ -14,7 +14,7 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import kernel_args as records
 from fusedrnn.runtime import thread_pool
 
-pytestmark = pytest.mark.usefixtures("eager")
+pytestmark = pytest.mark.usefixtures("use_all_threads")
 
 SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 
@@ -22,7 +22,7 @@ SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """What set_num_threads sets ends with the test."""
-    monkeypatch.setattr(thread_pool, "_count", None)
+    monkeypatch.setattr(thread_pool, "_num_threads", None)
 
 
 def step(problem, op=None, params=None, keep="gates"):

@@ -14,11 +14,11 @@ from variants import VARIANTS, recorded, variant_problem, variant_spec
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS
-from fusedrnn.engines.cpu.plan.forward import forced
+from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.jit.host import available_targets
 from fusedrnn.spec import DTYPES
 
-pytestmark = pytest.mark.usefixtures("poisoned", "eager")
+pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 
 SHAPES = (
     Shape(1, 1, 1, 2),
@@ -85,7 +85,7 @@ def on_targets():
 
 
 @pytest.mark.parametrize(("name", "target", "dtype"), [*on_targets()], indirect=["target"])
-def test_on_every_target(name, target, dtype, few_rows):
+def test_on_every_target(name, target, dtype, small_chunks):
     """Training alone, whose forward kernels do all that those of inference do."""
     problem, oracle = variant_problem(name, SHAPES[1])
     with fusedrnn.thread_limits(2):
@@ -93,7 +93,7 @@ def test_on_every_target(name, target, dtype, few_rows):
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_inference_on_every_target(name, target, few_rows):
+def test_inference_on_every_target(name, target, small_chunks):
     problem, oracle = variant_problem(name, SHAPES[1])
     with fusedrnn.thread_limits(2):
         y, final, _ = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
@@ -127,7 +127,7 @@ def test_the_same_bits_however_it_is_shared_out(name, shape):
     found = []
     for grid in GRIDS:
         for keep in KEEPS:
-            with fusedrnn.thread_limits(int(np.prod(grid))), forced(grid):
+            with fusedrnn.thread_limits(int(np.prod(grid))), force_grid(grid):
                 y, final, (dx, dparams, dstates) = train(problem, keep)
             found.append((y, *final, dx, dparams, *dstates))
     for other in found[1:]:

@@ -263,7 +263,7 @@ def test_what_a_tape_takes(mode, arrays):
         inputs = (layers - 1) * T * N * H * (8 + 1)  # of the second layer, and the mask
         assert tape.nbytes == layers * arrays * T * N * H * 8 + inputs
         # No view that keeps more than itself.
-        assert all(array.base is None for trail in tape.trails for step in trail.kept for array in step)
+        assert all(array.base is None for trail in tape.directions for step in trail.saved for array in step)
 
 
 def check_by_differences(task, names):

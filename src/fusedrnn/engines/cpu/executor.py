@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fusedrnn import env
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.jobs import load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
@@ -19,6 +20,7 @@ from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, backward_args, forward_args, signed
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.partition import has_few_reads, limit_threads
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.varlen import VarLen
@@ -40,11 +42,6 @@ Array = NDArray[Any]
 Weights = PackedWeights | WeightPointers
 Problem = tuple[str, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
-# Idle reserves that an op keeps for its next calls, if as many were in use at once.
-MOST_RESERVES = 16
-# A call reads each weight once for every so many rows of a step. Up to so many reads, packing does not pay; in training
-# the weights have mostly changed since the last call, so that they would be packed again.
-_ROWS_PER_READ, _MOST_READS, _MOST_READS_IN_TRAINING = 4, 2, 6
 
 
 @dataclass(eq=False)
@@ -75,8 +72,8 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
-        self._tiling = Tiling.of(spec, self.target)
-        self.workspaces, self._reserves = Workspaces(), BufferPool(MOST_RESERVES)
+        self._tiling, self.tuning = Tiling.of(spec, self.target), tuning.current()
+        self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
         self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
         self._can_run_unpacked = is_plain(lowered_cell(spec.variant))
@@ -113,7 +110,7 @@ class Executor:
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
-        return self._can_run_unpacked and _reads_weights_rarely(steps, batch, training)
+        return self._can_run_unpacked and has_few_reads(steps, batch, training, self.tuning)
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -274,9 +271,9 @@ class Executor:
     def _plan(self, problem: Problem, threads: int, awake: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
-        spec, target, passes = self.spec, self.target, self.weight_cache.layout.passes
+        spec, target, passes = self.spec, self.target, self.weight_cache.layout.layer_dirs
         training = layout is not None
-        threads = limit_threads(spec, threads, steps, batch, training)
+        threads = limit_threads(spec, threads, steps, batch, training, self.tuning)
         if name == "backward" and layout is not None:
             recompute = layout.save == "states"
             backward_plan = make_backward_plan(spec, target, steps, batch, threads, recompute=recompute, awake=awake)
@@ -305,18 +302,6 @@ class Executor:
             ran = team.run(job, address, args.num_threads)
         self.workspaces.release(scratch)
         return ran
-
-
-def limit_threads(spec: RNNSpec, threads: int, steps: int, batch: int, training: bool) -> int:
-    """How many threads may share a call: one where it has just written the weights itself, to read them once."""
-    unpacked = training and is_plain(lowered_cell(spec.variant)) and _reads_weights_rarely(steps, batch, training)
-    return 1 if unpacked else threads
-
-
-def _reads_weights_rarely(steps: int, batch: int, training: bool) -> bool:
-    """Whether packing the weights, or checking whether they have changed, would cost more than it saves."""
-    reads = steps * -(-batch // _ROWS_PER_READ)
-    return reads <= (_MOST_READS_IN_TRAINING if training else _MOST_READS)
 
 
 def _row_offsets(varlen: VarLen | None) -> int:

@@ -46,7 +46,7 @@ class ReserveLayout:
         state_size = (steps + 2) * batch * state_row
         num_states = len(spec.state_names) + len(tiling.stages) - 1
         saved_at = states_offset + spec.num_layers * num_states * state_size
-        saved_row = round_up_to_cache_line(tiling.unit_vectors * num_saved * tiling.vector_bytes)
+        saved_row = round_up_to_cache_line(tiling.unit_vecs * num_saved * tiling.vector_bytes)
         saved_size = spec.num_layers * spec.num_directions * steps * batch * saved_row
         return cls(
             save, steps, batch, states_offset, state_row, batch * state_row, state_size, num_states,

@@ -1,4 +1,4 @@
-"""The NumPy reference as an engine: slow, unfused, and what the others are compared with."""
+"""The NumPy reference as an engine: slow and unfused; tests compare the other engines with it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
-from fusedrnn.engines.reference import backward as reference_training
-from fusedrnn.engines.reference import forward as reference
-from fusedrnn.engines.reference.backward import Tape, flows
+from fusedrnn.engines.reference.backward import Tape, backward, step_vjp, train
+from fusedrnn.engines.reference.forward import forward
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -22,17 +21,17 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class ReferenceResiduals:
-    """A tape, and the memory it holds: its own, and the copies of what it was made from (lengths left out)."""
+    """A tape, and the bytes of the tape and of the copies that it refers to, lengths excepted."""
 
     tape: Tape
     nbytes: int
 
 
 class ReferenceEngine:
-    """Runs one spec on :mod:`fusedrnn.engines.reference.forward`.
+    """Runs one spec on NumPy.
 
-    Whatever a call asks to be kept, its tape holds every intermediate value that a gradient uses, so that nothing is
-    computed again and the bits are the same.
+    The tape holds every intermediate value that a gradient uses, whatever the save policy says: nothing is recomputed,
+    and the bits are the same.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
@@ -44,7 +43,7 @@ class ReferenceEngine:
     def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
         """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
         x, params, states, lengths, y = operands
-        result, final = reference.forward(self.spec, x, params, states, lengths)
+        result, final = forward(self.spec, x, params, states, lengths)
         _copy(y, result, lengths)
         return final
 
@@ -56,14 +55,14 @@ class ReferenceEngine:
         x, params = operands.x.copy(), operands.params.copy()
         states = None if operands.states is None else [state.copy() for state in operands.states]
         lengths = None if operands.lengths is None else operands.lengths.copy()
-        result, final, tape = reference_training.train(self.spec, x, params, states, lengths, seed)
+        result, final, tape = train(self.spec, x, params, states, lengths, seed)
         _copy(operands.y, result, lengths)
         return final, ReferenceResiduals(tape, tape.nbytes + self._copied_bytes(*x.shape[:2]))
 
     def backward(self, residuals: ReferenceResiduals, operands: BackwardOperands) -> None:
         """The gradients; see :class:`fusedrnn.engines.interface.Engine`."""
         tape, grads = residuals.tape, operands.grads
-        dx, dparams, dinitial = reference_training.backward(self.spec, tape, operands.dy, operands.dstates)
+        dx, dparams, dinitial = backward(self.spec, tape, operands.dy, operands.dstates)
         if grads.x is not None:
             lengths = [len(dx)] * dx.shape[1] if tape.lengths is None else tape.lengths
             for index, length in enumerate(lengths):
@@ -78,20 +77,20 @@ class ReferenceEngine:
         spec = self.spec
         item = np.dtype(spec.dtype).itemsize
         outputs = (spec.num_layers - 1) * steps * batch * spec.output_size
-        passes = spec.num_layers * spec.num_directions
+        layer_dirs = spec.num_layers * spec.num_directions
         per_step = sum(prod(shape) for shape in spec.state_shape(batch))
-        per_step += passes * batch * spec.hidden_size * len(flows(traced_cell(spec.variant)).kept)
+        per_step += layer_dirs * batch * spec.hidden_size * len(step_vjp(traced_cell(spec.variant)).saved)
         masks = outputs if spec.dropout else 0
         return (outputs + steps * per_step) * item + masks + self._copied_bytes(steps, batch)
 
     def _copied_bytes(self, steps: int, batch: int) -> int:
-        """Bytes of input, parameters and initial states."""
+        """Bytes of the input, the parameters and the initial states."""
         states = sum(prod(shape) for shape in self.spec.state_shape(batch))
         count = steps * batch * self.spec.input_size + self.spec.layout.size + states
         return count * np.dtype(self.spec.dtype).itemsize
 
 
 def _copy(y: Array, result: Array, lengths: Array | None) -> None:
-    """Write the output, but not behind the sequences' lengths."""
+    """Write the output, but not after the end of a sequence."""
     where: Any = True if lengths is None else (np.arange(len(y))[:, None] < lengths)[:, :, None]
     np.copyto(y, result, where=where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Pass, Program, looked_up, step_at
+from fusedrnn.engines.cpu.kernels.scratch import BACKWARD
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Function, Value
 from fusedrnn.jit.struct import Struct
@@ -12,14 +13,8 @@ CALL = Struct(
     *SHARED,
     "block", "weight_starts", "out_weight_starts", "unsorted_indices", "batch_sizes", "sorted_indices",
     "add_states", "add_params", "recompute",
-    "groups", "group_stride", "state_gates_offset", "input_gates_offset", "gates_row", "carried_offset", "carried_size",
-    "carried_stride", "operands_offset", "transposed_offset", "transposed_stride",
-    "weights_offset", "weights_stride", "sums_offset",
-    "scratch", "scratch_stride", "places_offset", "panel_offset", "packed_offset", "packed_panels", "inner",
-    "kept_offset",
-    "forward_gates_offset", "forward_gates_stride", "recurrent_offset", "masked_offset", "masked_row",
     "x_gradient", "x_step", "x_row", "x_row_offsets", "x_add", "x_size",
-    "dx_partial", "dx_partial_step", "dx_partial_row", "dx_partial_size",
+    *BACKWARD.fields,
 )  # fmt: skip
 """A *team* is the members that work on the same direction; its memory, ``group_stride`` bytes, holds the rows of gate
 gradients, what is carried from step to step, upright gradients and the weights' gradients."""
@@ -119,7 +114,7 @@ class BackwardEmitter(Pass):
         c, v = self.c, self.v
         units = self.hidden
         row = (units.last - units.first) * (self.kept_slots * v.bytes)
-        return self.scratch + c.kept_offset + place * row - units.first * (self.kept_slots * v.bytes)
+        return self.scratch + c.recomputed_offset + place * row - units.first * (self.kept_slots * v.bytes)
 
 
 def emit_deliver(program: Program) -> Function:
@@ -157,7 +152,7 @@ def emit_add_directions(program: Program) -> Function:
     with f.loop(member, c.steps, members) as time, f.loop(0, looked_up(f, c.batch_sizes, time, c.batch)) as rank:
         index = looked_up(f, c.sorted_indices, rank, rank)
         into = step_at(f, c.x_gradient, c.x_step, c.x_row, c.x_row_offsets, time) + index * c.x_row
-        one = c.dx_partial + time * c.dx_partial_step + index * c.dx_partial_row
+        one = c.dx_partials + time * c.dx_partial_step + index * c.dx_partial_row
         with f.loop(0, c.x_size, v.lanes) as feature:
             at = feature * v.item
             total = v.load(one + at) + v.load(one + c.dx_partial_size + at)

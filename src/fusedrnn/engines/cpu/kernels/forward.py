@@ -14,6 +14,7 @@ from fusedrnn.cell.leaves import NewState, Peephole, PreH, PreSum, PreX, Project
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import SHARED, UNPACKED_PARAMS, Program, each_pass, step_at
+from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Declared, Function, Module, Value
@@ -21,12 +22,7 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 
-CALL = Struct(
-    *SHARED,
-    "states", "state_stride", "state_direction", "cell_offset", "operands_offset",
-    "scratch", "scratch_stride", "h_rows_offset", "gates_offset", "gates_stride", "recurrent_offset",
-    "masked_offset", "masked_row", "biases_offset", "biases_size",
-)  # fmt: skip
+CALL = Struct(*SHARED, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,

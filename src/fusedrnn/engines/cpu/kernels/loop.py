@@ -42,7 +42,7 @@ SHARED = (
     "steps", "batch", "layers", "directions", "hidden", "out",
     "grid_layer_dirs", "grid_rows", "grid_units", "row_starts", "unit_starts", "out_starts", "chunk",
     "row_to_sequence", "active_rows", "lengths",
-    "layer_dirs", "barriers", "progress", "spins",
+    "layer_dirs", "spins",
     "saved_state_step", "saved_state_row", "saved_values_step", "saved_values_row",
     "threshold", "scale", "seed",
 )  # fmt: skip

@@ -16,9 +16,9 @@ class StateEmitter(Pass):
         c = self.c
         self.scratch = scratch = c.scratch + self.member * c.scratch_stride
         self.h_rows = scratch + c.h_rows_offset
-        self.states = c.states + self.slot * c.state_direction + self.first_row * c.state_stride
+        self.states = c.states + self.slot * c.states_stride + self.first_row * c.state_stride
         # h lies twice, for even and odd steps: a step reads one while it writes the other.
-        self.h_size = c.cell_offset / 2
+        self.h_size = c.c_offset / 2
 
     def operand_row(self, stage: StageKernel, row: Value) -> Value:
         """This member's row of what a stage behind the first multiplies."""
@@ -40,7 +40,7 @@ class StateEmitter(Pass):
     def state_rows(self, name: str, row: Value) -> Value:
         """This member's row of a state buffer; the even one for h."""
         at = self.states + row * self.c.state_stride
-        return at if name == "h" else at + self.c.cell_offset
+        return at if name == "h" else at + self.c.c_offset
 
     def enter(self) -> None:
         """Initial states into the state buffers, and the addresses of the rows that stages multiply."""

@@ -1,30 +1,29 @@
-"""How a spec's units and gates fill vectors and panels, and how memory is rounded up to lines of the cache."""
+"""How the units and gates of a spec fill vectors and panels on a target; the same for all problem sizes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, lowered_cell, stage_kernels
-from fusedrnn.engines.cpu.plan.sizes import Grid
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
 
-_LINE = 64
+_CACHE_LINE = 64
 
 
 def round_up_to_cache_line(size: int) -> int:
-    """Rounded up to whole cache lines."""
-    return -(-size // _LINE) * _LINE
+    """Round a size up to whole cache lines."""
+    return -(-size // _CACHE_LINE) * _CACHE_LINE
 
 
 def pad_against_conflicts(size: int) -> int:
-    """Rounded up to an odd number of cache lines: rows that far apart do not all fall into the same cache sets."""
-    return (-(-size // _LINE) | 1) * _LINE
+    """Round a row's size up to an odd number of cache lines, so that rows do not all map to the same cache sets."""
+    return (-(-size // _CACHE_LINE) | 1) * _CACHE_LINE
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How one spec's units and gates fill vectors and panels on one target; the same for every problem size.
+    """The vectors and panels of a spec's weights, gates and states on a target.
 
     Attributes:
         vector_bytes: Bytes of a vector.
@@ -32,7 +31,7 @@ class Tiling:
         hidden: H.
         out: S, the size of h.
         stages: The stages of the cell.
-        vectors: Gates that have element by element weights.
+        num_peepholes: Gates that have peephole weights.
         item: Bytes of an element.
         directions: D.
     """
@@ -42,46 +41,55 @@ class Tiling:
     hidden: int
     out: int
     stages: tuple[StageKernel, ...]
-    vectors: int
+    num_peepholes: int
     item: int
     directions: int
 
     @classmethod
     def of(cls, spec: RNNSpec, target: Target) -> Tiling:
-        """The tiling of that spec's layers."""
+        """The tiling of a spec's layers."""
         return cls(
             vector_bytes=target.vector_bits // 8,
             panel_vectors=target.tile[1],
             hidden=spec.hidden_size,
             out=spec.state_size,
             stages=stage_kernels(spec.variant),
-            vectors=len(lowered_cell(spec.variant).peepholes),
+            num_peepholes=len(lowered_cell(spec.variant).peepholes),
             item=ITEM_SIZE[spec.dtype],
             directions=spec.num_directions,
         )
 
-    def layers_at_once(self, grid: Grid) -> bool:
-        """Whether layers run side by side: in a network of one direction, that is what groups of passes are."""
-        return self.directions == 1 and grid[0] > 1
+    def is_pipelined(self, layer_dir_groups: int) -> bool:
+        """Whether so many groups of layer-directions are pipelined layers: a network of one direction has no others."""
+        return self.directions == 1 and layer_dir_groups > 1
 
     @property
     def lanes(self) -> int:
         """Elements of a vector."""
         return self.vector_bytes // self.item
 
-    def vectors_of(self, size: int) -> int:
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a row of a panel."""
+        return self.panel_vectors * self.vector_bytes
+
+    def num_vectors(self, size: int) -> int:
         """Vectors that hold so many elements."""
         return -(-size // self.lanes)
 
-    @property
-    def unit_vectors(self) -> int:
-        """Vectors that hold the hidden units."""
-        return self.vectors_of(self.hidden)
+    def feature_panels(self, features: int) -> int:
+        """Panels that hold so many features."""
+        return -(-features * self.item // self.panel_bytes)
 
     @property
-    def out_vectors(self) -> int:
+    def unit_vecs(self) -> int:
+        """Vectors that hold the hidden units."""
+        return self.num_vectors(self.hidden)
+
+    @property
+    def out_vecs(self) -> int:
         """Vectors that hold h."""
-        return self.vectors_of(self.out)
+        return self.num_vectors(self.out)
 
     @property
     def gate_stages(self) -> list[StageKernel]:
@@ -90,59 +98,50 @@ class Tiling:
 
     @property
     def projections(self) -> list[StageKernel]:
-        """The stage that has none, if there is one."""
+        """The projection, if there is one."""
         return [stage for stage in self.stages if stage.projects]
 
     @property
-    def gates(self) -> int:
+    def num_gates(self) -> int:
         """Gates of all stages."""
         return sum(stage.num_gates for stage in self.gate_stages)
 
-    def size_of(self, stage: StageKernel) -> int:
-        """Units for which a stage has columns."""
+    def num_units(self, stage: StageKernel) -> int:
+        """Units that a stage computes: S of a projection, else H."""
         return self.out if stage.projects else self.hidden
 
     def operand_size(self, stage: StageKernel) -> int:
-        """Elements of what a stage multiplies."""
+        """Elements of a row of a stage's operand."""
         return self.hidden if stage.index else self.out
 
-    def columns_of(self, stage: StageKernel) -> int:
+    def num_panels(self, stage: StageKernel) -> int:
         """Panels that hold a stage's columns."""
-        return -(-self.vectors_of(self.size_of(stage)) * stage.num_gates // self.panel_vectors)
+        return -(-self.num_vectors(self.num_units(stage)) * stage.num_gates // self.panel_vectors)
 
     @property
-    def columns(self) -> int:
-        """Panels that hold all gates of all units."""
-        return sum(self.columns_of(stage) for stage in self.gate_stages)
-
-    def depth_of(self, stage: StageKernel) -> int:
-        """Elements of a row of a stage's gradients."""
-        return self.vectors_of(self.size_of(stage)) * stage.num_gates * self.lanes
+    def gate_panels(self) -> int:
+        """Panels that hold the columns of all gates."""
+        return sum(self.num_panels(stage) for stage in self.gate_stages)
 
     @property
-    def depth(self) -> int:
-        """Elements of a row of all gates' gradients."""
-        return sum(self.depth_of(stage) for stage in self.gate_stages)
+    def peephole_panels(self) -> int:
+        """Panels that hold the peephole weights."""
+        return -(-self.unit_vecs * self.num_peepholes // self.panel_vectors)
+
+    def k_padded(self, stage: StageKernel) -> int:
+        """Elements of a row of a stage's gradients, padded to whole vectors: K of its GEMMs in backward."""
+        return self.num_vectors(self.num_units(stage)) * stage.num_gates * self.lanes
 
     @property
-    def vector_panels(self) -> int:
-        """Panels that hold the element by element weights."""
-        return -(-self.unit_vectors * self.vectors // self.panel_vectors)
+    def gates_k_padded(self) -> int:
+        """Elements of a row of the gradients of all gates, padded."""
+        return sum(self.k_padded(stage) for stage in self.gate_stages)
 
     @property
     def block_col_vecs(self) -> int:
-        """Vectors of the columns of a block of units, in the stage where these are most."""
+        """Vectors of columns of a block of units, in the stage where they are most."""
         return max(Blocking(stage.num_gates, self.panel_vectors).block_col_vecs for stage in self.stages)
 
-    @property
-    def panel_bytes(self) -> int:
-        """Bytes of one row of a panel."""
-        return self.panel_vectors * self.vector_bytes
-
-    def panels_of(self, features: int) -> int:
-        """Panels that hold that many features."""
-        return -(-features * self.item // self.panel_bytes)
-
     def masked_row(self, spec: RNNSpec) -> int:
-        """Bytes from one to the next copy of a layer's output."""
-        return pad_against_conflicts(self.panels_of(spec.output_size) * self.panel_bytes)
+        """Bytes from one row to the next of a layer's output after dropout."""
+        return pad_against_conflicts(self.feature_panels(spec.output_size) * self.panel_bytes)

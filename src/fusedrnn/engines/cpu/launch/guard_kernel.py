@@ -69,9 +69,9 @@ def build_guarded_call() -> Module:
     cache, scratch, arguments, control, weights, reserve, seed = f.arguments
     c = CALL_CACHE.read(f, cache)
     f.copy(scratch, c.values, c.values_size)
-    held = f.var(f.result(guards_hold, cache, scratch, arguments))
+    held = f.var(f.call(guards_hold, cache, scratch, arguments))
     with f.if_(held.get().is_set):
-        held.set(f.result(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
+        held.set(f.call(no_alias, c.guards, c.num_guards, scratch + c.extents_offset))
     with f.if_(held.get().is_set):
         workspace, kernel_args = scratch + c.plan_offset, scratch + c.args_offset
         call_values = (

@@ -11,7 +11,8 @@ goes by the parameter's name, a parameter that comes as it lies by "unpacked" an
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from fusedrnn.engines.cpu.kernels.loop import UNPACKED_PARAMS
 from fusedrnn.engines.cpu.kernels.tiling import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.template import At, Template
 from fusedrnn.engines.cpu.plan.backward import BackwardPlan
-from fusedrnn.engines.cpu.plan.forward import Plan
+from fusedrnn.engines.cpu.plan.forward import ForwardPlan
+from fusedrnn.engines.cpu.plan.partition import Plan
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.varlen import table_offsets
 from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
@@ -65,6 +67,7 @@ class KernelArgs:
         names: What the call will say, in this order.
         call: The record of the call.
         passes: Those of the passes.
+        fields: How many fields all records have.
         constants: Arrays that the records refer to.
 
     Attributes:
@@ -80,10 +83,11 @@ class KernelArgs:
 
     def __init__(
         self,
-        plan: Plan | BackwardPlan,
+        plan: Plan,
         names: Sequence[str],
         call: tuple[Struct, Fields],
-        passes: Sequence[tuple[Struct, Fields]],
+        passes: Iterable[tuple[Struct, Fields]],
+        fields: int,
         constants: Sequence[Array],
     ) -> None:
         self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
@@ -92,11 +96,11 @@ class KernelArgs:
         self._values = struct.Struct(f"{len(known)}q")
         self.objects_at = 8 * len(self.place)
         self.records_at = round_up_to_cache_line(self.objects_at + 16 * OBJECTS)
-        fields = sum(len(record.names) for record, _ in (call, *passes))
         head = self.records_at + 8 * fields
         # The barriers, where the workspace of the plan begins, are zero at the start of each call.
-        zeros = (round_up_to_cache_line(head) - head + plan.zeroed) // 8
-        self.template = Template(known, [call, *passes], zeros)
+        zeros = (round_up_to_cache_line(head) - head + plan.scratch.zeroed) // 8
+        # One row after the other: all of them at once would take much memory.
+        self.template = Template(known, chain([call], passes), fields + zeros)
         self.plan_at = round_up_to_cache_line(head)
         self.size = self.plan_at + plan.size
 
@@ -114,58 +118,49 @@ def signed(seed: int) -> int:
 
 
 def forward_args(
-    spec: RNNSpec, plan: Plan, weights: Sequence[PackedWeightsOffsets], layout: ReserveLayout | None
+    spec: RNNSpec, plan: ForwardPlan, weights: Sequence[PackedWeightsOffsets], layout: ReserveLayout | None
 ) -> KernelArgs:
     """A forward plan's records; with a reserve's layout those of training."""
-    shares = _shares(plan, "row_starts", "unit_starts", "out_starts")
-    call: Fields = {
-        **_shared(spec, plan, layout, len(forward.CALL.names)),
-        **{name: starts.ctypes.data for name, starts in shares.items()},
-        "states": At("workspace", plan.states_offset), "state_stride": plan.state_stride,
-        "state_direction": plan.state_direction, "cell_offset": plan.cell_offset,
-        "operands_offset": plan.operands_offset,
-        "scratch": At("workspace", plan.scratch_offset), "scratch_stride": plan.scratch_stride,
-        "h_rows_offset": plan.h_rows_offset, "gates_offset": plan.gates_offset, "gates_stride": plan.gates_stride,
-        "recurrent_offset": plan.recurrent_offset, "masked_offset": plan.masked_offset, "masked_row": plan.masked_row,
-        "biases_offset": plan.biases_offset, "biases_size": plan.biases_size,
-    }  # fmt: skip
-    passes = [
+    bounds = _bounds(plan)
+    call: Fields = {**_shared(spec, plan, layout, len(forward.CALL.names)), **_addresses(bounds)}
+    passes = (
         (forward.LAYER_DIR, _forward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
-    ]
+    )
+    fields = len(forward.CALL.names) + len(weights) * len(forward.LAYER_DIR.names)
     names = (*FORWARD, *_matrix_names(spec))
-    return KernelArgs(plan, names, (forward.CALL, call), passes, [*shares.values()])
+    return KernelArgs(plan, names, (forward.CALL, call), passes, fields, [*bounds.values()])
 
 
 def backward_args(
     spec: RNNSpec, plan: BackwardPlan, weights: Sequence[PackedWeightsOffsets], layout: ReserveLayout
 ) -> KernelArgs:
     """A backward plan's records."""
-    shares = _shares(plan, "row_starts", "unit_starts", "out_starts", "weight_starts", "out_weight_starts")
-    at = dict(plan.layout)
+    bounds = _bounds(plan)
     both = spec.num_directions > 1
     call: Fields = {
-        **at, **_shared(spec, plan, layout, len(gradient_pass.CALL.names)),
-        **{name: starts.ctypes.data for name, starts in shares.items()},
+        **_shared(spec, plan, layout, len(gradient_pass.CALL.names)), **_addresses(bounds),
         "block": plan.block, "add_states": At("add_states"), "add_params": At("add_params"),
-        "recompute": int(bool(at["kept_size"]) and not layout.saved_row),
-        "groups": At("workspace", at["groups"]), "scratch": At("workspace", at["scratch"]),
+        "recompute": int(plan.recomputes and not layout.saved_row),
         "x_gradient": At("dx") if both else 0, "x_step": At("dx_step"), "x_row": At("dx_row"),
         "x_row_offsets": At("row_offsets"), "x_add": At("add_x"), "x_size": spec.input_size,
-        "dx_partial": _part(spec, plan, 0, 0), "dx_partial_step": plan.part_row * plan.batch,
-        "dx_partial_row": plan.part_row, "dx_partial_size": plan.part_size,
     }  # fmt: skip
-    passes = [
+    passes = (
         (gradient_pass.LAYER_DIR, _backward_pass(spec, plan, weights[index], layout, index, layer, direction))
         for index, layer, direction in _each(spec)
-    ]
+    )
+    fields = len(gradient_pass.CALL.names) + len(weights) * len(gradient_pass.LAYER_DIR.names)
     names = (*BACKWARD, *_matrix_names(spec), *(entry.name for entry in spec.layout.by_layer_direction))
-    return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, [*shares.values()])
+    return KernelArgs(plan, names, (gradient_pass.CALL, call), passes, fields, [*bounds.values()])
 
 
-def _shares(plan: Plan | BackwardPlan, *names: str) -> dict[str, Array]:
+def _bounds(plan: Plan) -> dict[str, Array]:
     """Who has which rows and units."""
-    return {name: np.array(getattr(plan, name), np.int64) for name in names}
+    return {name: np.array(bounds, np.int64) for name, bounds in plan.bounds.items()}
+
+
+def _addresses(arrays: Mapping[str, Array]) -> Fields:
+    return {name: array.ctypes.data for name, array in arrays.items()}
 
 
 def _matrix_names(spec: RNNSpec) -> list[str]:
@@ -189,7 +184,7 @@ def _each(spec: RNNSpec) -> Iterator[tuple[int, int, int]]:
         yield index, *divmod(index, spec.num_directions)
 
 
-def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | None, fields: int) -> Fields:
+def _shared(spec: RNNSpec, plan: Plan, layout: ReserveLayout | None, fields: int) -> Fields:
     """What both calls' records, of so many fields, begin with."""
     drops = layout is not None and spec.drops
     bits = struct.unpack("q", struct.pack("d", float(np.dtype(spec.dtype).type(scale(spec.dropout)))))[0]
@@ -199,8 +194,9 @@ def _shared(spec: RNNSpec, plan: Plan | BackwardPlan, layout: ReserveLayout | No
         "hidden": spec.hidden_size, "out": spec.state_size, "grid_layer_dirs": plan.grid[0], "grid_rows": plan.grid[1],
         "grid_units": plan.grid[2], "chunk": plan.chunk,
         **{name: At("tables", offset) for name, offset in tables.items()},
-        "layer_dirs": At("records", 8 * fields), "barriers": At("workspace"),
-        "progress": At("workspace", plan.progress_offset), "spins": At("spins"), "seed": At("seed"),
+        **plan.scratch.fields,
+        **{name: At("workspace", offset) for name, offset in plan.scratch.offsets.items()},
+        "layer_dirs": At("records", 8 * fields), "spins": At("spins"), "seed": At("seed"),
         "saved_state_step": layout.state_step if layout else 0, "saved_state_row": layout.state_row if layout else 0,
         "saved_values_step": layout.saved_step if layout else 0, "saved_values_row": layout.saved_row if layout else 0,
         "threshold": threshold(spec.dropout) if drops else 0, "scale": bits,
@@ -212,7 +208,7 @@ def _width(spec: RNNSpec, state: str = "h") -> int:
     return spec.size_of(state) * np.dtype(spec.dtype).itemsize
 
 
-def _states(plan: Plan | BackwardPlan, spec: RNNSpec, index: int, *names: str) -> Fields:
+def _states(plan: Plan, spec: RNNSpec, index: int, *names: str) -> Fields:
     """A pass's part of the caller's states."""
     return {name: At(name, index * plan.batch * _width(spec, "c" if "c" in name else "h")) for name in names}
 
@@ -238,7 +234,7 @@ def _from_below(spec: RNNSpec, layout: ReserveLayout, layer: int) -> Fields:
 
 def _forward_pass(
     spec: RNNSpec,
-    plan: Plan,
+    plan: ForwardPlan,
     weights: PackedWeightsOffsets,
     layout: ReserveLayout | None,
     index: int,
@@ -247,7 +243,8 @@ def _forward_pass(
 ) -> Fields:
     last = layer == spec.num_layers - 1
     offset = direction * _width(spec)
-    between = {"step": plan.between_row * plan.batch, "row": plan.between_row}
+    row, outputs = plan.layer_output_row, plan.scratch.offsets["layer_outputs"]
+    between = {"step": row * plan.batch, "row": row}
     source: Fields = {**{name: At(name) for name in ("x", "x_step", "x_row")}, "x_row_offsets": At("row_offsets")}
     into: Fields = {
         "y": At("y", offset), "y_step": At("y_step"), "y_row": At("y_row"), "y_row_offsets": At("row_offsets"),
@@ -259,10 +256,10 @@ def _forward_pass(
     else:
         kept = dict.fromkeys(("x_copy", "saved_h", "saved_c", "saved_operand", "saved_values"), 0)
         if layer:
-            at = At("workspace", plan.between_offset[(layer - 1) % 2])
+            at = At("workspace", outputs + (layer - 1) % 2 * plan.layer_output_size)
             source = {"x": at, **{f"x_{name}": size for name, size in between.items()}, "x_row_offsets": 0}
         if not last:
-            at = At("workspace", plan.between_offset[layer % 2] + offset)
+            at = At("workspace", outputs + layer % 2 * plan.layer_output_size + offset)
             into = {"y": at, **{f"y_{name}": size for name, size in between.items()}, "y_row_offsets": 0}
     return {
         **source, **into, **kept, "k": spec.layer_input_size(layer), "reverse": int(spec.reverses(direction)),
@@ -302,7 +299,8 @@ def _backward_pass(
 def _part(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int, offset: int = 0) -> At:
     """What a direction of a layer makes of its input's gradient, where it is but a part of it."""
     place = layer % 2 * spec.num_directions + direction
-    return At("workspace", plan.parts_offset + place * plan.part_size + offset)
+    partials = plan.scratch.offsets["dx_partials"]
+    return At("workspace", partials + place * plan.scratch.fields["dx_partial_size"] + offset)
 
 
 def _from_above(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fields:
@@ -312,8 +310,8 @@ def _from_above(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -
         last: Fields = {"dy_step": At("dy_step"), "dy_row": At("dy_row"), "dy_row_offsets": At("row_offsets")}
         return {"dy": At("dy", offset), "dy_too": 0, **last}
     too = _part(spec, plan, layer + 1, 1, offset) if spec.num_directions > 1 else 0
-    step = plan.part_row * plan.batch
-    strides: Fields = {"dy_step": step, "dy_row": plan.part_row, "dy_row_offsets": 0}
+    step, row = (plan.scratch.fields[f"dx_partial_{name}"] for name in ("step", "row"))
+    strides: Fields = {"dy_step": step, "dy_row": row, "dy_row_offsets": 0}
     return {"dy": _part(spec, plan, layer + 1, 0, offset), "dy_too": too, **strides}
 
 
@@ -324,4 +322,5 @@ def _below(spec: RNNSpec, plan: BackwardPlan, layer: int, direction: int) -> Fie
         return {"dx": At("dx"), **strides, "add_x": At("add_x")}
     part = _part(spec, plan, layer, direction)
     at = part if layer else At("dx_partials", part.offset)
-    return {"dx": at, "dx_step": plan.part_row * plan.batch, "dx_row": plan.part_row, "dx_row_offsets": 0, "add_x": 0}
+    step, row = (plan.scratch.fields[f"dx_partial_{name}"] for name in ("step", "row"))
+    return {"dx": at, "dx_step": step, "dx_row": row, "dx_row_offsets": 0, "add_x": 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,16 +30,16 @@ class Template:
     Args:
         names: What the call knows, in the order in which it will say so.
         rows: Each record, and what its fields are.
-        zeros: How many fields of 0 shall follow.
+        count: How many fields there are, those of 0 behind the rows included.
 
     Attributes:
         address: Where the fields are told, as :data:`fusedrnn.engines.cpu.launch.args_kernel.FIELD` has them.
         count: How many there are.
     """
 
-    def __init__(self, names: Sequence[str], rows: Sequence[tuple[Struct, Fields]], zeros: int) -> None:
+    def __init__(self, names: Sequence[str], rows: Iterable[tuple[Struct, Fields]], count: int) -> None:
         places = {name: place for place, name in enumerate(names)}
-        self.count = sum(len(record.names) for record, _ in rows) + zeros
+        self.count = count
         self._fields: Array = np.zeros((self.count, 2), np.int64)
         self.address, self._fill = self._fields.ctypes.data, load_fill()
         self._fields[:, 0] = CONSTANT

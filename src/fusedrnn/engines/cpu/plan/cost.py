@@ -1,248 +1,220 @@
-"""What a split of the work would cost: a page of arithmetic on the sizes of a problem and of the machine.
+"""The cost model: the predicted time of a call, for a division of its work among threads.
 
-Everything is in seconds and bytes. The time of a GEMM's tile is that of its multiply-adds or that of reading its
-panel, whichever is longer; the time of a call is that of the member with most to do. No bit of a result depends on it.
+Everything is in seconds and bytes. A micro-kernel takes as long as its multiply-adds or as reading its panel, whichever
+is longer; a call takes as long as the thread with the largest share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil
 
-from fusedrnn.engines.cpu.plan.sizes import Problem, Share
-from fusedrnn.jit.host import cache_sizes
-from fusedrnn.jit.target import Target
+from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadShare
+from fusedrnn.engines.cpu.tuning import MachineModel
 
-PARTS = "input GEMM", "recurrent GEMM", "weights", "cell", "memory", "barriers", "call"
-
-# Cycles of a nominal core, by which defaults are told: what counts is how they compare with one another.
-_CYCLE = 1 / 3.6e9
-_NEAR, _FAR = 31, 20
-# Data that is there once is fetched, written, and fetched again where it is needed.
-_TRIPS = 3
-# How many times as fast several threads must be than one.
-_WORTH = 1.1
-# Of the time that weights take from afar beyond what they would from nearby, what no multiplying hides.
-_EXPOSED = 0.15
-# Tiles of a panel that ask for the next one.
-_PREFETCHING = 4
-# Of a second-level cache, what weights find free beside everything that streams through it.
-_FREE = 0.85
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What of a machine matters. Rates are those of one thread.
-
-    Attributes:
-        fma: Multiply-adds of whole vectors a second.
-        near, far, memory: Bytes a second read from the second-level cache, from the third, from memory.
-        near_size, far_size: Bytes of these caches.
-        instruction: Seconds of an instruction on a vector in a cell's maths.
-        tile: Seconds of entering and leaving a tile.
-        row: Seconds of turning to another row of a step.
-        step: Seconds of turning to another step.
-        layer: Seconds of entering and leaving a layer in a direction, without what grows with the problem.
-        barrier: Seconds from the last to arrive until all go on.
-        awake, asleep: Seconds of handing a job to threads that spin, to threads that sleep.
-        call, reserve: Seconds of a call before and after its job, and what a reserve adds to them.
-    """
-
-    fma: float
-    near: float
-    far: float
-    memory: float
-    near_size: int
-    far_size: int
-    instruction: float
-    tile: float = 2e-9
-    row: float = 3e-9
-    step: float = 20e-9
-    layer: float = 0.5e-6
-    barrier: float = 0.3e-6
-    awake: float = 1.5e-6
-    asleep: float = 60e-6
-    call: float = 2e-6
-    reserve: float = 3.5e-6
-
-    @classmethod
-    @lru_cache(maxsize=8)
-    def of(cls, target: Target) -> Machine:
-        """What one may take for granted of a machine with this target's vectors and these caches."""
-        caches = cache_sizes()
-        near = caches.get("L2", 1 << 20)
-        wide = target.vector_bits == 512
-        return cls(
-            fma=(1 if wide or not target.fma else 2) / _CYCLE,
-            near=_NEAR / _CYCLE,
-            far=_FAR / _CYCLE,
-            memory=10e9,
-            near_size=near,
-            far_size=caches.get("L3", 4 * near),
-            instruction=(0.9 if wide else 0.6) * _CYCLE,
-        )
+COST_TERMS = "input GEMM", "recurrent GEMM", "weights", "cell", "memory", "barriers", "call"
 
 
 class Cost(dict[str, float]):
-    """Seconds by what they go into, of the member with most to do."""
+    """Seconds of each cost term, for the thread with the largest share."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(COST_TERMS, 0.0))
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Seconds of all terms."""
         return sum(self.values())
 
 
-def predict(problem: Problem, share: Share, machine: Machine, *, awake: bool = False) -> Cost:
-    """What a call would take so shared out."""
-    cost = Cost(dict.fromkeys(PARTS, 0.0))
-    turns, meetings = _turns(problem, share)
-    several = share.num_threads > 1
-    layers = (_backward if problem.way == "backward" else _forward)(problem, share, machine)
-    for number, layer in layers:
-        for part, seconds in layer.items():
-            cost[part] += number * turns * seconds
-        cost["barriers"] += number * several * meetings * machine.barrier
-    cost["call"] += machine.call + (problem.way != "inference") * machine.reserve
-    cost["call"] += several * (machine.awake if awake else machine.asleep)
+def predict_cost(
+    problem: ProblemSize, share: ThreadShare, machine: MachineModel, *, awake: bool = False
+) -> Cost:
+    """Predict the cost of a call; its threads are asleep when it comes, or ``awake``."""
+    cost = Cost()
+    rounds, meetings = _rounds_per_thread(problem, share)
+    is_parallel = share.num_threads > 1
+    layer_model = _BackwardLayer if problem.phase == "backward" else _ForwardLayer
+    for count, features in _distinct_layers(problem):
+        for term, seconds in layer_model(problem, share, machine, features).predict().items():
+            cost[term] += count * rounds * seconds
+        cost["barriers"] += count * is_parallel * meetings * machine.barrier
+    cost["call"] += machine.call + (problem.phase != "inference") * machine.reserve
+    cost["call"] += is_parallel * (machine.wake_spinning if awake else machine.wake_sleeping)
     return cost
 
 
-def _turns(problem: Problem, share: Share) -> tuple[float, float]:
-    """How much of all layers' time in one direction a member spends, and how often members meet in each layer."""
-    groups = share.grid[0]
+def adjusted_cost(share: ThreadShare, cost: Cost, min_speedup: float) -> float:
+    """The cost by which grids are compared: several threads must be so many times as fast as one."""
+    return cost.total * (min_speedup if share.num_threads > 1 else 1.0)
+
+
+def _rounds_per_thread(problem: ProblemSize, share: ThreadShare) -> tuple[float, float]:
+    """A thread's part of the time of one direction of all layers, and barriers of all threads per layer."""
+    groups = share.grid.layer_dirs
     if problem.directions > 1 or groups == 1:
         return -(-problem.directions // groups), 1.0
     layers, chunks = len(problem.inputs), -(-problem.steps // share.chunk)
-    own = -(-layers // groups)
-    # The last group begins when the others have done a chunk each.
-    return (own + (groups - 1) / chunks) / layers, own * chunks / layers
+    own_layers = -(-layers // groups)
+    # The last group of a pipeline begins when each of the others has finished a chunk.
+    return (own_layers + (groups - 1) / chunks) / layers, own_layers * chunks / layers
 
 
-def compared(share: Share, cost: Cost) -> float:
-    """By what a way to share out is compared with others: other threads, which may be wanted elsewhere, must pay."""
-    return cost.total * (_WORTH if share.num_threads > 1 else 1.0)
-
-
-def _layers(problem: Problem) -> Iterator[tuple[int, int]]:
-    """The features that layers read, each with the number of layers that read so many."""
+def _distinct_layers(problem: ProblemSize) -> Iterator[tuple[int, int]]:
+    """How many layers read how many features."""
     for features in dict.fromkeys(problem.inputs):
         yield problem.inputs.count(features), features
 
 
-def _forward(problem: Problem, share: Share, machine: Machine) -> Iterator[tuple[int, Cost]]:
-    columns = share.units * problem.gates
-    every = problem.steps * share.rows
-    gates = share.chunk * share.rows * columns * problem.vector
-    recurrent = sum(stage.k * stage.gates * share.of(stage) for stage in problem.stages) * problem.vector
-    chunks = -(-problem.steps // share.chunk)
-    for number, features in _layers(problem):
-        weights = features * columns * problem.vector
-        far, farther = _far(problem, share, 0, machine), _far(problem, share, features, machine)
-        cost = Cost(dict.fromkeys(PARTS, 0.0))
-        # In the first step they come from afar.
-        near = _resident(recurrent, gates, machine) * (1 - 1 / problem.steps)
-        for stage in problem.stages:
-            wide = stage.gates * share.of(stage)
-            _gemm(cost, "recurrent GEMM", problem, machine, problem.steps, share.rows, stage.k, wide, near, far)
-        # What streams through while the recurrent weights stay.
-        near = 1.0 if weights + recurrent + gates < _FREE * machine.near_size else 0.0
-        _gemm(cost, "input GEMM", problem, machine, chunks, every / chunks, features, columns, near, farther)
-        cost["cell"] = every * (share.units * problem.operations * machine.instruction + machine.row)
-        cost["cell"] += problem.steps * machine.step + machine.layer
-        # The output, and in training the reserve.
-        written = 1 + (problem.way == "training") * (problem.states + problem.kept)
-        cost["memory"] = every * share.units * problem.vector * written / _stream(problem, written, machine)
-        cost["barriers"] = problem.steps * len(problem.stages) * (share.grid[2] > 1) * machine.barrier
-        yield number, cost
+class _Layer:
+    """The cost of one direction of a layer with so many input features."""
+
+    def __init__(
+        self, problem: ProblemSize, share: ThreadShare, machine: MachineModel, features: int
+    ) -> None:
+        self.problem, self.share, self.machine, self.features = problem, share, machine, features
+        self.cost = Cost()
+        self.rows = problem.steps * share.rows
+        self.chunks = -(-problem.steps // share.chunk)
+
+    def predict(self) -> Cost:
+        """Predict the cost; called once."""
+        raise NotImplementedError
+
+    def cell(self) -> None:
+        """Add the cell's maths and the overheads of rows, steps and the layer."""
+        problem, machine = self.problem, self.machine
+        row = self.share.unit_vecs * problem.instructions * machine.instruction + machine.row
+        self.cost["cell"] = self.rows * row
+        self.cost["cell"] += problem.steps * machine.step + machine.layer
+
+    def gemm(
+        self, term: str, count: int, rows: float, k: int, col_vecs: int, l2_fraction: float, bandwidth: float
+    ) -> None:
+        """Add GEMMs of so many rows. This fraction of their weights is in L2, the rest comes at this bandwidth."""
+        problem, machine = self.problem, self.machine
+        panels = count * (col_vecs / problem.vectors_per_panel)
+        panel_vectors = problem.vectors_per_panel * k
+        panel_bytes = k * problem.vectors_per_panel * problem.vector_bytes
+        rate = 1 / (l2_fraction / machine.l2_bandwidth + (1 - l2_fraction) / bandwidth)
+        self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors, panel_bytes, rate)
+
+    def panels(
+        self, term: str, panels: float, rows: float, rows_per_tile: int, panel_vectors: float, panel_bytes: float,
+        bandwidth: float,
+    ) -> None:  # fmt: skip
+        """Add rows times panels. A panel's first tiles prefetch the next panel; all tiles read their panel from L2."""
+        machine = self.machine
+        tiles = ceil(rows / rows_per_tile)
+        fma = rows / tiles * panel_vectors / machine.fma_rate
+        l2_stall = max(0.0, panel_bytes / machine.l2_bandwidth - fma)
+        extra_fetch = panel_bytes / bandwidth - panel_bytes / machine.l2_bandwidth
+        hidden = min(tiles, machine.prefetching_tiles) * (fma + l2_stall)
+        first_stall = l2_stall + max(machine.exposed_latency * extra_fetch, panel_bytes / bandwidth - hidden)
+        self.cost[term] += panels * tiles * (fma + machine.tile)
+        self.cost["weights"] += panels * (first_stall + (tiles - 1) * l2_stall)
+
+    def recurrent_l2_fraction(self, weights: int, other: int) -> float:
+        """The fraction of the recurrent weights that is in L2, in the mean over all steps; the first finds none."""
+        machine = self.machine
+        room = (machine.usable_l2 * machine.l2_bytes - other) / weights
+        return min(1.0, max(0.0, room)) * (1 - 1 / self.problem.steps)
+
+    def weights_bandwidth(self, features: int) -> float:
+        """Bandwidth of weights beyond L2: L3 if those of all active directions fit, else memory."""
+        problem = self.problem
+        rows = features + problem.stages[0].k
+        size = rows * problem.unit_vecs * problem.gates * problem.vector_bytes * self.share.grid.layer_dirs
+        return self.machine.l3_bandwidth if size <= self.machine.l3_bytes else self.machine.memory_bandwidth
+
+    def streaming_bandwidth(self, vectors: int) -> float:
+        """Bandwidth for streaming data of so many vectors per unit vector: L3 if it fits, else memory."""
+        problem, machine = self.problem, self.machine
+        size = problem.steps * problem.batch * problem.unit_vecs * problem.vector_bytes * vectors
+        size *= problem.directions * len(problem.inputs)
+        fits_l3 = size <= machine.l3_bytes // 2
+        return machine.l3_bandwidth if fits_l3 else machine.memory_bandwidth / machine.stream_trips
 
 
-def _backward(problem: Problem, share: Share, machine: Machine) -> Iterator[tuple[int, Cost]]:
-    k = problem.units * problem.gates * problem.lanes
-    every, everybody = problem.steps * share.rows, problem.steps * problem.batch
-    backs = [_back(problem, share, number) for number in range(len(problem.stages))]
-    recurrent = sum(depth * wide for depth, wide in backs) * problem.vector
-    gates = share.rows * problem.units * problem.gates * problem.vector
-    chunks = -(-problem.steps // share.chunk)
-    for number, features in _layers(problem):
-        x_vectors = -(-features // problem.lanes)
-        far, farther = _far(problem, share, 0, machine), _far(problem, share, features, machine)
-        cost = Cost(dict.fromkeys(PARTS, 0.0))
-        near = _resident(recurrent, 2 * gates, machine) * (1 - 1 / problem.steps)
-        for depth, wide in backs:
-            _gemm(cost, "recurrent GEMM", problem, machine, problem.steps, share.rows, depth, wide, near, far)
-        wide = -(-x_vectors // share.grid[2])
-        _gemm(cost, "input GEMM", problem, machine, chunks, every / chunks, k, wide, 0.0, farther)
-        # The projection's rows are H long, but there are fewer of them.
-        operands = sum(stage.k * stage.gates for stage in problem.stages) / problem.gates / problem.lanes
-        panels = (x_vectors + operands) / problem.panel
-        tiles = problem.gates * share.shared * panels
-        blocks = -(-everybody // share.block)
-        inner = everybody / blocks
-        _tiles(
-            cost, "weights", machine, tiles * blocks, problem.lanes, problem.tile, problem.panel * inner,
-            problem.panel * inner * problem.vector, machine.near,
+class _ForwardLayer(_Layer):
+    """A layer of inference or training."""
+
+    def predict(self) -> Cost:
+        """Predict the cost; called once."""
+        problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
+        col_vecs = share.unit_vecs * problem.gates
+        gates_bytes = share.chunk * share.rows * col_vecs * problem.vector_bytes
+        stages = [(stage.k, stage.col_vecs * share.unit_vecs_of(stage)) for stage in problem.stages]
+        recurrent_bytes = sum(k * width for k, width in stages) * problem.vector_bytes
+        in_l2 = self.recurrent_l2_fraction(recurrent_bytes, gates_bytes)
+        for k, width in stages:
+            bandwidth = self.weights_bandwidth(0)
+            self.gemm("recurrent GEMM", problem.steps, share.rows, k, width, in_l2, bandwidth)
+        input_bytes = self.features * col_vecs * problem.vector_bytes
+        fits_l2 = input_bytes + recurrent_bytes + gates_bytes < machine.usable_l2 * machine.l2_bytes
+        self.gemm(
+            "input GEMM", self.chunks, self.rows / self.chunks, self.features, col_vecs, float(fits_l2),
+            self.weights_bandwidth(self.features),
         )  # fmt: skip
-        # Packing what they are multiplied with, which each member does for itself, and the sums of the biases.
-        cost["weights"] += everybody * panels * problem.panel * problem.vector / _stream(problem, 1, machine)
-        cost["weights"] += everybody * share.shared * problem.slots * 4 * machine.instruction
-        cost["cell"] = every * (share.units * problem.operations * machine.instruction + machine.row)
-        cost["cell"] += problem.steps * machine.step + machine.layer
-        read = 2 * problem.states + problem.kept + problem.slots
-        rate = _stream(problem, read, machine)
-        sums = tiles * problem.lanes * problem.panel * problem.vector
-        cost["memory"] = (every * share.units * problem.vector * read + (2 * blocks - 1) * sums) / rate
-        meetings = problem.steps * len(problem.stages) * (share.grid[2] > 1)
-        meetings += 2 * blocks * (share.num_threads > share.grid[0])
+        self.cell()
+        # The output, and in training the reserve.
+        written = 1 + (problem.phase == "training") * (problem.states + problem.saved)
+        written_bytes = self.rows * share.unit_vecs * problem.vector_bytes * written
+        cost["memory"] = written_bytes / self.streaming_bandwidth(written)
+        cost["barriers"] = problem.steps * len(problem.stages) * (share.grid.units > 1) * machine.barrier
+        return cost
+
+
+class _BackwardLayer(_Layer):
+    """A layer of backward."""
+
+    def predict(self) -> Cost:
+        """Predict the cost; called once."""
+        problem, share = self.problem, self.share
+        gates_bytes = share.rows * problem.unit_vecs * problem.gates * problem.vector_bytes
+        stages = [self._recurrent_gemm_shape(index) for index in range(len(problem.stages))]
+        recurrent_bytes = sum(k * width for k, width in stages) * problem.vector_bytes
+        in_l2 = self.recurrent_l2_fraction(recurrent_bytes, 2 * gates_bytes)
+        for k, width in stages:
+            bandwidth = self.weights_bandwidth(0)
+            self.gemm("recurrent GEMM", problem.steps, share.rows, k, width, in_l2, bandwidth)
+        x_vecs = -(-self.features // problem.lanes)
+        self.gemm(
+            "input GEMM", self.chunks, self.rows / self.chunks, problem.unit_vecs * problem.gates * problem.lanes,
+            -(-x_vecs // share.grid.units), 0.0, self.weights_bandwidth(self.features),
+        )  # fmt: skip
+        self.cell()
+        self._weight_gradients(x_vecs)
+        return self.cost
+
+    def _recurrent_gemm_shape(self, index: int) -> tuple[int, int]:
+        """K and vectors of columns of a stage's transposed GEMM."""
+        problem, stage = self.problem, self.problem.stages[index]
+        unit_vecs = -(-problem.stages[0].k // problem.lanes) if stage.projects else problem.unit_vecs
+        return unit_vecs * stage.col_vecs * problem.lanes, self.share.unit_vecs if index else self.share.out_unit_vecs
+
+    def _weight_gradients(self, x_vecs: int) -> None:
+        """Add the GEMMs of the weight gradients, the memory that all of backward streams, and the barriers."""
+        problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
+        all_rows = problem.steps * problem.batch
+        # A projection's rows are H long, but there are fewer of them.
+        operand_vecs = sum(stage.k * stage.col_vecs for stage in problem.stages) / problem.gates / problem.lanes
+        panels = (x_vecs + operand_vecs) / problem.vectors_per_panel
+        row_panels = problem.gates * share.weight_unit_vecs * panels
+        blocks = -(-all_rows // share.block)
+        panel_vectors = problem.vectors_per_panel * (all_rows / blocks)
+        self.panels(
+            "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors,
+            panel_vectors * problem.vector_bytes, machine.l2_bandwidth,
+        )  # fmt: skip
+        # Each thread packs the operands for itself, and adds up the gradients of its biases.
+        packed_bytes = all_rows * panels * problem.vectors_per_panel * problem.vector_bytes
+        cost["weights"] += packed_bytes / self.streaming_bandwidth(1)
+        cost["weights"] += all_rows * share.weight_unit_vecs * problem.pre_act_grads * 4 * machine.instruction
+        read = 2 * problem.states + problem.saved + problem.pre_act_grads
+        read_bytes = self.rows * share.unit_vecs * problem.vector_bytes * read
+        sums_bytes = row_panels * problem.lanes * problem.vectors_per_panel * problem.vector_bytes
+        cost["memory"] = (read_bytes + (2 * blocks - 1) * sums_bytes) / self.streaming_bandwidth(read)
+        meetings = problem.steps * len(problem.stages) * (share.grid.units > 1)
+        meetings += 2 * blocks * (share.num_threads > share.grid.layer_dirs)
         cost["barriers"] = meetings * machine.barrier
-        yield number, cost
-
-
-def _back(problem: Problem, share: Share, number: int) -> tuple[int, int]:
-    """Of a stage's GEMM in backward: the elements of its rows of gradients, and vectors of its operand's units."""
-    stage = problem.stages[number]
-    own = -(-problem.stages[0].k // problem.lanes) if stage.projects else problem.units
-    return own * stage.gates * problem.lanes, share.units if number else share.outs
-
-
-def _gemm(
-    cost: Cost, part: str, problem: Problem, machine: Machine, times: int, rows: float, k: int, columns: int,
-    near: float, far: float,
-) -> None:  # fmt: skip
-    """So many GEMMs of these rows with weights of which the part ``near`` is in the second-level cache."""
-    panels, bytes_ = columns / problem.panel, k * problem.panel * problem.vector
-    rate = 1 / (near / machine.near + (1 - near) / far)
-    _tiles(cost, part, machine, times * panels, rows, problem.tile, problem.panel * k, bytes_, rate)
-
-
-def _tiles(
-    cost: Cost, part: str, machine: Machine, panels: float, rows: float, most: int, multiplied: float, bytes_: float,
-    rate: float,
-) -> None:  # fmt: skip
-    """Rows against panels: the first tiles fetch the next panel at that rate, all read theirs from the near cache."""
-    count = ceil(rows / most)
-    fma = rows / count * multiplied / machine.fma
-    later = max(0.0, bytes_ / machine.near - fma)
-    afar = bytes_ / rate - bytes_ / machine.near
-    first = later + max(_EXPOSED * afar, bytes_ / rate - min(count, _PREFETCHING) * (fma + later))
-    cost[part] += panels * count * (fma + machine.tile)
-    cost["weights"] += panels * (first + (count - 1) * later)
-
-
-def _resident(size: int, beside: int, machine: Machine) -> float:
-    """Which part of so many bytes, read again and again, stays in the second-level cache."""
-    return min(1.0, max(0.0, (_FREE * machine.near_size - beside) / size))
-
-
-def _far(problem: Problem, share: Share, features: int, machine: Machine) -> float:
-    """Bytes a second at which weights come that are not near: of all directions at work, if the caches hold them."""
-    weights = (features + problem.stages[0].k) * problem.units * problem.gates * problem.vector * share.grid[0]
-    return machine.far if weights <= machine.far_size else machine.memory
-
-
-def _stream(problem: Problem, vectors: int, machine: Machine) -> float:
-    """Bytes a second of data that is there once, so many vectors for each one of units: from where it has room."""
-    size = problem.steps * problem.batch * problem.units * problem.vector * vectors
-    size *= problem.directions * len(problem.inputs)
-    return machine.far if size <= machine.far_size // 2 else machine.memory / _TRIPS

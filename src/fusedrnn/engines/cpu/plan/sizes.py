@@ -1,9 +1,10 @@
-"""What the cost model knows of a problem: its sizes, and what a way to share it out gives a member to do."""
+"""The sizes that the cost model works with: of a problem, and of the share of it that one thread has."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
+from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
@@ -12,39 +13,54 @@ from fusedrnn.engines.cpu.kernels.stages import derivative_of, lowered_cell, sta
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
 
-Grid = tuple[int, int, int]
-"""Groups of directions, or in a network of one direction of layers; of rows; of units."""
 
-
-@dataclass(frozen=True)
-class Gemm:
-    """A stage's GEMM in a step: what it multiplies, and vectors of columns for each vector of its units.
+class ThreadGrid(NamedTuple):
+    """How threads divide a problem.
 
     Attributes:
-        k: Elements of its operand.
-        gates: Vectors of columns for each vector of units.
-        projects: Whether its units are the output's.
+        layer_dirs: Groups of layer-directions: the directions, or in a network of one direction pipelined layers.
+        rows: Groups of sequences.
+        units: Groups of hidden units.
+    """
+
+    layer_dirs: int
+    rows: int
+    units: int
+
+    @property
+    def num_threads(self) -> int:
+        """Threads in use."""
+        return prod(self)
+
+
+class StageGemm(NamedTuple):
+    """The recurrent GEMM of a cell's stage.
+
+    Attributes:
+        k: Elements of a row of its operand.
+        col_vecs: Vectors of columns for each vector of units.
+        projects: Whether its columns are the units of a projection.
     """
 
     k: int
-    gates: int
+    col_vecs: int
     projects: bool
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The sizes that matter. A *vector* is one of units; gates of a vector of units are so many vectors.
+class ProblemSize(NamedTuple):
+    """A call's sizes. A *unit vector* is a vector of hidden units; each gate has one vector for it.
 
     Attributes:
-        way: "inference", "training" (the forward pass) or "backward".
+        phase: "inference", "training" (its forward pass) or "backward".
         inputs: Features that each layer reads.
-        operations: Instructions of the cell's maths on a vector, or of its derivative's.
-        states, kept, slots: Vectors that a vector of units has of states, of what training keeps, of distinct gate
-            gradients.
-        stages: The GEMMs of a step.
+        instructions: Vector instructions of the cell's maths, or of its derivative's, for a unit vector of a row.
+        states: Vectors of states for each unit vector, the operands of later stages among them.
+        saved: Vectors that training saves for each unit vector.
+        pre_act_grads: Distinct vectors of pre-activation gradients for each unit vector.
+        stages: The recurrent GEMMs of a step.
     """
 
-    way: str
+    phase: str
     steps: int
     batch: int
     directions: int
@@ -52,27 +68,27 @@ class Problem:
     hidden: int
     gates: int
     lanes: int
-    vector: int
-    panel: int
-    tile: int
-    operations: int
+    vector_bytes: int
+    vectors_per_panel: int
+    rows_per_tile: int
+    instructions: int
     states: int
-    kept: int
-    slots: int
-    stages: tuple[Gemm, ...]
+    saved: int
+    pre_act_grads: int
+    stages: tuple[StageGemm, ...]
 
     @property
-    def units(self) -> int:
-        """Vectors that hold the hidden units."""
+    def unit_vecs(self) -> int:
+        """Unit vectors of a layer-direction."""
         return -(-self.hidden // self.lanes)
 
     @classmethod
-    def of(cls, spec: RNNSpec, target: Target, steps: int, batch: int, way: str) -> Problem:
-        """That of T steps of N sequences through these layers."""
-        derivative, parts = derivative_of(spec.variant), stage_kernels(spec.variant)
+    def of(cls, spec: RNNSpec, target: Target, steps: int, batch: int, phase: str) -> ProblemSize:
+        """The sizes of T steps of N sequences."""
+        derivative, stages = derivative_of(spec.variant), stage_kernels(spec.variant)
         lanes = target.lanes(spec.dtype)
         return cls(
-            way=way,
+            phase=phase,
             steps=steps,
             batch=batch,
             directions=spec.num_directions,
@@ -80,65 +96,64 @@ class Problem:
             hidden=spec.hidden_size,
             gates=spec.num_gates,
             lanes=lanes,
-            vector=lanes * ITEM_SIZE[spec.dtype],
-            panel=target.tile[1],
-            tile=target.tile[0],
-            operations=_operations(spec.variant, way),
-            states=len(spec.state_names) + len(parts) - 1,
-            kept=len(derivative.saved),
-            slots=sum(stage.num_grads for stage in parts),
+            vector_bytes=lanes * ITEM_SIZE[spec.dtype],
+            vectors_per_panel=target.tile[1],
+            rows_per_tile=target.tile[0],
+            instructions=_cell_instructions(spec.variant, phase),
+            states=len(spec.state_names) + len(stages) - 1,
+            saved=len(derivative.saved),
+            pre_act_grads=sum(stage.num_grads for stage in stages),
             stages=tuple(
-                Gemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
-                for stage in parts
+                StageGemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
+                for stage in stages
             ),
         )
 
 
-@dataclass(frozen=True)
-class Share:
-    """A way to share a problem out: the grid, and what the member with most to do then has.
+class ThreadShare(NamedTuple):
+    """The share of the thread that has most to do.
 
     Attributes:
-        rows: Its rows.
-        units: Its vectors of units.
-        chunk: Steps to an input GEMM, backward to one of the inputs' gradients.
-        block: Rows to a GEMM of the weights' gradients, in backward.
-        shared: Its vectors of units in those.
-        outs: Its vectors of h's units; as many as of hidden ones unless there is a projection.
+        grid: How the problem is divided.
+        rows: Sequences.
+        unit_vecs: Unit vectors.
+        chunk: Steps of an input GEMM, in backward of one for dx.
+        out_unit_vecs: Vectors of h's units; other than ``unit_vecs`` only with a projection.
+        block: In backward, rows of a GEMM of the weight gradients.
+        weight_unit_vecs: In backward, unit vectors of the weight gradients, which all threads of a direction divide.
     """
 
-    grid: Grid
+    grid: ThreadGrid
     rows: int
-    units: int
+    unit_vecs: int
     chunk: int
+    out_unit_vecs: int
     block: int = 0
-    shared: int = 0
-    outs: int = 0
+    weight_unit_vecs: int = 0
 
-    def of(self, stage: Gemm) -> int:
-        """Its vectors of a stage's units."""
-        return self.outs if stage.projects else self.units
+    def unit_vecs_of(self, stage: StageGemm) -> int:
+        """Unit vectors of a stage."""
+        return self.out_unit_vecs if stage.projects else self.unit_vecs
 
     @property
     def num_threads(self) -> int:
-        """Threads at work."""
-        directions, rows, units = self.grid
-        return directions * rows * units
+        """Threads in use."""
+        return self.grid.num_threads
 
 
 @lru_cache(maxsize=64)
-def _operations(variant: Variant, way: str) -> int:
-    """Instructions of a cell's maths on a vector of units of a row, its loads and stores with it."""
+def _cell_instructions(variant: Variant, phase: str) -> int:
+    """Vector instructions of a cell's maths for a unit vector of a row, its loads and stores included."""
     cell, derivative = lowered_cell(variant), derivative_of(variant)
     roots: list[Expr] = [*cell.outputs, *cell.operands]
     stores = len(roots)
-    if way == "training":
+    if phase == "training":
         stores += len(roots) + len(derivative.saved)
         roots += derivative.saved
-    if way == "backward":
-        slots = [slot for stage in derivative.stages for slot in stage.distinct_grads]
-        roots = [*slots, *(state for state in derivative.state_grads if state is not None)]
-        stores = 2 * len(cell.gates) + len(slots) + len(cell.states)
+    if phase == "backward":
+        grads = [slot for stage in derivative.stages for slot in stage.distinct_grads]
+        roots = [*grads, *(state for state in derivative.state_grads if state is not None)]
+        stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores
 
 

@@ -1,8 +1,8 @@
-"""What several threads bring: calls are timed, and those that one thread serves faster run on one.
+"""Trials of one thread: calls are timed, and those that one thread serves faster run on one.
 
-The cost model assumes that threads have processors to run on. Where other processes take these, a call on several
-threads waits for the one that does not run: it may take several times as long as on one thread. No bit depends on the
-number of threads, so calls may change it at any time.
+The cost model assumes that every thread has a processor. Where other processes run, a call on several threads waits for
+the one that does not, and may take several times as long as on one thread. The bits of a result do not depend on the
+number of threads, so it may change with every call.
 """
 
 from __future__ import annotations
@@ -14,22 +14,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fusedrnn import env
+from fusedrnn.engines.cpu.tuning import Tuning, current
 
 logger = logging.getLogger(__name__)
-
-# Calls above this forecast on one thread stay as planned: a trial of them would cost too much.
-_LONGEST_CALL = 20e-3
-# Calls more late than in time before a trial; one that takes several times as long counts as several.
-_LATE = 4
-# Calls that a trial is compared with. Calls of a trial; fewer are enough if all are twice as slow as any of the others,
-# or as fast.
-_RECENT, _CALLS, _FEWEST, _CLEAR = 8, 5, 2, 2.0
-# Seconds at the start of a trial that do not count: threads that have no work yet, or none any more, spin or wake up.
-_SETTLING = 1e-3
-# How many times as fast several threads must be, as in the cost model.
-_WORTH = 1.1
-# Seconds between two trials; they double while the verdict stays. A trial takes at most 1/50 of the time.
-_PAUSE, _LONGEST_PAUSE, _TRIAL_SHARE = 0.1, 2.0, 50
 
 
 class Forecast(NamedTuple):
@@ -40,80 +27,88 @@ class Forecast(NamedTuple):
 
 
 class ThreadChoice:
-    """What calls of about one length have shown.
+    """Chooses between several threads and one for calls of similar length.
 
-    Calls run on several threads until some have taken longer than one thread takes: by its forecast, later by the
-    fastest call there has been. Then a trial follows: some calls run on one thread, and their median is compared with
-    that of the calls before. If one thread has won, calls on several threads are tried after a pause.
+    Calls use several threads until some take longer than one thread takes: by the forecast, later by the fastest call
+    on one thread so far. Then a trial runs some calls on one thread and compares their median with that of the calls
+    before it. Once one thread has won, further trials give several threads another chance.
 
-    Threads may call at once: what they overwrite of each other costs time, and nothing else.
+    Calls may come from several Python threads at once: what they overwrite of each other costs only time.
 
     Attributes:
-        sharing: Whether calls use several threads; those of a trial do not if others do.
+        sharing: Whether calls use several threads; calls of a trial do the opposite.
     """
 
-    __slots__ = ("_alone", "_late", "_pause", "_recent", "_resume", "_settled", "_trial", "sharing")
+    __slots__ = (
+        "_best_alone", "_counted_from", "_late", "_next_trial", "_pause", "_recent", "_trial", "_tuning", "sharing",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning | None = None) -> None:
         self.sharing = True
+        self._tuning = tuning = tuning or current()
         self._late = 0
-        self._pause, self._resume = _PAUSE, 0.0
-        # Durations, in units of the forecast for one thread: the least on one thread, the last ones, those of a trial.
-        self._alone = 1.0
-        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._pause, self._next_trial = tuning.min_trial_pause, 0.0
+        # Durations, as multiples of the forecast for one thread.
+        self._best_alone = 1.0
+        self._recent: deque[float] = deque(maxlen=tuning.recent_calls)
         self._trial: list[float] | None = None
-        self._settled = 0.0
+        self._counted_from = 0.0
 
     def use_several(self, now: float) -> bool:
-        """Whether a call that begins now is to use several threads; ``now`` in seconds."""
-        if self._trial is None and not self.sharing and now >= self._resume:
-            self._start(now)
+        """Whether the call that begins now is to use several threads; ``now`` in seconds."""
+        if self._trial is None and not self.sharing and now >= self._next_trial:
+            self._start_trial(now)
         return self.sharing is (self._trial is None)
 
-    def _start(self, now: float) -> None:
-        self._settled = now + _SETTLING
+    def _start_trial(self, now: float) -> None:
+        self._counted_from = now + self._tuning.settling_time
         self._trial = []
 
     def note(self, several: bool, seconds: float, now: float, forecast: Forecast) -> None:
-        """A call has ended: on how many threads, how long it took, when, and its forecast."""
-        took, trial = seconds / forecast.alone, self._trial
+        """Record a call that has ended: whether on several threads, its duration, its end, and its forecast."""
+        duration, trial = seconds / forecast.alone, self._trial
         if several is not self.sharing:
-            if trial is not None and now - seconds >= self._settled:
-                trial.append(took)
-                if _is_decided(trial, self._recent):
+            if trial is not None and now - seconds >= self._counted_from:
+                trial.append(duration)
+                if _is_decided(trial, self._recent, self._tuning):
                     self._decide(trial, now, forecast)
         elif trial is None:
-            self._recent.append(took)
+            self._recent.append(duration)
             if several:
-                self._count_late(took, now)
+                self._count_late(duration, now)
 
-    def _count_late(self, took: float, now: float) -> None:
-        if took <= self._alone:
+    def _count_late(self, duration: float, now: float) -> None:
+        """Start a trial after several late calls; one that takes several times as long counts as several."""
+        if duration <= self._best_alone:
             self._late = max(0, self._late - 1)
-        elif now >= self._resume:
-            self._late += min(_LATE, int(took / self._alone))
-            if self._late >= _LATE:
-                self._start(now)
+        elif now >= self._next_trial:
+            late_calls = self._tuning.late_calls
+            self._late += min(late_calls, int(duration / self._best_alone))
+            if self._late >= late_calls:
+                self._start_trial(now)
 
     def _decide(self, trial: list[float], now: float, forecast: Forecast) -> None:
+        tuning = self._tuning
         alone, several = (trial, [*self._recent]) if self.sharing else ([*self._recent], trial)
-        sharing = _median(several) * _WORTH <= _median(alone)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE) if sharing is self.sharing else _PAUSE
-        self._resume = now + max(self._pause, _TRIAL_SHARE * sum(trial) * forecast.alone)
-        if sharing is not self.sharing:
-            self._recent = deque(trial, maxlen=_RECENT)
+        sharing = _median(several) * tuning.min_speedup <= _median(alone)
+        stays = sharing is self.sharing
+        self._pause = min(2 * self._pause, tuning.max_trial_pause) if stays else tuning.min_trial_pause
+        self._next_trial = now + max(self._pause, tuning.trial_interval * sum(trial) * forecast.alone)
+        if not stays:
+            self._recent = deque(trial, maxlen=tuning.recent_calls)
             if env.debug() >= 1:
                 threads = "several threads" if sharing else "one thread"
                 logger.info(f"calls of about {forecast.alone * 1e6:.0f} us run on {threads} from now on")
-        self.sharing, self._alone, self._late, self._trial = sharing, min(alone), 0, None
+        self.sharing, self._best_alone, self._late, self._trial = sharing, min(alone), 0, None
 
 
-def _is_decided(trial: list[float], recent: Sequence[float]) -> bool:
-    """Whether a trial has gone on for long enough."""
-    if len(trial) < _FEWEST or not recent:
-        return len(trial) >= _CALLS
-    clear = min(trial) > _CLEAR * max(recent) or min(recent) > _CLEAR * max(trial)
-    return clear or len(trial) >= _CALLS
+def _is_decided(trial: list[float], recent: Sequence[float], tuning: Tuning) -> bool:
+    """Whether a trial is long enough, or its result clear."""
+    if len(trial) < tuning.min_trial_calls or not recent:
+        return len(trial) >= tuning.trial_calls
+    ratio = tuning.clear_ratio
+    is_clear = min(trial) > ratio * max(recent) or min(recent) > ratio * max(trial)
+    return is_clear or len(trial) >= tuning.trial_calls
 
 
 def _median(values: list[float]) -> float:
@@ -123,11 +118,14 @@ def _median(values: list[float]) -> float:
 class ThreadChoices:
     """The choices of one spec: one for each kind of call and power of four of its forecast in microseconds."""
 
-    def __init__(self) -> None:
-        self._trends: dict[tuple[str, int], ThreadChoice] = {}
+    def __init__(self, tuning: Tuning | None = None) -> None:
+        self._tuning = tuning or current()
+        self._choices: dict[tuple[str, int], ThreadChoice] = {}
 
     def of(self, kind: str, forecast: Forecast | None) -> ThreadChoice | None:
-        """The thread_choice for calls like this; None if they stay as planned."""
-        if forecast is None or forecast.alone > _LONGEST_CALL:
+        """The choice for such calls; None if they stay as planned."""
+        if forecast is None or forecast.alone > self._tuning.max_trial_call:
             return None
-        return self._trends.setdefault((kind, int(math.log(forecast.alone * 1e6, 4))), ThreadChoice())
+        key = kind, int(math.log(forecast.alone * 1e6, 4))
+        choice = self._choices.get(key)
+        return choice or self._choices.setdefault(key, ThreadChoice(self._tuning))

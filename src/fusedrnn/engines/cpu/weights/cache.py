@@ -1,4 +1,4 @@
-"""Weights in the order in which the kernels stream them, packed again only when they have changed."""
+"""Packed weights, packed again only when the parameters have changed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.kernels.tiling import Tiling
-from fusedrnn.engines.cpu.weights import pack_kernel as packing
 from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
+from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
@@ -24,34 +25,29 @@ from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-# Different parameter vectors that one op keeps packed at a time.
-_MOST_KEPT = 4
-# Sets of parameters that have an owner, such as the modules of a deep network.
-_MOST_OWNED = 256
-BEGIN, COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
-# Bytes worth a job for the pool.
-_WORTH_A_JOB = 1 << 19
+_BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 
 
 @dataclass(eq=False)
 class PackedWeights:
-    """All packed weights of some parameters, and what tells whether they still are theirs.
+    """The packed weights of some parameters, and what tells whether the parameters have changed since.
 
-    Its memory is its own for as long as anyone holds it: a reserve, say, whose parameters have changed since.
+    Whoever holds it owns its memory: a reserve keeps the weights of its forward call, whatever becomes of the
+    parameters.
 
     Attributes:
-        lease: The memory.
-        source: The array that holds the parameters, if nobody can ever write to it.
-        parts: Where the parameters are, as :func:`fusedrnn.runtime.fingerprint.fingerprint_of` wants it.
-        fingerprint: What their content was.
-        training: Whether what backward needs is there too.
-        matrices: A 0 for each parameter: they are not needed as they lie.
-        owner: With what it shall be forgotten, if there is such a thing.
+        lease: The memory of the packed weights.
+        source: The array of the parameters if it is frozen.
+        ranges: Where the parameters are, as :func:`fusedrnn.runtime.fingerprint.fingerprint_of` takes them.
+        fingerprint: The fingerprint of the parameters.
+        training: Whether weights for backward are included.
+        matrices: Zeros in place of the addresses of unpacked parameters, which a call with packed weights needs not.
+        owner: The object, such as a module, with which the weights are dropped.
     """
 
     lease: Lease
     source: Array | None
-    parts: Array
+    ranges: Array
     fingerprint: bytes
     training: bool
     matrices: tuple[int, ...]
@@ -59,18 +55,18 @@ class PackedWeights:
 
     @property
     def address(self) -> int:
-        """Where they begin."""
+        """The address of the packed weights."""
         return self.lease.address
 
 
 @dataclass(frozen=True, eq=False)
 class WeightPointers:
-    """Parameters by address: as they lie, for a call so short that to pack them would take longer, or packed.
+    """Parameters by address, unpacked or packed.
 
     Attributes:
-        matrices: Where each lies, in ``by_layer_direction`` order; 0 for zeros.
-        lease: Memory of their own, if what becomes of the given one must not matter.
-        address: Where they begin if they are packed.
+        matrices: Address of each unpacked parameter, in ``by_layer_direction`` order; 0 for zeros.
+        lease: The memory of a copy, if a later change of the parameters must not matter.
+        address: The address of packed weights; 0 if they are unpacked.
     """
 
     matrices: tuple[int, ...]
@@ -79,75 +75,81 @@ class WeightPointers:
 
 
 class WeightCache:
-    """Packs a spec's parameters and keeps the result until they change. Safe under threads.
+    """Packs the parameters of a spec and keeps the result until they change. Thread-safe.
 
     Args:
-        spec: What runs.
+        spec: The network.
         target: The instruction set.
-        tiling: How its weights fill panels.
-        idle: What else to let go of when the last owner of parameters has gone.
+        tiling: The panels of its weights.
+        idle: Pools to clear when the last owner of parameters is gone.
     """
 
     def __init__(
         self, spec: RNNSpec, target: Target, tiling: Tiling, idle: Sequence[BufferPool | Workspaces]
     ) -> None:
-        self._pool = BufferPool(_MOST_KEPT)
+        self._tuning = tuning = tunings.current()
+        self._pool = BufferPool(tuning.max_packed_vectors)
         self._idle = (self._pool, *idle)
         self._spec, self._target, self._tiling = spec, target, tiling
-        self._kept: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
+        self._vectors: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._lock = Lock()
         self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_layer_direction]
-        self._sizes = [entry.size * tiling.item for entry in spec.layout.by_layer_direction]
-        # Of a flat vector that begins at 0, and copied to 0.
-        self._parts = np.array([(at, size, at) for at, size in zip(self.offsets, self._sizes, strict=True)], np.int64)
+        sizes = [entry.size * tiling.item for entry in spec.layout.by_layer_direction]
+        # For a flat vector at address 0 that is copied to address 0.
+        self._ranges = np.array([(at, size, at) for at, size in zip(self.offsets, sizes, strict=True)], np.int64)
         self.nowhere = (0,) * len(self.offsets)
         self._shape, self._dtype = (spec.layout.size,), np.dtype(spec.dtype)
         self._last: PackedWeights | None = None
         self.layout = PackedLayout.of(spec, tiling)
         self._tasks = {training: packing_tasks(spec, tiling, self.layout, training) for training in (False, True)}
 
+    @property
+    def num_packed(self) -> int:
+        """Parameter sets that are kept packed."""
+        return len(self._vectors) + len(self._owned)
+
     def fits(self, params: Array) -> bool:
-        """Whether this array is a vector that can be packed as it is."""
+        """Whether an array is a parameter vector that needs no conversion."""
         flags = params.flags
         return params.dtype == self._dtype and params.shape == self._shape and flags.c_contiguous and flags.aligned
 
     def copied_vector(self, params: Array) -> WeightPointers:
-        """A copy of the flat parameters, as they lie."""
+        """An unpacked copy of a flat parameter vector."""
         lease = self._pool.lease(params.nbytes)
         lease.buffer[: params.nbytes] = params.view(np.uint8)
         return WeightPointers(self.addresses(lease.address), lease)
 
     def addresses(self, begin: int) -> tuple[int, ...]:
-        """Where each parameter of a flat vector is, in ``by_layer_direction`` order; 0 if the vector is."""
+        """The address of each parameter of a flat vector, in ``by_layer_direction`` order; zeros for 0."""
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
     def packed_vector(self, params: Array, training: bool, team: ThreadTeam) -> PackedWeights:
-        """The packed form of the flat parameters as they are now, in training with what backward needs.
+        """The packed weights of a flat parameter vector, with those for backward in ``training``.
 
-        A frozen array is known by its identity; any other is fingerprinted at every call.
+        A frozen array is recognized by its identity; any other is fingerprinted at every call.
         """
         last = self._last
         if last is not None and last.source is params and (last.training or not training):
             return last
         addresses = self.addresses(params.ctypes.data)
-        constant = params if is_frozen(params) else None
-        found = self._looked_up(self._kept, _MOST_KEPT, addresses, training, team, constant)
-        self._last = None if constant is None else found
-        return found
+        frozen = params if is_frozen(params) else None
+        packed = self._get(self._vectors, self._tuning.max_packed_vectors, addresses, training, team, frozen)
+        self._last = None if frozen is None else packed
+        return packed
 
     def packed(self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object) -> PackedWeights:
-        """The packed form of the parameters that lie at these addresses, in ``by_layer_direction`` order.
+        """The packed weights of the parameters at these addresses, in ``by_layer_direction`` order.
 
-        0 stands for a parameter that is all zeros. What is packed is forgotten when its owner goes.
+        Address 0 stands for a parameter that is all zeros. The packed weights are dropped with their owner.
         """
         owned = self._owned
-        packed = self._looked_up(owned, _MOST_OWNED, addresses, training, team, None)
+        packed = self._get(owned, self._tuning.max_packed_owners, addresses, training, team, None)
         if packed.owner is None or packed.owner() is not owner:
             idle = self._idle
 
             def forget(_: object) -> None:
-                # The garbage collector may come from anywhere: steps that are atomic, no lock.
+                # The garbage collector may call it anywhere, so it takes no lock: each step is atomic.
                 owned.pop(addresses, None)
                 if not owned:
                     for pool in idle:
@@ -156,58 +158,65 @@ class WeightCache:
             packed.owner = weakref.ref(owner, forget)
         return packed
 
-    def _looked_up(
+    def _get(
         self,
-        known: OrderedDict[tuple[int, ...], PackedWeights],
-        most: int,
+        cache: OrderedDict[tuple[int, ...], PackedWeights],
+        max_entries: int,
         addresses: tuple[int, ...],
         training: bool,
         team: ThreadTeam,
-        constant: Array | None,
+        frozen: Array | None,
     ) -> PackedWeights:
+        """The entry of a cache, packed anew if it is missing or out of date."""
         with self._lock:
-            # A call from a signal handler may come in between anywhere: nothing is taken to be there still.
-            found = known.pop(addresses, None)
-            if found is not None and training and not found.training:
-                found = None
-            same = found is not None and constant is not None and found.source is constant
-            if found is None or (not same and found.fingerprint != fingerprint_of(found.parts)):
-                found = None  # so that its memory can serve again
-                found = self._pack(addresses, training, team, constant)
-            known[addresses] = found
-            while len(known) > most:
-                known.popitem(last=False)
-            return found
+            # A signal handler's call may change the cache at any point: nothing is assumed to be still there.
+            packed = cache.pop(addresses, None)
+            if packed is None or not self._is_valid(packed, training, frozen):
+                packed = None  # so that its memory can be reused
+                packed = self._pack(addresses, training, team, frozen)
+            cache[addresses] = packed
+            while len(cache) > max_entries:
+                cache.popitem(last=False)
+            return packed
+
+    @staticmethod
+    def _is_valid(packed: PackedWeights, training: bool, frozen: Array | None) -> bool:
+        if training and not packed.training:
+            return False
+        is_same_array = frozen is not None and packed.source is frozen
+        return is_same_array or packed.fingerprint == fingerprint_of(packed.ranges)
 
     def _pack(
-        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, constant: Array | None
+        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Array | None
     ) -> PackedWeights:
         layout = self.layout
         size = self._spec.layout.size * self._tiling.item
-        # A training loop packs at every step: its copy of the parameters is worth keeping the memory.
-        lease = self._pool.lease(layout.size if training else layout.back)
-        own = lease.buffer[layout.flat :] if training else np.empty(size, np.uint8)
-        flat = own.ctypes.data
-        # What is packed is what is fingerprinted, whatever another thread writes meanwhile.
-        parts = self._parts.copy()
-        parts[:, COPY] += flat
-        parts[:, BEGIN] = addresses
+        # A training loop packs at every step, so it keeps the memory for its copy of the parameters.
+        lease = self._pool.lease(layout.size if training else layout.backward_offset)
+        copy = lease.buffer[layout.flat_offset :] if training else np.empty(size, np.uint8)
+        flat = copy.ctypes.data
+        # The copy is what is fingerprinted and packed, whatever another thread writes meanwhile.
+        ranges = self._ranges.copy()
+        ranges[:, _COPY] += flat
+        ranges[:, _BEGIN] = addresses
         if 0 in addresses:
-            for begin, (_, length, copy) in zip(addresses, parts, strict=True):
+            for begin, (_, length, to) in zip(addresses, ranges, strict=True):
                 if not begin:
-                    ctypes.memset(int(copy), 0, int(length))
-            parts = parts[parts[:, BEGIN] != 0]
-        fingerprint = fingerprint_of(parts)
+                    ctypes.memset(int(to), 0, int(length))
+            ranges = ranges[ranges[:, _BEGIN] != 0]
+        fingerprint = fingerprint_of(ranges)
         self._run(self._tasks[training], lease.address, flat, team, 2 * size)
-        parts[:, COPY] = 0
-        return PackedWeights(lease, constant, parts, fingerprint, training, self.nowhere)
+        ranges[:, _COPY] = 0
+        return PackedWeights(lease, frozen, ranges, fingerprint, training, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
-        job = packing.load_pack(self._spec.dtype, self._target)
-        for members in (team.threads if size > _WORTH_A_JOB else 1, 1):
-            call = (ctypes.c_int64 * len(packing.CALL.names))(tasks.ctypes.data, len(tasks), members, flat, packed)
-            if members == 1:
-                job(ctypes.addressof(call), 0)
+        """Run the packing job on several threads, or on this one if it is small or the others are busy."""
+        job = load_pack(self._spec.dtype, self._target)
+        for threads in (team.threads if size > self._tuning.parallel_pack_bytes else 1, 1):
+            call = (ctypes.c_int64 * len(CALL))(tasks.ctypes.data, len(tasks), threads, flat, packed)
+            address = ctypes.addressof(call)
+            if threads == 1:
+                job(address, 0)
                 break
-            if team.run(job, ctypes.addressof(call), members):
+            if team.run(job, address, threads):
                 break

@@ -1,31 +1,28 @@
-"""Where packed weights lie, and what is to be packed from where to where."""
+"""The layout of packed weights, and the tasks that pack them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.tiling import Tiling, round_up_to_cache_line
-from fusedrnn.engines.cpu.weights import pack_kernel as packing
+from fusedrnn.engines.cpu.weights.pack_kernel import PACK, PACK_SUM, PACK_TRANSPOSED, PACK_ZEROS, PackTask
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-Task = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class PackedWeightsOffsets:
-    """Where one layer's and direction's packed weights and biases begin; the last three are for backward.
+class PackedWeightsOffsets(NamedTuple):
+    """The offsets of the packed weights and biases of a layer-direction; the last three are for backward.
 
-    Of a cell of several stages each has those of the first stage's gates, then those of the next one's, each stage
-    beginning with a new panel; in ``x_back`` all gates' rows follow one another in every panel.
+    Of a cell of several stages, each matrix has the columns of the first stage's gates, then those of the next one's.
+    Each stage begins with a new panel; in ``x_back``, the rows of all gates follow one another in every panel.
     """
 
     x_weights: int
@@ -39,121 +36,146 @@ class PackedWeightsOffsets:
     projection_back: int
 
 
-@dataclass(frozen=True)
-class PackedLayout:
-    """Where everything is in a packed buffer: what forward needs first, the same with or without what backward needs.
+class PackedLayout(NamedTuple):
+    """The layout of a buffer of packed weights. Inference and training have the same offsets.
 
     Attributes:
-        passes: Each pass's parts.
-        back: What backward needs; inference ends here.
-        flat: A copy of the parameters.
-        size: Bytes of it all.
+        layer_dirs: The offsets of each layer-direction.
+        backward_offset: The beginning of the weights for backward: the end of a buffer for inference.
+        flat_offset: The beginning of a copy of the parameters.
+        size: Bytes of a buffer for training.
     """
 
-    passes: tuple[PackedWeightsOffsets, ...]
-    back: int
-    flat: int
+    layer_dirs: tuple[PackedWeightsOffsets, ...]
+    backward_offset: int
+    flat_offset: int
     size: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, g: Tiling) -> PackedLayout:
-        """That of a spec's parameters."""
-        forward, backward = [], []
-        for number in range(spec.num_layers * spec.num_directions):
-            features = spec.layer_input_size(number // spec.num_directions)
-            columns = g.columns * g.panel_bytes
-            recurrent = sum(g.columns_of(stage) * g.operand_size(stage) for stage in g.gate_stages) * g.panel_bytes
-            projection = sum(g.columns_of(stage) for stage in g.projections) * spec.hidden_size * g.panel_bytes
-            vectors = g.vector_panels * g.panel_bytes
-            forward.append([features * columns, recurrent, projection, vectors, columns, columns])
-            back = [
-                g.panels_of(features) * g.depth,
-                sum(g.panels_of(g.operand_size(stage)) * g.depth_of(stage) for stage in g.gate_stages),
-                sum(g.panels_of(spec.hidden_size) * g.depth_of(stage) for stage in g.projections),
-            ]
-            backward.append([rows * g.panel_bytes for rows in back])
-        sizes = [size for stage in (forward, backward) for one in stage for size in one]
-        *places, end = (0, *accumulate(round_up_to_cache_line(size) for size in sizes))
-        ahead, after = len(forward[0]), len(backward[0])
-        behind = ahead * len(forward)
-        passes = tuple(
+    def of(cls, spec: RNNSpec, tiling: Tiling) -> PackedLayout:
+        """The layout of a spec's weights."""
+        count = spec.num_layers * spec.num_directions
+        features = [spec.layer_input_size(index // spec.num_directions) for index in range(count)]
+        forward = [_forward_sizes(tiling, k) for k in features]
+        backward = [_backward_sizes(tiling, k) for k in features]
+        sizes = [round_up_to_cache_line(rows * tiling.panel_bytes) for part in forward + backward for rows in part]
+        *offsets, end = accumulate(sizes, initial=0)
+        num_forward, num_backward = len(forward[0]), len(backward[0])
+        split = num_forward * count
+        layer_dirs = tuple(
             PackedWeightsOffsets(
-                *places[ahead * n : ahead * (n + 1)], *places[behind + after * n : behind + after * (n + 1)]
+                *offsets[num_forward * index : num_forward * (index + 1)],
+                *offsets[split + num_backward * index : split + num_backward * (index + 1)],
             )
-            for n in range(len(forward))
+            for index in range(count)
         )
-        return cls(passes, back=places[behind], flat=end, size=end + round_up_to_cache_line(spec.layout.size * g.item))
+        size = end + round_up_to_cache_line(spec.layout.size * tiling.item)
+        return cls(layer_dirs, backward_offset=offsets[split], flat_offset=end, size=size)
+
+
+def _forward_sizes(tiling: Tiling, features: int) -> list[int]:
+    """Rows of panels of each matrix and bias for forward, in the order of :class:`PackedWeightsOffsets`."""
+    recurrent = sum(tiling.num_panels(stage) * tiling.operand_size(stage) for stage in tiling.gate_stages)
+    projection = sum(tiling.num_panels(stage) * tiling.hidden for stage in tiling.projections)
+    panels = tiling.gate_panels
+    return [features * panels, recurrent, projection, tiling.peephole_panels, panels, panels]
+
+
+def _backward_sizes(tiling: Tiling, features: int) -> list[int]:
+    """Rows of panels of each matrix for backward."""
+    return [
+        tiling.feature_panels(features) * tiling.gates_k_padded,
+        sum(tiling.feature_panels(tiling.operand_size(stage)) * tiling.k_padded(stage) for stage in tiling.gate_stages),
+        sum(tiling.feature_panels(tiling.hidden) * tiling.k_padded(stage) for stage in tiling.projections),
+    ]
 
 
 def packing_tasks(spec: RNNSpec, tiling: Tiling, layout: PackedLayout, training: bool) -> Array:
-    """Rows of :data:`fusedrnn.engines.cpu.weights.pack_kernel.TASK`, for inference or for training."""
-    tasks: list[Task] = []
-    for number, into in enumerate(layout.passes):
-        layer, direction = divmod(number, spec.num_directions)
-        kinds = spec.layout.kinds
-        at = {kind: spec.layout.entry(layer, direction, kind).offset * tiling.item for kind in kinds}
+    """The tasks that pack a spec's flat parameter vector, for inference or for training: a row each."""
+    tasks: list[PackTask] = []
+    for index, packed in enumerate(layout.layer_dirs):
+        layer, direction = divmod(index, spec.num_directions)
+        source = {kind: spec.layout.entry(layer, direction, kind).offset * tiling.item for kind in spec.layout.kinds}
         features = spec.layer_input_size(layer)
-        tasks += _forward_tasks(tiling, at, into, features)
+        tasks += _forward_tasks(tiling, source, packed, features)
         if training:
-            tasks += _backward_tasks(tiling, at, into, features)
+            tasks += _backward_tasks(tiling, source, packed, features)
     return np.array(tasks, np.int64)
 
 
-def _rows(g: Tiling, stage: StageKernel) -> tuple[int, int, int]:
+def _columns(tiling: Tiling, stage: StageKernel) -> tuple[int, int, int]:
     """A stage's gates, the units of each, and their vectors."""
-    size = g.size_of(stage)
-    return stage.num_gates, size, g.vectors_of(size)
+    units = tiling.num_units(stage)
+    return stage.num_gates, units, tiling.num_vectors(units)
 
 
-def _forward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffsets, features: int) -> list[Task]:
-    tasks: list[Task] = []
-    column, recurrent = 0, into.h_weights
-    for stage in g.gate_stages:
-        panels, k, own = g.columns_of(stage), g.operand_size(stage), (*_rows(g, stage), 0)
-        x_row, h_row, bias = (stage.first_gate * g.hidden * size * g.item for size in (features, k, 1))
-        beside = column * g.panel_bytes
-        x_into = into.x_weights + features * beside
-        together: tuple[Kind, ...] = ("i2h_bias", "h2h_bias") if stage.accumulates_in_place else ("i2h_bias",)
+def _gate_offset(tiling: Tiling, stage: StageKernel, k: int) -> int:
+    """The offset of a stage's first gate in a matrix with rows of ``k`` elements."""
+    return stage.first_gate * tiling.hidden * k * tiling.item
+
+
+def _forward_tasks(
+    tiling: Tiling, source: Mapping[Kind, int], packed: PackedWeightsOffsets, features: int
+) -> list[PackTask]:
+    tasks: list[PackTask] = []
+    panel, h_weights = 0, packed.h_weights
+    for stage in tiling.gate_stages:
+        panels, k, columns = tiling.num_panels(stage), tiling.operand_size(stage), _columns(tiling, stage)
+        x_source = source["i2h_weight"] + _gate_offset(tiling, stage, features)
+        h_source = source["h2h_weight"] + _gate_offset(tiling, stage, k)
+        bias, first = _gate_offset(tiling, stage, 1), panel * tiling.panel_bytes
+        x_bias_kinds: tuple[Kind, ...] = ("i2h_bias", "h2h_bias") if stage.accumulates_in_place else ("i2h_bias",)
         tasks += [
-            (packing.FORWARD, at["i2h_weight"] + x_row, 0, features, panels, x_into, *own),
-            (packing.FORWARD, at["h2h_weight"] + h_row, 0, k, panels, recurrent, *own),
-            _bias(at, together, bias, panels, into.x_bias + beside, own),
-            _bias(at, ("h2h_bias",), bias, panels, into.h_bias + beside, own),
+            PackTask(PACK_TRANSPOSED, x_source, 0, features, panels, packed.x_weights + features * first, *columns),
+            PackTask(PACK_TRANSPOSED, h_source, 0, k, panels, h_weights, *columns),
+            _bias_task(source, x_bias_kinds, bias, panels, packed.x_bias + first, columns),
+            _bias_task(source, ("h2h_bias",), bias, panels, packed.h_bias + first, columns),
         ]
-        column, recurrent = column + panels, recurrent + k * panels * g.panel_bytes
-    for stage in g.projections:
-        source = at["h2r_weight"], 0, g.hidden, g.columns_of(stage)
-        tasks.append((packing.FORWARD, *source, into.projection, *_rows(g, stage), 0))
-    if g.vectors:
-        own = g.vectors, g.hidden, g.unit_vectors, 0
-        tasks.append((packing.FORWARD, at["peephole_weight"], 0, 1, g.vector_panels, into.peepholes, *own))
+        panel, h_weights = panel + panels, h_weights + k * panels * tiling.panel_bytes
+    for stage in tiling.projections:
+        matrix = source["h2r_weight"], 0, tiling.hidden, tiling.num_panels(stage)
+        tasks.append(PackTask(PACK_TRANSPOSED, *matrix, packed.projection, *_columns(tiling, stage)))
+    if tiling.num_peepholes:
+        matrix = source["peephole_weight"], 0, 1, tiling.peephole_panels
+        peepholes = tiling.num_peepholes, tiling.hidden, tiling.unit_vecs
+        tasks.append(PackTask(PACK_TRANSPOSED, *matrix, packed.peepholes, *peepholes))
     return tasks
 
 
-def _bias(
-    at: Mapping[Kind, int], kinds: tuple[Kind, ...], offset: int, panels: int, into: int, own: tuple[int, ...]
-) -> Task:
-    """The sum of the biases that are there."""
-    there = [at[kind] + offset for kind in kinds if kind in at]
-    kind = (packing.ZEROS, packing.FORWARD, packing.SUM)[len(there)]
-    source, also = (*there, 0, 0)[:2]
-    return kind, source, also, 1, panels, into, *own
+def _bias_task(
+    source: Mapping[Kind, int],
+    kinds: tuple[Kind, ...],
+    offset: int,
+    panels: int,
+    dest: int,
+    columns: tuple[int, int, int],
+) -> PackTask:
+    """The task that packs the sum of those of these biases that the spec has."""
+    biases = [source[kind] + offset for kind in kinds if kind in source]
+    kind = (PACK_ZEROS, PACK_TRANSPOSED, PACK_SUM)[len(biases)]
+    first, second = (*biases, 0, 0)[:2]
+    return PackTask(kind, first, second, 1, panels, dest, *columns)
 
 
-def _backward_tasks(g: Tiling, at: Mapping[Kind, int], into: PackedWeightsOffsets, features: int) -> list[Task]:
-    tasks: list[Task] = []
-    row, recurrent = 0, into.h_back
-    for stage in g.gate_stages:
-        k, depth, own = g.operand_size(stage), g.depth_of(stage), _rows(g, stage)
-        x_row, h_row = (stage.first_gate * g.hidden * size * g.item for size in (features, k))
-        x_panels, h_panels = g.panels_of(features), g.panels_of(k)
-        begin = into.x_back + row * g.panel_bytes
+def _backward_tasks(
+    tiling: Tiling, source: Mapping[Kind, int], packed: PackedWeightsOffsets, features: int
+) -> list[PackTask]:
+    tasks: list[PackTask] = []
+    row, h_back = 0, packed.h_back
+    for stage in tiling.gate_stages:
+        k, k_padded, columns = tiling.operand_size(stage), tiling.k_padded(stage), _columns(tiling, stage)
+        x_source = source["i2h_weight"] + _gate_offset(tiling, stage, features)
+        h_source = source["h2h_weight"] + _gate_offset(tiling, stage, k)
+        x_panels, h_panels = tiling.feature_panels(features), tiling.feature_panels(k)
+        x_back = packed.x_back + row * tiling.panel_bytes
         tasks += [
-            (packing.BACKWARD, at["i2h_weight"] + x_row, 0, features, x_panels, begin, *own, g.depth),
-            (packing.BACKWARD, at["h2h_weight"] + h_row, 0, k, h_panels, recurrent, *own, depth),
+            PackTask(PACK, x_source, 0, features, x_panels, x_back, *columns, tiling.gates_k_padded),
+            PackTask(PACK, h_source, 0, k, h_panels, h_back, *columns, k_padded),
         ]
-        row, recurrent = row + depth, recurrent + h_panels * depth * g.panel_bytes
-    for stage in g.projections:
-        source = at["h2r_weight"], 0, g.hidden, g.panels_of(g.hidden)
-        tasks.append((packing.BACKWARD, *source, into.projection_back, *_rows(g, stage), g.depth_of(stage)))
+        row, h_back = row + k_padded, h_back + h_panels * k_padded * tiling.panel_bytes
+    for stage in tiling.projections:
+        matrix = source["h2r_weight"], 0, tiling.hidden, tiling.feature_panels(tiling.hidden)
+        tasks.append(
+            PackTask(PACK, *matrix, packed.projection_back, *_columns(tiling, stage), tiling.k_padded(stage))
+        )
     return tasks

@@ -1,12 +1,11 @@
-"""Weights into the order in which the kernels stream them, as a job that a pool shares.
+"""The kernel that packs weights into panels, the order in which GEMMs stream them.
 
-``FORWARD`` packs a matrix (gates·units, K) into panels whose columns are (vector of units, gate, lane), for one k after
-the other. ``BACKWARD`` packs it transposed: panels of a few vectors of its K columns, for one (vector of units, gate,
-lane) after the other. ``SUM`` packs the sum of two bias vectors as ``FORWARD`` packs one. ``ZEROS`` is for what is not
-there. Zeros stand where units or columns are missing at the end.
+A panel holds a few vectors of columns of a matrix, row after row. Padding at the end of rows and columns is zero.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.loader import Job, function, load, load_once
@@ -14,75 +13,111 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
-CALL = Struct("tasks", "count", "members", "flat", "packed")
-TASK = Struct("kind", "source", "also", "columns", "panels", "into", "gates", "hidden", "units", "depth")
-"""What to pack, and what to add to it: bytes behind ``flat``; where to: bytes behind ``packed``. Its rows are so many
-gates, each of so many units, in so many vectors. ``depth`` is the rows of a panel for backward, which may be those of
-several matrices."""
-FORWARD, BACKWARD, SUM, ZEROS = 0, 1, 2, 3
+PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS = range(4)
+"""Kinds of tasks, for a source matrix (gates·units, K):
+
+- ``PACK_TRANSPOSED``: rows are k, columns are (unit vector, gate, lane): B of forward GEMMs.
+- ``PACK``: rows are (unit vector, gate, lane), columns are k: B of backward GEMMs.
+- ``PACK_SUM``: the sum of two bias vectors, as ``PACK_TRANSPOSED`` packs a matrix of one column.
+- ``PACK_ZEROS``: zeros, for biases that do not exist.
+"""
+
+
+class PackTask(NamedTuple):
+    """A matrix to pack.
+
+    Attributes:
+        kind: How to pack.
+        source, source2: Offsets in the flat parameters; ``source2`` is the second bias of a sum.
+        k: Columns of the source.
+        panels: Panels to write.
+        dest: Offset in the packed weights.
+        gates, units, unit_vecs: Rows of the source: gates of so many units each, which so many vectors hold.
+        panel_rows: Rows of a panel, for ``PACK``: those of several sources may follow one another in it.
+    """
+
+    kind: int
+    source: int
+    source2: int
+    k: int
+    panels: int
+    dest: int
+    gates: int
+    units: int
+    unit_vecs: int
+    panel_rows: int = 0
+
+
+CALL = Struct("tasks", "num_tasks", "num_threads", "flat", "packed")
+TASK = Struct(*PackTask._fields)
 
 
 @load_once(32)
 def load_pack(dtype: str, target: Target) -> Job:
     """The job that packs weights of a float type."""
-    return function(load(f"packing_{dtype}", target, build_packing, dtype, target), "pack", 2)
+    return function(load(f"packing_{dtype}", target, build_pack, dtype, target), "pack", 2)
 
 
-def build_packing(dtype: str, target: Target) -> Module:
-    """The module of ``pack(call, member)``."""
+def build_pack(dtype: str, target: Target) -> Module:
+    """The module of ``pack(call, thread)``."""
     module = Module(f"packing_{dtype}")
-    tasks = [kind(module, target, dtype).emit() for kind in (_Forward, _Backward, _Sum, _Zeros)]
-    f = Function(module, "pack", ["call", "member"], exported=True)
-    call, member = f.arguments
+    kinds = PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS
+    emitters = [emitter(module, target, dtype).emit() for emitter in (_Transposed, _Plain, _Sum, _Zeros)]
+    f = Function(module, "pack", ["call", "thread"], exported=True)
+    call, thread = f.arguments
     c = CALL.read(f, call)
-    with f.if_(member < c.members), f.loop(0, c.count) as number:
+    with f.if_(thread < c.num_threads), f.loop(0, c.num_tasks) as number:
         task = c.tasks + number * TASK.size
-        with f.switch(TASK.read(f, task).kind, (FORWARD, BACKWARD, SUM, ZEROS)) as cases:
-            for function, case in zip(tasks, cases, strict=True):
+        with f.switch(TASK.read(f, task).kind, kinds) as cases:
+            for emitted, case in zip(emitters, cases, strict=True):
                 with case:
-                    f.call(function, call, member, task)
+                    f.call(emitted, call, thread, task)
     f.ret()
     return module
 
 
-class _Packing:
-    """A function of (call, member, task) under construction."""
+class _PackEmitter:
+    """Emits a function of (call, thread, task), which packs the thread's part of a task."""
 
     def __init__(self, module: Module, target: Target, dtype: str) -> None:
-        self.f = f = Function(module, type(self).__name__.strip("_").lower(), ["call", "member", "task"])
-        call, self.member, task = f.arguments
+        self.f = f = Function(module, type(self).__name__.strip("_").lower(), ["call", "thread", "task"])
+        call, self.thread, task = f.arguments
         self.c, self.t = CALL.read(f, call), TASK.read(f, task)
-        self.source, self.into = self.c.flat + self.t.source, self.c.packed + self.t.into
+        self.source, self.dest = self.c.flat + self.t.source, self.c.packed + self.t.dest
         self.v = Vectors(f, target, dtype)
-        self.width = target.tile[1]
+        self.panel_vectors = target.tile[1]
+        self.panel_bytes = self.panel_vectors * self.v.bytes
 
     def share(self, count: Value) -> tuple[Value, Value]:
-        """The first and the last of this member's part."""
-        return count * self.member // self.c.members, count * (self.member + 1) // self.c.members
+        """The first item of this thread's share, and the end."""
+        return count * self.thread // self.c.num_threads, count * (self.thread + 1) // self.c.num_threads
 
-    def real_units(self, unit: Value) -> Value:
-        """Units in a vector of them; none past the end."""
-        left = (self.t.hidden - unit * self.v.lanes).at_most(self.v.lanes)
+    def units_in(self, unit_vec: Value) -> Value:
+        """Units that exist of a unit vector."""
+        left = (self.t.units - unit_vec * self.v.lanes).at_most(self.v.lanes)
         return (left > 0).select(left, 0)
 
+    def source_row(self, gate: Value, unit_vec: Value) -> Value:
+        """The first row of the source that a vector of columns holds."""
+        return gate * self.t.units + unit_vec * self.v.lanes
 
-class _Forward(_Packing):
+
+class _Transposed(_PackEmitter):
     def emit(self) -> Function:
-        """Panel by panel, vector by vector of columns, over all k."""
+        """Loop over panels and their vectors of columns, then over all rows k."""
         f, t, v = self.f, self.t, self.v
-        first, last = self.share(t.panels)
-        row_bytes = t.columns * v.item
-        with f.loop(first, last) as panel, f.loop(0, self.width) as number:
-            column = panel * self.width + number
-            unit, gate = column // t.gates, column % t.gates
-            source = self.source + (gate * t.hidden + unit * v.lanes) * row_bytes
-            into = self.into + (panel * t.columns * self.width + number) * v.bytes
-            count = self.real_units(unit)
-            with f.if_else(count.equals(v.lanes)) as (whole, part):
+        row_bytes = t.k * v.item
+        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
+            col_vec = panel * self.panel_vectors + place
+            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
+            source = self.source + self.source_row(gate, unit_vec) * row_bytes
+            dest = self.dest + (panel * t.k * self.panel_vectors + place) * v.bytes
+            count = self.units_in(unit_vec)
+            with f.if_else(count.equals(v.lanes)) as (whole, tail):
                 with whole:
-                    self._turned(source, row_bytes, into)
-                with part, f.loop(0, t.columns) as k:
-                    at = into + k * (self.width * v.bytes)
+                    self._transpose(source, row_bytes, dest)
+                with tail, f.loop(0, t.k) as k:
+                    at = dest + k * self.panel_bytes
                     v.store(v.const(0.0), at)
                     with f.loop(0, count) as lane:
                         scalar = f.load(source + lane * row_bytes + k * v.item, v.format.scalar, v.item)
@@ -90,73 +125,72 @@ class _Forward(_Packing):
         f.ret()
         return f
 
-    def _turned(self, source: Value, row_bytes: Value, into: Value) -> None:
-        """As many rows as there are lanes, side by side for one k after the other."""
+    def _transpose(self, source: Value, row_bytes: Value, dest: Value) -> None:
+        """Transpose as many rows of the source as a vector has lanes."""
         f, t, v = self.f, self.t, self.v
-        step = self.width * v.bytes
         rows = [source + row_bytes * lane for lane in range(v.lanes)]
-        even = t.columns - t.columns % v.lanes
-        with f.loop(0, even, v.lanes) as k:
-            for ahead, vector in enumerate(v.transpose_square([row + k * v.item for row in rows])):
-                v.store(vector, into + (k + ahead) * step)
-        with f.loop(even, t.columns) as k:
-            v.store(v.gather([row + k * v.item for row in rows]), into + k * step)
+        whole_squares = t.k - t.k % v.lanes
+        with f.loop(0, whole_squares, v.lanes) as first_k:
+            for offset, vector in enumerate(v.transpose_square([row + first_k * v.item for row in rows])):
+                v.store(vector, dest + (first_k + offset) * self.panel_bytes)
+        with f.loop(whole_squares, t.k) as k:
+            v.store(v.gather([row + k * v.item for row in rows]), dest + k * self.panel_bytes)
 
 
-class _Sum(_Packing):
+class _Sum(_PackEmitter):
     def emit(self) -> Function:
-        """Panel by panel, vector by vector."""
+        """Loop over panels and their vectors."""
         f, t, v = self.f, self.t, self.v
-        first, last = self.share(t.panels)
-        also = self.c.flat + t.also
-        with f.loop(first, last) as panel, f.loop(0, self.width) as number:
-            column = panel * self.width + number
-            unit, gate = column // t.gates, column % t.gates
-            count, at = self.real_units(unit), (gate * t.hidden + unit * v.lanes) * v.item
-            total = v.load_masked(self.source + at, count) + v.load_masked(also + at, count)
-            v.store(total, self.into + column * v.bytes)
+        source2 = self.c.flat + t.source2
+        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
+            col_vec = panel * self.panel_vectors + place
+            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
+            count, at = self.units_in(unit_vec), self.source_row(gate, unit_vec) * v.item
+            total = v.load_masked(self.source + at, count) + v.load_masked(source2 + at, count)
+            v.store(total, self.dest + col_vec * v.bytes)
         f.ret()
         return f
 
 
-class _Zeros(_Packing):
+class _Zeros(_PackEmitter):
     def emit(self) -> Function:
-        """Panel by panel."""
+        """Loop over the vectors of all panels."""
         f, v = self.f, self.v
-        first, last = self.share(self.t.panels)
-        with f.loop(first * self.width, last * self.width) as column:
-            v.store(v.const(0.0), self.into + column * v.bytes)
+        first, end = self.share(self.t.panels)
+        with f.loop(first * self.panel_vectors, end * self.panel_vectors) as col_vec:
+            v.store(v.const(0.0), self.dest + col_vec * v.bytes)
         f.ret()
         return f
 
 
-class _Backward(_Packing):
+class _Plain(_PackEmitter):
     def emit(self) -> Function:
-        """Row by row, each cut into the panels."""
+        """Loop over the rows of the source, each of which all panels share."""
         f, t, v = self.f, self.t, self.v
-        first, last = self.share(t.units)
-        depth = t.depth
-        with f.loop(first, last) as unit, f.loop(0, t.gates) as gate, f.loop(0, v.lanes) as lane:
-            into = self.into + ((unit * t.gates + gate) * v.lanes + lane) * (self.width * v.bytes)
-            with f.if_else(lane < self.real_units(unit)) as (real, absent):
-                with real:
-                    source = self.source + (gate * t.hidden + unit * v.lanes + lane) * t.columns * v.item
-                    self._row(source, into, depth)
-                with absent, f.loop(0, t.panels) as panel, f.loop(0, self.width) as number:
-                    v.store(v.const(0.0), into + (panel * depth * self.width + number) * v.bytes)
+        with f.loop(*self.share(t.unit_vecs)) as unit_vec, f.loop(0, t.gates) as gate, f.loop(0, v.lanes) as lane:
+            dest = self.dest + ((unit_vec * t.gates + gate) * v.lanes + lane) * self.panel_bytes
+            with f.if_else(lane < self.units_in(unit_vec)) as (exists, padding):
+                with exists:
+                    self._row(self.source + (self.source_row(gate, unit_vec) + lane) * t.k * v.item, dest)
+                with padding, f.loop(0, t.panels) as panel, f.loop(0, self.panel_vectors) as place:
+                    v.store(v.const(0.0), self._place(dest, panel, place))
         f.ret()
         return f
 
-    def _row(self, source: Value, into: Value, depth: Value) -> None:
+    def _place(self, dest: Value, panel: Value, place: Value | int) -> Value:
+        """Where a vector of a row goes."""
+        return dest + (panel * self.t.panel_rows * self.panel_vectors + place) * self.v.bytes
+
+    def _row(self, source: Value, dest: Value) -> None:
         f, t, v = self.f, self.t, self.v
-        panel_features = self.width * v.lanes
-        whole = t.columns // panel_features
-        with f.loop(0, whole) as panel:
-            for number in range(self.width):
-                value = v.load(source + (panel * panel_features + number * v.lanes) * v.item, v.item)
-                v.store(value, into + (panel * depth * self.width + number) * v.bytes)
-        with f.if_(whole < t.panels):
-            for number in range(self.width):
-                feature = whole * panel_features + number * v.lanes
-                value = v.load_masked(source + feature * v.item, t.columns - feature)
-                v.store(value, into + (whole * depth * self.width + number) * v.bytes)
+        panel_features = self.panel_vectors * v.lanes
+        whole_panels = t.k // panel_features
+        with f.loop(0, whole_panels) as panel:
+            for place in range(self.panel_vectors):
+                value = v.load(source + (panel * panel_features + place * v.lanes) * v.item, v.item)
+                v.store(value, self._place(dest, panel, place))
+        with f.if_(whole_panels < t.panels):
+            for place in range(self.panel_vectors):
+                feature = whole_panels * panel_features + place * v.lanes
+                value = v.load_masked(source + feature * v.item, t.k - feature)
+                v.store(value, self._place(dest, whole_panels, place))

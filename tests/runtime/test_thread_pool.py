@@ -19,7 +19,7 @@ from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import kernel_args as records
 from fusedrnn.runtime import thread_pool
 
-pytestmark = pytest.mark.usefixtures("eager")
+pytestmark = pytest.mark.usefixtures("use_all_threads")
 
 SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 
@@ -28,7 +28,7 @@ SHAPE = Shape(7, 29, 17, 33, layers=2, bidirectional=True, lengths="edges")
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """What set_num_threads sets ends with the test."""
-    monkeypatch.setattr(thread_pool, "_count", None)
+    monkeypatch.setattr(thread_pool, "_num_threads", None)
 
 
 def call(problem, op=None):
@@ -84,16 +84,16 @@ def test_threads_that_share_a_processor_part():
     with fusedrnn.thread_limits(2):
         call(problem)
         (member,) = [thread.native_id for thread in thread_pool._pool._threads]
-        places = thread_pool._pool._places
+        cpus = thread_pool._pool._cpu_of_thread
         try:
             here = min(ours)
             os.sched_setaffinity(0, {here})
             os.sched_setaffinity(member, {here})
             together = call(problem)
-            assert list(places) == [here, here]
+            assert list(cpus) == [here, here]
             os.sched_setaffinity(member, ours)
             apart = call(problem)
-            assert places[0] == here != places[1]
+            assert cpus[0] == here != cpus[1]
             assert os.sched_getaffinity(member) == ours
             assert_same_bits(apart, together)
         finally:
@@ -363,14 +363,14 @@ def test_when_threads_are_taken_to_be_awake(monkeypatch):
     team = thread_pool.ThreadTeam(2)
     assert not team.note_call_start()
     team.note_call_end(2)
-    now += thread_pool._AWAKE / 2
+    now += thread_pool._SPINNING / 2
     assert team.note_call_start()
-    now += thread_pool._AWAKE
+    now += thread_pool._SPINNING
     assert not team.note_call_start()
     team.note_call_end(1)
     for number in range(1, 6):
         now += thread_pool._CLOSE / 2
-        assert team.note_call_start() == (number >= thread_pool._SEVERAL)
+        assert team.note_call_start() == (number >= thread_pool._MANY_CLOSE)
         team.note_call_end(1)
     now += 2 * thread_pool._CLOSE
     assert not team.note_call_start()

@@ -1,0 +1,144 @@
+"""The machine code of the thread pool: the loop that its threads live in, and how the caller gives them a job."""
+
+from __future__ import annotations
+
+import sys
+
+from fusedrnn.jit.builder import I32, I64, Function, Module, Value
+from fusedrnn.jit.struct import Struct
+from fusedrnn.jit.sync import atomic_add, atomic_load, atomic_store, emit_wait, wake
+
+# Fields that different threads write lie on cache lines of their own, eight integers each.
+CONTROL = Struct(
+    "job_count", "function", "arguments", "num_threads", "stop", "spins", "cpu_of_thread", "_7",
+    "num_done", *(f"_{i}" for i in range(9, 16)),
+    "num_asleep", *(f"_{i}" for i in range(17, 24)),
+    "caller_asleep", *(f"_{i}" for i in range(25, 32)),
+)  # fmt: skip
+"""The pool's control block. ``cpu_of_thread`` is the address of a table of the processors that its threads run on; 0 if
+they need not be kept apart."""
+# Processors in the C library's masks.
+_MAX_CPUS = 1024
+
+
+def build_pool() -> Module:
+    """The module of ``worker_loop``, ``dispatch`` and ``stop``."""
+    module = Module("pool")
+    wait = emit_wait(module)
+    spread_out = emit_spread_out(module)
+    _emit_worker_loop(module, wait, spread_out)
+    _emit_dispatch(module, wait, spread_out)
+    _emit_stop(module)
+    return module
+
+
+def _field(control: Value, name: str) -> Value:
+    return control + CONTROL.offset(name)
+
+
+def _publish_job(f: Function, control: Value) -> None:
+    """Start the threads on what the control block says."""
+    atomic_add(f, _field(control, "job_count"), 1)
+    wake(f, _field(control, "job_count"), _field(control, "num_asleep"))
+
+
+def _emit_stop(module: Module) -> None:
+    """``stop(control)``: the threads leave their loops."""
+    f = Function(module, "stop", ["control"], exported=True)
+    (control,) = f.arguments
+    f.store(1, _field(control, "stop"))
+    _publish_job(f, control)
+    f.ret()
+
+
+def _emit_worker_loop(module: Module, wait: Function, spread_out: Function) -> None:
+    """``worker_loop(control, tid, jobs_seen)``: run jobs until the pool is stopped."""
+    f = Function(module, "worker_loop", ["control", "tid", "jobs_seen"], exported=True)
+    control, tid, initial = f.arguments
+    fields = CONTROL.read(f, control)
+    jobs_seen = f.var(initial)
+    with f.forever() as loop:
+        f.call(wait, _field(control, "job_count"), jobs_seen.get(), fields.spins, _field(control, "num_asleep"))
+        jobs_seen.set(atomic_load(f, _field(control, "job_count")))
+        f.break_if(loop, fields.stop.is_set)
+        with f.if_(tid < fields.num_threads):
+            f.call(spread_out, fields.cpu_of_thread, tid)
+            f.call_address(fields.function, fields.arguments, tid)
+        atomic_add(f, _field(control, "num_done"), 1)
+        wake(f, _field(control, "num_done"), _field(control, "caller_asleep"))
+    f.ret()
+
+
+def _emit_dispatch(module: Module, wait: Function, spread_out: Function) -> None:
+    """``dispatch(control, function, arguments, num_threads, workers, spins)``: run a job; the caller is thread 0."""
+    names = ["control", "function", "arguments", "num_threads", "workers", "spins"]
+    f = Function(module, "dispatch", names, exported=True)
+    control, function, arguments, num_threads, workers, spins = f.arguments
+    for name, value in (("function", function), ("arguments", arguments), ("num_threads", num_threads)):
+        f.store(value, _field(control, name))
+    atomic_store(f, _field(control, "num_done"), f.constant(0))
+    f.call(spread_out, CONTROL.read(f, control).cpu_of_thread, 0)
+    _publish_job(f, control)
+    f.call_address(function, arguments, f.constant(0))
+    with f.forever() as loop:
+        num_done = atomic_load(f, _field(control, "num_done"))
+        f.break_if(loop, num_done >= workers)
+        f.call(wait, _field(control, "num_done"), num_done, spins, _field(control, "caller_asleep"))
+    f.ret()
+
+
+def has_affinity() -> bool:
+    """Whether a thread can tell on which processor it runs, and choose another."""
+    return sys.platform == "linux"
+
+
+def current_cpu(f: Function) -> Value:
+    """The number of the processor that this thread runs on, where :func:`has_affinity`."""
+    return f.intrinsic("sched_getcpu", I32, []).sext(I64)
+
+
+def emit_spread_out(module: Module) -> Function:
+    """A function of (cpu_of_thread, tid): a thread on the processor of a thread before it migrates to another.
+
+    The system wakes a thread where it last ran, or where the thread that wakes it runs; that two of them share a
+    processor while another one idles, it notices milliseconds later. Once apart, threads may again run anywhere.
+    """
+    f = Function(module, "spread_out", ["cpu_of_thread", "tid"])
+    cpu_of_thread, tid = f.arguments
+    if has_affinity():
+        migrate = _emit_migrate(module)
+        with f.if_(cpu_of_thread.is_set):
+            cpu = current_cpu(f)
+            f.store(cpu, cpu_of_thread + tid * 8)
+            is_shared = f.var(0)
+            with f.loop(0, tid) as other:
+                is_shared.set(f.load(cpu_of_thread + other * 8).equals(cpu).select(1, is_shared.get()))
+            with f.if_(is_shared.get().is_set):
+                f.call(migrate, cpu_of_thread, tid)
+    f.ret()
+    return f
+
+
+def _emit_migrate(module: Module) -> Function:
+    """A function of (cpu_of_thread, tid): go to a processor that is allowed and that no thread before this one has."""
+    f = Function(module, "migrate", ["cpu_of_thread", "tid"])
+    cpu_of_thread, tid = f.arguments
+    allowed, free = (f.alloca(_MAX_CPUS // 8) for _ in range(2))
+    size, this_thread = f.constant(_MAX_CPUS // 8), f.constant(0, I32)
+    error = f.intrinsic("sched_getaffinity", I32, [this_thread, size, f.pointer(allowed)])
+    with f.if_(error.is_zero):
+        f.copy(free, allowed, size)
+        with f.loop(0, tid) as other:
+            taken = f.load(cpu_of_thread + other * 8) & (_MAX_CPUS - 1)
+            word = free + (taken // 64) * 8
+            f.store(f.load(word) & ((f.constant(1) << (taken & 63)) ^ -1), word)
+        any_free = f.var(0)
+        with f.loop(0, _MAX_CPUS // 64) as word:
+            any_free.set(any_free.get() | f.load(free + word * 8))
+        with f.if_(any_free.get().is_set):
+            # The system moves the thread to one of the free processors; then it may run on any allowed one again.
+            for mask in (free, allowed):
+                f.intrinsic("sched_setaffinity", I32, [this_thread, size, f.pointer(mask)])
+            f.store(current_cpu(f), cpu_of_thread + tid * 8)
+    f.ret()
+    return f

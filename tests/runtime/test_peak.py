@@ -1,0 +1,120 @@
+"""The measured peak: threads that run at once, the best sample, rates that make sense."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from fusedrnn import env
+from fusedrnn.jit.host import current_target
+from fusedrnn.runtime import peak
+from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.peak import PEAK, RESULT_BYTES, PeakSample, is_spread, measure_peak, measure_reading, sample_peak
+
+
+class Samples:
+    """Samples in a given order, the last again and again, and a count of those that were taken."""
+
+    def __init__(self, *samples: PeakSample) -> None:
+        self.samples, self.taken = samples, 0
+
+    def __call__(self, dtype: str, threads: int) -> PeakSample:
+        assert (dtype, threads) == ("float32", 2)
+        self.taken += 1
+        return self.samples[min(self.taken, len(self.samples)) - 1]
+
+
+def test_the_best_sample_counts():
+    samples = Samples(PeakSample(120.0, True), PeakSample(200.0, True), PeakSample(90.0, True))
+    assert measure_peak("float32", 2, samples) == 200.0
+    assert samples.taken == peak._SAMPLES
+
+
+def test_threads_that_share_a_processor_do_not_count():
+    """However many samples begin so, and however fast they seem."""
+    shared = [PeakSample(300.0, False)] * (peak._SAMPLES + 3)
+    samples = Samples(*shared, PeakSample(190.0, True))
+    assert measure_peak("float32", 2, samples) == 190.0
+    assert samples.taken == len(shared) + 1
+
+
+def test_threads_that_never_part_are_measured_all_the_same():
+    samples = Samples(PeakSample(90.0, False), PeakSample(100.0, False))
+    assert measure_peak("float32", 2, samples) == 100.0
+    assert samples.taken == peak._MAX_SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("processors", "available", "spread"),
+    [
+        ([[0, 0], [1, 1]], 2, True),
+        ([[0, 1], [1, 0]], 2, True),
+        ([[0, 0], [0, 1]], 2, False),
+        ([[0, 1], [1, 1]], 2, False),
+        ([[0, 0], [0, 0]], 1, True),
+        ([[0, 0], [0, 0], [1, 1]], 2, True),
+        ([[0, 0], [0, 0], [1, 1]], 3, False),
+        ([[-1, -1], [-1, -1]], 2, True),
+    ],
+)
+def test_spread_is_told_by_numbers_of_processors(monkeypatch, processors, available, spread):
+    """At the beginning and at the end; where there are fewer processors than threads, all have to be in use."""
+    monkeypatch.setattr(env, "processors", lambda: available)
+    assert is_spread(np.array(processors, np.int64), len(processors)) is spread
+
+
+_TOGETHER = """
+import json
+import numpy as np
+from fusedrnn.jit.host import current_target
+from fusedrnn.runtime import peak
+
+seen = []
+known = peak.is_spread
+peak.is_spread = lambda processors, threads: seen.append(processors.tolist()) or known(processors, threads)
+samples = [peak.sample_peak("float32", 2) for _ in range(30)]
+print(json.dumps({"seen": seen, "spread": [sample.spread for sample in samples]}))
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or env.processors() < 2, reason="needs two processors with known numbers"
+)
+def test_two_threads_of_a_new_process_run_on_two_processors():
+    found = subprocess.run([sys.executable, "-c", _TOGETHER], capture_output=True, text=True, check=True)
+    told = json.loads(found.stdout)
+    numbers = {number for processors in told["seen"] for member in processors for number in member}
+    assert min(numbers) >= 0 and len(numbers) >= 2
+    # Other processes may take a processor away at any time, but not all the time.
+    assert any(told["spread"])
+
+
+def test_no_thread_begins_before_all_of_them_run():
+    """Threads that the system has put on one processor would else work one after the other, at half the rate."""
+    results = aligned_empty((3 * RESULT_BYTES,), np.uint8)
+    results[:] = 0
+    timed = peak._TimedJob(PEAK, 2, results=results.ctypes.data)
+    job = peak._load_peak("float32", current_target())
+    first = threading.Thread(target=job, args=(timed._arguments.ctypes.data, 0))
+    first.start()
+    first.join(0.3)
+    waiting = first.is_alive()
+    job(timed._arguments.ctypes.data, 1)
+    first.join(60)
+    assert waiting and not first.is_alive()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_sample_is_a_rate(dtype, threads):
+    assert 0.0 < sample_peak(dtype, threads).gflops < 1e5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_reading_is_a_rate(threads):
+    assert 0.0 < measure_reading(1 << 14, threads, 1 << 20, 3) < 1e5
