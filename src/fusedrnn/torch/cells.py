@@ -1,4 +1,4 @@
-"""The cells: torch.nn's, one step of the fused operator at a time."""
+"""RNNCell, LSTMCell and GRUCell: torch.nn's cells as single steps of the fused operator."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 from torch.nn import RNNCellBase
 
 import torch
-from fusedrnn.torch import class_map as pairs
-from fusedrnn.torch import eager as call
-from fusedrnn.torch import eligibility as dispatch
-from fusedrnn.torch import outputs, support
+from fusedrnn.torch import class_map, dispatch, eager, eligibility
+from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
+from fusedrnn.torch.plan import cell_plan, current_weights, initial_states
 from torch import Tensor
 
 
 class _FusedCell(RNNCellBase):
-    """What the three cells share. Anything out of the ordinary goes to torch.nn, whose errors are right."""
+    """Base of the three cells. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run one step as torch.nn's cell does.
@@ -35,57 +34,44 @@ class _FusedCell(RNNCellBase):
         if run is not None:
             states = self._step(run, input, hx)
             if states is not None:
-                return self._final(states)
-        if support.is_proxy(input):
-            return support.leaf(self, input, hx)
+                return states if len(states) > 1 else states[0]
+        if is_fx_proxy(input):
+            return as_fx_node(self, input, hx)
         return super().forward(input, hx)
 
     def _mode(self) -> str:
         raise NotImplementedError
 
-    def _given(self, hx: Any) -> tuple[Any, ...] | None:
-        """The states as a tuple, if there are as many as there should be."""
-        return (hx,)
-
-    def _final(self, states: tuple[Tensor, ...]) -> Any:
-        return states[0]
-
     def _step(self, run: dispatch.Run, x: Any, hx: Any) -> tuple[Tensor, ...] | None:
-        """The next states; None if the call is not the operator's."""
-        dtype = support.number_format(x)
+        """The next states; None if the operator does not support the call."""
+        dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
-        # Caches are no place for a compiler.
-        make = support.traced_cell_plan if torch.compiler.is_compiling() else support.cell_plan
-        plan, shape = make(self._mode(), self.input_size, self.hidden_size, self.bias, dtype), x.shape
+        plan, shape = cell_plan(self._mode(), self.input_size, self.hidden_size, self.bias, dtype), x.shape
         batched = len(shape) == 2
         if plan is None or not (batched or len(shape) == 1) or shape[-1] != self.input_size or 0 in shape:
             return None
         states = None
         if hx is not None:
-            states = self._given(hx)
+            states = initial_states(hx, plan, shape[:-1], dtype)
             if states is None:
                 return None
-            wanted = (shape[0], self.hidden_size) if batched else (self.hidden_size,)
-            for state in states:
-                if not support.plain(state, dtype) or state.shape != wanted:
-                    return None
-        weights = support.current_weights(self, plan, dtype)
+        weights = current_weights(self, plan, dtype)
         if weights is None:
             return None
         recurrent: Any = weights[1]
-        if run is call.run and torch.is_grad_enabled() and recurrent.is_inference():
-            return None  # built in inference mode: torch.nn's operations record as much as they can
+        if run is eager.run and torch.is_grad_enabled() and recurrent.is_inference():
+            return None  # created in inference mode: torch.nn's operations record as much as they can
         if batched:
             final = run(plan.spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]
         else:
             final = run(plan.spec, x[None, None], states and tuple(h[None, None] for h in states), weights)[1]
-        final = tuple([outputs.one_step(state, run) for state in final])
+        final = tuple([dispatch.without_first_axis(state, run) for state in final])
         return final if batched else tuple(state.squeeze(0) for state in final)
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """What torch.jit.script compiles: torch.nn's cell, with the same parameters."""
-        return pairs.twin(self)
+        return class_map.as_torch_module(self)
 
 
 class RNNCell(_FusedCell, torch.nn.RNNCell):
@@ -111,12 +97,6 @@ class LSTMCell(_FusedCell, torch.nn.LSTMCell):
     def _mode(self) -> str:
         return "lstm"
 
-    def _given(self, hx: Any) -> tuple[Any, ...] | None:
-        return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else None
-
-    def _final(self, states: tuple[Tensor, ...]) -> Any:
-        return states
-
 
 class GRUCell(_FusedCell, torch.nn.GRUCell):
     """``torch.nn.GRUCell`` on the fused operator: same arguments, attributes, parameters and results.
@@ -130,4 +110,4 @@ class GRUCell(_FusedCell, torch.nn.GRUCell):
         return "gru"
 
 
-pairs.pair(RNNCell, LSTMCell, GRUCell)
+class_map.register(RNNCell, LSTMCell, GRUCell)

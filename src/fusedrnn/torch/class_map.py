@@ -1,4 +1,4 @@
-"""Our classes and torch.nn's that they stand for."""
+"""Which class of torch.nn each of our classes replaces."""
 
 from __future__ import annotations
 
@@ -8,53 +8,78 @@ from typing import Any
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
+import torch
+
 OURS: dict[type[Module], type[Module]] = {}
-"""Our class for one of torch.nn's."""
+"""Our class by torch.nn's."""
 TORCHS: dict[type[Module], type[Module]] = {}
-"""The other way round."""
+"""torch.nn's class by ours."""
 
 
-def pair(*classes: type[Module]) -> None:
-    """Take up classes of ours, each with that of torch.nn's which comes last among its bases."""
+def register(*classes: type[Module]) -> None:
+    """Add classes of ours, each for the class of torch.nn that is its last base."""
     for ours in classes:
         torchs = ours.__bases__[-1]
         OURS[torchs], TORCHS[ours] = ours, torchs
-        ours.__module__ = "fusedrnn.torch"  # where users find it, and pickles name it
+        ours.__module__ = "fusedrnn.torch"  # the public name, which pickles store
 
 
-def counterpart(kind: type, pairs: Mapping[type[Module], type[Module]]) -> type[Module] | None:
-    """The class on the other side; for the class that a parametrization made, the same one made over that."""
-    if kind in pairs:
-        return pairs[kind]
-    # A class that was made to have ours beneath a subclass of torch.nn's knows that subclass.
-    if pairs is TORCHS and "_fusedrnn_beneath" in vars(kind):
-        subclass: type[Module] = vars(kind)["_fusedrnn_beneath"]
+def counterpart(cls: type, classes: Mapping[type[Module], type[Module]]) -> type[Module] | None:
+    """The class that ``classes`` (:data:`OURS` or :data:`TORCHS`) has for a class; None if there is none.
+
+    For a parametrized class it is the parametrized counterpart of its base.
+    """
+    if cls in classes:
+        return classes[cls]
+    # A class of subclasses.py knows the subclass of torch.nn's class that it was derived from.
+    if classes is TORCHS and "_fusedrnn_beneath" in vars(cls):
+        subclass: type[Module] = vars(cls)["_fusedrnn_beneath"]
         return subclass
-    base = parametrized_base(kind)
-    other = None if base is None else counterpart(base, pairs)
-    return None if other is None else parametrized_over(kind, other)
+    base = parametrized_base(cls)
+    other = None if base is None else counterpart(base, classes)
+    return None if other is None else parametrized_over(cls, other)
 
 
-def parametrized_base(kind: type) -> type[Module] | None:
-    """What a parametrization made a class from, or None if none did."""
-    base = kind.__bases__[0]
-    made = kind.__module__ == parametrize.__name__ and kind.__name__ == f"Parametrized{base.__name__}"
-    return base if made else None
+def parametrized_base(cls: type) -> type[Module] | None:
+    """The class from which torch.nn.utils.parametrize created this one; None if it did not."""
+    base = cls.__bases__[0]
+    is_parametrized = cls.__module__ == parametrize.__name__ and cls.__name__ == f"Parametrized{base.__name__}"
+    return base if is_parametrized else None
 
 
-def parametrized_over(kind: type, base: type[Module]) -> type[Module]:
-    """The class that a parametrization made, over another base."""
-    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+def parametrized_over(cls: type, base: type[Module]) -> type[Module]:
+    """A parametrized class with another base."""
+    body = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     metaclass: Any = type(base)
-    made: type[Module] = metaclass(kind.__name__, (base,), own)
-    return made
+    parametrized: type[Module] = metaclass(cls.__name__, (base,), body)
+    return parametrized
 
 
-def twin(module: Module) -> Module:
-    """A module of torch.nn's with the very parameters, buffers and hooks of one of ours; a subclass stays itself."""
-    kind = counterpart(type(module), TORCHS)
-    if kind is None:
+def as_torch_module(module: Module) -> Module:
+    """torch.nn's module with the same parameters, buffers and hooks; the module itself if it is not one of ours."""
+    cls = counterpart(type(module), TORCHS)
+    if cls is None:
         return module
-    other: Module = object.__new__(kind)
+    other: Module = object.__new__(cls)
     other.__dict__.update(module.__dict__)
     return other
+
+
+def torch_class(cls: type) -> type[Module] | None:
+    """The class of torch.nn's six that a class is or is derived from; None if there is none."""
+    return next((base for base in cls.__mro__ if base in OURS), None)
+
+
+def is_scripted(module: Module) -> bool:
+    """Whether a module was one of torch.nn's six classes before torch.jit compiled it. Judged by the class's name."""
+    return isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", "") in _torch_names()
+
+
+def is_quantized(module: Module) -> bool:
+    """Whether a module is torch.ao's quantized version of one of torch.nn's six classes."""
+    cls = type(module)
+    return cls.__module__.startswith("torch.ao.") and cls.__name__ in _torch_names()
+
+
+def _torch_names() -> set[str]:
+    return {cls.__name__ for cls in OURS}

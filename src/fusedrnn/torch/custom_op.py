@@ -1,8 +1,8 @@
-"""The operator as torch sees it: ``torch.ops.fusedrnn``, for torch.compile and torch.export.
+"""The operator in torch's registry, ``torch.ops.fusedrnn``, for torch.compile and torch.export.
 
-``rnn`` is what a model calls. Where autograd records, it becomes ``forward_training``, whose last result is what
-``backward`` needs. Each has a real kernel for the CPU and a fake one, which knows the shapes of the results only; how
-they are differentiated is in :mod:`fusedrnn.torch.derivatives`.
+A model calls ``rnn``. If autograd records, that becomes ``forward_training``, whose last result is the reserve that
+``backward`` needs. Each has a kernel for the CPU and a fake kernel, which knows the shapes of the results only;
+:mod:`fusedrnn.torch.op_derivatives` defines how they are differentiated.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fusedrnn.torch import autocast, derivatives, operands
-from fusedrnn.torch import onnx_export as exporting
-from fusedrnn.torch import tensor_calls as kernels
-from fusedrnn.torch.operands import Call
-from fusedrnn.torch.tensor_calls import Network, Problem
+from fusedrnn.torch import autocast, onnx_export, op_call, op_derivatives, tensor_calls
+from fusedrnn.torch.network import CallShape, Network
+from fusedrnn.torch.op_call import OpCall
 from torch import Tensor
 
-# Seeds are below this: what fits int64.
-_SEEDS = 2**63 - 1
+_SEED_END = 2**63 - 1
 
 
 def run(
@@ -32,27 +29,15 @@ def run(
     batch_sizes: Tensor | None = None,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a network over sequences through torch's dispatcher: traceable, with any T and N in one graph.
+    """:func:`fusedrnn.torch.eager.run` through torch's dispatcher: traceable, with any T and N in one graph.
 
-    Args:
-        spec: What to run, an RNNSpec or what has its mode, hidden_size, num_layers, bidirectional, projection_size
-            and dropout, which counts in inference too.
-        x: Input (T, N, I), float32 or float64, any strides; with ``batch_sizes`` the data of a packed sequence
-            (rows, I).
-        states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size); None for zeros. Under torch.compile a
-            packed sequence without them breaks the graph: only they tell N before ``batch_sizes`` is read.
-        weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
-            bias; None for no bias.
-        lengths: Valid steps of each sequence, int64 (N,), on the CPU; None for T everywhere.
-        batch_sizes: Of a packed sequence: how many sequences have each step, int64 (T,), on the CPU.
-        seed: What dropout depends on, int64, of no dimensions; None to draw one, in the graph, if anything is dropped.
-
-    Returns:
-        The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like ``states``.
+    The arguments and results are the same, with two differences. ``seed`` is an int64 tensor of no dimensions; None
+    draws it in the graph. Under torch.compile a packed sequence without ``states`` breaks the graph: only their shape
+    has N, because ``batch_sizes`` is not read.
     """
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
     if dropout and seed is None:
-        seed = torch.randint(_SEEDS, (), dtype=torch.int64, device="cpu")
+        seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
     h0, c0 = (*(states or ()), None, None)[:2]
     y, *final = torch.ops.fusedrnn.rnn(
         x, h0, c0, list(weights), lengths, batch_sizes, seed if dropout else None,
@@ -65,84 +50,81 @@ def run(
 
 
 def _rnn(*arguments: Any) -> list[Tensor]:
-    call, network, problem, seed = _prepared(arguments)
-    if network.spec.drops:
-        y, final, _ = kernels.train(network, problem, call.x, call.states, call.weights, seed)
+    call, network, shape, seed = _prepared(arguments)
+    if network.drops:
+        y, final, _ = tensor_calls.train(network, shape, call.x, call.states, call.weights, seed)
     else:
-        y, final = kernels.infer(network, problem, call.x, call.states, call.weights)
+        y, final = tensor_calls.infer(network, shape, call.x, call.states, call.weights)
     return [y, *final]
 
 
-def _rnn_training(*arguments: Any) -> list[Tensor]:
-    call, network, problem, seed = _prepared(arguments)
-    y, final, kept = kernels.train(network, problem, call.x, call.states, call.weights, seed)
-    return [y, *final, kept.reserve]
+def _forward_training(*arguments: Any) -> list[Tensor]:
+    call, network, shape, seed = _prepared(arguments)
+    y, final, saved = tensor_calls.train(network, shape, call.x, call.states, call.weights, seed)
+    return [y, *final, saved.reserve]
 
 
-def _rnn_backward(
+def _backward(
     dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, reserve: Tensor, *arguments: Any
 ) -> list[Tensor]:
-    call, network, problem, seed = _prepared(arguments[:-1])
+    call, network, shape, seed = _prepared(arguments[:-1])
     needed: list[bool] = arguments[-1]
-    operands.check_gradients(call, (dy, dh_n, dc_n), reserve, needed)
-    kept = kernels.kept_again(network, problem, reserve.contiguous(), call.weights, seed)
-    if len(reserve) != kept.record.layout.size:
-        raise RuntimeError(f"reserve must have {kept.record.layout.size} bytes; got {len(reserve)}")
-    dfinal = [operands.written_out(dh_n), operands.written_out(dc_n)][: network.states]
-    computed = kernels.gradients(network, problem, kept, operands.written_out(dy), dfinal, call.wanted(needed))
-    return [gradient for gradient in computed if gradient is not None]
+    op_call.check_backward(call, (dy, dh_n, dc_n), reserve, needed)
+    saved = tensor_calls.saved_for(network, shape, reserve.contiguous(), call.weights, seed)
+    if len(reserve) != saved.info.layout.size:
+        raise RuntimeError(f"reserve must have {saved.info.layout.size} bytes; got {len(reserve)}")
+    dy, dh_n, dc_n = map(op_call.materialized, (dy, dh_n, dc_n))
+    dfinal = [dh_n, dc_n][: network.num_states]
+    grads = tensor_calls.backward(network, shape, saved, dy, dfinal, call.grads_needed(needed))
+    return [grad for grad in grads if grad is not None]
 
 
-def _prepared(arguments: Sequence[Any]) -> tuple[Call, Network, Problem, int]:
-    """A call whose operands fit, in memory; what runs it, its shape and its seed."""
-    call = Call.of(arguments)
-    network = Network.of(operands.check(call))
-    operands.check_values(call)
-    call = operands.in_memory(call)
-    return call, network, Problem(network, call.x, call.lengths, call.batch_sizes), operands.seed_of(call)
+def _prepared(arguments: Sequence[Any]) -> tuple[OpCall, Network, CallShape, int]:
+    """The checked call with its operands in memory, its network, its shape and its seed."""
+    call = OpCall(*arguments)
+    network = Network.of(op_call.check(call))
+    op_call.check_values(call)
+    call = op_call.materialized_call(call)
+    return call, network, CallShape(network, call.x, call.lengths, call.batch_sizes), op_call.seed_of(call)
 
 
-# -- fakes ------------------------------------------------------------------------------------------------------------
+# -- fake kernels -----------------------------------------------------------------------------------------------------
 
 
 def _fake_rnn(*arguments: Any) -> list[Tensor]:
-    call = Call.of(arguments)
-    operands.check(call)
-    x, options = call.x, call.options
-    sizes, batch = options.state_sizes, _sizes(call)[1]
-    y = x.new_empty((*x.shape[:-1], options.directions * sizes[0]))
-    return [y, *(x.new_empty((options.rows, batch, size)) for size in sizes)]
+    call = OpCall(*arguments)
+    spec, x = op_call.check(call), call.x
+    y = x.new_empty((*x.shape[:-1], spec.output_size))
+    return [y, *(x.new_empty(shape) for shape in spec.state_shape(_fake_batch(call)))]
 
 
-def _fake_training(*arguments: Any) -> list[Tensor]:
-    call = Call.of(arguments)
+def _fake_forward_training(*arguments: Any) -> list[Tensor]:
+    call = OpCall(*arguments)
     y, *final = _fake_rnn(*arguments)
-    steps, batch = _sizes(call)[0], final[0].shape[1]
+    steps = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0]
     engine: Any = Network.of(call.spec).engine
-    size = engine.reserve_bytes(steps, batch, "gates")
+    size = engine.reserve_bytes(steps, final[0].shape[1], "gates")
     return [y, *final, call.x.new_empty((size,), dtype=torch.uint8)]
 
 
-def _sizes(call: Call) -> tuple[int, int]:
-    """T and N."""
-    if call.batch_sizes is None:
-        return call.x.shape[0], call.x.shape[1]
-    steps = call.batch_sizes.shape[0]
+def _fake_batch(call: OpCall) -> Any:
+    """N; of a packed sequence from the shape of a state, else a new symbol."""
+    if call.batch is not None:
+        return call.batch
     for state in call.states:
         if state is not None:
-            return steps, state.shape[1]
-    batch: Any = torch.library.get_ctx().new_dynamic_size()
-    return steps, batch
+            return state.shape[1]
+    return torch.library.get_ctx().new_dynamic_size()
 
 
 def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any) -> list[Tensor]:
-    call, needed = Call.of(arguments[:-1]), arguments[-1]
-    operands.check(call)
-    operands.check_gradients(call, (dy, dh_n, dc_n), reserve, needed)
+    call, needed = OpCall(*arguments[:-1]), arguments[-1]
+    op_call.check(call)
+    op_call.check_backward(call, (dy, dh_n, dc_n), reserve, needed)
     return [
-        like.new_empty(like.shape)
-        for like, wanted in zip(call.differentiable, needed, strict=True)
-        if wanted and like is not None
+        operand.new_empty(operand.shape)
+        for operand, need in zip(call.differentiable, needed, strict=True)
+        if need and operand is not None
     ]
 
 
@@ -152,22 +134,22 @@ def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any)
 def _register() -> Any:
     untyped: Any = torch.library
     library = untyped.Library("fusedrnn", "DEF")
-    call = f"({operands.SCHEMA}) -> Tensor[]"
-    gradients = "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve"
-    backward = f"({gradients}, {operands.SCHEMA}, bool[] needed) -> Tensor[]"
+    call = f"({op_call.SCHEMA}) -> Tensor[]"
+    cotangents = "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve"
+    backward = f"({cotangents}, {op_call.SCHEMA}, bool[] needed) -> Tensor[]"
     for name, schema, kernel, fake in (
         ("rnn", call, _rnn, _fake_rnn),
-        ("forward_training", call, _rnn_training, _fake_training),
-        ("backward", backward, _rnn_backward, _fake_backward),
+        ("forward_training", call, _forward_training, _fake_forward_training),
+        ("backward", backward, _backward, _fake_backward),
     ):
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, kernel, "CPU")
         untyped.register_fake(f"fusedrnn::{name}", fake, lib=library)
-    derivatives.register(library)
+    op_derivatives.register(library)
     library.impl("rnn", autocast.run, "AutocastCPU")
-    exporting.register(torch.ops.fusedrnn.rnn.default)
+    onnx_export.register(torch.ops.fusedrnn.rnn.default)
     return library
 
 
-# Kept: the operators go when it goes.
+# A reference keeps the operators registered.
 _LIBRARY = _register()

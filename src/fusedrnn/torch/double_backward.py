@@ -1,6 +1,6 @@
-"""The same network out of torch's own operations: slow, but differentiable any number of times.
+"""The operator's decomposition into torch's own operations: slow, but differentiable any number of times.
 
-The maths of a cell comes from the one definition that the kernels are made from.
+The equations come from the cell definition that the kernels are compiled from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch.tensor_calls import Problem
+from fusedrnn.torch.network import CallShape
 from torch import Tensor
 
 
@@ -25,73 +25,73 @@ def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
     return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
 
 
-_TORCH = ArrayArithmetic(
+_TENSORS = ArrayArithmetic(
     torch,
     {"sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": torch.nn.functional.softplus, "clip_nan": _clip_nan},
 )
-"""Expressions on tensors."""
+"""Evaluates expressions on tensors."""
 
 
 class Extent(NamedTuple):
-    """How far the sequences of a call reach.
+    """The sequence lengths of a call.
 
     Attributes:
         steps: T.
         batch: N.
-        alive: Which steps of each sequence count, (T, N); None for all.
-        packed: Whether input and output hold these steps only, time by time.
+        valid: Which steps of each sequence are valid, (T, N); None for all.
+        packed: Whether input and output have valid steps only, ordered by time.
     """
 
     steps: int
     batch: int
-    alive: Tensor | None = None
+    valid: Tensor | None = None
     packed: bool = False
 
     @classmethod
-    def of(cls, problem: Problem) -> Extent:
-        """That of a call of the kernels."""
-        varlen = problem.varlen
+    def of(cls, shape: CallShape) -> Extent:
+        """The extent of a call of the kernels."""
+        varlen = shape.varlen
         if varlen is None:
-            return cls(problem.steps, problem.batch)
-        alive = torch.arange(problem.steps)[:, None] < torch.from_numpy(varlen.lengths)
-        return cls(problem.steps, problem.batch, alive, varlen.row_offsets is not None)
+            return cls(shape.steps, shape.batch)
+        valid = torch.arange(shape.steps)[:, None] < torch.from_numpy(varlen.lengths)
+        return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None)
 
 
-def gradients(
+def vjp(
     spec: RNNSpec,
     extent: Extent,
     seed: int,
     operands: Sequence[Tensor | None],
-    dresults: Sequence[Tensor | None],
-    wanted: Sequence[bool],
+    cotangents: Sequence[Tensor | None],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of each operand (x, initial states, weights) as far as wanted, themselves in the graph if recorded.
+    """The gradients of the operands (x, initial states, weights) that need one; differentiable if grad mode is on.
 
-    ``dresults`` are those of the output and the final states, None for zeros.
+    ``cotangents`` are those of the output and the final states, None for zeros.
     """
-    record = torch.is_grad_enabled()
-    count = len(spec.state_names)
+    create_graph = torch.is_grad_enabled()
+    num_states = len(spec.state_names)
     with torch.enable_grad():
-        # Each operand by a view of its own: one may be made from another, or be given twice, and what lies beyond it is
-        # not this call's to count.
-        x, *others = (one if one is None else one.view_as(one) for one in operands)
+        # Views separate this call's gradients from other uses: an operand may be computed from another, or be passed
+        # twice.
+        x, *others = (operand if operand is None else operand.view_as(operand) for operand in operands)
         assert x is not None
-        sources = [s for s, want in zip((x, *others), wanted, strict=True) if want and s is not None]
+        sources = [t for t, needed in zip((x, *others), needs_grad, strict=True) if needed and t is not None]
         for source in sources:
             if not source.requires_grad:
                 source.requires_grad_()
-        results = run(spec, extent, seed, x, others[:count], others[count:])
-    pairs = [(result, d) for result, d in zip(results, dresults, strict=True) if d is not None]
-    outputs, cotangents = zip(*pairs, strict=True)
-    options = {"create_graph": record, "allow_unused": True, "materialize_grads": True}
-    computed = iter(torch.autograd.grad(outputs, sources, cotangents, **options))
+        results = forward(spec, extent, seed, x, others[:num_states], others[num_states:])
+    pairs = [(result, d) for result, d in zip(results, cotangents, strict=True) if d is not None]
+    outputs, doutputs = zip(*pairs, strict=True)
+    options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}
+    grads = iter(torch.autograd.grad(outputs, sources, doutputs, **options))
     return [
-        next(computed) if want and operand is not None else None
-        for operand, want in zip((x, *others), wanted, strict=True)
+        next(grads) if needed and operand is not None else None
+        for operand, needed in zip((x, *others), needs_grad, strict=True)
     ]
 
 
-def run(
+def forward(
     spec: RNNSpec,
     extent: Extent,
     seed: int,
@@ -99,61 +99,61 @@ def run(
     states: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """The output, then the final states; ``x`` and the output packed if the extent is; None for states of zeros."""
-    steps, batch, alive, packed = extent
-    place = None
-    if alive is not None and packed:
-        place = alive.nonzero(as_tuple=True)
-        x = x.new_zeros(steps, batch, spec.input_size).index_put(place, x)
-    elif alive is not None:
-        # A derivative that is zero here, times NaN in the padding, would be NaN.
-        x = torch.where(alive[:, :, None], x, 0)
+    """The output, then the final states. ``x`` and the output are packed if the extent is; a state of None is zeros."""
+    steps, batch, valid, packed = extent
+    packed_indices = None
+    if valid is not None and packed:
+        packed_indices = valid.nonzero(as_tuple=True)
+        x = x.new_zeros(steps, batch, spec.input_size).index_put(packed_indices, x)
+    elif valid is not None:
+        # NaN in the padding would turn its zero derivative into NaN.
+        x = torch.where(valid[:, :, None], x, 0)
     initial = [
-        x.new_zeros(shape) if one is None else one for shape, one in zip(spec.state_shape(batch), states, strict=True)
+        x.new_zeros(shape) if state is None else state
+        for shape, state in zip(spec.state_shape(batch), states, strict=True)
     ]
-    last: list[tuple[Tensor, ...]] = []
-    per_pass = len(weights) // (spec.num_layers * spec.num_directions)
+    final: list[tuple[Tensor, ...]] = []
+    per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
         if layer and spec.drops:
-            kept = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
-            x = torch.where(torch.from_numpy(kept), x * scale(spec.dropout), 0)
+            keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
+            x = torch.where(torch.from_numpy(keeps), x * scale(spec.dropout), 0)
         outputs = []
         for direction in range(spec.num_directions):
-            number = len(last)
-            own = weights[number * per_pass : (number + 1) * per_pass]
-            y, after = _unrolled(spec, x, [state[number] for state in initial], own, alive, spec.reverses(direction))
+            row = len(final)
+            named = dict(zip(spec.layout.kinds, weights[row * per_direction :], strict=False))
+            y, last = _unrolled(spec, x, [state[row] for state in initial], named, valid, spec.reverses(direction))
             outputs.append(y)
-            last.append(after)
+            final.append(last)
         x = torch.cat(outputs, dim=2)
-    y = x if place is None else x[place]
-    return y, *(torch.stack(column) for column in zip(*last, strict=True))
+    y = x if packed_indices is None else x[packed_indices]
+    return y, *(torch.stack(rows) for rows in zip(*final, strict=True))
 
 
 def _unrolled(
     spec: RNNSpec,
     x: Tensor,
     states: Sequence[Tensor],
-    weights: Sequence[Tensor | None],
-    alive: Tensor | None,
+    weights: Mapping[Kind, Tensor | None],
+    valid: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One direction of one layer: the outputs (T, N, H) and the last states."""
-    named = dict(zip(spec.layout.kinds, weights, strict=True))
-    x_weight = named["i2h_weight"]
+    """One direction of one layer: the outputs (T, N, S) and the last states."""
+    x_weight = weights["i2h_weight"]
     assert x_weight is not None
-    x_gates = torch.nn.functional.linear(x, x_weight, named.get("i2h_bias"))
+    x_gates = torch.nn.functional.linear(x, x_weight, weights.get("i2h_bias"))
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        if alive is None:
-            states = _step(spec, x_gates[t], states, named)
+        if valid is None:
+            states = _step(spec, x_gates[t], states, weights)
             outputs[t] = states[0]
             continue
-        counts = alive[t, :, None]
-        # What a step makes of states that may be infinite is not used in padding, but is differentiated.
-        new = _step(spec, x_gates[t], [torch.where(counts, state, 0) for state in states], named)
-        outputs[t] = torch.where(counts, new[0], 0)
-        states = [torch.where(counts, after, before) for after, before in zip(new, states, strict=True)]
+        is_valid = valid[t, :, None]
+        # The results of padding are unused but differentiated: states that may be infinite must not get there.
+        after = _step(spec, x_gates[t], [torch.where(is_valid, state, 0) for state in states], weights)
+        outputs[t] = torch.where(is_valid, after[0], 0)
+        states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return torch.stack(outputs), tuple(states)
 
 
@@ -167,11 +167,11 @@ def _step(
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     for stage in cell.stages:
-        operand = evaluate([stage.operand], values, _TORCH)[0]
+        operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:
             assert projection is not None
             values[Projected()] = torch.nn.functional.linear(operand, projection)
         for gate in stage.gates:
             bias = None if h_bias is None else h_bias[rows[gate]]
             values[PreH(gate)] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
-    return evaluate(cell.outputs, values, _TORCH)
+    return evaluate(cell.outputs, values, _TENSORS)

@@ -1,9 +1,9 @@
-"""torch.compile: our layers are traced, where it leaves every RNN, GRU and LSTM out of the graph.
+"""torch.compile traces our layers, although it breaks the graph at every RNN, GRU and LSTM.
 
 Dynamo breaks the graph at any instance of ``torch.nn.RNN``, ``GRU`` and ``LSTM``, ours among them, because tracing
-torch's own unrolls them step by step. ``torch._dynamo.config.allow_rnn`` is its one way around, and would let those in
-as well. So the option is on only while Dynamo wraps a layer of ours. Dynamo takes longer to import than torch; nothing
-here imports it before its user does.
+torch's own unrolls them step by step. ``torch._dynamo.config.allow_rnn`` disables that, but for torch's own layers too,
+so we set it only while Dynamo wraps a layer of ours. Importing Dynamo takes longer than importing torch: nothing here
+imports it before its user does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from fusedrnn.torch import plan
+from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.imports import after_import
 
 _DYNAMO = "torch._dynamo"
@@ -20,51 +22,53 @@ _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lamb
 
 
 def trace(*classes: type[torch.nn.Module]) -> None:
-    """Let torch.compile trace instances of these classes and of those derived from them, from now on.
+    """Let torch.compile trace instances of these classes and their subclasses.
 
-    With a torch whose Dynamo is built otherwise nothing happens: there the graph breaks, as at torch's own layers.
+    If this torch's Dynamo works otherwise, the graph breaks at our layers as at torch's own.
     """
     global _classes
-    first = not _classes
+    is_first = not _classes
     _classes += classes
-    if first:
+    if is_first:
         after_import(_DYNAMO, _patch)
 
 
-def breaks() -> bool:
-    """Whether torch.nn's own forward would break the graph here, and therefore should: see :func:`eagerly`."""
+def breaks_graph() -> bool:
+    """Whether torch.nn's own forward would break the graph here, and so must run by :func:`eager_forward`."""
     return torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
-def eagerly(module: torch.nn.Module, *args: Any) -> Any:
-    """torch.nn's forward of one of our modules; once Dynamo is there, out of its sight."""
-    theirs: Any = next(kind for kind in type(module).__mro__ if kind.__module__ == torch.nn.RNN.__module__)
-    return theirs.forward(module, *args)
+def eager_forward(module: torch.nn.Module, *args: Any) -> Any:
+    """torch.nn's forward of one of our layers; disabled for Dynamo as soon as that is imported."""
+    torch_class: Any = next(cls for cls in type(module).__mro__ if cls.__module__ == torch.nn.RNN.__module__)
+    return torch_class.forward(module, *args)
 
 
-def _traceable(module: torch.nn.Module) -> bool:
-    """Whether it runs on our operator; else its forward is torch's, which is not to be unrolled."""
+def _is_traceable(module: torch.nn.Module) -> bool:
+    """Whether the module runs on the operator; else it runs torch's forward, which must not be unrolled."""
     return (
         isinstance(module, _classes)
-        and all(p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in module.parameters())
+        and all(p.device.type == "cpu" and p.dtype in DTYPE_NAMES for p in module.parameters())
     )
 
 
 def _patch() -> None:
-    global eagerly
+    global eager_forward
     from torch._dynamo import config
     from torch._dynamo.variables.builder import VariableBuilder
 
     from torch import _dynamo
 
     untyped: Any = _dynamo
-    eagerly = untyped.disable(eagerly)
+    eager_forward = untyped.disable(eager_forward)
+    untyped.assume_constant_result(plan.layer_plan)
+    untyped.assume_constant_result(plan.cell_plan)
     wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):
         return
 
     def wrap_module(self: Any, value: torch.nn.Module) -> Any:
-        if not _traceable(value):
+        if not _is_traceable(value):
             return wrapped(self, value)
         with config.patch(allow_rnn=True):
             return wrapped(self, value)

@@ -1,4 +1,4 @@
-"""One call of the operator on tensors: inference, or a node in the graph."""
+"""One eager call of the operator on tensors, recorded by autograd if anything requires gradients."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import tensor_calls as kernels
-from fusedrnn.torch.autograd import Node
-from fusedrnn.torch.tensor_calls import Network, Problem
+from fusedrnn.torch import tensor_calls
+from fusedrnn.torch.autograd import FusedRNN
+from fusedrnn.torch.network import CallShape, Network
 from torch import Tensor
 
-# Function.apply without its detour through functorch: calls under its transforms do not come here.
-_recorded: Any = super(torch.autograd.Function, Node).apply
+# Function.apply without its detour through functorch, under whose transforms no call gets here.
+_apply: Any = super(torch.autograd.Function, FusedRNN).apply
 
 
 def run(
@@ -24,39 +24,45 @@ def run(
     *,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run a network over sequences; recorded in the graph if gradients are enabled and any operand requires them.
+    """Run a network over sequences.
 
     Args:
-        spec: What to run; its dropout counts, in inference too.
+        spec: What to run; its dropout applies in inference too.
         x: Input (T, N, I), any strides; with ``batch_sizes`` the data of a packed sequence (rows, I).
         states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size); None for zeros.
         weights: For each layer, for each direction: i2h weight, h2h weight, h2r weight if projected, i2h bias, h2h
             bias; None for no bias.
         lengths: Valid steps of each sequence, integers (N,), on the CPU; None for T everywhere.
-        batch_sizes: Of a packed sequence: how many sequences have each step, int64 (T,).
-        seed: What dropout depends on, from 0 to 2**63 - 1.
+        batch_sizes: Of a packed sequence: the number of sequences at each step, int64 (T,).
+        seed: Seed of dropout, from 0 to 2**63 - 1; None to draw one from torch's generator if anything is dropped.
 
     Returns:
         The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like ``states``.
     """
     network = Network.of(spec)
+    if seed is None:
+        seed = draw_seed() if network.drops else 0
     weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
-    problem = Problem(network, x, lengths, batch_sizes)
-    if torch.is_grad_enabled() and _required(x, states, weights):
-        # Not in the node's forward, where signal handlers would find that gradients are off.
-        made = kernels.train(network, problem, x, states, weights, seed)
-        given = states if states is not None else (None,) * network.states
-        y, *final = _recorded(network, problem, made, x, *given, *weights)
+    shape = CallShape(network, x, lengths, batch_sizes)
+    if torch.is_grad_enabled() and _require_grad(x, states, weights):
+        # Runs outside FusedRNN.forward, where a signal handler would see gradients disabled.
+        results = tensor_calls.train(network, shape, x, states, weights, seed)
+        initial = states if states is not None else (None,) * network.num_states
+        y, *final = _apply(network, shape, results, x, *initial, *weights)
         return y, tuple(final)
-    if spec.drops:
-        y, final, _ = kernels.train(network, problem, x, states, weights, seed)
-        return y, final
-    return kernels.infer(network, problem, x, states, weights)
+    if network.drops:
+        return tensor_calls.train(network, shape, x, states, weights, seed)[:2]
+    return tensor_calls.infer(network, shape, x, states, weights)
 
 
-def _required(x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor | None]) -> bool:
+def draw_seed() -> int:
+    """A seed of dropout from PyTorch's default generator, which torch.manual_seed makes repeatable."""
+    return int(torch.randint(2**63 - 1, (), device="cpu").item())
+
+
+def _require_grad(x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor | None]) -> bool:
     if x.requires_grad:
         return True
     for tensor in weights:

@@ -1,61 +1,116 @@
-"""Whether a call runs on our operator, in which form, or on PyTorch's own; what depends on PyTorch's version."""
+"""Which tensors, lengths and batch sizes the operator takes."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from typing import Any
 
-from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
 
 import torch
-from fusedrnn.torch import eager as call
-from fusedrnn.torch.support import is_compiling
 from torch import Tensor
 
-Run = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
+"""The operator's name of each dtype that it takes."""
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-# Bound once: an inference call of a small network takes no longer than a few dozen lookups.
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_tracing_state = torch._C._get_tracing_state
-_transforms_active = torch._C._are_functorch_transforms_active
-_any_autocast = torch._C._is_any_autocast_enabled
+# Bound once: attribute lookups are a large part of a small inference call.
+is_compiling = torch.compiler.is_compiling
+_dispatch_keys = torch._C._dispatch_keys
 
 
-def _autocast_on_cpu() -> bool:
+def _cpu_dispatch_keys() -> tuple[Any, Any]:
+    """The dispatch keys of a plain CPU tensor and of one created in inference mode."""
+    with torch.inference_mode(False):
+        plain = torch.empty(0, device="cpu")
+    with torch.inference_mode():
+        inference = torch.empty(0, device="cpu")
+    return _dispatch_keys(plain), _dispatch_keys(inference)
+
+
+_PLAIN, _INFERENCE = _cpu_dispatch_keys()
+
+
+def operator_dtype(x: Any) -> torch.dtype | None:
+    """The dtype of a tensor that the operator can read, else None."""
+    cls = type(x)
+    if cls is not Tensor and cls is not Parameter and not _is_fake(cls):
+        return None
+    dtype: torch.dtype = x.dtype
+    return dtype if dtype in DTYPE_NAMES and is_plain(x, dtype) else None
+
+
+def is_plain(tensor: Any, dtype: torch.dtype) -> bool:
+    """Whether a tensor is ordinary CPU memory of this dtype."""
+    cls = type(tensor)
+    if cls is Tensor or cls is Parameter:
+        if tensor.dtype is not dtype:
+            return False
+        if is_compiling():
+            return tensor.device.type == "cpu" and tensor.layout is torch.strided
+        # The keys exclude sparse, quantized, lazily negated, wrapped and meta tensors and other devices at once.
+        keys = _dispatch_keys(tensor)
+        return bool(keys == _PLAIN or keys == _INFERENCE)  # noqa: SIM109 -- hashes cost more
+    return _is_fake(cls) and tensor.dtype is dtype and tensor.device.type == "cpu"
+
+
+def _is_fake(cls: type) -> bool:
+    """Whether PyTorch traces with tensors of this class in place of plain ones."""
+    return cls.__module__.startswith("torch._subclasses.") and issubclass(cls, Tensor)
+
+
+def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
+    """Lengths as an int64 CPU tensor (N,).
+
+    Raises:
+        TypeError: If they are not integers.
+        ValueError: If there is not one for each sequence, one is not in 0..T, or the input cannot have lengths.
+    """
+    if isinstance(x, PackedSequence):
+        raise ValueError("lengths must be None for a PackedSequence, which has its own")
+    if not isinstance(x, Tensor) or x.dim() != 3:
+        got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"lengths need batched 3-D input; got {got}")
+    steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
+    tensor: Tensor = lengths if isinstance(lengths, Tensor) else _as_tensor(lengths)
+    if tensor.dtype not in _INTEGERS:
+        raise TypeError(f"lengths must be integers; got {tensor.dtype}")
+    if tensor.device.type != "cpu":
+        raise ValueError(f"lengths must be on the CPU; got {tensor.device}")
+    if tensor.dim() != 1 or tensor.shape[0] != batch:
+        raise ValueError(f"lengths must have shape ({batch},), one for each sequence; got {tuple(tensor.shape)}")
+    tensor = tensor.detach().to(torch.int64)
+    # A graph being traced has no values; the operator checks them again when it runs.
+    if not torch.compiler.is_compiling() and batch:
+        low, high = int(tensor.min()), int(tensor.max())
+        if low < 0 or high > steps:
+            raise ValueError(f"lengths must be from 0 to {steps}, the steps of input; got {low if low < 0 else high}")
+    return tensor
+
+
+def _as_tensor(lengths: Any) -> Tensor:
     try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # before torch 2.4 it took no device
-        return bool(torch.is_autocast_cpu_enabled())
+        return torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths must be a tensor or a list of integers; got {lengths!r}") from error
 
 
-def runner() -> Run | None:
-    """What runs a call made here and now, if its tensors are plain; None: PyTorch's own implementation."""
-    if is_compiling() or _dispatch_modes():
-        return _traced_runner()
-    if (
-        _tracing_state() is not None
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or (_any_autocast() and _autocast_on_cpu())
-    ):
-        return None
-    return call.run
-
-
-def _traced_runner() -> Run | None:
-    """The same where something watches the dispatcher: the call must be one operator there."""
-    if _transforms_active() or forward_ad._current_level >= 0 or _autocast_on_cpu():
-        return None
-    if _checks_mutations():
-        return None
-    from fusedrnn.torch import custom_op as ops
-
-    return ops.run
-
-
-def _checks_mutations() -> bool:
-    """Whether ``torch.export.draft_export`` runs, which takes absent operands of a custom operator for changed ones."""
-    if torch.compiler.is_dynamo_compiling():
+def are_batch_sizes(batch_sizes: Any, rows: int) -> bool:
+    """Whether these are valid batch sizes of so many packed rows: anyone can construct a PackedSequence."""
+    if type(batch_sizes) is not Tensor or batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1:
         return False
-    config = sys.modules.get("torch._functorch.config")
-    return bool(getattr(config, "fake_tensor_propagate_real_tensors", False))
+    if not batch_sizes.is_cpu or not len(batch_sizes):
+        return False
+    sizes = batch_sizes.numpy()
+    return bool(sizes[-1] > 0 and sizes.sum() == rows and (sizes[1:] <= sizes[:-1]).all())
+
+
+def packed_batch(batch_sizes: Tensor, sorted_indices: Tensor | None, hx: Any) -> int:
+    """N of a packed sequence. While compiling from another tensor's shape, since reading a value breaks the graph."""
+    if is_compiling():
+        if sorted_indices is not None:
+            return sorted_indices.shape[0]
+        h0 = hx[0] if isinstance(hx, (tuple, list)) and hx else hx
+        if isinstance(h0, Tensor) and h0.dim() == 3:
+            return h0.shape[1]
+    return int(batch_sizes[0])

@@ -1,4 +1,4 @@
-"""Recurrent operators in graphs: TorchScript's once it is frozen, torch.export's, torch.fx's. They are no layers."""
+"""Graphs: recurrent operators in those of TorchScript, torch.export and torch.fx, and our layers as torch.fx nodes."""
 
 from __future__ import annotations
 
@@ -9,33 +9,46 @@ from torch.nn import Module
 
 import torch
 
-# Parts of the names of torch's recurrent operators, quantised ones and those of oneDNN among them.
-_PARTS = "lstm", "gru", "rnn_tanh", "rnn_relu", "rnn_layer"
+# Parts of the names of torch's recurrent operators, including quantized ones and those of oneDNN.
+_NAME_PARTS = "lstm", "gru", "rnn_tanh", "rnn_relu", "rnn_layer"
+
+
+def is_fx_proxy(value: Any) -> bool:
+    """Whether torch.fx is tracing the call with this argument."""
+    return isinstance(value, torch.fx.Proxy)
+
+
+def as_fx_node(module: Module, *args: Any) -> Any:
+    """The node of a module in a torch.fx graph. torch.fx makes leaves of torch.nn's own classes only."""
+    tracer = args[0].tracer
+    while args and args[-1] is None:
+        args = args[:-1]
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, {})
 
 
 def recurrent_operators(module: Module) -> list[str]:
-    """The recurrent operators that a module's own graph runs, each once; none if it has no graph."""
+    """The names of the recurrent operators in a module's own graph, without repetition; none if it has no graph."""
     if isinstance(module, torch.jit.ScriptModule):
         try:
             graph: Any = module.graph
         except RuntimeError:  # it has no forward
             return []
-        names = _scripted(graph)
+        names = _node_kinds(graph)
     elif isinstance(module, torch.fx.GraphModule):
         names = (str(node.target) for node in module.graph.nodes if node.op == "call_function")
     else:
         return []
-    return list(dict.fromkeys(name for name in names if is_ours(name) or any(part in name for part in _PARTS)))
+    return list(dict.fromkeys(name for name in names if is_ours(name) or any(part in name for part in _NAME_PARTS)))
 
 
 def is_ours(operator: str) -> bool:
-    """Whether it is the fused operator."""
+    """Whether a name is that of the fused operator."""
     return operator.startswith("fusedrnn.")
 
 
-def _scripted(block: Any) -> Iterator[str]:
-    """What the nodes of a graph of TorchScript's, or of a block in it, are."""
+def _node_kinds(block: Any) -> Iterator[str]:
+    """The kinds of all nodes in a TorchScript graph or block."""
     for node in block.nodes():
         yield str(node.kind())
         for inner in node.blocks():
-            yield from _scripted(inner)
+            yield from _node_kinds(inner)

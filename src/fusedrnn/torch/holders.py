@@ -1,4 +1,4 @@
-"""What to accelerate where somebody gives an object that is no module but may hold some."""
+"""Advice for ``accelerate`` of an object that is not a module but holds some, such as an estimator or an agent."""
 
 from __future__ import annotations
 
@@ -7,50 +7,48 @@ from typing import Any
 
 from torch.nn import Module
 
-# Attributes of attributes are looked at, and no more: a module that is further away is seldom the object's own.
+# Attributes and attributes of attributes. Modules further away seldom belong to the object.
 _DEPTH = 2
-_MOST_NAMED = 4
-_LATER = (
-    "which holds no module yet; if it builds its network later, as in fit() or load(), let it do so "
+_MAX_NAMED = 4
+_INSTANTIATE = ", a class: give a module of it, or build it within `with fusedrnn.torch.accelerated():`"
+_NOT_YET = (
+    ", which holds no module yet; if it builds its network later, as in fit() or load(), let it do so "
     "within `with fusedrnn.torch.accelerated():`"
 )
 
 
-def advice(given: object) -> str:
-    """The end of a sentence: what to pass in the place of something that is no module."""
-    if isinstance(given, type):
-        return ", a class: give a module of it, or build it within `with fusedrnn.torch.accelerated():`" * issubclass(
-            given, Module
-        )
-    if given is None or isinstance(given, (str, bytes, int, float)):
+def advice(holder: object) -> str:
+    """The end of an error message: what to pass instead of this object."""
+    if isinstance(holder, type):
+        return _INSTANTIATE if issubclass(holder, Module) else ""
+    if holder is None or isinstance(holder, (str, bytes, int, float)):
         return ""
-    paths = list(_modules("model", given, _DEPTH, set()))
+    paths = list(_module_paths("model", holder, _DEPTH, set()))
     if not paths:
-        return f", {_LATER}"
-    more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
-    return f", which holds modules: give {', '.join(paths[:_MOST_NAMED])}{more}"
+        return _NOT_YET
+    more = f" and {len(paths) - _MAX_NAMED} more" if len(paths) > _MAX_NAMED else ""
+    return f", which holds modules: give {', '.join(paths[:_MAX_NAMED])}{more}"
 
 
-def _modules(path: str, given: object, depth: int, seen: set[int]) -> Iterator[str]:
-    """How to get at each module below an object: the nearest ones, not the modules inside these."""
-    if id(given) in seen:
+def _module_paths(path: str, holder: object, depth: int, seen: set[int]) -> Iterator[str]:
+    """Expressions for the modules in an object, nearest first, without the modules inside these."""
+    if id(holder) in seen:
         return
-    seen.add(id(given))
-    for name, value in _parts(path, given):
-        if isinstance(value, Module):
-            yield name
+    seen.add(id(holder))
+    children = _children(path, holder)
+    yield from (child_path for child_path, child in children if isinstance(child, Module))
     if depth > 1:
-        for name, value in _parts(path, given):
-            if not isinstance(value, Module):
-                yield from _modules(name, value, depth - 1, seen)
+        for child_path, child in children:
+            if not isinstance(child, Module):
+                yield from _module_paths(child_path, child, depth - 1, seen)
 
 
-def _parts(path: str, given: Any) -> list[tuple[str, object]]:
-    if isinstance(given, Mapping):
-        return [(f"{path}[{key!r}]", value) for key, value in given.items()]
-    if isinstance(given, (list, tuple)):
-        return [(f"{path}[{index}]", value) for index, value in enumerate(given)]
-    attributes = getattr(given, "__dict__", None)
-    if not isinstance(attributes, dict) or isinstance(given, type):
+def _children(path: str, holder: Any) -> list[tuple[str, object]]:
+    if isinstance(holder, Mapping):
+        return [(f"{path}[{key!r}]", value) for key, value in holder.items()]
+    if isinstance(holder, (list, tuple)):
+        return [(f"{path}[{index}]", value) for index, value in enumerate(holder)]
+    attributes = getattr(holder, "__dict__", None)
+    if not isinstance(attributes, dict) or isinstance(holder, type):
         return []
     return [(f"{path}.{name}", value) for name, value in attributes.items()]

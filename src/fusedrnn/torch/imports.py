@@ -1,4 +1,4 @@
-"""Work that waits until another module is imported, so that a part of PyTorch that is not used costs nothing."""
+"""Callbacks after an import, so that patching an unused part of PyTorch costs nothing."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from types import ModuleType
 
 
 def after_import(name: str, callback: Callable[[], None]) -> None:
-    """Call ``callback`` once, as soon as the module of that name has been imported: at once if it has been already."""
+    """Call ``callback`` once after the module of that name is imported; at once if it is already."""
     if name in sys.modules:
         callback()
     else:
-        sys.meta_path.insert(0, _Watch(name, callback))
+        sys.meta_path.insert(0, _ImportHook(name, callback))
 
 
-class _Watch(importlib.abc.MetaPathFinder):
-    """Waits for one module to be imported, calls back, and is gone."""
+class _ImportHook(importlib.abc.MetaPathFinder):
+    """Waits for the import of one module, arranges the callback, and removes itself."""
 
     def __init__(self, name: str, callback: Callable[[], None]) -> None:
         self._name, self._callback = name, callback

@@ -1,4 +1,4 @@
-"""The sequence modules: torch.nn's, on the fused operator."""
+"""RNN, LSTM and GRU: torch.nn's layers on the fused operator."""
 
 from __future__ import annotations
 
@@ -7,79 +7,60 @@ from typing import Any
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import torch
-from fusedrnn.torch import class_map as pairs
-from fusedrnn.torch import dynamo as compiling
-from fusedrnn.torch import eager as call
-from fusedrnn.torch import eligibility as dispatch
-from fusedrnn.torch import outputs, support
-from fusedrnn.torch.eligibility import Run
-from fusedrnn.torch.support import Plan
+from fusedrnn.torch import class_map, dispatch, dynamo, eligibility
+from fusedrnn.torch.dispatch import Run
+from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
+from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan
 from torch import Tensor
 
 States = tuple[Tensor, ...]
 
 
-class _Fused(torch.nn.RNNBase):
-    """What the three modules share. Anything out of the ordinary goes to torch.nn, whose errors are right."""
+class _FusedLayer(torch.nn.RNNBase):
+    """Base of the three layers. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
     def forward(self, input: Any, hx: Any = None, lengths: Any = None) -> Any:
-        """Run over sequences as torch.nn's module does.
+        """Run over sequences as torch.nn's layer does.
 
         Args:
             input: (T, N, I), or (N, T, I) if ``batch_first``, or (T, I), or a PackedSequence.
             hx: Initial state (L·D, N, size), or without N for unbatched input; for an LSTM a pair of them; None: zeros.
-            lengths: How many steps of each sequence count, from 0 to T: integers (N,), a tensor on the CPU or a
-                list; None for all. Needs batched input that is not packed.
+            lengths: Valid steps of each sequence, from 0 to T: integers (N,), a tensor on the CPU or a list; None for
+                all. Needs batched input that is not packed.
 
         Returns:
-            The output and the final states, each as torch.nn's module returns it. With ``lengths`` outputs are zero
-            in the padding, and final states are those of each sequence's last step.
+            The output and the final states, each as torch.nn's layer returns it. With ``lengths`` outputs are zero
+            in the padding, and final states are those of each sequence's last valid step.
 
         Raises:
             TypeError: ``lengths`` are not integers, or as torch.nn raises it.
             ValueError: ``lengths`` are too many, too few or out of range, or as torch.nn raises it.
             RuntimeError: As torch.nn raises it.
         """
-        if support.is_proxy(input):
-            return support.leaf(self, input, hx, lengths)
+        if is_fx_proxy(input):
+            return as_fx_node(self, input, hx, lengths)
         if lengths is not None:
-            return self._padded(input, hx, lengths)
+            return self._forward_lengths(input, hx, lengths)
         run = dispatch.runner()
         if run is not None:
-            fused = self._packed if isinstance(input, PackedSequence) else self._whole
-            result = fused(run, input, hx)
+            forward = self._forward_packed if isinstance(input, PackedSequence) else self._forward_tensor
+            result = forward(run, input, hx)
             if result is not None:
                 return result
-        return self._theirs(input, hx)
+        return self._torch_forward(input, hx)
 
-    def _theirs(self, input: Any, hx: Any) -> Any:
-        return compiling.eagerly(self, input, hx) if compiling.breaks() else super().forward(input, hx)
+    def _torch_forward(self, input: Any, hx: Any) -> Any:
+        return dynamo.eager_forward(self, input, hx) if dynamo.breaks_graph() else super().forward(input, hx)
 
-    def _plan(self, dtype: torch.dtype) -> Plan | None:
-        # Caches are no place for a compiler.
-        make = support.traced_plan if torch.compiler.is_compiling() else support.plan
-        return make(
+    def _plan(self, dtype: torch.dtype) -> ModulePlan | None:
+        return layer_plan(
             self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
             self.dropout, dtype, self.proj_size,
         )  # fmt: skip
 
-    def _states(self, hx: Any, plan: Plan, batch: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
-        """The initial states as a tuple, if they are what the operator takes."""
-        states = self._given(hx)
-        for state, size in zip(states or (), plan.state_sizes, strict=False):
-            if not support.plain(state, dtype) or state.shape != (plan.state_rows, *batch, size):
-                return None
-        return states
-
-    def _given(self, hx: Any) -> tuple[Any, ...] | None:
-        return (hx,)
-
-    def _final(self, states: States) -> Any:
-        return states[0]
-
-    def _whole(self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None) -> Any:
-        """The same for a tensor; None if it is not the operator's."""
-        dtype = support.number_format(x)
+    def _forward_tensor(self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None) -> Any:
+        """The results for a tensor; None if the operator does not support the call."""
+        dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
         plan, shape = self._plan(dtype), x.shape
@@ -89,7 +70,7 @@ class _Fused(torch.nn.RNNBase):
         states = None
         if hx is not None:
             batch = (shape[0 if self.batch_first else 1],) if batched else ()
-            states = self._states(hx, plan, batch, dtype)
+            states = initial_states(hx, plan, batch, dtype)
             if states is None:
                 return None
             if not batched:
@@ -105,75 +86,69 @@ class _Fused(torch.nn.RNNBase):
         if not batched:
             y, final = y.squeeze(1), tuple(state.squeeze(1) for state in final)
         elif self.batch_first:
-            y = outputs.batch_first(y, run)
-        return y, self._final(final)
+            y = dispatch.batch_first(y, run)
+        return y, final if len(final) > 1 else final[0]
 
-    def _packed(self, run: Run, packed: PackedSequence, hx: Any) -> Any:
-        """The same for a packed sequence."""
-        x, batch_sizes, order, back = packed
-        dtype = support.number_format(x)
+    def _forward_packed(self, run: Run, packed: PackedSequence, hx: Any) -> Any:
+        """The results for a packed sequence; None if the operator does not support the call."""
+        x, batch_sizes, sorted_indices, unsorted_indices = packed
+        dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
         plan, shape = self._plan(dtype), x.shape
         if plan is None or len(shape) != 2 or shape[1] != self.input_size:
             return None
-        if not torch.compiler.is_compiling() and not support.checked_batch_sizes(batch_sizes, shape[0]):
+        if not torch.compiler.is_compiling() and not eligibility.are_batch_sizes(batch_sizes, shape[0]):
             return None
-        batch = support.packed_batch(batch_sizes, order, hx)
-        if any(places is not None and places.shape != (batch,) for places in (order, back)):
+        batch = eligibility.packed_batch(batch_sizes, sorted_indices, hx)
+        if any(indices is not None and indices.shape != (batch,) for indices in (sorted_indices, unsorted_indices)):
             return None
         states = None
         if hx is not None:
-            states = self._states(hx, plan, (batch,), dtype)
+            states = initial_states(hx, plan, (batch,), dtype)
             if states is None:
                 return None
-            if order is not None:
-                states = tuple(state.index_select(1, order) for state in states)
-        elif torch.compiler.is_compiling():  # the operator in a graph cannot tell N from batch_sizes
-            states = tuple([x.new_zeros((plan.state_rows, batch, size)) for size in plan.state_sizes])
+            if sorted_indices is not None:
+                states = tuple(state.index_select(1, sorted_indices) for state in states)
+        elif torch.compiler.is_compiling():  # the operator in a graph cannot read N from batch_sizes
+            states = tuple([x.new_zeros((*plan.state_rows, batch, size)) for size in plan.state_sizes])
         result = self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes)
         if result is None:
             return None
         y, final = result
-        if back is not None:
-            final = tuple(state.index_select(1, back) for state in final)
-        return PackedSequence(y, batch_sizes, order, back), self._final(final)
+        if unsorted_indices is not None:
+            final = tuple(state.index_select(1, unsorted_indices) for state in final)
+        packed = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, final if len(final) > 1 else final[0]
 
     def _run(
-        self, run: Run, plan: Plan, dtype: torch.dtype, x: Tensor, states: States | None, **kind: Tensor | None
+        self, run: Run, plan: ModulePlan, dtype: torch.dtype, x: Tensor, states: States | None, **options: Tensor | None
     ) -> tuple[Tensor, States] | None:
-        spec = plan.dropping if self.training else plan.spec
+        spec = plan.training_spec if self.training else plan.spec
         if spec is None:
             return None
-        # Last of all: to read a parametrized weight is to compute it.
-        weights = support.current_weights(self, plan, dtype)
-        if weights is None:
-            return None
-        if spec.dropout and run is call.run:  # a graph draws its own at every run
-            return run(spec, x, states, weights, **kind, seed=support.draw_seed())
-        return run(spec, x, states, weights, **kind)
+        # Last, because reading a parametrized weight computes it.
+        weights = current_weights(self, plan, dtype)
+        return None if weights is None else run(spec, x, states, weights, **options)
 
-    def _padded(self, x: Any, hx: Any, lengths: Any) -> Any:
-        """The same for padded sequences; where the operator cannot, torch.nn packs them."""
-        lengths = support.checked_lengths(lengths, x, self.batch_first)
+    def _forward_lengths(self, x: Any, hx: Any, lengths: Any) -> Any:
+        """The results for padded sequences, which are packed for torch.nn if the operator does not support the call."""
+        lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
         run = dispatch.runner()
-        result = None if run is None else self._whole(run, x, hx, lengths)
+        result = None if run is None else self._forward_tensor(run, x, hx, lengths)
         if result is not None:
             return result
         packed = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)
-        y, final = self._theirs(packed, hx)
+        y, final = self._torch_forward(packed, hx)
         steps = x.shape[1 if self.batch_first else 0]
         return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], final
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles: torch.nn's module, with the same parameters.
-
-        torch.jit.script puts it into the model in the place of ours; ``accelerate`` changes that again.
-        """
-        return pairs.twin(self)
+        """What torch.jit.script compiles and puts into the model: torch.nn's layer, with the same parameters."""
+        return class_map.as_torch_module(self)
 
 
-class RNN(_Fused, torch.nn.RNN):
+class RNN(_FusedLayer, torch.nn.RNN):
     """``torch.nn.RNN`` on the fused operator: same arguments, attributes, parameters and results.
 
     Its ``forward`` also takes ``lengths``, for padded sequences.
@@ -184,7 +159,7 @@ class RNN(_Fused, torch.nn.RNN):
     """
 
 
-class LSTM(_Fused, torch.nn.LSTM):
+class LSTM(_FusedLayer, torch.nn.LSTM):
     """``torch.nn.LSTM`` on the fused operator: same arguments, attributes, parameters and results.
 
     Its ``forward`` also takes ``lengths``, for padded sequences.
@@ -194,14 +169,8 @@ class LSTM(_Fused, torch.nn.LSTM):
         >>> y, (h_n, c_n) = net(torch.randn(5, 3, 10))  # (5, 3, 40), (4, 3, 20) each
     """
 
-    def _given(self, hx: Any) -> tuple[Any, ...] | None:
-        return tuple(hx) if isinstance(hx, (tuple, list)) and len(hx) == 2 else None
 
-    def _final(self, states: States) -> Any:
-        return states
-
-
-class GRU(_Fused, torch.nn.GRU):
+class GRU(_FusedLayer, torch.nn.GRU):
     """``torch.nn.GRU`` on the fused operator: same arguments, attributes, parameters and results.
 
     Its ``forward`` also takes ``lengths``, for padded sequences.
@@ -212,5 +181,5 @@ class GRU(_Fused, torch.nn.GRU):
     """
 
 
-pairs.pair(RNN, LSTM, GRU)
-compiling.trace(RNN, LSTM, GRU)
+class_map.register(RNN, LSTM, GRU)
+dynamo.trace(RNN, LSTM, GRU)

@@ -1,4 +1,4 @@
-"""Layers of torch.nn's that are ours from the start: for networks that a library builds or loads by itself."""
+"""``accelerated`` and ``accelerate_new``: torch.nn's layers become ours when they are created."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.nn import Module
 from fusedrnn.torch.class_map import OURS
 from fusedrnn.torch.conversion import convert
 
-# After a constructor, and after a pickle or a copy has given a module its attributes.
+# __setstate__ runs after a pickle or a copy has set a module's attributes.
 _METHODS = ("__init__", "__setstate__")
 
 
 class _Setting:
-    """What one context or the whole process asks for. Contexts may end in any order, and in another thread."""
+    """The options of one context, or of the process. Contexts may end in any order, and in another thread."""
 
     __slots__ = ("active", "subclasses")
 
@@ -27,22 +27,22 @@ class _Setting:
         self.subclasses, self.active = subclasses, True
 
 
-_here: ContextVar[tuple[_Setting, ...]] = ContextVar("fusedrnn_accelerated", default=())
-_everywhere: _Setting | None = None
+_context_settings: ContextVar[tuple[_Setting, ...]] = ContextVar("fusedrnn_accelerated", default=())
+_process_setting: _Setting | None = None
 _lock = threading.Lock()
-_uses = 0
-# What is in the place of which methods: class, name, ours, and the class's own, if it has one.
+_users = 0
+# The patched methods: class, name, our wrapper, and the method that the class itself defined, if it did.
 _patched: list[tuple[type[Module], str, Callable[..., None], Callable[..., None] | None]] = []
 
 
 @contextmanager
 def accelerated(*, subclasses: bool = False) -> Iterator[None]:
-    """Within this context torch.nn's recurrent layers and cells come out as ours: built, unpickled or copied.
+    """Within this context torch.nn's recurrent layers and cells become ours when constructed, unpickled or copied.
 
-    It does not matter who builds them, nor by which name they know torch.nn's classes; what :func:`accelerate` would
-    leave alone is left alone. Layers that were there before stay as they are, those that were built stay ours. The
-    context is the calling thread's (or asyncio task's); see :func:`accelerate_new` for all threads. It may be nested,
-    and be used as a decorator.
+    It does not matter which code creates them, nor by which name it knows torch.nn's classes; what :func:`accelerate`
+    would leave unchanged stays unchanged. Earlier layers stay as they are, and layers created here stay ours. The
+    context applies to the calling thread (or asyncio task); see :func:`accelerate_new` for all threads. It may be
+    nested, and be used as a decorator.
 
     Args:
         subclasses: As for :func:`accelerate`.
@@ -54,65 +54,65 @@ def accelerated(*, subclasses: bool = False) -> Iterator[None]:
         'fusedrnn.torch'
     """
     setting = _Setting(subclasses)
-    _use(1)
-    _here.set((*_active(), setting))
+    _count_users(1)
+    _context_settings.set((*_active_settings(), setting))
     try:
         yield
     finally:
         setting.active = False
-        _here.set(_active())
-        _use(-1)
+        _context_settings.set(_active_settings())
+        _count_users(-1)
 
 
-def _active() -> tuple[_Setting, ...]:
-    """The settings of the contexts that this thread or task is in, the innermost last."""
-    return tuple([setting for setting in _here.get() if setting.active])
+def _active_settings() -> tuple[_Setting, ...]:
+    """The settings of this thread's or task's contexts, the innermost last."""
+    return tuple([setting for setting in _context_settings.get() if setting.active])
 
 
 def accelerate_new(enabled: bool = True, *, subclasses: bool = False) -> None:
-    """The same for the whole process and all its threads, from now on; or no longer.
+    """Like :func:`accelerated` for the whole process and all its threads, from now on.
 
     Args:
-        enabled: Whether new layers of torch.nn's come out as ours. Those that exist stay what they are.
+        enabled: Whether new layers of torch.nn's become ours. Existing layers stay as they are.
         subclasses: As for :func:`accelerate`.
     """
-    global _everywhere
-    before, _everywhere = _everywhere, _Setting(subclasses) if enabled else None
-    _use((_everywhere is not None) - (before is not None))
+    global _process_setting
+    before, _process_setting = _process_setting, _Setting(subclasses) if enabled else None
+    _count_users((_process_setting is not None) - (before is not None))
 
 
-def _use(change: int) -> None:
-    """Count who needs the classes patched; with the first they are, with the last no longer."""
-    global _uses
+def _count_users(change: int) -> None:
+    """Patch the classes for the first user, and restore them after the last."""
+    global _users
     with _lock:
-        before, _uses = _uses, _uses + change
-        if not before and _uses:
-            for kind in OURS:
+        before, _users = _users, _users + change
+        if not before and _users:
+            for cls in OURS:
                 for name in _METHODS:
-                    _patch(kind, name)
-        elif before and not _uses:
+                    _patch(cls, name)
+        elif before and not _users:
             while _patched:
                 _restore(*_patched.pop())
 
 
-def _patch(kind: type[Module], name: str) -> None:
-    method: Callable[..., None] = getattr(kind, name)
+def _patch(cls: type[Module], name: str) -> None:
+    method: Callable[..., None] = getattr(cls, name)
 
     @functools.wraps(method)
     def patched(self: Module, *args: Any, **options: Any) -> None:
         method(self, *args, **options)
-        setting = (_active() or (_everywhere,))[-1]
+        setting = (_active_settings() or (_process_setting,))[-1]
         if setting is not None:
             convert(self, setting.subclasses)
 
-    _patched.append((kind, name, patched, vars(kind).get(name)))
-    setattr(kind, name, patched)
+    _patched.append((cls, name, patched, vars(cls).get(name)))
+    setattr(cls, name, patched)
 
 
-def _restore(kind: type[Module], name: str, patched: Callable[..., None], own: Callable[..., None] | None) -> None:
-    if vars(kind).get(name) is not patched:
-        return  # somebody has wrapped it since: it stays, and does nothing
+def _restore(cls: type[Module], name: str, patched: Callable[..., None], own: Callable[..., None] | None) -> None:
+    if vars(cls).get(name) is not patched:
+        return  # another library has wrapped ours since: ours stays, and does nothing
     if own is None:
-        delattr(kind, name)
+        delattr(cls, name)
     else:
-        setattr(kind, name, own)
+        setattr(cls, name, own)

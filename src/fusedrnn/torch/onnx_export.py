@@ -1,4 +1,4 @@
-"""ONNX: the operator in terms of the standard's own LSTM, GRU and RNN."""
+"""torch.onnx.export: the operator as ONNX's own LSTM, GRU and RNN nodes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ import torch
 from fusedrnn.torch.imports import after_import
 from torch import Tensor
 
-# Where PyTorch's exporter makes its table of decompositions, from torch 2.5 on.
+# Where PyTorch's exporter creates its decomposition table, from torch 2.5 on.
 _TABLES = "torch.onnx._internal.exporter._decomp"
 _NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
-# Where ONNX has our gates: ours are i f g o, its i o f c; ours r z n, its z r h.
+# The index of each of ONNX's gates in our order: ours are i f g o and r z n, ONNX's i o f c and z r h.
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
 def register(operator: Any) -> None:
-    """Make torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
+    """Let torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
 
-    The exporter decomposes whatever it has no translation for by a table that it makes for itself; ours is an entry
-    of that table alone. In torch's global table it would reach make_fx and run_decompositions as well, which would
-    take ONNX nodes, that compute nothing in PyTorch, for arithmetic.
+    The exporter decomposes operators without a translation by a table of its own. Our entry is in that table only: in
+    torch's global table it would also reach make_fx and run_decompositions, where ONNX nodes compute nothing.
     """
     after_import(_TABLES, lambda: _patch(operator))
 
 
 def _patch(operator: Any) -> None:
-    tables = sys.modules[_TABLES]
+    tables: Any = sys.modules[_TABLES]
     create = getattr(tables, "create_onnx_friendly_decomposition_table", None)
     if create is None:
         return
@@ -37,12 +36,11 @@ def _patch(operator: Any) -> None:
     @functools.wraps(create)
     def create_with_ours(onnx_registered_ops: Any) -> dict[Any, Any]:
         table: dict[Any, Any] = create(onnx_registered_ops)
-        if operator not in onnx_registered_ops:  # the user's own translation comes first
+        if operator not in onnx_registered_ops:  # a translation of the user's takes precedence
             table[operator] = decompose
         return table
 
-    untyped: Any = tables
-    untyped.create_onnx_friendly_decomposition_table = create_with_ours
+    tables.create_onnx_friendly_decomposition_table = create_with_ours
 
 
 def decompose(
@@ -77,40 +75,35 @@ def decompose(
     for layer in range(num_layers):
         rows = slice(layer * directions, (layer + 1) * directions)
         initial = [None if state is None else state[rows] for state in (h0, c0)]
-        operands = _operands(weights[layer * per_layer : (layer + 1) * per_layer], mode, hidden_size)
-        x, *final = _node(x, operands, initial, lengths, mode, hidden_size, directions)
+        inputs = _weight_inputs(weights[layer * per_layer : (layer + 1) * per_layer], mode, hidden_size)
+        x, *final = _node(x, [*inputs, lengths, *initial], mode, hidden_size, directions)
         finals.append(final)
     return [x, *(torch.cat(states) for states in zip(*finals, strict=True))]
 
 
-def _operands(weights: Sequence[Tensor | None], mode: str, hidden_size: int) -> list[Tensor | None]:
+def _weight_inputs(weights: Sequence[Tensor | None], mode: str, hidden_size: int) -> list[Tensor | None]:
     """W (D, G·H, in), R (D, G·H, H) and B (D, 2·G·H) of one layer, gates in ONNX's order."""
 
-    # Slices and concatenations only: these the exporter computes ahead.
+    # Slices and concatenations only: the exporter folds these.
     def reordered(weight: Tensor) -> Tensor:
         gates = [weight[gate * hidden_size : (gate + 1) * hidden_size] for gate in _GATES[mode]]
         return torch.cat(gates).unsqueeze(0)
 
-    passes = [weights[start : start + 4] for start in range(0, len(weights), 4)]
-    ready = [[reordered(weight) for weight in one if weight is not None] for one in passes]
-    w, r = (torch.cat([one[kind] for one in ready]) for kind in (0, 1))
-    biases = [torch.cat(one[2:], 1) for one in ready if one[2:]]
+    directions = [
+        [reordered(weight) for weight in weights[first : first + 4] if weight is not None]
+        for first in range(0, len(weights), 4)
+    ]
+    w, r = (torch.cat([direction[kind] for direction in directions]) for kind in (0, 1))
+    biases = [torch.cat(direction[2:], 1) for direction in directions if direction[2:]]
     return [w, r, torch.cat(biases) if biases else None]
 
 
-def _node(
-    x: Tensor,
-    operands: list[Tensor | None],
-    initial: list[Tensor | None],
-    lengths: Tensor | None,
-    mode: str,
-    hidden_size: int,
-    directions: int,
-) -> list[Tensor]:
+def _node(x: Tensor, inputs: list[Tensor | None], mode: str, hidden_size: int, directions: int) -> list[Tensor]:
+    """The output and final states of one ONNX node, whose ``inputs`` are W, R, B, lengths, h0 and c0."""
     from torch.onnx import ops
 
     steps, batch = x.shape[:2]
-    states = 2 if mode == "lstm" else 1
+    num_states = 2 if mode == "lstm" else 1
     attributes: dict[str, Any] = {
         "hidden_size": hidden_size,
         "direction": "bidirectional" if directions == 2 else "forward",
@@ -119,14 +112,14 @@ def _node(
         attributes["linear_before_reset"] = 1
     if mode == "rnn_relu":
         attributes["activations"] = ["Relu"] * directions
-    valid = None if lengths is None else lengths.to(torch.int32)
-    shape = (directions, batch, hidden_size)
+    *weights, lengths, h0, c0 = inputs
+    lengths = None if lengths is None else lengths.to(torch.int32)
     y, *final = ops.symbolic_multi_out(
         _NODES[mode],
-        (x, *operands, valid, *initial[:states]),
+        (x, *weights, lengths, *(h0, c0)[:num_states]),
         attributes,
-        dtypes=[x.dtype] * (1 + states),
-        shapes=[(steps, directions, batch, hidden_size), *[shape] * states],
+        dtypes=[x.dtype] * (1 + num_states),
+        shapes=[(steps, directions, batch, hidden_size), *[(directions, batch, hidden_size)] * num_states],
     )
-    # (T, D, N, H), not (T, N, D·H).
+    # (T, D, N, H) to (T, N, D·H).
     return [y.transpose(1, 2).reshape(steps, batch, directions * hidden_size), *final]

@@ -1,4 +1,4 @@
-"""The threads that torch's own operations run on, so that its setting is ours and nobody waits for a processor."""
+"""The threads of torch's own operations: using them follows torch's setting and avoids oversubscription."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from fusedrnn.runtime.thread_pool import ThreadTeam, pool_team
 
 _LIBRARIES = "libtorch_cpu.so", "libtorch_cpu.dylib"
 # Seconds by which the clocks may differ: two ticks of /proc.
-_TICKS = 0.02
+_CLOCK_TOLERANCE = 0.02
 
 
 def _is_forked() -> bool:
-    """Whether this process was forked off a Python that had loaded torch; Linux only, elsewhere False.
+    """Whether this process was forked from a Python that had loaded torch. Linux only; elsewhere False.
 
-    No hook of ours saw a fork before our import, but the module logging, which torch loads, knows when it was loaded
-    itself: in a forked child that was before the process began.
+    A fork before our import cannot be observed, but torch imports logging, which records when it was imported: in a
+    forked child that is before the process started.
     """
     try:
         fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - began
+        start = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - start
     except (OSError, ValueError, IndexError, AttributeError):
         return False
-    return logging.makeLogRecord({}).relativeCreated / 1000 > age + _TICKS
+    return logging.makeLogRecord({}).relativeCreated / 1000 > age + _CLOCK_TOLERANCE
 
 
-# The process whose OpenMP threads are its own; none in a child forked off one that may have started some.
+# The process that may use OpenMP's threads; None in a fork of a process that may have started some.
 _PROCESS = None if _is_forked() else os.getpid()
 
 
 @lru_cache(maxsize=1)
 def _runtime() -> OpenMP | None:
-    """What torch was linked with; None if it is not to be found."""
+    """The OpenMP library that torch is linked with; None if not found."""
     for name in _LIBRARIES:
         try:
             return OpenMP(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)))
@@ -50,11 +50,11 @@ def _runtime() -> OpenMP | None:
 
 @lru_cache(maxsize=64)
 def _team(threads: int, process: int) -> ThreadTeam:
-    # The runtime's threads do not exist in a forked child, and it does not know: there threads of our own must do.
+    # A forked child does not have the runtime's threads, and the runtime does not know: use our own there.
     runtime = _runtime() if threads > 1 and process == _PROCESS else None
     return pool_team(threads) if runtime is None else OpenMPTeam(threads, runtime)
 
 
 def team() -> ThreadTeam:
-    """As many threads as torch is set to use, its own if that can be."""
+    """A team of as many threads as torch is set to use; torch's own threads if possible."""
     return _team(torch.get_num_threads(), os.getpid())

@@ -1,4 +1,4 @@
-"""The recurrent layers of a model as specs and flat parameter vectors: torch.nn's, ours, and TorchScript's."""
+"""``read``: the recurrent layers of a model as specs and flat parameter vectors; torch.nn's, ours and TorchScript's."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from torch.nn import Module, RNNBase, RNNCellBase
 
 import torch
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch.class_map import OURS
+from fusedrnn.torch.class_map import is_quantized, is_scripted, torch_class
 from fusedrnn.torch.graphs import recurrent_operators
-from fusedrnn.torch.subclasses import torchs_class
 from torch import Tensor
 
 _CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float32", torch.bfloat16: "float32"}
-# Of the constants among the arguments of a traced call: biases, layers, dropout, training, directions, batch first.
+# Indices among the constant arguments of a traced call: biases, layers, dropout, training, directions, batch first.
 _DROPOUT, _BATCH_FIRST = 2, 5
 
 
@@ -30,7 +29,7 @@ class ReadLayer:
     Attributes:
         name: Its name in the model; empty for the model itself.
         kind: ``"RNN"``, ``"LSTM"``, ``"GRU"`` or that with ``"Cell"``.
-        spec: What to run; its dropout counts in training. A cell is a network of one layer, to run for one step.
+        spec: What to run; its dropout applies in training. A cell is a network of one layer, to run for one step.
         params: The flat vector of ``spec.layout``, a copy.
         batch_first: Whether the layer takes (N, T, I); the operator takes (T, N, I).
     """
@@ -46,18 +45,18 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
     """The recurrent layers of a model, by name, in the order of ``model.named_modules()``.
 
     Args:
-        model: Any module, also what torch.jit.script, trace or load returned, unless frozen: then no modules are left.
+        model: Any module, also the result of torch.jit.script, trace or load, unless frozen: that has no modules.
         names: Which layers to read; None for all.
 
     Returns:
-        Layers by name. Parameters of float16 and bfloat16 are given in float32. A parametrized weight is computed.
+        Layers by name. Parameters of float16 and bfloat16 become float32. A parametrized weight is computed.
 
     Raises:
         TypeError: ``model`` is not a torch.nn.Module; or a layer's parameters are of another dtype.
         ValueError: There is no recurrent layer of a name; or a layer's parameters have no values (meta tensors), or
             are sparse.
-        NotImplementedError: Naming what is recurrent and cannot be read, if all layers are asked for or one of these
-            is: quantised layers, and operators in graphs of frozen or exported models.
+        NotImplementedError: A selected layer cannot be read, or ``names`` is None and the model has such a layer:
+            quantized layers, and operators in graphs of frozen or exported models.
 
     Example:
         >>> layer = read(torch.nn.GRU(3, 4))[""]
@@ -66,50 +65,47 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
     """
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    modules = {name: (module, kind) for name, module in model.named_modules() if (kind := _kind(module))}
+    layers = {name: (module, kind) for name, module in model.named_modules() if (kind := _kind(module))}
     if names is not None and not isinstance(names, Iterable):
         raise TypeError(f"names must be a name or several, or None; got {type(names).__name__}")
-    others = _others(model, modules)
-    selected = [*modules, *others] if names is None else [names] if isinstance(names, str) else list(names)
+    unreadable = _unreadable(model, tuple(layers))
+    selected = [*layers, *unreadable] if names is None else [names] if isinstance(names, str) else list(names)
     for name in selected:
-        if name in others:
-            listed = ", ".join(f"{other or 'the model itself'}: {what}" for other, what in others.items())
-            advice = f"; name the others to read them alone: {', '.join(map(repr, modules))}" if modules else ""
+        if name in unreadable:
+            listed = ", ".join(f"{name or 'the model itself'}: {what}" for name, what in unreadable.items())
+            advice = f"; name the others to read them alone: {', '.join(map(repr, layers))}" if layers else ""
             raise NotImplementedError(f"cannot read {listed}; expected layers that are modules of their own{advice}")
-        if name not in modules:
-            known = ", ".join(map(repr, modules)) or "which there are none"
+        if name not in layers:
+            known = ", ".join(map(repr, layers)) or "which there are none"
             raise ValueError(f"names must be those of recurrent layers, of {known}; got {name!r}")
-    return {name: _read(name, *modules[name]) for name in selected}
+    return {name: _read(name, *layers[name]) for name in selected}
 
 
 def _kind(module: Module) -> str:
-    """Which of the six a module is, by name; empty if none."""
+    """The name of a module's class among torch.nn's six; empty if it is none of them."""
     if isinstance(module, torch.jit.ScriptModule):
-        kind = str(getattr(module, "original_name", ""))
-        # A class of that name may be anyone's: it must have the parameters, too.
-        known_kind = kind in {torchs.__name__ for torchs in OURS}
-        return kind if known_kind and any(name.startswith("weight_ih") for name in _weights(module)) else ""
-    known = torchs_class(type(module))
-    return "" if known is None else known.__name__
+        # Anyone's class may have such a name: it must have the parameters too.
+        has_weights = is_scripted(module) and any(name.startswith("weight_ih") for name in _weights(module))
+        return str(module.original_name) if has_weights else ""
+    cls = torch_class(type(module))
+    return "" if cls is None else cls.__name__
 
 
-def _others(model: Module, readable: Iterable[str]) -> dict[str, str]:
-    """What else in a model is recurrent, by name, and why it cannot be read."""
-    inside = tuple(readable)
-    others = {}
+def _unreadable(model: Module, layers: tuple[str, ...]) -> dict[str, str]:
+    """What else is recurrent in a model, outside of its readable layers: names and descriptions."""
+    unreadable = {}
     for name, module in model.named_modules():
-        if any(name == layer or name.startswith(f"{layer}.") or not layer for layer in inside):
+        if any(name == layer or name.startswith(f"{layer}.") or not layer for layer in layers):
             continue
-        kind = type(module)
-        if kind.__module__.startswith("torch.ao.") and kind.__name__ in {torchs.__name__ for torchs in OURS}:
-            others[name] = f"a quantised {kind.__name__}"
+        if is_quantized(module):
+            unreadable[name] = f"a quantised {type(module).__name__}"
         elif operators := recurrent_operators(module):
-            others[name] = f"{', '.join(operators)} in its graph, whose weights belong to no layer"
-    return others
+            unreadable[name] = f"{', '.join(operators)} in its graph, whose weights belong to no layer"
+    return unreadable
 
 
 def _weights(module: Module) -> dict[str, Tensor]:
-    """The parameters by the names of torch.nn's layers; those of a cell have none for a layer."""
+    """The parameters by the names of torch.nn's layers; those of a cell have no layer number."""
     if isinstance(module, RNNBase):
         named = {name: getattr(module, name) for names in module._all_weights for name in names}
     elif isinstance(module, RNNCellBase):
@@ -125,16 +121,17 @@ def _read(name: str, module: Module, kind: str) -> ReadLayer:
     if kind.endswith("Cell"):
         arrays = {f"{label}_l0": array for label, array in arrays.items()}
     nonlinearity, dropout, batch_first = _settings(module, kind)
-    first, projection = arrays["weight_ih_l0"], arrays.get("weight_hr_l0")
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind.removesuffix("Cell")]
+    input_weight, projection = arrays["weight_ih_l0"], arrays.get("weight_hr_l0")
+    layer_kind = kind.removesuffix("Cell")
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[layer_kind]
     layers = sum(label.startswith("weight_ih") and not label.endswith("_reverse") for label in arrays)
     spec = RNNSpec(
-        f"rnn_{nonlinearity}" if gates == 1 else kind.removesuffix("Cell").lower(),
-        first.shape[1], first.shape[0] // gates, layers,
+        f"rnn_{nonlinearity}" if layer_kind == "RNN" else layer_kind.lower(),
+        input_weight.shape[1], input_weight.shape[0] // gates, layers,
         bidirectional="weight_ih_l0_reverse" in arrays,
         dropout=dropout if layers > 1 and dropout < 1 else 0.0,
         projection_size=None if projection is None else projection.shape[0],
-        dtype=first.dtype.name,
+        dtype=input_weight.dtype.name,
         bias="double" if "bias_ih_l0" in arrays else "none",
     )  # fmt: skip
     return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), batch_first)
@@ -153,11 +150,11 @@ def _array(layer: str, label: str, weight: Tensor) -> NDArray[Any]:
 
 
 def _settings(module: Module, kind: str) -> tuple[str, float, bool]:
-    """The nonlinearity, dropout and whether batches come first."""
+    """nonlinearity, dropout and batch_first."""
     if not isinstance(module, torch.jit.ScriptModule) or hasattr(module, "hidden_size"):
         nonlinearity = getattr(module, "nonlinearity", "tanh")
         return str(nonlinearity), float(getattr(module, "dropout", 0.0)), bool(getattr(module, "batch_first", False))
-    # A traced module has no attributes but parameters: the rest is in its graph.
+    # A traced module has parameters but no other attributes: the rest is in its graph.
     graph: Any = module.graph
     nodes = {node.kind(): node for node in graph.nodes()}
     nonlinearity = "relu" if any("relu" in name for name in nodes) else "tanh"

@@ -1,4 +1,4 @@
-"""Subclasses of torch.nn's layers that leave the arithmetic alone: our implementation beneath their own code."""
+"""Subclasses of torch.nn's layers that do not change the arithmetic: classes like them, based on our implementation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Any
 
 from torch.nn import Module, RNNBase, RNNCellBase
 
-from fusedrnn.torch import class_map as pairs
-from fusedrnn.torch.class_map import OURS
+from fusedrnn.torch.class_map import OURS, parametrized_base, parametrized_over, torch_class
 
-# What a subclass may define although torch.nn's class has it too: our forward makes no use of it.
+# What a subclass may define although torch.nn's class has it too: our forward does not use it.
 _HARMLESS = {
     "__init__", "forward", "extra_repr", "reset_parameters", "flatten_parameters", "all_weights", "__repr__",
     "__getstate__", "__setstate__", "_replicate_for_data_parallel", "__prepare_scriptable__", "__constants__",
@@ -24,7 +23,7 @@ _HARMLESS = {
     "__orig_bases__", "__abstractmethods__", "_abc_impl", "__firstlineno__", "__static_attributes__",
     "__classdictcell__", "__reduce__", "__reduce_ex__",
 }  # fmt: skip
-# Ways to change what any attribute is, and attributes that a class may define in the place of instances.
+# Hooks into attribute access, and instance attributes that a class may define instead.
 _ATTRIBUTES = {
     "__getattr__", "__getattribute__", "__setattr__", "__delattr__", "__class__", "mode", "nonlinearity", "input_size",
     "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size", "training",
@@ -32,26 +31,21 @@ _ATTRIBUTES = {
 }  # fmt: skip
 _WEIGHTS = "weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh"
 _lock = threading.Lock()
-_beneath: weakref.WeakKeyDictionary[type[Module], weakref.ref[type[Module]]] = weakref.WeakKeyDictionary()
-
-
-def torchs_class(kind: type) -> type[Module] | None:
-    """The class of torch.nn's six that a class is derived from, or is; None if there is none."""
-    return next((base for base in kind.__mro__ if base in OURS), None)
+_combined: weakref.WeakKeyDictionary[type[Module], weakref.ref[type[Module]]] = weakref.WeakKeyDictionary()
 
 
 def changes(module: Module) -> str:
-    """What a subclass of a layer of torch.nn's does that ours beneath it would ignore; empty if nothing."""
-    kind = type(module)
-    kind = pairs.parametrized_base(kind) or kind
-    known = torchs_class(kind)
+    """What a subclass of a layer of torch.nn's changes that our implementation would ignore; empty if nothing."""
+    cls = type(module)
+    cls = parametrized_base(cls) or cls
+    known = torch_class(cls)
     if known is None:
         return "has a forward of its own"
-    own = kind.__mro__[: kind.__mro__.index(known)]
     ours = [base for base in OURS[known].__mro__ if base.__module__.startswith("fusedrnn.") or base in (known, RNNBase)]
-    taken = {name for base in (*ours, RNNCellBase) for name in vars(base)} | _ATTRIBUTES
-    for base in own:
-        overridden = vars(base).keys() & taken - _HARMLESS | {name for name in vars(base) if name.startswith(_WEIGHTS)}
+    reserved = {name for base in (*ours, RNNCellBase) for name in vars(base)} | _ATTRIBUTES
+    for base in cls.__mro__[: cls.__mro__.index(known)]:
+        names = vars(base).keys()
+        overridden = names & reserved - _HARMLESS | {name for name in names if name.startswith(_WEIGHTS)}
         if overridden:
             return f"overrides {', '.join(sorted(overridden))}"
         forward = vars(base).get("forward")
@@ -62,51 +56,49 @@ def changes(module: Module) -> str:
 
 def _calls_super(function: Any) -> bool:
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return isinstance(code, CodeType) and _names(code, "super")
+    return isinstance(code, CodeType) and _uses_name(code, "super")
 
 
-def _names(code: CodeType, name: str) -> bool:
+def _uses_name(code: CodeType, name: str) -> bool:
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return name in code.co_names or any(_names(each, name) for each in inner)
+    return name in code.co_names or any(_uses_name(each, name) for each in inner)
 
 
-def beneath(kind: type[Module]) -> type[Module]:
-    """A class like a subclass of torch.nn's, whose ``super().forward`` is ours. The same one each time."""
-    if (base := pairs.parametrized_base(kind)) is not None:
-        return pairs.parametrized_over(kind, beneath(base))
-    known = torchs_class(kind)
+def beneath(cls: type[Module]) -> type[Module]:
+    """A class like a subclass of torch.nn's, whose ``super().forward`` is ours. The same one at every call."""
+    if (base := parametrized_base(cls)) is not None:
+        return parametrized_over(cls, beneath(base))
+    known = torch_class(cls)
     if known is None:
-        raise TypeError(f"kind must be a subclass of a layer of torch.nn's; got {kind.__name__}")
-    ref = _beneath.get(kind)
+        raise TypeError(f"cls must be a subclass of a layer of torch.nn's; got {cls.__name__}")
+    ref = _combined.get(cls)
     combined = ref() if ref is not None else None
     if combined is None:
-        body: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-        if kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__:
-            # Pickles name the subclass, since this class is in no module.
-            body["__reduce_ex__"] = _reduce
-        body["_fusedrnn_beneath"] = kind
-        metaclass: Any = type(kind)
-        with _unannounced(kind):
-            created: type[Module] = metaclass(kind.__name__, (kind, OURS[known]), body)
-        _beneath[kind] = weakref.ref(created)
-        return created
+        body: dict[str, Any] = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+        if cls.__reduce_ex__ is object.__reduce_ex__ and cls.__reduce__ is object.__reduce__:
+            body["__reduce_ex__"] = _reduce  # pickles name the subclass, since no module has the combined class
+        body["_fusedrnn_beneath"] = cls
+        metaclass: Any = type(cls)
+        with _without_init_subclass(cls):
+            combined = metaclass(cls.__name__, (cls, OURS[known]), body)
+        _combined[cls] = weakref.ref(combined)
     return combined
 
 
 @contextmanager
-def _unannounced(kind: type[Module]) -> Iterator[None]:
-    """While it lasts, a class is not told of the subclass that is made here; of any other it is.
+def _without_init_subclass(cls: type[Module]) -> Iterator[None]:
+    """Within this context, ``cls.__init_subclass__`` ignores the class created here; it still sees all others.
 
-    A base with another ``__init_subclass__`` would not do: a module can take on only classes of its own layout.
+    A base with another ``__init_subclass__`` would not do: a module can change to a class of the same layout only.
     """
-    own = vars(kind).get("__init_subclass__")
+    own = vars(cls).get("__init_subclass__")
 
-    def init_subclass(cls: Any, /, **options: Any) -> None:
-        if "_fusedrnn_beneath" not in vars(cls):
-            inherited: Any = super(kind, cls).__init_subclass__ if own is None else own.__get__(None, cls)
+    def init_subclass(subclass: Any, /, **options: Any) -> None:
+        if "_fusedrnn_beneath" not in vars(subclass):
+            inherited: Any = super(cls, subclass).__init_subclass__ if own is None else own.__get__(None, subclass)
             inherited(**options)
 
-    untyped: Any = kind
+    untyped: Any = cls
     with _lock:
         untyped.__init_subclass__ = classmethod(init_subclass)
         try:
@@ -119,11 +111,12 @@ def _unannounced(kind: type[Module]) -> Iterator[None]:
 
 
 def _reduce(self: Module, protocol: Any) -> Any:
-    parts: Any = object.__reduce_ex__(self, 2)
-    kind: Any = type(self)
-    return _new, (kind._fusedrnn_beneath,), *parts[2:]
+    state: Any = object.__reduce_ex__(self, 2)
+    cls: Any = type(self)
+    return _new, (cls._fusedrnn_beneath,), *state[2:]
 
 
 def _new(kind: type[Module]) -> Module:
+    """Create an empty module when a pickle is loaded: pickles store this function's name."""
     combined = beneath(kind)
     return combined.__new__(combined)

@@ -27,7 +27,7 @@ from fusedrnn.engines.cudnn.precision import FullPrecision
 from fusedrnn.engines.interface import Capabilities
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers
 from fusedrnn.spec import DTYPES, MODES
-from fusedrnn.torch import support
+from fusedrnn.torch.eligibility import operator_dtype
 
 # What PyTorch says of its own projections, once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -553,8 +553,8 @@ def test_modules_leave_tensors_on_cuda_to_torch_nn(dtype):
     with FakeTensorMode():
         there, here = (torch.empty((5, 2, 3), dtype=dtype, device=device) for device in ("cuda", "cpu"))
     assert there.is_cuda
-    assert support.number_format(there) is None
-    assert support.number_format(here) is dtype
+    assert operator_dtype(there) is None
+    assert operator_dtype(here) is dtype
 
 
 # -- on a device ------------------------------------------------------------------------------------------------------

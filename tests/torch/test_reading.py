@@ -60,9 +60,9 @@ def test_what_is_read_gives_the_layers_results(kind, options, form):
     net, cell = getattr(torch.nn, kind)(3, 4, **options).eval(), kind.endswith("Cell")
     x = torch.randn((2, 3) if cell else (5, 2, 3))
     expected = net(x)
-    found = read(FORMS[form](net, x))
-    (layer,) = found.values()
-    assert list(found) == [layer.name] == ["net"] and layer.kind == kind
+    actual = read(FORMS[form](net, x))
+    (layer,) = actual.values()
+    assert list(actual) == [layer.name] == ["net"] and layer.kind == kind
     assert layer.batch_first == options.get("batch_first", False) and layer.spec.dropout == options.get("dropout", 0.0)
     steps = x[None] if cell else x.transpose(0, 1) if layer.batch_first else x
     y, states, _ = RNNOp(layer.spec).forward(np.ascontiguousarray(steps.numpy()), layer.params)

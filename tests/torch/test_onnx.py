@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from torch.utils._pytree import tree_leaves
+from torch_layers import MODES, random_state
 
 import onnx
 import torch
@@ -17,7 +18,6 @@ from torch import nn
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
-MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 NODES = set(LAYERS)
 DYNAMIC = torch.export.Dim.DYNAMIC
 OPTIONS = (
@@ -70,23 +70,18 @@ def nodes(content):
 def check_same(content, model, spec, *args):
     """The runtime's results are the model's."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    given = [t.numpy() for t in tree_leaves(args)]
-    names = [one.name for one in session.get_inputs()]
-    found = session.run(None, dict(zip(names, given, strict=True)))
+    arrays = [t.numpy() for t in tree_leaves(args)]
+    names = [node.name for node in session.get_inputs()]
+    actual = session.run(None, dict(zip(names, arrays, strict=True)))
     with torch.no_grad():
         expected = [t.numpy() for t in tree_leaves(model(*args))]
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert difference(one, other, *tolerance(np.float32, longest_sum(spec))) is None
+    assert len(actual) == len(expected)
+    for tensor, other in zip(actual, expected, strict=True):
+        assert difference(tensor, other, *tolerance(np.float32, longest_sum(spec))) is None
 
 
 def spec_of(kind, options):
     return RNNSpec(MODES[kind], I, H, options.get("num_layers", 1), options.get("bidirectional", False))
-
-
-def initial(kind, net, N):
-    shape = (net.num_layers * (1 + net.bidirectional), N, H)
-    return (torch.randn(shape), torch.randn(shape)) if kind == "LSTM" else torch.randn(shape)
 
 
 @layer
@@ -113,11 +108,11 @@ def test_states(kind):
     net = LAYERS[kind](I, H, 2, bidirectional=True).eval()
     states = {1: DYNAMIC}
     shapes = ({0: DYNAMIC, 1: DYNAMIC}, (states, states) if kind == "LSTM" else states)
-    content = exported(net, (torch.randn(6, 3, I), initial(kind, net, 3)), shapes)
+    content = exported(net, (torch.randn(6, 3, I), random_state(net, 3)), shapes)
     assert nodes(content) == [kind] * 2
     spec = spec_of(kind, {"num_layers": 2, "bidirectional": True})
     for T, N in ((6, 3), (11, 7)):
-        check_same(content, net, spec, torch.randn(T, N, I), initial(kind, net, N))
+        check_same(content, net, spec, torch.randn(T, N, I), random_state(net, N))
 
 
 @layer
@@ -176,12 +171,12 @@ def test_weights_are_read_from_what_is_exported(kind, options, export):
     layers = list(read(onnx.load_from_string(export(net, torch.randn(6, 3, I)))).values())
     assert len(layers) == net.num_layers
     named = {name: value.detach().numpy() for name, value in net.named_parameters()}
-    for number, one in enumerate(layers):
-        found = one.spec.layout.unpack(one.params, names="torch")
-        for name, value in found.items():
-            given = named.get(name.replace("_l0", f"_l{number}"))
+    for number, layer_read in enumerate(layers):
+        actual = layer_read.spec.layout.unpack(layer_read.params, names="torch")
+        for name, value in actual.items():
+            arrays = named.get(name.replace("_l0", f"_l{number}"))
             # Exporters write biases of zeros where there are none.
-            np.testing.assert_array_equal(value, np.zeros_like(value) if given is None else given)
+            np.testing.assert_array_equal(value, np.zeros_like(value) if arrays is None else arrays)
 
 
 def test_dropout_in_training_is_refused():

@@ -2,6 +2,7 @@
 
 import pytest
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch_layers import flat
 
 import fusedrnn.torch
 import torch
@@ -23,32 +24,27 @@ def pair(dtype=torch.float32, **options):
     return ours, theirs
 
 
-def flat(results):
-    y, (h_n, c_n) = results
-    return (y.data if hasattr(y, "batch_sizes") else y), h_n, c_n
-
-
 def compare(ours, theirs, call, x, hx=None):
     """Results, and gradients of their sum with random weights, of everything."""
     spec = RNNSpec("lstm", I, H, ours.num_layers, ours.bidirectional, projection_size=P)
     dtype = ours.weight_ih_l0.dtype
     name = str(dtype).removeprefix("torch.")
-    leaves = [one.detach().clone().requires_grad_() for one in (x, *(hx or ()))]
-    exact = [one.detach().double().requires_grad_() for one in leaves]
-    found = flat(call(ours, leaves[0], tuple(leaves[1:]) or None))
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, *(hx or ()))]
+    exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
+    actual = flat(call(ours, leaves[0], tuple(leaves[1:]) or None))
     expected = flat(call(theirs, exact[0], tuple(exact[1:]) or None))
     rtol, atol = tolerance(name, longest_sum(spec))
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype is dtype
-        assert difference(one.detach().numpy(), other.detach().numpy(), rtol, atol) is None
-    seeds = [torch.randn_like(one) for one in found]
-    sum((one * seed).sum() for one, seed in zip(found, seeds, strict=True)).backward()
-    sum((one * seed.double()).sum() for one, seed in zip(expected, seeds, strict=True)).backward()
+    for tensor, other in zip(actual, expected, strict=True):
+        assert tensor.dtype is dtype
+        assert difference(tensor.detach().numpy(), other.detach().numpy(), rtol, atol) is None
+    seeds = [torch.randn_like(tensor) for tensor in actual]
+    sum((tensor * seed).sum() for tensor, seed in zip(actual, seeds, strict=True)).backward()
+    sum((tensor * seed.double()).sum() for tensor, seed in zip(expected, seeds, strict=True)).backward()
     pairs = [*zip(leaves, exact, strict=True), *zip(ours.parameters(), theirs.parameters(), strict=True)]
-    for one, other in pairs:
+    for tensor, other in pairs:
         scale = float(other.grad.abs().max())
         limits = gradient_tolerance(name, spec, T, N, scale)
-        assert difference(one.grad.numpy(), other.grad.numpy(), *limits) is None
+        assert difference(tensor.grad.numpy(), other.grad.numpy(), *limits) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,14 +9,12 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
+from torch_layers import KINDS, LAYERS, first, input_for, make_pair
 
 import fusedrnn.torch
 import torch
 from fusedrnn.torch import custom_op as ops
 from fusedrnn.torch import eager as call
-
-KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
-SEQUENCES = KINDS[:3]
 
 
 @pytest.fixture
@@ -33,64 +31,46 @@ def runs(monkeypatch):
     return seen
 
 
-def both(kind, *args, **options):
-    """Ours and torch.nn's, with the same parameters."""
-    ours = getattr(fusedrnn.torch, kind)(*args, **options)
-    theirs = getattr(torch.nn, kind)(*args, **options)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
-
-
-def data(kind, dtype=torch.float32):
-    """Input for a module or a cell, 3 features."""
-    return torch.randn((2, 3) if kind.endswith("Cell") else (5, 2, 3), dtype=dtype)
-
-
-def first(results):
-    """The output, or the first of the states of a cell."""
-    return results if isinstance(results, torch.Tensor) else results[0]
-
-
 def same(ours, theirs, function):
     """Both must return the very same, or raise the same."""
-    found = []
+    actual = []
     for net in (theirs, ours):
         try:
-            found.append(function(net))
+            actual.append(function(net))
         except Exception as error:
-            found.append((type(error), str(error)))
-    assert type(found[0]) is type(found[1])
-    if isinstance(found[0], torch.Tensor):
-        assert found[0].dtype == found[1].dtype and found[0].device == found[1].device
-        assert found[0].is_meta or torch.equal(found[0], found[1])
+            actual.append((type(error), str(error)))
+    assert type(actual[0]) is type(actual[1])
+    if isinstance(actual[0], torch.Tensor):
+        assert actual[0].dtype == actual[1].dtype and actual[0].device == actual[1].device
+        assert actual[0].is_meta or torch.equal(actual[0], actual[1])
     else:
-        assert found[0] == found[1]
-    return found[0]
+        assert actual[0] == actual[1]
+    return actual[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_dtypes(kind, dtype, runs):
-    ours, theirs = both(kind, 3, 4, dtype=dtype)
-    same(ours, theirs, lambda net: first(net(data(kind, dtype).fill_(0.5))))
+    ours, theirs = make_pair(kind, 3, 4, dtype=dtype)
+    same(ours, theirs, lambda net: first(net(input_for(kind, dtype).fill_(0.5))))
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_devices(kind, runs):
-    ours, theirs = both(kind, 3, 4, device="cpu")
+    ours, theirs = make_pair(kind, 3, 4, device="cpu")
     for net in (ours, theirs):
         net.to("meta")
-    assert same(ours, theirs, lambda net: first(net(data(kind).to("meta")))).is_meta
-    same(ours, theirs, lambda net: first(net(data(kind))))
+    assert same(ours, theirs, lambda net: first(net(input_for(kind).to("meta")))).is_meta
+    same(ours, theirs, lambda net: first(net(input_for(kind))))
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast(kind, dtype, runs):
-    ours, theirs = both(kind, 3, 4)
-    x = data(kind)
+    ours, theirs = make_pair(kind, 3, 4)
+    x = input_for(kind)
 
     def run(net):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -103,17 +83,17 @@ def test_autocast(kind, dtype, runs):
     assert len(runs.eager) == 1
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_lengths_with_another_dtype(kind, batch_first, runs):
-    ours, theirs = both(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.bfloat16)
+    ours, theirs = make_pair(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.bfloat16)
     x = torch.randn((3, 5, 3), dtype=torch.bfloat16)
     x = x if batch_first else x.transpose(0, 1)
     y, final = ours(x, lengths=[2, 5, 3])
     packed = pack_padded_sequence(x, torch.tensor([2, 5, 3]), batch_first, enforce_sorted=False)
-    expected, wanted = theirs(packed)
+    expected, torch_final = theirs(packed)
     padded = torch.nn.utils.rnn.pad_packed_sequence(expected, batch_first)[0]
-    assert torch.equal(y, padded) and torch.equal(first(final), first(wanted)) and not runs.eager
+    assert torch.equal(y, padded) and torch.equal(first(final), first(torch_final)) and not runs.eager
 
 
 # -- transforms -------------------------------------------------------------------------------------------------------
@@ -121,14 +101,14 @@ def test_lengths_with_another_dtype(kind, batch_first, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_function_transforms(kind, runs):
-    ours, theirs = both(kind, 3, 4)
-    x = data(kind)
+    ours, theirs = make_pair(kind, 3, 4)
+    x = input_for(kind)
 
     def gradient(net):
         def loss(parameters):
             return first(torch.func.functional_call(net, parameters, (x,))).square().sum()
 
-        return torch.cat([one.flatten() for one in torch.func.grad(loss)(dict(net.named_parameters())).values()])
+        return torch.cat([tensor.flatten() for tensor in torch.func.grad(loss)(dict(net.named_parameters())).values()])
 
     same(ours, theirs, gradient)
     same(ours, theirs, lambda net: torch.func.jacrev(lambda x: first(net(x)).sum(0))(x))
@@ -140,8 +120,8 @@ def test_function_transforms(kind, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_mode(kind, runs):
-    ours, theirs = both(kind, 3, 4)
-    x = data(kind)
+    ours, theirs = make_pair(kind, 3, 4)
+    x = input_for(kind)
 
     def tangent(net):
         with forward_ad.dual_level():
@@ -153,15 +133,15 @@ def test_forward_mode(kind, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_functional_call_is_ours(kind, runs):
-    ours, theirs = both(kind, 3, 4, dtype=torch.float64)
-    x = data(kind, torch.float64)
+    ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64)
+    x = input_for(kind, torch.float64)
     swapped = {name: (2 * value.detach()).requires_grad_() for name, value in ours.named_parameters()}
-    found = [first(torch.func.functional_call(net, swapped, (x,))) for net in (ours, theirs)]
-    gradients = [torch.autograd.grad(y.sum(), list(swapped.values())) for y in found]
-    torch.testing.assert_close(found[0], found[1])
+    actual = [first(torch.func.functional_call(net, swapped, (x,))) for net in (ours, theirs)]
+    gradients = [torch.autograd.grad(y.sum(), list(swapped.values())) for y in actual]
+    torch.testing.assert_close(actual[0], actual[1])
     torch.testing.assert_close(gradients[0], gradients[1])
     assert len(runs.eager) == 1 and not any(p.grad is not None for p in ours.parameters())
-    assert not torch.equal(first(ours(x)), found[0])
+    assert not torch.equal(first(ours(x)), actual[0])
 
 
 # -- tensors that are not what they look like -------------------------------------------------------------------------
@@ -180,8 +160,8 @@ class Logged(torch.Tensor):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_subclasses_see_torchs_operations(kind, runs):
-    ours, theirs = both(kind, 3, 4)
-    x = data(kind)
+    ours, theirs = make_pair(kind, 3, 4)
+    x = input_for(kind)
     logs = []
     for net in (theirs, ours):
         Logged.seen.clear()
@@ -192,8 +172,8 @@ def test_subclasses_see_torchs_operations(kind, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lazily_negated_tensors(kind, runs):
-    ours, theirs = both(kind, 3, 4)
-    x = data(kind)
+    ours, theirs = make_pair(kind, 3, 4)
+    x = input_for(kind)
     negated = torch.complex(torch.zeros_like(x), -x).conj().imag
     assert negated.is_neg() and torch.equal(negated, x)
     same(ours, theirs, lambda net: first(net(negated)))
@@ -210,8 +190,8 @@ def test_lazily_negated_tensors(kind, runs):
 def test_missing_and_odd_weights(kind, runs):
     name = "bias_ih" if kind.endswith("Cell") else "bias_ih_l0"
     for value in (None, torch.nn.Parameter(torch.zeros(1))):
-        ours, theirs = both(kind, 3, 4)
-        x = data(kind)
+        ours, theirs = make_pair(kind, 3, 4)
+        x = input_for(kind)
         for net in (ours, theirs):
             setattr(net, name, value)
         same(ours, theirs, lambda net, x=x: first(net(x)))
@@ -220,18 +200,18 @@ def test_missing_and_odd_weights(kind, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_batches(kind, runs):
-    ours, theirs = both(kind, 3, 4)
-    same(ours, theirs, lambda net: first(net(data(kind)[..., :0, :])))
+    ours, theirs = make_pair(kind, 3, 4)
+    same(ours, theirs, lambda net: first(net(input_for(kind)[..., :0, :])))
     assert not runs.eager
 
 
 def test_inference_tensors_and_parameters_are_ours(runs):
-    net, x = fusedrnn.torch.LSTM(3, 4), data("LSTM")
+    net, x = fusedrnn.torch.LSTM(3, 4), input_for("LSTM")
     states = torch.nn.Parameter(torch.zeros(1, 2, 4)), torch.nn.Parameter(torch.zeros(1, 2, 4))
     net(x, states)[0].sum().backward()
     assert states[0].grad.any() and states[1].grad.any()
     with torch.inference_mode():
-        y = net(x.clone(), tuple(one.clone() for one in states))[0]
+        y = net(x.clone(), tuple(tensor.clone() for tensor in states))[0]
     assert y.is_inference() and len(runs.eager) == 2
     with torch.no_grad():
         assert torch.equal(net(x)[0], y)
@@ -246,8 +226,8 @@ DEPRECATED = "ignore:`torch.jit.*` is (deprecated|not supported):DeprecationWarn
 @pytest.mark.filterwarnings(DEPRECATED, "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_jit_trace_keeps_no_constants(kind):
-    ours, theirs = both(kind, 3, 4)
-    x, other = data(kind), data(kind)
+    ours, theirs = make_pair(kind, 3, 4)
+    x, other = input_for(kind), input_for(kind)
     traced = torch.jit.trace(ours, (x,), check_trace=False)
     assert torch.equal(first(traced(other)), first(theirs(other)))
 
@@ -255,7 +235,7 @@ def test_jit_trace_keeps_no_constants(kind):
 @pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_jit_script_compiles_torchs(kind, runs):
-    ours, theirs = both(kind, 3, 4)
+    ours, theirs = make_pair(kind, 3, 4)
 
     class Whole(torch.nn.Module):
         def __init__(self):
@@ -265,7 +245,7 @@ def test_jit_script_compiles_torchs(kind, runs):
         def forward(self, x):
             return self.net(x)
 
-    x = data(kind)
+    x = input_for(kind)
     whole = Whole()
     scripted = torch.jit.script(whole)
     assert torch.equal(first(scripted(x)), first(theirs(x))) and not runs.eager
@@ -279,8 +259,8 @@ def test_jit_script_compiles_torchs(kind, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fx_takes_our_modules_for_leaves(kind, runs):
-    ours, theirs = both(kind, 3, 4, dtype=torch.float64)
-    x = data(kind, torch.float64)
+    ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64)
+    x = input_for(kind, torch.float64)
     graphs = [torch.fx.symbolic_trace(torch.nn.Sequential(net)) for net in (ours, theirs)]
     shapes = [[(node.op, node.name, node.target) for node in graph.graph.nodes] for graph in graphs]
     assert shapes[0] == shapes[1] and not runs.eager
@@ -288,7 +268,7 @@ def test_fx_takes_our_modules_for_leaves(kind, runs):
     assert len(runs.eager) == 1
 
 
-@pytest.mark.parametrize("kind", SEQUENCES)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_fx_keeps_states_and_lengths(kind, runs):
     class Whole(torch.nn.Module):
         def __init__(self):
@@ -299,16 +279,16 @@ def test_fx_keeps_states_and_lengths(kind, runs):
             return self.net(x, (h, h) if kind == "LSTM" else h, lengths=lengths)
 
     whole = Whole()
-    args = data(kind), torch.randn(1, 2, 4), torch.tensor([2, 5])
-    found, expected = torch.fx.symbolic_trace(whole)(*args), whole(*args)
-    assert torch.equal(found[0], expected[0]) and torch.equal(first(found[1]), first(expected[1]))
+    args = input_for(kind), torch.randn(1, 2, 4), torch.tensor([2, 5])
+    actual, expected = torch.fx.symbolic_trace(whole)(*args), whole(*args)
+    assert torch.equal(actual[0], expected[0]) and torch.equal(first(actual[1]), first(expected[1]))
     assert len(runs.eager) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_modes_that_watch_see_one_operator(kind, runs):
-    ours, theirs = both(kind, 3, 4, dtype=torch.float64)
-    x = data(kind, torch.float64)
+    ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64)
+    x = input_for(kind, torch.float64)
     graph = make_fx(lambda x: first(ours(x)))(x)
     assert sum(str(node.target).startswith("fusedrnn") for node in graph.graph.nodes) == 1
     torch.testing.assert_close(graph(x), first(theirs(x)))
@@ -320,8 +300,8 @@ def test_modes_that_watch_see_one_operator(kind, runs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_fake_tensors(kind, runs):
     with FakeTensorMode():
-        ours, theirs = both(kind, 3, 4)
-        x = data(kind)
+        ours, theirs = make_pair(kind, 3, 4)
+        x = input_for(kind)
         assert first(ours(x)).shape == first(theirs(x)).shape and len(runs.traced) == 1
 
 

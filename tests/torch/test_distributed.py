@@ -103,12 +103,12 @@ def bounds(dtype):
     the residual; the root mean square of the residuals is the root of the loss.
     """
     spec = RNNSpec("lstm", 1, HIDDEN, 2)
-    found = exact()
-    _, gradient = gradient_tolerance(dtype, spec, LENGTH, BATCH, found.largest_gradient)
-    weight = max(np.abs(p).max() for p in found.parameters.values())
+    actual = exact()
+    _, gradient = gradient_tolerance(dtype, spec, LENGTH, BATCH, actual.largest_gradient)
+    weight = max(np.abs(p).max() for p in actual.parameters.values())
     parameters = STEPS * (LR / (1 - MOMENTUM) * gradient + np.finfo(dtype).eps * weight)
     _, output = tolerance(dtype, longest_sum(spec))
-    return found.sum_of_gradients * parameters + 2 * max(found.losses) ** 0.5 * output, parameters
+    return actual.sum_of_gradients * parameters + 2 * max(actual.losses) ** 0.5 * output, parameters
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -126,15 +126,15 @@ def test_two_processes_are_one_on_the_joined_batch(dtype, tmp_path):
         assert output.count("step    0") == 1, output  # one process speaks, however many there are
         written = json.loads(losses.read_text())
         assert written["processes"] == (processes or 1)
-        found = difference(np.array(written["losses"]), np.array(exact().losses), 0, loss_bound)
-        assert found is None, f"losses{found}"
+        actual = difference(np.array(written["losses"]), np.array(exact().losses), 0, loss_bound)
+        assert actual is None, f"losses{actual}"
         # The parameters are plain tensors: whoever loads them needs nothing of ours.
         parameters = torch.load(saved, weights_only=True)
         assert parameters.keys() == exact().parameters.keys()
         for name, expected in exact().parameters.items():
             assert parameters[name].dtype == getattr(torch, dtype)
-            found = difference(parameters[name].numpy(), expected, 0, parameter_bound)
-            assert found is None, f"{name}{found}"
+            actual = difference(parameters[name].numpy(), expected, 0, parameter_bound)
+            assert actual is None, f"{name}{actual}"
 
 
 def test_a_batch_that_cannot_be_shared_out():
@@ -194,8 +194,8 @@ def assert_averaged(net, plain, **options):
             assert parameter.grad is None or not parameter.grad.any(), name
             continue
         limits = gradient_tolerance(np.float32, spec, T, 2 * N, scale)
-        found = difference(parameter.grad.numpy(), expected[name].numpy(), *limits)
-        assert found is None, f"{name}{found}"
+        actual = difference(parameter.grad.numpy(), expected[name].numpy(), *limits)
+        assert actual is None, f"{name}{actual}"
 
 
 def gradients_go_through_the_buckets(rank):

@@ -1,6 +1,7 @@
 """The operators in torch's registry keep the contract of any operator there."""
 
 import pytest
+from torch_layers import MODES
 
 import fusedrnn.torch.custom_op  # noqa: F401 -- registers the operators
 import torch
@@ -10,7 +11,6 @@ from fusedrnn.torch import eager as call
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
-MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 
 layer = pytest.mark.parametrize("kind", LAYERS)
 
@@ -53,17 +53,17 @@ def problems(grad):
 def test_operators_keep_torchs_contract(kind, problem):
     """Schema, autograd, fake kernels and AOT dispatch with dynamic shapes, by torch's own check."""
     ops = torch.ops.fusedrnn
-    ((_, operands, options),) = [one for one in problems(True) if one[0] == problem]
+    ((_, operands, options),) = [row for row in problems(True) if row[0] == problem]
     torch.library.opcheck(ops.rnn.default, arguments(kind, *operands, **options))
-    ((_, operands, options),) = [one for one in problems(False) if one[0] == problem]
-    given = arguments(kind, *operands, **options, grad=False)
+    ((_, operands, options),) = [row for row in problems(False) if row[0] == problem]
+    args = arguments(kind, *operands, **options, grad=False)
     # Not the comparison of results after tracing: what lies between the parts of a reserve is never written.
     without = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.forward_training.default, given, test_utils=without)
-    y, *final, reserve = ops.forward_training(*given)
+    torch.library.opcheck(ops.forward_training.default, args, test_utils=without)
+    y, *final, reserve = ops.forward_training(*args)
     gradients = [torch.randn_like(t) for t in (y, *final)] + [None] * (2 - len(final))
-    needed = [t is not None for t in (*given[:3], *given[3])]
-    torch.library.opcheck(ops.backward.default, (*gradients, reserve, *given, needed))
+    needed = [t is not None for t in (*args[:3], *args[3])]
+    torch.library.opcheck(ops.backward.default, (*gradients, reserve, *args, needed))
 
 
 def test_operators_keep_torchs_contract_with_a_projection():
@@ -73,42 +73,42 @@ def test_operators_keep_torchs_contract_with_a_projection():
 
 @pytest.mark.parametrize(("kind", "projection"), [*((kind, 0) for kind in LAYERS), ("LSTM", 2)])
 def test_fakes_know_shapes(kind, projection):
-    given = arguments(kind, torch.randn(6, 3, I), None, None, None, projection=projection)
-    real = torch.ops.fusedrnn.forward_training(*given)
+    args = arguments(kind, torch.randn(6, 3, I), None, None, None, projection=projection)
+    real = torch.ops.fusedrnn.forward_training(*args)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = torch.ops.fusedrnn.forward_training(mode.from_tensor(given[0]), *given[1:])
-    for one, other in zip(fake, real, strict=True):
-        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+        fake = torch.ops.fusedrnn.forward_training(mode.from_tensor(args[0]), *args[1:])
+    for tensor, other in zip(fake, real, strict=True):
+        assert (tensor.shape, tensor.dtype, tensor.stride()) == (other.shape, other.dtype, other.stride())
 
 
 @layer
 @pytest.mark.parametrize("problem", [name for name, *_ in problems(False)])
 def test_gradients_of_gradients(kind, problem):
     """As of the eager call, which finite differences are tested on; also where graphs hold the operators' own parts."""
-    ((_, (x, *others), options),) = [one for one in problems(True) if one[0] == problem]
+    ((_, (x, *others), options),) = [row for row in problems(True) if row[0] == problem]
     x = x.detach().to(torch.float64).requires_grad_()
-    given = arguments(kind, x, *others, **options)
-    _, h0, c0, weights, lengths, sizes, seed, mode, *_, dropout, _ = given
+    args = arguments(kind, x, *others, **options)
+    _, h0, c0, weights, lengths, sizes, seed, mode, *_, dropout, _ = args
     tensors = x, h0, c0, *weights
     leaves = [tensor for tensor in tensors if tensor is not None]
     states = tuple(state for state in (h0, c0) if state is not None) or None
     spec = RNNSpec(mode, I, H, 2, True, dropout, dtype="float64")
     number = 0 if seed is None else int(seed)
     y, final = call.run(spec, x, states, weights, lengths=lengths, batch_sizes=sizes, seed=number)
-    cotangents = [torch.randn_like(one).requires_grad_() for one in (y, *final)]
+    cotangents = [torch.randn_like(tensor).requires_grad_() for tensor in (y, *final)]
 
     def twice(results, gradients=None):
         first = gradients or torch.autograd.grad(results, leaves, cotangents, create_graph=True)
-        second = torch.autograd.grad(sum(one.square().sum() for one in first), [*leaves, *cotangents])
+        second = torch.autograd.grad(sum(tensor.square().sum() for tensor in first), [*leaves, *cotangents])
         return [*first, *second]
 
     expected = twice([y, *final])
-    *results, reserve = torch.ops.fusedrnn.forward_training(*given)
+    *results, reserve = torch.ops.fusedrnn.forward_training(*args)
     missing, needed = [None] * (3 - len(results)), [tensor is not None for tensor in tensors]
-    gradients = torch.ops.fusedrnn.backward(*cotangents, *missing, reserve, *given, needed)
-    for found in (twice(torch.ops.fusedrnn.rnn(*given)), twice(results), twice(None, gradients)):
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    gradients = torch.ops.fusedrnn.backward(*cotangents, *missing, reserve, *args, needed)
+    for actual in (twice(torch.ops.fusedrnn.rnn(*args)), twice(results), twice(None, gradients)):
+        for tensor, other in zip(actual, expected, strict=True):
+            torch.testing.assert_close(tensor, other, rtol=1e-9, atol=1e-9)
 
 
 # -- operands that do not fit -----------------------------------------------------------------------------------------
@@ -187,12 +187,12 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_operands_that_do_not_fit_are_refused(case, training):
     change, message = WRONG[case]
-    given = usual()
-    given.update(change(given))
-    if training and given["x"].is_floating_point():
-        given["x"] = given["x"].detach().requires_grad_()
+    args = usual()
+    args.update(change(args))
+    if training and args["x"].is_floating_point():
+        args["x"] = args["x"].detach().requires_grad_()
     with pytest.raises((RuntimeError, ValueError, TypeError), match=message):
-        torch.ops.fusedrnn.rnn(*given.values())
+        torch.ops.fusedrnn.rnn(*args.values())
 
 
 BY_VALUES = {"no step", "no sequence", "lengths beyond", "batch sizes that rise", "packed states of another batch"}
@@ -202,24 +202,24 @@ OTHERWISE = {"weight on another device", "state on another device", "lengths too
 @pytest.mark.parametrize("case", sorted(set(WRONG) - BY_VALUES - OTHERWISE))
 def test_fakes_refuse_them_too(case):
     change, message = WRONG[case]
-    given = usual()
-    given.update(change(given))
+    args = usual()
+    args.update(change(args))
     with torch._subclasses.FakeTensorMode() as mode:
 
         def fake(value):
             return mode.from_tensor(value) if torch.is_tensor(value) else value
 
-        given = {name: [fake(one) for one in v] if name == "weights" else fake(v) for name, v in given.items()}
+        args = {name: [fake(tensor) for tensor in v] if name == "weights" else fake(v) for name, v in args.items()}
         with pytest.raises((RuntimeError, ValueError, TypeError), match=message):
-            torch.ops.fusedrnn.rnn(*given.values())
+            torch.ops.fusedrnn.rnn(*args.values())
 
 
 @pytest.mark.parametrize("seed", [None, torch.tensor(-1), torch.tensor(1.5), torch.tensor([1])])
 def test_seeds_that_are_none(seed):
-    given = list(arguments("GRU", torch.randn(T, N, I), None, None, torch.tensor(1), grad=False))
-    given[6] = seed
+    args = list(arguments("GRU", torch.randn(T, N, I), None, None, torch.tensor(1), grad=False))
+    args[6] = seed
     with pytest.raises(ValueError, match="seed must be"):
-        torch.ops.fusedrnn.rnn(*given)
+        torch.ops.fusedrnn.rnn(*args)
 
 
 WRONG_GRADIENTS = {
@@ -236,10 +236,10 @@ WRONG_GRADIENTS = {
 
 @pytest.mark.parametrize("case", WRONG_GRADIENTS)
 def test_backward_refuses_what_does_not_fit(case):
-    given = usual()
-    *results, reserve = torch.ops.fusedrnn.forward_training(*given.values())
+    args = usual()
+    *results, reserve = torch.ops.fusedrnn.forward_training(*args.values())
     dy, dh_n, dc_n = map(torch.ones_like, results)
-    whole = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "reserve": reserve, **given, "needed": [True] * 7}
+    whole = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "reserve": reserve, **args, "needed": [True] * 7}
     assert len(torch.ops.fusedrnn.backward(*whole.values())) == 7
     change, message = WRONG_GRADIENTS[case]
     whole.update(change)
@@ -248,10 +248,10 @@ def test_backward_refuses_what_does_not_fit(case):
 
 
 def test_gradients_for_a_mode_without_c():
-    given = arguments("GRU", torch.randn(T, N, I), None, None, None, (1, False), grad=False)
-    y, _, reserve = torch.ops.fusedrnn.forward_training(*given)
+    args = arguments("GRU", torch.randn(T, N, I), None, None, None, (1, False), grad=False)
+    y, _, reserve = torch.ops.fusedrnn.forward_training(*args)
     with pytest.raises(RuntimeError, match="dc_n must be None"):
-        torch.ops.fusedrnn.backward(y, None, torch.zeros(1, N, H), reserve, *given, [True] * 7)
+        torch.ops.fusedrnn.backward(y, None, torch.zeros(1, N, H), reserve, *args, [True] * 7)
 
 
 def negated(tensor):
@@ -268,15 +268,15 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_of_operands(layout):
-    given, change = usual(torch.float64), LAYOUTS[layout]
-    other = {name: change(v) if name in ("x", "h0", "c0") else v for name, v in given.items()}
-    other["weights"] = [change(w) for w in given["weights"]]
-    *expected, reserve = torch.ops.fusedrnn.forward_training(*given.values())
+    args, change = usual(torch.float64), LAYOUTS[layout]
+    other = {name: change(v) if name in ("x", "h0", "c0") else v for name, v in args.items()}
+    other["weights"] = [change(w) for w in args["weights"]]
+    *expected, reserve = torch.ops.fusedrnn.forward_training(*args.values())
     assert all(map(torch.equal, torch.ops.fusedrnn.rnn(*other.values()), expected))
-    *found, kept = torch.ops.fusedrnn.forward_training(*other.values())
-    assert all(map(torch.equal, found, expected))
-    cotangents = [torch.randn_like(one) for one in expected]
-    gradients = torch.ops.fusedrnn.backward(*cotangents, reserve, *given.values(), [True] * 7)
+    *actual, kept = torch.ops.fusedrnn.forward_training(*other.values())
+    assert all(map(torch.equal, actual, expected))
+    cotangents = [torch.randn_like(tensor) for tensor in expected]
+    gradients = torch.ops.fusedrnn.backward(*cotangents, reserve, *args.values(), [True] * 7)
     again = torch.ops.fusedrnn.backward(*map(change, cotangents), kept, *other.values(), [True] * 7)
     assert all(map(torch.equal, again, gradients))
 
@@ -287,20 +287,20 @@ def test_missing_states_are_zeros(missing):
     results = []
     for value in (None, torch.zeros(1, N, H, dtype=torch.float64)):
         torch.manual_seed(0)
-        given = usual(torch.float64)
-        given.update(dict.fromkeys(missing, value))
-        given["x"].requires_grad_()
-        outputs = torch.ops.fusedrnn.rnn(*given.values())
-        (once,) = torch.autograd.grad(sum(one.square().sum() for one in outputs), given["x"], create_graph=True)
-        results.append([*outputs, once, *torch.autograd.grad(once.square().sum(), given["x"])])
+        args = usual(torch.float64)
+        args.update(dict.fromkeys(missing, value))
+        args["x"].requires_grad_()
+        outputs = torch.ops.fusedrnn.rnn(*args.values())
+        (once,) = torch.autograd.grad(sum(tensor.square().sum() for tensor in outputs), args["x"], create_graph=True)
+        results.append([*outputs, once, *torch.autograd.grad(once.square().sum(), args["x"])])
     assert all(map(torch.equal, *results))
 
 
 def test_one_bias_alone():
-    given = usual()
-    given["weights"][2] = None
-    zeros = {**given, "weights": [w if w is not None else torch.zeros(4 * H) for w in given["weights"]]}
-    results = [torch.ops.fusedrnn.rnn(*one.values()) for one in (given, zeros)]
+    args = usual()
+    args["weights"][2] = None
+    zeros = {**args, "weights": [w if w is not None else torch.zeros(4 * H) for w in args["weights"]]}
+    results = [torch.ops.fusedrnn.rnn(*operands.values()) for operands in (args, zeros)]
     assert all(map(torch.equal, *results))
 
 

@@ -13,9 +13,10 @@ from threading import Barrier
 import numpy as np
 import pytest
 from torch.autograd import gradcheck, gradgradcheck
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch_layers import flat
 
 import torch
 from fusedrnn import RNNSpec
@@ -40,18 +41,11 @@ class Kinks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def tensors(value):
-    """The tensors in a result or a hidden state, in their order."""
-    if isinstance(value, PackedSequence):
-        return [value.data]
-    return [value] if isinstance(value, torch.Tensor) else [one for part in value for one in tensors(part)]
-
-
 def loss_of(result, seed=0):
     """A number that depends on every element of a result, on each otherwise; not linearly."""
     generator = torch.Generator().manual_seed(seed)
     total = 0
-    for value in tensors(result):
+    for value in flat(result):
         weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
         total = total + (value * weights + value.square()).sum()
     return total
@@ -92,7 +86,7 @@ class Case:
 
     def operands(self, dtype=None, requires_grad=False):
         """Input and initial states, new ones each time."""
-        return [one.to(dtype or self.dtype).clone().requires_grad_(requires_grad) for one in (self.x, *self.states)]
+        return [t.to(dtype or self.dtype).clone().requires_grad_(requires_grad) for t in (self.x, *self.states)]
 
     def call(self, layer, x, *states):
         data = x if self.lengths is None else pack_padded_sequence(x, torch.tensor(self.lengths))
@@ -106,8 +100,8 @@ class Case:
         operands = self.operands(torch.float64, requires_grad=True)
         parameters = dict(self.oracle.named_parameters())
         total = times * loss(self.call(self.oracle, *operands))
-        found = torch.autograd.grad(total, [*operands, *parameters.values()], materialize_grads=True)
-        return dict(zip(self.names(operands), found, strict=True))
+        actual = torch.autograd.grad(total, [*operands, *parameters.values()], materialize_grads=True)
+        return dict(zip(self.names(operands), actual, strict=True))
 
     def names(self, operands):
         return [*("x", "h0", "c0")[: len(operands)], *(name for name, _ in self.layer.named_parameters())]
@@ -118,11 +112,11 @@ class Case:
     def check(self, actual, expected, sums=1):
         """Gradients by name against the exact ones; ``sums`` is how many backward passes stand behind one."""
         name = str(self.dtype).removeprefix("torch.")
-        scale = max(one.abs().max().item() for one in expected.values())
+        scale = max(tensor.abs().max().item() for tensor in expected.values())
         limits = gradient_tolerance(name, self.spec, self.T * sums, self.N, scale)
-        for key, one in actual.items():
-            found = difference(one.detach().numpy(), expected[key].detach().numpy(), *limits)
-            assert found is None, f"gradient of {key}{found}"
+        for key, tensor in actual.items():
+            message = difference(tensor.detach().numpy(), expected[key].detach().numpy(), *limits)
+            assert message is None, f"gradient of {key}{message}"
 
     def check_grad(self, operands, expected, sums=1):
         """What lies in ``.grad`` of all operands and parameters."""
@@ -161,7 +155,7 @@ def differentiable(case):
     operands = case.operands(requires_grad=True)
 
     def function(*inputs):
-        return tuple(tensors(case.run(*inputs[: len(operands)])))
+        return tuple(flat(case.run(*inputs[: len(operands)])))
 
     return function, (*operands, *case.layer.parameters())
 
@@ -195,11 +189,11 @@ def test_gradient_penalty(case, dtype):
 
     exact = case.operands(torch.float64, requires_grad=True)
     leaves = [*exact, *case.oracle.parameters()]
-    found = torch.autograd.grad(penalty(case.oracle, exact), leaves)
+    actual = torch.autograd.grad(penalty(case.oracle, exact), leaves)
     operands = case.operands(requires_grad=True)
     penalty(case.layer, operands).backward()
     # Forward, backward, and backward through both.
-    case.check_grad(operands, dict(zip(case.names(exact), found, strict=True)), sums=4)
+    case.check_grad(operands, dict(zip(case.names(exact), actual, strict=True)), sums=4)
 
 
 # -- which gradients --------------------------------------------------------------------------------------------------
@@ -216,14 +210,14 @@ def test_a_loss_on_one_result(which):
     case = Case("lstm", **DEEP)
 
     def loss(result):
-        return loss_of(tensors(result)[which])
+        return loss_of(flat(result)[which])
 
     operands = case.operands(requires_grad=True)
     loss(case.run(*operands)).backward()
     case.check_grad(operands, case.exact(loss))
 
 
-WANTED = {
+NEEDED = {
     "x": lambda name: name == "x",
     "states": lambda name: name in ("h0", "c0"),
     "h0": lambda name: name == "h0",
@@ -236,18 +230,18 @@ WANTED = {
 }
 
 
-@pytest.mark.parametrize("wanted", WANTED)
-def test_only_some_gradients(case, wanted):
+@pytest.mark.parametrize("needed", NEEDED)
+def test_only_some_gradients(case, needed):
     """What is frozen gets none; the others are right."""
     operands = case.operands()
     leaves = case.leaves(operands)
     for name, leaf in leaves.items():
-        leaf.requires_grad_(WANTED[wanted](name))
+        leaf.requires_grad_(NEEDED[needed](name))
     loss_of(case.run(*operands)).backward()
-    given = {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
-    assert given
+    grads = {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
+    assert grads
     assert all(leaf.grad is None for leaf in leaves.values() if not leaf.requires_grad)
-    case.check(given, case.exact())
+    case.check(grads, case.exact())
 
 
 def test_gradients_that_are_asked_for(case):
@@ -263,13 +257,13 @@ def test_gradients_that_are_asked_for(case):
 def test_weights_frozen_and_thawed(case):
     """What was left out once is not left out for ever."""
     exact = case.exact()
-    for wanted in (True, False, True):
+    for needed in (True, False, True):
         for parameter in case.layer.parameters():
             parameter.grad = None
-            parameter.requires_grad_(wanted)
+            parameter.requires_grad_(needed)
         operands = case.operands(requires_grad=True)
         loss_of(case.run(*operands)).backward()
-        assert all((parameter.grad is not None) == wanted for parameter in case.layer.parameters())
+        assert all((parameter.grad is not None) == needed for parameter in case.layer.parameters())
         case.check({"x": operands[0].grad}, exact)
     case.check_grad(operands, exact)
 
@@ -310,8 +304,8 @@ def test_forwards_before_backwards(case):
         with torch.no_grad():
             case.run(*first)
         for index in order:
-            found = torch.autograd.grad(losses[index], [*(first, second)[index], *case.layer.parameters()])
-            assert all(map(torch.equal, found, expected[index]))
+            actual = torch.autograd.grad(losses[index], [*(first, second)[index], *case.layer.parameters()])
+            assert all(map(torch.equal, actual, expected[index]))
     case.check(dict(zip(case.names(first), expected[0], strict=True)), case.exact())
 
 
@@ -325,33 +319,33 @@ def test_calls_in_a_chain():
 
     exact = case.operands(torch.float64, requires_grad=True)
     leaves = [*exact, *case.oracle.parameters()]
-    found = torch.autograd.grad(loss_of(twice(case.oracle, *exact)), leaves)
+    actual = torch.autograd.grad(loss_of(twice(case.oracle, *exact)), leaves)
     operands = case.operands(requires_grad=True)
     loss_of(twice(case.layer, *operands)).backward()
-    case.check_grad(operands, dict(zip(case.names(exact), found, strict=True)), sums=2)
+    case.check_grad(operands, dict(zip(case.names(exact), actual, strict=True)), sums=2)
 
 
 @pytest.mark.parametrize("changed", ["weight_hh_l0", "bias_ih_l1", "x", "h0", "y", "h_n"])
 def test_what_is_changed_before_backward(case, changed):
     """Torch's error about versions, or the gradients of the forward that took place; nothing in between."""
     operands = case.operands(requires_grad=True)
-    inputs = [one * 1 for one in operands]  # leaves that require a gradient cannot be changed
+    inputs = [tensor * 1 for tensor in operands]  # leaves that require a gradient cannot be changed
     result = case.run(*inputs)
     loss = loss_of(result)
-    named = {**case.leaves(inputs), "y": result[0], "h_n": tensors(result)[1]}
+    named = {**case.leaves(inputs), "y": result[0], "h_n": flat(result)[1]}
     # The loss keeps the results themselves: only a loss that does not can tell what the node makes of the change.
     if changed in ("y", "h_n"):
-        loss = sum((one * 1).sum() for one in tensors(result))
+        loss = sum((tensor * 1).sum() for tensor in flat(result))
     with torch.no_grad():
         named[changed].mul_(3.0)
     leaves = case.leaves(operands)
     try:
-        found = torch.autograd.grad(loss, list(leaves.values()))
+        actual = torch.autograd.grad(loss, list(leaves.values()))
     except RuntimeError as error:
         assert VERSION_ERROR in str(error)
         return
-    exact = case.exact((lambda r: sum(one.sum() for one in tensors(r))) if changed in ("y", "h_n") else loss_of)
-    case.check(dict(zip(leaves, found, strict=True)), exact)
+    exact = case.exact((lambda r: sum(tensor.sum() for tensor in flat(r))) if changed in ("y", "h_n") else loss_of)
+    case.check(dict(zip(leaves, actual, strict=True)), exact)
 
 
 @pytest.mark.parametrize("changed", ["weight_hh_l0", "weight_ih_l1_reverse", "bias_ih_l0", "x", "h0"])
@@ -360,7 +354,7 @@ def test_what_is_changed_behind_torch_s_back(case, changed):
 
     Torch.nn goes back through the weights that it finds, and so may we, who pack none for calls as short as these.
     """
-    found = []
+    actual = []
     for layer, dtype in ((case.layer, torch.float32), (case.oracle, torch.float64)):
         operands = case.operands(dtype, requires_grad=True)
         leaves = dict(zip(case.names(operands), [*operands, *layer.parameters()], strict=True))
@@ -368,12 +362,12 @@ def test_what_is_changed_behind_torch_s_back(case, changed):
         loss = loss_of(case.call(layer, *operands))
         leaves[changed].data.mul_(3.0)
         loss_of(case.call(layer, *operands)).backward()
-        found.append(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)))
+        actual.append(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)))
         leaves[changed].data.copy_(before)
     try:
-        case.check(found[0], case.exact())
+        case.check(actual[0], case.exact())
     except AssertionError:
-        case.check(*found)
+        case.check(*actual)
 
 
 def test_threads_at_once(case):
@@ -388,9 +382,9 @@ def test_threads_at_once(case):
     alone = [gradients(index)[0] for index in range(4)]
     start = Barrier(4)
     with ThreadPoolExecutor(4) as pool:
-        for expected, found in zip(alone, pool.map(gradients, range(4)), strict=True):
-            for one in found:
-                assert all(map(torch.equal, one, expected))
+        for expected, actual in zip(alone, pool.map(gradients, range(4)), strict=True):
+            for tensor in actual:
+                assert all(map(torch.equal, tensor, expected))
 
 
 # -- no graph ---------------------------------------------------------------------------------------------------------
@@ -398,23 +392,23 @@ def test_threads_at_once(case):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(case, mode):
-    recorded = tensors(case.run(*case.operands()))
-    assert all(one.requires_grad for one in recorded)
+    recorded = flat(case.run(*case.operands()))
+    assert all(tensor.requires_grad for tensor in recorded)
     with mode():
-        results = tensors(case.run(*case.operands()))
-    for one, other in zip(results, recorded, strict=True):
-        assert not one.requires_grad
-        assert one.is_inference() == (mode is torch.inference_mode)
-        found = difference(
-            one.numpy(), other.detach().numpy(), *tolerance(np.float32, longest_sum(case.spec))
+        results = flat(case.run(*case.operands()))
+    for tensor, other in zip(results, recorded, strict=True):
+        assert not tensor.requires_grad
+        assert tensor.is_inference() == (mode is torch.inference_mode)
+        message = difference(
+            tensor.numpy(), other.detach().numpy(), *tolerance(np.float32, longest_sum(case.spec))
         )
-        assert found is None, found
+        assert message is None, message
 
 
 def test_nothing_that_requires_gradients(case):
     for parameter in case.layer.parameters():
         parameter.requires_grad_(False)
-    assert not any(one.requires_grad for one in tensors(case.run(*case.operands())))
+    assert not any(tensor.requires_grad for tensor in flat(case.run(*case.operands())))
 
 
 def test_inference_tensors_as_input(case):
@@ -422,15 +416,15 @@ def test_inference_tensors_as_input(case):
     with torch.inference_mode():
         operands = case.operands()
     with torch.no_grad():
-        expected = tensors(case.run(*case.operands()))
-        assert all(map(torch.equal, tensors(case.run(*operands)), expected))
+        expected = flat(case.run(*case.operands()))
+        assert all(map(torch.equal, flat(case.run(*operands)), expected))
     try:
         loss_of(case.run(*operands)).backward()
     except RuntimeError as error:
         assert "Inference tensors cannot be saved for backward" in str(error)
         return
     exact = case.exact()
-    case.check({name: one.grad for name, one in case.layer.named_parameters()}, exact)
+    case.check({name: tensor.grad for name, tensor in case.layer.named_parameters()}, exact)
 
 
 # -- hooks ------------------------------------------------------------------------------------------------------------
@@ -441,7 +435,7 @@ def test_hooks_on_tensors(case):
     operands = case.operands(requires_grad=True)
     seen = []
     result = case.run(*operands)
-    y, h_n = tensors(result)[:2]
+    y, h_n = flat(result)[:2]
     for tensor, name in ((y, "y"), (h_n, "h_n"), (operands[0], "x"), (case.layer.weight_ih_l0, "weight_ih_l0")):
         tensor.register_hook(lambda gradient, name=name: seen.append(name) or 2 * gradient)
     for name, parameter in case.layer.named_parameters():
@@ -450,7 +444,7 @@ def test_hooks_on_tensors(case):
     parameters = [name for name, _ in case.layer.named_parameters()]
     assert sorted(seen) == sorted(["y", "h_n", "x", "weight_ih_l0", *parameters])
     # All that comes in was doubled, and two of what goes out.
-    exact = case.exact(lambda result: loss_of(tensors(result)[:2]), times=2)
+    exact = case.exact(lambda result: loss_of(flat(result)[:2]), times=2)
     for name in ("x", "weight_ih_l0"):
         exact[name] = 2 * exact[name]
     case.check_grad(operands, exact)
@@ -461,19 +455,19 @@ def test_hooks_on_modules(case):
     def gradients(layer, dtype):
         seen = []
         handles = [
-            layer.register_full_backward_pre_hook(lambda _, given: seen.extend(given)),
-            layer.register_full_backward_hook(lambda _, found, given: seen.extend((*found, *given))),
+            layer.register_full_backward_pre_hook(lambda _, grads: seen.extend(grads)),
+            layer.register_full_backward_hook(lambda _, dx, dy: seen.extend((*dx, *dy))),
         ]
         operands = case.operands(dtype, requires_grad=True)
         loss_of(case.call(layer, *operands)).backward()
         for handle in handles:
             handle.remove()
-        return {str(index): one for index, one in enumerate(seen) if one is not None}
+        return {str(index): tensor for index, tensor in enumerate(seen) if tensor is not None}
 
-    found, expected = gradients(case.layer, torch.float32), gradients(case.oracle, torch.float64)
-    assert found.keys() == expected.keys()
-    assert found
-    case.check(found, expected)
+    actual, expected = gradients(case.layer, torch.float32), gradients(case.oracle, torch.float64)
+    assert actual.keys() == expected.keys()
+    assert actual
+    case.check(actual, expected)
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")

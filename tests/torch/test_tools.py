@@ -8,35 +8,15 @@ from itertools import product
 import pytest
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
+from torch_layers import KINDS, LAYERS, flat, input_for, make_pair
 
 import fusedrnn.torch
 import torch
 from fusedrnn.torch import accelerate
 
-SEQUENCES = ("RNN", "LSTM", "GRU")
-KINDS = (*SEQUENCES, "RNNCell", "LSTMCell", "GRUCell")
 TORCHSCRIPT = pytest.mark.filterwarnings("ignore:`torch.jit.*` is (deprecated|not supported):DeprecationWarning")
-
-
-def both(kind, *args, **options):
-    """Ours and torch.nn's, with the same parameters."""
-    nets = []
-    for package in (fusedrnn.torch, torch.nn):
-        torch.manual_seed(0)
-        nets.append(getattr(package, kind)(*args, **options))
-    return nets
-
-
-def tensors(results):
-    if isinstance(results, PackedSequence):
-        return [results.data]
-    return [each for part in results for each in tensors(part)] if isinstance(results, tuple) else [results]
-
-
-def data(kind, dtype=torch.float32):
-    return torch.randn((2, 3) if kind.endswith("Cell") else (5, 2, 3), dtype=dtype)
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -58,12 +38,12 @@ FLAT = {
 
 @pytest.mark.parametrize("change", FLAT)
 @pytest.mark.parametrize(
-    ("kind", "options"), [*((kind, {}) for kind in SEQUENCES), ("LSTM", {"proj_size": 2})], ids=str
+    ("kind", "options"), [*((kind, {}) for kind in LAYERS), ("LSTM", {"proj_size": 2})], ids=str
 )
 def test_flat_weights_that_a_tool_replaces(kind, options, change, runs):
     """The list that torch.nn's forward reads counts, by the rule by which it counts there."""
-    x, results = data(kind, torch.float64), []
-    for net in both(kind, 3, 4, 2, dtype=torch.float64, **options):
+    x, results = input_for(kind, torch.float64), []
+    for net in make_pair(kind, 3, 4, 2, dtype=torch.float64, **options):
         before = net(x)[0]
         FLAT[change](net)
         y = net(x)[0]
@@ -79,11 +59,11 @@ def test_flat_weights_that_a_tool_replaces(kind, options, change, runs):
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])  # torch.nn's LSTM cannot
 def test_per_sample_gradients(kind):
     x = torch.randn(2, 5, 3)
-    found = []
-    for net in both(kind, 3, 4, batch_first=True):
+    actual = []
+    for net in make_pair(kind, 3, 4, batch_first=True):
         call_for_per_sample_grads(net)(x)[0].sum().backward()
-        found.append([p.grad_sample for p in net.parameters()])
-    torch.testing.assert_close(found[0], found[1])
+        actual.append([p.grad_sample for p in net.parameters()])
+    torch.testing.assert_close(actual[0], actual[1])
 
 
 @pytest.fixture
@@ -95,8 +75,8 @@ def swapped_on_conversion():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_swapped_on_conversion(kind, swapped_on_conversion, runs):
-    ours, theirs = both(kind, 3, 40)
-    x = data(kind).repeat_interleave(16, -2)  # enough rows for packed weights, which are kept
+    ours, theirs = make_pair(kind, 3, 40)
+    x = input_for(kind).repeat_interleave(16, -2)  # enough rows for packed weights, which are kept
     with torch.no_grad():
         ours(x)
     identities = list(map(id, ours.parameters()))
@@ -125,28 +105,28 @@ UNUSUAL = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_unusual_parameters(kind, way, runs):
     """One weight after the other: torch.nn's result or its error, and never ours."""
-    x = data(kind)
+    x = input_for(kind)
     for index in range(2):
-        found = []
-        for net in both(kind, 3, 4):
+        actual = []
+        for net in make_pair(kind, 3, 4):
             name = [name for name, _ in net.named_parameters()][index]
             value = UNUSUAL[way](getattr(net, name).detach())
             setattr(net, name, torch.nn.Parameter(value, requires_grad=False))
             try:
                 with torch.no_grad():
-                    found.append(tensors(net(x)))
+                    actual.append(flat(net(x)))
             except (RuntimeError, ValueError) as error:
-                found.append((type(error), str(error)))
-        if isinstance(found[0], tuple):
-            assert found[0] == found[1]
+                actual.append((type(error), str(error)))
+        if isinstance(actual[0], tuple):
+            assert actual[0] == actual[1]
         else:
-            torch.testing.assert_close(found[0], found[1])
+            torch.testing.assert_close(actual[0], actual[1])
     assert not runs
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_built_in_inference_mode(kind):
-    x = data(kind)
+    x = input_for(kind)
 
     def outcome(net, way):
         states = None
@@ -156,7 +136,7 @@ def test_layers_built_in_inference_mode(kind):
                 states = states if kind.endswith("Cell") else states[1]
         try:
             with torch.inference_mode("inside" in way):
-                result = tensors(net(x.clone().requires_grad_("x" in way), states))
+                result = flat(net(x.clone().requires_grad_("x" in way), states))
             gradients = []
             if result[0].requires_grad:
                 result[0].sum().backward()
@@ -167,7 +147,7 @@ def test_layers_built_in_inference_mode(kind):
 
     for way in ("inside", "outside", "outside, x needs a gradient", "outside, states made inside"):
         with torch.inference_mode():
-            ours, theirs = both(kind, 3, 4)
+            ours, theirs = make_pair(kind, 3, 4)
         torch.testing.assert_close(outcome(ours, way), outcome(theirs, way), msg=way)
 
 
@@ -178,8 +158,8 @@ def test_layers_built_in_inference_mode(kind):
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_inside_a_script_module(kind, nested):
-    ours, _ = both(kind, 3, 4)
-    expected = ours(data(kind).fill_(0.5))
+    ours, _ = make_pair(kind, 3, 4)
+    expected = ours(input_for(kind).fill_(0.5))
 
     class Old(torch.jit.ScriptModule):
         def __init__(self):
@@ -192,11 +172,11 @@ def test_layers_inside_a_script_module(kind, nested):
             return self.net(x)
 
     old = Old()
-    torch.testing.assert_close(old(data(kind).fill_(0.5)), expected)
+    torch.testing.assert_close(old(input_for(kind).fill_(0.5)), expected)
     assert type(ours) is getattr(fusedrnn.torch, kind)
     with torch.no_grad():
-        ours.weight_hh_l0.zero_() if kind in SEQUENCES else ours.weight_ih.zero_()
-    torch.testing.assert_close(old(data(kind).fill_(0.5)), ours(data(kind).fill_(0.5)))
+        ours.weight_hh_l0.zero_() if kind in LAYERS else ours.weight_ih.zero_()
+    torch.testing.assert_close(old(input_for(kind).fill_(0.5)), ours(input_for(kind).fill_(0.5)))
 
 
 class Pruned(torch.nn.Module):
@@ -242,13 +222,13 @@ def test_pruners_of_torch_ao(prune):
 def test_pruners_find_our_layers_by_themselves():
     from torch.ao.pruning._experimental.pruner import LSTMSaliencyPruner
 
-    model, found = Pruned(), []
+    model, actual = Pruned(), []
     for _ in range(2):
         pruner = LSTMSaliencyPruner({"sparsity_level": 0.5})
         pruner.make_config_from_model(model)
-        found.append([entry["tensor_fqn"] for entry in pruner.config])
+        actual.append([entry["tensor_fqn"] for entry in pruner.config])
         accelerate(model)
-    assert found[0] == found[1] and len(found[0]) == 2
+    assert actual[0] == actual[1] and len(actual[0]) == 2
 
 
 # -- floating-point operations ----------------------------------------------------------------------------------------
@@ -267,7 +247,7 @@ def counted(net, x, states, frozen):
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(frozen not in name)
     with FlopCounterMode(display=False) as counter:
-        result = sum(one.sum() for one in tensors(net(x, states)))
+        result = sum(tensor.sum() for tensor in flat(net(x, states)))
         forward = counter.get_total_flops()
         if result.requires_grad:
             result.backward()
@@ -281,8 +261,8 @@ def test_flop_counters_see_what_torch_nn_would_do(kind, options):
     for form, x_needed, h_needed, frozen in product(
         ("cell",) if cell else ("padded", "packed"), (False, True), (None, False, True), ("none", "weight_ih", "l0")
     ):
-        ours, theirs = both(kind, 3, 4, dtype=torch.float64, **options)
-        x = data(kind, torch.float64).requires_grad_(x_needed)
+        ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64, **options)
+        x = input_for(kind, torch.float64).requires_grad_(x_needed)
         x = pack_padded_sequence(x, [5, 3]) if form == "packed" else x
         states = None
         if h_needed is not None:
@@ -292,13 +272,13 @@ def test_flop_counters_see_what_torch_nn_would_do(kind, options):
             states = tuple(states) if len(states) == 2 else states[0]
         expected = counted(theirs, x, states, frozen)
         if form == "packed":
-            x = pack_padded_sequence(data(kind, torch.float64).requires_grad_(x_needed), [5, 3])
+            x = pack_padded_sequence(input_for(kind, torch.float64).requires_grad_(x_needed), [5, 3])
         where = f"{form}, x: {x_needed}, states: {h_needed}, frozen: {frozen}"
-        found = counted(ours, x, states, frozen)
-        assert found[0] == expected[0] > 0, where
+        actual = counted(ours, x, states, frozen)
+        assert actual[0] == expected[0] > 0, where
         # Of a packed sequence it is not known how many rows the first step has, towards whose states nothing flows.
         exact = form != "packed" or h_needed
-        assert found[1] == expected[1] if exact else expected[1] <= found[1] <= 1.2 * expected[1], where
+        assert actual[1] == expected[1] if exact else expected[1] <= actual[1] <= 1.2 * expected[1], where
 
 
 # -- processes --------------------------------------------------------------------------------------------------------
@@ -338,7 +318,7 @@ def test_exported_programs_load_after_import_alone(tmp_path):
 @pytest.mark.parametrize("kind", ["GRU", "LSTMCell"])
 def test_draft_export(kind):
     """In a process of its own: it leaves files open."""
-    found = run([
+    actual = run([
         "import fusedrnn.torch",
         "class Model(torch.nn.Module):",
         "    def __init__(self):",
@@ -351,13 +331,13 @@ def test_draft_export(kind):
         "torch.testing.assert_close(program.module()(x), model(x))",
         "print('exported')",
     ], "cell" if kind.endswith("Cell") else "layer")  # fmt: skip
-    assert found.split()[-1] == "exported"
+    assert actual.split()[-1] == "exported"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="a fork before the import is seen in /proc")
 def test_first_import_in_a_forked_child():
     """The parent has run on OpenMP's threads, which the child lacks: to wait for them is to hang."""
-    found = run([
+    actual = run([
         "torch.set_num_threads(2)",
         "torch.randn(2_000_000).exp_()",
         "child = os.fork()",
@@ -372,4 +352,4 @@ def test_first_import_in_a_forked_child():
         "assert openmp._PROCESS == os.getpid()",
         "sys.exit(os.waitpid(child, 0)[1])",
     ])  # fmt: skip
-    assert found.split() == ["trained", "384"]
+    assert actual.split() == ["trained", "384"]

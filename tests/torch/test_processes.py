@@ -97,8 +97,8 @@ def test_data_loader(method):
     expected = [torch.stack(column) for column in zip(*(data[i] for i in range(6)), strict=True)]
     loader = DataLoader(data, batch_size=3, num_workers=2, multiprocessing_context=method, timeout=LIMIT)
     for _ in range(2):
-        found = [torch.cat(column) for column in zip(*loader, strict=True)]
-        assert all(map(torch.equal, found, expected))
+        actual = [torch.cat(column) for column in zip(*loader, strict=True)]
+        assert all(map(torch.equal, actual, expected))
     assert torch.equal(data[2][0], expected[0][2])  # and the parent goes on
 
 
@@ -167,13 +167,13 @@ def assert_current(layer, x):
     limits = tolerance(np.float32, longest_sum(spec) * len(x), scale=max(1.0, largest) * np.abs(expected).max())
     recorded = layer(x)[0].detach()
     with torch.no_grad():
-        found = layer(x)[0]
+        actual = layer(x)[0]
     with torch.inference_mode():
-        assert torch.equal(layer(x)[0], found)
-    for one in (found, recorded):
-        error = difference(one.numpy(), expected, *limits)
+        assert torch.equal(layer(x)[0], actual)
+    for tensor in (actual, recorded):
+        error = difference(tensor.numpy(), expected, *limits)
         assert error is None, error
-    return found
+    return actual
 
 
 @FORK_WARNING
@@ -369,9 +369,9 @@ def test_threads_are_torch_s():
     for line in result.stderr.splitlines():
         if line.startswith("asked for"):
             asked = int(line.split()[-1])
-        elif found := re.search(r"(\d+) thread\(s\)", line):
+        elif actual := re.search(r"(\d+) thread\(s\)", line):
             plans[asked] += 1
-            assert int(found[1]) == asked, line
+            assert int(actual[1]) == asked, line
     assert plans == {1: 3, 2: 3, 3: 3}
 
 
@@ -409,7 +409,7 @@ def test_copies(used_model, way):
     """A copy is of the same classes, computes the same bits, and is a model of its own."""
     x = torch.randn(T, N, 3)
     other = COPIES[way](used_model)
-    assert [type(one) for one in other.modules()] == [type(one) for one in used_model.modules()]
+    assert [type(module) for module in other.modules()] == [type(module) for module in used_model.modules()]
     assert type(other.rnn) is LSTM
     assert type(other.shared) is GRU
     assert other.again is other.shared

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves
+from torch_layers import MODES, random_state
 
 import torch
 from fusedrnn import RNNSpec
@@ -20,7 +21,6 @@ LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
 CELLS = {"LSTMCell": fused.LSTMCell, "GRUCell": fused.GRUCell, "RNNCell": fused.RNNCell}
 # The first compilation is for its sizes alone, the second for all; none is for T = 1 or N = 1, which torch keeps apart.
 SIZES = ((3, 2), (4, 3), (9, 5), (2, 7), (17, 17))
-MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 
 layer = pytest.mark.parametrize("kind", LAYERS)
 
@@ -50,19 +50,14 @@ def results(model, module, *args, **kwargs):
 def check_same(model, module, *args, **kwargs):
     """The compiled model gives what the module gives, bit for bit, gradients too."""
     expected = results(module, module, *args, **kwargs)
-    given = results(model, module, *args, **kwargs)
-    assert len(given) == len(expected)
-    for one, other in zip(given, expected, strict=True):
-        assert torch.equal(one, other)
+    actual = results(model, module, *args, **kwargs)
+    assert len(actual) == len(expected)
+    for tensor, other in zip(actual, expected, strict=True):
+        assert torch.equal(tensor, other)
 
 
 def data(*shape):
     return torch.randn(*shape, requires_grad=True)
-
-
-def initial(kind, net, N):
-    shape = (net.num_layers * (1 + net.bidirectional), N, H)
-    return (data(*shape), data(*shape)) if kind == "LSTM" else data(*shape)
 
 
 @layer
@@ -82,8 +77,8 @@ def test_inference_compiles_twice(kind):
     with torch.no_grad():
         for T, N in SIZES:
             x = torch.randn(T, N, I)
-            for one, other in zip(tree_leaves(model(x)), tree_leaves(net(x)), strict=True):
-                assert torch.equal(one, other)
+            for tensor, other in zip(tree_leaves(model(x)), tree_leaves(net(x)), strict=True):
+                assert torch.equal(tensor, other)
     assert counter.frame_count == 2
 
 
@@ -104,7 +99,7 @@ def test_inside_a_model_with_states(kind):
     tagger = Tagger(net)
     model, counter = compiled(tagger)
     for T, N in SIZES:
-        check_same(model, tagger, data(T, N, 3), initial(kind, net, N))
+        check_same(model, tagger, data(T, N, 3), random_state(net, N, requires_grad=True))
     assert counter.frame_count == 2
 
 
@@ -150,15 +145,15 @@ def test_against_torch(kind):
     ours.load_state_dict(theirs.state_dict())
     model, _ = compiled(ours)
     x = data(7, 3, I)
-    given, expected = results(model, ours, x), results(theirs, theirs, x)
+    actual, expected = results(model, ours, x), results(theirs, theirs, x)
     spec = RNNSpec(MODES[kind], I, H, 2, bidirectional=True)
     outputs = len(tree_leaves(ours(x)))
-    for index, (one, other) in enumerate(zip(given, expected, strict=True)):
-        one, other = one.detach().numpy(), other.detach().numpy()
+    for index, (tensor, other) in enumerate(zip(actual, expected, strict=True)):
+        tensor, other = tensor.detach().numpy(), other.detach().numpy()
         within = tolerance("float32", longest_sum(spec))
         if index >= outputs:
             within = gradient_tolerance("float32", spec, 7, 3, float(abs(other).max()))
-        assert difference(one, other, *within) is None
+        assert difference(tensor, other, *within) is None
 
 
 @layer
@@ -220,7 +215,7 @@ def test_packed(kind, sort, states):
     with torch._dynamo.config.patch(capture_scalar_outputs=sort and not states):
         for T in (3, 4, 9, 12):
             batch = packed(T, data(T, 4, I), sort)
-            check_same(model, net, batch, *([initial(kind, net, 4)] if states else []))
+            check_same(model, net, batch, *([random_state(net, 4, requires_grad=True)] if states else []))
     assert counter.frame_count == 2
 
 
@@ -230,8 +225,8 @@ def test_packed_where_the_graph_breaks():
     with torch.no_grad():
         for T in (3, 4, 9):
             batch = packed(T, torch.randn(T, 4, I), True)
-            for one, other in zip(tree_leaves(model(batch)), tree_leaves(net(batch)), strict=True):
-                assert one is None or torch.equal(one, other)
+            for tensor, other in zip(tree_leaves(model(batch)), tree_leaves(net(batch)), strict=True):
+                assert tensor is None or torch.equal(tensor, other)
 
 
 @layer
@@ -321,9 +316,9 @@ def test_autocast_runs_on_torch(kind):
     with torch.no_grad():
         if kind == "LSTM" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             # What torch.nn's own says on such a processor.
-            for one in (compiled, call):
+            for function in (compiled, call):
                 with pytest.raises(RuntimeError, match="could not create a primitive"):
-                    one(x)
+                    function(x)
         else:
             assert torch.equal(compiled(x), call(x))
 

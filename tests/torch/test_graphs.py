@@ -5,25 +5,16 @@ import weakref
 
 import pytest
 from torch.nn.utils.rnn import PackedSequence
+from torch_layers import LAYERS, make_pair
 
 import torch
 from fusedrnn import torch as fused
 from fusedrnn.runtime import buffers
 from fusedrnn.torch.tensor_calls import Network
 
-KINDS = ("RNN", "LSTM", "GRU")
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = pytest.mark.parametrize("kind", LAYERS)
 # Few rows, which use weights where they lie, and more.
 lengths = pytest.mark.parametrize("T", [2, 40])
-
-
-def both(kind, *sizes, **options):
-    """Ours and torch.nn's, with the same parameters, in float64."""
-    torch.manual_seed(0)
-    theirs = getattr(torch.nn, kind)(*sizes, **options, dtype=torch.float64)
-    ours = getattr(fused, kind)(*sizes, **options, dtype=torch.float64)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
 
 
 def data(*shape):
@@ -44,7 +35,7 @@ def twice(y, leaves):
 @kinds
 def test_second_derivatives_through_a_carried_state(kind):
     x, results = data(8, 2, 3), []
-    for net in both(kind, 3, 5):
+    for net in make_pair(kind, 3, 5, dtype=torch.float64):
         state, parts = None, []
         for t in range(4):
             y, state = net(x[2 * t : 2 * t + 2], state)
@@ -56,7 +47,7 @@ def test_second_derivatives_through_a_carried_state(kind):
 @kinds
 def test_second_derivatives_through_layers_with_one_weight(kind):
     results = []
-    for net in both(kind, 5, 5):
+    for net in make_pair(kind, 5, 5, dtype=torch.float64):
         net.weight_ih_l0 = net.weight_hh_l0
         x = data(4, 2, 5).requires_grad_()
         results.append(twice(net(net(x)[0])[0], [x, *net.parameters()]))
@@ -68,7 +59,7 @@ def test_second_derivatives_through_layers_with_one_weight(kind):
 def test_parameters_that_hold_something_else_in_backward(T, change):
     """The gradient is that of the forward that took place; nothing is read that is not there."""
     results = []
-    for net in both("GRU", 8, 8):
+    for net in make_pair("GRU", 8, 8, dtype=torch.float64):
         y, _ = net(data(T, 1, 8))
         if change == "half":
             net.half()
@@ -97,19 +88,19 @@ def test_a_weight_without_memory_is_an_error():
 def test_what_torch_does_not_save_may_change(kind, T):
     """Biases; and the input, where no weight has a gradient."""
     results = []
-    for net in both(kind, 4, 5):
+    for net in make_pair(kind, 4, 5, dtype=torch.float64):
         y, _ = net(data(T, 2, 4))
         with torch.no_grad():
             net.bias_hh_l0.zero_()
         y.sum().backward()
-        found = [p.grad for p in net.parameters()]
+        actual = [p.grad for p in net.parameters()]
         net.requires_grad_(False)
         x = data(T, 2, 4).requires_grad_()
         changed = x * 1
         y, _ = net(changed)
         changed.add_(1)
         y.sum().backward()
-        results.append([*found, x.grad])
+        results.append([*actual, x.grad])
     assert_alike(results)
 
 
@@ -137,25 +128,25 @@ def test_input_made_in_inference_mode(kind):
 @kinds
 def test_gradients_of_many_at_once(kind):
     results = []
-    for net in both(kind, 3, 4):
+    for net in make_pair(kind, 3, 4, dtype=torch.float64):
         x = data(2, 1, 3)
         jacobian = torch.autograd.functional.jacobian(lambda x, net=net: net(x)[0], x, vectorize=kind != "LSTM")
         x.requires_grad_()
         results.append([jacobian, torch.autograd.grad(net(x)[0].sum(), x)[0]])
     assert_alike(results)
-    ours = both(kind, 3, 4)[0]
+    ours = make_pair(kind, 3, 4, dtype=torch.float64)[0]
     x = data(2, 1, 3).requires_grad_()
     basis = torch.eye(8, dtype=torch.float64).reshape(8, 2, 1, 4)
     (many,) = torch.autograd.grad(ours(x)[0], x, basis, is_grads_batched=True)
-    for row, one in zip(many, basis, strict=True):
-        torch.testing.assert_close(row, torch.autograd.grad(ours(x)[0], x, one)[0], rtol=1e-9, atol=1e-9)
+    for row, tensor in zip(many, basis, strict=True):
+        torch.testing.assert_close(row, torch.autograd.grad(ours(x)[0], x, tensor)[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])  # torch.nn's LSTM reads what is not there
 def test_a_packed_sequence_with_an_order_of_other_length(kind):
     rows, sizes, order = torch.zeros(2000, 4, dtype=torch.float64), torch.tensor([1000, 1000]), torch.tensor([0])
     messages = []
-    for net in both(kind, 4, 5):
+    for net in make_pair(kind, 4, 5, dtype=torch.float64):
         with pytest.raises(RuntimeError) as error:
             net(PackedSequence(rows, sizes, order, order), torch.zeros(1, 1000, 5, dtype=torch.float64))
         messages.append(str(error.value))
@@ -166,11 +157,11 @@ def test_packed_weights_go_with_the_graph(monkeypatch):
     """Not with the loss, which training loops like to keep."""
     net = fused.GRU(64, 64)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    plain, made = buffers.Lease.__init__, weakref.WeakSet()
+    plain, leases = buffers.Lease.__init__, weakref.WeakSet()
 
     def remembered(self, *args):
         plain(self, *args)
-        made.add(self)
+        leases.add(self)
 
     monkeypatch.setattr(buffers.Lease, "__init__", remembered)
     losses, alive = [], []
@@ -181,7 +172,7 @@ def test_packed_weights_go_with_the_graph(monkeypatch):
         optimizer.step()
         losses.append(loss)
         gc.collect()
-        alive.append(len(made))
+        alive.append(len(leases))
     assert max(alive) - alive[0] <= 1
 
 

@@ -10,12 +10,11 @@ from types import SimpleNamespace
 import pytest
 from torch.nn import LSTM as EARLY  # a name taken before anything is patched
 from torch.nn.utils import parametrizations
+from torch_layers import KINDS, first
 
 import fusedrnn.torch
 import torch
 from fusedrnn.torch import Layer, accelerate, accelerate_new, accelerated, restore
-
-KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
 def is_ours(module):
@@ -142,7 +141,7 @@ def test_a_wrapper_of_somebody_else_stays(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "advice"),
+    ("holder", "advice"),
     [
         (Library(), "got Library, which holds no module yet; if it builds its network later, as in fit"),
         (SimpleNamespace(policy=torch.nn.GRU(3, 4), steps=3), "which holds modules: give model.policy$"),
@@ -157,17 +156,17 @@ def test_a_wrapper_of_somebody_else_stays(monkeypatch):
         (None, "got NoneType$"),
     ],
 )
-def test_what_to_accelerate_instead(given, advice):
+def test_what_to_accelerate_instead(holder, advice):
     for function in (accelerate, restore):
         with pytest.raises(TypeError, match=advice):
-            function(given)
+            function(holder)
 
 
 def test_advice_stands_circles():
-    given = SimpleNamespace()
-    given.itself, given.layers = given, {"x": given, "net": torch.nn.GRU(3, 4)}
+    holder = SimpleNamespace()
+    holder.itself, holder.layers = holder, {"x": holder, "net": torch.nn.GRU(3, 4)}
     with pytest.raises(TypeError, match=r"give model.layers\['net'\]$"):
-        accelerate(given)
+        accelerate(holder)
 
 
 # -- subclasses -------------------------------------------------------------------------------------------------------
@@ -270,10 +269,6 @@ LEFT = {
 }
 
 
-def first(result):
-    return result if isinstance(result, torch.Tensor) else result[0]
-
-
 @pytest.mark.parametrize("which", SERVED)
 def test_ours_beneath_a_subclass(which, runs):
     make, shape = SERVED[which]
@@ -287,9 +282,9 @@ def test_ours_beneath_a_subclass(which, runs):
     assert left.reason.endswith("subclasses=True puts ours beneath its code") and type(net) is kind
     net.zero_grad()
     assert accelerate(net, subclasses=True).replaced == (Layer("", kind.__name__),)
-    found = first(net(x))
-    found.sum().backward()
-    torch.testing.assert_close(found, expected)
+    actual = first(net(x))
+    actual.sum().backward()
+    torch.testing.assert_close(actual, expected)
     torch.testing.assert_close([p.grad for p in net.parameters()], gradients)
     assert len(runs) == 1 and isinstance(net, kind.__mro__[1]) and type(net).__name__ == kind.__name__
     net.load_state_dict(state, strict=True)

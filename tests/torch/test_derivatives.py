@@ -217,9 +217,9 @@ def fresh(monkeypatch):
 def check(run, asked, kind):
     expected = truth(kind, asked)
     network = model(kind, fused)
-    found = asked(run(network), data().requires_grad_(), list(network.parameters()))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    actual = asked(run(network), data().requires_grad_(), list(network.parameters()))
+    for tensor, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-9, atol=1e-9)
 
 
 CELLS = [(way, asked) for way in WAYS for asked in ASKED]
@@ -261,21 +261,21 @@ def test_derivatives_of_a_graph_of_gradients(kind, asked):
     graph = make_fx(lambda x: torch.autograd.grad(network(x).sum(), x)[0])(data().requires_grad_())
     names = [str(node.target) for node in graph.graph.nodes]
     assert "fusedrnn.forward_training.default" in names and "fusedrnn.backward.default" in names
-    expected = torch.func.hessian(lambda x: theirs(x).sum())(data())
+    hessian_of_sum = torch.func.hessian(lambda x: theirs(x).sum())(data())
     tangent, x = data(2), data().requires_grad_()
-    squares = torch.einsum("abcdef,abc->def", expected, 2 * graph(data()).detach())
+    squares = torch.einsum("abcdef,abc->def", hessian_of_sum, 2 * graph(data()).detach())
     rows = torch.stack([torch.ones_like(tangent), tangent])
-    wanted = {
+    expected = {
         grad: squares,
-        batched_grads: torch.einsum("abcdef,gabc->gdef", expected, rows),
-        dual: torch.einsum("abcdef,def->abc", expected, tangent),
+        batched_grads: torch.einsum("abcdef,gabc->gdef", hessian_of_sum, rows),
+        dual: torch.einsum("abcdef,def->abc", hessian_of_sum, tangent),
     }.get(asked)
     if asked in (jvp, jacrev):  # within which nothing can be differentiated as a node's backward is
         with pytest.raises(RuntimeError, match=re.escape("attempting to call Tensor.requires_grad_()")):
             asked(graph, x, None)
         return
     if asked is batched_grads:
-        (found,) = torch.autograd.grad(graph(x), x, rows, is_grads_batched=True)
+        (actual,) = torch.autograd.grad(graph(x), x, rows, is_grads_batched=True)
     else:
-        found = asked(graph, x, None)[-1]
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+        actual = asked(graph, x, None)[-1]
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)

@@ -5,12 +5,11 @@ import re
 
 import pytest
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch_layers import KINDS
 
 import fusedrnn.torch
 import torch
 from fusedrnn.torch import Layer, accelerate, restore
-
-KINDS = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
 class Model(torch.nn.Module):
@@ -41,11 +40,11 @@ def gradients(model, *args):
     return [y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-def assert_alike(found, expected):
+def assert_alike(actual, expected):
     """Float64 results that may differ by how sums were rounded."""
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    assert len(actual) == len(expected)
+    for tensor, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(tensor, other)
 
 
 def test_a_whole_model(runs):
@@ -56,15 +55,15 @@ def test_a_whole_model(runs):
     report = accelerate(model)
     assert [layer.name for layer in report.replaced] == ["encoder.deep", "shared", "again.1", "cell"]
     assert report and len(report) == 4 and not report.left
-    assert all(map(lambda one, other: one is other, model.modules(), modules))
-    assert all(map(lambda one, other: one is other, model.parameters(), parameters))
+    assert all(map(lambda a, b: a is b, model.modules(), modules))
+    assert all(map(lambda a, b: a is b, model.parameters(), parameters))
     assert type(model.shared) is fusedrnn.torch.GRU and model.again[0] is model.shared
     assert_alike(gradients(model, tokens), expected)
     assert [spec.mode for spec in runs] == ["lstm", "gru", "gru", "rnn_relu", "lstm"]
     model.load_state_dict(state, strict=True)
     assert not accelerate(model) and type(model.shared) is fusedrnn.torch.GRU
     assert len(restore(model)) == 4
-    assert [type(one).__module__.split(".")[0] for one in modules[1:]] == ["torch"] * (len(modules) - 1)
+    assert [type(module).__module__.split(".")[0] for module in modules[1:]] == ["torch"] * (len(modules) - 1)
     runs.clear()
     assert_alike(gradients(model, tokens), expected)
     assert not runs and not restore(model)
@@ -93,7 +92,7 @@ def test_hooks_stay(runs):
     net, seen = torch.nn.GRU(3, 4, dtype=torch.float64), []
     net.register_forward_pre_hook(lambda module, args: seen.append("before") or (2 * args[0],))
     net.register_forward_hook(lambda module, args, result: seen.append("after") or (result[0] + 1, result[1]))
-    net.register_full_backward_hook(lambda module, given, back: seen.append("backward"))
+    net.register_full_backward_hook(lambda module, grad_input, grad_output: seen.append("backward"))
     net.weight_ih_l0.register_hook(lambda gradient: seen.append("weight") or 3 * gradient)
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     expected = gradients(net, x)
@@ -297,10 +296,10 @@ def test_reports_read_well():
 
 
 @pytest.mark.parametrize("function", [accelerate, restore])
-@pytest.mark.parametrize("given", [None, torch.nn.LSTM, [torch.nn.GRU(3, 4)], "model"])
-def test_only_modules_are_taken(function, given):
-    with pytest.raises(TypeError, match=f"model must be a torch.nn.Module; got {type(given).__name__}"):
-        function(given)
+@pytest.mark.parametrize("model", [None, torch.nn.LSTM, [torch.nn.GRU(3, 4)], "model"])
+def test_only_modules_are_taken(function, model):
+    with pytest.raises(TypeError, match=f"model must be a torch.nn.Module; got {type(model).__name__}"):
+        function(model)
 
 
 def test_a_users_subclass_of_ours_is_left_by_restore():

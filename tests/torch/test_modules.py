@@ -13,12 +13,13 @@ from oracles import near_kink, torch_results
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, make_problem
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
+from torch_layers import flat, make_pair
 
 import fusedrnn.torch
 import torch
 from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.spec import MODES
-from fusedrnn.torch import support
+from fusedrnn.torch import eager
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 KINDS = ("i2h_bias", "h2h_bias")
@@ -82,8 +83,8 @@ def make(spec, params=None, package=fusedrnn.torch, cell=False, **options):
 def flat_gradients(module, spec, expected, cell=False):
     """The parameters' gradients as the operator has them; the expected ones where there is no bias."""
     known = spec.layout.unpack(expected.astype(spec.dtype), names="torch")
-    found = {f"{name}{'_l0' * cell}": p.grad.numpy() for name, p in module.named_parameters()}
-    return spec.layout.pack(known | found, names="torch")
+    actual = {f"{name}{'_l0' * cell}": p.grad.numpy() for name, p in module.named_parameters()}
+    return spec.layout.pack(known | actual, names="torch")
 
 
 class Call:
@@ -92,14 +93,14 @@ class Call:
     def __init__(self, module, form, problem):
         self.module, self.form, self.problem = module, form, problem
         self.x = torch.tensor(problem.x, requires_grad=True)
-        self.states = [torch.tensor(one, requires_grad=True) for one in problem.states or ()]
+        self.states = [torch.tensor(tensor, requires_grad=True) for tensor in problem.states or ()]
         y, final = module(*self.arguments(), **self.options())
         final = final if isinstance(final, tuple) else (final,)
         if isinstance(y, PackedSequence):
             y, lengths = pad_packed_sequence(y, total_length=len(problem.x))
             assert lengths.tolist() == problem.lengths.tolist()
         elif form == "unbatched":
-            y, final = y.unsqueeze(1), tuple(one.unsqueeze(1) for one in final)
+            y, final = y.unsqueeze(1), tuple(tensor.unsqueeze(1) for tensor in final)
         elif form.endswith("_first"):
             y = y.transpose(0, 1)
         self.y, self.final = y, final
@@ -107,7 +108,7 @@ class Call:
     def arguments(self):
         x, states = self.x, self.states
         if self.form == "unbatched":
-            x, states = x.squeeze(1), [one.squeeze(1) for one in states]
+            x, states = x.squeeze(1), [tensor.squeeze(1) for tensor in states]
         elif self.form.endswith("_first"):
             x = x.transpose(0, 1)
         elif self.form in ("packed", "sorted"):
@@ -120,15 +121,15 @@ class Call:
 
     @property
     def forward(self):
-        return self.y.detach().numpy(), tuple(one.detach().numpy() for one in self.final)
+        return self.y.detach().numpy(), tuple(tensor.detach().numpy() for tensor in self.final)
 
     def backward(self, expected):
         """All gradients; of what was not given, those expected."""
-        given = [torch.tensor(self.problem.dy), *map(torch.tensor, self.problem.dstates)]
-        torch.autograd.backward([self.y, *self.final], given)
+        cotangents = [torch.tensor(self.problem.dy), *map(torch.tensor, self.problem.dstates)]
+        torch.autograd.backward([self.y, *self.final], cotangents)
         spec = self.problem.spec
-        dstates = tuple(one.grad.numpy() for one in self.states)
-        dstates = dstates or tuple(one.astype(spec.dtype) for one in expected[2])
+        dstates = tuple(tensor.grad.numpy() for tensor in self.states)
+        dstates = dstates or tuple(tensor.astype(spec.dtype) for tensor in expected[2])
         return self.x.grad.numpy(), flat_gradients(self.module, spec, expected[1]), dstates
 
 
@@ -140,10 +141,10 @@ def test_results_and_gradients(mode, form, shape, bias, runs):
     for dtype in DTYPES:
         typed = problem.typed(dtype)
         module = make(typed.spec, typed.params, bias=bias, batch_first=form.endswith("_first"))
-        found = Call(module, form, typed)
-        assert_close(found.forward, oracle.forward, dtype, typed.spec)
-        assert not found.forward[0][typed.padding].any()
-        assert_gradients_close(found.backward(oracle.gradients), oracle.gradients, dtype, typed.spec, shape.T, shape.N)
+        actual = Call(module, form, typed)
+        assert_close(actual.forward, oracle.forward, dtype, typed.spec)
+        assert not actual.forward[0][typed.padding].any()
+        assert_gradients_close(actual.backward(oracle.gradients), oracle.gradients, dtype, typed.spec, shape.T, shape.N)
     assert [spec.dtype for spec in runs] == list(DTYPES)
 
 
@@ -159,17 +160,17 @@ def test_cells(mode, bias, form, shape, runs):
         cell = make(spec, typed.params, cell=True, bias=bias)
         rows = (0, 0) if form == "unbatched" else (0,)
         x = torch.tensor(typed.x[rows], requires_grad=True)
-        states = [torch.tensor(one[rows], requires_grad=True) for one in typed.states or ()]
+        states = [torch.tensor(tensor[rows], requires_grad=True) for tensor in typed.states or ()]
         final = cell(x, None if not states else states[0] if len(states) == 1 else tuple(states))
         final = final if isinstance(final, tuple) else (final,)
-        torch.autograd.backward(final, [torch.tensor(one[rows]) for one in typed.dstates])
-        shaped = [one.detach().numpy().reshape(typed.dstates[0].shape) for one in final]
+        torch.autograd.backward(final, [torch.tensor(tensor[rows]) for tensor in typed.dstates])
+        shaped = [tensor.detach().numpy().reshape(typed.dstates[0].shape) for tensor in final]
         assert_close((shaped[0], tuple(shaped)), oracle.forward, dtype, spec)
         dx = x.grad.numpy().reshape(typed.x.shape)
         dstates = tuple(h.grad.numpy().reshape(typed.dstates[0].shape) for h in states)
-        dstates = dstates or tuple(one.astype(dtype) for one in oracle.gradients[2])
-        found = dx, flat_gradients(cell, spec, oracle.gradients[1], cell=True), dstates
-        assert_gradients_close(found, oracle.gradients, dtype, spec, 1, shape.N)
+        dstates = dstates or tuple(tensor.astype(dtype) for tensor in oracle.gradients[2])
+        actual = dx, flat_gradients(cell, spec, oracle.gradients[1], cell=True), dstates
+        assert_gradients_close(actual, oracle.gradients, dtype, spec, 1, shape.N)
     assert len(runs) == len(DTYPES)
 
 
@@ -177,22 +178,22 @@ def test_cells(mode, bias, form, shape, runs):
 def test_packed_padded_and_single_sequences_have_the_same_bits(mode):
     shape = Shape(9, 6, 5, 19, layers=2, bidirectional=True, lengths="some")
     problem = make_problem(mode, shape)
-    found = {}
+    actual = {}
     for form in ("packed", "lengths"):
-        one = Call(make(problem.spec, problem.params), form, problem)
-        dx, _, dstates = one.backward((None, problem.params, None))
-        found[form] = (*one.forward, dx, dstates)
-    assert_same_bits(found["packed"], found["lengths"])
-    y, final, dx, dstates = found["packed"]
+        call = Call(make(problem.spec, problem.params), form, problem)
+        dx, _, dstates = call.backward((None, problem.params, None))
+        actual[form] = (*call.forward, dx, dstates)
+    assert_same_bits(actual["packed"], actual["lengths"])
+    y, final, dx, dstates = actual["packed"]
     for n, length in enumerate(problem.lengths):
         single = replace(
             problem, x=problem.x[:length, n : n + 1], lengths=None, dy=problem.dy[:length, n : n + 1],
-            states=tuple(one[:, n : n + 1] for one in problem.states),
-            dstates=tuple(one[:, n : n + 1] for one in problem.dstates),
+            states=tuple(tensor[:, n : n + 1] for tensor in problem.states),
+            dstates=tuple(tensor[:, n : n + 1] for tensor in problem.dstates),
         )  # fmt: skip
-        one = Call(make(problem.spec, problem.params), "unbatched", single)
-        assert_same_bits(one.forward, (y[:length, n : n + 1], tuple(state[:, n : n + 1] for state in final)))
-        dx1, _, dstates1 = one.backward((None, problem.params, None))
+        call = Call(make(problem.spec, problem.params), "unbatched", single)
+        assert_same_bits(call.forward, (y[:length, n : n + 1], tuple(state[:, n : n + 1] for state in final)))
+        dx1, _, dstates1 = call.backward((None, problem.params, None))
         assert_same_bits((dx1, dstates1), (dx[:length, n : n + 1], tuple(state[:, n : n + 1] for state in dstates)))
 
 
@@ -250,7 +251,7 @@ def test_any_strides(change):
     expected, _ = net(x.detach().contiguous())
     assert torch.equal(y, expected)
     states = torch.randn(3, 1, 5).transpose(0, 1), torch.randn(1, 3, 10)[..., ::2]
-    strided, plain = net(x, states)[0], net(x, tuple(one.contiguous() for one in states))[0]
+    strided, plain = net(x, states)[0], net(x, tuple(tensor.contiguous() for tensor in states))[0]
     assert torch.equal(strided, plain)
 
 
@@ -271,11 +272,11 @@ def test_outputs_may_be_changed_in_place():
     y.mul_(2.0)
     h_n += 1
     (y.sum() + h_n.sum()).backward()
-    changed = [one.grad.clone() for one in net.parameters()]
+    changed = [tensor.grad.clone() for tensor in net.parameters()]
     net.zero_grad()
     y, h_n = net(x)
     (2 * y.sum() + h_n.sum()).backward()
-    assert all(map(torch.equal, changed, (one.grad for one in net.parameters())))
+    assert all(map(torch.equal, changed, (tensor.grad for tensor in net.parameters())))
 
 
 # -- as torch.nn ------------------------------------------------------------------------------------------------------
@@ -292,18 +293,9 @@ CONSTRUCTORS = [
 ]
 
 
-def both(kind, *args, **options):
-    """Ours and torch.nn's, made alike."""
-    made = []
-    for package in (fusedrnn.torch, torch.nn):
-        torch.manual_seed(0)
-        made.append(getattr(package, kind)(*args, **options))
-    return made
-
-
 @pytest.mark.parametrize(("kind", "args", "options"), CONSTRUCTORS)
 def test_modules_are_made_as_those_of_torch(kind, args, options):
-    ours, theirs = both(kind, *args, **options)
+    ours, theirs = make_pair(kind, *args, **options)
     assert isinstance(ours, type(theirs)) and repr(ours) == repr(theirs)
     assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
     assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
@@ -433,13 +425,8 @@ def test_copies_compute_the_same(kind, args, options, again):
     net(x)
     other = again(net)
     assert type(other) is type(net)
-    for one, expected in zip(flat(other(x)), flat(net(x)), strict=True):
-        assert torch.equal(one, expected)
-
-
-def flat(results):
-    """The tensors in nested tuples."""
-    return [results] if isinstance(results, torch.Tensor) else [one for each in results for one in flat(each)]
+    for tensor, expected in zip(flat(other(x)), flat(net(x)), strict=True):
+        assert torch.equal(tensor, expected)
 
 
 def test_pickles_name_the_public_place():
@@ -455,13 +442,13 @@ def test_dropout_is_the_operators(mode):
     problem = make_problem(mode, shape)
     net = make(problem.spec, problem.params, dropout=0.5)
     torch.manual_seed(7)
-    seed = support.draw_seed()
+    seed = eager.draw_seed()
     torch.manual_seed(7)
-    found = Call(net, "batched", problem)
+    actual = Call(net, "batched", problem)
     x, params, states = problem.astype(np.float64)
     spec = replace(problem.spec, dropout=0.5)
     y, final, _ = reference_training.train(spec, x, params, states, None, seed)
-    assert_close(found.forward, (y, final), "float32", spec)
+    assert_close(actual.forward, (y, final), "float32", spec)
 
 
 def test_dropout_follows_torchs_generator_and_the_mode(runs):
@@ -481,12 +468,12 @@ def test_dropout_follows_torchs_generator_and_the_mode(runs):
 
 def test_checkpointing_drops_the_same_again():
     net, x = fusedrnn.torch.LSTM(3, 8, 2, dropout=0.5), torch.randn(5, 4, 3, requires_grad=True)
-    found = []
+    actual = []
     for reentrant in (None, False, True):
         torch.manual_seed(3)
         y = net(x)[0] if reentrant is None else checkpoint(lambda x: net(x)[0], x, use_reentrant=reentrant)
-        found.append(torch.autograd.grad(y.sum(), x)[0] if not reentrant else through_backward(y, x))
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        actual.append(torch.autograd.grad(y.sum(), x)[0] if not reentrant else through_backward(y, x))
+    assert torch.equal(actual[0], actual[1]) and torch.equal(actual[0], actual[2])
 
 
 def through_backward(y, x):

@@ -3,16 +3,15 @@
 from itertools import product
 
 import pytest
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
+from torch_layers import CELLS, KINDS, LAYERS, flat
 
 import fusedrnn.torch
 import torch
 
-SEQUENCES = ("RNN", "LSTM", "GRU")
-CELLS = ("RNNCell", "LSTMCell", "GRUCell")
 FORMS = [
-    *product(SEQUENCES, ("batched", "unbatched", "batch_first", "packed")),
+    *product(LAYERS, ("batched", "unbatched", "batch_first", "packed")),
     *product(CELLS, ("batched", "unbatched")),
 ]
 
@@ -24,15 +23,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def flat(results):
-    """The tensors of a module's results, in order."""
-    if isinstance(results, PackedSequence):
-        return [results.data]
-    if isinstance(results, tuple):
-        return [tensor for part in results for tensor in flat(part)]
-    return [results]
 
 
 def make(package, kind, *args, **options):
@@ -103,7 +93,7 @@ def test_outputs_changed_in_place(kind, form):
         torch.testing.assert_close(ours, exact, msg=where)
 
 
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_truncated_backpropagation_detaches_in_place(kind):
     """Through a state that is used, detached and used again; also where a mode watches."""
     x = torch.randn(6, 2, 3, dtype=torch.float64)
@@ -126,7 +116,7 @@ def test_truncated_backpropagation_detaches_in_place(kind):
         torch.testing.assert_close(train(fusedrnn.torch, in_place=True), expected)
 
 
-@pytest.mark.parametrize("kind", SEQUENCES + CELLS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_outputs_in_inference_mode(kind):
     net = getattr(fusedrnn.torch, kind)(3, 4)
     x = torch.randn(2, 3) if kind in CELLS else torch.randn(5, 2, 3)
@@ -166,7 +156,7 @@ def gradients(package, kind, shape, x_needed, h_needed, frozen, change):
         count = 2 if kind.startswith("LSTM") else 1
         states = [torch.randn(*lead, batch, 4, dtype=torch.float64, requires_grad=h_needed) for _ in range(count)]
     # Leaves that need a gradient cannot be changed.
-    operands = [one * 1 for one in (x, *states)]
+    operands = [tensor * 1 for tensor in (x, *states)]
     hx = None if not states else operands[1] if len(states) == 1 else tuple(operands[1:])
     results = flat(net(operands[0], hx))
     loss = sum((tensor * (i + 1)).sum() for i, tensor in enumerate(results))
@@ -176,18 +166,18 @@ def gradients(package, kind, shape, x_needed, h_needed, frozen, change):
     if change is not None:
         with torch.no_grad():
             changeable[change].mul_(0.5)
-    needed = [one for one in (x, *states, *net.parameters()) if one.requires_grad]
+    needed = [tensor for tensor in (x, *states, *net.parameters()) if tensor.requires_grad]
     try:
-        found = torch.autograd.grad(loss, needed, allow_unused=True)
+        actual = torch.autograd.grad(loss, needed, allow_unused=True)
     except RuntimeError as error:
         # Where a state needs a gradient, torch.nn takes it apart by unbind, whose views refuse any change of the whole.
         assert "modified by an inplace operation" in str(error) or "Unbind" in str(error)
         return "refused for its views" if "Unbind" in str(error) else "refused"
-    return [torch.zeros_like(one) if each is None else each for one, each in zip(needed, found, strict=True)]
+    return [torch.zeros_like(tensor) if each is None else each for tensor, each in zip(needed, actual, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape"), [*product(SEQUENCES, SHAPES), *((kind, (1, False, 1, 2)) for kind in CELLS)], ids=str
+    ("kind", "shape"), [*product(LAYERS, SHAPES), *((kind, (1, False, 1, 2)) for kind in CELLS)], ids=str
 )
 def test_operands_changed_before_backward(kind, shape):
     """Whatever needs a gradient and whichever operand changes: torch.nn's outcome, with forward's values."""

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 import torch
 from fusedrnn import torch as fused
 from fusedrnn.torch import custom_op as ops
-from fusedrnn.torch import support
+from fusedrnn.torch.plan import current_weights
 from torch import nn
 
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
@@ -50,10 +50,10 @@ def test_export(kind, strict, training):
         torch.manual_seed(1)
         expected = program.module()(x)
         torch.manual_seed(1)
-        given = loaded.module()(x)
-        assert all(map(torch.equal, tree_leaves(given), tree_leaves(expected)))
+        actual = loaded.module()(x)
+        assert all(map(torch.equal, tree_leaves(actual), tree_leaves(expected)))
         if not training:
-            assert all(map(torch.equal, tree_leaves(given), tree_leaves(tagger(x))))
+            assert all(map(torch.equal, tree_leaves(actual), tree_leaves(tagger(x))))
 
 
 @layer
@@ -87,8 +87,8 @@ def test_decomposing_by_torchs_table_keeps_the_operator(kind):
     expected = tree_leaves(net(x))
     graph = make_fx(lambda x: tree_leaves(net(x)), decomposition_table=torch._decomp.decomposition_table)(x)
     program = torch.export.export(net, (x,)).run_decompositions(dict(torch._decomp.decomposition_table))
-    for found in (graph(x), tree_leaves(program.module()(x))):
-        assert all(map(torch.equal, found, expected))
+    for actual in (graph(x), tree_leaves(program.module()(x))):
+        assert all(map(torch.equal, actual, expected))
     assert "fusedrnn.rnn.default" in ops_in(program)
 
 
@@ -106,8 +106,8 @@ def programs(kind, **options):
 def test_programs_in_float64(kind):
     ours, _, _, theirs = programs(kind, num_layers=2, bidirectional=True)
     x = torch.randn(6, 3, I, dtype=torch.float64)
-    for found, expected in zip(tree_leaves(ours.double()(x)), tree_leaves(theirs.double()(x)), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for actual, expected in zip(tree_leaves(ours.double()(x)), tree_leaves(theirs.double()(x)), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["LSTM"])
@@ -139,10 +139,10 @@ def test_programs_under_autocast(kind, dtype, low, options):
                 results.append(tree_leaves(program(x)))
         except RuntimeError as error:  # a processor that oneDNN has no such kernel for
             results.append([str(error)])
-    for found, expected in zip(*results, strict=True):
-        assert type(found) is type(expected)
-        assert found == expected if isinstance(found, str) else torch.equal(found, expected)
-        assert isinstance(found, str) or found.dtype == expected.dtype
+    for actual, expected in zip(*results, strict=True):
+        assert type(actual) is type(expected)
+        assert actual == expected if isinstance(actual, str) else torch.equal(actual, expected)
+        assert isinstance(actual, str) or actual.dtype == expected.dtype
 
 
 @pytest.mark.parametrize("kind", ["GRU", "RNN"])
@@ -152,10 +152,10 @@ def test_lengths_and_packed_sequences_under_autocast(kind):
     program = torch.export.export(net, (x,), {"lengths": lengths}).module()
     order = torch.tensor([6, 3, 2])
     packed = pack_padded_sequence(x, order)
-    weights = support.current_weights(net, net._plan(torch.float32), torch.float32)
+    weights = current_weights(net, net._plan(torch.float32), torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        for found, expected in zip(program(x, lengths=lengths), net(x, lengths=lengths), strict=True):
-            assert torch.equal(found, expected)
+        for actual, expected in zip(program(x, lengths=lengths), net(x, lengths=lengths), strict=True):
+            assert torch.equal(actual, expected)
         y, final = ops.run(net._plan(torch.float32).spec, packed.data, None, weights, batch_sizes=packed.batch_sizes)
         expected, last = net(packed)
         assert torch.equal(y, expected.data) and torch.equal(final[0], last)

@@ -38,7 +38,7 @@ def twice(outputs, leaves, cotangents):
     """First derivatives, and those of their squares."""
     first = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True)
     sources = [*leaves, *cotangents]
-    total = sum(one.square().sum() for one in first)
+    total = sum(tensor.square().sum() for tensor in first)
     return [*first, *torch.autograd.grad(total, sources, allow_unused=True, materialize_grads=True)]
 
 
@@ -55,14 +55,14 @@ def test_gradients_of_gradients(kind, fill, dropout, where):
     results = []
     for value in (0.0, fill):
         torch.manual_seed(1)
-        given = padded(x, value if where == "x" else 0.0)
+        x_padded = padded(x, value if where == "x" else 0.0)
         cotangent = padded(dy, value if where == "dy" else 0.0)
-        y, final = net(given, hidden(kind, states), lengths=LENGTHS)
+        y, final = net(x_padded, hidden(kind, states), lengths=LENGTHS)
         outputs = [y, *(final if kind == "LSTM" else [final])]
-        results.append(twice(outputs, [given, *states, *net.parameters()], [cotangent, *dfinal]))
-    for one, other in zip(*results, strict=True):
+        results.append(twice(outputs, [x_padded, *states, *net.parameters()], [cotangent, *dfinal]))
+    for tensor, other in zip(*results, strict=True):
         assert torch.isfinite(other).all()
-        assert torch.equal(one, other)
+        assert torch.equal(tensor, other)
     assert not results[1][0][PADDING].any()
 
 
@@ -89,8 +89,8 @@ def test_batched_gradients(kind):
     net, x, dy = network(kind), data(T, N, I), data(2, T, N, 2 * H)
     results = []
     for fill in (0.0, math.nan):
-        given = padded(x, fill)
-        y, _ = net(given, lengths=LENGTHS)
+        x_padded = padded(x, fill)
+        y, _ = net(x_padded, lengths=LENGTHS)
         cotangents = dy.masked_fill(PADDING[:, :, None], fill)
-        results.append(torch.autograd.grad(y, [given, *net.parameters()], cotangents, is_grads_batched=True))
+        results.append(torch.autograd.grad(y, [x_padded, *net.parameters()], cotangents, is_grads_batched=True))
     assert all(map(torch.equal, *results))

@@ -1,0 +1,82 @@
+"""Which implementation runs a call: the operator, eagerly or through torch's dispatcher, or PyTorch's own.
+
+PyTorch's version matters only here and in the modules that patch PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from torch.autograd import forward_ad
+
+import torch
+from fusedrnn.torch import eager
+from fusedrnn.torch.eligibility import is_compiling
+from torch import Tensor, squeeze_copy, transpose_copy
+
+Run = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+
+# Bound once: attribute lookups are a large part of a small inference call.
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
+_transforms_active = torch._C._are_functorch_transforms_active
+_any_autocast = torch._C._is_any_autocast_enabled
+
+
+def _autocast_on_cpu() -> bool:
+    try:
+        return torch.is_autocast_enabled("cpu")
+    except TypeError:  # before torch 2.4 it took no device
+        return bool(torch.is_autocast_cpu_enabled())
+
+
+def runner() -> Run | None:
+    """The function that runs a call on plain tensors now; None for PyTorch's own implementation."""
+    if is_compiling() or _dispatch_modes():
+        return _traced_runner()
+    if (
+        _tracing_state() is not None
+        or _transforms_active()
+        or forward_ad._current_level >= 0
+        or (_any_autocast() and _autocast_on_cpu())
+    ):
+        return None
+    return eager.run
+
+
+def _traced_runner() -> Run | None:
+    """The runner where something watches the dispatcher, which must see one operator."""
+    if _transforms_active() or forward_ad._current_level >= 0 or _autocast_on_cpu():
+        return None
+    if _is_draft_export():
+        return None
+    from fusedrnn.torch import custom_op
+
+    return custom_op.run
+
+
+def _is_draft_export() -> bool:
+    """Whether ``torch.export.draft_export`` runs, which reports None operands of a custom operator as mutated."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    config = sys.modules.get("torch._functorch.config")
+    return bool(getattr(config, "fake_tensor_propagate_real_tensors", False))
+
+
+# torch.nn returns tensors that are not views, and detach_ refuses views. Compilers replace in-place operations by views
+# anyway. Dispatch modes may save what the operator returned (selective checkpoints do), so nothing may change it.
+
+
+def batch_first(y: Tensor, run: Run) -> Tensor:
+    """The output of a call by ``run``, (T, N, features), as (N, T, features)."""
+    if run is eager.run:
+        return y.transpose_(0, 1)
+    return y.transpose(0, 1) if is_compiling() else transpose_copy(y, 0, 1)
+
+
+def without_first_axis(state: Tensor, run: Run) -> Tensor:
+    """A state of a call by ``run``, (1, N, size), as (N, size)."""
+    if run is eager.run:
+        return state.squeeze_(0)
+    return state.squeeze(0) if is_compiling() else squeeze_copy(state, 0)

@@ -1,0 +1,108 @@
+"""A spec with the engine that runs it, and the shape of one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import torch
+from fusedrnn.engines.interface import PointerEngine
+from fusedrnn.op.rnn_op import RNNOp
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.saved_operands import saved_operands
+from torch import Tensor
+
+_MAX_NETWORKS = 256
+_MAX_PATTERNS = 64
+# Templates for new_empty. Created here: a network may be created while tensors are fakes.
+with torch.inference_mode(False):
+    _LIKE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
+
+
+class Network:
+    """A spec and what a call needs to know of it.
+
+    Attributes:
+        spec: The spec.
+        engine: Its engine.
+        drops: Whether training drops elements between layers.
+        dtype: The dtype of its tensors.
+        item: Bytes of an element.
+        state_sizes: Features of each state.
+        num_states: 1, or 2 for an LSTM.
+        state_rows: L·D.
+        output_size: D·S.
+        weight_shapes: In the operator's order.
+        like: A tensor to create others from with ``new_empty``.
+    """
+
+    _cache: dict[int, Network] = {}  # noqa: RUF012 -- shared by all instances
+
+    def __init__(self, spec: RNNSpec) -> None:
+        self.spec = spec
+        self.engine: PointerEngine = RNNOp.get(spec).by_address()
+        self.drops = spec.drops
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.item = self.dtype.itemsize
+        self.state_sizes = [spec.size_of(name) for name in spec.state_names]
+        self.num_states = len(self.state_sizes)
+        self.state_rows = spec.num_layers * spec.num_directions
+        self.output_size = spec.output_size
+        self.weight_shapes = [entry.shape for entry in spec.layout.by_layer_direction]
+        self.like = _LIKE[self.dtype]
+        self._saved: dict[tuple[tuple[bool, ...], bool], tuple[bool, ...]] = {}
+
+    @classmethod
+    def of(cls, spec: RNNSpec) -> Network:
+        """The network of this spec, cached by the spec's identity."""
+        network = cls._cache.get(id(spec))
+        if network is None:
+            if len(cls._cache) >= _MAX_NETWORKS:
+                cls._cache.clear()
+            network = cls._cache[id(spec)] = cls(spec)
+        return network
+
+    def saved_operands(self, needs_grad: tuple[bool, ...], several_steps: bool) -> tuple[bool, ...]:
+        """:func:`fusedrnn.torch.saved_operands.saved_operands` of the spec, cached."""
+        saved = self._saved.get((needs_grad, several_steps))
+        if saved is None:
+            if len(self._saved) >= _MAX_PATTERNS:
+                self._saved.clear()
+            saved = self._saved[needs_grad, several_steps] = saved_operands(self.spec, needs_grad, several_steps)
+        return saved
+
+    def new_states(self, x: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """New tensors (L·D, N, size) for the states, like ``x``."""
+        return tuple([x.new_empty((self.state_rows, batch, size)) for size in self.state_sizes])
+
+
+class CallShape:
+    """T and N of one call, and its sequence lengths.
+
+    Args:
+        network: What runs.
+        x: Input (T, N, I), or (rows, I) with ``batch_sizes``.
+        lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
+        batch_sizes: Of a packed sequence, int64 (T,).
+    """
+
+    __slots__ = ("batch", "leading", "steps", "varlen")
+
+    def __init__(self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None) -> None:
+        self.varlen: Any = None
+        if batch_sizes is not None:
+            sizes = batch_sizes.numpy()
+            self.steps, self.batch = len(sizes), int(sizes[0])
+            self.varlen = network.engine.varlen_packed(sizes)
+            self.leading: tuple[int, ...] = (x.shape[0],)
+        else:
+            self.steps, self.batch, _ = x.shape
+            self.leading = self.steps, self.batch
+            if lengths is not None:
+                self.varlen = network.engine.varlen(lengths.numpy().astype(np.int64), self.steps)
+
+    def new(self, x: Tensor, features: int) -> Tensor:
+        """A new tensor with this many features at each step, like ``x``, zero in the padding."""
+        padded = self.varlen is not None and self.varlen.row_offsets is None
+        return (x.new_zeros if padded else x.new_empty)((*self.leading, features))

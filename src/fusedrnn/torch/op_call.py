@@ -1,0 +1,228 @@
+"""The arguments of the operators in torch's registry, and checks that the operands match.
+
+The operators are public as soon as a graph holds them: a program may be moved to another dtype, and anyone may call
+``torch.ops.fusedrnn``. The kernels take pointers, so every operand is checked before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.eligibility import DTYPE_NAMES, are_batch_sizes, checked_lengths
+from torch import Tensor
+
+SCHEMA = (
+    "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "
+    "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
+)
+STATES = ("h0", "c0")
+_COTANGENTS = ("dy", "dh_n", "dc_n")
+
+
+class OpCall(NamedTuple):
+    """The arguments of a call, in the order of the schema."""
+
+    x: Tensor
+    h0: Tensor | None
+    c0: Tensor | None
+    weights: Sequence[Tensor | None]
+    lengths: Tensor | None
+    batch_sizes: Tensor | None
+    seed: Tensor | None
+    mode: str
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    projection_size: int
+
+    @property
+    def spec(self) -> RNNSpec:
+        """The network that the options and the input describe.
+
+        Raises:
+            ValueError: If there is no such network.
+        """
+        return _spec(
+            self.mode, self.hidden_size, self.num_layers, self.bidirectional, self.dropout, self.projection_size,
+            int(self.x.shape[-1]), self.x.dtype,
+        )  # fmt: skip
+
+    @property
+    def states(self) -> tuple[Tensor | None, ...]:
+        """h0, and c0 of an LSTM; None for zeros."""
+        return (self.h0, self.c0) if self.mode == "lstm" else (self.h0,)
+
+    @property
+    def batch(self) -> int | None:
+        """N; None for a packed sequence, where it is the value of a tensor."""
+        return self.x.shape[1] if self.batch_sizes is None else None
+
+    @property
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        """The operands that may have a gradient: x, h0, c0, then the weights."""
+        return self.x, self.h0, self.c0, *self.weights
+
+    def grads_needed(self, needed: Sequence[bool]) -> list[bool]:
+        """Whether x, each state of this mode and each weight is present and needs a gradient."""
+        flags = [need and operand is not None for need, operand in zip(needed, self.differentiable, strict=True)]
+        return [*flags[: 1 + len(self.states)], *flags[1 + len(STATES) :]]
+
+
+@functools.lru_cache(maxsize=64)
+def _spec(
+    mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, projection_size: int,
+    input_size: int, dtype: torch.dtype,
+) -> RNNSpec:  # fmt: skip
+    return RNNSpec(
+        mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, DTYPE_NAMES[dtype]
+    )
+
+
+def check(call: OpCall) -> RNNSpec:
+    """The spec of a call, after checking dtype, shape, device and presence of its operands; values are not read.
+
+    Symbolic sizes, in a graph being traced, are checked when the graph runs.
+
+    Raises:
+        RuntimeError: Naming the operand, what was passed and what was expected.
+        ValueError: If the options describe no network; the same.
+    """
+    x = call.x
+    dims = 3 if call.batch_sizes is None else 2
+    if x.dim() != dims:
+        raise RuntimeError(f"x must have {dims} dimensions{' if packed' if dims == 2 else ''}; got shape {_shape(x)}")
+    if x.dtype not in DTYPE_NAMES:
+        raise RuntimeError(f"x must be of dtype torch.float32 or torch.float64; got {x.dtype}")
+    if call.lengths is not None and call.batch_sizes is not None:
+        raise ValueError("lengths must be None for a packed sequence, which has batch_sizes")
+    if call.mode != "lstm" and call.c0 is not None:
+        raise RuntimeError(f"c0 must be None in mode {call.mode!r}; got shape {_shape(call.c0)}")
+    spec = call.spec
+    parameters = spec.layout.by_layer_direction
+    if len(call.weights) != len(parameters):
+        raise RuntimeError(f"weights must be {len(parameters)}; got {len(call.weights)}")
+    for index, (weight, parameter) in enumerate(zip(call.weights, parameters, strict=True)):
+        if weight is not None:
+            if weight.dtype is not x.dtype or weight.device != x.device or weight.shape != parameter.shape:
+                raise _mismatch(f"weights[{index}]", weight, parameter.shape, x)
+        elif len(parameter.shape) == 2:
+            raise RuntimeError(f"weights[{index}] must have shape {parameter.shape}; got None")
+    _check_states(call, call.batch)
+    return spec
+
+
+def check_backward(
+    call: OpCall, cotangents: Sequence[Tensor | None], reserve: Tensor, needed: Sequence[bool]
+) -> None:
+    """Check the arguments of the operator ``backward`` besides those of the call, like :func:`check`.
+
+    Args:
+        call: The forward call.
+        cotangents: dy, dh_n and dc_n; None for zeros.
+        reserve: The last result of the forward call in training.
+        needed: Which of ``call.differentiable`` need a gradient.
+    """
+    x, spec = call.x, call.spec
+    expected = [(*x.shape[:-1], spec.output_size), *_state_shapes(call, call.batch)]
+    for index, (name, cotangent) in enumerate(zip(_COTANGENTS, cotangents, strict=True)):
+        if cotangent is None:
+            continue
+        if index >= len(expected):
+            raise RuntimeError(f"{name} must be None in mode {spec.mode!r}; got shape {_shape(cotangent)}")
+        _check_tensor(name, cotangent, expected[index], x)
+    if reserve.dtype is not torch.uint8 or reserve.dim() != 1:
+        raise RuntimeError(f"reserve must be bytes of one dimension; got {reserve.dtype} of shape {_shape(reserve)}")
+    if len(needed) != len(call.differentiable):
+        raise RuntimeError(f"needed must have {len(call.differentiable)} entries; got {len(needed)}")
+
+
+def _state_shapes(call: OpCall, batch: Any) -> Sequence[tuple[Any, ...]]:
+    return call.spec.state_shape(batch)
+
+
+def _check_states(call: OpCall, batch: int | None) -> None:
+    for name, state, shape in zip(STATES, call.states, _state_shapes(call, batch), strict=False):
+        if state is not None:
+            _check_tensor(name, state, shape, call.x)
+
+
+def _check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
+    """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x."""
+    fits = tensor.dim() == len(shape) and not any(
+        isinstance(size, int) and isinstance(expected, int) and size != expected
+        for size, expected in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits or tensor.dtype is not x.dtype or tensor.device != x.device:
+        raise _mismatch(name, tensor, shape, x)
+
+
+def _mismatch(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> RuntimeError:
+    expected = ", ".join("N" if size is None else str(size) for size in shape)
+    return RuntimeError(
+        f"{name} must have shape ({expected}), dtype {x.dtype} and device {x.device}, as x has; "
+        f"got shape {_shape(tensor)}, {tensor.dtype}, {tensor.device}"
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def check_values(call: OpCall) -> None:
+    """Check what needs values: that the input is not empty, lengths, batch sizes and the seed.
+
+    Raises:
+        TypeError: If lengths are not integers.
+        ValueError: Naming the argument, what was passed and what was expected.
+        RuntimeError: If the input is empty, or a state does not have the N of a packed sequence.
+    """
+    x = call.x
+    if not x.numel():
+        raise RuntimeError(f"x must not be empty; got shape {_shape(x)}")
+    if call.lengths is not None:
+        checked_lengths(call.lengths, x, batch_first=False)
+    if call.batch_sizes is not None:
+        if not are_batch_sizes(call.batch_sizes, x.shape[0]):
+            raise ValueError(
+                f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {call.batch_sizes}"
+            )
+        _check_states(call, int(call.batch_sizes[0]))
+    seed_of(call)
+
+
+def seed_of(call: OpCall) -> int:
+    """The seed of dropout; 0 where nothing is dropped.
+
+    Raises:
+        ValueError: If a seed is needed and missing, or is not one.
+    """
+    seed = call.seed
+    if not call.dropout or call.num_layers == 1:
+        return 0
+    if seed is None or seed.dtype is not torch.int64 or seed.dim():
+        got = None if seed is None else f"{seed.dtype} of shape {_shape(seed)}"
+        raise ValueError(f"seed must be an int64 tensor of no dimensions where dropout is not 0; got {got}")
+    value = int(seed)
+    if value < 0:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1; got {value}")
+    return value
+
+
+def materialized_call(call: OpCall) -> OpCall:
+    """The same call with operands whose values are in memory as the kernels read them: weights contiguous."""
+    weights = [None if weight is None else materialized(weight).contiguous() for weight in call.weights]
+    return call._replace(
+        x=materialized(call.x), h0=materialized(call.h0), c0=materialized(call.c0), weights=weights
+    )
+
+
+def materialized(tensor: Any) -> Any:
+    """The tensor, or None, itself; a copy of lazily negated tensors and of zeros without memory."""
+    if tensor is None:
+        return None
+    return torch.zeros_like(tensor) if tensor._is_zerotensor() else tensor.resolve_neg()

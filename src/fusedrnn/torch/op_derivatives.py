@@ -1,0 +1,128 @@
+"""How autograd and torch.func differentiate and transform the operators in torch's registry.
+
+The kernels compute first derivatives in reverse mode, of one batch at a time. Gradients of gradients, forward mode and
+torch.func's transforms use the decomposition of the operator into torch's own operations, which support them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.autograd import forward_ad
+
+import torch
+from fusedrnn.torch import double_backward, op_call
+from fusedrnn.torch.double_backward import Extent
+from fusedrnn.torch.op_call import OpCall
+from torch import Tensor
+
+Kernel = Callable[..., list[Tensor]]
+
+_transforms_active = torch._C._are_functorch_transforms_active
+# Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve.
+_NUM_BACKWARD = 4
+
+
+def register(library: Any) -> None:
+    """Register the kernels of this module with the library that defines the operators."""
+    for name, first, decomposed, record in (
+        ("rnn", 0, _decomposed_rnn, lambda *arguments: _record(*arguments)[:-1]),
+        ("forward_training", 0, _decomposed_training, _record),
+        ("backward", _NUM_BACKWARD, _decomposed_backward, _decomposed_backward),
+    ):
+        operator = getattr(torch.ops.fusedrnn, name)
+        library.impl(name, _autograd_kernel(operator, first, decomposed, record), "Autograd")
+        # Keys of torch.vmap, and of is_grads_batched.
+        library.impl(name, decomposed, "FuncTorchBatched")
+        library.impl(name, decomposed, "Batched")
+
+
+def _autograd_kernel(operator: Any, first: int, decomposed: Kernel, record: Kernel) -> Kernel:
+    """The kernel of an operator whose arguments of the call start at ``first``, after its cotangents and reserve."""
+
+    def kernel(*arguments: Any) -> list[Tensor]:
+        if forward_ad._current_level >= 0 or _transforms_active():  # no node of autograd has these derivatives
+            return decomposed(*arguments)
+        x, h0, c0, weights = arguments[first : first + 4]
+        if torch.is_grad_enabled():
+            for tensor in (*arguments[: max(first - 1, 0)], x, h0, c0, *weights):
+                if tensor is not None and tensor.requires_grad:
+                    return record(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            results: list[Tensor] = operator(*arguments)
+        return results
+
+    return kernel
+
+
+def _record(*arguments: Any) -> list[Tensor]:
+    apply: Any = _RecordedCall.apply
+    return list(apply(arguments[7:], arguments[4:7], *arguments[:3], *arguments[3]))
+
+
+class _RecordedCall(torch.autograd.Function):
+    """A call of ``forward_training`` in autograd's graph."""
+
+    @staticmethod
+    def forward(ctx: Any, options: Any, others: Sequence[Tensor | None], *tensors: Tensor | None) -> Any:
+        x, h0, c0, *weights = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            *results, reserve = torch.ops.fusedrnn.forward_training(x, h0, c0, weights, *others, *options)
+        ctx.save_for_backward(reserve, *others, *tensors)
+        ctx.options = options
+        ctx.mark_non_differentiable(reserve)
+        ctx.set_materialize_grads(False)
+        return *results, reserve
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        """Through the dispatcher, so that recorded, batched and forward-mode cotangents use the decomposition."""
+        needed = ctx.needs_input_grad[2:]
+        if all(cotangent is None for cotangent in cotangents):
+            return (None,) * len(ctx.needs_input_grad)
+        reserve, lengths, batch_sizes, seed, x, h0, c0, *weights = ctx.saved_tensors
+        dy, dh_n, dc_n = (*cotangents[:-1], None)[:3]  # the last is that of the reserve
+        results = torch.ops.fusedrnn.backward(
+            dy, dh_n, dc_n, reserve, x, h0, c0, weights, lengths, batch_sizes, seed, *ctx.options, list(needed)
+        )
+        grads = iter(results)
+        return (None, None, *(next(grads) if need else None for need in needed))
+
+
+# -- decompositions ---------------------------------------------------------------------------------------------------
+
+
+def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
+    call = OpCall(*arguments)
+    spec = op_call.check(call)
+    op_call.check_values(call)
+    return list(double_backward.forward(spec, _extent(call), op_call.seed_of(call), call.x, call.states, call.weights))
+
+
+def _decomposed_training(*arguments: Any) -> list[Tensor]:
+    """With an empty reserve: the backward of such a call is decomposed too."""
+    results = _decomposed_rnn(*arguments)
+    return [*results, results[0].new_empty(0, dtype=torch.uint8)]
+
+
+def _decomposed_backward(*arguments: Any) -> list[Tensor]:
+    *cotangents, reserve = arguments[:_NUM_BACKWARD]
+    call, needed = OpCall(*arguments[_NUM_BACKWARD:-1]), arguments[-1]
+    spec = op_call.check(call)
+    op_call.check_backward(call, cotangents, reserve, needed)
+    op_call.check_values(call)
+    operands = call.x, *call.states, *call.weights
+    grads = double_backward.vjp(
+        spec, _extent(call), op_call.seed_of(call), operands, cotangents[: 1 + len(call.states)],
+        call.grads_needed(needed),
+    )  # fmt: skip
+    return [grad for grad in grads if grad is not None]
+
+
+def _extent(call: OpCall) -> Extent:
+    if call.batch_sizes is not None:
+        batch = int(call.batch_sizes[0])
+        return Extent(len(call.batch_sizes), batch, torch.arange(batch) < call.batch_sizes[:, None], packed=True)
+    steps, batch = call.x.shape[:2]
+    return Extent(steps, batch, None if call.lengths is None else torch.arange(steps)[:, None] < call.lengths)

@@ -1,0 +1,168 @@
+"""The spec that a module's attributes describe, and its weights and initial states as a call finds them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from operator import is_
+from typing import Any, NamedTuple
+
+from torch.nn import Module, Parameter
+
+import torch
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling, is_plain
+from torch import Tensor
+
+
+class ModulePlan(NamedTuple):
+    """How the operator runs a module. Depends on the module's attributes only.
+
+    Attributes:
+        spec: The network in inference.
+        training_spec: The network in training, with dropout; None if the operator cannot drop as much.
+        state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
+        state_sizes: Features of h, and of c in an LSTM.
+        names: Names of the parameters in the operator's order, without biases if the module has none.
+        shapes: Their shapes.
+        expected: What :func:`_are_ordinary` sees of ordinary parameters.
+        has_bias: Whether the module has biases.
+        flat_order: Index of each parameter in the layer's ``_flat_weights``; None if these are in the same order.
+        is_cell: Whether the module is a cell, which has no ``_flat_weights``.
+    """
+
+    spec: RNNSpec
+    training_spec: RNNSpec | None
+    state_rows: tuple[int, ...]
+    state_sizes: tuple[int, ...]
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    expected: list[tuple[Any, ...]]
+    has_bias: bool
+    flat_order: tuple[int, ...] | None
+    is_cell: bool = False
+
+    def from_flat(self, flat: list[Any]) -> list[Any]:
+        """Items in the operator's order, from items in the order of ``_flat_weights``."""
+        return flat if self.flat_order is None else [flat[i] for i in self.flat_order]
+
+
+@lru_cache(maxsize=256)
+def _layer_plan(
+    mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
+    P: int = 0,
+) -> ModulePlan | None:  # fmt: skip
+    try:
+        spec = RNNSpec(
+            mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=DTYPE_NAMES[dtype]
+        )
+        drops = dropout > 0 and layers > 1
+        training_spec = (replace(spec, dropout=dropout) if dropout < 1 else None) if drops else spec
+    except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
+        return None
+    parameters = [entry for entry in spec.layout.by_layer_direction if bias or entry.kind.endswith("weight")]
+    names, shapes = tuple(entry.torch_name for entry in parameters), tuple(entry.shape for entry in parameters)
+    flat_order = None
+    if P and bias:  # torch.nn lists a projection after the biases, the operator before them
+        flat_order = tuple(first + i for first in range(0, len(names), 5) for i in (0, 1, 4, 2, 3))
+    return ModulePlan(
+        spec, training_spec, (layers * spec.num_directions,), tuple(map(spec.size_of, spec.state_names)), names, shapes,
+        [(Parameter, dtype, torch.Size(shape), True, False, torch.strided, False) for shape in shapes],
+        bool(bias), flat_order,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _cell_plan(mode: str, I: int, H: int, bias: bool, dtype: torch.dtype) -> ModulePlan | None:
+    plan = _layer_plan(mode, I, H, 1, False, bias, 0.0, dtype)
+    names = () if plan is None else tuple(name.removesuffix("_l0") for name in plan.names)
+    return plan and plan._replace(names=names, state_rows=(), is_cell=True)
+
+
+# Dynamo cannot trace caches. It takes the results of these functions for constants (see dynamo.py), and can then read
+# their fields, but not call their methods.
+def layer_plan(*attributes: Any) -> ModulePlan | None:
+    """The plan of a layer with these attributes, as :func:`_layer_plan` lists them; None if it is not supported."""
+    return _layer_plan(*attributes)
+
+
+def cell_plan(*attributes: Any) -> ModulePlan | None:
+    """The plan of a cell: a network of one layer, whose parameters have shorter names."""
+    return _cell_plan(*attributes)
+
+
+def initial_states(hx: Any, plan: ModulePlan, batch: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:
+    """``hx`` as a tuple of states; None if they are not what the operator takes."""
+    sizes = plan.state_sizes
+    if len(sizes) == 1:
+        states: tuple[Any, ...] = (hx,)
+    elif isinstance(hx, (tuple, list)) and len(hx) == len(sizes):
+        states = tuple(hx)
+    else:
+        return None
+    for state, size in zip(states, sizes, strict=True):
+        if not is_plain(state, dtype) or state.shape != (*plan.state_rows, *batch, size):
+            return None
+    return states
+
+
+def current_weights(module: Module, plan: ModulePlan, dtype: torch.dtype) -> list[Tensor | None] | None:
+    """The weights that torch.nn's forward would use now, in the operator's order; None if one is not supported.
+
+    Parametrizations, weight_norm and functional_call replace a parameter, other tools replace ``_flat_weights``. The
+    replacement is what runs and what gradients flow through.
+    """
+    parameters = module._parameters
+    weights: list[Any] = [parameters.get(name) for name in plan.names]
+    if (
+        is_compiling()
+        or not _are_ordinary(weights, plan.expected)
+        or not (plan.is_cell or _are_flat_weights(module, plan, weights))
+    ):
+        weights = [
+            getattr(module, name, None) if weight is None else weight
+            for name, weight in zip(plan.names, weights, strict=True)
+        ]
+        if not plan.is_cell and not is_compiling():
+            weights = _flat_or_named(module, plan, weights)
+        for weight, shape in zip(weights, plan.shapes, strict=True):
+            if not is_plain(weight, dtype) or weight.shape != shape:
+                return None
+    if plan.has_bias:
+        return weights
+    per_direction = 3 if plan.spec.projection_size else 2
+    return [
+        weight
+        for first in range(0, len(weights), per_direction)
+        for weight in (*weights[first : first + per_direction], None, None)
+    ]
+
+
+def _are_ordinary(weights: list[Any], expected: list[tuple[Any, ...]]) -> bool:
+    """Whether all are parameters in plain memory: one comparison, which suffices for most calls."""
+    try:
+        return [
+            (type(w), w.dtype, w.shape, w.is_cpu, w.is_neg(), w.layout, w._is_zerotensor()) for w in weights
+        ] == expected
+    except (AttributeError, RuntimeError):  # one is None, or its class does not support these attributes
+        return False
+
+
+def _are_flat_weights(module: Any, plan: ModulePlan, weights: list[Any]) -> bool:
+    """Whether ``_flat_weights``, which torch.nn's forward reads, holds these very weights."""
+    flat = module._flat_weights
+    if plan.flat_order is not None:
+        flat = plan.from_flat(flat)
+    return len(flat) == len(weights) and all(map(is_, flat, weights))
+
+
+def _flat_or_named(module: Any, plan: ModulePlan, weights: list[Any]) -> list[Any]:
+    """The weights by name if one was replaced since ``_flat_weights`` was built, else ``_flat_weights``."""
+    flat = module._flat_weights
+    if len(flat) != len(weights):
+        return weights
+    refs = plan.from_flat(module._flat_weight_refs) if module._flat_weight_refs else ()
+    for ref, weight in zip(refs, weights, strict=False):
+        if ref is not None and weight is not None and ref() is not weight:
+            return weights
+    return list(plan.from_flat(flat))

@@ -1,0 +1,45 @@
+"""Which operands of a call autograd saves, so that they must not change before backward: those that torch.nn saves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fusedrnn.spec import RNNSpec
+
+
+def saved_operands(spec: RNNSpec, needs_grad: Sequence[bool], several_steps: bool) -> tuple[bool, ...]:
+    """For each operand of a call, whether torch.nn's operations save it.
+
+    A product saves each factor if the other one needs a gradient, and a sum saves nothing. So torch.nn lets a weight
+    change before backward if its factor needs no gradient: the first layer's input weight if x needs none, the
+    recurrent weight of a single step if its initial state needs none.
+
+    Args:
+        spec: What runs.
+        needs_grad: Which operands need a gradient: x, each initial state, the weights in the operator's order.
+        several_steps: Whether T is above 1, so that computed states are multiplied too.
+
+    Returns:
+        A flag for each operand, in the same order.
+    """
+    kinds, first = spec.layout.kinds, 1 + len(spec.state_names)
+    h0, c0 = needs_grad[1], True in needs_grad[2:first]
+    saved = [False] * len(needs_grad)
+    layer_input = needs_grad[0]
+    for layer in range(spec.num_layers):
+        layer_output = False
+        for _ in range(spec.num_directions):
+            weights = dict(zip(kinds, needs_grad[first : first + len(kinds)], strict=True))
+            gates = layer_input or h0 or any(needed for kind, needed in weights.items() if kind != "h2r_weight")
+            output = gates or c0 or weights.get("h2r_weight", False)
+            later = several_steps and output
+            factors = {"i2h_weight": layer_input, "h2h_weight": h0 or later, "h2r_weight": gates or c0 or later}
+            saved[first : first + len(kinds)] = [factors.get(kind, False) for kind in kinds]
+            saved[0] |= not layer and weights["i2h_weight"]
+            saved[1] |= weights["h2h_weight"]
+            if spec.mode == "lstm":
+                saved[2] |= gates
+            first += len(kinds)
+            layer_output |= output
+        layer_input = layer_output
+    return tuple(saved)

@@ -1,0 +1,127 @@
+"""PyTorch's tools that know torch.nn's classes or operators by name: the FLOP counter, pruning, TorchScript."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from torch.nn import Module
+
+import torch
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.class_map import OURS, TORCHS, as_torch_module, counterpart
+from fusedrnn.torch.imports import after_import
+from fusedrnn.torch.saved_operands import saved_operands
+
+_COUNTER = "torch.utils.flop_counter"
+_PRUNER = "torch.ao.pruning._experimental.pruner.base_structured_sparsifier"
+
+Shape = Sequence[int]
+# Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve.
+_NUM_BACKWARD = 4
+
+
+def register() -> None:
+    """Patch each tool as soon as it is imported; one that this torch builds otherwise stays as it is."""
+    after_import(_COUNTER, _register_flops)
+    after_import(_PRUNER, _add_to_pruner)
+    _convert_inside_script_modules()
+
+
+# -- torch.utils.flop_counter -----------------------------------------------------------------------------------------
+
+
+def _register_flops() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    operators: Any = torch.ops.fusedrnn
+    register: Any = register_flop_formula
+    register([operators.rnn, operators.forward_training])(_forward_flops)
+    register(operators.backward)(_backward_flops)
+
+
+def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | None], *_: object, **__: object) -> int:
+    """As of torch.nn's own operations: one product of every step with every matrix."""
+    return 2 * prod(x[:-1]) * sum(prod(shape) for shape in weights if shape is not None and len(shape) == 2)
+
+
+def _backward_flops(*arguments: Any, **_: object) -> int:
+    """As of torch.nn's own operations: for each product of forward, one for each factor that needs a gradient."""
+    x, _h0, _c0, weights, _lengths, batch_sizes, _seed, *options, needed = arguments[_NUM_BACKWARD:]
+    mode, hidden_size, num_layers, bidirectional, _dropout, projection_size = options
+    spec = RNNSpec(mode, x[-1], hidden_size, num_layers, bidirectional, projection_size=projection_size or None)
+    num_states = len(spec.state_names)
+    needs_grad = (*needed[: 1 + num_states], *needed[3:])
+    steps = x[0] if batch_sizes is None else batch_sizes[0]
+    # A matrix is saved if its other factor needs a gradient.
+    factors_need_grad = saved_operands(spec, needs_grad, steps > 1)[1 + num_states :]
+    rows, total = prod(x[:-1]), 0
+    # The first step makes no product for an initial state that needs no gradient. In a packed sequence shapes do not
+    # tell how many rows the first step has, so that it counts.
+    first_step = x[1] if batch_sizes is None and not needed[1] else 0
+    kinds = spec.layout.kinds * (num_layers * spec.num_directions)
+    for shape, kind, needs, factor in zip(weights, kinds, needs_grad[1 + num_states :], factors_need_grad, strict=True):
+        if shape is not None and len(shape) == 2:
+            skipped = first_step if kind == "h2h_weight" else 0
+            total += 2 * prod(shape) * (rows * needs + (rows - skipped) * factor)
+    return total
+
+
+# -- torch.ao.pruning -------------------------------------------------------------------------------------------------
+
+
+def _add_to_pruner() -> None:
+    """Structured pruning finds layers by their exact class: add ours to its default tables."""
+    pruner: Any = sys.modules[_PRUNER]
+    torch_patterns = getattr(pruner, "_get_default_structured_pruning_patterns", None)
+    torch_modules = getattr(pruner, "_get_supported_structured_pruning_modules", None)
+    if torch_patterns is None or torch_modules is None:
+        return
+
+    def patterns() -> dict[Any, Any]:
+        table = torch_patterns()
+        return {**table, **{tuple(OURS.get(part, part) for part in pattern): prune for pattern, prune in table.items()}}
+
+    def modules() -> set[type]:
+        supported = torch_modules()
+        return {*supported, *(OURS[cls] for cls in supported if cls in OURS)}
+
+    pruner._get_default_structured_pruning_patterns = patterns
+    pruner._get_supported_structured_pruning_modules = modules
+
+
+# -- torch.jit --------------------------------------------------------------------------------------------------------
+
+
+def _convert_inside_script_modules() -> None:
+    """Compile our layers inside a subclass of ``torch.jit.ScriptModule`` as torch.nn's.
+
+    ``torch.jit.script`` asks each module what to compile instead of it. The constructor of a subclass of ScriptModule
+    compiles its submodules without asking, so that we replace ours before that.
+    """
+    recursive: Any = getattr(torch.jit, "_recursive", None)
+    create = getattr(recursive, "create_script_module", None)
+    if create is None:
+        return
+
+    @functools.wraps(create)
+    def create_script_module(nn_module: Module, stubs_fn: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(nn_module, torch.jit.ScriptModule):  # traced modules stay as they are
+            _replace_ours(nn_module)
+        return create(nn_module, stubs_fn, *args, **options)
+
+    recursive.create_script_module = create_script_module
+
+
+def _replace_ours(parent: Module) -> None:
+    """Replace each module of ours inside a module by torch.nn's; one used twice stays one module."""
+    replacements: dict[Module, Module] = {}
+    for module in list(parent.modules()):
+        for name, child in module._modules.items():
+            if child is not None and counterpart(type(child), TORCHS) is not None:
+                if child not in replacements:
+                    replacements[child] = as_torch_module(child)
+                module._modules[name] = replacements[child]
