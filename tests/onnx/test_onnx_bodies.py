@@ -274,7 +274,7 @@ def test_a_function_stands_in_for_an_operator_of_its_name():
     model = model_with([helper.make_node("RNN", ["X", "W", "R"], ["Z"])])
     model.functions.append(own)
     assert read(model) == {}
-    with pytest.raises(NotImplementedError, match=r"the node of 'Z' \(RNN\) is not served"):
+    with pytest.raises(NotImplementedError, match=r"the node of 'Z' \(RNN\) is not supported"):
         prepare(model)
 
 

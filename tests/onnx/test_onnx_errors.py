@@ -51,7 +51,7 @@ def refused(kind, match, attributes=None, opset=22, **changes):
         ("RNN", {"activations": ["Gelu"]}, "activations must be of Relu, Tanh, .*; got 'Gelu'"),
         ("RNN", {"activation_alpha": [1.0]}, "activation_alpha must have at most 0 values, .*; got 1"),
         ("RNN", {"activations": ["Elu"], "activation_beta": [1.0]}, "activation_beta must have at most 0 values"),
-        ("RNN", {"activations": ["Affine"]}, "activation_alpha must have a value for Affine, of which ONNX has no"),
+        ("RNN", {"activations": ["Affine"]}, "activation_alpha must have a value for Affine, which has no default"),
         ("RNN", {"activations": ["ScaledTanh"], "activation_alpha": [1.0]}, "activation_beta must have a value for Sc"),
         ("GRU", {"input_forget": 1}, "Unrecognized attribute: input_forget"),
     ],
@@ -119,8 +119,8 @@ def test_other_kinds_of_nodes_are_refused_by_name():
     x = info("X", np.zeros((2, 2), np.float32))
     out = helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, [2, 2])
     for node, match in (
-        (helper.make_node("Relu", ["X"], ["Y"], name="a"), r"node 'a' \(Relu\) is not served; expected LSTM"),
-        (helper.make_node("LSTM", ["X"], ["Y"], domain="x.y"), r"the node of 'Y' \(x.y.LSTM\) is not served"),
+        (helper.make_node("Relu", ["X"], ["Y"], name="a"), r"node 'a' \(Relu\) is not supported; expected LSTM"),
+        (helper.make_node("LSTM", ["X"], ["Y"], domain="x.y"), r"the node of 'Y' \(x.y.LSTM\) is not supported"),
     ):  # fmt: skip
         model = model_of([node], [x], [out])
         assert not fusedrnn.onnx.is_compatible(model)
@@ -154,7 +154,7 @@ def test_models_that_are_not_valid():
     arrays = case.arrays()
     model = case.model(arrays)
     model.graph.node[0].input[0] = "nothing"
-    with pytest.raises(ValueError, match=r"node 'node' \(RNN\): its inputs must be made before it; .* 'nothing'"):
+    with pytest.raises(ValueError, match=r"node 'node' \(RNN\): its inputs must be defined before it; .* 'nothing'"):
         fusedrnn.onnx.prepare(model)
     model = case.model(arrays)
     model.opset_import[0].version = newer = onnx.defs.onnx_opset_version() + 1
@@ -253,7 +253,7 @@ def test_two_initializers_of_one_name():
     model = case.model(case.arrays())
     other = model.graph.initializer.add()
     other.CopyFrom(model.graph.initializer[0])
-    with pytest.raises(ValueError, match=r"node 'node' \(GRU\): .*must be made once; got several initializers"):
+    with pytest.raises(ValueError, match=r"node 'node' \(GRU\): .*must be defined once; several nodes or initializers"):
         fusedrnn.onnx.read(model)
 
 

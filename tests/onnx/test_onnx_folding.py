@@ -223,7 +223,7 @@ def test_the_backend_computes_constants_once():
     assert_same(fusedrnn.onnx.run_model(model, [arrays["X"]]), expected(case, arrays), case)
     model.graph.input.append(info("W/data", numpy_helper.to_array(model.graph.initializer[0])))
     assert model.graph.initializer[0].name == "W/data"
-    with pytest.raises(NotImplementedError, match=r"the node of 'W/cast' \(Cast\) is not served; expected LSTM"):
+    with pytest.raises(NotImplementedError, match=r"the node of 'W/cast' \(Cast\) is not supported; expected LSTM"):
         fusedrnn.onnx.prepare(model)
     np.testing.assert_array_equal(read(model)["node"].params, read(case.model(arrays))["node"].params)
 
@@ -322,7 +322,7 @@ REFUSED = {
     "other domain": ([node("Neg", ["W"], ["w"], domain="x.y")], {}, r"\(x.y.Neg\), which is not folded"),
     "unknown value": ([node("Neg", ["nothing"], ["w"])], {}, "there is no value 'nothing'"),
     "cycle": ([node("Neg", ["v"], ["w"]), node("Neg", ["w"], ["v"])], {}, "value 'w' depends on itself"),
-    "twice": ([node("Neg", ["W"], ["w"]), node("Abs", ["W"], ["w"])], {}, "value 'w' must be made once"),
+    "twice": ([node("Neg", ["W"], ["w"]), node("Abs", ["W"], ["w"])], {}, "value 'w' must be defined once"),
     "shape": ([node("Reshape", ["W", "s"], ["w"], name="r")], {"s": np.array([7])}, r"node 'r' \(Reshape\): cannot be"),
     "axis": ([node("Concat", ["W"], ["w"], axis=9)], {}, r"the node of 'w' \(Concat\): .*axis"),
     "attribute": ([node("Concat", ["W"], ["w"])], {}, r"the node of 'w' \(Concat\): .*axis"),

@@ -1,12 +1,12 @@
-"""ONNX's LSTM, GRU and RNN on the fused operator: a backend for models, and their weights to train and put back.
+"""ONNX's LSTM, GRU and RNN on the fused operator: runs models, and reads and writes their weights.
 
-This module is a backend as onnx expects one: :func:`prepare`, :func:`run_model`, :func:`run_node`,
-:func:`supports_device` and :func:`is_compatible`. :func:`read` gives the recurrent layers of a model as specs and flat
-parameter vectors, :func:`write` puts parameters back.
+This module implements the interface of onnx backends: :func:`prepare`, :func:`run_model`, :func:`run_node`,
+:func:`supports_device` and :func:`is_compatible`. :func:`read` returns the recurrent layers of a model as specs and
+flat parameter vectors, :func:`write` writes parameters back.
 """
 
 try:
-    import onnx as _onnx  # noqa: F401 -- so that its absence is told in words
+    import onnx as _onnx  # noqa: F401 -- checks that the package is installed
 except ModuleNotFoundError as error:
     if error.name != "onnx":
         raise

@@ -1,4 +1,4 @@
-"""What the attributes of a recurrent node ask for, in any version of the three operators."""
+"""The attributes of recurrent nodes, in every version of the three operators."""
 
 from __future__ import annotations
 
@@ -13,42 +13,35 @@ from fusedrnn.cell.activations import ACTIVATIONS, Activation
 
 KINDS = ("LSTM", "GRU", "RNN")
 VERSIONS = (1, 3, 7, 14, 22)
-"""Of the three operators together: those that are known here."""
+"""The supported versions of the three operators together."""
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 
-_USUAL = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
-_FUNCTIONS = {
-    "Relu": "relu",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "Affine": "affine",
-    "LeakyRelu": "leaky_relu",
-    "ThresholdedRelu": "thresholded_relu",
-    "ScaledTanh": "scaled_tanh",
-    "HardSigmoid": "hard_sigmoid",
-    "Elu": "elu",
-    "Softsign": "softsign",
-    "Softplus": "softplus",
-}
-# There is no operator of that name any more whose defaults it could have.
+_DEFAULT_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
+# Names of activations in fusedrnn, by ONNX's names for them.
+_ACTIVATIONS = {
+    name.title().replace("_", ""): name
+    for name in (
+        "relu", "tanh", "sigmoid", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu",
+        "softsign", "softplus",
+    )
+}  # fmt: skip
+# ONNX has no operators of these names any more, hence no defaults for their parameters.
 _WITHOUT_DEFAULT = ("Affine", "ScaledTanh")
-# The default of direction in GRU-1, as its schema spells it.
-_SPELLED = {"foward": "forward"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The attributes of a node, checked.
+    """The checked attributes of a node.
 
     Attributes:
         kind: ``"LSTM"``, ``"GRU"`` or ``"RNN"``.
         direction: One of :data:`DIRECTIONS`.
-        activations: The functions of each direction, in the order of our cells.
-        hidden_size: H; None if the node leaves it to the shape of R.
-        clip: Bound of the pre-activations' size; None for none.
+        activations: The activations of each direction, in the order of fusedrnn's cells.
+        hidden_size: H; None if only the shape of R tells it.
+        clip: Bound on the absolute value of pre-activations; None for no bound.
         input_forget: Whether an LSTM's f is 1 - i.
         linear_before_reset: Whether a GRU's r multiplies the recurrent product.
-        batch_first: Whether sequences, not steps, are the first axis (layout 1).
+        batch_first: Whether X is (N, T, I) (layout 1), not (T, N, I).
     """
 
     kind: str
@@ -67,25 +60,26 @@ class Settings:
 
 
 def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
-    """The settings of a recurrent node in a model of that opset.
+    """Check a recurrent node's attributes under this opset.
 
     Raises:
-        ValueError: Naming the attribute that cannot be as it is, or if the opset has no such node.
-        NotImplementedError: If the version of the operator is newer than those known here.
-        onnx.checker.ValidationError: If the node is not one that its schema allows.
+        ValueError: Naming the invalid attribute, or if there is no such opset.
+        NotImplementedError: If the version of the operator is not supported.
+        onnx.checker.ValidationError: If the node does not match its schema.
     """
     context = checker_context(opset, ir_version)
     version = onnx.defs.get_schema(node.op_type, opset, "").since_version
     if version not in VERSIONS:
         raise NotImplementedError(f"{node.op_type}-{version} is not known; expected one of the versions {VERSIONS}")
-    if node.domain:  # the other spelling of ONNX's own, which the checker does not know
-        spelled, node = node, onnx.NodeProto()
-        node.CopyFrom(spelled)
+    if node.domain:  # the checker does not know the domain's other name, "ai.onnx"
+        original, node = node, onnx.NodeProto()
+        node.CopyFrom(original)
         node.domain = ""
     onnx.checker.check_node(node, context)
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    _check_sequence_output(node, values)
-    direction = _direction(values.get("direction", b"forward"), node.op_type, version)
+    if _flag(values, "output_sequence") and not node.output[0]:  # an attribute before opset 7
+        raise ValueError("output_sequence=1 asks for the output Y, which must have a name; got none")
+    direction = _direction(values, node.op_type, version)
     return Settings(
         kind=node.op_type,
         direction=direction,
@@ -99,7 +93,7 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
 
 
 def checker_context(opset: int, ir_version: int) -> CheckerContext:
-    """What onnx's checker needs to know of a model to check its nodes.
+    """The context in which onnx's checker checks nodes.
 
     Raises:
         ValueError: If there is no such opset or version of the format.
@@ -114,19 +108,13 @@ def checker_context(opset: int, ir_version: int) -> CheckerContext:
     return context
 
 
-def _direction(given: bytes, kind: str, version: int) -> str:
-    direction = given.decode(errors="replace")
-    if (kind, version) == ("GRU", 1):
-        direction = _SPELLED.get(direction, direction)
+def _direction(values: Mapping[str, Any], kind: str, version: int) -> str:
+    direction: str = values.get("direction", b"forward").decode(errors="replace")
+    if (kind, version, direction) == ("GRU", 1, "foward"):  # the default as the schema of GRU-1 misspells it
+        return "forward"
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}; got {direction!r}")
     return direction
-
-
-def _check_sequence_output(node: onnx.NodeProto, values: Mapping[str, Any]) -> None:
-    """Before opset 7: output_sequence=1 asks for Y."""
-    if _flag(values, "output_sequence") and not node.output[0]:
-        raise ValueError("output_sequence=1 asks for the output Y, which must have a name; got none")
 
 
 def _flag(values: Mapping[str, Any], name: str) -> bool:
@@ -145,45 +133,45 @@ def _clip(values: Mapping[str, Any]) -> float | None:
     return clip
 
 
-def _activations(kind: str, directions: int, values: Mapping[str, Any]) -> tuple[tuple[Activation, ...], ...]:
-    """The functions of each direction, with the parameters that they take from the two lists in their order."""
-    names = [_function(name) for name in _named(kind, directions, values)]
-    alphas, betas = (_taken(which, names, values) for which in ("alpha", "beta"))
-    found = tuple(map(Activation, (_FUNCTIONS[name] for name in names), alphas, betas))
-    count = len(_USUAL[kind])
-    return tuple(found[first : first + count] for first in range(0, len(found), count))
+def _activations(kind: str, num_directions: int, values: Mapping[str, Any]) -> tuple[tuple[Activation, ...], ...]:
+    """The activations of each direction with their parameters."""
+    names = [_activation_name(name) for name in _activation_names(kind, num_directions, values)]
+    alphas, betas = (_parameters(parameter, names, values) for parameter in ("alpha", "beta"))
+    activations = tuple(map(Activation, (_ACTIVATIONS[name] for name in names), alphas, betas))
+    count = len(_DEFAULT_ACTIVATIONS[kind])
+    return tuple(activations[first : first + count] for first in range(0, len(activations), count))
 
 
-def _named(kind: str, directions: int, values: Mapping[str, Any]) -> Sequence[str]:
-    """The functions' names, as many as there must be."""
-    usual = _USUAL[kind] * directions
-    given = [name.decode(errors="replace") for name in values.get("activations", ())]
-    if not given or (kind == "RNN" and given == ["Tanh", "Tanh"]):  # RNN's default, whatever the direction
-        return usual
-    if len(given) != len(usual):
-        raise ValueError(f"activations must be a list of {len(usual)}; got {len(given)}: {', '.join(given)}")
-    return given
+def _activation_names(kind: str, num_directions: int, values: Mapping[str, Any]) -> Sequence[str]:
+    """The names in the node's list, checked for their number; the defaults if it has none."""
+    defaults = _DEFAULT_ACTIVATIONS[kind] * num_directions
+    names = [name.decode(errors="replace") for name in values.get("activations", ())]
+    if not names or (kind == "RNN" and names == ["Tanh", "Tanh"]):  # RNN's default, whatever the direction
+        return defaults
+    if len(names) != len(defaults):
+        raise ValueError(f"activations must be a list of {len(defaults)}; got {len(names)}: {', '.join(names)}")
+    return names
 
 
-def _function(given: str) -> str:
-    """The name as ONNX spells it, from one in any case."""
-    for name in _FUNCTIONS:
-        if name.lower() == given.lower():
-            return name
-    raise ValueError(f"activations must be of {', '.join(_FUNCTIONS)}; got {given!r}")
+def _activation_name(name: str) -> str:
+    """ONNX's spelling of a name in any case."""
+    for known in _ACTIVATIONS:
+        if known.lower() == name.lower():
+            return known
+    raise ValueError(f"activations must be of {', '.join(_ACTIVATIONS)}; got {name!r}")
 
 
-def _taken(which: str, names: Sequence[str], values: Mapping[str, Any]) -> list[float | None]:
-    """For each function the next value of activation_alpha or activation_beta if it takes one; None for its default."""
-    given = values.get(f"activation_{which}", ())
-    takers = [name for name in names if getattr(ACTIVATIONS[_FUNCTIONS[name]], which) is not None]
-    if len(given) > len(takers):
+def _parameters(parameter: str, names: Sequence[str], values: Mapping[str, Any]) -> list[float | None]:
+    """The value of alpha or beta for each activation; None for its default. Values go to activations that take one."""
+    listed = values.get(f"activation_{parameter}", ())
+    takers = [name for name in names if getattr(ACTIVATIONS[_ACTIVATIONS[name]], parameter) is not None]
+    if len(listed) > len(takers):
         raise ValueError(
-            f"activation_{which} must have at most {len(takers)} values, one for each function that takes one; "
-            f"got {len(given)}"
+            f"activation_{parameter} must have at most {len(takers)} values, one for each function that takes one; "
+            f"got {len(listed)}"
         )
-    for name in takers[len(given) :]:
+    for name in takers[len(listed) :]:
         if name in _WITHOUT_DEFAULT:
-            raise ValueError(f"activation_{which} must have a value for {name}, of which ONNX has no default; got none")
-    left = iter(given)
-    return [next(left, None) if name in takers else None for name in names]
+            raise ValueError(f"activation_{parameter} must have a value for {name}, which has no default; got none")
+    remaining = iter(listed)
+    return [next(remaining, None) if name in takers else None for name in names]

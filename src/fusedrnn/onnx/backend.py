@@ -1,4 +1,4 @@
-"""The backend: models whose nodes are LSTM, GRU and RNN, run node by node on the fused operator."""
+"""The onnx backend: runs models of LSTM, GRU and RNN nodes on the fused operator, node by node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusedrnn.onnx.checking import checked
 from fusedrnn.onnx.errors import DOMAINS, label
 from fusedrnn.onnx.folding import FOLDED, Folder
 from fusedrnn.onnx.graph import is_recurrent
-from fusedrnn.onnx.node_runner import Recurrence
+from fusedrnn.onnx.node_runner import NodeRunner
 from fusedrnn.onnx.scopes import Scope
 from fusedrnn.onnx.weight_layout import Array
 from fusedrnn.scalars import positive_int
@@ -25,29 +25,29 @@ _ACCEPTED = frozenset({*KINDS, "Constant", *FOLDED})
 
 
 class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-ignore]
-    """A model ready to run, any number of times and from any number of threads at once.
+    """A model that is ready to run, any number of times and from any number of threads at once.
 
     Attributes:
-        inputs: The names of the inputs to be given to :meth:`run`, in order.
-        outputs: Those of the outputs.
+        inputs: The names of the inputs that :meth:`run` takes, in order.
+        outputs: The names of the outputs.
     """
 
     def __init__(self, model: ModelProto, backend: str | None) -> None:
         for node in model.graph.node:
             if node.domain not in DOMAINS or node.op_type not in _ACCEPTED:
-                raise _not_served(node)
+                raise _unsupported(node)
         model = checked(model)
         graph = model.graph
         for sparse in graph.sparse_initializer:
-            raise NotImplementedError(f"initializer {sparse.values.name!r} is sparse, which is not served")
-        listed = [entry.name for entry in graph.input]
+            raise NotImplementedError(f"initializer {sparse.values.name!r} is sparse, which is not supported")
+        input_names = [entry.name for entry in graph.input]
         scope, folder = Scope(model, graph), Folder()
         values = {tensor.name: folder.array(scope, tensor.name) for tensor in graph.initializer}
-        fixed = values.keys() - listed
-        self._steps: list[Recurrence | NodeProto] = []
+        fixed = values.keys() - input_names
+        self._steps: list[NodeRunner | NodeProto] = []
         for node in scope.nodes:
             if scope.is_recurrent(node):
-                self._steps.append(Recurrence(node, scope.opset, model.ir_version, values, backend))
+                self._steps.append(NodeRunner(node, scope.opset, model.ir_version, values, backend))
             elif scope.functions.called_by(node) is None and fixed.issuperset(filter(None, node.input)):
                 results = {name: folder.array(scope, name) for name in node.output if name}
                 values |= results
@@ -57,30 +57,30 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
                 if node.input[0] in values:
                     values[node.output[0]] = values[node.input[0]]
             else:
-                raise _not_served(node)
-        self.inputs = tuple(name for name in listed if name not in values)
+                raise _unsupported(node)
+        self.inputs = tuple(name for name in input_names if name not in values)
         self.outputs = tuple(entry.name for entry in graph.output)
-        self._replaceable = set(listed).difference(self.inputs)
-        needed = {name for step in self._steps for name in _read_by(step)}.union(self.outputs, listed)
-        self._constants = {name: value for name, value in values.items() if name in needed}
+        self._replaceable = set(input_names).difference(self.inputs)
+        used_names = {name for step in self._steps for name in _read_by(step)}.union(self.outputs, input_names)
+        self._constants = {name: value for name, value in values.items() if name in used_names}
 
     def run(self, inputs: Sequence[Array] | Mapping[str, Array], **unknown: Any) -> tuple[Array, ...]:
-        """The model's outputs, a tuple that also knows them by name.
+        """Compute the model's outputs, a tuple that can also be indexed by name.
 
         Args:
-            inputs: NumPy arrays: one for each of :attr:`inputs` in order; or by name, and then also for initializers
-                that the graph lists among its inputs, to be used in their place.
+            inputs: NumPy arrays: one for each of :attr:`inputs`, in order or by name; by name they may also replace
+                initializers that the graph lists among its inputs.
             unknown: There are no other arguments.
 
         Raises:
-            TypeError: Naming the input, what was given and what was expected.
+            TypeError: Naming the input, what it got and what it expected.
             ValueError: Likewise.
-            NotImplementedError: Naming a node and what no engine has of it.
+            NotImplementedError: Naming a node and what no engine supports of it.
         """
-        _refuse(unknown)
+        _reject_options(unknown)
         values = self._constants | _by_name(inputs, self.inputs, self._replaceable)
         for step in self._steps:
-            if isinstance(step, Recurrence):
+            if isinstance(step, NodeRunner):
                 values.update(step(values))
             else:
                 values[step.output[0]] = values[step.input[0]]
@@ -88,7 +88,7 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
 
 
 class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
-    """ONNX's backend interface. It serves LSTM, GRU and RNN, and constants; every other node is refused by name.
+    """ONNX's backend interface for LSTM, GRU, RNN and constants. An error names any other node.
 
     Example:
     >>> import numpy as np
@@ -102,12 +102,12 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether models can run there: on ``"CPU"``."""
+        """Whether models can run on the device: ``"CPU"`` only."""
         return isinstance(device, str) and device.split(":")[0] == "CPU"
 
     @classmethod
     def is_compatible(cls, model: ModelProto, device: str = "CPU", **options: Any) -> bool:
-        """Whether :meth:`prepare` accepts the model; what weights that are inputs ask for shows only in a run."""
+        """Whether :meth:`prepare` accepts the model. Weights that are inputs are checked only when it runs."""
         try:
             cls.prepare(model, device, **options)
         except (TypeError, ValueError, NotImplementedError):
@@ -123,22 +123,22 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
         Args:
             model: The model.
             device: ``"CPU"``.
-            backend: The engine, as in :class:`fusedrnn.RNNOp`; None for the first that can.
+            backend: The engine, as in :class:`fusedrnn.RNNOp`; None for the first that supports the model.
             unknown: There are no other options.
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If the model is not valid, or an argument not one of those there are.
-            NotImplementedError: Naming the node of a kind that is not served, or what no engine has of a node.
+            ValueError: If the model is invalid, or there is no such device or engine.
+            NotImplementedError: Naming the node whose operator is not supported, or what no engine supports of a node.
         """
         if not isinstance(model, ModelProto):
             raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
-        return PreparedModel(model, cls._checked(device, backend, **unknown))
+        return PreparedModel(model, cls._checked_backend(device, backend, **unknown))
 
     @classmethod
-    def _checked(cls, device: str, backend: str | None = None, **unknown: Any) -> str | None:
-        """The engine asked for, device and options being such as there are."""
-        _refuse(unknown)
+    def _checked_backend(cls, device: str, backend: str | None = None, **unknown: Any) -> str | None:
+        """The engine's name; checks it, the device and the options."""
+        _reject_options(unknown)
         if not cls.supports_device(device):
             raise ValueError(f"device must be 'CPU'; got {device!r}")
         if backend is not None:
@@ -169,12 +169,12 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
             node: The node.
             inputs: An array for each input that the node names, in order or by name.
             device: ``"CPU"``.
-            outputs_info: Number format and shape that each output must have; None for whatever they have.
+            outputs_info: The number format and shape that each output must have; None for no check.
             opset_version: The version of ONNX's operators; None for the newest of this onnx package.
             options: As in :meth:`prepare`.
 
         Returns:
-            The outputs that the node names, a tuple that also knows them by name.
+            The outputs that the node names, a tuple that can also be indexed by name.
 
         Raises:
             TypeError: As in :meth:`prepare` and :meth:`PreparedModel.run`.
@@ -183,62 +183,62 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
         """
         if not isinstance(node, NodeProto):
             raise TypeError(f"node must be an onnx.NodeProto; got {type(node).__name__}")
-        backend = cls._checked(device, **options)
+        backend = cls._checked_backend(device, **options)
         if not is_recurrent(node):
-            raise NotImplementedError(f"{label(node)}: run_node serves {', '.join(KINDS)} alone")
+            raise NotImplementedError(f"{label(node)}: run_node supports only {', '.join(KINDS)}")
         newest = onnx.defs.onnx_opset_version()
         opset = newest if opset_version is None else positive_int("opset_version", opset_version)
         values = _by_name(inputs, tuple(dict.fromkeys(filter(None, node.input))))
-        made = Recurrence(node, opset, onnx.IR_VERSION, {}, backend)(values)
-        _compare(made, outputs_info)
-        return _named(made)
+        outputs = NodeRunner(node, opset, onnx.IR_VERSION, {}, backend)(values)
+        _check_outputs(outputs, outputs_info)
+        return _named(outputs)
 
 
-def _refuse(unknown: Mapping[str, Any]) -> None:
+def _reject_options(unknown: Mapping[str, Any]) -> None:
     if unknown:
         raise TypeError(f"there is no option {', '.join(unknown)}")
 
 
-def _not_served(node: NodeProto) -> NotImplementedError:
+def _unsupported(node: NodeProto) -> NotImplementedError:
     kinds = ", ".join(KINDS)
-    return NotImplementedError(f"{label(node)} is not served; expected {kinds}, or nodes that only read constants")
+    return NotImplementedError(f"{label(node)} is not supported; expected {kinds}, or nodes that only read constants")
 
 
-def _read_by(step: Recurrence | NodeProto) -> Iterable[str]:
-    return step.inputs.values() if isinstance(step, Recurrence) else step.input
+def _read_by(step: NodeRunner | NodeProto) -> Iterable[str]:
+    return step.inputs.values() if isinstance(step, NodeRunner) else step.input
 
 
-def _by_name(inputs: object, names: Sequence[str], others: Collection[str] = ()) -> dict[str, Array]:
-    """The inputs of these names, given in order or by name; by name there may be others too."""
-    wanted = f"{len(names)} NumPy arrays: {', '.join(names)}"
+def _by_name(inputs: object, names: Sequence[str], optional: Collection[str] = ()) -> dict[str, Array]:
+    """Inputs as a dict of arrays, checked: all of ``names``; a mapping may also hold any of ``optional``."""
+    expected = f"{len(names)} NumPy arrays: {', '.join(names)}"
     if isinstance(inputs, Mapping):
-        given = dict(inputs)
+        arrays = dict(inputs)
     elif isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes)):
         if len(inputs) != len(names):
-            raise ValueError(f"inputs must be {wanted}; got {len(inputs)}")
-        given = dict(zip(names, inputs, strict=True))
+            raise ValueError(f"inputs must be {expected}; got {len(inputs)}")
+        arrays = dict(zip(names, inputs, strict=True))
     else:
-        raise TypeError(f"inputs must be {wanted}; got {type(inputs).__name__}")
-    if missing := [name for name in names if name not in given]:
-        raise ValueError(f"inputs must be {wanted}; missing {', '.join(missing)}")
-    for name, value in given.items():
-        if name not in names and name not in others:
-            raise ValueError(f"inputs must be {wanted}; got {name!r}")
+        raise TypeError(f"inputs must be {expected}; got {type(inputs).__name__}")
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"inputs must be {expected}; missing {', '.join(missing)}")
+    for name, value in arrays.items():
+        if name not in names and name not in optional:
+            raise ValueError(f"inputs must be {expected}; got {name!r}")
         if not isinstance(value, np.ndarray):
             raise TypeError(f"inputs: {name} must be a NumPy array; got {type(value).__name__}")
-    return given
+    return arrays
 
 
 def _named(values: Mapping[str, Array]) -> tuple[Array, ...]:
-    """A tuple that knows its elements by name."""
-    made: tuple[Array, ...] = onnx.backend.base.namedtupledict("Outputs", tuple(values))(*values.values())
-    return made
+    """The values as a tuple that can also be indexed by name."""
+    outputs: tuple[Array, ...] = onnx.backend.base.namedtupledict("Outputs", tuple(values))(*values.values())
+    return outputs
 
 
-def _compare(made: Mapping[str, Array], info: Sequence[tuple[Any, tuple[int, ...]]] | None) -> None:
-    """Whether the outputs are of these formats and shapes."""
+def _check_outputs(outputs: Mapping[str, Array], info: Sequence[tuple[Any, tuple[int, ...]]] | None) -> None:
+    """Check the number formats and shapes of the outputs."""
     if info is None:
         return
-    found = [(value.dtype, value.shape) for value in made.values()]
-    if found != [(np.dtype(dtype), tuple(shape)) for dtype, shape in info]:
-        raise ValueError(f"outputs_info must be {found}; got {list(info)}")
+    expected = [(value.dtype, value.shape) for value in outputs.values()]
+    if expected != [(np.dtype(dtype), tuple(shape)) for dtype, shape in info]:
+        raise ValueError(f"outputs_info must be {expected}; got {list(info)}")

@@ -1,26 +1,25 @@
-"""Models checked by onnx's checker, with what ONNX Runtime accepts and the checker refuses."""
+"""Models checked by onnx's checker; also accepts what ONNX Runtime accepts and the checker refuses."""
 
 from __future__ import annotations
 
 import onnx
 from fusedrnn.onnx.attributes import checker_context
-from fusedrnn.onnx.errors import DOMAINS, label, naming
+from fusedrnn.onnx.errors import DOMAINS, errors_name_node, label
 from fusedrnn.onnx.graph import opset_of
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 
 def checked(model: ModelProto) -> ModelProto:
-    """A copy of the model with one spelling of ONNX's domain, and without what the checker need not refuse.
+    """A checked copy of the model, with ONNX's domain always named ``""``.
 
-    Inputs and outputs of the graph without a type or a shape, and a graph without a name, are accepted: the copy has
-    some in their place.
+    The graph may lack a name, and its inputs and outputs a type or a shape: the copy has placeholders for them.
 
     Raises:
-        ValueError: If the model is not valid; naming the node, if it is a node that is not.
+        ValueError: If the model is invalid; names the node if a node is.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
-    _spell_domain(copy)
+    _unify_domain(copy)
     copy.graph.name = copy.graph.name or "graph"
     for entry in (*copy.graph.input, *copy.graph.output):
         _fill_type(entry)
@@ -33,22 +32,22 @@ def checked(model: ModelProto) -> ModelProto:
 
 
 def _check_nodes(model: ModelProto) -> None:
-    """Check each node, with errors that name it, which those of the check of a whole model do not do for all."""
+    """Check each node with errors that name it; onnx's check of a whole model does not name every node."""
     opset = opset_of(model)
     graph = model.graph
-    known = {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
-    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    defined = {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
+    defined |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
-        with naming(label(node)):
+        with errors_name_node(label(node)):
             onnx.checker.check_node(node, checker_context(opset, model.ir_version))
-            missing = [name for name in node.input if name and name not in known]
+            missing = [name for name in node.input if name and name not in defined]
             if missing:
-                raise ValueError(f"its inputs must be made before it; there is no {missing[0]!r}")
-        known.update(node.output)
+                raise ValueError(f"its inputs must be defined before it; there is no {missing[0]!r}")
+        defined.update(node.output)
 
 
-def _spell_domain(model: ModelProto) -> None:
-    """Import ONNX's own operators once, under the empty name, and let nodes name them so."""
+def _unify_domain(model: ModelProto) -> None:
+    """Import ONNX's own operators once, under the empty name, and give their nodes the same."""
     if any(entry.domain in DOMAINS for entry in model.opset_import):
         version = opset_of(model)
         others = [entry for entry in model.opset_import if entry.domain not in DOMAINS]

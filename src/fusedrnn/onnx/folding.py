@@ -1,8 +1,8 @@
-"""Values that a model computes from constants alone, computed when the model is read.
+"""Constant folding: computes what depends on constants alone.
 
-Nodes are evaluated by onnx's own ReferenceEvaluator, one by one. A model is not trusted: only operators whose time and
-memory grow with their inputs and outputs are evaluated, the sizes of outputs are inferred beforehand, and all that is
-computed is bounded by a multiple of what the model holds.
+onnx's ReferenceEvaluator evaluates the nodes one by one. Models are not trusted: only operators whose time and memory
+are linear in their inputs and outputs are evaluated, sizes of outputs are inferred beforehand, and a budget
+proportional to the model's constants bounds the memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from onnx.reference import ReferenceEvaluator
 
 import onnx
-from fusedrnn.onnx.errors import DOMAINS, naming
+from fusedrnn.onnx.errors import DOMAINS, errors_name_node
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import Array
 from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
@@ -29,42 +29,38 @@ FOLDED = frozenset(
         "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
     }
 )  # fmt: skip
-"""The operators that are evaluated: moving, converting and elementwise ones, reductions along axes."""
+"""The evaluated operators: they move or convert data, act on elements, or reduce axes."""
 
-# What may be computed, in bytes: so much anyway, and so many times the constants that it is computed from.
+# The budget for results, in bytes: a fixed part, and a multiple of the constants' size.
 _FREE_BYTES = 1 << 28
-_TIMES = 16
-# Operators that the evaluator has from this opset on; later versions take whatever earlier ones do.
-_LEAST_EVALUATED = {"DequantizeLinear": 19}
-# Inputs of up to so many elements may be axes, shapes and the like, which shapes of outputs depend on.
-_MAX_SHAPE_DATA = 1024
+_BYTES_PER_CONSTANT_BYTE = 16
+# The first opset in which the evaluator has the operator; it accepts what earlier versions do.
+_FIRST_EVALUATED_OPSET = {"DequantizeLinear": 19}
+# The largest input that shape inference sees: axes, shapes and the like are smaller.
+_MAX_SHAPE_ELEMENTS = 1024
 
 
 class NotConstantError(ValueError):
-    """A value that is not computed from constants alone, or by an operator that is not evaluated here."""
+    """A value depends on an input, or on an operator that is not evaluated."""
 
 
 class Folder:
-    """Computes constants of one model, each once."""
+    """Computes values of one model, each once."""
 
     def __init__(self) -> None:
         self._values: dict[tuple[int, str], Array] = {}
         self._budget = _FREE_BYTES
 
     def array(self, scope: Scope, name: str) -> Array:
-        """A value as a read-only array.
-
-        Args:
-            scope: Where the name is read.
-            name: The value's name there.
+        """The value that a name has in a scope, as a read-only array.
 
         Raises:
-            NotConstantError: If it is not computed from constants alone, or by an operator that is not evaluated.
-            NotImplementedError: Naming a constant that is sparse or of text.
+            NotConstantError: If it depends on an input, or on an operator that is not evaluated.
+            NotImplementedError: Naming a constant that is sparse or text.
             ValueError: Naming the node that cannot be evaluated, or the constant whose data do not fit its shape.
         """
         target = _origin(scope, name)
-        stack, waiting = [target], set()
+        stack, expanded = [target], set()
         while stack:
             origin = stack[-1]
             missing = [] if origin.key in self._values else self._missing(origin)
@@ -72,15 +68,15 @@ class Folder:
                 if origin.key not in self._values:
                     self._compute(origin)
                 stack.pop()
-            elif origin.key in waiting:
+            elif origin.key in expanded:
                 raise ValueError(f"value {origin.name!r} depends on itself")
             else:
-                waiting.add(origin.key)
+                expanded.add(origin.key)
                 stack += missing
         return self._values[target.key]
 
     def _missing(self, origin: Origin) -> list[Origin]:
-        """The values to compute before this one."""
+        """The values that this one depends on and that are not computed yet."""
         node = origin.node
         if node is None:
             return []
@@ -94,95 +90,93 @@ class Folder:
         if node is None:
             if origin.tensor is None:
                 raise NotConstantError(f"it depends on {origin.name!r}, which is an input of a graph")
-            self._keep(origin, array_of(origin.name, origin.tensor))
+            self._add_constant(origin, array_of(origin.name, origin.tensor))
             return
-        with naming(scope.label(node)):
+        with errors_name_node(scope.label(node)):
             bound = scope.bound(node)
             if node.op_type == "Constant":
-                self._keep(origin, constant_of(bound))
+                self._add_constant(origin, constant_of(bound))
                 return
             inputs = [self._values[_origin(scope, name).key] if name else None for name in bound.input]
-            results = self._evaluated(bound, scope.opset, inputs)
+            results = self._evaluate(bound, scope.opset, inputs)
         for name, result in zip(node.output, results, strict=True):
             if name:
                 self._values[id(scope), name] = result
 
-    def _keep(self, origin: Origin, array: Array) -> None:
-        self._budget += _TIMES * array.nbytes
+    def _add_constant(self, origin: Origin, array: Array) -> None:
+        self._budget += _BYTES_PER_CONSTANT_BYTE * array.nbytes
         self._values[origin.key] = array
 
-    def _evaluated(self, node: NodeProto, opset: int, inputs: Sequence[Array | None]) -> list[Array]:
+    def _evaluate(self, node: NodeProto, opset: int, inputs: Sequence[Array | None]) -> list[Array]:
         """All outputs of the node, those without a name included."""
-        # The evaluator and shape inference know inputs by name; a name here is a place.
+        # The evaluator and shape inference know values by name, so that unnamed and repeated ones need names.
         renamed = NodeProto()
         renamed.CopyFrom(node)
         renamed.domain = ""
         del renamed.input[:], renamed.output[:]
-        renamed.input.extend("" if value is None else f"input{place}" for place, value in enumerate(inputs))
-        renamed.output.extend(f"output{place}" for place in range(len(node.output)))
-        arrays = {f"input{place}": value for place, value in enumerate(inputs) if value is not None}
+        renamed.input.extend("" if value is None else f"input{index}" for index, value in enumerate(inputs))
+        renamed.output.extend(f"output{index}" for index in range(len(node.output)))
+        arrays = {f"input{index}": value for index, value in enumerate(inputs) if value is not None}
         self._budget -= _bytes_of_outputs(renamed, opset, arrays)
         if self._budget < 0:
-            raise ValueError(
-                f"what is computed from constants must be at most {_FREE_BYTES >> 20} MiB and {_TIMES} times their "
-                f"size; got more"
-            )
-        # A graph, since the evaluator takes a node alone for one of the newest opset.
-        inputs_info, outputs_info = (
-            [ValueInfoProto(name=name) for name in names] for names in (arrays, renamed.output)
+            limit = f"{_FREE_BYTES >> 20} MiB and {_BYTES_PER_CONSTANT_BYTE} times their size"
+            raise ValueError(f"what is computed from constants must be at most {limit}; got more")
+        # A graph, since the evaluator runs a single node in the newest opset only.
+        infos = {name: ValueInfoProto(name=name) for name in (*arrays, *renamed.output)}
+        graph = helper.make_graph(
+            [renamed], "node", [infos[name] for name in arrays], [infos[name] for name in renamed.output]
         )
-        graph = helper.make_graph([renamed], "node", inputs_info, outputs_info)
-        version = max(opset, _LEAST_EVALUATED.get(node.op_type, opset))
+        version = max(opset, _FIRST_EVALUATED_OPSET.get(node.op_type, opset))
         try:
             with np.errstate(all="ignore"):
                 results = ReferenceEvaluator(graph, opsets={"": version}).run(None, arrays)
-        except Exception as error:  # whatever the evaluator meets in a node that does not fit its inputs
+        except Exception as error:  # the evaluator raises any kind of error for inputs that do not fit
             raise ValueError(f"cannot be evaluated: {type(error).__name__}: {error}") from error
-        outputs = [np.asarray(result) for result in results]
-        for array in outputs:
-            array.setflags(write=False)
-        return outputs
+        return [_read_only(np.asarray(result)) for result in results]
+
+
+def _read_only(array: Array) -> Array:
+    array.setflags(write=False)
+    return array
 
 
 def _origin(scope: Scope, name: str) -> Origin:
     origin = scope.origin(name)
     if origin is None:
-        raise NotConstantError(f"it depends on {name!r}, which the caller of the function leaves out")
+        raise NotConstantError(f"it depends on {name!r}, which the caller of the function omits")
     return origin
 
 
 def _bytes_of_outputs(node: NodeProto, opset: int, arrays: Mapping[str, Array]) -> int:
-    """How much memory the node's outputs take.
+    """The size of the node's outputs.
 
     Raises:
-        ValueError: If shape inference cannot tell, or the node is not one that its schema allows.
+        ValueError: If shape inference cannot tell, or the node does not match its schema.
     """
     schema = onnx.defs.get_schema(node.op_type, opset, "")
-    for names, noun, least, most in (
+    for names, noun, minimum, maximum in (
         (node.input, "inputs", schema.min_input, schema.max_input),
         (node.output, "outputs", schema.min_output, schema.max_output),
     ):
-        if not least <= len(names) <= most:
-            raise ValueError(f"a node of this kind must have from {least} to {most} {noun}; got {len(names)}")
-    parts = [attribute.i for attribute in node.attribute if attribute.name == "num_outputs"]
-    if parts and parts != [len(node.output)]:  # shape inference would make as many shapes
-        raise ValueError(f"num_outputs must be the number of outputs, {len(node.output)}; got {parts[0]}")
+        if not minimum <= len(names) <= maximum:
+            raise ValueError(f"a node of this kind must have from {minimum} to {maximum} {noun}; got {len(names)}")
+    counts = [attribute.i for attribute in node.attribute if attribute.name == "num_outputs"]
+    if counts and counts != [len(node.output)]:  # shape inference would create that many shapes
+        raise ValueError(f"num_outputs must be the number of outputs, {len(node.output)}; got {counts[0]}")
     types = {
         name: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in arrays.items()
     }
-    data = {name: numpy_helper.from_array(array) for name, array in arrays.items() if array.size <= _MAX_SHAPE_DATA}
+    data = {name: numpy_helper.from_array(array) for name, array in arrays.items() if array.size <= _MAX_SHAPE_ELEMENTS}
     imports = [helper.make_opsetid("", opset)]
-    kinds = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
-    return sum(_bytes(kinds.get(name)) for name in node.output)
+    inferred = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=imports)
+    return sum(_bytes(inferred.get(name)) for name in node.output)
 
 
-def _bytes(kind: TypeProto | None) -> int:
-    if kind is None or not kind.tensor_type.HasField("shape"):
-        raise ValueError("cannot be evaluated: its result has no shape beforehand")
-    tensor = kind.tensor_type
-    if not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-        raise ValueError("cannot be evaluated: its result has no shape beforehand")
+def _bytes(inferred: TypeProto | None) -> int:
+    tensor = TypeProto.Tensor() if inferred is None else inferred.tensor_type
+    if not tensor.HasField("shape") or not all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+        raise ValueError("cannot be evaluated: the shape of its result cannot be inferred")
     width = helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
     return int(prod(dim.dim_value for dim in tensor.shape.dim)) * width
 
@@ -192,7 +186,7 @@ def constant_of(node: NodeProto) -> Array:
 
     Raises:
         NotImplementedError: If it is sparse or text.
-        ValueError: As :func:`array_of`; or if the node holds no value, or several.
+        ValueError: As :func:`array_of`; or if the node does not hold exactly one value.
     """
     if len(node.attribute) != 1:
         raise ValueError(f"a constant must have one attribute, its value; got {len(node.attribute)}")
@@ -208,16 +202,14 @@ def constant_of(node: NodeProto) -> Array:
     if attribute.name not in numbers:
         raise NotImplementedError(f"a constant must be held in 'value' or as numbers; got {attribute.name}")
     value, dtype = numbers[attribute.name]
-    array = np.array(value if attribute.name in ("value_float", "value_int") else list(value), dtype)
-    array.setflags(write=False)
-    return array
+    return _read_only(np.array(value if attribute.name in ("value_float", "value_int") else list(value), dtype))
 
 
 def array_of(name: str, tensor: TensorProto) -> Array:
     """A constant as a read-only array.
 
     Raises:
-        ValueError: If its data are in another file, or do not fit its shape or its number format.
+        ValueError: If its data are in another file, or do not fit its shape or number format.
     """
     if tensor.data_location == TensorProto.EXTERNAL:
         raise ValueError(f"constant {name!r} must be in the model, as onnx.load puts it there; got external data")
@@ -230,5 +222,4 @@ def array_of(name: str, tensor: TensorProto) -> Array:
         raise ValueError(f"constant {name!r} must have data that fit its shape {dims} and format; {error}") from error
     if array.shape != dims:
         raise ValueError(f"constant {name!r} must have data that fit its shape {dims}; got {array.shape}")
-    array.setflags(write=False)
-    return array
+    return _read_only(array)

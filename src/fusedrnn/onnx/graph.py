@@ -1,26 +1,29 @@
-"""What nodes say: whether they are recurrent, which values they read, which graphs they hold, for which opset."""
+"""Properties of nodes, graphs and functions by themselves: kind of operator, inputs, subgraphs, opset, calls."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 
 import onnx
 from fusedrnn.onnx.attributes import KINDS
-from fusedrnn.onnx.errors import DOMAINS
+from fusedrnn.onnx.errors import DOMAINS, domain_of
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 _RECURRENT = re.compile("LSTM|GRU|RNN")
+# Domain, name and overload of an operator.
+_Key = tuple[str, str, str]
 
 
 def opset_of(owner: ModelProto | FunctionProto) -> int:
-    """The version of ONNX's own operators that a model or a function is written for; of several entries the last.
+    """The version of ONNX's own operators that a model or function imports; the last one if there are several.
 
     Raises:
-        ValueError: If it does not say.
+        ValueError: If it imports none.
     """
     versions = [int(entry.version) for entry in owner.opset_import if entry.domain in DOMAINS]
     if not versions:
@@ -35,20 +38,20 @@ def is_recurrent(node: NodeProto) -> bool:
 
 
 def is_other_recurrent(node: NodeProto) -> bool:
-    """Whether the node's operator is recurrent by its name, and not one of ONNX's three.
+    """Whether the operator's name is that of a recurrent one, but not of ONNX's three.
 
-    There are such operators in other domains, and quantisers put some in the place of ONNX's.
+    Other domains have such operators, and quantisers replace ONNX's with them.
     """
     return not is_recurrent(node) and _RECURRENT.search(node.op_type) is not None
 
 
 def inputs_of(node: NodeProto) -> dict[str, str]:
-    """The values that a recurrent node is given, by the schema's names; those that are left out are not there."""
+    """The values that a recurrent node reads, by the schema's names; omitted inputs are absent."""
     return {name: value for name, value in zip(INPUTS, node.input, strict=False) if value}
 
 
 def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
-    """The graphs that a node holds in its attributes, with what to call them."""
+    """The graphs in the node's attributes, each with a name."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.name, attribute.g
@@ -57,14 +60,57 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
                 yield f"{attribute.name}[{index}]", graph
 
 
+def _bodies_within(body: GraphProto | FunctionProto) -> Iterator[GraphProto | FunctionProto]:
+    """The graph or function and all subgraphs in it."""
+    pending = [body]
+    while pending:
+        current = pending.pop()
+        yield current
+        pending += [graph for node in current.node for _, graph in subgraphs(node)]
+
+
 def uses(graph: GraphProto) -> Counter[str]:
     """How many inputs of nodes and outputs of graphs read each name, subgraphs included."""
     count: Counter[str] = Counter()
-    graphs = [graph]
-    while graphs:
-        current = graphs.pop()
-        count.update(output.name for output in current.output)
-        for node in current.node:
+    for body in _bodies_within(graph):
+        count.update(output.name for output in body.output)
+        for node in body.node:
             count.update(node.input)
-            graphs += [inner for _, inner in subgraphs(node)]
     return count
+
+
+class Functions:
+    """The functions that a model defines."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._by_key = {_key(function, function.name): function for function in model.functions}
+
+    def called_by(self, node: NodeProto) -> FunctionProto | None:
+        """The function that the node calls; a function replaces an operator of the same name."""
+        return self._by_key.get(_key(node, node.op_type)) if self._by_key else None
+
+    def is_recurrent(self, function: FunctionProto) -> bool:
+        """Whether the function or one that it calls, directly or not, holds a recurrent node."""
+        return _key(function, function.name) in self._recurrent
+
+    @cached_property
+    def _recurrent(self) -> set[_Key]:
+        nodes = {
+            key: [node for body in _bodies_within(function) for node in body.node]
+            for key, function in self._by_key.items()
+        }
+        calls = {key: {_key(node, node.op_type) for node in within} for key, within in nodes.items()}
+        recurrent = {
+            key
+            for key, within in nodes.items()
+            if any(map(is_recurrent, within)) or any(map(is_other_recurrent, within))
+        }
+        size = -1
+        while size != len(recurrent):
+            size = len(recurrent)
+            recurrent |= {key for key, called in calls.items() if not called.isdisjoint(recurrent)}
+        return recurrent
+
+
+def _key(element: NodeProto | FunctionProto, name: str) -> _Key:
+    return domain_of(element), name, element.overload

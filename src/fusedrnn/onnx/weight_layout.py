@@ -1,4 +1,4 @@
-"""The weights of a recurrent node, W, R, B and P, as specs and flat parameter vectors, and back."""
+"""Converts the weights W, R, B and P of a recurrent node to specs and flat parameter vectors, and back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.cell.activations import Activation
 from fusedrnn.layout import Kind, Parameter
 from fusedrnn.onnx.attributes import Settings
 from fusedrnn.spec import RNNSpec
@@ -16,12 +17,12 @@ Array = NDArray[Any]
 
 WEIGHTS = ("W", "R", "B", "P")
 COMPUTED = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-"""The number formats of a node, and in which each is computed: results of the last two are rounded at the end."""
+"""The number formats of a node, and the format that computes each."""
 
-# ONNX's order of gates by our names for them, and that of the peepholes.
+# ONNX's order of gates and of peepholes, in fusedrnn's names for gates.
 _GATES = {"LSTM": "iofg", "GRU": "zrn", "RNN": "a"}
 _PEEPHOLES = "iof"
-# Where a kind of parameter comes from: the input, and which of the blocks of gates that it stacks.
+# The input that holds a kind of parameter, and the index of its block of gates there.
 _SOURCES: dict[Kind, tuple[str, int]] = {
     "i2h_weight": ("W", 0),
     "h2h_weight": ("R", 0),
@@ -32,59 +33,83 @@ _SOURCES: dict[Kind, tuple[str, int]] = {
 
 
 def specs(settings: Settings, weights: Mapping[str, Array]) -> tuple[RNNSpec, ...]:
-    """What a node with these weights runs: one spec, or one for each direction if their activations differ.
+    """The specs that run a node with these weights: one, or one per direction if their activations differ.
 
     Raises:
-        TypeError: If the weights are of a number format that is not one of a node, or of several.
-        ValueError: If shapes do not fit one another, or not the attributes.
+        TypeError: If a node cannot have the weights' number format, or they have several.
+        ValueError: If shapes contradict one another or the attributes.
     """
     dtype = number_format("W", weights["W"])
     for name, weight in weights.items():
-        same_format(name, weight, dtype)
-    inputs, hidden = _sizes(settings, weights)
-    apart = len(set(settings.activations)) > 1
-    ways = ("forward", "reverse") if apart else (settings.direction,)
+        check_same_format(name, weight, dtype)
+    input_size, hidden_size = _sizes(settings, weights)
+    directions = ("forward", "reverse") if len(set(settings.activations)) > 1 else (settings.direction,)
     return tuple(
         RNNSpec(
-            input_size=inputs,
-            hidden_size=hidden,
+            mode=_mode(settings.kind, activations),
+            activations=activations,
+            input_size=input_size,
+            hidden_size=hidden_size,
             dtype=COMPUTED[dtype],
-            bidirectional=way == "bidirectional",
-            reverse=way == "reverse",
+            bidirectional=direction == "bidirectional",
+            reverse=direction == "reverse",
             gate_clip=settings.clip,
             bias="double" if "B" in weights else "none",
             peepholes="P" in weights,
             coupled_gates=settings.input_forget,
             reset_after=settings.kind != "GRU" or settings.linear_before_reset,
-            **_cell(settings, index),
         )
-        for index, way in enumerate(ways)
+        for direction, activations in zip(directions, settings.activations, strict=False)
     )
 
 
-def _cell(settings: Settings, direction: int) -> dict[str, Any]:
-    """The mode, and the activations."""
-    functions = settings.activations[direction]
-    if settings.kind != "RNN":
-        return {"mode": settings.kind.lower(), "activations": functions}
-    return {"mode": "rnn_relu" if functions[0].name == "relu" else "rnn_tanh", "activations": functions}
+def _mode(kind: str, activations: Sequence[Activation]) -> str:
+    if kind != "RNN":
+        return kind.lower()
+    return "rnn_relu" if activations[0].name == "relu" else "rnn_tanh"
 
 
 def number_format(name: str, value: Array) -> str:
-    """The number format of an array, if a node may have it."""
+    """The number format of an array, checked to be one of a node."""
     if value.dtype.name not in COMPUTED:
         raise TypeError(f"{name} must be one of {', '.join(COMPUTED)}; got {value.dtype}")
     return value.dtype.name
 
 
-def same_format(name: str, value: Array, dtype: str) -> None:
-    """Refuse an array of another number format than W's."""
+def check_same_format(name: str, value: Array, dtype: str) -> None:
+    """Reject an array whose number format is not W's."""
     if value.dtype.name != dtype:
         raise TypeError(f"{name} must be {dtype}, as W is; got {value.dtype}")
 
 
+def direction_major_state(
+    name: str, state: Array, settings: Settings, dtype: str, shape: tuple[int, int | None, int]
+) -> Array:
+    """An initial state of a node as (D, N, H), checked, in the number format of the computation.
+
+    Args:
+        name: The input's name in errors.
+        state: The input; (N, D, H) in layout 1.
+        settings: The node's attributes.
+        dtype: The number format of W.
+        shape: D, N and H; None for any N.
+    """
+    check_same_format(name, state, dtype)
+    D, N, H = shape
+    expected = (N, D, H) if settings.batch_first else (D, N, H)
+    if (
+        state.ndim != 3
+        or 0 in state.shape
+        or any(e not in (None, s) for e, s in zip(expected, state.shape, strict=True))
+    ):
+        axes = ", ".join("N" if size is None else str(size) for size in expected)
+        raise ValueError(f"{name} must have shape ({axes}); got {state.shape}")
+    state = state.swapaxes(0, 1) if settings.batch_first else state
+    return state.astype(COMPUTED[dtype], copy=False)
+
+
 def _sizes(settings: Settings, weights: Mapping[str, Array]) -> tuple[int, int]:
-    """I and H, all shapes checked."""
+    """I and H; checks all shapes."""
     W, R = weights["W"], weights["R"]
     D, G = settings.num_directions, len(_GATES[settings.kind])
     for name, weight, last in (("W", W, "I"), ("R", R, "H")):
@@ -103,29 +128,25 @@ def _sizes(settings: Settings, weights: Mapping[str, Array]) -> tuple[int, int]:
     return I, H
 
 
-def gather(kind: str, spec: RNNSpec, first: int, weights: Mapping[str, Array]) -> Array:
-    """The flat parameter vector of a spec that stands for the node's directions from ``first`` on."""
+def from_onnx(kind: str, spec: RNNSpec, first_direction: int, weights: Mapping[str, Array]) -> Array:
+    """The flat parameter vector of a spec that runs the node's directions from ``first_direction`` on."""
     params = np.empty(spec.layout.size, spec.dtype)
-    for entry, name, direction, rows in _places(kind, spec, first):
+    for entry, name, direction, rows in _sources(kind, spec, first_direction):
         spec.layout.view(params, entry.layer, entry.direction, entry.kind)[...] = weights[name][direction][rows]
     return params
 
 
-def scatter(kind: str, spec: RNNSpec, first: int, params: Array, weights: Mapping[str, Array]) -> None:
+def to_onnx(kind: str, spec: RNNSpec, first_direction: int, params: Array, weights: Mapping[str, Array]) -> None:
     """Write the vector into the node's weights; what the spec does not use (f, if coupled) stays as it is."""
-    for entry, name, direction, rows in _places(kind, spec, first):
+    for entry, name, direction, rows in _sources(kind, spec, first_direction):
         weights[name][direction][rows] = spec.layout.view(params, entry.layer, entry.direction, entry.kind)
 
 
-def _places(kind: str, spec: RNNSpec, first: int) -> Iterator[tuple[Parameter, str, int, NDArray[np.intp]]]:
-    """For each parameter: the node's input that holds it, the direction there, and the rows in our order of gates."""
+def _sources(kind: str, spec: RNNSpec, first_direction: int) -> Iterator[tuple[Parameter, str, int, NDArray[np.intp]]]:
+    """Of each parameter the node's input that holds it, its direction, and its rows in fusedrnn's gate order."""
     for entry in spec.layout:
         name, block = _SOURCES[entry.kind]
-        theirs = _PEEPHOLES if name == "P" else _GATES[kind]
-        ours = [gate for gate in spec.gates if gate in theirs]
-        rows = _rows([block * len(theirs) + theirs.index(gate) for gate in ours], spec.hidden_size)
-        yield entry, name, first + entry.direction, rows
-
-
-def _rows(blocks: Sequence[int], size: int) -> NDArray[np.intp]:
-    return (np.array(blocks)[:, None] * size + np.arange(size)).ravel()
+        onnx_gates = _PEEPHOLES if name == "P" else _GATES[kind]
+        blocks = [block * len(onnx_gates) + onnx_gates.index(gate) for gate in spec.gates if gate in onnx_gates]
+        rows = np.array(blocks)[:, None] * spec.hidden_size + np.arange(spec.hidden_size)
+        yield entry, name, first_direction + entry.direction, rows.ravel()

@@ -1,4 +1,4 @@
-"""Parameters put back into a model."""
+"""Writes parameters into a model."""
 
 from __future__ import annotations
 
@@ -9,77 +9,77 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.onnx.errors import naming
+from fusedrnn.onnx.errors import errors_name_node
 from fusedrnn.onnx.folding import Folder
 from fusedrnn.onnx.graph import INPUTS, uses
 from fusedrnn.onnx.scopes import Origin, Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, scatter
-from fusedrnn.onnx.weights_io import Layer, Place, find_place, find_places, layer_at, refuse_others
+from fusedrnn.onnx.weight_layout import WEIGHTS, Array, to_onnx
+from fusedrnn.onnx.weights_io import Layer, LayerNode, layer_nodes, node_with_name, read_layer, reject_unsupported
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-# Where a tensor of floating-point numbers may hold them.
-_DATA = ("raw_data", "float_data", "double_data", "int32_data")
+# The fields of a tensor that may hold floating-point numbers.
+_DATA_FIELDS = ("raw_data", "float_data", "double_data", "int32_data")
 
 
 def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> ModelProto:
-    """A copy of the model in which one layer has these parameters.
+    """A copy of the model with new parameters in one layer.
 
-    The weights are written where the model holds them, initializers or Constant nodes, in their number format: float16
-    and bfloat16 are rounded. What the layer does not use, the weights of f where gates are coupled, stays as it is.
-    A weight that the model computes from constants becomes a Constant node before the layer's, and what nothing else
-    reads of that computation is removed.
+    The weights stay where the model holds them, in initializers or Constant nodes, and keep their number format:
+    float16 and bfloat16 are rounded. Weights that the layer does not use, those of f with coupled gates, do not change.
+    A weight that the model computes from constants becomes a Constant node before the layer's node; the nodes that
+    computed it are removed if nothing else reads them.
 
     Args:
-        model: The model, which stays as it is.
+        model: The model, which does not change.
         name: The layer, by :attr:`Layer.name` or the name of one of its outputs with the same path.
-        params: The flat vector of the layer's spec, of the spec's dtype; one for each part if it has two.
+        params: The flat vector of the layer's spec, in the spec's dtype; one vector for each part if it has two.
 
     Returns:
         The new model.
 
     Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise; and naming the node and its input if the weights of that input are not constants, or
+        TypeError: Naming the argument, what it got and what it expected.
+        ValueError: Likewise; or naming the node and its input if the weights of that input are not constants, or
             something else reads them too.
-        NotImplementedError: If the layer lies in a function, or is of an operator that is not served.
+        NotImplementedError: If the layer lies in a function, or its operator is not supported.
     """
-    find_places(model)  # before a copy is made of what may be no model
+    layer_nodes(model)  # checks the model before it is copied
     copy = ModelProto()
     copy.CopyFrom(model)
-    places = find_places(copy)
-    place = find_place(places, name)
-    refuse_others([place])
+    layer_node = node_with_name(layer_nodes(copy), name)
+    reject_unsupported([layer_node])
     folder = Folder()
-    layer = layer_at(place, folder)
-    vectors = _one_each(layer, params)
-    with naming(place.label):
-        _store(place, layer, vectors, folder)
+    layer = read_layer(layer_node, folder)
+    vectors = _vectors(layer, params)
+    with errors_name_node(layer_node.label):
+        _store(layer_node, layer, vectors, folder)
     return copy
 
 
-def _store(place: Place, layer: Layer, vectors: Sequence[Array], folder: Folder) -> None:
-    """Put the vectors into the model that the place lies in."""
-    if place.scope.in_function:
+def _store(layer_node: LayerNode, layer: Layer, vectors: Sequence[Array], folder: Folder) -> None:
+    """Write the vectors into the model that holds the node."""
+    scope = layer_node.scope
+    if scope.in_function:
         raise NotImplementedError("a layer in a function is not written; onnx.inliner puts functions into the graph")
     values = {name: value for name, value in layer.inputs.items() if name in WEIGHTS}
-    holders = {name: _holder(place.scope, value) for name, value in values.items()}
-    _refuse_shared(place.scope.root, {name: holder for name, holder in holders.items() if holder is not None})
-    weights = {name: folder.array(place.scope, value).copy() for name, value in values.items()}
-    for first, (part, vector) in enumerate(zip(layer.parts, vectors, strict=True)):
-        scatter(layer.kind, part.spec, first, vector, weights)
+    stored = {name: _stored_tensor(scope, value) for name, value in values.items()}
+    _reject_shared(scope.root, {name: weight for name, weight in stored.items() if weight is not None})
+    weights = {name: folder.array(scope, value).copy() for name, value in values.items()}
+    for direction, (part, vector) in enumerate(zip(layer.parts, vectors, strict=True)):
+        to_onnx(layer.kind, part.spec, direction, vector, weights)
     replaced = []
     for name, array in weights.items():
-        holder = holders[name]
-        if holder is not None:
-            _replace(holder.tensor, array)
+        weight = stored[name]
+        if weight is not None:
+            _replace_data(weight.tensor, array)
         else:
-            replaced.append(place.scope.origin(values[name]))
-            _insert(place, name, array)
-    _remove_unread(place.scope.root, replaced)
+            replaced.append(scope.origin(values[name]))
+            _insert_constant(layer_node, name, array)
+    _remove_unread(scope.root, replaced)
 
 
-def _one_each(layer: Layer, params: object) -> list[Array]:
-    """A vector for each part, checked."""
+def _vectors(layer: Layer, params: object) -> list[Array]:
+    """The vector of each part, checked."""
     vectors: object = [params] if isinstance(params, np.ndarray) else params
     expected = " and ".join(f"{part.spec.dtype} ({part.spec.layout.size},)" for part in layer.parts)
     if isinstance(vectors, (str, bytes)) or not isinstance(vectors, Sequence):
@@ -95,19 +95,19 @@ def _one_each(layer: Layer, params: object) -> list[Array]:
     return list(vectors)
 
 
-# ---- weights that the model holds as they are
+# ---- weights that the model stores
 
 
 @dataclass(frozen=True)
-class _Holder:
-    """The tensor of a weight, and the values by which it gets to the node: its own, and what Identity makes of it."""
+class _StoredTensor:
+    """The tensor that holds a weight, and the values from it to the node: its own and those of Identity nodes."""
 
     tensor: TensorProto
     values: tuple[Origin, ...]
 
 
-def _holder(scope: Scope, name: str) -> _Holder | None:
-    """Where the model holds a weight; None if it computes it."""
+def _stored_tensor(scope: Scope, name: str) -> _StoredTensor | None:
+    """The tensor that holds a weight; None if the model computes the weight."""
     values = []
     while True:
         origin = scope.origin(name)
@@ -115,29 +115,29 @@ def _holder(scope: Scope, name: str) -> _Holder | None:
             return None
         values.append(origin)
         if origin.tensor is not None:
-            return _Holder(origin.tensor, tuple(values))
+            return _StoredTensor(origin.tensor, tuple(values))
         if origin.node is None or origin.node.op_type not in ("Identity", "Constant"):
             return None
         if origin.node.op_type == "Constant":
             tensors = [entry.t for entry in origin.node.attribute if entry.name == "value"]
-            return _Holder(tensors[0], tuple(values)) if tensors else None
+            return _StoredTensor(tensors[0], tuple(values)) if tensors else None
         scope, name = origin.scope, origin.node.input[0]
 
 
-def _refuse_shared(root: Scope, holders: Mapping[str, _Holder]) -> None:
-    """Refuse weights that something else reads, under their own name or as Identity of it."""
-    names = {origin.name for holder in holders.values() for origin in holder.values}
+def _reject_shared(root: Scope, weights: Mapping[str, _StoredTensor]) -> None:
+    """Reject weights that something else reads, directly or through Identity."""
+    names = {origin.name for weight in weights.values() for origin in weight.values}
     origins = [scope.origin(name) for scope, name in _reads(root) if name in names]
     count = Counter(origin.key for origin in origins if origin is not None)
-    for name, holder in holders.items():
-        for origin in holder.values:
+    for name, weight in weights.items():
+        for origin in weight.values:
             if count[origin.key] > 1:
                 value = origin.name
                 raise ValueError(f"{name} must be read by this node alone to be written; {value!r} is read elsewhere")
 
 
 def _reads(root: Scope) -> Iterator[tuple[Scope, str]]:
-    """Every name that an input of a node or an output of a graph reads, with the scope that it is read in."""
+    """Every name that an input of a node or an output of a graph reads, with its scope."""
     scopes = [root]
     while scopes:
         scope = scopes.pop()
@@ -148,13 +148,13 @@ def _reads(root: Scope) -> Iterator[tuple[Scope, str]]:
             scopes += scope.bodies(node)
 
 
-def _replace(tensor: TensorProto, array: Array) -> None:
-    """Put the array in the place of the tensor's data; all else that the tensor says stays."""
+def _replace_data(tensor: TensorProto, array: Array) -> None:
+    """Replace the tensor's data with the array; its other fields stay."""
     new = numpy_helper.from_array(array)
     if new.data_type != tensor.data_type:
         kind = TensorProto.DataType.Name(tensor.data_type)
         raise NotImplementedError(f"{tensor.name!r} is {kind}, which this onnx package cannot make of an array")
-    for field in _DATA:
+    for field in _DATA_FIELDS:
         tensor.ClearField(field)
     tensor.raw_data = new.raw_data
 
@@ -162,21 +162,21 @@ def _replace(tensor: TensorProto, array: Array) -> None:
 # ---- weights that the model computes
 
 
-def _insert(place: Place, name: str, array: Array) -> None:
-    """Let the node read a weight from a Constant node before it."""
-    graph, node = place.scope.body, place.node
-    known = {value for scope, value in _reads(place.scope.root)}
-    known.update(output for scope, other in place.scope.root.walk() for output in other.output)
-    value = f"{place.name}_{name}"
-    while value in known:
+def _insert_constant(layer_node: LayerNode, name: str, array: Array) -> None:
+    """Insert a Constant node before the layer's node, which reads the weight from it."""
+    scope, node = layer_node.scope, layer_node.node
+    used_names = {value for _, value in _reads(scope.root)}
+    used_names.update(output for _, other in scope.root.walk() for output in other.output)
+    value = f"{layer_node.name}_{name}"
+    while value in used_names:
         value += "_"
     constant = helper.make_node("Constant", [], [value], value=numpy_helper.from_array(array, value))
-    graph.node.insert(_index(graph.node, node) or 0, constant)
+    scope.body.node.insert(_index(scope.body.node, node) or 0, constant)
     node.input[INPUTS.index(name)] = value
 
 
 def _remove_unread(root: Scope, replaced: Sequence[Origin | None]) -> None:
-    """Remove the nodes and initializers that only values which are no longer read were computed from."""
+    """Remove the nodes and initializers that only the replaced values depended on."""
     count = uses(root.body)
     pending = [origin for origin in replaced if origin is not None]
     while pending:
@@ -199,5 +199,5 @@ def _remove_unread(root: Scope, replaced: Sequence[Origin | None]) -> None:
 
 
 def _index(elements: Sequence[Any], element: object) -> int | None:
-    """The place of this element, not of one that is equal."""
+    """The index of this very element, not of an equal one."""
     return next((index for index, other in enumerate(elements) if other is element), None)
