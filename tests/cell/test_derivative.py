@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_expr import TWO_STAGES
+from toy_cells import TWO_STAGES
 from variants import variant_spec
 
 from fusedrnn.cell import derivative

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from toy_cells import TWO_STAGES
 
 from fusedrnn.cell.cells import CELLS, Cell
 from fusedrnn.cell.expr import Constant, Leaf, as_expr, evaluate, substitute, walk
@@ -12,18 +13,6 @@ from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import Stage, fuse_gate_sums, trace
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
-
-
-def reset_before_gru(x, recurrent, s):
-    """Cho's GRU: the recurrent product of n multiplies r·h, which needs a second stage."""
-    h = recurrent(s.h)
-    r = sigmoid(x.r + h.r)
-    z = sigmoid(x.z + h.z)
-    n = tanh(x.n + recurrent(r * s.h).n)
-    return n + z * (s.h - n)
-
-
-TWO_STAGES = Cell("reset_before_gru", tuple("rzn"), ("h",), reset_before_gru)
 
 
 def leaves(*roots):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusedrnn import Activation, RNNOp, RNNSpec, set_num_threads
+from fusedrnn import Activation, RNNOp, RNNSpec, thread_limits
 
 FILE = Path(__file__).with_suffix(".json")
 CALLS = 500
@@ -57,17 +57,17 @@ def run(call):
     dy = uniform((steps, batch, spec.output_size))
     dstates = tuple(uniform(shape) for shape in spec.state_shape(batch))
     lengths = call["lengths"]
-    set_num_threads(call["threads"])
-    op = RNNOp.get(spec, call["engine"])
     digest = hashlib.sha256()
-    y, final, _ = op.forward(x, params, states, lengths=lengths)
-    _add(digest, y, *final)
-    if call["training"]:
-        y, final, reserve = op.forward(
-            x, params, states, training=True, lengths=lengths, reserve=call["reserve"], seed=call["seed"]
-        )
-        dx, dparams, dinitial = op.backward(dy, dstates, reserve)
-        _add(digest, y, *final, dx, dparams, *dinitial)
+    with thread_limits(call["threads"]):
+        op = RNNOp.get(spec, call["engine"])
+        y, final, _ = op.forward(x, params, states, lengths=lengths)
+        _add(digest, y, *final)
+        if call["training"]:
+            y, final, reserve = op.forward(
+                x, params, states, training=True, lengths=lengths, reserve=call["reserve"], seed=call["seed"]
+            )
+            dx, dparams, dinitial = op.backward(dy, dstates, reserve)
+            _add(digest, y, *final, dx, dparams, *dinitial)
     return digest.hexdigest()[:32]
 
 

@@ -66,13 +66,13 @@ SHORT_CALL = 1e-3
 
 def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
     """A table for each of MXNet's that has rows, one for the other rows, and one for PyTorch modules."""
-    made = _operator_tables(rows, _AGAINST_TORCH if TORCH in contenders else ()) if FUSED in contenders else []
+    all_tables = _operator_tables(rows, _AGAINST_TORCH if TORCH in contenders else ()) if FUSED in contenders else []
     if IN_TORCH in contenders and rows:
         packed = (_OF_UNPACKED,) if UNPACKED in contenders else ()
         columns = (*_MODULES, *_work(IN_TORCH), *packed, *_microsecond_columns((TORCH, IN_TORCH), rows))
         title = f"Modules of PyTorch, T, N, I, H in {rows[0].dtype}"
-        made.append(make_table(f"{title}, lengths in [T/2, T]" if packed else title, label, columns, rows))
-    return made
+        all_tables.append(make_table(f"{title}, lengths in [T/2, T]" if packed else title, label, columns, rows))
+    return all_tables
 
 
 def engines_table(rows: Sequence[Row]) -> Table:
@@ -107,14 +107,14 @@ def _operator_tables(rows: Sequence[Row], extra: Sequence[Column[Row]]) -> list[
         else:
             by_case.setdefault(row.case, []).append(row)
     work = _work(FUSED)
-    made = [
+    all_tables = [
         make_table(_sizes(case), mxnet_label, (*_rates(case_rows), _PUBLISHED, *work, *extra), case_rows)
         for case, case_rows in by_case.items()
     ]
     if others:
         columns = (*_rates(others), *work, *extra, *_microsecond_columns((FUSED,), others))
-        made.append(make_table(f"T, N, I, H in {others[0].dtype}", label, columns, others))
-    return made
+        all_tables.append(make_table(f"T, N, I, H in {others[0].dtype}", label, columns, others))
+    return all_tables
 
 
 def _rates(rows: Sequence[Row]) -> tuple[Column[Row], ...]:

@@ -160,20 +160,20 @@ def _flops(work: Workload, phase: Phase) -> int:
 
 def table(groups: Sequence[Sequence[VariantRow]]) -> Table:
     """Every row: time of a call, useful work, share of the peak, and that share relative to the plain cell."""
-    made = Table(title="Variants", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+    all_rows = Table(title="Variants", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
     for heading in ("", "variant", "a call", "GFLOP/s", "of FMA\npeak", "of plain\nshare"):
-        made.add_column(heading, justify="left" if heading in ("", "variant") else "right", no_wrap=True)
+        all_rows.add_column(heading, justify="left" if heading in ("", "variant") else "right", no_wrap=True)
     for group in groups:
         plain = group[0]
         for row in group:
             name = f"{row.case.name} {MODE_NAMES[row.mode]}-{row.phase.capitalize()}" if row is plain else ""
             if row.timing is None:
-                made.add_row(name, row.name, "[bold red]wrong[/]")
+                all_rows.add_row(name, row.name, "[bold red]wrong[/]")
                 continue
             of_plain = percent(row.gflops / plain.gflops, digits=1) if plain.gflops else ""
             cells = duration(row.timing.median), f"{row.gflops:.1f}", percent(row.share, digits=1), of_plain
-            made.add_row(name, row.name, *cells)
-    return made
+            all_rows.add_row(name, row.name, *cells)
+    return all_rows
 
 
 def report(groups: Sequence[Sequence[VariantRow]]) -> list[dict[str, Any]]:

@@ -8,18 +8,17 @@ import re
 from functools import cache
 
 import pytest
+from assembly import TARGETS, common_functions, loops, parsed
 from variants import variant_spec
 
 from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.gemm import _UNROLL, _UNROLL_OF_NARROW, GEMM, GEMM_TN
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.training import build_training
-from fusedrnn.jit import compiler
-from fusedrnn.jit.target import Target, is_x86, known_targets
+from fusedrnn.jit.target import Target, is_x86
 from fusedrnn.spec import DTYPES, MODES
 
 pytestmark = pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
@@ -28,10 +27,8 @@ REGISTERS = {"avx512": "zmm", "avx512-half": "ymm", "avx2": "ymm", "generic": "x
 SUFFIX = {"float32": "ps", "float64": "pd"}
 # A load of one number into every lane: a broadcast, an operand that is broadcast, or a load that is splat later.
 BROADCAST = r"vbroadcasts|v?movddup|v?movs[sd]\s|vfmadd.*\{1to"
-TARGETS = known_targets() if is_x86() else ()
 BUILDERS = {"forward": build_forward, "training": build_training, "backward": build_backward}
 EXPORTED = GEMM, GEMM_TN, UNPACKED_GEMM_NT, UNPACKED_GEMM_NN, DROP_PANEL, DROP_ROW
-COMMON = {"nn": build_common, "tn": build_common_training}
 # A cell of two stages, and one with every option.
 VARIANTS = {name: variant_spec(name, 8, 8).variant for name in ("reset-before", "lstm-all")}
 
@@ -41,32 +38,6 @@ def functions(mode, dtype, target, module="forward"):
     """The assembly of a cell's module: the lines of each function by name."""
     variant = VARIANTS[mode] if mode in VARIANTS else FAMILIES[mode].default
     return parsed(BUILDERS[module](variant, dtype, target), target)
-
-
-@cache
-def common_functions(kind, dtype, target):
-    """The assembly of the common module with the micro-kernels of that kind."""
-    return parsed(COMMON[kind](dtype, target), target)
-
-
-def parsed(module, target):
-    text = compiler.assembly(module, target)
-    bodies = re.findall(r"^(\w+):\n(.*?)^\.Lfunc_end\d+:$", text, re.MULTILINE | re.DOTALL)
-    return {name: [line.strip() for line in body.splitlines()] for name, body in bodies}
-
-
-def loops(lines):
-    """The innermost loops: the lines between a label and the jump back to it, without another label."""
-    bodies, label, body = [], None, []
-    for line in lines:
-        if match := re.fullmatch(r"(\.LBB\d+_\d+):.*", line):
-            label, body = match[1], []
-        elif label and re.fullmatch(rf"j\w+\s+{re.escape(label)}", line):
-            bodies.append(body)
-            label, body = None, []
-        else:
-            body.append(line)
-    return bodies
 
 
 def multiplying(lines, dtype):

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 import pytest
+from assembly import TARGETS, common_functions, loops
 from problems import Shape, make_problem
-from test_emitted import TARGETS, common_functions, loops
 
 from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu.tuning import tuned

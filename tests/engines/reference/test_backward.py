@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from test_expr import TWO_STAGES
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from toy_cells import TWO_STAGES
 
 import fusedrnn.spec
 import torch
