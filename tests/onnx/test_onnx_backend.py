@@ -37,8 +37,8 @@ OFFICIAL = {f"{case.name}_cpu": case.name for case in CASES if re.match("test_(l
 
 def official(backend, options):
     """The test class that onnx makes of a backend, with the tests of our operators alone."""
-    made = BackendTest(backend, __name__, dict.fromkeys(OFFICIAL.values(), options))
-    every = made.test_cases["OnnxBackendNodeModelTest"]
+    suite = BackendTest(backend, __name__, dict.fromkeys(OFFICIAL.values(), options))
+    every = suite.test_cases["OnnxBackendNodeModelTest"]
     return type(every.__name__, (unittest.TestCase,), {name: getattr(every, name) for name in OFFICIAL})
 
 
@@ -56,8 +56,8 @@ def test_official_tests_are_all_there():
     ours = {name for name, model in models.items() if any(node.op_type in KINDS for node in model.graph.node)}
     assert ours <= set(OFFICIAL.values())
     assert len(OFFICIAL) >= 12  # of onnx 1.18; 18 of 1.23
-    for made in (TestOfficialOnTheReference, TestOfficialOnWhatIsChosen):
-        assert {name for name in dir(made) if name.startswith("test_")} == set(OFFICIAL)
+    for suite in (TestOfficialOnTheReference, TestOfficialOnWhatIsChosen):
+        assert {name for name in dir(suite) if name.startswith("test_")} == set(OFFICIAL)
 
 
 # ---- graphs of several nodes, and the interface
@@ -71,16 +71,16 @@ def test_official_tests_are_all_there():
 def test_outputs_that_are_left_out(kind, outputs):
     case = Case(kind, outputs=outputs)
     arrays = case.arrays()
-    made = ours(case, arrays)
-    assert_same(made, expected(case, arrays), case)
+    results = ours(case, arrays)
+    assert_same(results, expected(case, arrays), case)
     for place, name in enumerate(filter(None, outputs)):
-        assert made[name] is made[place]
+        assert results[name] is results[place]
 
 
 def stack():
     """Two layers that follow each other through an Identity, constants in every place that there is."""
-    first = Case("GRU", I=6, attributes={"linear_before_reset": 1}, given=("B", "initial_h"))
-    second = Case("LSTM", I=6, given=("B", "P"), attributes={"direction": "reverse"})
+    first = Case("GRU", I=6, attributes={"linear_before_reset": 1}, optional=("B", "initial_h"))
+    second = Case("LSTM", I=6, optional=("B", "P"), attributes={"direction": "reverse"})
     a, b = first.arrays(1), second.arrays(2)
     nodes = [
         helper.make_node("Constant", [], ["W1"], value=numpy_helper.from_array(a["W"])),
@@ -102,10 +102,10 @@ def stack():
 
 
 def test_nodes_in_a_row():
-    model, x, wanted, case = stack()
+    model, x, reference, case = stack()
     ready = fusedrnn.onnx.prepare(model)
-    assert_same(ready.run([x]), wanted, case)
-    assert_same(ready.run({"X": x}), wanted, case)
+    assert_same(ready.run([x]), reference, case)
+    assert_same(ready.run({"X": x}), reference, case)
     assert ready.run([x])["Z"].shape == (1, 1, 3, 6)
 
 
@@ -123,11 +123,11 @@ def test_an_initializer_that_is_an_input_can_be_replaced():
     model = case.model(arrays)
     model.graph.input.append(info("W", arrays["W"]))
     other = arrays | {"W": -arrays["W"]}
-    given = case.inputs(arrays)
+    inputs = case.inputs(arrays)
     ready = fusedrnn.onnx.prepare(model)
-    assert_same(ready.run(list(given.values())), expected(case, arrays), case)
-    assert_same(ready.run(given | {"W": other["W"]}), expected(case, other), case)
-    assert_same(ready.run(given), expected(case, arrays), case)
+    assert_same(ready.run(list(inputs.values())), expected(case, arrays), case)
+    assert_same(ready.run(inputs | {"W": other["W"]}), expected(case, other), case)
+    assert_same(ready.run(inputs), expected(case, arrays), case)
 
 
 def test_models_that_list_initializers_as_inputs():
@@ -143,15 +143,15 @@ def test_models_that_list_initializers_as_inputs():
 def test_run_node_and_run_model():
     case = Case("LSTM", lengths=(5, 1, 3))
     arrays = case.arrays()
-    wanted = expected(case, arrays)
+    reference = expected(case, arrays)
     node = case.node(arrays)
     options = {"backend": "reference"}
-    shapes = [(np.float32, one.shape) for one in wanted]
-    assert_same(fusedrnn.onnx.run_node(node, list(arrays.values()), outputs_info=shapes, **options), wanted, case)
-    made = fusedrnn.onnx.run_node(node, arrays, opset_version=7, **options)
-    assert_same(made, wanted, case)
-    assert made["Y_c"] is made[2]
-    assert_same(fusedrnn.onnx.run_model(case.model(arrays), arrays, **options), wanted, case)
+    shapes = [(np.float32, array.shape) for array in reference]
+    assert_same(fusedrnn.onnx.run_node(node, list(arrays.values()), outputs_info=shapes, **options), reference, case)
+    outputs = fusedrnn.onnx.run_node(node, arrays, opset_version=7, **options)
+    assert_same(outputs, reference, case)
+    assert outputs["Y_c"] is outputs[2]
+    assert_same(fusedrnn.onnx.run_model(case.model(arrays), arrays, **options), reference, case)
 
 
 def test_inputs_in_any_strides_are_not_written_to():
@@ -160,25 +160,25 @@ def test_inputs_in_any_strides_are_not_written_to():
     arrays = {name: np.repeat(a, 2, axis=-1)[..., ::2] for name, a in plain.items()}
     for array in arrays.values():
         array.setflags(write=False)
-    for one, two in zip(ours(case, arrays), ours(case, plain), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for strided, contiguous in zip(ours(case, arrays), ours(case, plain), strict=True):
+        np.testing.assert_array_equal(strided, contiguous)
 
 
 def test_many_threads_run_one_model():
     model, x, _, _ = stack()
     ready = fusedrnn.onnx.prepare(model, backend="reference")
     inputs = [x * scale for scale in (1, 0.5, -1, 2)]
-    wanted = [ready.run([one])[0] for one in inputs]
-    made = [None] * len(inputs)
+    reference = [ready.run([array])[0] for array in inputs]
+    outputs = [None] * len(inputs)
 
     def work(index):
         for _ in range(10):
-            made[index] = ready.run([inputs[index]])[0]
+            outputs[index] = ready.run([inputs[index]])[0]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for one, other in zip(made, wanted, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for array, other in zip(outputs, reference, strict=True):
+        np.testing.assert_array_equal(array, other)

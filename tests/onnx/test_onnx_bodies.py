@@ -15,12 +15,12 @@ FLOAT = onnx.TensorProto.FLOAT
 
 
 def arrays_of(seed):
-    return Case("RNN", given=()).arrays(seed)
+    return Case("RNN", optional=()).arrays(seed)
 
 
 def params_of(seed):
     """The parameters of the layer with these arrays."""
-    case = Case("RNN", given=(), weights_inside=True)
+    case = Case("RNN", optional=(), weights_inside=True)
     return read(case.model(case.arrays(seed)))["node"].params
 
 

@@ -206,7 +206,7 @@ def test_what_no_engine_has_is_refused_by_name():
     """An engine with the plain cells alone; the node says what it lacks."""
 
     def factory(spec):
-        raise NotImplementedError("never made")
+        raise NotImplementedError("never called")
 
     case = Case("LSTM", attributes={"clip": 0.5}, weights_inside=True)
     model = case.model(case.arrays())

@@ -124,14 +124,14 @@ def compare_with_onnxruntime(operator, arrays, attributes, opset):
     model.ir_version = 10
     theirs = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
     folder, scope = Folder(), Scope(model, model.graph)
-    for name, wanted in zip(outputs, theirs, strict=True):
+    for name, reference in zip(outputs, theirs, strict=True):
         value = folder.array(scope, name)
-        assert (value.dtype, value.shape) == (wanted.dtype, wanted.shape)
-        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+        assert (value.dtype, value.shape) == (reference.dtype, reference.shape)
+        np.testing.assert_allclose(value, reference, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("attributes", "wanted"),
+    ("attributes", "reference"),
     [
         ({"value_float": 1.5}, np.array(1.5, np.float32)),
         ({"value_floats": [1.5, 2.0]}, np.array([1.5, 2.0], np.float32)),
@@ -140,11 +140,11 @@ def compare_with_onnxruntime(operator, arrays, attributes, opset):
     ],
     ids=str,
 )
-def test_constants_of_every_kind(attributes, wanted):
+def test_constants_of_every_kind(attributes, reference):
     model = model_of([helper.make_node("Constant", [], ["y"], **attributes)], [], [])
     value = Folder().array(Scope(model, model.graph), "y")
-    np.testing.assert_array_equal(value, wanted)
-    assert value.dtype == wanted.dtype
+    np.testing.assert_array_equal(value, reference)
+    assert value.dtype == reference.dtype
 
 
 # ---- layers
@@ -177,8 +177,8 @@ def test_weights_that_are_computed_from_constants(kind, lengths):
     for name, state in zip(layer.spec.state_names, layer.states, strict=True):
         np.testing.assert_array_equal(state, arrays[f"initial_{name}"])
     y, _, _ = RNNOp(layer.spec).forward(arrays["X"], layer.params, layer.states, lengths=layer.lengths)
-    wanted = expected(case, arrays)[0]
-    assert_same([y.reshape(case.T, case.N, case.D, case.H).swapaxes(1, 2)], [wanted], case)
+    reference = expected(case, arrays)[0]
+    assert_same([y.reshape(case.T, case.N, case.D, case.H).swapaxes(1, 2)], [reference], case)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
@@ -204,7 +204,7 @@ def test_weights_that_are_computed_can_be_written(kind):
 
 
 def test_what_others_read_of_a_computed_weight_stays():
-    _, model, arrays = folded("RNN", given=("B",))
+    _, model, arrays = folded("RNN", optional=("B",))
     reader = helper.make_node("Neg", ["W/transposed"], ["Z"])
     model.graph.node.append(reader)
     model.graph.output.append(onnx.ValueInfoProto(name="Z"))
@@ -228,32 +228,32 @@ def test_the_backend_computes_constants_once():
     np.testing.assert_array_equal(read(model)["node"].params, read(case.model(arrays))["node"].params)
 
 
-@pytest.mark.parametrize("given", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
-def test_states_that_are_no_constants_are_none(given):
-    case = Case("LSTM", weights_inside=True, given=("initial_h", "initial_c"))
+@pytest.mark.parametrize("optional", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
+def test_states_that_are_no_constants_are_none(optional):
+    case = Case("LSTM", weights_inside=True, optional=("initial_h", "initial_c"))
     arrays = case.arrays()
     model = case.model(arrays)
     del model.graph.input[1:]
     for name in ("initial_h", "initial_c"):
-        if name in given:
+        if name in optional:
             model.graph.initializer.append(numpy_helper.from_array(arrays[name], name))
         else:  # zeros whose shape is that of a part of the input: known when the model runs
             model.graph.node.insert(0, helper.make_node("Shape", ["X"], [f"{name}/shape"], end=2))
             model.graph.node.insert(1, helper.make_node("ConstantOfShape", [f"{name}/shape"], [name]))
     states = read(model)["node"].states
-    if not given:
+    if not optional:
         assert states is None
     else:
-        assert [state is not None for state in states] == [name in given for name in ("initial_h", "initial_c")]
+        assert [state is not None for state in states] == [name in optional for name in ("initial_h", "initial_c")]
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("given", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
-def test_what_is_read_goes_into_forward_as_it_is(kind, given):
-    case = Case(kind, weights_inside=True, given=("B", *given))
+@pytest.mark.parametrize("optional", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
+def test_what_is_read_goes_into_forward_as_it_is(kind, optional):
+    case = Case(kind, weights_inside=True, optional=("B", *optional))
     arrays = case.arrays()
     model = case.model(arrays)
-    model.graph.initializer.extend(numpy_helper.from_array(arrays[name], name) for name in given if name in arrays)
+    model.graph.initializer.extend(numpy_helper.from_array(arrays[name], name) for name in optional if name in arrays)
     layer = read(model)["node"]
     y, final, _ = RNNOp(layer.spec).forward(arrays["X"], layer.params, layer.states)
     assert_same([y.reshape(case.T, 1, case.N, case.H), *final], expected(case, arrays), case)
@@ -299,7 +299,7 @@ def test_lengths_that_do_not_fit(value, error, match):
 
 def weight_of(nodes, initializers=(), opset=18):
     """A model whose W, called w, these nodes make, of an initializer W or others."""
-    case = Case("RNN", weights_inside=True, given=(), opset=opset)
+    case = Case("RNN", weights_inside=True, optional=(), opset=opset)
     model = case.model(case.arrays())
     model.graph.node[0].input[1] = "w"
     model.graph.initializer.extend(
@@ -359,7 +359,7 @@ def test_long_chains_are_computed():
     """Longer than Python's stack is deep."""
     nodes = [node("Neg", [f"v{k}"], [f"v{k + 1}"]) for k in range(1200)]
     model = weight_of([node("Identity", ["W"], ["v0"]), *nodes, node("Identity", ["v1200"], ["w"])])
-    case = Case("RNN", weights_inside=True, given=())
+    case = Case("RNN", weights_inside=True, optional=())
     np.testing.assert_array_equal(read(model)["node"].params, read(case.model(case.arrays()))["node"].params)
 
 

@@ -80,10 +80,10 @@ def in_a_function(kind):
     function = helper.make_function("local", "encode", inputs, list(node.output), [node], opsets, ["way"])
     function.node[0].attribute[-1].ClearField("s")
     call = helper.make_node("encode", inputs, list(node.output), name="call", domain="local", way="bidirectional")
-    made = model_of([call], model.graph.input, model.graph.output, model.graph.initializer)
-    made.opset_import.append(helper.make_opsetid("local", 1))
-    made.functions.append(function)
-    return made
+    model = model_of([call], model.graph.input, model.graph.output, model.graph.initializer)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    model.functions.append(function)
+    return model
 
 
 def models():

@@ -66,7 +66,7 @@ MIXED = {"activations": ["Tanh", "LeakyRelu"], "activation_alpha": [0.3], "direc
 ANY = ({}, {"direction": "reverse"}, {"direction": "bidirectional"}, {"clip": 0.3})
 OWN = {"LSTM": LSTM_ONLY, "GRU": GRU_ONLY, "RNN": RNN_ONLY}
 ATTRIBUTES = [(kind, attributes) for kind in KINDS for attributes in (*ANY, *OWN[kind])]
-GIVEN = [(), ("B",), ("initial_h",), ("initial_c",), ("P",), ("B", "P"), ALL]
+OPTIONAL_INPUTS = [(), ("B",), ("initial_h",), ("initial_c",), ("P",), ("B", "P"), ALL]
 
 
 @pytest.mark.parametrize(("kind", "attributes"), ATTRIBUTES, ids=str)
@@ -100,10 +100,10 @@ def test_attributes_in_float64(kind, attributes, layout):
 
 
 @kinds
-@pytest.mark.parametrize("given", GIVEN, ids="-".join)
+@pytest.mark.parametrize("optional", OPTIONAL_INPUTS, ids="-".join)
 @pytest.mark.parametrize("inside", [False, True], ids=["inputs", "initializers"])
-def test_optional_inputs(kind, given, inside):
-    case = Case(kind, given=given, weights_inside=inside, attributes={"direction": "bidirectional"})
+def test_optional_inputs(kind, optional, inside):
+    case = Case(kind, optional=optional, weights_inside=inside, attributes={"direction": "bidirectional"})
     arrays = case.arrays()
     actual = ours(case, arrays)
     assert_same(actual, expected(case, arrays), case)
@@ -112,9 +112,9 @@ def test_optional_inputs(kind, given, inside):
 
 @capable
 @kinds
-@pytest.mark.parametrize("given", GIVEN, ids="-".join)
-def test_optional_inputs_against_the_reference_evaluator(kind, given):
-    case = Case(kind, given=given, attributes={"direction": "bidirectional"})
+@pytest.mark.parametrize("optional", OPTIONAL_INPUTS, ids="-".join)
+def test_optional_inputs_against_the_reference_evaluator(kind, optional):
+    case = Case(kind, optional=optional, attributes={"direction": "bidirectional"})
     arrays = case.arrays()
     assert_same(ours(case, arrays), with_reference_evaluator(case, arrays), case)
 
@@ -148,9 +148,9 @@ def test_old_opsets_against_the_reference_evaluator(kind, opset):
     """It has no RNN before opset 7, and no output_sequence, which changes nothing where Y has a name."""
     case = Case(kind, opset=opset)
     arrays = case.arrays()
-    wanted = with_reference_evaluator(case, arrays)
+    reference = with_reference_evaluator(case, arrays)
     for attributes in ({}, {"output_sequence": 0}, {"output_sequence": 1}):
-        assert_same(ours(replace(case, attributes=attributes), arrays), wanted, case)
+        assert_same(ours(replace(case, attributes=attributes), arrays), reference, case)
 
 
 def test_the_direction_as_the_first_schema_spells_it():
@@ -191,16 +191,16 @@ def test_a_value_at_the_threshold_is_below_it():
     """As in ONNX's operator ThresholdedRelu; the text of the recurrent ones has it the other way round."""
     case = Case("RNN", attributes={"activations": ["ThresholdedRelu"], "activation_alpha": [0.25], "clip": 0.25})
     arrays = case.arrays()
-    for made in (ours(case, arrays), with_onnxruntime(case, arrays)):
-        assert not made[0].any()
+    for outputs in (ours(case, arrays), with_onnxruntime(case, arrays)):
+        assert not outputs[0].any()
 
 
 def test_names_of_functions_in_any_case():
     plain = Case("LSTM", attributes={"activations": ["HardSigmoid", "LeakyRelu", "Softsign"]})
     other = replace(plain, attributes={"activations": ["hardsigmoid", "LEAKYRELU", "SoftSign"]})
     arrays = plain.arrays()
-    for one, two in zip(ours(other, arrays), ours(plain, arrays), strict=True):
-        np.testing.assert_array_equal(one, two)
+    for array, plain_array in zip(ours(other, arrays), ours(plain, arrays), strict=True):
+        np.testing.assert_array_equal(array, plain_array)
 
 
 @kinds
@@ -226,7 +226,7 @@ def test_float16_against_onnxruntime(kind):
 
 
 def test_outputs_that_do_not_fit_float16_are_infinite():
-    case = Case("RNN", T=1, N=1, I=1, H=1, dtype="float16", given=(), attributes={"activations": ["Relu"]})
+    case = Case("RNN", T=1, N=1, I=1, H=1, dtype="float16", optional=(), attributes={"activations": ["Relu"]})
     arrays = {name: np.full_like(a, 300) for name, a in case.arrays().items()}
     Y, Y_h = ours(case, arrays)
     assert np.isinf(Y).all()
@@ -263,10 +263,10 @@ def cases(draw):
     if kind == "GRU":
         attributes["linear_before_reset"] = draw(st.sampled_from([0, 1]))
     lengths = draw(st.none() | st.tuples(*[st.integers(0, T)] * N))
-    given = tuple(name for name in ALL if draw(st.booleans()))
+    optional = tuple(name for name in ALL if draw(st.booleans()))
     dtype = draw(st.sampled_from(["float32", "float64"]))
     inside = draw(st.booleans())
-    return Case(kind, T, N, I, H, dtype, 14, given, lengths, inside, attributes=attributes)
+    return Case(kind, T, N, I, H, dtype, 14, optional, lengths, inside, attributes=attributes)
 
 
 def mixed(case):

@@ -9,7 +9,7 @@ import fusedrnn.onnx
 from fusedrnn.onnx import read
 from onnx import helper
 
-CASE = Case("LSTM", weights_inside=True, given=("B",), attributes={"layout": 0})
+CASE = Case("LSTM", weights_inside=True, optional=("B",), attributes={"layout": 0})
 
 
 def cleared(field):
@@ -61,9 +61,9 @@ def test_what_onnxruntime_accepts_is_accepted(change):
     ACCEPTED[change](model)
     before = model.SerializeToString(deterministic=True)
     inputs = CASE.inputs(arrays)
-    wanted = expected(CASE, arrays)
-    assert_same(onnxruntime.InferenceSession(before).run(None, inputs), wanted, CASE)
-    assert_same(fusedrnn.onnx.run_model(model, inputs, backend="reference"), wanted, CASE)
+    reference = expected(CASE, arrays)
+    assert_same(onnxruntime.InferenceSession(before).run(None, inputs), reference, CASE)
+    assert_same(fusedrnn.onnx.run_model(model, inputs, backend="reference"), reference, CASE)
     layer = read(model)["node"]
     np.testing.assert_array_equal(layer.params, read(CASE.model(arrays))["node"].params)
     assert model.SerializeToString(deterministic=True) == before

@@ -73,19 +73,19 @@ def test_what_is_read_gives_the_nodes_results(case):
 
 
 @kinds
-@pytest.mark.parametrize("given", [(), ("B",), ("P",), ALL], ids="-".join)
-def test_specs(kind, given):
-    case, model, _ = inside(Case(kind, given=given, attributes={"direction": "reverse", "clip": 0.5}))
+@pytest.mark.parametrize("optional", [(), ("B",), ("P",), ALL], ids="-".join)
+def test_specs(kind, optional):
+    case, model, _ = inside(Case(kind, optional=optional, attributes={"direction": "reverse", "clip": 0.5}))
     layer = read(model)["node"]
     spec = layer.spec
     assert (spec.mode, spec.input_size, spec.hidden_size, spec.dtype) == (MODES[kind], case.I, case.H, "float32")
     assert (spec.reverse, spec.bidirectional, spec.gate_clip) == (True, False, 0.5)
-    assert spec.bias == ("double" if "B" in given else "none")
-    assert spec.peepholes == ("P" in given and kind == "LSTM")
+    assert spec.bias == ("double" if "B" in optional else "none")
+    assert spec.peepholes == ("P" in optional and kind == "LSTM")
     assert spec.reset_after == (kind != "GRU")
     assert layer.params.shape == (spec.layout.size,)
     assert layer.outputs == case.output_names
-    assert set(layer.inputs) == {"X", "W", "R"} | ({*given} if kind == "LSTM" else {*given} - {"P", "initial_c"})
+    assert set(layer.inputs) == {"X", "W", "R"} | ({*optional} if kind == "LSTM" else {*optional} - {"P", "initial_c"})
 
 
 def test_gates_are_in_our_order():
@@ -130,7 +130,7 @@ def test_initial_states(layout):
 
 def test_names():
     """A layer is called by its node's name; by its first output if it has none, or if somebody else is called so."""
-    _, model, _ = inside(Case("RNN", given=()))
+    _, model, _ = inside(Case("RNN", optional=()))
     for name, outputs in (("", ["a", "b"]), ("node", ["c", "d"]), ("last", ["", "e"])):
         model.graph.node.append(helper.make_node("RNN", ["X", "W", "R"], outputs, name=name, hidden_size=6))
     layers = read(model)
@@ -234,7 +234,7 @@ def nodes_in_a_row(case, arrays, weights):
 
 @pytest.mark.parametrize("weights", ["initializers", "constants", "identity", "constants, identity"])
 def test_wherever_weights_are_held(weights):
-    case = Case("RNN", given=("B",))
+    case = Case("RNN", optional=("B",))
     arrays = case.arrays()
     model = nodes_in_a_row(case, arrays, weights)
     params = {name: layer.params for name, layer in read(model).items()}
@@ -249,19 +249,19 @@ def test_wherever_weights_are_held(weights):
     np.testing.assert_array_equal(again["node"], -params["node"])
     np.testing.assert_array_equal(again["other"], params["other"])
     negated = nodes_in_a_row(case, arrays | {name: -arrays[name] for name in "WRB"}, weights)
-    np.testing.assert_array_equal(*(with_onnxruntime(one, {"X": arrays["X"]})[0] for one in (written, negated)))
+    np.testing.assert_array_equal(*(with_onnxruntime(changed, {"X": arrays["X"]})[0] for changed in (written, negated)))
 
 
 def test_constants_of_other_kinds_do_not_matter():
     _, model, _ = inside(Case("RNN"))
-    wanted = read(model)["node"].params
+    reference = read(model)["node"].params
     model.graph.node.insert(0, helper.make_node("Constant", [], ["one"], value_ints=[1]))
     values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
     model.graph.sparse_initializer.append(
         helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64)), [3])
     )
     written = write(model, "node", read(model)["node"].params * 2)
-    np.testing.assert_array_equal(read(written)["node"].params, wanted * 2)
+    np.testing.assert_array_equal(read(written)["node"].params, reference * 2)
 
 
 @kinds
@@ -338,7 +338,7 @@ def test_weights_that_are_shared_are_read_and_not_written(by):
     ids=["size", "format", "list", "number", "text", "none"],
 )
 def test_parameters_that_do_not_fit(params, error, match):
-    _, model, _ = inside(Case("RNN", given=("B",)))
+    _, model, _ = inside(Case("RNN", optional=("B",)))
     with pytest.raises(error, match=match):
         write(model, "node", params)
 

@@ -3,7 +3,7 @@
 Of those runtimes, and why a test may have to leave one out:
 
 - onnx's ReferenceEvaluator ignores sequence_lens, clip, input_forget and the activations of LSTM and GRU, and fails
-  if output_sequence is given; of RNN it knows Tanh and Affine, and opset 7 on.
+  if output_sequence is set; of RNN it knows Tanh and Affine, and opset 7 on.
 - onnxruntime has no layout 1, no float64, no opset below 7; final states of a sequence of length 0 are zero; without
   a value in activation_alpha ThresholdedRelu has 0 where ONNX's operator has 1.
 """
@@ -37,7 +37,7 @@ TAKES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A node with random arrays; ``given`` are the optional inputs there are, as far as the operator has them."""
+    """A node with random arrays; ``optional`` names its optional inputs; it lacks those that the operator lacks."""
 
     kind: str
     T: int = 5
@@ -46,7 +46,7 @@ class Case:
     H: int = 6
     dtype: str = "float32"
     opset: int = 14  # the last to add anything but bfloat16, which every runtime knows
-    given: tuple = ALL
+    optional: tuple = ALL
     lengths: tuple | None = None
     weights_inside: bool = False
     outputs: tuple | None = None
@@ -77,7 +77,7 @@ class Case:
         def some(size, *shape):
             return rng.uniform(-size, size, shape).astype(np.float32).astype(self.dtype)
 
-        found = {
+        arrays = {
             "X": some(min(1.7, 1.7 * (H / self.I) ** 0.5), self.T, self.N, self.I),
             "W": some(bound, D, G * H, self.I),
             "R": some(bound, D, G * H, H),
@@ -87,12 +87,12 @@ class Case:
             "P": some(1, D, 3 * H),
         }
         if self.lengths is not None:
-            found["sequence_lens"] = np.array(self.lengths, np.int32)
-        names = {"X", "W", "R", "sequence_lens", *self.given}
+            arrays["sequence_lens"] = np.array(self.lengths, np.int32)
+        names = {"X", "W", "R", "sequence_lens", *self.optional}
         if self.batch_first:
             for name in ("X", "initial_h", "initial_c"):
-                found[name] = np.ascontiguousarray(found[name].swapaxes(0, 1))
-        return {name: found[name] for name in ORDER[self.kind] if name in names and name in found}
+                arrays[name] = np.ascontiguousarray(arrays[name].swapaxes(0, 1))
+        return {name: arrays[name] for name in ORDER[self.kind] if name in names and name in arrays}
 
     def node(self, arrays):
         names = [name if name in arrays else "" for name in ORDER[self.kind]]
@@ -181,14 +181,14 @@ def _functions(case):
     alphas = iter([float(np.float32(a)) for a in case.attributes.get("activation_alpha", ())])
     betas = iter([float(np.float32(b)) for b in case.attributes.get("activation_beta", ())])
     defaults = {"LeakyRelu": (0.01,), "ThresholdedRelu": (1.0,), "Elu": (1.0,), "HardSigmoid": (0.2, 0.5)}
-    made = []
+    functions = []
     for name in names:
         default = (*defaults.get(name, ()), None, None)
         alpha = next(alphas, default[0]) if TAKES[name] else None
         beta = next(betas, default[1]) if TAKES[name] > 1 else None
-        made.append(lambda x, name=name, a=alpha, b=beta: _function(name, x, a, b))
+        functions.append(lambda x, name=name, a=alpha, b=beta: _function(name, x, a, b))
     count = len(FUNCTIONS[case.kind])
-    return [made[first : first + count] for first in range(0, case.D * count, count)]
+    return [functions[first : first + count] for first in range(0, case.D * count, count)]
 
 
 def _function(name, x, a, b):
@@ -228,8 +228,8 @@ def expected(case, arrays):
                 Y[t, d, n] = state[0]
             last.append(state)
     finals = [np.stack([state[s] for state in last]).reshape(case.D, N, H) for s in range(len(STATES[case.kind]))]
-    made = [Y.transpose(2, 0, 1, 3), *(f.swapaxes(0, 1) for f in finals)] if case.batch_first else [Y, *finals]
-    return [array for array, name in zip(made, case.output_names, strict=False) if name]
+    outputs = [Y.transpose(2, 0, 1, 3), *(f.swapaxes(0, 1) for f in finals)] if case.batch_first else [Y, *finals]
+    return [array for array, name in zip(outputs, case.output_names, strict=False) if name]
 
 
 def _clipped(attributes, x):
@@ -269,15 +269,15 @@ _STEPS = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
 # ---- comparing
 
 
-def assert_same(actual, wanted, case, dtype=None):
+def assert_same(actual, reference, case, dtype=None):
     """As many outputs, of the node's format, within the tolerance for it."""
     dtype = dtype or case.dtype
-    assert len(actual) == len(wanted)
-    scale = max(1.0, *(float(np.abs(one).max(initial=0)) for one in wanted))
-    for number, (one, other) in enumerate(zip(actual, wanted, strict=True)):
-        assert one.dtype == np.dtype(case.dtype)
-        found = difference(one, other, *tolerance(dtype, case.I + case.H + 2, scale))
-        assert found is None, f"output {number}{found}"
+    assert len(actual) == len(reference)
+    scale = max(1.0, *(float(np.abs(array).max(initial=0)) for array in reference))
+    for number, (array, other) in enumerate(zip(actual, reference, strict=True)):
+        assert array.dtype == np.dtype(case.dtype)
+        message = difference(array, other, *tolerance(dtype, case.I + case.H + 2, scale))
+        assert message is None, f"output {number}{message}"
 
 
 def without_empty(results, case):
@@ -286,4 +286,4 @@ def without_empty(results, case):
         return results
     alive = np.flatnonzero(case.lengths)
     first = next(filter(None, case.output_names)) == "Y"
-    return [one if first and place == 0 else one[:, alive] for place, one in enumerate(results)]
+    return [array if first and place == 0 else array[:, alive] for place, array in enumerate(results)]
