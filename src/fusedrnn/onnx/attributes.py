@@ -125,10 +125,8 @@ def _flag(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _clip(values: Mapping[str, Any]) -> float | None:
-    if "clip" not in values:
-        return None
-    clip = float(values["clip"])
-    if not clip > 0:
+    clip: float | None = values.get("clip")
+    if clip is not None and not clip > 0:
         raise ValueError(f"clip must be above 0; got {clip}")
     return clip
 

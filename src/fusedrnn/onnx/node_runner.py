@@ -11,16 +11,7 @@ from fusedrnn.frozen_array import frozen
 from fusedrnn.onnx.attributes import Settings, parse
 from fusedrnn.onnx.errors import errors_name_node, label
 from fusedrnn.onnx.graph import inputs_of
-from fusedrnn.onnx.weight_layout import (
-    COMPUTED,
-    WEIGHTS,
-    Array,
-    check_same_format,
-    direction_major_state,
-    from_onnx,
-    number_format,
-    specs,
-)
+from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, check_same_format, convert_state, from_onnx, specs
 from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
 from onnx import NodeProto
@@ -72,13 +63,7 @@ class NodeRunner:
         return tuple(bound_ops)
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the node's outputs, by name, from the model's values so far.
-
-        Raises:
-            TypeError: Naming node and input, what it got and what it expected.
-            ValueError: Likewise.
-            NotImplementedError: Naming the node and what no engine supports of it.
-        """
+        """Compute the node's outputs, by name, from the model's values so far; errors as of ``PreparedModel.run``."""
         with errors_name_node(label(self._node)):
             inputs = {name: values[value] for name, value in self.inputs.items()}
             weights = {name: value for name, value in inputs.items() if name in WEIGHTS}
@@ -93,7 +78,7 @@ class NodeRunner:
 def _run(settings: Settings, bound_ops: Sequence[_BoundOp], inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Y, Y_h and of an LSTM Y_c, in the node's layout and number format."""
     spec = bound_ops[0].op.spec
-    dtype = number_format("W", inputs["W"])
+    dtype = inputs["W"].dtype.name
     x = _time_major_x(settings, inputs["X"], dtype, spec.input_size)
     T, N = x.shape[:2]
     H = spec.hidden_size
@@ -141,13 +126,12 @@ def _states(
     """The initial states (D, N, H), zeros for an omitted one; None if all are omitted."""
     if not any(f"initial_{name}" in inputs for name in names):
         return None
-    states = []
-    for name in (f"initial_{name}" for name in names):
-        if name in inputs:
-            states.append(direction_major_state(name, inputs[name], settings, dtype, shape))
-        else:
-            states.append(np.zeros(shape, COMPUTED[dtype]))
-    return states
+    return [
+        convert_state(name, inputs[name], settings, dtype, shape)
+        if name in inputs
+        else np.zeros(shape, COMPUTED[dtype])
+        for name in (f"initial_{name}" for name in names)
+    ]
 
 
 def _rounded(value: Array, dtype: str) -> Array:

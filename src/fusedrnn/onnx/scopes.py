@@ -13,7 +13,7 @@ from functools import cached_property
 
 from fusedrnn.onnx.errors import first_output, operator_name
 from fusedrnn.onnx.graph import Functions, is_other_recurrent, is_recurrent, opset_of, subgraphs
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 # Far above what models need; a malicious model cannot exhaust time or memory.
 _MAX_DEPTH = 100
@@ -182,11 +182,7 @@ class Scope:
             yield scope
 
     def walk(self) -> Iterator[tuple[Scope, NodeProto]]:
-        """All nodes here and in bodies, in order, each before those of its bodies; skips functions without recurrence.
-
-        Raises:
-            ValueError: As :meth:`bodies`.
-        """
+        """All nodes here and in bodies, in order, each before its bodies; skips functions without recurrent nodes."""
         stack = [(self, iter(self.nodes))]
         while stack:
             scope, nodes = stack[-1]
@@ -202,29 +198,24 @@ class Scope:
     # ---- values
 
     @cached_property
-    def _producers(self) -> Mapping[str, NodeProto]:
-        return {name: node for node in self.nodes for name in node.output if name}
-
-    @cached_property
-    def _redefined(self) -> frozenset[str]:
-        """The values with more than one origin."""
-        count = Counter(name for node in self.nodes for name in node.output if name)
-        count.update(tensor.name for tensor in self._graph.initializer if tensor.name in self._initializers)
-        return frozenset(name for name, definitions in count.items() if definitions > 1)
-
-    @cached_property
-    def _initializers(self) -> Mapping[str, TensorProto]:
-        # A node passes the inputs of its body, so initializers of these names would be mere defaults.
-        inputs = self._inputs if self.outer is not None else frozenset[str]()
-        return {tensor.name: tensor for tensor in self._graph.initializer if tensor.name not in inputs}
+    def _sparse(self) -> frozenset[str]:
+        return frozenset(tensor.values.name for tensor in self._graph.sparse_initializer)
 
     @cached_property
     def _inputs(self) -> frozenset[str]:
         return frozenset(entry.name for entry in self._graph.input)
 
     @cached_property
-    def _sparse(self) -> Mapping[str, SparseTensorProto]:
-        return {tensor.values.name: tensor for tensor in self._graph.sparse_initializer}
+    def _definitions(self) -> Mapping[str, list[Origin]]:
+        """The nodes and initializers that define each value; more than one is an error where the value is read."""
+        # A node passes the inputs of its body, so initializers of these names would be mere defaults.
+        defaults = self._inputs if self.outer is not None else frozenset[str]()
+        origins = [Origin(self, name, node=node) for node in self.nodes for name in node.output if name]
+        origins += [Origin(self, t.name, tensor=t) for t in self._graph.initializer if t.name not in defaults]
+        definitions: dict[str, list[Origin]] = {}
+        for origin in origins:
+            definitions.setdefault(origin.name, []).append(origin)
+        return definitions
 
     @cached_property
     def _arguments(self) -> Mapping[str, str]:
@@ -262,12 +253,11 @@ class Scope:
 
     def _local_origin(self, name: str) -> Origin | None:
         """The origin of a value that this body defines; None if it does not."""
-        if name in self._redefined:
+        definitions = self._definitions.get(name, [])
+        if len(definitions) > 1:
             raise ValueError(f"value {name!r} must be defined once; several nodes or initializers define it")
-        if name in self._producers:
-            return Origin(self, name, node=self._producers[name])
-        if name in self._initializers:
-            return Origin(self, name, tensor=self._initializers[name])
+        if definitions:
+            return definitions[0]
         if name in self._sparse:
             raise NotImplementedError(f"initializer {name!r} is sparse, which is not supported")
         return Origin(self, name) if name in self._inputs else None

@@ -82,17 +82,10 @@ def check_same_format(name: str, value: Array, dtype: str) -> None:
         raise TypeError(f"{name} must be {dtype}, as W is; got {value.dtype}")
 
 
-def direction_major_state(
-    name: str, state: Array, settings: Settings, dtype: str, shape: tuple[int, int | None, int]
-) -> Array:
-    """An initial state of a node as (D, N, H), checked, in the number format of the computation.
+def convert_state(name: str, state: Array, settings: Settings, dtype: str, shape: tuple[int, int | None, int]) -> Array:
+    """A node's initial state as (D, N, H) in the number format of the computation.
 
-    Args:
-        name: The input's name in errors.
-        state: The input; (N, D, H) in layout 1.
-        settings: The node's attributes.
-        dtype: The number format of W.
-        shape: D, N and H; None for any N.
+    Checks that its number format is ``dtype``, that of W, and that its shape is ``shape``: D, N and H, None for any N.
     """
     check_same_format(name, state, dtype)
     D, N, H = shape

@@ -13,7 +13,7 @@ from fusedrnn.onnx.errors import errors_name_node
 from fusedrnn.onnx.folding import Folder, NotConstantError
 from fusedrnn.onnx.graph import inputs_of
 from fusedrnn.onnx.scopes import Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, direction_major_state, from_onnx, specs
+from fusedrnn.onnx.weight_layout import WEIGHTS, Array, convert_state, from_onnx, specs
 from fusedrnn.spec import RNNSpec
 from onnx import ModelProto, NodeProto
 
@@ -62,20 +62,12 @@ class Layer:
 
     @property
     def spec(self) -> RNNSpec:
-        """The spec of the layer's one part.
-
-        Raises:
-            ValueError: If there are two.
-        """
+        """The spec of the layer's one part; a ValueError if it has two."""
         return self._only_part().spec
 
     @property
     def params(self) -> Array:
-        """The parameters of the layer's one part.
-
-        Raises:
-            ValueError: If there are two.
-        """
+        """The parameters of the layer's one part; a ValueError if it has two."""
         return self._only_part().params
 
     def _only_part(self) -> Part:
@@ -152,12 +144,7 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
 
 
 def layer_nodes(model: ModelProto) -> list[LayerNode]:
-    """All recurrent nodes, including those of unsupported operators.
-
-    Raises:
-        TypeError: If ``model`` is not a model.
-        ValueError: As :meth:`Scope.walk`.
-    """
+    """All recurrent nodes, including those of unsupported operators."""
     if not isinstance(model, ModelProto):
         raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
     return [
@@ -192,13 +179,7 @@ def reject_unsupported(nodes: Sequence[LayerNode]) -> None:
 
 
 def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
-    """The layer of a node.
-
-    Raises:
-        TypeError: As :func:`read`.
-        ValueError: As :func:`read`.
-        NotImplementedError: If a weight is a sparse constant.
-    """
+    """The layer of a node; errors as of :func:`read`."""
     scope = layer_node.scope
     with errors_name_node(layer_node.label):
         node = scope.bound(layer_node.node)
@@ -275,4 +256,4 @@ def _state(name: str, state: Array | None, settings: Settings, weights: Mapping[
         return None
     shape = (settings.num_directions, None, weights["R"].shape[2])
     dtype = weights["W"].dtype.name
-    return np.array(direction_major_state(name, state, settings, dtype, shape), order="C")
+    return np.array(convert_state(name, state, settings, dtype, shape), order="C")
