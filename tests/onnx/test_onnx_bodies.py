@@ -240,7 +240,7 @@ def test_functions():
     specs = [layer.spec for layer in layers.values()]
     assert [(spec.reverse, spec.gate_clip) for spec in specs] == [(True, None), (False, 2.0)]
     with pytest.raises(
-        NotImplementedError, match=r"node 'first/encode/deep' \(RNN\): a layer in a function is not writ"
+        NotImplementedError, match=r"node 'first/encode/deep' \(RNN\): a layer in a function cannot be writ"
     ):
         write(model, "first/encode/deep", params_of(0))
 

@@ -77,7 +77,7 @@ def test_attributes_of_other_opsets(kind, attributes, opset, match):
 
 
 def test_a_sequence_that_is_asked_for_must_have_a_name():
-    refused("LSTM", "output_sequence=1 asks for the output Y", {"output_sequence": 1}, 6, outputs=("", "Y_h"))
+    refused("LSTM", "output_sequence=1 needs the output Y", {"output_sequence": 1}, 6, outputs=("", "Y_h"))
 
 
 @pytest.mark.parametrize(

@@ -330,12 +330,12 @@ REFUSED = {
     "format": ([node("Cast", ["W"], ["w"], to=99)], {}, r"the node of 'w' \(Cast\): "),
     "text": ([node("Cast", ["W"], ["w"], to=8)], {}, "W must be one of float32, "),
     "outputs": ([node("Split", ["W"], ["w"], num_outputs=2**40)], {}, r"\(Split\): num_outputs must be .*, 1; got"),
-    "ConstantOfShape": ([node("ConstantOfShape", ["s"], ["w"])], HUGE, "must be at most 256 MiB"),
-    "Expand": ([node("Expand", ["W", "s"], ["w"])], {"s": np.array([10**9, 1, 6, 4])}, "must be at most 256 MiB"),
-    "Tile": ([node("Tile", ["W", "s"], ["w"])], {"s": np.array([10**6] * 3)}, "must be at most 256 MiB"),
-    "Pad": ([node("Pad", ["W", "s"], ["w"])], {"s": np.array([0, 0, 0, 10**15, 0, 0])}, "must be at most 256 MiB"),
-    "Range": ([node("Range", ["z", "e", "o"], ["w"])], {"z": 0, "e": 10**15, "o": 1}, "must be at most 256 MiB"),
-    "overflow": ([node("ConstantOfShape", ["s"], ["w"])], {"s": np.array([2**62, 4])}, "must be at most 256 MiB"),
+    "ConstantOfShape": ([node("ConstantOfShape", ["s"], ["w"])], HUGE, "must take at most 256 MiB"),
+    "Expand": ([node("Expand", ["W", "s"], ["w"])], {"s": np.array([10**9, 1, 6, 4])}, "must take at most 256 MiB"),
+    "Tile": ([node("Tile", ["W", "s"], ["w"])], {"s": np.array([10**6] * 3)}, "must take at most 256 MiB"),
+    "Pad": ([node("Pad", ["W", "s"], ["w"])], {"s": np.array([0, 0, 0, 10**15, 0, 0])}, "must take at most 256 MiB"),
+    "Range": ([node("Range", ["z", "e", "o"], ["w"])], {"z": 0, "e": 10**15, "o": 1}, "must take at most 256 MiB"),
+    "overflow": ([node("ConstantOfShape", ["s"], ["w"])], {"s": np.array([2**62, 4])}, "must take at most 256 MiB"),
 }
 
 
@@ -351,7 +351,7 @@ def test_what_cannot_be_computed_names_layer_and_node(case):
 def test_constants_that_double_are_refused_in_time():
     nodes = [node("Concat", ["W", "W"], ["v0"], axis=0)]
     nodes += [node("Concat", [f"v{k}"] * 2, [f"v{k + 1}"], axis=0) for k in range(60)]
-    with pytest.raises(ValueError, match=r"\(Concat\): what is computed from constants must be at most 256 MiB"):
+    with pytest.raises(ValueError, match=r"\(Concat\): results computed from constants must take at most 256 MiB"):
         read(weight_of([*nodes, node("Identity", ["v60"], ["w"])]))
 
 

@@ -120,7 +120,7 @@ class Folder:
         self._budget -= _bytes_of_outputs(renamed, opset, arrays)
         if self._budget < 0:
             limit = f"{_FREE_BYTES >> 20} MiB and {_BYTES_PER_CONSTANT_BYTE} times their size"
-            raise ValueError(f"what is computed from constants must be at most {limit}; got more")
+            raise ValueError(f"results computed from constants must take at most {limit}; got more")
         # A graph, since the evaluator runs a single node in the newest opset only.
         infos = {name: ValueInfoProto(name=name) for name in (*arrays, *renamed.output)}
         graph = helper.make_graph(

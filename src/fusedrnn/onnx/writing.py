@@ -60,7 +60,9 @@ def _store(layer_node: LayerNode, layer: Layer, vectors: Sequence[Array], folder
     """Write the vectors into the model that holds the node."""
     scope = layer_node.scope
     if scope.in_function:
-        raise NotImplementedError("a layer in a function is not written; onnx.inliner puts functions into the graph")
+        raise NotImplementedError(
+            "a layer in a function cannot be written; inline the function with onnx.inliner first"
+        )
     values = {name: value for name, value in layer.inputs.items() if name in WEIGHTS}
     stored = {name: _stored_tensor(scope, value) for name, value in values.items()}
     _reject_shared(scope.root, {name: weight for name, weight in stored.items() if weight is not None})
