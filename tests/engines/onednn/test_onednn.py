@@ -239,8 +239,8 @@ def test_weights_are_brought_into_place_once(monkeypatch):
     """For parameters that are frozen, or the same: however many calls, of whatever length."""
     shape = Shape(3, 2, 40, 50)
     problem = problem_of(shape.spec("lstm"), shape)
-    made, plain = [], weights.Keeper._make
-    monkeypatch.setattr(weights.Keeper, "_make", lambda self, params: made.append(1) or plain(self, params))
+    made, plain = [], weights.WeightCache._make
+    monkeypatch.setattr(weights.WeightCache, "_make", lambda self, params: made.append(1) or plain(self, params))
     op = RNNOp(problem.spec, "onednn")
     for params in (problem.params, frozen(problem.params), problem.params.copy()):
         for steps in (1, 2, 3):
@@ -336,7 +336,7 @@ def test_a_forked_child(onednn):
 
 
 def test_the_bound_on_threads_is_lifted_again(onednn):
-    bounded = threads.bounds(onednn)
+    bounded = threads.thread_limit(onednn)
     if onednn.runtime == library.OPENMP:
         before = onednn.cdll.omp_get_max_threads()
         with bounded(1):

@@ -15,8 +15,8 @@ from fusedrnn.engines.onednn.library import load
 from fusedrnn.engines.onednn.param_layout import Layout
 from fusedrnn.engines.onednn.program import Program
 from fusedrnn.engines.onednn.runner import Operands, Runner, address_of, array_in
-from fusedrnn.engines.onednn.threads import allowed, bounds
-from fusedrnn.engines.onednn.weights import Keeper, Weights, lines
+from fusedrnn.engines.onednn.threads import clamp_threads, thread_limit
+from fusedrnn.engines.onednn.weights import WeightCache, Weights, lines
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers, write_or_add
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease
@@ -61,28 +61,28 @@ class OneDNNEngine:
         spec: What to run.
 
     Raises:
-        ImportError: If the library is not there.
+        ImportError: If the library is not installed.
         NotImplementedError: If it has no such cell.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec = spec
         self._library = load()
-        self._bounded = bounds(self._library)
+        self._thread_limit = thread_limit(self._library)
         self._layout = Layout(self._library, spec)
-        self._keeper = Keeper(self._library, self._layout, spec.layout.size)
-        self._runner = Runner(spec, self._layout, self._keeper)
+        self._weight_cache = WeightCache(self._library, self._layout, spec.layout.size)
+        self._runner = Runner(spec, self._layout, self._weight_cache)
         self._programs: OrderedDict[tuple[int, int, bool, int], Program] = OrderedDict()
         self._lock = Lock()
         self._pool = BufferPool(_MOST_IDLE)
-        with self._bounded(allowed(self._library, 1)):
-            self._program(1, 1, True, 1)  # a cell that the library has not shows now
+        with self._thread_limit(clamp_threads(self._library, 1)):
+            self._program(1, 1, True, 1)  # raises now if the library lacks the cell
 
     def compile(self, training: bool = False) -> None:
         """Look whether training is possible; what oneDNN compiles depends on sizes that only a call has.
 
         Raises:
-            NotImplementedError: If it is asked for and oneDNN cannot be trusted with it.
+            NotImplementedError: If ``training`` is true and oneDNN corrupts memory when it trains this spec.
         """
         if training:
             _check_training(self.spec)
@@ -93,8 +93,8 @@ class OneDNNEngine:
         x = np.ascontiguousarray(operands.x)
         steps, batch = x.shape[:2]
         final = tuple(np.empty(shape, np.float32) for shape in self.spec.state_shape(batch))
-        threads = allowed(self._library, get_num_threads())
-        with self._bounded(threads):
+        threads = clamp_threads(self._library, get_num_threads())
+        with self._thread_limit(threads):
             program = self._program(steps, batch, False, threads)
             lease = self._pool.lease(program.scratch.size)
             begin, places, last = lease.address, program.scratch, len(program.steps) - 1
@@ -109,7 +109,7 @@ class OneDNNEngine:
                 [begin + places[f"y{index % 2}"] for index in range(last)] + [address_of(result)],
                 [address_of(state) for state in final],
             )
-            self._runner.forward(program, self._keeper.at(params), addresses, begin + places["scratchpad"])
+            self._runner.forward(program, self._weight_cache.at(params), addresses, begin + places["scratchpad"])
             if result is not y:
                 y[...] = result
         return final
@@ -120,15 +120,15 @@ class OneDNNEngine:
         """Training; see :class:`fusedrnn.engines.interface.Engine`. oneDNN saves the same for every ``save``.
 
         Raises:
-            NotImplementedError: If oneDNN cannot be trusted with it.
+            NotImplementedError: If oneDNN corrupts memory when it trains this spec.
         """
         _check_training(self.spec)
         steps, batch = operands.x.shape[:2]
-        threads = allowed(self._library, get_num_threads())
-        with self._bounded(threads):
+        threads = clamp_threads(self._library, get_num_threads())
+        with self._thread_limit(threads):
             program = self._program(steps, batch, True, threads)
             size = program.kept.size
-            kept = OnednnResiduals(program, self._keeper.at(operands.params), self._pool.lease(size), size)
+            kept = OnednnResiduals(program, self._weight_cache.at(operands.params), self._pool.lease(size), size)
             kept.array("x")[...] = operands.x
             for index, name in enumerate(self.spec.state_names):
                 kept.array(f"{name}0")[...] = 0 if operands.states is None else operands.states[index]
@@ -139,11 +139,11 @@ class OneDNNEngine:
     def backward(self, residuals: OnednnResiduals, operands: BackwardOperands) -> None:
         """The gradients; see :class:`fusedrnn.engines.interface.Engine`. Runs on as many threads as its forward."""
         program, grads = residuals.program, operands.grads
-        with self._bounded(allowed(self._library, program.threads)):
+        with self._thread_limit(clamp_threads(self._library, program.threads)):
             frame = program.take(True)
             scratch = self._pool.lease(program.scratch.size + lines(frame.scratch))
             arrays = _GradientArrays(self.spec, program, scratch, grads)
-            saved = self._operands(program, self._unspoilt(residuals))
+            saved = self._operands(program, self._fresh_workspace(residuals))
             gradients = arrays.operands(operands.dy, operands.dstates)
             self._runner.backward(program, frame, residuals.weights, saved, gradients, scratch)
             arrays.finish()
@@ -157,20 +157,20 @@ class OneDNNEngine:
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
         """The bytes of what a training call keeps, which do not depend on ``save``."""
-        threads = allowed(self._library, get_num_threads())
-        with self._bounded(threads):
+        threads = clamp_threads(self._library, get_num_threads())
+        with self._thread_limit(threads):
             return self._program(steps, batch, True, threads).kept.size
 
     def _program(self, steps: int, batch: int, training: bool, threads: int) -> Program:
         key = steps, batch, training, threads
         with self._lock:
-            found = self._programs.pop(key, None)
-            if found is None:
-                found = Program(self._library, self.spec, self._layout, steps, batch, training, threads)
-            self._programs[key] = found
+            program = self._programs.pop(key, None)
+            if program is None:
+                program = Program(self._library, self.spec, self._layout, steps, batch, training, threads)
+            self._programs[key] = program
             while len(self._programs) > _MOST_PROGRAMS:
                 self._programs.popitem(last=False)
-            return found
+            return program
 
     def _operands(self, program: Program, lease: Lease) -> Operands:
         """What a training call's memory holds."""
@@ -194,8 +194,8 @@ class OneDNNEngine:
         scratchpad = scratch.address + program.scratch["scratchpad"]
         self._runner.forward(program, kept.weights, self._operands(program, lease), scratchpad)
 
-    def _unspoilt(self, kept: OnednnResiduals) -> Lease:
-        """The call's memory; made again by its forward if a backward has spoilt the workspaces, or is about to."""
+    def _fresh_workspace(self, kept: OnednnResiduals) -> Lease:
+        """Memory with intact workspaces: the call's own, or a recomputed copy once a backward has taken that."""
         try:
             kept.fresh.pop()
             return kept.lease
@@ -208,29 +208,31 @@ class OneDNNEngine:
 
 
 class _GradientArrays:
-    """Where the gradients of data lie while they are made: where they are wanted if that will do, else in scratch."""
+    """Arrays that backward writes gradients of data to: the caller's buffers where possible, else scratch."""
 
     def __init__(self, spec: RNNSpec, program: Program, scratch: Lease, grads: GradBuffers) -> None:
         self._spec, self._program, self._scratch, self._grads = spec, program, scratch, grads
         self._x = self._written(grads.x, "x", grads.add_x)
-        wanted = grads.states or (None,) * len(spec.state_names)
+        buffers = grads.states or (None,) * len(spec.state_names)
         self._initial = [
-            self._written(one, f"{name}0", grads.add_states)
-            for one, name in zip(wanted, spec.state_names, strict=True)
+            self._written(buffer, f"{name}0", grads.add_states)
+            for buffer, name in zip(buffers, spec.state_names, strict=True)
         ]
 
     def operands(self, dy: Array | None, dstates: Sequence[Array | None]) -> Operands:
-        """The addresses of all of them, given those of the results."""
+        """The addresses of all gradients, from the gradients of the results."""
         program, last = self._program, len(self._program.steps) - 1
         begin = self._scratch.address
-        self._given = [self._read(dy, f"y{last % 2}")]
-        self._given += [self._read(one, f"{n}_n") for one, n in zip(dstates, self._spec.state_names, strict=True)]
-        upper, *final = [address_of(one) for one in self._given]
+        self._result_grads = [self._read(dy, f"y{last % 2}")]
+        self._result_grads += [
+            self._read(array, f"{n}_n") for array, n in zip(dstates, self._spec.state_names, strict=True)
+        ]
+        upper, *final = [address_of(array) for array in self._result_grads]
         between = [begin + program.scratch[f"y{index % 2}"] for index in range(last)]
-        return Operands(address_of(self._x), [address_of(one) for one in self._initial], [*between, upper], final)
+        return Operands(address_of(self._x), [address_of(array) for array in self._initial], [*between, upper], final)
 
     def finish(self) -> None:
-        """Bring what was made in scratch to where it is wanted."""
+        """Copy or add gradients from scratch to the caller's buffers."""
         grads = self._grads
         if grads.x is not None and self._x is not grads.x:
             write_or_add(grads.x, self._x, grads.add_x)
@@ -239,7 +241,7 @@ class _GradientArrays:
                 write_or_add(buffer, gradient, grads.add_states)
 
     def _read(self, array: Array | None, name: str) -> Array:
-        """What the caller gave, contiguous; zeros for None."""
+        """The caller's array, copied if it is not contiguous; zeros for None."""
         if array is not None and array.flags.c_contiguous:
             return array
         own = array_in(self._scratch, self._program, name)
@@ -253,7 +255,7 @@ class _GradientArrays:
 
 
 def _check_training(spec: RNNSpec) -> None:
-    """Refuse what spoils memory: the backward of oneDNN 3.13 for this cell with inputs wider than its units."""
+    """Reject training that corrupts memory: oneDNN 3.13, reset_after=False, inputs wider than hidden_size."""
     widest = max(spec.layer_input_size(layer) for layer in range(spec.num_layers))
     if not spec.reset_after and widest > spec.hidden_size:
         raise NotImplementedError(

@@ -91,7 +91,7 @@ class Step:
         shapes |= zip(self.results, [(steps, batch, spec.output_size), *states], strict=True)
         shapes |= {argument: layout.dims(stack, argument) for argument in (*self.weights, BIAS)}
         free = {WEIGHTS_LAYER, WEIGHTS_ITER, WEIGHTS_PROJECTION}
-        self._given = {
+        self._descriptors = {
             argument: Descriptor(library, shape, None) if argument in free else Descriptor.plain(library, *shape)
             for argument, shape in shapes.items()
         }
@@ -103,29 +103,29 @@ class Step:
         way = _CONCATENATED if spec.bidirectional else _RIGHT_TO_LEFT if spec.reverse else _LEFT_TO_RIGHT
         optional = (WEIGHTS_PEEPHOLE, WEIGHTS_PROJECTION) if spec.mode == "lstm" else ()
         order = (*self.inputs, WEIGHTS_LAYER, WEIGHTS_ITER, *optional, BIAS, *self.results)
-        handles = [self._given[argument].handle if argument in self._given else None for argument in order]
+        handles = [self._descriptors[argument].handle if argument in self._descriptors else None for argument in order]
         activation = [_ACTIVATIONS[spec.mode]] if spec.mode in _ACTIVATIONS else []
         slopes = [0.0, 0.0] if activation else []
         flags, hints = (0, []) if hint is None else (_OVERWRITE, [hint.description])
-        handles *= 1 if hint is None else 2  # a gradient lies like what it is of
+        handles *= 1 if hint is None else 2  # a gradient has the layout of its array
         try:
             return Primitive(
                 self._library, f"{self._name}_{direction}", self._library.engine, kind, *activation, way, *handles,
                 flags, *slopes, *hints, self._library.attributes,
             )  # fmt: skip
         except OneDNNError as error:
-            raise NotImplementedError(f"{spec} is not there in oneDNN {self._library.version}: {error}") from None
+            raise NotImplementedError(f"{spec} is not supported by oneDNN {self._library.version}: {error}") from None
 
     def arguments(self, primitive: Primitive) -> tuple[int, ...]:
-        """What a primitive is given."""
+        """The arguments of a primitive."""
         own = (*self.inputs, *self.weights, BIAS, *self.results)
         own += (WORKSPACE,) if self.backward is not None else ()
         own += tuple(DIFF + argument for argument in own if argument != WORKSPACE) if primitive is self.backward else ()
         return (*own, *((SCRATCHPAD,) if primitive.scratch else ()))
 
 
-class Frame:
-    """A program's primitives at hand, for one call at a time.
+class ArgFrame:
+    """Argument lists of a program's primitives, used by one call at a time.
 
     Args:
         library: The library.
@@ -134,28 +134,33 @@ class Frame:
         backward: Whether it is for backward.
 
     Attributes:
-        stream: Where they run.
+        stream: The stream that they run on.
         runs: Each primitive.
-        wanted: How each wants its weights.
-        reorders: In backward, what brings the gradients of its weights to where they lie in the flat vector.
-        scratch: What these need, in bytes.
+        weight_layouts: The layout that each primitive needs for each of its weights.
+        reorders: In backward, the reorders from the gradients of weights to the flat vector.
+        scratch: Bytes of scratch that the reorders need.
     """
 
     def __init__(self, library: Library, layout: Layout, steps: Iterable[Step], backward: bool) -> None:
         self.stream = Stream(library)
         self.runs: list[Run] = []
-        self.wanted: list[dict[int, Descriptor]] = []
+        self.weight_layouts: list[dict[int, Descriptor]] = []
         self.reorders: list[dict[int, Reorder]] = []
         for step in steps:
             primitive = step.backward if backward else step.forward
             assert primitive is not None
             self.runs.append(Run(primitive, step.arguments(primitive)))
-            self.wanted.append({argument: primitive.descriptor(argument) for argument in step.weights})
-            given = {argument: primitive.descriptor(DIFF + argument) for argument in step.weights if backward}
+            self.weight_layouts.append({argument: primitive.descriptor(argument) for argument in step.weights})
+            grad_layouts = {argument: primitive.descriptor(DIFF + argument) for argument in step.weights if backward}
             self.reorders.append(
-                {one: Reorder(library, layout_of, layout.in_place(step.stack, one)) for one, layout_of in given.items()}
+                {
+                    argument: Reorder(library, grad_layout, layout.in_place(step.stack, argument))
+                    for argument, grad_layout in grad_layouts.items()
+                }
             )
-        self.scratch = max((one.scratch for each in self.reorders for one in each.values()), default=0)
+        self.scratch = max(
+            (reorder.scratch for step_reorders in self.reorders for reorder in step_reorders.values()), default=0
+        )
 
 
 class Program:
@@ -187,7 +192,7 @@ class Program:
         self._library, self._layout = library, layout
         self.shape, self.threads = (steps, batch), threads
         self.steps = [Step(library, spec, layout, stack, steps, batch, training) for stack in layout.stacks]
-        self._idle: dict[bool, deque[Frame]] = {backward: deque(maxlen=_MOST_IDLE) for backward in (False, True)}
+        self._idle: dict[bool, deque[ArgFrame]] = {backward: deque(maxlen=_MOST_IDLE) for backward in (False, True)}
         self._lay_out(spec, training)
 
     def _lay_out(self, spec: RNNSpec, training: bool) -> None:
@@ -195,7 +200,7 @@ class Program:
         states = dict(zip(spec.state_names, spec.state_shape(batch), strict=True))
         output = steps, batch, spec.output_size
         kept, scratch = self.kept, self.scratch = Places(), Places()
-        # What lies between two stacks: one is read while the other is written.
+        # Outputs between stacks: one buffer is read while the other is written.
         for parity in range(2):
             scratch.add(f"y{parity}", *output)
         for name, shape in states.items():
@@ -225,13 +230,13 @@ class Program:
                 scratch.add_bytes(f"{argument} {index}", step.backward.descriptor(DIFF + argument).nbytes)
         scratch.add_bytes("scratchpad", largest)
 
-    def take(self, backward: bool) -> Frame:
-        """A frame that no other call has. A deque's own steps are atomic: no lock."""
+    def take(self, backward: bool) -> ArgFrame:
+        """A frame that no other call uses. Needs no lock: a deque's operations are atomic."""
         try:
             return self._idle[backward].pop()
         except IndexError:
-            return Frame(self._library, self._layout, self.steps, backward)
+            return ArgFrame(self._library, self._layout, self.steps, backward)
 
-    def give(self, frame: Frame, backward: bool) -> None:
-        """The frame is not needed any more."""
+    def give(self, frame: ArgFrame, backward: bool) -> None:
+        """Return a frame for later calls."""
         self._idle[backward].append(frame)

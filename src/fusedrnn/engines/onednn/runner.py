@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.onednn.param_layout import Layout
 from fusedrnn.engines.onednn.primitives import BIAS, DIFF, DST_LAYER, SCRATCHPAD, SRC_LAYER, WORKSPACE
-from fusedrnn.engines.onednn.program import Frame, Program
-from fusedrnn.engines.onednn.weights import Keeper, Weights, floats
+from fusedrnn.engines.onednn.program import ArgFrame, Program
+from fusedrnn.engines.onednn.weights import WeightCache, Weights, floats
 from fusedrnn.runtime.buffers import Lease
 from fusedrnn.spec import RNNSpec
 
@@ -44,37 +44,46 @@ class Runner:
 
     Args:
         spec: The network.
-        layout: How its parameters lie.
-        keeper: Who makes weights of them.
+        layout: The layout of its parameters.
+        weight_cache: Holds its parameters in oneDNN's layouts.
     """
 
-    def __init__(self, spec: RNNSpec, layout: Layout, keeper: Keeper) -> None:
-        self._spec, self._layout, self._keeper = spec, layout, keeper
+    def __init__(self, spec: RNNSpec, layout: Layout, weight_cache: WeightCache) -> None:
+        self._spec, self._layout, self._weight_cache = spec, layout, weight_cache
         self._sizes = [spec.size_of(name) for name in spec.state_names]
 
     def forward(self, program: Program, weights: Weights, operands: Operands, scratchpad: int) -> None:
         """Fill the outputs, final states and workspaces."""
         frame = program.take(False)
         for index, run in enumerate(frame.runs):
-            given = self._data(program, index, operands) | self._weights(frame, weights, index)
-            run(frame.stream.handle, given | {SCRATCHPAD: scratchpad})
+            args = self._data(program, index, operands) | self._weights(frame, weights, index)
+            run(frame.stream.handle, args | {SCRATCHPAD: scratchpad})
         frame.stream.wait()
         program.give(frame, False)
 
     def backward(
-        self, program: Program, frame: Frame, weights: Weights, operands: Operands, gradients: Operands, scratch: Lease
+        self,
+        program: Program,
+        frame: ArgFrame,
+        weights: Weights,
+        operands: Operands,
+        gradients: Operands,
+        scratch: Lease,
     ) -> None:
-        """Fill the gradients of input, initial states and, in ``scratch``, of parameters; workspaces are spoilt."""
+        """Fill the gradients of input, initial states and, in ``scratch``, of parameters; overwrites workspaces."""
         places = program.scratch
         for index in reversed(range(len(frame.runs))):
-            given = self._data(program, index, operands) | self._weights(frame, weights, index)
+            args = self._data(program, index, operands) | self._weights(frame, weights, index)
             changes = self._data(program, index, gradients)
-            changes |= {one: scratch.address + places[f"{one} {index}"] for one in (*self._layout.arguments, BIAS)}
-            given |= {DIFF + argument: address for argument, address in changes.items()}
-            frame.runs[index](frame.stream.handle, given | {SCRATCHPAD: scratch.address + places["scratchpad"]})
+            changes |= {
+                argument: scratch.address + places[f"{argument} {index}"]
+                for argument in (*self._layout.arguments, BIAS)
+            }
+            args |= {DIFF + argument: address for argument, address in changes.items()}
+            frame.runs[index](frame.stream.handle, args | {SCRATCHPAD: scratch.address + places["scratchpad"]})
         frame.stream.wait()
 
-    def collect(self, program: Program, frame: Frame, scratch: Lease, theirs: Array) -> None:
+    def collect(self, program: Program, frame: ArgFrame, scratch: Lease, theirs: Array) -> None:
         """Bring the gradients of parameters from ``scratch`` to where they lie in the flat vector."""
         places, begin = program.scratch, theirs.ctypes.data
         for index, step in enumerate(program.steps):
@@ -86,24 +95,24 @@ class Runner:
             self._layout.put_bias(step.stack, floats(scratch, places[name], places.shape(name)), theirs)
         frame.stream.wait()
 
-    def _weights(self, frame: Frame, weights: Weights, index: int) -> dict[int, int]:
-        """The addresses of a stack's parameters, in the layouts that its primitive wants."""
-        found = {
-            argument: self._keeper.address(weights, index, argument, descriptor, frame.stream)
-            for argument, descriptor in frame.wanted[index].items()
+    def _weights(self, frame: ArgFrame, weights: Weights, index: int) -> dict[int, int]:
+        """The addresses of a stack's parameters, in the layouts that its primitive needs."""
+        addresses = {
+            argument: self._weight_cache.address(weights, index, argument, descriptor, frame.stream)
+            for argument, descriptor in frame.weight_layouts[index].items()
         }
-        return found | {BIAS: weights.biases[index]}
+        return addresses | {BIAS: weights.biases[index]}
 
     def _data(self, program: Program, index: int, operands: Operands) -> dict[int, int]:
         """The addresses of what a stack reads and writes: its part of each state."""
         begin = program.steps[index].stack.first * self._spec.num_directions * program.shape[1]
-        given = {SRC_LAYER: operands.outputs[index - 1] if index else operands.x, DST_LAYER: operands.outputs[index]}
+        args = {SRC_LAYER: operands.outputs[index - 1] if index else operands.x, DST_LAYER: operands.outputs[index]}
         for number, size in enumerate(self._sizes, 1):
             for first, whole in ((SRC_LAYER, operands.initial), (DST_LAYER, operands.final)):
-                given[first + number] = whole[number - 1] + begin * size * _ITEM
+                args[first + number] = whole[number - 1] + begin * size * _ITEM
         if operands.workspaces:
-            given[WORKSPACE] = operands.workspaces[index]
-        return given
+            args[WORKSPACE] = operands.workspaces[index]
+        return args
 
 
 def array_in(lease: Lease, program: Program, name: str, *, kept: bool = False) -> Array:
@@ -113,6 +122,6 @@ def array_in(lease: Lease, program: Program, name: str, *, kept: bool = False) -
 
 
 def address_of(array: Array) -> int:
-    """Where an array begins."""
-    found: int = np.asarray(array).ctypes.data
-    return found
+    """The address of an array's first element."""
+    address: int = np.asarray(array).ctypes.data
+    return address

@@ -1,4 +1,4 @@
-"""How many threads oneDNN runs on: what its runtime can be told."""
+"""Limits the number of threads that oneDNN uses, for each of its CPU runtimes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fusedrnn.engines.onednn.library import OPENMP, SEQUENTIAL, SYCL, Library
 
 _PARALLELISM = 0
-"""The parameter of TBB's global control that bounds the threads of the process."""
+"""The parameter of TBB's global control that limits the threads of the process."""
 
 _in_use = _left_behind = False
 
@@ -24,14 +24,14 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_child)
 
 
-def allowed(library: Library, asked: int) -> int:
-    """Threads for a call that may use ``asked``: one in a forked child, where a runtime's other threads are not.
+def clamp_threads(library: Library, num_threads: int) -> int:
+    """``num_threads``, or 1 in a forked child, which does not inherit the runtime's other threads.
 
     Raises:
-        NotImplementedError: If the runtime cannot go on in such a child at all.
+        NotImplementedError: If the runtime cannot run in a forked child.
     """
     if not _left_behind:
-        return asked
+        return num_threads
     if library.runtime == SYCL:
         raise NotImplementedError(
             "engine 'onednn' runs on SYCL, which a child forked after its first use cannot go on with; "
@@ -46,14 +46,14 @@ class _GlobalControl(ctypes.Structure):
     _fields_ = (("value", ctypes.c_size_t), ("reserved", ctypes.c_ssize_t), ("parameter", ctypes.c_int))
 
 
-def bounds(library: Library) -> Callable[[int], AbstractContextManager[None]]:
-    """What makes a context in which the library uses no more than so many threads.
+def thread_limit(library: Library) -> Callable[[int], AbstractContextManager[None]]:
+    """Return a function that takes a number of threads and returns a context which limits the library to it.
 
-    OpenMP is told for the calling thread alone. TBB knows a bound for the process alone: the lowest of those in force,
-    and it still cuts work into as many parts as there are processors. A sequential library has nothing to be told.
+    OpenMP limits the calling thread only. TBB limits the whole process, to the lowest of the active limits, and still
+    splits work into one part per processor. A sequential library needs no limit.
 
     Raises:
-        ImportError: If the library's runtime cannot be told.
+        ImportError: If the library's runtime has no functions to limit threads.
     """
     global _in_use
     _in_use = True
@@ -66,11 +66,11 @@ def bounds(library: Library) -> Callable[[int], AbstractContextManager[None]]:
 
 
 def _openmp(library: Library) -> Callable[[int], AbstractContextManager[None]]:
-    # Looked up in the library's own runtime, of which a process may have several.
+    # A process may hold several OpenMP runtimes: take the functions from the one of this library.
     get, set_ = library.cdll.omp_get_max_threads, library.cdll.omp_set_num_threads
 
     @contextmanager
-    def bounded(count: int) -> Iterator[None]:
+    def limited(count: int) -> Iterator[None]:
         before = get()
         set_(count)
         try:
@@ -78,7 +78,7 @@ def _openmp(library: Library) -> Callable[[int], AbstractContextManager[None]]:
         finally:
             set_(before)
 
-    return bounded
+    return limited
 
 
 def _tbb(library: Library) -> Callable[[int], AbstractContextManager[None]]:
@@ -86,7 +86,7 @@ def _tbb(library: Library) -> Callable[[int], AbstractContextManager[None]]:
     destroy = library.cdll["_ZN3tbb6detail2r17destroyERNS0_2d114global_controlE"]
 
     @contextmanager
-    def bounded(count: int) -> Iterator[None]:
+    def limited(count: int) -> Iterator[None]:
         control = _GlobalControl(count, 0, _PARALLELISM)
         create(ctypes.byref(control))
         try:
@@ -94,4 +94,4 @@ def _tbb(library: Library) -> Callable[[int], AbstractContextManager[None]]:
         finally:
             destroy(ctypes.byref(control))
 
-    return bounded
+    return limited

@@ -1,4 +1,4 @@
-"""Parameters in the layouts that primitives want, made once and kept until the parameters change."""
+"""Caches parameters in the layouts that primitives need, until the parameters change."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Form:
 
 @dataclass
 class Weights:
-    """Parameters as they were at one time. Nothing that is here changes; forms are added.
+    """A copy of the parameters. Its content never changes; forms are added.
 
     Attributes:
-        source: The constant array that they came from, if it was one.
-        fingerprint: What the content was.
-        lease: Our vector in oneDNN's order of gates, behind it the biases.
-        biases: The address of each stack's.
-        forms: The layouts that were asked for.
+        source: The frozen array that was copied; None if it was not frozen.
+        fingerprint: Fingerprint of the content.
+        lease: The flat vector, with gates in oneDNN's order, followed by the biases.
+        biases: The address of each stack's bias.
+        forms: The weights in each layout requested so far.
     """
 
     source: Array | None
@@ -66,41 +66,41 @@ class Weights:
 
 
 class Detour:
-    """A reorder by way of contiguous memory: some versions bring nothing else into the layouts of their own.
+    """A reorder through contiguous memory: some versions convert only contiguous weights to blocked layouts.
 
     Args:
         library: The library.
-        before: The layout that there is.
-        between: That of contiguous memory.
-        after: The layout that is wanted.
+        before: The source layout.
+        between: The contiguous layout.
+        after: The target layout.
 
     Attributes:
-        scratch: Bytes of scratch that it needs.
+        scratch: Bytes of scratch it needs.
     """
 
     def __init__(self, library: Library, before: Descriptor, between: Descriptor, after: Descriptor) -> None:
         self._first, self._second = Reorder(library, before, between), Reorder(library, between, after)
-        self._room = lines(between.nbytes)
-        self.scratch = self._room + max(self._first.scratch, self._second.scratch)
+        self._between_bytes = lines(between.nbytes)
+        self.scratch = self._between_bytes + max(self._first.scratch, self._second.scratch)
 
     def __call__(self, stream: int, source: int, target: int, scratch: int) -> None:
-        """Copy from one address to another."""
-        self._first(stream, source, scratch, scratch + self._room)
-        self._second(stream, scratch, target, scratch + self._room)
+        """Copy from address ``source`` to address ``target``."""
+        self._first(stream, source, scratch, scratch + self._between_bytes)
+        self._second(stream, scratch, target, scratch + self._between_bytes)
 
 
-class Keeper:
-    """Makes weights and keeps the last ones. Safe under threads.
+class WeightCache:
+    """Copies parameters and caches the last copy. Thread-safe.
 
     Args:
         library: The library.
-        layout: How the parameters lie.
+        layout: The layout of the parameters.
         size: Elements of the flat vector.
     """
 
     def __init__(self, library: Library, layout: Layout, size: int) -> None:
         self._library, self._layout = library, layout
-        # As much as one state of the parameters has, with a form of each argument for forward and for backward.
+        # One copy of the parameters, and a form of each argument for forward and for backward.
         self._pool = BufferPool(1 + 2 * len(layout.stacks) * len(layout.arguments))
         self._lock = Lock()
         self._last: Weights | None = None
@@ -112,16 +112,16 @@ class Keeper:
         self._biases = list(zip(begins, shapes, strict=True))
 
     def at(self, params: Array) -> Weights:
-        """The parameters as they are now; a frozen array is known by its identity, any other fingerprinted."""
-        constant = is_frozen(params)
+        """The current parameters: a frozen array is recognized by identity, any other by its fingerprint."""
+        frozen = is_frozen(params)
         with self._lock:
             last = self._last
-            if last is not None and constant and last.source is params:
+            if last is not None and frozen and last.source is params:
                 return last
             if last is None or fingerprint_of(self._parts(params)) != last.fingerprint:
-                self._last = last = None  # so that its memory can serve again
+                self._last = last = None  # the pool can reuse its memory
                 last = self._make(params)
-            last.source = params if constant else None
+            last.source = params if frozen else None
             self._last = last
             return last
 
@@ -133,26 +133,26 @@ class Keeper:
 
     def _make(self, params: Array) -> Weights:
         lease = self._pool.lease(self._bytes)
-        # What is copied is what is fingerprinted, whatever another thread writes meanwhile.
+        # Fingerprint while copying: another thread may write to the parameters meanwhile.
         parts = self._parts(params)
         parts[:, _COPY] = self._layout.parts[:, _COPY] + lease.address
-        found = fingerprint_of(parts)
-        theirs = floats(lease, 0, (self._size,))
+        fingerprint = fingerprint_of(parts)
+        onednn_params = floats(lease, 0, (self._size,))
         for stack, (begin, shape) in zip(self._layout.stacks, self._biases, strict=True):
-            self._layout.fill_bias(stack, theirs, floats(lease, begin, shape))
-        return Weights(None, found, lease, tuple(lease.address + begin for begin, _ in self._biases))
+            self._layout.fill_bias(stack, onednn_params, floats(lease, begin, shape))
+        return Weights(None, fingerprint, lease, tuple(lease.address + begin for begin, _ in self._biases))
 
     def address(self, weights: Weights, stack: int, argument: int, descriptor: Descriptor, stream: Stream) -> int:
-        """Where an argument's weights are in the layout described."""
+        """The address of an argument's weights in the described layout."""
         with self._lock:
             for form in weights.forms:
                 if form.stack == stack and form.argument == argument and form.descriptor.equals(descriptor):
                     return form.address
-            form = self._formed(weights, stack, argument, descriptor, stream)
+            form = self._make_form(weights, stack, argument, descriptor, stream)
             weights.forms.append(form)
             return form.address
 
-    def _formed(self, weights: Weights, stack: int, argument: int, descriptor: Descriptor, stream: Stream) -> Form:
+    def _make_form(self, weights: Weights, stack: int, argument: int, descriptor: Descriptor, stream: Stream) -> Form:
         source = weights.lease.address + self._layout.offset(self._layout.stacks[stack], argument)
         in_place = self._layout.in_place(self._layout.stacks[stack], argument)
         if in_place.equals(descriptor):
@@ -164,14 +164,14 @@ class Keeper:
         return Form(stack, argument, descriptor, lease.address, lease)
 
     def _reorder(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder | Detour:
-        for one, other, descriptor, found in self._reorders:
-            if one == stack and other == argument and descriptor.equals(after):
-                return found
-        made = self._made(stack, argument, before, after)
-        self._reorders.append((stack, argument, after, made))
-        return made
+        for cached_stack, cached_argument, descriptor, reorder in self._reorders:
+            if cached_stack == stack and cached_argument == argument and descriptor.equals(after):
+                return reorder
+        reorder = self._make_reorder(stack, argument, before, after)
+        self._reorders.append((stack, argument, after, reorder))
+        return reorder
 
-    def _made(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder | Detour:
+    def _make_reorder(self, stack: int, argument: int, before: Descriptor, after: Descriptor) -> Reorder | Detour:
         try:
             return Reorder(self._library, before, after)
         except OneDNNError as error:
