@@ -9,6 +9,7 @@ import numpy as np
 
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.op import validation
+from fusedrnn.op.grad_req import check_grad_req
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import Array
@@ -102,9 +103,9 @@ class Backward:
 
     def _requests(self, grad_req: object) -> dict[str, GradReq]:
         if isinstance(grad_req, str):
-            return dict.fromkeys(self.arguments, _request("grad_req", grad_req))
+            return dict.fromkeys(self.arguments, check_grad_req("grad_req", grad_req))
         given = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or ")
-        return {name: _request(f"grad_req: {name}", given.get(name, "null")) for name in self.arguments}
+        return {name: check_grad_req(f"grad_req: {name}", given.get(name, "null")) for name in self.arguments}
 
     def _buffers(self, args_grad: object, grad_reqs: Mapping[str, GradReq]) -> dict[str, Any]:
         given = {} if args_grad is None else by_name("args_grad", args_grad, self.arguments, "None, or ")
@@ -162,11 +163,3 @@ def by_name(what: str, value: object, names: Sequence[str], other: str) -> Mappi
     if len(value) != len(names):
         raise ValueError(f"{what} must be {wanted}; got {len(value)}")
     return dict(zip(names, value, strict=True))
-
-
-def _request(name: str, value: object) -> GradReq:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be one of {', '.join(GRAD_REQS)}; got {type(value).__name__}")
-    if value not in GRAD_REQS:
-        raise ValueError(f"{name} must be one of {', '.join(GRAD_REQS)}; got {value!r}")
-    return value

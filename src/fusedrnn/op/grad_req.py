@@ -43,7 +43,7 @@ def backward_operands(
 def parse_grad_req(grad_req: object) -> GradReqs:
     """The request for each of x, params and states."""
     if isinstance(grad_req, str):
-        return dict.fromkeys(GRADIENTS, _check_grad_req("grad_req", grad_req))
+        return dict.fromkeys(GRADIENTS, check_grad_req("grad_req", grad_req))
     if not isinstance(grad_req, Mapping):
         raise TypeError(
             f"grad_req must be one of {', '.join(GRAD_REQS)}, or a mapping from {', '.join(GRADIENTS)} to these; "
@@ -51,10 +51,16 @@ def parse_grad_req(grad_req: object) -> GradReqs:
         )
     if unknown := [key for key in grad_req if key not in GRADIENTS]:
         raise ValueError(f"grad_req must have keys among {', '.join(GRADIENTS)}; got {unknown[0]!r}")
-    return {name: _check_grad_req(f"grad_req: {name}", grad_req.get(name, "write")) for name in GRADIENTS}
+    return {name: check_grad_req(f"grad_req: {name}", grad_req.get(name, "write")) for name in GRADIENTS}
 
 
-def _check_grad_req(name: str, value: object) -> GradReq:
+def check_grad_req(name: str, value: object) -> GradReq:
+    """``value`` if it is one of :data:`GRAD_REQS`.
+
+    Raises:
+        TypeError: Naming the argument, if it is no string.
+        ValueError: Naming the argument, if it is another string.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {', '.join(GRAD_REQS)}; got {type(value).__name__}")
     if value not in GRAD_REQS:
