@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from bench_rows import SMALL
 from typer.testing import CliRunner
 
-from fusedrnn.bench import peaks, runner
+from fusedrnn.bench import runner
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import BenchConfig
@@ -16,16 +17,10 @@ from fusedrnn.cli.app import app
 from fusedrnn.cli.bench import make_config
 from fusedrnn.engines.onednn import library
 from fusedrnn.engines.reference.engine import ReferenceEngine
-from fusedrnn.runtime.peak import PeakSample
-from fusedrnn.testing.cases import Case
-
-SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
 
 
 @pytest.fixture(autouse=True)
-def known_peak(monkeypatch):
-    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0 * threads)
-    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
+def known_speeds(known_peak, monkeypatch):
     monkeypatch.setattr(bench, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
     monkeypatch.setattr(runner, "PAUSE", 0.0)
 

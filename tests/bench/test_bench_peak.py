@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from bench_rows import SMALL
 
 from fusedrnn.bench import peaks, runner, tables, variants
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
@@ -13,9 +14,7 @@ from fusedrnn.bench.report import row_report
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.runtime.peak import PeakSample
-from fusedrnn.testing.cases import Case
 
-SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
 CONFIG = BenchConfig([SMALL], ["lstm"], [PHASES["inference"]], threads=2, budget=0.0)
 
 

@@ -8,30 +8,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from bench_rows import SMALL, small_config
 
 import fusedrnn.torch
 import torch
-from fusedrnn.bench import checks, peaks, runner, torch_contenders
+from fusedrnn.bench import checks, runner, torch_contenders
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import lengths, workload
 from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
-from fusedrnn.bench.rows import BenchConfig
-from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.spec import MODES
-from fusedrnn.testing.cases import Case
 from fusedrnn.torch import eager as call
 
-SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
-
-
-@pytest.fixture(autouse=True)
-def known_peak(monkeypatch):
-    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0 * threads)
-    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
-
-
-def small_config(phase: str = "inference", mode: str = "lstm", **options) -> BenchConfig:
-    return BenchConfig([SMALL], [mode], [PHASES[phase]], budget=0.0, **options)
+pytestmark = pytest.mark.usefixtures("known_peak")
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
@@ -137,7 +125,7 @@ def test_useful_work_is_that_of_the_steps_that_are_there():
 )
 def test_a_right_row_has_all_contenders(options, contenders, phase):
     before = torch.get_num_threads()
-    [row] = runner.run(small_config(phase, threads=before + 1, **options))
+    [row] = runner.run(small_config(phase=phase, threads=before + 1, **options))
     assert row.wrong is None and set(row.timings) == contenders
     assert row.ours == (FUSED if FUSED in contenders else IN_TORCH)
     assert torch.get_num_threads() == before
@@ -188,7 +176,7 @@ def test_a_wrong_result_refuses_a_figure(monkeypatch, contender, phase, name, op
     monkeypatch.setitem(makers, contender, wrong_maker)
     if not calls_before:
         monkeypatch.setattr(runner, "alternate", lambda *_, **__: pytest.fail("a wrong result was timed"))
-    [row] = runner.run(small_config(phase, **options))
+    [row] = runner.run(small_config(phase=phase, **options))
     # Where torch.nn's results as timed are what others are compared with, it is another that is called wrong.
     blamed = IN_TORCH if contender == TORCH and calls_before else contender
     assert row.wrong is not None and row.wrong.startswith(f"{blamed}: {name}")
@@ -211,5 +199,5 @@ def test_numbers_in_padding_are_wrong(monkeypatch):
         return run
 
     monkeypatch.setitem(makers, IN_TORCH, wrong_maker)
-    [row] = runner.run(small_config("training", packed=True))
+    [row] = runner.run(small_config(phase="training", packed=True))
     assert row.wrong is not None and row.wrong.startswith(f"{IN_TORCH}: dx[5, {short}, 0] is 0.5 instead of 0")

@@ -7,8 +7,9 @@ import json
 from dataclasses import replace
 
 import pytest
+from bench_rows import SMALL, small_config
 
-from fusedrnn.bench import peaks, runner, tables
+from fusedrnn.bench import runner, tables
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.report import report
@@ -16,20 +17,9 @@ from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.cli.bench import make_config
-from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.testing.cases import CASES, Case
 
-SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
-
-
-@pytest.fixture(autouse=True)
-def known_peak(monkeypatch):
-    monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0 * threads)
-    monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
-
-
-def small_config(phase: str = "inference", mode: str = "lstm", **options) -> BenchConfig:
-    return BenchConfig([SMALL], [mode], [PHASES[phase]], budget=0.0, **options)
+pytestmark = pytest.mark.usefixtures("known_peak")
 
 
 def options_config(**options) -> BenchConfig:

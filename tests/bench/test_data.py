@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bench_rows import SMALL
 
 from fusedrnn.bench.data import load, parameters, text, text_input, workload
 from fusedrnn.spec import DTYPES
-from fusedrnn.testing.cases import CASES, Case
-
-SMALL = Case("small-test", 6, 3, 5, 7, 2, True)
+from fusedrnn.testing.cases import CASES
 
 
 def test_the_input_is_text_one_character_a_step():

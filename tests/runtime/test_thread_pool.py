@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from forks import FORK_WARNING, FORKS, in_child
+from forks import FORK_WARNING, FORKS, busy_threads, in_child
 from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
@@ -162,22 +162,9 @@ def test_fork_during_calls():
     op = RNNOp(problem.spec)
     fusedrnn.set_num_threads(2)
     expected = call(problem, op)[0].tobytes()
-    stop = threading.Event()
-
-    def work():
-        while not stop.is_set():
-            call(problem, op)
-
-    busy = [threading.Thread(target=work) for _ in range(2)]
-    for thread in busy:
-        thread.start()
-    try:
+    with busy_threads(lambda: call(problem, op)):
         for _ in range(10):
             assert in_child(lambda: call(problem, op)[0].tobytes()) == expected
-    finally:
-        stop.set()
-        for thread in busy:
-            thread.join()
 
 
 def call_in_process(problem):

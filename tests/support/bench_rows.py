@@ -17,8 +17,8 @@ def measured(case: Case, mode: str, seconds: dict[str, tuple[float, ...]], phase
     return Row(case, mode, phase, "float32", 2, flops, peak=200.0, timings=timings)
 
 
-def small_config(modes=("lstm",), **options) -> BenchConfig:
-    return BenchConfig([SMALL], modes, [PHASES["inference"]], budget=0.0, **options)
+def small_config(modes=("lstm",), phase="inference", **options) -> BenchConfig:
+    return BenchConfig([SMALL], modes, [PHASES[phase]], budget=0.0, **options)
 
 
 def spoiled(monkeypatch, spoil, calls_before: int = 0, phase="inference", make=contenders.non_fused) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -26,3 +28,23 @@ def in_child(work):
         content = pipe.read()
     os.waitpid(child, 0)
     return content
+
+
+@contextmanager
+def busy_threads(work):
+    """Two other threads that call ``work`` again and again."""
+    stop = threading.Event()
+
+    def repeat():
+        while not stop.is_set():
+            work()
+
+    threads = [threading.Thread(target=repeat) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()

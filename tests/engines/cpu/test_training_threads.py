@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from forks import FORK_WARNING, FORKS, in_child
+from forks import FORK_WARNING, FORKS, busy_threads, in_child
 from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
@@ -166,22 +166,9 @@ def test_fork_during_training():
     op = RNNOp(problem.spec)
     fusedrnn.set_num_threads(2)
     expected = flat(step(problem, op))
-    stop = threading.Event()
-
-    def work():
-        while not stop.is_set():
-            step(problem, op)
-
-    busy = [threading.Thread(target=work) for _ in range(2)]
-    for thread in busy:
-        thread.start()
-    try:
+    with busy_threads(lambda: step(problem, op)):
         for _ in range(10):
             assert in_child(lambda: flat(step(problem, op))) == expected
-    finally:
-        stop.set()
-        for thread in busy:
-            thread.join()
 
 
 @FORK_WARNING
