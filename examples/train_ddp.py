@@ -17,11 +17,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import torch
 from fusedrnn.torch import LSTM
-from torch import Tensor, distributed, nn
 
 
 class Forecaster(nn.Module):

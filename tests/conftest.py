@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pairwise
-import process_state
 import pytest
 from hypothesis import settings
 
+import pairwise
+import process_state
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.jit.host import current_target
 from fusedrnn.runtime import buffers, thread_pool

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import torch
 from fusedrnn.spec import MODES, ParameterLayout, RNNSpec
 
 SIZES = st.integers(1, 7)

@@ -4,11 +4,11 @@ import pickle
 
 import numpy as np
 import pytest
-from variants import VARIANTS, variant_spec
 
 from fusedrnn import Activation, RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.spec import BIASES, OPTIONS
+from variants import VARIANTS, variant_spec
 
 I, H = 5, 4
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch
+from torch import Tensor, nn
+
 from examples.char_lm.settings import Settings
 from fusedrnn.torch import accelerate
-from torch import Tensor, nn
 
 State: TypeAlias = "Tensor | tuple[Tensor, Tensor] | None"
 

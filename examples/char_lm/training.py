@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-import torch
 from examples.char_lm.model import CharacterModel, State, detached
 from examples.char_lm.results import Run, Step
 from examples.char_lm.settings import Settings
 from examples.char_lm.text import Corpus, streams, windows
-from torch import Tensor, nn
 
 _MAX_GRADIENT_NORM = 1.0
 

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from bench_rows import SMALL
 from typer.testing import CliRunner
 
+from bench_rows import SMALL
 from fusedrnn.bench import runner
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.report import report

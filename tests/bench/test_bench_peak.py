@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bench_rows import SMALL
 
+from bench_rows import SMALL
 from fusedrnn.bench import peaks, runner, tables, variants
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.bench.peaks import MEASUREMENTS, RunPeak, at_best_peak

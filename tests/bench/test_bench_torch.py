@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from bench_rows import SMALL, small_config
+import torch
 
 import fusedrnn.torch
-import torch
+from bench_rows import SMALL, small_config
 from fusedrnn.bench import checks, runner, torch_contenders
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import lengths, workload

@@ -7,8 +7,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from bench_rows import SMALL, small_config
 
+from bench_rows import SMALL, small_config
 from fusedrnn.bench import runner, tables
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import workload

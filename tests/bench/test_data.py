@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bench_rows import SMALL
 
+from bench_rows import SMALL
 from fusedrnn.bench.data import load, parameters, text, text_input, workload
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES

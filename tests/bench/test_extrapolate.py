@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench_rows import SMALL, Clock, measured, set_element, small_config, spoiled
 
+from bench_rows import SMALL, Clock, measured, set_element, small_config, spoiled
 from fusedrnn.bench import contenders, runner, tables
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.bench.extrapolate import MIN_STEPS, SLOW, TARGET_SECONDS, Extrapolated, extrapolate

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from bench_rows import SMALL, set_element, small_config, spoiled
 
 import fusedrnn
+from bench_rows import SMALL, set_element, small_config, spoiled
 from fusedrnn.bench import checks, contenders, runner
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH
 from fusedrnn.bench.data import Batch, Workload, workload

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from bench_rows import SMALL, measured, small_config
 from rich.console import Console
 
+from bench_rows import SMALL, measured, small_config
 from fusedrnn.bench import runner, tables
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES, TORCH
 from fusedrnn.bench.report import report

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bench_rows import Clock
 
+from bench_rows import Clock
 from fusedrnn.bench.timing import (
     LATENCY,
     NO_WARM_UP_SECONDS,

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_workers import DEAD, FAILING, MORTAL, RIGHT, SLOW, WRONG
 
 from benchmarks.peers import process, processes
 from benchmarks.peers.environments import Environment, Peer
+from fake_workers import DEAD, FAILING, MORTAL, RIGHT, SLOW, WRONG
 from fusedrnn.bench import peaks
 from fusedrnn.runtime.peak import PeakSample
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_workers import SMALL
 from typer.testing import CliRunner
 
 import fusedrnn
@@ -18,6 +17,7 @@ from benchmarks.compare.table import compared_table, summary
 from benchmarks.peers import revision
 from benchmarks.peers.environments import PEERS
 from benchmarks.records import load
+from fake_workers import SMALL
 from fusedrnn.bench import contenders, peaks
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.results import FUSED

@@ -7,7 +7,6 @@ from xml.etree import ElementTree
 
 import matplotlib.colors
 import pytest
-from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
@@ -17,6 +16,7 @@ from benchmarks.figures.__main__ import app
 from benchmarks.figures.roofline import roofline_figure
 from benchmarks.figures.speedup import speedup_figure
 from benchmarks.figures.style import DARK_INK, INK, colours, drawing_order, save
+from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
 from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, OURS, TORCH, UNPACKED
 from fusedrnn.bench.rows import Row
 from fusedrnn.testing.cases import CASES

@@ -5,12 +5,12 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
 from typer.testing import CliRunner
 
 from benchmarks.figures.bars import case_figure
 from benchmarks.figures.style import inline_svg
 from benchmarks.page import app, render
+from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.report import least_bytes
 from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_workers import SMALL
 
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import environments, process
 from benchmarks.peers.environments import PEERS, Environment, Peer, child_environment, peers_directory
 from benchmarks.peers.exchange import read_results, write_workload
 from benchmarks.peers.process import PeerError, PeerProcess
+from fake_workers import SMALL
 from fusedrnn.bench import contenders
 from fusedrnn.bench.data import workload
 

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_cells import TWO_STAGES
-from variants import variant_spec
 
 from fusedrnn.cell import derivative
 from fusedrnn.cell.autodiff import vjp
@@ -28,6 +26,8 @@ from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import fuse_gate_sums, trace, traced_cell
 from fusedrnn.engines.reference.forward import NUMPY
 from fusedrnn.spec import MODES
+from toy_cells import TWO_STAGES
+from variants import variant_spec
 
 DTYPE = np.longdouble  # float64 where there is nothing longer
 STEP = np.cbrt(np.finfo(DTYPE).eps)

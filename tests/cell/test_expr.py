@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from toy_cells import TWO_STAGES
 
 from fusedrnn.cell.cells import CELLS, Cell
 from fusedrnn.cell.expr import Constant, Leaf, as_expr, evaluate, substitute, walk
@@ -13,6 +12,7 @@ from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import Stage, fuse_gate_sums, trace
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
+from toy_cells import TWO_STAGES
 
 
 def leaves(*roots):

@@ -4,8 +4,8 @@ import inspect
 
 import numpy as np
 import pytest
-
 import torch
+
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS, Function
 from fusedrnn.cell.autodiff import vjp

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import fusedrnn
-import torch
 from examples.char_lm.text import load
 
 

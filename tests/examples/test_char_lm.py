@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import fusedrnn
-import torch
 from examples.char_lm import run as command
 from examples.char_lm import training
 from examples.char_lm.__main__ import app

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 import torch
+
 from examples.char_lm import training
 from examples.char_lm.model import CONTENDERS, FUSED, TORCH, CharacterModel, build
 from examples.char_lm.results import Results, Run, Step

@@ -19,14 +19,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.peers.environments import PEERS
+from fusedrnn import RNNSpec
+from fusedrnn.spec import MODES
 from golden_files import ARGUMENTS, FOLDER, PATHS, Case, blanked, exact_results, joined, wrong_results
 from oracles import training_problem
 from problems import Shape, problem_of
 from variants import variant_results
-
-from benchmarks.peers.environments import PEERS
-from fusedrnn import RNNSpec
-from fusedrnn.spec import MODES
 
 ENVIRONMENT = PEERS["mxnet-fused"].environment
 DEEP = Shape(4, 2, 3, 4, layers=3, bidirectional=True)

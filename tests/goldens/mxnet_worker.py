@@ -9,9 +9,8 @@ import os
 import sys
 import tempfile
 
-import numpy as np
-
 import mxnet as mx
+import numpy as np
 
 ARGUMENTS = ("data", "parameters", "state", "state_cell")
 OUTPUTS = ("y", "h_n", "c_n")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from answering import TARGET, Builder, answer
 
+from answering import TARGET, Builder, answer
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import executor
 from fusedrnn.jit import cache_folder, loader, object_cache

@@ -5,7 +5,6 @@ import sys
 import threading
 
 from answering import TARGET, Builder, answer
-
 from fusedrnn.jit import loader
 
 PROGRAM = """

@@ -11,8 +11,8 @@ from dataclasses import replace
 import llvmlite
 import numpy as np
 import pytest
-from answering import TARGET, Builder, answer, build_caller
 
+from answering import TARGET, Builder, answer, build_caller
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import jobs
 from fusedrnn.engines.cpu.jobs import load_job

@@ -4,14 +4,14 @@ from itertools import product
 
 import numpy as np
 import pytest
-from oracles import expected_dropout, expected_training, training_problem
-from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
-from variants import variant_results
 
 import fusedrnn
 from fusedrnn import RNNSpec
 from fusedrnn import mxnet as mx
 from fusedrnn.spec import MODES
+from oracles import expected_dropout, expected_training, training_problem
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
+from variants import variant_results
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -4,11 +4,11 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from oracles import expected_training, training_problem
-from problems import Shape, assert_close, assert_gradients_close, assert_same_bits
 
 from fusedrnn import RNNOp
 from fusedrnn.spec import MODES
+from oracles import expected_training, training_problem
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

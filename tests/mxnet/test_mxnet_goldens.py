@@ -4,15 +4,15 @@ import re
 from functools import cache
 from pathlib import Path
 
-import golden_files
 import numpy as np
 import pytest
-from golden_files import ARGUMENTS, PATHS, exact_results, wrong_results
-from variants import variant_results
 
+import golden_files
 from fusedrnn import RNNOp
 from fusedrnn import mxnet as mx
 from fusedrnn.spec import MODES
+from golden_files import ARGUMENTS, PATHS, exact_results, wrong_results
+from variants import variant_results
 
 CASES = {case.name: case for case in golden_files.cases()}
 CLIPS = ("clip", "clip-nan", "projection-clip")

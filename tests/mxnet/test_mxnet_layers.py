@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from oracles import expected_dropout, expected_training, training_problem
-from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
-from variants import variant_results
 
 from fusedrnn import RNNSpec
 from fusedrnn import mxnet as mx
 from fusedrnn.spec import MODES
+from oracles import expected_dropout, expected_training, training_problem
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
+from variants import variant_results
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 

@@ -4,10 +4,10 @@ import doctest
 
 import numpy as np
 import pytest
+import torch
 
 import fusedrnn.mxnet.rnn
 import fusedrnn.mxnet.rnn.unfused
-import torch
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 from fusedrnn.spec import MODES, RNNSpec

@@ -7,7 +7,11 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
+
+import fusedrnn.onnx
 from onnx_models import (
     Case,
     assert_same,
@@ -16,10 +20,6 @@ from onnx_models import (
     model_of,
     ours,
 )
-
-import fusedrnn.onnx
-import onnx
-from onnx import helper, numpy_helper
 
 KINDS = ("LSTM", "GRU", "RNN")
 

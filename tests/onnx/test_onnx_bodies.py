@@ -1,14 +1,14 @@
 """Layers in the bodies of If, Loop and Scan and in functions; recurrent nodes of other operators."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from onnx_models import Case, computed, info, model_of
+from onnx import helper, numpy_helper
 
-import onnx
 from fusedrnn import RNNOp
 from fusedrnn.onnx import prepare, read, write
-from onnx import helper, numpy_helper
+from onnx_models import Case, computed, info, model_of
 
 OPSET = [helper.make_opsetid("", 16)]
 FLOAT = onnx.TensorProto.FLOAT

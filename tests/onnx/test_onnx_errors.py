@@ -5,18 +5,18 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
+
+import fusedrnn.onnx
+from fusedrnn.engines import registry
+from fusedrnn.engines.interface import Capabilities
 from onnx_models import (
     Case,
     info,
     model_of,
 )
-
-import fusedrnn.onnx
-import onnx
-from fusedrnn.engines import registry
-from fusedrnn.engines.interface import Capabilities
-from onnx import helper, numpy_helper
 
 KINDS = ("LSTM", "GRU", "RNN")
 DIRECTIONS = ("forward", "reverse", "bidirectional")

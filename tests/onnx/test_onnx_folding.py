@@ -4,17 +4,17 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from onnx_models import Case, assert_same, computed, expected, info, model_of
+from onnx import helper, numpy_helper
 
 import fusedrnn.onnx
-import onnx
 from fusedrnn import RNNOp
 from fusedrnn.onnx import read, write
 from fusedrnn.onnx.folding import FOLDED, Folder
 from fusedrnn.onnx.scopes import Scope
-from onnx import helper, numpy_helper
+from onnx_models import Case, assert_same, computed, expected, info, model_of
 
 A = np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32)
 I64 = np.int64

@@ -4,13 +4,13 @@ import random
 import re
 
 import numpy as np
+import onnx
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from onnx_models import Case, computed, info, model_of
-
-import onnx
-from fusedrnn.onnx import prepare, read, write
 from onnx import helper, numpy_helper
+
+from fusedrnn.onnx import prepare, read, write
+from onnx_models import Case, computed, info, model_of
 
 MUTATIONS = 250
 INTEGERS = (0, 1, -1, 2, 3, 7, 14, 22, 100, 2**31 - 1, -(2**31), 2**40, 2**62)

@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
+
 from onnx_models import (
     ALL,
     FUNCTIONS,
@@ -18,9 +21,6 @@ from onnx_models import (
     with_reference_evaluator,
     without_empty,
 )
-
-import onnx
-from onnx import helper
 
 KINDS = ("LSTM", "GRU", "RNN")
 DIRECTIONS = ("forward", "reverse", "bidirectional")

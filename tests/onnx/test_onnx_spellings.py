@@ -3,11 +3,11 @@
 import numpy as np
 import onnxruntime
 import pytest
-from onnx_models import Case, assert_same, expected
+from onnx import helper
 
 import fusedrnn.onnx
 from fusedrnn.onnx import read
-from onnx import helper
+from onnx_models import Case, assert_same, expected
 
 CASE = Case("LSTM", weights_inside=True, optional=("B",), attributes={"layout": 0})
 

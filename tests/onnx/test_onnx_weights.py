@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from onnx_models import ALL, Case, assert_same, expected, info, model_of
+from onnx import helper, numpy_helper
 
 import fusedrnn.onnx
-import onnx
 from fusedrnn import RNNOp
 from fusedrnn.onnx import read, write
-from onnx import helper, numpy_helper
+from onnx_models import ALL, Case, assert_same, expected, info, model_of
 
 KINDS = ("LSTM", "GRU", "RNN")
 MODES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}

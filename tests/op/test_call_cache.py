@@ -4,12 +4,12 @@ import threading
 
 import numpy as np
 import pytest
-from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, frozen
 from fusedrnn.engines.cpu import cached_call
 from fusedrnn.engines.cpu.launch import ndarray_abi
+from problems import Shape, assert_same_bits, make_problem
 
 MODES = "lstm", "gru", "rnn_relu", "rnn_tanh"
 SHAPES = Shape(1, 1, 5, 7), Shape(4, 3, 5, 7, 2, True), Shape(9, 8, 33, 40, 2)

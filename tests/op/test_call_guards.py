@@ -7,10 +7,10 @@ before.
 
 import numpy as np
 import pytest
-from problems import bits
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, frozen
+from problems import bits
 
 T, N, I, H = 3, 2, 5, 7
 MODES = "lstm", "gru", "rnn_tanh"

@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
-from problems import bits
 
 import fusedrnn
 from fusedrnn import Reserve, RNNOp, RNNSpec
+from problems import bits
 
 T, N, I, H = 4, 3, 5, 6
 SPEC = RNNSpec("lstm", I, H, num_layers=2, bidirectional=True)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from problems import assert_same_bits
 
 from fusedrnn import RNNOp, RNNSpec, frozen
+from problems import assert_same_bits
 
 MODES = "lstm", "gru", "rnn_relu", "rnn_tanh"
 

@@ -4,10 +4,14 @@ from dataclasses import replace
 from itertools import cycle, product
 
 import numpy as np
-import pairwise
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
+import pairwise
+from fusedrnn.engines.reference import forward as reference
+from fusedrnn.spec import MODES
+from fusedrnn.testing.cases import ODD_SIZES
 from oracles import (
     absences,
     expected,
@@ -19,10 +23,6 @@ from oracles import (
     without,
 )
 from problems import Shape, assert_close, assert_gradients_close, make_problem
-
-from fusedrnn.engines.reference import forward as reference
-from fusedrnn.spec import MODES
-from fusedrnn.testing.cases import ODD_SIZES
 
 # Every odd size in every place, every depth in both directions, lengths and states of every kind; and large enough
 # batches and layers among them for every way to split work over two and three threads.

@@ -13,10 +13,10 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from problems import FEW, Problem
 
 from fusedrnn import RNNSpec
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+from problems import FEW, Problem
 
 FOLDER = Path(__file__).parents[1] / "goldens"
 PATHS = ("onednn", "native")

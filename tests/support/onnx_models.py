@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnxruntime
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import fusedrnn.onnx
 from fusedrnn.testing.tolerance import difference, tolerance
-from onnx import helper, numpy_helper
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 FUNCTIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}

@@ -5,13 +5,13 @@ from functools import cache
 from itertools import count
 
 import numpy as np
-from problems import make_problem
+import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-import torch
 from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.testing.tolerance import longest_sum, tolerance
+from problems import make_problem
 
 
 @dataclass(frozen=True)

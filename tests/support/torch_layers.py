@@ -1,9 +1,9 @@
 """Layers and cells of ours and of torch.nn with the same parameters, and their results as flat lists."""
 
+import torch
 from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn.torch
-import torch
 
 LAYERS = ("RNN", "LSTM", "GRU")
 CELLS = ("RNNCell", "LSTMCell", "GRUCell")

@@ -5,14 +5,14 @@ from functools import cache, partial
 from itertools import count
 
 import numpy as np
-import torch.nn.functional as F
-from oracles import Results, without
-from problems import problem_of
-
 import torch
+import torch.nn.functional as F
+
 from fusedrnn import RNNSpec
 from fusedrnn.cell.activations import Activation
 from fusedrnn.testing.tolerance import longest_sum, tolerance
+from oracles import Results, without
+from problems import problem_of
 
 # Name: mode, and fields of the spec.
 VARIANTS = {

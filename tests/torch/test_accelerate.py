@@ -4,12 +4,12 @@ import copy
 import re
 
 import pytest
+import torch
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch_layers import KINDS
 
 import fusedrnn.torch
-import torch
 from fusedrnn.torch import Layer, accelerate, restore
+from torch_layers import KINDS
 
 
 class Model(torch.nn.Module):

@@ -12,18 +12,18 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from torch_layers import flat
 
-import torch
 from fusedrnn import RNNSpec
 from fusedrnn.spec import MODES
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
 from fusedrnn.torch import GRU, LSTM, RNN
-from torch import nn
+from torch_layers import flat
 
 T, N, I, H = 5, 3, 4, 6
 DEEP = {"num_layers": 2, "bidirectional": True}

@@ -4,18 +4,18 @@ import subprocess
 import sys
 
 import pytest
-from taggers import H, I, Tagger
+import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves
-from torch_layers import MODES, random_state
 
-import torch
 from fusedrnn import RNNSpec
 from fusedrnn import torch as fused
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
-from torch import nn
+from taggers import H, I, Tagger
+from torch_layers import MODES, random_state
 
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
 CELLS = {"LSTMCell": fused.LSTMCell, "GRUCell": fused.GRUCell, "RNNCell": fused.RNNCell}

@@ -1,13 +1,13 @@
 """The operators in torch's registry keep the contract of any operator there."""
 
 import pytest
-from torch_layers import MODES
+import torch
 
 import fusedrnn.torch.custom_op  # noqa: F401 -- registers the operators
-import torch
 from fusedrnn import RNNSpec
 from fusedrnn import torch as fused
 from fusedrnn.torch import eager as call
+from torch_layers import MODES
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}

@@ -5,14 +5,14 @@ import functools
 import re
 
 import pytest
+import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import FlopCounterMode
 
-import torch
 from fusedrnn import torch as fused
-from torch import nn
 
 KINDS = ("GRU", "LSTM", "RNN")
 T, N, I, H = 3, 2, 3, 4

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_padded_sequence
 
-import torch
 from fusedrnn import RNNSpec
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
 from fusedrnn.torch import GRU, LSTM, accelerate
-from torch import distributed, nn
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 

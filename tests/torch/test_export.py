@@ -3,16 +3,16 @@
 import io
 
 import pytest
-from taggers import H, I, Tagger
+import torch
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 
-import torch
 from fusedrnn import torch as fused
 from fusedrnn.torch import custom_op as ops
 from fusedrnn.torch.plan import current_weights
-from torch import nn
+from taggers import H, I, Tagger
 
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
 SIZES = ((3, 2), (9, 5), (2, 7), (31, 4), (17, 17))

@@ -4,17 +4,17 @@ import copy
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
-from torch_layers import KINDS, LAYERS, first, input_for, make_pair
 
 import fusedrnn.torch
-import torch
 from fusedrnn.torch import custom_op as ops
 from fusedrnn.torch import eager as call
+from torch_layers import KINDS, LAYERS, first, input_for, make_pair
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import gc
 import weakref
 
 import pytest
-from torch.nn.utils.rnn import PackedSequence
-from torch_layers import LAYERS, make_pair
-
 import torch
+from torch.nn.utils.rnn import PackedSequence
+
 from fusedrnn import torch as fused
 from fusedrnn.runtime import buffers
 from fusedrnn.torch.tensor_calls import Network
+from torch_layers import LAYERS, make_pair
 
 kinds = pytest.mark.parametrize("kind", LAYERS)
 # Few rows, which use weights where they lie, and more.

@@ -3,12 +3,12 @@
 from itertools import product
 
 import pytest
+import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
-from torch_layers import CELLS, KINDS, LAYERS, flat
 
 import fusedrnn.torch
-import torch
+from torch_layers import CELLS, KINDS, LAYERS, flat
 
 FORMS = [
     *product(LAYERS, ("batched", "unbatched", "batch_first", "packed")),

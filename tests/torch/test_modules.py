@@ -9,17 +9,17 @@ from itertools import product
 
 import numpy as np
 import pytest
-from oracles import near_kink, torch_results
-from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, make_problem
+import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
-from torch_layers import flat, make_pair
 
 import fusedrnn.torch
-import torch
 from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.spec import MODES
 from fusedrnn.torch import eager
+from oracles import near_kink, torch_results
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, make_problem
+from torch_layers import flat, make_pair
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 KINDS = ("i2h_bias", "h2h_bias")

@@ -8,13 +8,13 @@ from abc import ABC
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch.nn import LSTM as EARLY  # a name taken before anything is patched
 from torch.nn.utils import parametrizations
-from torch_layers import KINDS, first
 
 import fusedrnn.torch
-import torch
 from fusedrnn.torch import Layer, accelerate, accelerate_new, accelerated, restore
+from torch_layers import KINDS, first
 
 
 def is_ours(module):

@@ -3,18 +3,18 @@
 import io
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from torch.utils._pytree import tree_leaves
-from torch_layers import MODES, random_state
-
-import onnx
 import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
 from fusedrnn import RNNSpec
 from fusedrnn import torch as fused
 from fusedrnn.onnx import read
 from fusedrnn.testing.tolerance import difference, longest_sum, tolerance
-from torch import nn
+from torch_layers import MODES, random_state
 
 I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-
 import torch
+
 from fusedrnn import torch as fused
 
 KINDS = ("RNN", "LSTM", "GRU")

@@ -11,14 +11,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-import torch
 from fusedrnn import RNNSpec
 from fusedrnn.spec import MODES
 from fusedrnn.testing.tolerance import difference, longest_sum, tolerance
 from fusedrnn.torch import GRU, LSTM, RNN, accelerate, restore
-from torch import nn
 
 T, N, I, H = 5, 3, 4, 17
 LIMIT = 120  # seconds; what waits longer hangs

@@ -1,13 +1,13 @@
 """torch.nn.LSTM's proj_size on the fused operator: results and gradients of torch's own, every kind of call."""
 
 import pytest
+import torch
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch_layers import flat
 
 import fusedrnn.torch
-import torch
 from fusedrnn import RNNSpec
 from fusedrnn.testing.tolerance import difference, gradient_tolerance, longest_sum, tolerance
+from torch_layers import flat
 
 # What PyTorch says of its own, once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.utils import parametrizations
 
 import fusedrnn.torch
-import torch
 from fusedrnn import RNNOp
 from fusedrnn.torch import read
 

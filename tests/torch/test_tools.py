@@ -6,15 +6,15 @@ import sys
 from itertools import product
 
 import pytest
+import torch
 from torch.ao.pruning import WeightNormSparsifier
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
-from torch_layers import KINDS, LAYERS, flat, input_for, make_pair
 
 import fusedrnn.torch
-import torch
 from fusedrnn.torch import accelerate
+from torch_layers import KINDS, LAYERS, flat, input_for, make_pair
 
 TORCHSCRIPT = pytest.mark.filterwarnings("ignore:`torch.jit.*` is (deprecated|not supported):DeprecationWarning")
 

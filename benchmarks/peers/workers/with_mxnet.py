@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import mxnet
+import numpy as np
 
 if TYPE_CHECKING:
     from benchmarks.peers.workers.protocol import Workload

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import mxnet
 import numpy as np
 from mxnet.gluon import HybridBlock, rnn
-
-import mxnet
 
 if TYPE_CHECKING:
     from benchmarks.peers.workers.protocol import Workload

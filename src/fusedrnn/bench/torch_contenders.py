@@ -71,9 +71,8 @@ class _Tensors:
         return self.x if self.packed is None else self.packed
 
     def _pack(self, array: Array) -> Any:
-        from torch.nn.utils.rnn import pack_padded_sequence
-
         import torch
+        from torch.nn.utils.rnn import pack_padded_sequence
 
         return pack_padded_sequence(torch.from_numpy(array), self.lengths, enforce_sorted=False)
 

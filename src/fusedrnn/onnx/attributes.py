@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
 from onnx.onnx_cpp2py_export.checker import CheckerContext
 
-import onnx
 from fusedrnn.cell.activations import ACTIVATIONS, Activation
 
 KINDS = ("LSTM", "GRU", "RNN")

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnx.backend.base
-
 import onnx
+import onnx.backend.base
+from onnx import ModelProto, NodeProto
+
 from fusedrnn.engines import registry
 from fusedrnn.onnx.attributes import KINDS
 from fusedrnn.onnx.checking import checked
@@ -19,7 +20,6 @@ from fusedrnn.onnx.node_runner import NodeRunner
 from fusedrnn.onnx.scopes import Scope
 from fusedrnn.onnx.weight_layout import Array
 from fusedrnn.scalars import positive_int
-from onnx import ModelProto, NodeProto
 
 _ACCEPTED = frozenset({*KINDS, "Constant", *FOLDED})
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import onnx
+from onnx import ModelProto, TensorProto, ValueInfoProto
+
 from fusedrnn.onnx.attributes import checker_context
 from fusedrnn.onnx.errors import DOMAINS, errors_name_node, label
 from fusedrnn.onnx.graph import opset_of
-from onnx import ModelProto, TensorProto, ValueInfoProto
 
 
 def checked(model: ModelProto) -> ModelProto:

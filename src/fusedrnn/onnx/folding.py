@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-import onnx
 from fusedrnn.onnx.errors import DOMAINS, errors_name_node
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import Array
-from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
 FOLDED = frozenset(
     {

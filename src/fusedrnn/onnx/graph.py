@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from functools import cached_property
 
 import onnx
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+
 from fusedrnn.onnx.attributes import KINDS
 from fusedrnn.onnx.errors import DOMAINS, domain_of
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import NodeProto
 
 from fusedrnn.frozen_array import frozen
 from fusedrnn.onnx.attributes import Settings, parse
@@ -14,7 +15,6 @@ from fusedrnn.onnx.graph import inputs_of
 from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, check_same_format, convert_state, from_onnx, specs
 from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
-from onnx import NodeProto
 
 _OUTPUTS = ("Y", "Y_h", "Y_c")
 

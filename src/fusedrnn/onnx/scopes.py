@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+
 from fusedrnn.onnx.errors import first_output, operator_name
 from fusedrnn.onnx.graph import Functions, is_other_recurrent, is_recurrent, opset_of, subgraphs
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 # Far above what models need; a malicious model cannot exhaust time or memory.
 _MAX_DEPTH = 100

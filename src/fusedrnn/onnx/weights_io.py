@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import ModelProto, NodeProto
 
 from fusedrnn.onnx.attributes import Settings, parse
 from fusedrnn.onnx.errors import errors_name_node
@@ -15,7 +16,6 @@ from fusedrnn.onnx.graph import inputs_of
 from fusedrnn.onnx.scopes import Scope
 from fusedrnn.onnx.weight_layout import WEIGHTS, Array, convert_state, from_onnx, specs
 from fusedrnn.spec import RNNSpec
-from onnx import ModelProto, NodeProto
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from fusedrnn.onnx.errors import errors_name_node
 from fusedrnn.onnx.folding import Folder
@@ -15,7 +16,6 @@ from fusedrnn.onnx.graph import INPUTS, uses
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import WEIGHTS, Array, to_onnx
 from fusedrnn.onnx.weights_io import Layer, LayerNode, layer_nodes, node_with_name, read_layer, reject_unsupported
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 # The fields of a tensor that may hold floating-point numbers.
 _DATA_FIELDS = ("raw_data", "float_data", "double_data", "int32_data")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusedrnn.torch import double_backward, tensor_calls
 from fusedrnn.torch.eligibility import is_plain
 from fusedrnn.torch.network import CallShape, Network
 from fusedrnn.torch.tensor_calls import SavedForBackward
-from torch import Tensor
 
 
 class FusedRNN(torch.autograd.Function):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import RNNCellBase
 
-import torch
 from fusedrnn.torch import class_map, dispatch, eager, eligibility
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import cell_plan, current_weights, initial_states
-from torch import Tensor
 
 
 class _FusedCell(RNNCellBase):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch.nn import Module
 from torch.nn.utils import parametrize
-
-import torch
 
 OURS: dict[type[Module], type[Module]] = {}
 """Our class by torch.nn's."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
-import torch
 from fusedrnn.torch.class_map import OURS, TORCHS, counterpart, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.graphs import is_ours, recurrent_operators

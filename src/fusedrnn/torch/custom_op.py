@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusedrnn.torch import autocast, onnx_export, op_call, op_derivatives, tensor_calls
 from fusedrnn.torch.network import CallShape, Network
 from fusedrnn.torch.op_call import OpCall
-from torch import Tensor
 
 _SEED_END = 2**63 - 1
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import torch
+from torch import Tensor, squeeze_copy, transpose_copy
 from torch.autograd import forward_ad
 
-import torch
 from fusedrnn.torch import eager
 from fusedrnn.torch.eligibility import is_compiling
-from torch import Tensor, squeeze_copy, transpose_copy
 
 Run = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
@@ -18,7 +20,6 @@ from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.network import CallShape
-from torch import Tensor
 
 
 def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:

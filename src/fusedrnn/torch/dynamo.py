@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from fusedrnn.torch import plan
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.imports import after_import
@@ -54,10 +55,9 @@ def _is_traceable(module: torch.nn.Module) -> bool:
 
 def _patch() -> None:
     global eager_forward
+    from torch import _dynamo
     from torch._dynamo import config
     from torch._dynamo.variables.builder import VariableBuilder
-
-    from torch import _dynamo
 
     untyped: Any = _dynamo
     eager_forward = untyped.disable(eager_forward)

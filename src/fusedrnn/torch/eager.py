@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import tensor_calls
 from fusedrnn.torch.autograd import FusedRNN
 from fusedrnn.torch.network import CallShape, Network
-from torch import Tensor
 
 # Function.apply without its detour through functorch, under whose transforms no call gets here.
 _apply: Any = super(torch.autograd.Function, FusedRNN).apply

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.nn import Parameter
-from torch.nn.utils.rnn import PackedSequence
-
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils.rnn import PackedSequence
 
 DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 """The operator's name of each dtype that it takes."""

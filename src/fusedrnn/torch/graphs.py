@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.nn import Module
-
 import torch
+from torch.nn import Module
 
 # Parts of the names of torch's recurrent operators, including quantized ones and those of oneDNN.
 _NAME_PARTS = "lstm", "gru", "rnn_tanh", "rnn_relu", "rnn_layer"

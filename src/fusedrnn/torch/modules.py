@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-import torch
 from fusedrnn.torch import class_map, dispatch, dynamo, eligibility
 from fusedrnn.torch.dispatch import Run
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan
-from torch import Tensor
 
 States = tuple[Tensor, ...]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 import torch
+from torch import Tensor
+
 from fusedrnn.engines.interface import PointerEngine
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.saved_operands import saved_operands
-from torch import Tensor
 
 _MAX_NETWORKS = 256
 _MAX_PATTERNS = 64

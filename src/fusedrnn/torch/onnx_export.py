@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fusedrnn.torch.imports import after_import
 from torch import Tensor
+
+from fusedrnn.torch.imports import after_import
 
 # Where PyTorch's exporter creates its decomposition table, from torch 2.5 on.
 _TABLES = "torch.onnx._internal.exporter._decomp"

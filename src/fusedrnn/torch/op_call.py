@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.eligibility import DTYPE_NAMES, are_batch_sizes, checked_lengths
-from torch import Tensor
 
 SCHEMA = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "

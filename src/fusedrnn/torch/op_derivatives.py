@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
-import torch
 from fusedrnn.torch import double_backward, op_call
 from fusedrnn.torch.double_backward import Extent
 from fusedrnn.torch.op_call import OpCall
-from torch import Tensor
 
 Kernel = Callable[..., list[Tensor]]
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+
 from fusedrnn.runtime.openmp import OpenMP, OpenMPTeam
 from fusedrnn.runtime.thread_pool import ThreadTeam, pool_team
 

@@ -7,12 +7,12 @@ from functools import lru_cache
 from operator import is_
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.nn import Module, Parameter
 
-import torch
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling, is_plain
-from torch import Tensor
 
 
 class ModulePlan(NamedTuple):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import Module, RNNBase, RNNCellBase
 
-import torch
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import is_quantized, is_scripted, torch_class
 from fusedrnn.torch.graphs import recurrent_operators
-from torch import Tensor
 
 _CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float32", torch.bfloat16: "float32"}

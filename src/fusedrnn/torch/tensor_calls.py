@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
-
 import torch
+from torch import Tensor
+
 from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import CallShape, Network
 from fusedrnn.torch.openmp import team
-from torch import Tensor
 
 # The kernels read reserves and packed weights with aligned vector loads.
 _ALIGNMENT = 64

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+import torch
 from torch.nn import Module
 
-import torch
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import OURS, TORCHS, as_torch_module, counterpart
 from fusedrnn.torch.imports import after_import

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS
-from problems import Problem, Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.spec import DTYPES, MODES
+from layouts import LAYOUTS
+from problems import Problem, Shape, assert_same_bits, make_problem
 
 pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 

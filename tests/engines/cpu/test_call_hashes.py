@@ -4,10 +4,10 @@
 emulation.
 """
 
-import call_hashes
 import numpy as np
 import pytest
 
+import call_hashes
 from fusedrnn.jit.host import available_targets
 from fusedrnn.jit.target import is_x86
 from fusedrnn.spec import MODES

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from conformance import SHAPES, AnyShape, Conformance
-from oracles import expected
-from problems import assert_close, make_problem
 
 import fusedrnn
+from conformance import SHAPES, AnyShape, Conformance
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
+from oracles import expected
+from problems import assert_close, make_problem
 
 pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 

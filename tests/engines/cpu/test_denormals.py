@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import Shape, assert_close, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import DTYPES, MODES
+from problems import Shape, assert_close, make_problem
 
 pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 

@@ -8,9 +8,8 @@ import re
 from functools import cache
 
 import pytest
-from assembly import TARGETS, common_functions, loops, parsed
-from variants import variant_spec
 
+from assembly import TARGETS, common_functions, loops, parsed
 from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
@@ -20,6 +19,7 @@ from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKE
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit.target import Target, is_x86
 from fusedrnn.spec import DTYPES, MODES
+from variants import variant_spec
 
 pytestmark = pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
 

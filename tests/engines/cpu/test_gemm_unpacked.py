@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
-from assembly import TARGETS, common_functions, loops
-from problems import Shape, make_problem
 
+from assembly import TARGETS, common_functions, loops
 from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.jit.target import is_x86
 from fusedrnn.spec import DTYPES, MODES
+from problems import Shape, make_problem
 
 pytestmark = pytest.mark.pairwise
 

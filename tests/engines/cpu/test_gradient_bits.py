@@ -5,14 +5,14 @@ from itertools import product
 
 import numpy as np
 import pytest
-from layouts import LAYOUTS, spread
-from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.spec import DTYPES, MODES
+from layouts import LAYOUTS, spread
+from problems import Shape, assert_same_bits, make_problem
 
 pytestmark = [pytest.mark.usefixtures("poisoned", "use_all_threads"), pytest.mark.pairwise]
 

@@ -5,17 +5,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import fences
 import numpy as np
-import pairwise
 import pytest
-from fences import AVAILABLE, fenced, fenced_copy
-from problems import Shape, assert_same_bits, make_problem
 
+import fences
 import fusedrnn
+import pairwise
+from fences import AVAILABLE, fenced, fenced_copy
 from fusedrnn import RNNOp
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
+from problems import Shape, assert_same_bits, make_problem
 
 pytestmark = [
     pytest.mark.skipif(not AVAILABLE, reason="needs mprotect"),

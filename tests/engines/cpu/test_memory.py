@@ -8,7 +8,6 @@ import weakref
 
 import numpy as np
 import pytest
-from problems import Shape, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
@@ -18,6 +17,7 @@ from fusedrnn.engines.cpu.weights import cache as pack
 from fusedrnn.runtime import buffers
 from fusedrnn.runtime.fingerprint import fingerprint_of
 from fusedrnn.spec import DTYPES
+from problems import Shape, make_problem
 
 SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
 

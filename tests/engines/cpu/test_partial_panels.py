@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from problems import Shape, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
@@ -18,6 +17,7 @@ from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.loader import function, load
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
+from problems import Shape, make_problem
 
 UNTOUCHED = 99.0
 pytestmark = pytest.mark.pairwise

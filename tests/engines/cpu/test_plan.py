@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
@@ -20,6 +19,7 @@ from fusedrnn.engines.cpu.tuning import MachineModel, Tuning
 from fusedrnn.jit.target import ITEM_SIZE
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES
+from problems import Shape, assert_same_bits, make_problem
 
 PHASES = "inference", "training", "backward"
 MACHINE = MachineModel(

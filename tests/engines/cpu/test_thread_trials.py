@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp, frozen
@@ -10,6 +9,7 @@ from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.launch import guarded_call as prepared
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice, ThreadChoices
 from fusedrnn.runtime import thread_pool
+from problems import Shape, assert_same_bits, make_problem
 
 FORECAST = Forecast(several=60e-6, alone=100e-6)
 

@@ -4,9 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conformance import TRAINING_SHAPES, AnyTrainingShape, TrainingConformance
 
 import fusedrnn
+from conformance import TRAINING_SHAPES, AnyTrainingShape, TrainingConformance
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.runtime import buffers

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
+from problems import Shape, assert_same_bits, make_problem
 
 SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True, lengths="edges")
 KEEPS = ("gates", "states")

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from forks import FORK_WARNING, FORKS, busy_threads, in_child
-from problems import Shape, assert_same_bits, make_problem
 
 import fusedrnn
+from forks import FORK_WARNING, FORKS, busy_threads, in_child
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.launch import kernel_args as records
 from fusedrnn.runtime import thread_pool
+from problems import Shape, assert_same_bits, make_problem
 
 pytestmark = pytest.mark.usefixtures("use_all_threads")
 

@@ -5,18 +5,18 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conformance import KEEPS, REQUESTS, TrainingConformance
-from oracles import near_kink, reference_results
-from pairwise import target_names
-from problems import Shape, assert_close, assert_gradients_close
-from variants import VARIANTS, recorded, variant_problem, variant_spec
 
 import fusedrnn
+from conformance import KEEPS, REQUESTS, TrainingConformance
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.jit.host import available_targets
 from fusedrnn.spec import DTYPES
+from oracles import near_kink, reference_results
+from pairwise import target_names
+from problems import Shape, assert_close, assert_gradients_close
+from variants import VARIANTS, recorded, variant_problem, variant_spec
 
 pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 

@@ -10,14 +10,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conformance import REQUEST_SHAPES, SHAPES, AnyShape, Conformance, TrainingConformance
-from oracles import absences, without
-from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from variants import variant_results, variant_spec
 
 import fusedrnn.torch
-import torch
+from conformance import REQUEST_SHAPES, SHAPES, AnyShape, Conformance, TrainingConformance
 from fusedrnn import RNNOp, RNNSpec, frozen
 from fusedrnn.engines import registry
 from fusedrnn.engines.cudnn import engine as cudnn
@@ -28,6 +25,9 @@ from fusedrnn.engines.interface import Capabilities
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.torch.eligibility import operator_dtype
+from oracles import absences, without
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
+from variants import variant_results, variant_spec
 
 # What PyTorch says of its own projections, once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -11,18 +11,18 @@ from itertools import cycle, product
 
 import numpy as np
 import pytest
-from conformance import REQUESTS, AnyShape, AnyTrainingShape, Conformance, TrainingConformance
-from oracles import absences, without
-from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
-from variants import VARIANTS, possible, variant_results, variant_spec
 
 import fusedrnn
+from conformance import REQUESTS, AnyShape, AnyTrainingShape, Conformance, TrainingConformance
 from fusedrnn import RNNOp, RNNSpec, frozen
 from fusedrnn.engines import registry
 from fusedrnn.engines.onednn import library, threads, weights
 from fusedrnn.engines.onednn import param_layout as layout
 from fusedrnn.engines.onednn.engine import _MOST_PROGRAMS
 from fusedrnn.spec import MODES
+from oracles import absences, without
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
+from variants import VARIANTS, possible, variant_results, variant_spec
 
 
 @cache

@@ -4,11 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from toy_cells import TWO_STAGES
 
 import fusedrnn.spec
-import torch
 from fusedrnn import dropout
 from fusedrnn.cell.cells import FAMILIES, Cell, Family, Variant
 from fusedrnn.cell.primitives import relu, tanh
@@ -16,6 +15,7 @@ from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES, RNNSpec
 from fusedrnn.testing.tolerance import longest_sum, tolerance
+from toy_cells import TWO_STAGES
 
 T, N, I, H = 5, 4, 3, 6
 LENGTHS = np.array([3, 5, 1, 4])

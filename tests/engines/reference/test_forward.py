@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-import torch
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES, RNNSpec
 from fusedrnn.testing.tolerance import longest_sum, tolerance

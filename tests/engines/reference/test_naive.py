@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 import torch
+
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.reference import naive
 from fusedrnn.testing.tolerance import gradient_tolerance

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from oracles import absences, reference_results
 from problems import Shape, assert_close, assert_gradients_close, problem_of
 from variants import VARIANTS, variant_results, variant_spec

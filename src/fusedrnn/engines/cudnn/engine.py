@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-import torch
 from fusedrnn.engines.cudnn.operands import (
     Memory,
     Operands,
@@ -32,7 +33,6 @@ from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.spec import RNNSpec
-from torch import Tensor
 
 Array = NDArray[Any]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from fusedrnn.layout import Kind, Parameter
 from fusedrnn.spec import RNNSpec
-from torch import Tensor
 
 Array = NDArray[Any]
 # The order in which PyTorch's functions want the weights of one direction of a layer.

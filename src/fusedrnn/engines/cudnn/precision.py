@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.backends.cudnn import rnn
 
-import torch
 from fusedrnn.locks import Lock
 
 _switches: Any = rnn
