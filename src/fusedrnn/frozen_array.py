@@ -1,4 +1,4 @@
-"""Arrays that nobody can ever write to: an op does not check frozen parameters for changes."""
+"""Arrays that can never be written: an op does not check frozen parameters for changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _FrozenBytes(bytes):
 
 
 def frozen(params: Array) -> Array:
-    """A copy of a parameter vector that nobody can ever write to, so that an op need not check it for changes.
+    """A copy of a parameter vector that can never be written, so that an op need not check it for changes.
 
     A frozen array is returned unchanged.
 

@@ -21,7 +21,7 @@ Job = Callable[..., None]
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
-# Held by whoever compiles or loads code: llvmlite has a lock of its own, which no forked child could open.
+# Held while code is compiled or loaded: llvmlite has a lock of its own, which no forked child could open.
 lock = Lock(guards_fork=True)
 
 

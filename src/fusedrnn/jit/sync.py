@@ -44,7 +44,7 @@ def atomic_load(f: Function, address: Value) -> Value:
 
 
 def atomic_store(f: Function, address: Value, value: Value) -> None:
-    """Store an integer; whoever loads it sees all that this thread wrote before it."""
+    """Store an integer; a thread that loads it sees all that this thread wrote before."""
     typed_pointer = f.builder.inttoptr(address.ir, I64.as_pointer())  # llvmlite's atomic store takes no other
     f.builder.store_atomic(value.ir, typed_pointer, "seq_cst", 8)
 

@@ -62,11 +62,11 @@ class Backward:
         dy, dstates = self._split(out_grads)
         grad_reqs = self._requests(grad_req)
         buffers = self._buffers(args_grad, grad_reqs)
-        given = {"out_grads": [one for one in (dy, *(dstates or ())) if isinstance(one, np.ndarray)]}
+        inputs = {"out_grads": [array for array in (dy, *(dstates or ())) if isinstance(array, np.ndarray)]}
         states = {name: grad_reqs[name] for name in self._state_names}
         is_uniform = len(set(states.values())) == 1 and len({buffers[name] is None for name in states}) == 1
         if not is_uniform:
-            self._check(states, buffers, given)
+            self._check(states, buffers, inputs)
         state_req = next(iter(states.values())) if is_uniform else "write"
         state_buffers = tuple(buffers[name] for name in states)
         use_state_buffers = is_uniform and state_buffers[0] is not None
@@ -94,37 +94,37 @@ class Backward:
         if not self._with_states or out_grads is None:
             return out_grads, None
         count = 1 + len(self._state_names)
-        wanted = f"a sequence of {count}: those of the output, {', '.join(self._state_names)}"
+        expected = f"a sequence of {count}: those of the output, {', '.join(self._state_names)}"
         if isinstance(out_grads, (np.ndarray, str, bytes)) or not isinstance(out_grads, Sequence):
-            raise TypeError(f"out_grads must be {wanted}; got {type(out_grads).__name__}")
+            raise TypeError(f"out_grads must be {expected}; got {type(out_grads).__name__}")
         if len(out_grads) != count:
-            raise ValueError(f"out_grads must be {wanted}; got {len(out_grads)}")
+            raise ValueError(f"out_grads must be {expected}; got {len(out_grads)}")
         return out_grads[0], tuple(out_grads[1:])
 
     def _requests(self, grad_req: object) -> dict[str, GradReq]:
         if isinstance(grad_req, str):
             return dict.fromkeys(self.arguments, check_grad_req("grad_req", grad_req))
-        given = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or ")
-        return {name: check_grad_req(f"grad_req: {name}", given.get(name, "null")) for name in self.arguments}
+        by_argument = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or ")
+        return {name: check_grad_req(f"grad_req: {name}", by_argument.get(name, "null")) for name in self.arguments}
 
     def _buffers(self, args_grad: object, grad_reqs: Mapping[str, GradReq]) -> dict[str, Any]:
-        given = {} if args_grad is None else by_name("args_grad", args_grad, self.arguments, "None, or ")
+        by_argument = {} if args_grad is None else by_name("args_grad", args_grad, self.arguments, "None, or ")
         for name, request in grad_reqs.items():
-            buffer = given.get(name)
+            buffer = by_argument.get(name)
             if request == "add" and buffer is None:
                 raise ValueError(f"args_grad: {name} must be given where grad_req is 'add'; got None")
             if request == "null" and buffer is not None:
                 raise ValueError(
                     f"args_grad: {name} must be None where grad_req is 'null'; got {type(buffer).__name__}"
                 )
-        return {name: given.get(name) for name in self.arguments}
+        return {name: by_argument.get(name) for name in self.arguments}
 
     def _check(
-        self, states: Mapping[str, GradReq], buffers: Mapping[str, Any], given: Mapping[str, Sequence[Array]]
+        self, states: Mapping[str, GradReq], buffers: Mapping[str, Any], inputs: Mapping[str, Sequence[Array]]
     ) -> None:
         """Check state buffers that the op does not see: it applies one request to all states."""
         spec = self._op.spec
-        taken = dict(given)
+        taken = dict(inputs)
         for name in ("data", "parameters"):
             if isinstance(buffers[name], np.ndarray):
                 taken[f"args_grad: {name}"] = (buffers[name],)
@@ -157,9 +157,9 @@ def by_name(what: str, value: object, names: Sequence[str], other: str) -> Mappi
         if unknown := [key for key in value if key not in names]:
             raise ValueError(f"{what} must have keys among {', '.join(names)}; got {unknown[0]!r}")
         return value
-    wanted = f"{other}a list or a dict of one for each of {', '.join(names)}"
+    expected = f"{other}a list or a dict of one for each of {', '.join(names)}"
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{what} must be {wanted}; got {type(value).__name__}")
+        raise TypeError(f"{what} must be {expected}; got {type(value).__name__}")
     if len(value) != len(names):
-        raise ValueError(f"{what} must be {wanted}; got {len(value)}")
+        raise ValueError(f"{what} must be {expected}; got {len(value)}")
     return dict(zip(names, value, strict=True))

@@ -103,8 +103,8 @@ def rnn(
         mode, state_size, num_layers, bidirectional, p, projection_size,
         lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
     )  # fmt: skip
-    given = data, parameters, state, state_cell, sequence_length
-    return _call(given, options, state_outputs, use_sequence_length, backend).infer()
+    arrays = data, parameters, state, state_cell, sequence_length
+    return _call(arrays, options, state_outputs, use_sequence_length, backend).infer()
 
 
 RNN = rnn
@@ -166,25 +166,25 @@ def train_rnn(
         mode, state_size, num_layers, bidirectional, p, projection_size,
         lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
     )  # fmt: skip
-    given = data, parameters, state, state_cell, sequence_length
-    return _call(given, options, state_outputs, use_sequence_length, backend).train(seed)
+    arrays = data, parameters, state, state_cell, sequence_length
+    return _call(arrays, options, state_outputs, use_sequence_length, backend).train(seed)
 
 
 def _call(
-    given: tuple[Array, Array, Array, Array | None, Lengths],
+    arrays: tuple[Array, Array, Array, Array | None, Lengths],
     options: tuple[Any, ...],
     state_outputs: object,
     use_sequence_length: object,
     backend: str | None,
 ) -> _Call:
-    data, parameters, state, state_cell, sequence_length = given
+    data, parameters, state, state_cell, sequence_length = arrays
     if not isinstance(data, np.ndarray):
         raise TypeError(f"data must be a NumPy array; got {type(data).__name__}")
     if data.ndim != 3 or 0 in data.shape:
         raise ValueError(f"data must have shape (T, N, I), each at least 1; got {data.shape}")
     if data.dtype not in DTYPES:
         raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
-    if state is None:  # the operator would take it for zeros, MXNet's does not
+    if state is None:  # RNNOp takes None for zeros, MXNet does not
         raise TypeError("state must be a NumPy array; got NoneType")
     use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
     with_states = validation.check_flag("state_outputs", state_outputs)
@@ -194,8 +194,8 @@ def _call(
             mode, data.shape[2], size, layers, both_ways, p, projection, data.dtype.name, low, high, nan
         )  # fmt: skip
     if (state_cell is None) == (mode == "lstm"):
-        wanted = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
-        raise ValueError(f"state_cell {wanted}; got {'None' if state_cell is None else type(state_cell).__name__}")
+        rule = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
+        raise ValueError(f"state_cell {rule}; got {'None' if state_cell is None else type(state_cell).__name__}")
     check_lengths(use_lengths, sequence_length)
     with validation.renamed(_NAMES):
         op = RNNOp.get(spec, backend)

@@ -1,4 +1,4 @@
-"""Memory that outlives a call: scratch passed from call to call, and buffers that return when nobody refers to them."""
+"""Memory that outlives a call: scratch passed from call to call, and buffers that return with their last reference."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class ThreadPool:
         self._functions.worker_loop(self._address, tid, 0)
 
     def control(self) -> int:
-        """The address of the control block, for whoever dispatches a job.
+        """The address of the control block, for callers that dispatch a job.
 
         Raises:
             RuntimeError: In a child that was forked inside this call, by a signal handler say.

@@ -37,7 +37,7 @@ class FusedRNN(torch.autograd.Function):
         operands = x, *operands
         weights, ctx.unsaved_weights = for_backward.weights, None
         if not for_backward.packed:
-            # Backward reads unsaved matrices too, but only for results that nobody needs.
+            # Backward reads unsaved matrices too, but only for unused results.
             flags = is_saved[1 + network.num_states :]
             ctx.unsaved_weights = [None if save else weight for save, weight in zip(flags, weights, strict=True)]
             weights = [weight if save else None for save, weight in zip(flags, weights, strict=True)]

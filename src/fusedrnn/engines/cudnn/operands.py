@@ -42,7 +42,7 @@ class Places:
 def places(spec: RNNSpec, lengths: Array | None, steps: int) -> Places:
     """The places of one call: PyTorch knows sequences that end early only as packed ones, and empty ones not at all.
 
-    A network of one direction that runs backwards is one that runs forwards over each sequence turned round.
+    A reverse network of one direction runs as a forward one over each sequence in reverse order.
     """
     if lengths is None:
         return Places((slice(None, None, -1 if spec.reverse else 1),))
@@ -109,23 +109,23 @@ def _entries(spec: RNNSpec) -> Iterator[Parameter | None]:
 def split(spec: RNNSpec, flat: Tensor) -> tuple[Tensor, ...]:
     """The flat parameter vector as PyTorch's functions take it, each weight in memory of its own.
 
-    They know two biases or none: beside a single one stands a zero.
+    cuDNN takes two biases or none: a spec with one bias gets zeros for the other.
     """
     zero = flat.new_zeros(spec.num_gates * spec.hidden_size)
     return tuple(
-        (zero if one is None else flat[one.offset : one.offset + one.size].view(one.shape)).clone()
-        for one in _entries(spec)
+        (zero if entry is None else flat[entry.offset : entry.offset + entry.size].view(entry.shape)).clone()
+        for entry in _entries(spec)
     )
 
 
 def join(spec: RNNSpec, weights: Iterable[Tensor]) -> Tensor:
     """The inverse of :func:`split`: one flat vector."""
-    found = dict(zip(_entries(spec), weights, strict=False))
-    return torch.cat([found[one].reshape(-1) for one in spec.layout])
+    by_entry = dict(zip(_entries(spec), weights, strict=False))
+    return torch.cat([by_entry[entry].reshape(-1) for entry in spec.layout])
 
 
 def flatten(spec: RNNSpec, weights: Sequence[Tensor]) -> None:
-    """Let the weights share one piece of memory in which they lie as cuDNN wants them.
+    """Move the weights into one piece of memory, in cuDNN's layout.
 
     It is what torch.nn's modules do. Otherwise PyTorch would copy them at every call, and warn.
     """

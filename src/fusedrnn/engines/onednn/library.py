@@ -166,11 +166,11 @@ class Library:
 
     def _function(self, name: str, types: tuple[Any, ...]) -> Callable[..., int]:
         try:
-            found: Any = getattr(self.cdll, f"dnnl_{name}")
+            function: Any = getattr(self.cdll, f"dnnl_{name}")
         except AttributeError:
             raise ImportError(f"{self.path}, oneDNN {self.version}, has no dnnl_{name}") from None
-        found.argtypes, found.restype = types, c_int
-        checked: Callable[..., int] = found
+        function.argtypes, function.restype = types, c_int
+        checked: Callable[..., int] = function
         return checked
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -192,9 +192,9 @@ class Library:
         Raises:
             OneDNNError: If it says that it failed.
         """
-        made = c_void_p()
-        self.call(name, ctypes.byref(made), *arguments)
-        return made.value or 0
+        handle = c_void_p()
+        self.call(name, ctypes.byref(handle), *arguments)
+        return handle.value or 0
 
 
 _lock = Lock()
@@ -216,16 +216,16 @@ def _load() -> Library:
 
 
 def find() -> Path:
-    """Where the library lies: where ``FUSEDRNN_ONEDNN`` says, else in one of its packages.
+    """The library's path: ``FUSEDRNN_ONEDNN``, else a file of one of its packages.
 
     Raises:
         ImportError: If it is not there.
     """
-    given = env.onednn()
-    if given is not None:
-        if not given.is_file():
-            raise ImportError(f"FUSEDRNN_ONEDNN must be the path of oneDNN's {FILE}; got {given}, which is no file")
-        return given
+    path = env.onednn()
+    if path is not None:
+        if not path.is_file():
+            raise ImportError(f"FUSEDRNN_ONEDNN must be the path of oneDNN's {FILE}; got {path}, which is no file")
+        return path
     for package in PACKAGES:
         try:
             files = metadata.distribution(package).files or []

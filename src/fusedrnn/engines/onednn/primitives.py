@@ -53,9 +53,9 @@ class Descriptor:
     @classmethod
     def of(cls, library: Library, handle: int) -> Descriptor:
         """A copy of one that the library owns."""
-        made = cls.__new__(cls)
-        made.library, made.handle = library, library.new("memory_desc_clone", handle)
-        return made
+        descriptor = cls.__new__(cls)
+        descriptor.library, descriptor.handle = library, library.new("memory_desc_clone", handle)
+        return descriptor
 
     def __del__(self) -> None:
         if handle := getattr(self, "handle", 0):

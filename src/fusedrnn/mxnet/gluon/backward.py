@@ -81,11 +81,11 @@ class LayerBackward:
         """The gradients of the outputs as the operator has them: (T, N, D·S), and one for each state."""
         if not self._with_states or out_grads is None:
             return self._as_time_major("out_grads", out_grads, self._output_size)
-        wanted = "a pair: the output's, and a list of the states'"
+        expected = "a pair: the output's, and a list of the states'"
         if isinstance(out_grads, (np.ndarray, str, bytes)) or not isinstance(out_grads, Sequence):
-            raise TypeError(f"out_grads must be {wanted}; got {type(out_grads).__name__}")
+            raise TypeError(f"out_grads must be {expected}; got {type(out_grads).__name__}")
         if len(out_grads) != 2:
-            raise ValueError(f"out_grads must be {wanted}; got {len(out_grads)}")
+            raise ValueError(f"out_grads must be {expected}; got {len(out_grads)}")
         output, final = out_grads
         output = self._as_time_major("out_grads[0]", output, self._output_size)
         count = len(self.arguments) - 1

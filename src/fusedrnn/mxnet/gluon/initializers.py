@@ -1,4 +1,4 @@
-"""What fills parameters that nobody has given yet: MXNet's initializers that make sense for these layers."""
+"""Initializers: those of MXNet that suit the parameters of recurrent layers."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ INITIALIZERS: dict[str, Function] = {
 
 def checked(name: str, value: object) -> Initializer:
     """``value`` if it is an initializer."""
-    wanted = f"one of {', '.join(INITIALIZERS)}, a number, a function of (shape, generator), or None"
+    expected = f"one of {', '.join(INITIALIZERS)}, a number, a function of (shape, generator), or None"
     if isinstance(value, str):
         if value not in INITIALIZERS:
-            raise ValueError(f"{name} must be {wanted}; got {value!r}")
+            raise ValueError(f"{name} must be {expected}; got {value!r}")
         return value
     if value is None or callable(value):
         return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name} must be {wanted}; got {value!r}")
+        raise TypeError(f"{name} must be {expected}; got {value!r}")
     return as_float(name, value)
 
 

@@ -176,11 +176,11 @@ class RNNLayer:
     def save_parameters(self) -> dict[str, Array]:
         """Copies of all values by the names that ``Block.save_parameters`` gives them: MXNet can load them."""
         both_ways = self._spec.bidirectional
-        found = {}
+        saved = {}
         for entry in self._params.store.spec.layout:
             place = f"{entry.layer}.{'lr'[entry.direction]}_cell" if both_ways else str(entry.layer)
-            found[f"_unfused.{place}.{entry.kind}"] = self._params[self.prefix + entry.name].data().copy()
-        return found
+            saved[f"_unfused.{place}.{entry.kind}"] = self._params[self.prefix + entry.name].data().copy()
+        return saved
 
     def __call__(self, inputs: Array, states: States = None, sequence_length: Lengths = None) -> Any:
         """Run over whole sequences, in inference.
@@ -243,13 +243,13 @@ class RNNLayer:
         if inputs.dtype != np.dtype(store.spec.dtype):
             raise TypeError(f"inputs must have dtype {store.spec.dtype}; got {inputs.dtype}")
         check_lengths(self._use_lengths, lengths)
-        given: Any = [states] if isinstance(states, np.ndarray) else states
+        initial: Any = [states] if isinstance(states, np.ndarray) else states
         flat = self._params.infer_input_size(inputs.shape[2])
         op = self._op_for(inputs.shape[2])
         y = np.empty((*inputs.shape[:2], op.spec.output_size), op.spec.dtype)
         with validation.renamed(_NAMES):
             _, final, reserve = op.forward(
-                time_major(inputs, self._layout), flat, given, training=training, lengths=lengths,
+                time_major(inputs, self._layout), flat, initial, training=training, lengths=lengths,
                 out=time_major(y, self._layout), seed=seed,
             )  # fmt: skip
         return y, list(final), op, reserve

@@ -66,7 +66,7 @@ def guard_of(argument: Any, symbol: int, written: bool) -> list[int] | None:
     """The guard for arguments like this one, None or an array; None if no guard can describe it.
 
     See :data:`fusedrnn.engines.cpu.launch.guard_kernel.GUARD`; ``symbol`` is the number of the symbol for its address.
-    The guard compares the identity of the dtype: whoever uses it must hold a reference to the dtype.
+    The guard compares the identity of the dtype: its user must hold a reference to the dtype.
     """
     if argument is None:
         return [id(None), 0, 0, 0, 0, 0, 0, symbol, *[0] * 6]

@@ -32,7 +32,7 @@ _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 class PackedWeights:
     """The packed weights of some parameters, and what tells whether the parameters have changed since.
 
-    Whoever holds it owns its memory: a reserve keeps the weights of its forward call, whatever becomes of the
+    Its holder owns its memory: a reserve keeps the weights of its forward call, whatever becomes of the
     parameters.
 
     Attributes:
