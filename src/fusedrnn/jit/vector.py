@@ -157,6 +157,10 @@ class Vectors:
         """The number in every lane."""
         return self._splat(scalar, self.format.scalar)
 
+    def splat_word(self, scalar: Value) -> Value:
+        """A 32-bit integer in as many lanes as a vector has."""
+        return self._splat(scalar, I32)
+
     def splat_float64(self, bits: Value) -> Value:
         """A float64, given by its bits, rounded to this format, in every lane."""
         number = bits.bitcast(DOUBLE)
