@@ -44,6 +44,7 @@ def planted(tmp_path, monkeypatch):
 
 
 def only_file(path):
+    """The one file of a folder."""
     (file,) = path.iterdir()
     return file
 
@@ -283,7 +284,7 @@ def test_modes_do_not_depend_on_the_umask(tmp_path, monkeypatch, mask):
         load()
     finally:
         os.umask(before)
-    modes = [stat.S_IMODE(one.stat().st_mode) for one in (path.parent, path, only_file(path))]
+    modes = [stat.S_IMODE(entry.stat().st_mode) for entry in (path.parent, path, only_file(path))]
     assert modes == [0o700, 0o700, 0o600]
 
 
@@ -308,7 +309,8 @@ def test_home_of_an_unknown_user(tmp_path, monkeypatch, value):
 @pytest.mark.parametrize("owned_by_other", ["folder", "parent", "file", "link"])
 def test_files_and_folders_of_another_user(planted, tmp_path, monkeypatch, owned_by_other):
     """Though nobody else may write to it."""
-    path = {"folder": planted, "parent": planted.parent, "file": only_file(planted), "link": tmp_path / "link"}[owned_by_other]
+    paths = {"folder": planted, "parent": planted.parent, "file": only_file(planted), "link": tmp_path / "link"}
+    path = paths[owned_by_other]
     if owned_by_other == "link":
         path.symlink_to(planted)
         monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(path))
