@@ -64,8 +64,7 @@ def _imported_by(module: str) -> set[str]:
     names: set[str] = set()
     pending = {module}
     while pending:
-        name = pending.pop()
-        names.add(name)
+        names.add(name := pending.pop())
         pending |= _module(name).imports - names - _NOT_COVERED
     return names
 

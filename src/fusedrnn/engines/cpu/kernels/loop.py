@@ -6,7 +6,10 @@ Rows are sorted by descending length, so that those still active at a step are t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+from fusedrnn.cell.expr import Leaf
+from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
@@ -52,6 +55,16 @@ def rows_of_time(
     with f.if_(row_offsets.is_set):
         offset.set(f.load(row_offsets + time * 8) * row_stride)
     return base + offset.get()
+
+
+class CellPosition(NamedTuple):
+    """A stage's maths on one vector of units of one row."""
+
+    stage: StageKernel
+    row: Value
+    unit_vec: Value
+    gate_row: Value  # the row's pre-activations, of this thread's units
+    recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
 class DirectionEmitter(ThreadShare):
@@ -124,11 +137,21 @@ class DirectionEmitter(ThreadShare):
         """Where a stage's gates begin in a row of this thread's gates."""
         return (self.hidden.last - self.hidden.first) * (stage.first_gate * self.v.bytes)
 
-    def pre_activation(self, gate_row: Value, gate: str, unit_vec: Value) -> Value:
-        """Where a row of this thread's gates holds a vector of units of a gate, of any stage."""
-        stage = next(stage for stage in self.stages if gate in stage.gate_names)
-        index = (unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
-        return gate_row + self.gates_offset(stage) + index * self.v.bytes
+    def load_leaf(self, leaf: Leaf, position: CellPosition) -> Value:
+        """Load a leaf of the cell's expressions that is no state."""
+        v = self.v
+        match leaf:
+            case Peephole(gate):
+                return self.peephole(gate, position.unit_vec)
+            case Projected():
+                return v.load(position.recurrent)
+            case PreH(gate):
+                return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
+            case PreX(gate) | PreSum(gate):
+                stage = next(stage for stage in self.stages if gate in stage.gate_names)
+                index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
+                return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
+        raise AssertionError(leaf)
 
     def peephole(self, gate: str, unit_vec: Value) -> Value:
         """The peephole weights of a gate, for a vector of units."""

@@ -61,7 +61,7 @@ _BACKWARD_THREAD = Arena(
     # Addresses of rows: two tables for each stage, one for a chunk.
     row_tables=lambda s: _POINTER_BYTES * (2 * s.num_stages + s.chunk) * s.rows,
     # Time and sequence of each row of a block.
-    places=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
+    row_positions=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
     # A row of zeros, the initial accumulators, then a panel of dx.
     panel=lambda s: s.tiling.panel_bytes * (1 + s.chunk * s.rows),
     packed=lambda s: s.packed_panels * s.inner * s.tiling.panel_bytes,
