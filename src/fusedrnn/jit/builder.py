@@ -107,6 +107,8 @@ class Value:
     bitcast = _conversion("bitcast")
     zext = _conversion("zext")
     sext = _conversion("sext")
+    trunc = _conversion("trunc")
+    sitofp = _conversion("sitofp")
 
 
 Operand = Value | int | float

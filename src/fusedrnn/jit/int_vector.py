@@ -47,6 +47,11 @@ class IntVectors:
         return Value(self.function, self.function.builder.icmp_unsigned(">=", vector.ir, limit.ir))
 
 
+def int_vector(bits: int, lanes: int) -> ir.Type:
+    """The type of a vector of integers."""
+    return ir.VectorType(ir.IntType(bits), lanes)
+
+
 def shuffle(low: Value, high: Value, lanes: Iterable[int]) -> Value:
     """Lanes of two vectors by number; the numbers of ``high`` follow those of ``low``."""
     numbers = list(lanes)

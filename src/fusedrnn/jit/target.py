@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ITEM_SIZE = {"float32": 4, "float64": 8}
 
@@ -26,6 +26,7 @@ class Target:
         cpu: LLVM's name of the processor to compile for.
         features: LLVM's features beyond those of ``cpu``.
         required: LLVM's features that a processor must have to run the code.
+        format_tile: The tile for GEMM operands that are not of the dtype of the sums; see :meth:`for_compute`.
     """
 
     name: str
@@ -36,19 +37,33 @@ class Target:
     cpu: str
     features: str = ""
     required: tuple[str, ...] = ()
+    format_tile: tuple[int, int] | None = None
 
     def lanes(self, dtype: str) -> int:
         """Elements of a vector."""
         return self.vector_bits // 8 // ITEM_SIZE[dtype]
 
+    def for_compute(self, compute: str) -> Target:
+        """The same instructions with the tile for GEMM operands of that format."""
+        tile = _TILES.get(compute, {}).get((self.registers, self.fma))
+        return self if tile is None else replace(self, format_tile=tile)
+
     @property
     def tile(self) -> tuple[int, int]:
         """Rows and vectors of the micro-kernel: the largest accumulator whose operands still fit the registers."""
+        if self.format_tile:
+            return self.format_tile
         if self.registers == 32:
             return 6, 4
         # Without a fused multiply-add each product needs a register before it is added.
         return (4, 3) if self.fma else (4, 2)
 
+
+# By number of registers and whether there is a fused multiply-add. Widened operands take registers of their own.
+_TILES = {
+    "bfloat16": {(32, True): (6, 3), (16, True): (5, 2), (16, False): (4, 2)},
+    "int8": {(32, True): (6, 4), (16, True): (5, 2), (16, False): (4, 2)},
+}
 
 _X86 = (
     Target(

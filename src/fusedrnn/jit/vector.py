@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -159,9 +159,23 @@ class Vectors:
         """The number in every lane."""
         return self._splat(scalar, self.format.scalar)
 
-    def splat_word(self, scalar: Value) -> Value:
-        """A 32-bit integer in as many lanes as a vector has."""
-        return self._splat(scalar, I32)
+    def reduce(self, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
+        """All lanes combined by halves, the result in every lane."""
+        distance = self.lanes // 2
+        while distance:
+            swapped = shuffle(vector, vector, [lane ^ distance for lane in range(self.lanes)])
+            vector, distance = combine(vector, swapped), distance // 2
+        return vector
+
+    def store_first(self, vector: Value, address: Value) -> None:
+        """Store the first lane."""
+        builder = self.function.builder
+        element = Value(self.function, builder.extract_element(vector.ir, ir.Constant(I32, 0)))
+        self.function.store(element, address, self.item)
+
+    def splat_word(self, address: Value) -> Value:
+        """Load a 32-bit integer into every lane."""
+        return self._splat(self.function.load(address, I32, 4), I32)
 
     def splat_float64(self, bits: Value) -> Value:
         """A float64, given by its bits, rounded to this format, in every lane."""

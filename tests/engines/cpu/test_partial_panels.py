@@ -13,36 +13,12 @@ from fusedrnn.engines.cpu.plan.backward import make_backward_plan
 from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.engines.cpu.tuning import tuned
-from fusedrnn.jit.builder import Function, Module
-from fusedrnn.jit.loader import function, load
-from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.spec import DTYPES, MODES
+from gemms import aligned, compiled
 from problems import Shape, make_problem
 
 UNTOUCHED = 99.0
 pytestmark = pytest.mark.pairwise
-
-
-def compiled(name, target, emit):
-    """A GEMM as a Python function with the arguments of the function that ``emit`` emits."""
-
-    def build():
-        module = Module(name)
-        gemm = emit(module)
-        f = Function(module, "go", [f"argument{number}" for number in range(len(gemm.arguments))], exported=True)
-        f.call(gemm, *f.arguments)
-        f.ret()
-        return module
-
-    count = len(emit(Module(name)).arguments)
-    return function(load(name, target, build), "go", count)
-
-
-def aligned(values):
-    """A copy of the values that is aligned to vectors."""
-    copy = aligned_empty(values.shape, values.dtype)
-    copy[:] = values
-    return copy
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

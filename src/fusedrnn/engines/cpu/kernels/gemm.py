@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.jit.vector import Vectors
@@ -34,27 +35,32 @@ GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *OUTP
 """At most a vector's lanes of rows by vectors of one panel; ``prefetch_a`` is the A needed next."""
 
 
-def emit_gemm(module: Module, target: Target, dtype: str, signature: Signature) -> Function:
-    """The function ``GEMM`` or ``GEMM_TN``: it cuts the rows into tiles."""
+GEMM_INT8 = Signature("gemm_int8", (*GEMM.arguments, "b_scales"))
+"""``GEMM`` of quantized rows, each behind its scale; ``b_scales`` has a vector for each vector of columns."""
+
+
+def emit_gemm(module: Module, target: Target, compute: str, signature: Signature) -> Function:
+    """The function ``GEMM``, ``GEMM_TN`` or ``GEMM_INT8``: it cuts the rows into tiles. ``k`` is a number of groups."""
     transposed = signature is GEMM_TN
     # Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on.
     rows, width = target.tile
     microkernels = [
-        [_Microkernel(module, target, dtype, num_rows, num_vecs, transposed).emit() for num_rows in range(1, rows + 1)]
+        [_Microkernel(module, target, compute, num_rows, num_vecs, transposed).emit() for num_rows in range(1, rows + 1)]
         for num_vecs in range(1, width + 1)
     ]
     f = Function.of(module, signature)
-    num_rows, num_col_vecs, a, b, k, c_in, c_in_stride, c, c_stride, prefetch = f.arguments
+    num_rows, num_col_vecs, a, b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales = f.arguments
     # The part of a panel that one tile prefetches.
-    part_bytes, last_part = k * (width * target.vector_bits // 8) // _TILES_PER_PREFETCH, _TILES_PER_PREFETCH - 1
-    a_step = ITEM_SIZE[dtype] if transposed else 8
+    b_bytes = products_of(compute, Vectors(f, target, STORAGE[compute])).b_bytes
+    part_bytes, last_part = k * (width * b_bytes) // _TILES_PER_PREFETCH, _TILES_PER_PREFETCH - 1
+    a_step = ITEM_SIZE[STORAGE[compute]] if transposed else 8
     with f.switch(num_col_vecs, range(1, width + 1)) as cases:
         for by_rows, case in zip(microkernels, cases, strict=True):
             with case, row_tiles(f, by_rows, num_rows) as (tile, row, call):
                 c_in_row, c_row = c_in + row * c_in_stride, c + row * c_stride
                 part = tile if transposed else (tile < last_part).select(tile, last_part)
                 output = c_in_row, c_in_stride, c_row, c_stride
-                call(a + row * a_step, b, k, *output, prefetch + part * part_bytes)
+                call(a + row * a_step, b, k, *output, prefetch + part * part_bytes, *scales)
     f.ret()
     return f
 
@@ -88,30 +94,34 @@ def row_tiles(
 class _Microkernel:
     """A function that multiplies so many rows of A by so many vectors of a panel.
 
-    Its arguments: the addresses of A's rows, or A itself if transposed; the first vector in B's panel; K; C_in and C,
-    each with the bytes between rows; and where this tile's part of the next prefetch begins, used by whole panels.
+    Its arguments: the addresses of A's rows, or A itself if transposed; the first vector in B's panel; K in groups;
+    C_in and C, each with the bytes between rows; where this tile's part of the next prefetch begins, used by whole
+    panels; and the scales of B's columns if there are any.
     """
 
     def __init__(
-        self, module: Module, target: Target, dtype: str, rows: int, col_vecs: int, transposed: bool
+        self, module: Module, target: Target, compute: str, rows: int, col_vecs: int, transposed: bool
     ) -> None:
-        names = ["a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch"]
+        names = ["a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch", "b_scales"]
+        names = names if compute == "int8" else names[:-1]
         self.f = f = Function(module, f"microkernel_{'tn' if transposed else 'nn'}{rows}x{col_vecs}", names)
-        a, self.b, self.k, self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch = f.arguments
-        self.v = v = Vectors(f, target, dtype)
+        a, self.b, self.k, self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch = f.arguments[:8]
+        self.v = v = Vectors(f, target, STORAGE[compute])
+        self.products = products_of(compute, v, v.bytes if transposed else v.item)
         self.rows, self.col_vecs = rows, col_vecs
-        self.b_step = target.tile[1] * v.bytes
+        self.b_step = target.tile[1] * self.products.b_bytes
         self.is_whole_panel = col_vecs == target.tile[1]
         self.prefetches_c_in = transposed and self.is_whole_panel
-        self.a_step = v.bytes if transposed else v.item
         self.a = [a + v.item * i if transposed else f.load(a + 8 * i) for i in range(rows)]
         # gemm_tn may write into the caller's gradients, which need not be aligned to vectors.
         self.align = v.item if transposed else v.bytes
 
     def emit(self) -> Function:
-        f, v, unroll = self.f, self.v, _UNROLL if self.is_whole_panel else _UNROLL_OF_NARROW
+        f, v, products = self.f, self.v, self.products
+        unroll = max(1, (_UNROLL if self.is_whole_panel else _UNROLL_OF_NARROW) // products.group)
         offsets = [[self.c_in_stride * i + j * v.bytes for j in range(self.col_vecs)] for i in range(self.rows)]
-        self.sums = [[f.var(v.load(self.c_in + offset, self.align)) for offset in row] for row in offsets]
+        c_in = [[self.c_in + offset for offset in row] for row in offsets]
+        self.sums = [[f.var(products.first_sum(address, self.align)) for address in row] for row in c_in]
         if self.prefetches_c_in:
             self._prefetch_c_in()
         even = self.k - self.k % unroll
@@ -121,38 +131,44 @@ class _Microkernel:
                 part = self.prefetch + k * (self.b_step // _TILES_PER_PREFETCH)
                 f.prefetch(part + line * _CACHE_LINE, cache=2)
             self._multiply(k, unroll)
-        with f.loop(even, self.k) as k:
-            self._multiply(k, 1)
-        for i in range(self.rows):
-            for j in range(self.col_vecs):
-                v.store(self.sums[i][j].get(), self.c + self.c_stride * i + j * v.bytes, self.align)
+        if unroll > 1:
+            with f.loop(even, self.k) as k:
+                self._multiply(k, 1)
+        for i, row in enumerate(self.sums):
+            for j, total in enumerate(row):
+                result = products.last_sum(total.get(), self._scales(i, j), c_in[i][j], self.align)
+                v.store(result, self.c + self.c_stride * i + j * v.bytes, self.align)
         f.ret()
         return f
 
+    def _scales(self, row: int, col_vec: int) -> tuple[Value, ...]:
+        """The addresses of the scale of a row of A and of those of a vector of columns of B, if there are any."""
+        scales = self.f.arguments[8:]
+        return (self.a[row] - SCALE_BYTES, scales[0] + col_vec * self.v.bytes) if scales else ()
+
     def _multiply(self, k: Value, steps: int) -> None:
-        """Add the products of so many steps from k on."""
-        v = self.v
-        b_row, a_rows = self.b + k * self.b_step, [row + k * self.a_step for row in self.a]
+        """Add the products of so many groups from group ``k`` on."""
+        products = self.products
+        b_row, a_rows = self.b + k * self.b_step, [row + k * products.a_bytes for row in self.a]
         sums = [[total.get() for total in row] for row in self.sums]
         for step in range(steps):
             self._prefetch_b(b_row, step)
-            b_vecs = [v.load(b_row + (step * self.b_step + j * v.bytes)) for j in range(self.col_vecs)]
-            for i, a_row in enumerate(a_rows):
-                a_element = v.broadcast(a_row + step * self.a_step)
-                sums[i] = [v.fma(a_element, b_vec, total) for b_vec, total in zip(b_vecs, sums[i], strict=True)]
+            b_slots = [b_row + (step * self.b_step + j * products.b_bytes) for j in range(self.col_vecs)]
+            sums = products.add([row + step * products.a_bytes for row in a_rows], b_slots, sums)
         for row, results in zip(self.sums, sums, strict=True):
             for total, result in zip(row, results, strict=True):
                 total.set(result)
 
     def _prefetch_b(self, b_row: Value, step: int) -> None:
         """Prefetch the cache lines of B that this step reads, some steps later."""
-        begin, end = step * self.b_step, step * self.b_step + self.col_vecs * self.v.bytes
+        begin, end = step * self.b_step, step * self.b_step + self.col_vecs * self.products.b_bytes
         for line in range(-(-begin // _CACHE_LINE), -(-end // _CACHE_LINE)):
             self.f.prefetch(b_row + (_L1_PREFETCH_DISTANCE + line * _CACHE_LINE))
 
     def _prefetch_c_in(self) -> None:
         """Prefetch C_in for the next rows: in the weights' gradients it comes from memory."""
         next_rows = self.c_in + self.c_in_stride * self.rows
+        row_bytes = self.col_vecs * self.v.bytes
         for i in range(self.rows):
-            for line in range(-(-self.b_step // _CACHE_LINE)):
+            for line in range(-(-row_bytes // _CACHE_LINE)):
                 self.f.prefetch(next_rows + self.c_in_stride * i + line * _CACHE_LINE, cache=2)

@@ -16,14 +16,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from llvmlite import ir
-
-from fusedrnn.jit.builder import I32, Value
-from fusedrnn.jit.int_vector import shuffle
+from fusedrnn.jit.builder import Value
+from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.vector import Vectors
 
-_I8, _I16 = ir.IntType(8), ir.IntType(16)
+STORAGE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "int8": "float32"}
+"""The dtype of C by the format of the operands."""
+SCALE_BYTES = 4
+"""A quantized row of A lies right behind its scale, a float32."""
 _HALF_BITS, _HIGH_HALF = 16, -(1 << 16)
+
+Sums = list[list[Value]]
+"""Accumulators by row and vector of columns."""
 
 
 class Products(Protocol):
@@ -32,55 +36,64 @@ class Products(Protocol):
     Attributes:
         group: Elements of k in a group.
         a_bytes, b_bytes: Bytes of a group in a row of A, and in a vector of columns of B.
-        sum_type: The type of a vector of accumulators.
     """
 
     group: int
     a_bytes: int
     b_bytes: int
-    sum_type: ir.Type
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: list[list[Value]]) -> list[list[Value]]:
-        """The sums plus the products of a group.
+    def first_sum(self, c_in: Value, align: int) -> Value:
+        """The accumulators of a vector of C, before any product."""
 
-        Args:
-            a_rows: The address of the group in each row of A.
-            b_slots: The address of the group in each vector of columns of B.
-            sums: Accumulators by row and vector of columns.
-        """
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+        """The sums plus the products of a group, by the group's address in each row of A and vector of B."""
+
+    def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
+        """A vector of C, from its accumulators and the addresses of the scales of its row and its columns."""
 
 
 class FloatProducts:
-    """float32 or float64: a group is one element."""
+    """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
 
     group = 1
 
-    def __init__(self, v: Vectors) -> None:
-        self.v, self.a_bytes, self.b_bytes, self.sum_type = v, v.item, v.bytes, v.type
+    def __init__(self, v: Vectors, a_step: int) -> None:
+        self.v, self.a_step, self.b_bytes = v, a_step, v.bytes
+        self.a_bytes = self.group * a_step
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: list[list[Value]]) -> list[list[Value]]:
+    def first_sum(self, c_in: Value, align: int) -> Value:
         """See :class:`Products`."""
-        v = self.v
-        b_vecs = [v.load(slot) for slot in b_slots]
-        return _add_outer_product(v, a_rows, b_vecs, sums)
+        return self.v.load(c_in, align)
+
+    def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
+        """See :class:`Products`."""
+        return total
+
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+        """See :class:`Products`."""
+        return self._add_element(a_rows, [self.v.load(slot) for slot in b_slots], sums)
+
+    def _add_element(self, a_rows: Sequence[Value], b_vecs: Sequence[Value], sums: Sums) -> Sums:
+        """The sums plus the products of one element of each row of A, by its address, and vectors of B."""
+        result = []
+        for address, row_sums in zip(a_rows, sums, strict=True):
+            a_element = self.v.broadcast(address)
+            result.append([self.v.fma(a_element, b_vec, total) for b_vec, total in zip(b_vecs, row_sums, strict=True)])
+        return result
 
 
-class WidenedBfloat16Products:
+class WidenedBfloat16Products(FloatProducts):
     """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
 
     group = 2
 
-    def __init__(self, v: Vectors) -> None:
-        self.v, self.a_bytes, self.b_bytes, self.sum_type = v, 2 * v.item, v.bytes, v.type
-
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: list[list[Value]]) -> list[list[Value]]:
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`. The element in the low half is multiplied first."""
         v = self.v
         pairs = [v.function.load(slot, v.itype, v.bytes) for slot in b_slots]
-        low = [(pair << _HALF_BITS).bitcast(v.type) for pair in pairs]
-        sums = _add_outer_product(v, a_rows, low, sums)
+        sums = self._add_element(a_rows, [(pair << _HALF_BITS).bitcast(v.type) for pair in pairs], sums)
         high = [(pair & _HIGH_HALF).bitcast(v.type) for pair in pairs]
-        return _add_outer_product(v, [row + v.item for row in a_rows], high, sums)
+        return self._add_element([row + self.a_step for row in a_rows], high, sums)
 
 
 class Int8Products:
@@ -88,37 +101,42 @@ class Int8Products:
 
     group = 2
 
-    def __init__(self, v: Vectors) -> None:
+    def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_bytes, self.b_bytes = v, 4, 2 * v.lanes
-        self.sum_type = ir.VectorType(I32, v.lanes)
-        self._int16 = ir.VectorType(_I16, 2 * v.lanes)
-        self._int32 = ir.VectorType(I32, 2 * v.lanes)
 
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: list[list[Value]]) -> list[list[Value]]:
+    def first_sum(self, c_in: Value, align: int) -> Value:
+        """See :class:`Products`."""
+        return self.v.function.constant(0, int_vector(32, self.v.lanes))
+
+    def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
+        """See :class:`Products`."""
+        v, (row_scale, col_scales) = self.v, scales
+        return v.fma(total.sitofp(v.type), v.load(col_scales) * v.broadcast(row_scale), v.load(c_in, align))
+
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`. LLVM takes products and pairwise sums for one instruction where there is one."""
-        f, lanes = self.v.function, self.v.lanes
-        int8 = ir.VectorType(_I8, 2 * lanes)
-        b_vecs = [f.load(slot, int8, self.b_bytes).sext(self._int16).sext(self._int32) for slot in b_slots]
-        even, odd = range(0, 2 * lanes, 2), range(1, 2 * lanes, 2)
+        f, pairs = self.v.function, 2 * self.v.lanes
+        int8, int16, int32 = (int_vector(bits, pairs) for bits in (8, 16, 32))
+        b_vecs = [f.load(slot, int8, self.b_bytes).sext(int16).sext(int32) for slot in b_slots]
+        even, odd = range(0, pairs, 2), range(1, pairs, 2)
         result = []
-        for a_row, row_sums in zip(a_rows, sums, strict=True):
-            pair = self.v.splat_word(f.load(a_row, I32, 4)).bitcast(self._int16).sext(self._int32)
+        for address, row_sums in zip(a_rows, sums, strict=True):
+            pair = self.v.splat_word(address).bitcast(int16).sext(int32)
             products = [pair * b_vec for b_vec in b_vecs]
-            result.append(
-                [
-                    total + (shuffle(product, product, even) + shuffle(product, product, odd))
-                    for product, total in zip(products, row_sums, strict=True)
-                ]
-            )
+            pair_sums = [shuffle(product, product, even) + shuffle(product, product, odd) for product in products]
+            result.append([total + pair_sum for total, pair_sum in zip(row_sums, pair_sums, strict=True)])
         return result
 
 
-def _add_outer_product(
-    v: Vectors, a_elements: Sequence[Value], b_vecs: Sequence[Value], sums: list[list[Value]]
-) -> list[list[Value]]:
-    """The sums plus the products of one element of each row of A, by its address, and vectors of B."""
-    result = []
-    for address, row_sums in zip(a_elements, sums, strict=True):
-        a_element = v.broadcast(address)
-        result.append([v.fma(a_element, b_vec, total) for b_vec, total in zip(b_vecs, row_sums, strict=True)])
-    return result
+_PRODUCTS = {
+    "float32": FloatProducts,
+    "float64": FloatProducts,
+    "bfloat16": WidenedBfloat16Products,
+    "int8": Int8Products,
+}
+
+
+def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:
+    """The products of a format of operands; ``a_step`` is the distance of two elements of a row of A in bytes."""
+    products: Products = _PRODUCTS[compute](v, a_step)
+    return products

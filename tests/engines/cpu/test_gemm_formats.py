@@ -1,0 +1,99 @@
+"""The GEMM in bfloat16 and int8: exact products of rounded operands, in a fixed order."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_INT8, emit_gemm
+from fusedrnn.number_formats import quantize_rows, round_to_bfloat16, to_bfloat16
+from gemms import aligned, compiled
+
+UNTOUCHED = 99.0
+KS = [1, 2, 3, 8, 33, 64]
+
+
+def addresses(array):
+    return np.array([array.ctypes.data + row * array.strides[0] for row in range(len(array))], np.int64)
+
+
+def padded(array, multiple, axis):
+    """The array with zeros appended along an axis, to a multiple of a size."""
+    width = [(0, 0)] * array.ndim
+    width[axis] = (0, -array.shape[axis] % multiple)
+    return np.pad(array, width)
+
+
+def pairs_of_panel(matrix, width, lanes):
+    """A matrix (K, columns) of one panel as (K/2, vectors, lanes, 2): each column's pairs lie together."""
+    matrix = padded(matrix, 2, 0)
+    return aligned(matrix.reshape(-1, 2, width, lanes).transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("k", KS)
+def test_bfloat16(target, k):
+    """The bits of a chain of float32 multiply-adds on rounded operands, for any rows and vectors of a panel."""
+    target = target.for_compute("bfloat16")
+    max_rows, width = target.tile
+    lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
+    gemm = compiled("gemm_bfloat16", target, lambda module: emit_gemm(module, target, "bfloat16", GEMM))
+    rng = np.random.default_rng(0)
+    a = round_to_bfloat16(rng.standard_normal((num_rows, k)).astype(np.float32))
+    b = rng.standard_normal((k, width * lanes)).astype(np.float32)
+    c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
+    rows, panel = aligned(padded(a, 2, 1)), pairs_of_panel(to_bfloat16(b), width, lanes)
+    expected = c_in.reshape(num_rows, -1).copy()
+    for step in range(k):
+        product = a[:, step, None].astype(np.float64) * round_to_bfloat16(b)[step].astype(np.float64)
+        if target.fma:  # a product of two bfloat16 is exact in float32, so that both round once
+            expected = (expected.astype(np.float64) + product).astype(np.float32)
+        else:
+            expected = expected + product.astype(np.float32)
+    for count, (first, last) in itertools.product((1, num_rows), itertools.combinations(range(width + 1), 2)):
+        c = aligned(np.full_like(c_in, UNTOUCHED))
+        output = []
+        for array in (c_in, c):
+            output += array.ctypes.data + first * array.strides[1], array.strides[0]
+        b_address = panel.ctypes.data + first * panel.strides[1]
+        gemm(count, last - first, addresses(rows).ctypes.data, b_address, -(-k // 2), *output, panel.ctypes.data)
+        whole = np.full_like(c_in, UNTOUCHED)
+        whole[:count, first:last] = expected.reshape(c_in.shape)[:count, first:last]
+        np.testing.assert_array_equal(c, whole)
+
+
+@pytest.mark.parametrize("k", KS)
+def test_int8(target, k):
+    """Sums are exact integers; one multiply-add scales them and adds the initial accumulator."""
+    target = target.for_compute("int8")
+    max_rows, width = target.tile
+    lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
+    gemm = compiled("gemm_int8", target, lambda module: emit_gemm(module, target, "int8", GEMM_INT8))
+    rng = np.random.default_rng(0)
+    a, a_scales = quantize_rows(rng.standard_normal((num_rows, k)).astype(np.float32))
+    b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
+    a[0], b[:3] = 127, -127  # the largest sums
+    c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
+    rows = aligned(np.zeros((num_rows, 16 + k + 2), np.int16))
+    rows[:, 14:16] = a_scales[:, None].view(np.int16)
+    rows[:, 16 : 16 + k] = a
+    panel, scales = pairs_of_panel(b.T, width, lanes), aligned(b_scales.reshape(width, lanes))
+    sums = a.astype(np.int64) @ b.astype(np.int64).T
+    factors = a_scales[:, None] * b_scales
+    expected = (sums * factors.astype(np.float64) + c_in.reshape(num_rows, -1)).astype(np.float32)
+    for count, (first, last) in itertools.product((1, num_rows), itertools.combinations(range(width + 1), 2)):
+        c = aligned(np.full_like(c_in, UNTOUCHED))
+        output = []
+        for array in (c_in, c):
+            output += array.ctypes.data + first * array.strides[1], array.strides[0]
+        table = addresses(rows) + 32
+        b_address = panel.ctypes.data + first * panel.strides[1]
+        scale_address = scales.ctypes.data + first * scales.strides[0]
+        gemm(
+            count, last - first, table.ctypes.data, b_address, -(-k // 2), *output, panel.ctypes.data, scale_address
+        )
+        whole = np.full_like(c_in, UNTOUCHED)
+        whole[:count, first:last] = expected.reshape(c_in.shape)[:count, first:last]
+        if target.fma:
+            np.testing.assert_array_equal(c, whole)
+        else:
+            np.testing.assert_allclose(c, whole, rtol=1e-6, atol=1e-6)
