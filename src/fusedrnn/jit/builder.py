@@ -109,6 +109,7 @@ class Value:
     sext = _conversion("sext")
     trunc = _conversion("trunc")
     sitofp = _conversion("sitofp")
+    fptosi = _conversion("fptosi")
 
 
 Operand = Value | int | float

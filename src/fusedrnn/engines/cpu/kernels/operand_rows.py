@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES
+from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, rounded_to_bfloat16
 from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.int_vector import int_vector
 from fusedrnn.jit.target import Target
@@ -24,7 +24,6 @@ _INT16_BYTES = 2
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _MAGIC = 1.5 * 2.0**23
 _MAGIC_BITS = 0x4B400000
-_QUIET_NAN, _HIGH_HALF, _HALF_BITS, _BELOW_HALF = 0x400000, -(1 << 16), 16, 0x7FFF
 
 
 def emit_round_row(module: Module, target: Target) -> Function:
@@ -32,17 +31,9 @@ def emit_round_row(module: Module, target: Target) -> Function:
     f = Function.of(module, ROUND_ROW)
     source, into, size = f.arguments
     v = Vectors(f, target, "float32")
-    _each_vector(v, source, size, lambda x, first: v.store(_rounded(v, x), into + first * v.item))
+    _each_vector(v, source, size, lambda x, first: v.store(rounded_to_bfloat16(v, x), into + first * v.item))
     f.ret()
     return f
-
-
-def _rounded(v: Vectors, x: Value) -> Value:
-    """The vector rounded to bfloat16, to nearest even; NaN stays NaN."""
-    bits = x.bitcast(v.itype)
-    lowest_kept_bit = (bits >> _HALF_BITS) & 1
-    nearest = bits + (lowest_kept_bit + _BELOW_HALF)
-    return (x.equals(x).select(nearest, bits | _QUIET_NAN) & _HIGH_HALF).bitcast(v.type)
 
 
 def emit_quantize_row(module: Module, target: Target) -> Function:

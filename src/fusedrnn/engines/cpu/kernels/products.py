@@ -24,7 +24,8 @@ STORAGE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "i
 """The dtype of C by the format of the operands."""
 SCALE_BYTES = 4
 """A quantized row of A lies right behind its scale, a float32."""
-_HALF_BITS, _HIGH_HALF = 16, -(1 << 16)
+_HALF_BITS, _LOW_HALF, _HIGH_HALF = 16, 0xFFFF, -(1 << 16)
+_BELOW_HALF, _QUIET_NAN = 0x7FFF, 0x400000
 
 Sums = list[list[Value]]
 """Accumulators by row and vector of columns."""
@@ -51,6 +52,9 @@ class Products(Protocol):
     def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
         """A vector of C, from its accumulators and the addresses of the scales of its row and its columns."""
 
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """What a slot of B holds, from the float vectors of its group."""
+
 
 class FloatProducts:
     """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
@@ -69,6 +73,11 @@ class FloatProducts:
         """See :class:`Products`."""
         return total
 
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`."""
+        (element,) = elements
+        return element
+
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`."""
         return self._add_element(a_rows, [self.v.load(slot) for slot in b_slots], sums)
@@ -86,6 +95,11 @@ class WidenedBfloat16Products(FloatProducts):
     """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
 
     group = 2
+
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`. Elements are rounded to nearest even."""
+        low, high = (rounded_to_bfloat16(self.v, element).bitcast(self.v.itype) for element in elements)
+        return ((low >> _HALF_BITS) & _LOW_HALF) | high
 
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`. The element in the low half is multiplied first."""
@@ -112,6 +126,11 @@ class Int8Products:
         """See :class:`Products`."""
         v, (row_scale, col_scales) = self.v, scales
         return v.fma(total.sitofp(v.type), v.load(col_scales) * v.broadcast(row_scale), v.load(c_in, align))
+
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`. Elements are integers already."""
+        low, high = (element.fptosi(self.v.itype) for element in elements)
+        return ((low & 0xFF) | (high << 8)).trunc(int_vector(16, self.v.lanes))
 
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`. LLVM takes products and pairwise sums for one instruction where there is one."""
@@ -140,3 +159,11 @@ def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:
     """The products of a format of operands; ``a_step`` is the distance of two elements of a row of A in bytes."""
     products: Products = _PRODUCTS[compute](v, a_step)
     return products
+
+
+def rounded_to_bfloat16(v: Vectors, x: Value) -> Value:
+    """A float32 vector rounded to bfloat16, to nearest even, as float32; NaN stays NaN."""
+    bits = x.bitcast(v.itype)
+    lowest_kept_bit = (bits >> _HALF_BITS) & 1
+    nearest = bits + (lowest_kept_bit + _BELOW_HALF)
+    return (x.equals(x).select(nearest, bits | _QUIET_NAN) & _HIGH_HALF).bitcast(v.type)

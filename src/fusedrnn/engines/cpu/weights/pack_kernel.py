@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.loader import Job, function, load, load_once
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
-PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS = range(4)
+PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS, PACK_VECTOR = range(5)
 """Kinds of tasks, for a source matrix (gates·units, K):
 
 - ``PACK_TRANSPOSED``: rows are k, columns are (unit vector, gate, lane): B of forward GEMMs.
 - ``PACK``: rows are (unit vector, gate, lane), columns are k: B of backward GEMMs.
 - ``PACK_SUM``: the sum of two bias vectors, as ``PACK_TRANSPOSED`` packs a matrix of one column.
 - ``PACK_ZEROS``: zeros, for biases that do not exist.
+- ``PACK_VECTOR``: one bias vector or some peephole weights, which are never rounded.
 """
 
 
@@ -53,16 +55,17 @@ TASK = Struct(*PackTask._fields)
 
 
 @load_once(32)
-def load_pack(dtype: str, target: Target) -> Job:
-    """The job that packs weights of a float type."""
-    return function(load(f"packing_{dtype}", target, build_pack, dtype, target), "pack", 2)
+def load_pack(compute: str, target: Target) -> Job:
+    """The job that packs weights for GEMMs on operands of that format."""
+    return function(load(f"packing_{compute}", target, build_pack, compute, target), "pack", 2)
 
 
-def build_pack(dtype: str, target: Target) -> Module:
+def build_pack(compute: str, target: Target) -> Module:
     """The module of ``pack(call, thread)``."""
-    module = Module(f"packing_{dtype}")
-    kinds = PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS
-    emitters = [emitter(module, target, dtype).emit() for emitter in (_Transposed, _Plain, _Sum, _Zeros)]
+    module = Module(f"packing_{compute}")
+    kinds = PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS, PACK_VECTOR
+    matrices = (_TransposedPairs, _PlainPairs) if compute in ("bfloat16", "int8") else (_Transposed, _Plain)
+    emitters = [emitter(module, target, compute).emit() for emitter in (*matrices, _Sum, _Zeros, _Vector)]
     f = Function(module, "pack", ["call", "thread"], exported=True)
     call, thread = f.arguments
     c = CALL.read(f, call)
@@ -79,12 +82,13 @@ def build_pack(dtype: str, target: Target) -> Module:
 class _PackEmitter:
     """Emits a function of (call, thread, task), which packs the thread's part of a task."""
 
-    def __init__(self, module: Module, target: Target, dtype: str) -> None:
+    def __init__(self, module: Module, target: Target, compute: str) -> None:
         self.f = f = Function(module, type(self).__name__.strip("_").lower(), ["call", "thread", "task"])
         call, self.thread, task = f.arguments
         self.c, self.t = CALL.read(f, call), TASK.read(f, task)
         self.source, self.dest = self.c.flat + self.t.source, self.c.packed + self.t.dest
-        self.v = Vectors(f, target, dtype)
+        self.v = Vectors(f, target, STORAGE[compute])
+        self.products = products_of(compute, self.v)
         self.panel_vectors = target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
 
@@ -137,6 +141,46 @@ class _Transposed(_PackEmitter):
             v.store(v.gather([row + k * v.item for row in rows]), dest + k * self.panel_bytes)
 
 
+class _TransposedPairs(_PackEmitter):
+    """Packs groups of two k; the vectors of a square become slots pair by pair."""
+
+    def emit(self) -> Function:
+        """Loop over panels and their vectors of columns, then over the pairs of rows k."""
+        f, t = self.f, self.t
+        pairs = (t.k + 1) // 2
+        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
+            col_vec = panel * self.panel_vectors + place
+            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
+            dest = self.dest + (panel * pairs * self.panel_vectors + place) * self.products.b_bytes
+            count = self.units_in(unit_vec)
+            with f.if_else(count > 0) as (some, none):
+                with some:
+                    self._transpose(self.source + self.source_row(gate, unit_vec) * t.k * self.v.item, count, dest)
+                with none, f.loop(0, pairs) as pair:
+                    self._store([self.v.const(0.0)] * 2, dest, pair)
+        f.ret()
+        return f
+
+    def _store(self, elements: list[Value], dest: Value, pair: Value) -> None:
+        step = self.panel_vectors * self.products.b_bytes
+        self.f.store(self.products.slot(elements), dest + pair * step, self.products.b_bytes)
+
+    def _transpose(self, source: Value, count: Value, dest: Value) -> None:
+        """Transpose as many rows of the source as a vector has lanes; of those that do not exist lanes are zero."""
+        f, t, v = self.f, self.t, self.v
+        rows = [source + f.constant(lane).at_most(count - 1) * t.k * v.item for lane in range(v.lanes)]
+        whole_squares = t.k - t.k % v.lanes
+        with f.loop(0, whole_squares, v.lanes) as first_k:
+            vectors = [v.zero_tail(x, count) for x in v.transpose_square([row + first_k * v.item for row in rows])]
+            for offset in range(0, v.lanes, 2):
+                self._store(vectors[offset : offset + 2], dest, (first_k + offset) // 2)
+        with f.loop(whole_squares, t.k, 2) as k:
+            first = v.zero_tail(v.gather([row + k * v.item for row in rows]), count)
+            next_k = (k + 1).at_most(t.k - 1)
+            second = v.zero_tail(v.gather([row + next_k * v.item for row in rows]), count)
+            self._store([first, (next_k > k).select(second, v.const(0.0))], dest, k // 2)
+
+
 class _Sum(_PackEmitter):
     def emit(self) -> Function:
         """Loop over panels and their vectors."""
@@ -148,6 +192,19 @@ class _Sum(_PackEmitter):
             count, at = self.units_in(unit_vec), self.source_row(gate, unit_vec) * v.item
             total = v.load_masked(self.source + at, count) + v.load_masked(source2 + at, count)
             v.store(total, self.dest + col_vec * v.bytes)
+        f.ret()
+        return f
+
+
+class _Vector(_PackEmitter):
+    def emit(self) -> Function:
+        """Loop over panels and their vectors."""
+        f, t, v = self.f, self.t, self.v
+        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
+            col_vec = panel * self.panel_vectors + place
+            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
+            at = self.source_row(gate, unit_vec) * v.item
+            v.store(v.load_masked(self.source + at, self.units_in(unit_vec)), self.dest + col_vec * v.bytes)
         f.ret()
         return f
 
@@ -194,3 +251,31 @@ class _Plain(_PackEmitter):
                 feature = whole_panels * panel_features + place * v.lanes
                 value = v.load_masked(source + feature * v.item, t.k - feature)
                 v.store(value, self._place(dest, whole_panels, place))
+
+
+class _PlainPairs(_PackEmitter):
+    """Packs groups of two rows of the source: two lanes of a unit vector."""
+
+    def emit(self) -> Function:
+        """Loop over the pairs of rows of the source, each of which all panels share."""
+        f, t, v = self.f, self.t, self.v
+        pair_bytes, panel_features = self.panel_vectors * self.products.b_bytes, self.panel_vectors * v.lanes
+        with f.loop(*self.share(t.unit_vecs)) as unit_vec, f.loop(0, t.gates) as gate, f.loop(0, v.lanes, 2) as lane:
+            pair = ((unit_vec * t.gates + gate) * v.lanes + lane) // 2
+            left = self.units_in(unit_vec) - lane
+            first_row = self.source + (self.source_row(gate, unit_vec) + lane) * t.k * v.item
+            with f.loop(0, t.panels) as panel:
+                dest = self.dest + (panel * (t.panel_rows // 2) + pair) * pair_bytes
+                for place in range(self.panel_vectors):
+                    feature = panel * panel_features + place * v.lanes
+                    elements = [self._row(first_row, row, left, feature) for row in range(2)]
+                    slot = dest + place * self.products.b_bytes
+                    f.store(self.products.slot(elements), slot, self.products.b_bytes)
+        f.ret()
+        return f
+
+    def _row(self, first_row: Value, row: int, rows_left: Value, feature: Value) -> Value:
+        """A vector of a row of the source; zeros where there is none."""
+        t, v = self.t, self.v
+        count = (rows_left > row).select(t.k - feature, 0)
+        return v.load_masked(first_row + (t.k * row + feature) * v.item, count)
