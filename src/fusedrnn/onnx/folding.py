@@ -8,14 +8,15 @@ proportional to the model's constants bounds the memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from math import prod
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from fusedrnn.onnx.errors import DOMAINS, errors_name_node
+from fusedrnn.onnx.graph import DOMAINS, errors_name_node
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import Array
 
@@ -110,26 +111,21 @@ class Folder:
     def _evaluate(self, node: NodeProto, opset: int, inputs: Sequence[Array | None]) -> list[Array]:
         """All outputs of the node, those without a name included."""
         # The evaluator and shape inference know values by name, so that unnamed and repeated ones need names.
-        renamed = NodeProto()
-        renamed.CopyFrom(node)
-        renamed.domain = ""
-        del renamed.input[:], renamed.output[:]
-        renamed.input.extend("" if value is None else f"input{index}" for index, value in enumerate(inputs))
-        renamed.output.extend(f"output{index}" for index in range(len(node.output)))
-        arrays = {f"input{index}": value for index, value in enumerate(inputs) if value is not None}
-        self._budget -= _bytes_of_outputs(renamed, opset, arrays)
+        node = deepcopy(node)
+        node.domain = ""
+        node.input[:] = ["" if value is None else f"input{index}" for index, value in enumerate(inputs)]
+        node.output[:] = [f"output{index}" for index in range(len(node.output))]
+        arrays = {name: value for name, value in zip(node.input, inputs, strict=True) if value is not None}
+        self._budget -= _bytes_of_outputs(node, opset, arrays)
         if self._budget < 0:
             limit = f"{_FREE_BYTES >> 20} MiB and {_BYTES_PER_CONSTANT_BYTE} times their size"
             raise ValueError(f"results computed from constants must take at most {limit}; got more")
-        # A graph, since the evaluator runs a single node in the newest opset only.
-        infos = {name: ValueInfoProto(name=name) for name in (*arrays, *renamed.output)}
-        graph = helper.make_graph(
-            [renamed], "node", [infos[name] for name in arrays], [infos[name] for name in renamed.output]
-        )
-        version = max(opset, _FIRST_EVALUATED_OPSET.get(node.op_type, opset))
+        # A function, since the evaluator runs a single node in the newest opset only.
+        imports = [helper.make_opsetid("", max(opset, _FIRST_EVALUATED_OPSET.get(node.op_type, opset)))]
+        function = helper.make_function("", "node", list(arrays), list(node.output), [node], imports)
         try:
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(graph, opsets={"": version}).run(None, arrays)
+                results = ReferenceEvaluator(function).run(None, arrays, attributes={})
         except Exception as error:  # the evaluator raises any kind of error for inputs that do not fit
             raise ValueError(f"cannot be evaluated: {type(error).__name__}: {error}") from error
         return [_read_only(np.asarray(result)) for result in results]
@@ -193,16 +189,16 @@ def constant_of(node: NodeProto) -> Array:
     attribute = node.attribute[0]
     if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
         return array_of(node.output[0], attribute.t)
-    numbers = {
-        "value_float": (attribute.f, np.float32),
-        "value_floats": (attribute.floats, np.float32),
-        "value_int": (attribute.i, np.int64),
-        "value_ints": (attribute.ints, np.int64),
+    fields = {
+        "value_float": ("f", np.float32),
+        "value_floats": ("floats", np.float32),
+        "value_int": ("i", np.int64),
+        "value_ints": ("ints", np.int64),
     }
-    if attribute.name not in numbers:
+    if attribute.name not in fields:
         raise NotImplementedError(f"a constant must be held in 'value' or as numbers; got {attribute.name}")
-    value, dtype = numbers[attribute.name]
-    return _read_only(np.array(value if attribute.name in ("value_float", "value_int") else list(value), dtype))
+    field, dtype = fields[attribute.name]
+    return _read_only(np.array(getattr(attribute, field), dtype))
 
 
 def array_of(name: str, tensor: TensorProto) -> Array:

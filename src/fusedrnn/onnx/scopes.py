@@ -6,15 +6,15 @@ only. A function has a scope for each call, since each call may pass other weigh
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from fusedrnn.onnx.errors import first_output, operator_name
-from fusedrnn.onnx.graph import Functions, is_other_recurrent, is_recurrent, opset_of, subgraphs
+from fusedrnn.onnx.graph import Functions, first_output, operator_name, opset_of, subgraphs
 
 # Far above what models need; a malicious model cannot exhaust time or memory.
 _MAX_DEPTH = 100
@@ -74,6 +74,8 @@ class Scope:
         self.in_function: bool = call is not None or (outer is not None and outer.in_function)
         self._depth: int = 0 if outer is None else outer._depth + 1
         self._graph = body if isinstance(body, GraphProto) else GraphProto()
+        self._inputs = frozenset(entry.name for entry in self._graph.input)
+        self._sparse = frozenset(tensor.values.name for tensor in self._graph.sparse_initializer)
         self._bodies: dict[int, tuple[Scope, ...]] = {}
         self._function_nodes = 0
 
@@ -92,10 +94,6 @@ class Scope:
     def _has_unique_name(self, node: NodeProto) -> bool:
         return bool(node.name) and self._name_counts[node.name] == 1
 
-    def all_paths_of(self, node: NodeProto) -> set[str]:
-        """The path with the node's name and with each of its outputs."""
-        return {self.path + name for name in (node.name, *node.output) if name}
-
     def label(self, node: NodeProto) -> str:
         """The node in an error."""
         noun = "node" if self._has_unique_name(node) else "the node of"
@@ -113,14 +111,6 @@ class Scope:
         if self.call is None and self.outer is not None:
             return self.outer.opset
         return opset_of(self.body if isinstance(self.body, FunctionProto) else self.model)
-
-    def is_recurrent(self, node: NodeProto) -> bool:
-        """Whether the node is one of ONNX's LSTM, GRU and RNN."""
-        return is_recurrent(node) and self.functions.called_by(node) is None
-
-    def is_other_recurrent(self, node: NodeProto) -> bool:
-        """Whether the operator's name is that of a recurrent one, but not of ONNX's three."""
-        return is_other_recurrent(node) and self.functions.called_by(node) is None
 
     @cached_property
     def _attributes(self) -> Mapping[str, AttributeProto]:
@@ -142,8 +132,7 @@ class Scope:
         if not self.in_function:
             name, target = references[0].name, references[0].ref_attr_name
             raise ValueError(f"{name} must have a value outside of functions; got a reference to {target!r}")
-        copy = NodeProto()
-        copy.CopyFrom(node)
+        copy = deepcopy(node)
         copy.ClearField("attribute")
         for entry in node.attribute:
             value = self._attributes.get(entry.ref_attr_name) if entry.ref_attr_name else entry
@@ -184,38 +173,27 @@ class Scope:
 
     def walk(self) -> Iterator[tuple[Scope, NodeProto]]:
         """All nodes here and in bodies, in order, each before its bodies; skips functions without recurrent nodes."""
-        stack = [(self, iter(self.nodes))]
-        while stack:
-            scope, nodes = stack[-1]
-            node = next(nodes, None)
-            if node is None:
-                stack.pop()
-                continue
-            yield scope, node
-            function = scope.functions.called_by(node)
+        for node in self.nodes:
+            yield self, node
+            function = self.functions.called_by(node)
             if function is None or self.functions.is_recurrent(function):
-                stack += [(body, iter(body.nodes)) for body in reversed(scope.bodies(node))]
+                for body in self.bodies(node):
+                    yield from body.walk()
 
     # ---- values
-
-    @cached_property
-    def _sparse(self) -> frozenset[str]:
-        return frozenset(tensor.values.name for tensor in self._graph.sparse_initializer)
-
-    @cached_property
-    def _inputs(self) -> frozenset[str]:
-        return frozenset(entry.name for entry in self._graph.input)
 
     @cached_property
     def _definitions(self) -> Mapping[str, list[Origin]]:
         """The nodes and initializers that define each value; more than one is an error where the value is read."""
         # A node passes the inputs of its body, so initializers of these names would be mere defaults.
-        defaults = self._inputs if self.outer is not None else frozenset[str]()
-        origins = [Origin(self, name, node=node) for node in self.nodes for name in node.output if name]
-        origins += [Origin(self, t.name, tensor=t) for t in self._graph.initializer if t.name not in defaults]
-        definitions: dict[str, list[Origin]] = {}
-        for origin in origins:
-            definitions.setdefault(origin.name, []).append(origin)
+        defaults = self._inputs if self.outer is not None else ()
+        definitions: defaultdict[str, list[Origin]] = defaultdict(list)
+        for node in self.nodes:
+            for name in filter(None, node.output):
+                definitions[name].append(Origin(self, name, node=node))
+        for tensor in self._graph.initializer:
+            if tensor.name not in defaults:
+                definitions[tensor.name].append(Origin(self, tensor.name, tensor=tensor))
         return definitions
 
     @cached_property
