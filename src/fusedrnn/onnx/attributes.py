@@ -91,11 +91,7 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int, versions: Sequence[
 
 
 def checker_context(opset: int, ir_version: int) -> CheckerContext:
-    """The context in which onnx's checker checks nodes.
-
-    Raises:
-        ValueError: If there is no such opset or version of the format.
-    """
+    """The context in which onnx's checker checks nodes; a ValueError if there is no such opset or format."""
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         raise ValueError(f"the opset must be from 1 to {newest}, the newest of this onnx package; got {opset}")

@@ -178,9 +178,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
             The outputs that the node names, a tuple that can also be indexed by name.
 
         Raises:
-            TypeError: As in :meth:`prepare` and :meth:`PreparedModel.run`.
-            ValueError: Likewise.
-            NotImplementedError: Likewise.
+            TypeError, ValueError, NotImplementedError: As in :meth:`prepare` and :meth:`PreparedModel.run`.
         """
         if not isinstance(node, NodeProto):
             raise TypeError(f"node must be an onnx.NodeProto; got {type(node).__name__}")

@@ -20,16 +20,14 @@ from fusedrnn.onnx.graph import DOMAINS, errors_name_node
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import Array
 
-FOLDED = frozenset(
-    {
-        "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape",
-        "DequantizeLinear", "Div", "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "Greater",
-        "Identity", "Less", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow",
-        "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-        "ReduceSum", "ReduceSumSquare", "Reshape", "Round", "Shape", "Sign", "Size", "Slice", "Split", "Sqrt",
-        "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
-    }
-)  # fmt: skip
+FOLDED = frozenset({
+    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "DequantizeLinear", "Div",
+    "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "Greater", "Identity", "Less", "Log", "Max", "Mean", "Min",
+    "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Round", "Shape", "Sign",
+    "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "Xor",
+})  # fmt: skip
 """The evaluated operators: they move or convert data, act on elements, or reduce axes."""
 
 # The budget for results, in bytes: a fixed part, and a multiple of the constants' size.
@@ -64,16 +62,15 @@ class Folder:
         stack, expanded = [target], set()
         while stack:
             origin = stack[-1]
-            missing = [] if origin.key in self._values else self._missing(origin)
-            if not missing:
-                if origin.key not in self._values:
-                    self._compute(origin)
+            if origin.key in self._values:
                 stack.pop()
-            elif origin.key in expanded:
-                raise ValueError(f"value {origin.name!r} depends on itself")
-            else:
+            elif missing := self._missing(origin):
+                if origin.key in expanded:
+                    raise ValueError(f"value {origin.name!r} depends on itself")
                 expanded.add(origin.key)
                 stack += missing
+            else:
+                self._compute(origin)
         return self._values[target.key]
 
     def _missing(self, origin: Origin) -> list[Origin]:
@@ -91,12 +88,12 @@ class Folder:
         if node is None:
             if origin.tensor is None:
                 raise NotConstantError(f"it depends on {origin.name!r}, which is an input of a graph")
-            self._add_constant(origin, array_of(origin.name, origin.tensor))
+            self._add_constant(origin, _array_of(origin.name, origin.tensor))
             return
         with errors_name_node(scope.label(node)):
             bound = scope.bound(node)
             if node.op_type == "Constant":
-                self._add_constant(origin, constant_of(bound))
+                self._add_constant(origin, _constant_of(bound))
                 return
             inputs = [self._values[_origin(scope, name).key] if name else None for name in bound.input]
             results = self._evaluate(bound, scope.opset, inputs)
@@ -144,11 +141,7 @@ def _origin(scope: Scope, name: str) -> Origin:
 
 
 def _bytes_of_outputs(node: NodeProto, opset: int, arrays: Mapping[str, Array]) -> int:
-    """The size of the node's outputs.
-
-    Raises:
-        ValueError: If shape inference cannot tell, or the node does not match its schema.
-    """
+    """The size of the node's outputs; a ValueError if shape inference cannot tell, or the schema does not fit."""
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     for names, noun, minimum, maximum in (
         (node.input, "inputs", schema.min_input, schema.max_input),
@@ -177,18 +170,13 @@ def _bytes(inferred: TypeProto | None) -> int:
     return int(prod(dim.dim_value for dim in tensor.shape.dim)) * width
 
 
-def constant_of(node: NodeProto) -> Array:
-    """The value of a Constant node as an array.
-
-    Raises:
-        NotImplementedError: If it is sparse or text.
-        ValueError: As :func:`array_of`; or if the node does not hold exactly one value.
-    """
+def _constant_of(node: NodeProto) -> Array:
+    """The value of a Constant node."""
     if len(node.attribute) != 1:
         raise ValueError(f"a constant must have one attribute, its value; got {len(node.attribute)}")
     attribute = node.attribute[0]
     if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
-        return array_of(node.output[0], attribute.t)
+        return _array_of(node.output[0], attribute.t)
     fields = {
         "value_float": ("f", np.float32),
         "value_floats": ("floats", np.float32),
@@ -201,12 +189,8 @@ def constant_of(node: NodeProto) -> Array:
     return _read_only(np.array(getattr(attribute, field), dtype))
 
 
-def array_of(name: str, tensor: TensorProto) -> Array:
-    """A constant as a read-only array.
-
-    Raises:
-        ValueError: If its data are in another file, or do not fit its shape or number format.
-    """
+def _array_of(name: str, tensor: TensorProto) -> Array:
+    """A constant as a read-only array."""
     if tensor.data_location == TensorProto.EXTERNAL:
         raise ValueError(f"constant {name!r} must be in the model, as onnx.load puts it there; got external data")
     dims = tuple(tensor.dims)

@@ -89,31 +89,27 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
 # ---- graphs, functions and models
 
 
-def _bodies_within(body: GraphProto | FunctionProto) -> Iterator[GraphProto | FunctionProto]:
-    """The graph or function and all subgraphs in it."""
-    pending = [body]
-    while pending:
-        current = pending.pop()
-        yield current
-        pending += [graph for node in current.node for _, graph in subgraphs(node)]
+def _nodes_within(body: GraphProto | FunctionProto) -> list[NodeProto]:
+    """The nodes of the graph or function and of all subgraphs in it."""
+    nodes = list(body.node)
+    for node in nodes:  # the list grows
+        for _, graph in subgraphs(node):
+            nodes += graph.node
+    return nodes
 
 
 def uses(graph: GraphProto) -> Counter[str]:
     """How many inputs of nodes and outputs of graphs read each name, subgraphs included."""
-    count: Counter[str] = Counter()
-    for body in _bodies_within(graph):
-        count.update(output.name for output in body.output)
-        for node in body.node:
-            count.update(node.input)
+    count = Counter(output.name for output in graph.output)
+    for node in _nodes_within(graph):
+        count.update(node.input)
+        for _, subgraph in subgraphs(node):
+            count.update(output.name for output in subgraph.output)
     return count
 
 
 def opset_of(owner: ModelProto | FunctionProto) -> int:
-    """The version of ONNX's own operators that a model or function imports; the last one if there are several.
-
-    Raises:
-        ValueError: If it imports none.
-    """
+    """The last version of ONNX's own operators that a model or function imports; a ValueError if there is none."""
     versions = [int(entry.version) for entry in owner.opset_import if entry.domain in DOMAINS]
     if not versions:
         kind = "model" if isinstance(owner, ModelProto) else f"function {owner.name!r}"
@@ -137,10 +133,7 @@ class Functions:
 
     @cached_property
     def _recurrent(self) -> set[_Key]:
-        nodes = {
-            key: [node for body in _bodies_within(function) for node in body.node]
-            for key, function in self._by_key.items()
-        }
+        nodes = {key: _nodes_within(function) for key, function in self._by_key.items()}
         calls = {key: {_key(node, node.op_type) for node in within} for key, within in nodes.items()}
         recurrent = {key for key, within in nodes.items() if any(map(has_recurrent_name, within))}
         size = -1

@@ -20,14 +20,9 @@ _BoundOps = Sequence[tuple[RNNOp, Array]]
 
 
 class NodeRunner:
-    """An LSTM, GRU or RNN node; parses its attributes once, and packs its weights once if they are constants.
+    """An LSTM, GRU or RNN node; parses its attributes once, and packs its weights once if they are ``constants``.
 
-    Args:
-        node: The node.
-        opset: The model's version of ONNX's operators.
-        ir_version: The model's version of the format.
-        constants: The model's constants, by name.
-        backend: As in :class:`RNNOp`.
+    ``opset`` and ``ir_version`` are the model's versions of ONNX's operators and of the format.
     """
 
     def __init__(

@@ -23,14 +23,7 @@ _MAX_FUNCTION_NODES = 10_000
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a value: a node or an initializer; neither if the value is an input of a graph.
-
-    Attributes:
-        scope: The scope that defines the value.
-        name: The value's name in that scope.
-        node: The node that computes it.
-        tensor: The initializer that holds it.
-    """
+    """The scope that defines a value, and its node or initializer; neither if the value is an input of a graph."""
 
     scope: Scope
     name: str
@@ -55,8 +48,7 @@ class Scope:
 
     Attributes:
         root: The scope of the model's graph.
-        functions: The model's functions.
-        in_function: Whether the nodes belong to a function, directly or in bodies of its nodes.
+        owner: The scope of the function, or else of the model's graph, that the nodes belong to, directly or in bodies.
     """
 
     def __init__(
@@ -70,8 +62,9 @@ class Scope:
         self.model, self.body, self.path, self.outer, self.call = model, body, path, outer, call
         self.nodes = tuple(body.node)
         self.root: Scope = self if outer is None else outer.root
+        self.owner: Scope = self if outer is None or call is not None else outer.owner
         self.functions: Functions = Functions(model) if outer is None else outer.functions
-        self.in_function: bool = call is not None or (outer is not None and outer.in_function)
+        self.in_function = self.owner.call is not None
         self._depth: int = 0 if outer is None else outer._depth + 1
         self._graph = body if isinstance(body, GraphProto) else GraphProto()
         self._inputs = frozenset(entry.name for entry in self._graph.input)
@@ -94,6 +87,10 @@ class Scope:
     def _has_unique_name(self, node: NodeProto) -> bool:
         return bool(node.name) and self._name_counts[node.name] == 1
 
+    def all_paths_of(self, node: NodeProto) -> set[str]:
+        """The path with the node's name and with each of its outputs."""
+        return {self.path + name for name in (node.name, *node.output) if name}
+
     def label(self, node: NodeProto) -> str:
         """The node in an error."""
         noun = "node" if self._has_unique_name(node) else "the node of"
@@ -103,29 +100,17 @@ class Scope:
 
     @cached_property
     def opset(self) -> int:
-        """The version of ONNX's own operators that the nodes use.
-
-        Raises:
-            ValueError: If the model or the function does not import one.
-        """
-        if self.call is None and self.outer is not None:
-            return self.outer.opset
-        return opset_of(self.body if isinstance(self.body, FunctionProto) else self.model)
+        """The version of ONNX's own operators that the nodes use; errors as of :func:`opset_of`."""
+        return opset_of(self.owner.body if self.in_function else self.model)
 
     @cached_property
     def _attributes(self) -> Mapping[str, AttributeProto]:
         """The attributes of the function for this call, by name, defaults included."""
-        if self.call is None:
-            return {} if self.outer is None else self.outer._attributes
-        defaults = {entry.name: entry for entry in self.body.attribute_proto}
-        return defaults | {entry.name: entry for entry in self.call.attribute}
+        entries = () if self.call is None else (*self.body.attribute_proto, *self.call.attribute)
+        return {entry.name: entry for entry in entries}
 
     def bound(self, node: NodeProto) -> NodeProto:
-        """The node with the function's attributes in place of references to them.
-
-        Raises:
-            ValueError: If it has such a reference and is not in a function.
-        """
+        """The node with the function's attributes in place of references, which a node outside of functions lacks."""
         references = [entry for entry in node.attribute if entry.ref_attr_name]
         if not references:
             return node
@@ -135,7 +120,7 @@ class Scope:
         copy = deepcopy(node)
         copy.ClearField("attribute")
         for entry in node.attribute:
-            value = self._attributes.get(entry.ref_attr_name) if entry.ref_attr_name else entry
+            value = self.owner._attributes.get(entry.ref_attr_name) if entry.ref_attr_name else entry
             if value is not None:
                 copy.attribute.add().CopyFrom(value)
                 copy.attribute[-1].name = entry.name

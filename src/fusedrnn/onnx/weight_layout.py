@@ -67,7 +67,7 @@ def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> N
 def _blocks(
     kind: str, parts: Sequence[Part], weights: Mapping[str, Array]
 ) -> Iterator[tuple[Array, Array, NDArray[np.intp]]]:
-    """Views of each parameter and of one direction of the weight that holds it, whose rows are in fusedrnn's order."""
+    """A view of each parameter, a view of its weight for one direction, and the weight's rows in fusedrnn's order."""
     for first_direction, part in enumerate(parts):
         spec = part.spec
         for entry in spec.layout:

@@ -102,55 +102,48 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
     >>> layer.spec.mode, layer.params
     ('rnn_tanh', array([2., 3.], dtype=float32))
     """
-    nodes = layer_nodes(model)
-    if names is not None and not isinstance(names, Iterable):
-        raise TypeError(f"names must be a name or several, or None; got {type(names).__name__}")
-    if names is not None:
-        nodes = [node_with_name(nodes, name) for name in ([names] if isinstance(names, str) else names)]
-    reject_unsupported(nodes)
     folder = Folder()
-    layers = [read_layer(node, folder) for node in nodes]
+    layers = [read_layer(layer_node, folder) for layer_node in select_nodes(model, names)]
     repeated = [name for name, count in Counter(layer.name for layer in layers).items() if count > 1]
     if names is None and repeated:
         raise ValueError(f"names of nodes or of their outputs must differ; got several {repeated[0]!r}")
     return {layer.name: layer for layer in layers}
 
 
-def layer_nodes(model: ModelProto) -> list[LayerNode]:
-    """All recurrent nodes, including those of unsupported operators."""
+def select_nodes(model: ModelProto, names: Iterable[str] | None) -> list[LayerNode]:
+    """The recurrent nodes with these names, or all; errors as of :func:`read`."""
     if not isinstance(model, ModelProto):
         raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
-    return [
+    nodes = [
         LayerNode(scope, node, scope.path_of(node), scope.label(node))
         for scope, node in Scope(model, model.graph).walk()
         if has_recurrent_name(node) and scope.functions.called_by(node) is None
     ]
-
-
-def node_with_name(nodes: Sequence[LayerNode], name: object) -> LayerNode:
-    """The only node with this name, or with an output of this name."""
-    if not isinstance(name, str):
-        raise TypeError(f"name must be that of a node or of an output; got {type(name).__name__}")
-    matches = [node for node in nodes if node.name == name]
-    matches = matches or [
-        node for node in nodes if name in {node.scope.path + n for n in (node.node.name, *node.node.output) if n}
-    ]
-    if len(matches) != 1:
-        known = ", ".join(repr(node.name) for node in nodes) or "which there are none"
-        raise ValueError(f"name must be that of one LSTM, GRU or RNN, of {known}; got {name!r}")
-    return matches[0]
-
-
-def reject_unsupported(nodes: Sequence[LayerNode]) -> None:
-    """Raise an error that names the recurrent nodes of unsupported operators, and lists the others."""
-    unsupported = [node.label for node in nodes if not is_recurrent(node.node)]
+    if names is not None:
+        if not isinstance(names, Iterable):
+            raise TypeError(f"names must be a name or several, or None; got {type(names).__name__}")
+        nodes = [_node_with_name(nodes, name) for name in ([names] if isinstance(names, str) else names)]
+    unsupported = [layer_node.label for layer_node in nodes if not is_recurrent(layer_node.node)]
     if unsupported:
-        others = ", ".join(repr(node.name) for node in nodes if is_recurrent(node.node))
+        others = ", ".join(repr(layer_node.name) for layer_node in nodes if is_recurrent(layer_node.node))
         advice = f"; name the others to read them alone: {others}" if others else ""
         raise NotImplementedError(
             f"{', '.join(unsupported)} cannot be read; expected LSTM, GRU or RNN of ONNX's own domain, as in a model "
             f"that is not quantised{advice}"
         )
+    return nodes
+
+
+def _node_with_name(nodes: Sequence[LayerNode], name: object) -> LayerNode:
+    """The only node with this name, or else with an output of this name."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a node or of an output; got {type(name).__name__}")
+    matches = [layer_node for layer_node in nodes if layer_node.name == name]
+    matches = matches or [layer_node for layer_node in nodes if name in layer_node.scope.all_paths_of(layer_node.node)]
+    if len(matches) != 1:
+        known = ", ".join(repr(layer_node.name) for layer_node in nodes) or "which there are none"
+        raise ValueError(f"name must be that of one LSTM, GRU or RNN, of {known}; got {name!r}")
+    return matches[0]
 
 
 def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
@@ -164,11 +157,10 @@ def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
             inputs = {name: value for name, value in inputs.items() if scope.origin(value) is not None}
         for name in ("W", "R"):
             if name not in inputs:
-                raise ValueError(f"{name} must be given; the function that the node lies in is called without it")
+                raise ValueError(f"{name} must be given; the function that contains the node is called without it")
         constants = _constants(inputs, scope, folder)
         parts = from_onnx(settings, {name: constants[name] for name in WEIGHTS if name in inputs})
         states = tuple(
-            # A copy, since the constants are read-only.
             np.array(state_of(constants, name, settings), order="C") if name in constants else None
             for name in (f"initial_{state}" for state in parts[0].spec.state_names)
         )

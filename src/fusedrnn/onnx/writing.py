@@ -14,10 +14,7 @@ from fusedrnn.onnx.folding import Folder
 from fusedrnn.onnx.graph import INPUTS, errors_name_node, uses
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, to_onnx
-from fusedrnn.onnx.weights_io import Layer, LayerNode, layer_nodes, node_with_name, read_layer, reject_unsupported
-
-# The fields of a tensor that may hold floating-point numbers.
-_DATA_FIELDS = ("raw_data", "float_data", "double_data", "int32_data")
+from fusedrnn.onnx.weights_io import Layer, LayerNode, read_layer, select_nodes
 
 
 def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> ModelProto:
@@ -40,12 +37,11 @@ def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> Mode
         TypeError: Naming the argument, what it got and what it expected.
         ValueError: Likewise; or naming the node and its input if the weights of that input are not constants, or
             something else reads them too.
-        NotImplementedError: If the layer lies in a function, or its operator is not supported.
+        NotImplementedError: If the layer is in a function, or its operator is not supported.
     """
-    layer_nodes(model)  # checks the model before it is copied
+    select_nodes(model, [name])  # checks both before the model is copied
     copy = deepcopy(model)
-    layer_node = node_with_name(layer_nodes(copy), name)
-    reject_unsupported([layer_node])
+    (layer_node,) = select_nodes(copy, [name])
     folder = Folder()
     layer = read_layer(layer_node, folder)
     parts = _parts(layer, params)
@@ -97,7 +93,7 @@ def _store(layer_node: LayerNode, layer: Layer, parts: Sequence[Part], folder: F
 
 
 def _sources(scope: Scope, name: str) -> list[Origin]:
-    """The origin of a weight in the model, behind those of the Identity nodes that it passes."""
+    """The origins of a weight: those of the Identity nodes that it passes, then that of its value."""
     origins: list[Origin] = []
     origin = scope.origin(name)
     while origin is not None:
@@ -144,7 +140,7 @@ def _replace_data(tensor: TensorProto, array: Array) -> None:
     if new.data_type != tensor.data_type:
         kind = TensorProto.DataType.Name(tensor.data_type)
         raise NotImplementedError(f"{tensor.name!r} is {kind}, which this onnx package cannot make of an array")
-    for field in _DATA_FIELDS:
+    for field in ("raw_data", "float_data", "double_data", "int32_data"):  # those that may hold floating-point numbers
         tensor.ClearField(field)
     tensor.raw_data = new.raw_data
 
@@ -165,27 +161,24 @@ def _insert_constant(layer_node: LayerNode, name: str, array: Array) -> None:
     node.input[INPUTS.index(name)] = value
 
 
-def _remove_unread(root: Scope, replaced: Sequence[Origin | None]) -> None:
+def _remove_unread(root: Scope, replaced: Sequence[Origin]) -> None:
     """Remove the nodes and initializers that only the replaced values depended on."""
     count = uses(root.body)
-    pending = [origin for origin in replaced if origin is not None]
+    pending = [*replaced]
     while pending:
         origin = pending.pop()
-        graph, node = origin.scope.body, origin.node
-        if origin.scope.in_function or count[origin.name]:
+        body, node = origin.scope.body, origin.node
+        names = [origin.name] if node is None else node.output
+        if origin.scope.in_function or any(count[name] for name in names if name):
             continue
-        if node is None:
-            inputs = {entry.name for entry in graph.input}
-            index = _index(graph.initializer, origin.tensor)
-            if index is not None and origin.name not in inputs:
-                del graph.initializer[index]
+        elements, element = (body.initializer, origin.tensor) if node is None else (body.node, node)
+        index = _index(elements, element)
+        if index is None or (node is None and origin.name in {entry.name for entry in body.input}):
             continue
-        index = _index(graph.node, node)
-        if index is None or any(count[output] for output in node.output if output):
-            continue
-        del graph.node[index]
-        count.subtract(node.input)
-        pending += [source for source in map(origin.scope.origin, filter(None, node.input)) if source is not None]
+        del elements[index]
+        if node is not None:
+            count.subtract(node.input)
+            pending += filter(None, map(origin.scope.origin, filter(None, node.input)))
 
 
 def _index(elements: Sequence[Any], element: object) -> int | None:
