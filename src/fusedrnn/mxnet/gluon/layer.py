@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -29,7 +30,7 @@ _SPEC_FIELDS = (
 # What the layers call the arguments of RNNOp.forward.
 _NAMES = {"x": "inputs", "states: h0": "states[0]", "states: c0": "states[1]", "lengths": "sequence_length"}
 # The number of the next prefix, by class name.
-_counters: dict[str, count[int]] = {}
+_counters: defaultdict[str, count[int]] = defaultdict(count)
 
 
 class RNNLayer:
@@ -79,8 +80,9 @@ class RNNLayer:
         self._layout: Layout = layout
         self._op: RNNOp | None = None
         if params is None:
-            new_prefix = self._new_prefix() if prefix is None else prefix
-            self._params = ParameterDict(new_prefix, ParameterStore(spec, input_size_known), initializers)
+            name = type(self).__name__.lower()
+            prefix = f"{name}{next(_counters[name])}_" if prefix is None else prefix
+            self._params = ParameterDict(prefix, ParameterStore(spec, input_size_known), initializers)
         else:
             self._params = self._shared(params, input_size_known)
             if prefix not in (None, self.prefix):
@@ -89,11 +91,6 @@ class RNNLayer:
             setattr(self, parameter.short_name, parameter)
         if input_size_known:
             self._op_for(input_size)
-
-    @classmethod
-    def _new_prefix(cls) -> str:
-        name = cls.__name__.lower()
-        return f"{name}{next(_counters.setdefault(name, count()))}_"
 
     def _shared(self, params: object, input_size_known: bool) -> ParameterDict:
         """Another layer's parameters, if they are those of a network of the same sizes."""

@@ -10,6 +10,7 @@ import numpy as np
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
 from fusedrnn.layout import Parameter as LayoutEntry
 from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer, fill
+from fusedrnn.op import validation
 from fusedrnn.spec import Array, RNNSpec
 
 
@@ -122,7 +123,8 @@ class Parameter:
             TypeError: If ``data`` is not a NumPy array of the parameter's dtype.
             ValueError: If it has another shape, or the parameter has no values yet.
         """
-        _set_values(self.data(), data, self.name, False)
+        values = self.data()
+        values[...] = validation.check_array(self.name, data, self._store.spec, values.shape)
 
     def grad(self) -> Array:
         """The array that backward writes or adds its gradient to, zero before.
@@ -231,7 +233,9 @@ class ParameterDict(dict[str, Parameter]):
         flat = np.empty(spec.layout.size, spec.dtype) if store.flat is None else store.flat.copy()
         views = spec.layout.unpack(flat)
         for name, array in arrays.items():
-            _set_values(views[name], array, self.prefix + name, cast)
+            if cast and isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                array = array.astype(spec.dtype)
+            views[name][...] = validation.check_array(self.prefix + name, array, spec, views[name].shape)
         store.set_vector(spec, flat)
 
     def _keys(self, params: Mapping[str, Array], prefix: str) -> dict[str, str]:
@@ -255,13 +259,3 @@ class ParameterDict(dict[str, Parameter]):
         """The grad_req that all parameters share, or None if they differ."""
         grad_reqs = {parameter.grad_req for parameter in self.values()}
         return grad_reqs.pop() if len(grad_reqs) == 1 else None
-
-
-def _set_values(values: Array, data: object, name: str, cast: bool) -> None:
-    if not isinstance(data, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array; got {type(data).__name__}")
-    if data.shape != values.shape:
-        raise ValueError(f"{name} must have shape {values.shape}; got {data.shape}")
-    if data.dtype != values.dtype and not (cast and data.dtype.kind == "f"):
-        raise TypeError(f"{name} must have dtype {values.dtype}; got {data.dtype}")
-    values[...] = data
