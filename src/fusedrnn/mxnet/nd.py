@@ -106,17 +106,12 @@ def train_rnn(
 ) -> tuple[Array | tuple[Array, ...], Backward]:
     """MXNet's RNN operator in training: what :func:`rnn` returns, and a function that computes the gradients.
 
-    All arguments but ``seed`` are those of :func:`rnn`. Later changes of the arrays do not affect the gradients. Where
-    clipping changed an LSTM's cell state or replaced NaN in it, no gradient passes. ``seed``, from 0 to 2**64 - 1,
-    determines which elements training drops; None for a new one, which ``backward.seed`` tells.
+    The errors and all arguments but ``seed`` are those of :func:`rnn`. Later changes of the arrays do not affect the
+    gradients. Where clipping changed an LSTM's cell state or replaced NaN in it, no gradient passes. ``seed``, from 0
+    to 2**64 - 1, determines which elements training drops; None for a new one, which ``backward.seed`` tells.
 
     Returns:
         What :func:`rnn` returns, and a :class:`Backward`.
-
-    Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise.
-        NotImplementedError: Naming what the call needs and no engine supports.
     """
     outputs, op, reserve = _run(**locals(), training=True)
     assert reserve is not None

@@ -20,7 +20,7 @@ class LayerBackward:
     """The gradients of one call of a layer in training.
 
     Parameter gradients are stored where :meth:`Parameter.grad` returns them, by each parameter's ``grad_req``;
-    gradients of inputs and states are returned.
+    those of inputs and states are returned.
 
     Attributes:
         arguments: The arguments whose gradients are returned: data and, if states were given, state and state_cell.
@@ -32,9 +32,7 @@ class LayerBackward:
         self._backward = Backward(op, reserve, with_states)
         self._shape = reserve.steps, reserve.batch
         self._input_size, self._output_size = op.spec.input_size, op.spec.output_size
-        self.arguments = tuple(
-            name for name in self._backward.arguments if name == "data" or (with_states and name != "parameters")
-        )
+        self.arguments = "data", *(self._backward.arguments[2:] if with_states else ())
         self.seed = reserve.seed
 
     def __call__(self, out_grads: Any, grad_req: GradReqs = "write", args_grad: Buffers = None) -> dict[str, Array]:
@@ -86,7 +84,7 @@ class LayerBackward:
         return [output, *check_sequence("out_grads[1]", final, count, f"a list of {count} arrays")]
 
     def _as_time_major(self, name: str, value: Any, size: int) -> Any:
-        """A time-major view of an array in the layer's layout; other objects pass through, to be refused by the op."""
+        """A time-major view of an array in the layer's layout; the op refuses other objects."""
         if not isinstance(value, np.ndarray):
             return value
         steps, batch = self._shape

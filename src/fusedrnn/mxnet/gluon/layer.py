@@ -36,8 +36,8 @@ _counters: defaultdict[str, count[int]] = defaultdict(count)
 class RNNLayer:
     """A network of recurrent layers with its parameters, as in MXNet's gluon: the base of ``RNN``, ``LSTM``, ``GRU``.
 
-    :meth:`initialize` or :meth:`load_parameters` gives it parameters. Calling it is inference; :meth:`train` also
-    returns what computes gradients. Each parameter is an attribute too, ``layer.l0_i2h_weight``,
+    :meth:`initialize` or :meth:`load_parameters` gives it parameters. A call infers; :meth:`train` also returns a
+    function that computes gradients. Each parameter is an attribute too, ``layer.l0_i2h_weight``,
     ``layer.r1_h2h_bias``: l for the forward and r for the reverse direction, then the layer.
 
     All layers take these arguments:
@@ -103,7 +103,7 @@ class RNNLayer:
         if shapes != stored_shapes or (spec.mode, spec.dtype) != (store.spec.mode, store.spec.dtype):
             raise ValueError(f"params must be those of a layer like {self._spec}; got those of {store.spec}")
         if input_size_known:
-            store.set_input_size(self._spec.input_size)
+            store.spec, store.input_size_known = store.spec_for(self._spec.input_size), True
         return params
 
     def __repr__(self) -> str:
@@ -219,16 +219,11 @@ class RNNLayer:
     ) -> tuple[Any, LayerBackward]:
         """Run over whole sequences, in training.
 
-        All arguments but ``seed`` are those of a call. ``seed``, from 0 to 2**64 - 1, determines which elements are
-        dropped; None for a new one, which ``backward.seed`` tells.
+        The errors and all arguments but ``seed`` are those of a call. ``seed``, from 0 to 2**64 - 1, determines which
+        elements are dropped; None for a new one, which ``backward.seed`` tells.
 
         Returns:
             What a call returns, and a :class:`LayerBackward`.
-
-        Raises:
-            TypeError: As a call does.
-            ValueError: As a call does.
-            NotImplementedError: As a call does.
         """
         output, final, op, reserve = self._forward(inputs, states, sequence_length, True, seed)
         assert reserve is not None

@@ -29,10 +29,6 @@ class ParameterStore:
         """The spec, with that input size if it is not known yet."""
         return self.spec if self.input_size_known else replace(self.spec, input_size=input_size)
 
-    def set_input_size(self, input_size: int) -> None:
-        """Set the input size, unless it is known."""
-        self.spec, self.input_size_known = self.spec_for(input_size), True
-
     def vector(self, name: str) -> Array:
         """The parameters; an error that begins with ``name`` if they have no values."""
         if self.flat is None:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
-from fusedrnn.layout import Kind
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
 from fusedrnn.mxnet.rnn.checks import Shapes, require, take
 from fusedrnn.scalars import positive_int
 from fusedrnn.spec import Array, RNNSpec
 
-# MXNet's names for the gates in our order: its checkpoints must load. Its c is the LSTM's g, its o the GRU's n.
+# MXNet's names of the gates, which its checkpoints have, in our order. Its c is the LSTM's g, its o the GRU's n.
 _GATE_NAMES = {"rnn_relu": ("",), "rnn_tanh": ("",), "lstm": ("_i", "_f", "_c", "_o"), "gru": ("_r", "_z", "_o")}
-_KINDS: tuple[Kind, ...] = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
 class _SingleCell(SpecCell):
@@ -48,28 +47,26 @@ class _SingleCell(SpecCell):
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
         own = self._take(params)
         unpacked = {name: array for name, array in params.items() if name not in own}
-        for kind in _KINDS:
-            gates = np.split(own[self._prefix + kind], self._spec.num_gates)
-            unpacked.update(zip(self._gate_names(kind), map(np.copy, gates), strict=True))
+        for name, array in own.items():
+            gates = np.split(array, self._spec.num_gates)
+            unpacked.update(zip(self._gate_names(name), map(np.copy, gates), strict=True))
         return unpacked
 
     def pack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        names = {kind: self._gate_names(kind) for kind in _KINDS}
-        own = take(params, names["i2h_weight"][0], self._gate_shapes)
+        gate_names = {name: self._gate_names(name) for name in self.param_shapes(1)}
+        own = take(params, gate_names[f"{self._prefix}i2h_weight"][0], self._gate_shapes)
         packed = {name: array for name, array in params.items() if name not in own}
-        packed.update({self._prefix + kind: np.concatenate([own[name] for name in names[kind]]) for kind in _KINDS})
-        return packed
+        return packed | {name: np.concatenate([own[gate] for gate in gates]) for name, gates in gate_names.items()}
 
     def _gate_shapes(self, input_size: int) -> Shapes:
-        """Name and shape of every parameter of every gate."""
-        shapes = replace(self._spec, input_size=input_size).parameter_shapes(0)
-        size = self._spec.hidden_size
-        return {name: (size, *shapes[kind][1:]) for kind in _KINDS for name in self._gate_names(kind)}
+        """Name and shape of every gate's part of every parameter."""
+        shapes, size = self.param_shapes(input_size), self._spec.hidden_size
+        return {gate: (size, *shape[1:]) for name, shape in shapes.items() for gate in self._gate_names(name)}
 
-    def _gate_names(self, kind: str) -> list[str]:
-        """The names of that kind of parameter for each gate, ``lstm_i2h_i_weight``."""
-        source, group = kind.split("_")
-        return [f"{self._prefix}{source}{gate}_{group}" for gate in _GATE_NAMES[self._spec.mode]]
+    def _gate_names(self, name: str) -> list[str]:
+        """The names of the gates' parts of a parameter: ``lstm_i2h_i_weight`` of ``lstm_i2h_weight``."""
+        source, _, group = name.rpartition("_")
+        return [f"{source}{gate}_{group}" for gate in _GATE_NAMES[self._spec.mode]]
 
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         i2h_weight, h2h_weight, i2h_bias, h2h_bias = self._arrays_for(x)
@@ -107,10 +104,11 @@ class RNNCell(_SingleCell):
 
 
 class LSTMCell(_SingleCell):
-    """The LSTM cell, with states h and c (N, H). Its arguments are those of :class:`RNNCell`, without ``activation``.
+    """The LSTM cell, with states h and c (N, H).
 
     Its parameters are ``lstm_i2h_weight`` (4·H, I), ``lstm_h2h_weight`` (4·H, H), ``lstm_i2h_bias`` and
-    ``lstm_h2h_bias`` (4·H,), gates i f g o. Nothing is added to the forget gate's bias.
+    ``lstm_h2h_bias`` (4·H,), gates i f g o. Nothing is added to the forget gate's bias. Its arguments are those of
+    :class:`RNNCell`, without ``activation``.
     """
 
     def __init__(self, num_hidden: int, prefix: str = "lstm_", params: Mapping[str, Array] | None = None) -> None:
@@ -118,10 +116,10 @@ class LSTMCell(_SingleCell):
 
 
 class GRUCell(_SingleCell):
-    """The GRU cell, reset-after as in MXNet, cuDNN and PyTorch, with one state (N, H); arguments as of an LSTM.
+    """The GRU cell, reset-after as in MXNet, cuDNN and PyTorch, with one state (N, H).
 
     Its parameters are ``gru_i2h_weight`` (3·H, I), ``gru_h2h_weight`` (3·H, H), ``gru_i2h_bias`` and ``gru_h2h_bias``
-    (3·H,), gates r z n.
+    (3·H,), gates r z n. Its arguments are those of :class:`LSTMCell`.
     """
 
     def __init__(self, num_hidden: int, prefix: str = "gru_", params: Mapping[str, Array] | None = None) -> None:
@@ -139,7 +137,7 @@ class _CellGroup(BaseRNNCell):
             raise TypeError(f"{name} must be a cell; got {type(cell).__name__}")
         if cell is self:
             raise ValueError(f"{name} must be another cell; got the one that it is added to")
-        # Two cells of one name would share their weights in silence.
+        # Two cells of the same prefix would silently share their weights.
         if taken := set(self.prefixes) & set(cell.prefixes):
             raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
         self._cells.append(cell)
@@ -218,10 +216,9 @@ class SequentialRNNCell(_CellGroup):
 
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         after: list[Array] = []
+        remaining = iter(states)
         for cell in self._filled():
-            count = len(cell.state_info)
-            x, final = cell._run(x, states[:count])
-            states = states[count:]
+            x, final = cell._run(x, list(islice(remaining, len(cell.state_info))))
             after += final
         return x, after
 
@@ -230,7 +227,7 @@ class BidirectionalCell(_CellGroup):
     """Two cells over the same sequence, one from each end, with concatenated outputs.
 
     It runs over whole sequences only: calling it raises NotImplementedError. Its states are those of ``l_cell``, then
-    those of ``r_cell`` after the first step of the sequence, which is its last.
+    those of ``r_cell``, whose last step is the first of the sequence.
 
     Args:
         l_cell: Runs forward.
