@@ -75,9 +75,7 @@ def test_operator(name, backend):
     case = CASES[name]
     op, problem = RNNOp(case.spec, backend), case.problem()
     trains = case.requests is not None
-    y, final, reserve = op.forward(
-        problem.x, problem.params, problem.states, lengths=problem.lengths, training=trains
-    )
+    y, final, reserve = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths, training=trains)
     found = dict(zip(("y", *(f"{state}_n" for state in case.spec.state_names)), (y, *final), strict=True))
     if trains:
         dx, dparams, dinitial = op.backward(problem.dy, problem.dstates, reserve)
