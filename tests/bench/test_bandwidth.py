@@ -16,8 +16,6 @@ def test_arrays_fit_their_level():
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_bandwidth_is_measured(monkeypatch, threads):
-    monkeypatch.setattr(bandwidth, "_READ_BYTES", 1 << 20)
-    monkeypatch.setattr(bandwidth, "_MIN_MEMORY_BYTES", 1 << 16)
     monkeypatch.setattr(bandwidth, "cache_sizes", lambda: {"L2": 1 << 16})
-    speeds = bandwidth.measure_bandwidth(threads)
+    speeds = bandwidth.measure_bandwidth(threads, read_bytes=1 << 20, min_memory_bytes=1 << 16)
     assert set(speeds) == {"L2", "memory"} and all(speed > 0 for speed in speeds.values())

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def test_info_shows_the_machine():
 def quick_plans(monkeypatch):
     monkeypatch.setattr(plan_command, "measure_peak", lambda dtype, threads: 100.0 * threads)
     monkeypatch.setattr(plan_command, "measure_bandwidth", lambda threads: {"L2": 90.0, "memory": 10.0})
-    monkeypatch.setattr(plan_command, "_SECONDS", 0.0)
+    monkeypatch.setattr(info, "PlanConfig", partial(plan_command.PlanConfig, seconds=0.0))
 
 
 @pytest.mark.parametrize("options", [(), ("--all",)], ids=str)
@@ -213,11 +214,10 @@ def test_info_shows_how_a_workload_is_shared_out(quick_plans, options):
 
 def test_info_measures_a_grid_that_is_forced(monkeypatch):
     seen, plain = [], partition.choose_share
-    monkeypatch.setattr(plan_command, "_SECONDS", 0.0)
     monkeypatch.setattr(partition, "choose_share", lambda *args: seen.append(plain(*args)) or seen[-1])
     case = CASES["tiny"]
     for way in ("inference", "training", "backward"):
-        assert plan_command.measure(case.spec("gru"), case, way, (1, 1, 2)) > 0
+        assert plan_command.measure(case.spec("gru"), case, way, (1, 1, 2), 0.0) > 0
     assert seen and {share.grid for share, _ in seen} == {(1, 1, 2)}
 
 
