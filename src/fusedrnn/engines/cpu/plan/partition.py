@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from fusedrnn.engines.cpu.kernels.arena import ScratchLayout
+from fusedrnn.engines.cpu.kernels.scratch import ScratchLayout
 from fusedrnn.engines.cpu.kernels.stages import is_plain, lowered_cell
 from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from fusedrnn.engines.cpu.kernels.arena import pad_against_conflicts, round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.plan.sizes import ThreadShare
 from fusedrnn.engines.cpu.tiling import Tiling
