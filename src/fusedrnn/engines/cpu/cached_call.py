@@ -110,9 +110,9 @@ class CachedForward(_CachedCall):
         # reads a copy.
         self._params_in_place = self._unpacked and self._layout is None
         constants = dict(zip(("x_step", "x_row", "y_step", "y_row"), (*x.strides[:2], *y.strides[:2]), strict=True))
-        name = "forward" if self._layout is None else "training"
+        problem: Problem = "forward" if self._layout is None else "training", steps, batch, self._layout
         self._guarded = self._guard(
-            (name, steps, batch, self._layout), FORWARD, (x, params, *pair, y, h_n, c_n), constants,
+            problem, FORWARD, (x, params, *pair, y, h_n, c_n), constants,
             unpacked=self._unpacked, ignored="" if self._params_in_place else "params",
         )  # fmt: skip
 

@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
+from fusedrnn.engines.cpu.jobs import JobName, load_job
+from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.launch.args_kernel import load_bind
 from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
-from fusedrnn.engines.cpu.launch.struct_fields import backward_args, forward_args
-from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_forward_plan
-from fusedrnn.engines.cpu.plan.partition import has_few_reads, limit_threads
+from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
+from fusedrnn.engines.cpu.plan.partition import reads_unpacked
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.tiling import Tiling
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Weights = PackedWeights | WeightPointers
-Problem = tuple[str, int, int, ReserveLayout | None]
+Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
 
 
@@ -73,24 +72,24 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
-        self._tiling, self.tuning = Tiling.of(spec, self.target), tunings.current()
+        self._tiling, self.tuning = Tiling(spec, self.target), tunings.current()
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
-        self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
+        self.weight_cache = WeightCache(self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
-        self._can_run_unpacked = is_plain(lowered_cell(spec.variant))
         self._jobs: dict[str, Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
-        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
+        self._layout = (1, 1, "gates"), ReserveLayout.of(self._tiling, 1, 1, "gates")
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
     def compile(self, training: bool = False) -> None:
         """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
-        for name in ("training", "backward") if training else ("forward",):
+        names: tuple[JobName, ...] = ("training", "backward") if training else ("forward",)
+        for name in names:
             self.job(name)
 
-    def job(self, name: str) -> Job:
+    def job(self, name: JobName) -> Job:
         """The compiled job ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
@@ -107,11 +106,11 @@ class Executor:
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return ReserveLayout.of(self.spec, self._tiling, steps, batch, save).size
+        return ReserveLayout.of(self._tiling, steps, batch, save).size
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
-        return self._can_run_unpacked and has_few_reads(steps, batch, training, self.tuning)
+        return reads_unpacked(self._tiling, steps, batch, training, self.tuning)
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -162,7 +161,7 @@ class Executor:
         """What a training call and its backward need to know of each other, and memory for the reserve."""
         key, layout = self._layout
         if key != (steps, batch, save):
-            layout = ReserveLayout.of(self.spec, self._tiling, steps, batch, save)
+            layout = ReserveLayout.of(self._tiling, steps, batch, save)
             self._layout = (steps, batch, save), layout
         return ResidualInfo(layout, seed, varlen), self._reserves.lease(layout.size)
 
@@ -269,15 +268,11 @@ class Executor:
     def _plan(self, problem: Problem, threads: int, spinning: bool = False) -> KernelArgs:
         """Plan a problem for at most so many threads, and lay out its kernel arguments."""
         name, steps, batch, layout = problem
-        spec, tuning, offsets = self.spec, self.tuning, self.weight_cache.layout.layer_dirs
-        training = layout is not None
-        size = spec, self.target, steps, batch, limit_threads(spec, threads, steps, batch, training, tuning)
-        if name == "backward" and layout is not None:
-            recompute = layout.save == "states"
-            backward_plan = make_backward_plan(*size, recompute=recompute, spinning=spinning, tuning=tuning)
-            return backward_args(spec, backward_plan, offsets, layout)
-        plan = make_forward_plan(*size, training=training, spinning=spinning, tuning=tuning)
-        return forward_args(spec, plan, offsets, layout)
+        plan = make_plan(
+            self.spec, self.target, steps, batch, threads, "inference" if name == "forward" else name,
+            recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self.tuning,
+        )  # fmt: skip
+        return lay_out_args(self.spec, plan, self.weight_cache.layout.layer_dirs, layout)
 
     def _execute(
         self, job: Job, args: KernelArgs, team: ThreadTeam, values: tuple[int, ...], params: Sequence[int],
