@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
-from fusedrnn.engines.cpu.launch.guarded_call import CannotGuard
+from fusedrnn.engines.cpu.guarded_call import CannotGuard
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers

@@ -14,8 +14,7 @@ from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import JobName, load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
-from fusedrnn.engines.cpu.launch.args_kernel import load_bind
-from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
+from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
 from fusedrnn.engines.cpu.plan.partition import reads_unpacked

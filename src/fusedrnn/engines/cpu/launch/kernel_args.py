@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.kernels.arena import round_up_to_cache_line
-from fusedrnn.engines.cpu.launch.args_kernel import CONSTANT, load_bind
+from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
 from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import Scratch
@@ -69,7 +69,7 @@ class KernelArgs:
         extents_offset: Where scratch has room for the first and last bytes of a call's arrays.
         args_offset: Where it has room for the structs.
         plan_offset: Where the plan's workspace begins in it.
-        relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.args_kernel.RELOC`.
+        relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.call_kernel.RELOC`.
         num_fields: Fields, and zeros behind them, that binding writes.
         size: Bytes of scratch.
     """
