@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -22,8 +22,10 @@ from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
+from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_frozen
@@ -43,23 +45,38 @@ Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
 
 
-@dataclass(eq=False)
 class PlannedCall:
-    """The kernel arguments for a problem, as far as they have been needed.
+    """The kernel arguments for a problem on at most so many threads, laid out when they are first needed.
 
     Attributes:
-        problem: The problem.
-        threads: Threads that it may use.
         args: For threads that sleep until the call.
-        spinning_args: For threads that spin, which are worth using for less work.
-        single_args: For one thread.
     """
 
-    problem: Problem
-    threads: int
-    args: KernelArgs
-    spinning_args: KernelArgs | None = None
-    single_args: KernelArgs | None = None
+    def __init__(
+        self, tiling: Tiling, weights: Sequence[PackedWeightsOffsets], tuning: Tuning, problem: Problem, threads: int
+    ) -> None:
+        self.problem, self.threads = problem, threads
+        self._tiling, self._weights, self._tuning = tiling, weights, tuning
+        self.args = self._plan(threads)
+
+    @cached_property
+    def spinning_args(self) -> KernelArgs:
+        """For threads that spin, which are worth using for less work."""
+        return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
+
+    @cached_property
+    def single_args(self) -> KernelArgs:
+        """For one thread."""
+        return self._plan(1)
+
+    def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
+        name, steps, batch, layout = self.problem
+        spec = self._tiling.spec
+        plan = make_plan(
+            spec, self._tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
+            recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self._tuning,
+        )  # fmt: skip
+        return lay_out_args(spec, plan, self._weights, layout)
 
 
 class Executor:
@@ -221,14 +238,14 @@ class Executor:
         team = team or pool_team(get_num_threads())
         spinning = team.note_call_start()
         planned = self.planned(problem, team.threads)
-        args = self.spinning_args(planned) if spinning else planned.args
+        args = planned.spinning_args if spinning else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
-            args = self.single_args(planned)
+            args = planned.single_args
         if not self._execute(job, args, team, values, params, varlen, computes_dx):
-            thread_choice, args = None, self.single_args(planned)
+            thread_choice, args = None, planned.single_args
             self._execute(job, args, team, values, params, varlen, computes_dx)
         now = perf_counter()
         team.note_call_end(args.num_threads)
@@ -242,36 +259,14 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        args = self._plan(problem, threads)
-        planned = self._planned[problem[0]] = PlannedCall(problem, threads, args)
+        weights = self.weight_cache.layout.layer_dirs
+        planned = PlannedCall(self._tiling, weights, self.tuning, problem, threads)
+        self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
             derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
-            logger.info(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
+            logger.info(f"{self.spec} on {self.target.name}: {planned.args.plan}{derivative}")
         return planned
-
-    def spinning_args(self, planned: PlannedCall) -> KernelArgs:
-        """The arguments for threads that spin."""
-        if planned.args.num_threads == planned.threads:
-            return planned.args
-        if planned.spinning_args is None:
-            planned.spinning_args = self._plan(planned.problem, planned.threads, spinning=True)
-        return planned.spinning_args
-
-    def single_args(self, planned: PlannedCall) -> KernelArgs:
-        """The arguments for one thread."""
-        if planned.single_args is None:
-            planned.single_args = self._plan(planned.problem, 1)
-        return planned.single_args
-
-    def _plan(self, problem: Problem, threads: int, spinning: bool = False) -> KernelArgs:
-        """Plan a problem for at most so many threads, and lay out its kernel arguments."""
-        name, steps, batch, layout = problem
-        plan = make_plan(
-            self.spec, self.target, steps, batch, threads, "inference" if name == "forward" else name,
-            recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self.tuning,
-        )  # fmt: skip
-        return lay_out_args(self.spec, plan, self.weight_cache.layout.layer_dirs, layout)
 
     def _execute(
         self, job: Job, args: KernelArgs, team: ThreadTeam, values: tuple[int, ...], params: Sequence[int],

@@ -58,9 +58,9 @@ class GuardedCall:
     ) -> None:
         self._team, self._workspaces = pool_team(get_num_threads()), executor.workspaces
         planned = executor.planned(problem, self._team.threads)
-        sleeping, spinning = planned.args, executor.spinning_args(planned)
+        sleeping, spinning = planned.args, planned.spinning_args
         self._forecast = spinning.plan.forecast
-        single = spinning if self._forecast is None else executor.single_args(planned)
+        single = spinning if self._forecast is None else planned.single_args
         self._args = sleeping, spinning, single
         self._thread_choice = executor.thread_choices.of(problem[0], self._forecast)
         self._call = load_guarded_call()
