@@ -1,7 +1,7 @@
 """The scratch memory of the forward and the backward kernels, each region declared once.
 
 Plans take offsets from a declaration, kernels the fields of a struct. The sizes ``s`` are those of
-:mod:`fusedrnn.engines.cpu.plan.scratch_sizes`. Regions are declared here, below the plan, because the order of the
+:mod:`fusedrnn.engines.cpu.plan.plans`. Regions are declared here, below the plan, because the order of the
 struct's fields is part of the machine code.
 """
 
@@ -31,7 +31,7 @@ class Arena:
     Args:
         stride: The name of its size, by which copies of it follow one another.
         regions: The size of each region: a function of the sizes of a plan, see
-            :mod:`fusedrnn.engines.cpu.plan.scratch_sizes`.
+            :mod:`fusedrnn.engines.cpu.plan.plans`.
     """
 
     def __init__(self, stride: str, **regions: Callable[[Any], int]) -> None:
