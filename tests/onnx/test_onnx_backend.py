@@ -149,12 +149,13 @@ def test_run_node_and_run_model():
 
 def test_strided_read_only_inputs():
     case = Case("LSTM", attributes={"direction": "bidirectional", "layout": 1}, lengths=(5, 1, 3))
-    plain = case.arrays()
-    arrays = {name: np.repeat(a, 2, axis=-1)[..., ::2] for name, a in plain.items()}
+    contiguous_arrays = case.arrays()
+    arrays = {name: np.repeat(a, 2, axis=-1)[..., ::2] for name, a in contiguous_arrays.items()}
     for array in arrays.values():
         array.setflags(write=False)
-    for strided, contiguous in zip(run_fusedrnn(case, arrays), run_fusedrnn(case, plain), strict=True):
-        np.testing.assert_array_equal(strided, contiguous)
+    references = run_fusedrnn(case, contiguous_arrays)
+    for output, reference in zip(run_fusedrnn(case, arrays), references, strict=True):
+        np.testing.assert_array_equal(output, reference)
 
 
 def test_concurrent_runs():

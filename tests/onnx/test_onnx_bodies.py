@@ -273,19 +273,20 @@ def test_error_names_weight_omitted_by_caller():
         read(model)
 
 
-def test_function_replaces_operator_of_same_name():
-    own = helper.make_function("", "RNN", ["X", "W", "R"], ["z"], [helper.make_node("Neg", ["X"], ["z"])], OPSET)
-    model = model_with([helper.make_node("RNN", ["X", "W", "R"], ["Z"])])
-    model.functions.append(own)
+@pytest.mark.parametrize(("operator", "inputs"), [("RNN", ["X", "W", "R"]), ("Identity", ["X"])])
+def test_function_replaces_operator_of_same_name(operator, inputs):
+    negation = helper.make_node("Neg", ["X"], ["z"])
+    model = model_with([helper.make_node(operator, inputs, ["Z"])])
+    model.functions.append(helper.make_function("", operator, inputs, ["z"], [negation], OPSET))
     assert read(model) == {}
-    with pytest.raises(NotImplementedError, match=r"the node of 'Z' \(RNN\) is not supported"):
+    with pytest.raises(NotImplementedError, match=rf"the node of 'Z' \({operator}\) is not supported"):
         prepare(model)
 
 
 def test_recursive_and_exponential_calls_are_rejected():
-    again = function("again", [rnn(), call("again", ["X", "W", "R"], "y")])
-    with pytest.raises(ValueError, match=r"\(local.again\): bodies must be nested at most 100 deep"):
-        read(calling([again], call("again", ["X", "W", "R"], "Z")))
+    recursive = function("recursive", [rnn(), call("recursive", ["X", "W", "R"], "y")])
+    with pytest.raises(ValueError, match=r"\(local.recursive\): bodies must be nested at most 100 deep"):
+        read(calling([recursive], call("recursive", ["X", "W", "R"], "Z")))
     many = [function("f0", [rnn()])]
     for level in range(1, 40):
         calls = [call(f"f{level - 1}", ["X", "W", "R"], output) for output in ("z", "y")]

@@ -201,8 +201,8 @@ def test_write_computed_weights(kind):
     assert not {"W/out", "W/cast", "R/out", "B/out"} & remaining
     assert "initial_h/out" in remaining
     assert "W/data" not in {tensor.name for tensor in written.graph.initializer}
-    again = write(written, "node", params)
-    assert again.SerializeToString(deterministic=True) == written.SerializeToString(deterministic=True)
+    rewritten = write(written, "node", params)
+    assert rewritten.SerializeToString(deterministic=True) == written.SerializeToString(deterministic=True)
 
 
 def test_write_keeps_nodes_with_other_readers():
