@@ -21,7 +21,7 @@ from fusedrnn.bench.report import report, row_report
 from fusedrnn.bench.results import FUSED, NON_FUSED, Results
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.runner import Progress
-from fusedrnn.bench.timing import Timed, alternate
+from fusedrnn.bench.timing import PAUSE, Timed, alternate
 
 _SAMPLE_SECONDS = 0.05
 """Shortest duration of a sample: the pauses between turns are long, and percentiles need many single calls."""
@@ -117,10 +117,12 @@ def _time_row(
     budget: float, peak: RunPeak, row: ComparedRow, calls: Mapping[str, Timed], failures: dict[str, str]
 ) -> tuple[ComparedRow, dict[str, Any]]:
     """The row with its timings, and the results; adds to ``failures`` those that failed meanwhile."""
+    # Only libraries have idle threads that spin. Without the pause, revisions get ten times as many samples.
+    pause = PAUSE if row.peers else 0.0
 
     def take_turns() -> Turns:
         single_sample = [name for name in calls if name != FUSED]
-        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS}
+        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS, "pause": pause}
         return alternate(calls, budget, failures=failures, before_turn=peak.sample, **options)
 
     return measure(row, peak, take_turns)
