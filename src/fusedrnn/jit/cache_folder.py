@@ -149,10 +149,8 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is still there."""
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(self._at(name), dir_fd=self._handle)
-        except FileNotFoundError:
-            return
 
     def _at(self, name: str) -> str:
         """A path for the functions of ``os``: relative to the open folder where they take one."""
@@ -160,12 +158,7 @@ class Folder:
 
 
 def _resolved(path: Path, user: int, make: bool) -> Path:
-    """The folder's path without symbolic links, on which only this user and root can change anything.
-
-    Raises:
-        UntrustedError: If another user can.
-        OSError: If the folder is not there, or cannot be made.
-    """
+    """The folder's path without symbolic links; UntrustedError if another user than root can change anything on it."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -213,9 +206,7 @@ def _status(entry: Path, make: bool) -> os.stat_result:
 def _require(path: Path, status: os.stat_result, user: int, is_parent: bool) -> None:
     """Raise UntrustedError if there is an objection. The message has the command that removes it, if there is one."""
     reason = objection(path, status, user, is_parent)
-    if not reason:
-        return
-    is_mine = status.st_uid == user
-    raise UntrustedError(
-        f"{reason}; if you trust its content, run: chmod go-w {shlex.quote(str(path))}" if is_mine else reason
-    )
+    if reason and status.st_uid == user:
+        reason += f"; if you trust its content, run: chmod go-w {shlex.quote(str(path))}"
+    if reason:
+        raise UntrustedError(reason)

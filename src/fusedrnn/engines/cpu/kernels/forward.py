@@ -16,7 +16,7 @@ from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
-from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
+from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, is_plain
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir
 from fusedrnn.jit.builder import Declared, Function, Module, Value
@@ -79,7 +79,7 @@ class Inference(StateEmitter):
 
     def __init__(self, program: Program) -> None:
         self._gemm = Declared(program.module, GEMM)
-        if program.is_plain:
+        if is_plain(program.cell):
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
         super().__init__(program, "direction_loop", (CALL, LAYER_DIR))
         scratch, c = self.scratch, self.c

@@ -54,13 +54,11 @@ def emit_gemm(module: Module, target: Target, compute: str, signature: Signature
     b_bytes = products_of(compute, Vectors(f, target, STORAGE[compute])).b_bytes
     part_bytes, last_part = k * (width * b_bytes) // _TILES_PER_PREFETCH, _TILES_PER_PREFETCH - 1
     a_step = ITEM_SIZE[STORAGE[compute]] if transposed else 8
-    with f.switch(num_col_vecs, range(1, width + 1)) as cases:
-        for by_rows, case in zip(microkernels, cases, strict=True):
-            with case, row_tiles(f, by_rows, num_rows) as (tile, row, call):
-                c_in_row, c_row = c_in + row * c_in_stride, c + row * c_stride
-                part = tile if transposed else (tile < last_part).select(tile, last_part)
-                output = c_in_row, c_in_stride, c_row, c_stride
-                call(a + row * a_step, b, k, *output, prefetch + part * part_bytes, *scales)
+    for by_rows in f.switch(num_col_vecs, dict(enumerate(microkernels, 1))):
+        with row_tiles(f, by_rows, num_rows) as (tile, row, call):
+            output = c_in + row * c_in_stride, c_in_stride, c + row * c_stride, c_stride
+            part = tile if transposed else (tile < last_part).select(tile, last_part)
+            call(a + row * a_step, b, k, *output, prefetch + part * part_bytes, *scales)
     f.ret()
     return f
 
@@ -82,10 +80,8 @@ def row_tiles(
         rows = size + (tile < num_larger).select(f.constant(1), 0)
 
         def call(*arguments: Value) -> None:
-            with f.switch(rows, range(1, largest + 1)) as cases:
-                for function, case in zip(by_rows, cases, strict=True):
-                    with case:
-                        f.call(function, *arguments)
+            for function in f.switch(rows, dict(enumerate(by_rows, 1))):
+                f.call(function, *arguments)
 
         yield tile, first_row.get(), call
         first_row.set(first_row.get() + rows)

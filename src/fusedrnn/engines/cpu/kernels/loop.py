@@ -158,14 +158,6 @@ class DirectionEmitter(ThreadShare):
         count, index = len(self.cell.peepholes), self.cell.peepholes.index(gate)
         return self.v.load(self.p.peepholes + (unit_vec * count + index) * self.v.bytes)
 
-    def first_col_vec(self, stage: StageKernel) -> Value:
-        """The first of a stage's columns in packed weights of all gates: each stage begins with a new panel."""
-        unit_vecs, width = self.num_vectors(self.c.hidden), self.panel_vectors
-        first = self.f.constant(0)
-        for earlier in self.stages[: stage.index]:
-            first = first + (unit_vecs * earlier.num_gates + (width - 1)) // width * width
-        return first
-
     def input_gemm(self, a: LeftOperand, weights: Callable[[StageKernel], Matrix], gates: Rows) -> None:
         """The input GEMM of all stages: rows of the layer's input by the columns of this thread's units."""
         for stage in self.gate_stages:
@@ -191,6 +183,10 @@ class DirectionEmitter(ThreadShare):
     def packed(
         self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None
     ) -> PanelMatrix:
-        """A packed matrix; of weights of all gates the columns of one stage."""
-        first = None if stage is None else self.first_col_vec(stage)
+        """A packed matrix; of weights of all gates the columns of one stage, which begins with a new panel."""
+        first = None
+        if stage is not None:
+            unit_vecs, width, first = self.num_vectors(self.c.hidden), self.panel_vectors, self.f.constant(0)
+            for earlier in self.stages[: stage.index]:
+                first = first + (unit_vecs * earlier.num_gates + (width - 1)) // width * width
         return PanelMatrix(self.v, self.panel_vectors, function, base, k, bias, first)

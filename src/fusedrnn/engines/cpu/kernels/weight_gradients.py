@@ -103,7 +103,7 @@ class WeightGradients(BackwardEmitter):
             end = (begin + c.inner).at_most(self.num_rows)
             accumulate = (begin + (1 - self.is_first_block)).is_set
             for weights in (weights for stage in self.stages for weights in self._weights(stage)):
-                with f.if_(self.is_requested(self._weight_grad(weights).address)):
+                with f.if_(self._weight_grad(weights).address.is_set):
                     self._multiply(weights, RowBlock(begin, end, accumulate))
         with f.if_(self.last.equals(c.steps)):
             self._store_sums()
@@ -254,7 +254,7 @@ class WeightGradients(BackwardEmitter):
                     for weights in self._weights(stage):
                         self._store_weight_sums(weights, unit_vec, gate, num_units)
                 for array, index, grad in self._bias_grads(stage):
-                    with f.if_(self.is_requested(array)):
+                    with f.if_(array.is_set):
                         source = self._bias_sums(stage, unit_vec) + grad * v.bytes
                         into = array + (size * index + unit_vec * v.lanes) * v.item
                         f.call(self._store_or_add, source, into, num_units, c.add_params)
@@ -277,7 +277,7 @@ class WeightGradients(BackwardEmitter):
         array, num_cols, first_panel = self._weight_grad(weights)
         direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)
         cols_left = num_cols - direct_panels * self.panel_features
-        with f.if_(self.is_requested(array) & (cols_left > 0)), f.loop(0, num_units) as lane:
+        with f.if_(array.is_set & (cols_left > 0)), f.loop(0, num_units) as lane:
             sums = self._weight_sums(stage, unit_vec, gate) + lane * c.weights_stride
             row = self._first_row(stage, unit_vec, gate) + lane
             into = array + row * num_cols * v.item + direct_panels * self.panel_bytes
