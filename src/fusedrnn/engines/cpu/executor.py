@@ -87,7 +87,7 @@ class Executor:
     """
 
     def __init__(self, spec: RNNSpec) -> None:
-        self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
+        self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format)
         self._tiling, self.tuning = Tiling(spec, self.target), tunings.current()
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
         self.weight_cache = WeightCache(self._tiling, (self.workspaces, self._reserves))
@@ -116,8 +116,8 @@ class Executor:
                 load_fingerprint()
                 load_guarded_call()
                 load_pool()
-                load_pack(spec.dtype, target)
-                job = self._jobs[name] = load_job(name, spec.variant, spec.dtype, target)
+                load_pack(spec.operand_format, target)
+                job = self._jobs[name] = load_job(name, spec.variant, spec.operand_format, target)
         return job
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:

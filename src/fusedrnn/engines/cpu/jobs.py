@@ -25,14 +25,14 @@ _JOBS: dict[JobName, tuple[Callable[..., Module], str, tuple[str, ...]]] = {
 
 
 @load_once(64)
-def _shared(name: str, dtype: str, target: Target) -> bytes:
-    return fetch(f"{name}_{dtype}", target, _SHARED[name], dtype, target)
+def _shared(name: str, compute: str, target: Target) -> bytes:
+    return fetch(f"{name}_{compute}", target, _SHARED[name], compute, target)
 
 
 @load_once(128)
-def load_job(name: JobName, variant: Variant, dtype: str, target: Target) -> Job:
-    """A job of a cell, float type and target."""
+def load_job(name: JobName, variant: Variant, compute: str, target: Target) -> Job:
+    """A job of a cell, a format of operands and a target."""
     build, entry, shared = _JOBS[name]
-    links = [_shared(module, dtype, target) for module in shared]
-    code = load(f"{name}_{variant.slug}_{dtype}", target, build, variant, dtype, target, links=links)
+    links = [_shared(module, compute, target) for module in shared]
+    code = load(f"{name}_{variant.slug}_{compute}", target, build, variant, compute, target, links=links)
     return function(code, entry, 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
-from fusedrnn.jit.target import ITEM_SIZE, Target
+from fusedrnn.jit.target import GROUP, ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec
 
 
@@ -29,7 +31,9 @@ class Tiling:
         projections: The projection, if there is one.
         num_gates: Gates of all stages.
         num_peepholes: Gates that have peephole weights.
-        is_plain: Whether the cell has one stage and no peepholes.
+        can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
+            operands are not converted.
+        group, group_bytes: Elements of k in a group of packed weights, and bytes of a group in a panel.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
     """
@@ -44,8 +48,22 @@ class Tiling:
         self.gate_stages = [stage for stage in self.stages if not stage.projects]
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
-        self.num_peepholes, self.is_plain = len(cell.peepholes), is_plain(cell)
+        self.num_peepholes = len(cell.peepholes)
+        self.can_read_unpacked = is_plain(cell) and spec.compute is None
+        self.group, operand_item = GROUP.get(spec.operand_format, 1), ITEM_SIZE[spec.operand_format]
+        self.group_bytes = self.panel_vectors * self.lanes * self.group * operand_item
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
+
+    @cached_property
+    def scale_offsets(self) -> dict[tuple[int, int, str], int]:
+        """Where the scales of each quantized matrix are behind a copy of the parameters, by layer, direction, kind."""
+        layout, offsets = self.spec.layout, {}
+        end = layout.size * self.item
+        for entry in layout.by_layer_direction:
+            if entry.kind.endswith("weight") and entry.kind != "peephole_weight":
+                offsets[entry.layer, entry.direction, entry.kind] = end
+                end += entry.shape[0] * self.item
+        return offsets
 
     def is_pipelined(self, layer_dir_groups: int) -> bool:
         """Whether so many groups of layer-directions are pipelined layers: a network of one direction has no others."""

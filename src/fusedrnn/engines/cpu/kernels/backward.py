@@ -35,9 +35,9 @@ from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
 
 
-def build_backward(variant: Variant, dtype: str, target: Target) -> Module:
+def build_backward(variant: Variant, compute: str, target: Target) -> Module:
     """The module whose ``backward(call, thread)`` is the job of backward."""
-    program = Program.of("backward", variant, dtype, target)
+    program = Program.of("backward", variant, compute, target)
     direction_loop = _DirectionLoop(program).emit()
     add_directions = emit_add_directions(program)
     f = Function(program.module, "backward", ["call", "thread"], exported=True)
@@ -205,7 +205,7 @@ class _DirectionLoop(CellGradient):
             hidden, gates = self.c.hidden, self.num_gates
             return UnpackedMatrix(self.v, self._unpacked_gemm, unpacked, num_cols, hidden, gates)
 
-        return WeightMatrix(self.is_unpacked, as_unpacked, as_packed) if self.is_plain else as_packed()
+        return WeightMatrix(self.is_unpacked, as_unpacked, as_packed) if self.can_read_unpacked else as_packed()
 
     def _input_gradients(self, begin: Value, end: Value, chunk_parity: Value, num_rows: Value) -> None:
         """The gradients of a chunk's inputs: a GEMM over all gates, each thread for some features, by panels."""

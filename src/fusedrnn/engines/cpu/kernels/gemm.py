@@ -33,10 +33,10 @@ GEMM = Signature("gemm", ("num_rows", "num_col_vecs", "a_rows", "b", "k", *OUTPU
 """Any number of rows by vectors of one panel; ``prefetch_b`` is the panel needed next."""
 GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch_a"))
 """At most a vector's lanes of rows by vectors of one panel; ``prefetch_a`` is the A needed next."""
-
-
 GEMM_INT8 = Signature("gemm_int8", (*GEMM.arguments, "b_scales"))
 """``GEMM`` of quantized rows, each behind its scale; ``b_scales`` has a vector for each vector of columns."""
+GEMM_OF = {"int8": GEMM_INT8}
+"""The GEMM of formats whose operands have scales; it is ``GEMM`` of the others."""
 
 
 def emit_gemm(module: Module, target: Target, compute: str, signature: Signature) -> Function:

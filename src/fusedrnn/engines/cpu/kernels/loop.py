@@ -5,13 +5,14 @@ Rows are sorted by descending length, so that those still active at a step are t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
+from fusedrnn.engines.cpu.kernels.products import Int8Products
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Function, Value
@@ -183,10 +184,22 @@ class DirectionEmitter(ThreadShare):
     def packed(
         self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None
     ) -> PanelMatrix:
-        """A packed matrix; of weights of all gates the columns of one stage, which begins with a new panel."""
-        first = None
-        if stage is not None:
-            unit_vecs, width, first = self.num_vectors(self.c.hidden), self.panel_vectors, self.f.constant(0)
-            for earlier in self.stages[: stage.index]:
-                first = first + (unit_vecs * earlier.num_gates + (width - 1)) // width * width
-        return PanelMatrix(self.v, self.panel_vectors, function, base, k, bias, first)
+        """Packed weights: the columns of one stage of those of all gates, or without a stage a projection.
+
+        Quantized weights lie behind the scales of all columns.
+        """
+        v, group, slot_bytes = self.v, self.products.group, self.products.b_bytes
+        groups = k if group == 1 else (k + (group - 1)) // group
+        scales, first = None, None if stage is None else self._col_vecs(self.stages[: stage.index])
+        if isinstance(self.products, Int8Products):
+            width = self.panel_vectors
+            projected = (self.num_vectors(self.c.out) + (width - 1)) // width * width
+            scales = base - (projected if stage is None else self._col_vecs(self.gate_stages)) * v.bytes
+        return PanelMatrix(v, self.panel_vectors, function, base, groups, bias, first, slot_bytes, scales)
+
+    def _col_vecs(self, stages: Sequence[StageKernel]) -> Value:
+        """Vectors of columns of these stages, each of whole panels."""
+        unit_vecs, width, total = self.num_vectors(self.c.hidden), self.panel_vectors, self.f.constant(0)
+        for stage in stages:
+            total = total + (unit_vecs * stage.num_gates + (width - 1)) // width * width
+        return total

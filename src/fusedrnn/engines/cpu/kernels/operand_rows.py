@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, rounded_to_bfloat16
+from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.int_vector import int_vector
 from fusedrnn.jit.target import Target
@@ -20,10 +21,25 @@ ROUND_ROW = Signature("round_row", _ROW)
 QUANTIZE_ROW = Signature("quantize_row", _ROW)
 """Quantize ``size`` float32 at ``source``, of any alignment: int16 in whole vectors, behind the scale of the row."""
 
+CONVERT_ROW = {"bfloat16": ROUND_ROW, "int8": QUANTIZE_ROW}
+"""The function that converts a row, by format."""
+ROW_OFFSET = 64
+"""Where in its memory a row begins: whole cache lines behind the scale."""
+
 _INT16_BYTES = 2
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _MAGIC = 1.5 * 2.0**23
 _MAGIC_BITS = 0x4B400000
+
+
+def converted_row_bytes(size: int) -> int:
+    """Bytes of memory for a converted row of so many elements, in any format and for any length of vectors."""
+    return ROW_OFFSET + round_up_to_cache_line(4 * size)
+
+
+def emit_convert_row(module: Module, target: Target, compute: str) -> Function:
+    """The function of :data:`CONVERT_ROW`."""
+    return emit_round_row(module, target) if compute == "bfloat16" else emit_quantize_row(module, target)
 
 
 def emit_round_row(module: Module, target: Target) -> Function:

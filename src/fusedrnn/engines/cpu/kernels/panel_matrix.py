@@ -53,24 +53,31 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True)
 class PanelMatrix:
-    """A matrix packed by panels of a few vectors of columns; a panel holds its k rows one after the other."""
+    """A matrix packed by panels of a few vectors of columns; a panel holds its groups of k one after the other."""
 
     v: Vectors
     panel_vectors: int
-    function: Declared  # GEMM or GEMM_TN
+    function: Declared  # GEMM, GEMM_TN or GEMM_INT8
     base: Value
-    k: Value
+    k: Value  # groups
     bias: Value | None = None  # the address of a row: a vector for each vector of columns
     first_col_vec: Value | None = None  # the column that callers count from; it begins a panel
+    slot_bytes: int = 0  # bytes of a group of a vector of columns, by default a vector
+    scales: Value | None = None  # the address of those of the columns, a vector for each vector of columns
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of a group of a panel."""
+        return self.panel_vectors * (self.slot_bytes or self.v.bytes)
 
     def panel(self, index: Value) -> Panel:
         """The panel of that index."""
-        return Panel(self, self.base + index * self.k * (self.panel_vectors * self.v.bytes))
+        return Panel(self, self.base + index * self.k * self.group_bytes)
 
     def at(self, col_vec: Value) -> Panel:
         """The panel of a vector of columns, from this vector on."""
         panel = self.panel(col_vec // self.panel_vectors)
-        return Panel(self, panel.address + col_vec % self.panel_vectors * self.v.bytes)
+        return Panel(self, panel.address + col_vec % self.panel_vectors * (self.slot_bytes or self.v.bytes))
 
     def gemm(self, a: LeftOperand, cols: ColVecs, c: Rows, c_in: Rows | None = None, next_panel: Operand = 1) -> None:
         """Emit a GEMM; see :class:`Matrix`."""
@@ -79,7 +86,8 @@ class PanelMatrix:
         if c_in is None:
             assert self.bias is not None
             c_in = Rows(self.bias + col_vec * self.v.bytes, 0)
-        panel.gemm(a, cols.num, c, c_in, panel.next(next_panel))
+        scales = () if self.scales is None else (self.scales + col_vec * self.v.bytes,)
+        panel.gemm(a, cols.num, c, c_in, panel.next(next_panel), *scales)
 
 
 @dataclass(frozen=True)
@@ -91,12 +99,14 @@ class Panel:
 
     def next(self, panels: Operand = 1) -> Value:
         """The address of the same columns so many panels further on."""
-        return self.address + self.matrix.k * panels * (self.matrix.panel_vectors * self.matrix.v.bytes)
+        return self.address + self.matrix.k * panels * self.matrix.group_bytes
 
-    def gemm(self, a: LeftOperand, num_col_vecs: Value, c: Rows, c_in: Rows, prefetch: Value) -> None:
+    def gemm(
+        self, a: LeftOperand, num_col_vecs: Value, c: Rows, c_in: Rows, prefetch: Value, *scales: Value
+    ) -> None:
         """Emit ``c = c_in + a·B`` for some vectors of this panel, and the prefetch of the operand needed next."""
         matrix, f = self.matrix, self.matrix.v.function
-        f.call(matrix.function, a.num_rows, num_col_vecs, a.address, self.address, matrix.k, *c_in, *c, prefetch)
+        f.call(matrix.function, a.num_rows, num_col_vecs, a.address, self.address, matrix.k, *c_in, *c, prefetch, *scales)
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,10 @@ _FORWARD_THREAD = Arena(
     gates=lambda s: s.chunk * s.rows * s.gates_stride,
     recurrent=lambda s: s.rows * s.recurrent_row,
     masked=lambda s: s.chunk * s.rows * s.masked_row,
+    # Rows converted to the format of operands, and the addresses of those of a step.
+    x_operands=lambda s: s.chunk * s.rows * s.x_operand_row,
+    h_operands=lambda s: s.rows * s.h_operand_row,
+    converted_rows=lambda s: _POINTER_BYTES * s.rows,
     # Those of the input, then those of the state.
     biases=lambda s: 2 * s.biases_size,
 )
@@ -117,7 +121,7 @@ FORWARD = Scratch(
         layer_outputs=lambda s: s.num_layer_outputs * s.layer_output_size,
     ),
     _STATES, _FORWARD_THREAD,
-    strides=("state_stride", "gates_stride", "masked_row", "biases_size"),
+    strides=("state_stride", "gates_stride", "masked_row", "biases_size", "x_operand_row", "h_operand_row"),
 )  # fmt: skip
 
 _DIRECTION_GROUP = Arena(

@@ -15,6 +15,7 @@ from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs
+from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
 from fusedrnn.engines.cpu.kernels.stages import (
     Blocking,
     StageKernel,
@@ -39,9 +40,13 @@ from fusedrnn.jit.vector import Vectors
 
 @dataclass(frozen=True)
 class Program:
-    """A module under construction: a cell's kernel in a dtype on a target, and the functions that all of it calls."""
+    """A module under construction: a cell's kernel on a target, and the functions that all of it calls.
+
+    ``compute`` is the format of the operands of its GEMMs, ``dtype`` that of everything else.
+    """
 
     module: Module
+    compute: str
     dtype: str
     target: Target
     cell: TracedCell
@@ -51,12 +56,12 @@ class Program:
     wait_for_progress: Function
 
     @classmethod
-    def of(cls, name: str, variant: Variant, dtype: str, target: Target) -> Program:
+    def of(cls, name: str, variant: Variant, compute: str, target: Target) -> Program:
         """A new module of that name."""
-        module = Module(f"{name}_{variant.slug}_{dtype}")
+        module = Module(f"{name}_{variant.slug}_{compute}")
         wait = emit_wait(module)
         return cls(
-            module, dtype, target, lowered_cell(variant), derivative_of(variant), stage_kernels(variant),
+            module, compute, STORAGE[compute], target, lowered_cell(variant), derivative_of(variant), stage_kernels(variant),
             emit_barrier(module, wait), emit_wait_for_progress(module, wait),
         )  # fmt: skip
 
@@ -113,7 +118,9 @@ class ThreadShare:
         self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
         self.num_gates = len(program.cell.gates)
-        self.is_plain = is_plain(program.cell)
+        self.converts = program.compute != program.dtype
+        self.products = products_of(program.compute, self.v)
+        self.can_read_unpacked = is_plain(program.cell) and not self.converts
         call, self.thread, self.layer, self.direction = f.arguments[:4]
         self.c = c = structs[0].read(f, call)
         index = self.layer * c.directions + self.direction

@@ -15,9 +15,9 @@ from fusedrnn.jit.builder import Module, Value
 from fusedrnn.jit.target import Target
 
 
-def build_training(variant: Variant, dtype: str, target: Target) -> Module:
+def build_training(variant: Variant, compute: str, target: Target) -> Module:
     """The module whose ``forward(call, thread)`` is the job of training."""
-    program = Program.of("training", variant, dtype, target)
+    program = Program.of("training", variant, compute, target)
     return build_job(program, _Training(program).emit())
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from fusedrnn.engines.cpu import tuning as tunings
+from fusedrnn.engines.cpu.kernels.operand_rows import converted_row_bytes
 from fusedrnn.engines.cpu.kernels.scratch import (
     BACKWARD,
     FORWARD,
@@ -127,6 +128,9 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.masked_row = problem.masked_row if training and spec.drops else 0
+    converts = spec.compute is not None
+    sizes.x_operand_row = converted_row_bytes(max(problem.inputs)) if converts else 0
+    sizes.h_operand_row = converted_row_bytes(max(map(problem.operand_size, problem.stages))) if converts else 0
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
     # A projection takes zeros from there, a panel of them.
     sizes.biases_size = max(round_up_to_cache_line(biases), problem.panel_bytes)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.layout import PackedLayout
+from fusedrnn.engines.cpu.weights.quantize import quantized
 from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.locks import Lock
@@ -198,13 +199,16 @@ class WeightCache:
                     ctypes.memset(int(to), 0, int(length))
             ranges = ranges[ranges[:, _BEGIN] != 0]
         fingerprint = fingerprint_of(ranges)
+        if self._tiling.spec.compute == "int8":
+            copy = quantized(self._tiling, copy)
+            flat = copy.ctypes.data
         self._run(layout.tasks if training else layout.forward_tasks, lease.address, flat, team, 2 * size)
         ranges[:, _COPY] = 0
         return PackedWeights(lease, frozen, ranges, fingerprint, training, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
         """Run the packing job on several threads, or on this one if it is small or the others are busy."""
-        job = load_pack(self._tiling.spec.dtype, self._tiling.target)
+        job = load_pack(self._tiling.spec.operand_format, self._tiling.target)
         for threads in (team.threads if size > self._tuning.parallel_pack_bytes else 1, 1):
             call = (ctypes.c_int64 * len(CALL.names))(tasks.ctypes.data, len(tasks), threads, flat, packed)
             address = ctypes.addressof(call)

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.tiling import Tiling
-from fusedrnn.engines.cpu.weights.pack_kernel import PACK, PACK_SUM, PACK_TRANSPOSED, PACK_ZEROS, PackTask
+from fusedrnn.engines.cpu.weights.pack_kernel import (
+    PACK,
+    PACK_SUM,
+    PACK_TRANSPOSED,
+    PACK_VECTOR,
+    PACK_ZEROS,
+    PackTask,
+)
 from fusedrnn.layout import Kind
 
 Array = NDArray[Any]
@@ -35,6 +42,7 @@ class PackedWeightsOffsets(NamedTuple):
     projection_back: int
 
 
+_MATRICES: dict[str, Kind] = {"x_weights": "i2h_weight", "h_weights": "h2h_weight", "projection": "h2r_weight"}
 _FORWARD, _BACKWARD = PackedWeightsOffsets._fields[:6], PackedWeightsOffsets._fields[6:]
 
 
@@ -69,10 +77,10 @@ class PackedLayout(NamedTuple):
         for names in _FORWARD, _BACKWARD:
             backward_offset, num_forward_tasks = end, len(tasks)
             for index, name in product(range(len(matrices)), names):
-                offsets[index][name] = end
+                scales = [task for task in matrices[index][name] if task.kind == PACK_VECTOR and name in _MATRICES]
+                offsets[index][name] = end + sum(_bytes(tiling, task) for task in scales)
                 tasks += [task._replace(dest=end + task.dest) for task in matrices[index][name]]
-                rows = sum(task.panels * _rows(tiling, task) for task in matrices[index][name])
-                end += round_up_to_cache_line(rows * tiling.panel_bytes)
+                end += round_up_to_cache_line(sum(_bytes(tiling, task) for task in matrices[index][name]))
         all_tasks = np.array(tasks, np.int64)
         return cls(
             tuple(PackedWeightsOffsets(**offsets_of) for offsets_of in offsets),
@@ -81,9 +89,17 @@ class PackedLayout(NamedTuple):
         )  # fmt: skip
 
 
-def _rows(tiling: Tiling, task: PackTask) -> int:
-    """Rows that a task writes in each of its panels."""
-    return task.unit_vecs * task.gates * tiling.lanes if task.kind == PACK else task.k
+def _panel_bytes(tiling: Tiling, task: PackTask) -> int:
+    """Bytes that a task writes in each of its panels."""
+    if task.kind not in (PACK, PACK_TRANSPOSED):
+        return tiling.panel_bytes
+    k = task.unit_vecs * task.gates * tiling.lanes if task.kind == PACK else task.k
+    return -(-k // tiling.group) * tiling.group_bytes
+
+
+def _bytes(tiling: Tiling, task: PackTask) -> int:
+    """Bytes that a task writes."""
+    return task.panels * _panel_bytes(tiling, task)
 
 
 def _matrices(tiling: Tiling, layer: int, direction: int) -> dict[str, list[PackTask]]:
@@ -98,11 +114,18 @@ def _matrices(tiling: Tiling, layer: int, direction: int) -> dict[str, list[Pack
         """For forward: a stage's gates of a matrix, or of the sum of those of these biases that the spec has."""
         first_gate = 0 if stage.projects else stage.first_gate * hidden * k * tiling.item
         sources = [offset_of(kind) + first_gate for kind in kinds if layout.has(kind)]
-        kind = (PACK_ZEROS, PACK_TRANSPOSED, PACK_SUM)[len(sources)]
+        is_vector = all(kind.endswith("bias") for kind in kinds)
+        kind = (PACK_ZEROS, PACK_VECTOR if is_vector else PACK_TRANSPOSED, PACK_SUM)[len(sources)]
         source, source2 = (*sources, 0, 0)[:2]
         units = tiling.num_units(stage)
         columns = stage.num_gates, units, tiling.num_vectors(units)
         return PackTask(kind, source, source2, k, tiling.num_panels(stage), 0, *columns)
+
+    def scales(stage: StageKernel, kind: Kind) -> PackTask:
+        """The scales of the rows of a stage's gates in a quantized matrix."""
+        first_gate = 0 if stage.projects else stage.first_gate * hidden
+        source = tiling.scale_offsets[layer, direction, kind] + first_gate * tiling.item
+        return task(stage, 1, kind)._replace(kind=PACK_VECTOR, source=source)
 
     def back(stage: StageKernel, k: int, kind: Kind, panel_rows: int) -> PackTask:
         """For backward: a stage's gates of a matrix."""
@@ -114,7 +137,7 @@ def _matrices(tiling: Tiling, layer: int, direction: int) -> dict[str, list[Pack
         "h_weights": [task(stage, tiling.operand_size(stage), "h2h_weight") for stage in gates],
         "projection": [task(stage, hidden, "h2r_weight") for stage in tiling.projections],
         "peepholes": [
-            PackTask(PACK_TRANSPOSED, offset_of("peephole_weight"), 0, 1, tiling.peephole_panels, 0, *peepholes)
+            PackTask(PACK_VECTOR, offset_of("peephole_weight"), 0, 1, tiling.peephole_panels, 0, *peepholes)
         ] if tiling.num_peepholes else [],
         "x_bias": [
             task(stage, 1, "i2h_bias", "h2h_bias") if stage.accumulates_in_place else task(stage, 1, "i2h_bias")
@@ -125,9 +148,15 @@ def _matrices(tiling: Tiling, layer: int, direction: int) -> dict[str, list[Pack
         "h_back": [back(stage, tiling.operand_size(stage), "h2h_weight", tiling.k_padded(stage)) for stage in gates],
         "projection_back": [back(stage, hidden, "h2r_weight", tiling.k_padded(stage)) for stage in tiling.projections],
     }  # fmt: skip
+    if tiling.spec.compute == "int8":
+        for name, parameter in _MATRICES.items():
+            matrices[name] = [
+                *(scales(stage, parameter) for stage in (tiling.projections if name == "projection" else gates)),
+                *matrices[name],
+            ]
     for name, tasks in matrices.items():
         # Stages follow one another; in x_back they do so in every panel.
-        sizes = [_rows(tiling, task) * (1 if name == "x_back" else task.panels) for task in tasks]
+        sizes = [_panel_bytes(tiling, task) if name == "x_back" else _bytes(tiling, task) for task in tasks]
         offsets = accumulate(sizes, initial=0)
-        matrices[name] = [task._replace(dest=tiling.panel_bytes * at) for task, at in zip(tasks, offsets, strict=False)]
+        matrices[name] = [task._replace(dest=at) for task, at in zip(tasks, offsets, strict=False)]
     return matrices
