@@ -173,8 +173,8 @@ def test_reserve_of_another_op_of_the_same_spec(op, reserve, gradients):
         ({"dx": "write"}, ValueError, r"^grad_req must have keys among x, params, states; got 'dx'"),
         ({"x": "write", 3: "add"}, ValueError, r"^grad_req must have keys among x, params, states; got 3"),
         ({"x": "inplace"}, ValueError, r"^grad_req: x must be one of write, add, null; got 'inplace'"),
-        ({"params": None}, TypeError, r"^grad_req: params must be one of write, add, null; got NoneType"),
-        ({"states": ("add", "add")}, TypeError, r"^grad_req: states must be one of .*; got tuple"),
+        ({"params": None}, TypeError, r"^grad_req: params must be one of write, add, null; got None"),
+        ({"states": ("add", "add")}, TypeError, r"^grad_req: states must be one of .*; got \('add', 'add'\)"),
     ],
     ids=repr,
 )
@@ -498,8 +498,8 @@ def test_reserve_size(op, spec, keep, lengths):
         ((T, -1), ValueError, "batch must be at least 1; got -1"),
         ((1.0, N), TypeError, "steps must be an integer; got 1.0"),
         ((T, True), TypeError, "batch must be an integer; got True"),
-        ((T, N, "all"), ValueError, "reserve must be 'gates' or 'states'; got 'all'"),
-        ((T, N, None), TypeError, "reserve must be 'gates' or 'states'; got NoneType"),
+        ((T, N, "all"), ValueError, "reserve must be one of gates, states; got 'all'"),
+        ((T, N, None), TypeError, "reserve must be one of gates, states; got None"),
     ],
 )
 def test_bad_reserve_size(op, sizes, error, message):

@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from numpy.typing import NDArray
-
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
 from fusedrnn.runtime.thread_pool import ThreadTeam
-from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
+from fusedrnn.spec import DTYPES, MODES, OPTIONS, Array, RNNSpec
 
-Array = NDArray[Any]
 SavePolicy = Literal["gates", "states"]
 """What training saves for backward: gates and states, or states alone, from which backward computes the gates."""
+SAVE_POLICIES: tuple[SavePolicy, ...] = ("gates", "states")
 Need = Literal["training", "lengths", "dropout"]
 """What a call may need beyond its spec. Dropout counts only where training drops something."""
 NEEDS: tuple[Need, ...] = ("training", "lengths", "dropout")

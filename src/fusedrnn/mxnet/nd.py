@@ -11,6 +11,7 @@ import numpy as np
 from fusedrnn.mxnet.backward import Backward
 from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
+from fusedrnn.scalars import as_bool
 from fusedrnn.spec import DTYPES, Array, RNNSpec
 
 Lengths = Array | Sequence[int] | None
@@ -186,8 +187,8 @@ def _call(
         raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
     if state is None:  # RNNOp takes None for zeros, MXNet does not
         raise TypeError("state must be a NumPy array; got NoneType")
-    use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
-    with_states = validation.check_flag("state_outputs", state_outputs)
+    use_lengths = as_bool("use_sequence_length", use_sequence_length)
+    with_states = as_bool("state_outputs", state_outputs)
     mode, size, layers, both_ways, p, projection, low, high, nan = options
     with validation.renamed(_NAMES):
         spec = RNNSpec(

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import repeat
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusedrnn import dropout
 from fusedrnn.cell.expr import Expr, Leaf, evaluate
@@ -32,9 +30,8 @@ from fusedrnn.engines.reference.forward import (
     unroll,
 )
 from fusedrnn.engines.reference.step_vjp import step_vjp
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import Array, RNNSpec
 
-Array = NDArray[Any]
 Rows = slice | Array
 Step = tuple[int, int, Rows]
 """A step of backward: its index in the tape, its time, and the rows of the sequences active at that time."""

@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
@@ -15,9 +14,7 @@ from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_o
 from fusedrnn.engines.reference.backward import Tape, backward, train
 from fusedrnn.engines.reference.forward import forward
 from fusedrnn.engines.reference.step_vjp import step_vjp
-from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
+from fusedrnn.spec import Array, RNNSpec
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import Array, RNNSpec
 
-Array = NDArray[Any]
 Step = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
 """From the input of a step (N, in) and the states before it to the states after it, the output first."""
 
