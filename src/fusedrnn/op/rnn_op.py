@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.engines import registry
-from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, HasPointers, PointerEngine, SavePolicy
+from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.frozen_array import frozen
 from fusedrnn.op import validation
@@ -18,6 +18,9 @@ from fusedrnn.op.reserve import Reserve, check_reserve
 from fusedrnn.op.stream import Stream
 from fusedrnn.scalars import as_bool, check_bytes, check_choice, positive_int
 from fusedrnn.spec import Array, RNNSpec
+
+if TYPE_CHECKING:  # loaded with the engine
+    from fusedrnn.engines.cpu.executor import Executor
 
 _GATES: SavePolicy = "gates"
 
@@ -100,15 +103,16 @@ class RNNOp:
             self._select_engine(training=True)[1].compile(True)
         return self
 
-    def by_address(self) -> PointerEngine:
+    def by_address(self) -> Executor:
         """The engine's calls on operands by address, for adapters; they check nothing.
 
         Raises:
             NotImplementedError: If the engine takes only NumPy arrays.
         """
-        if not isinstance(self._engine, HasPointers):
+        executor: Executor | None = getattr(self._engine, "pointers", None)
+        if executor is None:
             raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
-        return self._engine.pointers
+        return executor
 
     def _select_engine(self, training: bool, lengths: bool = False) -> tuple[str, Engine]:
         """The name and the engine for a call of that kind."""
