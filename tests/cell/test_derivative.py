@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusedrnn.cell import derivative
-from fusedrnn.cell.autodiff import vjp
-from fusedrnn.cell.cells import CELLS, Cell
-from fusedrnn.cell.derivative import differentiate
+from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.derivative import differentiate, vjp
 from fusedrnn.cell.expr import Leaf, Operation, evaluate, walk
 from fusedrnn.cell.leaves import (
     NewState,
@@ -26,7 +25,7 @@ from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import fuse_gate_sums, trace, traced_cell
 from fusedrnn.engines.reference.forward import NUMPY
 from fusedrnn.spec import MODES
-from toy_cells import TWO_STAGES
+from toy_cells import CELLS, TWO_STAGES
 from variants import variant_spec
 
 DTYPE = np.longdouble  # float64 where there is nothing longer

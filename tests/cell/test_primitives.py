@@ -8,7 +8,7 @@ import torch
 
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS, Function
-from fusedrnn.cell.autodiff import vjp
+from fusedrnn.cell.derivative import vjp
 from fusedrnn.cell.expr import evaluate
 from fusedrnn.cell.leaves import PreX, StateCotangent
 from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic, absolute, primitive, tanh

@@ -1,7 +1,7 @@
-"""The derivative of a cell: the gradients of its gates and previous states, and what forward saves for them.
+"""The derivatives of expressions, and of a cell: the gradients of its gates and previous states.
 
-It follows from the traced equations. A forward value that the gradients use is either saved in the reserve or
-recomputed from the states before and after the step and from what is saved.
+A cell's derivative follows from the traced equations. A forward value that the gradients use is either saved in the
+reserve or recomputed from the states before and after the step and from what is saved.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fusedrnn.cell.autodiff import vjp
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
 from fusedrnn.cell.leaves import (
     NewState,
@@ -30,6 +29,30 @@ from fusedrnn.cell.trace import Stage, TracedCell
 # To save an element is to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64. In the
 # same time a core at its peak that shares the memory bandwidth with others does 8 or 4 operations for each byte.
 _MAX_RECOMPUTE_FLOPS = 96
+
+
+def vjp(roots: Sequence[Expr], cotangents: Sequence[Expr]) -> dict[Leaf, Expr]:
+    """The cotangent of each leaf that ``roots`` depend on, given the cotangents of ``roots``, in reverse mode.
+
+    Raises:
+        NotImplementedError: If an operation has no derivative.
+    """
+    accumulated: dict[Expr, Expr] = {}
+
+    def accumulate(node: Expr, cotangent: Expr) -> None:
+        accumulated[node] = accumulated[node] + cotangent if node in accumulated else cotangent
+
+    for root, cotangent in zip(roots, cotangents, strict=True):
+        accumulate(root, cotangent)
+    for node in reversed(list(walk(roots))):
+        if isinstance(node, Operation) and node in accumulated:
+            primitive = PRIMITIVES.get(node.op)
+            if primitive is None or primitive.vjp is None:
+                raise NotImplementedError(f"the derivative of {node.op!r}")
+            for arg, share in zip(node.args, primitive.vjp(accumulated[node], node, *node.args), strict=True):
+                if share is not None and not isinstance(arg, Constant):
+                    accumulate(arg, share)
+    return {node: cotangent for node, cotangent in accumulated.items() if isinstance(node, Leaf)}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fusedrnn.cell.autodiff import vjp
-from fusedrnn.cell.derivative import available_leaves
+from fusedrnn.cell.derivative import available_leaves, vjp
 from fusedrnn.cell.expr import Constant, Expr, Leaf, substitute, walk
 from fusedrnn.cell.leaves import OperandCotangent, Saved, StateCotangent
 from fusedrnn.cell.trace import TracedCell
