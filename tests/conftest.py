@@ -2,8 +2,8 @@
 
 import ctypes
 import gc
+import mmap
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +71,8 @@ def target(request, monkeypatch):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """All buffers are NumPy's, whose memory tracemalloc knows of; of large pages it knows nothing."""
-    monkeypatch.setattr(buffers, "_MIN_HUGE", sys.maxsize)
+    """All buffers are NumPy's, as on systems without huge pages: tracemalloc knows their memory alone."""
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ def test_pack_is_the_inverse_of_unpack(names, spec):
 
 
 @given(specs(), st.data())
-def test_view_is_the_named_one(spec, data):
+def test_view_equals_the_unpacked_parameter(spec, data):
     flat = numbered(spec)
     entry = data.draw(st.sampled_from(list(spec.layout)))
     view = spec.layout.view(flat, entry.layer, entry.direction, entry.kind)

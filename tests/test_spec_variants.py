@@ -83,14 +83,14 @@ def test_default_activations_are_the_default_variant():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_specs_are_values(name):
+def test_specs_compare_and_pickle_by_value(name):
     spec = variant_spec(name, I, H)
     assert pickle.loads(pickle.dumps(spec)) == spec == variant_spec(name, I, H)
     assert spec != RNNSpec(spec.mode, I, H)
     assert {option for option in OPTIONS if spec.asks_for(option)}
 
 
-def test_specs_with_the_same_code_share_it():
+def test_specs_that_share_a_variant():
     plain = RNNSpec("gru", I, H)
     for same in (RNNSpec("gru", I, H, bias="none"), RNNSpec("gru", 9, 8, 3, reverse=True)):
         assert same.variant == plain.variant

@@ -266,7 +266,7 @@ def test_the_derivative_of_several_stages(name):
         assert_slopes(value([gradient], available)[0], expected[State(name)])
 
 
-def test_the_stage_that_gives_a_states_gradient():
+def test_final_stage():
     projected = differentiate(fuse_gate_sums(traced_cell(variant_spec("projection", 4, 4).variant)))
     assert [projected.final_stage(name) for name in "hc"] == [1, 0]
     reset_before = differentiate(fuse_gate_sums(trace(TWO_STAGES)))
@@ -279,7 +279,7 @@ def test_another_operand_is_refused():
         differentiate(trace(cell))
 
 
-def test_as_text():
+def test_text_of_a_derivative():
     texts = {mode: str(differentiate(fuse_gate_sums(trace(CELLS[mode])))) for mode in MODES}
     assert texts["rnn_tanh"] == texts["rnn_relu"] == "saves no more than the states"
     saved, recomputed = texts["lstm"].split(";")

@@ -231,7 +231,7 @@ def test_options_of_training_without_effect_in_inference(seed):
 
 @pytest.mark.parametrize("make", [RNNOp, RNNOp.get])
 @pytest.mark.parametrize("spec", [None, "lstm", {"mode": "lstm"}, RNNSpec])
-def test_spec_that_is_none(make, spec):
+def test_spec_of_a_wrong_type(make, spec):
     with pytest.raises(TypeError, match=f"^spec must be an RNNSpec; got {type(spec).__name__}"):
         make(spec)
 
