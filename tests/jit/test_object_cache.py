@@ -16,7 +16,7 @@ from answering import TARGET, Builder, answer, build_caller
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import jobs
 from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.launch.args_kernel import load_bind
+from fusedrnn.engines.cpu.launch.call_kernel import load_bind
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.jit import compiler, loader, object_cache, sources
 from fusedrnn.jit.host import emulated

@@ -56,7 +56,7 @@ KERNELS = sorted(name for name, path in FILES.items() if "\ndef build_" in path.
 UNRELATED = [
     "fusedrnn", "fusedrnn.op.stream", "fusedrnn.op.rnn_op", "fusedrnn.spec", "fusedrnn.layout", "fusedrnn.env",
     "fusedrnn.engines", "fusedrnn.engines.registry", "fusedrnn.engines.cpu.executor", "fusedrnn.engines.cpu.plan.cost",
-    "fusedrnn.engines.cpu.plan.forward", "fusedrnn.jit.cache_folder", "fusedrnn.jit.loader", "fusedrnn.jit.host",
+    "fusedrnn.engines.cpu.plan.plans", "fusedrnn.jit.cache_folder", "fusedrnn.jit.loader", "fusedrnn.jit.host",
 ]  # fmt: skip
 
 

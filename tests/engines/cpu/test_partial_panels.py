@@ -9,9 +9,8 @@ import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
 from fusedrnn.engines.cpu.kernels.stages import Blocking
-from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import force_grid
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.loader import function, load
@@ -111,7 +110,7 @@ def test_threads_begin_anywhere(mode, dtype, shape, few, target):
             fusedrnn.thread_limits(threads),
             force_grid((1, 1, threads)),
         ):
-            forward, backward = make_forward_plan(*sizes), make_backward_plan(*sizes)
+            forward, backward = make_plan(*sizes), make_plan(*sizes, "backward")
             assert forward.grid == backward.grid == (1, 1, threads)
             within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.bounds["unit_starts"][:-1])
             within["backward"] += any(unit % target.tile[1] for unit in backward.bounds["unit_starts"][:-1])

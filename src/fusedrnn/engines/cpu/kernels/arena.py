@@ -24,7 +24,7 @@ class Arena:
     Args:
         stride: The name of its size, by which copies of it follow one another.
         regions: The size of each region: a function of the sizes of a plan, see
-            :mod:`fusedrnn.engines.cpu.plan.scratch_sizes`.
+            :mod:`fusedrnn.engines.cpu.plan.plans`.
     """
 
     def __init__(self, stride: str, **regions: Callable[[Any], int]) -> None:

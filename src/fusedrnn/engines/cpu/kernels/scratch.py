@@ -1,6 +1,6 @@
 """The scratch memory of the forward and the backward kernels, each region declared once.
 
-The sizes ``s`` are those of :mod:`fusedrnn.engines.cpu.plan.scratch_sizes`. Regions are declared here, below the plan,
+The sizes ``s`` are those of :mod:`fusedrnn.engines.cpu.plan.plans`. Regions are declared here, below the plan,
 because the order of the struct's fields is part of the machine code.
 """
 
