@@ -19,10 +19,12 @@ Array = NDArray[Any]
 
 MODES = tuple(FAMILIES)
 DTYPES = ("float32", "float64")
+COMPUTE = ("bfloat16", "int8")
+"""Formats of GEMM operands other than the dtype's."""
 BIASES = ("double", "single", "none")
 OPTIONS = (
     "projection_size", "state_clip_min", "reset_after", "peepholes", "coupled_gates", "gate_clip", "activations",
-    "bias", "reverse",
+    "bias", "reverse", "compute",
 )  # fmt: skip
 """The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
 MAX_LAYERS = 4096
@@ -64,6 +66,9 @@ class RNNSpec:
             of the cell state; in a GRU of the gates and of n; in a vanilla RNN of its only sum. None for the defaults.
         bias: ``"double"`` for biases of the input and of the state, ``"single"`` for the input's only, ``"none"``.
         reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
+        compute: The format of the operands of GEMMs: None for ``dtype``; with float32, ``"bfloat16"``, rounded to
+            nearest even, or, in inference, ``"int8"``, with a scale for each row of an operand. Sums, the cell's maths
+            and everything that callers see stay float32.
 
     Raises:
         TypeError: A field has the wrong type; the message names the field, its value and what is expected.
@@ -88,6 +93,7 @@ class RNNSpec:
     activations: tuple[Activation, ...] | None = None
     bias: str = "double"
     reverse: bool = False
+    compute: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
@@ -103,6 +109,10 @@ class RNNSpec:
             if self.asks_for(name) and self.mode != mode:
                 got = f"{getattr(self, name)!r} in mode {self.mode!r}"
                 raise ValueError(f"{name} needs mode {mode!r}; got {got}")
+        if self.compute is not None:
+            check_choice("compute", self.compute, COMPUTE)
+            if self.dtype != "float32":
+                raise ValueError(f"compute={self.compute!r} needs dtype 'float32'; got {self.dtype!r}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be a probability in [0, 1); got {self.dropout!r}")
         if self.gate_clip is not None and not self.gate_clip > 0:
@@ -174,6 +184,11 @@ class RNNSpec:
             state_clip=state_clip,
             projects=self.projection_size is not None,
         )
+
+    @property
+    def operand_format(self) -> str:
+        """The format of the operands of GEMMs: :attr:`compute`, or :attr:`dtype` if it is None."""
+        return self.compute or self.dtype
 
     @cached_property
     def gates(self) -> tuple[str, ...]:
