@@ -24,6 +24,7 @@ from fusedrnn.engines.reference.forward import (
     layer_weights,
     peephole_leaves,
 )
+from fusedrnn.engines.reference.rounding import Rounding, operand_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.spec import Array, RNNSpec
 
@@ -61,7 +62,7 @@ def backward(
             index = layer * spec.num_directions + direction
             weights = layer_weights(spec, tape.params, layer, direction)
             dweights = layer_weights(spec, dparams, layer, direction)
-            run = _DirectionBackward(cell, weights, dweights, tape.directions[index])
+            run = _DirectionBackward(cell, weights, dweights, tape.directions[index], operand_rounding(spec.compute))
             steps = _steps(len(dx), tape.lengths, spec.reverses(direction))
             own_dy = None if dy is None else dy[:, :, direction * size : (direction + 1) * size]
             before = run.unroll(steps, tape.inputs[layer], own_dy, [array[index] for array in dfinal], dx)
@@ -86,11 +87,16 @@ class _DirectionBackward:
     """Backward of one direction of one layer; adds to ``dweights``."""
 
     def __init__(
-        self, cell: TracedCell, weights: Mapping[str, Array], dweights: Mapping[str, Array], tape: DirectionTape
+        self,
+        cell: TracedCell,
+        weights: Mapping[str, Array],
+        dweights: Mapping[str, Array],
+        tape: DirectionTape,
+        rounded: Rounding,
     ) -> None:
         self._cell, self._vjp, self._tape = cell, step_vjp(cell), tape
         self._linear = {
-            kind: _Linear(weights[f"{kind}_weight"], dweights[f"{kind}_weight"], dweights.get(f"{kind}_bias"))
+            kind: _Linear(weights[f"{kind}_weight"], dweights[f"{kind}_weight"], dweights.get(f"{kind}_bias"), rounded)
             for kind in ("i2h", "h2h", "h2r")
             if f"{kind}_weight" in weights
         }
@@ -155,15 +161,19 @@ class _DirectionBackward:
 
 
 class _Linear:
-    """The backward of ``x @ weight.T + bias``; adds to the gradients of the weight and the bias."""
+    """The backward of ``x @ weight.T + bias``; adds to the gradients of the weight and the bias.
 
-    def __init__(self, weight: Array, dweight: Array, dbias: Array | None) -> None:
-        self._weight, self._dweight, self._dbias = weight, dweight, dbias
+    All operands are rounded as in forward, the gradient of the result too: the bias' gradient is the sum of that.
+    """
+
+    def __init__(self, weight: Array, dweight: Array, dbias: Array | None, rounded: Rounding) -> None:
+        self._weight, self._dweight, self._dbias, self._rounded = rounded(weight), dweight, dbias, rounded
         self._product = np.empty_like(weight)
 
     def backward(self, x: Array, dy: Array, rows: slice = slice(None)) -> Array:
         """The gradient of ``x`` (N, in), from that of the results (N, rows) of some rows of the weight."""
-        np.matmul(dy.T, x, out=self._product[rows])
+        dy = self._rounded(dy)
+        np.matmul(dy.T, self._rounded(x), out=self._product[rows])
         self._dweight[rows] += self._product[rows]
         if self._dbias is not None:
             self._dbias[rows] += dy.sum(axis=0)

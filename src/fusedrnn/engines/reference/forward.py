@@ -18,6 +18,7 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.engines.reference.rounding import Rounding, operand_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.spec import Array, RNNSpec
 
@@ -109,7 +110,8 @@ def forward(
         outputs = []
         for direction in range(spec.num_directions):
             own_tape = None if tape is None else DirectionTape()
-            run_step = partial(_run_step, cell, layer_weights(spec, params, layer, direction), own_tape)
+            weights = layer_weights(spec, params, layer, direction)
+            run_step = partial(_run_step, cell, weights, own_tape, operand_rounding(spec.compute))
             before = [state[len(final)] for state in states]
             y, after = unroll(x, before, lengths, spec.reverses(direction), run_step)
             if tape is not None and own_tape is not None:
@@ -138,12 +140,17 @@ def train(
 
 
 def _run_step(
-    cell: TracedCell, weights: Mapping[str, Array], tape: DirectionTape | None, x: Array, states: tuple[Array, ...]
+    cell: TracedCell,
+    weights: Mapping[str, Array],
+    tape: DirectionTape | None,
+    rounded: Rounding,
+    x: Array,
+    states: tuple[Array, ...],
 ) -> tuple[Array, ...]:
-    x_gates = linear(x, weights["i2h_weight"], weights.get("i2h_bias"))
+    x_gates = linear(x, weights["i2h_weight"], weights.get("i2h_bias"), rounded)
     if tape is None:
-        return step(cell, x_gates, states, weights)
-    leaves = step_leaves(cell, x_gates, states, weights)
+        return step(cell, x_gates, states, weights, rounded)
+    leaves = step_leaves(cell, x_gates, states, weights, rounded)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(states)], values[len(states) :]
     tape.states.append(states)
@@ -183,7 +190,11 @@ def unroll(
 
 
 def step(
-    cell: TracedCell, x_gates: Array, states: Sequence[Array], weights: Mapping[str, Array]
+    cell: TracedCell,
+    x_gates: Array,
+    states: Sequence[Array],
+    weights: Mapping[str, Array],
+    rounded: Rounding = operand_rounding(None),
 ) -> tuple[Array, ...]:
     """One step of a cell.
 
@@ -192,15 +203,20 @@ def step(
         x_gates: The pre-activations from the input, (N, G·H).
         states: The states before the step, (N, size) each.
         weights: Those of :func:`layer_weights`.
+        rounded: Rounds the rows of the GEMMs' operands.
 
     Returns:
         The states after the step, the output first.
     """
-    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights), NUMPY))
+    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded), NUMPY))
 
 
 def step_leaves(
-    cell: TracedCell, x_gates: Array, states: Sequence[Array], weights: Mapping[str, Array]
+    cell: TracedCell,
+    x_gates: Array,
+    states: Sequence[Array],
+    weights: Mapping[str, Array],
+    rounded: Rounding = operand_rounding(None),
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
@@ -211,20 +227,20 @@ def step_leaves(
     for stage in cell.stages:
         (operand,) = evaluate([stage.operand], values, NUMPY)
         if stage.projects:
-            values[Projected()] = operand @ weights["h2r_weight"].T
+            values[Projected()] = linear(operand, weights["h2r_weight"], None, rounded)
         elif stage.gates == cell.gates:
-            h_gates = linear(operand, weight, bias)
+            h_gates = linear(operand, weight, bias, rounded)
             values.update({PreH(gate): h_gates[:, rows[gate]] for gate in stage.gates})
         else:
             for gate in stage.gates:
                 own = rows[gate]
-                values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own])
+                values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own], rounded)
     return values
 
 
-def linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    """``x @ weight.T``, plus ``bias`` if there is one."""
-    product: Array = x @ weight.T
+def linear(x: Array, weight: Array, bias: Array | None, rounded: Rounding) -> Array:
+    """``x @ weight.T`` of rounded operands, plus ``bias`` if there is one."""
+    product: Array = rounded(x) @ rounded(weight).T
     return product if bias is None else product + bias
 
 

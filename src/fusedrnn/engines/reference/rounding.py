@@ -1,0 +1,34 @@
+"""Rounds the operands of the reference's GEMMs as a spec's ``compute`` says, in any float type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fusedrnn.number_formats import quantize_rows, round_to_bfloat16
+from fusedrnn.spec import Array
+
+Rounding = Callable[[Array], Array]
+"""From rows (..., K) to the same rows in the format of operands, in the same float type."""
+
+
+def operand_rounding(compute: str | None) -> Rounding:
+    """The rounding of a format; None for none.
+
+    A product of int8 operands is exact but for the scales, so that it is that of the rows they stand for.
+    """
+    return {None: _unchanged, "bfloat16": _bfloat16, "int8": _int8}[compute]
+
+
+def _unchanged(rows: Array) -> Array:
+    return rows
+
+
+def _bfloat16(rows: Array) -> Array:
+    return round_to_bfloat16(rows.astype(np.float32)).astype(rows.dtype)
+
+
+def _int8(rows: Array) -> Array:
+    integers, scales = quantize_rows(rows.astype(np.float32))
+    return integers.astype(rows.dtype) * scales.astype(rows.dtype)[..., None]
