@@ -187,7 +187,7 @@ class _DirectionLoop(CellGradient):
             weights = p.h_weights
             for earlier in self.stages[: stage.index]:
                 panels = (self.num_vectors(self.operand_size(earlier)) + (self.panel_vectors - 1)) // self.panel_vectors
-                weights = weights + panels * self.k_padded(earlier) * self.panel_bytes
+                weights = weights + panels * self.packed_bytes(self.k_padded(earlier))
         matrix = self.packed(self._gemm, weights, k)
         a = LeftOperand(self.grad_table(stage, step & 1), num_rows)
         with f.if_(num_rows > 0), self.panels(units.first, units.last, reverse) as cols:

@@ -197,6 +197,10 @@ class DirectionEmitter(ThreadShare):
             scales = base - (projected if stage is None else self._col_vecs(self.gate_stages)) * v.bytes
         return PanelMatrix(v, self.panel_vectors, function, base, groups, bias, first, slot_bytes, scales)
 
+    def packed_bytes(self, k: Value) -> Value:
+        """Bytes of a panel of packed weights with so many rows, a multiple of a group's."""
+        return k * (self.panel_vectors * self.products.b_bytes // self.products.group)
+
     def _col_vecs(self, stages: Sequence[StageKernel]) -> Value:
         """Vectors of columns of these stages, each of whole panels."""
         unit_vecs, width, total = self.num_vectors(self.c.hidden), self.panel_vectors, self.f.constant(0)

@@ -12,6 +12,7 @@ from fusedrnn.cell.leaves import Saved, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.loop import CellPosition
+from fusedrnn.engines.cpu.kernels.operand_rows import ROUND_ROW, ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -24,6 +25,8 @@ class Recompute(BackwardEmitter):
     def __init__(self, program: Program) -> None:
         super().__init__(program, "recompute", ("first", "last"))
         self._gemm = Declared(program.module, GEMM)
+        if self.converts:
+            self._convert_row = Declared(program.module, ROUND_ROW)
         self.first, self.last = self.f.arguments[4:]
         c = self.c
         self.gates = Rows(self.scratch + c.forward_gates_offset, c.gates_stride)
@@ -34,12 +37,12 @@ class Recompute(BackwardEmitter):
         f, p = self.f, self.p
         num_rows = self._fill_table(self._input)
         with f.if_(num_rows > 0):
-            a = LeftOperand(self.chunk_table, num_rows)
             self.input_gemm(
-                a, lambda stage: self.packed(self._gemm, p.forward_x_weights, p.k, p.x_bias, stage), self.gates
+                self._operands(p.k, num_rows), lambda stage: self.packed(self._gemm, p.forward_x_weights, p.k, p.x_bias, stage), self.gates
             )
             for stage in self.gate_stages:
                 self._fill_table(self._operand_of(stage))
+                a = self._operands(self.operand_size(stage), num_rows)
                 with self.blocks(stage) as (unit_vec, end):
                     self._block(stage, unit_vec, end, a)
         f.ret()
@@ -55,6 +58,18 @@ class Recompute(BackwardEmitter):
                 f.store(address(time, self.sequence(row), index.get()), self.chunk_table + index.get() * 8)
                 index.set(index.get() + 1)
         return index.get()
+
+    def _operands(self, size: Value, num_rows: Value) -> LeftOperand:
+        """The rows of the table, converted to the format of operands."""
+        f, c = self.f, self.c
+        if not self.converts:
+            return LeftOperand(self.chunk_table, num_rows)
+        table = self.scratch + c.converted_rows_offset
+        with f.loop(0, num_rows) as row:
+            into = self.scratch + c.operand_rows_offset + row * c.operand_row + ROW_OFFSET
+            f.call(self._convert_row, f.load(self.chunk_table + row * 8), into, size)
+            f.store(into, table + row * 8)
+        return LeftOperand(table, num_rows)
 
     def _input(self, time: Value, sequence: Value, index: Value) -> Value:
         """A row of the layer's input."""

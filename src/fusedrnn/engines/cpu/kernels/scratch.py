@@ -150,6 +150,9 @@ _BACKWARD_THREAD = Arena(
     forward_gates=lambda s: s.recomputed_rows * s.gates_stride,
     recurrent=lambda s: s.recomputed_rows * s.recurrent_row,
     masked=lambda s: s.recomputed_rows * s.masked_row * s.spec.drops,
+    # Rows converted to the format of operands, and their addresses.
+    operand_rows=lambda s: s.recomputed_rows * s.operand_row,
+    converted_rows=lambda s: _POINTER_BYTES * s.recomputed_rows,
 )
 BACKWARD = Scratch(
     Arena(
@@ -164,6 +167,6 @@ BACKWARD = Scratch(
     _DIRECTION_GROUP, _BACKWARD_THREAD,
     strides=(
         "gates_row", "carried_size", "carried_stride", "transposed_stride", "weights_stride", "inner", "packed_panels",
-        "gates_stride", "masked_row", "dx_partial_step", "dx_partial_row", "dx_partial_size",
+        "gates_stride", "masked_row", "operand_row", "dx_partial_step", "dx_partial_row", "dx_partial_size",
     ),
 )  # fmt: skip

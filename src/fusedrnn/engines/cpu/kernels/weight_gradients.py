@@ -15,6 +15,7 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
 from fusedrnn.engines.cpu.kernels.loop import table_entry
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, PanelMatrix, Rows
+from fusedrnn.engines.cpu.kernels.products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
@@ -242,6 +243,9 @@ class WeightGradients(BackwardEmitter):
             if not of_state:
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
                     f.call(self._drop_panel, packed_row, feature, *self.dropout_counter(sequence, time))
+            if self.converts:
+                for address in (packed_row + number * v.bytes for number in range(self.panel_vectors)):
+                    v.store(rounded_to_bfloat16(v, v.load(address)), address)
 
     def _store_sums(self) -> None:
         """Give the sums to the caller."""

@@ -128,7 +128,7 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.masked_row = problem.masked_row if training and spec.drops else 0
-    converts = spec.compute is not None
+    converts = bool(spec.compute)
     sizes.x_operand_row = converted_row_bytes(max(problem.inputs)) if converts else 0
     sizes.h_operand_row = converted_row_bytes(max(map(problem.operand_size, problem.stages))) if converts else 0
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
@@ -162,6 +162,8 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
     sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
     sizes.masked_row = problem.masked_row
+    widest = max(*problem.inputs, *map(problem.operand_size, problem.stages))
+    sizes.operand_row = converted_row_bytes(widest) if spec.compute else 0
     # A direction's part of dx: those of this layer and the one above exist, or of the two directions.
     sizes.dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
     sizes.dx_partial_step = problem.batch * sizes.dx_partial_row
