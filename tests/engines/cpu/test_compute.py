@@ -1,0 +1,163 @@
+"""GEMM operands in bfloat16 and int8: what the reference computes on operands rounded in the same way."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fusedrnn
+from fusedrnn import RNNOp, RNNSpec
+from fusedrnn.spec import MODES
+from fusedrnn.testing.tolerance import longest_sum, tolerance
+from problems import Shape, make_problem
+from variants import VARIANTS, possible, varied
+
+SHAPES = (
+    Shape(1, 1, 1, 1),
+    Shape(7, 3, 5, 17, layers=2, bidirectional=True, lengths="edges"),
+    Shape(5, 17, 33, 40, layers=3, lengths="some"),
+    Shape(4, 6, 70, 100),
+)
+COMPUTE = ("bfloat16", "int8")
+# The relative step of a rounded operand: where a value lies between two neighbours, two ways of computing it in float32
+# may round it to different ones.
+STEP = {"bfloat16": 2.0**-8, "int8": 1 / 127}
+CELLS = (*MODES, *VARIANTS)
+pytestmark = pytest.mark.pairwise
+
+
+def assert_rounded_close(actual, expected, spec):
+    """Nearly all elements agree as float32 does; those that a different rounding reaches differ by a few steps."""
+    expected = expected.astype(np.float64)
+    error = np.abs(actual - expected)
+    rtol, atol = tolerance("float32", longest_sum(spec))
+    scale = max(1.0, np.abs(expected).max(initial=0.0))
+    assert (error <= atol * scale + rtol * np.abs(expected)).mean() >= 0.9
+    assert error.max(initial=0.0) <= 4 * STEP[spec.compute] * scale
+
+
+def cell_spec(cell, shape, compute):
+    """The spec of a mode or a variant."""
+    if cell in VARIANTS and not possible(cell, shape.H):
+        pytest.skip("there is no such projection")
+    mode = cell if cell in MODES else VARIANTS[cell][0]
+    spec = replace(shape.spec(mode), compute=compute)
+    return spec if cell in MODES else varied(spec, cell)
+
+
+def arguments(spec, shape):
+    problem = make_problem("rnn_tanh", shape)
+    rng = np.random.default_rng(5)
+    params = rng.uniform(-1, 1, spec.layout.size).astype(np.float32) / np.sqrt(np.float32(spec.hidden_size))
+    states = tuple(rng.uniform(-1, 1, size).astype(np.float32) for size in spec.state_shape(shape.N))
+    return problem.x, params, states, problem.lengths
+
+
+@pytest.fixture(params=COMPUTE)
+def compute(request):
+    return request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("variant", CELLS)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.usefixtures("poisoned")
+def test_inference(variant, shape, compute, threads, target):
+    spec = cell_spec(variant, shape, compute)
+    x, params, states, lengths = arguments(spec, shape)
+    with fusedrnn.thread_limits(threads):
+        y, final, _ = RNNOp(spec).forward(x, params, states, lengths=lengths)
+    expected, expected_final, _ = RNNOp(spec, backend="reference").forward(x, params, states, lengths=lengths)
+    for array, expected_array in zip((y, *final), (expected, *expected_final), strict=True):
+        assert_rounded_close(array, expected_array, spec)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.parametrize("variant", CELLS)
+@pytest.mark.parametrize("keep", ["gates", "states"])
+@pytest.mark.usefixtures("poisoned")
+def test_training(variant, shape, keep, target):
+    """Gradients of bfloat16: most agree as in float32, and where a rounding differs, it shows in few."""
+    spec = cell_spec(variant, shape, "bfloat16")
+    if "clip" in variant or spec.mode == "rnn_relu" or "all" in variant or "activations" in variant:
+        pytest.skip("a rounding may decide on which side of a kink a value lies")
+    x, params, states, lengths = arguments(spec, shape)
+    results = []
+    for backend in ("cpu", "reference"):
+        op = RNNOp(spec, backend)
+        y, final, reserve = op.forward(x, params, states, lengths=lengths, training=True, reserve=keep)
+        rng = np.random.default_rng(3)
+        dy = rng.standard_normal(y.shape).astype(np.float32)
+        dstates = tuple(rng.standard_normal(state.shape).astype(np.float32) for state in final)
+        dx, dparams, dinitial = op.backward(dy, dstates, reserve)
+        results.append((y, *final, dx, dparams, *dinitial))
+    for array, expected in zip(*results, strict=True):
+        norm = np.linalg.norm(expected.astype(np.float64))
+        assert np.linalg.norm(array.astype(np.float64) - expected) <= 2.0**-8 * norm
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.usefixtures("use_all_threads")
+def test_bits(mode, shape, compute, target):
+    """The same bits for any number of threads, alone and in a batch, in whole sequences and in chunks."""
+    spec = replace(shape.spec(mode), compute=compute)
+    x, params, states, lengths = arguments(spec, shape)
+    op = RNNOp(spec)
+    with fusedrnn.thread_limits(1):
+        expected, final, _ = op.forward(x, params, states, lengths=lengths)
+    for threads in (2, 3, 4):
+        with fusedrnn.thread_limits(threads):
+            y, states_after, _ = op.forward(x, params, states, lengths=lengths)
+        for array, expected_array in zip((y, *states_after), (expected, *final), strict=True):
+            np.testing.assert_array_equal(array, expected_array)
+    for sequence in range(shape.N):
+        steps = shape.T if lengths is None else int(lengths[sequence])
+        if steps:
+            own = tuple(state[:, sequence : sequence + 1] for state in states)
+            alone, _, _ = op.forward(x[:steps, sequence : sequence + 1], params, own)
+            np.testing.assert_array_equal(alone[:, 0], expected[:steps, sequence])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+@pytest.mark.usefixtures("use_all_threads")
+def test_gradient_bits(mode, shape, target):
+    """The same gradients for any number of threads, and whether forward saves gates or backward computes them."""
+    spec = replace(shape.spec(mode), compute="bfloat16")
+    x, params, states, lengths = arguments(spec, shape)
+    op, results = RNNOp(spec), []
+    for threads, keep in ((1, "gates"), (1, "states"), (2, "gates"), (3, "states")):
+        with fusedrnn.thread_limits(threads):
+            y, _, reserve = op.forward(x, params, states, lengths=lengths, training=True, reserve=keep)
+            dx, dparams, dinitial = op.backward(np.cos(y), None, reserve)
+        results.append((y, dx, dparams, *dinitial))
+    for others in results[1:]:
+        for array, expected in zip(others, results[0], strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite(mode, compute, value):
+    """NaN or infinity in one sequence reaches its later steps in the first layer's sums, and no other sequence."""
+    spec = RNNSpec(mode, 8, 16, compute=compute)
+    op, rng = RNNOp(spec), np.random.default_rng(0)
+    x, params = rng.standard_normal((6, 3, 8)).astype(np.float32), rng.uniform(-1, 1, spec.layout.size)
+    params = params.astype(np.float32)
+    expected, _, _ = op.forward(x, params)
+    x[2, 1, 3] = value
+    y, _, _ = op.forward(x, params)
+    np.testing.assert_array_equal(y[:, [0, 2]], expected[:, [0, 2]])
+    np.testing.assert_array_equal(y[:2, 1], expected[:2, 1])
+    if compute == "int8" or np.isnan(value):
+        assert np.isnan(y[2:, 1]).all()
+
+
+def test_int8_declines_training():
+    op = RNNOp(RNNSpec("lstm", 3, 4, compute="int8"))
+    x, params = np.ones((2, 1, 3), np.float32), np.ones(op.spec.layout.size, np.float32)
+    with pytest.raises(NotImplementedError, match="training with compute='int8' is not supported"):
+        op.forward(x, params, training=True)
+    with pytest.raises(NotImplementedError, match="training with compute='int8' is not supported"):
+        op.compile(training=True)
