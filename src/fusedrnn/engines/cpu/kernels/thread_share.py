@@ -99,8 +99,8 @@ class ThreadShare:
 
     Attributes:
         c, p: The fields of the structs of the call and of the layer-direction.
-        layer_dir_group, row_group, unit_group: The thread's place in the grid.
-        concurrent: The place of this layer-direction among those that run at the same time.
+        layer_dir_group, row_group, unit_group: The thread's position in the grid.
+        concurrent: The index of this layer-direction among those that run at the same time.
     """
 
     def __init__(
@@ -119,10 +119,6 @@ class ThreadShare:
         index = self.layer * c.directions + self.direction
         self.p = structs[1].read(f, c.layer_dirs + index * structs[1].size)
         self.is_unpacked = self.p.x_weights.is_zero
-        self._divide()
-
-    def _divide(self) -> None:
-        f, c = self.f, self.c
         self.layer_dir_group = self.thread % c.grid_layer_dirs
         self.concurrent = c.directions.equals(1).select(self.layer_dir_group, self.direction)
         rest = self.thread // c.grid_layer_dirs
