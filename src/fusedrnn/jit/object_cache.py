@@ -61,17 +61,12 @@ def _header(file: str, image: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class ObjectCache:
-    """The object files in a folder.
-
-    Attributes:
-        path: The folder.
-        user: Who must own the folder and its files; None checks nothing.
-        max_files, max_bytes: The oldest files above these limits are removed. The defaults have room for dozens of
-            cells in every dtype on every target, of 10 to 30 KB each.
-    """
+    """The object files in a folder."""
 
     path: Path
-    user: int | None = field(default_factory=current_user)
+    user: int | None = field(default_factory=current_user)  # who must own folder and files; None checks nothing
+    # The oldest files above these limits are removed. Dozens of cells in every dtype on every target have room, of 10
+    # to 30 KB each.
     max_files: int = 1024
     max_bytes: int = 256 << 20
 

@@ -103,9 +103,7 @@ class ThreadShare:
         concurrent: The index of this layer-direction among those that run at the same time.
     """
 
-    def __init__(
-        self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()) -> None:
         self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
         self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
         self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
@@ -127,9 +125,7 @@ class ThreadShare:
         self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
         self.hidden = self._unit_range(c.unit_starts, c.hidden)
         self.out = self._unit_range(c.out_starts, c.out) if self.cell.projects else self.hidden
-        self.row_group_barrier = (
-            c.barriers + (1 + self.layer_dir_group * c.grid_rows + self.row_group) * BARRIER_BYTES
-        )
+        self.row_group_barrier = c.barriers + (1 + self.layer_dir_group * c.grid_rows + self.row_group) * BARRIER_BYTES
 
     def _unit_range(self, starts: Value, size: Value) -> UnitRange:
         f, v = self.f, self.v
