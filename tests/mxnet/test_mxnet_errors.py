@@ -47,9 +47,9 @@ class TestErrors:
 
     def test_lstm_options_of_a_gru(self):
         kwargs = arguments(training_problem("gru", Shape(4, 3, 5, 6)), "reference")
-        with pytest.raises(ValueError, match=r"^projection_size needs mode 'lstm'; got mode 'gru'"):
+        with pytest.raises(ValueError, match=r"^projection_size needs mode 'lstm'; got . in mode 'gru'"):
             mx.nd.RNN(**kwargs | {"projection_size": 2})
-        with pytest.raises(ValueError, match=r"^lstm_state_clip_min and lstm_state_clip_max need mode 'lstm'"):
+        with pytest.raises(ValueError, match=r"^lstm_state_clip_min needs mode 'lstm'"):
             mx.nd.RNN(**kwargs | {"lstm_state_clip_min": -1, "lstm_state_clip_max": 1})
 
     @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ class TestErrors:
             (["write"], ValueError, "grad_req must be .*one for each of data, parameters, state, state_cell; got 1"),
             ({"x": "write"}, ValueError, "grad_req must have keys among data, parameters, state, state_cell; got 'x'"),
             ({"sequence_length": "null"}, ValueError, "grad_req must have keys among .*; got 'sequence_length'"),
-            ({"state": 1}, TypeError, "grad_req: state must be one of write, add, null; got int"),
+            ({"state": 1}, TypeError, "grad_req: state must be one of write, add, null; got 1"),
             ({"state_cell": "Add"}, ValueError, "grad_req: state_cell must be one of write, add, null; got 'Add'"),
             ("add", ValueError, "args_grad: data must be given where grad_req is 'add'; got None"),
         ],
