@@ -191,8 +191,8 @@ def test_info_shows_the_machine():
 def test_info_shows_how_a_workload_is_divided(monkeypatch, capsys, everything):
     monkeypatch.setattr(plan_command, "measure_peak", lambda dtype, threads: 100.0 * threads)
     monkeypatch.setattr(plan_command, "measure_bandwidth", lambda threads: {"L2": 90.0, "memory": 10.0})
-    config = plan_command.make_config("tiny,small", "gru", "float32", 2, everything)
-    plan_command.run(replace(config, seconds=0.0))
+    cases = [CASES["tiny"], CASES["small"]]
+    plan_command.print_plans(plan_command.PlanConfig(cases, ["gru"], "float32", 2, everything, seconds=0.0))
     output = capsys.readouterr().out
     lines = output.splitlines()
     assert max(map(len, lines)) < 100
@@ -210,11 +210,12 @@ def test_info_shows_how_a_workload_is_divided(monkeypatch, capsys, everything):
 
 def test_info_plans_what_its_options_say(monkeypatch):
     configs = []
-    monkeypatch.setattr(plan_command, "run", configs.append)
+    monkeypatch.setattr(info, "print_plans", configs.append)
     for options in ((), ("--all",)):
         result = run("info", "--plan", "tiny,small", "--modes", "gru", "--threads", 2, *options)
         assert result.exit_code == 0, result.output
-    expected = plan_command.make_config("tiny,small", "gru", "float32", 2, everything=False)
+    cases = [CASES["tiny"], CASES["small"]]
+    expected = plan_command.PlanConfig(cases, ["gru"], "float32", 2, everything=False)
     assert configs == [expected, replace(expected, everything=True)]
 
 

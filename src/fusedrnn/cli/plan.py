@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from statistics import median
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -17,9 +19,8 @@ from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli.console import output
-from fusedrnn.cli.options import parse_cases, parse_dtype, parse_modes
 from fusedrnn.engines.cpu import tuning
-from fusedrnn.engines.cpu.plan.cost import Cost, adjusted_cost, predict_cost
+from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
 from fusedrnn.engines.cpu.tuning import MachineModel
@@ -33,12 +34,9 @@ _WIDTH = 98
 _PASSES: dict[Phase, str] = {
     "inference": "inference", "training": "training, forward", "backward": "training, backward",
 }  # fmt: skip
-_BANDWIDTHS = {
-    "L2 read, GB/s": "l2_bandwidth",
-    "L3 read, GB/s": "l3_bandwidth",
-    "memory read, GB/s": "memory_bandwidth",
-}
-"""Field of the machine model, by its line in the table."""
+_BANDWIDTHS = {"L2": "l2_bandwidth", "L3": "l3_bandwidth", "memory": "memory_bandwidth"}
+"""Field of the machine model, by level."""
+_PEAK = "FMA peak"
 _MIN_CALLS = 2
 
 
@@ -59,69 +57,42 @@ class PlanConfig:
     seconds: float = 0.25
 
 
-def make_config(cases: str, modes: str, dtype: str, threads: int | None, everything: bool) -> PlanConfig:
-    """The configuration that the options describe.
-
-    Raises:
-        ValueError: If a name is unknown.
-    """
-    parsed_cases, parsed_modes = parse_cases(cases), parse_modes(modes)
-    return PlanConfig(
-        parsed_cases, parsed_modes, parse_dtype(dtype), threads or fusedrnn.get_num_threads(), everything
-    )
-
-
-def run(config: PlanConfig) -> None:
+def print_plans(config: PlanConfig) -> None:
     """Print the constants of the machine model, then a table of partitions for each case, mode and pass."""
     console = output()
     console.width = min(console.width, _WIDTH)
-    rates = _MeasuredRates(measure_peak(config.dtype, 1) * 1e9, measure_bandwidth(1))
+    rates = {_PEAK: measure_peak(config.dtype, 1), **measure_bandwidth(1)}
     _print_machine(console, config.dtype, rates)
-    for case in config.cases:
-        for mode in config.modes:
-            for pass_name in _PASSES:
-                _print_partitions(console, config, case, mode, pass_name, rates)
+    for case, mode, pass_name in product(config.cases, config.modes, _PASSES):
+        _print_partitions(console, config, case, mode, pass_name, rates)
 
 
-@dataclass(frozen=True)
-class _MeasuredRates:
-    """Measured rates of one thread: FMA peak in FLOP/s, and read bandwidth in GB/s by level."""
-
-    peak: float
-    bandwidth: Mapping[str, float]
-
-    def of(self, assumed: MachineModel, target: Target, dtype: str) -> MachineModel:
-        """The machine model with these rates instead of the assumed ones."""
-        measured = {level: rate * 1e9 for level, rate in self.bandwidth.items()}
-        return replace(
-            assumed,
-            fma_rate=self.peak / (2 * target.lanes(dtype)),
-            l2_bandwidth=measured.get("L2", assumed.l2_bandwidth),
-            l3_bandwidth=measured.get("L3", assumed.l3_bandwidth),
-            memory_bandwidth=measured["memory"],
-        )
+def _measured(assumed: MachineModel, target: Target, dtype: str, rates: Mapping[str, float]) -> MachineModel:
+    """The machine model with the measured rates of a thread, in GFLOP/s and GB/s, instead of the assumed ones."""
+    bandwidths: dict[str, Any] = {field: rates[level] * 1e9 for level, field in _BANDWIDTHS.items() if level in rates}
+    return replace(assumed, fma_rate=rates[_PEAK] * 1e9 / (2 * target.lanes(dtype)), **bandwidths)
 
 
-def _print_machine(console: Console, dtype: str, rates: _MeasuredRates) -> None:
+def _print_machine(console: Console, dtype: str, rates: Mapping[str, float]) -> None:
     target = current_target()
     assumed = MachineModel.of(target)
-    measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
+    models, flops = (assumed, _measured(assumed, target, dtype, rates)), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
     for column in ("", "assumed", "measured"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("FMA peak, GFLOP/s", *(f"{model.fma_rate * flops / 1e9:.1f}" for model in (assumed, measured)))
-    for name, field in _BANDWIDTHS.items():
-        table.add_row(name, *(f"{getattr(model, field) / 1e9:.1f}" for model in (assumed, measured)))
+    table.add_row(f"{_PEAK}, GFLOP/s", *(f"{model.fma_rate * flops / 1e9:.1f}" for model in models))
+    for level, field in _BANDWIDTHS.items():
+        table.add_row(f"{level} read, GB/s", *(f"{getattr(model, field) / 1e9:.1f}" for model in models))
     console.print(table, highlight=False)
 
 
 def _print_partitions(
-    console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase, rates: _MeasuredRates
+    console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase, rates: Mapping[str, float]
 ) -> None:
     spec = case.spec(mode, config.dtype)
     target = target_for(spec.hidden_size, spec.dtype)
     assumed = MachineModel.of(target)
-    measured = rates.of(assumed, target, config.dtype)
+    measured = _measured(assumed, target, config.dtype, rates)
     problem, thresholds = ProblemSize(spec, target, case.T, case.N, pass_name), tuning.current()
     grids = possible_grids(problem, config.threads, thresholds)
     shares = [LargestShare.of(problem, grid, thresholds) for grid in grids]
@@ -143,7 +114,12 @@ def _print_partitions(
             "" if seconds is None else _time(seconds), "" if seconds is None else f"{cost.total / seconds:.2f}",
         )  # fmt: skip
     console.print(table, highlight=False)
-    console.print(f"  {_sizes(shares[chosen], problem)}\n  {_terms(costs[chosen])}\n", highlight=False, markup=False)
+    share, cost = shares[chosen], costs[chosen]
+    tile = f"tile {problem.rows_per_tile} rows x {problem.panel_vectors} vectors"
+    block = f", weight gradients of {share.block_rows} rows at once" if share.block_rows else ""
+    terms = ", ".join(f"{term} {100 * seconds / cost.total:.0f} %" for term, seconds in cost.items() if seconds)
+    chunk = f"chunk {share.chunk} step(s) of {share.rows} rows{block}"
+    console.print(f"  {tile}, {chunk}\n  {terms}\n", highlight=False, markup=False)
 
 
 def describe(grid: ThreadGrid, bidirectional: bool) -> str:
@@ -151,16 +127,6 @@ def describe(grid: ThreadGrid, bidirectional: bool) -> str:
     kinds = ("directions" if bidirectional else "pipelined layers", "row groups", "unit groups")
     dimensions = zip(grid, kinds, strict=True)
     return " x ".join(f"{number} {kind}" for number, kind in dimensions if number > 1) or "one thread"
-
-
-def _sizes(share: LargestShare, problem: ProblemSize) -> str:
-    more = f", weight gradients of {share.block_rows} rows at once" if share.block_rows else ""
-    tile = f"tile {problem.rows_per_tile} rows x {problem.panel_vectors} vectors"
-    return f"{tile}, chunk {share.chunk} step(s) of {share.rows} rows{more}"
-
-
-def _terms(cost: Cost) -> str:
-    return ", ".join(f"{term} {100 * seconds / cost.total:.0f} %" for term, seconds in cost.items() if seconds)
 
 
 def _time(seconds: float) -> str:

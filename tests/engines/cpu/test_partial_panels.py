@@ -7,7 +7,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
+from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_TN, emit_gemm
 from fusedrnn.engines.cpu.kernels.stages import Blocking
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.engines.cpu.plan.plans import make_plan
@@ -49,8 +49,8 @@ def aligned(values):
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 33])
 def test_gemm_of_any_vectors_of_a_panel(target, dtype, transposed, k):
     """The bits do not depend on the number of rows and vectors or on the first vector; nothing else is written."""
-    emit = emit_gemm_tn if transposed else emit_gemm
-    gemm = compiled(f"partial_{dtype}_{transposed}", target, lambda module: emit(module, target, dtype))
+    signature = GEMM_TN if transposed else GEMM
+    gemm = compiled(f"partial_{dtype}_{transposed}", target, lambda module: emit_gemm(module, target, dtype, signature))
     max_rows, width = target.tile
     num_rows = 2 * max_rows + 1
     lanes = target.lanes(dtype)

@@ -5,8 +5,14 @@ import pytest
 from fusedrnn import RNNSpec
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.kernels import backward_emitter, forward
-from fusedrnn.engines.cpu.kernels.arena import Arena, Scratch, pad_against_conflicts, round_up_to_cache_line
-from fusedrnn.engines.cpu.kernels.scratch import BACKWARD, FORWARD
+from fusedrnn.engines.cpu.kernels.scratch import (
+    BACKWARD,
+    FORWARD,
+    Arena,
+    Scratch,
+    pad_against_conflicts,
+    round_up_to_cache_line,
+)
 from fusedrnn.engines.cpu.plan.plans import make_plan
 
 

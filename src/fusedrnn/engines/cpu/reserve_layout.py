@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusedrnn.engines.cpu.kernels.arena import pad_against_conflicts, round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.arena import pad_against_conflicts
+from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.spec import RNNSpec

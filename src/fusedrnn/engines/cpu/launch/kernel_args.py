@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.kernels.arena import round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
 from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.jit.struct import Struct

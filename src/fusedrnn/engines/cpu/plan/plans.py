@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.kernels.arena import ScratchLayout, pad_against_conflicts, round_up_to_cache_line
-from fusedrnn.engines.cpu.kernels.scratch import BACKWARD, FORWARD
+from fusedrnn.engines.cpu.kernels.scratch import (
+    BACKWARD,
+    FORWARD,
+    ScratchLayout,
+    pad_against_conflicts,
+    round_up_to_cache_line,
+)
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.kernels.arena import round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.pack_kernel import PACK, PACK_SUM, PACK_TRANSPOSED, PACK_ZEROS, PackTask
