@@ -147,6 +147,7 @@ def _run_step(
     x: Array,
     states: tuple[Array, ...],
 ) -> tuple[Array, ...]:
+    """One step, in training with a tape, which it extends."""
     x_gates = linear(x, weights["i2h_weight"], weights.get("i2h_bias"), rounded)
     if tape is None:
         return step(cell, x_gates, states, weights, rounded)
@@ -196,17 +197,9 @@ def step(
     weights: Mapping[str, Array],
     rounded: Rounding = operand_rounding(None),
 ) -> tuple[Array, ...]:
-    """One step of a cell.
+    """The states after a step (N, size), the output first, from the states before it and the weights by kind.
 
-    Args:
-        cell: The cell.
-        x_gates: The pre-activations from the input, (N, G·H).
-        states: The states before the step, (N, size) each.
-        weights: Those of :func:`layer_weights`.
-        rounded: Rounds the rows of the GEMMs' operands.
-
-    Returns:
-        The states after the step, the output first.
+    ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands.
     """
     return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded), NUMPY))
 
