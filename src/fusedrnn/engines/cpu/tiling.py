@@ -7,6 +7,7 @@ from functools import cached_property
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
 from fusedrnn.jit.target import GROUP, ITEM_SIZE, Target
+from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
 
 
@@ -55,9 +56,9 @@ class Tiling:
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 
     @cached_property
-    def scale_offsets(self) -> dict[tuple[int, int, str], int]:
+    def scale_offsets(self) -> dict[tuple[int, int, Kind], int]:
         """Where the scales of each quantized matrix are behind a copy of the parameters, by layer, direction, kind."""
-        layout, offsets = self.spec.layout, {}
+        layout, offsets = self.spec.layout, dict[tuple[int, int, Kind], int]()
         end = layout.size * self.item
         for entry in layout.by_layer_direction:
             if entry.kind.endswith("weight") and entry.kind != "peephole_weight":

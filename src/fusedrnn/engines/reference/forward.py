@@ -18,7 +18,7 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
-from fusedrnn.engines.reference.rounding import Rounding, operand_rounding
+from fusedrnn.engines.reference.rounding import Rounding, operand_rounding, unrounded
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.spec import Array, RNNSpec
 
@@ -195,7 +195,7 @@ def step(
     x_gates: Array,
     states: Sequence[Array],
     weights: Mapping[str, Array],
-    rounded: Rounding = operand_rounding(None),
+    rounded: Rounding = unrounded,
 ) -> tuple[Array, ...]:
     """The states after a step (N, size), the output first, from the states before it and the weights by kind.
 
@@ -209,7 +209,7 @@ def step_leaves(
     x_gates: Array,
     states: Sequence[Array],
     weights: Mapping[str, Array],
-    rounded: Rounding = operand_rounding(None),
+    rounded: Rounding = unrounded,
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     weight, bias = weights["h2h_weight"], weights.get("h2h_bias")

@@ -18,17 +18,20 @@ def operand_rounding(compute: str | None) -> Rounding:
 
     A product of int8 operands is exact but for the scales, so that it is that of the rows they stand for.
     """
-    return {None: _unchanged, "bfloat16": _bfloat16, "int8": _int8}[compute]
+    return {None: unrounded, "bfloat16": _bfloat16, "int8": _int8}[compute]
 
 
-def _unchanged(rows: Array) -> Array:
+def unrounded(rows: Array) -> Array:
+    """The rows as they are."""
     return rows
 
 
 def _bfloat16(rows: Array) -> Array:
-    return round_to_bfloat16(rows.astype(np.float32)).astype(rows.dtype)
+    result: Array = round_to_bfloat16(rows.astype(np.float32)).astype(rows.dtype)
+    return result
 
 
 def _int8(rows: Array) -> Array:
     integers, scales = quantize_rows(rows.astype(np.float32))
-    return integers.astype(rows.dtype) * scales.astype(rows.dtype)[..., None]
+    result: Array = integers.astype(rows.dtype) * scales.astype(rows.dtype)[..., None]
+    return result

@@ -45,7 +45,7 @@ def emit_gemm(module: Module, target: Target, compute: str, signature: Signature
     # Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on.
     rows, width = target.tile
     microkernels = [
-        [_Microkernel(module, target, compute, num_rows, num_vecs, transposed).emit() for num_rows in range(1, rows + 1)]
+        [_Microkernel(module, target, compute, height, num_vecs, transposed).emit() for height in range(1, rows + 1)]
         for num_vecs in range(1, width + 1)
     ]
     f = Function.of(module, signature)

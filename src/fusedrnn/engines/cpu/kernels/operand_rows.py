@@ -83,7 +83,7 @@ def emit_quantize_row(module: Module, target: Target) -> Function:
 
 
 def _each_vector(v: Vectors, source: Value, size: Value, visit: Callable[[Value, Value], None]) -> None:
-    """Call ``visit`` with each vector of a row and the number of its first element; the last one is padded with zeros."""
+    """Call ``visit`` with each vector of a row, the last one padded with zeros, and the number of its first element."""
     f = v.function
     whole = size - size % v.lanes
     with f.loop(0, whole, v.lanes) as first:

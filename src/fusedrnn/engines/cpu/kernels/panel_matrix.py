@@ -106,7 +106,8 @@ class Panel:
     ) -> None:
         """Emit ``c = c_in + a·B`` for some vectors of this panel, and the prefetch of the operand needed next."""
         matrix, f = self.matrix, self.matrix.v.function
-        f.call(matrix.function, a.num_rows, num_col_vecs, a.address, self.address, matrix.k, *c_in, *c, prefetch, *scales)
+        operands = a.num_rows, num_col_vecs, a.address, self.address, matrix.k
+        f.call(matrix.function, *operands, *c_in, *c, prefetch, *scales)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """The innermost step of a GEMM in each number format: load operands, multiply, add to the accumulators.
 
 The unit of k is a *group*: the adjacent elements that one step multiplies. For each group, a panel of B holds a slot of
-``b_bytes`` for each vector of columns, and a row of A holds ``a_bytes``. The order of additions within a group is fixed,
-so that every element of C is one chain whatever the tile.
+``b_bytes`` for each vector of columns, and a row of A holds ``a_bytes``. The order of additions within a group is
+fixed, so that every element of C is one chain whatever the tile.
 
-| format | group | A | B | sums |
-|---|---|---|---|---|
-| float32, float64 | 1 | the same | the same | the same, one fused multiply-add |
-| bfloat16 | 2 | float32 that was rounded | two bfloat16 for each column, the first in the low half | float32, rising k |
-| int8 | 2 | int16 that holds int8 | two int8 for each column | int32, exact |
+- float32, float64: a group is one element. A, B and sums have that format.
+- bfloat16: a group is two elements. A is float32 that was rounded; a slot of B holds two bfloat16 for each column, the
+  first in the low half; sums are float32, over rising k.
+- int8: a group is two elements. A is int16 that holds int8; a slot of B holds two int8 for each column; sums are int32,
+  and exact.
 """
 
 from __future__ import annotations

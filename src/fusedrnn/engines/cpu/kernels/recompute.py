@@ -6,6 +6,7 @@ The products of each element are added in the order of forward, so that the bits
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Saved, State
@@ -37,9 +38,8 @@ class Recompute(BackwardEmitter):
         f, p = self.f, self.p
         num_rows = self._fill_table(self._input)
         with f.if_(num_rows > 0):
-            self.input_gemm(
-                self._operands(p.k, num_rows), lambda stage: self.packed(self._gemm, p.forward_x_weights, p.k, p.x_bias, stage), self.gates
-            )
+            x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
+            self.input_gemm(self._operands(p.k, num_rows), x_weights, self.gates)
             for stage in self.gate_stages:
                 self._fill_table(self._operand_of(stage))
                 a = self._operands(self.operand_size(stage), num_rows)

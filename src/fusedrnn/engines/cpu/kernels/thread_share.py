@@ -61,7 +61,8 @@ class Program:
         module = Module(f"{name}_{variant.slug}_{compute}")
         wait = emit_wait(module)
         return cls(
-            module, compute, STORAGE[compute], target, lowered_cell(variant), derivative_of(variant), stage_kernels(variant),
+            module, compute, STORAGE[compute], target,
+            lowered_cell(variant), derivative_of(variant), stage_kernels(variant),
             emit_barrier(module, wait), emit_wait_for_progress(module, wait),
         )  # fmt: skip
 

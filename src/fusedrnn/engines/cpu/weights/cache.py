@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.layout import PackedLayout
-from fusedrnn.engines.cpu.weights.quantize import quantized
 from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
+from fusedrnn.engines.cpu.weights.quantize import quantized
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces

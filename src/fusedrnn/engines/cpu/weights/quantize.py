@@ -19,8 +19,8 @@ def quantized(tiling: Tiling, params: Array) -> Array:
     Biases and peephole weights stay as they are.
     """
     offsets, layout = tiling.scale_offsets, tiling.spec.layout
-    rows = sum(layout.entry(*key).shape[0] for key in offsets)
-    result = np.empty(layout.size + rows, np.float32)
+    num_scales = sum(int(layout.entry(*key).shape[0]) for key in offsets)
+    result: Array = np.empty(layout.size + num_scales, np.float32)
     result[: layout.size] = params.view(np.float32)[: layout.size]
     for key, offset in offsets.items():
         entry = layout.entry(*key)
