@@ -110,9 +110,7 @@ def _convert_all(model: Module, classes: Mapping[type[Module], type[Module]], su
     )
 
 
-def _convert(
-    name: str, module: Module, classes: Mapping[type[Module], type[Module]], subclasses: bool
-) -> Layer | None:
+def _convert(name: str, module: Module, classes: Mapping[type[Module], type[Module]], subclasses: bool) -> Layer | None:
     """Convert one module by ``classes``: :data:`OURS` or :data:`TORCHS`. None if it is not a layer to convert."""
     former = type(module)
     cls, reason = counterpart(former, classes), ""

@@ -19,7 +19,7 @@ from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch.network import CallShape
+from fusedrnn.torch.network import CallShape, Tensors
 
 
 def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
@@ -62,8 +62,8 @@ def vjp(
     spec: RNNSpec,
     extent: Extent,
     seed: int,
-    operands: Sequence[Tensor | None],
-    cotangents: Sequence[Tensor | None],
+    operands: Tensors,
+    cotangents: Tensors,
     needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of the operands (x, initial states, weights) that need one; differentiable if grad mode is on.
@@ -97,8 +97,8 @@ def forward(
     extent: Extent,
     seed: int,
     x: Tensor,
-    states: Sequence[Tensor | None],
-    weights: Sequence[Tensor | None],
+    states: Tensors,
+    weights: Tensors,
 ) -> tuple[Tensor, ...]:
     """The output, then the final states. ``x`` and the output are packed if the extent is; a state of None is zeros."""
     steps, batch, valid, packed = extent

@@ -14,14 +14,13 @@ from torch.nn import Module
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import OURS, TORCHS, as_torch_module, counterpart
 from fusedrnn.torch.imports import after_import
+from fusedrnn.torch.op_call import NUM_BACKWARD
 from fusedrnn.torch.saved_operands import saved_operands
 
 _COUNTER = "torch.utils.flop_counter"
 _PRUNER = "torch.ao.pruning._experimental.pruner.base_structured_sparsifier"
 
 Shape = Sequence[int]
-# Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve.
-_NUM_BACKWARD = 4
 
 
 def register() -> None:
@@ -50,7 +49,7 @@ def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | N
 
 def _backward_flops(*arguments: Any, **_: object) -> int:
     """As of torch.nn's own operations: for each product of forward, one for each factor that needs a gradient."""
-    x, _h0, _c0, weights, _lengths, batch_sizes, _seed, *options, needed = arguments[_NUM_BACKWARD:]
+    x, _h0, _c0, weights, _lengths, batch_sizes, _seed, *options, needed = arguments[NUM_BACKWARD:]
     mode, hidden_size, num_layers, bidirectional, _dropout, projection_size = options
     spec = RNNSpec(mode, x[-1], hidden_size, num_layers, bidirectional, projection_size=projection_size or None)
     num_states = len(spec.state_names)
