@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
-from fusedrnn.torch.class_map import OURS, TORCHS, counterpart, is_quantized, is_scripted
+from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.graphs import is_ours, recurrent_operators
 from fusedrnn.torch.holders import advice
@@ -95,22 +94,17 @@ def restore(model: Module) -> Report:
     return _convert_all(model, TORCHS)
 
 
-def convert(module: Module, subclasses: bool = False) -> None:
-    """Make one layer of torch.nn's ours if the operator supports it; leave any other module unchanged."""
-    _convert("", module, OURS, subclasses)
-
-
-def _convert_all(model: Module, classes: Mapping[type[Module], type[Module]], subclasses: bool = False) -> Report:
+def _convert_all(model: Module, classes: Classes, subclasses: bool = False) -> Report:
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}{advice(model)}")
-    layers = [_convert(name, module, classes, subclasses) for name, module in list(model.named_modules())]
+    layers = [convert(module, classes, subclasses, name) for name, module in list(model.named_modules())]
     return Report(
         tuple(layer for layer in layers if layer is not None and not layer.reason),
         tuple(layer for layer in layers if layer is not None and layer.reason),
     )
 
 
-def _convert(name: str, module: Module, classes: Mapping[type[Module], type[Module]], subclasses: bool) -> Layer | None:
+def convert(module: Module, classes: Classes = OURS, subclasses: bool = False, name: str = "") -> Layer | None:
     """Convert one module by ``classes``: :data:`OURS` or :data:`TORCHS`. None if it is not a layer to convert."""
     former = type(module)
     cls, reason = counterpart(former, classes), ""
@@ -153,7 +147,7 @@ def _why_unsupported(module: Module) -> str:
     return ""
 
 
-def _why_unknown(module: Module, classes: Mapping[type[Module], type[Module]]) -> str:
+def _why_unknown(module: Module, classes: Classes) -> str:
     """Why a recurrent layer's class has no counterpart; empty if it is not recurrent or is converted already."""
     if is_scripted(module):
         return "it is a ScriptModule, whose weights fusedrnn.torch.read reads"

@@ -47,9 +47,8 @@ def eager_forward(module: torch.nn.Module, *args: Any) -> Any:
 
 def _is_traceable(module: torch.nn.Module) -> bool:
     """Whether the module runs on the operator; else it runs torch's forward, which must not be unrolled."""
-    return (
-        isinstance(module, _classes)
-        and all(p.device.type == "cpu" and p.dtype in DTYPE_NAMES for p in module.parameters())
+    return isinstance(module, _classes) and all(
+        p.device.type == "cpu" and p.dtype in DTYPE_NAMES for p in module.parameters()
     )
 
 

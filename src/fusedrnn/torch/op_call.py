@@ -227,9 +227,7 @@ def seed_of(call: OpCall) -> int:
 def materialized_call(call: OpCall) -> OpCall:
     """The same call with operands whose values are in memory as the kernels read them: weights contiguous."""
     weights = [None if weight is None else materialized(weight).contiguous() for weight in call.weights]
-    return call._replace(
-        x=materialized(call.x), h0=materialized(call.h0), c0=materialized(call.c0), weights=weights
-    )
+    return call._replace(x=materialized(call.x), h0=materialized(call.h0), c0=materialized(call.c0), weights=weights)
 
 
 def materialized(tensor: Any) -> Any:
