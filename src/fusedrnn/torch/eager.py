@@ -50,7 +50,7 @@ class FusedRNN(torch.autograd.Function):
         if not cotangents:
             return (None,) * (2 + len(needs_grad))
         network = shape.network
-        tensors = [kept if tensor is None else tensor for tensor, kept in zip(saved, ctx.unsaved, strict=True)]
+        tensors = [unsaved if tensor is None else tensor for tensor, unsaved in zip(saved, ctx.unsaved, strict=True)]
         if torch.is_grad_enabled() or not all(is_plain(cotangent, network.dtype) for cotangent in cotangents):
             operands = tensors[ctx.num_weights :]
             _check_unchanged(operands, ctx.versions)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-from torch.nn import Module, RNNBase, RNNCellBase
+from torch.nn import Module
 
 from fusedrnn.torch.class_map import OURS, parametrized_base, parametrized_over, torch_class
 
@@ -34,13 +34,13 @@ def changes(module: Module) -> str:
     """What a subclass of a layer of torch.nn's changes that our implementation would ignore; empty if nothing."""
     cls = type(module)
     cls = parametrized_base(cls) or cls
-    known = torch_class(cls)
-    if known is None:
+    parent = torch_class(cls)
+    if parent is None:
         return "has a forward of its own"
-    ours = [base for base in OURS[known].__mro__ if base.__module__.startswith("fusedrnn.") or base in (known, RNNBase)]
-    names = {name for base in (*ours, RNNCellBase) for name in vars(base) if not name.startswith("__")}
+    bases = [base for base in OURS[parent].__mro__ if base.__module__.startswith(("fusedrnn.", parent.__module__))]
+    names = {name for base in bases for name in vars(base) if not name.startswith("__")}
     reserved = names - _HARMLESS | _ATTRIBUTES
-    for base in cls.__mro__[: cls.__mro__.index(known)]:
+    for base in cls.__mro__[: cls.__mro__.index(parent)]:
         overridden = [name for name in sorted(vars(base)) if name in reserved or name.startswith(_WEIGHTS)]
         if overridden:
             return f"overrides {', '.join(overridden)}"
@@ -64,8 +64,8 @@ def beneath(cls: type[Module]) -> type[Module]:
     """A class like a subclass of torch.nn's, whose ``super().forward`` is ours. The same one at every call."""
     if (base := parametrized_base(cls)) is not None:
         return parametrized_over(cls, beneath(base))
-    known = torch_class(cls)
-    if known is None:
+    parent = torch_class(cls)
+    if parent is None:
         raise TypeError(f"cls must be a subclass of a layer of torch.nn's; got {cls.__name__}")
     ref = _combined.get(cls)
     combined = ref() if ref is not None else None
@@ -76,7 +76,7 @@ def beneath(cls: type[Module]) -> type[Module]:
         body["_fusedrnn_beneath"] = cls
         metaclass: Any = type(cls)
         with _without_init_subclass(cls):
-            combined = metaclass(cls.__name__, (cls, OURS[known]), body)
+            combined = metaclass(cls.__name__, (cls, OURS[parent]), body)
         _combined[cls] = weakref.ref(combined)
     return combined
 

@@ -14,7 +14,7 @@ from torch.nn import Module
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import OURS, TORCHS, as_torch_module, counterpart
 from fusedrnn.torch.imports import after_import
-from fusedrnn.torch.op_call import NUM_BACKWARD
+from fusedrnn.torch.op_call import NUM_BACKWARD, OpCall
 from fusedrnn.torch.saved_operands import saved_operands
 
 _COUNTER = "torch.utils.flop_counter"
@@ -49,23 +49,26 @@ def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | N
 
 def _backward_flops(*arguments: Any, **_: object) -> int:
     """As of torch.nn's own operations: for each product of forward, one for each factor that needs a gradient."""
-    x, _h0, _c0, weights, _lengths, batch_sizes, _seed, *options, needed = arguments[NUM_BACKWARD:]
-    mode, hidden_size, num_layers, bidirectional, _dropout, projection_size = options
-    spec = RNNSpec(mode, x[-1], hidden_size, num_layers, bidirectional, projection_size=projection_size or None)
+    call: Any = OpCall(*arguments[NUM_BACKWARD:-1])  # of shapes instead of tensors
+    x, batch_sizes, needed = call.x, call.batch_sizes, arguments[-1]
+    spec = RNNSpec(
+        call.mode, x[-1], call.hidden_size, call.num_layers, call.bidirectional,
+        projection_size=call.projection_size or None,
+    )  # fmt: skip
     num_states = len(spec.state_names)
     needs_grad = (*needed[: 1 + num_states], *needed[3:])
     steps = x[0] if batch_sizes is None else batch_sizes[0]
     # A matrix is saved if its other factor needs a gradient.
-    factors_need_grad = saved_operands(spec, needs_grad, steps > 1)[1 + num_states :]
+    factors_need_grad = saved_operands(spec, needs_grad, steps > 1)
     rows, total = prod(x[:-1]), 0
     # The first step makes no product for an initial state that needs no gradient. In a packed sequence shapes do not
     # tell how many rows the first step has, so that it counts.
     first_step = x[1] if batch_sizes is None and not needed[1] else 0
-    kinds = spec.layout.kinds * (num_layers * spec.num_directions)
-    for shape, kind, needs, factor in zip(weights, kinds, needs_grad[1 + num_states :], factors_need_grad, strict=True):
+    kinds = spec.layout.kinds * (spec.num_layers * spec.num_directions)
+    for index, (shape, kind) in enumerate(zip(call.weights, kinds, strict=True), 1 + num_states):
         if shape is not None and len(shape) == 2:
             skipped = first_step if kind == "h2h_weight" else 0
-            total += 2 * prod(shape) * (rows * needs + (rows - skipped) * factor)
+            total += 2 * prod(shape) * (rows * needs_grad[index] + (rows - skipped) * factors_need_grad[index])
     return total
 
 
