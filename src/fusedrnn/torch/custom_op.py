@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import autocast, onnx_export, op_call, op_derivatives, tensor_calls
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors
 from fusedrnn.torch.op_call import OpCall
@@ -21,15 +22,9 @@ _SEED_END = 2**63 - 1
 
 
 def run(
-    spec: Any,
-    x: Tensor,
-    states: Sequence[Tensor] | None,
-    weights: Tensors,
-    *,
-    lengths: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    seed: Tensor | None = None,
-) -> Results:
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
+    lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: Tensor | None = None,
+) -> Results:  # fmt: skip
     """:func:`fusedrnn.torch.eager.run` through torch's dispatcher: traceable, with any T and N in one graph.
 
     The arguments and results are the same, with two differences. ``seed`` is an int64 tensor of no dimensions; None
@@ -136,7 +131,7 @@ def _register() -> Any:
         untyped.register_fake(f"fusedrnn::{name}", fake, lib=library)
     op_derivatives.register(library)
     library.impl("rnn", autocast.run, "AutocastCPU")
-    onnx_export.register(torch.ops.fusedrnn.rnn.default)
+    onnx_export.register()
     return library
 
 

@@ -17,7 +17,6 @@ from fusedrnn.torch import plan
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.imports import after_import
 
-_DYNAMO = "torch._dynamo"
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
@@ -26,7 +25,7 @@ def trace(*classes: type[torch.nn.Module]) -> None:
 
     If this torch's Dynamo works otherwise, the graph breaks at our layers as at torch's own.
     """
-    after_import(_DYNAMO, lambda: _patch(classes))
+    after_import("torch._dynamo", lambda dynamo: _patch(dynamo, classes))
 
 
 def breaks_graph() -> bool:
@@ -40,16 +39,14 @@ def eager_forward(module: torch.nn.Module, *args: Any) -> Any:
     return torch_class.forward(module, *args)
 
 
-def _patch(classes: tuple[type[torch.nn.Module], ...]) -> None:
+def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
     global eager_forward
-    from torch import _dynamo
     from torch._dynamo import config
     from torch._dynamo.variables.builder import VariableBuilder
 
-    untyped: Any = _dynamo
-    eager_forward = untyped.disable(eager_forward)
-    untyped.assume_constant_result(plan.layer_plan)
-    untyped.assume_constant_result(plan.cell_plan)
+    eager_forward = dynamo.disable(eager_forward)
+    dynamo.assume_constant_result(plan.layer_plan)
+    dynamo.assume_constant_result(plan.cell_plan)
     wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):
         return

@@ -86,15 +86,9 @@ _apply: Any = super(torch.autograd.Function, FusedRNN).apply
 
 
 def run(
-    spec: RNNSpec,
-    x: Tensor,
-    states: Sequence[Tensor] | None,
-    weights: Tensors,
-    *,
-    lengths: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    seed: int | None = None,
-) -> Results:
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
+    lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: int | None = None,
+) -> Results:  # fmt: skip
     """Run a network over sequences.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,17 +19,16 @@ _NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
-def register(operator: Any) -> None:
+def register() -> None:
     """Let torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
 
     The exporter decomposes operators without a translation by a table of its own. Our entry is in that table only: in
     torch's global table it would also reach make_fx and run_decompositions, where ONNX nodes compute nothing.
     """
-    after_import(_TABLES, lambda: _patch(operator))
+    after_import(_TABLES, _patch)
 
 
-def _patch(operator: Any) -> None:
-    tables: Any = sys.modules[_TABLES]
+def _patch(tables: Any) -> None:
     create = getattr(tables, "create_onnx_friendly_decomposition_table", None)
     if create is None:
         return
@@ -38,6 +36,7 @@ def _patch(operator: Any) -> None:
     @functools.wraps(create)
     def create_with_ours(onnx_registered_ops: Any) -> dict[Any, Any]:
         table: dict[Any, Any] = create(onnx_registered_ops)
+        operator: Any = torch.ops.fusedrnn.rnn.default
         if operator not in onnx_registered_ops:  # a translation of the user's takes precedence
             table[operator] = decompose
         return table

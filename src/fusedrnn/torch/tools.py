@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -17,29 +16,23 @@ from fusedrnn.torch.imports import after_import
 from fusedrnn.torch.op_call import NUM_BACKWARD, OpCall
 from fusedrnn.torch.saved_operands import saved_operands
 
-_COUNTER = "torch.utils.flop_counter"
-_PRUNER = "torch.ao.pruning._experimental.pruner.base_structured_sparsifier"
-
 Shape = Sequence[int]
 
 
 def register() -> None:
     """Patch each tool as soon as it is imported; one that this torch builds otherwise stays as it is."""
-    after_import(_COUNTER, _register_flops)
-    after_import(_PRUNER, _add_to_pruner)
+    after_import("torch.utils.flop_counter", _register_flops)
+    after_import("torch.ao.pruning._experimental.pruner.base_structured_sparsifier", _add_to_pruner)
     _convert_inside_script_modules()
 
 
 # -- torch.utils.flop_counter -----------------------------------------------------------------------------------------
 
 
-def _register_flops() -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
+def _register_flops(counter: Any) -> None:
     operators: Any = torch.ops.fusedrnn
-    register: Any = register_flop_formula
-    register([operators.rnn, operators.forward_training])(_forward_flops)
-    register(operators.backward)(_backward_flops)
+    counter.register_flop_formula([operators.rnn, operators.forward_training])(_forward_flops)
+    counter.register_flop_formula(operators.backward)(_backward_flops)
 
 
 def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | None], *_: object, **__: object) -> int:
@@ -75,9 +68,8 @@ def _backward_flops(*arguments: Any, **_: object) -> int:
 # -- torch.ao.pruning -------------------------------------------------------------------------------------------------
 
 
-def _add_to_pruner() -> None:
+def _add_to_pruner(pruner: Any) -> None:
     """Structured pruning finds layers by their exact class: add ours to its default tables."""
-    pruner: Any = sys.modules[_PRUNER]
     torch_patterns = getattr(pruner, "_get_default_structured_pruning_patterns", None)
     torch_modules = getattr(pruner, "_get_supported_structured_pruning_modules", None)
     if torch_patterns is None or torch_modules is None:
