@@ -21,7 +21,7 @@ from fusedrnn.bench.report import report, row_report
 from fusedrnn.bench.results import FUSED, NON_FUSED, Results
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.runner import Progress, Turns, measure
-from fusedrnn.bench.timing import ContenderFailed, Timed, alternate
+from fusedrnn.bench.timing import NO_PAUSE, PAUSE, ContenderFailed, Timed, alternate
 
 _SAMPLE_SECONDS = 0.05
 """Shortest duration of a sample: the pauses between turns are long, and percentiles need many single calls."""
@@ -122,9 +122,12 @@ def _time_row(
     def on_failure(name: str, error: ContenderFailed) -> None:
         failures[name] = str(error)
 
+    # Only libraries have idle threads that spin. Without the pause, revisions get ten times as many samples.
+    pause = PAUSE if row.peers else NO_PAUSE
+
     def take_turns() -> Turns:
         single_sample = [name for name in calls if name != FUSED]
-        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS}
+        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS, "pause": pause}
         return alternate(calls, budget, on_failure=on_failure, before_turn=peak.sample, **options)
 
     return measure(row, peak, take_turns)

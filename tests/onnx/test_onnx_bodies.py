@@ -264,7 +264,7 @@ def test_functions_that_call_functions():
 def test_a_weight_that_the_caller_leaves_out_is_named():
     model = calling([function("encode", [rnn()])], call("encode", ["X", "", "R"], "Z", "first"))
     with pytest.raises(
-        ValueError, match=r"node 'first/encode/deep' \(RNN\): W must be given; the function that the node"
+        ValueError, match=r"node 'first/encode/deep' \(RNN\): W must be given; the function that contains the node"
     ):
         read(model)
 

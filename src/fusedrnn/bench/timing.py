@@ -27,7 +27,7 @@ PAUSE = 0.2
 """Seconds of rest before each turn: idle threads of OpenBLAS spin for a tenth of a second."""
 
 NO_PAUSE = 0.0
-"""The pause where only PyTorch modules take turns: they share its threads, so none disturbs another."""
+"""The pause where no contender has idle threads that spin."""
 
 LATENCY = 1e-3
 """Percentiles over single calls are kept for calls of fewer seconds than this."""
