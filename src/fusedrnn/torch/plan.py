@@ -1,4 +1,4 @@
-"""The spec that a module's attributes describe, and its weights and initial states as a call finds them."""
+"""The spec that a module's attributes describe, and its weights and initial states at the time of a call."""
 
 from __future__ import annotations
 
