@@ -72,10 +72,12 @@ def _backward(*arguments: Any) -> list[Tensor]:
 
 
 def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
-    """The call with operands in memory, its shape and its seed, after a check of its values."""
-    op_call.check_values(call)
-    call = op_call.materialized_call(call)
-    return call, CallShape(Network.of(call.spec), call.x, call.lengths, call.batch_sizes), op_call.seed_of(call)
+    """The call with operands in memory, as the kernels read them, its shape and its seed, after a check of values."""
+    seed = op_call.check_values(call)
+    x, h0, c0 = map(op_call.materialized, (call.x, call.h0, call.c0))
+    weights = [None if weight is None else op_call.materialized(weight).contiguous() for weight in call.weights]
+    call = call._replace(x=x, h0=h0, c0=c0, weights=weights)
+    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes), seed
 
 
 # -- fake kernels -----------------------------------------------------------------------------------------------------

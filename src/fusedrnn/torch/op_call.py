@@ -184,12 +184,15 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def check_values(call: OpCall) -> None:
+def check_values(call: OpCall) -> int:
     """Check what needs values: that the input is not empty, lengths, batch sizes and the seed.
+
+    Returns:
+        The seed of dropout; 0 where nothing is dropped.
 
     Raises:
         TypeError: If lengths are not integers.
-        ValueError: Naming the argument, what was passed and what was expected.
+        ValueError: Naming the argument, what was passed and what was expected; also for a missing seed.
         RuntimeError: If the input is empty, or a state does not have the N of a packed sequence.
     """
     x = call.x
@@ -203,18 +206,10 @@ def check_values(call: OpCall) -> None:
                 f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {call.batch_sizes}"
             )
         _check_states(call, int(call.batch_sizes[0]))
-    seed_of(call)
+    return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
 
 
-def seed_of(call: OpCall) -> int:
-    """The seed of dropout; 0 where nothing is dropped.
-
-    Raises:
-        ValueError: If a seed is needed and missing, or is not one.
-    """
-    seed = call.seed
-    if not call.dropout or call.num_layers == 1:
-        return 0
+def _checked_seed(seed: Tensor | None) -> int:
     if seed is None or seed.dtype is not torch.int64 or seed.dim():
         got = None if seed is None else f"{seed.dtype} of shape {_shape(seed)}"
         raise ValueError(f"seed must be an int64 tensor of no dimensions where dropout is not 0; got {got}")
@@ -222,12 +217,6 @@ def seed_of(call: OpCall) -> int:
     if value < 0:
         raise ValueError(f"seed must be from 0 to 2**63 - 1; got {value}")
     return value
-
-
-def materialized_call(call: OpCall) -> OpCall:
-    """The same call with operands whose values are in memory as the kernels read them: weights contiguous."""
-    weights = [None if weight is None else materialized(weight).contiguous() for weight in call.weights]
-    return call._replace(x=materialized(call.x), h0=materialized(call.h0), c0=materialized(call.c0), weights=weights)
 
 
 def materialized(tensor: Any) -> Any:

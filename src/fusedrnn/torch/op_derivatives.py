@@ -93,8 +93,7 @@ class _RecordedCall(torch.autograd.Function):
 
 def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
     call = op_call.checked(*arguments)
-    op_call.check_values(call)
-    seed = op_call.seed_of(call)
+    seed = op_call.check_values(call)
     return list(double_backward.forward(call.spec, _extent(call), seed, call.x, call.states, call.weights))
 
 
@@ -106,11 +105,9 @@ def _decomposed_training(*arguments: Any) -> list[Tensor]:
 
 def _decomposed_backward(*arguments: Any) -> list[Tensor]:
     call, cotangents, _, needed = op_call.checked_backward(*arguments)
-    op_call.check_values(call)
+    seed = op_call.check_values(call)
     operands = call.x, *call.states, *call.weights
-    grads = double_backward.vjp(
-        call.spec, _extent(call), op_call.seed_of(call), operands, cotangents, call.grads_needed(needed)
-    )
+    grads = double_backward.vjp(call.spec, _extent(call), seed, operands, cotangents, call.grads_needed(needed))
     return [grad for grad in grads if grad is not None]
 
 
