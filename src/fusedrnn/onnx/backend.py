@@ -79,7 +79,7 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
         Raises:
             TypeError: Naming the input, what it got and what it expected.
             ValueError: Likewise.
-            NotImplementedError: Naming a node and what no engine supports of it.
+            NotImplementedError: Naming the node and the option that no engine supports.
         """
         _reject_options(unknown)
         values = self._constants | _by_name(inputs, self.inputs, self._replaceable)
@@ -130,7 +130,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If the model is invalid, or there is no such device or engine.
-            NotImplementedError: Naming the node whose operator is not supported, or what no engine supports of a node.
+            NotImplementedError: Naming a node with an operator or an option that is not supported.
         """
         if not isinstance(model, ModelProto):
             raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")

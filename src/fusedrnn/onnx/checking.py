@@ -1,4 +1,4 @@
-"""Models checked by onnx's checker; also accepts what ONNX Runtime accepts and the checker refuses."""
+"""Checks models with onnx's checker; also accepts models that ONNX Runtime runs and the checker rejects."""
 
 from __future__ import annotations
 

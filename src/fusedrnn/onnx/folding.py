@@ -1,4 +1,4 @@
-"""Constant folding: computes what depends on constants alone.
+"""Constant folding: computes values that depend on constants alone.
 
 onnx's ReferenceEvaluator evaluates the nodes one by one. Models are not trusted: only operators whose time and memory
 are linear in their inputs and outputs are evaluated, sizes of outputs are inferred beforehand, and a budget
@@ -184,7 +184,7 @@ def _constant_of(node: NodeProto) -> Array:
         "value_ints": ("ints", np.int64),
     }
     if attribute.name not in fields:
-        raise NotImplementedError(f"a constant must be held in 'value' or as numbers; got {attribute.name}")
+        raise NotImplementedError(f"a constant must be in 'value' or in numbers; got {attribute.name}")
     field, dtype = fields[attribute.name]
     return _read_only(np.array(getattr(attribute, field), dtype))
 

@@ -110,7 +110,7 @@ class Scope:
         return {entry.name: entry for entry in entries}
 
     def bound(self, node: NodeProto) -> NodeProto:
-        """The node with the function's attributes in place of references, which a node outside of functions lacks."""
+        """The node with the function's attributes in place of references; a ValueError for a reference elsewhere."""
         references = [entry for entry in node.attribute if entry.ref_attr_name]
         if not references:
             return node

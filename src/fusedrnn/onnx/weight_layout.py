@@ -59,7 +59,7 @@ def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, .
 
 
 def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> None:
-    """Write the parts into the node's weights; what the specs do not use (f, if coupled) stays as it is."""
+    """Write the parts into the node's weights; what the specs do not use, such as a coupled f, does not change."""
     for params, weight, rows in _blocks(kind, parts, weights):
         weight[rows] = params
 

@@ -1,4 +1,4 @@
-"""What the functions of backward share: their structs, where gradients lie, and how they reach the caller."""
+"""What the functions of backward share: their structs, where gradients are, and how they reach the caller."""
 
 from __future__ import annotations
 
@@ -47,32 +47,14 @@ class BackwardEmitter(DirectionEmitter):
         self.group = c.groups + self.layer_dir_group * c.group_stride
         self.transposed = self.group + c.transposed_offset
         self.scratch = c.scratch + self.thread * c.scratch_stride
-        self.grad_tables = self.scratch
         self.chunk_table = self.scratch + self.rows * (16 * len(self.stages))
-        # A row of zeros, the initial accumulators of GEMMs, lies before the panel that they write.
+        # A row of zeros, the initial accumulators of GEMMs, is before the panel that they write.
         self.zeros = self.scratch + c.panel_offset
         self.panel = self.zeros + self.panel_bytes
 
     def backward_time(self, step: Value) -> Value:
         """The time of a step of the backward loop in this direction."""
         return self.time(self.c.steps - 1 - step)
-
-    def is_requested(self, *gradients: Value) -> Value:
-        """Whether the caller asks for any of these gradients."""
-        addresses = gradients[0]
-        for gradient in gradients[1:]:
-            addresses = addresses | gradient
-        return addresses.is_set
-
-    def is_any_param_requested(self) -> Value:
-        """Whether the caller asks for any gradient of this layer-direction's parameters."""
-        p = self.p
-        gradients = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
-        if self.cell.projects:
-            gradients.append(p.d_projection)
-        if self.cell.peepholes:
-            gradients.append(p.d_peepholes)
-        return self.is_requested(*gradients)
 
     def k_padded(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's gradients, padded to whole vectors: K of its GEMMs in backward."""
@@ -94,7 +76,7 @@ class BackwardEmitter(DirectionEmitter):
 
     def grad_table(self, stage: StageKernel, parity: Value) -> Value:
         """The table of the addresses of a stage's rows of gradients: of even steps, then of odd ones."""
-        return self.grad_tables + (parity + 2 * stage.index) * self.rows * 8
+        return self.scratch + (parity + 2 * stage.index) * self.rows * 8
 
     def active_in_batch(self, time: Value) -> Value:
         """The number of sequences of the whole batch that have that time."""
