@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def target(request, monkeypatch):
 @pytest.fixture
 def traced(monkeypatch):
     """All buffers are NumPy's, whose memory tracemalloc knows of; of large pages it knows nothing."""
-    monkeypatch.setattr(buffers, "_MIN_HUGE", sys.maxsize)
+    monkeypatch.setattr(buffers, "aligned_empty", partial(buffers.aligned_empty, min_huge=sys.maxsize))
 
 
 @pytest.fixture
@@ -115,10 +116,10 @@ def use_all_threads():
 
     def choose(problem, grids):
         """Directions first, or layers if there are few rows; then rows if they are many and weights few; else units."""
-        groups = problem.directions > 1 or problem.batch < 2 * problem.rows_per_tile
+        groups = problem.spec.num_directions > 1 or problem.batch < 2 * problem.rows_per_tile
         layer_dirs = max(grid.layer_dirs for grid in grids) if groups else 1
         threads = max(grid.rows for grid in grids)
-        weights = problem.hidden * problem.unit_vecs * problem.gates * problem.vector_bytes
+        weights = problem.hidden * problem.unit_vecs * problem.num_gates * problem.vector_bytes
         by_rows = weights <= 1 << 19 and problem.batch >= threads * problem.rows_per_tile
         fitting = [grid for grid in grids if grid.layer_dirs == layer_dirs and grid[2 if by_rows else 1] == 1]
         return max(fitting, key=lambda grid: grid.rows * grid.units)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmarks.compare.runner import ComparedRow, Comparison, comparison_report, run
+from benchmarks.compare.runner import Comparison, comparison_report, run
 from benchmarks.compare.table import compared_table, summary
 from benchmarks.peers.environments import PEERS
 from benchmarks.peers.revision import find
 from fusedrnn.bench.bandwidth import measure_bandwidth
-from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.cli import options
-from fusedrnn.cli.bench import make_config, print_machine, print_problems
-from fusedrnn.cli.console import check_writable, fail, output
-from fusedrnn.cli.console import steps as show_steps
+from fusedrnn.cli.bench import make_config, measure, write_json
+from fusedrnn.cli.console import check_writable, fail
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,9 +43,7 @@ def main(
     """
     try:
         config = Comparison(
-            make_config(
-                cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, budget=seconds
-            ),
+            make_config(cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, budget=seconds),
             choose_peers(peers) if peers else (),
             tuple(dict.fromkeys(find(name.strip()) for name in against.split(",") if name.strip())),
         )
@@ -79,18 +74,9 @@ def choose_peers(text: str) -> tuple[str, ...]:
 
 def compare(config: Comparison, json_path: Path | None) -> bool:
     """Run the comparison, print its table, write its file. Returns whether every result of the operator was right."""
-    rows: list[ComparedRow] = []
-    with show_steps(len(config.bench.rows())) as progress:
-        for row in run(config, progress.say):
-            rows.append(row)
-            progress.done(summary(row))
-    rows = at_best_peak(rows)
-    print_machine(config.bench.threads)
-    output().print(compared_table(rows))
-    print_problems(rows)
+    rows = measure(config.bench, lambda progress: run(config, progress), summary, lambda rows: [compared_table(rows)])
     if json_path:
-        figures = comparison_report(config, rows, measure_bandwidth(config.bench.threads))
-        json_path.write_text(json_module.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(json_path, comparison_report(config, rows, measure_bandwidth(config.bench.threads)))
     return not any(row.wrong for row in rows)
 
 

@@ -16,12 +16,12 @@ from benchmarks.peers.revision import Revision
 from fusedrnn.bench.checks import check, check_timed, compare
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload, workload
-from fusedrnn.bench.peaks import RunPeak
+from fusedrnn.bench.peaks import RunPeak, Turns, measure
 from fusedrnn.bench.report import report, row_report
 from fusedrnn.bench.results import FUSED, NON_FUSED, Results
 from fusedrnn.bench.rows import BenchConfig, Row
-from fusedrnn.bench.runner import Progress, Turns, measure
-from fusedrnn.bench.timing import ContenderFailed, Timed, alternate
+from fusedrnn.bench.runner import Progress
+from fusedrnn.bench.timing import PAUSE, Timed, alternate
 
 _SAMPLE_SECONDS = 0.05
 """Shortest duration of a sample: the pauses between turns are long, and percentiles need many single calls."""
@@ -69,9 +69,8 @@ def run(config: Comparison, progress: Progress = lambda stage: None) -> Iterator
         peak = RunPeak(bench.dtype, bench.threads)
         for case, mode, phase in bench.rows():
             work = workload(case, mode, bench.dtype, bench.data)
-            flops = work.flops(training=phase.training)
-            row = ComparedRow(case, mode, phase.name, bench.dtype, bench.threads, flops)
-            row = replace(row, peers=tuple(config.peers), revisions=tuple(each.name for each in config.revisions))
+            revisions = tuple(revision.name for revision in config.revisions)
+            row = ComparedRow.of(bench, work, phase, peers=tuple(config.peers), revisions=revisions)
             yield _run_row(config, processes, peak, row, work, phase, progress)
 
 
@@ -90,13 +89,13 @@ def _run_row(
     """
     progress(f"{row.name}: checking")
     operator = phase.makers[FUSED](work)
-    if wrong := check(work, phase, {FUSED: operator}, row.flops):
+    if wrong := check(work, phase, {FUSED: operator}):
         return replace(row, wrong=wrong)
     batch = work.batch(work.case.T)
     expected = {name: array.copy() for name, array in operator(batch)().items()}  # the next call reuses the arrays
 
     def difference(results: Results) -> str | None:
-        return compare(work, results, expected)
+        return compare(work, work.case.T, results, expected, num_rounded=2)
 
     calls, failures = processes.load(
         work, batch, phase.training, difference, lambda name: progress(f"{row.name}: preparing {name}")
@@ -118,14 +117,13 @@ def _time_row(
     budget: float, peak: RunPeak, row: ComparedRow, calls: Mapping[str, Timed], failures: dict[str, str]
 ) -> tuple[ComparedRow, dict[str, Any]]:
     """The row with its timings, and the results; adds to ``failures`` those that failed meanwhile."""
-
-    def on_failure(name: str, error: ContenderFailed) -> None:
-        failures[name] = str(error)
+    # Only libraries have idle threads that spin. Without the pause, revisions get ten times as many samples.
+    pause = PAUSE if row.peers else 0.0
 
     def take_turns() -> Turns:
         single_sample = [name for name in calls if name != FUSED]
-        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS}
-        return alternate(calls, budget, on_failure=on_failure, before_turn=peak.sample, **options)
+        options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS, "pause": pause}
+        return alternate(calls, budget, failures=failures, before_turn=peak.sample, **options)
 
     return measure(row, peak, take_turns)
 

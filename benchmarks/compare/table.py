@@ -28,11 +28,11 @@ def compared_table(rows: Sequence[ComparedRow]) -> Table:
     first = rows[0]
     columns = [_time_column(name) for name in (FUSED, *first.peers, *first.revisions)]
     if first.peers:
-        columns.append(Column("times\nthe\nbest", _over_best))
-    columns += [Column(f"times\n{revision}", partial(_over, revision)) for revision in first.revisions]
-    columns.append(Column("of\nFMA\npeak", lambda row: percent(row.share(), digits=1)))
+        columns.append(("times\nthe\nbest", _over_best))
+    columns += [(f"times\n{revision}", partial(_over, revision)) for revision in first.revisions]
+    columns.append(("of\nFMA\npeak", lambda row: percent(row.share(), digits=1)))
     if any(_percentile(row, 50) for row in rows):
-        columns += [Column(f"p{rank}\nµs", partial(_percentile, rank=rank)) for rank in (50, 99)]
+        columns += [(f"p{rank}\nµs", partial(_percentile, rank=rank)) for rank in (50, 99)]
     return make_table(f"Seconds a call; T, N, I, H in {first.dtype}", label, columns, rows)
 
 
@@ -52,7 +52,7 @@ def _time_column(name: str) -> Column[ComparedRow]:
         text = duration(row.timings[name].median)
         return f"[bold]{text}[/]" if name == row.best_peer else text
 
-    return Column(_HEADINGS.get(name, name), cell)
+    return _HEADINGS.get(name, name), cell
 
 
 def _over_best(row: ComparedRow) -> str:

@@ -22,7 +22,6 @@ from fusedrnn.engines.reference.engine import ReferenceEngine
 @pytest.fixture(autouse=True)
 def known_speeds(known_peak, monkeypatch):
     monkeypatch.setattr(bench, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
-    monkeypatch.setattr(runner, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def without_onednn(monkeypatch):
 
 
 def rows(*backends, modes=("lstm",), **options):
-    config = BenchConfig([SMALL], modes, list(PHASES.values()), budget=0.0, backends=backends, **options)
+    config = BenchConfig([SMALL], modes, list(PHASES.values()), budget=0.0, pause=0.0, backends=backends, **options)
     return list(runner.run(config))
 
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from bench_rows import SMALL
+from bench_rows import SMALL, small_config
 from fusedrnn.bench import peaks, runner, tables, variants
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
-from fusedrnn.bench.peaks import MEASUREMENTS, RunPeak, at_best_peak
+from fusedrnn.bench.peaks import RunPeak, at_best_peak
 from fusedrnn.bench.report import row_report
-from fusedrnn.bench.rows import BenchConfig, Row
+from fusedrnn.bench.rows import MEASUREMENTS, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.runtime.peak import PeakSample
 
-CONFIG = BenchConfig([SMALL], ["lstm"], [PHASES["inference"]], threads=2, budget=0.0)
+CONFIG = small_config(threads=2)
 
 
 @pytest.fixture
@@ -39,7 +39,6 @@ def sampled(monkeypatch):
 
         monkeypatch.setattr(peaks, "sample_peak", sample)
         monkeypatch.setattr(peaks, "measure_peak", measure)
-        monkeypatch.setattr(runner, "PAUSE", 0.0)
         return log
 
     return sample_as
@@ -145,10 +144,9 @@ def test_measuring_again_has_an_end(sampled, monkeypatch):
     assert row.wrong is None and row.share() is None and list(row.rejected_shares) == [FUSED]
 
 
-def test_variants_refuse_such_shares_too(sampled, monkeypatch):
+def test_a_variant_has_no_share_above_one_either(sampled):
     sampled(1e-9, measured=(1e-9,))
-    monkeypatch.setattr(variants, "PAUSE", 0.0)
-    config = BenchConfig([SMALL], ["rnn_relu"], [PHASES["inference"]], budget=0.0)
-    [lines] = variants.run(config, lambda stage: None)
-    assert all(line.share is None and line.rejected_share and line.gflops > 0 for line in lines)
-    assert all(line.share is not None for line in (replace(line, peak=1e6) for line in lines))
+    [row] = runner.run(small_config(("rnn_relu",), variants=True))
+    assert list(row.timings) == list(row.rejected_shares) == [variants.PLAIN, *variants.VARIANTS["rnn_relu"]]
+    assert all(row.share(name) is None and row.gflops(name) > 0 for name in row.timings)
+    assert all(replace(row, peak=1e6).share(name) for name in row.timings)

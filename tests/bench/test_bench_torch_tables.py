@@ -30,8 +30,11 @@ def packed_row(seconds: dict[str, float], phase: str = "inference", case: Case =
     work = workload(case, "gru", "float32", packed=True)
     timings = {contender: Timing((value,)) for contender, value in seconds.items()}
     valid = tuple(map(int, work.lengths))
-    flops = work.flops(training=PHASES[phase].training)
-    return Row(case, "gru", phase, "float32", 2, flops, peak=200.0, timings=timings, lengths=valid)
+    flops, flops_of_unpacked = (each.flops(training=PHASES[phase].training) for each in (work, work.unpacked()))
+    return Row(
+        case, "gru", phase, "float32", 2, flops,
+        peak=200.0, timings=timings, lengths=valid, flops_of={UNPACKED: flops_of_unpacked},
+    )  # fmt: skip
 
 
 def test_options_say_who_is_compared():

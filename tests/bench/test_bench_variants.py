@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fusedrnn import RNNSpec
-from fusedrnn.bench import variants
+from fusedrnn.bench import runner, variants
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.rows import BenchConfig
 from fusedrnn.cli.app import app
@@ -17,38 +17,31 @@ from fusedrnn.testing.cases import CASES, Case
 CASE = Case("mini", 3, 2, 5, 8)
 
 
-def rows_by_variant(mode, phase):
+def measured_row(mode, phase):
+    config = BenchConfig([CASE], [mode], [PHASES[phase]], budget=0.0, pause=0.0, variants=True)
     stages = []
-    config = BenchConfig([CASE], [mode], [PHASES[phase]], budget=0.0)
-    (rows,) = variants.run(config, stages.append)
-    assert len(stages) == 1
-    return {row.name: row for row in rows}
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch):
-    monkeypatch.setattr(variants, "PAUSE", 0.0)
+    [row] = runner.run(config, stages.append)
+    assert len(stages) == 1 and row.wrong is None
+    return row
 
 
 @pytest.mark.parametrize(("mode", "phase"), [*((mode, "inference") for mode in MODES), ("gru", "training")])
 def test_every_variant_is_right_and_timed(mode, phase):
-    rows = rows_by_variant(mode, phase)
+    row = measured_row(mode, phase)
     names = [variants.PLAIN, *variants.VARIANTS[mode]]
-    assert list(rows)[: len(names)] == names
-    assert (variants.IN_TORCH_NN in rows) == (mode == "lstm")
-    for row in rows.values():
-        assert row.wrong is None
-        assert row.timing is not None
-        assert row.gflops == pytest.approx(row.flops / row.timing.median * 1e-9)
-        assert 0 < row.share <= 1
+    assert list(row.timings)[: len(names)] == names and not row.failures
+    assert (variants.IN_TORCH_NN in row.timings) == (mode == "lstm")
+    for name, timing in row.timings.items():
+        assert row.gflops(name) == pytest.approx(row.flops_of[name] / timing.median * 1e-9)
+        assert 0 < row.share(name) <= 1
 
 
 def test_work_is_that_of_the_variant():
     """A projection has its own product, coupled gates have three quarters of the gates."""
-    rows, spec = rows_by_variant("lstm", "inference"), RNNSpec("lstm", 5, 8)
-    assert rows[variants.PLAIN].flops == 2 * 3 * 2 * 4 * 8 * (5 + 8) == spec.flops(3, 2)
-    assert rows[variants.PROJECTION].flops == 2 * 3 * 2 * (4 * 8 * (5 + 4) + 4 * 8)
-    assert rows["coupled gates"].flops == rows[variants.PLAIN].flops * 3 // 4
+    flops, spec = measured_row("lstm", "inference").flops_of, RNNSpec("lstm", 5, 8)
+    assert flops[variants.PLAIN] == 2 * 3 * 2 * 4 * 8 * (5 + 8) == spec.flops(3, 2)
+    assert flops[variants.PROJECTION] == 2 * 3 * 2 * (4 * 8 * (5 + 4) + 4 * 8)
+    assert flops["coupled gates"] == flops[variants.PLAIN] * 3 // 4
 
 
 def test_a_wrong_one_has_no_figure(monkeypatch):
@@ -70,11 +63,12 @@ def test_a_wrong_one_has_no_figure(monkeypatch):
         return run
 
     monkeypatch.setitem(PHASES["inference"].makers, "fused", maker)
-    rows = rows_by_variant("lstm", "inference")
-    assert "y" in rows["peepholes"].wrong
-    assert rows["peepholes"].timing is None
-    assert rows["peepholes"].share is None
-    assert rows[variants.PROJECTION].wrong is None
+    row = measured_row("lstm", "inference")
+    assert list(row.failures) == ["peepholes"] and row.failures["peepholes"].startswith("wrong: peepholes: y")
+    assert "peepholes" not in row.timings and variants.PROJECTION in row.timings
+    lines = {line["variant"]: line for line in variants.report([row])}
+    assert lines["peepholes"]["wrong"].startswith("peepholes: y") and lines["peepholes"]["seconds"] is None
+    assert lines[variants.PLAIN]["wrong"] is None
 
 
 def test_the_command(monkeypatch, tmp_path):

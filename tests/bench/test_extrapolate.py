@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench_rows import SMALL, Clock, measured, set_element, small_config, spoiled
+from bench_rows import Clock, measured, set_element, small_config, spoiled
 from fusedrnn.bench import contenders, runner, tables
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.bench.extrapolate import MIN_STEPS, SLOW, TARGET_SECONDS, Extrapolated, extrapolate
 from fusedrnn.bench.report import report
-from fusedrnn.bench.rows import BenchConfig
 from fusedrnn.bench.timing import alternate
 from fusedrnn.testing.cases import CASES
 
@@ -84,13 +83,12 @@ def slow_baseline(monkeypatch):
         return Extrapolated(call_of(3), 3, total, 0.0)
 
     monkeypatch.setattr(runner, "extrapolate", short)
-    monkeypatch.setattr(runner, "PAUSE", 0.0)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("torch", [False, pytest.param(True, marks=needs_torch)])
 def test_a_row_says_on_how_many_steps_its_baseline_was_measured(known_peak, slow_baseline, phase, torch):
-    config = BenchConfig([SMALL], ["gru"], [PHASES[phase]], budget=0.0, torch=torch)
+    config = small_config(("gru",), phase, torch=torch)
     [row] = runner.run(config)
     assert row.wrong is None and row.steps_run == {NON_FUSED: 3}
     assert set(row.timings) == set(config.contenders()) and len(row.timings[NON_FUSED].seconds) >= 4
@@ -123,7 +121,7 @@ def test_one_line_summarizes_the_steps_of_several_rows():
 def test_a_result_that_goes_wrong_while_an_extrapolated_row_is_timed_is_wrong(
     monkeypatch, known_peak, slow_baseline, phase, name, value, message
 ):
-    config = BenchConfig([SMALL], ["lstm"], [PHASES[phase]], budget=0.0)
+    config = small_config(phase=phase)
     make = contenders.train_non_fused if PHASES[phase].training else contenders.non_fused
     spoiled(monkeypatch, set_element(name, value), calls_before=3, phase=phase, make=make)
     [row] = runner.run(config)

@@ -98,7 +98,7 @@ def test_a_long_call_elsewhere_counts_from_its_load():
 def test_a_lost_call_does_not_end_the_others():
     failures = {}
     calls = {"far": Far(0.5), "here": lambda: 7}
-    timings, _ = alternate(calls, 0.0, pause=0.0, on_failure=lambda name, error: failures.update({name: str(error)}))
+    timings, _ = alternate(calls, 0.0, pause=0.0, failures=failures)
     assert timings.keys() == {"here"} and failures == {"far": "gone"}
     with pytest.raises(ContenderFailed):
         alternate({"far": Far(0.5)}, 0.0, pause=0.0)

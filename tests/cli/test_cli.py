@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,39 +187,45 @@ def test_info_shows_the_machine():
     assert f"numpy {np.__version__}" in result.output
 
 
-@pytest.fixture
-def quick_plans(monkeypatch):
+@pytest.mark.parametrize("everything", [False, True])
+def test_info_shows_how_a_workload_is_divided(monkeypatch, capsys, everything):
     monkeypatch.setattr(plan_command, "measure_peak", lambda dtype, threads: 100.0 * threads)
     monkeypatch.setattr(plan_command, "measure_bandwidth", lambda threads: {"L2": 90.0, "memory": 10.0})
-    monkeypatch.setattr(plan_command, "_SECONDS", 0.0)
-
-
-@pytest.mark.parametrize("options", [(), ("--all",)], ids=str)
-def test_info_shows_how_a_workload_is_shared_out(quick_plans, options):
-    result = run("info", "--plan", "tiny,small", "--modes", "gru", "--threads", 2, *options)
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
+    cases = [CASES["tiny"], CASES["small"]]
+    plan_command.print_plans(plan_command.PlanConfig(cases, ["gru"], "float32", 2, everything, seconds=0.0))
+    output = capsys.readouterr().out
+    lines = output.splitlines()
     assert max(map(len, lines)) < 100
     for case in ("tiny", "small"):
-        for way in ("inference", "training, forward", "training, backward"):
-            assert f"{case} GRU, {way}" in result.output
-    for ways in ("one thread", "2 row groups", "2 unit groups"):
-        assert sum(ways in line for line in lines if " ms" in line) == 6
+        for phase in ("inference", "training, forward", "training, backward"):
+            assert f"{case} GRU, {phase}" in output
+    for partition_name in ("one thread", "2 row groups", "2 unit groups"):
+        assert sum(partition_name in line for line in lines if " ms" in line) == 6
     chosen = [line for line in lines if line.startswith(">")]
     assert len(chosen) == 6 and all(line.count(" ms") == 3 for line in chosen)
     others = [line for line in lines if " ms" in line and line not in chosen]
-    assert all(line.count(" ms") == (3 if options else 2) for line in others)
-    assert "recurrent GEMM" in result.output and "chunk" in result.output and "tile" in result.output
+    assert all(line.count(" ms") == (3 if everything else 2) for line in others)
+    assert "recurrent GEMM" in output and "chunk" in output and "tile" in output
+
+
+def test_info_plans_what_its_options_say(monkeypatch):
+    configs = []
+    monkeypatch.setattr(info, "print_plans", configs.append)
+    for options in ((), ("--all",)):
+        result = run("info", "--plan", "tiny,small", "--modes", "gru", "--threads", 2, *options)
+        assert result.exit_code == 0, result.output
+    cases = [CASES["tiny"], CASES["small"]]
+    expected = plan_command.PlanConfig(cases, ["gru"], "float32", 2, everything=False)
+    assert configs == [expected, replace(expected, everything=True)]
 
 
 def test_info_measures_a_grid_that_is_forced(monkeypatch):
-    seen, plain = [], partition.choose_share
-    monkeypatch.setattr(plan_command, "_SECONDS", 0.0)
-    monkeypatch.setattr(partition, "choose_share", lambda *args: seen.append(plain(*args)) or seen[-1])
+    chosen, plain = [], partition.choose_share
+    monkeypatch.setattr(partition, "choose_share", lambda *args: chosen.append(plain(*args)) or chosen[-1])
     case = CASES["tiny"]
-    for way in ("inference", "training", "backward"):
-        assert plan_command.measure(case.spec("gru"), case, way, (1, 1, 2)) > 0
-    assert seen and {share.grid for share, _ in seen} == {(1, 1, 2)}
+    for phase in ("inference", "training", "backward"):
+        assert plan_command.measure(case.spec("gru"), case, phase, (1, 1, 2), duration=0.0) > 0
+    assert chosen and {share.grid for share, _ in chosen} == {(1, 1, 2)}
 
 
 def test_info_says_what_it_does_not_know():

@@ -1,4 +1,4 @@
-"""Machine code on disk: found again, remade when damaged, harmless where nothing can be written."""
+"""Machine code on disk: loaded again, compiled again when damaged, and optional where nothing can be written."""
 
 import ctypes
 import gc
@@ -16,10 +16,11 @@ from answering import TARGET, Builder, answer, build_caller
 from fusedrnn import RNNOp, RNNSpec, env
 from fusedrnn.engines.cpu import jobs
 from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.launch.args_kernel import load_bind
+from fusedrnn.engines.cpu.launch.call_kernel import load_bind
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.jit import compiler, loader, object_cache, sources
 from fusedrnn.jit.host import emulated
+from fusedrnn.jit.object_cache import ObjectCache
 from fusedrnn.jit.target import known_targets
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.thread_pool import load_pool
@@ -31,26 +32,26 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "deep" / "cache"
 
 
-def the_file(folder):
+def only_file(folder):
     (path,) = folder.iterdir()
     return path
 
 
-def test_second_time_from_disk(folder):
+def test_second_load_reads_the_disk(folder):
     build = Builder()
     assert [answer(loader.load("answer", TARGET, build)) for _ in range(3)] == [42] * 3
     assert build.calls == 1
-    assert the_file(folder).name.startswith(f"answer-{TARGET.name}-")
+    assert only_file(folder).name.startswith(f"answer-{TARGET.name}-")
 
 
-def test_what_is_on_disk_is_what_runs(folder):
-    """Not the builder's word: the file's content."""
+def test_code_on_disk_is_what_runs(folder):
+    """What another builder would emit does not matter."""
     loader.load("answer", TARGET, Builder(1))
     assert answer(loader.load("answer", TARGET, Builder(2))) == 1
 
 
-def test_code_that_calls_other_code(folder):
-    """Two callers of the same code, which stands on disk for itself and lives as long as either of them."""
+def test_linked_code(folder):
+    """Two callers of the same code, which has a file of its own and lives as long as either of them."""
     for build in (Builder(), Builder(number=0)):  # compiled, then as it is on disk
         called = object_cache.fetch("answer", TARGET, build)
         callers = [loader.load(name, TARGET, build_caller, links=(called,)) for name in ("one", "other")]
@@ -67,8 +68,8 @@ def test_code_that_calls_other_code(folder):
 DAMAGE = {
     "empty": lambda content: b"",
     "truncated": lambda content: content[:-1],
-    "no more than its seal": lambda content: content[: len(object_cache._FORMAT) + 32],
-    "half a digest": lambda content: content[: len(object_cache._FORMAT) + 16],
+    "only the header": lambda content: content[: len(object_cache._FORMAT) + 32],
+    "half a header": lambda content: content[: len(object_cache._FORMAT) + 16],
     "longer": lambda content: content + b"\0",
     "a bit in the code": lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
     "a bit in the format": lambda content: bytes([content[0] ^ 1]) + content[1:],
@@ -80,18 +81,18 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_files_are_remade(folder, damage):
+def test_damaged_files_are_compiled_again(folder, damage):
     build = Builder()
     loader.load("answer", TARGET, build)
-    path = the_file(folder)
+    path = only_file(folder)
     good = path.read_bytes()
     path.write_bytes(damage(good))
     assert answer(loader.load("answer", TARGET, build)) == 42
     assert build.calls == 2
-    assert the_file(folder).read_bytes() == good
+    assert only_file(folder).read_bytes() == good
 
 
-def test_a_file_under_another_name_is_remade(folder):
+def test_file_of_another_kernel_is_compiled_again(folder):
     """Another kernel's file, as good as it is, is not this kernel's: by name, by target, by key."""
     others = [("other", TARGET), ("answer", emulated(TARGET))]
     for name, target in others:
@@ -107,7 +108,7 @@ def test_a_file_under_another_name_is_remade(folder):
         path.unlink()
     build = Builder(2)
     loader.load("answer", TARGET, build)
-    path = the_file(folder)
+    path = only_file(folder)
     good = path.read_bytes()
     for content in other_files:
         path.write_bytes(content)
@@ -116,17 +117,17 @@ def test_a_file_under_another_name_is_remade(folder):
     assert build.calls == 4
 
 
-def test_a_folder_in_place_of_the_file(folder):
+def test_folder_in_place_of_the_file(folder):
     build = Builder()
     loader.load("answer", TARGET, build)
-    path = the_file(folder)
+    path = only_file(folder)
     path.unlink()
     path.mkdir()
     assert answer(loader.load("answer", TARGET, build)) == 42
     assert [entry.name for entry in folder.iterdir()] == [path.name]
 
 
-def test_a_file_in_place_of_the_folder(folder):
+def test_file_in_place_of_the_folder(folder):
     folder.parent.mkdir()
     folder.write_text("mine")
     build = Builder()
@@ -144,7 +145,7 @@ def test_read_only_folder(folder):
 
 
 @pytest.mark.parametrize("call", ["mkdir", "replace", "fdopen"])
-def test_a_disk_that_refuses(folder, monkeypatch, call):
+def test_disk_that_cannot_be_written(folder, monkeypatch, call):
     """As a read-only folder does, or a full disk; whoever runs the tests."""
 
     def refuse(*args, **options):
@@ -155,7 +156,7 @@ def test_a_disk_that_refuses(folder, monkeypatch, call):
     assert not folder.exists() or not list(folder.iterdir())
 
 
-def test_no_home(monkeypatch):
+def test_user_without_a_home(monkeypatch):
     """A user without a home folder, as in some containers, has no cache: that costs time, nothing else."""
 
     def homeless(path):
@@ -169,7 +170,7 @@ def test_no_home(monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["", "  "])
-def test_empty_keeps_none(tmp_path, monkeypatch, value):
+def test_empty_variable_disables_the_cache(tmp_path, monkeypatch, value):
     monkeypatch.setenv("FUSEDRNN_CACHE_DIR", value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -181,7 +182,7 @@ def test_empty_keeps_none(tmp_path, monkeypatch, value):
 
 
 @pytest.mark.parametrize("other", [target for target in known_targets()[:-1]], ids=lambda target: target.name)
-def test_key_holds_the_target(folder, other):
+def test_key_depends_on_the_target(folder, other):
     generic = known_targets()[-1]
 
     def key(name, target):
@@ -195,8 +196,8 @@ def test_key_holds_the_target(folder, other):
 
 
 @pytest.mark.parametrize("what", ["llvmlite", "llvm", "sources"])
-def test_key_holds_what_makes_the_code(folder, monkeypatch, what):
-    """Another compiler, or other sources of our own, and the code is made anew."""
+def test_key_depends_on_compiler_and_sources(folder, monkeypatch, what):
+    """With another compiler, or other sources of our own, the code is compiled again."""
     build = Builder()
     loader.load("answer", TARGET, build)
     if what == "llvmlite":
@@ -210,7 +211,7 @@ def test_key_holds_what_makes_the_code(folder, monkeypatch, what):
     assert len(list(folder.iterdir())) == 2
 
 
-def test_without_a_key_nothing_is_kept(folder, monkeypatch):
+def test_nothing_is_written_without_a_key(folder, monkeypatch):
     """Where it is not known what the code depends on, any file may be stale."""
     monkeypatch.setattr(sources, "digest", lambda emitter: None)
     build = Builder()
@@ -238,28 +239,24 @@ def five_old(folder):
     return folder
 
 
-@pytest.mark.parametrize(("limit", "value"), [("_MAX_FILES", 3), ("_MAX_BYTES", 2999)])
-def test_pruning(five_old, monkeypatch, limit, value):
-    """The oldest of our files go when there are many or when they are large; what is no file of ours stays."""
-    monkeypatch.setattr(object_cache, limit, value)
-    loader.load("answer", TARGET, Builder())
-    (ours,) = five_old.glob("answer-*")
-    stay = {ours.name, *FOREIGN, *(NAME.format(which) for which in (0, 1, "folder", "link"))}
-    assert {path.name for path in five_old.iterdir()} == stay
+@pytest.mark.parametrize("limit", [{"max_files": 3}, {"max_bytes": 2999}], ids=str)
+def test_oldest_files_are_removed(five_old, limit):
+    """Our own only, when there are too many or they are too large; whatever else is in the folder stays."""
+    ObjectCache(five_old, **limit).write(NAME.format("new"), bytes(1000))
+    left = {*FOREIGN, *(NAME.format(label) for label in ("new", 0, 1, "folder", "link"))}
+    assert {path.name for path in five_old.iterdir()} == left
 
 
-def test_the_file_just_written_stays(five_old, monkeypatch):
-    """Even if it alone is larger than all may be, and if the clock says that it is the oldest."""
-    monkeypatch.setattr(object_cache, "_MAX_BYTES", 1)
-    monkeypatch.setattr(object_cache, "_MAX_FILES", 1)
+def test_file_just_written_is_not_removed(five_old):
+    """Even if it alone is above the limits, and if the clock says that it is the oldest."""
     for path in five_old.iterdir():
         os.utime(path, (2**33, 2**33), follow_symlinks=False)
-    loader.load("answer", TARGET, Builder())
+    ObjectCache(five_old, max_files=1, max_bytes=1).write(NAME.format("new"), bytes(1000))
     left = {path.name for path in five_old.iterdir()} - {*FOREIGN, NAME.format("folder"), NAME.format("link")}
-    assert len(left) == 1 and left.pop().startswith("answer-")
+    assert left == {NAME.format("new")}
 
 
-def test_temporary_files_of_killed_processes_go(five_old):
+def test_temporary_files_of_killed_processes_are_removed(five_old):
     """Those of this version and of earlier ones, once no process can still be writing them."""
     stem = NAME.format(7).removesuffix(".o")
     stale = [f"{stem}.0123456789abcdef.tmp", f"{stem}k3_x9abc.tmp"]
@@ -272,7 +269,7 @@ def test_temporary_files_of_killed_processes_go(five_old):
     assert before - {path.name for path in five_old.iterdir()} == set(stale)
 
 
-def test_names_of_all_files_are_known_as_ours(folder):
+def test_pruning_recognises_all_our_files(folder):
     """Pruning recognises a kernel's file, and what it is written as first, that of an unusual cell too."""
     RNNOp(RNNSpec("rnn_relu", 3, 4, gate_clip=2.0)).compile()
     written = [path.name for path in folder.iterdir()]
@@ -298,7 +295,7 @@ print(float(y.sum()))
 """
 
 
-def test_processes_at_once(folder, monkeypatch):
+def test_concurrent_processes(folder, monkeypatch):
     """Several processes compile and write the same kernels: all are right, and so is what they leave behind."""
     start = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The backend: onnx's own tests of the three operators, graphs of several nodes, the interface."""
+"""The onnx backend: onnx's own tests of the three operators, graphs of several nodes, the interface."""
 
 import re
 import threading
@@ -12,52 +12,45 @@ import pytest
 from onnx import helper, numpy_helper
 
 import fusedrnn.onnx
-from onnx_models import (
-    Case,
-    assert_same,
-    expected,
-    info,
-    model_of,
-    ours,
-)
+from onnx_models import Case, assert_same, expected, info, model_of, run_fusedrnn
 
 KINDS = ("LSTM", "GRU", "RNN")
 
 # ---- onnx's own tests of the three operators
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", RuntimeWarning)  # overflow in the data of tests of other operators
+    warnings.simplefilter("ignore", RuntimeWarning)  # other operators' test data overflow
     from onnx.backend.test import BackendTest
     from onnx.backend.test.loader import load_model_tests
 
     CASES = load_model_tests(kind="node")
 
-OFFICIAL = {f"{case.name}_cpu": case.name for case in CASES if re.match("test_(lstm|gru|rnn|simple_rnn)_", case.name)}
+ONNX_TESTS = {f"{case.name}_cpu": case.name for case in CASES if re.match("test_(lstm|gru|rnn|simple_rnn)_", case.name)}
 
 
-def official(backend, options):
-    """The test class that onnx makes of a backend, with the tests of our operators alone."""
-    suite = BackendTest(backend, __name__, dict.fromkeys(OFFICIAL.values(), options))
-    every = suite.test_cases["OnnxBackendNodeModelTest"]
-    return type(every.__name__, (unittest.TestCase,), {name: getattr(every, name) for name in OFFICIAL})
+def onnx_test_class(backend, options):
+    """The test class that onnx generates for a backend, reduced to the tests of the three operators."""
+    suite = BackendTest(backend, __name__, dict.fromkeys(ONNX_TESTS.values(), options))
+    generated = suite.test_cases["OnnxBackendNodeModelTest"]
+    return type(generated.__name__, (unittest.TestCase,), {name: getattr(generated, name) for name in ONNX_TESTS})
 
 
-class TestOfficialOnTheReference(official(fusedrnn.onnx, {"backend": "reference"})):
-    """``BackendTest(fusedrnn.onnx, __name__)``, told which engine."""
+class TestOnnxSuiteOnReference(onnx_test_class(fusedrnn.onnx, {"backend": "reference"})):
+    """``BackendTest(fusedrnn.onnx, __name__)`` on the reference engine."""
 
 
-class TestOfficialOnWhatIsChosen(official(fusedrnn.onnx, {})):
-    """The same on the engine that is chosen, where it takes the node."""
+class TestOnnxSuiteOnDefaultEngine(onnx_test_class(fusedrnn.onnx, {})):
+    """The same on the first engine that supports each node."""
 
 
-def test_official_tests_are_all_there():
-    """Also those that are called otherwise, where onnx tells of what nodes a test is."""
+def test_onnx_suite_is_complete():
+    """Checks tests with other names too, where onnx provides the test's model."""
     models = {case.name: case.model for case in CASES if case.model is not None}
-    ours = {name for name, model in models.items() if any(node.op_type in KINDS for node in model.graph.node)}
-    assert ours <= set(OFFICIAL.values())
-    assert len(OFFICIAL) >= 12  # of onnx 1.18; 18 of 1.23
-    for suite in (TestOfficialOnTheReference, TestOfficialOnWhatIsChosen):
-        assert {name for name in dir(suite) if name.startswith("test_")} == set(OFFICIAL)
+    recurrent = {name for name, model in models.items() if any(node.op_type in KINDS for node in model.graph.node)}
+    assert recurrent <= set(ONNX_TESTS.values())
+    assert len(ONNX_TESTS) >= 12  # onnx 1.18 has 12, onnx 1.23 has 18
+    for suite in (TestOnnxSuiteOnReference, TestOnnxSuiteOnDefaultEngine):
+        assert {name for name in dir(suite) if name.startswith("test_")} == set(ONNX_TESTS)
 
 
 # ---- graphs of several nodes, and the interface
@@ -68,17 +61,17 @@ def test_official_tests_are_all_there():
     [(kind, names) for kind in KINDS for names in [("Y",), ("", "Y_h"), ("Y", "Y_h")]]
     + [("LSTM", ("", "", "Y_c")), ("LSTM", ("Y", "", "Y_c")), ("LSTM", ("", "Y_h", "Y_c"))],
 )
-def test_outputs_that_are_left_out(kind, outputs):
+def test_omitted_outputs(kind, outputs):
     case = Case(kind, outputs=outputs)
     arrays = case.arrays()
-    results = ours(case, arrays)
+    results = run_fusedrnn(case, arrays)
     assert_same(results, expected(case, arrays), case)
-    for place, name in enumerate(filter(None, outputs)):
-        assert results[name] is results[place]
+    for index, name in enumerate(filter(None, outputs)):
+        assert results[name] is results[index]
 
 
-def stack():
-    """Two layers that follow each other through an Identity, constants in every place that there is."""
+def two_layers():
+    """A GRU and an LSTM, an Identity between them; weights in initializers, in a Constant and behind an Identity."""
     first = Case("GRU", I=6, attributes={"linear_before_reset": 1}, optional=("B", "initial_h"))
     second = Case("LSTM", I=6, optional=("B", "P"), attributes={"direction": "reverse"})
     a, b = first.arrays(1), second.arrays(2)
@@ -101,37 +94,37 @@ def stack():
     return model, a["X"], expected(replace(second, T=1), b | {"X": h.astype(np.float32)})[:1], second
 
 
-def test_nodes_in_a_row():
-    model, x, reference, case = stack()
-    ready = fusedrnn.onnx.prepare(model)
-    assert_same(ready.run([x]), reference, case)
-    assert_same(ready.run({"X": x}), reference, case)
-    assert ready.run([x])["Z"].shape == (1, 1, 3, 6)
+def test_chain_of_nodes():
+    model, x, reference, case = two_layers()
+    prepared = fusedrnn.onnx.prepare(model)
+    assert_same(prepared.run([x]), reference, case)
+    assert_same(prepared.run({"X": x}), reference, case)
+    assert prepared.run([x])["Z"].shape == (1, 1, 3, 6)
 
 
 def test_weights_are_packed_once(monkeypatch):
-    model, x, _, _ = stack()
-    ready = fusedrnn.onnx.prepare(model, backend="reference")
-    first = ready.run([x])
+    model, x, _, _ = two_layers()
+    prepared = fusedrnn.onnx.prepare(model, backend="reference")
+    first = prepared.run([x])
     monkeypatch.setattr("fusedrnn.onnx.node_runner.from_onnx", None)  # not called again
-    np.testing.assert_array_equal(ready.run([x])[0], first[0])
+    np.testing.assert_array_equal(prepared.run([x])[0], first[0])
 
 
-def test_an_initializer_that_is_an_input_can_be_replaced():
+def test_input_replaces_initializer():
     case = Case("RNN", weights_inside=True)
     arrays = case.arrays()
     model = case.model(arrays)
     model.graph.input.append(info("W", arrays["W"]))
     other = arrays | {"W": -arrays["W"]}
     inputs = case.inputs(arrays)
-    ready = fusedrnn.onnx.prepare(model)
-    assert_same(ready.run(list(inputs.values())), expected(case, arrays), case)
-    assert_same(ready.run(inputs | {"W": other["W"]}), expected(case, other), case)
-    assert_same(ready.run(inputs), expected(case, arrays), case)
+    prepared = fusedrnn.onnx.prepare(model)
+    assert_same(prepared.run(list(inputs.values())), expected(case, arrays), case)
+    assert_same(prepared.run(inputs | {"W": other["W"]}), expected(case, other), case)
+    assert_same(prepared.run(inputs), expected(case, arrays), case)
 
 
-def test_models_that_list_initializers_as_inputs():
-    """As before version 4 of the format they must."""
+def test_initializers_listed_as_inputs():
+    """Versions of the format before 4 require it."""
     case = Case("GRU", opset=7, weights_inside=True)
     arrays = case.arrays()
     model = case.model(arrays)
@@ -154,31 +147,32 @@ def test_run_node_and_run_model():
     assert_same(fusedrnn.onnx.run_model(case.model(arrays), arrays, **options), reference, case)
 
 
-def test_inputs_in_any_strides_are_not_written_to():
+def test_strided_read_only_inputs():
     case = Case("LSTM", attributes={"direction": "bidirectional", "layout": 1}, lengths=(5, 1, 3))
-    plain = case.arrays()
-    arrays = {name: np.repeat(a, 2, axis=-1)[..., ::2] for name, a in plain.items()}
+    contiguous_arrays = case.arrays()
+    arrays = {name: np.repeat(a, 2, axis=-1)[..., ::2] for name, a in contiguous_arrays.items()}
     for array in arrays.values():
         array.setflags(write=False)
-    for strided, contiguous in zip(ours(case, arrays), ours(case, plain), strict=True):
-        np.testing.assert_array_equal(strided, contiguous)
+    references = run_fusedrnn(case, contiguous_arrays)
+    for output, reference in zip(run_fusedrnn(case, arrays), references, strict=True):
+        np.testing.assert_array_equal(output, reference)
 
 
-def test_many_threads_run_one_model():
-    model, x, _, _ = stack()
-    ready = fusedrnn.onnx.prepare(model, backend="reference")
+def test_concurrent_runs():
+    model, x, _, _ = two_layers()
+    prepared = fusedrnn.onnx.prepare(model, backend="reference")
     inputs = [x * scale for scale in (1, 0.5, -1, 2)]
-    reference = [ready.run([array])[0] for array in inputs]
+    reference = [prepared.run([array])[0] for array in inputs]
     outputs = [None] * len(inputs)
 
-    def work(index):
+    def run_repeatedly(index):
         for _ in range(10):
-            outputs[index] = ready.run([inputs[index]])[0]
+            outputs[index] = prepared.run([inputs[index]])[0]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
+    threads = [threading.Thread(target=run_repeatedly, args=(index,)) for index in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for array, other in zip(outputs, reference, strict=True):
-        np.testing.assert_array_equal(array, other)
+    for output, expected_output in zip(outputs, reference, strict=True):
+        np.testing.assert_array_equal(output, expected_output)

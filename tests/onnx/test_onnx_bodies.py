@@ -1,4 +1,4 @@
-"""Layers in the bodies of If, Loop and Scan and in functions; recurrent nodes of other operators."""
+"""Layers in the bodies of If, Loop and Scan and in functions; recurrent operators that are not supported."""
 
 import numpy as np
 import onnx
@@ -44,21 +44,26 @@ def body(nodes, initializers=(), inputs=(), outputs=("z",), name="body"):
 
 def model_with(nodes, initializers=(), outputs=("Z",)):
     """A model with the weights W and R of seed 0, a condition, and these nodes."""
-    held = [tensor("W", 0, "W"), tensor("R", 0, "R"), numpy_helper.from_array(np.array(True), "yes"), *initializers]
+    constants = [
+        tensor("W", 0, "W"),
+        tensor("R", 0, "R"),
+        numpy_helper.from_array(np.array(True), "condition"),
+        *initializers,
+    ]
     results = [onnx.ValueInfoProto(name=output) for output in outputs]
-    return model_of(nodes, [info("X", arrays_of(0)["X"])], results, held, 16)
+    return model_of(nodes, [info("X", arrays_of(0)["X"])], results, constants, 16)
 
 
-def branches(then, other, name="branch", output="Z"):
-    return helper.make_node("If", ["yes"], [output], name=name, then_branch=then, else_branch=other)
+def branches(then_branch, else_branch, name="branch", output="Z"):
+    return helper.make_node("If", ["condition"], [output], name=name, then_branch=then_branch, else_branch=else_branch)
 
 
 def run(model):
-    """In onnxruntime, which says whether the model is valid, too."""
+    """The outputs of onnxruntime, which raises if the model is invalid."""
     return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"X": arrays_of(0)["X"]})
 
 
-def same_params(layers, seeds):
+def assert_params(layers, seeds):
     assert list(layers) == list(seeds)
     for name, seed in seeds.items():
         assert layers[name].name == name
@@ -68,33 +73,32 @@ def same_params(layers, seeds):
 # ---- If, Loop and Scan
 
 
-def test_branches():
-    """Weights of the graph around, and of the branch itself under the same names as in the other one."""
+def test_if_branches():
+    """One branch reads the outer graph's weights, the other has its own initializers."""
     own = [tensor("V", 1, "W"), tensor("Q", 1, "R")]
-    then, other = body([rnn()]), body([rnn(("V", "Q"), name="")], own)
-    model = model_with([branches(then, other)])
+    model = model_with([branches(body([rnn()]), body([rnn(("V", "Q"), name="")], own))])
     run(model)
     layers = read(model)
-    same_params(layers, {"branch/else_branch/z": 1, "branch/then_branch/deep": 0})
+    assert_params(layers, {"branch/else_branch/z": 1, "branch/then_branch/deep": 0})
     assert list(read(model, "branch/then_branch/z")) == ["branch/then_branch/deep"]
     with pytest.raises(ValueError, match=r"of 'branch/else_branch/z', 'branch/then_branch/deep'; got 'deep'"):
         read(model, ["deep"])
 
 
-def test_a_name_in_a_body_hides_that_of_the_graph_around():
+def test_body_name_shadows_outer_name():
     own = [tensor("W", 2, "W"), tensor("Q", 2, "R")]
     model = model_with([branches(body([rnn()]), body([rnn(("W", "Q"))], own))])
-    same_params(read(model), {"branch/else_branch/deep": 2, "branch/then_branch/deep": 0})
+    assert_params(read(model), {"branch/else_branch/deep": 2, "branch/then_branch/deep": 0})
 
 
 def test_nested_bodies():
-    """An If in an If; the path of a node without a name is that of its first output."""
+    """An If in an If; the path of an unnamed node contains its first output."""
     inner = branches(body([rnn()]), body([rnn(("V", "R"))]), name="", output="i")
     outer = branches(body([inner], [tensor("V", 0, "W")], outputs=("i",)), body([rnn()]), name="a/b")
     model = model_with([outer])
     run(model)
     layers = read(model)
-    same_params(
+    assert_params(
         layers,
         {
             "a/b/else_branch/deep": 0,
@@ -104,19 +108,19 @@ def test_nested_bodies():
     )
 
 
-def test_paths_that_could_be_mistaken_for_names():
+def test_ambiguous_names():
     model = model_with([rnn(output="y", name="branch/then_branch/deep"), branches(body([rnn()]), body([rnn()]))])
     with pytest.raises(ValueError, match="names of nodes or of their outputs must differ; got several 'branch/then_"):
         read(model)
     with pytest.raises(ValueError, match=r"name must be that of one LSTM, .*; got 'branch/then_branch/deep'"):
         read(model, ["branch/then_branch/deep"])
-    same_params(
+    assert_params(
         read(model, ["y", "branch/else_branch/deep"]), {"branch/then_branch/deep": 0, "branch/else_branch/deep": 0}
     )
 
 
 def loop():
-    """A layer that runs on its own output, three times over."""
+    """A model with a Loop of three iterations, whose layer reads its own previous output."""
     step = body(
         [helper.make_node("Identity", ["go"], ["on"]), rnn(("V", "R"), "h", "z")],
         inputs=[("i", onnx.TensorProto.INT64, []), ("go", onnx.TensorProto.BOOL, []), ("h", FLOAT, None)],
@@ -130,15 +134,15 @@ def loop():
     return model_with([node], [times, start, square])
 
 
-def test_loops():
+def test_loop_body():
     model = loop()
     run(model)
     layer = read(model)["loop/body/deep"]
     assert (layer.spec.input_size, layer.spec.hidden_size) == (6, 6)
 
 
-def test_what_a_loop_carries_is_no_constant():
-    """Even if a constant around has that name, and the body an initializer."""
+def test_loop_carried_weight_is_rejected():
+    """Also if a constant of the outer graph and an initializer of the body have the same name."""
     model = loop()
     graph = model.graph.node[0].attribute[0].g
     graph.input[2].name = "V"
@@ -150,7 +154,7 @@ def test_what_a_loop_carries_is_no_constant():
         read(model)
 
 
-def test_scans():
+def test_scan_body():
     step = body([rnn(x="frame", output="z")], inputs=[("frame", FLOAT, [5, 3, 4])], outputs=("z",))
     node = helper.make_node("Scan", ["frames"], ["Z"], name="scan", num_scan_inputs=1, body=step)
     frames = numpy_helper.from_array(np.stack([arrays_of(0)["X"]] * 2), "frames")
@@ -162,34 +166,34 @@ def test_scans():
 
 
 def test_computed_weights_in_bodies():
-    """Computed in the body from constants around it, as exporters leave them in both branches."""
+    """The branch computes its weights from constants of the outer graph, as exporters emit it."""
     arrays = {name: arrays_of(3)[name] for name in ("W", "R")}
     nodes, initializers = computed(arrays)
     model = model_with([*nodes[:2], branches(body([*nodes[2:], rnn(("W/out", "R/out"))]), body([rnn()]))], initializers)
     run(model)
-    same_params(read(model), {"branch/else_branch/deep": 0, "branch/then_branch/deep": 3})
+    assert_params(read(model), {"branch/else_branch/deep": 0, "branch/then_branch/deep": 3})
     path = "branch/then_branch/deep"
     written = write(model, path, params_of(4))
     run(written)
-    same_params(read(written), {"branch/else_branch/deep": 0, "branch/then_branch/deep": 4})
-    kept = written.graph.node[-1].attribute[1].g.node
-    assert [node.op_type for node in kept] == ["Constant", "Constant", "RNN"]
+    assert_params(read(written), {"branch/else_branch/deep": 0, "branch/then_branch/deep": 4})
+    branch_nodes = written.graph.node[-1].attribute[1].g.node
+    assert [node.op_type for node in branch_nodes] == ["Constant", "Constant", "RNN"]
     assert [node.op_type for node in written.graph.node] == ["If"]
 
 
-def test_layers_in_bodies_are_written():
+def test_write_layer_in_body():
     own = [tensor("V", 1, "W"), tensor("Q", 1, "R")]
     model = model_with([branches(body([rnn()]), body([rnn(("V", "Q"))], own))])
     before = model.SerializeToString(deterministic=True)
     for path in ("branch/else_branch/deep", "branch/then_branch/deep"):
         layers = read(write(model, path, params_of(5)))
-        for other, layer in layers.items():
-            seed = 5 if other == path else {"branch/else_branch/deep": 1, "branch/then_branch/deep": 0}[other]
+        for name, layer in layers.items():
+            seed = 5 if name == path else {"branch/else_branch/deep": 1, "branch/then_branch/deep": 0}[name]
             np.testing.assert_array_equal(layer.params, params_of(seed))
     assert model.SerializeToString(deterministic=True) == before
 
 
-def test_weights_that_both_branches_read_are_not_written():
+def test_write_rejects_weights_shared_by_branches():
     model = model_with([branches(body([rnn()]), body([rnn()]))])
     with pytest.raises(ValueError, match=r"node 'branch/then_branch/deep' \(RNN\): W must be read by this node alone"):
         write(model, "branch/then_branch/deep", params_of(0))
@@ -222,8 +226,8 @@ def call(operator, inputs, output, name="", **attributes):
     return helper.make_node(operator, inputs, [output], name=name, domain="local", **attributes)
 
 
-def test_functions():
-    """Each call is a layer with the weights that it hands over; attributes of the call hold in the body."""
+def test_function_calls():
+    """Each call is a layer with the weights and attributes that the call passes."""
     node = rnn()
     node.attribute.add(name="direction", ref_attr_name="way", type=onnx.AttributeProto.STRING)
     node.attribute.add(name="clip", ref_attr_name="bound", type=onnx.AttributeProto.FLOAT)
@@ -236,7 +240,7 @@ def test_functions():
     model.graph.initializer.extend([tensor("V", 1, "W"), tensor("Q", 1, "R")])
     run(model)
     layers = read(model)
-    same_params(layers, {"first/encode/deep": 0, "second/encode/deep": 1})
+    assert_params(layers, {"first/encode/deep": 0, "second/encode/deep": 1})
     specs = [layer.spec for layer in layers.values()]
     assert [(spec.reverse, spec.gate_clip) for spec in specs] == [(True, None), (False, 2.0)]
     with pytest.raises(
@@ -245,8 +249,8 @@ def test_functions():
         write(model, "first/encode/deep", params_of(0))
 
 
-def test_functions_that_call_functions():
-    """Weights are handed on, computed by a function, and an argument may be left out."""
+def test_nested_function_calls():
+    """A function passes weights to another one and omits an argument; a third one computes a weight."""
     biased = helper.make_node("RNN", ["X", "W", "R", "B"], ["", "z"], name="deep", hidden_size=6)
     inner = function("inner", [biased], inputs=("X", "W", "R", "B"))
     outer = function("outer", [call("inner", ["X", "W", "R"], "z", "core")])
@@ -261,27 +265,28 @@ def test_functions_that_call_functions():
     np.testing.assert_array_equal(weights["l0_i2h_weight"], -arrays_of(0)["W"][0])
 
 
-def test_a_weight_that_the_caller_leaves_out_is_named():
+def test_error_names_weight_omitted_by_caller():
     model = calling([function("encode", [rnn()])], call("encode", ["X", "", "R"], "Z", "first"))
     with pytest.raises(
-        ValueError, match=r"node 'first/encode/deep' \(RNN\): W must be given; the function that the node"
+        ValueError, match=r"node 'first/encode/deep' \(RNN\): W must be given; the function that contains the node"
     ):
         read(model)
 
 
-def test_a_function_stands_in_for_an_operator_of_its_name():
-    own = helper.make_function("", "RNN", ["X", "W", "R"], ["z"], [helper.make_node("Neg", ["X"], ["z"])], OPSET)
-    model = model_with([helper.make_node("RNN", ["X", "W", "R"], ["Z"])])
-    model.functions.append(own)
+@pytest.mark.parametrize(("operator", "inputs"), [("RNN", ["X", "W", "R"]), ("Identity", ["X"])])
+def test_function_replaces_operator_of_same_name(operator, inputs):
+    negation = helper.make_node("Neg", ["X"], ["z"])
+    model = model_with([helper.make_node(operator, inputs, ["Z"])])
+    model.functions.append(helper.make_function("", operator, inputs, ["z"], [negation], OPSET))
     assert read(model) == {}
-    with pytest.raises(NotImplementedError, match=r"the node of 'Z' \(RNN\) is not supported"):
+    with pytest.raises(NotImplementedError, match=rf"the node of 'Z' \({operator}\) is not supported"):
         prepare(model)
 
 
-def test_functions_that_call_themselves_or_too_many_are_refused():
-    again = function("again", [rnn(), call("again", ["X", "W", "R"], "y")])
-    with pytest.raises(ValueError, match=r"\(local.again\): bodies must be nested at most 100 deep"):
-        read(calling([again], call("again", ["X", "W", "R"], "Z")))
+def test_recursive_and_exponential_calls_are_rejected():
+    recursive = function("recursive", [rnn(), call("recursive", ["X", "W", "R"], "y")])
+    with pytest.raises(ValueError, match=r"\(local.recursive\): bodies must be nested at most 100 deep"):
+        read(calling([recursive], call("recursive", ["X", "W", "R"], "Z")))
     many = [function("f0", [rnn()])]
     for level in range(1, 40):
         calls = [call(f"f{level - 1}", ["X", "W", "R"], output) for output in ("z", "y")]
@@ -290,7 +295,7 @@ def test_functions_that_call_themselves_or_too_many_are_refused():
         read(calling(many, call("f39", ["X", "W", "R"], "Z")))
 
 
-# ---- recurrent nodes of other operators
+# ---- recurrent operators that are not supported
 
 
 def quantised(name, domain="com.microsoft", operator="DynamicQuantizeLSTM"):
@@ -299,15 +304,15 @@ def quantised(name, domain="com.microsoft", operator="DynamicQuantizeLSTM"):
     )
 
 
-def test_quantised_layers_are_named_and_refused():
+def test_error_names_quantised_layers():
     model = model_with([quantised("q"), quantised(""), quantised("a", operator="AttnLSTM")], outputs=["q/out"])
-    with pytest.raises(NotImplementedError) as caught:
+    with pytest.raises(NotImplementedError) as error_info:
         read(model)
     for part in (
         "node 'q' (com.microsoft.DynamicQuantizeLSTM), the node of 'y/out' (com.microsoft.DynamicQuantizeLSTM), ",
         "node 'a' (com.microsoft.AttnLSTM) cannot be read; expected LSTM, GRU or RNN of ONNX's own domain",
     ):
-        assert part in str(caught.value)
+        assert part in str(error_info.value)
     for call in (lambda: read(model, ["q"]), lambda: write(model, "q", params_of(0))):
         with pytest.raises(
             NotImplementedError, match=r"^node 'q' \(com.microsoft.DynamicQuantizeLSTM\) cannot be read"
@@ -319,7 +324,7 @@ def test_quantised_layers_are_named_and_refused():
     ("domain", "operator"),
     [("com.microsoft", "QLinearLSTM"), ("", "GRUUnit"), ("x.y", "LSTM"), ("x.y", "OptimizedRNNStack")],
 )  # fmt: skip
-def test_other_operators_that_are_recurrent_by_name(domain, operator):
+def test_other_recurrent_operators_are_rejected(domain, operator):
     node = quantised("q", domain, operator)
     with pytest.raises(NotImplementedError, match=r"^node 'q' \(.*\) cannot be read"):
         read(model_with([node]))
@@ -327,12 +332,12 @@ def test_other_operators_that_are_recurrent_by_name(domain, operator):
         read(model_with([branches(body([rnn()]), body([node]))]))
 
 
-def test_beside_others_the_error_says_which_can_be_read():
+def test_error_lists_supported_layers():
     model = model_with([rnn(output="y", name="plain"), quantised("q")])
     with pytest.raises(NotImplementedError, match=r"; name the others to read them alone: 'plain'$"):
         read(model)
-    same_params(read(model, ["plain"]), {"plain": 0})
+    assert_params(read(model, ["plain"]), {"plain": 0})
 
 
-def test_models_without_recurrent_nodes_have_no_layers():
+def test_model_without_recurrent_nodes():
     assert read(model_with([helper.make_node("Relu", ["X"], ["Z"])])) == {}

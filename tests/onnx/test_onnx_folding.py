@@ -1,4 +1,4 @@
-"""Weights and states that a model computes from constants: read as onnxruntime computes them, written, or refused."""
+"""Constant folding: weights and states that a model computes from constants."""
 
 import time
 from dataclasses import replace
@@ -19,7 +19,7 @@ from onnx_models import Case, assert_same, computed, expected, info, model_of
 A = np.random.default_rng(5).standard_normal((4, 6)).astype(np.float32)
 I64 = np.int64
 ROW, FLAGS = np.array([0], I64), A > 0
-# Of each operator: its inputs, its attributes; opset 18.
+# The inputs and attributes of each operator in opset 18.
 EXAMPLES = {
     "Abs": ([A], {}),
     "Add": ([A, A[:1]], {}),
@@ -93,8 +93,8 @@ def test_operators_against_onnxruntime(operator):
 
 BYTES = np.arange(24, dtype=np.int8).reshape(4, 6)
 SCALES = np.linspace(0.1, 0.4, 4).astype(np.float32)
-# Operators as other opsets have them: parameters in attributes, defaults, blocks.
-FORMS = [
+# Operators in other opsets: parameters in attributes, defaults, blocks.
+OPERATOR_VERSIONS = [
     ("Unsqueeze", [A], {"axes": [0, 2]}, 9),
     ("Unsqueeze", [A], {"axes": [-1]}, 12),
     ("Squeeze", [A[None]], {"axes": [0]}, 9),
@@ -110,21 +110,23 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: f"{form[0]}-{form[3]}-{len(form[2])}")
-def test_forms_of_other_opsets_against_onnxruntime(form):
-    compare_with_onnxruntime(*form)
+@pytest.mark.parametrize(
+    "example", OPERATOR_VERSIONS, ids=lambda example: f"{example[0]}-{example[3]}-{len(example[2])}"
+)
+def test_operator_versions_against_onnxruntime(example):
+    compare_with_onnxruntime(*example)
 
 
 def compare_with_onnxruntime(operator, arrays, attributes, opset):
-    names = [f"in{place}" for place in range(len(arrays))]
+    names = [f"in{index}" for index in range(len(arrays))]
     outputs = ["y", "z"] if operator == "Split" else ["y"]
     nodes = [helper.make_node(operator, names, outputs, **attributes)]
     initializers = [numpy_helper.from_array(np.asarray(a), name) for a, name in zip(arrays, names, strict=True)]
     model = model_of(nodes, [], [onnx.ValueInfoProto(name=name) for name in outputs], initializers, opset)
     model.ir_version = 10
-    theirs = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
+    references = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
     folder, scope = Folder(), Scope(model, model.graph)
-    for name, reference in zip(outputs, theirs, strict=True):
+    for name, reference in zip(outputs, references, strict=True):
         value = folder.array(scope, name)
         assert (value.dtype, value.shape) == (reference.dtype, reference.shape)
         np.testing.assert_allclose(value, reference, rtol=1e-6)
@@ -140,7 +142,7 @@ def compare_with_onnxruntime(operator, arrays, attributes, opset):
     ],
     ids=str,
 )
-def test_constants_of_every_kind(attributes, reference):
+def test_constant_attributes(attributes, reference):
     model = model_of([helper.make_node("Constant", [], ["y"], **attributes)], [], [])
     value = Folder().array(Scope(model, model.graph), "y")
     np.testing.assert_array_equal(value, reference)
@@ -150,8 +152,8 @@ def test_constants_of_every_kind(attributes, reference):
 # ---- layers
 
 
-def folded(kind, **changes):
-    """A model whose weights and states are computed, and the one that holds the same arrays."""
+def model_with_computed_inputs(kind, **changes):
+    """A case, a model that computes the case's weights and states from constants, and the case's arrays."""
     case = Case(kind, weights_inside=True, attributes={"direction": "bidirectional"}, **changes)
     arrays = case.arrays()
     model = case.model(arrays)
@@ -166,13 +168,13 @@ def folded(kind, **changes):
 
 @pytest.mark.parametrize("lengths", [None, (5, 1, 3)], ids=["full", "lengths"])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_weights_that_are_computed_from_constants(kind, lengths):
-    case, model, arrays = folded(kind, lengths=lengths)
-    plain = read(case.model(arrays))["node"]
+def test_read_computed_weights(kind, lengths):
+    case, model, arrays = model_with_computed_inputs(kind, lengths=lengths)
+    stored = read(case.model(arrays))["node"]
     layer = read(model)["node"]
-    np.testing.assert_array_equal(layer.params, plain.params)
-    assert layer.spec == plain.spec
-    assert plain.lengths is None
+    np.testing.assert_array_equal(layer.params, stored.params)
+    assert layer.spec == stored.spec
+    assert stored.lengths is None
     assert lengths == (None if layer.lengths is None else tuple(layer.lengths))
     for name, state in zip(layer.spec.state_names, layer.states, strict=True):
         np.testing.assert_array_equal(state, arrays[f"initial_{name}"])
@@ -182,9 +184,9 @@ def test_weights_that_are_computed_from_constants(kind, lengths):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_weights_that_are_computed_can_be_written(kind):
-    """They become constants; what computed them goes, since nothing else reads it."""
-    case, model, arrays = folded(kind)
+def test_write_computed_weights(kind):
+    """They become constants; the nodes that computed them are removed."""
+    case, model, arrays = model_with_computed_inputs(kind)
     before = model.SerializeToString(deterministic=True)
     params = read(model)["node"].params * np.float32(0.5)
     written = write(model, "node", params)
@@ -193,32 +195,32 @@ def test_weights_that_are_computed_can_be_written(kind):
     np.testing.assert_array_equal(read(written)["node"].params, params)
     halved = arrays | {name: arrays[name] * np.float32(0.5) for name in "WRBP" if name in arrays}
     content = written.SerializeToString()
-    theirs = onnxruntime.InferenceSession(content).run(None, {"X": arrays["X"]})
-    assert_same(theirs, expected(case, halved), case)
-    left = {name for node in written.graph.node for name in node.output}
-    assert not {"W/out", "W/cast", "R/out", "B/out"} & left
-    assert "initial_h/out" in left
+    outputs = onnxruntime.InferenceSession(content).run(None, {"X": arrays["X"]})
+    assert_same(outputs, expected(case, halved), case)
+    remaining = {name for node in written.graph.node for name in node.output}
+    assert not {"W/out", "W/cast", "R/out", "B/out"} & remaining
+    assert "initial_h/out" in remaining
     assert "W/data" not in {tensor.name for tensor in written.graph.initializer}
-    again = write(written, "node", params)
-    assert again.SerializeToString(deterministic=True) == written.SerializeToString(deterministic=True)
+    rewritten = write(written, "node", params)
+    assert rewritten.SerializeToString(deterministic=True) == written.SerializeToString(deterministic=True)
 
 
-def test_what_others_read_of_a_computed_weight_stays():
-    _, model, arrays = folded("RNN", optional=("B",))
+def test_write_keeps_nodes_with_other_readers():
+    _, model, arrays = model_with_computed_inputs("RNN", optional=("B",))
     reader = helper.make_node("Neg", ["W/transposed"], ["Z"])
     model.graph.node.append(reader)
     model.graph.output.append(onnx.ValueInfoProto(name="Z"))
     written = write(model, "node", np.zeros_like(read(model)["node"].params))
-    theirs = [
+    outputs = [
         onnxruntime.InferenceSession(m.SerializeToString()).run(["Z"], {"X": arrays["X"]})[0] for m in (model, written)
     ]
-    np.testing.assert_array_equal(*theirs)
+    np.testing.assert_array_equal(*outputs)
     assert "W/out" not in {name for node in written.graph.node for name in node.output}
 
 
-def test_the_backend_computes_constants_once():
-    """Also lengths, and constants as numbers; not what depends on an initializer that an input may replace."""
-    case, model, arrays = folded("LSTM", lengths=(5, 1, 3))
+def test_backend_folds_constants():
+    """It folds lengths too, but no node that depends on an initializer that an input may replace."""
+    case, model, arrays = model_with_computed_inputs("LSTM", lengths=(5, 1, 3))
     case = replace(case, lengths=(5, 1, 3))
     assert_same(fusedrnn.onnx.run_model(model, [arrays["X"]]), expected(case, arrays), case)
     model.graph.input.append(info("W/data", numpy_helper.to_array(model.graph.initializer[0])))
@@ -229,7 +231,7 @@ def test_the_backend_computes_constants_once():
 
 
 @pytest.mark.parametrize("optional", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
-def test_states_that_are_no_constants_are_none(optional):
+def test_states_computed_from_inputs_are_none(optional):
     case = Case("LSTM", weights_inside=True, optional=("initial_h", "initial_c"))
     arrays = case.arrays()
     model = case.model(arrays)
@@ -237,7 +239,7 @@ def test_states_that_are_no_constants_are_none(optional):
     for name in ("initial_h", "initial_c"):
         if name in optional:
             model.graph.initializer.append(numpy_helper.from_array(arrays[name], name))
-        else:  # zeros whose shape is that of a part of the input: known when the model runs
+        else:  # zeros of a shape that depends on X
             model.graph.node.insert(0, helper.make_node("Shape", ["X"], [f"{name}/shape"], end=2))
             model.graph.node.insert(1, helper.make_node("ConstantOfShape", [f"{name}/shape"], [name]))
     states = read(model)["node"].states
@@ -249,7 +251,7 @@ def test_states_that_are_no_constants_are_none(optional):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("optional", [(), ("initial_h",), ("initial_c",), ("initial_h", "initial_c")], ids="-".join)
-def test_what_is_read_goes_into_forward_as_it_is(kind, optional):
+def test_forward_accepts_states_as_read(kind, optional):
     case = Case(kind, weights_inside=True, optional=("B", *optional))
     arrays = case.arrays()
     model = case.model(arrays)
@@ -268,7 +270,7 @@ def test_what_is_read_goes_into_forward_as_it_is(kind, optional):
         (lambda a: a.astype(np.float64), TypeError, "initial_h must be float32, as W is; got float64"),
     ],
 )  # fmt: skip
-def test_states_that_do_not_fit(change, error, match):
+def test_invalid_states(change, error, match):
     case = Case("GRU", weights_inside=True)
     arrays = case.arrays()
     model = case.model(arrays)
@@ -286,7 +288,7 @@ def test_states_that_do_not_fit(change, error, match):
         (np.array([], np.int32), ValueError, r"sequence_lens must have shape \(N,\); got \(0,\)"),
     ],
 )
-def test_lengths_that_do_not_fit(value, error, match):
+def test_invalid_lengths(value, error, match):
     case = Case("GRU", weights_inside=True, lengths=(5, 1, 3))
     model = case.model(case.arrays())
     model.graph.initializer.append(numpy_helper.from_array(value, "sequence_lens"))
@@ -294,11 +296,11 @@ def test_lengths_that_do_not_fit(value, error, match):
         read(model)
 
 
-# ---- what is refused
+# ---- errors
 
 
-def weight_of(nodes, initializers=(), opset=18):
-    """A model whose W, called w, these nodes make, of an initializer W or others."""
+def model_with_weight(nodes, initializers=(), opset=18):
+    """A model whose weight W is the value w, which the nodes compute from initializers."""
     case = Case("RNN", weights_inside=True, optional=(), opset=opset)
     model = case.model(case.arrays())
     model.graph.node[0].input[1] = "w"
@@ -315,7 +317,7 @@ def node(*args, **attributes):
 
 
 HUGE = {"s": np.array([10**15], I64)}
-REFUSED = {
+REJECTED = {
     "input": ([node("Expand", ["X", "W"], ["w"])], {}, "it depends on 'X', which is an input of a graph"),
     "random": ([node("RandomNormal", [], ["w"], shape=[1, 6, 4])], {}, r"node of 'w' \(RandomNormal\), .*not folded"),
     "product": ([node("MatMul", ["W", "W"], ["w"], name="mm")], {}, r"of node 'mm' \(MatMul\), which is not folded"),
@@ -339,26 +341,26 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_computed_names_layer_and_node(case):
-    nodes, initializers, match = REFUSED[case]
+@pytest.mark.parametrize("case", REJECTED)
+def test_error_names_layer_and_node_that_cannot_be_folded(case):
+    nodes, initializers, match = REJECTED[case]
     start = time.perf_counter()
     with pytest.raises((ValueError, TypeError), match=rf"node 'node' \(RNN\): .*{match}"):
-        read(weight_of(nodes, initializers))
+        read(model_with_weight(nodes, initializers))
     assert time.perf_counter() - start < 10
 
 
-def test_constants_that_double_are_refused_in_time():
+def test_exponential_growth_is_rejected():
     nodes = [node("Concat", ["W", "W"], ["v0"], axis=0)]
     nodes += [node("Concat", [f"v{k}"] * 2, [f"v{k + 1}"], axis=0) for k in range(60)]
     with pytest.raises(ValueError, match=r"\(Concat\): results computed from constants must take at most 256 MiB"):
-        read(weight_of([*nodes, node("Identity", ["v60"], ["w"])]))
+        read(model_with_weight([*nodes, node("Identity", ["v60"], ["w"])]))
 
 
-def test_long_chains_are_computed():
-    """Longer than Python's stack is deep."""
+def test_long_chain_of_nodes():
+    """The chain is longer than Python's recursion limit."""
     nodes = [node("Neg", [f"v{k}"], [f"v{k + 1}"]) for k in range(1200)]
-    model = weight_of([node("Identity", ["W"], ["v0"]), *nodes, node("Identity", ["v1200"], ["w"])])
+    model = model_with_weight([node("Identity", ["W"], ["v0"]), *nodes, node("Identity", ["v1200"], ["w"])])
     case = Case("RNN", weights_inside=True, optional=())
     np.testing.assert_array_equal(read(model)["node"].params, read(case.model(case.arrays()))["node"].params)
 
@@ -376,7 +378,7 @@ def test_long_chains_are_computed():
     ],
     ids=["size", "negative", "cut", "empty", "format", "no format", "external"],
 )  # fmt: skip
-def test_constants_whose_data_do_not_fit(change, match):
+def test_invalid_constant_data(change, match):
     case = Case("RNN", weights_inside=True)
     model = case.model(case.arrays())
     change(next(tensor for tensor in model.graph.initializer if tensor.name == "W"))
@@ -384,7 +386,7 @@ def test_constants_whose_data_do_not_fit(change, match):
         read(model)
 
 
-def test_sparse_constants_are_refused_by_name():
+def test_error_names_sparse_constant():
     case = Case("RNN", weights_inside=True)
     model = case.model(case.arrays())
     values = numpy_helper.from_array(np.ones(1, np.float32), "thin")

@@ -1,4 +1,4 @@
-"""Models with anything wrong in them: a call succeeds or its error says what is wrong with which node or constant."""
+"""Randomly mutated models: each call succeeds or raises a documented error that names a node or a constant."""
 
 import random
 import re
@@ -21,14 +21,14 @@ TEXTS = (
 )  # fmt: skip
 BYTES = (b"", b"forward", b"\xff\xfe", b"Gelu", b"x" * 16)
 ENUMS = (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 20, 25, 99)
-NAMED = r"node '|the node of '|^names of nodes or of their outputs must differ"
-OF_THE_MODEL = rf"{NAMED}|^model must |^constant '|^initializer '|^inputs must be "
+NAMES_NODE = r"node '|the node of '|^names of nodes or of their outputs must differ"
+NAMES_NODE_OR_PART = rf"{NAMES_NODE}|^model must |^constant '|^initializer '|^inputs must be "
 
 # ---- the models
 
 
-def plain(kind):
-    """All inputs but X constants, all attributes that the kind has."""
+def with_stored_weights(kind):
+    """A model with every attribute and input, in which all inputs but X are initializers; and its arrays."""
     count = {"LSTM": 3, "GRU": 2, "RNN": 1}[kind]
     attributes = {
         "direction": "bidirectional",
@@ -40,24 +40,24 @@ def plain(kind):
     arrays = case.arrays()
     model = case.model(arrays)
     del model.graph.input[1:]
-    held = {tensor.name for tensor in model.graph.initializer}
+    stored = {tensor.name for tensor in model.graph.initializer}
     for name, array in arrays.items():
-        if name not in held and name != "X":
+        if name not in stored and name != "X":
             model.graph.initializer.append(numpy_helper.from_array(array, name))
     return model, arrays
 
 
 def with_computed_weights(kind):
-    model, arrays = plain(kind)
+    model, arrays = with_stored_weights(kind)
     weights = {name: arrays[name] for name in ("W", "R", "B", "initial_h")}
     nodes, initializers = computed(weights)
     node = model.graph.node[0]
-    for place, name in enumerate(node.input):
+    for index, name in enumerate(node.input):
         if name in weights:
-            node.input[place] = f"{name}/out"
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
+            node.input[index] = f"{name}/out"
+    remaining = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
     x = info("X", arrays["X"])
-    return model_of([*nodes, node], [x], model.graph.output, [*kept, *initializers])
+    return model_of([*nodes, node], [x], model.graph.output, [*remaining, *initializers])
 
 
 def in_a_branch(kind):
@@ -66,13 +66,13 @@ def in_a_branch(kind):
     graph.CopyFrom(model.graph)
     del graph.input[:], graph.initializer[:]
     names = [output.name for output in graph.output]
-    held = [*model.graph.initializer, numpy_helper.from_array(np.array(True), "yes")]
-    branch = helper.make_node("If", ["yes"], names, name="branch", then_branch=graph, else_branch=graph)
-    return model_of([branch], model.graph.input, model.graph.output, held)
+    constants = [*model.graph.initializer, numpy_helper.from_array(np.array(True), "condition")]
+    branch = helper.make_node("If", ["condition"], names, name="branch", then_branch=graph, else_branch=graph)
+    return model_of([branch], model.graph.input, model.graph.output, constants)
 
 
 def in_a_function(kind):
-    model, _ = plain(kind)
+    model, _ = with_stored_weights(kind)
     node = model.graph.node[0]
     inputs = [name for name in node.input if name]
     next(entry for entry in node.attribute if entry.name == "direction").ref_attr_name = "way"
@@ -88,7 +88,7 @@ def in_a_function(kind):
 
 def models():
     for kind in ("LSTM", "GRU", "RNN"):
-        yield f"{kind}, plain", plain(kind)[0]
+        yield f"{kind}, stored", with_stored_weights(kind)[0]
         yield f"{kind}, computed", with_computed_weights(kind)
         yield f"{kind}, in a branch", in_a_branch(kind)
         yield f"{kind}, in a function", in_a_function(kind)
@@ -100,7 +100,7 @@ MODELS = dict(models())
 
 
 def messages(message):
-    """The message and all within it."""
+    """The message and all messages nested in it."""
     yield message
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:
@@ -108,7 +108,7 @@ def messages(message):
                 yield from messages(inner)
 
 
-def scalar(field, old, names, rng):
+def random_value(field, old, names, rng):
     if field.type == FieldDescriptor.TYPE_STRING:
         return rng.choice((*TEXTS, *names))
     if field.type == FieldDescriptor.TYPE_BYTES:
@@ -119,11 +119,11 @@ def scalar(field, old, names, rng):
 
 
 def change_elements(elements, field, names, rng):
-    """Remove, repeat, swap or replace an element, or add one."""
-    inner = field.type == FieldDescriptor.TYPE_MESSAGE
+    """Remove, repeat or replace an element, add one, or reverse the order."""
+    is_message = field.type == FieldDescriptor.TYPE_MESSAGE
     action = rng.choice(("remove", "repeat", "reverse", "replace", "add"))
     if action == "add" or not elements:
-        elements.add() if inner else elements.append(scalar(field, None, names, rng))
+        elements.add() if is_message else elements.append(random_value(field, None, names, rng))
         return
     index = rng.randrange(len(elements))
     if action == "remove":
@@ -132,10 +132,10 @@ def change_elements(elements, field, names, rng):
         elements.append(elements[index])
     elif action == "reverse":
         elements.reverse()
-    elif inner:
+    elif is_message:
         elements[index].Clear()
     else:
-        elements[index] = scalar(field, elements[index], names, rng)
+        elements[index] = random_value(field, elements[index], names, rng)
 
 
 def change(message, field, names, rng):
@@ -147,18 +147,18 @@ def change(message, field, names, rng):
     elif field.type == FieldDescriptor.TYPE_MESSAGE:
         value.SetInParent()
     else:
-        setattr(message, field.name, scalar(field, value, names, rng))
+        setattr(message, field.name, random_value(field, value, names, rng))
 
 
 def mutate(model, rng):
-    """Change one field somewhere."""
+    """Change one field of a random message."""
     names = [name for node in model.graph.node for name in (*node.input, *node.output)]
     message = rng.choice(list(messages(model)))
     present = [field for field, _ in message.ListFields()]
     field = rng.choice(present if present and rng.random() < 0.8 else message.DESCRIPTOR.fields)
     try:
         change(message, field, names, rng)
-    except ValueError:  # a number out of the field's range
+    except ValueError:  # the field's type cannot hold the number
         message.ClearField(field.name)
 
 
@@ -172,12 +172,12 @@ def mutated(seed):
     return model
 
 
-def outcome(call, named):
-    """Whether the call succeeded; if not, its error must be of the kinds that are documented, with such a message."""
+def succeeds(call, pattern):
+    """Whether the call succeeds; if not, its error must be of a documented type and its message match the pattern."""
     try:
         call()
     except (TypeError, ValueError, NotImplementedError) as error:
-        assert re.search(named, str(error)), error
+        assert re.search(pattern, str(error)), error
         return False
     return True
 
@@ -186,7 +186,7 @@ def outcome(call, named):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_models_are_sound(name):
+def test_unmutated_models(name):
     layers = read(MODELS[name])
     assert len(layers) == (2 if "branch" in name else 1)
     for layer in layers.values():
@@ -197,16 +197,16 @@ def test_the_models_are_sound(name):
 
 
 def test_mutated_models():
-    """A few hundred; thousands ran when this was written."""
+    """Reading, writing and running succeed or raise documented errors."""
     x = np.zeros((3, 2, 3), np.float32)
     counts = {"read": 0, "write": 0, "run": 0}
     for seed in range(MUTATIONS):
         model = mutated(seed)
-        counts["run"] += outcome(lambda model=model: prepare(model, backend="reference").run([x]), OF_THE_MODEL)
-        if not outcome(lambda model=model: read(model), NAMED):
+        counts["run"] += succeeds(lambda model=model: prepare(model, backend="reference").run([x]), NAMES_NODE_OR_PART)
+        if not succeeds(lambda model=model: read(model), NAMES_NODE):
             continue
         counts["read"] += 1
         for name, layer in read(model).items():
             parts = [part.params for part in layer.parts]
-            counts["write"] += outcome(lambda m=model, n=name, p=parts: write(m, n, p), NAMED)
+            counts["write"] += succeeds(lambda m=model, n=name, p=parts: write(m, n, p), NAMES_NODE)
     assert all(MUTATIONS // 20 < count < MUTATIONS for count in counts.values()), counts

@@ -1,4 +1,4 @@
-"""Every attribute and input of ONNX's LSTM, GRU and RNN, against the standard's text and other runtimes."""
+"""Every attribute and input of ONNX's LSTM, GRU and RNN, against ONNX's equations and other runtimes."""
 
 from dataclasses import replace
 
@@ -12,21 +12,21 @@ from onnx import helper
 from onnx_models import (
     ALL,
     FUNCTIONS,
-    TAKES,
+    NUM_PARAMETERS,
     Case,
     assert_same,
+    drop_empty_sequences,
     expected,
-    ours,
-    with_onnxruntime,
-    with_reference_evaluator,
-    without_empty,
+    run_fusedrnn,
+    run_onnxruntime,
+    run_reference_evaluator,
 )
 
 KINDS = ("LSTM", "GRU", "RNN")
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 kinds = pytest.mark.parametrize("kind", KINDS)
 
-capable = pytest.mark.skipif(
+needs_complete_evaluator = pytest.mark.skipif(
     tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 23),
     reason="the ReferenceEvaluator of this onnx package lacks directions, layout 1 or Y_c",
 )
@@ -57,12 +57,12 @@ RNN_ONLY = (
     {"activations": ["Relu"]},
     {"activations": ["Relu", "Relu"], "direction": "bidirectional"},
     {"activations": ["Relu", "Tanh"], "direction": "bidirectional"},
-    {"activations": ["Tanh", "Tanh"]},  # the schema's default, written out
+    {"activations": ["Tanh", "Tanh"]},  # the schema's default
     {"activations": ["ThresholdedRelu"], "activation_alpha": [0.2], "direction": "reverse"},
     {"activations": ["Softplus"], "clip": 0.5},
 )
 MIXED = {"activations": ["Tanh", "LeakyRelu"], "activation_alpha": [0.3], "direction": "bidirectional"}
-"""Not for onnxruntime, some releases of which look for a value of alpha behind the end of the list."""
+"""Not run on onnxruntime: some of its releases read alpha beyond the end of the list."""
 ANY = ({}, {"direction": "reverse"}, {"direction": "bidirectional"}, {"clip": 0.3})
 OWN = {"LSTM": LSTM_ONLY, "GRU": GRU_ONLY, "RNN": RNN_ONLY}
 ATTRIBUTES = [(kind, attributes) for kind in KINDS for attributes in (*ANY, *OWN[kind])]
@@ -74,18 +74,19 @@ OPTIONAL_INPUTS = [(), ("B",), ("initial_h",), ("initial_c",), ("P",), ("B", "P"
 def test_attributes_against_onnxruntime(kind, attributes, lengths):
     case = Case(kind, lengths=lengths, attributes=attributes)
     arrays = case.arrays()
-    actual, text, theirs = ours(case, arrays), expected(case, arrays), with_onnxruntime(case, arrays)
-    assert_same(actual, text, case)
-    assert_same(without_empty(actual, case), without_empty(theirs, case), case)
+    actual = run_fusedrnn(case, arrays)
+    assert_same(actual, expected(case, arrays), case)
+    reference = drop_empty_sequences(run_onnxruntime(case, arrays), case)
+    assert_same(drop_empty_sequences(actual, case), reference, case)
 
 
-def test_final_states_of_an_empty_sequence_are_the_initial_ones():
-    """Where onnxruntime has zeros, and the standard is silent."""
+def test_final_states_of_empty_sequence():
+    """They are the initial states; onnxruntime returns zeros, and the standard does not say."""
     case = Case("LSTM", lengths=(2, 0, 4))
     arrays = case.arrays()
-    _, *final = ours(case, arrays)
-    _, *theirs = with_onnxruntime(case, arrays)
-    for name, state, zero in zip(("initial_h", "initial_c"), final, theirs, strict=True):
+    _, *final = run_fusedrnn(case, arrays)
+    _, *reference = run_onnxruntime(case, arrays)
+    for name, state, zero in zip(("initial_h", "initial_c"), final, reference, strict=True):
         np.testing.assert_array_equal(state[:, 1], arrays[name][:, 1])
         assert not zero[:, 1].any()
 
@@ -93,33 +94,34 @@ def test_final_states_of_an_empty_sequence_are_the_initial_ones():
 @pytest.mark.parametrize(("kind", "attributes"), [*ATTRIBUTES, ("RNN", MIXED)], ids=str)
 @pytest.mark.parametrize("layout", [0, 1])
 def test_attributes_in_float64(kind, attributes, layout):
-    """What onnxruntime has not: float64, layout 1."""
+    """onnxruntime supports neither float64 nor layout 1."""
     case = Case(kind, dtype="float64", lengths=(2, 0, 4), attributes=attributes | {"layout": layout})
     arrays = case.arrays()
-    assert_same(ours(case, arrays), expected(case, arrays), case)
+    assert_same(run_fusedrnn(case, arrays), expected(case, arrays), case)
 
 
 @kinds
 @pytest.mark.parametrize("optional", OPTIONAL_INPUTS, ids="-".join)
-@pytest.mark.parametrize("inside", [False, True], ids=["inputs", "initializers"])
-def test_optional_inputs(kind, optional, inside):
-    case = Case(kind, optional=optional, weights_inside=inside, attributes={"direction": "bidirectional"})
+@pytest.mark.parametrize("weights_inside", [False, True], ids=["inputs", "initializers"])
+def test_optional_inputs(kind, optional, weights_inside):
+    attributes = {"direction": "bidirectional"}
+    case = Case(kind, optional=optional, weights_inside=weights_inside, attributes=attributes)
     arrays = case.arrays()
-    actual = ours(case, arrays)
+    actual = run_fusedrnn(case, arrays)
     assert_same(actual, expected(case, arrays), case)
-    assert_same(actual, with_onnxruntime(case, arrays), case)
+    assert_same(actual, run_onnxruntime(case, arrays), case)
 
 
-@capable
+@needs_complete_evaluator
 @kinds
 @pytest.mark.parametrize("optional", OPTIONAL_INPUTS, ids="-".join)
 def test_optional_inputs_against_the_reference_evaluator(kind, optional):
     case = Case(kind, optional=optional, attributes={"direction": "bidirectional"})
     arrays = case.arrays()
-    assert_same(ours(case, arrays), with_reference_evaluator(case, arrays), case)
+    assert_same(run_fusedrnn(case, arrays), run_reference_evaluator(case, arrays), case)
 
 
-@capable
+@needs_complete_evaluator
 @kinds
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("layout", [0, 1])
@@ -127,7 +129,7 @@ def test_optional_inputs_against_the_reference_evaluator(kind, optional):
 def test_against_the_reference_evaluator(kind, direction, layout, dtype):
     case = Case(kind, dtype=dtype, attributes={"direction": direction, "layout": layout})
     arrays = case.arrays()
-    assert_same(ours(case, arrays), with_reference_evaluator(case, arrays), case)
+    assert_same(run_fusedrnn(case, arrays), run_reference_evaluator(case, arrays), case)
 
 
 @kinds
@@ -138,82 +140,82 @@ def test_every_opset(kind, opset):
         attributes["layout"] = 1
     case = Case(kind, opset=opset, lengths=(5, 1, 3), attributes=attributes)
     arrays = case.arrays()
-    assert_same(ours(case, arrays), expected(case, arrays), case)
+    assert_same(run_fusedrnn(case, arrays), expected(case, arrays), case)
 
 
-@capable
+@needs_complete_evaluator
 @pytest.mark.parametrize("opset", [1, 3])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_old_opsets_against_the_reference_evaluator(kind, opset):
-    """It has no RNN before opset 7, and no output_sequence, which changes nothing where Y has a name."""
+    """The evaluator lacks output_sequence, which changes nothing if Y has a name, and RNN before opset 7."""
     case = Case(kind, opset=opset)
     arrays = case.arrays()
-    reference = with_reference_evaluator(case, arrays)
+    reference = run_reference_evaluator(case, arrays)
     for attributes in ({}, {"output_sequence": 0}, {"output_sequence": 1}):
-        assert_same(ours(replace(case, attributes=attributes), arrays), reference, case)
+        assert_same(run_fusedrnn(replace(case, attributes=attributes), arrays), reference, case)
 
 
-def test_the_direction_as_the_first_schema_spells_it():
+def test_misspelled_direction_of_first_gru_version():
     case = Case("GRU", opset=1, attributes={"direction": "foward"})
     arrays = case.arrays()
-    assert_same(ours(case, arrays), expected(replace(case, attributes={}), arrays), case)
+    assert_same(run_fusedrnn(case, arrays), expected(replace(case, attributes={}), arrays), case)
 
 
-@pytest.mark.parametrize("name", TAKES)
-def test_every_function(name):
-    """In an RNN, and as g and h of the others; f should be bounded."""
-    takes = TAKES[name]
+@pytest.mark.parametrize("name", NUM_PARAMETERS)
+def test_every_activation(name):
+    """As f of an RNN, and as g and h of an LSTM and a GRU, whose f must be bounded."""
+    num_parameters = NUM_PARAMETERS[name]
     for kind in KINDS:
         count = len(FUNCTIONS[kind])
         names = [name] if kind == "RNN" else ["Sigmoid", *[name] * (count - 1)]
-        used = names.count(name)
+        uses = names.count(name)
         attributes = {"activations": names}
-        if takes > 0:
-            attributes["activation_alpha"] = [0.3, 0.7][:used]
-        if takes > 1:
-            attributes["activation_beta"] = [0.4, 0.2][:used]
+        if num_parameters > 0:
+            attributes["activation_alpha"] = [0.3, 0.7][:uses]
+        if num_parameters > 1:
+            attributes["activation_beta"] = [0.4, 0.2][:uses]
         case = Case(kind, T=3, attributes=attributes)
         arrays = case.arrays()
-        actual = ours(case, arrays)
+        actual = run_fusedrnn(case, arrays)
         assert_same(actual, expected(case, arrays), case)
-        assert_same(actual, with_onnxruntime(case, arrays), case)
+        assert_same(actual, run_onnxruntime(case, arrays), case)
 
 
 @pytest.mark.parametrize("name", ["LeakyRelu", "Elu", "HardSigmoid", "ThresholdedRelu"])
-def test_default_parameters(name):
-    """Those of ONNX's operators of these names; releases of onnxruntime have others."""
+def test_default_activation_parameters(name):
+    """They are those of ONNX's operators of these names; some releases of onnxruntime have others."""
     case = Case("RNN", attributes={"activations": [name]})
     arrays = case.arrays()
-    assert_same(ours(case, arrays), expected(case, arrays), case)
+    assert_same(run_fusedrnn(case, arrays), expected(case, arrays), case)
 
 
-def test_a_value_at_the_threshold_is_below_it():
-    """As in ONNX's operator ThresholdedRelu; the text of the recurrent ones has it the other way round."""
+def test_thresholded_relu_at_threshold():
+    """The result is 0, as in ONNX's operator ThresholdedRelu; the text of the recurrent operators says x."""
     case = Case("RNN", attributes={"activations": ["ThresholdedRelu"], "activation_alpha": [0.25], "clip": 0.25})
     arrays = case.arrays()
-    for outputs in (ours(case, arrays), with_onnxruntime(case, arrays)):
+    for outputs in (run_fusedrnn(case, arrays), run_onnxruntime(case, arrays)):
         assert not outputs[0].any()
 
 
-def test_names_of_functions_in_any_case():
-    plain = Case("LSTM", attributes={"activations": ["HardSigmoid", "LeakyRelu", "Softsign"]})
-    other = replace(plain, attributes={"activations": ["hardsigmoid", "LEAKYRELU", "SoftSign"]})
-    arrays = plain.arrays()
-    for array, plain_array in zip(ours(other, arrays), ours(plain, arrays), strict=True):
-        np.testing.assert_array_equal(array, plain_array)
+def test_activation_names_ignore_case():
+    case = Case("LSTM", attributes={"activations": ["HardSigmoid", "LeakyRelu", "Softsign"]})
+    other_case = replace(case, attributes={"activations": ["hardsigmoid", "LEAKYRELU", "SoftSign"]})
+    arrays = case.arrays()
+    for output, reference in zip(run_fusedrnn(other_case, arrays), run_fusedrnn(case, arrays), strict=True):
+        np.testing.assert_array_equal(output, reference)
 
 
 @kinds
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_formats_are_computed_in_float32_and_rounded(kind, dtype):
-    """bfloat16 as far as onnx makes arrays of it."""
+def test_half_precision_is_computed_in_float32(kind, dtype):
+    """Outputs are rounded to float16 or bfloat16."""
     half = helper.tensor_dtype_to_np_dtype(getattr(onnx.TensorProto, dtype.upper()))
     if half == np.float32:
         pytest.skip("this onnx package has no arrays of bfloat16")
     case = Case(kind, opset=22, lengths=(5, 1, 3), attributes={"direction": "bidirectional"}, weights_inside=True)
     arrays = {name: a if name == "sequence_lens" else a.astype(half) for name, a in case.arrays().items()}
     single = {name: a if name == "sequence_lens" else a.astype(np.float32) for name, a in arrays.items()}
-    for rounded, exact in zip(ours(case, arrays), ours(case, single), strict=True):
+    for rounded, exact in zip(run_fusedrnn(case, arrays), run_fusedrnn(case, single), strict=True):
         assert rounded.dtype == half
         np.testing.assert_array_equal(rounded, exact.astype(half))
 
@@ -222,18 +224,18 @@ def test_half_formats_are_computed_in_float32_and_rounded(kind, dtype):
 def test_float16_against_onnxruntime(kind):
     case = Case(kind, dtype="float16")
     arrays = case.arrays()
-    assert_same(ours(case, arrays), with_onnxruntime(case, arrays), case)
+    assert_same(run_fusedrnn(case, arrays), run_onnxruntime(case, arrays), case)
 
 
-def test_outputs_that_do_not_fit_float16_are_infinite():
+def test_float16_overflow():
     case = Case("RNN", T=1, N=1, I=1, H=1, dtype="float16", optional=(), attributes={"activations": ["Relu"]})
     arrays = {name: np.full_like(a, 300) for name, a in case.arrays().items()}
-    Y, Y_h = ours(case, arrays)
+    Y, Y_h = run_fusedrnn(case, arrays)
     assert np.isinf(Y).all()
     assert np.isinf(Y_h).all()
 
 
-# ---- any combination
+# ---- random nodes
 
 FLOATS = st.sampled_from([0.1, 0.25, 0.6, 1.3])
 BOUNDED = ("Sigmoid", "HardSigmoid", "Tanh", "Softsign", "ScaledTanh")
@@ -241,21 +243,21 @@ BOUNDED = ("Sigmoid", "HardSigmoid", "Tanh", "Softsign", "ScaledTanh")
 
 @st.composite
 def cases(draw):
-    """A node with anything that it may have; f is bounded, so that states stay so."""
+    """A node with random attributes, sizes and inputs; f is bounded, so that states stay finite."""
     kind = draw(st.sampled_from(KINDS))
     T, N, I, H = (draw(st.integers(1, size)) for size in (5, 4, 5, 7))
     attributes = {"direction": draw(st.sampled_from(DIRECTIONS)), "layout": draw(st.sampled_from([0, 1]))}
     D = 2 if attributes["direction"] == "bidirectional" else 1
     if draw(st.booleans()):
-        names = [draw(st.sampled_from(tuple(TAKES))) for _ in range(len(FUNCTIONS[kind]) * D)]
+        names = [draw(st.sampled_from(tuple(NUM_PARAMETERS))) for _ in range(len(FUNCTIONS[kind]) * D)]
         if kind != "RNN":
-            for place in range(0, len(names), len(FUNCTIONS[kind])):
-                names[place] = draw(st.sampled_from(BOUNDED))
+            for index in range(0, len(names), len(FUNCTIONS[kind])):
+                names[index] = draw(st.sampled_from(BOUNDED))
         attributes["activations"] = names
-        for which, least in (("alpha", 1), ("beta", 2)):
-            values = [draw(FLOATS) for name in names if TAKES[name] >= least]
+        for parameter, count in (("alpha", 1), ("beta", 2)):
+            values = [draw(FLOATS) for name in names if NUM_PARAMETERS[name] >= count]
             if values:
-                attributes[f"activation_{which}"] = values
+                attributes[f"activation_{parameter}"] = values
     if draw(st.booleans()):
         attributes["clip"] = draw(FLOATS)
     if kind == "LSTM":
@@ -265,21 +267,21 @@ def cases(draw):
     lengths = draw(st.none() | st.tuples(*[st.integers(0, T)] * N))
     optional = tuple(name for name in ALL if draw(st.booleans()))
     dtype = draw(st.sampled_from(["float32", "float64"]))
-    inside = draw(st.booleans())
-    return Case(kind, T, N, I, H, dtype, 14, optional, lengths, inside, attributes=attributes)
+    weights_inside = draw(st.booleans())
+    return Case(kind, T, N, I, H, dtype, 14, optional, lengths, weights_inside, attributes=attributes)
 
 
-def mixed(case):
-    """Whether one direction of an RNN takes parameters that the other does not, see :data:`MIXED`."""
-    return case.kind == "RNN" and len({TAKES[name] for name in case.attributes.get("activations", ())}) > 1
+def has_mixed_parameters(case):
+    """Whether the activations of an RNN's directions have different numbers of parameters, see :data:`MIXED`."""
+    return case.kind == "RNN" and len({NUM_PARAMETERS[name] for name in case.attributes.get("activations", ())}) > 1
 
 
 @given(cases(), st.integers(0, 1000))
 @settings(max_examples=60)
-def test_any_node(case, seed):
+def test_random_nodes(case, seed):
     arrays = case.arrays(seed)
-    actual = ours(case, arrays)
+    actual = run_fusedrnn(case, arrays)
     assert_same(actual, expected(case, arrays), case)
-    if case.dtype == "float32" and not case.batch_first and not mixed(case):
-        theirs = with_onnxruntime(case, arrays)
-        assert_same(without_empty(actual, case), without_empty(theirs, case), case)
+    if case.dtype == "float32" and not case.batch_first and not has_mixed_parameters(case):
+        reference = run_onnxruntime(case, arrays)
+        assert_same(drop_empty_sequences(actual, case), drop_empty_sequences(reference, case), case)

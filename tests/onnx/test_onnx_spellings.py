@@ -1,4 +1,4 @@
-"""Models that onnx's checker refuses and ONNX Runtime runs: types left out, ONNX's domain spelled out, two opsets."""
+"""Models that onnx's checker rejects and onnxruntime runs: missing types, the domain "ai.onnx", two opsets."""
 
 import numpy as np
 import onnxruntime
@@ -12,8 +12,8 @@ from onnx_models import Case, assert_same, expected
 CASE = Case("LSTM", weights_inside=True, optional=("B",), attributes={"layout": 0})
 
 
-def cleared(field):
-    """The type of every graph input or output, or a part of it."""
+def clear_types(field):
+    """A change that clears the type of every graph input or output."""
 
     def change(model):
         for entry in getattr(model.graph, field):
@@ -22,40 +22,42 @@ def cleared(field):
     return change
 
 
-def without_shapes(model):
+def clear_shapes(model):
     for entry in (*model.graph.input, *model.graph.output):
         entry.type.tensor_type.ClearField("shape")
 
 
-def without_a_name(model):
+def clear_graph_name(model):
     model.graph.name = ""
 
 
-def with_domains(node, imported, *versions):
+def set_domains(node_domain, import_domain, *versions):
+    """A change of the domain of nodes and imports, and of the imported versions."""
+
     def change(model):
-        model.graph.node[0].domain = node
-        model.graph.node.insert(0, helper.make_node("Identity", ["W"], ["copy"], domain=node))
+        model.graph.node[0].domain = node_domain
+        model.graph.node.insert(0, helper.make_node("Identity", ["W"], ["copy"], domain=node_domain))
         model.graph.node[1].input[1] = "copy"
         del model.opset_import[:]
-        model.opset_import.extend(helper.make_opsetid(imported, version) for version in versions or (14,))
+        model.opset_import.extend(helper.make_opsetid(import_domain, version) for version in versions or (14,))
 
     return change
 
 
 ACCEPTED = {
-    "untyped outputs": cleared("output"),
-    "no shapes": without_shapes,
-    "no name": without_a_name,
-    "node spelled": with_domains("ai.onnx", ""),
-    "import spelled": with_domains("", "ai.onnx"),
-    "both spelled": with_domains("ai.onnx", "ai.onnx"),
-    "last opset": with_domains("", "", 7, 14),
-    "last opset, spelled": with_domains("ai.onnx", "ai.onnx", 7, 14),
+    "untyped outputs": clear_types("output"),
+    "no shapes": clear_shapes,
+    "no name": clear_graph_name,
+    "node spelled": set_domains("ai.onnx", ""),
+    "import spelled": set_domains("", "ai.onnx"),
+    "both spelled": set_domains("ai.onnx", "ai.onnx"),
+    "last opset": set_domains("", "", 7, 14),
+    "last opset, spelled": set_domains("ai.onnx", "ai.onnx", 7, 14),
 }
 
 
 @pytest.mark.parametrize("change", ACCEPTED)
-def test_what_onnxruntime_accepts_is_accepted(change):
+def test_models_that_onnxruntime_accepts(change):
     arrays = CASE.arrays()
     model = CASE.model(arrays)
     ACCEPTED[change](model)
@@ -69,21 +71,21 @@ def test_what_onnxruntime_accepts_is_accepted(change):
     assert model.SerializeToString(deterministic=True) == before
 
 
-def test_untyped_inputs_are_accepted():
-    """Arrays are checked when the model runs. ONNX Runtime refuses them where nothing else tells their type."""
+def test_untyped_inputs():
+    """Arrays are checked when the model runs. onnxruntime rejects inputs whose type nothing else determines."""
     arrays = CASE.arrays()
     model = CASE.model(arrays)
-    cleared("input")(model)
+    clear_types("input")(model)
     assert_same(fusedrnn.onnx.run_model(model, CASE.inputs(arrays), backend="reference"), expected(CASE, arrays), CASE)
     with pytest.raises(TypeError, match="X must be float32, as W is; got float64"):
         fusedrnn.onnx.run_model(model, [arrays["X"].astype(np.float64)], backend="reference")
 
 
-@pytest.mark.parametrize("spelling", ["", "ai.onnx"])
-def test_of_two_opsets_the_last_holds(spelling):
-    """There is no layout in opset 7."""
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_last_opset_applies(domain):
+    """Opset 7 has no layout."""
     model = CASE.model(CASE.arrays())
-    with_domains(spelling, spelling, 14, 7)(model)
+    set_domains(domain, domain, 14, 7)(model)
     for call in (read, fusedrnn.onnx.prepare):
         with pytest.raises(ValueError, match="Unrecognized attribute: layout"):
             call(model)
@@ -92,7 +94,7 @@ def test_of_two_opsets_the_last_holds(spelling):
 
 
 @pytest.mark.parametrize("domain", ["", "ai.onnx"])
-def test_run_node_takes_either_spelling(domain):
+def test_run_node_accepts_both_domain_names(domain):
     arrays = CASE.arrays()
     node = CASE.node(arrays)
     node.domain = domain

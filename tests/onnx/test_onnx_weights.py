@@ -1,4 +1,4 @@
-"""Weights of a model's recurrent nodes: read, trained, written back, and run by onnxruntime."""
+"""Weights of a model's recurrent nodes are read, trained, written, and run by onnxruntime."""
 
 from dataclasses import replace
 
@@ -26,34 +26,34 @@ TRAINED = [
 
 
 def op_of(spec):
-    """On the engine that runs it: the one that is chosen if nothing is said, or else the reference."""
+    """The operator on the default engine, or on the reference if that does not support the spec."""
     try:
         return RNNOp(spec)
     except NotImplementedError:
         return RNNOp(spec, "reference")
 
 
-def inside(case, seed=0):
-    """The model with its weights as initializers, and all arrays."""
+def with_initializers(case, seed=0):
+    """The case with weights as initializers, its model and its arrays."""
     case = replace(case, weights_inside=True)
     arrays = case.arrays(seed)
     return case, case.model(arrays), arrays
 
 
-def with_onnxruntime(model, inputs):
+def run_onnxruntime(model, inputs):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, inputs)
 
 
 def results(layer, params, case, arrays):
-    """Y and the final states as ONNX has them, from the operator."""
+    """The operator's output and final states in ONNX's layout."""
     states = tuple(arrays[f"initial_{name}"] for name in layer.spec.state_names)
     y, final, _ = op_of(layer.spec).forward(arrays["X"], params, states, lengths=arrays.get("sequence_lens"))
     return [y.reshape(case.T, case.N, case.D, case.H).swapaxes(1, 2), *final]
 
 
-def trained(layer, arrays):
-    """The parameters after a step downhill on the sum of squares of the output."""
+def train_step(layer, arrays):
+    """The parameters after one step of gradient descent on the sum of squares of the output, and that sum before it."""
     op = op_of(layer.spec)
     states = tuple(arrays[f"initial_{name}"] for name in layer.spec.state_names)
     y, _, reserve = op.forward(arrays["X"], layer.params, states, training=True)
@@ -65,8 +65,8 @@ def trained(layer, arrays):
 
 
 @pytest.mark.parametrize("case", [Case(kind, attributes=attributes) for kind, attributes in TRAINED], ids=str)
-def test_what_is_read_gives_the_nodes_results(case):
-    case, model, arrays = inside(case)
+def test_read_weights_give_node_outputs(case):
+    case, model, arrays = with_initializers(case)
     layer = read(model)["node"]
     assert layer.kind == case.kind
     assert_same(results(layer, layer.params, case, arrays), expected(case, arrays), case)
@@ -74,8 +74,8 @@ def test_what_is_read_gives_the_nodes_results(case):
 
 @kinds
 @pytest.mark.parametrize("optional", [(), ("B",), ("P",), ALL], ids="-".join)
-def test_specs(kind, optional):
-    case, model, _ = inside(Case(kind, optional=optional, attributes={"direction": "reverse", "clip": 0.5}))
+def test_spec_fields(kind, optional):
+    case, model, _ = with_initializers(Case(kind, optional=optional, attributes={"direction": "reverse", "clip": 0.5}))
     layer = read(model)["node"]
     spec = layer.spec
     assert (spec.mode, spec.input_size, spec.hidden_size, spec.dtype) == (MODES[kind], case.I, case.H, "float32")
@@ -88,9 +88,9 @@ def test_specs(kind, optional):
     assert set(layer.inputs) == {"X", "W", "R"} | ({*optional} if kind == "LSTM" else {*optional} - {"P", "initial_c"})
 
 
-def test_gates_are_in_our_order():
-    """LSTM: i o f c there, i f g o here; GRU: z r h there, r z n here; peepholes i o f there, i f o here."""
-    case, _, arrays = inside(Case("LSTM", I=1, H=1))
+def test_gate_order():
+    """ONNX has i o f c, z r h and peepholes i o f; fusedrnn has i f g o, r z n and peepholes i f o."""
+    case, _, arrays = with_initializers(Case("LSTM", I=1, H=1))
     arrays |= {"W": np.arange(4).reshape(1, 4, 1), "R": np.arange(4, 8).reshape(1, 4, 1)}
     arrays |= {"B": np.arange(8, 16).reshape(1, 8), "P": np.arange(16, 19).reshape(1, 3)}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
@@ -105,7 +105,7 @@ def test_gates_are_in_our_order():
     weights = coupled.spec.layout.unpack(coupled.params)
     assert weights["l0_i2h_weight"].ravel().tolist() == [0, 3, 1]
     assert weights["l0_peephole_weight"].tolist() == [16, 17]
-    case, _, arrays = inside(Case("GRU", I=1, H=1))
+    case, _, arrays = with_initializers(Case("GRU", I=1, H=1))
     arrays |= {"W": np.arange(3, dtype=np.float32).reshape(1, 3, 1)}
     layer = read(case.model(arrays))["node"]
     assert layer.spec.layout.unpack(layer.params)["l0_i2h_weight"].ravel().tolist() == [1, 0, 2]
@@ -128,9 +128,9 @@ def test_initial_states(layout):
     )
 
 
-def test_names():
-    """A layer is called by its node's name; by its first output if it has none, or if somebody else is called so."""
-    _, model, _ = inside(Case("RNN", optional=()))
+def test_layer_names():
+    """A layer has the name of its node, or of the node's first output if the node has no name or shares it."""
+    _, model, _ = with_initializers(Case("RNN", optional=()))
     for name, outputs in (("", ["a", "b"]), ("node", ["c", "d"]), ("last", ["", "e"])):
         model.graph.node.append(helper.make_node("RNN", ["X", "W", "R"], outputs, name=name, hidden_size=6))
     layers = read(model)
@@ -146,8 +146,8 @@ def test_names():
         read(model, [0])
 
 
-def test_nothing_is_shared_with_the_model():
-    _, model, _ = inside(Case("LSTM"))
+def test_layer_shares_no_memory_with_model():
+    _, model, _ = with_initializers(Case("LSTM"))
     before = model.SerializeToString(deterministic=True)
     layer = read(model)["node"]
     layer.params[:] = 0
@@ -159,29 +159,29 @@ def test_nothing_is_shared_with_the_model():
 
 
 @pytest.mark.parametrize("case", [Case(kind, attributes=attributes) for kind, attributes in TRAINED], ids=str)
-def test_round_trip_by_way_of_training(case):
-    case, model, arrays = inside(case)
+def test_round_trip_with_training(case):
+    case, model, arrays = with_initializers(case)
     layer = read(model)["node"]
-    params, loss = trained(layer, arrays)
+    params, loss = train_step(layer, arrays)
     written = write(model, "node", params)
     onnx.checker.check_model(written, full_check=True)
-    again = read(written)["node"]
-    np.testing.assert_array_equal(again.params, params)
-    _, less = trained(again, arrays)
-    assert less < loss
-    ours = results(layer, params, case, arrays)
-    assert_same(ours, with_onnxruntime(written, case.inputs(arrays)), case)
-    assert_same(ours, fusedrnn.onnx.prepare(written).run(case.inputs(arrays)), case)
-    stays = write(written, "node", layer.params)
-    assert stays.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    layer_read_again = read(written)["node"]
+    np.testing.assert_array_equal(layer_read_again.params, params)
+    _, new_loss = train_step(layer_read_again, arrays)
+    assert new_loss < loss
+    outputs = results(layer, params, case, arrays)
+    assert_same(outputs, run_onnxruntime(written, case.inputs(arrays)), case)
+    assert_same(outputs, fusedrnn.onnx.prepare(written).run(case.inputs(arrays)), case)
+    restored = write(written, "node", layer.params)
+    assert restored.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
 
 
-def test_two_parts_where_directions_differ():
+def test_two_parts_for_different_activations():
     attributes = {
         "direction": "bidirectional",
         "activations": ["Sigmoid", "Tanh", "Tanh", "HardSigmoid", "Softsign", "LeakyRelu"],
     }
-    case, model, arrays = inside(Case("LSTM", attributes=attributes))
+    case, model, arrays = with_initializers(Case("LSTM", attributes=attributes))
     layer = read(model)["node"]
     assert [part.spec.reverse for part in layer.parts] == [False, True]
     assert not any(part.spec.bidirectional for part in layer.parts)
@@ -191,52 +191,52 @@ def test_two_parts_where_directions_differ():
     params = [part.params * 0.5 for part in layer.parts]
     written = write(model, "node", params)
     halved = arrays | {name: arrays[name] * np.float32(0.5) for name in "WRBP"}
-    assert_same(with_onnxruntime(written, case.inputs(arrays)), expected(case, halved), case)
+    assert_same(run_onnxruntime(written, case.inputs(arrays)), expected(case, halved), case)
     with pytest.raises(ValueError, match=r"params must be one array for each part: .*; got 1"):
         write(model, "node", params[0])
 
 
-def test_what_coupled_gates_do_not_use_stays():
-    case, model, arrays = inside(Case("LSTM", attributes={"input_forget": 1}))
+def test_write_keeps_unused_forget_gate():
+    case, model, arrays = with_initializers(Case("LSTM", attributes={"input_forget": 1}))
     layer = read(model)["node"]
     written = write(model, "node", np.zeros_like(layer.params))
     for tensor in written.graph.initializer:
         array, before, H = numpy_helper.to_array(tensor), arrays[tensor.name], case.H
         rows = [[2]] if tensor.name == "P" else [[2], [6]] if tensor.name == "B" else [[2]]
-        kept = (np.array(rows) * H + np.arange(H)).ravel()
-        np.testing.assert_array_equal(array[0, kept], before[0, kept])
-        assert not np.delete(array[0], kept, axis=0).any()
+        unused = (np.array(rows) * H + np.arange(H)).ravel()
+        np.testing.assert_array_equal(array[0, unused], before[0, unused])
+        assert not np.delete(array[0], unused, axis=0).any()
 
 
-def nodes_in_a_row(case, arrays, weights):
-    """The node with its weights held as ``weights`` says, and a second one."""
-    held = {name: arrays[name] for name in ("W", "R", "B")}
+def two_layers(case, arrays, storage):
+    """Two RNN nodes; the first one's weights are in initializers or constants, maybe behind Identity nodes."""
+    weights = {name: arrays[name] for name in ("W", "R", "B")}
     nodes, initializers, names = [], [], {}
-    for name, array in held.items():
+    for name, array in weights.items():
         tensor = numpy_helper.from_array(array, name)
-        tensor.doc_string = f"what {name} is"
-        if "constant" in weights:
+        tensor.doc_string = f"description of {name}"
+        if "constant" in storage:
             nodes.append(helper.make_node("Constant", [], [name], value=tensor))
         else:
             initializers.append(tensor)
         names[name] = name
-        if "identity" in weights:
+        if "identity" in storage:
             nodes.append(helper.make_node("Identity", [name], [f"copy of {name}"]))
             names[name] = f"copy of {name}"
-    other = [numpy_helper.from_array(np.ones((1, 6, 6), np.float32), name) for name in ("W2", "R2")]
+    other_weights = [numpy_helper.from_array(np.ones((1, 6, 6), np.float32), name) for name in ("W2", "R2")]
     nodes += [
         helper.make_node("RNN", ["X", *names.values()], ["", "h"], name="node", hidden_size=6),
         helper.make_node("RNN", ["h", "W2", "R2"], ["Z"], name="other", hidden_size=6),
     ]
     outputs = [helper.make_tensor_value_info("Z", onnx.TensorProto.FLOAT, [1, 1, 3, 6])]
-    return model_of(nodes, [info("X", arrays["X"])], outputs, [*initializers, *other])
+    return model_of(nodes, [info("X", arrays["X"])], outputs, [*initializers, *other_weights])
 
 
-@pytest.mark.parametrize("weights", ["initializers", "constants", "identity", "constants, identity"])
-def test_wherever_weights_are_held(weights):
+@pytest.mark.parametrize("storage", ["initializers", "constants", "identity", "constants, identity"])
+def test_write_to_each_storage(storage):
     case = Case("RNN", optional=("B",))
     arrays = case.arrays()
-    model = nodes_in_a_row(case, arrays, weights)
+    model = two_layers(case, arrays, storage)
     params = {name: layer.params for name, layer in read(model).items()}
     assert list(params) == ["node", "other"]
     written = write(model, "node", -params["node"])
@@ -244,16 +244,16 @@ def test_wherever_weights_are_held(weights):
         len(model.graph.node),
         len(model.graph.initializer),
     ]
-    assert str(written).count("what W is") == 1
-    again = {name: layer.params for name, layer in read(written).items()}
-    np.testing.assert_array_equal(again["node"], -params["node"])
-    np.testing.assert_array_equal(again["other"], params["other"])
-    negated = nodes_in_a_row(case, arrays | {name: -arrays[name] for name in "WRB"}, weights)
-    np.testing.assert_array_equal(*(with_onnxruntime(changed, {"X": arrays["X"]})[0] for changed in (written, negated)))
+    assert str(written).count("description of W") == 1
+    written_params = {name: layer.params for name, layer in read(written).items()}
+    np.testing.assert_array_equal(written_params["node"], -params["node"])
+    np.testing.assert_array_equal(written_params["other"], params["other"])
+    negated = two_layers(case, arrays | {name: -arrays[name] for name in "WRB"}, storage)
+    np.testing.assert_array_equal(*(run_onnxruntime(changed, {"X": arrays["X"]})[0] for changed in (written, negated)))
 
 
-def test_constants_of_other_kinds_do_not_matter():
-    _, model, _ = inside(Case("RNN"))
+def test_unrelated_constants():
+    _, model, _ = with_initializers(Case("RNN"))
     reference = read(model)["node"].params
     model.graph.node.insert(0, helper.make_node("Constant", [], ["one"], value_ints=[1]))
     values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
@@ -266,17 +266,17 @@ def test_constants_of_other_kinds_do_not_matter():
 
 @kinds
 def test_float64(kind):
-    case, model, arrays = inside(Case(kind, dtype="float64"))
+    case, model, arrays = with_initializers(Case(kind, dtype="float64"))
     layer = read(model)["node"]
     assert layer.spec.dtype == "float64"
-    params, _ = trained(layer, arrays)
+    params, _ = train_step(layer, arrays)
     written = write(model, "node", params)
     assert_same(fusedrnn.onnx.prepare(written).run(case.inputs(arrays)), results(layer, params, case, arrays), case)
 
 
 @kinds
-def test_float16_is_read_in_float32_and_written_rounded(kind):
-    _, model, _ = inside(Case(kind, dtype="float16"))
+def test_float16_weights(kind):
+    _, model, _ = with_initializers(Case(kind, dtype="float16"))
     layer = read(model)["node"]
     assert layer.params.dtype == np.float32
     params = layer.params + np.float32(1e-3)
@@ -288,7 +288,7 @@ def test_float16_is_read_in_float32_and_written_rounded(kind):
 # ---- errors
 
 
-def test_weights_that_are_not_constants():
+def test_input_weights_are_rejected():
     case = Case("LSTM")
     model = case.model(case.arrays())
     for call in (lambda: read(model), lambda: write(model, "node", np.zeros(1, np.float32))):
@@ -298,28 +298,28 @@ def test_weights_that_are_not_constants():
             call()
 
 
-@pytest.mark.parametrize("by", ["node", "identity", "output", "itself", "subgraph"])
-def test_weights_that_are_shared_are_read_and_not_written(by):
-    _, model, arrays = inside(Case("RNN", I=6))
+@pytest.mark.parametrize("reader", ["node", "identity", "output", "same node", "subgraph"])
+def test_write_rejects_shared_weights(reader):
+    _, model, arrays = with_initializers(Case("RNN", I=6))
     graph = model.graph
     match = r"node 'node' \(RNN\): R must be read by this node alone to be written; 'R' is read elsewhere"
-    if by == "node":
+    if reader == "node":
         graph.node.append(helper.make_node("RNN", ["X", "R", "R"], ["Y2"], name="other", hidden_size=6))
-    elif by == "identity":
+    elif reader == "identity":
         graph.node.insert(0, helper.make_node("Identity", ["R"], ["copy"]))
         graph.node[1].input[2] = "copy"
         graph.node.append(helper.make_node("RNN", ["X", "R", "W"], ["Y2"], name="other", hidden_size=6))
         graph.initializer.append(numpy_helper.from_array(arrays["W"], "V"))
         graph.node[1].input[1] = "V"
-    elif by == "output":
+    elif reader == "output":
         graph.output.append(info("R", arrays["R"]))
-    elif by == "itself":
+    elif reader == "same node":
         graph.node[0].input[1] = "R"
         match = match.replace("R must", "W must")
     else:
         inner = helper.make_graph([helper.make_node("Identity", ["R"], ["z"])], "inner", [], [info("z", arrays["R"])])
-        graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
-        graph.node.append(helper.make_node("If", ["yes"], ["Z"], then_branch=inner, else_branch=inner))
+        graph.initializer.append(numpy_helper.from_array(np.array(True), "condition"))
+        graph.node.append(helper.make_node("If", ["condition"], ["Z"], then_branch=inner, else_branch=inner))
     params = read(model)["node"].params
     with pytest.raises(ValueError, match=match):
         write(model, "node", params)
@@ -337,14 +337,14 @@ def test_weights_that_are_shared_are_read_and_not_written(by):
     ],
     ids=["size", "format", "list", "number", "text", "none"],
 )
-def test_parameters_that_do_not_fit(params, error, match):
-    _, model, _ = inside(Case("RNN", optional=("B",)))
+def test_invalid_params(params, error, match):
+    _, model, _ = with_initializers(Case("RNN", optional=("B",)))
     with pytest.raises(error, match=match):
         write(model, "node", params)
 
 
-def test_arguments_that_cannot_be():
-    _, model, _ = inside(Case("RNN"))
+def test_invalid_arguments():
+    _, model, _ = with_initializers(Case("RNN"))
     for call in (lambda: read(b""), lambda: write("model.onnx", "node", np.zeros(1))):
         with pytest.raises(TypeError, match=r"model must be an onnx.ModelProto; got "):
             call()
@@ -360,7 +360,7 @@ def test_arguments_that_cannot_be():
         fusedrnn.onnx.read(model)
 
 
-def test_attributes_that_cannot_be():
-    _, model, _ = inside(Case("RNN", attributes={"hidden_size": 5}))
+def test_invalid_attributes():
+    _, model, _ = with_initializers(Case("RNN", attributes={"hidden_size": 5}))
     with pytest.raises(ValueError, match=r"node 'node' \(RNN\): hidden_size must be 6"):
         read(model)

@@ -9,7 +9,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
-from fusedrnn.engines.cpu.executor import Executor
+from fusedrnn.engines.cpu.executor import PlannedCall
 
 PACKAGE = f"{Path(fusedrnn.__file__).parent}/"
 MOST_FILES = 15
@@ -29,11 +29,11 @@ def entered_files(call):
         code = frame.f_code
         if code is run_job.__code__ or (event == "c_call" and argument.__name__ == "call_if_guards_hold"):
             job_runs.append(True)
-        elif event == "return" and code is Executor._plan.__code__:
+        elif event == "return" and code is PlannedCall._plan.__code__:
             files = in_call
         elif event == "call" and not job_runs and code.co_filename.startswith(PACKAGE):
             files[code.co_filename.removeprefix(PACKAGE)].add(code.co_name)
-            if code is Executor._plan.__code__:
+            if code is PlannedCall._plan.__code__:
                 files = in_planning
 
     sys.setprofile(profile)

@@ -18,7 +18,7 @@ def measured(case: Case, mode: str, seconds: dict[str, tuple[float, ...]], phase
 
 
 def small_config(modes=("lstm",), phase="inference", **options) -> BenchConfig:
-    return BenchConfig([SMALL], modes, [PHASES[phase]], budget=0.0, **options)
+    return BenchConfig([SMALL], modes, [PHASES[phase]], budget=0.0, pause=0.0, **options)
 
 
 def spoiled(monkeypatch, spoil, calls_before: int = 0, phase="inference", make=contenders.non_fused) -> None:

@@ -1,11 +1,11 @@
-"""Models of one recurrent node, what ONNX's text says that they compute, and what other runtimes make of them.
+"""Models of one recurrent node, ONNX's equations for them, and the outputs of other runtimes.
 
-Of those runtimes, and why a test may have to leave one out:
+The limits of those runtimes, which tests must avoid:
 
 - onnx's ReferenceEvaluator ignores sequence_lens, clip, input_forget and the activations of LSTM and GRU, and fails
-  if output_sequence is set; of RNN it knows Tanh and Affine, and opset 7 on.
+  if output_sequence is set; of RNN it supports Tanh and Affine, and opset 7 and later.
 - onnxruntime has no layout 1, no float64, no opset below 7; final states of a sequence of length 0 are zero; without
-  a value in activation_alpha ThresholdedRelu has 0 where ONNX's operator has 1.
+  a value in activation_alpha, ThresholdedRelu's alpha is 0, where ONNX's operator has 1.
 """
 
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ ORDER = {
     "RNN": ("X", "W", "R", "B", "sequence_lens", "initial_h"),
 }
 ALL = ("B", "initial_h", "initial_c", "P")
-# Of each function, how many of alpha and beta it takes.
-TAKES = {
+# How many of alpha and beta each activation has.
+NUM_PARAMETERS = {
     "Relu": 0, "Tanh": 0, "Sigmoid": 0, "Softsign": 0, "Softplus": 0,
     "LeakyRelu": 1, "ThresholdedRelu": 1, "Elu": 1,
     "Affine": 2, "ScaledTanh": 2, "HardSigmoid": 2,
@@ -37,7 +37,7 @@ TAKES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A node with random arrays; ``optional`` names its optional inputs; it lacks those that the operator lacks."""
+    """A node with random arrays; of the inputs in ``optional`` it has those that the operator has."""
 
     kind: str
     T: int = 5
@@ -45,7 +45,7 @@ class Case:
     I: int = 4
     H: int = 6
     dtype: str = "float32"
-    opset: int = 14  # the last to add anything but bfloat16, which every runtime knows
+    opset: int = 14  # every runtime supports it; later ones add bfloat16 alone
     optional: tuple = ALL
     lengths: tuple | None = None
     weights_inside: bool = False
@@ -69,22 +69,22 @@ class Case:
         return self.outputs or ("Y", "Y_h", "Y_c")[: len(STATES[self.kind]) + 1]
 
     def arrays(self, seed=0):
-        """The inputs by name, in the node's number format and layout; float32 holds all numbers exactly."""
+        """The inputs by name, in the node's number format and layout; float32 represents them exactly."""
         rng = np.random.default_rng([seed, self.T, self.N, self.I, self.H])
         D, H, G = self.D, self.H, GATES[self.kind]
         bound = H**-0.5
 
-        def some(size, *shape):
+        def uniform(size, *shape):
             return rng.uniform(-size, size, shape).astype(np.float32).astype(self.dtype)
 
         arrays = {
-            "X": some(min(1.7, 1.7 * (H / self.I) ** 0.5), self.T, self.N, self.I),
-            "W": some(bound, D, G * H, self.I),
-            "R": some(bound, D, G * H, H),
-            "B": some(bound, D, 2 * G * H),
-            "initial_h": some(1, D, self.N, H),
-            "initial_c": some(1, D, self.N, H),
-            "P": some(1, D, 3 * H),
+            "X": uniform(min(1.7, 1.7 * (H / self.I) ** 0.5), self.T, self.N, self.I),
+            "W": uniform(bound, D, G * H, self.I),
+            "R": uniform(bound, D, G * H, H),
+            "B": uniform(bound, D, 2 * G * H),
+            "initial_h": uniform(1, D, self.N, H),
+            "initial_c": uniform(1, D, self.N, H),
+            "P": uniform(1, D, 3 * H),
         }
         if self.lengths is not None:
             arrays["sequence_lens"] = np.array(self.lengths, np.int32)
@@ -103,19 +103,19 @@ class Case:
 
     def model(self, arrays):
         node = self.node(arrays)
-        inside = [name for name in ("W", "R", "B", "P") if name in arrays and self.weights_inside]
-        inputs = [info(name, array) for name, array in arrays.items() if name not in inside]
+        weights = [name for name in ("W", "R", "B", "P") if name in arrays and self.weights_inside]
+        inputs = [info(name, array) for name, array in arrays.items() if name not in weights]
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(arrays["X"].dtype))
         outputs = [
-            helper.make_tensor_value_info(name, kind, [None] * (4 if place == 0 else 3))
-            for place, name in enumerate(self.output_names)
+            helper.make_tensor_value_info(name, kind, [None] * (4 if index == 0 else 3))
+            for index, name in enumerate(self.output_names)
             if name
         ]
-        initializers = [numpy_helper.from_array(arrays[name], name) for name in inside]
+        initializers = [numpy_helper.from_array(arrays[name], name) for name in weights]
         return model_of([node], inputs, outputs, initializers, self.opset)
 
     def inputs(self, arrays):
-        """Those that the model wants."""
+        """The arrays that are inputs of the model."""
         return {name: a for name, a in arrays.items() if not (self.weights_inside and name in ("W", "R", "B", "P"))}
 
 
@@ -129,7 +129,7 @@ def model_of(nodes, inputs, outputs, initializers=(), opset=14):
 
 
 def computed(arrays):
-    """Nodes and initializers that make each array, called ``name/out``, of a constant, as exporters do: exactly."""
+    """Nodes and initializers that compute each array exactly, as ``name/out``, as exporters emit them."""
     nodes, initializers = [], []
     for name, array in arrays.items():
         flat = array.reshape(-1, array.shape[-1])
@@ -157,26 +157,26 @@ def computed(arrays):
 # ---- the runtimes
 
 
-def ours(case, arrays):
-    """On the reference, which compiles nothing: kernels of every variant are compared with it in other tests."""
+def run_fusedrnn(case, arrays):
+    """The outputs of the reference engine, with which other tests compare the kernels of every variant."""
     return fusedrnn.onnx.prepare(case.model(arrays), backend="reference").run(case.inputs(arrays))
 
 
-def with_onnxruntime(case, arrays):
+def run_onnxruntime(case, arrays):
     content = case.model(arrays).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return session.run(None, case.inputs(arrays))
 
 
-def with_reference_evaluator(case, arrays):
+def run_reference_evaluator(case, arrays):
     return ReferenceEvaluator(case.model(arrays)).run(None, case.inputs(arrays))
 
 
-# ---- the text of the standard
+# ---- the standard's equations
 
 
 def _functions(case):
-    """For each direction its functions, alpha and beta taken from the lists in order."""
+    """The activations of each direction, with alpha and beta taken from the lists in order."""
     names = list(case.attributes.get("activations") or FUNCTIONS[case.kind] * case.D)
     alphas = iter([float(np.float32(a)) for a in case.attributes.get("activation_alpha", ())])
     betas = iter([float(np.float32(b)) for b in case.attributes.get("activation_beta", ())])
@@ -184,8 +184,8 @@ def _functions(case):
     functions = []
     for name in names:
         default = (*defaults.get(name, ()), None, None)
-        alpha = next(alphas, default[0]) if TAKES[name] else None
-        beta = next(betas, default[1]) if TAKES[name] > 1 else None
+        alpha = next(alphas, default[0]) if NUM_PARAMETERS[name] else None
+        beta = next(betas, default[1]) if NUM_PARAMETERS[name] > 1 else None
         functions.append(lambda x, name=name, a=alpha, b=beta: _function(name, x, a, b))
     count = len(FUNCTIONS[case.kind])
     return [functions[first : first + count] for first in range(0, case.D * count, count)]
@@ -270,7 +270,7 @@ _STEPS = {"LSTM": _lstm, "GRU": _gru, "RNN": _rnn}
 
 
 def assert_same(actual, reference, case, dtype=None):
-    """As many outputs, of the node's format, within the tolerance for it."""
+    """Check the number of outputs, their number formats and their values within the tolerance."""
     dtype = dtype or case.dtype
     assert len(actual) == len(reference)
     scale = max(1.0, *(float(np.abs(array).max(initial=0)) for array in reference))
@@ -280,10 +280,10 @@ def assert_same(actual, reference, case, dtype=None):
         assert message is None, f"output {number}{message}"
 
 
-def without_empty(results, case):
-    """Without the final states of sequences of length 0."""
+def drop_empty_sequences(results, case):
+    """The results without the final states of sequences of length 0."""
     if case.lengths is None or 0 not in case.lengths:
         return results
-    alive = np.flatnonzero(case.lengths)
-    first = next(filter(None, case.output_names)) == "Y"
-    return [array if first and place == 0 else array[:, alive] for place, array in enumerate(results)]
+    nonempty = np.flatnonzero(case.lengths)
+    has_y = next(filter(None, case.output_names)) == "Y"
+    return [array if has_y and index == 0 else array[:, nonempty] for index, array in enumerate(results)]

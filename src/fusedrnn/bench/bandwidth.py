@@ -7,29 +7,36 @@ from fusedrnn.runtime.peak import measure_reading
 
 MEMORY = "memory"
 
-_READ_BYTES = 1 << 27
-"""Bytes that each thread reads in a round: some milliseconds."""
 
-_ROUNDS = 5
-_MIN_MEMORY_BYTES = 16 << 20
-"""Least size of a thread's array in memory: more than a core's share of any processor's last cache."""
-
-
-def measure_bandwidth(threads: int) -> dict[str, float]:
+def measure_bandwidth(
+    threads: int,
+    caches: dict[str, int] | None = None,
+    *,
+    read_bytes: int = 1 << 27,
+    min_memory_bytes: int = 16 << 20,
+    rounds: int = 5,
+) -> dict[str, float]:
     """GB/s that ``threads`` threads read together, by level: ``"L2"``, ``"L3"`` where they are known, ``"memory"``.
 
     Every thread sums an array of its own repeatedly; the best of a few rounds counts. The arrays fill half of the L2,
     together a quarter of the L3, and three times the L3. The measurement takes less than a second.
+
+    Args:
+        threads: Their number.
+        caches: Bytes of each level; None for those of this machine.
+        read_bytes: Bytes that each thread reads in a round: some milliseconds.
+        min_memory_bytes: Least size of a thread's array in memory: more than a core's share of any processor's L3.
+        rounds: Their number.
     """
-    arrays = array_bytes(threads, cache_sizes())
-    return {level: measure_reading(size, threads, _READ_BYTES, _ROUNDS) for level, size in arrays.items()}
+    arrays = array_bytes(threads, cache_sizes() if caches is None else caches, min_memory_bytes)
+    return {level: measure_reading(size, threads, read_bytes, rounds) for level, size in arrays.items()}
 
 
-def array_bytes(threads: int, caches: dict[str, int]) -> dict[str, int]:
+def array_bytes(threads: int, caches: dict[str, int], min_memory_bytes: int) -> dict[str, int]:
     """Size of each thread's array, by level. An L3 too small to be distinguished from the L2 is left out."""
     l2, l3 = caches.get("L2", 0), caches.get("L3", 0)
     arrays = {"L2": l2 // 2} if l2 else {}
     if l3 // (4 * threads) >= 2 * l2 > 0:
         arrays["L3"] = l3 // (4 * threads)
-    arrays[MEMORY] = max(3 * l3 // threads, 2 * l2, _MIN_MEMORY_BYTES)
+    arrays[MEMORY] = max(3 * l3 // threads, 2 * l2, min_memory_bytes)
     return arrays

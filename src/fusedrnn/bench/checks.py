@@ -31,16 +31,16 @@ def checked_steps(steps: int, flops: float) -> int:
     return min(steps, max(_MIN_STEPS, round(steps * CHECKED_FLOPS / flops)))
 
 
-def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender], flops: int) -> str | None:
+def check(work: Workload, phase: Phase, contenders: Mapping[str, Contender]) -> str | None:
     """Compare each contender on the first steps with the reference in float64; describes the first difference.
 
     The run also warms the contenders up.
     """
-    steps = checked_steps(work.case.T, flops)
+    steps = checked_steps(work.case.T, work.flops(training=phase.training))
     batch, exact = work.batch(steps), work.exact()
     expected = phase.makers[NON_FUSED](exact)(exact.batch(steps))()
     for name, contender in contenders.items():
-        if error := _compare(work, steps, contender(batch)(), expected, num_rounded=1):
+        if error := compare(work, steps, contender(batch)(), expected, num_rounded=1):
             return f"{name}: {error} ({steps} of {work.case.T} steps, float64 reference)"
     return None
 
@@ -55,7 +55,7 @@ def check_timed(
     base, steps = base or (NON_FUSED if NON_FUSED in results else TORCH), steps or work.case.T
     expected = (results[base] if base in results else phase.makers[base](work)(work.batch(steps)))()
     for name, get_results in results.items():
-        if name != base and (error := _compare(work, steps, get_results(), expected, num_rounded=2)):
+        if name != base and (error := compare(work, steps, get_results(), expected, num_rounded=2)):
             what = "as timed" if steps == work.case.T else f"{steps} of {work.case.T} steps"
             return f"{name}: {error} ({what}, {base} reference)"
     return None
@@ -83,15 +83,13 @@ def check_first_steps(
     return None
 
 
-def compare(work: Workload, actual: Results, expected: Results) -> str | None:
-    """Describe the first difference between results of all steps that are both in the workload's dtype, or None."""
+def compare(work: Workload, steps: int, actual: Results, expected: Results, num_rounded: int) -> str | None:
+    """Describe the first difference between results of the first ``steps`` steps, or None.
+
+    ``num_rounded`` says how many of the two were computed in the workload's dtype: each adds one tolerance.
+    """
     if missing := expected.keys() - actual.keys():
         return f"{', '.join(sorted(missing))} missing"
-    return _compare(work, work.case.T, actual, expected, num_rounded=2)
-
-
-def _compare(work: Workload, steps: int, actual: Results, expected: Results, num_rounded: int) -> str | None:
-    """``num_rounded`` says how many of the two were computed in the workload's dtype: each adds one tolerance."""
     spec = work.spec
     pairs = zip(_by_parameter(spec, actual, expected), _by_parameter(spec, expected, expected), strict=True)
     for (name, array), (_, reference) in pairs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 
 import numpy as np
@@ -28,7 +28,7 @@ from fusedrnn.bench.results import (
     gradient_results,
     outputs,
 )
-from fusedrnn.bench.torch_contenders import fused_in_torch, torch_nn, train_fused_in_torch, train_torch_nn
+from fusedrnn.bench.torch_contenders import torch_nn, train_torch_nn
 from fusedrnn.engines.reference import backward as reference_backward
 from fusedrnn.engines.reference import forward as reference_forward
 from fusedrnn.spec import RNNSpec
@@ -82,16 +82,17 @@ def train_fused(work: Workload, backend: str | None = None) -> Contender:
     params = work.params.copy()
     update = _small_update(spec, params)
     dparams = np.empty_like(params)
-    grad_buffers: dict[int, tuple[Array, tuple[Array, ...]]] = {}  # by number of steps
+
+    @cache
+    def grad_buffers(steps: int) -> tuple[Array, Array, tuple[Array, ...]]:
+        dstates = tuple(np.empty(shape, spec.dtype) for shape in spec.state_shape(work.case.N))
+        return np.empty_like(work.x[:steps]), dparams, dstates
 
     def run(batch: Batch) -> GetResults:
         update()
         y, states, reserve = op.forward(batch.x, params, batch.states, training=True)
-        steps = len(batch.x)
-        if steps not in grad_buffers:
-            grad_buffers[steps] = np.empty_like(batch.x), tuple(np.empty_like(state) for state in batch.states)
-        dx, dstates = grad_buffers[steps]
-        op.backward(batch.dy, batch.dstates, reserve, out=(dx, dparams, dstates))
+        dx, _, dstates = out = grad_buffers(len(batch.x))
+        op.backward(batch.dy, batch.dstates, reserve, out=out)
         return lambda: outputs(spec, y, states) | gradient_results(spec, dx, dparams, dstates)
 
     return run
@@ -126,22 +127,14 @@ class Phase:
         return partial(train_fused if self.training else fused, backend=name)
 
 
+def _phase(name: str, training: bool, non_fused: Maker, fused: Maker, torch: Callable[..., Contender]) -> Phase:
+    in_torch: Maker = partial(torch, accelerated=True)
+    ours = {FUSED: fused, IN_TORCH: in_torch, UNPACKED: in_torch}
+    return Phase(name, training, {NON_FUSED: non_fused, TORCH: torch, **ours})
+
+
 PHASES: dict[str, Phase] = {
-    "inference": Phase(
-        "inference",
-        False,
-        {NON_FUSED: non_fused, FUSED: fused, TORCH: torch_nn, IN_TORCH: fused_in_torch, UNPACKED: fused_in_torch},
-    ),
-    "training": Phase(
-        "training",
-        True,
-        {
-            NON_FUSED: train_non_fused,
-            FUSED: train_fused,
-            TORCH: train_torch_nn,
-            IN_TORCH: train_fused_in_torch,
-            UNPACKED: train_fused_in_torch,
-        },
-    ),
+    "inference": _phase("inference", False, non_fused, fused, torch_nn),
+    "training": _phase("training", True, train_non_fused, train_fused, train_torch_nn),
 }
 """Inference is the forward pass. Training is forward and all gradients without an optimizer, as on MXNet's page."""

@@ -20,9 +20,9 @@ SEED = 20
 _SYMBOLS = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """The arguments of a call. Only training uses the gradients.
+    """The arguments of a call. Only training uses the gradients. Two batches are equal if they are the same object.
 
     Attributes:
         x: (T, N, I).

@@ -46,7 +46,6 @@ class Extrapolated:
     steps: int
     total: int
     base_seconds: float
-    runs: int = RUNS
 
     def whole(self, seconds: float) -> float:
         """Seconds of the whole call if ``call`` takes ``seconds``."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
+from fusedrnn.bench.rows import MEASUREMENTS, AnyRow
+from fusedrnn.bench.timing import Timing
 from fusedrnn.runtime.peak import measure_peak, sample_peak
 
-MEASUREMENTS = 3
-"""Number of times that a row is measured at most if its share of the peak is above 100 %."""
-
-Measured = TypeVar("Measured", bound=Any)
-"""A dataclass with a field ``peak``, in GFLOP/s or None."""
-Turns = TypeVar("Turns")
-"""The measurements of one call of ``take_turns``."""
+Turns = tuple[dict[str, Timing], dict[str, Any]]
+"""What :func:`fusedrnn.bench.timing.alternate` returns: timings and results, by contender."""
 
 
 class RunPeak:
@@ -38,40 +35,27 @@ class RunPeak:
         self.gflops = max(self.gflops, measure_peak(self._dtype, self._threads))
 
 
-def until_plausible(peak: RunPeak, take_turns: Callable[[], Turns], fastest: Callable[[Turns], float]) -> Turns:
-    """Call ``take_turns`` until the ``fastest`` rate in GFLOP/s of its result is not above the peak.
+def measure(row: AnyRow, peak: RunPeak, take_turns: Callable[[], Turns]) -> tuple[AnyRow, dict[str, Any]]:
+    """The row with its timings and the peak, and the results of the contenders.
 
-    A rate above the peak means that one of the two is wrong, so the peak is measured again, and then the turns, at
-    most :data:`MEASUREMENTS` times. If the rate stays above the peak, :func:`share_of` gives no share.
+    A rate above the peak means that one of the two is wrong, so the peak is measured again, and then the turns, at most
+    :data:`MEASUREMENTS` times. A rate that stays above the peak has no share of it.
     """
     for _ in range(MEASUREMENTS):
-        turns = take_turns()
-        if fastest(turns) > peak.gflops:
+        timings, results = take_turns()
+        row = replace(row, timings=timings)
+        fastest = max(map(row.gflops, timings), default=0.0)
+        if fastest > peak.gflops:
             peak.measure()
-        if fastest(turns) <= peak.gflops:
+        if fastest <= peak.gflops:
             break
-    return turns
+    return replace(row, peak=peak.gflops), results
 
 
-def share_of(gflops: float, peak: float | None) -> float | None:
-    """A rate as a share of the peak; None without a peak, or if the rate is above it."""
-    return gflops / peak if peak and gflops <= peak else None
-
-
-def rejection(gflops: float, peak: float | None) -> str | None:
-    """Why a rate has no share of a measured peak, or None."""
-    if not peak or gflops <= peak:
-        return None
-    return (
-        f"no share of the FMA peak: {gflops:.1f} GFLOP/s are above the {peak:.1f} GFLOP/s measured as the peak, "
-        f"in {MEASUREMENTS} measurements"
-    )
-
-
-def at_best_peak(measured: Sequence[Measured]) -> list[Measured]:
+def at_best_peak(rows: Sequence[AnyRow]) -> list[AnyRow]:
     """The same rows with the best peak of the run instead of the best at the time of each row.
 
     All rows must have the same dtype and number of threads.
     """
-    best = max((row.peak for row in measured if row.peak), default=None)
-    return [replace(row, peak=best) if row.peak else row for row in measured]
+    best = max((row.peak for row in rows if row.peak), default=None)
+    return [replace(row, peak=best) if row.peak else row for row in rows]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Array
-from fusedrnn.bench.peaks import rejection, share_of
+from fusedrnn.bench.data import Array, Workload
 from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
-from fusedrnn.bench.timing import Timing
+from fusedrnn.bench.timing import PAUSE, Timing
 from fusedrnn.testing.cases import Case
+
+MEASUREMENTS = 3
+"""Number of times that a row is measured at most if its share of the peak is above 100 %."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,16 @@ class BenchConfig:
     """Compare them on packed sequences, with the accelerated module on unpacked ones as a further contender."""
     backends: Sequence[str] = ()
     """Compare these engines of the operator with each other alone."""
+    variants: bool = False
+    """Compare each cell with its variants alone."""
     budget: float = 5.0
     """Seconds to spend on timing a row, if its calls are short enough."""
     full: bool = False
     """Run all steps of the non-fused network, however long that takes."""
     data: Array | None = None
     """The user's input (T, N, I), whose shape the cases have; None for text."""
+    pause: float = PAUSE
+    """Seconds of rest before each turn, except where only PyTorch modules take turns."""
 
     def rows(self) -> list[tuple[Case, str, Phase]]:
         """Case, mode and phase of each row."""
@@ -47,6 +54,8 @@ class BenchConfig:
         """Names of the contenders, in the order of their turns."""
         if self.backends:
             return tuple(self.backends)
+        if self.variants:
+            return (FUSED, TORCH) if find_spec("torch") else (FUSED,)
         if self.packed:
             return TORCH, IN_TORCH, UNPACKED
         if self.only_torch:
@@ -84,6 +93,16 @@ class Row:
     """Package versions of contenders in other processes."""
     steps_run: Mapping[str, int] = field(default_factory=dict)
     """Number of steps that ran, for contenders whose time is extrapolated from their first steps."""
+    flops_of: Mapping[str, int] = field(default_factory=dict)
+    """Like ``flops``, for contenders whose network or sequences differ from those of the row."""
+
+    @classmethod
+    def of(cls: type[AnyRow], config: BenchConfig, work: Workload, phase: Phase, **fields: Any) -> AnyRow:
+        """The row of a workload, before it is timed."""
+        lengths = None if work.lengths is None else tuple(map(int, work.lengths))
+        flops = work.flops(training=phase.training)
+        sizes = work.case, work.spec.mode, phase.name, config.dtype, config.threads, flops
+        return cls(*sizes, lengths=lengths, backends=tuple(config.backends), **fields)
 
     @property
     def name(self) -> str:
@@ -107,20 +126,25 @@ class Row:
 
     def gflops(self, contender: str | None = None) -> float:
         """Useful work per second of a contender, by default of :attr:`ours`."""
-        flops = self.flops
-        if contender == UNPACKED and self.lengths:
-            flops = flops * self.case.T * self.case.N // sum(self.lengths)
-        return flops / self.timings[contender or self.ours].median / 1e9
+        name = contender or self.ours
+        return self.flops_of.get(name, self.flops) / self.timings[name].median / 1e9
 
     def share(self, contender: str | None = None) -> float | None:
-        """The share of the peak that a contender reaches; None if there is no peak or the share is rejected."""
-        return share_of(self.gflops(contender), self.peak) if self.peak else None
+        """The share of the peak that a contender reaches; None if there is no peak or the share is above 1."""
+        if not self.peak:
+            return None
+        share = self.gflops(contender) / self.peak
+        return share if share <= 1.0 else None
 
     @property
     def rejected_shares(self) -> dict[str, str]:
         """The reason for each contender whose share of the peak is rejected because it is above 1."""
-        reasons = {name: rejection(self.gflops(name), self.peak) for name in self.timings}
-        return {name: reason for name, reason in reasons.items() if reason}
+        return {
+            name: f"no share of the FMA peak: {self.gflops(name):.1f} GFLOP/s are above the {self.peak:.1f} GFLOP/s "
+            f"measured as the peak, in {MEASUREMENTS} measurements"
+            for name in self.timings
+            if self.peak and self.share(name) is None
+        }
 
     def packed_over_unpacked(self) -> float:
         """Useful work per second on packed sequences, relative to unpacked ones."""

@@ -11,18 +11,20 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 import fusedrnn
+from fusedrnn.bench import variants
 from fusedrnn.bench.checks import check, check_first_steps, check_timed
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import Workload, workload
 from fusedrnn.bench.extrapolate import extrapolate
-from fusedrnn.bench.peaks import RunPeak, until_plausible
+from fusedrnn.bench.peaks import RunPeak, Turns, measure
 from fusedrnn.bench.results import NON_FUSED, TORCH, UNPACKED, Contender
-from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
-from fusedrnn.bench.timing import NO_PAUSE, PAUSE, Timed, Timing, alternate
+from fusedrnn.bench.rows import BenchConfig, Row
+from fusedrnn.bench.timing import Timed, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 
 Progress = Callable[[str], None]
-Turns = tuple[dict[str, Timing], dict[str, Any]]
+Group = tuple[Workload, dict[str, Contender]]
+"""Contenders, and the workload that they run."""
 
 
 def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterator[Row]:
@@ -38,33 +40,31 @@ def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterato
         peak = RunPeak(config.dtype, config.threads)
         for case, mode, phase in config.rows():
             work = workload(case, mode, config.dtype, config.data, packed=config.packed)
-            yield _run_row(config, peak, work, phase, progress)
+            if config.variants:
+                progress(f"{case.name} {mode} {phase.name}")
+                yield variants.run_row(config, peak, work, phase)
+            else:
+                yield _run_row(config, peak, work, phase, progress)
 
 
 def _run_row(config: BenchConfig, peak: RunPeak, work: Workload, phase: Phase, progress: Progress) -> Row:
-    lengths = None if work.lengths is None else tuple(map(int, work.lengths))
-    flops = work.flops(training=phase.training)
-    row = Row(work.case, work.spec.mode, phase.name, config.dtype, config.threads, flops, lengths=lengths)
+    row = Row.of(config, work, phase)
     progress(f"{row.name}: preparing")
     groups, declined = _make_contenders(config, phase, work)
-    row = replace(row, backends=tuple(config.backends), failures=declined)
+    row = replace(row, failures=declined)
     if not any(contenders for _, contenders in groups):
         return row
     progress(f"{row.name}: checking")
     for group_work, contenders in groups:
-        if wrong := check(group_work, phase, contenders, group_work.flops(training=phase.training)):
+        if wrong := check(group_work, phase, contenders):
             return replace(row, wrong=wrong)
+        flops = group_work.flops(training=phase.training)
+        row = replace(row, flops_of={**row.flops_of, **dict.fromkeys(contenders, flops)})
     progress(f"{row.name}: timing")
     return _time_row(config, peak, row, phase, groups)
 
 
-def _time_row(
-    config: BenchConfig,
-    peak: RunPeak,
-    row: Row,
-    phase: Phase,
-    groups: Sequence[tuple[Workload, dict[str, Contender]]],
-) -> Row:
+def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups: Sequence[Group]) -> Row:
     """Time the contenders of a row, which are checked on the first steps, and check what was timed."""
     calls: dict[str, Timed] = {}
     for work, contenders in groups:
@@ -78,7 +78,8 @@ def _time_row(
     if extrapolated:
         calls[NON_FUSED] = extrapolated
         row = replace(row, steps_run={NON_FUSED: extrapolated.steps})
-    pause = PAUSE if NON_FUSED in calls or config.backends else NO_PAUSE
+    # PyTorch modules share their threads, so that none disturbs another.
+    pause = config.pause if NON_FUSED in calls or config.backends else 0.0
 
     def take_turns() -> Turns:
         options: dict[str, Any] = {"single_sample": (NON_FUSED, "reference"), "pause": pause}
@@ -96,21 +97,8 @@ def _time_row(
     return row
 
 
-def measure(row: AnyRow, peak: RunPeak, take_turns: Callable[[], Turns]) -> tuple[AnyRow, dict[str, Any]]:
-    """The row with its timings and the peak, and the results of the contenders."""
-
-    def fastest(turns: Turns) -> float:
-        timed = replace(row, timings=turns[0])
-        return max((timed.gflops(name) for name in timed.timings), default=0.0)
-
-    timings, results = until_plausible(peak, take_turns, fastest)
-    return replace(row, timings=timings, peak=peak.gflops), results
-
-
-def _make_contenders(
-    config: BenchConfig, phase: Phase, work: Workload
-) -> tuple[list[tuple[Workload, dict[str, Contender]]], dict[str, str]]:
-    """The contenders, grouped by the workload that they run, and why engines decline."""
+def _make_contenders(config: BenchConfig, phase: Phase, work: Workload) -> tuple[list[Group], dict[str, str]]:
+    """The contenders, and why engines decline."""
     if config.backends:
         contenders, declined = {}, {}
         for name in config.backends:

@@ -3,142 +3,176 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Generic
+from itertools import zip_longest
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.rows import AnyRow, Row
+from fusedrnn.bench.variants import PLAIN
 from fusedrnn.testing.cases import CASES, Case
 
 MODE_NAMES: Mapping[str, str] = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "vRNN(Relu)", "rnn_tanh": "vRNN(Tanh)"}
 """Names of the modes on MXNet's page, in its order."""
 
-_MXNET_PHASES = ("inference", "training")
-_MXNET_PERCENT: Mapping[str, tuple[tuple[float, float], ...]] = {
-    "ds2": ((210.98, 209.65), (305.87, 214.03), (296.92, 176.79), (193.33, 161.08)),
-    "ds2-5bi": ((287.67, 249.73), (333.33, 260.64), (329.53, 159.17), (267.71, 149.66)),
+_MXNET_PERCENT: Mapping[tuple[str, str], tuple[float, ...]] = {
+    ("ds2", "inference"): (210.98, 305.87, 296.92, 193.33),
+    ("ds2", "training"): (209.65, 214.03, 176.79, 161.08),
+    ("ds2-5bi", "inference"): (287.67, 333.33, 329.53, 267.71),
+    ("ds2-5bi", "training"): (249.73, 260.64, 159.17, 149.66),
 }
 """Fused over non-fused samples per second, as published for MXNet's fused RNN operator on two Xeon 8180 sockets.
 
-By mode and phase; T, N, I, H = 300, 20, 800, 800 in float32.
+By case and phase, then by mode; T, N, I, H = 300, 20, 800, 800 in float32.
 """
 
+Column = tuple[str, Callable[[AnyRow], str]]
+"""A heading, and the function that makes the cell of a row."""
 
-@dataclass(frozen=True)
-class Column(Generic[AnyRow]):
-    """A heading, and the cell of a measured row."""
-
-    heading: str
-    cell: Callable[[AnyRow], str]
-
-
-_STEPS_RUN = Column[Row]("steps\nrun", lambda row: str(row.steps_run.get(NON_FUSED, row.case.T)))
-"""How many steps the non-fused network ran; only if it did not run all of them in some row."""
-_RATES = (
-    Column[Row](
-        "Non-\nFusedRNN\nsamples/sec", lambda row: f"{number(row.rate(NON_FUSED))}{_deviation(row, NON_FUSED)}"
-    ),
-    Column[Row]("FusedRNN\nsamples/\nsec", lambda row: number(row.rate(FUSED))),
-    Column[Row]("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
-)
-_PUBLISHED = Column[Row]("on\nMXNet's\npage", lambda row: percent(published_percent(row), of=100.0))
-_AGAINST_TORCH = (
-    Column[Row]("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
-    Column[Row]("FusedRNN/\ntorch.nn", lambda row: percent(row.ratio(TORCH))),
-)
-_MODULES = (
-    Column[Row]("torch.nn\nsamples/sec", lambda row: number(row.rate(TORCH))),
-    Column[Row]("fused\nin torch\nsamples/sec", lambda row: number(row.rate(IN_TORCH))),
-    Column[Row]("fused\nin torch/\ntorch.nn", lambda row: percent(row.ratio(TORCH, IN_TORCH))),
-)
-_OF_UNPACKED = Column[Row]("of\nunpacked\nGFLOP/s", lambda row: percent(row.packed_over_unpacked(), digits=1))
-
-_UNITS = ((1e-6, "µs"), (1e-3, "ms"))
-
+WRONG = "[bold red]wrong[/]"
 SHORT_CALL = 1e-3
 """Calls of fewer seconds than this get a column in microseconds."""
 
 
 def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
     """A table for each of MXNet's that has rows, one for the other rows, and one for PyTorch modules."""
-    all_tables = _operator_tables(rows, _AGAINST_TORCH if TORCH in contenders else ()) if FUSED in contenders else []
+    all_tables = []
+    if FUSED in contenders:
+        all_tables += _operator_tables(rows, torch=TORCH in contenders)
     if IN_TORCH in contenders and rows:
-        packed = (_OF_UNPACKED,) if UNPACKED in contenders else ()
-        columns = (*_MODULES, *_work(IN_TORCH), *packed, *_microsecond_columns((TORCH, IN_TORCH), rows))
-        title = f"Modules of PyTorch, T, N, I, H in {rows[0].dtype}"
-        all_tables.append(make_table(f"{title}, lengths in [T/2, T]" if packed else title, label, columns, rows))
+        packed = UNPACKED in contenders
+        columns = [
+            _rate_column("torch.nn\nsamples/sec", TORCH),
+            _rate_column("fused\nin torch\nsamples/sec", IN_TORCH),
+            ("fused\nin torch/\ntorch.nn", lambda row: percent(row.ratio(TORCH, IN_TORCH))),
+            *_work_columns(IN_TORCH),
+        ]
+        if packed:
+            columns.append(("of\nunpacked\nGFLOP/s", lambda row: percent(row.packed_over_unpacked(), digits=1)))
+        columns += _microsecond_columns((TORCH, IN_TORCH), rows)
+        title = f"Modules of PyTorch, T, N, I, H in {rows[0].dtype}{', lengths in [T/2, T]' if packed else ''}"
+        all_tables.append(make_table(title, label, columns, rows))
     return all_tables
 
 
-def engines_table(rows: Sequence[Row]) -> Table:
-    """For each row and engine: time of a call, useful work per second, and speed relative to the first engine."""
-    table = _new_table(f"Engines, T, N, I, H in {rows[0].dtype}")
-    for heading in ("engine", "a call", "GFLOP/s", "of\nFMA\npeak", "times\nthe first"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
+def _operator_tables(rows: Sequence[Row], torch: bool) -> list[Table]:
+    published: dict[Case, list[Row]] = {}
     for row in rows:
-        name, sizes = label(row).split("\n")
-        lines = [(engine, *_engine_cells(row, engine)) for engine in row.backends]
-        for index, line in enumerate(lines if len(lines) > 1 else [*lines, ("",)]):
-            table.add_row((name, sizes, *[""] * len(lines))[index], *line)
-    return table
-
-
-def _engine_cells(row: Row, engine: str) -> tuple[str, ...]:
-    if row.wrong:
-        return ("[bold red]wrong[/]",)
-    if engine not in row.timings:
-        return ("declines",)
-    share = percent(row.share(engine), digits=1)
-    over_first = "" if engine == row.ours else f"{row.ratio(row.ours, engine):.3f}"
-    return duration(row.timings[engine].median), f"{row.gflops(engine):.1f}", share, over_first
-
-
-def _operator_tables(rows: Sequence[Row], extra: Sequence[Column[Row]]) -> list[Table]:
-    by_case: dict[Case, list[Row]] = {}
-    others = []
-    for row in rows:
-        if published_percent(row) is None:
-            others.append(row)
-        else:
-            by_case.setdefault(row.case, []).append(row)
-    work = _work(FUSED)
-    all_tables = [
-        make_table(_sizes(case), mxnet_label, (*_rates(case_rows), _PUBLISHED, *work, *extra), case_rows)
-        for case, case_rows in by_case.items()
+        if published_percent(row) is not None:
+            published.setdefault(row.case, []).append(row)
+    others = [row for row in rows if published_percent(row) is None]
+    against_torch: list[Column[Row]] = [
+        _rate_column("torch.nn\nsamples/sec", TORCH),
+        ("FusedRNN/\ntorch.nn", lambda row: percent(row.ratio(TORCH))),
     ]
+    last = [*_work_columns(FUSED), *(against_torch if torch else ())]
+    on_page: Column[Row] = "on\nMXNet's\npage", lambda row: percent(published_percent(row), of=100.0)
+    all_tables = []
+    for case, case_rows in published.items():
+        sizes = f"T, N, I, H = {case.T}, {case.N}, {case.I}, {case.H}"
+        title = f"{sizes} layer={case.layers} bidirection={case.bidirectional}"
+        all_tables.append(make_table(title, mxnet_label, [*_rate_columns(case_rows), on_page, *last], case_rows))
     if others:
-        columns = (*_rates(others), *work, *extra, *_microsecond_columns((FUSED,), others))
+        columns = [*_rate_columns(others), *last, *_microsecond_columns((FUSED,), others)]
         all_tables.append(make_table(f"T, N, I, H in {others[0].dtype}", label, columns, others))
     return all_tables
 
 
-def _rates(rows: Sequence[Row]) -> tuple[Column[Row], ...]:
-    non_fused, *others = _RATES
-    return (non_fused, _STEPS_RUN, *others) if any(row.steps_run for row in rows) else _RATES
+def _rate_columns(rows: Sequence[Row]) -> list[Column[Row]]:
+    """Samples per second of both networks, and on how many steps the non-fused one ran if not on all in some row."""
+
+    def non_fused(row: Row) -> str:
+        deviation = row.timings[NON_FUSED].deviation
+        return number(row.rate(NON_FUSED)) + ("" if deviation is None else f" ±{100 * deviation:.0f}%")
+
+    columns: list[Column[Row]] = [
+        ("Non-\nFusedRNN\nsamples/sec", non_fused),
+        _rate_column("FusedRNN\nsamples/\nsec", FUSED),
+        ("FusedRNN/\nNon-\nFusedRNN", lambda row: percent(row.ratio(NON_FUSED))),
+    ]
+    if any(row.steps_run for row in rows):
+        columns.insert(1, ("steps\nrun", lambda row: str(row.steps_run.get(NON_FUSED, row.case.T))))
+    return columns
 
 
-def _deviation(row: Row, contender: str) -> str:
-    deviation = row.timings[contender].deviation
-    return "" if deviation is None else f" ±{100 * deviation:.0f}%"
+def _rate_column(heading: str, contender: str) -> Column[Row]:
+    return heading, lambda row: number(row.rate(contender))
+
+
+def _work_columns(contender: str) -> list[Column[Row]]:
+    return [
+        ("GFLOP/s", lambda row: f"{row.gflops(contender):.1f}"),
+        ("of\nFMA\npeak", lambda row: percent(row.share(contender), digits=1)),
+    ]
+
+
+def _microsecond_columns(contenders: Sequence[str], rows: Sequence[Row]) -> list[Column[Row]]:
+    """A column for each contender that has short calls."""
+    headings = {FUSED: "FusedRNN", TORCH: "torch.nn", IN_TORCH: "fused\nin torch"}
+    return [
+        (f"{headings[name]}\nµs/call", partial(_microseconds, name))
+        for name in contenders
+        if any(_microseconds(name, row) for row in rows)
+    ]
+
+
+def _microseconds(contender: str, row: Row) -> str:
+    """Microseconds of a call; empty if it is not short."""
+    seconds = row.timings[contender].median if contender in row.timings else math.inf
+    return number(1e6 * seconds) if seconds < SHORT_CALL else ""
+
+
+def engines_table(rows: Sequence[Row]) -> Table:
+    """For each row and engine: time of a call, useful work per second, and speed relative to the first engine."""
+
+    def over_first(row: Row, engine: str) -> str:
+        return "" if engine == row.ours else f"{row.ratio(row.ours, engine):.3f}"
+
+    return _contenders_table(f"Engines, T, N, I, H in {rows[0].dtype}", "engine", "times\nthe first", over_first, rows)
+
+
+def variants_table(rows: Sequence[Row]) -> Table:
+    """For each row and variant: time of a call, useful work per second, and its share relative to the plain cell."""
+
+    def of_plain(row: Row, variant: str) -> str:
+        return percent(row.gflops(variant) / row.gflops(PLAIN), digits=1) if PLAIN in row.timings else ""
+
+    return _contenders_table("Variants", "variant", "of plain\nshare", of_plain, rows)
+
+
+def _contenders_table(
+    title: str, kind: str, heading: str, relative: Callable[[Row, str], str], rows: Sequence[Row]
+) -> Table:
+    """A line for each contender of each row."""
+    table = new_table(title, ("", kind, "a call", "GFLOP/s", "of\nFMA\npeak", heading), left=2)
+    for row in rows:
+        for line, name in zip_longest(label(row).split("\n"), row.backends or row.flops_of, fillvalue=""):
+            cells: tuple[str, ...] = ()
+            if row.wrong or row.failures.get(name, "").startswith("wrong"):
+                cells = (WRONG,) if name else ()
+            elif name in row.timings:
+                gflops, share = f"{row.gflops(name):.1f}", percent(row.share(name), digits=1)
+                cells = duration(row.timings[name].median), gflops, share, relative(row, name)
+            elif name:
+                cells = ("declines",)
+            table.add_row(line, name, *cells)
+    return table
 
 
 def extrapolated_lines(rows: Sequence[Row]) -> list[str]:
     """A line for each contender whose time is extrapolated: in how many rows, and from how many steps."""
-    by_contender: dict[str, list[Row]] = {}
-    for row in rows:
-        for name in row.steps_run:
-            by_contender.setdefault(name, []).append(row)
-    return [
-        f"{name} measured on {_range([row.steps_run[name] for row in members])} of "
-        f"{_range([row.case.T for row in members])} steps in {len(members)} of {len(rows)} rows, the time of all steps "
-        "extrapolated; --full runs all steps"
-        for name, members in by_contender.items()
-    ]
+    lines = []
+    for name in dict.fromkeys(name for row in rows for name in row.steps_run):
+        members = [row for row in rows if name in row.steps_run]
+        steps, total = _range([row.steps_run[name] for row in members]), _range([row.case.T for row in members])
+        lines.append(
+            f"{name} measured on {steps} of {total} steps in {len(members)} of {len(rows)} rows, the time of all steps "
+            "extrapolated; --full runs all steps"
+        )
+    return lines
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -155,35 +189,12 @@ def failure_lines(rows: Sequence[Row]) -> list[str]:
     """A line for each contender and reason for which it has no timing, with the rows that this concerns."""
     names: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        for contender, reason in row.failures.items():
-            names.setdefault((contender, reason), []).append(row.name)
+        for failure in row.failures.items():
+            names.setdefault(failure, []).append(row.name)
     return [
         f"{contender}: {reason} ({'every row' if len(where) == len(rows) > 1 else ', '.join(where)})"
         for (contender, reason), where in names.items()
     ]
-
-
-def _work(contender: str) -> tuple[Column[Row], ...]:
-    return (
-        Column[Row]("GFLOP/s", lambda row: f"{row.gflops(contender):.1f}"),
-        Column[Row]("of\nFMA\npeak", lambda row: percent(row.share(contender), digits=1)),
-    )
-
-
-def _microsecond_columns(contenders: Sequence[str], rows: Sequence[Row]) -> list[Column[Row]]:
-    """A column for each contender that has short calls."""
-    headings = {FUSED: "FusedRNN", TORCH: "torch.nn", IN_TORCH: "fused\nin torch"}
-    return [
-        Column(f"{headings[name]}\nµs/call", partial(_microseconds, name))
-        for name in contenders
-        if any(_microseconds(name, row) for row in rows)
-    ]
-
-
-def _microseconds(contender: str, row: Row) -> str:
-    """Microseconds of a call; empty if it is not short."""
-    seconds = row.timings[contender].median if contender in row.timings else math.inf
-    return number(1e6 * seconds) if seconds < SHORT_CALL else ""
 
 
 def summary(row: Row) -> str:
@@ -207,12 +218,10 @@ def share_text(row: Row) -> str:
 
 def published_percent(row: Row) -> float | None:
     """MXNet's published ratio in percent for this workload, or None."""
-    case = row.case
-    if case.name not in _MXNET_PERCENT or case != CASES[case.name] or row.dtype != "float32":
+    by_mode = _MXNET_PERCENT.get((row.case.name, row.phase))
+    if by_mode is None or row.case != CASES[row.case.name] or row.dtype != "float32":
         return None
-    if row.phase not in _MXNET_PHASES:
-        return None
-    return _MXNET_PERCENT[case.name][list(MODE_NAMES).index(row.mode)][_MXNET_PHASES.index(row.phase)]
+    return dict(zip(MODE_NAMES, by_mode, strict=True))[row.mode]
 
 
 def mxnet_label(row: Row) -> str:
@@ -228,34 +237,27 @@ def label(row: Row) -> str:
     return f"{case.name} {mxnet_label(row)}\n  {sizes}{depth}{' both ways' if case.bidirectional else ''}"
 
 
-def _sizes(case: Case) -> str:
-    sizes = f"{case.T}, {case.N}, {case.I}, {case.H}"
-    return f"T, N, I, H = {sizes} layer={case.layers} bidirection={case.bidirectional}"
-
-
 def make_table(
     title: str, name: Callable[[AnyRow], str], columns: Sequence[Column[AnyRow]], rows: Sequence[AnyRow]
 ) -> Table:
     """A line for each row: its ``name``, and its cells or that it is wrong."""
-    table = _new_table(title)
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
+    table = new_table(title, ("", *(heading for heading, _ in columns)))
     for row in rows:
-        cells = ["[bold red]wrong[/]"] if row.wrong else [column.cell(row) for column in columns]
-        table.add_row(name(row), *cells)
+        table.add_row(name(row), *([WRONG] if row.wrong else [cell(row) for _, cell in columns]))
     return table
 
 
-def _new_table(title: str) -> Table:
-    # Fits a terminal of 80 columns.
+def new_table(title: str, headings: Iterable[str], left: int = 1) -> Table:
+    """An empty table whose first ``left`` columns are flush left. It is as narrow as possible."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column("", no_wrap=True)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
     return table
 
 
 def duration(seconds: float) -> str:
     """Three digits and a unit."""
-    scale, unit = next(((scale, unit) for scale, unit in _UNITS if seconds < scale * 1e3), (1.0, "s"))
+    scale, unit = (1e-6, "µs") if seconds < 1e-3 else (1e-3, "ms") if seconds < 1.0 else (1.0, "s")
     value = seconds / scale
     digits = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
     return f"{value:.{digits}f} {unit}"

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fusedrnn.bench.extrapolate import Call, Clock, Extrapolated
+from fusedrnn.bench.extrapolate import RUNS, Call, Clock, Extrapolated
 
 NO_WARM_UP_SECONDS = 3.0
 """The first run of a call that takes longer counts as a sample: the extra cost of a cold call is lost in the noise."""
@@ -25,9 +25,6 @@ SAMPLE_SECONDS = 5e-3
 
 PAUSE = 0.2
 """Seconds of rest before each turn: idle threads of OpenBLAS spin for a tenth of a second."""
-
-NO_PAUSE = 0.0
-"""The pause where only PyTorch modules take turns: they share its threads, so none disturbs another."""
 
 LATENCY = 1e-3
 """Percentiles over single calls are kept for calls of fewer seconds than this."""
@@ -99,7 +96,6 @@ class _Entry:
 
     call: Timed
     clock: Clock
-    min_samples: int
     single_sample: bool
     sample_seconds: float
     repeats: int = 1
@@ -110,14 +106,13 @@ class _Entry:
     @property
     def sits_out(self) -> bool:
         """Whether its one sample suffices, so that it skips rounds that run for the sake of others."""
-        if isinstance(self.call, Extrapolated):
-            return False
-        return self.single_sample and bool(self.seconds) and self.seconds[0] >= ONE_SAMPLE_SECONDS
+        single_sample = self.single_sample and not isinstance(self.call, Extrapolated)
+        return single_sample and bool(self.seconds) and self.seconds[0] >= ONE_SAMPLE_SECONDS
 
     @property
     def has_enough(self) -> bool:
         """Whether it has enough samples even if the budget is spent."""
-        return self.sits_out or len(self.seconds) >= self.min_samples
+        return self.sits_out or len(self.seconds) >= MIN_SAMPLES
 
     def run(self, times: int = 1) -> Sequence[float]:
         """Seconds of each call. The last result is released first, so that the next call reuses its memory."""
@@ -142,7 +137,7 @@ class _Entry:
 
     def take_turn(self) -> None:
         if isinstance(self.call, Extrapolated):
-            self.seconds += [self.call.whole(seconds) for seconds in self.run(self.call.runs)]
+            self.seconds += [self.call.whole(seconds) for seconds in self.run(RUNS)]
             return
         if self.repeats > 1:
             self.run()
@@ -164,27 +159,24 @@ def alternate(
     budget: float,
     *,
     single_sample: Collection[str] = (),
-    min_samples: int = MIN_SAMPLES,
     pause: float = PAUSE,
     sample_seconds: float = SAMPLE_SECONDS,
-    on_failure: Callable[[str, ContenderFailed], None] | None = None,
+    failures: dict[str, str] | None = None,
     before_turn: Callable[[], None] = lambda: None,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Timing], dict[str, Any]]:
     """Time ``calls`` in turns, A B A B, until another round would exceed ``budget`` seconds.
 
     Each call is warmed up first, except that the first run of an extrapolated call, and of one that takes
-    :data:`NO_WARM_UP_SECONDS` or more, is a sample. Every call gets at least ``min_samples`` samples, whatever the
+    :data:`NO_WARM_UP_SECONDS` or more, is a sample. Every call gets at least :data:`MIN_SAMPLES` samples, whatever the
     budget, except that one named in ``single_sample`` needs one if that takes :data:`ONE_SAMPLE_SECONDS` or more. A
     sample takes at least ``sample_seconds``. ``before_turn`` runs before every turn, after the pause. A call that
-    raises ContenderFailed is reported to ``on_failure`` and left out; without ``on_failure`` the error propagates.
+    raises ContenderFailed is left out, and the error is added to ``failures``; without ``failures`` it propagates.
 
     Returns:
         The timings, and the last result of each call, None for a remote one.
     """
-    entries = {
-        name: _Entry(call, clock, min_samples, name in single_sample, sample_seconds) for name, call in calls.items()
-    }
+    entries = {name: _Entry(call, clock, name in single_sample, sample_seconds) for name, call in calls.items()}
 
     def run_round(turn: Callable[[_Entry], None], *, for_min_samples: bool = False) -> None:
         for name, entry in list(entries.items()):
@@ -195,10 +187,10 @@ def alternate(
             try:
                 turn(entry)
             except ContenderFailed as error:
-                if on_failure is None:
+                if failures is None:
                     raise
                 del entries[name]
-                on_failure(name, error)
+                failures[name] = str(error)
 
     start = clock()
     run_round(_Entry.warm_up)

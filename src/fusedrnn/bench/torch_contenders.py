@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache, partial
 from itertools import cycle
 from typing import Any
 
@@ -14,26 +15,6 @@ import numpy as np
 
 from fusedrnn.bench.data import Batch, Workload
 from fusedrnn.bench.results import Array, Contender, GetResults, Results, gradient_results, outputs
-
-
-def torch_nn(work: Workload) -> Contender:
-    """PyTorch's module in inference mode."""
-    return _inference(work, _module(work))
-
-
-def fused_in_torch(work: Workload) -> Contender:
-    """The same module, accelerated."""
-    return _inference(work, _accelerated(work))
-
-
-def train_torch_nn(work: Workload) -> Contender:
-    """PyTorch's module in training mode."""
-    return _training(work, _module(work))
-
-
-def train_fused_in_torch(work: Workload) -> Contender:
-    """The same module, accelerated."""
-    return _training(work, _accelerated(work))
 
 
 @contextmanager
@@ -60,15 +41,11 @@ class _Tensors:
         self.packed: Any = None if batch.lengths is None else self._pack(batch.x)
         self.x: Any = torch.from_numpy(batch.x) if self.packed is None else self.packed.data
         self.x.requires_grad_(training)
+        self.input: Any = self.x if self.packed is None else self.packed
         states = tuple(torch.from_numpy(state).requires_grad_(training) for state in batch.states)
         self.states, self.hx = states, states if len(states) > 1 else states[0]
         dy = torch.from_numpy(batch.dy) if self.packed is None else self._pack(batch.dy).data
         self.upstream = [dy, *map(torch.from_numpy, batch.dstates)]
-
-    @property
-    def input(self) -> Any:
-        """The argument of the module."""
-        return self.x if self.packed is None else self.packed
 
     def _pack(self, array: Array) -> Any:
         import torch
@@ -86,11 +63,12 @@ class _Tensors:
         return array
 
 
-def _inference(work: Workload, module: Any) -> Contender:
+def torch_nn(work: Workload, accelerated: bool = False) -> Contender:
+    """The module in inference mode."""
     import torch
 
-    module.eval()
-    tensors_of = _cache_last(lambda batch: _Tensors(batch, training=False))
+    module = _module(work, accelerated).eval()
+    tensors_of = lru_cache(maxsize=1)(partial(_Tensors, training=False))
 
     def run(batch: Batch) -> GetResults:
         tensors = tensors_of(batch)
@@ -101,15 +79,14 @@ def _inference(work: Workload, module: Any) -> Contender:
     return run
 
 
-def _training(work: Workload, module: Any) -> Contender:
-    """As in a training loop: new parameters at every call, all gradients from one call of autograd."""
+def train_torch_nn(work: Workload, accelerated: bool = False) -> Contender:
+    """The module as in a training loop: new parameters at every call, all gradients from one call of autograd."""
     import torch
 
-    spec = work.spec
-    module.train()
+    spec, module = work.spec, _module(work, accelerated).train()
     weights = dict(module.named_parameters())
     update = _small_update(list(weights.values()))
-    tensors_of = _cache_last(lambda batch: _Tensors(batch, training=True))
+    tensors_of = lru_cache(maxsize=1)(partial(_Tensors, training=True))
 
     def run(batch: Batch) -> GetResults:
         tensors = tensors_of(batch)
@@ -131,34 +108,29 @@ def _training(work: Workload, module: Any) -> Contender:
     return run
 
 
-def _module(work: Workload) -> Any:
+def _module(work: Workload, accelerated: bool) -> Any:
+    """PyTorch's module with the workload's parameters.
+
+    Raises:
+        RuntimeError: If it cannot be accelerated: torch.nn would be compared with itself.
+    """
     import torch
 
     spec = work.spec
     kind: Any = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(spec.mode, torch.nn.RNN)
-    options: dict[str, Any] = {} if kind is not torch.nn.RNN else {"nonlinearity": spec.mode.removeprefix("rnn_")}
+    options: dict[str, Any] = {"nonlinearity": spec.mode.removeprefix("rnn_")} if kind is torch.nn.RNN else {}
     if spec.projection_size:
         options["proj_size"] = spec.projection_size
-    module = kind(
-        spec.input_size,
-        spec.hidden_size,
-        spec.num_layers,
-        bidirectional=spec.bidirectional,
-        dtype=getattr(torch, spec.dtype),
-        **options,
-    )
+    options |= {"bidirectional": spec.bidirectional, "dtype": getattr(torch, spec.dtype)}
+    module = kind(spec.input_size, spec.hidden_size, spec.num_layers, **options)
     weights = spec.layout.unpack(work.params, names="torch")
     module.load_state_dict({name: torch.from_numpy(np.array(weight)) for name, weight in weights.items()})
-    return module
+    if accelerated:
+        from fusedrnn.torch import accelerate
 
-
-def _accelerated(work: Workload) -> Any:
-    from fusedrnn.torch import accelerate
-
-    module = _module(work)
-    report = accelerate(module)
-    if not report:  # torch.nn would be compared with itself
-        raise RuntimeError(f"nothing was accelerated: {report}")
+        report = accelerate(module)
+        if not report:
+            raise RuntimeError(f"nothing was accelerated: {report}")
     return module
 
 
@@ -179,18 +151,6 @@ def _small_update(parameters: list[Any]) -> Callable[[], None]:
         torch._foreach_copy_(firsts, next(values))
 
     return update
-
-
-def _cache_last(make: Callable[[Batch], _Tensors]) -> Callable[[Batch], _Tensors]:
-    """``make`` with a cache of one entry, keyed by the batch object."""
-    last: list[tuple[Batch, _Tensors]] = []
-
-    def get(batch: Batch) -> _Tensors:
-        if not last or last[0][0] is not batch:
-            last[:] = [(batch, make(batch))]
-        return last[0][1]
-
-    return get
 
 
 def _data(y: Any) -> Any:

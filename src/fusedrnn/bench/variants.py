@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-import fusedrnn
-from fusedrnn.bench import torch_contenders
 from fusedrnn.bench.checks import check
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Workload, parameters, workload
-from fusedrnn.bench.peaks import RunPeak, rejection, share_of, until_plausible
+from fusedrnn.bench.data import Workload, parameters
+from fusedrnn.bench.peaks import RunPeak, measure
 from fusedrnn.bench.results import FUSED, TORCH
-from fusedrnn.bench.rows import BenchConfig
-from fusedrnn.bench.tables import MODE_NAMES, duration, percent
-from fusedrnn.bench.timing import PAUSE, Timing, alternate
+from fusedrnn.bench.rows import BenchConfig, Row
+from fusedrnn.bench.timing import alternate
 from fusedrnn.cell.activations import Activation
 from fusedrnn.spec import RNNSpec
-from fusedrnn.testing.cases import Case
 
 PLAIN, REVERSE = "plain", "reverse"
 PROJECTION = "projection H/2"
@@ -65,125 +57,46 @@ VARIANTS: Mapping[str, Mapping[str, Change]] = {
 """The variants of each cell, by name."""
 
 
-@dataclass(frozen=True)
-class VariantRow:
-    """The measurement of one variant.
+def run_row(config: BenchConfig, peak: RunPeak, plain: Workload, phase: Phase) -> Row:
+    """The plain cell and its variants as contenders of one row, on the same threads and input.
 
-    Attributes:
-        case, mode, phase: The workload.
-        name: The variant.
-        flops: Useful floating-point operations of a call.
-        timing: Seconds per call; None if the result was wrong.
-        peak: GFLOP/s of fused multiply-adds on these threads, the best that the run has measured so far.
-        wrong: What is wrong with the result.
+    Each is checked against the reference before it is timed. What is wrong with the others is in ``failures``.
     """
-
-    case: Case
-    mode: str
-    phase: str
-    name: str
-    flops: int
-    timing: Timing | None
-    peak: float
-    wrong: str | None = None
-
-    @property
-    def gflops(self) -> float:
-        """Useful work per second."""
-        return 0.0 if self.timing is None else self.flops / self.timing.median * 1e-9
-
-    @property
-    def share(self) -> float | None:
-        """The share of the peak; None if there is no timing, or if it is above 1."""
-        return None if self.timing is None else share_of(self.gflops, self.peak)
-
-    @property
-    def rejected_share(self) -> str | None:
-        """Why there is a rate but no share of the peak, or None."""
-        return rejection(self.gflops, self.peak)
-
-
-def run(config: BenchConfig, progress: Callable[[str], None]) -> Iterator[list[VariantRow]]:
-    """The rows of each case, cell and phase, the plain cell first; ``progress`` is called with what is being done.
-
-    All variants of a cell take turns in one process, on the same threads and text. Each is checked against the
-    reference before it is timed.
-    """
-    with ExitStack() as stack:
-        if find_spec("torch"):  # its projected LSTM is compared with ours
-            stack.enter_context(torch_contenders.threads(config.threads))
-        stack.enter_context(fusedrnn.thread_limits(config.threads))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
-        peak = RunPeak(config.dtype, config.threads)
-        for case, mode, phase in config.rows():
-            progress(f"{case.name} {MODE_NAMES[mode]}-{phase.name.capitalize()}")
-            yield _run_variants(config, case, mode, phase, peak)
-
-
-def _run_variants(config: BenchConfig, case: Case, mode: str, phase: Phase, peak: RunPeak) -> list[VariantRow]:
-    plain = workload(case, mode, config.dtype)
     works = {PLAIN: plain}
-    for name, change in VARIANTS[mode].items():
-        if name == REVERSE and case.bidirectional:
+    for name, change in VARIANTS[plain.spec.mode].items():
+        if name == REVERSE and plain.spec.bidirectional:
             continue
         spec = change(plain.spec)
         works[name] = replace(plain, spec=spec, params=parameters(spec))
     makers = {name: phase.makers[FUSED] for name in works}
     if PROJECTION in works and find_spec("torch"):
         works[IN_TORCH_NN], makers[IN_TORCH_NN] = works[PROJECTION], phase.makers[TORCH]
-    calls, wrong = {}, {}
-    for name, work in works.items():
-        contender = makers[name](work)
-        wrong[name] = check(work, phase, {name: contender}, _flops(work, phase))
-        if not wrong[name]:
-            calls[name] = partial(contender, work.batch(case.T))
-
-    def take_turns() -> dict[str, Timing]:
-        return alternate(calls, config.budget * len(calls), pause=PAUSE, before_turn=peak.sample)[0]
-
-    def make_rows(timings: Mapping[str, Timing]) -> list[VariantRow]:
-        return [
-            VariantRow(case, mode, phase.name, name, _flops(work, phase), timings.get(name), peak.gflops, wrong[name])
-            for name, work in works.items()
-        ]
-
-    def fastest(timings: Mapping[str, Timing]) -> float:
-        return max(row.gflops for row in make_rows(timings))
-
-    return make_rows(until_plausible(peak, take_turns, fastest))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+        contenders = {name: makers[name](work) for name, work in works.items()}
+        wrong = {name: check(work, phase, {name: contenders[name]}) for name, work in works.items()}
+        calls = {
+            name: partial(contenders[name], work.batch(work.case.T)) for name, work in works.items() if not wrong[name]
+        }
+        row = Row.of(
+            config, plain, phase,
+            flops_of={name: work.flops(training=phase.training) for name, work in works.items()},
+            failures={name: f"wrong: {difference}" for name, difference in wrong.items() if difference},
+        )  # fmt: skip
+        budget = config.budget * len(calls)
+        row, _ = measure(row, peak, lambda: alternate(calls, budget, pause=config.pause, before_turn=peak.sample))
+    return row
 
 
-def _flops(work: Workload, phase: Phase) -> int:
-    return work.flops(training=phase.training)
-
-
-def table(groups: Sequence[Sequence[VariantRow]]) -> Table:
-    """Every row: time of a call, useful work, share of the peak, and that share relative to the plain cell."""
-    all_rows = Table(title="Variants", title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_edge=False)
-    for heading in ("", "variant", "a call", "GFLOP/s", "of FMA\npeak", "of plain\nshare"):
-        all_rows.add_column(heading, justify="left" if heading in ("", "variant") else "right", no_wrap=True)
-    for group in groups:
-        plain = group[0]
-        for row in group:
-            name = f"{row.case.name} {MODE_NAMES[row.mode]}-{row.phase.capitalize()}" if row is plain else ""
-            if row.timing is None:
-                all_rows.add_row(name, row.name, "[bold red]wrong[/]")
-                continue
-            of_plain = percent(row.gflops / plain.gflops, digits=1) if plain.gflops else ""
-            cells = duration(row.timing.median), f"{row.gflops:.1f}", percent(row.share, digits=1), of_plain
-            all_rows.add_row(name, row.name, *cells)
-    return all_rows
-
-
-def report(groups: Sequence[Sequence[VariantRow]]) -> list[dict[str, Any]]:
-    """Every row as data for JSON."""
+def report(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every variant of every row as data for JSON."""
     return [
         {
-            "case": row.case.name, "mode": row.mode, "phase": row.phase, "variant": row.name,
-            "seconds": None if row.timing is None else list(row.timing.seconds), "flops": row.flops,
-            "gflops": row.gflops, "peak_gflops": row.peak, "wrong": row.wrong,
+            "case": row.case.name, "mode": row.mode, "phase": row.phase, "variant": name,
+            "seconds": list(row.timings[name].seconds) if name in row.timings else None, "flops": flops,
+            "gflops": row.gflops(name) if name in row.timings else 0.0, "peak_gflops": row.peak,
+            "wrong": row.failures[name].removeprefix("wrong: ") if name in row.failures else None,
         }
-        for group in groups
-        for row in group
+        for row in rows
+        for name, flops in row.flops_of.items()
     ]  # fmt: skip

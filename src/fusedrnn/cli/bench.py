@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 import json as json_module
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 import fusedrnn
 from fusedrnn.bench import variants as variants_bench
 from fusedrnn.bench.bandwidth import measure_bandwidth
+from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import load
 from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.bench.report import environment_report, report
-from fusedrnn.bench.rows import BenchConfig, Row
+from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
+from fusedrnn.bench.runner import Progress
 from fusedrnn.bench.runner import run as run_rows
 from fusedrnn.bench.tables import (
-    MODE_NAMES,
     engines_table,
     extrapolated_lines,
     failure_lines,
     rejected_share_lines,
     summary,
     tables,
+    variants_table,
 )
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps
@@ -86,15 +89,12 @@ def bench(
     try:
         config = make_config(
             cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, torch=torch, only_torch=only_torch,
-            packed=packed, backends=backends, budget=seconds, full=full,
+            packed=packed, backends=backends, variants=variants, budget=seconds, full=full,
         )  # fmt: skip
         check_writable("--json", json)
-        if variants and (torch or only_torch or packed or backends):
-            raise ValueError("--variants cannot be used with --torch, --only-torch, --packed or --backends")
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
-    right = run_variants(config, json) if variants else run(config, json)
-    raise typer.Exit(0 if right else 1)
+    raise typer.Exit(0 if run(config, json) else 1)
 
 
 def make_config(
@@ -111,6 +111,7 @@ def make_config(
     only_torch: bool = False,
     packed: bool = False,
     backends: str = "",
+    variants: bool = False,
     **fields: Any,
 ) -> BenchConfig:
     """The configuration that the options describe; ``fields`` are those of BenchConfig that need no parsing.
@@ -123,6 +124,8 @@ def make_config(
     torch_option = next((name for name, on in torch_options.items() if on), None)
     if torch_option and importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError(f"{torch_option} needs PyTorch, which is not installed")
+    if variants and (torch_option or backends):
+        raise ValueError("--variants cannot be used with --torch, --only-torch, --packed or --backends")
     if backends and torch_option:
         raise ValueError(f"--backends cannot be used with {torch_option}: it compares engines of the operator alone")
     dtype = options.parse_dtype(dtype)
@@ -130,13 +133,14 @@ def make_config(
     return BenchConfig(
         cases=options.parse_cases(cases, steps, batch, x),
         modes=options.parse_modes(modes),
-        phases=options.parse_phases(phases),
+        phases=[PHASES[name] for name in options.parse_names(phases, "phase", PHASES)],
         dtype=dtype,
         threads=threads or fusedrnn.get_num_threads(),
         torch=torch_option is not None,
         only_torch=only_torch or packed,
         packed=packed,
         backends=tuple(options.parse_names(backends, "engine", registry.names())) if backends else (),
+        variants=variants,
         data=x,
         **fields,
     )
@@ -144,67 +148,54 @@ def make_config(
 
 def run(config: BenchConfig, json_path: Path | None) -> bool:
     """Run the benchmark, print its tables, write its file. Returns whether every result was right."""
-    rows: list[Row] = []
+
+    def make_tables(rows: Sequence[Row]) -> list[Table]:
+        if config.variants:
+            return [variants_table(rows)]
+        return [engines_table(rows)] if config.backends else tables(rows, config.contenders())
+
+    summarize = (lambda row: row.name) if config.variants else summary
+    rows = measure(config, lambda progress: run_rows(config, progress), summarize, make_tables)
+    if json_path and config.variants:
+        lines = variants_bench.report(rows)
+        write_json(json_path, {"machine": environment_report(), "threads": config.threads, "lines": lines})
+    elif json_path:
+        write_json(json_path, report(config, rows, measure_bandwidth(config.threads)))
+    return not any(row.wrong or (config.variants and row.failures) for row in rows)
+
+
+def measure(
+    config: BenchConfig,
+    run_rows: Callable[[Progress], Iterator[AnyRow]],
+    summary: Callable[[AnyRow], str],
+    make_tables: Callable[[Sequence[AnyRow]], list[Table]],
+) -> list[AnyRow]:
+    """Run every row and print the machine, the tables, and what a reader of the tables must know.
+
+    That is extrapolated times, shares that are not shown, failures and errors. Returns the rows with the best peak.
+    """
+    rows: list[AnyRow] = []
     with steps(len(config.rows())) as progress:
-        for row in run_rows(config, progress.say):
+        for row in run_rows(progress.say):
             rows.append(row)
             progress.done(summary(row))
     rows = at_best_peak(rows)
-    show(config, rows)
-    if json_path:
-        _write(json_path, report(config, rows, measure_bandwidth(config.threads)))
-    return not any(row.wrong for row in rows)
-
-
-def run_variants(config: BenchConfig, json_path: Path | None) -> bool:
-    """Run the variants of every cell, print the table, write the file. Returns whether every result was right."""
-    groups = []
-    with steps(len(config.rows())) as progress:
-        for rows in variants_bench.run(config, progress.say):
-            groups.append(rows)
-            progress.done(f"{rows[0].case.name} {MODE_NAMES[rows[0].mode]}-{rows[0].phase.capitalize()}")
-    best = iter(at_best_peak([row for rows in groups for row in rows]))
-    groups = [[next(best) for _ in rows] for rows in groups]
-    console = output()
-    print_machine(config.threads)
-    console.print(variants_bench.table(groups))
-    every_row = [row for rows in groups for row in rows]
-    for row in every_row:
-        for problem in (f"wrong: {row.wrong}" if row.wrong else "", row.rejected_share):
-            if problem:
-                console.print(f"{row.case.name} {row.mode} {row.name}: {problem}", markup=False, highlight=False)
-    if json_path:
-        machine, lines = environment_report(), variants_bench.report(groups)
-        _write(json_path, {"machine": machine, "threads": config.threads, "lines": lines})
-    return not any(row.wrong for row in every_row)
-
-
-def show(config: BenchConfig, rows: Sequence[Row]) -> None:
-    """Print the machine, the tables, and what was wrong."""
-    print_machine(config.threads)
-    console = output()
-    for table in [engines_table(rows)] if config.backends else tables(rows, config.contenders()):
+    console, machine = output(), environment_report()
+    console.print(
+        f"{machine['processor']}, {machine['target_description']}, threads: {config.threads}", highlight=False
+    )
+    for table in make_tables(rows):
         console.print()
         console.print(table)
-    print_problems(rows)
-
-
-def print_machine(threads: int) -> None:
-    """Print the processor, the instruction set and the number of threads."""
-    machine = environment_report()
-    output().print(f"{machine['processor']}, {machine['target_description']}, threads: {threads}", highlight=False)
-
-
-def print_problems(rows: Sequence[Row]) -> None:
-    """Print what a reader of the tables must know: extrapolated times, shares that are not shown, failures, errors."""
-    console = output()
     for line in (*extrapolated_lines(rows), *rejected_share_lines(rows), *failure_lines(rows)):
         console.print(line, markup=False, highlight=False)
     for row in rows:
         if row.wrong:
             console.print(f"[bold red]wrong[/] {row.name}: ", end="", highlight=False)
             console.print(row.wrong, markup=False, highlight=False)
+    return rows
 
 
-def _write(path: Path, figures: Any) -> None:
+def write_json(path: Path, figures: Any) -> None:
+    """Write every figure to a file."""
     path.write_text(json_module.dumps(figures, indent=2) + "\n", encoding="utf-8")

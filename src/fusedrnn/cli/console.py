@@ -6,9 +6,8 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import typer
 from rich.console import Console
@@ -60,33 +59,31 @@ def check_writable(option: str, path: Path | None, endings: Collection[str] = ()
         raise ValueError(f"{option} {path}: it cannot be written: {error.strerror}") from error
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Progress through a known number of steps.
-
-    Attributes:
-        say: Called with what is being done.
-        done: Called with the result of each finished step.
-    """
+class Steps(NamedTuple):
+    """Progress through a known number of steps."""
 
     say: Callable[[str], None]
+    """Called with what is being done."""
     done: Callable[[str], None]
+    """Called with the result of each finished step."""
 
 
 @contextmanager
 def steps(total: int) -> Iterator[Steps]:
     """Show progress on standard error: a bar with the remaining time on a terminal, else a line a finished step."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        finished = iter(range(1, total + 1))
-        yield Steps(lambda text: None, lambda text: typer.echo(f"{text} ({next(finished)}/{total})", err=True))
-        return
-    columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}", markup=False), console=console, transient=True) as bar:
+    columns = (
+        *(SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
         def done(text: str) -> None:
-            bar.console.print(text, markup=False, highlight=False)
             bar.advance(task)
+            if console.is_terminal:
+                console.print(text, markup=False, highlight=False)
+            else:
+                typer.echo(f"{text} ({bar.tasks[0].completed:g}/{total})", err=True)
 
         yield Steps(lambda text: bar.update(task, description=text), done)

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
+import fusedrnn
 from fusedrnn import RNNSpec
 from fusedrnn.bench.report import environment_report
-from fusedrnn.cli.console import output
+from fusedrnn.cli.console import fail, output
+from fusedrnn.cli.options import ALL_MODES, Dtype, Modes, Threads, parse_cases, parse_dtype, parse_modes
+from fusedrnn.cli.plan import PlanConfig, print_plans
 from fusedrnn.engines import registry
 from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES
+from fusedrnn.testing.cases import CASES
 
 
-def run() -> None:
-    """Print the machine and the measured peaks."""
+def info(
+    plan: Annotated[
+        str, typer.Option(help=f"Show how these workloads are partitioned, separated by commas: {', '.join(CASES)}.")
+    ] = "",
+    modes: Modes = ALL_MODES,
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="With --plan: time every partition, not only the chosen one.")
+    ] = False,
+) -> None:
+    """Show the processor, the instruction set of the kernels, and the measured FMA peak.
+
+    With --plan: the partitions of a workload over threads, the time that the cost model predicts for each, and the
+    measured time of the one that it chooses. Nothing else should run on the machine meanwhile.
+    """
+    if not plan:
+        _print_machine()
+        return
+    try:
+        workloads = parse_cases(plan), parse_modes(modes), parse_dtype(dtype)
+    except ValueError as error:
+        fail(str(error))
+    print_plans(PlanConfig(*workloads, threads or fusedrnn.get_num_threads(), everything))
+
+
+def _print_machine() -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

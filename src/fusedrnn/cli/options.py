@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fusedrnn.bench.contenders import PHASES, Phase
+from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import Array
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.env import MAX_THREADS
@@ -49,22 +50,7 @@ def parse_names(text: str, what: str, valid: Collection[str]) -> list[str]:
     return names
 
 
-def parse_modes(text: str) -> list[str]:
-    """The modes in a list.
-
-    Raises:
-        ValueError: If one is unknown.
-    """
-    return parse_names(text, "mode", MODE_NAMES)
-
-
-def parse_phases(text: str) -> list[Phase]:
-    """The phases in a list.
-
-    Raises:
-        ValueError: If one is unknown.
-    """
-    return [PHASES[name] for name in parse_names(text, "phase", PHASES)]
+parse_modes = partial(parse_names, what="mode", valid=MODE_NAMES)
 
 
 def parse_dtype(dtype: str) -> str:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from statistics import median
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -17,14 +19,10 @@ from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli.console import output
-from fusedrnn.cli.options import parse_cases, parse_dtype, parse_modes
 from fusedrnn.engines.cpu import tuning
-from fusedrnn.engines.cpu.plan.backward import backward_share
-from fusedrnn.engines.cpu.plan.cost import Cost, adjusted_cost, predict_cost
-from fusedrnn.engines.cpu.plan.forward import forward_share
-from fusedrnn.engines.cpu.plan.partition import force_grid, limit_threads, possible_grids
-from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid, ThreadShare
-from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
+from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
+from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
 from fusedrnn.engines.cpu.tuning import MachineModel
 from fusedrnn.jit.host import current_target, target_for
 from fusedrnn.jit.target import Target
@@ -33,114 +31,82 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import Case
 
 _WIDTH = 98
-_PASSES = {"inference": "inference", "training": "training, forward", "backward": "training, backward"}
-_BANDWIDTHS = {
-    "L2 read, GB/s": "l2_bandwidth",
-    "L3 read, GB/s": "l3_bandwidth",
-    "memory read, GB/s": "memory_bandwidth",
-}
-"""Field of the machine model, by its line in the table."""
-
-_SECONDS = 0.25
+_PASSES: dict[Phase, str] = {
+    "inference": "inference", "training": "training, forward", "backward": "training, backward",
+}  # fmt: skip
+_BANDWIDTHS = {"L2": "l2_bandwidth", "L3": "l3_bandwidth", "memory": "memory_bandwidth"}
+"""Field of the machine model, by level."""
+_PEAK = "FMA peak"
 _MIN_CALLS = 2
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """Which workloads to plan on how many threads, and whether to time every partition or only the chosen one."""
+    """Which workloads to plan on how many threads.
+
+    Attributes:
+        everything: Whether to time every partition or only the chosen one.
+        seconds: For how long to time a partition.
+    """
 
     cases: Sequence[Case]
     modes: Sequence[str]
     dtype: str
     threads: int
     everything: bool
+    seconds: float = 0.25
 
 
-def make_config(cases: str, modes: str, dtype: str, threads: int | None, everything: bool) -> PlanConfig:
-    """The configuration that the options describe.
-
-    Raises:
-        ValueError: If a name is unknown.
-    """
-    parsed_cases, parsed_modes = parse_cases(cases), parse_modes(modes)
-    return PlanConfig(
-        parsed_cases, parsed_modes, parse_dtype(dtype), threads or fusedrnn.get_num_threads(), everything
-    )
-
-
-def run(config: PlanConfig) -> None:
+def print_plans(config: PlanConfig) -> None:
     """Print the constants of the machine model, then a table of partitions for each case, mode and pass."""
     console = output()
     console.width = min(console.width, _WIDTH)
-    rates = _MeasuredRates(measure_peak(config.dtype, 1) * 1e9, measure_bandwidth(1))
+    rates = {_PEAK: measure_peak(config.dtype, 1), **measure_bandwidth(1)}
     _print_machine(console, config.dtype, rates)
-    for case in config.cases:
-        for mode in config.modes:
-            for pass_name in _PASSES:
-                _print_partitions(console, config, case, mode, pass_name, rates)
+    for case, mode, pass_name in product(config.cases, config.modes, _PASSES):
+        _print_partitions(console, config, case, mode, pass_name, rates)
 
 
-def partitions(spec: RNNSpec, target: Target, case: Case, pass_name: str, threads: int) -> list[ThreadShare]:
-    """Every partition of a case that the cost model compares."""
-    tiling, thresholds = Tiling.of(spec, target), tuning.current()
-    share_of = backward_share if pass_name == "backward" else forward_share
-    threads = limit_threads(spec, threads, case.T, case.N, pass_name != "inference", thresholds)
-    grids = possible_grids(spec, case.N, threads, tiling.unit_vecs)
-    return [share_of(tiling, case.T, case.N, grid, thresholds) for grid in grids]
+def _measured(assumed: MachineModel, target: Target, dtype: str, rates: Mapping[str, float]) -> MachineModel:
+    """The machine model with the measured rates of a thread, in GFLOP/s and GB/s, instead of the assumed ones."""
+    bandwidths: dict[str, Any] = {field: rates[level] * 1e9 for level, field in _BANDWIDTHS.items() if level in rates}
+    return replace(assumed, fma_rate=rates[_PEAK] * 1e9 / (2 * target.lanes(dtype)), **bandwidths)
 
 
-@dataclass(frozen=True)
-class _MeasuredRates:
-    """Measured rates of one thread: FMA peak in FLOP/s, and read bandwidth in GB/s by level."""
-
-    peak: float
-    bandwidth: Mapping[str, float]
-
-    def of(self, assumed: MachineModel, target: Target, dtype: str) -> MachineModel:
-        """The machine model with these rates instead of the assumed ones."""
-        measured = {level: rate * 1e9 for level, rate in self.bandwidth.items()}
-        return replace(
-            assumed,
-            fma_rate=self.peak / (2 * target.lanes(dtype)),
-            l2_bandwidth=measured.get("L2", assumed.l2_bandwidth),
-            l3_bandwidth=measured.get("L3", assumed.l3_bandwidth),
-            memory_bandwidth=measured["memory"],
-        )
-
-
-def _print_machine(console: Console, dtype: str, rates: _MeasuredRates) -> None:
+def _print_machine(console: Console, dtype: str, rates: Mapping[str, float]) -> None:
     target = current_target()
     assumed = MachineModel.of(target)
-    measured, flops = rates.of(assumed, target, dtype), 2 * target.lanes(dtype)
+    models, flops = (assumed, _measured(assumed, target, dtype, rates)), 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
     for column in ("", "assumed", "measured"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("FMA peak, GFLOP/s", *(f"{model.fma_rate * flops / 1e9:.1f}" for model in (assumed, measured)))
-    for name, field in _BANDWIDTHS.items():
-        table.add_row(name, *(f"{getattr(model, field) / 1e9:.1f}" for model in (assumed, measured)))
+    table.add_row(f"{_PEAK}, GFLOP/s", *(f"{model.fma_rate * flops / 1e9:.1f}" for model in models))
+    for level, field in _BANDWIDTHS.items():
+        table.add_row(f"{level} read, GB/s", *(f"{getattr(model, field) / 1e9:.1f}" for model in models))
     console.print(table, highlight=False)
 
 
 def _print_partitions(
-    console: Console, config: PlanConfig, case: Case, mode: str, pass_name: str, rates: _MeasuredRates
+    console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase, rates: Mapping[str, float]
 ) -> None:
     spec = case.spec(mode, config.dtype)
     target = target_for(spec.hidden_size, spec.dtype)
     assumed = MachineModel.of(target)
-    measured = rates.of(assumed, target, config.dtype)
-    problem = ProblemSize.of(spec, target, case.T, case.N, pass_name)
-    shares = partitions(spec, target, case, pass_name, config.threads)
+    measured = _measured(assumed, target, config.dtype, rates)
+    problem, thresholds = ProblemSize(spec, target, case.T, case.N, pass_name), tuning.current()
+    grids = possible_grids(problem, config.threads, thresholds)
+    shares = [LargestShare.of(problem, grid, thresholds) for grid in grids]
     # The calls are measured in a loop, which finds the threads spinning.
     costs = [predict_cost(problem, share, assumed, spinning=True) for share in shares]
-    min_speedup = tuning.current().min_speedup
-    chosen = min(range(len(shares)), key=lambda index: adjusted_cost(shares[index], costs[index], min_speedup))
+    adjusted = [adjusted_cost(*pair, thresholds.min_speedup) for pair in zip(shares, costs, strict=True)]
+    chosen = adjusted.index(min(adjusted))
     table = Table(title=f"{case.name} {MODE_NAMES[mode]}, {_PASSES[pass_name]}", title_justify="left")
     table.box, table.pad_edge = None, False
     for column in ("", "threads", "partition", "predicted", "by measured", "time", "predicted/time"):
         table.add_column(column, justify="left" if column in ("", "partition") else "right")
     for index, (share, cost) in enumerate(zip(shares, costs, strict=True)):
         timed = index == chosen or config.everything
-        seconds = measure(spec, case, pass_name, share.grid) if timed else None
+        seconds = measure(spec, case, pass_name, share.grid, config.seconds) if timed else None
         by_measured_rates = predict_cost(problem, share, measured, spinning=True).total
         table.add_row(
             ">" if index == chosen else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
@@ -148,7 +114,12 @@ def _print_partitions(
             "" if seconds is None else _time(seconds), "" if seconds is None else f"{cost.total / seconds:.2f}",
         )  # fmt: skip
     console.print(table, highlight=False)
-    console.print(f"  {_sizes(shares[chosen], problem)}\n  {_terms(costs[chosen])}\n", highlight=False, markup=False)
+    share, cost = shares[chosen], costs[chosen]
+    tile = f"tile {problem.rows_per_tile} rows x {problem.panel_vectors} vectors"
+    block = f", weight gradients of {share.block_rows} rows at once" if share.block_rows else ""
+    terms = ", ".join(f"{term} {100 * seconds / cost.total:.0f} %" for term, seconds in cost.items() if seconds)
+    chunk = f"chunk {share.chunk} step(s) of {share.rows} rows{block}"
+    console.print(f"  {tile}, {chunk}\n  {terms}\n", highlight=False, markup=False)
 
 
 def describe(grid: ThreadGrid, bidirectional: bool) -> str:
@@ -158,27 +129,17 @@ def describe(grid: ThreadGrid, bidirectional: bool) -> str:
     return " x ".join(f"{number} {kind}" for number, kind in dimensions if number > 1) or "one thread"
 
 
-def _sizes(share: ThreadShare, problem: ProblemSize) -> str:
-    more = f", weight gradients of {share.block} rows at once" if share.block else ""
-    tile = f"tile {problem.rows_per_tile} rows x {problem.vectors_per_panel} vectors"
-    return f"{tile}, chunk {share.chunk} step(s) of {share.rows} rows{more}"
-
-
-def _terms(cost: Cost) -> str:
-    return ", ".join(f"{term} {100 * seconds / cost.total:.0f} %" for term, seconds in cost.items() if seconds)
-
-
 def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.3f} ms"
 
 
-def measure(spec: RNNSpec, case: Case, pass_name: str, grid: ThreadGrid) -> float:
-    """Seconds of a call with this thread grid: the median of calls in a loop."""
+def measure(spec: RNNSpec, case: Case, pass_name: Phase, grid: ThreadGrid, duration: float) -> float:
+    """Seconds of a call with this thread grid: the median of calls in a loop of so many seconds."""
     with force_grid(grid), fusedrnn.thread_limits(int(np.prod(grid))):
         calls = _calls(spec, case, pass_name)
         next(calls)()
         seconds: list[float] = []
-        end = time.perf_counter() + _SECONDS
+        end = time.perf_counter() + duration
         while len(seconds) < _MIN_CALLS or time.perf_counter() < end:
             call = next(calls)
             start = time.perf_counter()
@@ -187,7 +148,7 @@ def measure(spec: RNNSpec, case: Case, pass_name: str, grid: ThreadGrid) -> floa
     return median(seconds)
 
 
-def _calls(spec: RNNSpec, case: Case, pass_name: str) -> Iterator[Callable[[], object]]:
+def _calls(spec: RNNSpec, case: Case, pass_name: Phase) -> Iterator[Callable[[], object]]:
     """Endless calls to time; what each needs is prepared before it is yielded."""
     work = workload(case, spec.mode, spec.dtype)
     op, batch, params = fusedrnn.RNNOp(spec), work.batch(case.T), fusedrnn.frozen(work.params)

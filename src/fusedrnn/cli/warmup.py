@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from itertools import product
+from typing import Annotated
+
+import typer
 
 import fusedrnn
-from fusedrnn.cli.console import steps
-from fusedrnn.cli.options import parse_modes, parse_names
+from fusedrnn.cli.console import fail, steps
+from fusedrnn.cli.options import ALL_MODES, Modes, parse_modes, parse_names
 from fusedrnn.spec import DTYPES
 
 _HIDDEN_SIZES = 64, 1
 """A size that fills vectors, and one that leaves most of a vector empty: they may have kernels of their own."""
 
 
-def make_pairs(modes: str, dtypes: str) -> list[tuple[str, str]]:
-    """Every mode with every dtype, from lists separated by commas.
-
-    Raises:
-        ValueError: If a name is unknown.
-    """
-    parsed_dtypes = parse_names(dtypes, "dtype", DTYPES)
-    return [(mode, dtype) for mode in parse_modes(modes) for dtype in parsed_dtypes]
-
-
-def run(pairs: Sequence[tuple[str, str]]) -> None:
-    """Compile the kernels, or load those already compiled, and print how long each pair took."""
+def warmup(
+    modes: Modes = ALL_MODES,
+    dtypes: Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(DTYPES)}.")] = ",".join(DTYPES),
+) -> None:
+    """Compile kernels ahead of time, so that no first call has to. Kernels depend on the cell and the float type."""
+    try:
+        pairs = list(product(parse_modes(modes), parse_names(dtypes, "dtype", DTYPES)))
+    except ValueError as error:
+        fail(str(error))
     with steps(len(pairs)) as progress:
         for mode, dtype in pairs:
             progress.say(f"{mode} {dtype}")

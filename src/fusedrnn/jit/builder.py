@@ -6,10 +6,10 @@ back into registers; everything else is assigned once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from llvmlite import ir
 
@@ -17,6 +17,7 @@ I1, I32, I64, VOID = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.VoidType(
 POINTER = ir.PointerType()
 Module = ir.Module
 _NOT_VOLATILE = I1(0)
+_Case = TypeVar("_Case")
 
 
 def is_float(kind: ir.Type) -> bool:
@@ -276,21 +277,16 @@ class Function:
         """``with f.if_else(condition) as (then, otherwise):``, two ``with`` blocks."""
         return self.builder.if_else(condition.ir)
 
-    @contextmanager
-    def switch(self, value: Value, cases: Sequence[int]) -> Iterator[list[AbstractContextManager[None]]]:
-        """Yields a ``with`` block for each case; other values of the integer do nothing."""
+    def switch(self, value: Value, cases: Mapping[int, _Case]) -> Iterator[_Case]:
+        """``for case in f.switch(value, cases):`` emits the code of each case; for other values none runs."""
         done = self.builder.append_basic_block("switched")
         switch = self.builder.switch(value.ir, done)
-
-        @contextmanager
-        def branch(number: int) -> Iterator[None]:
+        for number, case in cases.items():
             block = self.builder.append_basic_block(f"case{number}")
             switch.add_case(number, block)
             self.builder.position_at_end(block)
-            yield
+            yield case
             self.builder.branch(done)
-
-        yield [branch(number) for number in cases]
         self.builder.position_at_end(done)
 
     def ret(self, result: Value | None = None) -> None:

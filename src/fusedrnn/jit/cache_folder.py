@@ -15,19 +15,15 @@ import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import reduce
-from operator import or_
 from pathlib import Path
-from types import TracebackType
 
-_POSIX = hasattr(os, "geteuid")
 _ROOT = 0
 _MAX_LINKS = 40
 
 
 def _flags(*names: str) -> int:
     """Flags for ``os.open``; those that this system lacks are left out."""
-    return reduce(or_, (getattr(os, name, 0) for name in names))
+    return sum(getattr(os, name, 0) for name in names)
 
 
 # O_NONBLOCK: opening a FIFO must not block.
@@ -35,6 +31,11 @@ _SAFE = "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOINHERIT", "O_BINARY"
 _FOLDER_FLAGS = _flags("O_RDONLY", "O_DIRECTORY", *_SAFE)
 _READ_FLAGS = _flags("O_RDONLY", *_SAFE)
 _WRITE_FLAGS = _flags("O_WRONLY", "O_CREAT", "O_EXCL", *_SAFE)
+
+
+def current_user() -> int | None:
+    """The user whose rights this process has; None on a system that does not show owners."""
+    return os.geteuid() if hasattr(os, "geteuid") else None
 
 
 class UntrustedError(Exception):
@@ -62,26 +63,26 @@ def objection(path: Path, status: os.stat_result, user: int, is_parent: bool) ->
 
 
 class Folder:
-    """An open folder that belongs to this user.
+    """An open folder that belongs to a user.
 
     Args:
         path: Its path.
-        make: Whether to make it, and missing folders on the path, for this user alone.
+        user: The user; None checks nothing.
+        make: Whether to make it, and missing folders on the path, for the user alone.
 
     Raises:
         UntrustedError: If another user can decide its content.
         OSError: If it is not there, or cannot be made or opened.
     """
 
-    def __init__(self, path: Path, make: bool = False) -> None:
-        self._handle: int | None = None
+    def __init__(self, path: Path, user: int | None, make: bool = False) -> None:
+        self._user, self._handle = user, None
         self._path = path.absolute()
-        if not _POSIX:
+        if user is None:
             if make:
                 path.mkdir(parents=True, exist_ok=True)
             os.lstat(path)
             return
-        user = os.geteuid()
         self._path = _resolved(self._path, user, make)
         self._handle = os.open(self._path, _FOLDER_FLAGS)
         try:
@@ -93,9 +94,7 @@ class Folder:
     def __enter__(self) -> Folder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._handle is not None:
             os.close(self._handle)
 
@@ -113,8 +112,7 @@ class Folder:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
                 return None
-            reason = objection(self._path / name, status, os.geteuid(), is_parent=False) if _POSIX else ""
-            if reason:
+            if self._user is not None and (reason := objection(self._path / name, status, self._user, False)):
                 raise UntrustedError(reason)
             with os.fdopen(handle, "rb", closefd=False) as file:
                 return file.read(max_bytes)
@@ -139,22 +137,20 @@ class Folder:
             raise
 
     def files(self) -> Iterator[tuple[str, os.stat_result]]:
-        """The names of the regular files that belong to this user, and their status."""
+        """The names of the regular files that belong to the user, and their status."""
         with os.scandir(self._path if self._handle is None else self._handle) as entries:
             for entry in entries:
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:  # removed by another process
                     continue
-                if stat.S_ISREG(status.st_mode) and (not _POSIX or status.st_uid == os.geteuid()):
+                if stat.S_ISREG(status.st_mode) and self._user in (None, status.st_uid):
                     yield entry.name, status
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is still there."""
-        try:
+        with suppress(FileNotFoundError):
             os.unlink(self._at(name), dir_fd=self._handle)
-        except FileNotFoundError:
-            return
 
     def _at(self, name: str) -> str:
         """A path for the functions of ``os``: relative to the open folder where they take one."""
@@ -162,12 +158,7 @@ class Folder:
 
 
 def _resolved(path: Path, user: int, make: bool) -> Path:
-    """The folder's path without symbolic links, on which only this user and root can change anything.
-
-    Raises:
-        UntrustedError: If another user can.
-        OSError: If the folder is not there, or cannot be made.
-    """
+    """The folder's path without symbolic links; UntrustedError if another user than root can change anything on it."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -215,9 +206,7 @@ def _status(entry: Path, make: bool) -> os.stat_result:
 def _require(path: Path, status: os.stat_result, user: int, is_parent: bool) -> None:
     """Raise UntrustedError if there is an objection. The message has the command that removes it, if there is one."""
     reason = objection(path, status, user, is_parent)
-    if not reason:
-        return
-    is_mine = status.st_uid == user
-    raise UntrustedError(
-        f"{reason}; if you trust its content, run: chmod go-w {shlex.quote(str(path))}" if is_mine else reason
-    )
+    if reason and status.st_uid == user:
+        reason += f"; if you trust its content, run: chmod go-w {shlex.quote(str(path))}"
+    if reason:
+        raise UntrustedError(reason)

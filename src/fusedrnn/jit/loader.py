@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import llvmlite.binding as llvm
 
@@ -18,8 +18,7 @@ from fusedrnn.locks import Lock
 Job = Callable[..., None]
 """A kernel of two integers: the address of its arguments, and the number of the thread that runs it."""
 
-_Parameters = ParamSpec("_Parameters")
-_Result = TypeVar("_Result")
+_Load = TypeVar("_Load", bound=Callable[..., Any])
 
 # Held while code is compiled or loaded: llvmlite has a lock of its own, which no forked child could open.
 lock = Lock(guards_fork=True)
@@ -91,26 +90,24 @@ def address(function: Callable[..., None]) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
-def load_once(maxsize: int = 1) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
+def load_once(maxsize: int = 1) -> Callable[[_Load], _Load]:
     """Cache what a function loads, by its arguments; one thread loads at a time. A cached result takes no lock."""
 
-    def decorate(load: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-        load_locked: Any = lru_cache(maxsize)(load)
+    def decorate(load: _Load) -> _Load:
+        load_locked = lru_cache(maxsize)(load)
 
-        def load_with_lock(*args: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
+        def load_with_lock(*args: Any) -> Any:
             with lock:
-                result: _Result = load_locked(*args, **options)
-            return result
+                return load_locked(*args)
 
         loaded: Any = wraps(load)(lru_cache(maxsize)(load_with_lock))
-        clear = loaded.cache_clear
+        clear_results = loaded.cache_clear
 
         def cache_clear() -> None:
             load_locked.cache_clear()
-            clear()
+            clear_results()
 
         loaded.cache_clear = cache_clear
-        result: Callable[_Parameters, _Result] = loaded
-        return result
+        return cast(_Load, loaded)
 
     return decorate

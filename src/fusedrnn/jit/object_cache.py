@@ -13,13 +13,14 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fusedrnn import env
 from fusedrnn.jit import compiler, sources
 from fusedrnn.jit.builder import Module
-from fusedrnn.jit.cache_folder import Folder, UntrustedError
+from fusedrnn.jit.cache_folder import Folder, UntrustedError, current_user
 from fusedrnn.jit.target import Target
 
 _FORMAT = b"fusedrnn object file 2\n"
@@ -27,9 +28,6 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 # Names of our files, finished or being written. Anything else in the folder is left alone.
 _OBJECT = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\.o")
 _TEMPORARY = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\w*(\.\w+)?\.tmp")
-# Room for dozens of cells in every dtype on every target, of 10 to 30 KB each. The oldest files are removed first.
-_MAX_FILES = 1024
-_MAX_BYTES = 256 << 20
 _MAX_FILE_BYTES = 64 << 20
 # Writing a file takes milliseconds: a temporary file of this age, in seconds, is that of a process that was killed.
 _STALE_SECONDS = 3600.0
@@ -41,11 +39,11 @@ def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: A
     key = _key(name, target, build.__module__) if path else None
     if path is None or key is None:
         return compiler.compile_module(build(*arguments), target, debug)
-    file = f"{name}-{target.name}-{key}.o"
-    image = _read(path, file) if debug < 3 else None
+    cache, file = ObjectCache(path), f"{name}-{target.name}-{key}.o"
+    image = cache.read(file) if debug < 3 else None
     if image is None:
         image = compiler.compile_module(build(*arguments), target, debug)
-        _write(path, file, image)
+        cache.write(file, image)
     return image
 
 
@@ -62,57 +60,70 @@ def _header(file: str, image: bytes) -> bytes:
     return _FORMAT + hashlib.sha256(file.encode() + b"\0" + image).digest()
 
 
-def _read(path: Path, file: str) -> bytes | None:
-    content = None
-    try:
-        with Folder(path) as folder:
-            try:
-                content = folder.read(file, _MAX_FILE_BYTES)
-            except UntrustedError as error:
-                env.warn_once(str(path), f"fusedrnn compiles a kernel again that it does not load: {error}.")
-    except UntrustedError as error:
-        _warn_memory_only(path, error)
-    except OSError:
-        return None
-    if content is None:
-        return None
-    size = len(_FORMAT) + _DIGEST_SIZE
-    header, image = content[:size], content[size:]
-    return image if image and header == _header(file, image) else None
+@dataclass(frozen=True)
+class ObjectCache:
+    """The object files in a folder.
 
+    Attributes:
+        path: The folder.
+        user: Who must own the folder and its files; None checks nothing.
+        max_files, max_bytes: The oldest files above these limits are removed. The defaults have room for dozens of
+            cells in every dtype on every target, of 10 to 30 KB each.
+    """
 
-def _write(path: Path, file: str, image: bytes) -> None:
-    temporary = f"{file.removesuffix('.o')}.{os.urandom(8).hex()}.tmp"
-    try:
-        with Folder(path, make=True) as folder:
-            folder.write(file, temporary, _header(file, image) + image)
-            _prune(folder, file)
-    except UntrustedError as error:
-        _warn_memory_only(path, error)
-    except OSError:
-        # The code in memory is good: later processes compile it again, no more.
-        return
+    path: Path
+    user: int | None = field(default_factory=current_user)
+    max_files: int = 1024
+    max_bytes: int = 256 << 20
 
+    def read(self, file: str) -> bytes | None:
+        """The content of an object file; None if it is missing, damaged or not to be trusted."""
+        content = b""
+        try:
+            with Folder(self.path, self.user) as folder:
+                try:
+                    content = folder.read(file, _MAX_FILE_BYTES) or b""
+                except UntrustedError as error:
+                    env.warn_once(str(self.path), f"fusedrnn compiles a kernel again that it does not load: {error}.")
+        except UntrustedError as error:
+            self._warn(error)
+        except OSError:
+            pass
+        size = len(_FORMAT) + _DIGEST_SIZE
+        header, image = content[:size], content[size:]
+        return image if image and header == _header(file, image) else None
 
-def _warn_memory_only(path: Path, error: UntrustedError) -> None:
-    env.warn_once(
-        str(path),
-        f"fusedrnn keeps compiled kernels in memory and loads none from {path}, where another user could have placed "
-        f"code: {error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an empty string.",
-    )
+    def write(self, file: str, image: bytes) -> None:
+        """Write an object file, if the folder can be written and trusted, and remove files above the limits."""
+        temporary = f"{file.removesuffix('.o')}.{os.urandom(8).hex()}.tmp"
+        try:
+            with Folder(self.path, self.user, make=True) as folder:
+                folder.write(file, temporary, _header(file, image) + image)
+                self._prune(folder, file)
+        except UntrustedError as error:
+            self._warn(error)
+        except OSError:
+            # The code in memory is good: later processes compile it again, no more.
+            return
 
+    def _warn(self, error: UntrustedError) -> None:
+        env.warn_once(
+            str(self.path),
+            f"fusedrnn keeps compiled kernels in memory and loads none from {self.path}, where another user could have "
+            f"placed code: {error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an empty string.",
+        )
 
-def _prune(folder: Folder, written: str) -> None:
-    """Remove stale temporary files and the oldest object files above the limits, but not the one just written."""
-    objects, now = [], time.time()
-    for name, status in folder.files():
-        if _TEMPORARY.fullmatch(name):
-            if now - status.st_mtime > _STALE_SECONDS:
+    def _prune(self, folder: Folder, written: str) -> None:
+        """Remove stale temporary files and the oldest object files above the limits, but not the one just written."""
+        objects, now = [], time.time()
+        for name, status in folder.files():
+            if _TEMPORARY.fullmatch(name):
+                if now - status.st_mtime > _STALE_SECONDS:
+                    folder.remove(name)
+            elif _OBJECT.fullmatch(name) and name != written:
+                objects.append((status.st_mtime, status.st_size, name))
+        num_files, num_bytes = 1, 0
+        for _, file_bytes, name in sorted(objects, reverse=True):
+            num_files, num_bytes = num_files + 1, num_bytes + file_bytes
+            if num_files > self.max_files or num_bytes > self.max_bytes:
                 folder.remove(name)
-        elif _OBJECT.fullmatch(name) and name != written:
-            objects.append((status.st_mtime, status.st_size, name))
-    num_files, num_bytes = 1, 0
-    for _, file_bytes, name in sorted(objects, reverse=True):
-        num_files, num_bytes = num_files + 1, num_bytes + file_bytes
-        if num_files > _MAX_FILES or num_bytes > _MAX_BYTES:
-            folder.remove(name)

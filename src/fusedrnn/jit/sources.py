@@ -64,8 +64,7 @@ def _imported_by(module: str) -> set[str]:
     names: set[str] = set()
     pending = {module}
     while pending:
-        name = pending.pop()
-        names.add(name)
+        names.add(name := pending.pop())
         pending |= _module(name).imports - names - _NOT_COVERED
     return names
 
@@ -79,11 +78,7 @@ class _Module(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _module(name: str) -> _Module:
-    """Read a module.
-
-    Raises:
-        LookupError: If it cannot be read, or has changed since this process imported it.
-    """
+    """Read a module; a LookupError says that it cannot be read, or has changed since this process imported it."""
     spec = find_spec(name)
     if spec is None or _changed_since_import(spec):
         raise LookupError(f"{name} is not there, or has changed since it was imported")
@@ -151,11 +146,7 @@ def _file(spec: ModuleSpec) -> bytes | None:
 
 
 def _code(name: str, spec: ModuleSpec) -> CodeType:
-    """The module's code object.
-
-    Raises:
-        LookupError: If the loader has none, as for machine code.
-    """
+    """The module's code object; a LookupError says that the loader has none, as for machine code."""
     get_code = getattr(spec.loader, "get_code", None)
     code = get_code(name) if get_code else None
     if not isinstance(code, CodeType):

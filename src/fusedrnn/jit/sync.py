@@ -21,16 +21,12 @@ PROGRESS_BYTES = 2 * CACHE_LINE
 # different threads write lies on cache lines of its own.
 _GENERATION, _ARRIVED, _ASLEEP = 0, CACHE_LINE, 2 * CACHE_LINE
 # Linux: the number of the system call, and its operations on a futex of this process.
-_FUTEX = {"x86_64": 202, "amd64": 202, "aarch64": 98}.get(platform.machine().lower())
+_FUTEX_NUMBERS = {"x86_64": 202, "amd64": 202, "aarch64": 98}
+_FUTEX = _FUTEX_NUMBERS.get(platform.machine().lower()) if sys.platform == "linux" else None
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYONE = 128, 129, 0x7FFFFFFF
 _AARCH64_YIELD = 1
 # Iterations of a waiting loop between two yields of the processor: a few microseconds.
 _ITERATIONS_PER_YIELD = 256
-
-
-def has_futex() -> bool:
-    """Whether threads can sleep inside machine code until another one wakes them."""
-    return sys.platform == "linux" and _FUTEX is not None
 
 
 def atomic_add(f: Function, address: Value, amount: int) -> Value:
@@ -49,14 +45,6 @@ def atomic_store(f: Function, address: Value, value: Value) -> None:
     f.builder.store_atomic(value.ir, typed_pointer, "seq_cst", 8)
 
 
-def pause(f: Function) -> None:
-    """Tell the processor that this is a waiting loop."""
-    if is_x86():
-        f.intrinsic("llvm.x86.sse2.pause", VOID, [])
-    else:
-        f.intrinsic("llvm.aarch64.hint", VOID, [I32(_AARCH64_YIELD)])
-
-
 def emit_wait(module: Module) -> Function:
     """A function of (address, value, spins, asleep): return once the integer at the address is not the value.
 
@@ -67,7 +55,11 @@ def emit_wait(module: Module) -> Function:
     iterations = f.var(0)
     with f.forever() as loop:
         f.break_if(loop, atomic_load(f, address).compare("!=", value))
-        pause(f)
+        # Tell the processor that this is a waiting loop.
+        if is_x86():
+            f.intrinsic("llvm.x86.sse2.pause", VOID, [])
+        else:
+            f.intrinsic("llvm.aarch64.hint", VOID, [I32(_AARCH64_YIELD)])
         iterations.set(iterations.get() + 1)
         # The thread that this one waits for may be waiting for this very processor.
         if sys.platform != "win32":
@@ -81,10 +73,10 @@ def emit_wait(module: Module) -> Function:
 
 def _sleep(f: Function, address: Value, value: Value, asleep: Value) -> None:
     """Sleep until :func:`wake` is called for the address, or without a futex for a moment."""
-    if has_futex():
+    if _FUTEX is not None:
         atomic_add(f, asleep, 1)
         with f.if_(atomic_load(f, address).equals(value)):
-            _futex(f, address, _FUTEX_WAIT, value & 0xFFFFFFFF)
+            _futex(f, _FUTEX, address, _FUTEX_WAIT, value & 0xFFFFFFFF)
         atomic_add(f, asleep, -1)
     elif sys.platform == "win32":
         f.intrinsic("Sleep", VOID, [I32(1)])
@@ -94,14 +86,14 @@ def _sleep(f: Function, address: Value, value: Value, asleep: Value) -> None:
 
 def wake(f: Function, address: Value, asleep: Value) -> None:
     """Wake all threads that sleep until the integer at an address changes."""
-    if has_futex():
+    if _FUTEX is not None:
         with f.if_(atomic_load(f, asleep) > 0):
-            _futex(f, address, _FUTEX_WAKE, f.constant(_EVERYONE))
+            _futex(f, _FUTEX, address, _FUTEX_WAKE, f.constant(_EVERYONE))
 
 
-def _futex(f: Function, address: Value, operation: int, value: Value) -> None:
+def _futex(f: Function, number: int, address: Value, operation: int, value: Value) -> None:
     zero = f.constant(0)
-    f.intrinsic("syscall", I64, [f.constant(_FUTEX or 0), address, f.constant(operation), value, zero, zero, zero])
+    f.intrinsic("syscall", I64, [f.constant(number), address, f.constant(operation), value, zero, zero, zero])
 
 
 def emit_barrier(module: Module, wait: Function) -> Function:

@@ -14,6 +14,7 @@ below the smallest normal number may be zero, as kernels flush denormals anyway.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from llvmlite import ir
 
 from fusedrnn.jit.builder import I32, I64, Function, Operand, Value
 from fusedrnn.jit.int_vector import shuffle
-from fusedrnn.jit.target import Target
+from fusedrnn.jit.target import ITEM_SIZE, Target
 
 FLOAT, DOUBLE = ir.FloatType(), ir.DoubleType()
 
@@ -69,10 +70,11 @@ class Vectors:
         self.function, self.target, self.dtype = function, target, dtype
         self.format = FORMATS[dtype]
         self.lanes = target.lanes(dtype)
-        self.item = 4 if dtype == "float32" else 8
+        self.item = ITEM_SIZE[dtype]
         self.bytes = self.lanes * self.item
         self.type = ir.VectorType(self.format.scalar, self.lanes)
         self.itype = ir.VectorType(self.format.integer, self.lanes)
+        self._suffix = f"v{self.lanes}{self.format.suffix}"
 
     def const(self, value: float) -> Value:
         """The number in every lane."""
@@ -106,9 +108,9 @@ class Vectors:
         lane = Value(self.function, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes))))
         return lane < self._splat(count, I64)
 
-    @property
-    def _suffix(self) -> str:
-        return f"v{self.lanes}{self.format.suffix}"
+    def _intrinsic(self, name: str, *arguments: Value) -> Value:
+        """An LLVM intrinsic whose arguments and result are vectors of this type."""
+        return self.function.intrinsic(f"llvm.{name}.{self._suffix}", self.type, arguments)
 
     def broadcast(self, address: Value) -> Value:
         """Load a number into every lane."""
@@ -172,29 +174,21 @@ class Vectors:
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a·b + c, rounded once if the target has FMA."""
-        name = "fma" if self.target.fma else "fmuladd"
-        return self.function.intrinsic(f"llvm.{name}.{self._suffix}", self.type, [a, b, c])
+        return self._intrinsic("fma" if self.target.fma else "fmuladd", a, b, c)
 
     def abs(self, x: Value) -> Value:
         """|x|."""
-        return self.function.intrinsic(f"llvm.fabs.{self._suffix}", self.type, [x])
+        return self._intrinsic("fabs", x)
 
     def apply(self, op: str, *args: Value) -> Value:
         """Emit the operation of that name, which is a method of this class."""
         result: Value = getattr(self, op)(*args)
         return result
 
-    def add(self, a: Value, b: Value) -> Value:
-        """A + b."""
-        return a + b
-
-    def sub(self, a: Value, b: Value) -> Value:
-        """A - b."""
-        return a - b
-
-    def mul(self, a: Value, b: Value) -> Value:
-        """a·b."""
-        return a * b
+    add = staticmethod(operator.add)
+    sub = staticmethod(operator.sub)
+    mul = staticmethod(operator.mul)
+    div = staticmethod(operator.truediv)
 
     def relu(self, x: Value) -> Value:
         """max(x, 0); NaN stays NaN."""
@@ -203,10 +197,6 @@ class Vectors:
     def relu_grad(self, x: Value, value: Value) -> Value:
         """``value`` where x is positive or NaN, else zero."""
         return (x <= 0.0).select(0.0, value)
-
-    def div(self, a: Value, b: Value) -> Value:
-        """A / b."""
-        return a / b
 
     def abs_grad(self, x: Value, value: Value) -> Value:
         """``value``, with its sign changed where x is negative."""
@@ -250,8 +240,7 @@ class Vectors:
         # ln 2 as one number has an error: n times 2⁻²⁹ (float64: 2⁻⁵⁵), n ≤ 30 (60). It fades as tanh flattens.
         power, coth, r = self._exponential((magnitude > limit).select(limit, magnitude), 2.0, [math.log(2)])
         numerator = self.fma(power - 1.0, coth, (power + 1.0) * r)
-        name = f"llvm.copysign.{self._suffix}"
-        return self.function.intrinsic(name, self.type, [numerator / self.fma(coth - r, self.const(2.0), numerator), x])
+        return self._intrinsic("copysign", numerator / self.fma(coth - r, self.const(2.0), numerator), x)
 
     def sigmoid(self, x: Value) -> Value:
         """1 / (1 + exp(-x))."""

@@ -1,4 +1,4 @@
-"""The gradients of one call, grad_reqs for and named as MXNet does."""
+"""The gradients of one call, by MXNet's names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
+from fusedrnn.engines.operands import GRAD_REQS, GradReq, is_sequence, write_or_add
 from fusedrnn.op import validation
-from fusedrnn.op.grad_req import check_grad_req
+from fusedrnn.op.grad_req import backward_operands, check_grad_req
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import Array
@@ -32,6 +32,12 @@ class Backward:
         self._state_names = tuple(_STATES[name] for name in op.spec.state_names)
         self.arguments = ("data", "parameters", *self._state_names)
         self.seed = reserve.seed
+        # The arguments that errors of RNNOp.backward name, and what MXNet calls them.
+        self._names = {"out: dx": "args_grad: data", "out: dparams": "args_grad: parameters", "dstates": "out_grads"}
+        self._names["dy"] = "out_grads[0]" if with_states else "out_grads"
+        for index, name in enumerate(op.spec.state_names, 1):
+            self._names[f"out: d{name}0"] = f"args_grad: {_STATES[name]}"
+            self._names[f"dstates: d{name}_n"] = f"out_grads[{index}]"
 
     def __call__(
         self,
@@ -60,48 +66,43 @@ class Backward:
             ValueError: Likewise.
         """
         dy, dstates = self._split(out_grads)
-        grad_reqs = self._requests(grad_req)
+        grad_reqs = self._grad_reqs(grad_req)
         buffers = self._buffers(args_grad, grad_reqs)
-        inputs = {"out_grads": [array for array in (dy, *(dstates or ())) if isinstance(array, np.ndarray)]}
-        states = {name: grad_reqs[name] for name in self._state_names}
-        is_uniform = len(set(states.values())) == 1 and len({buffers[name] is None for name in states}) == 1
-        if not is_uniform:
-            self._check(states, buffers, inputs)
-        state_req = next(iter(states.values())) if is_uniform else "write"
-        state_buffers = tuple(buffers[name] for name in states)
-        use_state_buffers = is_uniform and state_buffers[0] is not None
-        out = (buffers["data"], buffers["parameters"], state_buffers if use_state_buffers else None)
-        requests: dict[str, GradReq] = {"x": grad_reqs["data"], "params": grad_reqs["parameters"], "states": state_req}
-        with validation.renamed(self._renamed):
+        state_reqs = [grad_reqs[name] for name in self._state_names]
+        state_buffers = tuple(buffers[name] for name in self._state_names)
+        # RNNOp applies one request to all states.
+        is_uniform = len(set(state_reqs)) == 1 and len({buffer is None for buffer in state_buffers}) == 1
+        requests: dict[str, GradReq] = {"x": grad_reqs["data"], "params": grad_reqs["parameters"], "states": "write"}
+        out = [buffers["data"], buffers["parameters"], None]
+        if is_uniform:
+            requests["states"] = state_reqs[0]
+            out[2] = None if state_buffers[0] is None else state_buffers
+        with validation.renamed(self._names):
+            if not is_uniform:
+                self._check_buffers(dy, dstates, requests, (*out[:2], state_buffers))
             dx, dparams, dinitial = self._op.backward(dy, dstates, self._reserve, grad_req=requests, out=out)
-        gradients = {"data": dx, "parameters": dparams, **dict(zip(states, dinitial or (None,) * 2, strict=False))}
-        if not is_uniform:
-            self._store_states(states, buffers, gradients)
+        gradients = {"data": dx, "parameters": dparams}
+        for name, gradient in zip(self._state_names, dinitial or (), strict=False):
+            gradients[name] = gradient if is_uniform else _store(gradient, buffers[name], grad_reqs[name])
         return {name: array for name, array in gradients.items() if array is not None}
 
-    @property
-    def _renamed(self) -> dict[str, str]:
-        """MXNet's names of the arguments of RNNOp.backward, for errors."""
-        names = {"out: dx": "args_grad: data", "out: dparams": "args_grad: parameters", "dstates": "out_grads"}
-        names["dy"] = "out_grads[0]" if self._with_states else "out_grads"
-        for place, name in enumerate(self._op.spec.state_names, 1):
-            names[f"out: d{name}0"] = f"args_grad: {_STATES[name]}"
-            names[f"dstates: d{name}_n"] = f"out_grads[{place}]"
-        return names
+    def _check_buffers(self, dy: Any, dstates: Any, requests: dict[str, GradReq], out: tuple[Any, ...]) -> None:
+        """Check all buffers, those of states among them, which the op does not see if their requests differ."""
+        spec, reserve = self._op.spec, self._reserve
+        pairs = zip(out[2], spec.state_shape(reserve.batch), strict=True)
+        states = tuple(np.empty(shape, spec.dtype) if buffer is None else buffer for buffer, shape in pairs)
+        backward_operands(spec, reserve.steps, reserve.batch, dy, dstates, requests, (*out[:2], states))
 
     def _split(self, out_grads: object) -> tuple[Any, Sequence[Any] | None]:
-        """The gradient of the output, and those of the final states if the call returned them."""
+        """The gradient of the output, and of the final states if the call returned them."""
         if not self._with_states or out_grads is None:
             return out_grads, None
         count = 1 + len(self._state_names)
         expected = f"a sequence of {count}: those of the output, {', '.join(self._state_names)}"
-        if isinstance(out_grads, (np.ndarray, str, bytes)) or not isinstance(out_grads, Sequence):
-            raise TypeError(f"out_grads must be {expected}; got {type(out_grads).__name__}")
-        if len(out_grads) != count:
-            raise ValueError(f"out_grads must be {expected}; got {len(out_grads)}")
-        return out_grads[0], tuple(out_grads[1:])
+        output, *final = check_sequence("out_grads", out_grads, count, expected)
+        return output, tuple(final)
 
-    def _requests(self, grad_req: object) -> dict[str, GradReq]:
+    def _grad_reqs(self, grad_req: object) -> dict[str, GradReq]:
         if isinstance(grad_req, str):
             return dict.fromkeys(self.arguments, check_grad_req("grad_req", grad_req))
         by_argument = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or ")
@@ -119,47 +120,35 @@ class Backward:
                 )
         return {name: by_argument.get(name) for name in self.arguments}
 
-    def _check(
-        self, states: Mapping[str, GradReq], buffers: Mapping[str, Any], inputs: Mapping[str, Sequence[Array]]
-    ) -> None:
-        """Check state buffers that the op does not see: it applies one request to all states."""
-        spec = self._op.spec
-        taken = dict(inputs)
-        for name in ("data", "parameters"):
-            if isinstance(buffers[name], np.ndarray):
-                taken[f"args_grad: {name}"] = (buffers[name],)
-        for name, shape in zip(states, spec.state_shape(self._reserve.batch), strict=True):
-            if buffers[name] is None:
-                continue
-            buffer = validation.check_buffer(f"args_grad: {name}", buffers[name], spec, shape)
-            if not buffer.flags.c_contiguous:
-                raise ValueError(f"args_grad: {name} must be contiguous; got strides {buffer.strides}")
-            validation.check_no_alias(f"args_grad: {name}", buffer, taken)
-            taken[f"args_grad: {name}"] = (buffer,)
 
-    @staticmethod
-    def _store_states(
-        states: Mapping[str, GradReq], buffers: Mapping[str, Any], gradients: dict[str, Array | None]
-    ) -> None:
-        """Write or add each state's gradient to its own buffer, where the states' requests differ."""
-        for name, request in states.items():
-            gradient, buffer = gradients[name], buffers[name]
-            if request == "null":
-                gradients[name] = None
-            elif buffer is not None and gradient is not None:
-                write_or_add(buffer, gradient, request == "add")
-                gradients[name] = buffer
+def _store(gradient: Array, buffer: Array | None, grad_req: GradReq) -> Array | None:
+    """The gradient, in its buffer if it has one; None if it was not requested."""
+    if grad_req == "null":
+        return None
+    if buffer is None:
+        return gradient
+    write_or_add(buffer, gradient, grad_req == "add")
+    return buffer
 
 
-def by_name(what: str, value: object, names: Sequence[str], other: str) -> Mapping[str, Any]:
-    """A list or dict with one entry for each of ``names``, as a dict; ``other`` names what else is accepted."""
+def check_sequence(name: str, value: object, length: int, expected: str) -> Sequence[Any]:
+    """``value`` if it is a sequence of that length, which ``expected`` describes."""
+    if not is_sequence(value):
+        raise TypeError(f"{name} must be {expected}; got {type(value).__name__}")
+    if len(value) != length:
+        raise ValueError(f"{name} must be {expected}; got {len(value)}")
+    return value
+
+
+def by_name(name: str, value: object, keys: Sequence[str], other: str) -> Mapping[str, Any]:
+    """A list or dict with one entry for each of ``keys``, as a dict; ``other`` names what else is accepted."""
     if isinstance(value, Mapping):
-        if unknown := [key for key in value if key not in names]:
-            raise ValueError(f"{what} must have keys among {', '.join(names)}; got {unknown[0]!r}")
+        if unknown := [key for key in value if key not in keys]:
+            raise ValueError(f"{name} must have keys among {', '.join(keys)}; got {unknown[0]!r}")
         return value
-    expected = f"{other}a list or a dict of one for each of {', '.join(names)}"
+    expected = f"{other}a list or a dict of one for each of {', '.join(keys)}"
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"{what} must be {expected}; got {type(value).__name__}")
-    if len(value) != len(names):
-        raise ValueError(f"{what} must be {expected}; got {len(value)}")
-    return dict(zip(names, value, strict=True))
+        raise TypeError(f"{name} must be {expected}; got {type(value).__name__}")
+    if len(value) != len(keys):
+        raise ValueError(f"{name} must be {expected}; got {len(value)}")
+    return dict(zip(keys, value, strict=True))

@@ -3,50 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fusedrnn.mxnet.backward import Backward
 from fusedrnn.op import validation
+from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import DTYPES, Array, RNNSpec
 
 Lengths = Array | Sequence[int] | None
-# What MXNet's operator calls the arguments of RNNSpec and RNNOp.forward.
-_NAMES = {
-    "x": "data", "params": "parameters", "states: h0": "state", "states: c0": "state_cell",
-    "lengths": "sequence_length", "hidden_size": "state_size", "dropout": "p",
+# The fields of RNNSpec, and what MXNet's operator calls them.
+_OPTIONS = {
+    "mode": "mode", "hidden_size": "state_size", "num_layers": "num_layers", "bidirectional": "bidirectional",
+    "dropout": "p", "projection_size": "projection_size",
     **{f"state_clip_{end}": f"lstm_state_clip_{end}" for end in ("min", "max", "nan")},
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call's op and arrays, checked as far as the op itself does not."""
-
-    op: RNNOp
-    data: Array
-    parameters: Array
-    states: tuple[Array, ...]
-    lengths: Lengths
-    with_states: bool
-
-    def infer(self) -> Array | tuple[Array, ...]:
-        """The outputs that were asked for."""
-        with validation.renamed(_NAMES):
-            y, final, _ = self.op.forward(self.data, self.parameters, self.states, lengths=self.lengths)
-        return (y, *final) if self.with_states else y
-
-    def train(self, seed: int | None) -> tuple[Array | tuple[Array, ...], Backward]:
-        """The same, and what gives gradients."""
-        with validation.renamed(_NAMES):
-            y, final, reserve = self.op.forward(
-                self.data, self.parameters, self.states, training=True, lengths=self.lengths, seed=seed
-            )
-        assert reserve is not None
-        return (y, *final) if self.with_states else y, Backward(self.op, reserve, self.with_states)
+# The arguments that errors of RNNSpec and RNNOp.forward name, and what MXNet's operator calls them.
+_NAMES = {
+    "x": "data", "params": "parameters", "states: h0": "state", "states: c0": "state_cell",
+    "lengths": "sequence_length", **_OPTIONS,
+}  # fmt: skip
 
 
 def rnn(
@@ -81,15 +59,15 @@ def rnn(
         state_size: H.
         num_layers: L.
         mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
-        bidirectional: Whether each layer runs both ways.
+        bidirectional: Whether each layer runs in both directions.
         p: Probability with which training drops elements between layers; inference drops nothing.
         state_outputs: Whether to return the final states too.
         projection_size: P, below H: the size to which an LSTM's output is projected; None for no projection.
         lstm_state_clip_min: Lower bound of an LSTM's cell state after each step; given if the upper one is.
         lstm_state_clip_max: Upper bound.
         lstm_state_clip_nan: Whether clipping replaces NaN in the cell state, by the lower bound.
-        use_sequence_length: Whether ``sequence_length`` counts.
-        backend: The engine to run it, as in :class:`RNNOp`; None for the first that can.
+        use_sequence_length: Whether ``sequence_length`` is given.
+        backend: The engine, as in :class:`RNNOp`; None for the first that supports the call.
 
     Returns:
         The output (T, N, D·S), or with ``state_outputs`` the tuple (output, h_n) or, for an LSTM, (output, h_n, c_n).
@@ -97,14 +75,9 @@ def rnn(
     Raises:
         TypeError: Naming the argument, what was given and what was expected.
         ValueError: Likewise.
-        NotImplementedError: Naming what the call needs and no engine has.
+        NotImplementedError: Naming what the call needs and no engine supports.
     """
-    options = (
-        mode, state_size, num_layers, bidirectional, p, projection_size,
-        lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
-    )  # fmt: skip
-    arrays = data, parameters, state, state_cell, sequence_length
-    return _call(arrays, options, state_outputs, use_sequence_length, backend).infer()
+    return _run(**locals(), training=False)[0]
 
 
 RNN = rnn
@@ -131,53 +104,35 @@ def train_rnn(
     backend: str | None = None,
     seed: int | None = None,
 ) -> tuple[Array | tuple[Array, ...], Backward]:
-    """MXNet's RNN operator in training: what it returns, and a function that gives the gradients.
+    """MXNet's RNN operator in training: what :func:`rnn` returns, and a function that computes the gradients.
 
-    Args:
-        data: As in :func:`rnn`, as are all arguments but the last. None is needed again in backward: later changes
-            of these arrays do not matter.
-        parameters: As in :func:`rnn`.
-        state: As in :func:`rnn`.
-        state_cell: As in :func:`rnn`.
-        sequence_length: As in :func:`rnn`.
-        state_size: As in :func:`rnn`.
-        num_layers: As in :func:`rnn`.
-        mode: As in :func:`rnn`.
-        bidirectional: As in :func:`rnn`.
-        p: As in :func:`rnn`; here it counts.
-        state_outputs: As in :func:`rnn`.
-        projection_size: As in :func:`rnn`.
-        lstm_state_clip_min: As in :func:`rnn`. Gradients pass where the state was within the bounds before clipping.
-        lstm_state_clip_max: As in :func:`rnn`.
-        lstm_state_clip_nan: As in :func:`rnn`. No gradient passes where NaN was replaced.
-        use_sequence_length: As in :func:`rnn`.
-        backend: As in :func:`rnn`.
-        seed: From 0 to 2**64 - 1; says which elements are dropped. None for a new one, which ``backward.seed`` tells.
+    The errors and all arguments but ``seed`` are those of :func:`rnn`. Later changes of the arrays do not affect the
+    gradients. Where clipping changed an LSTM's cell state or replaced NaN in it, no gradient passes. ``seed``, from 0
+    to 2**64 - 1, determines which elements training drops; None for a new one, which ``backward.seed`` tells.
 
     Returns:
         What :func:`rnn` returns, and a :class:`Backward`.
-
-    Raises:
-        TypeError: Naming the argument, what was given and what was expected.
-        ValueError: Likewise.
-        NotImplementedError: Naming what the call needs and no engine has.
     """
-    options = (
-        mode, state_size, num_layers, bidirectional, p, projection_size,
-        lstm_state_clip_min, lstm_state_clip_max, lstm_state_clip_nan,
-    )  # fmt: skip
-    arrays = data, parameters, state, state_cell, sequence_length
-    return _call(arrays, options, state_outputs, use_sequence_length, backend).train(seed)
+    outputs, op, reserve = _run(**locals(), training=True)
+    assert reserve is not None
+    return outputs, Backward(op, reserve, state_outputs)
 
 
-def _call(
-    arrays: tuple[Array, Array, Array, Array | None, Lengths],
-    options: tuple[Any, ...],
-    state_outputs: object,
-    use_sequence_length: object,
+def _run(
+    data: Array,
+    parameters: Array,
+    state: Array,
+    state_cell: Array | None,
+    sequence_length: Lengths,
+    *,
+    state_outputs: bool,
+    use_sequence_length: bool,
     backend: str | None,
-) -> _Call:
-    data, parameters, state, state_cell, sequence_length = arrays
+    training: bool,
+    seed: int | None = None,
+    **options: Any,
+) -> tuple[Array | tuple[Array, ...], RNNOp, Reserve | None]:
+    """What a call of :func:`rnn` with these arguments returns, its op, and in training its reserve."""
     if not isinstance(data, np.ndarray):
         raise TypeError(f"data must be a NumPy array; got {type(data).__name__}")
     if data.ndim != 3 or 0 in data.shape:
@@ -188,23 +143,24 @@ def _call(
         raise TypeError("state must be a NumPy array; got NoneType")
     use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
     with_states = validation.check_flag("state_outputs", state_outputs)
-    mode, size, layers, both_ways, p, projection, low, high, nan = options
     with validation.renamed(_NAMES):
-        spec = RNNSpec(
-            mode, data.shape[2], size, layers, both_ways, p, projection, data.dtype.name, low, high, nan
-        )  # fmt: skip
-    if (state_cell is None) == (mode == "lstm"):
-        rule = "must be given in mode 'lstm'" if mode == "lstm" else f"must be None in mode {mode!r}"
+        fields = {field: options[name] for field, name in _OPTIONS.items()}
+        spec = RNNSpec(input_size=data.shape[2], dtype=data.dtype.name, **fields)
+    if (state_cell is None) == (spec.mode == "lstm"):
+        rule = "must be given in mode 'lstm'" if spec.mode == "lstm" else f"must be None in mode {spec.mode!r}"
         raise ValueError(f"state_cell {rule}; got {'None' if state_cell is None else type(state_cell).__name__}")
     check_lengths(use_lengths, sequence_length)
+    states = (state,) if state_cell is None else (state, state_cell)
     with validation.renamed(_NAMES):
         op = RNNOp.get(spec, backend)
-    states = (state,) if state_cell is None else (state, state_cell)
-    return _Call(op, data, parameters, states, sequence_length, with_states)
+        y, final, reserve = op.forward(
+            data, parameters, states, training=training, lengths=sequence_length, seed=seed
+        )  # fmt: skip
+    return ((y, *final) if with_states else y), op, reserve
 
 
 def check_lengths(used: bool, sequence_length: Lengths) -> None:
-    """Raise unless there are lengths just where they count: MXNet ignores them, or the lack of them, in silence."""
+    """Raise an error unless lengths are given exactly if they are used. MXNet ignores them silently."""
     if used != (sequence_length is not None):
         raise ValueError(
             "sequence_length must be given if, and only if, use_sequence_length is True; "

@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
     raise ImportError("fusedrnn.onnx needs the package onnx; install it with: pip install 'fusedrnn[onnx]'") from error
 
 from fusedrnn.onnx.backend import Backend, PreparedModel
-from fusedrnn.onnx.weights_io import Layer, Part, read
+from fusedrnn.onnx.weight_layout import Part
+from fusedrnn.onnx.weights_io import Layer, read
 from fusedrnn.onnx.writing import write
 
 is_compatible = Backend.is_compatible

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,7 @@ DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 _DEFAULT_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 # Names of activations in fusedrnn, by ONNX's names for them.
-_ACTIVATIONS = {
-    name.title().replace("_", ""): name
-    for name in (
-        "relu", "tanh", "sigmoid", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid", "elu",
-        "softsign", "softplus",
-    )
-}  # fmt: skip
+_ACTIVATIONS = {name.title().replace("_", ""): name for name in ACTIVATIONS}
 # ONNX has no operators of these names any more, hence no defaults for their parameters.
 _WITHOUT_DEFAULT = ("Affine", "ScaledTanh")
 
@@ -59,8 +54,8 @@ class Settings:
         return len(self.activations)
 
 
-def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
-    """Check a recurrent node's attributes under this opset.
+def parse(node: onnx.NodeProto, opset: int, ir_version: int, versions: Sequence[int] = VERSIONS) -> Settings:
+    """Check a recurrent node's attributes under this opset; ``versions`` are the supported ones of the operator.
 
     Raises:
         ValueError: Naming the invalid attribute, or if there is no such opset.
@@ -69,23 +64,26 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
     """
     context = checker_context(opset, ir_version)
     version = onnx.defs.get_schema(node.op_type, opset, "").since_version
-    if version not in VERSIONS:
-        raise NotImplementedError(f"{node.op_type}-{version} is not known; expected one of the versions {VERSIONS}")
+    if version not in versions:
+        raise NotImplementedError(f"{node.op_type}-{version} is not known; expected one of the versions {versions}")
     if node.domain:  # the checker does not know the domain's other name, "ai.onnx"
-        original, node = node, onnx.NodeProto()
-        node.CopyFrom(original)
+        node = deepcopy(node)
         node.domain = ""
     onnx.checker.check_node(node, context)
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     if _flag(values, "output_sequence") and not node.output[0]:  # an attribute before opset 7
         raise ValueError("output_sequence=1 needs the output Y, which must have a name; got none")
     direction = _direction(values, node.op_type, version)
+    activations = _activations(node.op_type, 2 if direction == "bidirectional" else 1, values)
+    clip = values.get("clip")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0; got {clip}")
     return Settings(
         kind=node.op_type,
         direction=direction,
-        activations=_activations(node.op_type, 2 if direction == "bidirectional" else 1, values),
+        activations=activations,
         hidden_size=values.get("hidden_size"),
-        clip=_clip(values),
+        clip=clip,
         input_forget=_flag(values, "input_forget"),
         linear_before_reset=values.get("linear_before_reset", 0) != 0,
         batch_first=_flag(values, "layout"),
@@ -93,11 +91,7 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int) -> Settings:
 
 
 def checker_context(opset: int, ir_version: int) -> CheckerContext:
-    """The context in which onnx's checker checks nodes.
-
-    Raises:
-        ValueError: If there is no such opset or version of the format.
-    """
+    """The context in which onnx's checker checks nodes; a ValueError if there is no such opset or format."""
     newest = onnx.defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         raise ValueError(f"the opset must be from 1 to {newest}, the newest of this onnx package; got {opset}")
@@ -124,16 +118,9 @@ def _flag(values: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _clip(values: Mapping[str, Any]) -> float | None:
-    clip: float | None = values.get("clip")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be above 0; got {clip}")
-    return clip
-
-
 def _activations(kind: str, num_directions: int, values: Mapping[str, Any]) -> tuple[tuple[Activation, ...], ...]:
     """The activations of each direction with their parameters."""
-    names = [_activation_name(name) for name in _activation_names(kind, num_directions, values)]
+    names = _activation_names(kind, num_directions, values)
     alphas, betas = (_parameters(parameter, names, values) for parameter in ("alpha", "beta"))
     activations = tuple(map(Activation, (_ACTIVATIONS[name] for name in names), alphas, betas))
     count = len(_DEFAULT_ACTIVATIONS[kind])
@@ -141,22 +128,18 @@ def _activations(kind: str, num_directions: int, values: Mapping[str, Any]) -> t
 
 
 def _activation_names(kind: str, num_directions: int, values: Mapping[str, Any]) -> Sequence[str]:
-    """The names in the node's list, checked for their number; the defaults if it has none."""
+    """The names in the node's list, which may be in any case; the defaults if it has none."""
     defaults = _DEFAULT_ACTIVATIONS[kind] * num_directions
     names = [name.decode(errors="replace") for name in values.get("activations", ())]
     if not names or (kind == "RNN" and names == ["Tanh", "Tanh"]):  # RNN's default, whatever the direction
         return defaults
     if len(names) != len(defaults):
         raise ValueError(f"activations must be a list of {len(defaults)}; got {len(names)}: {', '.join(names)}")
-    return names
-
-
-def _activation_name(name: str) -> str:
-    """ONNX's spelling of a name in any case."""
-    for known in _ACTIVATIONS:
-        if known.lower() == name.lower():
-            return known
-    raise ValueError(f"activations must be of {', '.join(_ACTIVATIONS)}; got {name!r}")
+    spellings = {name.lower(): name for name in _ACTIVATIONS}
+    for name in names:
+        if name.lower() not in spellings:
+            raise ValueError(f"activations must be of {', '.join(_ACTIVATIONS)}; got {name!r}")
+    return [spellings[name.lower()] for name in names]
 
 
 def _parameters(parameter: str, names: Sequence[str], values: Mapping[str, Any]) -> list[float | None]:

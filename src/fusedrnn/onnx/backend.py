@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,15 @@ from onnx import ModelProto, NodeProto
 from fusedrnn.engines import registry
 from fusedrnn.onnx.attributes import KINDS
 from fusedrnn.onnx.checking import checked
-from fusedrnn.onnx.errors import DOMAINS, label
 from fusedrnn.onnx.folding import FOLDED, Folder
-from fusedrnn.onnx.graph import is_recurrent
+from fusedrnn.onnx.graph import DOMAINS, is_recurrent, label
 from fusedrnn.onnx.node_runner import NodeRunner
 from fusedrnn.onnx.scopes import Scope
 from fusedrnn.onnx.weight_layout import Array
 from fusedrnn.scalars import positive_int
 
 _ACCEPTED = frozenset({*KINDS, "Constant", *FOLDED})
+_Step = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-ignore]
@@ -44,24 +45,27 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
         scope, folder = Scope(model, graph), Folder()
         values = {tensor.name: folder.array(scope, tensor.name) for tensor in graph.initializer}
         fixed = values.keys() - input_names
-        self._steps: list[NodeRunner | NodeProto] = []
+        used_names = {*input_names, *(entry.name for entry in graph.output)}
+        self._steps: list[_Step] = []
         for node in scope.nodes:
-            if scope.is_recurrent(node):
+            if scope.functions.called_by(node) is not None:
+                raise _unsupported(node)
+            if is_recurrent(node):
                 self._steps.append(NodeRunner(node, scope.opset, model.ir_version, values, backend))
-            elif scope.functions.called_by(node) is None and fixed.issuperset(filter(None, node.input)):
+            elif fixed.issuperset(filter(None, node.input)):
                 results = {name: folder.array(scope, name) for name in node.output if name}
                 values |= results
                 fixed |= results.keys()
+                continue
             elif node.op_type == "Identity":
-                self._steps.append(node)
-                if node.input[0] in values:
-                    values[node.output[0]] = values[node.input[0]]
+                self._steps.append(partial(_identity, node))
+                values |= _identity(node, values) if node.input[0] in values else {}
             else:
                 raise _unsupported(node)
+            used_names.update(node.input)
         self.inputs = tuple(name for name in input_names if name not in values)
         self.outputs = tuple(entry.name for entry in graph.output)
         self._replaceable = set(input_names).difference(self.inputs)
-        used_names = {name for step in self._steps for name in _read_by(step)}.union(self.outputs, input_names)
         self._constants = {name: value for name, value in values.items() if name in used_names}
 
     def run(self, inputs: Sequence[Array] | Mapping[str, Array], **unknown: Any) -> tuple[Array, ...]:
@@ -75,15 +79,12 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
         Raises:
             TypeError: Naming the input, what it got and what it expected.
             ValueError: Likewise.
-            NotImplementedError: Naming a node and what no engine supports of it.
+            NotImplementedError: Naming the node and the option that no engine supports.
         """
         _reject_options(unknown)
         values = self._constants | _by_name(inputs, self.inputs, self._replaceable)
         for step in self._steps:
-            if isinstance(step, NodeRunner):
-                values.update(step(values))
-            else:
-                values[step.output[0]] = values[step.input[0]]
+            values |= step(values)
         return _named({name: values[name] for name in self.outputs})
 
 
@@ -129,7 +130,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If the model is invalid, or there is no such device or engine.
-            NotImplementedError: Naming the node whose operator is not supported, or what no engine supports of a node.
+            NotImplementedError: Naming a node with an operator or an option that is not supported.
         """
         if not isinstance(model, ModelProto):
             raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
@@ -177,9 +178,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
             The outputs that the node names, a tuple that can also be indexed by name.
 
         Raises:
-            TypeError: As in :meth:`prepare` and :meth:`PreparedModel.run`.
-            ValueError: Likewise.
-            NotImplementedError: Likewise.
+            TypeError, ValueError, NotImplementedError: As in :meth:`prepare` and :meth:`PreparedModel.run`.
         """
         if not isinstance(node, NodeProto):
             raise TypeError(f"node must be an onnx.NodeProto; got {type(node).__name__}")
@@ -190,7 +189,10 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
         opset = newest if opset_version is None else positive_int("opset_version", opset_version)
         values = _by_name(inputs, tuple(dict.fromkeys(filter(None, node.input))))
         outputs = NodeRunner(node, opset, onnx.IR_VERSION, {}, backend)(values)
-        _check_outputs(outputs, outputs_info)
+        if outputs_info is not None:
+            expected = [(value.dtype, value.shape) for value in outputs.values()]
+            if expected != [(np.dtype(dtype), tuple(shape)) for dtype, shape in outputs_info]:
+                raise ValueError(f"outputs_info must be {expected}; got {list(outputs_info)}")
         return _named(outputs)
 
 
@@ -204,8 +206,8 @@ def _unsupported(node: NodeProto) -> NotImplementedError:
     return NotImplementedError(f"{label(node)} is not supported; expected {kinds}, or nodes that only read constants")
 
 
-def _read_by(step: NodeRunner | NodeProto) -> Iterable[str]:
-    return step.inputs.values() if isinstance(step, NodeRunner) else step.input
+def _identity(node: NodeProto, values: Mapping[str, Array]) -> Mapping[str, Array]:
+    return {node.output[0]: values[node.input[0]]}
 
 
 def _by_name(inputs: object, names: Sequence[str], optional: Collection[str] = ()) -> dict[str, Array]:
@@ -233,12 +235,3 @@ def _named(values: Mapping[str, Array]) -> tuple[Array, ...]:
     """The values as a tuple that can also be indexed by name."""
     outputs: tuple[Array, ...] = onnx.backend.base.namedtupledict("Outputs", tuple(values))(*values.values())
     return outputs
-
-
-def _check_outputs(outputs: Mapping[str, Array], info: Sequence[tuple[Any, tuple[int, ...]]] | None) -> None:
-    """Check the number formats and shapes of the outputs."""
-    if info is None:
-        return
-    expected = [(value.dtype, value.shape) for value in outputs.values()]
-    if expected != [(np.dtype(dtype), tuple(shape)) for dtype, shape in info]:
-        raise ValueError(f"outputs_info must be {expected}; got {list(info)}")

@@ -1,13 +1,14 @@
-"""Models checked by onnx's checker; also accepts what ONNX Runtime accepts and the checker refuses."""
+"""Checks models with onnx's checker; also accepts models that ONNX Runtime runs and the checker rejects."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import onnx
-from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, TensorProto
 
 from fusedrnn.onnx.attributes import checker_context
-from fusedrnn.onnx.errors import DOMAINS, errors_name_node, label
-from fusedrnn.onnx.graph import opset_of
+from fusedrnn.onnx.graph import DOMAINS, domain_of, errors_name_node, label, opset_of
 
 
 def checked(model: ModelProto) -> ModelProto:
@@ -18,23 +19,30 @@ def checked(model: ModelProto) -> ModelProto:
     Raises:
         ValueError: If the model is invalid; names the node if a node is.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    _unify_domain(copy)
-    copy.graph.name = copy.graph.name or "graph"
-    for entry in (*copy.graph.input, *copy.graph.output):
-        _fill_type(entry)
-    _check_nodes(copy)
+    model = deepcopy(model)
+    opset = opset_of(model)
+    others = [entry for entry in model.opset_import if entry.domain not in DOMAINS]
+    del model.opset_import[:]
+    model.opset_import.extend([onnx.helper.make_opsetid("", opset), *others])
+    graph = model.graph
+    graph.name = graph.name or "graph"
+    for node in graph.node:
+        node.domain = domain_of(node)
+    for entry in (*graph.input, *graph.output):
+        if entry.type.WhichOneof("value") is None:
+            entry.type.tensor_type.elem_type = TensorProto.FLOAT
+        if entry.type.HasField("tensor_type"):
+            entry.type.tensor_type.shape.SetInParent()
+    _check_nodes(model, opset)
     try:
-        onnx.checker.check_model(copy)
+        onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise ValueError(f"model must be valid: {error}") from error
-    return copy
+    return model
 
 
-def _check_nodes(model: ModelProto) -> None:
+def _check_nodes(model: ModelProto, opset: int) -> None:
     """Check each node with errors that name it; onnx's check of a whole model does not name every node."""
-    opset = opset_of(model)
     graph = model.graph
     defined = {entry.name for entry in graph.input} | {tensor.name for tensor in graph.initializer}
     defined |= {tensor.values.name for tensor in graph.sparse_initializer}
@@ -45,22 +53,3 @@ def _check_nodes(model: ModelProto) -> None:
             if missing:
                 raise ValueError(f"its inputs must be defined before it; there is no {missing[0]!r}")
         defined.update(node.output)
-
-
-def _unify_domain(model: ModelProto) -> None:
-    """Import ONNX's own operators once, under the empty name, and give their nodes the same."""
-    if any(entry.domain in DOMAINS for entry in model.opset_import):
-        version = opset_of(model)
-        others = [entry for entry in model.opset_import if entry.domain not in DOMAINS]
-        del model.opset_import[:]
-        model.opset_import.extend([onnx.helper.make_opsetid("", version), *others])
-    for node in model.graph.node:
-        if node.domain in DOMAINS:
-            node.domain = ""
-
-
-def _fill_type(entry: ValueInfoProto) -> None:
-    if entry.type.WhichOneof("value") is None:
-        entry.type.tensor_type.elem_type = TensorProto.FLOAT
-    if entry.type.HasField("tensor_type"):
-        entry.type.tensor_type.shape.SetInParent()

@@ -1,4 +1,4 @@
-"""Constant folding: computes what depends on constants alone.
+"""Constant folding: computes values that depend on constants alone.
 
 onnx's ReferenceEvaluator evaluates the nodes one by one. Models are not trusted: only operators whose time and memory
 are linear in their inputs and outputs are evaluated, sizes of outputs are inferred beforehand, and a budget
@@ -8,27 +8,26 @@ proportional to the model's constants bounds the memory.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from math import prod
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from fusedrnn.onnx.errors import DOMAINS, errors_name_node
+from fusedrnn.onnx.graph import DOMAINS, errors_name_node
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import Array
 
-FOLDED = frozenset(
-    {
-        "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape",
-        "DequantizeLinear", "Div", "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "Greater",
-        "Identity", "Less", "Log", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow",
-        "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
-        "ReduceSum", "ReduceSumSquare", "Reshape", "Round", "Shape", "Sign", "Size", "Slice", "Split", "Sqrt",
-        "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "Xor",
-    }
-)  # fmt: skip
+FOLDED = frozenset({
+    "Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "DequantizeLinear", "Div",
+    "Equal", "Exp", "Expand", "Flatten", "Floor", "Gather", "Greater", "Identity", "Less", "Log", "Max", "Mean", "Min",
+    "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Round", "Shape", "Sign",
+    "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "Xor",
+})  # fmt: skip
 """The evaluated operators: they move or convert data, act on elements, or reduce axes."""
 
 # The budget for results, in bytes: a fixed part, and a multiple of the constants' size.
@@ -63,16 +62,15 @@ class Folder:
         stack, expanded = [target], set()
         while stack:
             origin = stack[-1]
-            missing = [] if origin.key in self._values else self._missing(origin)
-            if not missing:
-                if origin.key not in self._values:
-                    self._compute(origin)
+            if origin.key in self._values:
                 stack.pop()
-            elif origin.key in expanded:
-                raise ValueError(f"value {origin.name!r} depends on itself")
-            else:
+            elif missing := self._missing(origin):
+                if origin.key in expanded:
+                    raise ValueError(f"value {origin.name!r} depends on itself")
                 expanded.add(origin.key)
                 stack += missing
+            else:
+                self._compute(origin)
         return self._values[target.key]
 
     def _missing(self, origin: Origin) -> list[Origin]:
@@ -90,12 +88,12 @@ class Folder:
         if node is None:
             if origin.tensor is None:
                 raise NotConstantError(f"it depends on {origin.name!r}, which is an input of a graph")
-            self._add_constant(origin, array_of(origin.name, origin.tensor))
+            self._add_constant(origin, _array_of(origin.name, origin.tensor))
             return
         with errors_name_node(scope.label(node)):
             bound = scope.bound(node)
             if node.op_type == "Constant":
-                self._add_constant(origin, constant_of(bound))
+                self._add_constant(origin, _constant_of(bound))
                 return
             inputs = [self._values[_origin(scope, name).key] if name else None for name in bound.input]
             results = self._evaluate(bound, scope.opset, inputs)
@@ -110,26 +108,21 @@ class Folder:
     def _evaluate(self, node: NodeProto, opset: int, inputs: Sequence[Array | None]) -> list[Array]:
         """All outputs of the node, those without a name included."""
         # The evaluator and shape inference know values by name, so that unnamed and repeated ones need names.
-        renamed = NodeProto()
-        renamed.CopyFrom(node)
-        renamed.domain = ""
-        del renamed.input[:], renamed.output[:]
-        renamed.input.extend("" if value is None else f"input{index}" for index, value in enumerate(inputs))
-        renamed.output.extend(f"output{index}" for index in range(len(node.output)))
-        arrays = {f"input{index}": value for index, value in enumerate(inputs) if value is not None}
-        self._budget -= _bytes_of_outputs(renamed, opset, arrays)
+        node = deepcopy(node)
+        node.domain = ""
+        node.input[:] = ["" if value is None else f"input{index}" for index, value in enumerate(inputs)]
+        node.output[:] = [f"output{index}" for index in range(len(node.output))]
+        arrays = {name: value for name, value in zip(node.input, inputs, strict=True) if value is not None}
+        self._budget -= _bytes_of_outputs(node, opset, arrays)
         if self._budget < 0:
             limit = f"{_FREE_BYTES >> 20} MiB and {_BYTES_PER_CONSTANT_BYTE} times their size"
             raise ValueError(f"results computed from constants must take at most {limit}; got more")
-        # A graph, since the evaluator runs a single node in the newest opset only.
-        infos = {name: ValueInfoProto(name=name) for name in (*arrays, *renamed.output)}
-        graph = helper.make_graph(
-            [renamed], "node", [infos[name] for name in arrays], [infos[name] for name in renamed.output]
-        )
-        version = max(opset, _FIRST_EVALUATED_OPSET.get(node.op_type, opset))
+        # A function, since the evaluator runs a single node in the newest opset only.
+        imports = [helper.make_opsetid("", max(opset, _FIRST_EVALUATED_OPSET.get(node.op_type, opset)))]
+        function = helper.make_function("", "node", list(arrays), list(node.output), [node], imports)
         try:
             with np.errstate(all="ignore"):
-                results = ReferenceEvaluator(graph, opsets={"": version}).run(None, arrays)
+                results = ReferenceEvaluator(function).run(None, arrays, attributes={})
         except Exception as error:  # the evaluator raises any kind of error for inputs that do not fit
             raise ValueError(f"cannot be evaluated: {type(error).__name__}: {error}") from error
         return [_read_only(np.asarray(result)) for result in results]
@@ -148,11 +141,7 @@ def _origin(scope: Scope, name: str) -> Origin:
 
 
 def _bytes_of_outputs(node: NodeProto, opset: int, arrays: Mapping[str, Array]) -> int:
-    """The size of the node's outputs.
-
-    Raises:
-        ValueError: If shape inference cannot tell, or the node does not match its schema.
-    """
+    """The size of the node's outputs; a ValueError if shape inference cannot tell, or the schema does not fit."""
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     for names, noun, minimum, maximum in (
         (node.input, "inputs", schema.min_input, schema.max_input),
@@ -181,36 +170,27 @@ def _bytes(inferred: TypeProto | None) -> int:
     return int(prod(dim.dim_value for dim in tensor.shape.dim)) * width
 
 
-def constant_of(node: NodeProto) -> Array:
-    """The value of a Constant node as an array.
-
-    Raises:
-        NotImplementedError: If it is sparse or text.
-        ValueError: As :func:`array_of`; or if the node does not hold exactly one value.
-    """
+def _constant_of(node: NodeProto) -> Array:
+    """The value of a Constant node."""
     if len(node.attribute) != 1:
         raise ValueError(f"a constant must have one attribute, its value; got {len(node.attribute)}")
     attribute = node.attribute[0]
     if attribute.name == "value" and attribute.type == onnx.AttributeProto.TENSOR:
-        return array_of(node.output[0], attribute.t)
-    numbers = {
-        "value_float": (attribute.f, np.float32),
-        "value_floats": (attribute.floats, np.float32),
-        "value_int": (attribute.i, np.int64),
-        "value_ints": (attribute.ints, np.int64),
+        return _array_of(node.output[0], attribute.t)
+    fields = {
+        "value_float": ("f", np.float32),
+        "value_floats": ("floats", np.float32),
+        "value_int": ("i", np.int64),
+        "value_ints": ("ints", np.int64),
     }
-    if attribute.name not in numbers:
-        raise NotImplementedError(f"a constant must be held in 'value' or as numbers; got {attribute.name}")
-    value, dtype = numbers[attribute.name]
-    return _read_only(np.array(value if attribute.name in ("value_float", "value_int") else list(value), dtype))
+    if attribute.name not in fields:
+        raise NotImplementedError(f"a constant must be in 'value' or in numbers; got {attribute.name}")
+    field, dtype = fields[attribute.name]
+    return _read_only(np.array(getattr(attribute, field), dtype))
 
 
-def array_of(name: str, tensor: TensorProto) -> Array:
-    """A constant as a read-only array.
-
-    Raises:
-        ValueError: If its data are in another file, or do not fit its shape or number format.
-    """
+def _array_of(name: str, tensor: TensorProto) -> Array:
+    """A constant as a read-only array."""
     if tensor.data_location == TensorProto.EXTERNAL:
         raise ValueError(f"constant {name!r} must be in the model, as onnx.load puts it there; got external data")
     dims = tuple(tensor.dims)

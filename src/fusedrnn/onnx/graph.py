@@ -1,36 +1,65 @@
-"""Properties of nodes, graphs and functions by themselves: kind of operator, inputs, subgraphs, opset, calls."""
+"""Nodes, graphs and functions by themselves: names in errors, kind of operator, inputs, subgraphs, opset, calls."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from fusedrnn.onnx.attributes import KINDS
-from fusedrnn.onnx.errors import DOMAINS, domain_of
 
+DOMAINS = ("", "ai.onnx")
+"""Both names of the domain of ONNX's own operators."""
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
-_RECURRENT = re.compile("LSTM|GRU|RNN")
+_ERRORS = (TypeError, NotImplementedError, ValueError)
+_ONNX_ERRORS = (onnx.checker.ValidationError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError)
+_RECURRENT = re.compile("|".join(KINDS))
 # Domain, name and overload of an operator.
 _Key = tuple[str, str, str]
 
+# ---- errors
 
-def opset_of(owner: ModelProto | FunctionProto) -> int:
-    """The version of ONNX's own operators that a model or function imports; the last one if there are several.
 
-    Raises:
-        ValueError: If it imports none.
-    """
-    versions = [int(entry.version) for entry in owner.opset_import if entry.domain in DOMAINS]
-    if not versions:
-        kind = "model" if isinstance(owner, ModelProto) else f"function {owner.name!r}"
-        raise ValueError(f"{kind} must import an opset of ONNX's own operators; got none")
-    return versions[-1]
+@contextmanager
+def errors_name_node(label: str) -> Iterator[None]:
+    """Put the node's label before errors raised inside; errors of the onnx package become a ValueError."""
+    try:
+        yield
+    except _ERRORS as error:
+        kind = next(kind for kind in _ERRORS if isinstance(error, kind))
+        raise kind(f"{label}: {error}") from error
+    except _ONNX_ERRORS as error:
+        raise ValueError(f"{label}: {(str(error).splitlines() or [''])[0]}") from error
+
+
+def label(node: NodeProto) -> str:
+    """The node in an error: its name, or its first output if it has no name, and its operator."""
+    name = f"node {node.name!r}" if node.name else f"the node of {first_output(node)!r}"
+    return f"{name} ({operator_name(node)})"
+
+
+# ---- nodes
+
+
+def domain_of(element: NodeProto | FunctionProto) -> str:
+    """The domain of a node or function, ``""`` for ONNX's own."""
+    return "" if element.domain in DOMAINS else element.domain
+
+
+def operator_name(node: NodeProto) -> str:
+    """The node's operator, preceded by its domain unless that is ONNX's own."""
+    return f"{node.domain}.{node.op_type}" if domain_of(node) else node.op_type
+
+
+def first_output(node: NodeProto) -> str:
+    """The name of the first output that has one."""
+    return next(filter(None, node.output), "")
 
 
 def is_recurrent(node: NodeProto) -> bool:
@@ -38,12 +67,9 @@ def is_recurrent(node: NodeProto) -> bool:
     return node.op_type in KINDS and node.domain in DOMAINS
 
 
-def is_other_recurrent(node: NodeProto) -> bool:
-    """Whether the operator's name is that of a recurrent one, but not of ONNX's three.
-
-    Other domains have such operators, and quantisers replace ONNX's with them.
-    """
-    return not is_recurrent(node) and _RECURRENT.search(node.op_type) is not None
+def has_recurrent_name(node: NodeProto) -> bool:
+    """Whether the operator's name contains LSTM, GRU or RNN, like those of quantised models in other domains."""
+    return _RECURRENT.search(node.op_type) is not None
 
 
 def inputs_of(node: NodeProto) -> dict[str, str]:
@@ -57,27 +83,38 @@ def subgraphs(node: NodeProto) -> Iterator[tuple[str, GraphProto]]:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.name, attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
-            for index, graph in enumerate(attribute.graphs):
-                yield f"{attribute.name}[{index}]", graph
+            yield from ((f"{attribute.name}[{index}]", graph) for index, graph in enumerate(attribute.graphs))
 
 
-def _bodies_within(body: GraphProto | FunctionProto) -> Iterator[GraphProto | FunctionProto]:
-    """The graph or function and all subgraphs in it."""
-    pending = [body]
-    while pending:
-        current = pending.pop()
-        yield current
-        pending += [graph for node in current.node for _, graph in subgraphs(node)]
+# ---- graphs, functions and models
+
+
+def _nodes_within(body: GraphProto | FunctionProto) -> list[NodeProto]:
+    """The nodes of the graph or function and of all subgraphs in it."""
+    nodes = list(body.node)
+    for node in nodes:  # the list grows
+        for _, graph in subgraphs(node):
+            nodes += graph.node
+    return nodes
 
 
 def uses(graph: GraphProto) -> Counter[str]:
     """How many inputs of nodes and outputs of graphs read each name, subgraphs included."""
-    count: Counter[str] = Counter()
-    for body in _bodies_within(graph):
-        count.update(output.name for output in body.output)
-        for node in body.node:
-            count.update(node.input)
+    count = Counter(output.name for output in graph.output)
+    for node in _nodes_within(graph):
+        count.update(node.input)
+        for _, subgraph in subgraphs(node):
+            count.update(output.name for output in subgraph.output)
     return count
+
+
+def opset_of(owner: ModelProto | FunctionProto) -> int:
+    """The last version of ONNX's own operators that a model or function imports; a ValueError if there is none."""
+    versions = [int(entry.version) for entry in owner.opset_import if entry.domain in DOMAINS]
+    if not versions:
+        kind = "model" if isinstance(owner, ModelProto) else f"function {owner.name!r}"
+        raise ValueError(f"{kind} must import an opset of ONNX's own operators; got none")
+    return versions[-1]
 
 
 class Functions:
@@ -96,16 +133,9 @@ class Functions:
 
     @cached_property
     def _recurrent(self) -> set[_Key]:
-        nodes = {
-            key: [node for body in _bodies_within(function) for node in body.node]
-            for key, function in self._by_key.items()
-        }
+        nodes = {key: _nodes_within(function) for key, function in self._by_key.items()}
         calls = {key: {_key(node, node.op_type) for node in within} for key, within in nodes.items()}
-        recurrent = {
-            key
-            for key, within in nodes.items()
-            if any(map(is_recurrent, within)) or any(map(is_other_recurrent, within))
-        }
+        recurrent = {key for key, within in nodes.items() if any(map(has_recurrent_name, within))}
         size = -1
         while size != len(recurrent):
             size = len(recurrent)

@@ -3,135 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto
 
 from fusedrnn.frozen_array import frozen
-from fusedrnn.onnx.attributes import Settings, parse
-from fusedrnn.onnx.errors import errors_name_node, label
-from fusedrnn.onnx.graph import inputs_of
-from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, check_same_format, convert_state, from_onnx, specs
+from fusedrnn.onnx.attributes import parse
+from fusedrnn.onnx.graph import errors_name_node, inputs_of, label
+from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, check_same_format, from_onnx, state_of
 from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
 
 _OUTPUTS = ("Y", "Y_h", "Y_c")
-
-
-@dataclass(frozen=True)
-class _BoundOp:
-    """An op with its parameters; it runs the node's directions from ``first_direction`` on."""
-
-    op: RNNOp
-    params: Array
-    first_direction: int
+# Ops with their parameters: one, or one for each direction.
+_BoundOps = Sequence[tuple[RNNOp, Array]]
 
 
 class NodeRunner:
-    """An LSTM, GRU or RNN node; parses its attributes once, and packs its weights once if they are constants.
+    """An LSTM, GRU or RNN node; parses its attributes once, and packs its weights once if they are ``constants``.
 
-    Args:
-        node: The node.
-        opset: The model's version of ONNX's operators.
-        ir_version: The model's version of the format.
-        constants: The model's constants, by name.
-        backend: As in :class:`RNNOp`.
+    ``opset`` and ``ir_version`` are the model's versions of ONNX's operators and of the format.
     """
 
     def __init__(
         self, node: NodeProto, opset: int, ir_version: int, constants: Mapping[str, Array], backend: str | None
     ) -> None:
         self._node, self._backend = node, backend
-        self.inputs = inputs_of(node)
-        self._packed: tuple[_BoundOp, ...] | None = None
+        self._inputs = inputs_of(node)
         self._constant_weights: dict[str, Array] = {}
+        self._packed: _BoundOps = ()
         with errors_name_node(label(node)):
-            self.settings = parse(node, opset, ir_version)
-            weights = [name for name in WEIGHTS if name in self.inputs]
-            if all(self.inputs[name] in constants for name in weights):
-                self._constant_weights = {name: constants[self.inputs[name]] for name in weights}
-                self._packed = self._bind(self._constant_weights, constant=True)
-
-    def _bind(self, weights: Mapping[str, Array], *, constant: bool) -> tuple[_BoundOp, ...]:
-        """Ops with these weights. For constant weights the ops are new, since an op caches its packed weights."""
-        bound_ops = []
-        for direction, spec in enumerate(specs(self.settings, weights)):
-            params = from_onnx(self.settings.kind, spec, direction, weights)
-            op = RNNOp(spec, self._backend) if constant else RNNOp.get(spec, self._backend)
-            bound_ops.append(_BoundOp(op, frozen(params) if constant else params, direction))
-        return tuple(bound_ops)
+            self._settings = parse(node, opset, ir_version)
+            weights = {name: value for name, value in self._inputs.items() if name in WEIGHTS}
+            if constants.keys() >= set(weights.values()):
+                self._constant_weights = {name: constants[value] for name, value in weights.items()}
+                # New ops, since an op caches its packed weights.
+                parts = from_onnx(self._settings, self._constant_weights)
+                self._packed = [(RNNOp(part.spec, backend), frozen(part.params)) for part in parts]
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the node's outputs, by name, from the model's values so far; errors as of ``PreparedModel.run``."""
         with errors_name_node(label(self._node)):
-            inputs = {name: values[value] for name, value in self.inputs.items()}
+            inputs = {name: values[value] for name, value in self._inputs.items()}
             weights = {name: value for name, value in inputs.items() if name in WEIGHTS}
-            if self._packed is not None and all(weights[name] is self._constant_weights[name] for name in weights):
-                bound_ops = self._packed
-            else:
-                bound_ops = self._bind(weights, constant=False)
-            outputs = _run(self.settings, bound_ops, inputs)
-        return {value: outputs[name] for value, name in zip(self._node.output, _OUTPUTS, strict=False) if value}
+            bound_ops = self._packed
+            if any(value is not self._constant_weights.get(name) for name, value in weights.items()):
+                parts = from_onnx(self._settings, weights)
+                bound_ops = [(RNNOp.get(part.spec, self._backend), part.params) for part in parts]
+            outputs = self._run(bound_ops, inputs)
+        return {value: output for value, output in zip(self._node.output, outputs, strict=False) if value}
 
+    def _run(self, bound_ops: _BoundOps, inputs: Mapping[str, Array]) -> list[Array]:
+        """Y, Y_h and of an LSTM Y_c, in the node's layout and number format."""
+        spec = bound_ops[0][0].spec
+        x = self._time_major_x(inputs, spec.input_size)
+        T, N = x.shape[:2]
+        H = spec.hidden_size
+        lengths = inputs.get("sequence_lens")
+        if lengths is not None and lengths.dtype != np.int32:
+            raise TypeError(f"sequence_lens must be int32; got {lengths.dtype}")
+        lengths = validation.check_lengths(lengths, T, N, "sequence_lens")
+        names = [f"initial_{name}" for name in spec.state_names]
+        states = {name: state_of(inputs, name, self._settings, N) for name in names if name in inputs}
+        ys, finals = [], []
+        for first, (op, params) in enumerate(bound_ops):
+            D = op.spec.num_directions
+            initial = [states[name][first : first + D] if name in states else None for name in names]
+            y, final, _ = op.forward(x, params, initial if states else None, lengths=lengths)
+            ys.append(y.reshape(T, N, D, H))
+            finals.append(final)
+        y = _joined(ys, axis=2)
+        final_states = [_joined(parts, axis=0) for parts in zip(*finals, strict=True)]
+        if self._settings.batch_first:
+            results = [y.swapaxes(0, 1), *(state.swapaxes(0, 1) for state in final_states)]
+        else:
+            results = [y.swapaxes(1, 2), *final_states]
+        return [_rounded(result, inputs["W"].dtype.name) for result in results]
 
-def _run(settings: Settings, bound_ops: Sequence[_BoundOp], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Y, Y_h and of an LSTM Y_c, in the node's layout and number format."""
-    spec = bound_ops[0].op.spec
-    dtype = inputs["W"].dtype.name
-    x = _time_major_x(settings, inputs["X"], dtype, spec.input_size)
-    T, N = x.shape[:2]
-    H = spec.hidden_size
-    lengths = _lengths(inputs.get("sequence_lens"), T, N)
-    states = _states(settings, inputs, spec.state_names, dtype, (settings.num_directions, N, H))
-    ys, finals = [], []
-    for bound in bound_ops:
-        first, D = bound.first_direction, bound.op.spec.num_directions
-        initial = None if states is None else [state[first : first + D] for state in states]
-        y, final, _ = bound.op.forward(x, bound.params, initial, lengths=lengths)
-        ys.append(y.reshape(T, N, D, H))
-        finals.append(final)
-    y = _joined(ys, axis=2)
-    final_states = [_joined(parts, axis=0) for parts in zip(*finals, strict=True)]
-    if settings.batch_first:
-        results = [y.swapaxes(0, 1), *(state.swapaxes(0, 1) for state in final_states)]
-    else:
-        results = [y.swapaxes(1, 2), *final_states]
-    return dict(zip(_OUTPUTS, (_rounded(result, dtype) for result in results), strict=False))
+    def _time_major_x(self, inputs: Mapping[str, Array], input_size: int) -> Array:
+        """X as (T, N, I), in the number format of the computation."""
+        x, dtype = inputs["X"], inputs["W"].dtype.name
+        check_same_format("X", x, dtype)
+        if x.ndim != 3 or x.shape[2] != input_size or 0 in x.shape:
+            axes = "N, T" if self._settings.batch_first else "T, N"
+            raise ValueError(f"X must have shape ({axes}, {input_size}), each at least 1; got {x.shape}")
+        x = x.swapaxes(0, 1) if self._settings.batch_first else x
+        return x.astype(COMPUTED[dtype], copy=False)
 
 
 def _joined(arrays: Sequence[Array], axis: int) -> Array:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=axis)
-
-
-def _time_major_x(settings: Settings, x: Array, dtype: str, input_size: int) -> Array:
-    """X as (T, N, I), in the number format of the computation."""
-    check_same_format("X", x, dtype)
-    if x.ndim != 3 or x.shape[2] != input_size or 0 in x.shape:
-        axes = "N, T" if settings.batch_first else "T, N"
-        raise ValueError(f"X must have shape ({axes}, {input_size}), each at least 1; got {x.shape}")
-    x = x.swapaxes(0, 1) if settings.batch_first else x
-    return x.astype(COMPUTED[dtype], copy=False)
-
-
-def _lengths(lengths: Array | None, steps: int, batch: int) -> Array | None:
-    if lengths is not None and lengths.dtype != np.int32:
-        raise TypeError(f"sequence_lens must be int32; got {lengths.dtype}")
-    return validation.check_lengths(lengths, steps, batch, "sequence_lens")
-
-
-def _states(
-    settings: Settings, inputs: Mapping[str, Array], names: Sequence[str], dtype: str, shape: tuple[int, int, int]
-) -> list[Array] | None:
-    """The initial states (D, N, H), zeros for an omitted one; None if all are omitted."""
-    if not any(f"initial_{name}" in inputs for name in names):
-        return None
-    return [
-        convert_state(name, inputs[name], settings, dtype, shape)
-        if name in inputs
-        else np.zeros(shape, COMPUTED[dtype])
-        for name in (f"initial_{name}" for name in names)
-    ]
 
 
 def _rounded(value: Array, dtype: str) -> Array:

@@ -6,15 +6,15 @@ only. A function has a scope for each call, since each call may pass other weigh
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from fusedrnn.onnx.errors import first_output, operator_name
-from fusedrnn.onnx.graph import Functions, is_other_recurrent, is_recurrent, opset_of, subgraphs
+from fusedrnn.onnx.graph import Functions, first_output, operator_name, opset_of, subgraphs
 
 # Far above what models need; a malicious model cannot exhaust time or memory.
 _MAX_DEPTH = 100
@@ -23,14 +23,7 @@ _MAX_FUNCTION_NODES = 10_000
 
 @dataclass(frozen=True)
 class Origin:
-    """The source of a value: a node or an initializer; neither if the value is an input of a graph.
-
-    Attributes:
-        scope: The scope that defines the value.
-        name: The value's name in that scope.
-        node: The node that computes it.
-        tensor: The initializer that holds it.
-    """
+    """The scope that defines a value, and its node or initializer; neither if the value is an input of a graph."""
 
     scope: Scope
     name: str
@@ -55,8 +48,7 @@ class Scope:
 
     Attributes:
         root: The scope of the model's graph.
-        functions: The model's functions.
-        in_function: Whether the nodes belong to a function, directly or in bodies of its nodes.
+        owner: The scope of the function, or else of the model's graph, that the nodes belong to, directly or in bodies.
     """
 
     def __init__(
@@ -70,10 +62,13 @@ class Scope:
         self.model, self.body, self.path, self.outer, self.call = model, body, path, outer, call
         self.nodes = tuple(body.node)
         self.root: Scope = self if outer is None else outer.root
+        self.owner: Scope = self if outer is None or call is not None else outer.owner
         self.functions: Functions = Functions(model) if outer is None else outer.functions
-        self.in_function: bool = call is not None or (outer is not None and outer.in_function)
+        self.in_function = self.owner.call is not None
         self._depth: int = 0 if outer is None else outer._depth + 1
         self._graph = body if isinstance(body, GraphProto) else GraphProto()
+        self._inputs = frozenset(entry.name for entry in self._graph.input)
+        self._sparse = frozenset(tensor.values.name for tensor in self._graph.sparse_initializer)
         self._bodies: dict[int, tuple[Scope, ...]] = {}
         self._function_nodes = 0
 
@@ -105,48 +100,27 @@ class Scope:
 
     @cached_property
     def opset(self) -> int:
-        """The version of ONNX's own operators that the nodes use.
-
-        Raises:
-            ValueError: If the model or the function does not import one.
-        """
-        if self.call is None and self.outer is not None:
-            return self.outer.opset
-        return opset_of(self.body if isinstance(self.body, FunctionProto) else self.model)
-
-    def is_recurrent(self, node: NodeProto) -> bool:
-        """Whether the node is one of ONNX's LSTM, GRU and RNN."""
-        return is_recurrent(node) and self.functions.called_by(node) is None
-
-    def is_other_recurrent(self, node: NodeProto) -> bool:
-        """Whether the operator's name is that of a recurrent one, but not of ONNX's three."""
-        return is_other_recurrent(node) and self.functions.called_by(node) is None
+        """The version of ONNX's own operators that the nodes use; errors as of :func:`opset_of`."""
+        return opset_of(self.owner.body if self.in_function else self.model)
 
     @cached_property
     def _attributes(self) -> Mapping[str, AttributeProto]:
         """The attributes of the function for this call, by name, defaults included."""
-        if self.call is None:
-            return {} if self.outer is None else self.outer._attributes
-        defaults = {entry.name: entry for entry in self.body.attribute_proto}
-        return defaults | {entry.name: entry for entry in self.call.attribute}
+        entries = () if self.call is None else (*self.body.attribute_proto, *self.call.attribute)
+        return {entry.name: entry for entry in entries}
 
     def bound(self, node: NodeProto) -> NodeProto:
-        """The node with the function's attributes in place of references to them.
-
-        Raises:
-            ValueError: If it has such a reference and is not in a function.
-        """
+        """The node with the function's attributes in place of references; a ValueError for a reference elsewhere."""
         references = [entry for entry in node.attribute if entry.ref_attr_name]
         if not references:
             return node
         if not self.in_function:
             name, target = references[0].name, references[0].ref_attr_name
             raise ValueError(f"{name} must have a value outside of functions; got a reference to {target!r}")
-        copy = NodeProto()
-        copy.CopyFrom(node)
+        copy = deepcopy(node)
         copy.ClearField("attribute")
         for entry in node.attribute:
-            value = self._attributes.get(entry.ref_attr_name) if entry.ref_attr_name else entry
+            value = self.owner._attributes.get(entry.ref_attr_name) if entry.ref_attr_name else entry
             if value is not None:
                 copy.attribute.add().CopyFrom(value)
                 copy.attribute[-1].name = entry.name
@@ -184,38 +158,27 @@ class Scope:
 
     def walk(self) -> Iterator[tuple[Scope, NodeProto]]:
         """All nodes here and in bodies, in order, each before its bodies; skips functions without recurrent nodes."""
-        stack = [(self, iter(self.nodes))]
-        while stack:
-            scope, nodes = stack[-1]
-            node = next(nodes, None)
-            if node is None:
-                stack.pop()
-                continue
-            yield scope, node
-            function = scope.functions.called_by(node)
+        for node in self.nodes:
+            yield self, node
+            function = self.functions.called_by(node)
             if function is None or self.functions.is_recurrent(function):
-                stack += [(body, iter(body.nodes)) for body in reversed(scope.bodies(node))]
+                for body in self.bodies(node):
+                    yield from body.walk()
 
     # ---- values
-
-    @cached_property
-    def _sparse(self) -> frozenset[str]:
-        return frozenset(tensor.values.name for tensor in self._graph.sparse_initializer)
-
-    @cached_property
-    def _inputs(self) -> frozenset[str]:
-        return frozenset(entry.name for entry in self._graph.input)
 
     @cached_property
     def _definitions(self) -> Mapping[str, list[Origin]]:
         """The nodes and initializers that define each value; more than one is an error where the value is read."""
         # A node passes the inputs of its body, so initializers of these names would be mere defaults.
-        defaults = self._inputs if self.outer is not None else frozenset[str]()
-        origins = [Origin(self, name, node=node) for node in self.nodes for name in node.output if name]
-        origins += [Origin(self, t.name, tensor=t) for t in self._graph.initializer if t.name not in defaults]
-        definitions: dict[str, list[Origin]] = {}
-        for origin in origins:
-            definitions.setdefault(origin.name, []).append(origin)
+        defaults = self._inputs if self.outer is not None else ()
+        definitions: defaultdict[str, list[Origin]] = defaultdict(list)
+        for node in self.nodes:
+            for name in filter(None, node.output):
+                definitions[name].append(Origin(self, name, node=node))
+        for tensor in self._graph.initializer:
+            if tensor.name not in defaults:
+                definitions[tensor.name].append(Origin(self, tensor.name, tensor=tensor))
         return definitions
 
     @cached_property

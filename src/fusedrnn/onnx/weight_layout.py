@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.cell.activations import Activation
-from fusedrnn.layout import Kind, Parameter
+from fusedrnn.layout import Kind
 from fusedrnn.onnx.attributes import Settings
 from fusedrnn.spec import RNNSpec
 
@@ -32,21 +32,67 @@ _SOURCES: dict[Kind, tuple[str, int]] = {
 }
 
 
-def specs(settings: Settings, weights: Mapping[str, Array]) -> tuple[RNNSpec, ...]:
-    """The specs that run a node with these weights: one, or one per direction if their activations differ.
+@dataclass(frozen=True)
+class Part:
+    """A spec and its parameters: a whole layer, or one direction of it if the directions' activations differ.
+
+    Attributes:
+        spec: The spec of one layer with one direction or two.
+        params: The flat vector of ``spec.layout``, a copy.
+    """
+
+    spec: RNNSpec
+    params: Array
+
+
+def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, ...]:
+    """The parts that run a node with these weights: one, or one per direction if their activations differ.
 
     Raises:
         TypeError: If a node cannot have the weights' number format, or they have several.
         ValueError: If shapes contradict one another or the attributes.
     """
-    dtype = number_format("W", weights["W"])
+    parts = tuple(Part(spec, np.empty(spec.layout.size, spec.dtype)) for spec in _specs(settings, weights))
+    for params, weight, rows in _blocks(settings.kind, parts, weights):
+        params[...] = weight[rows]
+    return parts
+
+
+def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> None:
+    """Write the parts into the node's weights; what the specs do not use, such as a coupled f, does not change."""
+    for params, weight, rows in _blocks(kind, parts, weights):
+        weight[rows] = params
+
+
+def _blocks(
+    kind: str, parts: Sequence[Part], weights: Mapping[str, Array]
+) -> Iterator[tuple[Array, Array, NDArray[np.intp]]]:
+    """A view of each parameter, a view of its weight for one direction, and the weight's rows in fusedrnn's order."""
+    for first_direction, part in enumerate(parts):
+        spec = part.spec
+        for entry in spec.layout:
+            name, block = _SOURCES[entry.kind]
+            onnx_gates = _PEEPHOLES if name == "P" else _GATES[kind]
+            gates = [block * len(onnx_gates) + onnx_gates.index(gate) for gate in spec.gates if gate in onnx_gates]
+            rows = np.array(gates)[:, None] * spec.hidden_size + np.arange(spec.hidden_size)
+            params = spec.layout.view(part.params, entry.layer, entry.direction, entry.kind)
+            yield params, weights[name][first_direction + entry.direction], rows.ravel()
+
+
+def _specs(settings: Settings, weights: Mapping[str, Array]) -> Iterator[RNNSpec]:
+    dtype = weights["W"].dtype.name
+    if dtype not in COMPUTED:
+        raise TypeError(f"W must be one of {', '.join(COMPUTED)}; got {weights['W'].dtype}")
     for name, weight in weights.items():
         check_same_format(name, weight, dtype)
     input_size, hidden_size = _sizes(settings, weights)
     directions = ("forward", "reverse") if len(set(settings.activations)) > 1 else (settings.direction,)
-    return tuple(
-        RNNSpec(
-            mode=_mode(settings.kind, activations),
+    for direction, activations in zip(directions, settings.activations, strict=False):
+        mode = settings.kind.lower()
+        if mode == "rnn":
+            mode = "rnn_relu" if activations[0].name == "relu" else "rnn_tanh"
+        yield RNNSpec(
+            mode=mode,
             activations=activations,
             input_size=input_size,
             hidden_size=hidden_size,
@@ -59,46 +105,6 @@ def specs(settings: Settings, weights: Mapping[str, Array]) -> tuple[RNNSpec, ..
             coupled_gates=settings.input_forget,
             reset_after=settings.kind != "GRU" or settings.linear_before_reset,
         )
-        for direction, activations in zip(directions, settings.activations, strict=False)
-    )
-
-
-def _mode(kind: str, activations: Sequence[Activation]) -> str:
-    if kind != "RNN":
-        return kind.lower()
-    return "rnn_relu" if activations[0].name == "relu" else "rnn_tanh"
-
-
-def number_format(name: str, value: Array) -> str:
-    """The number format of an array, checked to be one of a node."""
-    if value.dtype.name not in COMPUTED:
-        raise TypeError(f"{name} must be one of {', '.join(COMPUTED)}; got {value.dtype}")
-    return value.dtype.name
-
-
-def check_same_format(name: str, value: Array, dtype: str) -> None:
-    """Reject an array whose number format is not W's."""
-    if value.dtype.name != dtype:
-        raise TypeError(f"{name} must be {dtype}, as W is; got {value.dtype}")
-
-
-def convert_state(name: str, state: Array, settings: Settings, dtype: str, shape: tuple[int, int | None, int]) -> Array:
-    """A node's initial state as (D, N, H) in the number format of the computation.
-
-    Checks that its number format is ``dtype``, that of W, and that its shape is ``shape``: D, N and H, None for any N.
-    """
-    check_same_format(name, state, dtype)
-    D, N, H = shape
-    expected = (N, D, H) if settings.batch_first else (D, N, H)
-    if (
-        state.ndim != 3
-        or 0 in state.shape
-        or any(e not in (None, s) for e, s in zip(expected, state.shape, strict=True))
-    ):
-        axes = ", ".join("N" if size is None else str(size) for size in expected)
-        raise ValueError(f"{name} must have shape ({axes}); got {state.shape}")
-    state = state.swapaxes(0, 1) if settings.batch_first else state
-    return state.astype(COMPUTED[dtype], copy=False)
 
 
 def _sizes(settings: Settings, weights: Mapping[str, Array]) -> tuple[int, int]:
@@ -114,32 +120,32 @@ def _sizes(settings: Settings, weights: Mapping[str, Array]) -> tuple[int, int]:
     shapes = {"W": (D, G * H, I), "R": (D, G * H, H), "B": (D, 2 * G * H), "P": (D, 3 * H)}
     for name, weight in weights.items():
         if weight.shape != shapes[name]:
-            raise ValueError(
-                f"{name} must have shape {shapes[name]} for direction {settings.direction!r} and H = {H}; "
-                f"got {weight.shape}"
-            )
+            direction = f"direction {settings.direction!r}"
+            raise ValueError(f"{name} must have shape {shapes[name]} for {direction} and H = {H}; got {weight.shape}")
     return I, H
 
 
-def from_onnx(kind: str, spec: RNNSpec, first_direction: int, weights: Mapping[str, Array]) -> Array:
-    """The flat parameter vector of a spec that runs the node's directions from ``first_direction`` on."""
-    params = np.empty(spec.layout.size, spec.dtype)
-    for entry, name, direction, rows in _sources(kind, spec, first_direction):
-        spec.layout.view(params, entry.layer, entry.direction, entry.kind)[...] = weights[name][direction][rows]
-    return params
+def check_same_format(name: str, value: Array, dtype: str) -> None:
+    """Reject an array whose number format is not W's."""
+    if value.dtype.name != dtype:
+        raise TypeError(f"{name} must be {dtype}, as W is; got {value.dtype}")
 
 
-def to_onnx(kind: str, spec: RNNSpec, first_direction: int, params: Array, weights: Mapping[str, Array]) -> None:
-    """Write the vector into the node's weights; what the spec does not use (f, if coupled) stays as it is."""
-    for entry, name, direction, rows in _sources(kind, spec, first_direction):
-        weights[name][direction][rows] = spec.layout.view(params, entry.layer, entry.direction, entry.kind)
+def state_of(inputs: Mapping[str, Array], name: str, settings: Settings, batch: int | None = None) -> Array:
+    """A node's initial state as (D, N, H) in the number format of the computation.
 
-
-def _sources(kind: str, spec: RNNSpec, first_direction: int) -> Iterator[tuple[Parameter, str, int, NDArray[np.intp]]]:
-    """Of each parameter the node's input that holds it, its direction, and its rows in fusedrnn's gate order."""
-    for entry in spec.layout:
-        name, block = _SOURCES[entry.kind]
-        onnx_gates = _PEEPHOLES if name == "P" else _GATES[kind]
-        blocks = [block * len(onnx_gates) + onnx_gates.index(gate) for gate in spec.gates if gate in onnx_gates]
-        rows = np.array(blocks)[:, None] * spec.hidden_size + np.arange(spec.hidden_size)
-        yield entry, name, first_direction + entry.direction, rows.ravel()
+    Checks that its number format is that of W, and that its shape fits that of R and N, if ``batch`` tells N.
+    """
+    state, dtype = inputs[name], inputs["W"].dtype.name
+    check_same_format(name, state, dtype)
+    D, H = settings.num_directions, inputs["R"].shape[2]
+    expected = (batch, D, H) if settings.batch_first else (D, batch, H)
+    if (
+        state.ndim != 3
+        or 0 in state.shape
+        or any(e not in (None, s) for e, s in zip(expected, state.shape, strict=True))
+    ):
+        axes = ", ".join("N" if size is None else str(size) for size in expected)
+        raise ValueError(f"{name} must have shape ({axes}); got {state.shape}")
+    state = state.swapaxes(0, 1) if settings.batch_first else state
+    return state.astype(COMPUTED[dtype], copy=False)

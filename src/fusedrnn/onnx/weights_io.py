@@ -9,26 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from fusedrnn.onnx.attributes import Settings, parse
-from fusedrnn.onnx.errors import errors_name_node
+from fusedrnn.onnx.attributes import parse
 from fusedrnn.onnx.folding import Folder, NotConstantError
-from fusedrnn.onnx.graph import inputs_of
+from fusedrnn.onnx.graph import errors_name_node, has_recurrent_name, inputs_of, is_recurrent
 from fusedrnn.onnx.scopes import Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, convert_state, from_onnx, specs
+from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, from_onnx, state_of
 from fusedrnn.spec import RNNSpec
-
-
-@dataclass(frozen=True)
-class Part:
-    """A spec and its parameters: a whole layer, or one direction of it if the directions' activations differ.
-
-    Attributes:
-        spec: The spec of one layer with one direction or two.
-        params: The flat vector of ``spec.layout``, a copy.
-    """
-
-    spec: RNNSpec
-    params: Array
 
 
 @dataclass(frozen=True)
@@ -78,25 +64,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerNode:
-    """A recurrent node and the scope that it lies in."""
+    """A recurrent node in its scope, with :attr:`Layer.name` and its label in errors."""
 
     scope: Scope
     node: NodeProto
-
-    @property
-    def name(self) -> str:
-        """:attr:`Layer.name`."""
-        return self.scope.path_of(self.node)
-
-    @property
-    def label(self) -> str:
-        """The node in an error."""
-        return self.scope.label(self.node)
-
-    @property
-    def supported(self) -> bool:
-        """Whether it is one of ONNX's three operators."""
-        return self.scope.is_recurrent(self.node)
+    name: str
+    label: str
 
 
 def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Layer]:
@@ -129,53 +102,48 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
     >>> layer.spec.mode, layer.params
     ('rnn_tanh', array([2., 3.], dtype=float32))
     """
-    nodes = layer_nodes(model)
-    if names is not None and not isinstance(names, Iterable):
-        raise TypeError(f"names must be a name or several, or None; got {type(names).__name__}")
-    if names is not None:
-        nodes = [node_with_name(nodes, name) for name in ([names] if isinstance(names, str) else names)]
-    reject_unsupported(nodes)
     folder = Folder()
-    layers = [read_layer(node, folder) for node in nodes]
+    layers = [read_layer(layer_node, folder) for layer_node in select_nodes(model, names)]
     repeated = [name for name, count in Counter(layer.name for layer in layers).items() if count > 1]
     if names is None and repeated:
         raise ValueError(f"names of nodes or of their outputs must differ; got several {repeated[0]!r}")
     return {layer.name: layer for layer in layers}
 
 
-def layer_nodes(model: ModelProto) -> list[LayerNode]:
-    """All recurrent nodes, including those of unsupported operators."""
+def select_nodes(model: ModelProto, names: Iterable[str] | None) -> list[LayerNode]:
+    """The recurrent nodes with these names, or all; errors as of :func:`read`."""
     if not isinstance(model, ModelProto):
         raise TypeError(f"model must be an onnx.ModelProto; got {type(model).__name__}")
-    return [
-        LayerNode(scope, node)
+    nodes = [
+        LayerNode(scope, node, scope.path_of(node), scope.label(node))
         for scope, node in Scope(model, model.graph).walk()
-        if scope.is_recurrent(node) or scope.is_other_recurrent(node)
+        if has_recurrent_name(node) and scope.functions.called_by(node) is None
     ]
-
-
-def node_with_name(nodes: Sequence[LayerNode], name: object) -> LayerNode:
-    """The only node with this name, or with an output of this name."""
-    if not isinstance(name, str):
-        raise TypeError(f"name must be that of a node or of an output; got {type(name).__name__}")
-    matches = [node for node in nodes if node.name == name]
-    matches = matches or [node for node in nodes if name in node.scope.all_paths_of(node.node)]
-    if len(matches) != 1:
-        known = ", ".join(repr(node.name) for node in nodes) or "which there are none"
-        raise ValueError(f"name must be that of one LSTM, GRU or RNN, of {known}; got {name!r}")
-    return matches[0]
-
-
-def reject_unsupported(nodes: Sequence[LayerNode]) -> None:
-    """Raise an error that names the recurrent nodes of unsupported operators, and lists the others."""
-    unsupported = [node.label for node in nodes if not node.supported]
+    if names is not None:
+        if not isinstance(names, Iterable):
+            raise TypeError(f"names must be a name or several, or None; got {type(names).__name__}")
+        nodes = [_node_with_name(nodes, name) for name in ([names] if isinstance(names, str) else names)]
+    unsupported = [layer_node.label for layer_node in nodes if not is_recurrent(layer_node.node)]
     if unsupported:
-        others = ", ".join(repr(node.name) for node in nodes if node.supported)
+        others = ", ".join(repr(layer_node.name) for layer_node in nodes if is_recurrent(layer_node.node))
         advice = f"; name the others to read them alone: {others}" if others else ""
         raise NotImplementedError(
             f"{', '.join(unsupported)} cannot be read; expected LSTM, GRU or RNN of ONNX's own domain, as in a model "
             f"that is not quantised{advice}"
         )
+    return nodes
+
+
+def _node_with_name(nodes: Sequence[LayerNode], name: object) -> LayerNode:
+    """The only node with this name, or else with an output of this name."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a node or of an output; got {type(name).__name__}")
+    matches = [layer_node for layer_node in nodes if layer_node.name == name]
+    matches = matches or [layer_node for layer_node in nodes if name in layer_node.scope.all_paths_of(layer_node.node)]
+    if len(matches) != 1:
+        known = ", ".join(repr(layer_node.name) for layer_node in nodes) or "which there are none"
+        raise ValueError(f"name must be that of one LSTM, GRU or RNN, of {known}; got {name!r}")
+    return matches[0]
 
 
 def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
@@ -184,20 +152,19 @@ def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
     with errors_name_node(layer_node.label):
         node = scope.bound(layer_node.node)
         settings = parse(node, scope.opset, scope.model.ir_version)
-        inputs = _inputs(layer_node)
+        inputs = inputs_of(node)
+        if scope.in_function:  # its caller may omit some
+            inputs = {name: value for name, value in inputs.items() if scope.origin(value) is not None}
         for name in ("W", "R"):
             if name not in inputs:
-                raise ValueError(f"{name} must be given; the function that the node lies in is called without it")
-        weights = {name: _weight(name, inputs[name], scope, folder) for name in WEIGHTS if name in inputs}
-        parts = tuple(
-            Part(spec, from_onnx(settings.kind, spec, direction, weights))
-            for direction, spec in enumerate(specs(settings, weights))
-        )
+                raise ValueError(f"{name} must be given; the function that contains the node is called without it")
+        constants = _constants(inputs, scope, folder)
+        parts = from_onnx(settings, {name: constants[name] for name in WEIGHTS if name in inputs})
         states = tuple(
-            _state(f"initial_{name}", _constant(inputs.get(f"initial_{name}"), scope, folder), settings, weights)
-            for name in parts[0].spec.state_names
+            np.array(state_of(constants, name, settings), order="C") if name in constants else None
+            for name in (f"initial_{state}" for state in parts[0].spec.state_names)
         )
-        lengths = _lengths(_constant(inputs.get("sequence_lens"), scope, folder))
+        lengths = _lengths(constants.get("sequence_lens"))
     return Layer(
         name=layer_node.name,
         kind=node.op_type,
@@ -210,35 +177,21 @@ def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
     )
 
 
-def _inputs(layer_node: LayerNode) -> dict[str, str]:
-    """The node's inputs, without those that the caller of its function omits."""
-    scope = layer_node.scope
-    return {
-        name: value
-        for name, value in inputs_of(layer_node.node).items()
-        if not scope.in_function or scope.origin(value) is not None
-    }
-
-
-def _weight(name: str, value: str, scope: Scope, folder: Folder) -> Array:
-    try:
-        return folder.array(scope, value)
-    except NotConstantError as error:
-        raise ValueError(f"{name} must be computed from constants alone; {error}") from error
-
-
-def _constant(value: str | None, scope: Scope, folder: Folder) -> Array | None:
-    """The value if it is constant, else None."""
-    if value is None:
-        return None
-    try:
-        return folder.array(scope, value)
-    except NotConstantError:
-        return None
+def _constants(inputs: Mapping[str, str], scope: Scope, folder: Folder) -> dict[str, Array]:
+    """The inputs that are constants, which weights must be."""
+    constants = {}
+    for name in (*WEIGHTS, "initial_h", "initial_c", "sequence_lens"):
+        if name in inputs:
+            try:
+                constants[name] = folder.array(scope, inputs[name])
+            except NotConstantError as error:
+                if name in WEIGHTS:
+                    raise ValueError(f"{name} must be computed from constants alone; {error}") from error
+    return constants
 
 
 def _lengths(lengths: Array | None) -> Array | None:
-    """Lengths of sequences, checked as far as possible without X."""
+    """A copy of the lengths of sequences, checked as far as possible without X."""
     if lengths is None:
         return None
     if lengths.dtype != np.int32:
@@ -248,12 +201,3 @@ def _lengths(lengths: Array | None) -> Array | None:
     if lengths.min() < 0:
         raise ValueError(f"sequence_lens must be from 0 on; got {lengths.min()}")
     return lengths.copy()
-
-
-def _state(name: str, state: Array | None, settings: Settings, weights: Mapping[str, Array]) -> Array | None:
-    """A copy of an initial state as (D, N, H), checked."""
-    if state is None:
-        return None
-    shape = (settings.num_directions, None, weights["R"].shape[2])
-    dtype = weights["W"].dtype.name
-    return np.array(convert_state(name, state, settings, dtype, shape), order="C")

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from fusedrnn.onnx.errors import errors_name_node
 from fusedrnn.onnx.folding import Folder
-from fusedrnn.onnx.graph import INPUTS, uses
+from fusedrnn.onnx.graph import INPUTS, errors_name_node, uses
 from fusedrnn.onnx.scopes import Origin, Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, to_onnx
-from fusedrnn.onnx.weights_io import Layer, LayerNode, layer_nodes, node_with_name, read_layer, reject_unsupported
-
-# The fields of a tensor that may hold floating-point numbers.
-_DATA_FIELDS = ("raw_data", "float_data", "double_data", "int32_data")
+from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, to_onnx
+from fusedrnn.onnx.weights_io import Layer, LayerNode, read_layer, select_nodes
 
 
 def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> ModelProto:
@@ -41,47 +37,21 @@ def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> Mode
         TypeError: Naming the argument, what it got and what it expected.
         ValueError: Likewise; or naming the node and its input if the weights of that input are not constants, or
             something else reads them too.
-        NotImplementedError: If the layer lies in a function, or its operator is not supported.
+        NotImplementedError: If the layer is in a function, or its operator is not supported.
     """
-    layer_nodes(model)  # checks the model before it is copied
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    layer_node = node_with_name(layer_nodes(copy), name)
-    reject_unsupported([layer_node])
+    select_nodes(model, [name])  # checks both before the model is copied
+    copy = deepcopy(model)
+    (layer_node,) = select_nodes(copy, [name])
     folder = Folder()
     layer = read_layer(layer_node, folder)
-    vectors = _vectors(layer, params)
+    parts = _parts(layer, params)
     with errors_name_node(layer_node.label):
-        _store(layer_node, layer, vectors, folder)
+        _store(layer_node, layer, parts, folder)
     return copy
 
 
-def _store(layer_node: LayerNode, layer: Layer, vectors: Sequence[Array], folder: Folder) -> None:
-    """Write the vectors into the model that holds the node."""
-    scope = layer_node.scope
-    if scope.in_function:
-        raise NotImplementedError(
-            "a layer in a function cannot be written; inline the function with onnx.inliner first"
-        )
-    values = {name: value for name, value in layer.inputs.items() if name in WEIGHTS}
-    stored = {name: _stored_tensor(scope, value) for name, value in values.items()}
-    _reject_shared(scope.root, {name: weight for name, weight in stored.items() if weight is not None})
-    weights = {name: folder.array(scope, value).copy() for name, value in values.items()}
-    for direction, (part, vector) in enumerate(zip(layer.parts, vectors, strict=True)):
-        to_onnx(layer.kind, part.spec, direction, vector, weights)
-    replaced = []
-    for name, array in weights.items():
-        weight = stored[name]
-        if weight is not None:
-            _replace_data(weight.tensor, array)
-        else:
-            replaced.append(scope.origin(values[name]))
-            _insert_constant(layer_node, name, array)
-    _remove_unread(scope.root, replaced)
-
-
-def _vectors(layer: Layer, params: object) -> list[Array]:
-    """The vector of each part, checked."""
+def _parts(layer: Layer, params: object) -> list[Part]:
+    """The layer's parts with these parameters, checked."""
     vectors: object = [params] if isinstance(params, np.ndarray) else params
     expected = " and ".join(f"{part.spec.dtype} ({part.spec.layout.size},)" for part in layer.parts)
     if isinstance(vectors, (str, bytes)) or not isinstance(vectors, Sequence):
@@ -94,45 +64,59 @@ def _vectors(layer: Layer, params: object) -> list[Array]:
             raise TypeError(f"params must be NumPy arrays: {expected}; got {kind}")
         if vector.shape != (part.spec.layout.size,):
             raise ValueError(f"params must be NumPy arrays: {expected}; got shape {vector.shape}")
-    return list(vectors)
+    return [Part(part.spec, vector) for part, vector in zip(layer.parts, vectors, strict=True)]
+
+
+def _store(layer_node: LayerNode, layer: Layer, parts: Sequence[Part], folder: Folder) -> None:
+    """Write the parts into the model that holds the node."""
+    scope = layer_node.scope
+    if scope.in_function:
+        raise NotImplementedError(
+            "a layer in a function cannot be written; inline the function with onnx.inliner first"
+        )
+    values = {name: value for name, value in layer.inputs.items() if name in WEIGHTS}
+    sources = {name: _sources(scope, value) for name, value in values.items()}
+    tensors = {name: _stored_tensor(origins[-1]) for name, origins in sources.items()}
+    _reject_shared(scope.root, {name: origins for name, origins in sources.items() if tensors[name] is not None})
+    weights = {name: folder.array(scope, value).copy() for name, value in values.items()}
+    to_onnx(layer.kind, parts, weights)
+    for name, array in weights.items():
+        tensor = tensors[name]
+        if tensor is None:
+            _insert_constant(layer_node, name, array)
+        else:
+            _replace_data(tensor, array)
+    _remove_unread(scope.root, [sources[name][0] for name, tensor in tensors.items() if tensor is None])
 
 
 # ---- weights that the model stores
 
 
-@dataclass(frozen=True)
-class _StoredTensor:
-    """The tensor that holds a weight, and the values from it to the node: its own and those of Identity nodes."""
-
-    tensor: TensorProto
-    values: tuple[Origin, ...]
-
-
-def _stored_tensor(scope: Scope, name: str) -> _StoredTensor | None:
-    """The tensor that holds a weight; None if the model computes the weight."""
-    values = []
-    while True:
-        origin = scope.origin(name)
-        if origin is None:
-            return None
-        values.append(origin)
-        if origin.tensor is not None:
-            return _StoredTensor(origin.tensor, tuple(values))
-        if origin.node is None or origin.node.op_type not in ("Identity", "Constant"):
-            return None
-        if origin.node.op_type == "Constant":
-            tensors = [entry.t for entry in origin.node.attribute if entry.name == "value"]
-            return _StoredTensor(tensors[0], tuple(values)) if tensors else None
-        scope, name = origin.scope, origin.node.input[0]
+def _sources(scope: Scope, name: str) -> list[Origin]:
+    """The origins of a weight: those of the Identity nodes that it passes, then that of its value."""
+    origins: list[Origin] = []
+    origin = scope.origin(name)
+    while origin is not None:
+        origins.append(origin)
+        node = origin.node
+        origin = origin.scope.origin(node.input[0]) if node is not None and node.op_type == "Identity" else None
+    return origins
 
 
-def _reject_shared(root: Scope, weights: Mapping[str, _StoredTensor]) -> None:
+def _stored_tensor(origin: Origin) -> TensorProto | None:
+    """The tensor in an initializer or a Constant node; None if the model computes the weight."""
+    if origin.node is None or origin.node.op_type != "Constant":
+        return origin.tensor
+    return next((entry.t for entry in origin.node.attribute if entry.name == "value"), None)
+
+
+def _reject_shared(root: Scope, weights: Mapping[str, Sequence[Origin]]) -> None:
     """Reject weights that something else reads, directly or through Identity."""
-    names = {origin.name for weight in weights.values() for origin in weight.values}
+    names = {origin.name for origins in weights.values() for origin in origins}
     origins = [scope.origin(name) for scope, name in _reads(root) if name in names]
     count = Counter(origin.key for origin in origins if origin is not None)
-    for name, weight in weights.items():
-        for origin in weight.values:
+    for name, sources in weights.items():
+        for origin in sources:
             if count[origin.key] > 1:
                 value = origin.name
                 raise ValueError(f"{name} must be read by this node alone to be written; {value!r} is read elsewhere")
@@ -156,7 +140,7 @@ def _replace_data(tensor: TensorProto, array: Array) -> None:
     if new.data_type != tensor.data_type:
         kind = TensorProto.DataType.Name(tensor.data_type)
         raise NotImplementedError(f"{tensor.name!r} is {kind}, which this onnx package cannot make of an array")
-    for field in _DATA_FIELDS:
+    for field in ("raw_data", "float_data", "double_data", "int32_data"):  # those that may hold floating-point numbers
         tensor.ClearField(field)
     tensor.raw_data = new.raw_data
 
@@ -177,27 +161,24 @@ def _insert_constant(layer_node: LayerNode, name: str, array: Array) -> None:
     node.input[INPUTS.index(name)] = value
 
 
-def _remove_unread(root: Scope, replaced: Sequence[Origin | None]) -> None:
+def _remove_unread(root: Scope, replaced: Sequence[Origin]) -> None:
     """Remove the nodes and initializers that only the replaced values depended on."""
     count = uses(root.body)
-    pending = [origin for origin in replaced if origin is not None]
+    pending = [*replaced]
     while pending:
         origin = pending.pop()
-        graph, node = origin.scope.body, origin.node
-        if origin.scope.in_function or count[origin.name]:
+        body, node = origin.scope.body, origin.node
+        names = [origin.name] if node is None else node.output
+        if origin.scope.in_function or any(count[name] for name in names if name):
             continue
-        if node is None:
-            inputs = {entry.name for entry in graph.input}
-            index = _index(graph.initializer, origin.tensor)
-            if index is not None and origin.name not in inputs:
-                del graph.initializer[index]
+        elements, element = (body.initializer, origin.tensor) if node is None else (body.node, node)
+        index = _index(elements, element)
+        if index is None or (node is None and origin.name in {entry.name for entry in body.input}):
             continue
-        index = _index(graph.node, node)
-        if index is None or any(count[output] for output in node.output if output):
-            continue
-        del graph.node[index]
-        count.subtract(node.input)
-        pending += [source for source in map(origin.scope.origin, filter(None, node.input)) if source is not None]
+        del elements[index]
+        if node is not None:
+            count.subtract(node.input)
+            pending += filter(None, map(origin.scope.origin, filter(None, node.input)))
 
 
 def _index(elements: Sequence[Any], element: object) -> int | None:

@@ -14,20 +14,22 @@ from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 _CACHE_LINE = 64
-# Buffers of at least this size get huge pages where the system has them. Their cache lines are then consecutive in
-# physical memory, which a cache holds without conflicts, and they take few entries of the TLB.
-_MIN_HUGE, _HUGE_PAGE = 3 << 18, 2 << 20
+_HUGE_PAGE = 2 << 20
 # Scratch buffers that an op keeps for its next calls: as many as callers that use it at the same time, within reason.
 _MAX_IDLE_SCRATCH = 4
 # A buffer serves requests of at least a sixteenth of its size; a buffer of up to the second number of bytes, any.
 _MAX_EXCESS, _SMALL = 16, 1 << 20
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """A new C-contiguous array that begins at a cache line; its content is undefined."""
+def aligned_empty(shape: tuple[int, ...], dtype: DTypeLike, *, min_huge: int = 3 << 18) -> Array:
+    """A new C-contiguous array that begins at a cache line; its content is undefined.
+
+    From ``min_huge`` bytes on it gets huge pages where the system has them. Its cache lines are then consecutive in
+    physical memory, which a cache holds without conflicts, and it takes few entries of the TLB.
+    """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    huge = size >= _MIN_HUGE and hasattr(mmap, "MADV_HUGEPAGE")
+    huge = size >= min_huge and hasattr(mmap, "MADV_HUGEPAGE")
     raw = _huge_pages(size) if huge else np.empty(size + _CACHE_LINE, np.uint8)
     start = -raw.ctypes.data % (_HUGE_PAGE if huge else _CACHE_LINE)
     return raw[start : start + size].view(kind).reshape(shape)

@@ -18,7 +18,7 @@ from fusedrnn.jit.sync import BARRIER_BYTES, emit_barrier, emit_wait
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.runtime.buffers import aligned_empty
-from fusedrnn.runtime.pool_kernel import current_cpu, has_affinity
+from fusedrnn.runtime.pool_kernel import current_cpu
 from fusedrnn.runtime.thread_pool import ThreadTeam
 
 _BARRIER_FIELDS = ("barrier", "num_threads", "spins")
@@ -86,17 +86,13 @@ def sample_peak(dtype: str, threads: int) -> PeakSample:
     results[:] = 0
     timed = _TimedJob(PEAK, threads, results=results.ctypes.data)
     operations = 2 * _CHAINS * target.lanes(dtype) * _ITERATIONS * threads
+    first = _CPUS_OFFSET // 8
+    cpus = results.view(np.int64).reshape(threads + 1, RESULT_BYTES // 8)[1:, first : first + 2]
     samples = []
     for _ in range(_ROUNDS):
         seconds = timed.run(job)
-        samples.append(PeakSample(operations / seconds / 1e9, is_spread(_cpus(results, threads), threads)))
+        samples.append(PeakSample(operations / seconds / 1e9, is_spread(cpus, threads)))
     return max(samples, key=lambda each: (each.spread, each.gflops))
-
-
-def _cpus(results: NDArray[np.uint8], threads: int) -> NDArray[np.int64]:
-    """Numbers of the processors that each thread was on at its beginning and its end, (threads, 2)."""
-    by_thread = results.reshape(threads + 1, RESULT_BYTES)[1:, _CPUS_OFFSET : _CPUS_OFFSET + 16]
-    return np.ascontiguousarray(by_thread).view(np.int64)
 
 
 def is_spread(cpus: NDArray[np.int64], threads: int) -> bool:
@@ -163,14 +159,9 @@ def _load_peak(dtype: str, target: Target) -> Job:
 
 def build_peak(dtype: str, target: Target) -> Module:
     """The module of ``peak(arguments, tid)``, a job of independent multiply-adds."""
-    module = Module(f"peak_{dtype}")
-    barrier = emit_barrier(module, emit_wait(module))
-    f = Function(module, "peak", ["arguments", "tid"], exported=True)
-    arguments, tid = f.arguments
-    c, v = PEAK.read(f, arguments), Vectors(f, target, dtype)
+    f, c, v, tid = _begin("peak", f"peak_{dtype}", PEAK, dtype, target)
     results, own = c.results, c.results + (tid + 1) * RESULT_BYTES
-    _wait_for_all(f, c, barrier)
-    f.store(_cpu(f), own + _CPUS_OFFSET)
+    f.store(current_cpu(f), own + _CPUS_OFFSET)
     chains = [f.var(v.const(float(number))) for number in range(_CHAINS)]
     # Factors from memory, so that the compiler cannot compute the result: h·0 + 0 of zeros stays a normal number.
     factor, addend = v.broadcast(results), v.broadcast(results + v.item)
@@ -181,19 +172,14 @@ def build_peak(dtype: str, target: Target) -> Module:
     for chain in chains[1:]:
         total = total + chain.get()
     v.store(total, own)
-    f.store(_cpu(f), own + _CPUS_OFFSET + 8)
+    f.store(current_cpu(f), own + _CPUS_OFFSET + 8)
     f.ret()
-    return module
+    return f.module
 
 
 def build_reading(target: Target) -> Module:
     """The module of ``read(arguments, tid)``, a job that adds up every vector of an array, again and again."""
-    module = Module("reading")
-    barrier = emit_barrier(module, emit_wait(module))
-    f = Function(module, "read", ["arguments", "tid"], exported=True)
-    arguments, tid = f.arguments
-    c, v = _READING.read(f, arguments), Vectors(f, target, "float32")
-    _wait_for_all(f, c, barrier)
+    f, c, v, tid = _begin("read", "reading", _READING, "float32", target)
     begin = c.arrays + tid * c.size
     sums = [f.var(v.const(0.0)) for _ in range(_VECTORS_READ)]
     with f.loop(0, c.repeats), f.loop(0, c.size, _VECTORS_READ * v.bytes) as offset:
@@ -204,18 +190,21 @@ def build_reading(target: Target) -> Module:
     for number, partial in enumerate(sums):
         v.store(partial.get(), c.results + tid * (_VECTORS_READ * v.bytes) + number * v.bytes)
     f.ret()
-    return module
+    return f.module
 
 
-def _wait_for_all(f: Function, c: Fields, barrier: Function) -> None:
-    """Wait until all threads run.
+def _begin(
+    name: str, module_name: str, struct: Struct, dtype: str, target: Target
+) -> tuple[Function, Fields, Vectors, Value]:
+    """Begin a job: all threads wait for one another. Return it, its arguments, its vectors and its thread's number.
 
     The system may wake a thread on the processor of the thread that woke it, where it waits for a time slice: longer
     than the work that is measured. At a barrier the other one lets it run, and it migrates to a processor of its own.
     """
+    module = Module(module_name)
+    barrier = emit_barrier(module, emit_wait(module))
+    f = Function(module, name, ["arguments", "tid"], exported=True)
+    arguments, tid = f.arguments
+    c = struct.read(f, arguments)
     f.call(barrier, c.barrier, c.num_threads, c.spins)
-
-
-def _cpu(f: Function) -> Value:
-    """The number of the processor that this thread runs on, -1 where the system does not tell."""
-    return current_cpu(f) if has_affinity() else f.constant(-1)
+    return f, c, Vectors(f, target, dtype), tid

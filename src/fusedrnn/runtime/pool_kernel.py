@@ -17,6 +17,8 @@ CONTROL = Struct(
 )  # fmt: skip
 """The pool's control block. ``cpu_of_thread`` is the address of a table of the processors that its threads run on; 0 if
 they need not be kept apart."""
+# Whether a thread can tell on which processor it runs, and choose another.
+_HAS_AFFINITY = sys.platform == "linux"
 # Processors in the C library's masks.
 _MAX_CPUS = 1024
 
@@ -87,14 +89,9 @@ def _emit_dispatch(module: Module, wait: Function, spread_out: Function) -> None
     f.ret()
 
 
-def has_affinity() -> bool:
-    """Whether a thread can tell on which processor it runs, and choose another."""
-    return sys.platform == "linux"
-
-
 def current_cpu(f: Function) -> Value:
-    """The number of the processor that this thread runs on, where :func:`has_affinity`."""
-    return f.intrinsic("sched_getcpu", I32, []).sext(I64)
+    """The number of the processor that this thread runs on, -1 where the system does not tell."""
+    return f.intrinsic("sched_getcpu", I32, []).sext(I64) if _HAS_AFFINITY else f.constant(-1)
 
 
 def emit_spread_out(module: Module) -> Function:
@@ -105,7 +102,7 @@ def emit_spread_out(module: Module) -> Function:
     """
     f = Function(module, "spread_out", ["cpu_of_thread", "tid"])
     cpu_of_thread, tid = f.arguments
-    if has_affinity():
+    if _HAS_AFFINITY:
         migrate = _emit_migrate(module)
         with f.if_(cpu_of_thread.is_set):
             cpu = current_cpu(f)

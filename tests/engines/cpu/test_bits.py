@@ -7,7 +7,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.spec import DTYPES, MODES
 from layouts import LAYOUTS
 from problems import Problem, Shape, assert_same_bits, make_problem
@@ -52,7 +52,7 @@ def test_threads(mode, dtype, target, shape, small_chunks):
     problem = make_problem(mode, shape, dtype)
     results, grids = [], set()
     for threads in (1, 2, 3, 4, 6):
-        grids.add(make_forward_plan(problem.spec, target, shape.T, shape.N, threads).grid)
+        grids.add(make_plan(problem.spec, target, shape.T, shape.N, threads).grid)
         with fusedrnn.thread_limits(threads):
             results.append(run(problem))
     assert len(grids) > 2

@@ -6,7 +6,7 @@ import pytest
 import fusedrnn
 from conformance import SHAPES, AnyShape, Conformance
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
@@ -63,7 +63,7 @@ def test_the_cases_split_work_in_every_way(mode, dtype, target):
     grids = set()
     for shape in SHAPES:
         for threads in (1, 2, 3):
-            made = make_forward_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads)
+            made = make_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads)
             grids.add((made.grid, shape.lengths not in ("full", "none")))
     found = {grid for grid, _ in grids}
     assert found == {(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 1), (1, 1, 3)}
@@ -84,7 +84,7 @@ def test_both_directions_shared_out(shape, target):
     threads, grid = shape
     case = SHAPES[13] if grid[2] > 1 else SHAPES[10]
     problem = make_problem("gru", case)
-    assert make_forward_plan(problem.spec, target, case.T, case.N, threads).grid == grid
+    assert make_plan(problem.spec, target, case.T, case.N, threads).grid == grid
     with fusedrnn.thread_limits(threads):
         shared = run(problem.spec, problem.x, problem.params, problem.states, problem.lengths)
     assert_close(shared, expected("gru", case)[0], "float32", problem.spec)

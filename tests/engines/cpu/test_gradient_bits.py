@@ -8,7 +8,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.spec import DTYPES, MODES
 from layouts import LAYOUTS, spread
@@ -70,7 +70,7 @@ def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, small_chunk
     problem = replace(problem, spec=replace(problem.spec, dropout=p))
     expected, grids = run(problem, seed=7), set()
     for threads, keep in product((1, 2, 3, 4, 6), ("gates", "states")):
-        grids.add(make_backward_plan(problem.spec, target, shape.T, shape.N, threads).grid)
+        grids.add(make_plan(problem.spec, target, shape.T, shape.N, threads, "backward").grid)
         with fusedrnn.thread_limits(threads):
             assert_same_bits(run(problem, keep=keep, seed=7), expected)
     assert len(grids) > 2
@@ -85,8 +85,9 @@ def test_blocks(mode, dtype, target, shape):
     for chunk, block, at_once, cache in sizes:
         rows = {"min_chunk_rows": chunk, "max_chunk_rows": chunk, "min_dx_chunk_rows": chunk}
         with tuned(**rows, l2_bytes=cache, block_rows=block, gemm_rows=at_once):
-            plan = make_backward_plan(problem.spec, target, shape.T, shape.N, 2)
-            plans.add((plan.chunk, plan.block, *(plan.scratch.fields[name] for name in ("inner", "packed_panels"))))
+            plan = make_plan(problem.spec, target, shape.T, shape.N, 2, "backward")
+            gemms = (plan.scratch.fields[name] for name in ("inner", "packed_panels"))
+            plans.add((plan.share.chunk, plan.share.block, *gemms))
             for threads, keep in ((1, "states"), (2, "gates"), (3, "states")):
                 with fusedrnn.thread_limits(threads):
                     assert_same_bits(run(problem, keep=keep), expected)

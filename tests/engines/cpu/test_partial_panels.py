@@ -7,11 +7,10 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, emit_gemm_tn
+from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_TN, emit_gemm
 from fusedrnn.engines.cpu.kernels.stages import Blocking
-from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import force_grid
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.loader import function, load
@@ -50,8 +49,8 @@ def aligned(values):
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 33])
 def test_any_vectors_of_a_panel(target, dtype, transposed, k):
     """The bits do not depend on the number of rows and vectors or on the first vector; nothing else is written."""
-    emit = emit_gemm_tn if transposed else emit_gemm
-    gemm = compiled(f"partial_{dtype}_{transposed}", target, lambda module: emit(module, target, dtype))
+    signature = GEMM_TN if transposed else GEMM
+    gemm = compiled(f"partial_{dtype}_{transposed}", target, lambda module: emit_gemm(module, target, dtype, signature))
     max_rows, width = target.tile
     num_rows = 2 * max_rows + 1
     lanes = target.lanes(dtype)
@@ -111,7 +110,7 @@ def test_threads_begin_anywhere(mode, dtype, shape, few, target):
             fusedrnn.thread_limits(threads),
             force_grid((1, 1, threads)),
         ):
-            forward, backward = make_forward_plan(*sizes), make_backward_plan(*sizes)
+            forward, backward = make_plan(*sizes), make_plan(*sizes, "backward")
             assert forward.grid == backward.grid == (1, 1, threads)
             within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.bounds["unit_starts"][:-1])
             within["backward"] += any(unit % target.tile[1] for unit in backward.bounds["unit_starts"][:-1])

@@ -9,12 +9,10 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
-from fusedrnn.engines.cpu.plan.backward import backward_share, make_backward_plan
+from fusedrnn.engines.cpu.plan import plans
 from fusedrnn.engines.cpu.plan.cost import COST_TERMS, predict_cost
-from fusedrnn.engines.cpu.plan.forward import forward_share, make_forward_plan
 from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
-from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadGrid
-from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.plan.sizes import LargestShare, ProblemSize, ThreadGrid
 from fusedrnn.engines.cpu.tuning import MachineModel, Tuning
 from fusedrnn.jit.target import ITEM_SIZE
 from fusedrnn.spec import MODES
@@ -26,34 +24,33 @@ MACHINE = MachineModel(
     fma_rate=4e9, l2_bandwidth=120e9, l3_bandwidth=70e9, memory_bandwidth=10e9, l2_bytes=1 << 20, l3_bytes=32 << 20,
     instruction=0.3e-9,
 )  # fmt: skip
-"""One that does not depend on the machine that the tests run on."""
+"""A model that does not depend on the machine that runs the tests."""
 TUNING = Tuning(machine=MACHINE, l2_bytes=1 << 20)
 SLOW_L3 = replace(TUNING, machine=replace(MACHINE, l3_bandwidth=7e9))
 
 
-def share(spec, target, case, phase, grid):
-    share_of = backward_share if phase == "backward" else forward_share
-    return share_of(Tiling.of(spec, target), case.T, case.N, ThreadGrid(*grid), TUNING)
+def largest_share(problem, grid):
+    return LargestShare.of(problem, ThreadGrid(*grid), TUNING)
+
+
+def problem_size(case, mode, target, phase):
+    return ProblemSize(case.spec(mode), target, case.T, case.N, phase)
 
 
 def cost(case, mode, target, phase, grid=(1, 1, 1), machine=MACHINE, **options):
-    spec = case.spec(mode)
-    problem = ProblemSize.of(spec, target, case.T, case.N, phase)
-    return predict_cost(problem, share(spec, target, case, phase, grid), machine, **options)
+    problem = problem_size(case, mode, target, phase)
+    return predict_cost(problem, largest_share(problem, grid), machine, **options)
 
 
-def make_plan(phase, spec, target, case, threads, tuning=TUNING, **options):
-    options["tuning"] = tuning
-    if phase == "backward":
-        return make_backward_plan(spec, target, case.T, case.N, threads, **options)
-    return make_forward_plan(spec, target, case.T, case.N, threads, training=phase == "training", **options)
+def make_plan(phase, mode, target, case, threads, tuning=TUNING, **options):
+    return plans.make_plan(case.spec(mode), target, case.T, case.N, threads, phase, tuning=tuning, **options)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 8, 96])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_grids_of_any_number_of_threads(threads, directions):
-    spec = RNNSpec("gru", 3, 40, bidirectional=directions == 2)
-    grids = possible_grids(spec, 5, threads, 3)
+def test_grids_of_any_number_of_threads(threads, directions, target):
+    spec = RNNSpec("gru", 3, 3 * target.lanes("float32"), bidirectional=directions == 2)
+    grids = possible_grids(ProblemSize(spec, target, 20, 5, "inference"), threads, TUNING)
     assert grids[0] == (1, 1, 1) and len(set(grids)) == len(grids)
     for grid in grids:
         assert math.prod(grid) <= threads
@@ -64,7 +61,7 @@ def test_grids_of_any_number_of_threads(threads, directions):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_cost_of_a_large_problem_is_that_of_its_multiply_adds(mode, phase, target):
+def test_cost_of_a_large_problem_is_close_to_its_multiply_adds(mode, phase, target):
     case = CASES["large"]
     predicted = cost(case, mode, target, phase)
     assert set(predicted) == set(COST_TERMS) and all(seconds >= 0 for seconds in predicted.values())
@@ -80,7 +77,7 @@ def test_the_cost_of_a_large_problem_is_that_of_its_multiply_adds(mode, phase, t
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_threads_share_the_cost(phase, target):
+def test_two_threads_halve_the_cost(phase, target):
     case = CASES["large"]
     alone = cost(case, "lstm", target, phase).total
     for grid in ((1, 2, 1), (1, 1, 2)):
@@ -89,67 +86,62 @@ def test_threads_share_the_cost(phase, target):
     assert both["barriers"] >= case.T * MACHINE.barrier
 
 
-def test_the_largest_share_decides(target):
+def test_largest_share_is_rounded_up(target):
     case = replace(CASES["large"], N=7)
-    spec = case.spec("lstm")
-    assert share(spec, target, case, "inference", (1, 2, 1)).rows == 4
-    lanes = target.lanes("float32")
-    uneven = replace(case, H=3 * lanes)
-    assert share(uneven.spec("lstm"), target, uneven, "inference", (1, 1, 2)).unit_vecs == 2
+    assert largest_share(problem_size(case, "lstm", target, "inference"), (1, 2, 1)).rows == 4
+    uneven = replace(case, H=3 * target.lanes("float32"))
+    assert largest_share(problem_size(uneven, "lstm", target, "inference"), (1, 1, 2)).unit_vecs == 2
 
 
-def test_threads_that_sleep_are_not_worth_waking_for_little(target):
+def test_small_problems_do_not_wake_sleeping_threads(target):
     case = CASES["tiny"]
     for phase in PHASES:
         asleep, spinning = (cost(case, "gru", target, phase, (1, 2, 1), spinning=spins) for spins in (False, True))
         assert asleep["call"] - spinning["call"] == pytest.approx(MACHINE.wake_sleeping - MACHINE.wake_spinning)
     little = replace(case, T=2, N=2)
-    assert make_plan("inference", little.spec("gru"), target, little, 2).num_threads == 1
+    assert make_plan("inference", "gru", target, little, 2).num_threads == 1
     large = CASES["large"]
-    assert make_plan("inference", large.spec("gru"), target, large, 2).num_threads == 2
+    assert make_plan("inference", "gru", target, large, 2).num_threads == 2
 
 
-def test_few_rows_of_large_weights_are_not_split(target):
+def test_few_rows_of_large_weights_are_divided_by_units(target):
     """Each thread would stream all weights for half as many rows; divided by units, it streams half of them."""
     case = replace(CASES["ds2"], N=4)
-    assert make_plan("inference", case.spec("lstm"), target, case, 2, SLOW_L3).grid == (1, 1, 2)
+    assert make_plan("inference", "lstm", target, case, 2, SLOW_L3).grid == (1, 1, 2)
 
 
-def test_many_rows_of_small_weights_are_split(target):
+def test_many_rows_of_small_weights_are_divided_by_rows(target):
     case = CASES["small"]
-    assert make_plan("inference", case.spec("lstm"), target, case, 2, spinning=True).grid == (1, 2, 1)
+    assert make_plan("inference", "lstm", target, case, 2, spinning=True).grid == (1, 2, 1)
 
 
-def test_directions_run_on_threads_of_their_own(target):
+def test_each_direction_runs_on_its_own_thread(target):
     """They need no barrier, and each thread streams the weights of one direction for all rows."""
     case = replace(CASES["bi2"], N=4)
-    assert make_plan("inference", case.spec("lstm"), target, case, 2).grid == (2, 1, 1)
+    assert make_plan("inference", "lstm", target, case, 2).grid == (2, 1, 1)
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_the_cost_model_sees_the_shares_of_the_plan(phase, target):
-    """Its largest share and its chunk are those of the plan."""
+def test_cost_model_uses_the_share_and_chunk_of_the_plan(phase, target):
     for case in CASES.values():
-        spec = case.spec("gru")
-        for grid in possible_grids(spec, case.N, 4, Tiling.of(spec, target).unit_vecs):
+        problem = problem_size(case, "gru", target, phase)
+        for grid in possible_grids(problem, 4, TUNING):
             with force_grid(grid):
-                plan = make_plan(phase, spec, target, case, 4)
-            largest = share(spec, target, case, phase, grid)
-            assert plan.grid == grid and largest.num_threads == plan.num_threads and largest.chunk == plan.chunk
+                plan = make_plan(phase, "gru", target, case, 4)
+            assert plan.share == largest_share(problem, grid) and plan.num_threads == math.prod(grid)
             rows, units = (max(b - a for a, b in pairwise(s)) for s in (plan.row_starts, plan.bounds["unit_starts"]))
-            assert (largest.rows, largest.unit_vecs) == (rows, units)
+            assert (plan.share.rows, plan.share.unit_vecs) == (rows, units)
 
 
-def test_a_grid_can_be_forced_for_a_while(target):
+def test_force_grid_lasts_for_its_block(target):
     case = CASES["small"]
-    spec = case.spec("gru")
-    chosen = make_plan("inference", spec, target, case, 2).grid
+    chosen = make_plan("inference", "gru", target, case, 2).grid
     with force_grid((1, 1, 2)):
-        assert make_plan("inference", spec, target, case, 2).grid == (1, 1, 2)
-        assert make_plan("inference", spec, target, case, 1).grid == (1, 1, 1)
+        assert make_plan("inference", "gru", target, case, 2).grid == (1, 1, 2)
+        assert make_plan("inference", "gru", target, case, 1).grid == (1, 1, 1)
     with force_grid((2, 1, 1)):  # it has one direction
-        assert make_plan("inference", spec, target, case, 2).grid == chosen
-    assert make_plan("inference", spec, target, case, 2).grid == chosen
+        assert make_plan("inference", "gru", target, case, 2).grid == chosen
+    assert make_plan("inference", "gru", target, case, 2).grid == chosen
 
 
 @pytest.mark.parametrize("mode", ["gru", "lstm"])
@@ -170,7 +162,7 @@ def test_bits_do_not_depend_on_the_plan(mode):
 
 @pytest.mark.parametrize("lengths", ["full", "edges"])
 @pytest.mark.parametrize("mode", ["gru", "lstm"])
-def test_pipelined_layers_have_the_bits_of_one_after_the_other(mode, lengths, poisoned):
+def test_pipelined_layers_have_the_bits_of_sequential_layers(mode, lengths, poisoned):
     """Fewer groups than layers and as many, with rows and with units divided, too."""
     problem = make_problem(mode, Shape(21, 5, 9, 70, layers=3, lengths=lengths))
     results = []
@@ -190,13 +182,12 @@ def test_pipelined_layers_have_the_bits_of_one_after_the_other(mode, lengths, po
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_layers_are_pipelined_where_nothing_else_can_be_divided(phase, target):
+def test_layers_are_pipelined_if_nothing_else_can_be_divided(phase, target):
     """One sequence, one unit vector, one direction: there is nothing to divide but layers."""
     case = replace(CASES["seq1"], T=320, I=1, H=target.lanes("float32"), layers=4)
-    spec = case.spec("lstm")
-    plan = make_plan(phase, spec, target, case, 2, spinning=True)
-    assert plan.grid == (2, 1, 1) and plan.chunk * 16 <= case.T + 16
+    plan = make_plan(phase, "lstm", target, case, 2, spinning=True)
+    assert plan.grid == (2, 1, 1) and plan.share.chunk * 16 <= case.T + 16
     alone = cost(case, "lstm", target, phase).total
     assert 0.5 * alone < cost(case, "lstm", target, phase, (2, 1, 1), spinning=True).total < 0.7 * alone
     both = replace(case, bidirectional=True)
-    assert make_plan(phase, both.spec("lstm"), target, both, 2, spinning=True).chunk > plan.chunk
+    assert make_plan(phase, "lstm", target, both, 2, spinning=True).share.chunk > plan.share.chunk

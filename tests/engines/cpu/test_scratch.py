@@ -5,10 +5,15 @@ import pytest
 from fusedrnn import RNNSpec
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.kernels import backward_emitter, forward
-from fusedrnn.engines.cpu.kernels.arena import Arena, Scratch, pad_against_conflicts, round_up_to_cache_line
-from fusedrnn.engines.cpu.kernels.scratch import BACKWARD, FORWARD
-from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_forward_plan
+from fusedrnn.engines.cpu.kernels.scratch import (
+    BACKWARD,
+    FORWARD,
+    Arena,
+    Scratch,
+    pad_against_conflicts,
+    round_up_to_cache_line,
+)
+from fusedrnn.engines.cpu.plan.plans import make_plan
 
 
 def test_regions_follow_one_another():
@@ -42,11 +47,11 @@ def test_a_layout_has_a_value_for_every_field():
     RNNSpec("gru", 70, 100, reset_after=False),
     RNNSpec("rnn_tanh", 5, 16, num_layers=3),
 ], ids=str)  # fmt: skip
-def test_the_fields_of_a_plan_are_those_of_the_struct(spec, target):
+def test_plan_has_the_fields_of_the_struct(spec, target):
     plans = [
-        (FORWARD, forward.CALL, make_forward_plan(spec, target, 7, 5, 4)),
-        (FORWARD, forward.CALL, make_forward_plan(spec, target, 7, 5, 4, training=True)),
-        (BACKWARD, backward_emitter.CALL, make_backward_plan(spec, target, 7, 5, 4, recompute=True)),
+        (FORWARD, forward.CALL, make_plan(spec, target, 7, 5, 4)),
+        (FORWARD, forward.CALL, make_plan(spec, target, 7, 5, 4, "training")),
+        (BACKWARD, backward_emitter.CALL, make_plan(spec, target, 7, 5, 4, "backward", recompute=True)),
     ]
     for scratch, call, plan in plans:
         layout = plan.scratch
@@ -56,15 +61,15 @@ def test_the_fields_of_a_plan_are_those_of_the_struct(spec, target):
         assert offsets[4] - offsets[3] == plan.num_threads * layout.fields["scratch_stride"]
 
 
-def test_a_tuning_is_installed_for_a_while(target):
+def test_tuned_installs_a_tuning_for_its_block(target):
     """A plan takes the installed one, or the one it is given."""
     spec, before = RNNSpec("gru", 16, 32), tuning.current()
-    chunk = make_forward_plan(spec, target, 50, 4, 1).chunk
+    chunk = make_plan(spec, target, 50, 4, 1).share.chunk
     with tuning.tuned(min_chunk_rows=8, max_chunk_rows=8) as small:
         assert tuning.current() is small and small.block_rows == before.block_rows
-        assert make_forward_plan(spec, target, 50, 4, 1).chunk == 2 < chunk
+        assert make_plan(spec, target, 50, 4, 1).share.chunk == 2 < chunk
         with pytest.raises(TypeError, match="no_such_threshold"), tuning.tuned(no_such_threshold=1):
             pass
         assert tuning.current() is small
     assert tuning.current() is before
-    assert make_forward_plan(spec, target, 50, 4, 1, tuning=small).chunk == 2
+    assert make_plan(spec, target, 50, 4, 1, tuning=small).share.chunk == 2

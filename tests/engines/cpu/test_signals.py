@@ -12,8 +12,8 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.launch import guarded_call
-from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
+from fusedrnn.engines.cpu import guarded_call
+from fusedrnn.engines.cpu.launch.call_kernel import load_guarded_call
 from problems import Shape, assert_same_bits, make_problem
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")

@@ -5,8 +5,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, frozen
-from fusedrnn.engines.cpu import tuning
-from fusedrnn.engines.cpu.launch import guarded_call as prepared
+from fusedrnn.engines.cpu import guarded_call, tuning
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast, ThreadChoice, ThreadChoices
 from fusedrnn.runtime import thread_pool
 from problems import Shape, assert_same_bits, make_problem
@@ -103,7 +102,7 @@ SHAPE = Shape(6, 1, 33, 64, 1, bidirectional=True)
 def shared(monkeypatch):
     """How many calls asked for the thread pool."""
     asked = []
-    for module in (thread_pool, prepared):
+    for module in (thread_pool, guarded_call):
         plain = module.try_acquire_pool
         monkeypatch.setattr(module, "try_acquire_pool", lambda plain=plain: asked.append(1) or plain())
     return asked

@@ -8,7 +8,7 @@ import pytest
 import fusedrnn
 from conformance import TRAINING_SHAPES, AnyTrainingShape, TrainingConformance
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.plan.backward import make_backward_plan
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.testing.cases import ODD_SIZES
@@ -77,7 +77,7 @@ class TestBlocksOfAnyShape(TestAnyShape):
 def plans(mode, dtype, target):
     for shape in TRAINING_SHAPES:
         for threads in (1, 2, 3):
-            yield shape, make_backward_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads)
+            yield shape, make_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads, "backward")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -97,9 +97,9 @@ def test_the_cases_have_many_blocks(mode, target, small_chunks):
     for shape, made in plans(mode, "float32", target):
         inner = made.scratch.fields["inner"]
         kinds |= {
-            ("chunks", made.chunk > 1, made.chunk < shape.T),
-            ("blocks", made.block > made.chunk, made.block < shape.T),
-            ("at once", made.block * shape.N > inner),
+            ("chunks", made.share.chunk > 1, made.share.chunk < shape.T),
+            ("blocks", made.share.block > made.share.chunk, made.share.block < shape.T),
+            ("at once", made.share.block * shape.N > inner),
         }
     some = {("chunks", wide, many) for wide in (False, True) for many in (False, True)}
     some |= {("blocks", wide, many) for wide in (False, True) for many in (False, True)}

@@ -6,14 +6,14 @@ as they are given. It does nothing and returns None if they differ in anything t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.executor import Executor, Problem
-from fusedrnn.engines.cpu.launch.guarded_call import GuardedCall
+from fusedrnn.engines.cpu.guarded_call import GuardedCall
 from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
@@ -22,13 +22,12 @@ from fusedrnn.engines.operands import (
     FORWARD,
     BackwardOperands,
     ForwardOperands,
-    Operand,
     comparable,
     entries,
     misplaced_buffer,
 )
 from fusedrnn.frozen_array import is_frozen
-from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
+from fusedrnn.runtime.thread_pool import get_num_threads
 
 Array = NDArray[Any]
 States = Sequence[Array | None] | None
@@ -43,28 +42,6 @@ class _CachedCall:
         self._executor, self._threads = executor, get_num_threads()
         self._num_states = len(executor.spec.state_names)
         self._dtype = np.dtype(executor.spec.dtype)
-
-    def _guard(
-        self, problem: Problem, operands: Mapping[str, Operand], arrays: Sequence[Any], constants: Mapping[str, int],
-        *, unpacked: bool, ignored: str = "", computes_dparams: bool = False, computes_dx: bool = False,
-    ) -> GuardedCall:  # fmt: skip
-        """The guarded call for arrays like these, one for each operand; the address of ``ignored`` is not used."""
-        executor, name = self._executor, problem[0]
-        planned = executor.planned(problem, self._threads)
-        spinning = executor.spinning_args(planned)
-        single = spinning if spinning.plan.forecast is None else executor.single_args(planned)
-        samples = [
-            (array, "nothing" if operand == ignored else operand, rule.written)
-            for (operand, rule), array in zip(operands.items(), arrays, strict=True)
-        ]
-        first_param = executor.spec.layout.by_layer_direction[0].name
-        return GuardedCall(
-            executor.job(name), (planned.args, spinning, single), pool_team(self._threads), executor.workspaces,
-            executor.thread_choices.of(name, spinning.plan.forecast), samples, constants,
-            unpacked=f"unpacked {first_param}" if unpacked else "",
-            dparams=first_param if computes_dparams else "",
-            offsets=executor.weight_cache.offsets, computes_dx=computes_dx,
-        )  # fmt: skip
 
     def _pair(self, states: States) -> tuple[Any, Any] | None:
         """The entries for h and c, None where there is none; None if the number of entries is wrong."""
@@ -109,12 +86,9 @@ class CachedForward(_CachedCall):
         # Inference reads unpacked parameters where the caller has them, so that they are one of the arrays; training
         # reads a copy.
         self._params_in_place = self._unpacked and self._layout is None
-        constants = dict(zip(("x_step", "x_row", "y_step", "y_row"), (*x.strides[:2], *y.strides[:2]), strict=True))
-        name = "forward" if self._layout is None else "training"
-        self._guarded = self._guard(
-            (name, steps, batch, self._layout), FORWARD, (x, params, *pair, y, h_n, c_n), constants,
-            unpacked=self._unpacked, ignored="" if self._params_in_place else "params",
-        )  # fmt: skip
+        symbol = "weights" if not self._unpacked else "nothing" if self._params_in_place else "params"
+        problem: Problem = "forward" if self._layout is None else "training", steps, batch, self._layout
+        self._guarded = GuardedCall(executor, problem, FORWARD, (x, params, *pair, y, h_n, c_n), symbol, {})
 
     def __call__(
         self, x: Any, params: Any, states: Any, out: Any, seed: int = 0
@@ -177,13 +151,10 @@ class CachedBackward(_CachedCall):
         pair = self._pair(dstates)
         assert pair is not None
         dh0, dc0 = (*(grads.states or ()), None, None)[:2]
-        constants = {f"add_{name}": int(getattr(grads, f"add_{name}")) for name in ("x", "params", "states")}
-        for name, array in (("dy", dy), ("dx", grads.x)):
-            if array is not None:
-                constants |= dict(zip((f"{name}_step", f"{name}_row"), array.strides[:2], strict=True))
-        self._guarded = self._guard(
-            ("backward", steps, batch, self._layout), BACKWARD, (dy, *pair, grads.x, grads.params, dh0, dc0), constants,
-            unpacked=not self._packed, computes_dparams=grads.params is not None, computes_dx=grads.x is not None,
+        self._guarded = GuardedCall(
+            executor, ("backward", steps, batch, self._layout), BACKWARD,
+            (dy, *pair, grads.x, grads.params, dh0, dc0), "weights" if self._packed else "params",
+            {"add_x": grads.add_x, "add_params": grads.add_params, "add_states": grads.add_states},
         )  # fmt: skip
 
     def __call__(

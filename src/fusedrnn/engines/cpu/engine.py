@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
-from fusedrnn.engines.cpu.launch.guarded_call import CannotGuard
+from fusedrnn.engines.cpu.guarded_call import CannotGuard
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
@@ -19,6 +19,7 @@ from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
+R = TypeVar("R")
 
 
 class CPUEngine:
@@ -88,21 +89,19 @@ class CPUEngine:
         self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: CpuResiduals | None
     ) -> CachedForward | None:
         """The cached form of a forward call that has just run; None if there is none."""
-        if self.pointers.debug >= 2:
-            return None
-        try:
-            return CachedForward(self.pointers, operands, states, residuals)
-        except CannotGuard:
-            return None
+        return self._cache(CachedForward, operands, states, residuals)
 
     def cache_backward(
         self, residuals: CpuResiduals, operands: BackwardOperands, grad_req: Any
     ) -> CachedBackward | None:
         """The cached form of a backward call that has just run; None if there is none."""
+        return self._cache(CachedBackward, residuals, operands, grad_req)
+
+    def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
         if self.pointers.debug >= 2:
             return None
         try:
-            return CachedBackward(self.pointers, residuals, operands, grad_req)
+            return cached_call(self.pointers, *arguments)
         except CannotGuard:
             return None
 

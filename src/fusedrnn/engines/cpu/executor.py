@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.kernels.stages import derivative_of, is_plain, lowered_cell
-from fusedrnn.engines.cpu.launch.args_kernel import load_bind
-from fusedrnn.engines.cpu.launch.guard_kernel import load_guarded_call
+from fusedrnn.engines.cpu.jobs import JobName, load_job
+from fusedrnn.engines.cpu.kernels.stages import derivative_of
+from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
-from fusedrnn.engines.cpu.launch.struct_fields import backward_args, forward_args
-from fusedrnn.engines.cpu.plan.backward import make_backward_plan
-from fusedrnn.engines.cpu.plan.forward import make_forward_plan
-from fusedrnn.engines.cpu.plan.partition import has_few_reads, limit_threads
+from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
+from fusedrnn.engines.cpu.plan.partition import reads_unpacked
+from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
+from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_frozen
@@ -41,27 +41,42 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Weights = PackedWeights | WeightPointers
-Problem = tuple[str, int, int, ReserveLayout | None]
+Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
 
 
-@dataclass(eq=False)
 class PlannedCall:
-    """The kernel arguments for a problem, as far as they have been needed.
+    """The kernel arguments for a problem on at most so many threads, laid out when they are first needed.
 
     Attributes:
-        problem: The problem.
-        threads: Threads that it may use.
         args: For threads that sleep until the call.
-        spinning_args: For threads that spin, which are worth using for less work.
-        single_args: For one thread.
     """
 
-    problem: Problem
-    threads: int
-    args: KernelArgs
-    spinning_args: KernelArgs | None = None
-    single_args: KernelArgs | None = None
+    def __init__(
+        self, tiling: Tiling, weights: Sequence[PackedWeightsOffsets], tuning: Tuning, problem: Problem, threads: int
+    ) -> None:
+        self.problem, self.threads = problem, threads
+        self._tiling, self._weights, self._tuning = tiling, weights, tuning
+        self.args = self._plan(threads)
+
+    @cached_property
+    def spinning_args(self) -> KernelArgs:
+        """For threads that spin, which are worth using for less work."""
+        return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
+
+    @cached_property
+    def single_args(self) -> KernelArgs:
+        """For one thread."""
+        return self._plan(1)
+
+    def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
+        name, steps, batch, layout = self.problem
+        spec = self._tiling.spec
+        plan = make_plan(
+            spec, self._tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
+            recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self._tuning,
+        )  # fmt: skip
+        return lay_out_args(spec, plan, self._weights, layout)
 
 
 class Executor:
@@ -73,24 +88,24 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype)
-        self._tiling, self.tuning = Tiling.of(spec, self.target), tunings.current()
+        self._tiling, self.tuning = Tiling(spec, self.target), tunings.current()
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
-        self.weight_cache = WeightCache(spec, self.target, self._tiling, (self.workspaces, self._reserves))
+        self.weight_cache = WeightCache(self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
-        self._can_run_unpacked = is_plain(lowered_cell(spec.variant))
         self._jobs: dict[str, Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
-        self._layout = (1, 1, "gates"), ReserveLayout.of(spec, self._tiling, 1, 1, "gates")
+        self._layout = (1, 1, "gates"), ReserveLayout.of(self._tiling, 1, 1, "gates")
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
     def compile(self, training: bool = False) -> None:
         """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
-        for name in ("training", "backward") if training else ("forward",):
+        names: tuple[JobName, ...] = ("training", "backward") if training else ("forward",)
+        for name in names:
             self.job(name)
 
-    def job(self, name: str) -> Job:
+    def job(self, name: JobName) -> Job:
         """The compiled job ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
@@ -107,11 +122,11 @@ class Executor:
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return ReserveLayout.of(self.spec, self._tiling, steps, batch, save).size
+        return ReserveLayout.of(self._tiling, steps, batch, save).size
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
-        return self._can_run_unpacked and has_few_reads(steps, batch, training, self.tuning)
+        return reads_unpacked(self._tiling, steps, batch, training, self.tuning)
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -162,7 +177,7 @@ class Executor:
         """What a training call and its backward need to know of each other, and memory for the reserve."""
         key, layout = self._layout
         if key != (steps, batch, save):
-            layout = ReserveLayout.of(self.spec, self._tiling, steps, batch, save)
+            layout = ReserveLayout.of(self._tiling, steps, batch, save)
             self._layout = (steps, batch, save), layout
         return ResidualInfo(layout, seed, varlen), self._reserves.lease(layout.size)
 
@@ -223,14 +238,14 @@ class Executor:
         team = team or pool_team(get_num_threads())
         spinning = team.note_call_start()
         planned = self.planned(problem, team.threads)
-        args = self.spinning_args(planned) if spinning else planned.args
+        args = planned.spinning_args if spinning else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
-            args = self.single_args(planned)
+            args = planned.single_args
         if not self._execute(job, args, team, values, params, varlen, computes_dx):
-            thread_choice, args = None, self.single_args(planned)
+            thread_choice, args = None, planned.single_args
             self._execute(job, args, team, values, params, varlen, computes_dx)
         now = perf_counter()
         team.note_call_end(args.num_threads)
@@ -244,40 +259,14 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        args = self._plan(problem, threads)
-        planned = self._planned[problem[0]] = PlannedCall(problem, threads, args)
+        weights = self.weight_cache.layout.layer_dirs
+        planned = PlannedCall(self._tiling, weights, self.tuning, problem, threads)
+        self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
             derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
-            logger.info(f"{self.spec} on {self.target.name}: {args.plan}{derivative}")
+            logger.info(f"{self.spec} on {self.target.name}: {planned.args.plan}{derivative}")
         return planned
-
-    def spinning_args(self, planned: PlannedCall) -> KernelArgs:
-        """The arguments for threads that spin."""
-        if planned.args.num_threads == planned.threads:
-            return planned.args
-        if planned.spinning_args is None:
-            planned.spinning_args = self._plan(planned.problem, planned.threads, spinning=True)
-        return planned.spinning_args
-
-    def single_args(self, planned: PlannedCall) -> KernelArgs:
-        """The arguments for one thread."""
-        if planned.single_args is None:
-            planned.single_args = self._plan(planned.problem, 1)
-        return planned.single_args
-
-    def _plan(self, problem: Problem, threads: int, spinning: bool = False) -> KernelArgs:
-        """Plan a problem for at most so many threads, and lay out its kernel arguments."""
-        name, steps, batch, layout = problem
-        spec, tuning, offsets = self.spec, self.tuning, self.weight_cache.layout.layer_dirs
-        training = layout is not None
-        size = spec, self.target, steps, batch, limit_threads(spec, threads, steps, batch, training, tuning)
-        if name == "backward" and layout is not None:
-            recompute = layout.save == "states"
-            backward_plan = make_backward_plan(*size, recompute=recompute, spinning=spinning, tuning=tuning)
-            return backward_args(spec, backward_plan, offsets, layout)
-        plan = make_forward_plan(*size, training=training, spinning=spinning, tuning=tuning)
-        return forward_args(spec, plan, offsets, layout)
 
     def _execute(
         self, job: Job, args: KernelArgs, team: ThreadTeam, values: tuple[int, ...], params: Sequence[int],

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.training import build_training
+from fusedrnn.jit.builder import Module
 from fusedrnn.jit.loader import Job, fetch, function, load, load_once
 from fusedrnn.jit.target import Target
 
+JobName = Literal["forward", "training", "backward"]
 _SHARED = {"common": build_common, "common_training": build_common_training}
 # What emits each job, the function to call, and the shared modules whose functions it calls.
-_JOBS = {
+_JOBS: dict[JobName, tuple[Callable[..., Module], str, tuple[str, ...]]] = {
     "forward": (build_forward, "forward", ("common",)),
     "training": (build_training, "forward", ("common", "common_training")),
     "backward": (build_backward, "backward", ("common", "common_training")),
@@ -25,8 +30,8 @@ def _shared(name: str, dtype: str, target: Target) -> bytes:
 
 
 @load_once(128)
-def load_job(name: str, variant: Variant, dtype: str, target: Target) -> Job:
-    """The job ``"forward"``, ``"training"`` or ``"backward"`` of a cell, float type and target."""
+def load_job(name: JobName, variant: Variant, dtype: str, target: Target) -> Job:
+    """A job of a cell, float type and target."""
     build, entry, shared = _JOBS[name]
     links = [_shared(module, dtype, target) for module in shared]
     code = load(f"{name}_{variant.slug}_{dtype}", target, build, variant, dtype, target, links=links)

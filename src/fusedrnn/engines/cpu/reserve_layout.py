@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fusedrnn.engines.cpu.kernels.arena import pad_against_conflicts, round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.runtime.buffers import Lease
-from fusedrnn.spec import RNNSpec
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,9 @@ class ReserveLayout:
     size: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, tiling: Tiling, steps: int, batch: int, save: SavePolicy) -> ReserveLayout:
+    def of(cls, tiling: Tiling, steps: int, batch: int, save: SavePolicy) -> ReserveLayout:
         """The layout for T steps of N sequences."""
+        spec = tiling.spec
         num_saved = len(derivative_of(spec.variant).saved) if save == "gates" else 0
         states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)

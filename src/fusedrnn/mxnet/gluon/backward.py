@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from fusedrnn.engines.operands import GRAD_REQS
-from fusedrnn.mxnet.backward import Backward, Buffers, GradReqs, by_name
+from fusedrnn.mxnet.backward import Backward, Buffers, GradReqs, by_name, check_sequence
 from fusedrnn.mxnet.gluon.parameter import ParameterDict
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
@@ -21,7 +20,7 @@ class LayerBackward:
     """The gradients of one call of a layer in training.
 
     Parameter gradients are stored where :meth:`Parameter.grad` returns them, by each parameter's ``grad_req``;
-    gradients of inputs and states are returned.
+    those of inputs and states are returned.
 
     Attributes:
         arguments: The arguments whose gradients are returned: data and, if states were given, state and state_cell.
@@ -33,9 +32,7 @@ class LayerBackward:
         self._backward = Backward(op, reserve, with_states)
         self._shape = reserve.steps, reserve.batch
         self._input_size, self._output_size = op.spec.input_size, op.spec.output_size
-        self.arguments = tuple(
-            name for name in self._backward.arguments if name == "data" or (with_states and name != "parameters")
-        )
+        self.arguments = "data", *(self._backward.arguments[2:] if with_states else ())
         self.seed = reserve.seed
 
     def __call__(self, out_grads: Any, grad_req: GradReqs = "write", args_grad: Buffers = None) -> dict[str, Array]:
@@ -61,44 +58,33 @@ class LayerBackward:
             grad_reqs = dict(by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or "))
         buffers = {} if args_grad is None else dict(by_name("args_grad", args_grad, self.arguments, "None, or "))
         buffers["data"] = self._as_time_major("args_grad: data", buffers.get("data"), self._input_size)
-        upstream = self._upstream(out_grads)
-        common, flat = self._params.common_grad_req(), None
-        if common != "null":
-            flat = self._params.store.gradients()
-            if common is None:  # each parameter takes its part from this vector
-                flat = np.empty_like(flat)
-            grad_reqs["parameters"], buffers["parameters"] = common or "write", flat
+        upstream, common = self._upstream(out_grads), self._params.common_grad_req()
+        grad_reqs["parameters"] = common or "write"
+        if common in ("write", "add"):
+            buffers["parameters"] = self._params.store.gradients()
         gradients = self._backward(upstream, grad_reqs, buffers)
+        flat = gradients.pop("parameters", None)
         if common is None and flat is not None:
             for parameter in self._params.values():
                 parameter.store_grad(flat)
-        gradients.pop("parameters", None)
         if "data" in gradients:
             gradients["data"] = time_major(gradients["data"], self._layout)
         return gradients
 
     def _upstream(self, out_grads: Any) -> Any:
-        """The gradients of the outputs as the operator has them: (T, N, D·S), and one for each state."""
+        """The gradients of the outputs in the operator's form: (T, N, D·S), and one for each state."""
         if not self._with_states or out_grads is None:
             return self._as_time_major("out_grads", out_grads, self._output_size)
-        expected = "a pair: the output's, and a list of the states'"
-        if isinstance(out_grads, (np.ndarray, str, bytes)) or not isinstance(out_grads, Sequence):
-            raise TypeError(f"out_grads must be {expected}; got {type(out_grads).__name__}")
-        if len(out_grads) != 2:
-            raise ValueError(f"out_grads must be {expected}; got {len(out_grads)}")
-        output, final = out_grads
+        output, final = check_sequence("out_grads", out_grads, 2, "a pair: the output's, and a list of the states'")
         output = self._as_time_major("out_grads[0]", output, self._output_size)
         count = len(self.arguments) - 1
-        if final is None or isinstance(final, np.ndarray):
-            final = [final] if count == 1 or final is not None else [None] * count
-        if isinstance(final, (str, bytes)) or not isinstance(final, Sequence):
-            raise TypeError(f"out_grads[1] must be a list of {count} arrays; got {type(final).__name__}")
-        if len(final) != count:
-            raise ValueError(f"out_grads[1] must be a list of {count} arrays; got {len(final)}")
-        return [output, *final]
+        if final is None:
+            return [output, *[None] * count]
+        final = [final] if isinstance(final, np.ndarray) else final
+        return [output, *check_sequence("out_grads[1]", final, count, f"a list of {count} arrays")]
 
     def _as_time_major(self, name: str, value: Any, size: int) -> Any:
-        """A time-major view of an array in the layer's layout; other objects pass through, to be refused by the op."""
+        """A time-major view of an array in the layer's layout; the op refuses other objects."""
         if not isinstance(value, np.ndarray):
             return value
         steps, batch = self._shape

@@ -1,4 +1,4 @@
-"""Initializers: those of MXNet that suit the parameters of recurrent layers."""
+"""MXNet's initializers for the parameters of recurrent layers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ Function = Callable[[Shape, np.random.Generator], Any]
 Initializer = str | float | Function | None
 
 
+def _check_matrix(name: str, shape: Shape) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"initializer {name!r} must be for a matrix; got a parameter of shape {shape}")
+
+
 def _xavier(shape: Shape, rng: np.random.Generator) -> Array:
     """Uniform in ±√(3 / mean of rows and columns): Glorot and Bengio, AISTATS 2010, all gates taken as one matrix."""
-    if len(shape) < 2:
-        raise ValueError(f"initializer 'xavier' must be for a matrix; got a parameter of shape {shape}")
+    _check_matrix("xavier", shape)
     bound = math.sqrt(3.0 / (sum(shape) / 2.0))
     return rng.uniform(-bound, bound, shape)
 
 
 def _orthogonal(shape: Shape, rng: np.random.Generator) -> Array:
     """Orthonormal rows or columns, whichever are fewer, times √2: Saxe, McClelland and Ganguli, ICLR 2014."""
-    if len(shape) < 2:
-        raise ValueError(f"initializer 'orthogonal' must be for a matrix; got a parameter of shape {shape}")
+    _check_matrix("orthogonal", shape)
     left, _, right = np.linalg.svd(rng.uniform(-1.0, 1.0, shape), full_matrices=False)
     return math.sqrt(2.0) * (left if left.shape == shape else right)
 
@@ -51,28 +54,26 @@ INITIALIZERS: dict[str, Function] = {
 """By MXNet's names, with its defaults: ±0.07 for uniform, 0.01 for normal."""
 
 
-def checked(name: str, value: object) -> Initializer:
+def check_initializer(name: str, value: object) -> Initializer:
     """``value`` if it is an initializer."""
     expected = f"one of {', '.join(INITIALIZERS)}, a number, a function of (shape, generator), or None"
-    if isinstance(value, str):
-        if value not in INITIALIZERS:
-            raise ValueError(f"{name} must be {expected}; got {value!r}")
-        return value
-    if value is None or callable(value):
+    if isinstance(value, str) and value not in INITIALIZERS:
+        raise ValueError(f"{name} must be {expected}; got {value!r}")
+    if value is None or isinstance(value, str) or callable(value):
         return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name} must be {expected}; got {value!r}")
     return as_float(name, value)
 
 
-def fill(into: Array, initializer: Initializer, rng: np.random.Generator, name: str) -> None:
-    """Write what the initializer gives for a parameter of that name."""
+def fill(parameter: Array, initializer: Initializer, rng: np.random.Generator, name: str) -> None:
+    """Fill the parameter of that name with the initializer's values."""
     if isinstance(initializer, float):
-        into[...] = initializer
+        parameter[...] = initializer
         return
     function = INITIALIZERS[initializer] if isinstance(initializer, str) else initializer
     assert function is not None
-    values = np.asarray(function(into.shape, rng))
-    if values.shape != into.shape:
-        raise ValueError(f"initializer of {name} must give an array of shape {into.shape}; got {values.shape}")
-    into[...] = values
+    values = np.asarray(function(parameter.shape, rng))
+    if values.shape != parameter.shape:
+        raise ValueError(f"initializer of {name} must give an array of shape {parameter.shape}; got {values.shape}")
+    parameter[...] = values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -10,8 +11,8 @@ from typing import Any, TypedDict
 import numpy as np
 
 from fusedrnn.mxnet.gluon.backward import LayerBackward, Layout, time_major
-from fusedrnn.mxnet.gluon.initializers import Initializer, checked
-from fusedrnn.mxnet.gluon.parameter import ParameterDict, ParameterStore, short_names
+from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer
+from fusedrnn.mxnet.gluon.parameter import ParameterDict, ParameterStore
 from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
@@ -21,77 +22,93 @@ from fusedrnn.spec import Array, RNNSpec
 
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str, "dtype": str})
 States = Array | Sequence[Array] | None
+# The arguments of a layer that are fields of its spec.
+_SPEC_FIELDS = (
+    "hidden_size", "num_layers", "bidirectional", "dropout", "projection_size", "dtype",
+    "state_clip_min", "state_clip_max", "state_clip_nan",
+)  # fmt: skip
 # What the layers call the arguments of RNNOp.forward.
 _NAMES = {"x": "inputs", "states: h0": "states[0]", "states: c0": "states[1]", "lengths": "sequence_length"}
-# The numbers of the next prefixes, by class.
-_counters: dict[str, count[int]] = {}
+# The number of the next prefix, by class name.
+_counters: defaultdict[str, count[int]] = defaultdict(count)
 
 
 class RNNLayer:
-    """A network of recurrent layers with its parameters, as MXNet's gluon has them: ``RNN``, ``LSTM``, ``GRU``.
+    """A network of recurrent layers with its parameters, as in MXNet's gluon: the base of ``RNN``, ``LSTM``, ``GRU``.
 
-    :meth:`initialize` or :meth:`load_parameters` gives it parameters; called, it infers; :meth:`train` gives gradients.
-    Each parameter is an attribute too, ``layer.l0_i2h_weight``, ``layer.r1_h2h_bias``: l for the forward and r for the
-    reverse direction, then the layer.
+    :meth:`initialize` or :meth:`load_parameters` gives it parameters. A call infers; :meth:`train` also returns a
+    function that computes gradients. Each parameter is an attribute too, ``layer.l0_i2h_weight``,
+    ``layer.r1_h2h_bias``: l for the forward and r for the reverse direction, then the layer.
+
+    All layers take these arguments:
+
+    - ``hidden_size``: H.
+    - ``num_layers``: L.
+    - ``layout``: ``"TNC"`` for inputs and outputs (T, N, C), ``"NTC"`` for (N, T, C).
+    - ``dropout``: Probability with which training drops elements between layers.
+    - ``bidirectional``: Whether each layer runs in both directions.
+    - ``input_size``: I; 0 if the first call sets it.
+    - ``i2h_weight_initializer``, ``h2h_weight_initializer``: What :meth:`initialize` fills the weights of the input and
+      the recurrent weights with; None for the initializer that it is called with.
+    - ``i2h_bias_initializer``, ``h2h_bias_initializer``: The same for the biases; None for zeros.
+    - ``dtype``: ``"float32"`` or ``"float64"``, of parameters, inputs and states.
+    - ``use_sequence_length``: Whether calls have the argument ``sequence_length``.
+    - ``prefix``: What the parameters' full names start with; None for a new prefix, ``lstm0_``, ``lstm1_``.
+    - ``params``: Another layer's parameters, to share them; they keep their names and initializers.
+    - ``backend``: The engine, as in :class:`RNNOp`; None for the first that supports the call.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has an invalid value.
+        NotImplementedError: Naming what no engine supports, when the input size is known.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        options: Mapping[str, Any],
-        input_size: int,
-        layout: Layout,
-        initializers: Mapping[str, Initializer],
-        use_sequence_length: bool,
-        prefix: str | None,
-        params: ParameterDict | None,
-        backend: str | None,
-    ) -> None:
-        is_zero = isinstance(input_size, (int, np.integer)) and not isinstance(input_size, bool) and input_size == 0
-        input_size_known = not is_zero
+    def __init__(self, mode: str, arguments: Mapping[str, Any]) -> None:
+        input_size, layout, prefix, params = (arguments[key] for key in ("input_size", "layout", "prefix", "params"))
+        is_integer = isinstance(input_size, (int, np.integer)) and not isinstance(input_size, bool)
+        input_size_known = not is_integer or input_size != 0
+        options = {field: arguments[field] for field in _SPEC_FIELDS if field in arguments}
         spec = RNNSpec(mode, positive_int("input_size", input_size) if input_size_known else 1, **options)
         if layout not in ("TNC", "NTC"):
             raise ValueError(f"layout must be 'TNC' or 'NTC'; got {layout!r}")
-        self._use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
+        self._use_lengths = validation.check_flag("use_sequence_length", arguments["use_sequence_length"])
         if prefix is not None and not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string or None; got {prefix!r}")
-        filled = {kind: checked(f"{kind}_initializer", one) for kind, one in initializers.items()}
-        self._spec, self._layout, self._backend = spec, layout, backend
+        initializers = {key.removesuffix("_initializer"): check_initializer(key, value)
+                        for key, value in arguments.items() if key.endswith("_initializer")}  # fmt: skip
+        self._spec, self._backend = spec, arguments["backend"]
+        self._layout: Layout = layout
         self._op: RNNOp | None = None
         if params is None:
-            own = self._new_prefix() if prefix is None else prefix
-            self._params = ParameterDict(own, ParameterStore(spec, input_size_known), filled)
+            name = type(self).__name__.lower()
+            prefix = f"{name}{next(_counters[name])}_" if prefix is None else prefix
+            self._params = ParameterDict(prefix, ParameterStore(spec, input_size_known), initializers)
         else:
             self._params = self._shared(params, input_size_known)
             if prefix not in (None, self.prefix):
                 raise ValueError(f"prefix must be None or that of params ({self.prefix!r}); got {prefix!r}")
-        for one in self._params.values():
-            setattr(self, one.short_name, one)
+        for parameter in self._params.values():
+            setattr(self, parameter.short_name, parameter)
         if input_size_known:
             self._op_for(input_size)
-
-    @classmethod
-    def _new_prefix(cls) -> str:
-        name = cls.__name__.lower()
-        return f"{name}{next(_counters.setdefault(name, count()))}_"
 
     def _shared(self, params: object, input_size_known: bool) -> ParameterDict:
         """Another layer's parameters, if they are those of a network of the same sizes."""
         if not isinstance(params, ParameterDict):
             raise TypeError(f"params must be what a layer's collect_params returns; got {type(params).__name__}")
-        theirs, ours = params.store, self._spec
-        if not input_size_known or not theirs.input_size_known:
-            ours = replace(ours, input_size=theirs.spec.input_size)
-        own_shapes, their_shapes = ({(p.name, p.shape) for p in spec.layout} for spec in (ours, theirs.spec))
-        if own_shapes != their_shapes or (ours.mode, ours.dtype) != (theirs.spec.mode, theirs.spec.dtype):
-            raise ValueError(f"params must be those of a layer like {self._spec}; got those of {theirs.spec}")
+        store, spec = params.store, self._spec
+        if not input_size_known or not store.input_size_known:
+            spec = replace(spec, input_size=store.spec.input_size)
+        shapes, stored_shapes = ({(entry.name, entry.shape) for entry in s.layout} for s in (spec, store.spec))
+        if shapes != stored_shapes or (spec.mode, spec.dtype) != (store.spec.mode, store.spec.dtype):
+            raise ValueError(f"params must be those of a layer like {self._spec}; got those of {store.spec}")
         if input_size_known:
-            theirs.infer_input_size(self._spec.input_size)
+            store.spec, store.input_size_known = store.spec_for(self._spec.input_size), True
         return params
 
     def __repr__(self) -> str:
-        spec = self._spec
-        size = self._params.store.spec.input_size if self._params.store.input_size_known else None
+        spec, store = self._spec, self._params.store
+        size = store.spec.input_size if store.input_size_known else None
         more = f", num_layers={spec.num_layers}" if spec.num_layers != 1 else ""
         more += f", dropout={spec.dropout:g}" if spec.dropout else ""
         more += ", bidirectional" if spec.bidirectional else ""
@@ -124,7 +141,7 @@ class RNNLayer:
         self._params.store.cast(replace(self._spec, dtype=dtype).dtype)
 
     def state_info(self, batch_size: int = 0) -> list[StateInfo]:
-        """For each state its ``"shape"`` (L·D, N, size), its ``"__layout__"`` and its ``"dtype"``."""
+        """The ``"shape"`` (L·D, N, size), the ``"__layout__"`` and the ``"dtype"`` of each state."""
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
             raise TypeError(f"batch_size must be an integer; got {batch_size!r}")
         if batch_size < 0:
@@ -134,7 +151,7 @@ class RNNLayer:
         return [{"shape": shape, "__layout__": "LNC", "dtype": dtype} for shape in shapes]
 
     def begin_state(self, batch_size: int = 0, func: Callable[..., Array] = np.zeros, **options: Any) -> list[Array]:
-        """Initial states: for each, what ``func`` returns for its shape, its ``dtype`` and the further options."""
+        """Initial states: for each what ``func`` returns for its shape, its ``dtype`` and the other options."""
         infos = self.state_info(batch_size)
         return [func(info["shape"], **{"dtype": info["dtype"], **options}) for info in infos]
 
@@ -146,21 +163,21 @@ class RNNLayer:
         cast_dtype: bool = False,
         prefix: str = "",
     ) -> None:
-        """Take values from a dict of arrays; if anything is wrong with one of them, none is taken.
+        """Take values from a dict of arrays; on an error no parameter changes.
 
         Args:
             params: Arrays, each by its full name (``lstm0_l0_i2h_weight``), by that without the layer's prefix, or by
-                the name that ``Block.save_parameters`` gives it (``_unfused.0.i2h_weight``, or both ways
+                the name that ``Block.save_parameters`` gives it (``_unfused.0.i2h_weight``, in a bidirectional layer
                 ``_unfused.0.l_cell.i2h_weight``).
-            allow_missing: Whether parameters may keep the values they have.
-            ignore_extra: Whether there may be other names.
-            cast_dtype: Whether arrays of another floating dtype are converted.
-            prefix: What stands before all names: the layer's place in a larger network, ``"1."``, or the prefix that
+            allow_missing: Whether parameters without an array keep their values; else they are an error.
+            ignore_extra: Whether arrays with other names are ignored; else they are an error.
+            cast_dtype: Whether arrays of another floating dtype are converted; else they are an error.
+            prefix: What precedes all names: the layer's place in a larger network, ``"1."``, or the prefix that
                 another process gave it, ``"lstm3_"``.
 
         Raises:
-            TypeError: Not a mapping, not arrays, or of another dtype.
-            ValueError: A parameter is missing, there twice, or has the wrong shape; or there are others.
+            TypeError: ``params`` is not a mapping, or a value is not an array of the right dtype.
+            ValueError: A parameter is missing, occurs twice, or has the wrong shape; or there are others.
         """
         if not isinstance(params, Mapping):
             raise TypeError(f"params must be a dict of named arrays; got {type(params).__name__}")
@@ -168,26 +185,20 @@ class RNNLayer:
             raise TypeError(f"prefix must be a string; got {prefix!r}")
         flags = {"allow_missing": allow_missing, "ignore_extra": ignore_extra, "cast_dtype": cast_dtype}
         missing, extra, cast = (validation.check_flag(name, value) for name, value in flags.items())
-        keys = short_names(params, [one.short_name for one in self._params.values()], self.prefix, prefix)
-        if not extra and (others := sorted(set(params) - set(keys.values()))):
-            raise ValueError(f"params must hold no others unless ignore_extra is True; got {', '.join(others)}")
-        self._params.load({name: params[key] for name, key in keys.items()}, missing, cast)
+        self._params.load(params, prefix, missing, extra, cast)
 
     def save_parameters(self) -> dict[str, Array]:
-        """Copies of all values by the names that ``Block.save_parameters`` gives them: MXNet can load them."""
-        both_ways = self._spec.bidirectional
-        saved = {}
-        for entry in self._params.store.spec.layout:
-            place = f"{entry.layer}.{'lr'[entry.direction]}_cell" if both_ways else str(entry.layer)
-            saved[f"_unfused.{place}.{entry.kind}"] = self._params[self.prefix + entry.name].data().copy()
-        return saved
+        """Copies of all values, by the names that ``Block.save_parameters`` gives them: MXNet can load them."""
+        params = self._params
+        layout = params.store.spec.layout
+        return {params.block_name(entry): params[self.prefix + entry.name].data().copy() for entry in layout}
 
     def __call__(self, inputs: Array, states: States = None, sequence_length: Lengths = None) -> Any:
         """Run over whole sequences, in inference.
 
         Args:
-            inputs: (T, N, I) or (N, T, I), as ``layout`` has it, of the layer's dtype.
-            states: Initial states: a list of one or, for an LSTM, two arrays (L·D, N, size), or the one array alone;
+            inputs: (T, N, I) or, with ``layout="NTC"``, (N, T, I), of the layer's dtype.
+            states: Initial states: a list of one or, for an LSTM, two arrays (L·D, N, size); one array needs no list;
                 None for zeros.
             sequence_length: Valid steps of each sequence, integers (N,) from 0 to T, with
                 ``use_sequence_length=True`` and only then.
@@ -198,7 +209,7 @@ class RNNLayer:
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise; also if the layer has no parameters yet.
-            NotImplementedError: Naming what no engine has.
+            NotImplementedError: Naming what no engine supports.
         """
         output, final, _, _ = self._forward(inputs, states, sequence_length, False, None)
         return output if states is None else (output, final)
@@ -208,20 +219,11 @@ class RNNLayer:
     ) -> tuple[Any, LayerBackward]:
         """Run over whole sequences, in training.
 
-        Args:
-            inputs: As in a call.
-            states: As in a call.
-            sequence_length: As in a call.
-            seed: From 0 to 2**64 - 1; says which elements are dropped. None for a new one, which ``backward.seed``
-                tells.
+        The errors and all arguments but ``seed`` are those of a call. ``seed``, from 0 to 2**64 - 1, determines which
+        elements are dropped; None for a new one, which ``backward.seed`` tells.
 
         Returns:
             What a call returns, and a :class:`LayerBackward`.
-
-        Raises:
-            TypeError: As a call does.
-            ValueError: As a call does.
-            NotImplementedError: As a call does.
         """
         output, final, op, reserve = self._forward(inputs, states, sequence_length, True, seed)
         assert reserve is not None
@@ -231,12 +233,11 @@ class RNNLayer:
     def _forward(
         self, inputs: object, states: object, lengths: Lengths, training: bool, seed: int | None
     ) -> tuple[Array, list[Array], RNNOp, Reserve | None]:
-        axes = {"T": "T", "N": "N", "C": "I"}
-        shape = f"({', '.join(axes[axis] for axis in self._layout)})"
+        axes = ", ".join(self._layout.replace("C", "I"))
         if not isinstance(inputs, np.ndarray):
             raise TypeError(f"inputs must be a NumPy array; got {type(inputs).__name__}")
         if inputs.ndim != 3 or 0 in inputs.shape:
-            raise ValueError(f"inputs must have shape {shape}, each at least 1; got {inputs.shape}")
+            raise ValueError(f"inputs must have shape ({axes}), each at least 1; got {inputs.shape}")
         store = self._params.store
         if store.input_size_known and inputs.shape[2] != store.spec.input_size:
             raise ValueError(f"inputs must have {store.spec.input_size} features; got {inputs.shape[2]}")

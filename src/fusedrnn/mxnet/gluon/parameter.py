@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, write_or_add
-from fusedrnn.mxnet.gluon.initializers import Initializer, checked, fill
+from fusedrnn.layout import Parameter as LayoutEntry
+from fusedrnn.mxnet.gluon.initializers import Initializer, check_initializer, fill
+from fusedrnn.op import validation
 from fusedrnn.spec import Array, RNNSpec
 
 
@@ -24,19 +25,24 @@ class ParameterStore:
         self.grads: Array | None = None
         self.deferred_init: tuple[Initializer, np.random.Generator] | None = None
 
-    def infer_input_size(self, input_size: int) -> None:
-        """Set the input size, unless it is known."""
-        if not self.input_size_known:
-            self.spec, self.input_size_known = replace(self.spec, input_size=input_size), True
+    def spec_for(self, input_size: int) -> RNNSpec:
+        """The spec, with that input size if it is not known yet."""
+        return self.spec if self.input_size_known else replace(self.spec, input_size=input_size)
 
-    def vector(self, who: str) -> Array:
-        """The parameters; an error if they have no values."""
+    def vector(self, name: str) -> Array:
+        """The parameters; an error that begins with ``name`` if they have no values."""
         if self.flat is None:
-            reason = "call initialize or load_parameters"
-            if self.deferred_init is not None:
-                reason = "the first call sets the input size"
-            raise ValueError(f"{who} must have values; got none yet: {reason}")
+            deferred = self.deferred_init is not None
+            reason = "the first call sets the input size" if deferred else "call initialize or load_parameters"
+            raise ValueError(f"{name} must have values; got none yet: {reason}")
         return self.flat
+
+    def set_vector(self, spec: RNNSpec, flat: Array) -> None:
+        """Overwrite the parameters; if they have no values yet, ``flat`` and ``spec`` become the layer's."""
+        if self.flat is None:
+            self.spec, self.input_size_known, self.flat, self.deferred_init = spec, True, flat, None
+        else:
+            self.flat[...] = flat
 
     def gradients(self) -> Array:
         """The gradients, initially zero."""
@@ -57,17 +63,16 @@ class Parameter:
     Attributes:
         name: Its full name, ``lstm0_l0_i2h_weight``.
         short_name: The name without the layer's prefix.
+        init: Its own initializer; None for the one that :meth:`ParameterDict.initialize` is called with.
     """
 
-    def __init__(
-        self, store: ParameterStore, prefix: str, layer: int, direction: int, kind: Any, init: Initializer
-    ) -> None:
+    def __init__(self, store: ParameterStore, prefix: str, entry: LayoutEntry, init: Initializer) -> None:
         self._store = store
-        self._place = layer, direction, kind
-        self._init = init
+        self._key = entry.layer, entry.direction, entry.kind
         self._grad_req: GradReq = "write"
-        self.short_name = f"{'lr'[direction]}{layer}_{kind}"
-        self.name = prefix + self.short_name
+        self.short_name = entry.name
+        self.name = prefix + entry.name
+        self.init = "zeros" if init is None and entry.kind.endswith("bias") else init
 
     def __repr__(self) -> str:
         return f"Parameter {self.name} (shape={self.shape}, dtype={self.dtype})"
@@ -75,8 +80,8 @@ class Parameter:
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape, with 0 for an input size that is not known yet."""
-        layer, _, kind = self._place
-        shape = self._store.spec.layout.entry(*self._place).shape
+        layer, _, kind = self._key
+        shape = self._store.spec.layout.entry(*self._key).shape
         return shape if self._store.input_size_known or layer or kind != "i2h_weight" else (shape[0], 0)
 
     @property
@@ -96,22 +101,26 @@ class Parameter:
         self._grad_req = value
 
     def data(self) -> Array:
-        """The array that the layer computes with, no copy: what is written into it counts from the next call on.
+        """The array that the layer computes with, not a copy: the next call uses what is written into it.
 
         Raises:
             ValueError: If it has no values yet.
         """
-        return self._store.spec.layout.view(self._store.vector(self.name), *self._place)
+        return self._view(self._store.vector(self.name))
+
+    def _view(self, flat: Array) -> Array:
+        """Its part of a flat vector."""
+        return self._store.spec.layout.view(flat, *self._key)
 
     def set_data(self, data: Array) -> None:
         """Overwrite the values.
 
         Raises:
-            TypeError: If ``data`` is no NumPy array of the parameter's dtype.
+            TypeError: If ``data`` is not a NumPy array of the parameter's dtype.
             ValueError: If it has another shape, or the parameter has no values yet.
         """
-        into = self.data()
-        _put_values(into, data, self.name, False)
+        values = self.data()
+        values[...] = validation.check_array(self.name, data, self._store.spec, values.shape)
 
     def grad(self) -> Array:
         """The array that backward writes or adds its gradient to, zero before.
@@ -122,48 +131,38 @@ class Parameter:
         if self._grad_req == "null":
             raise ValueError(f"grad_req of {self.name} must be 'write' or 'add' for it to have a gradient; got 'null'")
         self._store.vector(self.name)
-        return self._store.spec.layout.view(self._store.gradients(), *self._place)
+        return self._view(self._store.gradients())
 
     def zero_grad(self) -> None:
         """Clear the gradient, if it has one."""
         if self._grad_req != "null" and self._store.grads is not None:
             self.grad()[...] = 0
 
-    def fill(self, flat: Array, default: Initializer, rng: np.random.Generator) -> None:
-        """Fill its part of ``flat`` with its own initializer, else the default one; a bias with zeros."""
-        init = self._init
-        if init is None:
-            init = "zeros" if self._place[2].endswith("bias") else default
-        fill(self._store.spec.layout.view(flat, *self._place), init, rng, self.name)
-
     def store_grad(self, flat: Array) -> None:
-        """Write or add this parameter's part of a flat gradient vector, as its grad_req says."""
+        """Write or add its part of a flat gradient vector, as its grad_req says."""
         if self._grad_req != "null":
-            gradient = self._store.spec.layout.view(flat, *self._place)
-            write_or_add(self.grad(), gradient, self._grad_req == "add")
+            write_or_add(self.grad(), self._view(flat), self._grad_req == "add")
 
 
 class ParameterDict(dict[str, Parameter]):
     """A layer's parameters by full name.
 
     Attributes:
-        prefix: The layer's.
-        store: The vectors in which they and their gradients lie.
+        prefix: What the full names start with.
+        store: The vectors that hold them and their gradients.
     """
 
     def __init__(self, prefix: str, store: ParameterStore, initializers: Mapping[str, Initializer]) -> None:
         super().__init__()
         self.prefix, self.store = prefix, store
         for entry in store.spec.layout:
-            place = entry.layer, entry.direction, entry.kind
-            parameter = Parameter(store, prefix, *place, initializers[entry.kind])
-            self[parameter.name] = parameter
+            self[prefix + entry.name] = Parameter(store, prefix, entry, initializers[entry.kind])
 
     def setattr(self, name: str, value: GradReq) -> None:
-        """Set ``grad_req`` of all.
+        """Set ``grad_req`` of all parameters.
 
         Raises:
-            ValueError: If ``name`` is another attribute, or ``value`` no request.
+            ValueError: If ``name`` is another attribute, or ``value`` is not a grad_req.
         """
         if name != "grad_req":
             raise ValueError(f"name must be 'grad_req'; got {name!r}")
@@ -182,8 +181,8 @@ class ParameterDict(dict[str, Parameter]):
             init: For weights that have no initializer of their own: ``"zeros"``, ``"ones"``, ``"uniform"`` (±0.07),
                 ``"normal"`` (0.01), ``"xavier"``, ``"orthogonal"``, ``"lstmbias"``, a number, or a function of the
                 shape and a ``numpy.random.Generator``. Biases without one become zero.
-            force_reinit: Whether to overwrite values that are there.
-            seed: For the generator; None for another one each time.
+            force_reinit: Whether to overwrite existing values.
+            seed: Of the generator; None for another one each time.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -191,7 +190,7 @@ class ParameterDict(dict[str, Parameter]):
         """
         if self.store.flat is not None and not force_reinit:
             raise ValueError(f"force_reinit must be True to overwrite the values that {self.prefix!r} has; got False")
-        init = checked("init", init)
+        init = check_initializer("init", init)
         if init is None:
             raise TypeError("init must be an initializer; got None")
         self.store.deferred_init = init, np.random.default_rng(seed)
@@ -203,74 +202,56 @@ class ParameterDict(dict[str, Parameter]):
         store = self.store
         if store.deferred_init is not None:
             (init, rng), store.deferred_init = store.deferred_init, None
-            before = store.spec, store.input_size_known
-            store.infer_input_size(input_size)
-            flat = np.empty(store.spec.layout.size, store.spec.dtype)
-            try:
-                for parameter in self.values():
-                    parameter.fill(flat, init, rng)
-            except BaseException:
-                store.spec, store.input_size_known = before
-                raise
-            if store.flat is None:
-                store.flat = flat
-            else:
-                store.flat[...] = flat
+            spec = store.spec_for(input_size)
+            flat = np.empty(spec.layout.size, spec.dtype)
+            views = spec.layout.unpack(flat)
+            for parameter in self.values():
+                own_init = init if parameter.init is None else parameter.init
+                fill(views[parameter.short_name], own_init, rng, parameter.name)
+            store.set_vector(spec, flat)
         return store.vector(f"parameters of {self.prefix!r}")
 
-    def load(self, arrays: Mapping[str, Array], missing: bool, cast: bool) -> None:
-        """Overwrite values by short name. Arrays for all parameters are required, unless ``missing`` allows gaps."""
-        store = self.store
-        absent = [parameter.name for parameter in self.values() if parameter.short_name not in arrays]
+    def load(self, params: Mapping[str, Array], prefix: str, missing: bool, extra: bool, cast: bool) -> None:
+        """Overwrite values, or none if there is an error; see :meth:`RNNLayer.load_parameters`."""
+        store, keys = self.store, self._keys(params, prefix)
+        if not extra and (others := sorted(set(params) - set(keys.values()))):
+            raise ValueError(f"params must hold no others unless ignore_extra is True; got {', '.join(others)}")
+        absent = [parameter.name for parameter in self.values() if parameter.short_name not in keys]
         if absent and not missing:
             raise ValueError(f"params must hold every parameter; missing {', '.join(absent)}")
         if absent and store.flat is None:
             raise ValueError(f"params must hold {', '.join(absent)}, which have no values yet")
-        first = arrays.get("l0_i2h_weight")
-        known, spec = store.input_size_known, store.spec
-        if not known and isinstance(first, np.ndarray) and first.ndim == 2 and first.shape[1]:
-            spec = replace(spec, input_size=first.shape[1])
+        arrays = {name: params[key] for name, key in keys.items()}
+        first, spec = arrays.get("l0_i2h_weight"), store.spec
+        if isinstance(first, np.ndarray) and first.ndim == 2 and first.shape[1]:
+            spec = store.spec_for(first.shape[1])
         # Fill a copy: if one array is wrong, no parameter changes.
         flat = np.empty(spec.layout.size, spec.dtype) if store.flat is None else store.flat.copy()
-        for entry in spec.layout:
-            if entry.name in arrays:
-                into = spec.layout.view(flat, entry.layer, entry.direction, entry.kind)
-                _put_values(into, arrays[entry.name], self.prefix + entry.name, cast)
-        if store.flat is None:
-            store.spec, store.input_size_known, store.flat, store.deferred_init = spec, True, flat, None
-        else:
-            store.flat[...] = flat
+        views = spec.layout.unpack(flat)
+        for name, array in arrays.items():
+            if cast and isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                array = array.astype(spec.dtype)
+            views[name][...] = validation.check_array(self.prefix + name, array, spec, views[name].shape)
+        store.set_vector(spec, flat)
+
+    def _keys(self, params: Mapping[str, Array], prefix: str) -> dict[str, str]:
+        """The key of each parameter in ``params`` by short name: full name, short name or block name after a prefix."""
+        keys: dict[str, str] = {}
+        for entry in self.store.spec.layout:
+            names = dict.fromkeys((self.prefix + entry.name, entry.name, self.block_name(entry)))
+            present = [key for key in (prefix + name for name in names) if key in params]
+            if len(present) > 1:
+                raise ValueError(f"params must hold {entry.name} once; got {' and '.join(present)}")
+            if present:
+                keys[entry.name] = present[0]
+        return keys
+
+    def block_name(self, entry: LayoutEntry) -> str:
+        """The name by which ``Block.save_parameters`` saves a parameter."""
+        cell = f"{'lr'[entry.direction]}_cell." if self.store.spec.bidirectional else ""
+        return f"_unfused.{entry.layer}.{cell}{entry.kind}"
 
     def common_grad_req(self) -> GradReq | None:
         """The grad_req that all parameters share, or None if they differ."""
         grad_reqs = {parameter.grad_req for parameter in self.values()}
         return grad_reqs.pop() if len(grad_reqs) == 1 else None
-
-
-def _put_values(into: Array, data: object, name: str, cast: bool) -> None:
-    if not isinstance(data, np.ndarray):
-        raise TypeError(f"{name} must be a NumPy array; got {type(data).__name__}")
-    if data.shape != into.shape:
-        raise ValueError(f"{name} must have shape {into.shape}; got {data.shape}")
-    if data.dtype != into.dtype and not (cast and data.dtype.kind == "f"):
-        raise TypeError(f"{name} must have dtype {into.dtype}; got {data.dtype}")
-    into[...] = data
-
-
-def short_names(params: Mapping[str, Any], own: Sequence[str], prefix: str, given_prefix: str) -> dict[str, str]:
-    """The key in ``params`` of each parameter, by its short name.
-
-    A key may be the full name, the short one, or what ``Block.save_parameters`` writes, all behind ``given_prefix``.
-    """
-    both_ways = any(name.startswith("r") for name in own)
-    keys_by_name: dict[str, str] = {}
-    for name in own:
-        side, layer, kind = name[0], *name[1:].split("_", 1)
-        saved = f"_unfused.{layer}.{side}_cell.{kind}" if both_ways else f"_unfused.{layer}.{kind}"
-        names = [given_prefix + key for key in dict.fromkeys((prefix + name, name, saved))]
-        keys = [key for key in names if key in params]
-        if len(keys) > 1:
-            raise ValueError(f"params must hold {name} once; got {' and '.join(keys)}")
-        if keys:
-            keys_by_name[name] = keys[0]
-    return keys_by_name

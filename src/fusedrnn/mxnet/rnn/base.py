@@ -1,33 +1,39 @@
-"""What all cells have in common."""
+"""The base class of all cells."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fusedrnn.mxnet.rnn.checks import Layout, as_asked, check_array, check_like, time_major
+from fusedrnn.mxnet.rnn.checks import Layout, Shapes, check_array, check_like, time_major
 from fusedrnn.scalars import check_bytes, positive_int
-from fusedrnn.spec import Array
+from fusedrnn.spec import Array, RNNSpec
 
-Shapes = dict[str, tuple[int, ...]]
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str})
 
 
 class BaseRNNCell(ABC):
     """A recurrent cell, or a network of cells, that computes on NumPy arrays in inference.
 
-    Parameters are a dict of named arrays, and may be those of a whole model: a cell finds its own by its prefix.
-    They are used where they lie, not copied; no dtype is converted: inputs, states and parameters must share one.
+    Parameters are a dict of named arrays, which may be those of a whole model: a cell finds its own by its prefix. They
+    are neither copied nor converted: inputs, states and parameters must have the same dtype.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has an invalid value.
     """
+
+    _get_next_state = True
+    """Whether :meth:`unroll` returns the final states."""
 
     @property
     @abstractmethod
     def prefixes(self) -> tuple[str, ...]:
-        """What the names of this cell's parameters start with; one for each cell inside."""
+        """What the names of the parameters start with; one prefix for each cell inside."""
 
     @property
     @abstractmethod
@@ -53,23 +59,23 @@ class BaseRNNCell(ABC):
         """Compute with these arrays from now on.
 
         Args:
-            params: Arrays by full name, shaped as :meth:`param_shapes` has them, of one floating dtype. Names that
-                belong to no cell here are passed over.
+            params: Arrays by full name, of the shapes that :meth:`param_shapes` returns and of one floating dtype.
+                Other names are ignored.
 
         Raises:
-            TypeError: Not a mapping, not arrays, or not of one floating dtype.
+            TypeError: ``params`` is not a mapping, or its values are not arrays of one floating dtype.
             ValueError: A parameter is missing or has the wrong shape.
         """
 
     @abstractmethod
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        """A new dict in which this cell's parameters are split by gate, as copies; other names stay.
+        """A new dict with this cell's parameters split by gate, as copies, and all other entries.
 
-        Gates go by MXNet's names, ``i f c o`` for LSTM and ``r z o`` for GRU: ``lstm_i2h_weight`` (4·H, I) becomes
+        Gates have MXNet's names, ``i f c o`` in an LSTM and ``r z o`` in a GRU: ``lstm_i2h_weight`` (4·H, I) becomes
         ``lstm_i2h_i_weight``, ``lstm_i2h_f_weight``, ``lstm_i2h_c_weight``, ``lstm_i2h_o_weight`` (H, I).
 
         Raises:
-            TypeError: Not a mapping, not arrays, or not of one floating dtype.
+            TypeError: ``params`` is not a mapping, or its values are not arrays of one floating dtype.
             ValueError: A parameter is missing or has the wrong shape.
         """
 
@@ -82,19 +88,19 @@ class BaseRNNCell(ABC):
         """Outputs (T, N, S) and new states, from inputs (T, N, I) of any size and dtype and from checked states."""
 
     def _check_steps(self) -> None:  # noqa: B027 - most cells can
-        """Raise NotImplementedError if this cell cannot be run step by step."""
+        """Raise a NotImplementedError if this cell cannot run step by step."""
 
     def begin_state(self, batch_size: int, dtype: DTypeLike = "float32") -> list[Array]:
         """Zeros for every state, in the order and the layout of :attr:`state_info`.
 
         Raises:
-            TypeError: ``batch_size`` is no integer, or ``dtype`` is no floating type.
+            TypeError: ``batch_size`` is not an integer, or ``dtype`` not a floating type.
             ValueError: ``batch_size`` is below 1, or too large for any memory.
         """
         batch_size = positive_int("batch_size", batch_size)
         if not np.issubdtype(dtype, np.floating):
             raise TypeError(f"dtype must be a floating type; got {dtype!r}")
-        shapes = list(self._state_shapes(batch_size))
+        shapes = self._state_shapes(batch_size)
         check_bytes("batch_size", batch_size, shapes, dtype)
         return [np.zeros(shape, dtype) for shape in shapes]
 
@@ -109,7 +115,7 @@ class BaseRNNCell(ABC):
             The output (N, S) and the new states.
 
         Raises:
-            NotImplementedError: There is a cell here that runs over whole sequences only.
+            NotImplementedError: A cell runs over whole sequences only.
             TypeError: An argument is not an array, or its dtype is not the parameters'.
             ValueError: An argument has the wrong shape, or :meth:`set_params` was never called.
         """
@@ -133,11 +139,12 @@ class BaseRNNCell(ABC):
             inputs: One array in ``layout``, (N, T, I) or (T, N, I), or a list of T arrays (N, I).
             begin_state: The states before the first step; None for zeros.
             layout: ``"NTC"`` or ``"TNC"``, of an input array and of merged outputs.
-            merge_outputs: True for one output array in ``layout``, False for a list of T arrays (N, S), None for
-                whichever of the two ``inputs`` is.
+            merge_outputs: True for one output array in ``layout``, False for a list of T arrays (N, S), None for the
+                form of ``inputs``.
 
         Returns:
-            The outputs, and the states after the last step in the order of :attr:`state_info`.
+            The outputs, and the states after the last step in the order of :attr:`state_info`; an empty list for them
+            from a :class:`FusedRNNCell` without ``get_next_state``.
 
         Raises:
             TypeError: An argument is of the wrong type, or a dtype is not the parameters'.
@@ -153,7 +160,8 @@ class BaseRNNCell(ABC):
         else:
             states = self._check_states("begin_state", begin_state, x[0])
         y, after = self._run(x, states)
-        return as_asked(y, layout, merge_outputs), after
+        outputs = list(y) if not merge_outputs else y if layout == "TNC" else y.swapaxes(0, 1)
+        return outputs, after if self._get_next_state else []
 
     def _state_shapes(self, batch: int) -> list[tuple[int, ...]]:
         return [tuple(size or batch for size in info["shape"]) for info in self.state_info]
@@ -165,13 +173,42 @@ class BaseRNNCell(ABC):
         shapes = self._state_shapes(len(x))
         if len(states) != len(shapes):
             raise ValueError(f"{name} must hold {len(shapes)} arrays; got {len(states)}")
-        pairs = enumerate(zip(states, shapes, strict=True))
-        return [check_like(f"{name}[{index}]", state, shape, x.dtype) for index, (state, shape) in pairs]
+        return [check_like(f"{name}[{i}]", states[i], shape, x.dtype) for i, shape in enumerate(shapes)]
 
-    def _check_x(self, x: Array, input_size: int, dtype: np.dtype[Any]) -> None:
-        """Raise unless inputs (T, N, I) are what the parameters are for."""
-        who = f"{type(self).__name__} {', '.join(self.prefixes)!r}"
-        if x.shape[2] != input_size:
-            raise ValueError(f"inputs of {who} must have {input_size} features, as its parameters do; got {x.shape[2]}")
-        if x.dtype != dtype:
-            raise TypeError(f"inputs of {who} must have dtype {dtype}, as its parameters do; got {x.dtype}")
+
+class SpecCell(BaseRNNCell):
+    """A cell with a spec, a prefix and parameters of its own; the spec's input size follows from the parameters."""
+
+    def __init__(self, spec: RNNSpec, prefix: str, params: Mapping[str, Array] | None) -> None:
+        self._spec, self._prefix = spec, prefix
+        self._params: dict[str, Array] = {}
+        if params is not None:
+            self.set_params(params)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The only prefix."""
+        return (self._prefix,)
+
+    @property
+    def output_size(self) -> int:
+        """D·H."""
+        return self._spec.output_size
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The arrays by full name; empty before :meth:`set_params`."""
+        return dict(self._params)
+
+    def _arrays_for(self, x: Array) -> tuple[Array, ...]:
+        """The parameters, if inputs (T, N, I) have their input size and dtype."""
+        cell, features = f"{type(self).__name__} {self._prefix!r}", x.shape[2]
+        if not self._params:
+            raise ValueError(f"params of {cell} are not set; call set_params")
+        arrays = tuple(self._params.values())
+        if features != self._spec.input_size:
+            expected = f"{self._spec.input_size} features"
+            raise ValueError(f"inputs of {cell} must have {expected}, as its parameters do; got {features}")
+        if x.dtype != arrays[0].dtype:
+            raise TypeError(f"inputs of {cell} must have dtype {arrays[0].dtype}, as its parameters do; got {x.dtype}")
+        return arrays

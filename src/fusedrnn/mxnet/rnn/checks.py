@@ -1,8 +1,8 @@
-"""What every cell checks of the arrays it is handed, before it computes anything."""
+"""Checks of the arrays that cells are called with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from fusedrnn.scalars import positive_int
 from fusedrnn.spec import Array
 
 Layout = Literal["NTC", "TNC"]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def check_array(name: str, value: object, ndim: int, axes: str) -> Array:
@@ -25,7 +26,7 @@ def check_array(name: str, value: object, ndim: int, axes: str) -> Array:
 
 
 def check_like(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """``value`` if it is an array of exactly that shape and dtype."""
+    """``value`` if it is a NumPy array of that shape and dtype."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
     if value.shape != shape:
@@ -35,30 +36,31 @@ def check_like(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype
     return value
 
 
-def columns(params: Mapping[str, Array], name: str) -> int:
-    """The input size that the i2h weight ``name`` in ``params`` is for."""
-    require(params, [name])
-    return int(check_array(name, params[name], 2, "(units, inputs)").shape[1])
-
-
-def require(params: Mapping[str, Array], names: Sequence[str]) -> None:
-    """Raise unless ``params`` is a mapping that has every one of ``names``."""
+def require(params: Mapping[str, Array], names: Iterable[str] = ()) -> None:
+    """Raise an error unless ``params`` is a mapping that has all these names."""
     if not isinstance(params, Mapping):
         raise TypeError(f"params must be a dict of named arrays; got {type(params).__name__}")
     if missing := [name for name in names if name not in params]:
         raise ValueError(f"params must hold {', '.join(names)}; missing {', '.join(missing)}")
 
 
-def take(params: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """The arrays of those names, each of its shape and all of one floating dtype."""
-    require(params, list(shapes))
-    first = next(iter(shapes))
-    dtype = check_array(first, params[first], len(shapes[first]), str(shapes[first])).dtype
-    return {name: check_like(name, params[name], shape, dtype) for name, shape in shapes.items()}
+def take(params: Mapping[str, Array], i2h_weight: str, shapes_for: Callable[[int], Shapes]) -> dict[str, Array]:
+    """The arrays of a cell, each of its shape and all of one floating dtype.
+
+    Args:
+        params: Arrays by name, the cell's among them.
+        i2h_weight: The name of the weight (units, inputs) that has the input size.
+        shapes_for: The name and shape of each array of the cell for that input size.
+    """
+    require(params, [i2h_weight])
+    weight = check_array(i2h_weight, params[i2h_weight], 2, "(units, inputs)")
+    shapes = shapes_for(weight.shape[1])
+    require(params, shapes)
+    return {name: check_like(name, params[name], shape, weight.dtype) for name, shape in shapes.items()}
 
 
 def time_major(length: int, inputs: object, layout: Layout) -> Array:
-    """The inputs of an unroll as one array (T, N, C): a view of an array, a stack of a list's steps."""
+    """The inputs of an unroll as one array (T, N, C): a view of an array, or the steps in a list stacked."""
     length = positive_int("length", length)
     if layout not in ("NTC", "TNC"):
         raise ValueError(f"layout must be 'NTC' or 'TNC'; got {layout!r}")
@@ -72,10 +74,3 @@ def time_major(length: int, inputs: object, layout: Layout) -> Array:
     if len(x) != length:
         raise ValueError(f"inputs must have length ({length}) steps on axis T of {layout}; got {len(x)}")
     return x
-
-
-def as_asked(y: Array, layout: Layout, merge_outputs: bool) -> Array | list[Array]:
-    """Outputs (T, N, S) as one array in ``layout``, or as a list of T arrays (N, S)."""
-    if not merge_outputs:
-        return list(y)
-    return y if layout == "TNC" else y.swapaxes(0, 1)

@@ -3,86 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
-from fusedrnn.mxnet.rnn.base import BaseRNNCell, Shapes, StateInfo
-from fusedrnn.mxnet.rnn.checks import columns, require, take
+from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
+from fusedrnn.mxnet.rnn.checks import Shapes, require, take
 from fusedrnn.scalars import positive_int
 from fusedrnn.spec import Array, RNNSpec
 
-# MXNet's names for the gates in our order: its checkpoints must load. Its c is the LSTM's g, its o the GRU's n.
+# MXNet's names of the gates, which its checkpoints have, in our order. Its c is the LSTM's g, its o the GRU's n.
 _GATE_NAMES = {"rnn_relu": ("",), "rnn_tanh": ("",), "lstm": ("_i", "_f", "_c", "_o"), "gru": ("_r", "_z", "_o")}
-_KINDS = ("i2h_weight", "h2h_weight", "i2h_bias", "h2h_bias")
 
 
-class _SingleCell(BaseRNNCell):
+class _SingleCell(SpecCell):
     """A cell of one layer and direction, on :func:`fusedrnn.engines.reference.forward.step`."""
 
     def __init__(self, mode: str, num_hidden: int, prefix: str, params: Mapping[str, Array] | None) -> None:
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string; got {prefix!r}")
-        self._spec = RNNSpec(mode, input_size=1, hidden_size=positive_int("num_hidden", num_hidden))
-        self._prefix = prefix
-        self._params: dict[str, Array] = {}
-        if params is not None:
-            self.set_params(params)
-
-    @property
-    def prefixes(self) -> tuple[str, ...]:
-        return (self._prefix,)
-
-    @property
-    def output_size(self) -> int:
-        return self._spec.hidden_size
+        super().__init__(RNNSpec(mode, 1, positive_int("num_hidden", num_hidden)), prefix, params)
 
     @property
     def state_info(self) -> list[StateInfo]:
         return [{"shape": (0, self._spec.hidden_size), "__layout__": "NC"} for _ in self._spec.state_names]
 
-    @property
-    def params(self) -> dict[str, Array]:
-        return dict(self._params)
-
     def param_shapes(self, input_size: int) -> Shapes:
-        return self._shapes(input_size, self._spec.num_gates * self._spec.hidden_size)
+        shapes = replace(self._spec, input_size=input_size).parameter_shapes(0)
+        return {self._prefix + kind: shape for kind, shape in shapes.items()}
 
     def set_params(self, params: Mapping[str, Array]) -> None:
-        self._params = take(params, self.param_shapes(columns(params, f"{self._prefix}i2h_weight")))
+        own = self._take(params)
+        self._spec = replace(self._spec, input_size=own[f"{self._prefix}i2h_weight"].shape[1])
+        self._params = own
+
+    def _take(self, params: Mapping[str, Array]) -> dict[str, Array]:
+        return take(params, f"{self._prefix}i2h_weight", self.param_shapes)
 
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        own = take(params, self.param_shapes(columns(params, f"{self._prefix}i2h_weight")))
+        own = self._take(params)
         unpacked = {name: array for name, array in params.items() if name not in own}
-        for kind in _KINDS:
-            parts = np.split(own[self._prefix + kind], self._spec.num_gates)
-            unpacked.update(zip(self._gate_names(kind), map(np.copy, parts), strict=True))
+        for name, array in own.items():
+            gates = np.split(array, self._spec.num_gates)
+            unpacked.update(zip(self._gate_names(name), map(np.copy, gates), strict=True))
         return unpacked
 
     def pack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        shapes = self._shapes(columns(params, self._gate_names("i2h_weight")[0]), self._spec.hidden_size)
-        names = {kind: self._gate_names(kind) for kind in _KINDS}
-        own = take(params, {name: shapes[self._prefix + kind] for kind in _KINDS for name in names[kind]})
+        gate_names = {name: self._gate_names(name) for name in self.param_shapes(1)}
+        own = take(params, gate_names[f"{self._prefix}i2h_weight"][0], self._gate_shapes)
         packed = {name: array for name, array in params.items() if name not in own}
-        packed.update({self._prefix + kind: np.concatenate([own[name] for name in names[kind]]) for kind in _KINDS})
-        return packed
+        return packed | {name: np.concatenate([own[gate] for gate in gates]) for name, gates in gate_names.items()}
 
-    def _shapes(self, input_size: int, rows: int) -> Shapes:
-        sizes = {"i2h": (positive_int("input_size", input_size),), "h2h": (self._spec.hidden_size,)}
-        return {f"{self._prefix}{kind}": (rows, *(sizes[kind[:3]] if "weight" in kind else ())) for kind in _KINDS}
+    def _gate_shapes(self, input_size: int) -> Shapes:
+        """Name and shape of every gate's part of every parameter."""
+        shapes, size = self.param_shapes(input_size), self._spec.hidden_size
+        return {gate: (size, *shape[1:]) for name, shape in shapes.items() for gate in self._gate_names(name)}
 
-    def _gate_names(self, kind: str) -> list[str]:
-        """``lstm_i2h_i_weight`` and its like: this kind of parameter, gate by gate."""
-        source, what = kind.split("_")
-        return [f"{self._prefix}{source}{gate}_{what}" for gate in _GATE_NAMES[self._spec.mode]]
+    def _gate_names(self, name: str) -> list[str]:
+        """The names of the gates' parts of a parameter: ``lstm_i2h_i_weight`` of ``lstm_i2h_weight``."""
+        source, _, group = name.rpartition("_")
+        return [f"{source}{gate}_{group}" for gate in _GATE_NAMES[self._spec.mode]]
 
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
-        if not self._params:
-            raise ValueError(f"params of {type(self).__name__} {self._prefix!r} are not set; call set_params")
-        i2h_weight, h2h_weight, i2h_bias, h2h_bias = (self._params[self._prefix + kind] for kind in _KINDS)
-        self._check_x(x, i2h_weight.shape[1], i2h_weight.dtype)
+        i2h_weight, h2h_weight, i2h_bias, h2h_bias = self._arrays_for(x)
         y = np.empty((*x.shape[:2], self.output_size), x.dtype)
         cell, recurrent = traced_cell(self._spec.variant), {"h2h_weight": h2h_weight, "h2h_bias": h2h_bias}
         for t in range(len(x)):
@@ -93,18 +80,15 @@ class _SingleCell(BaseRNNCell):
 
 
 class RNNCell(_SingleCell):
-    """The vanilla cell, h = act(W_i x + b_i + W_h h + b_h), with one state (N, H).
+    """The vanilla cell, h = act(W_i x + b_i + W_h h + b_h), with one state (N, H). See :class:`BaseRNNCell`.
+
+    Its parameters are ``rnn_i2h_weight`` (H, I), ``rnn_h2h_weight`` (H, H), ``rnn_i2h_bias`` and ``rnn_h2h_bias`` (H,).
 
     Args:
         num_hidden: H.
         activation: ``"tanh"`` or ``"relu"``.
-        prefix: What its parameters' names start with: ``rnn_i2h_weight`` (H, I), ``rnn_h2h_weight`` (H, H),
-            ``rnn_i2h_bias`` and ``rnn_h2h_bias`` (H,).
+        prefix: What the parameters' names start with.
         params: Passed to :meth:`set_params` if given.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has a value that it cannot have.
     """
 
     def __init__(
@@ -122,15 +106,9 @@ class RNNCell(_SingleCell):
 class LSTMCell(_SingleCell):
     """The LSTM cell, with states h and c (N, H).
 
-    Args:
-        num_hidden: H.
-        prefix: What its parameters' names start with: ``lstm_i2h_weight`` (4·H, I), ``lstm_h2h_weight`` (4·H, H),
-            ``lstm_i2h_bias`` and ``lstm_h2h_bias`` (4·H,), gates i f g o. Nothing is added to the forget gate's bias.
-        params: Passed to :meth:`set_params` if given.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has a value that it cannot have.
+    Its parameters are ``lstm_i2h_weight`` (4·H, I), ``lstm_h2h_weight`` (4·H, H), ``lstm_i2h_bias`` and
+    ``lstm_h2h_bias`` (4·H,), gates i f g o. Nothing is added to the forget gate's bias. Its arguments are those of
+    :class:`RNNCell`, without ``activation``.
     """
 
     def __init__(self, num_hidden: int, prefix: str = "lstm_", params: Mapping[str, Array] | None = None) -> None:
@@ -140,15 +118,8 @@ class LSTMCell(_SingleCell):
 class GRUCell(_SingleCell):
     """The GRU cell, reset-after as in MXNet, cuDNN and PyTorch, with one state (N, H).
 
-    Args:
-        num_hidden: H.
-        prefix: What its parameters' names start with: ``gru_i2h_weight`` (3·H, I), ``gru_h2h_weight`` (3·H, H),
-            ``gru_i2h_bias`` and ``gru_h2h_bias`` (3·H,), gates r z n.
-        params: Passed to :meth:`set_params` if given.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has a value that it cannot have.
+    Its parameters are ``gru_i2h_weight`` (3·H, I), ``gru_h2h_weight`` (3·H, H), ``gru_i2h_bias`` and ``gru_h2h_bias``
+    (3·H,), gates r z n. Its arguments are those of :class:`LSTMCell`.
     """
 
     def __init__(self, num_hidden: int, prefix: str = "gru_", params: Mapping[str, Array] | None = None) -> None:
@@ -156,7 +127,7 @@ class GRUCell(_SingleCell):
 
 
 class _CellGroup(BaseRNNCell):
-    """Cells of distinct prefixes; the states of one after those of another."""
+    """Cells of distinct prefixes. Their states follow each other."""
 
     def __init__(self) -> None:
         self._cells: list[BaseRNNCell] = []
@@ -166,7 +137,7 @@ class _CellGroup(BaseRNNCell):
             raise TypeError(f"{name} must be a cell; got {type(cell).__name__}")
         if cell is self:
             raise ValueError(f"{name} must be another cell; got the one that it is added to")
-        # Two cells of one name would share their weights in silence.
+        # Two cells of the same prefix would silently share their weights.
         if taken := set(self.prefixes) & set(cell.prefixes):
             raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
         self._cells.append(cell)
@@ -188,14 +159,14 @@ class _CellGroup(BaseRNNCell):
             cell.set_params(params)
 
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        require(params, [])
+        require(params)
         unpacked = dict(params)
         for cell in self._cells:
             unpacked = cell.unpack_weights(unpacked)
         return unpacked
 
     def pack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        require(params, [])
+        require(params)
         packed = dict(params)
         for cell in self._cells:
             packed = cell.pack_weights(packed)
@@ -203,7 +174,7 @@ class _CellGroup(BaseRNNCell):
 
 
 class SequentialRNNCell(_CellGroup):
-    """Cells stacked: each reads the output of the one before. Its states are theirs, in order.
+    """Stacked cells: each reads the output of the one below. Its states are those of its cells, in order.
 
     >>> stack = SequentialRNNCell()
     >>> stack.add(GRUCell(8, prefix="bottom_"))
@@ -217,13 +188,13 @@ class SequentialRNNCell(_CellGroup):
 
         Raises:
             TypeError: ``cell`` is not a cell.
-            ValueError: One of its prefixes is taken.
+            ValueError: A cell in the stack has one of its prefixes.
         """
         self._adopt("cell", cell)
 
     @property
     def output_size(self) -> int:
-        """That of the cell on top."""
+        """The features of the output of the cell on top."""
         return self._filled()[-1].output_size
 
     def param_shapes(self, input_size: int) -> Shapes:
@@ -245,19 +216,18 @@ class SequentialRNNCell(_CellGroup):
 
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         after: list[Array] = []
+        remaining = iter(states)
         for cell in self._filled():
-            count = len(cell.state_info)
-            x, new = cell._run(x, states[:count])
-            states = states[count:]
-            after += new
+            x, final = cell._run(x, list(islice(remaining, len(cell.state_info))))
+            after += final
         return x, after
 
 
 class BidirectionalCell(_CellGroup):
-    """Two cells over the same sequence, one from each end, their outputs concatenated.
+    """Two cells over the same sequence, one from each end, with concatenated outputs.
 
     It runs over whole sequences only: calling it raises NotImplementedError. Its states are those of ``l_cell``, then
-    those of ``r_cell`` after the first step of the sequence, which is its last.
+    those of ``r_cell``, whose last step is the first of the sequence.
 
     Args:
         l_cell: Runs forward.
@@ -265,7 +235,7 @@ class BidirectionalCell(_CellGroup):
 
     Raises:
         TypeError: An argument is not a cell.
-        ValueError: The cells share a prefix.
+        ValueError: The cells have a prefix in common.
     """
 
     def __init__(self, l_cell: BaseRNNCell, r_cell: BaseRNNCell) -> None:
@@ -275,13 +245,13 @@ class BidirectionalCell(_CellGroup):
 
     @property
     def output_size(self) -> int:
-        """That of both cells together."""
+        """The features of both cells' outputs together."""
         return sum(cell.output_size for cell in self._cells)
 
     def param_shapes(self, input_size: int) -> Shapes:
         """Name and shape of both cells' parameters for inputs of ``input_size`` features."""
         left, right = self._cells
-        return {**left.param_shapes(input_size), **right.param_shapes(input_size)}
+        return left.param_shapes(input_size) | right.param_shapes(input_size)
 
     def _check_steps(self) -> None:
         raise NotImplementedError("BidirectionalCell reads the sequence from both ends; call unroll")

@@ -8,6 +8,9 @@ gradients (``weight_gradients.py``). As in forward, one barrier a step if thread
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward_cell import CellGradient, StepPosition
 from fusedrnn.engines.cpu.kernels.backward_emitter import CALL, emit_add_directions, emit_store_or_add
@@ -24,7 +27,7 @@ from fusedrnn.engines.cpu.kernels.panel_matrix import (
     WeightMatrix,
 )
 from fusedrnn.engines.cpu.kernels.recompute import Recompute
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.stages import StageKernel, is_plain
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
 from fusedrnn.engines.cpu.kernels.weight_gradients import WeightGradients
 from fusedrnn.jit.builder import Declared, Function, Module, Value, Variable
@@ -62,14 +65,20 @@ class _DirectionLoop(CellGradient):
 
     def __init__(self, program: Program) -> None:
         self._gemm = Declared(program.module, GEMM)
-        if program.is_plain:
+        if is_plain(program.cell):
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NN)
         self._drop_panel = Declared(program.module, DROP_PANEL)
         self._store_or_add = emit_store_or_add(program)
         self._weight_gradients = WeightGradients(program, self._store_or_add).emit()
         self._recompute = Recompute(program).emit()
         super().__init__(program, "direction_loop")
-        self.params_requested = self.is_any_param_requested()
+        p = self.p
+        gradients = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
+        if self.cell.projects:
+            gradients.append(p.d_projection)
+        if self.cell.peepholes:
+            gradients.append(p.d_peepholes)
+        self.params_requested = reduce(or_, gradients).is_set
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -86,7 +95,7 @@ class _DirectionLoop(CellGradient):
             with f.if_(self.params_requested):
                 f.call(self._weight_gradients, *f.arguments, first, last, rows_in_block.get(), is_first_block.get())
             is_first_block.set(0)
-        with f.if_(self.is_requested(self.p.dh0)):
+        with f.if_(self.p.dh0.is_set):
             self._recurrent_gemm(c.steps, rows_of_step_after.get())
         self._exit()
         f.ret()
@@ -137,7 +146,7 @@ class _DirectionLoop(CellGradient):
             rows_in_block.set(rows_in_block.get() + self.active_in_batch(time))
             rows_of_step_after.set(active_rows)
             self.barrier()
-        with f.if_((self.p.dx.is_set) & (rows_done.get() > 0)):
+        with f.if_(p.dx.is_set & (rows_done.get() > 0)):
             self._input_gradients(begin, end, chunk_parity, rows_done.get())
         with f.if_(is_pipelined(c)):
             self.barrier()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fusedrnn.cell.expr import Expr, Leaf, evaluate
+from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.loop import table_entry
@@ -102,7 +102,9 @@ class CellGradient(BackwardEmitter):
         if is_last_stage:
             cotangent("h")
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
-        state_grads = {name: expr for name in names if (expr := self._state_grad(name)) is not None}
+        # Without what comes through the gates; None for zero.
+        all_state_grads = dict(zip(self.cell.states, derivative.state_grads, strict=True))
+        state_grads = {name: expr for name in names if (expr := all_state_grads[name]) is not None}
         gate_grads = stage.derivative.distinct_grads
         values = evaluate([*gate_grads, *state_grads.values()], load, v)
         new = dict(zip(state_grads, values[len(gate_grads) :], strict=True))
@@ -112,10 +114,6 @@ class CellGradient(BackwardEmitter):
         for name in names:
             v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
         self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(gate_grads)])
-
-    def _state_grad(self, name: str) -> Expr | None:
-        """The gradient of a previous state, without what comes through the gates; None for zero."""
-        return self.derivative.state_grads[self.cell.states.index(name)]
 
     def _store_gate_grads(
         self, stage: StageKernel, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]

@@ -57,23 +57,6 @@ class BackwardEmitter(DirectionEmitter):
         """The time of a step of the backward loop in this direction."""
         return self.time(self.c.steps - 1 - step)
 
-    def is_requested(self, *gradients: Value) -> Value:
-        """Whether the caller asks for any of these gradients."""
-        addresses = gradients[0]
-        for gradient in gradients[1:]:
-            addresses = addresses | gradient
-        return addresses.is_set
-
-    def is_any_param_requested(self) -> Value:
-        """Whether the caller asks for any gradient of this layer-direction's parameters."""
-        p = self.p
-        gradients = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
-        if self.cell.projects:
-            gradients.append(p.d_projection)
-        if self.cell.peepholes:
-            gradients.append(p.d_peepholes)
-        return self.is_requested(*gradients)
-
     def k_padded(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's gradients, padded to whole vectors: K of its GEMMs in backward."""
         return self.num_vectors(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)

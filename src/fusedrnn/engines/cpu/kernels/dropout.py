@@ -24,7 +24,9 @@ def emit_drop_panel(module: Module, target: Target, dtype: str) -> Function:
     f = Function.of(module, DROP_PANEL)
     address, feature, index, time, layer, threshold, scale, seed = f.arguments
     v = Vectors(f, target, dtype)
-    counters = IntVectors(f, _num_counters(target, dtype))
+    # As many counters as cover the features of a panel, rounded up to a power of two.
+    num_features = v.lanes * target.tile[1]
+    counters = IntVectors(f, 1 << (-(-num_features // WORDS) - 1).bit_length())
     first_word = counters.splat(feature // WORDS) + counters.lane_numbers()
     counter = [first_word, *(counters.splat(word) for word in (index, time, layer))]
     words = _philox(counters, counter, [counters.splat(seed), counters.splat(seed >> 32)])
@@ -36,8 +38,8 @@ def emit_drop_panel(module: Module, target: Target, dtype: str) -> Function:
     for number in range(target.tile[1]):
         drawn = shuffle(low, high, order[number * v.lanes : (number + 1) * v.lanes])
         mask = lanes.at_least(drawn, lanes.splat(threshold)).select(factor, 0.0)
-        at = address + number * v.bytes
-        v.store(v.load(at) * mask, at)
+        vector = address + number * v.bytes
+        v.store(v.load(vector) * mask, vector)
     f.ret()
     return f
 
@@ -54,12 +56,6 @@ def emit_drop_row(module: Module, target: Target, dtype: str, drop_panel: Functi
         f.call(drop_panel, into + first * v.item, first, *counter)
     f.ret()
     return f
-
-
-def _num_counters(target: Target, dtype: str) -> int:
-    """Counters that cover the features of a panel, rounded up to a power of two."""
-    features = target.lanes(dtype) * target.tile[1]
-    return 1 << (-(-features // WORDS) - 1).bit_length()
 
 
 def _philox(words: IntVectors, counter: list[Value], key: list[Value]) -> list[Value]:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, Peephole, PreH, PreSum, PreX, Projected, StageOperand, State
+from fusedrnn.cell.leaves import NewState, StageOperand, State
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
-from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, rows_of_time
+from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
-from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
+from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, is_plain
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir
 from fusedrnn.jit.builder import Declared, Function, Module, Value
@@ -43,16 +43,6 @@ class StepPosition(NamedTuple):
     active_rows: Value
     gates: Value  # the first row of the step's gates
     y: Value  # the first row of the time's output
-
-
-class CellPosition(NamedTuple):
-    """One vector of units of one row."""
-
-    row: Value
-    unit_vec: Value
-    parity: Value  # 0 in even steps, 1 in odd ones
-    gate_row: Value
-    recurrent: Value  # its pre-activations from the recurrent GEMM
 
 
 def build_forward(variant: Variant, dtype: str, target: Target) -> Module:
@@ -89,7 +79,7 @@ class Inference(StateEmitter):
 
     def __init__(self, program: Program) -> None:
         self._gemm = Declared(program.module, GEMM)
-        if program.is_plain:
+        if is_plain(program.cell):
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
         super().__init__(program, "direction_loop", (CALL, LAYER_DIR))
         scratch, c = self.scratch, self.c
@@ -221,7 +211,7 @@ class Inference(StateEmitter):
                 gate_row = position.gates + row * c.gates_stride
                 with f.loop(unit_vec, end) as unit:
                     recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * self.v.bytes)
-                    self._cell(stage, CellPosition(row, unit, parity, gate_row, recurrent), output_rows)
+                    self._cell(CellPosition(stage, row, unit, gate_row, recurrent), parity, output_rows)
 
     def _recurrent_gemm(
         self, stage: StageKernel, a: LeftOperand, block: tuple[Value, Value], gates: Value, reverse: Value
@@ -244,25 +234,16 @@ class Inference(StateEmitter):
         """Where a row's results of a time go, beside the state buffers."""
         return {"y": y + sequence * self.p.y_row}
 
-    def _cell(self, stage: StageKernel, position: CellPosition, output_rows: OutputRows) -> None:
-        """The cell's maths on one vector of units of one row."""
-        v, unit_vec = self.v, position.unit_vec
-        states = {name: self.state_buffer(name, position.row) + unit_vec * v.bytes for name in self.cell.states}
-        old_h, new_h = (states["h"] + parity * self.h_size for parity in (position.parity, 1 - position.parity))
+    def _cell(self, position: CellPosition, parity: Value, output_rows: OutputRows) -> None:
+        """The cell's maths on one vector of units of one row; ``parity`` is 0 in even steps, 1 in odd ones."""
+        v, (stage, row, unit_vec, *_) = self.v, position
+        states = {name: self.state_buffer(name, row) + unit_vec * v.bytes for name in self.cell.states}
+        old_h, new_h = (states["h"] + buffer * self.h_size for buffer in (parity, 1 - parity))
 
         def load(leaf: Leaf) -> Value:
-            match leaf:
-                case State(name):
-                    return v.load(old_h if name == "h" else states[name])
-                case Peephole(gate):
-                    return self.peephole(gate, unit_vec)
-                case Projected():
-                    return v.load(position.recurrent)
-                case PreH(gate):
-                    return v.load(position.recurrent + stage.gate_names.index(gate) * v.bytes)
-                case PreX(gate) | PreSum(gate):
-                    return v.load(self.pre_activation(position.gate_row, gate, unit_vec))
-            raise AssertionError(leaf)
+            if isinstance(leaf, State):
+                return v.load(old_h if leaf.name == "h" else states[leaf.name])
+            return self.load_leaf(leaf, position)
 
         results = stage.results_of(*self._result_kinds)
         for result, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
@@ -270,7 +251,7 @@ class Inference(StateEmitter):
                 case NewState(name):
                     v.store(value, new_h if name == "h" else states[name])
                 case StageOperand(index):
-                    v.store(value, self.operand_row(self.stages[index], position.row) + unit_vec * v.bytes)
+                    v.store(value, self.operand_row(self.stages[index], row) + unit_vec * v.bytes)
             self._store_result(stage, result, value, unit_vec, output_rows)
 
     def _store_result(

@@ -26,67 +26,35 @@ _L1_PREFETCH_DISTANCE = 1024
 _TILES_PER_PREFETCH = 4
 _CACHE_LINE = 64
 
-_OUTPUT = "c_in", "c_in_stride", "c", "c_stride"
-GEMM = Signature("gemm", ("num_rows", "num_col_vecs", "a_rows", "b", "k", *_OUTPUT, "prefetch_b"))
-GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *_OUTPUT, "prefetch_a"))
+OUTPUT_ARGUMENTS = "c_in", "c_in_stride", "c", "c_stride"
+"""The initial accumulators and the result, each with the bytes between rows."""
+GEMM = Signature("gemm", ("num_rows", "num_col_vecs", "a_rows", "b", "k", *OUTPUT_ARGUMENTS, "prefetch_b"))
+"""Any number of rows by vectors of one panel; ``prefetch_b`` is the panel needed next."""
+GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch_a"))
+"""At most a vector's lanes of rows by vectors of one panel; ``prefetch_a`` is the A needed next."""
 
 
-def emit_gemm(module: Module, target: Target, dtype: str) -> Function:
-    """The function ``GEMM``: any number of rows by vectors of one panel; ``prefetch_b`` is the panel needed next."""
-    microkernels = _emit_microkernels(module, target, dtype)
-    f = Function.of(module, GEMM)
-    a_rows, prefetch_b = f.arguments[2], f.arguments[-1]
-    part_size = _part_of_panel(f, target)
-
-    def operands(tile: Value, first_row: Value) -> tuple[Value, Value]:
-        last = _TILES_PER_PREFETCH - 1
-        part = (tile < last).select(tile, last)
-        return a_rows + first_row * 8, prefetch_b + part * part_size
-
-    return _emit_driver(f, microkernels, operands)
-
-
-def emit_gemm_tn(module: Module, target: Target, dtype: str) -> Function:
-    """The function ``GEMM_TN``: at most a vector's lanes of rows; ``prefetch_a`` is the A needed next."""
-    microkernels = _emit_microkernels(module, target, dtype, transposed=True)
-    f = Function.of(module, GEMM_TN)
-    a, prefetch_a = f.arguments[2], f.arguments[-1]
-    part_size = _part_of_panel(f, target)
-    return _emit_driver(
-        f, microkernels, lambda tile, first_row: (a + first_row * ITEM_SIZE[dtype], prefetch_a + tile * part_size)
-    )
-
-
-def _part_of_panel(f: Function, target: Target) -> Value:
-    """Bytes of a panel that one tile prefetches."""
-    k = f.arguments[4]
-    return k * (target.tile[1] * target.vector_bits // 8) // _TILES_PER_PREFETCH
-
-
-def _emit_driver(
-    f: Function, microkernels: Sequence[Sequence[Function]], operands: Callable[[Value, Value], tuple[Value, Value]]
-) -> Function:
-    """Cut the rows into tiles; ``operands`` gives A and the prefetch address by a tile's number and first row."""
-    num_rows, num_col_vecs, _, b, k, c_in, c_in_stride, c, c_stride, _ = f.arguments
-    with f.switch(num_col_vecs, range(1, len(microkernels) + 1)) as cases:
-        for by_rows, case in zip(microkernels, cases, strict=True):
-            with case, row_tiles(f, by_rows, num_rows) as (tile, first_row, call):
-                c_in_row, c_row = c_in + first_row * c_in_stride, c + first_row * c_stride
-                a, prefetch = operands(tile, first_row)
-                call(a, b, k, c_in_row, c_in_stride, c_row, c_stride, prefetch)
-    f.ret()
-    return f
-
-
-def _emit_microkernels(
-    module: Module, target: Target, dtype: str, transposed: bool = False
-) -> list[list[Function]]:
-    """Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on."""
+def emit_gemm(module: Module, target: Target, dtype: str, signature: Signature) -> Function:
+    """The function ``GEMM`` or ``GEMM_TN``: it cuts the rows into tiles."""
+    transposed = signature is GEMM_TN
+    # Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on.
     rows, width = target.tile
-    return [
-        [emit_microkernel(module, target, dtype, num_rows, num_vecs, transposed) for num_rows in range(1, rows + 1)]
+    microkernels = [
+        [_Microkernel(module, target, dtype, num_rows, num_vecs, transposed).emit() for num_rows in range(1, rows + 1)]
         for num_vecs in range(1, width + 1)
     ]
+    f = Function.of(module, signature)
+    num_rows, num_col_vecs, a, b, k, c_in, c_in_stride, c, c_stride, prefetch = f.arguments
+    # The part of a panel that one tile prefetches.
+    part_bytes, last_part = k * (width * target.vector_bits // 8) // _TILES_PER_PREFETCH, _TILES_PER_PREFETCH - 1
+    a_step = ITEM_SIZE[dtype] if transposed else 8
+    for by_rows in f.switch(num_col_vecs, dict(enumerate(microkernels, 1))):
+        with row_tiles(f, by_rows, num_rows) as (tile, row, call):
+            output = c_in + row * c_in_stride, c_in_stride, c + row * c_stride, c_stride
+            part = tile if transposed else (tile < last_part).select(tile, last_part)
+            call(a + row * a_step, b, k, *output, prefetch + part * part_bytes)
+    f.ret()
+    return f
 
 
 @contextmanager
@@ -106,33 +74,24 @@ def row_tiles(
         rows = size + (tile < num_larger).select(f.constant(1), 0)
 
         def call(*arguments: Value) -> None:
-            with f.switch(rows, range(1, largest + 1)) as cases:
-                for function, case in zip(by_rows, cases, strict=True):
-                    with case:
-                        f.call(function, *arguments)
+            for function in f.switch(rows, dict(enumerate(by_rows, 1))):
+                f.call(function, *arguments)
 
         yield tile, first_row.get(), call
         first_row.set(first_row.get() + rows)
 
 
-def emit_microkernel(
-    module: Module, target: Target, dtype: str, rows: int, col_vecs: int, transposed: bool = False
-) -> Function:
+class _Microkernel:
     """A function that multiplies so many rows of A by so many vectors of a panel.
 
     Its arguments: the addresses of A's rows, or A itself if transposed; the first vector in B's panel; K; C_in and C,
     each with the bytes between rows; and where this tile's part of the next prefetch begins, used by whole panels.
     """
-    return _Microkernel(module, target, dtype, rows, col_vecs, transposed).emit()
-
-
-class _Microkernel:
-    """A micro-kernel under construction."""
 
     def __init__(
         self, module: Module, target: Target, dtype: str, rows: int, col_vecs: int, transposed: bool
     ) -> None:
-        names = ["a", "b", "k", "c_in", "c_in_stride", "c", "c_stride", "prefetch"]
+        names = ["a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch"]
         self.f = f = Function(module, f"microkernel_{'tn' if transposed else 'nn'}{rows}x{col_vecs}", names)
         a, self.b, self.k, self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch = f.arguments
         self.v = v = Vectors(f, target, dtype)

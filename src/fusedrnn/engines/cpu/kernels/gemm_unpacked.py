@@ -6,7 +6,7 @@ weights, columns are ordered by vector of units, gate and lane.
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.gemm import row_tiles
+from fusedrnn.engines.cpu.kernels.gemm import OUTPUT_ARGUMENTS, row_tiles
 from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
@@ -14,14 +14,10 @@ from fusedrnn.jit.vector import Vectors
 # Rows of a tile: a square of weights must fit the registers beside the sums.
 _MAX_ROWS = 4
 
-_OUTPUT = "c_in", "c_in_stride", "c", "c_stride"
-_PLACE = "col_vec", "hidden", "gates"
-UNPACKED_GEMM_NT = Signature(
-    "unpacked_gemm_nt", ("num_rows", "num_col_vecs", "a_rows", "weights", "k", *_OUTPUT, *_PLACE)
-)
-UNPACKED_GEMM_NN = Signature(
-    "unpacked_gemm_nn", ("num_rows", "num_col_vecs", "a_rows", "weights", "num_cols", *_OUTPUT, *_PLACE)
-)
+_ROWS = "num_rows", "num_col_vecs", "a_rows"
+_COLUMNS = "col_vec", "hidden", "gates"
+UNPACKED_GEMM_NT = Signature("unpacked_gemm_nt", (*_ROWS, "weights", "k", *OUTPUT_ARGUMENTS, *_COLUMNS))
+UNPACKED_GEMM_NN = Signature("unpacked_gemm_nn", (*_ROWS, "weights", "num_cols", *OUTPUT_ARGUMENTS, *_COLUMNS))
 
 
 def emit_unpacked_gemm_nt(module: Module, target: Target, dtype: str) -> Function:
@@ -52,8 +48,7 @@ def _emit_transposing_tile(module: Module, target: Target, dtype: str, rows: int
 
     It transposes squares of weights in registers, and prefetches those of the next vector of columns.
     """
-    names = ["a", "weights", "k", "c_in", "c_in_stride", "c", "c_stride", "num_units", "prefetch"]
-    f = Function(module, f"transposing{rows}", names)
+    f = Function(module, f"transposing{rows}", ["a", "weights", "k", *OUTPUT_ARGUMENTS, "num_units", "prefetch"])
     a_table, weights, k, c_in, c_in_stride, c, c_stride, num_units, prefetch = f.arguments
     v = Vectors(f, target, dtype)
     a_rows = [f.load(a_table + 8 * i) for i in range(rows)]
@@ -105,10 +100,9 @@ def emit_unpacked_gemm_nn(module: Module, target: Target, dtype: str) -> Functio
     with f.if_else(num_col_vecs.equals(width) & (cols_left >= width * v.lanes)) as (whole_panel, other):
         with whole_panel:
             multiply(whole)
-        with other, f.switch(num_col_vecs, range(1, width + 1)) as cases:
-            for by_rows, case in zip(narrow, cases, strict=True):
-                with case:
-                    multiply(by_rows)
+        with other:
+            for by_rows in f.switch(num_col_vecs, dict(enumerate(narrow, 1))):
+                multiply(by_rows)
     f.ret()
     return f
 
@@ -117,7 +111,7 @@ def _emit_direct_tile(
     module: Module, target: Target, dtype: str, rows: int, col_vecs: int, masked: bool
 ) -> Function:
     """A function for some rows of A and some vectors of columns; if masked, the last vector may reach past the end."""
-    names = ["a", "weights", "stride", "c_in", "c_in_stride", "c", "c_stride", "cols_left", "hidden", "gates"]
+    names = ["a", "weights", "stride", *OUTPUT_ARGUMENTS, "cols_left", "hidden", "gates"]
     f = Function(module, f"{'masked' if masked else 'direct'}{rows}x{col_vecs}", names)
     a_table, weights, stride, c_in, c_in_stride, c, c_stride, cols_left, hidden, gates = f.arguments
     v = Vectors(f, target, dtype)

@@ -6,7 +6,10 @@ Rows are sorted by descending length, so that those still active at a step are t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+from fusedrnn.cell.expr import Leaf
+from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
@@ -52,6 +55,16 @@ def rows_of_time(
     with f.if_(row_offsets.is_set):
         offset.set(f.load(row_offsets + time * 8) * row_stride)
     return base + offset.get()
+
+
+class CellPosition(NamedTuple):
+    """A stage's maths on one vector of units of one row."""
+
+    stage: StageKernel
+    row: Value
+    unit_vec: Value
+    gate_row: Value  # the row's pre-activations, of this thread's units
+    recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
 class DirectionEmitter(ThreadShare):
@@ -124,24 +137,26 @@ class DirectionEmitter(ThreadShare):
         """Where a stage's gates begin in a row of this thread's gates."""
         return (self.hidden.last - self.hidden.first) * (stage.first_gate * self.v.bytes)
 
-    def pre_activation(self, gate_row: Value, gate: str, unit_vec: Value) -> Value:
-        """Where a row of this thread's gates holds a vector of units of a gate, of any stage."""
-        stage = next(stage for stage in self.stages if gate in stage.gate_names)
-        index = (unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
-        return gate_row + self.gates_offset(stage) + index * self.v.bytes
+    def load_leaf(self, leaf: Leaf, position: CellPosition) -> Value:
+        """Load a leaf of the cell's expressions that is no state."""
+        v = self.v
+        match leaf:
+            case Peephole(gate):
+                return self.peephole(gate, position.unit_vec)
+            case Projected():
+                return v.load(position.recurrent)
+            case PreH(gate):
+                return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
+            case PreX(gate) | PreSum(gate):
+                stage = next(stage for stage in self.stages if gate in stage.gate_names)
+                index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
+                return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
+        raise AssertionError(leaf)
 
     def peephole(self, gate: str, unit_vec: Value) -> Value:
         """The peephole weights of a gate, for a vector of units."""
         count, index = len(self.cell.peepholes), self.cell.peepholes.index(gate)
         return self.v.load(self.p.peepholes + (unit_vec * count + index) * self.v.bytes)
-
-    def first_col_vec(self, stage: StageKernel) -> Value:
-        """The first of a stage's columns in packed weights of all gates: each stage begins with a new panel."""
-        unit_vecs, width = self.num_vectors(self.c.hidden), self.panel_vectors
-        first = self.f.constant(0)
-        for earlier in self.stages[: stage.index]:
-            first = first + (unit_vecs * earlier.num_gates + (width - 1)) // width * width
-        return first
 
     def input_gemm(self, a: LeftOperand, weights: Callable[[StageKernel], Matrix], gates: Rows) -> None:
         """The input GEMM of all stages: rows of the layer's input by the columns of this thread's units."""
@@ -168,6 +183,10 @@ class DirectionEmitter(ThreadShare):
     def packed(
         self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None
     ) -> PanelMatrix:
-        """A packed matrix; of weights of all gates the columns of one stage."""
-        first = None if stage is None else self.first_col_vec(stage)
+        """A packed matrix; of weights of all gates the columns of one stage, which begins with a new panel."""
+        first = None
+        if stage is not None:
+            unit_vecs, width, first = self.num_vectors(self.c.hidden), self.panel_vectors, self.f.constant(0)
+            for earlier in self.stages[: stage.index]:
+                first = first + (unit_vecs * earlier.num_gates + (width - 1)) // width * width
         return PanelMatrix(self.v, self.panel_vectors, function, base, k, bias, first)

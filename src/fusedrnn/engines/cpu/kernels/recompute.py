@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Saved, State
+from fusedrnn.cell.leaves import Saved, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
+from fusedrnn.engines.cpu.kernels.loop import CellPosition
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -79,28 +80,21 @@ class Recompute(BackwardEmitter):
             weights.gemm(a, cols, c, c_in)
         with f.loop(0, a.num_rows) as row, f.loop(unit_vec, end) as unit:
             recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * v.bytes)
-            self._cell(stage, row, unit, recurrent)
+            gate_row = self.gates.address + row * self.gates.stride
+            self._cell(CellPosition(stage, row, unit, gate_row, recurrent))
 
-    def _cell(self, stage: StageKernel, index: Value, unit_vec: Value, recurrent: Value) -> None:
+    def _cell(self, position: CellPosition) -> None:
         """The saved values of one vector of units of one row of the chunk."""
-        v, p = self.v, self.p
-        gate_row = self.gates.address + index * self.gates.stride
+        v, p, (stage, row, unit_vec, *_) = self.v, self.p, position
 
         def load(leaf: Leaf) -> Value:
-            match leaf:
-                case Peephole(gate):
-                    return self.peephole(gate, unit_vec)
-                case State(name):
-                    # The saved states of a layer have the same strides, so their rows are as far apart as the arrays.
-                    base = p.saved_h if name == "h" else p.saved_c
-                    row = self.f.load(self.chunk_table + index * 8) + (base - p.saved_h)
-                    return v.load(row + unit_vec * v.bytes, v.item)
-                case PreH(gate):
-                    return v.load(recurrent + stage.gate_names.index(gate) * v.bytes)
-                case PreX(gate) | PreSum(gate):
-                    return v.load(self.pre_activation(gate_row, gate, unit_vec))
-            raise AssertionError(leaf)
+            if isinstance(leaf, State):
+                # The saved states of a layer have the same strides, so their rows are as far apart as the arrays.
+                base = p.saved_h if leaf.name == "h" else p.saved_c
+                state_row = self.f.load(self.chunk_table + row * 8) + (base - p.saved_h)
+                return v.load(state_row + unit_vec * v.bytes, v.item)
+            return self.load_leaf(leaf, position)
 
         results = stage.results_of(Saved)
         for saved, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
-            v.store(value, self.recomputed(index) + (unit_vec * self.num_saved + saved.index) * v.bytes)
+            v.store(value, self.recomputed(row) + (unit_vec * self.num_saved + saved.index) * v.bytes)

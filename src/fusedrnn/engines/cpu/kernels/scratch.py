@@ -1,15 +1,93 @@
 """The scratch memory of the forward and the backward kernels, each region declared once.
 
-The sizes ``s`` are those of :mod:`fusedrnn.engines.cpu.plan.scratch_sizes`. Regions are declared here, below the plan,
-because the order of the struct's fields is part of the machine code.
+Plans take offsets from a declaration, kernels the fields of a struct. The sizes ``s`` are those of
+:mod:`fusedrnn.engines.cpu.plan.plans`. Regions are declared here, below the plan, because the order of the
+struct's fields is part of the machine code.
 """
 
 from __future__ import annotations
 
-from fusedrnn.engines.cpu.kernels.arena import Arena, Scratch
-from fusedrnn.jit.sync import BARRIER_BYTES, PROGRESS_BYTES
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from fusedrnn.jit.sync import BARRIER_BYTES, CACHE_LINE, PROGRESS_BYTES
 
 _POINTER_BYTES = 8
+
+
+def round_up_to_cache_line(size: int) -> int:
+    """Round a size up to whole cache lines."""
+    return -(-size // CACHE_LINE) * CACHE_LINE
+
+
+def pad_against_conflicts(size: int) -> int:
+    """Round a row's size up to an odd number of cache lines, so that rows do not all map to the same cache sets."""
+    return (-(-size // CACHE_LINE) | 1) * CACHE_LINE
+
+
+class Arena:
+    """A piece of memory that consists of regions, each from a cache line on.
+
+    Args:
+        stride: The name of its size, by which copies of it follow one another.
+        regions: The size of each region: a function of the sizes of a plan, see
+            :mod:`fusedrnn.engines.cpu.plan.plans`.
+    """
+
+    def __init__(self, stride: str, **regions: Callable[[Any], int]) -> None:
+        self._regions = regions
+        self.names = tuple(regions)
+        self.fields = (*(f"{name}_offset" for name in regions), stride)
+
+    def place(self, sizes: Any) -> list[int]:
+        """The offsets of the regions, then the size."""
+        offsets = [0]
+        for size in self._regions.values():
+            offsets.append(offsets[-1] + round_up_to_cache_line(size(sizes)))
+        return offsets
+
+    def size(self, sizes: Any) -> int:
+        """Bytes of the arena."""
+        return self.place(sizes)[-1]
+
+
+class ScratchLayout(NamedTuple):
+    """The scratch of a plan.
+
+    Attributes:
+        offsets: The offset in the workspace of each of its regions.
+        fields: The values of the other fields of the kernels' struct.
+        zeroed: Bytes at the start of the workspace that must be zero when a call begins.
+        size: Bytes of the workspace.
+    """
+
+    offsets: Mapping[str, int]
+    fields: Mapping[str, int]
+    zeroed: int
+    size: int
+
+
+class Scratch:
+    """The scratch of a kernel: a workspace, arenas of which it holds one or several, and strides within these.
+
+    The workspace begins with the barriers and the progress of layers, which must be zero.
+
+    Attributes:
+        fields: The struct's fields: pointers to the workspace's regions, offsets and sizes of the arenas, strides.
+    """
+
+    def __init__(self, workspace: Arena, *arenas: Arena, strides: tuple[str, ...]) -> None:
+        self._workspace, self._arenas, self._strides = workspace, arenas, strides
+        self.fields = (*workspace.names, *(name for arena in arenas for name in arena.fields), *strides)
+
+    def lay_out(self, sizes: Any) -> ScratchLayout:
+        """Place everything for the sizes of a plan."""
+        *offsets, size = self._workspace.place(sizes)
+        fields = {stride: getattr(sizes, stride) for stride in self._strides}
+        for arena in self._arenas:
+            fields.update(zip(arena.fields, arena.place(sizes), strict=True))
+        return ScratchLayout(dict(zip(self._workspace.names, offsets, strict=True)), fields, offsets[2], size)
+
 
 _STATES = Arena(
     "states_stride",
@@ -42,7 +120,6 @@ FORWARD = Scratch(
     strides=("state_stride", "gates_stride", "masked_row", "biases_size"),
 )  # fmt: skip
 
-
 _DIRECTION_GROUP = Arena(
     "group_stride",
     # Gate gradients of even steps, then of odd steps, for the recurrent GEMM; likewise of chunks, for dx.
@@ -61,7 +138,7 @@ _BACKWARD_THREAD = Arena(
     # Addresses of rows: two tables for each stage, one for a chunk.
     row_tables=lambda s: _POINTER_BYTES * (2 * s.num_stages + s.chunk) * s.rows,
     # Time and sequence of each row of a block.
-    places=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
+    row_positions=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
     # A row of zeros, the initial accumulators, then a panel of dx.
     panel=lambda s: s.tiling.panel_bytes * (1 + s.chunk * s.rows),
     packed=lambda s: s.packed_panels * s.inner * s.tiling.panel_bytes,

@@ -51,7 +51,7 @@ def derivative_of(variant: Variant) -> Derivative:
 
 
 def is_plain(cell: TracedCell) -> bool:
-    """Whether a cell has one stage and no peepholes."""
+    """Whether a cell has one stage and no peepholes: then calls can use unpacked weights."""
     return len(cell.stages) == 1 and not cell.peepholes
 
 

@@ -50,11 +50,6 @@ class Program:
     barrier: Function
     wait_for_progress: Function
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the cell has one stage and no peepholes: then calls can use unpacked weights."""
-        return is_plain(self.cell)
-
     @classmethod
     def of(cls, name: str, variant: Variant, dtype: str, target: Target) -> Program:
         """A new module of that name."""
@@ -118,7 +113,7 @@ class ThreadShare:
         self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
         self.num_gates = len(program.cell.gates)
-        self.is_plain = program.is_plain
+        self.is_plain = is_plain(program.cell)
         call, self.thread, self.layer, self.direction = f.arguments[:4]
         self.c = c = structs[0].read(f, call)
         index = self.layer * c.directions + self.direction

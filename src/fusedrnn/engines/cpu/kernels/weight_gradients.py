@@ -21,8 +21,21 @@ from fusedrnn.jit.builder import Declared, Function, Value
 from fusedrnn.jit.sync import BARRIER_BYTES
 
 
+class Weights(NamedTuple):
+    """A stage's input weights; with ``of_state`` its recurrent weights, or its projection."""
+
+    stage: StageKernel
+    of_state: bool
+
+    @property
+    def grads(self) -> tuple[int, ...]:
+        """For each gate the number of the distinct gradient that its rows are multiplied with."""
+        derivative = self.stage.derivative
+        return derivative.h_grads if self.of_state else derivative.x_grads
+
+
 class WeightGrad(NamedTuple):
-    """The gradient of a matrix of a stage."""
+    """The gradient of a matrix of weights."""
 
     address: Value  # of the caller's array; 0 if not requested
     num_cols: Value
@@ -60,7 +73,7 @@ class WeightGradients(BackwardEmitter):
         thread = self.row_group * c.grid_units + self.unit_group
         self.hidden_share = self._share(c.weight_starts, thread, c.hidden)
         self.out_share = self._share(c.out_weight_starts, thread, c.out) if self.cell.projects else self.hidden_share
-        self.places = self.scratch + c.places_offset
+        self.row_positions = self.scratch + c.row_positions_offset
         self.packed_panels = self.scratch + c.packed_offset
         self.panel_features = self.panel_bytes // self.v.item
         self.x_panels = self._num_panels(self.p.k)
@@ -82,31 +95,25 @@ class WeightGradients(BackwardEmitter):
         only_block = self.is_first_block.is_set & self.last.equals(c.steps)
         self.write_direct = only_block & (self.num_rows > 0) & c.add_params.is_zero
         self._direction_barrier()
-        self._store_places()
-        with f.if_(self.is_first_block.is_set):
-            self._clear_bias_sums()
-        with f.if_((self.num_rows.is_zero) & (self.is_first_block.is_set)):
-            self._clear_weight_sums()
+        self._store_row_positions()
+        self._clear_sums()
         for stage in self.gate_stages:
             self._add_bias_sums(stage)
         with f.loop(0, self.num_rows, c.inner) as begin:
             end = (begin + c.inner).at_most(self.num_rows)
             accumulate = (begin + (1 - self.is_first_block)).is_set
-            for stage, of_state in self._matrices():
-                with f.if_(self.is_requested(self._weight_grad(stage, of_state).address)):
-                    self._multiply(stage, of_state, RowBlock(begin, end, accumulate))
+            for weights in (weights for stage in self.stages for weights in self._weights(stage)):
+                with f.if_(self._weight_grad(weights).address.is_set):
+                    self._multiply(weights, RowBlock(begin, end, accumulate))
         with f.if_(self.last.equals(c.steps)):
             self._store_sums()
         self._direction_barrier()
         f.ret()
         return f
 
-    def _matrices(self) -> Iterator[tuple[StageKernel, bool]]:
-        """Each stage with False for its input weights and True for its recurrent ones; a projection has only these."""
-        for stage in self.stages:
-            if not stage.projects:
-                yield stage, False
-            yield stage, True
+    def _weights(self, stage: StageKernel) -> list[Weights]:
+        """The weights of a stage: a projection has no input weights."""
+        return [Weights(stage, of_state) for of_state in (False, True) if of_state or not stage.projects]
 
     def _direction_barrier(self) -> None:
         """Wait for the direction group: weights' gradients are divided otherwise than steps are."""
@@ -115,30 +122,32 @@ class WeightGradients(BackwardEmitter):
             index = 1 + c.grid_layer_dirs * c.grid_rows + self.layer_dir_group
             f.call(self._barrier, c.barriers + index * BARRIER_BYTES, c.grid_rows * c.grid_units, c.spins)
 
-    def _store_places(self) -> None:
+    def _store_row_positions(self) -> None:
         """Store the time and the sequence of each row of the block, in the order of transposed gradients."""
         f, c = self.f, self.c
-        place = f.var(self.places)
+        address = f.var(self.row_positions)
         with f.loop(self.first, self.last) as step:
             time = self.backward_time(step)
             with f.loop(0, self.active_in_batch(time)) as sorted_row:
-                f.store(time, place.get())
-                f.store(table_entry(f, c.sorted_indices, sorted_row, sorted_row), place.get() + 8)
-                place.set(place.get() + 16)
+                f.store(time, address.get())
+                f.store(table_entry(f, c.sorted_indices, sorted_row, sorted_row), address.get() + 8)
+                address.set(address.get() + 16)
 
     def _bias_sums(self, stage: StageKernel, unit_vec: Value) -> Value:
         return self.group + self.c.sums_offset + self.grad_index(stage, unit_vec, 0) * self.v.bytes
 
-    def _clear_bias_sums(self) -> None:
-        for stage in self.gate_stages:
-            begin, end = (self._bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
-            self.f.fill_zero(begin, end - begin)
-
-    def _clear_weight_sums(self) -> None:
-        for stage in self.stages:
-            first, last, _ = self._share_of(stage)
-            size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
-            self.f.fill_zero(self._weight_sums(stage, first, 0), size)
+    def _clear_sums(self) -> None:
+        """Clear the sums before the first block; it writes those of weights itself, unless it has no rows."""
+        f = self.f
+        with f.if_(self.is_first_block.is_set):
+            for stage in self.gate_stages:
+                begin, end = (self._bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
+                f.fill_zero(begin, end - begin)
+        with f.if_(self.num_rows.is_zero & self.is_first_block.is_set):
+            for stage in self.stages:
+                first, last, _ = self._share_of(stage)
+                size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
+                f.fill_zero(self._weight_sums(stage, first, 0), size)
 
     def _add_bias_sums(self, stage: StageKernel) -> None:
         """Add up transposed gradients over the rows: the gradients of biases and peephole weights."""
@@ -153,35 +162,34 @@ class WeightGradients(BackwardEmitter):
             for grad, total in enumerate(sums):
                 v.store(total.get(), address + grad * v.bytes)
 
-    def _multiply(self, stage: StageKernel, of_state: bool, rows: RowBlock) -> None:
+    def _multiply(self, weights: Weights, rows: RowBlock) -> None:
         """Add the products of some rows of the block to the gradient of a matrix."""
-        f, c, derivative = self.f, self.c, stage.derivative
-        num_panels = self._num_panels(self._weight_grad(stage, of_state).num_cols)
+        f, c, stage = self.f, self.c, weights.stage
+        num_panels = self._num_panels(self._weight_grad(weights).num_cols)
         k = rows.end - rows.begin
         panel_size = k * self.panel_bytes
         b = self.packed(self._gemm, self.packed_panels, k)
         with f.loop(0, num_panels, c.packed_panels) as first:
             last = (first + c.packed_panels).at_most(num_panels)
             with f.loop(first, last) as panel:
-                self._pack(stage, of_state, rows, panel, self.packed_panels + (panel - first) * panel_size)
+                self._pack(weights, rows, panel, self.packed_panels + (panel - first) * panel_size)
             with f.loop(*self._share_of(stage)[:2]) as unit_vec:
-                for gate, grad in enumerate(derivative.h_grads if of_state else derivative.x_grads):
+                for gate, grad in enumerate(weights.grads):
                     a = self.transposed + self.grad_index(stage, unit_vec, grad) * c.transposed_stride
                     a = a + rows.begin * self.v.bytes
-                    self._multiply_gate(stage, of_state, (unit_vec, gate), a, b, (first, last), rows.accumulate)
+                    self._multiply_gate(weights, unit_vec, gate, a, b, (first, last), rows.accumulate)
 
     def _multiply_gate(
-        self, stage: StageKernel, of_state: bool, gate_units: tuple[Value, int], a: Value, b: PanelMatrix,
-        panels: tuple[Value, Value], accumulate: Value,
+        self, weights: Weights, unit_vec: Value, gate: int, a: Value, b: PanelMatrix, panels: tuple[Value, Value],
+        accumulate: Value,
     ) -> None:  # fmt: skip
         """The GEMM of a vector of units of one gate and the packed panels."""
-        f, c, v = self.f, self.c, self.v
-        (unit_vec, gate), (first, last) = gate_units, panels
+        f, c, v, stage, (first, last) = self.f, self.c, self.v, weights.stage, panels
         size = self._share_of(stage).size
         left = LeftOperand(a, (size - unit_vec * v.lanes).at_most(v.lanes))
         # The tiles of the first panel prefetch the gradients needed next; B is in cache.
         next_a = a + c.transposed_stride
-        array, num_cols, first_panel = self._weight_grad(stage, of_state)
+        array, num_cols, first_panel = self._weight_grad(weights)
         sums = self._weight_sums(stage, unit_vec, gate) + first_panel * self.panel_bytes
         array_row = array + self._first_row(stage, unit_vec, gate) * num_cols * v.item
         direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)
@@ -200,12 +208,12 @@ class WeightGradients(BackwardEmitter):
         first_gate = 0 if stage.projects else stage.first_gate + gate
         return self._share_of(stage).size * first_gate + unit_vec * self.v.lanes
 
-    def _weight_grad(self, stage: StageKernel, of_state: bool) -> WeightGrad:
+    def _weight_grad(self, weights: Weights) -> WeightGrad:
         """The gradient of a stage's projection, recurrent weights or input weights."""
-        p = self.p
+        p, stage = self.p, weights.stage
         if stage.projects:
             return WeightGrad(p.d_projection, self.operand_size(stage), self.f.constant(0))
-        if of_state:
+        if weights.of_state:
             return WeightGrad(p.d_h_weights, self.operand_size(stage), self.x_panels)
         return WeightGrad(p.d_x_weights, p.k, self.f.constant(0))
 
@@ -215,12 +223,12 @@ class WeightGradients(BackwardEmitter):
         index = self.unit_vecs * stage.first_gate + unit_vec * stage.num_gates + gate
         return self.group + c.weights_offset + index * (v.lanes * c.weights_stride)
 
-    def _pack(self, stage: StageKernel, of_state: bool, rows: RowBlock, panel: Value, into: Value) -> None:
+    def _pack(self, weights: Weights, rows: RowBlock, panel: Value, into: Value) -> None:
         """Pack a panel of B: some features of each row of the layer's input, or of the stage's operand."""
-        f, c, p, v = self.f, self.c, self.p, self.v
+        f, c, p, v, (stage, of_state) = self.f, self.c, self.p, self.v, weights
         feature = panel * self.panel_features
         with f.loop(rows.begin, rows.end) as row:
-            time, sequence = (f.load(self.places + row * 16 + 8 * word) for word in (0, 1))
+            time, sequence = (f.load(self.row_positions + row * 16 + 8 * word) for word in (0, 1))
             if of_state and stage.index:
                 source = self.saved_state(p.saved_operand, time, sequence)
             elif of_state:
@@ -243,10 +251,10 @@ class WeightGradients(BackwardEmitter):
             with f.loop(first, last) as unit_vec:
                 num_units = (size - unit_vec * v.lanes).at_most(v.lanes)
                 for gate in range(stage.num_gates):
-                    for of_state in (True,) if stage.projects else (False, True):
-                        self._store_weight_sums(stage, of_state, unit_vec, gate, num_units)
+                    for weights in self._weights(stage):
+                        self._store_weight_sums(weights, unit_vec, gate, num_units)
                 for array, index, grad in self._bias_grads(stage):
-                    with f.if_(self.is_requested(array)):
+                    with f.if_(array.is_set):
                         source = self._bias_sums(stage, unit_vec) + grad * v.bytes
                         into = array + (size * index + unit_vec * v.lanes) * v.item
                         f.call(self._store_or_add, source, into, num_units, c.add_params)
@@ -263,15 +271,13 @@ class WeightGradients(BackwardEmitter):
         for name, grad in zip(peepholes, derivative.peephole_grads, strict=True):
             yield p.d_peepholes, self.cell.peepholes.index(name), grad
 
-    def _store_weight_sums(
-        self, stage: StageKernel, of_state: bool, unit_vec: Value, gate: int, num_units: Value
-    ) -> None:
+    def _store_weight_sums(self, weights: Weights, unit_vec: Value, gate: int, num_units: Value) -> None:
         """Store the rows of sums of a vector of units, but for the panels that the GEMM wrote directly."""
-        f, c, v = self.f, self.c, self.v
-        array, num_cols, first_panel = self._weight_grad(stage, of_state)
+        f, c, v, stage = self.f, self.c, self.v, weights.stage
+        array, num_cols, first_panel = self._weight_grad(weights)
         direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)
         cols_left = num_cols - direct_panels * self.panel_features
-        with f.if_(self.is_requested(array) & (cols_left > 0)), f.loop(0, num_units) as lane:
+        with f.if_(array.is_set & (cols_left > 0)), f.loop(0, num_units) as lane:
             sums = self._weight_sums(stage, unit_vec, gate) + lane * c.weights_stride
             row = self._first_row(stage, unit_vec, gate) + lane
             into = array + row * num_cols * v.item + direct_panels * self.panel_bytes

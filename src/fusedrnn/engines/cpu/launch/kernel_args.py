@@ -20,22 +20,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.kernels.arena import round_up_to_cache_line
-from fusedrnn.engines.cpu.launch.args_kernel import CONSTANT, load_bind
-from fusedrnn.engines.cpu.plan.partition import Plan
+from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
+from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
+from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import Scratch
-from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 FORWARD = (
     "x", "x_step", "x_row", "y", "y_step", "y_row", "h0", "c0", "h_n", "c_n", "weights", "reserve",
     "row_offsets", "seed", "tables", "spins",
 )  # fmt: skip
+"""Symbols of a forward call, in the order in which it gives their values; unpacked parameters follow."""
 BACKWARD = (
     "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "dh_n", "dc_n", "dh0", "dc0", "weights", "reserve",
     "row_offsets", "seed", "add_x", "add_params", "add_states", "tables", "spins",
 )  # fmt: skip
+"""Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
 SPARE = "params", "dparams", "nothing"
 """Symbols without fields: the bases of unpacked parameters and of their gradients, and one to be ignored."""
 MAX_ARRAYS = 9
@@ -68,7 +69,7 @@ class KernelArgs:
         extents_offset: Where scratch has room for the first and last bytes of a call's arrays.
         args_offset: Where it has room for the structs.
         plan_offset: Where the plan's workspace begins in it.
-        relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.args_kernel.RELOC`.
+        relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.call_kernel.RELOC`.
         num_fields: Fields, and zeros behind them, that binding writes.
         size: Bytes of scratch.
     """
@@ -91,7 +92,7 @@ class KernelArgs:
         self.plan_offset = round_up_to_cache_line(args_end)
         # The workspace begins with barriers, which are zero at the start of each call.
         self.num_fields = num_fields + (self.plan_offset - args_end + plan.scratch.zeroed) // 8
-        self.size = self.plan_offset + plan.size
+        self.size = self.plan_offset + plan.scratch.size
         self._relocs: Array = np.zeros((self.num_fields, 2), np.int64)
         self._relocs[:, 0] = CONSTANT
         self._relocate(structs)
@@ -114,17 +115,6 @@ class KernelArgs:
         self._values.pack_into(scratch.buffer.data, 0, *values, workspace, args, workspace if computes_dx else 0)
         self._bind(self.relocs, self.num_fields, scratch.address, args)
         return args
-
-
-def forward_symbols(spec: RNNSpec) -> list[str]:
-    """The symbols of a forward call, in the order in which it gives their values."""
-    return [*FORWARD, *(f"unpacked {entry.name}" for entry in spec.layout.by_layer_direction)]
-
-
-def backward_symbols(spec: RNNSpec) -> list[str]:
-    """The symbols of a backward call, in the order in which it gives their values."""
-    names = [entry.name for entry in spec.layout.by_layer_direction]
-    return [*BACKWARD, *(f"unpacked {name}" for name in names), *names]
 
 
 def signed(seed: int) -> int:

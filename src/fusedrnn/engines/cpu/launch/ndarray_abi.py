@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# From an array's data pointer to other fields. They have been the same in every release of NumPy.
+NDIM, SHAPE, STRIDES, DTYPE, FLAGS = 8, 16, 24, 40, 48
 _ALIGNED, _WRITEABLE = 0x100, 0x400
 _WORD = 8
 
 
 class ObjectLayout(NamedTuple):
-    """Byte offsets in an object: of a tuple's items, of an object's type, of an array's data pointer.
-
-    The fields behind the data pointer have been the same in every release of NumPy: see
-    :mod:`fusedrnn.engines.cpu.launch.guard_kernel`.
-    """
+    """Byte offsets in an object: of a tuple's items, of an object's type, of an array's data pointer."""
 
     items_offset: int
     type_offset: int
@@ -54,18 +52,18 @@ def _layout_is_known(probe: Any, layout: ObjectLayout) -> bool:
         word(id(items) + layout.items_offset) == id(probe)
         and word(id(probe) + layout.type_offset) == id(np.ndarray)
         and word(data_at) == probe.ctypes.data
-        and c_int(data_at + 8) == probe.ndim
-        and word(data_at + 40) == id(probe.dtype)
-        and c_int(data_at + 48) == probe.flags.num
-        and [word(word(data_at + 16) + _WORD * axis) for axis in range(3)] == list(probe.shape)
-        and [word(word(data_at + 24) + _WORD * axis) for axis in range(3)] == list(probe.strides)
+        and c_int(data_at + NDIM) == probe.ndim
+        and word(data_at + DTYPE) == id(probe.dtype)
+        and c_int(data_at + FLAGS) == probe.flags.num
+        and [word(word(data_at + SHAPE) + _WORD * axis) for axis in range(3)] == list(probe.shape)
+        and [word(word(data_at + STRIDES) + _WORD * axis) for axis in range(3)] == list(probe.strides)
     )
 
 
 def guard_of(argument: Any, symbol: int, written: bool) -> list[int] | None:
     """The guard for arguments like this one, None or an array; None if no guard can describe it.
 
-    See :data:`fusedrnn.engines.cpu.launch.guard_kernel.GUARD`; ``symbol`` is the number of the symbol for its address.
+    See :data:`fusedrnn.engines.cpu.launch.call_kernel.GUARD`; ``symbol`` is the number of the symbol for its address.
     The guard compares the identity of the dtype: its user must hold a reference to the dtype.
     """
     if argument is None:

@@ -6,10 +6,11 @@ is longer; a call takes as long as the thread with the largest share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from math import ceil
 
-from fusedrnn.engines.cpu.plan.sizes import ProblemSize, ThreadShare
+from fusedrnn.engines.cpu.plan.sizes import LargestShare, ProblemSize
 from fusedrnn.engines.cpu.tuning import MachineModel
 
 COST_TERMS = "input GEMM", "recurrent GEMM", "weights", "cell", "memory", "barriers", "call"
@@ -28,14 +29,14 @@ class Cost(dict[str, float]):
 
 
 def predict_cost(
-    problem: ProblemSize, share: ThreadShare, machine: MachineModel, *, spinning: bool = False
+    problem: ProblemSize, share: LargestShare, machine: MachineModel, *, spinning: bool = False
 ) -> Cost:
     """Predict the cost of a call; its threads are asleep when it comes, or ``spinning``."""
     cost = Cost()
     rounds, meetings = _rounds_per_thread(problem, share)
     is_parallel = share.num_threads > 1
     layer_model = _BackwardLayer if problem.phase == "backward" else _ForwardLayer
-    for count, features in _distinct_layers(problem):
+    for features, count in Counter(problem.inputs).items():
         for term, seconds in layer_model(problem, share, machine, features).predict().items():
             cost[term] += count * rounds * seconds
         cost["barriers"] += count * is_parallel * meetings * machine.barrier
@@ -44,33 +45,27 @@ def predict_cost(
     return cost
 
 
-def adjusted_cost(share: ThreadShare, cost: Cost, min_speedup: float) -> float:
+def adjusted_cost(share: LargestShare, cost: Cost, min_speedup: float) -> float:
     """The cost by which grids are compared: several threads must be so many times as fast as one."""
     return cost.total * (min_speedup if share.num_threads > 1 else 1.0)
 
 
-def _rounds_per_thread(problem: ProblemSize, share: ThreadShare) -> tuple[float, float]:
+def _rounds_per_thread(problem: ProblemSize, share: LargestShare) -> tuple[float, float]:
     """A thread's part of the time of one direction of all layers, and barriers of all threads per layer."""
     groups = share.grid.layer_dirs
-    if problem.directions > 1 or groups == 1:
-        return -(-problem.directions // groups), 1.0
+    if problem.spec.num_directions > 1 or groups == 1:
+        return -(-problem.spec.num_directions // groups), 1.0
     layers, chunks = len(problem.inputs), -(-problem.steps // share.chunk)
     own_layers = -(-layers // groups)
     # The last group of a pipeline begins when each of the others has finished a chunk.
     return (own_layers + (groups - 1) / chunks) / layers, own_layers * chunks / layers
 
 
-def _distinct_layers(problem: ProblemSize) -> Iterator[tuple[int, int]]:
-    """How many layers read how many features."""
-    for features in dict.fromkeys(problem.inputs):
-        yield problem.inputs.count(features), features
-
-
 class _Layer:
     """The cost of one direction of a layer with so many input features."""
 
     def __init__(
-        self, problem: ProblemSize, share: ThreadShare, machine: MachineModel, features: int
+        self, problem: ProblemSize, share: LargestShare, machine: MachineModel, features: int
     ) -> None:
         self.problem, self.share, self.machine, self.features = problem, share, machine, features
         self.cost = Cost()
@@ -88,23 +83,42 @@ class _Layer:
         self.cost["cell"] = self.rows * row
         self.cost["cell"] += problem.steps * machine.step + machine.layer
 
-    def gemm(
-        self, term: str, count: int, rows: float, k: int, col_vecs: int, l2_fraction: float, bandwidth: float
-    ) -> None:
-        """Add GEMMs of so many rows. This fraction of their weights is in L2, the rest comes at this bandwidth."""
+    def recurrent_gemms(self, shapes: Sequence[tuple[int, int]], other_bytes: int) -> int:
+        """Add a GEMM for each K and vectors of columns, beside so much other data in L2; return their weights' bytes.
+
+        At the first step no weights are in L2, later as many as there is room for.
+        """
         problem, machine = self.problem, self.machine
-        panels = count * (col_vecs / problem.vectors_per_panel)
-        panel_vectors = problem.vectors_per_panel * k
-        panel_bytes = k * problem.vectors_per_panel * problem.vector_bytes
+        size = sum(k * width for k, width in shapes) * problem.vector_bytes
+        room = (machine.usable_l2 * machine.l2_bytes - other_bytes) / size
+        l2_fraction = min(1.0, max(0.0, room)) * (1 - 1 / problem.steps)
+        for k, width in shapes:
+            self.gemm("recurrent GEMM", problem.steps, self.share.rows, k, width, l2_fraction, 0)
+        return size
+
+    def gemm(
+        self, term: str, count: int, rows: float, k: int, col_vecs: int, l2_fraction: float, features: int
+    ) -> None:
+        """Add GEMMs of so many rows. This fraction of their weights is in L2.
+
+        The rest comes from L3 if the recurrent weights and those of so many features fit, of all active directions;
+        else from memory.
+        """
+        problem, machine = self.problem, self.machine
+        size = (features + problem.out) * problem.unit_vecs * problem.num_gates * problem.vector_bytes
+        fits_l3 = size * self.share.grid.layer_dirs <= machine.l3_bytes
+        bandwidth = machine.l3_bandwidth if fits_l3 else machine.memory_bandwidth
+        panels = count * (col_vecs / problem.panel_vectors)
+        panel_vectors = problem.panel_vectors * k
         rate = 1 / (l2_fraction / machine.l2_bandwidth + (1 - l2_fraction) / bandwidth)
-        self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors, panel_bytes, rate)
+        self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors, rate)
 
     def panels(
-        self, term: str, panels: float, rows: float, rows_per_tile: int, panel_vectors: float, panel_bytes: float,
-        bandwidth: float,
-    ) -> None:  # fmt: skip
+        self, term: str, panels: float, rows: float, rows_per_tile: int, panel_vectors: float, bandwidth: float
+    ) -> None:
         """Add rows times panels. A panel's first tiles prefetch the next panel; all tiles read their panel from L2."""
         machine = self.machine
+        panel_bytes = panel_vectors * self.problem.vector_bytes
         tiles = ceil(rows / rows_per_tile)
         fma = rows / tiles * panel_vectors / machine.fma_rate
         l2_stall = max(0.0, panel_bytes / machine.l2_bandwidth - fma)
@@ -114,24 +128,11 @@ class _Layer:
         self.cost[term] += panels * tiles * (fma + machine.tile)
         self.cost["weights"] += panels * (first_stall + (tiles - 1) * l2_stall)
 
-    def recurrent_l2_fraction(self, weights: int, other: int) -> float:
-        """The fraction of the recurrent weights that is in L2, in the mean over all steps; the first finds none."""
-        machine = self.machine
-        room = (machine.usable_l2 * machine.l2_bytes - other) / weights
-        return min(1.0, max(0.0, room)) * (1 - 1 / self.problem.steps)
-
-    def weights_bandwidth(self, features: int) -> float:
-        """Bandwidth of weights beyond L2: L3 if those of all active directions fit, else memory."""
-        problem = self.problem
-        rows = features + problem.stages[0].k
-        size = rows * problem.unit_vecs * problem.gates * problem.vector_bytes * self.share.grid.layer_dirs
-        return self.machine.l3_bandwidth if size <= self.machine.l3_bytes else self.machine.memory_bandwidth
-
     def streaming_bandwidth(self, vectors: int) -> float:
         """Bandwidth for streaming data of so many vectors per unit vector: L3 if it fits, else memory."""
         problem, machine = self.problem, self.machine
         size = problem.steps * problem.batch * problem.unit_vecs * problem.vector_bytes * vectors
-        size *= problem.directions * len(problem.inputs)
+        size *= problem.spec.num_directions * len(problem.inputs)
         fits_l3 = size <= machine.l3_bytes // 2
         return machine.l3_bandwidth if fits_l3 else machine.memory_bandwidth / machine.stream_trips
 
@@ -142,20 +143,15 @@ class _ForwardLayer(_Layer):
     def predict(self) -> Cost:
         """Predict the cost; called once."""
         problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
-        col_vecs = share.unit_vecs * problem.gates
+        col_vecs = share.unit_vecs * problem.num_gates
         gates_bytes = share.chunk * share.rows * col_vecs * problem.vector_bytes
-        stages = [(stage.k, stage.col_vecs * share.unit_vecs_of(stage)) for stage in problem.stages]
-        recurrent_bytes = sum(k * width for k, width in stages) * problem.vector_bytes
-        in_l2 = self.recurrent_l2_fraction(recurrent_bytes, gates_bytes)
-        for k, width in stages:
-            bandwidth = self.weights_bandwidth(0)
-            self.gemm("recurrent GEMM", problem.steps, share.rows, k, width, in_l2, bandwidth)
+        shapes = [(problem.operand_size(s), s.num_gates * share.unit_vecs_of(s)) for s in problem.stages]
+        recurrent_bytes = self.recurrent_gemms(shapes, gates_bytes)
         input_bytes = self.features * col_vecs * problem.vector_bytes
         fits_l2 = input_bytes + recurrent_bytes + gates_bytes < machine.usable_l2 * machine.l2_bytes
         self.gemm(
-            "input GEMM", self.chunks, self.rows / self.chunks, self.features, col_vecs, float(fits_l2),
-            self.weights_bandwidth(self.features),
-        )  # fmt: skip
+            "input GEMM", self.chunks, self.rows / self.chunks, self.features, col_vecs, float(fits_l2), self.features
+        )
         self.cell()
         # The output, and in training the reserve.
         written = 1 + (problem.phase == "training") * (problem.states + problem.saved)
@@ -171,49 +167,39 @@ class _BackwardLayer(_Layer):
     def predict(self) -> Cost:
         """Predict the cost; called once."""
         problem, share = self.problem, self.share
-        gates_bytes = share.rows * problem.unit_vecs * problem.gates * problem.vector_bytes
-        stages = [self._recurrent_gemm_shape(index) for index in range(len(problem.stages))]
-        recurrent_bytes = sum(k * width for k, width in stages) * problem.vector_bytes
-        in_l2 = self.recurrent_l2_fraction(recurrent_bytes, 2 * gates_bytes)
-        for k, width in stages:
-            bandwidth = self.weights_bandwidth(0)
-            self.gemm("recurrent GEMM", problem.steps, share.rows, k, width, in_l2, bandwidth)
-        x_vecs = -(-self.features // problem.lanes)
+        gates_bytes = share.rows * problem.unit_vecs * problem.num_gates * problem.vector_bytes
+        shapes = [(problem.k_padded(s), share.unit_vecs if s.index else share.out_unit_vecs) for s in problem.stages]
+        self.recurrent_gemms(shapes, 2 * gates_bytes)
+        x_vecs = problem.num_vectors(self.features)
         self.gemm(
-            "input GEMM", self.chunks, self.rows / self.chunks, problem.unit_vecs * problem.gates * problem.lanes,
-            -(-x_vecs // share.grid.units), 0.0, self.weights_bandwidth(self.features),
+            "input GEMM", self.chunks, self.rows / self.chunks, problem.k_padded(*problem.gate_stages),
+            -(-x_vecs // share.grid.units), 0.0, self.features,
         )  # fmt: skip
         self.cell()
         self._weight_gradients(x_vecs)
         return self.cost
-
-    def _recurrent_gemm_shape(self, index: int) -> tuple[int, int]:
-        """K and vectors of columns of a stage's transposed GEMM."""
-        problem, stage = self.problem, self.problem.stages[index]
-        unit_vecs = -(-problem.stages[0].k // problem.lanes) if stage.projects else problem.unit_vecs
-        return unit_vecs * stage.col_vecs * problem.lanes, self.share.unit_vecs if index else self.share.out_unit_vecs
 
     def _weight_gradients(self, x_vecs: int) -> None:
         """Add the GEMMs of the weight gradients, the memory that all of backward streams, and the barriers."""
         problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
         all_rows = problem.steps * problem.batch
         # A projection's rows are H long, but there are fewer of them.
-        operand_vecs = sum(stage.k * stage.col_vecs for stage in problem.stages) / problem.gates / problem.lanes
-        panels = (x_vecs + operand_vecs) / problem.vectors_per_panel
-        row_panels = problem.gates * share.weight_unit_vecs * panels
-        blocks = -(-all_rows // share.block)
-        panel_vectors = problem.vectors_per_panel * (all_rows / blocks)
+        operand_size = sum(problem.operand_size(stage) * stage.num_gates for stage in problem.stages)
+        operand_vecs = operand_size / problem.num_gates / problem.lanes
+        panels = (x_vecs + operand_vecs) / problem.panel_vectors
+        row_panels = problem.num_gates * share.weight_unit_vecs * panels
+        blocks = -(-all_rows // share.block_rows)
+        panel_vectors = problem.panel_vectors * (all_rows / blocks)
         self.panels(
-            "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors,
-            panel_vectors * problem.vector_bytes, machine.l2_bandwidth,
-        )  # fmt: skip
+            "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors, machine.l2_bandwidth
+        )
         # Each thread packs the operands for itself, and adds up the gradients of its biases.
-        packed_bytes = all_rows * panels * problem.vectors_per_panel * problem.vector_bytes
+        packed_bytes = all_rows * panels * problem.panel_vectors * problem.vector_bytes
         cost["weights"] += packed_bytes / self.streaming_bandwidth(1)
         cost["weights"] += all_rows * share.weight_unit_vecs * problem.pre_act_grads * 4 * machine.instruction
         read = 2 * problem.states + problem.saved + problem.pre_act_grads
         read_bytes = self.rows * share.unit_vecs * problem.vector_bytes * read
-        sums_bytes = row_panels * problem.lanes * problem.vectors_per_panel * problem.vector_bytes
+        sums_bytes = row_panels * problem.lanes * problem.panel_vectors * problem.vector_bytes
         cost["memory"] = (read_bytes + (2 * blocks - 1) * sums_bytes) / self.streaming_bandwidth(read)
         meetings = problem.steps * len(problem.stages) * (share.grid.units > 1)
         meetings += 2 * blocks * (share.num_threads > share.grid.layer_dirs)

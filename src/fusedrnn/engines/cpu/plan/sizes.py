@@ -1,16 +1,21 @@
-"""The sizes that the cost model works with: of a problem, and of the share of it that one thread has."""
+"""The sizes that plans and the cost model work with: of a problem, and of the share of it that one thread has."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
 from fusedrnn.cell.primitives import PRIMITIVES
-from fusedrnn.engines.cpu.kernels.stages import derivative_of, lowered_cell, stage_kernels
-from fusedrnn.jit.target import ITEM_SIZE, Target
+from fusedrnn.engines.cpu.kernels.stages import StageKernel, derivative_of, lowered_cell
+from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.tuning import Tuning
+from fusedrnn.jit.target import Target
 from fusedrnn.spec import RNNSpec
+
+Phase = Literal["inference", "training", "backward"]
+"""What a call computes; ``"training"`` is its forward pass."""
 
 
 class ThreadGrid(NamedTuple):
@@ -32,102 +37,77 @@ class ThreadGrid(NamedTuple):
         return self.layer_dirs * self.rows * self.units
 
 
-class StageGemm(NamedTuple):
-    """The recurrent GEMM of a cell's stage.
+class ProblemSize(Tiling):
+    """The sizes of a call.
 
     Attributes:
-        k: Elements of a row of its operand.
-        col_vecs: Vectors of columns for each vector of units.
-        projects: Whether its columns are the units of a projection.
-    """
-
-    k: int
-    col_vecs: int
-    projects: bool
-
-
-class ProblemSize(NamedTuple):
-    """A call's sizes. A *unit vector* is a vector of hidden units; each gate has one vector for it.
-
-    Attributes:
-        phase: "inference", "training" (its forward pass) or "backward".
+        steps, batch: T and N.
+        phase: What the call computes.
         inputs: Features that each layer reads.
+        rows_per_tile: Rows of a micro-kernel's tile.
         instructions: Vector instructions of the cell's maths, or of its derivative's, for a unit vector of a row.
         states: Vectors of states for each unit vector, the operands of later stages among them.
         saved: Vectors that training saves for each unit vector.
         pre_act_grads: Distinct vectors of pre-activation gradients for each unit vector.
-        stages: The recurrent GEMMs of a step.
     """
 
-    phase: str
-    steps: int
-    batch: int
-    directions: int
-    inputs: tuple[int, ...]
-    hidden: int
-    unit_vecs: int
-    gates: int
-    lanes: int
-    vector_bytes: int
-    vectors_per_panel: int
-    rows_per_tile: int
-    instructions: int
-    states: int
-    saved: int
-    pre_act_grads: int
-    stages: tuple[StageGemm, ...]
-
-    @classmethod
-    def of(cls, spec: RNNSpec, target: Target, steps: int, batch: int, phase: str) -> ProblemSize:
-        """The sizes of T steps of N sequences."""
-        derivative, stages = derivative_of(spec.variant), stage_kernels(spec.variant)
-        lanes = target.lanes(spec.dtype)
-        return cls(
-            phase=phase,
-            steps=steps,
-            batch=batch,
-            directions=spec.num_directions,
-            inputs=tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers)),
-            hidden=spec.hidden_size,
-            unit_vecs=-(-spec.hidden_size // lanes),
-            gates=spec.num_gates,
-            lanes=lanes,
-            vector_bytes=lanes * ITEM_SIZE[spec.dtype],
-            vectors_per_panel=target.tile[1],
-            rows_per_tile=target.tile[0],
-            instructions=_cell_instructions(spec.variant, phase),
-            states=len(spec.state_names) + len(stages) - 1,
-            saved=len(derivative.saved),
-            pre_act_grads=sum(stage.num_grads for stage in stages),
-            stages=tuple(
-                StageGemm(spec.hidden_size if stage.index else spec.state_size, stage.num_gates, stage.projects)
-                for stage in stages
-            ),
-        )
+    def __init__(self, spec: RNNSpec, target: Target, steps: int, batch: int, phase: Phase = "inference") -> None:
+        super().__init__(spec, target)
+        self.steps, self.batch, self.phase = steps, batch, phase
+        self.inputs = tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers))
+        self.rows_per_tile = target.tile[0]
+        self.instructions = _cell_instructions(spec.variant, phase)
+        self.states = len(spec.state_names) + len(self.stages) - 1
+        self.saved = len(derivative_of(spec.variant).saved)
+        self.pre_act_grads = sum(stage.num_grads for stage in self.stages)
 
 
-class ThreadShare(NamedTuple):
+class LargestShare(NamedTuple):
     """The share of the thread that has most to do.
 
     Attributes:
         grid: How the problem is divided.
         rows: Sequences.
         unit_vecs: Unit vectors.
-        chunk: Steps of an input GEMM, in backward of one for dx.
         out_unit_vecs: Vectors of h's units; other than ``unit_vecs`` only with a projection.
-        block: In backward, rows of a GEMM of the weight gradients.
+        chunk: Steps of an input GEMM, in backward of one for dx.
+        block: In backward, steps of a GEMM of the weight gradients: whole chunks.
+        block_rows: In backward, rows of such a GEMM that are packed at once.
         weight_unit_vecs: In backward, unit vectors of the weight gradients, which all threads of a direction divide.
     """
 
     grid: ThreadGrid
     rows: int
     unit_vecs: int
-    chunk: int
     out_unit_vecs: int
+    chunk: int
     block: int = 0
+    block_rows: int = 0
     weight_unit_vecs: int = 0
 
-    def unit_vecs_of(self, stage: StageGemm) -> int:
+    @classmethod
+    def of(cls, problem: ProblemSize, grid: ThreadGrid, tuning: Tuning) -> LargestShare:
+        """The largest share of a problem that is divided by this grid."""
+        steps, batch, is_backward = problem.steps, problem.batch, problem.phase == "backward"
+        rows, unit_vecs = -(-batch // grid.rows), -(-problem.unit_vecs // grid.units)
+        # The gates of a chunk fill half of L2, but there are not fewer rows than the minimum.
+        row_bytes = problem.gradients_stride if is_backward else problem.gates_stride(unit_vecs)
+        min_rows = tuning.min_dx_chunk_rows if is_backward else tuning.min_chunk_rows
+        chunk_rows = max(min_rows, min(tuning.max_chunk_rows, tuning.l2_bytes // 2 // row_bytes))
+        # A pipelined layer waits for a chunk of the layer below, which must be short.
+        max_chunk = -(-steps // tuning.min_pipeline_chunks) if problem.is_pipelined(grid.layer_dirs) else steps
+        chunk = max(1, min(max_chunk, chunk_rows // (batch if is_backward else rows)))
+        share = cls(grid, rows, unit_vecs, -(-problem.out_vecs // grid.units), chunk)
+        if not is_backward:
+            return share
+        block = min(max(1, tuning.block_rows // (batch * chunk)), -(-steps // chunk)) * chunk
+        return share._replace(
+            block=block,
+            block_rows=min(block * batch, tuning.gemm_rows),
+            weight_unit_vecs=-(-problem.unit_vecs // (grid.rows * grid.units)),
+        )
+
+    def unit_vecs_of(self, stage: StageKernel) -> int:
         """Unit vectors of a stage."""
         return self.out_unit_vecs if stage.projects else self.unit_vecs
 
@@ -138,7 +118,7 @@ class ThreadShare(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _cell_instructions(variant: Variant, phase: str) -> int:
+def _cell_instructions(variant: Variant, phase: Phase) -> int:
     """Vector instructions of a cell's maths for a unit vector of a row, its loads and stores included."""
     cell, derivative = lowered_cell(variant), derivative_of(variant)
     roots: list[Expr] = [*cell.outputs, *cell.operands]

@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.tiling import Tiling
-from fusedrnn.engines.cpu.weights.layout import PackedLayout, packing_tasks
+from fusedrnn.engines.cpu.weights.layout import PackedLayout
 from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
 from fusedrnn.frozen_array import is_frozen
-from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
 from fusedrnn.runtime.thread_pool import ThreadTeam
-from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
@@ -78,19 +76,15 @@ class WeightCache:
     """Packs the parameters of a spec and keeps the result until they change. Thread-safe.
 
     Args:
-        spec: The network.
-        target: The instruction set.
-        tiling: The panels of its weights.
+        tiling: The panels of the weights.
         idle: Pools to clear when the last owner of parameters is gone.
     """
 
-    def __init__(
-        self, spec: RNNSpec, target: Target, tiling: Tiling, idle: Sequence[BufferPool | Workspaces]
-    ) -> None:
+    def __init__(self, tiling: Tiling, idle: Sequence[BufferPool | Workspaces]) -> None:
         self._tuning = tuning = tunings.current()
         self._pool = BufferPool(tuning.max_packed_vectors)
         self._idle = (self._pool, *idle)
-        self._spec, self._target, self._tiling = spec, target, tiling
+        self._tiling, spec = tiling, tiling.spec
         self._vectors: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._lock = Lock()
@@ -101,8 +95,7 @@ class WeightCache:
         self.nowhere = (0,) * len(self.offsets)
         self._shape, self._dtype = (spec.layout.size,), np.dtype(spec.dtype)
         self._last: PackedWeights | None = None
-        self.layout = PackedLayout.of(spec, tiling)
-        self._tasks = {training: packing_tasks(spec, tiling, self.layout, training) for training in (False, True)}
+        self.layout = PackedLayout.of(tiling)
 
     @property
     def num_packed(self) -> int:
@@ -190,7 +183,7 @@ class WeightCache:
         self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Array | None
     ) -> PackedWeights:
         layout = self.layout
-        size = self._spec.layout.size * self._tiling.item
+        size = self._shape[0] * self._tiling.item
         # A training loop packs at every step, so it keeps the memory for its copy of the parameters.
         lease = self._pool.lease(layout.size if training else layout.backward_offset)
         copy = lease.buffer[layout.flat_offset :] if training else np.empty(size, np.uint8)
@@ -205,13 +198,13 @@ class WeightCache:
                     ctypes.memset(int(to), 0, int(length))
             ranges = ranges[ranges[:, _BEGIN] != 0]
         fingerprint = fingerprint_of(ranges)
-        self._run(self._tasks[training], lease.address, flat, team, 2 * size)
+        self._run(layout.tasks if training else layout.forward_tasks, lease.address, flat, team, 2 * size)
         ranges[:, _COPY] = 0
         return PackedWeights(lease, frozen, ranges, fingerprint, training, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
         """Run the packing job on several threads, or on this one if it is small or the others are busy."""
-        job = load_pack(self._spec.dtype, self._target)
+        job = load_pack(self._tiling.spec.dtype, self._tiling.target)
         for threads in (team.threads if size > self._tuning.parallel_pack_bytes else 1, 1):
             call = (ctypes.c_int64 * len(CALL.names))(tasks.ctypes.data, len(tasks), threads, flat, packed)
             address = ctypes.addressof(call)

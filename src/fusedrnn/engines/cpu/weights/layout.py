@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.engines.cpu.kernels.arena import round_up_to_cache_line
+from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.weights.pack_kernel import PACK, PACK_SUM, PACK_TRANSPOSED, PACK_ZEROS, PackTask
 from fusedrnn.layout import Kind
-from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 
@@ -37,146 +35,99 @@ class PackedWeightsOffsets(NamedTuple):
     projection_back: int
 
 
+_FORWARD, _BACKWARD = PackedWeightsOffsets._fields[:6], PackedWeightsOffsets._fields[6:]
+
+
 class PackedLayout(NamedTuple):
     """The layout of a buffer of packed weights. Inference and training have the same offsets.
 
     Attributes:
         layer_dirs: The offsets of each layer-direction.
+        forward_tasks: The tasks that pack a flat parameter vector for inference, a row each.
+        tasks: Those for training: the same, then those of the weights for backward.
         backward_offset: The beginning of the weights for backward: the end of a buffer for inference.
         flat_offset: The beginning of a copy of the parameters.
         size: Bytes of a buffer for training.
     """
 
     layer_dirs: tuple[PackedWeightsOffsets, ...]
+    forward_tasks: Array
+    tasks: Array
     backward_offset: int
     flat_offset: int
     size: int
 
     @classmethod
-    def of(cls, spec: RNNSpec, tiling: Tiling) -> PackedLayout:
+    def of(cls, tiling: Tiling) -> PackedLayout:
         """The layout of a spec's weights."""
-        count = spec.num_layers * spec.num_directions
-        features = [spec.layer_input_size(index // spec.num_directions) for index in range(count)]
-        forward = [_forward_sizes(tiling, k) for k in features]
-        backward = [_backward_sizes(tiling, k) for k in features]
-        sizes = [round_up_to_cache_line(rows * tiling.panel_bytes) for part in forward + backward for rows in part]
-        *offsets, end = accumulate(sizes, initial=0)
-        num_forward, num_backward = len(forward[0]), len(backward[0])
-        split = num_forward * count
-        layer_dirs = tuple(
-            PackedWeightsOffsets(
-                *offsets[num_forward * index : num_forward * (index + 1)],
-                *offsets[split + num_backward * index : split + num_backward * (index + 1)],
-            )
-            for index in range(count)
-        )
-        size = end + round_up_to_cache_line(spec.layout.size * tiling.item)
-        return cls(layer_dirs, backward_offset=offsets[split], flat_offset=end, size=size)
+        spec = tiling.spec
+        layer_dirs = product(range(spec.num_layers), range(spec.num_directions))
+        matrices = [_matrices(tiling, layer, direction) for layer, direction in layer_dirs]
+        offsets: list[dict[str, int]] = [{} for _ in matrices]
+        tasks: list[PackTask] = []
+        end = 0
+        for names in _FORWARD, _BACKWARD:
+            backward_offset, num_forward_tasks = end, len(tasks)
+            for index, name in product(range(len(matrices)), names):
+                offsets[index][name] = end
+                tasks += [task._replace(dest=end + task.dest) for task in matrices[index][name]]
+                rows = sum(task.panels * _rows(tiling, task) for task in matrices[index][name])
+                end += round_up_to_cache_line(rows * tiling.panel_bytes)
+        all_tasks = np.array(tasks, np.int64)
+        return cls(
+            tuple(PackedWeightsOffsets(**offsets_of) for offsets_of in offsets),
+            all_tasks[:num_forward_tasks], all_tasks, backward_offset, flat_offset=end,
+            size=end + round_up_to_cache_line(spec.layout.size * tiling.item),
+        )  # fmt: skip
 
 
-def _forward_sizes(tiling: Tiling, features: int) -> list[int]:
-    """Rows of panels of each matrix and bias for forward, in the order of :class:`PackedWeightsOffsets`."""
-    recurrent = sum(tiling.num_panels(stage) * tiling.operand_size(stage) for stage in tiling.gate_stages)
-    projection = sum(tiling.num_panels(stage) * tiling.hidden for stage in tiling.projections)
-    panels = tiling.gate_panels
-    return [features * panels, recurrent, projection, tiling.peephole_panels, panels, panels]
+def _rows(tiling: Tiling, task: PackTask) -> int:
+    """Rows that a task writes in each of its panels."""
+    return task.unit_vecs * task.gates * tiling.lanes if task.kind == PACK else task.k
 
 
-def _backward_sizes(tiling: Tiling, features: int) -> list[int]:
-    """Rows of panels of each matrix for backward."""
-    return [
-        tiling.feature_panels(features) * tiling.gates_k_padded,
-        sum(tiling.feature_panels(tiling.operand_size(stage)) * tiling.k_padded(stage) for stage in tiling.gate_stages),
-        sum(tiling.feature_panels(tiling.hidden) * tiling.k_padded(stage) for stage in tiling.projections),
-    ]
+def _matrices(tiling: Tiling, layer: int, direction: int) -> dict[str, list[PackTask]]:
+    """The tasks of each matrix and bias of a layer-direction; ``dest`` is relative to the matrix."""
+    layout, hidden, gates = tiling.spec.layout, tiling.hidden, tiling.gate_stages
+    features = tiling.spec.layer_input_size(layer)
 
+    def offset_of(kind: Kind) -> int:
+        return layout.entry(layer, direction, kind).offset * tiling.item
 
-def packing_tasks(spec: RNNSpec, tiling: Tiling, layout: PackedLayout, training: bool) -> Array:
-    """The tasks that pack a spec's flat parameter vector, for inference or for training: a row each."""
-    tasks: list[PackTask] = []
-    for index, packed in enumerate(layout.layer_dirs):
-        layer, direction = divmod(index, spec.num_directions)
-        source = {kind: spec.layout.entry(layer, direction, kind).offset * tiling.item for kind in spec.layout.kinds}
-        features = spec.layer_input_size(layer)
-        tasks += _forward_tasks(tiling, source, packed, features)
-        if training:
-            tasks += _backward_tasks(tiling, source, packed, features)
-    return np.array(tasks, np.int64)
+    def task(stage: StageKernel, k: int, *kinds: Kind) -> PackTask:
+        """For forward: a stage's gates of a matrix, or of the sum of those of these biases that the spec has."""
+        first_gate = 0 if stage.projects else stage.first_gate * hidden * k * tiling.item
+        sources = [offset_of(kind) + first_gate for kind in kinds if layout.has(kind)]
+        kind = (PACK_ZEROS, PACK_TRANSPOSED, PACK_SUM)[len(sources)]
+        source, source2 = (*sources, 0, 0)[:2]
+        units = tiling.num_units(stage)
+        columns = stage.num_gates, units, tiling.num_vectors(units)
+        return PackTask(kind, source, source2, k, tiling.num_panels(stage), 0, *columns)
 
+    def back(stage: StageKernel, k: int, kind: Kind, panel_rows: int) -> PackTask:
+        """For backward: a stage's gates of a matrix."""
+        return task(stage, k, kind)._replace(kind=PACK, panels=tiling.feature_panels(k), panel_rows=panel_rows)
 
-def _columns(tiling: Tiling, stage: StageKernel) -> tuple[int, int, int]:
-    """A stage's gates, the units of each, and their vectors."""
-    units = tiling.num_units(stage)
-    return stage.num_gates, units, tiling.num_vectors(units)
-
-
-def _gate_offset(tiling: Tiling, stage: StageKernel, k: int) -> int:
-    """The offset of a stage's first gate in a matrix with rows of ``k`` elements."""
-    return stage.first_gate * tiling.hidden * k * tiling.item
-
-
-def _forward_tasks(
-    tiling: Tiling, source: Mapping[Kind, int], packed: PackedWeightsOffsets, features: int
-) -> list[PackTask]:
-    tasks: list[PackTask] = []
-    panel, h_weights = 0, packed.h_weights
-    for stage in tiling.gate_stages:
-        panels, k, columns = tiling.num_panels(stage), tiling.operand_size(stage), _columns(tiling, stage)
-        x_source = source["i2h_weight"] + _gate_offset(tiling, stage, features)
-        h_source = source["h2h_weight"] + _gate_offset(tiling, stage, k)
-        bias, first = _gate_offset(tiling, stage, 1), panel * tiling.panel_bytes
-        x_bias_kinds: tuple[Kind, ...] = ("i2h_bias", "h2h_bias") if stage.accumulates_in_place else ("i2h_bias",)
-        tasks += [
-            PackTask(PACK_TRANSPOSED, x_source, 0, features, panels, packed.x_weights + features * first, *columns),
-            PackTask(PACK_TRANSPOSED, h_source, 0, k, panels, h_weights, *columns),
-            _bias_task(source, x_bias_kinds, bias, panels, packed.x_bias + first, columns),
-            _bias_task(source, ("h2h_bias",), bias, panels, packed.h_bias + first, columns),
-        ]
-        panel, h_weights = panel + panels, h_weights + k * panels * tiling.panel_bytes
-    for stage in tiling.projections:
-        matrix = source["h2r_weight"], 0, tiling.hidden, tiling.num_panels(stage)
-        tasks.append(PackTask(PACK_TRANSPOSED, *matrix, packed.projection, *_columns(tiling, stage)))
-    if tiling.num_peepholes:
-        matrix = source["peephole_weight"], 0, 1, tiling.peephole_panels
-        peepholes = tiling.num_peepholes, tiling.hidden, tiling.unit_vecs
-        tasks.append(PackTask(PACK_TRANSPOSED, *matrix, packed.peepholes, *peepholes))
-    return tasks
-
-
-def _bias_task(
-    source: Mapping[Kind, int],
-    kinds: tuple[Kind, ...],
-    offset: int,
-    panels: int,
-    dest: int,
-    columns: tuple[int, int, int],
-) -> PackTask:
-    """The task that packs the sum of those of these biases that the spec has."""
-    biases = [source[kind] + offset for kind in kinds if kind in source]
-    kind = (PACK_ZEROS, PACK_TRANSPOSED, PACK_SUM)[len(biases)]
-    first, second = (*biases, 0, 0)[:2]
-    return PackTask(kind, first, second, 1, panels, dest, *columns)
-
-
-def _backward_tasks(
-    tiling: Tiling, source: Mapping[Kind, int], packed: PackedWeightsOffsets, features: int
-) -> list[PackTask]:
-    tasks: list[PackTask] = []
-    row, h_back = 0, packed.h_back
-    for stage in tiling.gate_stages:
-        k, k_padded, columns = tiling.operand_size(stage), tiling.k_padded(stage), _columns(tiling, stage)
-        x_source = source["i2h_weight"] + _gate_offset(tiling, stage, features)
-        h_source = source["h2h_weight"] + _gate_offset(tiling, stage, k)
-        x_panels, h_panels = tiling.feature_panels(features), tiling.feature_panels(k)
-        x_back = packed.x_back + row * tiling.panel_bytes
-        tasks += [
-            PackTask(PACK, x_source, 0, features, x_panels, x_back, *columns, tiling.gates_k_padded),
-            PackTask(PACK, h_source, 0, k, h_panels, h_back, *columns, k_padded),
-        ]
-        row, h_back = row + k_padded, h_back + h_panels * k_padded * tiling.panel_bytes
-    for stage in tiling.projections:
-        matrix = source["h2r_weight"], 0, tiling.hidden, tiling.feature_panels(tiling.hidden)
-        tasks.append(
-            PackTask(PACK, *matrix, packed.projection_back, *_columns(tiling, stage), tiling.k_padded(stage))
-        )
-    return tasks
+    peepholes = tiling.num_peepholes, hidden, tiling.unit_vecs
+    matrices = {
+        "x_weights": [task(stage, features, "i2h_weight") for stage in gates],
+        "h_weights": [task(stage, tiling.operand_size(stage), "h2h_weight") for stage in gates],
+        "projection": [task(stage, hidden, "h2r_weight") for stage in tiling.projections],
+        "peepholes": [
+            PackTask(PACK_TRANSPOSED, offset_of("peephole_weight"), 0, 1, tiling.peephole_panels, 0, *peepholes)
+        ] if tiling.num_peepholes else [],
+        "x_bias": [
+            task(stage, 1, "i2h_bias", "h2h_bias") if stage.accumulates_in_place else task(stage, 1, "i2h_bias")
+            for stage in gates
+        ],
+        "h_bias": [task(stage, 1, "h2h_bias") for stage in gates],
+        "x_back": [back(stage, features, "i2h_weight", tiling.k_padded(*gates)) for stage in gates],
+        "h_back": [back(stage, tiling.operand_size(stage), "h2h_weight", tiling.k_padded(stage)) for stage in gates],
+        "projection_back": [back(stage, hidden, "h2r_weight", tiling.k_padded(stage)) for stage in tiling.projections],
+    }  # fmt: skip
+    for name, tasks in matrices.items():
+        # Stages follow one another; in x_back they do so in every panel.
+        sizes = [_rows(tiling, task) * (1 if name == "x_back" else task.panels) for task in tasks]
+        offsets = accumulate(sizes, initial=0)
+        matrices[name] = [task._replace(dest=tiling.panel_bytes * at) for task, at in zip(tasks, offsets, strict=False)]
+    return matrices

@@ -68,10 +68,8 @@ def build_pack(dtype: str, target: Target) -> Module:
     c = CALL.read(f, call)
     with f.if_(thread < c.num_threads), f.loop(0, c.num_tasks) as number:
         task = c.tasks + number * TASK.size
-        with f.switch(TASK.read(f, task).kind, kinds) as cases:
-            for emitted, case in zip(emitters, cases, strict=True):
-                with case:
-                    f.call(emitted, call, thread, task)
+        for emitted in f.switch(TASK.read(f, task).kind, dict(zip(kinds, emitters, strict=True))):
+            f.call(emitted, call, thread, task)
     f.ret()
     return module
 

@@ -1,22 +1,27 @@
-"""A cached call in machine code: check the guards of its arrays, bind the kernel arguments, run the job.
+"""The machine code that launches a job: it binds kernel arguments, and runs cached calls if their guards hold.
 
-The code reads arrays as objects of the interpreter, in place. It compares their type, dtype, shape, strides and flags
-with those of arrays that a checked call has checked, and refuses a written array that may share memory with another.
-The caller holds references to the arrays. :mod:`fusedrnn.engines.cpu.launch.ndarray_abi` knows how objects are laid
-out, :mod:`fusedrnn.engines.cpu.launch.guarded_call` writes the structs.
+Binding writes the structs of a plan, with the values of a call relocated. A cached call reads arrays as objects of the
+interpreter, in place. It compares their type, dtype, shape, strides and flags with those of arrays that a checked call
+has checked, and refuses a written array that may share memory with another. The caller holds references to the arrays.
+:mod:`fusedrnn.engines.cpu.launch.ndarray_abi` knows how objects are laid out,
+:mod:`fusedrnn.engines.cpu.guarded_call` writes the structs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusedrnn.engines.cpu.launch.args_kernel import emit_bind
-from fusedrnn.jit.builder import I32, Function, Module, Value, Variable
+from fusedrnn.engines.cpu.launch.ndarray_abi import DTYPE, FLAGS, NDIM, SHAPE, STRIDES
+from fusedrnn.jit.builder import I32, I64, Function, Module, Value, Variable
 from fusedrnn.jit.c_function import c_function, emit_c_function
 from fusedrnn.jit.host import current_target
-from fusedrnn.jit.loader import load, load_once
+from fusedrnn.jit.loader import function, load, load_once
 from fusedrnn.jit.struct import Struct
 
+RELOC = Struct("symbol", "addend")
+"""How a field is made: the value of a symbol, by its number, plus an addend."""
+CONSTANT = -1
+"""The ``symbol`` of a field that is the same at every call: its ``addend``."""
 GUARD = Struct(
     "object", "dtype", "ndim", "flag_mask", "flags", "extent", "written", "symbol",
     "shape0", "shape1", "shape2", "stride0", "stride1", "stride2",
@@ -44,8 +49,34 @@ Offsets ``extents_offset``, ``args_offset`` and ``plan_offset`` are relative to 
 last byte of each argument are noted, the kernel arguments, and the plan's own memory. If ``num_threads`` is not 1,
 ``dispatch`` hands the job to the thread pool.
 """
-# From an array's data pointer to its ndim, shape, strides, dtype and flags.
-_NDIM, _SHAPE, _STRIDES, _DTYPE, _FLAGS = 8, 16, 24, 40, 48
+
+
+@load_once()
+def load_bind() -> Callable[..., None]:
+    """The function ``bind(relocs, num_fields, values, dest)``."""
+    return function(load("bind", current_target(), build_bind), "bind", 4)
+
+
+def build_bind() -> Module:
+    """The module of ``bind(relocs, num_fields, values, dest)``."""
+    module = Module("bind")
+    emit_bind(module, exported=True)
+    return module
+
+
+def emit_bind(module: Module, *, exported: bool = False) -> Function:
+    """Emit the function. A symbol of value 0 is a null pointer: its field is 0 whatever the addend."""
+    f = Function(module, "bind", ["relocs", "num_fields", "values", "dest"], exported=exported)
+    relocs, num_fields, values, dest = f.arguments
+    with f.loop(0, num_fields) as number:
+        reloc = RELOC.read(f, relocs + number * RELOC.size)
+        field = f.var(reloc.addend)
+        with f.if_(reloc.symbol.compare("!=", CONSTANT)):
+            value = f.load(values + reloc.symbol * 8)
+            field.set(value.equals(0).select(0, value + reloc.addend))
+        f.store(field.get(), dest + number * 8)
+    f.ret()
+    return f
 
 
 @load_once()
@@ -123,8 +154,9 @@ def _emit_guards_hold(module: Module) -> Function:
             with is_array, f.if_else(f.load(item + c.type_offset).equals(c.ndarray_type)) as (array, other):
                 with array:
                     array_at = item + c.data_offset
-                    same = _int(f, array_at + _NDIM).equals(g.ndim) & f.load(array_at + _DTYPE).equals(g.dtype)
-                    same = same & (_int(f, array_at + _FLAGS) & g.flag_mask).equals(g.flags)
+                    ndim = f.load(array_at + NDIM, I32, 4).sext(I64)
+                    same = ndim.equals(g.ndim) & f.load(array_at + DTYPE).equals(g.dtype)
+                    same = same & (f.load(array_at + FLAGS, I32, 4).sext(I64) & g.flag_mask).equals(g.flags)
                     with f.if_else(same) as (alike, unlike):
                         with alike:
                             _compare_axes(f, array_at, guard, g.ndim, held)
@@ -143,17 +175,12 @@ def _emit_guards_hold(module: Module) -> Function:
 
 def _compare_axes(f: Function, array_at: Value, guard: Value, ndim: Value, held: Variable) -> None:
     """Clear ``held`` if the array differs from its guard in a size or a stride."""
-    shape, strides = f.load(array_at + _SHAPE), f.load(array_at + _STRIDES)
+    shape, strides = f.load(array_at + SHAPE), f.load(array_at + STRIDES)
     shape0, stride0 = (guard + 8 * GUARD.index[name] for name in ("shape0", "stride0"))
     with f.loop(0, ndim) as axis:
         same_size = f.load(shape + axis * 8).equals(f.load(shape0 + axis * 8))
         same_stride = f.load(strides + axis * 8).equals(f.load(stride0 + axis * 8))
         held.set((same_size & same_stride).select(held.get(), 0))
-
-
-def _int(f: Function, address: Value) -> Value:
-    """The C int at an address."""
-    return Value(f, f.builder.sext(f.load(address, I32, 4).ir, f.constant(0).type))
 
 
 def _emit_no_alias(module: Module) -> Function:

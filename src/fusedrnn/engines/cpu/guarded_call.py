@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.launch import ndarray_abi
-from fusedrnn.engines.cpu.launch.guard_kernel import CALL_CACHE, GUARD, load_guarded_call
+from fusedrnn.engines.cpu.launch.call_kernel import CALL_CACHE, GUARD, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import MAX_ARRAYS, KernelArgs
-from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoice
-from fusedrnn.jit.loader import Job, address
-from fusedrnn.runtime.buffers import Workspaces
-from fusedrnn.runtime.thread_pool import ThreadTeam, get_pool, load_pool, release_pool, try_acquire_pool
+from fusedrnn.engines.operands import Operand
+from fusedrnn.jit.loader import address
+from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, pool_team, release_pool, try_acquire_pool
 
 Array = NDArray[Any]
 # The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple: it unpacks faster
@@ -35,70 +35,66 @@ class GuardedCall:
     """A job on arrays like those of an earlier call.
 
     Args:
-        job: The job.
-        args: Its kernel arguments for threads that sleep, for threads that spin, and for one thread.
-        team: The threads for it.
-        workspaces: Where its scratch buffers come from.
-        thread_choice: Decides between several threads and one; None for calls that stay as planned.
-        samples: For each argument: an array of the kind that it must be, or None; the symbol for its address; and
-            whether the job writes it.
-        constants: Values of symbols that are the same at every call.
-        unpacked: The symbol of the first unpacked parameter; empty if weights are packed.
-        dparams: The symbol of the first parameter's gradient; empty if these are not computed.
-        offsets: Byte offset of each parameter in the flat vector.
-        computes_dx: Whether the job computes the input's gradient.
+        executor: What ran the call.
+        problem: What it computed.
+        operands: How it uses its arrays.
+        arrays: An array of the kind that each operand must be, or None.
+        weights: The symbol for the address that :meth:`run` takes: ``"weights"`` if that is of packed parameters,
+            ``"params"`` if it is of unpacked ones, ``"nothing"`` if unpacked ones are among the arrays.
+        constants: Values of symbols that are the same at every call, beside strides.
 
     Raises:
-        CannotGuard: If there is no guard for one of the samples.
+        CannotGuard: If there is no guard for one of the arrays.
     """
 
     def __init__(
         self,
-        job: Job,
-        args: tuple[KernelArgs, KernelArgs, KernelArgs],
-        team: ThreadTeam,
-        workspaces: Workspaces,
-        thread_choice: ThreadChoice | None,
-        samples: Sequence[tuple[Any, str, bool]],
+        executor: Executor,
+        problem: Problem,
+        operands: Mapping[str, Operand],
+        arrays: Sequence[Array | None],
+        weights: str,
         constants: Mapping[str, int],
-        *,
-        unpacked: str = "",
-        dparams: str = "",
-        offsets: Sequence[int] = (),
-        computes_dx: bool = False,
     ) -> None:
-        sleeping, spinning, single = self._args = args
-        self._team, self._workspaces, self._thread_choice = team, workspaces, thread_choice
+        self._team, self._workspaces = pool_team(get_num_threads()), executor.workspaces
+        planned = executor.planned(problem, self._team.threads)
+        sleeping, spinning = planned.args, planned.spinning_args
         self._forecast = spinning.plan.forecast
+        single = spinning if self._forecast is None else planned.single_args
+        self._args = sleeping, spinning, single
+        self._thread_choice = executor.thread_choices.of(problem[0], self._forecast)
         self._call = load_guarded_call()
-        symbols = sleeping.symbol_index
-        self._set_guards(samples, symbols)
+        symbols, by_name = sleeping.symbol_index, dict(zip(operands, arrays, strict=True))
+        ignored = "" if weights == "nothing" else "params"
+        self._dtypes = [array.dtype for array in arrays if array is not None]  # guards compare their identity
+        self._set_guards([
+            ndarray_abi.guard_of(array, symbols["nothing" if name == ignored else name], operands[name].written)
+            for name, array in by_name.items()
+        ])
         self._values = np.zeros(len(symbols), np.int64)
-        for name, value in {**constants, "spins": team.spins}.items():
+        for name, value in {**constants, **_strides(by_name), "spins": self._team.spins}.items():
             self._values[symbols[name]] = value
-        self._param_offsets = np.array(offsets, np.int64)
-        weights = "weights"
-        if unpacked:  # a parameter vector among the arguments is the base itself
-            weights = "nothing" if any(name == "params" for _, name, _ in samples) else "params"
+        self._param_offsets = np.array(executor.weight_cache.offsets, np.int64)
+        first_param = executor.spec.layout.by_layer_direction[0].name
+        unpacked, computes_dparams = weights != "weights", by_name.get("dparams") is not None
+        optional = {
+            "dx_partials_symbol": ("dx_partials", by_name.get("dx") is not None),
+            "unpacked_base": ("params", unpacked), "unpacked_first": (f"unpacked {first_param}", unpacked),
+            "dparams_base": ("dparams", computes_dparams), "dparams_first": (first_param, computes_dparams),
+        }  # fmt: skip
         fields = {
             **self._common_fields(symbols), "weights_symbol": symbols[weights],
-            "dx_partials_symbol": symbols["dx_partials"] if computes_dx else 0,
-            "unpacked_base": symbols["params"] if unpacked else 0,
-            "unpacked_first": symbols[unpacked] if unpacked else 0,
-            "dparams_base": symbols["dparams"] if dparams else 0,
-            "dparams_first": symbols[dparams] if dparams else 0,
-            "job": address(job),
+            **{field: symbols[symbol] if used else 0 for field, (symbol, used) in optional.items()},
+            "job": address(executor.job(problem[0])),
         }  # fmt: skip
         self._sleeping = self._variant(fields, sleeping)
         self._spinning = self._sleeping if spinning is sleeping else self._variant(fields, spinning)
         self._single = self._spinning if single is spinning else self._variant(fields, single)
 
-    def _set_guards(self, samples: Sequence[tuple[Any, str, bool]], symbols: Mapping[str, int]) -> None:
-        guards = [ndarray_abi.guard_of(sample, symbols[name], written) for sample, name, written in samples]
+    def _set_guards(self, guards: Sequence[list[int] | None]) -> None:
         if ndarray_abi.object_layout() is None or None in guards:
             raise CannotGuard
         assert len(guards) <= MAX_ARRAYS
-        self._dtypes = [sample.dtype for sample, *_ in samples if sample is not None]  # guards compare their identity
         self._guards = np.array(guards, np.int64)
         assert self._guards.shape[1] == len(GUARD)
 
@@ -110,8 +106,7 @@ class GuardedCall:
             **layout._asdict(), "ndarray_type": id(np.ndarray),
             "guards": self._guards.ctypes.data, "num_guards": len(self._guards),
             "values": self._values.ctypes.data, "values_size": self._values.nbytes,
-            "reserve_symbol": symbols["reserve"], "seed_symbol": symbols["seed"],
-            "workspace_symbol": symbols["workspace"], "args_symbol": symbols["args"],
+            **{f"{name}_symbol": symbols[name] for name in ("reserve", "seed", "workspace", "args")},
             "param_offsets": self._param_offsets.ctypes.data, "num_params": len(self._param_offsets),
             "dispatch": address(load_pool().dispatch),
             "num_workers": self._team.threads - 1, "spins": self._team.spins,
@@ -160,3 +155,12 @@ class GuardedCall:
             now = perf_counter()
             thread_choice.note(num_threads > 1, now - began, now, self._forecast)
         return bool(ran)
+
+
+def _strides(arrays: Mapping[str, Array | None]) -> dict[str, int]:
+    """The strides of the arrays (T, N, features), by symbol."""
+    return {
+        f"{name}_{axis}": stride
+        for name in ("x", "y", "dy", "dx") if (array := arrays.get(name)) is not None
+        for axis, stride in zip(("step", "row"), array.strides, strict=False)
+    }  # fmt: skip

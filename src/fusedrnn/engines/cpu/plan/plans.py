@@ -1,0 +1,189 @@
+"""The plan of a call: how threads divide it, and the layout of its scratch. Made once for a problem, and printable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from fusedrnn.engines.cpu import tuning as tunings
+from fusedrnn.engines.cpu.kernels.scratch import (
+    BACKWARD,
+    FORWARD,
+    ScratchLayout,
+    pad_against_conflicts,
+    round_up_to_cache_line,
+)
+from fusedrnn.engines.cpu.kernels.stages import derivative_of
+from fusedrnn.engines.cpu.plan import partition
+from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
+from fusedrnn.engines.cpu.plan.thread_trials import Forecast
+from fusedrnn.engines.cpu.tuning import Tuning
+from fusedrnn.jit.target import Target
+from fusedrnn.spec import RNNSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call is divided among threads, and the layout of its workspace.
+
+    Attributes:
+        phase: What the call computes.
+        steps, batch: T and N.
+        share: The largest share of a thread.
+        bounds: By the names of the kernels' fields, the first row or unit vector of each group, and the end.
+        scratch: The layout of the workspace.
+        forecast: Predicted times; None on one thread, or if something else than the cost model chose the grid.
+        layer_output_row, layer_output_size: In inference, bytes of a row and of the whole of a layer's output.
+        recomputes: In backward, whether values that were not saved are computed again.
+    """
+
+    phase: Phase
+    steps: int
+    batch: int
+    share: LargestShare
+    bounds: Mapping[str, tuple[int, ...]]
+    scratch: ScratchLayout
+    forecast: Forecast | None
+    layer_output_row: int = 0
+    layer_output_size: int = 0
+    recomputes: bool = False
+
+    @property
+    def grid(self) -> ThreadGrid:
+        """How threads divide the problem."""
+        return self.share.grid
+
+    @property
+    def num_threads(self) -> int:
+        """Threads in use."""
+        return self.grid.num_threads
+
+    @property
+    def row_starts(self) -> tuple[int, ...]:
+        """The first row of each group, and the end."""
+        return self.bounds["row_starts"]
+
+    def __str__(self) -> str:
+        layer_dirs, rows, units = self.grid
+        prefix, gemms = "", f"{self.share.chunk} step(s) per input GEMM"
+        if self.phase == "backward":
+            prefix = "backward of "
+            gemms = f"{self.share.chunk} step(s) per gradient GEMM of inputs, {self.share.block} of weights"
+        return (
+            f"{prefix}T={self.steps} N={self.batch}: {self.num_threads} thread(s) = {layer_dirs} direction(s) or "
+            f"layer(s) at once x {rows} row group(s) x {units} unit group(s); {gemms}; "
+            f"workspace {self.scratch.size / 2**20:.2f} MiB"
+        )
+
+
+def make_plan(
+    spec: RNNSpec,
+    target: Target,
+    steps: int,
+    batch: int,
+    threads: int,
+    phase: Phase = "inference",
+    *,
+    recompute: bool = False,
+    spinning: bool = False,
+    tuning: Tuning | None = None,
+) -> Plan:
+    """Plan T steps of N sequences on at most so many threads, which are asleep when the call comes, or ``spinning``.
+
+    ``recompute`` is for the backward of reserves that hold the states alone.
+    """
+    tuning = tuning or tunings.current()
+    problem = ProblemSize(spec, target, steps, batch, phase)
+    share, forecast = partition.choose_share(problem, threads, spinning, tuning)
+    grid = share.grid
+    bounds = {
+        "row_starts": _bounds(batch, grid.rows),
+        "unit_starts": _bounds(problem.unit_vecs, grid.units),
+        "out_starts": _bounds(problem.out_vecs, grid.units),
+    }
+    if phase != "backward":
+        sizes = _forward_sizes(problem, share)
+        return Plan(
+            phase, steps, batch, share, bounds, FORWARD.lay_out(sizes), forecast,
+            layer_output_row=sizes.layer_output_row, layer_output_size=sizes.layer_output_size,
+        )  # fmt: skip
+    everyone = grid.rows * grid.units
+    bounds["weight_starts"] = _bounds(problem.unit_vecs, everyone)
+    bounds["out_weight_starts"] = _bounds(problem.out_vecs, everyone)
+    sizes = _backward_sizes(problem, share, tuning.l2_bytes // 2, recompute)
+    scratch, recomputes = BACKWARD.lay_out(sizes), sizes.recomputed_rows > 0
+    return Plan(phase, steps, batch, share, bounds, scratch, forecast, recomputes=recomputes)
+
+
+def _bounds(count: int, groups: int) -> tuple[int, ...]:
+    """The first item of each group, and the end."""
+    return tuple(count * group // groups for group in range(groups + 1))
+
+
+def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
+    """What the sizes of scratch regions depend on; kernels/scratch.py declares the regions."""
+    spec, training = problem.spec, problem.phase == "training"
+    sizes = _common_sizes(problem, share)
+    sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
+    sizes.masked_row = problem.masked_row if training and spec.drops else 0
+    biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
+    # A projection takes zeros from there, a panel of them.
+    sizes.biases_size = max(round_up_to_cache_line(biases), problem.panel_bytes)
+    sizes.layer_output_row = pad_against_conflicts(spec.output_size * problem.item)
+    sizes.layer_output_size = problem.steps * problem.batch * sizes.layer_output_row
+    # Layers write one and read the other in turns; in training the reserve holds them.
+    sizes.num_layer_outputs = 0 if training else min(2, spec.num_layers - 1)
+    return sizes
+
+
+def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, recompute: bool) -> SimpleNamespace:
+    """The sizes of a backward call. A GEMM of the weight gradients packs ``packed`` bytes."""
+    spec, panel_bytes, panels = problem.spec, problem.panel_bytes, problem.feature_panels
+    sizes = _common_sizes(problem, share)
+    sizes.block, sizes.gates_row = share.block, problem.gradients_stride
+    # Gradients of a state; transposed gradients; gradients of the weights: of the input's, then of the recurrent ones.
+    sizes.carried_stride = pad_against_conflicts(panels(spec.hidden_size) * panel_bytes)
+    sizes.carried_size = problem.batch * sizes.carried_stride
+    sizes.transposed_stride = pad_against_conflicts(share.block * problem.batch * problem.vector_bytes)
+    weight_panels = max(panels(max(problem.inputs)) + panels(spec.state_size), panels(spec.hidden_size))
+    sizes.weights_stride = pad_against_conflicts(weight_panels * panel_bytes)
+    sizes.k_padded = problem.k_padded(*problem.stages)
+    sizes.pre_act_grad_vecs = sum(
+        problem.num_vectors(problem.num_units(stage)) * stage.num_grads for stage in problem.stages
+    )
+    # Rows and panels that a GEMM of the weight gradients packs at once.
+    sizes.inner = share.block_rows
+    sizes.packed_panels = max(1, packed // (sizes.inner * panel_bytes))
+    sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
+    sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
+    sizes.masked_row = problem.masked_row
+    # A direction's part of dx: those of this layer and the one above exist, or of the two directions.
+    sizes.dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
+    sizes.dx_partial_step = problem.batch * sizes.dx_partial_row
+    sizes.dx_partial_size = problem.steps * sizes.dx_partial_step
+    sizes.num_dx_partials = spec.num_directions * (2 if spec.num_layers > 1 else spec.num_directions - 1)
+    return sizes
+
+
+def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
+    """The sizes that both have."""
+    spec, grid = problem.spec, share.grid
+    return SimpleNamespace(
+        spec=spec,
+        tiling=problem,
+        batch=problem.batch,
+        rows=share.rows,
+        unit_vecs=share.unit_vecs,
+        chunk=share.chunk,
+        layer_dirs=grid.layer_dirs,
+        row_groups=grid.rows,
+        num_threads=grid.num_threads,
+        num_states=len(spec.state_names),
+        num_stages=len(problem.stages),
+        # Row groups of pipelined layers publish their progress.
+        num_progress=spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
+        gates_stride=problem.gates_stride(share.unit_vecs),
+        # The products of a block of units, before the cell's maths.
+        recurrent_row=problem.block_col_vecs * problem.vector_bytes,
+    )
