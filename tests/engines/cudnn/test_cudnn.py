@@ -28,7 +28,7 @@ from fusedrnn.spec import DTYPES, MODES
 from fusedrnn.torch.eligibility import operator_dtype
 from oracles import absences, without
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
-from variants import variant_results, variant_spec
+from variants import variant_results_by_absence, variant_spec
 
 # PyTorch warns of projections once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -167,8 +167,7 @@ VARIANT_SHAPES = (
 @cache
 def expected_variant(spec, shape):
     """The results of the oracle in float64, by the gradients that are absent."""
-    problem = problem_of(spec, shape)
-    return {absent: variant_results(problem, absent) for absent in absences(spec)}
+    return variant_results_by_absence(problem_of(spec, shape), absences(spec))
 
 
 def check(backend, spec, shape):
