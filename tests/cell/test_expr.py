@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fusedrnn.cell.cells import CELLS, Cell
+from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.expr import Constant, Leaf, as_expr, evaluate, substitute, walk
 from fusedrnn.cell.leaves import PreH, PreSum, PreX, State
 from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import Stage, fuse_gate_sums, trace
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
-from toy_cells import TWO_STAGES
+from toy_cells import CELLS, TWO_STAGES
 
 
 def leaves(*roots):
@@ -161,8 +161,8 @@ def test_walk_visits_arguments_first_and_each_node_once():
     traced = trace(CELLS["lstm"])
     order = list(walk(traced.outputs))
     assert len(order) == len(set(order))
-    place = {node: index for index, node in enumerate(order)}
-    assert all(place[arg] < place[node] for node in order for arg in node.args)
+    position = {node: index for index, node in enumerate(order)}
+    assert all(position[arg] < position[node] for node in order for arg in node.args)
 
 
 def test_substitute_takes_the_outermost_match():

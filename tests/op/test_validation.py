@@ -92,7 +92,7 @@ def test_number_of_states(value):
         forward(states=value)
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
@@ -106,10 +106,10 @@ def test_number_of_states(value):
     ],
     ids=["number", "list", "dtype", "layers", "batch", "empty", "ndim"],
 )
-def test_a_wrong_state(place, wrong, error, message):
+def test_a_wrong_state(index, wrong, error, message):
     states = list(STATES)
-    states[place] = wrong
-    with pytest.raises(error, match=f"^states: {'hc'[place]}0 {message}"):
+    states[index] = wrong
+    with pytest.raises(error, match=f"^states: {'hc'[index]}0 {message}"):
         forward(states=states)
 
 
@@ -211,9 +211,9 @@ def test_nothing_is_written_before_an_error():
         ("seed", 1.0, TypeError, "must be an integer or None; got 1.0"),
         ("seed", True, TypeError, "must be an integer or None; got True"),
         ("seed", "1", TypeError, "must be an integer or None; got '1'"),
-        ("reserve", "all", ValueError, "must be 'gates' or 'states'; got 'all'"),
-        ("reserve", None, TypeError, "must be 'gates' or 'states'; got NoneType"),
-        ("reserve", True, TypeError, "must be 'gates' or 'states'; got bool"),
+        ("reserve", "all", ValueError, "must be one of gates, states; got 'all'"),
+        ("reserve", None, TypeError, "must be one of gates, states; got None"),
+        ("reserve", True, TypeError, "must be one of gates, states; got True"),
     ],
 )
 def test_bad_options_of_training(name, value, error, message, training):
@@ -231,7 +231,7 @@ def test_options_of_training_without_effect_in_inference(seed):
 
 @pytest.mark.parametrize("make", [RNNOp, RNNOp.get])
 @pytest.mark.parametrize("spec", [None, "lstm", {"mode": "lstm"}, RNNSpec])
-def test_spec_that_is_none(make, spec):
+def test_spec_of_a_wrong_type(make, spec):
     with pytest.raises(TypeError, match=f"^spec must be an RNNSpec; got {type(spec).__name__}"):
         make(spec)
 
