@@ -14,8 +14,7 @@ import fusedrnn.torch
 from bench_rows import SMALL, small_config
 from fusedrnn.bench import checks, runner, torch_contenders
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import lengths, workload
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, lengths, workload
 from fusedrnn.spec import MODES
 from fusedrnn.torch import eager as call
 

@@ -11,9 +11,8 @@ import pytest
 from bench_rows import SMALL, small_config
 from fusedrnn.bench import runner, tables
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import workload
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, workload
 from fusedrnn.bench.report import report
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.cli.bench import make_config

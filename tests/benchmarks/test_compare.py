@@ -20,7 +20,7 @@ from benchmarks.records import load
 from fake_workers import SMALL
 from fusedrnn.bench import contenders, peaks
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.results import FUSED
+from fusedrnn.bench.data import FUSED
 from fusedrnn.bench.rows import BenchConfig
 from fusedrnn.bench.tables import duration, failure_lines
 from fusedrnn.bench.timing import Timing

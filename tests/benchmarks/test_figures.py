@@ -17,7 +17,7 @@ from benchmarks.figures.roofline import roofline_figure
 from benchmarks.figures.speedup import speedup_figure
 from benchmarks.figures.style import DARK_INK, INK, colours, drawing_order, save
 from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, OURS, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, OURS, TORCH, UNPACKED
 from fusedrnn.bench.rows import Row
 from fusedrnn.testing.cases import CASES
 

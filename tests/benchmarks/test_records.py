@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.records import load
 from drawn_rows import benchmark_of, measured
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.report import least_bytes
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.testing.cases import CASES, Case
 
 

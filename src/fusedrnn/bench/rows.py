@@ -9,8 +9,7 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Array, Workload
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, Array, Workload
 from fusedrnn.bench.timing import PAUSE, Timing
 from fusedrnn.testing.cases import Case
 

@@ -14,10 +14,9 @@ import fusedrnn
 from fusedrnn.bench import variants
 from fusedrnn.bench.checks import check, check_first_steps, check_timed
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Workload, workload
+from fusedrnn.bench.data import NON_FUSED, TORCH, UNPACKED, Contender, Workload, workload
 from fusedrnn.bench.extrapolate import extrapolate
 from fusedrnn.bench.peaks import RunPeak, Turns, measure
-from fusedrnn.bench.results import NON_FUSED, TORCH, UNPACKED, Contender
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timed, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
