@@ -43,7 +43,7 @@ def main(
     """
     try:
         config = Comparison(
-            make_config(cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, budget=seconds),
+            make_config(cases, modes, phases, dtype, threads, data, steps, batch, budget=seconds),
             choose_peers(peers) if peers else (),
             tuple(dict.fromkeys(find(name.strip()) for name in against.split(",") if name.strip())),
         )

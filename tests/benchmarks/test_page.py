@@ -97,7 +97,7 @@ def test_percentiles_are_shown_where_a_timing_has_them():
     assert "p50 2.00 ms" in fused and "p99 3.10 ms" in fused and "p" not in non_fused
 
 
-def test_the_page_says_who_has_no_time_and_why():
+def test_the_page_says_why_a_contender_has_no_time():
     row = measured(CASES["tiny"], "gru", {FUSED: 30.0}, "training", failures={"openvino": "cannot <train>"})
     text = make_page([row, replace(row, failures={}, versions={"jax": {"jax": "1.2", "jaxlib": "1.3"}})])
     assert "<li>openvino, tiny GRU training: cannot &lt;train&gt;</li>" in text and "Without a time: 1" in text

@@ -38,7 +38,7 @@ def test_ours_are_compared_with_the_best_of_the_others():
         ({"cpu": 1.0}, "cpu"),
     ],
 )
-def test_ours_is_the_operator_the_modules_or_the_first_engine(speeds, ours):
+def test_ours_is_the_operator_or_the_modules_or_the_first_engine(speeds, ours):
     backends = ("cpu",) if "cpu" in speeds else ()
     assert record(speeds, backends=backends).ours == ours
 
