@@ -161,7 +161,7 @@ def run(config: BenchConfig, json_path: Path | None) -> bool:
         return [engines_table(rows)] if config.engines else tables(rows, config.contenders)
 
     summarize = (lambda row: row.name) if config.variants else summary
-    rows = measure(config, lambda progress: run_rows(config, progress), summarize, make_tables)
+    rows = run_and_print(config, lambda progress: run_rows(config, progress), summarize, make_tables)
     if json_path and config.variants:
         lines = variants_bench.report(rows)
         write_json(json_path, {"machine": environment_report(), "threads": config.threads, "lines": lines})
@@ -170,7 +170,7 @@ def run(config: BenchConfig, json_path: Path | None) -> bool:
     return not any(row.wrong or (config.variants and row.failures) for row in rows)
 
 
-def measure(
+def run_and_print(
     config: BenchConfig,
     run_rows: Callable[[Progress], Iterator[AnyRow]],
     summary: Callable[[AnyRow], str],
