@@ -95,7 +95,7 @@ def test_target_default_is_the_widest(monkeypatch):
     assert current_target() == known_targets()[-1]
 
 
-def test_emulated_target_runs_what_is_there():
+def test_emulated_targets_use_native_instructions():
     """The other's shapes, this processor's instructions; told apart by name, and so in every cache."""
     for target in known_targets():
         twin, native = emulated(target), available_targets()[0]
@@ -104,7 +104,7 @@ def test_emulated_target_runs_what_is_there():
         assert twin.name == f"{target.name}-emulated"
 
 
-def test_target_of_an_op_is_that_of_its_making(monkeypatch):
+def test_an_op_keeps_its_target(monkeypatch):
     """RNNOp.get asks again, an op in hand stays what it is."""
     spec = RNNSpec("gru", 2, 3)
     monkeypatch.setenv("FUSEDRNN_TARGET", "generic")
@@ -133,7 +133,7 @@ def test_debug_ladder(monkeypatch, capfd, level):
 
 
 @pytest.mark.skipif(not is_x86(), reason="x86 alone has vectors that are worked on in halves")
-def test_half_vectors_where_whole_ones_would_be_empty(monkeypatch):
+def test_half_vectors_where_they_leave_fewer_lanes_empty(monkeypatch):
     """On processors that take them one after the other; not on others, and not if a target is asked for."""
     whole, half = (next(t for t in known_targets() if t.name == name) for name in ("avx512", "avx512-half"))
     monkeypatch.delenv("FUSEDRNN_TARGET", raising=False)
@@ -165,7 +165,7 @@ def test_opencl_finds_a_driver_inside_the_block(monkeypatch, tmp_path):
         assert "OCL_ICD_FILENAMES" not in os.environ
 
 
-def test_the_path_of_onednn(monkeypatch, tmp_path):
+def test_path_of_onednn(monkeypatch, tmp_path):
     """A bare name is a file of the current folder: the system's loader would look for it in folders of its own."""
     monkeypatch.delenv("FUSEDRNN_ONEDNN", raising=False)
     assert env.onednn() is None
@@ -176,7 +176,7 @@ def test_the_path_of_onednn(monkeypatch, tmp_path):
     assert env.onednn() == tmp_path / "libdnnl.so.3"
 
 
-def test_a_home_that_does_not_exist(monkeypatch):
+def test_path_of_onednn_in_an_unknown_home(monkeypatch):
     """What is asked for by name is refused by name; the cache is done without, see test_cache_folder."""
     monkeypatch.setenv("FUSEDRNN_ONEDNN", "~no-such-user-at-all/libdnnl.so.3")
     with pytest.raises(ImportError, match=r"FUSEDRNN_ONEDNN must be .*~no-such-user-at-all/libdnnl\.so\.3"):
@@ -211,10 +211,9 @@ def test_the_cache_folder_by_default(monkeypatch, tmp_path, platform):
         assert env.cache_directory() is None
 
 
-def test_a_warning_is_given_once(monkeypatch):
-    """For each cause, whatever it says; and an error made of it does not come back at every call."""
-    monkeypatch.setattr(env, "_warned", set())
-    for cause in ("a", "b"):
+def test_a_warning_is_given_once(tmp_path):
+    """For each cause, whatever the text; a warning that is turned into an error is not raised at every call."""
+    for cause in (f"{tmp_path}/a", f"{tmp_path}/b"):
         with pytest.warns(RuntimeWarning, match=f"^first {cause}$") as said:
             env.warn_once(cause, f"first {cause}")
             env.warn_once(cause, "second")

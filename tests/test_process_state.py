@@ -38,7 +38,7 @@ print(*sorted(name for name in os.environ if name in ("OMP_NUM_THREADS", "COLUMN
 @pytest.mark.parametrize(
     ("ignored", "hangup"), [("SIGINT SIGTERM SIGCHLD SIGHUP", "SIG_IGN"), ("SIGINT", "SIG_DFL")]
 )
-def test_what_children_of_tests_inherit(ignored, hangup):
+def test_state_that_child_processes_inherit(ignored, hangup):
     """The signals' defaults, but for that which nohup ignores; no blocked signal, the usual umask, no settings."""
     search = os.pathsep.join((str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run(

@@ -16,9 +16,9 @@ I, H = 5, 4
 @pytest.mark.parametrize(
     ("mode", "options", "error", "words"),
     [
-        ("lstm", {"reset_after": False}, ValueError, "reset_after=False needs mode 'gru'; got mode 'lstm'"),
-        ("gru", {"peepholes": True}, ValueError, "peepholes=True needs mode 'lstm'; got mode 'gru'"),
-        ("rnn_relu", {"coupled_gates": True}, ValueError, "coupled_gates=True needs mode 'lstm'; got mode 'rnn_relu'"),
+        ("lstm", {"reset_after": False}, ValueError, "reset_after needs mode 'gru'; got False in mode 'lstm'"),
+        ("gru", {"peepholes": True}, ValueError, "peepholes needs mode 'lstm'; got True in mode 'gru'"),
+        ("rnn_relu", {"coupled_gates": True}, ValueError, "coupled_gates needs mode 'lstm'; got True in"),
         ("gru", {"reset_after": 0}, TypeError, "reset_after must be True or False; got 0"),
         ("lstm", {"peepholes": None}, TypeError, "peepholes must be True or False; got None"),
         ("lstm", {"gate_clip": 0.0}, ValueError, "gate_clip must be above 0; got 0.0"),
@@ -32,8 +32,8 @@ I, H = 5, 4
         ("gru", {"activations": "tanh"}, TypeError, "activations must be a tuple of 2 of sigmoid"),
         ("gru", {"activations": ("tanh",)}, ValueError, "activations must be 2 of .* in mode 'gru'; got 1"),
         ("lstm", {"activations": ("tanh",) * 4}, ValueError, "activations must be 3 of .* in mode 'lstm'; got 4"),
-        ("rnn_relu", {"activations": ("cos",)}, ValueError, "activations must be of sigmoid, .*; got 'cos'"),
-        ("rnn_relu", {"activations": (None,)}, TypeError, "activations must be of sigmoid, .*; got None"),
+        ("rnn_relu", {"activations": ("cos",)}, ValueError, "activations must be one of sigmoid, .*; got 'cos'"),
+        ("rnn_relu", {"activations": (None,)}, TypeError, "activations must be one of sigmoid, .*; got None"),
         ("lstm", {"state_clip_nan": True}, ValueError, "state_clip_nan needs state_clip_min and state_clip_max"),
     ],
 )
@@ -51,7 +51,7 @@ def test_invalid_variants(mode, options, error, words):
         (("elu", float("nan")), ValueError, "activations: alpha of elu must be finite; got nan"),
         (("tanh", 1.0), ValueError, "activations: tanh must have no alpha; got 1.0"),
         (("elu", 1.0, 2.0), ValueError, "activations: elu must have no beta; got 2.0"),
-        (("Tanh",), ValueError, "activations must be of sigmoid"),
+        (("Tanh",), ValueError, "activations must be one of sigmoid"),
     ],
 )
 def test_invalid_activations(arguments, error, words):
@@ -83,14 +83,14 @@ def test_default_activations_are_the_default_variant():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_specs_are_values(name):
+def test_specs_compare_and_pickle_by_value(name):
     spec = variant_spec(name, I, H)
     assert pickle.loads(pickle.dumps(spec)) == spec == variant_spec(name, I, H)
     assert spec != RNNSpec(spec.mode, I, H)
     assert {option for option in OPTIONS if spec.asks_for(option)}
 
 
-def test_specs_with_the_same_code_share_it():
+def test_specs_that_share_a_variant():
     plain = RNNSpec("gru", I, H)
     for same in (RNNSpec("gru", I, H, bias="none"), RNNSpec("gru", 9, 8, 3, reverse=True)):
         assert same.variant == plain.variant

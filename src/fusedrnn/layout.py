@@ -11,7 +11,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fusedrnn.scalars import check_choice
+
 Array = NDArray[Any]
+Naming = Literal["mxnet", "torch"]
 Kind = Literal["i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias"]
 Shapes = dict[Kind, tuple[int, ...]]
 
@@ -60,6 +63,10 @@ class Parameter:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    def view(self, params: Array) -> Array:
+        """The parameter in its shape, as a view of the flat vector ``params``."""
+        return params[self.offset : self.offset + self.size].reshape(self.shape)
 
 
 class ParameterLayout:
@@ -114,38 +121,30 @@ class ParameterLayout:
 
     def view(self, params: Array, layer: int, direction: int, kind: Kind) -> Array:
         """That parameter in its shape, as a view of the flat vector ``params``."""
-        return self._view(self._check_flat(params), self.entry(layer, direction, kind))
+        self._check_flat(params)
+        return self.entry(layer, direction, kind).view(params)
 
-    @staticmethod
-    def _view(params: Array, entry: Parameter) -> Array:
-        return params[entry.offset : entry.offset + entry.size].reshape(entry.shape)
-
-    def _check_flat(self, params: Array) -> Array:
+    def _check_flat(self, params: Array) -> None:
         if not isinstance(params, np.ndarray):
             raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")
         if params.shape != (self.size,):
             raise ValueError(f"params must have shape ({self.size},); got {params.shape}")
-        return params
 
-    def unpack(self, params: Array, *, names: Literal["mxnet", "torch"] = "mxnet") -> dict[str, Array]:
+    def unpack(self, params: Array, *, names: Naming = "mxnet") -> dict[str, Array]:
         """Views of the flat vector by name.
 
         ``names="mxnet"`` gives ``l0_i2h_weight``, ``r0_h2h_bias`` (l forward, r reverse, then the layer);
         ``names="torch"`` gives ``weight_ih_l0``, ``bias_hh_l0_reverse``.
         """
         self._check_flat(params)
-        return {self._name(entry, names): self._view(params, entry) for entry in self}
+        return {name: entry.view(params) for name, entry in self._named(names).items()}
 
     def pack(
-        self,
-        arrays: Mapping[str, Array],
-        *,
-        names: Literal["mxnet", "torch"] = "mxnet",
-        dtype: DTypeLike | None = None,
+        self, arrays: Mapping[str, Array], *, names: Naming = "mxnet", dtype: DTypeLike | None = None
     ) -> Array:
         """The inverse of :meth:`unpack`: a new flat vector, by default of the spec's dtype."""
         flat = np.empty(self.size, dtype or self.spec.dtype)
-        expected = {self._name(entry, names): entry for entry in self}
+        expected = self._named(names)
         if missing := expected.keys() - arrays.keys():
             raise ValueError(f"parameters missing: {', '.join(sorted(missing))}")
         if unknown := arrays.keys() - expected.keys():
@@ -154,11 +153,10 @@ class ParameterLayout:
             array = np.asarray(arrays[name])
             if array.shape != entry.shape:
                 raise ValueError(f"{name} must have shape {entry.shape}; got {array.shape}")
-            self._view(flat, entry)[...] = array
+            entry.view(flat)[...] = array
         return flat
 
-    @staticmethod
-    def _name(entry: Parameter, names: str) -> str:
-        if names not in ("mxnet", "torch"):
-            raise ValueError(f"names must be 'mxnet' or 'torch'; got {names!r}")
-        return entry.name if names == "mxnet" else entry.torch_name
+    def _named(self, names: Naming) -> dict[str, Parameter]:
+        """Every parameter by its name."""
+        in_torch = check_choice("names", names, ("mxnet", "torch")) == "torch"
+        return {entry.torch_name if in_torch else entry.name: entry for entry in self}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import SupportsFloat
+from collections.abc import Collection, Iterable
+from typing import SupportsFloat, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+Choice = TypeVar("Choice", bound=str)
 MAX_BYTES = 2**48
 """The largest array: the address space of common processors."""
 # Python refuses to print integers of thousands of digits. No argument is meant to have more bits than this.
@@ -29,6 +30,16 @@ def positive_int(name: str, value: object) -> int:
     if value > MAX_BYTES:
         raise ValueError(f"{name} must be at most {MAX_BYTES}; got {shown(value)}")
     return int(value)
+
+
+def check_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:
+    """``value`` if it is one of these strings; a TypeError if it is no string, a ValueError if it is another."""
+    if isinstance(value, str):
+        for choice in choices:
+            if value == choice:
+                return choice
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
 
 
 def check_bytes(name: str, value: int, shapes: Iterable[tuple[int, ...]], dtype: DTypeLike) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from fusedrnn.cell.activations import ACTIVATIONS, Activation
 from fusedrnn.cell.cells import FAMILIES, Variant, make_cell
 from fusedrnn.layout import ParameterLayout, Shapes
-from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, positive_int
+from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_choice, positive_int
 
 Array = NDArray[Any]
 
@@ -26,6 +27,15 @@ OPTIONS = (
 """The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
 MAX_LAYERS = 4096
 """Each layer takes time and memory before the first call, whatever its sizes."""
+_CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
+    positive_int: ("input_size", "hidden_size", "num_layers", "projection_size"),
+    as_bool: ("bidirectional", "state_clip_nan", "reset_after", "peepholes", "coupled_gates", "reverse"),
+    as_number: ("dropout", "state_clip_min", "state_clip_max", "gate_clip"),
+}
+_MODE_OF_OPTION = {
+    "projection_size": "lstm", "state_clip_min": "lstm", "reset_after": "gru", "peepholes": "lstm",
+    "coupled_gates": "lstm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,52 +90,51 @@ class RNNSpec:
     reverse: bool = False
 
     def __post_init__(self) -> None:
-        _choice("mode", self.mode, MODES)
-        for name in ("input_size", "hidden_size", "num_layers"):
-            self._set(name, positive_int(name, getattr(self, name)))
-        self._set("bidirectional", as_bool("bidirectional", self.bidirectional))
-        dropout = as_number("dropout", self.dropout)
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be a probability in [0, 1); got {self.dropout!r}")
-        self._set("dropout", dropout)
+        check_choice("mode", self.mode, MODES)
+        check_choice("bias", self.bias, BIASES)
+        for check, names in _CHECKS.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None or self._default(name) is not None:
+                    self._set(name, check(name, value))
         self._set("dtype", _dtype_name(self.dtype))
-        self._check_projection()
-        self._check_clip()
-        self._check_variant()
+        self._set("activations", self._checked_activations())
+        for name, mode in _MODE_OF_OPTION.items():
+            if self.asks_for(name) and self.mode != mode:
+                got = f"{getattr(self, name)!r} in mode {self.mode!r}"
+                raise ValueError(f"{name} needs mode {mode!r}; got {got}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be a probability in [0, 1); got {self.dropout!r}")
+        if self.gate_clip is not None and not self.gate_clip > 0:
+            raise ValueError(f"gate_clip must be above 0; got {self.gate_clip!r}")
+        if self.reverse and self.bidirectional:
+            raise ValueError("reverse must be False in a bidirectional network; got True")
+        self._check_state_clip()
         self._check_size()
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_projection(self) -> None:
-        if self.projection_size is None:
-            return
-        self._set("projection_size", positive_int("projection_size", self.projection_size))
-        if self.mode != "lstm":
-            raise ValueError(f"projection_size needs mode 'lstm'; got mode {self.mode!r}")
-        if self.projection_size >= self.hidden_size:
+    @classmethod
+    def _default(cls, name: str) -> object:
+        return cls.__dataclass_fields__[name].default
+
+    def _check_state_clip(self) -> None:
+        low, high = self.state_clip_min, self.state_clip_max
+        if low is not None and high is not None:
+            if low > high:
+                raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
+        elif low is not None or high is not None:
+            missing = "state_clip_min" if low is None else "state_clip_max"
+            raise ValueError(f"{missing} must be given when the other bound is; got None")
+        elif self.state_clip_nan:
+            raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
+
+    def _check_size(self) -> None:
+        if self.projection_size is not None and self.projection_size >= self.hidden_size:
             raise ValueError(
                 f"projection_size must be smaller than hidden_size ({self.hidden_size}); got {self.projection_size}"
             )
-
-    def _check_clip(self) -> None:
-        self._set("state_clip_nan", as_bool("state_clip_nan", self.state_clip_nan))
-        low, high = self.state_clip_min, self.state_clip_max
-        if low is None and high is None:
-            if self.state_clip_nan:
-                raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
-            return
-        if low is None or high is None:
-            missing = "state_clip_min" if low is None else "state_clip_max"
-            raise ValueError(f"{missing} must be given when the other bound is; got None")
-        if self.mode != "lstm":
-            raise ValueError(f"state_clip_min and state_clip_max need mode 'lstm'; got mode {self.mode!r}")
-        self._set("state_clip_min", as_number("state_clip_min", low))
-        self._set("state_clip_max", as_number("state_clip_max", high))
-        if not cast(float, self.state_clip_min) <= cast(float, self.state_clip_max):
-            raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
-
-    def _check_size(self) -> None:
         if self.num_layers > MAX_LAYERS:
             raise ValueError(f"num_layers must be at most {MAX_LAYERS}; got {self.num_layers}")
         features = self.input_size + (self.num_layers - 1) * self.output_size + self.num_layers * (self.state_size + 2)
@@ -135,22 +144,6 @@ class RNNSpec:
                 f"input_size, hidden_size and num_layers must make parameters of fewer than {MAX_BYTES} bytes; got "
                 f"{self.input_size}, {self.hidden_size} and {self.num_layers}"
             )
-
-    def _check_variant(self) -> None:
-        for name, mode, default in (("reset_after", "gru", True), ("peepholes", "lstm", False),
-                                  ("coupled_gates", "lstm", False)):  # fmt: skip
-            self._set(name, as_bool(name, getattr(self, name)))
-            if getattr(self, name) != default and self.mode != mode:
-                raise ValueError(f"{name}={not default} needs mode {mode!r}; got mode {self.mode!r}")
-        if self.gate_clip is not None:
-            self._set("gate_clip", as_number("gate_clip", self.gate_clip))
-            if not self.gate_clip > 0:
-                raise ValueError(f"gate_clip must be above 0; got {self.gate_clip!r}")
-        self._set("activations", self._checked_activations())
-        _choice("bias", self.bias, BIASES)
-        self._set("reverse", as_bool("reverse", self.reverse))
-        if self.reverse and self.bidirectional:
-            raise ValueError("reverse must be False in a bidirectional network; got True")
 
     def _checked_activations(self) -> tuple[Activation, ...] | None:
         default = FAMILIES[self.mode].default.activations
@@ -223,7 +216,7 @@ class RNNSpec:
 
     def asks_for(self, option: str) -> bool:
         """Whether one of :data:`OPTIONS` differs from its default."""
-        return bool(getattr(self, option) != type(self).__dataclass_fields__[option].default)
+        return bool(getattr(self, option) != self._default(option))
 
     def reverses(self, direction: int) -> bool:
         """Whether direction 0 or 1 runs from the end of each sequence to its beginning."""
@@ -267,12 +260,6 @@ class RNNSpec:
     def layout(self) -> ParameterLayout:
         """Where each weight and bias is in the flat parameter vector."""
         return ParameterLayout(self)
-
-
-def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        error = ValueError if isinstance(value, str) else TypeError
-        raise error(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def _dtype_name(value: object) -> str:

@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fusedrnn.cell.cells import CELLS, Cell
+from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.expr import Constant, Leaf, as_expr, evaluate, substitute, walk
 from fusedrnn.cell.leaves import PreH, PreSum, PreX, State
 from fusedrnn.cell.primitives import relu, sigmoid, tanh
 from fusedrnn.cell.trace import Stage, fuse_gate_sums, trace
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.spec import MODES
-from toy_cells import TWO_STAGES
+from toy_cells import CELLS, TWO_STAGES
 
 
 def leaves(*roots):

@@ -8,7 +8,7 @@ import torch
 
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cell.activations import ACTIVATIONS, Function
-from fusedrnn.cell.autodiff import vjp
+from fusedrnn.cell.derivative import vjp
 from fusedrnn.cell.expr import evaluate
 from fusedrnn.cell.leaves import PreX, StateCotangent
 from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic, absolute, primitive, tanh
@@ -94,7 +94,7 @@ def test_a_row_and_an_emitter_add_an_operation(activation, dtype):
         np.testing.assert_allclose(actual[name], value, rtol=of[0], atol=of[1], err_msg=name)
 
 
-def test_a_row_serves_torch_too(exp):
+def test_a_row_works_on_tensors(exp):
     a = torch.linspace(-1.0, 1.0, 5)
     (actual,) = evaluate([exp(PreX("a"))], {PreX("a"): a}, ArrayArithmetic(torch, {}))
     assert torch.equal(actual, torch.exp(a))

@@ -74,31 +74,27 @@ def engine(name, number=1, factory=None, order=0, automatic=True, **supports):
 
 
 @contextmanager
-def alone():
-    """Only the engines that a test registers: the built-in ones support everything."""
-    there = registry.engines()
-    for entry in there:
+def only(*names):
+    """Inside the ``with`` block, none but these of the registered engines, and those that the block registers."""
+    others = [entry for entry in registry.engines() if entry.name not in names]
+    for entry in others:
         registry.unregister(entry.name)
     try:
         yield
     finally:
-        for entry in there:
+        for entry in others:
             options = {name: getattr(entry, name) for name in ("order", "device", "automatic", "description")}
             registry.register(entry.name, entry.factory, entry.capabilities, **options)
 
 
 @pytest.fixture(autouse=True)
-def of_our_own(monkeypatch):
-    """Only the engines that need no other package."""
-    ours = tuple(entry for entry in registry.engines() if entry.name in ("cpu", "reference"))
-    monkeypatch.setattr(registry, "_registered", ours)
-
-
-@pytest.fixture(autouse=True)
-def as_before(of_our_own):
-    before = registry.engines()
-    yield
-    assert [entry.name for entry in registry.engines()] == [entry.name for entry in before]
+def engines_without_dependencies():
+    """Only the engines that need no other package; a test leaves the registry as it was."""
+    before = registry.names()
+    with only("cpu", "reference"):
+        yield
+        assert registry.names() == ("cpu", "reference")
+    assert registry.names() == before
 
 
 def arrays(spec, T=5, N=2):
@@ -176,7 +172,7 @@ def test_every_rejection_is_reported():
     def broken(spec):
         raise ImportError("libfast.so is not there")
 
-    with alone(), engine("broken", factory=broken, options=("projection_size",)), engine("small", dtypes=("float64",)):
+    with only(), engine("broken", factory=broken, options=("projection_size",)), engine("small", dtypes=("float64",)):
         with pytest.raises(NotImplementedError) as caught:
             RNNOp(PROJECTED)
         assert str(caught.value).split("; ") == [
@@ -188,7 +184,7 @@ def test_every_rejection_is_reported():
 
 
 def test_an_able_engine_that_is_not_automatic_is_mentioned():
-    with alone(), engine("few"), engine("slow", automatic=False, options=("state_clip_min",)):
+    with only(), engine("few"), engine("slow", automatic=False, options=("state_clip_min",)):
         with pytest.raises(NotImplementedError, match=r"engine 'few'; backend='slow' has it, if asked for$"):
             RNNOp(CLIPPED)
         with pytest.raises(NotImplementedError, match=r"^state_clip_min is not supported yet by engine 'few'$"):
@@ -198,7 +194,7 @@ def test_an_able_engine_that_is_not_automatic_is_mentioned():
 def test_rejections_name_the_arguments_of_the_function():
     x, state = np.ones((2, 1, 3), np.float32), np.ones((1, 1, 4), np.float32)
     with (
-        alone(),
+        only(),
         engine("few", order=2),
         engine("other", order=1, factory=lambda spec: 1 / 0),
         pytest.raises(NotImplementedError) as caught,
@@ -262,7 +258,7 @@ def test_engines_are_created_when_needed():
         ("dropout", RNNSpec("gru", 3, 4, dropout=0.5), {"training": True}, 1),  # one layer has nothing to drop
     ],
 )
-def test_what_a_call_needs(lacks, spec, call, by):
+def test_a_call_selects_an_engine_that_supports_it(lacks, spec, call, by):
     with engine("lacking", 1, **{lacks: False}), engine("able", 2, order=1):
         op = RNNOp(spec)
         assert op.backend == "lacking"
@@ -329,7 +325,7 @@ def test_bad_registration(change, error, message):
         )
 
 
-def test_unregistering_what_is_not_there():
+def test_unregistering_an_unknown_engine():
     with pytest.raises(ValueError, match="'nothing'"):
         registry.unregister("nothing")
 
@@ -358,11 +354,11 @@ def together(count, call):
     """The results of a function that so many threads call at the same time."""
     results, barrier = [None] * count, threading.Barrier(count)
 
-    def run(place):
+    def run(index):
         barrier.wait()
-        results[place] = call()
+        results[index] = call()
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(count)]
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -444,7 +440,7 @@ def test_a_child_forked_while_an_op_is_created():
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_an_engine_keeps_the_protocol(name):
+def test_an_engine_follows_the_protocol(name):
     """Signatures, and the promises about results for the plainest arguments."""
     spec = RNNSpec("lstm", 3, 4, num_layers=2)
     tested = registry.find(name).factory(spec)
@@ -467,7 +463,7 @@ def test_an_engine_keeps_the_protocol(name):
     assert not np.isnan(dx[:2]).any()
 
 
-def test_the_message_names_options_only():
+def test_missing_capabilities_are_named_like_arguments():
     """Each missing option by the name of its argument, so that adapters can rename it."""
     missing = Capabilities(modes=(), dtypes=(), training=False, lengths=False, dropout=False).missing
     assert missing(SPEC, NEEDS) == ["mode 'gru'", "dtype 'float32'", "dropout", "lengths", "training"]

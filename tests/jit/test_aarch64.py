@@ -1,4 +1,4 @@
-"""Code for AArch64, made on any processor: it compiles, in NEON's vectors, with fused multiply-add and no spills."""
+"""Code for AArch64, compiled on any processor: in NEON's vectors, with fused multiply-add and no spills."""
 
 import platform
 import re
@@ -45,7 +45,7 @@ def assembly(monkeypatch):
 @pytest.mark.parametrize(
     ("build", "kind"), [(build_common, "nn"), (build_common_training, "tn")], ids=["nn", "tn"]
 )
-def test_microkernels(assembly, dtype, build, kind):
+def test_microkernels_use_fma_without_spills(assembly, dtype, build, kind):
     text = assembly(build, dtype)
     shape = {"float32": "4s", "float64": "2d"}[dtype]
     microkernel = re.search(rf"^microkernel_{kind}6x4:\n(.*?)^\.Lfunc_end", text, re.MULTILINE | re.DOTALL)[1]
@@ -68,7 +68,7 @@ def test_microkernels(assembly, dtype, build, kind):
     ],
     ids=["forward", "training", "backward"],
 )
-def test_cells(assembly, mode, dtype, build, with_quotients):
+def test_cells_divide_in_vectors(assembly, mode, dtype, build, with_quotients):
     text = assembly(build, FAMILIES[mode].default, dtype)
     shape = {"float32": "4s", "float64": "2d"}[dtype]
     assert bool(re.search(rf"fdiv\s+v\d+\.{shape}", text)) == (mode in with_quotients)

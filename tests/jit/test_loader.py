@@ -1,4 +1,4 @@
-"""Kernels are loaded by those who call them, once, and by nobody else."""
+"""Kernels are loaded once, by the modules that call them."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ print(*sorted(name for name in sys.modules if name.startswith("fusedrnn.engines.
 """
 
 
-def test_the_number_of_threads_loads_no_kernel_of_the_engine():
+def test_get_num_threads_loads_no_kernel_of_the_engine():
     """The package's own ``__init__`` loads the engines: it is replaced by an empty one."""
     stub = "import sys, types, importlib.util\n"
     stub += "spec = importlib.util.find_spec('fusedrnn'); package = importlib.util.module_from_spec(spec)\n"
@@ -25,7 +25,7 @@ def test_the_number_of_threads_loads_no_kernel_of_the_engine():
     assert result.stdout.split() == []
 
 
-def test_what_is_loaded_once():
+def test_load_once():
     """Threads that ask at the same time get the same code; another argument gets its own."""
     builders = []
 
@@ -46,7 +46,7 @@ def test_what_is_loaded_once():
     assert load(7) is not results[0]
 
 
-def test_functions_hold_their_code():
+def test_functions_keep_their_code_loaded():
     call = loader.function(loader.load("held", TARGET, Builder()), "answer", 1)
     assert answer(call.code) == 42
     assert loader.address(call) == call.code.address("answer")

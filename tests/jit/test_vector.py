@@ -1,7 +1,7 @@
 """tanh, sigmoid and the like: at most 4 ulp over the whole range, exact at the limits, on every target."""
 
 import ctypes
-from functools import cache as remembered
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from fusedrnn.jit.target import known_targets
 from fusedrnn.jit.vector import FORMATS, Vectors
 from fusedrnn.spec import DTYPES
 
-MOST_ULP = 4
+MAX_ULP = 4
 OPERATIONS = ("tanh", "sigmoid", "relu", "expm1", "softplus")
 # The oracle must be more precise than float64: on x86 long double has 64 bits of mantissa.
 WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
@@ -33,7 +33,7 @@ def build(target, dtype):
     return module
 
 
-@remembered
+@cache
 def compiled(target, dtype):
     """The compiled module, and its functions by name."""
     code = loader.LoadedObject("vector", target, compiler.compile_module(build(target, dtype), target))
@@ -83,13 +83,13 @@ def samples(dtype):
     form, size = np.finfo(dtype), np.dtype(dtype).itemsize
     every = rng.integers(0, 256, (200_000, size), np.uint8).view(dtype).ravel()
     every = every[np.isfinite(every)]
-    borders = [0.0, form.tiny, form.smallest_subnormal, form.max, 0.25, 0.5, 1.0]
-    borders += [FORMATS[dtype].sigmoid_is_zero, FORMATS[dtype].sigmoid_is_one, FORMATS[dtype].tanh_is_one]
-    borders += [np.log(form.max), np.log(form.tiny), np.log(np.longdouble(form.smallest_subnormal))]
+    thresholds = [0.0, form.tiny, form.smallest_subnormal, form.max, 0.25, 0.5, 1.0]
+    thresholds += [FORMATS[dtype].sigmoid_is_zero, FORMATS[dtype].sigmoid_is_one, FORMATS[dtype].tanh_is_one]
+    thresholds += [np.log(form.max), np.log(form.tiny), np.log(np.longdouble(form.smallest_subnormal))]
     # Where the range reduction changes to the next power of two.
-    borders += [(n + 0.5) * np.log(2) / part for n in range(0, 1100, 7) for part in (1, 2)]
-    borders = np.array(borders, dtype)
-    close = np.concatenate([borders.view(f"i{size}") + k for k in range(-3, 4)]).view(dtype)
+    thresholds += [(n + 0.5) * np.log(2) / part for n in range(0, 1100, 7) for part in (1, 2)]
+    thresholds = np.array(thresholds, dtype)
+    close = np.concatenate([thresholds.view(f"i{size}") + k for k in range(-3, 4)]).view(dtype)
     close = close[np.isfinite(close)]
     ranges = [np.linspace(-limit, limit, 60_001) for limit in (1e-3, 1.0, 10.0, 40.0, 110.0, 760.0)]
     numbers = np.concatenate([every, close, -close, *ranges]).astype(dtype)
@@ -108,7 +108,7 @@ def test_error_bound(name, dtype, target):
     flushed = (name in ("sigmoid", "softplus")) & (actual == 0) & (expected < np.finfo(dtype).tiny)
     error = np.where(flushed, 0, ulps(actual, expected))
     worst = int(np.argmax(error))
-    assert error[worst] <= MOST_ULP, f"{name}({x[worst]!r}) is {float(error[worst]):.2f} ulp off"
+    assert error[worst] <= MAX_ULP, f"{name}({x[worst]!r}) is {float(error[worst]):.2f} ulp off"
 
 
 @pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
@@ -123,12 +123,12 @@ def test_error_bound_by_exponent(name, dtype, known):
     x = np.concatenate([x, -x])
     actual = apply(emulated(known), dtype, name, x)
     assert np.abs(actual).max() <= 1
-    assert ulps(actual, exact(name, x))[np.abs(x) < -FORMATS[dtype].sigmoid_is_zero - 2].max() <= MOST_ULP
+    assert ulps(actual, exact(name, x))[np.abs(x) < -FORMATS[dtype].sigmoid_is_zero - 2].max() <= MAX_ULP
 
 
 @pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
-def test_the_error_is_measured():
-    """The measure itself: an error of k ulp counts as k, also for denormals."""
+def test_error_is_counted_in_ulp():
+    """An error of k ulp counts as k, also for denormals."""
     for value in (1.5, 1e-41, 3e38):
         x = np.array([value], np.float32)
         for k in (0, 1, 5):
@@ -178,14 +178,14 @@ def test_denormals(dtype, target):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_symmetry(dtype, target):
+def test_tanh_is_odd(dtype, target):
     x = samples(dtype)
     np.testing.assert_array_equal(apply(target, dtype, "tanh", -x), -apply(target, dtype, "tanh", x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_store_first(dtype, count, target):
+def test_store_masked(dtype, count, target):
     """Only the first lanes are written."""
     module = Module("store_masked")
     f = Function(module, "store", ["source", "into", "count"], exported=True)

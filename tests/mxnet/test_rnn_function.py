@@ -1,4 +1,4 @@
-"""``fusedrnn.rnn`` refuses bad input, and its errors speak of its own arguments, not of those they become."""
+"""``fusedrnn.rnn`` refuses bad input; its errors name its own arguments, not those of the operator."""
 
 import numpy as np
 import pytest
@@ -10,15 +10,15 @@ RNG = np.random.default_rng(0)
 SIZE = fusedrnn.RNNSpec("lstm", I, H).layout.size
 
 
-def numbers(*shape):
+def random_array(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-GIVEN = {
-    "data": numbers(T, N, I),
-    "parameters": numbers(SIZE),
-    "state": numbers(1, N, H),
-    "state_cell": numbers(1, N, H),
+ARGUMENTS = {
+    "data": random_array(T, N, I),
+    "parameters": random_array(SIZE),
+    "state": random_array(1, N, H),
+    "state_cell": random_array(1, N, H),
     "state_size": H,
     "num_layers": 1,
     "mode": "lstm",
@@ -26,28 +26,28 @@ GIVEN = {
 
 
 def rnn(**changes):
-    """A call that is right but for the changes."""
-    return fusedrnn.rnn(**{**GIVEN, **changes})
+    """A valid call with these changes."""
+    return fusedrnn.rnn(**{**ARGUMENTS, **changes})
 
 
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
-        ("data", GIVEN["data"].tolist(), TypeError, "must be a NumPy array; got list"),
+        ("data", ARGUMENTS["data"].tolist(), TypeError, "must be a NumPy array; got list"),
         ("data", None, TypeError, "must be a NumPy array; got NoneType"),
-        ("data", numbers(T, I), ValueError, r"must have shape \(T, N, I\).*got \(4, 5\)"),
-        ("data", numbers(0, N, I), ValueError, r"must have shape \(T, N, I\).*got \(0, 3, 5\)"),
-        ("data", numbers(T, N, 0), ValueError, r"must have shape \(T, N, I\).*got \(4, 3, 0\)"),
-        ("data", GIVEN["data"].astype(np.float16), TypeError, "must have dtype float32 or float64; got float16"),
-        ("data", GIVEN["data"].astype(">f4"), TypeError, "must have dtype float32 or float64; got >f4"),
+        ("data", random_array(T, I), ValueError, r"must have shape \(T, N, I\).*got \(4, 5\)"),
+        ("data", random_array(0, N, I), ValueError, r"must have shape \(T, N, I\).*got \(0, 3, 5\)"),
+        ("data", random_array(T, N, 0), ValueError, r"must have shape \(T, N, I\).*got \(4, 3, 0\)"),
+        ("data", ARGUMENTS["data"].astype(np.float16), TypeError, "must have dtype float32 or float64; got float16"),
+        ("data", ARGUMENTS["data"].astype(">f4"), TypeError, "must have dtype float32 or float64; got >f4"),
         ("parameters", None, TypeError, "must be a NumPy array; got NoneType"),
-        ("parameters", numbers(SIZE).astype(np.float64), TypeError, "must have dtype float32; got float64"),
-        ("parameters", numbers(SIZE - 1), ValueError, r"must have shape \(\d+,\).*got"),
+        ("parameters", random_array(SIZE).astype(np.float64), TypeError, "must have dtype float32; got float64"),
+        ("parameters", random_array(SIZE - 1), ValueError, r"must have shape \(\d+,\).*got"),
         ("state", None, TypeError, "must be a NumPy array; got NoneType"),
-        ("state", numbers(1, N, H + 1), ValueError, r"must have shape \(1, 3, 6\); got \(1, 3, 7\)"),
+        ("state", random_array(1, N, H + 1), ValueError, r"must have shape \(1, 3, 6\); got \(1, 3, 7\)"),
         ("state_cell", None, ValueError, "must be given in mode 'lstm'; got None"),
         ("state_cell", [1.0], TypeError, "must be a NumPy array; got list"),
-        ("state_cell", numbers(2, N, H), ValueError, r"must have shape \(1, 3, 6\); got \(2, 3, 6\)"),
+        ("state_cell", random_array(2, N, H), ValueError, r"must have shape \(1, 3, 6\); got \(2, 3, 6\)"),
         ("state_size", 0, ValueError, "must be at least 1; got 0"),
         ("state_size", 6.0, TypeError, "must be an integer"),
         ("num_layers", 0, ValueError, "must be at least 1; got 0"),
@@ -80,16 +80,16 @@ def test_bad_sequence_length(value, error, message):
 
 
 @pytest.mark.parametrize("options", [{"sequence_length": [1, 2, 3]}, {"use_sequence_length": True}], ids=list)
-def test_sequence_length_and_its_switch(options):
-    """MXNet ignored one without the other."""
+def test_sequence_length_and_use_sequence_length(options):
+    """MXNet ignores either without the other."""
     with pytest.raises(ValueError, match=r"^sequence_length must be given if, and only if, use_sequence_length"):
         rnn(**options)
 
 
-def test_state_cell_where_there_is_none():
+def test_state_cell_of_a_gru():
     spec = fusedrnn.RNNSpec("gru", I, H)
     with pytest.raises(ValueError, match=r"^state_cell must be None in mode 'gru'; got ndarray"):
-        rnn(mode="gru", parameters=numbers(spec.layout.size))
+        rnn(mode="gru", parameters=random_array(spec.layout.size))
 
 
 @pytest.mark.parametrize(
@@ -101,16 +101,21 @@ def test_state_cell_where_there_is_none():
     ids=["projection", "clip"],
 )
 def test_options(options, states):
-    """By name, whichever engine has them; tests of what they compute are in test_mxnet.py."""
+    """Shapes and bounds only; test_mxnet.py tests the values."""
     spec = fusedrnn.RNNSpec("lstm", I, H, projection_size=options.get("projection_size"))
-    given = {"parameters": numbers(spec.layout.size), "state": numbers(*states[0]), "state_outputs": True, **options}
-    y, *final = rnn(**given, backend="reference")
+    kwargs = {
+        "parameters": random_array(spec.layout.size),
+        "state": random_array(*states[0]),
+        "state_outputs": True,
+        **options,
+    }
+    y, *final = rnn(**kwargs, backend="reference")
     assert y.shape == (T, N, states[0][2])
     assert [array.shape for array in final] == states
     if "lstm_state_clip_max" in options:
         assert np.abs(final[1]).max() <= np.float32(0.1)
     with pytest.raises(ValueError, match=r"^backend must be one of"):
-        rnn(**given, backend="none")
+        rnn(**kwargs, backend="none")
 
 
 def test_outputs():
@@ -121,5 +126,5 @@ def test_outputs():
     np.testing.assert_array_equal(rnn(sequence_length=[T] * N, use_sequence_length=True), y)
     assert not np.array_equal(rnn(sequence_length=[1] * N, use_sequence_length=True), y)
     gru = fusedrnn.RNNSpec("gru", I, H)
-    given = {"mode": "gru", "parameters": numbers(gru.layout.size), "state_cell": None, "state_outputs": True}
-    assert [array.shape for array in rnn(**given)] == [(T, N, H), (1, N, H)]
+    kwargs = {"mode": "gru", "parameters": random_array(gru.layout.size), "state_cell": None, "state_outputs": True}
+    assert [array.shape for array in rnn(**kwargs)] == [(T, N, H), (1, N, H)]

@@ -1,4 +1,4 @@
-"""MXNet's rnn module on NumPy: fused and unfused agree, weights go from one to the other, mistakes are named."""
+"""MXNet's rnn module on NumPy: fused and unfused cells agree, and weights convert between them."""
 
 import doctest
 
@@ -31,12 +31,12 @@ def random_states(cell, dtype="float32"):
     return [rng.uniform(-1, 1, state.shape).astype(dtype) for state in cell.begin_state(N)]
 
 
-def ready(cell, dtype="float32"):
+def with_params(cell, dtype="float32"):
     cell.set_params(random_params(cell, dtype))
     return cell
 
 
-def single(mode, prefix):
+def single_cell(mode, prefix):
     return {
         "rnn_relu": lambda: RNNCell(H, "relu", prefix),
         "rnn_tanh": lambda: RNNCell(H, prefix=prefix),
@@ -47,9 +47,9 @@ def single(mode, prefix):
 
 def assert_all_close(actual, expected, rtol, atol):
     assert len(actual) == len(expected)
-    for one, other in zip(actual, expected, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
+    for array, expected_array in zip(actual, expected, strict=True):
+        assert array.dtype == expected_array.dtype
+        np.testing.assert_allclose(array, expected_array, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -58,7 +58,7 @@ def assert_all_close(actual, expected, rtol, atol):
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_fused_and_unfused_agree(mode, layers, bidirectional, given_states, dtype):
-    fused = ready(FusedRNNCell(H, layers, mode, bidirectional, get_next_state=True), dtype)
+    fused = with_params(FusedRNNCell(H, layers, mode, bidirectional, get_next_state=True), dtype)
     x = random_x(dtype)
     states = random_states(fused, dtype) if given_states else None
     outputs, after = fused.unroll(T, x, states, layout="TNC")
@@ -78,12 +78,12 @@ def test_fused_and_unfused_agree(mode, layers, bidirectional, given_states, dtyp
 
 @pytest.mark.parametrize("mode", MODES)
 def test_single_cell_against_torch(mode):
-    cell = ready(single(mode, "cell_"), "float64")
-    kind = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}.get(mode, torch.nn.RNNCell)
+    cell = with_params(single_cell(mode, "cell_"), "float64")
+    torch_cell = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell}.get(mode, torch.nn.RNNCell)
     options = {"nonlinearity": mode[4:]} if mode.startswith("rnn") else {}
-    module = kind(I, H, dtype=torch.float64, **options)
+    module = torch_cell(I, H, dtype=torch.float64, **options)
     names = {"weight_ih": "i2h_weight", "weight_hh": "h2h_weight", "bias_ih": "i2h_bias", "bias_hh": "h2h_bias"}
-    module.load_state_dict({name: torch.from_numpy(cell.params[f"cell_{ours}"]) for name, ours in names.items()})
+    module.load_state_dict({name: torch.from_numpy(cell.params[f"cell_{kind}"]) for name, kind in names.items()})
     x, states = random_x("float64")[0], random_states(cell, "float64")
     tensors = tuple(map(torch.from_numpy, states))
     with torch.no_grad():
@@ -95,11 +95,11 @@ def test_single_cell_against_torch(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_calls_in_a_loop_are_an_unroll(mode):
+def test_unroll_equals_a_loop_of_calls(mode):
     stack = SequentialRNNCell()
-    stack.add(single(mode, "bottom_"))
+    stack.add(single_cell(mode, "bottom_"))
     stack.add(LSTMCell(2, "top_"))
-    ready(stack)
+    with_params(stack)
     x, states = random_x(), stack.begin_state(N)
     expected, after = stack.unroll(T, x, layout="TNC")
     for t in range(T):
@@ -109,7 +109,7 @@ def test_calls_in_a_loop_are_an_unroll(mode):
 
 
 def test_bidirectional_reads_both_ways():
-    cell = ready(BidirectionalCell(GRUCell(H, "l_"), LSTMCell(2, "r_")))
+    cell = with_params(BidirectionalCell(GRUCell(H, "l_"), LSTMCell(2, "r_")))
     x = random_x()
     outputs, after = cell.unroll(T, x, layout="TNC")
     forward, reverse = GRUCell(H, "l_", cell.params), LSTMCell(2, "r_", cell.params)
@@ -121,7 +121,7 @@ def test_bidirectional_reads_both_ways():
 
 @pytest.mark.parametrize("make", [lambda: LSTMCell(H), lambda: FusedRNNCell(H, mode="gru")])
 def test_layouts_and_lists(make):
-    cell = ready(make())
+    cell = with_params(make())
     x = random_x()
     tnc, _ = cell.unroll(T, x, layout="TNC")
     ntc, _ = cell.unroll(T, np.ascontiguousarray(x.swapaxes(0, 1)))
@@ -136,13 +136,13 @@ def test_layouts_and_lists(make):
     np.testing.assert_array_equal(merged, ntc)
 
 
-def test_fused_returns_states_only_if_asked():
+def test_get_next_state():
     fused = FusedRNNCell(H, 2, "lstm", bidirectional=True)
     params = random_params(fused)
     fused.set_params(params)
     assert fused.unroll(T, random_x(), layout="TNC")[1] == []
-    asked = FusedRNNCell(H, 2, "lstm", bidirectional=True, get_next_state=True, params=params)
-    after = asked.unroll(T, random_x(), layout="TNC")[1]
+    stateful = FusedRNNCell(H, 2, "lstm", bidirectional=True, get_next_state=True, params=params)
+    after = stateful.unroll(T, random_x(), layout="TNC")[1]
     assert [state.shape for state in after] == [(4, N, H), (4, N, H)]
 
 
@@ -150,7 +150,7 @@ def test_fused_inside_a_stack():
     stack = SequentialRNNCell()
     stack.add(FusedRNNCell(H, mode="gru", prefix="bottom_"))
     stack.add(LSTMCell(2, "top_"))
-    ready(stack)
+    with_params(stack)
     outputs, after = stack.unroll(T, random_x(), layout="TNC")
     between, _ = FusedRNNCell(H, mode="gru", prefix="bottom_", params=stack.params).unroll(T, random_x(), layout="TNC")
     expected, _ = LSTMCell(2, "top_", stack.params).unroll(T, between, layout="TNC")
@@ -160,7 +160,7 @@ def test_fused_inside_a_stack():
         stack(random_x()[0], stack.begin_state(N))
 
 
-def test_dropout_does_nothing_in_inference():
+def test_inference_ignores_dropout():
     params = random_params(FusedRNNCell(H, 2))
     outputs = [FusedRNNCell(H, 2, dropout=p, params=params).unroll(T, random_x(), layout="TNC")[0] for p in (0.0, 0.5)]
     np.testing.assert_array_equal(*outputs)
@@ -169,7 +169,7 @@ def test_dropout_does_nothing_in_inference():
 @pytest.mark.parametrize(
     ("mode", "gates"), [("rnn_relu", [""]), ("lstm", ["_i", "_f", "_c", "_o"]), ("gru", ["_r", "_z", "_o"])]
 )
-def test_unpacked_names_are_mxnets(mode, gates):
+def test_names_of_unpacked_weights(mode, gates):
     fused = FusedRNNCell(H, 2, mode, bidirectional=True, prefix="net_")
     params = random_params(fused) | {"embedding": np.zeros(2)}
     unpacked = fused.unpack_weights(params)
@@ -189,7 +189,7 @@ def test_unpacked_names_are_mxnets(mode, gates):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_pack_undoes_unpack(mode, dtype):
     fused = FusedRNNCell(H, 3, mode, bidirectional=True)
-    for cell in (fused, fused.unfuse(), single(mode, "one_")):
+    for cell in (fused, fused.unfuse(), single_cell(mode, "one_")):
         params = random_params(cell, dtype) | {"other": np.arange(3)}
         unpacked = cell.unpack_weights(params)
         packed = cell.pack_weights(unpacked)
@@ -198,19 +198,19 @@ def test_pack_undoes_unpack(mode, dtype):
         assert "other" in unpacked
 
 
-def test_unfuse_carries_the_parameters_over():
+def test_unfuse_keeps_the_parameters():
     fused = FusedRNNCell(H, 2, bidirectional=True, prefix="net_")
     assert fused.unfuse().params == {}
-    flat = ready(fused).params["net_parameters"]
+    flat = with_params(fused).params["net_parameters"]
     stack = fused.unfuse()
     assert stack.prefixes == ("net_l0_", "net_r0_", "net_l1_", "net_r1_")
     assert stack.params.keys() == stack.param_shapes(I).keys()
     assert all(np.shares_memory(array, flat) for array in stack.params.values())
 
 
-def test_parameters_are_used_where_they_lie():
+def test_parameters_are_not_copied():
     for cell in (LSTMCell(H), FusedRNNCell(H, 2)):
-        ready(cell)
+        with_params(cell)
         before, _ = cell.unroll(T, random_x(), layout="TNC")
         before = before.copy()
         for array in cell.params.values():
@@ -220,8 +220,8 @@ def test_parameters_are_used_where_they_lie():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "longdouble"])
-def test_unfused_cells_take_any_float(dtype):
-    outputs, after = ready(GRUCell(H), dtype).unroll(T, random_x(dtype), layout="TNC")
+def test_unfused_cells_accept_any_floating_dtype(dtype):
+    outputs, after = with_params(GRUCell(H), dtype).unroll(T, random_x(dtype), layout="TNC")
     assert outputs.dtype == after[0].dtype == np.dtype(dtype)
 
 
@@ -245,8 +245,8 @@ def test_examples_in_docstrings(module):
     assert not result.failed
 
 
-def test_unfused_cells_are_the_reference():
-    fused = ready(FusedRNNCell(H, 2, "lstm", bidirectional=True))
+def test_unfused_cells_equal_the_reference():
+    fused = with_params(FusedRNNCell(H, 2, "lstm", bidirectional=True))
     spec = RNNSpec("lstm", I, H, 2, bidirectional=True)
     expected, _ = reference.forward(spec, random_x(), fused.params["lstm_parameters"])
     actual, _ = fused.unfuse().unroll(T, random_x(), layout="TNC")

@@ -1,4 +1,4 @@
-"""Every mistake with a cell names the argument, what was given and what was expected."""
+"""Every error of a cell names the argument, what was given and what was expected."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ X = np.zeros((T, N, I), np.float32)
         (lambda: LSTMCell(H).begin_state(N, int), TypeError, r"^dtype must be a floating type; got <class 'int'>"),
     ],
 )
-def test_making_cells(make, error, message):
+def test_constructors(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -89,7 +89,7 @@ def test_unroll(make, arguments, error, message):
 
 
 @pytest.mark.parametrize("make", [lstm, fused])
-def test_states_of_another_dtype(make):
+def test_dtype_of_states(make):
     cell = make()
     with pytest.raises(TypeError, match=r"^begin_state\[0\] must have dtype float32, .*; got float64"):
         cell.unroll(T, X, cell.begin_state(N, "float64"), layout="TNC")
@@ -152,12 +152,12 @@ def test_parameters_missing():
 
 @pytest.mark.parametrize("make", [lambda: LSTMCell(H), lambda: FusedRNNCell(H), lambda: FusedRNNCell(H).unfuse()])
 @pytest.mark.parametrize("method", ["set_params", "unpack_weights", "pack_weights"])
-def test_parameters_that_are_no_dict(make, method):
+def test_params_must_be_a_dict(make, method):
     with pytest.raises(TypeError, match=r"^params must be a dict of named arrays; got NoneType"):
         getattr(make(), method)(None)
 
 
-def test_gates_that_do_not_fit():
+def test_gates_of_different_input_sizes():
     cell = LSTMCell(H)
     gates = cell.unpack_weights(params_of(cell))
     gates["lstm_i2h_c_weight"] = np.zeros((H, I + 1), "float32")
@@ -165,7 +165,7 @@ def test_gates_that_do_not_fit():
         cell.pack_weights(gates)
 
 
-def test_layers_of_two_dtypes():
+def test_layers_of_different_dtypes():
     cell = FusedRNNCell(H, 2)
     unpacked = cell.unpack_weights(params_of(cell))
     mixed = {name: array.astype("f8" if "l1" in name else "f4") for name, array in unpacked.items()}
@@ -176,10 +176,12 @@ def test_layers_of_two_dtypes():
 def test_flat_vector_of_a_fused_cell():
     cell = FusedRNNCell(H, 2, "gru", bidirectional=True)
     ((name, (size,)),) = cell.param_shapes(I).items()
-    least = cell.param_shapes(1)[name][0]
-    for wrong in (size + 1, size - 1, least - 3 * H * 2, 1):
-        with pytest.raises(ValueError, match=rf"^gru_parameters must have {least} elements for one .*; got {wrong}"):
-            cell.set_params({name: np.zeros(wrong, "float32")})
+    smallest = cell.param_shapes(1)[name][0]
+    for wrong_size in (size + 1, size - 1, smallest - 3 * H * 2, 1):
+        with pytest.raises(
+            ValueError, match=rf"^gru_parameters must have {smallest} elements for one .*; got {wrong_size}"
+        ):
+            cell.set_params({name: np.zeros(wrong_size, "float32")})
     with pytest.raises(ValueError, match=r"^gru_parameters must have shape \(size,\)"):
         cell.set_params({name: np.zeros((1, size), "float32")})
     with pytest.raises(TypeError, match=r"^gru_parameters must have dtype float32 or float64; got float16"):

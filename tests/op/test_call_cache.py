@@ -42,7 +42,7 @@ def prime(op, *arguments, **options):
     return result
 
 
-def test_this_interpreter_is_known():
+def test_the_object_layout_of_this_interpreter_is_known():
     assert ndarray_abi.object_layout() is not None
 
 
@@ -50,7 +50,7 @@ def test_this_interpreter_is_known():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_same_bits(cached_calls, shape, mode, dtype, threads):
+def test_cached_calls_give_the_bits_of_checked_calls(cached_calls, shape, mode, dtype, threads):
     problem = training_problem(shape, mode, dtype)
     op = RNNOp(problem.spec)
     rng = np.random.default_rng(3)
@@ -79,7 +79,7 @@ def test_same_bits(cached_calls, shape, mode, dtype, threads):
             assert_same_bits(gradients[0], other)
 
 
-def test_changed_parameters_are_seen(cached_calls):
+def test_changed_parameters_are_noticed(cached_calls):
     problem = training_problem(SHAPES[2])
     op, params = RNNOp(problem.spec), problem.params.copy()
     for training in (False, True):
@@ -92,7 +92,7 @@ def test_changed_parameters_are_seen(cached_calls):
             assert_same_bits(result, RNNOp(problem.spec).forward(problem.x, params, problem.states)[:2])
 
 
-def test_other_parameters_are_seen():
+def test_other_parameters_are_noticed():
     problem = training_problem(SHAPES[2])
     op, others = RNNOp(problem.spec), [problem.params, frozen(problem.params), -problem.params, frozen(-problem.params)]
     for params in others * 3:
@@ -198,7 +198,7 @@ def test_out_is_checked_at_every_call():
     assert not strided[..., y.shape[2] :].any()
 
 
-def test_gradients_of_other_kinds(cached_calls):
+def test_backward_calls_that_differ(cached_calls):
     """Requests, buffers and missing gradients change from call to call."""
     problem = training_problem(SHAPES[1])
     op, fresh = RNNOp(problem.spec), RNNOp(problem.spec)
@@ -326,7 +326,7 @@ def test_many_callers_at_once():
     assert not failed
 
 
-def test_without_a_known_interpreter(monkeypatch, cached_calls):
+def test_without_a_known_object_layout(monkeypatch, cached_calls):
     monkeypatch.setattr(ndarray_abi, "object_layout", lambda: None)
     problem = training_problem(SHAPES[1])
     op = RNNOp(problem.spec)
@@ -350,7 +350,7 @@ def test_frozen_and_plain_parameters_in_turn(mode, first):
             assert_same_bits((y, final, op.backward(problem.dy, problem.dstates, reserve)), expected)
 
 
-def test_requests_that_change_are_seen():
+def test_changed_requests_are_noticed():
     """Also a mapping that is changed in place, and values that are no request."""
     problem = training_problem(SHAPES[1])
     op, requests = RNNOp(problem.spec), {"x": "write", "params": "write"}
@@ -400,7 +400,7 @@ def test_none_among_the_states_stands_for_zeros(cached_calls, mode, backend):
     assert backend != "cpu" or cached_calls["forward"]
 
 
-def test_out_apart_from_none_among_the_states():
+def test_out_with_none_among_the_states():
     problem = training_problem(SHAPES[1])
     op = RNNOp(problem.spec)
     y = op.forward(problem.x, problem.params, (problem.states[0], None))[0]

@@ -138,7 +138,7 @@ def test_a_wrong_dstate(op, reserve, place, wrong, error, message):
 
 
 @pytest.mark.parametrize("wrong", [None, 3, X, "gates", Reserve], ids=type)
-def test_what_is_no_reserve(op, wrong):
+def test_reserve_of_a_wrong_type(op, wrong):
     with pytest.raises(TypeError, match=r"^reserve must be .*forward returned"):
         backward(op, wrong)
 
@@ -173,8 +173,8 @@ def test_reserve_of_another_op_of_the_same_spec(op, reserve, gradients):
         ({"dx": "write"}, ValueError, r"^grad_req must have keys among x, params, states; got 'dx'"),
         ({"x": "write", 3: "add"}, ValueError, r"^grad_req must have keys among x, params, states; got 3"),
         ({"x": "inplace"}, ValueError, r"^grad_req: x must be one of write, add, null; got 'inplace'"),
-        ({"params": None}, TypeError, r"^grad_req: params must be one of write, add, null; got NoneType"),
-        ({"states": ("add", "add")}, TypeError, r"^grad_req: states must be one of .*; got tuple"),
+        ({"params": None}, TypeError, r"^grad_req: params must be one of write, add, null; got None"),
+        ({"states": ("add", "add")}, TypeError, r"^grad_req: states must be one of .*; got \('add', 'add'\)"),
     ],
     ids=repr,
 )
@@ -245,7 +245,7 @@ def test_buffers_that_hold_an_element_twice(op, reserve):
         ((*DSTATES, None), ValueError, "3"),
     ],
 )
-def test_states_in_out_that_are_no_tuple_of_them(op, reserve, wrong, error, got):
+def test_out_dstates_that_are_no_tuple(op, reserve, wrong, error, got):
     with pytest.raises(error, match=f"^out: dstates must be a tuple of 2: dh0 .*, dc0 .*; got {got}$"):
         backward(op, reserve, out=(None, None, wrong))
     with pytest.raises(TypeError, match=r"^out: dc0 must be a NumPy array; got NoneType"):
@@ -253,7 +253,7 @@ def test_states_in_out_that_are_no_tuple_of_them(op, reserve, wrong, error, got)
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(SHAPES, 2)), ids=" ".join)
-def test_buffers_in_one_place(op, reserve, pair):
+def test_buffers_that_share_memory(op, reserve, pair):
     memory = np.full(PARAMS.size + 1000, 7, np.float32)
     out = dict(zip(SHAPES, buffers(7), strict=True))
     for place, name in enumerate(pair):
@@ -344,7 +344,7 @@ def test_adding_twice_adds_each_gradient_once(op, reserve, gradients):
 
 
 @pytest.mark.parametrize("absent", ["dy", "dstates", "dh_n", "dc_n", "all"])
-def test_none_is_zero(op, reserve, absent):
+def test_none_stands_for_zeros(op, reserve, absent):
     zeros = tuple(np.zeros_like(gradient) for gradient in DSTATES)
     arguments, meaning = {"dy": DY, "dstates": DSTATES}, {"dy": DY, "dstates": DSTATES}
     if absent in ("dy", "all"):
@@ -457,7 +457,7 @@ def test_two_forwards_before_a_backward(op, gradients, keep):
     assert_same(flat(op.backward(DY[:2, :1], None, second)), small)
 
 
-def test_what_training_returns_is_what_inference_returns(op):
+def test_training_returns_the_results_of_inference(op):
     y, final, nothing = op.forward(X, PARAMS, STATES, lengths=LENGTHS)
     assert nothing is None
     out = np.full(DY.shape, np.nan, np.float32)
@@ -469,7 +469,7 @@ def test_what_training_returns_is_what_inference_returns(op):
 
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
-def test_reserve_says_what_it_is(op, keep):
+def test_attributes_of_a_reserve(op, keep):
     _, _, reserve = op.forward(X, PARAMS, training=True, reserve=keep, seed=7)
     assert (reserve.steps, reserve.batch, reserve.keep, reserve.seed) == (T, N, keep, 7)
     assert reserve.spec == SPEC
@@ -498,8 +498,8 @@ def test_reserve_size(op, spec, keep, lengths):
         ((T, -1), ValueError, "batch must be at least 1; got -1"),
         ((1.0, N), TypeError, "steps must be an integer; got 1.0"),
         ((T, True), TypeError, "batch must be an integer; got True"),
-        ((T, N, "all"), ValueError, "reserve must be 'gates' or 'states'; got 'all'"),
-        ((T, N, None), TypeError, "reserve must be 'gates' or 'states'; got NoneType"),
+        ((T, N, "all"), ValueError, "reserve must be one of gates, states; got 'all'"),
+        ((T, N, None), TypeError, "reserve must be one of gates, states; got None"),
     ],
 )
 def test_bad_reserve_size(op, sizes, error, message):
@@ -508,7 +508,7 @@ def test_bad_reserve_size(op, sizes, error, message):
 
 
 @pytest.mark.parametrize("ways", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_reserve_does_not_travel(reserve, ways):
+def test_a_reserve_cannot_be_pickled_or_copied(reserve, ways):
     with pytest.raises(TypeError, match=r"^a Reserve cannot be pickled or copied"):
         ways(reserve)
 
@@ -525,7 +525,7 @@ def dropping(op):
     return forward
 
 
-def test_a_seed_says_what_is_dropped(dropping):
+def test_equal_seeds_drop_equal_elements(dropping):
     y, reserve, op = dropping(seed=2**64 - 1)
     again, same, _ = dropping(seed=np.uint64(2**64 - 1))
     np.testing.assert_array_equal(y, again)

@@ -77,7 +77,7 @@ def test_negative_sizes(name, call):
             call(size)
 
 
-def test_the_largest_that_are_allowed():
+def test_the_largest_allowed_sizes():
     assert RNNSpec("gru", 3, 2, MAX_LAYERS).num_layers == MAX_LAYERS
     spec = RNNSpec("rnn_tanh", 2**44, 1)
     assert spec.layout.size * 4 < MAX_BYTES
@@ -130,14 +130,14 @@ print("right")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 @pytest.mark.parametrize("phase", ["inference", "training"])
-def test_memory_that_cannot_be_had(phase):
+def test_memory_errors(phase):
     done = subprocess.run([sys.executable, "-c", SCARCE, phase], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "right"
 
 
 @pytest.mark.parametrize("part", ["forward", "training", "backward"])
-def test_memory_that_cannot_be_had_in_torch(monkeypatch, part):
+def test_memory_errors_in_torch(monkeypatch, part):
     """PyTorch's allocator raises the same error; the next call works."""
     torch = pytest.importorskip("torch")
     from fusedrnn.runtime import buffers
@@ -164,7 +164,7 @@ def _no_memory(*_):
     raise MemoryError("none is left")
 
 
-def test_scratch_that_cannot_be_had():
+def test_memory_errors_of_scratch():
     from fusedrnn.runtime.buffers import aligned_empty
 
     for size in 1 << 46, 1 << 62, 1 << 80:
@@ -172,7 +172,7 @@ def test_scratch_that_cannot_be_had():
             aligned_empty((size,), np.uint8)
 
 
-def test_onednn_without_memory():
+def test_memory_errors_of_onednn():
     from fusedrnn.engines.onednn.library import OUT_OF_MEMORY, Library
 
     library = SimpleNamespace(_functions={"memory_create": lambda: OUT_OF_MEMORY})
@@ -180,7 +180,7 @@ def test_onednn_without_memory():
         Library.call(library, "memory_create")
 
 
-def test_cudnn_without_memory():
+def test_memory_errors_of_cudnn():
     torch = pytest.importorskip("torch")
     from fusedrnn.engines.cudnn.engine import CuDNNEngine
 

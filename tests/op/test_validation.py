@@ -211,9 +211,9 @@ def test_nothing_is_written_before_an_error():
         ("seed", 1.0, TypeError, "must be an integer or None; got 1.0"),
         ("seed", True, TypeError, "must be an integer or None; got True"),
         ("seed", "1", TypeError, "must be an integer or None; got '1'"),
-        ("reserve", "all", ValueError, "must be 'gates' or 'states'; got 'all'"),
-        ("reserve", None, TypeError, "must be 'gates' or 'states'; got NoneType"),
-        ("reserve", True, TypeError, "must be 'gates' or 'states'; got bool"),
+        ("reserve", "all", ValueError, "must be one of gates, states; got 'all'"),
+        ("reserve", None, TypeError, "must be one of gates, states; got None"),
+        ("reserve", True, TypeError, "must be one of gates, states; got True"),
     ],
 )
 def test_bad_options_of_training(name, value, error, message, training):
@@ -231,7 +231,7 @@ def test_options_of_training_without_effect_in_inference(seed):
 
 @pytest.mark.parametrize("make", [RNNOp, RNNOp.get])
 @pytest.mark.parametrize("spec", [None, "lstm", {"mode": "lstm"}, RNNSpec])
-def test_spec_that_is_none(make, spec):
+def test_spec_of_a_wrong_type(make, spec):
     with pytest.raises(TypeError, match=f"^spec must be an RNNSpec; got {type(spec).__name__}"):
         make(spec)
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.engines.reference import forward as reference
+from fusedrnn.engines.reference.backward import backward
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from problems import make_problem
 
@@ -130,9 +130,9 @@ def torch_results(problem):
 def reference_results(problem, seed=0, absent="nothing"):
     """The results of the reference."""
     x, params, states = problem.astype(np.float64)
-    y, final, tape = reference_training.train(problem.spec, x, params, states, problem.lengths, seed)
+    y, final, tape = reference.train(problem.spec, x, params, states, problem.lengths, seed)
     dresults = without(problem.spec, *problem.gradients_as(np.float64), absent)
-    return Results(y, final, reference_training.backward(problem.spec, tape, *dresults))
+    return Results(y, final, backward(problem.spec, tape, *dresults))
 
 
 def near_kink(problem, seed=0):
@@ -141,7 +141,7 @@ def near_kink(problem, seed=0):
     if spec.mode != "rnn_relu":
         return False
     x, params, states = problem.astype(np.float64)
-    _, _, tape = reference_training.train(spec, x, params, states, problem.lengths, seed)
+    _, _, tape = reference.train(spec, x, params, states, problem.lengths, seed)
     nearest = np.inf
     for index, trail in enumerate(tape.directions):
         layer, direction = divmod(index, spec.num_directions)

@@ -1,6 +1,6 @@
-"""Cells that only tests have."""
+"""The default variant of each cell, and cells that only tests have."""
 
-from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.cells import FAMILIES, Cell, make_cell
 from fusedrnn.cell.primitives import sigmoid, tanh
 
 
@@ -13,4 +13,5 @@ def reset_before_gru(x, recurrent, s):
     return n + z * (s.h - n)
 
 
+CELLS = {mode: make_cell(family.default) for mode, family in FAMILIES.items()}
 TWO_STAGES = Cell("reset_before_gru", tuple("rzn"), ("h",), reset_before_gru)

@@ -65,7 +65,7 @@ def train_non_fused(work: Workload) -> Contender:
     spec = work.spec
 
     def run(batch: Batch) -> GetResults:
-        y, states, tape = reference_backward.train(spec, batch.x, work.params, batch.states, batch.lengths)
+        y, states, tape = reference_forward.train(spec, batch.x, work.params, batch.states, batch.lengths)
         dx, dparams, dstates = reference_backward.backward(spec, tape, batch.dy, batch.dstates)
         return lambda: outputs(spec, y, states) | gradient_results(spec, dx, dparams, dstates)
 

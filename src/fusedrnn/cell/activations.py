@@ -9,7 +9,7 @@ from numbers import Real
 
 from fusedrnn.cell.expr import Expr
 from fusedrnn.cell.primitives import absolute, clip, expm1, relu, relu_grad, sigmoid, softplus, tanh
-from fusedrnn.scalars import as_float
+from fusedrnn.scalars import as_float, check_choice
 
 __all__ = ["ACTIVATIONS", "Activation"]
 
@@ -69,11 +69,7 @@ class Activation:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise TypeError(f"activations must be of {', '.join(ACTIVATIONS)}; got {self.name!r}")
-        function = ACTIVATIONS.get(self.name)
-        if function is None:
-            raise ValueError(f"activations must be of {', '.join(ACTIVATIONS)}; got {self.name!r}")
+        function = ACTIVATIONS[check_choice("activations", self.name, ACTIVATIONS)]
         for parameter in ("alpha", "beta"):
             value, default = getattr(self, parameter), getattr(function, parameter)
             if value is not None:

@@ -17,7 +17,7 @@ from fusedrnn.cell.expr import Expr
 from fusedrnn.cell.leaves import Peephole
 from fusedrnn.cell.primitives import clip, clip_nan
 
-__all__ = ["CELLS", "FAMILIES", "Cell", "Family", "Variant", "make_cell"]
+__all__ = ["FAMILIES", "Cell", "Family", "Variant", "make_cell"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,3 @@ def make_cell(variant: Variant) -> Cell:
     return Cell(
         variant.mode, gates, family.states, lambda x, recurrent, s: family.equations(x, recurrent, s, variant)
     )
-
-
-CELLS: dict[str, Cell] = {name: make_cell(family.default) for name, family in FAMILIES.items()}
-"""The default variant of each cell."""

@@ -1,16 +1,15 @@
-"""The derivative of a cell: the gradients of its gates and previous states, and what forward saves for them.
+"""The derivatives of expressions, and of a cell: the gradients of its gates and previous states.
 
-It follows from the traced equations. A forward value that the gradients use is either saved in the reserve or
-recomputed from the states before and after the step and from what is saved.
+A cell's derivative follows from the traced equations. A forward value that the gradients use is either saved in the
+reserve or recomputed from the states before and after the step and from what is saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from fusedrnn.cell.autodiff import vjp
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
 from fusedrnn.cell.leaves import (
     NewState,
@@ -30,6 +29,30 @@ from fusedrnn.cell.trace import Stage, TracedCell
 # To save an element is to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64. In the
 # same time a core at its peak that shares the memory bandwidth with others does 8 or 4 operations for each byte.
 _MAX_RECOMPUTE_FLOPS = 96
+
+
+def vjp(roots: Sequence[Expr], cotangents: Sequence[Expr]) -> dict[Leaf, Expr]:
+    """The cotangent of each leaf that ``roots`` depend on, given the cotangents of ``roots``, in reverse mode.
+
+    Raises:
+        NotImplementedError: If an operation has no derivative.
+    """
+    accumulated: dict[Expr, Expr] = {}
+
+    def accumulate(node: Expr, cotangent: Expr) -> None:
+        accumulated[node] = accumulated[node] + cotangent if node in accumulated else cotangent
+
+    for root, cotangent in zip(roots, cotangents, strict=True):
+        accumulate(root, cotangent)
+    for node in reversed(list(walk(roots))):
+        if isinstance(node, Operation) and node in accumulated:
+            primitive = PRIMITIVES.get(node.op)
+            if primitive is None or primitive.vjp is None:
+                raise NotImplementedError(f"the derivative of {node.op!r}")
+            for arg, share in zip(node.args, primitive.vjp(accumulated[node], node, *node.args), strict=True):
+                if share is not None and not isinstance(arg, Constant):
+                    accumulate(arg, share)
+    return {node: cotangent for node, cotangent in accumulated.items() if isinstance(node, Leaf)}
 
 
 @dataclass(frozen=True)
@@ -58,16 +81,14 @@ class Derivative:
         saved: What forward saves of each step, in the order of the reserve.
         recomputed: The forward values that backward recomputes.
         stages: The gradients of each stage; they use the operand cotangents of later stages only.
-        state_grads: The gradient of each previous state, without what comes through the recurrent weights; None for
-            zero.
-        state_names: The names of these states.
+        state_grads: The gradient of each previous state by its name, without what comes through the recurrent weights;
+            none if that is zero.
     """
 
     saved: tuple[Expr, ...]
     recomputed: tuple[Expr, ...]
     stages: tuple[StageDerivative, ...]
-    state_grads: tuple[Expr | None, ...]
-    state_names: tuple[str, ...]
+    state_grads: Mapping[str, Expr]
 
     def final_stage(self, state: str) -> int:
         """The index of the stage in which backward computes the gradient of a previous state.
@@ -75,12 +96,10 @@ class Derivative:
         Backward visits the last stage first. This is the first stage visited that has all operand cotangents the
         gradient uses, and after which no stage reads the new state's cotangent, which the gradient then overwrites.
         """
-        gradient = dict(zip(self.state_names, self.state_grads, strict=True))[state]
-        nodes = [] if gradient is None else walk([gradient])
-        stages = [node.stage - 1 for node in nodes if isinstance(node, OperandCotangent)]
-        for index, stage in enumerate(self.stages):
-            if StateCotangent(state) in walk(stage.distinct_grads):
-                stages.append(index)
+        gradient = [self.state_grads[state]] if state in self.state_grads else []
+        stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, OperandCotangent)]
+        cotangent = StateCotangent(state)
+        stages += [index for index, stage in enumerate(self.stages) if cotangent in walk(stage.distinct_grads)]
         return min(stages, default=len(self.stages) - 1)
 
     def __str__(self) -> str:
@@ -102,20 +121,27 @@ def differentiate(cell: TracedCell) -> Derivative:
     cotangents += [OperandCotangent(index) for index in range(1, len(cell.stages))]
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
     stages = [_differentiate_stage(cell, stage, grads) for stage in cell.stages]
-    state_grads = [grads.get(State(name)) for name in cell.states]
+    state_grads = {name: grads[State(name)] for name in cell.states if State(name) in grads}
     targets = [grad for stage in stages for grad in stage.distinct_grads]
-    saved, recomputed = _choose(cell, [*targets, *(grad for grad in state_grads if grad is not None)])
-    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    available = available_leaves(cell)
+    saved, recomputed = _choose(cell, [*targets, *state_grads.values()], set(available))
     available.update({node: Saved(index) for index, node in enumerate(saved)})
+
+    def of_available(exprs: Iterable[Expr]) -> tuple[Expr, ...]:
+        return tuple(substitute(tuple(exprs), available.get))
+
     return Derivative(
         saved=tuple(saved),
-        recomputed=tuple(substitute(recomputed, available.get)),
-        stages=tuple(
-            replace(stage, distinct_grads=tuple(substitute(stage.distinct_grads, available.get))) for stage in stages
-        ),
-        state_grads=tuple(None if grad is None else substitute([grad], available.get)[0] for grad in state_grads),
-        state_names=cell.states,
+        recomputed=of_available(recomputed),
+        stages=tuple(replace(stage, distinct_grads=of_available(stage.distinct_grads)) for stage in stages),
+        state_grads=dict(zip(state_grads, of_available(state_grads.values()), strict=True)),
     )
+
+
+def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
+    """What backward reads of a step although forward does not save it, each with its leaf in backward."""
+    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    return available | {leaf: leaf for leaf in [*map(State, cell.states), *map(Peephole, cell.peepholes)]}
 
 
 def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Expr]) -> StageDerivative:
@@ -132,11 +158,10 @@ def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Ex
     return StageDerivative(tuple(distinct), *indices)
 
 
-def _choose(cell: TracedCell, targets: list[Expr]) -> tuple[list[Expr], list[Expr]]:
+def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tuple[list[Expr], list[Expr]]:
     """The forward values to save for the gradients ``targets``, and those to recompute."""
     roots = [*cell.outputs, *cell.operands]
     forward = set(walk(roots))
-    available: set[Expr] = {*cell.outputs, *map(State, cell.states), *map(Peephole, cell.peepholes)}
     needed = {arg for node in walk(targets) if node not in forward for arg in node.args if arg in forward}
     needed.update(node for node in targets if node in forward)
     saved, recomputed = [], []

@@ -13,31 +13,34 @@ from fusedrnn.cell.expr import Leaf
 
 
 @dataclass(frozen=True)
-class PreX(Leaf):
+class _OfGate(Leaf):
+    gate: str
+
+
+@dataclass(frozen=True)
+class _OfState(Leaf):
+    name: str
+
+
+@dataclass(frozen=True)
+class _OfStage(Leaf):
+    stage: int
+
+
+class PreX(_OfGate):
     """A gate's pre-activation from the input: a row of ``W x + b``."""
 
-    gate: str
 
-
-@dataclass(frozen=True)
-class PreH(Leaf):
+class PreH(_OfGate):
     """A gate's pre-activation from the recurrent weights: a row of ``U h + c``."""
 
-    gate: str
 
-
-@dataclass(frozen=True)
-class PreSum(Leaf):
+class PreSum(_OfGate):
     """``PreX + PreH`` of a gate, summed by the recurrent GEMM."""
 
-    gate: str
 
-
-@dataclass(frozen=True)
-class Peephole(Leaf):
+class Peephole(_OfGate):
     """An element of a gate's peephole weight."""
-
-    gate: str
 
 
 @dataclass(frozen=True)
@@ -45,25 +48,24 @@ class Projected(Leaf):
     """The result of the projection."""
 
 
-@dataclass(frozen=True)
-class State(Leaf):
+class State(_OfState):
     """A state before the step."""
 
-    name: str
 
-
-@dataclass(frozen=True)
-class NewState(Leaf):
+class NewState(_OfState):
     """A state after the step."""
 
-    name: str
+
+class StateCotangent(_OfState):
+    """The gradient of the loss with respect to a new state."""
 
 
-@dataclass(frozen=True)
-class StageOperand(Leaf):
+class StageOperand(_OfStage):
     """What a stage multiplies by its weights; ``stage`` is 1 or more, since stage 0 multiplies a state."""
 
-    stage: int
+
+class OperandCotangent(_OfStage):
+    """The gradient of the loss with respect to a stage's operand."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,3 @@ class Saved(Leaf):
     """A forward value from the reserve: element ``index`` of ``Derivative.saved``."""
 
     index: int
-
-
-@dataclass(frozen=True)
-class StateCotangent(Leaf):
-    """The gradient of the loss with respect to a new state."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class OperandCotangent(Leaf):
-    """The gradient of the loss with respect to a stage's operand."""
-
-    stage: int

@@ -28,6 +28,12 @@ class Stage:
     projects: bool = False
     accumulates_in_place: bool = False
 
+    def computes(self, leaf: Leaf) -> bool:
+        """Whether its GEMM gives that leaf."""
+        if isinstance(leaf, Projected):
+            return self.projects
+        return isinstance(leaf, (PreH, PreSum)) and leaf.gate in self.gates
+
 
 @dataclass(frozen=True)
 class TracedCell:
@@ -61,16 +67,8 @@ class TracedCell:
 
     def ready_stage(self, node: Expr) -> int:
         """The index of the stage after whose GEMM a node can be computed."""
-        ready = 0
-        for leaf in walk([node]):
-            for index, stage in enumerate(self.stages):
-                if isinstance(leaf, Projected):
-                    needed = stage.projects
-                else:
-                    needed = isinstance(leaf, (PreH, PreSum)) and leaf.gate in stage.gates
-                if needed:
-                    ready = max(ready, index)
-        return ready
+        leaves = [leaf for leaf in walk([node]) if isinstance(leaf, Leaf)]
+        return max((i for i, stage in enumerate(self.stages) if any(map(stage.computes, leaves))), default=0)
 
 
 class _Leaves:

@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from numpy.typing import NDArray
-
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
-from fusedrnn.runtime.thread_pool import ThreadTeam
-from fusedrnn.spec import DTYPES, MODES, OPTIONS, RNNSpec
+from fusedrnn.spec import DTYPES, MODES, OPTIONS, Array, RNNSpec
 
-Array = NDArray[Any]
 SavePolicy = Literal["gates", "states"]
 """What training saves for backward: gates and states, or states alone, from which backward computes the gates."""
+SAVE_POLICIES: tuple[SavePolicy, ...] = ("gates", "states")
 Need = Literal["training", "lengths", "dropout"]
 """What a call may need beyond its spec. Dropout counts only where training drops something."""
 NEEDS: tuple[Need, ...] = ("training", "lengths", "dropout")
@@ -134,79 +131,3 @@ class GradPointers(NamedTuple):
     add_x: bool = False
     add_params: bool = False
     add_states: bool = False
-
-
-class PointerEngine(Protocol):
-    """An engine's calls on operands by address, for callers whose data is not in NumPy arrays. Nothing is checked.
-
-    Memory at an address must exist and be aligned to its elements. Address 0 stands for zeros where the call reads,
-    and for a result that is not computed where it writes.
-    """
-
-    def weights(
-        self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
-    ) -> Any:
-        """Parameters, in ``by_layer_direction`` order, in the form that a call of this size takes.
-
-        Their memory must not change until the call, in training until its last backward, has run. Cached copies of
-        them are dropped when ``owner`` is garbage-collected.
-        """
-
-    def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> Any:
-        """The weights of an earlier call that have moved: unpacked at these addresses, or packed at that one.
-
-        Packed weights are the bytes from the ``address`` of what :meth:`weights` returned, in its ``lease``; the
-        address is 0 if the weights are unpacked.
-        """
-
-    def varlen(self, lengths: Array, steps: int) -> Any:
-        """Sequences of different lengths, int64 (N,), each from 0 to T, in arrays (T, N, features)."""
-
-    def varlen_packed(self, batch_sizes: Array) -> Any:
-        """A packed sequence, sorted by falling length: how many sequences have each step, int64 (T,)."""
-
-    def allocate_reserve(
-        self, steps: int, batch: int, varlen: Any = None, save: SavePolicy = "gates", seed: int = 0
-    ) -> tuple[Any, Any]:
-        """What :meth:`run` and :meth:`run_backward` need to know of a training call, and memory for its reserve.
-
-        The memory has an ``address`` and a ``buffer``.
-        """
-
-    def run(
-        self,
-        steps: int,
-        batch: int,
-        weights: Any,
-        x: StridedPtr,
-        initial: StatePtrs,
-        y: StridedPtr,
-        final: StatePtrs,
-        *,
-        varlen: Any = None,
-        residuals: Any = None,
-        reserve: int = 0,
-        team: ThreadTeam | None = None,
-    ) -> None:
-        """Run a forward call; with ``residuals`` in training, which fills the reserve. Does not write y's padding."""
-
-    def run_backward(
-        self,
-        residuals: Any,
-        reserve: int,
-        weights: Any,
-        dy: StridedPtr,
-        dstates: StatePtrs,
-        grads: GradPointers,
-        team: ThreadTeam | None = None,
-    ) -> None:
-        """Compute the gradients of a training call with these weights and that reserve."""
-
-
-@runtime_checkable
-class HasPointers(Protocol):
-    """An engine that also takes operands by address."""
-
-    @property
-    def pointers(self) -> PointerEngine:
-        """Its calls on addresses."""

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from fusedrnn.spec import Array
+
 GradReq = Literal["write", "add", "null"]
 GRAD_REQS: tuple[GradReq, ...] = ("write", "add", "null")
 
@@ -62,16 +62,10 @@ class GradBuffers(NamedTuple):
     add_states: bool = False
 
     @property
-    def grad_reqs(self) -> tuple[GradReq, GradReq, GradReq]:
+    def grad_reqs(self) -> tuple[GradReq, ...]:
         """The requests for x, the parameters and the states that these buffers answer."""
-        return (
-            _grad_req(self.x, self.add_x), _grad_req(self.params, self.add_params),
-            _grad_req(self.states, self.add_states),
-        )  # fmt: skip
-
-
-def _grad_req(buffer: object, add: bool) -> GradReq:
-    return "null" if buffer is None else "add" if add else "write"
+        pairs = zip(self[:3], self[3:], strict=True)
+        return tuple("null" if buffer is None else "add" if add else "write" for buffer, add in pairs)
 
 
 class BackwardOperands(NamedTuple):

@@ -122,7 +122,7 @@ class Folder:
             os.close(handle)
 
     def write(self, name: str, temporary: str, content: bytes) -> None:
-        """Write a file under a temporary name, then rename it: other processes read all of it, or the one before.
+        """Write a file under a temporary name, then rename it: other processes read all of it, or the previous file.
 
         Raises:
             OSError: If it cannot be written; then nothing is left behind.

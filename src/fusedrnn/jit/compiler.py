@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -48,7 +47,8 @@ def optimize(module: Module, target: Target) -> tuple[llvm.ModuleRef, llvm.Targe
 
 def target_machine(target: Target) -> llvm.TargetMachine:
     """LLVM's description of the processor to compile for."""
-    _initialize()
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
         cpu=target.cpu, features=target.features, opt=3, reloc="default", codemodel="jitdefault", jit=True
     )
@@ -57,9 +57,3 @@ def target_machine(target: Target) -> llvm.TargetMachine:
 def version() -> str:
     """The version of the compiler and what it compiles for: object files of another one are not loaded."""
     return f"{llvmlite.__version__} {llvm.llvm_version_info} {llvm.get_process_triple()}"
-
-
-@lru_cache(maxsize=1)
-def _initialize() -> None:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()

@@ -24,7 +24,6 @@ from fusedrnn.jit.cache_folder import Folder, UntrustedError, current_user
 from fusedrnn.jit.target import Target
 
 _FORMAT = b"fusedrnn object file 2\n"
-_DIGEST_SIZE = hashlib.sha256().digest_size
 # Names of our files, finished or being written. Anything else in the folder is left alone.
 _OBJECT = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\.o")
 _TEMPORARY = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\w*(\.\w+)?\.tmp")
@@ -34,7 +33,7 @@ _STALE_SECONDS = 3600.0
 
 
 def fetch(name: str, target: Target, build: Callable[..., Module], *arguments: Any) -> bytes:
-    """The object file of that name and target: from the disk, or compiled from ``build(*arguments)`` and kept there."""
+    """The object file of that name and target: from the disk, or compiled from ``build(*arguments)`` and written."""
     path, debug = env.cache_directory(), env.debug()
     key = _key(name, target, build.__module__) if path else None
     if path is None or key is None:
@@ -62,17 +61,12 @@ def _header(file: str, image: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class ObjectCache:
-    """The object files in a folder.
-
-    Attributes:
-        path: The folder.
-        user: Who must own the folder and its files; None checks nothing.
-        max_files, max_bytes: The oldest files above these limits are removed. The defaults have room for dozens of
-            cells in every dtype on every target, of 10 to 30 KB each.
-    """
+    """The object files in a folder."""
 
     path: Path
-    user: int | None = field(default_factory=current_user)
+    user: int | None = field(default_factory=current_user)  # who must own folder and files; None checks nothing
+    # The oldest files above these limits are removed. Dozens of cells in every dtype on every target have room, of 10
+    # to 30 KB each.
     max_files: int = 1024
     max_bytes: int = 256 << 20
 
@@ -89,7 +83,7 @@ class ObjectCache:
             self._warn(error)
         except OSError:
             pass
-        size = len(_FORMAT) + _DIGEST_SIZE
+        size = len(_header(file, b""))
         header, image = content[:size], content[size:]
         return image if image and header == _header(file, image) else None
 

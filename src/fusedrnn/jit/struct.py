@@ -1,4 +1,4 @@
-"""Structs of 64-bit integers that Python writes and machine code reads, or the other way round."""
+"""Structs of 64-bit integers that Python writes and machine code reads, or the reverse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Struct:
     """Named fields, each a 64-bit integer.
 
     Attributes:
-        names: The fields in the order in which they lie in memory.
+        names: The fields in the order of memory.
         index: The number of each field.
         size: Bytes of the struct.
     """

@@ -17,8 +17,8 @@ from fusedrnn.jit.target import is_x86
 CACHE_LINE = 64
 BARRIER_BYTES = 3 * CACHE_LINE
 PROGRESS_BYTES = 2 * CACHE_LINE
-# Offsets in a barrier: the generation that threads wait on, the number that have arrived, the number asleep. What
-# different threads write lies on cache lines of its own.
+# Offsets in a barrier: the generation that threads wait on, the number that have arrived, the number asleep. Each has
+# a cache line of its own, because different threads write them.
 _GENERATION, _ARRIVED, _ASLEEP = 0, CACHE_LINE, 2 * CACHE_LINE
 # Linux: the number of the system call, and its operations on a futex of this process.
 _FUTEX_NUMBERS = {"x86_64": 202, "amd64": 202, "aarch64": 98}

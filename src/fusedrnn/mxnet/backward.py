@@ -9,9 +9,10 @@ import numpy as np
 
 from fusedrnn.engines.operands import GRAD_REQS, GradReq, is_sequence, write_or_add
 from fusedrnn.op import validation
-from fusedrnn.op.grad_req import backward_operands, check_grad_req
+from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
+from fusedrnn.scalars import check_choice
 from fusedrnn.spec import Array
 
 GradReqs = GradReq | Sequence[GradReq] | Mapping[str, GradReq]
@@ -104,9 +105,10 @@ class Backward:
 
     def _grad_reqs(self, grad_req: object) -> dict[str, GradReq]:
         if isinstance(grad_req, str):
-            return dict.fromkeys(self.arguments, check_grad_req("grad_req", grad_req))
+            return dict.fromkeys(self.arguments, check_choice("grad_req", grad_req, GRAD_REQS))
         by_argument = by_name("grad_req", grad_req, self.arguments, f"one of {', '.join(GRAD_REQS)}, or ")
-        return {name: check_grad_req(f"grad_req: {name}", by_argument.get(name, "null")) for name in self.arguments}
+        grad_reqs = {name: by_argument.get(name, "null") for name in self.arguments}
+        return {name: check_choice(f"grad_req: {name}", value, GRAD_REQS) for name, value in grad_reqs.items()}
 
     def _buffers(self, args_grad: object, grad_reqs: Mapping[str, GradReq]) -> dict[str, Any]:
         by_argument = {} if args_grad is None else by_name("args_grad", args_grad, self.arguments, "None, or ")

@@ -11,6 +11,7 @@ from fusedrnn.mxnet.backward import Backward
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
+from fusedrnn.scalars import as_bool
 from fusedrnn.spec import DTYPES, Array, RNNSpec
 
 Lengths = Array | Sequence[int] | None
@@ -141,8 +142,8 @@ def _run(
         raise TypeError(f"data must have dtype {' or '.join(DTYPES)}; got {data.dtype}")
     if state is None:  # RNNOp takes None for zeros, MXNet does not
         raise TypeError("state must be a NumPy array; got NoneType")
-    use_lengths = validation.check_flag("use_sequence_length", use_sequence_length)
-    with_states = validation.check_flag("state_outputs", state_outputs)
+    use_lengths = as_bool("use_sequence_length", use_sequence_length)
+    with_states = as_bool("state_outputs", state_outputs)
     with validation.renamed(_NAMES):
         fields = {field: options[name] for field, name in _OPTIONS.items()}
         spec = RNNSpec(input_size=data.shape[2], dtype=data.dtype.name, **fields)

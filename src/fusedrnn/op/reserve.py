@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
-
-from numpy.typing import NDArray
+from typing import NoReturn
 
 from fusedrnn.engines.interface import Engine, Residuals, SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, clear_padding
-from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
+from fusedrnn.spec import Array, RNNSpec
 
 
 @dataclass(frozen=True, eq=False, repr=False)

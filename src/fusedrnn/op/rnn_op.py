@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.engines import registry
-from fusedrnn.engines.interface import NEEDS, Engine, HasPointers, PointerEngine, SavePolicy
+from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.frozen_array import frozen
 from fusedrnn.op import validation
@@ -18,10 +16,12 @@ from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.reserve import Reserve, check_reserve
 from fusedrnn.op.stream import Stream
-from fusedrnn.scalars import check_bytes, positive_int
-from fusedrnn.spec import RNNSpec
+from fusedrnn.scalars import as_bool, check_bytes, check_choice, positive_int
+from fusedrnn.spec import Array, RNNSpec
 
-Array = NDArray[Any]
+if TYPE_CHECKING:  # loaded with the engine
+    from fusedrnn.engines.cpu.executor import Executor
+
 _GATES: SavePolicy = "gates"
 
 
@@ -97,21 +97,22 @@ class RNNOp:
             TypeError: If ``training`` is not a truth value.
             NotImplementedError: If ``training`` is True and no engine trains this spec.
         """
-        trains = validation.check_flag("training", training)
+        trains = as_bool("training", training)
         self._engine.compile()
         if trains:
             self._select_engine(training=True)[1].compile(True)
         return self
 
-    def by_address(self) -> PointerEngine:
+    def by_address(self) -> Executor:
         """The engine's calls on operands by address, for adapters; they check nothing.
 
         Raises:
             NotImplementedError: If the engine takes only NumPy arrays.
         """
-        if not isinstance(self._engine, HasPointers):
+        executor: Executor | None = getattr(self._engine, "pointers", None)
+        if executor is None:
             raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
-        return self._engine.pointers
+        return executor
 
     def _select_engine(self, training: bool, lengths: bool = False) -> tuple[str, Engine]:
         """The name and the engine for a call of that kind."""
@@ -166,8 +167,9 @@ class RNNOp:
             cached = self._forward_cached(x, params, states, training, out)
             if cached is not None:
                 return cached
-        spec, trains = self.spec, validation.check_flag("training", training)
-        save, seed = validation.check_save_policy(reserve), validation.check_seed(seed)
+        spec, trains = self.spec, training is True or as_bool("training", training)
+        save = reserve if reserve is _GATES else check_choice("reserve", reserve, SAVE_POLICIES)
+        seed = validation.check_seed(seed)
         operands = validation.forward_operands(spec, x, params, states, lengths, out)
         name, engine = self._select_engine(trains, operands.lengths is not None)
         if operands.lengths is not None:
@@ -279,7 +281,7 @@ class RNNOp:
             NotImplementedError: If no engine trains this spec.
         """
         steps, batch = positive_int("steps", steps), positive_int("batch", batch)
-        save = validation.check_save_policy(reserve)
+        save = check_choice("reserve", reserve, SAVE_POLICIES)
         return self._select_engine(training=True)[1].reserve_bytes(steps, batch, save)
 
 

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusedrnn.op.validation import check_states
-from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
+from fusedrnn.spec import Array, RNNSpec
 
 
 class ForwardOp(Protocol):

@@ -13,14 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.ma
-from numpy.typing import NDArray
 
-from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operand, entries, is_sequence
 from fusedrnn.scalars import shown
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import Array, RNNSpec
 
-Array = NDArray[Any]
 # The effort to find out whether arrays share memory; strides too irregular for it count as sharing. (The type is for
 # NumPy's stubs, which know only -1 and 0.)
 _OVERLAP_WORK: Any = 1000
@@ -37,13 +34,13 @@ def check_array(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...] 
     return value
 
 
-def check_tuple(name: str, value: object, entry_shapes: Mapping[str, tuple[int, ...]]) -> Sequence[Any]:
-    """``value`` if it is a sequence with an entry for each of these names."""
+def check_tuple(name: str, value: object, entry_shapes: Mapping[str, object], or_none: str = "") -> Sequence[Any]:
+    """``value`` if it is a sequence with an entry for each of these names, which may have a shape."""
     items = entries(value, len(entry_shapes))
     if items is not None:
         return items
-    listed = ", ".join(f"{entry} {shape}" for entry, shape in entry_shapes.items())
-    expected = f"a tuple of {len(entry_shapes)}: {listed}"
+    listed = ", ".join(f"{entry} {shape}".rstrip() for entry, shape in entry_shapes.items())
+    expected = f"{or_none}a tuple of {len(entry_shapes)}: {listed}"
     if not is_sequence(value):
         raise TypeError(f"{name} must be {expected}; got {type(value).__name__}")
     raise ValueError(f"{name} must be {expected}; got {len(value)}")
@@ -79,13 +76,12 @@ def check_params(params: object, spec: RNNSpec) -> Array:
 
 def check_states(states: object, spec: RNNSpec, batch: int) -> tuple[Array, ...] | None:
     """The initial states, contiguous, zeros for an entry that is None; None if all are."""
-    shapes = {f"{name}0": shape for name, shape in zip(spec.state_names, spec.state_shape(batch), strict=True)}
-    checked = _check_each("states", states, shapes, FORWARD, spec)
+    checked = _check_each("states", states, "{}0", FORWARD, spec, batch)
     if all(state is None for state in checked):
         return None
+    shapes = spec.state_shape(batch)
     return tuple(
-        np.zeros(shape, spec.dtype) if state is None else state
-        for state, shape in zip(checked, shapes.values(), strict=True)
+        np.zeros(shape, spec.dtype) if state is None else state for state, shape in zip(checked, shapes, strict=True)
     )
 
 
@@ -98,18 +94,14 @@ def check_dy(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
 
 def check_dstates(dstates: object, spec: RNNSpec, batch: int) -> tuple[Array | None, ...]:
     """The gradients of the final states, contiguous; None for zeros."""
-    shapes = {f"d{name}_n": shape for name, shape in zip(spec.state_names, spec.state_shape(batch), strict=True)}
-    return _check_each("dstates", dstates, shapes, BACKWARD, spec)
+    return _check_each("dstates", dstates, "d{}_n", BACKWARD, spec, batch)
 
 
 def _check_each(
-    name: str,
-    value: object,
-    shapes: Mapping[str, tuple[int, ...]],
-    operands: Mapping[str, Operand],
-    spec: RNNSpec,
+    name: str, value: object, entry_name: str, operands: Mapping[str, Operand], spec: RNNSpec, batch: int
 ) -> tuple[Array | None, ...]:
     """One contiguous array for each state; None for an entry that is None, and for all if ``value`` is None."""
+    shapes = {entry_name.format(s): shape for s, shape in zip(spec.state_names, spec.state_shape(batch), strict=True)}
     if value is None:
         return (None,) * len(shapes)
     return tuple(
@@ -165,13 +157,6 @@ def _may_overlap_itself(value: Array) -> bool:
     return False
 
 
-def check_flag(name: str, value: object) -> bool:
-    """``value`` if it is a truth value."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False; got {value!r}")
-    return bool(value)
-
-
 def check_seed(seed: object) -> int | None:
     """``seed`` if it is a 64-bit seed, or None."""
     if seed is None:
@@ -181,15 +166,6 @@ def check_seed(seed: object) -> int | None:
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be from 0 to 2**64 - 1; got {shown(seed)}")
     return int(seed)
-
-
-def check_save_policy(reserve: object) -> SavePolicy:
-    """The ``reserve`` argument of a call."""
-    if not isinstance(reserve, str):
-        raise TypeError(f"reserve must be 'gates' or 'states'; got {type(reserve).__name__}")
-    if reserve not in ("gates", "states"):
-        raise ValueError(f"reserve must be 'gates' or 'states'; got {reserve!r}")
-    return "gates" if reserve == "gates" else "states"
 
 
 def forward_operands(spec: RNNSpec, x: Any, params: Any, states: Any, lengths: Any, out: Any) -> ForwardOperands:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedrnn.engines.interface import PointerEngine
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.saved_operands import saved_operands
@@ -41,7 +40,7 @@ class Network:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec = spec
-        self.engine: PointerEngine = RNNOp.get(spec).by_address()
+        self.engine = RNNOp.get(spec).by_address()
         self.drops = spec.drops
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.item = self.dtype.itemsize

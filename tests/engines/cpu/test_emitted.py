@@ -95,7 +95,7 @@ def test_no_spills(dtype, pinned, kind):
     assert_no_spills(dtype, pinned, kind)
 
 
-def test_products(dtype, pinned, kind):
+def test_one_instruction_per_product(dtype, pinned, kind):
     """One instruction per product, on whole vectors; separate additions only on targets without FMA."""
     for name, _, col_vecs, *bodies in microkernels(dtype, pinned, kind):
         for body in bodies:
@@ -129,7 +129,7 @@ def test_operands_are_loaded_once(dtype, pinned, kind):
     ("module", "function", "quotients"),
     [("forward", "direction_loop", 5), ("training", "direction_loop", 5), ("backward", "direction_loop", 1)],
 )
-def test_gate_maths_in_whole_vectors(dtype, pinned, module, function, quotients):
+def test_gate_maths_uses_whole_vectors(dtype, pinned, module, function, quotients):
     """The cell's maths, such as exp and division, runs on vectors of full width."""
     lines = functions("lstm", dtype, pinned, module)[function]
     divisions = [line for line in lines if re.match(rf"v?div{SUFFIX[dtype]}\b", line)]
@@ -153,8 +153,8 @@ def called(lines):
         *itertools.product(("training", "backward"), VARIANTS),
     ],
 )
-def test_no_calls_into_a_library(mode, module, dtype, pinned):
-    """Kernels call their own functions only, no expf; except memcpy, memset and what waiting threads need."""
+def test_no_calls_into_libraries(mode, module, dtype, pinned):
+    """Kernels call only their own functions, memcpy, memset and what waiting threads need; no expf, for example."""
     code = functions(mode, dtype, pinned, module)
     ours = {*code, *(signature.name for signature in EXPORTED)}
     for name, lines in code.items():
@@ -163,16 +163,16 @@ def test_no_calls_into_a_library(mode, module, dtype, pinned):
     assert "gemm" in {callee for lines in code.values() for callee in called(lines)}
 
 
-def test_no_calls_where_it_is_hot(dtype, pinned, kind):
-    """GEMMs call their micro-kernels and nothing else, not even memcpy."""
+def test_gemms_call_only_their_microkernels(dtype, pinned, kind):
+    """Not even memcpy."""
     code = common_functions(kind, dtype, pinned)
     assert {signature.name for signature in EXPORTED} & code.keys()
     for name, lines in code.items():
         assert not called(lines).keys() - code.keys(), f"{name}: {called(lines)}"
 
 
-def test_spills_are_seen():
-    """The check itself: more accumulators than registers spill, and the test sees it."""
+def test_spills_are_detected():
+    """The check itself: more accumulators than registers spill, and the test fails."""
     (avx2,) = (target for target in TARGETS if target.name == "avx2")
 
     class Greedy(Target):

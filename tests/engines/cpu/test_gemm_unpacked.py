@@ -41,15 +41,15 @@ def results(problem, few):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_bits_of_packed_weights(mode, dtype, shape, target, poisoned):
+def test_bits_equal_those_of_packed_weights(mode, dtype, shape, target, poisoned):
     problem = make_problem(mode, shape, dtype)
     unpacked, packed = (results(problem, few) for few in (100, 0))
     for actual, expected in zip(unpacked, packed, strict=True):
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_short_calls_pack_nothing():
-    """Frozen parameters are packed nevertheless: they are packed only once."""
+def test_short_calls_pack_only_frozen_parameters():
+    """Frozen parameters are packed because they are packed only once."""
     problem = make_problem("gru", Shape(1, 1, 5, 7))
     op = RNNOp(problem.spec)
     weight_cache = op.by_address().weight_cache
@@ -60,7 +60,7 @@ def test_short_calls_pack_nothing():
     assert weight_cache.num_packed == 1
 
 
-def test_a_reserve_keeps_its_weights():
+def test_reserve_keeps_its_weights():
     """Backward uses the parameters of the forward call, even if the caller has changed the array since."""
     problem = make_problem("lstm", Shape(2, 1, 5, 7))
     op, params = RNNOp(problem.spec), problem.params.copy()

@@ -14,7 +14,7 @@ K = 5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_addresses(dtype, target):
+def test_addresses_of_panels(dtype, target):
     """``at`` finds a vector of columns, ``next`` the same columns of a later or an earlier panel."""
 
     def build():
@@ -51,8 +51,8 @@ class Recorder:
         self.calls.append(args)
 
 
-def test_weights_are_packed_or_unpacked(target):
-    """Both GEMMs are emitted, each in its branch, with the same arguments."""
+def test_weight_matrix_emits_both_gemms(target):
+    """Each in its branch, with the same arguments."""
     f = Function(Module("choice"), "choice", ["is_unpacked", "address", "count"])
     is_unpacked, address, count = f.arguments
     packed, unpacked = Recorder(), Recorder()

@@ -11,8 +11,8 @@ import fusedrnn.spec
 from fusedrnn import dropout
 from fusedrnn.cell.cells import FAMILIES, Cell, Family, Variant
 from fusedrnn.cell.primitives import relu, tanh
-from fusedrnn.engines.reference import backward as reference_training
 from fusedrnn.engines.reference import forward as reference
+from fusedrnn.engines.reference.backward import backward
 from fusedrnn.spec import MODES, RNNSpec
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from toy_cells import TWO_STAGES
@@ -37,10 +37,10 @@ class Problem:
 
     def run(self):
         """All results of training, by name."""
-        y, states, tape = reference_training.train(
+        y, states, tape = reference.train(
             self.spec, self.x, self.params, self.states, self.lengths, seed=SEED
         )
-        dx, dparams, dinitial = reference_training.backward(self.spec, tape, self.dy, self.dstates)
+        dx, dparams, dinitial = backward(self.spec, tape, self.dy, self.dstates)
         return named(self.spec, y, states, dx, dparams, dinitial)
 
     def astype(self, dtype):
@@ -229,7 +229,7 @@ def test_padding_is_never_read(mode):
 def test_without_dropout_the_outputs_are_those_of_inference(mode, lengths):
     task = problem(RNNSpec(mode, I, H, 2, True, dtype="float64"), lengths)
     arguments = (task.spec, task.x, task.params, task.states, lengths)
-    y, states, _ = reference_training.train(*arguments)
+    y, states, _ = reference.train(*arguments)
     expected = reference.forward(*arguments)
     for array, other in zip((y, *states), (expected[0], *expected[1]), strict=True):
         np.testing.assert_array_equal(array, other)
@@ -237,16 +237,16 @@ def test_without_dropout_the_outputs_are_those_of_inference(mode, lengths):
 
 def test_the_seed_determines_the_mask():
     task = problem(RNNSpec("lstm", I, H, 2, dropout=0.5, dtype="float64"))
-    outputs = [reference_training.train(task.spec, task.x, task.params, seed=seed)[0] for seed in (0, 0, 1)]
+    outputs = [reference.train(task.spec, task.x, task.params, seed=seed)[0] for seed in (0, 0, 1)]
     assert np.array_equal(outputs[0], outputs[1])
     assert not np.array_equal(outputs[0], outputs[2])
 
 
 def test_a_tape_can_be_used_twice():
     task = problem(RNNSpec("gru", I, H, 2, True, dropout=0.5, dtype="float64"), LENGTHS)
-    _, _, tape = reference_training.train(task.spec, task.x, task.params, task.states, LENGTHS)
+    _, _, tape = reference.train(task.spec, task.x, task.params, task.states, LENGTHS)
     copies = [array.copy() for array in (task.dy, *task.dstates, *task.states)]
-    runs = [reference_training.backward(task.spec, tape, task.dy, task.dstates) for _ in range(2)]
+    runs = [backward(task.spec, tape, task.dy, task.dstates) for _ in range(2)]
     for first, second in zip(*((dx, dparams, *dinitial) for dx, dparams, dinitial in runs), strict=True):
         np.testing.assert_array_equal(first, second)
         assert not np.shares_memory(first, second)
@@ -259,7 +259,7 @@ def test_the_memory_of_a_tape(mode, arrays):
     """The arrays (N, H) that a layer saves for each step: the states, and the values that gradients use."""
     for layers in (1, 2):
         task = problem(RNNSpec(mode, I, H, layers, dropout=0.5, dtype="float64"))
-        _, _, tape = reference_training.train(task.spec, task.x, task.params, task.states)
+        _, _, tape = reference.train(task.spec, task.x, task.params, task.states)
         inputs = (layers - 1) * T * N * H * (8 + 1)  # the second layer's input, and the mask
         assert tape.nbytes == layers * arrays * T * N * H * 8 + inputs
         # No view that keeps a larger array in memory.
@@ -273,15 +273,15 @@ def check_by_differences(task, names):
     step = np.cbrt(np.finfo(dtype).eps)
 
     def loss():
-        y, states, _ = reference_training.train(
+        y, states, _ = reference.train(
             task.spec, task.x, task.params, task.states, task.lengths, seed=SEED
         )
         behind = np.zeros((T, N), bool) if task.lengths is None else np.arange(T)[:, None] >= task.lengths
         pairs = zip((np.where(behind[..., None], 0, y), *states), (task.dy, *task.dstates), strict=True)
         return sum((value * gradient).sum() for value, gradient in pairs)
 
-    _, _, tape = reference_training.train(task.spec, task.x, task.params, task.states, task.lengths, seed=SEED)
-    dx, dparams, dinitial = reference_training.backward(task.spec, tape, task.dy, task.dstates)
+    _, _, tape = reference.train(task.spec, task.x, task.params, task.states, task.lengths, seed=SEED)
+    dx, dparams, dinitial = backward(task.spec, tape, task.dy, task.dstates)
     rng = np.random.default_rng(1)
     inputs = (task.x, task.params, *task.states)
     for name, array, gradient in zip(names, inputs, (dx, dparams, *dinitial), strict=True):

@@ -124,7 +124,7 @@ def test_nan_propagates(mode):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_arithmetic_at_the_ends_of_the_range(dtype):
+def test_activations_at_the_ends_of_the_range(dtype):
     on = reference.NUMPY
     ends = np.array([-np.inf, np.finfo(dtype).min, -0.0, np.finfo(dtype).max, np.inf], dtype)
     np.testing.assert_array_equal(on.apply("sigmoid", ends), np.array([0, 0, 0.5, 1, 1], dtype))

@@ -6,9 +6,6 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from time import perf_counter
-from typing import Any
-
-from numpy.typing import NDArray
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
@@ -35,11 +32,10 @@ from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, load_pool, pool_team
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import Array, RNNSpec
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[Any]
 Weights = PackedWeights | WeightPointers
 Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
@@ -80,10 +76,10 @@ class PlannedCall:
 
 
 class Executor:
-    """Runs one spec. Any number of threads may call it at once.
+    """Runs one spec, for callers whose data is not in NumPy arrays too. Any number of threads may call it at once.
 
-    It is the :class:`fusedrnn.engines.interface.PointerEngine` of the CPU engine: nothing is checked, memory at an
-    address must exist and be aligned to its elements.
+    Nothing is checked: memory at an address must exist and be aligned to its elements. Address 0 stands for zeros where
+    a call reads, and for a result that is not computed where it writes.
     """
 
     def __init__(self, spec: RNNSpec) -> None:
@@ -134,7 +130,8 @@ class Executor:
         """The parameters at these addresses, in ``by_layer_direction`` order, as a call takes them.
 
         Packed weights are a copy, packed again whenever the parameters have changed, and dropped when ``owner`` is
-        garbage-collected. A short call uses the parameters unpacked, in place.
+        garbage-collected. A short call uses the parameters unpacked, in place. The parameters' memory must not change
+        until the call, in training until its last backward, has run.
         """
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)
@@ -160,11 +157,15 @@ class Executor:
         return weights
 
     def weights_at(self, addresses: tuple[int, ...] = (), packed: int = 0) -> WeightPointers:
-        """The weights of an earlier call that have moved: unpacked at these addresses, or packed at that one."""
+        """The weights of an earlier call that have moved: unpacked at these addresses, or packed at that one.
+
+        Packed weights are the bytes from the ``address`` of what :meth:`weights` returned, in its ``lease``; the
+        address is 0 if the weights are unpacked.
+        """
         return WeightPointers(addresses or self.weight_cache.nowhere, address=packed)
 
     def varlen(self, lengths: Array, steps: int) -> VarLen:
-        """Sequences of different lengths, int64 (N,), each from 0 to T."""
+        """Sequences of different lengths, int64 (N,), each from 0 to T, in arrays (T, N, features)."""
         return VarLen.padded(lengths, steps)
 
     def varlen_packed(self, batch_sizes: Array) -> VarLen:
@@ -196,7 +197,7 @@ class Executor:
         reserve: int = 0,
         team: ThreadTeam | None = None,
     ) -> None:
-        """Run a forward call; with ``residuals`` in training, which fills the reserve at that address."""
+        """Run a forward call; with ``residuals`` in training, which fills the reserve. Does not write y's padding."""
         problem: Problem
         if residuals is None:
             problem, seed = ("forward", steps, batch, None), 0

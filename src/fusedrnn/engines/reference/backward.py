@@ -1,149 +1,41 @@
-"""Training in NumPy, in any float type: forward with a tape, and backward, which computes all gradients.
+"""Backward in NumPy, step by step, in any float type: all gradients, from the tape of a training call.
 
-Every step of every cell does its own GEMMs, also for the weights' gradients, which are added step by step. The tape
-holds every intermediate value that a gradient uses, as with MXNet's unrolled cells.
+Every step of every cell does its own GEMMs, also for the weights' gradients, which are added step by step.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from itertools import repeat
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fusedrnn import dropout
 from fusedrnn.cell.expr import Expr, Leaf, evaluate
 from fusedrnn.cell.leaves import NewState, OperandCotangent, PreH, PreX, Projected, Saved, State, StateCotangent
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.forward import (
     NUMPY,
-    concatenate_directions,
+    DirectionTape,
+    Tape,
+    drop,
     gate_rows,
-    initial_states,
-    input_gates,
     layer_weights,
     peephole_leaves,
-    step_leaves,
-    unroll,
 )
 from fusedrnn.engines.reference.step_vjp import step_vjp
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import Array, RNNSpec
 
-Array = NDArray[Any]
 Rows = slice | Array
 Step = tuple[int, int, Rows]
 """A step of backward: its index in the tape, its time, and the rows of the sequences active at that time."""
 
 
-@dataclass
-class DirectionTape:
-    """What one direction of one layer leaves for backward, in the order in which it runs over the steps.
-
-    Attributes:
-        states: The states (N, size) before each step, then those after the last.
-        saved: The values (N, H) of :attr:`StepVjp.saved` of each step.
-    """
-
-    states: list[tuple[Array, ...]] = field(default_factory=list)
-    saved: list[tuple[Array, ...]] = field(default_factory=list)
-
-
-@dataclass
-class Tape:
-    """What :func:`train` leaves for :func:`backward`, which may use it more than once.
-
-    It refers to the input, the parameters, the initial states and the lengths: do not change them before backward.
-
-    Attributes:
-        params: The flat parameters.
-        lengths: The lengths, or None.
-        inputs: The input of each layer, (T, N, in); the first is ``x``.
-        masks: The dropout mask of the output of each layer but the last, (T, N, D·S); empty without dropout.
-        directions: One tape for each layer and direction, at layer·D + direction.
-    """
-
-    params: Array
-    lengths: Array | None
-    inputs: list[Array] = field(default_factory=list)
-    masks: list[Array] = field(default_factory=list)
-    directions: list[DirectionTape] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that training allocates for it; the caller's arrays do not count."""
-        arrays = [*self.inputs[1:], *self.masks]
-        for tape in self.directions:
-            arrays += [array for step in (*tape.states[1:], *tape.saved) for array in step]
-        return sum(array.nbytes for array in arrays)
-
-
-def train(
-    spec: RNNSpec,
-    x: Array,
-    params: Array,
-    states: Sequence[Array] | None = None,
-    lengths: Array | None = None,
-    seed: int = 0,
-) -> tuple[Array, tuple[Array, ...], Tape]:
-    """:func:`fusedrnn.engines.reference.forward.forward` with dropout between layers and a tape for backward.
-
-    ``seed`` is that of :func:`fusedrnn.dropout.mask`. Returns the output, the final states and the tape.
-    """
-    states = initial_states(spec, x, states)
-    cell = traced_cell(spec.variant)
-    tape = Tape(params, lengths)
-    for layer in range(spec.num_layers):
-        tape.inputs.append(x)
-        outputs = []
-        for direction in range(spec.num_directions):
-            step = _SavingStep(cell, layer_weights(spec, params, layer, direction))
-            before = [state[len(tape.directions)] for state in states]
-            y, after = unroll(x, before, lengths, spec.reverses(direction), step)
-            step.tape.states.append(after)
-            tape.directions.append(step.tape)
-            outputs.append(y)
-        x = concatenate_directions(outputs)
-        if spec.dropout and layer < spec.num_layers - 1:
-            tape.masks.append(dropout.mask(seed, spec.dropout, layer, *x.shape))
-            x = _drop(spec, x, tape.masks[-1])
-    final = zip(*(direction.states[-1] for direction in tape.directions), strict=True)
-    return x, tuple(np.stack(column) for column in final), tape
-
-
-class _SavingStep:
-    """Steps of a cell that append to a tape."""
-
-    def __init__(self, cell: TracedCell, weights: Mapping[str, Array]) -> None:
-        self.tape = DirectionTape()
-        self._cell, self._weights = cell, weights
-        self._roots = (*cell.outputs, *step_vjp(cell).saved)
-
-    def __call__(self, x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
-        leaves = step_leaves(self._cell, input_gates(x, self._weights), states, self._weights)
-        values = evaluate(self._roots, leaves, NUMPY)
-        new, saved = values[: len(states)], values[len(states) :]
-        self.tape.states.append(states)
-        # A view of one gate would keep the pre-activations of all gates in memory.
-        self.tape.saved.append(tuple(value if value.base is None else value.copy() for value in saved))
-        return tuple(new)
-
-
-def _drop(spec: RNNSpec, values: Array, mask: Array) -> Array:
-    """Apply dropout: to an output in forward, to its gradient in backward."""
-    values = values * mask
-    values *= values.dtype.type(dropout.scale(spec.dropout))
-    return values
-
-
 def backward(
     spec: RNNSpec, tape: Tape, dy: Array | None, dstates: Sequence[Array | None] | None = None
 ) -> tuple[Array, Array, tuple[Array, ...]]:
-    """All gradients of a call of :func:`train`.
+    """All gradients of a training call.
 
     Args:
         spec: The network.
@@ -175,7 +67,7 @@ def backward(
             before = run.unroll(steps, tape.inputs[layer], own_dy, [array[index] for array in dfinal], dx)
             for array, gradient in zip(dinitial, before, strict=True):
                 array[index] = gradient
-        dy = _drop(spec, dx, tape.masks[layer - 1]) if layer and tape.masks else dx
+        dy = drop(spec, dx, tape.masks[layer - 1]) if layer and tape.masks else dx
     return dx, dparams, dinitial
 
 

@@ -7,17 +7,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
-from fusedrnn.engines.reference.backward import Tape, backward, train
-from fusedrnn.engines.reference.forward import forward
+from fusedrnn.engines.reference.backward import backward
+from fusedrnn.engines.reference.forward import Tape, forward, train
 from fusedrnn.engines.reference.step_vjp import step_vjp
-from fusedrnn.spec import RNNSpec
-
-Array = NDArray[Any]
+from fusedrnn.spec import Array, RNNSpec
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,26 @@
-"""Inference in NumPy, step by step, in any float type.
+"""Forward in NumPy, step by step, in any float type: inference, and training, which records a tape.
 
 Each step does one GEMM for the input and one for the state, then evaluates the cell's equations on whole arrays, as
-MXNet's LSTMCell and its siblings do when they are unrolled. :mod:`fusedrnn.engines.reference.naive` is shorter to read.
+MXNet's LSTMCell and its siblings do when they are unrolled. A tape holds every intermediate value that a gradient uses.
+:mod:`fusedrnn.engines.reference.naive` is shorter to read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fusedrnn import dropout
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
-from fusedrnn.spec import RNNSpec
+from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.spec import Array, RNNSpec
 
-Array = NDArray[Any]
 Step = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
 """From the input of a step (N, in) and the states before it to the states after it, the output first."""
 
@@ -33,10 +34,58 @@ NUMPY = ArrayArithmetic(np, {"sigmoid": _sigmoid})
 """Evaluates expressions on NumPy arrays."""
 
 
+@dataclass
+class DirectionTape:
+    """What one direction of one layer leaves for backward, in the order in which it runs over the steps.
+
+    Attributes:
+        states: The states (N, size) before each step, then those after the last.
+        saved: The values (N, H) of :attr:`StepVjp.saved` of each step.
+    """
+
+    states: list[tuple[Array, ...]] = field(default_factory=list)
+    saved: list[tuple[Array, ...]] = field(default_factory=list)
+
+
+@dataclass
+class Tape:
+    """What :func:`train` leaves for backward, which may use it more than once.
+
+    It refers to the input, the parameters, the initial states and the lengths: do not change them before backward.
+
+    Attributes:
+        params: The flat parameters.
+        lengths: The lengths, or None.
+        inputs: The input of each layer, (T, N, in); the first is ``x``.
+        masks: The dropout mask of the output of each layer but the last, (T, N, D·S); empty without dropout.
+        directions: One tape for each layer and direction, at layer·D + direction.
+    """
+
+    params: Array
+    lengths: Array | None
+    inputs: list[Array] = field(default_factory=list)
+    masks: list[Array] = field(default_factory=list)
+    directions: list[DirectionTape] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that training allocates for it; the caller's arrays do not count."""
+        arrays = [*self.inputs[1:], *self.masks]
+        for tape in self.directions:
+            arrays += [array for step in (*tape.states[1:], *tape.saved) for array in step]
+        return sum(array.nbytes for array in arrays)
+
+
 def forward(
-    spec: RNNSpec, x: Array, params: Array, states: Sequence[Array] | None = None, lengths: Array | None = None
+    spec: RNNSpec,
+    x: Array,
+    params: Array,
+    states: Sequence[Array] | None = None,
+    lengths: Array | None = None,
+    tape: Tape | None = None,
+    seed: int = 0,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """All layers and directions of ``spec`` in inference, in the float type of ``x``. Arguments are not validated.
+    """All layers and directions of ``spec``, in the float type of ``x``. Arguments are not validated.
 
     Args:
         spec: The network.
@@ -44,31 +93,70 @@ def forward(
         params: The flat parameters.
         states: The initial states, (L·D, N, size) each; None for zeros.
         lengths: (N,); None for T everywhere.
+        tape: An empty tape to fill, in training; None in inference.
+        seed: Determines which elements training drops, as in :func:`fusedrnn.dropout.mask`.
 
     Returns:
         The output (T, N, D·S) and the final states.
     """
-    states = initial_states(spec, x, states)
+    if states is None:
+        states = [np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1])]
+    cell = traced_cell(spec.variant)
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
+        if tape is not None:
+            tape.inputs.append(x)
         outputs = []
         for direction in range(spec.num_directions):
-            weights = layer_weights(spec, params, layer, direction)
+            own_tape = None if tape is None else DirectionTape()
+            run_step = partial(_run_step, cell, layer_weights(spec, params, layer, direction), own_tape)
             before = [state[len(final)] for state in states]
-            y, after = unroll(x, before, lengths, spec.reverses(direction), partial(_step, spec, weights))
+            y, after = unroll(x, before, lengths, spec.reverses(direction), run_step)
+            if tape is not None and own_tape is not None:
+                own_tape.states.append(after)
+                tape.directions.append(own_tape)
             outputs.append(y)
             final.append(after)
-        x = concatenate_directions(outputs)
+        x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
+        if tape is not None and spec.dropout and layer < spec.num_layers - 1:
+            tape.masks.append(dropout.mask(seed, spec.dropout, layer, *x.shape))
+            x = drop(spec, x, tape.masks[-1])
     return x, tuple(np.stack(column) for column in zip(*final, strict=True))
 
 
-def _step(spec: RNNSpec, weights: dict[str, Array], x: Array, states: tuple[Array, ...]) -> tuple[Array, ...]:
-    return step(traced_cell(spec.variant), input_gates(x, weights), states, weights)
+def train(
+    spec: RNNSpec,
+    x: Array,
+    params: Array,
+    states: Sequence[Array] | None = None,
+    lengths: Array | None = None,
+    seed: int = 0,
+) -> tuple[Array, tuple[Array, ...], Tape]:
+    """:func:`forward` in training: the output, the final states and the tape for backward."""
+    tape = Tape(params, lengths)
+    return *forward(spec, x, params, states, lengths, tape, seed), tape
 
 
-def initial_states(spec: RNNSpec, x: Array, states: Sequence[Array] | None) -> Sequence[Array]:
-    """The initial states, zeros for None."""
-    return [np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1])] if states is None else states
+def _run_step(
+    cell: TracedCell, weights: Mapping[str, Array], tape: DirectionTape | None, x: Array, states: tuple[Array, ...]
+) -> tuple[Array, ...]:
+    x_gates = linear(x, weights["i2h_weight"], weights.get("i2h_bias"))
+    if tape is None:
+        return step(cell, x_gates, states, weights)
+    leaves = step_leaves(cell, x_gates, states, weights)
+    values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
+    new, saved = values[: len(states)], values[len(states) :]
+    tape.states.append(states)
+    # A view of one gate would keep the pre-activations of all gates in memory.
+    tape.saved.append(tuple(value if value.base is None else value.copy() for value in saved))
+    return tuple(new)
+
+
+def drop(spec: RNNSpec, values: Array, mask: Array) -> Array:
+    """Apply dropout: to an output in forward, to its gradient in backward."""
+    values = values * mask
+    values *= values.dtype.type(dropout.scale(spec.dropout))
+    return values
 
 
 def layer_weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[str, Array]:
@@ -92,11 +180,6 @@ def unroll(
             states = tuple(np.where(active, after, before) for after, before in zip(new, states, strict=True))
             y[t] = np.where(active, new[0], 0)
     return y, states
-
-
-def concatenate_directions(outputs: Sequence[Array]) -> Array:
-    """The output of a layer, (T, N, D·S), from those of its directions."""
-    return outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
 
 
 def step(
@@ -137,11 +220,6 @@ def step_leaves(
                 own = rows[gate]
                 values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own])
     return values
-
-
-def input_gates(x: Array, weights: Mapping[str, Array]) -> Array:
-    """The pre-activations from the input of a step, (N, G·H)."""
-    return linear(x, weights["i2h_weight"], weights.get("i2h_bias"))
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:

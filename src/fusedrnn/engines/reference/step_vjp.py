@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fusedrnn.cell.autodiff import vjp
+from fusedrnn.cell.derivative import available_leaves, vjp
 from fusedrnn.cell.expr import Constant, Expr, Leaf, substitute, walk
-from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
+from fusedrnn.cell.leaves import OperandCotangent, Saved, StateCotangent
 from fusedrnn.cell.trace import TracedCell
 
 
@@ -40,8 +40,7 @@ def step_vjp(cell: TracedCell) -> StepVjp:
     forward = dict.fromkeys(walk([*cell.outputs, *operands]))
     cotangents = [cotangent for by_leaf in grads for cotangent in by_leaf.values()]
     used = {arg for node in walk(cotangents) if node not in forward for arg in node.args}.union(operands)
-    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
-    available.update({leaf: leaf for leaf in [*map(State, cell.states), *map(Peephole, cell.peepholes)]})
+    available = available_leaves(cell)
     saved = [node for node in forward if node in used and node not in available and not isinstance(node, Constant)]
     available.update({node: Saved(index) for index, node in enumerate(saved)})
 

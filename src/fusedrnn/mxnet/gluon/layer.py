@@ -17,7 +17,7 @@ from fusedrnn.mxnet.nd import Lengths, check_lengths
 from fusedrnn.op import validation
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
-from fusedrnn.scalars import check_bytes, positive_int, shown
+from fusedrnn.scalars import as_bool, check_bytes, positive_int, shown
 from fusedrnn.spec import Array, RNNSpec
 
 StateInfo = TypedDict("StateInfo", {"shape": tuple[int, ...], "__layout__": str, "dtype": str})
@@ -71,7 +71,7 @@ class RNNLayer:
         spec = RNNSpec(mode, positive_int("input_size", input_size) if input_size_known else 1, **options)
         if layout not in ("TNC", "NTC"):
             raise ValueError(f"layout must be 'TNC' or 'NTC'; got {layout!r}")
-        self._use_lengths = validation.check_flag("use_sequence_length", arguments["use_sequence_length"])
+        self._use_lengths = as_bool("use_sequence_length", arguments["use_sequence_length"])
         if prefix is not None and not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string or None; got {prefix!r}")
         initializers = {key.removesuffix("_initializer"): check_initializer(key, value)
@@ -184,7 +184,7 @@ class RNNLayer:
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a string; got {prefix!r}")
         flags = {"allow_missing": allow_missing, "ignore_extra": ignore_extra, "cast_dtype": cast_dtype}
-        missing, extra, cast = (validation.check_flag(name, value) for name, value in flags.items())
+        missing, extra, cast = (as_bool(name, value) for name, value in flags.items())
         self._params.load(params, prefix, missing, extra, cast)
 
     def save_parameters(self) -> dict[str, Array]:

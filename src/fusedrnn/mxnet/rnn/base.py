@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fusedrnn.mxnet.rnn.checks import Layout, Shapes, check_array, check_like, time_major
+from fusedrnn.mxnet.rnn.checks import Layout, Shapes, check_array, check_like, require, time_major
 from fusedrnn.scalars import check_bytes, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
@@ -27,13 +27,15 @@ class BaseRNNCell(ABC):
         ValueError: An argument has an invalid value.
     """
 
+    _cells: Sequence[BaseRNNCell] = ()
+    """The cells of a network of cells, one after another in states and prefixes."""
     _get_next_state = True
     """Whether :meth:`unroll` returns the final states."""
 
     @property
-    @abstractmethod
     def prefixes(self) -> tuple[str, ...]:
         """What the names of the parameters start with; one prefix for each cell inside."""
+        return tuple(prefix for cell in self._cells for prefix in cell.prefixes)
 
     @property
     @abstractmethod
@@ -41,20 +43,19 @@ class BaseRNNCell(ABC):
         """S: features of the output at each step."""
 
     @property
-    @abstractmethod
     def state_info(self) -> list[StateInfo]:
         """For each state its ``"shape"``, with 0 for the batch, and its ``"__layout__"``."""
+        return [info for cell in self._cells for info in cell.state_info]
 
     @property
-    @abstractmethod
     def params(self) -> dict[str, Array]:
         """The arrays this cell computes with, by full name; empty before :meth:`set_params`."""
+        return {name: array for cell in self._cells for name, array in cell.params.items()}
 
     @abstractmethod
     def param_shapes(self, input_size: int) -> Shapes:
         """Name and shape of every parameter for inputs of ``input_size`` features."""
 
-    @abstractmethod
     def set_params(self, params: Mapping[str, Array]) -> None:
         """Compute with these arrays from now on.
 
@@ -66,8 +67,9 @@ class BaseRNNCell(ABC):
             TypeError: ``params`` is not a mapping, or its values are not arrays of one floating dtype.
             ValueError: A parameter is missing or has the wrong shape.
         """
+        for cell in self._cells:
+            cell.set_params(params)
 
-    @abstractmethod
     def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
         """A new dict with this cell's parameters split by gate, as copies, and all other entries.
 
@@ -78,17 +80,28 @@ class BaseRNNCell(ABC):
             TypeError: ``params`` is not a mapping, or its values are not arrays of one floating dtype.
             ValueError: A parameter is missing or has the wrong shape.
         """
+        require(params)
+        unpacked = dict(params)
+        for cell in self._cells:
+            unpacked = cell.unpack_weights(unpacked)
+        return unpacked
 
-    @abstractmethod
     def pack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
         """The inverse of :meth:`unpack_weights`, with the same errors."""
+        require(params)
+        packed = dict(params)
+        for cell in self._cells:
+            packed = cell.pack_weights(packed)
+        return packed
 
     @abstractmethod
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         """Outputs (T, N, S) and new states, from inputs (T, N, I) of any size and dtype and from checked states."""
 
-    def _check_steps(self) -> None:  # noqa: B027 - most cells can
+    def _check_steps(self) -> None:
         """Raise a NotImplementedError if this cell cannot run step by step."""
+        for cell in self._cells:
+            cell._check_steps()
 
     def begin_state(self, batch_size: int, dtype: DTypeLike = "float32") -> list[Array]:
         """Zeros for every state, in the order and the layout of :attr:`state_info`.

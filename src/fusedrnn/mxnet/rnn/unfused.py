@@ -12,7 +12,7 @@ import numpy as np
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.reference import forward as reference
 from fusedrnn.mxnet.rnn.base import BaseRNNCell, SpecCell, StateInfo
-from fusedrnn.mxnet.rnn.checks import Shapes, require, take
+from fusedrnn.mxnet.rnn.checks import Shapes, take
 from fusedrnn.scalars import positive_int
 from fusedrnn.spec import Array, RNNSpec
 
@@ -127,7 +127,7 @@ class GRUCell(_SingleCell):
 
 
 class _CellGroup(BaseRNNCell):
-    """Cells of distinct prefixes. Their states follow each other."""
+    """A network of cells with distinct prefixes."""
 
     def __init__(self) -> None:
         self._cells: list[BaseRNNCell] = []
@@ -141,36 +141,6 @@ class _CellGroup(BaseRNNCell):
         if taken := set(self.prefixes) & set(cell.prefixes):
             raise ValueError(f"{name} must have a prefix of its own; {', '.join(map(repr, sorted(taken)))} is taken")
         self._cells.append(cell)
-
-    @property
-    def prefixes(self) -> tuple[str, ...]:
-        return tuple(prefix for cell in self._cells for prefix in cell.prefixes)
-
-    @property
-    def state_info(self) -> list[StateInfo]:
-        return [info for cell in self._cells for info in cell.state_info]
-
-    @property
-    def params(self) -> dict[str, Array]:
-        return {name: array for cell in self._cells for name, array in cell.params.items()}
-
-    def set_params(self, params: Mapping[str, Array]) -> None:
-        for cell in self._cells:
-            cell.set_params(params)
-
-    def unpack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        require(params)
-        unpacked = dict(params)
-        for cell in self._cells:
-            unpacked = cell.unpack_weights(unpacked)
-        return unpacked
-
-    def pack_weights(self, params: Mapping[str, Array]) -> dict[str, Array]:
-        require(params)
-        packed = dict(params)
-        for cell in self._cells:
-            packed = cell.pack_weights(packed)
-        return packed
 
 
 class SequentialRNNCell(_CellGroup):
@@ -209,10 +179,6 @@ class SequentialRNNCell(_CellGroup):
         if not self._cells:
             raise ValueError("SequentialRNNCell must hold at least one cell; call add")
         return self._cells
-
-    def _check_steps(self) -> None:
-        for cell in self._cells:
-            cell._check_steps()
 
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         after: list[Array] = []

@@ -18,14 +18,7 @@ from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
 from fusedrnn.engines.cpu.kernels.loop import rows_of_time
-from fusedrnn.engines.cpu.kernels.panel_matrix import (
-    ColVecs,
-    LeftOperand,
-    Matrix,
-    Rows,
-    UnpackedMatrix,
-    WeightMatrix,
-)
+from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.recompute import Recompute
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, is_plain
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
@@ -139,9 +132,7 @@ class _DirectionLoop(CellGradient):
             active_rows = self.active_rows(time)
             self._recurrent_gemm(step, rows_of_step_after.get())
             dy = rows_of_time(f, p.dy, p.dy_step, p.dy_row, p.dy_row_offsets, time)
-            self._step(
-                StepPosition(step, time, active_rows, dy, chunk_parity, rows_done.get(), rows_in_block.get())
-            )
+            self._step(StepPosition(step, time, active_rows, dy, chunk_parity, rows_done.get(), rows_in_block.get()))
             rows_done.set(rows_done.get() + active_rows)
             rows_in_block.set(rows_in_block.get() + self.active_in_batch(time))
             rows_of_step_after.set(active_rows)

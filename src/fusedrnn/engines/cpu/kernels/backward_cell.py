@@ -102,9 +102,7 @@ class CellGradient(BackwardEmitter):
         if is_last_stage:
             cotangent("h")
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
-        # Without what comes through the gates; None for zero.
-        all_state_grads = dict(zip(self.cell.states, derivative.state_grads, strict=True))
-        state_grads = {name: expr for name in names if (expr := all_state_grads[name]) is not None}
+        state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
         gate_grads = stage.derivative.distinct_grads
         values = evaluate([*gate_grads, *state_grads.values()], load, v)
         new = dict(zip(state_grads, values[len(gate_grads) :], strict=True))

@@ -1,4 +1,4 @@
-"""What the functions of backward share: their structs, where gradients lie, and how they reach the caller."""
+"""What the functions of backward share: their structs, where gradients are, and how they reach the caller."""
 
 from __future__ import annotations
 
@@ -47,9 +47,8 @@ class BackwardEmitter(DirectionEmitter):
         self.group = c.groups + self.layer_dir_group * c.group_stride
         self.transposed = self.group + c.transposed_offset
         self.scratch = c.scratch + self.thread * c.scratch_stride
-        self.grad_tables = self.scratch
         self.chunk_table = self.scratch + self.rows * (16 * len(self.stages))
-        # A row of zeros, the initial accumulators of GEMMs, lies before the panel that they write.
+        # A row of zeros, the initial accumulators of GEMMs, is before the panel that they write.
         self.zeros = self.scratch + c.panel_offset
         self.panel = self.zeros + self.panel_bytes
 
@@ -77,7 +76,7 @@ class BackwardEmitter(DirectionEmitter):
 
     def grad_table(self, stage: StageKernel, parity: Value) -> Value:
         """The table of the addresses of a stage's rows of gradients: of even steps, then of odd ones."""
-        return self.grad_tables + (parity + 2 * stage.index) * self.rows * 8
+        return self.scratch + (parity + 2 * stage.index) * self.rows * 8
 
     def active_in_batch(self, time: Value) -> Value:
         """The number of sequences of the whole batch that have that time."""

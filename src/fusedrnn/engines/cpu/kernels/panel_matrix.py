@@ -117,9 +117,8 @@ class UnpackedMatrix:
         if c_in is None:
             assert self.bias is not None and self.first_col_vec is not None
             c_in = Rows(self.bias + (cols.first - self.first_col_vec) * self.v.bytes, 0)
-        place = cols.first, self.hidden, self.gates
-        b = self.weights, self.row_size
-        self.v.function.call(self.function, a.num_rows, cols.num, a.address, *b, *c_in, *c, *place)
+        b, columns = (self.weights, self.row_size), (cols.first, self.hidden, self.gates)
+        self.v.function.call(self.function, a.num_rows, cols.num, a.address, *b, *c_in, *c, *columns)
 
 
 @dataclass(frozen=True)

@@ -52,19 +52,12 @@ class Arena:
 
 
 class ScratchLayout(NamedTuple):
-    """The scratch of a plan.
+    """The scratch of a plan."""
 
-    Attributes:
-        offsets: The offset in the workspace of each of its regions.
-        fields: The values of the other fields of the kernels' struct.
-        zeroed: Bytes at the start of the workspace that must be zero when a call begins.
-        size: Bytes of the workspace.
-    """
-
-    offsets: Mapping[str, int]
-    fields: Mapping[str, int]
-    zeroed: int
-    size: int
+    offsets: Mapping[str, int]  # of each region in the workspace
+    fields: Mapping[str, int]  # the values of the other fields of the kernels' struct
+    zeroed: int  # bytes at the start of the workspace that must be zero when a call begins
+    size: int  # bytes of the workspace
 
 
 class Scratch:

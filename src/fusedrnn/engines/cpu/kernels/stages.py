@@ -62,27 +62,16 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class StageKernel:
-    """A stage of a cell: one GEMM and the maths on its results.
+    """A stage of a cell: one GEMM and the maths on its results."""
 
-    Attributes:
-        index: Its index among the stages.
-        gate_names: Its gates; none if it projects.
-        projects: Whether it is the projection, whose units are those of h.
-        accumulates_in_place: Whether its GEMM accumulates onto the input's pre-activations.
-        derivative: The gradients that its GEMMs need.
-        first_gate: The number of gates of the stages before.
-        first_grad: The number of distinct gradients of the stages before.
-        results: What is computed after its GEMM, each with its expression.
-    """
-
-    index: int
-    gate_names: tuple[str, ...]
-    projects: bool
-    accumulates_in_place: bool
-    derivative: StageDerivative
-    first_gate: int
-    first_grad: int
-    results: tuple[tuple[Result, Expr], ...]
+    index: int  # among the stages
+    gate_names: tuple[str, ...]  # none if it projects
+    projects: bool  # whether it is the projection, whose units are those of h
+    accumulates_in_place: bool  # whether its GEMM accumulates onto the input's pre-activations
+    derivative: StageDerivative  # the gradients that its GEMMs need
+    first_gate: int  # the number of gates of the stages before
+    first_grad: int  # the number of distinct gradients of the stages before
+    results: tuple[tuple[Result, Expr], ...]  # what is computed after its GEMM, each with its expression
 
     @property
     def num_gates(self) -> int:

@@ -1,4 +1,4 @@
-"""A thread's state buffers in forward: they take the initial states in, and give the final ones back."""
+"""A thread's state buffers in forward: initial states are copied into them, and final states out of them."""
 
 from __future__ import annotations
 

@@ -99,13 +99,11 @@ class ThreadShare:
 
     Attributes:
         c, p: The fields of the structs of the call and of the layer-direction.
-        layer_dir_group, row_group, unit_group: The thread's place in the grid.
-        concurrent: The place of this layer-direction among those that run at the same time.
+        layer_dir_group, row_group, unit_group: The thread's position in the grid.
+        concurrent: The index of this layer-direction among those that run at the same time.
     """
 
-    def __init__(
-        self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()) -> None:
         self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
         self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
         self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
@@ -119,10 +117,6 @@ class ThreadShare:
         index = self.layer * c.directions + self.direction
         self.p = structs[1].read(f, c.layer_dirs + index * structs[1].size)
         self.is_unpacked = self.p.x_weights.is_zero
-        self._divide()
-
-    def _divide(self) -> None:
-        f, c = self.f, self.c
         self.layer_dir_group = self.thread % c.grid_layer_dirs
         self.concurrent = c.directions.equals(1).select(self.layer_dir_group, self.direction)
         rest = self.thread // c.grid_layer_dirs
@@ -131,9 +125,7 @@ class ThreadShare:
         self.rows = f.load(c.row_starts + self.row_group * 8 + 8) - self.first_row
         self.hidden = self._unit_range(c.unit_starts, c.hidden)
         self.out = self._unit_range(c.out_starts, c.out) if self.cell.projects else self.hidden
-        self.row_group_barrier = (
-            c.barriers + (1 + self.layer_dir_group * c.grid_rows + self.row_group) * BARRIER_BYTES
-        )
+        self.row_group_barrier = c.barriers + (1 + self.layer_dir_group * c.grid_rows + self.row_group) * BARRIER_BYTES
 
     def _unit_range(self, starts: Value, size: Value) -> UnitRange:
         f, v = self.f, self.v

@@ -128,7 +128,7 @@ def _cell_instructions(variant: Variant, phase: Phase) -> int:
         roots += derivative.saved
     if phase == "backward":
         grads = [slot for stage in derivative.stages for slot in stage.distinct_grads]
-        roots = [*grads, *(state for state in derivative.state_grads if state is not None)]
+        roots = [*grads, *derivative.state_grads.values()]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores
 

@@ -1,0 +1,287 @@
+"""Parameters of layers shaped like those of MXNet's gluon.rnn: names, values, initializers, loading, saving."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+from mxnet_calls import GRU, LSTM, RNN, layer_of
+from oracles import training_problem
+from problems import Shape, assert_same_bits
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+DEEP = Shape(5, 3, 7, 11, layers=3, bidirectional=True)
+
+
+class TestParameters:
+    """Names, shapes, values."""
+
+    def test_names_and_shapes(self):
+        layer = LSTM(4, 2, bidirectional=True, input_size=3, projection_size=2, prefix="net_", backend="reference")
+        shapes = {parameter.name: parameter.shape for parameter in layer.collect_params().values()}
+        assert list(shapes) == list(layer.params) == [f"net_{entry.name}" for entry in layer._op.spec.layout]
+        assert shapes["net_l0_i2h_weight"] == (16, 3)
+        assert shapes["net_r0_h2h_weight"] == (16, 2)
+        assert shapes["net_l1_i2h_weight"] == (16, 4)
+        assert shapes["net_r1_h2r_weight"] == (2, 4)
+        assert shapes["net_r1_h2h_bias"] == (16,)
+        assert layer.r1_h2h_bias is layer.params["net_r1_h2h_bias"]
+        assert layer.prefix == "net_"
+        assert repr(layer.l0_h2r_weight) == "Parameter net_l0_h2r_weight (shape=(2, 4), dtype=float32)"
+
+    def test_each_layer_has_a_prefix_of_its_own(self):
+        prefixes = [kind(2).prefix for kind in (RNN, RNN, GRU, LSTM)]
+        assert len(set(prefixes)) == 4
+        assert [prefix.rstrip("0123456789_") for prefix in prefixes] == ["rnn", "rnn", "gru", "lstm"]
+        assert int(prefixes[1][3:-1]) == int(prefixes[0][3:-1]) + 1
+
+    def test_deferred_input_size(self):
+        layer = GRU(4, 2)
+        assert repr(layer) == "GRU(None -> 4, TNC, num_layers=2)"
+        assert layer.l0_i2h_weight.shape == (12, 0)
+        assert layer.l1_i2h_weight.shape == (12, 4)
+        x = np.ones((3, 2, 7), np.float32)
+        for call in (layer, layer.train):
+            with pytest.raises(ValueError, match=r"must have values; got none yet: call initialize or load_parameters"):
+                call(x)
+        layer.initialize(seed=3)
+        with pytest.raises(ValueError, match=r"^gru\d+_l0_h2h_bias must have values.*the first call sets"):
+            layer.l0_h2h_bias.data()
+        y = layer(x)
+        assert repr(layer) == "GRU(7 -> 4, TNC, num_layers=2)"
+        assert layer.l0_i2h_weight.shape == layer.l0_i2h_weight.data().shape == (12, 7)
+        with pytest.raises(ValueError, match=r"^inputs must have 7 features; got 6"):
+            layer(x[:, :, :6])
+        same_layer = GRU(4, 2, input_size=7)
+        same_layer.initialize(seed=3)
+        assert_same_bits(same_layer(x), y)
+
+    def test_loading_sets_the_input_size(self):
+        problem = training_problem("gru", Shape(4, 3, 5, 6))
+        layer = layer_of(problem)
+        assert repr(layer) == "GRU(5 -> 6, TNC)"
+        assert layer(problem.x).shape == (4, 3, 6)
+
+    def test_values_are_not_copied(self):
+        problem = training_problem("gru", Shape(4, 3, 5, 6))
+        layer = layer_of(problem)
+        before = layer(problem.x)
+        layer.l0_i2h_weight.data()[...] *= 2
+        assert not np.array_equal(layer(problem.x), before)
+        layer.l0_i2h_weight.set_data(layer.l0_i2h_weight.data() / 2)
+        assert_same_bits(layer(problem.x), before)
+
+    def test_set_data_errors(self):
+        layer = RNN(3, input_size=2)
+        with pytest.raises(ValueError, match=r"_l0_h2h_weight must have values"):
+            layer.l0_h2h_weight.set_data(np.zeros((3, 3), np.float32))
+        layer.initialize()
+        for value, error, message in (
+            ([1.0], TypeError, "must be a NumPy array; got list"),
+            (np.zeros((3, 2), np.float32), ValueError, r"must have shape \(3, 3\); got \(3, 2\)"),
+            (np.zeros((3, 3)), TypeError, "must have dtype float32; got float64"),
+        ):
+            with pytest.raises(error, match=message):
+                layer.l0_h2h_weight.set_data(value)
+
+    def test_shared_parameters(self):
+        owner = GRU(4, 2, dropout=0.5)
+        sharing = GRU(4, 2, layout="NTC", params=owner.collect_params())
+        owner.initialize(seed=0)
+        x = np.ones((3, 2, 5), np.float32)
+        assert_same_bits(sharing(x.swapaxes(0, 1)).swapaxes(0, 1), owner(x))
+        owner.l1_h2h_bias.data()[...] = 1
+        assert_same_bits(sharing(x.swapaxes(0, 1)).swapaxes(0, 1), owner(x))
+        later = GRU(4, 2, input_size=5, params=owner.params)
+        assert_same_bits(later(x), owner(x))
+        for wrong in ({"hidden_size": 5}, {"num_layers": 1}, {"input_size": 6}, {"dtype": "float64"}):
+            with pytest.raises(ValueError, match=r"^params must be those of a layer like"):
+                GRU(**{"hidden_size": 4, "num_layers": 2, "params": owner.params, **wrong})
+        with pytest.raises(ValueError, match=r"^params must be those of a layer like"):
+            RNN(4, 2, params=owner.params)
+        with pytest.raises(ValueError, match=r"^prefix must be None or that of params \('gru\d+_'\); got 'mine_'"):
+            GRU(4, 2, prefix="mine_", params=owner.params)
+        assert GRU(4, 2, prefix=owner.prefix, params=owner.params).prefix == owner.prefix
+        with pytest.raises(TypeError, match=r"^params must be what a layer's collect_params returns; got dict"):
+            RNN(4, 2, params={})
+
+    def test_cast(self):
+        problem = training_problem("lstm", Shape(4, 3, 5, 6), "float64")
+        layer = layer_of(problem.typed("float32"))
+        layer.cast("float64")
+        assert layer.l0_i2h_weight.dtype == layer.state_info()[0]["dtype"] == "float64"
+        assert_same_bits(layer(problem.x), layer_of(problem)(problem.x))
+        with pytest.raises(TypeError, match=r"^inputs must have dtype float64; got float32"):
+            layer(problem.x.astype(np.float32))
+        with pytest.raises(ValueError, match=r"^dtype must be one of float32, float64"):
+            layer.cast("float16")
+
+    def test_copies(self):
+        problem = training_problem("lstm", DEEP)
+        layer = layer_of(problem)
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert_same_bits(copied(problem.x), layer(problem.x))
+            copied.l0_i2h_weight.data()[...] = 0
+            assert layer.l0_i2h_weight.data().all()
+            assert not np.array_equal(copied(problem.x), layer(problem.x))
+
+    def test_more_than_ten_layers(self):
+        """MXNet cannot save these."""
+        layer = RNN(2, 12, bidirectional=True, input_size=3)
+        layer.initialize(seed=0)
+        copied = RNN(2, 12, bidirectional=True)
+        copied.load_parameters(layer.save_parameters())
+        assert_same_bits(copied.r11_h2h_weight.data(), layer.r11_h2h_weight.data())
+        assert "_unfused.11.r_cell.h2h_weight" in layer.save_parameters()
+
+
+class TestInitialization:
+    """What :meth:`initialize` fills parameters with."""
+
+    def test_defaults(self):
+        layer = LSTM(16, 2, input_size=8)
+        layer.initialize(seed=0)
+        for parameter in layer.params.values():
+            if parameter.name.endswith("bias"):
+                assert not parameter.data().any()
+            else:
+                assert 0.05 < np.abs(parameter.data()).max() <= 0.07
+        same_layer = LSTM(16, 2, input_size=8)
+        same_layer.initialize(seed=0)
+        assert_same_bits(same_layer.l1_h2h_weight.data(), layer.l1_h2h_weight.data())
+
+    def test_initializers_of_kinds(self):
+        layer = LSTM(
+            4, input_size=3, i2h_weight_initializer="ones", h2h_weight_initializer="orthogonal",
+            i2h_bias_initializer="lstmbias", h2h_bias_initializer=None, projection_size=2,
+            h2r_weight_initializer=lambda shape, rng: np.arange(8).reshape(shape), backend="reference",
+        )  # fmt: skip
+        layer.initialize(0.5, seed=1)
+        assert (layer.l0_i2h_weight.data() == 1).all()
+        h2h = layer.l0_h2h_weight.data()
+        np.testing.assert_allclose(h2h.T @ h2h, 2 * np.eye(2), atol=1e-6)
+        np.testing.assert_array_equal(layer.l0_i2h_bias.data().reshape(4, 4)[:, 0], [0, 1, 0, 0])
+        assert not layer.l0_h2h_bias.data().any()
+        np.testing.assert_array_equal(layer.l0_h2r_weight.data(), np.arange(8).reshape(2, 4))
+
+    @pytest.mark.parametrize(
+        ("init", "is_right"),
+        [
+            ("zeros", lambda w: not w.any()),
+            ("normal", lambda w: 0.005 < w.std() < 0.02),
+            ("xavier", lambda w: 0.15 < np.abs(w).max() <= (3 / 36) ** 0.5),
+            (2, lambda w: (w == 2).all()),
+            (lambda shape, rng: rng.integers(1, 3, shape), lambda w: set(w.ravel()) == {1, 2}),
+        ],
+        ids=["zeros", "normal", "xavier", "number", "function"],
+    )
+    def test_initializer_of_all_weights(self, init, is_right):
+        layer = GRU(16, input_size=24)
+        layer.initialize(init, seed=0)
+        assert is_right(layer.l0_i2h_weight.data())
+        assert not layer.l0_i2h_bias.data().any()
+
+    def test_force_reinit(self):
+        layer = GRU(4, input_size=3)
+        layer.initialize(seed=0)
+        view = layer.l0_i2h_weight.data()
+        with pytest.raises(ValueError, match=r"^force_reinit must be True to overwrite the values that 'gru\d+_' has"):
+            layer.initialize()
+        layer.initialize("ones", force_reinit=True)
+        assert (view == 1).all()
+
+    @pytest.mark.parametrize(
+        ("init", "error", "message"),
+        [
+            ("glorot", ValueError, "init must be one of zeros, ones, .*got 'glorot'"),
+            (None, TypeError, "init must be an initializer; got None"),
+            (True, TypeError, "init must be one of .*got True"),
+            ([1.0], TypeError, "init must be one of"),
+            ("lstmbias", ValueError, "initializer 'lstmbias' must be for the bias of an LSTM"),
+            (lambda shape, rng: np.ones(3), ValueError, r"initializer of gru\d+_l0_i2h_weight must give .*got \(3,\)"),
+        ],
+    )
+    def test_errors(self, init, error, message):
+        layer = GRU(4)
+        with pytest.raises(error, match=f"^{message}"):
+            layer.initialize(init)
+            layer(np.ones((1, 1, 2), np.float32))
+        assert layer.l0_i2h_weight.shape == (12, 0)
+        layer.initialize()
+        layer(np.ones((1, 1, 3), np.float32))
+
+    def test_matrix_initializers_of_biases(self):
+        for init in ("xavier", "orthogonal"):
+            layer = GRU(4, i2h_bias_initializer=init)
+            layer.initialize()
+            with pytest.raises(ValueError, match=rf"^initializer '{init}' must be for a matrix; got .*\(12,\)"):
+                layer(np.ones((1, 1, 3), np.float32))
+        with pytest.raises(ValueError, match=r"^h2h_weight_initializer must be one of"):
+            GRU(4, h2h_weight_initializer="unknown")
+
+
+class TestLoading:
+    """An error changes no parameter."""
+
+    problem = training_problem("gru", Shape(4, 3, 5, 6, layers=2))
+
+    def arrays(self, **changes):
+        """The problem's parameters by name with changes; None removes one."""
+        arrays = {**self.problem.spec.layout.unpack(self.problem.params), **changes}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @pytest.mark.parametrize(
+        ("changes", "options", "error", "message"),
+        [
+            ({"l1_h2h_bias": None}, {}, ValueError, r"params must hold every parameter; missing gru\d+_l1_h2h_bias"),
+            ({"dense0_weight": np.ones(3)}, {}, ValueError, "params must hold no others .*; got dense0_weight"),
+            ({"_unfused.0.i2h_bias": np.ones(18, "f4")}, {}, ValueError,
+             "params must hold l0_i2h_bias once; got l0_i2h_bias and _unfused.0.i2h_bias"),
+            ({"l0_i2h_bias": np.ones(17, "f4")}, {}, ValueError, r"gru\d+_l0_i2h_bias must have shape \(18,\)"),
+            ({"l1_h2h_bias": [1.0]}, {}, TypeError, r"gru\d+_l1_h2h_bias must be a NumPy array; got list"),
+            ({"l1_h2h_bias": np.ones(18)}, {}, TypeError, r"gru\d+_l1_h2h_bias must have dtype float32; got float64"),
+            ({"l1_h2h_bias": np.ones(18, int)}, {"cast_dtype": True}, TypeError, ".*dtype float32; got int64"),
+            ({}, {"allow_missing": 1}, TypeError, "allow_missing must be True or False; got 1"),
+            ({}, {"prefix": 1}, TypeError, "prefix must be a string; got 1"),
+            ({}, {"prefix": "x_", "ignore_extra": True}, ValueError, "params must hold every parameter"),
+        ],
+    )  # fmt: skip
+    def test_errors(self, changes, options, error, message):
+        layer = GRU(6, 2, input_size=5)
+        layer.initialize(seed=0)
+        before = layer.save_parameters()
+        with pytest.raises(error, match=f"^{message}"):
+            layer.load_parameters(self.arrays(**changes), **options)
+        for name, array in layer.save_parameters().items():
+            assert_same_bits(array, before[name])
+
+    def test_params_must_be_a_mapping(self):
+        with pytest.raises(TypeError, match=r"^params must be a dict of named arrays; got list"):
+            GRU(6).load_parameters([])
+
+    def test_missing_and_extra(self):
+        layer = GRU(6, 2)
+        arrays = self.arrays(l1_h2h_bias=None, more=np.ones(3))
+        with pytest.raises(ValueError, match=r"^params must hold gru\d+_l1_h2h_bias, which have no values yet"):
+            layer.load_parameters(arrays, allow_missing=True, ignore_extra=True)
+        layer.initialize("ones")
+        layer.h = layer(self.problem.x)
+        layer.l1_h2h_bias.data()[...] = 3
+        layer.load_parameters(arrays, allow_missing=True, ignore_extra=True)
+        assert (layer.l1_h2h_bias.data() == 3).all()
+        np.testing.assert_array_equal(layer.l0_i2h_weight.data(), arrays["l0_i2h_weight"])
+
+    def test_cast_dtype(self):
+        layer = GRU(6, 2, dtype="float64")
+        layer.load_parameters(self.arrays(), cast_dtype=True)
+        assert layer.l0_i2h_weight.data().dtype == np.float64
+
+    def test_from_a_file_of_numpy(self, tmp_path):
+        layer = layer_of(self.problem)
+        np.savez(tmp_path / "net.npz", **layer.save_parameters())
+        copied = GRU(6, 2)
+        with np.load(tmp_path / "net.npz") as file:
+            copied.load_parameters(file)
+        assert_same_bits(copied(self.problem.x), layer(self.problem.x))
