@@ -74,7 +74,9 @@ def choose_peers(text: str) -> tuple[str, ...]:
 
 def compare(config: Comparison, json_path: Path | None) -> bool:
     """Run the comparison, print its table, write its file. Returns whether every result of the operator was right."""
-    rows = run_and_print(config.bench, lambda progress: run(config, progress), summary, lambda rows: [compared_table(rows)])
+    rows = run_and_print(
+        config.bench, lambda progress: run(config, progress), summary, lambda rows: [compared_table(rows)]
+    )
     if json_path:
         write_json(json_path, comparison_report(config, rows, measure_bandwidth(config.bench.threads)))
     return not any(row.wrong for row in rows)
