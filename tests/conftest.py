@@ -45,7 +45,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="module", autouse=True)
 def settled():
-    """What there is before a file's tests stays: garbage collection, which they ask for often, need not look at it."""
+    """Freeze what exists before a file's tests: the garbage collections that they start often then skip it."""
     gc.collect()
     gc.freeze()
 
@@ -55,8 +55,8 @@ def kernel_cache(tmp_path_factory, worker_id):
     """A cache of compiled kernels for this session, so that tests neither read nor fill the user's."""
     base = tmp_path_factory.getbasetemp()
     # Processes that share the tests share the cache; FUSEDRNN_TEST_CACHE_DIR keeps it from one run to the next.
-    kept = os.environ.get("FUSEDRNN_TEST_CACHE_DIR")
-    folder = Path(kept) if kept else (base if worker_id == "master" else base.parent) / "kernels"
+    lasting = os.environ.get("FUSEDRNN_TEST_CACHE_DIR")
+    folder = Path(lasting) if lasting else (base if worker_id == "master" else base.parent) / "kernels"
     folder.mkdir(0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))

@@ -1,4 +1,4 @@
-"""Environment variables: what they do, and that nonsense in them is refused or, where they are not ours, ignored."""
+"""Environment variables: their effects; wrong values of ours raise errors, those of others are ignored."""
 
 import os
 import re

@@ -161,8 +161,8 @@ def test_walk_visits_arguments_first_and_each_node_once():
     traced = trace(CELLS["lstm"])
     order = list(walk(traced.outputs))
     assert len(order) == len(set(order))
-    place = {node: index for index, node in enumerate(order)}
-    assert all(place[arg] < place[node] for node in order for arg in node.args)
+    position = {node: index for index, node in enumerate(order)}
+    assert all(position[arg] < position[node] for node in order for arg in node.args)
 
 
 def test_substitute_takes_the_outermost_match():

@@ -84,8 +84,8 @@ def test_changed_parameters_are_noticed(cached_calls):
     op, params = RNNOp(problem.spec), problem.params.copy()
     for training in (False, True):
         prime(op, problem.x, params, problem.states, training=training)
-        for place in (0, -1, params.size // 2):
-            params[place] += 1
+        for index in (0, -1, params.size // 2):
+            params[index] += 1
             before = cached_calls["forward"]
             result = op.forward(problem.x, params, problem.states, training=training)[:2]
             assert cached_calls["forward"] == before + 1
@@ -385,7 +385,7 @@ def test_none_among_the_states_stands_for_zeros(cached_calls, mode, backend):
     op = RNNOp(problem.spec, backend)
     zeros = tuple(np.zeros_like(state) for state in problem.states)
     for present in np.ndindex(*(2,) * len(zeros)):
-        states = tuple(s if there else None for s, there in zip(problem.states, present, strict=True))
+        states = tuple(s if is_present else None for s, is_present in zip(problem.states, present, strict=True))
         full = tuple(z if s is None else s for s, z in zip(states, zeros, strict=True))
         expected = RNNOp(problem.spec, backend).forward(problem.x, problem.params, full)[:2]
         for kind in (tuple, list):

@@ -163,11 +163,11 @@ def perturbed(arguments):
         elif isinstance(value, (tuple, list)):
             for label, change in TUPLES.items():
                 yield f"{name}: {label}", {**arguments, name: change(tuple(value))}
-            for place, entry in enumerate(value):
+            for index, entry in enumerate(value):
                 for label, other in _changed(entry):
                     replaced = [*value]
-                    replaced[place] = other
-                    yield f"{name}[{place}]: {label}", {**arguments, name: type(value)(replaced)}
+                    replaced[index] = other
+                    yield f"{name}[{index}]: {label}", {**arguments, name: type(value)(replaced)}
         else:
             yield from ((f"{name}: {label}", {**arguments, name: other}) for label, other in _changed(value))
     yield from _shared(arguments)
@@ -179,9 +179,9 @@ def _changed(value):
         yield from ((label, change(value.copy())) for label, change in ARRAYS.items())
     elif isinstance(value, tuple):
         yield from ((label, change(value)) for label, change in TUPLES.items())
-        for place, entry in enumerate(value):
+        for index, entry in enumerate(value):
             for label, other in _changed(entry):
-                yield f"[{place}] {label}", (*value[:place], other, *value[place + 1 :])
+                yield f"[{index}] {label}", (*value[:index], other, *value[index + 1 :])
     else:
         yield "array", np.ones((T, N, H), np.float32)
         yield "empty tuple", ()

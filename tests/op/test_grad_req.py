@@ -119,7 +119,7 @@ def test_number_of_dstates(op, reserve, wrong):
         backward(op, reserve, dstates=wrong)
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
@@ -130,10 +130,10 @@ def test_number_of_dstates(op, reserve, wrong):
         (DSTATES[0][0], ValueError, r"must have shape \(4, 3, 6\); got \(3, 6\)"),
     ],
 )
-def test_a_wrong_dstate(op, reserve, place, wrong, error, message):
+def test_a_wrong_dstate(op, reserve, index, wrong, error, message):
     dstates = list(DSTATES)
-    dstates[place] = wrong
-    with pytest.raises(error, match=f"^dstates: d{'hc'[place]}_n {message}"):
+    dstates[index] = wrong
+    with pytest.raises(error, match=f"^dstates: d{'hc'[index]}_n {message}"):
         backward(op, reserve, dstates=dstates)
 
 
@@ -226,12 +226,12 @@ def test_buffers_that_hold_an_element_twice(op, reserve):
     twice = as_strided(np.zeros(T * N * I, np.float32), X.shape, (N * 4, 4, 4))
     with pytest.raises(ValueError, match=r"^out: dx must have .* no shared rows"):
         backward(op, reserve, out=triple(twice, *out[1:]))
-    for place, name in ((2, "dh0"), (3, "dc0")):
+    for index, name in ((2, "dh0"), (3, "dc0")):
         wrong = list(buffers(7))
-        wrong[place] = np.zeros((4, 2 * N, H), np.float32)[:, ::2]
+        wrong[index] = np.zeros((4, 2 * N, H), np.float32)[:, ::2]
         with pytest.raises(ValueError, match=f"^out: {name} must be contiguous; got strides"):
             backward(op, reserve, out=triple(*wrong))
-        wrong[place] = np.zeros((N, 4, H), np.float32).transpose(1, 0, 2)
+        wrong[index] = np.zeros((N, 4, H), np.float32).transpose(1, 0, 2)
         with pytest.raises(ValueError, match=f"^out: {name} must be contiguous; got strides"):
             backward(op, reserve, out=triple(*wrong))
 
@@ -256,9 +256,9 @@ def test_out_dstates_that_are_no_tuple(op, reserve, wrong, error, got):
 def test_buffers_that_share_memory(op, reserve, pair):
     memory = np.full(PARAMS.size + 1000, 7, np.float32)
     out = dict(zip(SHAPES, buffers(7), strict=True))
-    for place, name in enumerate(pair):
+    for index, name in enumerate(pair):
         size = int(np.prod(SHAPES[name]))
-        out[name] = memory[place : place + size].reshape(SHAPES[name])
+        out[name] = memory[index : index + size].reshape(SHAPES[name])
     with pytest.raises(ValueError, match=f"^out: {pair[1]} must not share memory with out: {pair[0]}$"):
         backward(op, reserve, out=triple(*out.values()))
     assert (memory == 7).all()
@@ -352,9 +352,9 @@ def test_none_stands_for_zeros(op, reserve, absent):
     if absent in ("dstates", "all"):
         arguments["dstates"], meaning["dstates"] = None, zeros
     elif absent != "dy":
-        place = ("dh_n", "dc_n").index(absent)
-        arguments["dstates"] = [None if at == place else dstate for at, dstate in enumerate(DSTATES)]
-        meaning["dstates"] = [zeros[at] if at == place else dstate for at, dstate in enumerate(DSTATES)]
+        index = ("dh_n", "dc_n").index(absent)
+        arguments["dstates"] = [None if at == index else dstate for at, dstate in enumerate(DSTATES)]
+        meaning["dstates"] = [zeros[at] if at == index else dstate for at, dstate in enumerate(DSTATES)]
     actual, expected = (flat(op.backward(way["dy"], way["dstates"], reserve)) for way in (arguments, meaning))
     for name, value in expected.items():
         np.testing.assert_array_equal(actual[name], value, err_msg=name)

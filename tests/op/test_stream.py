@@ -35,13 +35,13 @@ def test_initial_states_and_reset():
     op, x, params = network()
     rng = np.random.default_rng(0)
     states = tuple(rng.random(shape, np.float32) for shape in op.spec.state_shape(3))
-    kept = tuple(state.copy() for state in states)
+    copies = tuple(state.copy() for state in states)
     stream = op.stream(params, 3, states)
     first = stream(x)
     assert_same_bits(first, op.forward(x, params, states)[0])
     for state in states:
         state[:] = np.nan  # a copy was taken
-    stream.reset(kept)
+    stream.reset(copies)
     assert_same_bits(stream(x), first)
     stream.reset()
     assert_same_bits(stream(x), op.forward(x, params)[0])

@@ -92,7 +92,7 @@ def test_number_of_states(value):
         forward(states=value)
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
@@ -106,10 +106,10 @@ def test_number_of_states(value):
     ],
     ids=["number", "list", "dtype", "layers", "batch", "empty", "ndim"],
 )
-def test_a_wrong_state(place, wrong, error, message):
+def test_a_wrong_state(index, wrong, error, message):
     states = list(STATES)
-    states[place] = wrong
-    with pytest.raises(error, match=f"^states: {'hc'[place]}0 {message}"):
+    states[index] = wrong
+    with pytest.raises(error, match=f"^states: {'hc'[index]}0 {message}"):
         forward(states=states)
 
 

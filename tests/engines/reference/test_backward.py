@@ -288,16 +288,16 @@ def check_by_differences(task, names):
         assert gradient.dtype == dtype
         flat = array.reshape(-1)
         assert np.shares_memory(flat, array)
-        for place in rng.permutation(array.size)[:50]:
-            before = flat[place]
-            flat[place] = before + step
+        for index in rng.permutation(array.size)[:50]:
+            before = flat[index]
+            flat[index] = before + step
             above = loss()
-            flat[place] = before - step
+            flat[index] = before - step
             slope = (above - loss()) / (2 * step)
-            flat[place] = before
+            flat[index] = before
             # The error is step² from the third derivative and eps / step from rounding: the same size.
-            error = abs(slope - gradient.reshape(-1)[place])
-            assert error <= 1000 * step**2 * (1 + abs(slope)), f"{name}, element {place}"
+            error = abs(slope - gradient.reshape(-1)[index])
+            assert error <= 1000 * step**2 * (1 + abs(slope)), f"{name}, element {index}"
 
 
 @pytest.mark.parametrize("lengths", [None, np.array([3, 0, 1, T])], ids=["full", "lengths"])

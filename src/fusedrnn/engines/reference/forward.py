@@ -140,6 +140,7 @@ def train(
 def _run_step(
     cell: TracedCell, weights: Mapping[str, Array], tape: DirectionTape | None, x: Array, states: tuple[Array, ...]
 ) -> tuple[Array, ...]:
+    """One step, in training with a tape, which it extends."""
     x_gates = linear(x, weights["i2h_weight"], weights.get("i2h_bias"))
     if tape is None:
         return step(cell, x_gates, states, weights)
@@ -185,16 +186,9 @@ def unroll(
 def step(
     cell: TracedCell, x_gates: Array, states: Sequence[Array], weights: Mapping[str, Array]
 ) -> tuple[Array, ...]:
-    """One step of a cell.
+    """The states after a step (N, size), the output first, from the states before it and the weights by kind.
 
-    Args:
-        cell: The cell.
-        x_gates: The pre-activations from the input, (N, G·H).
-        states: The states before the step, (N, size) each.
-        weights: Those of :func:`layer_weights`.
-
-    Returns:
-        The states after the step, the output first.
+    ``x_gates`` (N, G·H) are the pre-activations from the input.
     """
     return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights), NUMPY))
 
