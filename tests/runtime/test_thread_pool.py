@@ -50,7 +50,7 @@ def test_default_is_the_affinity_mask_of_the_first_call():
     assert fusedrnn.get_num_threads() == len(mask)
 
 
-def test_set_and_limit():
+def test_thread_limits_override_set_num_threads():
     fusedrnn.set_num_threads(5)
     assert fusedrnn.get_num_threads() == 5
     with fusedrnn.thread_limits(3):
@@ -65,7 +65,7 @@ def test_set_and_limit():
     assert fusedrnn.get_num_threads() == 4
 
 
-def test_a_limit_is_its_thread_s_own():
+def test_thread_limits_apply_to_one_thread():
     fusedrnn.set_num_threads(5)
     with fusedrnn.thread_limits(3), ThreadPoolExecutor(1) as pool:
         assert pool.submit(fusedrnn.get_num_threads).result() == 5
@@ -101,7 +101,7 @@ def test_threads_that_share_a_processor_spread_out():
 
 
 @pytest.mark.parametrize("count", [2, 3, 9])
-def test_the_pool_has_that_many_threads(count):
+def test_pool_has_the_requested_threads(count):
     """The count that is asked for, above the number of cores as well; and the right bits."""
     problem = make_problem("lstm", SHAPE)
     with fusedrnn.thread_limits(1):
@@ -113,7 +113,7 @@ def test_the_pool_has_that_many_threads(count):
     assert sorted(names) == sorted(f"fusedrnn-{tid}" for tid in range(1, count))
 
 
-def test_more_and_fewer_threads_in_turn():
+def test_changing_numbers_of_threads():
     problem = make_problem("gru", SHAPE)
     op = RNNOp(problem.spec)
     expected = call(problem)
@@ -122,7 +122,7 @@ def test_more_and_fewer_threads_in_turn():
             assert_same_bits(call(problem, op), expected)
 
 
-def test_calls_at_once():
+def test_concurrent_calls():
     """Threads that share one op, each with data of its own, get what each gets alone; so do those with other ops."""
     problems = [make_problem(mode, SHAPE, seed=seed) for mode in ("lstm", "gru") for seed in range(4)]
     ops = {problem.spec: RNNOp(problem.spec) for problem in problems}
@@ -173,7 +173,7 @@ def call_in_process(problem):
 
 @FORK_WARNING
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), "spawn"])
-def test_processes(method):
+def test_calls_in_other_processes(method):
     problem = make_problem("rnn_tanh", SHAPE)
     fusedrnn.set_num_threads(2)
     expected = call(problem)[0]
@@ -227,7 +227,7 @@ def test_idle_threads_sleep():
     assert time.process_time() - before < 0.2
 
 
-def test_a_call_that_fails():
+def test_failed_call_returns_the_pool():
     """A call that fails before its job gives back the pool."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
@@ -242,7 +242,7 @@ def test_a_call_that_fails():
     assert_same_bits(call(problem, op), expected)
 
 
-def test_too_many_threads_for_the_system(monkeypatch):
+def test_incomplete_pool_leaves_no_thread(monkeypatch):
     """A pool that cannot be complete leaves no thread behind: its threads would wait on memory that is freed."""
     problem = make_problem("lstm", SHAPE)
     expected = call(problem)
@@ -278,7 +278,7 @@ def interrupt_at(monkeypatch, owner, name):
 
 
 @pytest.mark.parametrize("name", ["join", "start"])
-def test_an_interrupt_while_the_pool_changes(monkeypatch, name):
+def test_interrupt_during_a_change_of_the_pool(monkeypatch, name):
     """Later calls, with any number of threads, neither hang nor meet threads of the pool that was interrupted."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
@@ -293,7 +293,7 @@ def test_an_interrupt_while_the_pool_changes(monkeypatch, name):
             assert_same_bits(call(problem, op), expected)
 
 
-def test_a_call_inside_a_call(monkeypatch):
+def test_nested_call_runs_on_its_own_thread(monkeypatch):
     """What a signal's handler may do while the call that it interrupts has the pool: it runs on its own thread."""
     problem = make_problem("gru", SHAPE)
     inner, expected = RNNOp(problem.spec), call(problem)
@@ -312,7 +312,7 @@ def test_a_call_inside_a_call(monkeypatch):
 
 @FORKS
 @FORK_WARNING
-def test_fork_while_ops_and_pools_are_made():
+def test_fork_during_compilation_and_changes_of_the_pool():
     """No fork while a thread is inside the compiler's library, whose lock the child could not open."""
     problem = make_problem("gru", SHAPE)
     fusedrnn.set_num_threads(2)
@@ -342,7 +342,7 @@ def test_fork_while_ops_and_pools_are_made():
             thread.join()
 
 
-def test_when_threads_are_taken_to_be_awake(monkeypatch):
+def test_when_threads_count_as_spinning(monkeypatch):
     """For a while after work of theirs; or where calls come so soon after one another that waking them will pay."""
     now = 10.0
     monkeypatch.setattr(thread_pool, "perf_counter", lambda: now)

@@ -1,7 +1,7 @@
-"""MXNet's recurrent interfaces on NumPy arrays, for code that leaves MXNet; MXNet itself is never imported.
+"""MXNet's recurrent interfaces on NumPy arrays, without MXNet.
 
-``from fusedrnn import mxnet as mx`` stands in for ``import mxnet as mx`` where recurrent networks are concerned:
-``mx.nd.RNN`` is the operator, ``mx.gluon.rnn`` has the layers, ``mx.rnn`` the cells.
+For recurrent networks, ``from fusedrnn import mxnet as mx`` replaces ``import mxnet as mx``: ``mx.nd.RNN`` is the
+operator, ``mx.gluon.rnn`` has the layers, ``mx.rnn`` the cells.
 
     >>> import numpy as np
     >>> from fusedrnn import mxnet as mx
@@ -32,7 +32,7 @@ __all__ = ["gluon", "nd", "rnn"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    # ``import fusedrnn`` comes by here for ``rnn`` alone, and has no use for layers.
+    # ``fusedrnn.rnn`` imports this package, and needs no layers.
     if name == "gluon":
         return import_module("fusedrnn.mxnet.gluon")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

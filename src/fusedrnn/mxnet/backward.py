@@ -21,7 +21,7 @@ _STATES = {"h": "state", "c": "state_cell"}
 
 
 class Backward:
-    """Computes the gradients of one training call, as often as it is called.
+    """Computes the gradients of one training call; it may be called any number of times.
 
     Attributes:
         arguments: The arguments that have gradients, in MXNet's order: data, parameters, state, state_cell (LSTM).
@@ -54,13 +54,13 @@ class Backward:
             grad_req: ``"write"``, ``"add"`` (to what the buffer in ``args_grad`` holds) or ``"null"`` (not computed):
                 one for all, a list of one for each of ``arguments``, or a dict by name, where a missing name means
                 ``"null"``.
-            args_grad: Buffers to write or add to instead of new arrays, as a list or a dict, None or missing for
-                none. They must be aligned, the last axis of that of data and all of the others contiguous; none may
-                share memory with another, nor with ``out_grads``.
+            args_grad: Buffers to write or add to instead of new arrays: a list or a dict, with None or a missing name
+                for a new array. They must be aligned; data's must have its last axis contiguous, the others must be
+                contiguous as a whole; none may share memory with another, nor with ``out_grads``.
 
         Returns:
-            The computed gradients by name. That of data is zero in padding when written and untouched there
-            when added to.
+            The computed gradients by name. In padding, the gradient of data is zero with ``"write"`` and untouched
+            with ``"add"``.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
@@ -143,7 +143,7 @@ def check_sequence(name: str, value: object, length: int, expected: str) -> Sequ
 
 
 def by_name(name: str, value: object, keys: Sequence[str], other: str) -> Mapping[str, Any]:
-    """A list or dict with one entry for each of ``keys``, as a dict; ``other`` names what else is accepted."""
+    """A list or dict with one entry for each of ``keys``, as a mapping; ``other`` names what else is accepted."""
     if isinstance(value, Mapping):
         if unknown := [key for key in value if key not in keys]:
             raise ValueError(f"{name} must have keys among {', '.join(keys)}; got {unknown[0]!r}")

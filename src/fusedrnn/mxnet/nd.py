@@ -64,9 +64,9 @@ def rnn(
         p: Probability with which training drops elements between layers; inference drops nothing.
         state_outputs: Whether to return the final states too.
         projection_size: P, below H: the size to which an LSTM's output is projected; None for no projection.
-        lstm_state_clip_min: Lower bound of an LSTM's cell state after each step; given if the upper one is.
+        lstm_state_clip_min: Lower bound of an LSTM's cell state after each step. Give both bounds or neither.
         lstm_state_clip_max: Upper bound.
-        lstm_state_clip_nan: Whether clipping replaces NaN in the cell state, by the lower bound.
+        lstm_state_clip_nan: Whether clipping also replaces NaN in the cell state, by the lower bound.
         use_sequence_length: Whether ``sequence_length`` is given.
         backend: The engine, as in :class:`RNNOp`; None for the first that supports the call.
 
@@ -109,7 +109,7 @@ def train_rnn(
 
     The errors and all arguments but ``seed`` are those of :func:`rnn`. Later changes of the arrays do not affect the
     gradients. Where clipping changed an LSTM's cell state or replaced NaN in it, no gradient passes. ``seed``, from 0
-    to 2**64 - 1, determines which elements training drops; None for a new one, which ``backward.seed`` tells.
+    to 2**64 - 1, determines which elements training drops; None for a new one, which is in ``backward.seed``.
 
     Returns:
         What :func:`rnn` returns, and a :class:`Backward`.

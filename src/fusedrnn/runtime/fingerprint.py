@@ -22,7 +22,7 @@ LANES = 8
 MEMORY_RANGE = Struct("begin", "size", "copy")
 """A range of memory: its address, its bytes (a multiple of 4), and the address to copy them to; 0 for no copy."""
 _ODD = 0x9E3779B97F4A7C15
-# No multiple of 32, which would bring the sign of one float to where that of another one lies.
+# No multiple of 32, which would bring the sign of one float to that of another one.
 _ROTATION = 47
 
 

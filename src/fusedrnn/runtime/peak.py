@@ -23,7 +23,7 @@ from fusedrnn.runtime.thread_pool import ThreadTeam
 
 _BARRIER_FIELDS = ("barrier", "num_threads", "spins")
 PEAK = Struct("results", *_BARRIER_FIELDS)
-"""At ``results`` lie the factor and the addend, ``(tid + 1) * RESULT_BYTES`` behind them what a thread computed."""
+"""``results`` begins with the factor and the addend; a thread's results are at ``(tid + 1) * RESULT_BYTES``."""
 RESULT_BYTES = 256
 _CPUS_OFFSET = 128
 """Where in a thread's results its processors at the beginning and the end are noted, 64-bit integers."""
@@ -69,9 +69,9 @@ def measure_peak(dtype: str = "float32", threads: int = 1, sample: Sampler | Non
     """
     sample = sample_peak if sample is None else sample
     samples: list[PeakSample] = []
-    while len(samples) < _SAMPLES or (len(samples) < _MAX_SAMPLES and not any(each.spread for each in samples)):
+    while len(samples) < _SAMPLES or (len(samples) < _MAX_SAMPLES and not any(taken.spread for taken in samples)):
         samples.append(sample(dtype, threads))
-    return max([each.gflops for each in samples if each.spread] or [each.gflops for each in samples])
+    return max([taken.gflops for taken in samples if taken.spread] or [taken.gflops for taken in samples])
 
 
 def sample_peak(dtype: str, threads: int) -> PeakSample:
@@ -92,7 +92,7 @@ def sample_peak(dtype: str, threads: int) -> PeakSample:
     for _ in range(_ROUNDS):
         seconds = timed.run(job)
         samples.append(PeakSample(operations / seconds / 1e9, is_spread(cpus, threads)))
-    return max(samples, key=lambda each: (each.spread, each.gflops))
+    return max(samples, key=lambda sample: (sample.spread, sample.gflops))
 
 
 def is_spread(cpus: NDArray[np.int64], threads: int) -> bool:

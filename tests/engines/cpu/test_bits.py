@@ -21,20 +21,20 @@ ONE_WAY = Shape(9, 37, 5, 33, layers=2, lengths="edges")
 
 def run(problem, **changes):
     """A call of a new op: outputs and final states."""
-    given = {"states": problem.states, "lengths": problem.lengths, **changes}
-    return RNNOp(problem.spec).forward(problem.x, problem.params, **given)[:2]
+    options = {"states": problem.states, "lengths": problem.lengths, **changes}
+    return RNNOp(problem.spec).forward(problem.x, problem.params, **options)[:2]
 
 
-def rows(problem, chosen):
+def rows(problem, indices):
     """The same problem with these sequences of the batch, in this order."""
-    lengths = None if problem.lengths is None else problem.lengths[chosen]
-    states = tuple(state[:, chosen] for state in problem.states)
-    return Problem(problem.spec, problem.x[:, chosen], problem.params, states, lengths)
+    lengths = None if problem.lengths is None else problem.lengths[indices]
+    states = tuple(state[:, indices] for state in problem.states)
+    return Problem(problem.spec, problem.x[:, indices], problem.params, states, lengths)
 
 
-def picked(result, chosen):
+def select(result, indices):
     """Those sequences of a result."""
-    return result[0][:, chosen], tuple(state[:, chosen] for state in result[1])
+    return result[0][:, indices], tuple(state[:, indices] for state in result[1])
 
 
 @pytest.fixture(params=DTYPES)
@@ -48,7 +48,7 @@ def mode(request):
 
 
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
-def test_threads(mode, dtype, target, shape, small_chunks):
+def test_bits_do_not_depend_on_threads(mode, dtype, target, shape, small_chunks):
     problem = make_problem(mode, shape, dtype)
     results, grids = [], set()
     for threads in (1, 2, 3, 4, 6):
@@ -61,20 +61,20 @@ def test_threads(mode, dtype, target, shape, small_chunks):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batch(mode, dtype, target, threads):
+def test_bits_do_not_depend_on_the_batch(mode, dtype, target, threads):
     """Alone, permuted, in part, repeated: a row's bits depend on the row."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     rng = np.random.default_rng(0)
     some = [[row] for row in range(4)] + [rng.permutation(29), rng.integers(0, 29, 7), np.arange(29)[::-2]]
     with fusedrnn.thread_limits(threads):
         whole = run(problem)
-        for chosen in some:
-            assert_same_bits(run(rows(problem, chosen)), picked(whole, chosen))
+        for indices in some:
+            assert_same_bits(run(rows(problem, indices)), select(whole, indices))
 
 
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_padding(mode, dtype, target, threads, shape, small_chunks):
+def test_padded_sequence_has_the_bits_of_the_trimmed_one(mode, dtype, target, threads, shape, small_chunks):
     """A padded sequence is the trimmed one, zeros behind it, whatever the padding holds."""
     problem = make_problem(mode, shape, dtype)
     x = problem.x.copy()
@@ -83,25 +83,25 @@ def test_padding(mode, dtype, target, threads, shape, small_chunks):
         y, final = run(replace(problem, x=x))
         for row, length in enumerate(problem.lengths[:6]):
             assert not y[length:, row].any()
-            one = rows(problem, [row])
-            trimmed = replace(one, x=one.x[:length], lengths=None)
-            alone = run(trimmed) if length else (y[:0, [row]], one.states)
-            assert_same_bits(alone, picked((y[:length], final), [row]))
+            sequence = rows(problem, [row])
+            trimmed = replace(sequence, x=sequence.x[:length], lengths=None)
+            result = run(trimmed) if length else (y[:0, [row]], sequence.states)
+            assert_same_bits(result, select((y[:length], final), [row]))
 
 
-def test_full_lengths_are_no_lengths(mode, dtype, target):
+def test_full_lengths_have_the_bits_of_no_lengths(mode, dtype, target):
     problem = make_problem(mode, MANY_ROWS, dtype)
     assert_same_bits(run(problem, lengths=[MANY_ROWS.T] * MANY_ROWS.N), run(problem, lengths=None))
 
 
-def test_zero_states_are_no_states(mode, dtype, target):
+def test_zero_states_have_the_bits_of_no_states(mode, dtype, target):
     problem = make_problem(mode, MANY_ROWS, dtype)
     zeros = tuple(np.zeros_like(state) for state in problem.states)
     assert_same_bits(run(problem, states=zeros), run(problem, states=None))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_layout_of_inputs(mode, dtype, layout):
+def test_bits_do_not_depend_on_the_layout_of_inputs(mode, dtype, layout):
     problem = make_problem(mode, MANY_ROWS, dtype)
     states = tuple(map(layout, problem.states))
     other = Problem(problem.spec, layout(problem.x), layout(problem.params), states, problem.lengths)
@@ -109,28 +109,28 @@ def test_layout_of_inputs(mode, dtype, layout):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_repeated_input(mode, dtype, axis):
+def test_strides_of_zero_have_the_bits_of_copies(mode, dtype, axis):
     """A stride of zero is as good as the copies it stands for."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     x = np.broadcast_to(problem.x.take([0], axis), problem.x.shape)
     assert_same_bits(run(replace(problem, x=x)), run(replace(problem, x=x.copy())))
 
 
-def test_calls(mode, dtype, target):
+def test_calls_do_not_affect_later_calls(mode, dtype, target):
     """Calls do not remember each other: not through state, nor through scratch of other sizes."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     op = RNNOp(problem.spec)
     first = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
-    kept = first[0].copy(), tuple(state.copy() for state in first[1])
+    expected = first[0].copy(), tuple(state.copy() for state in first[1])
     for shape in (Shape(40, 50, 17, 33), Shape(1, 1, 17, 33)):
         op.forward(make_problem(mode, shape, dtype).x, problem.params)
-    again = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
-    assert_same_bits(again, kept)
-    assert_same_bits(first, kept)
+    last = op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
+    assert_same_bits(last, expected)
+    assert_same_bits(first, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_out(mode, dtype, target, threads):
+def test_out_has_the_bits_of_a_new_array(mode, dtype, target, threads):
     """``out`` gets what a new array gets; what lies between its rows stays."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     width = problem.spec.output_size
@@ -144,7 +144,7 @@ def test_out(mode, dtype, target, threads):
     assert (holder == 7).all()
 
 
-def test_op_and_function(mode, dtype):
+def test_function_has_the_bits_of_the_op(mode, dtype):
     """``fusedrnn.rnn`` is the op."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     y, *final = fusedrnn.rnn(

@@ -20,7 +20,7 @@ CALLS = [call for call in call_hashes.load() if call["engine"] == "cpu" and call
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("target", ["avx2", "generic"])
-def test_hashes(mode, target, monkeypatch):
+def test_calls_have_the_recorded_hashes(mode, target, monkeypatch):
     if target not in {native.name for native in available_targets()}:
         pytest.skip(f"this processor has no {target}")
     monkeypatch.setenv("FUSEDRNN_TARGET", target)
@@ -30,7 +30,7 @@ def test_hashes(mode, target, monkeypatch):
         assert call_hashes.run(call) == call["hash"], call
 
 
-def test_a_changed_bit_is_a_changed_hash(monkeypatch):
+def test_changed_bit_changes_the_hash(monkeypatch):
     call = next(call for call in CALLS if call["target"] == "generic")
     monkeypatch.setenv("FUSEDRNN_TARGET", call["target"])
     plain = np.ascontiguousarray

@@ -58,39 +58,40 @@ class TestAnyShape(AnyShape):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_cases_split_work_in_every_way(mode, dtype, target):
+def test_cases_use_every_kind_of_grid(mode, dtype, target):
     """Each kind of grid is among the plans of the suite, the shared ones with and without padding."""
     grids = set()
     for shape in SHAPES:
         for threads in (1, 2, 3):
-            made = make_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads)
-            grids.add((made.grid, shape.lengths not in ("full", "none")))
-    found = {grid for grid, _ in grids}
-    assert found == {(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 1), (1, 1, 3)}
-    assert {grid for grid, padded in grids if padded} == found
+            plan = make_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads)
+            grids.add((plan.grid, shape.lengths not in ("full", "none")))
+    kinds = {grid for grid, _ in grids}
+    assert kinds == {(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 1), (1, 1, 3)}
+    assert {grid for grid, padded in grids if padded} == kinds
 
 
-def test_the_cases_cover_every_size_everywhere():
-    for place in "TNIH":
-        assert {getattr(shape, place) for shape in SHAPES} >= set(ODD_SIZES)
-    assert {(shape.layers, shape.bidirectional) for shape in SHAPES} == {(n, way) for n in (1, 2, 3) for way in (0, 1)}
+def test_cases_have_every_odd_size_in_every_dimension():
+    for size_name in "TNIH":
+        assert {getattr(shape, size_name) for shape in SHAPES} >= set(ODD_SIZES)
+    stacks = {(shape.layers, shape.bidirectional) for shape in SHAPES}
+    assert stacks == {(layers, bidirectional) for layers in (1, 2, 3) for bidirectional in (False, True)}
     for layers in (1, 2, 3):
         assert {shape.lengths == "full" for shape in SHAPES if shape.layers == layers} == {True, False}
 
 
 @pytest.mark.parametrize("shape", [(4, (2, 1, 2)), (5, (2, 2, 1))], ids=str)
-def test_both_directions_shared_out(shape, target):
+def test_directions_are_divided_again(shape, target):
     """More threads than directions: each direction is split once more."""
     threads, grid = shape
     case = SHAPES[13] if grid[2] > 1 else SHAPES[10]
     problem = make_problem("gru", case)
     assert make_plan(problem.spec, target, case.T, case.N, threads).grid == grid
     with fusedrnn.thread_limits(threads):
-        shared = run(problem.spec, problem.x, problem.params, problem.states, problem.lengths)
-    assert_close(shared, expected("gru", case)[0], "float32", problem.spec)
+        result = run(problem.spec, problem.x, problem.params, problem.states, problem.lengths)
+    assert_close(result, expected("gru", case)[0], "float32", problem.spec)
 
 
-def test_memory_is_poisoned():
+def test_poisoned_fixture_fills_memory_with_nan():
     """The fixture does what the suite relies on."""
     assert np.isnan(np.empty(3, np.float32)).all()
     assert np.isnan(buffers.aligned_empty((3,), np.float64)).all()

@@ -27,7 +27,7 @@ def keeps_denormals():
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("mode", MODES)
-def test_the_caller_keeps_its_denormals(mode, threads, target):
+def test_caller_keeps_its_denormals(mode, threads, target):
     assert keeps_denormals()
     problem = make_problem(mode, SHAPE)
     with fusedrnn.thread_limits(threads):
@@ -38,12 +38,12 @@ def test_the_caller_keeps_its_denormals(mode, threads, target):
 def test_every_calling_thread_keeps_its_denormals():
     """Calls that find the pool taken run elsewhere: those threads keep theirs, too."""
     problem = make_problem("gru", SHAPE)
-    op, kept = RNNOp(problem.spec), []
+    op, results = RNNOp(problem.spec), []
 
     def work():
         for _ in range(10):
             op.forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
-        kept.append(keeps_denormals())
+        results.append(keeps_denormals())
 
     threads = [threading.Thread(target=work) for _ in range(3)]
     with fusedrnn.thread_limits(2):
@@ -52,11 +52,11 @@ def test_every_calling_thread_keeps_its_denormals():
         work()
     for thread in threads:
         thread.join()
-    assert kept == [True] * 4
+    assert results == [True] * 4
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_kernels_flush_them(threads, target):
+def test_kernels_flush_denormals(threads, target):
     """A product that is denormal is zero inside, in every thread: without flushing it would not be."""
     spec = fusedrnn.RNNSpec("rnn_relu", 1, 64)
     params = np.zeros(spec.layout.size, np.float32)
@@ -72,14 +72,14 @@ def test_kernels_flush_them(threads, target):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("where", ["x", "params", "states", "all"])
-def test_denormal_input(mode, dtype, where, target):
+def test_denormal_input_counts_as_zero(mode, dtype, where, target):
     """Numbers next to nothing count as nothing: no NaN, no infinity, the right result."""
     problem = make_problem(mode, SHAPE, dtype)
     tiny = np.finfo(dtype).smallest_subnormal * 1000
     changes = {"x": problem.x, "params": problem.params, "states": problem.states}
     for name in changes if where == "all" else [where]:
-        given = changes[name]
-        small = [np.copysign(tiny, array) for array in (given if name == "states" else [given])]
+        value = changes[name]
+        small = [np.copysign(tiny, array) for array in (value if name == "states" else [value])]
         changes[name] = tuple(small) if name == "states" else small[0]
     problem = replace(problem, **changes)
     actual = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)

@@ -27,7 +27,7 @@ def words(*numbers):
     ],
     ids=["zeros", "ones", "pi"],
 )
-def test_known_answers(counter, key, expected):
+def test_philox_has_the_published_answers(counter, key, expected):
     """The known answers that Random123 publishes for philox4x32-10."""
     actual = dropout.philox(words(*counter), key)
     assert all(word.dtype == np.uint32 for word in actual)
@@ -35,7 +35,7 @@ def test_known_answers(counter, key, expected):
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 + 5, 2**64 - 1])
-def test_every_element_is_where_the_definition_puts_it(seed):
+def test_mask_follows_the_definition(seed):
     steps, batch, size, layer, p = 3, 4, 11, 2, 0.4
     expected = np.empty((steps, batch, size), bool)
     for t, n, j in np.ndindex(expected.shape):
@@ -48,7 +48,7 @@ def test_every_element_is_where_the_definition_puts_it(seed):
 
 
 @pytest.mark.parametrize("smaller", [(5, 6, 13), (2, 6, 16), (5, 1, 16), (1, 1, 1), (0, 6, 16), (5, 0, 16)])
-def test_a_smaller_problem_has_a_part_of_the_mask(smaller):
+def test_smaller_mask_is_a_part_of_a_larger_one(smaller):
     whole = dropout.mask(3, 0.5, 1, 5, 6, 16)
     part = dropout.mask(3, 0.5, 1, *smaller)
     assert part.shape == smaller
@@ -56,15 +56,15 @@ def test_a_smaller_problem_has_a_part_of_the_mask(smaller):
 
 
 @pytest.mark.parametrize("p", [0.0, 0.01, 0.3, 0.5, 0.9])
-def test_the_rate(p):
-    kept = dropout.mask(11, p, 0, 50, 40, 90)
-    deviation = np.sqrt(p * (1 - p) / kept.size)
-    assert abs(1 - p - kept.mean()) <= 5 * deviation
+def test_mask_has_the_rate_everywhere(p):
+    mask = dropout.mask(11, p, 0, 50, 40, 90)
+    deviation = np.sqrt(p * (1 - p) / mask.size)
+    assert abs(1 - p - mask.mean()) <= 5 * deviation
     # The rate does not depend on the word of a block, the sequence or the step.
     for axis in range(3):
         others = tuple(set(range(3)) - {axis})
-        means = kept.mean(axis=others)
-        assert np.abs(means - (1 - p)).max() <= 5 * deviation * np.sqrt(kept.shape[axis])
+        means = mask.mean(axis=others)
+        assert np.abs(means - (1 - p)).max() <= 5 * deviation * np.sqrt(mask.shape[axis])
 
 
 def assert_independent(masks, p):
@@ -80,15 +80,15 @@ def test_layers_and_seeds_are_independent():
     assert_independent([dropout.mask(seed, 0.3, layer, 20, 30, 40) for seed in seeds for layer in (0, 1)], 0.3)
 
 
-def test_places_are_independent():
-    kept = dropout.mask(4, 0.3, 0, 60, 60, 60)
+def test_elements_are_independent():
+    mask = dropout.mask(4, 0.3, 0, 60, 60, 60)
     for axis in range(3):
         for distance in (1, 2, 4):
-            order = np.moveaxis(kept, axis, 0)
+            order = np.moveaxis(mask, axis, 0)
             assert_independent([order[distance:], order[:-distance]], 0.3)
     # An element is independent of the one with two of its indices exchanged.
     i, j = np.triu_indices(60, 1)
-    for order in (kept, np.moveaxis(kept, 0, 2), np.moveaxis(kept, 1, 2)):
+    for order in (mask, np.moveaxis(mask, 0, 2), np.moveaxis(mask, 1, 2)):
         assert_independent([order[i, j], order[j, i]], 0.3)
 
 
@@ -99,7 +99,7 @@ def test_threshold():
     assert dropout.threshold(np.nextafter(1.0, 0.0)) == 2**32 - 1
 
 
-def test_the_word_at_the_threshold_is_kept():
+def test_word_at_the_threshold_is_not_dropped():
     word = int(dropout.philox(words(0, 0, 0, 0), (5, 0))[0][0])
     assert dropout.mask(5, word / 2**32, 0, 1, 1, 1).all()
     assert not dropout.mask(5, (word + 1) / 2**32, 0, 1, 1, 1).any()
@@ -115,11 +115,11 @@ def test_scale_keeps_the_expected_value():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_out_of_range(seed):
+def test_seed_out_of_range(seed):
     with pytest.raises(ValueError, match=rf"seed must be from 0 to 2\*\*64 - 1; got {seed}"):
         dropout.mask(seed, 0.5, 0, 1, 1, 1)
 
 
-def test_a_seed_of_numpys():
+def test_seed_may_be_a_numpy_integer():
     expected = dropout.mask(2**63 + 1, 0.5, 0, 4, 4, 4)
     np.testing.assert_array_equal(dropout.mask(np.uint64(2**63 + 1), 0.5, 0, 4, 4, 4), expected)

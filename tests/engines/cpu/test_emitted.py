@@ -90,7 +90,7 @@ def kind(request):
     return request.param
 
 
-def test_no_spills(dtype, pinned, kind):
+def test_microkernels_do_not_spill(dtype, pinned, kind):
     """Accumulators, operands and addresses stay in registers: no loop over k touches the stack."""
     assert_no_spills(dtype, pinned, kind)
 

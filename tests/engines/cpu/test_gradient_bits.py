@@ -23,9 +23,9 @@ ONE_WAY = Shape(9, 37, 5, 33, layers=3, lengths="edges")
 
 def train(problem, op=None, keep="gates", seed=0, **changes):
     """A forward pass in training: outputs, final states, reserve."""
-    given = {"states": problem.states, "lengths": problem.lengths, **changes}
+    options = {"states": problem.states, "lengths": problem.lengths, **changes}
     op = op or RNNOp(problem.spec)
-    return op.forward(problem.x, problem.params, **given, training=True, reserve=keep, seed=seed)
+    return op.forward(problem.x, problem.params, **options, training=True, reserve=keep, seed=seed)
 
 
 def run(problem, op=None, keep="gates", seed=0, **options):
@@ -35,23 +35,24 @@ def run(problem, op=None, keep="gates", seed=0, **options):
     return y, final, op.backward(problem.dy, problem.dstates, reserve, **options)
 
 
-def rows(problem, chosen):
+def rows(problem, indices):
     """The same problem with these sequences of the batch, in this order."""
-    lengths = None if problem.lengths is None else problem.lengths[chosen]
-    states, dstates = (tuple(state[:, chosen] for state in some) for some in (problem.states, problem.dstates))
+    lengths = None if problem.lengths is None else problem.lengths[indices]
+    states, dstates = (tuple(state[:, indices] for state in some) for some in (problem.states, problem.dstates))
     return replace(
-        problem, x=problem.x[:, chosen], states=states, lengths=lengths, dy=problem.dy[:, chosen], dstates=dstates
+        problem, x=problem.x[:, indices], states=states, lengths=lengths, dy=problem.dy[:, indices], dstates=dstates
     )
 
 
-def picked(result, chosen):
+def select(result, indices):
     """What belongs to those sequences in a result, gradients of parameters left out."""
     y, final, (dx, _, dstates) = result
-    return y[:, chosen], [one[:, chosen] for one in final], dx[:, chosen], [one[:, chosen] for one in dstates]
+    states = [state[:, indices] for state in (*final, *dstates)]
+    return y[:, indices], dx[:, indices], states
 
 
-def every(result):
-    return picked(result, slice(None))
+def all_sequences(result):
+    return select(result, slice(None))
 
 
 @pytest.fixture(params=DTYPES)
@@ -65,7 +66,7 @@ def mode(request):
 
 
 @pytest.mark.parametrize(("shape", "p"), [(MANY_ROWS, 0.4), (FEW_ROWS, 0.0), (ONE_WAY, 0.4)], ids=str)
-def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, small_chunks):
+def test_bits_do_not_depend_on_threads_and_reserve(mode, dtype, target, shape, p, small_chunks):
     problem = make_problem(mode, shape, dtype)
     problem = replace(problem, spec=replace(problem.spec, dropout=p))
     expected, grids = run(problem, seed=7), set()
@@ -77,7 +78,7 @@ def test_threads_and_kinds_of_reserve(mode, dtype, target, shape, p, small_chunk
 
 
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS], ids=str)
-def test_blocks(mode, dtype, target, shape):
+def test_bits_do_not_depend_on_blocks(mode, dtype, target, shape):
     """However many rows are multiplied at once, and packed for it."""
     problem = make_problem(mode, shape, dtype)
     expected, plans = run(problem), set()
@@ -94,7 +95,7 @@ def test_blocks(mode, dtype, target, shape):
     assert len(plans) == 4
 
 
-def test_training_computes_what_inference_does(mode, dtype, target):
+def test_training_has_the_bits_of_inference(mode, dtype, target):
     problem = make_problem(mode, MANY_ROWS, dtype)
     for keep in ("gates", "states"):
         plain = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
@@ -102,20 +103,20 @@ def test_training_computes_what_inference_does(mode, dtype, target):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_batch(mode, dtype, target, threads):
+def test_bits_do_not_depend_on_the_batch(mode, dtype, target, threads):
     """Alone, permuted, in part, repeated: what a sequence gets depends on the sequence."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     rng = np.random.default_rng(0)
     some = [[row] for row in range(4)] + [rng.permutation(29), rng.integers(0, 29, 7), np.arange(29)[::-2]]
     with fusedrnn.thread_limits(threads):
         whole = run(problem)
-        for chosen in some:
-            assert_same_bits(every(run(rows(problem, chosen))), picked(whole, chosen))
+        for indices in some:
+            assert_same_bits(all_sequences(run(rows(problem, indices))), select(whole, indices))
 
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
 @pytest.mark.parametrize("shape", [MANY_ROWS, FEW_ROWS, ONE_WAY], ids=str)
-def test_padding(mode, dtype, target, shape, keep, small_chunks):
+def test_padded_sequence_has_the_bits_of_the_trimmed_one(mode, dtype, target, shape, keep, small_chunks):
     """What padding holds is not read; a padded sequence is the trimmed one."""
     problem = make_problem(mode, shape, dtype)
     x, dy = problem.x.copy(), problem.dy.copy()
@@ -126,34 +127,36 @@ def test_padding(mode, dtype, target, shape, keep, small_chunks):
         y, final, (dx, _, dstates) = whole
         assert not dx[problem.padding].any()
         for row, length in enumerate(problem.lengths[:4]):
-            one = rows(problem, [row])
-            trimmed = replace(one, x=one.x[:length], dy=one.dy[:length], lengths=None)
-            alone = every(run(trimmed, keep=keep)) if length else (y[:0, [row]], one.states, dx[:0, [row]], one.dstates)
+            sequence = rows(problem, [row])
+            trimmed = replace(sequence, x=sequence.x[:length], dy=sequence.dy[:length], lengths=None)
+            result = y[:0, [row]], dx[:0, [row]], [*sequence.states, *sequence.dstates]
+            if length:
+                result = all_sequences(run(trimmed, keep=keep))
             cut = y[:length], final, (dx[:length], None, dstates)
-            assert_same_bits(alone, picked(cut, [row]))
+            assert_same_bits(result, select(cut, [row]))
 
 
-def test_padding_adds_nothing_to_parameters(mode, dtype):
+def test_empty_sequences_do_not_change_parameter_gradients(mode, dtype):
     """Empty sequences in the batch change no gradient of the parameters, wherever they are."""
     problem = make_problem(mode, replace(MANY_ROWS, lengths="some"), dtype)
-    more = make_problem(mode, replace(MANY_ROWS, N=40, lengths="none"), dtype)
-    places = np.sort(np.random.default_rng(0).permutation(40)[:29])
-    x, dy, lengths = more.x, more.dy, more.lengths
-    x[:, places], dy[:, places], lengths[places] = problem.x, problem.dy, problem.lengths
-    for wide, narrow in zip((*more.states, *more.dstates), (*problem.states, *problem.dstates), strict=True):
-        wide[:, places] = narrow
-    assert_same_bits(run(replace(more, params=problem.params))[2][1], run(problem)[2][1])
+    larger = make_problem(mode, replace(MANY_ROWS, N=40, lengths="none"), dtype)
+    indices = np.sort(np.random.default_rng(0).permutation(40)[:29])
+    x, dy, lengths = larger.x, larger.dy, larger.lengths
+    x[:, indices], dy[:, indices], lengths[indices] = problem.x, problem.dy, problem.lengths
+    for wide, narrow in zip((*larger.states, *larger.dstates), (*problem.states, *problem.dstates), strict=True):
+        wide[:, indices] = narrow
+    assert_same_bits(run(replace(larger, params=problem.params))[2][1], run(problem)[2][1])
 
 
-def test_full_lengths_are_no_lengths(mode, dtype, target):
+def test_full_lengths_have_the_bits_of_no_lengths(mode, dtype, target):
     problem = make_problem(mode, MANY_ROWS, dtype)
     full = np.full(MANY_ROWS.N, MANY_ROWS.T)
     for keep in ("gates", "states"):
-        given, absent = (run(replace(problem, lengths=lengths), keep=keep) for lengths in (full, None))
-        assert_same_bits(given, absent)
+        with_lengths, without = (run(replace(problem, lengths=lengths), keep=keep) for lengths in (full, None))
+        assert_same_bits(with_lengths, without)
 
 
-def test_zeros_are_none(mode, dtype, target):
+def test_zeros_have_the_bits_of_none(mode, dtype, target):
     """Of the gradients of outputs and of each final state, and of initial states; and all of them at once."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     zeros = replace(problem, states=tuple(map(np.zeros_like, problem.states)))
@@ -163,16 +166,16 @@ def test_zeros_are_none(mode, dtype, target):
     no_dy, no_dstates = np.zeros_like(problem.dy), tuple(map(np.zeros_like, problem.dstates))
     assert_same_bits(op.backward(no_dy, problem.dstates, reserve), op.backward(None, problem.dstates, reserve))
     assert_same_bits(op.backward(problem.dy, no_dstates, reserve), op.backward(problem.dy, None, reserve))
-    for place in range(len(no_dstates)):
+    for index in range(len(no_dstates)):
         zero, none = list(problem.dstates), list(problem.dstates)
-        zero[place], none[place] = no_dstates[place], None
+        zero[index], none[index] = no_dstates[index], None
         assert_same_bits(op.backward(problem.dy, zero, reserve), op.backward(problem.dy, none, reserve))
     dx, dparams, dstates = op.backward(None, None, reserve)
-    assert not any(one.any() for one in (dx, dparams, *dstates))
+    assert not any(gradient.any() for gradient in (dx, dparams, *dstates))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_layout_of_inputs(mode, dtype, layout):
+def test_bits_do_not_depend_on_the_layout_of_inputs(mode, dtype, layout):
     problem = make_problem(mode, MANY_ROWS, dtype)
     states, dstates = (tuple(map(layout, some)) for some in (problem.states, problem.dstates))
     other = replace(
@@ -183,11 +186,11 @@ def test_layout_of_inputs(mode, dtype, layout):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, (0, 1, 2)], ids=str)
-def test_repeated_gradient(mode, dtype, axis):
+def test_strides_of_zero_have_the_bits_of_copies(mode, dtype, axis):
     """Strides of zero, as in the gradient of a sum or a mean."""
     problem = make_problem(mode, MANY_ROWS, dtype)
-    one = problem.dy[tuple(slice(1) if place in np.atleast_1d(axis) else slice(None) for place in range(3))]
-    dy = np.broadcast_to(one, problem.dy.shape)
+    part = problem.dy[tuple(slice(1) if number in np.atleast_1d(axis) else slice(None) for number in range(3))]
+    dy = np.broadcast_to(part, problem.dy.shape)
     assert_same_bits(run(replace(problem, dy=dy)), run(replace(problem, dy=dy.copy())))
 
 
@@ -195,70 +198,72 @@ def buffers(problem, fill):
     """A buffer for every gradient, dx with gaps between its rows."""
     spec, dtype = problem.spec, problem.spec.dtype
     dx = spread(np.empty(problem.x.shape, dtype), (-2, 3, 1))
-    found = dx, np.empty(spec.layout.size, dtype), tuple(np.empty(one.shape, dtype) for one in problem.dstates)
-    for one in (dx, found[1], *found[2]):
-        one[...] = fill(one.shape)
-    return found
+    result = dx, np.empty(spec.layout.size, dtype), tuple(np.empty(buffer.shape, dtype) for buffer in problem.dstates)
+    for buffer in (dx, result[1], *result[2]):
+        buffer[...] = fill(buffer.shape)
+    return result
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [MANY_ROWS, ONE_WAY], ids=str)
-def test_out(mode, dtype, target, shape, threads):
+def test_out_has_the_bits_of_new_arrays(mode, dtype, target, shape, threads):
     """Buffers that are given get what new ones get; what lies between the rows of dx stays."""
     problem = make_problem(mode, shape, dtype)
     with fusedrnn.thread_limits(threads):
-        given = buffers(problem, lambda shape: np.nan)
-        holder = given[0].base
-        found = run(problem, out=given)
-        assert_same_bits(found, run(problem))
-    assert found[2][0] is given[0] and found[2][1] is given[1]
-    assert all(one is buffer for one, buffer in zip(found[2][2], given[2], strict=True))
-    given[0][...] = np.nan
+        out = buffers(problem, lambda shape: np.nan)
+        holder = out[0].base
+        result = run(problem, out=out)
+        assert_same_bits(result, run(problem))
+    assert result[2][0] is out[0] and result[2][1] is out[1]
+    assert all(gradient is buffer for gradient, buffer in zip(result[2][2], out[2], strict=True))
+    out[0][...] = np.nan
     assert np.isnan(holder).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [MANY_ROWS, ONE_WAY], ids=str)
-def test_add(mode, dtype, target, shape, threads, small_chunks):
+def test_add_rounds_once(mode, dtype, target, shape, threads, small_chunks):
     """Added means: what would be written, added to what was there, rounded once."""
     problem = make_problem(mode, shape, dtype)
     rng = np.random.default_rng(0)
     with fusedrnn.thread_limits(threads):
         written = run(problem)[2]
-        given = buffers(problem, lambda shape: rng.standard_normal(shape).astype(dtype))
+        out = buffers(problem, lambda shape: rng.standard_normal(shape).astype(dtype))
         dx, dparams, dstates = written
-        totals = given[0] + dx, given[1] + dparams, tuple(a + b for a, b in zip(given[2], dstates, strict=True))
-        kept = given[0][problem.padding].copy()
-        added = run(problem, grad_req="add", out=given)[2]
+        totals = out[0] + dx, out[1] + dparams, tuple(a + b for a, b in zip(out[2], dstates, strict=True))
+        padding = out[0][problem.padding].copy()
+        added = run(problem, grad_req="add", out=out)[2]
     assert_same_bits(added, totals)
-    assert_same_bits(given[0][problem.padding], kept)
+    assert_same_bits(out[0][problem.padding], padding)
 
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
-def test_what_is_not_wanted_does_not_matter(mode, dtype, target, keep):
+def test_single_gradient_has_the_bits_of_all_gradients(mode, dtype, target, keep):
     """Each gradient for itself is the one among all."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     op = RNNOp(problem.spec)
     reserve = train(problem, op, keep)[2]
-    whole = op.backward(problem.dy, problem.dstates, reserve)
-    for place, name in enumerate(("x", "params", "states")):
+    gradients = op.backward(problem.dy, problem.dstates, reserve)
+    for index, name in enumerate(("x", "params", "states")):
         requests = {other: "write" if other == name else "null" for other in ("x", "params", "states")}
-        found = op.backward(problem.dy, problem.dstates, reserve, grad_req=requests)
-        assert_same_bits(found, tuple(one if place == number else None for number, one in enumerate(whole)))
+        actual = op.backward(problem.dy, problem.dstates, reserve, grad_req=requests)
+        expected = [None] * len(gradients)
+        expected[index] = gradients[index]
+        assert_same_bits(actual, tuple(expected))
 
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
-def test_calls(mode, dtype, target, keep):
+def test_calls_do_not_affect_later_calls(mode, dtype, target, keep):
     """Calls do not remember each other: not through a reserve, nor memory used before, of other sizes too."""
     problem = make_problem(mode, MANY_ROWS, dtype)
     op = RNNOp(problem.spec)
     y, final, reserve = train(problem, op, keep)
     first = y, final, op.backward(problem.dy, problem.dstates, reserve)
     assert_same_bits(op.backward(problem.dy, problem.dstates, reserve), first[2])
-    kept = run(problem, keep=keep)
-    assert_same_bits(first, kept)
+    expected = run(problem, keep=keep)
+    assert_same_bits(first, expected)
     del reserve
     for shape in (Shape(40, 50, 17, 33, 2, True), Shape(1, 1, 17, 33, 2, True), MANY_ROWS):
         run(make_problem(mode, shape, dtype, seed=1), op, keep)
-    assert_same_bits(run(problem, op, keep), kept)
-    assert_same_bits(first, kept)
+    assert_same_bits(run(problem, op, keep), expected)
+    assert_same_bits(first, expected)

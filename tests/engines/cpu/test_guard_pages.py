@@ -62,7 +62,7 @@ def fenced_buffers(side, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_stays_inside(mode, dtype, shape, side, threads, target, fenced_buffers):
+def test_inference_stays_inside_its_arrays(mode, dtype, shape, side, threads, target, fenced_buffers):
     problem = make_problem(mode, shape, dtype)
     expected = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
     x, params = fenced_copy(problem.x, side), fenced_copy(problem.params, side)
@@ -72,10 +72,10 @@ def test_stays_inside(mode, dtype, shape, side, threads, target, fenced_buffers)
     assert_same_bits(RNNOp(problem.spec).forward(x, params, states, lengths=lengths, out=out)[:2], expected)
 
 
-def train(problem, keep, given, out=None, grad_req="write"):
+def train(problem, keep, arrays, out=None, grad_req="write"):
     """Both ways of training on these arrays, in the order of Problem.arrays."""
-    x, params, *states = given[: -1 - len(problem.dstates)]
-    dy, *dstates = given[-1 - len(problem.dstates) :]
+    x, params, *states = arrays[: -1 - len(problem.dstates)]
+    dy, *dstates = arrays[-1 - len(problem.dstates) :]
     op = RNNOp(problem.spec)
     lengths = problem.lengths
     y, final, reserve = op.forward(x, params, states, training=True, lengths=lengths, reserve=keep, seed=3)
@@ -85,25 +85,25 @@ def train(problem, keep, given, out=None, grad_req="write"):
 @pytest.mark.parametrize("keep", ["gates", "states"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_training_stays_inside(mode, shape, keep, side, threads, target, fenced_buffers):
+def test_training_stays_inside_its_arrays(mode, shape, keep, side, threads, target, fenced_buffers):
     for dtype in pairwise.dtypes(mode):
         problem = make_problem(mode, shape, dtype)
         problem = replace(problem, spec=replace(problem.spec, dropout=0.3))
         expected = train(problem, keep, problem.arrays)
-        given = [fenced_copy(array, side) for array in problem.arrays]
+        arrays = [fenced_copy(array, side) for array in problem.arrays]
         if problem.lengths is not None:
             problem = replace(problem, lengths=fenced_copy(problem.lengths, side))
         dx, dparams, dstates = expected[2]
-        into = [fenced(array.shape, dtype, side) for array in (dx, dparams, *dstates)]
-        out = into[0], into[1], tuple(into[2:])
-        assert_same_bits(train(problem, keep, given, out), expected)
-        train(problem, keep, given, out, "add")
-        assert_same_bits(out, (dx + dx, dparams + dparams, tuple(one + one for one in dstates)))
+        grads = [fenced(array.shape, dtype, side) for array in (dx, dparams, *dstates)]
+        out = grads[0], grads[1], tuple(grads[2:])
+        assert_same_bits(train(problem, keep, arrays, out), expected)
+        train(problem, keep, arrays, out, "add")
+        assert_same_bits(out, (dx + dx, dparams + dparams, tuple(gradient + gradient for gradient in dstates)))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_rows_of_gradients_apart_stay_inside(mode, side, target, bidirectional):
+def test_training_stays_inside_strided_gradients(mode, side, target, bidirectional):
     """Rows of ``dy`` and ``dx`` with other rows between them: only the last one touches the fence."""
     problem = make_problem(mode, Shape(5, 7, 17, 63, bidirectional=bidirectional, lengths="edges"))
     expected = train(problem, "gates", problem.arrays)
@@ -111,16 +111,16 @@ def test_rows_of_gradients_apart_stay_inside(mode, side, target, bidirectional):
     wide_dy = np.zeros((5, 14, problem.spec.output_size), np.float32)
     wide_dy[:, part] = problem.dy
     wide_dx = fenced((5, 14, 17), np.float32, side)
-    given = list(problem.arrays)
-    given[-1 - len(problem.dstates)] = fenced_copy(wide_dy, side)[:, part]
+    arrays = list(problem.arrays)
+    arrays[-1 - len(problem.dstates)] = fenced_copy(wide_dy, side)[:, part]
     dx = wide_dx[:, part]
-    assert_same_bits(train(problem, "gates", given, (dx, None, None)), expected)
+    assert_same_bits(train(problem, "gates", arrays, (dx, None, None)), expected)
     dx[...] = 0
     assert not wide_dx.any()
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_apart_stay_inside(mode, side, target):
+def test_inference_stays_inside_strided_arrays(mode, side, target):
     """Rows of ``x`` and ``out`` with other rows between them: only the last one touches the fence."""
     problem = make_problem(mode, Shape(5, 7, 17, 63, bidirectional=True, lengths="edges"))
     expected = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)[:2]
@@ -144,7 +144,7 @@ def test_rows_apart_stay_inside(mode, side, target):
     ],
     ids=["past the end", "before the start", "read-only", "read-only"],
 )
-def test_fences_hold(array, offset, request):
+def test_guard_pages_end_the_process(array, offset, request):
     """What the tests above rest on: who writes there ends, having been able to read what is inside."""
     program = (
         "import ctypes, sys, numpy as np\n"

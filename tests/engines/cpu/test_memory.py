@@ -13,7 +13,7 @@ import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.jobs import load_job
-from fusedrnn.engines.cpu.weights import cache as pack
+from fusedrnn.engines.cpu.weights import cache as weight_cache
 from fusedrnn.runtime import buffers
 from fusedrnn.runtime.fingerprint import fingerprint_of
 from fusedrnn.spec import DTYPES
@@ -26,7 +26,7 @@ SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True)
 def counts(monkeypatch):
     """How often weights are packed, and parameters fingerprinted."""
     calls = {"packed": 0, "fingerprinted": 0}
-    plain_pack, plain_fingerprint = pack.WeightCache._pack, pack.fingerprint_of
+    plain_pack, plain_fingerprint = weight_cache.WeightCache._pack, weight_cache.fingerprint_of
 
     def packing(*args):
         calls["packed"] += 1
@@ -36,8 +36,8 @@ def counts(monkeypatch):
         calls["fingerprinted"] += 1
         return plain_fingerprint(parts)
 
-    monkeypatch.setattr(pack.WeightCache, "_pack", packing)
-    monkeypatch.setattr(pack, "fingerprint_of", fingerprinting)
+    monkeypatch.setattr(weight_cache.WeightCache, "_pack", packing)
+    monkeypatch.setattr(weight_cache, "fingerprint_of", fingerprinting)
     return calls
 
 
@@ -51,7 +51,7 @@ def fresh(problem, params):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("place", [0, 1, -1, "every weight", "every sign", "one ulp", "swap", "negated zero"])
-def test_an_update_in_place_is_seen(place, dtype, counts):
+def test_update_in_place_is_noticed(place, dtype, counts):
     """MXNet's fused op went on with the weights of before."""
     problem = make_problem("lstm", SHAPE, dtype)
     op, params = RNNOp(problem.spec), problem.params.copy()
@@ -73,7 +73,7 @@ def test_an_update_in_place_is_seen(place, dtype, counts):
     assert counts["packed"] == 3
 
 
-def test_any_single_change_shows():
+def test_fingerprint_changes_with_any_bit():
     """A fingerprint follows every element, wherever it is, for lengths of every remainder."""
     rng = np.random.default_rng(0)
     for size in (1, 2, 15, 16, 17, 31, 33, 100):
@@ -90,7 +90,7 @@ def test_any_single_change_shows():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("distance", [1, 2, 7, 8, 9, 15, 16, 17, 24, 32, 64])
-def test_changes_do_not_cancel(dtype, distance):
+def test_fingerprint_changes_with_two_elements(dtype, distance):
     """Two signs, or two neighbouring powers of two: the highest bits of a word are seen like any others."""
     array = np.random.default_rng(0).standard_normal(256).astype(dtype)
     fingerprints = {fingerprint(array)}
@@ -106,7 +106,7 @@ def test_changes_do_not_cancel(dtype, distance):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [64, 99, 4096])
 @pytest.mark.parametrize("scale", [-1, 2, 0.5, -2, 0])
-def test_a_change_of_everything_shows(dtype, size, scale):
+def test_fingerprint_changes_with_all_elements(dtype, size, scale):
     array = np.random.default_rng(0).standard_normal(size).astype(dtype)
     assert fingerprint((array * scale).astype(dtype)) != fingerprint(array)
 
@@ -119,7 +119,7 @@ def test_weights_are_packed_once(counts):
     assert counts == {"packed": 1, "fingerprinted": 1 + 4}  # once with packing
 
 
-def test_frozen_weights_are_not_looked_at_twice(counts):
+def test_frozen_weights_are_fingerprinted_once(counts):
     """The content of a bytes object cannot change."""
     problem = make_problem("gru", SHAPE)
     op, params = RNNOp(problem.spec), fusedrnn.frozen(problem.params)
@@ -130,7 +130,7 @@ def test_frozen_weights_are_not_looked_at_twice(counts):
     assert (counts["packed"] - before["packed"], counts["fingerprinted"] - before["fingerprinted"]) == (1, 1)
 
 
-def test_frozen_is_a_copy_that_nobody_can_write():
+def test_frozen_is_a_read_only_copy():
     params = np.arange(6, dtype=np.float32)[::-2]
     copy = fusedrnn.frozen(params)
     params *= 2
@@ -143,7 +143,7 @@ def test_frozen_is_a_copy_that_nobody_can_write():
         fusedrnn.frozen([1.0])
 
 
-def test_unpickled_is_not_constant():
+def test_unpickled_array_is_not_frozen():
     """NumPy leaves an array that it unpickles on the bytes that it came in, writable."""
     problem = make_problem("gru", SHAPE)
     op, params = RNNOp(problem.spec), pickle.loads(pickle.dumps(problem.params))
@@ -156,7 +156,7 @@ def test_unpickled_is_not_constant():
 
 
 @pytest.mark.parametrize("how", ["flag lifted", "another view", "its owner"])
-def test_read_only_is_not_constant(how):
+def test_read_only_array_is_not_frozen(how):
     """A read-only array may change all the same: by its flag, or through another array."""
     problem = make_problem("gru", SHAPE)
     owner = problem.params.copy()
@@ -176,24 +176,24 @@ def test_read_only_is_not_constant(how):
     np.testing.assert_array_equal(op.forward(problem.x, params)[0], fresh(problem, params))
 
 
-def test_arrays_in_turn(counts):
+def test_alternating_parameter_vectors(counts):
     """Parameter vectors in turn: every result is right, whichever are still packed."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
-    most = tuning.current().max_packed_vectors
-    several = [problem.params * scale for scale in np.linspace(0.5, 1.5, most + 2, dtype=np.float32)]
-    expected = [fresh(problem, params) for params in several]
+    max_packed = tuning.current().max_packed_vectors
+    vectors = [problem.params * scale for scale in np.linspace(0.5, 1.5, max_packed + 2, dtype=np.float32)]
+    expected = [fresh(problem, params) for params in vectors]
     before = counts["packed"]
-    for turn in (range(most), range(most)):
+    for turn in (range(max_packed), range(max_packed)):
         for number in turn:
-            np.testing.assert_array_equal(op.forward(problem.x, several[number])[0], expected[number])
-    assert counts["packed"] - before == most
-    for number, params in enumerate(several):
+            np.testing.assert_array_equal(op.forward(problem.x, vectors[number])[0], expected[number])
+    assert counts["packed"] - before == max_packed
+    for number, params in enumerate(vectors):
         np.testing.assert_array_equal(op.forward(problem.x, params)[0], expected[number])
-    assert op.by_address().weight_cache.num_packed == most
+    assert op.by_address().weight_cache.num_packed == max_packed
 
 
-def test_memory_that_is_used_again():
+def test_new_parameters_at_the_address_of_old_ones():
     """New parameters for each call, often at the address of old ones that have been freed."""
     problem = make_problem("lstm", SHAPE)
     op, addresses = RNNOp(problem.spec), set()
@@ -267,7 +267,7 @@ def test_caches_do_not_grow_with_shapes():
     assert load_job.cache_info().currsize <= kernels + 2  # forward and packing
 
 
-def test_memory_goes_with_the_op(traced):
+def test_memory_is_freed_with_the_op(traced):
     problem = make_problem("lstm", Shape(40, 50, 64, 100, layers=2))
     RNNOp(problem.spec).forward(problem.x, problem.params)
     gc.collect()
@@ -307,21 +307,21 @@ def test_large_buffers_begin_at_huge_pages():
         buffer = buffers.aligned_empty((size // 8,), np.float64)
         assert buffer.ctypes.data % page == 0 and buffer.nbytes == size
         buffer[:] = 1.0
-        room = buffer
-        while isinstance(room, np.ndarray):
-            room = room.base
-        room = weakref.ref(room.obj)
-        assert room() is not None
+        memory = buffer
+        while isinstance(memory, np.ndarray):
+            memory = memory.base
+        memory = weakref.ref(memory.obj)
+        assert memory() is not None
         del buffer
-        assert room() is None
+        assert memory() is None
     assert buffers.aligned_empty((64,), np.uint8).ctypes.data % 64 == 0
 
 
-def test_an_update_while_weights_are_packed(monkeypatch):
+def test_update_during_packing_is_noticed(monkeypatch):
     """A write between fingerprinting and packing is not stored under the fingerprint of before."""
     problem = make_problem("lstm", SHAPE)
     op, params = RNNOp(problem.spec), problem.params.copy()
-    plain = pack.WeightCache._pack
+    plain = weight_cache.WeightCache._pack
 
     def packing(self, *args):
         params[:] *= 2
@@ -330,6 +330,6 @@ def test_an_update_while_weights_are_packed(monkeypatch):
         return packed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pack.WeightCache, "_pack", packing)
+        patch.setattr(weight_cache.WeightCache, "_pack", packing)
         op.forward(problem.x, params)
     assert np.array_equal(op.forward(problem.x, params)[0], fresh(problem, params))

@@ -32,7 +32,7 @@ def test_rows_do_not_share_cache_sets():
         assert size <= padded < size + 128 and padded // 64 % 2 == 1 and padded % 64 == 0
 
 
-def test_a_layout_has_a_value_for_every_field():
+def test_layout_has_a_value_for_every_field():
     inner = Arena("stride", a=lambda s: s, b=lambda s: s)
     workspace = Arena("size", barriers=lambda s: 64, progress=lambda s: 64, inner=lambda s: 2 * inner.size(s))
     scratch = Scratch(workspace, inner, strides=("real",))

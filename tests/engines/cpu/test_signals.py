@@ -47,7 +47,7 @@ def no_gc_callbacks():
 
 @pytest.mark.usefixtures("no_gc_callbacks")
 @pytest.mark.parametrize("threads", [1, 2])
-def test_interrupts_leave_everything_usable(alarm, monkeypatch, threads, use_all_threads):
+def test_interrupts_leave_no_lock_taken(alarm, monkeypatch, threads, use_all_threads):
     """No lock stays taken, which other threads would wait for, and no interrupt is lost."""
     op, rng = RNNOp(PROBLEM.spec), np.random.default_rng(0)
     lost, caught = [], 0
@@ -75,7 +75,7 @@ def test_interrupts_leave_everything_usable(alarm, monkeypatch, threads, use_all
         assert_same_bits(train(op), expected)
 
 
-def test_a_handler_may_call_the_op_that_it_interrupts(alarm):
+def test_handler_may_call_the_interrupted_op(alarm):
     """With more parameter vectors than an op keeps packed."""
     op = RNNOp(PROBLEM.spec)
     vectors = [PROBLEM.params * scale for scale in np.linspace(0.5, 1, 6, dtype=np.float32)]
@@ -83,8 +83,8 @@ def test_a_handler_may_call_the_op_that_it_interrupts(alarm):
     nested = []
 
     def handler(*_):
-        which = len(nested) % 6
-        nested.append((which, train(op, vectors[which])))
+        index = len(nested) % 6
+        nested.append((index, train(op, vectors[index])))
 
     alarm(handler)
     signal.setitimer(signal.ITIMER_REAL, 1e-3, 7e-4)
@@ -92,20 +92,20 @@ def test_a_handler_may_call_the_op_that_it_interrupts(alarm):
         assert_same_bits(train(op, vectors[turn % 6]), expected[turn % 6])
     signal.setitimer(signal.ITIMER_REAL, 0)
     assert len(nested) > 20
-    for which, result in nested:
-        assert_same_bits(result, expected[which])
+    for index, result in nested:
+        assert_same_bits(result, expected[index])
 
 
-def test_a_builtin_made_twice_lives_twice(monkeypatch):
+def test_builtins_of_two_loads_both_work(monkeypatch):
     """A handler may ask for one while one is being made; whoever has the first keeps calling it."""
-    kept = []
+    functions = []
     for _ in range(2):
         load_guarded_call.cache_clear()
-        kept.append(load_guarded_call())
-    assert kept[0] is not kept[1]
+        functions.append(load_guarded_call())
+    assert functions[0] is not functions[1]
     gc.collect()
     problem = make_problem("lstm", Shape(3, 2, 4, 5))
-    for call in kept:
+    for call in functions:
         monkeypatch.setattr(guarded_call, "load_guarded_call", lambda call=call: call)
         op = RNNOp(problem.spec)
         results = [op.forward(problem.x, problem.params, problem.states)[:2] for _ in range(4)]
@@ -114,7 +114,7 @@ def test_a_builtin_made_twice_lives_twice(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_handler_may_fork(alarm):
+def test_handler_may_fork(alarm):
     """The child goes on with the call that was interrupted."""
     op, parent, children = RNNOp(PROBLEM.spec), os.getpid(), []
     with fusedrnn.thread_limits(1):

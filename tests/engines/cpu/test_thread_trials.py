@@ -35,12 +35,12 @@ class Calls:
         return sum(used) / len(used)
 
 
-def test_threads_that_help_are_used():
+def test_faster_threads_are_used():
     calls = Calls(several=60e-6, alone=100e-6)
     assert calls.run(1.0) == 1
 
 
-def test_a_slower_machine_than_the_forecasts_needs_one_trial():
+def test_machine_slower_than_its_forecast_needs_one_trial():
     """By the forecast, every call is late; after a trial, only one that takes longer than one thread does here."""
     calls = Calls(several=240e-6, alone=400e-6)
     assert 0.5 < calls.run(0.01) < 1
@@ -48,7 +48,7 @@ def test_a_slower_machine_than_the_forecasts_needs_one_trial():
 
 
 @pytest.mark.parametrize("several", [150e-6, 500e-6, 10e-3, 1.0])
-def test_threads_that_do_not_help_are_left_out(several):
+def test_slower_threads_are_not_used(several):
     calls = Calls(several, alone=110e-6)
     learning = 0
     while calls.thread_choice.sharing:
@@ -61,7 +61,7 @@ def test_threads_that_do_not_help_are_left_out(several):
     assert not calls.thread_choice.sharing
 
 
-def test_threads_that_help_again_are_used_again():
+def test_threads_that_become_faster_are_used_again():
     calls = Calls(several=2e-3, alone=110e-6)
     calls.run(30.0)
     assert not calls.thread_choice.sharing
@@ -71,21 +71,21 @@ def test_threads_that_help_again_are_used_again():
     assert calls.run(1.0) == 1
 
 
-def test_single_hiccups_change_nothing():
+def test_single_late_calls_change_nothing():
     calls = Calls(several=60e-6, alone=100e-6)
     for number in range(20_000):
         calls.call(hiccup=5e-3 * (number % 100 == 0))
     assert calls.thread_choice.sharing
 
 
-def test_a_tie_goes_to_one_thread():
+def test_one_thread_is_used_if_times_are_equal():
     """Several threads must gain something: other programs may want the processors."""
     calls = Calls(several=105e-6, alone=104e-6)
     calls.run(2.0)
     assert not calls.thread_choice.sharing
 
 
-def test_choices_are_few_whatever_the_lengths():
+def test_number_of_choices_is_limited():
     thread_choices = ThreadChoices()
     choices = {id(thread_choices.of("forward", Forecast(0.0, seconds))) for seconds in np.geomspace(1e-7, 1e3, 5000)}
     assert len(choices) < 15
@@ -99,13 +99,13 @@ SHAPE = Shape(6, 1, 33, 64, 1, bidirectional=True)
 
 
 @pytest.fixture
-def shared(monkeypatch):
+def pool_acquisitions(monkeypatch):
     """How many calls asked for the thread pool."""
-    asked = []
+    acquisitions = []
     for module in (thread_pool, guarded_call):
         plain = module.try_acquire_pool
-        monkeypatch.setattr(module, "try_acquire_pool", lambda plain=plain: asked.append(1) or plain())
-    return asked
+        monkeypatch.setattr(module, "try_acquire_pool", lambda plain=plain: acquisitions.append(1) or plain())
+    return acquisitions
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def worth_sharing():
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_calls_do_as_the_choice_says(monkeypatch, worth_sharing, shared, sharing):
+def test_calls_follow_the_choice(monkeypatch, worth_sharing, pool_acquisitions, sharing):
     """Checked and cached calls, forward, in training and backward; with the same bits."""
     problem = make_problem("lstm", SHAPE)
     thread_choice = ThreadChoice()
@@ -133,18 +133,18 @@ def test_calls_do_as_the_choice_says(monkeypatch, worth_sharing, shared, sharing
             assert_same_bits(op.forward(problem.x, params, problem.states)[:2], expected[:2])
             y, states, reserve = op.forward(problem.x, params, problem.states, training=True)
             assert_same_bits((y, states, op.backward(problem.dy, problem.dstates, reserve)), expected)
-    assert bool(shared) is sharing
+    assert bool(pool_acquisitions) is sharing
 
 
-def test_calls_in_torch_do_as_the_choice_says(monkeypatch, worth_sharing):
+def test_calls_in_torch_follow_the_choice(monkeypatch, worth_sharing):
     torch = pytest.importorskip("torch")
     from fusedrnn.runtime.openmp import OpenMPTeam
     from fusedrnn.torch import LSTM
 
-    ran = []
+    runs = []
     for kind in (thread_pool.ThreadTeam, OpenMPTeam):
         plain = kind.run
-        monkeypatch.setattr(kind, "run", lambda self, *a, plain=plain: ran.append(1) or plain(self, *a))
+        monkeypatch.setattr(kind, "run", lambda self, *a, plain=plain: runs.append(1) or plain(self, *a))
     monkeypatch.setattr(ThreadChoice, "note", lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -154,30 +154,30 @@ def test_calls_in_torch_do_as_the_choice_says(monkeypatch, worth_sharing):
         results = []
         for sharing in (True, False):
             monkeypatch.setattr(ThreadChoice, "use_several", lambda *_, sharing=sharing: sharing)
-            ran.clear()
+            runs.clear()
             y, _ = net(x)
             y.sum().backward()
             results.append((y.detach().numpy(), net.weight_hh_l0.grad.numpy().copy()))
             net.zero_grad()
-            assert bool(ran) is sharing
+            assert bool(runs) is sharing
         assert_same_bits(*results)
     finally:
         torch.set_num_threads(before)
 
 
 def test_calls_are_timed(monkeypatch, worth_sharing):
-    noted = []
-    monkeypatch.setattr(ThreadChoice, "note", lambda self, *what: noted.append(what))
+    notes = []
+    monkeypatch.setattr(ThreadChoice, "note", lambda self, *what: notes.append(what))
     problem = make_problem("gru", SHAPE)
     op = RNNOp(problem.spec)
     with fusedrnn.thread_limits(2):
         for _ in range(4):
             op.forward(problem.x, problem.params, problem.states)
-    assert len(noted) == 4
-    for several, seconds, now, forecast in noted:
+    assert len(notes) == 4
+    for several, seconds, now, forecast in notes:
         assert several is True
         assert 0 < seconds < now
         assert forecast.several > 0 and forecast.alone > 0
     with fusedrnn.thread_limits(1):
         op.forward(problem.x, problem.params, problem.states)
-    assert len(noted) == 4
+    assert len(notes) == 4

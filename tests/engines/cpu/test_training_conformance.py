@@ -82,38 +82,38 @@ def plans(mode, dtype, target):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_cases_split_work_in_every_way(mode, dtype, target):
+def test_cases_use_every_kind_of_grid(mode, dtype, target):
     """Each kind of grid is among the plans of the suite, with padding and without."""
-    grids = {(made.grid, shape.lengths not in ("full", "none")) for shape, made in plans(mode, dtype, target)}
-    found = {grid for grid, _ in grids}
-    assert found == {(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 1), (1, 1, 3)}
-    assert {grid for grid, padded in grids if padded} == found
+    grids = {(plan.grid, shape.lengths not in ("full", "none")) for shape, plan in plans(mode, dtype, target)}
+    kinds = {grid for grid, _ in grids}
+    assert kinds == {(1, 1, 1), (2, 1, 1), (3, 1, 1), (1, 2, 1), (1, 1, 2), (1, 3, 1), (1, 1, 3)}
+    assert {grid for grid, padded in grids if padded} == kinds
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_cases_have_many_blocks(mode, target, small_chunks):
+def test_cases_have_many_chunks_and_blocks(mode, target, small_chunks):
     """With few rows in each: chunks of one step and of several, blocks of one chunk and of several, parts of blocks."""
     kinds = set()
-    for shape, made in plans(mode, "float32", target):
-        inner = made.scratch.fields["inner"]
+    for shape, plan in plans(mode, "float32", target):
+        inner = plan.scratch.fields["inner"]
         kinds |= {
-            ("chunks", made.share.chunk > 1, made.share.chunk < shape.T),
-            ("blocks", made.share.block > made.share.chunk, made.share.block < shape.T),
-            ("at once", made.share.block * shape.N > inner),
+            ("chunks", plan.share.chunk > 1, plan.share.chunk < shape.T),
+            ("blocks", plan.share.block > plan.share.chunk, plan.share.block < shape.T),
+            ("at once", plan.share.block * shape.N > inner),
         }
     some = {("chunks", wide, many) for wide in (False, True) for many in (False, True)}
     some |= {("blocks", wide, many) for wide in (False, True) for many in (False, True)}
     assert kinds == some | {("at once", False), ("at once", True)}
 
 
-def test_the_cases_cover_every_size_everywhere():
+def test_cases_have_every_odd_size_in_every_dimension():
     for place in "TNIH":
         assert {getattr(shape, place) for shape in TRAINING_SHAPES} >= set(ODD_SIZES)
     depths = {(shape.layers, shape.bidirectional) for shape in TRAINING_SHAPES}
     assert depths == {(layers, way) for layers in (1, 2, 3, 4) for way in (False, True)}
 
 
-def test_what_comes_back_is_poisoned():
+def test_poisoned_fixture_fills_returned_buffers():
     """The fixture does what the suite relies on, for memory that was used before as well."""
     pool = buffers.BufferPool(4)
     for _ in range(2):

@@ -18,7 +18,7 @@ from problems import Shape, assert_same_bits, make_problem
 SHAPE = Shape(5, 4, 17, 33, layers=2, bidirectional=True, lengths="edges")
 KEEPS = ("gates", "states")
 # What a step of a cell leaves to backward besides the states, for each unit.
-KEPT = {"rnn_relu": 0, "rnn_tanh": 0, "lstm": 4, "gru": 4}
+NUM_SAVED = {"rnn_relu": 0, "rnn_tanh": 0, "lstm": 4, "gru": 4}
 
 
 def forward(problem, op, keep="gates", params=None):
@@ -56,45 +56,45 @@ def round_up_to_cache_line(size):
     [SHAPE, Shape(1, 1, 1, 1), Shape(7, 3, 100, 64, layers=3), Shape(3, 20, 5, 129, bidirectional=True)],
     ids=str,
 )
-def test_size(mode, dtype, shape, keep, target, monkeypatch):
+def test_reserve_has_the_size_of_its_layout(mode, dtype, shape, keep, target, monkeypatch):
     """The reserve is as large as it is said to be beforehand, and as its layout makes it."""
-    made = []
+    allocations = []
     plain = buffers.aligned_empty
     problem = make_problem(mode, shape, dtype)
     op, spec = RNNOp(problem.spec), problem.spec
     for _ in range(3):  # packed weights and workspace are there now, also that of a loop's many threads
         forward(problem, op, keep)
     op.by_address()._reserves._idle.clear()
-    monkeypatch.setattr(buffers, "aligned_empty", lambda *args: made.append(args) or plain(*args))
+    monkeypatch.setattr(buffers, "aligned_empty", lambda *args: allocations.append(args) or plain(*args))
     reserve = forward(problem, op, keep)[2]
-    assert made == [((reserve.nbytes,), np.uint8)]
+    assert allocations == [((reserve.nbytes,), np.uint8)]
     assert op.reserve_size(shape.T, shape.N, keep) == reserve.nbytes
 
     item, rows = np.dtype(dtype).itemsize, shape.T * shape.N
     vector = target.vector_bits // 8
-    record = (round_up_to_cache_line(spec.output_size * item) // 64 | 1) * 64
+    state_row = (round_up_to_cache_line(spec.output_size * item) // 64 | 1) * 64
     units = -(-shape.H * item // vector) * vector
-    gates = round_up_to_cache_line(units * KEPT[mode] * (keep == "gates"))
+    gates = round_up_to_cache_line(units * NUM_SAVED[mode] * (keep == "gates"))
     size = round_up_to_cache_line(rows * shape.I * item)
-    size += shape.layers * len(spec.state_names) * (shape.T + 2) * shape.N * record
+    size += shape.layers * len(spec.state_names) * (shape.T + 2) * shape.N * state_row
     size += shape.layers * spec.num_directions * rows * gates
     # And behind it what is read past the end: two rows of a panel.
     assert reserve.nbytes == size + 2 * target.tile[1] * vector
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_states_alone_are_less(mode):
+def test_reserve_of_states_is_smaller(mode):
     """Where there is something else to keep; and by what there is."""
     op = RNNOp(SHAPE.spec(mode))
     sizes = [op.reserve_size(100, 20, keep) for keep in KEEPS]
-    if KEPT[mode]:
+    if NUM_SAVED[mode]:
         assert sizes[1] < 0.6 * sizes[0]
     else:
         assert sizes[1] == sizes[0]
 
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])
-def test_memory_is_used_again(keep, lengths):
+def test_memory_of_reserves_is_reused(keep, lengths):
     """What one reserve leaves the next one gets, also a smaller one; one that is held keeps its own."""
     problem = make_problem("lstm", replace(SHAPE, lengths="some" if lengths else "full"))
     op = RNNOp(problem.spec)
@@ -111,14 +111,14 @@ def test_memory_is_used_again(keep, lengths):
     second = address(other)
     assert second != first
     del reserve
-    for one in (problem, small, problem):
-        assert address(forward(one, op, keep)[2]) == first
+    for case in (problem, small, problem):
+        assert address(forward(case, op, keep)[2]) == first
     del other
-    found = [forward(problem, op, keep)[2] for _ in range(2)]
-    assert {address(one) for one in found} == {first, second}
+    reserves = [forward(problem, op, keep)[2] for _ in range(2)]
+    assert {address(case) for case in reserves} == {first, second}
 
 
-def test_idle_reserves_are_few():
+def test_number_of_idle_reserves_is_limited():
     problem = make_problem("gru", SHAPE)
     op = RNNOp(problem.spec)
     held = [forward(problem, op)[2] for _ in range(20)]
@@ -143,7 +143,7 @@ def test_reserve_outlives_its_op(mode, keep):
 
 @pytest.mark.parametrize("between", ["an update", "another vector", "more vectors than are kept", "an op's end"])
 @pytest.mark.parametrize("mode", MODES)
-def test_backward_has_the_parameters_of_its_forward(mode, keep, between):
+def test_backward_uses_the_parameters_of_its_forward(mode, keep, between):
     problem = make_problem(mode, SHAPE)
     expected = fresh(problem, keep)
     op, params = RNNOp(problem.spec), problem.params.copy()
@@ -233,10 +233,10 @@ def test_steady_state_allocates_nothing_but_its_results(threads, lengths, keep, 
 
     def call(T=None, N=None):
         T, N = T or int(rng.integers(1, 31)), N or int(rng.integers(1, 41))
-        given = rng.integers(0, T + 1, N) if lengths else None
+        valid = rng.integers(0, T + 1, N) if lengths else None
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        returned = loop.step(T, N, given)
+        returned = loop.step(T, N, valid)
         _, peak = tracemalloc.get_traced_memory()
         return peak - before - returned
 
@@ -291,7 +291,7 @@ def test_resident_memory_does_not_grow(keep):
     assert resident() - before < 1_000_000  # 500 bytes a step would be as much
 
 
-def test_memory_goes_with_the_op(keep, traced):
+def test_memory_is_freed_with_the_op(keep, traced):
     """Reserves and packed weights included, once nobody holds a reserve."""
     problem = make_problem("lstm", Shape(20, 30, 64, 100, layers=2))
     fresh(problem, keep)
@@ -301,21 +301,21 @@ def test_memory_goes_with_the_op(keep, traced):
         op = RNNOp(problem.spec)
         reserve = forward(problem, op, keep)[2]
         backward(problem, op, reserve)
-        held, _ = tracemalloc.get_traced_memory()
+        with_op, _ = tracemalloc.get_traced_memory()
         size = reserve.nbytes
         del op
-        kept, _ = tracemalloc.get_traced_memory()
+        with_reserve, _ = tracemalloc.get_traced_memory()
         del reserve
         gc.collect()
         left, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert held > size + 2 * problem.params.nbytes
-    assert kept > size
+    assert with_op > size + 2 * problem.params.nbytes
+    assert with_reserve > size
     assert left < 20_000
 
 
-def test_many_reserves_at_once_are_recycled_too(keep):
+def test_memory_of_many_reserves_is_reused(keep):
     """As many forwards before their backwards as a pipeline may have: the next round finds all their memory."""
     problem = make_problem("gru", Shape(20, 9, 17, 33))
     op = RNNOp(problem.spec)
@@ -329,7 +329,7 @@ def test_many_reserves_at_once_are_recycled_too(keep):
     assert addresses() == first
 
 
-def test_a_small_reserve_does_not_hold_a_large_buffer(keep):
+def test_small_reserve_does_not_hold_a_large_buffer(keep):
     problem = make_problem("lstm", Shape(129, 100, 17, 33))
     op = RNNOp(problem.spec)
     op.forward(problem.x, problem.params, training=True, reserve=keep)

@@ -10,7 +10,7 @@ import pytest
 import fusedrnn
 from forks import FORK_WARNING, FORKS, busy_threads, in_child
 from fusedrnn import RNNOp
-from fusedrnn.engines.cpu.launch import kernel_args as records
+from fusedrnn.engines.cpu.launch import kernel_args
 from fusedrnn.runtime import thread_pool
 from problems import Shape, assert_same_bits, make_problem
 
@@ -37,17 +37,17 @@ def step(problem, op=None, params=None, keep="gates"):
 
 def loop(problem, op, steps=12):
     """Some steps of gradient descent, in place; everything computed on the way."""
-    params, found = problem.params.copy(), []
+    params, results = problem.params.copy(), []
     for number in range(steps):
-        found.append(step(problem, op, params, ("gates", "states")[number % 2]))
-        dparams = found[-1][2][1]
+        results.append(step(problem, op, params, ("gates", "states")[number % 2]))
+        dparams = results[-1][2][1]
         params -= np.float32(0.01) * dparams / np.abs(dparams).max()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("mode", ["lstm", "gru"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_loops_at_once(mode, count):
+def test_training_loops_in_several_threads(mode, count):
     """Four threads that share an op, each with data and parameters of its own, get what each gets alone."""
     problems = [make_problem(mode, SHAPE, seed=seed) for seed in range(4)]
     expected = [loop(problem, RNNOp(problem.spec)) for problem in problems]
@@ -61,8 +61,8 @@ def test_loops_at_once(mode, count):
     fusedrnn.set_num_threads(count)
     with ThreadPoolExecutor(len(problems)) as pool:
         for _ in range(3):
-            for found, alone in zip(pool.map(work, problems), expected, strict=True):
-                assert_same_bits(found, alone)
+            for results, alone in zip(pool.map(work, problems), expected, strict=True):
+                assert_same_bits(results, alone)
 
 
 @pytest.mark.parametrize("keep", ["gates", "states"])
@@ -75,8 +75,8 @@ def test_one_reserve_in_many_threads(keep):
         problem.x, problem.params, problem.states, training=True, lengths=problem.lengths, reserve=keep
     )[2]
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: op.backward(problem.dy, problem.dstates, reserve), range(40)):
-            assert_same_bits(found, expected)
+        for results in pool.map(lambda _: op.backward(problem.dy, problem.dstates, reserve), range(40)):
+            assert_same_bits(results, expected)
 
 
 def test_backward_in_another_thread():
@@ -95,9 +95,9 @@ def test_backward_in_another_thread():
             y, final, reserve = op.forward(
                 problem.x, problem.params, problem.states, training=True, lengths=problem.lengths
             )
-            found = pool.submit(backward, reserve, count).result()
+            results = pool.submit(backward, reserve, count).result()
             del reserve
-            assert_same_bits((y, final, found), expected)
+            assert_same_bits((y, final, results), expected)
 
 
 def test_inference_beside_training():
@@ -173,7 +173,7 @@ def test_fork_during_training():
 
 @FORK_WARNING
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=FORKS), "spawn"])
-def test_processes(method):
+def test_training_in_other_processes(method):
     problem = make_problem("rnn_tanh", SHAPE)
     fusedrnn.set_num_threads(2)
     expected = step(problem)
@@ -182,7 +182,7 @@ def test_processes(method):
             assert_same_bits(result, expected)
 
 
-def test_a_backward_that_fails(monkeypatch):
+def test_failed_backward_returns_the_pool(monkeypatch):
     """A call that fails before its job gives back the pool, and the reserve is as good as before."""
     problem = make_problem("lstm", SHAPE)
     op = RNNOp(problem.spec)
@@ -190,7 +190,7 @@ def test_a_backward_that_fails(monkeypatch):
     expected = step(problem, op)
     reserve = op.forward(problem.x, problem.params, problem.states, training=True, lengths=problem.lengths)[2]
     with monkeypatch.context() as patch:
-        patch.setattr(records.KernelArgs, "bind", lambda *args: 1 / 0)
+        patch.setattr(kernel_args.KernelArgs, "bind", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             op.backward(problem.dy, problem.dstates, reserve)
     with thread_pool.borrow_pool(2) as pool:

@@ -85,7 +85,7 @@ def on_targets():
 
 
 @pytest.mark.parametrize(("name", "target", "dtype"), [*on_targets()], indirect=["target"])
-def test_on_every_target(name, target, dtype, small_chunks):
+def test_training_on_every_target(name, target, dtype, small_chunks):
     """Training alone, whose forward kernels do all that those of inference do."""
     problem, oracle = variant_problem(name, SHAPES[1])
     with fusedrnn.thread_limits(2):
@@ -109,7 +109,7 @@ def test_reverse(name, lengths):
 
 
 @pytest.mark.parametrize("mode", ["lstm", "gru", "rnn_relu", "rnn_tanh"])
-def test_reverse_is_forward_on_what_is_turned_round(mode):
+def test_reverse_is_forward_on_reversed_input(mode):
     rng = np.random.default_rng(1)
     spec = RNNSpec(mode, 3, 5, 2)
     x = rng.standard_normal((6, 2, 3)).astype(np.float32)
@@ -122,31 +122,31 @@ def test_reverse_is_forward_on_what_is_turned_round(mode):
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]], ids=str)
 @pytest.mark.parametrize("name", SOME)
-def test_the_same_bits_however_it_is_shared_out(name, shape):
+def test_bits_do_not_depend_on_the_grid(name, shape):
     problem, _ = variant_problem(name, shape)
-    found = []
+    results = []
     for grid in GRIDS:
         for keep in KEEPS:
             with fusedrnn.thread_limits(int(np.prod(grid))), force_grid(grid):
                 y, final, (dx, dparams, dstates) = train(problem, keep)
-            found.append((y, *final, dx, dparams, *dstates))
-    for other in found[1:]:
-        for one, array in zip(found[0], other, strict=True):
-            np.testing.assert_array_equal(array, one)
+            results.append((y, *final, dx, dparams, *dstates))
+    for result in results[1:]:
+        for expected, array in zip(results[0], result, strict=True):
+            np.testing.assert_array_equal(array, expected)
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_the_same_bits_whatever_the_batch(name):
+def test_bits_do_not_depend_on_the_batch(name):
     problem, _ = variant_problem(name, SHAPES[1])
     y, final, _ = RNNOp(problem.spec).forward(problem.x, problem.params, problem.states, lengths=problem.lengths)
-    alone = [2]
-    states = tuple(state[:, alone] for state in problem.states)
-    one, last, _ = RNNOp(problem.spec).forward(
-        problem.x[:, alone], problem.params, states, lengths=problem.lengths[alone]
+    index = [2]
+    states = tuple(state[:, index] for state in problem.states)
+    y_alone, last, _ = RNNOp(problem.spec).forward(
+        problem.x[:, index], problem.params, states, lengths=problem.lengths[index]
     )
-    np.testing.assert_array_equal(one, y[:, alone])
+    np.testing.assert_array_equal(y_alone, y[:, index])
     for state, whole in zip(last, final, strict=True):
-        np.testing.assert_array_equal(state, whole[:, alone])
+        np.testing.assert_array_equal(state, whole[:, index])
 
 
 @pytest.mark.parametrize("name", SOME[:4])
@@ -163,17 +163,17 @@ def test_dropout(name):
 
 @pytest.mark.parametrize("request_", REQUESTS)
 @pytest.mark.parametrize("name", SOME)
-def test_requests(name, request_):
+def test_grad_reqs(name, request_):
     problem, oracle = variant_problem(name, SHAPES[1])
-    buffers, wanted = zip(
-        *(TrainingConformance._buffer(request_, one, "float32") for one in oracle.gradients), strict=True
+    buffers, expected = zip(
+        *(TrainingConformance._buffer(request_, gradient, "float32") for gradient in oracle.gradients), strict=True
     )
     train(problem, grad_req=request_, out=None if request_ == "null" else buffers)
-    assert_gradients_close(buffers, wanted, "float32", problem.spec, *problem.x.shape[:2])
+    assert_gradients_close(buffers, expected, "float32", problem.spec, *problem.x.shape[:2])
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_calls_that_repeat(name):
+def test_cached_calls(name):
     """The short way of a call like the one before has states of two sizes, and weights of every kind."""
     problem, oracle = variant_problem(name, Shape(3, 2, 5, 17))
     op = RNNOp(problem.spec)
@@ -194,7 +194,7 @@ def test_streams(name):
     assert_close((y, stream.states), oracle.forward, "float32", problem.spec)
 
 
-def test_a_state_at_its_bound_and_beyond():
+def test_gradient_of_clipped_states():
     """The gradient passes at the bound and stops beyond it, as that of torch.clamp does."""
     spec = replace(variant_spec("state-clip", 1, 2, dtype="float64"), state_clip_min=-0.5, state_clip_max=0.5)
     # No weights: f = i = o = 1/2, g = 0, so that c is half of what it was.
@@ -224,12 +224,12 @@ def test_nan_in_a_state(backend):
             assert dc0[0, 1, 3] == 0
 
 
-def test_the_kinks_are_far():
+def test_problems_are_far_from_kinks():
     """The problems that the gradients are compared on do not depend on rounding."""
     for name in ("leaky-relu", "lstm-gate-clip", "state-clip", "reset-before-all"):
         assert recorded(variant_problem(name, SHAPES[1])[0])[2] > 1e-7
 
 
-def test_every_activation_is_among_the_variants():
-    used = {one.name for name in VARIANTS for one in variant_spec(name, 4, 8).variant.activations}
+def test_variants_have_every_activation():
+    used = {activation.name for name in VARIANTS for activation in variant_spec(name, 4, 8).variant.activations}
     assert used == set(ACTIVATIONS)

@@ -1,4 +1,4 @@
-"""What one training call saves for its backward: where everything lies in the reserve, and its size."""
+"""What a training call saves for its backward: the layout of the reserve, and its size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ReserveLayout:
     state_step: int
     state_size: int
     num_states: int
-    saved_at: int
+    values_offset: int
     saved_row: int
     saved_step: int
     size: int
@@ -46,23 +46,23 @@ class ReserveLayout:
         state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2) * batch * state_row
         num_states = len(spec.state_names) + len(tiling.stages) - 1
-        saved_at = states_offset + spec.num_layers * num_states * state_size
+        values_offset = states_offset + spec.num_layers * num_states * state_size
         saved_row = round_up_to_cache_line(tiling.unit_vecs * num_saved * tiling.vector_bytes)
         saved_size = spec.num_layers * spec.num_directions * steps * batch * saved_row
         return cls(
             save, steps, batch, states_offset, state_row, batch * state_row, state_size, num_states,
-            saved_at, saved_row, batch * saved_row,
+            values_offset, saved_row, batch * saved_row,
             # Vector loads may read past the end of the last row.
-            size=round_up_to_cache_line(saved_at + saved_size + 2 * tiling.panel_bytes),
+            size=round_up_to_cache_line(values_offset + saved_size + 2 * tiling.panel_bytes),
         )  # fmt: skip
 
     def state_offset(self, layer: int, state: int) -> int:
-        """Where a layer's state begins at step 0: h, c, then the operands of later stages."""
+        """The offset of a layer's state at step 0: h, c, then the operands of later stages."""
         return self.states_offset + (layer * self.num_states + state) * self.state_size + self.state_step
 
     def saved_offset(self, index: int) -> int:
-        """Where the saved values of a layer and direction begin."""
-        return self.saved_at + index * self.steps * self.saved_step
+        """The offset of the saved values of a layer and direction."""
+        return self.values_offset + index * self.steps * self.saved_step
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ class VarLen:
     def tables(self, row_starts: tuple[int, ...]) -> Array:
         """The tables, one after another in one array, for row groups that begin at these rows.
 
-        Sequences are sorted by falling length and dealt to the row groups in turn. The tables are:
+        Sequences are sorted by falling length and distributed to the row groups round-robin. The tables are:
 
         - ``row_to_sequence``: the index in the batch of each row, group by group;
         - ``unsorted_indices``: the index of each row in the sorted batch;
@@ -69,7 +69,7 @@ class VarLen:
         """
         tables = self._tables.get(row_starts)
         if tables is None:
-            unsorted_indices, batch_sizes = _deal(row_starts), self._batch_sizes
+            unsorted_indices, batch_sizes = _round_robin(row_starts), self._batch_sizes
             row_to_sequence = self._sorted_indices[unsorted_indices]
             # A group's sorted indices rise; active are those below the batch size.
             active_rows = [
@@ -84,11 +84,11 @@ class VarLen:
 
 
 @lru_cache(maxsize=16)
-def _deal(row_starts: tuple[int, ...]) -> Array:
-    """Sorted indices dealt to the groups in turn, so that all have about as much work; group by group."""
+def _round_robin(row_starts: tuple[int, ...]) -> Array:
+    """Sorted indices distributed round-robin, so that all groups have about as much work; group by group."""
     sizes = np.diff(row_starts)
     rounds = np.concatenate([np.arange(size) for size in sizes])
     groups = np.repeat(np.arange(len(sizes)), sizes)
-    dealt: Array = np.empty(len(rounds), np.int64)
-    dealt[np.lexsort((groups, rounds))] = np.arange(len(rounds))
-    return dealt
+    indices: Array = np.empty(len(rounds), np.int64)
+    indices[np.lexsort((groups, rounds))] = np.arange(len(rounds))
+    return indices

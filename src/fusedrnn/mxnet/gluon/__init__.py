@@ -1,4 +1,4 @@
-"""The part of MXNet's gluon that is about recurrent layers."""
+"""The recurrent layers of MXNet's gluon."""
 
 from fusedrnn.mxnet.gluon import rnn
 from fusedrnn.mxnet.gluon.parameter import Parameter, ParameterDict

@@ -43,7 +43,7 @@ class LayerBackward:
                 list of the gradients of the final states. None stands for zeros.
             grad_req: ``"write"``, ``"add"`` or ``"null"``: one for all of ``arguments``, a list of one for each, or a
                 dict by name, where a missing name means ``"null"``. Each parameter has its own grad_req.
-            args_grad: Buffers to write or add to instead of new arrays, as a list or a dict, None or missing for none.
+            args_grad: Buffers to write or add to instead of new arrays, as a list or a dict; None for a new array.
 
         Returns:
             The computed gradients by name: ``"data"`` in the layer's layout, ``"state"``, ``"state_cell"``.

@@ -109,10 +109,10 @@ class RNNLayer:
     def __repr__(self) -> str:
         spec, store = self._spec, self._params.store
         size = store.spec.input_size if store.input_size_known else None
-        more = f", num_layers={spec.num_layers}" if spec.num_layers != 1 else ""
-        more += f", dropout={spec.dropout:g}" if spec.dropout else ""
-        more += ", bidirectional" if spec.bidirectional else ""
-        return f"{type(self).__name__}({size} -> {spec.hidden_size}, {self._layout}{more})"
+        options = f", num_layers={spec.num_layers}" if spec.num_layers != 1 else ""
+        options += f", dropout={spec.dropout:g}" if spec.dropout else ""
+        options += ", bidirectional" if spec.bidirectional else ""
+        return f"{type(self).__name__}({size} -> {spec.hidden_size}, {self._layout}{options})"
 
     @property
     def prefix(self) -> str:
@@ -172,12 +172,12 @@ class RNNLayer:
             allow_missing: Whether parameters without an array keep their values; else they are an error.
             ignore_extra: Whether arrays with other names are ignored; else they are an error.
             cast_dtype: Whether arrays of another floating dtype are converted; else they are an error.
-            prefix: What precedes all names: the layer's place in a larger network, ``"1."``, or the prefix that
-                another process gave it, ``"lstm3_"``.
+            prefix: What precedes all names: the layer's index in a larger network, ``"1."``, or the prefix that it had
+                in another process, ``"lstm3_"``.
 
         Raises:
             TypeError: ``params`` is not a mapping, or a value is not an array of the right dtype.
-            ValueError: A parameter is missing, occurs twice, or has the wrong shape; or there are others.
+            ValueError: A parameter is missing, occurs twice or has the wrong shape, or there are other arrays.
         """
         if not isinstance(params, Mapping):
             raise TypeError(f"params must be a dict of named arrays; got {type(params).__name__}")
@@ -204,7 +204,7 @@ class RNNLayer:
                 ``use_sequence_length=True`` and only then.
 
         Returns:
-            The output in ``layout``, with D·S features; if states were given, that and a list of the final states.
+            The output in ``layout``, with D·S features; with ``states``, a pair of that and a list of the final states.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
@@ -220,7 +220,7 @@ class RNNLayer:
         """Run over whole sequences, in training.
 
         The errors and all arguments but ``seed`` are those of a call. ``seed``, from 0 to 2**64 - 1, determines which
-        elements are dropped; None for a new one, which ``backward.seed`` tells.
+        elements are dropped; None for a new one, which is in ``backward.seed``.
 
         Returns:
             What a call returns, and a :class:`LayerBackward`.

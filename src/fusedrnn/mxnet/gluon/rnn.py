@@ -1,4 +1,4 @@
-"""Recurrent layers shaped like those of MXNet's gluon.rnn, on NumPy arrays."""
+"""The layers RNN, LSTM and GRU of MXNet's gluon.rnn, on NumPy arrays."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Cells for people: MXNet's rnn module on NumPy arrays.
+"""The cells of MXNet's rnn module, on NumPy arrays.
 
-A cell describes a network and names its parameters; :meth:`~BaseRNNCell.set_params` hands it the arrays, and
+A cell describes a network and names its parameters; :meth:`~BaseRNNCell.set_params` sets the arrays, and
 :meth:`~BaseRNNCell.unroll` runs it over a sequence, in inference. :class:`FusedRNNCell` runs on the fused operator;
-the others, and what :meth:`FusedRNNCell.unfuse` returns, step through the reference, one cell and one step at a time.
+the others, and what :meth:`FusedRNNCell.unfuse` returns, run the reference, cell by cell and step by step.
 
     >>> import numpy as np
     >>> rng = np.random.default_rng(0)

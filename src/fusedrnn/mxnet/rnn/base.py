@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import DTypeLike
 
-from fusedrnn.mxnet.rnn.checks import Layout, Shapes, check_array, check_like, require, time_major
+from fusedrnn.mxnet.rnn.checks import Layout, Shapes, check_array, check_like, require, unroll_inputs
 from fusedrnn.scalars import check_bytes, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
@@ -28,7 +28,7 @@ class BaseRNNCell(ABC):
     """
 
     _cells: Sequence[BaseRNNCell] = ()
-    """The cells of a network of cells, one after another in states and prefixes."""
+    """In a network of cells: the cells, in the order of their states and prefixes."""
     _get_next_state = True
     """Whether :meth:`unroll` returns the final states."""
 
@@ -163,7 +163,7 @@ class BaseRNNCell(ABC):
             TypeError: An argument is of the wrong type, or a dtype is not the parameters'.
             ValueError: An argument has the wrong shape or value, or :meth:`set_params` was never called.
         """
-        x = time_major(length, inputs, layout)
+        x = unroll_inputs(length, inputs, layout)
         if merge_outputs is None:
             merge_outputs = isinstance(inputs, np.ndarray)
         elif not isinstance(merge_outputs, bool):

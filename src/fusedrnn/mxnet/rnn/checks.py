@@ -59,7 +59,7 @@ def take(params: Mapping[str, Array], i2h_weight: str, shapes_for: Callable[[int
     return {name: check_like(name, params[name], shape, weight.dtype) for name, shape in shapes.items()}
 
 
-def time_major(length: int, inputs: object, layout: Layout) -> Array:
+def unroll_inputs(length: int, inputs: object, layout: Layout) -> Array:
     """The inputs of an unroll as one array (T, N, C): a view of an array, or the steps in a list stacked."""
     length = positive_int("length", length)
     if layout not in ("NTC", "TNC"):

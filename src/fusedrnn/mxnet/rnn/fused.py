@@ -94,8 +94,8 @@ class FusedRNNCell(SpecCell):
     def unfuse(self) -> SequentialRNNCell:
         """The same network as a stack of cells that compute step by step.
 
-        Layer 1's forward cell has the prefix ``{prefix}l1_``, its reverse one ``{prefix}r1_``. If this cell's
-        parameters are set, so are theirs, as views of the same vector.
+        The forward cell of layer 1 has the prefix ``{prefix}l1_``, the reverse cell ``{prefix}r1_``. If this cell's
+        parameters are set, the cells' parameters are set to views of the same vector.
         """
         stack, spec = SequentialRNNCell(), self._spec
         for layer in range(spec.num_layers):

@@ -49,12 +49,12 @@ def lay_out_args(
 
 
 def _array(name: str, begin: int | Relocation, step: int, row: int) -> Fields:
-    """The fields of an array (T, N, features) of ours."""
+    """The fields of an array (T, N, features) in the workspace or the reserve."""
     return {name: begin, f"{name}_step": step, f"{name}_row": row, f"{name}_row_offsets": 0}
 
 
 def _caller_array(name: str, offset: int = 0) -> Fields:
-    """The fields of an array of the caller's, from so many bytes behind its beginning on."""
+    """The fields of an array that the caller passes, from this byte offset on."""
     strides: Fields = {stride: Relocation(stride) for stride in (f"{name}_step", f"{name}_row")}
     return {name: Relocation(name, offset), **strides, f"{name}_row_offsets": Relocation("row_offsets")}
 
@@ -95,8 +95,9 @@ class _PlanFields:
             "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
             "hidden": spec.hidden_size, "out": spec.state_size, "chunk": plan.share.chunk,
             **{f"grid_{name}": number for name, number in plan.grid._asdict().items()},
-            **{name: Relocation("tables", at) for name, at in table_offsets(plan.steps, plan.batch).items()},
-            **{name: Relocation("workspace", at) for name, at in self.scratch.offsets.items()}, **self.scratch.fields,
+            **{name: Relocation("tables", offset) for name, offset in table_offsets(plan.steps, plan.batch).items()},
+            **{name: Relocation("workspace", offset) for name, offset in self.scratch.offsets.items()},
+            **self.scratch.fields,
             **{field: getattr(reserve, stride, 0) for field, stride in _RESERVE_STRIDES.items()},
             "threshold": threshold(spec.dropout) if drops else 0,
             "scale": int(np.float64(factor).view(np.int64)),
@@ -108,7 +109,7 @@ class _PlanFields:
         raise NotImplementedError
 
     def common(self, index: int, weights: PackedWeightsOffsets, names: Mapping[str, str]) -> Fields:
-        """Those of the fields of a layer-direction that are alike in forward and backward."""
+        """The fields of a layer-direction that forward and backward have in common."""
         layer, direction = divmod(index, self.spec.num_directions)
         return {
             "k": self.spec.layer_input_size(layer), "reverse": int(self.spec.reverses(direction)),
@@ -227,7 +228,7 @@ class _BackwardFields(_PlanFields):
         return _array(name, Relocation(symbol, begin), fields["dx_partial_step"], fields["dx_partial_row"])
 
     def _dy(self, layer: int, direction: int) -> Fields:
-        """The fields of the gradient of a layer's output: the parts that both directions of the layer above made."""
+        """The fields of the gradient of a layer's output: one part from each direction of the layer above."""
         offset = direction * self.h_bytes
         if layer == self.spec.num_layers - 1:
             return {**_caller_array("dy", offset), "dy_second": 0}

@@ -1,1 +1,1 @@
-"""Plans: how a call is split over threads and where its buffers lie."""
+"""Plans: how a call is split over threads and where its buffers are."""

@@ -43,9 +43,9 @@ def possible_grids(problem: ProblemSize, threads: int, tuning: Tuning) -> list[T
         threads = 1
     grids = {ThreadGrid(1, 1, 1): None}
     for layer_dirs in {1, min(spec.num_directions if spec.bidirectional else spec.num_layers, threads)}:
-        most = threads // layer_dirs
-        counts = {1 << power for power in range(most.bit_length())} | {most}
-        pairs = {(first, second) for first in counts for second in (1, most // first)}
+        num = threads // layer_dirs
+        counts = {1 << power for power in range(num.bit_length())} | {num}
+        pairs = {(first, second) for first in counts for second in (1, num // first)}
         for rows, units in sorted(pairs | {pair[::-1] for pair in pairs}):
             grids[ThreadGrid(layer_dirs, min(rows, problem.batch), min(units, problem.unit_vecs))] = None
     return list(grids)

@@ -28,10 +28,10 @@ _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 
 @dataclass(eq=False)
 class PackedWeights:
-    """The packed weights of some parameters, and what tells whether the parameters have changed since.
+    """The packed weights of some parameters, and how to tell whether the parameters have changed since.
 
-    Its holder owns its memory: a reserve keeps the weights of its forward call, whatever becomes of the
-    parameters.
+    Its holder owns its memory: a reserve keeps the weights of its forward call, even if the parameters change
+    or are freed.
 
     Attributes:
         lease: The memory of the packed weights.
@@ -39,7 +39,7 @@ class PackedWeights:
         ranges: Where the parameters are, as :func:`fusedrnn.runtime.fingerprint.fingerprint_of` takes them.
         fingerprint: The fingerprint of the parameters.
         training: Whether weights for backward are included.
-        matrices: Zeros in place of the addresses of unpacked parameters, which a call with packed weights needs not.
+        matrices: Zeros: a call with packed weights does not use the addresses of unpacked parameters.
         owner: The object, such as a module, with which the weights are dropped.
     """
 
@@ -91,7 +91,7 @@ class WeightCache:
         self.offsets = [entry.offset * tiling.item for entry in spec.layout.by_layer_direction]
         sizes = [entry.size * tiling.item for entry in spec.layout.by_layer_direction]
         # For a flat vector at address 0 that is copied to address 0.
-        self._ranges = np.array([(at, size, at) for at, size in zip(self.offsets, sizes, strict=True)], np.int64)
+        self._ranges = np.array([self.offsets, sizes, self.offsets], np.int64).T.copy()
         self.nowhere = (0,) * len(self.offsets)
         self._shape, self._dtype = (spec.layout.size,), np.dtype(spec.dtype)
         self._last: PackedWeights | None = None
@@ -162,7 +162,7 @@ class WeightCache:
     ) -> PackedWeights:
         """The entry of a cache, packed anew if it is missing or out of date."""
         with self._lock:
-            # A signal handler's call may change the cache at any point: nothing is assumed to be still there.
+            # A call in a signal handler may change the cache at any point.
             packed = cache.pop(addresses, None)
             if packed is None or not self._is_valid(packed, training, frozen):
                 packed = None  # so that its memory can be reused
@@ -188,7 +188,7 @@ class WeightCache:
         lease = self._pool.lease(layout.size if training else layout.backward_offset)
         copy = lease.buffer[layout.flat_offset :] if training else np.empty(size, np.uint8)
         flat = copy.ctypes.data
-        # The copy is what is fingerprinted and packed, whatever another thread writes meanwhile.
+        # The copy is fingerprinted and packed, since another thread may write the parameters meanwhile.
         ranges = self._ranges.copy()
         ranges[:, _COPY] += flat
         ranges[:, _BEGIN] = addresses

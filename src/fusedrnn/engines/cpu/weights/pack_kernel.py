@@ -105,11 +105,11 @@ class _Transposed(_PackEmitter):
         """Loop over panels and their vectors of columns, then over all rows k."""
         f, t, v = self.f, self.t, self.v
         row_bytes = t.k * v.item
-        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
-            col_vec = panel * self.panel_vectors + place
+        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as vector:
+            col_vec = panel * self.panel_vectors + vector
             unit_vec, gate = col_vec // t.gates, col_vec % t.gates
             source = self.source + self.source_row(gate, unit_vec) * row_bytes
-            dest = self.dest + (panel * t.k * self.panel_vectors + place) * v.bytes
+            dest = self.dest + (panel * t.k * self.panel_vectors + vector) * v.bytes
             count = self.units_in(unit_vec)
             with f.if_else(count.equals(v.lanes)) as (whole, tail):
                 with whole:
@@ -129,8 +129,8 @@ class _Transposed(_PackEmitter):
         rows = [source + row_bytes * lane for lane in range(v.lanes)]
         whole_squares = t.k - t.k % v.lanes
         with f.loop(0, whole_squares, v.lanes) as first_k:
-            for offset, vector in enumerate(v.transpose_square([row + first_k * v.item for row in rows])):
-                v.store(vector, dest + (first_k + offset) * self.panel_bytes)
+            for offset, column in enumerate(v.transpose_square([row + first_k * v.item for row in rows])):
+                v.store(column, dest + (first_k + offset) * self.panel_bytes)
         with f.loop(whole_squares, t.k) as k:
             v.store(v.gather([row + k * v.item for row in rows]), dest + k * self.panel_bytes)
 
@@ -140,8 +140,8 @@ class _Sum(_PackEmitter):
         """Loop over panels and their vectors."""
         f, t, v = self.f, self.t, self.v
         source2 = self.c.flat + t.source2
-        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
-            col_vec = panel * self.panel_vectors + place
+        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as vector:
+            col_vec = panel * self.panel_vectors + vector
             unit_vec, gate = col_vec // t.gates, col_vec % t.gates
             count, at = self.units_in(unit_vec), self.source_row(gate, unit_vec) * v.item
             total = v.load_masked(self.source + at, count) + v.load_masked(source2 + at, count)
@@ -170,25 +170,25 @@ class _Plain(_PackEmitter):
             with f.if_else(lane < self.units_in(unit_vec)) as (exists, padding):
                 with exists:
                     self._row(self.source + (self.source_row(gate, unit_vec) + lane) * t.k * v.item, dest)
-                with padding, f.loop(0, t.panels) as panel, f.loop(0, self.panel_vectors) as place:
-                    v.store(v.const(0.0), self._place(dest, panel, place))
+                with padding, f.loop(0, t.panels) as panel, f.loop(0, self.panel_vectors) as vector:
+                    v.store(v.const(0.0), self._vector_address(dest, panel, vector))
         f.ret()
         return f
 
-    def _place(self, dest: Value, panel: Value, place: Value | int) -> Value:
-        """Where a vector of a row goes."""
-        return dest + (panel * self.t.panel_rows * self.panel_vectors + place) * self.v.bytes
+    def _vector_address(self, dest: Value, panel: Value, vector: Value | int) -> Value:
+        """The destination of a vector of a row."""
+        return dest + (panel * self.t.panel_rows * self.panel_vectors + vector) * self.v.bytes
 
     def _row(self, source: Value, dest: Value) -> None:
         f, t, v = self.f, self.t, self.v
         panel_features = self.panel_vectors * v.lanes
         whole_panels = t.k // panel_features
         with f.loop(0, whole_panels) as panel:
-            for place in range(self.panel_vectors):
-                value = v.load(source + (panel * panel_features + place * v.lanes) * v.item, v.item)
-                v.store(value, self._place(dest, panel, place))
+            for vector in range(self.panel_vectors):
+                value = v.load(source + (panel * panel_features + vector * v.lanes) * v.item, v.item)
+                v.store(value, self._vector_address(dest, panel, vector))
         with f.if_(whole_panels < t.panels):
-            for place in range(self.panel_vectors):
-                feature = whole_panels * panel_features + place * v.lanes
+            for vector in range(self.panel_vectors):
+                feature = whole_panels * panel_features + vector * v.lanes
                 value = v.load_masked(source + feature * v.item, t.k - feature)
-                v.store(value, self._place(dest, whole_panels, place))
+                v.store(value, self._vector_address(dest, whole_panels, vector))
