@@ -24,7 +24,7 @@ from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, p
 Array = NDArray[Any]
 # The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple: it unpacks faster
 # than a named one.
-Variant = tuple[Array, int, int, int]
+CallStruct = tuple[Array, int, int, int]
 
 
 class CannotGuard(Exception):
@@ -87,9 +87,9 @@ class GuardedCall:
             **{field: symbols[symbol] if used else 0 for field, (symbol, used) in optional.items()},
             "job": address(executor.job(problem[0])),
         }  # fmt: skip
-        self._sleeping = self._variant(fields, sleeping)
-        self._spinning = self._sleeping if spinning is sleeping else self._variant(fields, spinning)
-        self._single = self._spinning if single is spinning else self._variant(fields, single)
+        self._sleeping = self._call_struct(fields, sleeping)
+        self._spinning = self._sleeping if spinning is sleeping else self._call_struct(fields, spinning)
+        self._single = self._spinning if single is spinning else self._call_struct(fields, single)
 
     def _set_guards(self, guards: Sequence[list[int] | None]) -> None:
         if ndarray_abi.object_layout() is None or None in guards:
@@ -113,7 +113,7 @@ class GuardedCall:
         }  # fmt: skip
 
     @staticmethod
-    def _variant(fields: Mapping[str, int], args: KernelArgs) -> Variant:
+    def _call_struct(fields: Mapping[str, int], args: KernelArgs) -> CallStruct:
         """The cached call with these kernel arguments."""
         fields = {
             **fields, "extents_offset": args.extents_offset, "args_offset": args.args_offset,
