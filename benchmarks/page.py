@@ -14,8 +14,8 @@ from benchmarks.figures.bars import case_figure
 from benchmarks.figures.roofline import INTENSITY, roofline_figure
 from benchmarks.figures.style import MODE_NAMES, colours, inline_svg
 from benchmarks.records import COMPARED, Benchmark, Record, load
+from fusedrnn.bench.data import NON_FUSED, OURS
 from fusedrnn.bench.extrapolate import SLOW
-from fusedrnn.bench.results import NON_FUSED, OURS
 from fusedrnn.bench.tables import duration
 from fusedrnn.bench.timing import MIN_SAMPLES, ONE_SAMPLE_SECONDS
 from fusedrnn.cli.console import check_writable, fail

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusedrnn.bench.results import FUSED, IN_TORCH, OURS
+from fusedrnn.bench.data import FUSED, IN_TORCH, OURS
 
 COMPARED = (FUSED, IN_TORCH)
 """Contenders of ours that run the same workload as the others; unpacked sequences are another workload."""

@@ -13,7 +13,7 @@ from benchmarks.peers.environments import PEERS
 from benchmarks.peers.revision import find
 from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.cli import options
-from fusedrnn.cli.bench import make_config, measure, write_json
+from fusedrnn.cli.bench import make_config, run_and_print, write_json
 from fusedrnn.cli.console import check_writable, fail
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,7 +43,7 @@ def main(
     """
     try:
         config = Comparison(
-            make_config(cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, budget=seconds),
+            make_config(cases, modes, phases, dtype, threads, data, steps, batch, budget=seconds),
             choose_peers(peers) if peers else (),
             tuple(dict.fromkeys(find(name.strip()) for name in against.split(",") if name.strip())),
         )
@@ -74,7 +74,9 @@ def choose_peers(text: str) -> tuple[str, ...]:
 
 def compare(config: Comparison, json_path: Path | None) -> bool:
     """Run the comparison, print its table, write its file. Returns whether every result of the operator was right."""
-    rows = measure(config.bench, lambda progress: run(config, progress), summary, lambda rows: [compared_table(rows)])
+    rows = run_and_print(
+        config.bench, lambda progress: run(config, progress), summary, lambda rows: [compared_table(rows)]
+    )
     if json_path:
         write_json(json_path, comparison_report(config, rows, measure_bandwidth(config.bench.threads)))
     return not any(row.wrong for row in rows)

@@ -15,10 +15,9 @@ from benchmarks.peers.processes import PeerProcesses
 from benchmarks.peers.revision import Revision
 from fusedrnn.bench.checks import check, check_timed, compare
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Workload, workload
+from fusedrnn.bench.data import FUSED, NON_FUSED, Results, Workload, workload
 from fusedrnn.bench.peaks import RunPeak, Turns, measure
 from fusedrnn.bench.report import report, row_report
-from fusedrnn.bench.results import FUSED, NON_FUSED, Results
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.runner import Progress
 from fusedrnn.bench.timing import PAUSE, Timed, alternate

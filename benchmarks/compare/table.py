@@ -8,7 +8,7 @@ from functools import partial
 from rich.table import Table
 
 from benchmarks.compare.runner import ComparedRow
-from fusedrnn.bench.results import FUSED
+from fusedrnn.bench.data import FUSED
 from fusedrnn.bench.tables import Column, duration, label, make_table, percent, share_text
 
 _HEADINGS = {

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from benchmarks.figures.style import INK, MODE_NAMES, PAPER, STYLE, colours
 from benchmarks.records import Record
-from fusedrnn.bench.results import FUSED, IN_TORCH, OURS
+from fusedrnn.bench.data import FUSED, IN_TORCH, OURS
 
 _HEIGHT = 3.6
 _GAP = 0.8

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from benchmarks.figures.style import INK, MODE_NAMES, STYLE
 from benchmarks.records import Record
-from fusedrnn.bench.results import FUSED, OURS
+from fusedrnn.bench.data import FUSED, OURS
 from fusedrnn.testing.cases import CASES
 
 _MARKERS = {

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.bench.data import Batch, Workload
-from fusedrnn.bench.results import Results
+from fusedrnn.bench.data import Batch, Results, Workload
 
 
 def write_workload(work: Workload, batch: Batch, folder: Path, *, training: bool, threads: int) -> dict[str, Any]:

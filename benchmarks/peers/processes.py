@@ -13,8 +13,7 @@ from benchmarks.peers.environments import PEERS
 from benchmarks.peers.exchange import read_results, write_workload
 from benchmarks.peers.process import PeerError, PeerProcess, thread_variables
 from benchmarks.peers.revision import Revision, checked_out
-from fusedrnn.bench.data import Batch, Workload
-from fusedrnn.bench.results import Results
+from fusedrnn.bench.data import Batch, Results, Workload
 
 LOAD_SECONDS = 300.0
 """Time that a peer has to prepare a workload, its first call included."""

@@ -50,7 +50,9 @@ def main(
             *(threads or fusedrnn.get_num_threads(), sample, temperature),
         )
         check_writable("--json", json)
-        check_writable("--plot", plot, plots.formats())
+        check_writable("--plot", plot)
+        if plot and plot.suffix[1:].lower() not in plots.formats():
+            raise ValueError(f"--plot {plot}: its ending must be one of {', '.join(plots.formats())}")
         results = run.run(settings, run.prepare(settings, text), json, plot)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))

@@ -14,7 +14,7 @@ from fusedrnn.bench.rows import BenchConfig
 from fusedrnn.bench.tables import engines_table, failure_lines, summary
 from fusedrnn.cli import bench
 from fusedrnn.cli.app import app
-from fusedrnn.cli.bench import make_config
+from fusedrnn.cli.bench import contender_fields, make_config
 from fusedrnn.engines.onednn import library
 from fusedrnn.engines.reference.engine import ReferenceEngine
 
@@ -33,7 +33,9 @@ def without_onednn(monkeypatch):
 
 
 def rows(*backends, modes=("lstm",), **options):
-    config = BenchConfig([SMALL], modes, list(PHASES.values()), budget=0.0, pause=0.0, backends=backends, **options)
+    config = BenchConfig(
+        [SMALL], modes, list(PHASES.values()), budget=0.0, pause=0.0, contenders=backends, engines=True, **options
+    )
     return list(runner.run(config))
 
 
@@ -57,13 +59,13 @@ def test_each_engine_has_its_figures():
     assert table[0][0] == "small-test LSTM-Inference" and table[1][0] == "  6,3,5,7 layers 2 both ways"
 
 
-def test_the_first_engine_is_what_others_are_measured_by():
+def test_engines_are_compared_with_the_first_one():
     [row, _] = rows("reference", "cpu")
     assert row.ours == "reference"
     assert [line[1] for line in table_lines(engines_table([row]))] == ["reference", "cpu"]
 
 
-def test_one_that_declines_is_shown_with_its_reason(without_onednn):
+def test_table_and_report_show_why_an_engine_declines(without_onednn):
     measured_rows = rows("cpu", "onednn")
     for row in measured_rows:
         assert list(row.timings) == ["cpu"]
@@ -71,18 +73,18 @@ def test_one_that_declines_is_shown_with_its_reason(without_onednn):
     table = table_lines(engines_table(measured_rows))
     assert [line[1:3] for line in table[1::2]] == [["onednn", "declines"]] * 2
     assert failure_lines(measured_rows) == ["onednn: no such library (engine 'onednn') (every row)"]
-    figures = report(BenchConfig([SMALL], ("lstm",), [], backends=("cpu", "onednn")), measured_rows)
+    figures = report(BenchConfig([SMALL], ("lstm",), [], contenders=("cpu", "onednn"), engines=True), measured_rows)
     assert figures["plan"]["backends"] == ["cpu", "onednn"]
     assert figures["rows"][0]["failures"] == measured_rows[0].failures
 
 
-def test_what_an_engine_lacks_is_its_reason(without_onednn):
+def test_an_unsupported_dtype_is_the_reason_to_decline(without_onednn):
     [row, _] = rows("onednn", "cpu", dtype="float64")
     assert row.failures == {"onednn": "dtype 'float64' is not supported yet by engine 'onednn'"}
     assert row.ours == "cpu"
 
 
-def test_all_may_decline(without_onednn):
+def test_every_engine_may_decline(without_onednn):
     measured_rows = rows("onednn")
     assert [list(row.timings) for row in measured_rows] == [[], []]
     assert table_lines(engines_table(measured_rows))[0][:3] == ["small-test LSTM-Inference", "onednn", "declines"]
@@ -91,7 +93,7 @@ def test_all_may_decline(without_onednn):
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_a_wrong_result_has_no_figures(monkeypatch, name):
+def test_a_wrong_engine_has_no_times(monkeypatch, name):
     """Whichever engine is wrong: the first steps are compared with float64, all of them with the first engine."""
     plain = ReferenceEngine.forward
 
@@ -108,7 +110,7 @@ def test_a_wrong_result_has_no_figures(monkeypatch, name):
     assert [line[2] for line in table_lines(engines_table([row]))] == ["[bold red]wrong[/]"] * 2
 
 
-def test_what_is_timed_is_compared(monkeypatch):
+def test_the_timed_results_are_compared(monkeypatch):
     """Steps beyond those that float64 could check in its second."""
     plain = ReferenceEngine.forward
 
@@ -125,12 +127,13 @@ def test_what_is_timed_is_compared(monkeypatch):
 
 
 def options(**fields):
-    return make_config("tiny", "lstm", "inference", "float32", 1, **fields)
+    return make_config("tiny", "lstm", "inference", "float32", 1, **contender_fields(**fields))
 
 
-def test_options():
-    assert options(backends="cpu,reference").contenders() == ("cpu", "reference")
-    assert options().backends == ()
+def test_backends_option():
+    config = options(backends="cpu,reference")
+    assert config.contenders == ("cpu", "reference") and config.engines
+    assert not options().engines
     with pytest.raises(ValueError, match="unknown engine 'gpu'"):
         options(backends="cpu,gpu")
     with pytest.raises(ValueError, match="--backends cannot be used with --torch"):
@@ -160,7 +163,7 @@ def test_info_says_why_an_engine_declines(monkeypatch):
     assert "declines here: pip install 'fusedrnn[onednn]' (engine 'onednn')" in output
 
 
-def test_what_is_compared_is_the_same():
+def test_engines_compute_the_same_results():
     """The same inputs, parameters and gradients, whatever the engine."""
     from fusedrnn.bench.data import workload
 

@@ -55,7 +55,7 @@ def test_the_peak_of_a_run_only_rises(sampled):
     assert rates == [100.0, 120.0, 120.0] and run.gflops == 120.0
 
 
-def test_every_turn_of_every_contender_is_preceded_by_a_sample(sampled, monkeypatch):
+def test_the_peak_is_sampled_before_every_turn(sampled, monkeypatch):
     log = sampled(100.0)
     maker = PHASES["inference"].makers[FUSED]
 
@@ -90,7 +90,7 @@ def test_rows_share_the_best_peak_of_their_run():
 # Shares above 100 %
 
 
-def test_a_share_above_one_is_refused_with_its_reason():
+def test_a_share_above_one_is_rejected_with_a_reason():
     row = measured({NON_FUSED: 30.0, FUSED: 120.0}, 100.0)
     assert row.share() is None and row.share(NON_FUSED) == pytest.approx(0.3)
     assert list(row.rejected_shares) == [FUSED]
@@ -120,7 +120,7 @@ def rates_in_turn(monkeypatch, *rates: float) -> list[float]:
     return taken
 
 
-def test_a_peak_that_was_too_low_is_measured_again_and_the_contenders_are_not(sampled, monkeypatch):
+def test_a_peak_below_a_rate_is_measured_again(sampled, monkeypatch):
     sampled(50.0, measured=(100.0, 150.0))
     taken = rates_in_turn(monkeypatch, 120.0)
     [row] = runner.run(CONFIG)
@@ -128,7 +128,7 @@ def test_a_peak_that_was_too_low_is_measured_again_and_the_contenders_are_not(sa
     assert row.peak == 150.0 and row.share() == pytest.approx(0.8) and not row.rejected_shares
 
 
-def test_contenders_that_were_too_fast_are_measured_again(sampled, monkeypatch):
+def test_contenders_above_the_peak_are_timed_again(sampled, monkeypatch):
     log = sampled(50.0)
     taken = rates_in_turn(monkeypatch, 120.0, 80.0)
     [row] = runner.run(CONFIG)
@@ -136,7 +136,7 @@ def test_contenders_that_were_too_fast_are_measured_again(sampled, monkeypatch):
     assert row.share() == pytest.approx(0.8) and not row.rejected_shares
 
 
-def test_measuring_again_has_an_end(sampled, monkeypatch):
+def test_the_number_of_measurements_is_limited(sampled, monkeypatch):
     log = sampled(50.0)
     taken = rates_in_turn(monkeypatch, 120.0)
     [row] = runner.run(CONFIG)
@@ -144,7 +144,7 @@ def test_measuring_again_has_an_end(sampled, monkeypatch):
     assert row.wrong is None and row.share() is None and list(row.rejected_shares) == [FUSED]
 
 
-def test_a_variant_has_no_share_above_one_either(sampled):
+def test_a_variant_has_no_share_above_one(sampled):
     sampled(1e-9, measured=(1e-9,))
     [row] = runner.run(small_config(("rnn_relu",), variants=True))
     assert list(row.timings) == list(row.rejected_shares) == [variants.PLAIN, *variants.VARIANTS["rnn_relu"]]

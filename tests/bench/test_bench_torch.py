@@ -14,10 +14,13 @@ import fusedrnn.torch
 from bench_rows import SMALL, small_config
 from fusedrnn.bench import checks, runner, torch_contenders
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import lengths, workload
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, lengths, workload
 from fusedrnn.spec import MODES
 from fusedrnn.torch import eager as call
+
+MODULES = (TORCH, IN_TORCH)
+BOTH = (NON_FUSED, FUSED, *MODULES)
+PACKED = (*MODULES, UNPACKED)
 
 pytestmark = pytest.mark.usefixtures("known_peak")
 
@@ -35,7 +38,7 @@ def test_modules_compute_what_the_reference_does(mode, phase, packed):
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("mode", MODES)
-def test_ours_runs_on_the_operator_and_theirs_does_not(monkeypatch, mode, phase, packed):
+def test_only_the_accelerated_module_runs_on_the_operator(monkeypatch, mode, phase, packed):
     runs, real = Counter(), call.run
 
     def counted(spec, *operands, **kind):
@@ -49,14 +52,14 @@ def test_ours_runs_on_the_operator_and_theirs_does_not(monkeypatch, mode, phase,
         assert runs == expected
 
 
-def test_what_cannot_be_accelerated_is_not_called_ours(monkeypatch):
+def test_a_module_that_cannot_be_accelerated_is_an_error(monkeypatch):
     monkeypatch.setattr(fusedrnn.torch, "accelerate", lambda module: fusedrnn.torch.Report())
     with pytest.raises(RuntimeError, match="nothing was accelerated: 0 replaced"):
         torch_contenders.torch_nn(workload(SMALL, "gru", "float32"), accelerated=True)
 
 
 @pytest.mark.parametrize("contender", [TORCH, IN_TORCH])
-def test_every_parameter_changes_before_every_training_call(monkeypatch, contender):
+def test_every_parameter_changes_between_training_calls(monkeypatch, contender):
     seen, real = [], torch_contenders._module
 
     def watched(work, accelerated):
@@ -74,13 +77,13 @@ def test_every_parameter_changes_before_every_training_call(monkeypatch, contend
         run(batch)
     assert len(seen) == 3 and len(seen[0]) == 16
     for before, after in pairwise(seen):
-        for (one, old), (other, new) in zip(before, after, strict=True):
-            assert new > old and np.flatnonzero(one != other).tolist() == [0]
-            np.testing.assert_array_max_ulp(one, other, maxulp=1)
-    assert all(np.array_equal(one, other) for (one, _), (other, _) in zip(seen[0], seen[2], strict=True))
+        for (old_values, old_version), (values, version) in zip(before, after, strict=True):
+            assert version > old_version and np.flatnonzero(values != old_values).tolist() == [0]
+            np.testing.assert_array_max_ulp(values, old_values, maxulp=1)
+    assert all(np.array_equal(first, third) for (first, _), (third, _) in zip(seen[0], seen[2], strict=True))
 
 
-def test_another_batch_is_not_taken_for_the_last():
+def test_a_new_batch_replaces_the_cached_tensors():
     work = workload(SMALL, "gru", "float32", packed=True)
     batch, run = work.batch(SMALL.T), torch_contenders.torch_nn(work, accelerated=True)
     first = run(batch)()["y"]
@@ -88,7 +91,7 @@ def test_another_batch_is_not_taken_for_the_last():
     assert np.array_equal(run(batch)()["y"], first)
 
 
-def test_lengths_are_uniform_from_half_of_the_steps_on():
+def test_lengths_are_uniform_between_half_and_all_steps():
     valid = lengths(10, 1000)
     assert valid.dtype == np.int64 and set(valid) == set(range(5, 11))
     assert np.array_equal(valid, lengths(10, 1000))
@@ -96,7 +99,7 @@ def test_lengths_are_uniform_from_half_of_the_steps_on():
     assert set(lengths(7, 100)) == {4, 5, 6, 7} and set(lengths(1, 9)) == {1}
 
 
-def test_lengths_differ_in_the_first_steps_too():
+def test_lengths_are_scaled_with_the_steps():
     work = workload(replace(SMALL, T=100, N=20), "gru", "float32", packed=True)
     for steps in (2, 10, 100):
         valid = work.batch(steps).lengths
@@ -105,7 +108,7 @@ def test_lengths_differ_in_the_first_steps_too():
     assert work.unpacked().batch(10).lengths is None
 
 
-def test_useful_work_is_that_of_the_steps_that_are_there():
+def test_padding_is_no_useful_work():
     work = workload(SMALL, "gru", "float32", packed=True)
     each = work.spec.flops(1, 1)
     assert work.flops(training=False) == each * work.lengths.sum() < each * SMALL.T * SMALL.N
@@ -114,19 +117,11 @@ def test_useful_work_is_that_of_the_steps_that_are_there():
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize(
-    ("options", "contenders"),
-    [
-        ({"torch": True}, {NON_FUSED, FUSED, TORCH, IN_TORCH}),
-        ({"only_torch": True}, {TORCH, IN_TORCH}),
-        ({"packed": True}, {TORCH, IN_TORCH, UNPACKED}),
-    ],
-    ids=["torch", "only-torch", "packed"],
-)
-def test_a_right_row_has_all_contenders(options, contenders, phase):
+@pytest.mark.parametrize("contenders", [BOTH, MODULES, PACKED], ids=["torch", "only-torch", "packed"])
+def test_a_right_row_has_all_contenders(contenders, phase):
     before = torch.get_num_threads()
-    [row] = runner.run(small_config(phase=phase, threads=before + 1, **options))
-    assert row.wrong is None and set(row.timings) == contenders
+    [row] = runner.run(small_config(phase=phase, threads=before + 1, contenders=contenders))
+    assert row.wrong is None and set(row.timings) == set(contenders)
     assert row.ours == (FUSED if FUSED in contenders else IN_TORCH)
     assert torch.get_num_threads() == before
     seconds = row.timings[IN_TORCH].median
@@ -137,28 +132,28 @@ def test_a_right_row_has_all_contenders(options, contenders, phase):
         assert row.packed_over_unpacked() == pytest.approx(useful * row.timings[UNPACKED].median / seconds)
 
 
-def test_modules_run_on_the_threads_of_the_plan(monkeypatch):
+def test_modules_run_on_the_configured_threads(monkeypatch):
     seen, real = [], torch_contenders._module
     monkeypatch.setattr(
         torch_contenders, "_module", lambda *arguments: seen.append(torch.get_num_threads()) or real(*arguments)
     )
-    list(runner.run(small_config(threads=3, only_torch=True)))
+    list(runner.run(small_config(threads=3, contenders=MODULES)))
     assert seen == [3, 3]
 
 
 @pytest.mark.parametrize(
-    ("contender", "phase", "name", "options"),
+    ("contender", "phase", "name", "contenders"),
     [
-        (IN_TORCH, "inference", "y", {"torch": True}),
-        (IN_TORCH, "training", "dx", {"only_torch": True}),
-        (TORCH, "training", "dparams", {"only_torch": True}),
-        (IN_TORCH, "inference", "h_n", {"packed": True}),
-        (IN_TORCH, "training", "dparams", {"packed": True}),
-        (UNPACKED, "training", "dc0", {"packed": True}),
+        (IN_TORCH, "inference", "y", BOTH),
+        (IN_TORCH, "training", "dx", MODULES),
+        (TORCH, "training", "dparams", MODULES),
+        (IN_TORCH, "inference", "h_n", PACKED),
+        (IN_TORCH, "training", "dparams", PACKED),
+        (UNPACKED, "training", "dc0", PACKED),
     ],
 )
 @pytest.mark.parametrize("calls_before", [0, 3])
-def test_a_wrong_result_refuses_a_figure(monkeypatch, contender, phase, name, options, calls_before):
+def test_a_wrong_module_has_no_times(monkeypatch, contender, phase, name, contenders, calls_before):
     makers = PHASES[phase].makers
     right_maker = makers[contender]
 
@@ -176,7 +171,7 @@ def test_a_wrong_result_refuses_a_figure(monkeypatch, contender, phase, name, op
     monkeypatch.setitem(makers, contender, wrong_maker)
     if not calls_before:
         monkeypatch.setattr(runner, "alternate", lambda *_, **__: pytest.fail("a wrong result was timed"))
-    [row] = runner.run(small_config(phase=phase, **options))
+    [row] = runner.run(small_config(phase=phase, contenders=contenders))
     # Where torch.nn's results as timed are what others are compared with, it is another that is called wrong.
     blamed = IN_TORCH if contender == TORCH and calls_before else contender
     assert row.wrong is not None and row.wrong.startswith(f"{blamed}: {name}")
@@ -184,7 +179,7 @@ def test_a_wrong_result_refuses_a_figure(monkeypatch, contender, phase, name, op
     assert not row.timings and row.share() is None
 
 
-def test_numbers_in_padding_are_wrong(monkeypatch):
+def test_a_nonzero_gradient_in_padding_is_wrong(monkeypatch):
     makers, real = PHASES["training"].makers, PHASES["training"].makers[IN_TORCH]
     valid = workload(SMALL, "lstm", "float32", packed=True).lengths
     short = int(valid.argmin())
@@ -199,5 +194,5 @@ def test_numbers_in_padding_are_wrong(monkeypatch):
         return run
 
     monkeypatch.setitem(makers, IN_TORCH, wrong_maker)
-    [row] = runner.run(small_config(phase="training", packed=True))
+    [row] = runner.run(small_config(phase="training", contenders=PACKED))
     assert row.wrong is not None and row.wrong.startswith(f"{IN_TORCH}: dx[5, {short}, 0] is 0.5 instead of 0")

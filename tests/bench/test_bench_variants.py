@@ -36,7 +36,7 @@ def test_every_variant_is_right_and_timed(mode, phase):
         assert 0 < row.share(name) <= 1
 
 
-def test_work_is_that_of_the_variant():
+def test_each_variant_has_its_own_number_of_operations():
     """A projection has its own product, coupled gates have three quarters of the gates."""
     flops, spec = measured_row("lstm", "inference").flops_of, RNNSpec("lstm", 5, 8)
     assert flops[variants.PLAIN] == 2 * 3 * 2 * 4 * 8 * (5 + 8) == spec.flops(3, 2)
@@ -44,7 +44,7 @@ def test_work_is_that_of_the_variant():
     assert flops["coupled gates"] == flops[variants.PLAIN] * 3 // 4
 
 
-def test_a_wrong_one_has_no_figure(monkeypatch):
+def test_a_wrong_variant_has_no_time(monkeypatch):
     plain = PHASES["inference"].makers["fused"]
 
     def maker(work):
@@ -85,7 +85,7 @@ def test_the_command(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("other", [["--backends", "cpu"], ["--torch"], ["--only-torch"], ["--packed"]])
-def test_what_it_does_not_go_with(other):
+def test_options_that_variants_exclude(other):
     result = CliRunner().invoke(app, ["bench", "--variants", "--cases", "tiny", *other])
     assert result.exit_code == 2
     assert "--variants cannot be used with" in result.output

@@ -11,7 +11,7 @@ from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES
 
 
-def test_the_input_is_text_one_character_a_step():
+def test_the_input_is_one_character_of_text_a_step():
     x = text_input(40, 3, 8, "float32")
     assert x.shape == (40, 3, 8) and x.dtype == np.float32
     assert np.array_equal(x, text_input(40, 3, 8, "float32"))
@@ -29,7 +29,7 @@ def test_the_text_is_english():
     assert {"the", "is", "python"} <= set(words)
 
 
-def test_more_sequences_and_steps_than_text_start_again():
+def test_text_wraps_around_at_its_end():
     tail = text_input(2, len(text()), 1, "float64")
     assert np.array_equal(tail[1, -1], tail[0, 0])
 
@@ -65,7 +65,7 @@ def test_the_users_data_is_read(tmp_path):
         (np.array([[[None]]]), "not a whole .npy file"),
     ],
 )
-def test_other_data_is_refused_by_name(tmp_path, array, message):
+def test_unsuitable_data_is_rejected_with_its_file(tmp_path, array, message):
     path = tmp_path / "x.npy"
     np.save(path, array, allow_pickle=True)
     with pytest.raises(ValueError) as raised:
@@ -73,7 +73,7 @@ def test_other_data_is_refused_by_name(tmp_path, array, message):
     assert message in str(raised.value) and "(T, N, I)" in str(raised.value) and str(path) in str(raised.value)
 
 
-def test_a_file_that_is_missing_or_no_array_is_refused(tmp_path):
+def test_a_missing_or_invalid_file_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         load(tmp_path / "nowhere.npy")
     (tmp_path / "x.npy").write_text("1 2 3")
@@ -82,13 +82,13 @@ def test_a_file_that_is_missing_or_no_array_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_upstream_gradients_are_the_same_numbers_for_all(dtype):
+def test_upstream_gradients_are_the_same_in_both_dtypes(dtype):
     work = workload(SMALL, "lstm", dtype)
     batch, exact = work.batch(4), work.exact().batch(4)
     assert batch.x.shape == (4, 3, 5) and batch.dy.shape == (4, 3, 14)
     assert [state.shape for state in (*batch.states, *batch.dstates)] == [(4, 3, 7)] * 4
     assert not any(state.any() for state in batch.states)
-    for one, other in zip((batch.dy, *batch.dstates), (exact.dy, *exact.dstates), strict=True):
-        assert one.dtype == dtype and other.dtype == np.float64
-        assert np.array_equal(one, other)
-        assert 0.8 < np.abs(one).max() * np.sqrt(12) <= 1.0
+    for gradient, exact_gradient in zip((batch.dy, *batch.dstates), (exact.dy, *exact.dstates), strict=True):
+        assert gradient.dtype == dtype and exact_gradient.dtype == np.float64
+        assert np.array_equal(gradient, exact_gradient)
+        assert 0.8 < np.abs(gradient).max() * np.sqrt(12) <= 1.0

@@ -10,7 +10,7 @@ import pytest
 
 from bench_rows import Clock, measured, set_element, small_config, spoiled
 from fusedrnn.bench import contenders, runner, tables
-from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
+from fusedrnn.bench.contenders import FUSED, IN_TORCH, NON_FUSED, PHASES, TORCH
 from fusedrnn.bench.extrapolate import MIN_STEPS, SLOW, TARGET_SECONDS, Extrapolated, extrapolate
 from fusedrnn.bench.report import report
 from fusedrnn.bench.timing import alternate
@@ -24,7 +24,7 @@ def steps_of(clock: Clock, step: float, per_call: float = 0.0):
     return lambda steps: clock.call(str(steps), per_call + step * steps)
 
 
-def test_a_call_that_is_not_slow_is_measured_whole():
+def test_a_fast_call_is_not_extrapolated():
     clock = Clock()
     assert extrapolate(steps_of(clock, 0.9 * SLOW / 300), 300, clock) is None
     assert clock.now < SLOW / 10
@@ -39,7 +39,7 @@ def test_a_slow_call_is_extrapolated_from_its_first_steps(per_call):
     assert short.whole(per_call + 0.1 * short.steps) == pytest.approx(per_call + 30.0)
 
 
-def test_the_shorter_call_has_the_least_steps_and_fewer_than_the_whole():
+def test_the_shorter_call_has_a_least_number_of_steps():
     clock = Clock()
     short = extrapolate(steps_of(clock, 10.0), 300, clock)
     assert short is not None and short.steps == MIN_STEPS
@@ -87,13 +87,13 @@ def slow_baseline(monkeypatch):
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("torch", [False, pytest.param(True, marks=needs_torch)])
-def test_a_row_says_on_how_many_steps_its_baseline_was_measured(known_peak, slow_baseline, phase, torch):
-    config = small_config(("gru",), phase, torch=torch)
+def test_an_extrapolated_row_says_how_many_steps_ran(known_peak, slow_baseline, phase, torch):
+    config = small_config(("gru",), phase, contenders=(NON_FUSED, FUSED, *((TORCH, IN_TORCH) if torch else ())))
     [row] = runner.run(config)
     assert row.wrong is None and row.steps_run == {NON_FUSED: 3}
-    assert set(row.timings) == set(config.contenders()) and len(row.timings[NON_FUSED].seconds) >= 4
+    assert set(row.timings) == set(config.contenders) and len(row.timings[NON_FUSED].seconds) >= 4
     assert "(measured on 3 of 6 steps)" in tables.summary(row)
-    table = tables.tables([row], config.contenders())[0]
+    table = tables.tables([row], config.contenders)[0]
     cells = {column.header: list(column.cells) for column in table.columns}
     assert cells["steps\nrun"] == ["3"] and "±" in cells["Non-\nFusedRNN\nsamples/sec"][0]
     [line] = tables.extrapolated_lines([row])
@@ -103,7 +103,7 @@ def test_a_row_says_on_how_many_steps_its_baseline_was_measured(known_peak, slow
     assert figures["rows"][0]["seconds"][FUSED]["steps"] == 6 and figures["plan"]["full"] is False
 
 
-def test_full_measures_all_steps(known_peak, slow_baseline):
+def test_full_runs_all_steps(known_peak, slow_baseline):
     [row] = runner.run(small_config(full=True))
     assert row.wrong is None and not row.steps_run and "steps" not in tables.summary(row)
     assert tables.extrapolated_lines([row]) == []
@@ -118,7 +118,7 @@ def test_one_line_summarizes_the_steps_of_several_rows():
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(("name", "value", "message"), [("y", 0.9, "3 of 6 steps"), ("y", np.nan, "not finite")])
-def test_a_result_that_goes_wrong_while_an_extrapolated_row_is_timed_is_wrong(
+def test_timed_results_of_an_extrapolated_row_are_checked(
     monkeypatch, known_peak, slow_baseline, phase, name, value, message
 ):
     config = small_config(phase=phase)

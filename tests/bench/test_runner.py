@@ -43,7 +43,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch, name, value):
     assert not row.timings and row.share() is None
 
 
-def test_a_result_that_goes_wrong_while_it_is_timed_is_wrong(monkeypatch, known_peak):
+def test_timed_results_are_checked(monkeypatch, known_peak):
     spoiled(monkeypatch, set_element("y", 0.9), calls_before=3)
     [row] = runner.run(small_config())
     assert row.wrong is not None and "as timed" in row.wrong
@@ -58,7 +58,7 @@ def test_an_expensive_case_is_checked_on_its_first_steps(monkeypatch, known_peak
     assert row.wrong is not None and "2 of 6 steps" in row.wrong
 
 
-def test_a_single_step_is_never_all_that_is_checked():
+def test_at_least_two_steps_are_checked():
     assert checks.checked_steps(300, 1e15) == 2
     assert checks.checked_steps(300, 2 * checks.CHECKED_FLOPS) == 150
     assert checks.checked_steps(300, 1.0) == 300
@@ -147,7 +147,7 @@ def test_every_output_and_gradient_is_checked(monkeypatch, training_by_torch, na
 @needs_torch
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lost", ["product", "step", "bias"])
-def test_gradients_that_lack_something_are_wrong(training_by_torch, mode, lost):
+def test_gradients_without_a_product_step_or_bias_are_wrong(training_by_torch, mode, lost):
     case = Case("t", 63, 3, 129, 100, 2, True)
     work = workload(case, mode, "float32")
     batch = work.batch(case.T)

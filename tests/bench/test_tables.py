@@ -44,7 +44,7 @@ def test_tables_fit_a_terminal_of_80_columns():
         assert Console(width=200).measure(table).maximum <= 80
 
 
-def test_training_stands_below_inference():
+def test_training_is_below_inference():
     rows = [
         measured(CASES["ds2"], mode, {NON_FUSED: (0.4,), FUSED: (0.2,)}, phase)
         for mode in ("lstm", "gru")
@@ -64,7 +64,7 @@ def test_other_rows_share_a_general_table():
     assert list(table.columns[-1].cells) == ["200.00%"] * 3
 
 
-def test_nothing_was_published_for_other_sizes():
+def test_other_sizes_have_no_published_ratio():
     row = measured(CASES["ds2"], "lstm", {})
     assert published_percent(row) == 210.98
     assert published_percent(replace(row, case=CASES["ds2"].at(3, 4, 5))) is None
@@ -72,7 +72,7 @@ def test_nothing_was_published_for_other_sizes():
     assert published_percent(replace(row, dtype="float64")) is None
 
 
-def test_a_report_survives_json(known_peak, monkeypatch):
+def test_a_report_can_be_read_back_from_json(known_peak, monkeypatch):
     config = small_config(("lstm", "gru"))
     rows = [*runner.run(config), Row(SMALL, "gru", "inference", "float32", 1, 5, wrong="fused: y[0] is 1")]
     figures = report(config, rows)

@@ -27,7 +27,7 @@ def test_timing_alternates():
     assert results == {"A": len(clock.log) - 1, "B": len(clock.log)}
 
 
-def test_a_very_long_call_may_do_with_one_sample():
+def test_one_sample_of_a_very_long_call_may_suffice():
     clock = Clock()
     seconds = {"A": ONE_SAMPLE_SECONDS, "B": ONE_SAMPLE_SECONDS, "C": 0.5}
     calls = {name: clock.call(name, value) for name, value in seconds.items()}
@@ -40,7 +40,7 @@ def test_a_very_long_call_may_do_with_one_sample():
     assert clock.log == ["A"] * 3
 
 
-def test_a_long_call_counts_from_its_first_run():
+def test_the_first_run_of_a_long_call_is_a_sample():
     clock = Clock()
     calls = {"A": clock.call("A", 10 * NO_WARM_UP_SECONDS), "B": clock.call("B", 2 * NO_WARM_UP_SECONDS)}
     alternate(calls, 1.0, pause=0, clock=clock)
@@ -62,7 +62,7 @@ def test_a_timing_is_its_median_and_quartiles():
     assert Timing((4.0,)).deviation is None
 
 
-def test_something_is_done_before_every_turn():
+def test_before_turn_runs_before_every_turn():
     clock = Clock()
     calls = {"A": clock.call("A", 1.0), "B": clock.call("B", 1.0)}
     alternate(calls, 0.0, pause=0, before_turn=lambda: clock.log.append("-"), clock=clock)
@@ -82,20 +82,20 @@ class Far:
         return [self._seconds.pop(0) if len(self._seconds) > 1 else self._seconds[0]] * calls
 
 
-def test_a_call_elsewhere_reports_its_own_seconds():
+def test_a_remote_call_reports_its_own_seconds():
     far = Far(0.5, 0.25)
     timings, results = alternate({"here": lambda: 7, "far": far}, 0.0, pause=0.0)
     assert timings["far"].seconds == (0.25, 0.25) and far.num_calls == [1, 1]
     assert results == {"here": 7, "far": None}
 
 
-def test_a_long_call_elsewhere_counts_from_its_load():
+def test_the_warm_run_of_a_long_remote_call_is_a_sample():
     far = Far(ONE_SAMPLE_SECONDS, 1.0)
     timings, _ = alternate({"far": far}, 0.0, single_sample=["far"], pause=0.0)
     assert timings["far"].seconds == (ONE_SAMPLE_SECONDS,) and not far.num_calls
 
 
-def test_a_lost_call_does_not_end_the_others():
+def test_a_failed_call_does_not_end_the_others():
     failures = {}
     calls = {"far": Far(0.5), "here": lambda: 7}
     timings, _ = alternate(calls, 0.0, pause=0.0, failures=failures)

@@ -20,7 +20,7 @@ from benchmarks.records import load
 from fake_workers import SMALL
 from fusedrnn.bench import contenders, peaks
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.results import FUSED
+from fusedrnn.bench.data import FUSED
 from fusedrnn.bench.rows import BenchConfig
 from fusedrnn.bench.tables import duration, failure_lines
 from fusedrnn.bench.timing import Timing
@@ -33,14 +33,14 @@ def row_beside(*peers: str, phase: str = "inference", mode: str = "rnn_tanh") ->
     return row
 
 
-def test_a_right_peer_is_timed_beside_ours(workers):
+def test_a_right_peer_is_timed(workers):
     row = row_beside("right")
     assert set(row.timings) == {FUSED, "right"} and not row.failures and not row.wrong
     assert row.best_peer == "right" and row.over_best_peer() == row.ratio("right")
     assert row.versions == {"right": {"fake": "1.0"}} and row.peak == 100.0
 
 
-def test_a_wrong_peer_is_named_and_the_others_are_timed(workers):
+def test_a_wrong_peer_does_not_stop_the_others(workers):
     row = row_beside("wrong", "right", "failing", "absent")
     assert set(row.timings) == {FUSED, "right"} and not row.wrong
     assert row.failures["wrong"].startswith("wrong: y[")
@@ -54,7 +54,7 @@ def test_a_peer_that_fails_while_it_is_timed_is_left_out(workers):
     assert "worn out" in row.failures["mortal"]
 
 
-def test_without_a_peer_that_agrees_the_non_fused_network_decides(workers, monkeypatch):
+def test_the_non_fused_network_decides_if_no_peer_agrees(workers, monkeypatch):
     row = row_beside("wrong")
     assert set(row.timings) == {FUSED} and not row.wrong and row.best_peer is None and row.over_best_peer() is None
     make = contenders.fused
@@ -77,12 +77,12 @@ def test_without_a_peer_that_agrees_the_non_fused_network_decides(workers, monke
     assert row.wrong and row.wrong.startswith(f"{FUSED}: y[4, 0, 0]") and not row.timings
 
 
-def test_training_is_refused_in_words(workers):
+def test_a_peer_says_why_it_cannot_train(workers):
     row = row_beside("right", phase="training")
     assert set(row.timings) == {FUSED} and row.failures == {"right": "inference only"}
 
 
-def test_a_report_has_rivals_and_their_failures(workers):
+def test_a_report_has_peers_and_their_failures(workers):
     config = Comparison(BenchConfig([SMALL], ["rnn_tanh"], [PHASES["inference"]], budget=0.0), ("right", "wrong"))
     rows = list(run(config))
     figures = comparison_report(config, rows)
@@ -104,7 +104,7 @@ def cells(rows) -> dict[str, list[str]]:
     return {str(column.header).replace("\n", ""): list(column.cells) for column in table.columns}
 
 
-def test_the_table_shows_everybody_and_the_ratio_to_the_best():
+def test_the_table_shows_every_contender_and_the_ratio_to_the_best():
     row = measured(fused=2e-3, jax=5e-3, keras=3e-3)
     row = replace(row, peers=(*row.peers, "openvino", "pytorch"), failures={"openvino": "wrong: y", "pytorch": "no"})
     shown = cells([row])
@@ -121,7 +121,7 @@ def test_the_table_shows_latency_and_revisions():
     assert shown["timesabc1234"] == ["1.500", ""] and "timesthebest" not in shown
 
 
-def test_failures_are_told_once_with_their_rows():
+def test_a_failure_is_one_line_with_its_rows():
     lstm, gru = measured(fused=1.0), replace(measured(fused=1.0), mode="gru")
     rows = [replace(lstm, failures={"jax": "no", "keras": "late"}), replace(gru, failures={"jax": "no"})]
     assert failure_lines(rows) == ["jax: no (every row)", "keras: late (small-test lstm inference)"]
@@ -164,7 +164,7 @@ def repository(tmp_path_factory):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_another_revision_runs_beside_this_one(repository, monkeypatch, phase):
+def test_another_revision_is_timed(repository, monkeypatch, phase):
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     other = revision.find("HEAD~1", repository)
@@ -178,17 +178,17 @@ def test_another_revision_runs_beside_this_one(repository, monkeypatch, phase):
 
 
 @pytest.mark.parametrize(("name", "message"), [("no-such", "no such revision"), ("HEAD", "has no src/fusedrnn")])
-def test_a_revision_that_cannot_run_is_refused(repository, name, message):
+def test_a_revision_that_cannot_run_is_rejected(repository, name, message):
     with pytest.raises(ValueError, match=f"--against {name}: .*{message}"):
         revision.find(name, repository)
 
 
-def test_a_folder_outside_of_git_is_refused(tmp_path):
+def test_a_folder_outside_of_git_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="git repository"):
         revision.find("HEAD", tmp_path)
 
 
-def test_all_takes_what_is_built(tmp_path, monkeypatch):
+def test_all_takes_every_built_peer(tmp_path, monkeypatch):
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path))
     with pytest.raises(ValueError, match="not built: run `make peers`"):
         choose_peers("all")

@@ -17,7 +17,7 @@ from benchmarks.figures.roofline import roofline_figure
 from benchmarks.figures.speedup import speedup_figure
 from benchmarks.figures.style import DARK_INK, INK, colours, drawing_order, save
 from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, OURS, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, OURS, TORCH, UNPACKED
 from fusedrnn.bench.rows import Row
 from fusedrnn.testing.cases import CASES
 
@@ -32,7 +32,7 @@ def texts_of(figure):
 # Colours
 
 
-def test_everyone_has_a_colour_and_ours_come_last():
+def test_every_contender_has_a_colour_and_ours_are_last():
     unknown = [f"revision{index}" for index in range(9)]
     everyone = [FUSED, *unknown, *PEERS, IN_TORCH, UNPACKED]
     order = drawing_order(everyone)
@@ -59,7 +59,7 @@ def test_an_svg_has_colours_for_dark_pages(tmp_path):
 
 
 @pytest.mark.parametrize("peak", [None, 200.0, 5000.0])
-def test_bars_are_useful_work_and_the_peak_stays_in_sight(peak):
+def test_bars_are_useful_work_and_the_peak_is_visible(peak):
     row = measured(CASES["tiny"], "lstm", {"jax": 50.0, FUSED: 100.0}, peak=peak)
     axes = Figure().add_subplot()
     bars.draw(axes, benchmark_of([row]).records, 6.0)

@@ -12,8 +12,8 @@ from benchmarks.figures.style import inline_svg
 from benchmarks.page import app, render
 from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
 from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED
 from fusedrnn.bench.report import least_bytes
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED
 from fusedrnn.bench.rows import Row
 from fusedrnn.bench.tables import duration
 from fusedrnn.bench.timing import Timing
@@ -97,7 +97,7 @@ def test_percentiles_are_shown_where_a_timing_has_them():
     assert "p50 2.00 ms" in fused and "p99 3.10 ms" in fused and "p" not in non_fused
 
 
-def test_the_page_says_who_has_no_time_and_why():
+def test_the_page_says_why_a_contender_has_no_time():
     row = measured(CASES["tiny"], "gru", {FUSED: 30.0}, "training", failures={"openvino": "cannot <train>"})
     text = make_page([row, replace(row, failures={}, versions={"jax": {"jax": "1.2", "jaxlib": "1.3"}})])
     assert "<li>openvino, tiny GRU training: cannot &lt;train&gt;</li>" in text and "Without a time: 1" in text
@@ -129,9 +129,7 @@ def test_everything_on_the_page_is_escaped():
 
 def test_the_json_can_be_read_back_from_the_page():
     rows = many_rows(["tiny"], ("gru",))
-    [text] = re.findall(
-        r'<script type="application/json" id="figures">(.*?)</script>', make_page(rows), re.DOTALL
-    )
+    [text] = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', make_page(rows), re.DOTALL)
     figures = json.loads(text)
     assert figures["bandwidth"] == BANDWIDTH and [row["phase"] for row in figures["rows"]] == list(PHASES)
     assert [row["least_bytes"] for row in figures["rows"]] == [least_bytes(row) for row in rows]

@@ -47,20 +47,20 @@ def test_a_worker_computes_and_times(worker, tmp_path):
     answer = worker.load(fields, 60)
     assert answer["facts"] == {"fake": "1.0"} and answer["warm" if "warm" in answer else "seconds"] > 0
     ours = contenders.fused(work)(work.batch(SMALL.T))()
-    theirs = read_results(work, tmp_path)
-    assert theirs.keys() == ours.keys()
+    results = read_results(work, tmp_path)
+    assert results.keys() == ours.keys()
     for name, array in ours.items():
-        np.testing.assert_allclose(theirs[name], array, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(results[name], array, rtol=1e-5, atol=1e-6)
     seconds = worker.time(4, 60)
     assert len(seconds) == 4 and min(seconds) > 0
 
 
-def test_a_worker_that_has_nothing_loaded_says_so(worker):
+def test_timing_without_a_loaded_workload_is_an_error(worker):
     with pytest.raises(PeerError, match="nothing is loaded"):
         worker.time(1, 60)
 
 
-def test_an_error_is_told_in_a_line_and_the_worker_lives_on(workers, tmp_path):
+def test_an_error_is_one_line_and_the_worker_continues(workers, tmp_path):
     with PeerProcess(Path(sys.executable), "with_failing", {}) as peer:
         for _ in range(2):
             with pytest.raises(PeerError, match=re.escape(r"KeyError: 'no such\nlayer'")):
@@ -68,12 +68,12 @@ def test_an_error_is_told_in_a_line_and_the_worker_lives_on(workers, tmp_path):
         assert peer.pid and alive(peer.pid)
 
 
-def test_a_refusal_is_told_as_it_is(worker, tmp_path):
+def test_a_refusal_is_passed_on_unchanged(worker, tmp_path):
     with pytest.raises(PeerError, match=r"^inference only$"):
         worker.load(load_command(tmp_path, "training")[1], 60)
 
 
-def test_a_dead_worker_is_told_by_its_last_line_and_started_again(workers, tmp_path):
+def test_a_dead_worker_is_reported_and_started_again(workers, tmp_path):
     with PeerProcess(Path(sys.executable), "with_dead", {}) as peer:
         for _ in range(2):
             with pytest.raises(PeerError, match="ended with code 3: no more"):
@@ -81,7 +81,7 @@ def test_a_dead_worker_is_told_by_its_last_line_and_started_again(workers, tmp_p
         assert peer.pid is None
 
 
-def test_a_slow_worker_is_given_up(workers, tmp_path, monkeypatch):
+def test_a_slow_worker_is_stopped(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "CLOSE_SECONDS", 0.1)
     with PeerProcess(Path(sys.executable), "with_slow", {}) as peer:
         peer.unload()  # starts nothing
@@ -100,7 +100,7 @@ def test_no_worker_outlives_its_context(workers, tmp_path):
     assert not alive(pid)
 
 
-def test_workers_need_nothing_of_ours():
+def test_workers_do_not_import_fusedrnn():
     """Their environments do not contain fusedrnn; only the worker for revisions imports it, by name."""
     for path in sorted(process.WORKERS.glob("*.py")):
         text = path.read_text(encoding="utf-8")
@@ -117,7 +117,7 @@ def test_the_peers_are_pinned_and_have_workers():
         assert (process.WORKERS / f"{peer.worker}.py").is_file()
 
 
-def test_environments_are_built_once_and_a_failure_stops_no_other(tmp_path, monkeypatch, capsys):
+def test_environments_are_built_once_and_independently(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path))
     bad, empty = Environment("bad", ("this is no requirement",)), Environment("empty", ())
     monkeypatch.setattr(environments, "PEERS", {"one": Peer("one", bad, ""), "two": Peer("two", empty, "")})
@@ -133,7 +133,7 @@ def test_environments_are_built_once_and_a_failure_stops_no_other(tmp_path, monk
     assert "'three'" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_environment_stays(tmp_path, monkeypatch):
+def test_a_folder_that_is_no_environment_is_not_removed(tmp_path, monkeypatch):
     """FUSEDRNN_PEERS may name a folder that holds a user's own, under a library's name."""
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path))
     own = tmp_path / "mine" / "notes.txt"
@@ -144,13 +144,13 @@ def test_a_folder_that_is_no_environment_stays(tmp_path, monkeypatch):
     assert own.read_text() == "mine"
 
 
-def test_a_workers_python_is_not_led_to_ours(monkeypatch):
+def test_a_worker_does_not_inherit_python_paths(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "somewhere")
     assert "PYTHONPATH" not in child_environment({})
     assert child_environment({"PYTHONPATH": "elsewhere"})["PYTHONPATH"] == "elsewhere"
 
 
-def test_a_home_that_does_not_exist(monkeypatch):
+def test_an_unknown_home_folder_is_an_error(monkeypatch):
     monkeypatch.setenv("FUSEDRNN_PEERS", "~no-such-user-at-all/peers")
     with pytest.raises(ValueError, match=r"FUSEDRNN_PEERS must be .*'~no-such-user-at-all/peers'"):
         peers_directory()

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks.records import load
 from drawn_rows import benchmark_of, measured
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.report import least_bytes
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.testing.cases import CASES, Case
 
 
@@ -38,7 +38,7 @@ def test_ours_are_compared_with_the_best_of_the_others():
         ({"cpu": 1.0}, "cpu"),
     ],
 )
-def test_ours_is_the_operator_the_modules_or_the_first_engine(speeds, ours):
+def test_ours_is_the_operator_or_the_modules_or_the_first_engine(speeds, ours):
     backends = ("cpu",) if "cpu" in speeds else ()
     assert record(speeds, backends=backends).ours == ours
 

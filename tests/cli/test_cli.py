@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import fusedrnn
 from fusedrnn import cli
 from fusedrnn.bench import contenders, extrapolate, peaks, timing
-from fusedrnn.bench.contenders import FUSED, PHASES
+from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.cli import bench, console, info
 from fusedrnn.cli import plan as plan_command
 from fusedrnn.cli.app import app
@@ -79,13 +79,13 @@ def test_help_says_how_samples_are_taken():
     assert "more than three seconds" in text and "one or two seconds" in text and "--full" in text
 
 
-def test_bench_may_run_all_steps(tmp_path):
+def test_bench_full_runs_all_steps(tmp_path):
     for options, full in ((), False), (("--full",), True):
         assert run(*QUICK, *options, "--json", tmp_path / "rows.json").exit_code == 0
         assert json.loads((tmp_path / "rows.json").read_text())["plan"]["full"] is full
 
 
-def test_shares_are_of_the_best_peak_of_the_run_and_refused_above_it(monkeypatch, tmp_path):
+def test_shares_relate_to_the_best_peak_of_the_run(monkeypatch, tmp_path):
     rates = iter([1e-6, 1e-6, 1e-6, 500.0])
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: next(rates, 500.0))
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(1e-6, True))
@@ -98,7 +98,7 @@ def test_shares_are_of_the_best_peak_of_the_run_and_refused_above_it(monkeypatch
     assert result.exit_code == 0 and "tiny lstm inference, fused: no share of the FMA peak" in result.output
 
 
-def test_a_wrong_result_is_said_and_fails(monkeypatch, tmp_path):
+def test_a_wrong_result_is_printed_and_the_exit_code_is_one(monkeypatch, tmp_path):
     def make(work):
         right = contenders.non_fused(work)
         return lambda batch: lambda: {name: array + 0.01 for name, array in right(batch)().items()}
@@ -119,7 +119,7 @@ def test_without_options_the_published_tables_are_planned(monkeypatch):
     assert [case.name for case in config.cases] == ["ds2", "ds2-5bi"]
     assert list(config.modes) == ["lstm", "gru", "rnn_relu", "rnn_tanh"]
     assert [phase.name for phase in config.phases] == ["inference", "training"]
-    assert (config.dtype, config.torch, config.data) == ("float32", False, None)
+    assert (config.dtype, config.contenders, config.data) == ("float32", (NON_FUSED, FUSED), None)
     assert config.threads == fusedrnn.get_num_threads()
 
 
@@ -171,7 +171,7 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
         ("--json", "no/such/folder.json", ["--json", "no/such"]),
     ],
 )
-def test_what_bench_refuses(option, value, messages):
+def test_bench_rejects_invalid_options(option, value, messages):
     result = run(*QUICK, option, value)
     assert result.exit_code == 2
     assert result.output.startswith("error: ") and "Traceback" not in result.output
@@ -208,7 +208,7 @@ def test_info_shows_how_a_workload_is_divided(monkeypatch, capsys, everything):
     assert "recurrent GEMM" in output and "chunk" in output and "tile" in output
 
 
-def test_info_plans_what_its_options_say(monkeypatch):
+def test_info_passes_its_options_to_the_plan(monkeypatch):
     configs = []
     monkeypatch.setattr(info, "print_plans", configs.append)
     for options in ((), ("--all",)):
@@ -228,7 +228,7 @@ def test_info_measures_a_grid_that_is_forced(monkeypatch):
     assert chosen and {share.grid for share, _ in chosen} == {(1, 1, 2)}
 
 
-def test_info_says_what_it_does_not_know():
+def test_info_rejects_invalid_options():
     wrong = ("--plan", "nonsense", "ds2"), ("--modes", "peephole", "lstm"), ("--dtype", "int8", "float64")
     for option, value, valid in wrong:
         result = run("info", "--plan", "tiny", option, value)
@@ -236,7 +236,7 @@ def test_info_says_what_it_does_not_know():
         assert repr(value) in result.output and valid in result.output
 
 
-def test_warmup_compiles_what_it_is_told():
+def test_warmup_compiles_the_given_cells():
     result = run("warmup", "--modes", "lstm", "--dtypes", "float32")
     assert result.exit_code == 0, result.output
     assert "lstm float32" in result.output and "gru" not in result.output
@@ -253,7 +253,7 @@ def test_a_missing_extra_is_named(package):
     assert done.stderr.strip() == f"error: the command line needs {package}: pip install 'fusedrnn[bench]'"
 
 
-def test_another_missing_module_is_not_blamed_on_an_extra(monkeypatch):
+def test_a_missing_module_of_ours_is_not_blamed_on_an_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fusedrnn.cli.app", None)
     with pytest.raises(ModuleNotFoundError):
         cli.main()
@@ -262,7 +262,7 @@ def test_another_missing_module_is_not_blamed_on_an_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value"), [("FUSEDRNN_TARGET", "mmx"), ("FUSEDRNN_DEBUG", "loud"), ("FUSEDRNN_NUM_THREADS", "none")]
 )
-def test_a_bad_environment_is_said_in_a_line(monkeypatch, name, value):
+def test_an_invalid_environment_variable_is_one_line(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     result = CliRunner().invoke(app, ["info"])
     assert result.exit_code == 2
@@ -270,7 +270,7 @@ def test_a_bad_environment_is_said_in_a_line(monkeypatch, name, value):
 
 
 @pytest.mark.parametrize("option", ["--json"])
-def test_a_file_that_cannot_be_written_is_refused_before_measuring(option, tmp_path):
+def test_an_unwritable_file_is_rejected_before_measuring(option, tmp_path):
     result = run("bench", "--cases", "tiny", option, str(tmp_path))
     assert result.exit_code == 2
     assert "it is a folder; expected the path of a file" in result.output

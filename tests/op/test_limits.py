@@ -185,7 +185,7 @@ def test_memory_errors_of_cudnn():
     from fusedrnn.engines.cudnn.engine import CuDNNEngine
 
     engine = CuDNNEngine(OP.spec, torch.device("cpu"))
-    with pytest.raises(MemoryError, match="allocate"), engine._ours(differentiable=False):
+    with pytest.raises(MemoryError, match="allocate"), engine._torch_modes(differentiable=False):
         torch.empty(1 << 46, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="shape"), engine._ours(differentiable=False):
+    with pytest.raises(RuntimeError, match="shape"), engine._torch_modes(differentiable=False):
         torch.zeros(2, 3) @ torch.zeros(2, 3)

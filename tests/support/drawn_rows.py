@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from benchmarks.records import Benchmark, parse
 from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED
 from fusedrnn.bench.report import report
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timing
 from fusedrnn.spec import MODES

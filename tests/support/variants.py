@@ -214,13 +214,23 @@ def recorded(problem):
 
 
 def variant_results(problem, absent="nothing"):
-    """The results of the oracle."""
+    """The results of the oracle, without the gradients that ``absent`` names."""
+    return variant_results_by_absence(problem, (absent,))[absent]
+
+
+def variant_results_by_absence(problem, absent):
+    """The results of the oracle for each of several absences, of one forward pass."""
     leaves, results, _ = recorded(problem)
+    return {name: _differentiate(problem, leaves, results, name) for name in absent}
+
+
+def _differentiate(problem, leaves, results, absent):
     dy, dstates = without(problem.spec, *problem.gradients_as(np.float64), absent)
     dresults = (dy, *(dstates or (None,) * (len(results) - 1)))
     pairs = [(result, torch.tensor(d)) for result, d in zip(results, dresults, strict=True) if d is not None]
     outputs, cotangents = zip(*pairs, strict=True)
-    gradients = torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True, materialize_grads=True)
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    gradients = torch.autograd.grad(outputs, leaves, cotangents, **options)
     dx, dparams, *dinitial = (gradient.numpy() for gradient in gradients)
     y, *final = (result.detach().numpy() for result in results)
     return Results(y, tuple(final), (dx, dparams, tuple(dinitial)))

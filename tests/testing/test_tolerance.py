@@ -39,7 +39,7 @@ def test_the_longest_sum_is_over_layers():
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("H", [1, 17, 100])
-def test_rounding_stays_within_tolerance_and_a_lost_product_does_not(mode, H):
+def test_rounding_is_within_tolerance_and_a_missing_product_is_not(mode, H):
     work = workload(Case("t", 63, 3, 129, H, 2, True), mode, "float32")
     exact = work.exact()
     expected, _ = reference.forward(exact.spec, exact.x, exact.params)
@@ -62,7 +62,7 @@ def test_a_difference_is_located():
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_difference_is_found_in_every_block(place):
+def test_differences_are_detected_in_every_block(place):
     size = 2 * tolerances._BLOCK + 5
     index = (0, tolerances._BLOCK, size - 1)[place]
     expected = np.ones((1, size))
@@ -95,7 +95,7 @@ def test_the_gradient_tolerance_is_relative_to_the_gradients():
     assert difference(np.array([0.0, 1e-30]), np.zeros(2), rtol, 0.0) == "[1] is 1e-30 instead of 0"
 
 
-def test_a_few_slopes_of_a_large_relu_network_may_differ():
+def test_kink_tolerance_allows_a_few_different_slopes():
     spec = CASES["ds2"].spec("rnn_relu")
     limit = kink_tolerance("float32", spec)
     expected = np.random.default_rng(1).standard_normal((300, 20 * 800))

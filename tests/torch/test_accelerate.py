@@ -71,13 +71,13 @@ def test_a_whole_model(runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_model_itself_may_be_a_layer(kind):
-    theirs = getattr(torch.nn, kind)
-    net = theirs(3, 4, bias=False)
+    torch_class = getattr(torch.nn, kind)
+    net = torch_class(3, 4, bias=False)
     before = set(vars(net))
     assert accelerate(net).replaced == (Layer("", kind),)
-    assert type(net) is getattr(fusedrnn.torch, kind) and repr(net) == repr(theirs(3, 4, bias=False))
+    assert type(net) is getattr(fusedrnn.torch, kind) and repr(net) == repr(torch_class(3, 4, bias=False))
     assert restore(net).replaced == (Layer("", kind),)
-    assert type(net) is theirs and set(vars(net)) == before
+    assert type(net) is torch_class and set(vars(net)) == before
 
 
 def test_training_mode_dropout_and_devices_stay():
@@ -155,17 +155,17 @@ REWRITES = {
 
 @pytest.mark.parametrize("way", REWRITES)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_rewritten_weights_are_the_current_ones(kind, way, runs):
-    """Twice with a step in between: what a first call saw is not what a second one must see."""
+def test_recomputed_weights_are_current_at_every_call(kind, way, runs):
+    """Two calls with an optimizer step between them: the second uses the new weights."""
     net = REWRITES[way](getattr(torch.nn, kind)(6, 5).double()).eval()
-    theirs = type(net)
+    torch_class = type(net)
     x = torch.randn(4, 3, 6, dtype=torch.float64)
     names = [name for name, _ in net.named_parameters()]
     for _ in range(2):
         expected = gradients(net, x)
         assert len(expected) == 1 + len(names)
-        assert accelerate(net).replaced[0].kind == theirs.__name__
-        assert isinstance(net, getattr(fusedrnn.torch, kind)) and type(net).__name__ == theirs.__name__
+        assert accelerate(net).replaced[0].kind == torch_class.__name__
+        assert isinstance(net, getattr(fusedrnn.torch, kind)) and type(net).__name__ == torch_class.__name__
         assert [name for name, _ in net.named_parameters()] == names
         runs.clear()
         assert_alike(gradients(net, x), expected)
@@ -176,11 +176,11 @@ def test_rewritten_weights_are_the_current_ones(kind, way, runs):
         changed = gradients(net, x)
         assert not torch.equal(changed[0], expected[0])
         restore(net)
-        assert type(net).__bases__ == theirs.__bases__ and type(net).__name__ == theirs.__name__
+        assert type(net).__bases__ == torch_class.__bases__ and type(net).__name__ == torch_class.__name__
         assert_alike(gradients(net, x), changed)
 
 
-def test_parametrizations_come_off_after_acceleration(runs):
+def test_parametrizations_can_be_removed_after_acceleration(runs):
     net = parametrizations.weight_norm(torch.nn.LSTM(6, 5).double(), "weight_hh_l0")
     accelerate(net)
     x = torch.randn(4, 3, 6, dtype=torch.float64)
@@ -261,7 +261,7 @@ LEFT = {
 # PyTorch's own kinds of quantization are on their way out.
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("what", LEFT)
-def test_what_is_left_is_said_and_not_touched(what):
+def test_layers_left_unchanged_are_reported(what):
     make, args, kind, reason = LEFT[what]
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), make(*args))
     before = type(model[1])
@@ -281,7 +281,7 @@ def test_scripted_layers_are_left():
     assert report.left == (Layer("0.0", "RecursiveScriptModule", reason),)
 
 
-def test_reports_read_well():
+def test_text_of_a_report():
     model = torch.nn.ModuleDict({"a": torch.nn.LSTM(3, 4), "b": Own(3, 4), "c": torch.nn.Linear(3, 4)})
     report = accelerate(model)
     assert str(report).splitlines() == [
@@ -297,7 +297,7 @@ def test_reports_read_well():
 
 @pytest.mark.parametrize("function", [accelerate, restore])
 @pytest.mark.parametrize("model", [None, torch.nn.LSTM, [torch.nn.GRU(3, 4)], "model"])
-def test_only_modules_are_taken(function, model):
+def test_objects_that_are_no_modules_are_refused(function, model):
     with pytest.raises(TypeError, match=f"model must be a torch.nn.Module; got {type(model).__name__}"):
         function(model)
 
@@ -312,7 +312,7 @@ def test_a_users_subclass_of_ours_is_left_by_restore():
     assert type(model[0]) is Mine and type(model[1]) is torch.nn.RNN
 
 
-def test_an_accelerated_model_moves_to_another_format_and_back(runs):
+def test_an_accelerated_model_changes_dtype_and_back(runs):
     model = torch.nn.GRU(3, 4)
     accelerate(model)
     x = torch.randn(5, 2, 3)

@@ -119,7 +119,7 @@ class Case:
             assert message is None, f"gradient of {key}{message}"
 
     def check_grad(self, operands, expected, sums=1):
-        """What lies in ``.grad`` of all operands and parameters."""
+        """``.grad`` of all operands and parameters."""
         self.check({name: leaf.grad for name, leaf in self.leaves(operands).items()}, expected, sums)
 
 
@@ -167,7 +167,7 @@ def test_gradcheck(mode, tiny):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gradgradcheck(mode, tiny):
-    """Along random directions; without that it would take minutes."""
+    """Along random directions: all elements would take minutes."""
     torch.manual_seed(0)
     assert gradgradcheck(*differentiable(tiny(mode)), fast_mode=True)
 
@@ -179,7 +179,7 @@ def test_gradgradcheck_of_every_element(mode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradient_penalty(case, dtype):
-    """Training on the norm of a gradient, as some losses do."""
+    """A loss that contains the norm of a gradient."""
     case = Case(case.mode, dtype=dtype, **DEEP)
 
     def penalty(layer, operands):
@@ -231,8 +231,8 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("needed", NEEDED)
-def test_only_some_gradients(case, needed):
-    """What is frozen gets none; the others are right."""
+def test_frozen_operands_get_no_gradient(case, needed):
+    """The other gradients do not change."""
     operands = case.operands()
     leaves = case.leaves(operands)
     for name, leaf in leaves.items():
@@ -244,8 +244,8 @@ def test_only_some_gradients(case, needed):
     case.check(grads, case.exact())
 
 
-def test_gradients_that_are_asked_for(case):
-    """By autograd.grad, where all leaves require theirs."""
+def test_autograd_grad_of_some_operands(case):
+    """All leaves require gradients, and torch.autograd.grad returns those of some."""
     operands = case.operands(requires_grad=True)
     loss = loss_of(case.run(*operands))
     leaves, exact = case.leaves(operands), case.exact()
@@ -254,8 +254,8 @@ def test_gradients_that_are_asked_for(case):
     assert all(leaf.grad is None for leaf in leaves.values())
 
 
-def test_weights_frozen_and_thawed(case):
-    """What was left out once is not left out for ever."""
+def test_weights_frozen_and_unfrozen(case):
+    """A gradient that one call omits is computed again in the next."""
     exact = case.exact()
     for needed in (True, False, True):
         for parameter in case.layer.parameters():
@@ -279,8 +279,8 @@ def test_gradients_add_up(case):
     case.check_grad(operands, case.exact(times=3), sums=3)
 
 
-def test_several_backwards(case):
-    """Of one call, with retain_graph; then torch's own words."""
+def test_repeated_backward_of_one_forward(case):
+    """With retain_graph; without it the second raises torch's error."""
     operands = case.operands(requires_grad=True)
     loss = loss_of(case.run(*operands))
     loss.backward(retain_graph=True)
@@ -291,7 +291,7 @@ def test_several_backwards(case):
         loss.backward()
 
 
-def test_forwards_before_backwards(case):
+def test_two_forwards_before_their_backwards(case):
     """Two calls on other data, their backwards in both orders, and an inference between."""
     first, second = case.operands(requires_grad=True), case.operands(requires_grad=True)
     with torch.no_grad():
@@ -326,8 +326,8 @@ def test_calls_in_a_chain():
 
 
 @pytest.mark.parametrize("changed", ["weight_hh_l0", "bias_ih_l1", "x", "h0", "y", "h_n"])
-def test_what_is_changed_before_backward(case, changed):
-    """Torch's error about versions, or the gradients of the forward that took place; nothing in between."""
+def test_operands_changed_before_backward_raise_or_do_not_matter(case, changed):
+    """Either torch's error about versions, or the gradients of the forward call."""
     operands = case.operands(requires_grad=True)
     inputs = [tensor * 1 for tensor in operands]  # leaves that require a gradient cannot be changed
     result = case.run(*inputs)
@@ -349,7 +349,7 @@ def test_what_is_changed_before_backward(case, changed):
 
 
 @pytest.mark.parametrize("changed", ["weight_hh_l0", "weight_ih_l1_reverse", "bias_ih_l0", "x", "h0"])
-def test_what_is_changed_behind_torch_s_back(case, changed):
+def test_operands_changed_through_data_before_backward(case, changed):
     """Through ``.data``, which raises no error: the gradients of the forward that was, or torch.nn's; no mixture.
 
     Torch.nn goes back through the weights that it finds, and so may we, who pack none for calls as short as these.
@@ -370,8 +370,8 @@ def test_what_is_changed_behind_torch_s_back(case, changed):
         case.check(*actual)
 
 
-def test_threads_at_once(case):
-    """Forward and backward of one layer, from several Python threads: to each what it gets alone."""
+def test_python_threads_train_at_once(case):
+    """Forward and backward of one layer in several Python threads: each gets what it gets alone."""
     def gradients(index):
         operands = case.operands(requires_grad=True)
         loss = loss_of(case.run(operands[0] * (index + 1), *operands[1:]))
@@ -405,14 +405,14 @@ def test_without_gradients(case, mode):
         assert message is None, message
 
 
-def test_nothing_that_requires_gradients(case):
+def test_without_operands_that_require_gradients(case):
     for parameter in case.layer.parameters():
         parameter.requires_grad_(False)
     assert not any(tensor.requires_grad for tensor in flat(case.run(*case.operands())))
 
 
 def test_inference_tensors_as_input(case):
-    """As torch.nn takes them: where nothing is recorded; where it is, they cannot be kept."""
+    """As in torch.nn: allowed where nothing is recorded, else an error, because they cannot be saved."""
     with torch.inference_mode():
         operands = case.operands()
     with torch.no_grad():
@@ -431,7 +431,7 @@ def test_inference_tensors_as_input(case):
 
 
 def test_hooks_on_tensors(case):
-    """Each is called once, with the gradient there is; what it returns goes on."""
+    """Each is called once with the gradient, and what it returns replaces the gradient."""
     operands = case.operands(requires_grad=True)
     seen = []
     result = case.run(*operands)
@@ -451,7 +451,7 @@ def test_hooks_on_tensors(case):
 
 
 def test_hooks_on_modules(case):
-    """Backward hooks see what they see of torch.nn."""
+    """Backward hooks get the same gradients as those of torch.nn's layer."""
     def gradients(layer, dtype):
         seen = []
         handles = [
@@ -481,7 +481,7 @@ def test_anomaly_mode(case):
             y.backward(torch.full_like(y, math.nan))
 
 
-# -- what is kept -----------------------------------------------------------------------------------------------------
+# -- saved tensors ---------------------------------------------------------------------------------------------------
 
 
 class Box:
@@ -502,7 +502,7 @@ def boxed(boxes):
 
 
 def test_saved_tensors_hooks(case):
-    """The reserve goes through them, and lives as long as the graph: until it is used up, or dropped."""
+    """The reserve passes through them, and lives as long as the graph: until backward frees it or it is deleted."""
     gc.collect()
     gc.disable()  # nothing waits for the collector
     try:
@@ -515,7 +515,7 @@ def test_saved_tensors_hooks(case):
             assert any(dtype == torch.uint8 and size > 4 * T * N * H for _, dtype, size in boxes)
             assert all(box() is not None for box, *_ in boxes)
             if end != "dropped":
-                # The results are kept, the loss is not: whether these have been used up must be enough.
+                # The results still exist, the loss does not: they must not keep the saved tensors.
                 loss_of(result).backward(retain_graph=end == "retained")
                 case.check_grad(operands, case.exact())
             assert any(box() is not None for box, *_ in boxes) == (end != "backward")
@@ -525,7 +525,7 @@ def test_saved_tensors_hooks(case):
         gc.enable()
 
 
-def test_saved_on_the_cpu(case):
+def test_save_on_cpu(case):
     operands = case.operands(requires_grad=True)
     with torch.autograd.graph.save_on_cpu():
         loss = loss_of(case.run(*operands))
@@ -536,7 +536,7 @@ def test_saved_on_the_cpu(case):
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 @pytest.mark.parametrize("mode", MODES)
 def test_checkpoint(mode, reentrant):
-    """The same gradients to the last bit, with the same elements dropped."""
+    """The gradients have the same bits: the same elements are dropped again."""
     case = Case(mode, dropout=0.5, **DEEP)
 
     def gradients(run):
@@ -595,7 +595,7 @@ for name, run in runs.items():
     held = [run() for _ in range(COUNT)]
     grown[name] = (peak() - before) / COUNT / (T * N * H * 4)
     del held
-# In arrays as large as y, which is one of them. What is kept of a step: its input, two states, four gates.
+# In arrays as large as y, which is one of them. Saved of each step: its input, two states, four gates.
 assert grown["plain"] > 7, grown
 assert grown["dropped"] < 2, grown
 assert grown["checkpoint"] < 2, grown
@@ -603,10 +603,10 @@ assert grown["checkpoint"] < 2, grown
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the resource module")
-def test_memory_of_a_forward_is_all_in_saved_tensors():
-    """What hooks and checkpoints are given is all there is: nothing large stays behind in the node.
+def test_all_memory_of_a_forward_is_in_saved_tensors():
+    """Hooks and checkpoints see all of it: the node holds nothing else that is large.
 
-    Results are held as well: what is freed between them malloc cannot always use again.
+    The results are held, too, because malloc cannot always use the memory that is freed between them.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-W", "error", "-c", PEAKS], check=True, timeout=120, env=environment)

@@ -140,12 +140,12 @@ def test_accelerated(kind):
 
 @layer
 def test_against_torch(kind):
-    theirs = getattr(nn, kind)(I, H, 2, bidirectional=True)
+    torch_layer = getattr(nn, kind)(I, H, 2, bidirectional=True)
     ours = LAYERS[kind](I, H, 2, bidirectional=True)
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(torch_layer.state_dict())
     model, _ = compiled(ours)
     x = data(7, 3, I)
-    actual, expected = results(model, ours, x), results(theirs, theirs, x)
+    actual, expected = results(model, ours, x), results(torch_layer, torch_layer, x)
     spec = RNNSpec(MODES[kind], I, H, 2, bidirectional=True)
     outputs = len(tree_leaves(ours(x)))
     for index, (tensor, other) in enumerate(zip(actual, expected, strict=True)):
@@ -167,7 +167,7 @@ def test_frozen_parameters_and_data(kind):
 
 @layer
 @pytest.mark.parametrize("used", [0, 1])
-def test_one_result_used(kind, used):
+def test_gradients_of_one_result(kind, used):
     class Part(nn.Module):
         def __init__(self):
             super().__init__()
@@ -209,7 +209,7 @@ def packed(T, x, sort):
 @pytest.mark.parametrize("sort", [True, False])
 @pytest.mark.parametrize("states", [True, False])
 def test_packed(kind, sort, states):
-    """N is the states' or the order's; where there is neither, torch must be allowed to read it."""
+    """N is from the shape of the states or of the order; without both, torch must be allowed to read it."""
     net = LAYERS[kind](I, H, 2, bidirectional=True)
     model, counter = compiled(net)
     with torch._dynamo.config.patch(capture_scalar_outputs=sort and not states):
@@ -285,7 +285,7 @@ def test_inductor(kind):
     assert counter.frame_count == 2
 
 
-def test_the_users_settings_stay():
+def test_dynamos_settings_do_not_change():
     model, _ = compiled(fused.LSTM(I, H))
     model(torch.randn(3, 2, I))
     assert torch._dynamo.config.allow_rnn is False
@@ -293,8 +293,8 @@ def test_the_users_settings_stay():
         compiled(nn.LSTM(I, H))[0](torch.randn(3, 2, I))
 
 
-def test_what_runs_on_torch_breaks_the_graph():
-    """As torch's own layers do: traced, they would be unrolled step by step."""
+def test_unsupported_layers_break_the_graph():
+    """As torch's own layers do: tracing would unroll them step by step."""
     net = fused.LSTM(I, H, dtype=torch.bfloat16)
     x = torch.randn(3, 2, I, dtype=torch.bfloat16)
     with pytest.raises(torch._dynamo.exc.Unsupported):
@@ -323,7 +323,7 @@ def test_autocast_runs_on_torch(kind):
             assert torch.equal(compiled(x), call(x))
 
 
-def test_errors_are_torchs():
+def test_errors_are_those_of_torch():
     model = torch.compile(fused.LSTM(I, H), backend="eager")
     with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
         model(torch.randn(3, 2, I + 1))

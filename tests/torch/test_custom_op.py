@@ -57,7 +57,7 @@ def test_operators_keep_torchs_contract(kind, problem):
     torch.library.opcheck(ops.rnn.default, arguments(kind, *operands, **options))
     ((_, operands, options),) = [row for row in problems(False) if row[0] == problem]
     args = arguments(kind, *operands, **options, grad=False)
-    # Not the comparison of results after tracing: what lies between the parts of a reserve is never written.
+    # Not the comparison of results after tracing: the bytes between the parts of a reserve are never written.
     without = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(ops.forward_training.default, args, test_utils=without)
     y, *final, reserve = ops.forward_training(*args)
@@ -72,7 +72,7 @@ def test_operators_keep_torchs_contract_with_a_projection():
 
 
 @pytest.mark.parametrize(("kind", "projection"), [*((kind, 0) for kind in LAYERS), ("LSTM", 2)])
-def test_fakes_know_shapes(kind, projection):
+def test_fake_kernels_know_shapes(kind, projection):
     args = arguments(kind, torch.randn(6, 3, I), None, None, None, projection=projection)
     real = torch.ops.fusedrnn.forward_training(*args)
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -84,7 +84,7 @@ def test_fakes_know_shapes(kind, projection):
 @layer
 @pytest.mark.parametrize("problem", [name for name, *_ in problems(False)])
 def test_gradients_of_gradients(kind, problem):
-    """As of the eager call, which finite differences are tested on; also where graphs hold the operators' own parts."""
+    """Equal those of the eager call, which finite differences check; also for the operators that graphs contain."""
     ((_, (x, *others), options),) = [row for row in problems(True) if row[0] == problem]
     x = x.detach().to(torch.float64).requires_grad_()
     args = arguments(kind, x, *others, **options)
@@ -185,7 +185,7 @@ WRONG = {
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("case", WRONG)
-def test_operands_that_do_not_fit_are_refused(case, training):
+def test_mismatched_operands_are_refused(case, training):
     change, message = WRONG[case]
     args = usual()
     args.update(change(args))
@@ -200,7 +200,7 @@ OTHERWISE = {"weight on another device", "state on another device", "lengths too
 
 
 @pytest.mark.parametrize("case", sorted(set(WRONG) - BY_VALUES - OTHERWISE))
-def test_fakes_refuse_them_too(case):
+def test_fake_kernels_refuse_mismatched_operands(case):
     change, message = WRONG[case]
     args = usual()
     args.update(change(args))
@@ -215,7 +215,7 @@ def test_fakes_refuse_them_too(case):
 
 
 @pytest.mark.parametrize("seed", [None, torch.tensor(-1), torch.tensor(1.5), torch.tensor([1])])
-def test_seeds_that_are_none(seed):
+def test_invalid_seeds_are_refused(seed):
     args = list(arguments("GRU", torch.randn(T, N, I), None, None, torch.tensor(1), grad=False))
     args[6] = seed
     with pytest.raises(ValueError, match="seed must be"):
@@ -235,7 +235,7 @@ WRONG_GRADIENTS = {
 
 
 @pytest.mark.parametrize("case", WRONG_GRADIENTS)
-def test_backward_refuses_what_does_not_fit(case):
+def test_backward_refuses_mismatched_arguments(case):
     args = usual()
     *results, reserve = torch.ops.fusedrnn.forward_training(*args.values())
     dy, dh_n, dc_n = map(torch.ones_like, results)
@@ -255,7 +255,7 @@ def test_gradients_for_a_mode_without_c():
 
 
 def negated(tensor):
-    """A view whose values are not what lies in memory."""
+    """A view whose values differ from those in memory."""
     return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
 
 
@@ -273,11 +273,11 @@ def test_any_layout_of_operands(layout):
     other["weights"] = [change(w) for w in args["weights"]]
     *expected, reserve = torch.ops.fusedrnn.forward_training(*args.values())
     assert all(map(torch.equal, torch.ops.fusedrnn.rnn(*other.values()), expected))
-    *actual, kept = torch.ops.fusedrnn.forward_training(*other.values())
+    *actual, other_reserve = torch.ops.fusedrnn.forward_training(*other.values())
     assert all(map(torch.equal, actual, expected))
     cotangents = [torch.randn_like(tensor) for tensor in expected]
     gradients = torch.ops.fusedrnn.backward(*cotangents, reserve, *args.values(), [True] * 7)
-    again = torch.ops.fusedrnn.backward(*map(change, cotangents), kept, *other.values(), [True] * 7)
+    again = torch.ops.fusedrnn.backward(*map(change, cotangents), other_reserve, *other.values(), [True] * 7)
     assert all(map(torch.equal, again, gradients))
 
 
@@ -296,7 +296,7 @@ def test_missing_states_are_zeros(missing):
     assert all(map(torch.equal, *results))
 
 
-def test_one_bias_alone():
+def test_one_bias_without_the_other():
     args = usual()
     args["weights"][2] = None
     zeros = {**args, "weights": [w if w is not None else torch.zeros(4 * H) for w in args["weights"]]}
@@ -308,7 +308,7 @@ def test_one_bias_alone():
 @pytest.mark.parametrize("place", [0, 1, 2, 3], ids=["i2h weight", "h2h weight", "i2h bias", "h2h bias"])
 @pytest.mark.parametrize("mode", ["rnn_relu", "lstm", "gru"])
 def test_a_zero_tensor_among_the_weights(mode, place, steps):
-    """It takes no memory, and so has no address; short calls use weights where they lie."""
+    """It has no memory and so no address, and short calls use unpacked weights in place."""
     gates = {"lstm": 4, "gru": 3}.get(mode, 1)
     torch.manual_seed(0)
     weights = [torch.randn(gates * 4, 3), torch.randn(gates * 4, 4), torch.randn(gates * 4), torch.randn(gates * 4)]
@@ -330,7 +330,7 @@ def test_a_zero_tensor_among_the_weights(mode, place, steps):
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_layers", -1), ("num_layers", 0), ("hidden_size", -3)])
-def test_options_are_refused_by_name(name, value):
+def test_errors_name_the_invalid_option(name, value):
     options = {"mode": "lstm", "hidden_size": 4, "num_layers": 1, "bidirectional": False, "dropout": 0.0, "p": 0}
     operands = torch.randn(2, 1, 3), None, None, [], None, None, None
     with pytest.raises(ValueError, match=f"^{name} must be at least 1; got {value}"):

@@ -227,7 +227,7 @@ CELLS = [(way, asked) for way in WAYS for asked in ASKED]
 
 @pytest.mark.parametrize(("way", "asked"), CELLS, ids=[f"{way}-{asked.__name__}" for way, asked in CELLS])
 def test_derivative(way, asked):
-    """The kinds take turns: they differ in nothing that a way could depend on."""
+    """The kinds take turns: no way to differentiate depends on the kind."""
     kind = KINDS[(list(WAYS).index(way) + ASKED.index(asked)) % len(KINDS)]
     if asked is jacobian_forward:  # torch.nn's LSTM and GRU split gates by what has no batching rule there
         kind = "RNN"
@@ -241,7 +241,7 @@ def test_derivative(way, asked):
 
 @pytest.mark.parametrize("asked", [backward, gradient_penalty, dual, jvp, batched_grads])
 def test_derivative_by_inductor(asked):
-    """A slice, as each compilation takes seconds: what it does with the operator is what aot_eager does."""
+    """A few cases only, since a compilation takes seconds and treats the operator as aot_eager does."""
 
     def inductor(model):
         return torch.compile(model, backend="inductor")
@@ -256,12 +256,12 @@ def test_derivative_by_inductor(asked):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("asked", [grad, batched_grads, dual, jvp, jacrev])
 def test_derivatives_of_a_graph_of_gradients(kind, asked):
-    """Make_fx writes forward_training and backward into it, which are differentiated as they are."""
-    network, theirs = model(kind, fused), model(kind, nn)
+    """Make_fx records forward_training and backward, which are then differentiated."""
+    network, torch_network = model(kind, fused), model(kind, nn)
     graph = make_fx(lambda x: torch.autograd.grad(network(x).sum(), x)[0])(data().requires_grad_())
     names = [str(node.target) for node in graph.graph.nodes]
     assert "fusedrnn.forward_training.default" in names and "fusedrnn.backward.default" in names
-    hessian_of_sum = torch.func.hessian(lambda x: theirs(x).sum())(data())
+    hessian_of_sum = torch.func.hessian(lambda x: torch_network(x).sum())(data())
     tangent, x = data(2), data().requires_grad_()
     squares = torch.einsum("abcdef,abc->def", hessian_of_sum, 2 * graph(data()).detach())
     rows = torch.stack([torch.ones_like(tangent), tangent])

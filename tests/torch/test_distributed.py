@@ -34,7 +34,7 @@ ABORTED, TRIES = "terminate called without an active exception", 3
 
 
 def run(arguments, processes=None):
-    """The example's exit code and output; under torchrun if a number of processes is given.
+    """The example's exit code and output; under torchrun if ``processes`` is not None.
 
     Every process writes to the one pipe, and it is read to its end: when this returns, none of them is left.
     """
@@ -112,7 +112,7 @@ def bounds(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_two_processes_are_one_on_the_joined_batch(dtype, tmp_path):
+def test_two_processes_train_like_one_on_the_whole_batch(dtype, tmp_path):
     loss_bound, parameter_bound = bounds(dtype)
     for processes in (None, 2):
         losses, saved = tmp_path / f"{processes}.json", tmp_path / f"{processes}.pt"
@@ -137,7 +137,7 @@ def test_two_processes_are_one_on_the_joined_batch(dtype, tmp_path):
             assert actual is None, f"{name}{actual}"
 
 
-def test_a_batch_that_cannot_be_shared_out():
+def test_a_batch_that_cannot_be_divided_is_refused():
     code, output = run([*SIZES, "--steps", 1, "--batch", 7], 2)
     assert code != 0
     assert "--batch 7 cannot be divided evenly among 2 processes" in output

@@ -72,8 +72,8 @@ def test_exported_programs_train(kind):
 # -- decomposition tables ---------------------------------------------------------------------------------------------
 
 
-def test_torchs_tables_of_decompositions_have_none_of_ours():
-    """Not even after an export to ONNX, for which the operator is decomposed."""
+def test_torchs_decomposition_tables_do_not_contain_the_operator():
+    """Not even after an export to ONNX, which decomposes the operator."""
     net = fused.GRU(I, H).eval()
     torch.onnx.export(net, (torch.randn(6, 3, I),), dynamo=True, verbose=False)
     for table in torch._decomp.global_decomposition_table.values():
@@ -81,7 +81,7 @@ def test_torchs_tables_of_decompositions_have_none_of_ours():
 
 
 @pytest.mark.parametrize("kind", [*LAYERS, "GRUCell", "LSTMCell", "RNNCell"])
-def test_decomposing_by_torchs_table_keeps_the_operator(kind):
+def test_decomposition_by_torchs_table_keeps_the_operator(kind):
     net = getattr(fused, kind)(I, H).requires_grad_(False)
     x = torch.randn((3, I) if kind.endswith("Cell") else (6, 3, I))
     expected = tree_leaves(net(x))
@@ -104,17 +104,17 @@ def programs(kind, **options):
 
 @layer
 def test_programs_in_float64(kind):
-    ours, _, _, theirs = programs(kind, num_layers=2, bidirectional=True)
+    ours, _, _, torch_program = programs(kind, num_layers=2, bidirectional=True)
     x = torch.randn(6, 3, I, dtype=torch.float64)
-    for actual, expected in zip(tree_leaves(ours.double()(x)), tree_leaves(theirs.double()(x)), strict=True):
+    for actual, expected in zip(tree_leaves(ours.double()(x)), tree_leaves(torch_program.double()(x)), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["LSTM"])
 @pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("data", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_programs_in_a_dtype_that_does_not_fit(kind, weights, data):
-    """An error, as torch.nn's programs give it, which names both."""
+def test_programs_refuse_another_dtype(kind, weights, data):
+    """The error names both dtypes, as that of torch.nn's programs does."""
     ours = programs(kind)[0].to(weights)
     x = torch.randn(6, 3, I).to(data)
     if weights == data and data in (torch.float32, torch.float64):
@@ -129,11 +129,11 @@ def test_programs_in_a_dtype_that_does_not_fit(kind, weights, data):
 @pytest.mark.parametrize("low", [False, True], ids=["float32 input", "low input"])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}])
 def test_programs_under_autocast(kind, dtype, low, options):
-    """The very numbers, or the very error, of torch.nn's program."""
-    ours, theirs, *_ = programs(kind, **options)
+    """The same bits, or the same error, as torch.nn's program."""
+    ours, torch_program, *_ = programs(kind, **options)
     x = torch.randn(6, 3, I).to(dtype if low else torch.float32)
     results = []
-    for program in (ours, theirs):
+    for program in (ours, torch_program):
         try:
             with torch.autocast("cpu", dtype):
                 results.append(tree_leaves(program(x)))

@@ -31,10 +31,10 @@ def runs(monkeypatch):
     return seen
 
 
-def same(ours, theirs, function):
+def same(ours, torch_net, function):
     """Both must return the very same, or raise the same."""
     actual = []
-    for net in (theirs, ours):
+    for net in (torch_net, ours):
         try:
             actual.append(function(net))
         except Exception as error:
@@ -51,32 +51,32 @@ def same(ours, theirs, function):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_dtypes(kind, dtype, runs):
-    ours, theirs = make_pair(kind, 3, 4, dtype=dtype)
-    same(ours, theirs, lambda net: first(net(input_for(kind, dtype).fill_(0.5))))
+    ours, torch_net = make_pair(kind, 3, 4, dtype=dtype)
+    same(ours, torch_net, lambda net: first(net(input_for(kind, dtype).fill_(0.5))))
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_devices(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4, device="cpu")
-    for net in (ours, theirs):
+    ours, torch_net = make_pair(kind, 3, 4, device="cpu")
+    for net in (ours, torch_net):
         net.to("meta")
-    assert same(ours, theirs, lambda net: first(net(input_for(kind).to("meta")))).is_meta
-    same(ours, theirs, lambda net: first(net(input_for(kind))))
+    assert same(ours, torch_net, lambda net: first(net(input_for(kind).to("meta")))).is_meta
+    same(ours, torch_net, lambda net: first(net(input_for(kind))))
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast(kind, dtype, runs):
-    ours, theirs = make_pair(kind, 3, 4)
+    ours, torch_net = make_pair(kind, 3, 4)
     x = input_for(kind)
 
     def run(net):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return first(net(x.to(dtype)))
 
-    same(ours, theirs, run)
+    same(ours, torch_net, run)
     assert not runs.eager
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.autocast("cpu", enabled=False):
         assert first(ours(x)).dtype == torch.float32
@@ -86,12 +86,12 @@ def test_autocast(kind, dtype, runs):
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_lengths_with_another_dtype(kind, batch_first, runs):
-    ours, theirs = make_pair(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.bfloat16)
+    ours, torch_net = make_pair(kind, 3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=torch.bfloat16)
     x = torch.randn((3, 5, 3), dtype=torch.bfloat16)
     x = x if batch_first else x.transpose(0, 1)
     y, final = ours(x, lengths=[2, 5, 3])
     packed = pack_padded_sequence(x, torch.tensor([2, 5, 3]), batch_first, enforce_sorted=False)
-    expected, torch_final = theirs(packed)
+    expected, torch_final = torch_net(packed)
     padded = torch.nn.utils.rnn.pad_packed_sequence(expected, batch_first)[0]
     assert torch.equal(y, padded) and torch.equal(first(final), first(torch_final)) and not runs.eager
 
@@ -101,7 +101,7 @@ def test_lengths_with_another_dtype(kind, batch_first, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_function_transforms(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4)
+    ours, torch_net = make_pair(kind, 3, 4)
     x = input_for(kind)
 
     def gradient(net):
@@ -110,33 +110,33 @@ def test_function_transforms(kind, runs):
 
         return torch.cat([tensor.flatten() for tensor in torch.func.grad(loss)(dict(net.named_parameters())).values()])
 
-    same(ours, theirs, gradient)
-    same(ours, theirs, lambda net: torch.func.jacrev(lambda x: first(net(x)).sum(0))(x))
-    same(ours, theirs, lambda net: torch.func.jvp(lambda x: first(net(x)), (x,), (x,))[1])
-    same(ours, theirs, lambda net: torch.func.vmap(lambda x: first(net(x)))(torch.stack([x, x])))
-    same(ours, theirs, lambda net: torch.func.grad(lambda scale: scale * first(net(x)).sum())(torch.tensor(2.0)))
+    same(ours, torch_net, gradient)
+    same(ours, torch_net, lambda net: torch.func.jacrev(lambda x: first(net(x)).sum(0))(x))
+    same(ours, torch_net, lambda net: torch.func.jvp(lambda x: first(net(x)), (x,), (x,))[1])
+    same(ours, torch_net, lambda net: torch.func.vmap(lambda x: first(net(x)))(torch.stack([x, x])))
+    same(ours, torch_net, lambda net: torch.func.grad(lambda scale: scale * first(net(x)).sum())(torch.tensor(2.0)))
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_mode(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4)
+    ours, torch_net = make_pair(kind, 3, 4)
     x = input_for(kind)
 
     def tangent(net):
         with forward_ad.dual_level():
             return forward_ad.unpack_dual(first(net(forward_ad.make_dual(x, x)))).tangent
 
-    same(ours, theirs, tangent)
+    same(ours, torch_net, tangent)
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_functional_call_is_ours(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64)
+def test_functional_call_runs_the_operator(kind, runs):
+    ours, torch_net = make_pair(kind, 3, 4, dtype=torch.float64)
     x = input_for(kind, torch.float64)
     swapped = {name: (2 * value.detach()).requires_grad_() for name, value in ours.named_parameters()}
-    actual = [first(torch.func.functional_call(net, swapped, (x,))) for net in (ours, theirs)]
+    actual = [first(torch.func.functional_call(net, swapped, (x,))) for net in (ours, torch_net)]
     gradients = [torch.autograd.grad(y.sum(), list(swapped.values())) for y in actual]
     torch.testing.assert_close(actual[0], actual[1])
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -160,10 +160,10 @@ class Logged(torch.Tensor):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_subclasses_see_torchs_operations(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4)
+    ours, torch_net = make_pair(kind, 3, 4)
     x = input_for(kind)
     logs = []
-    for net in (theirs, ours):
+    for net in (torch_net, ours):
         Logged.seen.clear()
         assert isinstance(first(net(x.as_subclass(Logged))), Logged)
         logs.append([name for name in Logged.seen if name.startswith(("rnn", "lstm", "gru"))])
@@ -172,40 +172,40 @@ def test_subclasses_see_torchs_operations(kind, runs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lazily_negated_tensors(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4)
+    ours, torch_net = make_pair(kind, 3, 4)
     x = input_for(kind)
     negated = torch.complex(torch.zeros_like(x), -x).conj().imag
     assert negated.is_neg() and torch.equal(negated, x)
-    same(ours, theirs, lambda net: first(net(negated)))
+    same(ours, torch_net, lambda net: first(net(negated)))
     name = "weight_hh" if kind.endswith("Cell") else "weight_hh_l0"
-    weight = getattr(theirs, name).detach()
-    for net in (ours, theirs):
+    weight = getattr(torch_net, name).detach()
+    for net in (ours, torch_net):
         setattr(net, name, torch.nn.Parameter(torch.complex(torch.zeros_like(weight), -weight).conj().imag))
     assert getattr(ours, name).is_neg()
-    same(ours, theirs, lambda net: first(net(x)))
+    same(ours, torch_net, lambda net: first(net(x)))
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_missing_and_odd_weights(kind, runs):
+def test_missing_and_unusual_weights(kind, runs):
     name = "bias_ih" if kind.endswith("Cell") else "bias_ih_l0"
     for value in (None, torch.nn.Parameter(torch.zeros(1))):
-        ours, theirs = make_pair(kind, 3, 4)
+        ours, torch_net = make_pair(kind, 3, 4)
         x = input_for(kind)
-        for net in (ours, theirs):
+        for net in (ours, torch_net):
             setattr(net, name, value)
-        same(ours, theirs, lambda net, x=x: first(net(x)))
+        same(ours, torch_net, lambda net, x=x: first(net(x)))
     assert not runs.eager
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_batches(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4)
-    same(ours, theirs, lambda net: first(net(input_for(kind)[..., :0, :])))
+    ours, torch_net = make_pair(kind, 3, 4)
+    same(ours, torch_net, lambda net: first(net(input_for(kind)[..., :0, :])))
     assert not runs.eager
 
 
-def test_inference_tensors_and_parameters_are_ours(runs):
+def test_inference_tensors_and_parameters_run_the_operator(runs):
     net, x = fusedrnn.torch.LSTM(3, 4), input_for("LSTM")
     states = torch.nn.Parameter(torch.zeros(1, 2, 4)), torch.nn.Parameter(torch.zeros(1, 2, 4))
     net(x, states)[0].sum().backward()
@@ -226,16 +226,16 @@ DEPRECATED = "ignore:`torch.jit.*` is (deprecated|not supported):DeprecationWarn
 @pytest.mark.filterwarnings(DEPRECATED, "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_jit_trace_keeps_no_constants(kind):
-    ours, theirs = make_pair(kind, 3, 4)
+    ours, torch_net = make_pair(kind, 3, 4)
     x, other = input_for(kind), input_for(kind)
     traced = torch.jit.trace(ours, (x,), check_trace=False)
-    assert torch.equal(first(traced(other)), first(theirs(other)))
+    assert torch.equal(first(traced(other)), first(torch_net(other)))
 
 
 @pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize("kind", KINDS)
-def test_jit_script_compiles_torchs(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4)
+def test_jit_script_compiles_torchs_layers(kind, runs):
+    ours, torch_net = make_pair(kind, 3, 4)
 
     class Whole(torch.nn.Module):
         def __init__(self):
@@ -248,20 +248,20 @@ def test_jit_script_compiles_torchs(kind, runs):
     x = input_for(kind)
     whole = Whole()
     scripted = torch.jit.script(whole)
-    assert torch.equal(first(scripted(x)), first(theirs(x))) and not runs.eager
+    assert torch.equal(first(scripted(x)), first(torch_net(x))) and not runs.eager
     assert [name for name, _ in scripted.named_parameters()] == [f"net.{name}" for name, _ in ours.named_parameters()]
     with torch.no_grad():
         next(ours.parameters()).zero_()
-        next(theirs.parameters()).zero_()
-    assert torch.equal(first(scripted(x)), first(theirs(x)))
+        next(torch_net.parameters()).zero_()
+    assert torch.equal(first(scripted(x)), first(torch_net(x)))
     assert type(ours) is getattr(fusedrnn.torch, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fx_takes_our_modules_for_leaves(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64)
+def test_our_modules_are_leaves_of_fx_graphs(kind, runs):
+    ours, torch_net = make_pair(kind, 3, 4, dtype=torch.float64)
     x = input_for(kind, torch.float64)
-    graphs = [torch.fx.symbolic_trace(torch.nn.Sequential(net)) for net in (ours, theirs)]
+    graphs = [torch.fx.symbolic_trace(torch.nn.Sequential(net)) for net in (ours, torch_net)]
     shapes = [[(node.op, node.name, node.target) for node in graph.graph.nodes] for graph in graphs]
     assert shapes[0] == shapes[1] and not runs.eager
     torch.testing.assert_close(first(graphs[0](x)), first(graphs[1](x)))
@@ -286,12 +286,12 @@ def test_fx_keeps_states_and_lengths(kind, runs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_modes_that_watch_see_one_operator(kind, runs):
-    ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64)
+def test_dispatch_modes_see_one_operator(kind, runs):
+    ours, torch_net = make_pair(kind, 3, 4, dtype=torch.float64)
     x = input_for(kind, torch.float64)
     graph = make_fx(lambda x: first(ours(x)))(x)
     assert sum(str(node.target).startswith("fusedrnn") for node in graph.graph.nodes) == 1
-    torch.testing.assert_close(graph(x), first(theirs(x)))
+    torch.testing.assert_close(graph(x), first(torch_net(x)))
     with FlopCounterMode(display=False):
         assert torch.equal(first(ours(x)), graph(x))
     assert len(runs.traced) == 2 and not runs.eager
@@ -300,12 +300,12 @@ def test_modes_that_watch_see_one_operator(kind, runs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_fake_tensors(kind, runs):
     with FakeTensorMode():
-        ours, theirs = make_pair(kind, 3, 4)
+        ours, torch_net = make_pair(kind, 3, 4)
         x = input_for(kind)
-        assert first(ours(x)).shape == first(theirs(x)).shape and len(runs.traced) == 1
+        assert first(ours(x)).shape == first(torch_net(x)).shape and len(runs.traced) == 1
 
 
-def test_shapes_of_other_devices_do_not_reach_the_operator(runs):
+def test_fake_tensors_of_other_devices_run_on_torch(runs):
     with torch.device("meta"):
         net = fusedrnn.torch.GRU(3, 4)
         assert net(torch.randn(5, 2, 3))[0].is_meta and not runs.eager

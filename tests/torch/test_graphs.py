@@ -1,4 +1,4 @@
-"""Graphs that are more than one call: operands made from one another, changed meanwhile, batched; what goes when."""
+"""Graphs of several calls: operands that depend on each other or change, batched gradients, release of memory."""
 
 import gc
 import weakref
@@ -22,8 +22,8 @@ def data(*shape):
 
 
 def assert_alike(results):
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def twice(y, leaves):
@@ -56,8 +56,8 @@ def test_second_derivatives_through_layers_with_one_weight(kind):
 
 @lengths
 @pytest.mark.parametrize("change", ["half", "transposed", "zeros", "none"])
-def test_parameters_that_hold_something_else_in_backward(T, change):
-    """The gradient is that of the forward that took place; nothing is read that is not there."""
+def test_parameters_replaced_before_backward(T, change):
+    """The gradient is that of the forward call; no freed memory is read."""
     results = []
     for net in make_pair("GRU", 8, 8, dtype=torch.float64):
         y, _ = net(data(T, 1, 8))
@@ -70,8 +70,8 @@ def test_parameters_that_hold_something_else_in_backward(T, change):
                 p.data = torch.zeros_like(p)
         y.sum().backward()
         results.append([p.grad.double() for p in net.parameters()])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-2 if change == "half" else 1e-9, atol=1e-2)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-2 if change == "half" else 1e-9, atol=1e-2)
 
 
 def test_a_weight_without_memory_is_an_error():
@@ -85,8 +85,8 @@ def test_a_weight_without_memory_is_an_error():
 
 @kinds
 @lengths
-def test_what_torch_does_not_save_may_change(kind, T):
-    """Biases; and the input, where no weight has a gradient."""
+def test_operands_that_torch_does_not_save_may_change(kind, T):
+    """Biases; and the input if no weight requires a gradient."""
     results = []
     for net in make_pair(kind, 4, 5, dtype=torch.float64):
         y, _ = net(data(T, 2, 4))
@@ -115,8 +115,8 @@ def test_a_bias_that_changed_has_no_second_derivative():
 
 
 @kinds
-def test_input_made_in_inference_mode(kind):
-    """It cannot be saved, and need not be where no weight has a gradient."""
+def test_input_created_in_inference_mode(kind):
+    """It cannot be saved, and need not be if no weight requires a gradient."""
     with torch.inference_mode():
         x = torch.randn(6, 2, 4)
     net = getattr(fused, kind)(4, 5).requires_grad_(False)
@@ -126,7 +126,7 @@ def test_input_made_in_inference_mode(kind):
 
 
 @kinds
-def test_gradients_of_many_at_once(kind):
+def test_batched_gradients(kind):
     results = []
     for net in make_pair(kind, 3, 4, dtype=torch.float64):
         x = data(2, 1, 3)
@@ -143,7 +143,7 @@ def test_gradients_of_many_at_once(kind):
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU"])  # torch.nn's LSTM reads what is not there
-def test_a_packed_sequence_with_an_order_of_other_length(kind):
+def test_a_packed_sequence_with_too_short_an_order_is_refused(kind):
     rows, sizes, order = torch.zeros(2000, 4, dtype=torch.float64), torch.tensor([1000, 1000]), torch.tensor([0])
     messages = []
     for net in make_pair(kind, 4, 5, dtype=torch.float64):
@@ -153,8 +153,8 @@ def test_a_packed_sequence_with_an_order_of_other_length(kind):
     assert messages[0] == messages[1]
 
 
-def test_packed_weights_go_with_the_graph(monkeypatch):
-    """Not with the loss, which training loops like to keep."""
+def test_packed_weights_are_freed_with_the_graph(monkeypatch):
+    """Although the loss, which training loops store, still exists."""
     net = fused.GRU(64, 64)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     plain, leases = buffers.Lease.__init__, weakref.WeakSet()
@@ -176,8 +176,8 @@ def test_packed_weights_go_with_the_graph(monkeypatch):
     assert max(alive) - alive[0] <= 1
 
 
-def test_memory_goes_with_the_module():
-    """Packed weights, reserves and scratch of an op whose modules are gone are let go of."""
+def test_memory_is_freed_with_the_module():
+    """Packed weights, reserves and scratch are freed after the last module of an op is."""
     net = fused.LSTM(33, 77)
     net(torch.randn(20, 4, 33))[0].sum().backward()
     spec = net._plan(torch.float32).spec

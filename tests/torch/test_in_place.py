@@ -77,25 +77,25 @@ def changed(package, kind, form, x, change, which, grad, clone=False):
 
 @pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_outputs_changed_in_place(kind, form):
-    """Where torch.nn itself needs an output for its backward it raises; a result must be that of a changed copy."""
+    """Torch.nn raises if its backward needs the output; else the result equals that of a changed copy."""
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     count = len(outputs(torch.nn, kind, form, x, False)[0])
     for change, which, grad in product(CHANGES, range(count), (True, False)):
-        ours, theirs, exact = (
+        ours, torch_outcome, exact = (
             changed(package, kind, form, x, change, which, grad, clone)
             for package, clone in ((fusedrnn.torch, False), (torch.nn, False), (torch.nn, True))
         )
         where = f"{change} of result {which}, recorded: {grad}"
-        if isinstance(theirs, str) and isinstance(ours, str):
-            assert ours == theirs, where
+        if isinstance(torch_outcome, str) and isinstance(ours, str):
+            assert ours == torch_outcome, where
             continue
-        assert isinstance(theirs, str) or not isinstance(ours, str), f"{where}: {ours}"
+        assert isinstance(torch_outcome, str) or not isinstance(ours, str), f"{where}: {ours}"
         torch.testing.assert_close(ours, exact, msg=where)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_truncated_backpropagation_detaches_in_place(kind):
-    """Through a state that is used, detached and used again; also where a mode watches."""
+    """Through a state that is used, detached and used again; also under a dispatch mode."""
     x = torch.randn(6, 2, 3, dtype=torch.float64)
 
     def train(package, in_place):
@@ -180,7 +180,7 @@ def gradients(package, kind, shape, x_needed, h_needed, frozen, change):
     ("kind", "shape"), [*product(LAYERS, SHAPES), *((kind, (1, False, 1, 2)) for kind in CELLS)], ids=str
 )
 def test_operands_changed_before_backward(kind, shape):
-    """Whatever needs a gradient and whichever operand changes: torch.nn's outcome, with forward's values."""
+    """For each set of gradients and each changed operand: the error or the result of torch.nn."""
     names = [name for name, _ in make(torch.nn, kind, 3, 4, *(() if kind in CELLS else shape[:1])).named_parameters()]
     if kind not in CELLS and shape[1]:
         names += [f"{name}_reverse" for name in names]
@@ -188,16 +188,16 @@ def test_operands_changed_before_backward(kind, shape):
     patterns = ("none", "biases", "the first layer") if shape[0] > 1 else FROZEN
     for x_needed, h_needed, frozen in product((False, True), (None, True), patterns):
         for change in ("x", "h0", "c0", *names):
-            theirs = gradients(torch.nn, kind, shape, x_needed, h_needed, frozen, change)
-            if theirs is None:
+            torch_outcome = gradients(torch.nn, kind, shape, x_needed, h_needed, frozen, change)
+            if torch_outcome is None:
                 continue
             ours = gradients(fusedrnn.torch, kind, shape, x_needed, h_needed, frozen, change)
             where = f"x: {x_needed}, states: {h_needed}, frozen: {frozen}, changed: {change}"
-            if theirs == "refused for its views" and ours != "refused":
-                theirs = gradients(torch.nn, kind, shape, x_needed, h_needed, frozen, None)
-            if "refused" in (ours, theirs):
-                assert ours == theirs or theirs == "refused for its views", where
+            if torch_outcome == "refused for its views" and ours != "refused":
+                torch_outcome = gradients(torch.nn, kind, shape, x_needed, h_needed, frozen, None)
+            if "refused" in (ours, torch_outcome):
+                assert ours == torch_outcome or torch_outcome == "refused for its views", where
             else:
-                torch.testing.assert_close(ours, theirs, msg=where)
+                torch.testing.assert_close(ours, torch_outcome, msg=where)
             outcomes.add(ours == "refused")
     assert outcomes == {False, True}

@@ -124,7 +124,7 @@ class Call:
         return self.y.detach().numpy(), tuple(tensor.detach().numpy() for tensor in self.final)
 
     def backward(self, expected):
-        """All gradients; of what was not given, those expected."""
+        """All gradients; for arguments that were left out, those of ``expected``."""
         cotangents = [torch.tensor(self.problem.dy), *map(torch.tensor, self.problem.dstates)]
         torch.autograd.backward([self.y, *self.final], cotangents)
         spec = self.problem.spec
@@ -198,7 +198,7 @@ def test_packed_padded_and_single_sequences_have_the_same_bits(mode):
 
 
 @pytest.mark.parametrize("lengths", [torch.tensor([2, 0, 5]), torch.tensor([2, 0, 5], dtype=torch.int32), (2, 0, 5)])
-def test_lengths_in_every_form_are_alike(lengths):
+def test_lengths_in_every_form_give_the_same_results(lengths):
     net, x = fusedrnn.torch.GRU(3, 4, bidirectional=True), torch.randn(5, 3, 3)
     y, h_n = net(x, lengths=lengths)
     other, other_h = net(x, lengths=[2, 0, 5])
@@ -256,13 +256,13 @@ def test_any_strides(change):
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_outputs_lie_in_memory_as_those_of_torch(batch_first):
+def test_outputs_have_the_strides_of_torchs(batch_first):
     x = torch.randn(4, 3, 5)
     for kind in ("RNN", "LSTM", "GRU"):
-        ours, theirs = (
+        actual, expected = (
             getattr(package, kind)(5, 6, 2, batch_first=batch_first)(x)[0] for package in (fusedrnn.torch, torch.nn)
         )
-        assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
+        assert actual.shape == expected.shape and actual.stride() == expected.stride()
 
 
 def test_outputs_may_be_changed_in_place():
@@ -294,19 +294,19 @@ CONSTRUCTORS = [
 
 
 @pytest.mark.parametrize(("kind", "args", "options"), CONSTRUCTORS)
-def test_modules_are_made_as_those_of_torch(kind, args, options):
-    ours, theirs = make_pair(kind, *args, **options)
-    assert isinstance(ours, type(theirs)) and repr(ours) == repr(theirs)
-    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
-    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
-    assert set(vars(ours)) == set(vars(theirs))
+def test_constructors_match_those_of_torch(kind, args, options):
+    ours, torch_net = make_pair(kind, *args, **options)
+    assert isinstance(ours, type(torch_net)) and repr(ours) == repr(torch_net)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in torch_net.named_parameters()]
+    assert all(map(torch.equal, ours.parameters(), torch_net.parameters()))
+    assert set(vars(ours)) == set(vars(torch_net))
     ours.reset_parameters()
-    assert not torch.equal(ours.weight_ih if kind.endswith("Cell") else ours.weight_ih_l0, next(theirs.parameters()))
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert not torch.equal(ours.weight_ih if kind.endswith("Cell") else ours.weight_ih_l0, next(torch_net.parameters()))
+    torch_net.load_state_dict(ours.state_dict(), strict=True)
+    ours.load_state_dict(torch_net.state_dict(), strict=True)
     if not kind.endswith("Cell"):
         ours.flatten_parameters()
-        assert len(ours.all_weights) == len(theirs.all_weights)
+        assert len(ours.all_weights) == len(torch_net.all_weights)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ BAD_STEPS = {
 
 @pytest.mark.parametrize("what", BAD_STEPS)
 @pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
-def test_bad_steps_raise_what_torch_raises(kind, what, runs):
+def test_bad_calls_of_cells_raise_what_torch_raises(kind, what, runs):
     cell_of = {package: getattr(package, kind)(4, 6) for package in (torch.nn, fusedrnn.torch)}
     same_error(lambda package: BAD_STEPS[what](cell_of[package], lambda h: (h, h) if kind == "LSTMCell" else h))
     assert not runs
@@ -429,7 +429,7 @@ def test_copies_compute_the_same(kind, args, options, again):
         assert torch.equal(tensor, expected)
 
 
-def test_pickles_name_the_public_place():
+def test_pickles_name_the_public_module():
     assert b"cfusedrnn.torch\nLSTM\n" in pickle.dumps(fusedrnn.torch.LSTM(2, 3), protocol=0)
 
 
@@ -437,7 +437,7 @@ def test_pickles_name_the_public_place():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_dropout_is_the_operators(mode):
+def test_dropout_is_that_of_the_operator(mode):
     shape = Shape(5, 3, 4, 17, layers=3, bidirectional=True)
     problem = make_problem(mode, shape)
     net = make(problem.spec, problem.params, dropout=0.5)
@@ -483,17 +483,17 @@ def through_backward(y, x):
     return x.grad
 
 
-def test_everything_dropped_is_torchs_own(runs):
+def test_dropout_of_everything_runs_on_torch(runs):
     net = fusedrnn.torch.GRU(3, 4, 2, dropout=1.0)
-    theirs = torch.nn.GRU(3, 4, 2, dropout=1.0)
-    theirs.load_state_dict(net.state_dict())
+    torch_net = torch.nn.GRU(3, 4, 2, dropout=1.0)
+    torch_net.load_state_dict(net.state_dict())
     x = torch.randn(5, 2, 3)
-    assert torch.equal(net(x)[0], theirs(x)[0]) and not runs
+    assert torch.equal(net(x)[0], torch_net(x)[0]) and not runs
     net.eval()(x)
     assert len(runs) == 1
 
 
-def test_no_dropout_where_there_is_nothing_between(runs):
+def test_dropout_of_a_single_layer_drops_nothing(runs):
     with pytest.warns(UserWarning, match="dropout option adds dropout after all but last"):
         net = fusedrnn.torch.LSTM(3, 4, dropout=0.5)
     net(torch.randn(5, 2, 3))

@@ -38,18 +38,18 @@ class Library:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_built_within(kind):
-    theirs = getattr(torch.nn, kind)
-    before = dict(vars(theirs))
+def test_layers_built_in_the_context(kind):
+    torch_class = getattr(torch.nn, kind)
+    before = dict(vars(torch_class))
     with accelerated():
         torch.manual_seed(0)
-        net = theirs(3, 4)
+        net = torch_class(3, 4)
         assert type(getattr(fusedrnn.torch, kind)(3, 4)) is getattr(fusedrnn.torch, kind)
     torch.manual_seed(0)
-    other = theirs(3, 4)
-    assert type(net) is getattr(fusedrnn.torch, kind) and type(other) is theirs
+    other = torch_class(3, 4)
+    assert type(net) is getattr(fusedrnn.torch, kind) and type(other) is torch_class
     assert all(map(torch.equal, net.parameters(), other.parameters())) and set(vars(net)) == set(vars(other))
-    assert dict(vars(theirs)) == before
+    assert dict(vars(torch_class)) == before
 
 
 def test_networks_that_a_library_builds_or_loads():
@@ -70,7 +70,7 @@ def test_networks_that_a_library_builds_or_loads():
     torch.testing.assert_close(copied[1](torch.ones(2, 1, 4)), library.model[1](torch.ones(2, 1, 4)))
 
 
-def test_what_accelerate_leaves_is_left():
+def test_layers_that_accelerate_leaves_stay_unchanged():
     class Own(torch.nn.GRU):
         pass
 
@@ -103,7 +103,7 @@ def in_thread(function):
     return results[0]
 
 
-def test_a_context_is_its_threads_and_the_switch_everybodys():
+def test_a_context_applies_to_its_thread_and_accelerate_new_to_all():
     def build():
         return is_ours(torch.nn.RNN(3, 4))
 
@@ -124,14 +124,14 @@ def test_a_context_is_its_threads_and_the_switch_everybodys():
     assert not build()
 
 
-def test_a_wrapper_of_somebody_else_stays(monkeypatch):
+def test_another_librarys_wrapper_stays(monkeypatch):
     calls = []
     with accelerated():
         patched = torch.nn.GRU.__init__
         monkeypatch.setattr(torch.nn.GRU, "__init__", lambda self, *args: calls.append(1) or patched(self, *args))
         assert is_ours(torch.nn.GRU(3, 4))
     assert type(torch.nn.GRU(3, 4)) is torch.nn.GRU and len(calls) == 2
-    # Undone, the test leaves what it found: our patch, which does nothing by now.
+    # After undo, our patch is there again, and does nothing by now.
     monkeypatch.undo()
     assert type(torch.nn.GRU(3, 4)) is torch.nn.GRU
     torch.nn.GRU.__init__ = patched.__wrapped__
@@ -156,13 +156,13 @@ def test_a_wrapper_of_somebody_else_stays(monkeypatch):
         (None, "got NoneType$"),
     ],
 )
-def test_what_to_accelerate_instead(holder, advice):
+def test_errors_advise_what_to_accelerate_instead(holder, advice):
     for function in (accelerate, restore):
         with pytest.raises(TypeError, match=advice):
             function(holder)
 
 
-def test_advice_stands_circles():
+def test_advice_on_objects_with_circular_references():
     holder = SimpleNamespace()
     holder.itself, holder.layers = holder, {"x": holder, "net": torch.nn.GRU(3, 4)}
     with pytest.raises(TypeError, match=r"give model.layers\['net'\]$"):
@@ -290,13 +290,13 @@ def test_ours_beneath_a_subclass(which, runs):
     net.load_state_dict(state, strict=True)
     assert list(net.state_dict()) == list(state) and not accelerate(net, subclasses=True)
     assert restore(net).replaced == (Layer("", kind.__name__),)
-    # A parametrized layer's class is made anew.
+    # A parametrized layer's class is a new one.
     assert type(net) is kind or type(net).__bases__ == kind.__bases__
     torch.testing.assert_close(first(net(x)), expected)
     assert len(runs) == 1
 
 
-def test_a_subclass_keeps_what_is_its_own(runs):
+def test_a_subclass_keeps_its_own_attributes(runs):
     net = Wrapped(3, 4)
     accelerate(net, subclasses=True)
     x = torch.randn(5, 2, 3)
@@ -318,7 +318,7 @@ def test_subclasses_with_arithmetic_of_their_own_are_left(reason):
         assert left.reason == reason and type(net) is kind
 
 
-def test_subclasses_built_within():
+def test_subclasses_built_in_the_context():
     with accelerated(subclasses=True):
         net = Plain(3, "extra")
         with accelerated():
@@ -370,7 +370,7 @@ def watching(kind):
 
 
 @pytest.mark.parametrize("kind", ["needs a key", "names differ"])
-def test_a_class_is_not_told_of_the_class_beneath(kind):
+def test_init_subclass_does_not_see_the_derived_class(kind):
     watched = watching(kind)
     own = vars(watched).get("__init_subclass__")
     model = torch.nn.Sequential(torch.nn.LSTM(3, 3), watched(3, 3), torch.nn.GRU(3, 3))

@@ -165,7 +165,7 @@ def test_accelerated():
     [lambda net, x: exported(net, (x,), None), lambda net, x: exported_by_tracing(net, (x,))],
     ids=["dynamo", "tracing"],
 )
-def test_weights_are_read_from_what_is_exported(kind, options, export):
+def test_weights_of_exported_models_can_be_read(kind, options, export):
     """Each layer of the module is a node, whose parameters are torch's."""
     net = LAYERS[kind](I, H, **options).eval()
     layers = list(read(onnx.load_from_string(export(net, torch.randn(6, 3, I)))).values())

@@ -1,4 +1,4 @@
-"""What lies in padding reaches no derivative, of whatever order and by whatever path."""
+"""Values in the padding do not affect derivatives of any order."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_gradients_of_gradients(kind, fill, dropout, where):
 
 @kinds
 def test_states_of_empty_sequences(kind):
-    """They go through untouched: what they hold concerns no other gradient."""
+    """They are returned unchanged, and do not affect other gradients."""
     torch.manual_seed(0)
     net, x = network(kind), data(T, N, I).requires_grad_()
     dy = data(T, N, 2 * H).requires_grad_()

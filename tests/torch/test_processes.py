@@ -90,7 +90,7 @@ class Features(Dataset):
 @FORK_WARNING
 @METHODS
 def test_data_loader(method):
-    """In workers that come after the parent has used the layer, with threads: the same bits as in the parent."""
+    """Workers start after the parent has used the layer with threads, and compute the same bits."""
     torch.set_num_threads(2)
     layer = make("lstm", num_layers=2, bidirectional=True)
     data = Features(layer, torch.randn(T, 6, I))
@@ -180,7 +180,7 @@ def assert_current(layer, x):
 @METHODS
 @pytest.mark.parametrize("mode", ["lstm", "gru"])
 def test_hogwild(mode, method):
-    """Two processes train the same weights without locks, and the parent, which used them before, sees it."""
+    """Two processes train the same weights without locks, and the parent, which used them before, sees the changes."""
     if method == "fork":
         torch.set_num_threads(1)  # torch's own threads do not survive a fork
     model = nn.Sequential(make(mode), nn.Linear(H, 1)).share_memory()
@@ -195,7 +195,7 @@ def test_hogwild(mode, method):
 @FORK_WARNING
 @METHODS
 def test_weights_that_another_process_writes(method):
-    """Each sees at once what the other wrote, though this process counted no new version of the tensor."""
+    """The next call uses them, although the tensor's version in this process is the same."""
     if method == "fork":
         torch.set_num_threads(1)
     model = nn.ModuleList([make("lstm", num_layers=2)]).share_memory()
@@ -207,9 +207,9 @@ def test_weights_that_another_process_writes(method):
     versions = [parameter._version for parameter in model.parameters()]
     for _ in range(3):
         told.put(True)
-        theirs = done.get(timeout=LIMIT)
+        expected = done.get(timeout=LIMIT)
         assert [parameter._version for parameter in model.parameters()] == versions
-        np.testing.assert_array_equal(assert_current(model[0], x).numpy(), theirs)
+        np.testing.assert_array_equal(assert_current(model[0], x).numpy(), expected)
         for parameter in model.parameters():
             parameter.data[..., 0] += 0.5
         assert_current(model[0], x)
@@ -295,9 +295,9 @@ WRITERS = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("batch", [N, 70])
 def test_weights_are_never_stale(mode, writer, batch):
-    """The next forward uses them, three times in a row, in training and in inference.
+    """The next forward uses changed weights, three times in a row, in training and in inference.
 
-    A short call may read weights as they lie; a large batch is worth packing them, and packed ones are kept.
+    A short call uses unpacked weights; a call with a large batch packs and caches them.
     """
     layer, x = make(mode, num_layers=2), torch.randn(T, batch, I)
     before = assert_current(layer, x)
@@ -308,8 +308,8 @@ def test_weights_are_never_stale(mode, writer, batch):
         before = after
 
 
-def test_a_view_that_was_there_first():
-    """NumPy arrays taken before the first call, written to between calls."""
+def test_arrays_that_share_memory_with_weights():
+    """NumPy arrays from before the first call, written to between calls."""
     layer, x = make("gru"), torch.randn(T, N, I)
     views = [parameter.detach().numpy() for parameter in layer.parameters()]
     before = assert_current(layer, x)
@@ -320,8 +320,8 @@ def test_a_view_that_was_there_first():
         before = after
 
 
-def test_weights_trained_here_are_those_of_torch():
-    """Many steps, forward and inference in turn: the losses stay those of torch.nn."""
+def test_training_losses_are_those_of_torch():
+    """Over many steps, with inference between them."""
     torch.manual_seed(3)
     ours = nn.Sequential(make("lstm"), nn.Linear(H, 1))
     plain = copy.deepcopy(ours)
@@ -341,7 +341,7 @@ def test_weights_trained_here_are_those_of_torch():
             with torch.no_grad():
                 losses[-1].append(loss_on(model, x).item())
     assert losses[0][-1] < losses[0][0] / 2
-    # A loss is a mean of squares of at most 4, its root's error that of an output; 20 steps add theirs.
+    # A loss is a mean of squares of at most 4, whose root has the error of an output; the errors of 20 steps add up.
     rtol, atol = tolerance(np.float32, (I + H + 2 + 8 * T) * 20, scale=4.0)
     assert difference(np.array(losses[0]), np.array(losses[1]), rtol, atol) is None
 
@@ -361,8 +361,8 @@ for count in (1, 3, 2):
 """
 
 
-def test_threads_are_torch_s():
-    """What torch.set_num_threads says counts, for inference, forward and backward; not the default of our own."""
+def test_the_number_of_threads_is_torchs():
+    """Torch.set_num_threads sets it for inference, forward and backward; fusedrnn's own default does not apply."""
     result = python(THREADS, FUSEDRNN_DEBUG="1", FUSEDRNN_NUM_THREADS="4")
     assert result.returncode == 0, result.stderr
     asked, plans = 0, {1: 0, 2: 0, 3: 0}
@@ -406,7 +406,7 @@ def used_model(request):
 
 @pytest.mark.parametrize("way", COPIES)
 def test_copies(used_model, way):
-    """A copy is of the same classes, computes the same bits, and is a model of its own."""
+    """A copy has the same classes, computes the same bits, and shares nothing with the original."""
     x = torch.randn(T, N, 3)
     other = COPIES[way](used_model)
     assert [type(module) for module in other.modules()] == [type(module) for module in used_model.modules()]
@@ -438,8 +438,8 @@ def test_a_state_dict_goes_to_torch_and_back(used_model, tmp_path):
         assert torch.equal(back(x), used_model(x))
 
 
-def test_a_restored_model_needs_nothing_of_ours(used_model, tmp_path):
-    """Saved after restore, it loads where fusedrnn is not installed."""
+def test_a_restored_model_loads_without_fusedrnn(used_model, tmp_path):
+    """It is saved after restore."""
     restore(used_model)
     layers = nn.ModuleList([used_model.rnn, used_model.shared])
     torch.save(layers, tmp_path / "model.pt")
@@ -480,8 +480,8 @@ except ImportError as error:
 )
 
 
-def test_a_model_is_loaded_without_fusedrnn(used_model, tmp_path):
-    """Python's own error says what is missing."""
+def test_an_accelerated_model_does_not_load_without_fusedrnn(used_model, tmp_path):
+    """Python's own error names the missing module."""
     torch.save(nn.ModuleList([used_model.rnn]), tmp_path / "model.pt")
     result = python(LOAD, BLOCKED="fusedrnn", FILE=str(tmp_path / "model.pt"))
     assert result.returncode != 0
@@ -489,7 +489,7 @@ def test_a_model_is_loaded_without_fusedrnn(used_model, tmp_path):
 
 
 def test_without_torch():
-    """fusedrnn is there; its layers for torch say what to install."""
+    """``import fusedrnn`` works, and the error of fusedrnn.torch says what to install."""
     result = python(WITHOUT_TORCH, BLOCKED="torch")
     assert result.returncode == 0, result.stderr
     assert "pip install 'fusedrnn[torch]'" in result.stdout

@@ -19,12 +19,12 @@ def pair(dtype=torch.float32, **options):
     torch.manual_seed(1)
     options = {"num_layers": 2, "bidirectional": True, "proj_size": P, **options}
     ours = fusedrnn.torch.LSTM(I, H, **options, dtype=dtype)
-    theirs = torch.nn.LSTM(I, H, **options, dtype=torch.float64)
-    theirs.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
-    return ours, theirs
+    torch_net = torch.nn.LSTM(I, H, **options, dtype=torch.float64)
+    torch_net.load_state_dict({name: value.double() for name, value in ours.state_dict().items()})
+    return ours, torch_net
 
 
-def compare(ours, theirs, call, x, hx=None):
+def compare(ours, torch_net, call, x, hx=None):
     """Results, and gradients of their sum with random weights, of everything."""
     spec = RNNSpec("lstm", I, H, ours.num_layers, ours.bidirectional, projection_size=P)
     dtype = ours.weight_ih_l0.dtype
@@ -32,7 +32,7 @@ def compare(ours, theirs, call, x, hx=None):
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, *(hx or ()))]
     exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
     actual = flat(call(ours, leaves[0], tuple(leaves[1:]) or None))
-    expected = flat(call(theirs, exact[0], tuple(exact[1:]) or None))
+    expected = flat(call(torch_net, exact[0], tuple(exact[1:]) or None))
     rtol, atol = tolerance(name, longest_sum(spec))
     for tensor, other in zip(actual, expected, strict=True):
         assert tensor.dtype is dtype
@@ -40,7 +40,7 @@ def compare(ours, theirs, call, x, hx=None):
     seeds = [torch.randn_like(tensor) for tensor in actual]
     sum((tensor * seed).sum() for tensor, seed in zip(actual, seeds, strict=True)).backward()
     sum((tensor * seed.double()).sum() for tensor, seed in zip(expected, seeds, strict=True)).backward()
-    pairs = [*zip(leaves, exact, strict=True), *zip(ours.parameters(), theirs.parameters(), strict=True)]
+    pairs = [*zip(leaves, exact, strict=True), *zip(ours.parameters(), torch_net.parameters(), strict=True)]
     for tensor, other in pairs:
         scale = float(other.grad.abs().max())
         limits = gradient_tolerance(name, spec, T, N, scale)
@@ -51,11 +51,11 @@ def compare(ours, theirs, call, x, hx=None):
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"num_layers": 1, "bidirectional": False}, {"num_layers": 3}])
 @pytest.mark.parametrize("states", [False, True])
 def test_results_and_gradients(dtype, options, states, runs):
-    ours, theirs = pair(dtype, **options)
+    ours, torch_net = pair(dtype, **options)
     x = torch.randn(T, N, I, dtype=dtype)
     rows = ours.num_layers * (2 if ours.bidirectional else 1)
     hx = tuple(torch.randn(rows, N, size, dtype=dtype) for size in (P, H)) if states else None
-    compare(ours, theirs, lambda net, x, hx: net(x, hx), x, hx)
+    compare(ours, torch_net, lambda net, x, hx: net(x, hx), x, hx)
     with torch.no_grad():
         y, _ = ours(x, hx)
     assert y.shape == (T, N, (2 if ours.bidirectional else 1) * P)
@@ -64,15 +64,15 @@ def test_results_and_gradients(dtype, options, states, runs):
 
 
 def test_packed_padded_and_unbatched(runs):
-    ours, theirs = pair()
+    ours, torch_net = pair()
     lengths = torch.tensor([4, 7, 2])
     x = torch.randn(T, N, I)
-    compare(ours, theirs, lambda net, x, hx: net(pack_padded_sequence(x, lengths, enforce_sorted=False), hx), x)
+    compare(ours, torch_net, lambda net, x, hx: net(pack_padded_sequence(x, lengths, enforce_sorted=False), hx), x)
     y, final = ours(x, lengths=lengths)
-    packed, theirs_final = theirs(pack_padded_sequence(x.double(), lengths, enforce_sorted=False))
-    assert torch.allclose(final[0].double(), theirs_final[0], atol=1e-5)
+    packed, torch_final = torch_net(pack_padded_sequence(x.double(), lengths, enforce_sorted=False))
+    assert torch.allclose(final[0].double(), torch_final[0], atol=1e-5)
     assert not y[4:, 0].any()
-    compare(ours, theirs, lambda net, x, hx: net(x, hx), torch.randn(T, I))
+    compare(ours, torch_net, lambda net, x, hx: net(x, hx), torch.randn(T, I))
     assert len(runs) == 3
     assert packed.data.shape[1] == 2 * P
 
@@ -107,7 +107,7 @@ def test_compiled_and_exported(runs):
     assert torch.equal(program.module()(x)[0], expected)
 
 
-def test_onnx_says_that_it_has_none():
+def test_onnx_refuses_a_projection():
     ours, _ = pair()
     with pytest.raises(Exception, match="projection") as caught:
         torch.onnx.export(ours.eval(), (torch.randn(T, N, I),), dynamo=True, verbose=False)

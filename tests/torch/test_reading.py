@@ -56,7 +56,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kind", "options"), LAYERS, ids=str)
-def test_what_is_read_gives_the_layers_results(kind, options, form):
+def test_layers_that_were_read_give_the_same_results(kind, options, form):
     net, cell = getattr(torch.nn, kind)(3, 4, **options).eval(), kind.endswith("Cell")
     x = torch.randn((2, 3) if cell else (5, 2, 3))
     expected = net(x)
@@ -72,8 +72,8 @@ def test_what_is_read_gives_the_layers_results(kind, options, form):
     else:
         results, final = [y.swapaxes(0, 1) if layer.batch_first else y], expected[1]
         final = final if isinstance(final, tuple) else (final,)
-    for ours, theirs in zip([*results, *states], [*([] if cell else [expected[0]]), *final], strict=True):
-        torch.testing.assert_close(torch.from_numpy(np.ascontiguousarray(ours)), theirs.detach())
+    for actual, reference in zip([*results, *states], [*([] if cell else [expected[0]]), *final], strict=True):
+        torch.testing.assert_close(torch.from_numpy(np.ascontiguousarray(actual)), reference.detach())
 
 
 def test_layers_by_name():
@@ -96,7 +96,7 @@ def test_layers_by_name():
     assert np.array_equal(layers["a.0"].params, before)
 
 
-def test_what_cannot_be_read_is_named():
+def test_unreadable_layers_are_named():
     model = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4)})
     with pytest.raises(ValueError, match=r"names must be those of recurrent layers, of 'a'; got 'b'"):
         read(model, ["b"])
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_is_named():
         read(torch.nn.GRUCell(3, 4, dtype=torch.complex64))
 
 
-def test_a_class_of_that_name_is_no_layer():
+def test_a_class_with_a_layers_name_is_no_layer():
     class LSTM(torch.nn.Module):
         def forward(self, x):
             return x
@@ -138,7 +138,7 @@ def without_layers(kind):
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor.*:UserWarning")
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.*_flat_weights.*:UserWarning")
 @pytest.mark.parametrize("kind", ["frozen", "frozen cell", "exported", "exported ours", "quantised"])
-def test_recurrence_that_is_no_layer_is_named(kind):
+def test_recurrent_operators_outside_layers_are_named(kind):
     model, words = without_layers(kind)
     with pytest.raises(NotImplementedError, match=words):
         read(model)
@@ -161,6 +161,6 @@ def test_a_sparse_weight_is_named():
         read(torch.nn.ModuleDict({"layer": layer}))
 
 
-def test_names_that_are_none():
+def test_unknown_names_are_refused():
     with pytest.raises(TypeError, match="names must be a name or several, or None; got int"):
         read(torch.nn.GRU(3, 4), 5)

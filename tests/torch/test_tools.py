@@ -41,7 +41,7 @@ FLAT = {
     ("kind", "options"), [*((kind, {}) for kind in LAYERS), ("LSTM", {"proj_size": 2})], ids=str
 )
 def test_flat_weights_that_a_tool_replaces(kind, options, change, runs):
-    """The list that torch.nn's forward reads counts, by the rule by which it counts there."""
+    """Ours use the list where torch.nn's forward uses it."""
     x, results = input_for(kind, torch.float64), []
     for net in make_pair(kind, 3, 4, 2, dtype=torch.float64, **options):
         before = net(x)[0]
@@ -75,14 +75,14 @@ def swapped_on_conversion():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_swapped_on_conversion(kind, swapped_on_conversion, runs):
-    ours, theirs = make_pair(kind, 3, 40)
-    x = input_for(kind).repeat_interleave(16, -2)  # enough rows for packed weights, which are kept
+    ours, torch_net = make_pair(kind, 3, 40)
+    x = input_for(kind).repeat_interleave(16, -2)  # enough rows for packed weights, which are cached
     with torch.no_grad():
         ours(x)
     identities = list(map(id, ours.parameters()))
     ours.double()
-    theirs.double()
-    torch.testing.assert_close(ours(x.double()), theirs(x.double()))
+    torch_net.double()
+    torch.testing.assert_close(ours(x.double()), torch_net(x.double()))
     assert list(map(id, ours.parameters())) == identities and [spec.dtype for spec in runs] == ["float32", "float64"]
 
 
@@ -104,7 +104,7 @@ UNUSUAL = {
 @pytest.mark.parametrize("way", UNUSUAL)
 @pytest.mark.parametrize("kind", KINDS)
 def test_unusual_parameters(kind, way, runs):
-    """One weight after the other: torch.nn's result or its error, and never ours."""
+    """For each weight: torch.nn's result or its error."""
     x = input_for(kind)
     for index in range(2):
         actual = []
@@ -145,10 +145,10 @@ def test_layers_built_in_inference_mode(kind):
         except RuntimeError as error:
             return "Inference tensors cannot be saved" in str(error), []
 
-    for way in ("inside", "outside", "outside, x needs a gradient", "outside, states made inside"):
+    for way in ("inside", "outside", "outside, x needs a gradient", "outside, states created inside"):
         with torch.inference_mode():
-            ours, theirs = make_pair(kind, 3, 4)
-        torch.testing.assert_close(outcome(ours, way), outcome(theirs, way), msg=way)
+            ours, torch_net = make_pair(kind, 3, 4)
+        torch.testing.assert_close(outcome(ours, way), outcome(torch_net, way), msg=way)
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_pruners_of_torch_ao(prune):
     assert type(ours.lstm) is fusedrnn.torch.LSTM
 
 
-def test_pruners_find_our_layers_by_themselves():
+def test_pruners_know_our_layers_by_default():
     from torch.ao.pruning._experimental.pruner import LSTMSaliencyPruner
 
     model, actual = Pruned(), []
@@ -255,13 +255,13 @@ def counted(net, x, states, frozen):
 
 
 @pytest.mark.parametrize(("kind", "options"), FLOPS, ids=str)
-def test_flop_counters_see_what_torch_nn_would_do(kind, options):
-    """In float64, where torch.nn has no fused kernel that counters know nothing of."""
+def test_flop_counters_count_as_for_torch_nn(kind, options):
+    """In float64: torch.nn's fused float32 kernel is unknown to counters."""
     cell = kind.endswith("Cell")
     for form, x_needed, h_needed, frozen in product(
         ("cell",) if cell else ("padded", "packed"), (False, True), (None, False, True), ("none", "weight_ih", "l0")
     ):
-        ours, theirs = make_pair(kind, 3, 4, dtype=torch.float64, **options)
+        ours, torch_net = make_pair(kind, 3, 4, dtype=torch.float64, **options)
         x = input_for(kind, torch.float64).requires_grad_(x_needed)
         x = pack_padded_sequence(x, [5, 3]) if form == "packed" else x
         states = None
@@ -270,7 +270,7 @@ def test_flop_counters_see_what_torch_nn_would_do(kind, options):
             sizes = (options.get("proj_size", 4), 4)[: 2 if kind.startswith("LSTM") else 1]
             states = [torch.randn(*lead, 2, size, dtype=torch.float64, requires_grad=h_needed) for size in sizes]
             states = tuple(states) if len(states) == 2 else states[0]
-        expected = counted(theirs, x, states, frozen)
+        expected = counted(torch_net, x, states, frozen)
         if form == "packed":
             x = pack_padded_sequence(input_for(kind, torch.float64).requires_grad_(x_needed), [5, 3])
         where = f"{form}, x: {x_needed}, states: {h_needed}, frozen: {frozen}"
@@ -317,7 +317,7 @@ def test_exported_programs_load_after_import_alone(tmp_path):
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTMCell"])
 def test_draft_export(kind):
-    """In a process of its own: it leaves files open."""
+    """In a separate process, because it leaves files open."""
     actual = run([
         "import fusedrnn.torch",
         "class Model(torch.nn.Module):",
@@ -336,7 +336,7 @@ def test_draft_export(kind):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="a fork before the import is seen in /proc")
 def test_first_import_in_a_forked_child():
-    """The parent has run on OpenMP's threads, which the child lacks: to wait for them is to hang."""
+    """The parent has used OpenMP's threads, which the child lacks: it would wait for them for ever."""
     actual = run([
         "torch.set_num_threads(2)",
         "torch.randn(2_000_000).exp_()",

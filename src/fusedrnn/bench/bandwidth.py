@@ -6,6 +6,7 @@ from fusedrnn.jit.host import cache_sizes
 from fusedrnn.runtime.peak import measure_reading
 
 MEMORY = "memory"
+_ROUNDS = 5
 
 
 def measure_bandwidth(
@@ -14,7 +15,6 @@ def measure_bandwidth(
     *,
     read_bytes: int = 1 << 27,
     min_memory_bytes: int = 16 << 20,
-    rounds: int = 5,
 ) -> dict[str, float]:
     """GB/s that ``threads`` threads read together, by level: ``"L2"``, ``"L3"`` where they are known, ``"memory"``.
 
@@ -26,10 +26,9 @@ def measure_bandwidth(
         caches: Bytes of each level; None for those of this machine.
         read_bytes: Bytes that each thread reads in a round: some milliseconds.
         min_memory_bytes: Least size of a thread's array in memory: more than a core's share of any processor's L3.
-        rounds: Their number.
     """
     arrays = array_bytes(threads, cache_sizes() if caches is None else caches, min_memory_bytes)
-    return {level: measure_reading(size, threads, read_bytes, rounds) for level, size in arrays.items()}
+    return {level: measure_reading(size, threads, read_bytes, _ROUNDS) for level, size in arrays.items()}
 
 
 def array_bytes(threads: int, caches: dict[str, int], min_memory_bytes: int) -> dict[str, int]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Workload
-from fusedrnn.bench.results import NON_FUSED, TORCH, Array, Contender, GetResults, Results
+from fusedrnn.bench.data import NON_FUSED, TORCH, Array, Contender, GetResults, Results, Workload
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.tolerance import (
     difference,

@@ -14,17 +14,18 @@ from itertools import cycle
 import numpy as np
 
 import fusedrnn
-from fusedrnn.bench.data import Batch, Workload
-from fusedrnn.bench.results import (
+from fusedrnn.bench.data import (
     FUSED,
     IN_TORCH,
     NON_FUSED,
     TORCH,
     UNPACKED,
     Array,
+    Batch,
     Contender,
     GetResults,
     Maker,
+    Workload,
     gradient_results,
     outputs,
 )

@@ -1,8 +1,12 @@
-"""The data of a benchmark: English text or the user's array, and random parameters that are the same in every run."""
+"""The data of a benchmark: English text or the user's array, random parameters, and the results of contenders.
+
+The parameters are the same in every run.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +19,12 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import Case
 
 Array = NDArray[Any]
+
+NON_FUSED, FUSED, TORCH = "non-fused", "fused", "torch.nn"
+IN_TORCH = "fused in torch"
+UNPACKED = "fused in torch, unpacked"
+"""The accelerated module on sequences that all have T steps, compared with a packed batch."""
+OURS = (FUSED, IN_TORCH, UNPACKED)
 
 SEED = 20
 _SYMBOLS = 256
@@ -90,6 +100,14 @@ class Workload:
         )
 
 
+Results = dict[str, Array]
+GetResults = Callable[[], Results]
+"""Converts what a call computed to NumPy, after the call was timed."""
+Contender = Callable[[Batch], GetResults]
+"""Runs a batch. Only this call is timed."""
+Maker = Callable[[Workload], Contender]
+
+
 def workload(case: Case, mode: str, dtype: str, x: Array | None = None, *, packed: bool = False) -> Workload:
     """The case with the cell ``mode``, on ``x`` or by default on text; ``packed`` draws a length for each sequence."""
     spec = case.spec(mode, dtype)
@@ -158,3 +176,14 @@ def load(path: Path) -> Array:
     if not np.isfinite(x).all():
         raise ValueError(f"{path} holds NaN or infinity; expected {expected}, all finite")
     return x
+
+
+def outputs(spec: RNNSpec, y: Array, states: tuple[Array, ...]) -> Results:
+    """The results of a forward pass."""
+    return {"y": y, **{f"{name}_n": state for name, state in zip(spec.state_names, states, strict=True)}}
+
+
+def gradient_results(spec: RNNSpec, dx: Array, dparams: Array, dstates: tuple[Array, ...]) -> Results:
+    """The results of a backward pass; ``dparams`` is in the layout of ``spec``."""
+    dh0_dc0 = {f"d{name}0": gradient for name, gradient in zip(spec.state_names, dstates, strict=True)}
+    return {"dx": dx, "dparams": dparams, **dh0_dc0}

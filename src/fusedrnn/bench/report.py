@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -13,7 +14,7 @@ from threadpoolctl import threadpool_info
 
 import fusedrnn
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.results import FUSED, IN_TORCH, OURS, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, OURS, TORCH, UNPACKED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.tables import published_percent
 from fusedrnn.bench.timing import Timing
@@ -40,9 +41,9 @@ def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, flo
             "threads": config.threads,
             "seconds_a_row": config.budget,
             "full": config.full,
-            "contenders": list(config.contenders()),
-            "backends": list(config.backends),
-            "packed": config.packed,
+            "contenders": list(config.contenders),
+            "backends": list(config.contenders) if config.engines else [],
+            "packed": UNPACKED in config.contenders,
             "input": "text" if config.data is None else "user",
         },
         "bandwidth": dict(bandwidth or {}),
@@ -82,15 +83,8 @@ def row_report(row: Row) -> dict[str, Any]:
 
 
 def _timing_report(timing: Timing, steps: int) -> dict[str, Any]:
-    return {
-        "median": timing.median,
-        "spread": timing.spread,
-        "deviation": timing.deviation,
-        "steps": steps,
-        "p50": timing.p50,
-        "p99": timing.p99,
-        "samples": list(timing.seconds),
-    }
+    figures = {name: getattr(timing, name) for name in ("median", "spread", "deviation", "p50", "p99")}
+    return {**figures, "steps": steps, "samples": list(timing.seconds)}
 
 
 def environment_report() -> dict[str, Any]:
@@ -121,10 +115,8 @@ def _versions() -> dict[str, str]:
     """Versions of Python and of the relevant packages that are installed."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Array, Workload
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, UNPACKED, Array, Workload
 from fusedrnn.bench.timing import PAUSE, Timing
 from fusedrnn.testing.cases import Case
 
@@ -27,16 +25,12 @@ class BenchConfig:
     phases: Sequence[Phase]
     dtype: str = "float32"
     threads: int = 1
-    torch: bool = False
-    """Compare with torch.nn's modules too, original and accelerated."""
-    only_torch: bool = False
-    """Compare those modules alone."""
-    packed: bool = False
-    """Compare them on packed sequences, with the accelerated module on unpacked ones as a further contender."""
-    backends: Sequence[str] = ()
-    """Compare these engines of the operator with each other alone."""
+    contenders: Sequence[str] = (NON_FUSED, FUSED)
+    """Their names, in the order of their turns. With unpacked sequences among them, the others run packed ones."""
+    engines: bool = False
+    """The contenders are engines of the operator."""
     variants: bool = False
-    """Compare each cell with its variants alone."""
+    """The contenders are the variants of each cell."""
     budget: float = 5.0
     """Seconds to spend on timing a row, if its calls are short enough."""
     full: bool = False
@@ -49,18 +43,6 @@ class BenchConfig:
     def rows(self) -> list[tuple[Case, str, Phase]]:
         """Case, mode and phase of each row."""
         return list(itertools.product(self.cases, self.modes, self.phases))
-
-    def contenders(self) -> tuple[str, ...]:
-        """Names of the contenders, in the order of their turns."""
-        if self.backends:
-            return tuple(self.backends)
-        if self.variants:
-            return (FUSED, TORCH) if find_spec("torch") else (FUSED,)
-        if self.packed:
-            return TORCH, IN_TORCH, UNPACKED
-        if self.only_torch:
-            return TORCH, IN_TORCH
-        return (NON_FUSED, FUSED, TORCH, IN_TORCH) if self.torch else (NON_FUSED, FUSED)
 
 
 AnyRow = TypeVar("AnyRow", bound="Row")
@@ -101,8 +83,9 @@ class Row:
         """The row of a workload, before it is timed."""
         lengths = None if work.lengths is None else tuple(map(int, work.lengths))
         flops = work.flops(training=phase.training)
+        backends = tuple(config.contenders) if config.engines else ()
         sizes = work.case, work.spec.mode, phase.name, config.dtype, config.threads, flops
-        return cls(*sizes, lengths=lengths, backends=tuple(config.backends), **fields)
+        return cls(*sizes, lengths=lengths, backends=backends, **fields)
 
     @property
     def name(self) -> str:

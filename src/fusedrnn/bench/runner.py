@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -14,10 +15,9 @@ import fusedrnn
 from fusedrnn.bench import variants
 from fusedrnn.bench.checks import check, check_first_steps, check_timed
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Workload, workload
+from fusedrnn.bench.data import NON_FUSED, TORCH, UNPACKED, Contender, Workload, workload
 from fusedrnn.bench.extrapolate import extrapolate
 from fusedrnn.bench.peaks import RunPeak, Turns, measure
-from fusedrnn.bench.results import NON_FUSED, TORCH, UNPACKED, Contender
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timed, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
@@ -33,13 +33,13 @@ def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterato
     The peak of a row is the best so far: :func:`fusedrnn.bench.peaks.at_best_peak` sets the best of the run.
     """
     with ExitStack() as stack:
-        if TORCH in config.contenders():
+        if find_spec("torch") if config.variants else TORCH in config.contenders:
             stack.enter_context(torch_threads(config.threads))
         stack.enter_context(fusedrnn.thread_limits(config.threads))
         stack.enter_context(threadpool_limits(limits=config.threads, user_api="blas"))
         peak = RunPeak(config.dtype, config.threads)
         for case, mode, phase in config.rows():
-            work = workload(case, mode, config.dtype, config.data, packed=config.packed)
+            work = workload(case, mode, config.dtype, config.data, packed=UNPACKED in config.contenders)
             if config.variants:
                 progress(f"{case.name} {mode} {phase.name}")
                 yield variants.run_row(config, peak, work, phase)
@@ -79,7 +79,7 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
         calls[NON_FUSED] = extrapolated
         row = replace(row, steps_run={NON_FUSED: extrapolated.steps})
     # PyTorch modules share their threads, so that none disturbs another.
-    pause = config.pause if NON_FUSED in calls or config.backends else 0.0
+    pause = config.pause if NON_FUSED in calls or config.engines else 0.0
 
     def take_turns() -> Turns:
         options: dict[str, Any] = {"single_sample": (NON_FUSED, "reference"), "pause": pause}
@@ -91,7 +91,7 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
         if extrapolated and NON_FUSED in contenders:
             wrong = check_first_steps(work, phase, contenders, timed, extrapolated.steps)
         else:
-            wrong = check_timed(work, phase, timed, next(iter(contenders)) if config.backends else None)
+            wrong = check_timed(work, phase, timed, next(iter(contenders)) if config.engines else None)
         if wrong:
             return replace(row, peak=None, timings={}, wrong=wrong)
     return row
@@ -99,17 +99,17 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
 
 def _make_contenders(config: BenchConfig, phase: Phase, work: Workload) -> tuple[list[Group], dict[str, str]]:
     """The contenders, and why engines decline."""
-    if config.backends:
+    if config.engines:
         contenders, declined = {}, {}
-        for name in config.backends:
+        for name in config.contenders:
             try:
                 contenders[name] = phase.on_engine(name)(work)
             except NotImplementedError as error:
                 declined[name] = str(error)
         return [(work, contenders)], declined
-    names = [name for name in config.contenders() if name != UNPACKED]
+    names = [name for name in config.contenders if name != UNPACKED]
     groups = [(work, {name: phase.makers[name](work) for name in names})]
-    if UNPACKED in config.contenders():
+    if UNPACKED in config.contenders:
         unpacked = work.unpacked()
         groups.append((unpacked, {UNPACKED: phase.makers[UNPACKED](unpacked)}))
     return groups, {}

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fusedrnn.bench.results import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED
 from fusedrnn.bench.rows import AnyRow, Row
 from fusedrnn.bench.variants import PLAIN
 from fusedrnn.testing.cases import CASES, Case
@@ -59,25 +59,23 @@ def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
 
 
 def _operator_tables(rows: Sequence[Row], torch: bool) -> list[Table]:
-    published: dict[Case, list[Row]] = {}
-    for row in rows:
-        if published_percent(row) is not None:
-            published.setdefault(row.case, []).append(row)
-    others = [row for row in rows if published_percent(row) is None]
     against_torch: list[Column[Row]] = [
         _rate_column("torch.nn\nsamples/sec", TORCH),
         ("FusedRNN/\ntorch.nn", lambda row: percent(row.ratio(TORCH))),
     ]
-    last = [*_work_columns(FUSED), *(against_torch if torch else ())]
     on_page: Column[Row] = "on\nMXNet's\npage", lambda row: percent(published_percent(row), of=100.0)
+    groups: dict[Case | None, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: published_percent(row) is None):
+        groups.setdefault(None if published_percent(row) is None else row.case, []).append(row)
     all_tables = []
-    for case, case_rows in published.items():
-        sizes = f"T, N, I, H = {case.T}, {case.N}, {case.I}, {case.H}"
-        title = f"{sizes} layer={case.layers} bidirection={case.bidirectional}"
-        all_tables.append(make_table(title, mxnet_label, [*_rate_columns(case_rows), on_page, *last], case_rows))
-    if others:
-        columns = [*_rate_columns(others), *last, *_microsecond_columns((FUSED,), others)]
-        all_tables.append(make_table(f"T, N, I, H in {others[0].dtype}", label, columns, others))
+    for case, members in groups.items():
+        title = f"T, N, I, H in {members[0].dtype}"
+        if case:
+            sizes = f"{case.T}, {case.N}, {case.I}, {case.H}"
+            title = f"T, N, I, H = {sizes} layer={case.layers} bidirection={case.bidirectional}"
+        columns = [*_rate_columns(members), *([on_page] if case else ()), *_work_columns(FUSED)]
+        columns += [*(against_torch if torch else ()), *_microsecond_columns((FUSED,), members)]
+        all_tables.append(make_table(title, mxnet_label if case else label, columns, members))
     return all_tables
 
 

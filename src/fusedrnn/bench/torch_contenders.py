@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.bench.data import Batch, Workload
-from fusedrnn.bench.results import Array, Contender, GetResults, Results, gradient_results, outputs
+from fusedrnn.bench.data import Array, Batch, Contender, GetResults, Results, Workload, gradient_results, outputs
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from typing import Any
 
 from fusedrnn.bench.checks import check
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import Workload, parameters
+from fusedrnn.bench.data import FUSED, TORCH, Workload, parameters
 from fusedrnn.bench.peaks import RunPeak, measure
-from fusedrnn.bench.results import FUSED, TORCH
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import alternate
 from fusedrnn.cell.activations import Activation

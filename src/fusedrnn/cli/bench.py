@@ -15,7 +15,7 @@ import fusedrnn
 from fusedrnn.bench import variants as variants_bench
 from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import load
+from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
 from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.bench.report import environment_report, report
 from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
@@ -87,14 +87,40 @@ def bench(
     `python -m benchmarks.figures` and `python -m benchmarks.page` draw the file of --json.
     """
     try:
+        compared = contender_fields(torch, only_torch, packed, backends, variants)
         config = make_config(
-            cases, modes, phases, dtype, threads, data, steps=steps, batch=batch, torch=torch, only_torch=only_torch,
-            packed=packed, backends=backends, variants=variants, budget=seconds, full=full,
-        )  # fmt: skip
+            cases, modes, phases, dtype, threads, data, steps, batch, budget=seconds, full=full, **compared
+        )
         check_writable("--json", json)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
     raise typer.Exit(0 if run(config, json) else 1)
+
+
+def contender_fields(
+    torch: bool = False, only_torch: bool = False, packed: bool = False, backends: str = "", variants: bool = False
+) -> dict[str, Any]:
+    """The fields of BenchConfig that say who is compared.
+
+    Raises:
+        ValueError: If options exclude one another, or an engine is unknown.
+        ModuleNotFoundError: If an option needs PyTorch and it is missing.
+    """
+    torch_contenders = {
+        "--packed": (TORCH, IN_TORCH, UNPACKED) if packed else (),
+        "--only-torch": (TORCH, IN_TORCH) if only_torch else (),
+        "--torch": (NON_FUSED, FUSED, TORCH, IN_TORCH) if torch else (),
+    }
+    torch_option = next((name for name, names in torch_contenders.items() if names), None)
+    if torch_option and importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError(f"{torch_option} needs PyTorch, which is not installed")
+    if variants and (torch_option or backends):
+        raise ValueError("--variants cannot be used with --torch, --only-torch, --packed or --backends")
+    if backends and torch_option:
+        raise ValueError(f"--backends cannot be used with {torch_option}: it compares engines of the operator alone")
+    if backends:
+        return {"contenders": tuple(options.parse_names(backends, "engine", registry.names())), "engines": True}
+    return {"contenders": torch_contenders[torch_option]} if torch_option else {"variants": variants}
 
 
 def make_config(
@@ -104,30 +130,15 @@ def make_config(
     dtype: str,
     threads: int | None,
     data: Path | None = None,
-    *,
     steps: str = "",
     batch: str = "",
-    torch: bool = False,
-    only_torch: bool = False,
-    packed: bool = False,
-    backends: str = "",
-    variants: bool = False,
     **fields: Any,
 ) -> BenchConfig:
     """The configuration that the options describe; ``fields`` are those of BenchConfig that need no parsing.
 
     Raises:
-        ValueError: If a name is unknown, options exclude one another, or the data is not a suitable array.
-        ModuleNotFoundError: If an option needs PyTorch and it is missing.
+        ValueError: If a name is unknown, or the data is not a suitable array.
     """
-    torch_options = {"--torch": torch, "--only-torch": only_torch, "--packed": packed}
-    torch_option = next((name for name, on in torch_options.items() if on), None)
-    if torch_option and importlib.util.find_spec("torch") is None:
-        raise ModuleNotFoundError(f"{torch_option} needs PyTorch, which is not installed")
-    if variants and (torch_option or backends):
-        raise ValueError("--variants cannot be used with --torch, --only-torch, --packed or --backends")
-    if backends and torch_option:
-        raise ValueError(f"--backends cannot be used with {torch_option}: it compares engines of the operator alone")
     dtype = options.parse_dtype(dtype)
     x = load(data) if data else None
     return BenchConfig(
@@ -136,11 +147,6 @@ def make_config(
         phases=[PHASES[name] for name in options.parse_names(phases, "phase", PHASES)],
         dtype=dtype,
         threads=threads or fusedrnn.get_num_threads(),
-        torch=torch_option is not None,
-        only_torch=only_torch or packed,
-        packed=packed,
-        backends=tuple(options.parse_names(backends, "engine", registry.names())) if backends else (),
-        variants=variants,
         data=x,
         **fields,
     )
@@ -152,10 +158,10 @@ def run(config: BenchConfig, json_path: Path | None) -> bool:
     def make_tables(rows: Sequence[Row]) -> list[Table]:
         if config.variants:
             return [variants_table(rows)]
-        return [engines_table(rows)] if config.backends else tables(rows, config.contenders())
+        return [engines_table(rows)] if config.engines else tables(rows, config.contenders)
 
     summarize = (lambda row: row.name) if config.variants else summary
-    rows = measure(config, lambda progress: run_rows(config, progress), summarize, make_tables)
+    rows = run_and_print(config, lambda progress: run_rows(config, progress), summarize, make_tables)
     if json_path and config.variants:
         lines = variants_bench.report(rows)
         write_json(json_path, {"machine": environment_report(), "threads": config.threads, "lines": lines})
@@ -164,7 +170,7 @@ def run(config: BenchConfig, json_path: Path | None) -> bool:
     return not any(row.wrong or (config.variants and row.failures) for row in rows)
 
 
-def measure(
+def run_and_print(
     config: BenchConfig,
     run_rows: Callable[[Progress], Iterator[AnyRow]],
     summary: Callable[[AnyRow], str],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -36,11 +36,11 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def check_writable(option: str, path: Path | None, endings: Collection[str] = ()) -> None:
+def check_writable(option: str, path: Path | None) -> None:
     """Check before minutes of measuring that a file can be written after them.
 
     Raises:
-        ValueError: With the option and the reason. ``endings`` are the valid file name endings, if not all are.
+        ValueError: With the option and the reason.
     """
     if path is None:
         return
@@ -48,8 +48,6 @@ def check_writable(option: str, path: Path | None, endings: Collection[str] = ()
         raise ValueError(f"{option} {path}: there is no folder {path.parent}")
     if os.path.isdir(path):
         raise ValueError(f"{option} {path}: it is a folder; expected the path of a file")
-    if endings and path.suffix[1:].lower() not in endings:
-        raise ValueError(f"{option} {path}: its ending must be one of {', '.join(endings)}")
     try:
         is_new = not path.exists()
         path.open("ab").close()

@@ -20,13 +20,12 @@ def run(*arguments: Any) -> list[Tensor]:
     dtype = next((weight.dtype for weight in call.weights if weight is not None), call.x.dtype)
     # The input may come from a layer that autocast runs in another dtype.
     h0, c0 = (None if state is None else state.to(dtype) for state in (call.h0, call.c0))
-    cast = call._replace(x=call.x.to(dtype), h0=h0, c0=c0)
-    spec = op_call.check(cast)
+    cast = op_call.checked(*call._replace(x=call.x.to(dtype), h0=h0, c0=c0))
     op_call.check_values(cast)
     batch = call.x.shape[1] if call.batch_sizes is None else int(call.batch_sizes[0])
     states = [
         cast.x.new_zeros(shape) if state is None else state
-        for state, shape in zip(call.states, spec.state_shape(batch), strict=True)
+        for state, shape in zip(call.states, cast.spec.state_shape(batch), strict=True)
     ]
     if call.lengths is None:
         return list(_torch_function(call, call.x, call.batch_sizes, states))

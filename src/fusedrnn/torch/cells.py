@@ -16,6 +16,9 @@ from fusedrnn.torch.plan import cell_plan, current_weights, initial_states
 class _FusedCell(RNNCellBase):
     """Base of the three cells. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
+    _mode: Any
+    __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's cell
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run one step as torch.nn's cell does.
 
@@ -39,15 +42,12 @@ class _FusedCell(RNNCellBase):
             return as_fx_node(self, input, hx)
         return super().forward(input, hx)
 
-    def _mode(self) -> str:
-        raise NotImplementedError
-
     def _step(self, run: dispatch.Run, x: Any, hx: Any) -> tuple[Tensor, ...] | None:
         """The next states; None if the operator does not support the call."""
         dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
-        plan, shape = cell_plan(self._mode(), self.input_size, self.hidden_size, self.bias, dtype), x.shape
+        plan, shape = cell_plan(self._mode, self.input_size, self.hidden_size, self.bias, dtype), x.shape
         batched = len(shape) == 2
         if plan is None or not (batched or len(shape) == 1) or shape[-1] != self.input_size or 0 in shape:
             return None
@@ -69,10 +69,6 @@ class _FusedCell(RNNCellBase):
         final = tuple([dispatch.without_first_axis(state, run) for state in final])
         return final if batched else tuple(state.squeeze(0) for state in final)
 
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles: torch.nn's cell, with the same parameters."""
-        return class_map.as_torch_module(self)
-
 
 class RNNCell(_FusedCell, torch.nn.RNNCell):
     """``torch.nn.RNNCell`` on the fused operator: same arguments, attributes, parameters and results.
@@ -82,6 +78,7 @@ class RNNCell(_FusedCell, torch.nn.RNNCell):
         >>> h = cell(torch.randn(3, 10))  # (3, 20)
     """
 
+    @property
     def _mode(self) -> str:
         return f"rnn_{self.nonlinearity}"
 
@@ -94,8 +91,7 @@ class LSTMCell(_FusedCell, torch.nn.LSTMCell):
         >>> h, c = cell(torch.randn(3, 10))  # (3, 20) each
     """
 
-    def _mode(self) -> str:
-        return "lstm"
+    _mode = "lstm"
 
 
 class GRUCell(_FusedCell, torch.nn.GRUCell):
@@ -106,8 +102,7 @@ class GRUCell(_FusedCell, torch.nn.GRUCell):
         >>> h = cell(torch.randn(3, 10))  # (3, 20)
     """
 
-    def _mode(self) -> str:
-        return "gru"
+    _mode = "gru"
 
 
 class_map.register(RNNCell, LSTMCell, GRUCell)

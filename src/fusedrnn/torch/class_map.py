@@ -9,6 +9,8 @@ import torch
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
+Classes = Mapping[type[Module], type[Module]]
+
 OURS: dict[type[Module], type[Module]] = {}
 """Our class by torch.nn's."""
 TORCHS: dict[type[Module], type[Module]] = {}
@@ -23,7 +25,7 @@ def register(*classes: type[Module]) -> None:
         ours.__module__ = "fusedrnn.torch"  # the public name, which pickles store
 
 
-def counterpart(cls: type, classes: Mapping[type[Module], type[Module]]) -> type[Module] | None:
+def counterpart(cls: type, classes: Classes) -> type[Module] | None:
     """The class that ``classes`` (:data:`OURS` or :data:`TORCHS`) has for a class; None if there is none.
 
     For a parametrized class it is the parametrized counterpart of its base.

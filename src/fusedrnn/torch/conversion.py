@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
-from fusedrnn.torch.class_map import OURS, TORCHS, counterpart, is_quantized, is_scripted
+from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.graphs import is_ours, recurrent_operators
-from fusedrnn.torch.holders import advice
 from fusedrnn.torch.subclasses import beneath, changes
 
 _SUBCLASS = "it is a subclass of"
+# Attributes and attributes of attributes. Modules further away seldom belong to the object.
+_DEPTH = 2
+_MAX_NAMED = 4
+_INSTANTIATE = ", a class: give a module of it, or build it within `with fusedrnn.torch.accelerated():`"
+_NOT_YET = (
+    ", which holds no module yet; if it builds its network later, as in fit() or load(), let it do so "
+    "within `with fusedrnn.torch.accelerated():`"
+)
 
 
 @dataclass(frozen=True)
@@ -95,24 +103,17 @@ def restore(model: Module) -> Report:
     return _convert_all(model, TORCHS)
 
 
-def convert(module: Module, subclasses: bool = False) -> None:
-    """Make one layer of torch.nn's ours if the operator supports it; leave any other module unchanged."""
-    _convert("", module, OURS, subclasses)
-
-
-def _convert_all(model: Module, classes: Mapping[type[Module], type[Module]], subclasses: bool = False) -> Report:
+def _convert_all(model: Module, classes: Classes, subclasses: bool = False) -> Report:
     if not isinstance(model, Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}{advice(model)}")
-    layers = [_convert(name, module, classes, subclasses) for name, module in list(model.named_modules())]
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}{_advice(model)}")
+    layers = [convert(module, classes, subclasses, name) for name, module in list(model.named_modules())]
     return Report(
         tuple(layer for layer in layers if layer is not None and not layer.reason),
         tuple(layer for layer in layers if layer is not None and layer.reason),
     )
 
 
-def _convert(
-    name: str, module: Module, classes: Mapping[type[Module], type[Module]], subclasses: bool
-) -> Layer | None:
+def convert(module: Module, classes: Classes = OURS, subclasses: bool = False, name: str = "") -> Layer | None:
     """Convert one module by ``classes``: :data:`OURS` or :data:`TORCHS`. None if it is not a layer to convert."""
     former = type(module)
     cls, reason = counterpart(former, classes), ""
@@ -155,7 +156,7 @@ def _why_unsupported(module: Module) -> str:
     return ""
 
 
-def _why_unknown(module: Module, classes: Mapping[type[Module], type[Module]]) -> str:
+def _why_unknown(module: Module, classes: Classes) -> str:
     """Why a recurrent layer's class has no counterpart; empty if it is not recurrent or is converted already."""
     if is_scripted(module):
         return "it is a ScriptModule, whose weights fusedrnn.torch.read reads"
@@ -169,5 +170,42 @@ def _why_unknown(module: Module, classes: Mapping[type[Module], type[Module]]) -
     cls = type(module)
     if not isinstance(module, (RNNBase, RNNCellBase)) or counterpart(cls, TORCHS if classes is OURS else OURS):
         return ""
-    known = next(base for base in cls.__mro__ if base.__module__.startswith(("torch.nn.modules.", "fusedrnn.torch")))
-    return f"{_SUBCLASS} {known.__name__}"
+    parent = next(base for base in cls.__mro__ if base.__module__.startswith(("torch.nn.modules.", "fusedrnn.torch")))
+    return f"{_SUBCLASS} {parent.__name__}"
+
+
+def _advice(holder: object) -> str:
+    """The end of an error message: what to pass instead of an object that is not a module but may hold some."""
+    if isinstance(holder, type):
+        return _INSTANTIATE if issubclass(holder, Module) else ""
+    if holder is None or isinstance(holder, (str, bytes, int, float)):
+        return ""
+    paths = list(_module_paths("model", holder, _DEPTH, set()))
+    if not paths:
+        return _NOT_YET
+    more = f" and {len(paths) - _MAX_NAMED} more" if len(paths) > _MAX_NAMED else ""
+    return f", which holds modules: give {', '.join(paths[:_MAX_NAMED])}{more}"
+
+
+def _module_paths(path: str, holder: object, depth: int, seen: set[int]) -> Iterator[str]:
+    """Expressions for the modules in an object, nearest first, without the modules inside these."""
+    if id(holder) in seen:
+        return
+    seen.add(id(holder))
+    children = _children(path, holder)
+    yield from (child_path for child_path, child in children if isinstance(child, Module))
+    if depth > 1:
+        for child_path, child in children:
+            if not isinstance(child, Module):
+                yield from _module_paths(child_path, child, depth - 1, seen)
+
+
+def _children(path: str, holder: Any) -> list[tuple[str, object]]:
+    if isinstance(holder, Mapping):
+        return [(f"{path}[{key!r}]", value) for key, value in holder.items()]
+    if isinstance(holder, (list, tuple)):
+        return [(f"{path}[{index}]", value) for index, value in enumerate(holder)]
+    attributes = getattr(holder, "__dict__", None)
+    if not isinstance(attributes, dict) or isinstance(holder, type):
+        return []
+    return [(f"{path}.{name}", value) for name, value in attributes.items()]

@@ -13,23 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import autocast, onnx_export, op_call, op_derivatives, tensor_calls
-from fusedrnn.torch.network import CallShape, Network
+from fusedrnn.torch.network import CallShape, Network, Results, Tensors
 from fusedrnn.torch.op_call import OpCall
 
 _SEED_END = 2**63 - 1
 
 
 def run(
-    spec: Any,
-    x: Tensor,
-    states: Sequence[Tensor] | None,
-    weights: Sequence[Tensor | None],
-    *,
-    lengths: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    seed: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
+    lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: Tensor | None = None,
+) -> Results:  # fmt: skip
     """:func:`fusedrnn.torch.eager.run` through torch's dispatcher: traceable, with any T and N in one graph.
 
     The arguments and results are the same, with two differences. ``seed`` is an int64 tensor of no dimensions; None
@@ -51,52 +46,47 @@ def run(
 
 
 def _rnn(*arguments: Any) -> list[Tensor]:
-    call, network, shape, seed = _prepared(arguments)
-    if network.drops:
-        y, final, _ = tensor_calls.train(network, shape, call.x, call.states, call.weights, seed)
+    call, shape, seed = _prepared(op_call.checked(*arguments))
+    if shape.network.drops:
+        y, final, _ = tensor_calls.train(shape, call.x, call.states, call.weights, seed)
     else:
-        y, final = tensor_calls.infer(network, shape, call.x, call.states, call.weights)
+        y, final = tensor_calls.infer(shape, call.x, call.states, call.weights)
     return [y, *final]
 
 
 def _forward_training(*arguments: Any) -> list[Tensor]:
-    call, network, shape, seed = _prepared(arguments)
-    y, final, saved = tensor_calls.train(network, shape, call.x, call.states, call.weights, seed)
+    call, shape, seed = _prepared(op_call.checked(*arguments))
+    y, final, saved = tensor_calls.train(shape, call.x, call.states, call.weights, seed)
     return [y, *final, saved.reserve]
 
 
-def _backward(
-    dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, reserve: Tensor, *arguments: Any
-) -> list[Tensor]:
-    call, network, shape, seed = _prepared(arguments[:-1])
-    needed: list[bool] = arguments[-1]
-    op_call.check_backward(call, (dy, dh_n, dc_n), reserve, needed)
-    saved = tensor_calls.saved_for(network, shape, reserve.contiguous(), call.weights, seed)
+def _backward(*arguments: Any) -> list[Tensor]:
+    call, cotangents, reserve, needed = op_call.checked_backward(*arguments)
+    call, shape, seed = _prepared(call)
+    saved = tensor_calls.saved_for(shape, reserve.contiguous(), call.weights, seed)
     if len(reserve) != saved.info.layout.size:
         raise RuntimeError(f"reserve must have {saved.info.layout.size} bytes; got {len(reserve)}")
-    dy, dh_n, dc_n = map(op_call.materialized, (dy, dh_n, dc_n))
-    dfinal = [dh_n, dc_n][: network.num_states]
-    grads = tensor_calls.backward(network, shape, saved, dy, dfinal, call.grads_needed(needed))
+    dy, *dfinal = map(op_call.materialized, cotangents)
+    grads = tensor_calls.backward(shape, saved, dy, dfinal, call.grads_needed(needed))
     return [grad for grad in grads if grad is not None]
 
 
-def _prepared(arguments: Sequence[Any]) -> tuple[OpCall, Network, CallShape, int]:
-    """The checked call with its operands in memory, its network, its shape and its seed."""
-    call = OpCall(*arguments)
-    network = Network.of(op_call.check(call))
-    op_call.check_values(call)
-    call = op_call.materialized_call(call)
-    return call, network, CallShape(network, call.x, call.lengths, call.batch_sizes), op_call.seed_of(call)
+def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
+    """The call with operands in memory, as the kernels read them, its shape and its seed, after a check of values."""
+    seed = op_call.check_values(call)
+    x, h0, c0 = map(op_call.materialized, (call.x, call.h0, call.c0))
+    weights = [None if weight is None else op_call.materialized(weight).contiguous() for weight in call.weights]
+    call = call._replace(x=x, h0=h0, c0=c0, weights=weights)
+    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes), seed
 
 
 # -- fake kernels -----------------------------------------------------------------------------------------------------
 
 
 def _fake_rnn(*arguments: Any) -> list[Tensor]:
-    call = OpCall(*arguments)
-    spec, x = op_call.check(call), call.x
-    y = x.new_empty((*x.shape[:-1], spec.output_size))
-    return [y, *(x.new_empty(shape) for shape in spec.state_shape(_fake_batch(call)))]
+    call = op_call.checked(*arguments)
+    y = call.x.new_empty((*call.x.shape[:-1], call.spec.output_size))
+    return [y, *(y.new_empty(shape) for shape in call.spec.state_shape(_fake_batch(call)))]
 
 
 def _fake_forward_training(*arguments: Any) -> list[Tensor]:
@@ -105,7 +95,7 @@ def _fake_forward_training(*arguments: Any) -> list[Tensor]:
     steps = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0]
     engine: Any = Network.of(call.spec).engine
     size = engine.reserve_bytes(steps, final[0].shape[1], "gates")
-    return [y, *final, call.x.new_empty((size,), dtype=torch.uint8)]
+    return [y, *final, y.new_empty((size,), dtype=torch.uint8)]
 
 
 def _fake_batch(call: OpCall) -> Any:
@@ -118,10 +108,8 @@ def _fake_batch(call: OpCall) -> Any:
     return torch.library.get_ctx().new_dynamic_size()
 
 
-def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any) -> list[Tensor]:
-    call, needed = OpCall(*arguments[:-1]), arguments[-1]
-    op_call.check(call)
-    op_call.check_backward(call, (dy, dh_n, dc_n), reserve, needed)
+def _fake_backward(*arguments: Any) -> list[Tensor]:
+    call, _, _, needed = op_call.checked_backward(*arguments)
     return [
         operand.new_empty(operand.shape)
         for operand, need in zip(call.differentiable, needed, strict=True)
@@ -135,20 +123,17 @@ def _fake_backward(dy: Any, dh_n: Any, dc_n: Any, reserve: Any, *arguments: Any)
 def _register() -> Any:
     untyped: Any = torch.library
     library = untyped.Library("fusedrnn", "DEF")
-    call = f"({op_call.SCHEMA}) -> Tensor[]"
-    cotangents = "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve"
-    backward = f"({cotangents}, {op_call.SCHEMA}, bool[] needed) -> Tensor[]"
     for name, schema, kernel, fake in (
-        ("rnn", call, _rnn, _fake_rnn),
-        ("forward_training", call, _forward_training, _fake_forward_training),
-        ("backward", backward, _backward, _fake_backward),
+        ("rnn", op_call.SCHEMA, _rnn, _fake_rnn),
+        ("forward_training", op_call.SCHEMA, _forward_training, _fake_forward_training),
+        ("backward", op_call.BACKWARD_SCHEMA, _backward, _fake_backward),
     ):
-        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.define(f"{name}({schema}) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, kernel, "CPU")
         untyped.register_fake(f"fusedrnn::{name}", fake, lib=library)
     op_derivatives.register(library)
     library.impl("rnn", autocast.run, "AutocastCPU")
-    onnx_export.register(torch.ops.fusedrnn.rnn.default)
+    onnx_export.register()
     return library
 
 

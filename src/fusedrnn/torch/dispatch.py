@@ -14,8 +14,9 @@ from torch.autograd import forward_ad
 
 from fusedrnn.torch import eager
 from fusedrnn.torch.eligibility import is_compiling
+from fusedrnn.torch.network import Results
 
-Run = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+Run = Callable[..., Results]
 
 # Bound once: attribute lookups are a large part of a small inference call.
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -49,19 +50,13 @@ def _traced_runner() -> Run | None:
     """The runner where something watches the dispatcher, which must see one operator."""
     if _transforms_active() or forward_ad._current_level >= 0 or _autocast_on_cpu():
         return None
-    if _is_draft_export():
+    # torch.export.draft_export would report the None operands of a custom operator as mutated.
+    config = sys.modules.get("torch._functorch.config")
+    if not torch.compiler.is_dynamo_compiling() and getattr(config, "fake_tensor_propagate_real_tensors", False):
         return None
     from fusedrnn.torch import custom_op
 
     return custom_op.run
-
-
-def _is_draft_export() -> bool:
-    """Whether ``torch.export.draft_export`` runs, which reports None operands of a custom operator as mutated."""
-    if torch.compiler.is_dynamo_compiling():
-        return False
-    config = sys.modules.get("torch._functorch.config")
-    return bool(getattr(config, "fake_tensor_propagate_real_tensors", False))
 
 
 # torch.nn returns tensors that are not views, and detach_ refuses views. Compilers replace in-place operations by views

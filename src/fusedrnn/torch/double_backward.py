@@ -19,7 +19,9 @@ from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch.network import CallShape
+from fusedrnn.torch.network import CallShape, Tensors
+
+Weights = Mapping[Kind, Tensor | None]
 
 
 def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
@@ -59,12 +61,7 @@ class Extent(NamedTuple):
 
 
 def vjp(
-    spec: RNNSpec,
-    extent: Extent,
-    seed: int,
-    operands: Sequence[Tensor | None],
-    cotangents: Sequence[Tensor | None],
-    needs_grad: Sequence[bool],
+    spec: RNNSpec, extent: Extent, seed: int, operands: Tensors, cotangents: Tensors, needs_grad: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of the operands (x, initial states, weights) that need one; differentiable if grad mode is on.
 
@@ -93,12 +90,7 @@ def vjp(
 
 
 def forward(
-    spec: RNNSpec,
-    extent: Extent,
-    seed: int,
-    x: Tensor,
-    states: Sequence[Tensor | None],
-    weights: Sequence[Tensor | None],
+    spec: RNNSpec, extent: Extent, seed: int, x: Tensor, states: Tensors, weights: Tensors
 ) -> tuple[Tensor, ...]:
     """The output, then the final states. ``x`` and the output are packed if the extent is; a state of None is zeros."""
     steps, batch, valid, packed = extent
@@ -132,12 +124,7 @@ def forward(
 
 
 def _unrolled(
-    spec: RNNSpec,
-    x: Tensor,
-    states: Sequence[Tensor],
-    weights: Mapping[Kind, Tensor | None],
-    valid: Tensor | None,
-    reverse: bool,
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction of one layer: the outputs (T, N, S) and the last states."""
     x_weight = weights["i2h_weight"]
@@ -158,9 +145,7 @@ def _unrolled(
     return torch.stack(outputs), tuple(states)
 
 
-def _step(
-    spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Mapping[Kind, Tensor | None]
-) -> list[Tensor]:
+def _step(spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
     assert h_weight is not None

@@ -17,8 +17,6 @@ from fusedrnn.torch import plan
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.imports import after_import
 
-_DYNAMO = "torch._dynamo"
-_classes: tuple[type[torch.nn.Module], ...] = ()
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
@@ -27,11 +25,7 @@ def trace(*classes: type[torch.nn.Module]) -> None:
 
     If this torch's Dynamo works otherwise, the graph breaks at our layers as at torch's own.
     """
-    global _classes
-    is_first = not _classes
-    _classes += classes
-    if is_first:
-        after_import(_DYNAMO, _patch)
+    after_import("torch._dynamo", lambda dynamo: _patch(dynamo, classes))
 
 
 def breaks_graph() -> bool:
@@ -45,31 +39,23 @@ def eager_forward(module: torch.nn.Module, *args: Any) -> Any:
     return torch_class.forward(module, *args)
 
 
-def _is_traceable(module: torch.nn.Module) -> bool:
-    """Whether the module runs on the operator; else it runs torch's forward, which must not be unrolled."""
-    return (
-        isinstance(module, _classes)
-        and all(p.device.type == "cpu" and p.dtype in DTYPE_NAMES for p in module.parameters())
-    )
-
-
-def _patch() -> None:
+def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
     global eager_forward
-    from torch import _dynamo
     from torch._dynamo import config
     from torch._dynamo.variables.builder import VariableBuilder
 
-    untyped: Any = _dynamo
-    eager_forward = untyped.disable(eager_forward)
-    untyped.assume_constant_result(plan.layer_plan)
-    untyped.assume_constant_result(plan.cell_plan)
+    eager_forward = dynamo.disable(eager_forward)
+    dynamo.assume_constant_result(plan.layer_plan)
+    dynamo.assume_constant_result(plan.cell_plan)
     wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):
         return
 
     def wrap_module(self: Any, value: torch.nn.Module) -> Any:
-        if not _is_traceable(value):
-            return wrapped(self, value)
+        if not isinstance(value, classes) or any(
+            parameter.device.type != "cpu" or parameter.dtype not in DTYPE_NAMES for parameter in value.parameters()
+        ):
+            return wrapped(self, value)  # runs torch's forward, which must not be unrolled
         with config.patch(allow_rnn=True):
             return wrapped(self, value)
 

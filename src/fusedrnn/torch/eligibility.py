@@ -71,7 +71,10 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
         got = f"{x.dim()}-D" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"lengths need batched 3-D input; got {got}")
     steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
-    tensor: Tensor = lengths if isinstance(lengths, Tensor) else _as_tensor(lengths)
+    try:
+        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths must be a tensor or a list of integers; got {lengths!r}") from error
     if tensor.dtype not in _INTEGERS:
         raise TypeError(f"lengths must be integers; got {tensor.dtype}")
     if tensor.device.type != "cpu":
@@ -85,13 +88,6 @@ def checked_lengths(lengths: Any, x: Any, batch_first: bool) -> Tensor:
         if low < 0 or high > steps:
             raise ValueError(f"lengths must be from 0 to {steps}, the steps of input; got {low if low < 0 else high}")
     return tensor
-
-
-def _as_tensor(lengths: Any) -> Tensor:
-    try:
-        return torch.as_tensor(lengths, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"lengths must be a tensor or a list of integers; got {lengths!r}") from error
 
 
 def are_batch_sizes(batch_sizes: Any, rows: int) -> bool:

@@ -19,6 +19,8 @@ States = tuple[Tensor, ...]
 class _FusedLayer(torch.nn.RNNBase):
     """Base of the three layers. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
+    __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
+
     def forward(self, input: Any, hx: Any = None, lengths: Any = None) -> Any:
         """Run over sequences as torch.nn's layer does.
 
@@ -142,10 +144,6 @@ class _FusedLayer(torch.nn.RNNBase):
         y, final = self._torch_forward(packed, hx)
         steps = x.shape[1 if self.batch_first else 0]
         return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], final
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles and puts into the model: torch.nn's layer, with the same parameters."""
-        return class_map.as_torch_module(self)
 
 
 class RNN(_FusedLayer, torch.nn.RNN):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,10 @@ from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.saved_operands import saved_operands
 
+Tensors = Sequence[Tensor | None]
+Results = tuple[Tensor, tuple[Tensor, ...]]
+"""The output and the final states."""
+
 _MAX_NETWORKS = 256
 _MAX_PATTERNS = 64
 # Templates for new_empty. Created here: a network may be created while tensors are fakes.
@@ -20,20 +26,15 @@ with torch.inference_mode(False):
 
 
 class Network:
-    """A spec and what a call needs to know of it.
+    """A spec, its engine, and what a call needs to know of the spec.
 
     Attributes:
-        spec: The spec.
-        engine: Its engine.
-        drops: Whether training drops elements between layers.
-        dtype: The dtype of its tensors.
         item: Bytes of an element.
-        state_sizes: Features of each state.
-        num_states: 1, or 2 for an LSTM.
+        state_sizes: Features of each state: one, or two of an LSTM.
         state_rows: L·D.
-        output_size: D·S.
         weight_shapes: In the operator's order.
         like: A tensor to create others from with ``new_empty``.
+        saved_operands: :func:`fusedrnn.torch.saved_operands.saved_operands` of the spec, cached.
     """
 
     _cache: dict[int, Network] = {}  # noqa: RUF012 -- shared by all instances
@@ -50,7 +51,7 @@ class Network:
         self.output_size = spec.output_size
         self.weight_shapes = [entry.shape for entry in spec.layout.by_layer_direction]
         self.like = _LIKE[self.dtype]
-        self._saved: dict[tuple[tuple[bool, ...], bool], tuple[bool, ...]] = {}
+        self.saved_operands = functools.lru_cache(_MAX_PATTERNS)(functools.partial(saved_operands, spec))
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Network:
@@ -62,22 +63,13 @@ class Network:
             network = cls._cache[id(spec)] = cls(spec)
         return network
 
-    def saved_operands(self, needs_grad: tuple[bool, ...], several_steps: bool) -> tuple[bool, ...]:
-        """:func:`fusedrnn.torch.saved_operands.saved_operands` of the spec, cached."""
-        saved = self._saved.get((needs_grad, several_steps))
-        if saved is None:
-            if len(self._saved) >= _MAX_PATTERNS:
-                self._saved.clear()
-            saved = self._saved[needs_grad, several_steps] = saved_operands(self.spec, needs_grad, several_steps)
-        return saved
-
     def new_states(self, x: Tensor, batch: int) -> tuple[Tensor, ...]:
         """New tensors (L·D, N, size) for the states, like ``x``."""
         return tuple([x.new_empty((self.state_rows, batch, size)) for size in self.state_sizes])
 
 
 class CallShape:
-    """T and N of one call, and its sequence lengths.
+    """T and N of one call of a network, and its sequence lengths.
 
     Args:
         network: What runs.
@@ -86,9 +78,10 @@ class CallShape:
         batch_sizes: Of a packed sequence, int64 (T,).
     """
 
-    __slots__ = ("batch", "leading", "steps", "varlen")
+    __slots__ = ("batch", "leading", "network", "steps", "varlen")
 
     def __init__(self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None) -> None:
+        self.network = network
         self.varlen: Any = None
         if batch_sizes is not None:
             sizes = batch_sizes.numpy()

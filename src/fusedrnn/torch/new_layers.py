@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -31,8 +31,7 @@ _context_settings: ContextVar[tuple[_Setting, ...]] = ContextVar("fusedrnn_accel
 _process_setting: _Setting | None = None
 _lock = threading.Lock()
 _users = 0
-# The patched methods: class, name, our wrapper, and the method that the class itself defined, if it did.
-_patched: list[tuple[type[Module], str, Callable[..., None], Callable[..., None] | None]] = []
+_patches = ExitStack()
 
 
 @contextmanager
@@ -89,30 +88,29 @@ def _count_users(change: int) -> None:
         if not before and _users:
             for cls in OURS:
                 for name in _METHODS:
-                    _patch(cls, name)
+                    _patches.callback(_patch(cls, name))
         elif before and not _users:
-            while _patched:
-                _restore(*_patched.pop())
+            _patches.close()
 
 
-def _patch(cls: type[Module], name: str) -> None:
-    method: Callable[..., None] = getattr(cls, name)
+def _patch(cls: type[Module], name: str) -> Callable[[], None]:
+    """Let a method convert the module at its end. Returns a function that restores the method."""
+    own, method = vars(cls).get(name), getattr(cls, name)
 
     @functools.wraps(method)
     def patched(self: Module, *args: Any, **options: Any) -> None:
         method(self, *args, **options)
         setting = (_active_settings() or (_process_setting,))[-1]
         if setting is not None:
-            convert(self, setting.subclasses)
+            convert(self, subclasses=setting.subclasses)
 
-    _patched.append((cls, name, patched, vars(cls).get(name)))
+    def restore() -> None:
+        if vars(cls).get(name) is not patched:
+            return  # another library has wrapped ours since: ours stays, and does nothing
+        if own is None:
+            delattr(cls, name)
+        else:
+            setattr(cls, name, own)
+
     setattr(cls, name, patched)
-
-
-def _restore(cls: type[Module], name: str, patched: Callable[..., None], own: Callable[..., None] | None) -> None:
-    if vars(cls).get(name) is not patched:
-        return  # another library has wrapped ours since: ours stays, and does nothing
-    if own is None:
-        delattr(cls, name)
-    else:
-        setattr(cls, name, own)
+    return restore

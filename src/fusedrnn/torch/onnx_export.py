@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.torch.imports import after_import
+from fusedrnn.torch.op_call import OpCall
 
 # Where PyTorch's exporter creates its decomposition table, from torch 2.5 on.
 _TABLES = "torch.onnx._internal.exporter._decomp"
@@ -19,17 +19,16 @@ _NODES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
 _GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 
 
-def register(operator: Any) -> None:
+def register() -> None:
     """Let torch.onnx.export (dynamo) write the operator ``fusedrnn::rnn`` as standard nodes.
 
     The exporter decomposes operators without a translation by a table of its own. Our entry is in that table only: in
     torch's global table it would also reach make_fx and run_decompositions, where ONNX nodes compute nothing.
     """
-    after_import(_TABLES, lambda: _patch(operator))
+    after_import(_TABLES, _patch)
 
 
-def _patch(operator: Any) -> None:
-    tables: Any = sys.modules[_TABLES]
+def _patch(tables: Any) -> None:
     create = getattr(tables, "create_onnx_friendly_decomposition_table", None)
     if create is None:
         return
@@ -37,6 +36,7 @@ def _patch(operator: Any) -> None:
     @functools.wraps(create)
     def create_with_ours(onnx_registered_ops: Any) -> dict[Any, Any]:
         table: dict[Any, Any] = create(onnx_registered_ops)
+        operator: Any = torch.ops.fusedrnn.rnn.default
         if operator not in onnx_registered_ops:  # a translation of the user's takes precedence
             table[operator] = decompose
         return table
@@ -44,40 +44,28 @@ def _patch(operator: Any) -> None:
     tables.create_onnx_friendly_decomposition_table = create_with_ours
 
 
-def decompose(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: Sequence[Tensor | None],
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    seed: Tensor | None,
-    mode: str,
-    hidden_size: int,
-    num_layers: int,
-    bidirectional: bool,
-    dropout: float,
-    projection_size: int,
-) -> list[Tensor]:
+def decompose(*arguments: Any) -> list[Tensor]:
     """The operator ``fusedrnn::rnn`` as one ONNX node for each layer; arguments and results are the operator's.
 
     Raises:
         NotImplementedError: For a packed sequence, dropout or a projection: ONNX has none of these.
     """
-    if batch_sizes is not None:
+    call = OpCall(*arguments)
+    if call.batch_sizes is not None:
         raise NotImplementedError("packed sequences: ONNX has no such thing; export the padded model")
-    if dropout:
+    if call.dropout:
         raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
-    if projection_size:
-        raise NotImplementedError(f"a projection (proj_size={projection_size}): ONNX's LSTM has none")
-    directions = 2 if bidirectional else 1
-    per_layer = len(weights) // num_layers
-    finals = []
-    for layer in range(num_layers):
+    if call.projection_size:
+        raise NotImplementedError(f"a projection (proj_size={call.projection_size}): ONNX's LSTM has none")
+    directions = 2 if call.bidirectional else 1
+    per_layer = len(call.weights) // call.num_layers
+    x, finals = call.x, []
+    for layer in range(call.num_layers):
         rows = slice(layer * directions, (layer + 1) * directions)
-        initial = [None if state is None else state[rows] for state in (h0, c0)]
-        inputs = _weight_inputs(weights[layer * per_layer : (layer + 1) * per_layer], mode, hidden_size)
-        x, *final = _node(x, [*inputs, lengths, *initial], mode, hidden_size, directions)
+        initial = [None if state is None else state[rows] for state in call.states]
+        weights = call.weights[layer * per_layer : (layer + 1) * per_layer]
+        inputs = [*_weight_inputs(weights, call.mode, call.hidden_size), call.lengths, *initial]
+        x, *final = _node(x, inputs, call.mode, call.hidden_size, directions)
         finals.append(final)
     return [x, *(torch.cat(states) for states in zip(*finals, strict=True))]
 
@@ -99,12 +87,11 @@ def _weight_inputs(weights: Sequence[Tensor | None], mode: str, hidden_size: int
     return [w, r, torch.cat(biases) if biases else None]
 
 
-def _node(x: Tensor, inputs: list[Tensor | None], mode: str, hidden_size: int, directions: int) -> list[Tensor]:
-    """The output and final states of one ONNX node, whose ``inputs`` are W, R, B, lengths, h0 and c0."""
+def _node(x: Tensor, inputs: Sequence[Tensor | None], mode: str, hidden_size: int, directions: int) -> list[Tensor]:
+    """The output and final states of one ONNX node, whose ``inputs`` are W, R, B, lengths and the initial states."""
     from torch.onnx import ops
 
     steps, batch = x.shape[:2]
-    num_states = 2 if mode == "lstm" else 1
     attributes: dict[str, Any] = {
         "hidden_size": hidden_size,
         "direction": "bidirectional" if directions == 2 else "forward",
@@ -113,14 +100,14 @@ def _node(x: Tensor, inputs: list[Tensor | None], mode: str, hidden_size: int, d
         attributes["linear_before_reset"] = 1
     if mode == "rnn_relu":
         attributes["activations"] = ["Relu"] * directions
-    *weights, lengths, h0, c0 = inputs
+    w, r, b, lengths, *initial = inputs
     lengths = None if lengths is None else lengths.to(torch.int32)
     y, *final = ops.symbolic_multi_out(
         _NODES[mode],
-        (x, *weights, lengths, *(h0, c0)[:num_states]),
+        (x, w, r, b, lengths, *initial),
         attributes,
-        dtypes=[x.dtype] * (1 + num_states),
-        shapes=[(steps, directions, batch, hidden_size), *[(directions, batch, hidden_size)] * num_states],
+        dtypes=[x.dtype] * (1 + len(initial)),
+        shapes=[(steps, directions, batch, hidden_size), *[(directions, batch, hidden_size)] * len(initial)],
     )
     # (T, D, N, H) to (T, N, D·H).
     return [y.transpose(1, 2).reshape(steps, batch, directions * hidden_size), *final]

@@ -15,12 +15,16 @@ from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.eligibility import DTYPE_NAMES, are_batch_sizes, checked_lengths
+from fusedrnn.torch.network import Tensors
 
 SCHEMA = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
-STATES = ("h0", "c0")
+BACKWARD_SCHEMA = f"Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve, {SCHEMA}, bool[] needed"
+NUM_BACKWARD = 4
+"""Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve."""
+_STATES = ("h0", "c0")
 _COTANGENTS = ("dy", "dh_n", "dc_n")
 
 
@@ -30,7 +34,7 @@ class OpCall(NamedTuple):
     x: Tensor
     h0: Tensor | None
     c0: Tensor | None
-    weights: Sequence[Tensor | None]
+    weights: Tensors
     lengths: Tensor | None
     batch_sizes: Tensor | None
     seed: Tensor | None
@@ -59,7 +63,7 @@ class OpCall(NamedTuple):
         return (self.h0, self.c0) if self.mode == "lstm" else (self.h0,)
 
     @property
-    def batch(self) -> int | None:
+    def batch(self) -> Any:
         """N; None for a packed sequence, where it is the value of a tensor."""
         return self.x.shape[1] if self.batch_sizes is None else None
 
@@ -71,7 +75,7 @@ class OpCall(NamedTuple):
     def grads_needed(self, needed: Sequence[bool]) -> list[bool]:
         """Whether x, each state of this mode and each weight is present and needs a gradient."""
         flags = [need and operand is not None for need, operand in zip(needed, self.differentiable, strict=True)]
-        return [*flags[: 1 + len(self.states)], *flags[1 + len(STATES) :]]
+        return [*flags[: 1 + len(self.states)], *flags[1 + len(_STATES) :]]
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,8 +88,8 @@ def _spec(
     )
 
 
-def check(call: OpCall) -> RNNSpec:
-    """The spec of a call, after checking dtype, shape, device and presence of its operands; values are not read.
+def checked(*arguments: Any) -> OpCall:
+    """The call with these arguments, after checking dtype, shape, device and presence of each; values are not read.
 
     Symbolic sizes, in a graph being traced, are checked when the graph runs.
 
@@ -93,6 +97,7 @@ def check(call: OpCall) -> RNNSpec:
         RuntimeError: Naming the operand, what was passed and what was expected.
         ValueError: If the options describe no network; the same.
     """
+    call = OpCall(*arguments)
     x = call.x
     dims = 3 if call.batch_sizes is None else 2
     if x.dim() != dims:
@@ -103,8 +108,7 @@ def check(call: OpCall) -> RNNSpec:
         raise ValueError("lengths must be None for a packed sequence, which has batch_sizes")
     if call.mode != "lstm" and call.c0 is not None:
         raise RuntimeError(f"c0 must be None in mode {call.mode!r}; got shape {_shape(call.c0)}")
-    spec = call.spec
-    parameters = spec.layout.by_layer_direction
+    parameters = call.spec.layout.by_layer_direction
     if len(call.weights) != len(parameters):
         raise RuntimeError(f"weights must be {len(parameters)}; got {len(call.weights)}")
     for index, (weight, parameter) in enumerate(zip(call.weights, parameters, strict=True)):
@@ -114,22 +118,31 @@ def check(call: OpCall) -> RNNSpec:
         elif len(parameter.shape) == 2:
             raise RuntimeError(f"weights[{index}] must have shape {parameter.shape}; got None")
     _check_states(call, call.batch)
-    return spec
+    return call
 
 
-def check_backward(
-    call: OpCall, cotangents: Sequence[Tensor | None], reserve: Tensor, needed: Sequence[bool]
-) -> None:
-    """Check the arguments of the operator ``backward`` besides those of the call, like :func:`check`.
+class BackwardCall(NamedTuple):
+    """The arguments of the operator ``backward``, from :func:`checked_backward`.
 
-    Args:
-        call: The forward call.
-        cotangents: dy, dh_n and dc_n; None for zeros.
-        reserve: The last result of the forward call in training.
+    Attributes:
+        call: Those of the forward call.
+        cotangents: dy, and that of each state of the mode; None for zeros.
+        reserve: The last result of ``forward_training``.
         needed: Which of ``call.differentiable`` need a gradient.
     """
-    x, spec = call.x, call.spec
-    expected = [(*x.shape[:-1], spec.output_size), *_state_shapes(call, call.batch)]
+
+    call: OpCall
+    cotangents: Tensors
+    reserve: Tensor
+    needed: Sequence[bool]
+
+
+def checked_backward(*arguments: Any) -> BackwardCall:
+    """The arguments of the operator ``backward``, after the checks of :func:`checked`, which raise the same errors."""
+    *cotangents, reserve = arguments[:NUM_BACKWARD]
+    call, needed = checked(*arguments[NUM_BACKWARD:-1]), arguments[-1]
+    spec, x = call.spec, call.x
+    expected = [(*x.shape[:-1], spec.output_size), *spec.state_shape(call.batch)]
     for index, (name, cotangent) in enumerate(zip(_COTANGENTS, cotangents, strict=True)):
         if cotangent is None:
             continue
@@ -140,14 +153,11 @@ def check_backward(
         raise RuntimeError(f"reserve must be bytes of one dimension; got {reserve.dtype} of shape {_shape(reserve)}")
     if len(needed) != len(call.differentiable):
         raise RuntimeError(f"needed must have {len(call.differentiable)} entries; got {len(needed)}")
+    return BackwardCall(call, cotangents[: len(expected)], reserve, needed)
 
 
-def _state_shapes(call: OpCall, batch: Any) -> Sequence[tuple[Any, ...]]:
-    return call.spec.state_shape(batch)
-
-
-def _check_states(call: OpCall, batch: int | None) -> None:
-    for name, state, shape in zip(STATES, call.states, _state_shapes(call, batch), strict=False):
+def _check_states(call: OpCall, batch: Any) -> None:
+    for name, state, shape in zip(_STATES, call.states, call.spec.state_shape(batch), strict=False):
         if state is not None:
             _check_tensor(name, state, shape, call.x)
 
@@ -174,12 +184,15 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def check_values(call: OpCall) -> None:
+def check_values(call: OpCall) -> int:
     """Check what needs values: that the input is not empty, lengths, batch sizes and the seed.
+
+    Returns:
+        The seed of dropout; 0 where nothing is dropped.
 
     Raises:
         TypeError: If lengths are not integers.
-        ValueError: Naming the argument, what was passed and what was expected.
+        ValueError: Naming the argument, what was passed and what was expected; also for a missing seed.
         RuntimeError: If the input is empty, or a state does not have the N of a packed sequence.
     """
     x = call.x
@@ -193,18 +206,10 @@ def check_values(call: OpCall) -> None:
                 f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {call.batch_sizes}"
             )
         _check_states(call, int(call.batch_sizes[0]))
-    seed_of(call)
+    return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
 
 
-def seed_of(call: OpCall) -> int:
-    """The seed of dropout; 0 where nothing is dropped.
-
-    Raises:
-        ValueError: If a seed is needed and missing, or is not one.
-    """
-    seed = call.seed
-    if not call.dropout or call.num_layers == 1:
-        return 0
+def _checked_seed(seed: Tensor | None) -> int:
     if seed is None or seed.dtype is not torch.int64 or seed.dim():
         got = None if seed is None else f"{seed.dtype} of shape {_shape(seed)}"
         raise ValueError(f"seed must be an int64 tensor of no dimensions where dropout is not 0; got {got}")
@@ -212,14 +217,6 @@ def seed_of(call: OpCall) -> int:
     if value < 0:
         raise ValueError(f"seed must be from 0 to 2**63 - 1; got {value}")
     return value
-
-
-def materialized_call(call: OpCall) -> OpCall:
-    """The same call with operands whose values are in memory as the kernels read them: weights contiguous."""
-    weights = [None if weight is None else materialized(weight).contiguous() for weight in call.weights]
-    return call._replace(
-        x=materialized(call.x), h0=materialized(call.h0), c0=materialized(call.c0), weights=weights
-    )
 
 
 def materialized(tensor: Any) -> Any:

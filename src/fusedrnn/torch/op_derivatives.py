@@ -15,13 +15,11 @@ from torch.autograd import forward_ad
 
 from fusedrnn.torch import double_backward, op_call
 from fusedrnn.torch.double_backward import Extent
-from fusedrnn.torch.op_call import OpCall
+from fusedrnn.torch.op_call import NUM_BACKWARD, OpCall
 
 Kernel = Callable[..., list[Tensor]]
 
 _transforms_active = torch._C._are_functorch_transforms_active
-# Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve.
-_NUM_BACKWARD = 4
 
 
 def register(library: Any) -> None:
@@ -29,7 +27,7 @@ def register(library: Any) -> None:
     for name, first, decomposed, record in (
         ("rnn", 0, _decomposed_rnn, lambda *arguments: _record(*arguments)[:-1]),
         ("forward_training", 0, _decomposed_training, _record),
-        ("backward", _NUM_BACKWARD, _decomposed_backward, _decomposed_backward),
+        ("backward", NUM_BACKWARD, _decomposed_backward, _decomposed_backward),
     ):
         operator = getattr(torch.ops.fusedrnn, name)
         library.impl(name, _autograd_kernel(operator, first, decomposed, record), "Autograd")
@@ -94,10 +92,9 @@ class _RecordedCall(torch.autograd.Function):
 
 
 def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
-    call = OpCall(*arguments)
-    spec = op_call.check(call)
-    op_call.check_values(call)
-    return list(double_backward.forward(spec, _extent(call), op_call.seed_of(call), call.x, call.states, call.weights))
+    call = op_call.checked(*arguments)
+    seed = op_call.check_values(call)
+    return list(double_backward.forward(call.spec, _extent(call), seed, call.x, call.states, call.weights))
 
 
 def _decomposed_training(*arguments: Any) -> list[Tensor]:
@@ -107,16 +104,10 @@ def _decomposed_training(*arguments: Any) -> list[Tensor]:
 
 
 def _decomposed_backward(*arguments: Any) -> list[Tensor]:
-    *cotangents, reserve = arguments[:_NUM_BACKWARD]
-    call, needed = OpCall(*arguments[_NUM_BACKWARD:-1]), arguments[-1]
-    spec = op_call.check(call)
-    op_call.check_backward(call, cotangents, reserve, needed)
-    op_call.check_values(call)
+    call, cotangents, _, needed = op_call.checked_backward(*arguments)
+    seed = op_call.check_values(call)
     operands = call.x, *call.states, *call.weights
-    grads = double_backward.vjp(
-        spec, _extent(call), op_call.seed_of(call), operands, cotangents[: 1 + len(call.states)],
-        call.grads_needed(needed),
-    )  # fmt: skip
+    grads = double_backward.vjp(call.spec, _extent(call), seed, operands, cotangents, call.grads_needed(needed))
     return [grad for grad in grads if grad is not None]
 
 

@@ -1,4 +1,4 @@
-"""The spec that a module's attributes describe, and its weights and initial states as a call finds them."""
+"""The spec that a module's attributes describe, and its weights and initial states at the time of a call."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ModulePlan(NamedTuple):
         training_spec: The network in training, with dropout; None if the operator cannot drop as much.
         state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
         state_sizes: Features of h, and of c in an LSTM.
-        names: Names of the parameters in the operator's order, without biases if the module has none.
+        names: Names of the parameters in torch.nn's order, which is that of a layer's ``_flat_weights``.
         shapes: Their shapes.
         expected: What :func:`_are_ordinary` sees of ordinary parameters.
-        has_bias: Whether the module has biases.
-        flat_order: Index of each parameter in the layer's ``_flat_weights``; None if these are in the same order.
+        order: For each parameter of the operator its index in ``names``, None for a missing bias; None if the operator
+            has the same parameters in the same order.
         is_cell: Whether the module is a cell, which has no ``_flat_weights``.
     """
 
@@ -38,13 +38,8 @@ class ModulePlan(NamedTuple):
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     expected: list[tuple[Any, ...]]
-    has_bias: bool
-    flat_order: tuple[int, ...] | None
+    order: tuple[int | None, ...] | None
     is_cell: bool = False
-
-    def from_flat(self, flat: list[Any]) -> list[Any]:
-        """Items in the operator's order, from items in the order of ``_flat_weights``."""
-        return flat if self.flat_order is None else [flat[i] for i in self.flat_order]
 
 
 @lru_cache(maxsize=256)
@@ -60,15 +55,17 @@ def _layer_plan(
         training_spec = (replace(spec, dropout=dropout) if dropout < 1 else None) if drops else spec
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
-    parameters = [entry for entry in spec.layout.by_layer_direction if bias or entry.kind.endswith("weight")]
-    names, shapes = tuple(entry.torch_name for entry in parameters), tuple(entry.shape for entry in parameters)
-    flat_order = None
-    if P and bias:  # torch.nn lists a projection after the biases, the operator before them
-        flat_order = tuple(first + i for first in range(0, len(names), 5) for i in (0, 1, 4, 2, 3))
+    ours = spec.layout.by_layer_direction
+    # torch.nn lists the projection of a direction after its biases, the operator before them.
+    torchs = sorted(ours, key=lambda entry: (entry.layer, entry.direction, entry.kind == "h2r_weight"))
+    torchs = [entry for entry in torchs if bias or entry.kind.endswith("weight")]
+    names, shapes = tuple(entry.torch_name for entry in torchs), tuple(entry.shape for entry in torchs)
+    index = {name: i for i, name in enumerate(names)}
+    order = tuple(index.get(entry.torch_name) for entry in ours)
     return ModulePlan(
         spec, training_spec, (layers * spec.num_directions,), tuple(map(spec.size_of, spec.state_names)), names, shapes,
         [(Parameter, dtype, torch.Size(shape), True, False, torch.strided, False) for shape in shapes],
-        bool(bias), flat_order,
+        None if order == tuple(range(len(names))) else order,
     )  # fmt: skip
 
 
@@ -117,25 +114,18 @@ def current_weights(module: Module, plan: ModulePlan, dtype: torch.dtype) -> lis
     if (
         is_compiling()
         or not _are_ordinary(weights, plan.expected)
-        or not (plan.is_cell or _are_flat_weights(module, plan, weights))
+        or not (plan.is_cell or _are_flat_weights(module, weights))
     ):
         weights = [
             getattr(module, name, None) if weight is None else weight
             for name, weight in zip(plan.names, weights, strict=True)
         ]
         if not plan.is_cell and not is_compiling():
-            weights = _flat_or_named(module, plan, weights)
+            weights = _flat_or_named(module, weights)
         for weight, shape in zip(weights, plan.shapes, strict=True):
             if not is_plain(weight, dtype) or weight.shape != shape:
                 return None
-    if plan.has_bias:
-        return weights
-    per_direction = 3 if plan.spec.projection_size else 2
-    return [
-        weight
-        for first in range(0, len(weights), per_direction)
-        for weight in (*weights[first : first + per_direction], None, None)
-    ]
+    return weights if plan.order is None else [None if i is None else weights[i] for i in plan.order]
 
 
 def _are_ordinary(weights: list[Any], expected: list[tuple[Any, ...]]) -> bool:
@@ -148,21 +138,18 @@ def _are_ordinary(weights: list[Any], expected: list[tuple[Any, ...]]) -> bool:
         return False
 
 
-def _are_flat_weights(module: Any, plan: ModulePlan, weights: list[Any]) -> bool:
+def _are_flat_weights(module: Any, weights: list[Any]) -> bool:
     """Whether ``_flat_weights``, which torch.nn's forward reads, holds these very weights."""
     flat = module._flat_weights
-    if plan.flat_order is not None:
-        flat = plan.from_flat(flat)
     return len(flat) == len(weights) and all(map(is_, flat, weights))
 
 
-def _flat_or_named(module: Any, plan: ModulePlan, weights: list[Any]) -> list[Any]:
+def _flat_or_named(module: Any, weights: list[Any]) -> list[Any]:
     """The weights by name if one was replaced since ``_flat_weights`` was built, else ``_flat_weights``."""
     flat = module._flat_weights
     if len(flat) != len(weights):
         return weights
-    refs = plan.from_flat(module._flat_weight_refs) if module._flat_weight_refs else ()
-    for ref, weight in zip(refs, weights, strict=False):
+    for ref, weight in zip(module._flat_weight_refs or (), weights, strict=False):
         if ref is not None and weight is not None and ref() is not weight:
             return weights
-    return list(plan.from_flat(flat))
+    return list(flat)

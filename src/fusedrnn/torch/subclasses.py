@@ -10,18 +10,14 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-from torch.nn import Module, RNNBase, RNNCellBase
+from torch.nn import Module
 
 from fusedrnn.torch.class_map import OURS, parametrized_base, parametrized_over, torch_class
 
-# What a subclass may define although torch.nn's class has it too: our forward does not use it.
+# What a subclass may define although torch.nn's class has it too, like names with two underscores: our forward does not
+# use it.
 _HARMLESS = {
-    "__init__", "forward", "extra_repr", "reset_parameters", "flatten_parameters", "all_weights", "__repr__",
-    "__getstate__", "__setstate__", "_replicate_for_data_parallel", "__prepare_scriptable__", "__constants__",
-    "__jit_unused_properties__", "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__",
-    "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__parameters__", "__overloads__",
-    "__orig_bases__", "__abstractmethods__", "_abc_impl", "__firstlineno__", "__static_attributes__",
-    "__classdictcell__", "__reduce__", "__reduce_ex__",
+    "forward", "extra_repr", "reset_parameters", "flatten_parameters", "all_weights", "_replicate_for_data_parallel",
 }  # fmt: skip
 # Hooks into attribute access, and instance attributes that a class may define instead.
 _ATTRIBUTES = {
@@ -38,16 +34,16 @@ def changes(module: Module) -> str:
     """What a subclass of a layer of torch.nn's changes that our implementation would ignore; empty if nothing."""
     cls = type(module)
     cls = parametrized_base(cls) or cls
-    known = torch_class(cls)
-    if known is None:
+    parent = torch_class(cls)
+    if parent is None:
         return "has a forward of its own"
-    ours = [base for base in OURS[known].__mro__ if base.__module__.startswith("fusedrnn.") or base in (known, RNNBase)]
-    reserved = {name for base in (*ours, RNNCellBase) for name in vars(base)} | _ATTRIBUTES
-    for base in cls.__mro__[: cls.__mro__.index(known)]:
-        names = vars(base).keys()
-        overridden = names & reserved - _HARMLESS | {name for name in names if name.startswith(_WEIGHTS)}
+    bases = [base for base in OURS[parent].__mro__ if base.__module__.startswith(("fusedrnn.", parent.__module__))]
+    names = {name for base in bases for name in vars(base) if not name.startswith("__")}
+    reserved = names - _HARMLESS | _ATTRIBUTES
+    for base in cls.__mro__[: cls.__mro__.index(parent)]:
+        overridden = [name for name in sorted(vars(base)) if name in reserved or name.startswith(_WEIGHTS)]
         if overridden:
-            return f"overrides {', '.join(sorted(overridden))}"
+            return f"overrides {', '.join(overridden)}"
         forward = vars(base).get("forward")
         if forward is not None and not _calls_super(forward):
             return "has a forward that does not call super().forward"
@@ -68,8 +64,8 @@ def beneath(cls: type[Module]) -> type[Module]:
     """A class like a subclass of torch.nn's, whose ``super().forward`` is ours. The same one at every call."""
     if (base := parametrized_base(cls)) is not None:
         return parametrized_over(cls, beneath(base))
-    known = torch_class(cls)
-    if known is None:
+    parent = torch_class(cls)
+    if parent is None:
         raise TypeError(f"cls must be a subclass of a layer of torch.nn's; got {cls.__name__}")
     ref = _combined.get(cls)
     combined = ref() if ref is not None else None
@@ -80,7 +76,7 @@ def beneath(cls: type[Module]) -> type[Module]:
         body["_fusedrnn_beneath"] = cls
         metaclass: Any = type(cls)
         with _without_init_subclass(cls):
-            combined = metaclass(cls.__name__, (cls, OURS[known]), body)
+            combined = metaclass(cls.__name__, (cls, OURS[parent]), body)
         _combined[cls] = weakref.ref(combined)
     return combined
 

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
-from fusedrnn.torch.network import CallShape, Network
+from fusedrnn.torch.network import CallShape, Network, Results, Tensors
 from fusedrnn.torch.openmp import team
 
 # The kernels read reserves and packed weights with aligned vector loads.
 _ALIGNMENT = 64
 
-Weights = Sequence[Tensor | None]
-States = Sequence[Tensor | None]
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -58,39 +56,33 @@ class SavedForBackward(NamedTuple):
         return len(self.weights) == 1
 
 
+TrainingResults = tuple[Tensor, tuple[Tensor, ...], SavedForBackward]
+
+
 @_torch_memory_errors
-def infer(
-    network: Network, shape: CallShape, x: Tensor, states: States | None, weights: Weights
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def infer(shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors) -> Results:
     """The output and the final states; saves nothing."""
     threads = team()
-    return _run(network, shape, x, states, _engine_weights(network, shape, weights, False, threads), threads)
+    return _run(shape, x, states, _engine_weights(shape, weights, False, threads), threads)
 
 
 @_torch_memory_errors
-def train(
-    network: Network, shape: CallShape, x: Tensor, states: States | None, weights: Weights, seed: int
-) -> tuple[Tensor, tuple[Tensor, ...], SavedForBackward]:
+def train(shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int) -> TrainingResults:
     """The output, the final states, and what :func:`backward` needs."""
     threads = team()
-    engine_weights = _engine_weights(network, shape, weights, True, threads)
-    info, lease = network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    engine_weights = _engine_weights(shape, weights, True, threads)
+    info, lease = shape.network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
     saved = SavedForBackward(_as_tensor(lease, info.layout.size), _saved_weights(engine_weights, weights), info)
-    y, final = _run(network, shape, x, states, engine_weights, threads, info, lease.address)
+    y, final = _run(shape, x, states, engine_weights, threads, info, lease.address)
     return y, final, saved
 
 
 def _run(
-    network: Network,
-    shape: CallShape,
-    x: Tensor,
-    states: States | None,
-    engine_weights: Any,
-    threads: ThreadTeam,
-    info: Any = None,
-    reserve: int = 0,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    shape: CallShape, x: Tensor, states: Tensors | None, engine_weights: Any, threads: ThreadTeam,
+    info: Any = None, reserve: int = 0,
+) -> Results:  # fmt: skip
     """The output and the final states. With ``info``, in training, fills the reserve at that address."""
+    network = shape.network
     x, initial = _with_unit_stride(x), _contiguous(states)
     y = shape.new(x, network.output_size)
     final = network.new_states(x, shape.batch)
@@ -103,21 +95,16 @@ def _run(
 
 
 @_torch_memory_errors
-def saved_for(network: Network, shape: CallShape, reserve: Tensor, weights: Weights, seed: int) -> SavedForBackward:
+def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
-    engine_weights = _engine_weights(network, shape, weights, True, team())
-    info, _ = network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    engine_weights = _engine_weights(shape, weights, True, team())
+    info, _ = shape.network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
     return SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
 
 
 @_torch_memory_errors
 def backward(
-    network: Network,
-    shape: CallShape,
-    saved: SavedForBackward,
-    dy: Tensor | None,
-    dfinal: States,
-    needs_grad: Sequence[bool],
+    shape: CallShape, saved: SavedForBackward, dy: Tensor | None, dfinal: Tensors, needs_grad: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients of x, each initial state and each weight, in this order; None where ``needs_grad`` is False.
 
@@ -126,6 +113,7 @@ def backward(
     Raises:
         RuntimeError: If the memory of a weight was released.
     """
+    network = shape.network
     num_states, like, engine = network.num_states, network.like, network.engine
     reserve = _aligned(saved.reserve)
     dx = shape.new(like, network.spec.input_size) if needs_grad[0] else None
@@ -143,32 +131,27 @@ def backward(
     dy = None if dy is None else _with_unit_stride(dy)
     dfinal = _contiguous(dfinal)
     engine.run_backward(
-        saved.info,
-        reserve.data_ptr(),
-        engine_weights,
-        _strided_pointer(network, dy),
-        _state_pointers(dfinal),
-        GradPointers(_strided_pointer(network, dx), _pointers(dweights), _state_pointers(dstates)),
-        team(),
-    )
+        saved.info, reserve.data_ptr(), engine_weights, _strided_pointer(network, dy), _state_pointers(dfinal),
+        GradPointers(_strided_pointer(network, dx), _pointers(dweights), _state_pointers(dstates)), team(),
+    )  # fmt: skip
     grads = [dx, *(dstates or (None,) * num_states), *dweights]
     return [grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
 
 
-def _engine_weights(network: Network, shape: CallShape, weights: Weights, training: bool, threads: ThreadTeam) -> Any:
+def _engine_weights(shape: CallShape, weights: Tensors, training: bool, threads: ThreadTeam) -> Any:
     # Packed weights live as long as the storage, not the tensor: torch.utils.swap_tensors refuses tensors with weak
     # references.
     owner: Any = weights[0].untyped_storage()  # type: ignore[union-attr]
-    return network.engine.weights(shape.steps, shape.batch, _pointers(weights), training, threads, owner)
+    return shape.network.engine.weights(shape.steps, shape.batch, _pointers(weights), training, threads, owner)
 
 
-def _saved_weights(engine_weights: Any, weights: Weights) -> list[Tensor | None]:
+def _saved_weights(engine_weights: Any, weights: Tensors) -> list[Tensor | None]:
     if engine_weights.address:
         return [_as_tensor(engine_weights.lease, len(engine_weights.lease.buffer))]
     return [None if weight is None or weight.dim() == 1 else weight.detach() for weight in weights]
 
 
-def _pointers_of_existing(weights: Weights) -> tuple[int, ...]:
+def _pointers_of_existing(weights: Tensors) -> tuple[int, ...]:
     for weight in weights:
         if weight is not None and weight.untyped_storage().nbytes() < weight.nbytes:
             raise RuntimeError("the memory of a weight was released between forward and backward")
@@ -183,11 +166,11 @@ def _aligned(memory: Tensor) -> Tensor:
     return buffer[-buffer.data_ptr() % _ALIGNMENT :][: len(memory)].copy_(memory)
 
 
-def _pointers(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
+def _pointers(tensors: Tensors) -> tuple[int, ...]:
     return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
-def _state_pointers(states: States) -> tuple[int, int]:
+def _state_pointers(states: Tensors) -> tuple[int, int]:
     """The pointers of h and c; 0 for a missing one."""
     if not states:
         return 0, 0
@@ -207,7 +190,7 @@ def _with_unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _contiguous(states: States | None) -> States:
+def _contiguous(states: Tensors | None) -> Tensors:
     if states is None:
         return ()
     return [state if state is None or state.is_contiguous() else state.contiguous() for state in states]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -14,33 +13,26 @@ from torch.nn import Module
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import OURS, TORCHS, as_torch_module, counterpart
 from fusedrnn.torch.imports import after_import
+from fusedrnn.torch.op_call import NUM_BACKWARD, OpCall
 from fusedrnn.torch.saved_operands import saved_operands
 
-_COUNTER = "torch.utils.flop_counter"
-_PRUNER = "torch.ao.pruning._experimental.pruner.base_structured_sparsifier"
-
 Shape = Sequence[int]
-# Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve.
-_NUM_BACKWARD = 4
 
 
 def register() -> None:
     """Patch each tool as soon as it is imported; one that this torch builds otherwise stays as it is."""
-    after_import(_COUNTER, _register_flops)
-    after_import(_PRUNER, _add_to_pruner)
+    after_import("torch.utils.flop_counter", _register_flops)
+    after_import("torch.ao.pruning._experimental.pruner.base_structured_sparsifier", _add_to_pruner)
     _convert_inside_script_modules()
 
 
 # -- torch.utils.flop_counter -----------------------------------------------------------------------------------------
 
 
-def _register_flops() -> None:
-    from torch.utils.flop_counter import register_flop_formula
-
+def _register_flops(counter: Any) -> None:
     operators: Any = torch.ops.fusedrnn
-    register: Any = register_flop_formula
-    register([operators.rnn, operators.forward_training])(_forward_flops)
-    register(operators.backward)(_backward_flops)
+    counter.register_flop_formula([operators.rnn, operators.forward_training])(_forward_flops)
+    counter.register_flop_formula(operators.backward)(_backward_flops)
 
 
 def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | None], *_: object, **__: object) -> int:
@@ -50,32 +42,34 @@ def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | N
 
 def _backward_flops(*arguments: Any, **_: object) -> int:
     """As of torch.nn's own operations: for each product of forward, one for each factor that needs a gradient."""
-    x, _h0, _c0, weights, _lengths, batch_sizes, _seed, *options, needed = arguments[_NUM_BACKWARD:]
-    mode, hidden_size, num_layers, bidirectional, _dropout, projection_size = options
-    spec = RNNSpec(mode, x[-1], hidden_size, num_layers, bidirectional, projection_size=projection_size or None)
+    call: Any = OpCall(*arguments[NUM_BACKWARD:-1])  # of shapes instead of tensors
+    x, batch_sizes, needed = call.x, call.batch_sizes, arguments[-1]
+    spec = RNNSpec(
+        call.mode, x[-1], call.hidden_size, call.num_layers, call.bidirectional,
+        projection_size=call.projection_size or None,
+    )  # fmt: skip
     num_states = len(spec.state_names)
     needs_grad = (*needed[: 1 + num_states], *needed[3:])
     steps = x[0] if batch_sizes is None else batch_sizes[0]
     # A matrix is saved if its other factor needs a gradient.
-    factors_need_grad = saved_operands(spec, needs_grad, steps > 1)[1 + num_states :]
+    factors_need_grad = saved_operands(spec, needs_grad, steps > 1)
     rows, total = prod(x[:-1]), 0
     # The first step makes no product for an initial state that needs no gradient. In a packed sequence shapes do not
     # tell how many rows the first step has, so that it counts.
     first_step = x[1] if batch_sizes is None and not needed[1] else 0
-    kinds = spec.layout.kinds * (num_layers * spec.num_directions)
-    for shape, kind, needs, factor in zip(weights, kinds, needs_grad[1 + num_states :], factors_need_grad, strict=True):
+    kinds = spec.layout.kinds * (spec.num_layers * spec.num_directions)
+    for index, (shape, kind) in enumerate(zip(call.weights, kinds, strict=True), 1 + num_states):
         if shape is not None and len(shape) == 2:
             skipped = first_step if kind == "h2h_weight" else 0
-            total += 2 * prod(shape) * (rows * needs + (rows - skipped) * factor)
+            total += 2 * prod(shape) * (rows * needs_grad[index] + (rows - skipped) * factors_need_grad[index])
     return total
 
 
 # -- torch.ao.pruning -------------------------------------------------------------------------------------------------
 
 
-def _add_to_pruner() -> None:
+def _add_to_pruner(pruner: Any) -> None:
     """Structured pruning finds layers by their exact class: add ours to its default tables."""
-    pruner: Any = sys.modules[_PRUNER]
     torch_patterns = getattr(pruner, "_get_default_structured_pruning_patterns", None)
     torch_modules = getattr(pruner, "_get_supported_structured_pruning_modules", None)
     if torch_patterns is None or torch_modules is None:

@@ -1,4 +1,4 @@
-"""oneDNN as an engine: the conformance suite, its variants, threads, what is kept; and how it declines."""
+"""The engine on oneDNN: the conformance suite, variants, threads, caches, and how it is refused."""
 
 import ctypes
 import multiprocessing
@@ -16,18 +16,18 @@ import fusedrnn
 from conformance import REQUESTS, AnyShape, AnyTrainingShape, Conformance, TrainingConformance
 from fusedrnn import RNNOp, RNNSpec, frozen
 from fusedrnn.engines import registry
-from fusedrnn.engines.onednn import library, threads, weights
-from fusedrnn.engines.onednn import param_layout as layout
-from fusedrnn.engines.onednn.engine import _MOST_PROGRAMS
+from fusedrnn.engines.onednn import library, param_layout, threads, weights
+from fusedrnn.engines.onednn.engine import MAX_PROGRAMS
+from fusedrnn.engines.onednn.program import Program
 from fusedrnn.spec import MODES
 from oracles import absences, without
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
-from variants import VARIANTS, possible, variant_results, variant_spec
+from variants import VARIANTS, possible, variant_results, variant_results_by_absence, variant_spec
 
 
 @cache
 def missing():
-    """Why the library is not there, or None."""
+    """Why the library cannot be loaded, or None."""
     try:
         library.load()
     except ImportError as error:
@@ -37,25 +37,25 @@ def missing():
 
 @pytest.fixture
 def onednn():
-    """The library; a test that needs it is skipped without it."""
+    """The library; without it, the test is skipped."""
     if missing():
         pytest.skip(missing())
     return library.load()
 
 
 def full(shape):
-    """The same without lengths, which oneDNN has not."""
+    """The same shape without lengths, which oneDNN does not support."""
     return replace(shape, lengths="full")
 
 
 def shorter(shape):
-    """The same of no more steps than the suite's full sequences have: over more, a ReLU's gradients underflow."""
+    """The same shape with at most 63 steps, without lengths: over more steps, a ReLU's gradients underflow."""
     return replace(full(shape), T=min(shape.T, 63))
 
 
-def train(spec, x, params, states, lengths, keep, seed):
+def train(spec, x, params, states, lengths, save, seed):
     op = RNNOp(spec, "onednn")
-    y, final, reserve = op.forward(x, params, states, training=True, lengths=lengths, reserve=keep)
+    y, final, reserve = op.forward(x, params, states, training=True, lengths=lengths, reserve=save)
     return y, final, partial(op.backward, reserve=reserve)
 
 
@@ -104,8 +104,8 @@ class TestTrainingOnAnyShape(AnyTrainingShape):
 
 
 SUPPORTS = registry.find("onednn").capabilities
-OWN = [name for name in VARIANTS if SUPPORTS.missing(variant_spec(name, 4, 6)) == []]
-# One primitive for all layers, one for the first and one for the rest, and one for each where both directions are read.
+SUPPORTED_VARIANTS = [name for name in VARIANTS if SUPPORTS.missing(variant_spec(name, 4, 6)) == []]
+# A primitive for all layers, one for the first layer and one for the rest, and one for each bidirectional layer.
 VARIANT_SHAPES = (
     Shape(5, 3, 4, 6),
     Shape(6, 17, 5, 33, bidirectional=True),
@@ -115,9 +115,9 @@ VARIANT_SHAPES = (
 )
 
 
-def test_which_variants_there_are():
-    assert {"projection", "peepholes", "reset-before", "gru-single-bias", "vanilla-no-bias"} <= set(OWN)
-    assert not {"coupled", "state-clip", "lstm-gate-clip", "gru-activations"} & set(OWN)
+def test_supported_variants():
+    assert {"projection", "peepholes", "reset-before", "gru-single-bias", "vanilla-no-bias"} <= set(SUPPORTED_VARIANTS)
+    assert not {"coupled", "state-clip", "lstm-gate-clip", "gru-activations"} & set(SUPPORTED_VARIANTS)
 
 
 def check_variant(problem):
@@ -132,8 +132,7 @@ def check_variant(problem):
                 call()
         return
     results = op.forward(problem.x, problem.params, problem.states, training=True)
-    for absent in absences(spec):
-        expected = variant_results(problem, absent)
+    for absent, expected in variant_results_by_absence(problem, absences(spec)).items():
         assert_close((y, final), expected.forward, "float32", spec)
         assert_close(results[:2], expected.forward, "float32", spec)
         actual = op.backward(*without(spec, problem.dy, problem.dstates, absent), results[2])
@@ -142,7 +141,7 @@ def check_variant(problem):
 
 @pytest.mark.usefixtures("onednn", "poisoned")
 @pytest.mark.parametrize("shape", VARIANT_SHAPES, ids=str)
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", SUPPORTED_VARIANTS)
 def test_variants(name, shape):
     assert possible(name, shape.H)
     check_variant(problem_of(variant_spec(name, shape.I, shape.H, shape.layers, shape.bidirectional), shape))
@@ -164,15 +163,16 @@ def test_reverse(mode):
     check_variant(problem_of(RNNSpec(mode, 3, 5, 2, reverse=True), shape))
 
 
-def test_layers_that_one_primitive_runs():
-    def found(*sizes, **options):
-        return [(one.first, one.layers, one.inputs) for one in layout.stacks(RNNSpec("lstm", *sizes, **options))]
+def test_stacks():
+    def stacks(*sizes, **options):
+        spec = RNNSpec("lstm", *sizes, **options)
+        return [(stack.first, stack.layers, stack.inputs) for stack in param_layout.stacks(spec)]
 
-    assert found(4, 4, 3) == [(0, 3, 4)]
-    assert found(5, 4, 3) == [(0, 1, 5), (1, 2, 4)]
-    assert found(5, 4) == [(0, 1, 5)]
-    assert found(2, 4, 3, projection_size=2) == [(0, 3, 2)]
-    assert found(4, 2, 2, bidirectional=True) == [(0, 1, 4), (1, 1, 4)]
+    assert stacks(4, 4, 3) == [(0, 3, 4)]
+    assert stacks(5, 4, 3) == [(0, 1, 5), (1, 2, 4)]
+    assert stacks(5, 4) == [(0, 1, 5)]
+    assert stacks(2, 4, 3, projection_size=2) == [(0, 3, 2)]
+    assert stacks(4, 2, 2, bidirectional=True) == [(0, 1, 4), (1, 1, 4)]
 
 
 @pytest.mark.usefixtures("onednn")
@@ -183,41 +183,61 @@ def test_strides(mode):
     problem = problem_of(shape.spec(mode), shape)
     op = RNNOp(problem.spec, "onednn")
 
-    def wide(array):
-        spread = np.full((*array.shape[:2], array.shape[2] + 3), np.nan, array.dtype)
-        spread[:, :, : array.shape[2]] = array
-        return spread[:, :, : array.shape[2]]
+    def strided(array):
+        wider = np.full((*array.shape[:2], array.shape[2] + 3), np.nan, array.dtype)
+        wider[:, :, : array.shape[2]] = array
+        return wider[:, :, : array.shape[2]]
 
-    x, out, dy, dx = (wide(one) for one in (problem.x, problem.dy, problem.dy, problem.x))
-    y, final, _ = op.forward(problem.x, problem.params, problem.states)
-    again, others, _ = op.forward(x, problem.params, problem.states, out=out)
-    assert again is out
-    assert_same_bits((y, final), (again, others))
+    x, out, dy, dx = (strided(array) for array in (problem.x, problem.dy, problem.dy, problem.x))
+    expected = op.forward(problem.x, problem.params, problem.states)[:2]
+    y, final, _ = op.forward(x, problem.params, problem.states, out=out)
+    assert y is out
+    assert_same_bits((y, final), expected)
     gradients = []
-    for given, into, upper in ((problem.x, None, problem.dy), (x, (dx, None, None), dy)):
-        _, _, reserve = op.forward(given, problem.params, problem.states, training=True)
-        gradients.append(op.backward(upper, problem.dstates, reserve, out=into))
+    for x_array, dx_out, dy_array in ((problem.x, None, problem.dy), (x, (dx, None, None), dy)):
+        _, _, reserve = op.forward(x_array, problem.params, problem.states, training=True)
+        gradients.append(op.backward(dy_array, problem.dstates, reserve, out=dx_out))
     assert gradients[1][0] is dx
     assert_same_bits(*gradients)
 
 
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("mode", MODES)
-def test_a_reserve_is_its_calls_own(mode):
-    """Later changes of arguments and results, other calls, a backward before: nothing changes the gradients."""
+def test_later_changes_do_not_affect_gradients(mode):
+    """Changes of arguments and results, other calls, and an earlier backward call."""
     shape = Shape(5, 3, 4, 7, layers=2, bidirectional=True)
     problem = problem_of(shape.spec(mode), shape)
     op = RNNOp(problem.spec, "onednn")
-    given = [array.copy() for array in problem.arrays[:2]], [state.copy() for state in problem.states]
-    y, final, reserve = op.forward(*given[0], given[1], training=True)
-    first = op.backward(problem.dy, problem.dstates, reserve)
-    y, final, reserve = op.forward(*given[0], given[1], training=True)
-    for array in (*given[0], *given[1], y, *final):
+    x, params, states = problem.x.copy(), problem.params.copy(), [state.copy() for state in problem.states]
+    reserve = op.forward(x, params, states, training=True)[2]
+    expected = op.backward(problem.dy, problem.dstates, reserve)
+    y, final, reserve = op.forward(x, params, states, training=True)
+    for array in (x, params, *states, y, *final):
         array.fill(np.nan)
     op.forward(problem.x * 2, problem.params * 2, training=True)
     for _ in range(3):
-        assert_same_bits(op.backward(problem.dy, problem.dstates, reserve), first)
+        assert_same_bits(op.backward(problem.dy, problem.dstates, reserve), expected)
     assert reserve.nbytes == op.reserve_size(*problem.x.shape[:2]) > problem.x.nbytes
+
+
+@pytest.mark.usefixtures("onednn")
+def test_a_recomputed_reserve_stays_leased(monkeypatch):
+    """The second backward call of a reserve recomputes it: no other call gets that memory meanwhile."""
+    shape = Shape(5, 3, 4, 7, layers=2)
+    problem = problem_of(shape.spec("lstm"), shape)
+    op = RNNOp(problem.spec, "onednn")
+    reserve = op.forward(problem.x, problem.params, problem.states, training=True)[2]
+    expected = op.backward(problem.dy, problem.dstates, reserve)
+    backward = Program.backward
+
+    def backward_after_other_leases(program, *arguments):
+        leases = [op._engine._pool.lease(program.reserve.nbytes) for _ in range(4)]
+        for lease in leases:
+            lease.buffer.fill(0xFF)
+        backward(program, *arguments)
+
+    monkeypatch.setattr(Program, "backward", backward_after_other_leases)
+    assert_same_bits(op.backward(problem.dy, problem.dstates, reserve), expected)
 
 
 @pytest.mark.usefixtures("onednn")
@@ -235,80 +255,81 @@ def test_parameters_that_change_in_place(mode):
 
 
 @pytest.mark.usefixtures("onednn")
-def test_weights_are_brought_into_place_once(monkeypatch):
-    """For parameters that are frozen, or the same: however many calls, of whatever length."""
+def test_equal_parameters_are_copied_once(monkeypatch):
+    """Frozen or not, for any number of calls of any length."""
     shape = Shape(3, 2, 40, 50)
     problem = problem_of(shape.spec("lstm"), shape)
-    made, plain = [], weights.WeightCache._make
-    monkeypatch.setattr(weights.WeightCache, "_make", lambda self, params: made.append(1) or plain(self, params))
+    copies, copy = [], weights.WeightCache._copy
+    monkeypatch.setattr(weights.WeightCache, "_copy", lambda self, params: copies.append(1) or copy(self, params))
     op = RNNOp(problem.spec, "onednn")
     for params in (problem.params, frozen(problem.params), problem.params.copy()):
         for steps in (1, 2, 3):
             op.forward(problem.x[:steps], params)
-    assert len(made) == 1
+    assert len(copies) == 1
     op.forward(problem.x, problem.params + 1)
-    assert len(made) == 2
+    assert len(copies) == 2
 
 
 @pytest.mark.usefixtures("onednn")
-def test_what_an_op_keeps_is_bounded():
+def test_number_of_cached_programs_is_bounded():
     op = RNNOp(RNNSpec("gru", 3, 4), "onednn")
     params = np.ones(op.spec.layout.size, np.float32)
-    for steps, training in product(range(1, _MOST_PROGRAMS + 3), (False, True)):
+    for steps, training in product(range(1, MAX_PROGRAMS + 3), (False, True)):
         op.forward(np.ones((steps, 1, 3), np.float32), params, training=training)
-    assert len(op._engine._programs) == _MOST_PROGRAMS
+    assert len(op._engine._programs) == MAX_PROGRAMS
+
+
+def run_in_threads(function, count):
+    """Call a function of an index in as many threads, and wait for them."""
+    running = [threading.Thread(target=function, args=(index,)) for index in range(count)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
 
 
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("mode", MODES)
-def test_calls_at_once(mode):
-    """Threads that share an op, each with arguments of its own: the results are those of one call after the other."""
+def test_concurrent_calls(mode):
+    """Threads that share an op, each with its own arguments, get the results of sequential calls."""
     shapes = [Shape(T, N, 9, 17, layers=2, bidirectional=True) for T, N in ((5, 3), (5, 3), (7, 1), (2, 9))]
     problems = [problem_of(shape.spec(mode), shape, seed) for seed, shape in enumerate(shapes)]
     op = RNNOp(problems[0].spec, "onednn")
 
     def call(problem):
         y, final, _ = op.forward(problem.x, problem.params, problem.states)
-        again, _, reserve = op.forward(problem.x, problem.params, problem.states, training=True)
-        return y, final, again, op.backward(problem.dy, problem.dstates, reserve)
+        trained_y, _, reserve = op.forward(problem.x, problem.params, problem.states, training=True)
+        return y, final, trained_y, op.backward(problem.dy, problem.dstates, reserve)
 
     expected = [call(problem) for problem in problems]
-    wrong = []
+    errors = []
 
-    def work(index):
+    def run(index):
         try:
             for _ in range(10):
                 assert_same_bits(call(problems[index]), expected[index])
         except BaseException as error:
-            wrong.append(error)
+            errors.append(error)
 
-    running = [threading.Thread(target=work, args=(index,)) for index in range(len(problems))]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    assert not wrong
+    run_in_threads(run, len(problems))
+    assert not errors
 
 
 @pytest.mark.usefixtures("onednn")
-def test_two_backwards_of_one_reserve_at_once():
+def test_concurrent_backward_calls_of_one_reserve():
     shape = Shape(9, 5, 6, 17, layers=2)
     problem = problem_of(shape.spec("lstm"), shape)
     op = RNNOp(problem.spec, "onednn")
-    found = []
+    results = []
     reserve = op.forward(problem.x, problem.params, problem.states, training=True)[2]
     barrier = threading.Barrier(3)
 
-    def work():
+    def run(_):
         barrier.wait()
-        found.append(op.backward(problem.dy, problem.dstates, reserve))
+        results.append(op.backward(problem.dy, problem.dstates, reserve))
 
-    running = [threading.Thread(target=work) for _ in range(3)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    assert_same_bits(found[1:], [found[0]] * 2)
+    run_in_threads(run, 3)
+    assert_same_bits(results[1:], [results[0]] * 2)
 
 
 def _child(op, arrays, expected):
@@ -320,8 +341,8 @@ def _child(op, arrays, expected):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child(onednn):
-    """It goes on with one thread; or it is told, where the runtime cannot."""
+def test_forked_child(onednn):
+    """It runs on one thread; where the runtime cannot run in it, the error says so."""
     op = RNNOp(RNNSpec("lstm", 5, 6), "onednn")
     arrays = np.ones((3, 2, 5), np.float32), np.full(op.spec.layout.size, 0.1, np.float32)
     y = op.forward(*arrays)[0]
@@ -335,25 +356,25 @@ def test_a_forked_child(onednn):
     assert code == 0
 
 
-def test_the_bound_on_threads_is_lifted_again(onednn):
-    bounded = threads.thread_limit(onednn)
+def test_thread_limit_is_restored(onednn):
+    limit_threads = threads.thread_limit(onednn)
     if onednn.runtime == library.OPENMP:
         before = onednn.cdll.omp_get_max_threads()
-        with bounded(1):
+        with limit_threads(1):
             assert onednn.cdll.omp_get_max_threads() == 1
         assert onednn.cdll.omp_get_max_threads() == before
     elif onednn.runtime != library.SEQUENTIAL:
         active = onednn.cdll["_ZN3tbb6detail2r127global_control_active_valueEi"]
         active.restype = ctypes.c_size_t
         before = active(0)
-        with bounded(1):
+        with limit_threads(1):
             assert active(0) == 1
         assert active(0) == before
 
 
 @pytest.fixture
 def unloaded(monkeypatch):
-    """The library as if nobody had looked for it yet."""
+    """No library is loaded yet; the value is ``monkeypatch``."""
     monkeypatch.delenv("FUSEDRNN_ONEDNN", raising=False)
     library._load.cache_clear()
     yield monkeypatch
@@ -363,33 +384,33 @@ def unloaded(monkeypatch):
 SPEC = RNNSpec("lstm", 3, 4)
 
 
-def declined(match):
+def assert_refused(match):
     with pytest.raises(NotImplementedError, match=match):
         RNNOp(SPEC, backend="onednn")
 
 
-def test_without_the_package(unloaded):
+def test_missing_package(unloaded):
     def distribution(name):
         raise metadata.PackageNotFoundError(name)
 
     unloaded.setattr(library.metadata, "distribution", distribution)
-    declined(r"^oneDNN is not installed: pip install 'fusedrnn\[onednn\]' .*\(engine 'onednn'\)$")
+    assert_refused(r"^oneDNN is not installed: pip install 'fusedrnn\[onednn\]' .*\(engine 'onednn'\)$")
     assert RNNOp(SPEC).backend == "cpu"
 
 
-def test_a_file_that_is_not_there(unloaded, tmp_path):
+def test_missing_file(unloaded, tmp_path):
     unloaded.setenv("FUSEDRNN_ONEDNN", str(tmp_path / "libdnnl.so.3"))
-    declined("^FUSEDRNN_ONEDNN must be the path of oneDNN's libdnnl.so.3; got .* which is no file")
+    assert_refused("^FUSEDRNN_ONEDNN must be the path of oneDNN's libdnnl.so.3; got .* which is no file")
 
 
-def test_a_file_that_is_something_else(unloaded, tmp_path):
+def test_file_that_is_no_library(unloaded, tmp_path):
     (tmp_path / "libdnnl.so.3").write_bytes(b"nothing")
     unloaded.setenv("FUSEDRNN_ONEDNN", str(tmp_path / "libdnnl.so.3"))
-    declined("^oneDNN cannot be loaded: ")
+    assert_refused("^oneDNN cannot be loaded: ")
 
 
 class FakeLibrary:
-    """A library of a version, that lacks every function; or one that needs others."""
+    """A library of that version and runtime, which lacks every other function."""
 
     def __init__(self, major=3, runtime=library.OPENMP):
         version = library._Version(major, 1, 0, b"", runtime, 0)
@@ -406,40 +427,40 @@ class FakeLibrary:
         (object(), "is not oneDNN: it has no dnnl_version"),
     ],
 )
-def test_a_library_that_will_not_do(unloaded, tmp_path, fake, match):
+def test_unusable_library(unloaded, tmp_path, fake, match):
     path = tmp_path / "libdnnl.so.3"
     path.touch()
     unloaded.setenv("FUSEDRNN_ONEDNN", str(path))
     unloaded.setattr(library.ctypes, "CDLL", lambda name: fake)
-    declined(match)
+    assert_refused(match)
 
 
-def test_what_it_needs_is_loaded_first(unloaded, tmp_path):
-    """From its own folder, where the system's loader does not look; what is not there is named."""
+def test_dependencies_are_loaded_first(unloaded, tmp_path):
+    """From the library's folder, where the system's loader does not look; the error names a missing one."""
     loaded = []
-    needs = {"libdnnl.so.3": ["liba.so", "libb.so"], "liba.so": ["libb.so"], "libb.so": []}
-    for name in needs:
+    dependencies = {"libdnnl.so.3": ["liba.so", "libb.so"], "liba.so": ["libb.so"], "libb.so": []}
+    for name in dependencies:
         (tmp_path / name).touch()
 
-    def load(name):
-        short = name.rpartition("/")[2]
-        for other in needs[short]:
-            if other not in loaded:
-                raise OSError(f"{other}: cannot open shared object file: No such file or directory")
-        loaded.append(short)
-        return short
+    def load(path):
+        name = path.rpartition("/")[2]
+        for dependency in dependencies[name]:
+            if dependency not in loaded:
+                raise OSError(f"{dependency}: cannot open shared object file: No such file or directory")
+        loaded.append(name)
+        return name
 
     unloaded.setattr(library.ctypes, "CDLL", load)
-    assert library._loaded(str(tmp_path / "libdnnl.so.3"), tmp_path) == "libdnnl.so.3"
+    assert library._load_with_dependencies(str(tmp_path / "libdnnl.so.3"), tmp_path) == "libdnnl.so.3"
     assert loaded == ["libb.so", "liba.so", "libdnnl.so.3"]
-    needs["liba.so"] = ["libmissing.so"]
+    dependencies["liba.so"] = ["libmissing.so"]
     loaded.clear()
     with pytest.raises(ImportError, match=r"^oneDNN cannot be loaded: libmissing\.so: cannot open"):
-        library._loaded(str(tmp_path / "libdnnl.so.3"), tmp_path)
+        library._load_with_dependencies(str(tmp_path / "libdnnl.so.3"), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "lacks"),
+    ("options", "unsupported"),
     [
         ({"dtype": "float64"}, "dtype 'float64' is"),
         ({"state_clip_min": -1.0, "state_clip_max": 1.0}, "state_clip_min is"),
@@ -449,14 +470,14 @@ def test_what_it_needs_is_loaded_first(unloaded, tmp_path):
     ],
     ids=str,
 )
-def test_what_it_lacks_is_said_without_the_library(unloaded, options, lacks):
+def test_unsupported_options_are_refused_without_the_library(unloaded, options, unsupported):
     unloaded.setattr(library, "find", lambda: pytest.fail("the library was looked for"))
-    with pytest.raises(NotImplementedError, match=f"^{lacks} not supported yet by engine 'onednn'$"):
+    with pytest.raises(NotImplementedError, match=f"^{unsupported} not supported yet by engine 'onednn'$"):
         RNNOp(replace(SPEC, **options), backend="onednn")
 
 
 @pytest.mark.usefixtures("onednn")
-def test_calls_that_it_lacks():
+def test_unsupported_calls():
     op = RNNOp(replace(SPEC, num_layers=2, dropout=0.5), "onednn")
     x, params = np.ones((2, 2, 3), np.float32), np.ones(op.spec.layout.size, np.float32)
     assert op.forward(x, params)[0].shape == (2, 2, 4)
@@ -466,27 +487,29 @@ def test_calls_that_it_lacks():
         op.forward(x, params, lengths=[1, 2])
 
 
-def test_it_is_used_only_if_asked_for():
+def test_engine_is_not_automatic():
     entry = registry.find("onednn")
     assert not entry.automatic
     assert entry.device == "cpu"
 
 
 @pytest.mark.usefixtures("onednn")
-@pytest.mark.parametrize("name", [name for name in OWN if VARIANTS[name][0] != "rnn_relu"])
-def test_requests_of_variants(name):
-    """What is added lies on what was there, in our order of gates."""
+@pytest.mark.parametrize("name", [name for name in SUPPORTED_VARIANTS if VARIANTS[name][0] != "rnn_relu"])
+def test_grad_req_of_variants(name):
+    """Gradients are added in our order of gates."""
     shape = Shape(3, 2, 4, 6, layers=2)
     problem = problem_of(variant_spec(name, 4, 6, 2), shape)
     op = RNNOp(problem.spec, "onednn")
     expected = variant_results(problem).gradients
     requests = cycle(REQUESTS)
     for _ in range(3):
-        grad_req = {one: next(requests) for one in ("x", "params", "states")}
+        grad_req = {operand: next(requests) for operand in ("x", "params", "states")}
         next(requests)
         _, _, reserve = op.forward(problem.x, problem.params, problem.states, training=True)
         pairs = zip(grad_req.values(), expected, ["float32"] * 3, strict=True)
-        buffers, wanted = zip(*(TrainingConformance._buffer(*pair) for pair in pairs), strict=True)
-        out = tuple(None if one == "null" else buffer for one, buffer in zip(grad_req.values(), buffers, strict=True))
+        buffers, expected_buffers = zip(*(TrainingConformance._buffer(*pair) for pair in pairs), strict=True)
+        out = tuple(
+            None if request == "null" else buffer for request, buffer in zip(grad_req.values(), buffers, strict=True)
+        )
         op.backward(problem.dy, problem.dstates, reserve, grad_req=grad_req, out=out)
-        assert_gradients_close(buffers, wanted, "float32", problem.spec, shape.T, shape.N)
+        assert_gradients_close(buffers, expected_buffers, "float32", problem.spec, shape.T, shape.N)

@@ -1,38 +1,36 @@
-"""Whether cuDNN may round the factors of its products: a switch of PyTorch's, for the whole process."""
+"""Whether cuDNN may round the factors of float32 products to TF32: a switch of PyTorch's, for the whole process."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch.backends.cudnn import rnn
 
 from fusedrnn.locks import Lock
 
-_switches: Any = rnn
+_switches: Any = torch.backends.cudnn.rnn
 
 
 class FullPrecision:
-    """While any thread is inside, cuDNN multiplies float32 as such and not as TF32; then as before.
+    """A context in which cuDNN multiplies in float32 and not in TF32.
 
-    The switch is PyTorch's, for the whole process: it is thrown by the first to come and put back by the last to go,
-    and left alone if TF32 is off anyway.
+    PyTorch's switch is for the whole process: the first thread to enter turns TF32 off, the last to leave restores it.
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = Lock(), 0
-        self._before: str | None = None  # None: nothing to put back; "": PyTorch's older switch was on
+        self._lock, self._entered = Lock(), 0
+        self._before: str | None = None  # None: nothing to restore; "": PyTorch's older switch was on
 
     def __enter__(self) -> None:
         with self._lock:
-            if not self._inside:
-                self._before = self._switch_off()
-            self._inside += 1
+            if not self._entered:
+                self._before = self._turn_off()
+            self._entered += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside or self._before is None:
+            self._entered -= 1
+            if self._entered or self._before is None:
                 return
             if self._before:
                 _switches.fp32_precision = self._before
@@ -40,10 +38,10 @@ class FullPrecision:
                 torch._C._set_cudnn_allow_tf32(True)
 
     @staticmethod
-    def _switch_off() -> str | None:
+    def _turn_off() -> str | None:
         try:
             allowed = torch._C._get_cudnn_allow_tf32()
-        except RuntimeError:  # by its newer switches, RNNs and convolutions differ: the older one has no value then
+        except RuntimeError:  # the newer switches differ for RNNs and convolutions: the older one has no value then
             before = str(_switches.fp32_precision)
             if before == "ieee":
                 return None

@@ -1,4 +1,4 @@
-"""The engine that runs one spec on oneDNN."""
+"""The engine that runs one spec on oneDNN's primitives."""
 
 from __future__ import annotations
 
@@ -11,51 +11,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.interface import SavePolicy
+from fusedrnn.engines.onednn.arrays import Arrays
 from fusedrnn.engines.onednn.library import load
-from fusedrnn.engines.onednn.param_layout import Layout
+from fusedrnn.engines.onednn.param_layout import ParamLayout
 from fusedrnn.engines.onednn.program import Program
-from fusedrnn.engines.onednn.runner import Operands, Runner, address_of, array_in
-from fusedrnn.engines.onednn.threads import clamp_threads, thread_limit
-from fusedrnn.engines.onednn.weights import WeightCache, Weights, lines
-from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers, write_or_add
+from fusedrnn.engines.onednn.threads import thread_limit
+from fusedrnn.engines.onednn.weights import WeightCache, Weights
+from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import BufferPool, Lease
+from fusedrnn.runtime.buffers import BufferPool
 from fusedrnn.runtime.thread_pool import get_num_threads
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-# Programs that an engine keeps: each is for one length, batch and number of threads.
-_MOST_PROGRAMS = 16
-_MOST_IDLE = 4
+# Programs that an engine caches, each for one length, batch and number of threads.
+MAX_PROGRAMS = 16
+_MAX_IDLE = 4
 
 
 @dataclass
 class OnednnResiduals:
-    """What a training call keeps: all that its primitives read and wrote.
+    """What a training call saves: all that its primitives read and wrote.
 
     Attributes:
         program: Its primitives.
         weights: Its parameters.
-        lease: The memory, as ``program.kept`` says.
-        nbytes: How much that is.
-        fresh: One element while the workspaces are as forward left them: backward spoils them.
+        reserve: The arrays, as in ``program.reserve``.
+        nbytes: Bytes of these.
+        intact: One element until a backward call takes the workspaces, which it overwrites.
     """
 
     program: Program
     weights: Weights
-    lease: Lease
+    reserve: Arrays
     nbytes: int
-    fresh: list[bool] = field(default_factory=lambda: [True])
-
-    def array(self, name: str) -> Array:
-        """One of the arrays."""
-        return array_in(self.lease, self.program, name, kept=True)
+    intact: list[bool] = field(default_factory=lambda: [True])
 
 
 class OneDNNEngine:
     """Runs one spec on oneDNN's primitives.
 
-    Those are made for a length, a batch and a number of threads, at the first call with these, and the last few kept.
+    Primitives are created at the first call with a length, batch and number of threads; those used last are cached.
 
     Args:
         spec: What to run.
@@ -67,19 +63,18 @@ class OneDNNEngine:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec = spec
-        self._library = load()
-        self._thread_limit = thread_limit(self._library)
-        self._layout = Layout(self._library, spec)
-        self._weight_cache = WeightCache(self._library, self._layout, spec.layout.size)
-        self._runner = Runner(spec, self._layout, self._weight_cache)
+        library = load()
+        self._limit_threads = thread_limit(library)
+        self._layout = ParamLayout(library, spec)
+        self._weight_cache = WeightCache(self._layout)
         self._programs: OrderedDict[tuple[int, int, bool, int], Program] = OrderedDict()
         self._lock = Lock()
-        self._pool = BufferPool(_MOST_IDLE)
-        with self._thread_limit(clamp_threads(self._library, 1)):
+        self._pool = BufferPool(_MAX_IDLE)
+        with self._limit_threads(1):
             self._program(1, 1, True, 1)  # raises now if the library lacks the cell
 
     def compile(self, training: bool = False) -> None:
-        """Look whether training is possible; what oneDNN compiles depends on sizes that only a call has.
+        """Check whether training is possible. What oneDNN compiles depends on sizes that only a call has.
 
         Raises:
             NotImplementedError: If ``training`` is true and oneDNN corrupts memory when it trains this spec.
@@ -89,30 +84,22 @@ class OneDNNEngine:
 
     def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
         """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
-        params, states, y = operands.params, operands.states, operands.y
         x = np.ascontiguousarray(operands.x)
         steps, batch = x.shape[:2]
-        final = tuple(np.empty(shape, np.float32) for shape in self.spec.state_shape(batch))
-        threads = clamp_threads(self._library, get_num_threads())
-        with self._thread_limit(threads):
+        with self._limit_threads(get_num_threads()) as threads:
             program = self._program(steps, batch, False, threads)
-            lease = self._pool.lease(program.scratch.size)
-            begin, places, last = lease.address, program.scratch, len(program.steps) - 1
-            result = y if y.flags.c_contiguous else array_in(lease, program, f"y{last % 2}")
-            if states is None:
-                states = [array_in(lease, program, f"{name}0") for name in self.spec.state_names]
-                for state in states:
-                    state.fill(0)
-            addresses = Operands(
-                address_of(x),
-                [address_of(state) for state in states],
-                [begin + places[f"y{index % 2}"] for index in range(last)] + [address_of(result)],
-                [address_of(state) for state in final],
-            )
-            self._runner.forward(program, self._weight_cache.at(params), addresses, begin + places["scratchpad"])
-            if result is not y:
-                y[...] = result
-        return final
+            arrays = Arrays(program.scratch, self._pool)
+            arrays.replace("x", x)
+            for name, state in self._named(operands.states):
+                arrays.read(f"{name}0", state)
+            final = [np.empty(shape, np.float32) for shape in self.spec.state_shape(batch)]
+            for name, state in zip(self.spec.state_names, final, strict=True):
+                arrays.replace(f"{name}_n", state)
+            y = arrays.write(program.output, operands.y)
+            program.forward(self._weight_cache.at(operands.params), arrays.addresses)
+            if y is not operands.y:
+                operands.y[...] = y
+        return tuple(final)
 
     def train(
         self, operands: ForwardOperands, save: SavePolicy, seed: int
@@ -124,134 +111,78 @@ class OneDNNEngine:
         """
         _check_training(self.spec)
         steps, batch = operands.x.shape[:2]
-        threads = clamp_threads(self._library, get_num_threads())
-        with self._thread_limit(threads):
+        with self._limit_threads(get_num_threads()) as threads:
             program = self._program(steps, batch, True, threads)
-            size = program.kept.size
-            kept = OnednnResiduals(program, self._weight_cache.at(operands.params), self._pool.lease(size), size)
-            kept.array("x")[...] = operands.x
-            for index, name in enumerate(self.spec.state_names):
-                kept.array(f"{name}0")[...] = 0 if operands.states is None else operands.states[index]
-            self._fill(kept, kept.lease)
-        operands.y[...] = kept.array(f"y{len(program.steps) - 1}")
-        return tuple(kept.array(f"{name}_n").copy() for name in self.spec.state_names), kept
+            reserve = Arrays(program.reserve, self._pool)
+            weights = self._weight_cache.at(operands.params)
+            residuals = OnednnResiduals(program, weights, reserve, program.reserve.nbytes)
+            reserve["x"][...] = operands.x
+            for name, state in self._named(operands.states):
+                reserve[f"{name}0"][...] = 0 if state is None else state
+            self._run_forward(residuals, reserve)
+        operands.y[...] = reserve[program.output]
+        return tuple(reserve[f"{name}_n"].copy() for name in self.spec.state_names), residuals
 
     def backward(self, residuals: OnednnResiduals, operands: BackwardOperands) -> None:
         """The gradients; see :class:`fusedrnn.engines.interface.Engine`. Runs on as many threads as its forward."""
         program, grads = residuals.program, operands.grads
-        with self._thread_limit(clamp_threads(self._library, program.threads)):
-            frame = program.take(True)
-            scratch = self._pool.lease(program.scratch.size + lines(frame.scratch))
-            arrays = _GradientArrays(self.spec, program, scratch, grads)
-            saved = self._operands(program, self._fresh_workspace(residuals))
-            gradients = arrays.operands(operands.dy, operands.dstates)
-            self._runner.backward(program, frame, residuals.weights, saved, gradients, scratch)
-            arrays.finish()
-            if grads.params is not None:
-                direct = not (grads.add_params or self._layout.swaps)
-                theirs = grads.params if direct else array_in(scratch, program, "theirs")
-                self._runner.collect(program, frame, scratch, theirs)
-                if not direct:
-                    self._layout.put(grads.params, theirs, grads.add_params)
-            program.give(frame, True)
+        with self._limit_threads(program.threads):
+            scratch = Arrays(program.scratch, self._pool)
+            scratch.read(program.output, operands.dy)
+            for name, dstate in self._named(operands.dstates):
+                scratch.read(f"{name}_n", dstate)
+            initial = [(f"{name}0", buffer, grads.add_states) for name, buffer in self._named(grads.states)]
+            buffers = [("x", grads.x, grads.add_x), *initial]
+            targets = [scratch.write(name, None if add else buffer) for name, buffer, add in buffers]
+            in_place = not (grads.add_params or self._layout.reorders_gates)
+            dparams = grads.params if grads.params is None or in_place else scratch["params"]
+            reserve = self._intact_reserve(residuals)  # in use until the end of this call
+            program.backward(residuals.weights, reserve.addresses, scratch, dparams)
+            for (_, buffer, add), target in zip(buffers, targets, strict=True):
+                if buffer is not None and buffer is not target:
+                    write_or_add(buffer, target, add)
+            if grads.params is not None and not in_place:
+                self._layout.write_gradient(grads.params, scratch["params"], grads.add_params)
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
-        """The bytes of what a training call keeps, which do not depend on ``save``."""
-        threads = clamp_threads(self._library, get_num_threads())
-        with self._thread_limit(threads):
-            return self._program(steps, batch, True, threads).kept.size
+        """The bytes of what a training call saves, which do not depend on ``save``."""
+        with self._limit_threads(get_num_threads()) as threads:
+            return self._program(steps, batch, True, threads).reserve.nbytes
+
+    def _named(self, states: Sequence[Array | None] | None) -> list[tuple[str, Array | None]]:
+        """Arrays of all states with the names of these; None stands for one None each."""
+        names = self.spec.state_names
+        return list(zip(names, (None,) * len(names) if states is None else states, strict=True))
 
     def _program(self, steps: int, batch: int, training: bool, threads: int) -> Program:
         key = steps, batch, training, threads
         with self._lock:
             program = self._programs.pop(key, None)
             if program is None:
-                program = Program(self._library, self.spec, self._layout, steps, batch, training, threads)
+                program = Program(self._layout, self._weight_cache, *key)
             self._programs[key] = program
-            while len(self._programs) > _MOST_PROGRAMS:
+            while len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
             return program
 
-    def _operands(self, program: Program, lease: Lease) -> Operands:
-        """What a training call's memory holds."""
+    def _run_forward(self, residuals: OnednnResiduals, reserve: Arrays) -> None:
+        """Run a training call's forward in its reserve, or in another one that holds its input and initial states."""
+        program = residuals.program
+        scratch = Arrays(program.scratch, self._pool)
+        scratchpad = {"scratchpad": scratch.addresses["scratchpad"]}
+        program.forward(residuals.weights, reserve.addresses | scratchpad)
 
-        def at(*names: str) -> list[int]:
-            return [lease.address + program.kept[name] for name in names]
-
-        stacks, states = range(len(program.steps)), self.spec.state_names
-        return Operands(
-            lease.address + program.kept["x"],
-            at(*(f"{name}0" for name in states)),
-            at(*(f"y{index}" for index in stacks)),
-            at(*(f"{name}_n" for name in states)),
-            at(*(f"workspace{index}" for index in stacks)),
-        )
-
-    def _fill(self, kept: OnednnResiduals, lease: Lease) -> None:
-        """Run a training call's forward in its memory, or in other memory like it."""
-        program = kept.program
-        scratch = self._pool.lease(program.scratch.size)
-        scratchpad = scratch.address + program.scratch["scratchpad"]
-        self._runner.forward(program, kept.weights, self._operands(program, lease), scratchpad)
-
-    def _fresh_workspace(self, kept: OnednnResiduals) -> Lease:
-        """Memory with intact workspaces: the call's own, or a recomputed copy once a backward has taken that."""
+    def _intact_reserve(self, residuals: OnednnResiduals) -> Arrays:
+        """A reserve with intact workspaces: the call's own, or once a backward call has taken it, a recomputed one."""
         try:
-            kept.fresh.pop()
-            return kept.lease
+            residuals.intact.pop()
+            return residuals.reserve
         except IndexError:
-            lease = self._pool.lease(kept.program.kept.size)
+            reserve = Arrays(residuals.program.reserve, self._pool)
             for name in ("x", *(f"{name}0" for name in self.spec.state_names)):
-                array_in(lease, kept.program, name, kept=True)[...] = kept.array(name)
-            self._fill(kept, lease)
-            return lease
-
-
-class _GradientArrays:
-    """Arrays that backward writes gradients of data to: the caller's buffers where possible, else scratch."""
-
-    def __init__(self, spec: RNNSpec, program: Program, scratch: Lease, grads: GradBuffers) -> None:
-        self._spec, self._program, self._scratch, self._grads = spec, program, scratch, grads
-        self._x = self._written(grads.x, "x", grads.add_x)
-        buffers = grads.states or (None,) * len(spec.state_names)
-        self._initial = [
-            self._written(buffer, f"{name}0", grads.add_states)
-            for buffer, name in zip(buffers, spec.state_names, strict=True)
-        ]
-
-    def operands(self, dy: Array | None, dstates: Sequence[Array | None]) -> Operands:
-        """The addresses of all gradients, from the gradients of the results."""
-        program, last = self._program, len(self._program.steps) - 1
-        begin = self._scratch.address
-        self._result_grads = [self._read(dy, f"y{last % 2}")]
-        self._result_grads += [
-            self._read(array, f"{n}_n") for array, n in zip(dstates, self._spec.state_names, strict=True)
-        ]
-        upper, *final = [address_of(array) for array in self._result_grads]
-        between = [begin + program.scratch[f"y{index % 2}"] for index in range(last)]
-        return Operands(address_of(self._x), [address_of(array) for array in self._initial], [*between, upper], final)
-
-    def finish(self) -> None:
-        """Copy or add gradients from scratch to the caller's buffers."""
-        grads = self._grads
-        if grads.x is not None and self._x is not grads.x:
-            write_or_add(grads.x, self._x, grads.add_x)
-        for buffer, gradient in zip(grads.states or (), self._initial, strict=grads.states is not None):
-            if buffer is not gradient:
-                write_or_add(buffer, gradient, grads.add_states)
-
-    def _read(self, array: Array | None, name: str) -> Array:
-        """The caller's array, copied if it is not contiguous; zeros for None."""
-        if array is not None and array.flags.c_contiguous:
-            return array
-        own = array_in(self._scratch, self._program, name)
-        own[...] = 0 if array is None else array
-        return own
-
-    def _written(self, into: Array | None, name: str, add: bool) -> Array:
-        if into is not None and not add and into.flags.c_contiguous:
-            return into
-        return array_in(self._scratch, self._program, name)
+                reserve[name][...] = residuals.reserve[name]
+            self._run_forward(residuals, reserve)
+            return reserve
 
 
 def _check_training(spec: RNNSpec) -> None:

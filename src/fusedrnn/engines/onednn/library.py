@@ -1,4 +1,4 @@
-"""oneDNN's C API (version 3) through ctypes: found, loaded with what it needs, its functions typed and checked."""
+"""oneDNN's C API (version 3) through ctypes: finds and loads the library, declares and checks its functions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from fusedrnn.locks import Lock
 
 FILE = "libdnnl.so.3"
 PACKAGES = ("onednn", "onednn-cpu-gomp", "onednn-cpu-iomp", "onednn-cpu-tbb")
-"""What PyPI calls the library, by what its threads are; all of them put the same file into the same folder."""
-_OPENCL = "libintelocl.so"
-_MOST_NEEDED = 32
+"""PyPI's packages of the library, one for each CPU runtime. All of them install the same file in the same folder."""
+_OPENCL_DRIVER = "libintelocl.so"
 _VERSION = 3
 
 SUCCESS, OUT_OF_MEMORY, UNIMPLEMENTED = 0, 1, 3
@@ -56,50 +55,58 @@ class _Version(ctypes.Structure):
 
 
 class Argument(ctypes.Structure):
-    """What a primitive is given: which of its arguments, and the memory."""
+    """An argument of a primitive: its number, and the handle of its memory."""
 
     _fields_ = (("arg", c_int), ("memory", c_void_p))
 
 
 _NEW = POINTER(c_void_p)
-_FORWARD = (_NEW, c_void_p, c_int)
+
+
+def _cell_signatures(cell: str) -> dict[str, tuple[Any, ...]]:
+    """The functions that create a cell's primitive descriptors, from one memory descriptor for each array.
+
+    That of backward also takes a memory descriptor for each gradient, and forward's primitive descriptor as a hint.
+    """
+    activation, slopes = ((c_int,), (c_float, c_float)) if cell == "vanilla_rnn" else ((), ())
+    begin = c_int, _NEW, c_void_p, c_int, *activation, c_int
+    arrays = (c_void_p,) * (11 if cell == "lstm" else 7)
+    return {
+        f"{cell}_forward_primitive_desc_create": (*begin, *arrays, c_uint, *slopes, c_void_p),
+        f"{cell}_backward_primitive_desc_create": (*begin, *arrays, *arrays, c_uint, *slopes, c_void_p, c_void_p),
+    }
+
+
+# The result and the parameters of each function. A c_int is a status, except that of memory_desc_equal.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "engine_create": (_NEW, c_int, c_size_t),
-    "stream_create": (_NEW, c_void_p, c_uint),
-    "stream_wait": (c_void_p,),
-    "stream_destroy": (c_void_p,),
-    "memory_desc_create_with_strides": (_NEW, c_int, POINTER(c_int64), c_int, POINTER(c_int64)),
-    "memory_desc_create_with_tag": (_NEW, c_int, POINTER(c_int64), c_int, c_int),
-    "memory_desc_clone": (_NEW, c_void_p),
-    "memory_desc_destroy": (c_void_p,),
-    "memory_create": (_NEW, c_void_p, c_void_p, c_void_p),
-    "memory_set_data_handle": (c_void_p, c_void_p),
-    "memory_destroy": (c_void_p,),
-    "primitive_attr_create": (_NEW,),
-    "primitive_attr_set_scratchpad_mode": (c_void_p, c_int),
-    "primitive_desc_destroy": (c_void_p,),
-    "primitive_create": (_NEW, c_void_p),
-    "primitive_execute": (c_void_p, c_void_p, c_int, POINTER(Argument)),
-    "primitive_destroy": (c_void_p,),
-    "reorder_primitive_desc_create": (_NEW, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
-    # Of a cell: its descriptors, flags, the forward descriptor that backward takes as a hint, attributes.
-    "lstm_forward_primitive_desc_create": (*_FORWARD, c_int, *[c_void_p] * 11, c_uint, c_void_p),
-    "lstm_backward_primitive_desc_create": (*_FORWARD, c_int, *[c_void_p] * 22, c_uint, c_void_p, c_void_p),
-    **{
-        f"{cell}_forward_primitive_desc_create": (*_FORWARD, c_int, *[c_void_p] * 7, c_uint, c_void_p)
-        for cell in ("gru", "lbr_gru")
-    },
-    **{
-        f"{cell}_backward_primitive_desc_create": (*_FORWARD, c_int, *[c_void_p] * 14, c_uint, c_void_p, c_void_p)
-        for cell in ("gru", "lbr_gru")
-    },
-    "vanilla_rnn_forward_primitive_desc_create": (
-        *_FORWARD, c_int, c_int, *[c_void_p] * 7, c_uint, c_float, c_float, c_void_p,
-    ),
-    "vanilla_rnn_backward_primitive_desc_create": (
-        *_FORWARD, c_int, c_int, *[c_void_p] * 14, c_uint, c_float, c_float, c_void_p, c_void_p,
-    ),
-}  # fmt: skip
+    "version": (POINTER(_Version),),
+    "engine_create": (c_int, _NEW, c_int, c_size_t),
+    "engine_get_count": (c_size_t, c_int),
+    "stream_create": (c_int, _NEW, c_void_p, c_uint),
+    "stream_wait": (c_int, c_void_p),
+    "stream_destroy": (c_int, c_void_p),
+    "memory_desc_create_with_strides": (c_int, _NEW, c_int, POINTER(c_int64), c_int, POINTER(c_int64)),
+    "memory_desc_create_with_tag": (c_int, _NEW, c_int, POINTER(c_int64), c_int, c_int),
+    "memory_desc_clone": (c_int, _NEW, c_void_p),
+    "memory_desc_destroy": (c_int, c_void_p),
+    "memory_desc_get_size": (c_size_t, c_void_p),
+    "memory_desc_equal": (c_int, c_void_p, c_void_p),
+    "memory_create": (c_int, _NEW, c_void_p, c_void_p, c_void_p),
+    "memory_set_data_handle": (c_int, c_void_p, c_void_p),
+    "memory_destroy": (c_int, c_void_p),
+    "primitive_attr_create": (c_int, _NEW),
+    "primitive_attr_set_scratchpad_mode": (c_int, c_void_p, c_int),
+    "primitive_desc_query_md": (c_void_p, c_void_p, c_int, c_int),
+    "primitive_desc_destroy": (c_int, c_void_p),
+    "primitive_create": (c_int, _NEW, c_void_p),
+    "primitive_execute": (c_int, c_void_p, c_void_p, c_int, POINTER(Argument)),
+    "primitive_destroy": (c_int, c_void_p),
+    "reorder_primitive_desc_create": (c_int, _NEW, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    **_cell_signatures("lstm"),
+    **_cell_signatures("gru"),
+    **_cell_signatures("lbr_gru"),
+    **_cell_signatures("vanilla_rnn"),
+}
 
 
 class OneDNNError(RuntimeError):
@@ -111,26 +118,26 @@ class OneDNNError(RuntimeError):
 
 
 class Library:
-    """The library once loaded: its functions as attributes without their prefix, its engine, how it runs threads.
-
-    Args:
-        path: The file.
+    """oneDNN, loaded from the file ``path``.
 
     Attributes:
-        path: The same.
+        cdll: The library in ctypes.
         version: Its version as text.
-        runtime: What its threads are: one of :data:`RUNTIMES`.
-        engine: Its engine for this processor.
-        attributes: Of every primitive: scratch is the caller's, so that any number of threads may run it.
+        runtime: Its CPU runtime, a key of :data:`RUNTIMES`.
+        engine: The handle of its CPU engine.
+        attributes: The handle of the attributes of all primitives: the caller provides the scratchpad, so that calls
+            on several threads can share a primitive.
 
     Raises:
-        ImportError: If it or what it needs is not there, or it is another version, or finds no processor to run on.
+        ImportError: If a file is missing, it is not oneDNN 3, or it finds no CPU to run on.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.cdll = _loaded(str(path), path.parent)
-        version = self._version()
+        self.cdll = _load_with_dependencies(str(path), path.parent)
+        if not hasattr(self.cdll, "dnnl_version"):
+            raise ImportError(f"{path} is not oneDNN: it has no dnnl_version")
+        version = self._declare("version", *_SIGNATURES["version"])().contents
         if version.major != _VERSION:
             raise ImportError(f"{path} is oneDNN {version.major}.{version.minor}; expected {_VERSION}.x")
         self.version = f"{version.major}.{version.minor}.{version.patch}"
@@ -138,47 +145,37 @@ class Library:
         if self.runtime not in RUNTIMES:
             known = ", ".join(RUNTIMES.values())
             raise ImportError(f"{path} has the CPU runtime {self.runtime}; expected one of {known}")
-        self._functions = {name: self._function(name, types) for name, types in _SIGNATURES.items()}
-        self.cdll.dnnl_memory_desc_get_size.restype = c_size_t
-        self.cdll.dnnl_memory_desc_get_size.argtypes = (c_void_p,)
-        self.cdll.dnnl_memory_desc_equal.argtypes = (c_void_p, c_void_p)
-        self.cdll.dnnl_primitive_desc_query_md.restype = c_void_p
-        self.cdll.dnnl_primitive_desc_query_md.argtypes = (c_void_p, c_int, c_int)
-        self.cdll.dnnl_engine_get_count.restype = c_size_t
-        # SYCL runs on processors through OpenCL, whose driver lies where its loader does not look.
-        with opencl_driver(path.parent / _OPENCL):
-            count = self.cdll.dnnl_engine_get_count(_CPU)
+        self._functions = {name: self._declare(name, *types) for name, types in _SIGNATURES.items()}
+        # SYCL runs on CPUs through OpenCL, whose loader does not look for drivers in the library's folder.
+        with opencl_driver(path.parent / _OPENCL_DRIVER):
+            count = self.query("engine_get_count", _CPU)
         if not count:
             raise ImportError(
-                f"{path} runs on {RUNTIMES[self.runtime]}, which finds no CPU here; expected {_OPENCL} of the package "
-                "intel-opencl-rt beside it, or OCL_ICD_FILENAMES to name it (onednn-cpu-gomp needs neither)"
+                f"{path} runs on {RUNTIMES[self.runtime]}, which finds no CPU here; expected {_OPENCL_DRIVER} of the "
+                "package intel-opencl-rt beside it, or OCL_ICD_FILENAMES to name it (onednn-cpu-gomp needs neither)"
             )
         self.engine = self.new("engine_create", _CPU, 0)
         self.attributes = self.new("primitive_attr_create")
         self.call("primitive_attr_set_scratchpad_mode", self.attributes, _USER_SCRATCHPAD)
 
-    def _version(self) -> Any:
-        try:
-            self.cdll.dnnl_version.restype = POINTER(_Version)
-            return self.cdll.dnnl_version().contents
-        except AttributeError:
-            raise ImportError(f"{self.path} is not oneDNN: it has no dnnl_version") from None
+    def _declare(self, name: str, result: Any, *parameters: Any) -> Callable[..., Any]:
+        function: Any = getattr(self.cdll, f"dnnl_{name}", None)
+        if function is None:
+            raise ImportError(f"{self.path}, oneDNN {self.version}, has no dnnl_{name}")
+        function.restype, function.argtypes = result, parameters
+        declared: Callable[..., Any] = function
+        return declared
 
-    def _function(self, name: str, types: tuple[Any, ...]) -> Callable[..., int]:
-        try:
-            function: Any = getattr(self.cdll, f"dnnl_{name}")
-        except AttributeError:
-            raise ImportError(f"{self.path}, oneDNN {self.version}, has no dnnl_{name}") from None
-        function.argtypes, function.restype = types, c_int
-        checked: Callable[..., int] = function
-        return checked
+    def query(self, name: str, *arguments: Any) -> Any:
+        """Call a function that returns a value and cannot fail."""
+        return self._functions[name](*arguments)
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call a function.
+        """Call a function that returns a status.
 
         Raises:
-            MemoryError: If it says that there is no memory.
-            OneDNNError: If it says that it failed otherwise.
+            MemoryError: If there is no memory.
+            OneDNNError: If the function fails otherwise.
         """
         status = self._functions[name](*arguments)
         if status == OUT_OF_MEMORY:
@@ -187,11 +184,7 @@ class Library:
             raise OneDNNError(f"dnnl_{name}", status)
 
     def new(self, name: str, *arguments: Any) -> int:
-        """Call a function that makes something, and return that.
-
-        Raises:
-            OneDNNError: If it says that it failed.
-        """
+        """Call a function that creates an object, and return the object's handle; raises what :meth:`call` raises."""
         handle = c_void_p()
         self.call(name, ctypes.byref(handle), *arguments)
         return handle.value or 0
@@ -204,7 +197,7 @@ def load() -> Library:
     """The library, loaded once.
 
     Raises:
-        ImportError: Saying what is missing and what to install.
+        ImportError: If it is missing or unusable; the message says what to install.
     """
     with _lock:
         return _load()
@@ -219,7 +212,7 @@ def find() -> Path:
     """The library's path: ``FUSEDRNN_ONEDNN``, else a file of one of its packages.
 
     Raises:
-        ImportError: If it is not there.
+        ImportError: If there is no such file.
     """
     path = env.onednn()
     if path is not None:
@@ -237,24 +230,19 @@ def find() -> Path:
     raise ImportError(f"oneDNN is not installed: pip install 'fusedrnn[onednn]' brings its {FILE}")
 
 
-def _loaded(name: str, folder: Path) -> ctypes.CDLL:
-    """Load a library, before it those that it needs and that lie in the same folder, where no loader looks.
+def _load_with_dependencies(name: str, folder: Path) -> ctypes.CDLL:
+    """Load a library, after those dependencies that are in its folder, where the system's loader does not look.
 
     Raises:
-        ImportError: Naming the file that is missing.
+        ImportError: If a file is missing; the message names it.
     """
-    missing = ""
-    for _ in range(_MOST_NEEDED):
+    tried = {name}
+    while True:
         try:
             return ctypes.CDLL(name)
         except OSError as error:
-            needed = str(error).split(":")[0]
-            if needed in (name, missing) or not (folder / needed).is_file():
+            dependency = str(error).split(":")[0]
+            if dependency in tried or not (folder / dependency).is_file():
                 raise ImportError(f"oneDNN cannot be loaded: {error}") from None
-            missing = needed
-            _kept.append(_loaded(str(folder / needed), folder))
-    raise ImportError(f"oneDNN cannot be loaded: {name} needs more than {_MOST_NEEDED} other libraries")
-
-
-# What the library needs stays loaded with it.
-_kept: list[ctypes.CDLL] = []
+            tried.add(dependency)
+            _load_with_dependencies(str(folder / dependency), folder)

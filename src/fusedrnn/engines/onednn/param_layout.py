@@ -1,4 +1,4 @@
-"""How our parameters lie for oneDNN: which layers it runs at once, in which order it has gates, where weights are."""
+"""The parameters in oneDNN's terms: the layers that one primitive runs, the order of gates, and strides of weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.engines.onednn.arrays import ITEM
 from fusedrnn.engines.onednn.library import Library
 from fusedrnn.engines.onednn.primitives import (
     BIAS,
@@ -19,54 +20,42 @@ from fusedrnn.engines.onednn.primitives import (
     Descriptor,
 )
 from fusedrnn.engines.operands import write_or_add
-from fusedrnn.layout import Kind, Parameter
+from fusedrnn.layout import Kind
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-WEIGHTS: dict[int, Kind] = {
+_WEIGHTS: dict[int, Kind] = {
     WEIGHTS_LAYER: "i2h_weight",
     WEIGHTS_ITER: "h2h_weight",
     WEIGHTS_PEEPHOLE: "peephole_weight",
     WEIGHTS_PROJECTION: "h2r_weight",
 }
-"""What each argument of a primitive is made from; the bias is made from two."""
-_ITEM = 4
-_SWAPPED = (1, 0, 2)
-"""The GRU's gates, which are r z n here, and update, reset, candidate there: z is the update."""
+# oneDNN's GRU has the gates update, reset, candidate, which are our z, r, n: for each of our r, z, n its place there.
+_GRU_GATES = (1, 0, 2)
 
 
 def cell_name(spec: RNNSpec) -> str:
-    """What oneDNN calls the cell in its functions' names."""
+    """The cell's name in oneDNN's functions."""
     if spec.mode == "gru":
         return "lbr_gru" if spec.reset_after else "gru"
     return "lstm" if spec.mode == "lstm" else "vanilla_rnn"
 
 
-def bias_rows(spec: RNNSpec) -> int:
-    """Rows of a bias: one more in a GRU whose candidate has a recurrent bias of its own."""
-    return spec.num_gates + (cell_name(spec) == "lbr_gru")
-
-
 @dataclass(frozen=True)
 class Stack:
-    """Layers that one primitive runs: the first, how many, and what they read at each step."""
+    """Layers that one primitive runs: the first, how many, and the features that each reads."""
 
     first: int
     layers: int
     inputs: int
 
-    def rows(self, spec: RNNSpec) -> slice:
-        """Its part of the states."""
-        directions = spec.num_directions
-        return slice(self.first * directions, (self.first + self.layers) * directions)
-
 
 def stacks(spec: RNNSpec) -> tuple[Stack, ...]:
-    """The primitives of a network, from below.
+    """The stacks of a network, from the first layer on.
 
-    One runs several layers only if all of them read equally much. Of both directions oneDNN makes two stacks that know
-    nothing of each other: a network whose layers read both directions of the one below is a primitive for each.
+    One primitive runs several layers only if all of them read the same number of features. Both directions of it
+    would be independent stacks: a network whose layers read both directions of the layer below has a stack per layer.
     """
     if spec.bidirectional:
         return tuple(Stack(layer, 1, spec.layer_input_size(layer)) for layer in range(spec.num_layers))
@@ -75,101 +64,91 @@ def stacks(spec: RNNSpec) -> tuple[Stack, ...]:
     return Stack(0, 1, spec.input_size), Stack(1, spec.num_layers - 1, spec.output_size)
 
 
-class Layout:
-    """A spec's flat vector as oneDNN sees it: *theirs* is the same vector with each GRU's gates in oneDNN's order.
-
-    Args:
-        library: The library.
-        spec: The network.
+class ParamLayout:
+    """A spec's flat parameter vector, as oneDNN reads it: the same vector, but a GRU's gates in oneDNN's order.
 
     Attributes:
         stacks: See :func:`stacks`.
-        parts: Where ours lies and where it goes in theirs, rows of :data:`fusedrnn.runtime.fingerprint.MEMORY_RANGE`.
-        arguments: The weights, without the bias, that a primitive is given.
+        weights: The numbers of the arguments of a primitive that are weights, without the bias.
+        reorders_gates: Whether oneDNN's order of gates differs from ours.
+        ranges: Ranges of our vector to copy, rows of :data:`fusedrnn.runtime.fingerprint.MEMORY_RANGE`: byte offsets
+            in our vector, sizes, and byte offsets in oneDNN's.
     """
 
     def __init__(self, library: Library, spec: RNNSpec) -> None:
-        self._library, self._spec = library, spec
+        self.library, self.spec = library, spec
         self.stacks = stacks(spec)
-        self.swaps = spec.mode == "gru"
-        self.parts = np.array(list(self._parts()), np.int64).reshape(-1, len(MEMORY_RANGE))
-        self.arguments = tuple(argument for argument, kind in WEIGHTS.items() if spec.layout.has(kind))
+        self.weights = tuple(argument for argument, kind in _WEIGHTS.items() if spec.layout.has(kind))
+        self.reorders_gates = spec.mode == "gru"
+        self.ranges = np.array(list(self._ranges()), np.int64).reshape(-1, len(MEMORY_RANGE))
 
-    def _parts(self) -> Iterator[tuple[int, int, int]]:
-        if not self.swaps:
-            yield 0, self._spec.layout.size * _ITEM, 0
+    def _ranges(self) -> Iterator[tuple[int, int, int]]:
+        if not self.reorders_gates:
+            yield 0, self.spec.layout.size * ITEM, 0
             return
-        for entry in self._spec.layout:
-            size = entry.size // len(_SWAPPED)
-            for gate, there in enumerate(_SWAPPED):
-                yield (entry.offset + gate * size) * _ITEM, size * _ITEM, (entry.offset + there * size) * _ITEM
+        for entry in self.spec.layout:
+            size = entry.size // len(_GRU_GATES)
+            for gate, onednn_gate in enumerate(_GRU_GATES):
+                yield (entry.offset + gate * size) * ITEM, size * ITEM, (entry.offset + onednn_gate * size) * ITEM
 
-    def _entry(self, stack: Stack, kind: Kind, layer: int = 0, direction: int = 0) -> Parameter:
-        return self._spec.layout.entry(stack.first + layer, direction, kind)
+    def _offset(self, stack: Stack, argument: int, layer: int = 0, direction: int = 0) -> int:
+        return self.spec.layout.entry(stack.first + layer, direction, _WEIGHTS[argument]).offset
 
     def offset(self, stack: Stack, argument: int) -> int:
-        """Where in the flat vector an argument's weights begin, in bytes."""
-        return self._entry(stack, WEIGHTS[argument]).offset * _ITEM
+        """The byte offset of a stack's weights in the flat vector."""
+        return self._offset(stack, argument) * ITEM
 
     def dims(self, stack: Stack, argument: int) -> tuple[int, ...]:
-        """The shape of an argument: layers, directions, then as oneDNN has it."""
-        spec = self._spec
+        """The shape of a stack's weights or bias: layers, directions, then the dimensions of oneDNN's argument."""
+        spec = self.spec
         H, G = spec.hidden_size, spec.num_gates
         inner = {
             WEIGHTS_LAYER: (stack.inputs, G, H),
             WEIGHTS_ITER: (spec.state_size, G, H),
             WEIGHTS_PEEPHOLE: (3, H),
             WEIGHTS_PROJECTION: (H, spec.state_size),
-            BIAS: (bias_rows(spec), H),
+            BIAS: (G + (cell_name(spec) == "lbr_gru"), H),
         }
         return stack.layers, spec.num_directions, *inner[argument]
 
-    def in_place(self, stack: Stack, argument: int) -> Descriptor:
-        """The weights of an argument as they lie in the flat vector, from :meth:`offset` on."""
-        dims, kind = self.dims(stack, argument), WEIGHTS[argument]
-        first = self._entry(stack, kind).offset
-        layer = self._entry(stack, kind, layer=1).offset - first if stack.layers > 1 else self._spec.layout.size
-        direction = self._entry(stack, kind, direction=1).offset - first if dims[1] > 1 else layer
-        if argument == WEIGHTS_PEEPHOLE:
-            inner: tuple[int, ...] = dims[3], 1
-        elif argument == WEIGHTS_PROJECTION:
-            inner = 1, dims[2]
-        else:
-            inner = 1, dims[4] * dims[2], dims[2]
-        return Descriptor(self._library, dims, (layer, direction, *inner))
+    def descriptor(self, stack: Stack, argument: int) -> Descriptor:
+        """The layout of a stack's weights in the flat vector, from :meth:`offset` on."""
+        dims, first = self.dims(stack, argument), self._offset(stack, argument)
+        layer = self._offset(stack, argument, layer=1) - first if stack.layers > 1 else self.spec.layout.size
+        direction = self._offset(stack, argument, direction=1) - first if dims[1] > 1 else layer
+        # In memory a matrix has a row for each of oneDNN's last dimensions, and the first inner one is contiguous.
+        special = {WEIGHTS_PEEPHOLE: (dims[-1], 1), WEIGHTS_PROJECTION: (1, dims[2])}
+        inner: tuple[int, ...] = special.get(argument, (1, dims[-1] * dims[2], dims[2]))
+        return Descriptor.strided(self.library, dims, (layer, direction, *inner))
 
-    def fill_bias(self, stack: Stack, theirs: Array, bias: Array) -> None:
-        """Make an argument's bias of the flat vector's.
+    def read_bias(self, stack: Stack, params: Array, bias: Array) -> None:
+        """Write a stack's bias (layers, D, rows, H) from a vector in oneDNN's order of gates.
 
-        A gate's two biases are added, but the recurrent one of a GRU's candidate, which r multiplies, has its own row.
+        The two biases of a gate are added. The recurrent one of an ``lbr_gru``'s candidate, which r multiplies, has a
+        row of its own.
         """
-        spec = self._spec
-        gates = spec.num_gates
         bias.fill(0)
+        for view, rows, into in self._biases(stack, params, bias):
+            into[rows] += view
+
+    def write_bias_gradient(self, stack: Stack, gradient: Array, dparams: Array) -> None:
+        """Write the gradient of a stack's bias to the gradients of the biases that it is the sum of."""
+        for view, rows, summed in self._biases(stack, dparams, gradient):
+            view[...] = summed[rows]
+
+    def _biases(self, stack: Stack, params: Array, bias: Array) -> Iterator[tuple[Array, list[int], Array]]:
+        """Each bias (G, H) of a stack as a view of the flat vector, and its rows in an array (rows, H) of oneDNN's."""
+        gates = list(range(self.spec.num_gates))
+        rows: dict[Kind, list[int]] = {"i2h_bias": gates, "h2h_bias": [*gates[:-1], bias.shape[2] - 1]}
         for layer, direction in np.ndindex(*bias.shape[:2]):
-            into = bias[layer, direction]
-            for kind, rows in self._bias_rows():
-                entry = self._entry(stack, kind, layer, direction)
-                into[rows] += theirs[entry.offset : entry.offset + entry.size].reshape(gates, -1)
+            for kind in filter(self.spec.layout.has, rows):
+                view = self.spec.layout.view(params, stack.first + layer, direction, kind)
+                yield view.reshape(len(gates), -1), rows[kind], bias[layer, direction]
 
-    def put_bias(self, stack: Stack, gradient: Array, theirs: Array) -> None:
-        """The reverse of a gradient."""
-        for layer, direction in np.ndindex(*gradient.shape[:2]):
-            for kind, rows in self._bias_rows():
-                entry = self._entry(stack, kind, layer, direction)
-                theirs[entry.offset : entry.offset + entry.size] = gradient[layer, direction][rows].ravel()
-
-    def _bias_rows(self) -> Iterator[tuple[Kind, list[int]]]:
-        """Of each kind there is, the rows of oneDNN's bias that it belongs to."""
-        gates = list(range(self._spec.num_gates))
-        recurrent = [*gates[:-1], len(gates)] if cell_name(self._spec) == "lbr_gru" else gates
-        kinds: tuple[tuple[Kind, list[int]], ...] = ("i2h_bias", gates), ("h2h_bias", recurrent)
-        yield from ((kind, rows) for kind, rows in kinds if self._spec.layout.has(kind))
-
-    def put(self, into: Array, theirs: Array, add: bool) -> None:
-        """Write or add a gradient in oneDNN's order of gates into one in ours."""
-        if not self.swaps:
-            write_or_add(into, theirs, add)
+    def write_gradient(self, buffer: Array, dparams: Array, add: bool) -> None:
+        """Write or add a gradient in oneDNN's order of gates to one in ours."""
+        if not self.reorders_gates:
+            write_or_add(buffer, dparams, add)
             return
-        for begin, size, there in self.parts // _ITEM:
-            write_or_add(into[begin : begin + size], theirs[there : there + size], add)
+        for begin, size, onednn_begin in self.ranges // ITEM:
+            write_or_add(buffer[begin : begin + size], dparams[onednn_begin : onednn_begin + size], add)

@@ -1,177 +1,144 @@
-"""What oneDNN computes with, as objects: descriptions of memory, primitives, and one run of a primitive."""
+"""oneDNN's C API as objects: memory descriptors, primitives, streams, and primitives with their arguments."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
+import numpy as np
+
 from fusedrnn.engines.onednn.library import Argument, Library
+from fusedrnn.runtime.buffers import aligned_empty
 
 _FLOAT32 = 3
 _ANY = 1
 _IN_ORDER = 1
-_ARGUMENT_MD = 255
-"""The query for the description of an argument's memory."""
+_QUERY_ARGUMENT = 255
 
-# A primitive's arguments; the gradient of one has its number and DIFF more.
-SRC_LAYER, SRC_ITER, SRC_ITER_C = 1, 2, 3
-DST_LAYER, DST_ITER, DST_ITER_C = 17, 18, 19
+# Numbers of a primitive's arguments; the gradient of an argument has that number plus DIFF.
+SRC, DST = (1, 2, 3), (17, 18, 19)
+"""The sequence, h and c that a primitive reads, and those that it writes."""
 WEIGHTS_LAYER, WEIGHTS_ITER, WEIGHTS_PEEPHOLE, WEIGHTS_PROJECTION, BIAS = 33, 34, 35, 36, 41
 WORKSPACE, SCRATCHPAD = 64, 80
 DIFF = 128
 _FROM, _TO = 1, 17
 
 
-class Descriptor:
-    """The description of float32 in memory.
+class Handle:
+    """An object of the library, an argument of its functions: ``destroy`` is called with the last reference."""
 
-    Args:
-        library: The library.
-        dims: Its shape.
-        strides: Elements from one to the next in each dimension; None for whatever a primitive likes best.
-    """
-
-    def __init__(self, library: Library, dims: Sequence[int], strides: Sequence[int] | None) -> None:
-        self.library = library
-        numbers = ctypes.c_int64 * len(dims)
-        if strides is None:
-            self.handle = library.new("memory_desc_create_with_tag", len(dims), numbers(*dims), _FLOAT32, _ANY)
-        else:
-            self.handle = library.new(
-                "memory_desc_create_with_strides", len(dims), numbers(*dims), _FLOAT32, numbers(*strides)
-            )
-
-    @classmethod
-    def plain(cls, library: Library, *dims: int) -> Descriptor:
-        """Of an array that is contiguous."""
-        strides = [1]
-        for size in reversed(dims[1:]):
-            strides.append(strides[-1] * size)
-        return cls(library, dims, strides[::-1])
-
-    @classmethod
-    def of(cls, library: Library, handle: int) -> Descriptor:
-        """A copy of one that the library owns."""
-        descriptor = cls.__new__(cls)
-        descriptor.library, descriptor.handle = library, library.new("memory_desc_clone", handle)
-        return descriptor
+    def __init__(self, library: Library, destroy: str, create: str, *arguments: Any) -> None:
+        self.library, self._destroy = library, destroy
+        self._as_parameter_ = library.new(create, *arguments)  # what ctypes passes for this object
 
     def __del__(self) -> None:
-        if handle := getattr(self, "handle", 0):
-            self.library.call("memory_desc_destroy", handle)
+        if hasattr(self, "_as_parameter_"):
+            self.library.call(self._destroy, self)
+
+
+class Descriptor(Handle):
+    """The shape and the layout of a float32 array in memory; ``create`` is without the prefix ``memory_desc_``."""
+
+    def __init__(self, library: Library, create: str, *arguments: Any) -> None:
+        super().__init__(library, "memory_desc_destroy", f"memory_desc_{create}", *arguments)
+
+    @classmethod
+    def any_layout(cls, library: Library, dims: Sequence[int]) -> Descriptor:
+        """The descriptor of an array whose layout a primitive chooses."""
+        return cls(library, "create_with_tag", len(dims), _int64s(dims), _FLOAT32, _ANY)
+
+    @classmethod
+    def strided(cls, library: Library, dims: Sequence[int], strides: Sequence[int] | None = None) -> Descriptor:
+        """The descriptor of an array with these strides, in elements; without them, of a contiguous one."""
+        if strides is None:
+            strides = [*accumulate(reversed(dims[1:]), mul, initial=1)][::-1]
+        return cls(library, "create_with_strides", len(dims), _int64s(dims), _FLOAT32, _int64s(strides))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of such memory; 0 if there is none."""
-        return int(self.library.cdll.dnnl_memory_desc_get_size(self.handle))
+        """Bytes of the array; 0 for none."""
+        return int(self.library.query("memory_desc_get_size", self))
 
     def equals(self, other: Descriptor) -> bool:
-        """Whether both describe the same."""
-        return bool(self.library.cdll.dnnl_memory_desc_equal(self.handle, other.handle))
+        """Whether both describe the same layout."""
+        return bool(self.library.query("memory_desc_equal", self, other))
 
 
-class Primitive:
-    """A computation, prepared.
+def _int64s(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
 
-    Args:
-        library: The library.
-        name: The function that describes it, without ``_primitive_desc_create``.
-        arguments: What that is given.
+
+class Primitive(Handle):
+    """A computation on arrays of fixed layouts, described by ``name`` without ``_primitive_desc_create``.
+
+    Attributes:
+        description: Its primitive descriptor.
+        scratch: Bytes of its scratchpad.
 
     Raises:
-        OneDNNError: If the library has none of that kind.
+        OneDNNError: If the library has no such primitive.
     """
 
     def __init__(self, library: Library, name: str, *arguments: Any) -> None:
-        self.library = library
-        self.description = library.new(f"{name}_primitive_desc_create", *arguments)
-        self.handle = library.new("primitive_create", self.description)
+        self.description = Handle(library, "primitive_desc_destroy", f"{name}_primitive_desc_create", *arguments)
+        super().__init__(library, "primitive_destroy", "primitive_create", self.description)
         self.scratch = self.descriptor(SCRATCHPAD).nbytes
 
-    def __del__(self) -> None:
-        if handle := getattr(self, "handle", 0):
-            self.library.call("primitive_destroy", handle)
-        if handle := getattr(self, "description", 0):
-            self.library.call("primitive_desc_destroy", handle)
-
     def descriptor(self, argument: int) -> Descriptor:
-        """How it wants an argument to lie."""
-        query = self.library.cdll.dnnl_primitive_desc_query_md
-        return Descriptor.of(self.library, query(self.description, _ARGUMENT_MD, argument))
+        """The layout of an argument."""
+        layout = self.library.query("primitive_desc_query_md", self.description, _QUERY_ARGUMENT, argument)
+        return Descriptor(self.library, "clone", layout)
 
 
-class Run:
-    """A primitive with its arguments at hand, for one call at a time.
-
-    Args:
-        primitive: The primitive.
-        arguments: Which arguments it is given.
-    """
+class BoundPrimitive:
+    """A primitive with memory objects for its arguments and its scratchpad, used by one call at a time."""
 
     def __init__(self, primitive: Primitive, arguments: Sequence[int]) -> None:
-        self._primitive, library = primitive, primitive.library
-        self._library = library
-        self._memories: dict[int, int] = {}
-        for argument in arguments:
-            descriptor = primitive.descriptor(argument)
-            self._memories[argument] = library.new("memory_create", descriptor.handle, library.engine, None)
-        pairs = [Argument(argument, memory) for argument, memory in self._memories.items()]
-        self._arguments = (Argument * len(pairs))(*pairs)
+        self.primitive, library = primitive, primitive.library
+        numbers = (*arguments, SCRATCHPAD) if primitive.scratch else arguments
+        self._memories = [
+            Handle(library, "memory_destroy", "memory_create", primitive.descriptor(number), library.engine, None)
+            for number in numbers
+        ]
+        # As integers, which ctypes passes faster.
+        self._handles = [(number, m._as_parameter_) for number, m in zip(numbers, self._memories, strict=True)]
+        self._arguments = (Argument * len(numbers))(*[Argument(*pair) for pair in self._handles])
 
-    def __del__(self) -> None:
-        for memory in getattr(self, "_memories", {}).values():
-            self._library.call("memory_destroy", memory)
-
-    def __call__(self, stream: int, addresses: Mapping[int, int]) -> None:
-        """Run it on memory at these addresses."""
-        library = self._library
-        for argument, memory in self._memories.items():
-            library.call("memory_set_data_handle", memory, addresses[argument])
-        library.call("primitive_execute", self._primitive.handle, stream, len(self._arguments), self._arguments)
+    def __call__(self, stream: Stream, addresses: Mapping[int, int]) -> None:
+        """Run it with its arguments at these addresses."""
+        call = self.primitive.library.call
+        for number, memory in self._handles:
+            call("memory_set_data_handle", memory, addresses[number])
+        call("primitive_execute", self.primitive, stream, len(self._arguments), self._arguments)
 
 
-class Reorder:
-    """What copies memory from one layout to another, for one call at a time.
-
-    Args:
-        library: The library.
-        before: The one layout.
-        after: The other.
-
-    Attributes:
-        scratch: Bytes of scratch that it needs.
+class Reorder(BoundPrimitive):
+    """Copies an array from one layout to another, for one call at a time.
 
     Raises:
-        OneDNNError: If the library cannot do it.
+        OneDNNError: If the library cannot convert between these layouts.
     """
 
-    def __init__(self, library: Library, before: Descriptor, after: Descriptor) -> None:
+    def __init__(self, library: Library, source: Descriptor, target: Descriptor) -> None:
         engine = library.engine
-        primitive = Primitive(library, "reorder", before.handle, engine, after.handle, engine, library.attributes)
-        self.scratch = primitive.scratch
-        self._run = Run(primitive, (_FROM, _TO, *([SCRATCHPAD] if self.scratch else [])))
+        primitive = Primitive(library, "reorder", source, engine, target, engine, library.attributes)
+        super().__init__(primitive, (_FROM, _TO))
+        self._scratch = aligned_empty((primitive.scratch,), np.uint8)
 
-    def __call__(self, stream: int, source: int, target: int, scratch: int) -> None:
-        """Copy from one address to another."""
-        self._run(stream, {_FROM: source, _TO: target, SCRATCHPAD: scratch})
+    def copy(self, stream: Stream, source: int, target: int) -> None:
+        """Copy from address ``source`` to address ``target``."""
+        self(stream, {_FROM: source, _TO: target, SCRATCHPAD: self._scratch.ctypes.data})
 
 
-class Stream:
-    """Primitives given to it run one after the other.
-
-    Args:
-        library: The library.
-    """
+class Stream(Handle):
+    """A queue of primitives, which run in order."""
 
     def __init__(self, library: Library) -> None:
-        self._library = library
-        self.handle = library.new("stream_create", library.engine, _IN_ORDER)
-
-    def __del__(self) -> None:
-        if handle := getattr(self, "handle", 0):
-            self._library.call("stream_destroy", handle)
+        super().__init__(library, "stream_destroy", "stream_create", library.engine, _IN_ORDER)
 
     def wait(self) -> None:
-        """Until all of them have run."""
-        self._library.call("stream_wait", self.handle)
+        """Wait until all primitives of the stream have run."""
+        self.library.call("stream_wait", self)

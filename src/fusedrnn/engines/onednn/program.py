@@ -1,242 +1,223 @@
-"""A network's primitives for one length and batch, and where the memory that they run on lies."""
+"""A network's primitives for one length and batch, the layout of the arrays that they use, and running them."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from math import prod
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from fusedrnn.engines.onednn.library import Library, OneDNNError
-from fusedrnn.engines.onednn.param_layout import Layout, Stack, cell_name
+from fusedrnn.engines.onednn.arrays import ITEM, Array, ArrayLayout, Arrays
+from fusedrnn.engines.onednn.library import OneDNNError
+from fusedrnn.engines.onednn.param_layout import ParamLayout, Stack, cell_name
 from fusedrnn.engines.onednn.primitives import (
     BIAS,
     DIFF,
-    DST_ITER,
-    DST_ITER_C,
-    DST_LAYER,
+    DST,
     SCRATCHPAD,
-    SRC_ITER,
-    SRC_ITER_C,
-    SRC_LAYER,
+    SRC,
     WEIGHTS_ITER,
     WEIGHTS_LAYER,
     WEIGHTS_PEEPHOLE,
     WEIGHTS_PROJECTION,
     WORKSPACE,
+    BoundPrimitive,
     Descriptor,
     Primitive,
     Reorder,
-    Run,
     Stream,
 )
-from fusedrnn.engines.onednn.weights import lines
-from fusedrnn.spec import RNNSpec
+from fusedrnn.engines.onednn.weights import WeightCache, Weights
 
 _INFERENCE, _TRAINING, _BACKWARD = 96, 64, 128
 _LEFT_TO_RIGHT, _RIGHT_TO_LEFT, _CONCATENATED = 1, 2, 3
 _ACTIVATIONS = {"rnn_relu": 0x20, "rnn_tanh": 0x21}
+# The flag by which backward overwrites the gradients of weights; without it, it adds to them.
 _OVERWRITE = 1
-"""The flag by which backward writes the gradients of weights; without it, it adds to what is there."""
-_ITEM = 4
-_MOST_IDLE = 4
+_MAX_IDLE = 4
 
 
-class Places:
-    """Where arrays of float32, or bytes, lie in one buffer."""
+class StackPrimitives:
+    """A stack's primitives for T steps of N sequences; ``backward`` is None in inference.
 
-    def __init__(self) -> None:
-        self._at: dict[str, tuple[int, tuple[int, ...]]] = {}
-        self.size = 0
-
-    def add(self, name: str, *shape: int) -> None:
-        """One more array."""
-        self.add_bytes(name, prod(shape) * _ITEM, shape)
-
-    def add_bytes(self, name: str, size: int, shape: tuple[int, ...] = ()) -> None:
-        """One more of so many bytes."""
-        self._at[name] = self.size, shape
-        self.size += lines(size)
-
-    def __getitem__(self, name: str) -> int:
-        return self._at[name][0]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape it was added with."""
-        return self._at[name][1]
-
-
-class Step:
-    """A stack's primitives for one length and batch.
-
-    Args:
-        library: The library.
-        spec: The network.
-        layout: How its parameters lie.
-        stack: Which layers.
-        steps: T.
-        batch: N.
-        training: Whether to prepare for backward.
+    Raises:
+        NotImplementedError: If the library has no such primitive.
     """
 
-    def __init__(
-        self, library: Library, spec: RNNSpec, layout: Layout, stack: Stack, steps: int, batch: int, training: bool
-    ) -> None:
-        self._library, self._spec, self._name = library, spec, cell_name(spec)
-        self.stack = stack
-        self.inputs = SRC_LAYER, SRC_ITER, *((SRC_ITER_C,) if spec.mode == "lstm" else ())
-        self.weights = layout.arguments
-        self.results = DST_LAYER, DST_ITER, *((DST_ITER_C,) if spec.mode == "lstm" else ())
+    def __init__(self, layout: ParamLayout, stack: Stack, steps: int, batch: int, training: bool) -> None:
+        self.layout, self.stack = layout, stack
+        spec, library = layout.spec, layout.library
         states = [(stack.layers, spec.num_directions, batch, spec.size_of(name)) for name in spec.state_names]
-        shapes = dict(zip(self.inputs, [(steps, batch, stack.inputs), *states], strict=True))
-        shapes |= zip(self.results, [(steps, batch, spec.output_size), *states], strict=True)
-        shapes |= {argument: layout.dims(stack, argument) for argument in (*self.weights, BIAS)}
-        free = {WEIGHTS_LAYER, WEIGHTS_ITER, WEIGHTS_PROJECTION}
-        self._descriptors = {
-            argument: Descriptor(library, shape, None) if argument in free else Descriptor.plain(library, *shape)
+        inputs = dict(zip(SRC, [(steps, batch, stack.inputs), *states], strict=False))
+        outputs = dict(zip(DST, [(steps, batch, spec.output_size), *states], strict=False))
+        shapes = inputs | {argument: layout.dims(stack, argument) for argument in (*layout.weights, BIAS)} | outputs
+        any_layout = {WEIGHTS_LAYER, WEIGHTS_ITER, WEIGHTS_PROJECTION}
+        self._descriptors: dict[int, Descriptor] = {
+            argument: (Descriptor.any_layout if argument in any_layout else Descriptor.strided)(library, shape)
             for argument, shape in shapes.items()
         }
+        optional = (WEIGHTS_PEEPHOLE, WEIGHTS_PROJECTION) if spec.mode == "lstm" else ()
+        self._order = (*inputs, WEIGHTS_LAYER, WEIGHTS_ITER, *optional, BIAS, *outputs)
+        self.arguments = tuple(shapes)
         self.forward = self._primitive("forward", _TRAINING if training else _INFERENCE)
         self.backward = self._primitive("backward", _BACKWARD, self.forward) if training else None
 
-    def _primitive(self, direction: str, kind: int, hint: Primitive | None = None) -> Primitive:
-        spec = self._spec
-        way = _CONCATENATED if spec.bidirectional else _RIGHT_TO_LEFT if spec.reverse else _LEFT_TO_RIGHT
-        optional = (WEIGHTS_PEEPHOLE, WEIGHTS_PROJECTION) if spec.mode == "lstm" else ()
-        order = (*self.inputs, WEIGHTS_LAYER, WEIGHTS_ITER, *optional, BIAS, *self.results)
-        handles = [self._descriptors[argument].handle if argument in self._descriptors else None for argument in order]
-        activation = [_ACTIVATIONS[spec.mode]] if spec.mode in _ACTIVATIONS else []
-        slopes = [0.0, 0.0] if activation else []
+    def _primitive(self, function: str, kind: int, hint: Primitive | None = None) -> Primitive:
+        spec, library = self.layout.spec, self.layout.library
+        direction = _CONCATENATED if spec.bidirectional else _RIGHT_TO_LEFT if spec.reverse else _LEFT_TO_RIGHT
+        activation, slopes = ([_ACTIVATIONS[spec.mode]], [0.0, 0.0]) if spec.mode in _ACTIVATIONS else ([], [])
         flags, hints = (0, []) if hint is None else (_OVERWRITE, [hint.description])
-        handles *= 1 if hint is None else 2  # a gradient has the layout of its array
+        # A gradient has the layout of its array.
+        descriptors = [self._descriptors.get(argument) for argument in self._order] * (1 + len(hints))
         try:
             return Primitive(
-                self._library, f"{self._name}_{direction}", self._library.engine, kind, *activation, way, *handles,
-                flags, *slopes, *hints, self._library.attributes,
+                library, f"{cell_name(spec)}_{function}", library.engine, kind, *activation, direction, *descriptors,
+                flags, *slopes, *hints, library.attributes,
             )  # fmt: skip
         except OneDNNError as error:
-            raise NotImplementedError(f"{spec} is not supported by oneDNN {self._library.version}: {error}") from None
-
-    def arguments(self, primitive: Primitive) -> tuple[int, ...]:
-        """The arguments of a primitive."""
-        own = (*self.inputs, *self.weights, BIAS, *self.results)
-        own += (WORKSPACE,) if self.backward is not None else ()
-        own += tuple(DIFF + argument for argument in own if argument != WORKSPACE) if primitive is self.backward else ()
-        return (*own, *((SCRATCHPAD,) if primitive.scratch else ()))
+            raise NotImplementedError(f"{spec} is not supported by oneDNN {library.version}: {error}") from None
 
 
-class ArgFrame:
-    """Argument lists of a program's primitives, used by one call at a time.
-
-    Args:
-        library: The library.
-        layout: How parameters lie.
-        steps: The primitives, from below.
-        backward: Whether it is for backward.
+class BoundStack:
+    """A stack's primitive for one pass with its arguments, used by one call at a time.
 
     Attributes:
-        stream: The stream that they run on.
-        runs: Each primitive.
-        weight_layouts: The layout that each primitive needs for each of its weights.
-        reorders: In backward, the reorders from the gradients of weights to the flat vector.
-        scratch: Bytes of scratch that the reorders need.
+        run: The primitive.
+        conversions: How its weights get to the layouts in which it reads them.
+        reorders: In backward, what copies the gradient of each of its weights to a flat vector.
     """
 
-    def __init__(self, library: Library, layout: Layout, steps: Iterable[Step], backward: bool) -> None:
-        self.stream = Stream(library)
-        self.runs: list[Run] = []
-        self.weight_layouts: list[dict[int, Descriptor]] = []
-        self.reorders: list[dict[int, Reorder]] = []
-        for step in steps:
-            primitive = step.backward if backward else step.forward
-            assert primitive is not None
-            self.runs.append(Run(primitive, step.arguments(primitive)))
-            self.weight_layouts.append({argument: primitive.descriptor(argument) for argument in step.weights})
-            grad_layouts = {argument: primitive.descriptor(DIFF + argument) for argument in step.weights if backward}
-            self.reorders.append(
-                {
-                    argument: Reorder(library, grad_layout, layout.in_place(step.stack, argument))
-                    for argument, grad_layout in grad_layouts.items()
-                }
-            )
-        self.scratch = max(
-            (reorder.scratch for step_reorders in self.reorders for reorder in step_reorders.values()), default=0
-        )
+    def __init__(self, stack: StackPrimitives, weight_cache: WeightCache, backward: bool) -> None:
+        primitive = stack.backward if backward else stack.forward
+        assert primitive is not None
+        workspace = () if stack.backward is None else (WORKSPACE,)
+        gradients = [DIFF + argument for argument in stack.arguments if backward]
+        self.run = BoundPrimitive(primitive, [*stack.arguments, *workspace, *gradients])
+        layout = stack.layout
+        self.conversions = [
+            weight_cache.conversion(stack.stack, argument, primitive.descriptor(argument))
+            for argument in layout.weights
+        ]
+        self.reorders: dict[int, Reorder] = {}
+        for argument in layout.weights if backward else ():
+            source, target = primitive.descriptor(DIFF + argument), layout.descriptor(stack.stack, argument)
+            self.reorders[argument] = Reorder(layout.library, source, target)
+
+
+class BoundProgram(NamedTuple):
+    """All stacks' primitives for one pass, and the stream that they run on, used by one call at a time."""
+
+    stream: Stream
+    stacks: list[BoundStack]
 
 
 class Program:
-    """What runs a network on sequences of T steps, N at a time.
+    """Runs a network on T steps of N sequences. Any number of threads may call it at once.
 
-    Args:
-        library: The library.
-        spec: The network.
-        layout: How its parameters lie.
-        steps: T.
-        batch: N.
-        training: Whether to prepare for backward.
-        threads: How many it is made for, and runs on.
+    Its arrays have names: ``x``; the states, such as ``h0`` and ``h_n``; ``y0``, the output of the first stack, and so
+    on; ``scratchpad``.
 
     Attributes:
-        steps: The primitives, from below.
-        shape: T and N.
-        threads: As above.
-        kept: What a training call keeps: its input, states, outputs, and oneDNN's workspaces.
-        scratch: What a call needs while it runs: states and outputs, or the gradients of these and of all else.
+        threads: The number of threads that it runs on.
+        output: The name of the network's output.
+        reserve: The arrays that a training call saves: input, states, outputs and each stack's workspace.
+        scratch: The arrays that a call needs while it runs: states and outputs, or the gradients of all operands.
 
     Raises:
         NotImplementedError: If the library has no such primitive.
     """
 
     def __init__(
-        self, library: Library, spec: RNNSpec, layout: Layout, steps: int, batch: int, training: bool, threads: int
+        self, layout: ParamLayout, weight_cache: WeightCache, steps: int, batch: int, training: bool, threads: int
     ) -> None:
-        self._library, self._layout = library, layout
-        self.shape, self.threads = (steps, batch), threads
-        self.steps = [Step(library, spec, layout, stack, steps, batch, training) for stack in layout.stacks]
-        self._idle: dict[bool, deque[ArgFrame]] = {backward: deque(maxlen=_MOST_IDLE) for backward in (False, True)}
-        self._lay_out(spec, training)
+        self._layout, self._weight_cache = layout, weight_cache
+        self._shape, self.threads = (steps, batch), threads
+        self._stacks = [StackPrimitives(layout, stack, steps, batch, training) for stack in layout.stacks]
+        self.output = f"y{len(self._stacks) - 1}"
+        self._idle: dict[bool, deque[BoundProgram]] = {backward: deque(maxlen=_MAX_IDLE) for backward in (False, True)}
+        self.reserve, self.scratch = ArrayLayout(), ArrayLayout()
+        self._lay_out(training)
 
-    def _lay_out(self, spec: RNNSpec, training: bool) -> None:
-        steps, batch = self.shape
-        states = dict(zip(spec.state_names, spec.state_shape(batch), strict=True))
-        output = steps, batch, spec.output_size
-        kept, scratch = self.kept, self.scratch = Places(), Places()
-        # Outputs between stacks: one buffer is read while the other is written.
-        for parity in range(2):
-            scratch.add(f"y{parity}", *output)
-        for name, shape in states.items():
-            scratch.add(f"{name}0", *shape)
-            scratch.add(f"{name}_n", *shape)
-        if not training:
-            scratch.add_bytes("scratchpad", max(step.forward.scratch for step in self.steps))
-            return
-        self._lay_out_gradients(spec)
-        kept.add("x", steps, batch, spec.input_size)
-        for name, shape in states.items():
-            kept.add(f"{name}0", *shape)
-            kept.add(f"{name}_n", *shape)
-        for index, step in enumerate(self.steps):
-            kept.add(f"y{index}", *output)
-            kept.add_bytes(f"workspace{index}", step.forward.descriptor(WORKSPACE).nbytes)
+    def _lay_out(self, training: bool) -> None:
+        spec, (steps, batch) = self._layout.spec, self._shape
+        reserve, scratch = self.reserve, self.scratch
+        for arrays in (scratch, reserve) if training else (scratch,):
+            for name, shape in zip(spec.state_names, spec.state_shape(batch), strict=True):
+                arrays.add(f"{name}0", *shape)
+                arrays.add(f"{name}_n", *shape)
+        # Outputs take turns in two buffers: a stack reads one and writes the other.
+        for index in range(min(2, len(self._stacks))):
+            scratch.add(f"y{index}", steps, batch, spec.output_size)
+        for index in range(2, len(self._stacks)):
+            scratch.arrays[f"y{index}"] = scratch.arrays[f"y{index - 2}"]
+        scratchpads = [stack.forward.scratch for stack in self._stacks]
+        if training:
+            for arrays in scratch, reserve:
+                arrays.add("x", steps, batch, spec.input_size)
+            scratch.add("params", spec.layout.size)
+            for index, stack in enumerate(self._stacks):
+                assert stack.backward is not None
+                reserve.add(f"y{index}", steps, batch, spec.output_size)
+                reserve.add_bytes(f"workspace{index}", stack.forward.descriptor(WORKSPACE).nbytes)
+                scratch.add(f"{BIAS} {index}", *self._layout.dims(stack.stack, BIAS))
+                for argument in self._layout.weights:
+                    scratch.add_bytes(f"{argument} {index}", stack.backward.descriptor(DIFF + argument).nbytes)
+                scratchpads.append(stack.backward.scratch)
+        scratch.add_bytes("scratchpad", max(scratchpads))
 
-    def _lay_out_gradients(self, spec: RNNSpec) -> None:
-        scratch, largest = self.scratch, 0
-        scratch.add("x", *self.shape, spec.input_size)
-        scratch.add("theirs", spec.layout.size)
-        for index, step in enumerate(self.steps):
-            assert step.backward is not None
-            largest = max(largest, step.forward.scratch, step.backward.scratch)
-            scratch.add(f"{BIAS} {index}", *self._layout.dims(step.stack, BIAS))
-            for argument in step.weights:
-                scratch.add_bytes(f"{argument} {index}", step.backward.descriptor(DIFF + argument).nbytes)
-        scratch.add_bytes("scratchpad", largest)
-
-    def take(self, backward: bool) -> ArgFrame:
-        """A frame that no other call uses. Needs no lock: a deque's operations are atomic."""
+    def _acquire(self, backward: bool) -> BoundProgram:
+        """Bound primitives that no other call uses. Needs no lock: a deque's operations are atomic."""
         try:
             return self._idle[backward].pop()
         except IndexError:
-            return ArgFrame(self._library, self._layout, self.steps, backward)
+            stacks = [BoundStack(stack, self._weight_cache, backward) for stack in self._stacks]
+            return BoundProgram(Stream(self._layout.library), stacks)
 
-    def give(self, frame: ArgFrame, backward: bool) -> None:
-        """Return a frame for later calls."""
-        self._idle[backward].append(frame)
+    def forward(self, weights: Weights, addresses: Mapping[str, int]) -> None:
+        """Write the outputs, final states and workspaces."""
+        bound = self._acquire(False)
+        scratchpad = {SCRATCHPAD: addresses["scratchpad"]}
+        for index, stack in enumerate(bound.stacks):
+            stack.run(bound.stream, self._data(index, addresses) | self._weights(bound, weights, index) | scratchpad)
+        bound.stream.wait()
+        self._idle[False].append(bound)
+
+    def backward(self, weights: Weights, saved: Mapping[str, int], scratch: Arrays, dparams: Array | None) -> None:
+        """Write the gradients of all operands to ``scratch``, from those of the results there.
+
+        ``saved`` are the addresses of the call's reserve, whose workspaces are overwritten. ``dparams`` is the vector
+        for the gradient of the parameters, with gates in oneDNN's order; None if it is not requested.
+        """
+        bound, gradients = self._acquire(True), scratch.addresses
+        scratchpad = gradients["scratchpad"]
+        for index, stack in reversed([*enumerate(bound.stacks)]):
+            arguments = self._data(index, saved) | self._weights(bound, weights, index)
+            targets = self._data(index, gradients)
+            targets |= {argument: gradients[f"{argument} {index}"] for argument in (*self._layout.weights, BIAS)}
+            arguments |= {DIFF + argument: address for argument, address in targets.items()}
+            stack.run(bound.stream, arguments | {SCRATCHPAD: scratchpad})
+        bound.stream.wait()
+        if dparams is not None:
+            for index, stack in enumerate(bound.stacks):
+                for argument, reorder in stack.reorders.items():
+                    target = dparams.ctypes.data + self._layout.offset(self._layout.stacks[index], argument)
+                    reorder.copy(bound.stream, gradients[f"{argument} {index}"], target)
+                self._layout.write_bias_gradient(self._layout.stacks[index], scratch[f"{BIAS} {index}"], dparams)
+            bound.stream.wait()
+        self._idle[True].append(bound)
+
+    def _weights(self, bound: BoundProgram, weights: Weights, index: int) -> dict[int, int]:
+        addresses = self._weight_cache.addresses(weights, bound.stacks[index].conversions, bound.stream)
+        return addresses | {BIAS: weights.arrays.addresses[f"bias{index}"]}
+
+    def _data(self, index: int, addresses: Mapping[str, int]) -> dict[int, int]:
+        """The addresses of the data that a stack reads and writes, among them its part of each state."""
+        spec = self._layout.spec
+        row = self._layout.stacks[index].first * spec.num_directions * self._shape[1]
+        arguments = {SRC[0]: addresses[f"y{index - 1}" if index else "x"], DST[0]: addresses[f"y{index}"]}
+        for source, target, name in zip(SRC[1:], DST[1:], spec.state_names, strict=False):
+            offset = row * spec.size_of(name) * ITEM
+            arguments[source] = addresses[f"{name}0"] + offset
+            arguments[target] = addresses[f"{name}_n"] + offset
+        if f"workspace{index}" in addresses:
+            arguments[WORKSPACE] = addresses[f"workspace{index}"]
+        return arguments

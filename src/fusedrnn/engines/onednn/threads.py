@@ -5,39 +5,24 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from fusedrnn.engines.onednn.library import OPENMP, SEQUENTIAL, SYCL, Library
 
-_PARALLELISM = 0
+_TBB_PARALLELISM = 0
 """The parameter of TBB's global control that limits the threads of the process."""
 
-_in_use = _left_behind = False
+_used = _used_before_fork = False
 
 
-def _child() -> None:
-    global _left_behind
-    _left_behind = _in_use
+def _after_fork() -> None:
+    global _used_before_fork
+    _used_before_fork = _used
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_child)
-
-
-def clamp_threads(library: Library, num_threads: int) -> int:
-    """``num_threads``, or 1 in a forked child, which does not inherit the runtime's other threads.
-
-    Raises:
-        NotImplementedError: If the runtime cannot run in a forked child.
-    """
-    if not _left_behind:
-        return num_threads
-    if library.runtime == SYCL:
-        raise NotImplementedError(
-            "engine 'onednn' runs on SYCL, which a child forked after its first use cannot go on with; "
-            "start processes by spawn"
-        )
-    return 1
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _GlobalControl(ctypes.Structure):
@@ -46,52 +31,69 @@ class _GlobalControl(ctypes.Structure):
     _fields_ = (("value", ctypes.c_size_t), ("reserved", ctypes.c_ssize_t), ("parameter", ctypes.c_int))
 
 
-def thread_limit(library: Library) -> Callable[[int], AbstractContextManager[None]]:
+def thread_limit(library: Library) -> Callable[[int], AbstractContextManager[int]]:
     """Return a function that takes a number of threads and returns a context which limits the library to it.
 
-    OpenMP limits the calling thread only. TBB limits the whole process, to the lowest of the active limits, and still
-    splits work into one part per processor. A sequential library needs no limit.
+    The context's value is the number that the library may use: 1 in a forked child, which does not inherit the
+    runtime's other threads. OpenMP limits the calling thread only. TBB limits the whole process, to the lowest of the
+    active limits, and still splits work into one part per processor. A sequential library needs no limit.
 
     Raises:
         ImportError: If the library's runtime has no functions to limit threads.
+        NotImplementedError: In the returned function's context, if the runtime cannot run in a forked child.
     """
-    global _in_use
-    _in_use = True
-    if library.runtime == SEQUENTIAL:
-        return lambda count: nullcontext()
+    global _used
+    _used = True
+    runtimes = {SEQUENTIAL: _sequential, OPENMP: _openmp}
     try:
-        return _openmp(library) if library.runtime == OPENMP else _tbb(library)
+        begin, end = runtimes.get(library.runtime, _tbb)(library.cdll)
     except AttributeError as error:
         raise ImportError(f"the threads of {library.path} cannot be bounded: {error}") from None
 
+    @contextmanager
+    def limit(num_threads: int) -> Iterator[int]:
+        if _used_before_fork and library.runtime == SYCL:
+            raise NotImplementedError(
+                "engine 'onednn' runs on SYCL, which a child forked after its first use cannot go on with; "
+                "start processes by spawn"
+            )
+        allowed = 1 if _used_before_fork else num_threads
+        state = begin(allowed)
+        try:
+            yield allowed
+        finally:
+            end(state)
 
-def _openmp(library: Library) -> Callable[[int], AbstractContextManager[None]]:
+    return limit
+
+
+# For each runtime, a function that begins a limit and returns a state, and one that takes it and ends the limit.
+_Limit = tuple[Callable[[int], Any], Callable[[Any], object]]
+
+
+def _sequential(cdll: ctypes.CDLL) -> _Limit:
+    return lambda num_threads: None, lambda state: None
+
+
+def _openmp(cdll: ctypes.CDLL) -> _Limit:
     # A process may hold several OpenMP runtimes: take the functions from the one of this library.
-    get, set_ = library.cdll.omp_get_max_threads, library.cdll.omp_set_num_threads
+    get, set_ = cdll.omp_get_max_threads, cdll.omp_set_num_threads
 
-    @contextmanager
-    def limited(count: int) -> Iterator[None]:
-        before = get()
-        set_(count)
-        try:
-            yield
-        finally:
-            set_(before)
+    def begin(num_threads: int) -> int:
+        before: int = get()
+        set_(num_threads)
+        return before
 
-    return limited
+    return begin, set_
 
 
-def _tbb(library: Library) -> Callable[[int], AbstractContextManager[None]]:
-    create = library.cdll["_ZN3tbb6detail2r16createERNS0_2d114global_controlE"]
-    destroy = library.cdll["_ZN3tbb6detail2r17destroyERNS0_2d114global_controlE"]
+def _tbb(cdll: ctypes.CDLL) -> _Limit:
+    create = cdll["_ZN3tbb6detail2r16createERNS0_2d114global_controlE"]
+    destroy = cdll["_ZN3tbb6detail2r17destroyERNS0_2d114global_controlE"]
 
-    @contextmanager
-    def limited(count: int) -> Iterator[None]:
-        control = _GlobalControl(count, 0, _PARALLELISM)
+    def begin(num_threads: int) -> _GlobalControl:
+        control = _GlobalControl(num_threads, 0, _TBB_PARALLELISM)
         create(ctypes.byref(control))
-        try:
-            yield
-        finally:
-            destroy(ctypes.byref(control))
+        return control
 
-    return limited
+    return begin, lambda control: destroy(ctypes.byref(control))
