@@ -1,5 +1,6 @@
 """Gradients of the engines against torch.nn and the reference: every mode, depth, direction, size, target, count."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import fusedrnn
 from conformance import TRAINING_SHAPES, AnyTrainingShape, TrainingConformance
 from fusedrnn import RNNOp
+from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
@@ -75,9 +77,12 @@ class TestBlocksOfAnyShape(TestAnyShape):
 
 
 def plans(mode, dtype, target):
+    """The backward plans of the suite on packed weights: calls on unpacked ones use one thread."""
+    packed = replace(tuning.current(), max_unpacked_reads_training=0)
     for shape in TRAINING_SHAPES:
+        sizes = shape.spec(mode, dtype), target, shape.T, shape.N
         for threads in (1, 2, 3):
-            yield shape, make_plan(shape.spec(mode, dtype), target, shape.T, shape.N, threads, "backward")
+            yield shape, make_plan(*sizes, threads, "backward", tuning=packed)
 
 
 @pytest.mark.parametrize("mode", MODES)
