@@ -86,7 +86,8 @@ def test_gradients_of_gradients():
         return flat(ours(x, (h, c)))
 
     assert torch.autograd.gradcheck(call, (x, *hx))
-    assert torch.autograd.gradgradcheck(call, (x, *hx))
+    # One random direction; test_autograd checks every element, of a smaller network.
+    assert torch.autograd.gradgradcheck(call, (x, *hx), fast_mode=True)
 
 
 def test_accelerate():
