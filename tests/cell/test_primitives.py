@@ -13,6 +13,8 @@ from fusedrnn.cell.expr import evaluate
 from fusedrnn.cell.leaves import PreX, StateCotangent
 from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic, absolute, primitive, tanh
 from fusedrnn.engines.reference.forward import NUMPY
+from fusedrnn.jit import builder
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.testing.tolerance import gradient_tolerance, tolerance
 
@@ -46,8 +48,8 @@ def test_derivatives_by_finite_differences(row):
 
 @pytest.mark.parametrize("row", PRIMITIVES.values(), ids=lambda row: row.name)
 def test_every_row_has_an_emitter(row):
-    emitter = inspect.signature(getattr(Vectors, row.name))
-    assert len(emitter.parameters) == row.arity + 1
+    vectors = Vectors(builder.Function(builder.Module("emitters"), "emitters", []), current_target(), "float32")
+    assert len(inspect.signature(getattr(vectors, row.name)).parameters) == row.arity
     assert len(inspect.signature(row.array).parameters) == row.arity + 1
 
 

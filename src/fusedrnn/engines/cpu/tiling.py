@@ -35,6 +35,7 @@ class Tiling:
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
             operands are not converted.
         group, group_bytes: Elements of k in a group of packed weights, and bytes of a group in a panel.
+        weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
     """
@@ -52,7 +53,8 @@ class Tiling:
         self.num_peepholes = len(cell.peepholes)
         self.can_read_unpacked = is_plain(cell) and spec.compute is None
         self.group, operand_item = GROUP.get(spec.operand_format, 1), ITEM_SIZE[spec.operand_format]
-        self.group_bytes = self.panel_vectors * self.lanes * self.group * operand_item
+        self.weight_vector_bytes = self.lanes * operand_item
+        self.group_bytes = self.panel_vectors * self.group * self.weight_vector_bytes
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 
     @cached_property

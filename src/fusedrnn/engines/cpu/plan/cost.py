@@ -82,6 +82,10 @@ class _Layer:
         row = self.share.unit_vecs * problem.instructions * machine.instruction + machine.row
         self.cost["cell"] = self.rows * row
         self.cost["cell"] += problem.steps * machine.step + machine.layer
+        if problem.spec.compute:
+            # Each thread converts the operands of its rows, all units of them.
+            operands = self.features + sum(map(problem.operand_size, problem.stages))
+            self.cost["cell"] += self.rows * problem.num_vectors(operands) * machine.conversion
 
     def recurrent_gemms(self, shapes: Sequence[tuple[int, int]], other_bytes: int) -> int:
         """Add a GEMM for each K and vectors of columns, beside so much other data in L2; return their weights' bytes.
@@ -89,7 +93,7 @@ class _Layer:
         At the first step no weights are in L2, later as many as there is room for.
         """
         problem, machine = self.problem, self.machine
-        size = sum(k * width for k, width in shapes) * problem.vector_bytes
+        size = sum(k * width for k, width in shapes) * problem.weight_vector_bytes
         room = (machine.usable_l2 * machine.l2_bytes - other_bytes) / size
         l2_fraction = min(1.0, max(0.0, room)) * (1 - 1 / problem.steps)
         for k, width in shapes:
@@ -105,22 +109,27 @@ class _Layer:
         else from memory.
         """
         problem, machine = self.problem, self.machine
-        size = (features + problem.out) * problem.unit_vecs * problem.num_gates * problem.vector_bytes
+        size = (features + problem.out) * problem.unit_vecs * problem.num_gates * problem.weight_vector_bytes
         fits_l3 = size * self.share.grid.layer_dirs <= machine.l3_bytes
         bandwidth = machine.l3_bandwidth if fits_l3 else machine.memory_bandwidth
         panels = count * (col_vecs / problem.panel_vectors)
         panel_vectors = problem.panel_vectors * k
         rate = 1 / (l2_fraction / machine.l2_bandwidth + (1 - l2_fraction) / bandwidth)
-        self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors, rate)
+        fma_rate = machine.fma_rate * (machine.int8_speedup if problem.spec.compute == "int8" else 1.0)
+        panel_bytes = panel_vectors * problem.weight_vector_bytes
+        self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors / fma_rate, panel_bytes, rate)
 
     def panels(
-        self, term: str, panels: float, rows: float, rows_per_tile: int, panel_vectors: float, bandwidth: float
-    ) -> None:
-        """Add rows times panels. A panel's first tiles prefetch the next panel; all tiles read their panel from L2."""
+        self, term: str, panels: float, rows: float, rows_per_tile: int, row_seconds: float, panel_bytes: float,
+        bandwidth: float,
+    ) -> None:  # fmt: skip
+        """Add rows times panels, so many seconds of multiply-adds each.
+
+        A panel's first tiles prefetch the next panel; all tiles read their panel from L2.
+        """
         machine = self.machine
-        panel_bytes = panel_vectors * self.problem.vector_bytes
         tiles = ceil(rows / rows_per_tile)
-        fma = rows / tiles * panel_vectors / machine.fma_rate
+        fma = rows / tiles * row_seconds
         l2_stall = max(0.0, panel_bytes / machine.l2_bandwidth - fma)
         extra_fetch = panel_bytes / bandwidth - panel_bytes / machine.l2_bandwidth
         hidden = min(tiles, machine.prefetching_tiles) * (fma + l2_stall)
@@ -147,7 +156,7 @@ class _ForwardLayer(_Layer):
         gates_bytes = share.chunk * share.rows * col_vecs * problem.vector_bytes
         shapes = [(problem.operand_size(s), s.num_gates * share.unit_vecs_of(s)) for s in problem.stages]
         recurrent_bytes = self.recurrent_gemms(shapes, gates_bytes)
-        input_bytes = self.features * col_vecs * problem.vector_bytes
+        input_bytes = self.features * col_vecs * problem.weight_vector_bytes
         fits_l2 = input_bytes + recurrent_bytes + gates_bytes < machine.usable_l2 * machine.l2_bytes
         self.gemm(
             "input GEMM", self.chunks, self.rows / self.chunks, self.features, col_vecs, float(fits_l2), self.features
@@ -191,8 +200,9 @@ class _BackwardLayer(_Layer):
         blocks = -(-all_rows // share.block_rows)
         panel_vectors = problem.panel_vectors * (all_rows / blocks)
         self.panels(
-            "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors, machine.l2_bandwidth
-        )
+            "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors / machine.fma_rate,
+            panel_vectors * problem.vector_bytes, machine.l2_bandwidth,
+        )  # fmt: skip
         # Each thread packs the operands for itself, and adds up the gradients of its biases.
         packed_bytes = all_rows * panels * problem.panel_vectors * problem.vector_bytes
         cost["weights"] += packed_bytes / self.streaming_bandwidth(1)
