@@ -299,3 +299,14 @@ def test_invalid_names():
         layout.unpack(flat, names="keras")
     with pytest.raises(ValueError, match=r"^names must be one of mxnet, torch; got 'keras'"):
         layout.pack({}, names="keras")
+
+
+def test_compute_is_checked():
+    assert RNNSpec("lstm", 3, 4, compute="float32") == RNNSpec("lstm", 3, 4)
+    assert RNNSpec("lstm", 3, 4, dtype="float64", compute="float64").operand_format == "float64"
+    assert RNNSpec("lstm", 3, 4, compute="int8").operand_format == "int8"
+    for wrong in ("fp8", "", "float64"):
+        with pytest.raises(ValueError, match="compute must be one of float32, bfloat16, int8; got"):
+            RNNSpec("lstm", 3, 4, compute=wrong)
+    with pytest.raises(ValueError, match="compute='int8' needs dtype 'float32'; got 'float64'"):
+        RNNSpec("lstm", 3, 4, dtype="float64", compute="int8")

@@ -66,7 +66,7 @@ class RNNSpec:
             of the cell state; in a GRU of the gates and of n; in a vanilla RNN of its only sum. None for the defaults.
         bias: ``"double"`` for biases of the input and of the state, ``"single"`` for the input's only, ``"none"``.
         reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
-        compute: The format of the operands of GEMMs: None for ``dtype``; with float32, ``"bfloat16"``, rounded to
+        compute: The format of the operands of GEMMs: ``dtype``, or None for that; with float32, ``"bfloat16"``, rounded to
             nearest even, or, in inference, ``"int8"``, with a scale for each row of an operand. Sums, the cell's maths
             and everything that callers see stay float32.
 
@@ -109,8 +109,10 @@ class RNNSpec:
             if self.asks_for(name) and self.mode != mode:
                 got = f"{getattr(self, name)!r} in mode {self.mode!r}"
                 raise ValueError(f"{name} needs mode {mode!r}; got {got}")
+        if self.compute == self.dtype:
+            self._set("compute", None)
         if self.compute is not None:
-            check_choice("compute", self.compute, COMPUTE)
+            check_choice("compute", self.compute, (self.dtype, *COMPUTE))
             if self.dtype != "float32":
                 raise ValueError(f"compute={self.compute!r} needs dtype 'float32'; got {self.dtype!r}")
         if not 0.0 <= self.dropout < 1.0:
