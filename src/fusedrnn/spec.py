@@ -66,9 +66,9 @@ class RNNSpec:
             of the cell state; in a GRU of the gates and of n; in a vanilla RNN of its only sum. None for the defaults.
         bias: ``"double"`` for biases of the input and of the state, ``"single"`` for the input's only, ``"none"``.
         reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
-        compute: The format of the operands of GEMMs: ``dtype``, or None for that; with float32, ``"bfloat16"``, rounded to
-            nearest even, or, in inference, ``"int8"``, with a scale for each row of an operand. Sums, the cell's maths
-            and everything that callers see stay float32.
+        compute: The format of the operands of GEMMs. None for ``dtype``. With dtype float32 also ``"bfloat16"``,
+            rounded to nearest even, and in inference ``"int8"``, with a scale for each row of an operand. Sums, the
+            cell's maths and everything that callers see stay float32.
 
     Raises:
         TypeError: A field has the wrong type; the message names the field, its value and what is expected.
