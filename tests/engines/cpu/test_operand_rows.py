@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusedrnn.engines.cpu.kernels.operand_rows import emit_quantize_row, emit_round_row
+from fusedrnn.engines.cpu.kernels.operand_rows import emit_convert_row
 from fusedrnn.number_formats import quantize_rows, round_to_bfloat16
 from gemms import aligned, compiled
 
@@ -29,7 +29,7 @@ def not_finite(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_round_row(target, size):
     lanes = target.lanes("float32")
-    run = compiled("round_row", target, lambda module: emit_round_row(module, target))
+    run = compiled("round_row", target, lambda module: emit_convert_row(module, target, "bfloat16"))
     into = aligned(np.empty(-(-size // lanes) * lanes, np.float32))
     every = np.concatenate([rows(size), not_finite(size)])
     every = np.concatenate([every, np.random.default_rng(0).integers(0, 2**32, (9, size), np.uint32).view(np.float32)])
@@ -43,7 +43,7 @@ def test_round_row(target, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_quantize_row(target, size):
     lanes = target.lanes("float32")
-    run = compiled("quantize_row", target, lambda module: emit_quantize_row(module, target))
+    run = compiled("quantize_row", target, lambda module: emit_convert_row(module, target, "int8"))
     buffer = aligned(np.empty(32 + -(-size // lanes) * lanes, np.int16))
     for row in [*rows(size), *not_finite(size)]:
         buffer[:] = POISON

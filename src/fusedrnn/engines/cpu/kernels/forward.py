@@ -14,7 +14,6 @@ from fusedrnn.cell.leaves import NewState, StageOperand, State
 from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_OF
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
-from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW, ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
@@ -81,14 +80,11 @@ class Inference(StateEmitter):
     def __init__(self, program: Program) -> None:
         super().__init__(program, "direction_loop", (CALL, LAYER_DIR))
         self._gemm = Declared(program.module, GEMM_OF.get(program.compute, GEMM))
-        self._convert_row = Declared(program.module, CONVERT_ROW[program.compute]) if self.converts else None
         if self.can_read_unpacked:
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
         scratch, c = self.scratch, self.c
         self.x_rows, self.gate_rows = scratch, scratch + c.gates_offset
         self.recurrent, self.biases = scratch + c.recurrent_offset, scratch + c.biases_offset
-        self.x_operands, self.h_operands = scratch + c.x_operands_offset, scratch + c.h_operands_offset
-        self.converted_rows = scratch + c.converted_rows_offset
 
     def emit(self) -> Function:
         """Emit the function."""
@@ -172,7 +168,7 @@ class Inference(StateEmitter):
 
     def _input_chunk(self, first: Value, last: Value) -> None:
         """The input GEMM of a chunk: every active row of its steps by the columns of this thread's units."""
-        f, c, p = self.f, self.c, self.p
+        f, p = self.f, self.p
         num_rows = f.var(0)
         with f.loop(first, last) as step:
             time = self.time(step)
@@ -180,30 +176,11 @@ class Inference(StateEmitter):
             with f.loop(0, self.active_rows(time)) as row:
                 sequence = self.sequence(row)
                 x_row = self._input_row(x + sequence * p.x_row, time, sequence, num_rows.get())
-                x_row = self._converted(x_row, self.x_operands + num_rows.get() * c.x_operand_row, p.k)
                 f.store(x_row, self.x_rows + num_rows.get() * 8)
                 num_rows.set(num_rows.get() + 1)
         with f.if_(num_rows.get() > 0):
-            a, gates = LeftOperand(self.x_rows, num_rows.get()), Rows(self.gate_rows, c.gates_stride)
+            a, gates = self.left_operand(self.x_rows, num_rows.get(), p.k), Rows(self.gate_rows, self.c.gates_stride)
             self.input_gemm(a, lambda stage: self._weights(stage, of_state=False), gates)
-
-    def _converted(self, source: Value, into: Value, size: Value) -> Value:
-        """The address of a row as a GEMM reads it: at ``source``, or its conversion to the format of operands."""
-        if self._convert_row is None:
-            return source
-        self.f.call(self._convert_row, source, into + ROW_OFFSET, size)
-        return into + ROW_OFFSET
-
-    def _operands(self, stage: StageKernel, position: StepPosition) -> LeftOperand:
-        """The rows that a stage multiplies in a step."""
-        f, c = self.f, self.c
-        table = self.operand_table(stage, position.step & 1)
-        if self.converts:
-            with f.loop(0, position.active_rows) as row:
-                source, into = f.load(table + row * 8), self.h_operands + row * c.h_operand_row
-                f.store(self._converted(source, into, self.operand_size(stage)), self.converted_rows + row * 8)
-            table = self.converted_rows
-        return LeftOperand(table, position.active_rows)
 
     def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
         """Where the input GEMM reads a row of the layer's input, the ``index``-th of the chunk."""
@@ -225,7 +202,7 @@ class Inference(StateEmitter):
         f, c = self.f, self.c
         parity = position.step & 1
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
-        a = self._operands(stage, position)
+        a = self.left_operand(self.operand_table(stage, parity), position.active_rows, self.operand_size(stage))
         reverse = self.serpentine_reversed(position.step)
         with self.blocks(stage, reverse) as (unit_vec, end):
             self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)

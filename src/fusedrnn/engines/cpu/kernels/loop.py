@@ -11,8 +11,10 @@ from typing import NamedTuple
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
+from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.products import Int8Products
+from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Function, Value
@@ -70,6 +72,8 @@ class CellPosition(NamedTuple):
 
 class DirectionEmitter(ThreadShare):
     """A function of a thread's share of one layer-direction, under construction."""
+
+    scratch: Value  # this thread's
 
     def sequence(self, row: Value) -> Value:
         """The sequence in the batch of this thread's row."""
@@ -180,6 +184,19 @@ class DirectionEmitter(ThreadShare):
             return c, c
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
         return Rows(recurrent + (cols.first - first) * self.v.bytes, row_bytes), None
+
+    def left_operand(self, table: Value, num_rows: Value, size: Value) -> LeftOperand:
+        """The rows of a table of addresses as a GEMM reads them, converted if operands have a format of their own."""
+        f, c = self.f, self.c
+        if not self.converts:
+            return LeftOperand(table, num_rows)
+        convert_row = Declared(f.module, CONVERT_ROW)
+        rows, converted_table = self.scratch + c.operand_rows_offset, self.scratch + c.operand_table_offset
+        with f.loop(0, num_rows) as row:
+            into = rows + row * c.operand_row + OPERAND_ROW_OFFSET
+            f.call(convert_row, f.load(table + row * 8), into, size)
+            f.store(into, converted_table + row * 8)
+        return LeftOperand(converted_table, num_rows)
 
     def packed(
         self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None

@@ -8,23 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, rounded_to_bfloat16
-from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.int_vector import int_vector
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.number_formats import INT8_MAX
 
-_ROW = "source", "into", "size"
-ROUND_ROW = Signature("round_row", _ROW)
-"""Round ``size`` float32 at ``source``, of any alignment, to bfloat16. The result is float32 in whole vectors."""
-QUANTIZE_ROW = Signature("quantize_row", _ROW)
-"""Quantize ``size`` float32 at ``source``, of any alignment: int16 in whole vectors, behind the scale of the row."""
+CONVERT_ROW = Signature("convert_row", ("source", "into", "size"))
+"""Convert ``size`` float32 at ``source``, of any alignment, to whole vectors in the format of a module's operands.
 
-CONVERT_ROW = {"bfloat16": ROUND_ROW, "int8": QUANTIZE_ROW}
-"""The function that converts a row, by format."""
-ROW_OFFSET = 64
-"""Where in its memory a row begins: whole cache lines behind the scale."""
+bfloat16 gives rounded float32; int8 gives int16 behind the scale of the row.
+"""
 
 _INT16_BYTES = 2
 _LARGEST_FLOAT32 = 3.4028234663852886e38
@@ -32,31 +26,22 @@ _MAGIC = 1.5 * 2.0**23
 _MAGIC_BITS = 0x4B400000
 
 
-def converted_row_bytes(size: int) -> int:
-    """Bytes of memory for a converted row of so many elements, in any format and for any length of vectors."""
-    return ROW_OFFSET + round_up_to_cache_line(4 * size)
-
-
 def emit_convert_row(module: Module, target: Target, compute: str) -> Function:
-    """The function of :data:`CONVERT_ROW`."""
-    return emit_round_row(module, target) if compute == "bfloat16" else emit_quantize_row(module, target)
-
-
-def emit_round_row(module: Module, target: Target) -> Function:
-    """The function ``ROUND_ROW``."""
-    f = Function.of(module, ROUND_ROW)
-    source, into, size = f.arguments
+    """The function ``CONVERT_ROW``."""
+    f = Function.of(module, CONVERT_ROW)
     v = Vectors(f, target, "float32")
-    _each_vector(v, source, size, lambda x, first: v.store(rounded_to_bfloat16(v, x), into + first * v.item))
+    convert = {"bfloat16": _round_row, "int8": _quantize_row}[compute]
+    convert(v, *f.arguments)
     f.ret()
     return f
 
 
-def emit_quantize_row(module: Module, target: Target) -> Function:
-    """The function ``QUANTIZE_ROW``."""
-    f = Function.of(module, QUANTIZE_ROW)
-    source, into, size = f.arguments
-    v = Vectors(f, target, "float32")
+def _round_row(v: Vectors, source: Value, into: Value, size: Value) -> None:
+    _each_vector(v, source, size, lambda x, first: v.store(rounded_to_bfloat16(v, x), into + first * v.item))
+
+
+def _quantize_row(v: Vectors, source: Value, into: Value, size: Value) -> None:
+    f = v.function
     largest, not_finite = f.var(v.const(0.0)), f.var(v.const(0.0))
 
     def find_largest(x: Value, first: Value) -> None:
@@ -78,8 +63,6 @@ def emit_quantize_row(module: Module, target: Target) -> Function:
         f.store(integers.trunc(int16), into + first * _INT16_BYTES, v.lanes * _INT16_BYTES)
 
     _each_vector(v, source, size, quantize)
-    f.ret()
-    return f
 
 
 def _each_vector(v: Vectors, source: Value, size: Value, visit: Callable[[Value, Value], None]) -> None:

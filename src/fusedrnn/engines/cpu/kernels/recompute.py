@@ -13,7 +13,6 @@ from fusedrnn.cell.leaves import Saved, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.loop import CellPosition
-from fusedrnn.engines.cpu.kernels.operand_rows import ROUND_ROW, ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -26,8 +25,6 @@ class Recompute(BackwardEmitter):
     def __init__(self, program: Program) -> None:
         super().__init__(program, "recompute", ("first", "last"))
         self._gemm = Declared(program.module, GEMM)
-        if self.converts:
-            self._convert_row = Declared(program.module, ROUND_ROW)
         self.first, self.last = self.f.arguments[4:]
         c = self.c
         self.gates = Rows(self.scratch + c.forward_gates_offset, c.gates_stride)
@@ -39,10 +36,10 @@ class Recompute(BackwardEmitter):
         num_rows = self._fill_table(self._input)
         with f.if_(num_rows > 0):
             x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
-            self.input_gemm(self._operands(p.k, num_rows), x_weights, self.gates)
+            self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
             for stage in self.gate_stages:
                 self._fill_table(self._operand_of(stage))
-                a = self._operands(self.operand_size(stage), num_rows)
+                a = self.left_operand(self.chunk_table, num_rows, self.operand_size(stage))
                 with self.blocks(stage) as (unit_vec, end):
                     self._block(stage, unit_vec, end, a)
         f.ret()
@@ -58,18 +55,6 @@ class Recompute(BackwardEmitter):
                 f.store(address(time, self.sequence(row), index.get()), self.chunk_table + index.get() * 8)
                 index.set(index.get() + 1)
         return index.get()
-
-    def _operands(self, size: Value, num_rows: Value) -> LeftOperand:
-        """The rows of the table, converted to the format of operands."""
-        f, c = self.f, self.c
-        if not self.converts:
-            return LeftOperand(self.chunk_table, num_rows)
-        table = self.scratch + c.converted_rows_offset
-        with f.loop(0, num_rows) as row:
-            into = self.scratch + c.operand_rows_offset + row * c.operand_row + ROW_OFFSET
-            f.call(self._convert_row, f.load(self.chunk_table + row * 8), into, size)
-            f.store(into, table + row * 8)
-        return LeftOperand(table, num_rows)
 
     def _input(self, time: Value, sequence: Value, index: Value) -> Value:
         """A row of the layer's input."""

@@ -25,6 +25,15 @@ def pad_against_conflicts(size: int) -> int:
     return (-(-size // CACHE_LINE) | 1) * CACHE_LINE
 
 
+OPERAND_ROW_OFFSET = CACHE_LINE
+"""Where a converted row of operands begins in its memory: behind the scale that it may have."""
+
+
+def operand_row_bytes(size: int) -> int:
+    """Bytes for a converted row of so many elements, in any format and for any length of vectors."""
+    return OPERAND_ROW_OFFSET + round_up_to_cache_line(4 * size)
+
+
 class Arena:
     """A piece of memory that consists of regions, each from a cache line on.
 
@@ -97,10 +106,9 @@ _FORWARD_THREAD = Arena(
     gates=lambda s: s.chunk * s.rows * s.gates_stride,
     recurrent=lambda s: s.rows * s.recurrent_row,
     masked=lambda s: s.chunk * s.rows * s.masked_row,
-    # Rows converted to the format of operands, and the addresses of those of a step.
-    x_operands=lambda s: s.chunk * s.rows * s.x_operand_row,
-    h_operands=lambda s: s.rows * s.h_operand_row,
-    converted_rows=lambda s: _POINTER_BYTES * s.rows,
+    # Rows converted to the format of operands, and their addresses.
+    operand_rows=lambda s: s.converted_rows * s.operand_row,
+    operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
     # Those of the input, then those of the state.
     biases=lambda s: 2 * s.biases_size,
 )
@@ -114,7 +122,7 @@ FORWARD = Scratch(
         layer_outputs=lambda s: s.num_layer_outputs * s.layer_output_size,
     ),
     _STATES, _FORWARD_THREAD,
-    strides=("state_stride", "gates_stride", "masked_row", "biases_size", "x_operand_row", "h_operand_row"),
+    strides=("state_stride", "gates_stride", "masked_row", "biases_size", "operand_row"),
 )  # fmt: skip
 
 _DIRECTION_GROUP = Arena(
@@ -144,8 +152,8 @@ _BACKWARD_THREAD = Arena(
     recurrent=lambda s: s.recomputed_rows * s.recurrent_row,
     masked=lambda s: s.recomputed_rows * s.masked_row * s.spec.drops,
     # Rows converted to the format of operands, and their addresses.
-    operand_rows=lambda s: s.recomputed_rows * s.operand_row,
-    converted_rows=lambda s: _POINTER_BYTES * s.recomputed_rows,
+    operand_rows=lambda s: s.converted_rows * s.operand_row,
+    operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
 )
 BACKWARD = Scratch(
     Arena(

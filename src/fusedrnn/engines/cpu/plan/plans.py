@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.kernels.operand_rows import converted_row_bytes
 from fusedrnn.engines.cpu.kernels.scratch import (
     BACKWARD,
     FORWARD,
     ScratchLayout,
+    operand_row_bytes,
     pad_against_conflicts,
     round_up_to_cache_line,
 )
@@ -128,9 +128,7 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.masked_row = problem.masked_row if training and spec.drops else 0
-    converts = bool(spec.compute)
-    sizes.x_operand_row = converted_row_bytes(max(problem.inputs)) if converts else 0
-    sizes.h_operand_row = converted_row_bytes(max(map(problem.operand_size, problem.stages))) if converts else 0
+    sizes.converted_rows = share.chunk * share.rows if spec.compute else 0
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
     # A projection takes zeros from there, a panel of them.
     sizes.biases_size = max(round_up_to_cache_line(biases), problem.panel_bytes)
@@ -162,8 +160,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
     sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
     sizes.masked_row = problem.masked_row
-    widest = max(*problem.inputs, *map(problem.operand_size, problem.stages))
-    sizes.operand_row = converted_row_bytes(widest) if spec.compute else 0
+    sizes.converted_rows = sizes.recomputed_rows if spec.compute else 0
     # A direction's part of dx: those of this layer and the one above exist, or of the two directions.
     sizes.dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
     sizes.dx_partial_step = problem.batch * sizes.dx_partial_row
@@ -192,4 +189,6 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         gates_stride=problem.gates_stride(share.unit_vecs),
         # The products of a block of units, before the cell's maths.
         recurrent_row=problem.block_col_vecs * problem.vector_bytes,
+        # Inputs and operands of stages are converted in the same place, one after the other.
+        operand_row=operand_row_bytes(max(*problem.inputs, *map(problem.operand_size, problem.stages))),
     )
