@@ -9,8 +9,6 @@ import platform
 from dataclasses import dataclass, replace
 
 ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "int8": 1}
-GROUP = {"bfloat16": 2, "int8": 2}
-"""Elements of k that one step of a micro-kernel multiplies, where it is not one."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def test_addresses_of_panels(dtype, target):
         f = Function(module, "addresses", ["base", "col_vec", "panels", "into"], exported=True)
         base, col_vec, panels, into = f.arguments
         v = Vectors(f, target, dtype)
-        panel = PanelMatrix(v, target.tile[1], Declared(module, GEMM), base, f.constant(K)).at(col_vec)
+        panel = PanelMatrix(v, target.tile[1], v.bytes, Declared(module, GEMM), base, f.constant(K)).at(col_vec)
         f.store(panel.address, into)
         f.store(panel.next(panels), into + 8)
         f.ret()

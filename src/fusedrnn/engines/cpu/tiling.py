@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
-from fusedrnn.jit.target import GROUP, ITEM_SIZE, Target
+from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
 
@@ -52,7 +53,7 @@ class Tiling:
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_peepholes = len(cell.peepholes)
         self.can_read_unpacked = is_plain(cell) and spec.compute is None
-        self.group, operand_item = GROUP.get(spec.operand_format, 1), ITEM_SIZE[spec.operand_format]
+        self.group, operand_item = PRODUCTS[spec.operand_format].group, ITEM_SIZE[spec.operand_format]
         self.weight_vector_bytes = self.lanes * operand_item
         self.group_bytes = self.panel_vectors * self.group * self.weight_vector_bytes
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)

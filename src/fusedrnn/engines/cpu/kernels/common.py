@@ -7,7 +7,7 @@ Inference needs only the first of the two modules.
 from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.dropout import emit_drop_panel, emit_drop_row
-from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_OF, GEMM_TN, emit_gemm
+from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN, emit_gemm, gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import emit_unpacked_gemm_nn, emit_unpacked_gemm_nt
 from fusedrnn.engines.cpu.kernels.operand_rows import emit_convert_row
 from fusedrnn.engines.cpu.kernels.products import STORAGE
@@ -18,7 +18,7 @@ from fusedrnn.jit.target import Target
 def build_common(compute: str, target: Target) -> Module:
     """The module of the GEMM, and of ``unpacked_gemm_nt`` or of what converts rows to the format of operands."""
     module = Module(f"common_{compute}")
-    emit_gemm(module, target, compute, GEMM_OF.get(compute, GEMM))
+    emit_gemm(module, target, compute, gemm_of(compute))
     if compute == STORAGE[compute]:
         emit_unpacked_gemm_nt(module, target, compute)
     else:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import NewState, StageOperand, State
-from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_OF
+from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
@@ -79,7 +79,7 @@ class Inference(StateEmitter):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "direction_loop", (CALL, LAYER_DIR))
-        self._gemm = Declared(program.module, GEMM_OF.get(program.compute, GEMM))
+        self._gemm = Declared(program.module, gemm_of(program.compute))
         if self.can_read_unpacked:
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
         scratch, c = self.scratch, self.c

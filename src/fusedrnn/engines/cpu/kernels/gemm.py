@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, STORAGE, products_of
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, SCALE_BYTES, STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.jit.vector import Vectors
@@ -35,8 +35,11 @@ GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *OUTP
 """At most a vector's lanes of rows by vectors of one panel; ``prefetch_a`` is the A needed next."""
 GEMM_INT8 = Signature("gemm_int8", (*GEMM.arguments, "b_scales"))
 """``GEMM`` of quantized rows, each behind its scale; ``b_scales`` has a vector for each vector of columns."""
-GEMM_OF = {"int8": GEMM_INT8}
-"""The GEMM of formats whose operands have scales; it is ``GEMM`` of the others."""
+
+
+def gemm_of(compute: str) -> Signature:
+    """The function that multiplies rows by a panel, for operands of a format."""
+    return GEMM_INT8 if PRODUCTS[compute].has_scales else GEMM
 
 
 def emit_gemm(module: Module, target: Target, compute: str, signature: Signature) -> Function:
@@ -98,8 +101,7 @@ class _Microkernel:
     def __init__(
         self, module: Module, target: Target, compute: str, rows: int, col_vecs: int, transposed: bool
     ) -> None:
-        names = ["a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch", "b_scales"]
-        names = names if compute == "int8" else names[:-1]
+        names = ["a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch", *(["b_scales"] if PRODUCTS[compute].has_scales else [])]
         self.f = f = Function(module, f"microkernel_{'tn' if transposed else 'nn'}{rows}x{col_vecs}", names)
         a, self.b, self.k, self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch = f.arguments[:8]
         self.v = v = Vectors(f, target, STORAGE[compute])

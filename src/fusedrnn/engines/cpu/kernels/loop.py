@@ -13,7 +13,6 @@ from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
-from fusedrnn.engines.cpu.kernels.products import Int8Products
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
@@ -208,11 +207,10 @@ class DirectionEmitter(ThreadShare):
         v, group, slot_bytes = self.v, self.products.group, self.products.b_bytes
         groups = k if group == 1 else (k + (group - 1)) // group
         scales, first = None, None if stage is None else self._col_vecs(self.stages[: stage.index])
-        if isinstance(self.products, Int8Products):
-            width = self.panel_vectors
-            projected = (self.num_vectors(self.c.out) + (width - 1)) // width * width
-            scales = base - (projected if stage is None else self._col_vecs(self.gate_stages)) * v.bytes
-        return PanelMatrix(v, self.panel_vectors, function, base, groups, bias, first, slot_bytes, scales)
+        if self.products.has_scales:
+            scaled_stages = self.stages[-1:] if stage is None else self.gate_stages
+            scales = base - self._col_vecs(scaled_stages) * v.bytes
+        return PanelMatrix(v, self.panel_vectors, slot_bytes, function, base, groups, bias, first, scales)
 
     def packed_bytes(self, k: Value) -> Value:
         """Bytes of a panel of packed weights with so many rows, a multiple of a group's."""
@@ -220,7 +218,8 @@ class DirectionEmitter(ThreadShare):
 
     def _col_vecs(self, stages: Sequence[StageKernel]) -> Value:
         """Vectors of columns of these stages, each of whole panels."""
-        unit_vecs, width, total = self.num_vectors(self.c.hidden), self.panel_vectors, self.f.constant(0)
+        width, total = self.panel_vectors, self.f.constant(0)
         for stage in stages:
-            total = total + (unit_vecs * stage.num_gates + (width - 1)) // width * width
+            vectors = self.num_vectors(self.units_of(stage).size) * stage.num_gates
+            total = total + (vectors + (width - 1)) // width * width
         return total

@@ -1,8 +1,8 @@
 """The matrix B of a GEMM as an object: kernels say which columns to multiply, the matrix knows its own layout.
 
 A :class:`Matrix` has one method, ``gemm``. Packed matrices are a :class:`PanelMatrix`, the caller's parameters an
-:class:`UnpackedMatrix`; :class:`WeightMatrix` decides between the two at run time. A GEMM that is blocked in K, or one
-of another number format, is another class with the same method.
+:class:`UnpackedMatrix`; :class:`WeightMatrix` decides between the two at run time. A GEMM that is blocked in K is
+another class with the same method.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ class PanelMatrix:
 
     v: Vectors
     panel_vectors: int
+    slot_bytes: int  # of a group of a vector of columns
     function: Declared  # GEMM, GEMM_TN or GEMM_INT8
     base: Value
     k: Value  # groups
     bias: Value | None = None  # the address of a row: a vector for each vector of columns
     first_col_vec: Value | None = None  # the column that callers count from; it begins a panel
-    slot_bytes: int = 0  # bytes of a group of a vector of columns, by default a vector
     scales: Value | None = None  # the address of those of the columns, a vector for each vector of columns
 
     @property
     def group_bytes(self) -> int:
         """Bytes of a group of a panel."""
-        return self.panel_vectors * (self.slot_bytes or self.v.bytes)
+        return self.panel_vectors * self.slot_bytes
 
     def panel(self, index: Value) -> Panel:
         """The panel of that index."""
@@ -77,7 +77,7 @@ class PanelMatrix:
     def at(self, col_vec: Value) -> Panel:
         """The panel of a vector of columns, from this vector on."""
         panel = self.panel(col_vec // self.panel_vectors)
-        return Panel(self, panel.address + col_vec % self.panel_vectors * (self.slot_bytes or self.v.bytes))
+        return Panel(self, panel.address + col_vec % self.panel_vectors * self.slot_bytes)
 
     def gemm(self, a: LeftOperand, cols: ColVecs, c: Rows, c_in: Rows | None = None, next_panel: Operand = 1) -> None:
         """Emit a GEMM; see :class:`Matrix`."""

@@ -36,10 +36,12 @@ class Products(Protocol):
 
     Attributes:
         group: Elements of k in a group.
+        has_scales: Whether rows of A and columns of B have scales.
         a_bytes, b_bytes: Bytes of a group in a row of A, and in a vector of columns of B.
     """
 
     group: int
+    has_scales: bool
     a_bytes: int
     b_bytes: int
 
@@ -59,7 +61,7 @@ class Products(Protocol):
 class FloatProducts:
     """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
 
-    group = 1
+    group, has_scales = 1, False
 
     def __init__(self, v: Vectors, a_step: int) -> None:
         self.v, self.a_step, self.b_bytes = v, a_step, v.bytes
@@ -113,7 +115,7 @@ class WidenedBfloat16Products(FloatProducts):
 class Int8Products:
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
-    group = 2
+    group, has_scales = 2, True
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_bytes, self.b_bytes = v, 4, 2 * v.lanes
@@ -147,17 +149,18 @@ class Int8Products:
         return result
 
 
-_PRODUCTS = {
+PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
     "float32": FloatProducts,
     "float64": FloatProducts,
     "bfloat16": WidenedBfloat16Products,
     "int8": Int8Products,
 }
+"""By format of operands."""
 
 
 def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:
     """The products of a format of operands; ``a_step`` is the distance of two elements of a row of A in bytes."""
-    products: Products = _PRODUCTS[compute](v, a_step)
+    products: Products = PRODUCTS[compute](v, a_step)
     return products
 
 

@@ -169,7 +169,7 @@ class WeightGradients(BackwardEmitter):
         num_panels = self._num_panels(self._weight_grad(weights).num_cols)
         k = rows.end - rows.begin
         panel_size = k * self.panel_bytes
-        b = PanelMatrix(self.v, self.panel_vectors, self._gemm, self.packed_panels, k)
+        b = PanelMatrix(self.v, self.panel_vectors, self.v.bytes, self._gemm, self.packed_panels, k)
         with f.loop(0, num_panels, c.packed_panels) as first:
             last = (first + c.packed_panels).at_most(num_panels)
             with f.loop(first, last) as panel:
