@@ -1,10 +1,13 @@
 """The kernel that packs weights into panels, the order in which GEMMs stream them.
 
-A panel holds a few vectors of columns of a matrix, row after row. Padding at the end of rows and columns is zero.
+A panel holds a few vectors of columns of a matrix, group of rows after group of rows: see
+:mod:`fusedrnn.engines.cpu.kernels.products`. Padding at the end of rows and columns is zero.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
@@ -19,9 +22,9 @@ PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS, PACK_VECTOR = range(5)
 
 - ``PACK_TRANSPOSED``: rows are k, columns are (unit vector, gate, lane): B of forward GEMMs.
 - ``PACK``: rows are (unit vector, gate, lane), columns are k: B of backward GEMMs.
-- ``PACK_SUM``: the sum of two bias vectors, as ``PACK_TRANSPOSED`` packs a matrix of one column.
+- ``PACK_VECTOR``: one bias vector or some peephole weights, a matrix of one column, which is never rounded.
+- ``PACK_SUM``: the sum of two such vectors.
 - ``PACK_ZEROS``: zeros, for biases that do not exist.
-- ``PACK_VECTOR``: one bias vector or some peephole weights, which are never rounded.
 """
 
 
@@ -64,8 +67,7 @@ def build_pack(compute: str, target: Target) -> Module:
     """The module of ``pack(call, thread)``."""
     module = Module(f"packing_{compute}")
     kinds = PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS, PACK_VECTOR
-    matrices = (_TransposedPairs, _PlainPairs) if compute in ("bfloat16", "int8") else (_Transposed, _Plain)
-    emitters = [emitter(module, target, compute).emit() for emitter in (*matrices, _Sum, _Zeros, _Vector)]
+    emitters = [emitter(module, target, compute).emit() for emitter in (_Transposed, _Plain, _Sum, _Zeros, _Vector)]
     f = Function(module, "pack", ["call", "thread"], exported=True)
     call, thread = f.arguments
     c = CALL.read(f, call)
@@ -75,6 +77,16 @@ def build_pack(compute: str, target: Target) -> Module:
             f.call(emitted, call, thread, task)
     f.ret()
     return module
+
+
+class Columns(NamedTuple):
+    """A vector of columns of a panel."""
+
+    panel: Value
+    vector: Value  # its place in the panel
+    col_vec: Value
+    source_row: Value  # the first row of the source that it holds
+    num_units: Value  # how many of its rows exist
 
 
 class _PackEmitter:
@@ -87,12 +99,21 @@ class _PackEmitter:
         self.source, self.dest = self.c.flat + self.t.source, self.c.packed + self.t.dest
         self.v = Vectors(f, target, STORAGE[compute])
         self.products = products_of(compute, self.v)
+        self.group, self.slot_bytes = self.products.group, self.products.b_bytes
         self.panel_vectors = target.tile[1]
-        self.panel_bytes = self.panel_vectors * self.v.bytes
 
     def share(self, count: Value) -> tuple[Value, Value]:
         """The first item of this thread's share, and the end."""
         return count * self.thread // self.c.num_threads, count * (self.thread + 1) // self.c.num_threads
+
+    @contextmanager
+    def columns(self) -> Iterator[Columns]:
+        """Loop over the vectors of columns of this thread's panels."""
+        f, t = self.f, self.t
+        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as vector:
+            col_vec = panel * self.panel_vectors + vector
+            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
+            yield Columns(panel, vector, col_vec, self.source_row(gate, unit_vec), self.units_in(unit_vec))
 
     def units_in(self, unit_vec: Value) -> Value:
         """Units that exist of a unit vector."""
@@ -103,108 +124,81 @@ class _PackEmitter:
         """The first row of the source that a vector of columns holds."""
         return gate * self.t.units + unit_vec * self.v.lanes
 
+    def store_slot(self, elements: Sequence[Value], address: Value) -> None:
+        """Store a group of a vector of columns."""
+        self.f.store(self.products.slot(elements), address, self.slot_bytes)
+
+    def zeros(self) -> list[Value]:
+        """A group of zeros."""
+        return [self.v.const(0.0)] * self.group
+
 
 class _Transposed(_PackEmitter):
     def emit(self) -> Function:
-        """Loop over panels and their vectors of columns, then over all rows k."""
+        """Loop over panels and their vectors of columns, then over all groups of rows k."""
         f, t, v = self.f, self.t, self.v
-        row_bytes = t.k * v.item
-        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as vector:
-            col_vec = panel * self.panel_vectors + vector
-            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
-            source = self.source + self.source_row(gate, unit_vec) * row_bytes
-            dest = self.dest + (panel * t.k * self.panel_vectors + vector) * v.bytes
-            count = self.units_in(unit_vec)
-            with f.if_else(count.equals(v.lanes)) as (whole, tail):
+        groups = (t.k + (self.group - 1)) // self.group
+        group_bytes = self.panel_vectors * self.slot_bytes
+        with self.columns() as columns:
+            source = self.source + columns.source_row * t.k * v.item
+            dest = self.dest + (columns.panel * groups * self.panel_vectors + columns.vector) * self.slot_bytes
+            with f.if_else(columns.num_units.equals(v.lanes)) as (whole, tail):
                 with whole:
-                    self._transpose(source, row_bytes, dest)
-                with tail, f.loop(0, t.k) as k:
-                    at = dest + k * self.panel_bytes
-                    v.store(v.const(0.0), at)
-                    with f.loop(0, count) as lane:
-                        scalar = f.load(source + lane * row_bytes + k * v.item, v.format.scalar, v.item)
-                        f.store(scalar, at + lane * v.item, v.item)
+                    self._transpose(source, dest)
+                with tail, f.if_else(columns.num_units > 0) as (some, none):
+                    with some:
+                        self._transpose(source, dest, columns.num_units)
+                    with none, f.loop(0, groups) as group:
+                        self.store_slot(self.zeros(), dest + group * group_bytes)
         f.ret()
         return f
 
-    def _transpose(self, source: Value, row_bytes: Value, dest: Value) -> None:
-        """Transpose as many rows of the source as a vector has lanes."""
-        f, t, v = self.f, self.t, self.v
-        rows = [source + row_bytes * lane for lane in range(v.lanes)]
+    def _transpose(self, source: Value, dest: Value, count: Value | None = None) -> None:
+        """Transpose as many rows of the source as a vector has lanes; zeros after ``count`` of them if given."""
+        f, t, v, group = self.f, self.t, self.v, self.group
+        row_bytes, group_bytes = t.k * v.item, self.panel_vectors * self.slot_bytes
+        lanes = [f.constant(lane) for lane in range(v.lanes)]
+        if count is not None:  # the last row in the place of those that do not exist
+            lanes = [lane.at_most(count - 1) for lane in lanes]
+        rows = [source + row_bytes * lane for lane in lanes]
+
+        def column(vector: Value) -> Value:
+            return vector if count is None else v.zero_tail(vector, count)
+
         whole_squares = t.k - t.k % v.lanes
         with f.loop(0, whole_squares, v.lanes) as first_k:
-            for offset, column in enumerate(v.transpose_square([row + first_k * v.item for row in rows])):
-                v.store(column, dest + (first_k + offset) * self.panel_bytes)
-        with f.loop(whole_squares, t.k) as k:
-            v.store(v.gather([row + k * v.item for row in rows]), dest + k * self.panel_bytes)
-
-
-class _TransposedPairs(_PackEmitter):
-    """Packs groups of two k; the vectors of a square become slots pair by pair."""
-
-    def emit(self) -> Function:
-        """Loop over panels and their vectors of columns, then over the pairs of rows k."""
-        f, t = self.f, self.t
-        pairs = (t.k + 1) // 2
-        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
-            col_vec = panel * self.panel_vectors + place
-            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
-            dest = self.dest + (panel * pairs * self.panel_vectors + place) * self.products.b_bytes
-            count = self.units_in(unit_vec)
-            with f.if_else(count > 0) as (some, none):
-                with some:
-                    self._transpose(self.source + self.source_row(gate, unit_vec) * t.k * self.v.item, count, dest)
-                with none, f.loop(0, pairs) as pair:
-                    self._store([self.v.const(0.0)] * 2, dest, pair)
-        f.ret()
-        return f
-
-    def _store(self, elements: list[Value], dest: Value, pair: Value) -> None:
-        step = self.panel_vectors * self.products.b_bytes
-        self.f.store(self.products.slot(elements), dest + pair * step, self.products.b_bytes)
-
-    def _transpose(self, source: Value, count: Value, dest: Value) -> None:
-        """Transpose as many rows of the source as a vector has lanes; of those that do not exist lanes are zero."""
-        f, t, v = self.f, self.t, self.v
-        rows = [source + f.constant(lane).at_most(count - 1) * t.k * v.item for lane in range(v.lanes)]
-        whole_squares = t.k - t.k % v.lanes
-        with f.loop(0, whole_squares, v.lanes) as first_k:
-            vectors = [v.zero_tail(x, count) for x in v.transpose_square([row + first_k * v.item for row in rows])]
-            for offset in range(0, v.lanes, 2):
-                self._store(vectors[offset : offset + 2], dest, (first_k + offset) // 2)
-        with f.loop(whole_squares, t.k, 2) as k:
-            first = v.zero_tail(v.gather([row + k * v.item for row in rows]), count)
-            next_k = (k + 1).at_most(t.k - 1)
-            second = v.zero_tail(v.gather([row + next_k * v.item for row in rows]), count)
-            self._store([first, (next_k > k).select(second, v.const(0.0))], dest, k // 2)
-
-
-class _Sum(_PackEmitter):
-    def emit(self) -> Function:
-        """Loop over panels and their vectors."""
-        f, t, v = self.f, self.t, self.v
-        source2 = self.c.flat + t.source2
-        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as vector:
-            col_vec = panel * self.panel_vectors + vector
-            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
-            count, at = self.units_in(unit_vec), self.source_row(gate, unit_vec) * v.item
-            total = v.load_masked(self.source + at, count) + v.load_masked(source2 + at, count)
-            v.store(total, self.dest + col_vec * v.bytes)
-        f.ret()
-        return f
+            square = [column(vector) for vector in v.transpose_square([row + first_k * v.item for row in rows])]
+            for offset in range(0, v.lanes, group):
+                at = dest + (first_k + offset) // group * group_bytes
+                self.store_slot(square[offset : offset + group], at)
+        with f.loop(whole_squares, t.k, group) as k:
+            elements = []
+            for offset in range(group):
+                element_k = (k + offset).at_most(t.k - 1) if offset else k
+                element = column(v.gather([row + element_k * v.item for row in rows]))
+                elements.append((k + offset < t.k).select(element, v.const(0.0)) if offset else element)
+            self.store_slot(elements, dest + k // group * group_bytes)
 
 
 class _Vector(_PackEmitter):
     def emit(self) -> Function:
         """Loop over panels and their vectors."""
-        f, t, v = self.f, self.t, self.v
-        with f.loop(*self.share(t.panels)) as panel, f.loop(0, self.panel_vectors) as place:
-            col_vec = panel * self.panel_vectors + place
-            unit_vec, gate = col_vec // t.gates, col_vec % t.gates
-            at = self.source_row(gate, unit_vec) * v.item
-            v.store(v.load_masked(self.source + at, self.units_in(unit_vec)), self.dest + col_vec * v.bytes)
-        f.ret()
-        return f
+        v = self.v
+        with self.columns() as columns:
+            values = self.values(columns.source_row * v.item, columns.num_units)
+            v.store(values, self.dest + columns.col_vec * v.bytes)
+        self.f.ret()
+        return self.f
+
+    def values(self, offset: Value, count: Value) -> Value:
+        """A vector of so many values."""
+        return self.v.load_masked(self.source + offset, count)
+
+
+class _Sum(_Vector):
+    def values(self, offset: Value, count: Value) -> Value:
+        """A vector of so many sums."""
+        return super().values(offset, count) + self.v.load_masked(self.c.flat + self.t.source2 + offset, count)
 
 
 class _Zeros(_PackEmitter):
@@ -220,60 +214,43 @@ class _Zeros(_PackEmitter):
 
 class _Plain(_PackEmitter):
     def emit(self) -> Function:
-        """Loop over the rows of the source, each of which all panels share."""
+        """Loop over the groups of rows of the source, each of which all panels share."""
         f, t, v = self.f, self.t, self.v
-        with f.loop(*self.share(t.unit_vecs)) as unit_vec, f.loop(0, t.gates) as gate, f.loop(0, v.lanes) as lane:
-            dest = self.dest + ((unit_vec * t.gates + gate) * v.lanes + lane) * self.panel_bytes
-            with f.if_else(lane < self.units_in(unit_vec)) as (exists, padding):
-                with exists:
-                    self._row(self.source + (self.source_row(gate, unit_vec) + lane) * t.k * v.item, dest)
-                with padding, f.loop(0, t.panels) as panel, f.loop(0, self.panel_vectors) as vector:
-                    v.store(v.const(0.0), self._vector_address(dest, panel, vector))
-        f.ret()
-        return f
-
-    def _vector_address(self, dest: Value, panel: Value, vector: Value | int) -> Value:
-        """The destination of a vector of a row."""
-        return dest + (panel * self.t.panel_rows * self.panel_vectors + vector) * self.v.bytes
-
-    def _row(self, source: Value, dest: Value) -> None:
-        f, t, v = self.f, self.t, self.v
-        panel_features = self.panel_vectors * v.lanes
-        whole_panels = t.k // panel_features
-        with f.loop(0, whole_panels) as panel:
-            for vector in range(self.panel_vectors):
-                value = v.load(source + (panel * panel_features + vector * v.lanes) * v.item, v.item)
-                v.store(value, self._vector_address(dest, panel, vector))
-        with f.if_(whole_panels < t.panels):
-            for vector in range(self.panel_vectors):
-                feature = whole_panels * panel_features + vector * v.lanes
-                value = v.load_masked(source + feature * v.item, t.k - feature)
-                v.store(value, self._vector_address(dest, whole_panels, vector))
-
-
-class _PlainPairs(_PackEmitter):
-    """Packs groups of two rows of the source: two lanes of a unit vector."""
-
-    def emit(self) -> Function:
-        """Loop over the pairs of rows of the source, each of which all panels share."""
-        f, t, v = self.f, self.t, self.v
-        pair_bytes, panel_features = self.panel_vectors * self.products.b_bytes, self.panel_vectors * v.lanes
-        with f.loop(*self.share(t.unit_vecs)) as unit_vec, f.loop(0, t.gates) as gate, f.loop(0, v.lanes, 2) as lane:
-            pair = ((unit_vec * t.gates + gate) * v.lanes + lane) // 2
-            left = self.units_in(unit_vec) - lane
+        with (
+            f.loop(*self.share(t.unit_vecs)) as unit_vec,
+            f.loop(0, t.gates) as gate,
+            f.loop(0, v.lanes, self.group) as lane,
+        ):
+            group = ((unit_vec * t.gates + gate) * v.lanes + lane) // self.group
+            dest = self.dest + group * (self.panel_vectors * self.slot_bytes)
             first_row = self.source + (self.source_row(gate, unit_vec) + lane) * t.k * v.item
-            with f.loop(0, t.panels) as panel:
-                dest = self.dest + (panel * (t.panel_rows // 2) + pair) * pair_bytes
-                for place in range(self.panel_vectors):
-                    feature = panel * panel_features + place * v.lanes
-                    elements = [self._row(first_row, row, left, feature) for row in range(2)]
-                    slot = dest + place * self.products.b_bytes
-                    f.store(self.products.slot(elements), slot, self.products.b_bytes)
+            rows = [first_row + t.k * number * v.item for number in range(self.group)]
+            rows_left = self.units_in(unit_vec) - lane
+            with f.if_else(rows_left >= self.group) as (whole, tail):
+                with whole:
+                    whole_panels = t.k // (self.panel_vectors * v.lanes)
+                    self._panels(rows, dest, (f.constant(0), whole_panels))
+                    self._panels(rows, dest, (whole_panels, t.panels), [t.k] * self.group)
+                with tail:
+                    sizes = [(rows_left > number).select(t.k, 0) for number in range(self.group)]
+                    self._panels(rows, dest, (f.constant(0), t.panels), sizes)
         f.ret()
         return f
 
-    def _row(self, first_row: Value, row: int, rows_left: Value, feature: Value) -> Value:
-        """A vector of a row of the source; zeros where there is none."""
+    def _panels(
+        self, rows: Sequence[Value], dest: Value, panels: tuple[Value, Value], sizes: Sequence[Value] | None = None
+    ) -> None:
+        """Pack the rows' features of some panels, all of which exist, or as many as ``sizes`` says of each row."""
         t, v = self.t, self.v
-        count = (rows_left > row).select(t.k - feature, 0)
-        return v.load_masked(first_row + (t.k * row + feature) * v.item, count)
+        with self.f.loop(*panels) as panel:
+            for vector in range(self.panel_vectors):
+                feature = (panel * self.panel_vectors + vector) * v.lanes
+                addresses = [row + feature * v.item for row in rows]
+                if sizes is None:
+                    elements = [v.load(address, v.item) for address in addresses]
+                else:
+                    elements = [
+                        v.load_masked(address, size - feature) for address, size in zip(addresses, sizes, strict=True)
+                    ]
+                panel_vector = panel * (t.panel_rows // self.group) * self.panel_vectors + vector
+                self.store_slot(elements, dest + panel_vector * self.slot_bytes)
