@@ -62,6 +62,8 @@ class Tiling:
     def scale_offsets(self) -> dict[tuple[int, int, Kind], int]:
         """Where the scales of each quantized matrix are behind a copy of the parameters, by layer, direction, kind."""
         layout, offsets = self.spec.layout, dict[tuple[int, int, Kind], int]()
+        if not PRODUCTS[self.spec.operand_format].has_scales:
+            return offsets
         end = layout.size * self.item
         for entry in layout.by_layer_direction:
             if entry.kind.endswith("weight") and entry.kind != "peephole_weight":

@@ -22,6 +22,7 @@ from fusedrnn.engines.reference.rounding import Rounding, operand_rounding, unro
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.spec import Array, RNNSpec
 
+_MATRICES = "i2h_weight", "h2h_weight", "h2r_weight"
 Step = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
 """From the input of a step (N, in) and the states before it to the states after it, the output first."""
 
@@ -102,7 +103,7 @@ def forward(
     """
     if states is None:
         states = [np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1])]
-    cell = traced_cell(spec.variant)
+    cell, rounded = traced_cell(spec.variant), operand_rounding(spec.compute)
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
         if tape is not None:
@@ -110,8 +111,10 @@ def forward(
         outputs = []
         for direction in range(spec.num_directions):
             own_tape = None if tape is None else DirectionTape()
+            # Weights are rounded once; the rows that they multiply, step by step.
             weights = layer_weights(spec, params, layer, direction)
-            run_step = partial(_run_step, cell, weights, own_tape, operand_rounding(spec.compute))
+            weights |= {kind: rounded(weights[kind]) for kind in _MATRICES if kind in weights}
+            run_step = partial(_run_step, cell, weights, own_tape, rounded)
             before = [state[len(final)] for state in states]
             y, after = unroll(x, before, lengths, spec.reverses(direction), run_step)
             if tape is not None and own_tape is not None:
@@ -232,8 +235,8 @@ def step_leaves(
 
 
 def linear(x: Array, weight: Array, bias: Array | None, rounded: Rounding) -> Array:
-    """``x @ weight.T`` of rounded operands, plus ``bias`` if there is one."""
-    product: Array = rounded(x) @ rounded(weight).T
+    """``x @ weight.T`` for rounded rows of ``x``, plus ``bias`` if there is one."""
+    product: Array = rounded(x) @ weight.T
     return product if bias is None else product + bias
 
 

@@ -199,7 +199,7 @@ class WeightCache:
                     ctypes.memset(int(to), 0, int(length))
             ranges = ranges[ranges[:, _BEGIN] != 0]
         fingerprint = fingerprint_of(ranges)
-        if self._tiling.spec.compute == "int8":
+        if self._tiling.scale_offsets:
             copy = quantized(self._tiling, copy)
             flat = copy.ctypes.data
         self._run(layout.tasks if training else layout.forward_tasks, lease.address, flat, team, 2 * size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate, product
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class PackedWeightsOffsets(NamedTuple):
     projection_back: int
 
 
-_MATRICES: dict[str, Kind] = {"x_weights": "i2h_weight", "h_weights": "h2h_weight", "projection": "h2r_weight"}
+_MATRICES = "x_weights", "h_weights", "projection"
 _FORWARD, _BACKWARD = PackedWeightsOffsets._fields[:6], PackedWeightsOffsets._fields[6:]
 
 
@@ -70,14 +71,15 @@ class PackedLayout(NamedTuple):
         """The layout of a spec's weights."""
         spec = tiling.spec
         layer_dirs = product(range(spec.num_layers), range(spec.num_directions))
-        matrices = [_matrices(tiling, layer, direction) for layer, direction in layer_dirs]
+        matrices = [_LayerDirTasks(tiling, layer, direction).matrices() for layer, direction in layer_dirs]
         offsets: list[dict[str, int]] = [{} for _ in matrices]
         tasks: list[PackTask] = []
         end = 0
         for names in _FORWARD, _BACKWARD:
             backward_offset, num_forward_tasks = end, len(tasks)
             for index, name in product(range(len(matrices)), names):
-                scales = [task for task in matrices[index][name] if task.kind == PACK_VECTOR and name in _MATRICES]
+                # A matrix begins behind its scales.
+                scales = [task for task in matrices[index][name] if name in _MATRICES and task.kind == PACK_VECTOR]
                 offsets[index][name] = end + sum(_bytes(tiling, task) for task in scales)
                 tasks += [task._replace(dest=end + task.dest) for task in matrices[index][name]]
                 end += round_up_to_cache_line(sum(_bytes(tiling, task) for task in matrices[index][name]))
@@ -102,61 +104,73 @@ def _bytes(tiling: Tiling, task: PackTask) -> int:
     return task.panels * _panel_bytes(tiling, task)
 
 
-def _matrices(tiling: Tiling, layer: int, direction: int) -> dict[str, list[PackTask]]:
-    """The tasks of each matrix and bias of a layer-direction; ``dest`` is relative to the matrix."""
-    layout, hidden, gates = tiling.spec.layout, tiling.hidden, tiling.gate_stages
-    features = tiling.spec.layer_input_size(layer)
+class _LayerDirTasks:
+    """The tasks of one layer-direction."""
 
-    def offset_of(kind: Kind) -> int:
-        return layout.entry(layer, direction, kind).offset * tiling.item
+    def __init__(self, tiling: Tiling, layer: int, direction: int) -> None:
+        self._tiling, self._layer, self._direction = tiling, layer, direction
+        self._layout, self._hidden = tiling.spec.layout, tiling.hidden
 
-    def task(stage: StageKernel, k: int, *kinds: Kind) -> PackTask:
-        """For forward: a stage's gates of a matrix, or of the sum of those of these biases that the spec has."""
-        first_gate = 0 if stage.projects else stage.first_gate * hidden * k * tiling.item
-        sources = [offset_of(kind) + first_gate for kind in kinds if layout.has(kind)]
-        is_vector = all(kind.endswith("bias") for kind in kinds)
-        kind = (PACK_ZEROS, PACK_VECTOR if is_vector else PACK_TRANSPOSED, PACK_SUM)[len(sources)]
-        source, source2 = (*sources, 0, 0)[:2]
+    def matrices(self) -> dict[str, list[PackTask]]:
+        """The tasks of each matrix and bias; ``dest`` is relative to the matrix, or to its scales if it has any."""
+        tiling, gates, projections = self._tiling, self._tiling.gate_stages, self._tiling.projections
+        features, size = tiling.spec.layer_input_size(self._layer), tiling.operand_size
+        matrices = {
+            "x_weights": self._scales("i2h_weight", gates) + [self._gates(s, features, "i2h_weight") for s in gates],
+            "h_weights": self._scales("h2h_weight", gates) + [self._gates(s, size(s), "h2h_weight") for s in gates],
+            "projection": self._scales("h2r_weight", projections)
+            + [self._gates(s, size(s), "h2r_weight") for s in projections],
+            "peepholes": self._peepholes(),
+            "x_bias": [
+                self._bias(s, "i2h_bias", "h2h_bias") if s.accumulates_in_place else self._bias(s, "i2h_bias")
+                for s in gates
+            ],
+            "h_bias": [self._bias(s, "h2h_bias") for s in gates],
+            "x_back": [self._back(s, features, "i2h_weight", tiling.k_padded(*gates)) for s in gates],
+            "h_back": [self._back(s, size(s), "h2h_weight", tiling.k_padded(s)) for s in gates],
+            "projection_back": [self._back(s, size(s), "h2r_weight", tiling.k_padded(s)) for s in projections],
+        }
+        for name, tasks in matrices.items():
+            # Stages follow one another; in x_back they do so in every panel.
+            sizes = [_panel_bytes(tiling, task) if name == "x_back" else _bytes(tiling, task) for task in tasks]
+            offsets = accumulate(sizes, initial=0)
+            matrices[name] = [task._replace(dest=at) for task, at in zip(tasks, offsets, strict=False)]
+        return matrices
+
+    def _task(self, stage: StageKernel, kind: int, k: int, *sources: int) -> PackTask:
+        """A stage's gates of the matrices or vectors that begin at these offsets."""
+        tiling = self._tiling
+        first_gate = 0 if stage.projects else stage.first_gate * self._hidden * k * tiling.item
+        source, source2 = (*(source + first_gate for source in sources), 0, 0)[:2]
         units = tiling.num_units(stage)
         columns = stage.num_gates, units, tiling.num_vectors(units)
         return PackTask(kind, source, source2, k, tiling.num_panels(stage), 0, *columns)
 
-    def scales(stage: StageKernel, kind: Kind) -> PackTask:
-        """The scales of the rows of a stage's gates in a quantized matrix."""
-        first_gate = 0 if stage.projects else stage.first_gate * hidden
-        source = tiling.scale_offsets[layer, direction, kind] + first_gate * tiling.item
-        return task(stage, 1, kind)._replace(kind=PACK_VECTOR, source=source)
+    def _offset(self, kind: Kind) -> int:
+        return self._layout.entry(self._layer, self._direction, kind).offset * self._tiling.item
 
-    def back(stage: StageKernel, k: int, kind: Kind, panel_rows: int) -> PackTask:
+    def _gates(self, stage: StageKernel, k: int, kind: Kind) -> PackTask:
+        """For forward: a stage's gates of a matrix."""
+        return self._task(stage, PACK_TRANSPOSED, k, self._offset(kind))
+
+    def _back(self, stage: StageKernel, k: int, kind: Kind, panel_rows: int) -> PackTask:
         """For backward: a stage's gates of a matrix."""
-        return task(stage, k, kind)._replace(kind=PACK, panels=tiling.feature_panels(k), panel_rows=panel_rows)
+        task = self._task(stage, PACK, k, self._offset(kind))
+        return task._replace(panels=self._tiling.feature_panels(k), panel_rows=panel_rows)
 
-    peepholes = tiling.num_peepholes, hidden, tiling.unit_vecs
-    matrices = {
-        "x_weights": [task(stage, features, "i2h_weight") for stage in gates],
-        "h_weights": [task(stage, tiling.operand_size(stage), "h2h_weight") for stage in gates],
-        "projection": [task(stage, hidden, "h2r_weight") for stage in tiling.projections],
-        "peepholes": [
-            PackTask(PACK_VECTOR, offset_of("peephole_weight"), 0, 1, tiling.peephole_panels, 0, *peepholes)
-        ] if tiling.num_peepholes else [],
-        "x_bias": [
-            task(stage, 1, "i2h_bias", "h2h_bias") if stage.accumulates_in_place else task(stage, 1, "i2h_bias")
-            for stage in gates
-        ],
-        "h_bias": [task(stage, 1, "h2h_bias") for stage in gates],
-        "x_back": [back(stage, features, "i2h_weight", tiling.k_padded(*gates)) for stage in gates],
-        "h_back": [back(stage, tiling.operand_size(stage), "h2h_weight", tiling.k_padded(stage)) for stage in gates],
-        "projection_back": [back(stage, hidden, "h2r_weight", tiling.k_padded(stage)) for stage in tiling.projections],
-    }  # fmt: skip
-    if tiling.spec.compute == "int8":
-        for name, parameter in _MATRICES.items():
-            matrices[name] = [
-                *(scales(stage, parameter) for stage in (tiling.projections if name == "projection" else gates)),
-                *matrices[name],
-            ]
-    for name, tasks in matrices.items():
-        # Stages follow one another; in x_back they do so in every panel.
-        sizes = [_panel_bytes(tiling, task) if name == "x_back" else _bytes(tiling, task) for task in tasks]
-        offsets = accumulate(sizes, initial=0)
-        matrices[name] = [task._replace(dest=at) for task, at in zip(tasks, offsets, strict=False)]
-    return matrices
+    def _bias(self, stage: StageKernel, *kinds: Kind) -> PackTask:
+        """A stage's gates of the sum of those of these biases that the spec has."""
+        sources = [self._offset(kind) for kind in kinds if self._layout.has(kind)]
+        return self._task(stage, (PACK_ZEROS, PACK_VECTOR, PACK_SUM)[len(sources)], 1, *sources)
+
+    def _scales(self, kind: Kind, stages: Sequence[StageKernel]) -> list[PackTask]:
+        """The scales of the rows of a quantized matrix; none of others."""
+        offset = self._tiling.scale_offsets.get((self._layer, self._direction, kind))
+        return [] if offset is None else [self._task(stage, PACK_VECTOR, 1, offset) for stage in stages]
+
+    def _peepholes(self) -> list[PackTask]:
+        tiling = self._tiling
+        if not tiling.num_peepholes:
+            return []
+        columns = tiling.num_peepholes, self._hidden, tiling.unit_vecs
+        return [PackTask(PACK_VECTOR, self._offset("peephole_weight"), 0, 1, tiling.peephole_panels, 0, *columns)]
