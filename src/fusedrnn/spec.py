@@ -192,6 +192,11 @@ class RNNSpec:
         """The format of the operands of GEMMs: :attr:`compute`, or :attr:`dtype` if it is None."""
         return self.compute or self.dtype
 
+    @property
+    def is_trainable(self) -> bool:
+        """Whether the format of operands has gradients: the integer formats are for inference only."""
+        return not self.operand_format.startswith("int8")
+
     @cached_property
     def gates(self) -> tuple[str, ...]:
         """The gates in the order in which weights stack them."""

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import RNNCellBase
 
 from fusedrnn.torch import class_map, dispatch, eager, eligibility
+from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
-from fusedrnn.torch.plan import cell_plan, current_weights, initial_states
+from fusedrnn.torch.plan import cell_plan, current_weights, initial_states, spec_of
 
 
-class _FusedCell(RNNCellBase):
+class _FusedCell(HasCompute, RNNCellBase):
     """Base of the three cells. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
     _mode: Any
@@ -47,7 +48,7 @@ class _FusedCell(RNNCellBase):
         dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
-        plan, shape = cell_plan(self._mode, self.input_size, self.hidden_size, self.bias, dtype), x.shape
+        plan, shape = cell_plan(self._mode, self.input_size, self.hidden_size, self.bias, dtype, self.compute), x.shape
         batched = len(shape) == 2
         if plan is None or not (batched or len(shape) == 1) or shape[-1] != self.input_size or 0 in shape:
             return None
@@ -56,16 +57,16 @@ class _FusedCell(RNNCellBase):
             states = initial_states(hx, plan, shape[:-1], dtype)
             if states is None:
                 return None
-        weights = current_weights(self, plan, dtype)
-        if weights is None:
+        spec, weights = spec_of(plan, self.training), current_weights(self, plan, dtype)
+        if spec is None or weights is None:
             return None
         recurrent: Any = weights[1]
         if run is eager.run and torch.is_grad_enabled() and recurrent.is_inference():
             return None  # created in inference mode: torch.nn's operations record as much as they can
         if batched:
-            final = run(plan.spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]
+            final = run(spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]
         else:
-            final = run(plan.spec, x[None, None], states and tuple(h[None, None] for h in states), weights)[1]
+            final = run(spec, x[None, None], states and tuple(h[None, None] for h in states), weights)[1]
         final = tuple([dispatch.without_first_axis(state, run) for state in final])
         return final if batched else tuple(state.squeeze(0) for state in final)
 

@@ -62,7 +62,7 @@ def as_torch_module(module: Module) -> Module:
     if cls is None:
         return module
     other: Module = object.__new__(cls)
-    other.__dict__.update(module.__dict__)
+    other.__dict__.update({name: value for name, value in vars(module).items() if name != "compute"})
     return other
 
 

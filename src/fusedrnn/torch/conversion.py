@@ -11,6 +11,7 @@ from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import DTYPE_NAMES
+from fusedrnn.torch.formats import HasCompute, checked_compute
 from fusedrnn.torch.graphs import is_ours, recurrent_operators
 from fusedrnn.torch.subclasses import beneath, changes
 
@@ -61,7 +62,7 @@ class Report:
         return "\n".join(lines)
 
 
-def accelerate(model: Module, *, subclasses: bool = False) -> Report:
+def accelerate(model: Module, *, subclasses: bool = False, compute: str | None = None) -> Report:
     """Make every recurrent layer of a model run on the fused operator, in place.
 
     Layers and cells of torch.nn's six classes become ours by a change of their class: the modules, their parameters,
@@ -72,12 +73,15 @@ def accelerate(model: Module, *, subclasses: bool = False) -> Report:
         model: Any module; it may be a recurrent layer itself.
         subclasses: Whether to accelerate subclasses of torch.nn's classes too. Their own code stays: their
             ``super().forward`` calls ours. Subclasses that override more than ``forward`` are left.
+        compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`, for all layers, also those that are ours
+            already; None leaves each as it is.
 
     Returns:
-        What was replaced and what was left.
+        What was replaced, or given another format, and what was left.
 
     Raises:
         TypeError: ``model`` is not a torch.nn.Module; the message says which of its attributes are.
+        ValueError: There is no such format.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.LSTM(8, 16))
@@ -85,7 +89,7 @@ def accelerate(model: Module, *, subclasses: bool = False) -> Report:
         1 replaced, 0 left as they were
           replaced  1: LSTM
     """
-    return _convert_all(model, OURS, subclasses)
+    return convert_all(model, OURS, subclasses, checked_compute(compute))
 
 
 def restore(model: Module) -> Report:
@@ -100,35 +104,51 @@ def restore(model: Module) -> Report:
     Raises:
         TypeError: ``model`` is not a torch.nn.Module.
     """
-    return _convert_all(model, TORCHS)
+    return convert_all(model, TORCHS)
 
 
-def _convert_all(model: Module, classes: Classes, subclasses: bool = False) -> Report:
+def convert_all(model: Module, classes: Classes, subclasses: bool = False, compute: str | None = None) -> Report:
+    """Convert every recurrent layer of a model, in place: see :func:`accelerate` and :func:`restore`."""
     if not isinstance(model, Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}{_advice(model)}")
-    layers = [convert(module, classes, subclasses, name) for name, module in list(model.named_modules())]
+    layers = [convert(module, classes, subclasses, name, compute) for name, module in list(model.named_modules())]
     return Report(
         tuple(layer for layer in layers if layer is not None and not layer.reason),
         tuple(layer for layer in layers if layer is not None and layer.reason),
     )
 
 
-def convert(module: Module, classes: Classes = OURS, subclasses: bool = False, name: str = "") -> Layer | None:
+def convert(
+    module: Module, classes: Classes = OURS, subclasses: bool = False, name: str = "", compute: str | None = None
+) -> Layer | None:
     """Convert one module by ``classes``: :data:`OURS` or :data:`TORCHS`. None if it is not a layer to convert."""
     former = type(module)
+    if isinstance(module, HasCompute) and classes is OURS:
+        return None if compute in (None, module.compute) else _set_compute(module, compute, name)
     cls, reason = counterpart(former, classes), ""
     if cls is None:
         reason = _why_unknown(module, classes)
         if reason.startswith(_SUBCLASS) and classes is OURS:
             cls, reason = _accelerated_subclass(module, reason, subclasses)
     if cls is not None and classes is OURS:
-        reason = _why_unsupported(module)
+        reason = _why_unsupported(module, compute)
     if cls is not None and not reason:
         try:
             module.__class__ = cls
         except TypeError as error:  # of a subclass with slots, say
             reason = f"its class cannot be changed: {error}"
+        else:
+            vars(module).pop("compute", None)
+            if compute is not None:
+                module.compute = compute  # type: ignore[assignment]
     return Layer(name, former.__name__, reason) if reason or cls is not None else None
+
+
+def _set_compute(module: HasCompute, compute: str | None, name: str) -> Layer:
+    reason = _why_unsupported(module, compute)
+    if not reason:
+        module.compute = compute
+    return Layer(name, type(module).__name__, reason)
 
 
 def _accelerated_subclass(module: Module, reason: str, subclasses: bool) -> tuple[type[Module] | None, str]:
@@ -144,8 +164,10 @@ def _accelerated_subclass(module: Module, reason: str, subclasses: bool) -> tupl
         return None, f"{reason} that cannot be derived from: {type(error).__name__}: {error}"
 
 
-def _why_unsupported(module: Module) -> str:
+def _why_unsupported(module: Module, compute: str | None) -> str:
     """Why the operator does not support a layer of a known class; empty if it does."""
+    if "compute" in vars(module) and not isinstance(module, HasCompute):
+        return "it has an attribute compute, which is one of ours"
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     dtypes = {parameter.dtype for parameter in module.parameters()}
@@ -153,6 +175,8 @@ def _why_unsupported(module: Module) -> str:
         return f"its parameters are {', '.join(sorted(map(str, dtypes)))}; ours are torch.float32 or torch.float64"
     if len(dtypes) > 1:
         return f"its parameters are of several dtypes: {', '.join(sorted(map(str, dtypes)))}"
+    if compute is not None and torch.float64 in dtypes:
+        return f"its parameters are torch.float64, which compute={compute!r} does not take"
     return ""
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import autocast, onnx_export, op_call, op_derivatives, tensor_calls
-from fusedrnn.torch.network import CallShape, Network, Results, Tensors
+from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable
 from fusedrnn.torch.op_call import OpCall
 
 _SEED_END = 2**63 - 1
@@ -38,6 +38,7 @@ def run(
     y, *final = torch.ops.fusedrnn.rnn(
         x, h0, c0, list(weights), lengths, batch_sizes, seed if dropout else None,
         spec.mode, spec.hidden_size, spec.num_layers, spec.bidirectional, dropout, spec.projection_size or 0,
+        spec.compute,
     )  # fmt: skip
     return y, tuple(final)
 
@@ -91,6 +92,7 @@ def _fake_rnn(*arguments: Any) -> list[Tensor]:
 
 def _fake_forward_training(*arguments: Any) -> list[Tensor]:
     call = OpCall(*arguments)
+    check_trainable(call.spec)
     y, *final = _fake_rnn(*arguments)
     steps = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0]
     engine: Any = Network.of(call.spec).engine

@@ -5,7 +5,7 @@ The equations come from the cell definition that the kernels are compiled from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -127,9 +127,11 @@ def _unrolled(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One direction of one layer: the outputs (T, N, S) and the last states."""
+    rounded = _rounding(spec)
+    weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
     x_weight = weights["i2h_weight"]
     assert x_weight is not None
-    x_gates = torch.nn.functional.linear(x, x_weight, weights.get("i2h_bias"))
+    x_gates = torch.nn.functional.linear(rounded(x), x_weight, weights.get("i2h_bias"))
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
@@ -145,10 +147,26 @@ def _unrolled(
     return torch.stack(outputs), tuple(states)
 
 
+def _rounding(spec: RNNSpec) -> Callable[[Tensor], Tensor]:
+    """The rounding of GEMM operands, whose derivative is 1."""
+    return _to_bfloat16 if spec.compute == "bfloat16" else _unchanged
+
+
+def _to_bfloat16(operand: Tensor) -> Tensor:
+    # Both differences and sums are exact. An infinity would make NaN of them.
+    change = operand.detach().to(torch.bfloat16).to(operand.dtype) - operand.detach()
+    return torch.where(torch.isfinite(change), operand + change, operand)
+
+
+def _unchanged(operand: Tensor) -> Tensor:
+    return operand
+
+
 def _step(spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
     assert h_weight is not None
+    rounded = _rounding(spec)
     rows = gate_rows(cell, len(h_weight))
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
@@ -156,8 +174,8 @@ def _step(spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Wei
         operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:
             assert projection is not None
-            values[Projected()] = torch.nn.functional.linear(operand, projection)
+            values[Projected()] = torch.nn.functional.linear(rounded(operand), projection)
         for gate in stage.gates:
             bias = None if h_bias is None else h_bias[rows[gate]]
-            values[PreH(gate)] = torch.nn.functional.linear(operand, h_weight[rows[gate]], bias)
+            values[PreH(gate)] = torch.nn.functional.linear(rounded(operand), h_weight[rows[gate]], bias)
     return evaluate(cell.outputs, values, _TENSORS)

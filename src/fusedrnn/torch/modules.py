@@ -10,13 +10,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from fusedrnn.torch import class_map, dispatch, dynamo, eligibility
 from fusedrnn.torch.dispatch import Run
+from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
-from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan
+from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan, spec_of
 
 States = tuple[Tensor, ...]
 
 
-class _FusedLayer(torch.nn.RNNBase):
+class _FusedLayer(HasCompute, torch.nn.RNNBase):
     """Base of the three layers. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
     __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
@@ -57,7 +58,7 @@ class _FusedLayer(torch.nn.RNNBase):
     def _plan(self, dtype: torch.dtype) -> ModulePlan | None:
         return layer_plan(
             self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
-            self.dropout, dtype, self.proj_size,
+            self.dropout, dtype, self.proj_size, self.compute,
         )  # fmt: skip
 
     def _forward_tensor(self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None) -> Any:
@@ -126,7 +127,7 @@ class _FusedLayer(torch.nn.RNNBase):
     def _run(
         self, run: Run, plan: ModulePlan, dtype: torch.dtype, x: Tensor, states: States | None, **options: Tensor | None
     ) -> tuple[Tensor, States] | None:
-        spec = plan.training_spec if self.training else plan.spec
+        spec = spec_of(plan, self.training)
         if spec is None:
             return None
         # Last, because reading a parametrized weight computes it.

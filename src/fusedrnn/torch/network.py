@@ -68,6 +68,19 @@ class Network:
         return tuple([x.new_empty((self.state_rows, batch, size)) for size in self.state_sizes])
 
 
+def check_trainable(spec: RNNSpec) -> None:
+    """Refuse a format without gradients.
+
+    Raises:
+        RuntimeError: Naming the format, and how to call without gradients.
+    """
+    if not spec.is_trainable:
+        raise RuntimeError(
+            f"compute={spec.compute!r} is for inference only: call it under torch.no_grad() or torch.inference_mode(), "
+            "or with parameters, input and states that require no gradient"
+        )
+
+
 class CallShape:
     """T and N of one call of a network, and its sequence lengths.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ def _patch(tables: Any) -> None:
 def decompose(*arguments: Any) -> list[Tensor]:
     """The operator ``fusedrnn::rnn`` as one ONNX node for each layer; arguments and results are the operator's.
 
+    The nodes compute in the dtype of the tensors: with a ``compute`` of another format there is a warning.
+
     Raises:
         NotImplementedError: For a packed sequence, dropout or a projection: ONNX has none of these.
     """
@@ -57,6 +60,11 @@ def decompose(*arguments: Any) -> list[Tensor]:
         raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
     if call.projection_size:
         raise NotImplementedError(f"a projection (proj_size={call.projection_size}): ONNX's LSTM has none")
+    if call.compute is not None:
+        warnings.warn(
+            f"compute={call.compute!r} is not exported: the nodes compute in the dtype of tensors, {call.x.dtype}",
+            stacklevel=2,
+        )
     directions = 2 if call.bidirectional else 1
     per_layer = len(call.weights) // call.num_layers
     x, finals = call.x, []

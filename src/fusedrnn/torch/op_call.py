@@ -17,11 +17,14 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.eligibility import DTYPE_NAMES, are_batch_sizes, checked_lengths
 from fusedrnn.torch.network import Tensors
 
-SCHEMA = (
+_ARGUMENTS = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
-BACKWARD_SCHEMA = f"Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve, {SCHEMA}, bool[] needed"
+# Last and with a default, so that programs run that were exported before there was this argument.
+_COMPUTE = "str? compute=None"
+SCHEMA = f"{_ARGUMENTS}, {_COMPUTE}"
+BACKWARD_SCHEMA = f"Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve, {_ARGUMENTS}, bool[] needed, {_COMPUTE}"
 NUM_BACKWARD = 4
 """Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve."""
 _STATES = ("h0", "c0")
@@ -44,6 +47,7 @@ class OpCall(NamedTuple):
     bidirectional: bool
     dropout: float
     projection_size: int
+    compute: str | None = None  # torch's dispatcher drops arguments at the end that have their defaults
 
     @property
     def spec(self) -> RNNSpec:
@@ -54,7 +58,7 @@ class OpCall(NamedTuple):
         """
         return _spec(
             self.mode, self.hidden_size, self.num_layers, self.bidirectional, self.dropout, self.projection_size,
-            int(self.x.shape[-1]), self.x.dtype,
+            int(self.x.shape[-1]), self.x.dtype, self.compute,
         )  # fmt: skip
 
     @property
@@ -78,14 +82,23 @@ class OpCall(NamedTuple):
         return [*flags[: 1 + len(self.states)], *flags[1 + len(_STATES) :]]
 
 
+_NEEDED = NUM_BACKWARD + OpCall._fields.index("compute")
+
+
+def split_backward(arguments: Sequence[Any]) -> tuple[OpCall, Sequence[bool]]:
+    """The call among the arguments of the operator ``backward``, unchecked, and its ``needed``."""
+    return OpCall(*arguments[NUM_BACKWARD:_NEEDED], *arguments[_NEEDED + 1 :]), arguments[_NEEDED]
+
+
 @functools.lru_cache(maxsize=64)
 def _spec(
     mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, projection_size: int,
-    input_size: int, dtype: torch.dtype,
+    input_size: int, dtype: torch.dtype, compute: str | None,
 ) -> RNNSpec:  # fmt: skip
     return RNNSpec(
-        mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, DTYPE_NAMES[dtype]
-    )
+        mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, DTYPE_NAMES[dtype],
+        compute=compute,
+    )  # fmt: skip
 
 
 def checked(*arguments: Any) -> OpCall:
@@ -140,7 +153,8 @@ class BackwardCall(NamedTuple):
 def checked_backward(*arguments: Any) -> BackwardCall:
     """The arguments of the operator ``backward``, after the checks of :func:`checked`, which raise the same errors."""
     *cotangents, reserve = arguments[:NUM_BACKWARD]
-    call, needed = checked(*arguments[NUM_BACKWARD:-1]), arguments[-1]
+    call, needed = split_backward(arguments)
+    call = checked(*call)
     spec, x = call.spec, call.x
     expected = [(*x.shape[:-1], spec.output_size), *spec.state_shape(call.batch)]
     for index, (name, cotangent) in enumerate(zip(_COTANGENTS, cotangents, strict=True)):

@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from fusedrnn.torch import double_backward, op_call
 from fusedrnn.torch.double_backward import Extent
+from fusedrnn.torch.network import check_trainable
 from fusedrnn.torch.op_call import NUM_BACKWARD, OpCall
 
 Kernel = Callable[..., list[Tensor]]
@@ -56,7 +57,8 @@ def _autograd_kernel(operator: Any, first: int, decomposed: Kernel, record: Kern
 
 def _record(*arguments: Any) -> list[Tensor]:
     apply: Any = _RecordedCall.apply
-    return list(apply(arguments[7:], arguments[4:7], *arguments[:3], *arguments[3]))
+    call = OpCall(*arguments)  # with every argument that has a default
+    return list(apply(call[7:], call[4:7], *call[:3], *call[3]))
 
 
 class _RecordedCall(torch.autograd.Function):
@@ -68,7 +70,7 @@ class _RecordedCall(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             *results, reserve = torch.ops.fusedrnn.forward_training(x, h0, c0, weights, *others, *options)
         ctx.save_for_backward(reserve, *others, *tensors)
-        ctx.options = options
+        *ctx.options, ctx.compute = options
         ctx.mark_non_differentiable(reserve)
         ctx.set_materialize_grads(False)
         return *results, reserve
@@ -82,8 +84,9 @@ class _RecordedCall(torch.autograd.Function):
         reserve, lengths, batch_sizes, seed, x, h0, c0, *weights = ctx.saved_tensors
         dy, dh_n, dc_n = (*cotangents[:-1], None)[:3]  # the last is that of the reserve
         results = torch.ops.fusedrnn.backward(
-            dy, dh_n, dc_n, reserve, x, h0, c0, weights, lengths, batch_sizes, seed, *ctx.options, list(needed)
-        )
+            dy, dh_n, dc_n, reserve, x, h0, c0, weights, lengths, batch_sizes, seed, *ctx.options, list(needed),
+            ctx.compute,
+        )  # fmt: skip
         grads = iter(results)
         return (None, None, *(next(grads) if need else None for need in needed))
 
@@ -93,6 +96,7 @@ class _RecordedCall(torch.autograd.Function):
 
 def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
     call = op_call.checked(*arguments)
+    check_trainable(call.spec)
     seed = op_call.check_values(call)
     return list(double_backward.forward(call.spec, _extent(call), seed, call.x, call.states, call.weights))
 

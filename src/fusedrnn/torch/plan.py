@@ -13,6 +13,7 @@ from torch.nn import Module, Parameter
 
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling, is_plain
+from fusedrnn.torch.formats import checked_compute, not_in_training
 
 
 class ModulePlan(NamedTuple):
@@ -20,7 +21,8 @@ class ModulePlan(NamedTuple):
 
     Attributes:
         spec: The network in inference.
-        training_spec: The network in training, with dropout; None if the operator cannot drop as much.
+        training_spec: The network in training, with dropout; None if the operator cannot drop as much, or if
+            ``compute`` is for inference only.
         state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
         state_sizes: Features of h, and of c in an LSTM.
         names: Names of the parameters in torch.nn's order, which is that of a layer's ``_flat_weights``.
@@ -45,16 +47,20 @@ class ModulePlan(NamedTuple):
 @lru_cache(maxsize=256)
 def _layer_plan(
     mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
-    P: int = 0,
+    P: int = 0, compute: str | None = None,
 ) -> ModulePlan | None:  # fmt: skip
+    compute = checked_compute(compute, DTYPE_NAMES[dtype])
     try:
         spec = RNNSpec(
-            mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=DTYPE_NAMES[dtype]
-        )
+            mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=DTYPE_NAMES[dtype],
+            compute=compute,
+        )  # fmt: skip
         drops = dropout > 0 and layers > 1
         training_spec = (replace(spec, dropout=dropout) if dropout < 1 else None) if drops else spec
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
+    if not spec.is_trainable:
+        training_spec = None
     ours = spec.layout.by_layer_direction
     # torch.nn lists the projection of a direction after its biases, the operator before them.
     torchs = sorted(ours, key=lambda entry: (entry.layer, entry.direction, entry.kind == "h2r_weight"))
@@ -70,8 +76,10 @@ def _layer_plan(
 
 
 @lru_cache(maxsize=256)
-def _cell_plan(mode: str, I: int, H: int, bias: bool, dtype: torch.dtype) -> ModulePlan | None:
-    plan = _layer_plan(mode, I, H, 1, False, bias, 0.0, dtype)
+def _cell_plan(
+    mode: str, I: int, H: int, bias: bool, dtype: torch.dtype, compute: str | None = None
+) -> ModulePlan | None:
+    plan = _layer_plan(mode, I, H, 1, False, bias, 0.0, dtype, compute=compute)
     names = () if plan is None else tuple(name.removesuffix("_l0") for name in plan.names)
     return plan and plan._replace(names=names, state_rows=(), is_cell=True)
 
@@ -86,6 +94,19 @@ def layer_plan(*attributes: Any) -> ModulePlan | None:
 def cell_plan(*attributes: Any) -> ModulePlan | None:
     """The plan of a cell: a network of one layer, whose parameters have shorter names."""
     return _cell_plan(*attributes)
+
+
+def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
+    """What a layer in this mode runs; None if the operator does not support it.
+
+    Raises:
+        RuntimeError: In training, if ``compute`` is for inference only.
+    """
+    if not training:
+        return plan.spec
+    if plan.training_spec is None and not plan.spec.is_trainable:
+        raise RuntimeError(not_in_training(plan.spec.compute))
+    return plan.training_spec
 
 
 def initial_states(hx: Any, plan: ModulePlan, batch: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...] | None:

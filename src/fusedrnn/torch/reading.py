@@ -14,6 +14,7 @@ from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import is_quantized, is_scripted, torch_class
+from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import recurrent_operators
 
 _CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -133,6 +134,7 @@ def _read(name: str, module: Module, kind: str) -> ReadLayer:
         projection_size=None if projection is None else projection.shape[0],
         dtype=input_weight.dtype.name,
         bias="double" if "bias_ih_l0" in arrays else "none",
+        compute=module.compute if isinstance(module, HasCompute) else None,
     )  # fmt: skip
     return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), batch_first)
 

@@ -18,6 +18,7 @@ from fusedrnn.torch.class_map import OURS, parametrized_base, parametrized_over,
 # use it.
 _HARMLESS = {
     "forward", "extra_repr", "reset_parameters", "flatten_parameters", "all_weights", "_replicate_for_data_parallel",
+    "train",
 }  # fmt: skip
 # Hooks into attribute access, and instance attributes that a class may define instead.
 _ATTRIBUTES = {

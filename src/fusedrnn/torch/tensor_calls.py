@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
-from fusedrnn.torch.network import CallShape, Network, Results, Tensors
+from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable
 from fusedrnn.torch.openmp import team
 
 # The kernels read reserves and packed weights with aligned vector loads.
@@ -68,7 +68,12 @@ def infer(shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors)
 
 @_torch_memory_errors
 def train(shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int) -> TrainingResults:
-    """The output, the final states, and what :func:`backward` needs."""
+    """The output, the final states, and what :func:`backward` needs.
+
+    Raises:
+        RuntimeError: If the format of operands is for inference only.
+    """
+    check_trainable(shape.network.spec)
     threads = team()
     engine_weights = _engine_weights(shape, weights, True, threads)
     info, lease = shape.network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)

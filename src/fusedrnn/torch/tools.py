@@ -13,7 +13,7 @@ from torch.nn import Module
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import OURS, TORCHS, as_torch_module, counterpart
 from fusedrnn.torch.imports import after_import
-from fusedrnn.torch.op_call import NUM_BACKWARD, OpCall
+from fusedrnn.torch.op_call import split_backward
 from fusedrnn.torch.saved_operands import saved_operands
 
 Shape = Sequence[int]
@@ -42,8 +42,9 @@ def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | N
 
 def _backward_flops(*arguments: Any, **_: object) -> int:
     """As of torch.nn's own operations: for each product of forward, one for each factor that needs a gradient."""
-    call: Any = OpCall(*arguments[NUM_BACKWARD:-1])  # of shapes instead of tensors
-    x, batch_sizes, needed = call.x, call.batch_sizes, arguments[-1]
+    call: Any  # of shapes instead of tensors
+    call, needed = split_backward(arguments)
+    x, batch_sizes = call.x, call.batch_sizes
     spec = RNNSpec(
         call.mode, x[-1], call.hidden_size, call.num_layers, call.bidirectional,
         projection_size=call.projection_size or None,

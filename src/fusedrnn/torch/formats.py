@@ -1,0 +1,68 @@
+"""``compute``: the format in which a module's GEMMs read their operands, as an attribute of our modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.nn import Module
+
+from fusedrnn.spec import RNNSpec
+
+
+class HasCompute(Module):
+    """Base of our modules, before torch.nn's class: takes ``compute``, and keeps it.
+
+    Attributes:
+        compute: As in :class:`fusedrnn.RNNSpec`; None for the format of the parameters.
+    """
+
+    compute: str | None = None
+
+    def __init__(self, *args: Any, compute: str | None = None, **options: Any) -> None:
+        """Construct torch.nn's module.
+
+        Args:
+            args: Those of torch.nn's class.
+            compute: The attribute.
+            options: Those of torch.nn's class.
+
+        Raises:
+            ValueError: ``compute`` is no format, or the parameters are float64; or as torch.nn raises it.
+        """
+        super().__init__(*args, **options)
+        if compute is not None:
+            dtype = next(self.parameters()).dtype
+            self.compute = checked_compute(compute, "float64" if dtype.itemsize > 4 else "float32")
+
+    def extra_repr(self) -> str:
+        """torch.nn's, and ``compute`` if it is set."""
+        return super().extra_repr() + (f", compute={self.compute}" if self.compute is not None else "")
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training or evaluation mode.
+
+        Raises:
+            RuntimeError: If ``mode`` is True and ``compute`` is for inference only.
+        """
+        if mode and is_inference_only(self.compute):
+            raise RuntimeError(not_in_training(self.compute))
+        return super().train(mode)
+
+
+def checked_compute(compute: str | None, dtype: str = "float32") -> str | None:
+    """A format for parameters of this dtype; None if it is that dtype.
+
+    Raises:
+        ValueError: If there is no such format, or it needs other parameters.
+    """
+    return RNNSpec("rnn_tanh", 1, 1, dtype=dtype, compute=compute).compute
+
+
+def is_inference_only(compute: str | None) -> bool:
+    """Whether a format has no gradients."""
+    return compute is not None and not RNNSpec("rnn_tanh", 1, 1, compute=compute).is_trainable
+
+
+def not_in_training(compute: str | None) -> str:
+    """The error message of a module in training mode."""
+    return f"compute={compute!r} is for inference only, and the module is in training mode: call its eval()"
