@@ -250,8 +250,10 @@ def mixed():
 LEFT = {
     "a subclass": (Own, (3, 4), "Own", "it is a subclass of LSTM"),
     "a subclass of a cell": (OwnCell, (3, 4), "OwnCell", "it is a subclass of GRUCell"),
-    "half": (lambda: torch.nn.GRU(3, 4).half(), (), "GRU", "its parameters are torch.float16; ours are torch.float32"),
-    "bfloat16": (lambda: torch.nn.LSTMCell(3, 4).bfloat16(), (), "LSTMCell", "its parameters are torch.bfloat16"),
+    "complex": (
+        lambda: torch.nn.GRU(3, 4, dtype=torch.complex64), (), "GRU",
+        "its parameters are torch.complex64; ours are torch.float32",
+    ),
     "mixed": (mixed, (), "GRU", "its parameters are of several dtypes: torch.float32, torch.float64"),
     "patched": (patched, (), "GRU", "its forward was replaced on the instance"),
     "quantized": (lambda: torch.ao.nn.quantized.dynamic.LSTM(3, 4), (), "LSTM", "it is quantized"),
@@ -316,7 +318,8 @@ def test_an_accelerated_model_changes_dtype_and_back(runs):
     model = torch.nn.GRU(3, 4)
     accelerate(model)
     x = torch.randn(5, 2, 3)
-    assert model.bfloat16()(x.bfloat16())[0].dtype == torch.bfloat16 and not runs
+    assert model.bfloat16()(x.bfloat16())[0].dtype == torch.bfloat16 and runs
+    runs.clear()
     plain = torch.nn.GRU(3, 4).double()
     plain.load_state_dict(model.state_dict())
     torch.testing.assert_close(model.double()(x.double())[0], plain(x.double())[0])

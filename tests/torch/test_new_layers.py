@@ -75,7 +75,7 @@ def test_layers_that_accelerate_leaves_stay_unchanged():
         pass
 
     with accelerated():
-        nets = Own(3, 4), torch.nn.LSTM(3, 4, dtype=torch.bfloat16), torch.nn.Linear(3, 4)
+        nets = Own(3, 4), torch.nn.LSTM(3, 4, dtype=torch.complex64), torch.nn.Linear(3, 4)
     assert [type(net) for net in nets] == [Own, torch.nn.LSTM, torch.nn.Linear]
     with pytest.raises(ValueError, match="hidden_size must be greater than zero"), accelerated():
         torch.nn.LSTM(3, 0)

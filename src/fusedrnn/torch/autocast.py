@@ -1,57 +1,108 @@
-"""The operator in a graph under autocast on the CPU: runs torch.nn's own operations, as a graph of torch.nn would."""
+"""Calls under autocast on the CPU: the operator on float32 tensors, its results in the dtypes of torch.nn's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn import Module, RNNBase
+from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.torch import op_call
+from fusedrnn.torch.low_precision import OPERANDS
 from fusedrnn.torch.op_call import OpCall
 
-_TORCH_FUNCTIONS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}
+_FLOATS = torch.float32, torch.bfloat16, torch.float16
+"""The dtypes that autocast converts."""
+_any_autocast = torch._C._is_any_autocast_enabled  # bound once: an attribute lookup shows in a small inference call
 
 
-def run(*arguments: Any) -> list[Tensor]:
-    """The results of torch's own functions, in the dtypes that autocast chooses, with torch's dropout masks."""
-    call = OpCall(*arguments)
-    dtype = next((weight.dtype for weight in call.weights if weight is not None), call.x.dtype)
-    # The input may come from a layer that autocast runs in another dtype.
-    h0, c0 = (None if state is None else state.to(dtype) for state in (call.h0, call.c0))
-    cast = op_call.checked(*call._replace(x=call.x.to(dtype), h0=h0, c0=c0))
-    op_call.check_values(cast)
-    batch = call.x.shape[1] if call.batch_sizes is None else int(call.batch_sizes[0])
-    states = [
-        cast.x.new_zeros(shape) if state is None else state
-        for state, shape in zip(call.states, cast.spec.state_shape(batch), strict=True)
-    ]
-    if call.lengths is None:
-        return list(_torch_function(call, call.x, call.batch_sizes, states))
-    packed = pack_padded_sequence(call.x, call.lengths, enforce_sorted=False)
-    sorted_indices, unsorted_indices = packed.sorted_indices, packed.unsorted_indices
-    assert sorted_indices is not None and unsorted_indices is not None
-    initial = [state.index_select(1, sorted_indices) for state in states]
-    y, *final = _torch_function(call, packed.data, packed.batch_sizes, initial)
-    y, _ = pad_packed_sequence(packed._replace(data=y), total_length=call.x.shape[0])
-    return [y, *(state.index_select(1, unsorted_indices) for state in final)]
+def is_enabled() -> bool:
+    """Whether the CPU's autocast is on."""
+    if not _any_autocast():
+        return False
+    try:
+        return torch.is_autocast_enabled("cpu")
+    except TypeError:  # before torch 2.4 it took no device
+        return bool(torch.is_autocast_cpu_enabled())
 
 
-def _torch_function(call: OpCall, x: Tensor, batch_sizes: Tensor | None, initial: list[Tensor]) -> Any:
-    """The output and the final states, by torch's own function for the whole network."""
-    hx = tuple(initial) if call.mode == "lstm" else initial[0]
-    per_direction = 5 if call.projection_size else 4
-    has_bias = any(weight is not None and weight.dim() == 1 for weight in call.weights)
-    flat_weights: list[Any] = []
-    for first in range(0, len(call.weights), per_direction):
-        i2h, h2h, *projection, i2h_bias, h2h_bias = call.weights[first : first + per_direction]
-        assert i2h is not None
-        zeros = i2h.new_zeros(len(i2h))
-        biases = [zeros if bias is None else bias for bias in (i2h_bias, h2h_bias)] if has_bias else []
-        flat_weights += [i2h, h2h, *biases, *projection]
-    settings = has_bias, call.num_layers, call.dropout, call.dropout > 0, call.bidirectional
-    function: Any = _TORCH_FUNCTIONS[call.mode]
-    if batch_sizes is None:
-        return function(x, hx, flat_weights, *settings, False)
-    return function(x, batch_sizes, hx, flat_weights, *settings)
+def _dtype() -> torch.dtype:
+    """The dtype of the CPU's autocast."""
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.get_autocast_dtype("cpu")
+    return torch.get_autocast_cpu_dtype()  # before torch 2.4
+
+
+def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, *args: Any) -> Any:
+    """The results of a module's method; None if the operator does not support the call.
+
+    Args:
+        module: A layer or cell of ours.
+        method: What takes ``run``, the input, the states, ``args`` and the format of GEMM operands.
+        run: As from :func:`fusedrnn.torch.dispatch.runner`.
+        x: The input, as the user passes it.
+        hx: The initial states likewise.
+        args: Further arguments.
+    """
+    low, dtype = _dtype(), next(module.parameters()).dtype
+    data = x.data if isinstance(x, PackedSequence) else x
+    states = hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)
+    if dtype not in (torch.float32, low) or not all(_is_converted(tensor) for tensor in (data, *states)):
+        return None
+    result_dtype = _result_dtype(_mode(module), data.dtype, states[-1].dtype if states else None, low)
+    data = data.to(dtype)
+    x = PackedSequence(data, *x[1:]) if isinstance(x, PackedSequence) else data
+    if hx is not None:
+        converted = tuple([state.to(dtype) for state in states])
+        hx = converted if isinstance(hx, (tuple, list)) else converted[0]
+    with torch.autocast("cpu", enabled=False):
+        results = method(run, x, hx, *args, module.compute or OPERANDS.get(low))
+        return None if results is None else _converted(results, result_dtype)
+
+
+def kernel(*arguments: Any) -> list[Tensor]:
+    """The operator in a graph that was made without autocast."""
+    call, low = OpCall(*arguments), _dtype()
+    with torch.autocast("cpu", enabled=False):
+        tensors = call.x, *call.states, *call.weights
+        if not all(tensor is None or _is_converted(tensor) for tensor in tensors):
+            unchanged: list[Tensor] = torch.ops.fusedrnn.rnn(*call)
+            return unchanged
+        last_state = call.states[-1]
+        dtype = _result_dtype(call.mode, call.x.dtype, None if last_state is None else last_state.dtype, low)
+        x, h0, c0, *weights = (tensor if tensor is None else tensor.to(torch.float32) for tensor in call.differentiable)
+        assert x is not None
+        call = call._replace(x=x, h0=h0, c0=c0, weights=weights, compute=call.compute or OPERANDS.get(low))
+        return [result.to(dtype) for result in torch.ops.fusedrnn.rnn(*call)]
+
+
+def _is_converted(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and tensor.dtype in _FLOATS and tensor.device.type == "cpu"
+
+
+def _mode(module: Module) -> str:
+    if isinstance(module, RNNBase):
+        return module.mode.lower()
+    mode: str = module._mode  # type: ignore[assignment]
+    return f"{mode}_cell"
+
+
+def _result_dtype(mode: str, dtype: torch.dtype, state_dtype: torch.dtype | None, low: torch.dtype) -> torch.dtype:
+    """What torch.nn's operations give for an input and a last initial state (None: zeros like the input).
+
+    Their products have the dtype ``low`` of autocast. A GRU and an LSTM then add states, which have kept their own
+    dtype, but a whole LSTM of float32 input is one function of oneDNN, whose results are ``low``.
+    """
+    if mode.startswith("rnn") or (mode == "lstm" and dtype is torch.float32):
+        return low
+    return torch.promote_types(dtype if state_dtype is None else state_dtype, low)
+
+
+def _converted(results: Any, dtype: torch.dtype) -> Any:
+    if isinstance(results, PackedSequence):
+        return PackedSequence(results.data.to(dtype), *results[1:])
+    if isinstance(results, tuple):
+        return tuple([_converted(result, dtype) for result in results])
+    return results.to(dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import RNNCellBase
 
-from fusedrnn.torch import class_map, dispatch, eager, eligibility
+from fusedrnn.torch import autocast, class_map, dispatch, eager, eligibility
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import cell_plan, current_weights, initial_states, spec_of
@@ -36,19 +36,23 @@ class _FusedCell(HasCompute, RNNCellBase):
         """
         run = dispatch.runner()
         if run is not None:
-            states = self._step(run, input, hx)
+            if autocast.is_enabled():
+                states = autocast.forward(self, self._step, run, input, hx)
+            else:
+                states = self._step(run, input, hx)
             if states is not None:
                 return states if len(states) > 1 else states[0]
         if is_fx_proxy(input):
             return as_fx_node(self, input, hx)
         return super().forward(input, hx)
 
-    def _step(self, run: dispatch.Run, x: Any, hx: Any) -> tuple[Tensor, ...] | None:
-        """The next states; None if the operator does not support the call."""
+    def _step(self, run: dispatch.Run, x: Any, hx: Any, compute: str | None = None) -> tuple[Tensor, ...] | None:
+        """The next states; None if the operator does not support the call. ``compute`` replaces our own."""
         dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
-        plan, shape = cell_plan(self._mode, self.input_size, self.hidden_size, self.bias, dtype, self.compute), x.shape
+        compute = compute or self.compute
+        plan, shape = cell_plan(self._mode, self.input_size, self.hidden_size, self.bias, dtype, compute), x.shape
         batched = len(shape) == 2
         if plan is None or not (batched or len(shape) == 1) or shape[-1] != self.input_size or 0 in shape:
             return None

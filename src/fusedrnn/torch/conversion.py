@@ -10,7 +10,7 @@ import torch
 from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, is_quantized, is_scripted
-from fusedrnn.torch.eligibility import DTYPE_NAMES
+from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.formats import HasCompute, checked_compute
 from fusedrnn.torch.graphs import is_ours, recurrent_operators
 from fusedrnn.torch.subclasses import beneath, changes
@@ -19,6 +19,7 @@ _SUBCLASS = "it is a subclass of"
 # Attributes and attributes of attributes. Modules further away seldom belong to the object.
 _DEPTH = 2
 _MAX_NAMED = 4
+_DTYPES = ", ".join(map(str, MODULE_DTYPES))
 _INSTANTIATE = ", a class: give a module of it, or build it within `with fusedrnn.torch.accelerated():`"
 _NOT_YET = (
     ", which holds no module yet; if it builds its network later, as in fit() or load(), let it do so "
@@ -171,8 +172,8 @@ def _why_unsupported(module: Module, compute: str | None) -> str:
     if "forward" in vars(module):
         return "its forward was replaced on the instance"
     dtypes = {parameter.dtype for parameter in module.parameters()}
-    if not dtypes <= DTYPE_NAMES.keys():
-        return f"its parameters are {', '.join(sorted(map(str, dtypes)))}; ours are torch.float32 or torch.float64"
+    if not dtypes <= MODULE_DTYPES.keys():
+        return f"its parameters are {', '.join(sorted(map(str, dtypes)))}; ours are {_DTYPES}"
     if len(dtypes) > 1:
         return f"its parameters are of several dtypes: {', '.join(sorted(map(str, dtypes)))}"
     if compute is not None and torch.float64 in dtypes:

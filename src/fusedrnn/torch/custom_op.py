@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import autocast, onnx_export, op_call, op_derivatives, tensor_calls
+from fusedrnn.torch import autocast, low_precision, onnx_export, op_call, op_derivatives, tensor_calls
+from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable
 from fusedrnn.torch.op_call import OpCall
 
@@ -31,6 +32,8 @@ def run(
     draws it in the graph. Under torch.compile a packed sequence without ``states`` breaks the graph: only their shape
     has N, because ``batch_sizes`` is not read.
     """
+    if x.dtype not in DTYPE_NAMES:
+        return low_precision.run(run, spec, x, states, weights, lengths=lengths, batch_sizes=batch_sizes, seed=seed)
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
     if dropout and seed is None:
         seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
@@ -134,7 +137,7 @@ def _register() -> Any:
         library.impl(name, kernel, "CPU")
         untyped.register_fake(f"fusedrnn::{name}", fake, lib=library)
     op_derivatives.register(library)
-    library.impl("rnn", autocast.run, "AutocastCPU")
+    library.impl("rnn", autocast.kernel, "AutocastCPU")
     onnx_export.register()
     return library
 

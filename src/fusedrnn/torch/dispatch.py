@@ -1,6 +1,6 @@
 """Which implementation runs a call: the operator, eagerly or through torch's dispatcher, or PyTorch's own.
 
-PyTorch's version matters only here and in the modules that patch PyTorch.
+PyTorch's version matters only here, in autocast.py and in the modules that patch PyTorch.
 """
 
 from __future__ import annotations
@@ -22,33 +22,20 @@ Run = Callable[..., Results]
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
-_any_autocast = torch._C._is_any_autocast_enabled
-
-
-def _autocast_on_cpu() -> bool:
-    try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # before torch 2.4 it took no device
-        return bool(torch.is_autocast_cpu_enabled())
 
 
 def runner() -> Run | None:
     """The function that runs a call on plain tensors now; None for PyTorch's own implementation."""
     if is_compiling() or _dispatch_modes():
         return _traced_runner()
-    if (
-        _tracing_state() is not None
-        or _transforms_active()
-        or forward_ad._current_level >= 0
-        or (_any_autocast() and _autocast_on_cpu())
-    ):
+    if _tracing_state() is not None or _transforms_active() or forward_ad._current_level >= 0:
         return None
     return eager.run
 
 
 def _traced_runner() -> Run | None:
     """The runner where something watches the dispatcher, which must see one operator."""
-    if _transforms_active() or forward_ad._current_level >= 0 or _autocast_on_cpu():
+    if _transforms_active() or forward_ad._current_level >= 0:
         return None
     # torch.export.draft_export would report the None operands of a custom operator as mutated.
     config = sys.modules.get("torch._functorch.config")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fusedrnn.torch import plan
-from fusedrnn.torch.eligibility import DTYPE_NAMES
+from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.imports import after_import
 
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
@@ -53,7 +53,7 @@ def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
 
     def wrap_module(self: Any, value: torch.nn.Module) -> Any:
         if not isinstance(value, classes) or any(
-            parameter.device.type != "cpu" or parameter.dtype not in DTYPE_NAMES for parameter in value.parameters()
+            parameter.device.type != "cpu" or parameter.dtype not in MODULE_DTYPES for parameter in value.parameters()
         ):
             return wrapped(self, value)  # runs torch's forward, which must not be unrolled
         with config.patch(allow_rnn=True):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import double_backward, tensor_calls
+from fusedrnn.torch import double_backward, low_precision, tensor_calls
 from fusedrnn.torch.eligibility import is_plain
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors
 from fusedrnn.torch.tensor_calls import SavedForBackward, TrainingResults
@@ -55,7 +55,8 @@ class FusedRNN(torch.autograd.Function):
             operands = tensors[ctx.num_weights :]
             _check_unchanged(operands, ctx.versions)
             extent = double_backward.Extent.of(shape)
-            grads = double_backward.vjp(network.spec, extent, ctx.info.seed, operands, (dy, *dfinal), needs_grad)
+            with torch.autocast("cpu", enabled=False):  # backward may be called under it
+                grads = double_backward.vjp(network.spec, extent, ctx.info.seed, operands, (dy, *dfinal), needs_grad)
         else:
             for_backward = SavedForBackward(reserve, tensors[: ctx.num_weights], ctx.info)
             grads = tensor_calls.backward(shape, for_backward, dy, dfinal, needs_grad)
@@ -91,6 +92,8 @@ def run(
 ) -> Results:  # fmt: skip
     """Run a network over sequences.
 
+    The tensors have the spec's dtype, or all of them bfloat16 or float16; results have that of ``x``.
+
     Args:
         spec: What to run; its dropout applies in inference too.
         x: Input (T, N, I), any strides; with ``batch_sizes`` the data of a packed sequence (rows, I).
@@ -105,6 +108,8 @@ def run(
         The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like ``states``.
     """
     network = Network.of(spec)
+    if x.dtype is not network.dtype:
+        return low_precision.run(run, spec, x, states, weights, lengths=lengths, batch_sizes=batch_sizes, seed=seed)
     if seed is None:
         seed = draw_seed() if network.drops else 0
     weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]

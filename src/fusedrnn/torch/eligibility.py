@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 """The operator's name of each dtype that it takes."""
+MODULE_DTYPES = {**DTYPE_NAMES, torch.bfloat16: "float32", torch.float16: "float32"}
+"""The dtype in which the operator runs a module, by that of the module's tensors."""
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # Bound once: attribute lookups are a large part of a small inference call.
@@ -31,12 +33,12 @@ _PLAIN, _INFERENCE = _cpu_dispatch_keys()
 
 
 def operator_dtype(x: Any) -> torch.dtype | None:
-    """The dtype of a tensor that the operator can read, else None."""
+    """The dtype of a tensor that a module can pass to the operator, else None."""
     cls = type(x)
     if cls is not Tensor and cls is not Parameter and not _is_fake(cls):
         return None
     dtype: torch.dtype = x.dtype
-    return dtype if dtype in DTYPE_NAMES and is_plain(x, dtype) else None
+    return dtype if dtype in MODULE_DTYPES and is_plain(x, dtype) else None
 
 
 def is_plain(tensor: Any, dtype: torch.dtype) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn.torch import class_map, dispatch, dynamo, eligibility
+from fusedrnn.torch import autocast, class_map, dispatch, dynamo, eligibility
 from fusedrnn.torch.dispatch import Run
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
@@ -47,7 +47,10 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
         run = dispatch.runner()
         if run is not None:
             forward = self._forward_packed if isinstance(input, PackedSequence) else self._forward_tensor
-            result = forward(run, input, hx)
+            if autocast.is_enabled():
+                result = autocast.forward(self, forward, run, input, hx, None)
+            else:
+                result = forward(run, input, hx)
             if result is not None:
                 return result
         return self._torch_forward(input, hx)
@@ -55,18 +58,20 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
     def _torch_forward(self, input: Any, hx: Any) -> Any:
         return dynamo.eager_forward(self, input, hx) if dynamo.breaks_graph() else super().forward(input, hx)
 
-    def _plan(self, dtype: torch.dtype) -> ModulePlan | None:
+    def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
         return layer_plan(
             self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
-            self.dropout, dtype, self.proj_size, self.compute,
+            self.dropout, dtype, self.proj_size, compute or self.compute,
         )  # fmt: skip
 
-    def _forward_tensor(self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None) -> Any:
-        """The results for a tensor; None if the operator does not support the call."""
+    def _forward_tensor(
+        self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None, compute: str | None = None
+    ) -> Any:
+        """The results for a tensor; None if the operator does not support the call. ``compute`` replaces our own."""
         dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
-        plan, shape = self._plan(dtype), x.shape
+        plan, shape = self._plan(dtype, compute), x.shape
         batched = len(shape) == 3
         if plan is None or not (batched or len(shape) == 2) or shape[-1] != self.input_size or 0 in shape:
             return None
@@ -92,13 +97,15 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
             y = dispatch.batch_first(y, run)
         return y, final if len(final) > 1 else final[0]
 
-    def _forward_packed(self, run: Run, packed: PackedSequence, hx: Any) -> Any:
+    def _forward_packed(
+        self, run: Run, packed: PackedSequence, hx: Any, lengths: None = None, compute: str | None = None
+    ) -> Any:
         """The results for a packed sequence; None if the operator does not support the call."""
         x, batch_sizes, sorted_indices, unsorted_indices = packed
         dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
-        plan, shape = self._plan(dtype), x.shape
+        plan, shape = self._plan(dtype, compute), x.shape
         if plan is None or len(shape) != 2 or shape[1] != self.input_size:
             return None
         if not torch.compiler.is_compiling() and not eligibility.are_batch_sizes(batch_sizes, shape[0]):
@@ -138,7 +145,11 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
         """The results for padded sequences, which are packed for torch.nn if the operator does not support the call."""
         lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
         run = dispatch.runner()
-        result = None if run is None else self._forward_tensor(run, x, hx, lengths)
+        result = None
+        if run is not None and autocast.is_enabled():
+            result = autocast.forward(self, self._forward_tensor, run, x, hx, lengths)
+        elif run is not None:
+            result = self._forward_tensor(run, x, hx, lengths)
         if result is not None:
             return result
         packed = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)

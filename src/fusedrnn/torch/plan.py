@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling, is_plain
+from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
 from fusedrnn.torch.formats import checked_compute, not_in_training
+from fusedrnn.torch.low_precision import OPERANDS
 
 
 class ModulePlan(NamedTuple):
@@ -49,10 +50,10 @@ def _layer_plan(
     mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
     P: int = 0, compute: str | None = None,
 ) -> ModulePlan | None:  # fmt: skip
-    compute = checked_compute(compute, DTYPE_NAMES[dtype])
+    compute = checked_compute(compute or OPERANDS.get(dtype), MODULE_DTYPES[dtype])
     try:
         spec = RNNSpec(
-            mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=DTYPE_NAMES[dtype],
+            mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=MODULE_DTYPES[dtype],
             compute=compute,
         )  # fmt: skip
         drops = dropout > 0 and layers > 1

@@ -1,0 +1,31 @@
+"""Tensors of bfloat16 and float16: converted to float32, in which the operator runs, and its results back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.network import Results, Tensors
+
+OPERANDS = {torch.bfloat16: "bfloat16"}
+"""The format of GEMM operands for tensors of a dtype, where it is not float32: products of such operands are exact."""
+
+
+def run(
+    run_in_float32: Callable[..., Results], spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors,
+    **options: Any,
+) -> Results:  # fmt: skip
+    """A call whose tensors are all of one of these dtypes; results have it too.
+
+    The conversion to float32 is exact, so that only the results are rounded. Autograd records the conversions, so that
+    gradients have the dtype of their tensors.
+    """
+    dtype = x.dtype
+    states = states and tuple([state.to(torch.float32) for state in states])
+    weights = [weight if weight is None else weight.to(torch.float32) for weight in weights]
+    y, final = run_in_float32(spec, x.to(torch.float32), states, weights, **options)
+    return y.to(dtype), tuple([state.to(dtype) for state in final])
