@@ -18,11 +18,12 @@ from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.torch.conversion import Layer, Report, accelerate, restore
 from fusedrnn.torch.modules import GRU, LSTM, RNN
 from fusedrnn.torch.new_layers import accelerate_new, accelerated
+from fusedrnn.torch.quantization import Quantized, quantize
 from fusedrnn.torch.reading import ReadLayer, read
 
 _tools.register()
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "RNNCell", "ReadLayer", "Report", "accelerate",
-    "accelerate_new", "accelerated", "read", "restore",
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "Quantized", "RNNCell", "ReadLayer", "Report",
+    "accelerate", "accelerate_new", "accelerated", "quantize", "read", "restore",
 ]  # fmt: skip

@@ -1,0 +1,64 @@
+"""``quantize``: a model whose recurrent layers run in an integer format."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+from torch.nn import Module
+
+from fusedrnn.torch.class_map import OURS
+from fusedrnn.torch.conversion import Report, convert_all
+from fusedrnn.torch.formats import HasCompute, checked_compute, is_inference_only
+
+
+class Quantized(NamedTuple):
+    """The result of :func:`quantize`.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        report: Which recurrent layers run in the format now (``replaced``), and which do not and why (``left``).
+    """
+
+    model: Module
+    report: Report
+
+
+def quantize(model: Module, compute: str = "int8", *, inplace: bool = False, subclasses: bool = False) -> Quantized:
+    """Let the recurrent layers and cells of a model run in int8, in the place of PyTorch's ``quantize_dynamic``.
+
+    Weights are quantized for each row, activations for each row and step while the model runs. Layers of torch.nn
+    become ours. Their parameters stay as they are, in float32 and under their names, so that ``state_dict`` does not
+    change, but they require no gradient any more. The model is put into evaluation mode, and ``train()`` raises an
+    error. So does a call whose input requires a gradient, as that of a layer behind trainable ones does outside of
+    ``torch.no_grad()``.
+
+    Args:
+        model: Any module; it may be a recurrent layer itself.
+        compute: A format for inference only, as in :class:`fusedrnn.RNNSpec`.
+        inplace: Whether to change the model itself instead of a copy.
+        subclasses: As for :func:`accelerate`.
+
+    Returns:
+        The model, and the report. Layers in float64, and those that :func:`accelerate` leaves, stay as they were.
+
+    Raises:
+        TypeError: ``model`` is not a torch.nn.Module.
+        ValueError: ``compute`` is no format for inference only.
+
+    Example:
+        >>> model, report = quantize(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.GRU(8, 16)))
+        >>> print(report)
+        1 replaced, 0 left as they were
+          replaced  1: GRU
+    """
+    if not is_inference_only(checked_compute(compute)):
+        raise ValueError(f"compute must be a format for inference only, such as 'int8'; got {compute!r}")
+    if isinstance(model, Module) and not inplace:
+        model = copy.deepcopy(model)
+    report = convert_all(model, OURS, subclasses, compute)
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, HasCompute) and module.compute == compute:
+            module.requires_grad_(False)
+    return Quantized(model, report)
