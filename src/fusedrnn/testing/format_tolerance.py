@@ -11,10 +11,9 @@ import numpy as np
 
 from fusedrnn.number_formats import INT8_MAX
 from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.testing.operand_errors import BFLOAT16_ERROR
 from fusedrnn.testing.tolerance import kink_error, longest_sum
 
-_BFLOAT16_UNIT = 2.0**-8
-"""The largest error of an element rounded to bfloat16, relative to the element."""
 _INT8_UNIT = 1 / (2 * INT8_MAX)
 """The largest error of an element of an int8 row, relative to the row's largest."""
 _NORM_LIMIT, _ELEMENT_LIMIT = 8.0, 16.0
@@ -34,7 +33,7 @@ def pre_activation_error(spec: RNNSpec, params: Array) -> float:
         return 0.0
     norm, largest = _weight_sizes(spec, params)
     if spec.compute == "bfloat16":
-        return math.sqrt(2 / 3) * _BFLOAT16_UNIT * norm
+        return math.sqrt(2 / 3) * BFLOAT16_ERROR * norm
     return math.sqrt((longest_sum(spec) * largest**2 + norm**2) / 3) * _INT8_UNIT
 
 
