@@ -18,9 +18,9 @@ from fusedrnn.torch import Layer, accelerate, read, restore
 from torch_layers import CELLS, KINDS, LAYERS, first, flat, input_for, make_pair
 
 I, H, T, N = 5, 17, 6, 3
-FORMATS = ("bfloat16", "int8")
+FORMATS = ("bfloat16", "int8", "int8_weights")
 # A float32 sum in another order may round an operand to its neighbour.
-STEP = {"bfloat16": 2.0**-8, "int8": 1 / 127}
+STEP = {"bfloat16": 2.0**-8, "int8": 1 / 127, "int8_weights": 1 / 127}
 
 
 def make(kind, compute, **options):

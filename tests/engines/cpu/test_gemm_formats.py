@@ -1,4 +1,4 @@
-"""The GEMM in bfloat16 and int8: exact products of rounded operands, in a fixed order."""
+"""The GEMM in bfloat16 and int8, and on int8 weights: products of rounded operands, in a fixed order."""
 
 import itertools
 
@@ -28,6 +28,11 @@ def pairs_of_panel(matrix, width, lanes):
     """A matrix (K, columns) of one panel as (K/2, vectors, lanes, 2): each column's pairs lie together."""
     matrix = padded(matrix, 2, 0)
     return aligned(matrix.reshape(-1, 2, width, lanes).transpose(0, 2, 3, 1))
+
+
+def fused_or_rounded(total, product, target):
+    """The float32 sum of a total and a product that is exact in float64: rounded once where the target has an FMA."""
+    return (total + product).astype(np.float32) if target.fma else total + product.astype(np.float32)
 
 
 def parts(gemm, rows, panel, c_in, expected, scales=None):
@@ -92,3 +97,25 @@ def test_int8(target, k):
             np.testing.assert_array_equal(part, result)
         else:
             np.testing.assert_allclose(part, result, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", KS)
+def test_int8_weights(target, k):
+    """The bits of a chain of float32 multiply-adds on integers; one more scales it and adds the initial accumulator."""
+    target = target.for_compute("int8_weights")
+    max_rows, width = target.tile
+    lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
+    gemm = compiled("gemm_int8_weights", target, lambda module: emit_gemm(module, target, "int8_weights", GEMM_INT8))
+    rng = np.random.default_rng(0)
+    a = aligned(rng.standard_normal((num_rows, k)).astype(np.float32))
+    b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
+    c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
+    panel = aligned(b.reshape(width, lanes, k).transpose(2, 0, 1))
+    scales = aligned(b_scales.reshape(width, lanes))
+    expected = np.zeros((num_rows, width * lanes), np.float32)
+    for step in range(k):
+        product = a[:, step, None].astype(np.float64) * b[:, step]
+        expected = fused_or_rounded(expected, product, target)
+    expected = fused_or_rounded(c_in.reshape(num_rows, -1), expected * b_scales.astype(np.float64), target)
+    for part, result in parts(gemm, a, panel, c_in, expected, scales):
+        np.testing.assert_array_equal(part, result)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusedrnn.engines.cpu.kernels.operand_rows import emit_convert_row
+from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE, emit_convert_row
 from fusedrnn.number_formats import quantize_rows, round_to_bfloat16
 from gemms import aligned, compiled
 
@@ -35,20 +35,23 @@ def test_round_row(target, size):
     every = np.concatenate([every, np.random.default_rng(0).integers(0, 2**32, (9, size), np.uint32).view(np.float32)])
     for row in every:
         into[:] = POISON
-        run(row.ctypes.data, into.ctypes.data, size)
+        run(row.ctypes.data, into.ctypes.data, size, 0)
         np.testing.assert_array_equal(into[:size].view(np.uint32), round_to_bfloat16(row).view(np.uint32))
         np.testing.assert_array_equal(into[size:], 0)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_quantize_row(target, size):
+@pytest.mark.parametrize("largest", [None, 0.0, 1e-40, 0.7, 100.0])
+def test_quantize_row(target, size, largest):
+    """Rows with a range of their own, and with a given one, beyond which they saturate."""
+    operand_range = np.float32([OWN_RANGE if largest is None else largest])
     lanes = target.lanes("float32")
     run = compiled("quantize_row", target, lambda module: emit_convert_row(module, target, "int8"))
     buffer = aligned(np.empty(32 + -(-size // lanes) * lanes, np.int16))
     for row in [*rows(size), *not_finite(size)]:
         buffer[:] = POISON
-        run(row.ctypes.data, buffer.ctypes.data + 64, size)
-        integers, scale = quantize_rows(row)
+        run(row.ctypes.data, buffer.ctypes.data + 64, size, operand_range.ctypes.data)
+        integers, scale = quantize_rows(row, largest)
         np.testing.assert_array_equal(buffer[30:32].view(np.float32)[0], scale)
         np.testing.assert_array_equal(buffer[:30], POISON)
         if np.isfinite(scale):

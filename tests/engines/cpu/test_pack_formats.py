@@ -30,7 +30,7 @@ def padded_units(matrix, gates, units, lanes):
     return result.reshape(gates, unit_vecs, lanes, -1).transpose(1, 0, 2, 3)
 
 
-@pytest.fixture(params=["bfloat16", "int8"])
+@pytest.fixture(params=["bfloat16", "int8", "int8_weights"])
 def compute(request):
     return request.param
 
@@ -52,9 +52,11 @@ def test_transposed(compute, target, gates, units, k):
     columns = padded_units(integers, gates, units, lanes)  # (unit vectors, gates, lanes, K)
     vectors = columns.reshape(-1, lanes, k)
     panels = -(-len(vectors) // width)
-    expected = np.zeros((panels * width, lanes, 2 * -(-k // 2)), integers.dtype)
+    group = 1 if compute == "int8_weights" else 2
+    expected = np.zeros((panels * width, lanes, group * -(-k // group)), integers.dtype)
     expected[: len(vectors), :, :k] = vectors
-    expected = expected.reshape(panels, width, lanes, -1, 2).transpose(0, 3, 1, 2, 4)  # (panel, pair, vector, lane, 2)
+    # (panel, group, vector, lane, element)
+    expected = expected.reshape(panels, width, lanes, -1, group).transpose(0, 3, 1, 2, 4)
     task = PackTask(PACK_TRANSPOSED, 0, 0, k, panels, 0, gates, units, -(-units // lanes))
     for threads in (1, 3):
         packed = pack(compute, target, task, flat, expected.nbytes, threads)
@@ -70,7 +72,8 @@ def test_plain(compute, target, gates, units, k):
     panels = -(-k // (width * lanes))
     expected = np.zeros((len(rows), panels * width * lanes), integers.dtype)
     expected[:, :k] = rows
-    expected = expected.reshape(-1, 2, panels, width, lanes).transpose(2, 0, 3, 4, 1)
+    group = 1 if compute == "int8_weights" else 2
+    expected = expected.reshape(-1, group, panels, width, lanes).transpose(2, 0, 3, 4, 1)
     task = PackTask(PACK, 0, 0, k, panels, 0, gates, units, -(-units // lanes), len(rows))
     for threads in (1, 3):
         packed = pack(compute, target, task, flat, expected.nbytes, threads)

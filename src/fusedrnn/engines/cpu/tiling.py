@@ -71,6 +71,14 @@ class Tiling:
                 end += entry.shape[0] * self.item
         return offsets
 
+    @cached_property
+    def ranges_offset(self) -> int | None:
+        """Where the ranges of operands are behind these scales; None in formats that do not quantize operands."""
+        if not (PRODUCTS[self.spec.operand_format].has_scales and self.converts_rows):
+            return None
+        num_scales = sum(int(self.spec.layout.entry(*key).shape[0]) for key in self.scale_offsets)
+        return (self.spec.layout.size + num_scales) * self.item
+
     def is_pipelined(self, layer_dir_groups: int) -> bool:
         """Whether so many groups of layer-directions are pipelined layers: a network of one direction has no others."""
         return self.spec.num_directions == 1 and layer_dir_groups > 1
@@ -99,6 +107,11 @@ class Tiling:
     def peephole_panels(self) -> int:
         """Panels that hold the peephole weights."""
         return -(-self.unit_vecs * self.num_peepholes // self.panel_vectors)
+
+    @property
+    def converts_rows(self) -> bool:
+        """Whether rows of operands are converted."""
+        return PRODUCTS[self.spec.operand_format].converts_rows
 
     def k_padded(self, *stages: StageKernel) -> int:
         """Elements of a row of these stages' gradients, padded to whole vectors: K of their GEMMs in backward."""

@@ -9,6 +9,7 @@ fixed, so that every element of C is one chain whatever the tile.
   first in the low half; sums are float32, over rising k.
 - int8: a group is two elements. A is int16 that holds int8; a slot of B holds two int8 for each column; sums are int32,
   and exact.
+- int8_weights: a group is one element. A is float32, B int8; sums are float32, over rising k, and scaled at the end.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from fusedrnn.engines.cpu.kernels.int8_weights import WidenedInt8Products
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.vector import Vectors
 
-STORAGE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "int8": "float32"}
+STORAGE = {"float64": "float64", **dict.fromkeys(("float32", "bfloat16", "int8", "int8_weights"), "float32")}
 """The dtype of C by the format of the operands."""
 SCALE_BYTES = 4
 """A quantized row of A lies right behind its scale, a float32."""
@@ -36,11 +38,13 @@ class Products(Protocol):
 
     Attributes:
         group: Elements of k in a group.
-        has_scales: Whether rows of A and columns of B have scales.
+        converts_rows: Whether rows of A are converted before a GEMM reads them.
+        has_scales: Whether columns of B have scales; rows of A have one each if they are converted too.
         a_bytes, b_bytes: Bytes of a group in a row of A, and in a vector of columns of B.
     """
 
     group: int
+    converts_rows: bool
     has_scales: bool
     a_bytes: int
     b_bytes: int
@@ -61,7 +65,7 @@ class Products(Protocol):
 class FloatProducts:
     """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
 
-    group, has_scales = 1, False
+    group, converts_rows, has_scales = 1, False, False
 
     def __init__(self, v: Vectors, a_step: int) -> None:
         self.v, self.a_step, self.b_bytes = v, a_step, v.bytes
@@ -96,7 +100,7 @@ class FloatProducts:
 class WidenedBfloat16Products(FloatProducts):
     """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
 
-    group = 2
+    group, converts_rows = 2, True
 
     def slot(self, elements: Sequence[Value]) -> Value:
         """See :class:`Products`. Elements are rounded to nearest even."""
@@ -115,7 +119,7 @@ class WidenedBfloat16Products(FloatProducts):
 class Int8Products:
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
-    group, has_scales = 2, True
+    group, converts_rows, has_scales = 2, True, True
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_bytes, self.b_bytes = v, 4, 2 * v.lanes
@@ -149,12 +153,11 @@ class Int8Products:
         return result
 
 
-PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
-    "float32": FloatProducts,
-    "float64": FloatProducts,
-    "bfloat16": WidenedBfloat16Products,
-    "int8": Int8Products,
-}
+ProductsClass = type[FloatProducts] | type[Int8Products] | type[WidenedInt8Products]
+PRODUCTS: dict[str, ProductsClass] = {
+    "float32": FloatProducts, "float64": FloatProducts, "bfloat16": WidenedBfloat16Products,
+    "int8": Int8Products, "int8_weights": WidenedInt8Products,
+}  # fmt: skip
 """By format of operands."""
 
 
