@@ -168,6 +168,10 @@ def test_bench_compares_modules_of_torch(tmp_path, options, contenders):
         ("--data", "nowhere.npy", ["nowhere.npy", "(T, N, I)"]),
         ("--steps", "10,none", ["--steps", "'none'"]),
         ("--batch", "0", ["--batch", "'0'"]),
+        ("--steps", "1000000000000", ["tiny with T = 1000000000000 and N = 16", "GiB of memory"]),
+        ("--batch", "3,281474976710656", ["tiny with T = 20 and N = 281474976710656", "GiB of memory"]),
+        ("--batch", "281474976710657", ["--batch", "'281474976710657'"]),
+        ("--steps", "9" * 5000, ["--steps", "'999"]),
         ("--json", "no/such/folder.json", ["--json", "no/such"]),
     ],
 )
@@ -177,6 +181,28 @@ def test_bench_rejects_invalid_options(option, value, messages):
     assert result.output.startswith("error: ") and "Traceback" not in result.output
     for words in messages:
         assert words in result.output
+
+
+def test_a_row_that_cannot_be_allocated_is_one_line(monkeypatch):
+    """What contenders allocate beyond the arguments is known only when they run."""
+
+    def run_out(work):
+        raise MemoryError("Unable to allocate 7.00 TiB")
+
+    monkeypatch.setitem(PHASES["inference"].makers, FUSED, run_out)
+    result = run(*QUICK)
+    assert result.exit_code == 2
+    assert result.output == "error: tiny lstm inference does not fit the memory: Unable to allocate 7.00 TiB\n"
+
+
+def test_info_says_that_the_folder_of_kernels_cannot_be_used(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(tmp_path / "file" / "kernels"))
+    [line] = [value for name, value in info._lines() if name == "kernels kept in"]
+    assert line.startswith(f"memory only: {tmp_path / 'file' / 'kernels'} is not usable: ")
+    monkeypatch.setenv("FUSEDRNN_CACHE_DIR", str(tmp_path / "kernels"))
+    [line] = [value for name, value in info._lines() if name == "kernels kept in"]
+    assert line == str(tmp_path / "kernels")
 
 
 def test_info_shows_the_machine():

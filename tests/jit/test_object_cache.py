@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import llvmlite
@@ -35,6 +36,14 @@ def folder(tmp_path, monkeypatch):
 def only_file(folder):
     (path,) = folder.iterdir()
     return path
+
+
+@contextmanager
+def not_written(folder, reason=""):
+    """Expects one warning, however many kernels are compiled, that names the folder and the reason."""
+    with pytest.warns(RuntimeWarning, match=f"^fusedrnn keeps compiled kernels in memory.*{folder}.*{reason}") as said:
+        yield
+    assert len(said) == 1
 
 
 def test_second_load_reads_the_disk(folder):
@@ -123,7 +132,8 @@ def test_folder_in_place_of_the_file(folder):
     path = only_file(folder)
     path.unlink()
     path.mkdir()
-    assert answer(loader.load("answer", TARGET, build)) == 42
+    with not_written(folder):
+        assert answer(loader.load("answer", TARGET, build)) == 42
     assert [entry.name for entry in folder.iterdir()] == [path.name]
 
 
@@ -131,7 +141,8 @@ def test_file_in_place_of_the_folder(folder):
     folder.parent.mkdir()
     folder.write_text("mine")
     build = Builder()
-    assert [answer(loader.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
+    with not_written(folder):
+        assert [answer(loader.load("answer", TARGET, build)) for _ in range(2)] == [42, 42]
     assert build.calls == 2
     assert folder.read_text() == "mine"
 
@@ -140,7 +151,8 @@ def test_file_in_place_of_the_folder(folder):
 def test_read_only_folder(folder):
     folder.mkdir(parents=True)
     folder.chmod(0o555)
-    assert answer(loader.load("answer", TARGET, Builder())) == 42
+    with not_written(folder):
+        assert answer(loader.load("answer", TARGET, Builder())) == 42
     assert not list(folder.iterdir())
 
 
@@ -152,8 +164,15 @@ def test_disk_that_cannot_be_written(folder, monkeypatch, call):
         raise PermissionError(13, "refused")
 
     monkeypatch.setattr(os, call, refuse)
-    assert answer(loader.load("answer", TARGET, Builder())) == 42
+    with not_written(folder, "refused"):
+        assert [answer(loader.load("answer", TARGET, Builder())) for _ in range(2)] == [42, 42]
+    assert ObjectCache(folder).rejection() == "refused"
     assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_folder_that_is_used_has_no_rejection(folder):
+    assert ObjectCache(folder).rejection() == ""
+    assert folder.is_dir() and not list(folder.iterdir())
 
 
 def test_user_without_a_home(monkeypatch):

@@ -1,5 +1,7 @@
 """A stream gives the bits of one call on the joined chunks."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -90,6 +92,15 @@ def test_a_failed_chunk_changes_nothing():
     with pytest.raises(ValueError, match="out must"):
         stream(x[5:], out=np.empty((1, 1, 1), np.float32))
     assert_same_bits(stream(x[5:]), op.forward(x, params)[0][5:])
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 6), (1, 1, 6), (4, 3, 5)])
+def test_a_chunk_of_other_sequences_is_told_the_shape(shape):
+    op, _, params = network()
+    stream = op.stream(params, batch=2)
+    expected = f"x must have shape (T, 2, {op.spec.input_size}), with the stream's 2 sequences; got {shape}"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        stream(np.zeros(shape, np.float32))
 
 
 def test_errors():

@@ -170,6 +170,15 @@ def test_out_in_the_memory_of_an_input(name):
         forward(**{name: shared[name]}, out=out)
 
 
+def test_out_in_the_memory_of_the_lengths():
+    """They are copied before the output is written."""
+    expected = forward(lengths=[1, 4, 2])[0]
+    memory = np.zeros(expected.size, np.float32)
+    out, lengths = memory.reshape(OUT_SHAPE), memory[: 2 * N].view(np.int64)
+    lengths[:] = 1, 4, 2
+    np.testing.assert_array_equal(forward(lengths=lengths, out=out)[0], expected)
+
+
 def test_out_between_the_rows_of_x():
     """Interleaved but disjoint memory is valid, and takes more than a comparison of addresses to see."""
     spec = RNNSpec("gru", 3, 3)

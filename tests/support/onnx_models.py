@@ -10,6 +10,7 @@ The limits of those runtimes, which tests must avoid:
 
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 from onnx import helper, numpy_helper
@@ -208,9 +209,21 @@ def _function(name, x, a, b):
         }[name]()
 
 
+class RoundingMatrix(np.ndarray):
+    """A matrix whose products round the vector to bfloat16 first."""
+
+    def __matmul__(self, vector):
+        return np.asarray(self) @ vector.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
 def expected(case, arrays):
-    """The outputs as the standard's equations give them, in float64, step by step."""
+    """The outputs as the standard's equations give them, in float64, step by step.
+
+    Of a case in bfloat16, vectors are rounded to it as they enter a product.
+    """
     a = {name: array.astype(np.float64) for name, array in arrays.items()}
+    if arrays["W"].dtype.name == "bfloat16":
+        a |= {name: a[name].view(RoundingMatrix) for name in ("W", "R")}
     if case.batch_first:
         a |= {name: a[name].swapaxes(0, 1) for name in ("X", "initial_h", "initial_c") if name in a}
     T, N, H, G = case.T, case.N, case.H, GATES[case.kind]

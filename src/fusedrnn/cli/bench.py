@@ -16,6 +16,7 @@ from fusedrnn.bench import variants as variants_bench
 from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
+from fusedrnn.bench.memory import check_memory
 from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.bench.report import environment_report, report
 from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
@@ -137,11 +138,11 @@ def make_config(
     """The configuration that the options describe; ``fields`` are those of BenchConfig that need no parsing.
 
     Raises:
-        ValueError: If a name is unknown, or the data is not a suitable array.
+        ValueError: If a name is unknown, the data is not a suitable array, or a case does not fit the memory.
     """
     dtype = options.parse_dtype(dtype)
     x = load(data) if data else None
-    return BenchConfig(
+    config = BenchConfig(
         cases=options.parse_cases(cases, steps, batch, x),
         modes=options.parse_modes(modes),
         phases=[PHASES[name] for name in options.parse_names(phases, "phase", PHASES)],
@@ -150,6 +151,9 @@ def make_config(
         data=x,
         **fields,
     )
+    for case, mode, phase in config.rows():
+        check_memory(case, case.spec(mode, dtype), training=phase.training)
+    return config
 
 
 def run(config: BenchConfig, json_path: Path | None) -> bool:
@@ -179,12 +183,17 @@ def run_and_print(
     """Run every row and print the machine, the tables, and what a reader of the tables must know.
 
     That is extrapolated times, shares that are not shown, failures and errors. Returns the rows with the best peak.
+    The command ends with an error if a row needs more memory than there is.
     """
     rows: list[AnyRow] = []
-    with steps(len(config.rows())) as progress:
-        for row in run_rows(progress.say):
-            rows.append(row)
-            progress.done(summary(row))
+    try:
+        with steps(len(config.rows())) as progress:
+            for row in run_rows(progress.say):
+                rows.append(row)
+                progress.done(summary(row))
+    except MemoryError as error:
+        case, mode, phase = config.rows()[len(rows)]
+        fail(f"{case.name} {mode} {phase.name} does not fit the memory: {error}")
     rows = at_best_peak(rows)
     console, machine = output(), environment_report()
     console.print(

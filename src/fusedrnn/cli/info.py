@@ -16,6 +16,8 @@ from fusedrnn.cli.console import fail, output
 from fusedrnn.cli.options import ALL_MODES, Dtype, Modes, Threads, parse_cases, parse_dtype, parse_modes
 from fusedrnn.cli.plan import PlanConfig, print_plans
 from fusedrnn.engines import registry
+from fusedrnn.env import cache_directory
+from fusedrnn.jit.object_cache import ObjectCache
 from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES
@@ -71,7 +73,7 @@ def _lines() -> Iterator[tuple[str, str]]:
     for dtype in DTYPES:
         yield f"FMA peak {dtype}", _peaks(dtype, machine["threads"])
     yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
-    yield "kernels kept in", machine["cache_directory"] or "memory only"
+    yield "kernels kept in", _kernels_folder()
     yield "versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
 
 
@@ -84,6 +86,15 @@ def _rejection(name: str) -> str:
     except NotImplementedError as error:
         return f"; declines here: {error}"
     return ""
+
+
+def _kernels_folder() -> str:
+    """The folder of compiled kernels; memory, and why, if it cannot be used."""
+    folder = cache_directory()
+    if folder is None:
+        return "memory only"
+    reason = ObjectCache(folder).rejection()
+    return f"memory only: {folder} is not usable: {reason}" if reason else str(folder)
 
 
 def _peaks(dtype: str, threads: int) -> str:

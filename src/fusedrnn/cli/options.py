@@ -14,6 +14,7 @@ from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import Array
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.env import MAX_THREADS
+from fusedrnn.scalars import MAX_BYTES
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES, Case
 
@@ -83,6 +84,13 @@ def parse_cases(text: str, steps: str = "", batch: str = "", x: Array | None = N
 def _parse_numbers(option: str, text: str) -> list[int]:
     """The positive numbers in a list; a single 0 if it is empty."""
     numbers = [number.strip() for number in text.split(",")] if text.strip() else []
-    if invalid := [number for number in numbers if not number.isdecimal() or int(number) == 0]:
-        raise ValueError(f"{option} must be positive numbers, separated by commas; got {invalid[0]!r}")
+    if invalid := [number for number in numbers if not _is_size(number)]:
+        raise ValueError(
+            f"{option} must be positive numbers up to {MAX_BYTES}, separated by commas; got {invalid[0]!r}"
+        )
     return [int(number) for number in numbers] or [0]
+
+
+def _is_size(number: str) -> bool:
+    """Whether a text is a number of steps or sequences that memory can address."""
+    return number.isdecimal() and len(number) <= len(str(MAX_BYTES)) and 1 <= int(number) <= MAX_BYTES

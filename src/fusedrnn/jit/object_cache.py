@@ -96,9 +96,27 @@ class ObjectCache:
                 self._prune(folder, file)
         except UntrustedError as error:
             self._warn(error)
-        except OSError:
+        except OSError as error:
             # The code in memory is good: later processes compile it again, no more.
-            return
+            env.warn_once(
+                str(self.path),
+                f"fusedrnn keeps compiled kernels in memory, and every process compiles them again: {self.path} cannot "
+                f"be written: {error.strerror or error}. For another folder set FUSEDRNN_CACHE_DIR, for none to an "
+                "empty string.",
+            )
+
+    def rejection(self) -> str:
+        """Why no files can be kept in the folder; empty if they can. A missing folder is made."""
+        probe = f"probe-folder-{os.urandom(16).hex()}"
+        try:
+            with Folder(self.path, self.user, make=True) as folder:
+                folder.write(f"{probe}.tmp", f"{probe}.new.tmp", b"")
+                folder.remove(f"{probe}.tmp")
+        except UntrustedError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
 
     def _warn(self, error: UntrustedError) -> None:
         env.warn_once(

@@ -17,7 +17,9 @@ Array = NDArray[Any]
 
 WEIGHTS = ("W", "R", "B", "P")
 COMPUTED = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-"""The number formats of a node, and the format that computes each."""
+"""The number formats of a node, and the dtype of the spec that computes each."""
+_COMPUTE = {"bfloat16": "bfloat16"}
+"""The format of GEMM operands of a node in this number format, if it is not the spec's dtype."""
 
 # ONNX's order of gates and of peepholes, in fusedrnn's names for gates.
 _GATES = {"LSTM": "iofg", "GRU": "zrn", "RNN": "a"}
@@ -97,6 +99,7 @@ def _specs(settings: Settings, weights: Mapping[str, Array]) -> Iterator[RNNSpec
             input_size=input_size,
             hidden_size=hidden_size,
             dtype=COMPUTED[dtype],
+            compute=_COMPUTE.get(dtype),
             bidirectional=direction == "bidirectional",
             reverse=direction == "reverse",
             gate_clip=settings.clip,

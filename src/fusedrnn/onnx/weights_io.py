@@ -85,7 +85,7 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
 
     Returns:
         Layers by :attr:`Layer.name`; empty if the model has no recurrent nodes. Parameters in float16 and bfloat16
-        become float32.
+        become float32; the spec of bfloat16 ones has ``compute="bfloat16"``.
 
     Raises:
         TypeError: If ``model`` is not a model, or a weight has a number format that a node cannot have.

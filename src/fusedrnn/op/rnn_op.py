@@ -143,11 +143,11 @@ class RNNOp:
             states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction, or
                 None for zeros; None if all are.
             training: Whether to save what backward needs, and to drop elements between layers if the spec says so.
-            lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere. The output's
-                padding is zero; final states are those of the last valid step; the reverse direction starts at each
-                sequence's own end.
+            lengths: Valid steps of each sequence, integers (N,) from 0 to T, copied before anything is written; None
+                for T everywhere. The output's padding is zero; final states are those of the last valid step; the
+                reverse direction starts at each sequence's own end.
             out: Where to write the output instead of a new array: (T, N, D·S), last axis contiguous, sharing no
-                memory with the inputs.
+                memory with ``x``, ``params`` and ``states``.
             reserve: What training saves: ``"gates"`` and states; or ``"states"`` alone, so that backward computes the
                 gates again: less memory, more time, the same bits. Inference saves nothing.
             seed: From 0 to 2**64 - 1; determines which elements training drops. None for a new one if the network

@@ -65,7 +65,8 @@ class Stream:
             ValueError: Likewise.
         """
         if isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1] != self.batch:
-            raise ValueError(f"x must have {self.batch} sequences, as the stream has; got shape {x.shape}")
+            expected = f"(T, {self.batch}, {self.op.spec.input_size})"
+            raise ValueError(f"x must have shape {expected}, with the stream's {self.batch} sequences; got {x.shape}")
         y, self.states, _ = self.op.forward(x, self._params, self.states, out=out)
         return y
 

@@ -1,0 +1,38 @@
+"""Whether the arrays of a workload fit this machine's memory, before any of them is made."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from fusedrnn.scalars import MAX_BYTES
+from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.cases import Case
+
+
+def memory_bytes() -> int:
+    """Bytes of this machine's memory; of the address space if the system does not tell."""
+    try:
+        return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), MAX_BYTES)
+    except (AttributeError, OSError, ValueError):
+        return MAX_BYTES
+
+
+def check_memory(case: Case, spec: RNNSpec, *, training: bool) -> None:
+    """Raise a ValueError if the arrays that a call reads and writes are larger than this machine's memory.
+
+    They are the input, the output and the parameters, in training also the gradient of each. What a contender
+    allocates beyond them is not known here.
+    """
+    elements = case.T * case.N * (case.I + spec.output_size) + spec.layout.size
+    size = elements * np.dtype(spec.dtype).itemsize * (2 if training else 1)
+    if size > memory_bytes():
+        raise ValueError(
+            f"{case.name} with T = {case.T} and N = {case.N} takes {_gibibytes(size)}, and this machine has "
+            f"{_gibibytes(memory_bytes())} of memory"
+        )
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
