@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.products import FloatProducts, Int8Products, products_class
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, FloatProducts, Int8Products, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
@@ -34,7 +34,7 @@ class Tiling:
         num_gates: Gates of all stages.
         num_peepholes: Gates that have peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
-            operands are not converted.
+            the format of operands has GEMMs for them.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
@@ -51,7 +51,7 @@ class Tiling:
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_peepholes = len(cell.peepholes)
-        self.can_read_unpacked = is_plain(cell) and spec.compute is None
+        self.can_read_unpacked = is_plain(cell) and PRODUCTS[spec.operand_format].reads_unpacked
         self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fusedrnn.jit.builder import Value
+from fusedrnn.jit.builder import I16, I32, Value
 from fusedrnn.jit.dot_products import add_bfloat16_products, add_int8_products
 from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.target import Target
-from fusedrnn.jit.vector import Vectors
+from fusedrnn.jit.vector import FLOAT, Vectors
 
 STORAGE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "int8": "float32"}
 """The dtype of C by the format of the operands."""
@@ -43,6 +43,7 @@ class Products(Protocol):
         unroll: Groups per iteration of the loop over k of whole panels; half as many for narrower tiles, which are many
             and do little of the work. Enough to hide the loop's own instructions, few enough for the registers.
         speedup: Products in the time of one of float32, for the cost model.
+        reads_unpacked: Whether there are GEMMs on unpacked weights.
         has_scales: Whether rows of A and columns of B have scales.
         head: Slots with which each vector of a panel begins, before those of the groups: initial accumulators.
         a_item: Bytes of an element of a converted row of A.
@@ -52,6 +53,7 @@ class Products(Protocol):
     group: int
     unroll: int
     speedup: float
+    reads_unpacked: bool
     has_scales: bool
     head: int
     a_item: int
@@ -76,11 +78,17 @@ class Products(Protocol):
     def a_elements(self, x: Value) -> Value:
         """What a row of A holds, from a float vector that was rounded or integers of a quantized row."""
 
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """An element of a row of A in every lane, as float, for GEMMs on unpacked weights."""
+
+    def unpacked_b(self, x: Value) -> Value:
+        """A float vector of unpacked weights as it is multiplied."""
+
 
 class FloatProducts:
     """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
 
-    group, unroll, speedup, has_scales, head = 1, 4, 1.0, False, 0
+    group, unroll, speedup, reads_unpacked, has_scales, head = 1, 4, 1.0, True, False, 0
 
     def __init__(self, v: Vectors, a_step: int) -> None:
         self.v, self.a_step, self.a_item, self.b_bytes = v, a_step, v.item, v.bytes
@@ -95,6 +103,14 @@ class FloatProducts:
         return total
 
     def a_elements(self, x: Value) -> Value:
+        """See :class:`Products`."""
+        return x
+
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """See :class:`Products`."""
+        return self.v.broadcast(row + index * self.v.item)
+
+    def unpacked_b(self, x: Value) -> Value:
         """See :class:`Products`."""
         return x
 
@@ -125,6 +141,10 @@ class WidenedBfloat16Products(FloatProducts):
 
     group, unroll = 2, 2
 
+    def unpacked_b(self, x: Value) -> Value:
+        """See :class:`Products`. Weights are rounded to nearest even."""
+        return rounded_to_bfloat16(self.v, x)
+
     def slot(self, elements: Sequence[Value]) -> Value:
         """See :class:`Products`. Elements are rounded to nearest even."""
         return _pair_of_halves(self.v, [rounded_to_bfloat16(self.v, element) for element in elements])
@@ -138,7 +158,7 @@ class WidenedBfloat16Products(FloatProducts):
         return self._add_element([row + self.a_step for row in a_rows], high, sums)
 
 
-class Bfloat16DotProducts(FloatProducts):
+class Bfloat16DotProducts(WidenedBfloat16Products):
     """Pairs of bfloat16, multiplied and added by one instruction, which takes the high half first."""
 
     group, unroll, speedup = 2, 2, 2.0
@@ -156,6 +176,12 @@ class Bfloat16DotProducts(FloatProducts):
         halves = (x.bitcast(self.v.itype) >> _HALF_BITS).trunc(int_vector(16, self.v.lanes))
         return shuffle(halves, halves, [lane ^ 1 for lane in range(self.v.lanes)])
 
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """See :class:`Products`."""
+        v = self.v
+        element = v.function.load(row + (index ^ 1) * self.a_item, I16, self.a_item)
+        return v.splat((element.zext(I32) << _HALF_BITS).bitcast(FLOAT))
+
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`."""
         v = self.v
@@ -172,7 +198,7 @@ class Bfloat16DotProducts(FloatProducts):
 class Int8Products:
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
-    group, unroll, speedup, has_scales, head = 2, 1, 1.6, True, 0
+    group, unroll, speedup, reads_unpacked, has_scales, head = 2, 1, 1.6, False, True, 0
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_item, self.a_bytes, self.b_bytes = v, 2, 4, self.group * v.lanes
@@ -188,6 +214,14 @@ class Int8Products:
     def a_elements(self, x: Value) -> Value:
         """See :class:`Products`."""
         return x.trunc(int_vector(16, self.v.lanes))
+
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """See :class:`Products`. The scale of a row of weights needs the whole row."""
+        raise NotImplementedError
+
+    def unpacked_b(self, x: Value) -> Value:
+        """See :class:`Products`."""
+        raise NotImplementedError
 
     def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
         """See :class:`Products`."""

@@ -120,7 +120,7 @@ class ThreadShare:
         self.converts = program.compute != program.dtype
         self.products = products_of(program.compute, self.v)
         self.operand_vector_bytes = self.v.lanes * self.products.a_item
-        self.can_read_unpacked = is_plain(program.cell) and not self.converts
+        self.can_read_unpacked = is_plain(program.cell) and self.products.reads_unpacked
         call, self.thread, self.layer, self.direction = f.arguments[:4]
         self.c = c = structs[0].read(f, call)
         index = self.layer * c.directions + self.direction
