@@ -20,6 +20,7 @@ from fusedrnn.cli import bench, console, info
 from fusedrnn.cli import plan as plan_command
 from fusedrnn.cli.app import app
 from fusedrnn.engines.cpu.plan import partition
+from fusedrnn.runtime import peak_instructions
 from fusedrnn.runtime.peak import PeakSample
 from fusedrnn.testing.cases import CASES
 
@@ -32,7 +33,7 @@ QUICK = [
 @pytest.fixture(autouse=True)
 def known_peak(monkeypatch):
     for module in (peaks, info):
-        monkeypatch.setattr(module, "measure_peak", lambda dtype, threads: 100.0 * threads)
+        monkeypatch.setattr(module, "measure_peak", lambda number_format, threads, sample=None: 100.0 * threads)
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
     monkeypatch.setattr(bench, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
 
@@ -211,6 +212,35 @@ def test_info_shows_the_machine():
     for words in ("processor", "target", "vector width", "bits", "threads", "caches", "FMA peak float32", "GFLOP/s"):
         assert words in result.output
     assert f"numpy {np.__version__}" in result.output
+
+
+LINES = {
+    (): {"dot products": "AVX-512 BF16 no, AVX-512 VNNI no, AVX-VNNI no, AMX-BF16 no, AMX-INT8 no"},
+    ("AMX-BF16", "AMX-INT8"): {
+        "dot products": "AVX-512 BF16 no, AVX-512 VNNI no, AVX-VNNI no, AMX-BF16 yes, AMX-INT8 yes",
+        "AMX peak bfloat16": "100.0 GFLOP/s on 1 thread, 200.0 on 2, by tdpbf16ps",
+        "AMX peak int8": "100.0 Gop/s on 1 thread, 200.0 on 2, by tdpbssd",
+    },
+}
+
+
+@pytest.mark.parametrize("sets", LINES)
+@pytest.mark.parametrize("permitted", [True, False])
+def test_info_shows_the_peak_of_each_format(monkeypatch, sets, permitted):
+    monkeypatch.setenv("FUSEDRNN_TARGET", "generic")
+    known = {name: name in sets for name in info.dot_product_sets()}
+    for module in (info, peak_instructions):
+        monkeypatch.setattr(module, "dot_product_sets", lambda: known)
+        monkeypatch.setattr(module, "request_permission", lambda: permitted)
+    with fusedrnn.thread_limits(2):
+        lines = dict(info._lines())
+    assert lines["BF16 peak"] == "that of FMA: widened to float32"
+    assert lines["INT8 peak"] == "100.0 Gop/s on 1 thread, 200.0 on 2, by products of int16 by pairs"
+    expected = dict(LINES[sets])
+    if not permitted:
+        expected = {"dot products": re.sub("(AMX-....) yes", r"\1 yes, but not permitted", expected["dot products"])}
+    seen = {name: text for name, text in lines.items() if name == "dot products" or name.startswith("AMX")}
+    assert seen == expected
 
 
 @pytest.mark.parametrize("everything", [False, True])

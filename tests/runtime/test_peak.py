@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 
 from fusedrnn import env
+from fusedrnn.jit.compiler import assembly
 from fusedrnn.jit.host import current_target
-from fusedrnn.runtime import peak
+from fusedrnn.jit.target import is_x86, known_targets
+from fusedrnn.runtime import peak, peak_instructions
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.peak import PEAK, RESULT_BYTES, PeakSample, is_spread, measure_peak, measure_reading, sample_peak
+from fusedrnn.runtime.peak_instructions import FMA, INT16_PAIRS, TDPBF16PS, TDPBSSD, tile_instructions, with_tiles
 
 
 class Samples:
@@ -99,7 +103,7 @@ def test_threads_wait_for_one_another():
     results = aligned_empty((3 * RESULT_BYTES,), np.uint8)
     results[:] = 0
     timed = peak._TimedJob(PEAK, 2, results=results.ctypes.data)
-    job = peak._load_peak("float32", current_target())
+    job = peak._load_peak(FMA, "float32", current_target())
     first = threading.Thread(target=job, args=(timed._arguments.ctypes.data, 0))
     first.start()
     first.join(0.3)
@@ -110,9 +114,74 @@ def test_threads_wait_for_one_another():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_sample_is_a_plausible_rate(dtype, threads):
-    assert 0.0 < sample_peak(dtype, threads).gflops < 1e5
+@pytest.mark.parametrize("number_format", ["float32", "float64", "bfloat16", "int8"])
+def test_sample_is_a_plausible_rate(number_format, threads):
+    assert 0.0 < sample_peak(number_format, threads).gflops < 1e5
+
+
+LOOPS = [
+    (FMA, "avx512", "vfmadd...ps .*zmm", 12, 2 * 16),
+    (FMA, "avx2", "vfmadd...ps .*ymm", 12, 2 * 8),
+    (INT16_PAIRS, "avx512", "vpmaddwd .*zmm", 13, 4 * 16),
+    (INT16_PAIRS, "avx2", "vpmaddwd .*ymm", 13, 4 * 8),
+    (INT16_PAIRS, "generic", "pmaddwd .*xmm", 13, 4 * 4),
+    (TDPBF16PS, "avx512", "tdpbf16ps .*tmm", 6, 2 * 16 * 16 * 32),
+    (TDPBSSD, "avx512", "tdpbssd .*tmm", 6, 2 * 16 * 16 * 64),
+]
+
+
+@pytest.mark.skipif(not is_x86(), reason="these are instructions of x86")
+@pytest.mark.parametrize(("instruction", "target", "pattern", "count", "operations"), LOOPS)
+def test_the_loop_holds_the_instruction_and_no_memory(instruction, target, pattern, count, operations):
+    """Each as often as it is counted, with that many operations: multiplications and additions."""
+    (compiled_for,) = (known for known in known_targets() if known.name == target)
+    if "tmm" in pattern:
+        compiled_for = with_tiles(compiled_for)
+    module = peak.build_peak("peak", instruction, "float32", compiled_for)
+    loop = innermost_loop(assembly(module, compiled_for))
+    assert sum(re.search(pattern, line) is not None for line in loop) == count, loop
+    assert not [line for line in loop if "(" in line], loop
+    assert instruction.operations(compiled_for, "float32") == count * operations
+
+
+def innermost_loop(text: str) -> list[str]:
+    """The lines from the last label to a jump back to it, with tabs as spaces."""
+    lines = text.split("\npeak:")[1].replace("\t", " ").splitlines()
+    jumps = [(number, match[1]) for number, line in enumerate(lines) if (match := re.search(r" j\w+ (\.L\w+)", line))]
+    for number, label in jumps:
+        begin = next(index for index, line in enumerate(lines) if line.startswith(f"{label}:"))
+        if begin < number:
+            return lines[begin + 1 : number]
+    raise AssertionError("no loop")
+
+
+@pytest.mark.skipif(not is_x86(), reason="these are instructions of x86")
+def test_tiles_are_released():
+    target = with_tiles(known_targets()[0])
+    text = assembly(peak.build_peak("peak", TDPBSSD, "float32", target), target)
+    assert text.index("ldtilecfg") < text.index("tdpbssd") < text.index("tilerelease")
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_amx_is_measured_only_with_permission(monkeypatch, refused):
+    monkeypatch.setattr(peak_instructions, "dot_product_sets", lambda: {"AMX-BF16": True, "AMX-INT8": False})
+    monkeypatch.setattr(peak_instructions, "request_permission", lambda: not refused)
+    assert tile_instructions() == ({} if refused else {"bfloat16": TDPBF16PS})
+
+
+_PERMISSION = """
+from fusedrnn.jit import amx
+from fusedrnn.jit.host import dot_product_sets
+before = amx.has_permission()
+print(before, amx.request_permission(), amx.has_permission(), dot_product_sets()["AMX-INT8"])
+"""
+
+
+def test_permission_is_had_only_on_request():
+    """A processor without AMX refuses, and an old system has no such call."""
+    result = subprocess.run([sys.executable, "-c", _PERMISSION], capture_output=True, text=True, check=True)
+    before, requested, after, present = (word == "True" for word in result.stdout.split())
+    assert requested is after and not before and (present or not after)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

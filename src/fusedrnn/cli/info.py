@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -17,10 +18,16 @@ from fusedrnn.cli.options import ALL_MODES, Dtype, Modes, Threads, parse_cases, 
 from fusedrnn.cli.plan import PlanConfig, print_plans
 from fusedrnn.engines import registry
 from fusedrnn.env import cache_directory
+from fusedrnn.jit.amx import request_permission
+from fusedrnn.jit.host import current_target, dot_product_sets
 from fusedrnn.jit.object_cache import ObjectCache
-from fusedrnn.runtime.peak import measure_peak
+from fusedrnn.runtime.peak import Sampler, measure_peak, sample_tiles
+from fusedrnn.runtime.peak_instructions import FMA, instruction_of, tile_instructions
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES
+
+_FORMATS = {"BF16": "bfloat16", "INT8": "int8"}
+"""Formats of GEMM operands by the name of their peak."""
 
 
 def info(
@@ -34,7 +41,7 @@ def info(
         bool, typer.Option("--all", help="With --plan: time every partition, not only the chosen one.")
     ] = False,
 ) -> None:
-    """Show the processor, the instruction set of the kernels, and the measured FMA peak.
+    """Show the processor, the instruction set of the kernels, and the measured peak of each number format.
 
     With --plan: the partitions of a workload over threads, the time that the cost model predicts for each, and the
     measured time of the one that it chooses. Nothing else should run on the machine meanwhile.
@@ -70,8 +77,19 @@ def _lines() -> Iterator[tuple[str, str]]:
         selection = "" if engine.automatic else f", with backend={engine.name!r}"
         rejection = _rejection(engine.name)
         yield f"engine {engine.name}", f"{engine.description}{selection}: {engine.capabilities}{rejection}"
+    yield "dot products", _dot_products()
     for dtype in DTYPES:
         yield f"FMA peak {dtype}", _peaks(dtype, machine["threads"])
+    for name, number_format in _FORMATS.items():
+        instruction = instruction_of(number_format, current_target())
+        by_fma = "that of FMA: widened to float32"
+        yield (
+            f"{name} peak",
+            by_fma if instruction == FMA else (f"{_peaks(number_format, machine['threads'])}, by {instruction.name}"),
+        )
+    for number_format, tiles in tile_instructions().items():
+        peaks = _peaks(number_format, machine["threads"], partial(sample_tiles, tiles))
+        yield f"AMX peak {number_format}", f"{peaks}, by {tiles.name}"
     yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
     yield "kernels kept in", _kernels_folder()
     yield "versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -97,9 +115,18 @@ def _kernels_folder() -> str:
     return f"memory only: {folder} is not usable: {reason}" if reason else str(folder)
 
 
-def _peaks(dtype: str, threads: int) -> str:
-    on_one = f"{measure_peak(dtype, 1):.1f} GFLOP/s on 1 thread"
-    return on_one if threads == 1 else f"{on_one}, {measure_peak(dtype, threads):.1f} on {threads}"
+def _dot_products() -> str:
+    """The host's instruction sets for dot products, each with yes or no."""
+    sets = {name: "yes" if present else "no" for name, present in dot_product_sets().items()}
+    if "yes" in (sets["AMX-BF16"], sets["AMX-INT8"]) and not request_permission():
+        sets |= {name: f"{text}, but not permitted" for name, text in sets.items() if name.startswith("AMX")}
+    return ", ".join(f"{name} {text}" for name, text in sets.items())
+
+
+def _peaks(number_format: str, threads: int, sample: Sampler | None = None) -> str:
+    unit = "Gop/s" if number_format == "int8" else "GFLOP/s"
+    on_one = f"{measure_peak(number_format, 1, sample):.1f} {unit} on 1 thread"
+    return on_one if threads == 1 else f"{on_one}, {measure_peak(number_format, threads, sample):.1f} on {threads}"
 
 
 def _size(size: int) -> str:

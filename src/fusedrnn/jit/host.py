@@ -17,6 +17,12 @@ _SPLITS_512_BITS = ("znver4",)
 # 256-bit vectors take more instructions for the same work: they pay only if they save that share of padded lanes.
 _HALF_VECTORS_PAY = 1.07
 
+_DOT_PRODUCT_SETS = {
+    "AVX-512 BF16": "avx512bf16", "AVX-512 VNNI": "avx512vnni", "AVX-VNNI": "avxvnni", "AMX-BF16": "amx-bf16",
+    "AMX-INT8": "amx-int8",
+}  # fmt: skip
+"""LLVM's feature by name."""
+
 
 @lru_cache(maxsize=1)
 def _host_name() -> str:
@@ -27,6 +33,11 @@ def _host_name() -> str:
 def _host_features() -> frozenset[str]:
     llvm.initialize_native_target()
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def dot_product_sets() -> dict[str, bool]:
+    """Instruction sets with dot products of bfloat16 or int8, by name: whether this processor has each."""
+    return {name: feature in _host_features() for name, feature in _DOT_PRODUCT_SETS.items()}
 
 
 def available_targets() -> tuple[Target, ...]:

@@ -11,7 +11,7 @@ from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.frozen_array import frozen
-from fusedrnn.op import validation
+from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.reserve import Reserve, check_reserve
@@ -64,7 +64,7 @@ class RNNOp:
     """
 
     def __init__(self, spec: RNNSpec, backend: str | None = None) -> None:
-        _check(spec, backend)
+        validation.check_op(spec, backend)
         self.spec = spec
         self._requested_backend = backend
         self._selector = registry.EngineSelector(spec, backend)
@@ -78,7 +78,7 @@ class RNNOp:
     @classmethod
     def get(cls, spec: RNNSpec, backend: str | None = None) -> RNNOp:
         """The op for that spec and backend, shared by all who ask for it; the most recently used ones are kept."""
-        _check(spec, backend)
+        validation.check_op(spec, backend)
         return registry.cached_op(spec, backend, lambda: cls(spec, backend))
 
     def __repr__(self) -> str:
@@ -138,7 +138,9 @@ class RNNOp:
         """Run the network over whole sequences.
 
         Args:
-            x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
+            x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to. With
+                ``compute="bfloat16"`` also ``ml_dtypes.bfloat16``, and so params, states and out: results have the
+                dtype of their argument, y that of x, final states that of initial ones, or of x if there are none.
             params: The flat parameter vector of ``spec.layout``, of the spec's dtype.
             states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction, or
                 None for zeros; None if all are.
@@ -168,6 +170,9 @@ class RNNOp:
             if cached is not None:
                 return cached
         spec, trains = self.spec, training is True or as_bool("training", training)
+        if spec.compute == "bfloat16" and bfloat16_arrays.are_given(x, params, states, out):
+            options = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed}
+            return bfloat16_arrays.forward(self.forward, x, params, states, out, **options)
         save = reserve if reserve is _GATES else check_choice("reserve", reserve, SAVE_POLICIES)
         seed = validation.check_seed(seed)
         operands = validation.forward_operands(spec, x, params, states, lengths, out)
@@ -228,8 +233,9 @@ class RNNOp:
                 whole; none may share memory with another, nor with ``dy`` and ``dstates``.
 
         Returns:
-            The triple (dx, dparams, dstates): (T, N, I), in padding zero when written and untouched when added to;
-            the flat vector; a tuple of (L·D, N, size) for each initial state. None for what is not computed.
+            The triple (dx, dparams, dstates), of the dtypes of x, params and states: (T, N, I), in padding zero when
+            written and untouched when added to; the flat vector; a tuple of (L·D, N, size) for each initial state.
+            None for what is not computed.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
@@ -241,6 +247,8 @@ class RNNOp:
             result = cached(dy, dstates, reserve._residuals, grad_req, out)
             if result is not None:
                 return result
+        if type(reserve) is bfloat16_arrays.MixedReserve:
+            return bfloat16_arrays.backward(self.backward, dy, dstates, reserve, grad_req, out)
         checked = check_reserve(reserve, spec, self._selector.names)
         operands = backward_operands(spec, checked.steps, checked.batch, dy, dstates, grad_req, out)
         checked.backward(operands)
@@ -288,10 +296,3 @@ class RNNOp:
 def _draw_seed(spec: RNNSpec) -> int:
     """A new seed if the network drops something, else 0."""
     return int.from_bytes(os.urandom(8), "little") if spec.drops else 0
-
-
-def _check(spec: object, backend: object) -> None:
-    if not isinstance(spec, RNNSpec):
-        raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
-    if backend is not None:
-        registry.find(backend)  # raises if there is none

@@ -1,4 +1,4 @@
-"""The ceilings of this machine, measured: the peak rate of multiply-adds, and the bandwidth of caches and memory."""
+"""The ceilings of this machine, measured: the peak rates of multiply-adds, and the bandwidth of caches and memory."""
 
 from __future__ import annotations
 
@@ -18,20 +18,18 @@ from fusedrnn.jit.sync import BARRIER_BYTES, emit_barrier, emit_wait
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.peak_instructions import Instruction, TileInstruction, instruction_of, with_tiles
 from fusedrnn.runtime.pool_kernel import current_cpu
 from fusedrnn.runtime.thread_pool import ThreadTeam
 
 _BARRIER_FIELDS = ("barrier", "num_threads", "spins")
 PEAK = Struct("results", *_BARRIER_FIELDS)
-"""``results`` begins with the factor and the addend; a thread's results are at ``(tid + 1) * RESULT_BYTES``."""
+"""``results`` begins with the operands; a thread's results are at ``(tid + 1) * RESULT_BYTES``."""
 RESULT_BYTES = 256
 _CPUS_OFFSET = 128
 """Where in a thread's results its processors at the beginning and the end are noted, 64-bit integers."""
 _READING = Struct("arrays", "size", "repeats", "results", *_BARRIER_FIELDS)
 """Each thread has an array of ``size`` bytes, one behind the other, and reads it so many times."""
-# Independent multiply-adds: enough to hide the latency on any processor known, few enough for sixteen registers.
-_CHAINS = 12
-_ITERATIONS = 250_000
 # Vectors read in an iteration, and bytes of prefetch distance.
 _VECTORS_READ, _PREFETCH_DISTANCE = 8, 1024
 # Samples of a peak, some 30 ms, in which a processor reaches its full frequency. Up to the second number of them if the
@@ -58,8 +56,8 @@ class PeakSample:
 Sampler = Callable[[str, int], PeakSample]
 
 
-def measure_peak(dtype: str = "float32", threads: int = 1, sample: Sampler | None = None) -> float:
-    """GFLOP/s of that many threads that only multiply and add, in the vectors of the target in force.
+def measure_peak(number_format: str = "float32", threads: int = 1, sample: Sampler | None = None) -> float:
+    """GFLOP/s of that many threads that only multiply and add numbers of a format, with the target's instructions.
 
     The best sample counts: other processes and low frequencies only ever lower a rate. Samples in which threads share a
     processor while another is free count only if there are no others.
@@ -70,22 +68,45 @@ def measure_peak(dtype: str = "float32", threads: int = 1, sample: Sampler | Non
     sample = sample_peak if sample is None else sample
     samples: list[PeakSample] = []
     while len(samples) < _SAMPLES or (len(samples) < _MAX_SAMPLES and not any(taken.spread for taken in samples)):
-        samples.append(sample(dtype, threads))
+        samples.append(sample(number_format, threads))
     return max([taken.gflops for taken in samples if taken.spread] or [taken.gflops for taken in samples])
 
 
-def sample_peak(dtype: str, threads: int) -> PeakSample:
+def sample_peak(number_format: str, threads: int) -> PeakSample:
     """A short measurement, of a millisecond or two.
 
     Raises:
         RuntimeError: If another call has the threads.
     """
     target = current_target()
-    job = _load_peak(dtype, target)
+    return sample_instruction(instruction_of(number_format, target), dtype_of(number_format), target, threads)
+
+
+def dtype_of(number_format: str) -> str:
+    """The dtype of the lanes in which numbers of a format are summed."""
+    return number_format if number_format == "float64" else "float32"
+
+
+def sample_tiles(instruction: TileInstruction, number_format: str, threads: int) -> PeakSample:
+    """A short measurement of an AMX instruction; a :data:`Sampler` once the instruction is bound.
+
+    Raises:
+        RuntimeError: If another call has the threads.
+    """
+    return sample_instruction(instruction, dtype_of(number_format), with_tiles(current_target()), threads)
+
+
+def sample_instruction(instruction: Instruction, dtype: str, target: Target, threads: int) -> PeakSample:
+    """A short measurement of one instruction, whose lanes are of that dtype.
+
+    Raises:
+        RuntimeError: If another call has the threads.
+    """
+    job = _load_peak(instruction, dtype, target)
     results = aligned_empty(((threads + 1) * RESULT_BYTES,), np.uint8)
     results[:] = 0
     timed = _TimedJob(PEAK, threads, results=results.ctypes.data)
-    operations = 2 * _CHAINS * target.lanes(dtype) * _ITERATIONS * threads
+    operations = instruction.operations(target, dtype) * instruction.iterations * threads
     first = _CPUS_OFFSET // 8
     cpus = results.view(np.int64).reshape(threads + 1, RESULT_BYTES // 8)[1:, first : first + 2]
     samples = []
@@ -153,25 +174,17 @@ class _TimedJob:
 
 
 @load_once(8)
-def _load_peak(dtype: str, target: Target) -> Job:
-    return function(load(f"peak_{dtype}", target, build_peak, dtype, target), "peak", 2)
+def _load_peak(instruction: Instruction, dtype: str, target: Target) -> Job:
+    name = f"peak_{instruction.name.replace(' ', '_')}_{dtype}"
+    return function(load(name, target, build_peak, name, instruction, dtype, target), "peak", 2)
 
 
-def build_peak(dtype: str, target: Target) -> Module:
-    """The module of ``peak(arguments, tid)``, a job of independent multiply-adds."""
-    f, c, v, tid = _begin("peak", f"peak_{dtype}", PEAK, dtype, target)
-    results, own = c.results, c.results + (tid + 1) * RESULT_BYTES
+def build_peak(name: str, instruction: Instruction, dtype: str, target: Target) -> Module:
+    """The module of ``peak(arguments, tid)``, a job of independent instructions."""
+    f, c, v, tid = _begin("peak", name, PEAK, dtype, target)
+    own = c.results + (tid + 1) * RESULT_BYTES
     f.store(current_cpu(f), own + _CPUS_OFFSET)
-    chains = [f.var(v.const(float(number))) for number in range(_CHAINS)]
-    # Factors from memory, so that the compiler cannot compute the result: h·0 + 0 of zeros stays a normal number.
-    factor, addend = v.broadcast(results), v.broadcast(results + v.item)
-    with f.loop(0, _ITERATIONS):
-        for chain in chains:
-            chain.set(v.fma(chain.get(), factor, addend))
-    total = chains[0].get()
-    for chain in chains[1:]:
-        total = total + chain.get()
-    v.store(total, own)
+    instruction.emit(v, c.results, own)
     f.store(current_cpu(f), own + _CPUS_OFFSET + 8)
     f.ret()
     return f.module

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, FloatProducts, Int8Products, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
+from fusedrnn.jit.host import target_for
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
+
+
+def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
+    """The target for a spec's kernels; weights of so many bytes in a layer-direction are not packed as narrow ones."""
+    shapes = spec.parameter_shapes(spec.num_layers - 1), spec.parameter_shapes(0)
+    layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
+    narrow_weights = layer_elements * ITEM_SIZE[spec.dtype] > wide_weight_bytes
+    return target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format, narrow_weights)
 
 
 class Tiling:
@@ -52,7 +62,7 @@ class Tiling:
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_peepholes = len(cell.peepholes)
         self.can_read_unpacked = is_plain(cell) and PRODUCTS[spec.operand_format].reads_unpacked
-        self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format]
+        self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 
     @cached_property

@@ -6,7 +6,8 @@ fixed, so that every element of C is one chain whatever the tile.
 
 - float32, float64: a group is one element. A, B and sums have that format.
 - bfloat16: a group is two elements; a slot of B holds both of each column. Sums are float32, over rising k. A is
-  float32 that was rounded, or bfloat16 where the target has a dot product of pairs.
+  float32 that was rounded, or bfloat16 where the target has a dot product of pairs. Where narrow weights do not pay, A
+  and B are float32 that was rounded.
 - int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
   int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
   plus 128; a panel of B begins with initial accumulators that undo it.
@@ -136,14 +137,22 @@ class FloatProducts:
         return result
 
 
-class WidenedBfloat16Products(FloatProducts):
-    """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
+class RoundedBfloat16Products(FloatProducts):
+    """A and B have been rounded to bfloat16 and are stored as float32."""
 
-    group, unroll = 2, 2
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`. The element is rounded to nearest even."""
+        return rounded_to_bfloat16(self.v, super().slot(elements))
 
     def unpacked_b(self, x: Value) -> Value:
         """See :class:`Products`. Weights are rounded to nearest even."""
         return rounded_to_bfloat16(self.v, x)
+
+
+class WidenedBfloat16Products(RoundedBfloat16Products):
+    """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
+
+    group, unroll = 2, 2
 
     def slot(self, elements: Sequence[Value]) -> Value:
         """See :class:`Products`. Elements are rounded to nearest even."""
@@ -309,6 +318,8 @@ _DOT_PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
 
 def products_class(compute: str, target: Target) -> type[FloatProducts] | type[Int8Products]:
     """The products of a format of operands with a target's instructions."""
+    if not target.narrow_weights:
+        return RoundedBfloat16Products
     return (_DOT_PRODUCTS if compute in target.dot_products else PRODUCTS)[compute]
 
 

@@ -1,0 +1,154 @@
+"""The instructions whose rates are a format's peak: each a small emitter of a loop of independent ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from fusedrnn.jit.amx import (
+    NUM_TILES,
+    ROW_BYTES,
+    TILE_ROWS,
+    configure_tiles,
+    multiply_tiles,
+    release_tiles,
+    request_permission,
+)
+from fusedrnn.jit.builder import Value
+from fusedrnn.jit.host import dot_product_sets
+from fusedrnn.jit.int_vector import int_vector, shuffle
+from fusedrnn.jit.target import ITEM_SIZE, Target
+from fusedrnn.jit.vector import Vectors
+
+_OPERAND_BYTES = 64
+
+Step = Callable[[Vectors, Value, Value, Value], Value]
+"""From a chain's value and two operands to its next value."""
+
+
+class Instruction(Protocol):
+    """What is measured."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def iterations(self) -> int:
+        """Of the loop: half a millisecond."""
+
+    def operations(self, target: Target, dtype: str) -> int:
+        """Multiplications and additions in an iteration."""
+
+    def emit(self, v: Vectors, operands: Value, into: Value) -> None:
+        """A loop that runs it on operands in memory, all zeros, and stores something that depends on all of them."""
+
+
+@dataclass(frozen=True)
+class VectorInstruction:
+    """An instruction on vectors, in chains.
+
+    Attributes:
+        name: For people.
+        products: Products that it adds to a lane.
+        step: Emits it.
+        chains: Independent chains: enough to hide the latency on any processor known, few enough for 16 registers.
+        iterations: See :class:`Instruction`.
+    """
+
+    name: str
+    products: int
+    step: Step
+    chains: int = 12
+    iterations: int = 250_000
+
+    def operations(self, target: Target, dtype: str) -> int:
+        """See :class:`Instruction`."""
+        return 2 * self.chains * target.lanes(dtype) * self.products
+
+    def emit(self, v: Vectors, operands: Value, into: Value) -> None:
+        """See :class:`Instruction`. Operands come from memory, so that the compiler cannot compute the result."""
+        f = v.function
+        chains = [f.var(v.const(float(number))) for number in range(self.chains)]
+        left, right = v.load(operands), v.load(operands + _OPERAND_BYTES)
+        with f.loop(0, self.iterations):
+            for chain in chains:
+                chain.set(self.step(v, chain.get(), left, right))
+        total = chains[0].get()
+        for chain in chains[1:]:
+            total = total + chain.get()
+        v.store(total, into)
+
+
+@dataclass(frozen=True)
+class TileInstruction:
+    """An AMX instruction, which adds the products of two tiles to a third of 16 x 16 sums.
+
+    Attributes:
+        name: For people, and LLVM's name of it.
+        products: Products that it adds to a 32-bit number for each 32-bit number in a row: 2 of bfloat16, 4 of int8.
+        iterations: See :class:`Instruction`.
+    """
+
+    name: str
+    products: int
+    iterations: int = 16_000
+
+    def operations(self, target: Target, dtype: str) -> int:
+        """See :class:`Instruction`."""
+        numbers_per_row = ROW_BYTES // ITEM_SIZE["float32"]
+        return 2 * (NUM_TILES - 2) * TILE_ROWS * numbers_per_row * numbers_per_row * self.products
+
+    def emit(self, v: Vectors, operands: Value, into: Value) -> None:
+        """See :class:`Instruction`. All tiles are zeros; they are released at the end."""
+        f = v.function
+        configure_tiles(f)
+        with f.loop(0, self.iterations):
+            for tile in range(NUM_TILES - 2):
+                multiply_tiles(f, self.name, tile, NUM_TILES - 2, NUM_TILES - 1)
+        release_tiles(f)
+
+
+def _fma(v: Vectors, total: Value, factor: Value, addend: Value) -> Value:
+    """h·0 + 0 of zeros stays a normal number."""
+    return v.fma(total, factor, addend)
+
+
+def _int16_pairs(v: Vectors, total: Value, left: Value, right: Value) -> Value:
+    """Products of int16, summed by pairs, as in the micro-kernel of int8: two instructions.
+
+    The chain is an operand of its own product, since the compiler would move a constant product out of the loop.
+    """
+    int16, int32 = int_vector(16, 2 * v.lanes), int_vector(32, 2 * v.lanes)
+    integers = total.bitcast(v.itype)
+    products = integers.bitcast(int16).sext(int32) * left.bitcast(int16).sext(int32)
+    even, odd = (shuffle(products, products, range(first, 2 * v.lanes, 2)) for first in (0, 1))
+    return (integers + (even + odd)).bitcast(v.type)
+
+
+FMA = VectorInstruction("FMA", 1, _fma)
+INT16_PAIRS = VectorInstruction("products of int16 by pairs", 2, _int16_pairs, chains=13)
+TDPBF16PS, TDPBSSD = TileInstruction("tdpbf16ps", 2), TileInstruction("tdpbssd", 4)
+
+
+def instruction_of(number_format: str, target: Target) -> Instruction:
+    """The instruction with which kernels for the target multiply operands of a format.
+
+    bfloat16 is widened to float32, so that its peak is that of FMA.
+    """
+    return INT16_PAIRS if number_format == "int8" else FMA
+
+
+def tile_instructions() -> dict[str, TileInstruction]:
+    """The AMX instructions that this processor has and this process may use, by format of their operands."""
+    sets = dot_product_sets()
+    tiles = {"bfloat16": ("AMX-BF16", TDPBF16PS), "int8": ("AMX-INT8", TDPBSSD)}
+    present = {number_format: instruction for number_format, (name, instruction) in tiles.items() if sets[name]}
+    return present if present and request_permission() else {}
+
+
+def with_tiles(target: Target) -> Target:
+    """The same target with AMX."""
+    features = ",".join(filter(None, [target.features, "+amx-tile,+amx-bf16,+amx-int8"]))
+    return replace(target, features=features)
