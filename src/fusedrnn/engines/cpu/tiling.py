@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.products import PRODUCTS
+from fusedrnn.engines.cpu.kernels.products import FloatProducts, Int8Products, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
 from fusedrnn.jit.target import ITEM_SIZE, Target
@@ -35,7 +35,6 @@ class Tiling:
         num_peepholes: Gates that have peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
             operands are not converted.
-        group, group_bytes: Elements of k in a group of packed weights, and bytes of a group in a panel.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
@@ -53,16 +52,14 @@ class Tiling:
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_peepholes = len(cell.peepholes)
         self.can_read_unpacked = is_plain(cell) and spec.compute is None
-        self.group, operand_item = PRODUCTS[spec.operand_format].group, ITEM_SIZE[spec.operand_format]
-        self.weight_vector_bytes = self.lanes * operand_item
-        self.group_bytes = self.panel_vectors * self.group * self.weight_vector_bytes
+        self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 
     @cached_property
     def scale_offsets(self) -> dict[tuple[int, int, Kind], int]:
         """Where the scales of each quantized matrix are behind a copy of the parameters, by layer, direction, kind."""
         layout, offsets = self.spec.layout, dict[tuple[int, int, Kind], int]()
-        if not PRODUCTS[self.spec.operand_format].has_scales:
+        if not self.products.has_scales:
             return offsets
         end = layout.size * self.item
         for entry in layout.by_layer_direction:
@@ -99,6 +96,16 @@ class Tiling:
     def peephole_panels(self) -> int:
         """Panels that hold the peephole weights."""
         return -(-self.unit_vecs * self.num_peepholes // self.panel_vectors)
+
+    @cached_property
+    def products(self) -> type[FloatProducts] | type[Int8Products]:
+        """How GEMMs multiply, and so how weights are packed."""
+        return products_class(self.spec.operand_format, self.target)
+
+    def packed_bytes(self, k: int) -> int:
+        """Bytes of a panel of packed weights with so many rows, the panel's head included."""
+        groups = self.products.head - (-k // self.products.group)
+        return groups * self.products.group * self.panel_vectors * self.weight_vector_bytes
 
     def k_padded(self, *stages: StageKernel) -> int:
         """Elements of a row of these stages' gradients, padded to whole vectors: K of their GEMMs in backward."""

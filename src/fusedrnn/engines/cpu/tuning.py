@@ -34,7 +34,6 @@ class MachineModel:
     l2_bytes: int
     l3_bytes: int
     instruction: float  # a vector instruction of a cell's maths
-    int8_speedup: float = 1.6  # rate of int8 products, in float32 multiply-adds
     conversion: float = 8 * _CYCLE  # of a vector to bfloat16 or int8
     tile: float = 2e-9  # entering and leaving a micro-kernel
     row: float = 3e-9  # overhead of a row in a step

@@ -127,7 +127,8 @@ class CellGradient(BackwardEmitter):
             grads = [rounded_to_bfloat16(v, grad) if index in operands else grad for index, grad in enumerate(grads)]
         for into, indices in ((rows.h_gates, derivative.h_grads), (rows.x_gates, derivative.x_grads)):
             for gate, index in enumerate(indices):
-                v.store(grads[index], into + (unit_vec * stage.num_gates + gate) * v.bytes)
+                address = into + (unit_vec * stage.num_gates + gate) * self.operand_vector_bytes
+                f.store(self.products.a_elements(grads[index]), address, self.operand_vector_bytes)
         with f.if_(self.params_requested):
             for index, grad in enumerate(grads):
                 v.store(grad, rows.transposed + self.grad_index(stage, unit_vec, index) * c.transposed_stride)

@@ -18,9 +18,6 @@ from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.jit.vector import Vectors
 
-# Steps of k per iteration, for whole panels and for narrower tiles. Enough to hide the loop's own instructions;
-# narrow tiles are many and do little of the work, and compiling them takes time.
-_UNROLL, _UNROLL_OF_NARROW = 4, 2
 # How many bytes ahead of its use B is prefetched from L2 into L1.
 _L1_PREFETCH_DISTANCE = 1024
 # The first tiles of a panel prefetch one part each of the next panel into L2.
@@ -116,10 +113,16 @@ class _Microkernel:
 
     def emit(self) -> Function:
         f, v, products = self.f, self.v, self.products
-        unroll = max(1, (_UNROLL if self.is_whole_panel else _UNROLL_OF_NARROW) // products.group)
+        unroll = products.unroll if self.is_whole_panel else -(-products.unroll // 2)
+        heads = [self.b + j * products.b_bytes for j in range(self.col_vecs)]
         offsets = [[self.c_in_stride * i + j * v.bytes for j in range(self.col_vecs)] for i in range(self.rows)]
         c_in = [[self.c_in + offset for offset in row] for row in offsets]
-        self.sums = [[f.var(products.first_sum(address, self.align)) for address in row] for row in c_in]
+        self.sums = [
+            [f.var(products.first_sum(address, head, self.align)) for address, head in zip(row, heads, strict=True)]
+            for row in c_in
+        ]
+        if products.head:
+            self.b, self.k = self.b + products.head * self.b_step, self.k - products.head
         if self.prefetches_c_in:
             self._prefetch_c_in()
         even = self.k - self.k % unroll

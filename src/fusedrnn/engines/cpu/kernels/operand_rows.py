@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, rounded_to_bfloat16
+from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, Products, products_of, rounded_to_bfloat16
 from fusedrnn.jit.builder import Function, Module, Signature, Value
-from fusedrnn.jit.int_vector import int_vector
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.number_formats import INT8_MAX
@@ -17,10 +16,9 @@ from fusedrnn.number_formats import INT8_MAX
 CONVERT_ROW = Signature("convert_row", ("source", "into", "size"))
 """Convert ``size`` float32 at ``source``, of any alignment, to whole vectors in the format of a module's operands.
 
-bfloat16 gives rounded float32; int8 gives int16 behind the scale of the row.
+int8 puts the scale of the row before it. How elements are stored is said by :class:`Products`.
 """
 
-_INT16_BYTES = 2
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _MAGIC = 1.5 * 2.0**23
 _MAGIC_BITS = 0x4B400000
@@ -31,16 +29,19 @@ def emit_convert_row(module: Module, target: Target, compute: str) -> Function:
     f = Function.of(module, CONVERT_ROW)
     v = Vectors(f, target, "float32")
     convert = {"bfloat16": _round_row, "int8": _quantize_row}[compute]
-    convert(v, *f.arguments)
+    convert(v, products_of(compute, v), *f.arguments)
     f.ret()
     return f
 
 
-def _round_row(v: Vectors, source: Value, into: Value, size: Value) -> None:
-    _each_vector(v, source, size, lambda x, first: v.store(rounded_to_bfloat16(v, x), into + first * v.item))
+def _round_row(v: Vectors, products: Products, source: Value, into: Value, size: Value) -> None:
+    def round_vector(x: Value, first: Value) -> None:
+        _store(v, products, rounded_to_bfloat16(v, x), into, first)
+
+    _each_vector(v, source, size, round_vector)
 
 
-def _quantize_row(v: Vectors, source: Value, into: Value, size: Value) -> None:
+def _quantize_row(v: Vectors, products: Products, source: Value, into: Value, size: Value) -> None:
     f = v.function
     largest, not_finite = f.var(v.const(0.0)), f.var(v.const(0.0))
 
@@ -56,13 +57,16 @@ def _quantize_row(v: Vectors, source: Value, into: Value, size: Value) -> None:
     scale = is_usable.select(maximum / float(INT8_MAX), 0.0) + v.reduce(not_finite.get(), lambda a, b: a + b)
     v.store_first(scale, into - SCALE_BYTES)
     factor = is_usable.select(inverse, 0.0)
-    int16 = int_vector(16, v.lanes)
 
     def quantize(x: Value, first: Value) -> None:
-        integers = (x * factor + _MAGIC).bitcast(v.itype) - _MAGIC_BITS
-        f.store(integers.trunc(int16), into + first * _INT16_BYTES, v.lanes * _INT16_BYTES)
+        _store(v, products, (x * factor + _MAGIC).bitcast(v.itype) - _MAGIC_BITS, into, first)
 
     _each_vector(v, source, size, quantize)
+
+
+def _store(v: Vectors, products: Products, x: Value, into: Value, first: Value) -> None:
+    """Store a vector of a row whose first element has that number."""
+    v.function.store(products.a_elements(x), into + first * products.a_item, v.lanes * products.a_item)
 
 
 def _each_vector(v: Vectors, source: Value, size: Value, visit: Callable[[Value, Value], None]) -> None:

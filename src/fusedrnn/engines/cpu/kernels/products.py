@@ -5,10 +5,11 @@ The unit of k is a *group*: the adjacent elements that one step multiplies. For 
 fixed, so that every element of C is one chain whatever the tile.
 
 - float32, float64: a group is one element. A, B and sums have that format.
-- bfloat16: a group is two elements. A is float32 that was rounded; a slot of B holds two bfloat16 for each column, the
-  first in the low half; sums are float32, over rising k.
-- int8: a group is two elements. A is int16 that holds int8; a slot of B holds two int8 for each column; sums are int32,
-  and exact.
+- bfloat16: a group is two elements; a slot of B holds both of each column. Sums are float32, over rising k. A is
+  float32 that was rounded, or bfloat16 where the target has a dot product of pairs.
+- int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
+  int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
+  plus 128; a panel of B begins with initial accumulators that undo it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fusedrnn.jit.builder import Value
+from fusedrnn.jit.dot_products import add_bfloat16_products, add_int8_products
 from fusedrnn.jit.int_vector import int_vector, shuffle
+from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
 STORAGE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "int8": "float32"}
@@ -25,6 +28,7 @@ STORAGE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "i
 SCALE_BYTES = 4
 """A quantized row of A lies right behind its scale, a float32."""
 _HALF_BITS, _LOW_HALF, _HIGH_HALF = 16, 0xFFFF, -(1 << 16)
+_BYTE_BITS, _BYTE, _OFFSET, _BYTES_OF_128 = 8, 0xFF, 128, 0x80808080
 _BELOW_HALF, _QUIET_NAN = 0x7FFF, 0x400000
 
 Sums = list[list[Value]]
@@ -36,17 +40,26 @@ class Products(Protocol):
 
     Attributes:
         group: Elements of k in a group.
+        unroll: Groups per iteration of the loop over k of whole panels; half as many for narrower tiles, which are many
+            and do little of the work. Enough to hide the loop's own instructions, few enough for the registers.
+        speedup: Products in the time of one of float32, for the cost model.
         has_scales: Whether rows of A and columns of B have scales.
+        head: Slots with which each vector of a panel begins, before those of the groups: initial accumulators.
+        a_item: Bytes of an element of a converted row of A.
         a_bytes, b_bytes: Bytes of a group in a row of A, and in a vector of columns of B.
     """
 
     group: int
+    unroll: int
+    speedup: float
     has_scales: bool
+    head: int
+    a_item: int
     a_bytes: int
     b_bytes: int
 
-    def first_sum(self, c_in: Value, align: int) -> Value:
-        """The accumulators of a vector of C, before any product."""
+    def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
+        """The accumulators of a vector of C before any product, by the addresses of C_in and of the panel's head."""
 
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """The sums plus the products of a group, by the group's address in each row of A and vector of B."""
@@ -57,19 +70,33 @@ class Products(Protocol):
     def slot(self, elements: Sequence[Value]) -> Value:
         """What a slot of B holds, from the float vectors of its group."""
 
+    def head_sum(self, total: Value, slot: Value) -> Value:
+        """What the head of a vector of a panel holds, after another slot: it begins as zeros."""
+
+    def a_elements(self, x: Value) -> Value:
+        """What a row of A holds, from a float vector that was rounded or integers of a quantized row."""
+
 
 class FloatProducts:
     """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
 
-    group, has_scales = 1, False
+    group, unroll, speedup, has_scales, head = 1, 4, 1.0, False, 0
 
     def __init__(self, v: Vectors, a_step: int) -> None:
-        self.v, self.a_step, self.b_bytes = v, a_step, v.bytes
+        self.v, self.a_step, self.a_item, self.b_bytes = v, a_step, v.item, v.bytes
         self.a_bytes = self.group * a_step
 
-    def first_sum(self, c_in: Value, align: int) -> Value:
+    def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
         """See :class:`Products`."""
         return self.v.load(c_in, align)
+
+    def head_sum(self, total: Value, slot: Value) -> Value:
+        """See :class:`Products`."""
+        return total
+
+    def a_elements(self, x: Value) -> Value:
+        """See :class:`Products`."""
+        return x
 
     def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
         """See :class:`Products`."""
@@ -96,12 +123,11 @@ class FloatProducts:
 class WidenedBfloat16Products(FloatProducts):
     """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
 
-    group = 2
+    group, unroll = 2, 2
 
     def slot(self, elements: Sequence[Value]) -> Value:
         """See :class:`Products`. Elements are rounded to nearest even."""
-        low, high = (rounded_to_bfloat16(self.v, element).bitcast(self.v.itype) for element in elements)
-        return ((low >> _HALF_BITS) & _LOW_HALF) | high
+        return _pair_of_halves(self.v, [rounded_to_bfloat16(self.v, element) for element in elements])
 
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`. The element in the low half is multiplied first."""
@@ -112,17 +138,56 @@ class WidenedBfloat16Products(FloatProducts):
         return self._add_element([row + self.a_step for row in a_rows], high, sums)
 
 
+class Bfloat16DotProducts(FloatProducts):
+    """Pairs of bfloat16, multiplied and added by one instruction, which takes the high half first."""
+
+    group, unroll, speedup = 2, 2, 2.0
+
+    def __init__(self, v: Vectors, a_step: int = 0) -> None:
+        super().__init__(v, a_step)
+        self.a_item, self.a_bytes = 2, 4
+
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`. The first element is in the high half; both are rounded to nearest even."""
+        return _pair_of_halves(self.v, [rounded_to_bfloat16(self.v, element) for element in reversed(elements)])
+
+    def a_elements(self, x: Value) -> Value:
+        """See :class:`Products`. The elements of each pair are exchanged, as in B."""
+        halves = (x.bitcast(self.v.itype) >> _HALF_BITS).trunc(int_vector(16, self.v.lanes))
+        return shuffle(halves, halves, [lane ^ 1 for lane in range(self.v.lanes)])
+
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+        """See :class:`Products`."""
+        v = self.v
+        b_vecs = [v.function.load(slot, v.itype, v.bytes) for slot in b_slots]
+        result = []
+        for address, row_sums in zip(a_rows, sums, strict=True):
+            pair = v.splat_word(address)
+            result.append(
+                [add_bfloat16_products(v, total, pair, b_vec) for b_vec, total in zip(b_vecs, row_sums, strict=True)]
+            )
+        return result
+
+
 class Int8Products:
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
-    group, has_scales = 2, True
+    group, unroll, speedup, has_scales, head = 2, 1, 1.6, True, 0
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
-        self.v, self.a_bytes, self.b_bytes = v, 4, 2 * v.lanes
+        self.v, self.a_item, self.a_bytes, self.b_bytes = v, 2, 4, self.group * v.lanes
 
-    def first_sum(self, c_in: Value, align: int) -> Value:
+    def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
         """See :class:`Products`."""
-        return self.v.function.constant(0, int_vector(32, self.v.lanes))
+        return self.v.function.constant(0, self.v.itype)
+
+    def head_sum(self, total: Value, slot: Value) -> Value:
+        """See :class:`Products`."""
+        return total
+
+    def a_elements(self, x: Value) -> Value:
+        """See :class:`Products`."""
+        return x.trunc(int_vector(16, self.v.lanes))
 
     def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
         """See :class:`Products`."""
@@ -149,19 +214,80 @@ class Int8Products:
         return result
 
 
+class Int8DotProducts(Int8Products):
+    """Groups of uint8 of A and int8 of B, multiplied and added by one instruction.
+
+    A holds its elements plus 128, so that the head of a panel holds -128 times the sum of each column.
+    """
+
+    group, unroll, speedup, head = 4, 2, 4.0, 1
+
+    def __init__(self, v: Vectors, a_step: int = 0) -> None:
+        super().__init__(v, a_step)
+        self.a_item = 1
+
+    def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
+        """See :class:`Products`."""
+        return self.v.function.load(head, self.v.itype, self.v.bytes)
+
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`. Elements are integers already."""
+        result = elements[0].fptosi(self.v.itype) & _BYTE
+        for number, element in enumerate(elements[1:], 1):
+            result = result | ((element.fptosi(self.v.itype) & _BYTE) << (_BYTE_BITS * number))
+        return result
+
+    def head_sum(self, total: Value, slot: Value) -> Value:
+        """See :class:`Products`. Adds -128 times the elements of the slot."""
+        v = self.v
+        minus_128 = v.function.constant(_BYTES_OF_128, v.itype)
+        return total - add_int8_products(v, v.function.constant(0, v.itype), minus_128, slot)
+
+    def a_elements(self, x: Value) -> Value:
+        """See :class:`Products`."""
+        return (x + _OFFSET).trunc(int_vector(8, self.v.lanes))
+
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+        """See :class:`Products`."""
+        v = self.v
+        b_vecs = [v.function.load(slot, v.itype, v.bytes) for slot in b_slots]
+        result = []
+        for address, row_sums in zip(a_rows, sums, strict=True):
+            group = v.splat_word(address)
+            result.append(
+                [add_int8_products(v, total, group, b_vec) for b_vec, total in zip(b_vecs, row_sums, strict=True)]
+            )
+        return result
+
+
 PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
     "float32": FloatProducts,
     "float64": FloatProducts,
     "bfloat16": WidenedBfloat16Products,
     "int8": Int8Products,
 }
-"""By format of operands."""
+"""By format of operands, on every target."""
+_DOT_PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
+    "bfloat16": Bfloat16DotProducts,
+    "int8": Int8DotProducts,
+}
+
+
+def products_class(compute: str, target: Target) -> type[FloatProducts] | type[Int8Products]:
+    """The products of a format of operands with a target's instructions."""
+    return (_DOT_PRODUCTS if compute in target.dot_products else PRODUCTS)[compute]
 
 
 def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:
     """The products of a format of operands; ``a_step`` is the distance of two elements of a row of A in bytes."""
-    products: Products = PRODUCTS[compute](v, a_step)
+    products: Products = products_class(compute, v.target)(v, a_step)
     return products
+
+
+def _pair_of_halves(v: Vectors, pair: Sequence[Value]) -> Value:
+    """Vectors of two rounded numbers in one: the first in the low half of each lane."""
+    low, high = (element.bitcast(v.itype) for element in pair)
+    return ((low >> _HALF_BITS) & _LOW_HALF) | high
 
 
 def rounded_to_bfloat16(v: Vectors, x: Value) -> Value:

@@ -119,6 +119,7 @@ class ThreadShare:
         self.num_gates = len(program.cell.gates)
         self.converts = program.compute != program.dtype
         self.products = products_of(program.compute, self.v)
+        self.operand_vector_bytes = self.v.lanes * self.products.a_item
         self.can_read_unpacked = is_plain(program.cell) and not self.converts
         call, self.thread, self.layer, self.direction = f.arguments[:4]
         self.c = c = structs[0].read(f, call)

@@ -115,7 +115,7 @@ class _Layer:
         panels = count * (col_vecs / problem.panel_vectors)
         panel_vectors = problem.panel_vectors * k
         rate = 1 / (l2_fraction / machine.l2_bandwidth + (1 - l2_fraction) / bandwidth)
-        fma_rate = machine.fma_rate * (machine.int8_speedup if problem.spec.compute == "int8" else 1.0)
+        fma_rate = machine.fma_rate * problem.products.speedup
         panel_bytes = panel_vectors * problem.weight_vector_bytes
         self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors / fma_rate, panel_bytes, rate)
 
