@@ -18,7 +18,7 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
-from fusedrnn.engines.reference.rounding import Rounding, operand_rounding, unrounded
+from fusedrnn.engines.reference.rounding import Rounding, row_rounding, unrounded, weight_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.spec import Array, RNNSpec
 
@@ -103,7 +103,7 @@ def forward(
     """
     if states is None:
         states = [np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1])]
-    cell, rounded = traced_cell(spec.variant), operand_rounding(spec.compute)
+    cell, rounded, round_weight = traced_cell(spec.variant), row_rounding(spec.compute), weight_rounding(spec.compute)
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
         if tape is not None:
@@ -113,7 +113,7 @@ def forward(
             own_tape = None if tape is None else DirectionTape()
             # Weights are rounded once; the rows that they multiply, step by step.
             weights = layer_weights(spec, params, layer, direction)
-            weights |= {kind: rounded(weights[kind]) for kind in _MATRICES if kind in weights}
+            weights |= {kind: round_weight(weights[kind]) for kind in _MATRICES if kind in weights}
             run_step = partial(_run_step, cell, weights, own_tape, rounded)
             before = [state[len(final)] for state in states]
             y, after = unroll(x, before, lengths, spec.reverses(direction), run_step)

@@ -13,12 +13,17 @@ Rounding = Callable[[Array], Array]
 """From rows (..., K) to the same rows in the format of operands, in the same float type."""
 
 
-def operand_rounding(compute: str | None) -> Rounding:
-    """The rounding of a format; None for none.
+def row_rounding(compute: str | None) -> Rounding:
+    """The rounding of the rows that weights multiply; ``compute`` is None for none.
 
     A product of int8 operands is exact but for the scales, so that it is that of the rows they stand for.
     """
-    return {None: unrounded, "bfloat16": _bfloat16, "int8": _int8}[compute]
+    return {None: unrounded, "bfloat16": _bfloat16, "int8": _int8, "int8_weights": unrounded}[compute]
+
+
+def weight_rounding(compute: str | None) -> Rounding:
+    """The rounding of weights."""
+    return _int8 if compute == "int8_weights" else row_rounding(compute)
 
 
 def unrounded(rows: Array) -> Array:

@@ -10,7 +10,7 @@ from fusedrnn.engines.cpu.kernels.dropout import emit_drop_panel, emit_drop_row
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN, emit_gemm, gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import emit_unpacked_gemm_nn, emit_unpacked_gemm_nt
 from fusedrnn.engines.cpu.kernels.operand_rows import emit_convert_row
-from fusedrnn.engines.cpu.kernels.products import STORAGE
+from fusedrnn.engines.cpu.kernels.products import STORAGE, products_class
 from fusedrnn.jit.builder import Module
 from fusedrnn.jit.target import Target
 
@@ -21,7 +21,7 @@ def build_common(compute: str, target: Target) -> Module:
     emit_gemm(module, target, compute, gemm_of(compute))
     if compute == STORAGE[compute]:
         emit_unpacked_gemm_nt(module, target, compute)
-    else:
+    elif products_class(compute, target).converts_rows:
         emit_convert_row(module, target, compute)
     return module
 

@@ -187,7 +187,7 @@ class DirectionEmitter(ThreadShare):
     def left_operand(self, table: Value, num_rows: Value, size: Value) -> LeftOperand:
         """The rows of a table of addresses as a GEMM reads them, converted if operands have a format of their own."""
         f, c = self.f, self.c
-        if not self.converts:
+        if not self.products.converts_rows:
             return LeftOperand(table, num_rows)
         convert_row = Declared(f.module, CONVERT_ROW)
         rows, converted_table = self.scratch + c.operand_rows_offset, self.scratch + c.operand_table_offset

@@ -10,6 +10,7 @@ fixed, so that every element of C is one chain whatever the tile.
 - int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
   int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
   plus 128; a panel of B begins with initial accumulators that undo it.
+- int8_weights: a group is one element. A is float32, B int8; sums are float32, over rising k, and scaled at the end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
-STORAGE = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "int8": "float32"}
+STORAGE = {
+    "float32": "float32", "float64": "float64", "bfloat16": "float32", "int8": "float32", "int8_weights": "float32",
+}  # fmt: skip
 """The dtype of C by the format of the operands."""
 SCALE_BYTES = 4
 """A quantized row of A lies right behind its scale, a float32."""
@@ -43,7 +46,8 @@ class Products(Protocol):
         unroll: Groups per iteration of the loop over k of whole panels; half as many for narrower tiles, which are many
             and do little of the work. Enough to hide the loop's own instructions, few enough for the registers.
         speedup: Products in the time of one of float32, for the cost model.
-        has_scales: Whether rows of A and columns of B have scales.
+        converts_rows: Whether rows of A are converted before a GEMM reads them.
+        has_scales: Whether columns of B have scales; rows of A have one each if they are converted too.
         head: Slots with which each vector of a panel begins, before those of the groups: initial accumulators.
         a_item: Bytes of an element of a converted row of A.
         a_bytes, b_bytes: Bytes of a group in a row of A, and in a vector of columns of B.
@@ -52,6 +56,7 @@ class Products(Protocol):
     group: int
     unroll: int
     speedup: float
+    converts_rows: bool
     has_scales: bool
     head: int
     a_item: int
@@ -80,7 +85,7 @@ class Products(Protocol):
 class FloatProducts:
     """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
 
-    group, unroll, speedup, has_scales, head = 1, 4, 1.0, False, 0
+    group, unroll, speedup, converts_rows, has_scales, head = 1, 4, 1.0, False, False, 0
 
     def __init__(self, v: Vectors, a_step: int) -> None:
         self.v, self.a_step, self.a_item, self.b_bytes = v, a_step, v.item, v.bytes
@@ -123,7 +128,7 @@ class FloatProducts:
 class WidenedBfloat16Products(FloatProducts):
     """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
 
-    group, unroll = 2, 2
+    group, unroll, converts_rows = 2, 2, True
 
     def slot(self, elements: Sequence[Value]) -> Value:
         """See :class:`Products`. Elements are rounded to nearest even."""
@@ -141,7 +146,7 @@ class WidenedBfloat16Products(FloatProducts):
 class Bfloat16DotProducts(FloatProducts):
     """Pairs of bfloat16, multiplied and added by one instruction, which takes the high half first."""
 
-    group, unroll, speedup = 2, 2, 2.0
+    group, unroll, speedup, converts_rows = 2, 2, 2.0, True
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         super().__init__(v, a_step)
@@ -169,10 +174,38 @@ class Bfloat16DotProducts(FloatProducts):
         return result
 
 
+class WidenedInt8Products(FloatProducts):
+    """int8 in B, widened to float32 in registers; A is float32. Sums are scaled at the end."""
+
+    speedup, has_scales = 0.8, True
+
+    def __init__(self, v: Vectors, a_step: int = 0) -> None:
+        super().__init__(v, a_step)
+        self.b_bytes = v.lanes
+
+    def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
+        """See :class:`Products`."""
+        return self.v.const(0.0)
+
+    def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
+        """See :class:`Products`. A row has no scale."""
+        return self.v.fma(total, self.v.load(scales[1]), self.v.load(c_in, align))
+
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`. Elements are integers already."""
+        return super().slot(elements).fptosi(self.v.itype).trunc(int_vector(8, self.v.lanes))
+
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+        """See :class:`Products`."""
+        v, int8 = self.v, int_vector(8, self.v.lanes)
+        integers = [v.function.load(slot, int8, self.b_bytes).sext(v.itype) for slot in b_slots]
+        return self._add_element(a_rows, [vector.sitofp(v.type) for vector in integers], sums)
+
+
 class Int8Products:
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
-    group, unroll, speedup, has_scales, head = 2, 1, 1.6, True, 0
+    group, unroll, speedup, converts_rows, has_scales, head = 2, 1, 1.6, True, True, 0
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_item, self.a_bytes, self.b_bytes = v, 2, 4, self.group * v.lanes
@@ -265,6 +298,7 @@ PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
     "float64": FloatProducts,
     "bfloat16": WidenedBfloat16Products,
     "int8": Int8Products,
+    "int8_weights": WidenedInt8Products,
 }
 """By format of operands, on every target."""
 _DOT_PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {

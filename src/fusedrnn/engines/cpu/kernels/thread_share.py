@@ -117,10 +117,9 @@ class ThreadShare:
         self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
         self.num_gates = len(program.cell.gates)
-        self.converts = program.compute != program.dtype
         self.products = products_of(program.compute, self.v)
         self.operand_vector_bytes = self.v.lanes * self.products.a_item
-        self.can_read_unpacked = is_plain(program.cell) and not self.converts
+        self.can_read_unpacked = is_plain(program.cell) and program.compute == program.dtype
         call, self.thread, self.layer, self.direction = f.arguments[:4]
         self.c = c = structs[0].read(f, call)
         index = self.layer * c.directions + self.direction

@@ -243,7 +243,7 @@ class WeightGradients(BackwardEmitter):
             if not of_state:
                 with f.if_((self.layer > 0) & (c.threshold > 0)):
                     f.call(self._drop_panel, packed_row, feature, *self.dropout_counter(sequence, time))
-            if self.converts:
+            if self.products.converts_rows:
                 for address in (packed_row + number * v.bytes for number in range(self.panel_vectors)):
                     v.store(rounded_to_bfloat16(v, v.load(address)), address)
 
