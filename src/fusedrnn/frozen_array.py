@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+class FrozenParams:
+    """Parameters that are no array and can never change."""
+
+
 class _FrozenBytes(bytes):
     """The memory of a frozen array.
 
@@ -38,15 +42,20 @@ def frozen(params: Array) -> Array:
         raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
     if is_frozen(params):
         return params
-    return np.frombuffer(_FrozenBytes(params.tobytes()), params.dtype).reshape(params.shape)
+    return frozen_copy(params)
 
 
-def is_frozen(array: Array) -> bool:
-    """Whether :func:`frozen` returned the array, or it is a view of one.
+def frozen_copy(array: Array) -> Array:
+    """A copy of any array that can never be written."""
+    return np.frombuffer(_FrozenBytes(array.tobytes()), array.dtype).reshape(array.shape)
+
+
+def is_frozen(params: Array | FrozenParams) -> bool:
+    """Whether :func:`frozen` returned an array, or it is a view of one; also of other parameters that cannot change.
 
     The read-only flag does not tell: the owner of the memory can clear it, write, and set it again.
     """
-    owner: object = array
+    owner: object = params
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    return isinstance(owner, _FrozenBytes)
+    return isinstance(owner, (_FrozenBytes, FrozenParams))

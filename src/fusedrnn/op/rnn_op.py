@@ -10,12 +10,13 @@ import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
-from fusedrnn.frozen_array import frozen
+from fusedrnn.frozen_array import frozen, is_frozen
 from fusedrnn.op import validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.reserve import Reserve, check_reserve
 from fusedrnn.op.stream import Stream
+from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import as_bool, check_bytes, check_choice, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
@@ -126,7 +127,7 @@ class RNNOp:
     def forward(
         self,
         x: Array,
-        params: Array,
+        params: Array | QuantizedParams,
         states: Sequence[Array | None] | None = None,
         *,
         training: bool = False,
@@ -139,7 +140,7 @@ class RNNOp:
 
         Args:
             x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
-            params: The flat parameter vector of ``spec.layout``, of the spec's dtype.
+            params: The flat parameter vector of ``spec.layout``, of the spec's dtype; or what :meth:`quantize` returns.
             states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction, or
                 None for zeros; None if all are.
             training: Whether to save what backward needs, and to drop elements between layers if the spec says so.
@@ -189,7 +190,7 @@ class RNNOp:
         return operands.y, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths)
 
     def _forward_cached(
-        self, x: Array, params: Array, states: Sequence[Array | None] | None, training: bool, out: Array | None
+        self, x: Array, params: Any, states: Sequence[Array | None] | None, training: bool, out: Array | None
     ) -> tuple[Array, tuple[Array, ...], Reserve | None] | None:
         """What forward returns, by a cached call; None if there is none, or the arguments differ from its."""
         # Another thread may replace a cached call at any time.
@@ -248,11 +249,14 @@ class RNNOp:
             self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
         return operands.grads[:3]
 
-    def stream(self, params: Array, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
+    def stream(
+        self, params: Array | QuantizedParams, batch: int = 1, states: Sequence[Array | None] | None = None
+    ) -> Stream:
         """Sequences that arrive in chunks: the state is carried from one to the next.
 
         Args:
             params: The flat parameter vector. It is copied, unless it is from :func:`frozen`: many streams share that.
+                Or what :meth:`quantize` returns.
             batch: N.
             states: Initial states as in :meth:`forward`, which are copied.
 
@@ -265,7 +269,24 @@ class RNNOp:
                 raise ValueError(f"a stream must be of a network that runs forward alone; got {name}=True")
         batch = positive_int("batch", batch)
         check_bytes("batch", batch, self.spec.state_shape(batch), self.spec.dtype)
-        return Stream(self, frozen(validation.check_params(params, self.spec)), batch, states)
+        checked = validation.check_params(params, self.spec)
+        return Stream(self, checked if is_frozen(checked) else frozen(checked), batch, states)
+
+    def quantize(self, params: Array) -> QuantizedParams:
+        """Parameters with int8 matrices, for an op whose ``compute`` is ``"int8"`` or ``"int8_weights"``.
+
+        They take about a quarter of the bytes, and calls with them have the bits of calls with ``params``.
+
+        Args:
+            params: The flat parameter vector.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise; also if the spec's ``compute`` is another.
+        """
+        check_quantized(self.spec)
+        checked = validation.check_params(params, self.spec)
+        return checked if isinstance(checked, QuantizedParams) else QuantizedParams.quantize(self.spec, checked)
 
     def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
         """Bytes of the reserve of a forward call of that size, its ``nbytes``.
