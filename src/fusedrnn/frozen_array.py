@@ -25,7 +25,7 @@ class _FrozenBytes(bytes):
 def frozen(params: Array) -> Array:
     """A copy of a parameter vector that can never be written, so that an op need not check it for changes.
 
-    A frozen array is returned unchanged.
+    A frozen array and quantized parameters are returned unchanged.
 
     To check whether parameters have changed takes as long as to read them: most of the time of a call of one step of
     one sequence, next to nothing in a call of some dozen steps.
@@ -36,6 +36,8 @@ def frozen(params: Array) -> Array:
     Raises:
         TypeError: If ``params`` is anything else.
     """
+    if isinstance(params, FrozenParams):  # which callers of typed code pass as Any
+        return params
     is_array = isinstance(params, np.ndarray) and not isinstance(params, numpy.ma.MaskedArray)
     if not is_array or params.dtype.kind != "f":
         kind = params.dtype if is_array else type(params).__name__

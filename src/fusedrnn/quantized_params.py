@@ -165,6 +165,10 @@ class QuantizedParams(FrozenParams):
         return QuantizedParams, (self.spec, self.integers, self.scales, self.vectors, self.ranges)
 
 
+Params = Array | QuantizedParams
+"""What a call takes as the parameters of a network."""
+
+
 def check_quantized(spec: object) -> None:
     """Raise an error unless a spec's weights are int8."""
     if not isinstance(spec, RNNSpec):

@@ -298,7 +298,7 @@ def test_recursive_and_exponential_calls_are_rejected():
 # ---- recurrent operators that are not supported
 
 
-def quantised(name, domain="com.microsoft", operator="DynamicQuantizeLSTM"):
+def quantised(name, domain="com.microsoft", operator="QLinearLSTM"):
     return helper.make_node(
         operator, ["X", "Wq", "Rq"], [f"{name or 'y'}/out"], name=name, domain=domain, hidden_size=6
     )
@@ -309,20 +309,18 @@ def test_error_names_quantised_layers():
     with pytest.raises(NotImplementedError) as error_info:
         read(model)
     for part in (
-        "node 'q' (com.microsoft.DynamicQuantizeLSTM), the node of 'y/out' (com.microsoft.DynamicQuantizeLSTM), ",
+        "node 'q' (com.microsoft.QLinearLSTM), the node of 'y/out' (com.microsoft.QLinearLSTM), ",
         "node 'a' (com.microsoft.AttnLSTM) cannot be read; expected LSTM, GRU or RNN of ONNX's own domain",
     ):
         assert part in str(error_info.value)
     for call in (lambda: read(model, ["q"]), lambda: write(model, "q", params_of(0))):
-        with pytest.raises(
-            NotImplementedError, match=r"^node 'q' \(com.microsoft.DynamicQuantizeLSTM\) cannot be read"
-        ):
+        with pytest.raises(NotImplementedError, match=r"^node 'q' \(com.microsoft.QLinearLSTM\) cannot be read"):
             call()
 
 
 @pytest.mark.parametrize(
     ("domain", "operator"),
-    [("com.microsoft", "QLinearLSTM"), ("", "GRUUnit"), ("x.y", "LSTM"), ("x.y", "OptimizedRNNStack")],
+    [("com.microsoft", "QLinearGRU"), ("x.y", "DynamicQuantizeLSTM"), ("", "GRUUnit"), ("x.y", "LSTM"), ("", "AnyRNN")],
 )  # fmt: skip
 def test_other_recurrent_operators_are_rejected(domain, operator):
     node = quantised("q", domain, operator)

@@ -1,16 +1,17 @@
-"""The attributes of recurrent nodes, in every version of the three operators."""
+"""The attributes of recurrent nodes, in every version of the three operators, and of a DynamicQuantizeLSTM."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
 from onnx.onnx_cpp2py_export.checker import CheckerContext
 
 from fusedrnn.cell.activations import ACTIVATIONS, Activation
+from fusedrnn.onnx.quantized import LSTM_VERSION, as_lstm, is_quantized
 
 KINDS = ("LSTM", "GRU", "RNN")
 VERSIONS = (1, 3, 7, 14, 22)
@@ -37,6 +38,7 @@ class Settings:
         input_forget: Whether an LSTM's f is 1 - i.
         linear_before_reset: Whether a GRU's r multiplies the recurrent product.
         batch_first: Whether X is (N, T, I) (layout 1), not (T, N, I).
+        quantized: Whether the weights are those of a DynamicQuantizeLSTM.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Settings:
     input_forget: bool
     linear_before_reset: bool
     batch_first: bool
+    quantized: bool = False
 
     @property
     def num_directions(self) -> int:
@@ -62,6 +65,8 @@ def parse(node: onnx.NodeProto, opset: int, ir_version: int, versions: Sequence[
         NotImplementedError: If the version of the operator is not supported.
         onnx.checker.ValidationError: If the node does not match its schema.
     """
+    if is_quantized(node):
+        return replace(parse(as_lstm(node), LSTM_VERSION, ir_version), quantized=True)
     context = checker_context(opset, ir_version)
     version = onnx.defs.get_schema(node.op_type, opset, "").since_version
     if version not in versions:

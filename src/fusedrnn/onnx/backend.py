@@ -1,4 +1,4 @@
-"""The onnx backend: runs models of LSTM, GRU and RNN nodes on the fused operator, node by node."""
+"""The onnx backend: runs models of LSTM, GRU, RNN and DynamicQuantizeLSTM nodes on the fused operator, one by one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from fusedrnn.onnx.checking import checked
 from fusedrnn.onnx.folding import FOLDED, Folder
 from fusedrnn.onnx.graph import DOMAINS, is_recurrent, label
 from fusedrnn.onnx.node_runner import NodeRunner
+from fusedrnn.onnx.quantized import OPERATOR
 from fusedrnn.onnx.scopes import Scope
 from fusedrnn.onnx.weight_layout import Array
 from fusedrnn.scalars import positive_int
 
-_ACCEPTED = frozenset({*KINDS, "Constant", *FOLDED})
+_FOLDED = FOLDED | {"Constant"}
 _Step = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
@@ -35,7 +36,7 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
 
     def __init__(self, model: ModelProto, backend: str | None) -> None:
         for node in model.graph.node:
-            if node.domain not in DOMAINS or node.op_type not in _ACCEPTED:
+            if not is_recurrent(node) and (node.domain not in DOMAINS or node.op_type not in _FOLDED):
                 raise _unsupported(node)
         model = checked(model)
         graph = model.graph
@@ -89,7 +90,9 @@ class PreparedModel(onnx.backend.base.BackendRep):  # type: ignore[misc,unused-i
 
 
 class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
-    """ONNX's backend interface for LSTM, GRU, RNN and constants. An error names any other node.
+    """ONNX's backend interface for LSTM, GRU, RNN, ``com.microsoft.DynamicQuantizeLSTM`` and constants.
+
+    An error names any other node.
 
     Example:
     >>> import numpy as np
@@ -184,7 +187,7 @@ class Backend(onnx.backend.base.Backend):  # type: ignore[misc,unused-ignore]
             raise TypeError(f"node must be an onnx.NodeProto; got {type(node).__name__}")
         backend = cls._checked_backend(device, **options)
         if not is_recurrent(node):
-            raise NotImplementedError(f"{label(node)}: run_node supports only {', '.join(KINDS)}")
+            raise NotImplementedError(f"{label(node)}: run_node supports only {', '.join(KINDS)} and {OPERATOR}")
         newest = onnx.defs.onnx_opset_version()
         opset = newest if opset_version is None else positive_int("opset_version", opset_version)
         values = _by_name(inputs, tuple(dict.fromkeys(filter(None, node.input))))
@@ -202,7 +205,7 @@ def _reject_options(unknown: Mapping[str, Any]) -> None:
 
 
 def _unsupported(node: NodeProto) -> NotImplementedError:
-    kinds = ", ".join(KINDS)
+    kinds = ", ".join((*KINDS, OPERATOR))
     return NotImplementedError(f"{label(node)} is not supported; expected {kinds}, or nodes that only read constants")
 
 

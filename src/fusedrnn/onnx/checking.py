@@ -9,6 +9,7 @@ from onnx import ModelProto, TensorProto
 
 from fusedrnn.onnx.attributes import checker_context
 from fusedrnn.onnx.graph import DOMAINS, domain_of, errors_name_node, label, opset_of
+from fusedrnn.onnx.quantized import LSTM_VERSION, as_lstm, is_quantized
 
 
 def checked(model: ModelProto) -> ModelProto:
@@ -48,7 +49,10 @@ def _check_nodes(model: ModelProto, opset: int) -> None:
     defined |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
         with errors_name_node(label(node)):
-            onnx.checker.check_node(node, checker_context(opset, model.ir_version))
+            if is_quantized(node):  # which the checker does not know
+                onnx.checker.check_node(as_lstm(node), checker_context(LSTM_VERSION, model.ir_version))
+            else:
+                onnx.checker.check_node(node, checker_context(opset, model.ir_version))
             missing = [name for name in node.input if name and name not in defined]
             if missing:
                 raise ValueError(f"its inputs must be defined before it; there is no {missing[0]!r}")

@@ -12,10 +12,12 @@ import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 from fusedrnn.onnx.attributes import KINDS
+from fusedrnn.onnx.quantized import QUANTIZATION, is_quantized
 
 DOMAINS = ("", "ai.onnx")
 """Both names of the domain of ONNX's own operators."""
-INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P", *QUANTIZATION)
+"""The inputs of an LSTM, of which a GRU and an RNN have the first, and behind them those of a DynamicQuantizeLSTM."""
 
 _ERRORS = (TypeError, NotImplementedError, ValueError)
 _ONNX_ERRORS = (onnx.checker.ValidationError, onnx.defs.SchemaError, onnx.shape_inference.InferenceError)
@@ -63,8 +65,8 @@ def first_output(node: NodeProto) -> str:
 
 
 def is_recurrent(node: NodeProto) -> bool:
-    """Whether the node is one of ONNX's LSTM, GRU and RNN."""
-    return node.op_type in KINDS and node.domain in DOMAINS
+    """Whether the node is one of ONNX's LSTM, GRU and RNN, or a DynamicQuantizeLSTM."""
+    return (node.op_type in KINDS and node.domain in DOMAINS) or is_quantized(node)
 
 
 def has_recurrent_name(node: NodeProto) -> bool:

@@ -10,7 +10,7 @@ from onnx import NodeProto
 from fusedrnn.frozen_array import frozen
 from fusedrnn.onnx.attributes import parse
 from fusedrnn.onnx.graph import errors_name_node, inputs_of, label
-from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, check_same_format, from_onnx, state_of
+from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, as_floats, check_same_format, from_onnx, state_of
 from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
 
@@ -20,7 +20,7 @@ _BoundOps = Sequence[tuple[RNNOp, Array]]
 
 
 class NodeRunner:
-    """An LSTM, GRU or RNN node; parses its attributes once, and packs its weights once if they are ``constants``.
+    """A recurrent node; parses its attributes once, and packs its weights once if they are ``constants``.
 
     ``opset`` and ``ir_version`` are the model's versions of ONNX's operators and of the format.
     """
@@ -31,6 +31,7 @@ class NodeRunner:
         self._node, self._backend = node, backend
         self._inputs = inputs_of(node)
         self._constant_weights: dict[str, Array] = {}
+        self._floats: dict[str, Array] = {}
         self._packed: _BoundOps = ()
         with errors_name_node(label(node)):
             self._settings = parse(node, opset, ir_version)
@@ -38,7 +39,8 @@ class NodeRunner:
             if constants.keys() >= set(weights.values()):
                 self._constant_weights = {name: constants[value] for name, value in weights.items()}
                 # New ops, since an op caches its packed weights.
-                parts = from_onnx(self._settings, self._constant_weights)
+                self._floats = as_floats(self._settings, self._constant_weights)
+                parts = from_onnx(self._settings, self._floats)
                 self._packed = [(RNNOp(part.spec, backend), frozen(part.params)) for part in parts]
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
@@ -46,11 +48,12 @@ class NodeRunner:
         with errors_name_node(label(self._node)):
             inputs = {name: values[value] for name, value in self._inputs.items()}
             weights = {name: value for name, value in inputs.items() if name in WEIGHTS}
-            bound_ops = self._packed
+            bound_ops, floats = self._packed, self._floats
             if any(value is not self._constant_weights.get(name) for name, value in weights.items()):
-                parts = from_onnx(self._settings, weights)
+                floats = as_floats(self._settings, weights)
+                parts = from_onnx(self._settings, floats)
                 bound_ops = [(RNNOp.get(part.spec, self._backend), part.params) for part in parts]
-            outputs = self._run(bound_ops, inputs)
+            outputs = self._run(bound_ops, inputs | floats)
         return {value: output for value, output in zip(self._node.output, outputs, strict=False) if value}
 
     def _run(self, bound_ops: _BoundOps, inputs: Mapping[str, Array]) -> list[Array]:

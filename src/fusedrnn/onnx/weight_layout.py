@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from fusedrnn.layout import Kind
 from fusedrnn.onnx.attributes import Settings
+from fusedrnn.onnx.quantized import QUANTIZATION, dequantized
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
 
-WEIGHTS = ("W", "R", "B", "P")
+WEIGHTS = ("W", "R", "B", "P", *QUANTIZATION)
 COMPUTED = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 """The number formats of a node, and the dtype of the spec that computes each."""
 _COMPUTE = {"bfloat16": "bfloat16"}
@@ -60,6 +61,15 @@ def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, .
     return parts
 
 
+def as_floats(settings: Settings, weights: dict[str, Array]) -> dict[str, Array]:
+    """The weights themselves, or those of a DynamicQuantizeLSTM in float32, as an LSTM has them.
+
+    Raises:
+        TypeError, ValueError: As :func:`fusedrnn.onnx.quantized.dequantized`.
+    """
+    return dequantized(weights, settings.num_directions) if settings.quantized else weights
+
+
 def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> None:
     """Write the parts into the node's weights; what the specs do not use, such as a coupled f, does not change."""
     for params, weight, rows in _blocks(kind, parts, weights):
@@ -99,7 +109,7 @@ def _specs(settings: Settings, weights: Mapping[str, Array]) -> Iterator[RNNSpec
             input_size=input_size,
             hidden_size=hidden_size,
             dtype=COMPUTED[dtype],
-            compute=_COMPUTE.get(dtype),
+            compute="int8" if settings.quantized else _COMPUTE.get(dtype),
             bidirectional=direction == "bidirectional",
             reverse=direction == "reverse",
             gate_clip=settings.clip,

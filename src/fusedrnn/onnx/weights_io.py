@@ -13,13 +13,13 @@ from fusedrnn.onnx.attributes import parse
 from fusedrnn.onnx.folding import Folder, NotConstantError
 from fusedrnn.onnx.graph import errors_name_node, has_recurrent_name, inputs_of, is_recurrent
 from fusedrnn.onnx.scopes import Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, from_onnx, state_of
+from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, as_floats, from_onnx, state_of
 from fusedrnn.spec import RNNSpec
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An LSTM, GRU or RNN node.
+    """An LSTM, GRU or RNN node, or a DynamicQuantizeLSTM, which is an LSTM whose spec has ``compute="int8"``.
 
     Attributes:
         name: The node's name, or its first output if it has none or shares it with another. In the body of another
@@ -91,8 +91,7 @@ def read(model: ModelProto, names: Iterable[str] | None = None) -> dict[str, Lay
         TypeError: If ``model`` is not a model, or a weight has a number format that a node cannot have.
         ValueError: Naming the node and why it cannot be read: weights that are not constants, shapes or attributes;
             or if no recurrent node has one of ``names``.
-        NotImplementedError: Naming the recurrent nodes of other operators, such as those of quantised models, among
-            those to read.
+        NotImplementedError: Naming the recurrent nodes of other operators, among those to read.
 
     Example:
     >>> from onnx.parser import parse_model
@@ -128,8 +127,8 @@ def select_nodes(model: ModelProto, names: Iterable[str] | None) -> list[LayerNo
         others = ", ".join(repr(layer_node.name) for layer_node in nodes if is_recurrent(layer_node.node))
         advice = f"; name the others to read them alone: {others}" if others else ""
         raise NotImplementedError(
-            f"{', '.join(unsupported)} cannot be read; expected LSTM, GRU or RNN of ONNX's own domain, as in a model "
-            f"that is not quantised{advice}"
+            f"{', '.join(unsupported)} cannot be read; expected LSTM, GRU or RNN of ONNX's own domain, or "
+            f"DynamicQuantizeLSTM of com.microsoft{advice}"
         )
     return nodes
 
@@ -159,7 +158,9 @@ def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
             if name not in inputs:
                 raise ValueError(f"{name} must be given; the function that contains the node is called without it")
         constants = _constants(inputs, scope, folder)
-        parts = from_onnx(settings, {name: constants[name] for name in WEIGHTS if name in inputs})
+        weights = as_floats(settings, {name: constants[name] for name in WEIGHTS if name in inputs})
+        parts = from_onnx(settings, weights)
+        constants |= weights
         states = tuple(
             np.array(state_of(constants, name, settings), order="C") if name in constants else None
             for name in (f"initial_{state}" for state in parts[0].spec.state_names)
@@ -167,7 +168,7 @@ def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
         lengths = _lengths(constants.get("sequence_lens"))
     return Layer(
         name=layer_node.name,
-        kind=node.op_type,
+        kind=settings.kind,
         parts=parts,
         states=None if all(state is None for state in states) else states,
         lengths=lengths,

@@ -12,6 +12,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from fusedrnn.onnx.folding import Folder
 from fusedrnn.onnx.graph import INPUTS, errors_name_node, uses
+from fusedrnn.onnx.quantized import is_quantized
 from fusedrnn.onnx.scopes import Origin, Scope
 from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, to_onnx
 from fusedrnn.onnx.weights_io import Layer, LayerNode, read_layer, select_nodes
@@ -37,7 +38,7 @@ def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> Mode
         TypeError: Naming the argument, what it got and what it expected.
         ValueError: Likewise; or naming the node and its input if the weights of that input are not constants, or
             something else reads them too.
-        NotImplementedError: If the layer is in a function, or its operator is not supported.
+        NotImplementedError: If the layer is in a function or quantised, or its operator is not supported.
     """
     select_nodes(model, [name])  # checks both before the model is copied
     copy = deepcopy(model)
@@ -70,6 +71,8 @@ def _parts(layer: Layer, params: object) -> list[Part]:
 def _store(layer_node: LayerNode, layer: Layer, parts: Sequence[Part], folder: Folder) -> None:
     """Write the parts into the model that holds the node."""
     scope = layer_node.scope
+    if is_quantized(layer_node.node):
+        raise NotImplementedError("a layer with quantised weights cannot be written; write it before quantisation")
     if scope.in_function:
         raise NotImplementedError(
             "a layer in a function cannot be written; inline the function with onnx.inliner first"

@@ -10,13 +10,14 @@ import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
-from fusedrnn.frozen_array import frozen, is_frozen
-from fusedrnn.op import validation
+from fusedrnn.frozen_array import frozen
+from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
+from fusedrnn.op.quantizing import QuantizesParams
 from fusedrnn.op.reserve import Reserve, check_reserve
 from fusedrnn.op.stream import Stream
-from fusedrnn.quantized_params import QuantizedParams, check_quantized
+from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import as_bool, check_bytes, check_choice, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # loaded with the engine
 _GATES: SavePolicy = "gates"
 
 
-class RNNOp:
+class RNNOp(QuantizesParams):
     """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
 
     Sizes: T steps, N sequences, I inputs, H hidden units, S features of h (H, or the projection's size), L layers, D
@@ -65,7 +66,7 @@ class RNNOp:
     """
 
     def __init__(self, spec: RNNSpec, backend: str | None = None) -> None:
-        _check(spec, backend)
+        validation.check_op(spec, backend)
         self.spec = spec
         self._requested_backend = backend
         self._selector = registry.EngineSelector(spec, backend)
@@ -79,7 +80,7 @@ class RNNOp:
     @classmethod
     def get(cls, spec: RNNSpec, backend: str | None = None) -> RNNOp:
         """The op for that spec and backend, shared by all who ask for it; the most recently used ones are kept."""
-        _check(spec, backend)
+        validation.check_op(spec, backend)
         return registry.cached_op(spec, backend, lambda: cls(spec, backend))
 
     def __repr__(self) -> str:
@@ -127,7 +128,7 @@ class RNNOp:
     def forward(
         self,
         x: Array,
-        params: Array | QuantizedParams,
+        params: Params,
         states: Sequence[Array | None] | None = None,
         *,
         training: bool = False,
@@ -139,7 +140,9 @@ class RNNOp:
         """Run the network over whole sequences.
 
         Args:
-            x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
+            x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to. With
+                ``compute="bfloat16"`` also ``ml_dtypes.bfloat16``, and so params, states and out: results have the
+                dtype of their argument, y that of x, final states that of initial ones, or of x if there are none.
             params: The flat parameter vector of ``spec.layout``, of the spec's dtype; or what :meth:`quantize` returns.
             states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction, or
                 None for zeros; None if all are.
@@ -169,6 +172,9 @@ class RNNOp:
             if cached is not None:
                 return cached
         spec, trains = self.spec, training is True or as_bool("training", training)
+        if spec.compute == "bfloat16" and bfloat16_arrays.are_given(x, params, states, out):
+            options = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed}
+            return bfloat16_arrays.forward(self.forward, x, params, states, out, **options)
         save = reserve if reserve is _GATES else check_choice("reserve", reserve, SAVE_POLICIES)
         seed = validation.check_seed(seed)
         operands = validation.forward_operands(spec, x, params, states, lengths, out)
@@ -229,8 +235,9 @@ class RNNOp:
                 whole; none may share memory with another, nor with ``dy`` and ``dstates``.
 
         Returns:
-            The triple (dx, dparams, dstates): (T, N, I), in padding zero when written and untouched when added to;
-            the flat vector; a tuple of (L·D, N, size) for each initial state. None for what is not computed.
+            The triple (dx, dparams, dstates), of the dtypes of x, params and states: (T, N, I), in padding zero when
+            written and untouched when added to; the flat vector; a tuple of (L·D, N, size) for each initial state.
+            None for what is not computed.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
@@ -242,6 +249,8 @@ class RNNOp:
             result = cached(dy, dstates, reserve._residuals, grad_req, out)
             if result is not None:
                 return result
+        if type(reserve) is bfloat16_arrays.MixedReserve:
+            return bfloat16_arrays.backward(self.backward, dy, dstates, reserve, grad_req, out)
         checked = check_reserve(reserve, spec, self._selector.names)
         operands = backward_operands(spec, checked.steps, checked.batch, dy, dstates, grad_req, out)
         checked.backward(operands)
@@ -249,14 +258,11 @@ class RNNOp:
             self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
         return operands.grads[:3]
 
-    def stream(
-        self, params: Array | QuantizedParams, batch: int = 1, states: Sequence[Array | None] | None = None
-    ) -> Stream:
+    def stream(self, params: Params, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
         """Sequences that arrive in chunks: the state is carried from one to the next.
 
         Args:
-            params: The flat parameter vector. It is copied, unless it is from :func:`frozen`: many streams share that.
-                Or what :meth:`quantize` returns.
+            params: The flat parameter vector, which is copied; or frozen or quantized ones, which many streams share.
             batch: N.
             states: Initial states as in :meth:`forward`, which are copied.
 
@@ -269,24 +275,7 @@ class RNNOp:
                 raise ValueError(f"a stream must be of a network that runs forward alone; got {name}=True")
         batch = positive_int("batch", batch)
         check_bytes("batch", batch, self.spec.state_shape(batch), self.spec.dtype)
-        checked = validation.check_params(params, self.spec)
-        return Stream(self, checked if is_frozen(checked) else frozen(checked), batch, states)
-
-    def quantize(self, params: Array) -> QuantizedParams:
-        """Parameters with int8 matrices, for an op whose ``compute`` is ``"int8"`` or ``"int8_weights"``.
-
-        They take about a quarter of the bytes, and calls with them have the bits of calls with ``params``.
-
-        Args:
-            params: The flat parameter vector.
-
-        Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the spec's ``compute`` is another.
-        """
-        check_quantized(self.spec)
-        checked = validation.check_params(params, self.spec)
-        return checked if isinstance(checked, QuantizedParams) else QuantizedParams.quantize(self.spec, checked)
+        return Stream(self, frozen(validation.check_params(params, self.spec)), batch, states)
 
     def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
         """Bytes of the reserve of a forward call of that size, its ``nbytes``.
@@ -309,10 +298,3 @@ class RNNOp:
 def _draw_seed(spec: RNNSpec) -> int:
     """A new seed if the network drops something, else 0."""
     return int.from_bytes(os.urandom(8), "little") if spec.drops else 0
-
-
-def _check(spec: object, backend: object) -> None:
-    if not isinstance(spec, RNNSpec):
-        raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
-    if backend is not None:
-        registry.find(backend)  # raises if there is none

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.ma
 
+from fusedrnn.engines import registry
 from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operand, entries, is_sequence
 from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
@@ -24,12 +25,21 @@ from fusedrnn.spec import Array, RNNSpec
 _OVERLAP_WORK: Any = 1000
 
 
+def check_op(spec: object, backend: object) -> None:
+    """Raise an error unless there can be an op of this spec and this engine."""
+    if not isinstance(spec, RNNSpec):
+        raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
+    if backend is not None:
+        registry.find(backend)  # raises if there is none
+
+
 def check_array(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...] | None = None) -> Array:
     """``value`` if it is a NumPy array of the spec's dtype, and of that shape if there is one."""
     if not isinstance(value, np.ndarray) or isinstance(value, numpy.ma.MaskedArray):
         raise TypeError(f"{name} must be a NumPy array; got {type(value).__name__}")
     if value.dtype != np.dtype(spec.dtype):
-        raise TypeError(f"{name} must have dtype {spec.dtype}; got {value.dtype}")
+        hint = ", which compute='bfloat16' takes" if value.dtype.name == "bfloat16" != spec.compute else ""
+        raise TypeError(f"{name} must have dtype {spec.dtype}; got {value.dtype}{hint}")
     if shape is not None and value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}; got {value.shape}")
     return value
@@ -140,9 +150,7 @@ def check_buffer(name: str, value: object, spec: RNNSpec, shape: tuple[int, ...]
         if not present:
             raise ValueError(f"{name} must be {quality}; got an array that is not")
     if (shape[-1] > 1 and checked.strides[-1] != checked.itemsize) or _may_overlap_itself(checked):
-        raise ValueError(
-            f"{name} must have its last axis contiguous and no shared rows; got strides {checked.strides}"
-        )
+        raise ValueError(f"{name} must have its last axis contiguous and no shared rows; got strides {checked.strides}")
     return checked
 
 

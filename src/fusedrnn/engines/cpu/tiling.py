@@ -102,6 +102,11 @@ class Tiling:
         """How GEMMs multiply, and so how weights are packed."""
         return products_class(self.spec.operand_format, self.target)
 
+    @property
+    def converts_rows(self) -> bool:
+        """Whether rows of operands are converted."""
+        return self.spec.compute is not None and self.products.converts_rows
+
     def packed_bytes(self, k: int) -> int:
         """Bytes of a panel of packed weights with so many rows, the panel's head included."""
         groups = self.products.head - (-k // self.products.group)

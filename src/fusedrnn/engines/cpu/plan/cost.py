@@ -82,7 +82,7 @@ class _Layer:
         row = self.share.unit_vecs * problem.instructions * machine.instruction + machine.row
         self.cost["cell"] = self.rows * row
         self.cost["cell"] += problem.steps * machine.step + machine.layer
-        if problem.products.converts_rows:
+        if problem.converts_rows:
             # Each thread converts the operands of its rows, all units of them.
             operands = self.features + sum(map(problem.operand_size, problem.stages))
             self.cost["cell"] += self.rows * problem.num_vectors(operands) * machine.conversion

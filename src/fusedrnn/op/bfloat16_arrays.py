@@ -1,0 +1,94 @@
+"""Calls on NumPy arrays of bfloat16, the type of the package ml_dtypes: converted around calls on float32.
+
+To float32 the conversion is exact. Results are rounded to nearest even, once. A result has the dtype of its argument: y
+and dx of x, dparams of params, final states and the gradients of initial ones of the initial states, or of x if there
+are none. Buffers may be of either type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from fusedrnn.engines.operands import GradReq, is_sequence
+from fusedrnn.op.reserve import Reserve
+from fusedrnn.spec import Array
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MixedReserve(Reserve):
+    """The reserve of a call with arrays of bfloat16: that of the call in float32, and the dtypes of the gradients."""
+
+    _plain: Reserve
+    _dtypes: tuple[Any, Any, tuple[Any, ...]]
+
+
+def are_given(x: object, params: object, states: object, out: object) -> bool:
+    """Whether an argument of forward is of bfloat16."""
+    return any(map(_is_bfloat16, (x, params, out, *(states if is_sequence(states) else ()))))
+
+
+def forward(
+    run: Callable[..., Any], x: Any, params: Any, states: Any, out: Any, **options: Any
+) -> tuple[Array, tuple[Array, ...], Reserve | None]:
+    """:meth:`RNNOp.forward` with arguments of which some are of bfloat16; ``run`` is that of the op."""
+    _check_writable(out)
+    arguments = (_as_float32(argument) for argument in (x, params, states))
+    y, final, reserve = run(*arguments, out=_as_float32(out), **options)
+    given_states = (None,) * len(final) if states is None else states
+    state_dtypes = tuple((x if state is None else state).dtype for state in given_states)
+    if reserve is not None:
+        reserve = MixedReserve(**vars(reserve), _plain=reserve, _dtypes=(x.dtype, params.dtype, state_dtypes))
+    return _result(y, x.dtype, out), _result(final, state_dtypes, None), reserve
+
+
+def backward(
+    run: Callable[..., Any],
+    dy: Any,
+    dstates: Any,
+    reserve: MixedReserve,
+    grad_req: GradReq | Mapping[str, GradReq],
+    out: Any,
+) -> tuple[Any, Any, Any]:
+    """:meth:`RNNOp.backward` after :func:`forward`; ``run`` is that of the op. Gradients may be of either type."""
+    _check_writable(out)
+    gradients = run(_as_float32(dy), _as_float32(dstates), reserve._plain, grad_req=grad_req, out=_as_float32(out))
+    dx, dparams, dinitial = _result(gradients, reserve._dtypes, out)
+    return dx, dparams, dinitial
+
+
+def _is_bfloat16(value: object) -> TypeGuard[Array]:
+    return isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"
+
+
+def _as_float32(value: Any) -> Any:
+    """Arrays of bfloat16 in float32, also in a sequence; anything else as it is."""
+    if is_sequence(value):
+        return tuple(map(_as_float32, value))
+    return value.astype(np.float32) if _is_bfloat16(value) else value
+
+
+def _check_writable(out: object) -> None:
+    """Reject buffers of bfloat16 that are read-only, before anything is computed."""
+    if is_sequence(out):
+        for buffer in out:
+            _check_writable(buffer)
+    elif _is_bfloat16(out) and not out.flags.writeable:
+        raise ValueError("out must be writable; got an array that is not")
+
+
+def _result(value: Any, dtype: Any, out: Any) -> Any:
+    """A float32 result in its dtype, or in the caller's buffer; a tuple of them likewise. None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, tuple):
+        buffers = (None,) * len(value) if out is None else out
+        return tuple(_result(*entry) for entry in zip(value, dtype, buffers, strict=True))
+    if out is None:
+        return value.astype(dtype, copy=False)
+    if _is_bfloat16(out):
+        out[...] = value
+    return out
