@@ -18,15 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from fusedrnn.engines.cpu.kernels.int8_weights import WidenedInt8Products
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.dot_products import add_bfloat16_products, add_int8_products
 from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
-STORAGE = {
-    "float32": "float32", "float64": "float64", "bfloat16": "float32", "int8": "float32", "int8_weights": "float32",
-}  # fmt: skip
+STORAGE = {"float64": "float64", **dict.fromkeys(("float32", "bfloat16", "int8", "int8_weights"), "float32")}
 """The dtype of C by the format of the operands."""
 SCALE_BYTES = 4
 """A quantized row of A lies right behind its scale, a float32."""
@@ -174,34 +173,6 @@ class Bfloat16DotProducts(FloatProducts):
         return result
 
 
-class WidenedInt8Products(FloatProducts):
-    """int8 in B, widened to float32 in registers; A is float32. Sums are scaled at the end."""
-
-    speedup, has_scales = 0.8, True
-
-    def __init__(self, v: Vectors, a_step: int = 0) -> None:
-        super().__init__(v, a_step)
-        self.b_bytes = v.lanes
-
-    def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
-        """See :class:`Products`."""
-        return self.v.const(0.0)
-
-    def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
-        """See :class:`Products`. A row has no scale."""
-        return self.v.fma(total, self.v.load(scales[1]), self.v.load(c_in, align))
-
-    def slot(self, elements: Sequence[Value]) -> Value:
-        """See :class:`Products`. Elements are integers already."""
-        return super().slot(elements).fptosi(self.v.itype).trunc(int_vector(8, self.v.lanes))
-
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
-        """See :class:`Products`."""
-        v, int8 = self.v, int_vector(8, self.v.lanes)
-        integers = [v.function.load(slot, int8, self.b_bytes).sext(v.itype) for slot in b_slots]
-        return self._add_element(a_rows, [vector.sitofp(v.type) for vector in integers], sums)
-
-
 class Int8Products:
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
@@ -293,21 +264,16 @@ class Int8DotProducts(Int8Products):
         return result
 
 
-PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
-    "float32": FloatProducts,
-    "float64": FloatProducts,
-    "bfloat16": WidenedBfloat16Products,
-    "int8": Int8Products,
-    "int8_weights": WidenedInt8Products,
-}
+ProductsClass = type[FloatProducts] | type[Int8Products] | type[WidenedInt8Products]
+PRODUCTS: dict[str, ProductsClass] = {
+    "float32": FloatProducts, "float64": FloatProducts, "bfloat16": WidenedBfloat16Products,
+    "int8": Int8Products, "int8_weights": WidenedInt8Products,
+}  # fmt: skip
 """By format of operands, on every target."""
-_DOT_PRODUCTS: dict[str, type[FloatProducts] | type[Int8Products]] = {
-    "bfloat16": Bfloat16DotProducts,
-    "int8": Int8DotProducts,
-}
+_DOT_PRODUCTS: dict[str, ProductsClass] = {"bfloat16": Bfloat16DotProducts, "int8": Int8DotProducts}
 
 
-def products_class(compute: str, target: Target) -> type[FloatProducts] | type[Int8Products]:
+def products_class(compute: str, target: Target) -> ProductsClass:
     """The products of a format of operands with a target's instructions."""
     return (_DOT_PRODUCTS if compute in target.dot_products else PRODUCTS)[compute]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.quantized_params import QuantizedParams
 
@@ -14,14 +15,17 @@ Array = NDArray[Any]
 
 
 def quantized(tiling: Tiling, params: Array | QuantizedParams) -> Array:
-    """The bytes of a flat parameter vector with its matrices quantized, then the scales, all as float32.
+    """The bytes of a flat parameter vector with its matrices quantized, then scales, then ranges, all as float32.
 
     Biases and peephole weights stay as they are. ``params`` are the bytes of a flat vector, or quantized already.
     """
     offsets, layout = tiling.scale_offsets, tiling.spec.layout
     if not isinstance(params, QuantizedParams):
         params = QuantizedParams.quantize(tiling.spec, params.view(np.float32)[: layout.size])
-    result: Array = np.empty(layout.size + len(params.scales), np.float32)
+    num_ranges = tiling.spec.num_layers * tiling.spec.num_directions * (1 + len(tiling.stages))
+    result: Array = np.full(layout.size + len(params.scales) + num_ranges, OWN_RANGE, np.float32)
+    if params.ranges is not None:
+        result[layout.size + len(params.scales) :] = params.ranges.ravel()
     for entry, values, scales in params.entries():
         entry.view(result)[...] = values
         if scales is not None:
