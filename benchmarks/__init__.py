@@ -6,6 +6,8 @@
     Builds the environments of those libraries.
 ``python -m benchmarks.figures``
     Draws the JSON of a benchmark as SVG or any other format of Matplotlib.
+``python -m benchmarks.accuracy``
+    Trains a character model in several formats of GEMM operands and compares its losses.
 ``python -m benchmarks.page``
     Writes the JSON of a benchmark as one HTML page.
 """

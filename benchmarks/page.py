@@ -59,6 +59,8 @@ def render(benchmark: Benchmark) -> str:
     ours = [name for name in contenders if name in COMPARED]
     headings = [*contenders, "best other", *(f"{name} over it" for name in ours)]
     headings += [f"{name}, {unit}" for name in ours for unit in ("GFLOP/s", "of peak")]
+    in_formats = [name for name in ours if any(record.over_float32(name) for record in records)]
+    headings += [f"{name} over float32" for name in in_formats]
     cases = [
         {"name": case, "who": members[0].data["case"]["who"], "figure": _case_picture(index, case, members)}
         for index, (case, members) in enumerate(benchmark.by_case().items())
@@ -69,7 +71,7 @@ def render(benchmark: Benchmark) -> str:
         machine=_machine_lines(machine, records, benchmark.bandwidth),
         configuration=[(name.replace("_", " "), _text(value)) for name, value in data["plan"].items()],
         headings=headings,
-        lines=[_line(record, contenders, ours) for record in records],
+        lines=[_line(record, contenders, ours, in_formats) for record in records],
         failures=_reasons(records, "failures"),
         rejected=_reasons(records, "shares_refused"),
         cases=cases,
@@ -95,11 +97,21 @@ def _machine_lines(
         ("target", machine["target_description"]),
         ("caches", caches),
         ("FMA peak", f"{' to '.join(limits)} GFLOP/s" if limits else ""),
+        ("peaks of formats", ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in _format_peaks(records).items())),
         ("read bandwidth", ", ".join(f"{level} {speed:.0f} GB/s" for level, speed in bandwidth.items())),
         ("BLAS of non-fused", ", ".join(machine["blas"])),
         ("versions", _text(machine["versions"])),
         *((f"versions of {name}", text) for name, text in versions.items()),
     ]
+
+
+def _format_peaks(records: Sequence[Record]) -> dict[str, float]:
+    """GFLOP/s by format of operands, int8's in operations of integers; empty if there is one format alone."""
+    peaks: dict[str, float] = {}
+    for record in records:
+        for name, rate in record.data.get("peaks", {}).items():
+            peaks[name] = max(rate or 0.0, peaks.get(name, 0.0))
+    return peaks
 
 
 def _text(value: object) -> str:
@@ -124,8 +136,8 @@ def _row_name(record: Record) -> str:
     return f"{record.case} {MODE_NAMES[record.mode]} {record.phase}{' packed' if record.packed else ''}"
 
 
-def _line(record: Record, contenders: Sequence[str], ours: Sequence[str]) -> dict[str, Any]:
-    """A line of the table: times of all contenders, then how ours compare."""
+def _line(record: Record, contenders: Sequence[str], ours: Sequence[str], in_formats: Sequence[str]) -> dict[str, Any]:
+    """A line of the table: times of all contenders, then how ours compare with them and with float32."""
     cells: list[Cell] = []
     if not record.wrong:
         cells = [_time_cell(record, name) for name in contenders]
@@ -135,6 +147,7 @@ def _line(record: Record, contenders: Sequence[str], ours: Sequence[str]) -> dic
             share = record.data["shares_of_peak"].get(name)
             cells.append(Cell(f"{record.gflops[name]:.1f}" if name in record.gflops else ""))
             cells.append(Cell(f"{100 * share:.1f} %" if share is not None else ""))
+        cells += [_ratio_cell(record.over_float32(name)) for name in in_formats]
     title = f"{record.data['least_bytes']:,} bytes at least"
     return {"name": _row_name(record), "title": title, "wrong": record.wrong, "cells": cells}
 

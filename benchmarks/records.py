@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusedrnn.bench.data import FUSED, IN_TORCH, OURS
+from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, OURS
 
-COMPARED = (FUSED, IN_TORCH)
+COMPARED = (*IN_FORMAT.values(), IN_TORCH)
 """Contenders of ours that run the same workload as the others; unpacked sequences are another workload."""
 
 
@@ -73,15 +73,31 @@ class Record:
 
     @property
     def best_other(self) -> str | None:
-        """The fastest contender that is not ours. A revision of ours counts only if there is nothing else."""
-        others = [name for name in self.seconds if name not in OURS]
+        """The fastest contender that is not ours, in the format of ours."""
+        return self.best_other_of(self.ours) if self.ours else None
+
+    def best_other_of(self, contender: str) -> str | None:
+        """The fastest contender that is not ours, in the same format of operands.
+
+        A revision of ours counts only if there is nothing else.
+        """
+        formats = self.data.get("formats", {})
+        same_format = [name for name in self.seconds if formats.get(name) == formats.get(contender)]
+        others = [name for name in same_format if name not in OURS]
         libraries = [name for name in others if name not in self.revisions]
         return min(libraries or others, key=lambda name: self.seconds[name], default=None)
 
+    def over_float32(self, name: str) -> float | None:
+        """How many times as fast as the operator in float32 it is in another format; None for other contenders."""
+        ratio: float | None = self.data.get("over_float32", {}).get(name)
+        return None if name == FUSED else ratio
+
     def over_best(self, name: str) -> float | None:
-        """How many times as fast as the best other contender one of ours is."""
-        best = self.best_other
-        return self.seconds[best] / self.seconds[name] if best and name in self.seconds and name in COMPARED else None
+        """How many times as fast as the best other contender in its format one of ours is."""
+        if name not in self.seconds or name not in COMPARED:
+            return None
+        best = self.best_other_of(name)
+        return self.seconds[best] / self.seconds[name] if best else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from benchmarks.figures.style import INK, MODE_NAMES, PAPER, STYLE, colours
 from benchmarks.records import Record
-from fusedrnn.bench.data import FUSED, IN_TORCH, OURS
+from fusedrnn.bench.data import IN_FORMAT, IN_TORCH, OURS
 
 _HEIGHT = 3.6
 _GAP = 0.8
@@ -33,7 +33,7 @@ _MIN_GROUP = 3.4
 _TEXT_INSIDE = 0.45
 """A bar that reaches this part of the axes' height has its text inside."""
 
-_TEXT_COLOURS = {FUSED: "#ffffff", IN_TORCH: "#06264d"}
+_TEXT_COLOURS = {**dict.fromkeys(IN_FORMAT.values(), "#ffffff"), IN_TORCH: "#06264d"}
 """Of text inside bars."""
 
 _LEGEND_TITLE = "On bars of ours: how many times as fast as the best of the others."

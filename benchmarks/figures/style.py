@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, OURS, TORCH, UNPACKED
+from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED, OURS, TORCH, UNPACKED
 
 MODE_NAMES = {"lstm": "LSTM", "gru": "GRU", "rnn_relu": "ReLU", "rnn_tanh": "tanh"}
 
@@ -50,6 +50,8 @@ _KNOWN_COLOURS = {
     TORCH: "#e8833a",
     "pytorch": "#e8833a",
     FUSED: "#1f6feb",
+    IN_FORMAT["bfloat16"]: "#0a3d91",
+    IN_FORMAT["int8"]: "#0b8fb8",
     IN_TORCH: "#54aeff",
     UNPACKED: "#b6e3ff",
 }

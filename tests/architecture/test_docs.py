@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fusedrnn
+from benchmarks.accuracy import app as accuracy
 from benchmarks.compare.__main__ import app as compare
 from benchmarks.figures.__main__ import app as figures
 from benchmarks.page import app as page_app
@@ -28,6 +29,7 @@ PACKAGE = ROOT / "src" / "fusedrnn"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 MODULES = {
+    "benchmarks.accuracy": accuracy,
     "benchmarks.compare": compare,
     "benchmarks.figures": figures,
     "benchmarks.page": page_app,

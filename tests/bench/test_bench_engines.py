@@ -157,7 +157,7 @@ def test_info_says_why_an_engine_declines(monkeypatch):
 
     monkeypatch.setattr(library, "find", find)
     library._load.cache_clear()
-    monkeypatch.setattr("fusedrnn.cli.info.measure_peak", lambda dtype, threads: 100.0)
+    monkeypatch.setattr("fusedrnn.cli.info.measure_peak", lambda *arguments: 100.0)
     output = " ".join(CliRunner().invoke(app, ["info"]).output.split())
     library._load.cache_clear()
     assert "declines here: pip install 'fusedrnn[onednn]' (engine 'onednn')" in output

@@ -34,9 +34,9 @@ def texts_of(figure):
 
 def test_every_contender_has_a_colour_and_ours_are_last():
     unknown = [f"revision{index}" for index in range(9)]
-    everyone = [FUSED, *unknown, *PEERS, IN_TORCH, UNPACKED]
+    everyone = [FUSED, *unknown, *PEERS, *OURS[1:]]
     order = drawing_order(everyone)
-    assert sorted(order) == sorted(everyone) and tuple(order[-3:]) == OURS
+    assert sorted(order) == sorted(everyone) and tuple(order[-len(OURS) :]) == OURS
     palette = colours(everyone)
     assert list(palette) == order and all(matplotlib.colors.is_color_like(colour) for colour in palette.values())
     assert colours([FUSED, "jax"])["jax"] == palette["jax"]

@@ -12,7 +12,7 @@ from benchmarks.figures.style import inline_svg
 from benchmarks.page import app, render
 from drawn_rows import BANDWIDTH, benchmark_of, many_rows, measured
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED
+from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED
 from fusedrnn.bench.report import least_bytes
 from fusedrnn.bench.rows import Row
 from fusedrnn.bench.tables import duration
@@ -153,3 +153,21 @@ def test_the_command(tmp_path):
     assert "tiny GRU inference" in (tmp_path / "page.html").read_text(encoding="utf-8")
     result = CliRunner().invoke(app, [str(tmp_path / "rows.json"), str(tmp_path)])
     assert result.exit_code == 2 and "it is a folder" in result.output
+
+
+def test_formats_have_the_share_of_their_peak_the_ratio_to_float32_and_their_own_best_other():
+    formats = {**{name: number_format for number_format, name in IN_FORMAT.items()}, "jax": "float32"}
+    formats |= {"openvino bfloat16": "bfloat16", "onnxruntime int8": "int8"}
+    speeds = {FUSED: 100.0, IN_FORMAT["bfloat16"]: 150.0, IN_FORMAT["int8"]: 300.0}
+    others = {"jax": 50.0, "openvino bfloat16": 300.0, "onnxruntime int8": 200.0}
+    row = measured(CASES["tiny"], "lstm", speeds | others, formats=formats, peaks={"bfloat16": 300.0, "int8": 400.0})
+    page = make_page([row, measured(CASES["tiny"], "gru", {FUSED: 100.0})])
+    headings, line, plain = Elements(page).rows
+    cells = dict(zip(headings, line, strict=True))
+    shares = [cells[f"{name}, of peak"] for name in IN_FORMAT.values()]
+    assert shares == ["50.0 %", "50.0 %", "75.0 %"]
+    ratios = [cells[f"{name} over float32"] for name in IN_FORMAT.values() if name != FUSED]
+    assert ratios == ["1.50\u00d7", "3.00\u00d7"] and "fused over float32" not in cells
+    assert [cells[f"{name} over it"] for name in IN_FORMAT.values()] == ["2.00\u00d7", "0.50\u00d7", "1.50\u00d7"]
+    assert plain[-2:] == ["", ""]
+    assert "float32 200 GFLOP/s, bfloat16 300 GFLOP/s, int8 400 GFLOP/s" in page

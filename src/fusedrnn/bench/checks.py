@@ -9,6 +9,7 @@ import numpy as np
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import NON_FUSED, TORCH, Array, Contender, GetResults, Results, Workload
 from fusedrnn.spec import RNNSpec
+from fusedrnn.testing.format_tolerance import format_gradient_tolerance, format_tolerance, pre_activation_error
 from fusedrnn.testing.tolerance import (
     difference,
     gradient_tolerance,
@@ -52,7 +53,11 @@ def check_timed(
     They are compared with those of ``base``, by default of the non-fused network if it was timed, else of torch.nn.
     """
     base, steps = base or (NON_FUSED if NON_FUSED in results else TORCH), steps or work.case.T
-    expected = (results[base] if base in results else phase.makers[base](work)(work.batch(steps)))()
+    if base in results:
+        expected = results[base]()
+    else:
+        in_dtype = work.in_format(work.spec.dtype)
+        expected = phase.makers[base](in_dtype)(in_dtype.batch(steps))()
     for name, get_results in results.items():
         if name != base and (error := compare(work, steps, get_results(), expected, num_rounded=2)):
             what = "as timed" if steps == work.case.T else f"{steps} of {work.case.T} steps"
@@ -85,25 +90,43 @@ def check_first_steps(
 def compare(work: Workload, steps: int, actual: Results, expected: Results, num_rounded: int) -> str | None:
     """Describe the first difference between results of the first ``steps`` steps, or None.
 
-    ``num_rounded`` says how many of the two were computed in the workload's dtype: each adds one tolerance.
+    ``num_rounded`` says how many of the two were computed in the workload's dtype: each adds one tolerance. Only
+    ``actual`` may be computed from operands in another format, which adds another one.
     """
     if missing := expected.keys() - actual.keys():
         return f"{', '.join(sorted(missing))} missing"
     spec = work.spec
+    error_of_format = pre_activation_error(spec, work.params)
     pairs = zip(_by_parameter(spec, actual, expected), _by_parameter(spec, expected, expected), strict=True)
     for (name, array), (_, reference) in pairs:
         if name.startswith("d"):
-            error = _gradient_difference(work, steps, array, reference, num_rounded)
+            error = _gradient_difference(work, steps, array, reference, num_rounded, error_of_format)
         else:
-            rtol, atol = tolerance(spec.dtype, longest_sum(spec), float(np.max(np.abs(work.x))))
-            error = difference(array, reference, num_rounded * rtol, num_rounded * atol)
+            error = _output_difference(work, array, reference, num_rounded, error_of_format)
         if error:
             return f"{name}{error}"
     return None
 
 
-def _gradient_difference(work: Workload, steps: int, array: Array, reference: Array, num_rounded: int) -> str | None:
+def _output_difference(
+    work: Workload, array: Array, reference: Array, num_rounded: int, error_of_format: float
+) -> str | None:
+    spec, scale = work.spec, float(np.max(np.abs(work.x)))
+    rtol, atol = (num_rounded * limit for limit in tolerance(spec.dtype, longest_sum(spec), scale))
+    if error_of_format:
+        norm, largest = format_tolerance(error_of_format, max(scale, float(np.max(np.abs(reference)))))
+        if error := norm_difference(array, reference, norm):
+            return error
+        atol += largest
+    return difference(array, reference, rtol, atol)
+
+
+def _gradient_difference(
+    work: Workload, steps: int, array: Array, reference: Array, num_rounded: int, error_of_format: float
+) -> str | None:
     spec = work.spec
+    if error_of_format:
+        return norm_difference(array, reference, format_gradient_tolerance(spec, error_of_format))
     if spec.variant.has_kinks:
         return norm_difference(array, reference, num_rounded * kink_tolerance(spec.dtype, spec))
     largest = float(np.maximum(np.max(reference), -np.min(reference)))

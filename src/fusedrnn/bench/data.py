@@ -24,7 +24,9 @@ NON_FUSED, FUSED, TORCH = "non-fused", "fused", "torch.nn"
 IN_TORCH = "fused in torch"
 UNPACKED = "fused in torch, unpacked"
 """The accelerated module on sequences that all have T steps, compared with a packed batch."""
-OURS = (FUSED, IN_TORCH, UNPACKED)
+IN_FORMAT = {"float32": FUSED, "bfloat16": f"{FUSED} bfloat16", "int8": f"{FUSED} int8"}
+"""The operator by the format of its GEMM operands."""
+OURS = (*IN_FORMAT.values(), IN_TORCH, UNPACKED)
 
 SEED = 20
 _SYMBOLS = 256
@@ -72,9 +74,13 @@ class Workload:
         """The same network on sequences of T steps."""
         return replace(self, lengths=None)
 
+    def in_format(self, number_format: str) -> Workload:
+        """The same workload with GEMM operands in that format."""
+        return replace(self, spec=replace(self.spec, compute=number_format))
+
     def exact(self) -> Workload:
         """The same workload in float64, for the reference."""
-        spec = replace(self.spec, dtype="float64")
+        spec = replace(self.spec, dtype="float64", compute=None)
         return replace(self, spec=spec, x=self.x.astype(np.float64), params=self.params.astype(np.float64))
 
     def batch(self, steps: int) -> Batch:

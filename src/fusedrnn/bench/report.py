@@ -28,7 +28,7 @@ _PACKAGES = ("fusedrnn", "numpy", "llvmlite", "torch", "onednn", "onednn-cpu-gom
 def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, float] | None = None) -> dict[str, Any]:
     """The whole benchmark.
 
-    Times are seconds per call, the peak is in GFLOP/s, and ``bandwidth``, from
+    Times are seconds per call, the peaks are in GFLOP/s, and ``bandwidth``, from
     :func:`fusedrnn.bench.bandwidth.measure_bandwidth`, in GB/s.
     """
     return {
@@ -43,6 +43,7 @@ def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, flo
             "full": config.full,
             "contenders": list(config.contenders),
             "backends": list(config.contenders) if config.engines else [],
+            "compute": list(config.formats.values()),
             "packed": UNPACKED in config.contenders,
             "input": "text" if config.data is None else "user",
         },
@@ -75,7 +76,10 @@ def row_report(row: Row) -> dict[str, Any]:
         "versions": {name: dict(versions) for name, versions in row.versions.items()},
         "packed_over_unpacked": row.packed_over_unpacked() if UNPACKED in row.timings else None,
         "mxnet_percent": published_percent(row),
+        "formats": {name: row.formats[name] for name in row.timings if name in row.formats},
+        "over_float32": {name: row.over_float32(name) for name in row.timings if name in row.formats},
         "peak": row.peak,
+        "peaks": {row.dtype: row.peak, **row.peaks} if row.formats else {},
         "share_of_peak": row.share() if row.timings else None,
         "shares_of_peak": {name: row.share(name) for name in row.timings},
         "shares_refused": row.rejected_shares,

@@ -31,6 +31,8 @@ class BenchConfig:
     """The contenders are engines of the operator."""
     variants: bool = False
     """The contenders are the variants of each cell."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """The format of GEMM operands by contender, if the contenders are the operator in several formats."""
     budget: float = 5.0
     """Seconds to spend on timing a row, if its calls are short enough."""
     full: bool = False
@@ -75,6 +77,10 @@ class Row:
     """Package versions of contenders in other processes."""
     steps_run: Mapping[str, int] = field(default_factory=dict)
     """Number of steps that ran, for contenders whose time is extrapolated from their first steps."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """The format of GEMM operands of contenders that compute in others than the dtype."""
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    """Like ``peak``, by format of GEMM operands, the dtype excepted."""
     flops_of: Mapping[str, int] = field(default_factory=dict)
     """Like ``flops``, for contenders whose network or sequences differ from those of the row."""
 
@@ -85,7 +91,7 @@ class Row:
         flops = work.flops(training=phase.training)
         backends = tuple(config.contenders) if config.engines else ()
         sizes = work.case, work.spec.mode, phase.name, config.dtype, config.threads, flops
-        return cls(*sizes, lengths=lengths, backends=backends, **fields)
+        return cls(*sizes, lengths=lengths, backends=backends, formats=config.formats, **fields)
 
     @property
     def name(self) -> str:
@@ -94,9 +100,11 @@ class Row:
 
     @property
     def ours(self) -> str:
-        """The contender that stands for fusedrnn: the operator, the first engine that ran, or the modules."""
+        """The contender that stands for fusedrnn: the operator, the first engine or format that ran, or the modules."""
         if self.backends:
             return next((name for name in self.backends if name in self.timings), FUSED)
+        if self.formats and FUSED not in self.timings:
+            return next(iter(self.timings), FUSED)
         return IN_TORCH if IN_TORCH in self.timings and FUSED not in self.timings else FUSED
 
     def rate(self, contender: str) -> float:
@@ -114,20 +122,34 @@ class Row:
 
     def share(self, contender: str | None = None) -> float | None:
         """The share of the peak that a contender reaches; None if there is no peak or the share is above 1."""
-        if not self.peak:
+        peak = self.peak_of(contender or self.ours)
+        if not peak:
             return None
-        share = self.gflops(contender) / self.peak
+        share = self.gflops(contender) / peak
         return share if share <= 1.0 else None
+
+    def peak_of(self, contender: str) -> float | None:
+        """The peak of the format of a contender's GEMM operands."""
+        return self.peaks.get(self.formats.get(contender, self.dtype), self.peak)
 
     @property
     def rejected_shares(self) -> dict[str, str]:
         """The reason for each contender whose share of the peak is rejected because it is above 1."""
         return {
-            name: f"no share of the FMA peak: {self.gflops(name):.1f} GFLOP/s are above the {self.peak:.1f} GFLOP/s "
-            f"measured as the peak, in {MEASUREMENTS} measurements"
+            name: f"no share of the {self.peak_name(name)}: {self.gflops(name):.1f} GFLOP/s are above the {peak:.1f} "
+            f"GFLOP/s measured as the peak, in {MEASUREMENTS} measurements"
             for name in self.timings
-            if self.peak and self.share(name) is None
+            if (peak := self.peak_of(name)) and self.share(name) is None
         }
+
+    def peak_name(self, contender: str) -> str:
+        """What the peak of a contender is called."""
+        number_format = self.formats.get(contender, self.dtype)
+        return "FMA peak" if number_format == self.dtype else f"peak of {number_format}"
+
+    def over_float32(self, contender: str) -> float | None:
+        """How many times as fast as the operator in float32 a contender is; None if that has no time."""
+        return self.ratio(FUSED, contender) if {FUSED, contender} <= self.timings.keys() else None
 
     def packed_over_unpacked(self) -> float:
         """Useful work per second on packed sequences, relative to unpacked ones."""

@@ -15,16 +15,15 @@ import fusedrnn
 from fusedrnn.bench import variants
 from fusedrnn.bench.checks import check, check_first_steps, check_timed
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import NON_FUSED, TORCH, UNPACKED, Contender, Workload, workload
+from fusedrnn.bench.data import FUSED, NON_FUSED, TORCH, UNPACKED, Workload, workload
 from fusedrnn.bench.extrapolate import extrapolate
+from fusedrnn.bench.formats import Group, make_contenders
 from fusedrnn.bench.peaks import RunPeak, Turns, measure
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.timing import Timed, alternate
 from fusedrnn.bench.torch_contenders import threads as torch_threads
 
 Progress = Callable[[str], None]
-Group = tuple[Workload, dict[str, Contender]]
-"""Contenders, and the workload that they run."""
 
 
 def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterator[Row]:
@@ -37,7 +36,7 @@ def run(config: BenchConfig, progress: Progress = lambda stage: None) -> Iterato
             stack.enter_context(torch_threads(config.threads))
         stack.enter_context(fusedrnn.thread_limits(config.threads))
         stack.enter_context(threadpool_limits(limits=config.threads, user_api="blas"))
-        peak = RunPeak(config.dtype, config.threads)
+        peak = RunPeak(config.dtype, config.threads, config.formats.values())
         for case, mode, phase in config.rows():
             work = workload(case, mode, config.dtype, config.data, packed=UNPACKED in config.contenders)
             if config.variants:
@@ -79,7 +78,7 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
         calls[NON_FUSED] = extrapolated
         row = replace(row, steps_run={NON_FUSED: extrapolated.steps})
     # PyTorch modules share their threads, so that none disturbs another.
-    pause = config.pause if NON_FUSED in calls or config.engines else 0.0
+    pause = config.pause if NON_FUSED in calls or config.engines or config.formats else 0.0
 
     def take_turns() -> Turns:
         options: dict[str, Any] = {"single_sample": (NON_FUSED, "reference"), "pause": pause}
@@ -90,6 +89,9 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
         timed = {name: results[name] for name in contenders}
         if extrapolated and NON_FUSED in contenders:
             wrong = check_first_steps(work, phase, contenders, timed, extrapolated.steps)
+        elif config.formats:
+            in_float32 = {name: results[name] for name in (FUSED,) if name in results}
+            wrong = check_timed(work, phase, in_float32 | timed, FUSED)
         else:
             wrong = check_timed(work, phase, timed, next(iter(contenders)) if config.engines else None)
         if wrong:
@@ -98,7 +100,7 @@ def _time_row(config: BenchConfig, peak: RunPeak, row: Row, phase: Phase, groups
 
 
 def _make_contenders(config: BenchConfig, phase: Phase, work: Workload) -> tuple[list[Group], dict[str, str]]:
-    """The contenders, and why engines decline."""
+    """The contenders, and why engines and formats are left out."""
     if config.engines:
         contenders, declined = {}, {}
         for name in config.contenders:
@@ -107,6 +109,8 @@ def _make_contenders(config: BenchConfig, phase: Phase, work: Workload) -> tuple
             except NotImplementedError as error:
                 declined[name] = str(error)
         return [(work, contenders)], declined
+    if config.formats:
+        return make_contenders(config, phase, work)
     names = [name for name in config.contenders if name != UNPACKED]
     groups = [(work, {name: phase.makers[name](work) for name in names})]
     if UNPACKED in config.contenders:

@@ -132,6 +132,27 @@ def engines_table(rows: Sequence[Row]) -> Table:
     return _contenders_table(f"Engines, T, N, I, H in {rows[0].dtype}", "engine", "times\nthe first", over_first, rows)
 
 
+def formats_table(rows: Sequence[Row]) -> Table:
+    """For each row and format of operands: time of a call, useful work per second, and speed relative to float32."""
+
+    def over_float32(row: Row, name: str) -> str:
+        ratio = row.over_float32(name)
+        return "" if ratio is None or name == FUSED else f"{ratio:.3f}"
+
+    title = f"Formats of GEMM operands, T, N, I, H in {rows[0].dtype}"
+    return _contenders_table(title, "operator", "times\nfloat32", over_float32, rows, "of the\nformat's\npeak")
+
+
+def peak_lines(rows: Sequence[Row]) -> list[str]:
+    """A line with the peak of each format of a run, if it has several."""
+    row = next((row for row in rows if row.peak and row.peaks), None)
+    if row is None:
+        return []
+    peaks = {row.dtype: row.peak, **row.peaks}
+    texts = [f"{name} {gflops:.1f} {'Gop/s' if name == 'int8' else 'GFLOP/s'}" for name, gflops in peaks.items()]
+    return [f"peaks: {', '.join(texts)}"]
+
+
 def variants_table(rows: Sequence[Row]) -> Table:
     """For each row and variant: time of a call, useful work per second, and its share relative to the plain cell."""
 
@@ -142,10 +163,15 @@ def variants_table(rows: Sequence[Row]) -> Table:
 
 
 def _contenders_table(
-    title: str, kind: str, heading: str, relative: Callable[[Row, str], str], rows: Sequence[Row]
+    title: str,
+    kind: str,
+    heading: str,
+    relative: Callable[[Row, str], str],
+    rows: Sequence[Row],
+    peak_heading: str = "of\nFMA\npeak",
 ) -> Table:
     """A line for each contender of each row."""
-    table = new_table(title, ("", kind, "a call", "GFLOP/s", "of\nFMA\npeak", heading), left=2)
+    table = new_table(title, ("", kind, "a call", "GFLOP/s", peak_heading, heading), left=2)
     for row in rows:
         for line, name in zip_longest(label(row).split("\n"), row.backends or row.flops_of, fillvalue=""):
             cells: tuple[str, ...] = ()
@@ -189,10 +215,17 @@ def failure_lines(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         for failure in row.failures.items():
             names.setdefault(failure, []).append(row.name)
-    return [
-        f"{contender}: {reason} ({'every row' if len(where) == len(rows) > 1 else ', '.join(where)})"
-        for (contender, reason), where in names.items()
-    ]
+    return [f"{contender}: {reason} ({_rows_in_words(where, rows)})" for (contender, reason), where in names.items()]
+
+
+def _rows_in_words(names: Sequence[str], rows: Sequence[Row]) -> str:
+    """The names of some rows; in short if they are all, or all of one phase."""
+    if len(names) == len(rows) > 1:
+        return "every row"
+    for phase in dict.fromkeys(row.phase for row in rows):
+        if len(names) > 1 and list(names) == [row.name for row in rows if row.phase == phase]:
+            return f"every {phase} row"
+    return ", ".join(names)
 
 
 def summary(row: Row) -> str:
@@ -200,18 +233,19 @@ def summary(row: Row) -> str:
     if row.wrong:
         return f"{row.name}: wrong: {row.wrong}"
     if not row.timings:
-        return f"{row.name}: every engine declines"
+        return f"{row.name}: {'nothing to time' if row.formats else 'every engine declines'}"
     rates = ", ".join(f"{name} {number(row.rate(name))}" for name in row.timings)
     packed = f"; {percent(row.packed_over_unpacked(), digits=1)} of unpacked GFLOP/s" if UNPACKED in row.timings else ""
     steps = row.steps_run.get(NON_FUSED)
     extrapolated = f" (measured on {steps} of {row.case.T} steps)" if steps else ""
-    return f"{row.name}: samples/sec {rates}{extrapolated}; {share_text(row)}{packed}"
+    shares = ", ".join(f"{name} {share_text(row, name)}" for name in row.formats if name in row.timings)
+    return f"{row.name}: samples/sec {rates}{extrapolated}; {shares or share_text(row)}{packed}"
 
 
-def share_text(row: Row) -> str:
-    """The share of the peak of ours in words."""
-    share = row.share()
-    return "above the FMA peak as measured" if share is None else f"{percent(share, digits=1)} of the FMA peak"
+def share_text(row: Row, contender: str | None = None) -> str:
+    """The share of the peak of a contender in words, by default of ours."""
+    share, peak = row.share(contender), row.peak_name(contender or row.ours)
+    return f"above the {peak} as measured" if share is None else f"{percent(share, digits=1)} of the {peak}"
 
 
 def published_percent(row: Row) -> float | None:

@@ -15,7 +15,8 @@ import fusedrnn
 from fusedrnn.bench import variants as variants_bench
 from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
+from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
+from fusedrnn.bench.formats import format_fields
 from fusedrnn.bench.memory import check_memory
 from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.bench.report import environment_report, report
@@ -26,6 +27,8 @@ from fusedrnn.bench.tables import (
     engines_table,
     extrapolated_lines,
     failure_lines,
+    formats_table,
+    peak_lines,
     rejected_share_lines,
     summary,
     tables,
@@ -61,6 +64,7 @@ def bench(
     variants: Annotated[
         bool, typer.Option("--variants", help="Compare each cell with its variants, such as a projected LSTM.")
     ] = False,
+    compute: options.Compute = "float32",
     seconds: options.Seconds = 5.0,
     full: Annotated[
         bool, typer.Option("--full", help="Run all steps cell by cell, however long that takes, not only the first.")
@@ -76,7 +80,8 @@ def bench(
     between the contenders' turns. A share above 100 % is measured again, and not shown if it stays.
 
     With --variants each cell takes turns with its variants, and their shares of the peak are compared. The projected
-    LSTM is also compared with torch.nn's. With --backends the operator takes turns on several engines.
+    LSTM is also compared with torch.nn's. With --backends the operator takes turns on several engines. With --compute
+    it takes turns in several formats of GEMM operands, each with its share of the format's own peak.
 
     Contenders take turns on the same threads, each runs at least twice, and medians are shown; for the network cell by
     cell also half the distance between its fastest and slowest run, as ±. Where that network takes more than three
@@ -88,7 +93,7 @@ def bench(
     `python -m benchmarks.figures` and `python -m benchmarks.page` draw the file of --json.
     """
     try:
-        compared = contender_fields(torch, only_torch, packed, backends, variants)
+        compared = contender_fields(torch, only_torch, packed, backends, variants, compute)
         config = make_config(
             cases, modes, phases, dtype, threads, data, steps, batch, budget=seconds, full=full, **compared
         )
@@ -99,7 +104,12 @@ def bench(
 
 
 def contender_fields(
-    torch: bool = False, only_torch: bool = False, packed: bool = False, backends: str = "", variants: bool = False
+    torch: bool = False,
+    only_torch: bool = False,
+    packed: bool = False,
+    backends: str = "",
+    variants: bool = False,
+    compute: str = "float32",
 ) -> dict[str, Any]:
     """The fields of BenchConfig that say who is compared.
 
@@ -115,6 +125,11 @@ def contender_fields(
     torch_option = next((name for name, names in torch_contenders.items() if names), None)
     if torch_option and importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError(f"{torch_option} needs PyTorch, which is not installed")
+    in_formats = format_fields(options.parse_names(compute, "format", IN_FORMAT))
+    if in_formats and (torch_option or backends or variants):
+        raise ValueError("--compute cannot be used with --torch, --only-torch, --packed, --backends or --variants")
+    if in_formats:
+        return in_formats
     if variants and (torch_option or backends):
         raise ValueError("--variants cannot be used with --torch, --only-torch, --packed or --backends")
     if backends and torch_option:
@@ -151,6 +166,8 @@ def make_config(
         data=x,
         **fields,
     )
+    if config.formats and dtype != "float32":
+        raise ValueError(f"--compute {','.join(config.formats.values())} needs --dtype float32; got {dtype}")
     for case, mode, phase in config.rows():
         check_memory(case, case.spec(mode, dtype), training=phase.training)
     return config
@@ -162,6 +179,8 @@ def run(config: BenchConfig, json_path: Path | None) -> bool:
     def make_tables(rows: Sequence[Row]) -> list[Table]:
         if config.variants:
             return [variants_table(rows)]
+        if config.formats:
+            return [formats_table(rows)]
         return [engines_table(rows)] if config.engines else tables(rows, config.contenders)
 
     summarize = (lambda row: row.name) if config.variants else summary
@@ -202,7 +221,12 @@ def run_and_print(
     for table in make_tables(rows):
         console.print()
         console.print(table)
-    for line in (*extrapolated_lines(rows), *rejected_share_lines(rows), *failure_lines(rows)):
+    for line in (
+        *peak_lines(rows),
+        *extrapolated_lines(rows),
+        *rejected_share_lines(rows),
+        *failure_lines(rows),
+    ):
         console.print(line, markup=False, highlight=False)
     for row in rows:
         if row.wrong:

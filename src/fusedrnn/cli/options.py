@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fusedrnn.bench.contenders import PHASES
-from fusedrnn.bench.data import Array
+from fusedrnn.bench.data import IN_FORMAT, Array
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.env import MAX_THREADS
 from fusedrnn.scalars import MAX_BYTES
@@ -24,6 +24,9 @@ Cases = Annotated[str, typer.Option(help=f"Workloads, separated by commas: {', '
 Modes = Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.join(MODE_NAMES)}.")]
 Phases = Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(PHASES)}.")]
 Dtype = Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")]
+Compute = Annotated[
+    str, typer.Option(help=f"Compare formats of GEMM operands, separated by commas: {', '.join(IN_FORMAT)}.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=MAX_THREADS, help="Number of threads. [default: fusedrnn's own default]")
 ]

@@ -65,7 +65,11 @@ def kink_tolerance(dtype: DTypeLike, spec: RNNSpec) -> float:
 
     A single element can differ by a whole product where rounding decides the side of a kink, but few do.
     """
-    typical = math.sqrt(longest_sum(spec)) * float(np.finfo(dtype).eps) / 2
+    return kink_error(spec, math.sqrt(longest_sum(spec)) * float(np.finfo(dtype).eps) / 2)
+
+
+def kink_error(spec: RNNSpec, typical: float) -> float:
+    """The same from the typical error of a pre-activation."""
     return math.sqrt(6.0 * spec.num_layers * typical)
 
 

@@ -1,0 +1,213 @@
+"""``python -m benchmarks.accuracy``: what the formats of GEMM operands cost a character model, in bits per character.
+
+The model of ``examples.char_lm`` is trained with its layers computed in float32 and in bfloat16, for several seeds. The
+model trained in float32 then also runs in the formats of inference. All losses are of the held-out text.
+
+Training amplifies any difference, so a third model shows how much of the result is chance: it is trained in float32
+from parameters that differ in their last bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+import fusedrnn
+from examples.char_lm.model import TORCH, CharacterModel, State, build
+from examples.char_lm.results import Run
+from examples.char_lm.settings import CELLS, Settings
+from examples.char_lm.text import Corpus, load
+from examples.char_lm.training import train, validate
+from fusedrnn import RNNOp, RNNSpec
+from fusedrnn.cli.console import check_writable, fail, output
+from fusedrnn.spec import COMPUTE
+from fusedrnn.torch import read
+
+PERTURBED = "float32, last bit changed"
+TRAINED = ("float32", PERTURBED, "bfloat16")
+"""The models: the formats of their layers, and the one that shows the effect of chance."""
+SCHEDULE = ((0.6, 1.0), (0.2, 0.25), (0.2, 0.0625))
+"""Shares of the steps, and shares of the learning rate: at the end of a constant rate, losses differ by chance more."""
+
+AfterStep = Callable[[Run], None]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The held-out losses of one model, in bits per character.
+
+    Attributes:
+        cell: ``"gru"`` or ``"lstm"``.
+        seed: Of the initial parameters.
+        trained: The loss of each of :data:`TRAINED`, computed in the format of the training.
+        inferred: The loss of the model trained in float32, computed in each of the other formats.
+    """
+
+    cell: str
+    seed: int
+    trained: dict[str, float]
+    inferred: dict[str, float]
+
+
+class _Call(torch.autograd.Function):
+    """A call of an op, differentiable once."""
+
+    @staticmethod
+    def forward(ctx: Any, op: RNNOp, training: bool, x: Tensor, params: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        arrays = [state.numpy() for state in states] or None
+        y, final, ctx.reserve = op.forward(x.numpy(), params.numpy(), arrays, training=training)
+        ctx.op, ctx.has_states = op, bool(states)
+        ctx.set_materialize_grads(False)
+        return tuple(map(torch.from_numpy, (y, *final)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        dy, *dstates = [None if grad is None else grad.contiguous().numpy() for grad in grads]
+        dx, dparams, dinitial = ctx.op.backward(dy, dstates, ctx.reserve)
+        results = (dx, dparams, *(dinitial if ctx.has_states else ()))
+        return None, None, *map(torch.from_numpy, results)
+
+
+class Layers(nn.Module):
+    """Recurrent layers in a format of operands, in the place of torch.nn's.
+
+    Args:
+        spec: The layers.
+        params: Their flat parameter vector, float32.
+    """
+
+    def __init__(self, spec: RNNSpec, params: Tensor) -> None:
+        super().__init__()
+        self.params = nn.Parameter(params)
+        self.compute_in(spec)
+
+    def compute_in(self, spec: RNNSpec) -> None:
+        """Compute with this spec from now on; its parameters must be laid out alike."""
+        self.spec, self._op = spec, RNNOp(spec)
+
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+        """The output (T, N, H) and the final states, from x (T, N, I) and initial ones, as torch.nn has them."""
+        states = () if state is None else state if isinstance(state, tuple) else (state,)
+        y, *final = _Call.apply(self._op, self.training, x, self.params, *states)  # type: ignore[no-untyped-call]
+        return y, tuple(final) if len(final) > 1 else final[0]
+
+
+def build_as(name: str, corpus: Corpus, settings: Settings) -> CharacterModel:
+    """The example's model with its initial parameters, as one of :data:`TRAINED`."""
+    model = build(TORCH, len(corpus.alphabet), settings)
+    layer = read(model)["rnn"]
+    spec, params = layer.spec, torch.from_numpy(layer.params)
+    if name == PERTURBED:
+        params = torch.nextafter(params, torch.tensor(torch.inf))
+    else:
+        spec = replace(spec, compute=name)
+    model.rnn = Layers(spec, params)  # type: ignore[assignment]
+    return model
+
+
+def train_with_decay(
+    model: CharacterModel, corpus: Corpus, settings: Settings, run: Run, after_step: AfterStep
+) -> None:
+    """Train with the learning rates of :data:`SCHEDULE`; each begins again at the start of the text."""
+    for share_of_steps, share_of_rate in SCHEDULE:
+        steps = max(1, round(share_of_steps * settings.steps))
+        train(model, corpus, replace(settings, steps=steps, lr=share_of_rate * settings.lr), run, after_step)
+
+
+def measure(corpus: Corpus, settings: Settings, after_step: AfterStep = lambda run: None) -> Losses:
+    """Train the models of these settings, and compute their losses."""
+    trained, inferred = {}, {}
+    for name in TRAINED:
+        model = build_as(name, corpus, settings)
+        train_with_decay(model, corpus, settings, Run(name), after_step)
+        trained[name] = validate(model, corpus, settings)
+        if name != "float32":
+            continue
+        layers: Any = model.rnn
+        for format_name in COMPUTE:
+            layers.compute_in(replace(layers.spec, compute=format_name))
+            inferred[format_name] = validate(model, corpus, settings)
+    return Losses(settings.cell, settings.seed, trained, inferred)
+
+
+def rows(losses: Sequence[Losses]) -> Iterator[list[str]]:
+    """The lines of the table: each model, and for each cell the mean of its models."""
+    for cell in dict.fromkeys(entry.cell for entry in losses):
+        differences = []
+        for entry in (entry for entry in losses if entry.cell == cell):
+            base = entry.trained["float32"]
+            changes = [entry.trained[name] - base for name in TRAINED[1:]]
+            changes += [entry.inferred[name] - base for name in COMPUTE]
+            differences.append(changes)
+            yield [cell, str(entry.seed), f"{base:.4f}", *(f"{change:+.4f}" for change in changes)]
+        yield [cell, "mean", "", *(f"{mean(column):+.4f}" for column in zip(*differences, strict=True))]
+
+
+@app.command()
+def main(
+    hidden: Annotated[int, typer.Option(min=1, help="Hidden units of each layer.")] = Settings.hidden,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the parameters.")] = Settings.steps,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = Settings.lr,
+    seeds: Annotated[int, typer.Option(min=1, help="Models of each cell.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the losses to this file.")] = None,
+) -> None:
+    """Train the character model in float32 and bfloat16, run it in every format, and print the held-out losses.
+
+    A column holds the difference to float32, in bits per character: of models trained otherwise, then of the model
+    trained in float32 and computed in another format.
+    """
+    try:
+        check_writable("--json", json_path)
+        all_settings = [
+            Settings(cell=cell, hidden=hidden, steps=steps, lr=lr, seed=seed, threads=threads)
+            for cell in CELLS
+            for seed in range(seeds)
+        ]
+        corpus = load(None)
+    except ValueError as error:
+        fail(str(error))
+    losses = _measure_all(corpus, all_settings)
+    names = [*(f"trained: {name}" for name in TRAINED[1:]), *(f"run: {name}" for name in COMPUTE)]
+    table = Table(*("cell", "seed", "float32", *names), box=None)
+    for row in rows(losses):
+        table.add_row(*row)
+    output().print(table)
+    if json_path:
+        json_path.write_text(json.dumps([vars(entry) for entry in losses], indent=2) + "\n", encoding="utf-8")
+
+
+def _measure_all(corpus: Corpus, all_settings: Sequence[Settings]) -> list[Losses]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    losses = []
+    threads_before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(all_settings[0].threads)
+        with fusedrnn.thread_limits(all_settings[0].threads), Progress(*columns) as progress:
+            task = progress.add_task("", total=len(all_settings) * len(TRAINED) * all_settings[0].steps)
+
+            def show(run: Run) -> None:
+                progress.update(task, advance=1, description=f"{settings.cell}, seed {settings.seed}, {run.name}")
+
+            for settings in all_settings:
+                losses.append(measure(corpus, settings, show))
+                progress.console.print(f"{settings.cell}, seed {settings.seed}: {losses[-1]}")
+    finally:
+        torch.set_num_threads(threads_before)
+    return losses
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.accuracy")
