@@ -306,7 +306,7 @@ def test_compute_is_checked():
     assert RNNSpec("lstm", 3, 4, dtype="float64", compute="float64").operand_format == "float64"
     assert RNNSpec("lstm", 3, 4, compute="int8").operand_format == "int8"
     for wrong in ("fp8", "", "float64"):
-        with pytest.raises(ValueError, match="compute must be one of float32, bfloat16, int8; got"):
+        with pytest.raises(ValueError, match="compute must be one of float32, bfloat16, int8, int8_weights; got"):
             RNNSpec("lstm", 3, 4, compute=wrong)
     with pytest.raises(ValueError, match="compute='int8' needs dtype 'float32'; got 'float64'"):
         RNNSpec("lstm", 3, 4, dtype="float64", compute="int8")

@@ -9,6 +9,7 @@ from fusedrnn.layout import ParameterLayout
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.op.stream import Stream
+from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.thread_pool import get_num_threads, set_num_threads, thread_limits
 from fusedrnn.spec import RNNSpec
 
@@ -24,6 +25,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "ParameterLayout",
+    "QuantizedParams",
     "RNNCell",
     "RNNOp",
     "RNNSpec",

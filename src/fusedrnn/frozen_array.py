@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+class FrozenParams:
+    """Parameters that are no array and can never change."""
+
+
 class _FrozenBytes(bytes):
     """The memory of a frozen array.
 
@@ -21,7 +25,7 @@ class _FrozenBytes(bytes):
 def frozen(params: Array) -> Array:
     """A copy of a parameter vector that can never be written, so that an op need not check it for changes.
 
-    A frozen array is returned unchanged.
+    A frozen array and quantized parameters are returned unchanged.
 
     To check whether parameters have changed takes as long as to read them: most of the time of a call of one step of
     one sequence, next to nothing in a call of some dozen steps.
@@ -32,21 +36,28 @@ def frozen(params: Array) -> Array:
     Raises:
         TypeError: If ``params`` is anything else.
     """
+    if isinstance(params, FrozenParams):  # which callers of typed code pass as Any
+        return params
     is_array = isinstance(params, np.ndarray) and not isinstance(params, numpy.ma.MaskedArray)
     if not is_array or params.dtype.kind != "f":
         kind = params.dtype if is_array else type(params).__name__
         raise TypeError(f"params must be a NumPy array of floating-point numbers; got {kind}")
     if is_frozen(params):
         return params
-    return np.frombuffer(_FrozenBytes(params.tobytes()), params.dtype).reshape(params.shape)
+    return frozen_copy(params)
 
 
-def is_frozen(array: Array) -> bool:
-    """Whether :func:`frozen` returned the array, or it is a view of one.
+def frozen_copy(array: Array) -> Array:
+    """A copy of any array that can never be written."""
+    return np.frombuffer(_FrozenBytes(array.tobytes()), array.dtype).reshape(array.shape)
+
+
+def is_frozen(params: Array | FrozenParams) -> bool:
+    """Whether :func:`frozen` returned an array, or it is a view of one; also of other parameters that cannot change.
 
     The read-only flag does not tell: the owner of the memory can clear it, write, and set it again.
     """
-    owner: object = array
+    owner: object = params
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    return isinstance(owner, _FrozenBytes)
+    return isinstance(owner, (_FrozenBytes, FrozenParams))

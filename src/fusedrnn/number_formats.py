@@ -42,25 +42,32 @@ def round_to_bfloat16(array: Array) -> Array:
     return from_bfloat16(to_bfloat16(array))
 
 
-def quantize_rows(array: Array) -> tuple[Array, Array]:
+def quantize_rows(array: Array, largest: float | None = None) -> tuple[Array, Array]:
     """Quantize each row of a float32 array (..., K) to int8, symmetric about zero.
 
     The largest magnitude of a row becomes 127. A row of zeros, or of numbers so small that 127 over the largest is not
     finite, becomes zeros with scale 0. A row that holds NaN or an infinity gets the scale NaN: whatever it is
     multiplied by is NaN.
 
+    Args:
+        array: The rows.
+        largest: The magnitude that becomes 127 in every row, whatever it holds; what is beyond it becomes 127 or -127.
+            None for the largest of each row.
+
     Returns:
         Integers int8 (..., K), and scales float32 (...,).
     """
     array = np.asarray(array, np.float32)
-    largest = np.max(np.abs(array), axis=-1, initial=np.float32(0.0))  # NaN if the row holds one
+    own_largest: Array = np.max(np.abs(array), axis=-1, initial=np.float32(0.0))  # NaN if the row holds one
+    is_finite = np.isfinite(own_largest)
+    reached = own_largest if largest is None else np.full_like(own_largest, largest)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        inverse = np.float32(INT8_MAX) / largest
-        is_usable = np.isfinite(inverse) & np.isfinite(largest)
-        scale = np.where(is_usable, largest / np.float32(INT8_MAX), np.float32(0.0))
-        scale = np.where(np.isfinite(largest), scale, np.float32(np.nan))
+        inverse = np.float32(INT8_MAX) / reached
+        is_usable = np.isfinite(inverse) & is_finite
+        scale = np.where(is_usable, reached / np.float32(INT8_MAX), np.float32(0.0))
+        scale = np.where(is_finite, scale, np.float32(np.nan))
         scaled = np.where(is_usable[..., None], array * inverse[..., None], np.float32(0.0))
-        integers = (scaled + _MAGIC) - _MAGIC
+        integers = (np.clip(scaled, -INT8_MAX, INT8_MAX) + _MAGIC) - _MAGIC
     return integers.astype(np.int8), scale.astype(np.float32)
 
 

@@ -20,8 +20,10 @@ Array = NDArray[Any]
 
 MODES = tuple(FAMILIES)
 DTYPES = ("float32", "float64")
-COMPUTE = ("bfloat16", "int8")
+COMPUTE = ("bfloat16", "int8", "int8_weights")
 """Formats of GEMM operands other than the dtype's."""
+QUANTIZED = ("int8", "int8_weights")
+"""Those in which weights are integers with a scale for each row. They are for inference."""
 BIASES = ("double", "single", "none")
 OPTIONS = (
     "projection_size", "state_clip_min", "reset_after", "peepholes", "coupled_gates", "gate_clip", "activations",
@@ -68,8 +70,9 @@ class RNNSpec:
         bias: ``"double"`` for biases of the input and of the state, ``"single"`` for the input's only, ``"none"``.
         reverse: Whether a network of one direction runs from the end of each sequence to its beginning.
         compute: The format of the operands of GEMMs. None for ``dtype``. With dtype float32 also ``"bfloat16"``,
-            rounded to nearest even, and in inference ``"int8"``, with a scale for each row of an operand. Sums, the
-            cell's maths and everything that callers see stay float32.
+            rounded to nearest even, and in inference ``"int8"``, with a scale for each row of an operand, or
+            ``"int8_weights"``, in which the weights alone are int8. Sums, the cell's maths and everything that callers
+            see stay float32.
 
     Raises:
         TypeError: A field has the wrong type; the message names the field, its value and what is expected.

@@ -52,7 +52,7 @@ def panels_of(columns, compute, target):
     hold -128 times the sum of each column.
     """
     has_dot_product = compute in target.dot_products
-    group = 4 if compute == "int8" and has_dot_product else 2
+    group = 1 if compute == "int8_weights" else 4 if compute == "int8" and has_dot_product else 2
     columns = padded(columns, group, 3)
     panels = columns.reshape(*columns.shape[:3], -1, group).transpose(0, 3, 1, 2, 4)
     if not has_dot_product:

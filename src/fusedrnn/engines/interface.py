@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
-from fusedrnn.spec import DTYPES, MODES, OPTIONS, Array, RNNSpec
+from fusedrnn.spec import DTYPES, MODES, OPTIONS, QUANTIZED, Array, RNNSpec
 
 SavePolicy = Literal["gates", "states"]
 """What training saves for backward: gates and states, or states alone, from which backward computes the gates."""
@@ -45,8 +45,8 @@ class Capabilities:
         if spec.dtype not in self.dtypes:
             missing.append(f"dtype {spec.dtype!r}")
         missing += [option for option in OPTIONS if option not in self.options and spec.asks_for(option)]
-        if "training" in needs and spec.compute == "int8":
-            missing.append("training with compute='int8'")
+        if "training" in needs and spec.compute in QUANTIZED:
+            missing.append(f"training with compute={spec.compute!r}")
         return missing + [need for need in sorted(needs) if not getattr(self, need)]
 
     def __str__(self) -> str:

@@ -29,14 +29,15 @@ class ForwardOperands(NamedTuple):
 
     Attributes:
         x: Input (T, N, I), its last axis contiguous.
-        params: The flat parameter vector, contiguous.
+        params: The flat parameter vector, contiguous; or with an option ``compute`` of int8 weights also
+            :class:`fusedrnn.quantized_params.QuantizedParams`.
         states: ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) and contiguous; None for zeros.
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         y: Output (T, N, D·S), its last axis contiguous. An engine does not write its padding.
     """
 
     x: Array
-    params: Array
+    params: Any
     states: Sequence[Array] | None
     lengths: Array | None
     y: Array

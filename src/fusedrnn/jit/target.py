@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, replace
 
-ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "int8": 1}
+ITEM_SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "int8": 1, "int8_weights": 1}
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Target:
 _TILES = {
     "bfloat16": {(32, True): (6, 3), (16, True): (5, 2), (16, False): (2, 2)},
     "int8": {(32, True): (6, 4), (16, True): (5, 2), (16, False): (4, 2)},
+    "int8_weights": {(32, True): (6, 4), (16, True): (4, 3), (16, False): (4, 2)},
 }
 
 

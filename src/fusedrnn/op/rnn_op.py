@@ -14,8 +14,10 @@ from fusedrnn.frozen_array import frozen
 from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
+from fusedrnn.op.quantizing import QuantizesParams
 from fusedrnn.op.reserve import Reserve, check_reserve
 from fusedrnn.op.stream import Stream
+from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import as_bool, check_bytes, check_choice, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:  # loaded with the engine
 _GATES: SavePolicy = "gates"
 
 
-class RNNOp:
+class RNNOp(QuantizesParams):
     """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
 
     Sizes: T steps, N sequences, I inputs, H hidden units, S features of h (H, or the projection's size), L layers, D
@@ -126,7 +128,7 @@ class RNNOp:
     def forward(
         self,
         x: Array,
-        params: Array,
+        params: Params,
         states: Sequence[Array | None] | None = None,
         *,
         training: bool = False,
@@ -141,7 +143,7 @@ class RNNOp:
             x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to. With
                 ``compute="bfloat16"`` also ``ml_dtypes.bfloat16``, and so params, states and out: results have the
                 dtype of their argument, y that of x, final states that of initial ones, or of x if there are none.
-            params: The flat parameter vector of ``spec.layout``, of the spec's dtype.
+            params: The flat parameter vector of ``spec.layout``, of the spec's dtype; or what :meth:`quantize` returns.
             states: Initial states ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) with index layer·D + direction, or
                 None for zeros; None if all are.
             training: Whether to save what backward needs, and to drop elements between layers if the spec says so.
@@ -194,7 +196,7 @@ class RNNOp:
         return operands.y, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths)
 
     def _forward_cached(
-        self, x: Array, params: Array, states: Sequence[Array | None] | None, training: bool, out: Array | None
+        self, x: Array, params: Any, states: Sequence[Array | None] | None, training: bool, out: Array | None
     ) -> tuple[Array, tuple[Array, ...], Reserve | None] | None:
         """What forward returns, by a cached call; None if there is none, or the arguments differ from its."""
         # Another thread may replace a cached call at any time.
@@ -256,11 +258,11 @@ class RNNOp:
             self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
         return operands.grads[:3]
 
-    def stream(self, params: Array, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
+    def stream(self, params: Params, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
         """Sequences that arrive in chunks: the state is carried from one to the next.
 
         Args:
-            params: The flat parameter vector. It is copied, unless it is from :func:`frozen`: many streams share that.
+            params: The flat parameter vector, which is copied; or frozen or quantized ones, which many streams share.
             batch: N.
             states: Initial states as in :meth:`forward`, which are copied.
 

@@ -16,6 +16,7 @@ import numpy.ma
 
 from fusedrnn.engines import registry
 from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operand, entries, is_sequence
+from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
 from fusedrnn.spec import Array, RNNSpec
 
@@ -74,8 +75,13 @@ def check_x(x: object, spec: RNNSpec) -> Array:
     return _readable(FORWARD["x"], checked)
 
 
-def check_params(params: object, spec: RNNSpec) -> Array:
-    """The flat parameter vector, contiguous."""
+def check_params(params: object, spec: RNNSpec) -> Any:
+    """The flat parameter vector, contiguous; or quantized parameters."""
+    if isinstance(params, QuantizedParams):
+        check_quantized(spec)
+        if not params.fits(spec):
+            raise ValueError(f"params must be quantized for {spec}; got those of {params.spec}")
+        return params
     checked = check_array("params", params, spec)
     if checked.shape != (spec.layout.size,):
         raise ValueError(
@@ -186,7 +192,8 @@ def forward_operands(spec: RNNSpec, x: Any, params: Any, states: Any, lengths: A
     if out is None:
         y = np.empty((steps, batch, spec.output_size), spec.dtype)
     else:
-        inputs = {"x": (x,), "params": (params,), "states": [state for state in states or () if state is not None]}
+        flat = () if isinstance(params, QuantizedParams) else (params,)
+        inputs = {"x": (x,), "params": flat, "states": [state for state in states or () if state is not None]}
         y = check_buffer("out", out, spec, (steps, batch, spec.output_size))
         check_no_alias("out", y, inputs)
     return ForwardOperands(checked_x, checked_params, checked_states, checked_lengths, y)

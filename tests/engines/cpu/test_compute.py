@@ -20,10 +20,10 @@ SHAPES = (
     Shape(5, 17, 33, 40, layers=3, lengths="some"),
     Shape(4, 6, 70, 100),
 )
-COMPUTE = ("bfloat16", "int8")
+COMPUTE = ("bfloat16", "int8", "int8_weights")
 # The relative step of a rounded operand: where a value lies between two neighbours, two ways of computing it in float32
 # may round it to different ones.
-STEP = {"bfloat16": 2.0**-8, "int8": 1 / 127}
+STEP = {"bfloat16": 2.0**-8, "int8": 1 / 127, "int8_weights": 2.0**-20}
 # The cells and what changes their GEMMs: projection, stages, biases, vectors that are no operands.
 CELLS = (*MODES, "projection", "lstm-all", "coupled-peepholes", "reset-before", "gru-no-bias")
 KINKS = ("lstm-all", "rnn_relu")  # a rounding may decide on which side of a kink a value lies
@@ -179,10 +179,11 @@ def test_not_finite(mode, compute, value):
         assert np.isnan(y[2:, 1]).all()
 
 
-def test_int8_declines_training():
-    op = RNNOp(RNNSpec("lstm", 3, 4, compute="int8"))
+@pytest.mark.parametrize("compute", ["int8", "int8_weights"])
+def test_int8_declines_training(compute):
+    op = RNNOp(RNNSpec("lstm", 3, 4, compute=compute))
     x, params = np.ones((2, 1, 3), np.float32), np.ones(op.spec.layout.size, np.float32)
-    with pytest.raises(NotImplementedError, match="training with compute='int8' is not supported"):
+    with pytest.raises(NotImplementedError, match=f"training with compute='{compute}' is not supported"):
         op.forward(x, params, training=True)
-    with pytest.raises(NotImplementedError, match="training with compute='int8' is not supported"):
+    with pytest.raises(NotImplementedError, match=f"training with compute='{compute}' is not supported"):
         op.compile(training=True)

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
 
 REGISTERS = {512: "zmm", 256: "ymm", 128: "xmm"}
 DOT_PRODUCT = {"bfloat16": "vdpbf16ps", "int8": "vpdpbusd"}
-WIDENED = {"bfloat16": r"v?(fmadd\d+|mul)ps", "int8": r"v?pmaddwd"}
+WIDENED = {"bfloat16": r"v?(fmadd\d+|mul)ps", "int8": r"v?pmaddwd", "int8_weights": r"v?(fmadd\d+|mul)ps"}
 CASES = [
     pytest.param(compute, target, id=f"{compute}-{target.name}")
-    for compute, target in itertools.product(DOT_PRODUCT, known_targets())
+    for compute, target in itertools.product(WIDENED, known_targets())
     if target.base is None or compute in target.dot_products
 ]
 

@@ -1,4 +1,4 @@
-"""The GEMM in bfloat16 and int8: exact products of rounded operands, in a fixed order."""
+"""The GEMM in bfloat16 and int8, and on int8 weights: products of rounded operands, in a fixed order."""
 
 import itertools
 
@@ -15,6 +15,11 @@ KS = [1, 2, 3, 8, 33, 64]
 
 def addresses(array):
     return np.array([array.ctypes.data + row * array.strides[0] for row in range(len(array))], np.int64)
+
+
+def fused_or_rounded(total, product, target):
+    """The float32 sum of a total and a product that is exact in float64: rounded once where the target has an FMA."""
+    return (total + product).astype(np.float32) if target.fma else total + product.astype(np.float32)
 
 
 def parts(gemm, rows, panel, c_in, expected, scales=None):
@@ -83,3 +88,26 @@ def test_int8(compute, target, k):
             np.testing.assert_array_equal(part, result)
         else:
             np.testing.assert_allclose(part, result, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", KS)
+@each_target("int8_weights")
+def test_int8_weights(compute, target, k):
+    """The bits of a chain of float32 multiply-adds on integers; one more scales it and adds the initial accumulator."""
+    target = target.for_compute(compute)
+    max_rows, width = target.tile
+    lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
+    gemm = compiled("gemm_int8_weights", target, lambda module: emit_gemm(module, target, compute, GEMM_INT8))
+    rng = np.random.default_rng(0)
+    a = aligned(rng.standard_normal((num_rows, k)).astype(np.float32))
+    b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
+    c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
+    panel = aligned(panels_of(b.reshape(1, width, lanes, k), compute, target)[0])
+    scales = aligned(b_scales.reshape(width, lanes))
+    expected = np.zeros((num_rows, width * lanes), np.float32)
+    for step in range(k):
+        product = a[:, step, None].astype(np.float64) * b[:, step]
+        expected = fused_or_rounded(expected, product, target)
+    expected = fused_or_rounded(c_in.reshape(num_rows, -1), expected * b_scales.astype(np.float64), target)
+    for part, result in parts(gemm, a, panel, c_in, expected, scales):
+        np.testing.assert_array_equal(part, result)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusedrnn.engines.cpu.kernels.operand_rows import emit_convert_row
+from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE, emit_convert_row
 from fusedrnn.number_formats import quantize_rows, to_bfloat16
 from gemms import aligned, compiled, each_target, rows_of
 
@@ -38,22 +38,25 @@ def test_round_row(compute, target, size):
         whole[:size] = row
         expected = rows_of(to_bfloat16(whole), compute, target)
         into = aligned(np.full_like(expected, POISON))
-        run(row.ctypes.data, into.ctypes.data, size)
+        run(row.ctypes.data, into.ctypes.data, size, 0)
         np.testing.assert_array_equal(into.view(np.uint8), expected.view(np.uint8))
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("largest", [None, 0.0, 1e-40, 0.7, 100.0])
 @each_target("int8")
-def test_quantize_row(compute, target, size):
+def test_quantize_row(compute, target, size, largest):
+    """Rows with a range of their own, and with a given one, beyond which they saturate."""
+    operand_range = np.float32([OWN_RANGE if largest is None else largest])
     lanes = target.lanes("float32")
     run = compiled("quantize_row", target, lambda module: emit_convert_row(module, target, compute))
     for row in [*rows(size), *not_finite(size)]:
         whole = np.zeros(-(-size // lanes) * lanes, np.float32)
         whole[:size] = row
-        integers, scale = quantize_rows(whole)
+        integers, scale = quantize_rows(whole, largest)
         expected = rows_of(integers, compute, target).view(np.uint8)
         buffer = aligned(np.full(64 + len(expected), POISON, np.uint8))
-        run(row.ctypes.data, buffer.ctypes.data + 64, size)
+        run(row.ctypes.data, buffer.ctypes.data + 64, size, operand_range.ctypes.data)
         np.testing.assert_array_equal(buffer[60:64].view(np.float32)[0], scale)
         np.testing.assert_array_equal(buffer[:60], POISON)
         if np.isfinite(scale):

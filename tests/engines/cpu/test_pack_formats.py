@@ -40,7 +40,7 @@ def operands(compute, shape):
 
 
 @pytest.mark.parametrize(("gates", "units", "k"), [(1, 1, 1), (4, 5, 3), (3, 17, 40), (4, 16, 16), (1, 33, 7)])
-@each_target("bfloat16", "int8")
+@each_target("bfloat16", "int8", "int8_weights")
 def test_transposed(compute, target, gates, units, k):
     target = target.for_compute(compute)
     lanes, width = target.lanes("float32"), target.tile[1]

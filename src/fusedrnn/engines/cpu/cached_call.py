@@ -27,6 +27,7 @@ from fusedrnn.engines.operands import (
     misplaced_buffer,
 )
 from fusedrnn.frozen_array import is_frozen
+from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.thread_pool import get_num_threads
 
 Array = NDArray[Any]
@@ -81,7 +82,10 @@ class CachedForward(_CachedCall):
         h_n, c_n = (*self._empty(self._state_shapes), None)[:2]
         # Frozen parameters are known by their identity: their weights cannot change.
         self._frozen = params if is_frozen(params) else None
-        self._weights = executor.weights_of(params, steps, batch, self._save) if self._frozen is not None else None
+        # Quantized parameters are no array to guard.
+        self._frozen_array = params = None if isinstance(params, QuantizedParams) else params
+        is_frozen_call = self._frozen is not None
+        self._weights = executor.weights_of(self._frozen, steps, batch, self._save) if is_frozen_call else None
         self._unpacked = self._frozen is None and executor.is_short(steps, batch, self._layout is not None)
         # Inference reads unpacked parameters where the caller has them, so that they are one of the arrays; training
         # reads a copy.
@@ -101,6 +105,7 @@ class CachedForward(_CachedCall):
         if self._frozen is not None:
             if params is not self._frozen:
                 return None
+            params = self._frozen_array
         elif not self._params_in_place:
             if type(params) is not np.ndarray or not self._executor.weight_cache.fits(params):
                 return None

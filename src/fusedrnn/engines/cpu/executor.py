@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from time import perf_counter
+from typing import Any
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
@@ -139,8 +140,11 @@ class Executor:
             return WeightPointers(addresses)
         return self.weight_cache.packed(addresses, training, team, owner)
 
-    def weights_of(self, params: Array, steps: int, batch: int, save: SavePolicy | None) -> Weights:
-        """The flat parameter vector as a call takes it; ``save`` is what training saves, None in inference."""
+    def weights_of(self, params: Any, steps: int, batch: int, save: SavePolicy | None) -> Weights:
+        """The flat parameter vector or quantized parameters as a call takes them.
+
+        ``save`` is what training saves, None in inference.
+        """
         training = save is not None
         if ("training" if training else "forward") not in self._jobs:
             self.compile(training)

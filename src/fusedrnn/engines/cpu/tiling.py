@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.products import PRODUCTS, FloatProducts, Int8Products, products_class
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
 from fusedrnn.jit.host import target_for
@@ -78,6 +78,14 @@ class Tiling:
                 end += entry.shape[0] * self.item
         return offsets
 
+    @cached_property
+    def ranges_offset(self) -> int | None:
+        """Where the ranges of operands are behind these scales; None in formats that do not quantize operands."""
+        if not (self.products.has_scales and self.converts_rows):
+            return None
+        num_scales = sum(int(self.spec.layout.entry(*key).shape[0]) for key in self.scale_offsets)
+        return (self.spec.layout.size + num_scales) * self.item
+
     def is_pipelined(self, layer_dir_groups: int) -> bool:
         """Whether so many groups of layer-directions are pipelined layers: a network of one direction has no others."""
         return self.spec.num_directions == 1 and layer_dir_groups > 1
@@ -108,9 +116,14 @@ class Tiling:
         return -(-self.unit_vecs * self.num_peepholes // self.panel_vectors)
 
     @cached_property
-    def products(self) -> type[FloatProducts] | type[Int8Products]:
+    def products(self) -> ProductsClass:
         """How GEMMs multiply, and so how weights are packed."""
         return products_class(self.spec.operand_format, self.target)
+
+    @property
+    def converts_rows(self) -> bool:
+        """Whether rows of operands are converted."""
+        return self.spec.compute is not None and self.products.converts_rows
 
     def packed_bytes(self, k: int) -> int:
         """Bytes of a panel of packed weights with so many rows, the panel's head included."""

@@ -24,7 +24,7 @@ from fusedrnn.engines.reference.forward import (
     layer_weights,
     peephole_leaves,
 )
-from fusedrnn.engines.reference.rounding import Rounding, operand_rounding
+from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.spec import Array, RNNSpec
 
@@ -62,7 +62,7 @@ def backward(
             index = layer * spec.num_directions + direction
             weights = layer_weights(spec, tape.params, layer, direction)
             dweights = layer_weights(spec, dparams, layer, direction)
-            run = _DirectionBackward(cell, weights, dweights, tape.directions[index], operand_rounding(spec.compute))
+            run = _DirectionBackward(cell, weights, dweights, tape.directions[index], row_rounding(spec.compute))
             steps = _steps(len(dx), tape.lengths, spec.reverses(direction))
             own_dy = None if dy is None else dy[:, :, direction * size : (direction + 1) * size]
             before = run.unroll(steps, tape.inputs[layer], own_dy, [array[index] for array in dfinal], dx)

@@ -18,8 +18,9 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
-from fusedrnn.engines.reference.rounding import Rounding, operand_rounding, unrounded
+from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.quantized_params import Params, QuantizedParams
 from fusedrnn.spec import Array, RNNSpec
 
 _MATRICES = "i2h_weight", "h2h_weight", "h2r_weight"
@@ -81,29 +82,32 @@ class Tape:
 def forward(
     spec: RNNSpec,
     x: Array,
-    params: Array,
+    params: Params,
     states: Sequence[Array] | None = None,
     lengths: Array | None = None,
     tape: Tape | None = None,
     seed: int = 0,
+    rounding: OperandRounding | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     """All layers and directions of ``spec``, in the float type of ``x``. Arguments are not validated.
 
     Args:
         spec: The network.
         x: (T, N, I).
-        params: The flat parameters.
+        params: The flat parameters, or quantized ones.
         states: The initial states, (L·D, N, size) each; None for zeros.
         lengths: (N,); None for T everywhere.
         tape: An empty tape to fill, in training; None in inference.
         seed: Determines which elements training drops, as in :func:`fusedrnn.dropout.mask`.
+        rounding: How operands are rounded; None for what the spec and the parameters say.
 
     Returns:
         The output (T, N, D·S) and the final states.
     """
     if states is None:
         states = [np.zeros(shape, x.dtype) for shape in spec.state_shape(x.shape[1])]
-    cell, rounded = traced_cell(spec.variant), operand_rounding(spec.compute)
+    cell, rounding = traced_cell(spec.variant), rounding or OperandRounding.of(spec, params)
+    flat = params.dequantize() if isinstance(params, QuantizedParams) else params
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
         if tape is not None:
@@ -112,9 +116,9 @@ def forward(
         for direction in range(spec.num_directions):
             own_tape = None if tape is None else DirectionTape()
             # Weights are rounded once; the rows that they multiply, step by step.
-            weights = layer_weights(spec, params, layer, direction)
-            weights |= {kind: rounded(weights[kind]) for kind in _MATRICES if kind in weights}
-            run_step = partial(_run_step, cell, weights, own_tape, rounded)
+            weights = layer_weights(spec, flat, layer, direction)
+            weights |= {kind: rounding.weights(weights[kind]) for kind in _MATRICES if kind in weights}
+            run_step = partial(_run_step, cell, weights, own_tape, partial(rounding.rows, len(final)))
             before = [state[len(final)] for state in states]
             y, after = unroll(x, before, lengths, spec.reverses(direction), run_step)
             if tape is not None and own_tape is not None:
@@ -146,12 +150,12 @@ def _run_step(
     cell: TracedCell,
     weights: Mapping[str, Array],
     tape: DirectionTape | None,
-    rounded: Rounding,
+    rounded: RowRounding,
     x: Array,
     states: tuple[Array, ...],
 ) -> tuple[Array, ...]:
     """One step, in training with a tape, which it extends."""
-    x_gates = linear(x, weights["i2h_weight"], weights.get("i2h_bias"), rounded)
+    x_gates = linear(rounded(0, x), weights["i2h_weight"], weights.get("i2h_bias"))
     if tape is None:
         return step(cell, x_gates, states, weights, rounded)
     leaves = step_leaves(cell, x_gates, states, weights, rounded)
@@ -198,7 +202,7 @@ def step(
     x_gates: Array,
     states: Sequence[Array],
     weights: Mapping[str, Array],
-    rounded: Rounding = unrounded,
+    rounded: RowRounding = unrounded_operand,
 ) -> tuple[Array, ...]:
     """The states after a step (N, size), the output first, from the states before it and the weights by kind.
 
@@ -212,7 +216,7 @@ def step_leaves(
     x_gates: Array,
     states: Sequence[Array],
     weights: Mapping[str, Array],
-    rounded: Rounding = unrounded,
+    rounded: RowRounding = unrounded_operand,
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
@@ -220,23 +224,24 @@ def step_leaves(
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     values.update(peephole_leaves(cell, weights))
-    for stage in cell.stages:
+    for index, stage in enumerate(cell.stages):
         (operand,) = evaluate([stage.operand], values, NUMPY)
+        operand = rounded(1 + index, operand)
         if stage.projects:
-            values[Projected()] = linear(operand, weights["h2r_weight"], None, rounded)
+            values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
-            h_gates = linear(operand, weight, bias, rounded)
+            h_gates = linear(operand, weight, bias)
             values.update({PreH(gate): h_gates[:, rows[gate]] for gate in stage.gates})
         else:
             for gate in stage.gates:
                 own = rows[gate]
-                values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own], rounded)
+                values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own])
     return values
 
 
-def linear(x: Array, weight: Array, bias: Array | None, rounded: Rounding) -> Array:
-    """``x @ weight.T`` for rounded rows of ``x``, plus ``bias`` if there is one."""
-    product: Array = rounded(x) @ weight.T
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """``x @ weight.T``, plus ``bias`` if there is one."""
+    product: Array = x @ weight.T
     return product if bias is None else product + bias
 
 

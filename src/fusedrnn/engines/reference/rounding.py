@@ -3,26 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fusedrnn.number_formats import quantize_rows, round_to_bfloat16
-from fusedrnn.spec import Array
+from fusedrnn.quantized_params import QuantizedParams
+from fusedrnn.spec import Array, RNNSpec
 
 Rounding = Callable[[Array], Array]
 """From rows (..., K) to the same rows in the format of operands, in the same float type."""
+RowRounding = Callable[[int, Array], Array]
+"""From the number of an operand of a layer-direction, and its rows: 0 is the input, 1 + s the operand of stage s."""
 
 
-def operand_rounding(compute: str | None) -> Rounding:
-    """The rounding of a format; None for none.
+class OperandRounding(NamedTuple):
+    """How the operands of a network are rounded.
 
     A product of int8 operands is exact but for the scales, so that it is that of the rows they stand for.
+
+    Attributes:
+        weights: Of weights.
+        rows: Of the rows that they multiply, by layer·D + direction, the operand's number and the rows.
     """
-    return {None: unrounded, "bfloat16": _bfloat16, "int8": _int8}[compute]
+
+    weights: Rounding
+    rows: Callable[[int, int, Array], Array]
+
+    @classmethod
+    def of(cls, spec: RNNSpec, params: Array | QuantizedParams) -> OperandRounding:
+        """That of a spec; parameters that are quantized are not rounded again, and may have ranges."""
+        rounded_row = row_rounding(spec.compute)
+        weights = _int8 if spec.compute == "int8_weights" else rounded_row
+        ranges = None
+        if isinstance(params, QuantizedParams):
+            weights, ranges = _unrounded, params.ranges
+        if ranges is None or spec.compute != "int8":
+            return cls(weights, lambda layer_dir, operand, rows: rounded_row(rows))
+        largest: Array = ranges
+        return cls(weights, lambda layer_dir, operand, rows: _int8(rows, largest[layer_dir, operand]))
 
 
-def unrounded(rows: Array) -> Array:
+def row_rounding(compute: str | None) -> Rounding:
+    """The rounding of the rows that weights multiply, each by itself; ``compute`` is None for none."""
+    return {None: _unrounded, "bfloat16": _bfloat16, "int8": _int8, "int8_weights": _unrounded}[compute]
+
+
+def unrounded_operand(operand: int, rows: Array) -> Array:
     """The rows as they are."""
+    return rows
+
+
+def _unrounded(rows: Array) -> Array:
     return rows
 
 
@@ -31,7 +63,7 @@ def _bfloat16(rows: Array) -> Array:
     return result
 
 
-def _int8(rows: Array) -> Array:
-    integers, scales = quantize_rows(rows.astype(np.float32))
+def _int8(rows: Array, largest: Any = None) -> Array:
+    integers, scales = quantize_rows(rows.astype(np.float32), largest)
     result: Array = integers.astype(rows.dtype) * scales.astype(rows.dtype)[..., None]
     return result

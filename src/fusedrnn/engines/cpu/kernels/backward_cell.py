@@ -9,8 +9,8 @@ from typing import NamedTuple
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
+from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import table_entry
-from fusedrnn.engines.cpu.kernels.products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Value
 
@@ -122,7 +122,7 @@ class CellGradient(BackwardEmitter):
         is_whole = units_left >= v.lanes
         # The GEMMs also read the lanes without a unit: they must be zero.
         grads = [is_whole.select(value, v.zero_tail(value, units_left)) for value in values]
-        if self.converts:
+        if self.products.converts_rows:
             operands = {*derivative.h_grads, *derivative.x_grads}
             grads = [rounded_to_bfloat16(v, grad) if index in operands else grad for index, grad in enumerate(grads)]
         for into, indices in ((rows.h_gates, derivative.h_grads), (rows.x_gates, derivative.x_grads)):

@@ -21,7 +21,7 @@ def build_common(compute: str, target: Target) -> Module:
     emit_gemm(module, target, compute, gemm_of(compute))
     if PRODUCTS[compute].reads_unpacked:
         emit_unpacked_gemm_nt(module, target, compute)
-    if compute != STORAGE[compute]:
+    if PRODUCTS[compute].converts_rows:
         emit_convert_row(module, target, compute)
     return module
 

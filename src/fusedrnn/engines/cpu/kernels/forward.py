@@ -14,6 +14,7 @@ from fusedrnn.cell.leaves import NewState, StageOperand, State
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
+from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
@@ -28,7 +29,7 @@ CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values",
+    "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
 )  # fmt: skip
 
 OutputRows = dict[Result | str, Value]
@@ -179,7 +180,8 @@ class Inference(StateEmitter):
                 f.store(x_row, self.x_rows + num_rows.get() * 8)
                 num_rows.set(num_rows.get() + 1)
         with f.if_(num_rows.get() > 0):
-            a, gates = self.left_operand(self.x_rows, num_rows.get(), p.k), Rows(self.gate_rows, self.c.gates_stride)
+            a = self.left_operand(self.x_rows, num_rows.get(), p.k, p.ranges)
+            gates = Rows(self.gate_rows, self.c.gates_stride)
             self.input_gemm(a, lambda stage: self._weights(stage, of_state=False), gates)
 
     def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
@@ -202,11 +204,12 @@ class Inference(StateEmitter):
         f, c = self.f, self.c
         parity = position.step & 1
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
-        table = self.operand_table(stage, parity)
+        table, size = self.operand_table(stage, parity), self.operand_size(stage)
         if self.stores_operands:
             a = LeftOperand(table, position.active_rows)
         else:
-            a = self.left_operand(table, position.active_rows, self.operand_size(stage))
+            operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
+            a = self.left_operand(table, position.active_rows, size, operand_range)
         reverse = self.serpentine_reversed(position.step)
         with self.blocks(stage, reverse) as (unit_vec, end):
             self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)

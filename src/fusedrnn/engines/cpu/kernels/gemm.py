@@ -35,7 +35,7 @@ GEMM = Signature("gemm", ("num_rows", "num_col_vecs", "a_rows", "b", "k", *OUTPU
 GEMM_TN = Signature("gemm_tn", ("num_rows", "num_col_vecs", "a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch_a"))
 """At most a vector's lanes of rows by vectors of one panel; ``prefetch_a`` is the A needed next."""
 GEMM_INT8 = Signature("gemm_int8", (*GEMM.arguments, "b_scales"))
-"""``GEMM`` of quantized rows, each behind its scale; ``b_scales`` has a vector for each vector of columns."""
+"""``GEMM`` of int8 weights. ``b_scales`` has a vector for each vector of columns; quantized rows lie behind a scale."""
 
 
 def gemm_of(compute: str) -> Signature:

@@ -184,16 +184,18 @@ class DirectionEmitter(ThreadShare):
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
         return Rows(recurrent + (cols.first - first) * self.v.bytes, row_bytes), None
 
-    def left_operand(self, table: Value, num_rows: Value, size: Value) -> LeftOperand:
+    def left_operand(
+        self, table: Value, num_rows: Value, size: Value, range_address: Value | None = None
+    ) -> LeftOperand:
         """The rows of a table of addresses as a GEMM reads them, converted if operands have a format of their own."""
         f, c = self.f, self.c
-        if not self.converts:
+        if not self.products.converts_rows:
             return LeftOperand(table, num_rows)
         convert_row = Declared(f.module, CONVERT_ROW)
         rows, converted_table = self.scratch + c.operand_rows_offset, self.scratch + c.operand_table_offset
         with f.loop(0, num_rows) as row:
             into = rows + row * c.operand_row + OPERAND_ROW_OFFSET
-            f.call(convert_row, f.load(table + row * 8), into, size)
+            f.call(convert_row, f.load(table + row * 8), into, size, range_address or f.constant(0))
             f.store(into, converted_table + row * 8)
         return LeftOperand(converted_table, num_rows)
 

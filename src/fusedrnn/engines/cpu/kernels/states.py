@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import DirectionEmitter
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
-from fusedrnn.engines.cpu.kernels.products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Value

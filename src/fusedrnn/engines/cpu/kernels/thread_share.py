@@ -117,10 +117,9 @@ class ThreadShare:
         self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
         self.num_gates = len(program.cell.gates)
-        self.converts = program.compute != program.dtype
         self.products = products_of(program.compute, self.v)
         # A result that needs no scale is converted as it is stored, not where it is read.
-        self.stores_operands = self.converts and not self.products.has_scales
+        self.stores_operands = self.products.converts_rows and not self.products.has_scales
         self.operand_vector_bytes = self.v.lanes * self.products.a_item
         self.can_read_unpacked = is_plain(program.cell) and self.products.reads_unpacked
         call, self.thread, self.layer, self.direction = f.arguments[:4]

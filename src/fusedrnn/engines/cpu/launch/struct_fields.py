@@ -28,7 +28,7 @@ _GRADIENTS: dict[str, Kind] = {
 }  # fmt: skip
 # Fields of the kernels, and the names that the layouts of packed weights and of the reserve have for them.
 _FORWARD_WEIGHTS = {
-    name: name for name in ("x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias")
+    name: name for name in ("x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", "ranges")
 }  # fmt: skip
 _BACKWARD_WEIGHTS = {
     "x_weights": "x_back", "h_weights": "h_back", "projection": "projection_back", "peepholes": "peepholes",

@@ -82,7 +82,7 @@ class _Layer:
         row = self.share.unit_vecs * problem.instructions * machine.instruction + machine.row
         self.cost["cell"] = self.rows * row
         self.cost["cell"] += problem.steps * machine.step + machine.layer
-        if problem.spec.compute:
+        if problem.converts_rows:
             # Each thread converts the inputs of its rows, and states that need a scale, all units of them.
             operands = self.features
             if problem.products.has_scales:

@@ -128,8 +128,8 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.masked_row = problem.masked_row if training and spec.drops else 0
-    sizes.converted_rows = share.chunk * share.rows if spec.compute else 0
-    sizes.stores_operands = bool(spec.compute) and not problem.products.has_scales
+    sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
+    sizes.stores_operands = problem.converts_rows and not problem.products.has_scales
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
     # A projection takes zeros from there, a panel of them.
     sizes.biases_size = max(round_up_to_cache_line(biases), problem.panel_bytes)
@@ -161,7 +161,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
     sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
     sizes.masked_row = problem.masked_row
-    sizes.converted_rows = sizes.recomputed_rows if spec.compute else 0
+    sizes.converted_rows = sizes.recomputed_rows if problem.converts_rows else 0
     # A direction's part of dx: those of this layer and the one above exist, or of the two directions.
     sizes.dx_partial_row = pad_against_conflicts(max(spec.output_size, spec.input_size) * problem.item)
     sizes.dx_partial_step = problem.batch * sizes.dx_partial_row

@@ -19,11 +19,13 @@ from fusedrnn.engines.cpu.weights.pack_kernel import CALL, load_pack
 from fusedrnn.engines.cpu.weights.quantize import quantized
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.locks import Lock
+from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
 from fusedrnn.runtime.fingerprint import MEMORY_RANGE, fingerprint_of
 from fusedrnn.runtime.thread_pool import ThreadTeam
 
 Array = NDArray[Any]
+Frozen = Array | QuantizedParams
 _BEGIN, _COPY = MEMORY_RANGE.index["begin"], MEMORY_RANGE.index["copy"]
 
 
@@ -36,7 +38,7 @@ class PackedWeights:
 
     Attributes:
         lease: The memory of the packed weights.
-        source: The array of the parameters if it is frozen.
+        source: The parameters if they are frozen.
         ranges: Where the parameters are, as :func:`fusedrnn.runtime.fingerprint.fingerprint_of` takes them.
         fingerprint: The fingerprint of the parameters.
         training: Whether weights for backward are included.
@@ -45,7 +47,7 @@ class PackedWeights:
     """
 
     lease: Lease
-    source: Array | None
+    source: Frozen | None
     ranges: Array
     fingerprint: bytes
     training: bool
@@ -118,15 +120,19 @@ class WeightCache:
         """The address of each parameter of a flat vector, in ``by_layer_direction`` order; zeros for 0."""
         return tuple([begin + offset for offset in self.offsets]) if begin else self.nowhere
 
-    def packed_vector(self, params: Array, training: bool, team: ThreadTeam) -> PackedWeights:
-        """The packed weights of a flat parameter vector, with those for backward in ``training``.
+    def packed_vector(self, params: Frozen, training: bool, team: ThreadTeam) -> PackedWeights:
+        """The packed weights of a flat parameter vector or of quantized parameters, for backward too in ``training``.
 
-        A frozen array is recognized by its identity; any other is fingerprinted at every call.
+        Frozen parameters are recognized by their identity; others are fingerprinted at every call.
         """
         last = self._last
         if last is not None and last.source is params and (last.training or not training):
             return last
-        addresses = self.addresses(params.ctypes.data)
+        # Quantized parameters are kept alive by their entry, so that no others have their identity.
+        if isinstance(params, QuantizedParams):
+            addresses: tuple[int, ...] = (id(params),)
+        else:
+            addresses = self.addresses(params.ctypes.data)
         frozen = params if is_frozen(params) else None
         packed = self._get(self._vectors, self._tuning.max_packed_vectors, addresses, training, team, frozen)
         self._last = None if frozen is None else packed
@@ -159,7 +165,7 @@ class WeightCache:
         addresses: tuple[int, ...],
         training: bool,
         team: ThreadTeam,
-        frozen: Array | None,
+        frozen: Frozen | None,
     ) -> PackedWeights:
         """The entry of a cache, packed anew if it is missing or out of date."""
         with self._lock:
@@ -174,15 +180,17 @@ class WeightCache:
             return packed
 
     @staticmethod
-    def _is_valid(packed: PackedWeights, training: bool, frozen: Array | None) -> bool:
+    def _is_valid(packed: PackedWeights, training: bool, frozen: Frozen | None) -> bool:
         if training and not packed.training:
             return False
         is_same_array = frozen is not None and packed.source is frozen
         return is_same_array or packed.fingerprint == fingerprint_of(packed.ranges)
 
     def _pack(
-        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Array | None
+        self, addresses: tuple[int, ...], training: bool, team: ThreadTeam, frozen: Frozen | None
     ) -> PackedWeights:
+        if isinstance(frozen, QuantizedParams):
+            return self._pack_quantized(frozen, team)
         layout = self.layout
         size = self._shape[0] * self._tiling.item
         # A training loop packs at every step, so it keeps the memory for its copy of the parameters.
@@ -205,6 +213,12 @@ class WeightCache:
         self._run(layout.tasks if training else layout.forward_tasks, lease.address, flat, team, 2 * size)
         ranges[:, _COPY] = 0
         return PackedWeights(lease, frozen, ranges, fingerprint, training, self.nowhere)
+
+    def _pack_quantized(self, params: QuantizedParams, team: ThreadTeam) -> PackedWeights:
+        lease = self._pool.lease(self.layout.backward_offset)
+        source = quantized(self._tiling, params)
+        self._run(self.layout.forward_tasks, lease.address, source.ctypes.data, team, source.nbytes)
+        return PackedWeights(lease, params, self._ranges[:0], b"", False, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
         """Run the packing job on several threads, or on this one if it is small or the others are busy."""

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 
 class PackedWeightsOffsets(NamedTuple):
-    """The offsets of the packed weights and biases of a layer-direction; the last three are for backward.
+    """The offsets of the packed weights, biases and ranges of a layer-direction; the last three are for backward.
 
     Of a cell of several stages, each matrix has the columns of the first stage's gates, then those of the next one's.
     Each stage begins with a new panel; in ``x_back``, the rows of all gates follow one another in every panel.
@@ -38,13 +38,14 @@ class PackedWeightsOffsets(NamedTuple):
     peepholes: int
     x_bias: int
     h_bias: int
+    ranges: int
     x_back: int
     h_back: int
     projection_back: int
 
 
 _MATRICES = "x_weights", "h_weights", "projection"
-_FORWARD, _BACKWARD = PackedWeightsOffsets._fields[:6], PackedWeightsOffsets._fields[6:]
+_FORWARD, _BACKWARD = PackedWeightsOffsets._fields[:7], PackedWeightsOffsets._fields[7:]
 
 
 class PackedLayout(NamedTuple):
@@ -126,6 +127,7 @@ class _LayerDirTasks:
                 for s in gates
             ],
             "h_bias": [self._bias(s, "h2h_bias") for s in gates],
+            "ranges": self._ranges(),
             "x_back": [self._back(s, features, "i2h_weight", tiling.k_padded(*gates)) for s in gates],
             "h_back": [self._back(s, size(s), "h2h_weight", tiling.k_padded(s)) for s in gates],
             "projection_back": [self._back(s, size(s), "h2r_weight", tiling.k_padded(s)) for s in projections],
@@ -167,6 +169,17 @@ class _LayerDirTasks:
         """The scales of the rows of a quantized matrix; none of others."""
         offset = self._tiling.scale_offsets.get((self._layer, self._direction, kind))
         return [] if offset is None else [self._task(stage, PACK_VECTOR, 1, offset) for stage in stages]
+
+    def _ranges(self) -> list[PackTask]:
+        """The ranges of the operands, in formats that quantize them."""
+        tiling, begin = self._tiling, self._tiling.ranges_offset
+        if begin is None:
+            return []
+        count = 1 + len(tiling.stages)
+        index = self._layer * tiling.spec.num_directions + self._direction
+        vectors = tiling.num_vectors(count)
+        panels = -(-vectors // tiling.panel_vectors)
+        return [PackTask(PACK_VECTOR, begin + index * count * tiling.item, 0, 1, panels, 0, 1, count, vectors)]
 
     def _peepholes(self) -> list[PackTask]:
         tiling = self._tiling

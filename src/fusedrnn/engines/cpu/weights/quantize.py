@@ -7,26 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE
 from fusedrnn.engines.cpu.tiling import Tiling
-from fusedrnn.number_formats import quantize_rows
+from fusedrnn.quantized_params import QuantizedParams
 
 Array = NDArray[Any]
 
 
-def quantized(tiling: Tiling, params: Array) -> Array:
-    """The bytes of a flat parameter vector with its matrices quantized, then the scales, all as float32.
+def quantized(tiling: Tiling, params: Array | QuantizedParams) -> Array:
+    """The bytes of a flat parameter vector with its matrices quantized, then scales, then ranges, all as float32.
 
-    Biases and peephole weights stay as they are.
+    Biases and peephole weights stay as they are. ``params`` are the bytes of a flat vector, or quantized already.
     """
     offsets, layout = tiling.scale_offsets, tiling.spec.layout
-    num_scales = sum(int(layout.entry(*key).shape[0]) for key in offsets)
-    result: Array = np.empty(layout.size + num_scales, np.float32)
-    result[: layout.size] = params.view(np.float32)[: layout.size]
-    for key, offset in offsets.items():
-        entry = layout.entry(*key)
-        weights = result[entry.offset : entry.offset + entry.size].reshape(entry.shape)
-        integers, scales = quantize_rows(weights)
-        weights[:] = integers
-        begin = offset // tiling.item
-        result[begin : begin + len(scales)] = scales
+    if not isinstance(params, QuantizedParams):
+        params = QuantizedParams.quantize(tiling.spec, params.view(np.float32)[: layout.size])
+    num_ranges = tiling.spec.num_layers * tiling.spec.num_directions * (1 + len(tiling.stages))
+    result: Array = np.full(layout.size + len(params.scales) + num_ranges, OWN_RANGE, np.float32)
+    if params.ranges is not None:
+        result[layout.size + len(params.scales) :] = params.ranges.ravel()
+    for entry, values, scales in params.entries():
+        entry.view(result)[...] = values
+        if scales is not None:
+            begin = offsets[entry.layer, entry.direction, entry.kind] // tiling.item
+            result[begin : begin + len(scales)] = scales
     return result.view(np.uint8)

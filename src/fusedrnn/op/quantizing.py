@@ -1,0 +1,62 @@
+"""The method of an operator that quantizes parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from fusedrnn.op import validation
+from fusedrnn.quantized_params import Params, QuantizedParams, check_quantized
+from fusedrnn.spec import Array, RNNSpec
+
+
+class QuantizesParams:
+    """An operator with the method :meth:`quantize`."""
+
+    spec: RNNSpec
+
+    def quantize(self, params: Params, calibration: Array | Iterable[Array] | None = None) -> QuantizedParams:
+        """Parameters with int8 matrices, for an op whose ``compute`` is ``"int8"`` or ``"int8_weights"``.
+
+        They take about a quarter of the bytes. Without ``calibration``, calls with them have the bits of calls with
+        ``params``.
+
+        Args:
+            params: The flat parameter vector.
+            calibration: For ``"int8"``, typical inputs: x (T, N, I) as in :meth:`RNNOp.forward`, or an iterable of
+                them. The network runs over each of them in float32, from zero states, and the largest magnitude of
+                each operand is kept: of the input, of h and of the operand of a projection or a reset-before GRU, in
+                each layer and direction. Calls with the result have one scale for each operand, and what is beyond the
+                largest magnitude saturates. None for scales of each row and step.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise; also if the spec's ``compute`` is another, or an operand is not finite.
+        """
+        spec = self.spec
+        check_quantized(spec)
+        checked = validation.check_params(params, spec)
+        quantized = checked if isinstance(checked, QuantizedParams) else QuantizedParams.quantize(spec, checked)
+        if calibration is None:
+            return quantized
+        if spec.compute != "int8":
+            raise ValueError(f"calibration needs compute 'int8'; got {spec.compute!r}")
+        from fusedrnn.engines.reference.calibration import operand_ranges  # few programs need it
+
+        flat = checked.dequantize() if isinstance(checked, QuantizedParams) else checked
+        inputs = list(_checked_inputs(calibration, spec))
+        if not inputs:
+            raise ValueError("calibration must hold at least one input; got none")
+        return replace(quantized, spec=spec, ranges=operand_ranges(spec, flat, inputs))
+
+
+def _checked_inputs(calibration: object, spec: RNNSpec) -> Iterator[Array]:
+    if isinstance(calibration, np.ndarray):
+        calibration = (calibration,)
+    if not isinstance(calibration, Iterable):
+        raise TypeError(f"calibration must be an array or an iterable of arrays; got {type(calibration).__name__}")
+    with validation.renamed({"x": "calibration"}):
+        for x in calibration:
+            yield validation.check_x(x, spec)

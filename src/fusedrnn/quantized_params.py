@@ -1,0 +1,191 @@
+"""Parameters whose matrices are int8 with a scale for each row: a quarter of the bytes, and never to be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.cell.trace import traced_cell
+from fusedrnn.frozen_array import FrozenParams, frozen_copy
+from fusedrnn.layout import Naming, Parameter
+from fusedrnn.number_formats import dequantize_rows, quantize_rows
+from fusedrnn.spec import QUANTIZED, Array, RNNSpec
+
+
+def is_matrix(entry: Parameter) -> bool:
+    """Whether a parameter is quantized; biases and peephole weights are not."""
+    return len(entry.shape) == 2
+
+
+def num_operands(spec: RNNSpec) -> int:
+    """The operands of a layer-direction that weights multiply: its input, and what each stage of the cell multiplies.
+
+    The first stage multiplies h; a later one the operand of a projection, or the reset state of a GRU.
+    """
+    return 1 + len(traced_cell(spec.variant).stages)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedParams(FrozenParams):
+    """The parameters of a network with int8 matrices: :meth:`RNNOp.quantize` makes them of float32 ones.
+
+    They take the place of the flat vector in calls of an op whose ``compute`` is ``"int8"`` or ``"int8_weights"``, with
+    the same bits. They cannot change, so that an op does not check them for changes. They can be pickled; to store them
+    without pickle, see :meth:`arrays`.
+
+    The constructor takes the integers and scales of a model that was quantized elsewhere; see also :meth:`pack`. It
+    copies the arrays.
+
+    Attributes:
+        spec: The network; its ``compute`` is ``"int8"`` or ``"int8_weights"``.
+        integers: The elements of all matrices in the order of ``spec.layout``, int8 (M,).
+        scales: The scales of all rows of these matrices, float32 (R,).
+        vectors: The elements of all biases and peephole weights, float32 (V,).
+        ranges: For ``"int8"``, the largest magnitude of each operand, float32 (L·D, operands), from
+            :meth:`RNNOp.quantize` with ``calibration``. An operand is then scaled by its range, whatever a row holds,
+            and what is beyond it saturates. None for a scale for each row and step.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: An array has the wrong shape, a range is negative or not finite, or the spec's ``compute`` is not
+            one of the two.
+    """
+
+    spec: RNNSpec
+    integers: Array
+    scales: Array
+    vectors: Array
+    ranges: Array | None = None
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        check_quantized(spec)
+        matrices = [entry for entry in spec.layout if is_matrix(entry)]
+        num_integers = sum(entry.size for entry in matrices)
+        shapes = {
+            "integers": ("int8", (num_integers,)),
+            "scales": ("float32", (sum(entry.shape[0] for entry in matrices),)),
+            "vectors": ("float32", (spec.layout.size - num_integers,)),
+            "ranges": ("float32", (spec.num_layers * spec.num_directions, num_operands(spec))),
+        }
+        for name, (dtype, shape) in shapes.items():
+            if name != "ranges" or self.ranges is not None:
+                object.__setattr__(self, name, frozen_copy(_checked(name, getattr(self, name), dtype, shape)))
+        if self.ranges is not None and not (np.isfinite(self.ranges) & (self.ranges >= 0)).all():
+            raise ValueError("ranges must be finite and not negative; got others")
+
+    @classmethod
+    def quantize(cls, spec: RNNSpec, params: Array, ranges: Array | None = None) -> QuantizedParams:
+        """The flat vector ``params`` quantized: each row symmetric about zero, its largest magnitude 127."""
+        parts: dict[bool, list[Array]] = {True: [], False: []}
+        scales = []
+        for entry in spec.layout:
+            values = entry.view(params)
+            if is_matrix(entry):
+                values, row_scales = quantize_rows(values)
+                scales.append(row_scales)
+            parts[is_matrix(entry)].append(values.ravel())
+        return cls(spec, np.concatenate(parts[True]), np.concatenate(scales), _joined(parts[False]), ranges)
+
+    @classmethod
+    def pack(
+        cls, spec: RNNSpec, arrays: Mapping[str, Any], *, names: Naming = "mxnet", ranges: Array | None = None
+    ) -> QuantizedParams:
+        """From integers and scales by name, for a model that was quantized elsewhere.
+
+        Args:
+            spec: The network.
+            arrays: By the names of ``spec.layout.unpack(names=names)``: of a matrix the pair of integers int8
+                (rows, columns) and scales float32 (rows,), or one scale for all rows; of another parameter its float32
+                elements.
+            names: ``"mxnet"`` or ``"torch"``.
+            ranges: As in the constructor.
+
+        Raises:
+            TypeError: A matrix is not given as a pair, or an array has the wrong dtype.
+            ValueError: A parameter is missing or unknown, or has the wrong shape.
+        """
+        entries = spec.layout.unpack(np.arange(spec.layout.size), names=names)
+        if arrays.keys() != entries.keys():
+            raise ValueError(f"arrays must be of {', '.join(entries)}; got {', '.join(arrays)}")
+        integers, scales, vectors = [], [], []
+        for name, positions in entries.items():
+            if positions.ndim == 2:
+                if not isinstance(arrays[name], Sequence) or len(arrays[name]) != 2:
+                    raise TypeError(f"{name} must be a pair of integers and scales; got {type(arrays[name]).__name__}")
+                matrix, row_scales = arrays[name]
+                integers.append(_checked(name, matrix, "int8", positions.shape).ravel())
+                shape = np.broadcast_to(np.asarray(row_scales), positions.shape[:1])
+                scales.append(_checked(f"the scales of {name}", shape, "float32", positions.shape[:1]))
+            else:
+                vectors.append(_checked(name, arrays[name], "float32", positions.shape))
+        return cls(spec, np.concatenate(integers), np.concatenate(scales), _joined(vectors), ranges)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays by name, to store them: ``np.savez(path, **params.arrays())``.
+
+        ``QuantizedParams(spec, **np.load(path))`` reads them.
+        """
+        arrays = {"integers": self.integers, "scales": self.scales, "vectors": self.vectors}
+        return arrays if self.ranges is None else {**arrays, "ranges": self.ranges}
+
+    def entries(self) -> Iterator[tuple[Parameter, Array, Array | None]]:
+        """Each parameter in the order of the layout, its elements in its shape, and the scales of a matrix's rows."""
+        integer = row = element = 0
+        for entry in self.spec.layout:
+            if is_matrix(entry):
+                rows = entry.shape[0]
+                matrix = self.integers[integer : integer + entry.size].reshape(entry.shape)
+                yield entry, matrix, self.scales[row : row + rows]
+                integer, row = integer + entry.size, row + rows
+            else:
+                yield entry, self.vectors[element : element + entry.size].reshape(entry.shape), None
+                element += entry.size
+
+    def dequantize(self) -> Array:
+        """The flat float32 vector that these parameters stand for."""
+        flat = np.empty(self.spec.layout.size, np.float32)
+        for entry, values, scales in self.entries():
+            entry.view(flat)[...] = values if scales is None else dequantize_rows(values, scales)
+        return flat
+
+    def fits(self, spec: RNNSpec) -> bool:
+        """Whether they are parameters of a spec, in either of the formats with int8 weights."""
+        return spec.compute in QUANTIZED and replace(self.spec, compute=spec.compute) == spec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QuantizedParams, (self.spec, self.integers, self.scales, self.vectors, self.ranges)
+
+
+Params = Array | QuantizedParams
+"""What a call takes as the parameters of a network."""
+
+
+def check_quantized(spec: object) -> None:
+    """Raise an error unless a spec's weights are int8."""
+    if not isinstance(spec, RNNSpec):
+        raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
+    if spec.compute not in QUANTIZED:
+        raise ValueError(f"quantized parameters need compute {' or '.join(map(repr, QUANTIZED))}; got {spec.compute!r}")
+
+
+def _checked(name: str, array: object, dtype: str, shape: tuple[int, ...]) -> Array:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} must be a NumPy array; got {type(array).__name__}")
+    if array.dtype != np.dtype(dtype):
+        raise TypeError(f"{name} must have dtype {dtype}; got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}; got {array.shape}")
+    return array
+
+
+def _joined(vectors: Sequence[Array]) -> Array:
+    return np.concatenate([np.empty(0, np.float32), *vectors])
