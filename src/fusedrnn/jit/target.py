@@ -29,6 +29,7 @@ class Target:
         format_tile: The tile for GEMM operands that are not of the dtype of the sums; see :meth:`for_compute`.
         dot_products: Formats of GEMM operands for which it has an instruction that adds the products of a group.
         base: The same target without those instructions; None if it has none.
+        narrow_weights: Whether packed weights have the format of operands; else that of sums, rounded.
         emulated: Whether it stands for another processor, whose instructions this one may lack.
     """
 
@@ -43,20 +44,25 @@ class Target:
     format_tile: tuple[int, int] | None = None
     dot_products: tuple[str, ...] = ()
     base: Target | None = None
+    narrow_weights: bool = True
     emulated: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of a vector."""
         return self.vector_bits // 8 // ITEM_SIZE[dtype]
 
-    def for_compute(self, compute: str) -> Target:
+    def for_compute(self, compute: str, narrow_weights: bool = True) -> Target:
         """The target for GEMM operands of that format, with the tile for them.
 
-        It is the base unless there is a dot product for the format, so that code for others is compiled once.
+        It is the base unless there is a dot product for the format, so that code for others is compiled once. Without
+        a dot product narrow weights are widened in registers, which pays only where it saves traffic; the bits are the
+        same. Quantized weights are always narrow.
         """
         if compute in self.dot_products:
             return self
         base = self.base or self
+        if compute == "bfloat16" and not narrow_weights:
+            return replace(base, narrow_weights=False)
         tile = _TILES.get(compute, {}).get((base.registers, base.fma))
         return base if tile is None else replace(base, format_tile=tile)
 

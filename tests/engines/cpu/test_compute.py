@@ -7,6 +7,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
+from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.spec import MODES
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from gemms import each_target
@@ -54,6 +55,13 @@ def arguments(spec, shape):
     params = rng.uniform(-1, 1, spec.layout.size).astype(np.float32) / np.sqrt(np.float32(spec.hidden_size))
     states = tuple(rng.uniform(-1, 1, size).astype(np.float32) for size in spec.state_shape(shape.N))
     return problem.x, params, states, problem.lengths
+
+
+@pytest.fixture(autouse=True)
+def narrow_weights():
+    """Small weights are packed in the format of operands, too."""
+    with tuned(wide_weight_bytes=0):
+        yield
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -133,6 +141,24 @@ def test_gradient_bits(mode, shape, compute, target):
     for others in results[1:]:
         for array, expected in zip(others, results[0], strict=True):
             np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+def test_bits_of_wide_weights(mode, shape, target):
+    """Weights that are packed as rounded float32 give the bits of those packed as bfloat16."""
+    spec = replace(shape.spec(mode), compute="bfloat16")
+    x, params, states, lengths = arguments(spec, shape)
+    results = []
+    for wide_weight_bytes in (0, 1 << 30):
+        with tuned(wide_weight_bytes=wide_weight_bytes):
+            op = RNNOp(spec)
+        assert op.by_address().target.narrow_weights == (wide_weight_bytes == 0)
+        y, final, reserve = op.forward(x, params, states, lengths=lengths, training=True)
+        dx, dparams, dinitial = op.backward(np.cos(y), None, reserve)
+        results.append((y, *final, dx, dparams, *dinitial))
+    for narrow, wide in zip(*results, strict=True):
+        np.testing.assert_array_equal(narrow, wide)
 
 
 @pytest.mark.parametrize("compute", COMPUTE)

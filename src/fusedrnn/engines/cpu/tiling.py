@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.products import ProductsClass, products_class
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
+from fusedrnn.jit.host import target_for
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
+
+
+def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
+    """The target for a spec's kernels; weights of so many bytes in a layer-direction are not packed as narrow ones."""
+    shapes = spec.parameter_shapes(spec.num_layers - 1), spec.parameter_shapes(0)
+    layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
+    narrow_weights = layer_elements * ITEM_SIZE[spec.dtype] > wide_weight_bytes
+    return target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format, narrow_weights)
 
 
 class Tiling:
@@ -34,7 +44,7 @@ class Tiling:
         num_gates: Gates of all stages.
         num_peepholes: Gates that have peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
-            operands are not converted.
+            the format of operands has GEMMs for them.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
@@ -51,8 +61,8 @@ class Tiling:
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_peepholes = len(cell.peepholes)
-        self.can_read_unpacked = is_plain(cell) and spec.compute is None
-        self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format]
+        self.can_read_unpacked = is_plain(cell) and PRODUCTS[spec.operand_format].reads_unpacked
+        self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 
     @cached_property

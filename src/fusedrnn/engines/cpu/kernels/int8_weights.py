@@ -15,7 +15,7 @@ from fusedrnn.jit.vector import Vectors
 class WidenedInt8Products:
     """int8 in B, widened to float32 in registers; A is float32. Sums are float32, and scaled at the end."""
 
-    group, unroll, speedup, converts_rows, has_scales, head = 1, 4, 0.8, False, True, 0
+    group, unroll, speedup, reads_unpacked, converts_rows, has_scales, head = 1, 4, 0.8, False, False, True, 0
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_item, self.a_bytes, self.b_bytes = v, v.item, v.item, v.lanes
@@ -51,3 +51,11 @@ class WidenedInt8Products:
     def a_elements(self, x: Value) -> Value:
         """A row is not converted."""
         return x
+
+    def unpacked_b(self, x: Value) -> Value:
+        """Unpacked weights are not read."""
+        return x
+
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """An element of a row in every lane; unpacked weights are not read."""
+        return self.v.broadcast(row + index * self.v.item)

@@ -6,7 +6,8 @@ fixed, so that every element of C is one chain whatever the tile.
 
 - float32, float64: a group is one element. A, B and sums have that format.
 - bfloat16: a group is two elements; a slot of B holds both of each column. Sums are float32, over rising k. A is
-  float32 that was rounded, or bfloat16 where the target has a dot product of pairs.
+  float32 that was rounded, or bfloat16 where the target has a dot product of pairs. Where narrow weights do not pay, A
+  and B are float32 that was rounded.
 - int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
   int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
   plus 128; a panel of B begins with initial accumulators that undo it.
@@ -19,11 +20,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fusedrnn.engines.cpu.kernels.int8_weights import WidenedInt8Products
-from fusedrnn.jit.builder import Value
+from fusedrnn.jit.builder import I16, I32, Value
 from fusedrnn.jit.dot_products import add_bfloat16_products, add_int8_products
 from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.target import Target
-from fusedrnn.jit.vector import Vectors
+from fusedrnn.jit.vector import FLOAT, Vectors
 
 STORAGE = {"float64": "float64", **dict.fromkeys(("float32", "bfloat16", "int8", "int8_weights"), "float32")}
 """The dtype of C by the format of the operands."""
@@ -46,6 +47,7 @@ class Products(Protocol):
             and do little of the work. Enough to hide the loop's own instructions, few enough for the registers.
         speedup: Products in the time of one of float32, for the cost model.
         converts_rows: Whether rows of A are converted before a GEMM reads them.
+        reads_unpacked: Whether there are GEMMs on unpacked weights.
         has_scales: Whether columns of B have scales; rows of A have one each if they are converted too.
         head: Slots with which each vector of a panel begins, before those of the groups: initial accumulators.
         a_item: Bytes of an element of a converted row of A.
@@ -56,6 +58,7 @@ class Products(Protocol):
     unroll: int
     speedup: float
     converts_rows: bool
+    reads_unpacked: bool
     has_scales: bool
     head: int
     a_item: int
@@ -80,11 +83,17 @@ class Products(Protocol):
     def a_elements(self, x: Value) -> Value:
         """What a row of A holds, from a float vector that was rounded or integers of a quantized row."""
 
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """An element of a row of A in every lane, as float, for GEMMs on unpacked weights."""
+
+    def unpacked_b(self, x: Value) -> Value:
+        """A float vector of unpacked weights as it is multiplied."""
+
 
 class FloatProducts:
     """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
 
-    group, unroll, speedup, converts_rows, has_scales, head = 1, 4, 1.0, False, False, 0
+    group, unroll, speedup, reads_unpacked, converts_rows, has_scales, head = 1, 4, 1.0, True, False, False, 0
 
     def __init__(self, v: Vectors, a_step: int) -> None:
         self.v, self.a_step, self.a_item, self.b_bytes = v, a_step, v.item, v.bytes
@@ -99,6 +108,14 @@ class FloatProducts:
         return total
 
     def a_elements(self, x: Value) -> Value:
+        """See :class:`Products`."""
+        return x
+
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """See :class:`Products`."""
+        return self.v.broadcast(row + index * self.v.item)
+
+    def unpacked_b(self, x: Value) -> Value:
         """See :class:`Products`."""
         return x
 
@@ -124,10 +141,24 @@ class FloatProducts:
         return result
 
 
-class WidenedBfloat16Products(FloatProducts):
+class RoundedBfloat16Products(FloatProducts):
+    """A and B have been rounded to bfloat16 and are stored as float32."""
+
+    converts_rows = True
+
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """See :class:`Products`. The element is rounded to nearest even."""
+        return rounded_to_bfloat16(self.v, super().slot(elements))
+
+    def unpacked_b(self, x: Value) -> Value:
+        """See :class:`Products`. Weights are rounded to nearest even."""
+        return rounded_to_bfloat16(self.v, x)
+
+
+class WidenedBfloat16Products(RoundedBfloat16Products):
     """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
 
-    group, unroll, converts_rows = 2, 2, True
+    group, unroll = 2, 2
 
     def slot(self, elements: Sequence[Value]) -> Value:
         """See :class:`Products`. Elements are rounded to nearest even."""
@@ -142,10 +173,10 @@ class WidenedBfloat16Products(FloatProducts):
         return self._add_element([row + self.a_step for row in a_rows], high, sums)
 
 
-class Bfloat16DotProducts(FloatProducts):
+class Bfloat16DotProducts(WidenedBfloat16Products):
     """Pairs of bfloat16, multiplied and added by one instruction, which takes the high half first."""
 
-    group, unroll, speedup, converts_rows = 2, 2, 2.0, True
+    group, unroll, speedup = 2, 2, 2.0
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         super().__init__(v, a_step)
@@ -159,6 +190,12 @@ class Bfloat16DotProducts(FloatProducts):
         """See :class:`Products`. The elements of each pair are exchanged, as in B."""
         halves = (x.bitcast(self.v.itype) >> _HALF_BITS).trunc(int_vector(16, self.v.lanes))
         return shuffle(halves, halves, [lane ^ 1 for lane in range(self.v.lanes)])
+
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """See :class:`Products`."""
+        v = self.v
+        element = v.function.load(row + (index ^ 1) * self.a_item, I16, self.a_item)
+        return v.splat((element.zext(I32) << _HALF_BITS).bitcast(FLOAT))
 
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """See :class:`Products`."""
@@ -176,7 +213,7 @@ class Bfloat16DotProducts(FloatProducts):
 class Int8Products:
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
-    group, unroll, speedup, converts_rows, has_scales, head = 2, 1, 1.6, True, True, 0
+    group, unroll, speedup, reads_unpacked, converts_rows, has_scales, head = 2, 1, 1.6, False, True, True, 0
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_item, self.a_bytes, self.b_bytes = v, 2, 4, self.group * v.lanes
@@ -192,6 +229,14 @@ class Int8Products:
     def a_elements(self, x: Value) -> Value:
         """See :class:`Products`."""
         return x.trunc(int_vector(16, self.v.lanes))
+
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """See :class:`Products`. The scale of a row of weights needs the whole row."""
+        raise NotImplementedError
+
+    def unpacked_b(self, x: Value) -> Value:
+        """See :class:`Products`."""
+        raise NotImplementedError
 
     def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
         """See :class:`Products`."""
@@ -275,6 +320,8 @@ _DOT_PRODUCTS: dict[str, ProductsClass] = {"bfloat16": Bfloat16DotProducts, "int
 
 def products_class(compute: str, target: Target) -> ProductsClass:
     """The products of a format of operands with a target's instructions."""
+    if not target.narrow_weights:
+        return RoundedBfloat16Products
     return (_DOT_PRODUCTS if compute in target.dot_products else PRODUCTS)[compute]
 
 

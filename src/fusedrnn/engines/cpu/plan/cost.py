@@ -83,8 +83,10 @@ class _Layer:
         self.cost["cell"] = self.rows * row
         self.cost["cell"] += problem.steps * machine.step + machine.layer
         if problem.converts_rows:
-            # Each thread converts the operands of its rows, all units of them.
-            operands = self.features + sum(map(problem.operand_size, problem.stages))
+            # Each thread converts the inputs of its rows, and states that need a scale, all units of them.
+            operands = self.features
+            if problem.products.has_scales:
+                operands += sum(map(problem.operand_size, problem.stages))
             self.cost["cell"] += self.rows * problem.num_vectors(operands) * machine.conversion
 
     def recurrent_gemms(self, shapes: Sequence[tuple[int, int]], other_bytes: int) -> int:
