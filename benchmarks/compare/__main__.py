@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from benchmarks.compare.runner import Comparison, comparison_report, run
-from benchmarks.compare.table import compared_table, summary
-from benchmarks.peers.environments import PEERS
+from benchmarks.compare.table import compared_table, formats_table, summary
+from benchmarks.peers.environments import PEERS, in_formats
 from benchmarks.peers.revision import find
 from fusedrnn.bench.bandwidth import measure_bandwidth
+from fusedrnn.bench.data import IN_FORMAT
+from fusedrnn.bench.formats import format_fields
 from fusedrnn.cli import options
 from fusedrnn.cli.bench import make_config, run_and_print, write_json
 from fusedrnn.cli.console import check_writable, fail
@@ -33,6 +35,7 @@ def main(
     data: options.Data = None,
     steps: options.Steps = "",
     batch: options.Batch = "",
+    compute: options.Compute = "float32",
     seconds: options.Seconds = 5.0,
     json: options.Json = None,
 ) -> None:
@@ -40,11 +43,16 @@ def main(
 
     Each contender runs in a process of its own, on the same threads, and takes turns with the operator. Its results
     are compared with the operator's before it is timed. `make peers` builds the environments of the libraries.
+
+    With --compute the operator and the libraries take turns in each of these formats of GEMM operands, each library as
+    it does that best. One that does not have a format, or does not have it on this processor, says so.
     """
     try:
+        formats = options.parse_names(compute, "format", IN_FORMAT)
+        fields = {"budget": seconds, **format_fields(formats)}
         config = Comparison(
-            make_config(cases, modes, phases, dtype, threads, data, steps, batch, budget=seconds),
-            choose_peers(peers) if peers else (),
+            make_config(cases, modes, phases, dtype, threads, data, steps, batch, **fields),
+            in_formats(choose_peers(peers), formats) if peers else (),
             tuple(dict.fromkeys(find(name.strip()) for name in against.split(",") if name.strip())),
         )
         if not (config.peers or config.revisions):
@@ -74,9 +82,8 @@ def choose_peers(text: str) -> tuple[str, ...]:
 
 def compare(config: Comparison, json_path: Path | None) -> bool:
     """Run the comparison, print its table, write its file. Returns whether every result of the operator was right."""
-    rows = run_and_print(
-        config.bench, lambda progress: run(config, progress), summary, lambda rows: [compared_table(rows)]
-    )
+    table = formats_table if config.bench.formats else compared_table
+    rows = run_and_print(config.bench, lambda progress: run(config, progress), summary, lambda rows: [table(rows)])
     if json_path:
         write_json(json_path, comparison_report(config, rows, measure_bandwidth(config.bench.threads)))
     return not any(row.wrong for row in rows)

@@ -11,11 +11,13 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 import fusedrnn
+from benchmarks.peers.environments import format_of
 from benchmarks.peers.processes import PeerProcesses
 from benchmarks.peers.revision import Revision
 from fusedrnn.bench.checks import check, check_timed, compare
 from fusedrnn.bench.contenders import Phase
-from fusedrnn.bench.data import FUSED, NON_FUSED, Results, Workload, workload
+from fusedrnn.bench.data import FUSED, NON_FUSED, OURS, Results, Workload, workload
+from fusedrnn.bench.formats import make_contenders
 from fusedrnn.bench.peaks import RunPeak, Turns, measure
 from fusedrnn.bench.report import report, row_report
 from fusedrnn.bench.rows import BenchConfig, Row
@@ -28,7 +30,10 @@ _SAMPLE_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to run: the workloads of ``bench``, the libraries, and the revisions of fusedrnn."""
+    """What to run: the workloads of ``bench``, the libraries, and the revisions of fusedrnn.
+
+    A library in another format than the dtype is named by :func:`benchmarks.peers.environments.in_formats`.
+    """
 
     bench: BenchConfig
     peers: Sequence[str] = ()
@@ -36,7 +41,15 @@ class Comparison:
 
     def contenders(self) -> tuple[str, ...]:
         """Names of the contenders, in the order of their turns."""
-        return FUSED, *self.peers, *(revision.name for revision in self.revisions)
+        return *self.ours(), *self.peers, *(revision.name for revision in self.revisions)
+
+    def ours(self) -> tuple[str, ...]:
+        """The operator, in each format of operands if there are several."""
+        return tuple(self.bench.formats) or (FUSED,)
+
+    def formats(self) -> dict[str, str]:
+        """The format of operands of every contender, if they differ."""
+        return {**self.bench.formats, **{name: format_of(name) for name in self.peers}} if self.bench.formats else {}
 
 
 @dataclass(frozen=True)
@@ -48,14 +61,20 @@ class ComparedRow(Row):
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest library, None if none was timed."""
-        timed = [name for name in self.peers if name in self.timings]
+        """The fastest library in the format of ours, None if none was timed."""
+        return self.best_peer_of(self.ours)
+
+    def best_peer_of(self, contender: str) -> str | None:
+        """The fastest library in a contender's format, None if none was timed."""
+        number_format = self.formats.get(contender)
+        timed = [name for name in self.peers if name in self.timings and self.formats.get(name) == number_format]
         return min(timed, key=lambda name: self.timings[name].median, default=None)
 
-    def over_best_peer(self) -> float | None:
-        """How many times as fast as the fastest library the operator is."""
-        best = self.best_peer
-        return None if best is None or FUSED not in self.timings else self.ratio(best)
+    def over_best_peer(self, contender: str | None = None) -> float | None:
+        """How many times as fast as the fastest library in its format one of ours is, by default the first."""
+        name = contender or self.ours
+        best = self.best_peer_of(name)
+        return None if best is None or name not in self.timings else self.ratio(best, name)
 
 
 def run(config: Comparison, progress: Progress = lambda stage: None) -> Iterator[ComparedRow]:
@@ -65,11 +84,12 @@ def run(config: Comparison, progress: Progress = lambda stage: None) -> Iterator
         stack.enter_context(fusedrnn.thread_limits(bench.threads))
         stack.enter_context(threadpool_limits(limits=bench.threads, user_api="blas"))
         processes = stack.enter_context(PeerProcesses(config.peers, config.revisions, bench.threads))
-        peak = RunPeak(bench.dtype, bench.threads)
+        peak = RunPeak(bench.dtype, bench.threads, bench.formats.values())
         for case, mode, phase in bench.rows():
             work = workload(case, mode, bench.dtype, bench.data)
             revisions = tuple(revision.name for revision in config.revisions)
-            row = ComparedRow.of(bench, work, phase, peers=tuple(config.peers), revisions=revisions)
+            fields = {"peers": tuple(config.peers), "revisions": revisions, "formats": config.formats()}
+            row = ComparedRow.of(bench, work, phase, **fields)
             yield _run_row(config, processes, peak, row, work, phase, progress)
 
 
@@ -90,11 +110,16 @@ def _run_row(
     operator = phase.makers[FUSED](work)
     if wrong := check(work, phase, {FUSED: operator}):
         return replace(row, wrong=wrong)
+    groups, left_out = make_contenders(config.bench, phase, work)
+    for in_format, contenders in groups:
+        if wrong := check(in_format, phase, contenders):
+            return replace(row, wrong=wrong)
     batch = work.batch(work.case.T)
     expected = {name: array.copy() for name, array in operator(batch)().items()}  # the next call reuses the arrays
 
-    def difference(results: Results) -> str | None:
-        return compare(work, work.case.T, results, expected, num_rounded=2)
+    def difference(name: str, results: Results) -> str | None:
+        in_format = work.in_format(row.formats.get(name, work.spec.dtype))
+        return compare(in_format, work.case.T, results, expected, num_rounded=2)
 
     calls, failures = processes.load(
         work, batch, phase.training, difference, lambda name: progress(f"{row.name}: preparing {name}")
@@ -104,11 +129,14 @@ def _run_row(
         if wrong := check_timed(work, phase, {FUSED: lambda: expected}, NON_FUSED):
             return replace(row, wrong=wrong, failures=failures)
     progress(f"{row.name}: timing")
-    row, results = _time_row(config.bench.budget, peak, row, {FUSED: partial(operator, batch), **calls}, failures)
+    ours = {name: maker for _, contenders in groups for name, maker in contenders.items()} or {FUSED: operator}
+    own_calls = {name: partial(contender, batch) for name, contender in ours.items()}
+    row, results = _time_row(config.bench.budget, peak, row, {**own_calls, **calls}, failures)
     processes.unload()
-    row = replace(row, failures=failures, versions=dict(processes.versions))
-    if wrong := difference(results[FUSED]()):
-        return replace(row, peak=None, timings={}, wrong=f"{FUSED}: {wrong} (as timed, against itself before)")
+    row = replace(row, failures=left_out | failures, versions=dict(processes.versions))
+    for name in ours:
+        if wrong := difference(name, results[name]()):
+            return replace(row, peak=None, timings={}, wrong=f"{name}: {wrong} (as timed, against itself before)")
     return row
 
 
@@ -120,7 +148,7 @@ def _time_row(
     pause = PAUSE if row.peers else 0.0
 
     def take_turns() -> Turns:
-        single_sample = [name for name in calls if name != FUSED]
+        single_sample = [name for name in calls if name not in OURS]
         options: dict[str, Any] = {"single_sample": single_sample, "sample_seconds": _SAMPLE_SECONDS, "pause": pause}
         return alternate(calls, budget, failures=failures, before_turn=peak.sample, **options)
 
@@ -138,6 +166,12 @@ def comparison_report(
         "revisions": {revision.name: revision.commit for revision in config.revisions},
     }
     figures["rows"] = [
-        row_report(row) | {"best_peer": row.best_peer, "fused_over_best_peer": row.over_best_peer()} for row in rows
+        row_report(row)
+        | {
+            "best_peer": row.best_peer,
+            "fused_over_best_peer": row.over_best_peer(),
+            "over_best_peer": {name: row.over_best_peer(name) for name in config.ours() if name in row.timings},
+        }
+        for row in rows
     ]
     return figures

@@ -94,23 +94,51 @@ class Peer:
     environment: Environment
     worker: str
     """Module in ``workers``."""
+    formats: tuple[str, ...] = ("float32",)
+    """The formats of GEMM operands in which it is compared; ``float32`` stands for the dtype."""
+    lacking: str = "is compared in float32 alone"
+    """Why it is not compared in others."""
 
 
+ALL_FORMATS = ("float32", "bfloat16", "int8")
 _MXNET = Environment("mxnet", ("mxnet==1.9.1", "numpy==1.23.5"))
 
 PEERS: Mapping[str, Peer] = {
     peer.name: peer
     for peer in (
-        Peer("pytorch", Environment("pytorch", ("torch==2.13.0", "numpy>=1.24")), "with_torch"),
-        Peer("onnxruntime", Environment("onnxruntime", ("onnxruntime==1.32.0", "onnx==1.23.2")), "with_onnxruntime"),
-        Peer("openvino", Environment("openvino", ("openvino==2026.4.1", "onnx==1.23.2")), "with_openvino"),
+        Peer("pytorch", Environment("pytorch", ("torch==2.13.0", "numpy>=1.24")), "with_torch", ALL_FORMATS),
+        Peer(
+            "onnxruntime", Environment("onnxruntime", ("onnxruntime==1.32.0", "onnx==1.23.2")), "with_onnxruntime",
+            ("float32", "int8"), "has no recurrent operators in bfloat16",
+        ),
+        Peer(
+            "openvino", Environment("openvino", ("openvino==2026.4.1", "onnx==1.23.2")), "with_openvino",
+            ("float32", "bfloat16"), "quantizes no recurrent layers to int8 at run time",
+        ),
         Peer("jax", Environment("jax", ("jax==0.10.2", "jaxlib==0.10.2")), "with_jax"),
         Peer("keras", Environment("keras", ("keras==3.15.1", "tensorflow-cpu==2.21.0")), "with_keras"),
         Peer("mxnet-fused", _MXNET, "with_mxnet"),
         Peer("mxnet-cells", _MXNET, "with_mxnet_cells"),
     )
-}
+}  # fmt: skip
 """Every peer, in the order of turns. MXNet is retired, and 1.9.1 is its last version."""
+
+
+def in_formats(peers: Sequence[str], formats: Sequence[str]) -> tuple[str, ...]:
+    """The name of each peer in each format, as a contender: ``pytorch``, ``pytorch bfloat16`` and so on."""
+    return tuple(
+        name if number_format == "float32" else f"{name} {number_format}" for number_format in formats for name in peers
+    )
+
+
+def format_of(contender: str) -> str:
+    """The format of operands of a contender named by :func:`in_formats`."""
+    return contender.partition(" ")[2] or "float32"
+
+
+def peer_of(contender: str) -> str:
+    """The name of the peer of a contender named by :func:`in_formats`."""
+    return contender.partition(" ")[0]
 
 
 def environments() -> dict[str, Environment]:

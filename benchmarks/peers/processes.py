@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
-from benchmarks.peers.environments import PEERS
+from benchmarks.peers.environments import PEERS, format_of, peer_of
 from benchmarks.peers.exchange import read_results, write_workload
 from benchmarks.peers.process import PeerError, PeerProcess, thread_variables
 from benchmarks.peers.revision import Revision, checked_out
@@ -42,7 +42,7 @@ class PeerProcesses:
     """One process for each peer and revision, started at its first workload and ended with the context.
 
     Args:
-        peers: Names from :data:`benchmarks.peers.environments.PEERS`.
+        peers: Names of :data:`benchmarks.peers.environments.PEERS`, each with a format of operands.
         revisions: Revisions of fusedrnn.
         threads: Number of threads of each process.
     """
@@ -50,7 +50,7 @@ class PeerProcesses:
     def __init__(self, peers: Sequence[str], revisions: Sequence[Revision], threads: int) -> None:
         self._peers, self._revisions, self._threads = peers, revisions, threads
         self._processes: dict[str, PeerProcess] = {}
-        self._not_built: dict[str, str] = {}
+        self._missing: dict[str, str] = {}
         self._stack = ExitStack()
         self.versions: dict[str, Mapping[str, str]] = {}
         """Package versions of those that ran a workload."""
@@ -59,9 +59,12 @@ class PeerProcesses:
         variables = thread_variables(self._threads)
         with ExitStack() as stack:
             for name in self._peers:
-                peer = PEERS[name]
+                peer = PEERS[peer_of(name)]
+                if format_of(name) not in peer.formats:
+                    self._missing[name] = peer.lacking
+                    continue
                 if not peer.environment.is_built():
-                    self._not_built[name] = f"peer {name} is not built: run `make peers`"
+                    self._missing[name] = f"peer {peer.name} is not built: run `make peers`"
                     continue
                 self._processes[name] = PeerProcess(peer.environment.python, peer.worker, variables)
             for revision in self._revisions:
@@ -84,23 +87,23 @@ class PeerProcesses:
         work: Workload,
         batch: Batch,
         training: bool,
-        compare: Callable[[Results], str | None],
+        compare: Callable[[str, Results], str | None],
         say: Callable[[str], None],
     ) -> tuple[dict[str, PeerCall], dict[str, str]]:
-        """Have all of them prepare and run a workload, and ``compare`` their results.
+        """Have all of them prepare and run a workload, and ``compare`` the results of each.
 
         Returns:
             The calls of those whose results are right, and what is wrong with the others.
         """
         calls: dict[str, PeerCall] = {}
-        failures = dict(self._not_built)
+        failures = dict(self._missing)
         for name, process in self._processes.items():
             say(name)
             with TemporaryDirectory(prefix="fusedrnn-peer-", ignore_cleanup_errors=True) as folder:
                 try:
                     command = write_workload(work, batch, Path(folder), training=training, threads=self._threads)
-                    answer = process.load(command, LOAD_SECONDS)
-                    wrong = compare(read_results(work, Path(folder)))
+                    answer = process.load(command | {"compute": format_of(name)}, LOAD_SECONDS)
+                    wrong = compare(name, read_results(work, Path(folder)))
                 except (PeerError, ValueError) as error:
                     failures[name] = str(error)
                     continue

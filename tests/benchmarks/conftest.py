@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.peers import process, processes
 from benchmarks.peers.environments import Environment, Peer
-from fake_workers import DEAD, FAILING, MORTAL, RIGHT, SLOW, WRONG
+from fake_workers import DEAD, FAILING, MORTAL, RIGHT, ROUNDING, SLOW, WRONG
 from fusedrnn.bench import peaks
 from fusedrnn.runtime.peak import PeakSample
 
@@ -27,9 +27,12 @@ def workers(tmp_path, monkeypatch):
     for name, source in sources.items():
         (folder / f"with_{name}.py").write_text(source)
     peers = {name: Peer(name, built, f"with_{name}") for name in sources}
+    (folder / "with_rounding.py").write_text(ROUNDING)
+    peers["rounding"] = Peer("rounding", built, "with_rounding", ("float32", "bfloat16"), "has no int8")
     peers["absent"] = Peer("absent", Environment("absent", ("absent==1",)), "with_absent")
     monkeypatch.setattr(process, "WORKERS", folder)
     monkeypatch.setattr(processes, "PEERS", peers)
+    monkeypatch.setattr(peaks, "instruction_of", lambda number_format, target: number_format)
     monkeypatch.setattr(peaks, "measure_peak", lambda dtype, threads: 100.0)
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0, True))
     monkeypatch.setenv("FUSEDRNN_PEERS", str(tmp_path / "peers"))

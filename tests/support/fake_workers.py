@@ -49,3 +49,19 @@ FAILING = RIGHT.replace('print("what a library prints")', 'raise KeyError("no su
 MORTAL = RIGHT.replace("h, y =", "calls.append(0); assert len(calls) < 3, 'worn out'; h, y =").replace(
     "    def run", "    calls = []\n    def run"
 )
+
+
+# Computes in bfloat16 too, where weights and inputs are rounded to their upper 16 bits.
+ROUNDING = RIGHT.replace(
+    """    def run""",
+    """
+    def rounded(array):
+        if work.compute != "bfloat16":
+            return array
+        bits = np.ascontiguousarray(array, np.float32).view(np.uint32) + np.uint32(0x8000)
+        return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+    w_x, w_h, work.x = rounded(w_x), rounded(w_h), rounded(work.x)
+
+    def run""",
+)

@@ -32,6 +32,8 @@ class Workload:
         training: Whether gradients are computed too.
         threads: Number of threads to use.
         dtype: ``"float32"`` or ``"float64"``.
+        compute: ``"float32"`` for the dtype, or ``"bfloat16"`` or ``"int8"``: the format to compute in, as the library
+            does it best. Inputs and results are float32.
         input_size, hidden_size, layers, bidirectional: I, H, L, and whether each layer runs in both directions.
         x: (T, N, I).
         params: Weights and biases by name, as ``l0_i2h_weight`` (4H, I) or ``r0_h2h_bias``: l forward, r reverse,
@@ -48,6 +50,7 @@ class Workload:
         self.training: bool = command["training"]
         self.threads: int = command["threads"]
         self.dtype: str = command["dtype"]
+        self.compute: str = command.get("compute", "float32")
         self.input_size: int = command["input_size"]
         self.hidden_size: int = command["hidden_size"]
         self.layers: int = command["layers"]

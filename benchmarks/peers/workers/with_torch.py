@@ -1,4 +1,7 @@
-"""PyTorch's own modules: inference mode, or forward and one call of autograd for all gradients."""
+"""PyTorch's own modules: inference mode, or forward and one call of autograd for all gradients.
+
+In bfloat16 the module and all tensors are; in int8 the module is quantized dynamically, LSTM and GRU alone.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,15 @@ def facts() -> dict[str, str]:
 def prepare(work: Workload) -> tuple[Any, Any]:
     """The call to time, and a function that converts its result to arrays."""
     torch.set_num_threads(work.threads)
-    module = _module(work)
-    x = torch.from_numpy(work.x)
+    dtype = torch.bfloat16 if work.compute == "bfloat16" else getattr(torch, work.dtype)
+    module = _module(work).to(dtype)
+
+    def tensor(array: Any) -> Any:
+        return torch.from_numpy(array).to(dtype)
+
+    x = tensor(work.x)
+    if work.compute == "int8":
+        module = _quantized(work, module)
     if not work.training:
         module.eval()
 
@@ -30,13 +40,13 @@ def prepare(work: Workload) -> tuple[Any, Any]:
             with torch.inference_mode():
                 return module(x)
 
-        return infer, lambda result: work.outputs(result[0].numpy(), [state.numpy() for state in _tuple(result[1])])
+        return infer, lambda result: work.outputs(_array(result[0]), [_array(state) for state in _tuple(result[1])])
 
     module.train()
     x.requires_grad_(True)
-    states = [torch.from_numpy(state).requires_grad_(True) for state in work.states]
+    states = [tensor(state).requires_grad_(True) for state in work.states]
     hx = states[0] if len(states) == 1 else tuple(states)
-    upstream = [torch.from_numpy(gradient) for gradient in (work.dy, *work.dstates)]
+    upstream = [tensor(gradient) for gradient in (work.dy, *work.dstates)]
     weights = {name: module.get_parameter(torch_name) for name, torch_name in _names(work).items()}
     update = _small_update(list(weights.values()))
 
@@ -47,12 +57,28 @@ def prepare(work: Workload) -> tuple[Any, Any]:
         return out, torch.autograd.grad(out, [x, *states, *weights.values()], upstream)
 
     def arrays(result: Any) -> dict[str, Any]:
-        y, *final = (output.detach().numpy() for output in result[0])
-        dx, *rest = (gradient.numpy() for gradient in result[1])
+        y, *final = (_array(output.detach()) for output in result[0])
+        dx, *rest = (_array(gradient) for gradient in result[1])
         dparams = dict(zip(weights, rest[len(states) :], strict=True))
         return {**work.outputs(y, final), **work.gradients(dx, rest[: len(states)], dparams)}
 
     return train, arrays
+
+
+def _array(tensor: Any) -> Any:
+    """A tensor as an array; of float32 if it is bfloat16."""
+    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _quantized(work: Workload, module: Any) -> Any:
+    if work.training:
+        work.refuse("int8 is a format of inference")
+    if work.mode not in ("lstm", "gru"):
+        work.refuse("quantizes no recurrent layers but LSTM and GRU")
+    network = torch.nn.Sequential(module).eval()  # quantize_dynamic replaces layers inside a module
+    kinds = {torch.nn.LSTM, torch.nn.GRU}
+    quantize_dynamic: Any = torch.ao.quantization.quantize_dynamic
+    return quantize_dynamic(network, kinds, dtype=torch.qint8)[0]
 
 
 def _module(work: Workload) -> Any:

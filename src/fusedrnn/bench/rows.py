@@ -91,7 +91,7 @@ class Row:
         flops = work.flops(training=phase.training)
         backends = tuple(config.contenders) if config.engines else ()
         sizes = work.case, work.spec.mode, phase.name, config.dtype, config.threads, flops
-        return cls(*sizes, lengths=lengths, backends=backends, formats=config.formats, **fields)
+        return cls(*sizes, lengths=lengths, backends=backends, **{"formats": config.formats, **fields})
 
     @property
     def name(self) -> str:

@@ -204,12 +204,12 @@ class Inference(StateEmitter):
         f, c = self.f, self.c
         parity = position.step & 1
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
-        table, size = self.operand_table(stage, parity), self.operand_size(stage)
+        table = self.operand_table(stage, parity)
         if self.stores_operands:
             a = LeftOperand(table, position.active_rows)
         else:
             operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
-            a = self.left_operand(table, position.active_rows, size, operand_range)
+            a = self.left_operand(table, position.active_rows, self.operand_size(stage), operand_range)
         reverse = self.serpentine_reversed(position.step)
         with self.blocks(stage, reverse) as (unit_vec, end):
             self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)
