@@ -33,14 +33,14 @@ class _Bfloat16(ir.Type):  # type: ignore[misc]  # llvmlite has no types
 _BFLOAT16: ir.Type = _Bfloat16()
 
 
-def add_int8_products(v: Vectors, total: Value, unsigned: Value, signed: Value) -> Value:
+def add_int8_products(v: Vectors, unsigned: Value, signed: Value, total: Value) -> Value:
     """``total`` plus the products of four uint8 and four int8 in each lane.
 
     Args:
         v: Vectors of float32.
-        total: A vector of int32; sums wrap around.
         unsigned: A vector of int32, each lane of which holds four uint8.
         signed: The same of int8.
+        total: A vector of int32; sums wrap around.
     """
     if not v.target.emulated:
         return _call(v, "llvm.x86.avx512.vpdpbusd", total, (unsigned, signed), v.itype)
@@ -52,16 +52,16 @@ def add_int8_products(v: Vectors, total: Value, unsigned: Value, signed: Value) 
     return total
 
 
-def add_bfloat16_products(v: Vectors, total: Value, left: Value, right: Value) -> Value:
+def add_bfloat16_products(v: Vectors, left: Value, right: Value, total: Value) -> Value:
     """``total`` plus the product of the numbers in the high halves of each lane, then that of those in the low halves.
 
     Each product and sum rounds once, to nearest even, as a fused multiply-add of float32 does. Denormals are zero.
 
     Args:
         v: Vectors of float32.
-        total: A vector of float32.
         left: A vector of int32, each lane of which holds two bfloat16.
         right: Likewise.
+        total: A vector of float32.
     """
     if not v.target.emulated:
         pairs = ir.VectorType(_BFLOAT16, 2 * v.lanes)

@@ -98,7 +98,7 @@ class Int8DotProducts(Int8Products):
         """See ``Products``. Adds -128 times the elements of the slot."""
         v = self.v
         minus_128 = v.function.constant(_BYTES_OF_128, v.itype)
-        return total - add_int8_products(v, v.function.constant(0, v.itype), minus_128, slot)
+        return total - add_int8_products(v, minus_128, slot, v.function.constant(0, v.itype))
 
     def a_elements(self, x: Value) -> Value:
         """See ``Products``."""

@@ -91,7 +91,7 @@ class StateEmitter(DirectionEmitter):
             units = self.out
             for parity in range(2):
                 into = self.h_operand(row) + self.h_size * parity + units.first * self.operand_vector_bytes
-                self.f.call(self._convert_row, source, into, units.num_bytes // self.v.item)
+                self.f.call(self._convert_row, source, into, units.num_bytes // self.v.item, 0)
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
         """Save an initial state for backward; inference saves none."""
