@@ -11,7 +11,6 @@ from onnxruntime.quantization import quantize_dynamic
 
 import fusedrnn.onnx
 from fusedrnn import RNNOp
-from fusedrnn.number_formats import quantize_rows
 from fusedrnn.onnx import prepare, read, write
 from fusedrnn.testing.operand_errors import forward_error, propagated_error
 from onnx_models import Case, expected, info, model_of, run_onnxruntime
@@ -161,13 +160,13 @@ def test_run_node():
 
 
 def test_read():
-    """The layer is an LSTM with operands in int8; its parameters are what the integers stand for."""
+    """The layer is an LSTM with operands in int8; its parameters stand for what the integers do."""
     arrays, floats = quantized(LSTM)
     layer = read(model_with(LSTM, arrays))["q"]
     plain = read(LSTM.model(floats))["node"]
     assert layer.kind == "LSTM"
     assert layer.spec == replace(plain.spec, compute="int8")
-    np.testing.assert_array_equal(layer.params, plain.params)
+    np.testing.assert_array_equal(layer.params.dequantize(), plain.params)
     assert layer.inputs["R_scale"] == "R_scale"
     h0, c0 = (arrays[name] for name in ("initial_h", "initial_c"))
     y, _, _ = RNNOp(layer.spec).forward(arrays["X"], layer.params, (h0, c0))
@@ -175,16 +174,54 @@ def test_read():
     np.testing.assert_array_equal(y, Y[:, 0])
 
 
-def test_per_channel_integers_are_kept():
-    """A row whose largest integer is 127 is quantized again to the same integers."""
+def gates_of(layer):
+    """The integers, the scales and the biases of the input of a layer."""
+    entries = {entry.kind: (values, scales) for entry, values, scales in layer.params.entries()}
+    return *entries["i2h_weight"], entries["i2h_bias"][0]
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_symmetric_integers_are_kept(per_channel):
+    """Also where one scale for all leaves most rows without a 127."""
     case = replace(LSTM, H=24, I=40)
-    arrays, _ = quantized(case)
-    layer = read(model_with(case, arrays))["q"]
-    weight = layer.spec.layout.view(layer.params, 0, 0, "i2h_weight")
-    integers, scales = quantize_rows(weight)
+    arrays, _ = quantized(case, per_channel)
+    integers, scales, bias = gates_of(read(model_with(case, arrays))["q"])
     gates = np.concatenate([np.arange(24) + 24 * index for index in (0, 2, 3, 1)])  # i o f c as i f g o
     np.testing.assert_array_equal(integers, arrays["W"][0].T[gates])
-    np.testing.assert_allclose(scales, arrays["W_scale"][0][gates], rtol=2.0**-22)
+    np.testing.assert_array_equal(scales, np.broadcast_to(arrays["W_scale"][0], 96)[gates])
+    np.testing.assert_array_equal(bias, arrays["B"][0][:96][gates])
+
+
+def smallest(a):
+    a = a.copy()
+    a[0, 0, 0] = -128
+    return a
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "W": lambda a: (a.astype(np.int16) + 128).astype(np.uint8),
+            "W_zero_point": lambda a: a.astype(np.uint8) + 128,
+        },
+        {"R_zero_point": lambda a: a + np.int8(3)},
+        {"R": smallest},
+    ],
+    ids=["uint8", "zero point", "-128"],
+)
+def test_other_integers_are_quantized_again(changes):
+    """Each row to its own 127: what they stand for changes by half a step of the row."""
+    arrays, _ = quantized(LSTM)
+    arrays |= {name: change(arrays[name]) for name, change in changes.items()}
+    layer = read(model_with(LSTM, arrays))["q"]
+    for name, kind in (("W", "i2h_weight"), ("R", "h2h_weight")):
+        integers, zero_point = (arrays[key][0].astype(np.float64) for key in (name, f"{name}_zero_point"))
+        values = ((integers - zero_point) * arrays[f"{name}_scale"][0]).T
+        values = values[np.concatenate([np.arange(8) + 8 * index for index in (0, 2, 3, 1)])]
+        half_steps = np.abs(values).max(axis=1, keepdims=True) / 254
+        weight = layer.spec.layout.view(layer.params.dequantize(), 0, 0, kind)
+        assert (np.abs(weight - values) <= 1.001 * half_steps).all()
 
 
 def test_write_refuses():

@@ -10,6 +10,7 @@ import pytest
 
 from fusedrnn.bench.data import parameters
 from fusedrnn.engines.reference import backward, forward
+from fusedrnn.engines.reference.rounding import row_rounding
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.format_tolerance import format_gradient_tolerance, format_tolerance, pre_activation_error
 from fusedrnn.testing.tolerance import difference, norm_difference
@@ -76,7 +77,7 @@ def test_the_error_of_a_pre_activation():
         spec, _, _, params = network("rnn_tanh", compute)
         weight = np.concatenate([spec.layout.view(params, 0, 0, kind) for kind in ("i2h_weight", "h2h_weight")], axis=1)
         data = np.random.default_rng(9).uniform(-1, 1, (200, weight.shape[1])).astype(np.float32)
-        rounded = forward.operand_rounding(compute)
+        rounded = row_rounding(compute)
         errors = rounded(data).astype(np.float64) @ rounded(weight).T - data.astype(np.float64) @ weight.T
         typical = math.sqrt(float(np.mean(errors**2)))
         assert typical < pre_activation_error(spec, params) < 4 * typical

@@ -47,7 +47,7 @@ def exact_h(spec, params, x, states):
 
 @pytest.mark.parametrize(("mode", "reset_after"), CELLS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("compute", ["float32", *COMPUTE])
+@pytest.mark.parametrize("compute", ["float32", "int8_weights", *COMPUTE])
 @pytest.mark.parametrize("scale", [0.1, 1.0])
 def test_forward_error(mode, reset_after, size, compute, scale):
     """Of weights that contract and weights that do not. An error is below the bound, and not by orders of magnitude."""

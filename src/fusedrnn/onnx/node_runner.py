@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto
@@ -10,13 +11,14 @@ from onnx import NodeProto
 from fusedrnn.frozen_array import frozen
 from fusedrnn.onnx.attributes import parse
 from fusedrnn.onnx.graph import errors_name_node, inputs_of, label
-from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, as_floats, check_same_format, from_onnx, state_of
+from fusedrnn.onnx.weight_layout import COMPUTED, WEIGHTS, Array, check_same_format, format_of, from_onnx, state_of
 from fusedrnn.op import validation
 from fusedrnn.op.rnn_op import RNNOp
+from fusedrnn.quantized_params import QuantizedParams
 
 _OUTPUTS = ("Y", "Y_h", "Y_c")
 # Ops with their parameters: one, or one for each direction.
-_BoundOps = Sequence[tuple[RNNOp, Array]]
+_BoundOps = Sequence[tuple[RNNOp, Any]]
 
 
 class NodeRunner:
@@ -31,7 +33,6 @@ class NodeRunner:
         self._node, self._backend = node, backend
         self._inputs = inputs_of(node)
         self._constant_weights: dict[str, Array] = {}
-        self._floats: dict[str, Array] = {}
         self._packed: _BoundOps = ()
         with errors_name_node(label(node)):
             self._settings = parse(node, opset, ir_version)
@@ -39,21 +40,19 @@ class NodeRunner:
             if constants.keys() >= set(weights.values()):
                 self._constant_weights = {name: constants[value] for name, value in weights.items()}
                 # New ops, since an op caches its packed weights.
-                self._floats = as_floats(self._settings, self._constant_weights)
-                parts = from_onnx(self._settings, self._floats)
-                self._packed = [(RNNOp(part.spec, backend), frozen(part.params)) for part in parts]
+                parts = from_onnx(self._settings, self._constant_weights)
+                self._packed = [(RNNOp(part.spec, backend), _frozen(part.params)) for part in parts]
 
     def __call__(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the node's outputs, by name, from the model's values so far; errors as of ``PreparedModel.run``."""
         with errors_name_node(label(self._node)):
             inputs = {name: values[value] for name, value in self._inputs.items()}
             weights = {name: value for name, value in inputs.items() if name in WEIGHTS}
-            bound_ops, floats = self._packed, self._floats
+            bound_ops = self._packed
             if any(value is not self._constant_weights.get(name) for name, value in weights.items()):
-                floats = as_floats(self._settings, weights)
-                parts = from_onnx(self._settings, floats)
+                parts = from_onnx(self._settings, weights)
                 bound_ops = [(RNNOp.get(part.spec, self._backend), part.params) for part in parts]
-            outputs = self._run(bound_ops, inputs | floats)
+            outputs = self._run(bound_ops, inputs)
         return {value: output for value, output in zip(self._node.output, outputs, strict=False) if value}
 
     def _run(self, bound_ops: _BoundOps, inputs: Mapping[str, Array]) -> list[Array]:
@@ -67,7 +66,7 @@ class NodeRunner:
             raise TypeError(f"sequence_lens must be int32; got {lengths.dtype}")
         lengths = validation.check_lengths(lengths, T, N, "sequence_lens")
         names = [f"initial_{name}" for name in spec.state_names]
-        states = {name: state_of(inputs, name, self._settings, N) for name in names if name in inputs}
+        states = {name: state_of(inputs, name, self._settings, H, N) for name in names if name in inputs}
         ys, finals = [], []
         for first, (op, params) in enumerate(bound_ops):
             D = op.spec.num_directions
@@ -81,17 +80,22 @@ class NodeRunner:
             results = [y.swapaxes(0, 1), *(state.swapaxes(0, 1) for state in final_states)]
         else:
             results = [y.swapaxes(1, 2), *final_states]
-        return [_rounded(result, inputs["W"].dtype.name) for result in results]
+        return [_rounded(result, format_of(self._settings, inputs)) for result in results]
 
     def _time_major_x(self, inputs: Mapping[str, Array], input_size: int) -> Array:
         """X as (T, N, I), in the number format of the computation."""
-        x, dtype = inputs["X"], inputs["W"].dtype.name
+        x, dtype = inputs["X"], format_of(self._settings, inputs)
         check_same_format("X", x, dtype)
         if x.ndim != 3 or x.shape[2] != input_size or 0 in x.shape:
             axes = "N, T" if self._settings.batch_first else "T, N"
             raise ValueError(f"X must have shape ({axes}, {input_size}), each at least 1; got {x.shape}")
         x = x.swapaxes(0, 1) if self._settings.batch_first else x
         return x.astype(COMPUTED[dtype], copy=False)
+
+
+def _frozen(params: Any) -> Any:
+    """Parameters that an op need not check for changes."""
+    return params if isinstance(params, QuantizedParams) else frozen(params)
 
 
 def _joined(arrays: Sequence[Array], axis: int) -> Array:

@@ -8,7 +8,7 @@ each gate element, (D, 4·H). The attributes are those of LSTM-7.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +42,33 @@ def as_lstm(node: NodeProto) -> NodeProto:
     return lstm
 
 
-def dequantized(weights: Mapping[str, Array], num_directions: int) -> dict[str, Array]:
-    """W (D, 4·H, I), R (D, 4·H, H) in float32 and, as they are, B and P, from the weights of a DynamicQuantizeLSTM.
+class QuantizedWeight(NamedTuple):
+    """A weight as an LSTM has it, in integers.
+
+    Attributes:
+        integers: int8 or uint8 (D, 4·H, K).
+        scales: float32 (D, 4·H).
+        zero_points: Of the integers' type, (D, 4·H).
+    """
+
+    integers: Array
+    scales: Array
+    zero_points: Array
+
+    def dequantize(self) -> Array:
+        """The float32 weight (D, 4·H, K)."""
+        integers, zero_points = self.integers.astype(np.float32), self.zero_points.astype(np.float32)
+        values: Array = (integers - zero_points[..., None]) * self.scales[..., None]
+        return values
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the integers are those of a symmetric format: int8 from -127 on, all zero points zero."""
+        return bool(self.integers.dtype == np.int8 and self.integers.min() > -128 and not self.zero_points.any())
+
+
+def quantized_weights(weights: Mapping[str, Array], num_directions: int) -> dict[str, QuantizedWeight]:
+    """W and R from the inputs of a DynamicQuantizeLSTM.
 
     Raises:
         TypeError: If integers or scales have another number format.
@@ -52,24 +77,22 @@ def dequantized(weights: Mapping[str, Array], num_directions: int) -> dict[str, 
     for name in QUANTIZATION:
         if name not in weights:
             raise ValueError(f"{name} must be given; got none")
-    results = {name: value for name, value in weights.items() if name not in QUANTIZATION}
-    hidden_size = weights["R"].shape[1] if weights["R"].ndim == 3 else 0
+    columns = 4 * (weights["R"].shape[1] if weights["R"].ndim == 3 else 0)
+    results = {}
     for name, rows in (("W", "I"), ("R", "H")):
         integers = weights[name]
-        columns = 4 * hidden_size
         if integers.dtype.name not in _INTEGERS:
             raise TypeError(f"{name} must be int8 or uint8; got {integers.dtype}")
         if integers.ndim != 3 or (integers.shape[0], integers.shape[2]) != (num_directions, columns):
             raise ValueError(f"{name} must have shape ({num_directions}, {rows}, 4·H); got {integers.shape}")
-        scale = _broadcast(f"{name}_scale", weights, "float32", num_directions, columns)
-        zero_point = _broadcast(f"{name}_zero_point", weights, integers.dtype.name, num_directions, columns)
-        values = (integers.astype(np.float32) - zero_point.astype(np.float32)) * scale
-        results[name] = np.ascontiguousarray(values.swapaxes(1, 2))
+        scales = _for_columns(f"{name}_scale", weights, "float32", num_directions, columns)
+        zero_points = _for_columns(f"{name}_zero_point", weights, integers.dtype.name, num_directions, columns)
+        results[name] = QuantizedWeight(integers.swapaxes(1, 2), scales, zero_points)
     return results
 
 
-def _broadcast(name: str, weights: Mapping[str, Array], dtype: str, num_directions: int, columns: int) -> Array:
-    """A scale or zero point as (D, 1, 1) or (D, 1, 4·H), checked."""
+def _for_columns(name: str, weights: Mapping[str, Array], dtype: str, num_directions: int, columns: int) -> Array:
+    """A scale or zero point for each column: (D, 4·H), checked."""
     value = weights[name]
     if value.dtype.name != dtype:
         raise TypeError(f"{name} must be {dtype}; got {value.dtype}")
@@ -77,4 +100,4 @@ def _broadcast(name: str, weights: Mapping[str, Array], dtype: str, num_directio
         raise ValueError(
             f"{name} must have shape ({num_directions},) or ({num_directions}, {columns}); got {value.shape}"
         )
-    return value.reshape(num_directions, 1, -1)
+    return np.broadcast_to(value.reshape(num_directions, -1), (num_directions, columns))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.layout import Kind
+from fusedrnn.layout import Kind, Parameter
 from fusedrnn.onnx.attributes import Settings
-from fusedrnn.onnx.quantized import QUANTIZATION, dequantized
+from fusedrnn.onnx.quantized import QUANTIZATION, quantized_weights
+from fusedrnn.quantized_params import QuantizedParams
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -41,11 +42,11 @@ class Part:
 
     Attributes:
         spec: The spec of one layer with one direction or two.
-        params: The flat vector of ``spec.layout``, a copy.
+        params: The flat vector of ``spec.layout``, a copy; of a node with quantised weights :class:`QuantizedParams`.
     """
 
     spec: RNNSpec
-    params: Array
+    params: Any
 
 
 def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, ...]:
@@ -55,19 +56,36 @@ def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, .
         TypeError: If a node cannot have the weights' number format, or they have several.
         ValueError: If shapes contradict one another or the attributes.
     """
+    if settings.quantized:
+        return _from_quantized(settings, weights)
     parts = tuple(Part(spec, np.empty(spec.layout.size, spec.dtype)) for spec in _specs(settings, weights))
     for params, weight, rows in _blocks(settings.kind, parts, weights):
         params[...] = weight[rows]
     return parts
 
 
-def as_floats(settings: Settings, weights: dict[str, Array]) -> dict[str, Array]:
-    """The weights themselves, or those of a DynamicQuantizeLSTM in float32, as an LSTM has them.
-
-    Raises:
-        TypeError, ValueError: As :func:`fusedrnn.onnx.quantized.dequantized`.
-    """
-    return dequantized(weights, settings.num_directions) if settings.quantized else weights
+def _from_quantized(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, ...]:
+    """:func:`from_onnx` of a DynamicQuantizeLSTM; symmetric integers and their scales are taken as they are."""
+    matrices = quantized_weights(weights, settings.num_directions)
+    floats = {name: value for name, value in weights.items() if name not in QUANTIZATION}
+    floats |= {name: matrix.dequantize() for name, matrix in matrices.items()}
+    plain = from_onnx(replace(settings, quantized=False), floats)
+    specs = [replace(part.spec, compute="int8") for part in plain]
+    if not all(matrix.is_symmetric for matrix in matrices.values()):
+        params = [QuantizedParams.quantize(spec, part.params) for spec, part in zip(specs, plain, strict=True)]
+        return tuple(map(Part, specs, params))
+    parts = []
+    for first_direction, spec in enumerate(specs):
+        arrays: dict[str, Any] = {}
+        for entry, name, rows in _sources(settings.kind, spec):
+            direction = first_direction + entry.direction
+            if name in matrices:
+                matrix = matrices[name]
+                arrays[entry.name] = matrix.integers[direction][rows], matrix.scales[direction][rows]
+            else:
+                arrays[entry.name] = floats[name][direction][rows]
+        parts.append(Part(spec, QuantizedParams.pack(spec, arrays)))
+    return tuple(parts)
 
 
 def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> None:
@@ -81,14 +99,18 @@ def _blocks(
 ) -> Iterator[tuple[Array, Array, NDArray[np.intp]]]:
     """A view of each parameter, a view of its weight for one direction, and the weight's rows in fusedrnn's order."""
     for first_direction, part in enumerate(parts):
-        spec = part.spec
-        for entry in spec.layout:
-            name, block = _SOURCES[entry.kind]
-            onnx_gates = _PEEPHOLES if name == "P" else _GATES[kind]
-            gates = [block * len(onnx_gates) + onnx_gates.index(gate) for gate in spec.gates if gate in onnx_gates]
-            rows = np.array(gates)[:, None] * spec.hidden_size + np.arange(spec.hidden_size)
-            params = spec.layout.view(part.params, entry.layer, entry.direction, entry.kind)
-            yield params, weights[name][first_direction + entry.direction], rows.ravel()
+        for entry, name, rows in _sources(kind, part.spec):
+            yield entry.view(part.params), weights[name][first_direction + entry.direction], rows
+
+
+def _sources(kind: str, spec: RNNSpec) -> Iterator[tuple[Parameter, str, NDArray[np.intp]]]:
+    """Each parameter, the input that holds it, and the rows of that input in fusedrnn's order."""
+    for entry in spec.layout:
+        name, block = _SOURCES[entry.kind]
+        onnx_gates = _PEEPHOLES if name == "P" else _GATES[kind]
+        gates = [block * len(onnx_gates) + onnx_gates.index(gate) for gate in spec.gates if gate in onnx_gates]
+        rows = np.array(gates)[:, None] * spec.hidden_size + np.arange(spec.hidden_size)
+        yield entry, name, rows.ravel()
 
 
 def _specs(settings: Settings, weights: Mapping[str, Array]) -> Iterator[RNNSpec]:
@@ -109,7 +131,7 @@ def _specs(settings: Settings, weights: Mapping[str, Array]) -> Iterator[RNNSpec
             input_size=input_size,
             hidden_size=hidden_size,
             dtype=COMPUTED[dtype],
-            compute="int8" if settings.quantized else _COMPUTE.get(dtype),
+            compute=_COMPUTE.get(dtype),
             bidirectional=direction == "bidirectional",
             reverse=direction == "reverse",
             gate_clip=settings.clip,
@@ -144,14 +166,21 @@ def check_same_format(name: str, value: Array, dtype: str) -> None:
         raise TypeError(f"{name} must be {dtype}, as W is; got {value.dtype}")
 
 
-def state_of(inputs: Mapping[str, Array], name: str, settings: Settings, batch: int | None = None) -> Array:
+def format_of(settings: Settings, weights: Mapping[str, Array]) -> str:
+    """The number format of a node's inputs and outputs: that of W, or float32 where W is in integers."""
+    return "float32" if settings.quantized else weights["W"].dtype.name
+
+
+def state_of(
+    inputs: Mapping[str, Array], name: str, settings: Settings, hidden_size: int, batch: int | None = None
+) -> Array:
     """A node's initial state as (D, N, H) in the number format of the computation.
 
-    Checks that its number format is that of W, and that its shape fits that of R and N, if ``batch`` tells N.
+    Checks that its number format is that of W, and that its shape fits H and N, if ``batch`` tells N.
     """
-    state, dtype = inputs[name], inputs["W"].dtype.name
+    state, dtype = inputs[name], format_of(settings, inputs)
     check_same_format(name, state, dtype)
-    D, H = settings.num_directions, inputs["R"].shape[2]
+    D, H = settings.num_directions, hidden_size
     expected = (batch, D, H) if settings.batch_first else (D, batch, H)
     if (
         state.ndim != 3

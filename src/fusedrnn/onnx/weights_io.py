@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto
@@ -13,7 +14,7 @@ from fusedrnn.onnx.attributes import parse
 from fusedrnn.onnx.folding import Folder, NotConstantError
 from fusedrnn.onnx.graph import errors_name_node, has_recurrent_name, inputs_of, is_recurrent
 from fusedrnn.onnx.scopes import Scope
-from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, as_floats, from_onnx, state_of
+from fusedrnn.onnx.weight_layout import WEIGHTS, Array, Part, from_onnx, state_of
 from fusedrnn.spec import RNNSpec
 
 
@@ -52,7 +53,7 @@ class Layer:
         return self._only_part().spec
 
     @property
-    def params(self) -> Array:
+    def params(self) -> Any:
         """The parameters of the layer's one part; a ValueError if it has two."""
         return self._only_part().params
 
@@ -158,11 +159,10 @@ def read_layer(layer_node: LayerNode, folder: Folder) -> Layer:
             if name not in inputs:
                 raise ValueError(f"{name} must be given; the function that contains the node is called without it")
         constants = _constants(inputs, scope, folder)
-        weights = as_floats(settings, {name: constants[name] for name in WEIGHTS if name in inputs})
-        parts = from_onnx(settings, weights)
-        constants |= weights
+        parts = from_onnx(settings, {name: constants[name] for name in WEIGHTS if name in inputs})
+        hidden_size = parts[0].spec.hidden_size
         states = tuple(
-            np.array(state_of(constants, name, settings), order="C") if name in constants else None
+            np.array(state_of(constants, name, settings, hidden_size), order="C") if name in constants else None
             for name in (f"initial_{state}" for state in parts[0].spec.state_names)
         )
         lengths = _lengths(constants.get("sequence_lens"))

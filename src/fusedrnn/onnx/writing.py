@@ -43,6 +43,10 @@ def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> Mode
     select_nodes(model, [name])  # checks both before the model is copied
     copy = deepcopy(model)
     (layer_node,) = select_nodes(copy, [name])
+    if is_quantized(layer_node.node):
+        raise NotImplementedError(
+            f"{layer_node.label}: a layer with quantised weights cannot be written; write it before quantisation"
+        )
     folder = Folder()
     layer = read_layer(layer_node, folder)
     parts = _parts(layer, params)
@@ -71,8 +75,6 @@ def _parts(layer: Layer, params: object) -> list[Part]:
 def _store(layer_node: LayerNode, layer: Layer, parts: Sequence[Part], folder: Folder) -> None:
     """Write the parts into the model that holds the node."""
     scope = layer_node.scope
-    if is_quantized(layer_node.node):
-        raise NotImplementedError("a layer with quantised weights cannot be written; write it before quantisation")
     if scope.in_function:
         raise NotImplementedError(
             "a layer in a function cannot be written; inline the function with onnx.inliner first"

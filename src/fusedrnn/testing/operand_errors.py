@@ -1,6 +1,7 @@
 """How far rounded operands of GEMMs move a result: bounds for each format, on one product and on a whole sequence.
 
-docs/guides/reproducibility.md derives them. They hold for every input, so that typical errors are far below.
+docs/guides/reproducibility.md derives them. They hold for every input, so that typical errors are far below: those are
+in format_tolerance.py, against which results are checked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ Array = NDArray[Any]
 
 BFLOAT16_ERROR = 2.0**-8
 """Largest relative error of a number that is rounded to bfloat16: half a step of its eight significant bits."""
+_OPERANDS = {"int8_weights": ("float32", "int8")}
+"""The formats of rows and weights, where they differ."""
 _ROUNDINGS_IN_FLOAT32 = 1.0 + 2.0**-12
 """Integers and scales are computed in float32, so that half a step of int8 is exceeded by this factor at most."""
 _SIGMOID_SLOPE = 0.25
@@ -41,12 +44,13 @@ def operand_error(compute: str, rows: Array) -> Array:
 
 
 def product_error(compute: str, rows: Array, weights: Array) -> Array:
-    """Largest error of each product of rows (..., K) and weights (M, K), both rounded: float64 (..., M).
+    """Largest error of each product of rows (..., K) and weights (M, K) in a format of a spec: float64 (..., M).
 
     It is Σ |a|·e(w) + e(a)·|w| + e(a)·e(w) over the K pairs, plus that of a sum in float32. It does not fall if a
     magnitude grows.
     """
-    row_error, weight_error = operand_error(compute, rows), operand_error(compute, weights)
+    row_format, weight_format = _OPERANDS.get(compute, (compute, compute))
+    row_error, weight_error = operand_error(row_format, rows), operand_error(weight_format, weights)
     rows, weights = np.abs(np.asarray(rows, np.float64)), np.abs(np.asarray(weights, np.float64))
     exact_sum: Array = rows @ weights.T
     rounding = (rows.shape[-1] + 2) * float(np.finfo(np.float32).eps)
