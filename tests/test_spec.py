@@ -310,3 +310,11 @@ def test_compute_is_checked():
             RNNSpec("lstm", 3, 4, compute=wrong)
     with pytest.raises(ValueError, match="compute='int8' needs dtype 'float32'; got 'float64'"):
         RNNSpec("lstm", 3, 4, dtype="float64", compute="int8")
+
+
+def test_int8_sums_fit():
+    """As many products of the largest integers as fit an int32 sum, and not one more."""
+    most = (2**31 - 1) // 127**2
+    RNNSpec("lstm", most, 4, compute="int8")
+    with pytest.raises(ValueError, match=f"compute='int8' needs at most {most} features of a layer; got {most + 1}"):
+        RNNSpec("lstm", most + 1, 4, compute="int8")

@@ -15,6 +15,8 @@ Array = NDArray[Any]
 
 INT8_MAX = 127
 """The largest magnitude of a quantized element: -128 is not used, so that the range is symmetric."""
+INT8_MAX_PRODUCTS = (2**31 - 1) // INT8_MAX**2
+"""The number of products of quantized elements whose sum always fits int32."""
 _HALF_BITS = 16
 _QUIET_BIT = np.uint16(0x40)
 _MAGIC = np.float32(1.5 * 2.0**23)

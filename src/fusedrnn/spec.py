@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fusedrnn.cell.activations import ACTIVATIONS, Activation
 from fusedrnn.cell.cells import FAMILIES, Variant, make_cell
 from fusedrnn.layout import ParameterLayout, Shapes
+from fusedrnn.number_formats import INT8_MAX_PRODUCTS
 from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_choice, positive_int
 
 Array = NDArray[Any]
@@ -150,6 +151,9 @@ class RNNSpec:
             raise ValueError(
                 f"projection_size must be smaller than hidden_size ({self.hidden_size}); got {self.projection_size}"
             )
+        longest = max(self.input_size, self.hidden_size, self.output_size)
+        if self.compute == "int8" and longest > INT8_MAX_PRODUCTS:
+            raise ValueError(f"compute='int8' needs at most {INT8_MAX_PRODUCTS} features of a layer; got {longest}")
         if self.num_layers > MAX_LAYERS:
             raise ValueError(f"num_layers must be at most {MAX_LAYERS}; got {self.num_layers}")
         features = self.input_size + (self.num_layers - 1) * self.output_size + self.num_layers * (self.state_size + 2)

@@ -8,6 +8,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import QuantizedParams, RNNOp, RNNSpec
+from gemms import each_target
 
 SPECS = {
     "lstm": RNNSpec("lstm", 9, 20, num_layers=2, bidirectional=True, compute="int8"),
@@ -82,7 +83,8 @@ def test_ranges(spec):
 
 @pytest.mark.pairwise
 @pytest.mark.usefixtures("poisoned")
-def test_kernels_are_the_reference(spec, target):
+@each_target("int8")
+def test_kernels_are_the_reference(spec, compute, target):
     """On each target; a value between two integers may be rounded to either."""
     params, x = flat_params(spec), inputs()
     quantized = RNNOp(spec).quantize(params, calibration=inputs(seed=3))

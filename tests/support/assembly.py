@@ -7,7 +7,8 @@ from fusedrnn.engines.cpu.kernels.common import build_common, build_common_train
 from fusedrnn.jit import compiler
 from fusedrnn.jit.target import is_x86, known_targets
 
-TARGETS = known_targets() if is_x86() else ()
+TARGETS = [target for target in known_targets() if target.base is None] if is_x86() else []
+"""Those of float32 and float64."""
 COMMON = {"nn": build_common, "tn": build_common_training}
 
 

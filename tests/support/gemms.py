@@ -1,8 +1,13 @@
 """GEMMs as Python functions, and arrays for them."""
 
+import numpy as np
+import pytest
+
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.loader import function, load
+from fusedrnn.number_formats import from_bfloat16
 from fusedrnn.runtime.buffers import aligned_empty
+from pairwise import target_names
 
 
 def compiled(name, target, emit):
@@ -25,3 +30,44 @@ def aligned(values):
     copy = aligned_empty(values.shape, values.dtype)
     copy[:] = values
     return copy
+
+
+def each_target(*formats):
+    """Run a test for each format of operands on each target, and on those with a dot product for it."""
+    pairs = [(compute, name) for compute in formats for name in target_names(compute)]
+    return pytest.mark.parametrize(("compute", "target"), pairs, indirect=["target"])
+
+
+def padded(array, multiple, axis):
+    """The array with zeros appended along an axis, to a multiple of a size."""
+    width = [(0, 0)] * array.ndim
+    width[axis] = (0, -array.shape[axis] % multiple)
+    return np.pad(array, width)
+
+
+def panels_of(columns, compute, target):
+    """A matrix (panels, vectors, lanes, K) of bfloat16 bits or int8 as panels (panels, groups, vectors, lanes, group).
+
+    A dot product of bfloat16 takes the second of a pair first. For one of int8 each vector begins with four bytes that
+    hold -128 times the sum of each column.
+    """
+    has_dot_product = compute in target.dot_products
+    group = 1 if compute == "int8_weights" else 4 if compute == "int8" and has_dot_product else 2
+    columns = padded(columns, group, 3)
+    panels = columns.reshape(*columns.shape[:3], -1, group).transpose(0, 3, 1, 2, 4)
+    if not has_dot_product:
+        return panels
+    if compute == "bfloat16":
+        return panels[..., ::-1]
+    heads = np.ascontiguousarray(-128 * columns.sum(axis=3, dtype=np.int32)[:, None, ..., None])
+    return np.concatenate([heads.view(np.int8), panels], axis=1)
+
+
+def rows_of(rows, compute, target):
+    """Rows of A of bfloat16 bits or int8 as the GEMM reads them."""
+    if compute not in target.dot_products:
+        return from_bfloat16(rows) if compute == "bfloat16" else rows.astype(np.int16)
+    if compute == "int8":
+        return (rows.astype(np.int16) + 128).astype(np.uint8)
+    pairs = padded(rows, 2, -1)
+    return pairs.reshape(*pairs.shape[:-1], -1, 2)[..., ::-1].reshape(pairs.shape)

@@ -16,10 +16,14 @@ from fusedrnn.spec import DTYPES, MODES
 NATIVE = available_targets()[0].name
 
 
-def target_names():
-    """Every target of this processor's family, those that it lacks emulated."""
+def target_names(compute=None):
+    """Every target of this processor's family, those that it lacks emulated.
+
+    With ``compute`` also those that have a dot product for that format and for no more than they need for it.
+    """
     native = available_targets()
-    return [target.name if target in native else f"{target.name}-emulated" for target in known_targets()]
+    targets = [target for target in known_targets() if not target.base or target.dot_products[:1] == (compute,)]
+    return [target.name if target in native else f"{target.name}-emulated" for target in targets]
 
 
 def reduce(items):

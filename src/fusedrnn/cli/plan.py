@@ -23,8 +23,9 @@ from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
+from fusedrnn.engines.cpu.tiling import kernel_target
 from fusedrnn.engines.cpu.tuning import MachineModel
-from fusedrnn.jit.host import current_target, target_for
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.target import Target
 from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import RNNSpec
@@ -90,7 +91,7 @@ def _print_partitions(
     console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase, rates: Mapping[str, float]
 ) -> None:
     spec = case.spec(mode, config.dtype)
-    target = target_for(spec.hidden_size, spec.dtype)
+    target = kernel_target(spec, tuning.current().wide_weight_bytes)
     assumed = MachineModel.of(target)
     measured = _measured(assumed, target, config.dtype, rates)
     problem, thresholds = ProblemSize(spec, target, case.T, case.N, pass_name), tuning.current()

@@ -56,6 +56,8 @@ def emulated(target: Target) -> Target:
         features=native.features,
         fma=native.fma,
         required=native.required,
+        base=None if target.base is None else emulated(target.base),
+        emulated=True,
     )
 
 
@@ -93,7 +95,8 @@ def target_for(hidden_size: int, dtype: str) -> Target:
     if env.target() or _host_name() not in _SPLITS_512_BITS:
         return target
     for half in available_targets():
-        if 2 * half.vector_bits == target.vector_bits and half.registers == 32:
+        is_half = 2 * half.vector_bits == target.vector_bits and half.registers == 32
+        if is_half and half.dot_products == target.dot_products:
             padded, padded_half = (-(-hidden_size // t.lanes(dtype)) * t.lanes(dtype) for t in (target, half))
             if padded >= _HALF_VECTORS_PAY * padded_half:
                 return half

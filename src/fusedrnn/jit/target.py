@@ -27,6 +27,10 @@ class Target:
         features: LLVM's features beyond those of ``cpu``.
         required: LLVM's features that a processor must have to run the code.
         format_tile: The tile for GEMM operands that are not of the dtype of the sums; see :meth:`for_compute`.
+        dot_products: Formats of GEMM operands for which it has an instruction that adds the products of a group.
+        base: The same target without those instructions; None if it has none.
+        narrow_weights: Whether packed weights have the format of operands; else that of sums, rounded.
+        emulated: Whether it stands for another processor, whose instructions this one may lack.
     """
 
     name: str
@@ -38,15 +42,29 @@ class Target:
     features: str = ""
     required: tuple[str, ...] = ()
     format_tile: tuple[int, int] | None = None
+    dot_products: tuple[str, ...] = ()
+    base: Target | None = None
+    narrow_weights: bool = True
+    emulated: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of a vector."""
         return self.vector_bits // 8 // ITEM_SIZE[dtype]
 
-    def for_compute(self, compute: str) -> Target:
-        """The same instructions with the tile for GEMM operands of that format."""
-        tile = _TILES.get(compute, {}).get((self.registers, self.fma))
-        return self if tile is None else replace(self, format_tile=tile)
+    def for_compute(self, compute: str, narrow_weights: bool = True) -> Target:
+        """The target for GEMM operands of that format, with the tile for them.
+
+        It is the base unless there is a dot product for the format, so that code for others is compiled once. Without
+        a dot product narrow weights are widened in registers, which pays only where it saves traffic; the bits are the
+        same. Quantized weights are always narrow.
+        """
+        if compute in self.dot_products:
+            return self
+        base = self.base or self
+        if compute == "bfloat16" and not narrow_weights:
+            return replace(base, narrow_weights=False)
+        tile = _TILES.get(compute, {}).get((base.registers, base.fma))
+        return base if tile is None else replace(base, format_tile=tile)
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -61,23 +79,52 @@ class Target:
 
 # By number of registers and whether there is a fused multiply-add. Widened operands take registers of their own.
 _TILES = {
-    "bfloat16": {(32, True): (6, 3), (16, True): (5, 2), (16, False): (4, 2)},
+    "bfloat16": {(32, True): (6, 3), (16, True): (5, 2), (16, False): (2, 2)},
     "int8": {(32, True): (6, 4), (16, True): (5, 2), (16, False): (4, 2)},
     "int8_weights": {(32, True): (6, 4), (16, True): (4, 3), (16, False): (4, 2)},
 }
 
-_X86 = (
-    Target(
-        "avx512", "AVX-512, 512-bit vectors", 512, 32, True, "x86-64-v4", "-prefer-256-bit",
-        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
-    ),
-    Target(
-        "avx512-half", "AVX-512, 256-bit vectors", 256, 32, True, "x86-64-v4", "",
-        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
-    ),
-    Target("avx2", "AVX2 and FMA, 256-bit vectors", 256, 16, True, "x86-64-v3", "", ("avx2", "fma", "bmi2")),
-    Target("generic", "SSE2, 128-bit vectors", 128, 16, False, "x86-64"),
+
+def _with_dot_products(
+    base: Target, name: str, formats: tuple[str, ...], instructions: str, required: tuple[str, ...]
+) -> Target:
+    """A target with more instructions."""
+    return replace(
+        base,
+        name=f"{base.name}-{name}",
+        description=f"{base.description}, {instructions}",
+        features=",".join(filter(None, [base.features, *(f"+{feature}" for feature in required)])),
+        required=base.required + required,
+        dot_products=formats,
+        base=base,
+    )
+
+
+def _with_avx512_dot_products(base: Target) -> tuple[Target, ...]:
+    """A target of AVX-512 with the instructions that later processors added, then without them."""
+    vnni, bf16 = ("avx512vnni",), ("avx512vnni", "avx512bf16")
+    return (
+        _with_dot_products(base, "bf16", ("bfloat16", "int8"), "VNNI and BF16", bf16),
+        _with_dot_products(base, "vnni", ("int8",), "VNNI", vnni),
+        base,
+    )
+
+
+_AVX512 = Target(
+    "avx512", "AVX-512, 512-bit vectors", 512, 32, True, "x86-64-v4", "-prefer-256-bit",
+    ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
 )  # fmt: skip
+_AVX512_HALF = replace(
+    _AVX512, name="avx512-half", description="AVX-512, 256-bit vectors", vector_bits=256, features=""
+)
+_AVX2 = Target("avx2", "AVX2 and FMA, 256-bit vectors", 256, 16, True, "x86-64-v3", "", ("avx2", "fma", "bmi2"))
+_X86 = (
+    *_with_avx512_dot_products(_AVX512),
+    *_with_avx512_dot_products(_AVX512_HALF),
+    _with_dot_products(_AVX2, "vnni", ("int8",), "AVX-VNNI", ("avxvnni",)),
+    _AVX2,
+    Target("generic", "SSE2, 128-bit vectors", 128, 16, False, "x86-64"),
+)
 _ARM = (Target("generic", "NEON, 128-bit vectors", 128, 32, True, "generic"),)
 
 

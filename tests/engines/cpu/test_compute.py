@@ -7,8 +7,10 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
+from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.spec import MODES
 from fusedrnn.testing.tolerance import longest_sum, tolerance
+from gemms import each_target
 from problems import Shape, make_problem
 from variants import VARIANTS, possible, varied
 
@@ -55,14 +57,17 @@ def arguments(spec, shape):
     return problem.x, params, states, problem.lengths
 
 
-@pytest.fixture(params=COMPUTE)
-def compute(request):
-    return request.param
+@pytest.fixture(autouse=True)
+def narrow_weights():
+    """Small weights are packed in the format of operands, too."""
+    with tuned(wide_weight_bytes=0):
+        yield
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("variant", CELLS)
 @pytest.mark.usefixtures("poisoned")
+@each_target(*COMPUTE)
 def test_inference(variant, shape, compute, target):
     spec = cell_spec(variant, shape, compute)
     x, params, states, lengths = arguments(spec, shape)
@@ -76,9 +81,10 @@ def test_inference(variant, shape, compute, target):
 @pytest.mark.parametrize("variant", [cell for cell in CELLS if cell not in KINKS])
 @pytest.mark.parametrize("keep", ["gates", "states"])
 @pytest.mark.usefixtures("poisoned")
-def test_training(variant, shape, keep, target):
+@each_target("bfloat16")
+def test_training(variant, shape, keep, compute, target):
     """Gradients of bfloat16: most agree as in float32, and where a rounding differs, it shows in few."""
-    spec = cell_spec(variant, shape, "bfloat16")
+    spec = cell_spec(variant, shape, compute)
     x, params, states, lengths = arguments(spec, shape)
     results = []
     for backend in ("cpu", "reference"):
@@ -97,6 +103,7 @@ def test_training(variant, shape, keep, target):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 @pytest.mark.usefixtures("use_all_threads")
+@each_target(*COMPUTE)
 def test_bits(mode, shape, compute, target):
     """The same bits for any number of threads, alone and in a batch, in whole sequences and in chunks."""
     spec = replace(shape.spec(mode), compute=compute)
@@ -120,9 +127,10 @@ def test_bits(mode, shape, compute, target):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
 @pytest.mark.usefixtures("use_all_threads")
-def test_gradient_bits(mode, shape, target):
+@each_target("bfloat16")
+def test_gradient_bits(mode, shape, compute, target):
     """The same gradients for any number of threads, and whether forward saves gates or backward computes them."""
-    spec = replace(shape.spec(mode), compute="bfloat16")
+    spec = replace(shape.spec(mode), compute=compute)
     x, params, states, lengths = arguments(spec, shape)
     op, results = RNNOp(spec), []
     for threads, keep in ((1, "gates"), (1, "states"), (2, "gates"), (3, "states")):
@@ -135,6 +143,25 @@ def test_gradient_bits(mode, shape, target):
             np.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+def test_bits_of_wide_weights(mode, shape, target):
+    """Weights that are packed as rounded float32 give the bits of those packed as bfloat16."""
+    spec = replace(shape.spec(mode), compute="bfloat16")
+    x, params, states, lengths = arguments(spec, shape)
+    results = []
+    for wide_weight_bytes in (0, 1 << 30):
+        with tuned(wide_weight_bytes=wide_weight_bytes):
+            op = RNNOp(spec)
+        assert op.by_address().target.narrow_weights == (wide_weight_bytes == 0)
+        y, final, reserve = op.forward(x, params, states, lengths=lengths, training=True)
+        dx, dparams, dinitial = op.backward(np.cos(y), None, reserve)
+        results.append((y, *final, dx, dparams, *dinitial))
+    for narrow, wide in zip(*results, strict=True):
+        np.testing.assert_array_equal(narrow, wide)
+
+
+@pytest.mark.parametrize("compute", COMPUTE)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_not_finite(mode, compute, value):

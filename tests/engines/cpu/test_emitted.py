@@ -14,7 +14,7 @@ from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL, DROP_ROW
 from fusedrnn.engines.cpu.kernels.forward import build_forward
-from fusedrnn.engines.cpu.kernels.gemm import _UNROLL, _UNROLL_OF_NARROW, GEMM, GEMM_TN
+from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_TN
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN, UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.training import build_training
 from fusedrnn.jit.target import Target, is_x86
@@ -71,7 +71,7 @@ def microkernels(dtype, target, kind="nn"):
 
 def unrolled_steps(col_vecs, target):
     """Steps of k per iteration of a micro-kernel's unrolled loop."""
-    return _UNROLL if col_vecs == target.tile[1] else _UNROLL_OF_NARROW
+    return 4 if col_vecs == target.tile[1] else 2
 
 
 def assert_no_spills(dtype, target, kind="nn"):

@@ -7,7 +7,7 @@ import pytest
 
 from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_INT8, emit_gemm
 from fusedrnn.number_formats import quantize_rows, round_to_bfloat16, to_bfloat16
-from gemms import aligned, compiled
+from gemms import aligned, compiled, each_target, padded, panels_of, rows_of
 
 UNTOUCHED = 99.0
 KS = [1, 2, 3, 8, 33, 64]
@@ -15,19 +15,6 @@ KS = [1, 2, 3, 8, 33, 64]
 
 def addresses(array):
     return np.array([array.ctypes.data + row * array.strides[0] for row in range(len(array))], np.int64)
-
-
-def padded(array, multiple, axis):
-    """The array with zeros appended along an axis, to a multiple of a size."""
-    width = [(0, 0)] * array.ndim
-    width[axis] = (0, -array.shape[axis] % multiple)
-    return np.pad(array, width)
-
-
-def pairs_of_panel(matrix, width, lanes):
-    """A matrix (K, columns) of one panel as (K/2, vectors, lanes, 2): each column's pairs lie together."""
-    matrix = padded(matrix, 2, 0)
-    return aligned(matrix.reshape(-1, 2, width, lanes).transpose(0, 2, 3, 1))
 
 
 def fused_or_rounded(total, product, target):
@@ -51,20 +38,22 @@ def parts(gemm, rows, panel, c_in, expected, scales=None):
 
 
 @pytest.mark.parametrize("k", KS)
-def test_bfloat16(target, k):
+@each_target("bfloat16")
+def test_bfloat16(compute, target, k):
     """The bits of a chain of float32 multiply-adds on rounded operands, for any rows and vectors of a panel."""
-    target = target.for_compute("bfloat16")
+    target = target.for_compute(compute)
     max_rows, width = target.tile
     lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
-    gemm = compiled("gemm_bfloat16", target, lambda module: emit_gemm(module, target, "bfloat16", GEMM))
+    gemm = compiled("gemm_bfloat16", target, lambda module: emit_gemm(module, target, compute, GEMM))
     rng = np.random.default_rng(0)
     a = round_to_bfloat16(rng.standard_normal((num_rows, k)).astype(np.float32))
-    b = rng.standard_normal((k, width * lanes)).astype(np.float32)
+    b = round_to_bfloat16(rng.standard_normal((k, width * lanes)).astype(np.float32))
     c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
-    rows, panel = aligned(padded(a, 2, 1)), pairs_of_panel(to_bfloat16(b), width, lanes)
+    rows = aligned(rows_of(padded(to_bfloat16(a), 2, 1), compute, target))
+    panel = aligned(panels_of(to_bfloat16(b.T).reshape(1, width, lanes, k), compute, target)[0])
     expected = c_in.reshape(num_rows, -1).copy()
     for step in range(k):
-        product = a[:, step, None].astype(np.float64) * round_to_bfloat16(b)[step].astype(np.float64)
+        product = a[:, step, None].astype(np.float64) * b[step].astype(np.float64)
         if target.fma:  # a product of two bfloat16 is exact in float32, so that both round once
             expected = (expected.astype(np.float64) + product).astype(np.float32)
         else:
@@ -74,25 +63,27 @@ def test_bfloat16(target, k):
 
 
 @pytest.mark.parametrize("k", KS)
-def test_int8(target, k):
+@each_target("int8")
+def test_int8(compute, target, k):
     """Sums are exact integers; one multiply-add scales them and adds the initial accumulator."""
-    target = target.for_compute("int8")
+    target = target.for_compute(compute)
     max_rows, width = target.tile
     lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
-    gemm = compiled("gemm_int8", target, lambda module: emit_gemm(module, target, "int8", GEMM_INT8))
+    gemm = compiled("gemm_int8", target, lambda module: emit_gemm(module, target, compute, GEMM_INT8))
     rng = np.random.default_rng(0)
     a, a_scales = quantize_rows(rng.standard_normal((num_rows, k)).astype(np.float32))
     b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
     a[0], b[:3] = 127, -127  # the largest sums
     c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
-    rows = aligned(np.zeros((num_rows, 16 + k + 2), np.int16))
-    rows[:, 14:16] = a_scales[:, None].view(np.int16)
-    rows[:, 16 : 16 + k] = a
-    panel, scales = pairs_of_panel(b.T, width, lanes), aligned(b_scales.reshape(width, lanes))
+    elements = rows_of(padded(a, 4, 1), compute, target).view(np.uint8)
+    rows = aligned(np.zeros((num_rows, 64 + elements.shape[1]), np.uint8))
+    rows[:, 60:64], rows[:, 64:] = a_scales[:, None].view(np.uint8), elements
+    panel = aligned(panels_of(b.reshape(1, width, lanes, k), compute, target)[0])
+    scales = aligned(b_scales.reshape(width, lanes))
     sums = a.astype(np.int64) @ b.astype(np.int64).T
     factors = a_scales[:, None] * b_scales
     expected = (sums * factors.astype(np.float64) + c_in.reshape(num_rows, -1)).astype(np.float32)
-    for part, result in parts(gemm, rows[:, 16:], panel, c_in, expected, scales):
+    for part, result in parts(gemm, rows[:, 64:], panel, c_in, expected, scales):
         if target.fma:
             np.testing.assert_array_equal(part, result)
         else:
@@ -100,17 +91,18 @@ def test_int8(target, k):
 
 
 @pytest.mark.parametrize("k", KS)
-def test_int8_weights(target, k):
+@each_target("int8_weights")
+def test_int8_weights(compute, target, k):
     """The bits of a chain of float32 multiply-adds on integers; one more scales it and adds the initial accumulator."""
-    target = target.for_compute("int8_weights")
+    target = target.for_compute(compute)
     max_rows, width = target.tile
     lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
-    gemm = compiled("gemm_int8_weights", target, lambda module: emit_gemm(module, target, "int8_weights", GEMM_INT8))
+    gemm = compiled("gemm_int8_weights", target, lambda module: emit_gemm(module, target, compute, GEMM_INT8))
     rng = np.random.default_rng(0)
     a = aligned(rng.standard_normal((num_rows, k)).astype(np.float32))
     b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
     c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
-    panel = aligned(b.reshape(width, lanes, k).transpose(2, 0, 1))
+    panel = aligned(panels_of(b.reshape(1, width, lanes, k), compute, target)[0])
     scales = aligned(b_scales.reshape(width, lanes))
     expected = np.zeros((num_rows, width * lanes), np.float32)
     for step in range(k):

@@ -1,6 +1,7 @@
 """Calls of few rows use unpacked weights: the bits are those of packed weights, and nothing is packed or cached."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from fusedrnn import RNNOp, frozen
 from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.jit.target import is_x86
 from fusedrnn.spec import DTYPES, MODES
+from gemms import each_target
 from problems import Shape, make_problem
 
 pytestmark = pytest.mark.pairwise
@@ -44,6 +46,18 @@ def results(problem, few):
 def test_bits_equal_those_of_packed_weights(mode, dtype, shape, target, poisoned):
     problem = make_problem(mode, shape, dtype)
     unpacked, packed = (results(problem, few) for few in (100, 0))
+    for actual, expected in zip(unpacked, packed, strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each_target("bfloat16")
+def test_bits_of_rounded_weights(compute, mode, shape, target, poisoned):
+    problem = make_problem(mode, shape)
+    problem = replace(problem, spec=replace(problem.spec, compute=compute))
+    with tuned(wide_weight_bytes=0):
+        unpacked, packed = (results(problem, few) for few in (100, 0))
     for actual, expected in zip(unpacked, packed, strict=True):
         np.testing.assert_array_equal(actual, expected)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE, emit_convert_row
-from fusedrnn.number_formats import quantize_rows, round_to_bfloat16
-from gemms import aligned, compiled
+from fusedrnn.number_formats import quantize_rows, to_bfloat16
+from gemms import aligned, compiled, each_target, rows_of
 
 SIZES = [1, 2, 3, 7, 8, 9, 16, 31, 64, 100]
 POISON = 77
@@ -27,33 +27,37 @@ def not_finite(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_round_row(target, size):
+@each_target("bfloat16")
+def test_round_row(compute, target, size):
     lanes = target.lanes("float32")
-    run = compiled("round_row", target, lambda module: emit_convert_row(module, target, "bfloat16"))
-    into = aligned(np.empty(-(-size // lanes) * lanes, np.float32))
+    run = compiled("round_row", target, lambda module: emit_convert_row(module, target, compute))
     every = np.concatenate([rows(size), not_finite(size)])
     every = np.concatenate([every, np.random.default_rng(0).integers(0, 2**32, (9, size), np.uint32).view(np.float32)])
     for row in every:
-        into[:] = POISON
+        whole = np.zeros(-(-size // lanes) * lanes, np.float32)
+        whole[:size] = row
+        expected = rows_of(to_bfloat16(whole), compute, target)
+        into = aligned(np.full_like(expected, POISON))
         run(row.ctypes.data, into.ctypes.data, size, 0)
-        np.testing.assert_array_equal(into[:size].view(np.uint32), round_to_bfloat16(row).view(np.uint32))
-        np.testing.assert_array_equal(into[size:], 0)
+        np.testing.assert_array_equal(into.view(np.uint8), expected.view(np.uint8))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("largest", [None, 0.0, 1e-40, 0.7, 100.0])
-def test_quantize_row(target, size, largest):
+@each_target("int8")
+def test_quantize_row(compute, target, size, largest):
     """Rows with a range of their own, and with a given one, beyond which they saturate."""
     operand_range = np.float32([OWN_RANGE if largest is None else largest])
     lanes = target.lanes("float32")
-    run = compiled("quantize_row", target, lambda module: emit_convert_row(module, target, "int8"))
-    buffer = aligned(np.empty(32 + -(-size // lanes) * lanes, np.int16))
+    run = compiled("quantize_row", target, lambda module: emit_convert_row(module, target, compute))
     for row in [*rows(size), *not_finite(size)]:
-        buffer[:] = POISON
+        whole = np.zeros(-(-size // lanes) * lanes, np.float32)
+        whole[:size] = row
+        integers, scale = quantize_rows(whole, largest)
+        expected = rows_of(integers, compute, target).view(np.uint8)
+        buffer = aligned(np.full(64 + len(expected), POISON, np.uint8))
         run(row.ctypes.data, buffer.ctypes.data + 64, size, operand_range.ctypes.data)
-        integers, scale = quantize_rows(row, largest)
-        np.testing.assert_array_equal(buffer[30:32].view(np.float32)[0], scale)
-        np.testing.assert_array_equal(buffer[:30], POISON)
+        np.testing.assert_array_equal(buffer[60:64].view(np.float32)[0], scale)
+        np.testing.assert_array_equal(buffer[:60], POISON)
         if np.isfinite(scale):
-            np.testing.assert_array_equal(buffer[32 : 32 + size], integers)
-            np.testing.assert_array_equal(buffer[32 + size :], 0)
+            np.testing.assert_array_equal(buffer[64:], expected)

@@ -7,7 +7,7 @@ import pytest
 
 from fusedrnn.engines.cpu.weights.pack_kernel import CALL, PACK, PACK_TRANSPOSED, PACK_VECTOR, PackTask, load_pack
 from fusedrnn.number_formats import quantize_rows, to_bfloat16
-from gemms import aligned
+from gemms import aligned, each_target, panels_of
 
 POISON = 0x55
 
@@ -30,11 +30,6 @@ def padded_units(matrix, gates, units, lanes):
     return result.reshape(gates, unit_vecs, lanes, -1).transpose(1, 0, 2, 3)
 
 
-@pytest.fixture(params=["bfloat16", "int8", "int8_weights"])
-def compute(request):
-    return request.param
-
-
 def operands(compute, shape):
     """Float weights as packing takes them, and the integers that a panel holds of them."""
     weights = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -45,6 +40,7 @@ def operands(compute, shape):
 
 
 @pytest.mark.parametrize(("gates", "units", "k"), [(1, 1, 1), (4, 5, 3), (3, 17, 40), (4, 16, 16), (1, 33, 7)])
+@each_target("bfloat16", "int8", "int8_weights")
 def test_transposed(compute, target, gates, units, k):
     target = target.for_compute(compute)
     lanes, width = target.lanes("float32"), target.tile[1]
@@ -52,18 +48,17 @@ def test_transposed(compute, target, gates, units, k):
     columns = padded_units(integers, gates, units, lanes)  # (unit vectors, gates, lanes, K)
     vectors = columns.reshape(-1, lanes, k)
     panels = -(-len(vectors) // width)
-    group = 1 if compute == "int8_weights" else 2
-    expected = np.zeros((panels * width, lanes, group * -(-k // group)), integers.dtype)
-    expected[: len(vectors), :, :k] = vectors
-    # (panel, group, vector, lane, element)
-    expected = expected.reshape(panels, width, lanes, -1, group).transpose(0, 3, 1, 2, 4)
+    expected = np.zeros((panels * width, lanes, k), integers.dtype)
+    expected[: len(vectors)] = vectors
+    expected = panels_of(expected.reshape(panels, width, lanes, k), compute, target)
     task = PackTask(PACK_TRANSPOSED, 0, 0, k, panels, 0, gates, units, -(-units // lanes))
     for threads in (1, 3):
         packed = pack(compute, target, task, flat, expected.nbytes, threads)
-        np.testing.assert_array_equal(packed.view(integers.dtype).reshape(expected.shape), expected)
+        np.testing.assert_array_equal(packed.view(expected.dtype).reshape(expected.shape), expected)
 
 
 @pytest.mark.parametrize(("gates", "units", "k"), [(1, 1, 1), (4, 5, 3), (3, 17, 40), (4, 16, 70)])
+@each_target("bfloat16")
 def test_plain(compute, target, gates, units, k):
     target = target.for_compute(compute)
     lanes, width = target.lanes("float32"), target.tile[1]
@@ -72,14 +67,14 @@ def test_plain(compute, target, gates, units, k):
     panels = -(-k // (width * lanes))
     expected = np.zeros((len(rows), panels * width * lanes), integers.dtype)
     expected[:, :k] = rows
-    group = 1 if compute == "int8_weights" else 2
-    expected = expected.reshape(-1, group, panels, width, lanes).transpose(2, 0, 3, 4, 1)
+    expected = panels_of(expected.reshape(-1, panels, width, lanes).transpose(1, 2, 3, 0), compute, target)
     task = PackTask(PACK, 0, 0, k, panels, 0, gates, units, -(-units // lanes), len(rows))
     for threads in (1, 3):
         packed = pack(compute, target, task, flat, expected.nbytes, threads)
-        np.testing.assert_array_equal(packed.view(integers.dtype).reshape(expected.shape), expected)
+        np.testing.assert_array_equal(packed.view(expected.dtype).reshape(expected.shape), expected)
 
 
+@each_target("bfloat16", "int8")
 def test_vector(compute, target):
     """A bias is not rounded."""
     target = target.for_compute(compute)

@@ -19,7 +19,7 @@ from fusedrnn.engines.cpu.plan.partition import reads_unpacked
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
-from fusedrnn.engines.cpu.tiling import Tiling
+from fusedrnn.engines.cpu.tiling import Tiling, kernel_target
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
@@ -27,7 +27,6 @@ from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_frozen
-from fusedrnn.jit.host import target_for
 from fusedrnn.jit.loader import Job
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
@@ -84,8 +83,9 @@ class Executor:
     """
 
     def __init__(self, spec: RNNSpec) -> None:
-        self.spec, self.target = spec, target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format)
-        self._tiling, self.tuning = Tiling(spec, self.target), tunings.current()
+        self.spec, self.tuning = spec, tunings.current()
+        self.target = kernel_target(spec, self.tuning.wide_weight_bytes)
+        self._tiling = Tiling(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
         self.weight_cache = WeightCache(self._tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.products import PRODUCTS
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
+from fusedrnn.jit.host import target_for
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
+
+
+def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
+    """The target for a spec's kernels; weights of so many bytes in a layer-direction are not packed as narrow ones."""
+    shapes = spec.parameter_shapes(spec.num_layers - 1), spec.parameter_shapes(0)
+    layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
+    narrow_weights = layer_elements * ITEM_SIZE[spec.dtype] > wide_weight_bytes
+    return target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format, narrow_weights)
 
 
 class Tiling:
@@ -34,8 +44,7 @@ class Tiling:
         num_gates: Gates of all stages.
         num_peepholes: Gates that have peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
-            operands are not converted.
-        group, group_bytes: Elements of k in a group of packed weights, and bytes of a group in a panel.
+            the format of operands has GEMMs for them.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
@@ -52,17 +61,15 @@ class Tiling:
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_peepholes = len(cell.peepholes)
-        self.can_read_unpacked = is_plain(cell) and spec.compute is None
-        self.group, operand_item = PRODUCTS[spec.operand_format].group, ITEM_SIZE[spec.operand_format]
-        self.weight_vector_bytes = self.lanes * operand_item
-        self.group_bytes = self.panel_vectors * self.group * self.weight_vector_bytes
+        self.can_read_unpacked = is_plain(cell) and PRODUCTS[spec.operand_format].reads_unpacked
+        self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 
     @cached_property
     def scale_offsets(self) -> dict[tuple[int, int, Kind], int]:
         """Where the scales of each quantized matrix are behind a copy of the parameters, by layer, direction, kind."""
         layout, offsets = self.spec.layout, dict[tuple[int, int, Kind], int]()
-        if not PRODUCTS[self.spec.operand_format].has_scales:
+        if not self.products.has_scales:
             return offsets
         end = layout.size * self.item
         for entry in layout.by_layer_direction:
@@ -74,7 +81,7 @@ class Tiling:
     @cached_property
     def ranges_offset(self) -> int | None:
         """Where the ranges of operands are behind these scales; None in formats that do not quantize operands."""
-        if not (PRODUCTS[self.spec.operand_format].has_scales and self.converts_rows):
+        if not (self.products.has_scales and self.converts_rows):
             return None
         num_scales = sum(int(self.spec.layout.entry(*key).shape[0]) for key in self.scale_offsets)
         return (self.spec.layout.size + num_scales) * self.item
@@ -108,10 +115,20 @@ class Tiling:
         """Panels that hold the peephole weights."""
         return -(-self.unit_vecs * self.num_peepholes // self.panel_vectors)
 
+    @cached_property
+    def products(self) -> ProductsClass:
+        """How GEMMs multiply, and so how weights are packed."""
+        return products_class(self.spec.operand_format, self.target)
+
     @property
     def converts_rows(self) -> bool:
         """Whether rows of operands are converted."""
-        return PRODUCTS[self.spec.operand_format].converts_rows
+        return self.spec.compute is not None and self.products.converts_rows
+
+    def packed_bytes(self, k: int) -> int:
+        """Bytes of a panel of packed weights with so many rows, the panel's head included."""
+        groups = self.products.head - (-k // self.products.group)
+        return groups * self.products.group * self.panel_vectors * self.weight_vector_bytes
 
     def k_padded(self, *stages: StageKernel) -> int:
         """Elements of a row of these stages' gradients, padded to whole vectors: K of their GEMMs in backward."""

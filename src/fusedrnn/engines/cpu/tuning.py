@@ -34,7 +34,6 @@ class MachineModel:
     l2_bytes: int
     l3_bytes: int
     instruction: float  # a vector instruction of a cell's maths
-    int8_speedup: float = 1.6  # rate of int8 products, in float32 multiply-adds
     conversion: float = 8 * _CYCLE  # of a vector to bfloat16 or int8
     tile: float = 2e-9  # entering and leaving a micro-kernel
     row: float = 3e-9  # overhead of a row in a step
@@ -84,7 +83,9 @@ class Tuning:
     # Chooses one of the grids for a problem size, in place of the cost model.
     choose_grid: Callable[[Any, Sequence[Any]], Any] | None = None
 
-    # Weights. Calls that read them at most so often use them unpacked; training would mostly have to pack them anew.
+    # Weights. Where those of a layer-direction take more as float32, narrower ones are widened in registers.
+    wide_weight_bytes: int = field(default_factory=lambda: _l2_bytes() // 2)
+    # Calls that read them at most so often use them unpacked; training would mostly have to pack them anew.
     unpacked_rows: int = 4  # rows of a step that read unpacked weights together
     max_unpacked_reads: int = 2
     max_unpacked_reads_training: int = 6

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
+from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import table_entry
-from fusedrnn.engines.cpu.kernels.products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Value
 
@@ -127,7 +127,8 @@ class CellGradient(BackwardEmitter):
             grads = [rounded_to_bfloat16(v, grad) if index in operands else grad for index, grad in enumerate(grads)]
         for into, indices in ((rows.h_gates, derivative.h_grads), (rows.x_gates, derivative.x_grads)):
             for gate, index in enumerate(indices):
-                v.store(grads[index], into + (unit_vec * stage.num_gates + gate) * v.bytes)
+                address = into + (unit_vec * stage.num_gates + gate) * self.operand_vector_bytes
+                f.store(self.products.a_elements(grads[index]), address, self.operand_vector_bytes)
         with f.if_(self.params_requested):
             for index, grad in enumerate(grads):
                 v.store(grad, rows.transposed + self.grad_index(stage, unit_vec, index) * c.transposed_stride)

@@ -62,7 +62,7 @@ class BackwardEmitter(DirectionEmitter):
 
     def grads_offset(self, stage: StageKernel) -> Value:
         """Where a stage's gradients begin in a row of gate gradients."""
-        return self.unit_vecs * (stage.first_gate * self.v.bytes)
+        return self.unit_vecs * (stage.first_gate * self.operand_vector_bytes)
 
     def grad_index(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
         """The index of a stage's distinct gradient of a vector of units, among those of all stages."""

@@ -16,12 +16,12 @@ from fusedrnn.jit.target import Target
 
 
 def build_common(compute: str, target: Target) -> Module:
-    """The module of the GEMM, and of ``unpacked_gemm_nt`` or of what converts rows to the format of operands."""
+    """The module of the GEMM, and, if the format has them, of ``unpacked_gemm_nt`` and of what converts rows."""
     module = Module(f"common_{compute}")
     emit_gemm(module, target, compute, gemm_of(compute))
-    if compute == STORAGE[compute]:
+    if PRODUCTS[compute].reads_unpacked:
         emit_unpacked_gemm_nt(module, target, compute)
-    elif PRODUCTS[compute].converts_rows:
+    if PRODUCTS[compute].converts_rows:
         emit_convert_row(module, target, compute)
     return module
 
@@ -30,7 +30,7 @@ def build_common_training(compute: str, target: Target) -> Module:
     """The module of what only training needs: ``gemm_tn``, ``unpacked_gemm_nn``, ``drop_panel`` and ``drop_row``."""
     module, dtype = Module(f"common_training_{compute}"), STORAGE[compute]
     emit_gemm(module, target, dtype, GEMM_TN)
-    if compute == dtype:
-        emit_unpacked_gemm_nn(module, target, dtype)
+    if PRODUCTS[compute].reads_unpacked:
+        emit_unpacked_gemm_nn(module, target, compute)
     emit_drop_row(module, target, dtype, emit_drop_panel(module, target, dtype))
     return module

@@ -204,9 +204,12 @@ class Inference(StateEmitter):
         f, c = self.f, self.c
         parity = position.step & 1
         row_bytes = self.blocking(stage).block_col_vecs * self.v.bytes
-        operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
-        table, size = self.operand_table(stage, parity), self.operand_size(stage)
-        a = self.left_operand(table, position.active_rows, size, operand_range)
+        table = self.operand_table(stage, parity)
+        if self.stores_operands:
+            a = LeftOperand(table, position.active_rows)
+        else:
+            operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
+            a = self.left_operand(table, position.active_rows, self.operand_size(stage), operand_range)
         reverse = self.serpentine_reversed(position.step)
         with self.blocks(stage, reverse) as (unit_vec, end):
             self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)
@@ -242,7 +245,8 @@ class Inference(StateEmitter):
         """The cell's maths on one vector of units of one row; ``parity`` is 0 in even steps, 1 in odd ones."""
         v, (stage, row, unit_vec, *_) = self.v, position
         states = {name: self.state_buffer(name, row) + unit_vec * v.bytes for name in self.cell.states}
-        old_h, new_h = (states["h"] + buffer * self.h_size for buffer in (parity, 1 - parity))
+        new_h_offset = (1 - parity) * self.h_size
+        old_h, new_h = states["h"] + parity * self.h_size, states["h"] + new_h_offset
 
         def load(leaf: Leaf) -> Value:
             if isinstance(leaf, State):
@@ -254,8 +258,10 @@ class Inference(StateEmitter):
             match result:
                 case NewState(name):
                     v.store(value, new_h if name == "h" else states[name])
+                    if name == "h" and self.stores_operands:
+                        self.store_operand(value, unit_vec, self.h_operand(row) + new_h_offset, self.c.out)
                 case StageOperand(index):
-                    v.store(value, self.operand_row(self.stages[index], row) + unit_vec * v.bytes)
+                    self.store_operand(value, unit_vec, self.operand_row(self.stages[index], row), self.c.hidden)
             self._store_result(stage, result, value, unit_vec, output_rows)
 
     def _store_result(

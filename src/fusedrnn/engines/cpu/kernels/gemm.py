@@ -2,7 +2,8 @@
 
 C[rows, cols] = C_in[rows, cols] + Σₖ A[rows, k]·B[k, cols]. Each element is one chain of fused multiply-adds over
 rising k. The chain does not depend on the tile, so the bits of a result do not depend on which rows and columns are
-computed together.
+computed together. Nor does it depend on parts: a long panel is cut in K so that a part stays in a fraction of L2 while
+all rows use it. Sums are stored after each part and taken up again by the next.
 
 ``gemm`` takes A by the addresses of its rows. ``gemm_tn`` takes A transposed: for each k, one vector with the elements
 of its rows. Backward stores gradients that way for the weights' gradients, which sum over the rows of the batch.
@@ -18,11 +19,11 @@ from fusedrnn.jit.builder import Function, Module, Signature, Value
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.jit.vector import Vectors
 
-# Steps of k per iteration, for whole panels and for narrower tiles. Enough to hide the loop's own instructions;
-# narrow tiles are many and do little of the work, and compiling them takes time.
-_UNROLL, _UNROLL_OF_NARROW = 4, 2
 # How many bytes ahead of its use B is prefetched from L2 into L1.
 _L1_PREFETCH_DISTANCE = 1024
+# Bytes of the part of a panel that all rows use before the next part: a fraction of any L2. It does not pay for few
+# tiles of rows.
+_PART_BYTES, _TILES_WITHOUT_PARTS = 96 << 10, 2
 # The first tiles of a panel prefetch one part each of the next panel into L2.
 _TILES_PER_PREFETCH = 4
 _CACHE_LINE = 64
@@ -42,28 +43,62 @@ def gemm_of(compute: str) -> Signature:
     return GEMM_INT8 if PRODUCTS[compute].has_scales else GEMM
 
 
-def emit_gemm(module: Module, target: Target, compute: str, signature: Signature) -> Function:
-    """The function ``GEMM``, ``GEMM_TN`` or ``GEMM_INT8``: it cuts the rows into tiles. ``k`` is a number of groups."""
+def emit_gemm(
+    module: Module, target: Target, compute: str, signature: Signature, part_bytes: int = _PART_BYTES
+) -> Function:
+    """The function ``GEMM``, ``GEMM_TN`` or ``GEMM_INT8``: it cuts K into parts and the rows into tiles.
+
+    ``k`` is a number of groups; ``part_bytes`` are those of a part of a panel.
+    """
     transposed = signature is GEMM_TN
     # Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on.
     rows, width = target.tile
     microkernels = [
-        [_Microkernel(module, target, compute, height, num_vecs, transposed).emit() for height in range(1, rows + 1)]
+        [_Microkernel(module, target, compute, height, num_vecs, transposed) for height in range(1, rows + 1)]
         for num_vecs in range(1, width + 1)
     ]
+    products = microkernels[0][0].products
+    functions = [[microkernel.emit() for microkernel in by_rows] for by_rows in microkernels]
     f = Function.of(module, signature)
     num_rows, num_col_vecs, a, b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales = f.arguments
-    # The part of a panel that one tile prefetches.
-    b_bytes = products_of(compute, Vectors(f, target, STORAGE[compute])).b_bytes
-    part_bytes, last_part = k * (width * b_bytes) // _TILES_PER_PREFETCH, _TILES_PER_PREFETCH - 1
+    group_bytes, last_prefetch = width * products.b_bytes, _TILES_PER_PREFETCH - 1
     a_step = ITEM_SIZE[STORAGE[compute]] if transposed else 8
-    for by_rows in f.switch(num_col_vecs, dict(enumerate(microkernels, 1))):
-        with row_tiles(f, by_rows, num_rows) as (tile, row, call):
-            output = c_in + row * c_in_stride, c_in_stride, c + row * c_stride, c_stride
-            part = tile if transposed else (tile < last_part).select(tile, last_part)
-            call(a + row * a_step, b, k, *output, prefetch + part * part_bytes, *scales)
+    # What a tile prefetches of each group of the next panel.
+    prefetch_step = group_bytes // _TILES_PER_PREFETCH
+    # Sums of quantized products are integers and cannot be stored in C; their panels are short. A panel of gemm_tn
+    # stays in cache for many calls, and C comes from memory.
+    is_whole = products.has_scales or transposed
+    part_groups = 0 if is_whole else part_bytes // group_bytes // products.unroll * products.unroll
+    for by_rows in f.switch(num_col_vecs, dict(enumerate(functions, 1))):
+        with _k_parts(f, k, part_groups, products.unroll, num_rows > _TILES_WITHOUT_PARTS * rows) as (first_k, size):
+            is_first = first_k.is_zero
+            start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
+            with row_tiles(f, by_rows, num_rows) as (tile, row, call):
+                output = start + row * stride, stride, c + row * c_stride, c_stride
+                prefetcher = tile if transposed else (tile < last_prefetch).select(tile, last_prefetch)
+                ahead = prefetch + (prefetcher * k + first_k) * prefetch_step
+                operands = a + row * a_step, first_k * products.a_bytes, b + first_k * group_bytes, size
+                call(*operands, *output, ahead, *scales)
     f.ret()
     return f
+
+
+@contextmanager
+def _k_parts(f: Function, k: Value, most: int, multiple: int, is_cut: Value) -> Iterator[tuple[Value, Value]]:
+    """Cut K into parts of at most ``most`` groups, of a multiple of them but for the last; 0 for one part.
+
+    Yields the first group of a part and their number. There is a part even if there are no groups.
+    """
+    if not most:
+        yield f.constant(0), k
+        return
+    num_parts = is_cut.select((k + (most - 1)) // most, 1)
+    num_parts = (num_parts > 0).select(num_parts, 1)
+    size = ((k + (num_parts - 1)) // num_parts + (multiple - 1)) // multiple * multiple
+    with f.loop(0, num_parts) as part:
+        first = part * size
+        left = (k - first).at_most(size)
+        yield first, (left > 0).select(left, 0)
 
 
 @contextmanager
@@ -93,7 +128,8 @@ def row_tiles(
 class _Microkernel:
     """A function that multiplies so many rows of A by so many vectors of a panel.
 
-    Its arguments: the addresses of A's rows, or A itself if transposed; the first vector in B's panel; K in groups;
+    Its arguments: the addresses of A's rows, or A itself if transposed; how many bytes further on each row begins; the
+    first vector in B's panel; K in groups;
     C_in and C, each with the bytes between rows; where this tile's part of the next prefetch begins, used by whole
     panels; and the scales of B's columns if there are any.
     """
@@ -101,25 +137,32 @@ class _Microkernel:
     def __init__(
         self, module: Module, target: Target, compute: str, rows: int, col_vecs: int, transposed: bool
     ) -> None:
-        names = ["a", "b", "k", *OUTPUT_ARGUMENTS, "prefetch", *(["b_scales"] if PRODUCTS[compute].has_scales else [])]
+        scales = ["b_scales"] if PRODUCTS[compute].has_scales else []
+        names = ["a", "a_offset", "b", "k", *OUTPUT_ARGUMENTS, "prefetch", *scales]
         self.f = f = Function(module, f"microkernel_{'tn' if transposed else 'nn'}{rows}x{col_vecs}", names)
-        a, self.b, self.k, self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch = f.arguments[:8]
+        a, a_offset, self.b, self.k, self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch = f.arguments[:9]
         self.v = v = Vectors(f, target, STORAGE[compute])
         self.products = products_of(compute, v, v.bytes if transposed else v.item)
         self.rows, self.col_vecs = rows, col_vecs
         self.b_step = target.tile[1] * self.products.b_bytes
         self.is_whole_panel = col_vecs == target.tile[1]
         self.prefetches_c_in = transposed and self.is_whole_panel
-        self.a = [a + v.item * i if transposed else f.load(a + 8 * i) for i in range(rows)]
+        self.a = [(a + v.item * i if transposed else f.load(a + 8 * i)) + a_offset for i in range(rows)]
         # gemm_tn may write into the caller's gradients, which need not be aligned to vectors.
         self.align = v.item if transposed else v.bytes
 
     def emit(self) -> Function:
         f, v, products = self.f, self.v, self.products
-        unroll = max(1, (_UNROLL if self.is_whole_panel else _UNROLL_OF_NARROW) // products.group)
+        unroll = products.unroll if self.is_whole_panel else -(-products.unroll // 2)
+        heads = [self.b + j * products.b_bytes for j in range(self.col_vecs)]
         offsets = [[self.c_in_stride * i + j * v.bytes for j in range(self.col_vecs)] for i in range(self.rows)]
         c_in = [[self.c_in + offset for offset in row] for row in offsets]
-        self.sums = [[f.var(products.first_sum(address, self.align)) for address in row] for row in c_in]
+        self.sums = [
+            [f.var(products.first_sum(address, head, self.align)) for address, head in zip(row, heads, strict=True)]
+            for row in c_in
+        ]
+        if products.head:
+            self.b, self.k = self.b + products.head * self.b_step, self.k - products.head
         if self.prefetches_c_in:
             self._prefetch_c_in()
         even = self.k - self.k % unroll
@@ -141,7 +184,7 @@ class _Microkernel:
 
     def _scales(self, row: int, col_vec: int) -> tuple[Value, ...]:
         """The addresses of the scale of a row of A and of those of a vector of columns of B, if there are any."""
-        scales = self.f.arguments[8:]
+        scales = self.f.arguments[9:]
         return (self.a[row] - SCALE_BYTES, scales[0] + col_vec * self.v.bytes) if scales else ()
 
     def _multiply(self, k: Value, steps: int) -> None:

@@ -207,7 +207,7 @@ class DirectionEmitter(ThreadShare):
         Quantized weights lie behind the scales of all columns.
         """
         v, group, slot_bytes = self.v, self.products.group, self.products.b_bytes
-        groups = k if group == 1 else (k + (group - 1)) // group
+        groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
         scales, first = None, None if stage is None else self._col_vecs(self.stages[: stage.index])
         if self.products.has_scales:
             scaled_stages = self.stages[-1:] if stage is None else self.gate_stages

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, rounded_to_bfloat16
+from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
+from fusedrnn.engines.cpu.kernels.products import SCALE_BYTES, Products, products_of
 from fusedrnn.jit.builder import I32, I64, Function, Module, Signature, Value
-from fusedrnn.jit.int_vector import int_vector
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.number_formats import INT8_MAX
@@ -18,16 +18,15 @@ from fusedrnn.number_formats import INT8_MAX
 CONVERT_ROW = Signature("convert_row", ("source", "into", "size", "range"))
 """Convert ``size`` float32 at ``source``, of any alignment, to whole vectors in the format of a module's operands.
 
-bfloat16 gives rounded float32; int8 gives int16 behind the scale of the row. ``range`` is the address of the float32
-magnitude that becomes 127 in every row; if that is :data:`OWN_RANGE`, the largest of a row does. Other formats do not
-read it.
+int8 puts the scale of the row before it. ``range`` is the address of the float32 magnitude that becomes 127 in every
+row; if that is :data:`OWN_RANGE`, the largest of a row does. Other formats do not read it. How elements are stored is
+said by :class:`Products`.
 """
 
 OWN_RANGE = -1.0
 """The range of operands whose rows have a scale each."""
 RANGE_BYTES = 4
 """Ranges of a layer-direction follow one another: of the input, then of the operand of each stage."""
-_INT16_BYTES = 2
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 _MAGIC = 1.5 * 2.0**23
 _MAGIC_BITS = 0x4B400000
@@ -38,7 +37,7 @@ def emit_convert_row(module: Module, target: Target, compute: str) -> Function:
     f = Function.of(module, CONVERT_ROW)
     v = Vectors(f, target, "float32")
     convert = {"bfloat16": _round_row, "int8": _quantize_row}[compute]
-    convert(_Row(v, *f.arguments[:3]), f.arguments[3])
+    convert(_Row(v, products_of(compute, v), *f.arguments[:3]), f.arguments[3])
     f.ret()
     return f
 
@@ -47,14 +46,15 @@ class _Row(NamedTuple):
     """A row that is converted."""
 
     v: Vectors
+    products: Products
     source: Value
     into: Value
     size: Value
 
-    def store_integers(self, x: Value, first: Value) -> None:
-        """Store a vector of a quantized row whose first element has that number."""
-        int16 = x.trunc(int_vector(16, self.v.lanes))
-        self.v.function.store(int16, self.into + first * _INT16_BYTES, self.v.lanes * _INT16_BYTES)
+    def store(self, x: Value, first: Value) -> None:
+        """Store a vector of the row whose first element has that number."""
+        item = self.products.a_item
+        self.v.function.store(self.products.a_elements(x), self.into + first * item, self.v.lanes * item)
 
     def each_vector(self, visit: Callable[[Value, Value], None]) -> None:
         """Call ``visit`` with each vector, the last one padded with zeros, and the number of its first element."""
@@ -67,8 +67,7 @@ class _Row(NamedTuple):
 
 
 def _round_row(row: _Row, range_address: Value) -> None:
-    v = row.v
-    row.each_vector(lambda x, first: v.store(rounded_to_bfloat16(v, x), row.into + first * v.item))
+    row.each_vector(lambda x, first: row.store(rounded_to_bfloat16(row.v, x), first))
 
 
 def _quantize_row(row: _Row, range_address: Value) -> None:
@@ -93,7 +92,7 @@ def _quantize_by_own_range(row: _Row) -> None:
     row.each_vector(find_largest)
     factor, scale = _factor_and_scale(v.reduce(largest.get(), lambda a, b: (a > b).select(a, b)))
     _store_scale(row, scale, not_finite.get())
-    row.each_vector(lambda x, first: row.store_integers(_nearest(v, x * factor), first))
+    row.each_vector(lambda x, first: row.store(_nearest(v, x * factor), first))
 
 
 def _quantize_by_range(row: _Row, largest: Value) -> None:
@@ -105,7 +104,7 @@ def _quantize_by_range(row: _Row, largest: Value) -> None:
         scaled = x * factor
         scaled = (scaled > most).select(v.const(most), scaled)
         scaled = (scaled < -most).select(v.const(-most), scaled)
-        row.store_integers(_nearest(v, scaled), first)
+        row.store(_nearest(v, scaled), first)
         not_finite.set(not_finite.get() + (x - x))
 
     row.each_vector(quantize)

@@ -5,10 +5,12 @@ The unit of k is a *group*: the adjacent elements that one step multiplies. For 
 fixed, so that every element of C is one chain whatever the tile.
 
 - float32, float64: a group is one element. A, B and sums have that format.
-- bfloat16: a group is two elements. A is float32 that was rounded; a slot of B holds two bfloat16 for each column, the
-  first in the low half; sums are float32, over rising k.
-- int8: a group is two elements. A is int16 that holds int8; a slot of B holds two int8 for each column; sums are int32,
-  and exact.
+- bfloat16: a group is two elements; a slot of B holds both of each column. Sums are float32, over rising k. A is
+  float32 that was rounded, or bfloat16 where the target has a dot product of pairs. Where narrow weights do not pay, A
+  and B are float32 that was rounded.
+- int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
+  int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
+  plus 128; a panel of B begins with initial accumulators that undo it.
 - int8_weights: a group is one element. A is float32, B int8; sums are float32, over rising k, and scaled at the end.
 """
 
@@ -17,20 +19,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from fusedrnn.engines.cpu.kernels.int8_weights import WidenedInt8Products
+from fusedrnn.engines.cpu.kernels.bfloat16_products import (
+    Bfloat16DotProducts,
+    RoundedBfloat16Products,
+    WidenedBfloat16Products,
+)
+from fusedrnn.engines.cpu.kernels.float_products import FloatProducts
+from fusedrnn.engines.cpu.kernels.int8_products import Int8DotProducts, Int8Products, WidenedInt8Products
+from fusedrnn.engines.cpu.kernels.sums import Sums
 from fusedrnn.jit.builder import Value
-from fusedrnn.jit.int_vector import int_vector, shuffle
+from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 
 STORAGE = {"float64": "float64", **dict.fromkeys(("float32", "bfloat16", "int8", "int8_weights"), "float32")}
 """The dtype of C by the format of the operands."""
 SCALE_BYTES = 4
 """A quantized row of A lies right behind its scale, a float32."""
-_HALF_BITS, _LOW_HALF, _HIGH_HALF = 16, 0xFFFF, -(1 << 16)
-_BELOW_HALF, _QUIET_NAN = 0x7FFF, 0x400000
-
-Sums = list[list[Value]]
-"""Accumulators by row and vector of columns."""
 
 
 class Products(Protocol):
@@ -38,19 +42,30 @@ class Products(Protocol):
 
     Attributes:
         group: Elements of k in a group.
+        unroll: Groups per iteration of the loop over k of whole panels; half as many for narrower tiles, which are many
+            and do little of the work. Enough to hide the loop's own instructions, few enough for the registers.
+        speedup: Products in the time of one of float32, for the cost model.
+        reads_unpacked: Whether there are GEMMs on unpacked weights.
         converts_rows: Whether rows of A are converted before a GEMM reads them.
         has_scales: Whether columns of B have scales; rows of A have one each if they are converted too.
+        head: Slots with which each vector of a panel begins, before those of the groups: initial accumulators.
+        a_item: Bytes of an element of a converted row of A.
         a_bytes, b_bytes: Bytes of a group in a row of A, and in a vector of columns of B.
     """
 
     group: int
+    unroll: int
+    speedup: float
+    reads_unpacked: bool
     converts_rows: bool
     has_scales: bool
+    head: int
+    a_item: int
     a_bytes: int
     b_bytes: int
 
-    def first_sum(self, c_in: Value, align: int) -> Value:
-        """The accumulators of a vector of C, before any product."""
+    def first_sum(self, c_in: Value, head: Value, align: int) -> Value:
+        """The accumulators of a vector of C before any product, by the addresses of C_in and of the panel's head."""
 
     def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
         """The sums plus the products of a group, by the group's address in each row of A and vector of B."""
@@ -61,96 +76,17 @@ class Products(Protocol):
     def slot(self, elements: Sequence[Value]) -> Value:
         """What a slot of B holds, from the float vectors of its group."""
 
+    def head_sum(self, total: Value, slot: Value) -> Value:
+        """What the head of a vector of a panel holds, after another slot: it begins as zeros."""
 
-class FloatProducts:
-    """float32 or float64: a group is one element. ``a_step`` is the distance of two elements of a row of A."""
+    def a_elements(self, x: Value) -> Value:
+        """What a row of A holds, from a float vector that was rounded or integers of a quantized row."""
 
-    group, converts_rows, has_scales = 1, False, False
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """An element of a row of A in every lane, as float, for GEMMs on unpacked weights."""
 
-    def __init__(self, v: Vectors, a_step: int) -> None:
-        self.v, self.a_step, self.b_bytes = v, a_step, v.bytes
-        self.a_bytes = self.group * a_step
-
-    def first_sum(self, c_in: Value, align: int) -> Value:
-        """See :class:`Products`."""
-        return self.v.load(c_in, align)
-
-    def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
-        """See :class:`Products`."""
-        return total
-
-    def slot(self, elements: Sequence[Value]) -> Value:
-        """See :class:`Products`."""
-        (element,) = elements
-        return element
-
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
-        """See :class:`Products`."""
-        return self._add_element(a_rows, [self.v.load(slot) for slot in b_slots], sums)
-
-    def _add_element(self, a_rows: Sequence[Value], b_vecs: Sequence[Value], sums: Sums) -> Sums:
-        """The sums plus the products of one element of each row of A, by its address, and vectors of B."""
-        result = []
-        for address, row_sums in zip(a_rows, sums, strict=True):
-            a_element = self.v.broadcast(address)
-            result.append([self.v.fma(a_element, b_vec, total) for b_vec, total in zip(b_vecs, row_sums, strict=True)])
-        return result
-
-
-class WidenedBfloat16Products(FloatProducts):
-    """bfloat16 in B, widened to float32 in registers; A has been rounded to bfloat16 and is stored as float32."""
-
-    group, converts_rows = 2, True
-
-    def slot(self, elements: Sequence[Value]) -> Value:
-        """See :class:`Products`. Elements are rounded to nearest even."""
-        low, high = (rounded_to_bfloat16(self.v, element).bitcast(self.v.itype) for element in elements)
-        return ((low >> _HALF_BITS) & _LOW_HALF) | high
-
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
-        """See :class:`Products`. The element in the low half is multiplied first."""
-        v = self.v
-        pairs = [v.function.load(slot, v.itype, v.bytes) for slot in b_slots]
-        sums = self._add_element(a_rows, [(pair << _HALF_BITS).bitcast(v.type) for pair in pairs], sums)
-        high = [(pair & _HIGH_HALF).bitcast(v.type) for pair in pairs]
-        return self._add_element([row + self.a_step for row in a_rows], high, sums)
-
-
-class Int8Products:
-    """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
-
-    group, converts_rows, has_scales = 2, True, True
-
-    def __init__(self, v: Vectors, a_step: int = 0) -> None:
-        self.v, self.a_bytes, self.b_bytes = v, 4, 2 * v.lanes
-
-    def first_sum(self, c_in: Value, align: int) -> Value:
-        """See :class:`Products`."""
-        return self.v.function.constant(0, int_vector(32, self.v.lanes))
-
-    def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
-        """See :class:`Products`."""
-        v, (row_scale, col_scales) = self.v, scales
-        return v.fma(total.sitofp(v.type), v.load(col_scales) * v.broadcast(row_scale), v.load(c_in, align))
-
-    def slot(self, elements: Sequence[Value]) -> Value:
-        """See :class:`Products`. Elements are integers already."""
-        low, high = (element.fptosi(self.v.itype) for element in elements)
-        return ((low & 0xFF) | (high << 8)).trunc(int_vector(16, self.v.lanes))
-
-    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
-        """See :class:`Products`. LLVM takes products and pairwise sums for one instruction where there is one."""
-        f, pairs = self.v.function, 2 * self.v.lanes
-        int8, int16, int32 = (int_vector(bits, pairs) for bits in (8, 16, 32))
-        b_vecs = [f.load(slot, int8, self.b_bytes).sext(int16).sext(int32) for slot in b_slots]
-        even, odd = range(0, pairs, 2), range(1, pairs, 2)
-        result = []
-        for address, row_sums in zip(a_rows, sums, strict=True):
-            pair = self.v.splat_word(address).bitcast(int16).sext(int32)
-            products = [pair * b_vec for b_vec in b_vecs]
-            pair_sums = [shuffle(product, product, even) + shuffle(product, product, odd) for product in products]
-            result.append([total + pair_sum for total, pair_sum in zip(row_sums, pair_sums, strict=True)])
-        return result
+    def unpacked_b(self, x: Value) -> Value:
+        """A float vector of unpacked weights as it is multiplied."""
 
 
 ProductsClass = type[FloatProducts] | type[Int8Products] | type[WidenedInt8Products]
@@ -158,18 +94,18 @@ PRODUCTS: dict[str, ProductsClass] = {
     "float32": FloatProducts, "float64": FloatProducts, "bfloat16": WidenedBfloat16Products,
     "int8": Int8Products, "int8_weights": WidenedInt8Products,
 }  # fmt: skip
-"""By format of operands."""
+"""By format of operands, on every target."""
+_DOT_PRODUCTS: dict[str, ProductsClass] = {"bfloat16": Bfloat16DotProducts, "int8": Int8DotProducts}
+
+
+def products_class(compute: str, target: Target) -> ProductsClass:
+    """The products of a format of operands with a target's instructions."""
+    if not target.narrow_weights:
+        return RoundedBfloat16Products
+    return (_DOT_PRODUCTS if compute in target.dot_products else PRODUCTS)[compute]
 
 
 def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:
     """The products of a format of operands; ``a_step`` is the distance of two elements of a row of A in bytes."""
-    products: Products = PRODUCTS[compute](v, a_step)
+    products: Products = products_class(compute, v.target)(v, a_step)
     return products
-
-
-def rounded_to_bfloat16(v: Vectors, x: Value) -> Value:
-    """A float32 vector rounded to bfloat16, to nearest even, as float32; NaN stays NaN."""
-    bits = x.bitcast(v.itype)
-    lowest_kept_bit = (bits >> _HALF_BITS) & 1
-    nearest = bits + (lowest_kept_bit + _BELOW_HALF)
-    return (x.equals(x).select(nearest, bits | _QUIET_NAN) & _HIGH_HALF).bitcast(v.type)

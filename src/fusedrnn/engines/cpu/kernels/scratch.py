@@ -97,6 +97,8 @@ _STATES = Arena(
     h=lambda s: 2 * s.batch * s.state_stride,
     c=lambda s: (s.num_states - 1) * s.batch * s.state_stride,
     operands=lambda s: (s.num_stages - 1) * s.batch * s.state_stride,
+    # h as GEMMs read it, if it is rounded as it is stored: of even steps, then of odd ones.
+    h_operands=lambda s: 2 * s.batch * s.state_stride * s.stores_operands,
 )
 _FORWARD_THREAD = Arena(
     "scratch_stride",

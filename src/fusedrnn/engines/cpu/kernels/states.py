@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import DirectionEmitter
+from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
-from fusedrnn.jit.builder import Value
+from fusedrnn.jit.builder import Declared, Value
 from fusedrnn.jit.struct import Struct
 
 
@@ -20,6 +22,8 @@ class StateEmitter(DirectionEmitter):
         self.scratch = scratch = c.scratch + self.thread * c.scratch_stride
         self.h_rows = scratch + c.h_rows_offset
         self.states = c.states + self.concurrent * c.states_stride + self.first_row * c.state_stride
+        if self.stores_operands:
+            self._convert_row = Declared(program.module, CONVERT_ROW)
         # h has two buffers, for even and odd steps: a step reads one and writes the other.
         self.h_size = c.c_offset / 2
 
@@ -33,6 +37,23 @@ class StateEmitter(DirectionEmitter):
         """The table of the addresses of a stage's operand rows: h of even steps, h of odd ones, later operands."""
         index = parity if not stage.index else stage.index + 1
         return self.h_rows + index * self.rows * 8
+
+    def h_operand(self, row: Value) -> Value:
+        """This thread's row of h of even steps as GEMMs read it."""
+        if not self.stores_operands:
+            return self.state_buffer("h", row)
+        return self.states + self.c.h_operands_offset + row * self.c.state_stride
+
+    def store_operand(self, value: Value, unit_vec: Value, row: Value, size: Value) -> None:
+        """Store a vector of units in a row of operands, with zeros for units that do not exist."""
+        v = self.v
+        if not self.stores_operands:
+            v.store(value, row + unit_vec * v.bytes)
+            return
+        left = size - unit_vec * v.lanes
+        whole = (left >= v.lanes).select(value, v.zero_tail(value, left))
+        operand = self.products.a_elements(rounded_to_bfloat16(v, whole))
+        self.f.store(operand, row + unit_vec * self.operand_vector_bytes, self.operand_vector_bytes)
 
     def state_buffer(self, name: str, row: Value) -> Value:
         """This thread's row of a state buffer; of h the even one."""
@@ -51,8 +72,8 @@ class StateEmitter(DirectionEmitter):
         f = self.f
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
-            f.store(self.state_buffer("h", row), self.h_rows + row * 8)
-            f.store(self.state_buffer("h", row) + self.h_size, self.h_rows + (self.rows + row) * 8)
+            f.store(self.h_operand(row), self.h_rows + row * 8)
+            f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
             for stage in self.stages[1:]:
                 f.store(self.operand_row(stage, row), self.operand_table(stage, f.constant(0)) + row * 8)
             for name, initial, _ in self._caller_states():
@@ -61,7 +82,16 @@ class StateEmitter(DirectionEmitter):
                 self.load_state(name, initial, sequence, into)
                 if name == "h":
                     f.copy(into + self.h_size, into, units.num_bytes)
+                    self._convert_initial(row, into)
                 self.save_initial(name, row, sequence, into)
+
+    def _convert_initial(self, row: Value, source: Value) -> None:
+        """Convert this thread's part of a row of the initial h, if GEMMs read another format."""
+        if self.stores_operands:
+            units = self.out
+            for parity in range(2):
+                into = self.h_operand(row) + self.h_size * parity + units.first * self.operand_vector_bytes
+                self.f.call(self._convert_row, source, into, units.num_bytes // self.v.item, 0)
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
         """Save an initial state for backward; inference saves none."""

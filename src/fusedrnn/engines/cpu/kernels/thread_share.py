@@ -118,7 +118,10 @@ class ThreadShare:
         self.panel_bytes = self.panel_vectors * self.v.bytes
         self.num_gates = len(program.cell.gates)
         self.products = products_of(program.compute, self.v)
-        self.can_read_unpacked = is_plain(program.cell) and program.compute == program.dtype
+        # A result that needs no scale is converted as it is stored, not where it is read.
+        self.stores_operands = self.products.converts_rows and not self.products.has_scales
+        self.operand_vector_bytes = self.v.lanes * self.products.a_item
+        self.can_read_unpacked = is_plain(program.cell) and self.products.reads_unpacked
         call, self.thread, self.layer, self.direction = f.arguments[:4]
         self.c = c = structs[0].read(f, call)
         index = self.layer * c.directions + self.direction

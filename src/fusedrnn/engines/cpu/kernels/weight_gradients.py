@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
+from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
 from fusedrnn.engines.cpu.kernels.loop import table_entry
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, PanelMatrix, Rows
-from fusedrnn.engines.cpu.kernels.products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value

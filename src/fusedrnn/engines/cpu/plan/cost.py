@@ -83,8 +83,10 @@ class _Layer:
         self.cost["cell"] = self.rows * row
         self.cost["cell"] += problem.steps * machine.step + machine.layer
         if problem.converts_rows:
-            # Each thread converts the operands of its rows, all units of them.
-            operands = self.features + sum(map(problem.operand_size, problem.stages))
+            # Each thread converts the inputs of its rows, and states that need a scale, all units of them.
+            operands = self.features
+            if problem.products.has_scales:
+                operands += sum(map(problem.operand_size, problem.stages))
             self.cost["cell"] += self.rows * problem.num_vectors(operands) * machine.conversion
 
     def recurrent_gemms(self, shapes: Sequence[tuple[int, int]], other_bytes: int) -> int:
@@ -115,7 +117,7 @@ class _Layer:
         panels = count * (col_vecs / problem.panel_vectors)
         panel_vectors = problem.panel_vectors * k
         rate = 1 / (l2_fraction / machine.l2_bandwidth + (1 - l2_fraction) / bandwidth)
-        fma_rate = machine.fma_rate * (machine.int8_speedup if problem.spec.compute == "int8" else 1.0)
+        fma_rate = machine.fma_rate * problem.products.speedup
         panel_bytes = panel_vectors * problem.weight_vector_bytes
         self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors / fma_rate, panel_bytes, rate)
 

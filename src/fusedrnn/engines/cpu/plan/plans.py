@@ -129,6 +129,7 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.masked_row = problem.masked_row if training and spec.drops else 0
     sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
+    sizes.stores_operands = problem.converts_rows and not problem.products.has_scales
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
     # A projection takes zeros from there, a panel of them.
     sizes.biases_size = max(round_up_to_cache_line(biases), problem.panel_bytes)

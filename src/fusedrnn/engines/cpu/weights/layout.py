@@ -97,7 +97,7 @@ def _panel_bytes(tiling: Tiling, task: PackTask) -> int:
     if task.kind not in (PACK, PACK_TRANSPOSED):
         return tiling.panel_bytes
     k = task.unit_vecs * task.gates * tiling.lanes if task.kind == PACK else task.k
-    return -(-k // tiling.group) * tiling.group_bytes
+    return tiling.packed_bytes(k)
 
 
 def _bytes(tiling: Tiling, task: PackTask) -> int:

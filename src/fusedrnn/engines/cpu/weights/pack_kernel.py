@@ -124,20 +124,18 @@ class _PackEmitter:
         """The first row of the source that a vector of columns holds."""
         return gate * self.t.units + unit_vec * self.v.lanes
 
-    def store_slot(self, elements: Sequence[Value], address: Value) -> None:
-        """Store a group of a vector of columns."""
-        self.f.store(self.products.slot(elements), address, self.slot_bytes)
-
-    def zeros(self) -> list[Value]:
-        """A group of zeros."""
-        return [self.v.const(0.0)] * self.group
+    def store_slot(self, elements: Sequence[Value], address: Value) -> Value:
+        """Store a group of a vector of columns, and return it as it is stored."""
+        slot = self.products.slot(elements)
+        self.f.store(slot, address, self.slot_bytes)
+        return slot
 
 
 class _Transposed(_PackEmitter):
     def emit(self) -> Function:
         """Loop over panels and their vectors of columns, then over all groups of rows k."""
         f, t, v = self.f, self.t, self.v
-        groups = (t.k + (self.group - 1)) // self.group
+        groups = (t.k + (self.group - 1)) // self.group + self.products.head
         group_bytes = self.panel_vectors * self.slot_bytes
         with self.columns() as columns:
             source = self.source + columns.source_row * t.k * v.item
@@ -149,7 +147,7 @@ class _Transposed(_PackEmitter):
                     with some:
                         self._transpose(source, dest, columns.num_units)
                     with none, f.loop(0, groups) as group:
-                        self.store_slot(self.zeros(), dest + group * group_bytes)
+                        self.store_slot([v.const(0.0)] * self.group, dest + group * group_bytes)
         f.ret()
         return f
 
@@ -157,6 +155,7 @@ class _Transposed(_PackEmitter):
         """Transpose as many rows of the source as a vector has lanes; zeros after ``count`` of them if given."""
         f, t, v, group = self.f, self.t, self.v, self.group
         row_bytes, group_bytes = t.k * v.item, self.panel_vectors * self.slot_bytes
+        head, first_slot = f.var(f.constant(0, v.itype)), dest + self.products.head * group_bytes
         lanes = [f.constant(lane) for lane in range(v.lanes)]
         if count is not None:  # the last row in the place of those that do not exist
             lanes = [lane.at_most(count - 1) for lane in lanes]
@@ -165,19 +164,24 @@ class _Transposed(_PackEmitter):
         def column(vector: Value) -> Value:
             return vector if count is None else v.zero_tail(vector, count)
 
+        def store(elements: Sequence[Value], k: Value) -> None:
+            slot = self.store_slot(elements, first_slot + k // group * group_bytes)
+            head.set(self.products.head_sum(head.get(), slot))
+
         whole_squares = t.k - t.k % v.lanes
         with f.loop(0, whole_squares, v.lanes) as first_k:
             square = [column(vector) for vector in v.transpose_square([row + first_k * v.item for row in rows])]
             for offset in range(0, v.lanes, group):
-                at = dest + (first_k + offset) // group * group_bytes
-                self.store_slot(square[offset : offset + group], at)
+                store(square[offset : offset + group], first_k + offset)
         with f.loop(whole_squares, t.k, group) as k:
             elements = []
             for offset in range(group):
                 element_k = (k + offset).at_most(t.k - 1) if offset else k
                 element = column(v.gather([row + element_k * v.item for row in rows]))
                 elements.append((k + offset < t.k).select(element, v.const(0.0)) if offset else element)
-            self.store_slot(elements, dest + k // group * group_bytes)
+            store(elements, k)
+        if self.products.head:
+            f.store(head.get(), dest, v.bytes)
 
 
 class _Vector(_PackEmitter):

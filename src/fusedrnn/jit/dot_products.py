@@ -1,0 +1,76 @@
+"""Instructions that add the products of a group of small numbers to each lane of a vector.
+
+A target that stands for another processor computes the same by instructions that every processor has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from fusedrnn.jit.builder import Value
+from fusedrnn.jit.int_vector import int_vector, shuffle
+from fusedrnn.jit.vector import Vectors
+
+_INT8_GROUP = 4
+_HALF_BITS, _HIGH_HALF = 16, -(1 << 16)
+
+
+class _Bfloat16(ir.Type):  # type: ignore[misc]  # llvmlite has no types
+    """LLVM's type of a bfloat16, which llvmlite lacks."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat16)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat16)
+
+
+_BFLOAT16: ir.Type = _Bfloat16()
+
+
+def add_int8_products(v: Vectors, unsigned: Value, signed: Value, total: Value) -> Value:
+    """``total`` plus the products of four uint8 and four int8 in each lane.
+
+    Args:
+        v: Vectors of float32.
+        unsigned: A vector of int32, each lane of which holds four uint8.
+        signed: The same of int8.
+        total: A vector of int32; sums wrap around.
+    """
+    if not v.target.emulated:
+        return _call(v, "llvm.x86.avx512.vpdpbusd", total, (unsigned, signed), v.itype)
+    numbers = _INT8_GROUP * v.lanes
+    int8, int32 = int_vector(8, numbers), int_vector(32, numbers)
+    products = unsigned.bitcast(int8).zext(int32) * signed.bitcast(int8).sext(int32)
+    for first in range(_INT8_GROUP):
+        total = total + shuffle(products, products, range(first, numbers, _INT8_GROUP))
+    return total
+
+
+def add_bfloat16_products(v: Vectors, left: Value, right: Value, total: Value) -> Value:
+    """``total`` plus the product of the numbers in the high halves of each lane, then that of those in the low halves.
+
+    Each product and sum rounds once, to nearest even, as a fused multiply-add of float32 does. Denormals are zero.
+
+    Args:
+        v: Vectors of float32.
+        left: A vector of int32, each lane of which holds two bfloat16.
+        right: Likewise.
+        total: A vector of float32.
+    """
+    if not v.target.emulated:
+        pairs = ir.VectorType(_BFLOAT16, 2 * v.lanes)
+        return _call(v, "llvm.x86.avx512bf16.dpbf16ps", total, (left, right), pairs)
+    total = v.fma((left & _HIGH_HALF).bitcast(v.type), (right & _HIGH_HALF).bitcast(v.type), total)
+    return v.fma((left << _HALF_BITS).bitcast(v.type), (right << _HALF_BITS).bitcast(v.type), total)
+
+
+def _call(v: Vectors, name: str, total: Value, operands: tuple[Value, ...], kind: Any) -> Value:
+    """Call the intrinsic for vectors of this length on operands of that type."""
+    arguments = [total, *(operand.bitcast(kind) for operand in operands)]
+    return v.function.intrinsic(f"{name}.{v.target.vector_bits}", total.type, arguments)
