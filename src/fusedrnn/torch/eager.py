@@ -13,6 +13,7 @@ from fusedrnn.torch import double_backward, low_precision, tensor_calls
 from fusedrnn.torch.eligibility import is_plain
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors
 from fusedrnn.torch.tensor_calls import SavedForBackward, TrainingResults
+from fusedrnn.torch.widened_weights import widened
 
 
 class FusedRNN(torch.autograd.Function):
@@ -109,6 +110,7 @@ def run(
     """
     network = Network.of(spec)
     if x.dtype is not network.dtype:
+        weights = widened(weights)
         return low_precision.run(run, spec, x, states, weights, lengths=lengths, batch_sizes=batch_sizes, seed=seed)
     if seed is None:
         seed = draw_seed() if network.drops else 0
