@@ -10,7 +10,8 @@ from rich.table import Table
 
 from benchmarks.compare.runner import ComparedRow
 from fusedrnn.bench.data import FUSED, IN_FORMAT, OURS
-from fusedrnn.bench.tables import WRONG, Column, duration, label, make_table, new_table, percent, share_text
+from fusedrnn.bench.lines import share_text
+from fusedrnn.bench.tables import WRONG, Column, duration, label, make_table, new_table, percent
 
 _HEADINGS = {
     "onnxruntime": "ONNX\nRuntime",

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from bench_rows import SMALL
 from fusedrnn.bench import runner
 from fusedrnn.bench.contenders import PHASES
+from fusedrnn.bench.lines import failure_lines, summary
 from fusedrnn.bench.report import report
 from fusedrnn.bench.rows import BenchConfig
-from fusedrnn.bench.tables import engines_table, failure_lines, summary
+from fusedrnn.bench.tables import engines_table
 from fusedrnn.cli import bench
 from fusedrnn.cli.app import app
 from fusedrnn.cli.bench import contender_fields, make_config

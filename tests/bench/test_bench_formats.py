@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench_rows import SMALL, small_config
-from fusedrnn.bench import contenders, peaks, runner, tables
+from fusedrnn.bench import contenders, lines, peaks, runner, tables
 from fusedrnn.bench.contenders import FUSED, PHASES
 from fusedrnn.bench.data import IN_FORMAT
 from fusedrnn.bench.formats import format_fields
@@ -70,9 +70,9 @@ def test_shares_are_of_the_formats_own_peak():
 def test_a_share_above_the_formats_peak_is_refused():
     row = row_of({FUSED: 0.02, INT8: 0.002})
     assert row.share(INT8) is None and row.share(FUSED) == pytest.approx(0.5)
-    [line] = tables.rejected_share_lines([row])
+    [line] = lines.rejected_share_lines([row])
     assert "fused int8: no share of the peak of int8: 500.0 GFLOP/s are above the 400.0 GFLOP/s" in line
-    assert "fused int8 above the peak of int8 as measured" in tables.summary(row)
+    assert "fused int8 above the peak of int8 as measured" in lines.summary(row)
 
 
 def test_table_has_the_ratio_to_float32():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench_rows import SMALL, small_config
-from fusedrnn.bench import peaks, runner, tables, variants
+from fusedrnn.bench import lines, peaks, runner, tables, variants
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.bench.peaks import RunPeak, at_best_peak
 from fusedrnn.bench.report import row_report
@@ -94,14 +94,14 @@ def test_a_share_above_one_is_rejected_with_a_reason():
     row = measured({NON_FUSED: 30.0, FUSED: 120.0}, 100.0)
     assert row.share() is None and row.share(NON_FUSED) == pytest.approx(0.3)
     assert list(row.rejected_shares) == [FUSED]
-    [line] = tables.rejected_share_lines([row])
+    [line] = lines.rejected_share_lines([row])
     assert line.startswith("small-test lstm inference, fused: no share") and "120.0" in line and "100.0" in line
     figures = row_report(row)
     assert figures["share_of_peak"] is None and figures["shares_refused"] == row.rejected_shares
     [table] = tables.tables([row], (NON_FUSED, FUSED))
     cells = {column.header: list(column.cells) for column in table.columns}
     assert cells["of\nFMA\npeak"] == [""] and cells["GFLOP/s"] == ["120.0"]
-    assert "above the FMA peak as measured" in tables.summary(row)
+    assert "above the FMA peak as measured" in lines.summary(row)
     assert not replace(row, peak=130.0).rejected_shares and not replace(row, peak=None).rejected_shares
     assert measured({FUSED: 100.0}, 100.0).share() == pytest.approx(1.0)
 

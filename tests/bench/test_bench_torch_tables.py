@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from bench_rows import SMALL, small_config
-from fusedrnn.bench import runner, tables
+from fusedrnn.bench import lines, runner, tables
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, TORCH, UNPACKED, workload
 from fusedrnn.bench.report import report
@@ -64,7 +64,7 @@ def test_modules_have_their_own_table():
     only = {contender: timings[contender] for contender in (TORCH, IN_TORCH)}
     [alone] = tables.tables([replace(row, timings=only)], (TORCH, IN_TORCH))
     assert [list(column.cells) for column in alone.columns] == [list(column.cells) for column in modules.columns]
-    assert tables.summary(row).endswith("fused in torch 160.00; 5.0% of the FMA peak")
+    assert lines.summary(row).endswith("fused in torch 160.00; 5.0% of the FMA peak")
 
 
 def test_short_calls_are_shown_in_microseconds():
@@ -93,8 +93,8 @@ def test_a_packed_table_shows_the_rate_of_useful_work():
     useful = 100 * sum(row.lengths) / (SMALL.T * SMALL.N)
     assert table.columns[-1].header == "of\nunpacked\nGFLOP/s"
     assert next(iter(table.columns[-1].cells)) == f"{useful:.1f}%"
-    assert "packed: samples/sec" in tables.summary(row)
-    assert tables.summary(row).endswith(f"{useful:.1f}% of unpacked GFLOP/s")
+    assert "packed: samples/sec" in lines.summary(row)
+    assert lines.summary(row).endswith(f"{useful:.1f}% of unpacked GFLOP/s")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench_rows import Clock, measured, set_element, small_config, spoiled
-from fusedrnn.bench import contenders, runner, tables
+from fusedrnn.bench import contenders, lines, runner, tables
 from fusedrnn.bench.contenders import FUSED, IN_TORCH, NON_FUSED, PHASES, TORCH
 from fusedrnn.bench.extrapolate import MIN_STEPS, SLOW, TARGET_SECONDS, Extrapolated, extrapolate
 from fusedrnn.bench.report import report
@@ -92,11 +92,11 @@ def test_an_extrapolated_row_says_how_many_steps_ran(known_peak, slow_baseline, 
     [row] = runner.run(config)
     assert row.wrong is None and row.steps_run == {NON_FUSED: 3}
     assert set(row.timings) == set(config.contenders) and len(row.timings[NON_FUSED].seconds) >= 4
-    assert "(measured on 3 of 6 steps)" in tables.summary(row)
+    assert "(measured on 3 of 6 steps)" in lines.summary(row)
     table = tables.tables([row], config.contenders)[0]
     cells = {column.header: list(column.cells) for column in table.columns}
     assert cells["steps\nrun"] == ["3"] and "±" in cells["Non-\nFusedRNN\nsamples/sec"][0]
-    [line] = tables.extrapolated_lines([row])
+    [line] = lines.extrapolated_lines([row])
     assert line.startswith("non-fused measured on 3 of 6 steps in 1 of 1 rows") and "--full" in line
     figures = report(config, [row])
     assert figures["rows"][0]["seconds"][NON_FUSED]["steps"] == 3
@@ -105,14 +105,14 @@ def test_an_extrapolated_row_says_how_many_steps_ran(known_peak, slow_baseline, 
 
 def test_full_runs_all_steps(known_peak, slow_baseline):
     [row] = runner.run(small_config(full=True))
-    assert row.wrong is None and not row.steps_run and "steps" not in tables.summary(row)
-    assert tables.extrapolated_lines([row]) == []
+    assert row.wrong is None and not row.steps_run and "steps" not in lines.summary(row)
+    assert lines.extrapolated_lines([row]) == []
 
 
 def test_one_line_summarizes_the_steps_of_several_rows():
     row = measured(CASES["ds2"], "gru", {NON_FUSED: (2.0,), FUSED: (1.0,)})
     rows = [row, *(replace(row, steps_run={NON_FUSED: steps}) for steps in (15, 80, 10))]
-    [line] = tables.extrapolated_lines(rows)
+    [line] = lines.extrapolated_lines(rows)
     assert line.startswith("non-fused measured on 10 to 80 of 300 steps in 3 of 4 rows")
 
 

@@ -21,8 +21,9 @@ from fake_workers import SMALL
 from fusedrnn.bench import contenders, peaks
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import FUSED
+from fusedrnn.bench.lines import failure_lines
 from fusedrnn.bench.rows import BenchConfig
-from fusedrnn.bench.tables import duration, failure_lines
+from fusedrnn.bench.tables import duration
 from fusedrnn.bench.timing import Timing
 from fusedrnn.runtime.peak import PeakSample
 

@@ -13,12 +13,21 @@ import pytest
 
 from fusedrnn import env
 from fusedrnn.jit.compiler import assembly
-from fusedrnn.jit.host import current_target
+from fusedrnn.jit.host import current_target, emulated
 from fusedrnn.jit.target import is_x86, known_targets
 from fusedrnn.runtime import peak, peak_instructions
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.peak import PEAK, RESULT_BYTES, PeakSample, is_spread, measure_peak, measure_reading, sample_peak
-from fusedrnn.runtime.peak_instructions import FMA, INT16_PAIRS, TDPBF16PS, TDPBSSD, tile_instructions, with_tiles
+from fusedrnn.runtime.peak_instructions import (
+    FMA,
+    INT16_PAIRS,
+    TDPBF16PS,
+    TDPBSSD,
+    VDPBF16PS,
+    VPDPBUSD,
+    tile_instructions,
+    with_tiles,
+)
 
 
 class Samples:
@@ -75,7 +84,7 @@ def test_spread_means_different_processors(monkeypatch, processors, available, s
 _TOGETHER = """
 import json
 import numpy as np
-from fusedrnn.jit.host import current_target
+from fusedrnn.jit.host import current_target, emulated
 from fusedrnn.runtime import peak
 
 seen = []
@@ -125,6 +134,9 @@ LOOPS = [
     (INT16_PAIRS, "avx512", "vpmaddwd .*zmm", 13, 4 * 16),
     (INT16_PAIRS, "avx2", "vpmaddwd .*ymm", 13, 4 * 8),
     (INT16_PAIRS, "generic", "pmaddwd .*xmm", 13, 4 * 4),
+    (VDPBF16PS, "avx512-bf16", "vdpbf16ps .*zmm", 12, 4 * 16),
+    (VPDPBUSD, "avx512-vnni", "vpdpbusd .*zmm", 12, 8 * 16),
+    (VPDPBUSD, "avx2-vnni", "vpdpbusd .*ymm", 12, 8 * 8),
     (TDPBF16PS, "avx512", "tdpbf16ps .*tmm", 6, 2 * 16 * 16 * 32),
     (TDPBSSD, "avx512", "tdpbssd .*tmm", 6, 2 * 16 * 16 * 64),
 ]
@@ -187,3 +199,15 @@ def test_permission_is_had_only_on_request():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_reading_is_a_plausible_rate(threads):
     assert 0.0 < measure_reading(1 << 14, threads, 1 << 20, 3) < 1e5
+
+
+def test_the_peak_of_a_format_is_that_of_the_kernels_instruction():
+    """Dot products where the target has them; an emulated one runs other instructions."""
+    targets = {target.name: target for target in known_targets()}
+    if not is_x86():
+        return
+    of = peak_instructions.instruction_of
+    assert (of("int8", targets["avx512-bf16"]), of("bfloat16", targets["avx512-bf16"])) == (VPDPBUSD, VDPBF16PS)
+    assert (of("int8", targets["avx2-vnni"]), of("bfloat16", targets["avx2-vnni"])) == (VPDPBUSD, FMA)
+    assert (of("int8", targets["avx2"]), of("float32", targets["avx512-bf16"])) == (INT16_PAIRS, FMA)
+    assert of("int8", emulated(targets["avx2-vnni"])) == INT16_PAIRS

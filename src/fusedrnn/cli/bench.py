@@ -17,23 +17,14 @@ from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
 from fusedrnn.bench.formats import format_fields
+from fusedrnn.bench.lines import extrapolated_lines, failure_lines, peak_lines, rejected_share_lines, summary
 from fusedrnn.bench.memory import check_memory
 from fusedrnn.bench.peaks import at_best_peak
 from fusedrnn.bench.report import environment_report, report
 from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
 from fusedrnn.bench.runner import Progress
 from fusedrnn.bench.runner import run as run_rows
-from fusedrnn.bench.tables import (
-    engines_table,
-    extrapolated_lines,
-    failure_lines,
-    formats_table,
-    peak_lines,
-    rejected_share_lines,
-    summary,
-    tables,
-    variants_table,
-)
+from fusedrnn.bench.tables import engines_table, formats_table, tables, variants_table
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.engines import registry

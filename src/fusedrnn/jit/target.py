@@ -55,13 +55,13 @@ class Target:
         """The target for GEMM operands of that format, with the tile for them.
 
         It is the base unless there is a dot product for the format, so that code for others is compiled once. Without
-        a dot product narrow weights are widened in registers, which pays only where it saves traffic; the bits are the
-        same. Quantized weights are always narrow.
+        a dot product narrow weights that multiply float32 are widened in registers, which pays only where it saves
+        traffic; the bits are the same.
         """
         if compute in self.dot_products:
             return self
         base = self.base or self
-        if compute == "bfloat16" and not narrow_weights:
+        if compute in ("bfloat16", "int8_weights") and not narrow_weights:
             return replace(base, narrow_weights=False)
         tile = _TILES.get(compute, {}).get((base.registers, base.fma))
         return base if tile is None else replace(base, format_tile=tile)

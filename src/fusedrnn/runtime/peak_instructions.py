@@ -16,6 +16,7 @@ from fusedrnn.jit.amx import (
     request_permission,
 )
 from fusedrnn.jit.builder import Value
+from fusedrnn.jit.dot_products import add_bfloat16_products, add_int8_products
 from fusedrnn.jit.host import dot_product_sets
 from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.target import ITEM_SIZE, Target
@@ -127,7 +128,17 @@ def _int16_pairs(v: Vectors, total: Value, left: Value, right: Value) -> Value:
     return (integers + (even + odd)).bitcast(v.type)
 
 
+def _int8_groups(v: Vectors, total: Value, left: Value, right: Value) -> Value:
+    return add_int8_products(v, left.bitcast(v.itype), right.bitcast(v.itype), total.bitcast(v.itype)).bitcast(v.type)
+
+
+def _bfloat16_pairs(v: Vectors, total: Value, left: Value, right: Value) -> Value:
+    return add_bfloat16_products(v, left.bitcast(v.itype), right.bitcast(v.itype), total)
+
+
 FMA = VectorInstruction("FMA", 1, _fma)
+VDPBF16PS = VectorInstruction("vdpbf16ps", 2, _bfloat16_pairs)
+VPDPBUSD = VectorInstruction("vpdpbusd", 4, _int8_groups)
 INT16_PAIRS = VectorInstruction("products of int16 by pairs", 2, _int16_pairs, chains=13)
 TDPBF16PS, TDPBSSD = TileInstruction("tdpbf16ps", 2), TileInstruction("tdpbssd", 4)
 
@@ -135,8 +146,10 @@ TDPBF16PS, TDPBSSD = TileInstruction("tdpbf16ps", 2), TileInstruction("tdpbssd",
 def instruction_of(number_format: str, target: Target) -> Instruction:
     """The instruction with which kernels for the target multiply operands of a format.
 
-    bfloat16 is widened to float32, so that its peak is that of FMA.
+    Without a dot product bfloat16 is widened to float32, so that its peak is that of FMA.
     """
+    if number_format in target.dot_products and not target.emulated:
+        return {"bfloat16": VDPBF16PS, "int8": VPDPBUSD}[number_format]
     return INT16_PAIRS if number_format == "int8" else FMA
 
 

@@ -156,3 +156,21 @@ class WidenedInt8Products:
     def unpacked_b(self, x: Value) -> Value:
         """There are no GEMMs on unpacked weights."""
         raise NotImplementedError
+
+
+class WideInt8Products(WidenedInt8Products):
+    """Integers of weights in B, stored as float32: the bits of :class:`WidenedInt8Products` without conversions."""
+
+    def __init__(self, v: Vectors, a_step: int = 0) -> None:
+        super().__init__(v, a_step)
+        self.b_bytes = v.bytes
+
+    def add(self, a_rows: Sequence[Value], b_slots: Sequence[Value], sums: Sums) -> Sums:
+        """The sums plus the products of one element of each row."""
+        v = self.v
+        return add_products(map(v.broadcast, a_rows), [v.load(slot) for slot in b_slots], sums, v.fma)
+
+    def slot(self, elements: Sequence[Value]) -> Value:
+        """A vector of integers as float32."""
+        (element,) = elements
+        return element

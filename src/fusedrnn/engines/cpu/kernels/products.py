@@ -25,7 +25,12 @@ from fusedrnn.engines.cpu.kernels.bfloat16_products import (
     WidenedBfloat16Products,
 )
 from fusedrnn.engines.cpu.kernels.float_products import FloatProducts
-from fusedrnn.engines.cpu.kernels.int8_products import Int8DotProducts, Int8Products, WidenedInt8Products
+from fusedrnn.engines.cpu.kernels.int8_products import (
+    Int8DotProducts,
+    Int8Products,
+    WideInt8Products,
+    WidenedInt8Products,
+)
 from fusedrnn.engines.cpu.kernels.sums import Sums
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.target import Target
@@ -97,11 +102,13 @@ PRODUCTS: dict[str, ProductsClass] = {
 """By format of operands, on every target."""
 _DOT_PRODUCTS: dict[str, ProductsClass] = {"bfloat16": Bfloat16DotProducts, "int8": Int8DotProducts}
 
+_WIDE: dict[str, ProductsClass] = {"bfloat16": RoundedBfloat16Products, "int8_weights": WideInt8Products}
+
 
 def products_class(compute: str, target: Target) -> ProductsClass:
     """The products of a format of operands with a target's instructions."""
-    if not target.narrow_weights:
-        return RoundedBfloat16Products
+    if compute in _WIDE and not target.narrow_weights:
+        return _WIDE[compute]
     return (_DOT_PRODUCTS if compute in target.dot_products else PRODUCTS)[compute]
 
 
