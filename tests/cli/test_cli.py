@@ -35,7 +35,8 @@ def known_peak(monkeypatch):
     for module in (peaks, info):
         monkeypatch.setattr(module, "measure_peak", lambda number_format, threads, sample=None: 100.0 * threads)
     monkeypatch.setattr(peaks, "sample_peak", lambda dtype, threads: PeakSample(100.0 * threads, True))
-    monkeypatch.setattr(bench, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
+    for module in (bench, info):
+        monkeypatch.setattr(module, "measure_bandwidth", lambda threads: {"memory": 10.0 * threads})
 
 
 def run(*arguments: object):
@@ -211,6 +212,7 @@ def test_info_shows_the_machine():
     assert result.exit_code == 0, result.output
     for words in ("processor", "target", "vector width", "bits", "threads", "caches", "FMA peak float32", "GFLOP/s"):
         assert words in result.output
+    assert re.search("read bandwidth +memory 10 GB/s on 1 thread", result.output)
     assert f"numpy {np.__version__}" in result.output
 
 

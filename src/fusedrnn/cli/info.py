@@ -12,6 +12,7 @@ from rich.table import Table
 
 import fusedrnn
 from fusedrnn import RNNSpec
+from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import fail, output
 from fusedrnn.cli.options import ALL_MODES, Dtype, Modes, Threads, parse_cases, parse_dtype, parse_modes
@@ -41,7 +42,7 @@ def info(
         bool, typer.Option("--all", help="With --plan: time every partition, not only the chosen one.")
     ] = False,
 ) -> None:
-    """Show the processor, the instruction set of the kernels, and the measured peak of each number format.
+    """Show the processor, the instruction set of the kernels, and the measured peaks of formats and memory.
 
     With --plan: the partitions of a workload over threads, the time that the cost model predicts for each, and the
     measured time of the one that it chooses. Nothing else should run on the machine meanwhile.
@@ -90,6 +91,7 @@ def _lines() -> Iterator[tuple[str, str]]:
     for number_format, tiles in tile_instructions().items():
         peaks = _peaks(number_format, machine["threads"], partial(sample_tiles, tiles))
         yield f"AMX peak {number_format}", f"{peaks}, by {tiles.name}"
+    yield "read bandwidth", f"{_bandwidths(1)} on 1 thread"
     yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
     yield "kernels kept in", _kernels_folder()
     yield "versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -127,6 +129,10 @@ def _peaks(number_format: str, threads: int, sample: Sampler | None = None) -> s
     unit = "Gop/s" if number_format == "int8" else "GFLOP/s"
     on_one = f"{measure_peak(number_format, 1, sample):.1f} {unit} on 1 thread"
     return on_one if threads == 1 else f"{on_one}, {measure_peak(number_format, threads, sample):.1f} on {threads}"
+
+
+def _bandwidths(threads: int) -> str:
+    return ", ".join(f"{level} {rate:.0f} GB/s" for level, rate in measure_bandwidth(threads).items())
 
 
 def _size(size: int) -> str:

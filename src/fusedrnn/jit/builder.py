@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from llvmlite import ir
 
-I1, I16, I32, I64, VOID = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.VoidType()
+I1, I32, I64, VOID = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.VoidType()
 POINTER = ir.PointerType()
 Module = ir.Module
 _NOT_VOLATILE = I1(0)

@@ -61,7 +61,8 @@ class Tiling:
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_peepholes = len(cell.peepholes)
-        self.can_read_unpacked = is_plain(cell) and PRODUCTS[spec.operand_format].reads_unpacked
+        reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
+        self.can_read_unpacked = is_plain(cell) and reads_unpacked
         self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 
