@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 from llvmlite import ir
 
-I1, I32, I64, VOID = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.VoidType()
-POINTER = ir.PointerType()
+I1, I32, I64, VOID, POINTER = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.VoidType(), ir.PointerType()
 Module = ir.Module
 _NOT_VOLATILE = I1(0)
 _Case = TypeVar("_Case")
@@ -222,6 +221,10 @@ class Function:
         """Prefetch the cache line of an address into that level of cache; the address may be invalid."""
         flags = [ir.Constant(I32, flag) for flag in (0, 4 - cache, 1)]
         self.intrinsic("llvm.prefetch.p0", VOID, [self.pointer(address), *flags])
+
+    def opaque(self, value: Value) -> Value:
+        """The integer, of which the compiler forgets how it was computed: it keeps that out of loops."""
+        return Value(self, self.builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value.ir], side_effect=False))
 
     def intrinsic(self, name: str, result: ir.Type, arguments: Sequence[Any]) -> Value:
         """Call an LLVM intrinsic or a C function by name; it is declared at first use."""

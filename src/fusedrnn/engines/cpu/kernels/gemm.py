@@ -147,7 +147,8 @@ class _Microkernel:
         self.b_step = target.tile[1] * self.products.b_bytes
         self.is_whole_panel = col_vecs == target.tile[1]
         self.prefetches_c_in = transposed and self.is_whole_panel
-        self.a = [(a + v.item * i if transposed else f.load(a + 8 * i)) + a_offset for i in range(rows)]
+        a_rows = [a + v.item * i if transposed else f.load(a + 8 * i) for i in range(rows)]
+        self.a = [row if transposed else f.opaque(row + a_offset) for row in a_rows]
         # gemm_tn may write into the caller's gradients, which need not be aligned to vectors.
         self.align = v.item if transposed else v.bytes
 
