@@ -14,24 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor, nn
 
 import fusedrnn
-from examples.char_lm.model import TORCH, CharacterModel, State, build
+from examples.char_lm.model import TORCH, CharacterModel, build
 from examples.char_lm.results import Run
 from examples.char_lm.settings import CELLS, Settings
 from examples.char_lm.text import Corpus, load
 from examples.char_lm.training import train, validate
-from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.cli.console import check_writable, fail, output
 from fusedrnn.spec import COMPUTE
-from fusedrnn.torch import read
+from fusedrnn.torch import accelerate
 
 PERTURBED = "float32, last bit changed"
 TRAINED = ("float32", PERTURBED, "bfloat16")
@@ -61,59 +59,14 @@ class Losses:
     inferred: dict[str, float]
 
 
-class _Call(torch.autograd.Function):
-    """A call of an op, differentiable once."""
-
-    @staticmethod
-    def forward(ctx: Any, op: RNNOp, training: bool, x: Tensor, params: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        arrays = [state.numpy() for state in states] or None
-        y, final, ctx.reserve = op.forward(x.numpy(), params.numpy(), arrays, training=training)
-        ctx.op, ctx.has_states = op, bool(states)
-        ctx.set_materialize_grads(False)
-        return tuple(map(torch.from_numpy, (y, *final)))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        dy, *dstates = [None if grad is None else grad.contiguous().numpy() for grad in grads]
-        dx, dparams, dinitial = ctx.op.backward(dy, dstates, ctx.reserve)
-        results = (dx, dparams, *(dinitial if ctx.has_states else ()))
-        return None, None, *map(torch.from_numpy, results)
-
-
-class Layers(nn.Module):
-    """Recurrent layers in a format of operands, in the place of torch.nn's.
-
-    Args:
-        spec: The layers.
-        params: Their flat parameter vector, float32.
-    """
-
-    def __init__(self, spec: RNNSpec, params: Tensor) -> None:
-        super().__init__()
-        self.params = nn.Parameter(params)
-        self.compute_in(spec)
-
-    def compute_in(self, spec: RNNSpec) -> None:
-        """Compute with this spec from now on; its parameters must be laid out alike."""
-        self.spec, self._op = spec, RNNOp(spec)
-
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """The output (T, N, H) and the final states, from x (T, N, I) and initial ones, as torch.nn has them."""
-        states = () if state is None else state if isinstance(state, tuple) else (state,)
-        y, *final = _Call.apply(self._op, self.training, x, self.params, *states)  # type: ignore[no-untyped-call]
-        return y, tuple(final) if len(final) > 1 else final[0]
-
-
 def build_as(name: str, corpus: Corpus, settings: Settings) -> CharacterModel:
     """The example's model with its initial parameters, as one of :data:`TRAINED`."""
     model = build(TORCH, len(corpus.alphabet), settings)
-    layer = read(model)["rnn"]
-    spec, params = layer.spec, torch.from_numpy(layer.params)
     if name == PERTURBED:
-        params = torch.nextafter(params, torch.tensor(torch.inf))
-    else:
-        spec = replace(spec, compute=name)
-    model.rnn = Layers(spec, params)  # type: ignore[assignment]
+        with torch.no_grad():
+            for parameter in model.rnn.parameters():
+                parameter.copy_(torch.nextafter(parameter, torch.tensor(torch.inf)))
+    accelerate(model, compute=None if name == PERTURBED else name)
     return model
 
 
@@ -135,9 +88,8 @@ def measure(corpus: Corpus, settings: Settings, after_step: AfterStep = lambda r
         trained[name] = validate(model, corpus, settings)
         if name != "float32":
             continue
-        layers: Any = model.rnn
         for format_name in COMPUTE:
-            layers.compute_in(replace(layers.spec, compute=format_name))
+            accelerate(model, compute=format_name)
             inferred[format_name] = validate(model, corpus, settings)
     return Losses(settings.cell, settings.seed, trained, inferred)
 
