@@ -17,6 +17,13 @@ def addresses(array):
     return np.array([array.ctypes.data + row * array.strides[0] for row in range(len(array))], np.int64)
 
 
+def gemm_for(compute, target, signature):
+    """The target for a format, its GEMM, and the rows, the vectors of a panel and the lanes to test it with."""
+    target = target.for_compute(compute)
+    gemm = compiled(f"gemm_{compute}", target, lambda module: emit_gemm(module, target, compute, signature))
+    return target, gemm, 2 * target.tile[0] + 1, target.tile[1], target.lanes("float32")
+
+
 def fused_or_rounded(total, product, target):
     """The float32 sum of a total and a product that is exact in float64: rounded once where the target has an FMA."""
     return (total + product).astype(np.float32) if target.fma else total + product.astype(np.float32)
@@ -41,10 +48,7 @@ def parts(gemm, rows, panel, c_in, expected, scales=None):
 @each_target("bfloat16")
 def test_bfloat16(compute, target, k):
     """The bits of a chain of float32 multiply-adds on rounded operands, for any rows and vectors of a panel."""
-    target = target.for_compute(compute)
-    max_rows, width = target.tile
-    lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
-    gemm = compiled("gemm_bfloat16", target, lambda module: emit_gemm(module, target, compute, GEMM))
+    target, gemm, num_rows, width, lanes = gemm_for(compute, target, GEMM)
     rng = np.random.default_rng(0)
     a = round_to_bfloat16(rng.standard_normal((num_rows, k)).astype(np.float32))
     b = round_to_bfloat16(rng.standard_normal((k, width * lanes)).astype(np.float32))
@@ -54,10 +58,7 @@ def test_bfloat16(compute, target, k):
     expected = c_in.reshape(num_rows, -1).copy()
     for step in range(k):
         product = a[:, step, None].astype(np.float64) * b[step].astype(np.float64)
-        if target.fma:  # a product of two bfloat16 is exact in float32, so that both round once
-            expected = (expected.astype(np.float64) + product).astype(np.float32)
-        else:
-            expected = expected + product.astype(np.float32)
+        expected = fused_or_rounded(expected, product, target)
     for part, result in parts(gemm, rows, panel, c_in, expected):
         np.testing.assert_array_equal(part, result)
 
@@ -66,10 +67,7 @@ def test_bfloat16(compute, target, k):
 @each_target("int8")
 def test_int8(compute, target, k):
     """Sums are exact integers; one multiply-add scales them and adds the initial accumulator."""
-    target = target.for_compute(compute)
-    max_rows, width = target.tile
-    lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
-    gemm = compiled("gemm_int8", target, lambda module: emit_gemm(module, target, compute, GEMM_INT8))
+    target, gemm, num_rows, width, lanes = gemm_for(compute, target, GEMM_INT8)
     rng = np.random.default_rng(0)
     a, a_scales = quantize_rows(rng.standard_normal((num_rows, k)).astype(np.float32))
     b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
@@ -94,10 +92,7 @@ def test_int8(compute, target, k):
 @each_target("int8_weights")
 def test_int8_weights(compute, target, k):
     """The bits of a chain of float32 multiply-adds on integers; one more scales it and adds the initial accumulator."""
-    target = target.for_compute(compute)
-    max_rows, width = target.tile
-    lanes, num_rows = target.lanes("float32"), 2 * max_rows + 1
-    gemm = compiled("gemm_int8_weights", target, lambda module: emit_gemm(module, target, compute, GEMM_INT8))
+    target, gemm, num_rows, width, lanes = gemm_for(compute, target, GEMM_INT8)
     rng = np.random.default_rng(0)
     a = aligned(rng.standard_normal((num_rows, k)).astype(np.float32))
     b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))

@@ -82,10 +82,9 @@ class CachedForward(_CachedCall):
         h_n, c_n = (*self._empty(self._state_shapes), None)[:2]
         # Frozen parameters are known by their identity: their weights cannot change.
         self._frozen = params if is_frozen(params) else None
+        self._weights = None if self._frozen is None else executor.weights_of(params, steps, batch, self._save)
         # Quantized parameters are no array to guard.
         self._frozen_array = params = None if isinstance(params, QuantizedParams) else params
-        is_frozen_call = self._frozen is not None
-        self._weights = executor.weights_of(self._frozen, steps, batch, self._save) if is_frozen_call else None
         self._unpacked = self._frozen is None and executor.is_short(steps, batch, self._layout is not None)
         # Inference reads unpacked parameters where the caller has them, so that they are one of the arrays; training
         # reads a copy.

@@ -11,6 +11,7 @@ from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain,
 from fusedrnn.jit.host import target_for
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
+from fusedrnn.quantized_params import is_matrix
 from fusedrnn.spec import RNNSpec
 
 
@@ -74,7 +75,7 @@ class Tiling:
             return offsets
         end = layout.size * self.item
         for entry in layout.by_layer_direction:
-            if entry.kind.endswith("weight") and entry.kind != "peephole_weight":
+            if is_matrix(entry):
                 offsets[entry.layer, entry.direction, entry.kind] = end
                 end += entry.shape[0] * self.item
         return offsets

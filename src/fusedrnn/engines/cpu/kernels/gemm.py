@@ -128,10 +128,9 @@ def row_tiles(
 class _Microkernel:
     """A function that multiplies so many rows of A by so many vectors of a panel.
 
-    Its arguments: the addresses of A's rows, or A itself if transposed; how many bytes further on each row begins; the
-    first vector in B's panel; K in groups;
-    C_in and C, each with the bytes between rows; where this tile's part of the next prefetch begins, used by whole
-    panels; and the scales of B's columns if there are any.
+    Its arguments: the addresses of A's rows, each of which begins ``a_offset`` bytes further on, or A itself if
+    transposed; the first vector in B's panel; K in groups; C_in and C, each with the bytes between rows; where this
+    tile's part of the next prefetch begins, used by whole panels; and the scales of B's columns if there are any.
     """
 
     def __init__(

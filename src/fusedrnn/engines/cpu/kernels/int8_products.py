@@ -17,11 +17,28 @@ from fusedrnn.jit.vector import Vectors
 _BYTE_BITS, _BYTE, _OFFSET, _BYTES_OF_128 = 8, 0xFF, 128, 0x80808080
 
 
-class Int8Products:
+class _QuantizedProducts:
+    """int8 in B. There are no GEMMs on unpacked weights: the scale of a row of weights needs the whole row."""
+
+    reads_unpacked, has_scales, head = False, True, 0
+
+    def head_sum(self, total: Value, slot: Value) -> Value:
+        """See ``Products``."""
+        return total
+
+    def unpacked_a(self, row: Value, index: Value) -> Value:
+        """See ``Products``."""
+        raise NotImplementedError
+
+    def unpacked_b(self, x: Value) -> Value:
+        """See ``Products``."""
+        raise NotImplementedError
+
+
+class Int8Products(_QuantizedProducts):
     """int8 in B, widened to int16 in registers; A is stored as int16. Sums of products of pairs are exact in int32."""
 
-    group, unroll, speedup, head = 2, 1, 1.6, 0
-    reads_unpacked, converts_rows, has_scales = False, True, True
+    group, unroll, speedup, converts_rows = 2, 1, 1.6, True
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_item, self.a_bytes, self.b_bytes = v, 2, 4, self.group * v.lanes
@@ -30,21 +47,9 @@ class Int8Products:
         """See ``Products``."""
         return self.v.function.constant(0, self.v.itype)
 
-    def head_sum(self, total: Value, slot: Value) -> Value:
-        """See ``Products``."""
-        return total
-
     def a_elements(self, x: Value) -> Value:
         """See ``Products``."""
         return x.trunc(int_vector(16, self.v.lanes))
-
-    def unpacked_a(self, row: Value, index: Value) -> Value:
-        """See ``Products``. The scale of a row of weights needs the whole row."""
-        raise NotImplementedError
-
-    def unpacked_b(self, x: Value) -> Value:
-        """See ``Products``."""
-        raise NotImplementedError
 
     def last_sum(self, total: Value, scales: Sequence[Value], c_in: Value, align: int) -> Value:
         """See ``Products``."""
@@ -112,11 +117,10 @@ class Int8DotProducts(Int8Products):
         return add_products(groups, b_vecs, sums, partial(add_int8_products, v))
 
 
-class WidenedInt8Products:
+class WidenedInt8Products(_QuantizedProducts):
     """int8 in B, widened to float32 in registers; A is float32. Sums are float32, and scaled at the end."""
 
-    group, unroll, speedup, head = 1, 4, 0.8, 0
-    reads_unpacked, converts_rows, has_scales = False, False, True
+    group, unroll, speedup, converts_rows = 1, 4, 0.8, False
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         self.v, self.a_item, self.a_bytes, self.b_bytes = v, v.item, v.item, v.lanes
@@ -141,21 +145,9 @@ class WidenedInt8Products:
         (element,) = elements
         return element.fptosi(self.v.itype).trunc(int_vector(8, self.v.lanes))
 
-    def head_sum(self, total: Value, slot: Value) -> Value:
-        """There is no head."""
-        return total
-
     def a_elements(self, x: Value) -> Value:
         """A row is not converted."""
         return x
-
-    def unpacked_a(self, row: Value, index: Value) -> Value:
-        """There are no GEMMs on unpacked weights."""
-        raise NotImplementedError
-
-    def unpacked_b(self, x: Value) -> Value:
-        """There are no GEMMs on unpacked weights."""
-        raise NotImplementedError
 
 
 class WideInt8Products(WidenedInt8Products):

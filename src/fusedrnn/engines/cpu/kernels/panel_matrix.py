@@ -1,8 +1,7 @@
 """The matrix B of a GEMM as an object: kernels say which columns to multiply, the matrix knows its own layout.
 
 A :class:`Matrix` has one method, ``gemm``. Packed matrices are a :class:`PanelMatrix`, the caller's parameters an
-:class:`UnpackedMatrix`; :class:`WeightMatrix` decides between the two at run time. A GEMM that is blocked in K is
-another class with the same method.
+:class:`UnpackedMatrix`; :class:`WeightMatrix` decides between the two at run time.
 """
 
 from __future__ import annotations

@@ -50,9 +50,8 @@ class StateEmitter(DirectionEmitter):
         if not self.stores_operands:
             v.store(value, row + unit_vec * v.bytes)
             return
-        left = size - unit_vec * v.lanes
-        whole = (left >= v.lanes).select(value, v.zero_tail(value, left))
-        operand = self.products.a_elements(rounded_to_bfloat16(v, whole))
+        existing = v.zero_tail(value, size - unit_vec * v.lanes)
+        operand = self.products.a_elements(rounded_to_bfloat16(v, existing))
         self.f.store(operand, row + unit_vec * self.operand_vector_bytes, self.operand_vector_bytes)
 
     def state_buffer(self, name: str, row: Value) -> Value:

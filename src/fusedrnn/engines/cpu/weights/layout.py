@@ -21,6 +21,7 @@ from fusedrnn.engines.cpu.weights.pack_kernel import (
     PackTask,
 )
 from fusedrnn.layout import Kind
+from fusedrnn.quantized_params import num_operands
 
 Array = NDArray[Any]
 
@@ -175,7 +176,7 @@ class _LayerDirTasks:
         tiling, begin = self._tiling, self._tiling.ranges_offset
         if begin is None:
             return []
-        count = 1 + len(tiling.stages)
+        count = num_operands(tiling.spec)
         index = self._layer * tiling.spec.num_directions + self._direction
         vectors = tiling.num_vectors(count)
         panels = -(-vectors // tiling.panel_vectors)

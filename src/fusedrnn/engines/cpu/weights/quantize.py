@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE
 from fusedrnn.engines.cpu.tiling import Tiling
-from fusedrnn.quantized_params import QuantizedParams
+from fusedrnn.quantized_params import QuantizedParams, num_operands
 
 Array = NDArray[Any]
 
@@ -22,7 +22,7 @@ def quantized(tiling: Tiling, params: Array | QuantizedParams) -> Array:
     offsets, layout = tiling.scale_offsets, tiling.spec.layout
     if not isinstance(params, QuantizedParams):
         params = QuantizedParams.quantize(tiling.spec, params.view(np.float32)[: layout.size])
-    num_ranges = tiling.spec.num_layers * tiling.spec.num_directions * (1 + len(tiling.stages))
+    num_ranges = tiling.spec.num_layers * tiling.spec.num_directions * num_operands(tiling.spec)
     result: Array = np.full(layout.size + len(params.scales) + num_ranges, OWN_RANGE, np.float32)
     if params.ranges is not None:
         result[layout.size + len(params.scales) :] = params.ranges.ravel()
