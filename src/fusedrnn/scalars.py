@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from typing import SupportsFloat, TypeVar
+from typing import Any, SupportsFloat, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -40,6 +40,18 @@ def check_choice(name: str, value: object, choices: Collection[Choice]) -> Choic
                 return choice
     error = ValueError if isinstance(value, str) else TypeError
     raise error(f"{name} must be one of {', '.join(choices)}; got {shown(value)}")
+
+
+def dtype_name(value: object, names: Collection[str]) -> str:
+    """The name of a dtype of native byte order; a ValueError if it is not one of these."""
+    try:
+        dtype = np.dtype(cast(Any, value))
+        name = dtype.name if dtype.isnative else ""
+    except TypeError:
+        name = ""
+    if value is None or name not in names:
+        raise ValueError(f"dtype must be one of {', '.join(names)}; got {value!r}")
+    return name
 
 
 def check_bytes(name: str, value: int, shapes: Iterable[tuple[int, ...]], dtype: DTypeLike) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from fusedrnn.cell.activations import ACTIVATIONS, Activation
 from fusedrnn.cell.cells import FAMILIES, Variant, make_cell
 from fusedrnn.layout import ParameterLayout, Shapes
 from fusedrnn.number_formats import INT8_MAX_PRODUCTS
-from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_choice, positive_int
+from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_choice, dtype_name, positive_int
 
 Array = NDArray[Any]
 
@@ -107,7 +107,7 @@ class RNNSpec:
                 value = getattr(self, name)
                 if value is not None or self._default(name) is not None:
                     self._set(name, check(name, value))
-        self._set("dtype", _dtype_name(self.dtype))
+        self._set("dtype", dtype_name(self.dtype, DTYPES))
         self._set("activations", self._checked_activations())
         for name, mode in _MODE_OF_OPTION.items():
             if self.asks_for(name) and self.mode != mode:
@@ -289,14 +289,3 @@ class RNNSpec:
     def layout(self) -> ParameterLayout:
         """Where each weight and bias is in the flat parameter vector."""
         return ParameterLayout(self)
-
-
-def _dtype_name(value: object) -> str:
-    try:
-        dtype = np.dtype(cast(Any, value))
-        name = dtype.name if dtype.isnative else ""
-    except TypeError:
-        name = ""
-    if value is None or name not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {value!r}")
-    return name
