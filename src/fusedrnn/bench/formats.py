@@ -8,9 +8,6 @@ from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import FUSED, IN_FORMAT, Contender, Workload
 from fusedrnn.bench.rows import BenchConfig
 
-INFERENCE_ONLY = ("int8",)
-"""Formats that do not train."""
-
 Group = tuple[Workload, dict[str, Contender]]
 """Contenders, and the workload that they run."""
 
@@ -28,9 +25,9 @@ def make_contenders(config: BenchConfig, phase: Phase, work: Workload) -> tuple[
     groups: list[Group] = []
     failures = {}
     for name, number_format in config.formats.items():
-        if phase.training and number_format in INFERENCE_ONLY:
+        in_format = work.in_format(number_format)
+        if phase.training and not in_format.spec.is_trainable:
             failures[name] = f"{number_format} is a format of inference"
             continue
-        in_format = work.in_format(number_format)
         groups.append((in_format, {name: phase.makers[FUSED](in_format)}))
     return groups, failures

@@ -14,9 +14,13 @@ def peak_lines(rows: Sequence[Row]) -> list[str]:
     row = next((row for row in rows if row.peak and row.peaks), None)
     if row is None:
         return []
-    peaks = {row.dtype: row.peak, **row.peaks}
-    texts = [f"{name} {gflops:.1f} {'Gop/s' if name == 'int8' else 'GFLOP/s'}" for name, gflops in peaks.items()]
-    return [f"peaks: {', '.join(texts)}"]
+    peaks = {row.dtype: row.peak or 0.0, **row.peaks}
+    return [f"peaks: {', '.join(f'{name} {rate_text(name, rate)}' for name, rate in peaks.items())}"]
+
+
+def rate_text(number_format: str, rate: float) -> str:
+    """A rate in a format with its unit: operations on integers are no floating-point operations."""
+    return f"{rate:.1f} {'Gop/s' if number_format == 'int8' else 'GFLOP/s'}"
 
 
 def extrapolated_lines(rows: Sequence[Row]) -> list[str]:

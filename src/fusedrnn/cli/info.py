@@ -13,6 +13,7 @@ from rich.table import Table
 import fusedrnn
 from fusedrnn import RNNSpec
 from fusedrnn.bench.bandwidth import measure_bandwidth
+from fusedrnn.bench.lines import rate_text
 from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import fail, output
 from fusedrnn.cli.options import ALL_MODES, Dtype, Modes, Threads, parse_cases, parse_dtype, parse_modes
@@ -126,8 +127,7 @@ def _dot_products() -> str:
 
 
 def _peaks(number_format: str, threads: int, sample: Sampler | None = None) -> str:
-    unit = "Gop/s" if number_format == "int8" else "GFLOP/s"
-    on_one = f"{measure_peak(number_format, 1, sample):.1f} {unit} on 1 thread"
+    on_one = f"{rate_text(number_format, measure_peak(number_format, 1, sample))} on 1 thread"
     return on_one if threads == 1 else f"{on_one}, {measure_peak(number_format, threads, sample):.1f} on {threads}"
 
 

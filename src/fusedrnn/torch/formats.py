@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.nn import Module
 
-from fusedrnn.spec import RNNSpec
+from fusedrnn.spec import QUANTIZED, RNNSpec
 
 
 class HasCompute(Module):
@@ -60,7 +60,7 @@ def checked_compute(compute: str | None, dtype: str = "float32") -> str | None:
 
 def is_inference_only(compute: str | None) -> bool:
     """Whether a format has no gradients."""
-    return compute is not None and not RNNSpec("rnn_tanh", 1, 1, compute=compute).is_trainable
+    return compute in QUANTIZED
 
 
 def not_in_training(compute: str | None) -> str:
