@@ -7,14 +7,16 @@ reserve or recomputed from the states before and after the step and from what is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
-    Peephole,
+    Parameter,
+    ParamScalar,
+    ParamVector,
     PreH,
     PreSum,
     PreX,
@@ -61,16 +63,16 @@ class StageDerivative:
 
     Attributes:
         distinct_grads: The distinct gradients of the pre-activations (of a projection, of its result), then those of
-            the peephole weights. The fields below index it.
+            the parameters. The fields below index it.
         x_grads: For each gate of the stage, its gradient for the input weights.
         h_grads: For each gate of the stage, its gradient for the recurrent weights; the result's for a projection.
-        peephole_grads: For each gate of the stage with a peephole weight, the gradient of that weight.
+        param_grads: For each parameter whose gradient is computed with this stage, the gradient.
     """
 
     distinct_grads: tuple[Expr, ...]
     x_grads: tuple[int, ...]
     h_grads: tuple[int, ...]
-    peephole_grads: tuple[int, ...] = ()
+    param_grads: Mapping[Parameter, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def differentiate(cell: TracedCell) -> Derivative:
 def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
     """What backward reads of a step although forward does not save it, each with its leaf in backward."""
     available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
-    return available | {leaf: leaf for leaf in [*map(State, cell.states), *map(Peephole, cell.peepholes)]}
+    return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters]}
 
 
 def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Expr]) -> StageDerivative:
@@ -152,10 +154,19 @@ def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Ex
     if unused := [gate for gate in stage.gates for kind in kinds if kind(gate) not in grads]:
         raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
     x_grads, h_grads = ([grads[kind(gate)] for gate in stage.gates] for kind in kinds)
-    peephole_grads = [grads[Peephole(gate)] for gate in cell.peepholes if gate in stage.gates]
-    distinct = list(dict.fromkeys(x_grads + h_grads + peephole_grads))
-    indices = (tuple(map(distinct.index, group)) for group in (x_grads, h_grads, peephole_grads))
-    return StageDerivative(tuple(distinct), *indices)
+    param_grads = {
+        leaf: grads[leaf] for leaf in cell.parameters if cell.stages[_param_stage(cell, grads[leaf])] is stage
+    }
+    distinct = list(dict.fromkeys([*x_grads, *h_grads, *param_grads.values()]))
+    x_indices, h_indices = (tuple(map(distinct.index, group)) for group in (x_grads, h_grads))
+    by_leaf = {leaf: distinct.index(grad) for leaf, grad in param_grads.items()}
+    return StageDerivative(tuple(distinct), x_indices, h_indices, by_leaf)
+
+
+def _param_stage(cell: TracedCell, grad: Expr) -> int:
+    """The index of the stage with which a parameter's gradient is computed: the last one that can, and has gates."""
+    gate_stages = [index for index, stage in enumerate(cell.stages) if not stage.projects]
+    return min([node.stage - 1 for node in walk([grad]) if isinstance(node, OperandCotangent)] + gate_stages[-1:])
 
 
 def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tuple[list[Expr], list[Expr]]:
@@ -193,7 +204,7 @@ def describe(node: Expr, saved: Sequence[Expr] = ()) -> str:
             return f"x.{gate}"
         case PreH(gate):
             return f"h.{gate}"
-        case PreSum(name) | Peephole(name) | State(name):
+        case PreSum(name) | ParamVector(name) | ParamScalar(name) | State(name):
             return name
         case NewState(name):
             return f"new {name}"

@@ -43,8 +43,9 @@ class Tiling:
         gate_stages: Those that have gates.
         projections: The projection, if there is one.
         num_gates: Gates of all stages.
-        num_peepholes: Gates that have peephole weights.
-        can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
+        num_param_vectors: Parameters of one number for each unit, such as peephole weights.
+        can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no parameters of its
+            own, and
             the format of operands has GEMMs for them.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
@@ -61,7 +62,7 @@ class Tiling:
         self.gate_stages = [stage for stage in self.stages if not stage.projects]
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
-        self.num_peepholes = len(cell.peepholes)
+        self.num_param_vectors = len(cell.param_vectors)
         reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
         self.can_read_unpacked = is_plain(cell) and reads_unpacked
         self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
@@ -111,11 +112,6 @@ class Tiling:
     def num_panels(self, stage: StageKernel) -> int:
         """Panels that hold a stage's columns."""
         return -(-self.num_vectors(self.num_units(stage)) * stage.num_gates // self.panel_vectors)
-
-    @property
-    def peephole_panels(self) -> int:
-        """Panels that hold the peephole weights."""
-        return -(-self.unit_vecs * self.num_peepholes // self.panel_vectors)
 
     @cached_property
     def products(self) -> ProductsClass:

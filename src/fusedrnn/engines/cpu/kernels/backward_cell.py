@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
+from fusedrnn.cell.leaves import NewState, OperandCotangent, ParamScalar, ParamVector, Saved, State, StateCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import table_entry
@@ -58,7 +58,7 @@ class CellGradient(BackwardEmitter):
         with f.if_(c.recompute.is_set):
             saved.set(self.recomputed(chunk_row))
         states: dict[Leaf, Value] = {}
-        for name, base in zip(self.cell.states, (p.saved_h, p.saved_c), strict=False):
+        for name, base in ((name, self.saved_array(number)) for number, name in enumerate(self.cell.states)):
             states[State(name)] = self.saved_state(base, self.previous_time(time), sequence)
             states[NewState(name)] = self.saved_state(base, time, sequence)
         return GradRows(
@@ -75,7 +75,7 @@ class CellGradient(BackwardEmitter):
 
     def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
         """The gradients of one stage, for one vector of units of one row."""
-        v, derivative = self.v, self.derivative
+        v, derivative, output = self.v, self.derivative, self.cell.output
         offset = unit_vec * v.bytes
         units_left = self.units_of(stage).size - unit_vec * v.lanes
         is_last_stage = stage is self.stages[-1]
@@ -84,7 +84,7 @@ class CellGradient(BackwardEmitter):
         def cotangent(name: str) -> Value:
             if name not in cotangents:
                 cotangents[name] = v.load(rows.carried[name] + offset)
-                if name == "h" and is_last_stage:
+                if name == output and is_last_stage:
                     cotangents[name] = cotangents[name] + self._output_grad(rows, offset, units_left)
             return cotangents[name]
 
@@ -96,20 +96,20 @@ class CellGradient(BackwardEmitter):
                     return v.load(rows.operands[index] + offset)
                 case Saved(index):
                     return v.load(rows.saved + (unit_vec * self.num_saved + index) * v.bytes)
-                case Peephole(gate):
-                    return self.peephole(gate, unit_vec)
+                case ParamVector() | ParamScalar():
+                    return self.parameter(leaf, unit_vec)
             return v.load(rows.states[leaf] + offset, v.item)
 
         if is_last_stage:
-            cotangent("h")
+            cotangent(output)
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
         gate_grads = stage.derivative.distinct_grads
         values = evaluate([*gate_grads, *state_grads.values()], load, v)
         new = dict(zip(state_grads, values[len(gate_grads) :], strict=True))
-        if is_last_stage and "h" not in names:
+        if is_last_stage and output not in names:
             # The stages before need it with the output's gradient.
-            v.store(cotangents["h"], rows.carried["h"] + offset)
+            v.store(cotangents[output], rows.carried[output] + offset)
         for name in names:
             v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
         self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(gate_grads)])

@@ -51,8 +51,17 @@ def derivative_of(variant: Variant) -> Derivative:
 
 
 def is_plain(cell: TracedCell) -> bool:
-    """Whether a cell has one stage and no peepholes: then calls can use unpacked weights."""
-    return len(cell.stages) == 1 and not cell.peepholes
+    """Whether a cell has one stage and no parameters but weights and biases: then calls can use unpacked weights."""
+    return len(cell.stages) == 1 and not cell.parameters
+
+
+STATE_LETTERS = "hcsuvw"
+"""Fields of structs name states by their number: h0 and h_n of the first, c0 and c_n of the second."""
+
+
+def state_letters(num_states: int) -> str:
+    """The letters of the states that structs have fields for: at least two."""
+    return STATE_LETTERS[: max(2, num_states)]
 
 
 Result = NewState | StageOperand | Saved

@@ -149,7 +149,7 @@ class ThreadShare:
 
     def units_of_state(self, name: str) -> UnitRange:
         """This thread's share of a state."""
-        return self.out if name == "h" else self.hidden
+        return self.out if name == self.cell.output else self.hidden
 
     def operand_size(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's operand."""
