@@ -44,7 +44,7 @@ _LAZY = {"rnn": "fusedrnn.mxnet.nd", **dict.fromkeys(_CELLS, "fusedrnn.mxnet.rnn
 
 
 def __getattr__(name: str) -> Any:
-    """The catalogue of cells, adapters, and MXNet's function and cells, imported at first use: few programs need all of them."""
+    """Adapters, the catalogue of cells, and MXNet's function and cells, imported at first use: few need all of them."""
     if name in ("cells", "mxnet", "onnx", "torch"):
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:

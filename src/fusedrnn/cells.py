@@ -8,7 +8,10 @@ from typing import Any
 
 from fusedrnn.cell import cell, exp, maximum, relu, sigmoid, softplus, tanh
 
-__all__ = ["cfc", "fast_grnn", "janet", "lem", "li_gru", "minimal_gated_unit", "multiplicative_lstm", "slstm", "ugrnn"]
+__all__ = [
+    "cfc", "chaos_free_network", "fast_grnn", "janet", "lem", "li_gru", "minimal_gated_unit",
+    "multiplicative_lstm", "nbrc", "ran", "slstm", "star", "ugrnn",
+]  # fmt: skip
 
 
 @cell(gates="f n")
@@ -99,3 +102,38 @@ def slstm(x: Any, recurrent: Any, s: Any) -> Any:
     c = exp(f - m) * s.c + exp(i - m) * tanh(x.z + h.z)
     n = exp(f - m) * s.n + exp(i - m)
     return sigmoid(x.o + h.o) * c / n, c, n, m
+
+
+@cell(gates="i f c", states="h c")
+def ran(x: Any, recurrent: Any, s: Any) -> Any:
+    """Lee et al., Recurrent Additive Networks (2017), https://arxiv.org/abs/1705.07393, with h = tanh(c)."""
+    h = recurrent(s.h)
+    c = sigmoid(x.i + h.i) * x.c + sigmoid(x.f + h.f) * s.c
+    return tanh(c), c
+
+
+@cell(gates="k z")
+def star(x: Any, recurrent: Any, s: Any) -> Any:
+    """Turkoglu et al., Gating Revisited: Deep Multi-layer RNNs That Can Be Trained (2019).
+
+    https://arxiv.org/abs/1911.11033
+    """
+    return tanh(s.h + sigmoid(x.k + recurrent(s.h).k) * (tanh(x.z) - s.h))
+
+
+@cell(gates="a c n")
+def nbrc(x: Any, recurrent: Any, s: Any) -> Any:
+    """Vecoven et al., A bio-inspired bistable recurrent cell (2020), the neuromodulated one.
+
+    https://arxiv.org/abs/2006.05252
+    """
+    h = recurrent(s.h)
+    n = tanh(x.n + (1.0 + tanh(x.a + h.a)) * s.h)
+    return n + sigmoid(x.c + h.c) * (s.h - n)
+
+
+@cell(gates="t e n")
+def chaos_free_network(x: Any, recurrent: Any, s: Any) -> Any:
+    """Laurent and von Brecht, A recurrent neural network without chaos (2016), https://arxiv.org/abs/1612.06212."""
+    h = recurrent(s.h)
+    return sigmoid(x.t + h.t) * tanh(s.h) + sigmoid(x.e + h.e) * tanh(x.n)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.cell.activations import Activation, check_activations
 from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Kind, ParameterLayout, Shapes
 from fusedrnn.number_formats import INT8_MAX_PRODUCTS
 from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_bounds, check_choice, dtype_name, positive_int
@@ -100,10 +101,10 @@ class RNNSpec:
     compute: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.mode, Cell):
-            self._check_no_variant()
-        else:
+        if not isinstance(self.mode, Cell):
             check_choice("mode", self.mode, MODES)
+        elif options := [option for option in ("activations", "gate_clip") if self.asks_for(option)]:
+            raise ValueError(f"{options[0]} needs one of the modes {', '.join(MODES)}: write it in {self.mode!r}")
         check_choice("bias", self.bias, BIASES)
         for check, names in _CHECKS.items():
             for name in names:
@@ -160,11 +161,6 @@ class RNNSpec:
                 f"{self.input_size}, {self.hidden_size} and {self.num_layers}"
             )
 
-    def _check_no_variant(self) -> None:
-        for option in ("activations", "gate_clip"):
-            if self.asks_for(option):
-                raise ValueError(f"{option} needs one of the modes {', '.join(MODES)}: write it in {self.mode!r}")
-
     @cached_property
     def variant(self) -> Variant:
         """The cell with its options."""
@@ -209,6 +205,11 @@ class RNNSpec:
     def num_gates(self) -> int:
         """G, the gates of the cell: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
         return len(self.gates)
+
+    @property
+    def num_recurrent_gates(self) -> int:
+        """The gates with recurrent weights, which are the first ones; in the four modes all."""
+        return self.num_gates - len(traced_cell(self.variant).input_gates)
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -268,19 +269,16 @@ class RNNSpec:
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
         """Floating-point operations of the GEMMs of T steps of N sequences; training counts three times forward."""
-        columns = sum(self.layer_input_size(layer) + self.state_size for layer in range(self.num_layers))
-        weights = self.num_gates * self.hidden_size * columns
-        weights += self.num_layers * self.hidden_size * (self.projection_size or 0)
+        weights = sum(self.num_gates * self.layer_input_size(layer) for layer in range(self.num_layers))
+        weights += self.num_layers * (self.num_recurrent_gates * self.state_size + (self.projection_size or 0))
+        weights *= self.hidden_size
         forward = 2 * steps * batch * self.num_directions * weights
         return forward * 3 if training else forward
 
     def parameter_shapes(self, layer: int) -> Shapes:
         """The shapes of the parameters of each direction of a layer, the weights before the biases."""
-        rows = self.num_gates * self.hidden_size
-        shapes: Shapes = {
-            "i2h_weight": (rows, self.layer_input_size(layer)),
-            "h2h_weight": (rows, self.state_size),
-        }
+        rows, h_rows = self.num_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
+        shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer)), "h2h_weight": (h_rows, self.state_size)}
         if self.projection_size is not None:
             shapes["h2r_weight"] = (self.state_size, self.hidden_size)
         if self.peepholes:
@@ -291,7 +289,7 @@ class RNNSpec:
         if self.bias != "none":
             shapes["i2h_bias"] = (rows,)
         if self.bias == "double":
-            shapes["h2h_bias"] = (rows,)
+            shapes["h2h_bias"] = (h_rows,)
         return shapes
 
     @cached_property

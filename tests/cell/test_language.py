@@ -46,7 +46,7 @@ def of(equations, **options):
         (lambda x, u, s: x.a + u(tanh(s.h)).a, ValueError, r"recurrent\(s.h\)"),
         (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
-        (lambda x, u, s: u(s.h).a * s.h, ValueError, r"gate 'a' must have both parts: x.a has no effect"),
+        (lambda x, u, s: u(s.h).a * s.h, ValueError, r"gate .a. must have a part from the input: x.a has no effect"),
         (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "takes gate a from more than one stage"),
     ],
 )
@@ -85,7 +85,7 @@ def test_the_order_of_gates_is_that_of_products():
         f = sigmoid(x.f + u(s.h).f)
         return tanh(x.n + u(f * s.h).n)
 
-    with pytest.raises(ValueError, match="cell own: gates must be in the order .*: write gates='f n'"):
+    with pytest.raises(ValueError, match=r"cell own: gates must be in the order .*: write gates='f n'"):
         cell(gates="n f", name="own")(equations)
 
 

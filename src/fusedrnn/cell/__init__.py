@@ -1,4 +1,4 @@
-"""The maths of the cells: equations, expressions, derivatives; no NumPy, no LLVM. For users: :func:`cell` and functions.
+"""The maths of the cells: equations, expressions, derivatives; no NumPy, no LLVM. Its language is for users too.
 
 The names here are the language of cells that users write, imported at first use; docs/guides/cells.md shows it.
 """
@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusedrnn.cell.activations import Activation
     from fusedrnn.cell.language import UserCell, cell, clip
-    from fusedrnn.cell.primitives import absolute, exp, log, maximum, minimum, relu, sigmoid, softplus, sqrt, tanh, where
+    from fusedrnn.cell.primitives import (
+        absolute,
+        exp,
+        log,
+        maximum,
+        minimum,
+        relu,
+        sigmoid,
+        softplus,
+        sqrt,
+        tanh,
+        where,
+    )
 
 __all__ = [
     "Activation", "UserCell", "absolute", "cell", "clip", "exp", "log", "maximum", "minimum", "relu", "sigmoid",

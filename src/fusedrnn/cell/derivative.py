@@ -83,6 +83,8 @@ class Derivative:
         saved: What forward saves of each step, in the order of the reserve.
         recomputed: The forward values that backward recomputes.
         stages: The gradients of each stage; they use the operand cotangents of later stages only.
+        inputs: The gradients of the gates that the input alone gives.
+        inputs_stage: The index of the stage with which they are computed.
         state_grads: The gradient of each previous state by its name, without what comes through the recurrent weights;
             none if that is zero.
     """
@@ -90,6 +92,8 @@ class Derivative:
     saved: tuple[Expr, ...]
     recomputed: tuple[Expr, ...]
     stages: tuple[StageDerivative, ...]
+    inputs: StageDerivative
+    inputs_stage: int
     state_grads: Mapping[str, Expr]
 
     def final_stage(self, state: str) -> int:
@@ -102,6 +106,7 @@ class Derivative:
         stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, OperandCotangent)]
         cotangent = StateCotangent(state)
         stages += [index for index, stage in enumerate(self.stages) if cotangent in walk(stage.distinct_grads)]
+        stages += [self.inputs_stage] if cotangent in walk(self.inputs.distinct_grads) else []
         return min(stages, default=len(self.stages) - 1)
 
     def __str__(self) -> str:
@@ -123,8 +128,9 @@ def differentiate(cell: TracedCell) -> Derivative:
     cotangents += [OperandCotangent(index) for index in range(1, len(cell.stages))]
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
     stages = [_differentiate_stage(cell, stage, grads) for stage in cell.stages]
+    inputs, inputs_stage = _differentiate_inputs(cell, grads)
     state_grads = {name: grads[State(name)] for name in cell.states if State(name) in grads}
-    targets = [grad for stage in stages for grad in stage.distinct_grads]
+    targets = [grad for stage in [*stages, inputs] for grad in stage.distinct_grads]
     available = available_leaves(cell)
     saved, recomputed = _choose(cell, [*targets, *state_grads.values()], set(available))
     available.update({node: Saved(index) for index, node in enumerate(saved)})
@@ -136,6 +142,8 @@ def differentiate(cell: TracedCell) -> Derivative:
         saved=tuple(saved),
         recomputed=of_available(recomputed),
         stages=tuple(replace(stage, distinct_grads=of_available(stage.distinct_grads)) for stage in stages),
+        inputs=replace(inputs, distinct_grads=of_available(inputs.distinct_grads)),
+        inputs_stage=inputs_stage,
         state_grads=dict(zip(state_grads, of_available(state_grads.values()), strict=True)),
     )
 
@@ -155,7 +163,7 @@ def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Ex
         raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
     x_grads, h_grads = ([grads[kind(gate)] for gate in stage.gates] for kind in kinds)
     param_grads = {
-        leaf: grads[leaf] for leaf in cell.parameters if cell.stages[_param_stage(cell, grads[leaf])] is stage
+        leaf: grads[leaf] for leaf in cell.parameters if cell.stages[_last_stage(cell, [grads[leaf]])] is stage
     }
     distinct = list(dict.fromkeys([*x_grads, *h_grads, *param_grads.values()]))
     x_indices, h_indices = (tuple(map(distinct.index, group)) for group in (x_grads, h_grads))
@@ -163,10 +171,19 @@ def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Ex
     return StageDerivative(tuple(distinct), x_indices, h_indices, by_leaf)
 
 
-def _param_stage(cell: TracedCell, grad: Expr) -> int:
-    """The index of the stage with which a parameter's gradient is computed: the last one that can, and has gates."""
+def _differentiate_inputs(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> tuple[StageDerivative, int]:
+    """The gradients of the gates that the input alone gives, and the stage with which they are computed."""
+    if unused := [gate for gate in cell.input_gates if PreX(gate) not in grads]:
+        raise NotImplementedError(f"the derivative of a cell that does not use gate {unused[0]}")
+    x_grads = [grads[PreX(gate)] for gate in cell.input_gates]
+    distinct = list(dict.fromkeys(x_grads))
+    return StageDerivative(tuple(distinct), tuple(map(distinct.index, x_grads)), ()), _last_stage(cell, x_grads)
+
+
+def _last_stage(cell: TracedCell, grads: Sequence[Expr]) -> int:
+    """The index of the last stage that has gates and can compute these gradients."""
     gate_stages = [index for index, stage in enumerate(cell.stages) if not stage.projects]
-    return min([node.stage - 1 for node in walk([grad]) if isinstance(node, OperandCotangent)] + gate_stages[-1:])
+    return min([node.stage - 1 for node in walk(grads) if isinstance(node, OperandCotangent)] + gate_stages[-1:])
 
 
 def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tuple[list[Expr], list[Expr]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fusedrnn.cell.derivative import Derivative, differentiate
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, walk
@@ -60,6 +60,8 @@ def _gradients(cell: TracedCell, derivative: Derivative) -> dict[str, Expr]:
             names = [f"d{gate}"] if x_grad == h_grad else [f"d x.{gate}", f"d h.{gate}"]
             grads.update(zip(names, (derived.distinct_grads[index] for index in (x_grad, h_grad)), strict=False))
         grads.update({f"d{leaf.name}": derived.distinct_grads[i] for leaf, i in derived.param_grads.items()})
+    inputs = zip(cell.input_gates, derivative.inputs.x_grads, strict=True)
+    grads |= {f"d{gate}": derivative.inputs.distinct_grads[index] for gate, index in inputs}
     return grads | {f"d{state}, beside products": grad for state, grad in derivative.state_grads.items()}
 
 

@@ -57,7 +57,7 @@ class Expr:
 
     def __pow__(self, exponent: int) -> Expr:
         if not isinstance(exponent, int) or exponent < 1:
-            raise TypeError(f"an exponent must be an integer of at least 1; got {exponent!r}: write sqrt(x), 1 / x, exp")
+            raise TypeError(f"an exponent must be an integer of at least 1; got {exponent!r}: write sqrt(x), 1 / x")
         return reduce(mul, [self] * exponent)
 
     def __lt__(self, other: Expr | float) -> Condition:

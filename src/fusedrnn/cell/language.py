@@ -26,7 +26,7 @@ _MAX_STATES = 6
 
 
 def clip(x: Expr, low: float, high: float) -> Expr:
-    """x limited to the interval from ``low`` to ``high``, two numbers; NaN stays NaN."""
+    """Limit x to the interval from ``low`` to ``high``, two numbers; NaN stays NaN."""
     low, high = as_number("low", low), as_number("high", high)
     check_bounds("low", low, "high", high)
     return primitives.clip(x, low, high)
@@ -109,7 +109,7 @@ def cell(
 
     - ``x.f`` is the pre-activation of gate f from the input, W x + b of its rows;
     - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, the first time with the output before the step
-      for e, later with any expression. A gate takes part in one such product;
+      for e, later with any expression. A gate takes part in one such product, or in none;
     - ``s.h`` is a state before the step;
     - ``p.beta``, of a fourth argument, is a vector or a scalar of the cell's own.
 
@@ -119,7 +119,7 @@ def cell(
     Args:
         equations: The function ``(x, recurrent, s)``; ``(x, recurrent, s, p)`` if there are vectors or scalars.
         gates: The names of the gates, with spaces between, in the order in which weights stack them: those of the first
-            recurrent product, then those of the next one.
+            recurrent product, those of the next one, and last those that ``x`` alone gives.
         states: The names of the states, the output first; at most six.
         vectors: The names of parameters with one number for each unit, (H,).
         scalars: The names of parameters that are one number, (1,).
@@ -206,9 +206,10 @@ def _check(made: UserCell) -> None:
     _check_products(made)
     used = set(walk([*traced.outputs, *traced.operands]))
     for gate in made.gates:
-        missing = [form for kind, form in ((PreX, "x.{}"), (PreH, "recurrent(...).{}")) if kind(gate) not in used]
-        if missing:
-            raise ValueError(f"gate {gate!r} must have both parts: {missing[0].format(gate)} has no effect")
+        if PreX(gate) not in used:
+            raise ValueError(f"gate {gate!r} must have a part from the input: x.{gate} has no effect")
+        if gate not in traced.input_gates and PreH(gate) not in used:
+            raise ValueError(f"recurrent(...).{gate} has no effect")
     if unused := [leaf.name for leaf in traced.parameters if leaf not in used]:
         raise ValueError(f"parameter {unused[0]!r} is declared, but has no effect: write p.{unused[0]}")
     try:
@@ -228,5 +229,9 @@ def _check_products(made: UserCell) -> None:
     if empty := [number for number, stage in enumerate(stages, 1) if not stage.gates]:
         raise ValueError(f"no gate takes recurrent product {empty[0]}: take one as an attribute, recurrent(...).a")
     order = [gate for stage in stages for gate in stage.gates]
-    if order != [gate for gate in made.gates if gate in order]:
-        raise ValueError(f"gates must be in the order of the recurrent products: write gates={' '.join(order)!r}")
+    order += made.traced.input_gates
+    if order != [*made.gates]:
+        raise ValueError(
+            f"gates must be in the order of the recurrent products, those of the input alone last: write "
+            f"gates={' '.join(order)!r}"
+        )

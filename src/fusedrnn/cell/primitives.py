@@ -115,7 +115,8 @@ relu_grad: Primitive = primitive("relu_grad", 2, lambda xp, x, value: xp.where(x
                                  lambda ct, y, x, value: (None, relu_grad(x, ct)), kink=True)
 # x between two bounds; NaN stays NaN.
 clip = primitive("clip", 3, lambda xp, x, low, high: xp.clip(x, low, high),
-                 lambda ct, y, x, low, high: (clip_grad(x, low, high, ct), None, None), flops=2, instructions=2, kink=True)
+                 lambda ct, y, x, low, high: (clip_grad(x, low, high, ct), None, None),
+                 flops=2, instructions=2, kink=True)
 # x between two bounds; NaN becomes the lower one.
 clip_nan = primitive("clip_nan", 3,
                      lambda xp, x, low, high: xp.where(xp.isnan(x), x.dtype.type(low), xp.clip(x, low, high)),

@@ -54,6 +54,11 @@ class TracedCell:
         """Whether every stage with gates does."""
         return all(stage.accumulates_in_place or stage.projects for stage in self.stages)
 
+    @cached_property
+    def input_gates(self) -> tuple[str, ...]:
+        """The gates that no stage computes: the input alone gives them."""
+        return tuple(gate for gate in self.gates if not any(gate in stage.gates for stage in self.stages))
+
     @property
     def output(self) -> str:
         """The state that is the output."""

@@ -36,7 +36,11 @@ def _onednn(spec: RNNSpec) -> Engine:
 
 
 register(
-    "cpu", _cpu, Capabilities(cells=True, options=OPTIONS), order=100, description="kernels generated for this processor"
+    "cpu",
+    _cpu,
+    Capabilities(cells=True, options=OPTIONS),
+    order=100,
+    description="kernels generated for this processor",
 )
 register(
     "cudnn",

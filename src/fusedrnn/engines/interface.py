@@ -121,7 +121,8 @@ StridedPtr = tuple[int, int, int]
 """An array (T, N, features) in memory, its last axis contiguous: address, and the strides of T and N in bytes."""
 NULL: StridedPtr = (0, 0, 0)
 StatePtrs = tuple[int, ...]
-"""Addresses of h and c, and of further states, each (L·D, N, size) and contiguous; 0 for zeros, for no result, or without a c."""
+"""Addresses of h and c, and of further states, each (L·D, N, size) and contiguous; 0 for zeros, for no result, or
+without a c."""
 
 
 class GradPointers(NamedTuple):

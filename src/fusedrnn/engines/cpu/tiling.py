@@ -7,7 +7,14 @@ from functools import cached_property
 
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
-from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
+from fusedrnn.engines.cpu.kernels.stages import (
+    Blocking,
+    StageKernel,
+    input_stage,
+    is_plain,
+    lowered_cell,
+    stage_kernels,
+)
 from fusedrnn.jit.host import target_for
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
@@ -40,7 +47,9 @@ class Tiling:
         panel_vectors: Vectors of a panel.
         panel_bytes: Bytes of a row of a panel.
         stages: The stages of the cell.
-        gate_stages: Those that have gates.
+        column_groups: The stages, then the gates of the input alone, if there are any.
+        product_stages: The stages that have gates.
+        gate_stages: The column groups that have gates.
         projections: The projection, if there is one.
         num_gates: Gates of all stages.
         num_param_vectors: Parameters of one number for each unit, such as peephole weights.
@@ -59,7 +68,10 @@ class Tiling:
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
         self.lanes, self.panel_bytes = self.vector_bytes // self.item, self.panel_vectors * self.vector_bytes
         self.stages = stage_kernels(spec.variant)
-        self.gate_stages = [stage for stage in self.stages if not stage.projects]
+        inputs = input_stage(spec.variant)
+        self.column_groups = [*self.stages] if inputs is None else [*self.stages, inputs]
+        self.product_stages = [stage for stage in self.stages if not stage.projects]
+        self.gate_stages = [stage for stage in self.column_groups if not stage.projects]
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.num_param_vectors = len(cell.param_vectors)
@@ -144,7 +156,7 @@ class Tiling:
     @property
     def gradients_stride(self) -> int:
         """The stride of the gate gradients of all stages."""
-        return pad_against_conflicts(self.k_padded(*self.stages) * self.item)
+        return pad_against_conflicts(self.k_padded(*self.column_groups) * self.item)
 
     @property
     def masked_row(self) -> int:

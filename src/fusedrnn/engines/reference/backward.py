@@ -13,7 +13,17 @@ from itertools import repeat
 import numpy as np
 
 from fusedrnn.cell.expr import Expr, Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, OperandCotangent, ParamVector, PreH, PreX, Projected, Saved, State, StateCotangent
+from fusedrnn.cell.leaves import (
+    NewState,
+    OperandCotangent,
+    ParamVector,
+    PreH,
+    PreX,
+    Projected,
+    Saved,
+    State,
+    StateCotangent,
+)
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.forward import (
     NUMPY,
@@ -100,7 +110,7 @@ class _DirectionBackward:
             for kind in ("i2h", "h2h", "h2r")
             if f"{kind}_weight" in weights
         }
-        self._rows = gate_rows(cell, len(weights["h2h_weight"]))
+        self._rows = gate_rows(cell, len(weights["i2h_weight"]))
         self._parameters, self._dparameters = parameter_leaves(cell, weights), parameter_leaves(cell, dweights)
 
     def unroll(

@@ -226,7 +226,7 @@ def step_leaves(
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
-    rows = gate_rows(cell, len(weight))
+    rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     values.update(parameter_leaves(cell, weights))
@@ -260,6 +260,6 @@ def parameter_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Lea
 
 
 def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:
-    """The rows of each gate among the ``count`` rows of a weight."""
+    """The rows of each gate among the ``count`` rows of the input's weight."""
     size = count // len(cell.gates)
     return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(cell.gates)}

@@ -165,7 +165,7 @@ class Inference(StateEmitter):
         def packed() -> Matrix:
             base, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
             k = self.operand_size(stage) if of_state else p.k
-            return self.packed(self._gemm, base, k, bias, stage)
+            return self.packed(self._gemm, base, k, bias, stage, not of_state)
 
         def unpacked() -> Matrix:
             weights, k = (p.unpacked_h_weights, c.out) if of_state else (p.unpacked_x_weights, p.k)

@@ -168,7 +168,7 @@ class DirectionEmitter(ThreadShare):
             case PreH(gate):
                 return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
             case PreX(gate) | PreSum(gate):
-                stage = next(stage for stage in self.stages if gate in stage.gate_names)
+                stage = next(stage for stage in self.gate_stages if gate in stage.gate_names)
                 index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
                 return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
         raise AssertionError(leaf)
@@ -221,8 +221,9 @@ class DirectionEmitter(ThreadShare):
         return LeftOperand(converted_table, num_rows)
 
     def packed(
-        self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None
-    ) -> PanelMatrix:
+        self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None,
+        of_input: bool = False,
+    ) -> PanelMatrix:  # fmt: skip
         """Packed weights: the columns of one stage of those of all gates, or without a stage a projection.
 
         Quantized weights lie behind the scales of all columns.
@@ -231,7 +232,8 @@ class DirectionEmitter(ThreadShare):
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
         scales, first = None, None if stage is None else self._col_vecs(self.stages[: stage.index])
         if self.products.has_scales:
-            scaled_stages = self.stages[-1:] if stage is None else self.gate_stages
+            scaled_stages = self.stages[-1:] if stage is None else self.gate_stages if of_input else self.stages
+            scaled_stages = [other for other in scaled_stages if stage is None or not other.projects]
             scales = base - self._col_vecs(scaled_stages) * v.bytes
         return PanelMatrix(v, self.panel_vectors, slot_bytes, function, base, groups, bias, first, scales)
 

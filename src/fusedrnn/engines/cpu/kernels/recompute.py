@@ -37,7 +37,9 @@ class Recompute(BackwardEmitter):
         with f.if_(num_rows > 0):
             x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
             self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
-            for stage in self.gate_stages:
+            for stage in self.stages:
+                if stage.projects:
+                    continue
                 self._fill_table(self._operand_of(stage))
                 a = self.left_operand(self.chunk_table, num_rows, self.operand_size(stage))
                 with self.blocks(stage) as (unit_vec, end):

@@ -28,7 +28,8 @@ class _Training(Inference):
 
     def _saved_arrays(self) -> OutputRows:
         """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
-        results: list[Result] = [*map(NewState, self.cell.states), *(StageOperand(stage.index) for stage in self.stages[1:])]
+        results: list[Result] = [*map(NewState, self.cell.states)]
+        results += [StageOperand(stage.index) for stage in self.stages[1:]]
         return {result: self.saved_array(number) for number, result in enumerate(results)}
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:

@@ -84,7 +84,7 @@ class WeightGradients(ParameterSums):
         with f.loop(0, self.num_rows, c.inner) as begin:
             end = (begin + c.inner).at_most(self.num_rows)
             accumulate = (begin + (1 - self.is_first_block)).is_set
-            for weights in (weights for stage in self.stages for weights in self._weights(stage)):
+            for weights in (weights for stage in self.column_groups for weights in self._weights(stage)):
                 with f.if_(self._weight_grad(weights).address.is_set):
                     self._multiply(weights, RowBlock(begin, end, accumulate))
         with f.if_(self.last.equals(c.steps)):
@@ -96,8 +96,9 @@ class WeightGradients(ParameterSums):
         return f
 
     def _weights(self, stage: StageKernel) -> list[Weights]:
-        """The weights of a stage: a projection has no input weights."""
-        return [Weights(stage, of_state) for of_state in (False, True) if of_state or not stage.projects]
+        """The weights of a stage: a projection has no input weights, gates of the input alone no others."""
+        kinds = (True,) if stage.projects else (False,) if stage is self.input_stage else (False, True)
+        return [Weights(stage, of_state) for of_state in kinds]
 
     def _direction_barrier(self) -> None:
         """Wait for the direction group: weights' gradients are divided otherwise than steps are."""
@@ -125,7 +126,7 @@ class WeightGradients(ParameterSums):
                 begin, end = (self.bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
                 f.fill_zero(begin, end - begin)
         with f.if_(self.num_rows.is_zero & self.is_first_block.is_set):
-            for stage in self.stages:
+            for stage in self.column_groups:
                 first, last, _ = self._share_of(stage)
                 size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
                 f.fill_zero(self._weight_sums(stage, first, 0), size)
@@ -217,7 +218,7 @@ class WeightGradients(ParameterSums):
     def _store_sums(self) -> None:
         """Give the sums to the caller."""
         f, c, v = self.f, self.c, self.v
-        for stage in self.stages:
+        for stage in self.column_groups:
             first, last, size = self._share_of(stage)
             with f.loop(first, last) as unit_vec:
                 num_units = (size - unit_vec * v.lanes).at_most(v.lanes)

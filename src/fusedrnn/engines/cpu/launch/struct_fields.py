@@ -189,7 +189,8 @@ class _ForwardFields(_PlanFields):
         else:
             y = self._layer_output("y", layer, offset) if reserve is None else _array("y", 0, 0, 0)
         return {
-            **self.common(index, weights, _FORWARD_WEIGHTS), **self.states(index, *state_symbols(self.letters, "{}0", "{}_n")),
+            **self.common(index, weights, _FORWARD_WEIGHTS),
+            **self.states(index, *state_symbols(self.letters, "{}0", "{}_n")),
             **x, **y, "x_copy": 0 if reserve is None or index else Relocation("reserve"),
         }  # fmt: skip
 
@@ -205,13 +206,14 @@ class _BackwardFields(_PlanFields):
 
     def symbols(self) -> list[str]:
         """The symbols of a backward call."""
-        return [*backward_symbols(self.letters), *super().symbols(), *(entry.name for entry in self.spec.layout.by_layer_direction)]
+        gradients = [entry.name for entry in self.spec.layout.by_layer_direction]
+        return [*backward_symbols(self.letters), *super().symbols(), *gradients]
 
     @property
     def _gradients(self) -> dict[str, Kind]:
         """The gradients of parameters; those of vectors follow one another, and those of scalars."""
-        fields = {"d_param_vectors": self.spec.vector_kinds[:1], "d_param_scalars": self.spec.scalar_kinds[:1]}
-        return {**_GRADIENTS, "d_param_vectors": "", **{field: kind for field, kinds in fields.items() for kind in kinds}}
+        vectors, scalars = self.spec.vector_kinds, self.spec.scalar_kinds
+        return _GRADIENTS | {"d_param_vectors": [*vectors, ""][0], "d_param_scalars": [*scalars, ""][0]}
 
     def call(self) -> Fields:
         """The fields of a call."""
@@ -232,7 +234,8 @@ class _BackwardFields(_PlanFields):
         row = spec.input_size * self.item
         x = self.saved_input(reserve, layer) if layer else _array("x", Relocation("reserve"), reserve.batch * row, row)
         return {
-            **self.common(index, weights, _BACKWARD_WEIGHTS), **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0")),
+            **self.common(index, weights, _BACKWARD_WEIGHTS),
+            **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0")),
             **x, **self._dy(layer, direction), **self._dx(layer, direction),
             **self.parameters(self._gradients, layer, direction),
         }  # fmt: skip

@@ -116,10 +116,12 @@ class _LayerDirTasks:
     def matrices(self) -> dict[str, list[PackTask]]:
         """The tasks of each matrix and bias; ``dest`` is relative to the matrix, or to its scales if it has any."""
         tiling, gates, projections = self._tiling, self._tiling.gate_stages, self._tiling.projections
+        products = tiling.product_stages
         features, size = tiling.spec.layer_input_size(self._layer), tiling.operand_size
         matrices = {
             "x_weights": self._scales("i2h_weight", gates) + [self._gates(s, features, "i2h_weight") for s in gates],
-            "h_weights": self._scales("h2h_weight", gates) + [self._gates(s, size(s), "h2h_weight") for s in gates],
+            "h_weights": self._scales("h2h_weight", products)
+            + [self._gates(s, size(s), "h2h_weight") for s in products],
             "projection": self._scales("h2r_weight", projections)
             + [self._gates(s, size(s), "h2r_weight") for s in projections],
             "parameters": self._parameters(),
@@ -127,10 +129,10 @@ class _LayerDirTasks:
                 self._bias(s, "i2h_bias", "h2h_bias") if s.accumulates_in_place else self._bias(s, "i2h_bias")
                 for s in gates
             ],
-            "h_bias": [self._bias(s, "h2h_bias") for s in gates],
+            "h_bias": [self._bias(s, "h2h_bias") for s in products],
             "ranges": self._ranges(),
             "x_back": [self._back(s, features, "i2h_weight", tiling.k_padded(*gates)) for s in gates],
-            "h_back": [self._back(s, size(s), "h2h_weight", tiling.k_padded(s)) for s in gates],
+            "h_back": [self._back(s, size(s), "h2h_weight", tiling.k_padded(s)) for s in products],
             "projection_back": [self._back(s, size(s), "h2r_weight", tiling.k_padded(s)) for s in projections],
         }
         for name, tasks in matrices.items():
