@@ -206,12 +206,12 @@ class RNNSpec:
         """G, the gates of the cell: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
         return len(self.gates)
 
-    @property
+    @cached_property
     def num_recurrent_gates(self) -> int:
         """The gates with recurrent weights, which are the first ones; in the four modes all."""
         return self.num_gates - len(traced_cell(self.variant).input_gates)
 
-    @property
+    @cached_property
     def state_names(self) -> tuple[str, ...]:
         """The states of the cell, the output first: ``("h",)`` or ``("h", "c")`` in the four modes."""
         return make_cell(self.variant).states
@@ -221,12 +221,12 @@ class RNNSpec:
         """The mode, or the name of the cell."""
         return self.mode.name if isinstance(self.mode, Cell) else self.mode
 
-    @property
+    @cached_property
     def vector_kinds(self) -> tuple[Kind, ...]:
         """The parameters of the cell that are vectors: its own, each (H,), or all peephole weights as one."""
         return ("peephole_weight",) if self.peepholes else make_cell(self.variant).vectors
 
-    @property
+    @cached_property
     def scalar_kinds(self) -> tuple[Kind, ...]:
         """The parameters of the cell that are one number, each (1,)."""
         return make_cell(self.variant).scalars

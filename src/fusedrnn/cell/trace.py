@@ -64,7 +64,7 @@ class TracedCell:
         """The state that is the output."""
         return self.states[0]
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """Its parameters beside weights and biases."""
         return (*map(ParamVector, self.param_vectors), *map(ParamScalar, self.param_scalars))

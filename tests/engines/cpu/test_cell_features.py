@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 
 SHAPE = Shape(5, 3, 7, 17, layers=2, bidirectional=True, lengths="edges")
 SOME = ("everything", "slstm")
+OTHER_TARGETS = target_names()[1:]
 FORMATS = ("everything", "bfloat16"), ("everything", "int8"), ("lem", "int8_weights")
 
 
@@ -28,8 +29,11 @@ def native(monkeypatch):
     monkeypatch.setenv("FUSEDRNN_TARGET", available_targets()[0].name)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("everything", "float32"), ("slstm", "float64")])
-@pytest.mark.parametrize("target", target_names()[1:], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "dtype", "target"),
+    [("everything", "float32", OTHER_TARGETS[0]), ("slstm", "float64", OTHER_TARGETS[-1])],
+    indirect=["target"],
+)
 def test_targets(name, dtype, target, small_chunks):
     problem, oracle = cell_problem(name, SHAPE)
     with fusedrnn.thread_limits(2):

@@ -72,7 +72,8 @@ class _PlanFields:
     """The fields of a plan's structs that forward and backward have in common."""
 
     call_struct: Struct
-    make_layer_dir_struct: Callable[[TracedCell], Struct]
+    layer_dir_struct: Struct
+    extended_struct: Callable[[TracedCell], Struct]
 
     def __init__(self, spec: RNNSpec, plan: Plan, reserve: ReserveLayout | None) -> None:
         self.spec, self.plan, self.reserve, self.scratch = spec, plan, reserve, plan.scratch
@@ -82,7 +83,9 @@ class _PlanFields:
 
     def kernel_args(self, weights: Sequence[PackedWeightsOffsets]) -> KernelArgs:
         """Build the arguments: the struct of the call, then one for each layer-direction."""
-        call, layer_dir = self.call_struct, self.make_layer_dir_struct(lowered_cell(self.spec.variant))
+        call, layer_dir = self.call_struct, self.layer_dir_struct
+        if len(self.letters) > len(state_letters(0)) or self.spec.scalar_kinds:
+            layer_dir = self.extended_struct(lowered_cell(self.spec.variant))
         bounds = {name: np.array(bound, np.int64) for name, bound in self.plan.bounds.items()}
         pointers = {name: array.ctypes.data for name, array in bounds.items()}
         fields = {**self.call(), **pointers, "layer_dirs": Relocation("args", call.size)}
@@ -168,7 +171,8 @@ class _PlanFields:
 
 
 class _ForwardFields(_PlanFields):
-    call_struct, make_layer_dir_struct = forward.CALL, staticmethod(forward.layer_dir_struct)
+    call_struct, layer_dir_struct = forward.CALL, forward.LAYER_DIR
+    extended_struct = staticmethod(forward.layer_dir_struct)
 
     def symbols(self) -> list[str]:
         """The symbols of a forward call."""
@@ -202,7 +206,8 @@ class _ForwardFields(_PlanFields):
 
 
 class _BackwardFields(_PlanFields):
-    call_struct, make_layer_dir_struct = backward_emitter.CALL, staticmethod(backward_emitter.layer_dir_struct)
+    call_struct, layer_dir_struct = backward_emitter.CALL, backward_emitter.LAYER_DIR
+    extended_struct = staticmethod(backward_emitter.layer_dir_struct)
 
     def symbols(self) -> list[str]:
         """The symbols of a backward call."""
