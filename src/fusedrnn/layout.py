@@ -145,10 +145,7 @@ class ParameterLayout:
         """The inverse of :meth:`unpack`: a new flat vector, by default of the spec's dtype."""
         flat = np.empty(self.size, dtype or self.spec.dtype)
         expected = self._named(names)
-        if missing := expected.keys() - arrays.keys():
-            raise ValueError(f"parameters missing: {', '.join(sorted(missing))}")
-        if unknown := arrays.keys() - expected.keys():
-            raise ValueError(f"parameters unknown: {', '.join(sorted(unknown))}; expected {', '.join(expected)}")
+        check_names(expected, arrays)
         for name, entry in expected.items():
             array = np.asarray(arrays[name])
             if array.shape != entry.shape:
@@ -160,3 +157,16 @@ class ParameterLayout:
         """Every parameter by its name."""
         in_torch = check_choice("names", names, ("mxnet", "torch")) == "torch"
         return {entry.torch_name if in_torch else entry.name: entry for entry in self}
+
+
+def check_names(expected: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Refuse arrays of other names than those of the parameters.
+
+    Raises:
+        ValueError: With the names that are missing and those that are unknown.
+    """
+    missing, unknown = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
+    parts = [f"{kind}: {', '.join(sorted(map(str, names)))}" for kind, names in
+             (("missing", missing), ("unknown", unknown)) if names]  # fmt: skip
+    if parts:
+        raise ValueError(f"parameters {'; '.join(parts)}")

@@ -207,6 +207,35 @@ def test_constructor_errors():
              for name, values in SPEC.layout.unpack(flat_params(SPEC)).items()}  # fmt: skip
     with pytest.raises(TypeError, match="l0_i2h_weight must be a pair of integers and scales; got ndarray"):
         QuantizedParams.pack(SPEC, {**named, "l0_i2h_weight": named["l0_i2h_weight"][0]})
-    del named["l0_i2h_weight"]
-    with pytest.raises(ValueError, match="arrays must be of l0_i2h_weight"):
+    integers = named.pop("l0_i2h_weight")[0]
+    with pytest.raises(ValueError, match=r"^parameters missing: l0_i2h_weight; unknown: w$"):
+        QuantizedParams.pack(SPEC, {**named, "w": integers})
+    for scales in (np.ones(79), np.ones((80, 1)), np.ones((1, 80)), np.ones(1)):
+        with pytest.raises(ValueError, match=rf"scales of l0_i2h_weight must have .* or \(\) .*; got \({len(scales)},"):
+            QuantizedParams.pack(SPEC, {**named, "l0_i2h_weight": (integers, scales.astype(np.float32))})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-3])
+def test_scales_and_ranges_are_magnitudes(value):
+    quantized = RNNOp(SPEC).quantize(flat_params(SPEC))
+    ranges = np.ones((4, 2), np.float32)
+    for name, array in (("scales", quantized.scales), ("ranges", ranges)):
+        array = array.copy()
+        array.flat[-1] = value
+        with pytest.raises(ValueError, match=f"{name} must be finite and not negative; got {np.float32(value)}"):
+            replace(quantized, **{name: array})
+    named = {name: quantize_rows(values) if values.ndim == 2 else values
+             for name, values in SPEC.layout.unpack(flat_params(SPEC)).items()}  # fmt: skip
+    named["r1_h2h_weight"] = named["r1_h2h_weight"][0], np.float32(value)
+    with pytest.raises(ValueError, match="the scales of r1_h2h_weight must be finite and not negative"):
         QuantizedParams.pack(SPEC, named)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_matrices_that_are_not_finite(value):
+    """Calls take them, and give NaN; there is nothing to quantize."""
+    op, params, x = RNNOp(SPEC), flat_params(SPEC), inputs(SPEC)
+    SPEC.layout.unpack(params)["l1_h2h_weight"][7, 3] = value
+    with pytest.raises(ValueError, match="params must be finite to be quantized; row 7 of l1_h2h_weight is not"):
+        op.quantize(params)
+    assert np.isnan(op.forward(x, params)[0]).any()

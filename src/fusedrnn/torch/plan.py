@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
-from fusedrnn.torch.formats import checked_compute, not_in_training
+from fusedrnn.torch.formats import checked_compute, no_dropout
 from fusedrnn.torch.low_precision import OPERANDS
 
 
@@ -22,8 +22,8 @@ class ModulePlan(NamedTuple):
 
     Attributes:
         spec: The network in inference.
-        training_spec: The network in training, with dropout; None if the operator cannot drop as much, or if
-            ``compute`` is for inference only.
+        training_spec: The network in training, with dropout; None if the operator cannot drop as much, or drops nothing
+            with ``compute``.
         state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
         state_sizes: Features of h, and of c in an LSTM.
         names: Names of the parameters in torch.nn's order, which is that of a layer's ``_flat_weights``.
@@ -56,12 +56,11 @@ def _layer_plan(
             mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=MODULE_DTYPES[dtype],
             compute=compute,
         )  # fmt: skip
-        drops = dropout > 0 and layers > 1
-        training_spec = (replace(spec, dropout=dropout) if dropout < 1 else None) if drops else spec
+        training_spec: RNNSpec | None = spec
+        if dropout > 0 and layers > 1:
+            training_spec = replace(spec, dropout=dropout) if dropout < 1 and spec.is_trainable else None
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
-    if not spec.is_trainable:
-        training_spec = None
     ours = spec.layout.by_layer_direction
     # torch.nn lists the projection of a direction after its biases, the operator before them.
     torchs = sorted(ours, key=lambda entry: (entry.layer, entry.direction, entry.kind == "h2r_weight"))
@@ -101,12 +100,12 @@ def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
     """What a layer in this mode runs; None if the operator does not support it.
 
     Raises:
-        RuntimeError: In training, if ``compute`` is for inference only.
+        RuntimeError: In training with dropout, if ``compute`` is for inference only.
     """
     if not training:
         return plan.spec
     if plan.training_spec is None and not plan.spec.is_trainable:
-        raise RuntimeError(not_in_training(plan.spec.compute))
+        raise RuntimeError(no_dropout(plan.spec.compute))
     return plan.training_spec
 
 
