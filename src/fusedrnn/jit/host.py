@@ -10,7 +10,6 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from fusedrnn import env
-from fusedrnn.jit.amx import request_permission
 from fusedrnn.jit.target import Target, known_targets
 
 # Processors, by LLVM's names, that execute a 512-bit instruction as two 256-bit halves, one after the other.
@@ -55,6 +54,8 @@ def _missing(target: Target) -> list[str]:
 @lru_cache(maxsize=1)
 def _tiles_are_permitted() -> bool:
     """Whether the system permits tiles. It is asked once, so that a process does not change its target."""
+    from fusedrnn.jit.amx import request_permission  # few processors need it
+
     return request_permission()
 
 
