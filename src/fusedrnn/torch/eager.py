@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import double_backward, low_precision, tensor_calls
+from fusedrnn.torch import double_backward, tensor_calls
+from fusedrnn.torch.converted_operands import autocast_operands, low_precision_operands
 from fusedrnn.torch.eligibility import is_plain
+from fusedrnn.torch.low_precision import rounded
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors
 from fusedrnn.torch.tensor_calls import SavedForBackward, TrainingResults
-from fusedrnn.torch.widened_weights import widened
 
 
 class FusedRNN(torch.autograd.Function):
@@ -110,8 +111,9 @@ def run(
     """
     network = Network.of(spec)
     if x.dtype is not network.dtype:
-        weights = widened(weights)
-        return low_precision.run(run, spec, x, states, weights, lengths=lengths, batch_sizes=batch_sizes, seed=seed)
+        several_steps = len(x if batch_sizes is None else batch_sizes) > 1
+        operands = low_precision_operands(network, x, states, weights, several_steps)
+        return rounded(run(spec, *operands, lengths=lengths, batch_sizes=batch_sizes, seed=seed), x.dtype)
     if seed is None:
         seed = draw_seed() if network.drops else 0
     weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
@@ -125,6 +127,16 @@ def run(
     if network.drops:
         return tensor_calls.train(shape, x, states, weights, seed)[:2]
     return tensor_calls.infer(shape, x, states, weights)
+
+
+def run_under_autocast(
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, **options: Any
+) -> Results:
+    """:func:`run` where autocast is on, whose conversions of float32 operands are copies."""
+    network = Network.of(spec)
+    if x.dtype is network.dtype:
+        x, states, weights = autocast_operands(network, x, states, weights)
+    return run(spec, x, states, weights, **options)
 
 
 def draw_seed() -> int:

@@ -26,6 +26,7 @@ from fusedrnn.engines.cpu.kernels.weight_gradients import WeightGradients
 from fusedrnn.jit.builder import Declared, Function, Module, Value, Variable
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
+from fusedrnn.jit.tiles import released_tiles
 
 
 def build_backward(variant: Variant, compute: str, target: Target) -> Module:
@@ -45,7 +46,7 @@ def build_backward(variant: Variant, compute: str, target: Target) -> Module:
         with f.if_(num_threads > 1):
             f.call(program.barrier, c.barriers, num_threads, c.spins)
 
-    with f.if_(thread < num_threads), flush_denormals(f):
+    with f.if_(thread < num_threads), flush_denormals(f), released_tiles(f, program.target):
         each_layer_dir(f, c, thread, run, after)
         with f.if_(c.x_gradient.is_set):
             f.call(add_directions, call, thread, num_threads)

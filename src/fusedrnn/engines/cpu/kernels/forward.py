@@ -25,6 +25,7 @@ from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
+from fusedrnn.jit.tiles import released_tiles
 
 CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
@@ -75,7 +76,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
         with f.if_((c.grid_layer_dirs * c.grid_units > 1) & (layer < c.layers - 1)):
             f.call(program.barrier, c.barriers, num_threads, c.spins)
 
-    with f.if_(thread < num_threads), flush_denormals(f):
+    with f.if_(thread < num_threads), flush_denormals(f), released_tiles(f, program.target):
         each_layer_dir(f, c, thread, run, after)
     f.ret()
     return program.module
