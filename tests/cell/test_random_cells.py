@@ -4,18 +4,18 @@ A cell is a list of operations on values by number; torch's functions and the la
 values between -2 and 2, so that no derivative grows with the depth of a program.
 """
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from fusedrnn import RNNOp, RNNSpec, cell as language
-from fusedrnn.testing.tolerance import longest_sum, tolerance
+from fusedrnn import RNNSpec
+from fusedrnn import cell as language
 from oracles import reference_results
+from paper_cells import check_training
 from problems import Shape, assert_close, assert_gradients_close, problem_of
-from variants import Steps, recorded, variant_results
+from variants import Steps, variant_results
 
 UNARY = {
     "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": lambda a: torch.nn.functional.softplus(a, threshold=40),
@@ -26,7 +26,7 @@ SHAPE = Shape(4, 3, 3, 5, layers=2, bidirectional=True, lengths="edges")
 
 
 def draw(rng):
-    """The names of a random cell and its program: for each recurrent product the operations before it, then the rest."""
+    """The names of a random cell and its program: the gates of each recurrent product, and the operations after it."""
     products = int(rng.integers(1, 4))
     groups = [[f"g{product}{number}" for number in range(rng.integers(1, 3))] for product in range(products)]
     inputs = [f"x{number}" for number in range(rng.integers(0, 2))]
@@ -135,3 +135,9 @@ def test_reference(seed):
     actual = reference_results(of_cell)
     assert_close(actual.forward, oracle.forward, "float64", of_cell.spec)
     assert_gradients_close(actual.gradients, oracle.gradients, "float64", of_cell.spec, SHAPE.T, SHAPE.N)
+
+
+@pytest.mark.parametrize("seed", [1, 5, 16])
+def test_kernels(seed):
+    """Of two and three products, which later stages read, one to three states, a vector and a scalar."""
+    check_training(*problem(seed))
