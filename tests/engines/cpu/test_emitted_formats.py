@@ -9,10 +9,9 @@ from collections import Counter
 
 import pytest
 
-from assembly import loops, parsed
+from assembly import common_functions, loops, parsed
 from fusedrnn.cell.cells import FAMILIES
 from fusedrnn.engines.cpu.kernels.backward import build_backward
-from fusedrnn.engines.cpu.kernels.common import build_common
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.jit.target import is_x86, known_targets
 
@@ -36,7 +35,7 @@ TILE_KERNELS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)]
 
 def loops_over_k(compute, target):
     """The loops over k of each micro-kernel, with the number of products of a group."""
-    code = parsed(build_common(compute, target), target)
+    code = common_functions("nn", compute, target)
     max_rows, width = target.tile
     for rows, col_vecs in itertools.product(range(1, max_rows + 1), range(1, width + 1)):
         name = f"microkernel_nn{rows}x{col_vecs}"
@@ -81,7 +80,7 @@ def test_dot_products_need_no_conversion(compute, target):
 @pytest.mark.parametrize(("compute", "target"), TILE_CASES)
 def test_tile_products(compute, target):
     """A step loads each tile of A and of B once and multiplies every pair of them; nothing else touches memory."""
-    code = parsed(build_common(compute, target), target)
+    code = common_functions("nn", compute, target)
     assert sum(name.startswith("tile_kernel") for name in code) == len(TILE_KERNELS)
     for height, vecs in TILE_KERNELS:
         [body] = [body for body in loops(code[f"tile_kernel{height}x{vecs}"]) if any("%tmm" in line for line in body)]
@@ -114,7 +113,7 @@ def test_tiles_are_released(build, compute, target):
 @pytest.mark.parametrize(("compute", "target"), TILE_CASES)
 def test_tiles_are_configured_where_they_have_other_rows(compute, target):
     """Asked first: to configure takes longer than many products."""
-    code = parsed(build_common(compute, target), target)
+    code = common_functions("nn", compute, target)
     [gemm] = [lines for name, lines in code.items() if name in ("gemm", "gemm_int8")]
     instructions = [line.split()[0] for line in gemm]
     asked, configured = instructions.index("sttilecfg"), instructions.index("ldtilecfg")

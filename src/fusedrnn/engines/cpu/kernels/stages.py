@@ -11,7 +11,7 @@ from typing import TypeVar
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative, StageDerivative, differentiate
 from fusedrnn.cell.expr import Expr, walk
-from fusedrnn.cell.leaves import NewState, Saved, StageOperand, State
+from fusedrnn.cell.leaves import NewState, PreH, Saved, StageOperand, State
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, traced_cell
 
 
@@ -51,8 +51,17 @@ def derivative_of(variant: Variant) -> Derivative:
 
 
 def is_plain(cell: TracedCell) -> bool:
-    """Whether a cell has one stage and no peepholes: then calls can use unpacked weights."""
-    return len(cell.stages) == 1 and not cell.peepholes
+    """Whether a cell has one stage for all gates, and no parameters of its own: calls can use unpacked weights."""
+    return len(cell.stages) == 1 and not cell.parameters and not cell.input_gates
+
+
+STATE_LETTERS = "hcsuvw"
+"""Fields of structs name states by their number: h0 and h_n of the first, c0 and c_n of the second."""
+
+
+def state_letters(num_states: int) -> str:
+    """The letters of the states that structs have fields for: at least two."""
+    return STATE_LETTERS[: max(2, num_states)]
 
 
 Result = NewState | StageOperand | Saved
@@ -62,7 +71,7 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class StageKernel:
-    """A stage of a cell: one GEMM and the maths on its results."""
+    """A stage of a cell: one GEMM and the maths on its results. Or the gates of the input alone, which have neither."""
 
     index: int  # among the stages
     gate_names: tuple[str, ...]  # none if it projects
@@ -71,7 +80,7 @@ class StageKernel:
     derivative: StageDerivative  # the gradients that its GEMMs need
     first_gate: int  # the number of gates of the stages before
     first_grad: int  # the number of distinct gradients of the stages before
-    results: tuple[tuple[Result, Expr], ...]  # what is computed after its GEMM, each with its expression
+    results: tuple[tuple[Result, Expr], ...] = ()  # what is computed after its GEMM, each with its expression
 
     @property
     def num_gates(self) -> int:
@@ -90,11 +99,11 @@ class StageKernel:
 
 @lru_cache(maxsize=256)
 def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
-    """The stages of a cell.
+    """The stages of a cell that have a GEMM.
 
     Raises:
-        NotImplementedError: If a projection is not the last stage, the gates of a stage are not adjacent, or a state is
-            needed after it has been replaced.
+        NotImplementedError: If a projection is not the last stage, the gates of a stage are not adjacent, a state is
+            needed after it has been replaced, or a product after the next one.
     """
     cell, derivative = lowered_cell(variant), derivative_of(variant)
     results = _results(cell, derivative)
@@ -114,10 +123,21 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     return tuple(stages)
 
 
+@lru_cache(maxsize=256)
+def input_stage(variant: Variant) -> StageKernel | None:
+    """The gates that the input alone gives, whose columns follow those of the stages; None if there are none."""
+    cell, derivative, last = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)[-1]
+    if not cell.input_gates:
+        return None
+    first_gate, first_grad = last.first_gate + last.num_gates, last.first_grad + last.num_grads
+    return StageKernel(last.index + 1, cell.input_gates, False, False, derivative.inputs, first_gate, first_grad)
+
+
 def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result, Expr]]:
     """Everything that a cell computes, each with its stage and its expression."""
     results: list[tuple[int, Result, Expr]] = [
-        (cell.ready_stage(new), NewState(name), new) for name, new in zip(cell.states, cell.outputs, strict=True)
+        (stage, NewState(name), new)
+        for stage, name, new in zip(_new_state_stages(cell), cell.states, cell.outputs, strict=True)
     ]
     # An operand is computed in the stage before its own.
     results += [(index, StageOperand(index + 1), operand) for index, operand in enumerate(cell.operands)]
@@ -128,6 +148,21 @@ def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result
     return results
 
 
+def _new_state_stages(cell: TracedCell) -> list[int]:
+    """The stage that computes each new state: when it can, but not before the last one that reads the old state."""
+    stages = [cell.ready_stage(new) for new in cell.outputs]
+    while True:
+        readers = [*zip(stages, cell.outputs, strict=True), *enumerate(cell.operands)]
+        last = [
+            max([index, *(reader for reader, expr in readers if State(name) in walk([expr]))])
+            for index, name in zip(stages, cell.states, strict=True)
+        ]
+        # The output has a buffer for each of two steps.
+        if last[1:] == stages[1:]:
+            return stages
+        stages[1:] = last[1:]
+
+
 def _check_order(cell: TracedCell, stages: Sequence[StageKernel]) -> None:
     """Refuse a cell that needs a state after it has been replaced; all states but h are replaced in their stage."""
     replaced: set[str] = set()
@@ -135,4 +170,7 @@ def _check_order(cell: TracedCell, stages: Sequence[StageKernel]) -> None:
         used = {node.name for node in walk([expr for _, expr in stage.results]) if isinstance(node, State)}
         if used & replaced:
             raise NotImplementedError(f"a cell that needs the old {used & replaced} after it has been replaced")
+        products = {node.gate for node in walk([expr for _, expr in stage.results]) if isinstance(node, PreH)}
+        if not products <= set(stage.gate_names):
+            raise NotImplementedError(f"a cell that needs the product of {products - set(stage.gate_names)} later")
         replaced |= {result.name for result in stage.results_of(NewState)} - {cell.states[0]}

@@ -27,10 +27,10 @@ class _Training(Inference):
     _result_kinds = (NewState, StageOperand, Saved)
 
     def _saved_arrays(self) -> OutputRows:
-        """Where the reserve holds the states of this layer-direction, and the operand of a second stage."""
-        p = self.p
-        arrays: OutputRows = dict(zip(map(NewState, self.cell.states), (p.saved_h, p.saved_c), strict=False))
-        return arrays | {StageOperand(1): p.saved_operand} if len(self.stages) > 1 else arrays
+        """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
+        results: list[Result] = [*map(NewState, self.cell.states)]
+        results += [StageOperand(stage.index) for stage in self.stages[1:]]
+        return {result: self.saved_array(number) for number, result in enumerate(results)}
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
         """Save an initial state as the state of the time before the row's first."""
@@ -64,6 +64,6 @@ class _Training(Inference):
             return
         size = self.units_of(stage).size
         self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, size)
-        if result == NewState("h"):
+        if result == NewState(self.cell.output):
             with f.if_(self.p.y.is_set):
                 self.store_tail(value, unit_vec, output_rows["y"] + unit_vec * v.bytes, size)

@@ -60,7 +60,7 @@ class ProblemSize(Tiling):
         self.instructions = _cell_instructions(spec.variant, phase)
         self.states = len(spec.state_names) + len(self.stages) - 1
         self.saved = len(derivative_of(spec.variant).saved)
-        self.pre_act_grads = sum(stage.num_grads for stage in self.stages)
+        self.pre_act_grads = sum(stage.num_grads for stage in self.column_groups)
 
     @property
     def rows_per_gemm_tile(self) -> int:
@@ -133,7 +133,7 @@ def _cell_instructions(variant: Variant, phase: Phase) -> int:
         stores += len(roots) + len(derivative.saved)
         roots += derivative.saved
     if phase == "backward":
-        grads = [slot for stage in derivative.stages for slot in stage.distinct_grads]
+        grads = [slot for stage in (*derivative.stages, derivative.inputs) for slot in stage.distinct_grads]
         roots = [*grads, *derivative.state_grads.values()]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores
