@@ -175,6 +175,28 @@ def test_pack_one_scale_and_every_integer():
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
 
 
+def test_sums_of_integers_are_exact():
+    """They cancel, where a sum of the float32 numbers that they stand for would leave some of 1e15."""
+    spec = RNNSpec("rnn_relu", 40, 33, bias="none", compute="int8")
+    params = flat_params(spec)
+    weight = spec.layout.view(params, 0, 0, "i2h_weight")
+    weight[:, 20:] = -np.random.default_rng(1).permuted(weight[:, :20], axis=1)
+    x = np.full((1, 3, 40), 1e15, np.float32)
+    assert not RNNOp(spec).forward(x, params)[0].any()
+    x[0, 1, 0] = 2e15
+    assert RNNOp(spec).forward(x, params)[0][0, 1].any()
+
+
+@pytest.mark.parametrize("hidden", [33, 700])
+def test_largest_input_of_int8_weights(hidden):
+    """Sums of x times integers must fit: 127 times those of the magnitudes of x."""
+    spec = RNNSpec("rnn_relu", 64, hidden, bias="none", compute="int8_weights")
+    params, x = flat_params(spec), np.sign(inputs(spec, 1)) * np.float32(3.4e38 / (127 * 64))
+    y, _, _ = RNNOp(spec).forward(x, params)
+    expected, _, _ = RNNOp(spec, "reference").forward(x.astype(np.float32), params)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
 def test_errors():
     op, x, params = RNNOp(SPEC), inputs(SPEC), flat_params(SPEC)
     quantized = op.quantize(params)

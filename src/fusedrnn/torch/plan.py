@@ -32,6 +32,7 @@ class ModulePlan(NamedTuple):
         order: For each parameter of the operator its index in ``names``, None for a missing bias; None if the operator
             has the same parameters in the same order.
         is_cell: Whether the module is a cell, which has no ``_flat_weights``.
+        training_error: The error of a call in training mode; None if there is none. Dynamo reads it in a graph.
     """
 
     spec: RNNSpec
@@ -43,6 +44,7 @@ class ModulePlan(NamedTuple):
     expected: list[tuple[Any, ...]]
     order: tuple[int | None, ...] | None
     is_cell: bool = False
+    training_error: str | None = None
 
 
 @lru_cache(maxsize=256)
@@ -72,6 +74,7 @@ def _layer_plan(
         spec, training_spec, (layers * spec.num_directions,), tuple(map(spec.size_of, spec.state_names)), names, shapes,
         [(Parameter, dtype, torch.Size(shape), True, False, torch.strided, False) for shape in shapes],
         None if order == tuple(range(len(names))) else order,
+        training_error=None if training_spec is not None or spec.is_trainable else no_dropout(spec.compute),
     )  # fmt: skip
 
 
@@ -104,8 +107,8 @@ def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
     """
     if not training:
         return plan.spec
-    if plan.training_spec is None and not plan.spec.is_trainable:
-        raise RuntimeError(no_dropout(plan.spec.compute))
+    if plan.training_error is not None:
+        raise RuntimeError(plan.training_error)
     return plan.training_spec
 
 
