@@ -1,4 +1,4 @@
-"""Operands of a call as float32 copies: one node of autograd, which checks the operands that torch.nn would save."""
+"""Operands in bfloat16 and float16 as float32: one node of autograd, which checks those that torch.nn would save."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _apply: Any = super(torch.autograd.Function, _Conversion).apply
 def low_precision_operands(
     network: Network, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, several_steps: bool
 ) -> Operands:
-    """Operands in bfloat16 or float16 as float32. The rules for changes before backward are those of float32 operands.
+    """The operands in float32. The rules for changes before backward are those of float32 operands.
 
     ``several_steps`` says whether T is above 1.
     """
@@ -52,22 +52,6 @@ def low_precision_operands(
         # torch refuses to save tensors that were created in inference mode, which cannot change in place here either.
         saved = [t for t, save in zip(operands, flags, strict=True) if save and t is not None and not t.is_inference()]
     return _split(network, states, _recorded(operands, copies, needs_grad, saved))
-
-
-def autocast_operands(network: Network, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors) -> Operands:
-    """Copies of the float32 operands that torch.nn's operations convert under autocast: these may change later.
-
-    c is multiplied as it is. Without gradients nothing is copied.
-    """
-    operands = [x, *(states or (None,) * network.num_states), *weights]
-    needs_grad = _needs_grad(operands)
-    if True not in needs_grad:
-        return x, tuple(states) if states else None, weights
-    copies: list[Tensor | None] = list(operands)
-    copies[:2] = [t if t is None else t.detach().clone() for t in operands[:2]]
-    first = 1 + network.num_states
-    copies[first:] = widened(weights)
-    return _split(network, states, _recorded(operands, copies, needs_grad, []))
 
 
 def _float32(tensors: Tensors) -> list[Tensor | None]:
@@ -84,7 +68,7 @@ def _recorded(
 ) -> list[Tensor | None]:
     """The copies, as functions of the operands that need a gradient."""
     results = list(copies)
-    indices = [i for i, needed in enumerate(needs_grad) if needed and copies[i] is not operands[i]]
+    indices = [i for i, needed in enumerate(needs_grad) if needed]
     if indices:
         # Others use the same copies of weights: these must stay without history.
         aliases = tuple([copies[i].data for i in indices])  # type: ignore[union-attr]
