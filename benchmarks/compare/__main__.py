@@ -11,12 +11,12 @@ from benchmarks.compare.runner import Comparison, comparison_report, run
 from benchmarks.compare.table import compared_table, formats_table, summary
 from benchmarks.peers.environments import PEERS, in_formats
 from benchmarks.peers.revision import find
-from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.data import IN_FORMAT
 from fusedrnn.bench.formats import format_fields
 from fusedrnn.cli import options
 from fusedrnn.cli.bench import make_config, run_and_print, write_json
 from fusedrnn.cli.console import check_writable, fail
+from fusedrnn.runtime.bandwidth import measure_bandwidth
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -4,9 +4,9 @@
     Instruction set to compile for: ``avx512``, ``avx512-half``, ``avx2`` or ``generic``, each also as
     ``NAME-emulated``. Default: the widest that the processor has.
 ``FUSEDRNN_CACHE_DIR``
-    Folder for compiled kernels; an empty value keeps none on disk. Default: ``fusedrnn`` in the user's cache folder,
-    which is that of ``XDG_CACHE_HOME`` on Linux. A folder that another user owns or can write to is not used, and one
-    that cannot be written is warned about once.
+    Folder for compiled kernels and the measured rates of the machine; an empty value keeps none on disk. Default:
+    ``fusedrnn`` in the user's cache folder, which is that of ``XDG_CACHE_HOME`` on Linux. A folder that another user
+    owns or can write to is not used, and one that cannot be written is warned about once.
 ``FUSEDRNN_DEBUG``
     0 logs nothing (default), 1 the plan of each new problem, 2 also the time of each phase, 3 also LLVM IR as it is
     compiled, 4 also assembly. The messages go to the logger ``fusedrnn``, and with this variable set to stderr.

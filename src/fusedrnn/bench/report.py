@@ -29,7 +29,7 @@ def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, flo
     """The whole benchmark.
 
     Times are seconds per call, the peaks are in GFLOP/s, and ``bandwidth``, from
-    :func:`fusedrnn.bench.bandwidth.measure_bandwidth`, in GB/s.
+    :func:`fusedrnn.runtime.bandwidth.measure_bandwidth`, in GB/s.
     """
     return {
         "machine": environment_report(),

@@ -13,7 +13,6 @@ from rich.table import Table
 
 import fusedrnn
 from fusedrnn.bench import variants as variants_bench
-from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.contenders import PHASES
 from fusedrnn.bench.data import FUSED, IN_FORMAT, IN_TORCH, NON_FUSED, TORCH, UNPACKED, load
 from fusedrnn.bench.formats import format_fields
@@ -28,6 +27,7 @@ from fusedrnn.bench.tables import engines_table, formats_table, tables, variants
 from fusedrnn.cli import options
 from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.engines import registry
+from fusedrnn.runtime.bandwidth import measure_bandwidth
 
 
 def bench(

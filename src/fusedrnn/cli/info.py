@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,7 +11,6 @@ from rich.table import Table
 
 import fusedrnn
 from fusedrnn import RNNSpec
-from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.lines import rate_text
 from fusedrnn.bench.report import environment_report
 from fusedrnn.cli.console import fail, output
@@ -23,8 +21,10 @@ from fusedrnn.env import cache_directory
 from fusedrnn.jit.amx import request_permission
 from fusedrnn.jit.host import current_target, dot_product_sets
 from fusedrnn.jit.object_cache import ObjectCache
-from fusedrnn.runtime.peak import Sampler, measure_peak, sample_tiles
-from fusedrnn.runtime.peak_instructions import FMA, instruction_of, tile_instructions
+from fusedrnn.runtime.bandwidth import measured_rates
+from fusedrnn.runtime.machine_rates import MachineRates
+from fusedrnn.runtime.peak import measure_peak
+from fusedrnn.runtime.peak_instructions import FMA, instruction_of
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES
 
@@ -42,19 +42,26 @@ def info(
     everything: Annotated[
         bool, typer.Option("--all", help="With --plan: time every partition, not only the chosen one.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure anew the rates that the cost model has of this machine.")
+    ] = False,
 ) -> None:
-    """Show the processor, the instruction set of the kernels, and the measured peaks of formats and memory.
+    """Show the processor, the instruction set of the kernels, the peaks of formats, and the rates that plans assume.
+
+    These rates are measured when there are none yet, and kept in the folder of compiled kernels.
 
     With --plan: the partitions of a workload over threads, the time that the cost model predicts for each, and the
     measured time of the one that it chooses. Nothing else should run on the machine meanwhile.
     """
     if not plan:
+        measured_rates(anew=measure)
         _print_machine()
         return
     try:
         workloads = parse_cases(plan), parse_modes(modes), parse_dtype(dtype)
     except ValueError as error:
         fail(str(error))
+    measured_rates(anew=measure)
     print_plans(PlanConfig(*workloads, threads or fusedrnn.get_num_threads(), everything))
 
 
@@ -89,10 +96,7 @@ def _lines() -> Iterator[tuple[str, str]]:
             f"{name} peak",
             by_fma if instruction == FMA else (f"{_peaks(number_format, machine['threads'])}, by {instruction.name}"),
         )
-    for number_format, tiles in tile_instructions().items():
-        peaks = _peaks(number_format, machine["threads"], partial(sample_tiles, tiles))
-        yield f"AMX peak {number_format}", f"{peaks}, by {tiles.name}"
-    yield "read bandwidth", f"{_bandwidths(1)} on 1 thread"
+    yield "cost model", _rates(measured_rates())
     yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
     yield "kernels kept in", _kernels_folder()
     yield "versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -126,13 +130,16 @@ def _dot_products() -> str:
     return ", ".join(f"{name} {text}" for name, text in sets.items())
 
 
-def _peaks(number_format: str, threads: int, sample: Sampler | None = None) -> str:
-    on_one = f"{rate_text(number_format, measure_peak(number_format, 1, sample))} on 1 thread"
-    return on_one if threads == 1 else f"{on_one}, {measure_peak(number_format, threads, sample):.1f} on {threads}"
+def _peaks(number_format: str, threads: int) -> str:
+    on_one = f"{rate_text(number_format, measure_peak(number_format, 1))} on 1 thread"
+    return on_one if threads == 1 else f"{on_one}, {measure_peak(number_format, threads):.1f} on {threads}"
 
 
-def _bandwidths(threads: int) -> str:
-    return ", ".join(f"{level} {rate:.0f} GB/s" for level, rate in measure_bandwidth(threads).items())
+def _rates(rates: MachineRates) -> str:
+    """What the cost model has of this machine; levels that were not measured are left out."""
+    bandwidths = {"L2": rates.l2, "L3": rates.l3, "memory": rates.memory}
+    reads = ", ".join(f"{level} {rate:.0f}" for level, rate in bandwidths.items() if rate)
+    return f"{rate_text('float32', rates.fma)}, reading {reads} GB/s on 1 thread, as measured once"
 
 
 def _size(size: int) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from statistics import median
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import fusedrnn
-from fusedrnn.bench.bandwidth import measure_bandwidth
 from fusedrnn.bench.data import workload
 from fusedrnn.bench.tables import MODE_NAMES
 from fusedrnn.cli.console import output
@@ -26,8 +24,6 @@ from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, Th
 from fusedrnn.engines.cpu.tiling import kernel_target
 from fusedrnn.engines.cpu.tuning import MachineModel
 from fusedrnn.jit.host import current_target
-from fusedrnn.jit.target import Target
-from fusedrnn.runtime.peak import measure_peak
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import Case
 
@@ -37,7 +33,6 @@ _PASSES: dict[Phase, str] = {
 }  # fmt: skip
 _BANDWIDTHS = {"L2": "l2_bandwidth", "L3": "l3_bandwidth", "memory": "memory_bandwidth"}
 """Field of the machine model, by level."""
-_PEAK = "FMA peak"
 _MIN_CALLS = 2
 
 
@@ -59,59 +54,52 @@ class PlanConfig:
 
 
 def print_plans(config: PlanConfig) -> None:
-    """Print the constants of the machine model, then a table of partitions for each case, mode and pass."""
+    """Print the rates of the machine model, then a table of partitions for each case, mode and pass.
+
+    The model in use has the rates that are kept for this machine, if there are any.
+    """
     console = output()
     console.width = min(console.width, _WIDTH)
-    rates = {_PEAK: measure_peak(config.dtype, 1), **measure_bandwidth(1)}
-    _print_machine(console, config.dtype, rates)
+    _print_machine(console, config.dtype)
     for case, mode, pass_name in product(config.cases, config.modes, _PASSES):
-        _print_partitions(console, config, case, mode, pass_name, rates)
+        _print_partitions(console, config, case, mode, pass_name)
 
 
-def _measured(assumed: MachineModel, target: Target, dtype: str, rates: Mapping[str, float]) -> MachineModel:
-    """The machine model with the measured rates of a thread, in GFLOP/s and GB/s, instead of the assumed ones."""
-    bandwidths: dict[str, Any] = {field: rates[level] * 1e9 for level, field in _BANDWIDTHS.items() if level in rates}
-    return replace(assumed, fma_rate=rates[_PEAK] * 1e9 / (2 * target.lanes(dtype)), **bandwidths)
-
-
-def _print_machine(console: Console, dtype: str, rates: Mapping[str, float]) -> None:
+def _print_machine(console: Console, dtype: str) -> None:
     target = current_target()
-    assumed = MachineModel.of(target)
-    models, flops = (assumed, _measured(assumed, target, dtype, rates)), 2 * target.lanes(dtype)
+    models = MachineModel.of(target), tuning.current().machine_of(target)
+    flops = 2 * target.lanes(dtype)
     table = Table(title="one thread", title_justify="left", box=None, pad_edge=False)
-    for column in ("", "assumed", "measured"):
+    for column in ("", "assumed", "in use"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row(f"{_PEAK}, GFLOP/s", *(f"{model.fma_rate * flops / 1e9:.1f}" for model in models))
+    table.add_row("FMA peak, GFLOP/s", *(f"{model.fma_rate * flops / 1e9:.1f}" for model in models))
     for level, field in _BANDWIDTHS.items():
         table.add_row(f"{level} read, GB/s", *(f"{getattr(model, field) / 1e9:.1f}" for model in models))
     console.print(table, highlight=False)
 
 
-def _print_partitions(
-    console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase, rates: Mapping[str, float]
-) -> None:
+def _print_partitions(console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase) -> None:
     spec = case.spec(mode, config.dtype)
     target = kernel_target(spec, tuning.current().wide_weight_bytes)
-    assumed = MachineModel.of(target)
-    measured = _measured(assumed, target, config.dtype, rates)
     problem, thresholds = ProblemSize(spec, target, case.T, case.N, pass_name), tuning.current()
+    assumed, machine = MachineModel.of(target), thresholds.machine_of(target)
     grids = possible_grids(problem, config.threads, thresholds)
     shares = [LargestShare.of(problem, grid, thresholds) for grid in grids]
     # The calls are measured in a loop, which finds the threads spinning.
-    costs = [predict_cost(problem, share, assumed, spinning=True) for share in shares]
+    costs = [predict_cost(problem, share, machine, spinning=True) for share in shares]
     adjusted = [adjusted_cost(*pair, thresholds.min_speedup) for pair in zip(shares, costs, strict=True)]
     chosen = adjusted.index(min(adjusted))
     table = Table(title=f"{case.name} {MODE_NAMES[mode]}, {_PASSES[pass_name]}", title_justify="left")
     table.box, table.pad_edge = None, False
-    for column in ("", "threads", "partition", "predicted", "by measured", "time", "predicted/time"):
+    for column in ("", "threads", "partition", "predicted", "by assumed", "time", "predicted/time"):
         table.add_column(column, justify="left" if column in ("", "partition") else "right")
     for index, (share, cost) in enumerate(zip(shares, costs, strict=True)):
         timed = index == chosen or config.everything
         seconds = measure(spec, case, pass_name, share.grid, config.seconds) if timed else None
-        by_measured_rates = predict_cost(problem, share, measured, spinning=True).total
+        by_assumed_rates = predict_cost(problem, share, assumed, spinning=True).total
         table.add_row(
             ">" if index == chosen else "", str(share.num_threads), describe(share.grid, spec.bidirectional),
-            _time(cost.total), _time(by_measured_rates),
+            _time(cost.total), _time(by_assumed_rates),
             "" if seconds is None else _time(seconds), "" if seconds is None else f"{cost.total / seconds:.2f}",
         )  # fmt: skip
     console.print(table, highlight=False)
@@ -151,7 +139,7 @@ def measure(spec: RNNSpec, case: Case, pass_name: Phase, grid: ThreadGrid, durat
 
 def _calls(spec: RNNSpec, case: Case, pass_name: Phase) -> Iterator[Callable[[], object]]:
     """Endless calls to time; what each needs is prepared before it is yielded."""
-    work = workload(case, spec.mode, spec.dtype)
+    work = workload(case, spec.mode_name, spec.dtype)
     op, batch, params = fusedrnn.RNNOp(spec), work.batch(case.T), fusedrnn.frozen(work.params)
     while True:
         if pass_name == "inference":

@@ -1,4 +1,4 @@
-"""``fusedrnn warmup``: compiles kernels into the cache ahead of time."""
+"""``fusedrnn warmup``: compiles kernels into the cache ahead of time, and measures the rates that plans assume."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 import fusedrnn
 from fusedrnn.cli.console import fail, steps
 from fusedrnn.cli.options import ALL_MODES, Modes, parse_modes, parse_names
+from fusedrnn.runtime.bandwidth import measured_rates
 from fusedrnn.spec import DTYPES
 
 _HIDDEN_SIZES = 64, 1
@@ -21,11 +22,15 @@ def warmup(
     modes: Modes = ALL_MODES,
     dtypes: Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(DTYPES)}.")] = ",".join(DTYPES),
 ) -> None:
-    """Compile kernels ahead of time, so that no first call has to. Kernels depend on the cell and the float type."""
+    """Compile kernels ahead of time, so that no first call has to. Kernels depend on the cell and the float type.
+
+    The rates that the cost model has of this machine are measured, too, unless they have been.
+    """
     try:
         pairs = list(product(parse_modes(modes), parse_names(dtypes, "dtype", DTYPES)))
     except ValueError as error:
         fail(str(error))
+    measured_rates()
     with steps(len(pairs)) as progress:
         for mode, dtype in pairs:
             progress.say(f"{mode} {dtype}")

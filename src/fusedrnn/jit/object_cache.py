@@ -1,6 +1,6 @@
-"""Object files on disk: what one process compiles, later ones load.
+"""Object files on disk: what one process compiles, later ones load. Measured rates of the machine are kept likewise.
 
-A file is named by a hash of all that its code depends on. It begins with a hash of its name and its content: a file
+A file is named by a hash of all that its content depends on. It begins with a hash of its name and its content: a file
 that is damaged, half written or another one's copy is compiled again. Files are written under a temporary name and then
 renamed, so that processes may write at the same time. Only a folder that no other user can write to is used, see
 :mod:`fusedrnn.jit.cache_folder`; without one, kernels stay in memory.
@@ -25,7 +25,7 @@ from fusedrnn.jit.target import Target
 
 _FORMAT = b"fusedrnn object file 2\n"
 # Names of our files, finished or being written. Anything else in the folder is left alone.
-_OBJECT = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\.o")
+_OBJECT = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\.(o|rates)")
 _TEMPORARY = re.compile(r"[A-Za-z]\w*-[a-z0-9-]+-[0-9a-f]{32}\w*(\.\w+)?\.tmp")
 _MAX_FILE_BYTES = 64 << 20
 # Writing a file takes milliseconds: a temporary file of this age, in seconds, is that of a process that was killed.
@@ -89,7 +89,7 @@ class ObjectCache:
 
     def write(self, file: str, image: bytes) -> None:
         """Write an object file, if the folder can be written and trusted, and remove files above the limits."""
-        temporary = f"{file.removesuffix('.o')}.{os.urandom(8).hex()}.tmp"
+        temporary = f"{file.rpartition('.')[0]}.{os.urandom(8).hex()}.tmp"
         try:
             with Folder(self.path, self.user, make=True) as folder:
                 folder.write(file, temporary, _header(file, image) + image)

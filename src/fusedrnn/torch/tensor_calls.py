@@ -44,16 +44,25 @@ class SavedForBackward(NamedTuple):
         weights: One tensor with the bytes of the packed weights, or the matrices themselves with None for biases.
             Tensors of their own, whatever happens to the parameters.
         info: The engine's description of the reserve.
+        under_autocast: Whether the operands that autocast converts may change before backward.
     """
 
     reserve: Tensor
     weights: list[Tensor | None]
     info: Any
+    under_autocast: bool = False
 
     @property
     def packed(self) -> bool:
         """Whether the weights are packed."""
         return len(self.weights) == 1
+
+    def for_autocast(self) -> SavedForBackward:
+        """The same under autocast, with matrices of its own, as torch.nn saves what autocast has converted."""
+        if self.packed:
+            return self._replace(under_autocast=True)
+        weights = [matrix if matrix is None else matrix.clone() for matrix in self.weights]
+        return self._replace(weights=weights, under_autocast=True)
 
 
 TrainingResults = tuple[Tensor, tuple[Tensor, ...], SavedForBackward]

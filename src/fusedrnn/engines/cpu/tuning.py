@@ -13,10 +13,13 @@ from typing import Any
 
 from fusedrnn.jit.host import cache_sizes
 from fusedrnn.jit.target import Target
+from fusedrnn.runtime.machine_rates import MachineRates, kept_rates
 
 _DEFAULT_L2_BYTES = 1 << 20
 # Seconds of a cycle of a nominal core: the model's rates matter only in relation to one another.
 _CYCLE = 1 / 3.6e9
+# A measured rate beyond so many times the assumed one, or that part of it, is a disturbed measurement.
+_MAX_DEVIATION = 8.0
 
 
 def _l2_bytes() -> int:
@@ -65,6 +68,25 @@ class MachineModel:
             instruction=(0.9 if is_wide else 0.6) * _CYCLE,
         )
 
+    def with_rates(self, rates: MachineRates, target: Target) -> MachineModel:
+        """The model with rates that were measured with the target's vectors; what was not measured stays."""
+        fma_rate = rates.fma * 1e9 / (2 * target.lanes("float32"))
+        l2_bandwidth = _plausible(rates.l2 * 1e9, self.l2_bandwidth)
+        l3_bandwidth = min(_plausible(rates.l3 * 1e9, self.l3_bandwidth), l2_bandwidth)
+        return replace(
+            self,
+            fma_rate=_plausible(fma_rate, self.fma_rate),
+            l2_bandwidth=l2_bandwidth,
+            l3_bandwidth=l3_bandwidth,
+            memory_bandwidth=min(_plausible(rates.memory * 1e9, self.memory_bandwidth), l3_bandwidth),
+        )
+
+
+def _plausible(measured: float, assumed: float) -> float:
+    """A measured rate within the deviation from the assumed one; that one if nothing was measured."""
+    limited = min(max(measured, assumed / _MAX_DEVIATION), assumed * _MAX_DEVIATION)
+    return limited if measured else assumed
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -79,7 +101,7 @@ class Tuning:
     block_rows: int = 1152  # rows summed before the partial weight gradients are read and written again
     gemm_rows: int = 1152  # rows of such a block that a GEMM takes at once
     min_speedup: float = 1.1  # of several threads over one: other programs may want the processors
-    machine: MachineModel | None = None  # rates for the cost model; None for those assumed of the target
+    machine: MachineModel | None = None  # for the cost model; None for what was measured, or else assumed
     # Chooses one of the grids for a problem size, in place of the cost model.
     choose_grid: Callable[[Any, Sequence[Any]], Any] | None = None
 
@@ -107,8 +129,11 @@ class Tuning:
     trial_interval: float = 50.0  # time without trials, as a multiple of the last trial's
 
     def machine_of(self, target: Target) -> MachineModel:
-        """The rates for the cost model."""
-        return self.machine or MachineModel.of(target)
+        """The rates for the cost model: those kept for this machine, or else assumed ones."""
+        if self.machine is not None:
+            return self.machine
+        assumed, rates = MachineModel.of(target), kept_rates(target)
+        return assumed if rates is None else assumed.with_rates(rates, target)
 
 
 _installed: Tuning | None = None

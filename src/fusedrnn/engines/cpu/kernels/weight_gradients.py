@@ -7,15 +7,14 @@ Every element is one chain of multiply-adds over all steps, from the last to the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
 from fusedrnn.engines.cpu.kernels.loop import table_entry
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, PanelMatrix, Rows
+from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
@@ -51,37 +50,19 @@ class RowBlock(NamedTuple):
     accumulate: Value  # whether to add to the sums so far; else they start from zero
 
 
-class Share(NamedTuple):
-    """A thread's share of the units of a stage."""
-
-    first: Value
-    last: Value  # past its last vector of units
-    size: Value  # the units of all threads
-
-
-class WeightGradients(BackwardEmitter):
+class WeightGradients(ParameterSums):
     """Emits a function of (a layer-direction's arguments, first step, last step, their rows, is_first_block).
 
     With the last block, the sums go to the caller.
     """
 
     def __init__(self, program: Program, store_or_add: Function) -> None:
-        super().__init__(program, "weight_gradients", ("first", "last", "rows_in_block", "is_first_block"))
+        super().__init__(program, store_or_add)
         self._gemm, self._drop_panel = (Declared(program.module, signature) for signature in (GEMM_TN, DROP_PANEL))
-        self._store_or_add = store_or_add
-        f, c = self.f, self.c
-        self.first, self.last, self.num_rows, self.is_first_block = f.arguments[4:]
-        thread = self.row_group * c.grid_units + self.unit_group
-        self.hidden_share = self._share(c.weight_starts, thread, c.hidden)
-        self.out_share = self._share(c.out_weight_starts, thread, c.out) if self.cell.projects else self.hidden_share
-        self.row_positions = self.scratch + c.row_positions_offset
-        self.packed_panels = self.scratch + c.packed_offset
+        self.row_positions = self.scratch + self.c.row_positions_offset
+        self.packed_panels = self.scratch + self.c.packed_offset
         self.panel_features = self.panel_bytes // self.v.item
         self.x_panels = self._num_panels(self.p.k)
-
-    def _share(self, starts: Value, thread: Value, size: Value) -> Share:
-        first, last = (self.f.load(starts + thread * 8 + end) for end in (0, 8))
-        return Share(first, last, size)
 
     def _share_of(self, stage: StageKernel) -> Share:
         return self.out_share if stage.projects else self.hidden_share
@@ -99,22 +80,25 @@ class WeightGradients(BackwardEmitter):
         self._store_row_positions()
         self._clear_sums()
         for stage in self.gate_stages:
-            self._add_bias_sums(stage)
+            self.add_bias_sums(stage)
         with f.loop(0, self.num_rows, c.inner) as begin:
             end = (begin + c.inner).at_most(self.num_rows)
             accumulate = (begin + (1 - self.is_first_block)).is_set
-            for weights in (weights for stage in self.stages for weights in self._weights(stage)):
+            for weights in (weights for stage in self.column_groups for weights in self._weights(stage)):
                 with f.if_(self._weight_grad(weights).address.is_set):
                     self._multiply(weights, RowBlock(begin, end, accumulate))
         with f.if_(self.last.equals(c.steps)):
             self._store_sums()
         self._direction_barrier()
+        for stage in self.gate_stages:
+            self.store_scalar_sums(stage)
         f.ret()
         return f
 
     def _weights(self, stage: StageKernel) -> list[Weights]:
-        """The weights of a stage: a projection has no input weights."""
-        return [Weights(stage, of_state) for of_state in (False, True) if of_state or not stage.projects]
+        """The weights of a stage: a projection has no input weights, gates of the input alone no others."""
+        kinds = (True,) if stage.projects else (False,) if stage is self.input_stage else (False, True)
+        return [Weights(stage, of_state) for of_state in kinds]
 
     def _direction_barrier(self) -> None:
         """Wait for the direction group: weights' gradients are divided otherwise than steps are."""
@@ -134,34 +118,18 @@ class WeightGradients(BackwardEmitter):
                 f.store(table_entry(f, c.sorted_indices, sorted_row, sorted_row), address.get() + 8)
                 address.set(address.get() + 16)
 
-    def _bias_sums(self, stage: StageKernel, unit_vec: Value) -> Value:
-        return self.group + self.c.sums_offset + self.grad_index(stage, unit_vec, 0) * self.v.bytes
-
     def _clear_sums(self) -> None:
         """Clear the sums before the first block; it writes those of weights itself, unless it has no rows."""
         f = self.f
         with f.if_(self.is_first_block.is_set):
             for stage in self.gate_stages:
-                begin, end = (self._bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
+                begin, end = (self.bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
                 f.fill_zero(begin, end - begin)
         with f.if_(self.num_rows.is_zero & self.is_first_block.is_set):
-            for stage in self.stages:
+            for stage in self.column_groups:
                 first, last, _ = self._share_of(stage)
                 size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
                 f.fill_zero(self._weight_sums(stage, first, 0), size)
-
-    def _add_bias_sums(self, stage: StageKernel) -> None:
-        """Add up transposed gradients over the rows: the gradients of biases and peephole weights."""
-        f, c, v = self.f, self.c, self.v
-        with f.loop(*self.hidden_share[:2]) as unit_vec:
-            address = self._bias_sums(stage, unit_vec)
-            sums = [f.var(v.load(address + grad * v.bytes)) for grad in range(stage.num_grads)]
-            source = self.transposed + self.grad_index(stage, unit_vec, 0) * c.transposed_stride
-            with f.loop(0, self.num_rows) as row:
-                for grad, total in enumerate(sums):
-                    total.set(total.get() + v.load(source + c.transposed_stride * grad + row * v.bytes))
-            for grad, total in enumerate(sums):
-                v.store(total.get(), address + grad * v.bytes)
 
     def _multiply(self, weights: Weights, rows: RowBlock) -> None:
         """Add the products of some rows of the block to the gradient of a matrix."""
@@ -231,7 +199,7 @@ class WeightGradients(BackwardEmitter):
         with f.loop(rows.begin, rows.end) as row:
             time, sequence = (f.load(self.row_positions + row * 16 + 8 * word) for word in (0, 1))
             if of_state and stage.index:
-                source = self.saved_state(p.saved_operand, time, sequence)
+                source = self.saved_state(self.saved_operand(stage), time, sequence)
             elif of_state:
                 source = self.saved_state(p.saved_h, self.previous_time(time), sequence)
             else:
@@ -250,30 +218,18 @@ class WeightGradients(BackwardEmitter):
     def _store_sums(self) -> None:
         """Give the sums to the caller."""
         f, c, v = self.f, self.c, self.v
-        for stage in self.stages:
+        for stage in self.column_groups:
             first, last, size = self._share_of(stage)
             with f.loop(first, last) as unit_vec:
                 num_units = (size - unit_vec * v.lanes).at_most(v.lanes)
                 for gate in range(stage.num_gates):
                     for weights in self._weights(stage):
                         self._store_weight_sums(weights, unit_vec, gate, num_units)
-                for array, index, grad in self._bias_grads(stage):
+                for array, index, grad in self.bias_grads(stage):
                     with f.if_(array.is_set):
-                        source = self._bias_sums(stage, unit_vec) + grad * v.bytes
+                        source = self.bias_sums(stage, unit_vec) + grad * v.bytes
                         into = array + (size * index + unit_vec * v.lanes) * v.item
-                        f.call(self._store_or_add, source, into, num_units, c.add_params)
-
-    def _bias_grads(self, stage: StageKernel) -> Iterator[tuple[Value, int, int]]:
-        """Where each bias sum of a vector of units goes: the array, the part of it by gate, the distinct gradient."""
-        p, derivative = self.p, stage.derivative
-        for gate, grad in enumerate(derivative.x_grads):
-            yield p.d_x_bias, stage.first_gate + gate, grad
-        if not stage.projects:
-            for gate, grad in enumerate(derivative.h_grads):
-                yield p.d_h_bias, stage.first_gate + gate, grad
-        peepholes = [name for name in self.cell.peepholes if name in stage.gate_names]
-        for name, grad in zip(peepholes, derivative.peephole_grads, strict=True):
-            yield p.d_peepholes, self.cell.peepholes.index(name), grad
+                        f.call(self.store_or_add, source, into, num_units, c.add_params)
 
     def _store_weight_sums(self, weights: Weights, unit_vec: Value, gate: int, num_units: Value) -> None:
         """Store the rows of sums of a vector of units, but for the panels that the GEMM wrote directly."""
@@ -286,4 +242,4 @@ class WeightGradients(BackwardEmitter):
             row = self._first_row(stage, unit_vec, gate) + lane
             into = array + row * num_cols * v.item + direct_panels * self.panel_bytes
             source = sums + (first_panel + direct_panels) * self.panel_bytes
-            f.call(self._store_or_add, source, into, cols_left, c.add_params)
+            f.call(self.store_or_add, source, into, cols_left, c.add_params)

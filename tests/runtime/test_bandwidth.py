@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusedrnn.bench import bandwidth
+from fusedrnn.runtime import bandwidth
 
 
 def test_arrays_fit_their_level():
