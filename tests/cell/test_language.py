@@ -64,7 +64,7 @@ def plain(x, u, s, *p):
     [
         ({"gates": ""}, "needs at least one gate"),
         ({"gates": "a a"}, "two gates have the name 'a'"),
-        ({"gates": "a 1"}, "gates must be identifiers of ASCII letters without a leading underscore; got '1'"),
+        ({"gates": "a 1"}, "must be names, each an identifier of at most 64 ASCII letters, not with _ first; got '1'"),
         ({"states": ""}, "needs at least one state"),
         ({"states": "h c"}, "must return the new states h, c, in this order; they return 1 value"),
         ({"states": "a b c d e f g"}, "at most 6 states; got 7"),
@@ -72,7 +72,7 @@ def plain(x, u, s, *p):
         ({"vectors": "beta", "scalars": "beta"}, "two parameters have the name 'beta'"),
         ({"vectors": "h2h_bias"}, "is that of a weight or bias"),
         ({"vectors": "beta"}, "parameter 'beta' is declared, but has no effect: write p.beta"),
-        ({"name": "not a name"}, "a cell needs a name, a Python identifier of ASCII letters; got 'not a name'"),
+        ({"name": "not a name"}, "an identifier of at most 64 ASCII letters, not with _ first; got 'not a name'"),
     ],
 )
 def test_declarations(options, message):

@@ -22,7 +22,8 @@ __all__ = ["UserCell", "cell", "clip"]
 
 Equations = Callable[..., Any]
 _RESERVED = ("i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias")
-_MAX_STATES = 6
+_MAX_STATES, _MAX_NAME = 6, 64
+_IDENTIFIER = f"an identifier of at most {_MAX_NAME} ASCII letters, not with _ first"
 
 
 def clip(x: Expr, low: float, high: float) -> Expr:
@@ -142,7 +143,7 @@ def _make(equations: Equations, gates: str, states: str, vectors: str, scalars: 
         raise TypeError(f"cell takes a function; got {equations!r}: write @cell(gates=...) above one")
     label = str(name or getattr(equations, "__name__", ""))
     if not _is_name(label):
-        raise ValueError(f"a cell needs a name, a Python identifier of ASCII letters; got {label!r}: give name=")
+        raise ValueError(f"a cell needs a name, {_IDENTIFIER}; got {label!r}: give name=")
     try:
         names = [_names(kind, text) for kind, text in zip(_KINDS, (gates, states, vectors, scalars), strict=True)]
         _check_names(*names)
@@ -159,7 +160,7 @@ _KINDS = "gates", "states", "vectors", "scalars"
 
 
 def _is_name(text: str) -> bool:
-    return text.isascii() and text.isidentifier() and not text.startswith("_")
+    return text.isascii() and text.isidentifier() and not text.startswith("_") and len(text) <= _MAX_NAME
 
 
 def _names(kind: str, text: str) -> tuple[str, ...]:
@@ -169,7 +170,7 @@ def _names(kind: str, text: str) -> tuple[str, ...]:
     names = tuple(text.replace(",", " ").split())
     for name in names:
         if not _is_name(name):
-            raise ValueError(f"{kind} must be identifiers of ASCII letters without a leading underscore; got {name!r}")
+            raise ValueError(f"{kind} must be names, each {_IDENTIFIER}; got {name!r}")
     return names
 
 

@@ -2,8 +2,8 @@
 
 A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``State``, ``ParamVector``, ``ParamScalar`` and
 ``Projected``. Its derivative reads ``State``, ``NewState``, ``ParamVector``, ``ParamScalar``, ``Saved``,
-``StateCotangent`` and ``OperandCotangent``. A stage of a kernel stores a ``NewState``, a ``StageOperand`` or a
-``Saved``.
+``StateCotangent`` and ``OperandCotangent``. A stage of a kernel stores a ``NewState``, a ``StageOperand``, a
+``KeptProduct`` or a ``Saved``.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ class NewState(_OfName):
 
 class StateCotangent(_OfName):
     """The gradient of the loss with respect to a new state."""
+
+
+class KeptProduct(_OfGate):
+    """A ``PreH`` that a stage stores because later ones read it."""
 
 
 class StageOperand(_OfStage):

@@ -7,13 +7,14 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp
+from fusedrnn.cell import cell, sigmoid, tanh
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.engines.interface import SAVE_POLICIES
 from fusedrnn.jit.host import available_targets
 from oracles import reference_results
 from pairwise import target_names
 from paper_cells import cell_problem, check_training, train
-from problems import Shape, assert_close, assert_gradients_close, assert_same_bits
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
 
 pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 
@@ -95,3 +96,28 @@ def test_dropout():
     assert_close((y, final), oracle.forward, "float32", problem.spec)
     gradients = op.backward(problem.dy, problem.dstates, reserve)
     assert_gradients_close(gradients, oracle.gradients, "float32", problem.spec, *problem.x.shape[:2])
+
+
+@cell(gates="i f g o", states="h c", name="own_lstm")
+def lstm(x, recurrent, s):
+    h = recurrent(s.h)
+    i, f, o = (sigmoid(a) for a in (x.i + h.i, x.f + h.f, x.o + h.o))
+    c = f * s.c + i * tanh(x.g + h.g)
+    return o * tanh(c), c
+
+
+@cell(gates="r z n", name="own_gru")
+def gru(x, recurrent, s):
+    h = recurrent(s.h)
+    z = sigmoid(x.z + h.z)
+    n = tanh(x.n + sigmoid(x.r + h.r) * h.n)
+    return n + z * (s.h - n)
+
+
+@pytest.mark.parametrize(("own", "mode"), [(lstm, "lstm"), (gru, "gru")])
+def test_built_in_cells_have_the_same_bits_in_the_language(own, mode):
+    problem = problem_of(SHAPE.spec(mode), SHAPE)
+    with fusedrnn.thread_limits(2):
+        for keep in SAVE_POLICIES:
+            built_in, written = (train(replace(problem, spec=SHAPE.spec(of)), keep) for of in (mode, own))
+            assert_same_bits(written, built_in)

@@ -12,6 +12,7 @@ from fusedrnn.engines.cpu.kernels.stages import (
     StageKernel,
     input_stage,
     is_plain,
+    kept_products,
     lowered_cell,
     stage_kernels,
 )
@@ -52,6 +53,7 @@ class Tiling:
         gate_stages: The column groups that have gates.
         projections: The projection, if there is one.
         num_gates: Gates of all stages.
+        kept_products: The products that later stages read.
         num_param_vectors: Parameters of one number for each unit, such as peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no parameters of its
             own, and
@@ -74,6 +76,7 @@ class Tiling:
         self.gate_stages = [stage for stage in self.column_groups if not stage.projects]
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
+        self.kept_products = kept_products(self.stages)
         self.num_param_vectors = len(cell.param_vectors)
         reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
         self.can_read_unpacked = is_plain(cell) and reads_unpacked
@@ -151,7 +154,7 @@ class Tiling:
 
     def gates_stride(self, unit_vecs: int) -> int:
         """The stride of the gates of so many unit vectors."""
-        return pad_against_conflicts(unit_vecs * self.num_gates * self.vector_bytes)
+        return pad_against_conflicts(unit_vecs * (self.num_gates + len(self.kept_products)) * self.vector_bytes)
 
     @property
     def gradients_stride(self) -> int:

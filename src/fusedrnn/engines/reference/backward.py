@@ -31,6 +31,7 @@ from fusedrnn.engines.reference.forward import (
     Tape,
     drop,
     gate_rows,
+    in_rows,
     layer_weights,
     parameter_leaves,
 )
@@ -148,6 +149,7 @@ class _DirectionBackward:
         _accumulate(grads, self._vjp.from_outputs, values)
         for index, stage in reversed(list(enumerate(cell.stages))):
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
+            operand = in_rows(operand, values[StateCotangent(cell.states[0])].shape)
             by_gate = [grads[PreH(gate)] for gate in stage.gates]
             recurrent = self._linear["h2h"].backward
             if stage.projects:

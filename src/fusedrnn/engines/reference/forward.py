@@ -164,7 +164,7 @@ def _run_step(
     tape.states.append(states)
     shape = leaves[PreX(cell.gates[0])].shape
     tape.saved.append(tuple(_own_array(value, shape) for value in saved))
-    return tuple(new)
+    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
 
 
 def _own_array(value: Array, shape: tuple[int, ...]) -> Array:
@@ -214,7 +214,8 @@ def step(
 
     ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands.
     """
-    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded), NUMPY))
+    new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded), NUMPY)
+    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
 
 
 def step_leaves(
@@ -232,7 +233,7 @@ def step_leaves(
     values.update(parameter_leaves(cell, weights))
     for index, stage in enumerate(cell.stages):
         (operand,) = evaluate([stage.operand], values, NUMPY)
-        operand = rounded(1 + index, operand)
+        operand = rounded(1 + index, in_rows(operand, values[PreX(cell.gates[0])].shape))
         if stage.projects:
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
@@ -243,6 +244,11 @@ def step_leaves(
                 own = rows[gate]
                 values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own])
     return values
+
+
+def in_rows(value: Array, shape: tuple[int, ...]) -> Array:
+    """A value (N, H), also if it is (H,) or (1,) because it depends on parameters alone."""
+    return value if value.ndim > 1 else np.broadcast_to(value, shape)
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
@@ -85,7 +85,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
 class Inference(StateEmitter):
     """Emits a thread's share of one layer-direction in inference."""
 
-    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand)
+    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, KeptProduct)
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "direction_loop", (CALL, layer_dir_struct(program.cell)))
@@ -270,6 +270,8 @@ class Inference(StateEmitter):
                     v.store(value, new_h if name == output else states[name])
                     if name == output and self.stores_operands:
                         self.store_operand(value, unit_vec, self.h_operand(row) + new_h_offset, self.c.out)
+                case KeptProduct():
+                    v.store(value, self.kept_product(result, position))
                 case StageOperand(index):
                     self.store_operand(value, unit_vec, self.operand_row(self.stages[index], row), self.c.hidden)
             self._store_result(stage, result, value, unit_vec, output_rows)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf
-from fusedrnn.cell.leaves import Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected
+from fusedrnn.cell.leaves import KeptProduct, Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Function, Value
 
@@ -165,6 +165,8 @@ class DirectionEmitter(ThreadShare):
                 return self.parameter(leaf, position.unit_vec)
             case Projected():
                 return v.load(position.recurrent)
+            case PreH(gate) if gate not in position.stage.gate_names:
+                return v.load(self.kept_product(KeptProduct(gate), position))
             case PreH(gate):
                 return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
             case PreX(gate) | PreSum(gate):
@@ -172,6 +174,12 @@ class DirectionEmitter(ThreadShare):
                 index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
                 return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
         raise AssertionError(leaf)
+
+    def kept_product(self, kept: KeptProduct, position: CellPosition) -> Value:
+        """Where a vector of a product is kept for later stages: behind the row's gates."""
+        gates, units = kept_products(self.stages), self.hidden
+        index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
+        return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
 
     def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
         """A parameter of the cell for a vector of units; scalars are packed before the vectors."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import Saved, State
+from fusedrnn.cell.leaves import KeptProduct, Saved, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.loop import CellPosition
@@ -93,10 +93,19 @@ class Recompute(BackwardEmitter):
             if isinstance(leaf, State):
                 # The saved states of a layer have the same strides, so their rows are as far apart as the arrays.
                 base = self.saved_array(self.cell.states.index(leaf.name))
-                state_row = self.f.load(self.chunk_table + row * 8) + (base - p.saved_h)
+                state_row = self.f.load(self.chunk_table + row * 8)
+                if stage.index:
+                    # The table has the rows of the operand, which are those of the step, not of the one before.
+                    before = self.previous_time(self.f.constant(0)) * self.c.saved_state_step
+                    state_row = state_row + (base - self.saved_operand(stage)) + before
+                else:
+                    state_row = state_row + (base - p.saved_h)
                 return v.load(state_row + unit_vec * v.bytes, v.item)
             return self.load_leaf(leaf, position)
 
-        results = stage.results_of(Saved)
-        for saved, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
+        products, results = stage.results_of(KeptProduct), stage.results_of(Saved)
+        values = evaluate([*products.values(), *results.values()], load, v)
+        for product, value in zip(products, values, strict=False):
+            v.store(value, self.kept_product(product, position))
+        for saved, value in zip(results, values[len(products) :], strict=True):
             v.store(value, self.recomputed(row) + (unit_vec * self.num_saved + saved.index) * v.bytes)

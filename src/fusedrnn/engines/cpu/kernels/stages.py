@@ -11,7 +11,7 @@ from typing import TypeVar
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative, StageDerivative, differentiate
 from fusedrnn.cell.expr import Expr, walk
-from fusedrnn.cell.leaves import NewState, PreH, Saved, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, PreH, Saved, StageOperand, State
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, traced_cell
 
 
@@ -64,8 +64,9 @@ def state_letters(num_states: int) -> str:
     return STATE_LETTERS[: max(2, num_states)]
 
 
-Result = NewState | StageOperand | Saved
-"""What a stage computes: a new state, the operand of a later stage, or a value that training saves for backward."""
+Result = NewState | StageOperand | KeptProduct | Saved
+"""What a stage computes: a new state, the operand of a later stage, a product that later stages read, or a value that
+training saves for backward."""
 R = TypeVar("R", bound=Result)
 
 
@@ -102,8 +103,8 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     """The stages of a cell that have a GEMM.
 
     Raises:
-        NotImplementedError: If a projection is not the last stage, the gates of a stage are not adjacent, a state is
-            needed after it has been replaced, or a product after the next one.
+        NotImplementedError: If a projection is not the last stage, the gates of a stage are not adjacent, or a state is
+            needed after it has been replaced.
     """
     cell, derivative = lowered_cell(variant), derivative_of(variant)
     results = _results(cell, derivative)
@@ -141,11 +142,19 @@ def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result
     ]
     # An operand is computed in the stage before its own.
     results += [(index, StageOperand(index + 1), operand) for index, operand in enumerate(cell.operands)]
+    for index, stage in enumerate(cell.stages):
+        later = set(walk([expr for reader, _, expr in results if reader > index]))
+        results += [(index, KeptProduct(gate), PreH(gate)) for gate in stage.gates if PreH(gate) in later]
     # A saved value is computed once, in the first stage that uses it.
     nodes = [(index, set(walk([expr]))) for index, _, expr in results]
     for number, saved in enumerate(derivative.saved):
         results.append((min(index for index, used in nodes if saved in used), Saved(number), saved))
     return results
+
+
+def kept_products(stages: Sequence[StageKernel]) -> list[KeptProduct]:
+    """The products that later stages read."""
+    return [kept for stage in stages for kept in stage.results_of(KeptProduct)]
 
 
 def _new_state_stages(cell: TracedCell) -> list[int]:
@@ -170,7 +179,4 @@ def _check_order(cell: TracedCell, stages: Sequence[StageKernel]) -> None:
         used = {node.name for node in walk([expr for _, expr in stage.results]) if isinstance(node, State)}
         if used & replaced:
             raise NotImplementedError(f"a cell that needs the old {used & replaced} after it has been replaced")
-        products = {node.gate for node in walk([expr for _, expr in stage.results]) if isinstance(node, PreH)}
-        if not products <= set(stage.gate_names):
-            raise NotImplementedError(f"a cell that needs the product of {products - set(stage.gate_names)} later")
         replaced |= {result.name for result in stage.results_of(NewState)} - {cell.states[0]}

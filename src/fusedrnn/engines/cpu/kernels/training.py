@@ -7,7 +7,7 @@ layer below there, after dropout.
 from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.leaves import NewState, Saved, StageOperand
+from fusedrnn.cell.leaves import KeptProduct, NewState, Saved, StageOperand
 from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, build_job
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -24,7 +24,7 @@ def build_training(variant: Variant, compute: str, target: Target) -> Module:
 class _Training(Inference):
     """Emits a thread's share of one layer-direction in training, which fills the reserve."""
 
-    _result_kinds = (NewState, StageOperand, Saved)
+    _result_kinds = (NewState, StageOperand, KeptProduct, Saved)
 
     def _saved_arrays(self) -> OutputRows:
         """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
@@ -61,6 +61,8 @@ class _Training(Inference):
         if isinstance(result, Saved):
             with f.if_(self.p.saved_values.is_set):
                 v.store(value, output_rows["saved"] + (unit_vec * num_saved + result.index) * v.bytes)
+            return
+        if isinstance(result, KeptProduct):
             return
         size = self.units_of(stage).size
         self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, size)
