@@ -143,6 +143,13 @@ def test_cells_are_compared_by_their_equations():
     assert make(0.5) != renamed and sample.slug.startswith("sample_")
 
 
+def test_equal_operands_are_one_product():
+    """However often the equations call ``recurrent`` with one."""
+    twice = cell(gates="f n", name="ugrnn")(lambda x, u, s: sigmoid(x.f + u(s.h).f) * tanh(x.n + u(s.h).n))
+    h = cell(gates="f n", name="ugrnn")(lambda x, u, s: (lambda h: sigmoid(x.f + h.f) * tanh(x.n + h.n))(u(s.h)))
+    assert twice == h and len(twice.traced.stages) == 1
+
+
 def test_a_cell_is_pickled_by_reference():
     spec = RNNSpec(cells.janet, 3, 4)
     assert pickle.loads(pickle.dumps(spec)) == spec

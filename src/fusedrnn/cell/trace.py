@@ -120,15 +120,19 @@ class _Parameters:
 
 
 class _Recurrent:
-    """The equations' ``recurrent``: each call adds a stage."""
+    """The equations' ``recurrent``: each call with another operand adds a stage."""
 
     def __init__(self, gates: Sequence[str]) -> None:
         self._gates = gates
         self._stages: list[tuple[Expr, set[str], bool]] = []
 
     def __call__(self, operand: Expr) -> _Leaves:
-        used: set[str] = set()
-        self._stages.append((as_expr(operand), used, False))
+        operand = as_expr(operand)
+        equal = (used for other, used, projects in self._stages if not projects and other == operand)
+        used: set[str] | None = next(equal, None)
+        if used is None:
+            used = set()
+            self._stages.append((operand, used, False))
         return _Leaves(PreH, self._gates, used)
 
     def project(self, operand: Expr) -> Expr:
