@@ -30,10 +30,15 @@ class FusedRNN(torch.autograd.Function):
         """Record ``results`` of ``operands``: x, the initial states, None for zeros, and the weights."""
         y, final, for_backward = results
         network, weights = shape.network, for_backward.weights
-        is_saved = network.saved_operands(ctx.needs_input_grad[2:], shape.steps > 1, for_backward.under_autocast)
+        is_saved = network.saved_operands(ctx.needs_input_grad[2:], shape.steps > 1)
         # Backward reads unsaved matrices too, but only for unused results.
-        are_own = for_backward.packed or for_backward.under_autocast
-        flags = *((True,) * len(weights) if are_own else is_saved[1 + network.num_states :]), *is_saved
+        are_read = (True,) if for_backward.packed else is_saved[1 + network.num_states :]
+        if for_backward.under_autocast:
+            is_saved = network.saved_operands(ctx.needs_input_grad[2:], shape.steps > 1, True)
+            if not for_backward.packed:
+                pairs = zip(weights, are_read, strict=True)
+                weights = [weight.clone() if read and weight is not None else weight for weight, read in pairs]
+        flags = *are_read, *is_saved
         tensors = *weights, *operands
         ctx.save_for_backward(
             for_backward.reserve, *[tensor if save else None for save, tensor in zip(flags, tensors, strict=True)]
@@ -125,7 +130,7 @@ def run(
         # Runs outside FusedRNN.forward, where a signal handler would see gradients disabled.
         results = tensor_calls.train(shape, x, states, weights, seed)
         if under_autocast:
-            results = *results[:2], results[2].for_autocast()
+            results = *results[:2], results[2]._replace(under_autocast=True)
         initial = states if states is not None else (None,) * network.num_states
         y, *final = _apply(shape, results, x, *initial, *weights)
         return y, tuple(final)

@@ -57,13 +57,6 @@ class SavedForBackward(NamedTuple):
         """Whether the weights are packed."""
         return len(self.weights) == 1
 
-    def for_autocast(self) -> SavedForBackward:
-        """The same under autocast, with matrices of its own, as torch.nn saves what autocast has converted."""
-        if self.packed:
-            return self._replace(under_autocast=True)
-        weights = [matrix if matrix is None else matrix.clone() for matrix in self.weights]
-        return self._replace(weights=weights, under_autocast=True)
-
 
 TrainingResults = tuple[Tensor, tuple[Tensor, ...], SavedForBackward]
 
