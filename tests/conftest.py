@@ -138,13 +138,8 @@ def small_chunks():
 @pytest.fixture
 def runs(monkeypatch):
     """The calls of the operator from PyTorch, as they come: their specs."""
-    from fusedrnn.torch import eager as call
+    from torch_calls import record_calls
 
-    seen, plain = [], call.run
-
-    def run(spec, *args, **options):
-        seen.append(spec)
-        return plain(spec, *args, **options)
-
-    monkeypatch.setattr(call, "run", run)
+    seen = []
+    record_calls(monkeypatch, seen)
     return seen

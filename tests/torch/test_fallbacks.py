@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fusedrnn.torch
 from fusedrnn.torch import custom_op as ops
-from fusedrnn.torch import eager as call
+from torch_calls import record_calls
 from torch_layers import KINDS, LAYERS, first, input_for, make_pair
 
 
@@ -21,13 +21,14 @@ from torch_layers import KINDS, LAYERS, first, input_for, make_pair
 def runs(monkeypatch):
     """The calls of the operator, eager and traced, as they come: their specs."""
     seen = SimpleNamespace(eager=[], traced=[])
-    for module, calls in ((call, seen.eager), (ops, seen.traced)):
+    record_calls(monkeypatch, seen.eager)
+    run = ops.run
 
-        def run(spec, *args, _plain=module.run, _calls=calls, **options):
-            _calls.append(spec)
-            return _plain(spec, *args, **options)
+    def traced_run(spec, *args, **options):
+        seen.traced.append(spec)
+        return run(spec, *args, **options)
 
-        monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(ops, "run", traced_run)
     return seen
 
 

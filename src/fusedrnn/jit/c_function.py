@@ -23,11 +23,13 @@ class _Method(ctypes.Structure):
     )  # fmt: skip
 
 
-def emit_c_function(module: Module, function: Function, objects: Collection[int] = ()) -> None:
+def emit_c_function(
+    module: Module, function: Function, objects: Collection[int] = (), keeps_lock: bool = False
+) -> None:
     """Emit an entry to a function of integers that returns one, which the interpreter can call.
 
     Arguments whose numbers are in ``objects`` are passed on as addresses of Python objects, all others as integers. The
-    interpreter's lock is released meanwhile.
+    interpreter's lock is released meanwhile, unless the function needs it.
     """
     f = Function(module, _ENTRY, ["self", "arguments", "count"], exported=True, returns=True)
     _, arguments, _ = f.arguments
@@ -35,9 +37,10 @@ def emit_c_function(module: Module, function: Function, objects: Collection[int]
     for number in range(len(function.arguments)):
         item = f.load(arguments + 8 * number)
         values.append(item if number in objects else f.intrinsic("PyLong_AsLongLong", I64, [item]))
-    thread = f.intrinsic("PyEval_SaveThread", I64, [])
+    thread = None if keeps_lock else f.intrinsic("PyEval_SaveThread", I64, [])
     result = f.call(function, *values)
-    f.intrinsic("PyEval_RestoreThread", VOID, [thread])
+    if thread is not None:
+        f.intrinsic("PyEval_RestoreThread", VOID, [thread])
     f.ret(f.intrinsic("PyLong_FromLongLong", I64, [result]))
 
 

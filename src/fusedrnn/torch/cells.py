@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import RNNCellBase
 
-from fusedrnn.torch import autocast, class_map, dispatch, eligibility
+from fusedrnn.torch import autocast, class_map, dispatch, eager, eligibility
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
-from fusedrnn.torch.plan import cell_plan, current_weights, initial_states, spec_of
+from fusedrnn.torch.plan import ModulePlan, cell_plan, current_weights, initial_states, spec_of
+from fusedrnn.torch.repeated_call import RepeatsCalls
 
 
-class _FusedCell(HasCompute, RNNCellBase):
+class _FusedCell(HasCompute, RepeatsCalls, RNNCellBase):
     """Base of the three cells. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
     _mode: Any
@@ -34,25 +35,38 @@ class _FusedCell(HasCompute, RNNCellBase):
             ValueError: As torch.nn raises it.
             RuntimeError: As torch.nn raises it.
         """
+        repeated = self._repeat_call(input, hx)
+        if repeated is not None:
+            return repeated
         run = dispatch.runner()
         if run is not None:
             if autocast.is_enabled():
                 states = autocast.forward(self, self._step, run, input, hx)
             else:
                 states = self._step(run, input, hx)
+                if states is not None:
+                    self._note_call(run, input, hx)
             if states is not None:
                 return states if len(states) > 1 else states[0]
         if is_fx_proxy(input):
             return as_fx_node(self, input, hx)
         return super().forward(input, hx)
 
+    def _run_repeated(self, run: dispatch.Run, x: Any, states: tuple[Any, ...] | None) -> Any:
+        final = run(x, states)[1]
+        return final if len(final) > 1 else final[0]
+
+    def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
+        return cell_plan(
+            self._mode, self.input_size, self.hidden_size, self.bias, dtype, compute or self.compute
+        )
+
     def _step(self, run: dispatch.Run, x: Any, hx: Any, compute: str | None = None) -> tuple[Tensor, ...] | None:
         """The next states; None if the operator does not support the call. ``compute`` replaces our own."""
         dtype = eligibility.operator_dtype(x)
         if dtype is None:
             return None
-        compute = compute or self.compute
-        plan, shape = cell_plan(self._mode, self.input_size, self.hidden_size, self.bias, dtype, compute), x.shape
+        plan, shape = self._plan(dtype, compute), x.shape
         batched = len(shape) == 2
         if plan is None or not (batched or len(shape) == 1) or shape[-1] != self.input_size or 0 in shape:
             return None
@@ -67,6 +81,8 @@ class _FusedCell(HasCompute, RNNCellBase):
         recurrent: Any = weights[1]
         if dispatch.is_eager(run) and torch.is_grad_enabled() and recurrent.is_inference():
             return None  # created in inference mode: torch.nn's operations record as much as they can
+        if run is eager.run and dtype in eligibility.DTYPE_NAMES:
+            return eager.run_cell(spec, x, states, weights)[1]
         if batched:
             final = run(spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]
         else:

@@ -48,9 +48,9 @@ def low_precision_operands(
     saved: list[Tensor] = []
     needs_grad = _needs_grad(operands)
     if True in needs_grad:
-        flags = network.saved_operands(needs_grad, several_steps)
+        candidates = [operands[number] for number in network.saved_operands(needs_grad, several_steps)[0]]
         # torch refuses to save tensors that were created in inference mode, which cannot change in place here either.
-        saved = [t for t, save in zip(operands, flags, strict=True) if save and t is not None and not t.is_inference()]
+        saved = [tensor for tensor in candidates if tensor is not None and not tensor.is_inference()]
     return _split(network, states, _recorded(operands, copies, needs_grad, saved))
 
 

@@ -6,7 +6,7 @@ The equations come from the cell definition that the kernels are compiled from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,8 @@ def vjp(
 ) -> list[Tensor | None]:
     """The gradients of the operands (x, initial states, weights) that need one; differentiable if grad mode is on.
 
-    ``cotangents`` are those of the output and the final states, None for zeros.
+    ``cotangents`` are those of the output and the final states, None for zeros. The tensors of a step of a cell need
+    not have an axis of one step, or of one sequence.
     """
     create_graph = torch.is_grad_enabled()
     num_states = len(spec.state_names)
@@ -78,8 +79,11 @@ def vjp(
         for source in sources:
             if not source.requires_grad:
                 source.requires_grad_()
-        results = forward(spec, extent, seed, x, others[:num_states], others[num_states:])
-    pairs = [(result, d) for result, d in zip(results, cotangents, strict=True) if d is not None]
+        sequence = x if extent.packed else _with_all_axes(x, (extent.steps, extent.batch, spec.input_size))
+        states = list(map(_with_all_axes, others[:num_states], spec.state_shape(extent.batch)))
+        results = forward(spec, extent, seed, sequence, states, others[num_states:])
+    all_pairs = zip(results, cotangents, strict=True)
+    pairs = [(result, _with_all_axes(d, result.shape)) for result, d in all_pairs if d is not None]
     outputs, doutputs = zip(*pairs, strict=True)
     options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}
     grads = iter(torch.autograd.grad(outputs, sources, doutputs, **options))
@@ -87,6 +91,11 @@ def vjp(
         next(grads) if needed and operand is not None else None
         for operand, needed in zip((x, *others), needs_grad, strict=True)
     ]
+
+
+def _with_all_axes(tensor: Any, shape: tuple[int, ...]) -> Any:
+    """A tensor of a cell's step with the axes that those of sequences have; others and None as they are."""
+    return tensor if tensor is None or tensor.dim() == len(shape) else tensor.reshape(shape)
 
 
 def forward(

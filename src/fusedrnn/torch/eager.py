@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import double_backward, tensor_calls
+from fusedrnn.torch import double_backward, short_backward, tensor_calls
 from fusedrnn.torch.converted_operands import low_precision_operands
 from fusedrnn.torch.eligibility import is_plain
 from fusedrnn.torch.low_precision import rounded
@@ -27,67 +27,91 @@ class FusedRNN(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shape: CallShape, results: TrainingResults, *operands: Tensor | None) -> tuple[Tensor, ...]:
-        """Record ``results`` of ``operands``: x, the initial states, None for zeros, and the weights."""
+        """Record ``results`` of ``operands``: x, the initial states, None for zeros, and the weights.
+
+        Returns the output, unless it is a step of a cell, and the final states.
+        """
         y, final, for_backward = results
-        network, weights = shape.network, for_backward.weights
-        is_saved = network.saved_operands(ctx.needs_input_grad[2:], shape.steps > 1)
-        # Backward reads unsaved matrices too, but only for unused results.
-        are_read = (True,) if for_backward.packed else is_saved[1 + network.num_states :]
-        if for_backward.under_autocast:
-            is_saved = network.saved_operands(ctx.needs_input_grad[2:], shape.steps > 1, True)
-            if not for_backward.packed:
-                pairs = zip(weights, are_read, strict=True)
-                weights = [weight.clone() if read and weight is not None else weight for weight, read in pairs]
-        flags = *are_read, *is_saved
-        tensors = *weights, *operands
-        ctx.save_for_backward(
-            for_backward.reserve, *[tensor if save else None for save, tensor in zip(flags, tensors, strict=True)]
-        )
-        ctx.unsaved = [None if save else tensor for save, tensor in zip(flags, tensors, strict=True)]
-        ctx.versions = [None if save else _version(operand) for save, operand in zip(is_saved, operands, strict=True)]
-        ctx.shape, ctx.info, ctx.num_weights = shape, for_backward.info, len(weights)
+        network, needs_grad = shape.network, ctx.needs_input_grad[2:]
+        several_steps, under_autocast = shape.steps > 1, for_backward.under_autocast
+        ctx.numbers = saved, unsaved = network.saved_operands(needs_grad, several_steps, under_autocast)
+        weights = for_backward.weights
+        if under_autocast and not for_backward.packed:
+            # Backward reads unsaved matrices too, but only for unused results.
+            read = network.saved_operands(needs_grad, several_steps)[0]
+            weights = [
+                weight if weight is None or number not in read else weight.clone()
+                for number, weight in enumerate(weights, 1 + network.num_states)
+            ]
+        # Packed weights are a copy. Others are the parameters' own memory, which hooks need not see twice.
+        packed = weights if for_backward.packed else ()
+        ctx.save_for_backward(for_backward.reserve, *packed, *[operands[number] for number in saved])
+        ctx.weights = None if packed else weights
+        ctx.unsaved = [(operands[number], _version(operands[number])) for number in unsaved]
+        ctx.shape, ctx.info = shape, for_backward.info
         ctx.set_materialize_grads(False)
-        return y, *final
+        return final if y is None else (y, *final)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *dfinal: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         """The gradients of the inputs that need one."""
         shape, needs_grad = ctx.shape, ctx.needs_input_grad[2:]
         reserve, *saved = ctx.saved_tensors
-        cotangents = [cotangent for cotangent in (dy, *dfinal) if cotangent is not None]
-        if not cotangents:
+        weights = ctx.weights or [saved.pop(0)]
+        present = [cotangent for cotangent in cotangents if cotangent is not None]
+        if not present:
             return (None,) * (2 + len(needs_grad))
+        dy, *dfinal = (None, *cotangents) if shape.is_cell else cotangents
         network = shape.network
-        tensors = [unsaved if tensor is None else tensor for tensor, unsaved in zip(saved, ctx.unsaved, strict=True)]
-        if torch.is_grad_enabled() or not all(is_plain(cotangent, network.dtype) for cotangent in cotangents):
-            operands = tensors[ctx.num_weights :]
-            _check_unchanged(operands, ctx.versions)
+        if torch.is_grad_enabled() or not all([is_plain(cotangent, network.dtype) for cotangent in present]):
+            operands = _in_order(ctx.numbers, saved, [_unchanged(*operand) for operand in ctx.unsaved])
             extent = double_backward.Extent.of(shape)
             with torch.autocast("cpu", enabled=False):  # backward may be called under it
                 grads = double_backward.vjp(network.spec, extent, ctx.info.seed, operands, (dy, *dfinal), needs_grad)
         else:
-            for_backward = SavedForBackward(reserve, tensors[: ctx.num_weights], ctx.info)
-            grads = tensor_calls.backward(shape, for_backward, dy, dfinal, needs_grad)
+            grads = _gradients(shape, SavedForBackward(reserve, weights, ctx.info), dy, dfinal, needs_grad)
         return None, None, *grads
+
+
+def _gradients(
+    shape: CallShape, saved: SavedForBackward, dy: Tensor | None, dfinal: Tensors, needs_grad: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """What :func:`fusedrnn.torch.tensor_calls.backward` returns, by a shorter way if there is one."""
+    if shape.backwards is not None and not saved.packed:
+        tensor_calls.check_exist(saved.weights)
+        dy, dfinal = tensor_calls.readable(dy, dfinal)
+        backward = short_backward.prepared(shape, saved.info, needs_grad, dy, dfinal, saved.weights)
+        grads = None if backward is None else backward.run(saved.reserve, saved.weights, dy, dfinal)
+        if grads is not None:
+            return grads
+    return tensor_calls.backward(shape, saved, dy, dfinal, needs_grad)
+
+
+def _in_order(
+    numbers: tuple[list[int], list[int]], saved: Tensors, unsaved: Tensors
+) -> list[Tensor | None]:
+    """The operands by their numbers: first those of the saved ones, then those of the others."""
+    by_number = dict(zip((*numbers[0], *numbers[1]), (*saved, *unsaved), strict=True))
+    return [by_number[number] for number in range(len(by_number))]
 
 
 def _version(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
-def _check_unchanged(operands: Tensors, versions: Sequence[int | None]) -> None:
-    """Refuse operands of another version; autograd has checked those with None, which it saved.
+def _unchanged(operand: Tensor | None, version: int) -> Tensor | None:
+    """An operand that autograd did not save, and so has not checked.
 
     Raises:
-        RuntimeError: As autograd raises it.
+        RuntimeError: As autograd raises it, if the operand has another version.
     """
-    for tensor, version in zip(operands, versions, strict=True):
-        if version is not None and version != _version(tensor):
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation: "
-                f"{tuple(tensor.shape) if tensor is not None else ()} is at version {_version(tensor)}; "
-                f"expected version {version} instead"
-            )
+    if version != _version(operand):
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"{tuple(operand.shape) if operand is not None else ()} is at version {_version(operand)}; "
+            f"expected version {version} instead"
+        )
+    return operand
 
 
 # Function.apply without its detour through functorch, under whose transforms no call gets here.
@@ -122,21 +146,55 @@ def run(
         several_steps = len(x if batch_sizes is None else batch_sizes) > 1
         operands = low_precision_operands(network, x, states, weights, several_steps)
         return rounded(run(spec, *operands, lengths=lengths, batch_sizes=batch_sizes, seed=seed), x.dtype)
+    shape = CallShape(network, x, lengths, batch_sizes)
+    return run_shape(shape, x, states, _contiguous(weights), seed, under_autocast=under_autocast)
+
+
+def run_cell(spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors) -> Results:
+    """Run a step of a cell on tensors of the spec's dtype.
+
+    It is like :func:`run`, but x is (N, I) or (I,), states are (N, size) or (size,), and there is no output.
+    """
+    shape = CallShape(Network.of(spec), x, None, None, is_cell=True)
+    return run_shape(shape, x, states, _contiguous(weights))
+
+
+def run_shape(
+    shape: CallShape, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, seed: int | None = None,
+    engine_weights: Any = None, is_recorded: bool | None = None, under_autocast: bool = False,
+) -> Results:  # fmt: skip
+    """Run a call of a known shape on tensors of the spec's dtype, with contiguous weights.
+
+    ``engine_weights`` are the weights as the engine takes them, ``is_recorded`` is whether autograd records the call;
+    None if not known. ``under_autocast`` is as for :func:`run`.
+    """
+    network = shape.network
     if seed is None:
         seed = draw_seed() if network.drops else 0
-    weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
-    shape = CallShape(network, x, lengths, batch_sizes)
-    if torch.is_grad_enabled() and _require_grad(x, states, weights):
+    if is_recorded is None:
+        is_recorded = torch.is_grad_enabled() and require_grad(x, states, weights)
+    if is_recorded:
         # Runs outside FusedRNN.forward, where a signal handler would see gradients disabled.
-        results = tensor_calls.train(shape, x, states, weights, seed)
+        results = tensor_calls.train(shape, x, states, weights, seed, engine_weights)
         if under_autocast:
             results = *results[:2], results[2]._replace(under_autocast=True)
-        initial = states if states is not None else (None,) * network.num_states
-        y, *final = _apply(shape, results, x, *initial, *weights)
+        y, *final = record(shape, results, x, states or (None,) * network.num_states, weights)
         return y, tuple(final)
     if network.drops:
-        return tensor_calls.train(shape, x, states, weights, seed)[:2]
-    return tensor_calls.infer(shape, x, states, weights)
+        return tensor_calls.train(shape, x, states, weights, seed, engine_weights)[:2]
+    return tensor_calls.infer(shape, x, states, weights, engine_weights)
+
+
+def record(
+    shape: CallShape, results: TrainingResults, x: Tensor, states: Tensors, weights: Tensors
+) -> tuple[Any, ...]:
+    """Let autograd record a call: the output, None of a cell, and the final states, with their history."""
+    outputs: tuple[Any, ...] = _apply(shape, results, x, *states, *weights)
+    return (None, *outputs) if shape.is_cell else outputs
+
+
+def _contiguous(weights: Tensors) -> list[Tensor | None]:
+    return [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
 
 
 def run_under_autocast(
@@ -151,7 +209,8 @@ def draw_seed() -> int:
     return int(torch.randint(2**63 - 1, (), device="cpu").item())
 
 
-def _require_grad(x: Tensor, states: Sequence[Tensor] | None, weights: Tensors) -> bool:
+def require_grad(x: Tensor, states: Sequence[Tensor] | None, weights: Tensors) -> bool:
+    """Whether any of these tensors requires a gradient."""
     if x.requires_grad:
         return True
     for tensor in weights:

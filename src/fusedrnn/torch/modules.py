@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn.torch import autocast, class_map, dispatch, dynamo, eligibility
+from fusedrnn.torch import autocast, class_map, dispatch, dynamo, eager, eligibility
 from fusedrnn.torch.dispatch import Run
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan, spec_of
+from fusedrnn.torch.repeated_call import RepeatsCalls
 
 States = tuple[Tensor, ...]
+Call = Callable[[Tensor, States | None], tuple[Tensor, States] | None]
+"""Runs on input (T, N, I), or the rows of a packed sequence; None if the operator does not support it."""
 
 
-class _FusedLayer(HasCompute, torch.nn.RNNBase):
+class _FusedLayer(HasCompute, RepeatsCalls, torch.nn.RNNBase):
     """Base of the three layers. Calls that the operator does not support go to torch.nn, which raises the errors."""
 
     __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
@@ -44,6 +48,9 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
             return as_fx_node(self, input, hx, lengths)
         if lengths is not None:
             return self._forward_lengths(input, hx, lengths)
+        repeated = self._repeat_call(input, hx)
+        if repeated is not None:
+            return repeated
         run = dispatch.runner()
         if run is not None:
             forward = self._forward_packed if isinstance(input, PackedSequence) else self._forward_tensor
@@ -51,6 +58,8 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
                 result = autocast.forward(self, forward, run, input, hx, None)
             else:
                 result = forward(run, input, hx)
+                if result is not None:
+                    self._note_call(run, input, hx)
             if result is not None:
                 return result
         return self._torch_forward(input, hx)
@@ -81,13 +90,22 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
             states = initial_states(hx, plan, batch, dtype)
             if states is None:
                 return None
-            if not batched:
-                states = tuple(state.unsqueeze(1) for state in states)
+        def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
+            return self._run(run, plan, dtype, x, states, lengths=lengths)
+
+        return self._run_tensor(call, x, states, run)
+
+    def _run_repeated(self, run: Call, x: Any, states: States | None) -> Any:
+        return _run_packed(run, x, states) if isinstance(x, PackedSequence) else self._run_tensor(run, x, states)
+
+    def _run_tensor(self, call: Call, x: Tensor, states: States | None, run: Run = eager.run) -> Any:
+        """The results of a call by ``run`` on the module's input and states."""
+        batched = x.dim() == 3
         if not batched:
-            x = x.unsqueeze(1)
+            x, states = x.unsqueeze(1), states and tuple(state.unsqueeze(1) for state in states)
         elif self.batch_first:
             x = x.transpose(0, 1)
-        result = self._run(run, plan, dtype, x, states, lengths=lengths)
+        result = call(x, states)
         if result is None:
             return None
         y, final = result
@@ -118,18 +136,13 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
             states = initial_states(hx, plan, (batch,), dtype)
             if states is None:
                 return None
-            if sorted_indices is not None:
-                states = tuple(state.index_select(1, sorted_indices) for state in states)
         elif torch.compiler.is_compiling():  # the operator in a graph cannot read N from batch_sizes
             states = tuple([x.new_zeros((*plan.state_rows, batch, size)) for size in plan.state_sizes])
-        result = self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes)
-        if result is None:
-            return None
-        y, final = result
-        if unsorted_indices is not None:
-            final = tuple(state.index_select(1, unsorted_indices) for state in final)
-        packed = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, final if len(final) > 1 else final[0]
+
+        def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
+            return self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes)
+
+        return _run_packed(call, packed, states)
 
     def _run(
         self, run: Run, plan: ModulePlan, dtype: torch.dtype, x: Tensor, states: States | None, **options: Tensor | None
@@ -156,6 +169,21 @@ class _FusedLayer(HasCompute, torch.nn.RNNBase):
         y, final = self._torch_forward(packed, hx)
         steps = x.shape[1 if self.batch_first else 0]
         return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], final
+
+
+def _run_packed(call: Call, packed: PackedSequence, states: States | None) -> Any:
+    """The results of a call on a packed sequence and the states of its sequences in their original order."""
+    x, batch_sizes, sorted_indices, unsorted_indices = packed
+    if states is not None and sorted_indices is not None:
+        states = tuple(state.index_select(1, sorted_indices) for state in states)
+    result = call(x, states)
+    if result is None:
+        return None
+    y, final = result
+    if unsorted_indices is not None:
+        final = tuple(state.index_select(1, unsorted_indices) for state in final)
+    packed = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
+    return packed, final if len(final) > 1 else final[0]
 
 
 class RNN(_FusedLayer, torch.nn.RNN):

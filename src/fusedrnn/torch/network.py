@@ -15,14 +15,15 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.saved_operands import saved_operands
 
 Tensors = Sequence[Tensor | None]
-Results = tuple[Tensor, tuple[Tensor, ...]]
-"""The output and the final states."""
+Results = tuple[Any, tuple[Tensor, ...]]
+"""The output, None of a cell, and the final states."""
 
 _MAX_NETWORKS = 256
 _MAX_PATTERNS = 64
 # Templates for new_empty. Created here: a network may be created while tensors are fakes.
 with torch.inference_mode(False):
     _LIKE = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
+    BYTES = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 class Network:
@@ -34,7 +35,8 @@ class Network:
         state_rows: L·D.
         weight_shapes: In the operator's order.
         like: A tensor to create others from with ``new_empty``.
-        saved_operands: :func:`fusedrnn.torch.saved_operands.saved_operands` of the spec, cached.
+        saved_operands: Which operands of a call are saved and which are not, by number, cached; see
+            :func:`fusedrnn.torch.saved_operands.saved_operands`.
     """
 
     _cache: dict[int, Network] = {}  # noqa: RUF012 -- shared by all instances
@@ -51,7 +53,13 @@ class Network:
         self.output_size = spec.output_size
         self.weight_shapes = [entry.shape for entry in spec.layout.by_layer_direction]
         self.like = _LIKE[self.dtype]
-        self.saved_operands = functools.lru_cache(_MAX_PATTERNS)(functools.partial(saved_operands, spec))
+        self.saved_operands = functools.lru_cache(_MAX_PATTERNS)(self._saved_operands)
+
+    def _saved_operands(
+        self, needs_grad: tuple[bool, ...], several_steps: bool, under_autocast: bool = False
+    ) -> tuple[list[int], list[int]]:
+        flags = saved_operands(self.spec, needs_grad, several_steps, under_autocast)
+        return [i for i, save in enumerate(flags) if save], [i for i, save in enumerate(flags) if not save]
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Network:
@@ -62,10 +70,6 @@ class Network:
                 cls._cache.clear()
             network = cls._cache[id(spec)] = cls(spec)
         return network
-
-    def new_states(self, x: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """New tensors (L·D, N, size) for the states, like ``x``."""
-        return tuple([x.new_empty((self.state_rows, batch, size)) for size in self.state_sizes])
 
 
 def check_trainable(spec: RNNSpec) -> None:
@@ -82,32 +86,53 @@ def check_trainable(spec: RNNSpec) -> None:
 
 
 class CallShape:
-    """T and N of one call of a network, and its sequence lengths.
+    """T and N of one call of a network, its sequence lengths, and the shapes of its states and its output.
 
     Args:
         network: What runs.
-        x: Input (T, N, I), or (rows, I) with ``batch_sizes``.
+        x: Input (T, N, I), or (rows, I) with ``batch_sizes``, or of a cell (N, I) or (I,).
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         batch_sizes: Of a packed sequence, int64 (T,).
+        is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no output beside them.
+
+    Attributes:
+        backwards: Those of a short call that repeats, see :mod:`fusedrnn.torch.short_backward`; else None.
     """
 
-    __slots__ = ("batch", "leading", "network", "steps", "varlen")
+    __slots__ = (
+        "backwards", "batch", "is_cell", "leading", "network", "output_strides", "state_shapes", "steps", "varlen",
+    )  # fmt: skip
 
-    def __init__(self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None) -> None:
-        self.network = network
+    def __init__(
+        self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, is_cell: bool = False
+    ) -> None:
+        self.network, self.is_cell = network, is_cell
+        self.backwards: dict[Any, Any] | None = None
         self.varlen: Any = None
-        if batch_sizes is not None:
+        self.leading: tuple[int, ...]
+        if is_cell:
+            self.leading = tuple(x.shape[:-1])
+            self.steps, self.batch = 1, self.leading[0] if self.leading else 1
+        elif batch_sizes is not None:
             sizes = batch_sizes.numpy()
             self.steps, self.batch = len(sizes), int(sizes[0])
             self.varlen = network.engine.varlen_packed(sizes)
-            self.leading: tuple[int, ...] = (x.shape[0],)
+            self.leading = (x.shape[0],)
         else:
             self.steps, self.batch, _ = x.shape
             self.leading = self.steps, self.batch
             if lengths is not None:
                 self.varlen = network.engine.varlen(lengths.numpy().astype(np.int64), self.steps)
+        row = network.output_size * network.item
+        self.output_strides = self.batch * row if batch_sizes is None and not is_cell else 0, row
+        rows = self.leading if is_cell else (network.state_rows, self.batch)
+        self.state_shapes = [(*rows, size) for size in network.state_sizes]
 
     def new(self, x: Tensor, features: int) -> Tensor:
         """A new tensor with this many features at each step, like ``x``, zero in the padding."""
         padded = self.varlen is not None and self.varlen.row_offsets is None
         return (x.new_zeros if padded else x.new_empty)((*self.leading, features))
+
+    def new_states(self, x: Tensor) -> tuple[Tensor, ...]:
+        """New tensors for the states, like ``x``."""
+        return tuple([x.new_empty(shape) for shape in self.state_shapes])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,28 +12,30 @@ from torch import Tensor
 
 from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
-from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable
+from fusedrnn.torch.network import BYTES, CallShape, Network, Results, Tensors, check_trainable
 from fusedrnn.torch.openmp import team
 
 # The kernels read reserves and packed weights with aligned vector loads.
-_ALIGNMENT = 64
+ALIGNMENT = 64
+"""Of the address of a reserve or of packed weights."""
+# Bytes of a reserve up to which torch's allocator is fast: it finds them in the heap.
+_SMALL_RESERVE = 64 << 10
 
-P = ParamSpec("P")
-Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _torch_memory_errors(function: Callable[P, Result]) -> Callable[P, Result]:
+def _torch_memory_errors(function: Function) -> Function:
     """Turn MemoryError into the RuntimeError of PyTorch's allocator: tools that reduce the batch look for its text."""
 
     @functools.wraps(function)
-    def wrapped(*args: P.args, **options: P.kwargs) -> Result:
+    def wrapped(*args: Any) -> Any:
         try:
-            return function(*args, **options)
+            return function(*args)
         except MemoryError as error:
             message = f"DefaultCPUAllocator: can't allocate memory for a recurrent layer: {error}"
             raise RuntimeError(message) from error
 
-    return wrapped
+    return cast(Function, wrapped)
 
 
 class SavedForBackward(NamedTuple):
@@ -58,30 +60,46 @@ class SavedForBackward(NamedTuple):
         return len(self.weights) == 1
 
 
-TrainingResults = tuple[Tensor, tuple[Tensor, ...], SavedForBackward]
+TrainingResults = tuple[Any, tuple[Tensor, ...], SavedForBackward]
 
 
 @_torch_memory_errors
-def infer(shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors) -> Results:
-    """The output and the final states; saves nothing."""
+def infer(
+    shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, engine_weights: Any = None
+) -> Results:
+    """The output and the final states; saves nothing. ``engine_weights`` are as the engine takes them, if known."""
     threads = team()
-    return _run(shape, x, states, _engine_weights(shape, weights, False, threads), threads)
+    return _run(shape, x, states, engine_weights or _engine_weights(shape, weights, False, threads), threads)
 
 
 @_torch_memory_errors
-def train(shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int) -> TrainingResults:
-    """The output, the final states, and what :func:`backward` needs.
+def train(
+    shape: CallShape, x: Tensor, states: Tensors | None, weights: Tensors, seed: int, engine_weights: Any = None
+) -> TrainingResults:
+    """The output, the final states, and what :func:`backward` needs. ``engine_weights`` as for :func:`infer`.
 
     Raises:
         RuntimeError: If the format of operands is for inference only.
     """
     check_trainable(shape.network.spec)
     threads = team()
-    engine_weights = _engine_weights(shape, weights, True, threads)
-    info, lease = shape.network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
-    saved = SavedForBackward(_as_tensor(lease, info.layout.size), _saved_weights(engine_weights, weights), info)
-    y, final = _run(shape, x, states, engine_weights, threads, info, lease.address)
+    engine_weights = engine_weights or _engine_weights(shape, weights, True, threads)
+    info = shape.network.engine.describe_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    reserve, address = new_reserve(shape.network.engine, info.layout.size)
+    saved = SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
+    y, final = _run(shape, x, states, engine_weights, threads, info, address)
     return y, final, saved
+
+
+def new_reserve(engine: Any, size: int) -> tuple[Tensor, int]:
+    """So many bytes and their address. A large reserve takes memory that has been one before, whose pages exist."""
+    if size <= _SMALL_RESERVE:
+        reserve = BYTES.new_empty((size,))
+        address = reserve.data_ptr()
+        if not address % ALIGNMENT:
+            return reserve, address
+    lease = engine.lease_reserve(size)
+    return _as_tensor(lease, size), lease.address
 
 
 def _run(
@@ -91,11 +109,11 @@ def _run(
     """The output and the final states. With ``info``, in training, fills the reserve at that address."""
     network = shape.network
     x, initial = _with_unit_stride(x), _contiguous(states)
-    y = shape.new(x, network.output_size)
-    final = network.new_states(x, shape.batch)
+    final = shape.new_states(x)
+    y = None if shape.is_cell else shape.new(x, network.output_size)
     network.engine.run(
-        shape.steps, shape.batch, engine_weights, _strided_pointer(network, x), _state_pointers(initial),
-        _strided_pointer(network, y), _state_pointers(final),
+        shape.steps, shape.batch, engine_weights, strided_pointer(network, x), _state_pointers(initial),
+        ((final[0] if y is None else y).data_ptr(), *shape.output_strides), _state_pointers(final),
         varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
     )  # fmt: skip
     return y, final
@@ -105,7 +123,7 @@ def _run(
 def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
     engine_weights = _engine_weights(shape, weights, True, team())
-    info, _ = shape.network.engine.allocate_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    info = shape.network.engine.describe_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
     return SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
 
 
@@ -124,7 +142,7 @@ def backward(
     num_states, like, engine = network.num_states, network.like, network.engine
     reserve = _aligned(saved.reserve)
     dx = shape.new(like, network.spec.input_size) if needs_grad[0] else None
-    dstates = network.new_states(like, shape.batch) if True in needs_grad[1 : 1 + num_states] else ()
+    dstates = shape.new_states(like) if True in needs_grad[1 : 1 + num_states] else ()
     dweights = [
         like.new_empty(weight_shape) if needed else None
         for weight_shape, needed in zip(network.weight_shapes, needs_grad[1 + num_states :], strict=True)
@@ -134,12 +152,12 @@ def backward(
         packed = _aligned(packed)
         engine_weights = engine.weights_at(packed=packed.data_ptr())
     else:
-        engine_weights = engine.weights_at(_pointers_of_existing(saved.weights))
-    dy = None if dy is None else _with_unit_stride(dy)
-    dfinal = _contiguous(dfinal)
+        check_exist(saved.weights)
+        engine_weights = engine.weights_at(_pointers(saved.weights))
+    dy, dfinal = readable(dy, dfinal)
     engine.run_backward(
-        saved.info, reserve.data_ptr(), engine_weights, _strided_pointer(network, dy), _state_pointers(dfinal),
-        GradPointers(_strided_pointer(network, dx), _pointers(dweights), _state_pointers(dstates)), team(),
+        saved.info, reserve.data_ptr(), engine_weights, strided_pointer(network, dy), _state_pointers(dfinal),
+        GradPointers(strided_pointer(network, dx), _pointers(dweights), _state_pointers(dstates)), team(),
     )  # fmt: skip
     grads = [dx, *(dstates or (None,) * num_states), *dweights]
     return [grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
@@ -155,22 +173,31 @@ def _engine_weights(shape: CallShape, weights: Tensors, training: bool, threads:
 def _saved_weights(engine_weights: Any, weights: Tensors) -> list[Tensor | None]:
     if engine_weights.address:
         return [_as_tensor(engine_weights.lease, len(engine_weights.lease.buffer))]
+    return own_tensors(weights)
+
+
+def own_tensors(weights: Tensors) -> list[Tensor | None]:
+    """Tensors with the memory that the matrices have now, whatever happens to the parameters; None for biases."""
     return [None if weight is None or weight.dim() == 1 else weight.detach() for weight in weights]
 
 
-def _pointers_of_existing(weights: Tensors) -> tuple[int, ...]:
+def check_exist(weights: Tensors) -> None:
+    """Refuse weights whose memory someone has given back.
+
+    Raises:
+        RuntimeError: If there is such a weight.
+    """
     for weight in weights:
         if weight is not None and weight.untyped_storage().nbytes() < weight.nbytes:
             raise RuntimeError("the memory of a weight was released between forward and backward")
-    return _pointers(weights)
 
 
 def _aligned(memory: Tensor) -> Tensor:
     """The bytes, copied if a hook on saved tensors has moved them to an unaligned address."""
-    if not memory.data_ptr() % _ALIGNMENT:
+    if not memory.data_ptr() % ALIGNMENT:
         return memory
-    buffer = torch.empty(len(memory) + _ALIGNMENT, dtype=torch.uint8)
-    return buffer[-buffer.data_ptr() % _ALIGNMENT :][: len(memory)].copy_(memory)
+    buffer = torch.empty(len(memory) + ALIGNMENT, dtype=torch.uint8)
+    return buffer[-buffer.data_ptr() % ALIGNMENT :][: len(memory)].copy_(memory)
 
 
 def _pointers(tensors: Tensors) -> tuple[int, ...]:
@@ -185,11 +212,19 @@ def _state_pointers(states: Tensors) -> tuple[int, int]:
     return 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
 
 
-def _strided_pointer(network: Network, x: Tensor | None) -> StridedPtr:
+def strided_pointer(network: Network, x: Tensor | None) -> StridedPtr:
+    """The address of an input, an output or their gradient, with the bytes between steps and between rows."""
     if x is None:
         return NULL
     strides = x.stride()
-    return x.data_ptr(), strides[-3] * network.item if len(strides) == 3 else 0, strides[-2] * network.item
+    num_axes = len(strides)
+    step = strides[0] * network.item if num_axes == 3 else 0
+    return x.data_ptr(), step, strides[-2] * network.item if num_axes > 1 else 0
+
+
+def readable(y: Tensor | None, states: Tensors) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Cotangents of an output and of states as the kernels read them, copied if need be."""
+    return None if y is None else _with_unit_stride(y), _contiguous(states)
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
@@ -197,9 +232,9 @@ def _with_unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _contiguous(states: Tensors | None) -> Tensors:
+def _contiguous(states: Tensors | None) -> list[Tensor | None]:
     if states is None:
-        return ()
+        return []
     return [state if state is None or state.is_contiguous() else state.contiguous() for state in states]
 
 

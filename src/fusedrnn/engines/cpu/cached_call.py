@@ -124,7 +124,8 @@ class CachedForward(_CachedCall):
             return (y, final, None) if self._guarded.run(arrays, address) else None
         assert weights is not None
         steps, batch, _ = self._shape
-        info, lease = self._executor.allocate_reserve(steps, batch, None, "gates", seed)
+        info = self._executor.describe_reserve(steps, batch, None, "gates", seed)
+        lease = self._executor.lease_reserve(info.layout.size)
         if info.layout is not self._layout or not self._guarded.run(arrays, address, lease.address, signed(seed)):
             return None
         return y, final, CpuResiduals(info, lease, weights)

@@ -55,7 +55,8 @@ class CPUEngine:
         steps, batch = operands.x.shape[:2]
         varlen = _varlen(operands)
         weights = self.pointers.weights_of(operands.params, steps, batch, save)
-        info, lease = self.pointers.allocate_reserve(steps, batch, varlen, save, seed)
+        info = self.pointers.describe_reserve(steps, batch, varlen, save, seed)
+        lease = self.pointers.lease_reserve(info.layout.size)
         return self._run(operands, weights, varlen, info, lease.address), CpuResiduals(info, lease, weights)
 
     def _run(

@@ -61,6 +61,11 @@ class PlannedCall:
         return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
 
     @cached_property
+    def is_single(self) -> bool:
+        """Whether it runs on one thread in any case."""
+        return self.spinning_args.num_threads == 1
+
+    @cached_property
     def single_args(self) -> KernelArgs:
         """For one thread."""
         return self._plan(1)
@@ -176,15 +181,19 @@ class Executor:
         """A packed sequence, sorted by falling length: how many sequences have each step, int64 (T,)."""
         return VarLen.packed(batch_sizes)
 
-    def allocate_reserve(
+    def describe_reserve(
         self, steps: int, batch: int, varlen: VarLen | None = None, save: SavePolicy = "gates", seed: int = 0
-    ) -> tuple[ResidualInfo, Lease]:
-        """What a training call and its backward need to know of each other, and memory for the reserve."""
+    ) -> ResidualInfo:
+        """What a training call and its backward need to know of each other."""
         key, layout = self._layout
         if key != (steps, batch, save):
             layout = ReserveLayout.of(self._tiling, steps, batch, save)
             self._layout = (steps, batch, save), layout
-        return ResidualInfo(layout, seed, varlen), self._reserves.lease(layout.size)
+        return ResidualInfo(layout, seed, varlen)
+
+    def lease_reserve(self, size: int) -> Lease:
+        """Memory for a reserve of so many bytes."""
+        return self._reserves.lease(size)
 
     def run(
         self,

@@ -16,9 +16,10 @@ _WORD = 8
 
 
 class ObjectLayout(NamedTuple):
-    """Byte offsets in an object: of a tuple's items, of an object's type, of an array's data pointer."""
+    """Byte offsets in an object: of a tuple's items and their number, of its type, of an array's data pointer."""
 
     items_offset: int
+    size_offset: int
     type_offset: int
     data_offset: int
 
@@ -29,7 +30,7 @@ def object_layout() -> ObjectLayout | None:
     if sys.implementation.name != "cpython" or ctypes.sizeof(ctypes.c_void_p) != _WORD:
         return None
     head = object.__basicsize__
-    layout = ObjectLayout(tuple.__basicsize__, head - _WORD, head)
+    layout = ObjectLayout(tuple.__basicsize__, head, head - _WORD, head)
     if np.ndarray.__basicsize__ < head + 7 * _WORD:
         return None
     probe = np.zeros((2, 4, 5), np.float32)[:, 1:]
@@ -50,6 +51,7 @@ def _layout_is_known(probe: Any, layout: ObjectLayout) -> bool:
     data_at = id(probe) + layout.data_offset
     return (
         word(id(items) + layout.items_offset) == id(probe)
+        and word(id(items) + layout.size_offset) == len(items)
         and word(id(probe) + layout.type_offset) == id(np.ndarray)
         and word(data_at) == probe.ctypes.data
         and c_int(data_at + NDIM) == probe.ndim

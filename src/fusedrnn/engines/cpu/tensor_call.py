@@ -1,0 +1,147 @@
+"""A job on a framework's tensors like those of an earlier call, checked and run by machine code.
+
+A framework that describes its tensors by C functions (DLPack's exchange API) lets a call of one step cost little more
+than its tensors. Short calls alone are run this way: on unpacked weights, on the caller's thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusedrnn.engines.cpu.executor import Executor, Problem
+from fusedrnn.engines.cpu.launch import ndarray_abi
+from fusedrnn.engines.cpu.launch.tensor_kernel import (
+    ANY_STRIDE,
+    DESCRIPTION_BYTES,
+    TENSOR_CALL,
+    TENSOR_GUARD,
+    load_tensor_call,
+)
+from fusedrnn.engines.cpu.varlen import VarLen
+from fusedrnn.jit.loader import address
+
+_MAX_AXES = 3
+_CAPSULE = b"dlpack_exchange_api"
+_MAJOR_VERSION = 1
+_DESCRIBE_OFFSET = 40
+"""Where the exchange API has ``dltensor_from_py_object_no_sync``: behind a version, a pointer and three functions."""
+_FLOAT, _LANES = 2, 1 << 16
+"""DLPack's code of floating-point numbers, and its field of vectors of one element."""
+
+
+def describe_function(tensor_class: type) -> int:
+    """The address of the function that describes tensors of this class for DLPack; 0 if there is none that we know."""
+    capsule = getattr(tensor_class, "__dlpack_c_exchange_api__", None)
+    if capsule is None or ndarray_abi.object_layout() is None:
+        return 0
+    get_pointer: Any = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    api = get_pointer(capsule, _CAPSULE)
+    if ctypes.c_uint32.from_address(api).value != _MAJOR_VERSION:
+        return 0
+    return ctypes.c_int64.from_address(api + _DESCRIBE_OFFSET).value
+
+
+class TensorGuard(NamedTuple):
+    """What an argument of a call must be.
+
+    Attributes:
+        example: The argument of the earlier call.
+        symbol: The symbol of kernel arguments that its address is the value of; None if it has none.
+        shape: Its shape; None for an object that is only compared.
+        strides: Its strides in elements.
+        data: Its address, if it must stay there.
+        is_same: Whether the argument must be the very object.
+    """
+
+    example: object
+    symbol: str | None = None
+    shape: Sequence[int] | None = None
+    strides: Sequence[int] = ()
+    data: int = 0
+    is_same: bool = False
+
+
+class TensorCall:
+    """A job on tensors like those of an earlier call.
+
+    Args:
+        executor: What runs the spec.
+        problem: What it computes.
+        threads: Threads that the call may use.
+        varlen: Its sequence lengths, None for T everywhere.
+        guards: What each tensor of the call must be. Who makes the call holds references to the examples.
+        constants: Values of symbols that are the same at every call.
+        describe: As from :func:`describe_function`, not 0.
+
+    Attributes:
+        is_possible: Whether the call is short; if not, there is nothing else.
+    """
+
+    def __init__(
+        self, executor: Executor, problem: Problem, threads: int, varlen: VarLen | None,
+        guards: Sequence[TensorGuard], constants: Mapping[str, int], describe: int,
+    ) -> None:  # fmt: skip
+        name, steps, batch, _ = problem
+        planned = executor.planned(problem, threads)
+        is_short = executor.is_short(steps, batch, name != "forward")
+        self.is_possible = is_short and planned.is_single and not executor.debug
+        if not self.is_possible:
+            return
+        args, symbols = planned.args, planned.args.symbol_index
+        dtype = _FLOAT | 8 * np.dtype(executor.spec.dtype).itemsize << 8 | _LANES
+        self._guards = np.array([_fields(guard, symbols, dtype) for guard in guards], np.int64)
+        self._values = np.zeros(len(symbols), np.int64)
+        for symbol, value in constants.items():
+            self._values[symbols[symbol]] = value
+        if varlen is not None:
+            self._varlen, tables = varlen, varlen.tables(args.plan.row_starts)
+            self._values[symbols["row_offsets"]] = varlen.row_offsets_address
+            self._values[symbols["tables"]] = tables.ctypes.data
+        layout = ndarray_abi.object_layout()
+        assert layout is not None and args.args_offset - args.extents_offset >= DESCRIPTION_BYTES
+        computes_dx = any([guard.symbol == "dx" for guard in guards])
+        fields = {
+            "items_offset": layout.items_offset, "size_offset": layout.size_offset, "type_offset": layout.type_offset,
+            "describe": describe,
+            "guards": self._guards.ctypes.data, "num_guards": len(guards),
+            "description_offset": args.extents_offset,
+            "values": self._values.ctypes.data, "values_size": self._values.nbytes,
+            "reserve_symbol": 0 if name == "forward" else symbols["reserve"], "workspace_symbol": symbols["workspace"],
+            "dx_partials_symbol": symbols["dx_partials"] if computes_dx else 0, "args_symbol": symbols["args"],
+            "relocs": args.relocs, "num_fields": args.num_fields,
+            "args_offset": args.args_offset, "plan_offset": args.plan_offset, "job": address(executor.job(name)),
+        }  # fmt: skip
+        self._struct = np.array([fields[name] for name in TENSOR_CALL.names], np.int64)
+        self._call, self._args, self._run = self._struct.ctypes.data, args, load_tensor_call()
+        self._workspaces = executor.workspaces
+
+    def run(self, tensors: tuple[Any, ...], reserve: int = 0) -> bool:
+        """Run the job on these tensors, and in training and backward on the reserve at that address.
+
+        Returns:
+            False if a tensor is not as its guard says: then nothing has run.
+        """
+        scratch = self._workspaces.acquire(self._args.size)
+        ran = self._run(self._call, scratch.address, tensors, reserve)
+        self._workspaces.release(scratch)
+        return bool(ran)
+
+
+def _fields(guard: TensorGuard, symbols: Mapping[str, int], dtype: int) -> list[int]:
+    """The fields of a guard's struct."""
+    is_same = id(guard.example) if guard.is_same else 0
+    symbol = symbols[guard.symbol or "nothing"]
+    if guard.shape is None:
+        fields = [id(type(guard.example)), is_same, 0, -1, 0, symbol]
+        return fields + [0] * (len(TENSOR_GUARD) - len(fields))
+    strides = [stride if size > 1 else ANY_STRIDE for size, stride in zip(guard.shape, guard.strides, strict=True)]
+    unused = [0] * (_MAX_AXES - len(strides))
+    return [
+        id(type(guard.example)), is_same, guard.data, len(strides), dtype, symbol,
+        *guard.shape, *unused, *strides, *unused,
+    ]  # fmt: skip

@@ -1,0 +1,200 @@
+"""A module's call like the one before: recognized by a few comparisons, without checking everything again.
+
+A call of one step takes a few microseconds in machine code. To determine anew what a module runs on which tensors takes
+many times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedrnn.torch import autocast, dispatch, eager
+from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling
+from fusedrnn.torch.network import CallShape, Network, Results
+from fusedrnn.torch.plan import ModulePlan, current_weights, spec_of
+from fusedrnn.torch.short_call import ShortCall
+
+# Bound once: attribute lookups are a large part of a call of one step.
+_is_grad_enabled = torch.is_grad_enabled
+_dispatch_keys = torch._C._dispatch_keys
+
+
+class RepeatsCalls(Module):
+    """Base of our modules: recognizes calls like the one before."""
+
+    _last_call: LastCall | None = None
+
+    def _repeat_call(self, x: Any, hx: Any) -> Any:
+        """What forward returns, if this call is like the last one; else None."""
+        if is_compiling() or self._last_call is None:
+            return None
+        call = self._last_call.prepared
+        if call is None:
+            return None
+        result = None if call.short is None else call.short(self, x, hx)
+        if result is None and call.matches(self, x, hx):
+            result = self._run_repeated(call.run, x, None if hx is None else tuple(hx) if call.has_c else (hx,))
+        return result
+
+    def _run_repeated(self, run: Callable[..., Results], x: Any, states: tuple[Any, ...] | None) -> Any:
+        """What forward returns, by ``run`` on the operator's input and states."""
+        raise NotImplementedError
+
+    def _note_call(self, run: Any, x: Any, hx: Any) -> None:
+        """Record a call by ``run`` without autocast; it is prepared to be repeated if it is like the one before.
+
+        So calls whose shapes change each time are never prepared.
+        """
+        if run is not eager.run:
+            return
+        parameter = next(iter(self._parameters.values()), None)
+        address = None if parameter is None else parameter.data_ptr()
+        states = [_described(state) for state in (hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,))]
+        last, this = self._last_call, LastCall((_description(x), states, address, self.training, _is_grad_enabled()))
+        if last is not None and last.description == this.description:
+            this.prepared = RepeatedCall.of(self, x, hx)
+        self.__dict__["_last_call"] = this
+
+
+class LastCall:
+    """The last call of a module.
+
+    Attributes:
+        description: What it depended on.
+        prepared: The call prepared to be repeated; None if it was the first of its kind, or cannot be recognized.
+    """
+
+    __slots__ = "description", "prepared"
+
+    def __init__(self, description: Any) -> None:
+        self.description = description
+        self.prepared: RepeatedCall | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or pickle of a module has no last call."""
+        return type(None), ()
+
+
+class RepeatedCall:
+    """What a module's call depends on, and what it runs. Nothing of it changes, so any number of threads may use it.
+
+    Args:
+        module: A layer or cell.
+        plan: Its plan.
+        x: Its input: plain tensors outside of any tracing.
+        hx: Its initial states, None for zeros.
+        parameters: Its parameters in torch.nn's order.
+        weights: The same in the operator's order, with None for missing biases.
+
+    Attributes:
+        has_c: Whether there are two states.
+        short: The same call as machine code checks it, which takes less time; None if there is none.
+    """
+
+    __slots__ = (
+        "_engine_weights", "_input", "_is_grad_enabled", "_is_recorded", "_memory", "_parameters", "_plan", "_shape",
+        "_states", "_training", "_weights", "has_c", "short",
+    )  # fmt: skip
+
+    def __init__(
+        self, module: Any, plan: ModulePlan, x: Any, hx: Any, parameters: list[Parameter], weights: list[Tensor | None]
+    ) -> None:
+        self._plan, self._training, self._is_grad_enabled = plan, module.training, _is_grad_enabled()
+        self.has_c = len(plan.state_sizes) > 1
+        self._input, self._states = _description(x), self._described_states(hx)
+        self._parameters, self._weights = parameters, weights
+        self._memory = _described_memory(parameters)
+        spec = spec_of(plan, module.training)
+        assert spec is not None
+        network = Network.of(spec)
+        data, batch_sizes = (x.data, x.batch_sizes) if isinstance(x, PackedSequence) else (x, None)
+        if not plan.is_cell and batch_sizes is None:
+            data = data.unsqueeze(1) if data.dim() == 2 else data.transpose(0, 1) if module.batch_first else data
+        states = None if hx is None else tuple(hx) if self.has_c else (hx,)
+        self._shape = shape = CallShape(network, data, None, batch_sizes, plan.is_cell)
+        self._is_recorded = is_recorded = self._is_grad_enabled and eager.require_grad(data, states, weights)
+        pointers = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
+        is_short = network.engine.is_short(shape.steps, shape.batch, network.drops or is_recorded)
+        self._engine_weights = network.engine.weights_at(pointers) if is_short else None
+        self.short: ShortCall | None = None
+        if is_short and not network.drops:
+            short = ShortCall(module, plan, shape, x, states, weights, is_recorded)
+            self.short = short if short.is_possible else None
+
+    @classmethod
+    def of(cls, module: Any, x: Any, hx: Any) -> RepeatedCall | None:
+        """A call that has just run; None if the next one needs all checks, because weights are not the parameters."""
+        data = x.data if isinstance(x, PackedSequence) else x
+        plan = module._plan(data.dtype)
+        parameters = [module._parameters.get(name) for name in plan.names]
+        weights = current_weights(module, plan, data.dtype)
+        tensors = [data, *(hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,))]
+        if (
+            data.dtype not in DTYPE_NAMES
+            or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
+            or not all(type(parameter) is Parameter and parameter.is_contiguous() for parameter in parameters)
+            or weights is None
+            or {id(weight) for weight in weights if weight is not None} != set(map(id, parameters))
+        ):
+            return None
+        return cls(module, plan, x, hx, parameters, weights)
+
+    def matches(self, module: Any, x: Any, hx: Any) -> bool:
+        """Whether a call of the module is like this one."""
+        try:
+            return (
+                module.training is self._training
+                and _is_grad_enabled() is self._is_grad_enabled
+                and dispatch.runner() is eager.run
+                and not autocast.is_enabled()
+                and _description(x) == self._input
+                and self._described_states(hx) == self._states
+                and module._plan(self._parameters[0].dtype) is self._plan
+                and self._has_same_parameters(module)
+            )
+        except (AttributeError, RuntimeError, TypeError):  # something else than plain tensors
+            return False
+
+    def run(self, x: Tensor, states: Sequence[Tensor] | None) -> Results:
+        """Run it on the input (T, N, I), or that of a cell, or the rows of a packed sequence."""
+        return eager.run_shape(self._shape, x, states, self._weights, None, self._engine_weights, self._is_recorded)
+
+    def _described_states(self, hx: Any) -> Any:
+        if hx is None or not self.has_c:
+            return None if hx is None else _described(hx)
+        return isinstance(hx, (tuple, list)) and [_described(state) for state in hx]
+
+    def _has_same_parameters(self, module: Any) -> bool:
+        """Whether the module's parameters are the same, and in the same memory; their content may have changed."""
+        parameters = self._parameters
+        if not all(map(is_, map(module._parameters.get, self._plan.names), parameters)):
+            return False
+        if not self._plan.is_cell:
+            flat = module._flat_weights
+            if len(flat) != len(parameters) or not all(map(is_, flat, parameters)):
+                return False
+        return _described_memory(parameters) == self._memory
+
+
+def _description(x: Any) -> Any:
+    """What a call depends on of an input, beside its content."""
+    if not isinstance(x, PackedSequence):
+        return _described(x)
+    data, batch_sizes, *indices = x
+    sizes = batch_sizes.tolist() if type(batch_sizes) is Tensor and batch_sizes.dtype is torch.int64 else None
+    return _described(data), sizes, [index if index is None else index.shape for index in indices]
+
+
+def _described(tensor: Any) -> tuple[Any, ...]:
+    return type(tensor), tensor.dtype, tensor.shape, tensor.stride(), tensor.requires_grad, _dispatch_keys(tensor)
+
+
+def _described_memory(parameters: list[Parameter]) -> list[tuple[Any, ...]]:
+    return [(w.data_ptr(), w.dtype, w.shape, w.is_contiguous(), w.is_neg(), w.requires_grad) for w in parameters]

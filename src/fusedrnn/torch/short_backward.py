@@ -1,0 +1,89 @@
+"""The backward of a short call whose tensors machine code checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedrnn.engines.cpu.tensor_call import TensorCall
+from fusedrnn.torch import tensor_calls
+from fusedrnn.torch.network import CallShape, Tensors
+from fusedrnn.torch.short_call import DESCRIBE, guard_of
+
+
+class ShortBackward:
+    """The gradients of calls of one shape, for cotangents like those of an earlier backward.
+
+    Nothing of it changes, so any number of threads may use it.
+
+    Args:
+        shape: The shape.
+        info: The engine's description of the reserve.
+        needs_grad: Which gradients are computed: of x, each initial state, each weight.
+        dy: The cotangent of the output, None for zeros.
+        dfinal: Those of the final states likewise.
+        weights: The weights as :func:`fusedrnn.torch.tensor_calls.own_tensors` returns them.
+
+    Attributes:
+        is_possible: Whether there is such a backward; nothing else works if there is none.
+    """
+
+    def __init__(
+        self, shape: CallShape, info: Any, needs_grad: Sequence[bool], dy: Tensor | None, dfinal: Tensors,
+        weights: Tensors,
+    ) -> None:  # fmt: skip
+        network, first_weight = shape.network, 1 + shape.network.num_states
+        self._like = network.like
+        shapes = [(*shape.leading, network.spec.input_size), *shape.state_shapes, *network.weight_shapes]
+        has_dstates = True in needs_grad[1:first_weight]
+        entries = network.spec.layout.by_layer_direction
+        symbols = ["dx", *("dh0", "dc0")[: network.num_states], *(entry.name for entry in entries)]
+        self._computed = [
+            needed or (has_dstates and 0 < number < first_weight) for number, needed in enumerate(needs_grad)
+        ]
+        self._needs_grad, self._shapes = needs_grad, shapes
+        cotangents = zip((dy, *dfinal), ("dy", "dh_n", "dc_n"), strict=False)
+        guards = [guard_of(cotangent, symbol) for cotangent, symbol in cotangents if cotangent is not None]
+        guards += [
+            guard_of(weight, f"unpacked {entry.name}")
+            for weight, entry in zip(weights, entries, strict=True) if weight is not None
+        ]  # fmt: skip
+        grads = self._new_grads()
+        guards += [guard_of(grad, symbol) for grad, symbol in zip(grads, symbols, strict=True) if grad is not None]
+        constants = {}
+        for name, tensor in (("dy", dy), ("dx", grads[0])):
+            _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_pointer(network, tensor)
+        self._call = TensorCall(
+            network.engine, ("backward", shape.steps, shape.batch, info.layout), torch.get_num_threads(), shape.varlen,
+            guards, constants, DESCRIBE,
+        )  # fmt: skip
+        self.is_possible = self._call.is_possible
+
+    def run(self, reserve: Tensor, weights: Tensors, dy: Tensor | None, dfinal: Tensors) -> list[Tensor | None] | None:
+        """The gradients, None where they are not needed; None in all if a tensor is not like the earlier one."""
+        grads, address = self._new_grads(), reserve.data_ptr()
+        tensors = tuple([tensor for tensor in (dy, *dfinal, *weights, *grads) if tensor is not None])
+        if address % tensor_calls.ALIGNMENT or not self._call.run(tensors, address):
+            return None
+        return [grad if needed else None for grad, needed in zip(grads, self._needs_grad, strict=True)]
+
+    def _new_grads(self) -> list[Tensor | None]:
+        new_empty = self._like.new_empty
+        computed = zip(self._shapes, self._computed, strict=True)
+        return [new_empty(shape) if is_computed else None for shape, is_computed in computed]
+
+
+def prepared(
+    shape: CallShape, info: Any, needs_grad: tuple[bool, ...], dy: Tensor | None, dfinal: Tensors, weights: Tensors
+) -> ShortBackward | None:
+    """The backward for cotangents like these, kept with a shape that repeats; None if there is none."""
+    assert shape.backwards is not None
+    key = needs_grad, dy is None, *[cotangent is None for cotangent in dfinal]
+    if key not in shape.backwards:
+        backward = ShortBackward(shape, info, needs_grad, dy, dfinal, weights)
+        shape.backwards[key] = backward if backward.is_possible else None
+    known: ShortBackward | None = shape.backwards[key]
+    return known

@@ -1,0 +1,174 @@
+"""A short call of a module like the one before, whose tensors machine code checks.
+
+A step of a cell then takes a few microseconds beside the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedrnn.engines.cpu.tensor_call import TensorCall, TensorGuard, describe_function
+from fusedrnn.torch import autocast, dispatch, eager, tensor_calls
+from fusedrnn.torch.network import CallShape
+from fusedrnn.torch.plan import ModulePlan
+
+# Bound once: attribute lookups are a large part of a call of one step.
+_is_grad_enabled = torch.is_grad_enabled
+_get_num_threads = torch.get_num_threads
+_is_neg = Tensor.is_neg
+_requires_grad = attrgetter("requires_grad")
+DESCRIBE = describe_function(Tensor)
+"""The function by which machine code reads tensors; 0 if this torch has none."""
+
+
+class ShortCall:
+    """A call of a module on plain tensors. Nothing of it changes, so any number of threads may use it.
+
+    Args:
+        module: A layer or cell.
+        plan: Its plan.
+        shape: The shape of the call.
+        x: Its input: a tensor, or a packed sequence in its original order.
+        states: Its initial states, None for zeros.
+        weights: Its weights in the operator's order, its own parameters, with None for missing biases.
+        is_recorded: Whether autograd records it.
+
+    Attributes:
+        is_possible: Whether there is such a call; nothing else works if there is none.
+        shape: The shape of the call.
+    """
+
+    def __init__(
+        self, module: Any, plan: ModulePlan, shape: CallShape, x: Any, states: tuple[Tensor, ...] | None,
+        weights: list[Tensor | None], is_recorded: bool,
+    ) -> None:  # fmt: skip
+        is_packed = isinstance(x, PackedSequence)
+        data: Tensor = x.data if is_packed else x
+        is_sorted = is_packed and (x.sorted_indices is not None or x.unsorted_indices is not None)
+        is_unbatched = not plan.is_cell and not is_packed and data.dim() == 2
+        are_readable = data.stride(-1) == 1 and all([state.is_contiguous() for state in states or ()])
+        self.is_possible = bool(DESCRIBE) and are_readable and not is_sorted and not is_unbatched
+        if not self.is_possible:
+            return
+        self.shape, self._weights, shape.backwards = shape, weights, {}
+        self._plan, self._training, self._num_threads = plan, module.training, _get_num_threads()
+        self._parameters = [weight for weight in weights if weight is not None]
+        self._dtype, self._num_states = self._parameters[0].dtype, None if states is None else len(states)
+        self._batch_sizes = x.batch_sizes.tolist() if is_packed else None
+        self._is_transposed = not plan.is_cell and not is_packed and module.batch_first
+        self._output_shape = None if plan.is_cell else (*shape.leading, shape.network.output_size)
+        self._is_grad_enabled = _is_grad_enabled()
+        self._needs_grad = [*map(_requires_grad, (data, *(states or ()), *self._parameters))]
+        engine = shape.network.engine
+        self._info = engine.describe_reserve(shape.steps, shape.batch, shape.varlen) if is_recorded else None
+        data = data.transpose(0, 1) if self._is_transposed else data
+        _, x_step, x_row = tensor_calls.strided_pointer(shape.network, data)
+        constants = {
+            "x_step": x_step, "x_row": x_row, **dict(zip(("y_step", "y_row"), shape.output_strides, strict=True)),
+        }  # fmt: skip
+        layout = None if self._info is None else self._info.layout
+        self._call = TensorCall(
+            engine, ("training" if is_recorded else "forward", shape.steps, shape.batch, layout), self._num_threads,
+            shape.varlen, self._guards(module, data, states or ()), constants, DESCRIBE,
+        )  # fmt: skip
+        self.is_possible = self._call.is_possible
+
+    def _guards(self, module: Any, x: Tensor, states: tuple[Tensor, ...]) -> list[TensorGuard]:
+        """The guards of all tensors, in the order in which a call passes them."""
+        entries = self.shape.network.spec.layout.by_layer_direction
+        names = {id(weight): f"unpacked {entry.name}" for weight, entry in zip(self._weights, entries, strict=True)}
+        parameters = [
+            TensorGuard(None, is_same=True) if weight is None
+            else guard_of(weight, names[id(weight)])._replace(data=weight.data_ptr(), is_same=True)
+            for weight in module._parameters.values()
+        ]  # fmt: skip
+        flat = [TensorGuard(weight, is_same=True) for weight in self._flat_weights(module)]
+        y, final = self._new_results(x)
+        return [
+            guard_of(x, "x"), *map(guard_of, states, ("h0", "c0")), *parameters, *flat,
+            *map(guard_of, final, ("h_n", "c_n")), guard_of(y, "y"),
+        ]  # fmt: skip
+
+    def __call__(self, module: Any, x: Any, hx: Any) -> Any:
+        """What the module's forward returns; None if the call is not like this one."""
+        if (
+            module.training is not self._training
+            or _is_grad_enabled() is not self._is_grad_enabled
+            or dispatch.runner() is not eager.run
+            or autocast.is_enabled()
+            or _get_num_threads() != self._num_threads
+            or module._plan(self._dtype) is not self._plan
+        ):
+            return None
+        data = x if self._batch_sizes is None else self._rows(x)
+        if type(data) is not Tensor:
+            return None
+        states = hx if type(hx) in (tuple, list) else () if hx is None else (hx,)
+        if (None if hx is None else len(states)) != self._num_states:
+            return None
+        inputs = (data, *states, *self._parameters)
+        try:
+            if True in map(_is_neg, inputs) or (
+                self._is_grad_enabled and [*map(_requires_grad, inputs)] != self._needs_grad
+            ):
+                return None
+        except (AttributeError, TypeError):  # a state that is no tensor
+            return None
+        if self._is_transposed:
+            if data.dim() != 3:
+                return None
+            data = data.transpose(0, 1)
+        results = self.run(module, data, states)
+        if results is None:
+            return None
+        y, *final = results
+        result = tuple(final) if len(final) > 1 else final[0]
+        if self._output_shape is None:
+            return result
+        if self._is_transposed:
+            y = y.transpose_(0, 1)
+        return (y if self._batch_sizes is None else PackedSequence(y, x.batch_sizes)), result
+
+    def run(self, module: Any, x: Tensor, states: Sequence[Tensor]) -> Sequence[Any] | None:
+        """The output, None of a cell, and the final states; None if a tensor is not like that of this call."""
+        y, final = self._new_results(x)
+        tensors = (x, *states, *module._parameters.values(), *self._flat_weights(module), *final, y)
+        if self._output_shape is None:
+            y = None
+        if self._info is None:
+            return (y, *final) if self._call.run(tensors) else None
+        reserve, address = tensor_calls.new_reserve(self.shape.network.engine, self._info.layout.size)
+        if not self._call.run(tensors, address):
+            return None
+        saved = tensor_calls.SavedForBackward(reserve, tensor_calls.own_tensors(self._weights), self._info)
+        initial = states if self._num_states else (None,) * len(final)
+        return eager.record(self.shape, (y, tuple(final), saved), x, initial, self._weights)
+
+    def _rows(self, x: Any) -> Any:
+        """The rows of a packed sequence with the same sizes; None for anything else."""
+        if type(x) is not PackedSequence or x.sorted_indices is not None or x.unsorted_indices is not None:
+            return None
+        sizes = x.batch_sizes
+        is_same = type(sizes) is Tensor and sizes.dtype is torch.int64 and sizes.tolist() == self._batch_sizes
+        return x.data if is_same else None
+
+    def _flat_weights(self, module: Any) -> Sequence[Any]:
+        """What torch.nn's forward of a layer reads instead of the parameters by name."""
+        flat: Sequence[Any] = () if self._plan.is_cell else module._flat_weights
+        return flat
+
+    def _new_results(self, x: Tensor) -> tuple[Any, list[Tensor]]:
+        """Memory for the output, or of a cell its next h, and for the final states."""
+        final = [x.new_empty(shape) for shape in self.shape.state_shapes]
+        return final[0] if self._output_shape is None else x.new_empty(self._output_shape), final
+
+
+def guard_of(tensor: Tensor, symbol: str) -> TensorGuard:
+    """The guard of tensors of that shape and those strides."""
+    return TensorGuard(tensor, symbol, tensor.shape, tensor.stride())

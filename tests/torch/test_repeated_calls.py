@@ -1,0 +1,267 @@
+"""Calls like the one before are recognized by fewer checks. Whatever changes between calls, results are right."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+
+from fusedrnn.torch.short_call import DESCRIBE, ShortCall
+from torch_layers import KINDS, LAYERS, flat, make_pair
+
+I, H, N = 3, 5, 2
+
+
+@pytest.fixture
+def short_calls(monkeypatch):
+    """The calls that machine code has checked and run."""
+    calls, run = [], ShortCall.run
+
+    def recorded(call, *args):
+        results = run(call, *args)
+        if results is not None:
+            calls.append(call)
+        return results
+
+    monkeypatch.setattr(ShortCall, "run", recorded)
+    return calls
+
+
+def operands(kind, form="batched"):
+    """An input of one step and its states."""
+    cell, pair = kind.endswith("Cell"), kind.startswith("LSTM")
+    leading = (N,) if cell else (1, N)
+    x, states = torch.randn(*leading, I), [torch.randn(*leading, H) for _ in range(2)]
+    if form == "packed":
+        x = pack_sequence([*x[0][:, None]])
+    return x, tuple(states) if pair else states[0]
+
+
+def assert_same(ours, torch_net, x, hx):
+    """Both modules return the same, and a new module of ours the same bits."""
+    actual, expected = flat(ours(x, hx)), flat(torch_net(x, hx))
+    torch.testing.assert_close(actual, expected)
+    # Negated parameters run on torch.nn's layer, their copies do not.
+    if not any(parameter.is_neg() for parameter in ours.parameters()):
+        assert all(map(torch.equal, actual, flat(copy.deepcopy(ours)(x, hx))))
+
+
+@pytest.mark.skipif(not DESCRIBE, reason="this torch describes no tensors to machine code")
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "form"), [*((kind, "batched") for kind in KINDS), *((kind, "packed") for kind in LAYERS)]
+)
+def test_calls_of_one_step_take_the_short_way(kind, form, records, short_calls):
+    ours, torch_net = make_pair(kind, I, H)
+    with torch.set_grad_enabled(records):
+        for _ in range(4):
+            x, hx = operands(kind, form)
+            assert_same(ours, torch_net, x, hx)
+    assert len(short_calls) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_repeated_calls(kind):
+    ours, torch_net = make_pair(kind, I, H)
+    for number in range(4):
+        x, hx = operands(kind)
+        grads = []
+        for net in (ours, torch_net):
+            leaf = x.clone().requires_grad_(number != 2)
+            net.zero_grad()
+            results = flat(net(leaf, hx))
+            torch.autograd.backward(results, [torch.ones_like(result) for result in results])
+            grads.append([leaf.grad, *[parameter.grad for parameter in net.parameters()]])
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_double_backward_of_a_repeated_call(kind):
+    ours, torch_net = (net.double() for net in make_pair(kind, I, H))
+    for _ in range(3):
+        x, _ = operands(kind)
+        second = []
+        for net in (ours, torch_net):
+            leaf = x.double().requires_grad_()
+            (grad,) = torch.autograd.grad(flat(net(leaf))[0].square().sum(), leaf, create_graph=True)
+            recurrent = net.weight_hh_l0 if kind in LAYERS else net.weight_hh
+            second.append(torch.autograd.grad(grad.square().sum(), [leaf, recurrent]))
+        torch.testing.assert_close(*second)
+
+
+def _halve_in_place(net):
+    for parameter in net.parameters():
+        parameter.data.mul_(0.5)
+
+
+def _move_data(net):
+    for parameter in net.parameters():
+        parameter.data = parameter.data.clone() * 0.5
+
+
+def _transpose_data(net):
+    for parameter in net.parameters():
+        if parameter.shape == (H, H):
+            parameter.data = parameter.data.t()
+
+
+def _negate_lazily(net):
+    for parameter in net.parameters():
+        parameter.data = torch._neg_view(parameter.data)
+
+
+def _replace(net):
+    for name, parameter in [*net.named_parameters()]:
+        setattr(net, name, torch.nn.Parameter(parameter.detach() * 0.5))
+
+
+def _parametrize(net):
+    name = next(name for name, _ in net.named_parameters() if "weight_hh" in name)
+    parametrize.register_parametrization(net, name, torch.nn.Tanh())
+
+
+CHANGES = [
+    _halve_in_place, _move_data, _transpose_data, _negate_lazily, _replace, _parametrize,
+    lambda net: net.double().float(), lambda net: net.train(not net.training),
+    lambda net: net.requires_grad_(False),
+    lambda net: net.load_state_dict({name: -weight for name, weight in net.state_dict().items()}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("kind", ["RNN", "LSTMCell"])
+def test_a_module_changes_between_calls(kind, change, records):
+    ours, torch_net = make_pair(kind, I, H)
+    with torch.set_grad_enabled(records):
+        for _ in range(3):
+            assert_same(ours, torch_net, *operands(kind))
+        change(ours)
+        change(torch_net)
+        for _ in range(3):
+            assert_same(ours, torch_net, *operands(kind))
+
+
+def _as_imaginary_part(x):
+    return torch.complex(torch.zeros_like(x), x).conj().imag
+
+
+INPUTS = {
+    "another batch": lambda x: torch.cat([x, x], dim=-2), "strides": lambda x: torch.randn(*x.shape[:-1], 7)[..., :I],
+    "features apart": lambda x: torch.randn(*x.shape, 2)[..., 0], "a parameter": torch.nn.Parameter,
+    "negated": _as_imaginary_part, "requires grad": lambda x: x.clone().requires_grad_(),
+    "float64": torch.Tensor.double, "too many features": lambda x: torch.cat([x, x], dim=-1), "a list": list,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("change", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("kind", ["GRU", "RNNCell"])
+def test_input_changes_between_calls(kind, change, records):
+    ours, torch_net = make_pair(kind, I, H)
+    with torch.set_grad_enabled(records):
+        for _ in range(3):
+            assert_same(ours, torch_net, *operands(kind))
+        x = change(operands(kind)[0])
+        outcomes = []
+        for net in (ours, torch_net):
+            try:
+                outcomes.append(flat(net(x)))
+            except Exception as error:
+                outcomes.append((type(error), str(error)))
+        if isinstance(outcomes[1], tuple):
+            assert outcomes[0] == outcomes[1]
+        else:
+            torch.testing.assert_close(*outcomes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_change_between_calls(kind):
+    ours, torch_net = make_pair(kind, I, H)
+    x, hx = operands(kind)
+    pair = isinstance(hx, tuple)
+    wrong = hx[0] if pair else (hx, hx)
+    for states in (hx, hx, hx, None, hx, list(hx) if pair else hx, wrong, hx, hx):
+        outcomes = []
+        for net in (ours, torch_net):
+            try:
+                outcomes.append(flat(net(x, states)))
+            except Exception as error:
+                outcomes.append(type(error))
+        assert isinstance(outcomes[0], list) == isinstance(outcomes[1], list)
+        if isinstance(outcomes[0], list):
+            torch.testing.assert_close(*outcomes)
+
+
+def test_a_packed_sequence_changes_between_calls():
+    ours, torch_net = make_pair("LSTM", I, H)
+    for lengths in ([3, 2], [3, 2], [3, 2], [3, 1], [2, 3], [2, 3], [2, 3], [3, 2]):
+        packed = pack_padded_sequence(torch.randn(3, N, I), lengths, enforce_sorted=False)
+        with torch.no_grad():
+            assert_same(ours, torch_net, packed, None)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
+def test_other_ways_to_call_after_repeated_calls(kind):
+    ours, torch_net = make_pair(kind, I, H)
+    x, hx = operands(kind)
+    for _ in range(3):
+        ours(x, hx)
+    doubled = {name: 2 * parameter.detach() for name, parameter in ours.named_parameters()}
+    torch.testing.assert_close(
+        flat(functional_call(ours, doubled, (x, hx))), flat(functional_call(torch_net, doubled, (x, hx)))
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert flat(ours(x, hx))[0].dtype == flat(torch_net(x, hx))[0].dtype
+    with torch.inference_mode():
+        assert flat(ours(x, hx))[0].is_inference()
+    assert not flat(ours(x, hx))[0].is_inference()
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+def test_copies_of_a_module_that_was_called(kind):
+    ours, torch_net = make_pair(kind, I, H)
+    x, hx = operands(kind)
+    for _ in range(3):
+        ours(x, hx)
+    buffer = io.BytesIO()
+    torch.save(ours, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for other in (copy.deepcopy(ours), copy.copy(ours), pickle.loads(pickle.dumps(ours)), loaded):
+        assert_same(other, torch_net, x, hx)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_may_not_change_between_forward_and_backward(kind):
+    for net in make_pair(kind, I, H):
+        for _ in range(3):
+            x, hx = operands(kind)
+            results = flat(net(x.requires_grad_(), hx))
+        with torch.no_grad():
+            next(parameter for name, parameter in net.named_parameters() if "weight_ih" in name).mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            results[0].sum().backward()
+
+
+def test_threads_call_a_module_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    ours, torch_net = make_pair("GRUCell", I, H)
+    inputs = [operands("GRUCell") for _ in range(8)]
+
+    def run(number):
+        with torch.no_grad():
+            return [ours(*inputs[(number + step) % 8]) for step in range(100)]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = [*pool.map(run, range(8))]
+    with torch.no_grad():
+        expected = [torch_net(*each) for each in inputs]
+    for number, of_thread in enumerate(results):
+        for step, result in enumerate(of_thread):
+            torch.testing.assert_close(result, expected[(number + step) % 8])
