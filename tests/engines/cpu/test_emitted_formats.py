@@ -9,7 +9,7 @@ import re
 import pytest
 
 from assembly import loops, parsed
-from fusedrnn.engines.cpu.kernels.common import build_common
+from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.jit.target import is_x86, known_targets
 
 pytestmark = pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
@@ -66,3 +66,23 @@ def test_dot_products_need_no_conversion(compute, target):
     allowed = rf"{vectors}|lea|add|sub|inc|dec|cmp|mov"
     for name, _, body in loops_over_k(compute, target):
         assert not [line for line in body if not re.match(rf"({allowed}|j\w+)", line)], name
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(target, id=target.name) for target in known_targets() if "bfloat16" in target.dot_products]
+)
+def test_weight_gradients_multiply_pairs(target):
+    """The GEMM of the weights' gradients multiplies pairs of rows: it only loads, broadcasts and multiplies."""
+    code = parsed(build_common_training("bfloat16", target), target)
+    max_rows, width = target.tile
+    product = DOT_PRODUCT["bfloat16"]
+    for rows, col_vecs in itertools.product(range(1, max_rows + 1), range(1, width + 1)):
+        name = f"microkernel_tn{rows}x{col_vecs}"
+        bodies = loops(code[name])
+        assert bodies, name
+        for body in bodies:
+            products = [line for line in body if re.match(rf"{product}\b.*%{REGISTERS[target.vector_bits]}", line)]
+            assert products and len(products) % (rows * col_vecs) == 0, name
+            allowed = rf"{product}|vpbroadcastd|vbroadcastss|vmov[ad]\w*|prefetch|lea|add|sub|inc|dec|cmp|mov|j\w+"
+            assert not [line for line in body if not re.match(rf"({allowed})", line)], name
+            assert not [line for line in body if re.search(r"\([^)]*%rsp\b", line)], name
