@@ -89,6 +89,23 @@ def test_target_that_the_processor_lacks(monkeypatch):
         current_target()
 
 
+@pytest.mark.skipif(not is_x86(), reason="AMX is an extension of x86")
+@pytest.mark.parametrize(("permitted", "chosen"), [(True, "avx512-amx"), (False, "avx512-bf16")])
+def test_tiles_need_permission(monkeypatch, permitted, chosen):
+    """Without it the next target runs, and to ask for tiles is an error that says why."""
+    (amx,) = (target for target in known_targets() if target.has_tiles)
+    monkeypatch.setattr(host, "_host_features", lambda: frozenset(amx.required))
+    monkeypatch.setattr(host, "_tiles_are_permitted", lambda: permitted)
+    monkeypatch.delenv("FUSEDRNN_TARGET", raising=False)
+    assert current_target().name == target_for(64, "float32").name == chosen
+    monkeypatch.setenv("FUSEDRNN_TARGET", "avx512-amx")
+    if permitted:
+        assert current_target() is amx
+    else:
+        with pytest.raises(ValueError, match=r"it lacks permission to use AMX.*available: avx512-bf16, "):
+            current_target()
+
+
 def test_target_default_is_the_widest(monkeypatch):
     assert current_target() == available_targets()[0]
     monkeypatch.setenv("FUSEDRNN_TARGET", " GENERIC ")

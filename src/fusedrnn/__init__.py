@@ -44,8 +44,8 @@ _LAZY = {"rnn": "fusedrnn.mxnet.nd", **dict.fromkeys(_CELLS, "fusedrnn.mxnet.rnn
 
 
 def __getattr__(name: str) -> Any:
-    """Adapters, and MXNet's function and cells, imported at first use: few programs need all of them."""
-    if name in ("mxnet", "onnx", "torch"):
+    """Adapters, the catalogue of cells, and MXNet's function and cells, imported at first use: few need all of them."""
+    if name in ("cells", "mxnet", "onnx", "torch"):
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

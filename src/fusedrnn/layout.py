@@ -15,9 +15,12 @@ from fusedrnn.scalars import check_choice
 
 Array = NDArray[Any]
 Naming = Literal["mxnet", "torch"]
-Kind = Literal["i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias"]
+Kind = str
+"""A kind of parameter: ``"i2h_weight"``, ``"h2h_weight"``, ``"h2r_weight"``, ``"peephole_weight"``, ``"i2h_bias"``,
+``"h2h_bias"``, or the name of a parameter of a cell that a user has written."""
 Shapes = dict[Kind, tuple[int, ...]]
 
+BIASES = "i2h_bias", "h2h_bias"
 _TORCH_NAMES: dict[Kind, str] = {
     "i2h_weight": "weight_ih",
     "h2h_weight": "weight_hh",
@@ -73,9 +76,11 @@ class ParameterLayout:
     """The flat parameter vector of MXNet and cuDNN: all weights first, then all biases.
 
     For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S), with a projection h2r (P, H), and in an
-    LSTM with peepholes the peephole weights of i, f and o (3·H), or of i and o if its gates are coupled (2·H). The
-    biases are i2h (G·H) and, with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the order of the cell:
-    LSTM i f g o, coupled i g o, GRU r z n. Iteration yields every :class:`Parameter` in the order of the vector.
+    LSTM with peepholes the peephole weights of i, f and o (3·H), or of i and o if its gates are coupled (2·H). A cell
+    that a user has written may have vectors (H,) and scalars (1,) by name, and h2h has no rows for gates that the input
+    alone gives. The biases are i2h (G·H) and, with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the order
+    of the cell: LSTM i f g o, coupled i g o, GRU r z n. Iteration yields every :class:`Parameter` in the order of the
+    vector.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -83,16 +88,16 @@ class ParameterLayout:
         self.size = 0
         self.kinds: tuple[Kind, ...] = tuple(spec.parameter_shapes(0))
         self._entries: dict[tuple[int, int, Kind], Parameter] = {}
-        for group in ("weight", "bias"):
+        for are_biases in (False, True):
             for layer in range(spec.num_layers):
-                shapes = {kind: s for kind, s in spec.parameter_shapes(layer).items() if kind.endswith(group)}
+                shapes = {kind: s for kind, s in spec.parameter_shapes(layer).items() if (kind in BIASES) == are_biases}
                 for direction in range(spec.num_directions):
                     for kind, shape in shapes.items():
                         self._append(layer, direction, kind, shape)
 
     def _append(self, layer: int, direction: int, kind: Kind, shape: tuple[int, ...]) -> None:
         name = f"{'lr'[direction]}{layer}_{kind}"
-        torch_name = f"{_TORCH_NAMES[kind]}_l{layer}{'_reverse' if direction else ''}"
+        torch_name = f"{_TORCH_NAMES.get(kind, kind)}_l{layer}{'_reverse' if direction else ''}"
         entry = Parameter(name, torch_name, layer, direction, kind, self.size, shape)
         self._entries[layer, direction, kind] = entry
         self.size += entry.size
@@ -145,10 +150,7 @@ class ParameterLayout:
         """The inverse of :meth:`unpack`: a new flat vector, by default of the spec's dtype."""
         flat = np.empty(self.size, dtype or self.spec.dtype)
         expected = self._named(names)
-        if missing := expected.keys() - arrays.keys():
-            raise ValueError(f"parameters missing: {', '.join(sorted(missing))}")
-        if unknown := arrays.keys() - expected.keys():
-            raise ValueError(f"parameters unknown: {', '.join(sorted(unknown))}; expected {', '.join(expected)}")
+        check_names(expected, arrays)
         for name, entry in expected.items():
             array = np.asarray(arrays[name])
             if array.shape != entry.shape:
@@ -160,3 +162,16 @@ class ParameterLayout:
         """Every parameter by its name."""
         in_torch = check_choice("names", names, ("mxnet", "torch")) == "torch"
         return {entry.torch_name if in_torch else entry.name: entry for entry in self}
+
+
+def check_names(expected: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+    """Refuse arrays of other names than those of the parameters.
+
+    Raises:
+        ValueError: With the names that are missing and those that are unknown.
+    """
+    missing, unknown = expected.keys() - arrays.keys(), arrays.keys() - expected.keys()
+    parts = [f"{kind}: {', '.join(sorted(map(str, names)))}" for kind, names in
+             (("missing", missing), ("unknown", unknown)) if names]  # fmt: skip
+    if parts:
+        raise ValueError(f"parameters {'; '.join(parts)}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.frozen_array import FrozenParams, frozen_copy
-from fusedrnn.layout import Naming, Parameter
+from fusedrnn.layout import Naming, Parameter, check_names
 from fusedrnn.number_formats import dequantize_rows, quantize_rows
 from fusedrnn.spec import QUANTIZED, Array, RNNSpec
 
@@ -50,8 +50,8 @@ class QuantizedParams(FrozenParams):
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: An array has the wrong shape, a range is negative or not finite, or the spec's ``compute`` is not
-            one of the two.
+        ValueError: An array has the wrong shape, a scale or range is negative or not finite, or the spec's
+            ``compute`` is not one of the two.
     """
 
     spec: RNNSpec
@@ -74,21 +74,27 @@ class QuantizedParams(FrozenParams):
         for name, (dtype, shape) in shapes.items():
             if name != "ranges" or self.ranges is not None:
                 object.__setattr__(self, name, frozen_copy(_checked(name, getattr(self, name), dtype, shape)))
-        if self.ranges is not None and not (np.isfinite(self.ranges) & (self.ranges >= 0)).all():
-            raise ValueError("ranges must be finite and not negative; got others")
+                if name in ("scales", "ranges"):
+                    check_magnitudes(name, getattr(self, name))
 
     @classmethod
     def quantize(cls, spec: RNNSpec, params: Array, ranges: Array | None = None) -> QuantizedParams:
-        """The flat vector ``params`` quantized: each row symmetric about zero, its largest magnitude 127."""
-        parts: dict[bool, list[Array]] = {True: [], False: []}
-        scales = []
-        for entry in spec.layout:
-            values = entry.view(params)
-            if is_matrix(entry):
-                values, row_scales = quantize_rows(values)
-                scales.append(row_scales)
-            parts[is_matrix(entry)].append(values.ravel())
-        return cls(spec, np.concatenate(parts[True]), np.concatenate(scales), _joined(parts[False]), ranges)
+        """The flat vector ``params`` quantized: each row symmetric about zero, its largest magnitude 127.
+
+        Raises:
+            ValueError: Naming a matrix that holds NaN or infinity.
+        """
+        integers, scales, vectors = [], [], []
+        for entry, values, row_scales in quantized_entries(spec, params):
+            if row_scales is None:
+                vectors.append(values)
+                continue
+            if not np.isfinite(row_scales).all():
+                row = int(np.argmin(np.isfinite(row_scales)))
+                raise ValueError(f"params must be finite to be quantized; row {row} of {entry.name} is not")
+            integers.append(values.ravel())
+            scales.append(row_scales)
+        return cls(spec, np.concatenate(integers), np.concatenate(scales), _joined(vectors), ranges)
 
     @classmethod
     def pack(
@@ -106,11 +112,10 @@ class QuantizedParams(FrozenParams):
 
         Raises:
             TypeError: A matrix is not given as a pair, or an array has the wrong dtype.
-            ValueError: A parameter is missing or unknown, or has the wrong shape.
+            ValueError: A parameter is missing or unknown, or has the wrong shape; or a scale is negative or not finite.
         """
         entries = spec.layout.unpack(np.arange(spec.layout.size), names=names)
-        if arrays.keys() != entries.keys():
-            raise ValueError(f"arrays must be of {', '.join(entries)}; got {', '.join(arrays)}")
+        check_names(entries, arrays)
         integers, scales, vectors = [], [], []
         for name, positions in entries.items():
             if positions.ndim == 2:
@@ -118,8 +123,7 @@ class QuantizedParams(FrozenParams):
                     raise TypeError(f"{name} must be a pair of integers and scales; got {type(arrays[name]).__name__}")
                 matrix, row_scales = arrays[name]
                 integers.append(_checked(name, matrix, "int8", positions.shape).ravel())
-                shape = np.broadcast_to(np.asarray(row_scales), positions.shape[:1])
-                scales.append(_checked(f"the scales of {name}", shape, "float32", positions.shape[:1]))
+                scales.append(_checked_scales(f"the scales of {name}", row_scales, len(matrix)))
             else:
                 vectors.append(_checked(name, arrays[name], "float32", positions.shape))
         return cls(spec, np.concatenate(integers), np.concatenate(scales), _joined(vectors), ranges)
@@ -185,6 +189,35 @@ def _checked(name: str, array: object, dtype: str, shape: tuple[int, ...]) -> Ar
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}; got {array.shape}")
     return array
+
+
+def _checked_scales(name: str, scales: object, rows: int) -> Array:
+    """A scale for each row, from as many or from one."""
+    array = np.asarray(scales)
+    if array.dtype != np.float32:
+        raise TypeError(f"{name} must have dtype float32; got {array.dtype}")
+    if array.shape not in ((), (rows,)):
+        raise ValueError(f"{name} must have shape ({rows},), or () for all rows; got {array.shape}")
+    check_magnitudes(name, array)
+    return np.broadcast_to(array, (rows,))
+
+
+def check_magnitudes(name: str, values: Array) -> None:
+    """Refuse scales or ranges that are negative or not finite.
+
+    Raises:
+        ValueError: With the name, and the first such value.
+    """
+    is_magnitude = np.isfinite(values) & (values >= 0)
+    if not is_magnitude.all():
+        raise ValueError(f"{name} must be finite and not negative; got {values[~is_magnitude].flat[0]}")
+
+
+def quantized_entries(spec: RNNSpec, params: Array) -> Iterator[tuple[Parameter, Array, Array | None]]:
+    """As :meth:`QuantizedParams.entries`, of a flat float32 vector: rows with NaN or infinity have the scale NaN."""
+    for entry in spec.layout:
+        values = entry.view(params)
+        yield entry, *(quantize_rows(values) if is_matrix(entry) else (values, None))
 
 
 def _joined(vectors: Sequence[Array]) -> Array:

@@ -96,3 +96,12 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
         return f"{'a negative' if value < 0 else 'an'} integer of {value.bit_length()} bits"
     return repr(value)
+
+
+def check_bounds(low_name: str, low: float | None, high_name: str, high: float | None) -> None:
+    """Whether two bounds are both absent, or both there and the lower one at most the upper one."""
+    if low is not None and high is not None:
+        if low > high:
+            raise ValueError(f"{low_name} must not exceed {high_name}; got {low!r} and {high!r}")
+    elif low is not None or high is not None:
+        raise ValueError(f"{low_name if low is None else high_name} must be given when the other bound is; got None")

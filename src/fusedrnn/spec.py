@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusedrnn.cell.activations import ACTIVATIONS, Activation
-from fusedrnn.cell.cells import FAMILIES, Variant, make_cell
-from fusedrnn.layout import ParameterLayout, Shapes
+from fusedrnn.cell.activations import Activation, check_activations
+from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell
+from fusedrnn.cell.trace import traced_cell
+from fusedrnn.layout import Kind, ParameterLayout, Shapes
 from fusedrnn.number_formats import INT8_MAX_PRODUCTS
-from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_choice, dtype_name, positive_int
+from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_bounds, check_choice, dtype_name, positive_int
 
 Array = NDArray[Any]
 
@@ -48,7 +49,7 @@ class RNNSpec:
     """A recurrent network: its cell, its sizes and its options.
 
     Attributes:
-        mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
+        mode: ``"rnn_relu"``, ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``; or a cell from :func:`fusedrnn.cell.cell`.
         input_size: I, at least 1.
         hidden_size: H, at least 1; the parameters must take fewer than 2**48 bytes.
         num_layers: L, from 1 to 4096. Layer l > 0 reads the output of layer l - 1.
@@ -79,7 +80,7 @@ class RNNSpec:
         ValueError: A field has an invalid value; the message likewise.
     """
 
-    mode: str
+    mode: str | Cell
     input_size: int
     hidden_size: int
     num_layers: int = 1
@@ -100,7 +101,10 @@ class RNNSpec:
     compute: str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("mode", self.mode, MODES)
+        if not isinstance(self.mode, Cell):
+            check_choice("mode", self.mode, MODES)
+        elif options := [option for option in ("activations", "gate_clip") if self.asks_for(option)]:
+            raise ValueError(f"{options[0]} needs one of the modes {', '.join(MODES)}: write it in {self.mode!r}")
         check_choice("bias", self.bias, BIASES)
         for check, names in _CHECKS.items():
             for name in names:
@@ -108,7 +112,9 @@ class RNNSpec:
                 if value is not None or self._default(name) is not None:
                     self._set(name, check(name, value))
         self._set("dtype", dtype_name(self.dtype, DTYPES))
-        self._set("activations", self._checked_activations())
+        if self.activations is not None and not isinstance(self.mode, Cell):
+            default = FAMILIES[self.mode].default.activations
+            self._set("activations", check_activations(self.activations, default, self.mode))
         for name, mode in _MODE_OF_OPTION.items():
             if self.asks_for(name) and self.mode != mode:
                 got = f"{getattr(self, name)!r} in mode {self.mode!r}"
@@ -125,7 +131,9 @@ class RNNSpec:
             raise ValueError(f"gate_clip must be above 0; got {self.gate_clip!r}")
         if self.reverse and self.bidirectional:
             raise ValueError("reverse must be False in a bidirectional network; got True")
-        self._check_state_clip()
+        check_bounds("state_clip_min", self.state_clip_min, "state_clip_max", self.state_clip_max)
+        if self.state_clip_nan and self.state_clip_min is None:
+            raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
         self._check_size()
 
     def _set(self, name: str, value: object) -> None:
@@ -134,17 +142,6 @@ class RNNSpec:
     @classmethod
     def _default(cls, name: str) -> object:
         return cls.__dataclass_fields__[name].default
-
-    def _check_state_clip(self) -> None:
-        low, high = self.state_clip_min, self.state_clip_max
-        if low is not None and high is not None:
-            if low > high:
-                raise ValueError(f"state_clip_min must not exceed state_clip_max; got {low!r} and {high!r}")
-        elif low is not None or high is not None:
-            missing = "state_clip_min" if low is None else "state_clip_max"
-            raise ValueError(f"{missing} must be given when the other bound is; got None")
-        elif self.state_clip_nan:
-            raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
 
     def _check_size(self) -> None:
         if self.projection_size is not None and self.projection_size >= self.hidden_size:
@@ -164,21 +161,11 @@ class RNNSpec:
                 f"{self.input_size}, {self.hidden_size} and {self.num_layers}"
             )
 
-    def _checked_activations(self) -> tuple[Activation, ...] | None:
-        default = FAMILIES[self.mode].default.activations
-        if self.activations is None:
-            return None
-        expected = f"{len(default)} of {', '.join(ACTIVATIONS)}"
-        if not isinstance(self.activations, (tuple, list)):
-            raise TypeError(f"activations must be a tuple of {expected}; got {self.activations!r}")
-        activations = tuple(a if isinstance(a, Activation) else Activation(a) for a in self.activations)
-        if len(activations) != len(default):
-            raise ValueError(f"activations must be {expected} in mode {self.mode!r}; got {len(activations)}")
-        return None if activations == default else activations
-
     @cached_property
     def variant(self) -> Variant:
         """The cell with its options."""
+        if isinstance(self.mode, Cell):
+            return Variant(self.mode)
         default = FAMILIES[self.mode].default
         state_clip = None
         if self.state_clip_min is not None and self.state_clip_max is not None:
@@ -219,10 +206,30 @@ class RNNSpec:
         """G, the gates of the cell: 4 in an LSTM (3 if coupled), 3 in a GRU, 1 in a vanilla RNN."""
         return len(self.gates)
 
-    @property
+    @cached_property
+    def num_recurrent_gates(self) -> int:
+        """The gates with recurrent weights, which are the first ones; in the four modes all."""
+        return self.num_gates - len(traced_cell(self.variant).input_gates)
+
+    @cached_property
     def state_names(self) -> tuple[str, ...]:
-        """The states of the cell: ``("h",)`` or ``("h", "c")``."""
-        return FAMILIES[self.mode].states
+        """The states of the cell, the output first: ``("h",)`` or ``("h", "c")`` in the four modes."""
+        return make_cell(self.variant).states
+
+    @property
+    def mode_name(self) -> str:
+        """The mode, or the name of the cell."""
+        return self.mode.name if isinstance(self.mode, Cell) else self.mode
+
+    @cached_property
+    def vector_kinds(self) -> tuple[Kind, ...]:
+        """The parameters of the cell that are vectors: its own, each (H,), or all peephole weights as one."""
+        return ("peephole_weight",) if self.peepholes else make_cell(self.variant).vectors
+
+    @cached_property
+    def scalar_kinds(self) -> tuple[Kind, ...]:
+        """The parameters of the cell that are one number, each (1,)."""
+        return make_cell(self.variant).scalars
 
     @property
     def state_size(self) -> int:
@@ -257,32 +264,32 @@ class RNNSpec:
         return tuple((rows, batch, self.size_of(name)) for name in self.state_names)
 
     def size_of(self, state: str) -> int:
-        """The elements of a state: S of ``"h"``, H of ``"c"``."""
-        return self.state_size if state == "h" else self.hidden_size
+        """The elements of a state: S of the output, H of the others."""
+        return self.state_size if state == self.state_names[0] else self.hidden_size
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
         """Floating-point operations of the GEMMs of T steps of N sequences; training counts three times forward."""
-        columns = sum(self.layer_input_size(layer) + self.state_size for layer in range(self.num_layers))
-        weights = self.num_gates * self.hidden_size * columns
-        weights += self.num_layers * self.hidden_size * (self.projection_size or 0)
+        weights = sum(self.num_gates * self.layer_input_size(layer) for layer in range(self.num_layers))
+        weights += self.num_layers * (self.num_recurrent_gates * self.state_size + (self.projection_size or 0))
+        weights *= self.hidden_size
         forward = 2 * steps * batch * self.num_directions * weights
         return forward * 3 if training else forward
 
     def parameter_shapes(self, layer: int) -> Shapes:
         """The shapes of the parameters of each direction of a layer, the weights before the biases."""
-        rows = self.num_gates * self.hidden_size
-        shapes: Shapes = {
-            "i2h_weight": (rows, self.layer_input_size(layer)),
-            "h2h_weight": (rows, self.state_size),
-        }
+        rows, h_rows = self.num_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
+        shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer)), "h2h_weight": (h_rows, self.state_size)}
         if self.projection_size is not None:
             shapes["h2r_weight"] = (self.state_size, self.hidden_size)
         if self.peepholes:
             shapes["peephole_weight"] = ((2 if self.coupled_gates else 3) * self.hidden_size,)
+        else:
+            shapes.update({kind: (self.hidden_size,) for kind in self.vector_kinds})
+        shapes.update({kind: (1,) for kind in self.scalar_kinds})
         if self.bias != "none":
             shapes["i2h_bias"] = (rows,)
         if self.bias == "double":
-            shapes["h2h_bias"] = (rows,)
+            shapes["h2h_bias"] = (h_rows,)
         return shapes
 
     @cached_property

@@ -1,6 +1,7 @@
 """Figures: what is written on them, that no label covers another, that dark pages can be read too."""
 
 import itertools
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -142,10 +143,16 @@ def test_the_summary_shows_every_case_and_the_mean():
 
 
 def test_the_command_draws_the_committed_baseline(tmp_path):
-    result = CliRunner().invoke(app, [str(ROOT / "benchmarks" / "baseline.json"), str(tmp_path)])
+    """Two of its cases: all take several times as long to draw."""
+    baseline = json.loads((ROOT / "benchmarks" / "baseline.json").read_text())
+    baseline["rows"] = [row for row in baseline["rows"] if row["case"]["name"] in ("ds2", "stream1")]
+    (tmp_path / "rows.json").write_text(json.dumps(baseline))
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    result = CliRunner().invoke(app, [str(tmp_path / "rows.json"), str(folder)])
     assert result.exit_code == 0, result.output
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"speedup.svg", "roofline.svg", "case-ds2.svg", "case-stream1.svg"} <= names
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"speedup.svg", "roofline.svg", "case-ds2.svg", "case-stream1.svg"}
     assert len(re.findall(r"\.svg", result.output)) == len(names)
 
 

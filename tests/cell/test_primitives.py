@@ -11,7 +11,18 @@ from fusedrnn.cell.activations import ACTIVATIONS, Function
 from fusedrnn.cell.derivative import vjp
 from fusedrnn.cell.expr import evaluate
 from fusedrnn.cell.leaves import PreX, StateCotangent
-from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic, absolute, primitive, tanh
+from fusedrnn.cell.primitives import (
+    PRIMITIVES,
+    ArrayArithmetic,
+    absolute,
+    clip,
+    maximum,
+    minimum,
+    primitive,
+    relu,
+    tanh,
+    where,
+)
 from fusedrnn.engines.reference.forward import NUMPY
 from fusedrnn.jit import builder
 from fusedrnn.jit.host import current_target
@@ -22,6 +33,8 @@ from fusedrnn.testing.tolerance import gradient_tolerance, tolerance
 ARGUMENTS = {
     "clip": (np.array([-2.0, -0.4, 0.3, 2.0]), -0.5, 0.5),
     "clip_nan": (np.array([-2.0, -0.4, 0.3, 2.0]), -0.5, 0.5),
+    "log": (np.array([0.3, 0.9, 1.1, 4.0]),),
+    "sqrt": (np.array([0.3, 0.9, 1.1, 4.0]),),
 }
 
 
@@ -58,12 +71,44 @@ def test_the_number_of_arguments_is_checked():
         PRIMITIVES["clip"](PreX("a"))
 
 
+def test_an_operation_of_numbers_is_refused():
+    with pytest.raises(TypeError, match=r"tanh takes an expression; got 0\.5: for numbers use the module math"):
+        tanh(0.5)
+
+
+KINKS = {
+    "abs": (absolute, torch.abs),
+    "relu": (relu, torch.relu),
+    "maximum": (lambda a: maximum(a, 1.0 - a * 2.0), lambda a: torch.maximum(a, 1.0 - a * 2.0)),
+    "minimum": (lambda a: minimum(1.0 - a * 2.0, a), lambda a: torch.minimum(1.0 - a * 2.0, a)),
+    "clip": (lambda a: clip(a, 0.0, 0.5), lambda a: torch.clamp(a, 0.0, 0.5)),
+    "where <": (lambda a: where(a < 0.0, a * a, 3.0 * a), lambda a: torch.where(a < 0, a * a, 3.0 * a)),
+    "where >=": (lambda a: where(a >= 0.5, 1.0, a), lambda a: torch.where(a >= 0.5, 1.0, a)),
+}
+
+
+@pytest.mark.parametrize("name", KINKS)
+def test_kinks_are_those_of_torch(name):
+    """Values and derivatives at and beside 0, 0.5 and a tie at 1/3, and at infinity."""
+    ours, theirs = KINKS[name]
+    a = torch.tensor([0.0, -0.0, 1 / 3, 0.5, 0.2, -0.2, 3.0, np.inf, -np.inf], dtype=torch.float64, requires_grad=True)
+    expected = theirs(a)
+    expected.sum().backward()
+    root = ours(PreX("a"))
+    values = {PreX("a"): a.detach().numpy(), StateCotangent("h"): np.ones(len(a))}
+    (actual,) = evaluate([root], values, NUMPY)
+    np.testing.assert_array_equal(actual, expected.detach().numpy())
+    with np.errstate(invalid="ignore"):
+        (gradient,) = evaluate(list(vjp([root], [StateCotangent("h")]).values()), values, NUMPY)
+    np.testing.assert_array_equal(gradient, a.grad.numpy())
+
+
 @pytest.fixture
 def exp(monkeypatch):
     """A new operation: one row, one emitter."""
-    monkeypatch.setattr(Vectors, "exp", lambda v, x: v.expm1(x) + 1.0, raising=False)
-    yield primitive("exp", 1, lambda xp, x: xp.exp(x), lambda ct, y, x: (ct * y,), flops=41, instructions=25)
-    del PRIMITIVES["exp"]
+    monkeypatch.setattr(Vectors, "new_exp", lambda v, x: v.expm1(x) + 1.0, raising=False)
+    yield primitive("new_exp", 1, lambda xp, x: xp.exp(x), lambda ct, y, x: (ct * y,), flops=41, instructions=25)
+    del PRIMITIVES["new_exp"]
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_registered_engines():
     for entry in registry.engines():
         assert entry.description
         assert entry.device == "cpu"
-        assert "gru; float32, float64; training, lengths, dropout; projection_size, " in str(entry.capabilities)
+        assert "gru; float32, float64; training, lengths, dropout, cells; projection_size, " in str(entry.capabilities)
         assert entry.capabilities.options == OPTIONS
         assert registry.find(entry.name) is entry
 

@@ -1,4 +1,4 @@
-"""tanh, sigmoid and the like: at most 4 ulp over the whole range, exact at the limits, on every target."""
+"""exp, log, tanh, sigmoid and the like: at most 4 ulp over the whole range, exact at the limits, on every target."""
 
 import ctypes
 from functools import cache
@@ -6,15 +6,17 @@ from functools import cache
 import numpy as np
 import pytest
 
+from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.jit import compiler, loader
 from fusedrnn.jit.builder import Function, Module
+from fusedrnn.jit.elementwise import FORMATS
 from fusedrnn.jit.host import emulated
 from fusedrnn.jit.target import known_targets
-from fusedrnn.jit.vector import FORMATS, Vectors
+from fusedrnn.jit.vector import Vectors
 from fusedrnn.spec import DTYPES
 
 MAX_ULP = 4
-OPERATIONS = ("tanh", "sigmoid", "relu", "expm1", "softplus")
+OPERATIONS = ("tanh", "sigmoid", "relu", "expm1", "softplus", "exp", "log", "sqrt")
 # The oracle must be more precise than float64: on x86 long double has 64 bits of mantissa.
 WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
 
@@ -61,7 +63,7 @@ def exact(name, x):
             return np.expm1(wide)
         if name == "softplus":
             return np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide)))
-        return np.tanh(wide)
+        return getattr(np, name)(wide)
 
 
 def ulps(actual, expected):
@@ -98,14 +100,16 @@ def samples(dtype):
 
 @pytest.mark.skipif(not WIDE_ENOUGH, reason="long double is no wider than double here")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus", "expm1"])
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus", "expm1", "exp", "log"])
 def test_error_bound(name, dtype, target):
-    """Every exponent. sigmoid and softplus may be zero where they are below the smallest normal number."""
+    """Every exponent. Some may be zero where they are below the smallest normal number; log takes normal numbers."""
     x = samples(dtype)
     if name == "expm1":  # its domain
         x = x[x <= 0]
+    if name == "log":
+        x = x[x >= np.finfo(dtype).tiny]
     actual, expected = apply(target, dtype, name, x), exact(name, x)
-    flushed = (name in ("sigmoid", "softplus")) & (actual == 0) & (expected < np.finfo(dtype).tiny)
+    flushed = (name in ("sigmoid", "softplus", "exp")) & (actual == 0) & (expected < np.finfo(dtype).tiny)
     error = np.where(flushed, 0, ulps(actual, expected))
     worst = int(np.argmax(error))
     assert error[worst] <= MAX_ULP, f"{name}({x[worst]!r}) is {float(error[worst]):.2f} ulp off"
@@ -146,6 +150,9 @@ def test_error_is_counted_in_ulp():
         ("relu", [0.0, np.inf, -np.inf, 1e4, -1e4], [0, np.inf, 0, 1e4, 0]),
         ("expm1", [0.0, -np.inf, -1e4], [0, -1, -1]),
         ("softplus", [np.inf, -np.inf, 1e4, -1e4], [np.inf, 0, 1e4, 0]),
+        ("exp", [0.0, -0.0, np.inf, -np.inf, 1e4, -1e4], [1, 1, np.inf, 0, np.inf, 0]),
+        ("log", [1.0, 0.0, -0.0, np.inf, 1e-320], [0, -np.inf, -np.inf, np.inf, -np.inf]),
+        ("sqrt", [0.0, -0.0, np.inf, 6.25], [0.0, -0.0, np.inf, 2.5]),
     ],
 )
 def test_limits(name, x, expected, dtype, target):
@@ -165,6 +172,34 @@ def test_nan(name, dtype, target):
     actual = apply(target, dtype, name, x)
     np.testing.assert_array_equal(np.isnan(actual), np.isnan(x))
     assert len(set(actual[~np.isnan(x)])) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["log", "sqrt"])
+def test_negative_numbers(name, dtype, target):
+    assert np.isnan(apply(target, dtype, name, np.array([-1.0, -1e-30, -np.inf], dtype))).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["maximum", "minimum", "larger_grad", "select_less", "select_less_equal", "abs_grad"])
+def test_operations_of_pairs(name, dtype, target):
+    """Ties, infinities and NaN on either side, as NumPy has them."""
+    row, numbers = PRIMITIVES[name], [0.0, -1.5, 2.0, np.inf, -np.inf, np.nan, 1.0, -2.0]
+    arguments = [*np.array(np.meshgrid(numbers, numbers), dtype).reshape(2, -1)]
+    arguments += [np.full(arguments[0].size, value, dtype) for value in (3.0, 5.0)]
+    module = Module(f"pairs_{name}")
+    f = Function(module, name, ["into", "a", "b", "value", "other"], exported=True)
+    v = Vectors(f, target, dtype)
+    into, *sources = f.arguments
+    with f.loop(0, arguments[0].nbytes, v.bytes) as offset:
+        result = v.apply(name, *(v.load(source + offset, align=v.item) for source in sources[: row.arity]))
+        v.store(result, into + offset, align=v.item)
+    f.ret()
+    code = loader.LoadedObject(module.name, target, compiler.compile_module(module, target))
+    actual = np.full_like(arguments[0], np.nan)
+    run = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(code.address(name))
+    run(*(array.ctypes.data for array in (actual, *arguments)))
+    np.testing.assert_array_equal(actual, row.array(np, *arguments[: row.arity]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -283,6 +283,11 @@ def test_float16_weights(kind):
     written = write(model, "node", params)
     assert {tensor.data_type for tensor in written.graph.initializer} == {onnx.TensorProto.FLOAT16}
     np.testing.assert_array_equal(read(written)["node"].params, params.astype(np.float16).astype(np.float32))
+    layer.spec.layout.view(params, 0, 0, "h2h_weight")[1, 2] = -7e4
+    with pytest.raises(ValueError, match=rf"^node 'node' \({kind}\): R must hold .* float16 can hold; got -70000"):
+        write(model, "node", params)
+    params[:] = np.inf  # and what is infinite stays so
+    assert np.isinf(read(write(model, "node", params))["node"].params).all()
 
 
 # ---- errors

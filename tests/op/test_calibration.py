@@ -181,8 +181,13 @@ def test_errors():
         op.quantize(params, calibration=3)
     with pytest.raises(ValueError, match=r"calibration must have shape \(T, N, 9\); got \(2, 3\)"):
         op.quantize(params, calibration=[x, np.ones((2, 3), np.float32)])
-    with pytest.raises(ValueError, match="ranges must be finite and not negative"):
-        op.quantize(params, calibration=x * np.float32(np.inf))
+    bad = x.copy()
+    for bad[1, 2, 3] in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"^calibration must be finite; got NaN or infinity in input 1$"):
+            op.quantize(params, calibration=[x, bad])
+    overflows = RNNOp(replace(RNN, mode="rnn_relu"))
+    with pytest.raises(ValueError, match=r"^calibration must keep every operand of the network finite"):
+        overflows.quantize(params * np.float32(1e30), calibration=x * np.float32(1e5))
     quantized = op.quantize(params, calibration=x)
     with pytest.raises(ValueError, match=r"ranges must have shape \(1, 2\); got \(2, 2\)"):
         replace(quantized, ranges=np.ones((2, 2), np.float32))

@@ -175,6 +175,28 @@ def test_pack_one_scale_and_every_integer():
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
 
 
+def test_sums_of_integers_are_exact():
+    """They cancel, where a sum of the float32 numbers that they stand for would leave some of 1e15."""
+    spec = RNNSpec("rnn_relu", 40, 33, bias="none", compute="int8")
+    params = flat_params(spec)
+    weight = spec.layout.view(params, 0, 0, "i2h_weight")
+    weight[:, 20:] = -np.random.default_rng(1).permuted(weight[:, :20], axis=1)
+    x = np.full((1, 3, 40), 1e15, np.float32)
+    assert not RNNOp(spec).forward(x, params)[0].any()
+    x[0, 1, 0] = 2e15
+    assert RNNOp(spec).forward(x, params)[0][0, 1].any()
+
+
+@pytest.mark.parametrize("hidden", [33, 700])
+def test_largest_input_of_int8_weights(hidden):
+    """Sums of x times integers must fit: 127 times those of the magnitudes of x."""
+    spec = RNNSpec("rnn_relu", 64, hidden, bias="none", compute="int8_weights")
+    params, x = flat_params(spec), np.sign(inputs(spec, 1)) * np.float32(3.4e38 / (127 * 64))
+    y, _, _ = RNNOp(spec).forward(x, params)
+    expected, _, _ = RNNOp(spec, "reference").forward(x.astype(np.float32), params)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
 def test_errors():
     op, x, params = RNNOp(SPEC), inputs(SPEC), flat_params(SPEC)
     quantized = op.quantize(params)
@@ -207,6 +229,35 @@ def test_constructor_errors():
              for name, values in SPEC.layout.unpack(flat_params(SPEC)).items()}  # fmt: skip
     with pytest.raises(TypeError, match="l0_i2h_weight must be a pair of integers and scales; got ndarray"):
         QuantizedParams.pack(SPEC, {**named, "l0_i2h_weight": named["l0_i2h_weight"][0]})
-    del named["l0_i2h_weight"]
-    with pytest.raises(ValueError, match="arrays must be of l0_i2h_weight"):
+    integers = named.pop("l0_i2h_weight")[0]
+    with pytest.raises(ValueError, match=r"^parameters missing: l0_i2h_weight; unknown: w$"):
+        QuantizedParams.pack(SPEC, {**named, "w": integers})
+    for scales in (np.ones(79), np.ones((80, 1)), np.ones((1, 80)), np.ones(1)):
+        with pytest.raises(ValueError, match=rf"scales of l0_i2h_weight must have .* or \(\) .*; got \({len(scales)},"):
+            QuantizedParams.pack(SPEC, {**named, "l0_i2h_weight": (integers, scales.astype(np.float32))})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1e-3])
+def test_scales_and_ranges_are_magnitudes(value):
+    quantized = RNNOp(SPEC).quantize(flat_params(SPEC))
+    ranges = np.ones((4, 2), np.float32)
+    for name, array in (("scales", quantized.scales), ("ranges", ranges)):
+        array = array.copy()
+        array.flat[-1] = value
+        with pytest.raises(ValueError, match=f"{name} must be finite and not negative; got {np.float32(value)}"):
+            replace(quantized, **{name: array})
+    named = {name: quantize_rows(values) if values.ndim == 2 else values
+             for name, values in SPEC.layout.unpack(flat_params(SPEC)).items()}  # fmt: skip
+    named["r1_h2h_weight"] = named["r1_h2h_weight"][0], np.float32(value)
+    with pytest.raises(ValueError, match="the scales of r1_h2h_weight must be finite and not negative"):
         QuantizedParams.pack(SPEC, named)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_matrices_that_are_not_finite(value):
+    """Calls take them, and give NaN; there is nothing to quantize."""
+    op, params, x = RNNOp(SPEC), flat_params(SPEC), inputs(SPEC)
+    SPEC.layout.unpack(params)["l1_h2h_weight"][7, 3] = value
+    with pytest.raises(ValueError, match="params must be finite to be quantized; row 7 of l1_h2h_weight is not"):
+        op.quantize(params)
+    assert np.isnan(op.forward(x, params)[0]).any()

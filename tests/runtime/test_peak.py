@@ -25,8 +25,6 @@ from fusedrnn.runtime.peak_instructions import (
     TDPBSSD,
     VDPBF16PS,
     VPDPBUSD,
-    tile_instructions,
-    with_tiles,
 )
 
 
@@ -137,8 +135,8 @@ LOOPS = [
     (VDPBF16PS, "avx512-bf16", "vdpbf16ps .*zmm", 12, 4 * 16),
     (VPDPBUSD, "avx512-vnni", "vpdpbusd .*zmm", 12, 8 * 16),
     (VPDPBUSD, "avx2-vnni", "vpdpbusd .*ymm", 12, 8 * 8),
-    (TDPBF16PS, "avx512", "tdpbf16ps .*tmm", 6, 2 * 16 * 16 * 32),
-    (TDPBSSD, "avx512", "tdpbssd .*tmm", 6, 2 * 16 * 16 * 64),
+    (TDPBF16PS, "avx512-amx", "tdpbf16ps .*tmm", 6, 2 * 16 * 16 * 32),
+    (TDPBSSD, "avx512-amx", "tdpbssd .*tmm", 6, 2 * 16 * 16 * 64),
 ]
 
 
@@ -147,8 +145,6 @@ LOOPS = [
 def test_the_loop_holds_the_instruction_and_no_memory(instruction, target, pattern, count, operations):
     """Each as often as it is counted, with that many operations: multiplications and additions."""
     (compiled_for,) = (known for known in known_targets() if known.name == target)
-    if "tmm" in pattern:
-        compiled_for = with_tiles(compiled_for)
     module = peak.build_peak("peak", instruction, "float32", compiled_for)
     loop = innermost_loop(assembly(module, compiled_for))
     assert sum(re.search(pattern, line) is not None for line in loop) == count, loop
@@ -169,16 +165,9 @@ def innermost_loop(text: str) -> list[str]:
 
 @pytest.mark.skipif(not is_x86(), reason="these are instructions of x86")
 def test_tiles_are_released():
-    target = with_tiles(known_targets()[0])
+    (target,) = (known for known in known_targets() if known.has_tiles)
     text = assembly(peak.build_peak("peak", TDPBSSD, "float32", target), target)
-    assert text.index("ldtilecfg") < text.index("tdpbssd") < text.index("tilerelease")
-
-
-@pytest.mark.parametrize("refused", [True, False])
-def test_amx_is_measured_only_with_permission(monkeypatch, refused):
-    monkeypatch.setattr(peak_instructions, "dot_product_sets", lambda: {"AMX-BF16": True, "AMX-INT8": False})
-    monkeypatch.setattr(peak_instructions, "request_permission", lambda: not refused)
-    assert tile_instructions() == ({} if refused else {"bfloat16": TDPBF16PS})
+    assert text.index("ldtilecfg") < text.index("tdpbssd") < text.rindex("tilerelease")
 
 
 _PERMISSION = """
@@ -208,6 +197,7 @@ def test_the_peak_of_a_format_is_that_of_the_kernels_instruction():
         return
     of = peak_instructions.instruction_of
     assert (of("int8", targets["avx512-bf16"]), of("bfloat16", targets["avx512-bf16"])) == (VPDPBUSD, VDPBF16PS)
+    assert (of("int8", targets["avx512-amx"]), of("bfloat16", targets["avx512-amx"])) == (TDPBSSD, TDPBF16PS)
     assert (of("int8", targets["avx2-vnni"]), of("bfloat16", targets["avx2-vnni"])) == (VPDPBUSD, FMA)
     assert (of("int8", targets["avx2"]), of("float32", targets["avx512-bf16"])) == (INT16_PAIRS, FMA)
     assert of("int8", emulated(targets["avx2-vnni"])) == INT16_PAIRS

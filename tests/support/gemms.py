@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fusedrnn.engines.cpu.kernels.gemm import emit_gemm, gemm_of
+from fusedrnn.engines.cpu.kernels.tile_gemm import emit_tile_gemm
 from fusedrnn.jit.builder import Function, Module
 from fusedrnn.jit.loader import function, load
 from fusedrnn.number_formats import from_bfloat16
@@ -25,10 +27,28 @@ def compiled(name, target, emit):
     return function(load(name, target, build), "go", count)
 
 
+def emit_packed_gemm(module, target, compute, **options):
+    """The GEMM on packed weights as the common module has it."""
+    if target.has_tiles and compute in target.dot_products:
+        return emit_tile_gemm(module, target, compute, **options)
+    return emit_gemm(module, target, compute, gemm_of(compute), **options)
+
+
 def aligned(values):
     """A copy of the values that is aligned to vectors."""
     copy = aligned_empty(values.shape, values.dtype)
     copy[:] = values
+    return copy
+
+
+def before_poison(values, axis):
+    """An aligned copy of the values, before 16 elements along an axis that are NaN as floats."""
+    shape = list(values.shape)
+    shape[axis] += 16
+    whole = aligned_empty(tuple(shape), values.dtype)
+    whole.view(np.uint8)[...] = 0xFF
+    copy = np.moveaxis(np.moveaxis(whole, axis, 0)[:-16], 0, axis)
+    copy[...] = values
     return copy
 
 
@@ -48,8 +68,8 @@ def padded(array, multiple, axis):
 def panels_of(columns, compute, target):
     """A matrix (panels, vectors, lanes, K) of bfloat16 bits or int8 as panels (panels, groups, vectors, lanes, group).
 
-    A dot product of bfloat16 takes the second of a pair first. For one of int8 each vector begins with four bytes that
-    hold -128 times the sum of each column.
+    A dot product of bfloat16 takes the second of a pair first. For one of int8 of vectors each vector begins with four
+    bytes that hold -128 times the sum of each column.
     """
     has_dot_product = compute in target.dot_products
     group = 1 if compute == "int8_weights" else 4 if compute == "int8" and has_dot_product else 2
@@ -59,6 +79,8 @@ def panels_of(columns, compute, target):
         return panels
     if compute == "bfloat16":
         return panels[..., ::-1]
+    if target.has_tiles:
+        return panels
     heads = np.ascontiguousarray(-128 * columns.sum(axis=3, dtype=np.int32)[:, None, ..., None])
     return np.concatenate([heads.view(np.int8), panels], axis=1)
 
@@ -68,6 +90,6 @@ def rows_of(rows, compute, target):
     if compute not in target.dot_products:
         return from_bfloat16(rows) if compute == "bfloat16" else rows.astype(np.int16)
     if compute == "int8":
-        return (rows.astype(np.int16) + 128).astype(np.uint8)
+        return rows if target.has_tiles else (rows.astype(np.int16) + 128).astype(np.uint8)
     pairs = padded(rows, 2, -1)
     return pairs.reshape(*pairs.shape[:-1], -1, 2)[..., ::-1].reshape(pairs.shape)

@@ -90,7 +90,7 @@ def make_problem(mode, shape, dtype="float32", seed=0):
 
 def problem_of(spec, shape, seed=0):
     """The same for a spec of that shape."""
-    mode, dtype = spec.mode, spec.dtype
+    mode, dtype = spec.mode_name, spec.dtype
     rng = np.random.default_rng([seed, *mode.encode(), shape.T, shape.N, shape.I, shape.H])
     bound = spec.hidden_size**-0.5
 

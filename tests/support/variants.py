@@ -177,14 +177,14 @@ class Steps:
         return (h @ self.w["h2r_weight"].T if spec.projection_size else h), c
 
 
-def run(spec, x, states, weights, lengths):
+def run(spec, x, states, weights, lengths, steps=Steps):
     """All layers and directions: the output and the final states, and the smallest distance from a kink."""
     T = len(x)
     last, margin = [], np.inf
     for layer in range(spec.num_layers):
         outputs = []
         for direction in range(spec.num_directions):
-            step = Steps(spec, {kind: weights[layer, direction, kind] for kind in spec.layout.kinds})
+            step = steps(spec, {kind: weights[layer, direction, kind] for kind in spec.layout.kinds})
             current = tuple(state[len(last)] for state in states)
             y = [None] * T
             for t in reversed(range(T)) if spec.reverse or direction == 1 else range(T):
@@ -199,7 +199,7 @@ def run(spec, x, states, weights, lengths):
     return (x, *(torch.stack(column) for column in zip(*last, strict=True))), margin
 
 
-def recorded(problem):
+def recorded(problem, steps=Steps):
     """A run of the oracle: the leaves of the graph, and what :func:`run` returns."""
     spec = problem.spec
     x, params, states = problem.astype(np.float64)
@@ -210,17 +210,17 @@ def recorded(problem):
         (w.layer, w.direction, w.kind): leaves[1][w.offset : w.offset + w.size].view(w.shape) for w in spec.layout
     }
     lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
-    return leaves, *run(spec, leaves[0], leaves[2:], weights, lengths)
+    return leaves, *run(spec, leaves[0], leaves[2:], weights, lengths, steps)
 
 
-def variant_results(problem, absent="nothing"):
+def variant_results(problem, absent="nothing", steps=Steps):
     """The results of the oracle, without the gradients that ``absent`` names."""
-    return variant_results_by_absence(problem, (absent,))[absent]
+    return variant_results_by_absence(problem, (absent,), steps)[absent]
 
 
-def variant_results_by_absence(problem, absent):
+def variant_results_by_absence(problem, absent, steps=Steps):
     """The results of the oracle for each of several absences, of one forward pass."""
-    leaves, results, _ = recorded(problem)
+    leaves, results, _ = recorded(problem, steps)
     return {name: _differentiate(problem, leaves, results, name) for name in absent}
 
 

@@ -229,7 +229,9 @@ CELLS = [(way, asked) for way in WAYS for asked in ASKED]
 def test_derivative(way, asked):
     """The kinds take turns: no way to differentiate depends on the kind."""
     kind = KINDS[(list(WAYS).index(way) + ASKED.index(asked)) % len(KINDS)]
-    if asked is jacobian_forward:  # torch.nn's LSTM and GRU split gates by what has no batching rule there
+    # torch.nn's LSTM and GRU split gates by what has no batching rule in jacobian_forward; to linearize a larger cell
+    # takes seconds.
+    if asked is jacobian_forward or (asked is linearize and way != "module"):
         kind = "RNN"
     error = RAISES.get((way, asked))
     if error is None:

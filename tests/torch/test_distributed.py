@@ -111,30 +111,28 @@ def bounds(dtype):
     return actual.sum_of_gradients * parameters + 2 * max(actual.losses) ** 0.5 * output, parameters
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_two_processes_train_like_one_on_the_whole_batch(dtype, tmp_path):
+@pytest.mark.parametrize(("processes", "dtype"), [(None, "float64"), (2, "float32")])
+def test_two_processes_train_like_one_on_the_whole_batch(processes, dtype, tmp_path):
+    """Both like torch.nn on the whole batch."""
     loss_bound, parameter_bound = bounds(dtype)
-    for processes in (None, 2):
-        losses, saved = tmp_path / f"{processes}.json", tmp_path / f"{processes}.pt"
-        for _ in range(TRIES):
-            code, output = run(
-                [*SIZES, "--steps", STEPS, "--dtype", dtype, "--json", losses, "--save", saved], processes
-            )
-            if ABORTED not in output:
-                break
-        assert code == 0, output
-        assert output.count("step    0") == 1, output  # one process speaks, however many there are
-        written = json.loads(losses.read_text())
-        assert written["processes"] == (processes or 1)
-        actual = difference(np.array(written["losses"]), np.array(exact().losses), 0, loss_bound)
-        assert actual is None, f"losses{actual}"
-        # The parameters are plain tensors: whoever loads them needs nothing of ours.
-        parameters = torch.load(saved, weights_only=True)
-        assert parameters.keys() == exact().parameters.keys()
-        for name, expected in exact().parameters.items():
-            assert parameters[name].dtype == getattr(torch, dtype)
-            actual = difference(parameters[name].numpy(), expected, 0, parameter_bound)
-            assert actual is None, f"{name}{actual}"
+    losses, saved = tmp_path / "losses.json", tmp_path / "parameters.pt"
+    for _ in range(TRIES):
+        code, output = run([*SIZES, "--steps", STEPS, "--dtype", dtype, "--json", losses, "--save", saved], processes)
+        if ABORTED not in output:
+            break
+    assert code == 0, output
+    assert output.count("step    0") == 1, output  # one process speaks, however many there are
+    written = json.loads(losses.read_text())
+    assert written["processes"] == (processes or 1)
+    actual = difference(np.array(written["losses"]), np.array(exact().losses), 0, loss_bound)
+    assert actual is None, f"losses{actual}"
+    # The parameters are plain tensors: whoever loads them needs nothing of ours.
+    parameters = torch.load(saved, weights_only=True)
+    assert parameters.keys() == exact().parameters.keys()
+    for name, expected in exact().parameters.items():
+        assert parameters[name].dtype == getattr(torch, dtype)
+        actual = difference(parameters[name].numpy(), expected, 0, parameter_bound)
+        assert actual is None, f"{name}{actual}"
 
 
 def test_a_batch_that_cannot_be_divided_is_refused():
@@ -143,7 +141,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
     assert "--batch 7 cannot be divided evenly among 2 processes" in output
 
 
-# What follows runs in two processes that multiprocessing starts: they import this file and call a check by its name.
+# What follows runs in two processes that multiprocessing starts: they import this file and run one check after another.
 
 T, N, I, H = 6, 4, 5, 9
 
@@ -266,21 +264,22 @@ CHECKS = [
 ]
 
 
-def work(rank, meeting, check):
+def work(rank, meeting):
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=LIMIT)
     )
     try:
-        check(rank)
-        distributed.barrier()
+        for check in CHECKS:
+            check(rank)
+            distributed.barrier()
     finally:
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_gradients(check, tmp_path):
-    context = torch.multiprocessing.spawn(work, ((tmp_path / "meeting").as_uri(), check), nprocs=2, join=False)
+def test_gradients(tmp_path):
+    """All checks in one pair of processes: what takes time is to start them."""
+    context = torch.multiprocessing.spawn(work, ((tmp_path / "meeting").as_uri(),), nprocs=2, join=False)
     try:
         # Either call raises what a process raised, with its traceback; the last waits for both.
         while not context.join(timeout=LIMIT):

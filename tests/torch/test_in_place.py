@@ -25,10 +25,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def make(package, kind, *args, **options):
-    """A module of float64 with the same parameters in either package."""
+def make(package, kind, *args, dtype=torch.float64, **options):
+    """A module with the same parameters in either package."""
     torch.manual_seed(0)
-    return getattr(package, kind)(*args, dtype=torch.float64, **options)
+    return getattr(package, kind)(*args, dtype=dtype, **options)
 
 
 def outputs(package, kind, form, x, grad):
@@ -142,23 +142,25 @@ FROZEN = {
 }
 
 
-def gradients(package, kind, shape, x_needed, h_needed, frozen, change):
+def gradients(package, kind, shape, x_needed, h_needed, frozen, change, dtype=torch.float64, autocast=False):
     """The gradients after one operand has changed in place since forward; the error if autograd refuses; else None."""
     layers, both, steps, batch = shape
     cell = kind in CELLS
-    net = make(package, kind, 3, 4) if cell else make(package, kind, 3, 4, layers, bidirectional=both)
+    options = {} if cell else {"num_layers": layers, "bidirectional": both}
+    net = make(package, kind, 3, 4, dtype=dtype, **options)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(not FROZEN[frozen](name))
-    x = torch.randn((batch, 3) if cell else (steps, batch, 3), dtype=torch.float64, requires_grad=x_needed)
+    x = torch.randn((batch, 3) if cell else (steps, batch, 3), dtype=dtype, requires_grad=x_needed)
     lead = () if cell else (layers * (1 + both),)
     states = []
     if h_needed is not None:
         count = 2 if kind.startswith("LSTM") else 1
-        states = [torch.randn(*lead, batch, 4, dtype=torch.float64, requires_grad=h_needed) for _ in range(count)]
+        states = [torch.randn(*lead, batch, 4, dtype=dtype, requires_grad=h_needed) for _ in range(count)]
     # Leaves that need a gradient cannot be changed.
     operands = [tensor * 1 for tensor in (x, *states)]
     hx = None if not states else operands[1] if len(states) == 1 else tuple(operands[1:])
-    results = flat(net(operands[0], hx))
+    with torch.autocast("cpu", torch.bfloat16, autocast):
+        results = flat(net(operands[0], hx))
     loss = sum((tensor * (i + 1)).sum() for i, tensor in enumerate(results))
     changeable = dict(zip(("x", "h0", "c0"), operands, strict=False)) | dict(net.named_parameters())
     if not loss.requires_grad or (change is not None and change not in changeable):
@@ -201,3 +203,32 @@ def test_operands_changed_before_backward(kind, shape):
                 torch.testing.assert_close(ours, torch_outcome, msg=where)
             outcomes.add(ours == "refused")
     assert outcomes == {False, True}
+
+
+LOW_PRECISION = [(torch.bfloat16, False), (torch.float16, False), (torch.float32, True)]
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # of the flags of oneDNN
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "autocast"), LOW_PRECISION)
+def test_low_precision_operands_changed_before_backward(kind, dtype, autocast):
+    """The error where torch.nn raises one, which under autocast multiplies copies; else the gradients of forward."""
+    shape, options = (1, False, 1 if kind in CELLS else 3, 2), (dtype, autocast)
+    names = [name for name, _ in make(torch.nn, kind, 3, 4).named_parameters()]
+    outcomes = set()
+    for x_needed, h_needed in ((False, None), (True, None), (False, False), (True, True)):
+        torch.manual_seed(1)
+        unchanged = gradients(fusedrnn.torch, kind, shape, x_needed, h_needed, "none", None, *options)
+        for change in ("x", "h0", "c0", *names):
+            with torch.backends.mkldnn.flags(enabled=False):  # oneDNN's LSTM is another function on some processors
+                expected = gradients(torch.nn, kind, shape, x_needed, h_needed, "none", change, *options)
+            torch.manual_seed(1)
+            ours = gradients(fusedrnn.torch, kind, shape, x_needed, h_needed, "none", change, *options)
+            where = f"x: {x_needed}, states: {h_needed}, changed: {change}"
+            if expected != "refused for its views":
+                assert (ours == "refused") == (expected == "refused"), where
+            if isinstance(ours, list):
+                torch.testing.assert_close(ours, unchanged, rtol=0, atol=0, msg=where)
+            outcomes.add((change, ours == "refused"))
+    recurrent, bias = names[1:3]
+    assert ((recurrent, True) in outcomes) != autocast and (bias, False) in outcomes

@@ -1,6 +1,7 @@
 """ONNX: both of torch's exporters write the standard's own nodes, and a runtime gives our numbers."""
 
 import io
+from functools import cache
 
 import numpy as np
 import onnx
@@ -20,11 +21,11 @@ I, H = 5, 4
 LAYERS = {"LSTM": fused.LSTM, "GRU": fused.GRU, "RNN": fused.RNN}
 NODES = set(LAYERS)
 DYNAMIC = torch.export.Dim.DYNAMIC
-OPTIONS = (
-    {},
-    {"bias": False},
-    {"num_layers": 2, "bidirectional": True, "batch_first": True},
-)
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "deep": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+}
 
 # torch's own: what its exporters copy and call, and advice that they give.
 pytestmark = [
@@ -36,7 +37,7 @@ pytestmark = [
 ]
 
 layer = pytest.mark.parametrize("kind", LAYERS)
-options = pytest.mark.parametrize("options", OPTIONS, ids=["plain", "no bias", "deep"])
+options = pytest.mark.parametrize("options", OPTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -84,23 +85,35 @@ def spec_of(kind, options):
     return RNNSpec(MODES[kind], I, H, options.get("num_layers", 1), options.get("bidirectional", False))
 
 
+@cache
+def exported_layer(kind, name):
+    """A layer, and its model by torch.export, for any number of steps and sequences."""
+    net = LAYERS[kind](I, H, **OPTIONS[name]).eval()
+    return net, exported(net, (torch.randn(6, 3, I),), ({0: DYNAMIC, 1: DYNAMIC},))
+
+
+@cache
+def traced_layer(kind, name):
+    """A layer, and its model by tracing."""
+    net = LAYERS[kind](I, H, **OPTIONS[name]).eval()
+    return net, exported_by_tracing(net, (torch.randn(6, 3, I),))
+
+
 @layer
 @options
 def test_exporter(kind, options):
-    net = LAYERS[kind](I, H, **options).eval()
-    content = exported(net, (torch.randn(6, 3, I),), ({0: DYNAMIC, 1: DYNAMIC},))
+    net, content = exported_layer(kind, options)
     assert nodes(content) == [kind] * net.num_layers
     for T, N in ((6, 3), (9, 2), (31, 5)):
-        check_same(content, net, spec_of(kind, options), torch.randn(T, N, I))
+        check_same(content, net, spec_of(kind, OPTIONS[options]), torch.randn(T, N, I))
 
 
 @layer
 @options
 def test_tracing_exporter(kind, options):
-    net = LAYERS[kind](I, H, **options).eval()
-    content = exported_by_tracing(net, (torch.randn(6, 3, I),))
+    net, content = traced_layer(kind, options)
     assert nodes(content) == [kind] * net.num_layers
-    check_same(content, net, spec_of(kind, options), torch.randn(6, 3, I))
+    check_same(content, net, spec_of(kind, OPTIONS[options]), torch.randn(6, 3, I))
 
 
 @layer
@@ -160,15 +173,11 @@ def test_accelerated():
 
 @layer
 @options
-@pytest.mark.parametrize(
-    "export",
-    [lambda net, x: exported(net, (x,), None), lambda net, x: exported_by_tracing(net, (x,))],
-    ids=["dynamo", "tracing"],
-)
+@pytest.mark.parametrize("export", [exported_layer, traced_layer], ids=["dynamo", "tracing"])
 def test_weights_of_exported_models_can_be_read(kind, options, export):
     """Each layer of the module is a node, whose parameters are torch's."""
-    net = LAYERS[kind](I, H, **options).eval()
-    layers = list(read(onnx.load_from_string(export(net, torch.randn(6, 3, I)))).values())
+    net, content = export(kind, options)
+    layers = list(read(onnx.load_from_string(content)).values())
     assert len(layers) == net.num_layers
     named = {name: value.detach().numpy() for name, value in net.named_parameters()}
     for number, layer_read in enumerate(layers):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fusedrnn.torch
-from fusedrnn.torch import Layer, quantize, read, restore
+from fusedrnn.torch import Layer, accelerate, quantize, read, restore
 from torch_layers import KINDS, LAYERS, first, flat, input_for
 
 I, H, T, N = 24, 64, 20, 4
@@ -81,8 +81,8 @@ def test_copies_and_checkpoints(tagger, tokens):
     file.seek(0)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
         assert torch.equal(run(other, tokens), expected) and not other.training
-        with pytest.raises(RuntimeError, match="inference only"):
-            other.train()
+        restore(other)
+        assert all(parameter.requires_grad for parameter in other.parameters())
     torch.manual_seed(1)
     other, _ = quantize(Tagger())
     assert not torch.equal(run(other, tokens), expected)
@@ -92,16 +92,40 @@ def test_copies_and_checkpoints(tagger, tokens):
     assert all(spec.spec.compute == "int8" for spec in read(model).values())
 
 
-def test_training_is_refused(tagger, tokens):
+def test_training_mode_is_allowed(tagger, tokens):
+    """As for torch's quantised modules; what has no gradient, or no dropout, says so when it is called."""
+    tagger.lstm.dropout = 0.0
     model, _ = quantize(tagger)
-    with pytest.raises(RuntimeError, match=r"compute='int8' is for inference only, .* call its eval\(\)"):
-        model.train()
-    model.eval()
+    expected = run(model, tokens)
+    assert model.train() is model and all(module.training for module in model.modules())
+    assert torch.equal(run(model, tokens), expected)
     embedded = model.embedding(tokens)
     with pytest.raises(RuntimeError, match=r"compute='int8' is for inference only: call it under torch.no_grad"):
         model.lstm(embedded)
-    restore(model)
-    assert "compute" not in vars(model.lstm) and model.train().training
+    model.out(model.lstm(embedded.detach())[0][..., :H]).sum().backward()  # what is behind the layer trains
+    assert model.out.weight.grad.abs().sum() > 0
+    model.lstm.dropout = 0.3
+    torch.compiler.reset()
+    for call in (model, torch.compile(model, backend="aot_eager")):
+        with pytest.raises(RuntimeError, match=r"^compute='int8' is for .* only, without dropout; .* call eval\(\)$"):
+            run(call, tokens)
+    model.eval()
+    assert torch.equal(run(model, tokens), expected)
+
+
+@pytest.mark.parametrize("undo", [restore, lambda model: accelerate(model, compute="bfloat16")])
+def test_gradients_after_restore(tagger, undo):
+    """A parameter requires a gradient again if it did; weights that two layers share are no exception."""
+    tagger.lstm.bias_hh_l1.requires_grad_(False)
+    tagger.other = fusedrnn.torch.GRU(2 * H, H)
+    tagger.other.weight_hh_l0 = tagger.gru.weight_hh_l0
+    before = {name: parameter.requires_grad for name, parameter in tagger.named_parameters()}
+    model, _ = quantize(quantize(tagger).model)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"lstm", "gru", "other", "cell"}
+    undo(model)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    assert not any("_frozen_by_quantize" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("kind", KINDS)

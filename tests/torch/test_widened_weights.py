@@ -51,7 +51,10 @@ def test_unchanged_weights_are_converted_once(dtype):
         first = widened_weights.widened(weights)
         assert widened_weights.widened(weights) is first
         assert all(weight.dtype is torch.float32 for weight in first)
-    assert widened_weights.widened(weights) is weights  # autograd must see the conversion
+    assert widened_weights.widened(weights) is first  # in training too
+    layer(torch.zeros(2, 1, 3, dtype=dtype))[0].sum().backward()
+    assert all(weight.grad is not None and weight.grad.dtype is dtype for weight in weights)
+    assert not any(weight.requires_grad for weight in first)
 
 
 def test_copies_end_with_the_weights():

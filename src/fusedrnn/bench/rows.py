@@ -90,7 +90,7 @@ class Row:
         lengths = None if work.lengths is None else tuple(map(int, work.lengths))
         flops = work.flops(training=phase.training)
         backends = tuple(config.contenders) if config.engines else ()
-        sizes = work.case, work.spec.mode, phase.name, config.dtype, config.threads, flops
+        sizes = work.case, work.spec.mode_name, phase.name, config.dtype, config.threads, flops
         return cls(*sizes, lengths=lengths, backends=backends, **{"formats": config.formats, **fields})
 
     @property

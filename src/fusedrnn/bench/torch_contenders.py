@@ -116,8 +116,8 @@ def _module(work: Workload, accelerated: bool) -> Any:
     import torch
 
     spec = work.spec
-    kind: Any = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(spec.mode, torch.nn.RNN)
-    options: dict[str, Any] = {"nonlinearity": spec.mode.removeprefix("rnn_")} if kind is torch.nn.RNN else {}
+    kind: Any = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(spec.mode_name, torch.nn.RNN)
+    options: dict[str, Any] = {"nonlinearity": spec.mode_name.removeprefix("rnn_")} if kind is torch.nn.RNN else {}
     if spec.projection_size:
         options["proj_size"] = spec.projection_size
     options |= {"bidirectional": spec.bidirectional, "dtype": getattr(torch, spec.dtype)}

@@ -62,7 +62,7 @@ def run_row(config: BenchConfig, peak: RunPeak, plain: Workload, phase: Phase) -
     Each is checked against the reference before it is timed. What is wrong with the others is in ``failures``.
     """
     works = {PLAIN: plain}
-    for name, change in VARIANTS[plain.spec.mode].items():
+    for name, change in VARIANTS[plain.spec.mode_name].items():
         if name == REVERSE and plain.spec.bidirectional:
             continue
         spec = change(plain.spec)

@@ -1,1 +1,37 @@
-"""The maths of the cells: equations, expressions, derivatives; no NumPy, no LLVM."""
+"""The maths of the cells: equations, expressions, derivatives; no NumPy, no LLVM. Its language is for users too.
+
+The names here are the language of cells that users write, imported at first use; docs/guides/cells.md shows it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusedrnn.cell.activations import Activation
+    from fusedrnn.cell.language import UserCell, cell, clip
+    from fusedrnn.cell.primitives import (
+        absolute,
+        exp,
+        log,
+        maximum,
+        minimum,
+        relu,
+        sigmoid,
+        softplus,
+        sqrt,
+        tanh,
+        where,
+    )
+
+__all__ = [
+    "Activation", "UserCell", "absolute", "cell", "clip", "exp", "log", "maximum", "minimum", "relu", "sigmoid",
+    "softplus", "sqrt", "tanh", "where",
+]  # fmt: skip
+_MODULES = {"Activation": "activations", "UserCell": "language", "cell": "language", "clip": "language"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'primitives')}"), name)
+    return value

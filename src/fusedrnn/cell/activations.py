@@ -11,7 +11,7 @@ from fusedrnn.cell.expr import Expr
 from fusedrnn.cell.primitives import absolute, clip, expm1, relu, relu_grad, sigmoid, softplus, tanh
 from fusedrnn.scalars import as_float, check_choice
 
-__all__ = ["ACTIVATIONS", "Activation"]
+__all__ = ["ACTIVATIONS", "Activation", "check_activations"]
 
 
 @dataclass(frozen=True)
@@ -97,3 +97,16 @@ class Activation:
         parameters = {"alpha": self.alpha, "beta": self.beta}
         texts = [f"{name}={value:g}" for name, value in parameters.items() if value is not None]
         return f"{self.name}({', '.join(texts)})" if texts else self.name
+
+
+def check_activations(
+    activations: object, default: tuple[Activation, ...], mode: str
+) -> tuple[Activation, ...] | None:
+    """The activations of a cell, each an :class:`Activation` or its name; None if they are the default ones."""
+    expected = f"{len(default)} of {', '.join(ACTIVATIONS)}"
+    if not isinstance(activations, (tuple, list)):
+        raise TypeError(f"activations must be a tuple of {expected}; got {activations!r}")
+    checked = tuple(a if isinstance(a, Activation) else Activation(a) for a in activations)
+    if len(checked) != len(default):
+        raise ValueError(f"activations must be {expected} in mode {mode!r}; got {len(checked)}")
+    return None if checked == default else checked

@@ -14,10 +14,37 @@ from typing import Any
 
 from fusedrnn.cell.activations import Activation
 from fusedrnn.cell.expr import Expr
-from fusedrnn.cell.leaves import Peephole
+from fusedrnn.cell.leaves import ParamVector
 from fusedrnn.cell.primitives import clip, clip_nan
 
 __all__ = ["FAMILIES", "Cell", "Family", "Variant", "make_cell"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its gates in the order in which weights stack them, its states, its equations, its other parameters.
+
+    Attributes:
+        vectors: The names of parameters with one number for each unit, apart from peephole weights.
+        scalars: The names of parameters that are one number.
+    """
+
+    name: str
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    equations: Callable[..., Any]
+    vectors: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """A short name for files, different for cells that compute different things."""
+        return self.name
+
+    @property
+    def has_kinks(self) -> bool:
+        """Whether the derivative jumps somewhere."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -25,7 +52,7 @@ class Variant:
     """A cell with all its options.
 
     Attributes:
-        mode: The cell: a key of :data:`FAMILIES`.
+        mode: The cell: a key of :data:`FAMILIES`, or a cell that has no options.
         activations: Its activations, in the order in which the equations unpack them.
         reset_after: Whether a GRU's r multiplies the recurrent product rather than the state.
         peepholes: Whether an LSTM's gates see the cell state.
@@ -36,8 +63,8 @@ class Variant:
         projects: Whether an LSTM's output is projected.
     """
 
-    mode: str
-    activations: tuple[Activation, ...]
+    mode: str | Cell
+    activations: tuple[Activation, ...] = ()
     reset_after: bool = True
     peepholes: bool = False
     coupled_gates: bool = False
@@ -48,6 +75,8 @@ class Variant:
     @property
     def slug(self) -> str:
         """A short name for files: the mode, followed by a hash unless all options are the defaults."""
+        if isinstance(self.mode, Cell):
+            return self.mode.slug
         if self == FAMILIES[self.mode].default:
             return self.mode
         return f"{self.mode}_{sha256(repr(self).encode()).hexdigest()[:12]}"
@@ -55,6 +84,8 @@ class Variant:
     @property
     def has_kinks(self) -> bool:
         """Whether the derivative jumps somewhere, so that a rounding error may change a gradient."""
+        if isinstance(self.mode, Cell):
+            return self.mode.has_kinks
         clips = self.gate_clip is not None or self.state_clip is not None
         return clips or any(activation.has_kink for activation in self.activations)
 
@@ -64,7 +95,7 @@ class Variant:
 
     def with_peephole(self, gate: str, a: Expr, c: Expr) -> Expr:
         """Add the peephole from ``c`` to a gate's pre-activation, then clip it."""
-        return self.clip_gate(a + Peephole(gate) * c if self.peepholes else a)
+        return self.clip_gate(a + ParamVector(gate) * c if self.peepholes else a)
 
     def clip_state(self, c: Expr) -> Expr:
         """Clip a cell state."""
@@ -72,16 +103,6 @@ class Variant:
             return c
         low, high, nan = self.state_clip
         return (clip_nan if nan else clip)(c, low, high)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of one variant: its gates in the order in which weights stack them, its states, its equations."""
-
-    name: str
-    gates: tuple[str, ...]
-    states: tuple[str, ...]
-    equations: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ class Family:
 FAMILIES: dict[str, Family] = {}
 
 
-def cell(name: str, gates: str, states: str, activations: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def family(name: str, gates: str, states: str, activations: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated equations as the cell ``name``; each gate and state is one letter."""
 
     def register(equations: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,15 +129,15 @@ def cell(name: str, gates: str, states: str, activations: str) -> Callable[[Call
     return register
 
 
-@cell("rnn_tanh", gates="a", states="h", activations="tanh")
-@cell("rnn_relu", gates="a", states="h", activations="relu")
+@family("rnn_tanh", gates="a", states="h", activations="tanh")
+@family("rnn_relu", gates="a", states="h", activations="relu")
 def rnn(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     (activate,) = v.activations
     h = recurrent(s.h)
     return activate(v.clip_gate(x.a + h.a))
 
 
-@cell("lstm", gates="ifgo", states="hc", activations="sigmoid tanh tanh")
+@family("lstm", gates="ifgo", states="hc", activations="sigmoid tanh tanh")
 def lstm(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     gate, candidate, output = v.activations
     h = recurrent(s.h)
@@ -129,7 +150,7 @@ def lstm(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     return recurrent.project(y) if v.projects else y, c
 
 
-@cell("gru", gates="rzn", states="h", activations="sigmoid tanh")
+@family("gru", gates="rzn", states="h", activations="sigmoid tanh")
 def gru(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     gate, candidate = v.activations
     h = recurrent(s.h)
@@ -141,8 +162,10 @@ def gru(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
 
 def make_cell(variant: Variant) -> Cell:
     """The cell of a variant."""
-    family = FAMILIES[variant.mode]
-    gates = tuple(gate for gate in family.gates if not (gate == "f" and variant.coupled_gates))
+    if isinstance(variant.mode, Cell):
+        return variant.mode
+    of_mode = FAMILIES[variant.mode]
+    gates = tuple(gate for gate in of_mode.gates if not (gate == "f" and variant.coupled_gates))
     return Cell(
-        variant.mode, gates, family.states, lambda x, recurrent, s: family.equations(x, recurrent, s, variant)
+        variant.mode, gates, of_mode.states, lambda x, recurrent, s: of_mode.equations(x, recurrent, s, variant)
     )

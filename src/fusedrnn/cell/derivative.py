@@ -7,14 +7,16 @@ reserve or recomputed from the states before and after the step and from what is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
-    Peephole,
+    Parameter,
+    ParamScalar,
+    ParamVector,
     PreH,
     PreSum,
     PreX,
@@ -61,16 +63,16 @@ class StageDerivative:
 
     Attributes:
         distinct_grads: The distinct gradients of the pre-activations (of a projection, of its result), then those of
-            the peephole weights. The fields below index it.
+            the parameters. The fields below index it.
         x_grads: For each gate of the stage, its gradient for the input weights.
         h_grads: For each gate of the stage, its gradient for the recurrent weights; the result's for a projection.
-        peephole_grads: For each gate of the stage with a peephole weight, the gradient of that weight.
+        param_grads: For each parameter whose gradient is computed with this stage, the gradient.
     """
 
     distinct_grads: tuple[Expr, ...]
     x_grads: tuple[int, ...]
     h_grads: tuple[int, ...]
-    peephole_grads: tuple[int, ...] = ()
+    param_grads: Mapping[Parameter, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Derivative:
         saved: What forward saves of each step, in the order of the reserve.
         recomputed: The forward values that backward recomputes.
         stages: The gradients of each stage; they use the operand cotangents of later stages only.
+        inputs: The gradients of the gates that the input alone gives.
+        inputs_stage: The index of the stage with which they are computed.
         state_grads: The gradient of each previous state by its name, without what comes through the recurrent weights;
             none if that is zero.
     """
@@ -88,6 +92,8 @@ class Derivative:
     saved: tuple[Expr, ...]
     recomputed: tuple[Expr, ...]
     stages: tuple[StageDerivative, ...]
+    inputs: StageDerivative
+    inputs_stage: int
     state_grads: Mapping[str, Expr]
 
     def final_stage(self, state: str) -> int:
@@ -100,6 +106,7 @@ class Derivative:
         stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, OperandCotangent)]
         cotangent = StateCotangent(state)
         stages += [index for index, stage in enumerate(self.stages) if cotangent in walk(stage.distinct_grads)]
+        stages += [self.inputs_stage] if cotangent in walk(self.inputs.distinct_grads) else []
         return min(stages, default=len(self.stages) - 1)
 
     def __str__(self) -> str:
@@ -121,8 +128,9 @@ def differentiate(cell: TracedCell) -> Derivative:
     cotangents += [OperandCotangent(index) for index in range(1, len(cell.stages))]
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
     stages = [_differentiate_stage(cell, stage, grads) for stage in cell.stages]
+    inputs, inputs_stage = _differentiate_inputs(cell, grads)
     state_grads = {name: grads[State(name)] for name in cell.states if State(name) in grads}
-    targets = [grad for stage in stages for grad in stage.distinct_grads]
+    targets = [grad for stage in [*stages, inputs] for grad in stage.distinct_grads]
     available = available_leaves(cell)
     saved, recomputed = _choose(cell, [*targets, *state_grads.values()], set(available))
     available.update({node: Saved(index) for index, node in enumerate(saved)})
@@ -134,6 +142,8 @@ def differentiate(cell: TracedCell) -> Derivative:
         saved=tuple(saved),
         recomputed=of_available(recomputed),
         stages=tuple(replace(stage, distinct_grads=of_available(stage.distinct_grads)) for stage in stages),
+        inputs=replace(inputs, distinct_grads=of_available(inputs.distinct_grads)),
+        inputs_stage=inputs_stage,
         state_grads=dict(zip(state_grads, of_available(state_grads.values()), strict=True)),
     )
 
@@ -141,7 +151,7 @@ def differentiate(cell: TracedCell) -> Derivative:
 def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
     """What backward reads of a step although forward does not save it, each with its leaf in backward."""
     available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
-    return available | {leaf: leaf for leaf in [*map(State, cell.states), *map(Peephole, cell.peepholes)]}
+    return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters]}
 
 
 def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Expr]) -> StageDerivative:
@@ -152,10 +162,28 @@ def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Ex
     if unused := [gate for gate in stage.gates for kind in kinds if kind(gate) not in grads]:
         raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
     x_grads, h_grads = ([grads[kind(gate)] for gate in stage.gates] for kind in kinds)
-    peephole_grads = [grads[Peephole(gate)] for gate in cell.peepholes if gate in stage.gates]
-    distinct = list(dict.fromkeys(x_grads + h_grads + peephole_grads))
-    indices = (tuple(map(distinct.index, group)) for group in (x_grads, h_grads, peephole_grads))
-    return StageDerivative(tuple(distinct), *indices)
+    param_grads = {
+        leaf: grads[leaf] for leaf in cell.parameters if cell.stages[_last_stage(cell, [grads[leaf]])] is stage
+    }
+    distinct = list(dict.fromkeys([*x_grads, *h_grads, *param_grads.values()]))
+    x_indices, h_indices = (tuple(map(distinct.index, group)) for group in (x_grads, h_grads))
+    by_leaf = {leaf: distinct.index(grad) for leaf, grad in param_grads.items()}
+    return StageDerivative(tuple(distinct), x_indices, h_indices, by_leaf)
+
+
+def _differentiate_inputs(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> tuple[StageDerivative, int]:
+    """The gradients of the gates that the input alone gives, and the stage with which they are computed."""
+    if unused := [gate for gate in cell.input_gates if PreX(gate) not in grads]:
+        raise NotImplementedError(f"the derivative of a cell that does not use gate {unused[0]}")
+    x_grads = [grads[PreX(gate)] for gate in cell.input_gates]
+    distinct = list(dict.fromkeys(x_grads))
+    return StageDerivative(tuple(distinct), tuple(map(distinct.index, x_grads)), ()), _last_stage(cell, x_grads)
+
+
+def _last_stage(cell: TracedCell, grads: Sequence[Expr]) -> int:
+    """The index of the last stage that has gates and can compute these gradients."""
+    gate_stages = [index for index, stage in enumerate(cell.stages) if not stage.projects]
+    return min([node.stage - 1 for node in walk(grads) if isinstance(node, OperandCotangent)] + gate_stages[-1:])
 
 
 def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tuple[list[Expr], list[Expr]]:
@@ -193,7 +221,7 @@ def describe(node: Expr, saved: Sequence[Expr] = ()) -> str:
             return f"x.{gate}"
         case PreH(gate):
             return f"h.{gate}"
-        case PreSum(name) | Peephole(name) | State(name):
+        case PreSum(name) | ParamVector(name) | ParamScalar(name) | State(name):
             return name
         case NewState(name):
             return f"new {name}"

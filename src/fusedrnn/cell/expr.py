@@ -9,14 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from functools import cached_property, reduce
+from operator import mul
+from typing import Any, NoReturn, Protocol
+
+_ONE_UNIT = "a cell is written for all units at once: an expression is one number of each unit"
 
 
 class Expr:
-    """A node: a :class:`Leaf`, a :class:`Constant`, or an :class:`Operation` on other nodes."""
+    """A node: a :class:`Leaf`, a :class:`Constant`, or an :class:`Operation` on other nodes.
+
+    Python's operators build operations; ``<``, ``<=``, ``>`` and ``>=`` build a :class:`Condition`.
+    """
 
     args: tuple[Expr, ...] = ()
+    __array_ufunc__ = None  # NumPy's numbers leave operators to this class
 
     def __add__(self, other: Expr | float) -> Expr:
         return Operation("add", (self, as_expr(other)))
@@ -38,6 +45,65 @@ class Expr:
 
     def __truediv__(self, other: Expr | float) -> Expr:
         return Operation("div", (self, as_expr(other)))
+
+    def __rtruediv__(self, other: float) -> Expr:
+        return as_expr(other) / self
+
+    def __neg__(self) -> Expr:
+        return 0.0 - self
+
+    def __abs__(self) -> Expr:
+        return Operation("abs", (self,))
+
+    def __pow__(self, exponent: int) -> Expr:
+        if not isinstance(exponent, int) or exponent < 1:
+            raise TypeError(f"an exponent must be an integer of at least 1; got {exponent!r}: write sqrt(x), 1 / x")
+        return reduce(mul, [self] * exponent)
+
+    def __lt__(self, other: Expr | float) -> Condition:
+        return Condition("less", self, as_expr(other))
+
+    def __le__(self, other: Expr | float) -> Condition:
+        return Condition("less_equal", self, as_expr(other))
+
+    def __gt__(self, other: Expr | float) -> Condition:
+        return Condition("less", as_expr(other), self)
+
+    def __ge__(self, other: Expr | float) -> Condition:
+        return Condition("less_equal", as_expr(other), self)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a cell cannot branch on an expression: write where(a < b, value, other)")
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(f"{_ONE_UNIT}, and cannot be iterated over")
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise TypeError(f"{_ONE_UNIT}, and has no index")
+
+    def __float__(self) -> NoReturn:
+        raise TypeError("an expression is no number: use the functions of fusedrnn.cell, not those of math")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of two expressions, the first argument of ``where``.
+
+    Attributes:
+        relation: ``"less"`` or ``"less_equal"``.
+        a: The left side.
+        b: The right side.
+    """
+
+    relation: str
+    a: Expr
+    b: Expr
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            "a cell cannot branch on a comparison, which may differ from unit to unit: write where(a < b, value, "
+            "other), maximum(a, b) or minimum(a, b)"
+        )
 
 
 class Leaf(Expr):
@@ -67,8 +133,17 @@ class Operation(Expr):
 
 
 def as_expr(value: Expr | float) -> Expr:
-    """A number as a :class:`Constant`; an expression unchanged."""
-    return value if isinstance(value, Expr) else Constant(float(value))
+    """A number as a :class:`Constant`; an expression unchanged.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(value, Expr):
+        return value
+    try:
+        return Constant(float(value))
+    except (TypeError, ValueError):
+        raise TypeError(f"expected an expression or a number; got {value!r}") from None
 
 
 def walk(roots: Sequence[Expr]) -> Iterator[Expr]:

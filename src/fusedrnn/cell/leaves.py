@@ -1,8 +1,9 @@
 """The inputs of a cell's expressions, one class each.
 
-A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``State``, ``Peephole`` and ``Projected``. Its
-derivative reads ``State``, ``NewState``, ``Peephole``, ``Saved``, ``StateCotangent`` and ``OperandCotangent``. A stage
-of a kernel stores a ``NewState``, a ``StageOperand`` or a ``Saved``.
+A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``State``, ``ParamVector``, ``ParamScalar`` and
+``Projected``. Its derivative reads ``State``, ``NewState``, ``ParamVector``, ``ParamScalar``, ``Saved``,
+``StateCotangent`` and ``OperandCotangent``. A stage of a kernel stores a ``NewState``, a ``StageOperand``, a
+``KeptProduct`` or a ``Saved``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class _OfGate(Leaf):
 
 
 @dataclass(frozen=True)
-class _OfState(Leaf):
+class _OfName(Leaf):
     name: str
 
 
@@ -39,8 +40,15 @@ class PreSum(_OfGate):
     """``PreX + PreH`` of a gate, summed by the recurrent GEMM."""
 
 
-class Peephole(_OfGate):
-    """An element of a gate's peephole weight."""
+class ParamVector(_OfName):
+    """An element of a parameter with one number for each unit, such as the peephole weight of a gate."""
+
+
+class ParamScalar(_OfName):
+    """A parameter that is one number."""
+
+
+Parameter = ParamVector | ParamScalar
 
 
 @dataclass(frozen=True)
@@ -48,16 +56,20 @@ class Projected(Leaf):
     """The result of the projection."""
 
 
-class State(_OfState):
+class State(_OfName):
     """A state before the step."""
 
 
-class NewState(_OfState):
+class NewState(_OfName):
     """A state after the step."""
 
 
-class StateCotangent(_OfState):
+class StateCotangent(_OfName):
     """The gradient of the loss with respect to a new state."""
+
+
+class KeptProduct(_OfGate):
+    """A ``PreH`` that a stage stores because later ones read it."""
 
 
 class StageOperand(_OfStage):

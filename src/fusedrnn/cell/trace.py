@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
-from fusedrnn.cell.expr import Expr, Leaf, substitute, walk
-from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected, State
+from fusedrnn.cell.expr import Expr, Leaf, as_expr, substitute, walk
+from fusedrnn.cell.leaves import Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected, State
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class TracedCell:
-    """A cell as expressions: its stages in order, and its new states, the output first."""
+    """A cell as expressions: its stages in order, and its new states, the output first.
+
+    Its parameters beside weights and biases are vectors, of one number for each unit, and scalars.
+    """
 
     gates: tuple[str, ...]
     states: tuple[str, ...]
     stages: tuple[Stage, ...]
     outputs: tuple[Expr, ...]
+    param_vectors: tuple[str, ...] = ()
+    param_scalars: tuple[str, ...] = ()
 
     @property
     def accumulates_in_place(self) -> bool:
@@ -50,10 +55,19 @@ class TracedCell:
         return all(stage.accumulates_in_place or stage.projects for stage in self.stages)
 
     @cached_property
-    def peepholes(self) -> tuple[str, ...]:
-        """The gates that have a peephole weight, in the order of the gates."""
-        used = {node.gate for node in walk([*self.outputs, *self.operands]) if isinstance(node, Peephole)}
-        return tuple(gate for gate in self.gates if gate in used)
+    def input_gates(self) -> tuple[str, ...]:
+        """The gates that no stage computes: the input alone gives them."""
+        return tuple(gate for gate in self.gates if not any(gate in stage.gates for stage in self.stages))
+
+    @property
+    def output(self) -> str:
+        """The state that is the output."""
+        return self.states[0]
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Its parameters beside weights and biases."""
+        return (*map(ParamVector, self.param_vectors), *map(ParamScalar, self.param_scalars))
 
     @property
     def operands(self) -> tuple[Expr, ...]:
@@ -84,17 +98,41 @@ class _Leaves:
         self._used.add(name)
         return self._kind(name)
 
+    def __repr__(self) -> str:
+        return f"all of {', '.join(self._names)}, which are attributes"
+
+
+class _Parameters:
+    """``p.beta``: a vector or a scalar by attribute."""
+
+    def __init__(self, cell: Cell) -> None:
+        self._leaves: dict[str, Leaf] = {name: ParamVector(name) for name in cell.vectors}
+        self._leaves |= {name: ParamScalar(name) for name in cell.scalars}
+
+    def __getattr__(self, name: str) -> Expr:
+        if name not in self._leaves:
+            known = ", ".join(self._leaves)
+            raise AttributeError(f"the cell has no parameter {name!r}; its vectors and scalars are {known}")
+        return self._leaves[name]
+
+    def __repr__(self) -> str:
+        return f"all of {', '.join(self._leaves)}, which are attributes"
+
 
 class _Recurrent:
-    """The equations' ``recurrent``: each call adds a stage."""
+    """The equations' ``recurrent``: each call with another operand adds a stage."""
 
     def __init__(self, gates: Sequence[str]) -> None:
         self._gates = gates
         self._stages: list[tuple[Expr, set[str], bool]] = []
 
     def __call__(self, operand: Expr) -> _Leaves:
-        used: set[str] = set()
-        self._stages.append((operand, used, False))
+        operand = as_expr(operand)
+        equal = (used for other, used, projects in self._stages if not projects and other == operand)
+        used: set[str] | None = next(equal, None)
+        if used is None:
+            used = set()
+            self._stages.append((operand, used, False))
         return _Leaves(PreH, self._gates, used)
 
     def project(self, operand: Expr) -> Expr:
@@ -108,8 +146,7 @@ class _Recurrent:
         )
 
 
-@lru_cache(maxsize=64)
-def trace(cell: Cell) -> TracedCell:
+def run_equations(cell: Cell) -> TracedCell:
     """Run a cell's equations on symbols.
 
     Raises:
@@ -117,13 +154,25 @@ def trace(cell: Cell) -> TracedCell:
         ValueError: If they take a gate from more than one stage.
     """
     recurrent = _Recurrent(cell.gates)
-    result = cell.equations(_Leaves(PreX, cell.gates, set()), recurrent, _Leaves(State, cell.states, set()))
+    parameters = [_Parameters(cell)] if cell.vectors or cell.scalars else []
+    x, states = _Leaves(PreX, cell.gates, set()), _Leaves(State, cell.states, set())
+    result = cell.equations(x, recurrent, states, *parameters)
     outputs = result if isinstance(result, tuple) else (result,)
     stages = recurrent.stages()
     used = [gate for stage in stages for gate in stage.gates]
     if repeated := {gate for gate in used if used.count(gate) > 1}:
         raise ValueError(f"cell {cell.name!r} takes gate {', '.join(sorted(repeated))} from more than one stage")
-    return TracedCell(cell.gates, cell.states, stages, outputs)
+    # A peephole weight has the name of its gate.
+    roots = [root for root in (*outputs, *(stage.operand for stage in stages)) if isinstance(root, Expr)]
+    peepholes = {node.name for node in walk(roots) if isinstance(node, ParamVector)}
+    vectors = cell.vectors or tuple(gate for gate in cell.gates if gate in peepholes)
+    return TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars)
+
+
+@lru_cache(maxsize=64)
+def trace(cell: Cell) -> TracedCell:
+    """The traced cell; see :func:`run_equations`."""
+    return run_equations(cell)
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -24,8 +23,8 @@ from fusedrnn.jit.host import current_target, dot_product_sets
 from fusedrnn.jit.object_cache import ObjectCache
 from fusedrnn.runtime.bandwidth import measured_rates
 from fusedrnn.runtime.machine_rates import MachineRates
-from fusedrnn.runtime.peak import Sampler, measure_peak, sample_tiles
-from fusedrnn.runtime.peak_instructions import FMA, instruction_of, tile_instructions
+from fusedrnn.runtime.peak import measure_peak
+from fusedrnn.runtime.peak_instructions import FMA, instruction_of
 from fusedrnn.spec import DTYPES
 from fusedrnn.testing.cases import CASES
 
@@ -97,9 +96,6 @@ def _lines() -> Iterator[tuple[str, str]]:
             f"{name} peak",
             by_fma if instruction == FMA else (f"{_peaks(number_format, machine['threads'])}, by {instruction.name}"),
         )
-    for number_format, tiles in tile_instructions().items():
-        peaks = _peaks(number_format, machine["threads"], partial(sample_tiles, tiles))
-        yield f"AMX peak {number_format}", f"{peaks}, by {tiles.name}"
     yield "cost model", _rates(measured_rates())
     yield "BLAS of non-fused", ", ".join(machine["blas"]) or "unknown"
     yield "kernels kept in", _kernels_folder()
@@ -134,9 +130,9 @@ def _dot_products() -> str:
     return ", ".join(f"{name} {text}" for name, text in sets.items())
 
 
-def _peaks(number_format: str, threads: int, sample: Sampler | None = None) -> str:
-    on_one = f"{rate_text(number_format, measure_peak(number_format, 1, sample))} on 1 thread"
-    return on_one if threads == 1 else f"{on_one}, {measure_peak(number_format, threads, sample):.1f} on {threads}"
+def _peaks(number_format: str, threads: int) -> str:
+    on_one = f"{rate_text(number_format, measure_peak(number_format, 1))} on 1 thread"
+    return on_one if threads == 1 else f"{on_one}, {measure_peak(number_format, threads):.1f} on {threads}"
 
 
 def _rates(rates: MachineRates) -> str:

@@ -139,7 +139,7 @@ def measure(spec: RNNSpec, case: Case, pass_name: Phase, grid: ThreadGrid, durat
 
 def _calls(spec: RNNSpec, case: Case, pass_name: Phase) -> Iterator[Callable[[], object]]:
     """Endless calls to time; what each needs is prepared before it is yielded."""
-    work = workload(case, spec.mode, spec.dtype)
+    work = workload(case, spec.mode_name, spec.dtype)
     op, batch, params = fusedrnn.RNNOp(spec), work.batch(case.T), fusedrnn.frozen(work.params)
     while True:
         if pass_name == "inference":

@@ -36,7 +36,11 @@ def _onednn(spec: RNNSpec) -> Engine:
 
 
 register(
-    "cpu", _cpu, Capabilities(options=OPTIONS), order=100, description="kernels generated for this processor"
+    "cpu",
+    _cpu,
+    Capabilities(cells=True, options=OPTIONS),
+    order=100,
+    description="kernels generated for this processor",
 )
 register(
     "cudnn",
@@ -63,7 +67,7 @@ register(
 register(
     "reference",
     _reference,
-    Capabilities(options=OPTIONS),
+    Capabilities(cells=True, options=OPTIONS),
     order=1000,
     automatic=False,  # several times slower than the others
     description="NumPy, cell by cell",

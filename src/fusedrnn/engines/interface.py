@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+from fusedrnn.cell.cells import Cell
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
 from fusedrnn.spec import DTYPES, MODES, OPTIONS, Array, RNNSpec
 
@@ -27,6 +28,7 @@ class Capabilities:
         training: Whether it trains.
         lengths: Whether sequences of a batch may differ in length.
         dropout: Whether training may drop elements between layers.
+        cells: Whether it runs cells that users write.
         options: Which of :data:`fusedrnn.spec.OPTIONS` it supports.
     """
 
@@ -35,12 +37,13 @@ class Capabilities:
     training: bool = True
     lengths: bool = True
     dropout: bool = True
+    cells: bool = False
     options: tuple[str, ...] = ()
 
     def missing(self, spec: RNNSpec, needs: Iterable[Need] = ()) -> list[str]:
         """What a spec and a call's needs require and the engine lacks, by the names of the arguments."""
         missing = []
-        if spec.mode not in self.modes:
+        if spec.mode not in self.modes and not (self.cells and isinstance(spec.mode, Cell)):
             missing.append(f"mode {spec.mode!r}")
         if spec.dtype not in self.dtypes:
             missing.append(f"dtype {spec.dtype!r}")
@@ -117,8 +120,9 @@ class CachesCalls(Protocol):
 StridedPtr = tuple[int, int, int]
 """An array (T, N, features) in memory, its last axis contiguous: address, and the strides of T and N in bytes."""
 NULL: StridedPtr = (0, 0, 0)
-StatePtrs = tuple[int, int]
-"""Addresses of h and c, each (L·D, N, size) and contiguous; 0 for zeros, for no result, or without a c."""
+StatePtrs = tuple[int, ...]
+"""Addresses of h and c, and of further states, each (L·D, N, size) and contiguous; 0 for zeros, for no result, or
+without a c."""
 
 
 class GradPointers(NamedTuple):

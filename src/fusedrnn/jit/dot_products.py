@@ -46,9 +46,13 @@ def add_int8_products(v: Vectors, unsigned: Value, signed: Value, total: Value) 
         return _call(v, "llvm.x86.avx512.vpdpbusd", total, (unsigned, signed), v.itype)
     numbers = _INT8_GROUP * v.lanes
     int8, int32 = int_vector(8, numbers), int_vector(32, numbers)
-    products = unsigned.bitcast(int8).zext(int32) * signed.bitcast(int8).sext(int32)
+    return add_groups_of_products(unsigned.bitcast(int8).zext(int32) * signed.bitcast(int8).sext(int32), total)
+
+
+def add_groups_of_products(products: Value, total: Value) -> Value:
+    """``total`` plus each group of four adjacent integers, one group for each lane."""
     for first in range(_INT8_GROUP):
-        total = total + shuffle(products, products, range(first, numbers, _INT8_GROUP))
+        total = total + shuffle(products, products, range(first, products.type.count, _INT8_GROUP))
     return total
 
 
@@ -66,8 +70,13 @@ def add_bfloat16_products(v: Vectors, left: Value, right: Value, total: Value) -
     if not v.target.emulated:
         pairs = ir.VectorType(_BFLOAT16, 2 * v.lanes)
         return _call(v, "llvm.x86.avx512bf16.dpbf16ps", total, (left, right), pairs)
-    total = v.fma((left & _HIGH_HALF).bitcast(v.type), (right & _HIGH_HALF).bitcast(v.type), total)
-    return v.fma((left << _HALF_BITS).bitcast(v.type), (right << _HALF_BITS).bitcast(v.type), total)
+    (left_low, left_high), (right_low, right_high) = halves_as_float(v, left), halves_as_float(v, right)
+    return v.fma(left_low, right_low, v.fma(left_high, right_high, total))
+
+
+def halves_as_float(v: Vectors, pairs: Value) -> tuple[Value, Value]:
+    """The bfloat16 in the low and in the high half of each lane of a vector of int32, as float32."""
+    return (pairs << _HALF_BITS).bitcast(v.type), (pairs & _HIGH_HALF).bitcast(v.type)
 
 
 def _call(v: Vectors, name: str, total: Value, operands: tuple[Value, ...], kind: Any) -> Value:

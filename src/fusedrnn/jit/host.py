@@ -42,7 +42,21 @@ def dot_product_sets() -> dict[str, bool]:
 
 def available_targets() -> tuple[Target, ...]:
     """The targets that this processor can run, widest first."""
-    return tuple(target for target in known_targets() if _host_features().issuperset(target.required))
+    return tuple(target for target in known_targets() if not _missing(target))
+
+
+def _missing(target: Target) -> list[str]:
+    """What keeps this process from running a target: features, or the permission to use tiles."""
+    features = sorted(set(target.required) - _host_features())
+    return features or (["permission to use AMX"] if target.has_tiles and not _tiles_are_permitted() else [])
+
+
+@lru_cache(maxsize=1)
+def _tiles_are_permitted() -> bool:
+    """Whether the system permits tiles. It is asked once, so that a process does not change its target."""
+    from fusedrnn.jit.amx import request_permission  # few processors need it
+
+    return request_permission()
 
 
 def emulated(target: Target) -> Target:
@@ -74,10 +88,9 @@ def current_target() -> Target:
         if name == f"{target.name}-emulated":
             return emulated(target)
         if name == target.name:
-            if target not in available_targets():
-                missing = ", ".join(sorted(set(target.required) - _host_features()))
+            if missing := _missing(target):
                 raise ValueError(
-                    f"FUSEDRNN_TARGET is {name!r}, which this processor cannot run (it lacks {missing}); "
+                    f"FUSEDRNN_TARGET is {name!r}, which this processor cannot run (it lacks {', '.join(missing)}); "
                     f"available: {', '.join(t.name for t in available_targets())}; "
                     f"{name}-emulated runs the same kernels on narrower vectors"
                 )

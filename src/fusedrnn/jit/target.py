@@ -28,6 +28,7 @@ class Target:
         required: LLVM's features that a processor must have to run the code.
         format_tile: The tile for GEMM operands that are not of the dtype of the sums; see :meth:`for_compute`.
         dot_products: Formats of GEMM operands for which it has an instruction that adds the products of a group.
+        has_tiles: Whether those instructions multiply tiles, as AMX's do, and not vectors.
         base: The same target without those instructions; None if it has none.
         narrow_weights: Whether packed weights have the format of operands; else that of sums, rounded.
         emulated: Whether it stands for another processor, whose instructions this one may lack.
@@ -43,6 +44,7 @@ class Target:
     required: tuple[str, ...] = ()
     format_tile: tuple[int, int] | None = None
     dot_products: tuple[str, ...] = ()
+    has_tiles: bool = False
     base: Target | None = None
     narrow_weights: bool = True
     emulated: bool = False
@@ -117,8 +119,15 @@ _AVX512 = Target(
 _AVX512_HALF = replace(
     _AVX512, name="avx512-half", description="AVX-512, 256-bit vectors", vector_bits=256, features=""
 )
+_AMX = replace(
+    _with_dot_products(
+        _AVX512, "amx", ("bfloat16", "int8"), "AMX", ("avx512vnni", "avx512bf16", "amx-tile", "amx-bf16", "amx-int8")
+    ),
+    has_tiles=True,
+)
 _AVX2 = Target("avx2", "AVX2 and FMA, 256-bit vectors", 256, 16, True, "x86-64-v3", "", ("avx2", "fma", "bmi2"))
 _X86 = (
+    _AMX,
     *_with_avx512_dot_products(_AVX512),
     *_with_avx512_dot_products(_AVX512_HALF),
     _with_dot_products(_AVX2, "vnni", ("int8",), "AVX-VNNI", ("avxvnni",)),

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from fusedrnn.quantized_params import check_magnitudes
+
 Array = NDArray[Any]
 
 DOMAIN = "com.microsoft"
@@ -72,7 +74,7 @@ def quantized_weights(weights: Mapping[str, Array], num_directions: int) -> dict
 
     Raises:
         TypeError: If integers or scales have another number format.
-        ValueError: If an input is missing, or shapes contradict one another.
+        ValueError: If an input is missing, shapes contradict one another, or a scale is negative or not finite.
     """
     for name in QUANTIZATION:
         if name not in weights:
@@ -86,6 +88,7 @@ def quantized_weights(weights: Mapping[str, Array], num_directions: int) -> dict
         if integers.ndim != 3 or (integers.shape[0], integers.shape[2]) != (num_directions, columns):
             raise ValueError(f"{name} must have shape ({num_directions}, {rows}, 4·H); got {integers.shape}")
         scales = _for_columns(f"{name}_scale", weights, "float32", num_directions, columns)
+        check_magnitudes(f"{name}_scale", scales)
         zero_points = _for_columns(f"{name}_zero_point", weights, integers.dtype.name, num_directions, columns)
         results[name] = QuantizedWeight(integers.swapaxes(1, 2), scales, zero_points)
     return results

@@ -59,7 +59,7 @@ def from_onnx(settings: Settings, weights: Mapping[str, Array]) -> tuple[Part, .
     if settings.quantized:
         return _from_quantized(settings, weights)
     parts = tuple(Part(spec, np.empty(spec.layout.size, spec.dtype)) for spec in _specs(settings, weights))
-    for params, weight, rows in _blocks(settings.kind, parts, weights):
+    for _, params, weight, rows in _blocks(settings.kind, parts, weights):
         params[...] = weight[rows]
     return parts
 
@@ -89,18 +89,26 @@ def _from_quantized(settings: Settings, weights: Mapping[str, Array]) -> tuple[P
 
 
 def to_onnx(kind: str, parts: Sequence[Part], weights: Mapping[str, Array]) -> None:
-    """Write the parts into the node's weights; what the specs do not use, such as a coupled f, does not change."""
-    for params, weight, rows in _blocks(kind, parts, weights):
-        weight[rows] = params
+    """Write the parts into the node's weights; what the specs do not use, such as a coupled f, does not change.
+
+    Raises:
+        ValueError: Naming the weight whose number format has no finite number near a finite parameter.
+    """
+    for name, params, weight, rows in _blocks(kind, parts, weights):
+        with np.errstate(over="ignore"):  # an error says more than NumPy's warning
+            weight[rows] = params
+        overflows = np.isfinite(params) & ~np.isfinite(weight[rows])
+        if overflows.any():
+            raise ValueError(f"{name} must hold numbers that {weight.dtype} can hold; got {params[overflows][0]}")
 
 
 def _blocks(
     kind: str, parts: Sequence[Part], weights: Mapping[str, Array]
-) -> Iterator[tuple[Array, Array, NDArray[np.intp]]]:
-    """A view of each parameter, a view of its weight for one direction, and the weight's rows in fusedrnn's order."""
+) -> Iterator[tuple[str, Array, Array, NDArray[np.intp]]]:
+    """The name of a weight, views of a parameter and of the weight for one direction, and its rows in our order."""
     for first_direction, part in enumerate(parts):
         for entry, name, rows in _sources(kind, part.spec):
-            yield entry.view(part.params), weights[name][first_direction + entry.direction], rows
+            yield name, entry.view(part.params), weights[name][first_direction + entry.direction], rows
 
 
 def _sources(kind: str, spec: RNNSpec) -> Iterator[tuple[Parameter, str, NDArray[np.intp]]]:

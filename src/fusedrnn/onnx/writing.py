@@ -36,8 +36,8 @@ def write(model: ModelProto, name: str, params: Array | Sequence[Array]) -> Mode
 
     Raises:
         TypeError: Naming the argument, what it got and what it expected.
-        ValueError: Likewise; or naming the node and its input if the weights of that input are not constants, or
-            something else reads them too.
+        ValueError: Likewise; or naming the node and its input if the weights of that input are not constants, if
+            something else reads them too, or if their number format has no finite number near a finite parameter.
         NotImplementedError: If the layer is in a function or quantised, or its operator is not supported.
     """
     select_nodes(model, [name])  # checks both before the model is copied

@@ -81,7 +81,7 @@ def _check_buffers(
     checked = []
     for (name, shape), value in zip(shapes.items(), check_tuple("out: dstates", buffers, shapes), strict=True):
         buffer = check_buffer(f"out: {name}", value, spec, shape)
-        if BACKWARD[name].contiguous and not buffer.flags.c_contiguous:
+        if BACKWARD.get(name, BACKWARD["dh0"]).contiguous and not buffer.flags.c_contiguous:
             raise ValueError(f"out: {name} must be contiguous; got strides {buffer.strides}")
         check_no_alias(f"out: {name}", buffer, unshared)
         unshared[f"out: {name}"] = (buffer,)

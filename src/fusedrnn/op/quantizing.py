@@ -33,7 +33,8 @@ class QuantizesParams:
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the spec's ``compute`` is another, or an operand is not finite.
+            ValueError: Likewise; also if the spec's ``compute`` is another, or a matrix or an input of the calibration
+                is not finite, or an operand of the network that runs over the calibration.
         """
         spec = self.spec
         check_quantized(spec)
@@ -49,7 +50,10 @@ class QuantizesParams:
         inputs = list(_checked_inputs(calibration, spec))
         if not inputs:
             raise ValueError("calibration must hold at least one input; got none")
-        return replace(quantized, spec=spec, ranges=operand_ranges(spec, flat, inputs))
+        ranges = operand_ranges(spec, flat, inputs)
+        if not np.isfinite(ranges).all():
+            raise ValueError("calibration must keep every operand of the network finite; got NaN or infinity in one")
+        return replace(quantized, spec=spec, ranges=ranges)
 
 
 def _checked_inputs(calibration: object, spec: RNNSpec) -> Iterator[Array]:
@@ -58,5 +62,8 @@ def _checked_inputs(calibration: object, spec: RNNSpec) -> Iterator[Array]:
     if not isinstance(calibration, Iterable):
         raise TypeError(f"calibration must be an array or an iterable of arrays; got {type(calibration).__name__}")
     with validation.renamed({"x": "calibration"}):
-        for x in calibration:
-            yield validation.check_x(x, spec)
+        for number, x in enumerate(calibration):
+            checked = validation.check_x(x, spec)
+            if not np.isfinite(checked).all():
+                raise ValueError(f"calibration must be finite; got NaN or infinity in input {number}")
+            yield checked

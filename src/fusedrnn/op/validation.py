@@ -23,6 +23,7 @@ from fusedrnn.spec import Array, RNNSpec
 # The effort to find out whether arrays share memory; strides too irregular for it count as sharing. (The type is for
 # NumPy's stubs, which know only -1 and 0.)
 _OVERLAP_WORK: Any = 1000
+_STATE = Operand(written=False, contiguous=True)
 
 
 def check_op(spec: object, backend: object) -> None:
@@ -92,7 +93,7 @@ def check_params(params: object, spec: RNNSpec) -> Any:
 
 def check_states(states: object, spec: RNNSpec, batch: int) -> tuple[Array, ...] | None:
     """The initial states, contiguous, zeros for an entry that is None; None if all are."""
-    checked = _check_each("states", states, "{}0", FORWARD, spec, batch)
+    checked = _check_each("states", states, "{}0", spec, batch)
     if all(state is None for state in checked):
         return None
     shapes = spec.state_shape(batch)
@@ -110,18 +111,18 @@ def check_dy(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
 
 def check_dstates(dstates: object, spec: RNNSpec, batch: int) -> tuple[Array | None, ...]:
     """The gradients of the final states, contiguous; None for zeros."""
-    return _check_each("dstates", dstates, "d{}_n", BACKWARD, spec, batch)
+    return _check_each("dstates", dstates, "d{}_n", spec, batch)
 
 
 def _check_each(
-    name: str, value: object, entry_name: str, operands: Mapping[str, Operand], spec: RNNSpec, batch: int
+    name: str, value: object, entry_name: str, spec: RNNSpec, batch: int
 ) -> tuple[Array | None, ...]:
     """One contiguous array for each state; None for an entry that is None, and for all if ``value`` is None."""
     shapes = {entry_name.format(s): shape for s, shape in zip(spec.state_names, spec.state_shape(batch), strict=True)}
     if value is None:
         return (None,) * len(shapes)
     return tuple(
-        None if state is None else _readable(operands[entry], check_array(f"{name}: {entry}", state, spec, shape))
+        None if state is None else _readable(_STATE, check_array(f"{name}: {entry}", state, spec, shape))
         for (entry, shape), state in zip(shapes.items(), check_tuple(name, value, shapes), strict=True)
     )
 

@@ -18,7 +18,7 @@ from fusedrnn.jit.sync import BARRIER_BYTES, emit_barrier, emit_wait
 from fusedrnn.jit.target import Target
 from fusedrnn.jit.vector import Vectors
 from fusedrnn.runtime.buffers import aligned_empty
-from fusedrnn.runtime.peak_instructions import Instruction, TileInstruction, instruction_of, with_tiles
+from fusedrnn.runtime.peak_instructions import Instruction, instruction_of
 from fusedrnn.runtime.pool_kernel import current_cpu
 from fusedrnn.runtime.thread_pool import ThreadTeam
 
@@ -78,30 +78,8 @@ def sample_peak(number_format: str, threads: int) -> PeakSample:
     Raises:
         RuntimeError: If another call has the threads.
     """
-    target = current_target()
-    return sample_instruction(instruction_of(number_format, target), dtype_of(number_format), target, threads)
-
-
-def dtype_of(number_format: str) -> str:
-    """The dtype of the lanes in which numbers of a format are summed."""
-    return number_format if number_format == "float64" else "float32"
-
-
-def sample_tiles(instruction: TileInstruction, number_format: str, threads: int) -> PeakSample:
-    """A short measurement of an AMX instruction; a :data:`Sampler` once the instruction is bound.
-
-    Raises:
-        RuntimeError: If another call has the threads.
-    """
-    return sample_instruction(instruction, dtype_of(number_format), with_tiles(current_target()), threads)
-
-
-def sample_instruction(instruction: Instruction, dtype: str, target: Target, threads: int) -> PeakSample:
-    """A short measurement of one instruction, whose lanes are of that dtype.
-
-    Raises:
-        RuntimeError: If another call has the threads.
-    """
+    target, dtype = current_target(), number_format if number_format == "float64" else "float32"
+    instruction = instruction_of(number_format, target)
     job = _load_peak(instruction, dtype, target)
     results = aligned_empty(((threads + 1) * RESULT_BYTES,), np.uint8)
     results[:] = 0

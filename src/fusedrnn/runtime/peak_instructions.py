@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
-from fusedrnn.jit.amx import (
-    NUM_TILES,
-    ROW_BYTES,
-    TILE_ROWS,
-    configure_tiles,
-    multiply_tiles,
-    release_tiles,
-    request_permission,
-)
 from fusedrnn.jit.builder import Value
 from fusedrnn.jit.dot_products import add_bfloat16_products, add_int8_products
-from fusedrnn.jit.host import dot_product_sets
 from fusedrnn.jit.int_vector import int_vector, shuffle
 from fusedrnn.jit.target import ITEM_SIZE, Target
+from fusedrnn.jit.tiles import RIGHT_TILES, ROW_BYTES, TILE_ROWS, AmxTiles, released_tiles
 from fusedrnn.jit.vector import Vectors
 
 _OPERAND_BYTES = 64
+_SUM_TILES = range(6)
 
 Step = Callable[[Vectors, Value, Value, Value], Value]
 """From a chain's value and two operands to its next value."""
@@ -99,16 +91,17 @@ class TileInstruction:
     def operations(self, target: Target, dtype: str) -> int:
         """See :class:`Instruction`."""
         numbers_per_row = ROW_BYTES // ITEM_SIZE["float32"]
-        return 2 * (NUM_TILES - 2) * TILE_ROWS * numbers_per_row * numbers_per_row * self.products
+        return 2 * len(_SUM_TILES) * TILE_ROWS * numbers_per_row * numbers_per_row * self.products
 
     def emit(self, v: Vectors, operands: Value, into: Value) -> None:
-        """See :class:`Instruction`. All tiles are zeros; they are released at the end."""
+        """See :class:`Instruction`. All tiles are zeros, as they are configured; they are released at the end."""
         f = v.function
-        configure_tiles(f)
-        with f.loop(0, self.iterations):
-            for tile in range(NUM_TILES - 2):
-                multiply_tiles(f, self.name, tile, NUM_TILES - 2, NUM_TILES - 1)
-        release_tiles(f)
+        tiles = AmxTiles(self.name, f, f.constant(TILE_ROWS))
+        with released_tiles(f, v.target):
+            tiles.configure()
+            with f.loop(0, self.iterations):
+                for tile in _SUM_TILES:
+                    tiles.multiply(tile, *RIGHT_TILES)
 
 
 def _fma(v: Vectors, total: Value, factor: Value, addend: Value) -> Value:
@@ -141,6 +134,8 @@ VDPBF16PS = VectorInstruction("vdpbf16ps", 2, _bfloat16_pairs)
 VPDPBUSD = VectorInstruction("vpdpbusd", 4, _int8_groups)
 INT16_PAIRS = VectorInstruction("products of int16 by pairs", 2, _int16_pairs, chains=13)
 TDPBF16PS, TDPBSSD = TileInstruction("tdpbf16ps", 2), TileInstruction("tdpbssd", 4)
+_DOT_PRODUCTS: dict[str, Instruction] = {"bfloat16": VDPBF16PS, "int8": VPDPBUSD}
+_TILES: dict[str, Instruction] = {"bfloat16": TDPBF16PS, "int8": TDPBSSD}
 
 
 def instruction_of(number_format: str, target: Target) -> Instruction:
@@ -149,19 +144,5 @@ def instruction_of(number_format: str, target: Target) -> Instruction:
     Without a dot product bfloat16 is widened to float32, so that its peak is that of FMA.
     """
     if number_format in target.dot_products and not target.emulated:
-        return {"bfloat16": VDPBF16PS, "int8": VPDPBUSD}[number_format]
+        return (_TILES if target.has_tiles else _DOT_PRODUCTS)[number_format]
     return INT16_PAIRS if number_format == "int8" else FMA
-
-
-def tile_instructions() -> dict[str, TileInstruction]:
-    """The AMX instructions that this processor has and this process may use, by format of their operands."""
-    sets = dot_product_sets()
-    tiles = {"bfloat16": ("AMX-BF16", TDPBF16PS), "int8": ("AMX-INT8", TDPBSSD)}
-    present = {number_format: instruction for number_format, (name, instruction) in tiles.items() if sets[name]}
-    return present if present and request_permission() else {}
-
-
-def with_tiles(target: Target) -> Target:
-    """The same target with AMX."""
-    features = ",".join(filter(None, [target.features, "+amx-tile,+amx-bf16,+amx-int8"]))
-    return replace(target, features=features)

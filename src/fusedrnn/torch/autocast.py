@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module, RNNBase
 from torch.nn.utils.rnn import PackedSequence
 
+from fusedrnn.torch import eager
 from fusedrnn.torch.low_precision import OPERANDS
 from fusedrnn.torch.op_call import OpCall
 
@@ -58,7 +59,7 @@ def forward(module: Any, method: Callable[..., Any], run: Any, x: Any, hx: Any, 
         converted = tuple([state.to(dtype) for state in states])
         hx = converted if isinstance(hx, (tuple, list)) else converted[0]
     with torch.autocast("cpu", enabled=False):
-        results = method(run, x, hx, *args, module.compute or OPERANDS.get(low))
+        results = method(_runner(run), x, hx, *args, module.compute or OPERANDS.get(low))
         return None if results is None else _converted(results, result_dtype)
 
 
@@ -76,6 +77,10 @@ def kernel(*arguments: Any) -> list[Tensor]:
         assert x is not None
         call = call._replace(x=x, h0=h0, c0=c0, weights=weights, compute=call.compute or OPERANDS.get(low))
         return [result.to(dtype) for result in torch.ops.fusedrnn.rnn(*call)]
+
+
+def _runner(run: Any) -> Any:
+    return eager.run_under_autocast if run is eager.run else run
 
 
 def _is_converted(tensor: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import RNNCellBase
 
-from fusedrnn.torch import autocast, class_map, dispatch, eager, eligibility
+from fusedrnn.torch import autocast, class_map, dispatch, eligibility
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import cell_plan, current_weights, initial_states, spec_of
@@ -65,7 +65,7 @@ class _FusedCell(HasCompute, RNNCellBase):
         if spec is None or weights is None:
             return None
         recurrent: Any = weights[1]
-        if run is eager.run and torch.is_grad_enabled() and recurrent.is_inference():
+        if dispatch.is_eager(run) and torch.is_grad_enabled() and recurrent.is_inference():
             return None  # created in inference mode: torch.nn's operations record as much as they can
         if batched:
             final = run(spec, x.unsqueeze(0), states and tuple(h.unsqueeze(0) for h in states), weights)[1]

@@ -11,7 +11,7 @@ from torch.nn import Module, RNNBase, RNNCellBase
 
 from fusedrnn.torch.class_map import OURS, TORCHS, Classes, counterpart, is_quantized, is_scripted
 from fusedrnn.torch.eligibility import MODULE_DTYPES
-from fusedrnn.torch.formats import HasCompute, checked_compute
+from fusedrnn.torch.formats import HasCompute, checked_compute, is_inference_only, unfreeze
 from fusedrnn.torch.graphs import is_ours, recurrent_operators
 from fusedrnn.torch.subclasses import beneath, changes
 
@@ -94,7 +94,9 @@ def accelerate(model: Module, *, subclasses: bool = False, compute: str | None =
 
 
 def restore(model: Module) -> Report:
-    """Make every layer of ours in a model torch.nn's again, in place: undo :func:`accelerate`.
+    """Make every layer of ours in a model torch.nn's again, in place: undo :func:`accelerate` and :func:`quantize`.
+
+    Parameters that required a gradient before :func:`quantize` do so again. The mode, training or evaluation, stays.
 
     Args:
         model: Any module; layers from our own constructors become torch.nn's as well.
@@ -139,6 +141,7 @@ def convert(
         except TypeError as error:  # of a subclass with slots, say
             reason = f"its class cannot be changed: {error}"
         else:
+            unfreeze(module)
             vars(module).pop("compute", None)
             if compute is not None:
                 module.compute = compute  # type: ignore[assignment]
@@ -149,6 +152,8 @@ def _set_compute(module: HasCompute, compute: str | None, name: str) -> Layer:
     reason = _why_unsupported(module, compute)
     if not reason:
         module.compute = compute
+        if not is_inference_only(compute):
+            unfreeze(module)
     return Layer(name, type(module).__name__, reason)
 
 

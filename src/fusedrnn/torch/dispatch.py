@@ -46,19 +46,24 @@ def _traced_runner() -> Run | None:
     return custom_op.run
 
 
+def is_eager(run: Run) -> bool:
+    """Whether a call does not pass through torch's dispatcher."""
+    return run is eager.run or run is eager.run_under_autocast
+
+
 # torch.nn returns tensors that are not views, and detach_ refuses views. Compilers replace in-place operations by views
 # anyway. Dispatch modes may save what the operator returned (selective checkpoints do), so nothing may change it.
 
 
 def batch_first(y: Tensor, run: Run) -> Tensor:
     """The output of a call by ``run``, (T, N, features), as (N, T, features)."""
-    if run is eager.run:
+    if is_eager(run):
         return y.transpose_(0, 1)
     return y.transpose(0, 1) if is_compiling() else transpose_copy(y, 0, 1)
 
 
 def without_first_axis(state: Tensor, run: Run) -> Tensor:
     """A state of a call by ``run``, (1, N, size), as (N, size)."""
-    if run is eager.run:
+    if is_eager(run):
         return state.squeeze_(0)
     return state.squeeze(0) if is_compiling() else squeeze_copy(state, 0)

@@ -167,7 +167,7 @@ def _step(spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Wei
     h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
     assert h_weight is not None
     rounded = _rounding(spec)
-    rows = gate_rows(cell, len(h_weight))
+    rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     for stage in cell.stages:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import double_backward, low_precision, tensor_calls
+from fusedrnn.torch import double_backward, tensor_calls
+from fusedrnn.torch.converted_operands import low_precision_operands
 from fusedrnn.torch.eligibility import is_plain
+from fusedrnn.torch.low_precision import rounded
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors
 from fusedrnn.torch.tensor_calls import SavedForBackward, TrainingResults
-from fusedrnn.torch.widened_weights import widened
 
 
 class FusedRNN(torch.autograd.Function):
@@ -31,7 +32,13 @@ class FusedRNN(torch.autograd.Function):
         network, weights = shape.network, for_backward.weights
         is_saved = network.saved_operands(ctx.needs_input_grad[2:], shape.steps > 1)
         # Backward reads unsaved matrices too, but only for unused results.
-        flags = *((True,) if for_backward.packed else is_saved[1 + network.num_states :]), *is_saved
+        are_read = (True,) if for_backward.packed else is_saved[1 + network.num_states :]
+        if for_backward.under_autocast:
+            is_saved = network.saved_operands(ctx.needs_input_grad[2:], shape.steps > 1, True)
+            if not for_backward.packed:
+                pairs = zip(weights, are_read, strict=True)
+                weights = [weight.clone() if read and weight is not None else weight for weight, read in pairs]
+        flags = *are_read, *is_saved
         tensors = *weights, *operands
         ctx.save_for_backward(
             for_backward.reserve, *[tensor if save else None for save, tensor in zip(flags, tensors, strict=True)]
@@ -90,6 +97,7 @@ _apply: Any = super(torch.autograd.Function, FusedRNN).apply
 def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
     lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: int | None = None,
+    under_autocast: bool = False,
 ) -> Results:  # fmt: skip
     """Run a network over sequences.
 
@@ -104,14 +112,16 @@ def run(
         lengths: Valid steps of each sequence, integers (N,), on the CPU; None for T everywhere.
         batch_sizes: Of a packed sequence: the number of sequences at each step, int64 (T,).
         seed: Seed of dropout, from 0 to 2**63 - 1; None to draw one from torch's generator if anything is dropped.
+        under_autocast: Whether float32 tensors may change before backward as torch.nn's may under autocast.
 
     Returns:
         The output (T, N, D·S), or packed (rows, D·S); and the final states, a tuple like ``states``.
     """
     network = Network.of(spec)
     if x.dtype is not network.dtype:
-        weights = widened(weights)
-        return low_precision.run(run, spec, x, states, weights, lengths=lengths, batch_sizes=batch_sizes, seed=seed)
+        several_steps = len(x if batch_sizes is None else batch_sizes) > 1
+        operands = low_precision_operands(network, x, states, weights, several_steps)
+        return rounded(run(spec, *operands, lengths=lengths, batch_sizes=batch_sizes, seed=seed), x.dtype)
     if seed is None:
         seed = draw_seed() if network.drops else 0
     weights = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
@@ -119,12 +129,21 @@ def run(
     if torch.is_grad_enabled() and _require_grad(x, states, weights):
         # Runs outside FusedRNN.forward, where a signal handler would see gradients disabled.
         results = tensor_calls.train(shape, x, states, weights, seed)
+        if under_autocast:
+            results = *results[:2], results[2]._replace(under_autocast=True)
         initial = states if states is not None else (None,) * network.num_states
         y, *final = _apply(shape, results, x, *initial, *weights)
         return y, tuple(final)
     if network.drops:
         return tensor_calls.train(shape, x, states, weights, seed)[:2]
     return tensor_calls.infer(shape, x, states, weights)
+
+
+def run_under_autocast(
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, **options: Any
+) -> Results:
+    """:func:`run` where autocast is on."""
+    return run(spec, x, states, weights, under_autocast=True, **options)
 
 
 def draw_seed() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch.nn import Module
@@ -17,6 +18,8 @@ class HasCompute(Module):
     """
 
     compute: str | None = None
+    _frozen_by_quantize: tuple[str, ...] = ()
+    """The names of the parameters that :meth:`freeze` found requiring gradients."""
 
     def __init__(self, *args: Any, compute: str | None = None, **options: Any) -> None:
         """Construct torch.nn's module.
@@ -38,15 +41,24 @@ class HasCompute(Module):
         """torch.nn's, and ``compute`` if it is set."""
         return super().extra_repr() + (f", compute={self.compute}" if self.compute is not None else "")
 
-    def train(self, mode: bool = True) -> Any:
-        """Set training or evaluation mode.
 
-        Raises:
-            RuntimeError: If ``mode`` is True and ``compute`` is for inference only.
-        """
-        if mode and is_inference_only(self.compute):
-            raise RuntimeError(not_in_training(self.compute))
-        return super().train(mode)
+def freeze(modules: Iterable[HasCompute]) -> None:
+    """Let no parameter of these modules require a gradient, which may share parameters; see :func:`unfreeze`."""
+    modules = list(modules)
+    for module in modules:
+        trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        if trainable:
+            module._frozen_by_quantize = tuple(dict.fromkeys((*module._frozen_by_quantize, *trainable)))
+    for module in modules:
+        module.requires_grad_(False)
+
+
+def unfreeze(module: Module) -> None:
+    """Let the parameters that :func:`freeze` froze require a gradient again, as far as they are still there."""
+    names = vars(module).pop("_frozen_by_quantize", ())
+    for name, parameter in module.named_parameters():
+        if name in names:
+            parameter.requires_grad_()
 
 
 def checked_compute(compute: str | None, dtype: str = "float32") -> str | None:
@@ -63,6 +75,6 @@ def is_inference_only(compute: str | None) -> bool:
     return compute in QUANTIZED
 
 
-def not_in_training(compute: str | None) -> str:
-    """The error message of a module in training mode."""
-    return f"compute={compute!r} is for inference only, and the module is in training mode: call its eval()"
+def no_dropout(compute: str | None) -> str:
+    """The error message of a module in training mode with dropout."""
+    return f"compute={compute!r} is for inference only, without dropout; the module is in training mode: call eval()"

@@ -24,8 +24,12 @@ def run(
     The conversion to float32 is exact, so that only the results are rounded. Autograd records the conversions, so that
     gradients have the dtype of their tensors.
     """
-    dtype = x.dtype
-    states = states and tuple([state.to(torch.float32) for state in states])
+    states32 = states and tuple([state.to(torch.float32) for state in states])
     weights = [weight if weight is None else weight.to(torch.float32) for weight in weights]
-    y, final = run_in_float32(spec, x.to(torch.float32), states, weights, **options)
+    return rounded(run_in_float32(spec, x.to(torch.float32), states32, weights, **options), x.dtype)
+
+
+def rounded(results: Results, dtype: torch.dtype) -> Results:
+    """Results in another dtype."""
+    y, final = results
     return y.to(dtype), tuple([state.to(dtype) for state in final])

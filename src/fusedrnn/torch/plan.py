@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
-from fusedrnn.torch.formats import checked_compute, not_in_training
+from fusedrnn.torch.formats import checked_compute, no_dropout
 from fusedrnn.torch.low_precision import OPERANDS
 
 
@@ -22,8 +22,8 @@ class ModulePlan(NamedTuple):
 
     Attributes:
         spec: The network in inference.
-        training_spec: The network in training, with dropout; None if the operator cannot drop as much, or if
-            ``compute`` is for inference only.
+        training_spec: The network in training, with dropout; None if the operator cannot drop as much, or drops nothing
+            with ``compute``.
         state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
         state_sizes: Features of h, and of c in an LSTM.
         names: Names of the parameters in torch.nn's order, which is that of a layer's ``_flat_weights``.
@@ -32,6 +32,7 @@ class ModulePlan(NamedTuple):
         order: For each parameter of the operator its index in ``names``, None for a missing bias; None if the operator
             has the same parameters in the same order.
         is_cell: Whether the module is a cell, which has no ``_flat_weights``.
+        training_error: The error of a call in training mode; None if there is none. Dynamo reads it in a graph.
     """
 
     spec: RNNSpec
@@ -43,6 +44,7 @@ class ModulePlan(NamedTuple):
     expected: list[tuple[Any, ...]]
     order: tuple[int | None, ...] | None
     is_cell: bool = False
+    training_error: str | None = None
 
 
 @lru_cache(maxsize=256)
@@ -56,12 +58,11 @@ def _layer_plan(
             mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=MODULE_DTYPES[dtype],
             compute=compute,
         )  # fmt: skip
-        drops = dropout > 0 and layers > 1
-        training_spec = (replace(spec, dropout=dropout) if dropout < 1 else None) if drops else spec
+        training_spec: RNNSpec | None = spec
+        if dropout > 0 and layers > 1:
+            training_spec = replace(spec, dropout=dropout) if dropout < 1 and spec.is_trainable else None
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
-    if not spec.is_trainable:
-        training_spec = None
     ours = spec.layout.by_layer_direction
     # torch.nn lists the projection of a direction after its biases, the operator before them.
     torchs = sorted(ours, key=lambda entry: (entry.layer, entry.direction, entry.kind == "h2r_weight"))
@@ -73,6 +74,7 @@ def _layer_plan(
         spec, training_spec, (layers * spec.num_directions,), tuple(map(spec.size_of, spec.state_names)), names, shapes,
         [(Parameter, dtype, torch.Size(shape), True, False, torch.strided, False) for shape in shapes],
         None if order == tuple(range(len(names))) else order,
+        training_error=None if training_spec is not None or spec.is_trainable else no_dropout(spec.compute),
     )  # fmt: skip
 
 
@@ -101,12 +103,12 @@ def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
     """What a layer in this mode runs; None if the operator does not support it.
 
     Raises:
-        RuntimeError: In training, if ``compute`` is for inference only.
+        RuntimeError: In training with dropout, if ``compute`` is for inference only.
     """
     if not training:
         return plan.spec
-    if plan.training_spec is None and not plan.spec.is_trainable:
-        raise RuntimeError(not_in_training(plan.spec.compute))
+    if plan.training_error is not None:
+        raise RuntimeError(plan.training_error)
     return plan.training_spec
 
 

@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from fusedrnn.torch.class_map import OURS
 from fusedrnn.torch.conversion import Report, convert_all
-from fusedrnn.torch.formats import HasCompute, checked_compute, is_inference_only
+from fusedrnn.torch.formats import HasCompute, checked_compute, freeze, is_inference_only
 
 
 class Quantized(NamedTuple):
@@ -29,9 +29,10 @@ def quantize(model: Module, compute: str = "int8", *, inplace: bool = False, sub
 
     Weights are quantized for each row, activations for each row and step while the model runs. Layers of torch.nn
     become ours. Their parameters stay as they are, in float32 and under their names, so that ``state_dict`` does not
-    change, but they require no gradient any more. The model is put into evaluation mode, and ``train()`` raises an
-    error. So does a call whose input requires a gradient, as that of a layer behind trainable ones does outside of
-    ``torch.no_grad()``.
+    change, but they require no gradient until :func:`restore`. The model is put into evaluation mode. ``train()`` is
+    allowed, as for PyTorch's quantised modules, and changes nothing for these layers. A call raises an error if its
+    input requires a gradient, as that of a layer behind trainable ones does outside of ``torch.no_grad()``, and in
+    training mode if the layer has dropout between its layers.
 
     Args:
         model: Any module; it may be a recurrent layer itself.
@@ -58,7 +59,5 @@ def quantize(model: Module, compute: str = "int8", *, inplace: bool = False, sub
         model = copy.deepcopy(model)
     report = convert_all(model, OURS, subclasses, compute)
     model.eval()
-    for module in model.modules():
-        if isinstance(module, HasCompute) and module.compute == compute:
-            module.requires_grad_(False)
+    freeze(module for module in model.modules() if isinstance(module, HasCompute) and module.compute == compute)
     return Quantized(model, report)

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 
 from fusedrnn.spec import RNNSpec
 
+_C0 = 2
+"""The index of c0 among the operands of an LSTM."""
 
-def saved_operands(spec: RNNSpec, needs_grad: Sequence[bool], several_steps: bool) -> tuple[bool, ...]:
+
+def saved_operands(
+    spec: RNNSpec, needs_grad: Sequence[bool], several_steps: bool, under_autocast: bool = False
+) -> tuple[bool, ...]:
     """For each operand of a call, whether torch.nn's operations save it.
 
     A product saves each factor if the other one needs a gradient, and a sum saves nothing. So torch.nn lets a weight
@@ -18,6 +23,7 @@ def saved_operands(spec: RNNSpec, needs_grad: Sequence[bool], several_steps: boo
         spec: What runs.
         needs_grad: Which operands need a gradient: x, each initial state, the weights in the operator's order.
         several_steps: Whether T is above 1, so that computed states are multiplied too.
+        under_autocast: Whether products save copies, which autocast has converted: c alone is saved itself.
 
     Returns:
         A flag for each operand, in the same order.
@@ -38,8 +44,10 @@ def saved_operands(spec: RNNSpec, needs_grad: Sequence[bool], several_steps: boo
             saved[0] |= not layer and weights["i2h_weight"]
             saved[1] |= weights["h2h_weight"]
             if spec.mode == "lstm":
-                saved[2] |= gates
+                saved[_C0] |= gates
             first += len(kinds)
             layer_output |= output
         layer_input = layer_output
+    if under_autocast:
+        saved = [flag and spec.mode == "lstm" and index == _C0 for index, flag in enumerate(saved)]
     return tuple(saved)

@@ -44,11 +44,13 @@ class SavedForBackward(NamedTuple):
         weights: One tensor with the bytes of the packed weights, or the matrices themselves with None for biases.
             Tensors of their own, whatever happens to the parameters.
         info: The engine's description of the reserve.
+        under_autocast: Whether the operands that autocast converts may change before backward.
     """
 
     reserve: Tensor
     weights: list[Tensor | None]
     info: Any
+    under_autocast: bool = False
 
     @property
     def packed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Weights of bfloat16 and float16 as float32, kept until their content changes.
+"""Copies of weights in float32, kept until the content of the weights changes.
 
 Without that, every call would convert and pack them anew: a call of one step would take many times as long.
 """
@@ -32,24 +32,23 @@ _WIDENED: WeakKeyDictionary[torch.UntypedStorage, _Widened] = WeakKeyDictionary(
 
 
 def widened(weights: Tensors) -> Tensors:
-    """The weights in float32, equal in value, or as they are where no copy can be kept; None stays None.
-
-    Autograd must see the conversion of weights that require gradients while it records.
-    """
+    """Copies of the weights in float32, equal in value; None stays None. They must not change."""
     present = [weight for weight in weights if weight is not None]
-    records = torch.is_grad_enabled()
     for weight in present:
-        if (weight.requires_grad and records) or not weight.is_contiguous() or weight.nbytes < _WORD:
-            return weights
+        if not weight.is_contiguous() or weight.nbytes < _WORD:
+            return _copies(weights)
     addresses = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
     fingerprint = fingerprint_of(_memory_ranges(present))
     storage = present[0].untyped_storage()
     known = _WIDENED.get(storage)
     if known is None or known.addresses != addresses or known.fingerprint != fingerprint:
-        with torch.inference_mode(False):  # a later call may save the copies for backward
-            tensors = [weight if weight is None else weight.detach().to(torch.float32) for weight in weights]
-        known = _WIDENED[storage] = _Widened(addresses, fingerprint, tensors)
+        known = _WIDENED[storage] = _Widened(addresses, fingerprint, _copies(weights))
     return known.tensors
+
+
+def _copies(weights: Tensors) -> Tensors:
+    with torch.inference_mode(False):  # a later call may save the copies for backward
+        return [weight if weight is None else weight.detach().to(torch.float32, copy=True) for weight in weights]
 
 
 def _memory_ranges(weights: list[Tensor]) -> np.ndarray[Any, Any]:

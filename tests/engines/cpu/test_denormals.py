@@ -9,6 +9,7 @@ import pytest
 import fusedrnn
 from fusedrnn import RNNOp
 from fusedrnn.engines.reference import forward as reference
+from fusedrnn.number_formats import quantize_rows
 from fusedrnn.spec import DTYPES, MODES
 from problems import Shape, assert_close, make_problem
 
@@ -67,6 +68,26 @@ def test_kernels_flush_denormals(threads, target):
     assert not y.any()
     assert not h_n.any()
     assert x[0, 0, 0] * params[0] > 0
+
+
+@pytest.mark.parametrize("compute", [None, "bfloat16", "int8", "int8_weights"])
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-33, 1e-35, 3e-37, 1e-40])
+def test_bounds_in_each_format(compute, magnitude, target):
+    """What flushing changes: of a sum of floats K times the smallest number; int8 products where their scales' is."""
+    K, rng = 64, np.random.default_rng(0)
+    spec = fusedrnn.RNNSpec("rnn_relu", K, 33, bias="none", compute=compute)
+    params = rng.uniform(-0.2, 0.2, spec.layout.size).astype(np.float32)
+    x = rng.uniform(-magnitude, magnitude, (1, 7, K)).astype(np.float32)
+    y, _, _ = RNNOp(spec).forward(x, params)
+    expected, _ = reference.forward(spec, x.astype(np.float64), params.astype(np.float64))
+    error, rounding, smallest = np.abs(y - expected), 1e-6 * K * magnitude, float(np.finfo(np.float32).tiny)
+    if compute != "int8":
+        assert (error <= K * smallest + rounding).all()
+        return
+    x_scales, w_scales = quantize_rows(x[0])[1], quantize_rows(spec.layout.view(params, 0, 0, "i2h_weight"))[1]
+    is_flushed = x_scales[:, None].astype(np.float64) * w_scales < smallest
+    assert not y[0, is_flushed].any() and (error[0, ~is_flushed] <= rounding).all()
+    assert is_flushed.any() == (magnitude < 1e-30) and is_flushed.all() == (magnitude < 1e-34)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,11 +5,14 @@ The tests read the assembly for every x86 target, whether this processor can run
 
 import itertools
 import re
+from collections import Counter
 
 import pytest
 
-from assembly import loops, parsed
-from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
+from assembly import common_functions, loops, parsed
+from fusedrnn.cell.cells import FAMILIES
+from fusedrnn.engines.cpu.kernels.backward import build_backward
+from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.jit.target import is_x86, known_targets
 
 pytestmark = pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
@@ -17,16 +20,22 @@ pytestmark = pytest.mark.skipif(not is_x86(), reason="reads x86 assembly")
 REGISTERS = {512: "zmm", 256: "ymm", 128: "xmm"}
 DOT_PRODUCT = {"bfloat16": "vdpbf16ps", "int8": "vpdpbusd"}
 WIDENED = {"bfloat16": r"v?(fmadd\d+|mul)ps", "int8": r"v?pmaddwd", "int8_weights": r"v?(fmadd\d+|mul)ps"}
-CASES = [
+VARIANT = FAMILIES["lstm"].default
+JOBS = "forward", "backward"
+TILES = {"bfloat16": "tdpbf16ps", "int8": "tdpbssd"}
+ALL_CASES = [
     pytest.param(compute, target, id=f"{compute}-{target.name}")
     for compute, target in itertools.product(WIDENED, known_targets())
     if target.base is None or compute in target.dot_products
 ]
+CASES = [case for case in ALL_CASES if not case.values[1].has_tiles]
+TILE_CASES = [case for case in ALL_CASES if case.values[1].has_tiles]
+TILE_KERNELS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2)]
 
 
 def loops_over_k(compute, target):
     """The loops over k of each micro-kernel, with the number of products of a group."""
-    code = parsed(build_common(compute, target), target)
+    code = common_functions("nn", compute, target)
     max_rows, width = target.tile
     for rows, col_vecs in itertools.product(range(1, max_rows + 1), range(1, width + 1)):
         name = f"microkernel_nn{rows}x{col_vecs}"
@@ -68,12 +77,56 @@ def test_dot_products_need_no_conversion(compute, target):
         assert not [line for line in body if not re.match(rf"({allowed}|j\w+)", line)], name
 
 
+@pytest.mark.parametrize(("compute", "target"), TILE_CASES)
+def test_tile_products(compute, target):
+    """A step loads each tile of A and of B once and multiplies every pair of them; nothing else touches memory."""
+    code = common_functions("nn", compute, target)
+    assert sum(name.startswith("tile_kernel") for name in code) == len(TILE_KERNELS)
+    for height, vecs in TILE_KERNELS:
+        [body] = [body for body in loops(code[f"tile_kernel{height}x{vecs}"]) if any("%tmm" in line for line in body)]
+        counts = Counter(line.split()[0] for line in body)
+        assert counts["tileloadd"] == height + vecs
+        assert counts[TILES[compute]] == height * vecs
+        products = [re.findall(r"%tmm(\d)", line) for line in body if line.startswith(TILES[compute])]
+        assert (
+            len({sums for *_, sums in products}) == len({(left, sums) for _, left, sums in products}) == height * vecs
+        )
+        assert counts["prefetcht1"] == 16 * vecs
+        others = counts.keys() - {"tileloadd", TILES[compute], "prefetcht1"}
+        assert others <= {"leaq", "addq", "incq", "cmpq", "subq", "movq"}
+        assert not [line for line in body if re.search(r"^movq.*\(|\([^)]*%rsp\b", line)]
+
+
+@pytest.mark.parametrize(("compute", "target"), TILE_CASES)
+@pytest.mark.parametrize("build", [build_forward, build_backward])
+def test_tiles_are_released(build, compute, target):
+    """Before the first call of a job, as another library may have left them configured, and after the last one."""
+    if build is build_backward and compute != "bfloat16":
+        return
+    [job] = [lines for name, lines in parsed(build(VARIANT, compute, target), target).items() if name in JOBS]
+    first, last = (number for number, line in enumerate(job) if line == "tilerelease")
+    calls = [number for number, line in enumerate(job) if line.startswith("call")]
+    assert first < min(calls) and max(calls) < last < job.index("retq")
+    assert not [line for line in job[last:] if line.startswith("j")]
+
+
+@pytest.mark.parametrize(("compute", "target"), TILE_CASES)
+def test_tiles_are_configured_where_they_have_other_rows(compute, target):
+    """Asked first: to configure takes longer than many products."""
+    code = common_functions("nn", compute, target)
+    [gemm] = [lines for name, lines in code.items() if name in ("gemm", "gemm_int8")]
+    instructions = [line.split()[0] for line in gemm]
+    asked, configured = instructions.index("sttilecfg"), instructions.index("ldtilecfg")
+    assert any(word.startswith("j") for word in instructions[asked:configured])
+    assert not [name for name, lines in code.items() if lines is not gemm and any("tilecfg" in line for line in lines)]
+
+
 @pytest.mark.parametrize(
     "target", [pytest.param(target, id=target.name) for target in known_targets() if "bfloat16" in target.dot_products]
 )
 def test_weight_gradients_multiply_pairs(target):
     """The GEMM of the weights' gradients multiplies pairs of rows: it only loads, broadcasts and multiplies."""
-    code = parsed(build_common_training("bfloat16", target), target)
+    code = common_functions("tn", "bfloat16", target)
     max_rows, width = target.tile
     product = DOT_PRODUCT["bfloat16"]
     for rows, col_vecs in itertools.product(range(1, max_rows + 1), range(1, width + 1)):

@@ -5,28 +5,47 @@ import itertools
 import numpy as np
 import pytest
 
-from fusedrnn.engines.cpu.kernels.gemm import GEMM, GEMM_INT8, emit_gemm
 from fusedrnn.number_formats import quantize_rows, round_to_bfloat16, to_bfloat16
-from gemms import aligned, compiled, each_target, padded, panels_of, rows_of
+from gemms import aligned, before_poison, compiled, each_target, emit_packed_gemm, padded, panels_of, rows_of
 
 UNTOUCHED = 99.0
-KS = [1, 2, 3, 8, 33, 64]
+KS = [1, 2, 3, 8, 33, 64, 70]
+TILE_ROWS = 37  # three tiles, of which the last two overlap
+TILE_K = 32
 
 
 def addresses(array):
     return np.array([array.ctypes.data + row * array.strides[0] for row in range(len(array))], np.int64)
 
 
-def gemm_for(compute, target, signature):
+def gemm_for(compute, target):
     """The target for a format, its GEMM, and the rows, the vectors of a panel and the lanes to test it with."""
     target = target.for_compute(compute)
-    gemm = compiled(f"gemm_{compute}", target, lambda module: emit_gemm(module, target, compute, signature))
-    return target, gemm, 2 * target.tile[0] + 1, target.tile[1], target.lanes("float32")
+    gemm = compiled(f"gemm_{compute}", target, lambda module: emit_packed_gemm(module, target, compute))
+    num_rows = TILE_ROWS if target.has_tiles else 2 * target.tile[0] + 1
+    return target, gemm, num_rows, target.tile[1], target.lanes("float32")
 
 
 def fused_or_rounded(total, product, target):
     """The float32 sum of a total and a product that is exact in float64: rounded once where the target has an FMA."""
     return (total + product).astype(np.float32) if target.fma else total + product.astype(np.float32)
+
+
+def chain_of_elements(total, a, b, target):
+    """The total plus the products of each k, one after the other."""
+    for step in range(len(b)):
+        total = fused_or_rounded(total, a[:, step, None].astype(np.float64) * b[step], target)
+    return total
+
+
+def chain_of_tiles(total, a, b, target):
+    """The total plus the products of 32 k at a time: those of even k, one after the other, plus those of odd k."""
+    for first in range(0, len(b), TILE_K):
+        low, high = (slice(begin, first + TILE_K, 2) for begin in (first, first + 1))
+        zeros = np.zeros_like(total)
+        halves = [chain_of_elements(zeros, a[:, half], b[half], target) for half in (low, high)]
+        total = total + (halves[0] + halves[1])
+    return total
 
 
 def parts(gemm, rows, panel, c_in, expected, scales=None):
@@ -47,18 +66,16 @@ def parts(gemm, rows, panel, c_in, expected, scales=None):
 @pytest.mark.parametrize("k", KS)
 @each_target("bfloat16")
 def test_bfloat16(compute, target, k):
-    """The bits of a chain of float32 multiply-adds on rounded operands, for any rows and vectors of a panel."""
-    target, gemm, num_rows, width, lanes = gemm_for(compute, target, GEMM)
+    """The bits of chains of float32 multiply-adds on rounded operands, for any rows and vectors of a panel."""
+    target, gemm, num_rows, width, lanes = gemm_for(compute, target)
     rng = np.random.default_rng(0)
     a = round_to_bfloat16(rng.standard_normal((num_rows, k)).astype(np.float32))
     b = round_to_bfloat16(rng.standard_normal((k, width * lanes)).astype(np.float32))
     c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
-    rows = aligned(rows_of(padded(to_bfloat16(a), 2, 1), compute, target))
-    panel = aligned(panels_of(to_bfloat16(b.T).reshape(1, width, lanes, k), compute, target)[0])
-    expected = c_in.reshape(num_rows, -1).copy()
-    for step in range(k):
-        product = a[:, step, None].astype(np.float64) * b[step].astype(np.float64)
-        expected = fused_or_rounded(expected, product, target)
+    rows = before_poison(rows_of(padded(to_bfloat16(a), 2, 1), compute, target), 1)
+    panel = before_poison(panels_of(to_bfloat16(b.T).reshape(1, width, lanes, k), compute, target)[0], 0)
+    chain = chain_of_tiles if target.has_tiles else chain_of_elements
+    expected = chain(c_in.reshape(num_rows, -1), a, b, target)
     for part, result in parts(gemm, rows, panel, c_in, expected):
         np.testing.assert_array_equal(part, result)
 
@@ -67,16 +84,16 @@ def test_bfloat16(compute, target, k):
 @each_target("int8")
 def test_int8(compute, target, k):
     """Sums are exact integers; one multiply-add scales them and adds the initial accumulator."""
-    target, gemm, num_rows, width, lanes = gemm_for(compute, target, GEMM_INT8)
+    target, gemm, num_rows, width, lanes = gemm_for(compute, target)
     rng = np.random.default_rng(0)
     a, a_scales = quantize_rows(rng.standard_normal((num_rows, k)).astype(np.float32))
     b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
     a[0], b[:3] = 127, -127  # the largest sums
     c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
     elements = rows_of(padded(a, 4, 1), compute, target).view(np.uint8)
-    rows = aligned(np.zeros((num_rows, 64 + elements.shape[1]), np.uint8))
+    rows = before_poison(np.zeros((num_rows, 64 + elements.shape[1]), np.uint8), 1)
     rows[:, 60:64], rows[:, 64:] = a_scales[:, None].view(np.uint8), elements
-    panel = aligned(panels_of(b.reshape(1, width, lanes, k), compute, target)[0])
+    panel = before_poison(panels_of(b.reshape(1, width, lanes, k), compute, target)[0], 0)
     scales = aligned(b_scales.reshape(width, lanes))
     sums = a.astype(np.int64) @ b.astype(np.int64).T
     factors = a_scales[:, None] * b_scales
@@ -92,17 +109,14 @@ def test_int8(compute, target, k):
 @each_target("int8_weights")
 def test_int8_weights(compute, target, k):
     """The bits of a chain of float32 multiply-adds on integers; one more scales it and adds the initial accumulator."""
-    target, gemm, num_rows, width, lanes = gemm_for(compute, target, GEMM_INT8)
+    target, gemm, num_rows, width, lanes = gemm_for(compute, target)
     rng = np.random.default_rng(0)
     a = aligned(rng.standard_normal((num_rows, k)).astype(np.float32))
     b, b_scales = quantize_rows(rng.standard_normal((width * lanes, k)).astype(np.float32))
     c_in = aligned(rng.standard_normal((num_rows, width, lanes)).astype(np.float32))
     panel = aligned(panels_of(b.reshape(1, width, lanes, k), compute, target)[0])
     scales = aligned(b_scales.reshape(width, lanes))
-    expected = np.zeros((num_rows, width * lanes), np.float32)
-    for step in range(k):
-        product = a[:, step, None].astype(np.float64) * b[:, step]
-        expected = fused_or_rounded(expected, product, target)
+    expected = chain_of_elements(np.zeros((num_rows, width * lanes), np.float32), a, b.T, target)
     expected = fused_or_rounded(c_in.reshape(num_rows, -1), expected * b_scales.astype(np.float64), target)
     for part, result in parts(gemm, a, panel, c_in, expected, scales):
         np.testing.assert_array_equal(part, result)

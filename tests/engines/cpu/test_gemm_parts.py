@@ -5,9 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from fusedrnn.engines.cpu.kernels.gemm import GEMM, emit_gemm
 from fusedrnn.number_formats import from_bfloat16, to_bfloat16
-from gemms import aligned, compiled, padded, panels_of, rows_of
+from gemms import aligned, compiled, each_target, emit_packed_gemm, padded, panels_of, rows_of
 
 PART_BYTES = 4096
 pytestmark = pytest.mark.pairwise
@@ -28,9 +27,9 @@ def operands(compute, target, num_rows, k):
     return aligned(rows_of(padded(a_bits, 2, 1), compute, target)), aligned(panel), c_in, product
 
 
-@pytest.mark.parametrize("compute", ["float32", "float64", "bfloat16"])
+@each_target("float32", "float64", "bfloat16")
 @pytest.mark.parametrize("k", [1, 15, 17, 31, 32, 33, 130, 1001])
-def test_bits(target, compute, k):
+def test_bits(compute, target, k):
     target = target.for_compute(compute)
     num_rows = 3 * target.tile[0] + 1
     a, panel, c_in, product = operands(compute, target, num_rows, k)
@@ -39,7 +38,7 @@ def test_bits(target, compute, k):
     for part_bytes in (PART_BYTES, 1 << 30):
         name = f"parts_{compute}_{part_bytes}"
         gemm = compiled(
-            name, target, lambda module, size=part_bytes: emit_gemm(module, target, compute, GEMM, part_bytes=size)
+            name, target, lambda module, size=part_bytes: emit_packed_gemm(module, target, compute, part_bytes=size)
         )
         for in_place, rows in itertools.product((False, True), (num_rows, 1)):
             c = aligned(c_in)

@@ -14,7 +14,7 @@ from fusedrnn.engines.cpu.plan.cost import COST_TERMS, predict_cost
 from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, ProblemSize, ThreadGrid
 from fusedrnn.engines.cpu.tuning import MachineModel, Tuning
-from fusedrnn.jit.target import ITEM_SIZE
+from fusedrnn.jit.target import ITEM_SIZE, is_x86, known_targets
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES
 from problems import Shape, assert_same_bits, make_problem
@@ -74,6 +74,22 @@ def test_cost_of_a_large_problem_is_close_to_its_multiply_adds(mode, phase, targ
     least = flops / (2 * lanes * MACHINE.fma_rate)
     assert least * 0.99 < predicted.total < least * 1.6
     assert predicted["barriers"] == 0
+
+
+@pytest.mark.skipif(not is_x86(), reason="AMX is an extension of x86")
+@pytest.mark.parametrize("compute", ["bfloat16", "int8"])
+def test_tiles_take_less_time(compute):
+    """More products at once, and more rows for each time that a panel is read."""
+    spec = replace(CASES["large"].spec("lstm"), compute=compute)
+    costs = []
+    for name in ("avx512-amx", "avx512-bf16"):
+        (target,) = (target for target in known_targets() if target.name == name)
+        problem = ProblemSize(spec, target, CASES["large"].T, CASES["large"].N)
+        slow_l2 = replace(MACHINE, l2_bandwidth=1e9, l3_bandwidth=1e9)
+        costs.append([predict_cost(problem, largest_share(problem, (1, 1, 1)), model) for model in (MACHINE, slow_l2)])
+    (tiles, tiles_slow_l2), (vectors, vectors_slow_l2) = costs
+    assert 5 * tiles["recurrent GEMM"] < vectors["recurrent GEMM"]
+    assert 4 * tiles_slow_l2["weights"] < vectors_slow_l2["weights"]
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -32,6 +32,7 @@ class CPUEngine:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.pointers = spec, Executor(spec)
+        self._num_addresses = max(2, len(spec.state_names))
 
     def compile(self, training: bool = False) -> None:
         """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
@@ -69,7 +70,7 @@ class CPUEngine:
         steps, batch = x.shape[:2]
         final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
         self.pointers.run(
-            steps, batch, weights, _strided(x), _state_addresses(operands.states), _strided(y), _state_addresses(final),
+            steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
             varlen=varlen, residuals=residuals, reserve=reserve,
         )  # fmt: skip
         return final
@@ -79,10 +80,10 @@ class CPUEngine:
         grads, executor = operands.grads, self.pointers
         params = 0 if grads.params is None else grads.params.ctypes.data
         pointers = GradPointers(
-            _strided(grads.x), executor.weight_cache.addresses(params), _state_addresses(grads.states),
+            _strided(grads.x), executor.weight_cache.addresses(params), self._addresses(grads.states),
             grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
-        dy, dstates = _strided(operands.dy), _state_addresses(operands.dstates)
+        dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
         executor.run_backward(residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers)
 
     def cache_forward(
@@ -97,8 +98,13 @@ class CPUEngine:
         """The cached form of a backward call that has just run; None if there is none."""
         return self._cache(CachedBackward, residuals, operands, grad_req)
 
+    def _addresses(self, states: Sequence[Array | None] | None) -> StatePtrs:
+        """The addresses of states or of their gradients, at least two; 0 for None, and for a state that is not."""
+        addresses = tuple([0 if state is None else state.ctypes.data for state in states or ()])
+        return addresses + (0,) * (self._num_addresses - len(addresses))
+
     def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
-        if self.pointers.debug >= 2:
+        if self.pointers.debug >= 2 or self._num_addresses > 2:  # guards know two states
             return None
         try:
             return cached_call(self.pointers, *arguments)
@@ -108,12 +114,6 @@ class CPUEngine:
 
 def _strided(array: Array | None) -> StridedPtr:
     return NULL if array is None else (array.ctypes.data, array.strides[0], array.strides[1])
-
-
-def _state_addresses(states: Sequence[Array | None] | None) -> StatePtrs:
-    """The addresses of h and c, or of their gradients; 0 for None, or without a c."""
-    h, c = (*(0 if state is None else state.ctypes.data for state in states or ()), 0, 0)[:2]
-    return h, c
 
 
 def _varlen(operands: ForwardOperands) -> VarLen | None:

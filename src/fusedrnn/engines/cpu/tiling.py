@@ -7,7 +7,15 @@ from functools import cached_property
 
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, gradient_format, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
-from fusedrnn.engines.cpu.kernels.stages import Blocking, StageKernel, is_plain, lowered_cell, stage_kernels
+from fusedrnn.engines.cpu.kernels.stages import (
+    Blocking,
+    StageKernel,
+    input_stage,
+    is_plain,
+    kept_products,
+    lowered_cell,
+    stage_kernels,
+)
 from fusedrnn.jit.host import target_for
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
@@ -40,11 +48,15 @@ class Tiling:
         panel_vectors: Vectors of a panel.
         panel_bytes: Bytes of a row of a panel.
         stages: The stages of the cell.
-        gate_stages: Those that have gates.
+        column_groups: The stages, then the gates of the input alone, if there are any.
+        product_stages: The stages that have gates.
+        gate_stages: The column groups that have gates.
         projections: The projection, if there is one.
         num_gates: Gates of all stages.
-        num_peepholes: Gates that have peephole weights.
-        can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no peepholes, and
+        kept_products: The products that later stages read.
+        num_param_vectors: Parameters of one number for each unit, such as peephole weights.
+        can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no parameters of its
+            own, and
             the format of operands has GEMMs for them.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
@@ -58,10 +70,14 @@ class Tiling:
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
         self.lanes, self.panel_bytes = self.vector_bytes // self.item, self.panel_vectors * self.vector_bytes
         self.stages = stage_kernels(spec.variant)
-        self.gate_stages = [stage for stage in self.stages if not stage.projects]
+        inputs = input_stage(spec.variant)
+        self.column_groups = [*self.stages] if inputs is None else [*self.stages, inputs]
+        self.product_stages = [stage for stage in self.stages if not stage.projects]
+        self.gate_stages = [stage for stage in self.column_groups if not stage.projects]
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
-        self.num_peepholes = len(cell.peepholes)
+        self.kept_products = kept_products(self.stages)
+        self.num_param_vectors = len(cell.param_vectors)
         reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
         self.can_read_unpacked = is_plain(cell) and reads_unpacked
         self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
@@ -112,11 +128,6 @@ class Tiling:
         """Panels that hold a stage's columns."""
         return -(-self.num_vectors(self.num_units(stage)) * stage.num_gates // self.panel_vectors)
 
-    @property
-    def peephole_panels(self) -> int:
-        """Panels that hold the peephole weights."""
-        return -(-self.unit_vecs * self.num_peepholes // self.panel_vectors)
-
     @cached_property
     def products(self) -> ProductsClass:
         """How GEMMs multiply, and so how weights are packed."""
@@ -148,12 +159,12 @@ class Tiling:
 
     def gates_stride(self, unit_vecs: int) -> int:
         """The stride of the gates of so many unit vectors."""
-        return pad_against_conflicts(unit_vecs * self.num_gates * self.vector_bytes)
+        return pad_against_conflicts(unit_vecs * (self.num_gates + len(self.kept_products)) * self.vector_bytes)
 
     @property
     def gradients_stride(self) -> int:
         """The stride of the gate gradients of all stages."""
-        return pad_against_conflicts(self.k_padded(*self.stages) * self.item)
+        return pad_against_conflicts(self.k_padded(*self.column_groups) * self.item)
 
     @property
     def masked_row(self) -> int:

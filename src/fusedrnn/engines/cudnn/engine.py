@@ -207,7 +207,7 @@ class CuDNNEngine:
     def _run(self, operands: Operands, training: bool) -> tuple[Tensor, ...]:
         """The output and the final states."""
         spec, sizes = self.spec, operands.batch_sizes
-        run: Any = getattr(torch, spec.mode)
+        run: Any = getattr(torch, spec.mode_name)
         hidden = operands.states if spec.mode == "lstm" else operands.states[0]
         options = operands.weights, spec.bias != "none", spec.num_layers, 0.0, training, spec.bidirectional
         return tuple(

@@ -105,7 +105,7 @@ def join(spec: RNNSpec, weights: Iterable[Tensor]) -> Tensor:
 
 def flatten(spec: RNNSpec, weights: Sequence[Tensor]) -> None:
     """Move the weights into one buffer in cuDNN's layout, as torch.nn does: else PyTorch copies them at every call."""
-    mode = rnn.get_cudnn_mode(spec.mode.upper())  # type: ignore[no-untyped-call]
+    mode = rnn.get_cudnn_mode(spec.mode_name.upper())  # type: ignore[no-untyped-call]
     per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     with torch.no_grad():
         torch._cudnn_rnn_flatten_weight(

@@ -13,7 +13,17 @@ from itertools import repeat
 import numpy as np
 
 from fusedrnn.cell.expr import Expr, Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, OperandCotangent, PreH, PreX, Projected, Saved, State, StateCotangent
+from fusedrnn.cell.leaves import (
+    NewState,
+    OperandCotangent,
+    ParamVector,
+    PreH,
+    PreX,
+    Projected,
+    Saved,
+    State,
+    StateCotangent,
+)
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.forward import (
     NUMPY,
@@ -21,8 +31,9 @@ from fusedrnn.engines.reference.forward import (
     Tape,
     drop,
     gate_rows,
+    in_rows,
     layer_weights,
-    peephole_leaves,
+    parameter_leaves,
 )
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
@@ -100,8 +111,8 @@ class _DirectionBackward:
             for kind in ("i2h", "h2h", "h2r")
             if f"{kind}_weight" in weights
         }
-        self._rows = gate_rows(cell, len(weights["h2h_weight"]))
-        self._peepholes, self._dpeepholes = peephole_leaves(cell, weights), peephole_leaves(cell, dweights)
+        self._rows = gate_rows(cell, len(weights["i2h_weight"]))
+        self._parameters, self._dparameters = parameter_leaves(cell, weights), parameter_leaves(cell, dweights)
 
     def unroll(
         self, steps: Iterable[Step], x: Array, dy: Array | None, dstates: list[Array], dx: Array
@@ -127,7 +138,7 @@ class _DirectionBackward:
             for name, array in zip(self._cell.states, arrays, strict=True)
         }
         values.update({Saved(number): array[rows] for number, array in enumerate(tape.saved[index])})
-        return values | self._peepholes
+        return values | self._parameters
 
     def _step(self, values: dict[Leaf, Array]) -> tuple[Array, list[Array]]:
         """The gradients of the pre-activations from the input (N, G·H), and of the previous states."""
@@ -138,6 +149,7 @@ class _DirectionBackward:
         _accumulate(grads, self._vjp.from_outputs, values)
         for index, stage in reversed(list(enumerate(cell.stages))):
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
+            operand = in_rows(operand, values[StateCotangent(cell.states[0])].shape)
             by_gate = [grads[PreH(gate)] for gate in stage.gates]
             recurrent = self._linear["h2h"].backward
             if stage.projects:
@@ -150,8 +162,8 @@ class _DirectionBackward:
                 doperand = reduce(np.add, map(recurrent, repeat(operand), by_gate, rows))
             values[OperandCotangent(index)] = doperand
             _accumulate(grads, self._vjp.from_operands[index], values)
-        for peephole, total in self._dpeepholes.items():
-            total += grads[peephole].sum(axis=0)
+        for leaf, total in self._dparameters.items():
+            total += grads[leaf].sum(axis=0 if isinstance(leaf, ParamVector) else None)
         # Where PreX and PreH of every gate are only added, their gradients are the same arrays.
         if h_gates is not None and all(grads[PreX(gate)] is grads[PreH(gate)] for gate in cell.gates):
             x_gates = h_gates

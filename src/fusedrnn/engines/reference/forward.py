@@ -15,7 +15,7 @@ import numpy as np
 
 from fusedrnn import dropout
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import Peephole, PreH, PreX, Projected, State
+from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
@@ -162,9 +162,15 @@ def _run_step(
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(states)], values[len(states) :]
     tape.states.append(states)
+    shape = leaves[PreX(cell.gates[0])].shape
+    tape.saved.append(tuple(_own_array(value, shape) for value in saved))
+    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
+
+
+def _own_array(value: Array, shape: tuple[int, ...]) -> Array:
+    """A value (N, H) that is no view, also if it depends on parameters alone."""
     # A view of one gate would keep the pre-activations of all gates in memory.
-    tape.saved.append(tuple(value if value.base is None else value.copy() for value in saved))
-    return tuple(new)
+    return value if value.base is None and value.shape == shape else np.broadcast_to(value, shape).copy()
 
 
 def drop(spec: RNNSpec, values: Array, mask: Array) -> Array:
@@ -208,7 +214,8 @@ def step(
 
     ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands.
     """
-    return tuple(evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded), NUMPY))
+    new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded), NUMPY)
+    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
 
 
 def step_leaves(
@@ -220,13 +227,13 @@ def step_leaves(
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
-    rows = gate_rows(cell, len(weight))
+    rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
-    values.update(peephole_leaves(cell, weights))
+    values.update(parameter_leaves(cell, weights))
     for index, stage in enumerate(cell.stages):
         (operand,) = evaluate([stage.operand], values, NUMPY)
-        operand = rounded(1 + index, operand)
+        operand = rounded(1 + index, in_rows(operand, values[PreX(cell.gates[0])].shape))
         if stage.projects:
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
@@ -239,21 +246,26 @@ def step_leaves(
     return values
 
 
+def in_rows(value: Array, shape: tuple[int, ...]) -> Array:
+    """A value (N, H), also if it is (H,) or (1,) because it depends on parameters alone."""
+    return value if value.ndim > 1 else np.broadcast_to(value, shape)
+
+
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """``x @ weight.T``, plus ``bias`` if there is one."""
     product: Array = x @ weight.T
     return product if bias is None else product + bias
 
 
-def peephole_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Leaf, Array]:
-    """The peephole weights (H,) by leaf."""
-    if not cell.peepholes:
-        return {}
-    peepholes = np.split(weights["peephole_weight"], len(cell.peepholes))
-    return {Peephole(gate): weight for gate, weight in zip(cell.peepholes, peepholes, strict=True)}
+def parameter_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Leaf, Array]:
+    """The parameters of the cell by leaf: vectors (H,), such as peephole weights, and scalars (1,)."""
+    if "peephole_weight" in weights:
+        peepholes = np.split(weights["peephole_weight"], len(cell.param_vectors))
+        return {ParamVector(gate): weight for gate, weight in zip(cell.param_vectors, peepholes, strict=True)}
+    return {leaf: weights[leaf.name] for leaf in cell.parameters}
 
 
 def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:
-    """The rows of each gate among the ``count`` rows of a weight."""
+    """The rows of each gate among the ``count`` rows of the input's weight."""
     size = count // len(cell.gates)
     return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(cell.gates)}

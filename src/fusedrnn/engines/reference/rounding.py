@@ -20,7 +20,8 @@ RowRounding = Callable[[int, Array], Array]
 class OperandRounding(NamedTuple):
     """How the operands of a network are rounded.
 
-    A product of int8 operands is exact but for the scales, so that it is that of the rows they stand for.
+    A product of int8 operands is exact but for the scales. Here it is that of the rows they stand for, in floats: where
+    it cancels, a rounding remains. int8_weights have the range of floats here, and less in kernels, which scale last.
 
     Attributes:
         weights: Of weights.

@@ -100,7 +100,7 @@ class FusedRNNCell(SpecCell):
         stack, spec = SequentialRNNCell(), self._spec
         for layer in range(spec.num_layers):
             prefixes = [f"{self._prefix}{side}{layer}_" for side in "lr"[: spec.num_directions]]
-            cells = [_CELLS[spec.mode](spec.hidden_size, prefix=prefix) for prefix in prefixes]
+            cells = [_CELLS[spec.mode_name](spec.hidden_size, prefix=prefix) for prefix in prefixes]
             stack.add(BidirectionalCell(*cells) if len(cells) == 2 else cells[0])
         if self._params:
             stack.set_params(self._by_layer(spec, self._params[self._name]))

@@ -66,7 +66,7 @@ class _SingleCell(SpecCell):
     def _gate_names(self, name: str) -> list[str]:
         """The names of the gates' parts of a parameter: ``lstm_i2h_i_weight`` of ``lstm_i2h_weight``."""
         source, _, group = name.rpartition("_")
-        return [f"{source}{gate}_{group}" for gate in _GATE_NAMES[self._spec.mode]]
+        return [f"{source}{gate}_{group}" for gate in _GATE_NAMES[self._spec.mode_name]]
 
     def _run(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         i2h_weight, h2h_weight, i2h_bias, h2h_bias = self._arrays_for(x)

@@ -20,12 +20,13 @@ from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
 from fusedrnn.engines.cpu.kernels.loop import rows_of_time
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.recompute import Recompute
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, is_plain
+from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, StageKernel, is_plain
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
 from fusedrnn.engines.cpu.kernels.weight_gradients import WeightGradients
 from fusedrnn.jit.builder import Declared, Function, Module, Value, Variable
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
+from fusedrnn.jit.tiles import released_tiles
 
 
 def build_backward(variant: Variant, compute: str, target: Target) -> Module:
@@ -45,7 +46,7 @@ def build_backward(variant: Variant, compute: str, target: Target) -> Module:
         with f.if_(num_threads > 1):
             f.call(program.barrier, c.barriers, num_threads, c.spins)
 
-    with f.if_(thread < num_threads), flush_denormals(f):
+    with f.if_(thread < num_threads), flush_denormals(f), released_tiles(f, program.target):
         each_layer_dir(f, c, thread, run, after)
         with f.if_(c.x_gradient.is_set):
             f.call(add_directions, call, thread, num_threads)
@@ -69,8 +70,10 @@ class _DirectionLoop(CellGradient):
         gradients = [p.d_x_weights, p.d_h_weights, p.d_x_bias, p.d_h_bias]
         if self.cell.projects:
             gradients.append(p.d_projection)
-        if self.cell.peepholes:
-            gradients.append(p.d_peepholes)
+        if self.cell.param_vectors:
+            gradients.append(p.d_param_vectors)
+        if self.cell.param_scalars:
+            gradients.append(p.d_param_scalars)
         self.params_requested = reduce(or_, gradients).is_set
 
     def emit(self) -> Function:
@@ -104,7 +107,8 @@ class _DirectionLoop(CellGradient):
                 for parity in (f.constant(0), f.constant(1)):
                     address = self.h_gate_grads(row, parity) + self.grads_offset(stage)
                     f.store(address, self.grad_table(stage, parity) + row * 8)
-            for name, final in zip(self.cell.states, (p.dh_n, p.dc_n), strict=False):
+            for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
+                final = getattr(p, f"d{letter}_n")
                 into = self.carried(name, row) + self.units_of_state(name).offset
                 self.load_state(name, final, sequence, into)
         self.barrier()
@@ -112,8 +116,8 @@ class _DirectionLoop(CellGradient):
     def _exit(self) -> None:
         """Give the gradients of the initial states to the caller, if requested."""
         f, c, p = self.f, self.c, self.p
-        for name, initial in zip(self.cell.states, (p.dh0, p.dc0), strict=False):
-            units = self.units_of_state(name)
+        for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
+            initial, units = getattr(p, f"d{letter}0"), self.units_of_state(name)
             with f.if_(initial.is_set), f.loop(0, self.rows) as row:
                 source = self.carried(name, row) + units.offset
                 into = self.state_row(name, initial, self.sequence(row))
@@ -163,7 +167,7 @@ class _DirectionLoop(CellGradient):
         a = LeftOperand(self.grad_table(stage, 1 - (step & 1)), num_rows)
         reverse = self.serpentine_reversed(step)
         with f.if_(num_rows > 0), self.panels(units.first, units.last, reverse) as cols:
-            dh = Rows(self.carried("h", f.constant(0)) + cols.first * self.v.bytes, c.carried_stride)
+            dh = Rows(self.carried(self.cell.output, f.constant(0)) + cols.first * self.v.bytes, c.carried_stride)
             weights = self._weights(p.h_weights, self.k_padded(stage), p.unpacked_h_weights, c.hidden)
             weights.gemm(a, cols, dh, dh, reverse.select(f.constant(-1), 1))
 

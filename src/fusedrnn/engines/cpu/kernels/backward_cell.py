@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, OperandCotangent, Peephole, Saved, State, StateCotangent
+from fusedrnn.cell.leaves import NewState, OperandCotangent, ParamScalar, ParamVector, Saved, State, StateCotangent
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import table_entry
@@ -36,6 +36,7 @@ class GradRows:
     saved: Value  # by forward, or recomputed
     h_gates: Value  # gate gradients for the recurrent GEMM
     x_gates: Value  # gate gradients for the input GEMM
+    input_gates: Value  # those of the gates of the input alone
     transposed: Value  # gate gradients for the weights' GEMMs
     carried: dict[str, Value]  # the gradients of the states
     states: dict[Leaf, Value]  # before and after the step
@@ -58,7 +59,7 @@ class CellGradient(BackwardEmitter):
         with f.if_(c.recompute.is_set):
             saved.set(self.recomputed(chunk_row))
         states: dict[Leaf, Value] = {}
-        for name, base in zip(self.cell.states, (p.saved_h, p.saved_c), strict=False):
+        for name, base in ((name, self.saved_array(number)) for number, name in enumerate(self.cell.states)):
             states[State(name)] = self.saved_state(base, self.previous_time(time), sequence)
             states[NewState(name)] = self.saved_state(base, time, sequence)
         return GradRows(
@@ -67,15 +68,22 @@ class CellGradient(BackwardEmitter):
             saved=saved.get(),
             h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage),
             x_gates=self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(stage),
+            input_gates=self._input_gates(chunk_row, position.chunk_parity),
             transposed=self.transposed + block_row * v.bytes,
             carried={name: self.carried(name, row) for name in self.cell.states},
             states=states,
             operands={other.index: self.operand_grad(other, row) for other in self.stages[1:]},
         )
 
+    def _input_gates(self, chunk_row: Value, chunk_parity: Value) -> Value:
+        """The gradients of the gates of the input alone in a row of a chunk; nowhere if there are none."""
+        if self.input_stage is None:
+            return self.f.constant(0)
+        return self.x_gate_grads(chunk_row, chunk_parity) + self.grads_offset(self.input_stage)
+
     def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
         """The gradients of one stage, for one vector of units of one row."""
-        v, derivative = self.v, self.derivative
+        v, derivative, output = self.v, self.derivative, self.cell.output
         offset = unit_vec * v.bytes
         units_left = self.units_of(stage).size - unit_vec * v.lanes
         is_last_stage = stage is self.stages[-1]
@@ -84,7 +92,7 @@ class CellGradient(BackwardEmitter):
         def cotangent(name: str) -> Value:
             if name not in cotangents:
                 cotangents[name] = v.load(rows.carried[name] + offset)
-                if name == "h" and is_last_stage:
+                if name == output and is_last_stage:
                     cotangents[name] = cotangents[name] + self._output_grad(rows, offset, units_left)
             return cotangents[name]
 
@@ -96,23 +104,27 @@ class CellGradient(BackwardEmitter):
                     return v.load(rows.operands[index] + offset)
                 case Saved(index):
                     return v.load(rows.saved + (unit_vec * self.num_saved + index) * v.bytes)
-                case Peephole(gate):
-                    return self.peephole(gate, unit_vec)
+                case ParamVector() | ParamScalar():
+                    return self.parameter(leaf, unit_vec)
             return v.load(rows.states[leaf] + offset, v.item)
 
         if is_last_stage:
-            cotangent("h")
+            cotangent(output)
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
-        gate_grads = stage.derivative.distinct_grads
+        inputs = [self.input_stage] if self.input_stage and derivative.inputs_stage == stage.index else []
+        groups = [group.derivative.distinct_grads for group in (stage, *inputs)]
+        gate_grads = [grad for group in groups for grad in group]
         values = evaluate([*gate_grads, *state_grads.values()], load, v)
         new = dict(zip(state_grads, values[len(gate_grads) :], strict=True))
-        if is_last_stage and "h" not in names:
+        if is_last_stage and output not in names:
             # The stages before need it with the output's gradient.
-            v.store(cotangents["h"], rows.carried["h"] + offset)
+            v.store(cotangents[output], rows.carried[output] + offset)
         for name in names:
             v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
-        self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(gate_grads)])
+        self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(groups[0])])
+        for group in inputs:
+            self._store_gate_grads(group, rows, unit_vec, units_left, values[len(groups[0]) : len(gate_grads)])
 
     def _store_gate_grads(
         self, stage: StageKernel, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]
@@ -125,7 +137,8 @@ class CellGradient(BackwardEmitter):
         if self.products.converts_rows:
             operands = {*derivative.h_grads, *derivative.x_grads}
             grads = [rounded_to_bfloat16(v, grad) if index in operands else grad for index, grad in enumerate(grads)]
-        for into, indices in ((rows.h_gates, derivative.h_grads), (rows.x_gates, derivative.x_grads)):
+        x_gates = rows.input_gates if stage is self.input_stage else rows.x_gates
+        for into, indices in ((rows.h_gates, derivative.h_grads), (x_gates, derivative.x_grads)):
             for gate, index in enumerate(indices):
                 address = into + (unit_vec * stage.num_gates + gate) * self.operand_vector_bytes
                 f.store(self.products.a_elements(grads[index]), address, self.operand_vector_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.loop import (
     COMMON_FIELDS,
     UNPACKED_PARAMS,
@@ -10,7 +11,7 @@ from fusedrnn.engines.cpu.kernels.loop import (
     table_entry,
 )
 from fusedrnn.engines.cpu.kernels.scratch import BACKWARD
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.stages import StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Function, Value
 from fusedrnn.jit.struct import Struct
@@ -28,18 +29,25 @@ rows of gate gradients, the gradients carried from step to step, transposed grad
 LAYER_DIR = Struct(
     "reverse", "k", "x", "x_step", "x_row", "dy", "dy_second", "dy_step", "dy_row", "dy_row_offsets",
     "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
-    "x_weights", "h_weights", "projection", "peepholes",
+    "x_weights", "h_weights", "projection", "parameters",
     "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *UNPACKED_PARAMS,
     "dh_n", "dc_n", "dh0", "dc0", "saved_h", "saved_c", "saved_operand", "saved_values",
-    "d_x_weights", "d_h_weights", "d_projection", "d_peepholes", "d_x_bias", "d_h_bias",
+    "d_x_weights", "d_h_weights", "d_projection", "d_param_vectors", "d_x_bias", "d_h_bias",
 )  # fmt: skip
+
+
+def layer_dir_struct(cell: TracedCell) -> Struct:
+    """The struct of a layer-direction; a cell with more than two states, or with scalars, has more fields."""
+    letters = state_letters(len(cell.states))[2:]
+    states = (name for letter in letters for name in (f"d{letter}_n", f"d{letter}0"))
+    return Struct(*LAYER_DIR.names, *states, *["d_param_scalars"] * bool(cell.param_scalars))
 
 
 class BackwardEmitter(DirectionEmitter):
     """A function of backward under construction: a thread's share of one layer-direction."""
 
     def __init__(self, program: Program, name: str, more: tuple[str, ...] = ()) -> None:
-        super().__init__(program, name, (CALL, LAYER_DIR), more)
+        super().__init__(program, name, (CALL, layer_dir_struct(program.cell)), more)
         c, v = self.c, self.v
         self.num_saved = len(self.derivative.saved)
         self.unit_vecs = self.num_vectors(c.hidden)

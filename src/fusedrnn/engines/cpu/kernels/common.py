@@ -11,15 +11,19 @@ from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN, emit_gemm, gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import emit_unpacked_gemm_nn, emit_unpacked_gemm_nt
 from fusedrnn.engines.cpu.kernels.operand_rows import emit_convert_row
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, STORAGE, gradient_format, products_class
+from fusedrnn.engines.cpu.kernels.tile_gemm import emit_tile_gemm
 from fusedrnn.jit.builder import Module
 from fusedrnn.jit.target import Target
 
 
 def build_common(compute: str, target: Target) -> Module:
     """The module of the GEMM, and, if the format has them, of ``unpacked_gemm_nt`` and of what converts rows."""
-    module = Module(f"common_{compute}")
-    emit_gemm(module, target, compute, gemm_of(compute))
-    if products_class(compute, target).reads_unpacked:
+    module, products = Module(f"common_{compute}"), products_class(compute, target)
+    if products.tile_instruction:
+        emit_tile_gemm(module, target, compute)
+    else:
+        emit_gemm(module, target, compute, gemm_of(compute))
+    if products.reads_unpacked:
         emit_unpacked_gemm_nt(module, target, compute)
     if PRODUCTS[compute].converts_rows:
         emit_convert_row(module, target, compute)

@@ -14,6 +14,7 @@ class FloatProducts:
 
     group, unroll, speedup, head = 1, 4, 1.0, 0
     reads_unpacked, converts_rows, has_scales = True, False, False
+    tile_instruction = ""
 
     def __init__(self, v: Vectors, a_step: int) -> None:
         self.v, self.a_step, self.a_item, self.b_bytes = v, a_step, v.item, v.bytes

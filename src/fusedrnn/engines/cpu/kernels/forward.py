@@ -10,27 +10,36 @@ from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, StageOperand, State
+from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
-from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
+from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
 from fusedrnn.jit.target import Target
+from fusedrnn.jit.tiles import released_tiles
 
 CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
-    "x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", *UNPACKED_PARAMS,
+    "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
     "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
 )  # fmt: skip
+
+
+def layer_dir_struct(cell: TracedCell) -> Struct:
+    """The struct of a layer-direction; a cell with more than two states has more fields."""
+    letters = state_letters(len(cell.states))[2:]
+    return Struct(*LAYER_DIR.names, *(name for letter in letters for name in (f"{letter}0", f"{letter}_n")))
+
 
 OutputRows = dict[Result | str, Value]
 """Where the results of a row go: states and operands in the reserve; "y", the output; "saved", the saved values."""
@@ -67,7 +76,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
         with f.if_((c.grid_layer_dirs * c.grid_units > 1) & (layer < c.layers - 1)):
             f.call(program.barrier, c.barriers, num_threads, c.spins)
 
-    with f.if_(thread < num_threads), flush_denormals(f):
+    with f.if_(thread < num_threads), flush_denormals(f), released_tiles(f, program.target):
         each_layer_dir(f, c, thread, run, after)
     f.ret()
     return program.module
@@ -76,10 +85,10 @@ def build_job(program: Program, direction_loop: Function) -> Module:
 class Inference(StateEmitter):
     """Emits a thread's share of one layer-direction in inference."""
 
-    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand)
+    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, KeptProduct)
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program, "direction_loop", (CALL, LAYER_DIR))
+        super().__init__(program, "direction_loop", (CALL, layer_dir_struct(program.cell)))
         self._gemm = Declared(program.module, gemm_of(program.compute))
         if self.can_read_unpacked:
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
@@ -157,7 +166,7 @@ class Inference(StateEmitter):
         def packed() -> Matrix:
             base, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
             k = self.operand_size(stage) if of_state else p.k
-            return self.packed(self._gemm, base, k, bias, stage)
+            return self.packed(self._gemm, base, k, bias, stage, not of_state)
 
         def unpacked() -> Matrix:
             weights, k = (p.unpacked_h_weights, c.out) if of_state else (p.unpacked_x_weights, p.k)
@@ -246,20 +255,23 @@ class Inference(StateEmitter):
         v, (stage, row, unit_vec, *_) = self.v, position
         states = {name: self.state_buffer(name, row) + unit_vec * v.bytes for name in self.cell.states}
         new_h_offset = (1 - parity) * self.h_size
-        old_h, new_h = states["h"] + parity * self.h_size, states["h"] + new_h_offset
+        output = self.cell.output
+        old_h, new_h = states[output] + parity * self.h_size, states[output] + new_h_offset
 
         def load(leaf: Leaf) -> Value:
             if isinstance(leaf, State):
-                return v.load(old_h if leaf.name == "h" else states[leaf.name])
+                return v.load(old_h if leaf.name == output else states[leaf.name])
             return self.load_leaf(leaf, position)
 
         results = stage.results_of(*self._result_kinds)
         for result, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
             match result:
                 case NewState(name):
-                    v.store(value, new_h if name == "h" else states[name])
-                    if name == "h" and self.stores_operands:
+                    v.store(value, new_h if name == output else states[name])
+                    if name == output and self.stores_operands:
                         self.store_operand(value, unit_vec, self.h_operand(row) + new_h_offset, self.c.out)
+                case KeptProduct():
+                    v.store(value, self.kept_product(result, position))
                 case StageOperand(index):
                     self.store_operand(value, unit_vec, self.operand_row(self.stages[index], row), self.c.hidden)
             self._store_result(stage, result, value, unit_vec, output_rows)
@@ -268,5 +280,5 @@ class Inference(StateEmitter):
         self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
     ) -> None:
         """Store a vector of a result where it is needed beside the state buffers."""
-        if result == NewState("h"):
+        if result == NewState(self.cell.output):
             self.store_tail(value, unit_vec, output_rows["y"] + unit_vec * self.v.bytes, self.c.out)

@@ -70,7 +70,7 @@ def emit_gemm(
     is_whole = products.has_scales or transposed
     part_groups = 0 if is_whole else part_bytes // group_bytes // products.unroll * products.unroll
     for by_rows in f.switch(num_col_vecs, dict(enumerate(functions, 1))):
-        with _k_parts(f, k, part_groups, products.unroll, num_rows > _TILES_WITHOUT_PARTS * rows) as (first_k, size):
+        with k_parts(f, k, part_groups, products.unroll, num_rows > _TILES_WITHOUT_PARTS * rows) as (first_k, size):
             is_first = first_k.is_zero
             start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
             with row_tiles(f, by_rows, num_rows) as (tile, row, call):
@@ -84,7 +84,7 @@ def emit_gemm(
 
 
 @contextmanager
-def _k_parts(f: Function, k: Value, most: int, multiple: int, is_cut: Value) -> Iterator[tuple[Value, Value]]:
+def k_parts(f: Function, k: Value, most: int, multiple: int, is_cut: Value) -> Iterator[tuple[Value, Value]]:
     """Cut K into parts of at most ``most`` groups, of a multiple of them but for the last; 0 for one part.
 
     Yields the first group of a part and their number. There is a part even if there are no groups.

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
 from fusedrnn.engines.cpu.kernels.products import gradient_format, products_of
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
-from fusedrnn.jit.builder import Declared, Value
+from fusedrnn.jit.builder import Declared, Function, Value
 
 
 class Weights(NamedTuple):
@@ -41,38 +41,19 @@ class GroupRange(NamedTuple):
     accumulate: Value  # whether to add to the sums so far; else they start from zero
 
 
-class Share(NamedTuple):
-    """A thread's share of the units of a stage."""
-
-    first: Value
-    last: Value  # past its last vector of units
-    size: Value  # the units of all threads
-
-
-class GradientOperands(BackwardEmitter):
+class GradientOperands(ParameterSums):
     """A function of backward that multiplies gate gradients by inputs and states."""
 
-    first: Value  # step of the block
-    last: Value
-    num_rows: Value  # of the block
-
-    def __init__(self, program: Program, name: str, more: tuple[str, ...]) -> None:
-        super().__init__(program, name, more)
+    def __init__(self, program: Program, store_or_add: Function) -> None:
+        super().__init__(program, store_or_add)
         f, c = self.f, self.c
         self._drop_panel = Declared(program.module, DROP_PANEL)
         self._pairs = products_of(gradient_format(program.compute, program.target), self.v)
         self.multiplies_pairs = self._pairs.group > 1
-        thread = self.row_group * c.grid_units + self.unit_group
-        self.hidden_share = self._share(c.weight_starts, thread, c.hidden)
-        self.out_share = self._share(c.out_weight_starts, thread, c.out) if self.cell.projects else self.hidden_share
         self.row_positions = self.scratch + c.row_positions_offset
         self.row_pairs = self.scratch + c.row_pairs_offset
         self.panel_features = self.panel_bytes // self.v.item
         self.num_pairs = f.var(0)
-
-    def _share(self, starts: Value, thread: Value, size: Value) -> Share:
-        first, last = (self.f.load(starts + thread * 8 + end) for end in (0, 8))
-        return Share(first, last, size)
 
     def share_of(self, stage: StageKernel) -> Share:
         """This thread's share of a stage's units."""
@@ -84,8 +65,9 @@ class GradientOperands(BackwardEmitter):
         return self.num_pairs.get() if self.multiplies_pairs else self.num_rows
 
     def weights_of(self, stage: StageKernel) -> list[Weights]:
-        """The weights of a stage: a projection has no input weights."""
-        return [Weights(stage, of_state) for of_state in (False, True) if of_state or not stage.projects]
+        """The weights of a stage: a projection has no input weights, gates of the input alone no others."""
+        kinds = (True,) if stage.projects else (False,) if stage is self.input_stage else (False, True)
+        return [Weights(stage, of_state) for of_state in kinds]
 
     def gradients(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
         """A stage's distinct gradient of a vector of units: a vector for each row of the block."""
@@ -153,7 +135,7 @@ class GradientOperands(BackwardEmitter):
         f, c, p, v, (stage, of_state) = self.f, self.c, self.p, self.v, weights
         time, sequence = (f.load(self.row_positions + row * 16 + 8 * word) for word in (0, 1))
         if of_state and stage.index:
-            source = self.saved_state(p.saved_operand, time, sequence)
+            source = self.saved_state(self.saved_operand(stage), time, sequence)
         elif of_state:
             source = self.saved_state(p.saved_h, self.previous_time(time), sequence)
         else:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf
-from fusedrnn.cell.leaves import Peephole, PreH, PreSum, PreX, Projected
+from fusedrnn.cell.leaves import KeptProduct, Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Function, Value
 
@@ -113,6 +113,22 @@ class DirectionEmitter(ThreadShare):
         """A row of a state in the reserve."""
         return base + time * self.c.saved_state_step + sequence * self.c.saved_state_row
 
+    def saved_array(self, number: int) -> Value:
+        """An array of the reserve at step 0: of the states one after the other, then of the operands of later stages.
+
+        Arrays follow one another.
+        """
+        p, num_states = self.p, len(self.cell.states)
+        if number < num_states:
+            base, later = (p.saved_c, number - 1) if number else (p.saved_h, 0)
+        else:
+            base, later = p.saved_operand, number - num_states
+        return base + (self.c.steps + 2) * self.c.saved_state_step * later if later else base
+
+    def saved_operand(self, stage: StageKernel) -> Value:
+        """The array of the reserve that holds the operand of a later stage."""
+        return self.saved_array(len(self.cell.states) + stage.index - 1)
+
     def dropout_counter(self, sequence: Value, time: Value) -> tuple[Value, ...]:
         """What determines the dropout mask of the features that this layer reads."""
         c = self.c
@@ -145,22 +161,35 @@ class DirectionEmitter(ThreadShare):
         """Load a leaf of the cell's expressions that is no state."""
         v = self.v
         match leaf:
-            case Peephole(gate):
-                return self.peephole(gate, position.unit_vec)
+            case ParamVector() | ParamScalar():
+                return self.parameter(leaf, position.unit_vec)
             case Projected():
                 return v.load(position.recurrent)
+            case PreH(gate) if gate not in position.stage.gate_names:
+                return v.load(self.kept_product(KeptProduct(gate), position))
             case PreH(gate):
                 return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
             case PreX(gate) | PreSum(gate):
-                stage = next(stage for stage in self.stages if gate in stage.gate_names)
+                stage = next(stage for stage in self.gate_stages if gate in stage.gate_names)
                 index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
                 return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
         raise AssertionError(leaf)
 
-    def peephole(self, gate: str, unit_vec: Value) -> Value:
-        """The peephole weights of a gate, for a vector of units."""
-        count, index = len(self.cell.peepholes), self.cell.peepholes.index(gate)
-        return self.v.load(self.p.peepholes + (unit_vec * count + index) * self.v.bytes)
+    def kept_product(self, kept: KeptProduct, position: CellPosition) -> Value:
+        """Where a vector of a product is kept for later stages: behind the row's gates."""
+        gates, units = kept_products(self.stages), self.hidden
+        index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
+        return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
+
+    def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
+        """A parameter of the cell for a vector of units; scalars are packed before the vectors."""
+        v, cell, base = self.v, self.cell, self.p.parameters
+        if isinstance(leaf, ParamScalar):
+            return v.broadcast(base + cell.param_scalars.index(leaf.name) * v.bytes)
+        if cell.param_scalars:
+            base = base + -(-len(cell.param_scalars) // self.panel_vectors) * self.panel_bytes
+        count, index = len(cell.param_vectors), cell.param_vectors.index(leaf.name)
+        return v.load(base + (unit_vec * count + index) * v.bytes)
 
     def input_gemm(self, a: LeftOperand, weights: Callable[[StageKernel], Matrix], gates: Rows) -> None:
         """The input GEMM of all stages: rows of the layer's input by the columns of this thread's units."""
@@ -200,8 +229,9 @@ class DirectionEmitter(ThreadShare):
         return LeftOperand(converted_table, num_rows)
 
     def packed(
-        self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None
-    ) -> PanelMatrix:
+        self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None,
+        of_input: bool = False,
+    ) -> PanelMatrix:  # fmt: skip
         """Packed weights: the columns of one stage of those of all gates, or without a stage a projection.
 
         Quantized weights lie behind the scales of all columns.
@@ -210,7 +240,8 @@ class DirectionEmitter(ThreadShare):
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
         scales, first = None, None if stage is None else self._col_vecs(self.stages[: stage.index])
         if self.products.has_scales:
-            scaled_stages = self.stages[-1:] if stage is None else self.gate_stages
+            scaled_stages = self.stages[-1:] if stage is None else self.gate_stages if of_input else self.stages
+            scaled_stages = [other for other in scaled_stages if stage is None or not other.projects]
             scales = base - self._col_vecs(scaled_stages) * v.bytes
         return PanelMatrix(v, self.panel_vectors, slot_bytes, function, base, groups, bias, first, scales)
 

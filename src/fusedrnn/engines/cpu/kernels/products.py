@@ -10,7 +10,7 @@ fixed, so that every element of C is one chain whatever the tile.
   and B are float32 that was rounded.
 - int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
   int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
-  plus 128; a panel of B begins with initial accumulators that undo it.
+  plus 128; a panel of B begins with initial accumulators that undo it. Where it has one of tiles, A holds them as int8.
 - int8_weights: a group is one element. A is float32, B int8; sums are float32, over rising k, and scaled at the end.
 """
 
@@ -21,6 +21,7 @@ from typing import Protocol
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import (
     Bfloat16DotProducts,
+    Bfloat16TileProducts,
     RoundedBfloat16Products,
     WidenedBfloat16Products,
 )
@@ -28,6 +29,7 @@ from fusedrnn.engines.cpu.kernels.float_products import FloatProducts
 from fusedrnn.engines.cpu.kernels.int8_products import (
     Int8DotProducts,
     Int8Products,
+    Int8TileProducts,
     WideInt8Products,
     WidenedInt8Products,
 )
@@ -52,6 +54,8 @@ class Products(Protocol):
         speedup: Products in the time of one of float32, for the cost model.
         reads_unpacked: Whether there are GEMMs on unpacked weights.
         converts_rows: Whether rows of A are converted before a GEMM reads them.
+        tile_instruction: What multiplies tiles of A and B, see :mod:`fusedrnn.engines.cpu.kernels.tile_gemm`; empty if
+            there is no such instruction.
         has_scales: Whether columns of B have scales; rows of A have one each if they are converted too.
         head: Slots with which each vector of a panel begins, before those of the groups: initial accumulators.
         a_item: Bytes of an element of a converted row of A.
@@ -63,6 +67,7 @@ class Products(Protocol):
     speedup: float
     reads_unpacked: bool
     converts_rows: bool
+    tile_instruction: str
     has_scales: bool
     head: int
     a_item: int
@@ -101,6 +106,7 @@ PRODUCTS: dict[str, ProductsClass] = {
 }  # fmt: skip
 """By format of operands, on every target."""
 _DOT_PRODUCTS: dict[str, ProductsClass] = {"bfloat16": Bfloat16DotProducts, "int8": Int8DotProducts}
+_TILE_PRODUCTS: dict[str, ProductsClass] = {"bfloat16": Bfloat16TileProducts, "int8": Int8TileProducts}
 
 _WIDE: dict[str, ProductsClass] = {"bfloat16": RoundedBfloat16Products, "int8_weights": WideInt8Products}
 
@@ -109,7 +115,9 @@ def products_class(compute: str, target: Target) -> ProductsClass:
     """The products of a format of operands with a target's instructions."""
     if compute in _WIDE and not target.narrow_weights:
         return _WIDE[compute]
-    return (_DOT_PRODUCTS if compute in target.dot_products else PRODUCTS)[compute]
+    if compute not in target.dot_products:
+        return PRODUCTS[compute]
+    return (_TILE_PRODUCTS if target.has_tiles else _DOT_PRODUCTS)[compute]
 
 
 def gradient_format(compute: str, target: Target) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import Saved, State
+from fusedrnn.cell.leaves import KeptProduct, Saved, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.loop import CellPosition
@@ -37,7 +37,9 @@ class Recompute(BackwardEmitter):
         with f.if_(num_rows > 0):
             x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
             self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
-            for stage in self.gate_stages:
+            for stage in self.stages:
+                if stage.projects:
+                    continue
                 self._fill_table(self._operand_of(stage))
                 a = self.left_operand(self.chunk_table, num_rows, self.operand_size(stage))
                 with self.blocks(stage) as (unit_vec, end):
@@ -66,7 +68,7 @@ class Recompute(BackwardEmitter):
     def _operand_of(self, stage: StageKernel) -> Callable[[Value, Value, Value], Value]:
         """The rows of a stage's operand: h of the step before, or what the reserve has saved of the same step."""
         if stage.index:
-            return lambda time, sequence, index: self.saved_state(self.p.saved_operand, time, sequence)
+            return lambda time, sequence, index: self.saved_state(self.saved_operand(stage), time, sequence)
         return lambda time, sequence, index: self.saved_state(self.p.saved_h, self.previous_time(time), sequence)
 
     def _block(self, stage: StageKernel, unit_vec: Value, end: Value, a: LeftOperand) -> None:
@@ -90,11 +92,20 @@ class Recompute(BackwardEmitter):
         def load(leaf: Leaf) -> Value:
             if isinstance(leaf, State):
                 # The saved states of a layer have the same strides, so their rows are as far apart as the arrays.
-                base = p.saved_h if leaf.name == "h" else p.saved_c
-                state_row = self.f.load(self.chunk_table + row * 8) + (base - p.saved_h)
+                base = self.saved_array(self.cell.states.index(leaf.name))
+                state_row = self.f.load(self.chunk_table + row * 8)
+                if stage.index:
+                    # The table has the rows of the operand, which are those of the step, not of the one before.
+                    before = self.previous_time(self.f.constant(0)) * self.c.saved_state_step
+                    state_row = state_row + (base - self.saved_operand(stage)) + before
+                else:
+                    state_row = state_row + (base - p.saved_h)
                 return v.load(state_row + unit_vec * v.bytes, v.item)
             return self.load_leaf(leaf, position)
 
-        results = stage.results_of(Saved)
-        for saved, value in zip(results, evaluate(list(results.values()), load, v), strict=True):
+        products, results = stage.results_of(KeptProduct), stage.results_of(Saved)
+        values = evaluate([*products.values(), *results.values()], load, v)
+        for product, value in zip(products, values, strict=False):
+            v.store(value, self.kept_product(product, position))
+        for saved, value in zip(results, values[len(products) :], strict=True):
             v.store(value, self.recomputed(row) + (unit_vec * self.num_saved + saved.index) * v.bytes)

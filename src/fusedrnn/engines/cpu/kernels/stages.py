@@ -11,7 +11,7 @@ from typing import TypeVar
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative, StageDerivative, differentiate
 from fusedrnn.cell.expr import Expr, walk
-from fusedrnn.cell.leaves import NewState, Saved, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, PreH, Saved, StageOperand, State
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, traced_cell
 
 
@@ -51,18 +51,28 @@ def derivative_of(variant: Variant) -> Derivative:
 
 
 def is_plain(cell: TracedCell) -> bool:
-    """Whether a cell has one stage and no peepholes: then calls can use unpacked weights."""
-    return len(cell.stages) == 1 and not cell.peepholes
+    """Whether a cell has one stage for all gates, and no parameters of its own: calls can use unpacked weights."""
+    return len(cell.stages) == 1 and not cell.parameters and not cell.input_gates
 
 
-Result = NewState | StageOperand | Saved
-"""What a stage computes: a new state, the operand of a later stage, or a value that training saves for backward."""
+STATE_LETTERS = "hcsuvw"
+"""Fields of structs name states by their number: h0 and h_n of the first, c0 and c_n of the second."""
+
+
+def state_letters(num_states: int) -> str:
+    """The letters of the states that structs have fields for: at least two."""
+    return STATE_LETTERS[: max(2, num_states)]
+
+
+Result = NewState | StageOperand | KeptProduct | Saved
+"""What a stage computes: a new state, the operand of a later stage, a product that later stages read, or a value that
+training saves for backward."""
 R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
 class StageKernel:
-    """A stage of a cell: one GEMM and the maths on its results."""
+    """A stage of a cell: one GEMM and the maths on its results. Or the gates of the input alone, which have neither."""
 
     index: int  # among the stages
     gate_names: tuple[str, ...]  # none if it projects
@@ -71,7 +81,7 @@ class StageKernel:
     derivative: StageDerivative  # the gradients that its GEMMs need
     first_gate: int  # the number of gates of the stages before
     first_grad: int  # the number of distinct gradients of the stages before
-    results: tuple[tuple[Result, Expr], ...]  # what is computed after its GEMM, each with its expression
+    results: tuple[tuple[Result, Expr], ...] = ()  # what is computed after its GEMM, each with its expression
 
     @property
     def num_gates(self) -> int:
@@ -90,7 +100,7 @@ class StageKernel:
 
 @lru_cache(maxsize=256)
 def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
-    """The stages of a cell.
+    """The stages of a cell that have a GEMM.
 
     Raises:
         NotImplementedError: If a projection is not the last stage, the gates of a stage are not adjacent, or a state is
@@ -114,18 +124,52 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     return tuple(stages)
 
 
+@lru_cache(maxsize=256)
+def input_stage(variant: Variant) -> StageKernel | None:
+    """The gates that the input alone gives, whose columns follow those of the stages; None if there are none."""
+    cell, derivative, last = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)[-1]
+    if not cell.input_gates:
+        return None
+    first_gate, first_grad = last.first_gate + last.num_gates, last.first_grad + last.num_grads
+    return StageKernel(last.index + 1, cell.input_gates, False, False, derivative.inputs, first_gate, first_grad)
+
+
 def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result, Expr]]:
     """Everything that a cell computes, each with its stage and its expression."""
     results: list[tuple[int, Result, Expr]] = [
-        (cell.ready_stage(new), NewState(name), new) for name, new in zip(cell.states, cell.outputs, strict=True)
+        (stage, NewState(name), new)
+        for stage, name, new in zip(_new_state_stages(cell), cell.states, cell.outputs, strict=True)
     ]
     # An operand is computed in the stage before its own.
     results += [(index, StageOperand(index + 1), operand) for index, operand in enumerate(cell.operands)]
+    for index, stage in enumerate(cell.stages):
+        later = set(walk([expr for reader, _, expr in results if reader > index]))
+        results += [(index, KeptProduct(gate), PreH(gate)) for gate in stage.gates if PreH(gate) in later]
     # A saved value is computed once, in the first stage that uses it.
     nodes = [(index, set(walk([expr]))) for index, _, expr in results]
     for number, saved in enumerate(derivative.saved):
         results.append((min(index for index, used in nodes if saved in used), Saved(number), saved))
     return results
+
+
+def kept_products(stages: Sequence[StageKernel]) -> list[KeptProduct]:
+    """The products that later stages read."""
+    return [kept for stage in stages for kept in stage.results_of(KeptProduct)]
+
+
+def _new_state_stages(cell: TracedCell) -> list[int]:
+    """The stage that computes each new state: when it can, but not before the last one that reads the old state."""
+    stages = [cell.ready_stage(new) for new in cell.outputs]
+    while True:
+        readers = [*zip(stages, cell.outputs, strict=True), *enumerate(cell.operands)]
+        last = [
+            max([index, *(reader for reader, expr in readers if State(name) in walk([expr]))])
+            for index, name in zip(stages, cell.states, strict=True)
+        ]
+        # The output has a buffer for each of two steps.
+        if last[1:] == stages[1:]:
+            return stages
+        stages[1:] = last[1:]
 
 
 def _check_order(cell: TracedCell, stages: Sequence[StageKernel]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import DirectionEmitter
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Value
 from fusedrnn.jit.struct import Struct
@@ -41,7 +41,7 @@ class StateEmitter(DirectionEmitter):
     def h_operand(self, row: Value) -> Value:
         """This thread's row of h of even steps as GEMMs read it."""
         if not self.stores_operands:
-            return self.state_buffer("h", row)
+            return self.state_buffer(self.cell.output, row)
         return self.states + self.c.h_operands_offset + row * self.c.state_stride
 
     def store_operand(self, value: Value, unit_vec: Value, row: Value, size: Value) -> None:
@@ -55,16 +55,18 @@ class StateEmitter(DirectionEmitter):
         self.f.store(operand, row + unit_vec * self.operand_vector_bytes, self.operand_vector_bytes)
 
     def state_buffer(self, name: str, row: Value) -> Value:
-        """This thread's row of a state buffer; of h the even one."""
-        address = self.states + row * self.c.state_stride
-        return address if name == "h" else address + self.c.c_offset
+        """This thread's row of a state buffer; of the output the even one."""
+        c, number = self.c, self.cell.states.index(name)
+        address = self.states + row * c.state_stride
+        if not number:
+            return address
+        address = address + c.c_offset
+        return address + c.batch * c.state_stride * (number - 1) if number > 1 else address
 
     def _caller_states(self) -> Iterator[tuple[str, Value, Value]]:
         """For each state its name and the caller's arrays of initial and final values, 0 if absent."""
-        p = self.p
-        arrays = {"h": (p.h0, p.h_n), "c": (p.c0, p.c_n)}
-        for name in self.cell.states:
-            yield name, *arrays[name]
+        for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
+            yield name, getattr(self.p, f"{letter}0"), getattr(self.p, f"{letter}_n")
 
     def enter(self) -> None:
         """Copy the initial states into the buffers, and fill the tables of operand rows."""
@@ -79,7 +81,7 @@ class StateEmitter(DirectionEmitter):
                 units = self.units_of_state(name)
                 into = self.state_buffer(name, row) + units.offset
                 self.load_state(name, initial, sequence, into)
-                if name == "h":
+                if name == self.cell.output:
                     f.copy(into + self.h_size, into, units.num_bytes)
                     self._convert_initial(row, into)
                 self.save_initial(name, row, sequence, into)
@@ -104,6 +106,6 @@ class StateEmitter(DirectionEmitter):
             for name, _, final in self._caller_states():
                 units = self.units_of_state(name)
                 source = self.state_buffer(name, row) + units.offset
-                if name == "h":
+                if name == self.cell.output:
                     source = source + (steps & 1) * self.h_size
                 f.copy(self.state_row(name, final, sequence), source, units.num_bytes)

@@ -20,6 +20,7 @@ from fusedrnn.engines.cpu.kernels.stages import (
     Blocking,
     StageKernel,
     derivative_of,
+    input_stage,
     is_plain,
     lowered_cell,
     stage_kernels,
@@ -52,6 +53,7 @@ class Program:
     cell: TracedCell
     derivative: Derivative
     stages: tuple[StageKernel, ...]
+    input_stage: StageKernel | None
     barrier: Function
     wait_for_progress: Function
 
@@ -62,7 +64,7 @@ class Program:
         wait = emit_wait(module)
         return cls(
             module, compute, STORAGE[compute], target,
-            lowered_cell(variant), derivative_of(variant), stage_kernels(variant),
+            lowered_cell(variant), derivative_of(variant), stage_kernels(variant), input_stage(variant),
             emit_barrier(module, wait), emit_wait_for_progress(module, wait),
         )  # fmt: skip
 
@@ -111,6 +113,7 @@ class ThreadShare:
 
     def __init__(self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()) -> None:
         self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
+        self.input_stage = program.input_stage
         self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
         self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
         self.v = Vectors(f, program.target, program.dtype)
@@ -149,7 +152,7 @@ class ThreadShare:
 
     def units_of_state(self, name: str) -> UnitRange:
         """This thread's share of a state."""
-        return self.out if name == "h" else self.hidden
+        return self.out if name == self.cell.output else self.hidden
 
     def operand_size(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's operand."""
@@ -158,7 +161,12 @@ class ThreadShare:
     @property
     def gate_stages(self) -> list[StageKernel]:
         """The stages that have gates, and so a part of the input weights."""
-        return [stage for stage in self.stages if not stage.projects]
+        return [stage for stage in self.column_groups if not stage.projects]
+
+    @property
+    def column_groups(self) -> list[StageKernel]:
+        """The stages, then the gates of the input alone."""
+        return [*self.stages] if self.input_stage is None else [*self.stages, self.input_stage]
 
     def num_vectors(self, size: Value) -> Value:
         """Vectors that hold so many elements."""

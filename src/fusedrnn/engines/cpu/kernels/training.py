@@ -7,7 +7,7 @@ layer below there, after dropout.
 from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.leaves import NewState, Saved, StageOperand
+from fusedrnn.cell.leaves import KeptProduct, NewState, Saved, StageOperand
 from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, build_job
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -24,13 +24,13 @@ def build_training(variant: Variant, compute: str, target: Target) -> Module:
 class _Training(Inference):
     """Emits a thread's share of one layer-direction in training, which fills the reserve."""
 
-    _result_kinds = (NewState, StageOperand, Saved)
+    _result_kinds = (NewState, StageOperand, KeptProduct, Saved)
 
     def _saved_arrays(self) -> OutputRows:
-        """Where the reserve holds the states of this layer-direction, and the operand of a second stage."""
-        p = self.p
-        arrays: OutputRows = dict(zip(map(NewState, self.cell.states), (p.saved_h, p.saved_c), strict=False))
-        return arrays | {StageOperand(1): p.saved_operand} if len(self.stages) > 1 else arrays
+        """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
+        results: list[Result] = [*map(NewState, self.cell.states)]
+        results += [StageOperand(stage.index) for stage in self.stages[1:]]
+        return {result: self.saved_array(number) for number, result in enumerate(results)}
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
         """Save an initial state as the state of the time before the row's first."""
@@ -62,8 +62,10 @@ class _Training(Inference):
             with f.if_(self.p.saved_values.is_set):
                 v.store(value, output_rows["saved"] + (unit_vec * num_saved + result.index) * v.bytes)
             return
+        if isinstance(result, KeptProduct):
+            return
         size = self.units_of(stage).size
         self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, size)
-        if result == NewState("h"):
+        if result == NewState(self.cell.output):
             with f.if_(self.p.y.is_set):
                 self.store_tail(value, unit_vec, output_rows["y"] + unit_vec * v.bytes, size)

@@ -7,7 +7,6 @@ Every element is one chain of multiply-adds over all steps, from the last to the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
@@ -34,10 +33,8 @@ class WeightGradients(GradientOperands):
     """
 
     def __init__(self, program: Program, store_or_add: Function) -> None:
-        super().__init__(program, "weight_gradients", ("first", "last", "rows_in_block", "is_first_block"))
+        super().__init__(program, store_or_add)
         self._gemm = Declared(program.module, GEMM_TN)
-        self._store_or_add = store_or_add
-        self.first, self.last, self.num_rows, self.is_first_block = self.f.arguments[4:]
         self.packed_panels = self.scratch + self.c.packed_offset
         self.x_panels = self._num_panels(self.p.k)
 
@@ -54,20 +51,22 @@ class WeightGradients(GradientOperands):
         self.store_row_positions()
         self._clear_sums()
         for stage in self.gate_stages:
-            self._add_bias_sums(stage)
+            self.add_bias_sums(stage)
         if self.multiplies_pairs:
-            for stage in self.stages:
+            for stage in self.column_groups:
                 self.join_gradients(stage)
         num_groups = self.num_groups
         with f.loop(0, num_groups, c.inner) as begin:
             end = (begin + c.inner).at_most(num_groups)
             accumulate = (begin + (1 - self.is_first_block)).is_set
-            for weights in (weights for stage in self.stages for weights in self.weights_of(stage)):
+            for weights in (weights for stage in self.column_groups for weights in self.weights_of(stage)):
                 with f.if_(self._weight_grad(weights).address.is_set):
                     self._multiply(weights, GroupRange(begin, end, accumulate))
         with f.if_(self.last.equals(c.steps)):
             self._store_sums()
         self._direction_barrier()
+        for stage in self.gate_stages:
+            self.store_scalar_sums(stage)
         f.ret()
         return f
 
@@ -78,34 +77,18 @@ class WeightGradients(GradientOperands):
             index = 1 + c.grid_layer_dirs * c.grid_rows + self.layer_dir_group
             f.call(self._barrier, c.barriers + index * BARRIER_BYTES, c.grid_rows * c.grid_units, c.spins)
 
-    def _bias_sums(self, stage: StageKernel, unit_vec: Value) -> Value:
-        return self.group + self.c.sums_offset + self.grad_index(stage, unit_vec, 0) * self.v.bytes
-
     def _clear_sums(self) -> None:
         """Clear the sums before the first block; it writes those of weights itself, unless it has no rows."""
         f = self.f
         with f.if_(self.is_first_block.is_set):
             for stage in self.gate_stages:
-                begin, end = (self._bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
+                begin, end = (self.bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
                 f.fill_zero(begin, end - begin)
         with f.if_(self.num_rows.is_zero & self.is_first_block.is_set):
-            for stage in self.stages:
+            for stage in self.column_groups:
                 first, last, _ = self.share_of(stage)
                 size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
                 f.fill_zero(self._weight_sums(stage, first, 0), size)
-
-    def _add_bias_sums(self, stage: StageKernel) -> None:
-        """Add up transposed gradients over the rows: the gradients of biases and peephole weights."""
-        f, c, v = self.f, self.c, self.v
-        with f.loop(*self.hidden_share[:2]) as unit_vec:
-            address = self._bias_sums(stage, unit_vec)
-            sums = [f.var(v.load(address + grad * v.bytes)) for grad in range(stage.num_grads)]
-            source = self.gradients(stage, unit_vec, 0)
-            with f.loop(0, self.num_rows) as row:
-                for grad, total in enumerate(sums):
-                    total.set(total.get() + v.load(source + c.transposed_stride * grad + row * v.bytes))
-            for grad, total in enumerate(sums):
-                v.store(total.get(), address + grad * v.bytes)
 
     def _multiply(self, weights: Weights, groups: GroupRange) -> None:
         """Add the products of some groups of the block to the gradient of a matrix."""
@@ -170,30 +153,18 @@ class WeightGradients(GradientOperands):
     def _store_sums(self) -> None:
         """Give the sums to the caller."""
         f, c, v = self.f, self.c, self.v
-        for stage in self.stages:
+        for stage in self.column_groups:
             first, last, size = self.share_of(stage)
             with f.loop(first, last) as unit_vec:
                 num_units = (size - unit_vec * v.lanes).at_most(v.lanes)
                 for gate in range(stage.num_gates):
                     for weights in self.weights_of(stage):
                         self._store_weight_sums(weights, unit_vec, gate, num_units)
-                for array, index, grad in self._bias_grads(stage):
+                for array, index, grad in self.bias_grads(stage):
                     with f.if_(array.is_set):
-                        source = self._bias_sums(stage, unit_vec) + grad * v.bytes
+                        source = self.bias_sums(stage, unit_vec) + grad * v.bytes
                         into = array + (size * index + unit_vec * v.lanes) * v.item
-                        f.call(self._store_or_add, source, into, num_units, c.add_params)
-
-    def _bias_grads(self, stage: StageKernel) -> Iterator[tuple[Value, int, int]]:
-        """Where each bias sum of a vector of units goes: the array, the part of it by gate, the distinct gradient."""
-        p, derivative = self.p, stage.derivative
-        for gate, grad in enumerate(derivative.x_grads):
-            yield p.d_x_bias, stage.first_gate + gate, grad
-        if not stage.projects:
-            for gate, grad in enumerate(derivative.h_grads):
-                yield p.d_h_bias, stage.first_gate + gate, grad
-        peepholes = [name for name in self.cell.peepholes if name in stage.gate_names]
-        for name, grad in zip(peepholes, derivative.peephole_grads, strict=True):
-            yield p.d_peepholes, self.cell.peepholes.index(name), grad
+                        f.call(self.store_or_add, source, into, num_units, c.add_params)
 
     def _store_weight_sums(self, weights: Weights, unit_vec: Value, gate: int, num_units: Value) -> None:
         """Store the rows of sums of a vector of units, but for the panels that the GEMM wrote directly."""
@@ -206,4 +177,4 @@ class WeightGradients(GradientOperands):
             row = self._first_row(stage, unit_vec, gate) + lane
             into = array + row * num_cols * v.item + direct_panels * self.panel_bytes
             source = sums + (first_panel + direct_panels) * self.panel_bytes
-            f.call(self._store_or_add, source, into, cols_left, c.add_params)
+            f.call(self.store_or_add, source, into, cols_left, c.add_params)

@@ -4,7 +4,7 @@ A field is a constant of the plan, or a relocation: the value of a symbol, which
 The symbols are:
 
 - ``x``, ``y``, ``dy``, ``dx``, each with ``_step`` and ``_row`` for its strides; ``row_offsets`` of packed sequences;
-- ``h0``, ``c0``, ``h_n``, ``c_n``, ``dh_n``, ``dc_n``, ``dh0``, ``dc0``;
+- ``h0``, ``c0``, ``h_n``, ``c_n``, ``dh_n``, ``dc_n``, ``dh0``, ``dc0``, and likewise of further states;
 - ``add_x``, ``add_params``, ``add_states``: whether gradients are added to what their buffers hold;
 - ``weights``, the packed weights, 0 for unpacked ones; ``unpacked NAME``, a parameter; ``NAME``, its gradient;
 - ``reserve``; ``seed``; ``tables``, those of :mod:`fusedrnn.engines.cpu.varlen`; ``spins``;
@@ -27,16 +27,7 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import Scratch
 
 Array = NDArray[Any]
-FORWARD = (
-    "x", "x_step", "x_row", "y", "y_step", "y_row", "h0", "c0", "h_n", "c_n", "weights", "reserve",
-    "row_offsets", "seed", "tables", "spins",
-)  # fmt: skip
-"""Symbols of a forward call, in the order in which it gives their values; unpacked parameters follow."""
-BACKWARD = (
-    "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row", "dh_n", "dc_n", "dh0", "dc0", "weights", "reserve",
-    "row_offsets", "seed", "add_x", "add_params", "add_states", "tables", "spins",
-)  # fmt: skip
-"""Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
+_RESOURCES = "weights", "reserve", "row_offsets", "seed"
 SPARE = "params", "dparams", "nothing"
 """Symbols without fields: the bases of unpacked parameters and of their gradients, and one to be ignored."""
 MAX_ARRAYS = 9
@@ -50,6 +41,24 @@ class Relocation(NamedTuple):
 
 
 Fields = dict[str, int | Relocation]
+
+
+def state_symbols(letters: str, *forms: str) -> list[str]:
+    """The names of arrays of states with these letters, form by form: h0, c0, then h_n, c_n."""
+    return [form.format(letter) for form in forms for letter in letters]
+
+
+def forward_symbols(letters: str) -> list[str]:
+    """Symbols of a forward call, in the order in which it gives their values; unpacked parameters follow."""
+    arrays = "x", "x_step", "x_row", "y", "y_step", "y_row"
+    return [*arrays, *state_symbols(letters, "{}0", "{}_n"), *_RESOURCES, "tables", "spins"]
+
+
+def backward_symbols(letters: str) -> list[str]:
+    """Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
+    arrays = "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row"
+    adds = "add_x", "add_params", "add_states"
+    return [*arrays, *state_symbols(letters, "d{}_n", "d{}0"), *_RESOURCES, *adds, "tables", "spins"]
 
 
 class KernelArgs:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 
+from fusedrnn.cell.trace import TracedCell
 from fusedrnn.dropout import scale, threshold
 from fusedrnn.engines.cpu.kernels import backward_emitter, forward
 from fusedrnn.engines.cpu.kernels.loop import UNPACKED_PARAMS
-from fusedrnn.engines.cpu.launch.kernel_args import BACKWARD, FORWARD, Fields, KernelArgs, Relocation
+from fusedrnn.engines.cpu.kernels.stages import lowered_cell, state_letters
+from fusedrnn.engines.cpu.launch.kernel_args import (
+    Fields,
+    KernelArgs,
+    Relocation,
+    backward_symbols,
+    forward_symbols,
+    state_symbols,
+)
 from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
 from fusedrnn.engines.cpu.varlen import table_offsets
@@ -24,14 +33,14 @@ _UNPACKED: dict[str, Kind] = dict(
 )
 _GRADIENTS: dict[str, Kind] = {
     "d_x_weights": "i2h_weight", "d_h_weights": "h2h_weight", "d_projection": "h2r_weight",
-    "d_peepholes": "peephole_weight", "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
+    "d_x_bias": "i2h_bias", "d_h_bias": "h2h_bias",
 }  # fmt: skip
 # Fields of the kernels, and the names that the layouts of packed weights and of the reserve have for them.
 _FORWARD_WEIGHTS = {
-    name: name for name in ("x_weights", "h_weights", "projection", "peepholes", "x_bias", "h_bias", "ranges")
+    name: name for name in ("x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", "ranges")
 }  # fmt: skip
 _BACKWARD_WEIGHTS = {
-    "x_weights": "x_back", "h_weights": "h_back", "projection": "projection_back", "peepholes": "peepholes",
+    "x_weights": "x_back", "h_weights": "h_back", "projection": "projection_back", "parameters": "parameters",
     "forward_x_weights": "x_weights", "forward_h_weights": "h_weights", "x_bias": "x_bias", "h_bias": "h_bias",
 }  # fmt: skip
 _RESERVE_STRIDES = {
@@ -64,15 +73,19 @@ class _PlanFields:
 
     call_struct: Struct
     layer_dir_struct: Struct
+    extended_struct: Callable[[TracedCell], Struct]
 
     def __init__(self, spec: RNNSpec, plan: Plan, reserve: ReserveLayout | None) -> None:
         self.spec, self.plan, self.reserve, self.scratch = spec, plan, reserve, plan.scratch
         self.item = np.dtype(spec.dtype).itemsize
-        self.h_bytes, self.c_bytes = (spec.size_of(state) * self.item for state in ("h", "c"))
+        self.h_bytes, self.c_bytes = spec.state_size * self.item, spec.hidden_size * self.item
+        self.letters = state_letters(len(spec.state_names))
 
     def kernel_args(self, weights: Sequence[PackedWeightsOffsets]) -> KernelArgs:
         """Build the arguments: the struct of the call, then one for each layer-direction."""
         call, layer_dir = self.call_struct, self.layer_dir_struct
+        if len(self.letters) > len(state_letters(0)) or self.spec.scalar_kinds:
+            layer_dir = self.extended_struct(lowered_cell(self.spec.variant))
         bounds = {name: np.array(bound, np.int64) for name, bound in self.plan.bounds.items()}
         pointers = {name: array.ctypes.data for name, array in bounds.items()}
         fields = {**self.call(), **pointers, "layer_dirs": Relocation("args", call.size)}
@@ -129,7 +142,7 @@ class _PlanFields:
         """The fields of the caller's states (L·D, N, size)."""
         offset = index * self.plan.batch
         return {
-            symbol: Relocation(symbol, offset * (self.c_bytes if "c" in symbol else self.h_bytes)) for symbol in symbols
+            symbol: Relocation(symbol, offset * (self.h_bytes if "h" in symbol else self.c_bytes)) for symbol in symbols
         }
 
     def saved(self, index: int) -> Fields:
@@ -159,10 +172,11 @@ class _PlanFields:
 
 class _ForwardFields(_PlanFields):
     call_struct, layer_dir_struct = forward.CALL, forward.LAYER_DIR
+    extended_struct = staticmethod(forward.layer_dir_struct)
 
     def symbols(self) -> list[str]:
         """The symbols of a forward call."""
-        return [*FORWARD, *super().symbols()]
+        return [*forward_symbols(self.letters), *super().symbols()]
 
     def layer_dir(self, index: int, weights: PackedWeightsOffsets) -> Fields:
         """The fields of a layer-direction."""
@@ -179,7 +193,8 @@ class _ForwardFields(_PlanFields):
         else:
             y = self._layer_output("y", layer, offset) if reserve is None else _array("y", 0, 0, 0)
         return {
-            **self.common(index, weights, _FORWARD_WEIGHTS), **self.states(index, "h0", "c0", "h_n", "c_n"),
+            **self.common(index, weights, _FORWARD_WEIGHTS),
+            **self.states(index, *state_symbols(self.letters, "{}0", "{}_n")),
             **x, **y, "x_copy": 0 if reserve is None or index else Relocation("reserve"),
         }  # fmt: skip
 
@@ -192,10 +207,18 @@ class _ForwardFields(_PlanFields):
 
 class _BackwardFields(_PlanFields):
     call_struct, layer_dir_struct = backward_emitter.CALL, backward_emitter.LAYER_DIR
+    extended_struct = staticmethod(backward_emitter.layer_dir_struct)
 
     def symbols(self) -> list[str]:
         """The symbols of a backward call."""
-        return [*BACKWARD, *super().symbols(), *(entry.name for entry in self.spec.layout.by_layer_direction)]
+        gradients = [entry.name for entry in self.spec.layout.by_layer_direction]
+        return [*backward_symbols(self.letters), *super().symbols(), *gradients]
+
+    @property
+    def _gradients(self) -> dict[str, Kind]:
+        """The gradients of parameters; those of vectors follow one another, and those of scalars."""
+        vectors, scalars = self.spec.vector_kinds, self.spec.scalar_kinds
+        return _GRADIENTS | {"d_param_vectors": [*vectors, ""][0], "d_param_scalars": [*scalars, ""][0]}
 
     def call(self) -> Fields:
         """The fields of a call."""
@@ -216,9 +239,10 @@ class _BackwardFields(_PlanFields):
         row = spec.input_size * self.item
         x = self.saved_input(reserve, layer) if layer else _array("x", Relocation("reserve"), reserve.batch * row, row)
         return {
-            **self.common(index, weights, _BACKWARD_WEIGHTS), **self.states(index, "dh_n", "dc_n", "dh0", "dc0"),
+            **self.common(index, weights, _BACKWARD_WEIGHTS),
+            **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0")),
             **x, **self._dy(layer, direction), **self._dx(layer, direction),
-            **self.parameters(_GRADIENTS, layer, direction),
+            **self.parameters(self._gradients, layer, direction),
         }  # fmt: skip
 
     def _dx_partial(self, name: str, layer: int, direction: int, offset: int = 0, symbol: str = "workspace") -> Fields:

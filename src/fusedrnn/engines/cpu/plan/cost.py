@@ -119,7 +119,7 @@ class _Layer:
         rate = 1 / (l2_fraction / machine.l2_bandwidth + (1 - l2_fraction) / bandwidth)
         fma_rate = machine.fma_rate * problem.products.speedup
         panel_bytes = panel_vectors * problem.weight_vector_bytes
-        self.panels(term, panels, rows, problem.rows_per_tile, panel_vectors / fma_rate, panel_bytes, rate)
+        self.panels(term, panels, rows, problem.rows_per_gemm_tile, panel_vectors / fma_rate, panel_bytes, rate)
 
     def panels(
         self, term: str, panels: float, rows: float, rows_per_tile: int, row_seconds: float, panel_bytes: float,

@@ -151,9 +151,9 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.transposed_stride = pad_against_conflicts(share.block * problem.batch * problem.vector_bytes)
     weight_panels = max(panels(max(problem.inputs)) + panels(spec.state_size), panels(spec.hidden_size))
     sizes.weights_stride = pad_against_conflicts(weight_panels * panel_bytes)
-    sizes.k_padded = problem.k_padded(*problem.stages)
+    sizes.k_padded = problem.k_padded(*problem.column_groups)
     sizes.pre_act_grad_vecs = sum(
-        problem.num_vectors(problem.num_units(stage)) * stage.num_grads for stage in problem.stages
+        problem.num_vectors(problem.num_units(stage)) * stage.num_grads for stage in problem.column_groups
     )
     # A pair has at least one row.
     sizes.row_pairs = share.block * problem.batch if problem.rows_per_group > 1 else 0

@@ -9,6 +9,7 @@ from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, derivative_of, lowered_cell
+from fusedrnn.engines.cpu.kernels.tile_gemm import ROWS_PER_KERNEL
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.jit.target import Target
@@ -44,7 +45,7 @@ class ProblemSize(Tiling):
         steps, batch: T and N.
         phase: What the call computes.
         inputs: Features that each layer reads.
-        rows_per_tile: Rows of a micro-kernel's tile.
+        rows_per_tile: Rows of a micro-kernel's tile, of the weights' gradients.
         instructions: Vector instructions of the cell's maths, or of its derivative's, for a unit vector of a row.
         states: Vectors of states for each unit vector, the operands of later stages among them.
         saved: Vectors that training saves for each unit vector.
@@ -59,7 +60,12 @@ class ProblemSize(Tiling):
         self.instructions = _cell_instructions(spec.variant, phase)
         self.states = len(spec.state_names) + len(self.stages) - 1
         self.saved = len(derivative_of(spec.variant).saved)
-        self.pre_act_grads = sum(stage.num_grads for stage in self.stages)
+        self.pre_act_grads = sum(stage.num_grads for stage in self.column_groups)
+
+    @property
+    def rows_per_gemm_tile(self) -> int:
+        """Rows that read a panel together, in GEMMs other than those of the weights' gradients."""
+        return ROWS_PER_KERNEL if self.products.tile_instruction else self.rows_per_tile
 
 
 class LargestShare(NamedTuple):
@@ -127,7 +133,7 @@ def _cell_instructions(variant: Variant, phase: Phase) -> int:
         stores += len(roots) + len(derivative.saved)
         roots += derivative.saved
     if phase == "backward":
-        grads = [slot for stage in derivative.stages for slot in stage.distinct_grads]
+        grads = [slot for stage in (*derivative.stages, derivative.inputs) for slot in stage.distinct_grads]
         roots = [*grads, *derivative.state_grads.values()]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores

@@ -36,7 +36,7 @@ class PackedWeightsOffsets(NamedTuple):
     x_weights: int
     h_weights: int
     projection: int
-    peepholes: int
+    parameters: int
     x_bias: int
     h_bias: int
     ranges: int
@@ -116,21 +116,23 @@ class _LayerDirTasks:
     def matrices(self) -> dict[str, list[PackTask]]:
         """The tasks of each matrix and bias; ``dest`` is relative to the matrix, or to its scales if it has any."""
         tiling, gates, projections = self._tiling, self._tiling.gate_stages, self._tiling.projections
+        products = tiling.product_stages
         features, size = tiling.spec.layer_input_size(self._layer), tiling.operand_size
         matrices = {
             "x_weights": self._scales("i2h_weight", gates) + [self._gates(s, features, "i2h_weight") for s in gates],
-            "h_weights": self._scales("h2h_weight", gates) + [self._gates(s, size(s), "h2h_weight") for s in gates],
+            "h_weights": self._scales("h2h_weight", products)
+            + [self._gates(s, size(s), "h2h_weight") for s in products],
             "projection": self._scales("h2r_weight", projections)
             + [self._gates(s, size(s), "h2r_weight") for s in projections],
-            "peepholes": self._peepholes(),
+            "parameters": self._parameters(),
             "x_bias": [
                 self._bias(s, "i2h_bias", "h2h_bias") if s.accumulates_in_place else self._bias(s, "i2h_bias")
                 for s in gates
             ],
-            "h_bias": [self._bias(s, "h2h_bias") for s in gates],
+            "h_bias": [self._bias(s, "h2h_bias") for s in products],
             "ranges": self._ranges(),
             "x_back": [self._back(s, features, "i2h_weight", tiling.k_padded(*gates)) for s in gates],
-            "h_back": [self._back(s, size(s), "h2h_weight", tiling.k_padded(s)) for s in gates],
+            "h_back": [self._back(s, size(s), "h2h_weight", tiling.k_padded(s)) for s in products],
             "projection_back": [self._back(s, size(s), "h2r_weight", tiling.k_padded(s)) for s in projections],
         }
         for name, tasks in matrices.items():
@@ -182,9 +184,16 @@ class _LayerDirTasks:
         panels = -(-vectors // tiling.panel_vectors)
         return [PackTask(PACK_VECTOR, begin + index * count * tiling.item, 0, 1, panels, 0, 1, count, vectors)]
 
-    def _peepholes(self) -> list[PackTask]:
-        tiling = self._tiling
-        if not tiling.num_peepholes:
-            return []
-        columns = tiling.num_peepholes, self._hidden, tiling.unit_vecs
-        return [PackTask(PACK_VECTOR, self._offset("peephole_weight"), 0, 1, tiling.peephole_panels, 0, *columns)]
+    def _parameters(self) -> list[PackTask]:
+        """The cell's own parameters: scalars, each in a vector, then the vectors."""
+        tiling, spec, tasks = self._tiling, self._tiling.spec, []
+        for kinds, count, units in (
+            (spec.scalar_kinds, len(spec.scalar_kinds), 1),
+            (spec.vector_kinds, tiling.num_param_vectors, self._hidden),
+        ):
+            if kinds:
+                vectors = tiling.num_vectors(units)
+                panels = -(-vectors * count // tiling.panel_vectors)
+                source = self._offset(kinds[0])
+                tasks.append(PackTask(PACK_VECTOR, source, 0, 1, panels, 0, count, units, vectors))
+        return tasks

@@ -22,7 +22,7 @@ PACK_TRANSPOSED, PACK, PACK_SUM, PACK_ZEROS, PACK_VECTOR = range(5)
 
 - ``PACK_TRANSPOSED``: rows are k, columns are (unit vector, gate, lane): B of forward GEMMs.
 - ``PACK``: rows are (unit vector, gate, lane), columns are k: B of backward GEMMs.
-- ``PACK_VECTOR``: one bias vector or some peephole weights, a matrix of one column, which is never rounded.
+- ``PACK_VECTOR``: one bias vector or some parameters of a cell, a matrix of one column, which is never rounded.
 - ``PACK_SUM``: the sum of two such vectors.
 - ``PACK_ZEROS``: zeros, for biases that do not exist.
 """

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.kernels.operand_rows import OWN_RANGE
 from fusedrnn.engines.cpu.tiling import Tiling
-from fusedrnn.quantized_params import QuantizedParams, num_operands
+from fusedrnn.quantized_params import QuantizedParams, is_matrix, num_operands, quantized_entries
 
 Array = NDArray[Any]
 
@@ -17,16 +17,20 @@ Array = NDArray[Any]
 def quantized(tiling: Tiling, params: Array | QuantizedParams) -> Array:
     """The bytes of a flat parameter vector with its matrices quantized, then scales, then ranges, all as float32.
 
-    Biases and peephole weights stay as they are. ``params`` are the bytes of a flat vector, or quantized already.
+    Biases and the cell's own parameters stay as they are. ``params`` are the bytes of a flat vector, or quantized
+    already.
     """
     offsets, layout = tiling.scale_offsets, tiling.spec.layout
-    if not isinstance(params, QuantizedParams):
-        params = QuantizedParams.quantize(tiling.spec, params.view(np.float32)[: layout.size])
+    num_scales = sum(entry.shape[0] for entry in layout if is_matrix(entry))
     num_ranges = tiling.spec.num_layers * tiling.spec.num_directions * num_operands(tiling.spec)
-    result: Array = np.full(layout.size + len(params.scales) + num_ranges, OWN_RANGE, np.float32)
-    if params.ranges is not None:
-        result[layout.size + len(params.scales) :] = params.ranges.ravel()
-    for entry, values, scales in params.entries():
+    result: Array = np.full(layout.size + num_scales + num_ranges, OWN_RANGE, np.float32)
+    if isinstance(params, QuantizedParams):
+        entries = params.entries()
+        if params.ranges is not None:
+            result[layout.size + num_scales :] = params.ranges.ravel()
+    else:
+        entries = quantized_entries(tiling.spec, params.view(np.float32)[: layout.size])
+    for entry, values, scales in entries:
         entry.view(result)[...] = values
         if scales is not None:
             begin = offsets[entry.layer, entry.direction, entry.kind] // tiling.item

@@ -1,0 +1,143 @@
+"""A cell as text: its equations, its derivative, and what backward saves and recomputes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from fusedrnn.cell.derivative import Derivative, differentiate
+from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, walk
+from fusedrnn.cell.leaves import (
+    NewState,
+    OperandCotangent,
+    ParamScalar,
+    ParamVector,
+    PreH,
+    PreSum,
+    PreX,
+    Projected,
+    Saved,
+    State,
+    StateCotangent,
+)
+from fusedrnn.cell.trace import TracedCell
+
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+_RELATION = {"select_less": "<", "select_less_equal": "<="}
+
+
+def explain(name: str, cell: TracedCell) -> str:
+    """A traced cell as text. Values that are used more than once are named ``v1``, ``v2`` and so on."""
+    derivative = differentiate(cell)
+    lines = [f"cell {name}: gates {', '.join(cell.gates)}; states {', '.join(cell.states)}"]
+    if cell.parameters:
+        lines.append(f"parameters: {', '.join(leaf.name for leaf in cell.parameters)}")
+    lines += ["", "forward"]
+    operands = {f"operand {number}": node for number, node in enumerate(cell.operands, 2)}
+    outputs = {f"new {state}": node for state, node in zip(cell.states, cell.outputs, strict=True)}
+    lines += _definitions({**operands, **outputs}, {})
+    for number, stage in enumerate(cell.stages, 1):
+        of = cell.output if number == 1 else f"operand {number}"
+        form = "a.{0} = x.{0} + h.{0}" if stage.accumulates_in_place else "h.{0}"
+        gates = ", ".join(form.format(gate) for gate in stage.gates)
+        lines.append(f"  product {number} of {of}: {gates}")
+    saved: dict[Leaf, str] = {Saved(number): f"saved {number}" for number in range(len(derivative.saved))}
+    lines += ["", "forward saves" if derivative.saved else "forward saves no more than the states"]
+    lines += _definitions({saved[Saved(number)]: node for number, node in enumerate(derivative.saved)}, {})
+    lines += ["", "backward"]
+    lines += _definitions(_gradients(cell, derivative), saved)
+    if derivative.recomputed:
+        lines += ["", "backward recomputes"]
+        lines += [f"  {_Text({}, saved).of(node)}" for node in derivative.recomputed]
+    return "\n".join(lines)
+
+
+def _gradients(cell: TracedCell, derivative: Derivative) -> dict[str, Expr]:
+    """The gradients that backward computes, by name, in its order."""
+    grads: dict[str, Expr] = {}
+    for stage, derived in reversed([*zip(cell.stages, derivative.stages, strict=True)]):
+        for gate, x_grad, h_grad in zip(stage.gates, derived.x_grads, derived.h_grads, strict=True):
+            names = [f"d{gate}"] if x_grad == h_grad else [f"d x.{gate}", f"d h.{gate}"]
+            grads.update(zip(names, (derived.distinct_grads[index] for index in (x_grad, h_grad)), strict=False))
+        grads.update({f"d{leaf.name}": derived.distinct_grads[i] for leaf, i in derived.param_grads.items()})
+    inputs = zip(cell.input_gates, derivative.inputs.x_grads, strict=True)
+    grads |= {f"d{gate}": derivative.inputs.distinct_grads[index] for gate, index in inputs}
+    return grads | {f"d{state}, beside products": grad for state, grad in derivative.state_grads.items()}
+
+
+def _definitions(roots: Mapping[str, Expr], leaves: Mapping[Leaf, str]) -> list[str]:
+    """A line for each root, after those of the values that are used more than once."""
+    nodes = list(walk([*roots.values()]))
+    uses = Counter(arg for node in nodes for arg in node.args)
+    shared = [node for node in nodes if isinstance(node, Operation) and uses[node] > 1]
+    names: dict[Expr, str] = {node: f"v{number}" for number, node in enumerate(shared, 1)}
+    text = _Text(names, leaves)
+    lines = [f"  {names[node]} = {text.operation(node)}" for node in shared]
+    return lines + [f"  {name} = {text.of(node)}" for name, node in roots.items()]
+
+
+class _Text:
+    """Expressions as text.
+
+    Args:
+        names: Nodes that have a name.
+        leaves: Names of leaves that have no other.
+    """
+
+    def __init__(self, names: Mapping[Expr, str], leaves: Mapping[Leaf, str]) -> None:
+        self._names, self._leaves = names, leaves
+
+    def of(self, node: Expr) -> str:
+        """A node by its name, or as it is computed."""
+        if node in self._names:
+            return self._names[node]
+        return self.operation(node) if isinstance(node, Operation) else self._leaf(node)
+
+    def operation(self, node: Operation) -> str:
+        """How a node is computed."""
+        texts = [self.of(arg) for arg in node.args]
+        if node.op in _RELATION:
+            a, b, value, other = texts
+            return f"where({a} {_RELATION[node.op]} {b}, {value}, {other})"
+        if node.op == "sub" and node.args[0] == Constant(0.0):
+            return f"-({texts[1]})" if self._is_weaker(node.args[1], "mul", False) else f"-{texts[1]}"
+        if node.op not in _INFIX:
+            return f"{node.op}({', '.join(texts)})"
+        left, right = (
+            f"({text})" if self._is_weaker(arg, node.op, is_right) else text
+            for is_right, (arg, text) in zip((False, True), zip(node.args, texts, strict=True), strict=True)
+        )
+        if node.op == "add" and right.startswith("-"):
+            return f"{left} - {right[1:]}"
+        return f"{left} {_INFIX[node.op]} {right}"
+
+    def _is_weaker(self, arg: Expr, op: str, is_right: bool) -> bool:
+        """Whether an argument needs parentheses."""
+        if not isinstance(arg, Operation) or arg in self._names or arg.op not in _INFIX:
+            return False
+        if op in ("mul", "div"):
+            return arg.op in ("add", "sub") or is_right
+        return is_right and arg.op in ("add", "sub") and op == "sub"
+
+    def _leaf(self, node: Expr) -> str:
+        match node:
+            case Constant(value):
+                return f"{value:g}"
+            case PreX(gate):
+                return f"x.{gate}"
+            case PreH(gate):
+                return f"h.{gate}"
+            case PreSum(gate):
+                return f"a.{gate}"
+            case NewState(name):
+                return f"new {name}"
+            case StateCotangent(name):
+                return f"d new {name}"
+            case OperandCotangent(stage):
+                return f"d operand {stage + 1}"
+            case State(name) | ParamVector(name) | ParamScalar(name):
+                return name
+            case Projected():
+                return "projected"
+        assert isinstance(node, Leaf)
+        return self._leaves[node]

@@ -1,0 +1,238 @@
+"""Cells that users write: the decorator of their equations, and the checks of what can be a cell."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+from fusedrnn.cell import primitives
+from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.derivative import differentiate
+from fusedrnn.cell.explain import explain
+from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.leaves import PreH, PreX, State
+from fusedrnn.cell.primitives import PRIMITIVES
+from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, run_equations
+from fusedrnn.scalars import as_number, check_bounds
+
+__all__ = ["UserCell", "cell", "clip"]
+
+Equations = Callable[..., Any]
+_RESERVED = ("i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias")
+_MAX_STATES, _MAX_NAME = 6, 64
+_IDENTIFIER = f"an identifier of at most {_MAX_NAME} ASCII letters, not with _ first"
+
+
+def clip(x: Expr, low: float, high: float) -> Expr:
+    """Limit x to the interval from ``low`` to ``high``, two numbers; NaN stays NaN."""
+    low, high = as_number("low", low), as_number("high", high)
+    check_bounds("low", low, "high", high)
+    return primitives.clip(x, low, high)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class UserCell(Cell):
+    """A cell that a user has written; see :func:`cell`. Cells with the same name and the same equations are equal."""
+
+    @cached_property
+    def traced(self) -> TracedCell:
+        """The cell as expressions."""
+        return run_equations(self)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the equations and of all names."""
+        traced, numbers = self.traced, dict[Expr, int]()
+        lines = [repr((self.name, self.gates, self.states, self.vectors, self.scalars))]
+        roots = [*traced.outputs, *(stage.operand for stage in traced.stages)]
+        for number, node in enumerate(walk(roots)):
+            numbers[node] = number
+            args = [numbers[arg] for arg in node.args]
+            lines.append(f"{node.op} {args}" if isinstance(node, Operation) else repr(node))
+        lines.append(repr([numbers[root] for root in roots]))
+        lines += [repr(stage.gates) for stage in traced.stages]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def slug(self) -> str:
+        """Its name and a hash of its equations."""
+        return f"{self.name}_{self.digest[:16]}"
+
+    @cached_property
+    def has_kinks(self) -> bool:
+        """Whether the derivative jumps somewhere."""
+        nodes = walk([*self.traced.outputs, *self.traced.operands])
+        return any(isinstance(node, Operation) and PRIMITIVES[node.op].has_kink for node in nodes)
+
+    def explain(self) -> str:
+        """Its equations, its derivative, and what backward saves and recomputes, as text to print."""
+        return explain(self.name, fuse_gate_sums(self.traced))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, UserCell) and (self.name, self.digest) == (other.name, other.digest)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.digest))
+
+    def __repr__(self) -> str:
+        return f"<cell {self.name}>"
+
+    def __reduce__(self) -> str:
+        # By reference, as a function: equations cannot be pickled.
+        return self.equations.__qualname__
+
+
+@overload
+def cell(equations: Equations, /) -> UserCell: ...
+
+
+@overload
+def cell(
+    *, gates: str, states: str = "h", vectors: str = "", scalars: str = "", name: str | None = None
+) -> Callable[[Equations], UserCell]: ...
+
+
+def cell(
+    equations: Equations | None = None,
+    *,
+    gates: str = "",
+    states: str = "h",
+    vectors: str = "",
+    scalars: str = "",
+    name: str | None = None,
+) -> UserCell | Callable[[Equations], UserCell]:
+    """Make a cell of its equations: ``@cell(gates="f n", states="h")`` above a function.
+
+    The function is called once, with symbols, and describes one step for all units at once:
+
+    - ``x.f`` is the pre-activation of gate f from the input, W x + b of its rows;
+    - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, the first time with the output before the step
+      for e, later with any expression. A gate takes part in one such product, or in none;
+    - ``s.h`` is a state before the step;
+    - ``p.beta``, of a fourth argument, is a vector or a scalar of the cell's own.
+
+    It returns the new states in their order, the output first. Expressions have Python's arithmetic, and the functions
+    of :mod:`fusedrnn.cell`.
+
+    Args:
+        equations: The function ``(x, recurrent, s)``; ``(x, recurrent, s, p)`` if there are vectors or scalars.
+        gates: The names of the gates, with spaces between, in the order in which weights stack them: those of the first
+            recurrent product, those of the next one, and last those that ``x`` alone gives.
+        states: The names of the states, the output first; at most six.
+        vectors: The names of parameters with one number for each unit, (H,).
+        scalars: The names of parameters that are one number, (1,).
+        name: The name of the cell; None for the function's.
+
+    Raises:
+        TypeError: If the equations do what no cell can: branch on an expression, iterate over one, return something
+            else than expressions.
+        ValueError: If a name is missing, invalid or given twice, or a gate, a state or a parameter is not used as it
+            must be.
+        AttributeError: If the equations use a name that is not declared.
+    """
+    if equations is None:
+        return lambda function: _make(function, gates, states, vectors, scalars, name)
+    return _make(equations, gates, states, vectors, scalars, name)
+
+
+def _make(equations: Equations, gates: str, states: str, vectors: str, scalars: str, name: str | None) -> UserCell:
+    if not callable(equations):
+        raise TypeError(f"cell takes a function; got {equations!r}: write @cell(gates=...) above one")
+    label = str(name or getattr(equations, "__name__", ""))
+    if not _is_name(label):
+        raise ValueError(f"a cell needs a name, {_IDENTIFIER}; got {label!r}: give name=")
+    try:
+        names = [_names(kind, text) for kind, text in zip(_KINDS, (gates, states, vectors, scalars), strict=True)]
+        _check_names(*names)
+        made = UserCell(label, names[0], names[1], equations, names[2], names[3])
+        for attribute in ("__module__", "__doc__"):
+            object.__setattr__(made, attribute, getattr(equations, attribute, None))
+        _check(made)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise type(error)(f"cell {label}: {error}") from error
+    return made
+
+
+_KINDS = "gates", "states", "vectors", "scalars"
+
+
+def _is_name(text: str) -> bool:
+    return text.isascii() and text.isidentifier() and not text.startswith("_") and len(text) <= _MAX_NAME
+
+
+def _names(kind: str, text: str) -> tuple[str, ...]:
+    """The names in a text, with spaces or commas between."""
+    if not isinstance(text, str):
+        raise TypeError(f"{kind} must be a string such as 'a b'; got {text!r}")
+    names = tuple(text.replace(",", " ").split())
+    for name in names:
+        if not _is_name(name):
+            raise ValueError(f"{kind} must be names, each {_IDENTIFIER}; got {name!r}")
+    return names
+
+
+def _check_names(gates: tuple[str, ...], states: tuple[str, ...], *parameters: tuple[str, ...]) -> None:
+    """Whether there are gates and states, and each name is given once."""
+    for kind, names in (("gate", gates), ("state", states)):
+        if not names:
+            raise ValueError(f"a cell needs at least one {kind}: write {kind}s='a b' for two of them")
+        if repeated := _repeated(names):
+            raise ValueError(f"two {kind}s have the name {repeated!r}")
+    if len(states) > _MAX_STATES:
+        raise ValueError(f"a cell has at most {_MAX_STATES} states; got {len(states)}")
+    own = [name for group in parameters for name in group]
+    if repeated := _repeated(own):
+        raise ValueError(f"two parameters have the name {repeated!r}")
+    if reserved := [name for name in own if name in _RESERVED]:
+        raise ValueError(f"the name {reserved[0]!r} is that of a weight or bias that every cell has")
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+def _check(made: UserCell) -> None:
+    """Whether the equations are those of a cell, and use all that they declare."""
+    traced = made.traced
+    expected = f"the new states {', '.join(made.states)}, in this order"
+    if len(traced.outputs) != len(made.states):
+        got = len(traced.outputs)
+        raise ValueError(f"the equations must return {expected}; they return {got} value{'s' * (got != 1)}")
+    for output in traced.outputs:
+        if not isinstance(output, Expr) or isinstance(output, Constant):
+            raise TypeError(f"the equations must return {expected}, each an expression; got {output!r}")
+    _check_products(made)
+    used = set(walk([*traced.outputs, *traced.operands]))
+    for gate in made.gates:
+        if PreX(gate) not in used:
+            raise ValueError(f"gate {gate!r} must have a part from the input: x.{gate} has no effect")
+        if gate not in traced.input_gates and PreH(gate) not in used:
+            raise ValueError(f"recurrent(...).{gate} has no effect")
+    if unused := [leaf.name for leaf in traced.parameters if leaf not in used]:
+        raise ValueError(f"parameter {unused[0]!r} is declared, but has no effect: write p.{unused[0]}")
+    try:
+        differentiate(fuse_gate_sums(traced))
+    except NotImplementedError as error:
+        raise ValueError(f"it has no derivative: {error}") from error
+
+
+def _check_products(made: UserCell) -> None:
+    """Whether the recurrent products are such that weights can be stacked in the order of the gates."""
+    stages = made.traced.stages
+    output = made.states[0]
+    if not stages or stages[0].operand != State(output):
+        raise ValueError(f"the first recurrent product must be of the output before the step: recurrent(s.{output})")
+    if any(stage.projects for stage in stages):
+        raise ValueError("recurrent.project is for the built-in LSTM alone")
+    if empty := [number for number, stage in enumerate(stages, 1) if not stage.gates]:
+        raise ValueError(f"no gate takes recurrent product {empty[0]}: take one as an attribute, recurrent(...).a")
+    order = [gate for stage in stages for gate in stage.gates]
+    order += made.traced.input_gates
+    if order != [*made.gates]:
+        raise ValueError(
+            f"gates must be in the order of the recurrent products, those of the input alone last: write "
+            f"gates={' '.join(order)!r}"
+        )

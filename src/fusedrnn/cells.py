@@ -1,0 +1,139 @@
+"""Cells of the literature beside LSTM and GRU, each written in the language of :mod:`fusedrnn.cell`.
+
+Each is the mode of a spec: ``RNNSpec(cells.janet, input_size=40, hidden_size=128)``. Equations are those of the papers;
+a product's bias is that of the spec.
+"""
+
+from typing import Any
+
+from fusedrnn.cell import cell, exp, maximum, relu, sigmoid, softplus, tanh
+
+__all__ = [
+    "cfc", "chaos_free_network", "fast_grnn", "janet", "lem", "li_gru", "minimal_gated_unit",
+    "multiplicative_lstm", "nbrc", "ran", "slstm", "star", "ugrnn",
+]  # fmt: skip
+
+
+@cell(gates="f n")
+def minimal_gated_unit(x: Any, recurrent: Any, s: Any) -> Any:
+    """Zhou et al., Minimal Gated Unit for Recurrent Neural Networks (2016), https://arxiv.org/abs/1603.09420."""
+    f = sigmoid(x.f + recurrent(s.h).f)
+    n = tanh(x.n + recurrent(f * s.h).n)
+    return s.h + f * (n - s.h)
+
+
+@cell(gates="f c")
+def janet(x: Any, recurrent: Any, s: Any) -> Any:
+    """Van der Westhuizen and Lasenby, The unreasonable effectiveness of the forget gate (2018), with β = 1.
+
+    https://arxiv.org/abs/1804.04849
+    """
+    h = recurrent(s.h)
+    f = x.f + h.f
+    return sigmoid(f) * s.h + (1.0 - sigmoid(f - 1.0)) * tanh(x.c + h.c)
+
+
+@cell(gates="g c")
+def ugrnn(x: Any, recurrent: Any, s: Any) -> Any:
+    """Collins et al., Capacity and Trainability in Recurrent Neural Networks (2017), https://arxiv.org/abs/1611.09913."""
+    h = recurrent(s.h)
+    c = tanh(x.c + h.c)
+    return c + sigmoid(x.g + h.g) * (s.h - c)
+
+
+@cell(gates="z n")
+def li_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Ravanelli et al., Light Gated Recurrent Units for Speech Recognition (2018), without batch normalization.
+
+    https://arxiv.org/abs/1803.10225
+    """
+    h = recurrent(s.h)
+    n = relu(x.n + h.n)
+    return n + sigmoid(x.z + h.z) * (s.h - n)
+
+
+@cell(gates="a b t")
+def cfc(x: Any, recurrent: Any, s: Any) -> Any:
+    """Hasani et al., Closed-form continuous-time neural networks (2022), without backbone, at steps of time 1.
+
+    https://arxiv.org/abs/2106.13898
+    """
+    h = recurrent(s.h)
+    a = tanh(x.a + h.a)
+    return a + sigmoid(x.t + h.t) * (tanh(x.b + h.b) - a)
+
+
+@cell(gates="c", vectors="bias_z bias_h", scalars="zeta nu")
+def fast_grnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Kusupati et al., FastGRNN (2018), https://arxiv.org/abs/1901.02358; its biases are the vectors."""
+    c = x.c + recurrent(s.h).c
+    z = sigmoid(c + p.bias_z)
+    return (sigmoid(p.zeta) * (1.0 - z) + sigmoid(p.nu)) * tanh(c + p.bias_h) + z * s.h
+
+
+@cell(gates="a b z y", states="y z")
+def lem(x: Any, recurrent: Any, s: Any) -> Any:
+    """Rusch et al., Long Expressive Memory for Sequence Modeling (2022), with Δt = 1.
+
+    https://arxiv.org/abs/2110.04744
+    """
+    y = recurrent(s.y)
+    z = s.z + sigmoid(x.a + y.a) * (tanh(x.z + y.z) - s.z)
+    return s.y + sigmoid(x.b + y.b) * (tanh(x.y + recurrent(z).y) - s.y), z
+
+
+@cell(gates="m i f g o", states="h c")
+def multiplicative_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Krause et al., Multiplicative LSTM for sequence modelling (2016), https://arxiv.org/abs/1609.07959."""
+    m = recurrent(x.m * recurrent(s.h).m)
+    c = sigmoid(x.f + m.f) * s.c + sigmoid(x.i + m.i) * tanh(x.g + m.g)
+    return tanh(c) * sigmoid(x.o + m.o), c
+
+
+@cell(gates="i f z o", states="h c n m")
+def slstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Beck et al., xLSTM (2024), https://arxiv.org/abs/2405.04517: exponential gates, of one head.
+
+    The states c and n are those of the paper times exp(-m): m keeps them in range, and h does not depend on it.
+    """
+    h = recurrent(s.h)
+    i, f = x.i + h.i, -softplus(-(x.f + h.f)) + s.m
+    m = maximum(f, i)
+    c = exp(f - m) * s.c + exp(i - m) * tanh(x.z + h.z)
+    n = exp(f - m) * s.n + exp(i - m)
+    return sigmoid(x.o + h.o) * c / n, c, n, m
+
+
+@cell(gates="i f c", states="h c")
+def ran(x: Any, recurrent: Any, s: Any) -> Any:
+    """Lee et al., Recurrent Additive Networks (2017), https://arxiv.org/abs/1705.07393, with h = tanh(c)."""
+    h = recurrent(s.h)
+    c = sigmoid(x.i + h.i) * x.c + sigmoid(x.f + h.f) * s.c
+    return tanh(c), c
+
+
+@cell(gates="k z")
+def star(x: Any, recurrent: Any, s: Any) -> Any:
+    """Turkoglu et al., Gating Revisited: Deep Multi-layer RNNs That Can Be Trained (2019).
+
+    https://arxiv.org/abs/1911.11033
+    """
+    return tanh(s.h + sigmoid(x.k + recurrent(s.h).k) * (tanh(x.z) - s.h))
+
+
+@cell(gates="a c n")
+def nbrc(x: Any, recurrent: Any, s: Any) -> Any:
+    """Vecoven et al., A bio-inspired bistable recurrent cell (2020), the neuromodulated one.
+
+    https://arxiv.org/abs/2006.05252
+    """
+    h = recurrent(s.h)
+    n = tanh(x.n + (1.0 + tanh(x.a + h.a)) * s.h)
+    return n + sigmoid(x.c + h.c) * (s.h - n)
+
+
+@cell(gates="t e n")
+def chaos_free_network(x: Any, recurrent: Any, s: Any) -> Any:
+    """Laurent and von Brecht, A recurrent neural network without chaos (2016), https://arxiv.org/abs/1612.06212."""
+    h = recurrent(s.h)
+    return sigmoid(x.t + h.t) * tanh(s.h) + sigmoid(x.e + h.e) * tanh(x.n)

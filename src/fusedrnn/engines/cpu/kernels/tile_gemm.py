@@ -1,0 +1,200 @@
+"""The GEMM on tiles: AMX multiplies 16 rows of A by a vector of columns of B in one instruction, over 16 groups of k.
+
+What it computes, and its arguments, are those of :mod:`fusedrnn.engines.cpu.kernels.gemm`. Rows of A must be evenly
+spaced in memory. A *step* is the 16 groups of k that an instruction multiplies. The instruction for bfloat16 sums a
+step from zero and adds the result to C: the steps of an element, and the order within one, do not depend on the rows
+and columns that are computed together. The last step is filled up with zeros, in a copy.
+
+Rows are cut into tiles of one height, the lowest with which there are no more tiles than with 16 rows. The last one
+begins where it fits, so that it may overlap the one before: a kernel computes both, and loads all its sums before it
+stores any, so that rows which both hold are the same in both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+from fusedrnn.engines.cpu.kernels.gemm import OUTPUT_ARGUMENTS, gemm_of, k_parts
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, SCALE_BYTES, STORAGE, products_of
+from fusedrnn.jit.builder import Function, Module, Value
+from fusedrnn.jit.target import Target
+from fusedrnn.jit.tiles import RIGHT_TILES, ROW_BYTES, TILE_BYTES, TILE_ROWS, TilesOf, aligned_alloca, emit_tiles
+from fusedrnn.jit.vector import Vectors
+
+GROUPS = TILE_ROWS
+"""Groups of k in a step."""
+ROWS_PER_KERNEL = 2 * TILE_ROWS
+"""Rows that read a panel together."""
+# Bytes of the part of a panel that all rows use before the next part: with it the rows of a kernel stay in L1.
+_PART_BYTES = 64 << 10
+_FIRST_LEFT_TILE = 4
+
+
+def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int = _PART_BYTES) -> Function:
+    """The function ``GEMM`` or ``GEMM_INT8``: it cuts K into parts and the rows into tiles."""
+    f = Function.of(module, gemm_of(compute))
+    num_rows, num_col_vecs, a_rows, b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales = f.arguments
+    v = Vectors(f, target, STORAGE[compute])
+    products = products_of(compute, v)
+    tiles_of, group_bytes = emit_tiles(module, target, products.tile_instruction), target.tile[1] * products.b_bytes
+    kernels = {
+        (height, vecs): _TileKernel(module, target, compute, tiles_of, height, vecs).emit()
+        for height, most in ((1, target.tile[1]), (2, 2))
+        for vecs in range(1, most + 1)
+    }
+    num_tiles = (num_rows + (TILE_ROWS - 1)) // TILE_ROWS
+    rows = (num_rows + num_tiles - 1) // num_tiles
+    tiles_of(f, rows).configure()
+    a = f.load(a_rows)
+    a_stride = f.load(a_rows + (num_rows > 1).select(f.constant(8), 0)) - a
+    b_tail = _copy_tail(v, b, group_bytes, num_col_vecs, target.tile[1], k)
+    # Sums of quantized products are integers and cannot be stored in C. One tile of rows reads everything once.
+    part_groups = 0 if products.has_scales else part_bytes // group_bytes
+    with k_parts(f, k, part_groups, GROUPS, num_rows > TILE_ROWS) as (first_k, size):
+        is_first = first_k.is_zero
+        start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
+        ahead = prefetch + first_k * group_bytes
+
+        def call(kernel: Function, row: Value, second: Value, vec: Value) -> None:
+            left = a + row * a_stride + first_k * products.a_bytes, a_stride
+            right = b + first_k * group_bytes + vec * v.bytes, b_tail + vec * TILE_BYTES, size
+            output = start + row * stride + vec * v.bytes, stride, c + row * c_stride + vec * v.bytes, c_stride
+            column_scales = (address + vec * v.bytes for address in scales)
+            f.call(kernel, rows, second, *left, *right, *output, ahead + vec * v.bytes, *column_scales)
+
+        is_odd = num_tiles & 1
+        zero = f.constant(0)
+        with f.if_(is_odd.is_set):
+            singles = {vecs: kernel for (height, vecs), kernel in kernels.items() if height == 1}
+            for kernel in f.switch(num_col_vecs, singles):
+                call(kernel, zero, zero, zero)
+        with f.loop(is_odd * rows, num_rows, rows * 2) as row, f.loop(0, num_col_vecs, 2) as vec:
+            second = (num_rows - rows - row).at_most(rows)
+            with f.if_else(num_col_vecs - vec > 1) as (both, last):
+                with both:
+                    call(kernels[2, 2], row, second, vec)
+                with last:
+                    call(kernels[2, 1], row, second, vec)
+    f.ret()
+    return f
+
+
+def _copy_tail(v: Vectors, b: Value, group_bytes: int, num_col_vecs: Value, width: int, k: Value) -> Value:
+    """The groups after the last whole step, and zeros: a tile for each vector of columns."""
+    f = v.function
+    tail = aligned_alloca(f, width * TILE_BYTES)
+    num_groups = k % GROUPS
+    source = b + (k - num_groups) * group_bytes
+    with f.if_(num_groups > 0), f.loop(0, num_col_vecs) as vec:
+        tile = tail + vec * TILE_BYTES
+        with f.loop(0, num_groups) as group:
+            v.store(v.load(source + group * group_bytes + vec * v.bytes), tile + group * ROW_BYTES)
+        f.fill_zero(tile + num_groups * ROW_BYTES, (GROUPS - num_groups) * ROW_BYTES)
+    return tail
+
+
+class _TileKernel:
+    """A function that multiplies one or two tiles of rows by some vectors of columns.
+
+    Its arguments: the rows of a tile, and the row at which the second one begins; A and the bytes between its rows; the
+    first vector in B's panel, and the tiles of B's last groups; K in groups; C_in and C, each with the bytes between
+    rows; the same vectors of the next panel; and the scales of B's columns if there are any.
+    """
+
+    def __init__(
+        self, module: Module, target: Target, compute: str, tiles_of: TilesOf, height: int, col_vecs: int
+    ) -> None:
+        scales = ["b_scales"] if PRODUCTS[compute].has_scales else []
+        names = ["rows", "second", "a", "a_stride", "b", "b_tail", "k", *OUTPUT_ARGUMENTS, "prefetch", *scales]
+        self.f = f = Function(module, f"tile_kernel{height}x{col_vecs}", names)
+        self.rows, self.second, self.a, self.a_stride, self.b, self.b_tail, self.k = f.arguments[:7]
+        self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch, *self.scales = f.arguments[7:]
+        self.v = Vectors(f, target, STORAGE[compute])
+        self.products = products_of(compute, self.v)
+        self.tiles = tiles_of(f, self.rows)
+        self.group_bytes = target.tile[1] * self.products.b_bytes
+        self.first_rows = [f.constant(0), self.second][:height]
+        self.col_vecs = col_vecs
+
+    def emit(self) -> Function:
+        f = self.f
+        self._begin_sums()
+        num_steps = self.k // GROUPS
+        a_tiles = [self.a + row * self.a_stride for row in self.first_rows]
+        step_bytes = GROUPS * self.group_bytes
+        with f.loop(0, num_steps) as step:
+            self._prefetch(self.prefetch + step * step_bytes)
+            left = [tile + step * ROW_BYTES for tile in a_tiles]
+            right = [self.b + step * step_bytes + vec * self.v.bytes for vec in range(self.col_vecs)]
+            self._multiply(left, self.a_stride, right, f.constant(self.group_bytes))
+        with f.if_(self.k % GROUPS > 0):
+            left = self._left_tail([tile + num_steps * ROW_BYTES for tile in a_tiles])
+            right = [self.b_tail + vec * TILE_BYTES for vec in range(self.col_vecs)]
+            self._multiply(left, f.constant(ROW_BYTES), right, f.constant(ROW_BYTES))
+        if self.products.has_scales:
+            self._store_scaled()
+        else:
+            self._store_sums(self.c, self.c_stride)
+        f.ret()
+        return f
+
+    def _sum_tiles(self) -> Iterator[tuple[int, Value, int]]:
+        """Each tile of sums, with its first row and its vector of columns."""
+        positions = itertools.product(self.first_rows, range(self.col_vecs))
+        for tile, (first_row, vec) in enumerate(positions):
+            yield tile, first_row, vec
+
+    def _begin_sums(self) -> None:
+        """Begin with C_in, or with zeros if it is added after the sum is scaled."""
+        for tile, first_row, vec in self._sum_tiles():
+            if self.products.has_scales:
+                self.tiles.zero(tile)
+            else:
+                address = self.c_in + first_row * self.c_in_stride + vec * self.v.bytes
+                self.tiles.load(tile, address, self.c_in_stride)
+
+    def _store_sums(self, into: Value, stride: Value) -> None:
+        for tile, first_row, vec in self._sum_tiles():
+            self.tiles.store(tile, into + first_row * stride + vec * self.v.bytes, stride)
+
+    def _multiply(self, left: Sequence[Value], left_stride: Value, right: Sequence[Value], right_stride: Value) -> None:
+        """Add the products of a step, by the addresses of its tiles: one load for each product, if there are 2 x 2."""
+        tiles = self.tiles
+        for number, address in enumerate(left):
+            tiles.load(_FIRST_LEFT_TILE + number, address, left_stride)
+        for vec, address in enumerate(right):
+            right_tile = RIGHT_TILES[vec % len(RIGHT_TILES)]
+            tiles.load(right_tile, address, right_stride)
+            for number in range(len(left)):
+                tiles.multiply(number * self.col_vecs + vec, _FIRST_LEFT_TILE + number, right_tile)
+
+    def _left_tail(self, left: Sequence[Value]) -> list[Value]:
+        """The addresses of copies of these rows' last groups, and zeros: what lies behind a row may be anything."""
+        f, v = self.f, self.v
+        copies = aligned_alloca(f, len(left) * TILE_BYTES)
+        result = [copies + number * TILE_BYTES for number in range(len(left))]
+        for source, tile in zip(left, result, strict=True):
+            with f.loop(0, self.rows) as row:
+                # A group of a row has the size of a float32.
+                v.store(v.load_masked(source + row * self.a_stride, self.k % GROUPS), tile + row * ROW_BYTES)
+        return result
+
+    def _prefetch(self, panel: Value) -> None:
+        """Prefetch the same step of the next panel into L2."""
+        for group, vec in itertools.product(range(GROUPS), range(self.col_vecs)):
+            self.f.prefetch(panel + (group * self.group_bytes + vec * self.v.bytes), cache=2)
+
+    def _store_scaled(self) -> None:
+        """Scale the integer sums, which come by way of the stack, and add C_in."""
+        f, v, row_bytes = self.f, self.v, self.col_vecs * self.v.bytes
+        sums = aligned_alloca(f, len(self.first_rows) * TILE_ROWS * row_bytes)
+        self._store_sums(sums, f.constant(row_bytes))
+        with f.loop(0, self.first_rows[-1] + self.rows) as row:
+            row_scale = self.a + row * self.a_stride - SCALE_BYTES
+            for vec in range(self.col_vecs):
+                offset = vec * v.bytes
+                total = f.load(sums + row * row_bytes + offset, v.itype, v.bytes)
+                c_in = self.c_in + row * self.c_in_stride + offset
+                result = self.products.last_sum(total, (row_scale, self.scales[0] + offset), c_in, v.bytes)
+                v.store(result, self.c + row * self.c_stride + offset)

@@ -1,0 +1,82 @@
+"""Operands in bfloat16 and float16 as float32: one node of autograd, which checks those that torch.nn would save."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedrnn.torch.network import Network, Tensors
+from fusedrnn.torch.widened_weights import widened
+
+Operands = tuple[Tensor, tuple[Any, ...] | None, Tensors]
+"""x, the initial states or None, and the weights."""
+
+
+class _Conversion(torch.autograd.Function):
+    """From operands to their copies. Backward refuses ``saved`` tensors that have changed in place."""
+
+    @staticmethod
+    def forward(ctx: Any, copies: tuple[Tensor, ...], saved: Sequence[Tensor], *operands: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*saved)
+        ctx.dtypes = [operand.dtype for operand in operands]
+        ctx.set_materialize_grads(False)
+        return copies
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        _ = ctx.saved_tensors  # raises the error
+        pairs = zip(grads, ctx.dtypes, strict=True)
+        return None, None, *[grad if grad is None else grad.to(dtype) for grad, dtype in pairs]
+
+
+# Function.apply without its detour through functorch, under whose transforms no call gets here.
+_apply: Any = super(torch.autograd.Function, _Conversion).apply
+
+
+def low_precision_operands(
+    network: Network, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, several_steps: bool
+) -> Operands:
+    """The operands in float32. The rules for changes before backward are those of float32 operands.
+
+    ``several_steps`` says whether T is above 1.
+    """
+    operands = [x, *(states or (None,) * network.num_states), *weights]
+    copies = [x.detach().to(torch.float32), *_float32(states or (None,) * network.num_states), *widened(weights)]
+    saved: list[Tensor] = []
+    needs_grad = _needs_grad(operands)
+    if True in needs_grad:
+        flags = network.saved_operands(needs_grad, several_steps)
+        # torch refuses to save tensors that were created in inference mode, which cannot change in place here either.
+        saved = [t for t, save in zip(operands, flags, strict=True) if save and t is not None and not t.is_inference()]
+    return _split(network, states, _recorded(operands, copies, needs_grad, saved))
+
+
+def _float32(tensors: Tensors) -> list[Tensor | None]:
+    return [tensor if tensor is None else tensor.detach().to(torch.float32) for tensor in tensors]
+
+
+def _needs_grad(operands: Tensors) -> tuple[bool, ...]:
+    records = torch.is_grad_enabled()
+    return tuple([records and operand is not None and operand.requires_grad for operand in operands])
+
+
+def _recorded(
+    operands: Tensors, copies: Tensors, needs_grad: Sequence[bool], saved: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The copies, as functions of the operands that need a gradient."""
+    results = list(copies)
+    indices = [i for i, needed in enumerate(needs_grad) if needed]
+    if indices:
+        # Others use the same copies of weights: these must stay without history.
+        aliases = tuple([copies[i].data for i in indices])  # type: ignore[union-attr]
+        for i, result in zip(indices, _apply(aliases, saved, *[operands[i] for i in indices]), strict=True):
+            results[i] = result
+    return results
+
+
+def _split(network: Network, states: Sequence[Tensor] | None, operands: list[Any]) -> Operands:
+    first = 1 + network.num_states
+    return operands[0], tuple(operands[1:first]) if states else None, operands[first:]

@@ -1,0 +1,175 @@
+"""The language of cells: what can be a cell, what cannot and how the error says to write it, names, identity, text."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn.cell import cell, clip, maximum, relu, sigmoid, tanh, where
+
+
+@cell(gates="f n", states="h c", vectors="beta", scalars="tau")
+def sample(x, recurrent, s, p):
+    """A cell with one of everything."""
+    h = recurrent(s.h)
+    c = s.c * sigmoid(x.f + h.f) + p.beta * tanh(x.n + h.n)
+    return p.tau * where(c > 0.5, c, abs(c) / (2.0 - clip(c, -1, 1))), c
+
+
+def of(equations, **options):
+    return cell(**{"gates": "a", "name": "wrong", **options})(equations)
+
+
+@pytest.mark.parametrize(
+    ("equations", "error", "message"),
+    [
+        (lambda x, u, s: x.a if u(s.h).a > 0 else s.h, TypeError, r"write where\(a < b, value, other\), maximum"),
+        (lambda x, u, s: x.a if u(s.h).a else s.h, TypeError, r"write where\(a < b, value, other\)"),
+        (lambda x, u, s: max(x.a, u(s.h).a), TypeError, r"maximum\(a, b\)"),
+        (lambda x, u, s: sum(u(s.h).a), TypeError, "written for all units at once.*cannot be iterated"),
+        (lambda x, u, s: u(s.h).a[0], TypeError, "written for all units at once.*has no index"),
+        (lambda x, u, s: math.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not those of math"),
+        (lambda x, u, s: np.tanh(x.a), TypeError, "ufunc"),
+        (lambda x, u, s: tanh(x), TypeError, "expected an expression or a number; got all of a, which are attributes"),
+        (lambda x, u, s: where(x.a, s.h, 0.0), TypeError, "where takes a comparison"),
+        (lambda x, u, s: u(s.h).a ** 0.5, TypeError, "an exponent must be an integer of at least 1; got 0.5"),
+        (lambda x, u, s: clip(x.a, 1, 0), ValueError, "low must not exceed high; got 1.0 and 0.0"),
+        (lambda x, u, s: None, TypeError, "must return the new states h, in this order, each an expression; got None"),
+        (lambda x, u, s: 1.0, TypeError, "each an expression; got 1.0"),
+        (lambda x, u, s: (x.a, u(s.h).a), ValueError, "must return the new states h, in this order; they return 2"),
+        (lambda x, u, s: x.b + u(s.h).a, AttributeError, "the cell has no gate 'b'; its gates are a"),
+        (lambda x, u, s: x.a + u(s.c).a, AttributeError, "the cell has no state 'c'; its states are h"),
+        (lambda x, u, s: tanh(x.a), ValueError, r"must be of the output before the step: recurrent\(s.h\)"),
+        (lambda x, u, s: x.a + u(tanh(s.h)).a, ValueError, r"recurrent\(s.h\)"),
+        (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
+        (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
+        (lambda x, u, s: u(s.h).a * s.h, ValueError, r"gate .a. must have a part from the input: x.a has no effect"),
+        (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "takes gate a from more than one stage"),
+    ],
+)
+def test_what_cannot_be_a_cell(equations, error, message):
+    with pytest.raises(error, match=rf"^cell wrong: .*(?:{message})"):
+        of(equations)
+
+
+def plain(x, u, s, *p):
+    return tanh(x.a + u(s.h).a)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gates": ""}, "needs at least one gate"),
+        ({"gates": "a a"}, "two gates have the name 'a'"),
+        ({"gates": "a 1"}, "must be names, each an identifier of at most 64 ASCII letters, not with _ first; got '1'"),
+        ({"states": ""}, "needs at least one state"),
+        ({"states": "h c"}, "must return the new states h, c, in this order; they return 1 value"),
+        ({"states": "a b c d e f g"}, "at most 6 states; got 7"),
+        ({"vectors": "beta beta"}, "two parameters have the name 'beta'"),
+        ({"vectors": "beta", "scalars": "beta"}, "two parameters have the name 'beta'"),
+        ({"vectors": "h2h_bias"}, "is that of a weight or bias"),
+        ({"vectors": "beta"}, "parameter 'beta' is declared, but has no effect: write p.beta"),
+        ({"name": "not a name"}, "an identifier of at most 64 ASCII letters, not with _ first; got 'not a name'"),
+    ],
+)
+def test_declarations(options, message):
+    with pytest.raises(ValueError, match=message):
+        of(plain, **options)
+
+
+def test_the_order_of_gates_is_that_of_products():
+    def equations(x, u, s):
+        f = sigmoid(x.f + u(s.h).f)
+        return tanh(x.n + u(f * s.h).n)
+
+    with pytest.raises(ValueError, match=r"cell own: gates must be in the order .*: write gates='f n'"):
+        cell(gates="n f", name="own")(equations)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activations": ("tanh",)}, "activations needs one of the modes"),
+        ({"gate_clip": 1.0}, "gate_clip needs one of the modes"),
+        ({"projection_size": 2}, "projection_size needs mode 'lstm'; got 2 in mode <cell sample>"),
+    ],
+)
+def test_options_of_the_four_cells_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RNNSpec(sample, 3, 4, **options)
+
+
+def test_the_spec_of_a_cell():
+    spec = RNNSpec(sample, 3, 4, 2)
+    assert (spec.mode, spec.mode_name, spec.gates, spec.state_names) == (sample, "sample", ("f", "n"), ("h", "c"))
+    params = np.arange(spec.layout.size, dtype=np.float32)
+    shapes = {name: array.shape for name, array in spec.layout.unpack(params).items() if name.startswith("l0")}
+    assert shapes == {
+        "l0_i2h_weight": (8, 3), "l0_h2h_weight": (8, 4), "l0_beta": (4,), "l0_tau": (1,), "l0_i2h_bias": (8,),
+        "l0_h2h_bias": (8,),
+    }  # fmt: skip
+    assert "tau_l1" in spec.layout.unpack(params, names="torch")
+    np.testing.assert_array_equal(spec.layout.pack(spec.layout.unpack(params)), params)
+
+
+def test_errors_name_the_states_of_the_cell():
+    op = RNNOp(RNNSpec(cells.slstm, 3, 4))
+    x, params = np.zeros((2, 1, 3), np.float32), np.zeros(op.spec.layout.size, np.float32)
+    states = [np.zeros((1, 1, 4), np.float32) for _ in range(3)]
+    with pytest.raises(ValueError, match=r"states must be .*h0 \(1, 1, 4\), c0 .*, n0 .*, m0 .*; got 3"):
+        op.forward(x, params, states)
+    with pytest.raises(ValueError, match=r"states: m0 must have shape \(1, 1, 4\); got \(1, 1, 5\)"):
+        op.forward(x, params, [*states, np.zeros((1, 1, 5), np.float32)])
+
+
+def test_engines_without_cells_say_so():
+    with pytest.raises(NotImplementedError, match="<cell sample>"):
+        RNNOp(RNNSpec(sample, 3, 4), "onednn")
+
+
+def test_cells_are_compared_by_their_equations():
+    """So that a cell that is defined again finds its kernels."""
+
+    def make(factor):
+        return cell(gates="a", name="scaled")(lambda x, u, s: factor * tanh(x.a + u(s.h).a))
+
+    assert make(0.5) == make(0.5) and hash(make(0.5)) == hash(make(0.5)) and make(0.5).slug == make(0.5).slug
+    assert make(0.5) != make(0.25) and make(0.5).slug != make(0.25).slug
+    assert RNNSpec(make(0.5), 3, 4) == RNNSpec(make(0.5), 3, 4) != RNNSpec(make(0.25), 3, 4)
+    renamed = cell(gates="a", name="other")(lambda x, u, s: 0.5 * tanh(x.a + u(s.h).a))
+    assert make(0.5) != renamed and sample.slug.startswith("sample_")
+
+
+def test_equal_operands_are_one_product():
+    """However often the equations call ``recurrent`` with one."""
+    twice = cell(gates="f n", name="ugrnn")(lambda x, u, s: sigmoid(x.f + u(s.h).f) * tanh(x.n + u(s.h).n))
+    h = cell(gates="f n", name="ugrnn")(lambda x, u, s: (lambda h: sigmoid(x.f + h.f) * tanh(x.n + h.n))(u(s.h)))
+    assert twice == h and len(twice.traced.stages) == 1
+
+
+def test_a_cell_is_pickled_by_reference():
+    spec = RNNSpec(cells.janet, 3, 4)
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert pickle.loads(pickle.dumps(cells.janet)) is copy.deepcopy(cells.janet) is cells.janet
+
+
+def test_kinks():
+    assert sample.has_kinks and cells.li_gru.has_kinks and not cells.janet.has_kinks
+    assert of(lambda x, u, s: maximum(x.a + u(s.h).a, relu(s.h))).has_kinks
+
+
+def test_explain():
+    text = cells.minimal_gated_unit.explain()
+    for line in (
+        "cell minimal_gated_unit: gates f, n; states h",
+        "  operand 2 = v1 * h",
+        "  product 1 of h: a.f = x.f + h.f",
+        "  product 2 of operand 2: a.n = x.n + h.n",
+    ):
+        assert line in text.splitlines()
+    assert "beta, tau" in sample.explain()
+    assert "where(0.5 < " in sample.explain()
+    assert sample.__doc__ == "A cell with one of everything."

@@ -1,0 +1,143 @@
+"""Random cells from the language: the reference, and of some the kernels, against torch's autograd on the same program.
+
+A cell is a list of operations on values by number; torch's functions and the language's interpret it. Operations keep
+values between -2 and 2, so that no derivative grows with the depth of a program.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fusedrnn import RNNSpec
+from fusedrnn import cell as language
+from oracles import reference_results
+from paper_cells import check_training
+from problems import Shape, assert_close, assert_gradients_close, problem_of
+from variants import Steps, variant_results
+
+UNARY = {
+    "tanh": torch.tanh, "sigmoid": torch.sigmoid, "softplus": lambda a: torch.nn.functional.softplus(a, threshold=40),
+    "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "relu": torch.relu, "absolute": torch.abs,
+}  # fmt: skip
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "where")
+SHAPE = Shape(4, 3, 3, 5, layers=2, bidirectional=True, lengths="edges")
+
+
+def draw(rng):
+    """The names of a random cell and its program: the gates of each recurrent product, and the operations after it."""
+    products = int(rng.integers(1, 4))
+    groups = [[f"g{product}{number}" for number in range(rng.integers(1, 3))] for product in range(products)]
+    inputs = [f"x{number}" for number in range(rng.integers(0, 2))]
+    states = [f"s{number}" for number in range(rng.integers(1, 4))]
+    vectors, scalars = (["v"] * int(rng.integers(0, 2)), ["t"] * int(rng.integers(0, 2)))
+    steps = [
+        [(str(rng.choice([*UNARY, *BINARY])), *map(float, rng.random(3))) for _ in range(rng.integers(1, 5))]
+        for _ in range(products)
+    ]
+    return SimpleNamespace(groups=groups, inputs=inputs, states=states, vectors=vectors, scalars=scalars, steps=steps)
+
+
+def apply(op, a, b, c, on):
+    """An operation whose result is between -2 and 2 and has bounded derivatives; ``on`` has the functions."""
+    if op == "log":
+        return on.log(1.0 + abs(a))
+    if op == "sqrt":
+        return on.sqrt(0.5 + abs(a))
+    if op in ("exp", "softplus"):
+        return getattr(on, op)(0.5 * on.tanh(a))
+    if op in UNARY:
+        return getattr(on, op)(a) if op in ("tanh", "sigmoid") else on.tanh(getattr(on, op)(a))
+    if op in ("maximum", "minimum"):
+        return on.tanh(getattr(on, op)(a, b))
+    if op == "where":
+        return on.tanh(on.where(a < b, a * c, c - 0.25 * b))
+    result = {"add": lambda: a + b, "sub": lambda: a - b, "mul": lambda: a * b, "div": lambda: a / (1.5 + abs(b))}
+    return on.tanh(result[op]())
+
+
+def run_program(program, x, recurrent, states, parameters, on):
+    """One step: the new states."""
+    values = [*states, *(x(name) for name in program.inputs), *parameters]
+    for product, (gates, steps) in enumerate(zip(program.groups, program.steps, strict=True)):
+        parts = recurrent(states[0] if product == 0 else values[-1], gates)
+        # Sums that a kernel may fuse, and products that it may not.
+        values += [x(gate) + part if number else x(gate) * 0.5 + part * values[0] for number, (gate, part) in
+                   enumerate(zip(gates, parts, strict=True))]  # fmt: skip
+        for op, *positions in steps:
+            values.append(apply(op, *(values[int(position * len(values))] for position in positions), on))
+    total = values[0]
+    for value in values[1:]:
+        total = total + 0.3 * value  # every gate and parameter has an effect
+    return [on.tanh(total), *(on.tanh(total * 0.5 + value) for value in values[-len(states) + 1 :][: len(states) - 1])]
+
+
+def as_cell(program, name):
+    """The program as a cell of the language."""
+    gates = [gate for group in program.groups for gate in group]
+
+    def equations(x, recurrent, s, *own):
+        def product(operand, names):
+            result = recurrent(operand)
+            return [getattr(result, gate) for gate in names]
+
+        parameters = [getattr(own[0], parameter) for parameter in (*program.vectors, *program.scalars)]
+        states = [getattr(s, state) for state in program.states]
+        new = run_program(program, lambda gate: getattr(x, gate), product, states, parameters, language)
+        return tuple(new)
+
+    names = {"gates": [*gates, *program.inputs], "states": program.states}
+    names |= {"vectors": program.vectors, "scalars": program.scalars}
+    return language.cell(name=name, **{kind: " ".join(of_kind) for kind, of_kind in names.items()})(equations)
+
+
+def as_steps(program):
+    """The program on tensors: the oracle's step."""
+    gates = [gate for group in program.groups for gate in group] + program.inputs
+    on = SimpleNamespace(**UNARY, where=torch.where, maximum=torch.maximum, minimum=torch.minimum)
+
+    class ProgramSteps(Steps):
+        def __init__(self, spec, weights):
+            self.spec, self.w, self.margin = spec, weights, np.inf
+
+        def __call__(self, x, states):
+            H = self.spec.hidden_size
+
+            def rows(gate):
+                return slice(gates.index(gate) * H, (gates.index(gate) + 1) * H)
+
+            def from_x(gate):
+                return x @ self.w["i2h_weight"][rows(gate)].T + self.w["i2h_bias"][rows(gate)]
+
+            def product(operand, names):
+                full = operand.expand(len(x), H)  # also if it depends on parameters alone
+                return [full @ self.w["h2h_weight"][rows(g)].T + self.w["h2h_bias"][rows(g)] for g in names]
+
+            parameters = [self.w[name] for name in (*program.vectors, *program.scalars)]
+            new = run_program(program, from_x, product, list(states), parameters, on)
+            return tuple(state.expand(len(x), H) for state in new)
+
+    return ProgramSteps
+
+
+def problem(seed):
+    """A random cell's problem, and the oracle's results."""
+    program = draw(np.random.default_rng(seed))
+    spec = RNNSpec(as_cell(program, f"random{seed}"), SHAPE.I, SHAPE.H, SHAPE.layers, True, dtype="float64")
+    of_cell = problem_of(spec, SHAPE, seed)
+    return of_cell, variant_results(of_cell, steps=as_steps(program))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_reference(seed):
+    of_cell, oracle = problem(seed)
+    actual = reference_results(of_cell)
+    assert_close(actual.forward, oracle.forward, "float64", of_cell.spec)
+    assert_gradients_close(actual.gradients, oracle.gradients, "float64", of_cell.spec, SHAPE.T, SHAPE.N)
+
+
+@pytest.mark.parametrize("seed", [1, 5, 16])
+def test_kernels(seed):
+    """Of two and three products, which later stages read, one to three states, a vector and a scalar."""
+    check_training(*problem(seed))

@@ -1,0 +1,123 @@
+"""What cells of users have in common with the built-in ones: targets, formats, bits, streams, dropout."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fusedrnn
+from fusedrnn import RNNOp
+from fusedrnn.cell import cell, sigmoid, tanh
+from fusedrnn.engines.cpu.plan.partition import force_grid
+from fusedrnn.engines.interface import SAVE_POLICIES
+from fusedrnn.jit.host import available_targets
+from oracles import reference_results
+from pairwise import target_names
+from paper_cells import cell_problem, check_training, train
+from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
+
+pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
+
+SHAPE = Shape(5, 3, 7, 17, layers=2, bidirectional=True, lengths="edges")
+SOME = ("everything", "slstm")
+OTHER_TARGETS = target_names()[1:]
+FORMATS = ("everything", "bfloat16"), ("everything", "int8"), ("lem", "int8_weights")
+
+
+@pytest.fixture(autouse=True)
+def native(monkeypatch):
+    """One target, unless a test goes through all."""
+    monkeypatch.setenv("FUSEDRNN_TARGET", available_targets()[0].name)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "target"),
+    [("everything", "float32", OTHER_TARGETS[0]), ("slstm", "float64", OTHER_TARGETS[-1])],
+    indirect=["target"],
+)
+def test_targets(name, dtype, target, small_chunks):
+    problem, oracle = cell_problem(name, SHAPE)
+    with fusedrnn.thread_limits(2):
+        check_training(problem.typed(dtype), oracle)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_bits(name):
+    """They depend neither on how threads divide the work nor on what is kept; nor on chunks of a stream."""
+    problem, _ = cell_problem(name, SHAPE)
+    results = []
+    for grid in ((1, 1, 1), (2, 1, 2), (1, 2, 1), (1, 1, 3)):
+        with fusedrnn.thread_limits(int(np.prod(grid))), force_grid(grid):
+            results += [train(problem, keep) for keep in SAVE_POLICIES]
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+    spec = replace(problem.spec, bidirectional=False, num_layers=1)
+    params = problem.params[: spec.layout.size]
+    states = tuple(state[:1] for state in problem.states)
+    y, final, _ = RNNOp(spec).forward(problem.x, params, states)
+    stream = RNNOp(spec).stream(params, SHAPE.N, states)
+    assert_same_bits(np.concatenate([stream(problem.x[:2]), stream(problem.x[2:])]), y)
+    assert_same_bits(tuple(stream.states), final)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_repeated_calls_and_added_gradients(name):
+    problem, oracle = cell_problem(name, Shape(3, 2, 5, 17))
+    op, buffers = RNNOp(problem.spec), None
+    for repetition in range(1, 4):
+        y, final, reserve = op.forward(problem.x, problem.params, problem.states, training=True)
+        assert_close((y, final), oracle.forward, "float32", problem.spec)
+        req = "write" if buffers is None else "add"
+        buffers = op.backward(problem.dy, problem.dstates, reserve, grad_req=req, out=buffers)
+        dx, dparams, dstates = oracle.gradients
+        expected = dx * repetition, dparams * repetition, tuple(grad * repetition for grad in dstates)
+        assert_gradients_close(buffers, expected, "float32", problem.spec, *problem.x.shape[:2])
+
+
+@pytest.mark.parametrize(("name", "compute"), FORMATS)
+def test_formats(name, compute):
+    """The reference rounds the same operands."""
+    problem, _ = cell_problem(name, Shape(4, 3, 7, 17, layers=2))
+    spec = replace(problem.spec, compute=compute)
+    y, final, _ = RNNOp(spec).forward(problem.x, problem.params, problem.states)
+    expected = RNNOp(spec, "reference").forward(problem.x, problem.params, problem.states)
+    # Rounding may decide otherwise where the sums differ in the last bit.
+    np.testing.assert_allclose(y, expected[0], atol=2e-2)
+    assert np.abs(y - expected[0]).mean() < 2e-3
+    assert len(final) == len(expected[1])
+
+
+def test_dropout():
+    problem, _ = cell_problem("slstm", Shape(4, 3, 5, 17, layers=3))
+    problem = replace(problem, spec=replace(problem.spec, dropout=0.4))
+    op = RNNOp(problem.spec)
+    y, final, reserve = op.forward(problem.x, problem.params, problem.states, training=True, seed=5)
+    oracle = reference_results(problem, 5)
+    assert_close((y, final), oracle.forward, "float32", problem.spec)
+    gradients = op.backward(problem.dy, problem.dstates, reserve)
+    assert_gradients_close(gradients, oracle.gradients, "float32", problem.spec, *problem.x.shape[:2])
+
+
+@cell(gates="i f g o", states="h c", name="own_lstm")
+def lstm(x, recurrent, s):
+    h = recurrent(s.h)
+    i, f, o = (sigmoid(a) for a in (x.i + h.i, x.f + h.f, x.o + h.o))
+    c = f * s.c + i * tanh(x.g + h.g)
+    return o * tanh(c), c
+
+
+@cell(gates="r z n", name="own_gru")
+def gru(x, recurrent, s):
+    h = recurrent(s.h)
+    z = sigmoid(x.z + h.z)
+    n = tanh(x.n + sigmoid(x.r + h.r) * h.n)
+    return n + z * (s.h - n)
+
+
+@pytest.mark.parametrize(("own", "mode"), [(lstm, "lstm"), (gru, "gru")])
+def test_built_in_cells_have_the_same_bits_in_the_language(own, mode):
+    problem = problem_of(SHAPE.spec(mode), SHAPE)
+    with fusedrnn.thread_limits(2):
+        for keep in SAVE_POLICIES:
+            built_in, written = (train(replace(problem, spec=SHAPE.spec(of)), keep) for of in (mode, own))
+            assert_same_bits(written, built_in)

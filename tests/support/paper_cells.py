@@ -1,0 +1,166 @@
+"""The catalogue of cells as the papers print them: an oracle of torch's functions in float64, with its autograd."""
+
+from dataclasses import replace
+from functools import cache
+from itertools import count
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fusedrnn import RNNOp, RNNSpec, cells
+from fusedrnn.cell import cell, sigmoid, tanh
+from fusedrnn.engines.interface import SAVE_POLICIES
+from fusedrnn.testing.tolerance import longest_sum, tolerance
+from problems import assert_close, assert_gradients_close, problem_of
+from variants import Steps, recorded, variant_results
+
+
+class PaperSteps(Steps):
+    """A direction of a layer of a cell in the catalogue, not written in the package's language."""
+
+    def __init__(self, spec, weights):
+        self.spec, self.w, self.margin = spec, weights, np.inf
+
+    def __call__(self, x, states):
+        self.x = x
+        return getattr(self, self.spec.mode_name)(*states)
+
+    def sums(self, operand, first, last):
+        """The pre-activations of some gates, for an operand of the recurrent weights."""
+        H = self.spec.hidden_size
+        return [sum(self.gate(number, self.x, operand, H)) for number in range(first, last)]
+
+    def minimal_gated_unit(self, h):
+        f = torch.sigmoid(*self.sums(h, 0, 1))
+        n = torch.tanh(*self.sums(f * h, 1, 2))
+        return ((1 - f) * h + f * n,)
+
+    def janet(self, h):
+        s, c = self.sums(h, 0, 2)
+        return (torch.sigmoid(s) * h + (1 - torch.sigmoid(s - 1)) * torch.tanh(c),)
+
+    def ugrnn(self, h):
+        g, c = self.sums(h, 0, 2)
+        g = torch.sigmoid(g)
+        return (g * h + (1 - g) * torch.tanh(c),)
+
+    def li_gru(self, h):
+        z, n = self.sums(h, 0, 2)
+        self.note(n)
+        z = torch.sigmoid(z)
+        return (z * h + (1 - z) * torch.relu(n),)
+
+    def cfc(self, h):
+        a, b, t = self.sums(h, 0, 3)
+        t = torch.sigmoid(t)
+        return (torch.tanh(a) * (1 - t) + t * torch.tanh(b),)
+
+    def fast_grnn(self, h):
+        (c,) = self.sums(h, 0, 1)
+        z, candidate = torch.sigmoid(c + self.w["bias_z"]), torch.tanh(c + self.w["bias_h"])
+        zeta, nu = torch.sigmoid(self.w["zeta"]), torch.sigmoid(self.w["nu"])
+        return ((zeta * (1 - z) + nu) * candidate + z * h,)
+
+    def lem(self, y, z):
+        a, b, candidate = self.sums(y, 0, 3)
+        a, b = torch.sigmoid(a), torch.sigmoid(b)
+        z = (1 - a) * z + a * torch.tanh(candidate)
+        (candidate,) = self.sums(z, 3, 4)
+        return (1 - b) * y + b * torch.tanh(candidate), z
+
+    def multiplicative_lstm(self, h, c):
+        from_x, from_h = self.gate(0, self.x, h, self.spec.hidden_size)
+        i, f, g, o = self.sums(from_x * from_h, 1, 5)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.tanh(c) * torch.sigmoid(o), c
+
+    def slstm(self, h, c, n, m):
+        i, f, z, o = self.sums(h, 0, 4)
+        f = F.logsigmoid(f) + m
+        self.note(i - f)
+        m = torch.maximum(f, i)
+        i, f = torch.exp(i - m), torch.exp(f - m)
+        c, n = f * c + i * torch.tanh(z), f * n + i
+        return torch.sigmoid(o) * c / n, c, n, m
+
+
+    def input_sum(self, number):
+        """The pre-activation of a gate that the input alone gives."""
+        H = self.spec.hidden_size
+        rows = slice(number * H, (number + 1) * H)
+        return self.x @ self.w["i2h_weight"][rows].T + self.w["i2h_bias"][rows]
+
+    def ran(self, h, c):
+        i, f = map(torch.sigmoid, self.sums(h, 0, 2))
+        c = i * self.input_sum(2) + f * c
+        return torch.tanh(c), c
+
+    def star(self, h):
+        k = torch.sigmoid(*self.sums(h, 0, 1))
+        return (torch.tanh((1 - k) * h + k * torch.tanh(self.input_sum(1))),)
+
+    def nbrc(self, h):
+        a, c = self.sums(h, 0, 2)
+        a, c = 1 + torch.tanh(a), torch.sigmoid(c)
+        return (c * h + (1 - c) * torch.tanh(self.input_sum(2) + a * h),)
+
+    def everything(self, h, c):
+        (r,), w, v = self.sums(h, 0, 1), self.input_sum(3), self.input_sum(4)
+        r = torch.sigmoid(r)
+        (n,) = self.sums(r * torch.tanh(v) * h, 1, 2)
+        n = torch.tanh(n)
+        from_x, from_h = self.gate(2, self.x, n * c, self.spec.hidden_size)
+        c = torch.tanh(w) * c + r * self.w["beta"]
+        return torch.tanh(from_h * self.w["tau"] + from_x) * c + h * n, c + v
+
+    def chaos_free_network(self, h):
+        t, e = map(torch.sigmoid, self.sums(h, 0, 2))
+        return (t * torch.tanh(h) + e * torch.tanh(self.input_sum(2)),)
+
+
+@cell(gates="r n o w v", states="h c", vectors="beta", scalars="tau")
+def everything(x, recurrent, s, p):
+    """A cell of no paper: three products, gates of the input alone, states that are read late, own parameters."""
+    r = sigmoid(x.r + recurrent(s.h).r)
+    c = tanh(x.w) * s.c + r * p.beta
+    n = tanh(x.n + recurrent(r * tanh(x.v) * s.h).n)
+    o = recurrent(n * s.c).o * p.tau + x.o
+    return tanh(o) * c + s.h * n, c + x.v
+
+
+CELLS = {name: getattr(cells, name) for name in cells.__all__}
+"""The catalogue by name."""
+ALL_CELLS = {**CELLS, "everything": everything}
+
+
+@cache
+def cell_problem(name, shape, **options):
+    """A problem of a cell, not near a kink, and the oracle's results."""
+    spec = RNNSpec(ALL_CELLS[name], shape.I, shape.H, shape.layers, shape.bidirectional, **options)
+    smallest = tolerance(np.float32, longest_sum(spec))[1] / 2
+    for seed in count():
+        problem = problem_of(spec, shape, seed)
+        if name == "slstm" and problem.states is not None:
+            h, c, n, m = problem.states  # n is a sum of positive numbers, which c is divided by
+            problem = replace(problem, states=(h, c, abs(n) + np.float32(0.5), m))
+        if recorded(problem, PaperSteps)[2] > smallest:
+            return problem, variant_results(problem, steps=PaperSteps)
+
+
+def train(problem, keep="gates"):
+    """The output, the final states and the gradients of a new op."""
+    op = RNNOp(problem.spec)
+    y, final, reserve = op.forward(
+        problem.x, problem.params, problem.states, training=True, lengths=problem.lengths, reserve=keep
+    )
+    return y, final, op.backward(problem.dy, problem.dstates, reserve)
+
+
+def check_training(problem, oracle):
+    """Training, whatever is kept."""
+    spec = problem.spec
+    for keep in SAVE_POLICIES:
+        y, final, gradients = train(problem, keep)
+        assert_close((y, final), oracle.forward, spec.dtype, spec)
+        assert_gradients_close(gradients, oracle.gradients, spec.dtype, spec, *problem.x.shape[:2])
