@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+import emulation
 import pairwise
 import process_state
 from fusedrnn.engines.cpu import tuning
+from fusedrnn.jit import compiler
 from fusedrnn.jit.host import current_target
 from fusedrnn.runtime import buffers, thread_pool
 
@@ -52,7 +54,10 @@ def settled():
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory, worker_id):
-    """A cache of compiled kernels for this session, so that tests neither read nor fill the user's."""
+    """A cache of compiled kernels for this session, so that tests neither read nor fill the user's.
+
+    Those for emulated targets are compiled quickly.
+    """
     base = tmp_path_factory.getbasetemp()
     # Processes that share the tests share the cache; FUSEDRNN_TEST_CACHE_DIR keeps it from one run to the next.
     lasting = os.environ.get("FUSEDRNN_TEST_CACHE_DIR")
@@ -60,6 +65,7 @@ def kernel_cache(tmp_path_factory, worker_id):
     folder.mkdir(0o700, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUSEDRNN_CACHE_DIR", str(folder))
+        patch.setattr(compiler, "compile_module", emulation.compile_module)
         yield folder
 
 

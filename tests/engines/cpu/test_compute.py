@@ -129,12 +129,19 @@ def test_bits(mode, shape, compute, target):
 @pytest.mark.usefixtures("use_all_threads")
 @each_target("bfloat16")
 def test_gradient_bits(mode, shape, compute, target):
-    """The same gradients for any number of threads, and whether forward saves gates or backward computes them."""
+    """The same gradients for any threads and blocks, and whether forward saves gates or backward computes them."""
     spec = replace(shape.spec(mode), compute=compute)
     x, params, states, lengths = arguments(spec, shape)
-    op, results = RNNOp(spec), []
-    for threads, keep in ((1, "gates"), (1, "states"), (2, "gates"), (3, "states")):
-        with fusedrnn.thread_limits(threads):
+    results = []
+    small_blocks = {"min_dx_chunk_rows": 1, "max_chunk_rows": 1, "block_rows": 1, "gemm_rows": 3}
+    for threads, keep, rows in (
+        (1, "gates", {}),
+        (1, "states", small_blocks),
+        (2, "gates", small_blocks),
+        (3, "states", {}),
+    ):
+        with fusedrnn.thread_limits(threads), tuned(**rows):
+            op = RNNOp(spec)
             y, _, reserve = op.forward(x, params, states, lengths=lengths, training=True, reserve=keep)
             dx, dparams, dinitial = op.backward(np.cos(y), None, reserve)
         results.append((y, dx, dparams, *dinitial))

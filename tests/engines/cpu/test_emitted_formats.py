@@ -119,3 +119,23 @@ def test_tiles_are_configured_where_they_have_other_rows(compute, target):
     asked, configured = instructions.index("sttilecfg"), instructions.index("ldtilecfg")
     assert any(word.startswith("j") for word in instructions[asked:configured])
     assert not [name for name, lines in code.items() if lines is not gemm and any("tilecfg" in line for line in lines)]
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(target, id=target.name) for target in known_targets() if "bfloat16" in target.dot_products]
+)
+def test_weight_gradients_multiply_pairs(target):
+    """The GEMM of the weights' gradients multiplies pairs of rows: it only loads, broadcasts and multiplies."""
+    code = common_functions("tn", "bfloat16", target)
+    max_rows, width = target.tile
+    product = DOT_PRODUCT["bfloat16"]
+    for rows, col_vecs in itertools.product(range(1, max_rows + 1), range(1, width + 1)):
+        name = f"microkernel_tn{rows}x{col_vecs}"
+        bodies = loops(code[name])
+        assert bodies, name
+        for body in bodies:
+            products = [line for line in body if re.match(rf"{product}\b.*%{REGISTERS[target.vector_bits]}", line)]
+            assert products and len(products) % (rows * col_vecs) == 0, name
+            allowed = rf"{product}|vpbroadcastd|vbroadcastss|vmov[ad]\w*|prefetch|lea|add|sub|inc|dec|cmp|mov|j\w+"
+            assert not [line for line in body if not re.match(rf"({allowed})", line)], name
+            assert not [line for line in body if re.search(r"\([^)]*%rsp\b", line)], name

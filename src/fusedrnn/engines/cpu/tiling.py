@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, gradient_format, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import (
     Blocking,
@@ -132,6 +132,11 @@ class Tiling:
     def products(self) -> ProductsClass:
         """How GEMMs multiply, and so how weights are packed."""
         return products_class(self.spec.operand_format, self.target)
+
+    @cached_property
+    def rows_per_group(self) -> int:
+        """Rows of the batch that the GEMMs of the weights' gradients multiply by one instruction."""
+        return products_class(gradient_format(self.spec.operand_format, self.target), self.target).group
 
     @property
     def converts_rows(self) -> bool:

@@ -62,7 +62,8 @@ class Bfloat16DotProducts(WidenedBfloat16Products):
 
     def __init__(self, v: Vectors, a_step: int = 0) -> None:
         super().__init__(v, a_step)
-        self.a_item, self.a_bytes = 2, 4
+        # Pairs are as far apart as float32 elements.
+        self.a_item, self.a_bytes = 2, a_step or v.item
 
     def slot(self, elements: Sequence[Value]) -> Value:
         """See ``Products``. The first element is in the high half; both are rounded to nearest even."""

@@ -120,6 +120,14 @@ def products_class(compute: str, target: Target) -> ProductsClass:
     return (_TILE_PRODUCTS if target.has_tiles else _DOT_PRODUCTS)[compute]
 
 
+def gradient_format(compute: str, target: Target) -> str:
+    """The format in which gradients of weights are multiplied: that of sums, or pairs of bfloat16 if vectors have them.
+
+    Their operands are gate gradients, inputs and states, which were rounded to the format of operands.
+    """
+    return compute if compute == "bfloat16" and compute in target.dot_products else STORAGE[compute]
+
+
 def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:
     """The products of a format of operands; ``a_step`` is the distance of two elements of a row of A in bytes."""
     products: Products = products_class(compute, v.target)(v, a_step)

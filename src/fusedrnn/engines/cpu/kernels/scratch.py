@@ -146,6 +146,8 @@ _BACKWARD_THREAD = Arena(
     row_tables=lambda s: _POINTER_BYTES * (2 * s.num_stages + s.chunk) * s.rows,
     # Time and sequence of each row of a block.
     row_positions=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
+    # The first row of each pair of a block, and its number of rows, where pairs are multiplied.
+    row_pairs=lambda s: 2 * _POINTER_BYTES * s.row_pairs,
     # A row of zeros, the initial accumulators, then a panel of dx.
     panel=lambda s: s.tiling.panel_bytes * (1 + s.chunk * s.rows),
     packed=lambda s: s.packed_panels * s.inner * s.tiling.panel_bytes,

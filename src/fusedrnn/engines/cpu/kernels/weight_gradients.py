@@ -9,29 +9,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
-from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
-from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.gradient_operands import GradientOperands, GroupRange, Weights
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, PanelMatrix, Rows
-from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
 from fusedrnn.jit.sync import BARRIER_BYTES
-
-
-class Weights(NamedTuple):
-    """A stage's input weights; with ``of_state`` its recurrent weights, or its projection."""
-
-    stage: StageKernel
-    of_state: bool
-
-    @property
-    def grads(self) -> tuple[int, ...]:
-        """For each gate the number of the distinct gradient that its rows are multiplied with."""
-        derivative = self.stage.derivative
-        return derivative.h_grads if self.of_state else derivative.x_grads
 
 
 class WeightGrad(NamedTuple):
@@ -42,15 +26,7 @@ class WeightGrad(NamedTuple):
     first_panel: Value  # in a row of sums
 
 
-class RowBlock(NamedTuple):
-    """Rows of the block of steps that one GEMM sums over."""
-
-    begin: Value
-    end: Value
-    accumulate: Value  # whether to add to the sums so far; else they start from zero
-
-
-class WeightGradients(ParameterSums):
+class WeightGradients(GradientOperands):
     """Emits a function of (a layer-direction's arguments, first step, last step, their rows, is_first_block).
 
     With the last block, the sums go to the caller.
@@ -58,14 +34,9 @@ class WeightGradients(ParameterSums):
 
     def __init__(self, program: Program, store_or_add: Function) -> None:
         super().__init__(program, store_or_add)
-        self._gemm, self._drop_panel = (Declared(program.module, signature) for signature in (GEMM_TN, DROP_PANEL))
-        self.row_positions = self.scratch + self.c.row_positions_offset
+        self._gemm = Declared(program.module, GEMM_TN)
         self.packed_panels = self.scratch + self.c.packed_offset
-        self.panel_features = self.panel_bytes // self.v.item
         self.x_panels = self._num_panels(self.p.k)
-
-    def _share_of(self, stage: StageKernel) -> Share:
-        return self.out_share if stage.projects else self.hidden_share
 
     def _num_panels(self, num_cols: Value) -> Value:
         return (num_cols + (self.panel_features - 1)) // self.panel_features
@@ -77,16 +48,20 @@ class WeightGradients(ParameterSums):
         only_block = self.is_first_block.is_set & self.last.equals(c.steps)
         self.write_direct = only_block & (self.num_rows > 0) & c.add_params.is_zero
         self._direction_barrier()
-        self._store_row_positions()
+        self.store_row_positions()
         self._clear_sums()
         for stage in self.gate_stages:
             self.add_bias_sums(stage)
-        with f.loop(0, self.num_rows, c.inner) as begin:
-            end = (begin + c.inner).at_most(self.num_rows)
+        if self.multiplies_pairs:
+            for stage in self.column_groups:
+                self.join_gradients(stage)
+        num_groups = self.num_groups
+        with f.loop(0, num_groups, c.inner) as begin:
+            end = (begin + c.inner).at_most(num_groups)
             accumulate = (begin + (1 - self.is_first_block)).is_set
-            for weights in (weights for stage in self.column_groups for weights in self._weights(stage)):
+            for weights in (weights for stage in self.column_groups for weights in self.weights_of(stage)):
                 with f.if_(self._weight_grad(weights).address.is_set):
-                    self._multiply(weights, RowBlock(begin, end, accumulate))
+                    self._multiply(weights, GroupRange(begin, end, accumulate))
         with f.if_(self.last.equals(c.steps)):
             self._store_sums()
         self._direction_barrier()
@@ -95,28 +70,12 @@ class WeightGradients(ParameterSums):
         f.ret()
         return f
 
-    def _weights(self, stage: StageKernel) -> list[Weights]:
-        """The weights of a stage: a projection has no input weights, gates of the input alone no others."""
-        kinds = (True,) if stage.projects else (False,) if stage is self.input_stage else (False, True)
-        return [Weights(stage, of_state) for of_state in kinds]
-
     def _direction_barrier(self) -> None:
         """Wait for the direction group: weights' gradients are divided otherwise than steps are."""
         f, c = self.f, self.c
         with f.if_(c.grid_rows * c.grid_units > 1):
             index = 1 + c.grid_layer_dirs * c.grid_rows + self.layer_dir_group
             f.call(self._barrier, c.barriers + index * BARRIER_BYTES, c.grid_rows * c.grid_units, c.spins)
-
-    def _store_row_positions(self) -> None:
-        """Store the time and the sequence of each row of the block, in the order of transposed gradients."""
-        f, c = self.f, self.c
-        address = f.var(self.row_positions)
-        with f.loop(self.first, self.last) as step:
-            time = self.backward_time(step)
-            with f.loop(0, self.active_in_batch(time)) as sorted_row:
-                f.store(time, address.get())
-                f.store(table_entry(f, c.sorted_indices, sorted_row, sorted_row), address.get() + 8)
-                address.set(address.get() + 16)
 
     def _clear_sums(self) -> None:
         """Clear the sums before the first block; it writes those of weights itself, unless it has no rows."""
@@ -127,26 +86,25 @@ class WeightGradients(ParameterSums):
                 f.fill_zero(begin, end - begin)
         with f.if_(self.num_rows.is_zero & self.is_first_block.is_set):
             for stage in self.column_groups:
-                first, last, _ = self._share_of(stage)
+                first, last, _ = self.share_of(stage)
                 size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
                 f.fill_zero(self._weight_sums(stage, first, 0), size)
 
-    def _multiply(self, weights: Weights, rows: RowBlock) -> None:
-        """Add the products of some rows of the block to the gradient of a matrix."""
+    def _multiply(self, weights: Weights, groups: GroupRange) -> None:
+        """Add the products of some groups of the block to the gradient of a matrix."""
         f, c, stage = self.f, self.c, weights.stage
         num_panels = self._num_panels(self._weight_grad(weights).num_cols)
-        k = rows.end - rows.begin
+        k = groups.end - groups.begin
         panel_size = k * self.panel_bytes
         b = PanelMatrix(self.v, self.panel_vectors, self.v.bytes, self._gemm, self.packed_panels, k)
         with f.loop(0, num_panels, c.packed_panels) as first:
             last = (first + c.packed_panels).at_most(num_panels)
             with f.loop(first, last) as panel:
-                self._pack(weights, rows, panel, self.packed_panels + (panel - first) * panel_size)
-            with f.loop(*self._share_of(stage)[:2]) as unit_vec:
+                self.pack(weights, groups, panel, self.packed_panels + (panel - first) * panel_size)
+            with f.loop(*self.share_of(stage)[:2]) as unit_vec:
                 for gate, grad in enumerate(weights.grads):
-                    a = self.transposed + self.grad_index(stage, unit_vec, grad) * c.transposed_stride
-                    a = a + rows.begin * self.v.bytes
-                    self._multiply_gate(weights, unit_vec, gate, a, b, (first, last), rows.accumulate)
+                    a = self.gradients(stage, unit_vec, grad) + groups.begin * self.v.bytes
+                    self._multiply_gate(weights, unit_vec, gate, a, b, (first, last), groups.accumulate)
 
     def _multiply_gate(
         self, weights: Weights, unit_vec: Value, gate: int, a: Value, b: PanelMatrix, panels: tuple[Value, Value],
@@ -154,7 +112,7 @@ class WeightGradients(ParameterSums):
     ) -> None:  # fmt: skip
         """The GEMM of a vector of units of one gate and the packed panels."""
         f, c, v, stage, (first, last) = self.f, self.c, self.v, weights.stage, panels
-        size = self._share_of(stage).size
+        size = self.share_of(stage).size
         left = LeftOperand(a, (size - unit_vec * v.lanes).at_most(v.lanes))
         # The tiles of the first panel prefetch the gradients needed next; B is in cache.
         next_a = a + c.transposed_stride
@@ -175,7 +133,7 @@ class WeightGradients(ParameterSums):
     def _first_row(self, stage: StageKernel, unit_vec: Value, gate: int) -> Value:
         """The row of the caller's array of a vector of units of a gate."""
         first_gate = 0 if stage.projects else stage.first_gate + gate
-        return self._share_of(stage).size * first_gate + unit_vec * self.v.lanes
+        return self.share_of(stage).size * first_gate + unit_vec * self.v.lanes
 
     def _weight_grad(self, weights: Weights) -> WeightGrad:
         """The gradient of a stage's projection, recurrent weights or input weights."""
@@ -192,38 +150,15 @@ class WeightGradients(ParameterSums):
         index = self.unit_vecs * stage.first_gate + unit_vec * stage.num_gates + gate
         return self.group + c.weights_offset + index * (v.lanes * c.weights_stride)
 
-    def _pack(self, weights: Weights, rows: RowBlock, panel: Value, into: Value) -> None:
-        """Pack a panel of B: some features of each row of the layer's input, or of the stage's operand."""
-        f, c, p, v, (stage, of_state) = self.f, self.c, self.p, self.v, weights
-        feature = panel * self.panel_features
-        with f.loop(rows.begin, rows.end) as row:
-            time, sequence = (f.load(self.row_positions + row * 16 + 8 * word) for word in (0, 1))
-            if of_state and stage.index:
-                source = self.saved_state(self.saved_operand(stage), time, sequence)
-            elif of_state:
-                source = self.saved_state(p.saved_h, self.previous_time(time), sequence)
-            else:
-                source = p.x + time * p.x_step + sequence * p.x_row
-            packed_row = into + (row - rows.begin) * self.panel_bytes
-            for number in range(self.panel_vectors):
-                vector = v.load(source + feature * v.item + number * v.bytes, v.item)
-                v.store(vector, packed_row + number * v.bytes)
-            if not of_state:
-                with f.if_((self.layer > 0) & (c.threshold > 0)):
-                    f.call(self._drop_panel, packed_row, feature, *self.dropout_counter(sequence, time))
-            if self.products.converts_rows:
-                for address in (packed_row + number * v.bytes for number in range(self.panel_vectors)):
-                    v.store(rounded_to_bfloat16(v, v.load(address)), address)
-
     def _store_sums(self) -> None:
         """Give the sums to the caller."""
         f, c, v = self.f, self.c, self.v
         for stage in self.column_groups:
-            first, last, size = self._share_of(stage)
+            first, last, size = self.share_of(stage)
             with f.loop(first, last) as unit_vec:
                 num_units = (size - unit_vec * v.lanes).at_most(v.lanes)
                 for gate in range(stage.num_gates):
-                    for weights in self._weights(stage):
+                    for weights in self.weights_of(stage):
                         self._store_weight_sums(weights, unit_vec, gate, num_units)
                 for array, index, grad in self.bias_grads(stage):
                     with f.if_(array.is_set):

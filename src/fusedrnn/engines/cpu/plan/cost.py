@@ -200,13 +200,15 @@ class _BackwardLayer(_Layer):
         panels = (x_vecs + operand_vecs) / problem.panel_vectors
         row_panels = problem.num_gates * share.weight_unit_vecs * panels
         blocks = -(-all_rows // share.block_rows)
-        panel_vectors = problem.panel_vectors * (all_rows / blocks)
+        # Rows of a step are multiplied by groups: by one instruction, and packed into one slot.
+        all_groups = problem.steps * -(-problem.batch // problem.rows_per_group)
+        panel_vectors = problem.panel_vectors * (all_groups / blocks)
         self.panels(
             "weights", row_panels * blocks, problem.lanes, problem.rows_per_tile, panel_vectors / machine.fma_rate,
             panel_vectors * problem.vector_bytes, machine.l2_bandwidth,
         )  # fmt: skip
         # Each thread packs the operands for itself, and adds up the gradients of its biases.
-        packed_bytes = all_rows * panels * problem.panel_vectors * problem.vector_bytes
+        packed_bytes = all_groups * panels * problem.panel_vectors * problem.vector_bytes
         cost["weights"] += packed_bytes / self.streaming_bandwidth(1)
         cost["weights"] += all_rows * share.weight_unit_vecs * problem.pre_act_grads * 4 * machine.instruction
         read = 2 * problem.states + problem.saved + problem.pre_act_grads

@@ -155,6 +155,8 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.pre_act_grad_vecs = sum(
         problem.num_vectors(problem.num_units(stage)) * stage.num_grads for stage in problem.column_groups
     )
+    # A pair has at least one row.
+    sizes.row_pairs = share.block * problem.batch if problem.rows_per_group > 1 else 0
     # Rows and panels that a GEMM of the weight gradients packs at once.
     sizes.inner = share.block_rows
     sizes.packed_panels = max(1, packed // (sizes.inner * panel_bytes))

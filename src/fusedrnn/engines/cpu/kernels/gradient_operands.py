@@ -1,0 +1,151 @@
+"""The operands of the GEMMs of the weights' gradients, which sum over the rows of a block of steps.
+
+A is the gate gradients, transposed as backward stored them. B is the layer's input or its previous h, packed by panels.
+A *group* of k is one row. Where the target has a dot product of pairs of bfloat16, it is a pair of rows of one step:
+of two sequences, or of the last one and zeros. Pairs do not reach into the next step, so that they do not depend on
+how steps are divided into blocks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
+from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
+from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.parameter_sums import ParameterSums, Share
+from fusedrnn.engines.cpu.kernels.products import gradient_format, products_of
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.thread_share import Program
+from fusedrnn.jit.builder import Declared, Function, Value
+
+
+class Weights(NamedTuple):
+    """A stage's input weights; with ``of_state`` its recurrent weights, or its projection."""
+
+    stage: StageKernel
+    of_state: bool
+
+    @property
+    def grads(self) -> tuple[int, ...]:
+        """For each gate the number of the distinct gradient that its rows are multiplied with."""
+        derivative = self.stage.derivative
+        return derivative.h_grads if self.of_state else derivative.x_grads
+
+
+class GroupRange(NamedTuple):
+    """Groups of the block of steps that one GEMM sums over."""
+
+    begin: Value
+    end: Value
+    accumulate: Value  # whether to add to the sums so far; else they start from zero
+
+
+class GradientOperands(ParameterSums):
+    """A function of backward that multiplies gate gradients by inputs and states."""
+
+    def __init__(self, program: Program, store_or_add: Function) -> None:
+        super().__init__(program, store_or_add)
+        f, c = self.f, self.c
+        self._drop_panel = Declared(program.module, DROP_PANEL)
+        self._pairs = products_of(gradient_format(program.compute, program.target), self.v)
+        self.multiplies_pairs = self._pairs.group > 1
+        self.row_positions = self.scratch + c.row_positions_offset
+        self.row_pairs = self.scratch + c.row_pairs_offset
+        self.panel_features = self.panel_bytes // self.v.item
+        self.num_pairs = f.var(0)
+
+    def share_of(self, stage: StageKernel) -> Share:
+        """This thread's share of a stage's units."""
+        return self.out_share if stage.projects else self.hidden_share
+
+    @property
+    def num_groups(self) -> Value:
+        """Groups of the block."""
+        return self.num_pairs.get() if self.multiplies_pairs else self.num_rows
+
+    def weights_of(self, stage: StageKernel) -> list[Weights]:
+        """The weights of a stage: a projection has no input weights, gates of the input alone no others."""
+        kinds = (True,) if stage.projects else (False,) if stage is self.input_stage else (False, True)
+        return [Weights(stage, of_state) for of_state in kinds]
+
+    def gradients(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
+        """A stage's distinct gradient of a vector of units: a vector for each row of the block."""
+        return self.transposed + self.grad_index(stage, unit_vec, grad) * self.c.transposed_stride
+
+    def store_row_positions(self) -> None:
+        """Store the time and the sequence of each row of the block, in the order of transposed gradients, and pairs."""
+        f, c = self.f, self.c
+        address, first_row = f.var(self.row_positions), f.var(0)
+        with f.loop(self.first, self.last) as step:
+            time = self.backward_time(step)
+            active = self.active_in_batch(time)
+            with f.loop(0, active) as sorted_row:
+                f.store(time, address.get())
+                f.store(table_entry(f, c.sorted_indices, sorted_row, sorted_row), address.get() + 8)
+                address.set(address.get() + 16)
+            if self.multiplies_pairs:
+                with f.loop(0, active, 2) as sorted_row:
+                    pair = self.row_pairs + self.num_pairs.get() * 16
+                    f.store(first_row.get() + sorted_row, pair)
+                    f.store((active - sorted_row).at_most(2), pair + 8)
+                    self.num_pairs.set(self.num_pairs.get() + 1)
+                first_row.set(first_row.get() + active)
+
+    def _row_pair(self, pair: Value) -> tuple[Value, Value]:
+        """The first row of a pair, and the number of its rows."""
+        first, num = (self.f.load(self.row_pairs + pair * 16 + word) for word in (0, 8))
+        return first, num
+
+    def join_gradients(self, stage: StageKernel) -> None:
+        """Replace this thread's transposed gradients of a stage by pairs, in place: a pair is not behind its rows."""
+        f, v = self.f, self.v
+        grads = sorted({grad for weights in self.weights_of(stage) for grad in weights.grads})
+        with f.loop(*self.share_of(stage)[:2]) as unit_vec:
+            for grad in grads:
+                vectors = self.gradients(stage, unit_vec, grad)
+                with f.loop(0, self.num_pairs.get()) as pair:
+                    row, num_rows = self._row_pair(pair)
+                    source = vectors + row * v.bytes
+                    second = (num_rows > 1).select(source + v.bytes, self.zeros)
+                    f.store(self._pairs.slot([v.load(source), v.load(second)]), vectors + pair * v.bytes, v.bytes)
+
+    def pack(self, weights: Weights, groups: GroupRange, panel: Value, into: Value) -> None:
+        """Pack a panel of B: some features of each row of the layer's input, or of the stage's operand."""
+        feature = panel * self.panel_features
+        with self.f.loop(groups.begin, groups.end) as group:
+            packed_group = into + (group - groups.begin) * self.panel_bytes
+            if self.multiplies_pairs:
+                self._pack_pair(weights, feature, group, packed_group)
+            else:
+                self._pack_row(weights, feature, group, packed_group)
+
+    def _pack_pair(self, weights: Weights, feature: Value, pair: Value, into: Value) -> None:
+        """Pack a panel's features of a pair of rows; the panel of dx holds the second one meanwhile."""
+        f, v = self.f, self.v
+        row, num_rows = self._row_pair(pair)
+        with f.loop(0, num_rows) as number:
+            self._pack_row(weights, feature, row + number, number.is_zero.select(into, self.panel))
+        second = (num_rows > 1).select(self.panel, self.zeros)
+        for offset in range(0, self.panel_bytes, v.bytes):
+            f.store(self._pairs.slot([v.load(into + offset), v.load(second + offset)]), into + offset, v.bytes)
+
+    def _pack_row(self, weights: Weights, feature: Value, row: Value, into: Value) -> None:
+        """Pack a panel's features of a row, as float; rounded where they are multiplied so."""
+        f, c, p, v, (stage, of_state) = self.f, self.c, self.p, self.v, weights
+        time, sequence = (f.load(self.row_positions + row * 16 + 8 * word) for word in (0, 1))
+        if of_state and stage.index:
+            source = self.saved_state(self.saved_operand(stage), time, sequence)
+        elif of_state:
+            source = self.saved_state(p.saved_h, self.previous_time(time), sequence)
+        else:
+            source = p.x + time * p.x_step + sequence * p.x_row
+        for number in range(self.panel_vectors):
+            vector = v.load(source + feature * v.item + number * v.bytes, v.item)
+            v.store(vector, into + number * v.bytes)
+        if not of_state:
+            with f.if_((self.layer > 0) & (c.threshold > 0)):
+                f.call(self._drop_panel, into, feature, *self.dropout_counter(sequence, time))
+        if self.products.converts_rows and not self.multiplies_pairs:
+            for address in (into + number * v.bytes for number in range(self.panel_vectors)):
+                v.store(rounded_to_bfloat16(v, v.load(address)), address)
