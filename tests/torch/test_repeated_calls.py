@@ -10,7 +10,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
-from fusedrnn.torch.short_call import DESCRIBE, ShortCall
+from fusedrnn.torch.short_call import ShortCall
+from fusedrnn.torch.tensor_guards import DESCRIBE
 from torch_layers import KINDS, LAYERS, flat, make_pair
 
 I, H, N = 3, 5, 2

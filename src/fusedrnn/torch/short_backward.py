@@ -11,7 +11,7 @@ from torch import Tensor
 from fusedrnn.engines.cpu.tensor_call import TensorCall
 from fusedrnn.torch import tensor_calls
 from fusedrnn.torch.network import CallShape, Tensors
-from fusedrnn.torch.short_call import DESCRIBE, guard_of
+from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 
 
 class ShortBackward:

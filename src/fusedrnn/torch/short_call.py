@@ -13,18 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fusedrnn.engines.cpu.tensor_call import TensorCall, TensorGuard, describe_function
+from fusedrnn.engines.cpu.tensor_call import TensorCall, TensorGuard
 from fusedrnn.torch import autocast, dispatch, eager, tensor_calls
 from fusedrnn.torch.network import CallShape
 from fusedrnn.torch.plan import ModulePlan
+from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 
 # Bound once: attribute lookups are a large part of a call of one step.
 _is_grad_enabled = torch.is_grad_enabled
 _get_num_threads = torch.get_num_threads
 _is_neg = Tensor.is_neg
 _requires_grad = attrgetter("requires_grad")
-DESCRIBE = describe_function(Tensor)
-"""The function by which machine code reads tensors; 0 if this torch has none."""
 
 
 class ShortCall:
@@ -167,8 +166,3 @@ class ShortCall:
         """Memory for the output, or of a cell its next h, and for the final states."""
         final = [x.new_empty(shape) for shape in self.shape.state_shapes]
         return final[0] if self._output_shape is None else x.new_empty(self._output_shape), final
-
-
-def guard_of(tensor: Tensor, symbol: str) -> TensorGuard:
-    """The guard of tensors of that shape and those strides."""
-    return TensorGuard(tensor, symbol, tensor.shape, tensor.stride())
