@@ -53,6 +53,10 @@ class Target:
         """Elements of a vector."""
         return self.vector_bits // 8 // ITEM_SIZE[dtype]
 
+    def multiplies_pairs(self, compute: str) -> bool:
+        """Whether it multiplies pairs of numbers of that format and adds them in float32."""
+        return compute == "bfloat16" and compute in self.dot_products
+
     def for_compute(self, compute: str, narrow_weights: bool = True) -> Target:
         """The target for GEMM operands of that format, with the tile for them.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, gradient_format, products_class
+from fusedrnn.engines.cpu.kernels.bfloat16_products import Bfloat16DotProducts
+from fusedrnn.engines.cpu.kernels.products import PRODUCTS, ProductsClass, products_class
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import (
     Blocking,
@@ -136,7 +137,7 @@ class Tiling:
     @cached_property
     def rows_per_group(self) -> int:
         """Rows of the batch that the GEMMs of the weights' gradients multiply by one instruction."""
-        return products_class(gradient_format(self.spec.operand_format, self.target), self.target).group
+        return Bfloat16DotProducts.group if self.target.multiplies_pairs(self.spec.operand_format) else 1
 
     @property
     def converts_rows(self) -> bool:

@@ -125,7 +125,7 @@ def gradient_format(compute: str, target: Target) -> str:
 
     Their operands are gate gradients, inputs and states, which were rounded to the format of operands.
     """
-    return compute if compute == "bfloat16" and compute in target.dot_products else STORAGE[compute]
+    return compute if target.multiplies_pairs(compute) else STORAGE[compute]
 
 
 def products_of(compute: str, v: Vectors, a_step: int = 0) -> Products:
