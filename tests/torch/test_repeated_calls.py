@@ -206,6 +206,21 @@ def test_a_packed_sequence_changes_between_calls():
             assert_same(ours, torch_net, packed, None)
 
 
+@pytest.mark.parametrize("records", [False, True])
+@pytest.mark.parametrize("mode", LAYERS)
+def test_packed_sequences_in_another_order(mode, records, short_calls):
+    ours, torch_net = make_pair(mode, I, H)
+    with torch.set_grad_enabled(records):
+        for _ in range(3):
+            states = [torch.randn(1, N, H) for _ in range(2)]
+            packed = pack_padded_sequence(torch.randn(2, N, I), [1, 2], enforce_sorted=False)
+            assert_same(ours, torch_net, packed, tuple(states) if mode == "LSTM" else states[0])
+        states = [torch.randn(1, N + 1, H) for _ in range(2)]  # torch.nn ignores sequences that have no index
+        hx = tuple(states) if mode == "LSTM" else states[0]
+        torch.testing.assert_close(flat(ours(packed, hx)), flat(torch_net(packed, hx)))
+    assert len(short_calls) == 1
+
+
 @pytest.mark.parametrize("kind", ["GRU", "GRUCell"])
 def test_other_ways_to_call_after_repeated_calls(kind):
     ours, torch_net = make_pair(kind, I, H)

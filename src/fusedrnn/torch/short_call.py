@@ -33,7 +33,7 @@ class ShortCall:
         module: A layer or cell.
         plan: Its plan.
         shape: The shape of the call.
-        x: Its input: a tensor, or a packed sequence in its original order.
+        x: Its input: a tensor or a packed sequence.
         states: Its initial states, None for zeros.
         weights: Its weights in the operator's order, its own parameters, with None for missing biases.
         is_recorded: Whether autograd records it.
@@ -49,10 +49,9 @@ class ShortCall:
     ) -> None:  # fmt: skip
         is_packed = isinstance(x, PackedSequence)
         data: Tensor = x.data if is_packed else x
-        is_sorted = is_packed and (x.sorted_indices is not None or x.unsorted_indices is not None)
         is_unbatched = not plan.is_cell and not is_packed and data.dim() == 2
         are_readable = data.stride(-1) == 1 and all([state.is_contiguous() for state in states or ()])
-        self.is_possible = bool(DESCRIBE) and are_readable and not is_sorted and not is_unbatched
+        self.is_possible = bool(DESCRIBE) and are_readable and not is_unbatched
         if not self.is_possible:
             return
         self.shape, self._weights, shape.backwards = shape, weights, {}
@@ -60,6 +59,8 @@ class ShortCall:
         self._parameters = [weight for weight in weights if weight is not None]
         self._dtype, self._num_states = self._parameters[0].dtype, None if states is None else len(states)
         self._batch_sizes = x.batch_sizes.tolist() if is_packed else None
+        self._sizes_of_states = [state.shape for state in states or ()]
+        self._index_shapes = _index_shapes(x) if is_packed else None
         self._is_transposed = not plan.is_cell and not is_packed and module.batch_first
         self._output_shape = None if plan.is_cell else (*shape.leading, shape.network.output_size)
         self._is_grad_enabled = _is_grad_enabled()
@@ -123,16 +124,25 @@ class ShortCall:
             if data.dim() != 3:
                 return None
             data = data.transpose(0, 1)
+        indices = None if self._batch_sizes is None else x.sorted_indices
+        if indices is not None:
+            if [state.shape for state in states] != self._sizes_of_states:
+                return None
+            states = [state.index_select(1, indices) for state in states]
         results = self.run(module, data, states)
-        if results is None:
-            return None
-        y, *final = results
-        result = tuple(final) if len(final) > 1 else final[0]
+        return None if results is None else self._returned(x, *results)
+
+    def _returned(self, x: Any, y: Any, *final: Tensor) -> Any:
+        """What forward returns for these results."""
+        is_packed = self._batch_sizes is not None
+        if is_packed and x.unsorted_indices is not None:
+            final = tuple([state.index_select(1, x.unsorted_indices) for state in final])
+        result = final if len(final) > 1 else final[0]
         if self._output_shape is None:
             return result
         if self._is_transposed:
             y = y.transpose_(0, 1)
-        return (y if self._batch_sizes is None else PackedSequence(y, x.batch_sizes)), result
+        return (PackedSequence(y, *x[1:]) if is_packed else y), result
 
     def run(self, module: Any, x: Tensor, states: Sequence[Tensor]) -> Sequence[Any] | None:
         """The output, None of a cell, and the final states; None if a tensor is not like that of this call."""
@@ -151,7 +161,7 @@ class ShortCall:
 
     def _rows(self, x: Any) -> Any:
         """The rows of a packed sequence with the same sizes; None for anything else."""
-        if type(x) is not PackedSequence or x.sorted_indices is not None or x.unsorted_indices is not None:
+        if type(x) is not PackedSequence or _index_shapes(x) != self._index_shapes:
             return None
         sizes = x.batch_sizes
         is_same = type(sizes) is Tensor and sizes.dtype is torch.int64 and sizes.tolist() == self._batch_sizes
@@ -166,3 +176,8 @@ class ShortCall:
         """Memory for the output, or of a cell its next h, and for the final states."""
         final = [x.new_empty(shape) for shape in self.shape.state_shapes]
         return final[0] if self._output_shape is None else x.new_empty(self._output_shape), final
+
+
+def _index_shapes(packed: PackedSequence) -> list[Any]:
+    """The shapes of the indices of a packed sequence, None for those it does not have."""
+    return [None if indices is None else indices.shape for indices in packed[2:]]
