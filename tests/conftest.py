@@ -69,6 +69,13 @@ def kernel_cache(tmp_path_factory, worker_id):
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packed_weights():
+    """Small problems use packed weights too, as large ones do; tests of unpacked weights have a tuning of their own."""
+    with tuning.tuned(max_unpacked_work=0, max_unpacked_work_training=0):
+        yield
+
+
 @pytest.fixture(params=pairwise.target_names())
 def target(request, monkeypatch):
     """Each target in turn, in force."""

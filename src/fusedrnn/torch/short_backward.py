@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fusedrnn.engines.cpu.tensor_call import TensorCall
 from fusedrnn.torch import tensor_calls
 from fusedrnn.torch.network import CallShape, Tensors
+from fusedrnn.torch.openmp import team
 from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 
 
@@ -57,7 +57,7 @@ class ShortBackward:
         for name, tensor in (("dy", dy), ("dx", grads[0])):
             _, constants[f"{name}_step"], constants[f"{name}_row"] = tensor_calls.strided_pointer(network, tensor)
         self._call = TensorCall(
-            network.engine, ("backward", shape.steps, shape.batch, info.layout), torch.get_num_threads(), shape.varlen,
+            network.engine, ("backward", shape.steps, shape.batch, info.layout), team(), shape.varlen,
             guards, constants, DESCRIBE,
         )  # fmt: skip
         self.is_possible = self._call.is_possible
@@ -66,7 +66,7 @@ class ShortBackward:
         """The gradients, None where they are not needed; None in all if a tensor is not like the earlier one."""
         grads, address = self._new_grads(), reserve.data_ptr()
         tensors = tuple([tensor for tensor in (dy, *dfinal, *weights, *grads) if tensor is not None])
-        if address % tensor_calls.ALIGNMENT or not self._call.run(tensors, address):
+        if address % tensor_calls.ALIGNMENT or not self._call.run(tensors, team(), address):
             return None
         return [grad if needed else None for grad, needed in zip(grads, self._needs_grad, strict=True)]
 

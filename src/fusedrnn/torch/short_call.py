@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fusedrnn.engines.cpu.tensor_call import TensorCall, TensorGuard
 from fusedrnn.torch import autocast, dispatch, eager, tensor_calls
 from fusedrnn.torch.network import CallShape
+from fusedrnn.torch.openmp import team
 from fusedrnn.torch.plan import ModulePlan
 from fusedrnn.torch.tensor_guards import DESCRIBE, guard_of
 
@@ -74,7 +75,7 @@ class ShortCall:
         }  # fmt: skip
         layout = None if self._info is None else self._info.layout
         self._call = TensorCall(
-            engine, ("training" if is_recorded else "forward", shape.steps, shape.batch, layout), self._num_threads,
+            engine, ("training" if is_recorded else "forward", shape.steps, shape.batch, layout), team(),
             shape.varlen, self._guards(module, data, states or ()), constants, DESCRIBE,
         )  # fmt: skip
         self.is_possible = self._call.is_possible
@@ -151,9 +152,9 @@ class ShortCall:
         if self._output_shape is None:
             y = None
         if self._info is None:
-            return (y, *final) if self._call.run(tensors) else None
+            return (y, *final) if self._call.run(tensors, team()) else None
         reserve, address = tensor_calls.new_reserve(self.shape.network.engine, self._info.layout.size)
-        if not self._call.run(tensors, address):
+        if not self._call.run(tensors, team(), address):
             return None
         saved = tensor_calls.SavedForBackward(reserve, tensor_calls.own_tensors(self._weights), self._info)
         initial = states if self._num_states else (None,) * len(final)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from time import perf_counter
 from typing import Any
@@ -29,7 +29,7 @@ from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, Stri
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.loader import Job
 from fusedrnn.locks import Lock
-from fusedrnn.runtime.buffers import BufferPool, Lease, Workspaces
+from fusedrnn.runtime.buffers import BufferPool, Lease, Scratch, Workspaces
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, load_pool, pool_team
 from fusedrnn.spec import Array, RNNSpec
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 Weights = PackedWeights | WeightPointers
 Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
+Bind = Callable[[KernelArgs, Scratch], int]
+"""Writes the arguments of a job into scratch, and returns their address."""
 
 
 class PlannedCall:
@@ -139,8 +141,7 @@ class Executor:
         garbage-collected. A short call uses the parameters unpacked, in place. The parameters' memory must not change
         until the call, in training until its last backward, has run.
         """
-        if ("training" if training else "forward") not in self._jobs:
-            self.compile(training)
+        self.compile(training)
         if self.is_short(steps, batch, training):
             return WeightPointers(addresses)
         return self.weight_cache.packed(addresses, training, team, owner)
@@ -151,8 +152,7 @@ class Executor:
         ``save`` is what training saves, None in inference.
         """
         training = save is not None
-        if ("training" if training else "forward") not in self._jobs:
-            self.compile(training)
+        self.compile(training)
         began = perf_counter()
         weights: Weights
         if save == "states" or is_frozen(params) or not self.is_short(steps, batch, training):
@@ -246,21 +246,27 @@ class Executor:
         self, problem: Problem, values: tuple[int, ...], params: Sequence[int],
         varlen: VarLen | None, team: ThreadTeam | None, computes_dx: bool = False,
     ) -> None:  # fmt: skip
-        """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
-        name = problem[0]
-        job = self._jobs.get(name) or self.job(name)
         team = team or pool_team(get_num_threads())
-        spinning = team.note_call_start()
-        planned = self.planned(problem, team.threads)
+
+        def bind(args: KernelArgs, scratch: Scratch) -> int:
+            tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
+            return args.bind(scratch, (*values, tables, team.spins, *params), computes_dx)
+
+        self.run_planned(self.planned(problem, team.threads), team, bind)
+
+    def run_planned(self, planned: PlannedCall, team: ThreadTeam, bind: Bind) -> None:
+        """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
+        name = planned.problem[0]
+        job, spinning = self.job(name), team.note_call_start()
         args = planned.spinning_args if spinning else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
             args = planned.single_args
-        if not self._execute(job, args, team, values, params, varlen, computes_dx):
+        if not self._execute(job, args, team, bind):
             thread_choice, args = None, planned.single_args
-            self._execute(job, args, team, values, params, varlen, computes_dx)
+            self._execute(job, args, team, bind)
         now = perf_counter()
         team.note_call_end(args.num_threads)
         if thread_choice is not None and forecast is not None:
@@ -282,14 +288,10 @@ class Executor:
             logger.info(f"{self.spec} on {self.target.name}: {planned.args.plan}{derivative}")
         return planned
 
-    def _execute(
-        self, job: Job, args: KernelArgs, team: ThreadTeam, values: tuple[int, ...], params: Sequence[int],
-        varlen: VarLen | None, computes_dx: bool,
-    ) -> bool:  # fmt: skip
+    def _execute(self, job: Job, args: KernelArgs, team: ThreadTeam, bind: Bind) -> bool:
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
-        tables = 0 if varlen is None else varlen.tables(args.plan.row_starts).ctypes.data
         scratch = self.workspaces.acquire(args.size)
-        address = args.bind(scratch, (*values, tables, team.spins, *params), computes_dx)
+        address = bind(args, scratch)
         ran = True
         if args.num_threads == 1:
             job(address, 0)

@@ -1,7 +1,7 @@
 """A job on a framework's tensors like those of an earlier call, checked and run by machine code.
 
 A framework that describes its tensors by C functions (DLPack's exchange API) lets a call of one step cost little more
-than its tensors. Short calls alone are run this way: on unpacked weights, on the caller's thread.
+than its tensors. Short calls alone are run this way, which read unpacked weights.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.launch import ndarray_abi
+from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.tensor_kernel import (
     ANY_STRIDE,
     DESCRIPTION_BYTES,
@@ -23,6 +24,8 @@ from fusedrnn.engines.cpu.launch.tensor_kernel import (
 )
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.jit.loader import address
+from fusedrnn.runtime.buffers import Scratch
+from fusedrnn.runtime.thread_pool import ThreadTeam
 
 _MAX_AXES = 3
 _CAPSULE = b"dlpack_exchange_api"
@@ -44,6 +47,10 @@ def describe_function(tensor_class: type) -> int:
     if ctypes.c_uint32.from_address(api).value != _MAJOR_VERSION:
         return 0
     return ctypes.c_int64.from_address(api + _DESCRIBE_OFFSET).value
+
+
+class _TensorDiffers(Exception):
+    """A tensor is not as its guard says."""
 
 
 class TensorGuard(NamedTuple):
@@ -72,7 +79,7 @@ class TensorCall:
     Args:
         executor: What runs the spec.
         problem: What it computes.
-        threads: Threads that the call may use.
+        team: The threads that the call may use.
         varlen: Its sequence lengths, None for T everywhere.
         guards: What each tensor of the call must be. Who makes the call holds references to the examples.
         constants: Values of symbols that are the same at every call.
@@ -83,53 +90,77 @@ class TensorCall:
     """
 
     def __init__(
-        self, executor: Executor, problem: Problem, threads: int, varlen: VarLen | None,
+        self, executor: Executor, problem: Problem, team: ThreadTeam, varlen: VarLen | None,
         guards: Sequence[TensorGuard], constants: Mapping[str, int], describe: int,
     ) -> None:  # fmt: skip
         name, steps, batch, _ = problem
-        planned = executor.planned(problem, threads)
-        is_short = executor.is_short(steps, batch, name != "forward")
-        self.is_possible = is_short and planned.is_single and not executor.debug
+        planned = executor.planned(problem, team.threads)
+        self.is_possible = executor.is_short(steps, batch, name != "forward") and not executor.debug
         if not self.is_possible:
             return
-        args, symbols = planned.args, planned.args.symbol_index
+        self._executor, self._planned, self._varlen = executor, planned, varlen
+        self._run, self._workspaces = load_tensor_call(), executor.workspaces
+        symbols = planned.args.symbol_index
         dtype = _FLOAT | 8 * np.dtype(executor.spec.dtype).itemsize << 8 | _LANES
         self._guards = np.array([_fields(guard, symbols, dtype) for guard in guards], np.int64)
-        self._values = np.zeros(len(symbols), np.int64)
-        for symbol, value in constants.items():
-            self._values[symbols[symbol]] = value
-        if varlen is not None:
-            self._varlen, tables = varlen, varlen.tables(args.plan.row_starts)
-            self._values[symbols["row_offsets"]] = varlen.row_offsets_address
-            self._values[symbols["tables"]] = tables.ctypes.data
+        self._constants = {"spins": team.spins, **constants}
         layout = ndarray_abi.object_layout()
-        assert layout is not None and args.args_offset - args.extents_offset >= DESCRIPTION_BYTES
+        assert layout is not None
         computes_dx = any([guard.symbol == "dx" for guard in guards])
-        fields = {
+        self._fields = {
             "items_offset": layout.items_offset, "size_offset": layout.size_offset, "type_offset": layout.type_offset,
-            "describe": describe,
-            "guards": self._guards.ctypes.data, "num_guards": len(guards),
-            "description_offset": args.extents_offset,
-            "values": self._values.ctypes.data, "values_size": self._values.nbytes,
+            "describe": describe, "guards": self._guards.ctypes.data, "num_guards": len(guards),
             "reserve_symbol": 0 if name == "forward" else symbols["reserve"], "workspace_symbol": symbols["workspace"],
             "dx_partials_symbol": symbols["dx_partials"] if computes_dx else 0, "args_symbol": symbols["args"],
-            "relocs": args.relocs, "num_fields": args.num_fields,
-            "args_offset": args.args_offset, "plan_offset": args.plan_offset, "job": address(executor.job(name)),
         }  # fmt: skip
-        self._struct = np.array([fields[name] for name in TENSOR_CALL.names], np.int64)
-        self._call, self._args, self._run = self._struct.ctypes.data, args, load_tensor_call()
-        self._workspaces = executor.workspaces
+        self._structs: dict[int, tuple[int, Any]] = {}
+        self._single = self._struct(planned.args) if planned.is_single else 0
 
-    def run(self, tensors: tuple[Any, ...], reserve: int = 0) -> bool:
+    def _struct(self, args: KernelArgs) -> int:
+        """The address of the struct of a call with these kernel arguments."""
+        known = self._structs.get(id(args))
+        if known is not None:
+            return known[0]
+        executor, varlen, values = self._executor, self._varlen, np.zeros(len(args.symbol_index), np.int64)
+        constants = dict(self._constants)
+        if varlen is not None:
+            tables = varlen.tables(args.plan.row_starts).ctypes.data
+            constants |= {"row_offsets": varlen.row_offsets_address, "tables": tables}
+        for symbol, value in constants.items():
+            values[args.symbol_index[symbol]] = value
+        assert args.args_offset - args.extents_offset >= DESCRIPTION_BYTES
+        fields = {
+            **self._fields, "values": values.ctypes.data, "values_size": values.nbytes,
+            "description_offset": args.extents_offset, "relocs": args.relocs, "num_fields": args.num_fields,
+            "args_offset": args.args_offset, "plan_offset": args.plan_offset,
+            "job": address(executor.job(self._planned.problem[0])) if self._planned.is_single else 0,
+        }  # fmt: skip
+        struct = np.array([fields[field] for field in TENSOR_CALL.names], np.int64)
+        self._structs[id(args)] = struct.ctypes.data, (args, values, struct)
+        return struct.ctypes.data
+
+    def run(self, tensors: tuple[Any, ...], team: ThreadTeam, reserve: int = 0) -> bool:
         """Run the job on these tensors, and in training and backward on the reserve at that address.
 
         Returns:
             False if a tensor is not as its guard says: then nothing has run.
         """
-        scratch = self._workspaces.acquire(self._args.size)
-        ran = self._run(self._call, scratch.address, tensors, reserve)
-        self._workspaces.release(scratch)
-        return bool(ran)
+        if self._single:
+            scratch = self._workspaces.acquire(self._planned.args.size)
+            ran = self._run(self._single, scratch.address, tensors, reserve)
+            self._workspaces.release(scratch)
+            return bool(ran)
+
+        def bind(args: KernelArgs, scratch: Scratch) -> int:
+            if not self._run(self._struct(args), scratch.address, tensors, reserve):
+                raise _TensorDiffers
+            return scratch.address + args.args_offset
+
+        try:
+            self._executor.run_planned(self._planned, team, bind)
+        except _TensorDiffers:
+            return False
+        return True
 
 
 def _fields(guard: TensorGuard, symbols: Mapping[str, int], dtype: int) -> list[int]:

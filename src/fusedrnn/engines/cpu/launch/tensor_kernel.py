@@ -1,7 +1,7 @@
 """The machine code that runs a job on a framework's tensors, which the framework describes by a C function of DLPack.
 
-It compares each tensor of a call with that of an earlier one, binds the kernel arguments, and runs the job on the
-caller's thread. :mod:`fusedrnn.engines.cpu.tensor_call` writes the structs.
+It compares each tensor of a call with that of an earlier one, binds the kernel arguments, and runs a job of one thread.
+:mod:`fusedrnn.engines.cpu.tensor_call` writes the structs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TENSOR_CALL = Struct(
     "args_offset", "plan_offset", "job",
 )  # fmt: skip
 """A call: how objects are laid out; DLPack's ``dltensor_from_py_object_no_sync``; the guards; the values of the symbols
-of kernel arguments that are the same at every call; the job.
+of kernel arguments that are the same at every call; the job of the caller's thread alone, 0 if the caller runs it.
 
 Fields named ``*_symbol`` are numbers of symbols whose values are not; number 0 stands for none. Offsets
 ``description_offset``, ``args_offset`` and ``plan_offset`` are relative to the scratch buffer: where a tensor is
@@ -45,7 +45,7 @@ _CPU = 1
 
 @load_once()
 def load_tensor_call() -> Callable[..., int]:
-    """The function ``run_if_alike(call, scratch, tensors, reserve)``: 1 if it ran the job, 0 if a tensor differs."""
+    """The function ``run_if_alike(call, scratch, tensors, reserve)``: 0 if a tensor differs, else 1."""
     return c_function("run_if_alike", load("tensor_call", current_target(), build_tensor_call))
 
 
@@ -67,9 +67,10 @@ def build_tensor_call() -> Module:
                 f.store(value, scratch + symbol * 8)
         f.store(kernel_args, scratch + c.args_symbol * 8)
         f.call(bind, c.relocs, c.num_fields, scratch, kernel_args)
-        thread = f.intrinsic("PyEval_SaveThread", I64, [])
-        f.call_address(c.job, kernel_args, f.constant(0))
-        f.intrinsic("PyEval_RestoreThread", VOID, [thread])
+        with f.if_(c.job.is_set):
+            thread = f.intrinsic("PyEval_SaveThread", I64, [])
+            f.call_address(c.job, kernel_args, f.constant(0))
+            f.intrinsic("PyEval_RestoreThread", VOID, [thread])
     f.ret(alike.get())
     emit_c_function(module, f, objects=(names.index("tensors"),), keeps_lock=True)
     return module

@@ -27,8 +27,12 @@ def force_grid(grid: tuple[int, int, int]) -> Iterator[None]:
 
 def reads_unpacked(tiling: Tiling, steps: int, batch: int, training: bool, tuning: Tuning) -> bool:
     """Whether a call uses unpacked weights: it reads them so rarely that packing, or looking for changes, is slower."""
-    max_reads = tuning.max_unpacked_reads_training if training else tuning.max_unpacked_reads
-    return tiling.can_read_unpacked and steps * -(-batch // tuning.unpacked_rows) <= max_reads
+    if training:
+        max_reads, max_work = tuning.max_unpacked_reads_training, tuning.max_unpacked_work_training
+    else:
+        max_reads, max_work = tuning.max_unpacked_reads, tuning.max_unpacked_work
+    is_short = steps * -(-batch // tuning.unpacked_rows) <= max_reads
+    return tiling.can_read_unpacked and (is_short or steps * batch * tiling.spec.layout.size <= max_work)
 
 
 def possible_grids(problem: ProblemSize, threads: int, tuning: Tuning) -> list[ThreadGrid]:
