@@ -279,8 +279,7 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        weights = self.weight_cache.layout.layer_dirs
-        planned = PlannedCall(self._tiling, weights, self.tuning, problem, threads)
+        planned = PlannedCall(self._tiling, self.weight_cache.layout.layer_dirs, self.tuning, problem, threads)
         self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
