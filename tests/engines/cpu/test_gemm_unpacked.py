@@ -18,7 +18,7 @@ pytestmark = pytest.mark.pairwise
 SHAPES = [
     Shape(1, 1, 1, 1),
     Shape(1, 1, 17, 33, layers=2, bidirectional=True),
-    Shape(2, 4, 63, 17),
+    Shape(9, 17, 13, 17),
     Shape(1, 5, 129, 100, layers=2, bidirectional=True),
     Shape(3, 3, 16, 64, bidirectional=True, lengths="edges"),
     Shape(6, 1, 40, 40, layers=3),

@@ -11,9 +11,11 @@ import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu.plan import plans
 from fusedrnn.engines.cpu.plan.cost import COST_TERMS, predict_cost
-from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
+from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids, reads_unpacked
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, ProblemSize, ThreadGrid
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import MachineModel, Tuning
+from fusedrnn.jit.host import current_target
 from fusedrnn.jit.target import ITEM_SIZE, is_x86, known_targets
 from fusedrnn.spec import MODES
 from fusedrnn.testing.cases import CASES
@@ -207,3 +209,11 @@ def test_layers_are_pipelined_if_nothing_else_can_be_divided(phase, target):
     assert 0.5 * alone < cost(case, "lstm", target, phase, (2, 1, 1), spinning=True).total < 0.7 * alone
     both = replace(case, bidirectional=True)
     assert make_plan(phase, "lstm", target, both, 2, spinning=True).share.chunk > plan.share.chunk
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_small_calls_read_unpacked_weights(training):
+    tiling, tuning = Tiling(RNNSpec("gru", 16, 16), current_target()), Tuning()
+    assert reads_unpacked(tiling, 1, 64, training, tuning) and reads_unpacked(tiling, 20, 8, training, tuning)
+    assert not reads_unpacked(tiling, 33, 8, training, tuning)  # several threads may be worth more
+    assert not reads_unpacked(tiling, 20, 64, training, tuning)

@@ -111,7 +111,8 @@ class Tuning:
     unpacked_rows: int = 4  # rows of a step that read unpacked weights together
     max_unpacked_reads: int = 2
     max_unpacked_reads_training: int = 6
-    # So do calls with at most so many multiply-adds by weights: to look for changes and to pack takes longer.
+    # So do calls of at most so many steps and multiply-adds by weights: to look for changes and to pack takes longer.
+    max_unpacked_steps: int = 32
     max_unpacked_work: int = 600_000
     max_unpacked_work_training: int = 1_200_000
     max_packed_vectors: int = 4  # parameter vectors that an op keeps packed

@@ -32,7 +32,8 @@ def reads_unpacked(tiling: Tiling, steps: int, batch: int, training: bool, tunin
     else:
         max_reads, max_work = tuning.max_unpacked_reads, tuning.max_unpacked_work
     is_short = steps * -(-batch // tuning.unpacked_rows) <= max_reads
-    return tiling.can_read_unpacked and (is_short or steps * batch * tiling.spec.layout.size <= max_work)
+    is_small = steps <= tuning.max_unpacked_steps and steps * batch * tiling.spec.layout.size <= max_work
+    return tiling.can_read_unpacked and (is_short or is_small)
 
 
 def possible_grids(problem: ProblemSize, threads: int, tuning: Tuning) -> list[ThreadGrid]:
