@@ -136,8 +136,8 @@ class TensorCall:
             "job": address(executor.job(self._planned.problem[0])) if self._planned.is_single else 0,
         }  # fmt: skip
         struct = np.array([fields[field] for field in TENSOR_CALL.names], np.int64)
-        self._structs[id(args)] = struct.ctypes.data, (args, values, struct)
-        return struct.ctypes.data
+        # Another thread may have been faster: its struct stays, since it may be in use.
+        return self._structs.setdefault(id(args), (struct.ctypes.data, (args, values, struct)))[0]
 
     def run(self, tensors: tuple[Any, ...], team: ThreadTeam, reserve: int = 0) -> bool:
         """Run the job on these tensors, and in training and backward on the reserve at that address.
