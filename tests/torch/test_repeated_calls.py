@@ -42,6 +42,14 @@ def operands(kind, form="batched"):
     return x, tuple(states) if pair else states[0]
 
 
+def outcome(net, *args):
+    """What a module returns, as a list, or the class and the text of the error that it raises."""
+    try:
+        return flat(net(*args))
+    except Exception as error:
+        return type(error), str(error)
+
+
 def assert_same(ours, torch_net, x, hx):
     """Both modules return the same, and a new module of ours the same bits."""
     actual, expected = flat(ours(x, hx)), flat(torch_net(x, hx))
@@ -168,12 +176,7 @@ def test_input_changes_between_calls(kind, change, records):
         for _ in range(3):
             assert_same(ours, torch_net, *operands(kind))
         x = change(operands(kind)[0])
-        outcomes = []
-        for net in (ours, torch_net):
-            try:
-                outcomes.append(flat(net(x)))
-            except Exception as error:
-                outcomes.append((type(error), str(error)))
+        outcomes = [outcome(net, x) for net in (ours, torch_net)]
         if isinstance(outcomes[1], tuple):
             assert outcomes[0] == outcomes[1]
         else:
@@ -186,13 +189,9 @@ def test_states_change_between_calls(kind):
     x, hx = operands(kind)
     pair = isinstance(hx, tuple)
     wrong = hx[0] if pair else (hx, hx)
-    for states in (hx, hx, hx, None, hx, list(hx) if pair else hx, wrong, hx, hx):
-        outcomes = []
-        for net in (ours, torch_net):
-            try:
-                outcomes.append(flat(net(x, states)))
-            except Exception as error:
-                outcomes.append(type(error))
+    other_form = list(hx) if pair else (hx,)
+    for states in (hx, hx, hx, other_form, hx, hx, hx, None, hx, hx, hx, wrong, hx, hx):
+        outcomes = [outcome(net, x, states) for net in (ours, torch_net)]
         assert isinstance(outcomes[0], list) == isinstance(outcomes[1], list)
         if isinstance(outcomes[0], list):
             torch.testing.assert_close(*outcomes)

@@ -19,7 +19,7 @@ from fusedrnn.torch import autocast, dispatch, eager
 from fusedrnn.torch.eligibility import DTYPE_NAMES, is_compiling
 from fusedrnn.torch.network import CallShape, Network, Results
 from fusedrnn.torch.plan import ModulePlan, current_weights, spec_of
-from fusedrnn.torch.short_call import ShortCall
+from fusedrnn.torch.short_call import ShortCall, as_tuple
 
 # Bound once: attribute lookups are a large part of a call of one step.
 _is_grad_enabled = torch.is_grad_enabled
@@ -40,7 +40,7 @@ class RepeatsCalls(Module):
             return None
         result = None if call.short is None else call.short(self, x, hx)
         if result is None and call.matches(self, x, hx):
-            result = self._run_repeated(call.run, x, None if hx is None else tuple(hx) if call.has_c else (hx,))
+            result = self._run_repeated(call.run, x, as_tuple(hx) or None)
         return result
 
     def _run_repeated(self, run: Callable[..., Results], x: Any, states: tuple[Any, ...] | None) -> Any:
@@ -56,7 +56,7 @@ class RepeatsCalls(Module):
             return
         parameter = next(iter(self._parameters.values()), None)
         address = None if parameter is None else parameter.data_ptr()
-        states = [_described(state) for state in (hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,))]
+        states = [_described(state) for state in as_tuple(hx)]
         last, this = self._last_call, LastCall((_description(x), states, address, self.training, _is_grad_enabled()))
         if last is not None and last.description == this.description:
             this.prepared = RepeatedCall.of(self, x, hx)
@@ -94,20 +94,19 @@ class RepeatedCall:
         weights: The same in the operator's order, with None for missing biases.
 
     Attributes:
-        has_c: Whether there are two states.
         short: The same call as machine code checks it, which takes less time; None if there is none.
     """
 
     __slots__ = (
-        "_engine_weights", "_input", "_is_grad_enabled", "_is_recorded", "_memory", "_parameters", "_plan", "_shape",
-        "_states", "_training", "_weights", "has_c", "short",
+        "_engine_weights", "_has_c", "_input", "_is_grad_enabled", "_is_recorded", "_memory", "_parameters", "_plan",
+        "_shape", "_states", "_training", "_weights", "short",
     )  # fmt: skip
 
     def __init__(
         self, module: Any, plan: ModulePlan, x: Any, hx: Any, parameters: list[Parameter], weights: list[Tensor | None]
     ) -> None:
         self._plan, self._training, self._is_grad_enabled = plan, module.training, _is_grad_enabled()
-        self.has_c = len(plan.state_sizes) > 1
+        self._has_c = len(plan.state_sizes) > 1
         self._input, self._states = _description(x), self._described_states(hx)
         self._parameters, self._weights = parameters, weights
         self._memory = _described_memory(parameters)
@@ -117,7 +116,7 @@ class RepeatedCall:
         data, batch_sizes = (x.data, x.batch_sizes) if isinstance(x, PackedSequence) else (x, None)
         if not plan.is_cell and batch_sizes is None:
             data = data.unsqueeze(1) if data.dim() == 2 else data.transpose(0, 1) if module.batch_first else data
-        states = None if hx is None else tuple(hx) if self.has_c else (hx,)
+        states = as_tuple(hx) or None
         self._shape = shape = CallShape(network, data, None, batch_sizes, plan.is_cell)
         self._is_recorded = is_recorded = self._is_grad_enabled and eager.require_grad(data, states, weights)
         pointers = tuple([0 if weight is None else weight.data_ptr() for weight in weights])
@@ -135,7 +134,7 @@ class RepeatedCall:
         plan = module._plan(data.dtype)
         parameters = [module._parameters.get(name) for name in plan.names]
         weights = current_weights(module, plan, data.dtype)
-        tensors = [data, *(hx if isinstance(hx, (tuple, list)) else () if hx is None else (hx,))]
+        tensors = [data, *as_tuple(hx)]
         if (
             data.dtype not in DTYPE_NAMES
             or not all(type(tensor) in (Tensor, Parameter) for tensor in tensors)
@@ -167,7 +166,7 @@ class RepeatedCall:
         return eager.run_shape(self._shape, x, states, self._weights, None, self._engine_weights, self._is_recorded)
 
     def _described_states(self, hx: Any) -> Any:
-        if hx is None or not self.has_c:
+        if hx is None or not self._has_c:
             return None if hx is None else _described(hx)
         return isinstance(hx, (tuple, list)) and [_described(state) for state in hx]
 

@@ -59,6 +59,7 @@ class ShortCall:
         self._plan, self._training, self._num_threads = plan, module.training, _get_num_threads()
         self._parameters = [weight for weight in weights if weight is not None]
         self._dtype, self._num_states = self._parameters[0].dtype, None if states is None else len(states)
+        self._is_hx_tensor = states is not None and len(plan.state_sizes) == 1
         self._batch_sizes = x.batch_sizes.tolist() if is_packed else None
         self._sizes_of_states = [state.shape for state in states or ()]
         self._index_shapes = _index_shapes(x) if is_packed else None
@@ -110,8 +111,9 @@ class ShortCall:
         data = x if self._batch_sizes is None else self._rows(x)
         if type(data) is not Tensor:
             return None
-        states = hx if type(hx) in (tuple, list) else () if hx is None else (hx,)
-        if (None if hx is None else len(states)) != self._num_states:
+        states: Sequence[Any] = as_tuple(hx)
+        num_states = None if hx is None else len(states)
+        if num_states != self._num_states or isinstance(hx, Tensor) is not self._is_hx_tensor:
             return None
         inputs = (data, *states, *self._parameters)
         try:
@@ -177,6 +179,11 @@ class ShortCall:
         """Memory for the output, or of a cell its next h, and for the final states."""
         final = [x.new_empty(shape) for shape in self.shape.state_shapes]
         return final[0] if self._output_shape is None else x.new_empty(self._output_shape), final
+
+
+def as_tuple(hx: Any) -> tuple[Any, ...]:
+    """The initial states of a call as a tuple, empty for zeros."""
+    return tuple(hx) if isinstance(hx, (tuple, list)) else () if hx is None else (hx,)
 
 
 def _index_shapes(packed: PackedSequence) -> list[Any]:
