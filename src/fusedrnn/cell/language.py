@@ -147,13 +147,13 @@ def _make(equations: Equations, gates: str, states: str, vectors: str, scalars: 
     try:
         names = [_names(kind, text) for kind, text in zip(_KINDS, (gates, states, vectors, scalars), strict=True)]
         _check_names(*names)
-        made = UserCell(label, names[0], names[1], equations, names[2], names[3])
+        user_cell = UserCell(label, names[0], names[1], equations, names[2], names[3])
         for attribute in ("__module__", "__doc__"):
-            object.__setattr__(made, attribute, getattr(equations, attribute, None))
-        _check(made)
+            object.__setattr__(user_cell, attribute, getattr(equations, attribute, None))
+        _check(user_cell)
     except (TypeError, ValueError, AttributeError) as error:
         raise type(error)(f"cell {label}: {error}") from error
-    return made
+    return user_cell
 
 
 _KINDS = "gates", "states", "vectors", "scalars"
@@ -194,19 +194,19 @@ def _repeated(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-def _check(made: UserCell) -> None:
+def _check(user_cell: UserCell) -> None:
     """Whether the equations are those of a cell, and use all that they declare."""
-    traced = made.traced
-    expected = f"the new states {', '.join(made.states)}, in this order"
-    if len(traced.outputs) != len(made.states):
+    traced = user_cell.traced
+    expected = f"the new states {', '.join(user_cell.states)}, in this order"
+    if len(traced.outputs) != len(user_cell.states):
         got = len(traced.outputs)
         raise ValueError(f"the equations must return {expected}; they return {got} value{'s' * (got != 1)}")
     for output in traced.outputs:
         if not isinstance(output, Expr) or isinstance(output, Constant):
             raise TypeError(f"the equations must return {expected}, each an expression; got {output!r}")
-    _check_products(made)
+    _check_products(user_cell)
     used = set(walk([*traced.outputs, *traced.operands]))
-    for gate in made.gates:
+    for gate in user_cell.gates:
         if PreX(gate) not in used:
             raise ValueError(f"gate {gate!r} must have a part from the input: x.{gate} has no effect")
         if gate not in traced.input_gates and PreH(gate) not in used:
@@ -219,10 +219,10 @@ def _check(made: UserCell) -> None:
         raise ValueError(f"it has no derivative: {error}") from error
 
 
-def _check_products(made: UserCell) -> None:
+def _check_products(user_cell: UserCell) -> None:
     """Whether the recurrent products are such that weights can be stacked in the order of the gates."""
-    stages = made.traced.stages
-    output = made.states[0]
+    stages = user_cell.traced.stages
+    output = user_cell.states[0]
     if not stages or stages[0].operand != State(output):
         raise ValueError(f"the first recurrent product must be of the output before the step: recurrent(s.{output})")
     if any(stage.projects for stage in stages):
@@ -230,8 +230,8 @@ def _check_products(made: UserCell) -> None:
     if empty := [number for number, stage in enumerate(stages, 1) if not stage.gates]:
         raise ValueError(f"no gate takes recurrent product {empty[0]}: take one as an attribute, recurrent(...).a")
     order = [gate for stage in stages for gate in stage.gates]
-    order += made.traced.input_gates
-    if order != [*made.gates]:
+    order += user_cell.traced.input_gates
+    if order != [*user_cell.gates]:
         raise ValueError(
             f"gates must be in the order of the recurrent products, those of the input alone last: write "
             f"gates={' '.join(order)!r}"

@@ -57,9 +57,7 @@ class _FusedCell(HasCompute, RepeatsCalls, RNNCellBase):
         return final if len(final) > 1 else final[0]
 
     def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
-        return cell_plan(
-            self._mode, self.input_size, self.hidden_size, self.bias, dtype, compute or self.compute
-        )
+        return cell_plan(self._mode, self.input_size, self.hidden_size, self.bias, dtype, compute or self.compute)
 
     def _step(self, run: dispatch.Run, x: Any, hx: Any, compute: str | None = None) -> tuple[Tensor, ...] | None:
         """The next states; None if the operator does not support the call. ``compute`` replaces our own."""

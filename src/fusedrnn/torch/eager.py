@@ -147,7 +147,7 @@ def run(
         operands = low_precision_operands(network, x, states, weights, several_steps)
         return rounded(run(spec, *operands, lengths=lengths, batch_sizes=batch_sizes, seed=seed), x.dtype)
     shape = CallShape(network, x, lengths, batch_sizes)
-    return run_shape(shape, x, states, _contiguous(weights), seed, under_autocast=under_autocast)
+    return run_shape(shape, x, states, tensor_calls.contiguous(weights), seed, under_autocast=under_autocast)
 
 
 def run_cell(spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors) -> Results:
@@ -156,7 +156,7 @@ def run_cell(spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights:
     It is like :func:`run`, but x is (N, I) or (I,), states are (N, size) or (size,), and there is no output.
     """
     shape = CallShape(Network.of(spec), x, None, None, is_cell=True)
-    return run_shape(shape, x, states, _contiguous(weights))
+    return run_shape(shape, x, states, tensor_calls.contiguous(weights))
 
 
 def run_shape(
@@ -191,10 +191,6 @@ def record(
     """Let autograd record a call: the output, None of a cell, and the final states, with their history."""
     outputs: tuple[Any, ...] = _apply(shape, results, x, *states, *weights)
     return (None, *outputs) if shape.is_cell else outputs
-
-
-def _contiguous(weights: Tensors) -> list[Tensor | None]:
-    return [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
 
 
 def run_under_autocast(

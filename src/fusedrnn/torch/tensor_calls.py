@@ -108,7 +108,7 @@ def _run(
 ) -> Results:  # fmt: skip
     """The output and the final states. With ``info``, in training, fills the reserve at that address."""
     network = shape.network
-    x, initial = _with_unit_stride(x), _contiguous(states)
+    x, initial = _with_unit_stride(x), contiguous(states or ())
     final = shape.new_states(x)
     y = None if shape.is_cell else shape.new(x, network.output_size)
     network.engine.run(
@@ -224,7 +224,7 @@ def strided_pointer(network: Network, x: Tensor | None) -> StridedPtr:
 
 def readable(y: Tensor | None, states: Tensors) -> tuple[Tensor | None, list[Tensor | None]]:
     """Cotangents of an output and of states as the kernels read them, copied if need be."""
-    return None if y is None else _with_unit_stride(y), _contiguous(states)
+    return None if y is None else _with_unit_stride(y), contiguous(states)
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
@@ -232,10 +232,9 @@ def _with_unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _contiguous(states: Tensors | None) -> list[Tensor | None]:
-    if states is None:
-        return []
-    return [state if state is None or state.is_contiguous() else state.contiguous() for state in states]
+def contiguous(tensors: Tensors) -> list[Tensor | None]:
+    """The tensors, copied if they are not contiguous; None stays None."""
+    return [tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous() for tensor in tensors]
 
 
 def _as_tensor(lease: Any, size: int) -> Tensor:

@@ -57,8 +57,7 @@ class Tiling:
         kept_products: The products that later stages read.
         num_param_vectors: Parameters of one number for each unit, such as peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no parameters of its
-            own, and
-            the format of operands has GEMMs for them.
+            own, and the format of operands has GEMMs for them.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
