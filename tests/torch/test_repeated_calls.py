@@ -155,6 +155,17 @@ def test_a_module_changes_between_calls(kind, change, records):
             assert_same(ours, torch_net, *operands(kind))
 
 
+@pytest.mark.parametrize("steps", [2, 30])
+@pytest.mark.parametrize("records", [False, True])
+def test_batch_first_changes_between_calls(records, steps):
+    ours, torch_net = make_pair("GRU", I, H)
+    with torch.set_grad_enabled(records):
+        for batch_first in (False, True, False):
+            ours.batch_first = torch_net.batch_first = batch_first
+            for _ in range(3):
+                assert_same(ours, torch_net, torch.randn(steps, steps, I), None)
+
+
 def _as_imaginary_part(x):
     return torch.complex(torch.zeros_like(x), x).conj().imag
 

@@ -36,7 +36,7 @@ class RepeatsCalls(Module):
         if is_compiling() or self._last_call is None:
             return None
         call = self._last_call.prepared
-        if call is None:
+        if call is None or (call.batch_first is not None and self.batch_first is not call.batch_first):
             return None
         result = None if call.short is None else call.short(self, x, hx)
         if result is None and call.matches(self, x, hx):
@@ -94,12 +94,13 @@ class RepeatedCall:
         weights: The same in the operator's order, with None for missing biases.
 
     Attributes:
+        batch_first: That of a layer, None of a cell.
         short: The same call as machine code checks it, which takes less time; None if there is none.
     """
 
     __slots__ = (
         "_engine_weights", "_has_c", "_input", "_is_grad_enabled", "_is_recorded", "_memory", "_parameters", "_plan",
-        "_shape", "_states", "_training", "_weights", "short",
+        "_shape", "_states", "_training", "_weights", "batch_first", "short",
     )  # fmt: skip
 
     def __init__(
@@ -107,6 +108,7 @@ class RepeatedCall:
     ) -> None:
         self._plan, self._training, self._is_grad_enabled = plan, module.training, _is_grad_enabled()
         self._has_c = len(plan.state_sizes) > 1
+        self.batch_first = None if plan.is_cell else module.batch_first
         self._input, self._states = _description(x), self._described_states(hx)
         self._parameters, self._weights = parameters, weights
         self._memory = _described_memory(parameters)
