@@ -14,8 +14,8 @@ from fusedrnn.cell.activations import Activation, check_activations
 from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Kind, ParameterLayout, Shapes
-from fusedrnn.number_formats import INT8_MAX_PRODUCTS
-from fusedrnn.scalars import MAX_BYTES, as_bool, as_number, check_bounds, check_choice, dtype_name, positive_int
+from fusedrnn.scalars import as_bool, as_number, check_bounds, check_choice, dtype_name, positive_int
+from fusedrnn.spec_sizes import check_sizes
 
 Array = NDArray[Any]
 
@@ -31,8 +31,6 @@ OPTIONS = (
     "bias", "reverse", "compute",
 )  # fmt: skip
 """The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
-MAX_LAYERS = 4096
-"""Each layer takes time and memory before the first call, whatever its sizes."""
 _CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
     positive_int: ("input_size", "hidden_size", "num_layers", "projection_size"),
     as_bool: ("bidirectional", "state_clip_nan", "reset_after", "peepholes", "coupled_gates", "reverse"),
@@ -134,7 +132,7 @@ class RNNSpec:
         check_bounds("state_clip_min", self.state_clip_min, "state_clip_max", self.state_clip_max)
         if self.state_clip_nan and self.state_clip_min is None:
             raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
-        self._check_size()
+        check_sizes(self)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -142,24 +140,6 @@ class RNNSpec:
     @classmethod
     def _default(cls, name: str) -> object:
         return cls.__dataclass_fields__[name].default
-
-    def _check_size(self) -> None:
-        if self.projection_size is not None and self.projection_size >= self.hidden_size:
-            raise ValueError(
-                f"projection_size must be smaller than hidden_size ({self.hidden_size}); got {self.projection_size}"
-            )
-        longest = max(self.input_size, self.hidden_size, self.output_size)
-        if self.compute == "int8" and longest > INT8_MAX_PRODUCTS:
-            raise ValueError(f"compute='int8' needs at most {INT8_MAX_PRODUCTS} features of a layer; got {longest}")
-        if self.num_layers > MAX_LAYERS:
-            raise ValueError(f"num_layers must be at most {MAX_LAYERS}; got {self.num_layers}")
-        features = self.input_size + (self.num_layers - 1) * self.output_size + self.num_layers * (self.state_size + 2)
-        elements = self.num_directions * self.num_gates * self.hidden_size * features
-        if elements * np.dtype(self.dtype).itemsize >= MAX_BYTES:
-            raise ValueError(
-                f"input_size, hidden_size and num_layers must make parameters of fewer than {MAX_BYTES} bytes; got "
-                f"{self.input_size}, {self.hidden_size} and {self.num_layers}"
-            )
 
     @cached_property
     def variant(self) -> Variant:
@@ -278,7 +258,9 @@ class RNNSpec:
     def parameter_shapes(self, layer: int) -> Shapes:
         """The shapes of the parameters of each direction of a layer, the weights before the biases."""
         rows, h_rows = self.num_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
-        shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer)), "h2h_weight": (h_rows, self.state_size)}
+        shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer))}
+        if h_rows:
+            shapes["h2h_weight"] = (h_rows, self.state_size)
         if self.projection_size is not None:
             shapes["h2r_weight"] = (self.state_size, self.hidden_size)
         if self.peepholes:
@@ -288,7 +270,7 @@ class RNNSpec:
         shapes.update({kind: (1,) for kind in self.scalar_kinds})
         if self.bias != "none":
             shapes["i2h_bias"] = (rows,)
-        if self.bias == "double":
+        if self.bias == "double" and h_rows:
             shapes["h2h_bias"] = (h_rows,)
         return shapes
 

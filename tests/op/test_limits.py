@@ -12,7 +12,7 @@ from fusedrnn import Activation, RNNOp, RNNSpec, frozen, set_num_threads
 from fusedrnn.mxnet import gluon
 from fusedrnn.mxnet.rnn import GRUCell
 from fusedrnn.scalars import MAX_BYTES
-from fusedrnn.spec import MAX_LAYERS
+from fusedrnn.spec_sizes import MAX_LAYERS
 
 HUGE = 10**5000  # more digits than Python prints
 OP = RNNOp(RNNSpec("gru", 3, 4))

@@ -21,6 +21,7 @@ from fusedrnn.cell.leaves import (
     PreSum,
     PreX,
     Projected,
+    RawInput,
     Saved,
     State,
     StateCotangent,
@@ -83,8 +84,9 @@ class Derivative:
         saved: What forward saves of each step, in the order of the reserve.
         recomputed: The forward values that backward recomputes.
         stages: The gradients of each stage; they use the operand cotangents of later stages only.
-        inputs: The gradients of the gates that the input alone gives.
-        inputs_stage: The index of the stage with which they are computed.
+        inputs: The gradients of the gates that the input alone gives; of a cell without stages, of its parameters too.
+        raw_input: The gradient of the input itself beside what comes through weights; None if that is zero.
+        inputs_stage: The index of the stage with which these are computed; 0 if there are no stages.
         state_grads: The gradient of each previous state by its name, without what comes through the recurrent weights;
             none if that is zero.
     """
@@ -93,6 +95,7 @@ class Derivative:
     recomputed: tuple[Expr, ...]
     stages: tuple[StageDerivative, ...]
     inputs: StageDerivative
+    raw_input: Expr | None
     inputs_stage: int
     state_grads: Mapping[str, Expr]
 
@@ -106,8 +109,9 @@ class Derivative:
         stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, OperandCotangent)]
         cotangent = StateCotangent(state)
         stages += [index for index, stage in enumerate(self.stages) if cotangent in walk(stage.distinct_grads)]
-        stages += [self.inputs_stage] if cotangent in walk(self.inputs.distinct_grads) else []
-        return min(stages, default=len(self.stages) - 1)
+        raw_input = () if self.raw_input is None else (self.raw_input,)
+        stages += [self.inputs_stage] if cotangent in walk([*self.inputs.distinct_grads, *raw_input]) else []
+        return min(stages, default=max(0, len(self.stages) - 1))
 
     def __str__(self) -> str:
         saved = ", ".join(describe(node) for node in self.saved) or "no more than the states"
@@ -117,22 +121,23 @@ class Derivative:
 
 @lru_cache(maxsize=64)
 def differentiate(cell: TracedCell) -> Derivative:
-    """Differentiate a cell whose first stage multiplies its first state.
+    """Differentiate a cell whose first stage, if there are any, multiplies its first state.
 
     Raises:
         NotImplementedError: If the first stage has another operand, or the new states do not depend on some gate.
     """
-    if cell.stages[0].operand != State(cell.states[0]):
+    if cell.stages and cell.stages[0].operand != State(cell.states[0]):
         raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
     cotangents: list[Expr] = [StateCotangent(name) for name in cell.states]
     cotangents += [OperandCotangent(index) for index in range(1, len(cell.stages))]
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
     stages = [_differentiate_stage(cell, stage, grads) for stage in cell.stages]
     inputs, inputs_stage = _differentiate_inputs(cell, grads)
+    raw_input = [grads[RawInput()]] if RawInput() in grads else []
     state_grads = {name: grads[State(name)] for name in cell.states if State(name) in grads}
     targets = [grad for stage in [*stages, inputs] for grad in stage.distinct_grads]
     available = available_leaves(cell)
-    saved, recomputed = _choose(cell, [*targets, *state_grads.values()], set(available))
+    saved, recomputed = _choose(cell, [*targets, *raw_input, *state_grads.values()], set(available))
     available.update({node: Saved(index) for index, node in enumerate(saved)})
 
     def of_available(exprs: Iterable[Expr]) -> tuple[Expr, ...]:
@@ -143,6 +148,7 @@ def differentiate(cell: TracedCell) -> Derivative:
         recomputed=of_available(recomputed),
         stages=tuple(replace(stage, distinct_grads=of_available(stage.distinct_grads)) for stage in stages),
         inputs=replace(inputs, distinct_grads=of_available(inputs.distinct_grads)),
+        raw_input=next(iter(of_available(raw_input)), None),
         inputs_stage=inputs_stage,
         state_grads=dict(zip(state_grads, of_available(state_grads.values()), strict=True)),
     )
@@ -176,13 +182,17 @@ def _differentiate_inputs(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> tuple
     if unused := [gate for gate in cell.input_gates if PreX(gate) not in grads]:
         raise NotImplementedError(f"the derivative of a cell that does not use gate {unused[0]}")
     x_grads = [grads[PreX(gate)] for gate in cell.input_gates]
-    distinct = list(dict.fromkeys(x_grads))
-    return StageDerivative(tuple(distinct), tuple(map(distinct.index, x_grads)), ()), _last_stage(cell, x_grads)
+    param_grads = {} if cell.stages else {leaf: grads[leaf] for leaf in cell.parameters}
+    distinct = list(dict.fromkeys([*x_grads, *param_grads.values()]))
+    by_leaf = {leaf: distinct.index(grad) for leaf, grad in param_grads.items()}
+    raw_input = [grads[RawInput()]] if RawInput() in grads else []
+    inputs = StageDerivative(tuple(distinct), tuple(map(distinct.index, x_grads)), (), by_leaf)
+    return inputs, _last_stage(cell, [*x_grads, *raw_input])
 
 
 def _last_stage(cell: TracedCell, grads: Sequence[Expr]) -> int:
-    """The index of the last stage that has gates and can compute these gradients."""
-    gate_stages = [index for index, stage in enumerate(cell.stages) if not stage.projects]
+    """The index of the last stage that has gates and can compute these gradients; 0 if there are no stages."""
+    gate_stages = [index for index, stage in enumerate(cell.stages) if not stage.projects] or [0]
     return min([node.stage - 1 for node in walk(grads) if isinstance(node, OperandCotangent)] + gate_stages[-1:])
 
 
@@ -227,6 +237,8 @@ def describe(node: Expr, saved: Sequence[Expr] = ()) -> str:
             return f"new {name}"
         case Projected():
             return "h"
+        case RawInput():
+            return "x.raw"
         case Constant(value):
             return f"{value:g}"
     assert isinstance(node, Operation)

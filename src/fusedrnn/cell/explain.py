@@ -16,6 +16,7 @@ from fusedrnn.cell.leaves import (
     PreSum,
     PreX,
     Projected,
+    RawInput,
     Saved,
     State,
     StateCotangent,
@@ -62,6 +63,9 @@ def _gradients(cell: TracedCell, derivative: Derivative) -> dict[str, Expr]:
         grads.update({f"d{leaf.name}": derived.distinct_grads[i] for leaf, i in derived.param_grads.items()})
     inputs = zip(cell.input_gates, derivative.inputs.x_grads, strict=True)
     grads |= {f"d{gate}": derivative.inputs.distinct_grads[index] for gate, index in inputs}
+    grads |= {f"d{leaf.name}": derivative.inputs.distinct_grads[i] for leaf, i in derivative.inputs.param_grads.items()}
+    if derivative.raw_input is not None:
+        grads["d x.raw, beside products"] = derivative.raw_input
     return grads | {f"d{state}, beside products": grad for state, grad in derivative.state_grads.items()}
 
 
@@ -137,6 +141,8 @@ class _Text:
                 return f"d operand {stage + 1}"
             case State(name) | ParamVector(name) | ParamScalar(name):
                 return name
+            case RawInput():
+                return "x.raw"
             case Projected():
                 return "projected"
         assert isinstance(node, Leaf)

@@ -15,7 +15,7 @@ from fusedrnn.cell.explain import explain
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
 from fusedrnn.cell.leaves import PreH, PreX, State
 from fusedrnn.cell.primitives import PRIMITIVES
-from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, run_equations
+from fusedrnn.cell.trace import RAW, TracedCell, fuse_gate_sums, run_equations
 from fusedrnn.scalars import as_number, check_bounds
 
 __all__ = ["UserCell", "cell", "clip"]
@@ -108,9 +108,10 @@ def cell(
 
     The function is called once, with symbols, and describes one step for all units at once:
 
-    - ``x.f`` is the pre-activation of gate f from the input, W x + b of its rows;
+    - ``x.f`` is the pre-activation of gate f from the input, W x + b of its rows; ``x.raw`` is the layer's input
+      itself, which then has as many features as there are units;
     - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, the first time with the output before the step
-      for e, later with any expression. A gate takes part in one such product, or in none;
+      for e, later with any expression. A gate takes part in one such product, or in none; a cell may have none;
     - ``s.h`` is a state before the step;
     - ``p.beta``, of a fourth argument, is a vector or a scalar of the cell's own.
 
@@ -181,6 +182,8 @@ def _check_names(gates: tuple[str, ...], states: tuple[str, ...], *parameters: t
             raise ValueError(f"a cell needs at least one {kind}: write {kind}s='a b' for two of them")
         if repeated := _repeated(names):
             raise ValueError(f"two {kind}s have the name {repeated!r}")
+    if RAW in gates:
+        raise ValueError(f"no gate has the name {RAW!r}: x.{RAW} is the input itself")
     if len(states) > _MAX_STATES:
         raise ValueError(f"a cell has at most {_MAX_STATES} states; got {len(states)}")
     own = [name for group in parameters for name in group]
@@ -223,7 +226,7 @@ def _check_products(user_cell: UserCell) -> None:
     """Whether the recurrent products are such that weights can be stacked in the order of the gates."""
     stages = user_cell.traced.stages
     output = user_cell.states[0]
-    if not stages or stages[0].operand != State(output):
+    if stages and stages[0].operand != State(output):
         raise ValueError(f"the first recurrent product must be of the output before the step: recurrent(s.{output})")
     if any(stage.projects for stage in stages):
         raise ValueError("recurrent.project is for the built-in LSTM alone")

@@ -1,7 +1,7 @@
 """The inputs of a cell's expressions, one class each.
 
-A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``State``, ``ParamVector``, ``ParamScalar`` and
-``Projected``. Its derivative reads ``State``, ``NewState``, ``ParamVector``, ``ParamScalar``, ``Saved``,
+A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``RawInput``, ``State``, ``ParamVector``,
+``ParamScalar`` and ``Projected``. Its derivative reads ``State``, ``NewState``, ``ParamVector``, ``ParamScalar``, ``Saved``,
 ``StateCotangent`` and ``OperandCotangent``. A stage of a kernel stores a ``NewState``, a ``StageOperand``, a
 ``KeptProduct`` or a ``Saved``.
 """
@@ -38,6 +38,11 @@ class PreH(_OfGate):
 
 class PreSum(_OfGate):
     """``PreX + PreH`` of a gate, summed by the recurrent GEMM."""
+
+
+@dataclass(frozen=True)
+class RawInput(Leaf):
+    """An element of the layer's input itself, where it has as many features as there are units."""
 
 
 class ParamVector(_OfName):

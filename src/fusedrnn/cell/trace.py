@@ -8,7 +8,10 @@ from functools import cached_property, lru_cache
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
 from fusedrnn.cell.expr import Expr, Leaf, as_expr, substitute, walk
-from fusedrnn.cell.leaves import Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected, State
+from fusedrnn.cell.leaves import Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected, RawInput, State
+
+RAW = "raw"
+"""``x.raw`` is the input itself, and so no gate has this name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class TracedCell:
         """The gates that no stage computes: the input alone gives them."""
         return tuple(gate for gate in self.gates if not any(gate in stage.gates for stage in self.stages))
 
+    @cached_property
+    def reads_raw_input(self) -> bool:
+        """Whether it uses the input itself beside its products."""
+        return RawInput() in walk([*self.outputs, *(stage.operand for stage in self.stages)])
+
     @property
     def output(self) -> str:
         """The state that is the output."""
@@ -92,6 +100,8 @@ class _Leaves:
         self._kind, self._names, self._used = kind, names, used
 
     def __getattr__(self, name: str) -> Expr:
+        if name == RAW and self._kind is PreX:
+            return RawInput()
         if name not in self._names:
             what = "state" if self._kind is State else "gate"
             raise AttributeError(f"the cell has no {what} {name!r}; its {what}s are {', '.join(self._names)}")

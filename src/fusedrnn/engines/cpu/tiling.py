@@ -55,6 +55,7 @@ class Tiling:
         projections: The projection, if there is one.
         num_gates: Gates of all stages.
         kept_products: The products that later stages read.
+        reads_raw_input: Whether the cell reads the layer's input itself.
         num_param_vectors: Parameters of one number for each unit, such as peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no parameters of its
             own, and the format of operands has GEMMs for them.
@@ -77,6 +78,7 @@ class Tiling:
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.kept_products = kept_products(self.stages)
+        self.reads_raw_input = cell.reads_raw_input
         self.num_param_vectors = len(cell.param_vectors)
         reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
         self.can_read_unpacked = is_plain(cell) and reads_unpacked
@@ -155,16 +157,19 @@ class Tiling:
     @property
     def block_col_vecs(self) -> int:
         """Vectors of columns of a block of units, in the stage where they are most."""
-        return max(Blocking(stage.num_gates, self.panel_vectors).block_col_vecs for stage in self.stages)
+        widths = (Blocking(stage.num_gates, self.panel_vectors).block_col_vecs for stage in self.stages)
+        return max(widths, default=0)
 
     def gates_stride(self, unit_vecs: int) -> int:
-        """The stride of the gates of so many unit vectors."""
-        return pad_against_conflicts(unit_vecs * (self.num_gates + len(self.kept_products)) * self.vector_bytes)
+        """The stride of the gates of so many unit vectors, the products kept for later and the raw input."""
+        vectors = self.num_gates + len(self.kept_products) + self.reads_raw_input
+        return pad_against_conflicts(unit_vecs * vectors * self.vector_bytes)
 
     @property
     def gradients_stride(self) -> int:
-        """The stride of the gate gradients of all stages."""
-        return pad_against_conflicts(self.k_padded(*self.column_groups) * self.item)
+        """The stride of the gate gradients of all stages, and those of the raw input."""
+        raw = self.reads_raw_input * self.unit_vecs * self.lanes
+        return pad_against_conflicts((self.k_padded(*self.column_groups) + raw) * self.item)
 
     @property
     def masked_row(self) -> int:

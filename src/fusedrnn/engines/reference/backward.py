@@ -20,6 +20,7 @@ from fusedrnn.cell.leaves import (
     PreH,
     PreX,
     Projected,
+    RawInput,
     Saved,
     State,
     StateCotangent,
@@ -123,8 +124,10 @@ class _DirectionBackward:
             if dy is not None:
                 output = StateCotangent(self._cell.states[0])
                 values[output] = values[output] + dy[t, rows]
-            dgates, before = self._step(values)
+            dgates, draw, before = self._step(values)
             dx[t, rows] += self._linear["i2h"].backward(x[t, rows], dgates)
+            if draw is not None:
+                dx[t, rows] += draw
             dstates = [_replace_rows(array, rows, part) for array, part in zip(dstates, before, strict=True)]
         return dstates
 
@@ -140,8 +143,8 @@ class _DirectionBackward:
         values.update({Saved(number): array[rows] for number, array in enumerate(tape.saved[index])})
         return values | self._parameters
 
-    def _step(self, values: dict[Leaf, Array]) -> tuple[Array, list[Array]]:
-        """The gradients of the pre-activations from the input (N, G·H), and of the previous states."""
+    def _step(self, values: dict[Leaf, Array]) -> tuple[Array, Array | None, list[Array]]:
+        """The gradients of the pre-activations from the input (N, G·H), of the input itself, of the previous states."""
         cell = self._cell
         # The default is for a gate or a state that the cell does not use.
         grads: dict[Leaf, Array] = defaultdict(lambda: np.zeros_like(values[StateCotangent(cell.states[0])]))
@@ -169,7 +172,7 @@ class _DirectionBackward:
             x_gates = h_gates
         else:
             x_gates = np.concatenate([grads[PreX(gate)] for gate in cell.gates], axis=1)
-        return x_gates, [grads[State(name)] for name in cell.states]
+        return x_gates, grads.get(RawInput()), [grads[State(name)] for name in cell.states]
 
 
 class _Linear:

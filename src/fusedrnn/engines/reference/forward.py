@@ -15,7 +15,7 @@ import numpy as np
 
 from fusedrnn import dropout
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, State
+from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
@@ -157,8 +157,8 @@ def _run_step(
     """One step, in training with a tape, which it extends."""
     x_gates = linear(rounded(0, x), weights["i2h_weight"], weights.get("i2h_bias"))
     if tape is None:
-        return step(cell, x_gates, states, weights, rounded)
-    leaves = step_leaves(cell, x_gates, states, weights, rounded)
+        return step(cell, x_gates, states, weights, rounded, x)
+    leaves = step_leaves(cell, x_gates, states, weights, rounded, x)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(states)], values[len(states) :]
     tape.states.append(states)
@@ -209,12 +209,14 @@ def step(
     states: Sequence[Array],
     weights: Mapping[str, Array],
     rounded: RowRounding = unrounded_operand,
+    x: Array | None = None,
 ) -> tuple[Array, ...]:
     """The states after a step (N, size), the output first, from the states before it and the weights by kind.
 
-    ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands.
+    ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands; ``x``
+    (N, H) is the input itself, for cells that read it.
     """
-    new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded), NUMPY)
+    new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded, x), NUMPY)
     return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
 
 
@@ -224,25 +226,28 @@ def step_leaves(
     states: Sequence[Array],
     weights: Mapping[str, Array],
     rounded: RowRounding = unrounded_operand,
+    x: Array | None = None,
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
-    weight, bias = weights["h2h_weight"], weights.get("h2h_bias")
+    bias = weights.get("h2h_bias")
     rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     values.update(parameter_leaves(cell, weights))
+    if x is not None:
+        values[RawInput()] = x
     for index, stage in enumerate(cell.stages):
         (operand,) = evaluate([stage.operand], values, NUMPY)
         operand = rounded(1 + index, in_rows(operand, values[PreX(cell.gates[0])].shape))
         if stage.projects:
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
-            h_gates = linear(operand, weight, bias)
+            h_gates = linear(operand, weights["h2h_weight"], bias)
             values.update({PreH(gate): h_gates[:, rows[gate]] for gate in stage.gates})
         else:
             for gate in stage.gates:
                 own = rows[gate]
-                values[PreH(gate)] = linear(operand, weight[own], None if bias is None else bias[own])
+                values[PreH(gate)] = linear(operand, weights["h2h_weight"][own], None if bias is None else bias[own])
     return values
 
 

@@ -140,6 +140,10 @@ class _DirectionLoop(CellGradient):
             rows_done.set(rows_done.get() + active_rows)
             rows_in_block.set(rows_in_block.get() + self.active_in_batch(time))
             rows_of_step_after.set(active_rows)
+            if self.stages:
+                self.barrier()
+        if not self.stages:
+            # The gradients of inputs need those of all units.
             self.barrier()
         with f.if_(p.dx.is_set & (rows_done.get() > 0)):
             self._input_gradients(begin, end, chunk_parity, rows_done.get())
@@ -150,7 +154,7 @@ class _DirectionLoop(CellGradient):
     def _step(self, position: StepPosition) -> None:
         """The cell's derivative, stage by stage, the last one first."""
         f = self.f
-        for stage in reversed(self.stages):
+        for stage in reversed(self.maths_stages):
             with f.loop(0, position.active_rows) as row:
                 rows = self.grad_rows(stage, row, position)
                 units = self.units_of(stage)
@@ -163,6 +167,8 @@ class _DirectionLoop(CellGradient):
 
     def _recurrent_gemm(self, step: Value, num_rows: Value) -> None:
         """Add to dh what comes through the gates of the step after, for the rows that have it; this thread's units."""
+        if not self.stages:
+            return
         f, c, p, stage, units = self.f, self.c, self.p, self.stages[0], self.out
         a = LeftOperand(self.grad_table(stage, 1 - (step & 1)), num_rows)
         reverse = self.serpentine_reversed(step)
@@ -213,9 +219,12 @@ class _DirectionLoop(CellGradient):
         with self.panels(first, last) as cols:
             # Dropout masks whole panels, so the columns keep their place in the panel.
             offset = cols.first % self.panel_vectors * v.bytes
-            into = Rows(self.panel + offset, self.panel_bytes)
+            into, c_in = Rows(self.panel + offset, self.panel_bytes), Rows(self.zeros, 0)
+            if self.cell.reads_raw_input:
+                raw_grads = self.x_gate_grads(f.constant(0), chunk_parity) + self.raw_grads_offset
+                c_in = Rows(raw_grads + cols.first * v.bytes, c.gates_row)
             weights = self._weights(p.x_weights, self.gates_k_padded, p.unpacked_x_weights, p.k)
-            weights.gemm(a, cols, into, Rows(self.zeros, 0))
+            weights.gemm(a, cols, into, c_in)
             self._store_input_gradients(begin, end, cols, offset)
 
     def _store_input_gradients(self, begin: Value, end: Value, cols: ColVecs, offset: Value) -> None:

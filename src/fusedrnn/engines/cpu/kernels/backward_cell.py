@@ -37,6 +37,7 @@ class GradRows:
     h_gates: Value  # gate gradients for the recurrent GEMM
     x_gates: Value  # gate gradients for the input GEMM
     input_gates: Value  # those of the gates of the input alone
+    raw: Value  # the gradients of the raw input
     transposed: Value  # gate gradients for the weights' GEMMs
     carried: dict[str, Value]  # the gradients of the states
     states: dict[Leaf, Value]  # before and after the step
@@ -69,6 +70,7 @@ class CellGradient(BackwardEmitter):
             h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage),
             x_gates=self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(stage),
             input_gates=self._input_gates(chunk_row, position.chunk_parity),
+            raw=self._raw_grads(chunk_row, position.chunk_parity),
             transposed=self.transposed + block_row * v.bytes,
             carried={name: self.carried(name, row) for name in self.cell.states},
             states=states,
@@ -81,12 +83,18 @@ class CellGradient(BackwardEmitter):
             return self.f.constant(0)
         return self.x_gate_grads(chunk_row, chunk_parity) + self.grads_offset(self.input_stage)
 
+    def _raw_grads(self, chunk_row: Value, chunk_parity: Value) -> Value:
+        """The gradients of the raw input in a row of a chunk; nowhere if the cell does not read it."""
+        if not self.cell.reads_raw_input:
+            return self.f.constant(0)
+        return self.x_gate_grads(chunk_row, chunk_parity) + self.raw_grads_offset
+
     def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
         """The gradients of one stage, for one vector of units of one row."""
         v, derivative, output = self.v, self.derivative, self.cell.output
         offset = unit_vec * v.bytes
         units_left = self.units_of(stage).size - unit_vec * v.lanes
-        is_last_stage = stage is self.stages[-1]
+        is_last_stage = stage is self.maths_stages[-1]
         cotangents: dict[str, Value] = {}
 
         def cotangent(name: str) -> Value:
@@ -112,11 +120,16 @@ class CellGradient(BackwardEmitter):
             cotangent(output)
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
-        inputs = [self.input_stage] if self.input_stage and derivative.inputs_stage == stage.index else []
+        has_inputs = derivative.inputs_stage == stage.index
+        inputs = [self.input_stage] if has_inputs and self.input_stage not in (None, stage) else []
+        raw = [derivative.raw_input] if has_inputs and derivative.raw_input is not None else []
         groups = [group.derivative.distinct_grads for group in (stage, *inputs)]
         gate_grads = [grad for group in groups for grad in group]
-        values = evaluate([*gate_grads, *state_grads.values()], load, v)
-        new = dict(zip(state_grads, values[len(gate_grads) :], strict=True))
+        values = evaluate([*gate_grads, *state_grads.values(), *raw], load, v)
+        new = dict(zip(state_grads, values[len(gate_grads) :], strict=False))
+        for value in values[len(gate_grads) + len(state_grads) :]:
+            is_whole = units_left >= v.lanes
+            v.store(is_whole.select(value, v.zero_tail(value, units_left)), rows.raw + offset)
         if is_last_stage and output not in names:
             # The stages before need it with the output's gradient.
             v.store(cotangents[output], rows.carried[output] + offset)

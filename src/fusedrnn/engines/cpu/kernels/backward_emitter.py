@@ -72,6 +72,11 @@ class BackwardEmitter(DirectionEmitter):
         """Where a stage's gradients begin in a row of gate gradients."""
         return self.unit_vecs * (stage.first_gate * self.operand_vector_bytes)
 
+    @property
+    def raw_grads_offset(self) -> Value:
+        """Where the gradients of the raw input begin in a row of gate gradients: behind those of all stages."""
+        return self.gates_k_padded * self.v.item
+
     def grad_index(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
         """The index of a stage's distinct gradient of a vector of units, among those of all stages."""
         return self.unit_vecs * stage.first_grad + unit_vec * stage.num_grads + grad

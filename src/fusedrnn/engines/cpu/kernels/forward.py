@@ -20,7 +20,7 @@ from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows,
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
-from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir
+from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Struct
 from fusedrnn.jit.sync import flush_denormals
@@ -122,9 +122,14 @@ class Inference(StateEmitter):
             with f.if_(active_rows > 0):
                 self._step(step, time, active_rows, rows_done.get())
                 rows_done.set(rows_done.get() + active_rows)
-                # After the last step of all, no thread reads what others stored.
-                with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
-                    self.barrier()
+                # After the last step of all, no thread reads what others stored; nor at all without products.
+                if self.stages:
+                    with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
+                        self.barrier()
+        if not self.stages:
+            # A pipelined layer above reads the units of all threads.
+            with f.if_(is_pipelined(c)):
+                self.barrier()
 
     def _store_initial_accumulators(self) -> None:
         """Initial accumulators for unpacked and projection GEMMs."""
@@ -192,6 +197,7 @@ class Inference(StateEmitter):
         with f.if_(num_rows.get() > 0):
             a = self.left_operand(self.x_rows, num_rows.get(), p.k, p.ranges)
             gates = Rows(self.gate_rows, self.c.gates_stride)
+            self.copy_raw_input(self.x_rows, num_rows.get(), gates)
             self.input_gemm(a, lambda stage: self._weights(stage, of_state=False), gates)
 
     def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
@@ -208,6 +214,17 @@ class Inference(StateEmitter):
             if stage.index:
                 self.barrier()
             self._stage(stage, position)
+        if not self.stages:
+            self._elementwise_step(position)
+
+    def _elementwise_step(self, position: StepPosition) -> None:
+        """The step of a cell without recurrent products: its maths alone."""
+        f, c, (stage,) = self.f, self.c, self.maths_stages
+        with f.loop(0, position.active_rows) as row:
+            output_rows = self._output_rows(position.y, position.time, self.sequence(row))
+            gate_row = position.gates + row * c.gates_stride
+            with f.loop(self.hidden.first, self.hidden.last) as unit:
+                self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent), position.step & 1, output_rows)
 
     def _stage(self, stage: StageKernel, position: StepPosition) -> None:
         """Block by block of units, a stage's GEMM and then the cell's maths on its results."""

@@ -9,7 +9,17 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf
-from fusedrnn.cell.leaves import KeptProduct, Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected
+from fusedrnn.cell.leaves import (
+    KeptProduct,
+    Parameter,
+    ParamScalar,
+    ParamVector,
+    PreH,
+    PreSum,
+    PreX,
+    Projected,
+    RawInput,
+)
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
@@ -165,6 +175,8 @@ class DirectionEmitter(ThreadShare):
                 return self.parameter(leaf, position.unit_vec)
             case Projected():
                 return v.load(position.recurrent)
+            case RawInput():
+                return v.load(self.raw_input(position.gate_row, position.unit_vec))
             case PreH(gate) if gate not in position.stage.gate_names:
                 return v.load(self.kept_product(KeptProduct(gate), position))
             case PreH(gate):
@@ -180,6 +192,26 @@ class DirectionEmitter(ThreadShare):
         gates, units = kept_products(self.stages), self.hidden
         index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
         return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
+
+    def raw_input(self, gate_row: Value, unit_vec: Value) -> Value:
+        """Where a vector of the layer's input itself is: behind a row's gates and kept products."""
+        units, vectors = self.hidden, self.num_gates + len(kept_products(self.stages))
+        return gate_row + ((units.last - units.first) * vectors + (unit_vec - units.first)) * self.v.bytes
+
+    def copy_raw_input(self, table: Value, num_rows: Value, gates: Rows) -> None:
+        """Copy this thread's units of the layer's input behind the gates, if the cell reads it."""
+        f, v, units = self.f, self.v, self.hidden
+        if not self.cell.reads_raw_input:
+            return
+        with f.loop(0, num_rows) as row, f.loop(units.first, units.last) as unit_vec:
+            source = f.load(table + row * 8) + unit_vec * v.bytes
+            into = self.raw_input(gates.address + row * gates.stride, unit_vec)
+            units_left = units.size - unit_vec * v.lanes
+            with f.if_else(units_left >= v.lanes) as (whole, tail):
+                with whole:
+                    v.store(v.load(source, v.item), into)
+                with tail:
+                    v.store(v.load_masked(source, units_left), into)
 
     def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
         """A parameter of the cell for a vector of units; scalars are packed before the vectors."""

@@ -36,7 +36,10 @@ class Recompute(BackwardEmitter):
         num_rows = self._fill_table(self._input)
         with f.if_(num_rows > 0):
             x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
+            self.copy_raw_input(self.chunk_table, num_rows, self.gates)
             self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
+            if not self.stages:
+                self._elementwise(num_rows)
             for stage in self.stages:
                 if stage.projects:
                     continue
@@ -84,6 +87,14 @@ class Recompute(BackwardEmitter):
             recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * v.bytes)
             gate_row = self.gates.address + row * self.gates.stride
             self._cell(CellPosition(stage, row, unit, gate_row, recurrent))
+
+    def _elementwise(self, num_rows: Value) -> None:
+        """The saved values of a cell without recurrent products."""
+        f, (stage,) = self.f, self.maths_stages
+        self._fill_table(self._operand_of(stage))
+        with f.loop(0, num_rows) as row, f.loop(self.hidden.first, self.hidden.last) as unit:
+            gate_row = self.gates.address + row * self.gates.stride
+            self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent))
 
     def _cell(self, position: CellPosition) -> None:
         """The saved values of one vector of units of one row of the chunk."""

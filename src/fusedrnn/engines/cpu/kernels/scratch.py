@@ -108,7 +108,7 @@ _STATES = Arena(
     # h of even steps, then of odd steps: a step reads one while it writes the other.
     h=lambda s: 2 * s.batch * s.state_stride,
     c=lambda s: (s.num_states - 1) * s.batch * s.state_stride,
-    operands=lambda s: (s.num_stages - 1) * s.batch * s.state_stride,
+    operands=lambda s: s.num_operands * s.batch * s.state_stride,
     # h as GEMMs read it, if it is rounded as it is stored: of even steps, then of odd ones.
     h_operands=lambda s: 2 * s.batch * s.state_stride * s.stores_operands,
 )
@@ -116,7 +116,7 @@ _FORWARD_THREAD = Arena(
     "scratch_stride",
     # Addresses of a chunk's input rows, and of the rows that stages multiply: h's twice.
     x_rows=lambda s: _POINTER_BYTES * s.chunk * s.rows,
-    h_rows=lambda s: _POINTER_BYTES * (1 + s.num_stages) * s.rows,
+    h_rows=lambda s: _POINTER_BYTES * (2 + s.num_operands) * s.rows,
     gates=lambda s: s.chunk * s.rows * s.gates_stride,
     recurrent=lambda s: s.rows * s.recurrent_row,
     masked=lambda s: s.chunk * s.rows * s.masked_row,
@@ -148,7 +148,7 @@ _DIRECTION_GROUP = Arena(
     input_gates=lambda s: 2 * s.batch * s.chunk * s.gates_row,
     # Gradients of the states, from the step after; of the operands of later stages.
     carried=lambda s: s.num_states * s.carried_size,
-    operands=lambda s: (s.num_stages - 1) * s.carried_size,
+    operands=lambda s: s.num_operands * s.carried_size,
     # Transposed gate gradients, and what is summed from them: gradients of weights and biases.
     transposed=lambda s: s.pre_act_grad_vecs * s.transposed_stride,
     weights=lambda s: s.k_padded * s.weights_stride,

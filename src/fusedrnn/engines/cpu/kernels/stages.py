@@ -72,7 +72,10 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class StageKernel:
-    """A stage of a cell: one GEMM and the maths on its results. Or the gates of the input alone, which have neither."""
+    """A stage of a cell: one GEMM and the maths on its results. Or the gates of the input alone, which have no GEMM.
+
+    In a cell without stages the maths of a step are those of the gates of the input alone.
+    """
 
     index: int  # among the stages
     gate_names: tuple[str, ...]  # none if it projects
@@ -127,11 +130,13 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
 @lru_cache(maxsize=256)
 def input_stage(variant: Variant) -> StageKernel | None:
     """The gates that the input alone gives, whose columns follow those of the stages; None if there are none."""
-    cell, derivative, last = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)[-1]
+    cell, derivative, stages = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)
     if not cell.input_gates:
         return None
-    first_gate, first_grad = last.first_gate + last.num_gates, last.first_grad + last.num_grads
-    return StageKernel(last.index + 1, cell.input_gates, False, False, derivative.inputs, first_gate, first_grad)
+    results = () if stages else tuple((result, expr) for _, result, expr in _results(cell, derivative))
+    first_gate, first_grad = sum(s.num_gates for s in stages), sum(s.num_grads for s in stages)
+    gates = cell.input_gates
+    return StageKernel(len(stages), gates, False, False, derivative.inputs, first_gate, first_grad, results)
 
 
 def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result, Expr]]:

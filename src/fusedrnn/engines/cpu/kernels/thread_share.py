@@ -122,7 +122,7 @@ class ThreadShare:
         self.num_gates = len(program.cell.gates)
         self.products = products_of(program.compute, self.v)
         # A result that needs no scale is converted as it is stored, not where it is read.
-        self.stores_operands = self.products.converts_rows and not self.products.has_scales
+        self.stores_operands = self.products.converts_rows and not self.products.has_scales and bool(self.stages)
         self.operand_vector_bytes = self.v.lanes * self.products.a_item
         self.can_read_unpacked = is_plain(program.cell) and self.products.reads_unpacked
         call, self.thread, self.layer, self.direction = f.arguments[:4]
@@ -157,6 +157,11 @@ class ThreadShare:
     def operand_size(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's operand."""
         return self.c.hidden if stage.index else self.c.out
+
+    @property
+    def maths_stages(self) -> list[StageKernel]:
+        """The stages; of a cell without any, the gates of the input alone, which then have all of its maths."""
+        return [*self.stages] or self.column_groups
 
     @property
     def gate_stages(self) -> list[StageKernel]:

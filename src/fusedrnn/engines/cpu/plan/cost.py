@@ -96,6 +96,8 @@ class _Layer:
         """
         problem, machine = self.problem, self.machine
         size = sum(k * width for k, width in shapes) * problem.weight_vector_bytes
+        if not size:
+            return 0
         room = (machine.usable_l2 * machine.l2_bytes - other_bytes) / size
         l2_fraction = min(1.0, max(0.0, room)) * (1 - 1 / problem.steps)
         for k, width in shapes:
@@ -217,6 +219,7 @@ class _BackwardLayer(_Layer):
         read_bytes = self.rows * share.unit_vecs * problem.vector_bytes * read
         sums_bytes = row_panels * problem.lanes * problem.panel_vectors * problem.vector_bytes
         cost["memory"] = (read_bytes + (2 * blocks - 1) * sums_bytes) / self.streaming_bandwidth(read)
-        meetings = problem.steps * len(problem.stages) * (share.grid.units > 1)
+        # A cell without stages meets once a chunk, before the gradients of its inputs.
+        meetings = (problem.steps * len(problem.stages) or self.chunks) * (share.grid.units > 1)
         meetings += 2 * blocks * (share.num_threads > share.grid.layer_dirs)
         cost["barriers"] = meetings * machine.barrier

@@ -130,7 +130,7 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.masked_row = problem.masked_row if training and spec.drops else 0
     sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
-    sizes.stores_operands = problem.converts_rows and not problem.products.has_scales
+    sizes.stores_operands = problem.converts_rows and not problem.products.has_scales and bool(problem.stages)
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
     # A projection takes zeros from there, a panel of them.
     sizes.biases_size = max(round_up_to_cache_line(biases), problem.panel_bytes)
@@ -189,6 +189,8 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         num_threads=grid.num_threads,
         num_states=len(spec.state_names),
         num_stages=len(problem.stages),
+        # Operands of later stages.
+        num_operands=len(problem.stages[1:]),
         # Row groups of pipelined layers publish their progress.
         num_progress=spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
         gates_stride=problem.gates_stride(share.unit_vecs),
@@ -196,5 +198,5 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         # The products of a block of units, before the cell's maths.
         recurrent_row=problem.block_col_vecs * problem.vector_bytes,
         # Inputs and operands of stages are converted in the same place, one after the other.
-        operand_row=operand_row_bytes(max(*problem.inputs, *map(problem.operand_size, problem.stages))),
+        operand_row=operand_row_bytes(max([*problem.inputs, *map(problem.operand_size, problem.stages)])),
     )

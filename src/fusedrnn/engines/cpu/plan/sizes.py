@@ -74,7 +74,7 @@ class ProblemSize(Tiling):
         self.inputs = tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers))
         self.rows_per_tile = target.tile[0]
         self.instructions = _cell_instructions(spec.variant, phase)
-        self.states = len(spec.state_names) + len(self.stages) - 1
+        self.states = len(spec.state_names) + len(self.stages[1:])
         self.saved = len(derivative_of(spec.variant).saved)
         self.pre_act_grads = sum(stage.num_grads for stage in self.column_groups)
 

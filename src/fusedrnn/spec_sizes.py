@@ -1,0 +1,52 @@
+"""The checks of a spec's sizes, which depend on one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.trace import traced_cell
+from fusedrnn.number_formats import INT8_MAX_PRODUCTS
+from fusedrnn.scalars import MAX_BYTES
+
+MAX_LAYERS = 4096
+"""Each layer takes time and memory before the first call, whatever its sizes."""
+
+
+def check_sizes(spec: Any) -> None:
+    """Check the sizes of an :class:`fusedrnn.spec.RNNSpec`, each of which is valid by itself.
+
+    Raises:
+        ValueError: If they do not fit together, or are too large.
+    """
+    if spec.projection_size is not None and spec.projection_size >= spec.hidden_size:
+        raise ValueError(
+            f"projection_size must be smaller than hidden_size ({spec.hidden_size}); got {spec.projection_size}"
+        )
+    longest = max(spec.input_size, spec.hidden_size, spec.output_size)
+    if spec.compute == "int8" and longest > INT8_MAX_PRODUCTS:
+        raise ValueError(f"compute='int8' needs at most {INT8_MAX_PRODUCTS} features of a layer; got {longest}")
+    if spec.num_layers > MAX_LAYERS:
+        raise ValueError(f"num_layers must be at most {MAX_LAYERS}; got {spec.num_layers}")
+    features = spec.input_size + (spec.num_layers - 1) * spec.output_size + spec.num_layers * (spec.state_size + 2)
+    elements = spec.num_directions * spec.num_gates * spec.hidden_size * features
+    if elements * np.dtype(spec.dtype).itemsize >= MAX_BYTES:
+        raise ValueError(
+            f"input_size, hidden_size and num_layers must make parameters of fewer than {MAX_BYTES} bytes; got "
+            f"{spec.input_size}, {spec.hidden_size} and {spec.num_layers}"
+        )
+    if isinstance(spec.mode, Cell) and traced_cell(spec.variant).reads_raw_input:
+        for layer in range(min(2, spec.num_layers)):
+            _check_raw_input(spec, layer)
+
+
+def _check_raw_input(spec: Any, layer: int) -> None:
+    """Whether a layer of a cell that reads the input itself has as many features as units."""
+    size = spec.layer_input_size(layer)
+    if size != spec.hidden_size:
+        name = "the output of a layer" if layer else "input_size"
+        raise ValueError(
+            f"{name} must have the size of hidden_size ({spec.hidden_size}), as {spec.mode!r} reads x.raw; got {size}"
+        )
