@@ -42,7 +42,6 @@ def of(equations, **options):
         (lambda x, u, s: (x.a, u(s.h).a), ValueError, "must return the new states h, in this order; they return 2"),
         (lambda x, u, s: x.b + u(s.h).a, AttributeError, "the cell has no gate 'b'; its gates are a"),
         (lambda x, u, s: x.a + u(s.c).a, AttributeError, "the cell has no state 'c'; its states are h"),
-        (lambda x, u, s: tanh(x.a), ValueError, r"must be of the output before the step: recurrent\(s.h\)"),
         (lambda x, u, s: x.a + u(tanh(s.h)).a, ValueError, r"recurrent\(s.h\)"),
         (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
@@ -64,6 +63,7 @@ def plain(x, u, s, *p):
     [
         ({"gates": ""}, "needs at least one gate"),
         ({"gates": "a a"}, "two gates have the name 'a'"),
+        ({"gates": "raw"}, "no gate has the name 'raw': x.raw is the input itself"),
         ({"gates": "a 1"}, "must be names, each an identifier of at most 64 ASCII letters, not with _ first; got '1'"),
         ({"states": ""}, "needs at least one state"),
         ({"states": "h c"}, "must return the new states h, c, in this order; they return 1 value"),
@@ -113,6 +113,19 @@ def test_the_spec_of_a_cell():
     }  # fmt: skip
     assert "tau_l1" in spec.layout.unpack(params, names="torch")
     np.testing.assert_array_equal(spec.layout.pack(spec.layout.unpack(params)), params)
+
+
+def test_the_spec_of_a_cell_without_products():
+    """It has no recurrent weights, and one that reads the input itself needs as many features as units."""
+    spec = RNNSpec(cells.sru, 4, 4, 2)
+    assert (spec.num_recurrent_gates, spec.layout.has("h2h_weight"), spec.layout.has("h2h_bias")) == (0, False, False)
+    shapes = [("i2h_weight", (12, 4)), ("v_f", (4,)), ("v_r", (4,)), ("i2h_bias", (12,))]
+    assert [*spec.parameter_shapes(1).items()] == shapes
+    with pytest.raises(ValueError, match=r"input_size .* hidden_size \(4\), as <cell sru> reads x.raw; got 3"):
+        RNNSpec(cells.sru, 3, 4)
+    with pytest.raises(ValueError, match=r"the output of a layer must have the size of hidden_size \(4\).*; got 8"):
+        RNNSpec(cells.sru, 4, 4, 2, bidirectional=True)
+    assert "d x.raw, beside products = d new h - v" in cells.sru.explain()
 
 
 def test_errors_name_the_states_of_the_cell():

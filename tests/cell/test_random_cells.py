@@ -25,16 +25,19 @@ BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "where")
 SHAPE = Shape(4, 3, 3, 5, layers=2, bidirectional=True, lengths="edges")
 
 
-def draw(rng):
-    """The names of a random cell and its program: the gates of each recurrent product, and the operations after it."""
-    products = int(rng.integers(1, 4))
+def draw(rng, elementwise):
+    """The names of a random cell and its program: the gates of each recurrent product, and the operations after it.
+
+    An elementwise cell has no products, and operations once.
+    """
+    products = 0 if elementwise else int(rng.integers(1, 4))
     groups = [[f"g{product}{number}" for number in range(rng.integers(1, 3))] for product in range(products)]
-    inputs = [f"x{number}" for number in range(rng.integers(0, 2))]
+    inputs = [f"x{number}" for number in range(elementwise + rng.integers(0, 2))]
     states = [f"s{number}" for number in range(rng.integers(1, 4))]
     vectors, scalars = (["v"] * int(rng.integers(0, 2)), ["t"] * int(rng.integers(0, 2)))
     steps = [
         [(str(rng.choice([*UNARY, *BINARY])), *map(float, rng.random(3))) for _ in range(rng.integers(1, 5))]
-        for _ in range(products)
+        for _ in range(products or 1)
     ]
     return SimpleNamespace(groups=groups, inputs=inputs, states=states, vectors=vectors, scalars=scalars, steps=steps)
 
@@ -60,8 +63,8 @@ def apply(op, a, b, c, on):
 def run_program(program, x, recurrent, states, parameters, on):
     """One step: the new states."""
     values = [*states, *(x(name) for name in program.inputs), *parameters]
-    for product, (gates, steps) in enumerate(zip(program.groups, program.steps, strict=True)):
-        parts = recurrent(states[0] if product == 0 else values[-1], gates)
+    for product, (gates, steps) in enumerate(zip(program.groups or [[]], program.steps, strict=True)):
+        parts = recurrent(states[0] if product == 0 else values[-1], gates) if gates else []
         # Sums that a kernel may fuse, and products that it may not.
         values += [x(gate) + part if number else x(gate) * 0.5 + part * values[0] for number, (gate, part) in
                    enumerate(zip(gates, parts, strict=True))]  # fmt: skip
@@ -122,14 +125,14 @@ def as_steps(program):
 
 
 def problem(seed):
-    """A random cell's problem, and the oracle's results."""
-    program = draw(np.random.default_rng(seed))
-    spec = RNNSpec(as_cell(program, f"random{seed}"), SHAPE.I, SHAPE.H, SHAPE.layers, True, dtype="float64")
-    of_cell = problem_of(spec, SHAPE, seed)
+    """A random cell's problem, and the oracle's results; below zero of a cell without recurrent products."""
+    program = draw(np.random.default_rng(abs(seed)), elementwise=seed < 0)
+    spec = RNNSpec(as_cell(program, f"random{abs(seed)}"), SHAPE.I, SHAPE.H, SHAPE.layers, True, dtype="float64")
+    of_cell = problem_of(spec, SHAPE, abs(seed))
     return of_cell, variant_results(of_cell, steps=as_steps(program))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(-4, 12))
 def test_reference(seed):
     of_cell, oracle = problem(seed)
     actual = reference_results(of_cell)
@@ -137,7 +140,7 @@ def test_reference(seed):
     assert_gradients_close(actual.gradients, oracle.gradients, "float64", of_cell.spec, SHAPE.T, SHAPE.N)
 
 
-@pytest.mark.parametrize("seed", [1, 5, 16])
+@pytest.mark.parametrize("seed", [-2, 1, 5, 16])
 def test_kernels(seed):
-    """Of two and three products, which later stages read, one to three states, a vector and a scalar."""
+    """Of none, two and three products, which later stages read, one to three states, a vector and a scalar."""
     check_training(*problem(seed))

@@ -118,6 +118,67 @@ class PaperSteps(Steps):
         t, e = map(torch.sigmoid, self.sums(h, 0, 2))
         return (t * torch.tanh(h) + e * torch.tanh(self.input_sum(2)),)
 
+    def inputs(self):
+        """The pre-activations of all gates of a cell without recurrent weights."""
+        return [self.input_sum(number) for number in range(self.spec.num_gates)]
+
+    def positive(self, n):
+        """The candidates of the log-space forms, from their pre-activations."""
+        self.note(n)
+        return torch.where(n >= 0, n + 0.5, torch.sigmoid(n))
+
+    def ind_rnn(self, h):
+        a = self.inputs()[0] + self.w["u"] * h
+        self.note(a)
+        return (torch.relu(a),)
+
+    def sru(self, h, c):
+        z, f, r = self.inputs()
+        f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
+        c = f * c + (1 - f) * z
+        return r * c + (1 - r) * self.x, c
+
+    def sru_projected(self, h, c):
+        z, f, r, k = self.inputs()
+        f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
+        c = f * c + (1 - f) * z
+        return r * c + (1 - r) * k, c
+
+    def qrnn_f(self, h):
+        z, f = self.inputs()
+        f = torch.sigmoid(f)
+        return (f * h + (1 - f) * torch.tanh(z),)
+
+    def qrnn_fo(self, h, c):
+        z, f, o = self.inputs()
+        f = torch.sigmoid(f)
+        c = f * c + (1 - f) * torch.tanh(z)
+        return torch.sigmoid(o) * c, c
+
+    def qrnn_ifo(self, h, c):
+        z, i, f, o = self.inputs()
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
+        return torch.sigmoid(o) * c, c
+
+    def min_gru(self, h):
+        z, n = self.inputs()
+        return (torch.lerp(h, n, torch.sigmoid(z)),)
+
+    def min_gru_log(self, h):
+        z, n = self.inputs()
+        return (torch.lerp(h, self.positive(n), torch.sigmoid(z)),)
+
+    def min_lstm(self, h):
+        f, i, n = self.inputs()
+        f, i = torch.sigmoid(f), torch.sigmoid(i)
+        return (f / (f + i) * h + i / (f + i) * n,)
+
+    def min_lstm_log(self, h):
+        f, i, n = self.inputs()
+        difference = F.softplus(-f) - F.softplus(-i)
+        f, i = torch.exp(-F.softplus(difference)), torch.exp(-F.softplus(-difference))
+        return (f * h + i * self.positive(n),)
+
 
 @cell(gates="r n o w v", states="h c", vectors="beta", scalars="tau")
 def everything(x, recurrent, s, p):
@@ -137,6 +198,8 @@ ALL_CELLS = {**CELLS, "everything": everything}
 @cache
 def cell_problem(name, shape, **options):
     """A problem of a cell, not near a kink, and the oracle's results."""
+    if ALL_CELLS[name].traced.reads_raw_input:  # as many features as units, in every layer
+        shape = replace(shape, I=shape.H, bidirectional=shape.bidirectional and shape.layers == 1)
     spec = RNNSpec(ALL_CELLS[name], shape.I, shape.H, shape.layers, shape.bidirectional, **options)
     smallest = tolerance(np.float32, longest_sum(spec))[1] / 2
     for seed in count():

@@ -1,8 +1,8 @@
 """The inputs of a cell's expressions, one class each.
 
 A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``RawInput``, ``State``, ``ParamVector``,
-``ParamScalar`` and ``Projected``. Its derivative reads ``State``, ``NewState``, ``ParamVector``, ``ParamScalar``, ``Saved``,
-``StateCotangent`` and ``OperandCotangent``. A stage of a kernel stores a ``NewState``, a ``StageOperand``, a
+``ParamScalar`` and ``Projected``. Its derivative reads ``State``, ``NewState``, ``ParamVector``, ``ParamScalar``,
+``Saved``, ``StateCotangent`` and ``OperandCotangent``. A stage of a kernel stores a ``NewState``, a ``StageOperand``, a
 ``KeptProduct`` or a ``Saved``.
 """
 

@@ -14,12 +14,12 @@ from fusedrnn.cell.leaves import KeptProduct, NewState, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
+from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulators
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
-from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Struct
@@ -82,7 +82,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
     return program.module
 
 
-class Inference(StateEmitter):
+class Inference(InitialAccumulators):
     """Emits a thread's share of one layer-direction in inference."""
 
     _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, KeptProduct)
@@ -94,13 +94,13 @@ class Inference(StateEmitter):
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
         scratch, c = self.scratch, self.c
         self.x_rows, self.gate_rows = scratch, scratch + c.gates_offset
-        self.recurrent, self.biases = scratch + c.recurrent_offset, scratch + c.biases_offset
+        self.recurrent = scratch + c.recurrent_offset
 
     def emit(self) -> Function:
         """Emit the function."""
         f, c = self.f, self.c
         self.enter()
-        self._store_initial_accumulators()
+        self.store_initial_accumulators()
         self.barrier()
         with f.loop(0, c.steps, c.chunk) as first:
             last = (first + c.chunk).at_most(c.steps)
@@ -130,39 +130,6 @@ class Inference(StateEmitter):
             # A pipelined layer above reads the units of all threads.
             with f.if_(is_pipelined(c)):
                 self.barrier()
-
-    def _store_initial_accumulators(self) -> None:
-        """Initial accumulators for unpacked and projection GEMMs."""
-        f = self.f
-        if self.can_read_unpacked:
-            with f.if_(self.is_unpacked):
-                self._store_biases()
-        if self.cell.projects:
-            # A projection has no bias.
-            f.fill_zero(self.biases, f.constant(self.panel_bytes))
-
-    def _store_biases(self) -> None:
-        """The unpacked biases in the order of the GEMMs' columns: the input's, then the state's."""
-        f, c, p, v = self.f, self.c, self.p, self.v
-        with f.loop(self.hidden.first, self.hidden.last) as unit_vec:
-            units_left = (c.hidden - unit_vec * v.lanes).at_most(v.lanes)
-            for gate in range(self.num_gates):
-                col_vec = (unit_vec - self.hidden.first) * self.num_gates + gate
-                offset = (c.hidden * gate + unit_vec * v.lanes) * v.item
-                x_bias, h_bias = (
-                    self._bias(base, offset, units_left) for base in (p.unpacked_x_bias, p.unpacked_h_bias)
-                )
-                into = self.biases + col_vec * v.bytes
-                v.store(x_bias + h_bias if self.cell.accumulates_in_place else x_bias, into)
-                v.store(h_bias, into + c.biases_size)
-
-    def _bias(self, base: Value, offset: Value, units_left: Value) -> Value:
-        """A vector of biases, zeros if there are none."""
-        f, v = self.f, self.v
-        bias = f.var(v.const(0.0))
-        with f.if_(base.is_set):
-            bias.set(v.load_masked(base + offset, units_left))
-        return bias.get()
 
     def _weights(self, stage: StageKernel, of_state: bool) -> Matrix:
         """A stage's input weights, or its recurrent ones, whose bias is the initial accumulator."""

@@ -1,8 +1,4 @@
-"""Cells of the literature beside LSTM and GRU, each written in the language of :mod:`fusedrnn.cell`.
-
-Each is the mode of a spec: ``RNNSpec(cells.janet, input_size=40, hidden_size=128)``. Equations are those of the papers;
-a product's bias is that of the spec.
-"""
+"""Cells whose gates see the input and the output of the step before, through recurrent weights."""
 
 from typing import Any
 

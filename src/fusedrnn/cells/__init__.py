@@ -1,0 +1,11 @@
+"""Cells of the literature beside LSTM and GRU, each written in the language of :mod:`fusedrnn.cell`.
+
+Each is the mode of a spec: ``RNNSpec(cells.janet, input_size=40, hidden_size=128)``. Equations are those of the papers;
+a product's bias is that of the spec.
+"""
+
+from fusedrnn.cells import elementwise, gated
+from fusedrnn.cells.elementwise import *  # noqa: F403
+from fusedrnn.cells.gated import *  # noqa: F403
+
+__all__ = [*gated.__all__, *elementwise.__all__]

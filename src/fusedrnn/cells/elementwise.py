@@ -1,0 +1,88 @@
+"""Cells without recurrent weights: each unit sees its own states alone, so that a step is bound by the input GEMM.
+
+There are no recurrent weights and no biases of them in the parameters.
+"""
+
+from typing import Any
+
+from fusedrnn.cell import cell, relu, sigmoid, softplus, tanh, where
+
+__all__ = ["ind_rnn", "min_gru", "min_gru_log", "min_lstm", "min_lstm_log", "qrnn_f", "qrnn_fo", "qrnn_ifo", "sru",
+           "sru_projected"]  # fmt: skip
+
+
+@cell(gates="a", vectors="u")
+def ind_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Li et al., Independently Recurrent Neural Network (2018), https://arxiv.org/abs/1803.04831."""
+    return relu(x.a + p.u * s.h)
+
+
+@cell(gates="z f r", states="h c", vectors="v_f v_r")
+def sru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Lei et al., Simple Recurrent Units for Highly Parallelizable Recurrence (2018), https://arxiv.org/abs/1709.02755.
+
+    The highway is of the input itself, which has as many features as there are units. The bias of z is zero there.
+    """
+    f, r = sigmoid(x.f + p.v_f * s.c), sigmoid(x.r + p.v_r * s.c)
+    c = x.z + f * (s.c - x.z)
+    return x.raw + r * (c - x.raw), c
+
+
+@cell(gates="z f r k", states="h c", vectors="v_f v_r")
+def sru_projected(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """:data:`sru` for any number of features, https://arxiv.org/abs/1709.02755: gate k gives the highway's input."""
+    f, r = sigmoid(x.f + p.v_f * s.c), sigmoid(x.r + p.v_r * s.c)
+    c = x.z + f * (s.c - x.z)
+    return x.k + r * (c - x.k), c
+
+
+@cell(gates="z f")
+def qrnn_f(x: Any, recurrent: Any, s: Any) -> Any:
+    """Bradbury et al., Quasi-Recurrent Neural Networks (2016), https://arxiv.org/abs/1611.01576: f-pooling.
+
+    The convolution has width 1; for width 2, let the input hold the features of the step before as well.
+    """
+    z = tanh(x.z)
+    return z + sigmoid(x.f) * (s.h - z)
+
+
+@cell(gates="z f o", states="h c")
+def qrnn_fo(x: Any, recurrent: Any, s: Any) -> Any:
+    """:data:`qrnn_f` with fo-pooling, https://arxiv.org/abs/1611.01576."""
+    z = tanh(x.z)
+    c = z + sigmoid(x.f) * (s.c - z)
+    return sigmoid(x.o) * c, c
+
+
+@cell(gates="z i f o", states="h c")
+def qrnn_ifo(x: Any, recurrent: Any, s: Any) -> Any:
+    """:data:`qrnn_f` with ifo-pooling, https://arxiv.org/abs/1611.01576."""
+    c = sigmoid(x.f) * s.c + sigmoid(x.i) * tanh(x.z)
+    return sigmoid(x.o) * c, c
+
+
+@cell(gates="z n")
+def min_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Feng et al., Were RNNs All We Needed? (2024), https://arxiv.org/abs/2410.01201: minGRU."""
+    return s.h + sigmoid(x.z) * (x.n - s.h)
+
+
+@cell(gates="z n")
+def min_gru_log(x: Any, recurrent: Any, s: Any) -> Any:
+    """:data:`min_gru` as its log-space form defines it, https://arxiv.org/abs/2410.01201: candidates are positive."""
+    return s.h + sigmoid(x.z) * (where(x.n < 0, sigmoid(x.n), x.n + 0.5) - s.h)
+
+
+@cell(gates="f i n")
+def min_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Feng et al., Were RNNs All We Needed? (2024), https://arxiv.org/abs/2410.01201: minLSTM, f and i normalized."""
+    f, i = sigmoid(x.f), sigmoid(x.i)
+    return (f * s.h + i * x.n) / (f + i)
+
+
+@cell(gates="f i n")
+def min_lstm_log(x: Any, recurrent: Any, s: Any) -> Any:
+    """:data:`min_lstm` as its log-space form defines it, https://arxiv.org/abs/2410.01201: candidates are positive."""
+    f = sigmoid(softplus(-x.i) - softplus(-x.f))
+    n = where(x.n < 0, sigmoid(x.n), x.n + 0.5)
+    return n + f * (s.h - n)
