@@ -42,7 +42,7 @@ def mixed(x, recurrent, s, p):
     return tanh(c) * n, c, p.rho * s.m + p.gamma * n
 
 
-various = pytest.mark.parametrize("cell", [mixed, cells.slstm], ids=lambda cell: cell.name)
+various = pytest.mark.parametrize("cell", [mixed, cells.slstm, cells.sru_projected], ids=lambda cell: cell.name)
 
 
 def make(cell, **options):
@@ -78,7 +78,7 @@ def assert_same(actual, expected):
 def test_equations_of_papers(name):
     problem, oracle = cell_problem(name, SHAPE)
     spec = problem.spec
-    net = Layer(spec.mode, spec.input_size, spec.hidden_size, 2, bidirectional=True)
+    net = Layer(spec.mode, spec.input_size, spec.hidden_size, 2, bidirectional=spec.bidirectional)
     arrays = spec.layout.unpack(problem.params, names="torch")
     net.load_state_dict({label: torch.tensor(array) for label, array in arrays.items()})
     x, *states = (torch.tensor(array, requires_grad=True) for array in (problem.x, *problem.states))

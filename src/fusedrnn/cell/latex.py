@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
-from fusedrnn.cell.leaves import ParamScalar, ParamVector, PreH, PreSum, PreX, State
+from fusedrnn.cell.leaves import ParamScalar, ParamVector, PreH, PreSum, PreX, RawInput, State
 from fusedrnn.cell.trace import TracedCell
 
 _SUM, _PRODUCT, _ATOM = range(3)
@@ -118,6 +118,8 @@ class _Equations:
                 return f"{value:g}", _ATOM if value >= 0 else _SUM
             case PreX(gate):
                 return f"{_with_index('W', _symbol(gate))} x_t + {_with_index('b', _symbol(gate))}", _SUM
+            case RawInput():
+                return "x_t", _ATOM
             case PreH(gate):
                 return f"{self._product(gate)} + {_with_index('d', _symbol(gate))}", _SUM
             case PreSum(gate):

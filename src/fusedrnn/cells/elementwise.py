@@ -11,7 +11,7 @@ __all__ = ["ind_rnn", "min_gru", "min_gru_log", "min_lstm", "min_lstm_log", "qrn
            "sru_projected"]  # fmt: skip
 
 
-@cell(gates="a", vectors="u")
+@cell(gates="a", vectors="u", initial={"u": (0.0, 1.0)})
 def ind_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Li et al., Independently Recurrent Neural Network (2018), https://arxiv.org/abs/1803.04831."""
     return relu(x.a + p.u * s.h)

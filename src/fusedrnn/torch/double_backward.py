@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import PreH, PreX, Projected, State
+from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import mask, scale
@@ -157,12 +157,12 @@ def _unrolled(
     outputs: list[Tensor] = [x] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         if valid is None:
-            states = _step(spec, x_gates[t], states, weights)
+            states = _step(spec, x[t], x_gates[t], states, weights)
             outputs[t] = states[0]
             continue
         is_valid = valid[t, :, None]
         # The results of padding are unused but differentiated: states that may be infinite must not get there.
-        after = _step(spec, x_gates[t], [torch.where(is_valid, state, 0) for state in states], weights)
+        after = _step(spec, x[t], x_gates[t], [torch.where(is_valid, state, 0) for state in states], weights)
         outputs[t] = torch.where(is_valid, after[0], 0)
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return torch.stack(outputs), tuple(states)
@@ -183,14 +183,15 @@ def _unchanged(operand: Tensor) -> Tensor:
     return operand
 
 
-def _step(spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
+def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
     cell = traced_cell(spec.variant)
-    h_weight, h_bias, projection = weights["h2h_weight"], weights.get("h2h_bias"), weights.get("h2r_weight")
-    assert h_weight is not None
+    h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
     rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    if cell.reads_raw_input:
+        values[RawInput()] = x
     values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
         operand = evaluate([stage.operand], values, _TENSORS)[0]
@@ -198,6 +199,7 @@ def _step(spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Wei
             assert projection is not None
             values[Projected()] = torch.nn.functional.linear(rounded(operand), projection)
         for gate in stage.gates:
+            assert h_weight is not None
             bias = None if h_bias is None else h_bias[rows[gate]]
             values[PreH(gate)] = torch.nn.functional.linear(rounded(operand), h_weight[rows[gate]], bias)
     return evaluate(cell.outputs, values, _TENSORS)
