@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.engines.operands import ForwardOperands
+from fusedrnn.op.reserve import PLAIN_CALL, CallKind
 from fusedrnn.op.validation import check_array, check_no_alias, check_states, check_tuple
+from fusedrnn.scalars import as_bool
 from fusedrnn.spec import Array, RNNSpec
 
 
@@ -27,25 +29,26 @@ def check_resets(resets: object, steps: int, batch: int, lengths: Array | None) 
     return checked
 
 
-def with_resets(operands: ForwardOperands, spec: RNNSpec, resets: object, reset_states: object) -> ForwardOperands:
-    """The operands of a call with these arguments of :meth:`RNNOp.forward` too."""
+def with_options(
+    operands: ForwardOperands, spec: RNNSpec, resets: object, reset_states: object, all_states: object
+) -> tuple[ForwardOperands, CallKind]:
+    """The operands of a call that also has these arguments of :meth:`RNNOp.forward`, and its kind."""
     steps, batch = operands.x.shape[:2]
-    if resets is None:
-        if reset_states is not None:
-            raise ValueError("reset_states must be None without resets")
-        return operands
-    marks = check_resets(resets, steps, batch, operands.lengths)
-    states = check_states(reset_states, spec, batch, "reset_states", "reset {}")
-    if states is not None:
-        check_no_alias("out", operands.y, {"reset_states": states})
-    return operands._replace(resets=marks, reset_states=states)
-
-
-def with_all_states(operands: ForwardOperands, spec: RNNSpec) -> ForwardOperands:
-    """The operands with arrays for every state of every step."""
-    steps, batch = operands.x.shape[:2]
-    shape = steps, batch, spec.num_directions * spec.hidden_size
-    return operands._replace(all_states=tuple(np.empty(shape, spec.dtype) for _ in spec.state_names[1:]))
+    if resets is None and reset_states is not None:
+        raise ValueError("reset_states must be None without resets")
+    returns_all = as_bool("all_states", all_states)
+    if resets is not None:
+        marks = check_resets(resets, steps, batch, operands.lengths)
+        states = check_states(reset_states, spec, batch, "reset_states", "reset {}")
+        if states is not None:
+            check_no_alias("out", operands.y, {"reset_states": states})
+        operands = operands._replace(resets=marks, reset_states=states)
+    if returns_all:
+        shape = steps, batch, spec.num_directions * spec.hidden_size
+        every = tuple(np.empty(shape, spec.dtype) for _ in spec.state_names[1:])
+        operands = operands._replace(all_states=every)
+    kind = CallKind(resets is not None, reset_states is not None, returns_all)
+    return operands, kind if True in kind else PLAIN_CALL
 
 
 def split_cotangents(dy: Any, spec: RNNSpec, steps: int, batch: int) -> tuple[Any, tuple[Array | None, ...]]:

@@ -10,11 +10,12 @@ import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
-from fusedrnn.op import bfloat16_arrays, resets as resetting, validation
+from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.quantizing import QuantizesParams
 from fusedrnn.op.reserve import PLAIN_CALL, CallKind, Reserve, check_reserve
+from fusedrnn.op.resets import with_options
 from fusedrnn.op.stream import Streams
 from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import as_bool, check_choice, positive_int
@@ -89,10 +90,7 @@ class RNNOp(QuantizesParams, Streams):
         return RNNOp, (self.spec, self._requested_backend)
 
     def compile(self, training: bool = False) -> RNNOp:
-        """Compile the kernels now, or load them from disk, rather than at the first call.
-
-        Args:
-            training: Whether to compile those of training too.
+        """Compile the kernels of inference, with ``training`` those of training too, rather than at the first call.
 
         Raises:
             TypeError: If ``training`` is not a truth value.
@@ -115,17 +113,15 @@ class RNNOp(QuantizesParams, Streams):
             raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
         return executor
 
-    def _select_engine(
-        self, training: bool, lengths: bool = False, resets: bool = False, all_states: bool = False
-    ) -> tuple[str, Engine]:
+    def _select_engine(self, training: bool, lengths: bool = False, kind: CallKind = PLAIN_CALL) -> tuple[str, Engine]:
         """The name and the engine for a call of that kind."""
-        kind = training, lengths, resets, all_states
-        selected = self._selected.get(kind)
+        key = training, lengths, kind.resets, kind.all_states
+        selected = self._selected.get(key)
         if selected is None:
-            needed = dict(zip(("training", "lengths", "resets", "all_states"), kind, strict=True))
+            needed = dict(zip(("training", "lengths", "resets", "all_states"), key, strict=True))
             needed["dropout"] = training and self.spec.drops
             selected = self._selector.select(frozenset(need for need in NEEDS if needed[need]))
-            self._selected[kind] = selected
+            self._selected[key] = selected
         return selected
 
     def forward(
@@ -162,47 +158,46 @@ class RNNOp(QuantizesParams, Streams):
                 gates again: less memory, more time, the same bits. Inference saves nothing.
             seed: From 0 to 2**64 - 1; determines which elements training drops. None for a new one if the network
                 drops anything, else 0; the reserve tells which. Inference drops nothing.
-            resets: Where sequences begin anew, bools (T, N), copied: before a marked step, all layers of that sequence
-                start from zeros, or from ``reset_states``. A mark at step 0 replaces ``states``; marks in the padding
-                have no effect. The reverse direction runs over the same pieces, each from its own end; ``states``
-                enter the last one. The bits are those of separate calls on the pieces. None for no marks.
-            reset_states: The states after a reset, a tuple like ``states``, for each sequence.
+            resets: Where sequences begin anew, bools (T, N), copied: before a marked step, all layers of a sequence
+                start from ``reset_states``, with the bits of a separate call. A mark at step 0 replaces ``states``,
+                one in the padding has no effect. The reverse direction runs over the same pieces, each from its end;
+                ``states`` enter the last one.
+            reset_states: The states after resets, a tuple like ``states``; None for zeros.
             all_states: Whether to return every state of every step of the last layer.
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·S), the last layer's h at each step with directions
             side by side; the final states, a tuple like ``states``; and a :class:`Reserve` for :meth:`backward`, or
-            None without ``training``. With ``all_states`` the first is a tuple of y and, likewise, of the other
-            states: of an LSTM (y, c), c (T, N, D·H), zero in the padding.
+            None without ``training``. With ``all_states`` the first is a tuple of y and likewise of each other state
+            (T, N, D·H), zero in the padding: of an LSTM (y, c).
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise.
             NotImplementedError: Naming what the call needs and no engine supports.
         """
-        if lengths is None and seed is None and reserve is _GATES and resets is None and all_states is False:
+        has_options = resets is not None or reset_states is not None or all_states is not False
+        if lengths is None and seed is None and reserve is _GATES and not has_options:
             cached = self._forward_cached(x, params, states, training, out)
             if cached is not None:
                 return cached
         spec, trains = self.spec, training is True or as_bool("training", training)
         if spec.compute == "bfloat16" and bfloat16_arrays.are_given(x, params, states, out, reset_states):
-            options = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed, "resets": resets}
-            options["all_states"] = all_states
+            options = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed}
+            options |= {"resets": resets, "all_states": all_states}
             return bfloat16_arrays.forward(self.forward, x, params, states, out, reset_states, **options)
         save = reserve if reserve is _GATES else check_choice("reserve", reserve, SAVE_POLICIES)
         seed = validation.check_seed(seed)
         operands = validation.forward_operands(spec, x, params, states, lengths, out)
-        if resets is not None or reset_states is not None:
-            operands = resetting.with_resets(operands, spec, resets, reset_states)
-        returns_all = all_states is not False and as_bool("all_states", all_states)
-        if returns_all:
-            operands = resetting.with_all_states(operands, spec)
-        name, engine = self._select_engine(trains, operands.lengths is not None, resets is not None, returns_all)
-        outputs = (operands.y, *operands.all_states) if returns_all else operands.y
+        kind = PLAIN_CALL
+        if has_options:
+            operands, kind = with_options(operands, spec, resets, reset_states, all_states)
+        name, engine = self._select_engine(trains, operands.lengths is not None, kind)
+        outputs = (operands.y, *operands.all_states) if kind.all_states else operands.y
         if operands.lengths is not None:
             for output in (operands.y, *operands.all_states):
                 clear_padding(output, operands.lengths)
-        cacheable = operands.lengths is None and save == "gates" and resets is None and not returns_all
+        cacheable = operands.lengths is None and save == "gates" and kind is PLAIN_CALL
         if not trains:
             final = engine.forward(operands)
             if cacheable:
@@ -214,9 +209,6 @@ class RNNOp(QuantizesParams, Streams):
             self._trainer = name, engine
             self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
         steps, batch = operands.x.shape[:2]
-        kind = PLAIN_CALL
-        if resets is not None or returns_all:
-            kind = CallKind(resets is not None, reset_states is not None, returns_all)
         return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
 
     def _forward_cached(
@@ -232,10 +224,8 @@ class RNNOp(QuantizesParams, Streams):
             result = train(x, params, states, out, seed)
             if result is not None:
                 y, final, residuals = result
-                reserve = Reserve(
-                    y.shape[0], y.shape[1], _GATES, seed, self.spec, *self._trainer, residuals, None, PLAIN_CALL
-                )
-                return y, final, reserve
+                call = *y.shape[:2], _GATES, seed, self.spec, *self._trainer
+                return y, final, Reserve(*call, residuals, None, PLAIN_CALL)
         return None
 
     def backward(
@@ -264,7 +254,7 @@ class RNNOp(QuantizesParams, Streams):
         Returns:
             The triple (dx, dparams, dstates), of the dtypes of x, params and states: (T, N, I), in padding zero when
             written and untouched when added to; the flat vector; a tuple of (L·D, N, size) for each initial state.
-            If forward took ``reset_states``, their gradients are the fourth. None for what is not computed.
+            If forward took ``reset_states``, a fourth for these. None for what is not computed.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
@@ -279,13 +269,13 @@ class RNNOp(QuantizesParams, Streams):
         if type(reserve) is bfloat16_arrays.MixedReserve:
             return bfloat16_arrays.backward(self.backward, dy, dstates, reserve, grad_req, out)
         checked = check_reserve(reserve, spec, self._selector.names)
-        kind = checked._kind
-        operands = backward_operands(spec, checked.steps, checked.batch, dy, dstates, grad_req, out, kind)
+        size, kind = (checked.steps, checked.batch), checked._kind
+        operands = backward_operands(spec, *size, dy, dstates, grad_req, out, kind)
         checked.backward(operands)
         if checked._engine is self._trainer[1]:
             self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
-        grads = operands.grads
-        return (*grads[:3], grads.reset_states) if kind.reset_states else grads[:3]
+        dx, dparams, dinitial = operands.grads[:3]
+        return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
 
     def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
         """Bytes of the reserve of a forward call of that size, its ``nbytes``.

@@ -21,10 +21,10 @@ _ARGUMENTS = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
-# Last and with a default, so that programs run that were exported before there was this argument.
-_COMPUTE = "str? compute=None"
-SCHEMA = f"{_ARGUMENTS}, {_COMPUTE}"
-BACKWARD_SCHEMA = f"Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve, {_ARGUMENTS}, bool[] needed, {_COMPUTE}"
+# Last and with defaults, so that programs run that were exported before there were these arguments.
+_NEWER = "str? compute=None, Tensor? resets=None"
+SCHEMA = f"{_ARGUMENTS}, {_NEWER}"
+BACKWARD_SCHEMA = f"Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve, {_ARGUMENTS}, bool[] needed, {_NEWER}"
 NUM_BACKWARD = 4
 """Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve."""
 _STATES = ("h0", "c0")
@@ -47,7 +47,9 @@ class OpCall(NamedTuple):
     bidirectional: bool
     dropout: float
     projection_size: int
-    compute: str | None = None  # torch's dispatcher drops arguments at the end that have their defaults
+    # torch's dispatcher drops arguments at the end that have their defaults.
+    compute: str | None = None
+    resets: Tensor | None = None
 
     @property
     def spec(self) -> RNNSpec:
@@ -131,6 +133,7 @@ def checked(*arguments: Any) -> OpCall:
         elif len(parameter.shape) == 2:
             raise RuntimeError(f"weights[{index}] must have shape {parameter.shape}; got None")
     _check_states(call, call.batch)
+    _check_resets(call, call.batch)
     return call
 
 
@@ -176,20 +179,34 @@ def _check_states(call: OpCall, batch: Any) -> None:
             _check_tensor(name, state, shape, call.x)
 
 
+def _check_resets(call: OpCall, batch: Any) -> None:
+    if call.resets is None:
+        return
+    shape = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0], batch
+    if not _has_shape(call.resets, shape) or call.resets.dtype is not torch.bool or call.resets.device != call.x.device:
+        raise _mismatch("resets", call.resets, shape, call.x, torch.bool)
+
+
 def _check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
     """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x."""
-    fits = tensor.dim() == len(shape) and not any(
-        isinstance(size, int) and isinstance(expected, int) and size != expected
-        for size, expected in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits or tensor.dtype is not x.dtype or tensor.device != x.device:
+    if not _has_shape(tensor, shape) or tensor.dtype is not x.dtype or tensor.device != x.device:
         raise _mismatch(name, tensor, shape, x)
 
 
-def _mismatch(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> RuntimeError:
+def _has_shape(tensor: Tensor, shape: Sequence[Any]) -> bool:
+    """Whether a tensor has a shape, in which None and symbolic sizes are any."""
+    return tensor.dim() == len(shape) and not any(
+        isinstance(size, int) and isinstance(expected, int) and size != expected
+        for size, expected in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _mismatch(
+    name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor, dtype: torch.dtype | None = None
+) -> RuntimeError:
     expected = ", ".join("N" if size is None else str(size) for size in shape)
     return RuntimeError(
-        f"{name} must have shape ({expected}), dtype {x.dtype} and device {x.device}, as x has; "
+        f"{name} must have shape ({expected}), dtype {dtype or x.dtype} and device {x.device}, as x has; "
         f"got shape {_shape(tensor)}, {tensor.dtype}, {tensor.device}"
     )
 
@@ -220,6 +237,7 @@ def check_values(call: OpCall) -> int:
                 f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {call.batch_sizes}"
             )
         _check_states(call, int(call.batch_sizes[0]))
+        _check_resets(call, int(call.batch_sizes[0]))
     return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
 
 

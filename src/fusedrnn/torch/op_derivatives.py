@@ -58,7 +58,8 @@ def _autograd_kernel(operator: Any, first: int, decomposed: Kernel, record: Kern
 def _record(*arguments: Any) -> list[Tensor]:
     apply: Any = _RecordedCall.apply
     call = OpCall(*arguments)  # with every argument that has a default
-    return list(apply(call[7:], call[4:7], *call[:3], *call[3]))
+    others = call.lengths, call.batch_sizes, call.seed, call.resets
+    return list(apply(call[7:-1], others, *call[:3], *call[3]))
 
 
 class _RecordedCall(torch.autograd.Function):
@@ -68,7 +69,9 @@ class _RecordedCall(torch.autograd.Function):
     def forward(ctx: Any, options: Any, others: Sequence[Tensor | None], *tensors: Tensor | None) -> Any:
         x, h0, c0, *weights = tensors
         with torch._C._AutoDispatchBelowAutograd():
-            *results, reserve = torch.ops.fusedrnn.forward_training(x, h0, c0, weights, *others, *options)
+            *results, reserve = torch.ops.fusedrnn.forward_training(
+                x, h0, c0, weights, *others[:-1], *options, others[-1]
+            )
         ctx.save_for_backward(reserve, *others, *tensors)
         *ctx.options, ctx.compute = options
         ctx.mark_non_differentiable(reserve)
@@ -81,11 +84,11 @@ class _RecordedCall(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         if all(cotangent is None for cotangent in cotangents):
             return (None,) * len(ctx.needs_input_grad)
-        reserve, lengths, batch_sizes, seed, x, h0, c0, *weights = ctx.saved_tensors
+        reserve, lengths, batch_sizes, seed, resets, x, h0, c0, *weights = ctx.saved_tensors
         dy, dh_n, dc_n = (*cotangents[:-1], None)[:3]  # the last is that of the reserve
         results = torch.ops.fusedrnn.backward(
             dy, dh_n, dc_n, reserve, x, h0, c0, weights, lengths, batch_sizes, seed, *ctx.options, list(needed),
-            ctx.compute,
+            ctx.compute, resets,
         )  # fmt: skip
         grads = iter(results)
         return (None, None, *(next(grads) if need else None for need in needed))
@@ -118,6 +121,8 @@ def _decomposed_backward(*arguments: Any) -> list[Tensor]:
 def _extent(call: OpCall) -> Extent:
     if call.batch_sizes is not None:
         batch = int(call.batch_sizes[0])
-        return Extent(len(call.batch_sizes), batch, torch.arange(batch) < call.batch_sizes[:, None], packed=True)
+        valid = torch.arange(batch) < call.batch_sizes[:, None]
+        return Extent(len(call.batch_sizes), batch, valid, packed=True, resets=call.resets)
     steps, batch = call.x.shape[:2]
-    return Extent(steps, batch, None if call.lengths is None else torch.arange(steps)[:, None] < call.lengths)
+    valid = None if call.lengths is None else torch.arange(steps)[:, None] < call.lengths
+    return Extent(steps, batch, valid, resets=call.resets)

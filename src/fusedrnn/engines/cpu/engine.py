@@ -12,6 +12,7 @@ from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import CannotGuard
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
+from fusedrnn.engines.cpu.state_options import NO_OPTIONS, StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs, StridedPtr
@@ -55,7 +56,7 @@ class CPUEngine:
         steps, batch = operands.x.shape[:2]
         varlen = _varlen(operands)
         weights = self.pointers.weights_of(operands.params, steps, batch, save)
-        info = self.pointers.describe_reserve(steps, batch, varlen, save, seed)
+        info = self.pointers.describe_reserve(steps, batch, varlen, save, seed, operands.resets)
         lease = self.pointers.lease_reserve(info.layout.size)
         return self._run(operands, weights, varlen, info, lease.address), CpuResiduals(info, lease, weights)
 
@@ -72,9 +73,14 @@ class CPUEngine:
         final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
         self.pointers.run(
             steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
-            varlen=varlen, residuals=residuals, reserve=reserve,
+            varlen=varlen, residuals=residuals, reserve=reserve, options=self._options(operands),
         )  # fmt: skip
         return final
+
+    def _options(self, operands: ForwardOperands) -> StateOptions:
+        if operands.resets is None and not operands.all_states:
+            return NO_OPTIONS
+        return StateOptions(operands.resets, _addresses(operands.reset_states), _addresses(operands.all_states))
 
     def backward(self, residuals: CpuResiduals, operands: BackwardOperands) -> None:
         """The gradients."""
@@ -82,10 +88,16 @@ class CPUEngine:
         params = 0 if grads.params is None else grads.params.ctypes.data
         pointers = GradPointers(
             _strided(grads.x), executor.weight_cache.addresses(params), self._addresses(grads.states),
-            grads.add_x, grads.add_params, grads.add_states,
+            grads.add_x, grads.add_params, grads.add_states, _addresses(grads.reset_states),
         )  # fmt: skip
+        for buffer in grads.reset_states or ():
+            if not grads.add_reset_states:
+                buffer.fill(0)  # kernels add
         dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
-        executor.run_backward(residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers)
+        executor.run_backward(
+            residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers,
+            dall_states=_addresses(operands.dall_states),
+        )  # fmt: skip
 
     def cache_forward(
         self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: CpuResiduals | None
@@ -111,6 +123,11 @@ class CPUEngine:
             return cached_call(self.pointers, *arguments)
         except CannotGuard:
             return None
+
+
+def _addresses(arrays: Sequence[Array | None] | None) -> StatePtrs:
+    """The addresses of arrays; 0 for None."""
+    return tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
 
 
 def _strided(array: Array | None) -> StridedPtr:

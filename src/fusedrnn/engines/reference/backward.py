@@ -27,8 +27,6 @@ from fusedrnn.cell.leaves import (
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.forward import (
     NUMPY,
-    DirectionTape,
-    Tape,
     drop,
     gate_rows,
     in_rows,
@@ -38,6 +36,7 @@ from fusedrnn.engines.reference.forward import (
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.engines.reference.tape import DirectionTape, Tape
 from fusedrnn.spec import Array, RNNSpec
 
 Rows = slice | Array

@@ -12,9 +12,10 @@ from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.engines.reference.backward import backward
-from fusedrnn.engines.reference.forward import Tape, forward, train
+from fusedrnn.engines.reference.forward import forward, train
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.engines.reference.tape import Tape
 from fusedrnn.spec import Array, RNNSpec
 
 

@@ -8,7 +8,6 @@ MXNet's LSTMCell and its siblings do when they are unrolled. A tape holds every 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -21,6 +20,7 @@ from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.engines.reference.tape import DirectionTape, Tape
 from fusedrnn.quantized_params import Params, QuantizedParams
 from fusedrnn.spec import Array, RNNSpec
 
@@ -36,55 +36,6 @@ def _sigmoid(x: Array) -> Array:
 
 NUMPY = ArrayArithmetic(np, {"sigmoid": _sigmoid})
 """Evaluates expressions on NumPy arrays."""
-
-
-@dataclass
-class DirectionTape:
-    """What one direction of one layer leaves for backward, in the order in which it runs over the steps.
-
-    Attributes:
-        states: The initial states (N, size), then those after each step.
-        before: Those that each step starts from: the states before it, or where it resets them what replaces them.
-        saved: The values (N, H) of :attr:`StepVjp.saved` of each step.
-    """
-
-    states: list[tuple[Array, ...]] = field(default_factory=list)
-    before: list[tuple[Array, ...]] = field(default_factory=list)
-    saved: list[tuple[Array, ...]] = field(default_factory=list)
-
-
-@dataclass
-class Tape:
-    """What :func:`train` leaves for backward, which may use it more than once.
-
-    It refers to the input, the parameters, the initial states, the lengths and the resets: do not change them before
-    backward.
-
-    Attributes:
-        params: The flat parameters.
-        lengths: The lengths, or None.
-        resets: The resets, or None.
-        inputs: The input of each layer, (T, N, in); the first is ``x``.
-        masks: The dropout mask of the output of each layer but the last, (T, N, D·S); empty without dropout.
-        directions: One tape for each layer and direction, at layer·D + direction.
-    """
-
-    params: Array
-    lengths: Array | None
-    resets: Array | None = None
-    inputs: list[Array] = field(default_factory=list)
-    masks: list[Array] = field(default_factory=list)
-    directions: list[DirectionTape] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that training allocates for it; the caller's arrays do not count."""
-        arrays = [*self.inputs[1:], *self.masks]
-        for tape in self.directions:
-            arrays += [array for step in (*tape.states[1:], *tape.saved) for array in step]
-            if self.resets is not None:
-                arrays += [array for step in tape.before for array in step]
-        return sum(array.nbytes for array in arrays)
 
 
 def forward(
@@ -134,7 +85,8 @@ def forward(
             before = [state[len(final)] for state in states]
             reverse, history = spec.reverses(direction), [tuple(before)]
             own_resets = None if resets is None else resets.of(len(final))
-            y, after = unroll(x, before, lengths, reverse, run_step, own_resets, history)
+            keeps_history = tape is not None or len(all_states) > 0
+            y, after = unroll(x, before, lengths, reverse, run_step, own_resets, history if keeps_history else None)
             if tape is not None and own_tape is not None:
                 own_tape.states = history
                 tape.directions.append(own_tape)

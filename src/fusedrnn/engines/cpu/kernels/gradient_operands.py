@@ -137,7 +137,7 @@ class GradientOperands(ParameterSums):
         if of_state and stage.index:
             source = self.saved_state(self.saved_operand(stage), time, sequence)
         elif of_state:
-            source = self.saved_state(p.saved_h, self.previous_time(time), sequence)
+            source = self.saved_state(p.saved_h, self.time_before(time, sequence), sequence)
         else:
             source = p.x + time * p.x_step + sequence * p.x_row
         for number in range(self.panel_vectors):
