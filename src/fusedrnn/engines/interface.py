@@ -132,8 +132,7 @@ without a c."""
 class GradPointers(NamedTuple):
     """Where gradients go, by address, 0 for those that are not computed; and whether to add to what is there.
 
-    ``params`` are in ``by_layer_direction`` order; ``states`` are dh0 and dc0. Those of ``reset_states`` are added in
-    any case.
+    ``params`` are in ``by_layer_direction`` order; ``states`` are dh0 and dc0.
     """
 
     x: StridedPtr
@@ -142,4 +141,3 @@ class GradPointers(NamedTuple):
     add_x: bool = False
     add_params: bool = False
     add_states: bool = False
-    reset_states: StatePtrs = ()

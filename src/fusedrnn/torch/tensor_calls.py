@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusedrnn.engines.cpu.state_options import NO_OPTIONS, StateOptions
+from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import BYTES, CallShape, Network, Results, Tensors, check_trainable
@@ -118,7 +118,7 @@ def _run(
         shape.steps, shape.batch, engine_weights, strided_pointer(network, x), _state_pointers(initial),
         ((final[0] if y is None else y).data_ptr(), *shape.output_strides), _state_pointers(final),
         varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
-        options=NO_OPTIONS if shape.resets is None else StateOptions(shape.resets),
+        options=None if shape.resets is None else StateOptions(shape.resets),
     )  # fmt: skip
     return y, final
 

@@ -12,7 +12,7 @@ from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import CannotGuard
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
-from fusedrnn.engines.cpu.state_options import NO_OPTIONS, StateOptions
+from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs, StridedPtr
@@ -73,14 +73,10 @@ class CPUEngine:
         final = tuple(np.empty(shape, x.dtype) for shape in self.spec.state_shape(batch))
         self.pointers.run(
             steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
-            varlen=varlen, residuals=residuals, reserve=reserve, options=self._options(operands),
+            varlen=varlen, residuals=residuals, reserve=reserve,
+            options=_options(operands.resets, operands.reset_states, operands.all_states),
         )  # fmt: skip
         return final
-
-    def _options(self, operands: ForwardOperands) -> StateOptions:
-        if operands.resets is None and not operands.all_states:
-            return NO_OPTIONS
-        return StateOptions(operands.resets, _addresses(operands.reset_states), _addresses(operands.all_states))
 
     def backward(self, residuals: CpuResiduals, operands: BackwardOperands) -> None:
         """The gradients."""
@@ -88,7 +84,7 @@ class CPUEngine:
         params = 0 if grads.params is None else grads.params.ctypes.data
         pointers = GradPointers(
             _strided(grads.x), executor.weight_cache.addresses(params), self._addresses(grads.states),
-            grads.add_x, grads.add_params, grads.add_states, _addresses(grads.reset_states),
+            grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
         for buffer in grads.reset_states or ():
             if not grads.add_reset_states:
@@ -96,7 +92,7 @@ class CPUEngine:
         dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
         executor.run_backward(
             residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers,
-            dall_states=_addresses(operands.dall_states),
+            options=_options(residuals.info.resets, grads.reset_states, operands.dall_states),
         )  # fmt: skip
 
     def cache_forward(
@@ -125,9 +121,17 @@ class CPUEngine:
             return None
 
 
-def _addresses(arrays: Sequence[Array | None] | None) -> StatePtrs:
-    """The addresses of arrays; 0 for None."""
-    return tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
+def _options(
+    resets: Array | None, reset_states: Sequence[Array] | None, all_states: Sequence[Array | None]
+) -> StateOptions | None:
+    """What concerns states inside sequences, by address; None if nothing does."""
+    if resets is None and not all_states:
+        return None
+    addresses = (
+        tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
+        for arrays in (reset_states, all_states)
+    )
+    return StateOptions(resets, *addresses)
 
 
 def _strided(array: Array | None) -> StridedPtr:

@@ -19,7 +19,7 @@ from fusedrnn.engines.cpu.plan.partition import reads_unpacked
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
-from fusedrnn.engines.cpu.state_options import NO_OPTIONS, StateOptions
+from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.tiling import Tiling, kernel_target
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
@@ -102,6 +102,7 @@ class Executor:
         self._planned: dict[str, PlannedCall] = {}
         self._layout = (1, 1, "gates", False), ReserveLayout.of(self._tiling, 1, 1, "gates")
         self._num_letters = len(state_letters(len(spec.state_names)))
+        self._no_options = StateOptions().values(self._num_letters)
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
@@ -200,41 +201,33 @@ class Executor:
         return self._reserves.lease(size)
 
     def run(
-        self,
-        steps: int,
-        batch: int,
-        weights: Weights,
-        x: StridedPtr,
-        initial: StatePtrs,
-        y: StridedPtr,
-        final: StatePtrs,
-        *,
-        varlen: VarLen | None = None,
-        residuals: ResidualInfo | None = None,
-        reserve: int = 0,
-        team: ThreadTeam | None = None,
-        options: StateOptions = NO_OPTIONS,
-    ) -> None:
+        self, steps: int, batch: int, weights: Weights, x: StridedPtr, initial: StatePtrs, y: StridedPtr,
+        final: StatePtrs, *, varlen: VarLen | None = None, residuals: ResidualInfo | None = None, reserve: int = 0,
+        team: ThreadTeam | None = None, options: StateOptions | None = None,
+    ) -> None:  # fmt: skip
         """Run a forward call; with ``residuals`` in training, which fills the reserve. Does not write y's padding."""
         layout, seed = (None, 0) if residuals is None else (residuals.layout, residuals.seed)
         problem: Problem = "forward" if layout is None else "training", steps, batch, layout
         values = (
             *x, *y, *initial, *final, weights.address, reserve,
-            0 if varlen is None else varlen.row_offsets_address, signed(seed), *options.values(self._num_letters),
+            0 if varlen is None else varlen.row_offsets_address, signed(seed),
+            *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip
         self._run_job(problem, values, weights.matrices, varlen, team)
 
     def run_backward(
         self, residuals: ResidualInfo, reserve: int, weights: Weights, dy: StridedPtr, dstates: StatePtrs,
-        grads: GradPointers, team: ThreadTeam | None = None, dall_states: StatePtrs = (),
+        grads: GradPointers, team: ThreadTeam | None = None, options: StateOptions | None = None,
     ) -> None:  # fmt: skip
         """Compute the gradients of a training call with these weights, whose reserve is at that address."""
         layout, varlen = residuals.layout, residuals.varlen
+        if options is None and residuals.resets is not None:
+            options = StateOptions(residuals.resets)
         values = (
             *dy, *grads.x, *dstates, *grads.states, weights.address, reserve,
             0 if varlen is None else varlen.row_offsets_address, signed(residuals.seed),
             grads.add_x, grads.add_params, grads.add_states,
-            *StateOptions(residuals.resets, grads.reset_states, dall_states).values(self._num_letters),
+            *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip
         problem: Problem = "backward", layout.steps, layout.batch, layout
         self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))

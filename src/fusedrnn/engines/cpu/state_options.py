@@ -34,6 +34,3 @@ class StateOptions(NamedTuple):
 
 def _padded(addresses: StatePtrs, count: int) -> StatePtrs:
     return (*addresses, *(0,) * (count - len(addresses)))
-
-
-NO_OPTIONS = StateOptions()
