@@ -112,7 +112,8 @@ def test_registered_engines():
     for entry in registry.engines():
         assert entry.description
         assert entry.device == "cpu"
-        assert "gru; float32, float64; training, lengths, dropout, resets, all_states, cells; projection_size, " in str(entry.capabilities)
+        flags = "training, lengths, dropout, resets, all_states, cells"
+        assert f"gru; float32, float64; {flags}; projection_size, " in str(entry.capabilities)
         assert entry.capabilities.options == OPTIONS
         assert registry.find(entry.name) is entry
 

@@ -70,17 +70,13 @@ def in_pieces(op, problem, resets, reset_states=None, dall=None, **options):
                 array[is_last, n] = values[is_last, 0]
             if trains:
                 ends = tuple(np.where(is_last[:, None, None], grad[own], 0) for grad in problem.dstates)
-                dy = (problem.dy[part], *(grad[part] for grad in dall or ())) if dall else (problem.dy[part], *_nones(spec))
-                dx[part], dp, db = op.backward(dy, ends, reserve)
+                others = [grad[part] for grad in dall] if dall else [None] * (len(spec.state_names) - 1)
+                dx[part], dp, db = op.backward((problem.dy[part], *others), ends, reserve)
                 dparams = dparams + dp.astype(np.float64)
                 results[number] = is_first, db
         if results:
             _join(results, reverses, n, dstates, dreset)
     return ResetResults(outputs, final, dx, dparams, dstates, dreset)
-
-
-def _nones(spec):
-    return (None,) * (len(spec.state_names) - 1)
 
 
 def _join(results, reverses, n, dstates, dreset):

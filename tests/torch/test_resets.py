@@ -105,10 +105,9 @@ def test_results_and_gradients(kind, form, fused, monkeypatch, runs):
     expected = in_pieces(theirs, x, states, resets, lengths)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other)
-    inputs = x, *states
-    for one, other in zip(
-        gradients(actual, (*inputs, *ours.parameters())), gradients(expected, (*inputs, *theirs.parameters())), strict=True
-    ):
+    pairs = (actual, ours), (expected, theirs)
+    both = (gradients(results, (x, *states, *layer.parameters())) for results, layer in pairs)
+    for one, other in zip(*both, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -132,13 +131,14 @@ def test_compiled():
     eager, traced = (flat(layer(x, states, lengths, resets)) for layer in (ours, compiled))
     for one, other in zip(eager, traced, strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(*(torch.autograd.grad(sum(r.sum() for r in out), (x, *states)) for out in (eager, traced)), strict=True):
+    totals = (sum(result.sum() for result in results) for results in (eager, traced))
+    for one, other in zip(*(torch.autograd.grad(total, (x, *states)) for total in totals), strict=True):
         assert torch.equal(one, other)
 
 
 def test_marks_may_change_before_backward():
     ours, _ = layers("GRU")
-    x, states, resets, lengths = problem("GRU", "batched")
+    x, states, resets, _ = problem("GRU", "batched")
     results = []
     for changes in (False, True):
         marks = resets.clone()

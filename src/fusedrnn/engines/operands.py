@@ -34,8 +34,8 @@ class ForwardOperands(NamedTuple):
         states: ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) and contiguous; None for zeros.
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         y: Output (T, N, D·S), its last axis contiguous. An engine does not write its padding.
-        resets: Bools (T, N), contiguous: before which steps of a sequence its states are replaced; False in the padding.
-            None for none.
+        resets: Bools (T, N), contiguous: before which steps of a sequence its states are replaced, none in the padding.
+            None for no resets.
         reset_states: What replaces them, like ``states``; None for zeros.
         all_states: Where the other states of every step of the last layer go, (T, N, D·H) each and contiguous, in the
             order of the states after h; an engine does not write their padding. Empty if they are not requested.

@@ -107,7 +107,8 @@ def test_gradients_are_written_added_or_left_out():
     )
     result = train(op, problem, resets, reset_states, dall, grad_req="add", out=out)[2]
     assert all(one is other for one, other in zip(result[3], out[3], strict=True))
-    for actual, exact in zip((*result[:2], *result[2], *result[3]), (*written[:2], *written[2], *written[3]), strict=True):
+    flat = ((*grads[:2], *grads[2], *grads[3]) for grads in (result, written))
+    for actual, exact in zip(*flat, strict=True):
         expected = exact + 1
         if actual is result[0]:
             expected[problem.padding] = 1
@@ -171,7 +172,8 @@ def test_calls_with_and_without_resets_in_turn():
     problem = make_problem("lstm", Shape(3, 2, 4, 9))
     op, (resets, _) = RNNOp(problem.spec), random_resets(problem)
     options = [{}, {"resets": resets}, {"all_states": True}]
-    results = [[op.forward(problem.x, problem.params, problem.states, **more)[:2] for more in options] for _ in range(4)]
+    arrays = problem.x, problem.params, problem.states
+    results = [[op.forward(*arrays, **more)[:2] for more in options] for _ in range(4)]
     for others in results[1:]:
         assert_same_bits(others, results[0])
     y, final = results[0][0]

@@ -17,7 +17,7 @@ class StateOptions(NamedTuple):
         resets: Where sequences begin anew, bools (T, N), contiguous, False in the padding; None for nowhere.
         reset_states: The addresses of what replaces the states there, () for zeros; in backward of its gradients, which
             are added to.
-        all_states: The addresses of the arrays of the states after h of every step of the last layer, () if they are not
+        all_states: The addresses of arrays of the states after h of every step of the last layer, () if they are not
             requested; in backward of their gradients.
     """
 

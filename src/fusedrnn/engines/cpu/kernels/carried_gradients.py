@@ -14,7 +14,7 @@ class CarriedGradients(BackwardEmitter):
     store_or_add: Function
 
     def cut_gradients(self, step: Value, num_rows: Value) -> None:
-        """Clear the carried gradients of rows that the step before in this loop was reset at; add them to the reset's."""
+        """Clear the carried gradients of rows that were reset before the later step; first add them to the reset's."""
         f, p = self.f, self.p
         with f.if_(self.c.resets.is_set), f.loop(0, num_rows) as row:
             sequence = self.sequence(row)

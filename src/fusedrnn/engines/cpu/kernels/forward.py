@@ -31,7 +31,8 @@ CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_c", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
+    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_c",
+    "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
 )  # fmt: skip
 
 

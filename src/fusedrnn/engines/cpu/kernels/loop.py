@@ -104,7 +104,7 @@ class DirectionEmitter(ThreadShare):
         return mark.get()
 
     def time_before(self, time: Value, sequence: Value) -> Value:
-        """The time at which the reserve holds the states that a step started from: that of what replaced them, T + 1."""
+        """The time at which the reserve holds what a step started from: T + 1 for what replaced the states."""
         f, c = self.f, self.c
         before = f.var(self.previous_time(time))
         with f.if_(c.resets.is_set):

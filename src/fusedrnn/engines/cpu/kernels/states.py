@@ -87,9 +87,9 @@ class StateEmitter(DirectionEmitter):
                         self._convert_h(row, into, parity)
                 self.save_initial(name, row, sequence, into)
             self.save_resets(sequence)
-            with f.if_(self.p.reverse.is_zero & self.c.resets.is_set):
-                with f.if_(self.is_reset(f.constant(0), sequence).is_set):
-                    self.replace_states(row, sequence, f.constant(0))
+            is_possible = self.p.reverse.is_zero & self.c.resets.is_set
+            with f.if_(is_possible), f.if_(self.is_reset(f.constant(0), sequence).is_set):
+                self.replace_states(row, sequence, f.constant(0))
 
     def replace_states(self, row: Value, sequence: Value, parity: Value) -> None:
         """Replace this thread's part of the states of a row by those of a reset; h in the buffer of that parity."""
