@@ -81,7 +81,8 @@ def _print_machine(console: Console, dtype: str) -> None:
 def _print_partitions(console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase) -> None:
     spec = case.spec(mode, config.dtype)
     target = kernel_target(spec, tuning.current().wide_weight_bytes)
-    problem, thresholds = ProblemSize(spec, target, case.T, case.N, pass_name), tuning.current()
+    thresholds = tuning.current()
+    problem = ProblemSize(spec, target, case.T, case.N, pass_name, thresholds)
     assumed, machine = MachineModel.of(target), thresholds.machine_of(target)
     grids = possible_grids(problem, config.threads, thresholds)
     shares = [LargestShare.of(problem, grid, thresholds) for grid in grids]

@@ -180,7 +180,8 @@ def test_gemms_call_only_their_microkernels(dtype, pinned, kind):
     code = common_functions(kind, dtype, pinned)
     assert {signature.name for signature in EXPORTED} & code.keys()
     for name, lines in code.items():
-        assert not called(lines).keys() - code.keys(), f"{name}: {called(lines)}"
+        # Those on unpacked weights call the GEMM of packed ones, which is in another module.
+        assert not called(lines).keys() - code.keys() - {"gemm"}, f"{name}: {called(lines)}"
 
 
 def test_spills_are_detected():

@@ -19,7 +19,7 @@ SHAPES = [
     Shape(1, 1, 1, 1),
     Shape(1, 1, 17, 33, layers=2, bidirectional=True),
     Shape(9, 17, 13, 17),
-    Shape(1, 5, 129, 100, layers=2, bidirectional=True),
+    Shape(1, 5, 300, 100, layers=2, bidirectional=True),  # several parts of a panel are packed
     Shape(3, 3, 16, 64, bidirectional=True, lengths="edges"),
     Shape(6, 1, 40, 40, layers=3),
     Shape(5, 2, 100, 15, bidirectional=True, lengths="edges"),

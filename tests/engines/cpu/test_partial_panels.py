@@ -87,13 +87,12 @@ def test_threads_begin_inside_panels(mode, dtype, shape, few, target):
             force_grid((1, 1, threads)),
         ):
             forward, backward = make_plan(*sizes), make_plan(*sizes, "backward")
-            # Training on unpacked weights uses one thread.
-            assert forward.grid == (1, 1, threads) and backward.grid == (1, 1, 1 if few else threads)
+            assert forward.grid == backward.grid == (1, 1, threads)
             within["forward"] += any(unit % blocking.block_unit_vecs for unit in forward.bounds["unit_starts"][:-1])
             within["backward"] += any(unit % target.tile[1] for unit in backward.bounds["unit_starts"][:-1])
             actual = results(problem, keep)
         expected = expected or actual
         for array, expected_array in zip(actual, expected, strict=True):
             np.testing.assert_array_equal(array, expected_array)
-    assert within["backward"] or few
+    assert within["backward"]
     assert within["forward"] or blocking.block_unit_vecs == 1

@@ -11,8 +11,8 @@ import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
 from fusedrnn.engines.cpu.plan import plans
 from fusedrnn.engines.cpu.plan.cost import COST_TERMS, predict_cost
-from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids, reads_unpacked
-from fusedrnn.engines.cpu.plan.sizes import LargestShare, ProblemSize, ThreadGrid
+from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
+from fusedrnn.engines.cpu.plan.sizes import LargestShare, ProblemSize, ThreadGrid, reads_unpacked
 from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import MachineModel, Tuning
 from fusedrnn.jit.host import current_target
@@ -36,7 +36,7 @@ def largest_share(problem, grid):
 
 
 def problem_size(case, mode, target, phase):
-    return ProblemSize(case.spec(mode), target, case.T, case.N, phase)
+    return ProblemSize(case.spec(mode), target, case.T, case.N, phase, TUNING)
 
 
 def cost(case, mode, target, phase, grid=(1, 1, 1), machine=MACHINE, **options):
@@ -217,3 +217,17 @@ def test_small_calls_read_unpacked_weights(training):
     assert reads_unpacked(tiling, 1, 64, training, tuning) and reads_unpacked(tiling, 20, 8, training, tuning)
     assert not reads_unpacked(tiling, 33, 8, training, tuning)  # several threads may be worth more
     assert not reads_unpacked(tiling, 20, 64, training, tuning)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_steps_read_unpacked_weights(training):
+    tiling, tuning = Tiling(RNNSpec("lstm", 1024, 1024), current_target()), Tuning()
+    assert reads_unpacked(tiling, 1, 64, training, tuning)
+    assert not reads_unpacked(tiling, 5, 64, training, tuning)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_threads_divide_the_units_of_a_step(phase, target):
+    """Each thread packs parts of the weights of its own units; threads that divide the rows would all pack all."""
+    case = replace(CASES["stream1"], N=16, I=512, H=512)
+    assert make_plan(phase, "lstm", target, case, 2, spinning=True).grid == (1, 1, 2)

@@ -15,8 +15,8 @@ from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
 from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
-from fusedrnn.engines.cpu.plan.partition import reads_unpacked
 from fusedrnn.engines.cpu.plan.plans import make_plan
+from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions

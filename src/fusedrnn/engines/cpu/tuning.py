@@ -38,6 +38,7 @@ class MachineModel:
     l3_bytes: int
     instruction: float  # a vector instruction of a cell's maths
     conversion: float = 8 * _CYCLE  # of a vector to bfloat16 or int8
+    transpose: float = 4 * _CYCLE  # of a vector of unpacked weights, or waiting for the sums of a few rows
     tile: float = 2e-9  # entering and leaving a micro-kernel
     row: float = 3e-9  # overhead of a row in a step
     step: float = 20e-9  # overhead of a time step
@@ -107,11 +108,11 @@ class Tuning:
 
     # Weights. Where those of a layer-direction take more as float32, narrower ones are widened in registers.
     wide_weight_bytes: int = field(default_factory=lambda: _l2_bytes() // 2)
-    # Calls that read them at most so often use them unpacked; training would mostly have to pack them anew.
-    unpacked_rows: int = 4  # rows of a step that read unpacked weights together
-    max_unpacked_reads: int = 2
-    max_unpacked_reads_training: int = 6
-    # So do calls of at most so many steps and multiply-adds by weights: to look for changes and to pack takes longer.
+    # Calls that read them at most so often, once at each step, use them unpacked: to look for changes takes longer, and
+    # training would mostly have to pack them anew.
+    max_unpacked_reads: int = 3
+    max_unpacked_reads_training: int = 4
+    # So do calls of at most so many steps and multiply-adds by weights.
     max_unpacked_steps: int = 32
     max_unpacked_work: int = 600_000
     max_unpacked_work_training: int = 1_200_000

@@ -201,8 +201,8 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             return self.packed(self._gemm, packed, k)
 
         def as_unpacked() -> Matrix:
-            hidden, gates = self.c.hidden, self.num_gates
-            return UnpackedMatrix(self.v, self._unpacked_gemm, unpacked, num_cols, hidden, gates)
+            sizes = num_cols, self.c.hidden, self.num_gates, self.scratch + self.c.unpacked_offset
+            return UnpackedMatrix(self.v, self._unpacked_gemm, unpacked, *sizes)
 
         return WeightMatrix(self.is_unpacked, as_unpacked, as_packed) if self.can_read_unpacked else as_packed()
 

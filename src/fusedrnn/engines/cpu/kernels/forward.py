@@ -175,7 +175,8 @@ class Inference(BetweenSteps):
             weights, k = (p.unpacked_h_weights, c.out) if of_state else (p.unpacked_x_weights, p.k)
             bias = self.biases + c.biases_size if of_state else self.biases
             first = first_unit_vec * self.num_gates
-            return UnpackedMatrix(self.v, self._unpacked_gemm, weights, k, c.hidden, self.num_gates, bias, first)
+            sizes = k, c.hidden, self.num_gates, self.scratch + c.unpacked_offset
+            return UnpackedMatrix(self.v, self._unpacked_gemm, weights, *sizes, bias, first)
 
         return WeightMatrix(self.is_unpacked, unpacked, packed) if self.can_read_unpacked else packed()
 

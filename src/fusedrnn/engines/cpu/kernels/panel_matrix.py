@@ -119,6 +119,7 @@ class UnpackedMatrix:
     row_size: Value  # elements
     hidden: Value
     gates: int
+    scratch: Value  # for GEMMs of many rows
     bias: Value | None = None  # the address of the bias of ``first_col_vec`` and of the columns after it
     first_col_vec: Value | None = None
 
@@ -127,7 +128,7 @@ class UnpackedMatrix:
         if c_in is None:
             assert self.bias is not None and self.first_col_vec is not None
             c_in = Rows(self.bias + (cols.first - self.first_col_vec) * self.v.bytes, 0)
-        b, columns = (self.weights, self.row_size), (cols.first, self.hidden, self.gates)
+        b, columns = (self.weights, self.row_size), (cols.first, self.hidden, self.gates, self.scratch)
         self.v.function.call(self.function, a.num_rows, cols.num, a.address, *b, *c_in, *c, *columns)
 
 

@@ -34,6 +34,18 @@ def operand_row_bytes(size: int) -> int:
     return OPERAND_ROW_OFFSET + round_up_to_cache_line(4 * size)
 
 
+PACKED_K = 256
+"""K of the part of a panel that GEMMs on unpacked weights pack at once, if the gates of a unit vector are not more."""
+
+
+def packed_part_bytes(rows: int, gate_lanes: int, panel_bytes: int) -> int:
+    """Bytes for GEMMs of at most so many rows on unpacked weights: the rows' addresses, then a packed part of a panel.
+
+    ``gate_lanes`` are the elements of all gates of a unit vector.
+    """
+    return round_up_to_cache_line(_POINTER_BYTES * rows) + max(PACKED_K, gate_lanes) * panel_bytes
+
+
 class Arena:
     """A piece of memory that consists of regions, each from a cache line on.
 
@@ -113,6 +125,8 @@ _FORWARD_THREAD = Arena(
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
     # Those of the input, then those of the state.
     biases=lambda s: 2 * s.biases_size,
+    # A part of a panel of weights that the caller has not packed.
+    unpacked=lambda s: s.unpacked_size,
 )
 FORWARD = Scratch(
     Arena(
@@ -158,6 +172,8 @@ _BACKWARD_THREAD = Arena(
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
+    # A part of a panel of weights that the caller has not packed.
+    unpacked=lambda s: s.unpacked_size,
 )
 BACKWARD = Scratch(
     Arena(

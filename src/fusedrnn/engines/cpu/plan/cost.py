@@ -120,6 +120,8 @@ class _Layer:
         fma_rate = machine.fma_rate * problem.products.speedup
         panel_bytes = panel_vectors * problem.weight_vector_bytes
         self.panels(term, panels, rows, problem.rows_per_gemm_tile, panel_vectors / fma_rate, panel_bytes, rate)
+        if problem.unpacked:
+            self.cost[term] += panels * panel_vectors * machine.transpose
 
     def panels(
         self, term: str, panels: float, rows: float, rows_per_tile: int, row_seconds: float, panel_bytes: float,

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, ProblemSize, ThreadGrid
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
-from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 
 _forced_grid: ContextVar[ThreadGrid | None] = ContextVar("fusedrnn_grid", default=None)
@@ -25,26 +24,15 @@ def force_grid(grid: tuple[int, int, int]) -> Iterator[None]:
         _forced_grid.reset(token)
 
 
-def reads_unpacked(tiling: Tiling, steps: int, batch: int, training: bool, tuning: Tuning) -> bool:
-    """Whether a call uses unpacked weights: it reads them so rarely that packing, or looking for changes, is slower."""
-    if training:
-        max_reads, max_work = tuning.max_unpacked_reads_training, tuning.max_unpacked_work_training
-    else:
-        max_reads, max_work = tuning.max_unpacked_reads, tuning.max_unpacked_work
-    is_short = steps * -(-batch // tuning.unpacked_rows) <= max_reads
-    is_small = steps <= tuning.max_unpacked_steps and steps * batch * tiling.spec.layout.size <= max_work
-    return tiling.can_read_unpacked and (is_short or is_small)
-
-
 def possible_grids(problem: ProblemSize, threads: int, tuning: Tuning) -> list[ThreadGrid]:
     """All grids of at most so many threads, that of one thread first.
 
     There are as many groups of rows or units as a power of two, or as there are threads for. A network of one direction
-    may pipeline its layers. A training or backward call that reads unpacked weights uses one thread: the one that has
-    just written them.
+    may pipeline its layers. A training or backward call of little work that reads unpacked weights uses one thread: the
+    one that has just written them.
     """
     spec, training = problem.spec, problem.phase != "inference"
-    if training and reads_unpacked(problem, problem.steps, problem.batch, training, tuning):
+    if training and problem.unpacked and problem.work <= tuning.max_unpacked_work_training:
         threads = 1
     grids = {ThreadGrid(1, 1, 1): None}
     for layer_dirs in {1, min(spec.num_directions if spec.bidirectional else spec.num_layers, threads)}:

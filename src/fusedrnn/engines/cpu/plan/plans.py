@@ -12,6 +12,7 @@ from fusedrnn.engines.cpu.kernels.scratch import (
     FORWARD,
     ScratchLayout,
     operand_row_bytes,
+    packed_part_bytes,
     pad_against_conflicts,
     round_up_to_cache_line,
 )
@@ -95,7 +96,7 @@ def make_plan(
     ``recompute`` is for the backward of reserves that hold the states alone.
     """
     tuning = tuning or tunings.current()
-    problem = ProblemSize(spec, target, steps, batch, phase)
+    problem = ProblemSize(spec, target, steps, batch, phase, tuning)
     share, forecast = partition.choose_share(problem, threads, spinning, tuning)
     grid = share.grid
     bounds = {
@@ -175,6 +176,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
 def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
     """The sizes that both have."""
     spec, grid = problem.spec, share.grid
+    gemm_rows, gate_lanes = share.chunk * share.rows, problem.num_gates * problem.lanes
     return SimpleNamespace(
         spec=spec,
         tiling=problem,
@@ -190,6 +192,7 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         # Row groups of pipelined layers publish their progress.
         num_progress=spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
         gates_stride=problem.gates_stride(share.unit_vecs),
+        unpacked_size=packed_part_bytes(gemm_rows, gate_lanes, problem.panel_bytes) if problem.unpacked else 0,
         # The products of a block of units, before the cell's maths.
         recurrent_row=problem.block_col_vecs * problem.vector_bytes,
         # Inputs and operands of stages are converted in the same place, one after the other.

@@ -38,6 +38,16 @@ class ThreadGrid(NamedTuple):
         return self.layer_dirs * self.rows * self.units
 
 
+def reads_unpacked(tiling: Tiling, steps: int, batch: int, training: bool, tuning: Tuning) -> bool:
+    """Whether a call uses unpacked weights: it reads them so rarely that packing, or looking for changes, is slower."""
+    if training:
+        max_steps, max_work = tuning.max_unpacked_reads_training, tuning.max_unpacked_work_training
+    else:
+        max_steps, max_work = tuning.max_unpacked_reads, tuning.max_unpacked_work
+    is_small = steps <= tuning.max_unpacked_steps and steps * batch * tiling.spec.layout.size <= max_work
+    return tiling.can_read_unpacked and (steps <= max_steps or is_small)
+
+
 class ProblemSize(Tiling):
     """The sizes of a call.
 
@@ -50,10 +60,16 @@ class ProblemSize(Tiling):
         states: Vectors of states for each unit vector, the operands of later stages among them.
         saved: Vectors that training saves for each unit vector.
         pre_act_grads: Distinct vectors of pre-activation gradients for each unit vector.
+        unpacked: Whether the call uses unpacked weights.
     """
 
-    def __init__(self, spec: RNNSpec, target: Target, steps: int, batch: int, phase: Phase = "inference") -> None:
+    def __init__(
+        self, spec: RNNSpec, target: Target, steps: int, batch: int, phase: Phase = "inference",
+        tuning: Tuning | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(spec, target)
+        training = phase != "inference"
+        self.unpacked = tuning is not None and reads_unpacked(self, steps, batch, training, tuning)
         self.steps, self.batch, self.phase = steps, batch, phase
         self.inputs = tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers))
         self.rows_per_tile = target.tile[0]
@@ -61,6 +77,11 @@ class ProblemSize(Tiling):
         self.states = len(spec.state_names) + len(self.stages) - 1
         self.saved = len(derivative_of(spec.variant).saved)
         self.pre_act_grads = sum(stage.num_grads for stage in self.column_groups)
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of forward."""
+        return self.steps * self.batch * self.spec.layout.size
 
     @property
     def rows_per_gemm_tile(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from fusedrnn.engines.cpu.kernels.panel_packing import emit_pack_columns, store_row_slots
 from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.loader import Job, function, load, load_once
@@ -124,64 +125,22 @@ class _PackEmitter:
         """The first row of the source that a vector of columns holds."""
         return gate * self.t.units + unit_vec * self.v.lanes
 
-    def store_slot(self, elements: Sequence[Value], address: Value) -> Value:
-        """Store a group of a vector of columns, and return it as it is stored."""
-        slot = self.products.slot(elements)
-        self.f.store(slot, address, self.slot_bytes)
-        return slot
-
 
 class _Transposed(_PackEmitter):
+    def __init__(self, module: Module, target: Target, compute: str) -> None:
+        self._pack_columns = emit_pack_columns(module, target, compute)
+        super().__init__(module, target, compute)
+
     def emit(self) -> Function:
-        """Loop over panels and their vectors of columns, then over all groups of rows k."""
+        """Loop over panels and their vectors of columns, each with all groups of rows k."""
         f, t, v = self.f, self.t, self.v
         groups = (t.k + (self.group - 1)) // self.group + self.products.head
-        group_bytes = self.panel_vectors * self.slot_bytes
         with self.columns() as columns:
             source = self.source + columns.source_row * t.k * v.item
             dest = self.dest + (columns.panel * groups * self.panel_vectors + columns.vector) * self.slot_bytes
-            with f.if_else(columns.num_units.equals(v.lanes)) as (whole, tail):
-                with whole:
-                    self._transpose(source, dest)
-                with tail, f.if_else(columns.num_units > 0) as (some, none):
-                    with some:
-                        self._transpose(source, dest, columns.num_units)
-                    with none, f.loop(0, groups) as group:
-                        self.store_slot([v.const(0.0)] * self.group, dest + group * group_bytes)
+            f.call(self._pack_columns, source, t.k * v.item, t.k, dest, columns.num_units)
         f.ret()
         return f
-
-    def _transpose(self, source: Value, dest: Value, count: Value | None = None) -> None:
-        """Transpose as many rows of the source as a vector has lanes; zeros after ``count`` of them if given."""
-        f, t, v, group = self.f, self.t, self.v, self.group
-        row_bytes, group_bytes = t.k * v.item, self.panel_vectors * self.slot_bytes
-        head, first_slot = f.var(f.constant(0, v.itype)), dest + self.products.head * group_bytes
-        lanes = [f.constant(lane) for lane in range(v.lanes)]
-        if count is not None:  # the last row in the place of those that do not exist
-            lanes = [lane.at_most(count - 1) for lane in lanes]
-        rows = [source + row_bytes * lane for lane in lanes]
-
-        def column(vector: Value) -> Value:
-            return vector if count is None else v.zero_tail(vector, count)
-
-        def store(elements: Sequence[Value], k: Value) -> None:
-            slot = self.store_slot(elements, first_slot + k // group * group_bytes)
-            head.set(self.products.head_sum(head.get(), slot))
-
-        whole_squares = t.k - t.k % v.lanes
-        with f.loop(0, whole_squares, v.lanes) as first_k:
-            square = [column(vector) for vector in v.transpose_square([row + first_k * v.item for row in rows])]
-            for offset in range(0, v.lanes, group):
-                store(square[offset : offset + group], first_k + offset)
-        with f.loop(whole_squares, t.k, group) as k:
-            elements = []
-            for offset in range(group):
-                element_k = (k + offset).at_most(t.k - 1) if offset else k
-                element = column(v.gather([row + element_k * v.item for row in rows]))
-                elements.append((k + offset < t.k).select(element, v.const(0.0)) if offset else element)
-            store(elements, k)
-        if self.products.head:
-            f.store(head.get(), dest, v.bytes)
 
 
 class _Vector(_PackEmitter):
@@ -247,14 +206,8 @@ class _Plain(_PackEmitter):
         """Pack the rows' features of some panels, all of which exist, or as many as ``sizes`` says of each row."""
         t, v = self.t, self.v
         with self.f.loop(*panels) as panel:
-            for vector in range(self.panel_vectors):
-                feature = (panel * self.panel_vectors + vector) * v.lanes
-                addresses = [row + feature * v.item for row in rows]
-                if sizes is None:
-                    elements = [v.load(address, v.item) for address in addresses]
-                else:
-                    elements = [
-                        v.load_masked(address, size - feature) for address, size in zip(addresses, sizes, strict=True)
-                    ]
-                panel_vector = panel * (t.panel_rows // self.group) * self.panel_vectors + vector
-                self.store_slot(elements, dest + panel_vector * self.slot_bytes)
+            feature = panel * self.panel_vectors * v.lanes
+            from_feature = [row + feature * v.item for row in rows]
+            into = dest + panel * (t.panel_rows // self.group) * self.panel_vectors * self.slot_bytes
+            left = None if sizes is None else [size - feature for size in sizes]
+            store_row_slots(v, self.products, from_feature, into, self.panel_vectors, left)
