@@ -51,6 +51,17 @@ def with_options(
     return operands, kind if True in kind else PLAIN_CALL
 
 
+def restarted(states: tuple[Array, ...], batch: int, resets: object) -> tuple[Array, ...]:
+    """The states that a single step starts from: a call with these needs no resets, so it may be cached."""
+    marked = np.flatnonzero(check_resets(resets, 1, batch, None)[0])
+    if not marked.size:
+        return states
+    states = tuple(state.copy() for state in states)
+    for state in states:
+        state[:, marked] = 0
+    return states
+
+
 def split_cotangents(dy: Any, spec: RNNSpec, steps: int, batch: int) -> tuple[Any, tuple[Array | None, ...]]:
     """The gradient of the output, unchecked, and those of the other states of every step, None for zeros.
 

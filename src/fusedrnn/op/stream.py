@@ -8,10 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusedrnn.frozen_array import frozen
+from fusedrnn.op.resets import restarted
 from fusedrnn.op.validation import check_params, check_states
 from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import check_bytes, positive_int
 from fusedrnn.spec import Array, RNNSpec
+
+
+_NO_OPTIONS: dict[str, Any] = {}
 
 
 class ForwardOp(Protocol):
@@ -86,12 +90,12 @@ class Stream:
         if isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1] != self.batch:
             expected = f"(T, {self.batch}, {self.op.spec.input_size})"
             raise ValueError(f"x must have shape {expected}, with the stream's {self.batch} sequences; got {x.shape}")
-        if resets is None and reset_states is None:
-            y, self.states, _ = self.op.forward(x, self._params, self.states, out=out)
-        else:
-            y, self.states, _ = self.op.forward(
-                x, self._params, self.states, out=out, resets=resets, reset_states=reset_states
-            )
+        states, options = self.states, _NO_OPTIONS
+        if resets is not None and reset_states is None and isinstance(x, np.ndarray) and x.shape[:1] == (1,):
+            states = restarted(states, self.batch, resets)
+        elif resets is not None or reset_states is not None:
+            options = {"resets": resets, "reset_states": reset_states}
+        y, self.states, _ = self.op.forward(x, self._params, states, out=out, **options)
         result: Array = y
         return result
 

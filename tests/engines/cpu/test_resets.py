@@ -146,17 +146,20 @@ def test_dropout_is_that_of_the_whole_sequence():
     assert_gradients_close(gradients[:3], exact_gradients[:3], "float64", problem.spec, *problem.x.shape[:2])
 
 
-def test_streams():
+@pytest.mark.parametrize("given", [False, True])
+def test_streams(given):
     """A chunk's resets are those of its steps in the whole."""
     problem = make_problem("lstm", Shape(7, 3, 4, 9, layers=2))
     op, (resets, reset_states) = RNNOp(problem.spec), random_resets(problem)
-    stream = op.stream(problem.params, 3, problem.states)
-    options = {"reset_states": reset_states}
-    chunks = [(slice(0, 1), {}), (slice(1, 2), options), (slice(2, 7), options)]
-    parts = [stream(problem.x[part], **({"resets": resets[part]} | more if more else {})) for part, more in chunks]
-    resets[0] = False
+    stream, options = op.stream(problem.params, 3, problem.states), {"reset_states": reset_states if given else None}
+    chunks = [slice(0, 1), slice(1, 2), slice(2, 3), slice(3, 7)]
+    parts, states = [], []
+    for chunk in chunks:
+        states.append(stream.states)
+        parts.append(stream(problem.x[chunk], resets=resets[chunk], **options))
     y, final, _ = op.forward(problem.x, problem.params, problem.states, resets=resets, **options)
     assert_same_bits((np.concatenate(parts), stream.states), (y, final))
+    assert_same_bits(states[0], problem.states)  # what a stream has shown stays
 
 
 def test_no_reset_changes_nothing():
