@@ -14,7 +14,6 @@ from fusedrnn.quantized_params import Params
 from fusedrnn.scalars import check_bytes, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
-
 _NO_OPTIONS: dict[str, Any] = {}
 
 
