@@ -26,7 +26,7 @@ from examples.recurrent_rl.sequences import process_sequence, whole_rows
 from fusedrnn.torch import accelerate
 
 
-class ResetPolicy(RecurrentActorCriticPolicy):
+class ResetPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]
     """A policy whose LSTMs run over whole sequences; ``MlpLstmPolicy`` otherwise."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -36,8 +36,10 @@ class ResetPolicy(RecurrentActorCriticPolicy):
     _process_sequence = staticmethod(process_sequence)
 
 
-class WholeRows(RecurrentRolloutBuffer):
+class WholeRows(RecurrentRolloutBuffer):  # type: ignore[misc]
     """A rollout buffer whose batches have whole rows, one for each environment."""
+
+    generator_ready: bool
 
     def get(self, batch_size: int | None = None) -> Iterator[RecurrentRolloutBufferSamples]:
         """Batches of so many steps, in whole rows."""
@@ -65,8 +67,10 @@ class WholeRows(RecurrentRolloutBuffer):
             )  # fmt: skip
 
 
-class FusedRecurrentPPO(RecurrentPPO):
+class FusedRecurrentPPO(RecurrentPPO):  # type: ignore[misc]
     """RecurrentPPO with :class:`WholeRows`."""
+
+    rollout_buffer: Any
 
     def _setup_model(self) -> None:
         super()._setup_model()

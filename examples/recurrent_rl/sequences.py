@@ -1,4 +1,4 @@
-"""Rollouts as whole sequences, for any library: episodes follow one another in a row, and marks say where they begin."""
+"""Rollouts as whole sequences: episodes follow one another in a row, and marks say where they begin."""
 
 from __future__ import annotations
 

@@ -471,5 +471,5 @@ def test_missing_capabilities_are_named_like_arguments():
     assert missing(SPEC, NEEDS) == ["mode 'gru'", "dtype 'float32'", *needs]
     assert missing(PROJECTED)[2:] == ["projection_size"]
     assert missing(CLIPPED)[2:] == ["state_clip_min"]
-    fields = {*RNNSpec.__dataclass_fields__, "training", "lengths"}
+    fields = {*RNNSpec.__dataclass_fields__, "training", "lengths", "resets", "all_states"}
     assert {re.match(r"\w+", name)[0] for name in missing(DEEP, NEEDS)} <= fields

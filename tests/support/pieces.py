@@ -1,6 +1,7 @@
 """Sequences with resets as separate calls on their pieces: what such a call must equal to the last bit."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def in_pieces(op, problem, resets, reset_states=None, dall=None, **options):
     for n in range(N):
         length = T if problem.lengths is None else int(problem.lengths[n])
         starts = [t for t in range(length) if resets[t, n] or t == 0]
-        pieces = list(zip(starts, [*starts[1:], length], strict=True))
+        pieces = list(pairwise([*starts, length]))
         results = {}
         for number, (begin, end) in enumerate(pieces):
             # A direction starts from the initial states where the sequence begins in its order.

@@ -183,7 +183,7 @@ class RNNOp(QuantizesParams, Streams):
                 return cached
         spec, trains = self.spec, training is True or as_bool("training", training)
         if spec.compute == "bfloat16" and bfloat16_arrays.are_given(x, params, states, out, reset_states):
-            options = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed}
+            options: dict[str, Any] = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed}
             options |= {"resets": resets, "all_states": all_states}
             return bfloat16_arrays.forward(self.forward, x, params, states, out, reset_states, **options)
         save = reserve if reserve is _GATES else check_choice("reserve", reserve, SAVE_POLICIES)
@@ -224,8 +224,8 @@ class RNNOp(QuantizesParams, Streams):
             result = train(x, params, states, out, seed)
             if result is not None:
                 y, final, residuals = result
-                call = *y.shape[:2], _GATES, seed, self.spec, *self._trainer
-                return y, final, Reserve(*call, residuals, None, PLAIN_CALL)
+                call = y.shape[0], y.shape[1], _GATES, seed, self.spec, *self._trainer, residuals
+                return y, final, Reserve(*call, None, PLAIN_CALL)
         return None
 
     def backward(

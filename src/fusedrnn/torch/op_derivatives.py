@@ -121,8 +121,8 @@ def _decomposed_backward(*arguments: Any) -> list[Tensor]:
 def _extent(call: OpCall) -> Extent:
     if call.batch_sizes is not None:
         batch = int(call.batch_sizes[0])
-        valid = torch.arange(batch) < call.batch_sizes[:, None]
-        return Extent(len(call.batch_sizes), batch, valid, packed=True, resets=call.resets)
+        active = torch.arange(batch) < call.batch_sizes[:, None]
+        return Extent(len(call.batch_sizes), batch, active, packed=True, resets=call.resets)
     steps, batch = call.x.shape[:2]
     valid = None if call.lengths is None else torch.arange(steps)[:, None] < call.lengths
     return Extent(steps, batch, valid, resets=call.resets)

@@ -17,30 +17,32 @@ from fusedrnn.torch.eligibility import packed_batch
 States = tuple[Tensor, ...]
 
 
-def checked_resets(resets: Any, x: Any, batch_first: bool) -> Tensor:
+def checked_resets(marks: Any, x: Any, batch_first: bool) -> Tensor:
     """Marks as a bool CPU tensor (T, N), in the order of the sequences of a packed one's rows.
 
     Raises:
         TypeError: If they are no tensor of bools.
         ValueError: If there is not one for each step of each sequence.
     """
-    if not isinstance(resets, Tensor) or resets.dtype is not torch.bool:
-        got = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
+    if not isinstance(marks, Tensor) or marks.dtype is not torch.bool:
+        got = marks.dtype if isinstance(marks, Tensor) else type(marks).__name__
         raise TypeError(f"resets must be a tensor of torch.bool; got {got}")
-    resets = resets.detach().to("cpu")
+    resets = marks.detach().to("cpu")
     if isinstance(x, PackedSequence):
         steps, batch = x.batch_sizes.shape[0], packed_batch(x.batch_sizes, x.sorted_indices, None)
     elif isinstance(x, Tensor) and x.dim() == 3:
         steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
     elif isinstance(x, Tensor) and x.dim() == 2:
-        return _with_shape(resets, (x.shape[0],), "(T,)").unsqueeze(1)
+        resets = _with_shape(resets, (x.shape[0],), "(T,)")
+        return resets.unsqueeze(1)
     else:
         raise ValueError("resets need input of two or three dimensions, or a PackedSequence")
     shape, axes = ((batch, steps), "(N, T)") if batch_first else ((steps, batch), "(T, N)")
     resets = _with_shape(resets, shape, axes)
     resets = resets.T if batch_first else resets
-    is_sorted = isinstance(x, PackedSequence) and x.sorted_indices is not None
-    return resets.index_select(1, x.sorted_indices) if is_sorted else resets
+    if isinstance(x, PackedSequence) and x.sorted_indices is not None:
+        resets = resets.index_select(1, x.sorted_indices)
+    return resets
 
 
 def _with_shape(resets: Tensor, shape: tuple[int, ...], axes: str) -> Tensor:
@@ -108,13 +110,14 @@ def forward_pieces(
 ) -> Any:
     """The results of a module's call on ``x`` with resets (T, N), by torch.nn's ``forward`` on packed pieces."""
     if isinstance(x, PackedSequence):
+        in_order, original = x.sorted_indices, x.unsorted_indices
         padded, sorted_lengths = pad_packed_sequence(x._replace(sorted_indices=None, unsorted_indices=None))
-        if x.sorted_indices is not None:
-            hx = _each_state(hx, lambda state: state.index_select(1, x.sorted_indices))
+        if in_order is not None:
+            hx = _each_state(hx, lambda state: state.index_select(1, in_order))
         y, final = _forward_padded(module, forward, padded, hx, sorted_lengths, resets)
         packed = pack_padded_sequence(y, sorted_lengths)
-        if x.unsorted_indices is not None:
-            final = _each_state(final, lambda state: state.index_select(1, x.unsorted_indices))
+        if original is not None:
+            final = _each_state(final, lambda state: state.index_select(1, original))
         return PackedSequence(packed.data, *x[1:]), final
     if x.dim() == 2:
         hx = _each_state(hx, lambda state: state.unsqueeze(1))

@@ -43,8 +43,9 @@ class ReferenceEngine:
     def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
         """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
         x, params, states, lengths, y, *_ = operands
-        options = {"resets": _resets(operands), "all_states": operands.all_states}
-        result, final = forward(self.spec, x, params, states, lengths, **options)
+        result, final = forward(
+            self.spec, x, params, states, lengths, resets=_resets(operands), all_states=operands.all_states
+        )
         _copy(y, result, lengths)
         return final
 

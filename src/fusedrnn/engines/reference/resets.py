@@ -41,9 +41,9 @@ class Resets(NamedTuple):
         rows = self.rows(t, reverse)
         if not rows.any():
             return states
-        replacements = (0,) * len(states) if self.states is None else self.states
+        replacements = map(np.zeros_like, states) if self.states is None else self.states
         pairs = zip(states, replacements, strict=True)
-        return tuple(np.where(rows[:, None], new, old).astype(old.dtype, copy=False) for old, new in pairs)
+        return tuple(np.where(rows[:, None], new, old) for old, new in pairs)
 
     def cut(self, t: int, reverse: bool, gradients: Sequence[Array]) -> tuple[list[Array], list[Array] | None]:
         """The backward of :meth:`apply`: the gradients of the states before it, and of the replacements, if any."""
