@@ -6,6 +6,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn.torch
+from fusedrnn import cells
 from fusedrnn.torch import dispatch
 from torch_layers import flat
 
@@ -108,6 +109,24 @@ def test_results_and_gradients(kind, form, fused, monkeypatch, runs):
     pairs = (actual, ours), (expected, theirs)
     both = (gradients(results, (x, *states, *layer.parameters())) for results, layer in pairs)
     for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("form", ["batch_first", "lengths", "packed", "unbatched"])
+def test_cells_of_users(form, monkeypatch):
+    """By the operator and by PyTorch's own operations."""
+    torch.manual_seed(2)
+    layer = fusedrnn.torch.Layer(
+        cells.slstm, I, H, num_layers=2, bidirectional=True, dtype=torch.float64, batch_first=form == "batch_first"
+    )
+    x, (h0,), resets, lengths = problem("GRU", form)
+    states = (h0, *(torch.rand_like(h0).requires_grad_() for _ in layer.spec.state_names[1:]))
+    inputs = x, *states, *layer.parameters()
+    fused = call(layer, form, x, states, resets, lengths)
+    fused_gradients = gradients(fused, inputs)
+    monkeypatch.setattr(dispatch, "runner", lambda: None)
+    composed = call(layer, form, x, states, resets, lengths)
+    for one, other in zip((*fused, *fused_gradients), (*composed, *gradients(composed, inputs)), strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -110,26 +110,33 @@ class Operand(NamedTuple):
     contiguous: bool
 
 
-FORWARD = {
-    "x": Operand(written=False, contiguous=False),
-    "params": Operand(written=False, contiguous=True),
-    "h0": Operand(written=False, contiguous=True),
-    "c0": Operand(written=False, contiguous=True),
-    "y": Operand(written=True, contiguous=False),
-    "h_n": Operand(written=True, contiguous=True),
-    "c_n": Operand(written=True, contiguous=True),
-}
-"""The arrays of a forward call by name, in the order in which a cached call passes them to machine code."""
-BACKWARD = {
-    "dy": Operand(written=False, contiguous=False),
-    "dh_n": Operand(written=False, contiguous=True),
-    "dc_n": Operand(written=False, contiguous=True),
-    "dx": Operand(written=True, contiguous=False),
-    "dparams": Operand(written=True, contiguous=True),
-    "dh0": Operand(written=True, contiguous=True),
-    "dc0": Operand(written=True, contiguous=True),
-}
-"""The arrays of a backward call, likewise."""
+def forward_operands(letters: str) -> dict[str, Operand]:
+    """The arrays of a forward call by name, in the order in which a cached call passes them to machine code.
+
+    ``letters`` are those of the states, ``"hc"`` and further ones.
+    """
+    return {
+        "x": Operand(written=False, contiguous=False),
+        "params": Operand(written=False, contiguous=True),
+        **{f"{letter}0": Operand(written=False, contiguous=True) for letter in letters},
+        "y": Operand(written=True, contiguous=False),
+        **{f"{letter}_n": Operand(written=True, contiguous=True) for letter in letters},
+    }
+
+
+def backward_operands(letters: str) -> dict[str, Operand]:
+    """The arrays of a backward call, likewise."""
+    return {
+        "dy": Operand(written=False, contiguous=False),
+        **{f"d{letter}_n": Operand(written=False, contiguous=True) for letter in letters},
+        "dx": Operand(written=True, contiguous=False),
+        "dparams": Operand(written=True, contiguous=True),
+        **{f"d{letter}0": Operand(written=True, contiguous=True) for letter in letters},
+    }
+
+
+FORWARD, BACKWARD = forward_operands("hc"), backward_operands("hc")
+"""Those of one or two states; each further state is used as the others."""
 
 
 def entries(value: object, count: int) -> Sequence[Any] | None:

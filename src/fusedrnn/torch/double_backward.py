@@ -62,6 +62,21 @@ class Extent(NamedTuple):
         valid = torch.arange(shape.steps)[:, None] < torch.from_numpy(varlen.lengths)
         return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None, resets)
 
+    @classmethod
+    def of_tensors(
+        cls, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, resets: Tensor | None = None
+    ) -> Extent:
+        """The extent of a call with this input, and lengths or the batch sizes of a packed sequence on the CPU."""
+        resets = None if resets is None else resets.to(x.device)
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+            valid = torch.arange(batch) < batch_sizes[:, None]
+            return cls(len(batch_sizes), batch, valid.to(x.device), packed=True, resets=resets)
+        steps, batch = x.shape[:2]
+        if lengths is None:
+            return cls(steps, batch, resets=resets)
+        return cls(steps, batch, (torch.arange(steps)[:, None] < lengths).to(x.device), resets=resets)
+
 
 def vjp(
     spec: RNNSpec, extent: Extent, seed: int, operands: Tensors, cotangents: Tensors, needs_grad: Sequence[bool]
@@ -124,7 +139,7 @@ def forward(
     for layer in range(spec.num_layers):
         if layer and spec.drops:
             keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
-            x = torch.where(torch.from_numpy(keeps), x * scale(spec.dropout), 0)
+            x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(spec.dropout), 0)
         outputs = []
         for direction in range(spec.num_directions):
             row = len(final)
@@ -189,6 +204,7 @@ def _step(spec: RNNSpec, x_gates: Tensor, states: Sequence[Tensor], weights: Wei
     rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
         operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:

@@ -22,10 +22,18 @@ Call = Callable[[Tensor, States | None], tuple[Tensor, States] | None]
 """Runs on input (T, N, I), or the rows of a packed sequence; None if the operator does not support it."""
 
 
-class _FusedLayer(HasCompute, RepeatsCalls, torch.nn.RNNBase):
-    """Base of the three layers. Calls that the operator does not support go to torch.nn, which raises the errors."""
+class FusedLayer(HasCompute, RepeatsCalls):
+    """Base of all layers. Calls that the operator does not support run :meth:`composed_forward`."""
 
-    __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
+    mode: Any
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
 
     def forward(self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None) -> Any:
         """Run over sequences as torch.nn's layer does.
@@ -68,10 +76,16 @@ class _FusedLayer(HasCompute, RepeatsCalls, torch.nn.RNNBase):
                     self._note_call(run, input, hx)
             if result is not None:
                 return result
-        return self._torch_forward(input, hx)
+        return self._composed_forward(input, hx)
 
-    def _torch_forward(self, input: Any, hx: Any) -> Any:
-        return dynamo.eager_forward(self, input, hx) if dynamo.breaks_graph() else super().forward(input, hx)
+    def composed_forward(
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Any:
+        """:meth:`forward` by PyTorch's own operations; raises its errors. ``resets`` are time-major."""
+        raise NotImplementedError
+
+    def _composed_forward(self, *args: Any) -> Any:
+        return dynamo.eager_forward(self, *args) if dynamo.breaks_graph() else self.composed_forward(*args)
 
     def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
         return layer_plan(
@@ -103,7 +117,7 @@ class _FusedLayer(HasCompute, RepeatsCalls, torch.nn.RNNBase):
         return self._run_tensor(call, x, states, run)
 
     def _run_repeated(self, run: Call, x: Any, states: States | None) -> Any:
-        return _run_packed(run, x, states) if isinstance(x, PackedSequence) else self._run_tensor(run, x, states)
+        return run_packed(run, x, states) if isinstance(x, PackedSequence) else self._run_tensor(run, x, states)
 
     def _run_tensor(self, call: Call, x: Tensor, states: States | None, run: Run = eager.run) -> Any:
         """The results of a call by ``run`` on the module's input and states."""
@@ -150,7 +164,7 @@ class _FusedLayer(HasCompute, RepeatsCalls, torch.nn.RNNBase):
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
             return self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes, resets=resets)
 
-        return _run_packed(call, packed, states)
+        return run_packed(call, packed, states)
 
     def _run(
         self, run: Run, plan: ModulePlan, dtype: torch.dtype, x: Tensor, states: States | None, **options: Tensor | None
@@ -163,7 +177,7 @@ class _FusedLayer(HasCompute, RepeatsCalls, torch.nn.RNNBase):
         return None if weights is None else run(spec, x, states, weights, **options)
 
     def _forward_varied(self, x: Any, hx: Any, lengths: Any, resets: Any) -> Any:
-        """The results for sequences with lengths or resets; torch.nn gets packed sequences or separate pieces."""
+        """The results for sequences with lengths or resets."""
         if lengths is not None:
             lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
         if resets is not None:
@@ -175,17 +189,10 @@ class _FusedLayer(HasCompute, RepeatsCalls, torch.nn.RNNBase):
             result = autocast.forward(self, forward, run, x, hx, lengths, resets)
         elif run is not None:
             result = forward(run, x, hx, lengths, resets)
-        if result is not None:
-            return result
-        if resets is not None:
-            return forward_pieces(self, self._torch_forward, x, hx, lengths, resets)
-        packed = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)
-        y, final = self._torch_forward(packed, hx)
-        steps = x.shape[1 if self.batch_first else 0]
-        return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], final
+        return self._composed_forward(x, hx, lengths, resets) if result is None else result
 
 
-def _run_packed(call: Call, packed: PackedSequence, states: States | None) -> Any:
+def run_packed(call: Call, packed: PackedSequence, states: States | None) -> Any:
     """The results of a call on a packed sequence and the states of its sequences in their original order."""
     x, batch_sizes, sorted_indices, unsorted_indices = packed
     if states is not None and sorted_indices is not None:
@@ -200,7 +207,30 @@ def _run_packed(call: Call, packed: PackedSequence, states: States | None) -> An
     return packed, final if len(final) > 1 else final[0]
 
 
-class RNN(_FusedLayer, torch.nn.RNN):
+class _TorchLayer(FusedLayer, torch.nn.RNNBase):
+    """Base of the three layers of torch.nn. Calls that the operator does not support go there."""
+
+    __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
+
+    def composed_forward(
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Any:
+        """torch.nn's forward, which raises the errors. It gets packed sequences, or the pieces between resets."""
+        if resets is not None:
+            return forward_pieces(self, self._torch_forward, input, hx, lengths, resets)
+        if lengths is None:
+            return self._torch_forward(input, hx)
+        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        y, final = self._torch_forward(packed, hx)
+        steps = input.shape[1 if self.batch_first else 0]
+        return pad_packed_sequence(y, self.batch_first, total_length=steps)[0], final
+
+    def _torch_forward(self, input: Any, hx: Any) -> Any:
+        torch_class: Any = next(cls for cls in type(self).__mro__ if cls.__module__ == torch.nn.RNN.__module__)
+        return torch_class.forward(self, input, hx)
+
+
+class RNN(_TorchLayer, torch.nn.RNN):
     """``torch.nn.RNN`` on the fused operator: same arguments, attributes, parameters and results.
 
     Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where sequences begin anew.
@@ -211,7 +241,7 @@ class RNN(_FusedLayer, torch.nn.RNN):
     """
 
 
-class LSTM(_FusedLayer, torch.nn.LSTM):
+class LSTM(_TorchLayer, torch.nn.LSTM):
     """``torch.nn.LSTM`` on the fused operator: same arguments, attributes, parameters and results.
 
     Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where sequences begin anew.
@@ -222,7 +252,7 @@ class LSTM(_FusedLayer, torch.nn.LSTM):
     """
 
 
-class GRU(_FusedLayer, torch.nn.GRU):
+class GRU(_TorchLayer, torch.nn.GRU):
     """``torch.nn.GRU`` on the fused operator: same arguments, attributes, parameters and results.
 
     Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where sequences begin anew.

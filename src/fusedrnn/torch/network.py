@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS
+from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.saved_operands import saved_operands
@@ -31,9 +33,11 @@ class Network:
 
     Attributes:
         item: Bytes of an element.
-        state_sizes: Features of each state: one, or two of an LSTM.
+        state_sizes: Features of each state.
         state_rows: L·D.
         weight_shapes: In the operator's order.
+        adjacent_weights: First and last + 1 of weights whose gradients kernels write one behind the other: the vectors
+            and the scalars of a user's cell. Packing takes an address for each.
         like: A tensor to create others from with ``new_empty``.
         saved_operands: Which operands of a call are saved and which are not, by number, cached; see
             :func:`fusedrnn.torch.saved_operands.saved_operands`.
@@ -52,14 +56,32 @@ class Network:
         self.state_rows = spec.num_layers * spec.num_directions
         self.output_size = spec.output_size
         self.weight_shapes = [entry.shape for entry in spec.layout.by_layer_direction]
+        self.adjacent_weights = list(self._adjacent_weights())
         self.like = _LIKE[self.dtype]
         self.saved_operands = functools.lru_cache(_MAX_PATTERNS)(self._saved_operands)
+
+    def _adjacent_weights(self) -> Iterator[tuple[int, int]]:
+        spec, kinds = self.spec, self.spec.layout.kinds
+        for group in (spec.vector_kinds, spec.scalar_kinds):
+            if len(group) > 1:
+                for begin in range(0, self.state_rows * len(kinds), len(kinds)):
+                    first = begin + kinds.index(group[0])
+                    yield first, first + len(group)
 
     def _saved_operands(
         self, needs_grad: tuple[bool, ...], several_steps: bool, under_autocast: bool = False
     ) -> tuple[list[int], list[int]]:
         flags = saved_operands(self.spec, needs_grad, several_steps, under_autocast)
         return [i for i, save in enumerate(flags) if save], [i for i, save in enumerate(flags) if not save]
+
+    def state_symbols(self, form: str) -> list[str]:
+        """The symbols of kernel arguments for the states, such as h0 and c0 in the form ``"{}0"``."""
+        return state_symbols(STATE_LETTERS[: self.num_states], form)
+
+    def state_pointers(self, states: Tensors) -> tuple[int, ...]:
+        """The addresses of states as the engine takes them, 0 for a missing one."""
+        addresses = [0 if state is None else state.data_ptr() for state in states]
+        return (*addresses, *(0,) * (max(2, self.num_states) - len(addresses)))
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Network:

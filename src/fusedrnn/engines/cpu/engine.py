@@ -113,7 +113,7 @@ class CPUEngine:
         return addresses + (0,) * (self._num_addresses - len(addresses))
 
     def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
-        if self.pointers.debug >= 2 or self._num_addresses > 2:  # guards know two states
+        if self.pointers.debug >= 2:
             return None
         try:
             return cached_call(self.pointers, *arguments)

@@ -32,8 +32,9 @@ Array = NDArray[Any]
 _RESOURCES = "weights", "reserve", "row_offsets", "seed"
 SPARE = "params", "dparams", "nothing"
 """Symbols without fields: the bases of unpacked parameters and of their gradients, and one to be ignored."""
-MAX_ARRAYS = 9
-"""Arrays that a call may have."""
+MAX_ARRAYS = 15
+"""Arrays that a call may have: three, and two for each state."""
+
 
 class Relocation(NamedTuple):
     """A field that depends on the call: the value of a symbol plus an addend; 0 if the value is 0."""
