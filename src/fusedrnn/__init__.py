@@ -14,6 +14,7 @@ from fusedrnn.runtime.thread_pool import get_num_threads, set_num_threads, threa
 from fusedrnn.spec import RNNSpec
 
 if TYPE_CHECKING:  # names that __getattr__ imports at first use, for static checkers
+    from fusedrnn.initial_params import init_params
     from fusedrnn.mxnet.nd import rnn
     from fusedrnn.mxnet.rnn import BidirectionalCell, FusedRNNCell, GRUCell, LSTMCell, RNNCell, SequentialRNNCell
 
@@ -35,16 +36,18 @@ __all__ = [
     "__version__",
     "frozen",
     "get_num_threads",
+    "init_params",
     "rnn",
     "set_num_threads",
     "thread_limits",
 ]
 _CELLS = ("BidirectionalCell", "FusedRNNCell", "GRUCell", "LSTMCell", "RNNCell", "SequentialRNNCell")
-_LAZY = {"rnn": "fusedrnn.mxnet.nd", **dict.fromkeys(_CELLS, "fusedrnn.mxnet.rnn")}
+_MXNET = {"rnn": "fusedrnn.mxnet.nd", **dict.fromkeys(_CELLS, "fusedrnn.mxnet.rnn")}
+_LAZY = {"init_params": "fusedrnn.initial_params", **_MXNET}
 
 
 def __getattr__(name: str) -> Any:
-    """Adapters, the catalogue of cells, and MXNet's function and cells, imported at first use: few need all of them."""
+    """Adapters, the catalogue of cells, and what few need, imported at first use."""
     if name in ("cells", "mxnet", "onnx", "torch"):
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:

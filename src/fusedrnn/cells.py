@@ -63,7 +63,10 @@ def cfc(x: Any, recurrent: Any, s: Any) -> Any:
     return a + sigmoid(x.t + h.t) * (tanh(x.b + h.b) - a)
 
 
-@cell(gates="c", vectors="bias_z bias_h", scalars="zeta nu")
+@cell(
+    gates="c", vectors="bias_z bias_h", scalars="zeta nu",
+    initial={"bias_z": 1.0, "bias_h": 1.0, "zeta": 1.0, "nu": -4.0},
+)  # fmt: skip
 def fast_grnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Kusupati et al., FastGRNN (2018), https://arxiv.org/abs/1901.02358; its biases are the vectors."""
     c = x.c + recurrent(s.h).c
@@ -132,7 +135,7 @@ def nbrc(x: Any, recurrent: Any, s: Any) -> Any:
     return n + sigmoid(x.c + h.c) * (s.h - n)
 
 
-@cell(gates="t e n")
+@cell(gates="t e n", initial={"t.bias": 1.0, "e.bias": -1.0})
 def chaos_free_network(x: Any, recurrent: Any, s: Any) -> Any:
     """Laurent and von Brecht, A recurrent neural network without chaos (2016), https://arxiv.org/abs/1612.06212."""
     h = recurrent(s.h)

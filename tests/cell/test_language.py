@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
-from fusedrnn import RNNOp, RNNSpec, cells
-from fusedrnn.cell import cell, clip, maximum, relu, sigmoid, tanh, where
+from fusedrnn import RNNOp, RNNSpec, cells, init_params
+from fusedrnn.cell import cell, chrono, clip, maximum, relu, sigmoid, tanh, where
 
 
 @cell(gates="f n", states="h c", vectors="beta", scalars="tau")
@@ -159,6 +159,71 @@ def test_a_cell_is_pickled_by_reference():
 def test_kinks():
     assert sample.has_kinks and cells.li_gru.has_kinks and not cells.janet.has_kinks
     assert of(lambda x, u, s: maximum(x.a + u(s.h).a, relu(s.h))).has_kinks
+
+
+def test_latex():
+    assert cells.minimal_gated_unit.latex() == r"""\begin{align}
+f_t &= \sigma(W_f x_t + U_f h_{t-1} + b_f) \\
+n_t &= \tanh(W_n x_t + U_n (f_t \odot h_{t-1}) + b_n) \\
+h_t &= h_{t-1} + f_t \odot (n_t - h_{t-1})
+\end{align}"""
+    # A gate with the name of a state; a product of a computed value for several gates; a product on its own.
+    assert r"\tilde{z}_t &= \tanh(W_z x_t + U_z y_{t-1} + b_z)" in cells.lem.latex()
+    lines = cells.multiplicative_lstm.latex().splitlines()
+    assert lines[1] == r"v_{1, t} &= (W_m x_t + b_m) \odot (U_m h_{t-1} + d_m) \\"
+    assert r"f_t &= \sigma(W_f x_t + U_f v_{1, t} + b_f) \\" in lines
+    text = sample.latex()
+    assert r"\begin{cases} c_t & 0.5 < c_t \\ \frac{\lvert c_t \rvert}{2 - \mathrm{clip}(c_t, -1, 1)} &" in text
+    assert r"h_t &= \tau \, \begin{cases}" in text and r"\beta \odot n_t" in text
+    for cell_of_paper in (getattr(cells, name) for name in cells.__all__):
+        left = [line.split(" &= ")[0] for line in cell_of_paper.latex().splitlines()[1:-1]]
+        assert len(set(left)) == len(left)
+
+
+def test_states_that_stay_in_latex():
+    stays = of(lambda x, u, s: (tanh(x.a + u(s.h).a), s.c, s.h * s.h), states="h c q")
+    assert stays.latex().splitlines()[2:4] == [r"c_t &= c_{t-1} \\", "q_t &= h_{t-1}^2"]
+
+
+@pytest.mark.parametrize(
+    ("initial", "error", "message"),
+    [
+        ({"q": 1.0}, ValueError, "initial must name one of beta, tau, f.bias, n.bias; got 'q'"),
+        ({"f": 1.0}, ValueError, "initial must name one of"),
+        ({"beta": "1"}, TypeError, "initial of 'beta' must be a number; got '1'"),
+        ({"beta": (1.0,)}, TypeError, r"initial of 'beta' must be a number, or two as \(low, high\)"),
+        ({"beta": (1.0, 0.0)}, ValueError, "low first"),
+        ([1.0], TypeError, "initial must be a mapping"),
+        ({"beta": chrono(5, "f")}, ValueError, "negates the bias of 'f': both must be gates"),
+        ({"f.bias": chrono(5, "g")}, ValueError, "negates the bias of 'g'"),
+    ],
+)
+def test_initial_values_that_are_none(initial, error, message):
+    with pytest.raises(error, match=message):
+        cell(gates="f n", vectors="beta", scalars="tau", name="wrong", initial=initial)(everything_used)
+
+
+def everything_used(x, recurrent, s, p):
+    h = recurrent(s.h)
+    return p.tau * tanh(x.n + h.n) * (x.f + h.f) + p.beta
+
+
+def test_initial_parameters():
+    declared = {"beta": 2.0, "tau": (3.0, 4.0), "f.bias": chrono(100, negated="n")}
+    spec = RNNSpec(cell(gates="f n", vectors="beta", scalars="tau", initial=declared)(everything_used), 3, 50, 2)
+    params = init_params(spec, np.random.default_rng(0))
+    assert params.dtype == np.float32
+    for layer in range(2):
+        views = {kind: spec.layout.view(params, layer, 0, kind) for kind in spec.layout.kinds}
+        assert (views["beta"] == 2).all() and 3 <= views["tau"] <= 4 and not views["h2h_bias"].any()
+        forget, other = np.split(views["i2h_bias"], 2)
+        np.testing.assert_array_equal(other, -forget)
+        assert 0 <= forget.min() < math.log(20) < math.log(80) < forget.max() <= math.log(99)
+        weights = abs(views["h2h_weight"])
+        assert 0.95 * 50**-0.5 < weights.max() <= 50**-0.5
+    again = init_params(spec, np.random.default_rng(0), {"beta": 1.0})
+    assert np.count_nonzero(params != again) == 100
+    assert (init_params(RNNSpec("lstm", 3, 4), initial={"f.bias": 1.0})[-32:-16].reshape(4, 4)[1] == 1).all()
 
 
 def test_explain():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec, frozen
+from fusedrnn import RNNOp, RNNSpec, cells, frozen
 from fusedrnn.engines.cpu import cached_call
 from fusedrnn.engines.cpu.launch import ndarray_abi
 from problems import Shape, assert_same_bits, make_problem
@@ -47,7 +47,7 @@ def test_the_object_layout_of_this_interpreter_is_known():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, cells.slstm], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_cached_calls_give_the_bits_of_checked_calls(cached_calls, shape, mode, dtype, threads):

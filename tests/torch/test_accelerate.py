@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fusedrnn.torch
-from fusedrnn.torch import Layer, accelerate, restore
+from fusedrnn.torch import LayerReport, accelerate, restore
 from torch_layers import KINDS
 
 
@@ -74,9 +74,9 @@ def test_the_model_itself_may_be_a_layer(kind):
     torch_class = getattr(torch.nn, kind)
     net = torch_class(3, 4, bias=False)
     before = set(vars(net))
-    assert accelerate(net).replaced == (Layer("", kind),)
+    assert accelerate(net).replaced == (LayerReport("", kind),)
     assert type(net) is getattr(fusedrnn.torch, kind) and repr(net) == repr(torch_class(3, 4, bias=False))
-    assert restore(net).replaced == (Layer("", kind),)
+    assert restore(net).replaced == (LayerReport("", kind),)
     assert type(net) is torch_class and set(vars(net)) == before
 
 
@@ -278,9 +278,9 @@ def test_layers_left_unchanged_are_reported(what):
 def test_scripted_layers_are_left():
     model = torch.nn.Sequential(torch.jit.script(torch.nn.Sequential(torch.nn.LSTM(3, 4))), torch.nn.GRUCell(4, 4))
     report = accelerate(model)
-    assert report.replaced == (Layer("1", "GRUCell"),)
+    assert report.replaced == (LayerReport("1", "GRUCell"),)
     reason = "it is a ScriptModule, whose weights fusedrnn.torch.read reads"
-    assert report.left == (Layer("0.0", "RecursiveScriptModule", reason),)
+    assert report.left == (LayerReport("0.0", "RecursiveScriptModule", reason),)
 
 
 def test_text_of_a_report():
@@ -310,7 +310,8 @@ def test_a_users_subclass_of_ours_is_left_by_restore():
 
     model = torch.nn.Sequential(Mine(3, 4), fusedrnn.torch.RNN(4, 4))
     report = restore(model)
-    assert report.replaced == (Layer("1", "RNN"),) and report.left == (Layer("0", "Mine", "it is a subclass of GRU"),)
+    assert report.replaced == (LayerReport("1", "RNN"),)
+    assert report.left == (LayerReport("0", "Mine", "it is a subclass of GRU"),)
     assert type(model[0]) is Mine and type(model[1]) is torch.nn.RNN
 
 

@@ -6,7 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn.torch
-from fusedrnn.torch import Layer, accelerate
+from fusedrnn.torch import LayerReport, accelerate
 from torch_layers import CELLS, KINDS, LAYERS, first, flat, make_pair, random_state
 
 I, H, T, N = 6, 17, 7, 3
@@ -151,5 +151,5 @@ def test_mixed_dtypes_raise_torchs_errors():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_accelerate(dtype, runs):
     model = torch.nn.Sequential(torch.nn.LSTM(I, H)).to(dtype)
-    assert accelerate(model).replaced == (Layer("0", "LSTM"),)
+    assert accelerate(model).replaced == (LayerReport("0", "LSTM"),)
     assert model(input_of("LSTM", dtype))[0].dtype == dtype and runs

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fusedrnn.torch
 from fusedrnn import RNNOp
 from fusedrnn.testing.tolerance import longest_sum, tolerance
-from fusedrnn.torch import Layer, accelerate, read, restore
+from fusedrnn.torch import LayerReport, accelerate, read, restore
 from torch_layers import CELLS, KINDS, LAYERS, first, flat, input_for, make_pair
 
 I, H, T, N = 5, 17, 6, 3
@@ -245,12 +245,13 @@ def test_accelerate_with_a_format():
         "subclass": Doubled(I, H), "same": fusedrnn.torch.RNN(I, H, compute="bfloat16"),
     })  # fmt: skip
     report = accelerate(model, subclasses=True, compute="bfloat16")
-    assert report.replaced == (Layer("torch", "LSTM"), Layer("ours", "GRU"), Layer("subclass", "Doubled"))
+    kinds = {"torch": "LSTM", "ours": "GRU", "subclass": "Doubled"}
+    assert report.replaced == tuple(LayerReport(*layer) for layer in kinds.items())
     (left,) = report.left
     assert left.name == "float64"
     assert re.match("its parameters are torch.float64, which compute='bfloat16'", left.reason)
     assert [getattr(net, "compute", None) for net in model.values()] == ["bfloat16"] * 2 + [None] + ["bfloat16"] * 2
-    assert accelerate(model).replaced == (Layer("float64", "GRUCell"),) and model["torch"].compute == "bfloat16"
+    assert accelerate(model).replaced == (LayerReport("float64", "GRUCell"),) and model["torch"].compute == "bfloat16"
     assert pickle.loads(pickle.dumps(model["subclass"])).compute == "bfloat16"
     restore(model)
     assert "compute" not in vars(model["torch"]) and type(model["torch"]) is torch.nn.LSTM

@@ -13,7 +13,7 @@ from torch.nn import LSTM as EARLY  # a name taken before anything is patched
 from torch.nn.utils import parametrizations
 
 import fusedrnn.torch
-from fusedrnn.torch import Layer, accelerate, accelerate_new, accelerated, restore
+from fusedrnn.torch import LayerReport, accelerate, accelerate_new, accelerated, restore
 from torch_layers import KINDS, first
 
 
@@ -281,7 +281,7 @@ def test_ours_beneath_a_subclass(which, runs):
     (left,) = accelerate(net).left
     assert left.reason.endswith("subclasses=True puts ours beneath its code") and type(net) is kind
     net.zero_grad()
-    assert accelerate(net, subclasses=True).replaced == (Layer("", kind.__name__),)
+    assert accelerate(net, subclasses=True).replaced == (LayerReport("", kind.__name__),)
     actual = first(net(x))
     actual.sum().backward()
     torch.testing.assert_close(actual, expected)
@@ -289,7 +289,7 @@ def test_ours_beneath_a_subclass(which, runs):
     assert len(runs) == 1 and isinstance(net, kind.__mro__[1]) and type(net).__name__ == kind.__name__
     net.load_state_dict(state, strict=True)
     assert list(net.state_dict()) == list(state) and not accelerate(net, subclasses=True)
-    assert restore(net).replaced == (Layer("", kind.__name__),)
+    assert restore(net).replaced == (LayerReport("", kind.__name__),)
     # A parametrized layer's class is a new one.
     assert type(net) is kind or type(net).__bases__ == kind.__bases__
     torch.testing.assert_close(first(net(x)), expected)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fusedrnn.torch
-from fusedrnn.torch import Layer, accelerate, quantize, read, restore
+from fusedrnn.torch import LayerReport, accelerate, quantize, read, restore
 from torch_layers import KINDS, LAYERS, first, flat, input_for
 
 I, H, T, N = 24, 64, 20, 4
@@ -50,7 +50,8 @@ def tokens():
 def test_a_copy_of_the_whole_model(tagger, tokens, runs):
     before = copy.deepcopy(tagger.state_dict())
     model, report = quantize(tagger)
-    assert report.replaced == (Layer("lstm", "LSTM"), Layer("gru", "GRU"), Layer("cell", "RNNCell")) and not report.left
+    kinds = {"lstm": "LSTM", "gru": "GRU", "cell": "RNNCell"}
+    assert report.replaced == tuple(LayerReport(*layer) for layer in kinds.items()) and not report.left
     assert type(tagger.lstm) is torch.nn.LSTM and tagger.gru.compute is None and tagger.training
     assert all(parameter.requires_grad for parameter in tagger.parameters())
     y = run(model, tokens)
@@ -149,12 +150,14 @@ def test_what_is_left_is_reported():
         "wide": torch.nn.LSTM(3, 4).double(), "named": Named(3, 4), "low": torch.nn.GRU(3, 4).bfloat16(),
     })  # fmt: skip
     quantized, report = quantize(model)
-    assert report.replaced == (Layer("low", "GRU"),) and [layer.name for layer in report.left] == ["wide", "named"]
+    assert report.replaced == (LayerReport("low", "GRU"),)
+    assert [layer.name for layer in report.left] == ["wide", "named"]
     wide, named = report.left
     assert re.match("its parameters are torch.float64, which compute='int8'", wide.reason)
     assert named.reason.startswith("it is a subclass of GRU")
     assert all(parameter.requires_grad for parameter in quantized["wide"].parameters())
-    assert quantize(model, subclasses=True).report.replaced == (Layer("named", "Named"), Layer("low", "GRU"))
+    both = quantize(model, subclasses=True).report.replaced
+    assert both == (LayerReport("named", "Named"), LayerReport("low", "GRU"))
 
 
 def test_errors():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fusedrnn.cell.cells import Cell
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.cases import Case
 
@@ -114,7 +115,7 @@ Contender = Callable[[Batch], GetResults]
 Maker = Callable[[Workload], Contender]
 
 
-def workload(case: Case, mode: str, dtype: str, x: Array | None = None, *, packed: bool = False) -> Workload:
+def workload(case: Case, mode: str | Cell, dtype: str, x: Array | None = None, *, packed: bool = False) -> Workload:
     """The case with the cell ``mode``, on ``x`` or by default on text; ``packed`` draws a length for each sequence."""
     spec = case.spec(mode, dtype)
     x = text_input(case.T, case.N, case.I, dtype) if x is None else x.astype(dtype)

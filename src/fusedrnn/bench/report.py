@@ -18,6 +18,7 @@ from fusedrnn.bench.data import FUSED, IN_TORCH, OURS, TORCH, UNPACKED
 from fusedrnn.bench.rows import BenchConfig, Row
 from fusedrnn.bench.tables import published_percent
 from fusedrnn.bench.timing import Timing
+from fusedrnn.cell.cells import Cell
 from fusedrnn.env import cache_directory
 from fusedrnn.jit.host import cache_sizes, current_target, processor_name
 from fusedrnn.spec import RNNSpec
@@ -35,7 +36,7 @@ def report(config: BenchConfig, rows: Sequence[Row], bandwidth: Mapping[str, flo
         "machine": environment_report(),
         "plan": {
             "cases": [case.name for case in config.cases],
-            "modes": list(config.modes),
+            "modes": [mode.name if isinstance(mode, Cell) else mode for mode in config.modes],
             "phases": [phase.name for phase in config.phases],
             "dtype": config.dtype,
             "threads": config.threads,
@@ -133,7 +134,7 @@ def least_bytes(row: Row) -> int:
     parameters, inputs, outputs and states. Residuals are not counted, since backward could recompute them. Padding of
     packed sequences is not counted.
     """
-    spec = row.case.spec(row.mode, row.dtype)
+    spec = row.case.spec(row.cell or row.mode, row.dtype)
     rows, steps = (sum(row.lengths), max(row.lengths)) if row.lengths else (row.case.T * row.case.N, row.case.T)
     once = spec.layout.size + _data_size(spec, rows, row.case.N)
     recurrent = sum(entry.size for entry in spec.layout if entry.kind in ("h2h_weight", "h2r_weight"))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import FUSED, IN_TORCH, NON_FUSED, UNPACKED, Array, Workload
 from fusedrnn.bench.timing import PAUSE, Timing
+from fusedrnn.cell.cells import Cell
 from fusedrnn.testing.cases import Case
 
 MEASUREMENTS = 3
@@ -21,7 +22,7 @@ class BenchConfig:
     """What to run: every case with every mode in every phase, in that order."""
 
     cases: Sequence[Case]
-    modes: Sequence[str]
+    modes: Sequence[str | Cell]
     phases: Sequence[Phase]
     dtype: str = "float32"
     threads: int = 1
@@ -42,7 +43,7 @@ class BenchConfig:
     pause: float = PAUSE
     """Seconds of rest before each turn, except where only PyTorch modules take turns."""
 
-    def rows(self) -> list[tuple[Case, str, Phase]]:
+    def rows(self) -> list[tuple[Case, str | Cell, Phase]]:
         """Case, mode and phase of each row."""
         return list(itertools.product(self.cases, self.modes, self.phases))
 
@@ -83,6 +84,8 @@ class Row:
     """Like ``peak``, by format of GEMM operands, the dtype excepted."""
     flops_of: Mapping[str, int] = field(default_factory=dict)
     """Like ``flops``, for contenders whose network or sequences differ from those of the row."""
+    cell: Cell | None = None
+    """The cell that ``mode`` names, if a user has written it."""
 
     @classmethod
     def of(cls: type[AnyRow], config: BenchConfig, work: Workload, phase: Phase, **fields: Any) -> AnyRow:
@@ -91,7 +94,8 @@ class Row:
         flops = work.flops(training=phase.training)
         backends = tuple(config.contenders) if config.engines else ()
         sizes = work.case, work.spec.mode_name, phase.name, config.dtype, config.threads, flops
-        return cls(*sizes, lengths=lengths, backends=backends, **{"formats": config.formats, **fields})
+        cell = work.spec.mode if isinstance(work.spec.mode, Cell) else None
+        return cls(*sizes, lengths=lengths, backends=backends, cell=cell, **{"formats": config.formats, **fields})
 
     @property
     def name(self) -> str:

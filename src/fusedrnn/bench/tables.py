@@ -181,12 +181,12 @@ def published_percent(row: Row) -> float | None:
     by_mode = _MXNET_PERCENT.get((row.case.name, row.phase))
     if by_mode is None or row.case != CASES[row.case.name] or row.dtype != "float32":
         return None
-    return dict(zip(MODE_NAMES, by_mode, strict=True))[row.mode]
+    return dict(zip(MODE_NAMES, by_mode, strict=True)).get(row.mode)
 
 
 def mxnet_label(row: Row) -> str:
     """The row's name in MXNet's tables, such as ``LSTM-Inference``."""
-    return f"{MODE_NAMES[row.mode]}-{row.phase.capitalize()}"
+    return f"{MODE_NAMES.get(row.mode, row.mode)}-{row.phase.capitalize()}"
 
 
 def label(row: Row) -> str:

@@ -1,5 +1,6 @@
 """The contenders in PyTorch: torch.nn's modules, and the same after ``fusedrnn.torch.accelerate``.
 
+For a user's cell they are a loop of PyTorch's operations, and ``fusedrnn.torch.Layer``.
 The same code drives both, so that a difference in time is a difference between the modules.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.bench.data import Array, Batch, Contender, GetResults, Results, Workload, gradient_results, outputs
+from fusedrnn.cell.cells import Cell
 
 
 @contextmanager
@@ -116,14 +118,15 @@ def _module(work: Workload, accelerated: bool) -> Any:
     import torch
 
     spec = work.spec
+    if isinstance(spec.mode, Cell):
+        return _cell_module(work, accelerated)
     kind: Any = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(spec.mode_name, torch.nn.RNN)
     options: dict[str, Any] = {"nonlinearity": spec.mode_name.removeprefix("rnn_")} if kind is torch.nn.RNN else {}
     if spec.projection_size:
         options["proj_size"] = spec.projection_size
     options |= {"bidirectional": spec.bidirectional, "dtype": getattr(torch, spec.dtype)}
     module = kind(spec.input_size, spec.hidden_size, spec.num_layers, **options)
-    weights = spec.layout.unpack(work.params, names="torch")
-    module.load_state_dict({name: torch.from_numpy(np.array(weight)) for name, weight in weights.items()})
+    _load(module, work)
     if accelerated:
         from fusedrnn.torch import accelerate
 
@@ -131,6 +134,27 @@ def _module(work: Workload, accelerated: bool) -> Any:
         if not report:
             raise RuntimeError(f"nothing was accelerated: {report}")
     return module
+
+
+def _cell_module(work: Workload, accelerated: bool) -> Any:
+    """A layer of a user's cell; if not accelerated, as a loop of PyTorch's operations."""
+    import torch
+
+    from fusedrnn.torch import Layer
+
+    spec = work.spec
+    kind: Any = Layer if accelerated else type("Loop", (Layer,), {"forward": Layer.composed_forward})
+    options = {"bidirectional": spec.bidirectional, "dtype": getattr(torch, spec.dtype)}
+    module = kind(spec.mode, spec.input_size, spec.hidden_size, spec.num_layers, **options)
+    _load(module, work)
+    return module
+
+
+def _load(module: Any, work: Workload) -> None:
+    import torch
+
+    weights = work.spec.layout.unpack(work.params, names="torch")
+    module.load_state_dict({name: torch.from_numpy(np.array(weight)) for name, weight in weights.items()})
 
 
 def _small_update(parameters: list[Any]) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusedrnn.cell.activations import Activation
+    from fusedrnn.cell.initial import chrono
     from fusedrnn.cell.language import UserCell, cell, clip
     from fusedrnn.cell.primitives import (
         absolute,
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Activation", "UserCell", "absolute", "cell", "clip", "exp", "log", "maximum", "minimum", "relu", "sigmoid",
-    "softplus", "sqrt", "tanh", "where",
+    "Activation", "UserCell", "absolute", "cell", "chrono", "clip", "exp", "log", "maximum", "minimum", "relu",
+    "sigmoid", "softplus", "sqrt", "tanh", "where",
 ]  # fmt: skip
-_MODULES = {"Activation": "activations", "UserCell": "language", "cell": "language", "clip": "language"}
+_MODULES = {
+    "Activation": "activations", "UserCell": "language", "cell": "language", "chrono": "initial", "clip": "language",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

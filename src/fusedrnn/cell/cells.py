@@ -14,6 +14,7 @@ from typing import Any
 
 from fusedrnn.cell.activations import Activation
 from fusedrnn.cell.expr import Expr
+from fusedrnn.cell.initial import Initial
 from fusedrnn.cell.leaves import ParamVector
 from fusedrnn.cell.primitives import clip, clip_nan
 
@@ -27,6 +28,7 @@ class Cell:
     Attributes:
         vectors: The names of parameters with one number for each unit, apart from peephole weights.
         scalars: The names of parameters that are one number.
+        initial: What parameters begin with, by name, where that is not the default.
     """
 
     name: str
@@ -35,10 +37,16 @@ class Cell:
     equations: Callable[..., Any]
     vectors: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
+    initial: tuple[tuple[str, Initial], ...] = ()
 
     @property
     def slug(self) -> str:
         """A short name for files, different for cells that compute different things."""
+        return self.name
+
+    @property
+    def reference(self) -> str:
+        """What graphs and files name it by."""
         return self.name
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
@@ -13,6 +13,8 @@ from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.derivative import differentiate
 from fusedrnn.cell.explain import explain
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.initial import InitialValue, checked_initial
+from fusedrnn.cell.latex import latex
 from fusedrnn.cell.leaves import PreH, PreX, State
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, run_equations
@@ -21,7 +23,10 @@ from fusedrnn.scalars import as_number, check_bounds
 __all__ = ["UserCell", "cell", "clip"]
 
 Equations = Callable[..., Any]
-_RESERVED = ("i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias")
+_RESERVED = (
+    "i2h_weight", "h2h_weight", "h2r_weight", "peephole_weight", "i2h_bias", "h2h_bias",
+    "weight_ih", "weight_hh", "weight_hr", "weight_ph", "bias_ih", "bias_hh",
+)  # fmt: skip
 _MAX_STATES, _MAX_NAME = 6, 64
 _IDENTIFIER = f"an identifier of at most {_MAX_NAME} ASCII letters, not with _ first"
 
@@ -62,6 +67,11 @@ class UserCell(Cell):
         return f"{self.name}_{self.digest[:16]}"
 
     @cached_property
+    def reference(self) -> str:
+        """Where the cell is defined, and a hash of its equations: ``module:name:hash``."""
+        return f"{self.__module__}:{self.equations.__qualname__}:{self.digest[:16]}"
+
+    @cached_property
     def has_kinks(self) -> bool:
         """Whether the derivative jumps somewhere."""
         nodes = walk([*self.traced.outputs, *self.traced.operands])
@@ -70,6 +80,10 @@ class UserCell(Cell):
     def explain(self) -> str:
         """Its equations, its derivative, and what backward saves and recomputes, as text to print."""
         return explain(self.name, fuse_gate_sums(self.traced))
+
+    def latex(self) -> str:
+        """Its equations as an ``align`` environment of LaTeX, for a paper."""
+        return latex(fuse_gate_sums(self.traced))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, UserCell) and (self.name, self.digest) == (other.name, other.digest)
@@ -91,8 +105,9 @@ def cell(equations: Equations, /) -> UserCell: ...
 
 @overload
 def cell(
-    *, gates: str, states: str = "h", vectors: str = "", scalars: str = "", name: str | None = None
-) -> Callable[[Equations], UserCell]: ...
+    *, gates: str, states: str = "h", vectors: str = "", scalars: str = "", name: str | None = None,
+    initial: Mapping[str, InitialValue] | None = None,
+) -> Callable[[Equations], UserCell]: ...  # fmt: skip
 
 
 def cell(
@@ -103,6 +118,7 @@ def cell(
     vectors: str = "",
     scalars: str = "",
     name: str | None = None,
+    initial: Mapping[str, InitialValue] | None = None,
 ) -> UserCell | Callable[[Equations], UserCell]:
     """Make a cell of its equations: ``@cell(gates="f n", states="h")`` above a function.
 
@@ -125,29 +141,35 @@ def cell(
         vectors: The names of parameters with one number for each unit, (H,).
         scalars: The names of parameters that are one number, (1,).
         name: The name of the cell; None for the function's.
+        initial: What parameters begin with: for the name of a vector, of a scalar, or of a gate's bias (``"f.bias"``),
+            a number, ``(low, high)`` of a uniform distribution, or :func:`fusedrnn.cell.chrono`. All others begin
+            uniformly distributed between -1/√H and 1/√H, as torch.nn's.
 
     Raises:
         TypeError: If the equations do what no cell can: branch on an expression, iterate over one, return something
-            else than expressions.
+            else than expressions; or an initial value is none.
         ValueError: If a name is missing, invalid or given twice, or a gate, a state or a parameter is not used as it
-            must be.
+            must be; or an initial value is for a name that there is not.
         AttributeError: If the equations use a name that is not declared.
     """
     if equations is None:
-        return lambda function: _make(function, gates, states, vectors, scalars, name)
-    return _make(equations, gates, states, vectors, scalars, name)
+        return lambda function: _make(function, (gates, states, vectors, scalars), name, initial)
+    return _make(equations, (gates, states, vectors, scalars), name, initial)
 
 
-def _make(equations: Equations, gates: str, states: str, vectors: str, scalars: str, name: str | None) -> UserCell:
+def _make(
+    equations: Equations, texts: tuple[str, ...], name: str | None, initial: Mapping[str, InitialValue] | None
+) -> UserCell:
     if not callable(equations):
         raise TypeError(f"cell takes a function; got {equations!r}: write @cell(gates=...) above one")
     label = str(name or getattr(equations, "__name__", ""))
     if not _is_name(label):
         raise ValueError(f"a cell needs a name, {_IDENTIFIER}; got {label!r}: give name=")
     try:
-        names = [_names(kind, text) for kind, text in zip(_KINDS, (gates, states, vectors, scalars), strict=True)]
-        _check_names(*names)
-        user_cell = UserCell(label, names[0], names[1], equations, names[2], names[3])
+        gates, states, vectors, scalars = (_names(kind, text) for kind, text in zip(_KINDS, texts, strict=True))
+        _check_names(gates, states, vectors, scalars)
+        values = checked_initial(initial, gates, (*vectors, *scalars))
+        user_cell = UserCell(label, gates, states, equations, vectors, scalars, tuple(values.items()))
         for attribute in ("__module__", "__doc__"):
             object.__setattr__(user_cell, attribute, getattr(equations, attribute, None))
         _check(user_cell)

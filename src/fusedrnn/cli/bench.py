@@ -24,7 +24,9 @@ from fusedrnn.bench.rows import AnyRow, BenchConfig, Row
 from fusedrnn.bench.runner import Progress
 from fusedrnn.bench.runner import run as run_rows
 from fusedrnn.bench.tables import engines_table, formats_table, tables, variants_table
+from fusedrnn.cell.cells import Cell
 from fusedrnn.cli import options
+from fusedrnn.cli.cells import load_cells
 from fusedrnn.cli.console import check_writable, fail, output, steps
 from fusedrnn.engines import registry
 from fusedrnn.runtime.bandwidth import measure_bandwidth
@@ -33,6 +35,7 @@ from fusedrnn.runtime.bandwidth import measure_bandwidth
 def bench(
     cases: options.Cases = "ds2,ds2-5bi",
     modes: options.Modes = options.ALL_MODES,
+    cell: options.Cells = "",
     phases: options.Phases = options.ALL_PHASES,
     threads: options.Threads = None,
     dtype: options.Dtype = "float32",
@@ -71,7 +74,8 @@ def bench(
     between the contenders' turns. A share above 100 % is measured again, and not shown if it stays.
 
     With --variants each cell takes turns with its variants, and their shares of the peak are compared. The projected
-    LSTM is also compared with torch.nn's. With --backends the operator takes turns on several engines. With --compute
+    LSTM is also compared with torch.nn's. With --cell, --torch compares a cell with a loop of PyTorch's operations, as
+    one writes it there. With --backends the operator takes turns on several engines. With --compute
     it takes turns in several formats of GEMM operands, each with its share of the format's own peak.
 
     Contenders take turns on the same threads, each runs at least twice, and medians are shown; for the network cell by
@@ -85,9 +89,12 @@ def bench(
     """
     try:
         compared = contender_fields(torch, only_torch, packed, backends, variants, compute)
+        if cell and variants:
+            raise ValueError("--variants cannot be used with --cell: a cell has no variants")
         config = make_config(
-            cases, modes, phases, dtype, threads, data, steps, batch, budget=seconds, full=full, **compared
-        )
+            cases, load_cells(cell) if cell else modes, phases, dtype, threads, data, steps, batch, budget=seconds,
+            full=full, **compared,
+        )  # fmt: skip
         check_writable("--json", json)
     except (ValueError, ModuleNotFoundError) as error:
         fail(str(error))
@@ -132,7 +139,7 @@ def contender_fields(
 
 def make_config(
     cases: str,
-    modes: str,
+    modes: str | Sequence[Cell],
     phases: str,
     dtype: str,
     threads: int | None,
@@ -141,7 +148,9 @@ def make_config(
     batch: str = "",
     **fields: Any,
 ) -> BenchConfig:
-    """The configuration that the options describe; ``fields`` are those of BenchConfig that need no parsing.
+    """The configuration that the options describe, where ``modes`` may be cells instead.
+
+    ``fields`` are those of BenchConfig that need no parsing.
 
     Raises:
         ValueError: If a name is unknown, the data is not a suitable array, or a case does not fit the memory.
@@ -150,7 +159,7 @@ def make_config(
     x = load(data) if data else None
     config = BenchConfig(
         cases=options.parse_cases(cases, steps, batch, x),
-        modes=options.parse_modes(modes),
+        modes=options.parse_modes(modes) if isinstance(modes, str) else modes,
         phases=[PHASES[name] for name in options.parse_names(phases, "phase", PHASES)],
         dtype=dtype,
         threads=threads or fusedrnn.get_num_threads(),

@@ -22,6 +22,12 @@ ALL_MODES, ALL_PHASES = ",".join(MODE_NAMES), ",".join(PHASES)
 
 Cases = Annotated[str, typer.Option(help=f"Workloads, separated by commas: {', '.join(CASES)}.")]
 Modes = Annotated[str, typer.Option(help=f"Cells, separated by commas: {', '.join(MODE_NAMES)}.")]
+Cells = Annotated[
+    str,
+    typer.Option(
+        "--cell", help="Cells of your own instead of --modes, separated by commas: path.py:name or module:name."
+    ),
+]
 Phases = Annotated[str, typer.Option(help=f"Separated by commas: {', '.join(PHASES)}.")]
 Dtype = Annotated[str, typer.Option(help=f"{' or '.join(DTYPES)}.")]
 Compute = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fusedrnn.cell.cells import Cell
 from fusedrnn.spec import RNNSpec
 
 ODD_SIZES = (1, 2, 3, 17, 63, 100, 129)
@@ -23,7 +24,7 @@ class Case:
     bidirectional: bool = False
     who: str = ""
 
-    def spec(self, mode: str, dtype: str = "float32") -> RNNSpec:
+    def spec(self, mode: str | Cell, dtype: str = "float32") -> RNNSpec:
         """The network of this case with the cell ``mode``."""
         return RNNSpec(mode, self.I, self.H, self.layers, self.bidirectional, dtype=dtype)
 

@@ -15,7 +15,8 @@ except ModuleNotFoundError as error:
 from fusedrnn.torch import custom_op as _custom_op  # noqa: F401 -- torch.export.load needs the registered operators
 from fusedrnn.torch import tools as _tools
 from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
-from fusedrnn.torch.conversion import Layer, Report, accelerate, restore
+from fusedrnn.torch.conversion import LayerReport, Report, accelerate, restore
+from fusedrnn.torch.layer import Layer
 from fusedrnn.torch.modules import GRU, LSTM, RNN
 from fusedrnn.torch.new_layers import accelerate_new, accelerated
 from fusedrnn.torch.quantization import Quantized, quantize
@@ -24,6 +25,6 @@ from fusedrnn.torch.reading import ReadLayer, read
 _tools.register()
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "Quantized", "RNNCell", "ReadLayer", "Report",
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "LayerReport", "Quantized", "RNNCell", "ReadLayer", "Report",
     "accelerate", "accelerate_new", "accelerated", "quantize", "read", "restore",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module, RNNBase
+from torch.nn import RNNCellBase
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.torch import eager
@@ -73,9 +73,9 @@ def kernel(*arguments: Any) -> list[Tensor]:
             return unchanged
         last_state = call.states[-1]
         dtype = _result_dtype(call.mode, call.x.dtype, None if last_state is None else last_state.dtype, low)
-        x, h0, c0, *weights = (tensor if tensor is None else tensor.to(torch.float32) for tensor in call.differentiable)
-        assert x is not None
-        call = call._replace(x=x, h0=h0, c0=c0, weights=weights, compute=call.compute or OPERANDS.get(low))
+        operands = [tensor if tensor is None else tensor.to(torch.float32) for tensor in call.differentiable]
+        options = call.options._replace(compute=call.compute or OPERANDS.get(low))
+        call = OpCall.of(operands, (call.lengths, call.batch_sizes, call.seed), options)
         return [result.to(dtype) for result in torch.ops.fusedrnn.rnn(*call)]
 
 
@@ -87,20 +87,22 @@ def _is_converted(tensor: Any) -> bool:
     return isinstance(tensor, Tensor) and tensor.dtype in _FLOATS and tensor.device.type == "cpu"
 
 
-def _mode(module: Module) -> str:
-    if isinstance(module, RNNBase):
-        return module.mode.lower()
-    mode: str = module._mode  # type: ignore[assignment]
-    return f"{mode}_cell"
+def _mode(module: Any) -> str:
+    if not isinstance(module, RNNCellBase):
+        mode: str = module.mode
+        return mode.lower()
+    return f"{module._mode}_cell"
 
 
 def _result_dtype(mode: str, dtype: torch.dtype, state_dtype: torch.dtype | None, low: torch.dtype) -> torch.dtype:
     """What torch.nn's operations give for an input and a last initial state (None: zeros like the input).
 
     Their products have the dtype ``low`` of autocast. A GRU and an LSTM then add states, which have kept their own
-    dtype, but a whole LSTM of float32 input is one function of oneDNN, whose results are ``low``.
+    dtype, but a whole LSTM of float32 input is one function of oneDNN, whose results are ``low``. A cell that a user
+    has written is taken for one that adds states.
     """
-    if mode.startswith("rnn") or (mode == "lstm" and dtype is torch.float32):
+    is_written_by_user = ":" in mode
+    if not is_written_by_user and (mode.startswith("rnn") or (mode == "lstm" and dtype is torch.float32)):
         return low
     return torch.promote_types(dtype if state_dtype is None else state_dtype, low)
 

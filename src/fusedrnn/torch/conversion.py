@@ -28,7 +28,7 @@ _NOT_YET = (
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerReport:
     """A recurrent layer of a model.
 
     Attributes:
@@ -50,8 +50,8 @@ class Layer:
 class Report:
     """What happened to a model's recurrent layers. Its length is the number of replaced ones; True if any was."""
 
-    replaced: tuple[Layer, ...] = ()
-    left: tuple[Layer, ...] = ()
+    replaced: tuple[LayerReport, ...] = ()
+    left: tuple[LayerReport, ...] = ()
 
     def __len__(self) -> int:
         return len(self.replaced)
@@ -123,11 +123,13 @@ def convert_all(model: Module, classes: Classes, subclasses: bool = False, compu
 
 def convert(
     module: Module, classes: Classes = OURS, subclasses: bool = False, name: str = "", compute: str | None = None
-) -> Layer | None:
+) -> LayerReport | None:
     """Convert one module by ``classes``: :data:`OURS` or :data:`TORCHS`. None if it is not a layer to convert."""
     former = type(module)
     if isinstance(module, HasCompute) and classes is OURS:
         return None if compute in (None, module.compute) else _set_compute(module, compute, name)
+    if isinstance(module, HasCompute) and not isinstance(module, (RNNBase, RNNCellBase)):
+        return _restored(module, name)
     cls, reason = counterpart(former, classes), ""
     if cls is None:
         reason = _why_unknown(module, classes)
@@ -145,16 +147,23 @@ def convert(
             vars(module).pop("compute", None)
             if compute is not None:
                 module.compute = compute  # type: ignore[assignment]
-    return Layer(name, former.__name__, reason) if reason or cls is not None else None
+    return LayerReport(name, former.__name__, reason) if reason or cls is not None else None
 
 
-def _set_compute(module: HasCompute, compute: str | None, name: str) -> Layer:
+def _set_compute(module: HasCompute, compute: str | None, name: str) -> LayerReport:
     reason = _why_unsupported(module, compute)
     if not reason:
         module.compute = compute
         if not is_inference_only(compute):
             unfreeze(module)
-    return Layer(name, type(module).__name__, reason)
+    return LayerReport(name, type(module).__name__, reason)
+
+
+def _restored(module: HasCompute, name: str) -> LayerReport:
+    """A layer of ours that torch.nn does not have: all that can be undone is its format."""
+    vars(module).pop("compute", None)
+    unfreeze(module)
+    return LayerReport(name, type(module).__name__, "torch.nn has no such layer")
 
 
 def _accelerated_subclass(module: Module, reason: str, subclasses: bool) -> tuple[type[Module] | None, str]:

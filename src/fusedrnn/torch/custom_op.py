@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import autocast, low_precision, onnx_export, op_call, op_derivatives, tensor_calls
+from fusedrnn.torch import autocast, low_precision, onnx_export, op_backward_call, op_call, op_derivatives, tensor_calls
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable
 from fusedrnn.torch.op_call import OpCall
@@ -25,6 +25,7 @@ _SEED_END = 2**63 - 1
 def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
     lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> Results:  # fmt: skip
     """:func:`fusedrnn.torch.eager.run` through torch's dispatcher: traceable, with any T and N in one graph.
 
@@ -33,15 +34,16 @@ def run(
     has N, because ``batch_sizes`` is not read.
     """
     if x.dtype not in DTYPE_NAMES:
-        return low_precision.run(run, spec, x, states, weights, lengths=lengths, batch_sizes=batch_sizes, seed=seed)
+        options = {"lengths": lengths, "batch_sizes": batch_sizes, "seed": seed, "resets": resets}
+        return low_precision.run(run, spec, x, states, weights, **options)
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
     if dropout and seed is None:
         seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
-    h0, c0 = (*(states or ()), None, None)[:2]
+    h0, c0, *more = (*(states or ()), None, None)[: max(2, len(states or ()))]
     y, *final = torch.ops.fusedrnn.rnn(
         x, h0, c0, list(weights), lengths, batch_sizes, seed if dropout else None,
-        spec.mode, spec.hidden_size, spec.num_layers, spec.bidirectional, dropout, spec.projection_size or 0,
-        spec.compute,
+        spec.mode if isinstance(spec.mode, str) else spec.mode.reference, spec.hidden_size, spec.num_layers,
+        spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets,
     )  # fmt: skip
     return y, tuple(final)
 
@@ -65,7 +67,7 @@ def _forward_training(*arguments: Any) -> list[Tensor]:
 
 
 def _backward(*arguments: Any) -> list[Tensor]:
-    call, cotangents, reserve, needed = op_call.checked_backward(*arguments)
+    call, cotangents, reserve, needed = op_backward_call.checked_backward(*arguments)
     call, shape, seed = _prepared(call)
     saved = tensor_calls.saved_for(shape, reserve.contiguous(), call.weights, seed)
     if len(reserve) != saved.info.layout.size:
@@ -79,9 +81,10 @@ def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
     """The call with operands in memory, as the kernels read them, its shape and its seed, after a check of values."""
     seed = op_call.check_values(call)
     x, h0, c0 = map(op_call.materialized, (call.x, call.h0, call.c0))
+    more_states = [*map(op_call.materialized, call.more_states or ())]
     weights = [None if weight is None else op_call.materialized(weight).contiguous() for weight in call.weights]
-    call = call._replace(x=x, h0=h0, c0=c0, weights=weights)
-    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes), seed
+    call = call._replace(x=x, h0=h0, c0=c0, weights=weights, more_states=more_states)
+    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes, resets=call.resets), seed
 
 
 # -- fake kernels -----------------------------------------------------------------------------------------------------
@@ -99,7 +102,7 @@ def _fake_forward_training(*arguments: Any) -> list[Tensor]:
     y, *final = _fake_rnn(*arguments)
     steps = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0]
     engine: Any = Network.of(call.spec).engine
-    size = engine.reserve_bytes(steps, final[0].shape[1], "gates")
+    size = engine.reserve_bytes(steps, final[0].shape[1], "gates", call.resets is not None)
     return [y, *final, y.new_empty((size,), dtype=torch.uint8)]
 
 
@@ -114,7 +117,7 @@ def _fake_batch(call: OpCall) -> Any:
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    call, _, _, needed = op_call.checked_backward(*arguments)
+    call, _, _, needed = op_backward_call.checked_backward(*arguments)
     return [
         operand.new_empty(operand.shape)
         for operand, need in zip(call.differentiable, needed, strict=True)
@@ -131,7 +134,7 @@ def _register() -> Any:
     for name, schema, kernel, fake in (
         ("rnn", op_call.SCHEMA, _rnn, _fake_rnn),
         ("forward_training", op_call.SCHEMA, _forward_training, _fake_forward_training),
-        ("backward", op_call.BACKWARD_SCHEMA, _backward, _fake_backward),
+        ("backward", op_backward_call.SCHEMA, _backward, _fake_backward),
     ):
         library.define(f"{name}({schema}) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, kernel, "CPU")

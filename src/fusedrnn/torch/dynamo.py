@@ -29,14 +29,13 @@ def trace(*classes: type[torch.nn.Module]) -> None:
 
 
 def breaks_graph() -> bool:
-    """Whether torch.nn's own forward would break the graph here, and so must run by :func:`eager_forward`."""
+    """Whether PyTorch's own operations would be unrolled here, and so must run by :func:`eager_forward`."""
     return torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
-def eager_forward(module: torch.nn.Module, *args: Any) -> Any:
-    """torch.nn's forward of one of our layers; disabled for Dynamo as soon as that is imported."""
-    torch_class: Any = next(cls for cls in type(module).__mro__ if cls.__module__ == torch.nn.RNN.__module__)
-    return torch_class.forward(module, *args)
+def eager_forward(layer: Any, *args: Any) -> Any:
+    """The forward of one of our layers by PyTorch's own operations; disabled for Dynamo as soon as that is imported."""
+    return layer.composed_forward(*args)
 
 
 def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
@@ -46,6 +45,7 @@ def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
 
     eager_forward = dynamo.disable(eager_forward)
     dynamo.assume_constant_result(plan.layer_plan)
+    dynamo.assume_constant_result(plan.user_layer_plan)
     dynamo.assume_constant_result(plan.cell_plan)
     wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS
+from fusedrnn.engines.cpu.launch.kernel_args import state_symbols
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.saved_operands import saved_operands
@@ -31,9 +33,11 @@ class Network:
 
     Attributes:
         item: Bytes of an element.
-        state_sizes: Features of each state: one, or two of an LSTM.
+        state_sizes: Features of each state.
         state_rows: L·D.
         weight_shapes: In the operator's order.
+        adjacent_weights: First and last + 1 of weights whose gradients kernels write one behind the other: the vectors
+            and the scalars of a user's cell. Packing takes an address for each.
         like: A tensor to create others from with ``new_empty``.
         saved_operands: Which operands of a call are saved and which are not, by number, cached; see
             :func:`fusedrnn.torch.saved_operands.saved_operands`.
@@ -52,14 +56,32 @@ class Network:
         self.state_rows = spec.num_layers * spec.num_directions
         self.output_size = spec.output_size
         self.weight_shapes = [entry.shape for entry in spec.layout.by_layer_direction]
+        self.adjacent_weights = list(self._adjacent_weights())
         self.like = _LIKE[self.dtype]
         self.saved_operands = functools.lru_cache(_MAX_PATTERNS)(self._saved_operands)
+
+    def _adjacent_weights(self) -> Iterator[tuple[int, int]]:
+        spec, kinds = self.spec, self.spec.layout.kinds
+        for group in (spec.vector_kinds, spec.scalar_kinds):
+            if len(group) > 1:
+                for begin in range(0, self.state_rows * len(kinds), len(kinds)):
+                    first = begin + kinds.index(group[0])
+                    yield first, first + len(group)
 
     def _saved_operands(
         self, needs_grad: tuple[bool, ...], several_steps: bool, under_autocast: bool = False
     ) -> tuple[list[int], list[int]]:
         flags = saved_operands(self.spec, needs_grad, several_steps, under_autocast)
         return [i for i, save in enumerate(flags) if save], [i for i, save in enumerate(flags) if not save]
+
+    def state_symbols(self, form: str) -> list[str]:
+        """The symbols of kernel arguments for the states, such as h0 and c0 in the form ``"{}0"``."""
+        return state_symbols(STATE_LETTERS[: self.num_states], form)
+
+    def state_pointers(self, states: Tensors) -> tuple[int, ...]:
+        """The addresses of states as the engine takes them, 0 for a missing one."""
+        addresses = [0 if state is None else state.data_ptr() for state in states]
+        return (*addresses, *(0,) * (max(2, self.num_states) - len(addresses)))
 
     @classmethod
     def of(cls, spec: RNNSpec) -> Network:
@@ -93,19 +115,23 @@ class CallShape:
         x: Input (T, N, I), or (rows, I) with ``batch_sizes``, or of a cell (N, I) or (I,).
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         batch_sizes: Of a packed sequence, int64 (T,).
+        resets: Where sequences begin anew, bools (T, N); None for nowhere.
         is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no output beside them.
 
     Attributes:
+        resets: The marks as the engine takes them, a copy; None for none.
         backwards: Those of a short call that repeats, see :mod:`fusedrnn.torch.short_backward`; else None.
     """
 
     __slots__ = (
-        "backwards", "batch", "is_cell", "leading", "network", "output_strides", "state_shapes", "steps", "varlen",
+        "backwards", "batch", "is_cell", "leading", "network", "output_strides", "resets", "state_shapes", "steps",
+        "varlen",
     )  # fmt: skip
 
     def __init__(
-        self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, is_cell: bool = False
-    ) -> None:
+        self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, is_cell: bool = False,
+        resets: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.is_cell = network, is_cell
         self.backwards: dict[Any, Any] | None = None
         self.varlen: Any = None
@@ -123,10 +149,17 @@ class CallShape:
             self.leading = self.steps, self.batch
             if lengths is not None:
                 self.varlen = network.engine.varlen(lengths.numpy().astype(np.int64), self.steps)
+        self.resets = None if resets is None else self._marks(resets)
         row = network.output_size * network.item
         self.output_strides = self.batch * row if batch_sizes is None and not is_cell else 0, row
         rows = self.leading if is_cell else (network.state_rows, self.batch)
         self.state_shapes = [(*rows, size) for size in network.state_sizes]
+
+    def _marks(self, resets: Tensor) -> Any:
+        marks = np.array(resets.numpy(), order="C")  # the caller may change them before backward
+        if self.varlen is not None:
+            marks &= np.arange(self.steps)[:, None] < self.varlen.lengths
+        return marks
 
     def new(self, x: Tensor, features: int) -> Tensor:
         """A new tensor with this many features at each step, like ``x``, zero in the padding."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedrnn.torch.cell_references import cell_of
 from fusedrnn.torch.imports import after_import
 from fusedrnn.torch.op_call import OpCall
 
@@ -51,15 +52,20 @@ def decompose(*arguments: Any) -> list[Tensor]:
     The nodes compute in the dtype of the tensors: with a ``compute`` of another format there is a warning.
 
     Raises:
-        NotImplementedError: For a packed sequence, dropout or a projection: ONNX has none of these.
+        NotImplementedError: For a packed sequence, dropout, a projection, resets or a user's cell: ONNX has none of
+            these.
     """
     call = OpCall(*arguments)
+    if call.mode not in _NODES:
+        raise NotImplementedError(f"{cell_of(call.mode)!r}: ONNX has no node for cells that users write")
     if call.batch_sizes is not None:
         raise NotImplementedError("packed sequences: ONNX has no such thing; export the padded model")
     if call.dropout:
         raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
     if call.projection_size:
         raise NotImplementedError(f"a projection (proj_size={call.projection_size}): ONNX's LSTM has none")
+    if call.resets is not None:
+        raise NotImplementedError("resets inside a sequence: ONNX has none")
     if call.compute is not None:
         warnings.warn(
             f"compute={call.compute!r} is not exported: the nodes compute in the dtype of tensors, {call.x.dtype}",

@@ -14,21 +14,31 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.cell_references import cell_of
 from fusedrnn.torch.eligibility import DTYPE_NAMES, are_batch_sizes, checked_lengths
 from fusedrnn.torch.network import Tensors
 
-_ARGUMENTS = (
+ARGUMENTS = (
     "Tensor x, Tensor? h0, Tensor? c0, Tensor?[] weights, Tensor? lengths, Tensor? batch_sizes, Tensor? seed, "
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
-# Last and with a default, so that programs run that were exported before there was this argument.
-_COMPUTE = "str? compute=None"
-SCHEMA = f"{_ARGUMENTS}, {_COMPUTE}"
-BACKWARD_SCHEMA = f"Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor reserve, {_ARGUMENTS}, bool[] needed, {_COMPUTE}"
-NUM_BACKWARD = 4
-"""Arguments of the operator ``backward`` before those of the call: dy, dh_n, dc_n, reserve."""
+# Last and with defaults, so that programs run that were exported before there were these arguments.
+LATER_ARGUMENTS = "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None"
+SCHEMA = f"{ARGUMENTS}, {LATER_ARGUMENTS}"
 _STATES = ("h0", "c0")
-_COTANGENTS = ("dy", "dh_n", "dc_n")
+
+
+class CallOptions(NamedTuple):
+    """The arguments of a call that are no tensors, and how many of the tensors are states after the second."""
+
+    mode: str
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    dropout: float
+    projection_size: int
+    compute: str | None
+    num_more_states: int
 
 
 class OpCall(NamedTuple):
@@ -47,7 +57,29 @@ class OpCall(NamedTuple):
     bidirectional: bool
     dropout: float
     projection_size: int
-    compute: str | None = None  # torch's dispatcher drops arguments at the end that have their defaults
+    # torch's dispatcher drops arguments at the end that have their defaults.
+    compute: str | None = None
+    more_states: Tensors | None = None
+    resets: Tensor | None = None
+
+    @classmethod
+    def of(cls, tensors: Tensors, others: Tensors, options: CallOptions) -> OpCall:
+        """The call whose ``differentiable`` are ``tensors``; ``others`` are those of :attr:`others`."""
+        first_weight = 3 + options.num_more_states
+        more, (*varlen_and_seed, resets) = list(tensors[3:first_weight]) or None, others
+        weights = list(tensors[first_weight:])
+        arguments: list[Any] = [*tensors[:3], weights, *varlen_and_seed, *options[:-1], more, resets]
+        return cls(*arguments)
+
+    @property
+    def others(self) -> Tensors:
+        """Its tensors that have no gradients: lengths, batch sizes, the seed and resets."""
+        return self.lengths, self.batch_sizes, self.seed, self.resets
+
+    @property
+    def options(self) -> CallOptions:
+        """Its arguments that are no tensors."""
+        return CallOptions(*self[7:13], self.compute, len(self.more_states or ()))
 
     @property
     def spec(self) -> RNNSpec:
@@ -63,8 +95,10 @@ class OpCall(NamedTuple):
 
     @property
     def states(self) -> tuple[Tensor | None, ...]:
-        """h0, and c0 of an LSTM; None for zeros."""
-        return (self.h0, self.c0) if self.mode == "lstm" else (self.h0,)
+        """h0, and further states that the mode has; None for zeros."""
+        num_states = _num_states(self.mode)
+        states = self.h0, self.c0, *(self.more_states or (None,) * (num_states - len(_STATES)))
+        return states[:num_states]
 
     @property
     def batch(self) -> Any:
@@ -73,21 +107,20 @@ class OpCall(NamedTuple):
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """The operands that may have a gradient: x, h0, c0, then the weights."""
-        return self.x, self.h0, self.c0, *self.weights
+        """The operands that may have a gradient: x, h0, c0, further states, then the weights."""
+        return self.x, self.h0, self.c0, *(self.more_states or ()), *self.weights
 
     def grads_needed(self, needed: Sequence[bool]) -> list[bool]:
         """Whether x, each state of this mode and each weight is present and needs a gradient."""
         flags = [need and operand is not None for need, operand in zip(needed, self.differentiable, strict=True)]
-        return [*flags[: 1 + len(self.states)], *flags[1 + len(_STATES) :]]
+        num_states, first_weight = _num_states(self.mode), len(flags) - len(self.weights)
+        states = [*flags[1:first_weight], *[False] * num_states]  # further ones may be absent: zeros
+        return [flags[0], *states[:num_states], *flags[first_weight:]]
 
 
-_NEEDED = NUM_BACKWARD + OpCall._fields.index("compute")
-
-
-def split_backward(arguments: Sequence[Any]) -> tuple[OpCall, Sequence[bool]]:
-    """The call among the arguments of the operator ``backward``, unchecked, and its ``needed``."""
-    return OpCall(*arguments[NUM_BACKWARD:_NEEDED], *arguments[_NEEDED + 1 :]), arguments[_NEEDED]
+@functools.lru_cache(maxsize=256)
+def _num_states(mode: str) -> int:
+    return len(RNNSpec(cell_of(mode), 1, 1).state_names)
 
 
 @functools.lru_cache(maxsize=64)
@@ -96,8 +129,8 @@ def _spec(
     input_size: int, dtype: torch.dtype, compute: str | None,
 ) -> RNNSpec:  # fmt: skip
     return RNNSpec(
-        mode, input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None, DTYPE_NAMES[dtype],
-        compute=compute,
+        cell_of(mode), input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None,
+        DTYPE_NAMES[dtype], compute=compute,
     )  # fmt: skip
 
 
@@ -114,14 +147,18 @@ def checked(*arguments: Any) -> OpCall:
     x = call.x
     dims = 3 if call.batch_sizes is None else 2
     if x.dim() != dims:
-        raise RuntimeError(f"x must have {dims} dimensions{' if packed' if dims == 2 else ''}; got shape {_shape(x)}")
+        raise RuntimeError(f"x must have {dims} dimensions{' if packed' if dims == 2 else ''}; got shape {shape_of(x)}")
     if x.dtype not in DTYPE_NAMES:
         raise RuntimeError(f"x must be of dtype torch.float32 or torch.float64; got {x.dtype}")
     if call.lengths is not None and call.batch_sizes is not None:
         raise ValueError("lengths must be None for a packed sequence, which has batch_sizes")
-    if call.mode != "lstm" and call.c0 is not None:
-        raise RuntimeError(f"c0 must be None in mode {call.mode!r}; got shape {_shape(call.c0)}")
-    parameters = call.spec.layout.by_layer_direction
+    spec = call.spec
+    num_more = max(0, len(spec.state_names) - len(_STATES))
+    if len(spec.state_names) < len(_STATES) and call.c0 is not None:
+        raise RuntimeError(f"c0 must be None in mode {spec.mode_name!r}; got shape {shape_of(call.c0)}")
+    if len(call.more_states or ()) not in (0, num_more):
+        raise RuntimeError(f"more_states must be {num_more}, or None for zeros; got {len(call.more_states or ())}")
+    parameters = spec.layout.by_layer_direction
     if len(call.weights) != len(parameters):
         raise RuntimeError(f"weights must be {len(parameters)}; got {len(call.weights)}")
     for index, (weight, parameter) in enumerate(zip(call.weights, parameters, strict=True)):
@@ -131,70 +168,55 @@ def checked(*arguments: Any) -> OpCall:
         elif len(parameter.shape) == 2:
             raise RuntimeError(f"weights[{index}] must have shape {parameter.shape}; got None")
     _check_states(call, call.batch)
+    _check_resets(call, call.batch)
     return call
 
 
-class BackwardCall(NamedTuple):
-    """The arguments of the operator ``backward``, from :func:`checked_backward`.
-
-    Attributes:
-        call: Those of the forward call.
-        cotangents: dy, and that of each state of the mode; None for zeros.
-        reserve: The last result of ``forward_training``.
-        needed: Which of ``call.differentiable`` need a gradient.
-    """
-
-    call: OpCall
-    cotangents: Tensors
-    reserve: Tensor
-    needed: Sequence[bool]
-
-
-def checked_backward(*arguments: Any) -> BackwardCall:
-    """The arguments of the operator ``backward``, after the checks of :func:`checked`, which raise the same errors."""
-    *cotangents, reserve = arguments[:NUM_BACKWARD]
-    call, needed = split_backward(arguments)
-    call = checked(*call)
-    spec, x = call.spec, call.x
-    expected = [(*x.shape[:-1], spec.output_size), *spec.state_shape(call.batch)]
-    for index, (name, cotangent) in enumerate(zip(_COTANGENTS, cotangents, strict=True)):
-        if cotangent is None:
-            continue
-        if index >= len(expected):
-            raise RuntimeError(f"{name} must be None in mode {spec.mode!r}; got shape {_shape(cotangent)}")
-        _check_tensor(name, cotangent, expected[index], x)
-    if reserve.dtype is not torch.uint8 or reserve.dim() != 1:
-        raise RuntimeError(f"reserve must be bytes of one dimension; got {reserve.dtype} of shape {_shape(reserve)}")
-    if len(needed) != len(call.differentiable):
-        raise RuntimeError(f"needed must have {len(call.differentiable)} entries; got {len(needed)}")
-    return BackwardCall(call, cotangents[: len(expected)], reserve, needed)
+def name_of(names: Sequence[str], more: str, index: int) -> str:
+    """The name of an argument: one of these, or of an element of the list ``more`` behind them."""
+    return names[index] if index < len(names) else f"{more}[{index - len(names)}]"
 
 
 def _check_states(call: OpCall, batch: Any) -> None:
-    for name, state, shape in zip(_STATES, call.states, call.spec.state_shape(batch), strict=False):
+    for index, (state, shape) in enumerate(zip(call.states, call.spec.state_shape(batch), strict=True)):
         if state is not None:
-            _check_tensor(name, state, shape, call.x)
+            check_tensor(name_of(_STATES, "more_states", index), state, shape, call.x)
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
+def _check_resets(call: OpCall, batch: Any) -> None:
+    if call.resets is None:
+        return
+    shape = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0], batch
+    if not _has_shape(call.resets, shape) or call.resets.dtype is not torch.bool or call.resets.device != call.x.device:
+        raise _mismatch("resets", call.resets, shape, call.x, torch.bool)
+
+
+def check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
     """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x."""
-    fits = tensor.dim() == len(shape) and not any(
-        isinstance(size, int) and isinstance(expected, int) and size != expected
-        for size, expected in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits or tensor.dtype is not x.dtype or tensor.device != x.device:
+    if not _has_shape(tensor, shape) or tensor.dtype is not x.dtype or tensor.device != x.device:
         raise _mismatch(name, tensor, shape, x)
 
 
-def _mismatch(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> RuntimeError:
-    expected = ", ".join("N" if size is None else str(size) for size in shape)
-    return RuntimeError(
-        f"{name} must have shape ({expected}), dtype {x.dtype} and device {x.device}, as x has; "
-        f"got shape {_shape(tensor)}, {tensor.dtype}, {tensor.device}"
+def _has_shape(tensor: Tensor, shape: Sequence[Any]) -> bool:
+    """Whether a tensor has a shape, in which None and symbolic sizes are any."""
+    return tensor.dim() == len(shape) and not any(
+        isinstance(size, int) and isinstance(expected, int) and size != expected
+        for size, expected in zip(tensor.shape, shape, strict=True)
     )
 
 
-def _shape(tensor: Tensor) -> str:
+def _mismatch(
+    name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor, dtype: torch.dtype | None = None
+) -> RuntimeError:
+    expected = ", ".join("N" if size is None else str(size) for size in shape)
+    return RuntimeError(
+        f"{name} must have shape ({expected}), dtype {dtype or x.dtype} and device {x.device}, as x has; "
+        f"got shape {shape_of(tensor)}, {tensor.dtype}, {tensor.device}"
+    )
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Its shape, as errors print it."""
     return str(tuple(tensor.shape))
 
 
@@ -211,7 +233,7 @@ def check_values(call: OpCall) -> int:
     """
     x = call.x
     if not x.numel():
-        raise RuntimeError(f"x must not be empty; got shape {_shape(x)}")
+        raise RuntimeError(f"x must not be empty; got shape {shape_of(x)}")
     if call.lengths is not None:
         checked_lengths(call.lengths, x, batch_first=False)
     if call.batch_sizes is not None:
@@ -220,12 +242,13 @@ def check_values(call: OpCall) -> int:
                 f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {call.batch_sizes}"
             )
         _check_states(call, int(call.batch_sizes[0]))
+        _check_resets(call, int(call.batch_sizes[0]))
     return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
 
 
 def _checked_seed(seed: Tensor | None) -> int:
     if seed is None or seed.dtype is not torch.int64 or seed.dim():
-        got = None if seed is None else f"{seed.dtype} of shape {_shape(seed)}"
+        got = None if seed is None else f"{seed.dtype} of shape {shape_of(seed)}"
         raise ValueError(f"seed must be an int64 tensor of no dimensions where dropout is not 0; got {got}")
     value = int(seed)
     if value < 0:

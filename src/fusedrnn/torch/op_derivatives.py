@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fusedrnn.torch import double_backward, op_call
+from fusedrnn.torch import double_backward, op_backward_call, op_call
 from fusedrnn.torch.double_backward import Extent
-from fusedrnn.torch.network import check_trainable
-from fusedrnn.torch.op_call import NUM_BACKWARD, OpCall
+from fusedrnn.torch.network import Tensors, check_trainable
+from fusedrnn.torch.op_backward_call import join_backward, split_backward
+from fusedrnn.torch.op_call import CallOptions, OpCall
 
 Kernel = Callable[..., list[Tensor]]
 
@@ -25,27 +26,39 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 def register(library: Any) -> None:
     """Register the kernels of this module with the library that defines the operators."""
-    for name, first, decomposed, record in (
-        ("rnn", 0, _decomposed_rnn, lambda *arguments: _record(*arguments)[:-1]),
-        ("forward_training", 0, _decomposed_training, _record),
-        ("backward", NUM_BACKWARD, _decomposed_backward, _decomposed_backward),
+    for name, differentiable, decomposed, record in (
+        ("rnn", _operands, _decomposed_rnn, lambda *arguments: _record(*arguments)[:-1]),
+        ("forward_training", _operands, _decomposed_training, _record),
+        ("backward", _backward_operands, _decomposed_backward, _decomposed_backward),
     ):
         operator = getattr(torch.ops.fusedrnn, name)
-        library.impl(name, _autograd_kernel(operator, first, decomposed, record), "Autograd")
+        library.impl(name, _autograd_kernel(operator, differentiable, decomposed, record), "Autograd")
         # Keys of torch.vmap, and of is_grads_batched.
         library.impl(name, decomposed, "FuncTorchBatched")
         library.impl(name, decomposed, "Batched")
 
 
-def _autograd_kernel(operator: Any, first: int, decomposed: Kernel, record: Kernel) -> Kernel:
-    """The kernel of an operator whose arguments of the call start at ``first``, after its cotangents and reserve."""
+def _operands(arguments: Sequence[Any]) -> Tensors:
+    """The operands of an operator that may require a gradient."""
+    return OpCall(*arguments).differentiable
+
+
+def _backward_operands(arguments: Sequence[Any]) -> Tensors:
+    """Those of the operator ``backward``: its cotangents too."""
+    parts = split_backward(arguments)
+    return *parts.cotangents, *parts.call.differentiable
+
+
+def _autograd_kernel(
+    operator: Any, differentiable: Callable[[Sequence[Any]], Tensors], decomposed: Kernel, record: Kernel
+) -> Kernel:
+    """The kernel of an operator; ``differentiable`` are those of its arguments that may require a gradient."""
 
     def kernel(*arguments: Any) -> list[Tensor]:
         if forward_ad._current_level >= 0 or _transforms_active():  # no node of autograd has these derivatives
             return decomposed(*arguments)
-        x, h0, c0, weights = arguments[first : first + 4]
         if torch.is_grad_enabled():
-            for tensor in (*arguments[: max(first - 1, 0)], x, h0, c0, *weights):
+            for tensor in differentiable(arguments):
                 if tensor is not None and tensor.requires_grad:
                     return record(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
@@ -58,19 +71,19 @@ def _autograd_kernel(operator: Any, first: int, decomposed: Kernel, record: Kern
 def _record(*arguments: Any) -> list[Tensor]:
     apply: Any = _RecordedCall.apply
     call = OpCall(*arguments)  # with every argument that has a default
-    return list(apply(call[7:], call[4:7], *call[:3], *call[3]))
+    return list(apply(call.options, call.others, *call.differentiable))
 
 
 class _RecordedCall(torch.autograd.Function):
     """A call of ``forward_training`` in autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, options: Any, others: Sequence[Tensor | None], *tensors: Tensor | None) -> Any:
-        x, h0, c0, *weights = tensors
+    def forward(ctx: Any, options: CallOptions, others: Sequence[Tensor | None], *tensors: Tensor | None) -> Any:
+        call = OpCall.of(tensors, others, options)
         with torch._C._AutoDispatchBelowAutograd():
-            *results, reserve = torch.ops.fusedrnn.forward_training(x, h0, c0, weights, *others, *options)
+            *results, reserve = torch.ops.fusedrnn.forward_training(*call)
         ctx.save_for_backward(reserve, *others, *tensors)
-        *ctx.options, ctx.compute = options
+        ctx.options = options
         ctx.mark_non_differentiable(reserve)
         ctx.set_materialize_grads(False)
         return *results, reserve
@@ -81,12 +94,9 @@ class _RecordedCall(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         if all(cotangent is None for cotangent in cotangents):
             return (None,) * len(ctx.needs_input_grad)
-        reserve, lengths, batch_sizes, seed, x, h0, c0, *weights = ctx.saved_tensors
-        dy, dh_n, dc_n = (*cotangents[:-1], None)[:3]  # the last is that of the reserve
-        results = torch.ops.fusedrnn.backward(
-            dy, dh_n, dc_n, reserve, x, h0, c0, weights, lengths, batch_sizes, seed, *ctx.options, list(needed),
-            ctx.compute,
-        )  # fmt: skip
+        reserve, lengths, batch_sizes, seed, resets, *tensors = ctx.saved_tensors
+        call = OpCall.of(tensors, (lengths, batch_sizes, seed, resets), ctx.options)
+        results = torch.ops.fusedrnn.backward(*join_backward(call, cotangents[:-1], reserve, needed))
         grads = iter(results)
         return (None, None, *(next(grads) if need else None for need in needed))
 
@@ -98,7 +108,8 @@ def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
     call = op_call.checked(*arguments)
     check_trainable(call.spec)
     seed = op_call.check_values(call)
-    return list(double_backward.forward(call.spec, _extent(call), seed, call.x, call.states, call.weights))
+    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets)
+    return list(double_backward.forward(call.spec, extent, seed, call.x, call.states, call.weights))
 
 
 def _decomposed_training(*arguments: Any) -> list[Tensor]:
@@ -108,16 +119,9 @@ def _decomposed_training(*arguments: Any) -> list[Tensor]:
 
 
 def _decomposed_backward(*arguments: Any) -> list[Tensor]:
-    call, cotangents, _, needed = op_call.checked_backward(*arguments)
+    call, cotangents, _, needed = op_backward_call.checked_backward(*arguments)
     seed = op_call.check_values(call)
     operands = call.x, *call.states, *call.weights
-    grads = double_backward.vjp(call.spec, _extent(call), seed, operands, cotangents, call.grads_needed(needed))
+    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets)
+    grads = double_backward.vjp(call.spec, extent, seed, operands, cotangents, call.grads_needed(needed))
     return [grad for grad in grads if grad is not None]
-
-
-def _extent(call: OpCall) -> Extent:
-    if call.batch_sizes is not None:
-        batch = int(call.batch_sizes[0])
-        return Extent(len(call.batch_sizes), batch, torch.arange(batch) < call.batch_sizes[:, None], packed=True)
-    steps, batch = call.x.shape[:2]
-    return Extent(steps, batch, None if call.lengths is None else torch.arange(steps)[:, None] < call.lengths)

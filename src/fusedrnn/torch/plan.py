@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from fusedrnn.layout import BIASES
 from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.cell_references import cell_of
 from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
 from fusedrnn.torch.formats import checked_compute, no_dropout
 from fusedrnn.torch.low_precision import OPERANDS
@@ -25,13 +27,14 @@ class ModulePlan(NamedTuple):
         training_spec: The network in training, with dropout; None if the operator cannot drop as much, or drops nothing
             with ``compute``.
         state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
-        state_sizes: Features of h, and of c in an LSTM.
+        state_sizes: Features of each state, h first.
         names: Names of the parameters in torch.nn's order, which is that of a layer's ``_flat_weights``.
         shapes: Their shapes.
         expected: What :func:`_are_ordinary` sees of ordinary parameters.
         order: For each parameter of the operator its index in ``names``, None for a missing bias; None if the operator
             has the same parameters in the same order.
-        is_cell: Whether the module is a cell, which has no ``_flat_weights``.
+        is_cell: Whether the module is a cell.
+        has_flat_weights: Whether it has torch.nn's ``_flat_weights``.
         training_error: The error of a call in training mode; None if there is none. Dynamo reads it in a graph.
     """
 
@@ -44,6 +47,7 @@ class ModulePlan(NamedTuple):
     expected: list[tuple[Any, ...]]
     order: tuple[int | None, ...] | None
     is_cell: bool = False
+    has_flat_weights: bool = True
     training_error: str | None = None
 
 
@@ -55,8 +59,8 @@ def _layer_plan(
     compute = checked_compute(compute or OPERANDS.get(dtype), MODULE_DTYPES[dtype])
     try:
         spec = RNNSpec(
-            mode.lower(), I, H, layers, bool(bidirectional), projection_size=P or None, dtype=MODULE_DTYPES[dtype],
-            compute=compute,
+            cell_of(mode if ":" in mode else mode.lower()), I, H, layers, bool(bidirectional),
+            projection_size=P or None, dtype=MODULE_DTYPES[dtype], compute=compute,
         )  # fmt: skip
         training_spec: RNNSpec | None = spec
         if dropout > 0 and layers > 1:
@@ -66,7 +70,7 @@ def _layer_plan(
     ours = spec.layout.by_layer_direction
     # torch.nn lists the projection of a direction after its biases, the operator before them.
     torchs = sorted(ours, key=lambda entry: (entry.layer, entry.direction, entry.kind == "h2r_weight"))
-    torchs = [entry for entry in torchs if bias or entry.kind.endswith("weight")]
+    torchs = [entry for entry in torchs if bias or entry.kind not in BIASES]
     names, shapes = tuple(entry.torch_name for entry in torchs), tuple(entry.shape for entry in torchs)
     index = {name: i for i, name in enumerate(names)}
     order = tuple(index.get(entry.torch_name) for entry in ours)
@@ -84,7 +88,13 @@ def _cell_plan(
 ) -> ModulePlan | None:
     plan = _layer_plan(mode, I, H, 1, False, bias, 0.0, dtype, compute=compute)
     names = () if plan is None else tuple(name.removesuffix("_l0") for name in plan.names)
-    return plan and plan._replace(names=names, state_rows=(), is_cell=True)
+    return plan and plan._replace(names=names, state_rows=(), is_cell=True, has_flat_weights=False)
+
+
+@lru_cache(maxsize=256)
+def _user_layer_plan(*attributes: Any) -> ModulePlan | None:
+    plan = _layer_plan(*attributes)
+    return plan and plan._replace(has_flat_weights=False)
 
 
 # Dynamo cannot trace caches. It takes the results of these functions for constants (see dynamo.py), and can then read
@@ -92,6 +102,11 @@ def _cell_plan(
 def layer_plan(*attributes: Any) -> ModulePlan | None:
     """The plan of a layer with these attributes, as :func:`_layer_plan` lists them; None if it is not supported."""
     return _layer_plan(*attributes)
+
+
+def user_layer_plan(*attributes: Any) -> ModulePlan | None:
+    """The plan of a layer of any cell, which is no subclass of torch.nn's."""
+    return _user_layer_plan(*attributes)
 
 
 def cell_plan(*attributes: Any) -> ModulePlan | None:
@@ -138,13 +153,13 @@ def current_weights(module: Module, plan: ModulePlan, dtype: torch.dtype) -> lis
     if (
         is_compiling()
         or not _are_ordinary(weights, plan.expected)
-        or not (plan.is_cell or _are_flat_weights(module, weights))
+        or (plan.has_flat_weights and not _are_flat_weights(module, weights))
     ):
         weights = [
             getattr(module, name, None) if weight is None else weight
             for name, weight in zip(plan.names, weights, strict=True)
         ]
-        if not plan.is_cell and not is_compiling():
+        if plan.has_flat_weights and not is_compiling():
             weights = _flat_or_named(module, weights)
         for weight, shape in zip(weights, plan.shapes, strict=True):
             if not is_plain(weight, dtype) or weight.shape != shape:

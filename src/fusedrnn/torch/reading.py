@@ -16,6 +16,7 @@ from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.class_map import is_quantized, is_scripted, torch_class
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import recurrent_operators
+from fusedrnn.torch.layer import Layer
 
 _CELL_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float32", torch.bfloat16: "float32"}
@@ -29,7 +30,7 @@ class ReadLayer:
 
     Attributes:
         name: Its name in the model; empty for the model itself.
-        kind: ``"RNN"``, ``"LSTM"``, ``"GRU"`` or that with ``"Cell"``.
+        kind: ``"RNN"``, ``"LSTM"``, ``"GRU"`` or that with ``"Cell"``; or ``"Layer"``.
         spec: What to run; its dropout applies in training. A cell is a network of one layer, to run for one step.
         params: The flat vector of ``spec.layout``, a copy.
         batch_first: Whether the layer takes (N, T, I); the operator takes (T, N, I).
@@ -83,7 +84,9 @@ def read(model: Module, names: Iterable[str] | None = None) -> dict[str, ReadLay
 
 
 def _kind(module: Module) -> str:
-    """The name of a module's class among torch.nn's six; empty if it is none of them."""
+    """The name of a module's class among torch.nn's six and ours; empty if it is none of them."""
+    if isinstance(module, Layer):
+        return "Layer"
     if isinstance(module, torch.jit.ScriptModule):
         # Anyone's class may have such a name: it must have the parameters too.
         has_weights = is_scripted(module) and any(name.startswith("weight_ih") for name in _weights(module))
@@ -119,6 +122,9 @@ def _weights(module: Module) -> dict[str, Tensor]:
 def _read(name: str, module: Module, kind: str) -> ReadLayer:
     weights = _weights(module)
     arrays = {label: _array(name, label, weight) for label, weight in weights.items()}
+    if isinstance(module, Layer):
+        spec = module.spec
+        return ReadLayer(name, kind, spec, spec.layout.pack(arrays, names="torch"), module.batch_first)
     if kind.endswith("Cell"):
         arrays = {f"{label}_l0": array for label, array in arrays.items()}
     nonlinearity, dropout, batch_first = _settings(module, kind)

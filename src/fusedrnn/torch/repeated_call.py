@@ -177,7 +177,7 @@ class RepeatedCall:
         parameters = self._parameters
         if not all(map(is_, map(module._parameters.get, self._plan.names), parameters)):
             return False
-        if not self._plan.is_cell:
+        if self._plan.has_flat_weights:
             flat = module._flat_weights
             if len(flat) != len(parameters) or not all(map(is_, flat, parameters)):
                 return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusedrnn.cell.cells import Cell
 from fusedrnn.spec import RNNSpec
 
 _C0 = 2
@@ -17,7 +18,8 @@ def saved_operands(
 
     A product saves each factor if the other one needs a gradient, and a sum saves nothing. So torch.nn lets a weight
     change before backward if its factor needs no gradient: the first layer's input weight if x needs none, the
-    recurrent weight of a single step if its initial state needs none.
+    recurrent weight of a single step if its initial state needs none. The equations of a user's cell may multiply its
+    states and its own parameters by anything, so that these are saved.
 
     Args:
         spec: What runs.
@@ -28,8 +30,9 @@ def saved_operands(
     Returns:
         A flag for each operand, in the same order.
     """
-    kinds, first = spec.layout.kinds, 1 + len(spec.state_names)
-    h0, c0 = needs_grad[1], True in needs_grad[2:first]
+    kinds, first_weight = spec.layout.kinds, 1 + len(spec.state_names)
+    h0, c0, own = needs_grad[1], True in needs_grad[2:first_weight], (*spec.vector_kinds, *spec.scalar_kinds)
+    first = first_weight
     saved = [False] * len(needs_grad)
     layer_input = needs_grad[0]
     for layer in range(spec.num_layers):
@@ -40,9 +43,12 @@ def saved_operands(
             output = gates or c0 or weights.get("h2r_weight", False)
             later = several_steps and output
             factors = {"i2h_weight": layer_input, "h2h_weight": h0 or later, "h2r_weight": gates or c0 or later}
+            if isinstance(spec.mode, Cell):
+                factors |= {"h2h_weight": gates, **dict.fromkeys(own, True)}
+                saved[1:first_weight] = [True] * len(spec.state_names)
             saved[first : first + len(kinds)] = [factors.get(kind, False) for kind in kinds]
             saved[0] |= not layer and weights["i2h_weight"]
-            saved[1] |= weights["h2h_weight"]
+            saved[1] |= weights.get("h2h_weight", False)
             if spec.mode == "lstm":
                 saved[_C0] |= gates
             first += len(kinds)

@@ -40,12 +40,12 @@ class ShortBackward:
         shapes = [(*shape.leading, network.spec.input_size), *shape.state_shapes, *network.weight_shapes]
         has_dstates = True in needs_grad[1:first_weight]
         entries = network.spec.layout.by_layer_direction
-        symbols = ["dx", *("dh0", "dc0")[: network.num_states], *(entry.name for entry in entries)]
+        symbols = ["dx", *network.state_symbols("d{}0"), *(entry.name for entry in entries)]
         self._computed = [
             needed or (has_dstates and 0 < number < first_weight) for number, needed in enumerate(needs_grad)
         ]
         self._needs_grad, self._shapes = needs_grad, shapes
-        cotangents = zip((dy, *dfinal), ("dy", "dh_n", "dc_n"), strict=False)
+        cotangents = zip((dy, *dfinal), ("dy", *network.state_symbols("d{}_n")), strict=False)
         guards = [guard_of(cotangent, symbol) for cotangent, symbol in cotangents if cotangent is not None]
         guards += [
             guard_of(weight, f"unpacked {entry.name}")

@@ -83,7 +83,8 @@ class ShortCall:
 
     def _guards(self, module: Any, x: Tensor, states: tuple[Tensor, ...]) -> list[TensorGuard]:
         """The guards of all tensors, in the order in which a call passes them."""
-        entries = self.shape.network.spec.layout.by_layer_direction
+        network = self.shape.network
+        entries = network.spec.layout.by_layer_direction
         names = {id(weight): f"unpacked {entry.name}" for weight, entry in zip(self._weights, entries, strict=True)}
         parameters = [
             TensorGuard(None, is_same=True) if weight is None
@@ -93,8 +94,8 @@ class ShortCall:
         flat = [TensorGuard(weight, is_same=True) for weight in self._flat_weights(module)]
         y, final = self._new_results(x)
         return [
-            guard_of(x, "x"), *map(guard_of, states, ("h0", "c0")), *parameters, *flat,
-            *map(guard_of, final, ("h_n", "c_n")), guard_of(y, "y"),
+            guard_of(x, "x"), *map(guard_of, states, network.state_symbols("{}0")), *parameters, *flat,
+            *map(guard_of, final, network.state_symbols("{}_n")), guard_of(y, "y"),
         ]  # fmt: skip
 
     def __call__(self, module: Any, x: Any, hx: Any) -> Any:
@@ -172,7 +173,7 @@ class ShortCall:
 
     def _flat_weights(self, module: Any) -> Sequence[Any]:
         """What torch.nn's forward of a layer reads instead of the parameters by name."""
-        flat: Sequence[Any] = () if self._plan.is_cell else module._flat_weights
+        flat: Sequence[Any] = module._flat_weights if self._plan.has_flat_weights else ()
         return flat
 
     def _new_results(self, x: Tensor) -> tuple[Any, list[Tensor]]:

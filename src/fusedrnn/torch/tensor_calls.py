@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import BYTES, CallShape, Network, Results, Tensors, check_trainable
@@ -84,7 +85,9 @@ def train(
     check_trainable(shape.network.spec)
     threads = team()
     engine_weights = engine_weights or _engine_weights(shape, weights, True, threads)
-    info = shape.network.engine.describe_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    info = shape.network.engine.describe_reserve(
+        shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
+    )
     reserve, address = new_reserve(shape.network.engine, info.layout.size)
     saved = SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
     y, final = _run(shape, x, states, engine_weights, threads, info, address)
@@ -112,9 +115,10 @@ def _run(
     final = shape.new_states(x)
     y = None if shape.is_cell else shape.new(x, network.output_size)
     network.engine.run(
-        shape.steps, shape.batch, engine_weights, strided_pointer(network, x), _state_pointers(initial),
-        ((final[0] if y is None else y).data_ptr(), *shape.output_strides), _state_pointers(final),
+        shape.steps, shape.batch, engine_weights, strided_pointer(network, x), network.state_pointers(initial),
+        ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_pointers(final),
         varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
+        options=None if shape.resets is None else StateOptions(shape.resets),
     )  # fmt: skip
     return y, final
 
@@ -123,7 +127,9 @@ def _run(
 def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
     engine_weights = _engine_weights(shape, weights, True, team())
-    info = shape.network.engine.describe_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    info = shape.network.engine.describe_reserve(
+        shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
+    )
     return SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
 
 
@@ -143,10 +149,7 @@ def backward(
     reserve = _aligned(saved.reserve)
     dx = shape.new(like, network.spec.input_size) if needs_grad[0] else None
     dstates = shape.new_states(like) if True in needs_grad[1 : 1 + num_states] else ()
-    dweights = [
-        like.new_empty(weight_shape) if needed else None
-        for weight_shape, needed in zip(network.weight_shapes, needs_grad[1 + num_states :], strict=True)
-    ]
+    dweights = _new_weight_grads(network, needs_grad[1 + num_states :])
     packed = saved.weights[0]
     if packed is not None and saved.packed:
         packed = _aligned(packed)
@@ -156,11 +159,23 @@ def backward(
         engine_weights = engine.weights_at(_pointers(saved.weights))
     dy, dfinal = readable(dy, dfinal)
     engine.run_backward(
-        saved.info, reserve.data_ptr(), engine_weights, strided_pointer(network, dy), _state_pointers(dfinal),
-        GradPointers(strided_pointer(network, dx), _pointers(dweights), _state_pointers(dstates)), team(),
+        saved.info, reserve.data_ptr(), engine_weights, strided_pointer(network, dy), network.state_pointers(dfinal),
+        GradPointers(strided_pointer(network, dx), _pointers(dweights), network.state_pointers(dstates)), team(),
     )  # fmt: skip
+    for first, last in network.adjacent_weights:  # nobody expects gradients to share memory
+        dweights[first:last] = [grad if grad is None else grad.clone() for grad in dweights[first:last]]
     grads = [dx, *(dstates or (None,) * num_states), *dweights]
     return [grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]
+
+
+def _new_weight_grads(network: Network, needs_grad: Sequence[bool]) -> list[Tensor | None]:
+    """Memory for the gradients of weights that need one, and for those that kernels write behind them."""
+    new_empty = network.like.new_empty
+    grads = [new_empty(shape) if need else None for shape, need in zip(network.weight_shapes, needs_grad, strict=True)]
+    for first, last in network.adjacent_weights:
+        if True in needs_grad[first:last]:
+            grads[first:last] = new_empty((last - first, *network.weight_shapes[first])).unbind()
+    return grads
 
 
 def _engine_weights(shape: CallShape, weights: Tensors, training: bool, threads: ThreadTeam) -> Any:
@@ -202,14 +217,6 @@ def _aligned(memory: Tensor) -> Tensor:
 
 def _pointers(tensors: Tensors) -> tuple[int, ...]:
     return tuple([0 if tensor is None else tensor.data_ptr() for tensor in tensors])
-
-
-def _state_pointers(states: Tensors) -> tuple[int, int]:
-    """The pointers of h and c; 0 for a missing one."""
-    if not states:
-        return 0, 0
-    h, c = (*states, None)[:2]
-    return 0 if h is None else h.data_ptr(), 0 if c is None else c.data_ptr()
 
 
 def strided_pointer(network: Network, x: Tensor | None) -> StridedPtr:

@@ -11,9 +11,10 @@ import torch
 from torch.nn import Module
 
 from fusedrnn.spec import RNNSpec
+from fusedrnn.torch.cell_references import cell_of
 from fusedrnn.torch.class_map import OURS, TORCHS, as_torch_module, counterpart
 from fusedrnn.torch.imports import after_import
-from fusedrnn.torch.op_call import split_backward
+from fusedrnn.torch.op_backward_call import split_backward
 from fusedrnn.torch.saved_operands import saved_operands
 
 Shape = Sequence[int]
@@ -42,22 +43,22 @@ def _forward_flops(x: Shape, h0: object, c0: object, weights: Sequence[Shape | N
 
 def _backward_flops(*arguments: Any, **_: object) -> int:
     """As of torch.nn's own operations: for each product of forward, one for each factor that needs a gradient."""
-    call: Any  # of shapes instead of tensors
-    call, needed = split_backward(arguments)
+    backward = split_backward(arguments)
+    call: Any = backward.call  # of shapes instead of tensors
     x, batch_sizes = call.x, call.batch_sizes
     spec = RNNSpec(
-        call.mode, x[-1], call.hidden_size, call.num_layers, call.bidirectional,
+        cell_of(call.mode), x[-1], call.hidden_size, call.num_layers, call.bidirectional,
         projection_size=call.projection_size or None,
     )  # fmt: skip
     num_states = len(spec.state_names)
-    needs_grad = (*needed[: 1 + num_states], *needed[3:])
+    needs_grad = call.grads_needed(backward.needed)
     steps = x[0] if batch_sizes is None else batch_sizes[0]
     # A matrix is saved if its other factor needs a gradient.
     factors_need_grad = saved_operands(spec, needs_grad, steps > 1)
     rows, total = prod(x[:-1]), 0
     # The first step makes no product for an initial state that needs no gradient. In a packed sequence shapes do not
     # tell how many rows the first step has, so that it counts.
-    first_step = x[1] if batch_sizes is None and not needed[1] else 0
+    first_step = x[1] if batch_sizes is None and not needs_grad[1] else 0
     kinds = spec.layout.kinds * (spec.num_layers * spec.num_directions)
     for index, (shape, kind) in enumerate(zip(call.weights, kinds, strict=True), 1 + num_states):
         if shape is not None and len(shape) == 2:

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.guarded_call import GuardedCall
+from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.operands import (
-    BACKWARD,
-    FORWARD,
     BackwardOperands,
     ForwardOperands,
+    backward_operands,
     comparable,
     entries,
+    forward_operands,
     misplaced_buffer,
 )
 from fusedrnn.frozen_array import is_frozen
@@ -32,7 +33,6 @@ from fusedrnn.runtime.thread_pool import get_num_threads
 
 Array = NDArray[Any]
 States = Sequence[Array | None] | None
-_NO_STATES = (None, None)
 _NO_BUFFERS = (None, None, None)
 
 
@@ -42,16 +42,16 @@ class _CachedCall:
     def __init__(self, executor: Executor) -> None:
         self._executor, self._threads = executor, get_num_threads()
         self._num_states = len(executor.spec.state_names)
+        self._letters = state_letters(self._num_states)
+        self._no_states = (None,) * len(self._letters)
         self._dtype = np.dtype(executor.spec.dtype)
 
-    def _pair(self, states: States) -> tuple[Any, Any] | None:
-        """The entries for h and c, None where there is none; None if the number of entries is wrong."""
+    def _all_states(self, states: States) -> Sequence[Any] | None:
+        """The entries for h, c and further states, None where there is none; None if their number is wrong."""
         if states is None:
-            return _NO_STATES
-        pair = entries(states, self._num_states)
-        if pair is None:
-            return None
-        return (pair[0], pair[1]) if self._num_states > 1 else (pair[0], None)
+            return self._no_states
+        given = entries(states, self._num_states)
+        return (given[0], None) if given is not None and self._num_states == 1 else given
 
     def _empty(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
         return tuple([np.empty(shape, self._dtype) for shape in shapes])
@@ -71,15 +71,15 @@ class CachedForward(_CachedCall):
         self, executor: Executor, operands: ForwardOperands, states: States, residuals: CpuResiduals | None
     ) -> None:
         super().__init__(executor)
-        x, params, _, _, y = operands
+        x, params, _, _, y, *_ = operands
         self._shape = y.shape
         steps, batch = y.shape[:2]
         self._layout = None if residuals is None else residuals.info.layout
         self._save = None if self._layout is None else self._layout.save
         self._state_shapes = executor.spec.state_shape(batch)
-        pair = self._pair(states)
-        assert pair is not None
-        h_n, c_n = (*self._empty(self._state_shapes), None)[:2]
+        initial = self._all_states(states)
+        assert initial is not None
+        final = (*self._empty(self._state_shapes), None)[: len(self._letters)]
         # Frozen parameters are known by their identity: their weights cannot change.
         self._frozen = params if is_frozen(params) else None
         self._weights = None if self._frozen is None else executor.weights_of(params, steps, batch, self._save)
@@ -91,14 +91,15 @@ class CachedForward(_CachedCall):
         self._params_in_place = self._unpacked and self._layout is None
         symbol = "weights" if not self._unpacked else "nothing" if self._params_in_place else "params"
         problem: Problem = "forward" if self._layout is None else "training", steps, batch, self._layout
-        self._guarded = GuardedCall(executor, problem, FORWARD, (x, params, *pair, y, h_n, c_n), symbol, {})
+        arrays = (x, params, *initial, y, *final)
+        self._guarded = GuardedCall(executor, problem, forward_operands(self._letters), arrays, symbol, {})
 
     def __call__(
         self, x: Any, params: Any, states: Any, out: Any, seed: int = 0
     ) -> tuple[Array, tuple[Array, ...], CpuResiduals | None] | None:
         """The output, the final states and in training the residuals; None if the arguments differ."""
-        pair = _NO_STATES if states is None else self._pair(states)
-        if pair is None or get_num_threads() != self._threads:
+        initial = self._no_states if states is None else self._all_states(states)
+        if initial is None or get_num_threads() != self._threads:
             return None
         weights = self._weights
         if self._frozen is not None:
@@ -113,12 +114,15 @@ class CachedForward(_CachedCall):
                 return None
         y = np.empty(self._shape, self._dtype) if out is None else out
         # Like _empty, without a call and a list, which take a noticeable part of a call of one step.
-        h_n, c_n = np.empty(self._state_shapes[0], self._dtype), None
+        h_n = np.empty(self._state_shapes[0], self._dtype)
         final: tuple[Array, ...] = (h_n,)
-        if self._num_states > 1:
-            c_n = np.empty(self._state_shapes[1], self._dtype)
-            final = h_n, c_n
-        arrays = (x, params, pair[0], pair[1], y, h_n, c_n)
+        if self._num_states == 1:
+            arrays: tuple[Any, ...] = (x, params, initial[0], None, y, h_n, None)
+        else:
+            final = h_n, np.empty(self._state_shapes[1], self._dtype)
+            if self._num_states > 2:
+                final = *final, *self._empty(self._state_shapes[2:])
+            arrays = (x, params, *initial, y, *final)
         address = 0 if weights is None else weights.address or weights.matrices[0]
         if self._layout is None:
             return (y, final, None) if self._guarded.run(arrays, address) else None
@@ -145,7 +149,7 @@ class CachedBackward(_CachedCall):
         self, executor: Executor, residuals: CpuResiduals, operands: BackwardOperands, grad_req: object
     ) -> None:
         super().__init__(executor)
-        dy, dstates, grads = operands
+        dy, dstates, grads, _ = operands
         self._layout, self._grad_req = residuals.info.layout, comparable(grad_req)
         self._packed = isinstance(residuals.weights, PackedWeights)
         steps, batch = self._layout.steps, self._layout.batch
@@ -153,12 +157,12 @@ class CachedBackward(_CachedCall):
         self._dparams_shape = None if grads.params is None else (executor.spec.layout.size,)
         self._state_shapes = None if grads.states is None else executor.spec.state_shape(batch)
         self._grad_reqs = grads.grad_reqs
-        pair = self._pair(dstates)
-        assert pair is not None
-        dh0, dc0 = (*(grads.states or ()), None, None)[:2]
+        final = self._all_states(dstates)
+        assert final is not None
+        initial = (*(grads.states or ()), *self._no_states)[: len(self._letters)]
         self._guarded = GuardedCall(
-            executor, ("backward", steps, batch, self._layout), BACKWARD,
-            (dy, *pair, grads.x, grads.params, dh0, dc0), "weights" if self._packed else "params",
+            executor, ("backward", steps, batch, self._layout), backward_operands(self._letters),
+            (dy, *final, grads.x, grads.params, *initial), "weights" if self._packed else "params",
             {"add_x": grads.add_x, "add_params": grads.add_params, "add_states": grads.add_states},
         )  # fmt: skip
 
@@ -167,9 +171,9 @@ class CachedBackward(_CachedCall):
     ) -> tuple[Array | None, Array | None, tuple[Array, ...] | None] | None:
         """The gradients; None if the arguments differ."""
         info, weights = residuals.info, residuals.weights
-        pair = self._pair(dstates)
+        final = self._all_states(dstates)
         if (
-            pair is None
+            final is None
             or info.layout is not self._layout
             or info.varlen is not None
             or isinstance(weights, PackedWeights) is not self._packed
@@ -181,7 +185,7 @@ class CachedBackward(_CachedCall):
         if buffers is None or misplaced_buffer(self._grad_reqs, buffers) is not None:
             return None
         dx, dparams, states = buffers
-        initial = self._pair(states)
+        initial = self._all_states(states)
         if initial is None:
             return None
         if dx is None and self._dx_shape is not None:
@@ -190,9 +194,9 @@ class CachedBackward(_CachedCall):
             dparams = np.empty(self._dparams_shape, self._dtype)
         if states is None and self._state_shapes is not None:
             states = self._empty(self._state_shapes)
-            initial = (states[0], states[1]) if self._num_states > 1 else (states[0], None)
+            initial = states if self._num_states > 1 else (states[0], None)
         address = weights.address or weights.matrices[0]
-        arrays = (dy, *pair, dx, dparams, *initial)
+        arrays = (dy, *final, dx, dparams, *initial)
         if not self._guarded.run(arrays, address, residuals.lease.address, signed(info.seed)):
             return None
         return dx, dparams, None if states is None else tuple(states)

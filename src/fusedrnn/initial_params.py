@@ -1,0 +1,94 @@
+"""What parameters begin with: torch.nn's uniform distribution, and what a cell declares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.cell.cells import make_cell
+from fusedrnn.cell.initial import BIAS, Initial, InitialValue, checked_initial
+from fusedrnn.layout import Parameter
+from fusedrnn.spec import RNNSpec
+
+Array = NDArray[Any]
+_ZERO = Initial(0.0, 0.0)
+
+
+class Fill(NamedTuple):
+    """Initial values of some rows of a parameter; rows that are filled twice keep the later values.
+
+    Attributes:
+        entry: The parameter.
+        rows: Which of its rows.
+        initial: Their distribution.
+        negated: Further rows, which get the negative of the same values; None for none.
+    """
+
+    entry: Parameter
+    rows: slice
+    initial: Initial
+    negated: slice | None = None
+
+
+def initial_fills(spec: RNNSpec, initial: Mapping[str, InitialValue] | None = None) -> Iterator[Fill]:
+    """The initial values of a spec's parameters, in order; ``initial`` is as for :func:`init_params`."""
+    limit = 1 / math.sqrt(spec.hidden_size)
+    declared = dict(make_cell(spec.variant).initial)
+    declared |= checked_initial(initial, spec.gates, (*spec.vector_kinds, *spec.scalar_kinds))
+    for entry in spec.layout.by_layer_direction:
+        yield Fill(entry, slice(None), declared.get(entry.kind, Initial(-limit, limit)))
+    for name, value in declared.items():
+        if name.endswith(BIAS):
+            rows = _rows(spec, name.removesuffix(BIAS))
+            negated = None if value.negated is None else _rows(spec, value.negated)
+            for entry in spec.layout.by_layer_direction:
+                if entry.kind == "i2h_bias":
+                    yield Fill(entry, rows, value, negated)
+                elif entry.kind == "h2h_bias":  # added to the other; has no rows for gates of the input alone
+                    yield from (Fill(entry, each, _ZERO) for each in (rows, negated) if each is not None)
+
+
+def _rows(spec: RNNSpec, gate: str) -> slice:
+    first = spec.gates.index(gate) * spec.hidden_size
+    return slice(first, first + spec.hidden_size)
+
+
+def init_params(
+    spec: RNNSpec, rng: np.random.Generator | None = None, initial: Mapping[str, InitialValue] | None = None
+) -> Array:
+    """A new flat vector of initial parameters for training.
+
+    Weights, biases and the cell's own parameters are uniformly distributed between -1/√H and 1/√H, as in torch.nn,
+    except for those that the cell declares otherwise by ``initial=``.
+
+    Args:
+        spec: What the parameters are for.
+        rng: NumPy's generator; None for a new one.
+        initial: More values by name, as for :func:`fusedrnn.cell.cell`, which take precedence: ``{"f.bias": 1.0}`` for
+            the forget gates of an LSTM. A gate with two biases has zeros in that of the state.
+
+    Returns:
+        The vector, of the spec's dtype, (spec.layout.size,).
+
+    Raises:
+        TypeError: A value is no number, and no pair of numbers.
+        ValueError: There is no parameter of a name, or bounds are in the wrong order.
+
+    Example:
+        >>> params = init_params(RNNSpec("lstm", 3, 4), np.random.default_rng(0), {"f.bias": 1.0})
+        >>> params.shape
+        (144,)
+    """
+    rng = np.random.default_rng() if rng is None else rng
+    params = np.empty(spec.layout.size, spec.dtype)
+    for entry, rows, value, negated in initial_fills(spec, initial):
+        parameter = entry.view(params)
+        drawn = rng.uniform(value.low, value.high, parameter[rows].shape)
+        parameter[rows] = np.log(drawn) if value.is_log else drawn
+        if negated is not None:
+            parameter[negated] = -parameter[rows]
+    return params

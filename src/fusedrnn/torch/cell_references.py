@@ -1,0 +1,61 @@
+"""Cells by reference: plans, graphs and exported programs name a cell that a user has written by a string."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from operator import attrgetter
+from typing import Any
+
+from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.language import UserCell
+
+_CELLS: dict[str, UserCell] = {}
+"""The cells of this process whose reference someone has asked for."""
+_CATALOGUE = "fusedrnn.cells"
+
+
+def reference_to(cell: str | Cell) -> str:
+    """A mode itself; of a cell its reference, by which :func:`cell_of` finds it.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(cell, str):
+        return cell
+    if not isinstance(cell, UserCell):
+        raise TypeError(f"cell must be a mode or a cell from fusedrnn.cell.cell; got {cell!r}")
+    return _CELLS.setdefault(cell.reference, cell).reference
+
+
+def cell_of(reference: str) -> str | Cell:
+    """The mode or the cell of that reference.
+
+    A cell that this process has not used yet is looked up in the module that defines it. That is imported only if it is
+    part of this package: a reference may come from a file.
+
+    Raises:
+        ValueError: If there is no such cell; the message says what to import, or that its equations are others.
+    """
+    if ":" not in reference:
+        return reference
+    cell = _CELLS.get(reference)
+    if cell is None:
+        module, name, _ = reference.split(":")
+        if module.startswith(_CATALOGUE):
+            importlib.import_module(module)
+        cell = _attribute(sys.modules.get(module), name)
+        if cell is None:
+            raise ValueError(f"cell {name!r} is unknown here: import {module}, which defines it, before")
+        if cell.reference != reference:
+            raise ValueError(f"cell {name!r} of {module} has other equations than the program was made with")
+        _CELLS[reference] = cell
+    return cell
+
+
+def _attribute(module: Any, name: str) -> UserCell | None:
+    try:
+        cell = attrgetter(name)(module)
+    except AttributeError:
+        return None
+    return cell if isinstance(cell, UserCell) else None

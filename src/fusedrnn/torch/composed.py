@@ -1,0 +1,38 @@
+"""A call of the operator by PyTorch's own operations, which run on any device and in any transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch import double_backward
+from fusedrnn.torch.double_backward import Extent
+from fusedrnn.torch.eager import draw_seed
+from fusedrnn.torch.network import Results, Tensors
+
+
+def run(
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
+    lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: int | None = None,
+    resets: Tensor | None = None,
+) -> Results:  # fmt: skip
+    """:func:`fusedrnn.torch.eager.run` on tensors of any kind, one step after the other.
+
+    Dropout masks are the same too; they do not depend on the device.
+
+    Raises:
+        RuntimeError: If the format of operands is for inference only, which PyTorch's operations do not have.
+    """
+    if not spec.is_trainable:
+        raise RuntimeError(
+            f"compute={spec.compute!r} runs on plain tensors on the CPU alone, outside of tracing and transforms; "
+            f"got {x.dtype} on {x.device}"
+        )
+    if seed is None:
+        seed = draw_seed() if spec.drops else 0
+    initial = states or (None,) * len(spec.state_names)
+    extent = Extent.of_tensors(x, lengths, batch_sizes, resets)
+    y, *final = double_backward.forward(spec, extent, seed, x, initial, weights)
+    return y, tuple(final)

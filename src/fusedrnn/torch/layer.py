@@ -1,0 +1,190 @@
+"""Layer: a network of any cell, also of one that a user has written, as a PyTorch module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.utils.rnn import PackedSequence
+
+from fusedrnn.cell.cells import Cell
+from fusedrnn.initial_params import initial_fills
+from fusedrnn.spec import RNNSpec
+from fusedrnn.torch import composed
+from fusedrnn.torch.cell_references import reference_to
+from fusedrnn.torch.eligibility import MODULE_DTYPES
+from fusedrnn.torch.formats import checked_compute
+from fusedrnn.torch.modules import FusedLayer, States, run_packed
+from fusedrnn.torch.plan import ModulePlan, spec_of, user_layer_plan
+
+
+class Layer(FusedLayer, Module):
+    """A recurrent network of a cell on the fused operator; it takes and returns what ``torch.nn.GRU`` does.
+
+    Its states are one tensor if the cell has one, else a tuple in their order. Parameters have torch.nn's names,
+    ``weight_ih_l0`` and so on, and those of the cell's vectors and scalars, such as ``beta_l0``, with ``_reverse`` for
+    the second direction. Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where
+    sequences begin anew.
+
+    Args:
+        cell: A cell from :func:`fusedrnn.cell.cell` or :mod:`fusedrnn.cells`; or a mode, ``"rnn_relu"``,
+            ``"rnn_tanh"``, ``"lstm"`` or ``"gru"``.
+        input_size: I.
+        hidden_size: H.
+        num_layers: L; each layer but the first one reads the output of the one before.
+        bias: Whether gates have biases, one for the input and one for the recurrent product.
+        batch_first: Whether input and output are (N, T, features).
+        dropout: Probability in [0, 1) with which training drops elements between layers.
+        bidirectional: Whether each layer runs in both directions.
+        compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`.
+        device: Where the parameters are.
+        dtype: Theirs; None for torch's default.
+
+    Attributes:
+        cell: The cell, or the mode.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an invalid value.
+
+    Example:
+        >>> from fusedrnn import cells
+        >>> layer = Layer(cells.minimal_gated_unit, 10, 20, bidirectional=True)
+        >>> y, h_n = layer(torch.randn(5, 3, 10))  # (5, 3, 40), (2, 3, 20)
+    """
+
+    cell: str | Cell
+    proj_size = 0
+
+    def __init__(
+        self, cell: str | Cell, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        compute: str | None = None, device: Any = None, dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        Module.__init__(self)
+        spec = RNNSpec(
+            cell, input_size, hidden_size, num_layers, bidirectional, dropout, bias="double" if bias else "none"
+        )
+        self.cell, self.mode = cell, reference_to(cell)
+        self.input_size, self.hidden_size, self.num_layers = spec.input_size, spec.hidden_size, spec.num_layers
+        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), spec.bidirectional
+        self.dropout = spec.dropout
+        for entry in spec.layout.by_layer_direction:
+            weight = Parameter(torch.empty(entry.shape, device=device, dtype=dtype))
+            self.register_parameter(entry.torch_name, weight)
+        if compute is not None:
+            self.compute = checked_compute(compute, "float64" if weight.dtype.itemsize > 4 else "float32")
+        self.reset_parameters()
+
+    @property
+    def spec(self) -> RNNSpec:
+        """The network, for :class:`fusedrnn.RNNOp`; its layout names the parameters."""
+        dtype = MODULE_DTYPES.get(next(self.parameters()).dtype, "float32")
+        return RNNSpec(
+            self.cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.dropout,
+            dtype=dtype, bias="double" if self.bias else "none", compute=self.compute,
+        )  # fmt: skip
+
+    def reset_parameters(self) -> None:
+        """Initialize all parameters: as torch.nn does, or as the cell declares by ``initial=``."""
+        with torch.no_grad():
+            for entry, rows, initial, negated in initial_fills(self.spec):
+                parameter = getattr(self, entry.torch_name)
+                values = parameter[rows].uniform_(initial.low, initial.high)
+                if initial.is_log:
+                    values.log_()
+                if negated is not None:
+                    parameter[negated] = -values
+
+    def extra_repr(self) -> str:
+        """The arguments, those of their defaults left out."""
+        defaults = {
+            "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
+            "compute": None,
+        }  # fmt: skip
+        options = [f"{name}={getattr(self, name)}" for name in defaults if getattr(self, name) != defaults[name]]
+        name = self.cell.name if isinstance(self.cell, Cell) else self.cell
+        return ", ".join([name, str(self.input_size), str(self.hidden_size), *options])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """After unpickling the cell is that of this process, whose equations may have changed."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.mode = reference_to(self.cell)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError("torch.jit.script cannot compile Layer; export it by torch.export, or trace it")
+
+    def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
+        return user_layer_plan(
+            self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
+            self.dropout, dtype, 0, compute or self.compute,
+        )  # fmt: skip
+
+    def composed_forward(
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Any:
+        """:meth:`forward` by PyTorch's own operations, slowly: on other devices, dtypes and in transforms.
+
+        Raises:
+            TypeError: ``input`` or a state is no tensor.
+            ValueError: A tensor has another dtype than the parameters.
+            RuntimeError: A tensor has a wrong shape.
+        """
+        is_packed = isinstance(input, PackedSequence)
+        x = input.data if is_packed else input
+        dtype = next(self.parameters()).dtype
+        _check_tensor("input", x, dtype)
+        plan = self._plan(dtype if dtype in MODULE_DTYPES else torch.float32)
+        assert plan is not None
+        self._check_input(x, is_packed)
+        states = None if hx is None else self._checked_states(hx, plan, input, dtype)
+        spec = spec_of(plan, self.training)
+        assert spec is not None
+        index = {name: getattr(self, name) for name in plan.names}
+        by_name = [index.get(entry.torch_name) for entry in spec.layout.by_layer_direction]
+
+        def call(x: Tensor, states: States | None) -> tuple[Tensor, States]:
+            sizes = input.batch_sizes if is_packed else None
+            return composed.run(spec, x, states, by_name, lengths=lengths, batch_sizes=sizes, resets=resets)
+
+        return run_packed(call, input, states) if is_packed else self._run_tensor(call, x, states, composed.run)
+
+    def _check_input(self, x: Tensor, is_packed: bool) -> None:
+        axes = (2,) if is_packed else (2, 3)
+        if x.dim() not in axes or x.shape[-1] != self.input_size:
+            expected = " or ".join(f"{number}-D" for number in axes)
+            raise RuntimeError(
+                f"input must be {expected}, its last axis {self.input_size}, the input_size; got shape {tuple(x.shape)}"
+            )
+        if not x.shape[1 if self.batch_first and x.dim() == 3 else 0]:
+            raise RuntimeError(f"input must have at least one step; got shape {tuple(x.shape)}")
+
+    def _checked_states(self, hx: Any, plan: ModulePlan, input: Any, dtype: torch.dtype) -> States:
+        """The initial states as a tuple."""
+        count = len(plan.state_sizes)
+        states = (hx,) if count == 1 else hx
+        if not isinstance(states, (tuple, list)) or len(states) != count:
+            got = f"{len(states)} states" if isinstance(states, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"hx must be a tuple of {count} states, {', '.join(plan.spec.state_names)}; got {got}")
+        if isinstance(input, PackedSequence):
+            batch: tuple[int, ...] = (int(input.batch_sizes[0]),)
+        else:
+            batch = () if input.dim() == 2 else (input.shape[0 if self.batch_first else 1],)
+        for name, state, size in zip(plan.spec.state_names, states, plan.state_sizes, strict=True):
+            _check_tensor(f"the state {name}", state, dtype)
+            shape = (*plan.state_rows, *batch, size)
+            if state.shape != shape:
+                raise RuntimeError(f"the state {name} must have shape {shape}; got {tuple(state.shape)}")
+        return tuple(states)
+
+
+def _check_tensor(name: str, tensor: Any, dtype: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor; got {type(tensor).__name__}")
+    if tensor.dtype != dtype:
+        raise ValueError(f"{name} must have dtype {dtype}, as the parameters have; got {tensor.dtype}")
+
+
+Layer.__module__ = "fusedrnn.torch"  # the public name, which pickles store
