@@ -12,6 +12,7 @@ from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import KeptProduct, NewState, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulators
@@ -31,14 +32,16 @@ CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
+    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_c",
+    "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
 )  # fmt: skip
 
 
 def layer_dir_struct(cell: TracedCell) -> Struct:
     """The struct of a layer-direction; a cell with more than two states has more fields."""
     letters = state_letters(len(cell.states))[2:]
-    return Struct(*LAYER_DIR.names, *(name for letter in letters for name in (f"{letter}0", f"{letter}_n")))
+    forms = "{}0", "{}_n", "{}_reset", "all_{}"
+    return Struct(*LAYER_DIR.names, *(form.format(letter) for letter in letters for form in forms))
 
 
 OutputRows = dict[Result | str, Value]
@@ -82,7 +85,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
     return program.module
 
 
-class Inference(InitialAccumulators):
+class Inference(InitialAccumulators, BetweenSteps):
     """Emits a thread's share of one layer-direction in inference."""
 
     _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, KeptProduct)
@@ -122,6 +125,7 @@ class Inference(InitialAccumulators):
             with f.if_(active_rows > 0):
                 self._step(step, time, active_rows, rows_done.get())
                 rows_done.set(rows_done.get() + active_rows)
+                self.end_step(step, time, active_rows)
                 # After the last step of all, no thread reads what others stored; nor at all without products.
                 if self.stages:
                     with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
@@ -205,7 +209,7 @@ class Inference(InitialAccumulators):
             operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
             a = self.left_operand(table, position.active_rows, self.operand_size(stage), operand_range)
         reverse = self.serpentine_reversed(position.step)
-        with self.blocks(stage, reverse) as (unit_vec, end):
+        with self.blocks(stage, reverse, a.num_rows) as (unit_vec, end):
             self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)
             with f.loop(0, position.active_rows) as row:
                 output_rows = self._output_rows(position.y, position.time, self.sequence(row))
@@ -220,7 +224,7 @@ class Inference(InitialAccumulators):
         """The GEMM of a block of units, accumulated onto the gates or stored by itself."""
         f, blocking = self.f, self.blocking(stage)
         begin, end = (unit_vec * stage.num_gates for unit_vec in block)
-        with self.panels(begin, end) as cols:
+        with self.panels(begin, end, num_rows=a.num_rows) as cols:
             # In reverse, the panel after a block's last one is the first of the block before.
             is_last = reverse & (cols.first + cols.num).equals(end)
             next_panel = is_last.select(f.constant(1 - 2 * blocking.block_panels), 1)

@@ -23,18 +23,18 @@ from fusedrnn.cell.leaves import (
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
+from fusedrnn.engines.cpu.kernels.raw_input import RawInputRows
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
-from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
-from fusedrnn.jit.builder import Declared, Function, Value
+from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
 COMMON_FIELDS = (
     "steps", "batch", "layers", "directions", "hidden", "out",
     "grid_layer_dirs", "grid_rows", "grid_units", "row_starts", "unit_starts", "out_starts", "chunk",
     "row_to_sequence", "active_rows", "lengths",
     "layer_dirs", "spins",
-    "saved_state_step", "saved_state_row", "saved_values_step", "saved_values_row",
-    "threshold", "scale", "seed",
+    "saved_state_step", "saved_state_row", "saved_state_size", "saved_values_step", "saved_values_row",
+    "threshold", "scale", "seed", "resets",
 )  # fmt: skip
 """The fields with which the structs of both calls begin.
 
@@ -44,7 +44,7 @@ run layer-directions at the same time: the directions of a layer or, in a networ
 ``lengths`` are tables, 0 if every sequence has all steps: the sequence of each row; for each row group the number of
 rows that are active at each time; the length of each row. ``saved`` strides are those of the reserve: of states, and of
 the other values saved for backward. ``threshold``, ``scale`` (the bits of a float64) and ``seed`` are dropout's; a
-threshold of 0 means no dropout.
+threshold of 0 means no dropout. ``resets``, if not 0, is a table of bytes (T, N): 1 where a sequence begins anew.
 """
 
 UNPACKED_PARAMS = "unpacked_x_weights", "unpacked_h_weights", "unpacked_x_bias", "unpacked_h_bias"
@@ -79,7 +79,7 @@ class CellPosition(NamedTuple):
     recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
-class DirectionEmitter(ThreadShare):
+class DirectionEmitter(RawInputRows):
     """A function of a thread's share of one layer-direction, under construction."""
 
     scratch: Value  # this thread's
@@ -96,6 +96,30 @@ class DirectionEmitter(ThreadShare):
     def previous_time(self, time: Value) -> Value:
         """The time of the step before, in this direction."""
         return time + self.p.reverse.is_set.select(self.f.constant(1), -1)
+
+    def next_time(self, time: Value) -> Value:
+        """The time of the step after, in this direction."""
+        return time + self.p.reverse.is_set.select(self.f.constant(-1), 1)
+
+    def is_reset(self, time: Value, sequence: Value) -> Value:
+        """Whether the states of a sequence are replaced before the step at that time, 0 or 1, in a call with resets.
+
+        The reverse direction runs over the same pieces from their ends.
+        """
+        f, c = self.f, self.c
+        first_of_piece = time + self.p.reverse
+        mark = f.var(0)
+        with f.if_(first_of_piece < c.steps):
+            mark.set(f.load(c.resets + first_of_piece * c.batch + sequence, I8, 1).zext(I64))
+        return mark.get()
+
+    def time_before(self, time: Value, sequence: Value) -> Value:
+        """The time at which the reserve holds what a step started from: T + 1 for what replaced the states."""
+        f, c = self.f, self.c
+        before = f.var(self.previous_time(time))
+        with f.if_(c.resets.is_set):
+            before.set(self.is_reset(time, sequence).is_set.select(c.steps + 1, before.get()))
+        return before.get()
 
     def active_rows(self, time: Value) -> Value:
         """The number of this thread's rows that have that time."""
@@ -133,7 +157,7 @@ class DirectionEmitter(ThreadShare):
             base, later = (p.saved_c, number - 1) if number else (p.saved_h, 0)
         else:
             base, later = p.saved_operand, number - num_states
-        return base + (self.c.steps + 2) * self.c.saved_state_step * later if later else base
+        return base + self.c.saved_state_size * later if later else base
 
     def saved_operand(self, stage: StageKernel) -> Value:
         """The array of the reserve that holds the operand of a later stage."""
@@ -193,26 +217,6 @@ class DirectionEmitter(ThreadShare):
         index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
         return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
 
-    def raw_input(self, gate_row: Value, unit_vec: Value) -> Value:
-        """Where a vector of the layer's input itself is: behind a row's gates and kept products."""
-        units, vectors = self.hidden, self.num_gates + len(kept_products(self.stages))
-        return gate_row + ((units.last - units.first) * vectors + (unit_vec - units.first)) * self.v.bytes
-
-    def copy_raw_input(self, table: Value, num_rows: Value, gates: Rows) -> None:
-        """Copy this thread's units of the layer's input behind the gates, if the cell reads it."""
-        f, v, units = self.f, self.v, self.hidden
-        if not self.cell.reads_raw_input:
-            return
-        with f.loop(0, num_rows) as row, f.loop(units.first, units.last) as unit_vec:
-            source = f.load(table + row * 8) + unit_vec * v.bytes
-            into = self.raw_input(gates.address + row * gates.stride, unit_vec)
-            units_left = units.size - unit_vec * v.lanes
-            with f.if_else(units_left >= v.lanes) as (whole, tail):
-                with whole:
-                    v.store(v.load(source, v.item), into)
-                with tail:
-                    v.store(v.load_masked(source, units_left), into)
-
     def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
         """A parameter of the cell for a vector of units; scalars are packed before the vectors."""
         v, cell, base = self.v, self.cell, self.p.parameters
@@ -227,7 +231,7 @@ class DirectionEmitter(ThreadShare):
         """The input GEMM of all stages: rows of the layer's input by the columns of this thread's units."""
         for stage in self.gate_stages:
             begin, end = self.hidden.first * stage.num_gates, self.hidden.last * stage.num_gates
-            with self.panels(begin, end) as cols:
+            with self.panels(begin, end, num_rows=a.num_rows) as cols:
                 into = gates.address + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
                 weights(stage).gemm(a, cols, Rows(into, gates.stride))
 
