@@ -112,7 +112,8 @@ def test_registered_engines():
     for entry in registry.engines():
         assert entry.description
         assert entry.device == "cpu"
-        assert "gru; float32, float64; training, lengths, dropout, cells; projection_size, " in str(entry.capabilities)
+        flags = "training, lengths, dropout, resets, all_states, cells"
+        assert f"gru; float32, float64; {flags}; projection_size, " in str(entry.capabilities)
         assert entry.capabilities.options == OPTIONS
         assert registry.find(entry.name) is entry
 
@@ -466,8 +467,9 @@ def test_an_engine_follows_the_protocol(name):
 def test_missing_capabilities_are_named_like_arguments():
     """Each missing option by the name of its argument, so that adapters can rename it."""
     missing = Capabilities(modes=(), dtypes=(), training=False, lengths=False, dropout=False).missing
-    assert missing(SPEC, NEEDS) == ["mode 'gru'", "dtype 'float32'", "dropout", "lengths", "training"]
+    needs = ["all_states", "dropout", "lengths", "resets", "training"]
+    assert missing(SPEC, NEEDS) == ["mode 'gru'", "dtype 'float32'", *needs]
     assert missing(PROJECTED)[2:] == ["projection_size"]
     assert missing(CLIPPED)[2:] == ["state_clip_min"]
-    fields = {*RNNSpec.__dataclass_fields__, "training", "lengths"}
+    fields = {*RNNSpec.__dataclass_fields__, "training", "lengths", "resets", "all_states"}
     assert {re.match(r"\w+", name)[0] for name in missing(DEEP, NEEDS)} <= fields

@@ -38,7 +38,7 @@ def _onednn(spec: RNNSpec) -> Engine:
 register(
     "cpu",
     _cpu,
-    Capabilities(cells=True, options=OPTIONS),
+    Capabilities(resets=True, all_states=True, cells=True, options=OPTIONS),
     order=100,
     description="kernels generated for this processor",
 )
@@ -67,7 +67,7 @@ register(
 register(
     "reference",
     _reference,
-    Capabilities(cells=True, options=OPTIONS),
+    Capabilities(resets=True, all_states=True, cells=True, options=OPTIONS),
     order=1000,
     automatic=False,  # several times slower than the others
     description="NumPy, cell by cell",

@@ -13,9 +13,9 @@ from fusedrnn.spec import DTYPES, MODES, OPTIONS, Array, RNNSpec
 SavePolicy = Literal["gates", "states"]
 """What training saves for backward: gates and states, or states alone, from which backward computes the gates."""
 SAVE_POLICIES: tuple[SavePolicy, ...] = ("gates", "states")
-Need = Literal["training", "lengths", "dropout"]
+Need = Literal["training", "lengths", "dropout", "resets", "all_states"]
 """What a call may need beyond its spec. Dropout counts only where training drops something."""
-NEEDS: tuple[Need, ...] = ("training", "lengths", "dropout")
+NEEDS: tuple[Need, ...] = ("training", "lengths", "dropout", "resets", "all_states")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Capabilities:
         training: Whether it trains.
         lengths: Whether sequences of a batch may differ in length.
         dropout: Whether training may drop elements between layers.
+        resets: Whether states may be replaced inside a sequence.
+        all_states: Whether it returns every state of every step.
         cells: Whether it runs cells that users write.
         options: Which of :data:`fusedrnn.spec.OPTIONS` it supports.
     """
@@ -37,6 +39,8 @@ class Capabilities:
     training: bool = True
     lengths: bool = True
     dropout: bool = True
+    resets: bool = False
+    all_states: bool = False
     cells: bool = False
     options: tuple[str, ...] = ()
 

@@ -34,6 +34,11 @@ class ForwardOperands(NamedTuple):
         states: ``(h0,)`` or ``(h0, c0)``, each (L·D, N, size) and contiguous; None for zeros.
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         y: Output (T, N, D·S), its last axis contiguous. An engine does not write its padding.
+        resets: Bools (T, N), contiguous: before which steps of a sequence its states are replaced, none in the padding.
+            None for no resets.
+        reset_states: What replaces them, like ``states``; None for zeros.
+        all_states: Where the other states of every step of the last layer go, (T, N, D·H) each and contiguous, in the
+            order of the states after h; an engine does not write their padding. Empty if they are not requested.
     """
 
     x: Array
@@ -41,6 +46,9 @@ class ForwardOperands(NamedTuple):
     states: Sequence[Array] | None
     lengths: Array | None
     y: Array
+    resets: Array | None = None
+    reset_states: Sequence[Array] | None = None
+    all_states: Sequence[Array] = ()
 
 
 class GradBuffers(NamedTuple):
@@ -53,6 +61,8 @@ class GradBuffers(NamedTuple):
         add_x: Whether to add to ``x`` instead of overwriting it.
         add_params: Whether to add to ``params``.
         add_states: Whether to add to ``states``.
+        reset_states: Like ``states``, for the states of resets.
+        add_reset_states: Whether to add to ``reset_states``.
     """
 
     x: Array | None
@@ -61,11 +71,13 @@ class GradBuffers(NamedTuple):
     add_x: bool = False
     add_params: bool = False
     add_states: bool = False
+    reset_states: tuple[Array, ...] | None = None
+    add_reset_states: bool = False
 
     @property
     def grad_reqs(self) -> tuple[GradReq, ...]:
         """The requests for x, the parameters and the states that these buffers answer."""
-        pairs = zip(self[:3], self[3:], strict=True)
+        pairs = zip(self[:3], self[3:6], strict=True)
         return tuple("null" if buffer is None else "add" if add else "write" for buffer, add in pairs)
 
 
@@ -76,11 +88,14 @@ class BackwardOperands(NamedTuple):
         dy: Gradient of the output (T, N, D·S), its last axis contiguous; None for zero. Padding may hold anything.
         dstates: Gradient of each final state, (L·D, N, size) and contiguous; None for zero.
         grads: Where the gradients go.
+        dall_states: Gradient of each of :attr:`ForwardOperands.all_states`, contiguous; None for zero. Padding may hold
+            anything.
     """
 
     dy: Array | None
     dstates: Sequence[Array | None]
     grads: GradBuffers
+    dall_states: Sequence[Array | None] = ()
 
 
 class Operand(NamedTuple):

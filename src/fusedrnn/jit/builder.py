@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from llvmlite import ir
 
-I1, I32, I64, VOID, POINTER = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.VoidType(), ir.PointerType()
+I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+VOID, POINTER = ir.VoidType(), ir.PointerType()
 Module = ir.Module
 _NOT_VOLATILE = I1(0)
 _Case = TypeVar("_Case")

@@ -23,26 +23,34 @@ class MixedReserve(Reserve):
     """The reserve of a call with arrays of bfloat16: that of the call in float32, and the dtypes of the gradients."""
 
     _plain: Reserve
-    _dtypes: tuple[Any, Any, tuple[Any, ...]]
+    _dtypes: tuple[Any, Any, tuple[Any, ...], tuple[Any, ...]]
 
 
-def are_given(x: object, params: object, states: object, out: object) -> bool:
+def are_given(x: object, params: object, states: object, out: object, reset_states: object) -> bool:
     """Whether an argument of forward is of bfloat16."""
-    return any(map(_is_bfloat16, (x, params, out, *(states if is_sequence(states) else ()))))
+    entries = [entry for group in (states, reset_states) if is_sequence(group) for entry in group]
+    return any(map(_is_bfloat16, (x, params, out, *entries)))
 
 
 def forward(
-    run: Callable[..., Any], x: Any, params: Any, states: Any, out: Any, **options: Any
-) -> tuple[Array, tuple[Array, ...], Reserve | None]:
+    run: Callable[..., Any], x: Any, params: Any, states: Any, out: Any, reset_states: Any, **options: Any
+) -> tuple[Any, tuple[Array, ...], Reserve | None]:
     """:meth:`RNNOp.forward` with arguments of which some are of bfloat16; ``run`` is that of the op."""
     _check_writable(out)
     arguments = (_as_float32(argument) for argument in (x, params, states))
-    y, final, reserve = run(*arguments, out=_as_float32(out), **options)
-    given_states = (None,) * len(final) if states is None else states
-    state_dtypes = tuple((x if state is None else state).dtype for state in given_states)
+    reset_rows = _as_float32(reset_states)
+    y, final, reserve = run(*arguments, out=_as_float32(out), reset_states=reset_rows, **options)
+    state_dtypes, reset_dtypes = (
+        tuple((x if state is None else state).dtype for state in group or (None,) * len(final))
+        for group in (states, reset_states)
+    )
     if reserve is not None:
-        reserve = MixedReserve(**vars(reserve), _plain=reserve, _dtypes=(x.dtype, params.dtype, state_dtypes))
-    return _result(y, x.dtype, out), _result(final, state_dtypes, None), reserve
+        dtypes = x.dtype, params.dtype, state_dtypes, reset_dtypes
+        reserve = MixedReserve(**vars(reserve), _plain=reserve, _dtypes=dtypes)
+    final = _result(final, state_dtypes, None)
+    if isinstance(y, tuple):  # every state of every step
+        return tuple(_result(array, x.dtype, out if array is y[0] else None) for array in y), final, reserve
+    return _result(y, x.dtype, out), final, reserve
 
 
 def backward(
@@ -52,12 +60,12 @@ def backward(
     reserve: MixedReserve,
     grad_req: GradReq | Mapping[str, GradReq],
     out: Any,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, ...]:
     """:meth:`RNNOp.backward` after :func:`forward`; ``run`` is that of the op. Gradients may be of either type."""
     _check_writable(out)
     gradients = run(_as_float32(dy), _as_float32(dstates), reserve._plain, grad_req=grad_req, out=_as_float32(out))
-    dx, dparams, dinitial = _result(gradients, reserve._dtypes, out)
-    return dx, dparams, dinitial
+    results: tuple[Any, ...] = _result(gradients, reserve._dtypes[: len(gradients)], out)
+    return results
 
 
 def _is_bfloat16(value: object) -> TypeGuard[Array]:

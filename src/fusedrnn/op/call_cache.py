@@ -12,7 +12,7 @@ from typing import Any
 
 from fusedrnn.engines.interface import CachedBackwardCall, CachedForwardCall, CachesCalls
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, comparable
-from fusedrnn.op.reserve import Reserve
+from fusedrnn.op.reserve import PLAIN_CALL, Reserve
 
 
 class CallCache:
@@ -57,6 +57,7 @@ class CallCache:
             self._is_repeated("backward", key)
             and isinstance(engine, CachesCalls)
             and reserve._lengths is None
+            and reserve._kind is PLAIN_CALL
             and reserve.keep == "gates"
             and dy is operands.dy
             and _are_uncopied(dstates, operands.dstates)

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from fusedrnn.engines.interface import Engine, Residuals, SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, clear_padding
 from fusedrnn.spec import Array, RNNSpec
+
+
+class CallKind(NamedTuple):
+    """Which arguments a forward call had that backward must know of.
+
+    Attributes:
+        resets: Whether sequences begin anew inside.
+        reset_states: Whether they do so from given states, which have gradients.
+        all_states: Whether it returned every state of every step.
+    """
+
+    resets: bool = False
+    reset_states: bool = False
+    all_states: bool = False
+
+
+PLAIN_CALL = CallKind()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +53,7 @@ class Reserve:
     _engine: Engine
     _residuals: Residuals
     _lengths: Array | None
+    _kind: CallKind
 
     @property
     def nbytes(self) -> int:
@@ -56,7 +74,7 @@ class Reserve:
         grads = operands.grads
         if grads.x is not None and not grads.add_x and self._lengths is not None:
             clear_padding(grads.x, self._lengths)
-        if any(buffer is not None for buffer in (grads.x, grads.params, grads.states)):
+        if any(buffer is not None for buffer in (grads.x, grads.params, grads.states, grads.reset_states)):
             self._engine.backward(self._residuals, operands)
 
 

@@ -10,15 +10,15 @@ import fusedrnn.engines  # noqa: F401 -- registers the engines
 from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
-from fusedrnn.frozen_array import frozen
 from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.quantizing import QuantizesParams
-from fusedrnn.op.reserve import Reserve, check_reserve
-from fusedrnn.op.stream import Stream
+from fusedrnn.op.reserve import PLAIN_CALL, CallKind, Reserve, check_reserve
+from fusedrnn.op.resets import with_options
+from fusedrnn.op.stream import Streams
 from fusedrnn.quantized_params import Params
-from fusedrnn.scalars import as_bool, check_bytes, check_choice, positive_int
+from fusedrnn.scalars import as_bool, check_choice, positive_int
 from fusedrnn.spec import Array, RNNSpec
 
 if TYPE_CHECKING:  # loaded with the engine
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # loaded with the engine
 _GATES: SavePolicy = "gates"
 
 
-class RNNOp(QuantizesParams):
+class RNNOp(QuantizesParams, Streams):
     """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
 
     Sizes: T steps, N sequences, I inputs, H hidden units, S features of h (H, or the projection's size), L layers, D
@@ -71,8 +71,8 @@ class RNNOp(QuantizesParams):
         self._requested_backend = backend
         self._selector = registry.EngineSelector(spec, backend)
         self.backend, self._engine = self._selector.select()
-        # By whether a call trains, and whether it has lengths.
-        self._selected: dict[tuple[bool, bool], tuple[str, Engine]] = {(False, False): (self.backend, self._engine)}
+        # By whether a call trains, and whether it has lengths, resets and all states.
+        self._selected: dict[tuple[bool, ...], tuple[str, Engine]] = {(False,) * 4: (self.backend, self._engine)}
         self._call_cache = CallCache()
         # The name and the engine of the last training call that may be cached.
         self._trainer: tuple[str, Any] = "", None
@@ -90,10 +90,7 @@ class RNNOp(QuantizesParams):
         return RNNOp, (self.spec, self._requested_backend)
 
     def compile(self, training: bool = False) -> RNNOp:
-        """Compile the kernels now, or load them from disk, rather than at the first call.
-
-        Args:
-            training: Whether to compile those of training too.
+        """Compile the kernels of inference, with ``training`` those of training too, rather than at the first call.
 
         Raises:
             TypeError: If ``training`` is not a truth value.
@@ -116,13 +113,15 @@ class RNNOp(QuantizesParams):
             raise NotImplementedError(f"engine {self.backend!r} takes NumPy arrays alone")
         return executor
 
-    def _select_engine(self, training: bool, lengths: bool = False) -> tuple[str, Engine]:
+    def _select_engine(self, training: bool, lengths: bool = False, kind: CallKind = PLAIN_CALL) -> tuple[str, Engine]:
         """The name and the engine for a call of that kind."""
-        selected = self._selected.get((training, lengths))
+        key = training, lengths, kind.resets, kind.all_states
+        selected = self._selected.get(key)
         if selected is None:
-            needed = {"training": training, "lengths": lengths, "dropout": training and self.spec.drops}
+            needed = dict(zip(("training", "lengths", "resets", "all_states"), key, strict=True))
+            needed["dropout"] = training and self.spec.drops
             selected = self._selector.select(frozenset(need for need in NEEDS if needed[need]))
-            self._selected[training, lengths] = selected
+            self._selected[key] = selected
         return selected
 
     def forward(
@@ -136,7 +135,10 @@ class RNNOp(QuantizesParams):
         out: Array | None = None,
         reserve: SavePolicy = _GATES,
         seed: int | None = None,
-    ) -> tuple[Array, tuple[Array, ...], Reserve | None]:
+        resets: Array | Sequence[Sequence[bool]] | None = None,
+        reset_states: Sequence[Array | None] | None = None,
+        all_states: bool = False,
+    ) -> tuple[Any, tuple[Array, ...], Reserve | None]:
         """Run the network over whole sequences.
 
         Args:
@@ -156,44 +158,58 @@ class RNNOp(QuantizesParams):
                 gates again: less memory, more time, the same bits. Inference saves nothing.
             seed: From 0 to 2**64 - 1; determines which elements training drops. None for a new one if the network
                 drops anything, else 0; the reserve tells which. Inference drops nothing.
+            resets: Where sequences begin anew, bools (T, N), copied: before a marked step, all layers of a sequence
+                start from ``reset_states``, with the bits of a separate call. A mark at step 0 replaces ``states``,
+                one in the padding has no effect. The reverse direction runs over the same pieces, each from its end;
+                ``states`` enter the last one.
+            reset_states: The states after resets, a tuple like ``states``; None for zeros.
+            all_states: Whether to return every state of every step of the last layer.
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·S), the last layer's h at each step with directions
             side by side; the final states, a tuple like ``states``; and a :class:`Reserve` for :meth:`backward`, or
-            None without ``training``.
+            None without ``training``. With ``all_states`` the first is a tuple of y and likewise of each other state
+            (T, N, D·H), zero in the padding: of an LSTM (y, c).
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
             ValueError: Likewise.
             NotImplementedError: Naming what the call needs and no engine supports.
         """
-        if lengths is None and seed is None and reserve is _GATES:
+        has_options = resets is not None or reset_states is not None or all_states is not False
+        if lengths is None and seed is None and reserve is _GATES and not has_options:
             cached = self._forward_cached(x, params, states, training, out)
             if cached is not None:
                 return cached
         spec, trains = self.spec, training is True or as_bool("training", training)
-        if spec.compute == "bfloat16" and bfloat16_arrays.are_given(x, params, states, out):
-            options = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed}
-            return bfloat16_arrays.forward(self.forward, x, params, states, out, **options)
+        if spec.compute == "bfloat16" and bfloat16_arrays.are_given(x, params, states, out, reset_states):
+            options: dict[str, Any] = {"training": trains, "lengths": lengths, "reserve": reserve, "seed": seed}
+            options |= {"resets": resets, "all_states": all_states}
+            return bfloat16_arrays.forward(self.forward, x, params, states, out, reset_states, **options)
         save = reserve if reserve is _GATES else check_choice("reserve", reserve, SAVE_POLICIES)
         seed = validation.check_seed(seed)
         operands = validation.forward_operands(spec, x, params, states, lengths, out)
-        name, engine = self._select_engine(trains, operands.lengths is not None)
+        kind = PLAIN_CALL
+        if has_options:
+            operands, kind = with_options(operands, spec, resets, reset_states, all_states)
+        name, engine = self._select_engine(trains, operands.lengths is not None, kind)
+        outputs = (operands.y, *operands.all_states) if kind.all_states else operands.y
         if operands.lengths is not None:
-            clear_padding(operands.y, operands.lengths)
-        cacheable = operands.lengths is None and save == "gates"
+            for output in (operands.y, *operands.all_states):
+                clear_padding(output, operands.lengths)
+        cacheable = operands.lengths is None and save == "gates" and kind is PLAIN_CALL
         if not trains:
             final = engine.forward(operands)
             if cacheable:
                 self._call_cache.note_forward(engine, (x, params, states), operands)
-            return operands.y, final, None
+            return outputs, final, None
         seed = _draw_seed(spec) if seed is None else seed
         final, residuals = engine.train(operands, save, seed)
         if cacheable:
             self._trainer = name, engine
             self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
         steps, batch = operands.x.shape[:2]
-        return operands.y, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths)
+        return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
 
     def _forward_cached(
         self, x: Array, params: Any, states: Sequence[Array | None] | None, training: bool, out: Array | None
@@ -208,8 +224,8 @@ class RNNOp(QuantizesParams):
             result = train(x, params, states, out, seed)
             if result is not None:
                 y, final, residuals = result
-                reserve = Reserve(y.shape[0], y.shape[1], _GATES, seed, self.spec, *self._trainer, residuals, None)
-                return y, final, reserve
+                call = y.shape[0], y.shape[1], _GATES, seed, self.spec, *self._trainer, residuals
+                return y, final, Reserve(*call, None, PLAIN_CALL)
         return None
 
     def backward(
@@ -220,24 +236,25 @@ class RNNOp(QuantizesParams):
         *,
         grad_req: GradReq | Mapping[str, GradReq] = "write",
         out: Sequence[Any] | None = None,
-    ) -> tuple[Array | None, Array | None, tuple[Array, ...] | None]:
+    ) -> tuple[Any, ...]:
         """The gradients of a forward call's input, parameters and initial states.
 
         Args:
             dy: Gradient of the output (T, N, D·S), any strides, never written to; None for zero. Padding may hold
-                anything.
+                anything. With ``all_states`` a tuple of the gradients of what forward returned first.
             dstates: Gradients of the final states, a tuple like them, each None for zero; None if all are.
             reserve: What forward returned. It stays as it is, for further calls.
             grad_req: ``"write"``, ``"add"`` (to the content of the buffer in ``out``) or ``"null"`` (not computed),
-                for all or for each of ``"x"``, ``"params"`` and ``"states"``; a mapping's missing keys are written.
-            out: Where to write or add instead of new arrays: a triple (dx, dparams, dstates) of buffers, each None
-                or like what is returned, dstates a tuple. The last axis of dx must be contiguous, the others as a
-                whole; none may share memory with another, nor with ``dy`` and ``dstates``.
+                for all or for each of ``"x"``, ``"params"``, ``"states"`` and, if forward took them,
+                ``"reset_states"``; a mapping's missing keys are written.
+            out: Where to write or add instead of new arrays: a tuple of buffers like what is returned, each None or
+                an array, dstates a tuple. The last axis of dx must be contiguous, the others as a whole; none may
+                share memory with another, nor with ``dy`` and ``dstates``.
 
         Returns:
             The triple (dx, dparams, dstates), of the dtypes of x, params and states: (T, N, I), in padding zero when
             written and untouched when added to; the flat vector; a tuple of (L·D, N, size) for each initial state.
-            None for what is not computed.
+            If forward took ``reset_states``, a fourth for these. None for what is not computed.
 
         Raises:
             TypeError: Naming the argument, what was given and what was expected.
@@ -252,30 +269,13 @@ class RNNOp(QuantizesParams):
         if type(reserve) is bfloat16_arrays.MixedReserve:
             return bfloat16_arrays.backward(self.backward, dy, dstates, reserve, grad_req, out)
         checked = check_reserve(reserve, spec, self._selector.names)
-        operands = backward_operands(spec, checked.steps, checked.batch, dy, dstates, grad_req, out)
+        size, kind = (checked.steps, checked.batch), checked._kind
+        operands = backward_operands(spec, *size, dy, dstates, grad_req, out, kind)
         checked.backward(operands)
         if checked._engine is self._trainer[1]:
             self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
-        return operands.grads[:3]
-
-    def stream(self, params: Params, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
-        """Sequences that arrive in chunks: the state is carried from one to the next.
-
-        Args:
-            params: The flat parameter vector, which is copied; or frozen or quantized ones, which many streams share.
-            batch: N.
-            states: Initial states as in :meth:`forward`, which are copied.
-
-        Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise; also if the network has a reverse direction, which starts at a sequence's end.
-        """
-        for name in ("bidirectional", "reverse"):
-            if getattr(self.spec, name):
-                raise ValueError(f"a stream must be of a network that runs forward alone; got {name}=True")
-        batch = positive_int("batch", batch)
-        check_bytes("batch", batch, self.spec.state_shape(batch), self.spec.dtype)
-        return Stream(self, frozen(validation.check_params(params, self.spec)), batch, states)
+        dx, dparams, dinitial = operands.grads[:3]
+        return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
 
     def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
         """Bytes of the reserve of a forward call of that size, its ``nbytes``.

@@ -7,8 +7,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fusedrnn.op.validation import check_states
+from fusedrnn.frozen_array import frozen
+from fusedrnn.op.resets import restarted
+from fusedrnn.op.validation import check_params, check_states
+from fusedrnn.quantized_params import Params
+from fusedrnn.scalars import check_bytes, positive_int
 from fusedrnn.spec import Array, RNNSpec
+
+_NO_OPTIONS: dict[str, Any] = {}
 
 
 class ForwardOp(Protocol):
@@ -17,8 +23,15 @@ class ForwardOp(Protocol):
     spec: RNNSpec
 
     def forward(
-        self, x: Array, params: Array, states: Sequence[Array | None] | None = None, *, out: Array | None = None
-    ) -> tuple[Array, tuple[Array, ...], Any]:
+        self,
+        x: Array,
+        params: Array,
+        states: Sequence[Array | None] | None = None,
+        *,
+        out: Array | None = None,
+        resets: Any = None,
+        reset_states: Sequence[Array | None] | None = None,
+    ) -> tuple[Any, tuple[Array, ...], Any]:
         """See :meth:`RNNOp.forward`."""
 
 
@@ -50,12 +63,21 @@ class Stream:
         self.states: tuple[Array, ...] = ()
         self.reset(states)
 
-    def __call__(self, x: Array, out: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        out: Array | None = None,
+        *,
+        resets: Array | Sequence[Sequence[bool]] | None = None,
+        reset_states: Sequence[Array | None] | None = None,
+    ) -> Array:
         """Run the next chunk.
 
         Args:
             x: Input (T, N, I), any T from 1 up, of the spec's dtype, any strides.
             out: Where to write the output instead of a new array, as in :meth:`RNNOp.forward`.
+            resets: Steps of the chunk at which a sequence begins anew, bools (T, N), as in :meth:`RNNOp.forward`.
+            reset_states: The states after a reset likewise; None for zeros.
 
         Returns:
             The output (T, N, H).
@@ -67,8 +89,14 @@ class Stream:
         if isinstance(x, np.ndarray) and x.ndim == 3 and x.shape[1] != self.batch:
             expected = f"(T, {self.batch}, {self.op.spec.input_size})"
             raise ValueError(f"x must have shape {expected}, with the stream's {self.batch} sequences; got {x.shape}")
-        y, self.states, _ = self.op.forward(x, self._params, self.states, out=out)
-        return y
+        states, options = self.states, _NO_OPTIONS
+        if resets is not None and reset_states is None and isinstance(x, np.ndarray) and x.shape[:1] == (1,):
+            states = restarted(states, self.batch, resets)
+        elif resets is not None or reset_states is not None:
+            options = {"resets": resets, "reset_states": reset_states}
+        y, self.states, _ = self.op.forward(x, self._params, states, out=out, **options)
+        result: Array = y
+        return result
 
     def reset(self, states: Sequence[Array | None] | None = None) -> None:
         """Start over.
@@ -84,3 +112,26 @@ class Stream:
         shapes = self.op.spec.state_shape(self.batch)
         initial = checked or (np.zeros(shape, self.op.spec.dtype) for shape in shapes)
         self.states = tuple(state.copy() for state in initial)
+
+
+class Streams:
+    """An operator with the method :meth:`stream`."""
+
+    def stream(self: ForwardOp, params: Params, batch: int = 1, states: Sequence[Array | None] | None = None) -> Stream:
+        """Sequences that arrive in chunks: the state is carried from one to the next.
+
+        Args:
+            params: The flat parameter vector, which is copied; or frozen or quantized ones, which many streams share.
+            batch: N.
+            states: Initial states as in :meth:`forward`, which are copied.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise; also if the network has a reverse direction, which starts at a sequence's end.
+        """
+        for name in ("bidirectional", "reverse"):
+            if getattr(self.spec, name):
+                raise ValueError(f"a stream must be of a network that runs forward alone; got {name}=True")
+        batch = positive_int("batch", batch)
+        check_bytes("batch", batch, self.spec.state_shape(batch), self.spec.dtype)
+        return Stream(self, frozen(check_params(params, self.spec)), batch, states)

@@ -91,9 +91,11 @@ def check_params(params: object, spec: RNNSpec) -> Any:
     return _readable(FORWARD["params"], checked)
 
 
-def check_states(states: object, spec: RNNSpec, batch: int) -> tuple[Array, ...] | None:
+def check_states(
+    states: object, spec: RNNSpec, batch: int, name: str = "states", entry_name: str = "{}0"
+) -> tuple[Array, ...] | None:
     """The initial states, contiguous, zeros for an entry that is None; None if all are."""
-    checked = _check_each("states", states, "{}0", spec, batch)
+    checked = _check_each(name, states, entry_name, spec, batch)
     if all(state is None for state in checked):
         return None
     shapes = spec.state_shape(batch)

@@ -25,6 +25,7 @@ _SEED_END = 2**63 - 1
 def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
     lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> Results:  # fmt: skip
     """:func:`fusedrnn.torch.eager.run` through torch's dispatcher: traceable, with any T and N in one graph.
 
@@ -33,7 +34,8 @@ def run(
     has N, because ``batch_sizes`` is not read.
     """
     if x.dtype not in DTYPE_NAMES:
-        return low_precision.run(run, spec, x, states, weights, lengths=lengths, batch_sizes=batch_sizes, seed=seed)
+        options = {"lengths": lengths, "batch_sizes": batch_sizes, "seed": seed, "resets": resets}
+        return low_precision.run(run, spec, x, states, weights, **options)
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
     if dropout and seed is None:
         seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
@@ -41,7 +43,7 @@ def run(
     y, *final = torch.ops.fusedrnn.rnn(
         x, h0, c0, list(weights), lengths, batch_sizes, seed if dropout else None,
         spec.mode if isinstance(spec.mode, str) else spec.mode.reference, spec.hidden_size, spec.num_layers,
-        spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None,
+        spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets,
     )  # fmt: skip
     return y, tuple(final)
 
@@ -82,7 +84,7 @@ def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
     more_states = [*map(op_call.materialized, call.more_states or ())]
     weights = [None if weight is None else op_call.materialized(weight).contiguous() for weight in call.weights]
     call = call._replace(x=x, h0=h0, c0=c0, weights=weights, more_states=more_states)
-    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes), seed
+    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes, resets=call.resets), seed
 
 
 # -- fake kernels -----------------------------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def _fake_forward_training(*arguments: Any) -> list[Tensor]:
     y, *final = _fake_rnn(*arguments)
     steps = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0]
     engine: Any = Network.of(call.spec).engine
-    size = engine.reserve_bytes(steps, final[0].shape[1], "gates")
+    size = engine.reserve_bytes(steps, final[0].shape[1], "gates", call.resets is not None)
     return [y, *final, y.new_empty((size,), dtype=torch.uint8)]
 
 

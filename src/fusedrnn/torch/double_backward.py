@@ -43,33 +43,39 @@ class Extent(NamedTuple):
         batch: N.
         valid: Which steps of each sequence are valid, (T, N); None for all.
         packed: Whether input and output have valid steps only, ordered by time.
+        resets: Where sequences begin anew, (T, N); None for nowhere.
     """
 
     steps: int
     batch: int
     valid: Tensor | None = None
     packed: bool = False
+    resets: Tensor | None = None
 
     @classmethod
     def of(cls, shape: CallShape) -> Extent:
         """The extent of a call of the kernels."""
         varlen = shape.varlen
+        resets = None if shape.resets is None else torch.from_numpy(shape.resets)
         if varlen is None:
-            return cls(shape.steps, shape.batch)
+            return cls(shape.steps, shape.batch, resets=resets)
         valid = torch.arange(shape.steps)[:, None] < torch.from_numpy(varlen.lengths)
-        return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None)
+        return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None, resets)
 
     @classmethod
-    def of_tensors(cls, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None) -> Extent:
+    def of_tensors(
+        cls, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, resets: Tensor | None = None
+    ) -> Extent:
         """The extent of a call with this input, and lengths or the batch sizes of a packed sequence on the CPU."""
+        resets = None if resets is None else resets.to(x.device)
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
             valid = torch.arange(batch) < batch_sizes[:, None]
-            return cls(len(batch_sizes), batch, valid.to(x.device), packed=True)
+            return cls(len(batch_sizes), batch, valid.to(x.device), packed=True, resets=resets)
         steps, batch = x.shape[:2]
         if lengths is None:
-            return cls(steps, batch)
-        return cls(steps, batch, (torch.arange(steps)[:, None] < lengths).to(x.device))
+            return cls(steps, batch, resets=resets)
+        return cls(steps, batch, (torch.arange(steps)[:, None] < lengths).to(x.device), resets=resets)
 
 
 def vjp(
@@ -114,7 +120,9 @@ def forward(
     spec: RNNSpec, extent: Extent, seed: int, x: Tensor, states: Tensors, weights: Tensors
 ) -> tuple[Tensor, ...]:
     """The output, then the final states. ``x`` and the output are packed if the extent is; a state of None is zeros."""
-    steps, batch, valid, packed = extent
+    steps, batch, valid, packed, resets = extent
+    if resets is not None and valid is not None:
+        resets = resets & valid
     packed_indices = None
     if valid is not None and packed:
         packed_indices = valid.nonzero(as_tuple=True)
@@ -136,7 +144,8 @@ def forward(
         for direction in range(spec.num_directions):
             row = len(final)
             named = dict(zip(spec.layout.kinds, weights[row * per_direction :], strict=False))
-            y, last = _unrolled(spec, x, [state[row] for state in initial], named, valid, spec.reverses(direction))
+            before, reverse = [state[row] for state in initial], spec.reverses(direction)
+            y, last = _unrolled(spec, x, before, named, valid, reverse, resets)
             outputs.append(y)
             final.append(last)
         x = torch.cat(outputs, dim=2)
@@ -145,8 +154,9 @@ def forward(
 
 
 def _unrolled(
-    spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+    spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool,
+    resets: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
     """One direction of one layer: the outputs (T, N, S) and the last states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
@@ -156,6 +166,9 @@ def _unrolled(
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
+        first = t + reverse  # of the piece that the step belongs to, if there is a mark
+        if resets is not None and first < steps:
+            states = [torch.where(resets[first, :, None], 0, state) for state in states]
         if valid is None:
             states = _step(spec, x_gates[t], states, weights)
             outputs[t] = states[0]

@@ -25,7 +25,8 @@ class Layer(FusedLayer, Module):
 
     Its states are one tensor if the cell has one, else a tuple in their order. Parameters have torch.nn's names,
     ``weight_ih_l0`` and so on, and those of the cell's vectors and scalars, such as ``beta_l0``, with ``_reverse`` for
-    the second direction. Its ``forward`` also takes ``lengths``, for padded sequences.
+    the second direction. Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where
+    sequences begin anew.
 
     Args:
         cell: A cell from :func:`fusedrnn.cell.cell` or :mod:`fusedrnn.cells`; or a mode, ``"rnn_relu"``,
@@ -121,7 +122,9 @@ class Layer(FusedLayer, Module):
             self.dropout, dtype, 0, compute or self.compute,
         )  # fmt: skip
 
-    def composed_forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
+    def composed_forward(
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Any:
         """:meth:`forward` by PyTorch's own operations, slowly: on other devices, dtypes and in transforms.
 
         Raises:
@@ -144,7 +147,7 @@ class Layer(FusedLayer, Module):
 
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States]:
             sizes = input.batch_sizes if is_packed else None
-            return composed.run(spec, x, states, by_name, lengths=lengths, batch_sizes=sizes)
+            return composed.run(spec, x, states, by_name, lengths=lengths, batch_sizes=sizes, resets=resets)
 
         return run_packed(call, input, states) if is_packed else self._run_tensor(call, x, states, composed.run)
 

@@ -15,6 +15,7 @@ from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan, spec_of
 from fusedrnn.torch.repeated_call import RepeatsCalls
+from fusedrnn.torch.resets import checked_resets, forward_pieces
 
 States = tuple[Tensor, ...]
 Call = Callable[[Tensor, States | None], tuple[Tensor, States] | None]
@@ -34,7 +35,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
     bidirectional: bool
     proj_size: int
 
-    def forward(self, input: Any, hx: Any = None, lengths: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None) -> Any:
         """Run over sequences as torch.nn's layer does.
 
         Args:
@@ -42,20 +43,25 @@ class FusedLayer(HasCompute, RepeatsCalls):
             hx: Initial state (L·D, N, size), or without N for unbatched input; for an LSTM a pair of them; None: zeros.
             lengths: Valid steps of each sequence, from 0 to T: integers (N,), a tensor on the CPU or a list; None for
                 all. Needs batched input that is not packed.
+            resets: Where sequences begin anew: bools (T, N), or (N, T) if ``batch_first``, or (T,) for unbatched input.
+                Before a marked step all states are zero, as in separate calls; a mark at step 0 replaces ``hx``. The
+                reverse direction runs over the same pieces from their ends. Those of a packed sequence are in the order
+                of its sequences before sorting. None for no marks.
 
         Returns:
             The output and the final states, each as torch.nn's layer returns it. With ``lengths`` outputs are zero
             in the padding, and final states are those of each sequence's last valid step.
 
         Raises:
-            TypeError: ``lengths`` are not integers, or as torch.nn raises it.
-            ValueError: ``lengths`` are too many, too few or out of range, or as torch.nn raises it.
+            TypeError: ``lengths`` are not integers, ``resets`` are no tensor of bools, or as torch.nn raises it.
+            ValueError: ``lengths`` are too many, too few or out of range, ``resets`` have another shape, or as torch.nn
+                raises it.
             RuntimeError: As torch.nn raises it.
         """
         if is_fx_proxy(input):
-            return as_fx_node(self, input, hx, lengths)
-        if lengths is not None:
-            return self._forward_lengths(input, hx, lengths)
+            return as_fx_node(self, input, hx, lengths, resets)
+        if lengths is not None or resets is not None:
+            return self._forward_varied(input, hx, lengths, resets)
         repeated = self._repeat_call(input, hx)
         if repeated is not None:
             return repeated
@@ -63,7 +69,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
         if run is not None:
             forward = self._forward_packed if isinstance(input, PackedSequence) else self._forward_tensor
             if autocast.is_enabled():
-                result = autocast.forward(self, forward, run, input, hx, None)
+                result = autocast.forward(self, forward, run, input, hx, None, None)
             else:
                 result = forward(run, input, hx)
                 if result is not None:
@@ -72,8 +78,10 @@ class FusedLayer(HasCompute, RepeatsCalls):
                 return result
         return self._composed_forward(input, hx)
 
-    def composed_forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
-        """:meth:`forward` by PyTorch's own operations; raises its errors."""
+    def composed_forward(
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Any:
+        """:meth:`forward` by PyTorch's own operations; raises its errors. ``resets`` are time-major."""
         raise NotImplementedError
 
     def _composed_forward(self, *args: Any) -> Any:
@@ -86,8 +94,9 @@ class FusedLayer(HasCompute, RepeatsCalls):
         )  # fmt: skip
 
     def _forward_tensor(
-        self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None, compute: str | None = None
-    ) -> Any:
+        self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None, resets: Tensor | None = None,
+        compute: str | None = None,
+    ) -> Any:  # fmt: skip
         """The results for a tensor; None if the operator does not support the call. ``compute`` replaces our own."""
         dtype = eligibility.operator_dtype(x)
         if dtype is None:
@@ -103,7 +112,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             if states is None:
                 return None
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
-            return self._run(run, plan, dtype, x, states, lengths=lengths)
+            return self._run(run, plan, dtype, x, states, lengths=lengths, resets=resets)
 
         return self._run_tensor(call, x, states, run)
 
@@ -128,8 +137,9 @@ class FusedLayer(HasCompute, RepeatsCalls):
         return y, final if len(final) > 1 else final[0]
 
     def _forward_packed(
-        self, run: Run, packed: PackedSequence, hx: Any, lengths: None = None, compute: str | None = None
-    ) -> Any:
+        self, run: Run, packed: PackedSequence, hx: Any, lengths: None = None, resets: Tensor | None = None,
+        compute: str | None = None,
+    ) -> Any:  # fmt: skip
         """The results for a packed sequence; None if the operator does not support the call."""
         x, batch_sizes, sorted_indices, unsorted_indices = packed
         dtype = eligibility.operator_dtype(x)
@@ -152,7 +162,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
             states = tuple([x.new_zeros((*plan.state_rows, batch, size)) for size in plan.state_sizes])
 
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
-            return self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes)
+            return self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes, resets=resets)
 
         return run_packed(call, packed, states)
 
@@ -166,16 +176,20 @@ class FusedLayer(HasCompute, RepeatsCalls):
         weights = current_weights(self, plan, dtype)
         return None if weights is None else run(spec, x, states, weights, **options)
 
-    def _forward_lengths(self, x: Any, hx: Any, lengths: Any) -> Any:
-        """The results for padded sequences."""
-        lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
+    def _forward_varied(self, x: Any, hx: Any, lengths: Any, resets: Any) -> Any:
+        """The results for sequences with lengths or resets."""
+        if lengths is not None:
+            lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
+        if resets is not None:
+            resets = checked_resets(resets, x, self.batch_first)
         run = dispatch.runner()
+        forward = self._forward_packed if isinstance(x, PackedSequence) else self._forward_tensor
         result = None
         if run is not None and autocast.is_enabled():
-            result = autocast.forward(self, self._forward_tensor, run, x, hx, lengths)
+            result = autocast.forward(self, forward, run, x, hx, lengths, resets)
         elif run is not None:
-            result = self._forward_tensor(run, x, hx, lengths)
-        return self._composed_forward(x, hx, lengths) if result is None else result
+            result = forward(run, x, hx, lengths, resets)
+        return self._composed_forward(x, hx, lengths, resets) if result is None else result
 
 
 def run_packed(call: Call, packed: PackedSequence, states: States | None) -> Any:
@@ -198,8 +212,12 @@ class _TorchLayer(FusedLayer, torch.nn.RNNBase):
 
     __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
 
-    def composed_forward(self, input: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
-        """torch.nn's forward, which raises the errors. Padded sequences are packed for it."""
+    def composed_forward(
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Any:
+        """torch.nn's forward, which raises the errors. It gets packed sequences, or the pieces between resets."""
+        if resets is not None:
+            return forward_pieces(self, self._torch_forward, input, hx, lengths, resets)
         if lengths is None:
             return self._torch_forward(input, hx)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
@@ -215,7 +233,7 @@ class _TorchLayer(FusedLayer, torch.nn.RNNBase):
 class RNN(_TorchLayer, torch.nn.RNN):
     """``torch.nn.RNN`` on the fused operator: same arguments, attributes, parameters and results.
 
-    Its ``forward`` also takes ``lengths``, for padded sequences.
+    Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where sequences begin anew.
 
     Example:
         >>> net = RNN(10, 20, num_layers=2, nonlinearity="relu")
@@ -226,7 +244,7 @@ class RNN(_TorchLayer, torch.nn.RNN):
 class LSTM(_TorchLayer, torch.nn.LSTM):
     """``torch.nn.LSTM`` on the fused operator: same arguments, attributes, parameters and results.
 
-    Its ``forward`` also takes ``lengths``, for padded sequences.
+    Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where sequences begin anew.
 
     Example:
         >>> net = LSTM(10, 20, num_layers=2, bidirectional=True)
@@ -237,7 +255,7 @@ class LSTM(_TorchLayer, torch.nn.LSTM):
 class GRU(_TorchLayer, torch.nn.GRU):
     """``torch.nn.GRU`` on the fused operator: same arguments, attributes, parameters and results.
 
-    Its ``forward`` also takes ``lengths``, for padded sequences.
+    Its ``forward`` also takes ``lengths``, for padded sequences, and ``resets``, where sequences begin anew.
 
     Example:
         >>> net = GRU(10, 20, batch_first=True)

@@ -115,19 +115,23 @@ class CallShape:
         x: Input (T, N, I), or (rows, I) with ``batch_sizes``, or of a cell (N, I) or (I,).
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         batch_sizes: Of a packed sequence, int64 (T,).
+        resets: Where sequences begin anew, bools (T, N); None for nowhere.
         is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no output beside them.
 
     Attributes:
+        resets: The marks as the engine takes them, a copy; None for none.
         backwards: Those of a short call that repeats, see :mod:`fusedrnn.torch.short_backward`; else None.
     """
 
     __slots__ = (
-        "backwards", "batch", "is_cell", "leading", "network", "output_strides", "state_shapes", "steps", "varlen",
+        "backwards", "batch", "is_cell", "leading", "network", "output_strides", "resets", "state_shapes", "steps",
+        "varlen",
     )  # fmt: skip
 
     def __init__(
-        self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, is_cell: bool = False
-    ) -> None:
+        self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, is_cell: bool = False,
+        resets: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.is_cell = network, is_cell
         self.backwards: dict[Any, Any] | None = None
         self.varlen: Any = None
@@ -145,10 +149,17 @@ class CallShape:
             self.leading = self.steps, self.batch
             if lengths is not None:
                 self.varlen = network.engine.varlen(lengths.numpy().astype(np.int64), self.steps)
+        self.resets = None if resets is None else self._marks(resets)
         row = network.output_size * network.item
         self.output_strides = self.batch * row if batch_sizes is None and not is_cell else 0, row
         rows = self.leading if is_cell else (network.state_rows, self.batch)
         self.state_shapes = [(*rows, size) for size in network.state_sizes]
+
+    def _marks(self, resets: Tensor) -> Any:
+        marks = np.array(resets.numpy(), order="C")  # the caller may change them before backward
+        if self.varlen is not None:
+            marks &= np.arange(self.steps)[:, None] < self.varlen.lengths
+        return marks
 
     def new(self, x: Tensor, features: int) -> Tensor:
         """A new tensor with this many features at each step, like ``x``, zero in the padding."""

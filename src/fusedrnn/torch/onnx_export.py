@@ -52,7 +52,8 @@ def decompose(*arguments: Any) -> list[Tensor]:
     The nodes compute in the dtype of the tensors: with a ``compute`` of another format there is a warning.
 
     Raises:
-        NotImplementedError: For a packed sequence, dropout, a projection or a user's cell: ONNX has none of these.
+        NotImplementedError: For a packed sequence, dropout, a projection, resets or a user's cell: ONNX has none of
+            these.
     """
     call = OpCall(*arguments)
     if call.mode not in _NODES:
@@ -63,6 +64,8 @@ def decompose(*arguments: Any) -> list[Tensor]:
         raise NotImplementedError("dropout between layers: ONNX has none; call model.eval() before exporting")
     if call.projection_size:
         raise NotImplementedError(f"a projection (proj_size={call.projection_size}): ONNX's LSTM has none")
+    if call.resets is not None:
+        raise NotImplementedError("resets inside a sequence: ONNX has none")
     if call.compute is not None:
         warnings.warn(
             f"compute={call.compute!r} is not exported: the nodes compute in the dtype of tensors, {call.x.dtype}",

@@ -23,7 +23,7 @@ ARGUMENTS = (
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
 # Last and with defaults, so that programs run that were exported before there were these arguments.
-LATER_ARGUMENTS = "str? compute=None, Tensor[]? more_states=None"
+LATER_ARGUMENTS = "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None"
 SCHEMA = f"{ARGUMENTS}, {LATER_ARGUMENTS}"
 _STATES = ("h0", "c0")
 
@@ -60,14 +60,21 @@ class OpCall(NamedTuple):
     # torch's dispatcher drops arguments at the end that have their defaults.
     compute: str | None = None
     more_states: Tensors | None = None
+    resets: Tensor | None = None
 
     @classmethod
     def of(cls, tensors: Tensors, others: Tensors, options: CallOptions) -> OpCall:
-        """The call whose ``differentiable`` are ``tensors``; ``others`` are lengths, batch sizes and the seed."""
+        """The call whose ``differentiable`` are ``tensors``; ``others`` are those of :attr:`others`."""
         first_weight = 3 + options.num_more_states
-        more = list(tensors[3:first_weight]) or None
-        arguments: list[Any] = [*tensors[:3], list(tensors[first_weight:]), *others, *options[:-1], more]
+        more, (*varlen_and_seed, resets) = list(tensors[3:first_weight]) or None, others
+        weights = list(tensors[first_weight:])
+        arguments: list[Any] = [*tensors[:3], weights, *varlen_and_seed, *options[:-1], more, resets]
         return cls(*arguments)
+
+    @property
+    def others(self) -> Tensors:
+        """Its tensors that have no gradients: lengths, batch sizes, the seed and resets."""
+        return self.lengths, self.batch_sizes, self.seed, self.resets
 
     @property
     def options(self) -> CallOptions:
@@ -161,6 +168,7 @@ def checked(*arguments: Any) -> OpCall:
         elif len(parameter.shape) == 2:
             raise RuntimeError(f"weights[{index}] must have shape {parameter.shape}; got None")
     _check_states(call, call.batch)
+    _check_resets(call, call.batch)
     return call
 
 
@@ -175,20 +183,34 @@ def _check_states(call: OpCall, batch: Any) -> None:
             check_tensor(name_of(_STATES, "more_states", index), state, shape, call.x)
 
 
+def _check_resets(call: OpCall, batch: Any) -> None:
+    if call.resets is None:
+        return
+    shape = (call.x if call.batch_sizes is None else call.batch_sizes).shape[0], batch
+    if not _has_shape(call.resets, shape) or call.resets.dtype is not torch.bool or call.resets.device != call.x.device:
+        raise _mismatch("resets", call.resets, shape, call.x, torch.bool)
+
+
 def check_tensor(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> None:
     """Refuse a tensor without that shape, in which None is any size, or without the dtype and device of x."""
-    fits = tensor.dim() == len(shape) and not any(
-        isinstance(size, int) and isinstance(expected, int) and size != expected
-        for size, expected in zip(tensor.shape, shape, strict=True)
-    )
-    if not fits or tensor.dtype is not x.dtype or tensor.device != x.device:
+    if not _has_shape(tensor, shape) or tensor.dtype is not x.dtype or tensor.device != x.device:
         raise _mismatch(name, tensor, shape, x)
 
 
-def _mismatch(name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor) -> RuntimeError:
+def _has_shape(tensor: Tensor, shape: Sequence[Any]) -> bool:
+    """Whether a tensor has a shape, in which None and symbolic sizes are any."""
+    return tensor.dim() == len(shape) and not any(
+        isinstance(size, int) and isinstance(expected, int) and size != expected
+        for size, expected in zip(tensor.shape, shape, strict=True)
+    )
+
+
+def _mismatch(
+    name: str, tensor: Tensor, shape: Sequence[Any], x: Tensor, dtype: torch.dtype | None = None
+) -> RuntimeError:
     expected = ", ".join("N" if size is None else str(size) for size in shape)
     return RuntimeError(
-        f"{name} must have shape ({expected}), dtype {x.dtype} and device {x.device}, as x has; "
+        f"{name} must have shape ({expected}), dtype {dtype or x.dtype} and device {x.device}, as x has; "
         f"got shape {shape_of(tensor)}, {tensor.dtype}, {tensor.device}"
     )
 
@@ -220,6 +242,7 @@ def check_values(call: OpCall) -> int:
                 f"batch_sizes must fall from N to 1 or more, their sum {x.shape[0]}; got {call.batch_sizes}"
             )
         _check_states(call, int(call.batch_sizes[0]))
+        _check_resets(call, int(call.batch_sizes[0]))
     return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
 
 

@@ -71,7 +71,7 @@ def _autograd_kernel(
 def _record(*arguments: Any) -> list[Tensor]:
     apply: Any = _RecordedCall.apply
     call = OpCall(*arguments)  # with every argument that has a default
-    return list(apply(call.options, (call.lengths, call.batch_sizes, call.seed), *call.differentiable))
+    return list(apply(call.options, call.others, *call.differentiable))
 
 
 class _RecordedCall(torch.autograd.Function):
@@ -94,8 +94,8 @@ class _RecordedCall(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         if all(cotangent is None for cotangent in cotangents):
             return (None,) * len(ctx.needs_input_grad)
-        reserve, lengths, batch_sizes, seed, *tensors = ctx.saved_tensors
-        call = OpCall.of(tensors, (lengths, batch_sizes, seed), ctx.options)
+        reserve, lengths, batch_sizes, seed, resets, *tensors = ctx.saved_tensors
+        call = OpCall.of(tensors, (lengths, batch_sizes, seed, resets), ctx.options)
         results = torch.ops.fusedrnn.backward(*join_backward(call, cotangents[:-1], reserve, needed))
         grads = iter(results)
         return (None, None, *(next(grads) if need else None for need in needed))
@@ -108,7 +108,7 @@ def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
     call = op_call.checked(*arguments)
     check_trainable(call.spec)
     seed = op_call.check_values(call)
-    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes)
+    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets)
     return list(double_backward.forward(call.spec, extent, seed, call.x, call.states, call.weights))
 
 
@@ -122,6 +122,6 @@ def _decomposed_backward(*arguments: Any) -> list[Tensor]:
     call, cotangents, _, needed = op_backward_call.checked_backward(*arguments)
     seed = op_call.check_values(call)
     operands = call.x, *call.states, *call.weights
-    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes)
+    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets)
     grads = double_backward.vjp(call.spec, extent, seed, operands, cotangents, call.grads_needed(needed))
     return [grad for grad in grads if grad is not None]

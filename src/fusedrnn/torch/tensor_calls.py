@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.interface import NULL, GradPointers, StridedPtr
 from fusedrnn.runtime.thread_pool import ThreadTeam
 from fusedrnn.torch.network import BYTES, CallShape, Network, Results, Tensors, check_trainable
@@ -84,7 +85,9 @@ def train(
     check_trainable(shape.network.spec)
     threads = team()
     engine_weights = engine_weights or _engine_weights(shape, weights, True, threads)
-    info = shape.network.engine.describe_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    info = shape.network.engine.describe_reserve(
+        shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
+    )
     reserve, address = new_reserve(shape.network.engine, info.layout.size)
     saved = SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
     y, final = _run(shape, x, states, engine_weights, threads, info, address)
@@ -115,6 +118,7 @@ def _run(
         shape.steps, shape.batch, engine_weights, strided_pointer(network, x), network.state_pointers(initial),
         ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_pointers(final),
         varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
+        options=None if shape.resets is None else StateOptions(shape.resets),
     )  # fmt: skip
     return y, final
 
@@ -123,7 +127,9 @@ def _run(
 def saved_for(shape: CallShape, reserve: Tensor, weights: Tensors, seed: int) -> SavedForBackward:
     """What :func:`train` saved, rebuilt from the reserve and the arguments of the call."""
     engine_weights = _engine_weights(shape, weights, True, team())
-    info = shape.network.engine.describe_reserve(shape.steps, shape.batch, shape.varlen, "gates", seed)
+    info = shape.network.engine.describe_reserve(
+        shape.steps, shape.batch, shape.varlen, "gates", seed, shape.resets
+    )
     return SavedForBackward(reserve, _saved_weights(engine_weights, weights), info)
 
 

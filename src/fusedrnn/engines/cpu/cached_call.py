@@ -71,7 +71,7 @@ class CachedForward(_CachedCall):
         self, executor: Executor, operands: ForwardOperands, states: States, residuals: CpuResiduals | None
     ) -> None:
         super().__init__(executor)
-        x, params, _, _, y = operands
+        x, params, _, _, y, *_ = operands
         self._shape = y.shape
         steps, batch = y.shape[:2]
         self._layout = None if residuals is None else residuals.info.layout
@@ -149,7 +149,7 @@ class CachedBackward(_CachedCall):
         self, executor: Executor, residuals: CpuResiduals, operands: BackwardOperands, grad_req: object
     ) -> None:
         super().__init__(executor)
-        dy, dstates, grads = operands
+        dy, dstates, grads, _ = operands
         self._layout, self._grad_req = residuals.info.layout, comparable(grad_req)
         self._packed = isinstance(residuals.weights, PackedWeights)
         steps, batch = self._layout.steps, self._layout.batch

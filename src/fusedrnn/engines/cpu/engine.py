@@ -12,6 +12,7 @@ from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import CannotGuard
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
+from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs, StridedPtr
@@ -55,7 +56,7 @@ class CPUEngine:
         steps, batch = operands.x.shape[:2]
         varlen = _varlen(operands)
         weights = self.pointers.weights_of(operands.params, steps, batch, save)
-        info = self.pointers.describe_reserve(steps, batch, varlen, save, seed)
+        info = self.pointers.describe_reserve(steps, batch, varlen, save, seed, operands.resets)
         lease = self.pointers.lease_reserve(info.layout.size)
         return self._run(operands, weights, varlen, info, lease.address), CpuResiduals(info, lease, weights)
 
@@ -73,6 +74,7 @@ class CPUEngine:
         self.pointers.run(
             steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
             varlen=varlen, residuals=residuals, reserve=reserve,
+            options=_options(operands.resets, operands.reset_states, operands.all_states),
         )  # fmt: skip
         return final
 
@@ -84,8 +86,14 @@ class CPUEngine:
             _strided(grads.x), executor.weight_cache.addresses(params), self._addresses(grads.states),
             grads.add_x, grads.add_params, grads.add_states,
         )  # fmt: skip
+        for buffer in grads.reset_states or ():
+            if not grads.add_reset_states:
+                buffer.fill(0)  # kernels add
         dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
-        executor.run_backward(residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers)
+        executor.run_backward(
+            residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers,
+            options=_options(residuals.info.resets, grads.reset_states, operands.dall_states),
+        )  # fmt: skip
 
     def cache_forward(
         self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: CpuResiduals | None
@@ -111,6 +119,19 @@ class CPUEngine:
             return cached_call(self.pointers, *arguments)
         except CannotGuard:
             return None
+
+
+def _options(
+    resets: Array | None, reset_states: Sequence[Array] | None, all_states: Sequence[Array | None]
+) -> StateOptions | None:
+    """What concerns states inside sequences, by address; None if nothing does."""
+    if resets is None and not all_states:
+        return None
+    addresses = (
+        tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
+        for arrays in (reset_states, all_states)
+    )
+    return StateOptions(resets, *addresses)
 
 
 def _strided(array: Array | None) -> StridedPtr:

@@ -11,7 +11,7 @@ from typing import Any
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import JobName, load_job
-from fusedrnn.engines.cpu.kernels.stages import derivative_of
+from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
 from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
@@ -19,6 +19,7 @@ from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
+from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.tiling import Tiling, kernel_target
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
@@ -99,7 +100,9 @@ class Executor:
         self._jobs: dict[str, Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
-        self._layout = (1, 1, "gates"), ReserveLayout.of(self._tiling, 1, 1, "gates")
+        self._layout = (1, 1, "gates", False), ReserveLayout.of(self._tiling, 1, 1, "gates")
+        self._num_letters = len(state_letters(len(spec.state_names)))
+        self._no_options = StateOptions().values(self._num_letters)
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
@@ -124,9 +127,9 @@ class Executor:
                 job = self._jobs[name] = load_job(name, spec.variant, spec.operand_format, target)
         return job
 
-    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy) -> int:
+    def reserve_bytes(self, steps: int, batch: int, save: SavePolicy, resets: bool = False) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return ReserveLayout.of(self._tiling, steps, batch, save).size
+        return ReserveLayout.of(self._tiling, steps, batch, save, resets).size
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
@@ -182,62 +185,49 @@ class Executor:
         return VarLen.packed(batch_sizes)
 
     def describe_reserve(
-        self, steps: int, batch: int, varlen: VarLen | None = None, save: SavePolicy = "gates", seed: int = 0
-    ) -> ResidualInfo:
-        """What a training call and its backward need to know of each other."""
+        self, steps: int, batch: int, varlen: VarLen | None = None, save: SavePolicy = "gates", seed: int = 0,
+        resets: Any = None,
+    ) -> ResidualInfo:  # fmt: skip
+        """What a training call and its backward need to know of each other; ``resets`` must not change until then."""
         key, layout = self._layout
-        if key != (steps, batch, save):
-            layout = ReserveLayout.of(self._tiling, steps, batch, save)
-            self._layout = (steps, batch, save), layout
-        return ResidualInfo(layout, seed, varlen)
+        if key != (steps, batch, save, resets is not None):
+            key = steps, batch, save, resets is not None
+            layout = ReserveLayout.of(self._tiling, *key)
+            self._layout = key, layout
+        return ResidualInfo(layout, seed, varlen, resets)
 
     def lease_reserve(self, size: int) -> Lease:
         """Memory for a reserve of so many bytes."""
         return self._reserves.lease(size)
 
     def run(
-        self,
-        steps: int,
-        batch: int,
-        weights: Weights,
-        x: StridedPtr,
-        initial: StatePtrs,
-        y: StridedPtr,
-        final: StatePtrs,
-        *,
-        varlen: VarLen | None = None,
-        residuals: ResidualInfo | None = None,
-        reserve: int = 0,
-        team: ThreadTeam | None = None,
-    ) -> None:
+        self, steps: int, batch: int, weights: Weights, x: StridedPtr, initial: StatePtrs, y: StridedPtr,
+        final: StatePtrs, *, varlen: VarLen | None = None, residuals: ResidualInfo | None = None, reserve: int = 0,
+        team: ThreadTeam | None = None, options: StateOptions | None = None,
+    ) -> None:  # fmt: skip
         """Run a forward call; with ``residuals`` in training, which fills the reserve. Does not write y's padding."""
-        problem: Problem
-        if residuals is None:
-            problem, seed = ("forward", steps, batch, None), 0
-        else:
-            problem, seed = ("training", steps, batch, residuals.layout), residuals.seed
+        layout, seed = (None, 0) if residuals is None else (residuals.layout, residuals.seed)
+        problem: Problem = "forward" if layout is None else "training", steps, batch, layout
         values = (
             *x, *y, *initial, *final, weights.address, reserve,
             0 if varlen is None else varlen.row_offsets_address, signed(seed),
+            *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip
         self._run_job(problem, values, weights.matrices, varlen, team)
 
     def run_backward(
-        self,
-        residuals: ResidualInfo,
-        reserve: int,
-        weights: Weights,
-        dy: StridedPtr,
-        dstates: StatePtrs,
-        grads: GradPointers,
-        team: ThreadTeam | None = None,
-    ) -> None:
+        self, residuals: ResidualInfo, reserve: int, weights: Weights, dy: StridedPtr, dstates: StatePtrs,
+        grads: GradPointers, team: ThreadTeam | None = None, options: StateOptions | None = None,
+    ) -> None:  # fmt: skip
         """Compute the gradients of a training call with these weights, whose reserve is at that address."""
         layout, varlen = residuals.layout, residuals.varlen
+        if options is None and residuals.resets is not None:
+            options = StateOptions(residuals.resets)
         values = (
             *dy, *grads.x, *dstates, *grads.states, weights.address, reserve,
             0 if varlen is None else varlen.row_offsets_address, signed(residuals.seed),
             grads.add_x, grads.add_params, grads.add_states,
+            *(self._no_options if options is None else options.values(self._num_letters)),
         )  # fmt: skip
         problem: Problem = "backward", layout.steps, layout.batch, layout
         self._run_job(problem, values, (*weights.matrices, *grads.params), varlen, team, bool(grads.x[0]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts, round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import derivative_of
 from fusedrnn.engines.cpu.tiling import Tiling
@@ -20,7 +23,7 @@ class ReserveLayout:
     1. A copy of the input (T, N, I).
     2. For each layer its states (T + 2, N, D·H), directions side by side: h, then c, then the operands of the cell's
        later stages. Steps 0 and T + 1 hold the initial states of the two directions; of a shorter sequence, the reverse
-       direction's initial state follows its last step.
+       direction's initial state follows its last step. With resets there is a step T + 2: what replaces the states.
     3. For each layer and direction the saved values (T, N, units, values).
     """
 
@@ -38,13 +41,13 @@ class ReserveLayout:
     size: int
 
     @classmethod
-    def of(cls, tiling: Tiling, steps: int, batch: int, save: SavePolicy) -> ReserveLayout:
+    def of(cls, tiling: Tiling, steps: int, batch: int, save: SavePolicy, resets: bool = False) -> ReserveLayout:
         """The layout for T steps of N sequences."""
         spec = tiling.spec
         num_saved = len(derivative_of(spec.variant).saved) if save == "gates" else 0
         states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
-        state_size = (steps + 2) * batch * state_row
+        state_size = (steps + 2 + resets) * batch * state_row
         num_states = len(spec.state_names) + len(tiling.stages) - 1
         values_offset = states_offset + spec.num_layers * num_states * state_size
         saved_row = round_up_to_cache_line(tiling.unit_vecs * num_saved * tiling.vector_bytes)
@@ -72,6 +75,7 @@ class ResidualInfo:
     layout: ReserveLayout
     seed: int
     varlen: VarLen | None
+    resets: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ Every step of every cell does its own GEMMs, also for the weights' gradients, wh
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial, reduce
 from itertools import repeat
 
 import numpy as np
@@ -27,16 +27,16 @@ from fusedrnn.cell.leaves import (
 from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.forward import (
     NUMPY,
-    DirectionTape,
-    Tape,
     drop,
     gate_rows,
     in_rows,
     layer_weights,
     parameter_leaves,
 )
+from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.engines.reference.tape import DirectionTape, Tape
 from fusedrnn.spec import Array, RNNSpec
 
 Rows = slice | Array
@@ -45,7 +45,12 @@ Step = tuple[int, int, Rows]
 
 
 def backward(
-    spec: RNNSpec, tape: Tape, dy: Array | None, dstates: Sequence[Array | None] | None = None
+    spec: RNNSpec,
+    tape: Tape,
+    dy: Array | None,
+    dstates: Sequence[Array | None] | None = None,
+    dall_states: Sequence[Array | None] = (),
+    dresets: Sequence[Array] = (),
 ) -> tuple[Array, Array, tuple[Array, ...]]:
     """All gradients of a training call.
 
@@ -54,6 +59,9 @@ def backward(
         tape: The tape of the call.
         dy: The gradient of the output, (T, N, D·S), not read after the end of a sequence; None for zeros.
         dstates: The gradients of the final states, (L·D, N, size) each; None for zeros.
+        dall_states: The gradients of the states after h of every step of the last layer, (T, N, D·H) each; None for
+            zeros.
+        dresets: Arrays like the initial states; the gradients of what replaced states at resets are added to them.
 
     Returns:
         The gradients of the input (T, N, I), of the flat parameters, and of each initial state (L·D, N, size).
@@ -74,8 +82,15 @@ def backward(
             weights = layer_weights(spec, tape.params, layer, direction)
             dweights = layer_weights(spec, dparams, layer, direction)
             run = _DirectionBackward(cell, weights, dweights, tape.directions[index], row_rounding(spec.compute))
-            steps = _steps(len(dx), tape.lengths, spec.reverses(direction))
+            reverse = spec.reverses(direction)
+            steps = _steps(len(dx), tape.lengths, reverse)
             own_dy = None if dy is None else dy[:, :, direction * size : (direction + 1) * size]
+            if layer == spec.num_layers - 1:
+                units = slice(direction * spec.hidden_size, (direction + 1) * spec.hidden_size)
+                run.dall_states = [None if array is None else array[:, :, units] for array in dall_states]
+            if tape.resets is not None:
+                own_dresets = [array[index] for array in dresets]
+                run.cut = partial(_cut, Resets(tape.resets, None), reverse, own_dresets)
             before = run.unroll(steps, tape.inputs[layer], own_dy, [array[index] for array in dfinal], dx)
             for array, gradient in zip(dinitial, before, strict=True):
                 array[index] = gradient
@@ -94,8 +109,21 @@ def _steps(steps: int, lengths: Array | None, reverse: bool) -> Iterator[Step]:
             yield index, t, np.flatnonzero(active)
 
 
+def _cut(resets: Resets, reverse: bool, dresets: Sequence[Array], t: int, gradients: list[Array]) -> list[Array]:
+    """The gradients of the states before the reset of the step at time t; adds those of the replacements."""
+    before, of_replacements = resets.cut(t, reverse, gradients)
+    for total, gradient in zip(dresets, of_replacements or (), strict=False):
+        total += gradient
+    return before
+
+
 class _DirectionBackward:
-    """Backward of one direction of one layer; adds to ``dweights``."""
+    """Backward of one direction of one layer; adds to ``dweights``.
+
+    Attributes:
+        dall_states: The gradients (T, N, H) of the states after h of every step, None for zeros.
+        cut: From the time of a step and the gradients of what it started from to those of the states before it.
+    """
 
     def __init__(
         self,
@@ -106,6 +134,8 @@ class _DirectionBackward:
         rounded: Rounding,
     ) -> None:
         self._cell, self._vjp, self._tape = cell, step_vjp(cell), tape
+        self.dall_states: Sequence[Array | None] = ()
+        self.cut: Callable[[int, list[Array]], list[Array]] = lambda t, gradients: gradients
         self._linear = {
             kind: _Linear(weights[f"{kind}_weight"], dweights[f"{kind}_weight"], dweights.get(f"{kind}_bias"), rounded)
             for kind in ("i2h", "h2h", "h2r")
@@ -123,15 +153,19 @@ class _DirectionBackward:
             if dy is not None:
                 output = StateCotangent(self._cell.states[0])
                 values[output] = values[output] + dy[t, rows]
+            for name, gradient in zip(self._cell.states[1:], self.dall_states, strict=False):
+                if gradient is not None:
+                    values[StateCotangent(name)] = values[StateCotangent(name)] + gradient[t, rows]
             dgates, before = self._step(values)
             dx[t, rows] += self._linear["i2h"].backward(x[t, rows], dgates)
             dstates = [_replace_rows(array, rows, part) for array, part in zip(dstates, before, strict=True)]
+            dstates = self.cut(t, dstates)
         return dstates
 
     def _values(self, index: int, rows: Rows, dstates: Sequence[Array]) -> dict[Leaf, Array]:
         """The leaves of :class:`StepVjp`'s expressions in a step, for the sequences in ``rows``."""
         tape = self._tape
-        by_kind = {StateCotangent: dstates, State: tape.states[index], NewState: tape.states[index + 1]}
+        by_kind = {StateCotangent: dstates, State: tape.before[index], NewState: tape.states[index + 1]}
         values: dict[Leaf, Array] = {
             kind(name): array[rows]
             for kind, arrays in by_kind.items()

@@ -12,8 +12,10 @@ from fusedrnn.cell.trace import traced_cell
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, write_or_add
 from fusedrnn.engines.reference.backward import backward
-from fusedrnn.engines.reference.forward import Tape, forward, train
+from fusedrnn.engines.reference.forward import forward, train
+from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.engines.reference.tape import Tape
 from fusedrnn.spec import Array, RNNSpec
 
 
@@ -40,8 +42,10 @@ class ReferenceEngine:
 
     def forward(self, operands: ForwardOperands) -> tuple[Array, ...]:
         """Inference; see :class:`fusedrnn.engines.interface.Engine`."""
-        x, params, states, lengths, y = operands
-        result, final = forward(self.spec, x, params, states, lengths)
+        x, params, states, lengths, y, *_ = operands
+        result, final = forward(
+            self.spec, x, params, states, lengths, resets=_resets(operands), all_states=operands.all_states
+        )
         _copy(y, result, lengths)
         return final
 
@@ -53,14 +57,19 @@ class ReferenceEngine:
         x, params = operands.x.copy(), operands.params.copy()
         states = None if operands.states is None else [state.copy() for state in operands.states]
         lengths = None if operands.lengths is None else operands.lengths.copy()
-        result, final, tape = train(self.spec, x, params, states, lengths, seed)
+        resets = _resets(operands)
+        result, final, tape = train(self.spec, x, params, states, lengths, seed, resets, operands.all_states)
         _copy(operands.y, result, lengths)
         return final, ReferenceResiduals(tape, tape.nbytes + self._copied_bytes(*x.shape[:2]))
 
     def backward(self, residuals: ReferenceResiduals, operands: BackwardOperands) -> None:
         """The gradients; see :class:`fusedrnn.engines.interface.Engine`."""
         tape, grads = residuals.tape, operands.grads
-        dx, dparams, dinitial = backward(self.spec, tape, operands.dy, operands.dstates)
+        dresets = tuple(np.zeros_like(buffer) for buffer in grads.reset_states or ())
+        gradients = operands.dy, operands.dstates, operands.dall_states
+        dx, dparams, dinitial = backward(self.spec, tape, *gradients, dresets)
+        for buffer, gradient in zip(grads.reset_states or (), dresets, strict=True):
+            write_or_add(buffer, gradient, grads.add_reset_states)
         if grads.x is not None:
             lengths = [len(dx)] * dx.shape[1] if tape.lengths is None else tape.lengths
             for index, length in enumerate(lengths):
@@ -86,6 +95,11 @@ class ReferenceEngine:
         states = sum(prod(shape) for shape in self.spec.state_shape(batch))
         count = steps * batch * self.spec.input_size + self.spec.layout.size + states
         return count * np.dtype(self.spec.dtype).itemsize
+
+
+def _resets(operands: ForwardOperands) -> Resets | None:
+    """The resets of a call."""
+    return None if operands.resets is None else Resets(operands.resets, operands.reset_states)
 
 
 def _copy(y: Array, result: Array, lengths: Array | None) -> None:

@@ -8,7 +8,6 @@ MXNet's LSTMCell and its siblings do when they are unrolled. A tape holds every 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -18,8 +17,10 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
+from fusedrnn.engines.reference.tape import DirectionTape, Tape
 from fusedrnn.quantized_params import Params, QuantizedParams
 from fusedrnn.spec import Array, RNNSpec
 
@@ -37,48 +38,6 @@ NUMPY = ArrayArithmetic(np, {"sigmoid": _sigmoid})
 """Evaluates expressions on NumPy arrays."""
 
 
-@dataclass
-class DirectionTape:
-    """What one direction of one layer leaves for backward, in the order in which it runs over the steps.
-
-    Attributes:
-        states: The states (N, size) before each step, then those after the last.
-        saved: The values (N, H) of :attr:`StepVjp.saved` of each step.
-    """
-
-    states: list[tuple[Array, ...]] = field(default_factory=list)
-    saved: list[tuple[Array, ...]] = field(default_factory=list)
-
-
-@dataclass
-class Tape:
-    """What :func:`train` leaves for backward, which may use it more than once.
-
-    It refers to the input, the parameters, the initial states and the lengths: do not change them before backward.
-
-    Attributes:
-        params: The flat parameters.
-        lengths: The lengths, or None.
-        inputs: The input of each layer, (T, N, in); the first is ``x``.
-        masks: The dropout mask of the output of each layer but the last, (T, N, D·S); empty without dropout.
-        directions: One tape for each layer and direction, at layer·D + direction.
-    """
-
-    params: Array
-    lengths: Array | None
-    inputs: list[Array] = field(default_factory=list)
-    masks: list[Array] = field(default_factory=list)
-    directions: list[DirectionTape] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that training allocates for it; the caller's arrays do not count."""
-        arrays = [*self.inputs[1:], *self.masks]
-        for tape in self.directions:
-            arrays += [array for step in (*tape.states[1:], *tape.saved) for array in step]
-        return sum(array.nbytes for array in arrays)
-
-
 def forward(
     spec: RNNSpec,
     x: Array,
@@ -88,6 +47,8 @@ def forward(
     tape: Tape | None = None,
     seed: int = 0,
     rounding: OperandRounding | None = None,
+    resets: Resets | None = None,
+    all_states: Sequence[Array] = (),
 ) -> tuple[Array, tuple[Array, ...]]:
     """All layers and directions of ``spec``, in the float type of ``x``. Arguments are not validated.
 
@@ -100,6 +61,8 @@ def forward(
         tape: An empty tape to fill, in training; None in inference.
         seed: Determines which elements training drops, as in :func:`fusedrnn.dropout.mask`.
         rounding: How operands are rounded; None for what the spec and the parameters say.
+        resets: Where states are replaced inside a sequence; None for nowhere.
+        all_states: Arrays to fill with the states after h of every step of the last layer, (T, N, D·H) each.
 
     Returns:
         The output (T, N, D·S) and the final states.
@@ -120,10 +83,15 @@ def forward(
             weights |= {kind: rounding.weights(weights[kind]) for kind in _MATRICES if kind in weights}
             run_step = partial(_run_step, cell, weights, own_tape, partial(rounding.rows, len(final)))
             before = [state[len(final)] for state in states]
-            y, after = unroll(x, before, lengths, spec.reverses(direction), run_step)
+            reverse, history = spec.reverses(direction), [tuple(before)]
+            own_resets = None if resets is None else resets.of(len(final))
+            keeps_history = tape is not None or len(all_states) > 0
+            y, after = unroll(x, before, lengths, reverse, run_step, own_resets, history if keeps_history else None)
             if tape is not None and own_tape is not None:
-                own_tape.states.append(after)
+                own_tape.states = history
                 tape.directions.append(own_tape)
+            if layer == spec.num_layers - 1:
+                _store_states(all_states, history, lengths, direction, reverse)
             outputs.append(y)
             final.append(after)
         x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
@@ -140,10 +108,12 @@ def train(
     states: Sequence[Array] | None = None,
     lengths: Array | None = None,
     seed: int = 0,
+    resets: Resets | None = None,
+    all_states: Sequence[Array] = (),
 ) -> tuple[Array, tuple[Array, ...], Tape]:
     """:func:`forward` in training: the output, the final states and the tape for backward."""
-    tape = Tape(params, lengths)
-    return *forward(spec, x, params, states, lengths, tape, seed), tape
+    tape = Tape(params, lengths, None if resets is None else resets.marks)
+    return *forward(spec, x, params, states, lengths, tape, seed, None, resets, all_states), tape
 
 
 def _run_step(
@@ -161,8 +131,8 @@ def _run_step(
     leaves = step_leaves(cell, x_gates, states, weights, rounded)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(states)], values[len(states) :]
-    tape.states.append(states)
     shape = leaves[PreX(cell.gates[0])].shape
+    tape.before.append(states)
     tape.saved.append(tuple(_own_array(value, shape) for value in saved))
     return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
 
@@ -186,13 +156,24 @@ def layer_weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> d
 
 
 def unroll(
-    x: Array, states: Sequence[Array], lengths: Array | None, reverse: bool, step: Step
+    x: Array,
+    states: Sequence[Array],
+    lengths: Array | None,
+    reverse: bool,
+    step: Step,
+    resets: Resets | None = None,
+    history: list[tuple[Array, ...]] | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """One direction of one layer: from ``x`` (T, N, in) to the output (T, N, S) and the final states (N, size)."""
+    """One direction of one layer: from ``x`` (T, N, in) to the output (T, N, S) and the final states (N, size).
+
+    Appends the states after each step to ``history``.
+    """
     steps, batch = x.shape[:2]
     states = tuple(states)
     y = np.zeros((steps, batch, states[0].shape[1]), x.dtype)
     for t in reversed(range(steps)) if reverse else range(steps):
+        if resets is not None:
+            states = resets.apply(t, reverse, states)
         new = step(x[t], states)
         if lengths is None:
             states, y[t] = new, new[0]
@@ -200,7 +181,25 @@ def unroll(
             active = (t < lengths)[:, None]
             states = tuple(np.where(active, after, before) for after, before in zip(new, states, strict=True))
             y[t] = np.where(active, new[0], 0)
+        if history is not None:
+            history.append(states)
     return y, states
+
+
+def _store_states(
+    all_states: Sequence[Array],
+    history: Sequence[tuple[Array, ...]],
+    lengths: Array | None,
+    direction: int,
+    reverse: bool,
+) -> None:
+    """Store the states after h of every step of a direction, but not after the end of a sequence."""
+    for index, states in enumerate(history[1:]):
+        t = len(history) - 2 - index if reverse else index
+        active = slice(None) if lengths is None else t < lengths
+        for array, state in zip(all_states, states[1:], strict=False):
+            size = state.shape[1]
+            array[t, active, direction * size : (direction + 1) * size] = state[active]
 
 
 def step(

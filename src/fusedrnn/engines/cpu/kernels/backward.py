@@ -14,6 +14,7 @@ from operator import or_
 from fusedrnn.cell.cells import Variant
 from fusedrnn.engines.cpu.kernels.backward_cell import CellGradient, StepPosition
 from fusedrnn.engines.cpu.kernels.backward_emitter import CALL, emit_add_directions, emit_store_or_add
+from fusedrnn.engines.cpu.kernels.carried_gradients import CarriedGradients
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
@@ -54,7 +55,7 @@ def build_backward(variant: Variant, compute: str, target: Target) -> Module:
     return program.module
 
 
-class _DirectionLoop(CellGradient):
+class _DirectionLoop(CarriedGradients, CellGradient):
     """Emits a thread's share of one layer-direction."""
 
     def __init__(self, program: Program) -> None:
@@ -62,8 +63,8 @@ class _DirectionLoop(CellGradient):
         if is_plain(program.cell):
             self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NN)
         self._drop_panel = Declared(program.module, DROP_PANEL)
-        self._store_or_add = emit_store_or_add(program)
-        self._weight_gradients = WeightGradients(program, self._store_or_add).emit()
+        self.store_or_add = emit_store_or_add(program)
+        self._weight_gradients = WeightGradients(program, self.store_or_add).emit()
         self._recompute = Recompute(program).emit()
         super().__init__(program, "direction_loop")
         p = self.p
@@ -91,8 +92,9 @@ class _DirectionLoop(CellGradient):
             with f.if_(self.params_requested):
                 f.call(self._weight_gradients, *f.arguments, first, last, rows_in_block.get(), is_first_block.get())
             is_first_block.set(0)
-        with f.if_(self.p.dh0.is_set):
+        with f.if_((self.p.dh0 | self.p.dh_reset).is_set):
             self._recurrent_gemm(c.steps, rows_of_step_after.get())
+            self.cut_gradients(c.steps, rows_of_step_after.get())
         self._exit()
         f.ret()
         return f
@@ -121,7 +123,7 @@ class _DirectionLoop(CellGradient):
             with f.if_(initial.is_set), f.loop(0, self.rows) as row:
                 source = self.carried(name, row) + units.offset
                 into = self.state_row(name, initial, self.sequence(row))
-                f.call(self._store_or_add, source, into, units.num_bytes // self.v.item, c.add_states)
+                f.call(self.store_or_add, source, into, units.num_bytes // self.v.item, c.add_states)
 
     def _chunk(self, begin: Value, end: Value, rows_of_step_after: Variable, rows_in_block: Variable) -> None:
         """Some steps, then the gradients of their inputs."""
@@ -135,6 +137,8 @@ class _DirectionLoop(CellGradient):
             time = self.backward_time(step)
             active_rows = self.active_rows(time)
             self._recurrent_gemm(step, rows_of_step_after.get())
+            self.cut_gradients(step, rows_of_step_after.get())
+            self.add_state_gradients(time, active_rows)
             dy = rows_of_time(f, p.dy, p.dy_step, p.dy_row, p.dy_row_offsets, time)
             self._step(StepPosition(step, time, active_rows, dy, chunk_parity, rows_done.get(), rows_in_block.get()))
             rows_done.set(rows_done.get() + active_rows)
@@ -234,5 +238,5 @@ class _DirectionLoop(CellGradient):
                     counter = self.dropout_counter(sequence, time)
                     f.call(self._drop_panel, source, feature - offset // v.item, *counter)
                 into = dx + sequence * p.dx_row + feature * v.item
-                f.call(self._store_or_add, source + offset, into, num_features, p.add_x)
+                f.call(self.store_or_add, source + offset, into, num_features, p.add_x)
                 index.set(index.get() + 1)

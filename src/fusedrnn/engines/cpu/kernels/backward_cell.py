@@ -59,8 +59,9 @@ class CellGradient(BackwardEmitter):
         with f.if_(c.recompute.is_set):
             saved.set(self.recomputed(chunk_row))
         states: dict[Leaf, Value] = {}
+        before = self.time_before(time, sequence)
         for name, base in ((name, self.saved_array(number)) for number, name in enumerate(self.cell.states)):
-            states[State(name)] = self.saved_state(base, self.previous_time(time), sequence)
+            states[State(name)] = self.saved_state(base, before, sequence)
             states[NewState(name)] = self.saved_state(base, time, sequence)
         return GradRows(
             dy=position.dy + sequence * p.dy_row,

@@ -31,7 +31,8 @@ LAYER_DIR = Struct(
     "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
     "x_weights", "h_weights", "projection", "parameters",
     "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "dh_n", "dc_n", "dh0", "dc0", "saved_h", "saved_c", "saved_operand", "saved_values",
+    "dh_n", "dc_n", "dh0", "dc0", "dh_reset", "dc_reset", "dall_c",
+    "saved_h", "saved_c", "saved_operand", "saved_values",
     "d_x_weights", "d_h_weights", "d_projection", "d_param_vectors", "d_x_bias", "d_h_bias",
 )  # fmt: skip
 
@@ -39,7 +40,8 @@ LAYER_DIR = Struct(
 def layer_dir_struct(cell: TracedCell) -> Struct:
     """The struct of a layer-direction; a cell with more than two states, or with scalars, has more fields."""
     letters = state_letters(len(cell.states))[2:]
-    states = (name for letter in letters for name in (f"d{letter}_n", f"d{letter}0"))
+    forms = "d{}_n", "d{}0", "d{}_reset", "dall_{}"
+    states = (form.format(letter) for letter in letters for form in forms)
     return Struct(*LAYER_DIR.names, *states, *["d_param_scalars"] * bool(cell.param_scalars))
 
 
@@ -56,6 +58,7 @@ class BackwardEmitter(DirectionEmitter):
         self.transposed = self.group + c.transposed_offset
         self.scratch = c.scratch + self.thread * c.scratch_stride
         self.chunk_table = self.scratch + self.rows * (16 * len(self.stages))
+        self.state_table = self.chunk_table + c.chunk * self.rows * 8
         # A row of zeros, the initial accumulators of GEMMs, is before the panel that they write.
         self.zeros = self.scratch + c.panel_offset
         self.panel = self.zeros + self.panel_bytes

@@ -12,6 +12,7 @@ from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import KeptProduct, NewState, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
@@ -19,7 +20,6 @@ from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
-from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir
 from fusedrnn.jit.builder import Declared, Function, Module, Value
 from fusedrnn.jit.struct import Struct
@@ -31,14 +31,16 @@ CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "h0", "c0", "h_n", "c_n", "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
+    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_c",
+    "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
 )  # fmt: skip
 
 
 def layer_dir_struct(cell: TracedCell) -> Struct:
     """The struct of a layer-direction; a cell with more than two states has more fields."""
     letters = state_letters(len(cell.states))[2:]
-    return Struct(*LAYER_DIR.names, *(name for letter in letters for name in (f"{letter}0", f"{letter}_n")))
+    forms = "{}0", "{}_n", "{}_reset", "all_{}"
+    return Struct(*LAYER_DIR.names, *(form.format(letter) for letter in letters for form in forms))
 
 
 OutputRows = dict[Result | str, Value]
@@ -82,7 +84,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
     return program.module
 
 
-class Inference(StateEmitter):
+class Inference(BetweenSteps):
     """Emits a thread's share of one layer-direction in inference."""
 
     _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, KeptProduct)
@@ -122,6 +124,7 @@ class Inference(StateEmitter):
             with f.if_(active_rows > 0):
                 self._step(step, time, active_rows, rows_done.get())
                 rows_done.set(rows_done.get() + active_rows)
+                self.end_step(step, time, active_rows)
                 # After the last step of all, no thread reads what others stored.
                 with f.if_((step < c.steps - 1) | (self.layer < c.layers - 1)):
                     self.barrier()

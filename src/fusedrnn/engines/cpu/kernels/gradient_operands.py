@@ -74,16 +74,20 @@ class GradientOperands(ParameterSums):
         return self.transposed + self.grad_index(stage, unit_vec, grad) * self.c.transposed_stride
 
     def store_row_positions(self) -> None:
-        """Store the time and the sequence of each row of the block, in the order of transposed gradients, and pairs."""
+        """Store for each row of the block its time, its sequence and the time before; and pairs of rows.
+
+        The order is that of the transposed gradients.
+        """
         f, c = self.f, self.c
         address, first_row = f.var(self.row_positions), f.var(0)
         with f.loop(self.first, self.last) as step:
             time = self.backward_time(step)
             active = self.active_in_batch(time)
             with f.loop(0, active) as sorted_row:
-                f.store(time, address.get())
-                f.store(table_entry(f, c.sorted_indices, sorted_row, sorted_row), address.get() + 8)
-                address.set(address.get() + 16)
+                sequence = table_entry(f, c.sorted_indices, sorted_row, sorted_row)
+                for word, value in enumerate((time, sequence, self.time_before(time, sequence))):
+                    f.store(value, address.get() + 8 * word)
+                address.set(address.get() + 24)
             if self.multiplies_pairs:
                 with f.loop(0, active, 2) as sorted_row:
                     pair = self.row_pairs + self.num_pairs.get() * 16
@@ -133,11 +137,11 @@ class GradientOperands(ParameterSums):
     def _pack_row(self, weights: Weights, feature: Value, row: Value, into: Value) -> None:
         """Pack a panel's features of a row, as float; rounded where they are multiplied so."""
         f, c, p, v, (stage, of_state) = self.f, self.c, self.p, self.v, weights
-        time, sequence = (f.load(self.row_positions + row * 16 + 8 * word) for word in (0, 1))
+        time, sequence, before = (f.load(self.row_positions + row * 24 + 8 * word) for word in range(3))
         if of_state and stage.index:
             source = self.saved_state(self.saved_operand(stage), time, sequence)
         elif of_state:
-            source = self.saved_state(p.saved_h, self.previous_time(time), sequence)
+            source = self.saved_state(p.saved_h, before, sequence)
         else:
             source = p.x + time * p.x_step + sequence * p.x_row
         for number in range(self.panel_vectors):

@@ -16,15 +16,15 @@ from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matr
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
-from fusedrnn.jit.builder import Declared, Function, Value
+from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
 COMMON_FIELDS = (
     "steps", "batch", "layers", "directions", "hidden", "out",
     "grid_layer_dirs", "grid_rows", "grid_units", "row_starts", "unit_starts", "out_starts", "chunk",
     "row_to_sequence", "active_rows", "lengths",
     "layer_dirs", "spins",
-    "saved_state_step", "saved_state_row", "saved_values_step", "saved_values_row",
-    "threshold", "scale", "seed",
+    "saved_state_step", "saved_state_row", "saved_state_size", "saved_values_step", "saved_values_row",
+    "threshold", "scale", "seed", "resets",
 )  # fmt: skip
 """The fields with which the structs of both calls begin.
 
@@ -34,7 +34,7 @@ run layer-directions at the same time: the directions of a layer or, in a networ
 ``lengths`` are tables, 0 if every sequence has all steps: the sequence of each row; for each row group the number of
 rows that are active at each time; the length of each row. ``saved`` strides are those of the reserve: of states, and of
 the other values saved for backward. ``threshold``, ``scale`` (the bits of a float64) and ``seed`` are dropout's; a
-threshold of 0 means no dropout.
+threshold of 0 means no dropout. ``resets``, if not 0, is a table of bytes (T, N): 1 where a sequence begins anew.
 """
 
 UNPACKED_PARAMS = "unpacked_x_weights", "unpacked_h_weights", "unpacked_x_bias", "unpacked_h_bias"
@@ -87,6 +87,30 @@ class DirectionEmitter(ThreadShare):
         """The time of the step before, in this direction."""
         return time + self.p.reverse.is_set.select(self.f.constant(1), -1)
 
+    def next_time(self, time: Value) -> Value:
+        """The time of the step after, in this direction."""
+        return time + self.p.reverse.is_set.select(self.f.constant(-1), 1)
+
+    def is_reset(self, time: Value, sequence: Value) -> Value:
+        """Whether the states of a sequence are replaced before the step at that time, 0 or 1, in a call with resets.
+
+        The reverse direction runs over the same pieces from their ends.
+        """
+        f, c = self.f, self.c
+        first_of_piece = time + self.p.reverse
+        mark = f.var(0)
+        with f.if_(first_of_piece < c.steps):
+            mark.set(f.load(c.resets + first_of_piece * c.batch + sequence, I8, 1).zext(I64))
+        return mark.get()
+
+    def time_before(self, time: Value, sequence: Value) -> Value:
+        """The time at which the reserve holds what a step started from: T + 1 for what replaced the states."""
+        f, c = self.f, self.c
+        before = f.var(self.previous_time(time))
+        with f.if_(c.resets.is_set):
+            before.set(self.is_reset(time, sequence).is_set.select(c.steps + 1, before.get()))
+        return before.get()
+
     def active_rows(self, time: Value) -> Value:
         """The number of this thread's rows that have that time."""
         return table_entry(self.f, self.c.active_rows, self.row_group * self.c.steps + time, self.rows)
@@ -123,7 +147,7 @@ class DirectionEmitter(ThreadShare):
             base, later = (p.saved_c, number - 1) if number else (p.saved_h, 0)
         else:
             base, later = p.saved_operand, number - num_states
-        return base + (self.c.steps + 2) * self.c.saved_state_step * later if later else base
+        return base + self.c.saved_state_size * later if later else base
 
     def saved_operand(self, stage: StageKernel) -> Value:
         """The array of the reserve that holds the operand of a later stage."""

@@ -33,28 +33,32 @@ class Recompute(BackwardEmitter):
     def emit(self) -> Function:
         """Emit the function."""
         f, p = self.f, self.p
-        num_rows = self._fill_table(self._input)
+        self._fill_table(self.state_table, self._h_before)
+        num_rows = self._fill_table(self.chunk_table, self._input)
         with f.if_(num_rows > 0):
             x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
             self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
             for stage in self.stages:
                 if stage.projects:
                     continue
-                self._fill_table(self._operand_of(stage))
-                a = self.left_operand(self.chunk_table, num_rows, self.operand_size(stage))
+                table = self.state_table
+                if stage.index:
+                    table = self.chunk_table
+                    self._fill_table(table, self._operand_of(stage))
+                a = self.left_operand(table, num_rows, self.operand_size(stage))
                 with self.blocks(stage) as (unit_vec, end):
                     self._block(stage, unit_vec, end, a)
         f.ret()
         return f
 
-    def _fill_table(self, address: Callable[[Value, Value, Value], Value]) -> Value:
+    def _fill_table(self, table: Value, address: Callable[[Value, Value, Value], Value]) -> Value:
         """Store the addresses of the rows of all steps, given by time, sequence and index; return their number."""
         f = self.f
         index = f.var(0)
         with f.loop(self.first, self.last) as step:
             time = self.backward_time(step)
             with f.loop(0, self.active_rows(time)) as row:
-                f.store(address(time, self.sequence(row), index.get()), self.chunk_table + index.get() * 8)
+                f.store(address(time, self.sequence(row), index.get()), table + index.get() * 8)
                 index.set(index.get() + 1)
         return index.get()
 
@@ -66,10 +70,12 @@ class Recompute(BackwardEmitter):
         return self.masked_input_row(source, copy, sequence, time)
 
     def _operand_of(self, stage: StageKernel) -> Callable[[Value, Value, Value], Value]:
-        """The rows of a stage's operand: h of the step before, or what the reserve has saved of the same step."""
-        if stage.index:
-            return lambda time, sequence, index: self.saved_state(self.saved_operand(stage), time, sequence)
-        return lambda time, sequence, index: self.saved_state(self.p.saved_h, self.previous_time(time), sequence)
+        """The rows of a later stage's operand, which the reserve has saved of the same step."""
+        return lambda time, sequence, index: self.saved_state(self.saved_operand(stage), time, sequence)
+
+    def _h_before(self, time: Value, sequence: Value, index: Value) -> Value:
+        """A row of h that a step started from."""
+        return self.saved_state(self.p.saved_h, self.time_before(time, sequence), sequence)
 
     def _block(self, stage: StageKernel, unit_vec: Value, end: Value, a: LeftOperand) -> None:
         """The recurrent GEMM of a block of units, then the values that forward would have saved."""
@@ -93,13 +99,7 @@ class Recompute(BackwardEmitter):
             if isinstance(leaf, State):
                 # The saved states of a layer have the same strides, so their rows are as far apart as the arrays.
                 base = self.saved_array(self.cell.states.index(leaf.name))
-                state_row = self.f.load(self.chunk_table + row * 8)
-                if stage.index:
-                    # The table has the rows of the operand, which are those of the step, not of the one before.
-                    before = self.previous_time(self.f.constant(0)) * self.c.saved_state_step
-                    state_row = state_row + (base - self.saved_operand(stage)) + before
-                else:
-                    state_row = state_row + (base - p.saved_h)
+                state_row = self.f.load(self.state_table + row * 8) + (base - p.saved_h)
                 return v.load(state_row + unit_vec * v.bytes, v.item)
             return self.load_leaf(leaf, position)
 

@@ -156,10 +156,10 @@ _DIRECTION_GROUP = Arena(
 )
 _BACKWARD_THREAD = Arena(
     "scratch_stride",
-    # Addresses of rows: two tables for each stage, one for a chunk.
-    row_tables=lambda s: _POINTER_BYTES * (2 * s.num_stages + s.chunk) * s.rows,
-    # Time and sequence of each row of a block.
-    row_positions=lambda s: 2 * _POINTER_BYTES * s.block * s.batch,
+    # Addresses of rows: two tables for each stage, one for a chunk; one of the states of a chunk that is recomputed.
+    row_tables=lambda s: _POINTER_BYTES * ((2 * s.num_stages + s.chunk) * s.rows + s.recomputed_rows),
+    # Time and sequence of each row of a block, and the time of the states before.
+    row_positions=lambda s: 3 * _POINTER_BYTES * s.block * s.batch,
     # The first row of each pair of a block, and its number of rows, where pairs are multiplied.
     row_pairs=lambda s: 2 * _POINTER_BYTES * s.row_pairs,
     # A row of zeros, the initial accumulators, then a panel of dx.

@@ -83,19 +83,36 @@ class StateEmitter(DirectionEmitter):
                 self.load_state(name, initial, sequence, into)
                 if name == self.cell.output:
                     f.copy(into + self.h_size, into, units.num_bytes)
-                    self._convert_initial(row, into)
+                    for parity in (f.constant(0), f.constant(1)):
+                        self._convert_h(row, into, parity)
                 self.save_initial(name, row, sequence, into)
+            self.save_resets(sequence)
+            is_possible = self.p.reverse.is_zero & self.c.resets.is_set
+            with f.if_(is_possible), f.if_(self.is_reset(f.constant(0), sequence).is_set):
+                self.replace_states(row, sequence, f.constant(0))
 
-    def _convert_initial(self, row: Value, source: Value) -> None:
-        """Convert this thread's part of a row of the initial h, if GEMMs read another format."""
+    def replace_states(self, row: Value, sequence: Value, parity: Value) -> None:
+        """Replace this thread's part of the states of a row by those of a reset; h in the buffer of that parity."""
+        for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
+            into = self.state_buffer(name, row) + self.units_of_state(name).offset
+            if name == self.cell.output:
+                into = into + parity * self.h_size
+            self.load_state(name, getattr(self.p, f"{letter}_reset"), sequence, into)
+            if name == self.cell.output:
+                self._convert_h(row, into, parity)
+
+    def _convert_h(self, row: Value, source: Value, parity: Value) -> None:
+        """Convert this thread's part of a row of h, if GEMMs read another format."""
         if self.stores_operands:
             units = self.out
-            for parity in range(2):
-                into = self.h_operand(row) + self.h_size * parity + units.first * self.operand_vector_bytes
-                self.f.call(self._convert_row, source, into, units.num_bytes // self.v.item, 0)
+            into = self.h_operand(row) + parity * self.h_size + units.first * self.operand_vector_bytes
+            self.f.call(self._convert_row, source, into, units.num_bytes // self.v.item, 0)
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
         """Save an initial state for backward; inference saves none."""
+
+    def save_resets(self, sequence: Value) -> None:
+        """Save what replaces the states of a sequence for backward; inference saves nothing."""
 
     def exit(self) -> None:
         """Copy the final states to the caller; h from the buffer that each row's last step wrote."""

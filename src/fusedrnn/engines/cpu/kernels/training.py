@@ -9,7 +9,7 @@ from __future__ import annotations
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.leaves import KeptProduct, NewState, Saved, StageOperand
 from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, build_job
-from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel
+from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Module, Value
 from fusedrnn.jit.target import Target
@@ -38,6 +38,15 @@ class _Training(Inference):
         units = self.units_of_state(name)
         into = self.saved_state(self._saved_arrays()[NewState(name)], time, sequence) + units.offset
         self.f.copy(into, source, units.num_bytes)
+
+    def save_resets(self, sequence: Value) -> None:
+        """Save what replaces the states of a sequence as those of time T + 1."""
+        f, c = self.f, self.c
+        with f.if_(c.resets.is_set):
+            for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
+                saved = self.saved_state(self._saved_arrays()[NewState(name)], c.steps + 1, sequence)
+                into = saved + self.units_of_state(name).offset
+                self.load_state(name, getattr(self.p, f"{letter}_reset"), sequence, into)
 
     def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
         """Save the network's input; apply dropout to what a layer reads from the one below."""

@@ -7,6 +7,8 @@ The symbols are:
 - ``h0``, ``c0``, ``h_n``, ``c_n``, ``dh_n``, ``dc_n``, ``dh0``, ``dc0``, and likewise of further states;
 - ``add_x``, ``add_params``, ``add_states``: whether gradients are added to what their buffers hold;
 - ``weights``, the packed weights, 0 for unpacked ones; ``unpacked NAME``, a parameter; ``NAME``, its gradient;
+- ``h_reset``, ``c_reset``, ``dh_reset``, ``dc_reset``, and likewise of further states; ``all_c``, ``dall_c`` of all
+  states but the first; ``resets``;
 - ``reserve``; ``seed``; ``tables``, those of :mod:`fusedrnn.engines.cpu.varlen`; ``spins``;
 - ``workspace``; ``args``, the structs themselves; ``dx_partials``: the workspace if dx is computed, else 0.
 """
@@ -52,14 +54,16 @@ def state_symbols(letters: str, *forms: str) -> list[str]:
 def forward_symbols(letters: str) -> list[str]:
     """Symbols of a forward call, in the order in which it gives their values; unpacked parameters follow."""
     arrays = "x", "x_step", "x_row", "y", "y_step", "y_row"
-    return [*arrays, *state_symbols(letters, "{}0", "{}_n"), *_RESOURCES, "tables", "spins"]
+    options = *state_symbols(letters, "{}_reset"), *state_symbols(letters[1:], "all_{}"), "resets"
+    return [*arrays, *state_symbols(letters, "{}0", "{}_n"), *_RESOURCES, *options, "tables", "spins"]
 
 
 def backward_symbols(letters: str) -> list[str]:
     """Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
     arrays = "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row"
     adds = "add_x", "add_params", "add_states"
-    return [*arrays, *state_symbols(letters, "d{}_n", "d{}0"), *_RESOURCES, *adds, "tables", "spins"]
+    options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters[1:], "dall_{}"), "resets"
+    return [*arrays, *state_symbols(letters, "d{}_n", "d{}0"), *_RESOURCES, *adds, *options, "tables", "spins"]
 
 
 class KernelArgs:

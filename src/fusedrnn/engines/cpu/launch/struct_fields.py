@@ -44,7 +44,7 @@ _BACKWARD_WEIGHTS = {
     "forward_x_weights": "x_weights", "forward_h_weights": "h_weights", "x_bias": "x_bias", "h_bias": "h_bias",
 }  # fmt: skip
 _RESERVE_STRIDES = {
-    "saved_state_step": "state_step", "saved_state_row": "state_row",
+    "saved_state_step": "state_step", "saved_state_row": "state_row", "saved_state_size": "state_size",
     "saved_values_step": "saved_step", "saved_values_row": "saved_row",
 }  # fmt: skip
 
@@ -114,7 +114,7 @@ class _PlanFields:
             **{field: getattr(reserve, stride, 0) for field, stride in _RESERVE_STRIDES.items()},
             "threshold": threshold(spec.dropout) if drops else 0,
             "scale": int(np.float64(factor).view(np.int64)),
-            "spins": Relocation("spins"), "seed": Relocation("seed"),
+            "spins": Relocation("spins"), "seed": Relocation("seed"), "resets": Relocation("resets"),
         }  # fmt: skip
 
     def layer_dir(self, index: int, weights: PackedWeightsOffsets) -> Fields:
@@ -144,6 +144,12 @@ class _PlanFields:
         return {
             symbol: Relocation(symbol, offset * (self.h_bytes if "h" in symbol else self.c_bytes)) for symbol in symbols
         }
+
+    def all_states(self, index: int, *symbols: str) -> Fields:
+        """The fields of the caller's arrays of the states after h of every step; of the last layer."""
+        layer, direction = divmod(index, self.spec.num_directions)
+        is_last = layer == self.spec.num_layers - 1
+        return {symbol: Relocation(symbol, direction * self.c_bytes) if is_last else 0 for symbol in symbols}
 
     def saved(self, index: int) -> Fields:
         """The fields of what the reserve holds of a layer-direction; zeros without one."""
@@ -194,7 +200,8 @@ class _ForwardFields(_PlanFields):
             y = self._layer_output("y", layer, offset) if reserve is None else _array("y", 0, 0, 0)
         return {
             **self.common(index, weights, _FORWARD_WEIGHTS),
-            **self.states(index, *state_symbols(self.letters, "{}0", "{}_n")),
+            **self.states(index, *state_symbols(self.letters, "{}0", "{}_n", "{}_reset")),
+            **self.all_states(index, *state_symbols(self.letters[1:], "all_{}")),
             **x, **y, "x_copy": 0 if reserve is None or index else Relocation("reserve"),
         }  # fmt: skip
 
@@ -240,7 +247,8 @@ class _BackwardFields(_PlanFields):
         x = self.saved_input(reserve, layer) if layer else _array("x", Relocation("reserve"), reserve.batch * row, row)
         return {
             **self.common(index, weights, _BACKWARD_WEIGHTS),
-            **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0")),
+            **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0", "d{}_reset")),
+            **self.all_states(index, *state_symbols(self.letters[1:], "dall_{}")),
             **x, **self._dy(layer, direction), **self._dx(layer, direction),
             **self.parameters(self._gradients, layer, direction),
         }  # fmt: skip

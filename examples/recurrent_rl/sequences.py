@@ -1,0 +1,54 @@
+"""Rollouts as whole sequences: episodes follow one another in a row, and marks say where they begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+States = tuple[Tensor, Tensor]
+
+
+def process_sequence(
+    features: Tensor, states: States, episode_starts: Tensor, lstm: Any
+) -> tuple[Tensor, States]:
+    """What sb3-contrib's policies compute in a loop over steps, as one call.
+
+    Args:
+        features: (N·T, features), sequence by sequence.
+        states: h and c, (layers, N, H) each.
+        episode_starts: (N·T,), not 0 where an episode begins.
+        lstm: A :class:`fusedrnn.torch.LSTM`.
+
+    Returns:
+        The output (N·T, H) and the final states.
+    """
+    batch = states[0].shape[1]
+    x = features.reshape(batch, -1, lstm.input_size).swapaxes(0, 1)
+    starts = episode_starts.reshape(batch, -1).swapaxes(0, 1)
+    if len(x) == 1:  # a step of the actor: the same kind of call each time, which our layers recognize
+        h0, c0 = ((1 - starts).view(1, batch, 1) * state for state in states)
+        y, states = lstm(x, (h0, c0))
+    else:
+        y, states = lstm(x, states, resets=starts != 0)
+    return y.transpose(0, 1).flatten(0, 1), states
+
+
+def whole_rows(steps: int, num_envs: int, batch_size: int, rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
+    """Batches of whole rows of a rollout that holds environment after environment, in random order.
+
+    Args:
+        steps: T of the rollout.
+        num_envs: Its environments.
+        batch_size: Steps of a batch, a multiple of T for as many environments.
+        rng: Shuffles the environments.
+
+    Yields:
+        The indices of the steps of a batch, and those of the first step of each row.
+    """
+    order, rows = rng.permutation(num_envs), max(1, batch_size // steps)
+    for begin in range(0, num_envs, rows):
+        firsts = order[begin : begin + rows] * steps
+        yield (firsts[:, None] + np.arange(steps)).ravel(), firsts

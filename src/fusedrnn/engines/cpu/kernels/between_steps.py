@@ -1,0 +1,39 @@
+"""What happens to the states between two steps of the forward loop: copies of every state, and resets.
+
+A step is followed by a barrier before other threads read its h. So a thread replaces its own units of the states of the
+rows that are reset before the next step, before that barrier.
+"""
+
+from __future__ import annotations
+
+from fusedrnn.engines.cpu.kernels.loop import rows_of_time
+from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS
+from fusedrnn.engines.cpu.kernels.states import StateEmitter
+from fusedrnn.jit.builder import Value
+
+
+class BetweenSteps(StateEmitter):
+    """A function of a thread's share of one layer-direction that also ends its steps."""
+
+    def end_step(self, step: Value, time: Value, active_rows: Value) -> None:
+        """Copy states to the caller if all are requested; replace those of rows that the next step resets."""
+        f, c = self.f, self.c
+        self._copy_states(time, active_rows)
+        with f.if_(c.resets.is_set & (step < c.steps - 1)):
+            next_time = self.next_time(time)
+            with f.loop(0, active_rows) as row:
+                sequence = self.sequence(row)
+                with f.if_(self.is_reset(next_time, sequence).is_set):
+                    self.replace_states(row, sequence, 1 - (step & 1))
+
+    def _copy_states(self, time: Value, active_rows: Value) -> None:
+        """Copy this thread's units of the states after h, where the caller requests every state of every step."""
+        f, c, p = self.f, self.c, self.p
+        for letter, name in zip(STATE_LETTERS[1:], self.cell.states[1:], strict=False):
+            base, units = getattr(p, f"all_{letter}"), self.units_of_state(name)
+            row_bytes = c.directions * c.hidden * self.v.item
+            with f.if_(base.is_set):
+                into = rows_of_time(f, base, c.batch * row_bytes, row_bytes, p.y_row_offsets, time) + units.offset
+                with f.loop(0, active_rows) as row:
+                    source = self.state_buffer(name, row) + units.offset
+                    f.copy(into + self.sequence(row) * row_bytes, source, units.num_bytes)

@@ -1,0 +1,36 @@
+"""What a call does with states beside the initial and the final ones: resets, and every state of every step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusedrnn.engines.interface import StatePtrs
+
+
+class StateOptions(NamedTuple):
+    """The operands of a call that concern states inside sequences.
+
+    Attributes:
+        resets: Where sequences begin anew, bools (T, N), contiguous, False in the padding; None for nowhere.
+        reset_states: The addresses of what replaces the states there, () for zeros; in backward of its gradients, which
+            are added to.
+        all_states: The addresses of arrays of the states after h of every step of the last layer, () if they are not
+            requested; in backward of their gradients.
+    """
+
+    resets: NDArray[np.bool_] | None = None
+    reset_states: StatePtrs = ()
+    all_states: StatePtrs = ()
+
+    def values(self, num_letters: int) -> tuple[int, ...]:
+        """The values of their symbols, for structs with fields for so many states."""
+        marks: Any = self.resets
+        address = 0 if marks is None else marks.ctypes.data
+        return (*_padded(self.reset_states, num_letters), *_padded(self.all_states, num_letters - 1), address)
+
+
+def _padded(addresses: StatePtrs, count: int) -> StatePtrs:
+    return (*addresses, *(0,) * (count - len(addresses)))

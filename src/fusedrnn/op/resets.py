@@ -1,0 +1,77 @@
+"""Resets inside sequences, and every state of every step: the checks of what only such calls have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.engines.operands import ForwardOperands
+from fusedrnn.op.reserve import PLAIN_CALL, CallKind
+from fusedrnn.op.validation import check_array, check_no_alias, check_states, check_tuple
+from fusedrnn.scalars import as_bool
+from fusedrnn.spec import Array, RNNSpec
+
+
+def check_resets(resets: object, steps: int, batch: int, lengths: Array | None) -> Array:
+    """Marks as contiguous bools (T, N): a copy, False after the end of a sequence."""
+    expected = f"resets must be bools of shape ({steps}, {batch})"
+    try:
+        checked = np.array(resets, order="C")  # a copy: what is checked is what is used
+    except Exception:
+        raise TypeError(f"{expected}; got {resets!r}") from None
+    if checked.dtype != np.bool_:
+        raise TypeError(f"{expected}; got {checked.dtype}")
+    if checked.shape != (steps, batch):
+        raise ValueError(f"{expected}; got {checked.shape}")
+    if lengths is not None:
+        checked &= np.arange(steps)[:, None] < lengths
+    return checked
+
+
+def with_options(
+    operands: ForwardOperands, spec: RNNSpec, resets: object, reset_states: object, all_states: object
+) -> tuple[ForwardOperands, CallKind]:
+    """The operands of a call that also has these arguments of :meth:`RNNOp.forward`, and its kind."""
+    steps, batch = operands.x.shape[:2]
+    if resets is None and reset_states is not None:
+        raise ValueError("reset_states must be None without resets")
+    returns_all = as_bool("all_states", all_states)
+    if resets is not None:
+        marks = check_resets(resets, steps, batch, operands.lengths)
+        states = check_states(reset_states, spec, batch, "reset_states", "reset {}")
+        if states is not None:
+            check_no_alias("out", operands.y, {"reset_states": states})
+        operands = operands._replace(resets=marks, reset_states=states)
+    if returns_all:
+        shape = steps, batch, spec.num_directions * spec.hidden_size
+        every = tuple(np.empty(shape, spec.dtype) for _ in spec.state_names[1:])
+        operands = operands._replace(all_states=every)
+    kind = CallKind(resets is not None, reset_states is not None, returns_all)
+    return operands, kind if True in kind else PLAIN_CALL
+
+
+def restarted(states: tuple[Array, ...], batch: int, resets: object) -> tuple[Array, ...]:
+    """The states that a single step starts from: a call with these needs no resets, so it may be cached."""
+    marked = np.flatnonzero(check_resets(resets, 1, batch, None)[0])
+    if not marked.size:
+        return states
+    states = tuple(state.copy() for state in states)
+    for state in states:
+        state[:, marked] = 0
+    return states
+
+
+def split_cotangents(dy: Any, spec: RNNSpec, steps: int, batch: int) -> tuple[Any, tuple[Array | None, ...]]:
+    """The gradient of the output, unchecked, and those of the other states of every step, None for zeros.
+
+    ``dy`` is a tuple of them, as :meth:`RNNOp.backward` takes it, or None.
+    """
+    names = tuple(f"d{name}" for name in ("y", *spec.state_names[1:]))
+    shape = steps, batch, spec.num_directions * spec.hidden_size
+    dy_entries = (None,) * len(names) if dy is None else check_tuple("dy", dy, dict.fromkeys(names, ""), "None or ")
+    others = (
+        None if value is None else np.ascontiguousarray(check_array(f"dy: {name}", value, spec, shape))
+        for name, value in zip(names[1:], dy_entries[1:], strict=True)
+    )
+    return dy_entries[0], tuple(others)

@@ -1,0 +1,156 @@
+"""Resets inside sequences: the marks of a call, and such calls by torch.nn, which has none.
+
+Each piece of a sequence, from one reset to the next, is a sequence of its own for torch.nn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from fusedrnn.torch.eligibility import packed_batch
+
+States = tuple[Tensor, ...]
+
+
+def checked_resets(marks: Any, x: Any, batch_first: bool) -> Tensor:
+    """Marks as a bool CPU tensor (T, N), in the order of the sequences of a packed one's rows.
+
+    Raises:
+        TypeError: If they are no tensor of bools.
+        ValueError: If there is not one for each step of each sequence.
+    """
+    if not isinstance(marks, Tensor) or marks.dtype is not torch.bool:
+        got = marks.dtype if isinstance(marks, Tensor) else type(marks).__name__
+        raise TypeError(f"resets must be a tensor of torch.bool; got {got}")
+    resets = marks.detach().to("cpu")
+    if isinstance(x, PackedSequence):
+        steps, batch = x.batch_sizes.shape[0], packed_batch(x.batch_sizes, x.sorted_indices, None)
+    elif isinstance(x, Tensor) and x.dim() == 3:
+        steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
+    elif isinstance(x, Tensor) and x.dim() == 2:
+        resets = _with_shape(resets, (x.shape[0],), "(T,)")
+        return resets.unsqueeze(1)
+    else:
+        raise ValueError("resets need input of two or three dimensions, or a PackedSequence")
+    shape, axes = ((batch, steps), "(N, T)") if batch_first else ((steps, batch), "(T, N)")
+    resets = _with_shape(resets, shape, axes)
+    resets = resets.T if batch_first else resets
+    if isinstance(x, PackedSequence) and x.sorted_indices is not None:
+        resets = resets.index_select(1, x.sorted_indices)
+    return resets
+
+
+def _with_shape(resets: Tensor, shape: tuple[int, ...], axes: str) -> Tensor:
+    if resets.shape != shape:
+        raise ValueError(f"resets must have shape {axes} = {tuple(shape)}; got {tuple(resets.shape)}")
+    return resets
+
+
+class _Pieces(NamedTuple):
+    """The pieces of a batch: the sequence of each, its first step, its steps, and which are first or last of theirs."""
+
+    sequences: Tensor
+    begins: Tensor
+    lengths: Tensor
+    is_first: Tensor
+    is_last: Tensor
+
+    @classmethod
+    def of(cls, resets: Tensor, lengths: Tensor) -> _Pieces:
+        """Those of marks (T, N) and lengths (N,)."""
+        starts = resets & (torch.arange(len(resets))[:, None] < lengths)
+        starts[0] |= lengths > 0
+        sequences, begins = starts.T.nonzero(as_tuple=True)  # sequence by sequence, in order of time
+        is_first = torch.ones_like(sequences, dtype=torch.bool)
+        is_first[1:] = sequences[1:] != sequences[:-1]
+        is_last = is_first.roll(-1)
+        ends = torch.where(is_last, lengths[sequences], begins.roll(-1))
+        return cls(sequences, begins, ends - begins, is_first, is_last)
+
+
+def run_pieces(
+    run: Callable[[PackedSequence, States], tuple[PackedSequence, States]],
+    x: Tensor, resets: Tensor, lengths: Tensor, states: States, reverses: Tensor,
+) -> tuple[Tensor, States]:  # fmt: skip
+    """The output (T, N, features) and the final states of a call on padded sequences.
+
+    Args:
+        run: torch.nn's layer on packed sequences and states.
+        x: (T, N, I).
+        resets: (T, N).
+        lengths: (N,).
+        states: The initial states (L·D, N, size).
+        reverses: For each row of the states whether its direction runs from the end.
+    """
+    pieces = _Pieces.of(resets, lengths)
+    offsets = torch.arange(int(pieces.lengths.max()))[:, None]
+    is_inside = offsets < pieces.lengths
+    times = (pieces.begins + offsets).clamp(max=len(x) - 1)
+    packed = pack_padded_sequence(x[times, pieces.sequences], pieces.lengths, enforce_sorted=False)
+    marked = resets[0, pieces.sequences]
+    enters = torch.where(reverses[:, None], pieces.is_last, pieces.is_first & ~marked)[:, :, None].to(x.device)
+    leaves = torch.where(reverses[:, None], pieces.is_first, pieces.is_last)
+    initial = tuple(torch.where(enters, state[:, pieces.sequences], 0) for state in states)
+    outputs, last = run(packed, initial)
+    padded = pad_packed_sequence(outputs)[0]
+    index = times[is_inside], pieces.sequences.expand_as(times)[is_inside]
+    y = padded.new_zeros((*x.shape[:2], padded.shape[2])).index_put(index, padded[is_inside.to(x.device)])
+    rows, columns = leaves.nonzero(as_tuple=True)
+    at = rows, pieces.sequences[columns]
+    return y, tuple(old.index_put(at, new[rows, columns]) for old, new in zip(states, last, strict=True))
+
+
+def forward_pieces(
+    module: Any, forward: Callable[[Any, Any], Any], x: Any, hx: Any, lengths: Tensor | None, resets: Tensor
+) -> Any:
+    """The results of a module's call on ``x`` with resets (T, N), by torch.nn's ``forward`` on packed pieces."""
+    if isinstance(x, PackedSequence):
+        in_order, original = x.sorted_indices, x.unsorted_indices
+        padded, sorted_lengths = pad_packed_sequence(x._replace(sorted_indices=None, unsorted_indices=None))
+        if in_order is not None:
+            hx = _each_state(hx, lambda state: state.index_select(1, in_order))
+        y, final = _forward_padded(module, forward, padded, hx, sorted_lengths, resets)
+        packed = pack_padded_sequence(y, sorted_lengths)
+        if original is not None:
+            final = _each_state(final, lambda state: state.index_select(1, original))
+        return PackedSequence(packed.data, *x[1:]), final
+    if x.dim() == 2:
+        hx = _each_state(hx, lambda state: state.unsqueeze(1))
+        y, final = _forward_padded(module, forward, x.unsqueeze(1), hx, None, resets)
+        return y.squeeze(1), _each_state(final, lambda state: state.squeeze(1))
+    if module.batch_first:
+        y, final = _forward_padded(module, forward, x.transpose(0, 1), hx, lengths, resets)
+        return y.transpose(0, 1), final
+    return _forward_padded(module, forward, x, hx, lengths, resets)
+
+
+def _forward_padded(
+    module: Any, forward: Callable[[Any, Any], Any], x: Tensor, hx: Any, lengths: Tensor | None, resets: Tensor
+) -> tuple[Tensor, Any]:
+    steps, batch = x.shape[:2]
+    directions = 2 if module.bidirectional else 1
+    if hx is None:
+        sizes = [module.proj_size or module.hidden_size, module.hidden_size][: 2 if module.mode == "LSTM" else 1]
+        states = tuple(x.new_zeros(module.num_layers * directions, batch, size) for size in sizes)
+    else:
+        states = hx if isinstance(hx, tuple) else (hx,)
+
+    def run(packed: PackedSequence, initial: States) -> tuple[PackedSequence, States]:
+        outputs, final = forward(packed, initial if len(initial) > 1 else initial[0])
+        return outputs, final if isinstance(final, tuple) else (final,)
+
+    lengths = torch.full((batch,), steps) if lengths is None else lengths
+    reverses = torch.arange(module.num_layers * directions) % directions == 1
+    y, final = run_pieces(run, x, resets, lengths, states, reverses)
+    return y, final if len(final) > 1 else final[0]
+
+
+def _each_state(hx: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if hx is None:
+        return None
+    return tuple(change(state) for state in hx) if isinstance(hx, (tuple, list)) else change(hx)

@@ -1,0 +1,183 @@
+"""``resets`` of the PyTorch layers: torch.nn on the pieces, in every form of a call; gradients of any order; graphs."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fusedrnn.torch
+from fusedrnn import cells
+from fusedrnn.torch import dispatch
+from torch_layers import flat
+
+T, N, I, H = 7, 4, 3, 5
+LENGTHS = torch.tensor([5, 7, 1, 4])
+FORMS = "batched", "batch_first", "lengths", "packed", "unbatched"
+KINDS = "LSTM", "GRU", "RNN"
+
+
+def layers(kind, **options):
+    """Our layer and torch.nn's, with the same parameters."""
+    torch.manual_seed(3)
+    theirs = getattr(torch.nn, kind)(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
+    ours = getattr(fusedrnn.torch, kind)(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def problem(kind, form):
+    """Input (T, N, I), states, marks (T, N) and lengths."""
+    generator = torch.Generator().manual_seed(1)
+    batch = 1 if form == "unbatched" else N
+    x = torch.randn(T, batch, I, dtype=torch.float64, generator=generator, requires_grad=True)
+    count = 2 if kind == "LSTM" else 1
+    states = tuple(
+        torch.randn(4, batch, H, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(count)
+    )
+    resets = torch.rand(T, batch, generator=generator) < 0.4
+    resets[0, ::2] = True
+    lengths = LENGTHS if form in ("lengths", "packed") else torch.full((batch,), T)
+    return x, states, resets, lengths
+
+
+def in_pieces(layer, x, states, resets, lengths):
+    """The output and the final states of one call for each piece of each sequence."""
+    rows, finals = [], []
+    reverses = torch.arange(len(states[0])) % 2 == 1
+    for n, length in enumerate(lengths.tolist()):
+        starts = [t for t in range(length) if t == 0 or resets[t, n]]
+        outputs, final = [], [state[:, n : n + 1] for state in states]
+        initial = final
+        for begin, end in zip(starts, [*starts[1:], length], strict=True):
+            enters = torch.where(reverses, torch.tensor(end == length), torch.tensor(begin == 0 and not resets[0, n]))
+            leaves = torch.where(reverses, torch.tensor(begin == 0), torch.tensor(end == length))
+            before = tuple(torch.where(enters[:, None, None], state, 0) for state in initial)
+            y, after = layer(x[begin:end, n : n + 1], before if len(before) > 1 else before[0])
+            after = after if isinstance(after, tuple) else (after,)
+            final = [torch.where(leaves[:, None, None], new, old) for new, old in zip(after, final, strict=True)]
+            outputs.append(y)
+        outputs.append(x.new_zeros(T - length, 1, 2 * H))
+        rows.append(torch.cat(outputs))
+        finals.append(final)
+    return torch.cat(rows, 1), *(torch.cat(states, 1) for states in zip(*finals, strict=True))
+
+
+def call(layer, form, x, states, resets, lengths):
+    """One call in one of the forms: the output (T, N, features) and the final states."""
+    hx = states if len(states) > 1 else states[0]
+    if form == "unbatched":
+        hx = tuple(state.squeeze(1) for state in states)
+        y, final = layer(x.squeeze(1), hx if len(hx) > 1 else hx[0], resets=resets.squeeze(1))
+        final = final if isinstance(final, tuple) else (final,)
+        return y.unsqueeze(1), *(state.unsqueeze(1) for state in final)
+    if form == "packed":
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        y, final = layer(packed, hx, resets=resets)
+        assert isinstance(y, PackedSequence)
+        y = pad_packed_sequence(y, total_length=T)[0]
+    elif form == "lengths":
+        y, final = layer(x, hx, lengths=lengths, resets=resets)
+    elif form == "batch_first":
+        y, final = layer(x.transpose(0, 1), hx, resets=resets.T)
+        y = y.transpose(0, 1)
+    else:
+        y, final = layer(x, hx, resets=resets)
+    return y, *(final if isinstance(final, tuple) else (final,))
+
+
+def gradients(results, tensors):
+    """Of a function that weights all elements differently."""
+    total = sum((result * torch.arange(1, result.numel() + 1).view(result.shape).cos()).sum() for result in results)
+    return torch.autograd.grad(total, tensors, create_graph=True)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_and_gradients(kind, form, fused, monkeypatch, runs):
+    """By the operator, and by torch.nn where the operator does not run."""
+    ours, theirs = layers(kind, batch_first=form == "batch_first")
+    theirs.batch_first = False
+    x, states, resets, lengths = problem(kind, form)
+    if not fused:
+        monkeypatch.setattr(dispatch, "runner", lambda: None)
+    actual = call(ours, form, x, states, resets, lengths)
+    assert bool(runs) is fused
+    expected = in_pieces(theirs, x, states, resets, lengths)
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    pairs = (actual, ours), (expected, theirs)
+    both = (gradients(results, (x, *states, *layer.parameters())) for results, layer in pairs)
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("form", ["batch_first", "lengths", "packed", "unbatched"])
+def test_cells_of_users(form, monkeypatch):
+    """By the operator and by PyTorch's own operations."""
+    torch.manual_seed(2)
+    layer = fusedrnn.torch.Layer(
+        cells.slstm, I, H, num_layers=2, bidirectional=True, dtype=torch.float64, batch_first=form == "batch_first"
+    )
+    x, (h0,), resets, lengths = problem("GRU", form)
+    states = (h0, *(torch.rand_like(h0).requires_grad_() for _ in layer.spec.state_names[1:]))
+    inputs = x, *states, *layer.parameters()
+    fused = call(layer, form, x, states, resets, lengths)
+    fused_gradients = gradients(fused, inputs)
+    monkeypatch.setattr(dispatch, "runner", lambda: None)
+    composed = call(layer, form, x, states, resets, lengths)
+    for one, other in zip((*fused, *fused_gradients), (*composed, *gradients(composed, inputs)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_gradients_of_gradients():
+    torch.manual_seed(5)
+    layer = fusedrnn.torch.GRU(2, 2, bidirectional=True, dtype=torch.float64)
+    x, h0 = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 2, 2), (2, 2, 2)))
+    resets = torch.tensor([[True, False], [False, False], [True, True], [False, True]])
+
+    def run(x, h0):
+        return layer(x, h0, lengths=[4, 3], resets=resets)
+
+    assert torch.autograd.gradcheck(run, (x, h0))
+    assert torch.autograd.gradgradcheck(run, (x, h0))
+
+
+def test_compiled():
+    """The operator in a graph has the bits of the eager call, and so do its gradients."""
+    ours, _ = layers("LSTM")
+    x, states, resets, lengths = problem("LSTM", "lengths")
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    eager, traced = (flat(layer(x, states, lengths, resets)) for layer in (ours, compiled))
+    for one, other in zip(eager, traced, strict=True):
+        assert torch.equal(one, other)
+    totals = (sum(result.sum() for result in results) for results in (eager, traced))
+    for one, other in zip(*(torch.autograd.grad(total, (x, *states)) for total in totals), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_marks_may_change_before_backward():
+    ours, _ = layers("GRU")
+    x, states, resets, _ = problem("GRU", "batched")
+    results = []
+    for changes in (False, True):
+        marks = resets.clone()
+        y, _ = ours(x, states[0], resets=marks)
+        if changes:
+            marks[:] = True
+        results.append(torch.autograd.grad(y.sum(), x)[0])
+    assert torch.equal(*results)
+
+
+ERRORS = [
+    (torch.zeros(T, N), TypeError, "resets must be a tensor of torch.bool; got torch.float32"),
+    (np.zeros((T, N), bool), TypeError, "resets must be a tensor of torch.bool; got ndarray"),
+    (torch.zeros(N, T, dtype=torch.bool), ValueError, r"resets must have shape \(T, N\) = \(7, 4\); got \(4, 7\)"),
+]
+
+
+@pytest.mark.parametrize(("resets", "error", "message"), ERRORS)
+def test_errors(resets, error, message):
+    ours, _ = layers("GRU")
+    with pytest.raises(error, match=f"^{message}$"):
+        ours(torch.zeros(T, N, I, dtype=torch.float64), resets=resets)
