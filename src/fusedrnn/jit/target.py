@@ -82,7 +82,14 @@ class Target:
         # Without a fused multiply-add each product needs a register before it is added.
         return (4, 3) if self.fma else (4, 2)
 
+    @property
+    def one_row_panels(self) -> int:
+        """Panels of the micro-kernel for one row. Each of its vectors is a chain of sums, so a panel has too few."""
+        return -(-_MIN_CHAINS // self.tile[1])
 
+
+# Chains of multiply-adds that keep a processor busy: the next of a chain waits some four cycles for the last.
+_MIN_CHAINS = 6
 # By number of registers and whether there is a fused multiply-add. Widened operands take registers of their own.
 _TILES = {
     "bfloat16": {(32, True): (6, 3), (16, True): (5, 2), (16, False): (2, 2)},

@@ -120,3 +120,37 @@ def test_int8_weights(compute, target, k):
     expected = fused_or_rounded(c_in.reshape(num_rows, -1), expected * b_scales.astype(np.float64), target)
     for part, result in parts(gemm, a, panel, c_in, expected, scales):
         np.testing.assert_array_equal(part, result)
+
+
+@pytest.mark.parametrize("k", [1, 33, 64])
+@each_target("bfloat16", "int8", "int8_weights")
+def test_one_row_multiplies_several_panels(compute, target, k):
+    """The bits of one panel after the other."""
+    target, gemm, _, width, lanes = gemm_for(compute, target)
+    if target.has_tiles and compute in target.dot_products:
+        return  # its tiles are never too few chains
+    rng, count = np.random.default_rng(0), target.one_row_panels
+    row = rng.integers(-127, 128, (1, k)).astype(np.int8)
+    columns = rng.integers(-127, 128, (count, width, lanes, k)).astype(np.int8)
+    c_in = aligned(rng.standard_normal((count * width, lanes)).astype(np.float32))
+    scales = aligned(rng.uniform(0.5, 1, (count * width, lanes)).astype(np.float32))
+    if compute == "bfloat16":
+        elements = rows_of(padded(to_bfloat16(row.astype(np.float32)), 2, 1), compute, target)
+        panels = panels_of(to_bfloat16(columns.astype(np.float32)), compute, target)
+    else:
+        elements = row.astype(np.float32) if compute == "int8_weights" else rows_of(padded(row, 4, 1), compute, target)
+        panels = panels_of(columns, compute, target)
+    a = np.zeros((1, 64 + elements.nbytes), np.uint8)
+    a[:, 60:64], a[:, 64:] = np.float32([[0.7]]).view(np.uint8), np.ascontiguousarray(elements).view(np.uint8)
+    panels = aligned(panels)
+
+    def multiply(num_panels, first):
+        begin, c = first * width, aligned(np.full_like(c_in, UNTOUCHED))
+        output = [value for array in (c_in, c) for value in (array[begin:].ctypes.data, array.nbytes)]
+        of_scales = () if compute == "bfloat16" else (scales[begin:].ctypes.data,)
+        b = panels[first].ctypes.data, panels.shape[1]
+        gemm(1, num_panels * width, addresses(a[:, 64:]).ctypes.data, *b, *output, b[0], *of_scales)
+        return c[begin : begin + num_panels * width]
+
+    expected = np.concatenate([multiply(1, first) for first in range(count)])
+    np.testing.assert_array_equal(multiply(count, 0), expected)

@@ -155,7 +155,16 @@ class Tiling:
     @property
     def block_col_vecs(self) -> int:
         """Vectors of columns of a block of units, in the stage where they are most."""
-        return max(Blocking(stage.num_gates, self.panel_vectors).block_col_vecs for stage in self.stages)
+        return self._block_col_vecs(1)
+
+    @property
+    def one_row_block_col_vecs(self) -> int:
+        """The same of a step of one row."""
+        return self._block_col_vecs(self.target.one_row_panels)
+
+    def _block_col_vecs(self, panels: int) -> int:
+        vectors = panels * self.panel_vectors
+        return max(Blocking(stage.num_gates, vectors).block_col_vecs for stage in self.stages)
 
     def gates_stride(self, unit_vecs: int) -> int:
         """The stride of the gates of so many unit vectors."""

@@ -170,7 +170,9 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         f, c, p, stage, units = self.f, self.c, self.p, self.stages[0], self.out
         a = LeftOperand(self.grad_table(stage, 1 - (step & 1)), num_rows)
         reverse = self.serpentine_reversed(step)
-        with f.if_(num_rows > 0), self.panels(units.first, units.last, reverse) as cols:
+        # GEMMs on unpacked weights take one panel at a time.
+        num_packed_rows = self.is_unpacked.select(0, num_rows) if self.can_read_unpacked else num_rows
+        with f.if_(num_rows > 0), self.panels(units.first, units.last, reverse, num_packed_rows) as cols:
             dh = Rows(self.carried(self.cell.output, f.constant(0)) + cols.first * self.v.bytes, c.carried_stride)
             weights = self._weights(p.h_weights, self.k_padded(stage), p.unpacked_h_weights, c.hidden)
             weights.gemm(a, cols, dh, dh, reverse.select(f.constant(-1), 1))

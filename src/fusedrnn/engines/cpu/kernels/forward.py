@@ -137,7 +137,7 @@ class Inference(BetweenSteps):
                 self._store_biases()
         if self.cell.projects:
             # A projection has no bias.
-            f.fill_zero(self.biases, f.constant(self.panel_bytes))
+            f.fill_zero(self.biases, f.constant(self.one_row_vectors * self.v.bytes))
 
     def _store_biases(self) -> None:
         """The unpacked biases in the order of the GEMMs' columns: the input's, then the state's."""
@@ -224,7 +224,7 @@ class Inference(BetweenSteps):
             operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
             a = self.left_operand(table, position.active_rows, self.operand_size(stage), operand_range)
         reverse = self.serpentine_reversed(position.step)
-        with self.blocks(stage, reverse) as (unit_vec, end):
+        with self.blocks(stage, reverse, a.num_rows) as (unit_vec, end):
             self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)
             with f.loop(0, position.active_rows) as row:
                 output_rows = self._output_rows(position.y, position.time, self.sequence(row))
@@ -239,7 +239,7 @@ class Inference(BetweenSteps):
         """The GEMM of a block of units, accumulated onto the gates or stored by itself."""
         f, blocking = self.f, self.blocking(stage)
         begin, end = (unit_vec * stage.num_gates for unit_vec in block)
-        with self.panels(begin, end) as cols:
+        with self.panels(begin, end, num_rows=a.num_rows) as cols:
             # In reverse, the panel after a block's last one is the first of the block before.
             is_last = reverse & (cols.first + cols.num).equals(end)
             next_panel = is_last.select(f.constant(1 - 2 * blocking.block_panels), 1)

@@ -48,7 +48,8 @@ def emit_gemm(
 ) -> Function:
     """The function ``GEMM``, ``GEMM_TN`` or ``GEMM_INT8``: it cuts K into parts and the rows into tiles.
 
-    ``k`` is a number of groups; ``part_bytes`` are those of a part of a panel.
+    ``k`` is a number of groups; ``part_bytes`` are those of a part of a panel. One row of A may also multiply all
+    vectors of ``target.one_row_panels`` panels.
     """
     transposed = signature is GEMM_TN
     # Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on.
@@ -59,6 +60,10 @@ def emit_gemm(
     ]
     products = microkernels[0][0].products
     functions = [[microkernel.emit() for microkernel in by_rows] for by_rows in microkernels]
+    by_width = dict(enumerate(functions, 1))
+    if not transposed:
+        of_one_row = width * target.one_row_panels
+        by_width[of_one_row] = [_Microkernel(module, target, compute, 1, of_one_row, transposed).emit()]
     f = Function.of(module, signature)
     num_rows, num_col_vecs, a, b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales = f.arguments
     group_bytes, last_prefetch = width * products.b_bytes, _TILES_PER_PREFETCH - 1
@@ -69,7 +74,7 @@ def emit_gemm(
     # stays in cache for many calls, and C comes from memory.
     is_whole = products.has_scales or transposed
     part_groups = 0 if is_whole else part_bytes // group_bytes // products.unroll * products.unroll
-    for by_rows in f.switch(num_col_vecs, dict(enumerate(functions, 1))):
+    for by_rows in f.switch(num_col_vecs, by_width):
         with k_parts(f, k, part_groups, products.unroll, num_rows > _TILES_WITHOUT_PARTS * rows) as (first_k, size):
             is_first = first_k.is_zero
             start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
@@ -126,7 +131,7 @@ def row_tiles(
 
 
 class _Microkernel:
-    """A function that multiplies so many rows of A by so many vectors of a panel.
+    """A function that multiplies so many rows of A by so many vectors of a panel, or of several whole ones.
 
     Its arguments: the addresses of A's rows, each of which begins ``a_offset`` bytes further on, or A itself if
     transposed; the first vector in B's panel; K in groups; C_in and C, each with the bytes between rows; where this
@@ -143,8 +148,9 @@ class _Microkernel:
         self.v = v = Vectors(f, target, STORAGE[compute])
         self.products = products_of(compute, v, v.bytes if transposed else v.item)
         self.rows, self.col_vecs = rows, col_vecs
-        self.b_step = target.tile[1] * self.products.b_bytes
-        self.is_whole_panel = col_vecs == target.tile[1]
+        self.width, self.b_step = target.tile[1], target.tile[1] * self.products.b_bytes
+        self.is_whole_panel = col_vecs == self.width
+        self.panels = [self.b + self.k * self.b_step * panel for panel in range(-(-col_vecs // self.width))]
         self.prefetches_c_in = transposed and self.is_whole_panel
         a_rows = [a + v.item * i if transposed else f.load(a + 8 * i) for i in range(rows)]
         self.a = [row if transposed else f.opaque(row + a_offset) for row in a_rows]
@@ -154,7 +160,7 @@ class _Microkernel:
     def emit(self) -> Function:
         f, v, products = self.f, self.v, self.products
         unroll = products.unroll if self.is_whole_panel else -(-products.unroll // 2)
-        heads = [self.b + j * products.b_bytes for j in range(self.col_vecs)]
+        heads = self._slots(self.panels)
         offsets = [[self.c_in_stride * i + j * v.bytes for j in range(self.col_vecs)] for i in range(self.rows)]
         c_in = [[self.c_in + offset for offset in row] for row in offsets]
         self.sums = [
@@ -162,7 +168,8 @@ class _Microkernel:
             for row in c_in
         ]
         if products.head:
-            self.b, self.k = self.b + products.head * self.b_step, self.k - products.head
+            self.panels = [panel + products.head * self.b_step for panel in self.panels]
+            self.k = self.k - products.head
         if self.prefetches_c_in:
             self._prefetch_c_in()
         even = self.k - self.k % unroll
@@ -190,19 +197,27 @@ class _Microkernel:
     def _multiply(self, k: Value, steps: int) -> None:
         """Add the products of so many groups from group ``k`` on."""
         products = self.products
-        b_row, a_rows = self.b + k * self.b_step, [row + k * products.a_bytes for row in self.a]
+        b_rows = [panel + k * self.b_step for panel in self.panels]
+        a_rows = [row + k * products.a_bytes for row in self.a]
         sums = [[total.get() for total in row] for row in self.sums]
         for step in range(steps):
-            self._prefetch_b(b_row, step)
-            b_slots = [b_row + (step * self.b_step + j * products.b_bytes) for j in range(self.col_vecs)]
+            for b_row in b_rows:
+                self._prefetch_b(b_row, step)
+            b_slots = self._slots(b_rows, step * self.b_step)
             sums = products.add([row + step * products.a_bytes for row in a_rows], b_slots, sums)
         for row, results in zip(self.sums, sums, strict=True):
             for total, result in zip(row, results, strict=True):
                 total.set(result)
 
+    def _slots(self, panels: Sequence[Value], offset: int = 0) -> list[Value]:
+        """The slot of each vector of columns, ``offset`` bytes behind these addresses of the panels."""
+        b_bytes, width = self.products.b_bytes, self.width
+        return [panels[j // width] + (offset + j % width * b_bytes) for j in range(self.col_vecs)]
+
     def _prefetch_b(self, b_row: Value, step: int) -> None:
         """Prefetch the cache lines of B that this step reads, some steps later."""
-        begin, end = step * self.b_step, step * self.b_step + self.col_vecs * self.products.b_bytes
+        num_vectors = min(self.col_vecs, self.width)
+        begin, end = step * self.b_step, step * self.b_step + num_vectors * self.products.b_bytes
         for line in range(-(-begin // _CACHE_LINE), -(-end // _CACHE_LINE)):
             self.f.prefetch(b_row + (_L1_PREFETCH_DISTANCE + line * _CACHE_LINE))
 

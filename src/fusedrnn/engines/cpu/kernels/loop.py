@@ -219,7 +219,7 @@ class DirectionEmitter(ThreadShare):
         """The input GEMM of all stages: rows of the layer's input by the columns of this thread's units."""
         for stage in self.gate_stages:
             begin, end = self.hidden.first * stage.num_gates, self.hidden.last * stage.num_gates
-            with self.panels(begin, end) as cols:
+            with self.panels(begin, end, num_rows=a.num_rows) as cols:
                 into = gates.address + self.gates_offset(stage) + (cols.first - begin) * self.v.bytes
                 weights(stage).gemm(a, cols, Rows(into, gates.stride))
 

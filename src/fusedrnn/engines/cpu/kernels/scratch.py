@@ -118,7 +118,7 @@ _FORWARD_THREAD = Arena(
     x_rows=lambda s: _POINTER_BYTES * s.chunk * s.rows,
     h_rows=lambda s: _POINTER_BYTES * (1 + s.num_stages) * s.rows,
     gates=lambda s: s.chunk * s.rows * s.gates_stride,
-    recurrent=lambda s: s.rows * s.recurrent_row,
+    recurrent=lambda s: max(s.rows * s.recurrent_row, s.one_recurrent_row),
     masked=lambda s: s.chunk * s.rows * s.masked_row,
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,

@@ -25,7 +25,7 @@ from fusedrnn.engines.cpu.kernels.stages import (
     lowered_cell,
     stage_kernels,
 )
-from fusedrnn.jit.builder import Function, Module, Value
+from fusedrnn.jit.builder import Function, Module, Operand, Value
 from fusedrnn.jit.struct import Fields, Struct
 from fusedrnn.jit.sync import (
     BARRIER_BYTES,
@@ -121,6 +121,9 @@ class ThreadShare:
         self.panel_bytes = self.panel_vectors * self.v.bytes
         self.num_gates = len(program.cell.gates)
         self.products = products_of(program.compute, self.v)
+        # Vectors of columns that GEMMs of one row multiply at once, in whole panels.
+        one_row_panels = 1 if self.products.tile_instruction else program.target.one_row_panels
+        self.one_row_vectors = self.panel_vectors * one_row_panels
         # A result that needs no scale is converted as it is stored, not where it is read.
         self.stores_operands = self.products.converts_rows and not self.products.has_scales
         self.operand_vector_bytes = self.v.lanes * self.products.a_item
@@ -198,28 +201,46 @@ class ThreadShare:
         return Blocking(stage.num_gates, self.panel_vectors)
 
     @contextmanager
-    def panels(self, first: Value, last: Value, reverse: Value | None = None) -> Iterator[ColVecs]:
-        """Loop over the panels of vectors of columns from ``first`` to before ``last``; yields those of each panel."""
-        with self._split_range(first, last, self.panel_vectors, reverse) as (begin, end):
+    def panels(
+        self, first: Value, last: Value, reverse: Value | None = None, num_rows: Operand = 0
+    ) -> Iterator[ColVecs]:
+        """Loop over the panels of vectors of columns from ``first`` to before ``last``; yields those of each panel.
+
+        If ``num_rows`` is 1, it yields those of the panels that a GEMM of one row multiplies at once, where all exist.
+        """
+        f, width, size = self.f, self.panel_vectors, self.one_row_vectors
+        lowest, past = first // width, (last + (width - 1)) // width
+        first_group, past_group = (first + (size - 1)) // size, last // size
+        has_groups = f.as_value(num_rows).equals(1) & (past_group > first_group)
+        num_groups = has_groups.select(past_group - first_group, 0)
+        more_panels, before = size // width - 1, first_group * (size // width) - lowest
+        count = past - lowest - num_groups * more_panels
+        with f.loop(0, count) as index:
+            part = index if reverse is None else reverse.select(count - 1 - index, index)
+            groups_before = (part - before).at_most(num_groups)
+            groups_before = (groups_before > 0).select(groups_before, 0)
+            begin = (lowest + part + groups_before * more_panels) * width
+            is_group = (part >= before) & (part < before + num_groups)
+            end = (begin + is_group.select(f.constant(size), width)).at_most(last)
+            begin = (begin < first).select(first, begin)
             yield ColVecs(begin, end - begin)
 
     @contextmanager
-    def blocks(self, stage: StageKernel, reverse: Value | None = None) -> Iterator[tuple[Value, Value]]:
-        """Loop over the blocks of this thread's units; yields the first unit vector and the one past the last."""
-        units, size = self.units_of(stage), self.blocking(stage).block_unit_vecs
-        with self._split_range(units.first, units.last, size, reverse) as block:
-            yield block
-
-    @contextmanager
-    def _split_range(
-        self, first: Value, last: Value, size: int, reverse: Value | None
+    def blocks(
+        self, stage: StageKernel, reverse: Value | None = None, num_rows: Operand = 0
     ) -> Iterator[tuple[Value, Value]]:
-        """Cut a range at the multiples of a size; in reverse the last part comes first."""
-        lowest, past = first // size, (last + (size - 1)) // size
-        with self.f.loop(lowest, past) as index:
+        """Loop over the blocks of this thread's units; yields the first unit vector and the one past the last.
+
+        If ``num_rows`` is 1, blocks hold all panels that a GEMM of one row multiplies at once.
+        """
+        f, units = self.f, self.units_of(stage)
+        of_one_row = f.constant(Blocking(stage.num_gates, self.one_row_vectors).block_unit_vecs)
+        size = f.as_value(num_rows).equals(1).select(of_one_row, self.blocking(stage).block_unit_vecs)
+        lowest, past = units.first // size, (units.last + (size - 1)) // size
+        with f.loop(lowest, past) as index:
             part = index if reverse is None else reverse.select(lowest + past - 1 - index, index)
             begin, end = part * size, part * size + size
-            yield (begin < first).select(first, begin), end.at_most(last)
+            yield (begin < units.first).select(units.first, begin), end.at_most(units.last)
 
     def serpentine_reversed(self, step: Value) -> Value:
         """Whether a step runs through the weights in reverse: it begins with those that the step before left cached."""

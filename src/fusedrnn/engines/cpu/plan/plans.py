@@ -128,12 +128,14 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     spec, training = problem.spec, problem.phase == "training"
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
+    sizes.one_recurrent_row = problem.one_row_block_col_vecs * problem.vector_bytes
     sizes.masked_row = problem.masked_row if training and spec.drops else 0
     sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
     sizes.stores_operands = problem.converts_rows and not problem.products.has_scales
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
-    # A projection takes zeros from there, a panel of them.
-    sizes.biases_size = max(round_up_to_cache_line(biases), problem.panel_bytes)
+    # A projection takes zeros from there, as many as a GEMM of one row.
+    zeros = problem.target.one_row_panels * problem.panel_bytes
+    sizes.biases_size = max(round_up_to_cache_line(biases), zeros)
     sizes.layer_output_row = pad_against_conflicts(spec.output_size * problem.item)
     sizes.layer_output_size = problem.steps * problem.batch * sizes.layer_output_row
     # Layers write one and read the other in turns; in training the reserve holds them.
