@@ -13,12 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 import fusedrnn
-from fusedrnn import cli
+from fusedrnn import cells, cli
 from fusedrnn.bench import contenders, extrapolate, peaks, timing
 from fusedrnn.bench.contenders import FUSED, NON_FUSED, PHASES
 from fusedrnn.cli import bench, console, info, warmup
 from fusedrnn.cli import plan as plan_command
 from fusedrnn.cli.app import app
+from fusedrnn.cli.cells import load_cells
 from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan import partition
 from fusedrnn.runtime.machine_rates import MachineRates
@@ -144,6 +145,34 @@ def test_bench_runs_other_sizes(tmp_path):
     cases = [row["case"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]]
     assert [(case["T"], case["N"]) for case in cases] == [(3, 1), (3, 4), (5, 1), (5, 4)]
     assert {case["I"] for case in cases} == {CASES["tiny"].I}
+
+
+def test_bench_runs_the_users_cells(tmp_path):
+    (tmp_path / "cells.py").write_text("from fusedrnn.cells import ran\nfrom fusedrnn.cells import slstm as mine\n")
+    sizes = ("--cases", "tiny", "--steps", 3, "--phases", "training", "--seconds", 0, "--threads", 1)
+    result = run("bench", "--cell", tmp_path / "cells.py:mine", *sizes, "--torch", "--json", tmp_path / "rows.json")
+    assert result.exit_code == 0, result.output
+    assert "tiny slstm-Training" in result.output and "torch loop" in result.output
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert written["plan"]["modes"] == ["slstm"]
+    [row] = written["rows"]
+    assert row["wrong"] is None
+    assert set(row["seconds"]) == {"non-fused", "fused", "torch.nn", "fused in torch"}
+    assert load_cells(f"{tmp_path / 'cells.py'}:ran, fusedrnn.cells:slstm") == [cells.ran, cells.slstm]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cell", "ran"), "--cell must be path.py:name or module:name; got 'ran'"),
+        (("--cell", "nowhere.py:ran"), "--cell nowhere.py:ran: FileNotFoundError"),
+        (("--cell", "fusedrnn.cell:cell"), "fusedrnn.cell has no cell 'cell'; its cells: none"),
+        (("--cell", "fusedrnn.cells:ran", "--variants"), "--variants cannot be used with --cell"),
+    ],
+)
+def test_cells_that_do_not_exist(options, message):
+    result = run("bench", *options)
+    assert result.exit_code == 2 and message in result.output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

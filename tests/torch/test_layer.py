@@ -263,8 +263,11 @@ def test_low_precision():
     expected = flat(net(x, hx))
     low = [state.bfloat16() for state in flat(hx)]
     half = copy.deepcopy(net).bfloat16()(x.bfloat16(), low if len(low) > 1 else low[0])
+    resets = torch.rand(T, N) < 0.5
+    program = torch.export.export(net, (x, hx, None, resets)).module()
     with torch.autocast("cpu", torch.bfloat16):
         mixed = net(x, hx)
+        assert_same(flat(program(x, hx, None, resets)), flat(net(x, hx, resets=resets)))
     net.compute = "bfloat16"
     assert_same(flat(net(x, hx)), flat(mixed))
     for tensor, other in zip(flat(half), expected, strict=True):

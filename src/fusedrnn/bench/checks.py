@@ -8,6 +8,7 @@ import numpy as np
 
 from fusedrnn.bench.contenders import Phase
 from fusedrnn.bench.data import NON_FUSED, TORCH, Array, Contender, GetResults, Results, Workload
+from fusedrnn.cell.cells import Cell
 from fusedrnn.spec import RNNSpec
 from fusedrnn.testing.format_tolerance import format_gradient_tolerance, format_tolerance, pre_activation_error
 from fusedrnn.testing.tolerance import (
@@ -135,8 +136,16 @@ def _gradient_difference(
 
 
 def _by_parameter(spec: RNNSpec, results: Results, order: Results) -> Iterator[tuple[str, Array]]:
-    """The arrays in the order of ``order``; ``dparams`` is split, since each parameter has a scale of its own."""
+    """The arrays in the order of ``order``; ``dparams`` is split, since each parameter has a scale of its own.
+
+    The gradients of the states of a user's cell are one array: a state may be such that nothing depends on it.
+    """
+    states = [f"d{state}0" for state in spec.state_names if f"d{state}0" in order and isinstance(spec.mode, Cell)]
+    if states:
+        yield ", ".join(states), np.stack([results[name] for name in states])
     for name in order:
+        if name in states:
+            continue
         if name == "dparams":
             for entry, array in spec.layout.unpack(results[name]).items():
                 yield f"dparams {entry}", array

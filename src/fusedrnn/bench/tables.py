@@ -45,9 +45,9 @@ def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
     if IN_TORCH in contenders and rows:
         packed = UNPACKED in contenders
         columns = [
-            _rate_column("torch.nn\nsamples/sec", TORCH),
+            _rate_column(f"{_torch_name(rows)}\nsamples/sec", TORCH),
             _rate_column("fused\nin torch\nsamples/sec", IN_TORCH),
-            ("fused\nin torch/\ntorch.nn", lambda row: percent(row.ratio(TORCH, IN_TORCH))),
+            (f"fused\nin torch/\n{_torch_name(rows)}", lambda row: percent(row.ratio(TORCH, IN_TORCH))),
             *_work_columns(IN_TORCH),
         ]
         if packed:
@@ -58,10 +58,16 @@ def tables(rows: Sequence[Row], contenders: Collection[str]) -> list[Table]:
     return all_tables
 
 
+def _torch_name(rows: Sequence[Row]) -> str:
+    """What the contender in PyTorch is: its module, or a loop of its operations for cells that it does not have."""
+    return "torch loop" if rows and rows[0].cell else "torch.nn"
+
+
 def _operator_tables(rows: Sequence[Row], torch: bool) -> list[Table]:
+    in_torch = _torch_name(rows)
     against_torch: list[Column[Row]] = [
-        _rate_column("torch.nn\nsamples/sec", TORCH),
-        ("FusedRNN/\ntorch.nn", lambda row: percent(row.ratio(TORCH))),
+        _rate_column(f"{in_torch}\nsamples/sec", TORCH),
+        (f"FusedRNN/\n{in_torch}", lambda row: percent(row.ratio(TORCH))),
     ]
     on_page: Column[Row] = "on\nMXNet's\npage", lambda row: percent(published_percent(row), of=100.0)
     groups: dict[Case | None, list[Row]] = {}

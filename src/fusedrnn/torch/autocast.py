@@ -75,7 +75,7 @@ def kernel(*arguments: Any) -> list[Tensor]:
         dtype = _result_dtype(call.mode, call.x.dtype, None if last_state is None else last_state.dtype, low)
         operands = [tensor if tensor is None else tensor.to(torch.float32) for tensor in call.differentiable]
         options = call.options._replace(compute=call.compute or OPERANDS.get(low))
-        call = OpCall.of(operands, (call.lengths, call.batch_sizes, call.seed), options)
+        call = OpCall.of(operands, call.others, options)
         return [result.to(dtype) for result in torch.ops.fusedrnn.rnn(*call)]
 
 

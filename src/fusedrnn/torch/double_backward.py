@@ -226,8 +226,10 @@ def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], w
         if stage.projects:
             assert projection is not None
             values[Projected()] = torch.nn.functional.linear(rounded(operand), projection)
-        for gate in stage.gates:
+        if stage.gates:
             assert h_weight is not None
-            bias = None if h_bias is None else h_bias[rows[gate]]
-            values[PreH(gate)] = torch.nn.functional.linear(rounded(operand), h_weight[rows[gate]], bias)
+            stacked = slice(rows[stage.gates[0]].start, rows[stage.gates[-1]].stop)
+            bias = None if h_bias is None else h_bias[stacked]
+            product = torch.nn.functional.linear(rounded(operand), h_weight[stacked], bias)
+            values.update(zip(map(PreH, stage.gates), product.chunk(len(stage.gates), 1), strict=True))
     return evaluate(cell.outputs, values, _TENSORS)

@@ -30,6 +30,7 @@ PROBLEMS = {
     "reset-before-all": lambda: variant_problem("reset-before-all", ONE)[0],
     "everything": lambda: cell_problem("everything", STACK)[0],
     "slstm": lambda: cell_problem("slstm", BOTH_WAYS)[0],
+    "sru": lambda: cell_problem("sru", BOTH_WAYS)[0],
     "reverse": lambda: problem_of(RNNSpec("gru", 3, 9, reverse=True), Shape(7, 4, 3, 9, lengths="edges")),
 }
 

@@ -23,7 +23,7 @@ class InitialAccumulators(StateEmitter):
                 self._store_biases()
         if self.cell.projects:
             # A projection has no bias.
-            f.fill_zero(self.biases, f.constant(self.panel_bytes))
+            f.fill_zero(self.biases, f.constant(self.one_row_vectors * self.v.bytes))
 
     def _store_biases(self) -> None:
         """The unpacked biases in the order of the GEMMs' columns: the input's, then the state's."""

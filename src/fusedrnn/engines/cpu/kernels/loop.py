@@ -23,9 +23,9 @@ from fusedrnn.cell.leaves import (
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
+from fusedrnn.engines.cpu.kernels.raw_input import RawInputRows
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
-from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
 COMMON_FIELDS = (
@@ -79,7 +79,7 @@ class CellPosition(NamedTuple):
     recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
-class DirectionEmitter(ThreadShare):
+class DirectionEmitter(RawInputRows):
     """A function of a thread's share of one layer-direction, under construction."""
 
     scratch: Value  # this thread's
@@ -216,26 +216,6 @@ class DirectionEmitter(ThreadShare):
         gates, units = kept_products(self.stages), self.hidden
         index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
         return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
-
-    def raw_input(self, gate_row: Value, unit_vec: Value) -> Value:
-        """Where a vector of the layer's input itself is: behind a row's gates and kept products."""
-        units, vectors = self.hidden, self.num_gates + len(kept_products(self.stages))
-        return gate_row + ((units.last - units.first) * vectors + (unit_vec - units.first)) * self.v.bytes
-
-    def copy_raw_input(self, table: Value, num_rows: Value, gates: Rows) -> None:
-        """Copy this thread's units of the layer's input behind the gates, if the cell reads it."""
-        f, v, units = self.f, self.v, self.hidden
-        if not self.cell.reads_raw_input:
-            return
-        with f.loop(0, num_rows) as row, f.loop(units.first, units.last) as unit_vec:
-            source = f.load(table + row * 8) + unit_vec * v.bytes
-            into = self.raw_input(gates.address + row * gates.stride, unit_vec)
-            units_left = units.size - unit_vec * v.lanes
-            with f.if_else(units_left >= v.lanes) as (whole, tail):
-                with whole:
-                    v.store(v.load(source, v.item), into)
-                with tail:
-                    v.store(v.load_masked(source, units_left), into)
 
     def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
         """A parameter of the cell for a vector of units; scalars are packed before the vectors."""

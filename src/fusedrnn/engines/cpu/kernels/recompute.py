@@ -97,7 +97,6 @@ class Recompute(BackwardEmitter):
     def _elementwise(self, num_rows: Value) -> None:
         """The saved values of a cell without recurrent products."""
         f, (stage,) = self.f, self.maths_stages
-        self._fill_table(self._operand_of(stage))
         with f.loop(0, num_rows) as row, f.loop(self.hidden.first, self.hidden.last) as unit:
             gate_row = self.gates.address + row * self.gates.stride
             self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent))
