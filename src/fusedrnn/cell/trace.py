@@ -123,6 +123,11 @@ class TracedCell:
         return tuple(stage for stage in self.stages if not stage.reductions)
 
     @cached_property
+    def reduces(self) -> bool:
+        """Whether there are means or variances over the units."""
+        return len(self.products) < len(self.stages)
+
+    @cached_property
     def masks(self) -> tuple[Mask, ...]:
         """The random masks; each is known by its number among them."""
         return tuple(node for node in walk([*self.outputs, *self.operands]) if isinstance(node, Mask))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import (
     KeptProduct,
+    Mask,
     Parameter,
     ParamScalar,
     ParamVector,
@@ -19,11 +20,13 @@ from fusedrnn.cell.leaves import (
     PreX,
     Projected,
     RawInput,
+    RowMean,
+    RowVariance,
 )
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
-from fusedrnn.engines.cpu.kernels.raw_input import RawInputRows
+from fusedrnn.engines.cpu.kernels.row_values import RowValues
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
 from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
 from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
@@ -79,7 +82,7 @@ class CellPosition(NamedTuple):
     recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
-class DirectionEmitter(RawInputRows):
+class DirectionEmitter(RowValues):
     """A function of a thread's share of one layer-direction, under construction."""
 
     scratch: Value  # this thread's
@@ -161,7 +164,7 @@ class DirectionEmitter(RawInputRows):
 
     def saved_operand(self, stage: StageKernel) -> Value:
         """The array of the reserve that holds the operand of a later stage."""
-        return self.saved_array(len(self.cell.states) + stage.index - 1)
+        return self.saved_array(len(self.cell.states) + stage.number - 1)
 
     def dropout_counter(self, sequence: Value, time: Value) -> tuple[Value, ...]:
         """What determines the dropout mask of the features that this layer reads."""
@@ -201,6 +204,10 @@ class DirectionEmitter(RawInputRows):
                 return v.load(position.recurrent)
             case RawInput():
                 return v.load(self.raw_input(position.gate_row, position.unit_vec))
+            case Mask():
+                return self.mask(leaf, position.gate_row, position.unit_vec)
+            case RowMean() | RowVariance():
+                return v.load(self.moment(leaf, position.gate_row))
             case PreH(gate) if gate not in position.stage.gate_names:
                 return v.load(self.kept_product(KeptProduct(gate), position))
             case PreH(gate):

@@ -162,6 +162,11 @@ class ThreadShare:
         return self.c.hidden if stage.index else self.c.out
 
     @property
+    def products_of_state(self) -> list[StageKernel]:
+        """The stages that have a GEMM."""
+        return [stage for stage in self.stages if not stage.reductions]
+
+    @property
     def maths_stages(self) -> list[StageKernel]:
         """The stages; of a cell without any, the gates of the input alone, which then have all of its maths."""
         return [*self.stages] or self.column_groups
@@ -169,7 +174,7 @@ class ThreadShare:
     @property
     def gate_stages(self) -> list[StageKernel]:
         """The stages that have gates, and so a part of the input weights."""
-        return [stage for stage in self.column_groups if not stage.projects]
+        return [stage for stage in self.column_groups if stage.gate_names]
 
     @property
     def column_groups(self) -> list[StageKernel]:

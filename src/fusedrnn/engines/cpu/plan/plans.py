@@ -193,6 +193,8 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         num_stages=len(problem.stages),
         # Operands of later stages.
         num_operands=len(problem.stages[1:]),
+        num_reduced_rows=problem.num_reduced_rows,
+        num_moments=problem.num_moments,
         # Row groups of pipelined layers publish their progress.
         num_progress=spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
         gates_stride=problem.gates_stride(share.unit_vecs),
