@@ -174,12 +174,13 @@ class ThreadShare:
     @property
     def gate_stages(self) -> list[StageKernel]:
         """The stages that have gates, and so a part of the input weights."""
-        return [stage for stage in self.column_groups if stage.gate_names]
+        return [stage for stage in self.column_groups if not stage.projects]
 
     @property
     def column_groups(self) -> list[StageKernel]:
-        """The stages, then the gates of the input alone."""
-        return [*self.stages] if self.input_stage is None else [*self.stages, self.input_stage]
+        """The stages that have a GEMM, then the gates of the input alone."""
+        products = self.products_of_state
+        return products if self.input_stage is None else [*products, self.input_stage]
 
     def num_vectors(self, size: Value) -> Value:
         """Vectors that hold so many elements."""
