@@ -85,7 +85,8 @@ def _batch(B: int, T: int, I: int, H: int, names: tuple[str, ...]) -> Any:
 def _run(module: Any, batch: Any) -> Tensor:
     module.zero_grad()
     y: Tensor = module(batch.clone())["y"]
-    y.square().mean().backward()
+    loss: Any = y.square().mean()
+    loss.backward()
     return y
 
 
