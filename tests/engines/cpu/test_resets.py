@@ -31,6 +31,8 @@ PROBLEMS = {
     "everything": lambda: cell_problem("everything", STACK)[0],
     "slstm": lambda: cell_problem("slstm", BOTH_WAYS)[0],
     "sru": lambda: cell_problem("sru", BOTH_WAYS)[0],
+    "ind_rnn": lambda: cell_problem("ind_rnn", BOTH_WAYS)[0],
+    "min_lstm": lambda: cell_problem("min_lstm", ONE)[0],
     "reverse": lambda: problem_of(RNNSpec("gru", 3, 9, reverse=True), Shape(7, 4, 3, 9, lengths="edges")),
 }
 
