@@ -95,9 +95,9 @@ def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> 
 def step_mask(seed: int, keep: float, number: int, layer_dir: int, time: int | None, batch: int, size: int) -> Array:
     """A mask inside a step of a cell: booleans (N, size), True with probability ``keep``.
 
-    Unit j of sequence n at step t takes word j % 4 of the Philox block with the counter (j // 4, n, t, s) and the seed's
-    low and high words as the key, where s is (number + 1) · 65536 + layer_dir; a mask of whole sequences has 2**32 - 1
-    for t. It is True if that word is at least the :func:`threshold` of 1 - ``keep``.
+    Unit j of sequence n at step t takes word j % 4 of the Philox block with the counter (j // 4, n, t, s) and the
+    seed's low and high words as the key, where s is (number + 1) · 65536 + layer_dir; a mask of whole sequences has
+    2**32 - 1 for t. It is True if that word is at least the :func:`threshold` of 1 - ``keep``.
 
     Args:
         seed: A number from 0 to 2**64 - 1.

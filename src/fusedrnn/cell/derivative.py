@@ -32,7 +32,8 @@ from fusedrnn.cell.leaves import (
     VarianceCotangent,
 )
 from fusedrnn.cell.primitives import PRIMITIVES
-from fusedrnn.cell.trace import Stage, TracedCell
+from fusedrnn.cell.stage import Stage
+from fusedrnn.cell.trace import TracedCell
 
 # To save an element is to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64. In the
 # same time a core at its peak that shares the memory bandwidth with others does 8 or 4 operations for each byte.

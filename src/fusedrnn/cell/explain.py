@@ -26,7 +26,8 @@ from fusedrnn.cell.leaves import (
     StateCotangent,
     VarianceCotangent,
 )
-from fusedrnn.cell.trace import Stage, TracedCell
+from fusedrnn.cell.stage import Stage
+from fusedrnn.cell.trace import TracedCell
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 _RELATION = {"select_less": "<", "select_less_equal": "<="}

@@ -2,8 +2,8 @@
 
 A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``RawInput``, ``State``, ``ParamVector``,
 ``ParamScalar``, ``Projected``, ``RowMean``, ``RowVariance`` and ``Mask``. Its derivative reads ``State``, ``NewState``,
-``ParamVector``, ``ParamScalar``, ``RowMean``, ``RowVariance``, ``Saved`` and the cotangents. A stage of a kernel stores a
-``NewState``, a ``StageOperand``, a ``ReducedRow``, a ``KeptProduct`` or a ``Saved``.
+``ParamVector``, ``ParamScalar``, ``RowMean``, ``RowVariance``, ``Saved`` and the cotangents. A stage of a kernel stores
+a ``NewState``, a ``StageOperand``, a ``ReducedRow``, a ``KeptProduct`` or a ``Saved``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Projected(Leaf):
 
 @dataclass(frozen=True)
 class Mask(_OfName):
-    """1 with probability ``keep``, else 0: of a unit at a step, or of a unit of a whole sequence; in inference ``keep``."""
+    """1 with probability ``keep``, else 0: of a unit at a step, or for a whole sequence; in inference ``keep``."""
 
     keep: float
     per_sequence: bool
@@ -91,11 +91,11 @@ class RowVariance(_OfReduction):
 
 
 class MeanCotangent(_OfReduction):
-    """The gradient of the loss with respect to a :class:`RowMean`, divided by the number of values that it is of."""
+    """The gradient of the loss with respect to a :class:`RowMean`, divided by the number of its values."""
 
 
 class VarianceCotangent(_OfReduction):
-    """The gradient of the loss with respect to a :class:`RowVariance`, divided by the number of values that it is of."""
+    """The gradient of the loss with respect to a :class:`RowVariance`, divided by the number of its values."""
 
 
 class StateCotangent(_OfName):

@@ -12,8 +12,8 @@ _PER = "step", "sequence"
 def mask(name: str, keep: float, per: str = "step") -> Expr:
     """1 with probability ``keep``, else 0, for each unit of each sequence; in inference ``keep``, its expectation.
 
-    ``per="step"`` draws anew at each step, ``per="sequence"`` once for a whole sequence. Masks of one name are one mask,
-    those of different names are independent, as those of layers and directions are.
+    ``per="step"`` draws anew at each step, ``per="sequence"`` once for a whole sequence. Masks of one name are one
+    mask, those of different names are independent, as those of layers and directions are.
     """
     if not isinstance(name, str) or not name:
         raise TypeError(f"a mask needs a name, such as 'h'; got {name!r}")

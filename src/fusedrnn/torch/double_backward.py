@@ -14,7 +14,8 @@ from torch import Tensor
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
-from fusedrnn.cell.trace import Stage, traced_cell
+from fusedrnn.cell.stage import Stage
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.layout import Kind

@@ -25,7 +25,7 @@ from fusedrnn.cell.leaves import (
     State,
     StateCotangent,
 )
-from fusedrnn.cell.trace import Stage, TracedCell, traced_cell
+from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.forward import (
     NUMPY,
     drop,
@@ -34,6 +34,7 @@ from fusedrnn.engines.reference.forward import (
     layer_weights,
     parameter_leaves,
 )
+from fusedrnn.engines.reference.reductions import moment_cotangents
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
@@ -186,7 +187,7 @@ class _DirectionBackward:
         _accumulate(grads, self._vjp.from_outputs, values)
         for index, stage in reversed(list(enumerate(cell.stages))):
             if stage.reductions:
-                values.update(_moment_cotangents(stage, grads))
+                values.update(moment_cotangents(stage, grads))
                 _accumulate(grads, self._vjp.from_operands[index], values)
                 continue
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
@@ -231,17 +232,6 @@ class _Linear:
         if self._dbias is not None:
             self._dbias[rows] += dy.sum(axis=0)
         return dy @ self._weight[rows]
-
-
-def _moment_cotangents(stage: Stage, grads: Mapping[Leaf, Array]) -> dict[Leaf, Array]:
-    """The gradients of means and variances, divided by the number of values: each (N, H), the same for all units."""
-    cotangents: dict[Leaf, Array] = {}
-    for reduction in stage.reductions:
-        for leaf, cotangent in zip(reduction.leaves, reduction.cotangents, strict=True):
-            of_units = grads[leaf]
-            total = of_units.mean(axis=1, keepdims=True) / len(reduction.values)
-            cotangents[cotangent] = np.broadcast_to(total, of_units.shape)
-    return cotangents
 
 
 def _accumulate(grads: dict[Leaf, Array], by_leaf: Mapping[Leaf, Expr], values: Mapping[Leaf, Array]) -> None:

@@ -16,8 +16,9 @@ from fusedrnn import dropout
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
-from fusedrnn.cell.trace import Stage, TracedCell, traced_cell
+from fusedrnn.cell.trace import TracedCell, traced_cell
 from fusedrnn.engines.reference.masks import StepMasks, expected_masks, random_masks
+from fusedrnn.engines.reference.reductions import moments
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
@@ -248,7 +249,7 @@ def step_leaves(
     shape, num_products = values[PreX(cell.gates[0])].shape, 0
     for stage in cell.stages:
         if stage.reductions:
-            values.update(_moments(stage, values, shape))
+            values.update(moments(stage, [in_rows(value, shape) for value in evaluate(stage.values, values, NUMPY)]))
             continue
         (operand,) = evaluate([stage.operand], values, NUMPY)
         num_products += 1
@@ -263,17 +264,6 @@ def step_leaves(
                 own = rows[gate]
                 values[PreH(gate)] = linear(operand, weights["h2h_weight"][own], None if bias is None else bias[own])
     return values
-
-
-def _moments(stage: Stage, values: Mapping[Leaf, Array], shape: tuple[int, ...]) -> dict[Leaf, Array]:
-    """The means and variances (N, 1) of a stage of reductions."""
-    moments: dict[Leaf, Array] = {}
-    for reduction in stage.reductions:
-        row = np.concatenate([in_rows(value, shape) for value in evaluate(reduction.values, values, NUMPY)], axis=1)
-        moments[reduction.mean] = row.mean(axis=1, keepdims=True)
-        if reduction.variance is not None:
-            moments[reduction.variance] = row.var(axis=1, keepdims=True)
-    return moments
 
 
 def in_rows(value: Array, shape: tuple[int, ...]) -> Array:

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fusedrnn import dropout
-from fusedrnn.cell.leaves import Leaf
+from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.trace import TracedCell
-from fusedrnn.spec import Array
 
 StepMasks = Mapping[Leaf, Any]
 """The value of each mask at a step: (N, H), or in inference its expectation, (1,)."""

@@ -148,8 +148,9 @@ class CellGradient(MomentGradients):
         gate_grads = [grad for group in groups for grad in group]
         moment_grads = stage.derivative.moment_grads
         values = evaluate([*gate_grads, *moment_grads, *state_grads.values(), *raw], load, v)
-        self.store_moment_grads(stage, rows.row, unit_vec, values[len(gate_grads) : len(gate_grads) + len(moment_grads)])
-        del values[len(gate_grads) : len(gate_grads) + len(moment_grads)]
+        of_moments = slice(len(gate_grads), len(gate_grads) + len(moment_grads))
+        self.store_moment_grads(stage, rows.row, unit_vec, values[of_moments])
+        del values[of_moments]
         new = dict(zip(state_grads, values[len(gate_grads) :], strict=False))
         for value in values[len(gate_grads) + len(state_grads) :]:
             is_whole = units_left >= v.lanes

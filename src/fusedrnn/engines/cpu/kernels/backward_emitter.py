@@ -42,7 +42,8 @@ def layer_dir_struct(cell: TracedCell) -> Struct:
     letters = state_letters(len(cell.states))[2:]
     forms = "d{}_n", "d{}0", "d{}_reset", "dall_{}"
     states = (form.format(letter) for letter in letters for form in forms)
-    return Struct(*LAYER_DIR.names, *states, *["d_param_scalars"] * bool(cell.param_scalars), *["moments"] * cell.reduces)
+    more = *["d_param_scalars"] * bool(cell.param_scalars), *["moments"] * cell.reduces
+    return Struct(*LAYER_DIR.names, *states, *more)
 
 
 class BackwardEmitter(DirectionEmitter):

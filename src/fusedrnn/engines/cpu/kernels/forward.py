@@ -193,7 +193,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
             else:
                 self._stage(stage, position)
         if not self.stages:
-            self._elementwise(*self.maths_stages, position)
+            self._elementwise(self.maths_stages[0], position)
 
     def _elementwise(self, stage: StageKernel, position: StepPosition) -> None:
         """A stage without a GEMM: of reductions, or of a cell without recurrent products; its maths alone."""
@@ -273,7 +273,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
                 case ReducedRow():
                     v.store(value, self.reduced_row(result, row) + unit_vec * v.bytes)
                 case KeptProduct():
-                    v.store(value, self.kept_product(result, position))
+                    v.store(value, self.kept_product(result, position.gate_row, unit_vec))
                 case StageOperand(index):
                     self.store_operand(value, unit_vec, self.operand_row(self.stages[index], row), self.c.hidden)
             self._store_result(stage, result, value, unit_vec, output_rows)

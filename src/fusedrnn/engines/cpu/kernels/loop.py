@@ -28,7 +28,7 @@ from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.row_values import RowValues
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
 COMMON_FIELDS = (
@@ -209,7 +209,7 @@ class DirectionEmitter(RowValues):
             case RowMean() | RowVariance():
                 return v.load(self.moment(leaf, position.gate_row))
             case PreH(gate) if gate not in position.stage.gate_names:
-                return v.load(self.kept_product(KeptProduct(gate), position))
+                return v.load(self.kept_product(KeptProduct(gate), position.gate_row, position.unit_vec))
             case PreH(gate):
                 return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
             case PreX(gate) | PreSum(gate):
@@ -217,12 +217,6 @@ class DirectionEmitter(RowValues):
                 index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
                 return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
         raise AssertionError(leaf)
-
-    def kept_product(self, kept: KeptProduct, position: CellPosition) -> Value:
-        """Where a vector of a product is kept for later stages: behind the row's gates."""
-        gates, units = kept_products(self.stages), self.hidden
-        index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
-        return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
 
     def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
         """A parameter of the cell for a vector of units; scalars are packed before the vectors."""

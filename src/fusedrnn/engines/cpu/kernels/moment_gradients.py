@@ -1,4 +1,4 @@
-"""The gradients of means and variances in backward: what each unit adds to them, and the mean of that over all units."""
+"""The gradients of means and variances in backward: what each unit adds to them, and the mean of that over units."""
 
 from __future__ import annotations
 

@@ -134,6 +134,6 @@ class Recompute(BackwardEmitter):
         products, results = stage.results_of(KeptProduct), dict(stage.recomputed)
         values = evaluate([*products.values(), *results.values()], load, v)
         for product, value in zip(products, values, strict=False):
-            v.store(value, self.kept_product(product, position))
+            v.store(value, self.kept_product(product, position.gate_row, unit_vec))
         for saved, value in zip(results, values[len(products) :], strict=True):
             v.store(value, self.recomputed(row) + (unit_vec * self.num_saved + saved.index) * v.bytes)

@@ -19,7 +19,7 @@ class Reductions(StateEmitter):
         return self.states + c.operands_offset + (row + c.batch * number) * c.state_stride
 
     def reduce(self, stage: StageKernel, row: Value, gate_row: Value, saved: Value | None) -> None:
-        """Compute the moments of a row, and store them with its gates; for backward also at ``saved``, if it is given."""
+        """Compute the moments of a row, and store them with its gates; also at ``saved``, which the reserve has."""
         first = 0
         for reduction in stage.reductions:
             last = first + len(reduction.values)

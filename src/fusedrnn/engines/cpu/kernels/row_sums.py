@@ -19,9 +19,7 @@ def _unchanged(value: Value) -> Value:
     return value
 
 
-def row_mean(
-    share: ThreadShare, addresses: Sequence[Value], transform: Callable[[Value], Value] = _unchanged
-) -> Value:
+def row_mean(share: ThreadShare, addresses: Sequence[Value], transform: Callable[[Value], Value] = _unchanged) -> Value:
     """The mean over all units of several rows together, in every lane; ``transform`` is applied to each vector."""
     f, v, hidden = share.f, share.v, share.c.hidden
     whole = hidden // v.lanes
@@ -34,9 +32,9 @@ def row_mean(
         for total, address in zip(totals, addresses, strict=True):
             value = transform(v.load(address + whole * v.bytes))
             total.set(total.get() + v.zero_tail(value, units_left))
-    total = v.reduce(reduce(operator.add, (total.get() for total in totals)), operator.add)
+    lanes = reduce(operator.add, (total.get() for total in totals))
     count = v.splat((hidden * len(addresses)).sitofp(v.format.scalar))
-    return total / count
+    return v.reduce(lanes, operator.add) / count
 
 
 def moments_of(share: ThreadShare, reduction: Reduction, addresses: Sequence[Value]) -> list[Value]:

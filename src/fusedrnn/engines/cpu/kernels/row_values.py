@@ -1,12 +1,12 @@
-"""What a row of a chunk holds behind its gates and the raw input: random masks, and moments.
+"""What a row of a chunk holds behind its gates: products kept for later, the raw input, random masks, and moments.
 
-Masks are of this thread's units. Moments, the means and variances over all units, are a vector each that has the number
-in every lane.
+All but the moments are of this thread's units. Moments, the means and variances over all units, are a vector each that
+has the number in every lane.
 """
 
 from __future__ import annotations
 
-from fusedrnn.cell.leaves import Mask, RowMean, RowVariance
+from fusedrnn.cell.leaves import KeptProduct, Mask, RowMean, RowVariance
 from fusedrnn.dropout import step_stream, step_word, threshold
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.raw_input import RawInputRows
@@ -22,13 +22,19 @@ class RowValues(RawInputRows):
     draws_masks = False
     """Whether masks are drawn: in inference they are their expectations."""
 
+    def kept_product(self, kept: KeptProduct, gate_row: Value, unit_vec: Value) -> Value:
+        """Where a vector of a product is kept for later stages: behind the row's gates."""
+        gates, units = kept_products(self.stages), self.hidden
+        index = (unit_vec - units.first) * len(gates) + gates.index(kept)
+        return gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
+
     def _masks(self, gate_row: Value) -> Value:
         """Where the masks of a row begin, behind its raw input."""
         vectors = self.num_gates + len(kept_products(self.stages)) + self.cell.reads_raw_input
         return gate_row + (self.hidden.last - self.hidden.first) * (vectors * self.v.bytes)
 
     def _mask_vectors(self) -> Value:
-        """Vectors of a mask: whole panels, which begin up to one before and end up to one behind this thread's units."""
+        """Vectors of a mask: whole panels, up to one before and one behind this thread's units."""
         return self.hidden.last - self.hidden.first + 2 * self.panel_vectors
 
     def mask(self, leaf: Mask, gate_row: Value, unit_vec: Value) -> Value:

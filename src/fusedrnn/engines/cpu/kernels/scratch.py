@@ -147,8 +147,8 @@ _DIRECTION_GROUP = Arena(
     # Gate gradients of even steps, then of odd steps, for the recurrent GEMM; likewise of chunks, for dx.
     state_gates=lambda s: 2 * s.batch * s.gates_row,
     input_gates=lambda s: 2 * s.batch * s.chunk * s.gates_row,
-    # Gradients of the states, from the step after; of the operands of later stages, and what units add to those of means
-    # and variances.
+    # Gradients of the states, from the step after; of the operands of later stages, and what units add to those of
+    # means and variances.
     carried=lambda s: s.num_states * s.carried_size,
     operands=lambda s: (s.num_operands + s.num_moments) * s.carried_size,
     # Transposed gate gradients, and what is summed from them: gradients of weights and biases.

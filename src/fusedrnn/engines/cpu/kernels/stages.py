@@ -78,8 +78,8 @@ def state_letters(num_states: int) -> str:
 
 
 Result = NewState | StageOperand | ReducedRow | KeptProduct | Saved
-"""What a stage computes: a new state, the operand of a later stage, a row that a later one reduces, a product that later
-stages read, or a value that training saves for backward."""
+"""What a stage computes: a new state, the operand of a later stage, a row that a later one reduces, a product that
+later stages read, or a value that training saves for backward."""
 R = TypeVar("R", bound=Result)
 
 
