@@ -177,7 +177,7 @@ def test_heads():
             cells.slstm.with_heads(wrong)
     with pytest.raises(ValueError, match="cell sru has no recurrent products, and so no heads"):
         cells.sru.with_heads(2)
-    with pytest.raises(ValueError, match="hidden_size must be a multiple of the heads of <cell slstm with 4 heads>; got 9"):
+    with pytest.raises(ValueError, match="must be a multiple of the heads of <cell slstm with 4 heads>; got 9"):
         RNNSpec(four, 3, 9)
     with pytest.raises(ValueError, match="compute='int8' needs a cell of one head; got <cell slstm with 4 heads>"):
         RNNSpec(four, 3, 8, compute="int8")

@@ -89,6 +89,11 @@ class PaperSteps(Steps):
         return torch.sigmoid(o) * c / n, c, n, m
 
 
+    def dreamer_gru(self, h):
+        r, n, u = self.sums(h, 0, 3)
+        u = torch.sigmoid(u - 1)
+        return (u * torch.tanh(torch.sigmoid(r) * n) + (1 - u) * h,)
+
     def input_sum(self, number):
         """The pre-activation of a gate that the input alone gives."""
         H = self.spec.hidden_size
