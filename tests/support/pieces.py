@@ -94,5 +94,8 @@ def _join(results, reverses, n, dstates, dreset):
 
 def _add(is_first, directions, gradients, n, dstates, dreset):
     for index in np.flatnonzero(directions):
-        for array, gradient in zip(dstates if is_first[index] else dreset, gradients, strict=True):
-            array[index, n] += gradient[index, 0]
+        for initial, replaced, gradient in zip(dstates, dreset, gradients, strict=True):
+            if is_first[index]:
+                initial[index, n] = gradient[index, 0]
+            else:
+                replaced[index, n] += gradient[index, 0]

@@ -31,6 +31,8 @@ PROBLEMS = {
     "everything": lambda: cell_problem("everything", STACK)[0],
     "slstm": lambda: cell_problem("slstm", BOTH_WAYS)[0],
     "sru": lambda: cell_problem("sru", BOTH_WAYS)[0],
+    "ind_rnn": lambda: cell_problem("ind_rnn", BOTH_WAYS)[0],
+    "min_lstm": lambda: cell_problem("min_lstm", ONE)[0],
     "reverse": lambda: problem_of(RNNSpec("gru", 3, 9, reverse=True), Shape(7, 4, 3, 9, lengths="edges")),
 }
 
@@ -172,7 +174,7 @@ def test_no_reset_changes_nothing():
 
 
 def test_calls_with_and_without_resets_in_turn():
-    """Cached calls know of no resets, so each call with resets is a checked call."""
+    """A cached call of one kind is none of another."""
     problem = make_problem("lstm", Shape(3, 2, 4, 9))
     op, (resets, _) = RNNOp(problem.spec), random_resets(problem)
     options = [{}, {"resets": resets}, {"all_states": True}]
