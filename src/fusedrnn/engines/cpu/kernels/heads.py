@@ -5,7 +5,7 @@ Each head has a matrix of its own, packed from a new panel on. Where weights are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -71,3 +71,13 @@ class HeadShare(ThreadShare):
         """So many vectors, and those that fill up the last panel."""
         width = self.panel_vectors
         return (vectors + (width - 1)) // width * width
+
+    def col_vecs(self, stages: Sequence[StageKernel], of_state: bool = False) -> Value:
+        """Vectors of columns of these stages, each of whole panels, and each head of recurrent weights."""
+        total = self.f.constant(0)
+        for stage in stages:
+            if of_state and self.cell.is_block_diagonal:
+                total = total + self.c.heads * self.col_vecs_of_head(stage)
+            else:
+                total = total + self.whole_panels(self.num_vectors(self.units_of(stage).size) * stage.num_gates)
+        return total

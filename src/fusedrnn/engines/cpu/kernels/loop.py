@@ -5,7 +5,7 @@ Rows are sorted by descending length, so that those still active at a step are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf
@@ -40,10 +40,9 @@ COMMON_FIELDS = (
 """The fields with which the structs of both calls begin.
 
 ``hidden`` is H; ``out`` is S, the size of h, which a projection makes smaller; ``head_size`` is that of each of
-``heads`` blocks of recurrent weights. ``grid_layer_dirs`` groups of threads
-run layer-directions at the same time: the directions of a layer or, in a network of one direction, pipelined layers;
-``progress`` holds the steps that each layer has done, by row group. ``row_to_sequence``, ``active_rows`` and
-``lengths`` are tables, 0 if every sequence has all steps: the sequence of each row; for each row group the number of
+``heads`` blocks of recurrent weights. ``grid_layer_dirs`` groups of threads run layer-directions at the same time: the
+directions of a layer or, in a network of one direction, pipelined layers; ``progress`` holds the steps that each layer
+has done, by row group. ``row_to_sequence``, ``active_rows`` and ``lengths`` are tables, 0 if every sequence has all steps: the sequence of each row; for each row group the number of
 rows that are active at each time; the length of each row. ``saved`` strides are those of the reserve: of states, and of
 the other values saved for backward. ``threshold``, ``scale`` (the bits of a float64) and ``seed`` are dropout's; a
 threshold of 0 means no dropout. ``resets``, if not 0, is a table of bytes (T, N): 1 where a sequence begins anew.
@@ -278,26 +277,17 @@ class DirectionEmitter(HeadShare, RawInputRows):
         """
         v, group, slot_bytes = self.v, self.products.group, self.products.b_bytes
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
-        scales, of_input = None, head is None
-        first = None if stage is None else self._col_vecs(self.stages[: stage.index], not of_input)
-        if self.cell.is_block_diagonal and stage is not None and head is not None and first is not None:
-            first = first + head.number * self.col_vecs_of_head(stage)
+        scales, first, of_input = None, None, head is None
+        if stage is not None:
+            first = self.col_vecs(self.stages[: stage.index], not of_input)
+            if self.cell.is_block_diagonal and head is not None:
+                first = first + head.number * self.col_vecs_of_head(stage)
         if self.products.has_scales:
             scaled_stages = self.stages[-1:] if stage is None else self.gate_stages if of_input else self.stages
             scaled_stages = [other for other in scaled_stages if stage is None or not other.projects]
-            scales = base - self._col_vecs(scaled_stages) * v.bytes
+            scales = base - self.col_vecs(scaled_stages) * v.bytes
         return PanelMatrix(v, self.panel_vectors, slot_bytes, function, base, groups, bias, first, scales)
 
     def packed_bytes(self, k: Value) -> Value:
         """Bytes of a panel of packed weights with so many rows, a multiple of a group's."""
         return k * (self.panel_vectors * self.products.b_bytes // self.products.group)
-
-    def _col_vecs(self, stages: Sequence[StageKernel], of_state: bool = False) -> Value:
-        """Vectors of columns of these stages, each of whole panels, and each head of recurrent weights."""
-        total = self.f.constant(0)
-        for stage in stages:
-            if of_state and self.cell.is_block_diagonal:
-                total = total + self.c.heads * self.col_vecs_of_head(stage)
-            else:
-                total = total + self.whole_panels(self.num_vectors(self.units_of(stage).size) * stage.num_gates)
-        return total
