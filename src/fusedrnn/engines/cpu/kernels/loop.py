@@ -42,10 +42,11 @@ COMMON_FIELDS = (
 ``hidden`` is H; ``out`` is S, the size of h, which a projection makes smaller; ``head_size`` is that of each of
 ``heads`` blocks of recurrent weights. ``grid_layer_dirs`` groups of threads run layer-directions at the same time: the
 directions of a layer or, in a network of one direction, pipelined layers; ``progress`` holds the steps that each layer
-has done, by row group. ``row_to_sequence``, ``active_rows`` and ``lengths`` are tables, 0 if every sequence has all steps: the sequence of each row; for each row group the number of
-rows that are active at each time; the length of each row. ``saved`` strides are those of the reserve: of states, and of
-the other values saved for backward. ``threshold``, ``scale`` (the bits of a float64) and ``seed`` are dropout's; a
-threshold of 0 means no dropout. ``resets``, if not 0, is a table of bytes (T, N): 1 where a sequence begins anew.
+has done, by row group. ``row_to_sequence``, ``active_rows`` and ``lengths`` are tables, 0 if every sequence has all
+steps: the sequence of each row; for each row group the number of rows that are active at each time; the length of each
+row. ``saved`` strides are those of the reserve: of states, and of the other values saved for backward. ``threshold``,
+``scale`` (the bits of a float64) and ``seed`` are dropout's; a threshold of 0 means no dropout. ``resets``, if not 0,
+is a table of bytes (T, N): 1 where a sequence begins anew.
 """
 
 UNPACKED_PARAMS = "unpacked_x_weights", "unpacked_h_weights", "unpacked_x_bias", "unpacked_h_bias"
