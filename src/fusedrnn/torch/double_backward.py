@@ -161,8 +161,10 @@ def _unrolled(
     """One direction of one layer: the outputs (T, N, S) and the last states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
-    x_weight = weights["i2h_weight"]
+    x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
     assert x_weight is not None
+    if h_weight is not None and spec.heads > 1:
+        weights["h2h_weight"] = _full(h_weight, spec.heads)
     x_gates = torch.nn.functional.linear(rounded(x), x_weight, weights.get("i2h_bias"))
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
@@ -180,6 +182,13 @@ def _unrolled(
         outputs[t] = torch.where(is_valid, after[0], 0)
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return torch.stack(outputs), tuple(states)
+
+
+def _full(blocks: Tensor, heads: int) -> Tensor:
+    """Block-diagonal weights (rows, H / heads) as a full matrix (rows, H)."""
+    size = blocks.shape[1]
+    diagonal = torch.eye(heads, dtype=blocks.dtype, device=blocks.device).reshape(heads, 1, heads, 1)
+    return (blocks.reshape(-1, heads, size, 1, size) * diagonal).reshape(-1, heads * size)
 
 
 def _rounding(spec: RNNSpec) -> Callable[[Tensor], Tensor]:

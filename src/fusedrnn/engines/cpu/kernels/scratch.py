@@ -128,6 +128,8 @@ _FORWARD_THREAD = Arena(
     biases=lambda s: 2 * s.biases_size,
     # A part of a panel of weights that the caller has not packed.
     unpacked=lambda s: s.unpacked_size,
+    # Addresses of the part of rows that a head reads.
+    head_table=lambda s: _POINTER_BYTES * s.head_rows,
 )
 FORWARD = Scratch(
     Arena(
@@ -178,6 +180,8 @@ _BACKWARD_THREAD = Arena(
     unpacked=lambda s: s.unpacked_size,
     # The gradients of means and variances of each row.
     moments=lambda s: s.rows * s.num_moments * s.tiling.vector_bytes,
+    # Addresses of the part of rows that a head reads.
+    head_table=lambda s: _POINTER_BYTES * s.head_rows,
 )
 BACKWARD = Scratch(
     Arena(
