@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.layout import BIASES
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch.cell_references import cell_of
+from fusedrnn.torch.cell_references import cell_of, reference_to
 from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
 from fusedrnn.torch.formats import checked_compute, no_dropout
 from fusedrnn.torch.low_precision import OPERANDS
@@ -68,6 +68,9 @@ def _layer_plan(
             training_spec = replace(spec, dropout=dropout) if dropout < 1 and spec.is_trainable else None
         if isinstance(spec.mode, UserCell):
             spec = replace(spec, mode=spec.mode.expectation)
+            reference_to(spec.mode)
+        # Dynamo reads properties that are cached, but cannot trace a cell.
+        _ = spec.drops, training_spec and training_spec.drops
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
     ours = spec.layout.by_layer_direction
