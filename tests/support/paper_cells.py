@@ -20,7 +20,11 @@ class PaperSteps(Steps):
     """A direction of a layer of a cell in the catalogue, not written in the package's language."""
 
     def __init__(self, spec, weights):
-        self.spec, self.w, self.margin = spec, weights, np.inf
+        self.spec, self.w, self.margin = spec, dict(weights), np.inf
+        if spec.heads > 1:
+            gates = weights["h2h_weight"].split(spec.hidden_size)
+            blocks = [torch.block_diag(*gate.split(spec.hidden_size // spec.heads)) for gate in gates]
+            self.w["h2h_weight"] = torch.cat(blocks)
 
     def __call__(self, x, states):
         self.x = x
@@ -84,6 +88,11 @@ class PaperSteps(Steps):
         c, n = f * c + i * torch.tanh(z), f * n + i
         return torch.sigmoid(o) * c / n, c, n, m
 
+
+    def dreamer_gru(self, h):
+        r, n, u = self.sums(h, 0, 3)
+        u = torch.sigmoid(u - 1)
+        return (u * torch.tanh(torch.sigmoid(r) * n) + (1 - u) * h,)
 
     def input_sum(self, number):
         """The pre-activation of a gate that the input alone gives."""
@@ -192,19 +201,22 @@ def everything(x, recurrent, s, p):
 
 CELLS = {name: getattr(cells, name) for name in cells.__all__}
 """The catalogue by name."""
-ALL_CELLS = {**CELLS, "everything": everything}
+HEADS = {"slstm_heads": cells.slstm.with_heads(4), "everything_heads": everything.with_heads(2)}
+ALL_CELLS = {**CELLS, "everything": everything, **HEADS}
 
 
 @cache
 def cell_problem(name, shape, **options):
     """A problem of a cell, not near a kink, and the oracle's results."""
+    if ALL_CELLS[name].heads > 1:  # of 16 units each
+        shape = replace(shape, H=16 * ALL_CELLS[name].heads)
     if ALL_CELLS[name].traced.reads_raw_input:  # as many features as units, in every layer
         shape = replace(shape, I=shape.H, bidirectional=shape.bidirectional and shape.layers == 1)
     spec = RNNSpec(ALL_CELLS[name], shape.I, shape.H, shape.layers, shape.bidirectional, **options)
     smallest = tolerance(np.float32, longest_sum(spec))[1] / 2
     for seed in count():
         problem = problem_of(spec, shape, seed)
-        if name == "slstm" and problem.states is not None:
+        if name.startswith("slstm") and problem.states is not None:
             h, c, n, m = problem.states  # n is a sum of positive numbers, which c is divided by
             problem = replace(problem, states=(h, c, abs(n) + np.float32(0.5), m))
         if recorded(problem, PaperSteps)[2] > smallest:

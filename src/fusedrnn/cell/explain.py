@@ -31,6 +31,8 @@ def explain(name: str, cell: TracedCell) -> str:
     """A traced cell as text. Values that are used more than once are named ``v1``, ``v2`` and so on."""
     derivative = differentiate(cell)
     lines = [f"cell {name}: gates {', '.join(cell.gates)}; states {', '.join(cell.states)}"]
+    if cell.is_block_diagonal:
+        lines.append("recurrent weights are block-diagonal")
     if cell.parameters:
         lines.append(f"parameters: {', '.join(leaf.name for leaf in cell.parameters)}")
     lines += ["", "forward"]

@@ -42,7 +42,8 @@ class Stage:
 class TracedCell:
     """A cell as expressions: its stages in order, and its new states, the output first.
 
-    Its parameters beside weights and biases are vectors, of one number for each unit, and scalars.
+    Its parameters beside weights and biases are vectors, of one number for each unit, and scalars. Block-diagonal
+    recurrent weights join the units of a head alone; how many heads there are is no part of this.
     """
 
     gates: tuple[str, ...]
@@ -51,6 +52,7 @@ class TracedCell:
     outputs: tuple[Expr, ...]
     param_vectors: tuple[str, ...] = ()
     param_scalars: tuple[str, ...] = ()
+    is_block_diagonal: bool = False
 
     @property
     def accumulates_in_place(self) -> bool:
@@ -176,7 +178,7 @@ def run_equations(cell: Cell) -> TracedCell:
     roots = [root for root in (*outputs, *(stage.operand for stage in stages)) if isinstance(root, Expr)]
     peepholes = {node.name for node in walk(roots) if isinstance(node, ParamVector)}
     vectors = cell.vectors or tuple(gate for gate in cell.gates if gate in peepholes)
-    return TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars)
+    return TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars, cell.heads > 1)
 
 
 @lru_cache(maxsize=64)

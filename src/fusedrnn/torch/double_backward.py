@@ -167,8 +167,10 @@ def _unrolled(
     """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
-    x_weight = weights["i2h_weight"]
+    x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
     assert x_weight is not None
+    if h_weight is not None and spec.heads > 1:
+        weights["h2h_weight"] = _full(h_weight, spec.heads)
     x_gates = torch.nn.functional.linear(rounded(x), x_weight, weights.get("i2h_bias"))
     steps = len(x)
     every: list[Sequence[Tensor]] = [()] * steps
@@ -186,6 +188,13 @@ def _unrolled(
         every[t] = [torch.where(is_valid, new, 0) for new in after[:kept]]
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return [torch.stack(column) for column in zip(*every, strict=True)], tuple(states)
+
+
+def _full(blocks: Tensor, heads: int) -> Tensor:
+    """Block-diagonal weights (rows, H / heads) as a full matrix (rows, H)."""
+    size = blocks.shape[1]
+    diagonal = torch.eye(heads, dtype=blocks.dtype, device=blocks.device).reshape(heads, 1, heads, 1)
+    return (blocks.reshape(-1, heads, size, 1, size) * diagonal).reshape(-1, heads * size)
 
 
 def _rounding(spec: RNNSpec) -> Callable[[Tensor], Tensor]:

@@ -23,6 +23,9 @@ from fusedrnn.layout import Kind
 from fusedrnn.quantized_params import is_matrix
 from fusedrnn.spec import RNNSpec
 
+_LONGEST_VECTOR = 64
+"""Bytes of a vector on the target with the longest ones."""
+
 
 def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
     """The target for a spec's kernels; weights of so many bytes in a layer-direction are not packed as narrow ones."""
@@ -30,6 +33,19 @@ def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
     layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
     narrow_weights = layer_elements * ITEM_SIZE[spec.dtype] > wide_weight_bytes
     return target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format, narrow_weights)
+
+
+def _check_heads(spec: RNNSpec) -> None:
+    """Refuse heads that are no whole vectors; the same on all targets.
+
+    Raises:
+        NotImplementedError: With the multiple that is needed.
+    """
+    size, multiple = spec.hidden_size // spec.heads, _LONGEST_VECTOR // ITEM_SIZE[spec.dtype]
+    if spec.heads > 1 and size % multiple:
+        raise NotImplementedError(
+            f"a head must have a multiple of {multiple} units in {spec.dtype}; got {size} in each of {spec.mode!r}"
+        )
 
 
 class Tiling:
@@ -66,6 +82,7 @@ class Tiling:
 
     def __init__(self, spec: RNNSpec, target: Target) -> None:
         cell = lowered_cell(spec.variant)
+        _check_heads(spec)
         self.spec, self.target = spec, target
         self.hidden, self.out, self.item = spec.hidden_size, spec.state_size, ITEM_SIZE[spec.dtype]
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
@@ -125,6 +142,10 @@ class Tiling:
     def operand_size(self, stage: StageKernel) -> int:
         """Elements of a row of a stage's operand."""
         return self.hidden if stage.index else self.out
+
+    def product_size(self, stage: StageKernel) -> int:
+        """Elements of a stage's operand that a unit is multiplied with: with several heads those of its own."""
+        return self.operand_size(stage) // self.spec.heads
 
     def num_panels(self, stage: StageKernel) -> int:
         """Panels that hold a stage's columns."""

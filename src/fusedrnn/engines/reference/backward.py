@@ -26,6 +26,7 @@ from fusedrnn.cell.leaves import (
     StateCotangent,
 )
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.engines.reference import heads
 from fusedrnn.engines.reference.forward import (
     NUMPY,
     drop,
@@ -82,7 +83,11 @@ def backward(
             index = layer * spec.num_directions + direction
             weights = layer_weights(spec, tape.params, layer, direction)
             dweights = layer_weights(spec, dparams, layer, direction)
-            run = _DirectionBackward(cell, weights, dweights, tape.directions[index], row_rounding(spec.compute))
+            own_dweights = dweights
+            if spec.heads > 1:
+                weights["h2h_weight"] = heads.to_full(weights["h2h_weight"], spec.hidden_size)
+                own_dweights = dweights | {"h2h_weight": np.zeros_like(weights["h2h_weight"])}
+            run = _DirectionBackward(cell, weights, own_dweights, tape.directions[index], row_rounding(spec.compute))
             reverse = spec.reverses(direction)
             steps = _steps(len(dx), tape.lengths, reverse)
             own_dy = None if dy is None else dy[:, :, direction * size : (direction + 1) * size]
@@ -93,6 +98,8 @@ def backward(
                 own_dresets = [array[index] for array in dresets]
                 run.cut = partial(_cut, Resets(tape.resets, None), reverse, own_dresets)
             before = run.unroll(steps, tape.inputs[layer], own_dy, [array[index] for array in dfinal], dx)
+            if spec.heads > 1:
+                dweights["h2h_weight"] += heads.to_blocks(own_dweights["h2h_weight"], spec.heads)
             for array, gradient in zip(dinitial, before, strict=True):
                 array[index] = gradient
         dy = drop(spec, dx, tape.masks[layer - 1]) if layer and tape.masks else dx

@@ -17,6 +17,7 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.engines.reference import heads
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
@@ -81,6 +82,8 @@ def forward(
             # Weights are rounded once; the rows that they multiply, step by step.
             weights = layer_weights(spec, flat, layer, direction)
             weights |= {kind: rounding.weights(weights[kind]) for kind in _MATRICES if kind in weights}
+            if spec.heads > 1:
+                weights["h2h_weight"] = heads.to_full(weights["h2h_weight"], spec.hidden_size)
             run_step = partial(_run_step, cell, weights, own_tape, partial(rounding.rows, len(final)))
             before = [state[len(final)] for state in states]
             reverse, history = spec.reverses(direction), [tuple(before)]

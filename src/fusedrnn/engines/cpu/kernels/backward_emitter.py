@@ -71,6 +71,18 @@ class BackwardEmitter(DirectionEmitter):
         """Elements of a row of a stage's gradients, padded to whole vectors: K of its GEMMs in backward."""
         return self.num_vectors(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)
 
+    def head_k_padded(self, stage: StageKernel) -> Value:
+        """Those of a head: K of its GEMM with recurrent weights."""
+        if not self.cell.is_block_diagonal:
+            return self.k_padded(stage)
+        return self.head_vecs * (stage.num_gates * self.v.lanes)
+
+    def head_weights_bytes(self, stage: StageKernel) -> Value:
+        """Bytes of a stage's recurrent weights for backward, of a head."""
+        vectors = self.head_vecs if self.cell.is_block_diagonal else self.num_vectors(self.operand_size(stage))
+        panels = (vectors + (self.panel_vectors - 1)) // self.panel_vectors
+        return panels * self.packed_bytes(self.head_k_padded(stage))
+
     def grads_offset(self, stage: StageKernel) -> Value:
         """Where a stage's gradients begin in a row of gate gradients."""
         return self.unit_vecs * (stage.first_gate * self.operand_vector_bytes)

@@ -12,8 +12,9 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import KeptProduct, Saved, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
+from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.loop import CellPosition
-from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Rows
+from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
@@ -49,8 +50,10 @@ class Recompute(BackwardEmitter):
                     table = self.chunk_table
                     self._fill_table(table, self._operand_of(stage))
                 a = self.left_operand(table, num_rows, self.operand_size(stage))
-                with self.blocks(stage) as (unit_vec, end):
-                    self._block(stage, unit_vec, end, a)
+                with self.heads(self.hidden.first, self.hidden.last) as head:
+                    part = self.part_of_rows(a, head.first * self.operand_vector_bytes)
+                    with self.blocks(stage, (head.begin, head.end)) as block:
+                        self._block(stage, head, block, part)
         f.ret()
         return f
 
@@ -80,14 +83,16 @@ class Recompute(BackwardEmitter):
         """A row of h that a step started from."""
         return self.saved_state(self.p.saved_h, self.time_before(time, sequence), sequence)
 
-    def _block(self, stage: StageKernel, unit_vec: Value, end: Value, a: LeftOperand) -> None:
-        """The recurrent GEMM of a block of units, then the values that forward would have saved."""
+    def _block(self, stage: StageKernel, head: Head, block: tuple[Value, Value], a: LeftOperand) -> None:
+        """The recurrent GEMM of a block of units of a head, then the values that forward would have saved."""
         f, v, p = self.f, self.v, self.p
-        first = unit_vec * stage.num_gates
+        unit_vec, end = (head.first + bound for bound in block)
+        before = head.first * stage.num_gates
         row_bytes = self.blocking(stage).block_col_vecs * v.bytes
-        with self.panels(first, end * stage.num_gates) as cols:
-            c, c_in = self.block_output(stage, cols, first, self.gates, self.recurrent)
-            weights = self.packed(self._gemm, p.forward_h_weights, self.operand_size(stage), p.h_bias, stage)
+        with self.panels(block[0] * stage.num_gates, block[1] * stage.num_gates) as cols:
+            all_cols = ColVecs(before + cols.first, cols.num)
+            c, c_in = self.block_output(stage, all_cols, unit_vec * stage.num_gates, self.gates, self.recurrent)
+            weights = self.packed(self._gemm, p.forward_h_weights, self.product_size(stage), p.h_bias, stage, head)
             weights.gemm(a, cols, c, c_in)
         with f.loop(0, a.num_rows) as row, f.loop(unit_vec, end) as unit:
             recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * v.bytes)

@@ -127,6 +127,8 @@ _FORWARD_THREAD = Arena(
     biases=lambda s: 2 * s.biases_size,
     # A part of a panel of weights that the caller has not packed.
     unpacked=lambda s: s.unpacked_size,
+    # Addresses of the part of rows that a head reads.
+    head_table=lambda s: _POINTER_BYTES * s.head_rows,
 )
 FORWARD = Scratch(
     Arena(
@@ -174,6 +176,8 @@ _BACKWARD_THREAD = Arena(
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
     # A part of a panel of weights that the caller has not packed.
     unpacked=lambda s: s.unpacked_size,
+    # Addresses of the part of rows that a head reads.
+    head_table=lambda s: _POINTER_BYTES * s.head_rows,
 )
 BACKWARD = Scratch(
     Arena(

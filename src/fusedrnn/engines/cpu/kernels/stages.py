@@ -51,8 +51,12 @@ def derivative_of(variant: Variant) -> Derivative:
 
 
 def is_plain(cell: TracedCell) -> bool:
-    """Whether a cell has one stage for all gates, and no parameters of its own: calls can use unpacked weights."""
-    return len(cell.stages) == 1 and not cell.parameters and not cell.input_gates
+    """Whether a cell has one stage for all gates, full recurrent weights and no parameters of its own.
+
+    Calls of such cells can use unpacked weights.
+    """
+    has_own = cell.parameters or cell.input_gates or cell.is_block_diagonal
+    return len(cell.stages) == 1 and not has_own
 
 
 STATE_LETTERS = "hcsuvw"

@@ -232,20 +232,20 @@ class ThreadShare:
 
     @contextmanager
     def blocks(
-        self, stage: StageKernel, reverse: Value | None = None, num_rows: Operand = 0
+        self, stage: StageKernel, units: tuple[Value, Value], reverse: Value | None = None, num_rows: Operand = 0
     ) -> Iterator[tuple[Value, Value]]:
-        """Loop over the blocks of this thread's units; yields the first unit vector and the one past the last.
+        """Loop over the blocks of unit vectors of a range; yields the first unit vector and the one past the last.
 
         If ``num_rows`` is 1, blocks hold all panels that a GEMM of one row multiplies at once.
         """
-        f, units = self.f, self.units_of(stage)
+        f, (first, last) = self.f, units
         of_one_row = f.constant(Blocking(stage.num_gates, self.one_row_vectors).block_unit_vecs)
         size = f.as_value(num_rows).equals(1).select(of_one_row, self.blocking(stage).block_unit_vecs)
-        lowest, past = units.first // size, (units.last + (size - 1)) // size
+        lowest, past = first // size, (last + (size - 1)) // size
         with f.loop(lowest, past) as index:
             part = index if reverse is None else reverse.select(lowest + past - 1 - index, index)
             begin, end = part * size, part * size + size
-            yield (begin < units.first).select(units.first, begin), end.at_most(units.last)
+            yield (begin < first).select(first, begin), end.at_most(last)
 
     def serpentine_reversed(self, step: Value) -> Value:
         """Whether a step runs through the weights in reverse: it begins with those that the step before left cached."""

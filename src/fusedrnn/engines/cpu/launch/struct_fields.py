@@ -106,7 +106,8 @@ class _PlanFields:
         factor = np.dtype(spec.dtype).type(scale(spec.dropout) if drops else 1)
         return {
             "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
-            "hidden": spec.hidden_size, "out": spec.state_size, "chunk": plan.share.chunk,
+            "hidden": spec.hidden_size, "out": spec.state_size,
+            "heads": spec.heads, "head_size": spec.hidden_size // spec.heads, "chunk": plan.share.chunk,
             **{f"grid_{name}": number for name, number in plan.grid._asdict().items()},
             **{name: Relocation("tables", offset) for name, offset in table_offsets(plan.steps, plan.batch).items()},
             **{name: Relocation("workspace", offset) for name, offset in self.scratch.offsets.items()},

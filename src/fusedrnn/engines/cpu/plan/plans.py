@@ -165,6 +165,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.packed_panels = max(1, packed // (sizes.inner * panel_bytes))
     sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
     sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
+    sizes.head_rows = max(sizes.head_rows, sizes.recomputed_rows * (spec.heads > 1))
     sizes.masked_row = problem.masked_row
     sizes.converted_rows = sizes.recomputed_rows if problem.converts_rows else 0
     # A direction's part of dx: those of this layer and the one above exist, or of the two directions.
@@ -191,6 +192,7 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         num_threads=grid.num_threads,
         num_states=len(spec.state_names),
         num_stages=len(problem.stages),
+        head_rows=share.rows * (spec.heads > 1),
         # Operands of later stages.
         num_operands=len(problem.stages[1:]),
         # Row groups of pipelined layers publish their progress.
