@@ -226,9 +226,14 @@ class RNNSpec:
         return self.num_directions * self.state_size
 
     @property
-    def drops(self) -> bool:
-        """Whether training applies dropout: only between layers."""
+    def drops_between_layers(self) -> bool:
+        """Whether training applies dropout to the output of a layer that another one reads."""
         return self.dropout > 0 and self.num_layers > 1
+
+    @cached_property
+    def drops(self) -> bool:
+        """Whether training draws random numbers: for dropout between layers, or for masks inside the cell."""
+        return self.drops_between_layers or bool(traced_cell(self.variant).masks)
 
     def layer_input_size(self, layer: int) -> int:
         """The features that a layer reads at each step: I in layer 0, D·S in the others."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from fusedrnn import RNNOp, RNNSpec, cells
 from fusedrnn.cell import cell, sigmoid, tanh
+from fusedrnn.cells import noisy
 from fusedrnn.engines.interface import SAVE_POLICIES
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from problems import assert_close, assert_gradients_close, problem_of
@@ -127,6 +128,38 @@ class PaperSteps(Steps):
         t, e = map(torch.sigmoid, self.sums(h, 0, 2))
         return (t * torch.tanh(h) + e * torch.tanh(self.input_sum(2)),)
 
+    def normalized_sums(self, h, gates):
+        """The normalized pre-activations of all gates together, from the input and from h, with their scales."""
+        H, count = self.spec.hidden_size, len(gates)
+        parts = [self.gate(number, self.x, h, H) for number in range(count)]
+        results = []
+        for side, kind in zip(zip(*parts, strict=True), "xh", strict=True):
+            weight = torch.cat([self.w[f"{kind}_{gate}"] for gate in gates])
+            results.append(F.layer_norm(torch.cat(side, dim=1), (count * H,), weight).chunk(count, dim=1))
+        return results
+
+    def layer_norm_lstm(self, h, c):
+        from_x, from_h = self.normalized_sums(h, "ifgo")
+        i, f, g, o = (a + b + self.w[f"b_{gate}"] for a, b, gate in zip(from_x, from_h, "ifgo", strict=True))
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(F.layer_norm(c, c.shape[1:], self.w["gamma"], self.w["beta"])), c
+
+    def layer_norm_gru(self, h):
+        from_x, from_h = self.normalized_sums(h, "zrn")
+        z, r = (torch.sigmoid(from_x[i] + from_h[i] + self.w[f"b_{gate}"]) for i, gate in enumerate("zr"))
+        n = torch.tanh(from_x[2] + self.w["b_n"] + r * (from_h[2] + self.w["d_n"]))
+        return (z * h + (1 - z) * n,)
+
+    def layer_norm_li_gru(self, h):
+        parts = [self.gate(number, self.x, h, self.spec.hidden_size) for number in range(2)]
+        weight, bias = (torch.cat([self.w[f"{name}_{gate}"] for gate in "zn"]) for name in ("gamma", "beta"))
+        x = torch.cat([from_x for from_x, _ in parts], dim=1)
+        normalized = F.layer_norm(x, x.shape[1:], weight, bias).chunk(2, dim=1)
+        z, n = (a + b for a, (_, b) in zip(normalized, parts, strict=True))
+        self.note(n)
+        z = torch.sigmoid(z)
+        return (z * h + (1 - z) * torch.relu(n),)
+
     def inputs(self):
         """The pre-activations of all gates of a cell without recurrent weights."""
         return [self.input_sum(number) for number in range(self.spec.num_gates)]
@@ -199,8 +232,8 @@ def everything(x, recurrent, s, p):
     return tanh(o) * c + s.h * n, c + x.v
 
 
-CELLS = {name: getattr(cells, name) for name in cells.__all__}
-"""The catalogue by name."""
+CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
+"""The catalogue by name, but the cells that draw random masks."""
 HEADS = {"slstm_heads": cells.slstm.with_heads(4), "everything_heads": everything.with_heads(2)}
 ALL_CELLS = {**CELLS, "everything": everything, **HEADS}
 

@@ -56,7 +56,7 @@ class UserCell(Cell):
     def _equations_digest(self) -> str:
         traced, numbers = self.traced, dict[Expr, int]()
         lines = [repr((self.name, self.gates, self.states, self.vectors, self.scalars))]
-        roots = [*traced.outputs, *(stage.operand for stage in traced.stages)]
+        roots = [*traced.outputs, *(value for stage in traced.stages for value in stage.values)]
         for number, node in enumerate(walk(roots)):
             numbers[node] = number
             args = [numbers[arg] for arg in node.args]
@@ -288,7 +288,7 @@ def _check_products(user_cell: UserCell) -> None:
         raise ValueError(f"the first recurrent product must be of the output before the step: recurrent(s.{output})")
     if any(stage.projects for stage in stages):
         raise ValueError("recurrent.project is for the built-in LSTM alone")
-    if empty := [number for number, stage in enumerate(stages, 1) if not stage.gates]:
+    if empty := [number for number, stage in enumerate(user_cell.traced.products, 1) if not stage.gates]:
         raise ValueError(f"no gate takes recurrent product {empty[0]}: take one as an attribute, recurrent(...).a")
     order = [gate for stage in stages for gate in stage.gates]
     order += user_cell.traced.input_gates

@@ -14,6 +14,7 @@ from torch import Tensor
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
+from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
@@ -143,7 +144,7 @@ def forward(
     final: list[tuple[Tensor, ...]] = []
     per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
-        if layer and spec.drops:
+        if layer and spec.dropout:
             keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
             x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(spec.dropout), 0)
         columns = []
@@ -212,6 +213,18 @@ def _unchanged(operand: Tensor) -> Tensor:
     return operand
 
 
+def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]) -> dict[Leaf, Tensor]:
+    """The means and variances (N, 1) of a stage of reductions."""
+    moments: dict[Leaf, Tensor] = {}
+    for reduction in stage.reductions:
+        parts = evaluate(reduction.values, values, _TENSORS)
+        row = torch.cat([part.expand(shape) for part in parts], dim=1)
+        moments[reduction.mean] = row.mean(dim=1, keepdim=True)
+        if reduction.variance is not None:
+            moments[reduction.variance] = row.var(dim=1, correction=0, keepdim=True)
+    return moments
+
+
 def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
@@ -223,6 +236,9 @@ def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], w
         values[RawInput()] = x
     values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
+        if stage.reductions:
+            values.update(_moments(stage, values, (len(x_gates), spec.hidden_size)))
+            continue
         operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:
             assert projection is not None

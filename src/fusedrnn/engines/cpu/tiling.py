@@ -15,6 +15,8 @@ from fusedrnn.engines.cpu.kernels.stages import (
     is_plain,
     kept_products,
     lowered_cell,
+    moments,
+    reduced_rows,
     stage_kernels,
 )
 from fusedrnn.jit.host import target_for
@@ -64,7 +66,11 @@ class Tiling:
         lanes: Elements of a vector.
         panel_vectors: Vectors of a panel.
         panel_bytes: Bytes of a row of a panel.
-        stages: The stages of the cell.
+        stages: The stages of the cell that have a GEMM.
+        num_reductions: Its other stages.
+        num_reduced_rows: Rows of values that these read.
+        num_moments: Means and variances that these compute.
+        num_masks: Random masks inside a step.
         column_groups: The stages, then the gates of the input alone, if there are any.
         product_stages: The stages that have gates.
         gate_stages: The column groups that have gates.
@@ -87,8 +93,11 @@ class Tiling:
         self.hidden, self.out, self.item = spec.hidden_size, spec.state_size, ITEM_SIZE[spec.dtype]
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
         self.lanes, self.panel_bytes = self.vector_bytes // self.item, self.panel_vectors * self.vector_bytes
-        self.stages = stage_kernels(spec.variant)
-        inputs = input_stage(spec.variant)
+        stages, inputs = stage_kernels(spec.variant), input_stage(spec.variant)
+        self.stages = tuple(stage for stage in stages if not stage.reductions)
+        self.num_reductions = len(stages) - len(self.stages)
+        self.num_reduced_rows, self.num_moments = len(reduced_rows(stages)), len(moments(stages))
+        self.num_masks = len(cell.masks)
         self.column_groups = [*self.stages] if inputs is None else [*self.stages, inputs]
         self.product_stages = [stage for stage in self.stages if not stage.projects]
         self.gate_stages = [stage for stage in self.column_groups if not stage.projects]
@@ -190,9 +199,10 @@ class Tiling:
         return max((Blocking(stage.num_gates, vectors).block_col_vecs for stage in self.stages), default=0)
 
     def gates_stride(self, unit_vecs: int) -> int:
-        """The stride of the gates of so many unit vectors, the products kept for later and the raw input."""
+        """The stride of the gates of so many unit vectors, and of what is behind them: see kernels/row_values.py."""
         vectors = self.num_gates + len(self.kept_products) + self.reads_raw_input
-        return pad_against_conflicts(unit_vecs * vectors * self.vector_bytes)
+        total = unit_vecs * vectors + (unit_vecs + 2 * self.panel_vectors) * self.num_masks + self.num_moments
+        return pad_against_conflicts(total * self.vector_bytes)
 
     @property
     def gradients_stride(self) -> int:

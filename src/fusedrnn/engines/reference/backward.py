@@ -35,6 +35,7 @@ from fusedrnn.engines.reference.forward import (
     layer_weights,
     parameter_leaves,
 )
+from fusedrnn.engines.reference.reductions import moment_cotangents
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
@@ -192,6 +193,10 @@ class _DirectionBackward:
         h_gates = None
         _accumulate(grads, self._vjp.from_outputs, values)
         for index, stage in reversed(list(enumerate(cell.stages))):
+            if stage.reductions:
+                values.update(moment_cotangents(stage, grads))
+                _accumulate(grads, self._vjp.from_operands[index], values)
+                continue
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
             operand = in_rows(operand, values[StateCotangent(cell.states[0])].shape)
             by_gate = [grads[PreH(gate)] for gate in stage.gates]

@@ -106,7 +106,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         f.fill_zero(self.zeros, f.constant(self.panel_bytes))
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
-            for stage in self.stages:
+            for stage in self.products_of_state:
                 for parity in (f.constant(0), f.constant(1)):
                     address = self.h_gate_grads(row, parity) + self.grads_offset(stage)
                     f.store(address, self.grad_table(stage, parity) + row * 8)
@@ -166,9 +166,12 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                 with f.loop(units.first, units.last) as unit_vec:
                     self.cell_gradient(stage, rows, unit_vec)
             if stage.index:
-                # The gradient of an operand comes from the gradients of all units of its stage.
+                # The gradient of an operand or a moment comes from the gradients of all units of its stage.
                 self.barrier()
-                self._operand_gemm(stage, position.active_rows, position.step)
+                if stage.reductions:
+                    self.reduce_moment_grads(stage, position.active_rows)
+                else:
+                    self._operand_gemm(stage, position.active_rows, position.step)
 
     def _recurrent_gemm(self, step: Value, num_rows: Value) -> None:
         """Add to dh what comes through the gates of the step after, for the rows that have it; this thread's units."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import KeptProduct, NewState, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, ReducedRow, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
@@ -27,6 +27,7 @@ from fusedrnn.engines.cpu.kernels.panel_matrix import (
     UnpackedMatrix,
     WeightMatrix,
 )
+from fusedrnn.engines.cpu.kernels.reductions import Reductions
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
@@ -46,14 +47,16 @@ LAYER_DIR = Struct(
 
 
 def layer_dir_struct(cell: TracedCell) -> Struct:
-    """The struct of a layer-direction; a cell with more than two states has more fields."""
+    """The struct of a layer-direction; a cell with more than two states, or with reductions, has more fields."""
     letters = state_letters(len(cell.states))[2:]
     forms = "{}0", "{}_n", "{}_reset", "all_{}"
-    return Struct(*LAYER_DIR.names, *(form.format(letter) for letter in letters for form in forms))
+    states = (form.format(letter) for letter in letters for form in forms)
+    return Struct(*LAYER_DIR.names, *states, *["moments"] * cell.reduces)
 
 
 OutputRows = dict[Result | str, Value]
-"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved", the saved values."""
+"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved", the saved values;
+"moments", means and variances."""
 
 
 class StepPosition(NamedTuple):
@@ -93,10 +96,10 @@ def build_job(program: Program, direction_loop: Function) -> Module:
     return program.module
 
 
-class Inference(InitialAccumulators, BetweenSteps):
+class Inference(InitialAccumulators, BetweenSteps, Reductions):
     """Emits a thread's share of one layer-direction in inference."""
 
-    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, KeptProduct)
+    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, ReducedRow, KeptProduct)
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "direction_loop", (CALL, layer_dir_struct(program.cell)))
@@ -173,6 +176,7 @@ class Inference(InitialAccumulators, BetweenSteps):
                 sequence = self.sequence(row)
                 x_row = self._input_row(x + sequence * p.x_row, time, sequence, num_rows.get())
                 f.store(x_row, self.x_rows + num_rows.get() * 8)
+                self.draw_masks(self.gate_rows + num_rows.get() * self.c.gates_stride, sequence, time)
                 num_rows.set(num_rows.get() + 1)
         with f.if_(num_rows.get() > 0):
             a = self.left_operand(self.x_rows, num_rows.get(), p.k, p.ranges)
@@ -190,19 +194,20 @@ class Inference(InitialAccumulators, BetweenSteps):
         gates = self.gate_rows + rows_done * c.gates_stride
         y = rows_of_time(self.f, p.y, p.y_step, p.y_row, p.y_row_offsets, time)
         position = StepPosition(step, time, active_rows, gates, y)
-        for stage in self.stages:
+        for stage in self.maths_stages:
             if stage.index:
                 self.barrier()
-            self._stage(stage, position)
-        if not self.stages:
-            self._elementwise_step(position)
+            run = self._stage if stage in self.products_of_state else self._elementwise
+            run(stage, position)
 
-    def _elementwise_step(self, position: StepPosition) -> None:
-        """The step of a cell without recurrent products: its maths alone."""
-        f, c, (stage,) = self.f, self.c, self.maths_stages
+    def _elementwise(self, stage: StageKernel, position: StepPosition) -> None:
+        """A stage without a GEMM: of reductions, or of a cell without recurrent products; its maths alone."""
+        f, c = self.f, self.c
         with f.loop(0, position.active_rows) as row:
             output_rows = self._output_rows(position.y, position.time, self.sequence(row))
             gate_row = position.gates + row * c.gates_stride
+            if stage.reductions:
+                self.reduce(stage, row, gate_row, output_rows.get("moments"))
             with f.loop(self.hidden.first, self.hidden.last) as unit:
                 self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent), position.step & 1, output_rows)
 
@@ -215,7 +220,7 @@ class Inference(InitialAccumulators, BetweenSteps):
         if self.stores_operands:
             a = LeftOperand(table, position.active_rows)
         else:
-            operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
+            operand_range = self.p.ranges + (1 + stage.number) * RANGE_BYTES
             a = self.left_operand(table, position.active_rows, self.operand_size(stage), operand_range)
         reverse = self.serpentine_reversed(position.step)
         units = self.units_of(stage)
@@ -264,6 +269,8 @@ class Inference(InitialAccumulators, BetweenSteps):
         old_h, new_h = states[output] + parity * self.h_size, states[output] + new_h_offset
 
         def load(leaf: Leaf) -> Value:
+            if isinstance(leaf, ReducedRow):
+                return v.load(self.reduced_row(leaf, row) + unit_vec * v.bytes)
             if isinstance(leaf, State):
                 return v.load(old_h if leaf.name == output else states[leaf.name])
             return self.load_leaf(leaf, position)
@@ -275,8 +282,10 @@ class Inference(InitialAccumulators, BetweenSteps):
                     v.store(value, new_h if name == output else states[name])
                     if name == output and self.stores_operands:
                         self.store_operand(value, unit_vec, self.h_operand(row) + new_h_offset, self.c.out)
+                case ReducedRow():
+                    v.store(value, self.reduced_row(result, row) + unit_vec * v.bytes)
                 case KeptProduct():
-                    v.store(value, self.kept_product(result, position))
+                    v.store(value, self.kept_product(result, position.gate_row, unit_vec))
                 case StageOperand(index):
                     self.store_operand(value, unit_vec, self.operand_row(self.stages[index], row), self.c.hidden)
             self._store_result(stage, result, value, unit_vec, output_rows)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import (
     KeptProduct,
+    Mask,
     Parameter,
     ParamScalar,
     ParamVector,
@@ -19,14 +20,16 @@ from fusedrnn.cell.leaves import (
     PreX,
     Projected,
     RawInput,
+    RowMean,
+    RowVariance,
 )
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.heads import Head, HeadShare
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
-from fusedrnn.engines.cpu.kernels.raw_input import RawInputRows
+from fusedrnn.engines.cpu.kernels.row_values import RowValues
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
 COMMON_FIELDS = (
@@ -81,7 +84,7 @@ class CellPosition(NamedTuple):
     recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
-class DirectionEmitter(HeadShare, RawInputRows):
+class DirectionEmitter(HeadShare, RowValues):
     """A function of a thread's share of one layer-direction, under construction."""
 
     scratch: Value  # this thread's
@@ -163,7 +166,7 @@ class DirectionEmitter(HeadShare, RawInputRows):
 
     def saved_operand(self, stage: StageKernel) -> Value:
         """The array of the reserve that holds the operand of a later stage."""
-        return self.saved_array(len(self.cell.states) + stage.index - 1)
+        return self.saved_array(len(self.cell.states) + stage.number - 1)
 
     def dropout_counter(self, sequence: Value, time: Value) -> tuple[Value, ...]:
         """What determines the dropout mask of the features that this layer reads."""
@@ -203,8 +206,12 @@ class DirectionEmitter(HeadShare, RawInputRows):
                 return v.load(position.recurrent)
             case RawInput():
                 return v.load(self.raw_input(position.gate_row, position.unit_vec))
+            case Mask():
+                return self.mask(leaf, position.gate_row, position.unit_vec)
+            case RowMean() | RowVariance():
+                return v.load(self.moment(leaf, position.gate_row))
             case PreH(gate) if gate not in position.stage.gate_names:
-                return v.load(self.kept_product(KeptProduct(gate), position))
+                return v.load(self.kept_product(KeptProduct(gate), position.gate_row, position.unit_vec))
             case PreH(gate):
                 return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
             case PreX(gate) | PreSum(gate):
@@ -212,12 +219,6 @@ class DirectionEmitter(HeadShare, RawInputRows):
                 index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
                 return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
         raise AssertionError(leaf)
-
-    def kept_product(self, kept: KeptProduct, position: CellPosition) -> Value:
-        """Where a vector of a product is kept for later stages: behind the row's gates."""
-        gates, units = kept_products(self.stages), self.hidden
-        index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
-        return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
 
     def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
         """A parameter of the cell for a vector of units; scalars are packed before the vectors."""

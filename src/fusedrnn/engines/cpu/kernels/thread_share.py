@@ -162,6 +162,11 @@ class ThreadShare:
         return self.c.hidden if stage.index else self.c.out
 
     @property
+    def products_of_state(self) -> list[StageKernel]:
+        """The stages that have a GEMM."""
+        return [stage for stage in self.stages if not stage.reductions]
+
+    @property
     def maths_stages(self) -> list[StageKernel]:
         """The stages; of a cell without any, the gates of the input alone, which then have all of its maths."""
         return [*self.stages] or self.column_groups
@@ -173,8 +178,9 @@ class ThreadShare:
 
     @property
     def column_groups(self) -> list[StageKernel]:
-        """The stages, then the gates of the input alone."""
-        return [*self.stages] if self.input_stage is None else [*self.stages, self.input_stage]
+        """The stages that have a GEMM, then the gates of the input alone."""
+        products = self.products_of_state
+        return products if self.input_stage is None else [*products, self.input_stage]
 
     def num_vectors(self, size: Value) -> Value:
         """Vectors that hold so many elements."""
