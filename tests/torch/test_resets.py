@@ -134,6 +134,30 @@ def test_cells_of_users(form, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("form", ["batched", "unbatched"])
+def test_single_steps(form, runs):
+    """Calls of one step are repeated calls, whatever the marks."""
+    torch.manual_seed(6)
+    layer, theirs = (package.LSTM(I, H, num_layers=2) for package in (fusedrnn.torch, torch.nn))
+    layer.load_state_dict(theirs.state_dict())
+    batch = (N,) if form == "batched" else ()
+    states = tuple(torch.rand(2, *batch, H, requires_grad=True) for _ in range(2))
+    for number in range(6):
+        x = torch.rand(1, *batch, I)
+        resets = torch.rand(1, *batch) < 0.5 if number else torch.zeros(1, *batch, dtype=torch.bool)
+        kept = (~resets[0])[:, None] if batch else ~resets[0]
+        results = flat(layer(x, states, resets=resets))
+        expected = flat(theirs(x, tuple(state * kept for state in states)))
+        for one, other in zip(results, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        grads = (torch.autograd.grad(sum(r.sum() for r in out), states) for out in (results, expected))
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other)
+    assert layer._last_call.prepared is not None
+    with pytest.raises(RuntimeError):
+        layer(x, states[0], resets=resets)
+
+
 def test_every_state_of_every_step():
     """c of a step is the final c of the steps up to it; gradients flow into every one."""
     torch.manual_seed(4)
