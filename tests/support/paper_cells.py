@@ -234,8 +234,11 @@ def everything(x, recurrent, s, p):
 
 CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
 """The catalogue by name, but the cells that draw random masks."""
-HEADS = {"slstm_heads": cells.slstm.with_heads(4), "everything_heads": everything.with_heads(2)}
+HEADS = {"slstm_heads": cells.slstm.with_heads(3), "everything_heads": everything.with_heads(2)}
 ALL_CELLS = {**CELLS, "everything": everything, **HEADS}
+ALIKE = {"qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
+"""Cells that kernels compute in the same way as another one, with parts of its maths."""
+KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]
 
 
 @cache
