@@ -38,11 +38,11 @@ def run(
         options["all_states"] = all_states
         return low_precision.run(run, spec, x, states, weights, **options)
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
-    if dropout and seed is None:
+    if spec.drops and seed is None:
         seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
     h0, c0, *more = (*(states or ()), None, None)[: max(2, len(states or ()))]
     y, *final = torch.ops.fusedrnn.rnn(
-        x, h0, c0, list(weights), lengths, batch_sizes, seed if dropout else None,
+        x, h0, c0, list(weights), lengths, batch_sizes, seed if spec.drops else None,
         spec.mode if isinstance(spec.mode, str) else spec.mode.reference, spec.hidden_size, spec.num_layers,
         spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets, all_states,
     )  # fmt: skip

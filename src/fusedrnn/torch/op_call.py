@@ -253,13 +253,13 @@ def check_values(call: OpCall) -> int:
             )
         _check_states(call, int(call.batch_sizes[0]))
         _check_resets(call, int(call.batch_sizes[0]))
-    return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
+    return _checked_seed(call.seed) if call.spec.drops else 0
 
 
 def _checked_seed(seed: Tensor | None) -> int:
     if seed is None or seed.dtype is not torch.int64 or seed.dim():
         got = None if seed is None else f"{seed.dtype} of shape {shape_of(seed)}"
-        raise ValueError(f"seed must be an int64 tensor of no dimensions where dropout is not 0; got {got}")
+        raise ValueError(f"seed must be an int64 tensor of no dimensions where something is dropped; got {got}")
     value = int(seed)
     if value < 0:
         raise ValueError(f"seed must be from 0 to 2**63 - 1; got {value}")
