@@ -18,7 +18,7 @@ from fusedrnn import RNNOp, cells
 from fusedrnn.cell import cell, sigmoid, tanh
 from fusedrnn.torch import Layer, LayerReport, accelerate, cell_references, quantize, read, restore
 from fusedrnn.torch.short_call import ShortCall
-from paper_cells import ALL_CELLS, cell_problem
+from paper_cells import KERNEL_CELLS, cell_problem
 from problems import Shape, assert_close, assert_gradients_close
 from torch_layers import flat
 from toy_cells import TWO_STAGES
@@ -74,7 +74,7 @@ def assert_same(actual, expected):
         assert torch.equal(tensor, other)
 
 
-@pytest.mark.parametrize("name", ALL_CELLS)
+@pytest.mark.parametrize("name", KERNEL_CELLS)
 def test_equations_of_papers(name):
     problem, oracle = cell_problem(name, SHAPE)
     spec = problem.spec
