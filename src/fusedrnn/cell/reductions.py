@@ -44,8 +44,9 @@ def _reduction(name: str, values: Sequence[Expr]) -> Expr:
     if not values:
         raise TypeError(f"{name.removeprefix('row_')} takes at least one expression; got none")
     exprs = tuple(map(as_expr, values))
-    if constant := next((value for value in exprs if isinstance(value, Constant)), None):
-        raise TypeError(f"{name.removeprefix('row_')} takes expressions; got {constant.value!r}")
+    for value in exprs:
+        if isinstance(value, Constant):
+            raise TypeError(f"{name.removeprefix('row_')} takes expressions; got {value.value!r}")
     return Operation(name, exprs)
 
 
