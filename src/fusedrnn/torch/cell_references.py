@@ -8,7 +8,9 @@ from operator import attrgetter
 from typing import Any
 
 from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.inference import INFERENCE, in_inference
 from fusedrnn.cell.language import UserCell
+from fusedrnn.spec import RNNSpec
 
 _CELLS: dict[str, UserCell] = {}
 """The cells of this process whose reference someone has asked for."""
@@ -39,6 +41,8 @@ def cell_of(reference: str) -> str | Cell:
     """
     if ":" not in reference:
         return reference
+    if reference.endswith(INFERENCE):
+        return in_inference(cell_of(reference.removesuffix(INFERENCE)))  # type: ignore[arg-type]
     cell = _CELLS.get(reference)
     if cell is None:
         module, name, _, *heads = reference.split(":")
@@ -52,6 +56,11 @@ def cell_of(reference: str) -> str | Cell:
             raise ValueError(f"cell {name!r} of {module} has other equations than the program was made with")
         _CELLS[reference] = cell
     return cell
+
+
+def has_masks(reference: str) -> bool:
+    """Whether the cell of that reference draws random numbers in training."""
+    return RNNSpec(cell_of(reference), 1, 1).drops
 
 
 def _attribute(module: Any, name: str) -> UserCell | None:

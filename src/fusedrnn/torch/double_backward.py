@@ -5,7 +5,7 @@ The equations come from the cell definition that the kernels are compiled from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
+from fusedrnn.engines.reference.masks import StepMasks, random_masks
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.network import CallShape, Tensors
@@ -153,7 +154,8 @@ def forward(
             row = len(final)
             named = dict(zip(spec.layout.kinds, weights[row * per_direction :], strict=False))
             before, reverse = [state[row] for state in initial], spec.reverses(direction)
-            every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept)
+            masks = random_masks(traced_cell(spec.variant), seed, row, steps, (batch, spec.hidden_size), bool, reverse)
+            every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept, masks)
             columns.append(every)
             final.append(last)
         x, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
@@ -163,9 +165,12 @@ def forward(
 
 def _unrolled(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool,
-    resets: Tensor | None, kept: int,
+    resets: Tensor | None, kept: int, masks: Iterator[StepMasks],
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # fmt: skip
-    """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states."""
+    """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states.
+
+    ``masks`` are those of each step, in the order of steps.
+    """
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
     x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
@@ -176,16 +181,18 @@ def _unrolled(
     steps = len(x)
     every: list[Sequence[Tensor]] = [()] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
+        drawn = {leaf: torch.from_numpy(kept_units).to(x) for leaf, kept_units in next(masks).items()}
         first = t + reverse  # of the piece that the step belongs to, if there is a mark
         if resets is not None and first < steps:
             states = [torch.where(resets[first, :, None], 0, state) for state in states]
         if valid is None:
-            states = _step(spec, x[t], x_gates[t], states, weights)
+            states = _step(spec, x[t], x_gates[t], states, weights, drawn)
             every[t] = states[:kept]
             continue
         is_valid = valid[t, :, None]
         # The results of padding are unused but differentiated: states that may be infinite must not get there.
-        after = _step(spec, x[t], x_gates[t], [torch.where(is_valid, state, 0) for state in states], weights)
+        entering = [torch.where(is_valid, state, 0) for state in states]
+        after = _step(spec, x[t], x_gates[t], entering, weights, drawn)
         every[t] = [torch.where(is_valid, new, 0) for new in after[:kept]]
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return [torch.stack(column) for column in zip(*every, strict=True)], tuple(states)
@@ -225,12 +232,16 @@ def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]
     return moments
 
 
-def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
+def _step(
+    spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights,
+    masks: Mapping[Leaf, Tensor],
+) -> list[Tensor]:  # fmt: skip
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
     rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
+    values.update(masks)
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     if cell.reads_raw_input:
         values[RawInput()] = x

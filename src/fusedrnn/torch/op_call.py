@@ -253,7 +253,7 @@ def check_values(call: OpCall) -> int:
             )
         _check_states(call, int(call.batch_sizes[0]))
         _check_resets(call, int(call.batch_sizes[0]))
-    return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
+    return _checked_seed(call.seed) if call.spec.drops else 0
 
 
 def _checked_seed(seed: Tensor | None) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.inference import in_inference
 from fusedrnn.layout import BIASES
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.cell_references import cell_of
@@ -63,8 +65,11 @@ def _layer_plan(
             projection_size=P or None, dtype=MODULE_DTYPES[dtype], compute=compute,
         )  # fmt: skip
         training_spec: RNNSpec | None = spec
-        if dropout > 0 and layers > 1:
-            training_spec = replace(spec, dropout=dropout) if dropout < 1 and spec.is_trainable else None
+        if spec.drops:  # masks inside the cell, which are drawn in training alone
+            assert isinstance(spec.mode, Cell)
+            spec, training_spec = replace(spec, mode=in_inference(spec.mode)), spec if spec.is_trainable else None
+        if training_spec is not None and dropout > 0 and layers > 1:
+            training_spec = replace(training_spec, dropout=dropout) if dropout < 1 and spec.is_trainable else None
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
     ours = spec.layout.by_layer_direction
