@@ -171,22 +171,6 @@ def test_masks_inside_steps():
     assert_same([y, *final], flat(net(x.detach(), tuple(state.detach() for state in hx))))
 
 
-def test_masks_in_graphs(fresh_dynamo):
-    net = make(cells.zoneout_lstm)
-    for training in (True, False):
-        net.train(training)
-        model = torch.compile(net, backend="aot_eager", fullgraph=True)
-        x, hx = torch.randn(T, N, I, requires_grad=True), states_of(net, N, requires_grad=True)
-        torch.manual_seed(1)
-        actual = results(model, x, hx)
-        torch.manual_seed(1)
-        assert_same(actual, results(net, x, hx))
-    program = torch.export.export(net, (x, hx))
-    assert cell_references.INFERENCE in str(program.graph)
-    with torch.no_grad():
-        assert_same(flat(program.module()(x, hx)), flat(net(x, hx)))
-
-
 def test_other_devices_and_transforms():
     net = make(mixed, device="meta", num_layers=2, dropout=0.5)
     shapes = [tensor.shape for tensor in flat(net(torch.randn(T, N, I, device="meta")))]

@@ -95,9 +95,8 @@ def gradients(results, tensors):
     return torch.autograd.grad(total, tensors, create_graph=True)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "fused"), [*((kind, True) for kind in KINDS), ("LSTM", False)])
 def test_results_and_gradients(kind, form, fused, monkeypatch, runs):
     """By the operator, and by torch.nn where the operator does not run."""
     ours, theirs = layers(kind, batch_first=form == "batch_first")
@@ -116,9 +115,8 @@ def test_results_and_gradients(kind, form, fused, monkeypatch, runs):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("all_states", [False, True])
 @pytest.mark.parametrize("form", ["batch_first", "lengths", "packed", "unbatched"])
-def test_cells_of_users(form, all_states, monkeypatch):
+def test_cells_of_users(form, monkeypatch):
     """By the operator and by PyTorch's own operations."""
     torch.manual_seed(2)
     layer = fusedrnn.torch.Layer(
@@ -127,13 +125,37 @@ def test_cells_of_users(form, all_states, monkeypatch):
     x, (h0,), resets, lengths = problem("GRU", form)
     states = (h0, *(torch.rand_like(h0).requires_grad_() for _ in layer.spec.state_names[1:]))
     inputs = x, *states, *layer.parameters()
-    fused = call(layer, form, x, states, resets, lengths, all_states=all_states)
-    assert len(fused) == (8 if all_states else 5)
+    fused = call(layer, form, x, states, resets, lengths, all_states=True)
+    assert len(fused) == 8
     fused_gradients = gradients(fused, inputs)
     monkeypatch.setattr(dispatch, "runner", lambda: None)
-    composed = call(layer, form, x, states, resets, lengths, all_states=all_states)
+    composed = call(layer, form, x, states, resets, lengths, all_states=True)
     for one, other in zip((*fused, *fused_gradients), (*composed, *gradients(composed, inputs)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("form", ["batched", "unbatched"])
+def test_single_steps(form, runs):
+    """Calls of one step are repeated calls, whatever the marks."""
+    torch.manual_seed(6)
+    layer, theirs = (package.LSTM(I, H, num_layers=2) for package in (fusedrnn.torch, torch.nn))
+    layer.load_state_dict(theirs.state_dict())
+    batch = (N,) if form == "batched" else ()
+    states = tuple(torch.rand(2, *batch, H, requires_grad=True) for _ in range(2))
+    for number in range(6):
+        x = torch.rand(1, *batch, I)
+        resets = torch.rand(1, *batch) < 0.5 if number else torch.zeros(1, *batch, dtype=torch.bool)
+        kept = (~resets[0])[:, None] if batch else ~resets[0]
+        results = flat(layer(x, states, resets=resets))
+        expected = flat(theirs(x, tuple(state * kept for state in states)))
+        for one, other in zip(results, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        grads = (torch.autograd.grad(sum(r.sum() for r in out), states) for out in (results, expected))
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other)
+    assert layer._last_call.prepared is not None
+    with pytest.raises(RuntimeError):
+        layer(x, states[0], resets=resets)
 
 
 def test_every_state_of_every_step():

@@ -8,9 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from fusedrnn.cell.cells import Cell
-from fusedrnn.cell.inference import INFERENCE, in_inference
-from fusedrnn.cell.language import UserCell
-from fusedrnn.spec import RNNSpec
+from fusedrnn.cell.user_cell import UserCell
 
 _CELLS: dict[str, UserCell] = {}
 """The cells of this process whose reference someone has asked for."""
@@ -41,26 +39,20 @@ def cell_of(reference: str) -> str | Cell:
     """
     if ":" not in reference:
         return reference
-    if reference.endswith(INFERENCE):
-        return in_inference(cell_of(reference.removesuffix(INFERENCE)))  # type: ignore[arg-type]
     cell = _CELLS.get(reference)
     if cell is None:
-        module, name, _, *heads = reference.split(":")
+        module, name, _, *changes = reference.split(":")
         if module.startswith(_CATALOGUE):
             importlib.import_module(module)
         cell = _attribute(sys.modules.get(module), name)
         if cell is None:
             raise ValueError(f"cell {name!r} is unknown here: import {module}, which defines it, before")
-        cell = cell.with_heads(int(heads[0])) if heads else cell
+        for change in changes:
+            cell = cell.expectation if change == "expectation" else cell.with_heads(int(change))
         if cell.reference != reference:
             raise ValueError(f"cell {name!r} of {module} has other equations than the program was made with")
         _CELLS[reference] = cell
     return cell
-
-
-def has_masks(reference: str) -> bool:
-    """Whether the cell of that reference draws random numbers in training."""
-    return RNNSpec(cell_of(reference), 1, 1).drops
 
 
 def _attribute(module: Any, name: str) -> UserCell | None:

@@ -14,16 +14,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch import (
-    autocast,
-    cell_references,
-    low_precision,
-    onnx_export,
-    op_backward_call,
-    op_call,
-    op_derivatives,
-    tensor_calls,
-)
+from fusedrnn.torch import autocast, low_precision, onnx_export, op_backward_call, op_call, op_derivatives, tensor_calls
 from fusedrnn.torch.eligibility import DTYPE_NAMES
 from fusedrnn.torch.network import CallShape, Network, Results, Tensors, check_trainable
 from fusedrnn.torch.op_call import OpCall
@@ -47,15 +38,13 @@ def run(
         options["all_states"] = all_states
         return low_precision.run(run, spec, x, states, weights, **options)
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
-    mode = spec.mode if isinstance(spec.mode, str) else spec.mode.reference
-    drops = dropout > 0 or (":" in mode and cell_references.has_masks(mode))
-    if drops and seed is None:
+    if spec.drops and seed is None:
         seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
     h0, c0, *more = (*(states or ()), None, None)[: max(2, len(states or ()))]
     y, *final = torch.ops.fusedrnn.rnn(
-        x, h0, c0, list(weights), lengths, batch_sizes, seed if drops else None,
-        mode, spec.hidden_size, spec.num_layers, spec.bidirectional,
-        dropout, spec.projection_size or 0, spec.compute, more or None, resets, all_states,
+        x, h0, c0, list(weights), lengths, batch_sizes, seed if spec.drops else None,
+        spec.mode if isinstance(spec.mode, str) else spec.mode.reference, spec.hidden_size, spec.num_layers,
+        spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets, all_states,
     )  # fmt: skip
     return y, tuple(final)
 

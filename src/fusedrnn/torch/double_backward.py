@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,7 +155,8 @@ def forward(
             row = len(final)
             named = dict(zip(spec.layout.kinds, weights[row * per_direction :], strict=False))
             before, reverse = [state[row] for state in initial], spec.reverses(direction)
-            masks = random_masks(traced_cell(spec.variant), seed, row, steps, (batch, spec.hidden_size), bool, reverse)
+            shape = batch, spec.hidden_size
+            masks = random_masks(traced_cell(spec.variant), seed, row, steps, shape, np.float32, reverse)
             every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept, masks)
             columns.append(every)
             final.append(last)
@@ -167,10 +169,7 @@ def _unrolled(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool,
     resets: Tensor | None, kept: int, masks: Iterator[StepMasks],
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # fmt: skip
-    """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states.
-
-    ``masks`` are those of each step, in the order of steps.
-    """
+    """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
     x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
@@ -181,18 +180,18 @@ def _unrolled(
     steps = len(x)
     every: list[Sequence[Tensor]] = [()] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        drawn = {leaf: torch.from_numpy(kept_units).to(x) for leaf, kept_units in next(masks).items()}
+        own = {mask: torch.from_numpy(values).to(x) for mask, values in next(masks).items()}
         first = t + reverse  # of the piece that the step belongs to, if there is a mark
         if resets is not None and first < steps:
             states = [torch.where(resets[first, :, None], 0, state) for state in states]
         if valid is None:
-            states = _step(spec, x[t], x_gates[t], states, weights, drawn)
+            states = _step(spec, x[t], x_gates[t], states, weights, own)
             every[t] = states[:kept]
             continue
         is_valid = valid[t, :, None]
         # The results of padding are unused but differentiated: states that may be infinite must not get there.
-        entering = [torch.where(is_valid, state, 0) for state in states]
-        after = _step(spec, x[t], x_gates[t], entering, weights, drawn)
+        before = [torch.where(is_valid, state, 0) for state in states]
+        after = _step(spec, x[t], x_gates[t], before, weights, own)
         every[t] = [torch.where(is_valid, new, 0) for new in after[:kept]]
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return [torch.stack(column) for column in zip(*every, strict=True)], tuple(states)
@@ -233,9 +232,8 @@ def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]
 
 
 def _step(
-    spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights,
-    masks: Mapping[Leaf, Tensor],
-) -> list[Tensor]:  # fmt: skip
+    spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights, masks: Mapping[Leaf, Tensor]
+) -> list[Tensor]:
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)

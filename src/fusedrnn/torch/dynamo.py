@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fusedrnn.torch import cell_references, plan
+from fusedrnn.torch import plan
 from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.imports import after_import
 
@@ -47,7 +47,6 @@ def _patch(dynamo: Any, classes: tuple[type[torch.nn.Module], ...]) -> None:
     dynamo.assume_constant_result(plan.layer_plan)
     dynamo.assume_constant_result(plan.user_layer_plan)
     dynamo.assume_constant_result(plan.cell_plan)
-    dynamo.assume_constant_result(cell_references.has_masks)
     wrapped = getattr(VariableBuilder, "wrap_module", None)
     if wrapped is None or not hasattr(config, "allow_rnn"):
         return

@@ -15,7 +15,7 @@ from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan, spec_of
 from fusedrnn.torch.repeated_call import RepeatsCalls
-from fusedrnn.torch.resets import checked_resets, forward_pieces
+from fusedrnn.torch.resets import checked_resets, forward_pieces, is_single_step, without_marked
 
 States = tuple[Tensor, ...]
 Call = Callable[[Tensor, States | None], tuple[Tensor, States] | None]
@@ -190,6 +190,8 @@ class FusedLayer(HasCompute, RepeatsCalls):
             lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
         if resets is not None:
             resets = checked_resets(resets, x, self.batch_first)
+            if is_single_step(self, x, resets) and not all_states:
+                return self.forward(x, without_marked(hx, resets), lengths)
         run = dispatch.runner()
         forward = self._forward_packed if isinstance(x, PackedSequence) else self._forward_tensor
         result = None

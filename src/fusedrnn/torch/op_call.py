@@ -259,7 +259,7 @@ def check_values(call: OpCall) -> int:
 def _checked_seed(seed: Tensor | None) -> int:
     if seed is None or seed.dtype is not torch.int64 or seed.dim():
         got = None if seed is None else f"{seed.dtype} of shape {shape_of(seed)}"
-        raise ValueError(f"seed must be an int64 tensor of no dimensions where dropout is not 0; got {got}")
+        raise ValueError(f"seed must be an int64 tensor of no dimensions where something is dropped; got {got}")
     value = int(seed)
     if value < 0:
         raise ValueError(f"seed must be from 0 to 2**63 - 1; got {value}")
