@@ -95,6 +95,16 @@ class PaperSteps(Steps):
         u = torch.sigmoid(u - 1)
         return (u * torch.tanh(torch.sigmoid(r) * n) + (1 - u) * h,)
 
+    def flash_gru(self, h):
+        (from_x, from_h), (r, z) = self.gate(2, self.x, h, self.spec.hidden_size), self.sums(h, 0, 2)
+        n = torch.tanh(from_x + torch.sigmoid(r) * from_h)
+        return (torch.lerp(n, h, torch.sigmoid(z)),)
+
+    def flash_lstm(self, h, c):
+        i, f, g, o = self.sums(h, 0, 4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
     def input_sum(self, number):
         """The pre-activation of a gate that the input alone gives."""
         H = self.spec.hidden_size
@@ -244,7 +254,7 @@ CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noi
 HEADS = {"slstm_heads": cells.slstm.with_heads(2), "everything_heads": everything.with_heads(2)}
 HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
 ALL_CELLS = {**CELLS, "everything": everything, **HEADS}
-ALIKE = {"qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
+ALIKE = {"flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
 """Cells that kernels compute in the same way as another one, with parts of its maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]
 
