@@ -242,6 +242,7 @@ def test_references_to_cells(monkeypatch):
     assert cell_references.cell_of(reference) is with_initial
     heads = cells.slstm.with_heads(4)
     assert cell_references.cell_of(heads.reference) == heads
+    assert repr(Layer(heads, 3, 64)) == "Layer(slstm.with_heads(4), 3, 64)"
     module, name, digest = reference.split(":")
     for other, message in (
         (f"{module}:{name}:0", f"cell 'with_initial' of {module} has other equations"),
