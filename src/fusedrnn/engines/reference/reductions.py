@@ -12,14 +12,14 @@ from fusedrnn.spec import Array
 
 
 def moments(stage: Stage, values: Sequence[Array]) -> dict[Leaf, Array]:
-    """The means and variances (N, 1) of a stage of reductions, from its values (N, H)."""
+    """The means and variances of a stage of reductions, from its values: all (N, H)."""
     results: dict[Leaf, Array] = {}
     rest = iter(values)
     for reduction in stage.reductions:
         row = np.concatenate([next(rest) for _ in reduction.values], axis=1)
-        results[reduction.mean] = row.mean(axis=1, keepdims=True)
+        results[reduction.mean] = np.broadcast_to(row.mean(axis=1, keepdims=True), values[0].shape)
         if reduction.variance is not None:
-            results[reduction.variance] = row.var(axis=1, keepdims=True)
+            results[reduction.variance] = np.broadcast_to(row.var(axis=1, keepdims=True), values[0].shape)
     return results
 
 
