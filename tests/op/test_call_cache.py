@@ -46,6 +46,32 @@ def test_the_object_layout_of_this_interpreter_is_known():
     assert ndarray_abi.object_layout() is not None
 
 
+@pytest.mark.parametrize("mode", ["gru", "lstm"])
+def test_calls_with_resets(cached_calls, mode):
+    """They are cached calls too, whatever the marks; those of training may change before backward."""
+    problem = training_problem(SHAPES[1], mode)
+    op, other = RNNOp(problem.spec), RNNOp(problem.spec)
+    arrays, size = (problem.x, problem.params, problem.states), problem.x.shape[:2]
+    for number in range(5):
+        resets = np.random.default_rng(number).random(size) < 0.4
+        expected = other.forward(*arrays, resets=resets.tolist())[:2]  # a list is no array: a checked call
+        assert_same_bits(op.forward(*arrays, resets=resets)[:2], expected)
+        *results, reserve = op.forward(*arrays, training=True, resets=resets)
+        assert_same_bits(tuple(results), expected)
+        *_, checked = other.forward(*arrays, training=True, resets=resets.tolist())
+        resets[:] = True
+        gradients = op.backward(problem.dy, problem.dstates, reserve)
+        assert_same_bits(gradients, other.backward(problem.dy, problem.dstates, checked, grad_req="write"))
+    assert cached_calls["forward"] == 6
+    assert cached_calls["backward"] >= 3
+    before = dict(cached_calls)
+    for wrong in (resets[:, ::-1], resets.astype(np.uint8).view(bool)[:, :1].repeat(size[1], 1)):
+        assert_same_bits(op.forward(*arrays, resets=wrong)[:2], other.forward(*arrays, resets=wrong.tolist())[:2])
+    with pytest.raises(ValueError, match="resets must be bools of shape"):
+        op.forward(*arrays, resets=resets[1:])
+    assert cached_calls["forward"] == before["forward"] + 1  # of the two, the contiguous one
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("mode", [*MODES, cells.slstm], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -95,8 +95,8 @@ class Engine(Protocol):
         """The ``nbytes`` of the residuals of T steps of N sequences."""
 
 
-CachedForwardCall = Callable[[Any, Any, Any, Any, int], "tuple[Array, tuple[Array, ...], Any] | None"]
-"""``(x, params, states, out, seed)`` to the output, the final states and in training the residuals."""
+CachedForwardCall = Callable[[Any, Any, Any, Any, int, Any], "tuple[Array, tuple[Array, ...], Any] | None"]
+"""``(x, params, states, out, seed, resets)`` to the output, the final states and in training the residuals."""
 CachedBackwardCall = Callable[[Any, Any, Any, Any, Any], "tuple[Any, Any, Any] | None"]
 """``(dy, dstates, residuals, grad_req, out)`` to the gradients of x, the parameters and the initial states."""
 

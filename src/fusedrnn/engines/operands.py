@@ -124,6 +124,10 @@ def forward_operands(letters: str) -> dict[str, Operand]:
     }
 
 
+RESETS = {"resets": Operand(written=False, contiguous=True)}
+"""The last array of a call that has resets; backward reads those of the forward call."""
+
+
 def backward_operands(letters: str) -> dict[str, Operand]:
     """The arrays of a backward call, likewise."""
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 from fusedrnn.engines.interface import CachedBackwardCall, CachedForwardCall, CachesCalls
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, comparable
-from fusedrnn.op.reserve import PLAIN_CALL, Reserve
+from fusedrnn.op.reserve import CACHEABLE, Reserve
 
 
 class CallCache:
@@ -38,7 +38,7 @@ class CallCache:
         """Note a checked call; ``arguments`` are x, params and states as the caller gave them."""
         x, params, states = arguments
         kind = "inference" if residuals is None else "training"
-        key = operands.x.shape, operands.x.strides, operands.y.strides, operands.states is None
+        key = operands.x.shape, operands.x.strides, operands.y.strides, operands.states is None, operands.resets is None
         if (
             self._is_repeated(kind, key)
             and isinstance(engine, CachesCalls)
@@ -52,12 +52,12 @@ class CallCache:
         """Note a checked call; ``arguments`` are dy, dstates and grad_req as the caller gave them."""
         dy, dstates, grad_req = arguments
         engine = reserve._engine
-        key = reserve.steps, reserve.batch, comparable(grad_req), dy is None, dstates is None
+        key = reserve.steps, reserve.batch, comparable(grad_req), dy is None, dstates is None, reserve._kind
         if (
             self._is_repeated("backward", key)
             and isinstance(engine, CachesCalls)
             and reserve._lengths is None
-            and reserve._kind is PLAIN_CALL
+            and reserve._kind in CACHEABLE
             and reserve.keep == "gates"
             and dy is operands.dy
             and _are_uncopied(dstates, operands.dstates)

@@ -25,7 +25,9 @@ class CallKind(NamedTuple):
     all_states: bool = False
 
 
-PLAIN_CALL = CallKind()
+PLAIN_CALL, RESETS_CALL = CallKind(), CallKind(resets=True)
+CACHEABLE = PLAIN_CALL, RESETS_CALL
+"""The kinds of calls that have a cached form."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,7 +14,7 @@ from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.quantizing import QuantizesParams
-from fusedrnn.op.reserve import PLAIN_CALL, CallKind, Reserve, check_reserve
+from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, RESETS_CALL, CallKind, Reserve, check_reserve
 from fusedrnn.op.resets import with_options
 from fusedrnn.op.stream import Streams
 from fusedrnn.quantized_params import Params
@@ -176,9 +176,9 @@ class RNNOp(QuantizesParams, Streams):
             ValueError: Likewise.
             NotImplementedError: Naming what the call needs and no engine supports.
         """
-        has_options = resets is not None or reset_states is not None or all_states is not False
+        has_options = reset_states is not None or all_states is not False
         if lengths is None and seed is None and reserve is _GATES and not has_options:
-            cached = self._forward_cached(x, params, states, training, out)
+            cached = self._forward_cached(x, params, states, training, out, resets)
             if cached is not None:
                 return cached
         spec, trains = self.spec, training is True or as_bool("training", training)
@@ -190,14 +190,14 @@ class RNNOp(QuantizesParams, Streams):
         seed = validation.check_seed(seed)
         operands = validation.forward_operands(spec, x, params, states, lengths, out)
         kind = PLAIN_CALL
-        if has_options:
+        if has_options or resets is not None:
             operands, kind = with_options(operands, spec, resets, reset_states, all_states)
         name, engine = self._select_engine(trains, operands.lengths is not None, kind)
         outputs = (operands.y, *operands.all_states) if kind.all_states else operands.y
         if operands.lengths is not None:
             for output in (operands.y, *operands.all_states):
                 clear_padding(output, operands.lengths)
-        cacheable = operands.lengths is None and save == "gates" and kind is PLAIN_CALL
+        cacheable = operands.lengths is None and save == "gates" and kind in CACHEABLE
         if not trains:
             final = engine.forward(operands)
             if cacheable:
@@ -212,20 +212,20 @@ class RNNOp(QuantizesParams, Streams):
         return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
 
     def _forward_cached(
-        self, x: Array, params: Any, states: Sequence[Array | None] | None, training: bool, out: Array | None
+        self, x: Array, params: Any, states: Any, training: bool, out: Array | None, resets: Any
     ) -> tuple[Array, tuple[Array, ...], Reserve | None] | None:
         """What forward returns, by a cached call; None if there is none, or the arguments differ from its."""
         # Another thread may replace a cached call at any time.
         if training is False and (infer := self._call_cache.inference) is not None:
-            result = infer(x, params, states, out, 0)
+            result = infer(x, params, states, out, 0, resets)
             return None if result is None else (result[0], result[1], None)
         if training is True and (train := self._call_cache.training) is not None:
             seed = _draw_seed(self.spec)
-            result = train(x, params, states, out, seed)
+            result = train(x, params, states, out, seed, resets)
             if result is not None:
                 y, final, residuals = result
                 call = y.shape[0], y.shape[1], _GATES, seed, self.spec, *self._trainer, residuals
-                return y, final, Reserve(*call, None, PLAIN_CALL)
+                return y, final, Reserve(*call, None, PLAIN_CALL if resets is None else RESETS_CALL)
         return None
 
     def backward(

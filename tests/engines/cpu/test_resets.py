@@ -174,7 +174,7 @@ def test_no_reset_changes_nothing():
 
 
 def test_calls_with_and_without_resets_in_turn():
-    """Cached calls know of no resets, so each call with resets is a checked call."""
+    """A cached call of one kind is none of another."""
     problem = make_problem("lstm", Shape(3, 2, 4, 9))
     op, (resets, _) = RNNOp(problem.spec), random_resets(problem)
     options = [{}, {"resets": resets}, {"all_states": True}]

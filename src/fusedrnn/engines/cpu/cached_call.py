@@ -19,6 +19,7 @@ from fusedrnn.engines.cpu.launch.kernel_args import signed
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals
 from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.operands import (
+    RESETS,
     BackwardOperands,
     ForwardOperands,
     backward_operands,
@@ -91,15 +92,18 @@ class CachedForward(_CachedCall):
         self._params_in_place = self._unpacked and self._layout is None
         symbol = "weights" if not self._unpacked else "nothing" if self._params_in_place else "params"
         problem: Problem = "forward" if self._layout is None else "training", steps, batch, self._layout
-        arrays = (x, params, *initial, y, *final)
-        self._guarded = GuardedCall(executor, problem, forward_operands(self._letters), arrays, symbol, {})
+        names, arrays = forward_operands(self._letters), (x, params, *initial, y, *final)
+        self._has_resets = operands.resets is not None
+        if self._has_resets:
+            names, arrays = names | RESETS, (*arrays, operands.resets)
+        self._guarded = GuardedCall(executor, problem, names, arrays, symbol, {})
 
     def __call__(
-        self, x: Any, params: Any, states: Any, out: Any, seed: int = 0
+        self, x: Any, params: Any, states: Any, out: Any, seed: int = 0, resets: Any = None
     ) -> tuple[Array, tuple[Array, ...], CpuResiduals | None] | None:
         """The output, the final states and in training the residuals; None if the arguments differ."""
         initial = self._no_states if states is None else self._all_states(states)
-        if initial is None or get_num_threads() != self._threads:
+        if initial is None or get_num_threads() != self._threads or (resets is not None) is not self._has_resets:
             return None
         weights = self._weights
         if self._frozen is not None:
@@ -123,12 +127,18 @@ class CachedForward(_CachedCall):
             if self._num_states > 2:
                 final = *final, *self._empty(self._state_shapes[2:])
             arrays = (x, params, *initial, y, *final)
+        if self._has_resets:
+            if type(resets) is not np.ndarray:
+                return None
+            # Backward reads them too: the caller may change them before.
+            resets = resets if self._layout is None else resets.copy()
+            arrays = (*arrays, resets)
         address = 0 if weights is None else weights.address or weights.matrices[0]
         if self._layout is None:
             return (y, final, None) if self._guarded.run(arrays, address) else None
         assert weights is not None
         steps, batch, _ = self._shape
-        info = self._executor.describe_reserve(steps, batch, None, "gates", seed)
+        info = self._executor.describe_reserve(steps, batch, None, "gates", seed, resets)
         lease = self._executor.lease_reserve(info.layout.size)
         if info.layout is not self._layout or not self._guarded.run(arrays, address, lease.address, signed(seed)):
             return None
@@ -160,9 +170,12 @@ class CachedBackward(_CachedCall):
         final = self._all_states(dstates)
         assert final is not None
         initial = (*(grads.states or ()), *self._no_states)[: len(self._letters)]
+        names, arrays = backward_operands(self._letters), (dy, *final, grads.x, grads.params, *initial)
+        if residuals.info.resets is not None:
+            names, arrays = names | RESETS, (*arrays, residuals.info.resets)
         self._guarded = GuardedCall(
-            executor, ("backward", steps, batch, self._layout), backward_operands(self._letters),
-            (dy, *final, grads.x, grads.params, *initial), "weights" if self._packed else "params",
+            executor, ("backward", steps, batch, self._layout), names, arrays,
+            "weights" if self._packed else "params",
             {"add_x": grads.add_x, "add_params": grads.add_params, "add_states": grads.add_states},
         )  # fmt: skip
 
@@ -197,6 +210,8 @@ class CachedBackward(_CachedCall):
             initial = states if self._num_states > 1 else (states[0], None)
         address = weights.address or weights.matrices[0]
         arrays = (dy, *final, dx, dparams, *initial)
+        if info.resets is not None:  # then the layout has a place for them, as that of the original call
+            arrays = (*arrays, info.resets)
         if not self._guarded.run(arrays, address, residuals.lease.address, signed(info.seed)):
             return None
         return dx, dparams, None if states is None else tuple(states)
