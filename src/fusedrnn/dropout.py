@@ -80,9 +80,7 @@ def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> 
     Raises:
         ValueError: If the seed is out of range.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be from 0 to 2**64 - 1; got {seed}")
-    key = (int(seed) & _MAX_WORD, int(seed) >> 32)
+    key = _key(seed)
     blocks = np.arange(-(-size // WORDS), dtype=np.uint32)[None, :]
     sequences = np.arange(batch, dtype=np.uint32)[:, None]
     layers = np.full((1, 1), layer, np.uint32)
@@ -92,3 +90,45 @@ def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> 
         words = philox((blocks, sequences, np.full((1, 1), t, np.uint32), layers), key)
         kept[t] = (np.stack(words, axis=-1) >= first_kept).reshape(batch, WORDS * blocks.size)[:, :size]
     return kept
+
+
+def step_mask(seed: int, keep: float, number: int, layer_dir: int, time: int | None, batch: int, size: int) -> Array:
+    """A mask inside a step of a cell: booleans (N, size), True with probability ``keep``.
+
+    Unit j of sequence n at step t takes word j % 4 of the Philox block with the counter (j // 4, n, t, s) and the
+    seed's low and high words as the key, where s is (number + 1) · 65536 + layer_dir; a mask of whole sequences has
+    2**32 - 1 for t. It is True if that word is at least the :func:`threshold` of 1 - ``keep``.
+
+    Args:
+        seed: A number from 0 to 2**64 - 1.
+        keep: Probability in (0, 1] of True.
+        number: The number of the mask among those of its cell.
+        layer_dir: layer · D + direction.
+        time: The step; None for a mask of whole sequences.
+        batch: N.
+        size: H.
+
+    Raises:
+        ValueError: If the seed is out of range.
+    """
+    words = [np.full((1, 1), word, np.uint32) for word in (step_word(time), step_stream(number, layer_dir))]
+    blocks = np.arange(-(-size // WORDS), dtype=np.uint32)[None, :]
+    drawn = philox((blocks, np.arange(batch, dtype=np.uint32)[:, None], *words), _key(seed))
+    kept: Array = np.stack(drawn, axis=-1) >= np.uint32(threshold(1.0 - keep))
+    return kept.reshape(batch, WORDS * blocks.size)[:, :size]
+
+
+def step_word(time: int | None) -> int:
+    """The word of the counter for a step; None is for a mask of whole sequences."""
+    return _MAX_WORD if time is None else time
+
+
+def step_stream(number: int, layer_dir: int) -> int:
+    """The word of the counter for a mask of a cell and a layer-direction; the masks between layers have lower ones."""
+    return (number + 1 << 16) + layer_dir
+
+
+def _key(seed: int) -> tuple[int, int]:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be from 0 to 2**64 - 1; got {seed}")
+    return int(seed) & _MAX_WORD, int(seed) >> 32

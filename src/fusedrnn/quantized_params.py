@@ -25,7 +25,7 @@ def num_operands(spec: RNNSpec) -> int:
 
     The first stage multiplies h; a later one the operand of a projection, or the reset state of a GRU.
     """
-    return 1 + len(traced_cell(spec.variant).stages)
+    return 1 + len(traced_cell(spec.variant).products)
 
 
 @dataclass(frozen=True, eq=False)

@@ -176,6 +176,11 @@ class RNNSpec:
         return make_cell(self.variant).gates
 
     @property
+    def heads(self) -> int:
+        """In how many blocks recurrent weights are block-diagonal; 1 for full ones."""
+        return self.mode.heads if isinstance(self.mode, Cell) else 1
+
+    @property
     def num_directions(self) -> int:
         """D: 2 if bidirectional, else 1."""
         return 2 if self.bidirectional else 1
@@ -221,9 +226,14 @@ class RNNSpec:
         return self.num_directions * self.state_size
 
     @property
-    def drops(self) -> bool:
-        """Whether training applies dropout: only between layers."""
+    def drops_between_layers(self) -> bool:
+        """Whether training applies dropout to the output of a layer that another one reads."""
         return self.dropout > 0 and self.num_layers > 1
+
+    @cached_property
+    def drops(self) -> bool:
+        """Whether training draws random numbers: for dropout between layers, or for masks inside the cell."""
+        return self.drops_between_layers or bool(traced_cell(self.variant).masks)
 
     def layer_input_size(self, layer: int) -> int:
         """The features that a layer reads at each step: I in layer 0, D·S in the others."""
@@ -249,7 +259,8 @@ class RNNSpec:
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
         """Floating-point operations of the GEMMs of T steps of N sequences; training counts three times forward."""
         weights = sum(self.num_gates * self.layer_input_size(layer) for layer in range(self.num_layers))
-        weights += self.num_layers * (self.num_recurrent_gates * self.state_size + (self.projection_size or 0))
+        recurrent = self.num_recurrent_gates * self.state_size // self.heads
+        weights += self.num_layers * (recurrent + (self.projection_size or 0))
         weights *= self.hidden_size
         forward = 2 * steps * batch * self.num_directions * weights
         return forward * 3 if training else forward
@@ -259,7 +270,7 @@ class RNNSpec:
         rows, h_rows = self.num_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
         shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer))}
         if h_rows:
-            shapes["h2h_weight"] = (h_rows, self.state_size)
+            shapes["h2h_weight"] = (h_rows, self.state_size // self.heads)
         if self.projection_size is not None:
             shapes["h2r_weight"] = (self.state_size, self.hidden_size)
         if self.peepholes:

@@ -37,6 +37,10 @@ def check_sizes(spec: Any) -> None:
             f"input_size, hidden_size and num_layers must make parameters of fewer than {MAX_BYTES} bytes; got "
             f"{spec.input_size}, {spec.hidden_size} and {spec.num_layers}"
         )
+    if spec.heads > 1 and spec.hidden_size % spec.heads:
+        raise ValueError(f"hidden_size must be a multiple of the heads of {spec.mode!r}; got {spec.hidden_size}")
+    if spec.heads > 1 and spec.compute in ("int8", "int8_weights"):
+        raise ValueError(f"compute={spec.compute!r} needs a cell of one head; got {spec.mode!r}")
     if isinstance(spec.mode, Cell) and traced_cell(spec.variant).reads_raw_input:
         for layer in range(min(2, spec.num_layers)):
             _check_raw_input(spec, layer)

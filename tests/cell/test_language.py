@@ -163,6 +163,28 @@ def test_equal_operands_are_one_product():
     assert twice == h and len(twice.traced.stages) == 1
 
 
+def test_heads():
+    """They are another cell, whose kernels do not depend on their number."""
+    four, two = cells.slstm.with_heads(4), cells.slstm.with_heads(2)
+    assert four == cells.slstm.with_heads(4) and len({four, two, cells.slstm}) == 3
+    assert four.slug == two.slug == cells.slstm.slug + "_heads" and four.with_heads(1) is cells.slstm
+    assert pickle.loads(pickle.dumps(four)) == copy.deepcopy(four) == four and four.__doc__ == cells.slstm.__doc__
+    spec = RNNSpec(four, 3, 8)
+    assert spec.parameter_shapes(0)["h2h_weight"] == (32, 2) and spec.parameter_shapes(0)["h2h_bias"] == (32,)
+    assert "recurrent weights are block-diagonal" in four.explain()
+    for wrong, message in ((0, "heads must be"), (2.5, "heads must be")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            cells.slstm.with_heads(wrong)
+    with pytest.raises(ValueError, match="cell sru has no recurrent products, and so no heads"):
+        cells.sru.with_heads(2)
+    with pytest.raises(ValueError, match="must be a multiple of the heads of <cell slstm with 4 heads>; got 9"):
+        RNNSpec(four, 3, 9)
+    with pytest.raises(ValueError, match="compute='int8' needs a cell of one head; got <cell slstm with 4 heads>"):
+        RNNSpec(four, 3, 8, compute="int8")
+    with pytest.raises(NotImplementedError, match="a head must have a multiple of 16 units in float32; got 2"):
+        RNNOp(spec)
+
+
 def test_a_cell_is_pickled_by_reference():
     spec = RNNSpec(cells.janet, 3, 4)
     assert pickle.loads(pickle.dumps(spec)) == spec

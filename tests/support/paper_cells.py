@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from fusedrnn import RNNOp, RNNSpec, cells
 from fusedrnn.cell import cell, sigmoid, tanh
+from fusedrnn.cells import noisy
 from fusedrnn.engines.interface import SAVE_POLICIES
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from problems import assert_close, assert_gradients_close, problem_of
@@ -20,7 +21,11 @@ class PaperSteps(Steps):
     """A direction of a layer of a cell in the catalogue, not written in the package's language."""
 
     def __init__(self, spec, weights):
-        self.spec, self.w, self.margin = spec, weights, np.inf
+        self.spec, self.w, self.margin = spec, dict(weights), np.inf
+        if spec.heads > 1:
+            gates = weights["h2h_weight"].split(spec.hidden_size)
+            blocks = [torch.block_diag(*gate.split(spec.hidden_size // spec.heads)) for gate in gates]
+            self.w["h2h_weight"] = torch.cat(blocks)
 
     def __call__(self, x, states):
         self.x = x
@@ -85,6 +90,11 @@ class PaperSteps(Steps):
         return torch.sigmoid(o) * c / n, c, n, m
 
 
+    def dreamer_gru(self, h):
+        r, n, u = self.sums(h, 0, 3)
+        u = torch.sigmoid(u - 1)
+        return (u * torch.tanh(torch.sigmoid(r) * n) + (1 - u) * h,)
+
     def input_sum(self, number):
         """The pre-activation of a gate that the input alone gives."""
         H = self.spec.hidden_size
@@ -117,6 +127,38 @@ class PaperSteps(Steps):
     def chaos_free_network(self, h):
         t, e = map(torch.sigmoid, self.sums(h, 0, 2))
         return (t * torch.tanh(h) + e * torch.tanh(self.input_sum(2)),)
+
+    def normalized_sums(self, h, gates):
+        """The normalized pre-activations of all gates together, from the input and from h, with their scales."""
+        H, count = self.spec.hidden_size, len(gates)
+        parts = [self.gate(number, self.x, h, H) for number in range(count)]
+        results = []
+        for side, kind in zip(zip(*parts, strict=True), "xh", strict=True):
+            weight = torch.cat([self.w[f"{kind}_{gate}"] for gate in gates])
+            results.append(F.layer_norm(torch.cat(side, dim=1), (count * H,), weight).chunk(count, dim=1))
+        return results
+
+    def layer_norm_lstm(self, h, c):
+        from_x, from_h = self.normalized_sums(h, "ifgo")
+        i, f, g, o = (a + b + self.w[f"b_{gate}"] for a, b, gate in zip(from_x, from_h, "ifgo", strict=True))
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(F.layer_norm(c, c.shape[1:], self.w["gamma"], self.w["beta"])), c
+
+    def layer_norm_gru(self, h):
+        from_x, from_h = self.normalized_sums(h, "zrn")
+        z, r = (torch.sigmoid(from_x[i] + from_h[i] + self.w[f"b_{gate}"]) for i, gate in enumerate("zr"))
+        n = torch.tanh(from_x[2] + self.w["b_n"] + r * (from_h[2] + self.w["d_n"]))
+        return (z * h + (1 - z) * n,)
+
+    def layer_norm_li_gru(self, h):
+        parts = [self.gate(number, self.x, h, self.spec.hidden_size) for number in range(2)]
+        weight, bias = (torch.cat([self.w[f"{name}_{gate}"] for gate in "zn"]) for name in ("gamma", "beta"))
+        x = torch.cat([from_x for from_x, _ in parts], dim=1)
+        normalized = F.layer_norm(x, x.shape[1:], weight, bias).chunk(2, dim=1)
+        z, n = (a + b for a, (_, b) in zip(normalized, parts, strict=True))
+        self.note(n)
+        z = torch.sigmoid(z)
+        return (z * h + (1 - z) * torch.relu(n),)
 
     def inputs(self):
         """The pre-activations of all gates of a cell without recurrent weights."""
@@ -190,21 +232,24 @@ def everything(x, recurrent, s, p):
     return tanh(o) * c + s.h * n, c + x.v
 
 
-CELLS = {name: getattr(cells, name) for name in cells.__all__}
-"""The catalogue by name."""
-ALL_CELLS = {**CELLS, "everything": everything}
+CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
+"""The catalogue by name, but the cells that draw random masks."""
+HEADS = {"slstm_heads": cells.slstm.with_heads(4), "everything_heads": everything.with_heads(2)}
+ALL_CELLS = {**CELLS, "everything": everything, **HEADS}
 
 
 @cache
 def cell_problem(name, shape, **options):
     """A problem of a cell, not near a kink, and the oracle's results."""
+    if ALL_CELLS[name].heads > 1:  # of 16 units each
+        shape = replace(shape, H=16 * ALL_CELLS[name].heads)
     if ALL_CELLS[name].traced.reads_raw_input:  # as many features as units, in every layer
         shape = replace(shape, I=shape.H, bidirectional=shape.bidirectional and shape.layers == 1)
     spec = RNNSpec(ALL_CELLS[name], shape.I, shape.H, shape.layers, shape.bidirectional, **options)
     smallest = tolerance(np.float32, longest_sum(spec))[1] / 2
     for seed in count():
         problem = problem_of(spec, shape, seed)
-        if name == "slstm" and problem.states is not None:
+        if name.startswith("slstm") and problem.states is not None:
             h, c, n, m = problem.states  # n is a sum of positive numbers, which c is divided by
             problem = replace(problem, states=(h, c, abs(n) + np.float32(0.5), m))
         if recorded(problem, PaperSteps)[2] > smallest:

@@ -216,6 +216,8 @@ def test_references_to_cells(monkeypatch):
     reference = cell_references.reference_to(with_initial)
     monkeypatch.setattr(cell_references, "_CELLS", {})
     assert cell_references.cell_of(reference) is with_initial
+    heads = cells.slstm.with_heads(4)
+    assert cell_references.cell_of(heads.reference) == heads
     module, name, digest = reference.split(":")
     for other, message in (
         (f"{module}:{name}:0", f"cell 'with_initial' of {module} has other equations"),

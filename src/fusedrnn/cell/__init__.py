@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fusedrnn.cell.activations import Activation
     from fusedrnn.cell.initial import chrono
     from fusedrnn.cell.language import UserCell, cell, clip
+    from fusedrnn.cell.masks import dropout, mask, zoneout
     from fusedrnn.cell.primitives import (
         absolute,
         exp,
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
         tanh,
         where,
     )
+    from fusedrnn.cell.reductions import layer_norm, mean, variance
 
 __all__ = [
-    "Activation", "UserCell", "absolute", "cell", "chrono", "clip", "exp", "log", "maximum", "minimum", "relu",
-    "sigmoid", "softplus", "sqrt", "tanh", "where",
+    "Activation", "UserCell", "absolute", "cell", "chrono", "clip", "dropout", "exp", "layer_norm", "log", "mask",
+    "maximum", "mean", "minimum", "relu", "sigmoid", "softplus", "sqrt", "tanh", "variance", "where", "zoneout",
 ]  # fmt: skip
 _MODULES = {
     "Activation": "activations", "UserCell": "language", "cell": "language", "chrono": "initial", "clip": "language",
+    "dropout": "masks", "mask": "masks", "zoneout": "masks",
+    "layer_norm": "reductions", "mean": "reductions", "variance": "reductions",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ class Cell:
         vectors: The names of parameters with one number for each unit, apart from peephole weights.
         scalars: The names of parameters that are one number.
         initial: What parameters begin with, by name, where that is not the default.
+        heads: In how many blocks recurrent weights are block-diagonal; 1 for full ones.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Cell:
     vectors: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
     initial: tuple[tuple[str, Initial], ...] = ()
+    heads: int = 1
 
     @property
     def slug(self) -> str:

@@ -12,6 +12,8 @@ from functools import lru_cache
 
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
 from fusedrnn.cell.leaves import (
+    Mask,
+    MeanCotangent,
     NewState,
     OperandCotangent,
     Parameter,
@@ -22,16 +24,22 @@ from fusedrnn.cell.leaves import (
     PreX,
     Projected,
     RawInput,
+    RowMean,
+    RowVariance,
     Saved,
     State,
     StateCotangent,
+    VarianceCotangent,
 )
 from fusedrnn.cell.primitives import PRIMITIVES
-from fusedrnn.cell.trace import Stage, TracedCell
+from fusedrnn.cell.stage import Stage
+from fusedrnn.cell.trace import TracedCell
 
 # To save an element is to fetch its cache line, write it and read it again: 12 bytes in float32, 24 in float64. In the
 # same time a core at its peak that shares the memory bandwidth with others does 8 or 4 operations for each byte.
 _MAX_RECOMPUTE_FLOPS = 96
+# The gradients of what a stage reads, which earlier stages use.
+_LATER = OperandCotangent, MeanCotangent, VarianceCotangent
 
 
 def vjp(roots: Sequence[Expr], cotangents: Sequence[Expr]) -> dict[Leaf, Expr]:
@@ -68,12 +76,19 @@ class StageDerivative:
         x_grads: For each gate of the stage, its gradient for the input weights.
         h_grads: For each gate of the stage, its gradient for the recurrent weights; the result's for a projection.
         param_grads: For each parameter whose gradient is computed with this stage, the gradient.
+        moment_grads: Of reductions, for each mean and variance what a unit adds to its gradient.
     """
 
     distinct_grads: tuple[Expr, ...]
     x_grads: tuple[int, ...]
     h_grads: tuple[int, ...]
     param_grads: Mapping[Parameter, int] = field(default_factory=dict)
+    moment_grads: tuple[Expr, ...] = ()
+
+    @property
+    def grads(self) -> tuple[Expr, ...]:
+        """All gradients that are computed with the stage, but those of states."""
+        return (*self.distinct_grads, *self.moment_grads)
 
 
 @dataclass(frozen=True)
@@ -83,7 +98,7 @@ class Derivative:
     Attributes:
         saved: What forward saves of each step, in the order of the reserve.
         recomputed: The forward values that backward recomputes.
-        stages: The gradients of each stage; they use the operand cotangents of later stages only.
+        stages: The gradients of each stage; they use the cotangents of later stages only.
         inputs: The gradients of the gates that the input alone gives; of a cell without stages, of its parameters too.
         raw_input: The gradient of the input itself beside what comes through weights; None if that is zero.
         inputs_stage: The index of the stage with which these are computed; 0 if there are no stages.
@@ -106,9 +121,9 @@ class Derivative:
         gradient uses, and after which no stage reads the new state's cotangent, which the gradient then overwrites.
         """
         gradient = [self.state_grads[state]] if state in self.state_grads else []
-        stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, OperandCotangent)]
+        stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, _LATER)]
         cotangent = StateCotangent(state)
-        stages += [index for index, stage in enumerate(self.stages) if cotangent in walk(stage.distinct_grads)]
+        stages += [index for index, stage in enumerate(self.stages) if cotangent in walk(stage.grads)]
         raw_input = () if self.raw_input is None else (self.raw_input,)
         stages += [self.inputs_stage] if cotangent in walk([*self.inputs.distinct_grads, *raw_input]) else []
         return min(stages, default=max(0, len(self.stages) - 1))
@@ -129,13 +144,14 @@ def differentiate(cell: TracedCell) -> Derivative:
     if cell.stages and cell.stages[0].operand != State(cell.states[0]):
         raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
     cotangents: list[Expr] = [StateCotangent(name) for name in cell.states]
-    cotangents += [OperandCotangent(index) for index in range(1, len(cell.stages))]
+    for index, stage in enumerate(cell.stages[1:], 1):
+        cotangents += value_cotangents(index, stage)
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
     stages = [_differentiate_stage(cell, stage, grads) for stage in cell.stages]
     inputs, inputs_stage = _differentiate_inputs(cell, grads)
     raw_input = [grads[RawInput()]] if RawInput() in grads else []
     state_grads = {name: grads[State(name)] for name in cell.states if State(name) in grads}
-    targets = [grad for stage in [*stages, inputs] for grad in stage.distinct_grads]
+    targets = [grad for stage in [*stages, inputs] for grad in stage.grads]
     available = available_leaves(cell)
     saved, recomputed = _choose(cell, [*targets, *raw_input, *state_grads.values()], set(available))
     available.update({node: Saved(index) for index, node in enumerate(saved)})
@@ -146,7 +162,12 @@ def differentiate(cell: TracedCell) -> Derivative:
     return Derivative(
         saved=tuple(saved),
         recomputed=of_available(recomputed),
-        stages=tuple(replace(stage, distinct_grads=of_available(stage.distinct_grads)) for stage in stages),
+        stages=tuple(
+            replace(
+                stage, distinct_grads=of_available(stage.distinct_grads), moment_grads=of_available(stage.moment_grads)
+            )
+            for stage in stages
+        ),
         inputs=replace(inputs, distinct_grads=of_available(inputs.distinct_grads)),
         raw_input=next(iter(of_available(raw_input)), None),
         inputs_stage=inputs_stage,
@@ -154,16 +175,27 @@ def differentiate(cell: TracedCell) -> Derivative:
     )
 
 
+def value_cotangents(index: int, stage: Stage) -> list[Expr]:
+    """The gradients of what a stage reads of all units, by the leaves of its cotangents."""
+    if not stage.reductions:
+        return [OperandCotangent(index)]
+    return [cotangent for reduction in stage.reductions for cotangent in reduction.value_cotangents()]
+
+
 def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
     """What backward reads of a step although forward does not save it, each with its leaf in backward."""
     available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
-    return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters]}
+    moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]
+    return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters, *moments]}
 
 
 def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Expr]) -> StageDerivative:
     """The gradients of a stage's leaves, each distinct one once."""
     if stage.projects:
         return StageDerivative((grads[Projected()],), (), (0,))
+    if stage.reductions:
+        moments = [leaf for reduction in stage.reductions for leaf in reduction.leaves]
+        return StageDerivative((), (), (), moment_grads=tuple(grads.get(leaf, Constant(0.0)) for leaf in moments))
     kinds = (PreSum, PreSum) if stage.accumulates_in_place else (PreX, PreH)
     if unused := [gate for gate in stage.gates for kind in kinds if kind(gate) not in grads]:
         raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
@@ -192,8 +224,9 @@ def _differentiate_inputs(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> tuple
 
 def _last_stage(cell: TracedCell, grads: Sequence[Expr]) -> int:
     """The index of the last stage that has gates and can compute these gradients; 0 if there are no stages."""
-    gate_stages = [index for index, stage in enumerate(cell.stages) if not stage.projects] or [0]
-    return min([node.stage - 1 for node in walk(grads) if isinstance(node, OperandCotangent)] + gate_stages[-1:])
+    gate_stages = [index for index, stage in enumerate(cell.stages) if stage.gates] or [0]
+    limit = min([node.stage - 1 for node in walk(grads) if isinstance(node, _LATER)] + gate_stages[-1:])
+    return max(index for index in gate_stages if index <= limit)
 
 
 def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tuple[list[Expr], list[Expr]]:
@@ -239,6 +272,12 @@ def describe(node: Expr, saved: Sequence[Expr] = ()) -> str:
             return "h"
         case RawInput():
             return "x.raw"
+        case RowMean(stage, index):
+            return f"mean {stage + 1}.{index + 1}"
+        case RowVariance(stage, index):
+            return f"variance {stage + 1}.{index + 1}"
+        case Mask(name):
+            return f"mask {name}"
         case Constant(value):
             return f"{value:g}"
     assert isinstance(node, Operation)

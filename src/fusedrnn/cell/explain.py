@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from fusedrnn.cell.derivative import Derivative, differentiate
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, walk
 from fusedrnn.cell.leaves import (
+    Mask,
+    MeanCotangent,
     NewState,
     OperandCotangent,
     ParamScalar,
@@ -17,10 +19,14 @@ from fusedrnn.cell.leaves import (
     PreX,
     Projected,
     RawInput,
+    RowMean,
+    RowVariance,
     Saved,
     State,
     StateCotangent,
+    VarianceCotangent,
 )
+from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import TracedCell
 
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -31,13 +37,22 @@ def explain(name: str, cell: TracedCell) -> str:
     """A traced cell as text. Values that are used more than once are named ``v1``, ``v2`` and so on."""
     derivative = differentiate(cell)
     lines = [f"cell {name}: gates {', '.join(cell.gates)}; states {', '.join(cell.states)}"]
+    if cell.is_block_diagonal:
+        lines.append("recurrent weights are block-diagonal")
     if cell.parameters:
         lines.append(f"parameters: {', '.join(leaf.name for leaf in cell.parameters)}")
     lines += ["", "forward"]
-    operands = {f"operand {number}": node for number, node in enumerate(cell.operands, 2)}
+    operands = {f"operand {index + 1}": cell.stages[index].operand for index in _products(cell)[1:]}
+    reduced = {
+        f"row {index + 1}.{number}": value
+        for index, stage in enumerate(cell.stages) if stage.reductions for number, value in enumerate(stage.values, 1)
+    }  # fmt: skip
     outputs = {f"new {state}": node for state, node in zip(cell.states, cell.outputs, strict=True)}
-    lines += _definitions({**operands, **outputs}, {})
+    lines += _definitions({**operands, **reduced, **outputs}, {})
     for number, stage in enumerate(cell.stages, 1):
+        if stage.reductions:
+            lines += _reductions(number, stage)
+            continue
         of = cell.output if number == 1 else f"operand {number}"
         form = "a.{0} = x.{0} + h.{0}" if stage.accumulates_in_place else "h.{0}"
         gates = ", ".join(form.format(gate) for gate in stage.gates)
@@ -53,6 +68,22 @@ def explain(name: str, cell: TracedCell) -> str:
     return "\n".join(lines)
 
 
+def _products(cell: TracedCell) -> list[int]:
+    """The indices of the stages that have a GEMM."""
+    return [index for index, stage in enumerate(cell.stages) if not stage.reductions]
+
+
+def _reductions(number: int, stage: Stage) -> list[str]:
+    """A line for each of the reductions of a stage."""
+    lines, first = [], 1
+    for index, reduction in enumerate(stage.reductions, 1):
+        rows = ", ".join(f"row {number}.{row}" for row in range(first, first + len(reduction.values)))
+        what = "mean" if reduction.variance is None else "mean and variance"
+        lines.append(f"  {what} {number}.{index} over all units of {rows}")
+        first += len(reduction.values)
+    return lines
+
+
 def _gradients(cell: TracedCell, derivative: Derivative) -> dict[str, Expr]:
     """The gradients that backward computes, by name, in its order."""
     grads: dict[str, Expr] = {}
@@ -61,12 +92,20 @@ def _gradients(cell: TracedCell, derivative: Derivative) -> dict[str, Expr]:
             names = [f"d{gate}"] if x_grad == h_grad else [f"d x.{gate}", f"d h.{gate}"]
             grads.update(zip(names, (derived.distinct_grads[index] for index in (x_grad, h_grad)), strict=False))
         grads.update({f"d{leaf.name}": derived.distinct_grads[i] for leaf, i in derived.param_grads.items()})
+        leaves = [leaf for reduction in stage.reductions for leaf in reduction.leaves]
+        grads.update({f"d {_moment(leaf)}, of a unit": g for leaf, g in zip(leaves, derived.moment_grads, strict=True)})
     inputs = zip(cell.input_gates, derivative.inputs.x_grads, strict=True)
     grads |= {f"d{gate}": derivative.inputs.distinct_grads[index] for gate, index in inputs}
     grads |= {f"d{leaf.name}": derivative.inputs.distinct_grads[i] for leaf, i in derivative.inputs.param_grads.items()}
     if derivative.raw_input is not None:
         grads["d x.raw, beside products"] = derivative.raw_input
     return grads | {f"d{state}, beside products": grad for state, grad in derivative.state_grads.items()}
+
+
+def _moment(leaf: RowMean | RowVariance | MeanCotangent | VarianceCotangent) -> str:
+    """The name of a mean or a variance: the number of its stage, and its own there."""
+    name = "mean" if isinstance(leaf, (RowMean, MeanCotangent)) else "variance"
+    return f"{name} {leaf.stage + 1}.{leaf.index + 1}"
 
 
 def _definitions(roots: Mapping[str, Expr], leaves: Mapping[Leaf, str]) -> list[str]:
@@ -145,5 +184,11 @@ class _Text:
                 return "x.raw"
             case Projected():
                 return "projected"
+            case RowMean() | RowVariance():
+                return _moment(node)
+            case MeanCotangent() | VarianceCotangent():
+                return f"d {_moment(node)}"
+            case Mask(name):
+                return f"mask {name}"
         assert isinstance(node, Leaf)
         return self._leaves[node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -18,7 +18,7 @@ from fusedrnn.cell.latex import latex
 from fusedrnn.cell.leaves import PreH, PreX, State
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import RAW, TracedCell, fuse_gate_sums, run_equations
-from fusedrnn.scalars import as_number, check_bounds
+from fusedrnn.scalars import as_number, check_bounds, positive_int
 
 __all__ = ["UserCell", "cell", "clip"]
 
@@ -47,12 +47,16 @@ class UserCell(Cell):
         """The cell as expressions."""
         return run_equations(self)
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """A hash of the equations and of all names."""
+        """A hash of the equations, of all names and of the number of heads."""
+        return self._equations_digest if self.heads == 1 else f"{self._equations_digest}_{self.heads}"
+
+    @cached_property
+    def _equations_digest(self) -> str:
         traced, numbers = self.traced, dict[Expr, int]()
         lines = [repr((self.name, self.gates, self.states, self.vectors, self.scalars))]
-        roots = [*traced.outputs, *(stage.operand for stage in traced.stages)]
+        roots = [*traced.outputs, *(value for stage in traced.stages for value in stage.values)]
         for number, node in enumerate(walk(roots)):
             numbers[node] = number
             args = [numbers[arg] for arg in node.args]
@@ -63,13 +67,41 @@ class UserCell(Cell):
 
     @property
     def slug(self) -> str:
-        """Its name and a hash of its equations."""
-        return f"{self.name}_{self.digest[:16]}"
+        """Its name and a hash of its equations: heads are kernels of their own, their number is data."""
+        return f"{self.name}_{self._equations_digest[:16]}{'_heads' * (self.heads > 1)}"
 
     @cached_property
     def reference(self) -> str:
-        """Where the cell is defined, and a hash of its equations: ``module:name:hash``."""
-        return f"{self.__module__}:{self.equations.__qualname__}:{self.digest[:16]}"
+        """Where the cell is defined, a hash of its equations, and the heads if :meth:`with_heads` was given them.
+
+        The form is ``module:name:hash`` or ``module:name:hash:heads``.
+        """
+        heads = "" if self._base is None else f":{self.heads}"
+        return f"{self.__module__}:{self.equations.__qualname__}:{self._equations_digest[:16]}{heads}"
+
+    def with_heads(self, heads: int) -> UserCell:
+        """The same cell with block-diagonal recurrent weights: (rows, H / heads), each unit seeing those of its head.
+
+        Raises:
+            TypeError: If ``heads`` is no integer.
+            ValueError: If it is below 1, or the cell has no recurrent products.
+        """
+        heads = positive_int("heads", heads)
+        if not self.traced.stages:
+            raise ValueError(f"cell {self.name} has no recurrent products, and so no heads")
+        base = self if self._base is None else self._base
+        if heads == base.heads:
+            return base
+        cell = replace(base, heads=heads)
+        for attribute in ("__module__", "__doc__"):
+            object.__setattr__(cell, attribute, getattr(base, attribute))
+        cell.__dict__["base"] = base
+        return cell
+
+    @property
+    def _base(self) -> UserCell | None:
+        """The cell as it is defined, if this one has other heads."""
+        return self.__dict__.get("base")
 
     @cached_property
     def has_kinks(self) -> bool:
@@ -92,11 +124,15 @@ class UserCell(Cell):
         return hash((self.name, self.digest))
 
     def __repr__(self) -> str:
-        return f"<cell {self.name}>"
+        return f"<cell {self.name}>" if self.heads == 1 else f"<cell {self.name} with {self.heads} heads>"
 
-    def __reduce__(self) -> str:
+    def __reduce__(self) -> str | tuple[Any, ...]:
         # By reference, as a function: equations cannot be pickled.
-        return self.equations.__qualname__
+        return self.equations.__qualname__ if self._base is None else (_with_heads, (self._base, self.heads))
+
+
+def _with_heads(cell: UserCell, heads: int) -> UserCell:
+    return cell.with_heads(heads)
 
 
 @overload
@@ -252,7 +288,7 @@ def _check_products(user_cell: UserCell) -> None:
         raise ValueError(f"the first recurrent product must be of the output before the step: recurrent(s.{output})")
     if any(stage.projects for stage in stages):
         raise ValueError("recurrent.project is for the built-in LSTM alone")
-    if empty := [number for number, stage in enumerate(stages, 1) if not stage.gates]:
+    if empty := [number for number, stage in enumerate(user_cell.traced.products, 1) if not stage.gates]:
         raise ValueError(f"no gate takes recurrent product {empty[0]}: take one as an attribute, recurrent(...).a")
     order = [gate for stage in stages for gate in stage.gates]
     order += user_cell.traced.input_gates

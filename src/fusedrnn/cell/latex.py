@@ -6,7 +6,18 @@ from collections import Counter
 from collections.abc import Iterable
 
 from fusedrnn.cell.expr import Constant, Expr, Operation, walk
-from fusedrnn.cell.leaves import ParamScalar, ParamVector, PreH, PreSum, PreX, RawInput, State
+from fusedrnn.cell.leaves import (
+    Mask,
+    ParamScalar,
+    ParamVector,
+    PreH,
+    PreSum,
+    PreX,
+    RawInput,
+    RowMean,
+    RowVariance,
+    State,
+)
 from fusedrnn.cell.trace import TracedCell
 
 _SUM, _PRODUCT, _ATOM = range(3)
@@ -61,7 +72,8 @@ class _Equations:
         nodes = list(walk([*cell.outputs, *cell.operands]))
         users = {node: [user for user in nodes if node in user.args] for node in nodes}
         uses = Counter(arg for node in nodes for arg in node.args)
-        uses.update({stage.operand: len(stage.gates) for stage in cell.stages})
+        uses.update({stage.operand: len(stage.gates) for stage in cell.products})
+        uses.update(value for stage in cell.stages if stage.reductions for value in stage.values)
         for gate in cell.gates:
             self._name_gate(gate, users, uses)
         shared = [node for node in nodes if uses[node] > 1 and node not in self._names and self._is_worth_a_name(node)]
@@ -104,6 +116,8 @@ class _Equations:
         """What a node is computed from: a recurrent product from its operand."""
         if isinstance(node, (PreSum, PreH)):
             return (self._cell.stages[self._stage_of[node.gate]].operand,)
+        if isinstance(node, (RowMean, RowVariance)):
+            return self._reduced(node)
         return node.args
 
     def _text(self, node: Expr, at_least: int = _SUM) -> str:
@@ -125,12 +139,20 @@ class _Equations:
             case PreSum(gate):
                 index = _symbol(gate)
                 return f"{_with_index('W', index)} x_t + {self._product(gate)} + {_with_index('b', index)}", _SUM
+            case RowMean() | RowVariance():
+                function = r"\operatorname{" + ("E" if isinstance(node, RowMean) else "Var") + "}"
+                return f"{function}({', '.join(map(self._text, self._reduced(node)))})", _ATOM
+            case Mask(name, _, per_sequence):
+                return _with_index("m", _symbol(name) if per_sequence else f"{_symbol(name)}, t"), _ATOM
             case State(name):
                 return _with_index(_symbol(name), "t-1"), _ATOM
             case ParamVector(name) | ParamScalar(name):
                 return _symbol(name), _ATOM
         assert isinstance(node, Operation)
         return self._operation(node)
+
+    def _reduced(self, leaf: RowMean | RowVariance) -> tuple[Expr, ...]:
+        return self._cell.stages[leaf.stage].reductions[leaf.index].values
 
     def _product(self, gate: str) -> str:
         operand = self._cell.stages[self._stage_of[gate]].operand

@@ -1,9 +1,9 @@
 """The inputs of a cell's expressions, one class each.
 
 A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``RawInput``, ``State``, ``ParamVector``,
-``ParamScalar`` and ``Projected``. Its derivative reads ``State``, ``NewState``, ``ParamVector``, ``ParamScalar``,
-``Saved``, ``StateCotangent`` and ``OperandCotangent``. A stage of a kernel stores a ``NewState``, a ``StageOperand``, a
-``KeptProduct`` or a ``Saved``.
+``ParamScalar``, ``Projected``, ``RowMean``, ``RowVariance`` and ``Mask``. Its derivative reads ``State``, ``NewState``,
+``ParamVector``, ``ParamScalar``, ``RowMean``, ``RowVariance``, ``Saved`` and the cotangents. A stage of a kernel stores
+a ``NewState``, a ``StageOperand``, a ``ReducedRow``, a ``KeptProduct`` or a ``Saved``.
 """
 
 from __future__ import annotations
@@ -61,12 +61,41 @@ class Projected(Leaf):
     """The result of the projection."""
 
 
+@dataclass(frozen=True)
+class Mask(_OfName):
+    """1 with probability ``keep``, else 0: of a unit at a step, or for a whole sequence; in inference ``keep``."""
+
+    keep: float
+    per_sequence: bool
+
+
 class State(_OfName):
     """A state before the step."""
 
 
 class NewState(_OfName):
     """A state after the step."""
+
+
+@dataclass(frozen=True)
+class _OfReduction(_OfStage):
+    index: int
+
+
+class RowMean(_OfReduction):
+    """The mean over the units of a row: of reduction ``index`` of a stage."""
+
+
+class RowVariance(_OfReduction):
+    """The variance over the units of a row: of reduction ``index`` of a stage."""
+
+
+class MeanCotangent(_OfReduction):
+    """The gradient of the loss with respect to a :class:`RowMean`, divided by the number of its values."""
+
+
+class VarianceCotangent(_OfReduction):
+    """The gradient of the loss with respect to a :class:`RowVariance`, divided by the number of its values."""
 
 
 class StateCotangent(_OfName):
@@ -79,6 +108,10 @@ class KeptProduct(_OfGate):
 
 class StageOperand(_OfStage):
     """What a stage multiplies by its weights; ``stage`` is 1 or more, since stage 0 multiplies a state."""
+
+
+class ReducedRow(_OfReduction):
+    """A row that a stage of reductions reads: value ``index`` of all that it reduces."""
 
 
 class OperandCotangent(_OfStage):

@@ -7,42 +7,34 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
-from fusedrnn.cell.expr import Expr, Leaf, as_expr, substitute, walk
-from fusedrnn.cell.leaves import Parameter, ParamScalar, ParamVector, PreH, PreSum, PreX, Projected, RawInput, State
+from fusedrnn.cell.expr import Expr, Leaf, Operation, as_expr, substitute, walk
+from fusedrnn.cell.leaves import (
+    Mask,
+    Parameter,
+    ParamScalar,
+    ParamVector,
+    PreH,
+    PreSum,
+    PreX,
+    Projected,
+    RawInput,
+    RowMean,
+    RowVariance,
+    State,
+)
+from fusedrnn.cell.reductions import NAMES, Reduction, reductions_in, with_leaves
+from fusedrnn.cell.stage import Stage
 
 RAW = "raw"
 """``x.raw`` is the input itself, and so no gate has this name."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One GEMM of a step.
-
-    Attributes:
-        operand: What it multiplies: the previous output, or a value that an earlier stage computes.
-        gates: The gates it computes, adjacent in the weights; none in the projection.
-        projects: Whether this is the projection, which has its own weights and gives :class:`Projected`.
-        accumulates_in_place: Whether ``PreX`` and ``PreH`` of its gates are only ever added, so that a kernel can
-            accumulate the recurrent product onto the input's.
-    """
-
-    operand: Expr
-    gates: tuple[str, ...]
-    projects: bool = False
-    accumulates_in_place: bool = False
-
-    def computes(self, leaf: Leaf) -> bool:
-        """Whether its GEMM gives that leaf."""
-        if isinstance(leaf, Projected):
-            return self.projects
-        return isinstance(leaf, (PreH, PreSum)) and leaf.gate in self.gates
-
-
-@dataclass(frozen=True)
 class TracedCell:
     """A cell as expressions: its stages in order, and its new states, the output first.
 
-    Its parameters beside weights and biases are vectors, of one number for each unit, and scalars.
+    Its parameters beside weights and biases are vectors, of one number for each unit, and scalars. Block-diagonal
+    recurrent weights join the units of a head alone; how many heads there are is no part of this.
     """
 
     gates: tuple[str, ...]
@@ -51,11 +43,12 @@ class TracedCell:
     outputs: tuple[Expr, ...]
     param_vectors: tuple[str, ...] = ()
     param_scalars: tuple[str, ...] = ()
+    is_block_diagonal: bool = False
 
     @property
     def accumulates_in_place(self) -> bool:
         """Whether every stage with gates does."""
-        return all(stage.accumulates_in_place or stage.projects for stage in self.stages)
+        return all(stage.accumulates_in_place or not stage.gates for stage in self.stages)
 
     @cached_property
     def input_gates(self) -> tuple[str, ...]:
@@ -79,8 +72,28 @@ class TracedCell:
 
     @property
     def operands(self) -> tuple[Expr, ...]:
-        """The operands of the stages after the first."""
-        return tuple(stage.operand for stage in self.stages[1:])
+        """What the stages after the first read of all units."""
+        return tuple(value for stage in self.stages[1:] for value in stage.values)
+
+    @cached_property
+    def later_values(self) -> tuple[tuple[int, Expr], ...]:
+        """:attr:`operands`, each with the index of its stage."""
+        return tuple((index, value) for index, stage in enumerate(self.stages) if index for value in stage.values)
+
+    @cached_property
+    def products(self) -> tuple[Stage, ...]:
+        """The stages that have a GEMM."""
+        return tuple(stage for stage in self.stages if not stage.reductions)
+
+    @cached_property
+    def reduces(self) -> bool:
+        """Whether there are means or variances over the units."""
+        return len(self.products) < len(self.stages)
+
+    @cached_property
+    def masks(self) -> tuple[Mask, ...]:
+        """The random masks; each is known by its number among them."""
+        return tuple(node for node in walk([*self.outputs, *self.operands]) if isinstance(node, Mask))
 
     @cached_property
     def projects(self) -> bool:
@@ -88,7 +101,7 @@ class TracedCell:
         return any(stage.projects for stage in self.stages)
 
     def ready_stage(self, node: Expr) -> int:
-        """The index of the stage after whose GEMM a node can be computed."""
+        """The index of the stage after whose GEMM or reductions a node can be computed."""
         leaves = [leaf for leaf in walk([node]) if isinstance(leaf, Leaf)]
         return max((i for i, stage in enumerate(self.stages) if any(map(stage.computes, leaves))), default=0)
 
@@ -172,11 +185,65 @@ def run_equations(cell: Cell) -> TracedCell:
     used = [gate for stage in stages for gate in stage.gates]
     if repeated := {gate for gate in used if used.count(gate) > 1}:
         raise ValueError(f"cell {cell.name!r} takes gate {', '.join(sorted(repeated))} from more than one stage")
+    if all(isinstance(output, Expr) for output in outputs):
+        stages, outputs = _with_reductions(stages, outputs)
     # A peephole weight has the name of its gate.
     roots = [root for root in (*outputs, *(stage.operand for stage in stages)) if isinstance(root, Expr)]
     peepholes = {node.name for node in walk(roots) if isinstance(node, ParamVector)}
     vectors = cell.vectors or tuple(gate for gate in cell.gates if gate in peepholes)
-    return TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars)
+    traced = TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars, cell.heads > 1)
+    _check_masks(traced if all(isinstance(output, Expr) for output in outputs) else None)
+    return traced
+
+
+def _with_reductions(
+    stages: tuple[Stage, ...], outputs: tuple[Expr, ...]
+) -> tuple[tuple[Stage, ...], tuple[Expr, ...]]:
+    """The stages and the outputs with leaves in place of reductions, and a stage for all reductions ready at a time.
+
+    Raises:
+        ValueError: If there is no recurrent product, or the operand of one is a reduction of what it computes.
+    """
+    roots = [*outputs, *(stage.operand for stage in stages)]
+    if not reductions_in(roots):
+        return stages, outputs
+    if not stages:
+        raise ValueError("mean, variance and layer_norm need a cell with a recurrent product")
+    placed, waiting = [stages[0]], [*stages[1:]]
+    while waiting or reductions_in(roots):
+        gates = {gate for stage in placed for gate in stage.gates}
+        ready = [values for values in reductions_in(roots) if _is_ready(values, gates)]
+        if ready:
+            index, nodes = len(placed), set(walk(roots))
+            reductions = tuple(
+                Reduction(
+                    values, RowMean(index, number),
+                    RowVariance(index, number) if Operation(NAMES[1], values) in nodes else None,
+                )
+                for number, values in enumerate(ready)
+            )  # fmt: skip
+            for number, values in enumerate(ready):
+                roots = with_leaves(roots, values, index, number)
+            placed.append(Stage(ready[0][0], (), reductions=reductions))
+        elif waiting:
+            placed.append(waiting.pop(0))
+        else:
+            raise ValueError("a mean or variance of what is computed from it")
+    operands = iter(roots[len(outputs) :])
+    placed = [stage if stage.reductions else replace(stage, operand=next(operands)) for stage in placed]
+    return tuple(placed), tuple(roots[: len(outputs)])
+
+
+def _is_ready(values: tuple[Expr, ...], gates: set[str]) -> bool:
+    """Whether values to reduce contain no reductions, and no products but those of these gates."""
+    products = {node.gate for node in walk(values) if isinstance(node, PreH)}
+    return products <= gates and not reductions_in(values)
+
+
+def _check_masks(traced: TracedCell | None) -> None:
+    names = [mask.name for mask in traced.masks] if traced else []
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"two masks have the name {repeated!r}, but not the same probability and per=")
 
 
 @lru_cache(maxsize=64)
@@ -199,7 +266,7 @@ def fuse_gate_sums(traced: TracedCell) -> TracedCell:
     its r multiplies ``PreH`` of n alone.
     """
     # The operand of a later stage may use gates too.
-    roots = [*traced.outputs, *(stage.operand for stage in traced.stages)]
+    roots = [*traced.outputs, *(value for stage in traced.stages for value in stage.values)]
     stages = []
     for stage in traced.stages:
         sums: dict[Expr, Expr] = {PreX(gate) + PreH(gate): PreSum(gate) for gate in stage.gates}
@@ -210,6 +277,6 @@ def fuse_gate_sums(traced: TracedCell) -> TracedCell:
         stages.append(replace(stage, accumulates_in_place=in_place))
     if not any(stage.accumulates_in_place for stage in stages):
         return traced
-    outputs, operands = roots[: len(traced.outputs)], roots[len(traced.outputs) :]
-    stages = [replace(stage, operand=operand) for stage, operand in zip(stages, operands, strict=True)]
+    outputs, values = roots[: len(traced.outputs)], iter(roots[len(traced.outputs) :])
+    stages = [stage.with_values([next(values) for _ in stage.values]) for stage in stages]
     return replace(traced, stages=tuple(stages), outputs=tuple(outputs))

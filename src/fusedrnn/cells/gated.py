@@ -5,7 +5,7 @@ from typing import Any
 from fusedrnn.cell import cell, exp, maximum, relu, sigmoid, softplus, tanh
 
 __all__ = [
-    "cfc", "chaos_free_network", "fast_grnn", "janet", "lem", "li_gru", "minimal_gated_unit",
+    "cfc", "chaos_free_network", "dreamer_gru", "fast_grnn", "janet", "lem", "li_gru", "minimal_gated_unit",
     "multiplicative_lstm", "nbrc", "ran", "slstm", "star", "ugrnn",
 ]  # fmt: skip
 
@@ -93,6 +93,7 @@ def multiplicative_lstm(x: Any, recurrent: Any, s: Any) -> Any:
 def slstm(x: Any, recurrent: Any, s: Any) -> Any:
     """Beck et al., xLSTM (2024), https://arxiv.org/abs/2405.04517: exponential gates, of one head.
 
+    ``slstm.with_heads(4)`` has four.
     The states c and n are those of the paper times exp(-m): m keeps them in range, and h does not depend on it.
     """
     h = recurrent(s.h)
@@ -109,6 +110,17 @@ def ran(x: Any, recurrent: Any, s: Any) -> Any:
     h = recurrent(s.h)
     c = sigmoid(x.i + h.i) * x.c + sigmoid(x.f + h.f) * s.c
     return tanh(c), c
+
+
+@cell(gates="r n u")
+def dreamer_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Hafner et al., Mastering Diverse Domains through World Models (2023), https://arxiv.org/abs/2301.04104.
+
+    The last layer of DreamerV3's block GRU, without normalization; ``dreamer_gru.with_heads(8)`` has its blocks.
+    """
+    h = recurrent(s.h)
+    n = tanh(sigmoid(x.r + h.r) * (x.n + h.n))
+    return s.h + sigmoid(x.u + h.u - 1.0) * (n - s.h)
 
 
 @cell(gates="k z")

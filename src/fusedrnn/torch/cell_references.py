@@ -41,12 +41,13 @@ def cell_of(reference: str) -> str | Cell:
         return reference
     cell = _CELLS.get(reference)
     if cell is None:
-        module, name, _ = reference.split(":")
+        module, name, _, *heads = reference.split(":")
         if module.startswith(_CATALOGUE):
             importlib.import_module(module)
         cell = _attribute(sys.modules.get(module), name)
         if cell is None:
             raise ValueError(f"cell {name!r} is unknown here: import {module}, which defines it, before")
+        cell = cell.with_heads(int(heads[0])) if heads else cell
         if cell.reference != reference:
             raise ValueError(f"cell {name!r} of {module} has other equations than the program was made with")
         _CELLS[reference] = cell

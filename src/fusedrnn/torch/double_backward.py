@@ -14,6 +14,7 @@ from torch import Tensor
 from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
+from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
@@ -137,7 +138,7 @@ def forward(
     final: list[tuple[Tensor, ...]] = []
     per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
-        if layer and spec.drops:
+        if layer and spec.dropout:
             keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
             x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(spec.dropout), 0)
         outputs = []
@@ -160,8 +161,10 @@ def _unrolled(
     """One direction of one layer: the outputs (T, N, S) and the last states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
-    x_weight = weights["i2h_weight"]
+    x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
     assert x_weight is not None
+    if h_weight is not None and spec.heads > 1:
+        weights["h2h_weight"] = _full(h_weight, spec.heads)
     x_gates = torch.nn.functional.linear(rounded(x), x_weight, weights.get("i2h_bias"))
     steps = len(x)
     outputs: list[Tensor] = [x] * steps
@@ -181,6 +184,13 @@ def _unrolled(
     return torch.stack(outputs), tuple(states)
 
 
+def _full(blocks: Tensor, heads: int) -> Tensor:
+    """Block-diagonal weights (rows, H / heads) as a full matrix (rows, H)."""
+    size = blocks.shape[1]
+    diagonal = torch.eye(heads, dtype=blocks.dtype, device=blocks.device).reshape(heads, 1, heads, 1)
+    return (blocks.reshape(-1, heads, size, 1, size) * diagonal).reshape(-1, heads * size)
+
+
 def _rounding(spec: RNNSpec) -> Callable[[Tensor], Tensor]:
     """The rounding of GEMM operands, whose derivative is 1."""
     return _to_bfloat16 if spec.compute == "bfloat16" else _unchanged
@@ -196,6 +206,18 @@ def _unchanged(operand: Tensor) -> Tensor:
     return operand
 
 
+def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]) -> dict[Leaf, Tensor]:
+    """The means and variances (N, 1) of a stage of reductions."""
+    moments: dict[Leaf, Tensor] = {}
+    for reduction in stage.reductions:
+        parts = evaluate(reduction.values, values, _TENSORS)
+        row = torch.cat([part.expand(shape) for part in parts], dim=1)
+        moments[reduction.mean] = row.mean(dim=1, keepdim=True)
+        if reduction.variance is not None:
+            moments[reduction.variance] = row.var(dim=1, correction=0, keepdim=True)
+    return moments
+
+
 def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
@@ -207,6 +229,9 @@ def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], w
         values[RawInput()] = x
     values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
+        if stage.reductions:
+            values.update(_moments(stage, values, (len(x_gates), spec.hidden_size)))
+            continue
         operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:
             assert projection is not None

@@ -120,7 +120,9 @@ class OpCall(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def _num_states(mode: str) -> int:
-    return len(RNNSpec(cell_of(mode), 1, 1).state_names)
+    cell = cell_of(mode)
+    size = 1 if isinstance(cell, str) else cell.heads
+    return len(RNNSpec(cell, size, size).state_names)
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,6 +15,8 @@ from fusedrnn.engines.cpu.kernels.stages import (
     is_plain,
     kept_products,
     lowered_cell,
+    moments,
+    reduced_rows,
     stage_kernels,
 )
 from fusedrnn.jit.host import target_for
@@ -23,6 +25,9 @@ from fusedrnn.layout import Kind
 from fusedrnn.quantized_params import is_matrix
 from fusedrnn.spec import RNNSpec
 
+_LONGEST_VECTOR = 64
+"""Bytes of a vector on the target with the longest ones."""
+
 
 def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
     """The target for a spec's kernels; weights of so many bytes in a layer-direction are not packed as narrow ones."""
@@ -30,6 +35,19 @@ def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
     layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
     narrow_weights = layer_elements * ITEM_SIZE[spec.dtype] > wide_weight_bytes
     return target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format, narrow_weights)
+
+
+def _check_heads(spec: RNNSpec) -> None:
+    """Refuse heads that are no whole vectors; the same on all targets.
+
+    Raises:
+        NotImplementedError: With the multiple that is needed.
+    """
+    size, multiple = spec.hidden_size // spec.heads, _LONGEST_VECTOR // ITEM_SIZE[spec.dtype]
+    if spec.heads > 1 and size % multiple:
+        raise NotImplementedError(
+            f"a head must have a multiple of {multiple} units in {spec.dtype}; got {size} in each of {spec.mode!r}"
+        )
 
 
 class Tiling:
@@ -48,7 +66,11 @@ class Tiling:
         lanes: Elements of a vector.
         panel_vectors: Vectors of a panel.
         panel_bytes: Bytes of a row of a panel.
-        stages: The stages of the cell.
+        stages: The stages of the cell that have a GEMM.
+        num_reductions: Its other stages.
+        num_reduced_rows: Rows of values that these read.
+        num_moments: Means and variances that these compute.
+        num_masks: Random masks inside a step.
         column_groups: The stages, then the gates of the input alone, if there are any.
         product_stages: The stages that have gates.
         gate_stages: The column groups that have gates.
@@ -66,12 +88,16 @@ class Tiling:
 
     def __init__(self, spec: RNNSpec, target: Target) -> None:
         cell = lowered_cell(spec.variant)
+        _check_heads(spec)
         self.spec, self.target = spec, target
         self.hidden, self.out, self.item = spec.hidden_size, spec.state_size, ITEM_SIZE[spec.dtype]
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
         self.lanes, self.panel_bytes = self.vector_bytes // self.item, self.panel_vectors * self.vector_bytes
-        self.stages = stage_kernels(spec.variant)
-        inputs = input_stage(spec.variant)
+        stages, inputs = stage_kernels(spec.variant), input_stage(spec.variant)
+        self.stages = tuple(stage for stage in stages if not stage.reductions)
+        self.num_reductions = len(stages) - len(self.stages)
+        self.num_reduced_rows, self.num_moments = len(reduced_rows(stages)), len(moments(stages))
+        self.num_masks = len(cell.masks)
         self.column_groups = [*self.stages] if inputs is None else [*self.stages, inputs]
         self.product_stages = [stage for stage in self.stages if not stage.projects]
         self.gate_stages = [stage for stage in self.column_groups if not stage.projects]
@@ -126,6 +152,10 @@ class Tiling:
         """Elements of a row of a stage's operand."""
         return self.hidden if stage.index else self.out
 
+    def product_size(self, stage: StageKernel) -> int:
+        """Elements of a stage's operand that a unit is multiplied with: with several heads those of its own."""
+        return self.operand_size(stage) // self.spec.heads
+
     def num_panels(self, stage: StageKernel) -> int:
         """Panels that hold a stage's columns."""
         return -(-self.num_vectors(self.num_units(stage)) * stage.num_gates // self.panel_vectors)
@@ -169,9 +199,10 @@ class Tiling:
         return max((Blocking(stage.num_gates, vectors).block_col_vecs for stage in self.stages), default=0)
 
     def gates_stride(self, unit_vecs: int) -> int:
-        """The stride of the gates of so many unit vectors, the products kept for later and the raw input."""
+        """The stride of the gates of so many unit vectors, and of what is behind them: see kernels/row_values.py."""
         vectors = self.num_gates + len(self.kept_products) + self.reads_raw_input
-        return pad_against_conflicts(unit_vecs * vectors * self.vector_bytes)
+        total = unit_vecs * vectors + (unit_vecs + 2 * self.panel_vectors) * self.num_masks + self.num_moments
+        return pad_against_conflicts(total * self.vector_bytes)
 
     @property
     def gradients_stride(self) -> int:

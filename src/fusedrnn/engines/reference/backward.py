@@ -26,6 +26,7 @@ from fusedrnn.cell.leaves import (
     StateCotangent,
 )
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.engines.reference import heads
 from fusedrnn.engines.reference.forward import (
     NUMPY,
     drop,
@@ -34,6 +35,7 @@ from fusedrnn.engines.reference.forward import (
     layer_weights,
     parameter_leaves,
 )
+from fusedrnn.engines.reference.reductions import moment_cotangents
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import Rounding, row_rounding
 from fusedrnn.engines.reference.step_vjp import step_vjp
@@ -82,7 +84,11 @@ def backward(
             index = layer * spec.num_directions + direction
             weights = layer_weights(spec, tape.params, layer, direction)
             dweights = layer_weights(spec, dparams, layer, direction)
-            run = _DirectionBackward(cell, weights, dweights, tape.directions[index], row_rounding(spec.compute))
+            own_dweights = dweights
+            if spec.heads > 1:
+                weights["h2h_weight"] = heads.to_full(weights["h2h_weight"], spec.hidden_size)
+                own_dweights = dweights | {"h2h_weight": np.zeros_like(weights["h2h_weight"])}
+            run = _DirectionBackward(cell, weights, own_dweights, tape.directions[index], row_rounding(spec.compute))
             reverse = spec.reverses(direction)
             steps = _steps(len(dx), tape.lengths, reverse)
             own_dy = None if dy is None else dy[:, :, direction * size : (direction + 1) * size]
@@ -93,6 +99,8 @@ def backward(
                 own_dresets = [array[index] for array in dresets]
                 run.cut = partial(_cut, Resets(tape.resets, None), reverse, own_dresets)
             before = run.unroll(steps, tape.inputs[layer], own_dy, [array[index] for array in dfinal], dx)
+            if spec.heads > 1:
+                dweights["h2h_weight"] += heads.to_blocks(own_dweights["h2h_weight"], spec.heads)
             for array, gradient in zip(dinitial, before, strict=True):
                 array[index] = gradient
         dy = drop(spec, dx, tape.masks[layer - 1]) if layer and tape.masks else dx
@@ -185,6 +193,10 @@ class _DirectionBackward:
         h_gates = None
         _accumulate(grads, self._vjp.from_outputs, values)
         for index, stage in reversed(list(enumerate(cell.stages))):
+            if stage.reductions:
+                values.update(moment_cotangents(stage, grads))
+                _accumulate(grads, self._vjp.from_operands[index], values)
+                continue
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
             operand = in_rows(operand, values[StateCotangent(cell.states[0])].shape)
             by_gate = [grads[PreH(gate)] for gate in stage.gates]

@@ -7,7 +7,7 @@ MXNet's LSTMCell and its siblings do when they are unrolled. A tape holds every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,9 @@ from fusedrnn.cell.expr import Leaf, evaluate
 from fusedrnn.cell.leaves import ParamVector, PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.trace import TracedCell, traced_cell
+from fusedrnn.engines.reference import heads
+from fusedrnn.engines.reference.masks import StepMasks, expected_masks, random_masks
+from fusedrnn.engines.reference.reductions import moments
 from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
@@ -81,9 +84,15 @@ def forward(
             # Weights are rounded once; the rows that they multiply, step by step.
             weights = layer_weights(spec, flat, layer, direction)
             weights |= {kind: rounding.weights(weights[kind]) for kind in _MATRICES if kind in weights}
-            run_step = partial(_run_step, cell, weights, own_tape, partial(rounding.rows, len(final)))
+            if spec.heads > 1:
+                weights["h2h_weight"] = heads.to_full(weights["h2h_weight"], spec.hidden_size)
             before = [state[len(final)] for state in states]
             reverse, history = spec.reverses(direction), [tuple(before)]
+            masks = expected_masks(cell, x.dtype)
+            if tape is not None:
+                shape = x.shape[1], spec.hidden_size
+                masks = random_masks(cell, seed, len(final), len(x), shape, x.dtype, reverse)
+            run_step = partial(_run_step, cell, weights, own_tape, partial(rounding.rows, len(final)), masks)
             own_resets = None if resets is None else resets.of(len(final))
             keeps_history = tape is not None or len(all_states) > 0
             y, after = unroll(x, before, lengths, reverse, run_step, own_resets, history if keeps_history else None)
@@ -121,14 +130,16 @@ def _run_step(
     weights: Mapping[str, Array],
     tape: DirectionTape | None,
     rounded: RowRounding,
+    masks: Iterator[StepMasks],
     x: Array,
     states: tuple[Array, ...],
 ) -> tuple[Array, ...]:
     """One step, in training with a tape, which it extends."""
+    own_masks = next(masks)
     x_gates = linear(rounded(0, x), weights["i2h_weight"], weights.get("i2h_bias"))
     if tape is None:
-        return step(cell, x_gates, states, weights, rounded, x)
-    leaves = step_leaves(cell, x_gates, states, weights, rounded, x)
+        return step(cell, x_gates, states, weights, rounded, x, own_masks)
+    leaves = step_leaves(cell, x_gates, states, weights, rounded, x, own_masks)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(states)], values[len(states) :]
     shape = leaves[PreX(cell.gates[0])].shape
@@ -209,13 +220,14 @@ def step(
     weights: Mapping[str, Array],
     rounded: RowRounding = unrounded_operand,
     x: Array | None = None,
+    masks: StepMasks | None = None,
 ) -> tuple[Array, ...]:
     """The states after a step (N, size), the output first, from the states before it and the weights by kind.
 
     ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands; ``x``
-    (N, H) is the input itself, for cells that read it.
+    (N, H) is the input itself, for cells that read it; ``masks`` are those of the step.
     """
-    new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded, x), NUMPY)
+    new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded, x, masks), NUMPY)
     return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
 
 
@@ -226,6 +238,7 @@ def step_leaves(
     weights: Mapping[str, Array],
     rounded: RowRounding = unrounded_operand,
     x: Array | None = None,
+    masks: StepMasks | None = None,
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     bias = weights.get("h2h_bias")
@@ -233,11 +246,17 @@ def step_leaves(
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     values.update(parameter_leaves(cell, weights))
+    values.update(masks or {})
     if x is not None:
         values[RawInput()] = x
-    for index, stage in enumerate(cell.stages):
+    shape, num_products = values[PreX(cell.gates[0])].shape, 0
+    for stage in cell.stages:
+        if stage.reductions:
+            values.update(moments(stage, [in_rows(value, shape) for value in evaluate(stage.values, values, NUMPY)]))
+            continue
         (operand,) = evaluate([stage.operand], values, NUMPY)
-        operand = rounded(1 + index, in_rows(operand, values[PreX(cell.gates[0])].shape))
+        num_products += 1
+        operand = rounded(num_products, in_rows(operand, shape))
         if stage.projects:
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:

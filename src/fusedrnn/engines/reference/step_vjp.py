@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fusedrnn.cell.derivative import available_leaves, vjp
+from fusedrnn.cell.derivative import available_leaves, value_cotangents, vjp
 from fusedrnn.cell.expr import Constant, Expr, Leaf, substitute, walk
-from fusedrnn.cell.leaves import OperandCotangent, Saved, StateCotangent
+from fusedrnn.cell.leaves import Saved, StateCotangent
 from fusedrnn.cell.trace import TracedCell
 
 
@@ -20,9 +20,10 @@ class StepVjp:
 
     Attributes:
         saved: What forward saves of each step besides the states: all other forward values that the rest uses.
-        operands: The operand of each stage.
+        operands: The operand of each stage; of reductions the first value that they read.
         from_outputs: The cotangents of the cell's leaves, from those of the new states.
-        from_operands: For each stage, the cotangents of the cell's leaves, from that of the stage's operand.
+        from_operands: For each stage, the cotangents of the cell's leaves, from that of the stage's operand, or from
+            those of its means and variances.
     """
 
     saved: tuple[Expr, ...]
@@ -36,11 +37,16 @@ def step_vjp(cell: TracedCell) -> StepVjp:
     """Differentiate a cell with any number of stages."""
     operands = [stage.operand for stage in cell.stages]
     grads = [vjp(cell.outputs, [StateCotangent(name) for name in cell.states])]
-    grads += [vjp([operand], [OperandCotangent(index)]) for index, operand in enumerate(operands)]
-    forward = dict.fromkeys(walk([*cell.outputs, *operands]))
+    values = [value for stage in cell.stages for value in stage.values]
+    grads += [vjp(stage.values, value_cotangents(index, stage)) for index, stage in enumerate(cell.stages)]
+    moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]
+    forward = dict.fromkeys(walk([*cell.outputs, *values, *moments]))
     cotangents = [cotangent for by_leaf in grads for cotangent in by_leaf.values()]
-    used = {arg for node in walk(cotangents) if node not in forward for arg in node.args}.union(operands)
+    used = {arg for node in walk(cotangents) if node not in forward for arg in node.args}
+    used.update(stage.operand for stage in cell.products)
     available = available_leaves(cell)
+    # A tape has no other place for them.
+    available = {node: leaf for node, leaf in available.items() if node not in moments}
     saved = [node for node in forward if node in used and node not in available and not isinstance(node, Constant)]
     available.update({node: Saved(index) for index, node in enumerate(saved)})
 

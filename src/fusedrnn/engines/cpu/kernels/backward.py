@@ -18,6 +18,7 @@ from fusedrnn.engines.cpu.kernels.carried_gradients import CarriedGradients
 from fusedrnn.engines.cpu.kernels.dropout import DROP_PANEL
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NN
+from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.loop import rows_of_time
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
 from fusedrnn.engines.cpu.kernels.recompute import Recompute
@@ -105,7 +106,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         f.fill_zero(self.zeros, f.constant(self.panel_bytes))
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
-            for stage in self.stages:
+            for stage in self.products_of_state:
                 for parity in (f.constant(0), f.constant(1)):
                     address = self.h_gate_grads(row, parity) + self.grads_offset(stage)
                     f.store(address, self.grad_table(stage, parity) + row * 8)
@@ -165,9 +166,12 @@ class _DirectionLoop(CarriedGradients, CellGradient):
                 with f.loop(units.first, units.last) as unit_vec:
                     self.cell_gradient(stage, rows, unit_vec)
             if stage.index:
-                # The gradient of an operand comes from the gradients of all units of its stage.
+                # The gradient of an operand or a moment comes from the gradients of all units of its stage.
                 self.barrier()
-                self._operand_gemm(stage, position.active_rows, position.step)
+                if stage.reductions:
+                    self.reduce_moment_grads(stage, position.active_rows)
+                else:
+                    self._operand_gemm(stage, position.active_rows, position.step)
 
     def _recurrent_gemm(self, step: Value, num_rows: Value) -> None:
         """Add to dh what comes through the gates of the step after, for the rows that have it; this thread's units."""
@@ -178,29 +182,36 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         reverse = self.serpentine_reversed(step)
         # GEMMs on unpacked weights take one panel at a time.
         num_packed_rows = self.is_unpacked.select(0, num_rows) if self.can_read_unpacked else num_rows
-        with f.if_(num_rows > 0), self.panels(units.first, units.last, reverse, num_packed_rows) as cols:
-            dh = Rows(self.carried(self.cell.output, f.constant(0)) + cols.first * self.v.bytes, c.carried_stride)
-            weights = self._weights(p.h_weights, self.k_padded(stage), p.unpacked_h_weights, c.hidden)
-            weights.gemm(a, cols, dh, dh, reverse.select(f.constant(-1), 1))
+        with f.if_(num_rows > 0), self.heads(units.first, units.last, reverse) as head:
+            part, packed = self._of_head(stage, head, a, p.h_weights)
+            carried = self.carried(self.cell.output, f.constant(0)) + head.first * self.v.bytes
+            with self.panels(head.begin, head.end, reverse, num_packed_rows) as cols:
+                dh = Rows(carried + cols.first * self.v.bytes, c.carried_stride)
+                weights = self._weights(packed, self.head_k_padded(stage), p.unpacked_h_weights, c.hidden)
+                weights.gemm(part, cols, dh, dh, reverse.select(f.constant(-1), 1))
+
+    def _of_head(self, stage: StageKernel, head: Head, a: LeftOperand, weights: Value) -> tuple[LeftOperand, Value]:
+        """The part of a stage's rows of gradients, and the recurrent weights of a head."""
+        if not self.cell.is_block_diagonal:
+            return a, weights
+        part = self.part_of_rows(a, head.first * (stage.num_gates * self.operand_vector_bytes))
+        return part, weights + head.number * self.head_weights_bytes(stage)
 
     def _operand_gemm(self, stage: StageKernel, num_rows: Value, step: Value) -> None:
         """The gradient of a later stage's operand, from the gradients of the stage; this thread's units."""
         f, c, p, units = self.f, self.c, self.p, self.hidden
         reverse = self.serpentine_reversed(step)
-        k = self.k_padded(stage)
-        if stage.projects:
-            weights = p.projection
-        else:
-            weights = p.h_weights
-            for earlier in self.stages[: stage.index]:
-                panels = (self.num_vectors(self.operand_size(earlier)) + (self.panel_vectors - 1)) // self.panel_vectors
-                weights = weights + panels * self.packed_bytes(self.k_padded(earlier))
-        matrix = self.packed(self._gemm, weights, k)
+        weights = p.projection if stage.projects else p.h_weights
+        for earlier in () if stage.projects else self.stages[: stage.index]:
+            weights = weights + c.heads * self.head_weights_bytes(earlier)
         a = LeftOperand(self.grad_table(stage, step & 1), num_rows)
-        with f.if_(num_rows > 0), self.panels(units.first, units.last, reverse) as cols:
-            into = self.operand_grad(stage, f.constant(0)) + cols.first * self.v.bytes
-            next_panel = reverse.select(f.constant(-1), 1)
-            matrix.gemm(a, cols, Rows(into, c.carried_stride), Rows(self.zeros, 0), next_panel)
+        with f.if_(num_rows > 0), self.heads(units.first, units.last, reverse) as head:
+            part, packed = self._of_head(stage, head, a, weights)
+            matrix = self.packed(self._gemm, packed, self.head_k_padded(stage))
+            grads = self.operand_grad(stage, f.constant(0)) + head.first * self.v.bytes
+            with self.panels(head.begin, head.end, reverse) as cols:
+                into = Rows(grads + cols.first * self.v.bytes, c.carried_stride)
+                matrix.gemm(part, cols, into, Rows(self.zeros, 0), reverse.select(f.constant(-1), 1))
 
     def _weights(self, packed: Value, k: Value, unpacked: Value, num_cols: Value) -> Matrix:
         """Weights for backward: packed transposed, with k rows; or unpacked, as many columns as the operand has."""

@@ -7,10 +7,22 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import NewState, OperandCotangent, ParamScalar, ParamVector, Saved, State, StateCotangent
-from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
+from fusedrnn.cell.leaves import (
+    MeanCotangent,
+    NewState,
+    OperandCotangent,
+    ParamScalar,
+    ParamVector,
+    RowMean,
+    RowVariance,
+    Saved,
+    State,
+    StateCotangent,
+    VarianceCotangent,
+)
 from fusedrnn.engines.cpu.kernels.bfloat16_products import rounded_to_bfloat16
 from fusedrnn.engines.cpu.kernels.loop import table_entry
+from fusedrnn.engines.cpu.kernels.moment_gradients import MomentGradients
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import Value
 
@@ -31,6 +43,8 @@ class StepPosition(NamedTuple):
 class GradRows:
     """The addresses of one row's values and gradients."""
 
+    row: Value  # its number among this thread's
+    moments: Value  # means and variances
     dy: Value
     dy_second: Value  # from the second direction of the layer above
     saved: Value  # by forward, or recomputed
@@ -44,7 +58,7 @@ class GradRows:
     operands: dict[int, Value]  # the gradients of later stages' operands
 
 
-class CellGradient(BackwardEmitter):
+class CellGradient(MomentGradients):
     """A function of backward that runs the derivative of the cell."""
 
     params_requested: Value  # whether the caller asks for gradients of parameters
@@ -65,6 +79,8 @@ class CellGradient(BackwardEmitter):
             states[State(name)] = self.saved_state(base, before, sequence)
             states[NewState(name)] = self.saved_state(base, time, sequence)
         return GradRows(
+            row=row,
+            moments=self.saved_moments(time, sequence) if self.cell.reduces else f.constant(0),
             dy=position.dy + sequence * p.dy_row,
             dy_second=p.dy_second + time * p.dy_step + sequence * p.dy_row,
             saved=saved.get(),
@@ -75,7 +91,7 @@ class CellGradient(BackwardEmitter):
             transposed=self.transposed + block_row * v.bytes,
             carried={name: self.carried(name, row) for name in self.cell.states},
             states=states,
-            operands={other.index: self.operand_grad(other, row) for other in self.stages[1:]},
+            operands={other.index: self.operand_grad(other, row) for other in self.products_of_state[1:]},
         )
 
     def _input_gates(self, chunk_row: Value, chunk_parity: Value) -> Value:
@@ -115,6 +131,10 @@ class CellGradient(BackwardEmitter):
                     return v.load(rows.saved + (unit_vec * self.num_saved + index) * v.bytes)
                 case ParamVector() | ParamScalar():
                     return self.parameter(leaf, unit_vec)
+                case RowMean() | RowVariance():
+                    return self.load_moment(leaf, rows.moments)
+                case MeanCotangent() | VarianceCotangent():
+                    return self.load_moment_grad(leaf, rows.row)
             return v.load(rows.states[leaf] + offset, v.item)
 
         if is_last_stage:
@@ -126,7 +146,11 @@ class CellGradient(BackwardEmitter):
         raw = [derivative.raw_input] if has_inputs and derivative.raw_input is not None else []
         groups = [group.derivative.distinct_grads for group in (stage, *inputs)]
         gate_grads = [grad for group in groups for grad in group]
-        values = evaluate([*gate_grads, *state_grads.values(), *raw], load, v)
+        moment_grads = stage.derivative.moment_grads
+        values = evaluate([*gate_grads, *moment_grads, *state_grads.values(), *raw], load, v)
+        of_moments = slice(len(gate_grads), len(gate_grads) + len(moment_grads))
+        self.store_moment_grads(stage, rows.row, unit_vec, values[of_moments])
+        del values[of_moments]
         new = dict(zip(state_grads, values[len(gate_grads) :], strict=False))
         for value in values[len(gate_grads) + len(state_grads) :]:
             is_whole = units_left >= v.lanes

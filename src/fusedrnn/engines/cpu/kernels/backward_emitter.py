@@ -38,11 +38,12 @@ LAYER_DIR = Struct(
 
 
 def layer_dir_struct(cell: TracedCell) -> Struct:
-    """The struct of a layer-direction; a cell with more than two states, or with scalars, has more fields."""
+    """The struct of a layer-direction; a cell of more than two states, of scalars or reductions has more fields."""
     letters = state_letters(len(cell.states))[2:]
     forms = "d{}_n", "d{}0", "d{}_reset", "dall_{}"
     states = (form.format(letter) for letter in letters for form in forms)
-    return Struct(*LAYER_DIR.names, *states, *["d_param_scalars"] * bool(cell.param_scalars))
+    more = *["d_param_scalars"] * bool(cell.param_scalars), *["moments"] * cell.reduces
+    return Struct(*LAYER_DIR.names, *states, *more)
 
 
 class BackwardEmitter(DirectionEmitter):
@@ -57,7 +58,7 @@ class BackwardEmitter(DirectionEmitter):
         self.group = c.groups + self.layer_dir_group * c.group_stride
         self.transposed = self.group + c.transposed_offset
         self.scratch = c.scratch + self.thread * c.scratch_stride
-        self.chunk_table = self.scratch + self.rows * (16 * len(self.stages))
+        self.chunk_table = self.scratch + self.rows * (16 * len(self.products_of_state))
         self.state_table = self.chunk_table + c.chunk * self.rows * 8
         # A row of zeros, the initial accumulators of GEMMs, is before the panel that they write.
         self.zeros = self.scratch + c.panel_offset
@@ -70,6 +71,18 @@ class BackwardEmitter(DirectionEmitter):
     def k_padded(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's gradients, padded to whole vectors: K of its GEMMs in backward."""
         return self.num_vectors(self.units_of(stage).size) * (stage.num_gates * self.v.lanes)
+
+    def head_k_padded(self, stage: StageKernel) -> Value:
+        """Those of a head: K of its GEMM with recurrent weights."""
+        if not self.cell.is_block_diagonal:
+            return self.k_padded(stage)
+        return self.head_vecs * (stage.num_gates * self.v.lanes)
+
+    def head_weights_bytes(self, stage: StageKernel) -> Value:
+        """Bytes of a stage's recurrent weights for backward, of a head."""
+        vectors = self.head_vecs if self.cell.is_block_diagonal else self.num_vectors(self.operand_size(stage))
+        panels = (vectors + (self.panel_vectors - 1)) // self.panel_vectors
+        return panels * self.packed_bytes(self.head_k_padded(stage))
 
     def grads_offset(self, stage: StageKernel) -> Value:
         """Where a stage's gradients begin in a row of gate gradients."""
@@ -87,12 +100,12 @@ class BackwardEmitter(DirectionEmitter):
     def operand_grad(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the gradient of a later stage's operand."""
         c = self.c
-        index = (stage.index - 1) * c.batch + self.first_row + row
+        index = (stage.number - 1) * c.batch + self.first_row + row
         return self.group + c.operands_offset + index * c.carried_stride
 
     def grad_table(self, stage: StageKernel, parity: Value) -> Value:
         """The table of the addresses of a stage's rows of gradients: of even steps, then of odd ones."""
-        return self.scratch + (parity + 2 * stage.index) * self.rows * 8
+        return self.scratch + (parity + 2 * stage.number) * self.rows * 8
 
     def active_in_batch(self, time: Value) -> Value:
         """The number of sequences of the whole batch that have that time."""
@@ -114,6 +127,10 @@ class BackwardEmitter(DirectionEmitter):
         c = self.c
         row = (parity * c.batch + self.first_row) * c.chunk + index
         return self.group + c.input_gates_offset + row * c.gates_row
+
+    def saved_moments(self, time: Value, sequence: Value) -> Value:
+        """The means and variances of a row of a step in the reserve."""
+        return self.p.moments + time * self.c.saved_values_step + sequence * self.c.saved_values_row
 
     def recomputed(self, index: Value) -> Value:
         """A row of a chunk's recomputed values, as if it began with the first of all units."""

@@ -10,15 +10,24 @@ from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import KeptProduct, NewState, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, ReducedRow, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
+from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulators
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
-from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Matrix, Rows, UnpackedMatrix, WeightMatrix
+from fusedrnn.engines.cpu.kernels.panel_matrix import (
+    ColVecs,
+    LeftOperand,
+    Matrix,
+    Rows,
+    UnpackedMatrix,
+    WeightMatrix,
+)
+from fusedrnn.engines.cpu.kernels.reductions import Reductions
 from fusedrnn.engines.cpu.kernels.scratch import FORWARD
 from fusedrnn.engines.cpu.kernels.stages import Result, StageKernel, state_letters
 from fusedrnn.engines.cpu.kernels.thread_share import Program, each_layer_dir, is_pipelined
@@ -38,14 +47,16 @@ LAYER_DIR = Struct(
 
 
 def layer_dir_struct(cell: TracedCell) -> Struct:
-    """The struct of a layer-direction; a cell with more than two states has more fields."""
+    """The struct of a layer-direction; a cell with more than two states, or with reductions, has more fields."""
     letters = state_letters(len(cell.states))[2:]
     forms = "{}0", "{}_n", "{}_reset", "all_{}"
-    return Struct(*LAYER_DIR.names, *(form.format(letter) for letter in letters for form in forms))
+    states = (form.format(letter) for letter in letters for form in forms)
+    return Struct(*LAYER_DIR.names, *states, *["moments"] * cell.reduces)
 
 
 OutputRows = dict[Result | str, Value]
-"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved", the saved values."""
+"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved", the saved values;
+"moments", means and variances."""
 
 
 class StepPosition(NamedTuple):
@@ -85,10 +96,10 @@ def build_job(program: Program, direction_loop: Function) -> Module:
     return program.module
 
 
-class Inference(InitialAccumulators, BetweenSteps):
+class Inference(InitialAccumulators, BetweenSteps, Reductions):
     """Emits a thread's share of one layer-direction in inference."""
 
-    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, KeptProduct)
+    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, ReducedRow, KeptProduct)
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "direction_loop", (CALL, layer_dir_struct(program.cell)))
@@ -135,14 +146,15 @@ class Inference(InitialAccumulators, BetweenSteps):
             with f.if_(is_pipelined(c)):
                 self.barrier()
 
-    def _weights(self, stage: StageKernel, of_state: bool) -> Matrix:
-        """A stage's input weights, or its recurrent ones, whose bias is the initial accumulator."""
+    def _weights(self, stage: StageKernel, head: Head | None = None) -> Matrix:
+        """A stage's input weights, or the recurrent ones of a head, whose bias is the initial accumulator."""
+        of_state = head is not None
         c, p, first_unit_vec = self.c, self.p, self.hidden.first
 
         def packed() -> Matrix:
             base, bias = (p.h_weights, p.h_bias) if of_state else (p.x_weights, p.x_bias)
-            k = self.operand_size(stage) if of_state else p.k
-            return self.packed(self._gemm, base, k, bias, stage, not of_state)
+            k = self.product_size(stage) if of_state else p.k
+            return self.packed(self._gemm, base, k, bias, stage, head)
 
         def unpacked() -> Matrix:
             weights, k = (p.unpacked_h_weights, c.out) if of_state else (p.unpacked_x_weights, p.k)
@@ -164,12 +176,13 @@ class Inference(InitialAccumulators, BetweenSteps):
                 sequence = self.sequence(row)
                 x_row = self._input_row(x + sequence * p.x_row, time, sequence, num_rows.get())
                 f.store(x_row, self.x_rows + num_rows.get() * 8)
+                self.draw_masks(self.gate_rows + num_rows.get() * self.c.gates_stride, sequence, time)
                 num_rows.set(num_rows.get() + 1)
         with f.if_(num_rows.get() > 0):
             a = self.left_operand(self.x_rows, num_rows.get(), p.k, p.ranges)
             gates = Rows(self.gate_rows, self.c.gates_stride)
             self.copy_raw_input(self.x_rows, num_rows.get(), gates)
-            self.input_gemm(a, lambda stage: self._weights(stage, of_state=False), gates)
+            self.input_gemm(a, self._weights, gates)
 
     def _input_row(self, source: Value, time: Value, sequence: Value, index: Value) -> Value:
         """Where the input GEMM reads a row of the layer's input, the ``index``-th of the chunk."""
@@ -181,19 +194,20 @@ class Inference(InitialAccumulators, BetweenSteps):
         gates = self.gate_rows + rows_done * c.gates_stride
         y = rows_of_time(self.f, p.y, p.y_step, p.y_row, p.y_row_offsets, time)
         position = StepPosition(step, time, active_rows, gates, y)
-        for stage in self.stages:
+        for stage in self.maths_stages:
             if stage.index:
                 self.barrier()
-            self._stage(stage, position)
-        if not self.stages:
-            self._elementwise_step(position)
+            run = self._stage if stage in self.products_of_state else self._elementwise
+            run(stage, position)
 
-    def _elementwise_step(self, position: StepPosition) -> None:
-        """The step of a cell without recurrent products: its maths alone."""
-        f, c, (stage,) = self.f, self.c, self.maths_stages
+    def _elementwise(self, stage: StageKernel, position: StepPosition) -> None:
+        """A stage without a GEMM: of reductions, or of a cell without recurrent products; its maths alone."""
+        f, c = self.f, self.c
         with f.loop(0, position.active_rows) as row:
             output_rows = self._output_rows(position.y, position.time, self.sequence(row))
             gate_row = position.gates + row * c.gates_stride
+            if stage.reductions:
+                self.reduce(stage, row, gate_row, output_rows.get("moments"))
             with f.loop(self.hidden.first, self.hidden.last) as unit:
                 self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent), position.step & 1, output_rows)
 
@@ -206,34 +220,41 @@ class Inference(InitialAccumulators, BetweenSteps):
         if self.stores_operands:
             a = LeftOperand(table, position.active_rows)
         else:
-            operand_range = self.p.ranges + (1 + stage.index) * RANGE_BYTES
+            operand_range = self.p.ranges + (1 + stage.number) * RANGE_BYTES
             a = self.left_operand(table, position.active_rows, self.operand_size(stage), operand_range)
         reverse = self.serpentine_reversed(position.step)
-        with self.blocks(stage, reverse, a.num_rows) as (unit_vec, end):
-            self._recurrent_gemm(stage, a, (unit_vec, end), position.gates, reverse)
-            with f.loop(0, position.active_rows) as row:
-                output_rows = self._output_rows(position.y, position.time, self.sequence(row))
-                gate_row = position.gates + row * c.gates_stride
-                with f.loop(unit_vec, end) as unit:
-                    recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * self.v.bytes)
-                    self._cell(CellPosition(stage, row, unit, gate_row, recurrent), parity, output_rows)
+        units = self.units_of(stage)
+        with self.heads(units.first, units.last, reverse) as head:
+            part = self.part_of_rows(a, head.first * self.operand_vector_bytes)
+            with self.blocks(stage, (head.begin, head.end), reverse, a.num_rows) as block:
+                self._recurrent_gemm(stage, part, head, block, position.gates, reverse)
+                unit_vec, end = (head.first + bound for bound in block)
+                with f.loop(0, position.active_rows) as row:
+                    output_rows = self._output_rows(position.y, position.time, self.sequence(row))
+                    gate_row = position.gates + row * c.gates_stride
+                    with f.loop(unit_vec, end) as unit:
+                        offset = (unit - unit_vec) * (stage.num_gates * self.v.bytes)
+                        recurrent = self.recurrent + row * row_bytes + offset
+                        self._cell(CellPosition(stage, row, unit, gate_row, recurrent), parity, output_rows)
 
     def _recurrent_gemm(
-        self, stage: StageKernel, a: LeftOperand, block: tuple[Value, Value], gates: Value, reverse: Value
+        self, stage: StageKernel, a: LeftOperand, head: Head, block: tuple[Value, Value], gates: Value, reverse: Value
     ) -> None:
-        """The GEMM of a block of units, accumulated onto the gates or stored by itself."""
+        """The GEMM of a block of units of a head, accumulated onto the gates or stored by itself."""
         f, blocking = self.f, self.blocking(stage)
         begin, end = (unit_vec * stage.num_gates for unit_vec in block)
         with self.panels(begin, end, num_rows=a.num_rows) as cols:
             # In reverse, the panel after a block's last one is the first of the block before.
             is_last = reverse & (cols.first + cols.num).equals(end)
             next_panel = is_last.select(f.constant(1 - 2 * blocking.block_panels), 1)
-            c, c_in = self.block_output(stage, cols, begin, Rows(gates, self.c.gates_stride), self.recurrent)
+            before = head.first * stage.num_gates
+            all_cols, first = ColVecs(before + cols.first, cols.num), before + begin
+            c, c_in = self.block_output(stage, all_cols, first, Rows(gates, self.c.gates_stride), self.recurrent)
             if stage.projects:
                 projection = self.packed(self._gemm, self.p.projection, self.operand_size(stage))
                 projection.gemm(a, cols, c, Rows(self.biases, 0), next_panel)
             else:
-                self._weights(stage, of_state=True).gemm(a, cols, c, c_in, next_panel)
+                self._weights(stage, head).gemm(a, cols, c, c_in, next_panel)
 
     def _output_rows(self, y: Value, time: Value, sequence: Value) -> OutputRows:
         """Where a row's results of a time go, beside the state buffers."""
@@ -248,6 +269,8 @@ class Inference(InitialAccumulators, BetweenSteps):
         old_h, new_h = states[output] + parity * self.h_size, states[output] + new_h_offset
 
         def load(leaf: Leaf) -> Value:
+            if isinstance(leaf, ReducedRow):
+                return v.load(self.reduced_row(leaf, row) + unit_vec * v.bytes)
             if isinstance(leaf, State):
                 return v.load(old_h if leaf.name == output else states[leaf.name])
             return self.load_leaf(leaf, position)
@@ -259,8 +282,10 @@ class Inference(InitialAccumulators, BetweenSteps):
                     v.store(value, new_h if name == output else states[name])
                     if name == output and self.stores_operands:
                         self.store_operand(value, unit_vec, self.h_operand(row) + new_h_offset, self.c.out)
+                case ReducedRow():
+                    v.store(value, self.reduced_row(result, row) + unit_vec * v.bytes)
                 case KeptProduct():
-                    v.store(value, self.kept_product(result, position))
+                    v.store(value, self.kept_product(result, position.gate_row, unit_vec))
                 case StageOperand(index):
                     self.store_operand(value, unit_vec, self.operand_row(self.stages[index], row), self.c.hidden)
             self._store_result(stage, result, value, unit_vec, output_rows)

@@ -114,9 +114,8 @@ class GradientOperands(ParameterSums):
                     second = (num_rows > 1).select(source + v.bytes, self.zeros)
                     f.store(self._pairs.slot([v.load(source), v.load(second)]), vectors + pair * v.bytes, v.bytes)
 
-    def pack(self, weights: Weights, groups: GroupRange, panel: Value, into: Value) -> None:
-        """Pack a panel of B: some features of each row of the layer's input, or of the stage's operand."""
-        feature = panel * self.panel_features
+    def pack(self, weights: Weights, groups: GroupRange, feature: Value, into: Value) -> None:
+        """Pack a panel of B: the features from one on, of each row of the layer's input or of the stage's operand."""
         with self.f.loop(groups.begin, groups.end) as group:
             packed_group = into + (group - groups.begin) * self.panel_bytes
             if self.multiplies_pairs:

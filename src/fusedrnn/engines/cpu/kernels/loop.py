@@ -5,12 +5,13 @@ Rows are sorted by descending length, so that those still active at a step are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fusedrnn.cell.expr import Leaf
 from fusedrnn.cell.leaves import (
     KeptProduct,
+    Mask,
     Parameter,
     ParamScalar,
     ParamVector,
@@ -19,17 +20,20 @@ from fusedrnn.cell.leaves import (
     PreX,
     Projected,
     RawInput,
+    RowMean,
+    RowVariance,
 )
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
+from fusedrnn.engines.cpu.kernels.heads import Head, HeadShare
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
-from fusedrnn.engines.cpu.kernels.raw_input import RawInputRows
+from fusedrnn.engines.cpu.kernels.row_values import RowValues
 from fusedrnn.engines.cpu.kernels.scratch import OPERAND_ROW_OFFSET
-from fusedrnn.engines.cpu.kernels.stages import StageKernel, kept_products
+from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.jit.builder import I8, I64, Declared, Function, Value
 
 COMMON_FIELDS = (
-    "steps", "batch", "layers", "directions", "hidden", "out",
+    "steps", "batch", "layers", "directions", "hidden", "out", "heads", "head_size",
     "grid_layer_dirs", "grid_rows", "grid_units", "row_starts", "unit_starts", "out_starts", "chunk",
     "row_to_sequence", "active_rows", "lengths",
     "layer_dirs", "spins",
@@ -38,13 +42,14 @@ COMMON_FIELDS = (
 )  # fmt: skip
 """The fields with which the structs of both calls begin.
 
-``hidden`` is H; ``out`` is S, the size of h, which a projection makes smaller. ``grid_layer_dirs`` groups of threads
-run layer-directions at the same time: the directions of a layer or, in a network of one direction, pipelined layers;
-``progress`` holds the steps that each layer has done, by row group. ``row_to_sequence``, ``active_rows`` and
-``lengths`` are tables, 0 if every sequence has all steps: the sequence of each row; for each row group the number of
-rows that are active at each time; the length of each row. ``saved`` strides are those of the reserve: of states, and of
-the other values saved for backward. ``threshold``, ``scale`` (the bits of a float64) and ``seed`` are dropout's; a
-threshold of 0 means no dropout. ``resets``, if not 0, is a table of bytes (T, N): 1 where a sequence begins anew.
+``hidden`` is H; ``out`` is S, the size of h, which a projection makes smaller; ``head_size`` is that of each of
+``heads`` blocks of recurrent weights. ``grid_layer_dirs`` groups of threads run layer-directions at the same time: the
+directions of a layer or, in a network of one direction, pipelined layers; ``progress`` holds the steps that each layer
+has done, by row group. ``row_to_sequence``, ``active_rows`` and ``lengths`` are tables, 0 if every sequence has all
+steps: the sequence of each row; for each row group the number of rows that are active at each time; the length of each
+row. ``saved`` strides are those of the reserve: of states, and of the other values saved for backward. ``threshold``,
+``scale`` (the bits of a float64) and ``seed`` are dropout's; a threshold of 0 means no dropout. ``resets``, if not 0,
+is a table of bytes (T, N): 1 where a sequence begins anew.
 """
 
 UNPACKED_PARAMS = "unpacked_x_weights", "unpacked_h_weights", "unpacked_x_bias", "unpacked_h_bias"
@@ -79,7 +84,7 @@ class CellPosition(NamedTuple):
     recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
-class DirectionEmitter(RawInputRows):
+class DirectionEmitter(HeadShare, RowValues):
     """A function of a thread's share of one layer-direction, under construction."""
 
     scratch: Value  # this thread's
@@ -161,7 +166,7 @@ class DirectionEmitter(RawInputRows):
 
     def saved_operand(self, stage: StageKernel) -> Value:
         """The array of the reserve that holds the operand of a later stage."""
-        return self.saved_array(len(self.cell.states) + stage.index - 1)
+        return self.saved_array(len(self.cell.states) + stage.number - 1)
 
     def dropout_counter(self, sequence: Value, time: Value) -> tuple[Value, ...]:
         """What determines the dropout mask of the features that this layer reads."""
@@ -201,8 +206,12 @@ class DirectionEmitter(RawInputRows):
                 return v.load(position.recurrent)
             case RawInput():
                 return v.load(self.raw_input(position.gate_row, position.unit_vec))
+            case Mask():
+                return self.mask(leaf, position.gate_row, position.unit_vec)
+            case RowMean() | RowVariance():
+                return v.load(self.moment(leaf, position.gate_row))
             case PreH(gate) if gate not in position.stage.gate_names:
-                return v.load(self.kept_product(KeptProduct(gate), position))
+                return v.load(self.kept_product(KeptProduct(gate), position.gate_row, position.unit_vec))
             case PreH(gate):
                 return v.load(position.recurrent + position.stage.gate_names.index(gate) * v.bytes)
             case PreX(gate) | PreSum(gate):
@@ -210,12 +219,6 @@ class DirectionEmitter(RawInputRows):
                 index = (position.unit_vec - self.hidden.first) * stage.num_gates + stage.gate_names.index(gate)
                 return v.load(position.gate_row + self.gates_offset(stage) + index * v.bytes)
         raise AssertionError(leaf)
-
-    def kept_product(self, kept: KeptProduct, position: CellPosition) -> Value:
-        """Where a vector of a product is kept for later stages: behind the row's gates."""
-        gates, units = kept_products(self.stages), self.hidden
-        index = (position.unit_vec - units.first) * len(gates) + gates.index(kept)
-        return position.gate_row + ((units.last - units.first) * self.num_gates + index) * self.v.bytes
 
     def parameter(self, leaf: Parameter, unit_vec: Value) -> Value:
         """A parameter of the cell for a vector of units; scalars are packed before the vectors."""
@@ -266,29 +269,27 @@ class DirectionEmitter(RawInputRows):
 
     def packed(
         self, function: Declared, base: Value, k: Value, bias: Value | None = None, stage: StageKernel | None = None,
-        of_input: bool = False,
+        head: Head | None = None,
     ) -> PanelMatrix:  # fmt: skip
         """Packed weights: the columns of one stage of those of all gates, or without a stage a projection.
+
+        Recurrent weights are those of a head; input weights have none.
 
         Quantized weights lie behind the scales of all columns.
         """
         v, group, slot_bytes = self.v, self.products.group, self.products.b_bytes
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
-        scales, first = None, None if stage is None else self._col_vecs(self.stages[: stage.index])
+        scales, first, of_input = None, None, head is None
+        if stage is not None:
+            first = self.col_vecs(self.stages[: stage.index], not of_input)
+            if self.cell.is_block_diagonal and head is not None:
+                first = first + head.number * self.col_vecs_of_head(stage)
         if self.products.has_scales:
             scaled_stages = self.stages[-1:] if stage is None else self.gate_stages if of_input else self.stages
             scaled_stages = [other for other in scaled_stages if stage is None or not other.projects]
-            scales = base - self._col_vecs(scaled_stages) * v.bytes
+            scales = base - self.col_vecs(scaled_stages) * v.bytes
         return PanelMatrix(v, self.panel_vectors, slot_bytes, function, base, groups, bias, first, scales)
 
     def packed_bytes(self, k: Value) -> Value:
         """Bytes of a panel of packed weights with so many rows, a multiple of a group's."""
         return k * (self.panel_vectors * self.products.b_bytes // self.products.group)
-
-    def _col_vecs(self, stages: Sequence[StageKernel]) -> Value:
-        """Vectors of columns of these stages, each of whole panels."""
-        width, total = self.panel_vectors, self.f.constant(0)
-        for stage in stages:
-            vectors = self.num_vectors(self.units_of(stage).size) * stage.num_gates
-            total = total + (vectors + (width - 1)) // width * width
-        return total

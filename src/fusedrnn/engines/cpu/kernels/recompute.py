@@ -9,18 +9,21 @@ from collections.abc import Callable
 from functools import partial
 
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import KeptProduct, Saved, State
+from fusedrnn.cell.leaves import KeptProduct, State
 from fusedrnn.engines.cpu.kernels.backward_emitter import BackwardEmitter
 from fusedrnn.engines.cpu.kernels.gemm import GEMM
+from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.loop import CellPosition
-from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, Rows
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
+from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Rows
+from fusedrnn.engines.cpu.kernels.stages import StageKernel, moments
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
 
 
 class Recompute(BackwardEmitter):
     """Emits a function of (a layer-direction's arguments, first step, last step), for a thread's rows and units."""
+
+    draws_masks = True
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "recompute", ("first", "last"))
@@ -35,13 +38,14 @@ class Recompute(BackwardEmitter):
         f, p = self.f, self.p
         self._fill_table(self.state_table, self._h_before)
         num_rows = self._fill_table(self.chunk_table, self._input)
+        self._fill_row_values()
         with f.if_(num_rows > 0):
             x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
             self.copy_raw_input(self.chunk_table, num_rows, self.gates)
             self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
             if not self.stages:
                 self._elementwise(num_rows)
-            for stage in self.stages:
+            for stage in self.products_of_state:
                 if stage.projects:
                     continue
                 table = self.state_table
@@ -49,8 +53,10 @@ class Recompute(BackwardEmitter):
                     table = self.chunk_table
                     self._fill_table(table, self._operand_of(stage))
                 a = self.left_operand(table, num_rows, self.operand_size(stage))
-                with self.blocks(stage) as (unit_vec, end):
-                    self._block(stage, unit_vec, end, a)
+                with self.heads(self.hidden.first, self.hidden.last) as head:
+                    part = self.part_of_rows(a, head.first * self.operand_vector_bytes)
+                    with self.blocks(stage, (head.begin, head.end)) as block:
+                        self._block(stage, head, block, part)
         f.ret()
         return f
 
@@ -64,6 +70,21 @@ class Recompute(BackwardEmitter):
                 f.store(address(time, self.sequence(row), index.get()), table + index.get() * 8)
                 index.set(index.get() + 1)
         return index.get()
+
+    def _fill_row_values(self) -> None:
+        """Draw the masks of all rows again, and store their moments, which the reserve holds, with the gates."""
+        if not self.cell.masks and not self.cell.reduces:
+            return
+        f, v, index = self.f, self.v, self.f.var(0)
+        with f.loop(self.first, self.last) as step:
+            time = self.backward_time(step)
+            with f.loop(0, self.active_rows(time)) as row:
+                sequence, gate_row = self.sequence(row), self.gates.address + index.get() * self.gates.stride
+                self.draw_masks(gate_row, sequence, time)
+                for leaf in moments(self.stages):
+                    saved = self.saved_moments(time, sequence) + self.moment_offset(leaf)
+                    v.store(v.broadcast(saved), self.moment(leaf, gate_row))
+                index.set(index.get() + 1)
 
     def _input(self, time: Value, sequence: Value, index: Value) -> Value:
         """A row of the layer's input."""
@@ -80,14 +101,16 @@ class Recompute(BackwardEmitter):
         """A row of h that a step started from."""
         return self.saved_state(self.p.saved_h, self.time_before(time, sequence), sequence)
 
-    def _block(self, stage: StageKernel, unit_vec: Value, end: Value, a: LeftOperand) -> None:
-        """The recurrent GEMM of a block of units, then the values that forward would have saved."""
+    def _block(self, stage: StageKernel, head: Head, block: tuple[Value, Value], a: LeftOperand) -> None:
+        """The recurrent GEMM of a block of units of a head, then the values that forward would have saved."""
         f, v, p = self.f, self.v, self.p
-        first = unit_vec * stage.num_gates
+        unit_vec, end = (head.first + bound for bound in block)
+        before = head.first * stage.num_gates
         row_bytes = self.blocking(stage).block_col_vecs * v.bytes
-        with self.panels(first, end * stage.num_gates) as cols:
-            c, c_in = self.block_output(stage, cols, first, self.gates, self.recurrent)
-            weights = self.packed(self._gemm, p.forward_h_weights, self.operand_size(stage), p.h_bias, stage)
+        with self.panels(block[0] * stage.num_gates, block[1] * stage.num_gates) as cols:
+            all_cols = ColVecs(before + cols.first, cols.num)
+            c, c_in = self.block_output(stage, all_cols, unit_vec * stage.num_gates, self.gates, self.recurrent)
+            weights = self.packed(self._gemm, p.forward_h_weights, self.product_size(stage), p.h_bias, stage, head)
             weights.gemm(a, cols, c, c_in)
         with f.loop(0, a.num_rows) as row, f.loop(unit_vec, end) as unit:
             recurrent = self.recurrent + row * row_bytes + (unit - unit_vec) * (stage.num_gates * v.bytes)
@@ -113,9 +136,9 @@ class Recompute(BackwardEmitter):
                 return v.load(state_row + unit_vec * v.bytes, v.item)
             return self.load_leaf(leaf, position)
 
-        products, results = stage.results_of(KeptProduct), stage.results_of(Saved)
+        products, results = stage.results_of(KeptProduct), dict(stage.recomputed)
         values = evaluate([*products.values(), *results.values()], load, v)
         for product, value in zip(products, values, strict=False):
-            v.store(value, self.kept_product(product, position))
+            v.store(value, self.kept_product(product, position.gate_row, unit_vec))
         for saved, value in zip(results, values[len(products) :], strict=True):
             v.store(value, self.recomputed(row) + (unit_vec * self.num_saved + saved.index) * v.bytes)

@@ -108,7 +108,8 @@ _STATES = Arena(
     # h of even steps, then of odd steps: a step reads one while it writes the other.
     h=lambda s: 2 * s.batch * s.state_stride,
     c=lambda s: (s.num_states - 1) * s.batch * s.state_stride,
-    operands=lambda s: s.num_operands * s.batch * s.state_stride,
+    # Those of later stages, and the rows that reductions read.
+    operands=lambda s: (s.num_operands + s.num_reduced_rows) * s.batch * s.state_stride,
     # h as GEMMs read it, if it is rounded as it is stored: of even steps, then of odd ones.
     h_operands=lambda s: 2 * s.batch * s.state_stride * s.stores_operands,
 )
@@ -127,6 +128,8 @@ _FORWARD_THREAD = Arena(
     biases=lambda s: 2 * s.biases_size,
     # A part of a panel of weights that the caller has not packed.
     unpacked=lambda s: s.unpacked_size,
+    # Addresses of the part of rows that a head reads.
+    head_table=lambda s: _POINTER_BYTES * s.head_rows,
 )
 FORWARD = Scratch(
     Arena(
@@ -146,9 +149,10 @@ _DIRECTION_GROUP = Arena(
     # Gate gradients of even steps, then of odd steps, for the recurrent GEMM; likewise of chunks, for dx.
     state_gates=lambda s: 2 * s.batch * s.gates_row,
     input_gates=lambda s: 2 * s.batch * s.chunk * s.gates_row,
-    # Gradients of the states, from the step after; of the operands of later stages.
+    # Gradients of the states, from the step after; of the operands of later stages, and what units add to those of
+    # means and variances.
     carried=lambda s: s.num_states * s.carried_size,
-    operands=lambda s: s.num_operands * s.carried_size,
+    operands=lambda s: (s.num_operands + s.num_moments) * s.carried_size,
     # Transposed gate gradients, and what is summed from them: gradients of weights and biases.
     transposed=lambda s: s.pre_act_grad_vecs * s.transposed_stride,
     weights=lambda s: s.k_padded * s.weights_stride,
@@ -168,12 +172,16 @@ _BACKWARD_THREAD = Arena(
     recomputed=lambda s: s.recomputed_rows * s.unit_vecs * s.saved_vecs * s.tiling.vector_bytes,
     forward_gates=lambda s: s.recomputed_rows * s.gates_stride,
     recurrent=lambda s: s.recomputed_rows * s.recurrent_row,
-    masked=lambda s: s.recomputed_rows * s.masked_row * s.spec.drops,
+    masked=lambda s: s.recomputed_rows * s.masked_row * s.spec.drops_between_layers,
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,
     # A part of a panel of weights that the caller has not packed.
     unpacked=lambda s: s.unpacked_size,
+    # The gradients of means and variances of each row.
+    moments=lambda s: s.rows * s.num_moments * s.tiling.vector_bytes,
+    # Addresses of the part of rows that a head reads.
+    head_table=lambda s: _POINTER_BYTES * s.head_rows,
 )
 BACKWARD = Scratch(
     Arena(

@@ -10,8 +10,21 @@ from typing import TypeVar
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.derivative import Derivative, StageDerivative, differentiate
-from fusedrnn.cell.expr import Expr, walk
-from fusedrnn.cell.leaves import KeptProduct, NewState, PreH, Saved, StageOperand, State
+from fusedrnn.cell.expr import Expr, substitute, walk
+from fusedrnn.cell.leaves import (
+    KeptProduct,
+    NewState,
+    PreH,
+    PreSum,
+    PreX,
+    ReducedRow,
+    RowMean,
+    RowVariance,
+    Saved,
+    StageOperand,
+    State,
+)
+from fusedrnn.cell.reductions import Reduction
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, traced_cell
 
 
@@ -51,8 +64,12 @@ def derivative_of(variant: Variant) -> Derivative:
 
 
 def is_plain(cell: TracedCell) -> bool:
-    """Whether a cell has one stage for all gates, and no parameters of its own: calls can use unpacked weights."""
-    return len(cell.stages) == 1 and not cell.parameters and not cell.input_gates
+    """Whether a cell has one stage for all gates, full recurrent weights and no parameters of its own.
+
+    Calls of such cells can use unpacked weights.
+    """
+    has_own = cell.parameters or cell.input_gates or cell.is_block_diagonal
+    return len(cell.stages) == 1 and not has_own
 
 
 STATE_LETTERS = "hcsuvw"
@@ -64,9 +81,9 @@ def state_letters(num_states: int) -> str:
     return STATE_LETTERS[: max(2, num_states)]
 
 
-Result = NewState | StageOperand | KeptProduct | Saved
-"""What a stage computes: a new state, the operand of a later stage, a product that later stages read, or a value that
-training saves for backward."""
+Result = NewState | StageOperand | ReducedRow | KeptProduct | Saved
+"""What a stage computes: a new state, the operand of a later stage, a row that a later one reduces, a product that
+later stages read, or a value that training saves for backward."""
 R = TypeVar("R", bound=Result)
 
 
@@ -85,6 +102,9 @@ class StageKernel:
     first_gate: int  # the number of gates of the stages before
     first_grad: int  # the number of distinct gradients of the stages before
     results: tuple[tuple[Result, Expr], ...] = ()  # what is computed after its GEMM, each with its expression
+    number: int = 0  # among the stages that have a GEMM
+    reductions: tuple[Reduction, ...] = ()  # what it computes instead of a GEMM
+    recomputed: tuple[tuple[Saved, Expr], ...] = ()  # what is computed again: also what its reductions lead to
 
     @property
     def num_gates(self) -> int:
@@ -103,7 +123,7 @@ class StageKernel:
 
 @lru_cache(maxsize=256)
 def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
-    """The stages of a cell that have a GEMM.
+    """The stages of a cell: GEMMs and reductions.
 
     Raises:
         NotImplementedError: If a projection is not the last stage, the gates of a stage are not adjacent, or a state is
@@ -111,8 +131,9 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     """
     cell, derivative = lowered_cell(variant), derivative_of(variant)
     results = _results(cell, derivative)
+    recomputed = _recomputed(cell, derivative, results)
     stages: list[StageKernel] = []
-    first_gate = first_grad = 0
+    first_gate = first_grad = number = 0
     for index, stage in enumerate(cell.stages):
         adjacent = stage.projects or cell.gates[first_gate : first_gate + len(stage.gates)] == stage.gates
         if not adjacent or (stage.projects and index < len(cell.stages) - 1):
@@ -120,8 +141,10 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
         kernel = StageKernel(
             index, stage.gates, stage.projects, stage.accumulates_in_place, derivative.stages[index],
             first_gate, first_grad, tuple((result, expr) for ready, result, expr in results if ready == index),
+            number, stage.reductions, tuple((saved, expr) for product, saved, expr in recomputed if product == index),
         )  # fmt: skip
         stages.append(kernel)
+        number += not stage.reductions
         first_gate, first_grad = first_gate + kernel.num_gates, first_grad + kernel.num_grads
     _check_order(cell, stages)
     return tuple(stages)
@@ -133,10 +156,14 @@ def input_stage(variant: Variant) -> StageKernel | None:
     cell, derivative, stages = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)
     if not cell.input_gates:
         return None
-    results = () if stages else tuple((result, expr) for _, result, expr in _results(cell, derivative))
+    results = [] if stages else _results(cell, derivative)
+    recomputed = _recomputed(cell, derivative, results)
     first_gate, first_grad = sum(s.num_gates for s in stages), sum(s.num_grads for s in stages)
     gates = cell.input_gates
-    return StageKernel(len(stages), gates, False, False, derivative.inputs, first_gate, first_grad, results)
+    return StageKernel(
+        len(stages), gates, False, False, derivative.inputs, first_gate, first_grad,
+        tuple(result[1:] for result in results), recomputed=tuple(saved[1:] for saved in recomputed),
+    )  # fmt: skip
 
 
 def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result, Expr]]:
@@ -145,16 +172,66 @@ def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result
         (stage, NewState(name), new)
         for stage, name, new in zip(_new_state_stages(cell), cell.states, cell.outputs, strict=True)
     ]
-    # An operand is computed in the stage before its own.
-    results += [(index, StageOperand(index + 1), operand) for index, operand in enumerate(cell.operands)]
-    for index, stage in enumerate(cell.stages):
-        later = set(walk([expr for reader, _, expr in results if reader > index]))
-        results += [(index, KeptProduct(gate), PreH(gate)) for gate in stage.gates if PreH(gate) in later]
+    # What a stage reads of all units is computed in the stage before.
+    for index, stage in enumerate(cell.stages[1:]):
+        if stage.reductions:
+            results += [(index, ReducedRow(index + 1, row), value) for row, value in enumerate(stage.values)]
+        else:
+            results.append((index, StageOperand(index + 1), stage.operand))
+    results = [(index, result, _with_rows(cell, index, expr)) for index, result, expr in results]
+    results += _kept_products(cell, results)
     # A saved value is computed once, in the first stage that uses it.
     nodes = [(index, set(walk([expr]))) for index, _, expr in results]
     for number, saved in enumerate(derivative.saved):
-        results.append((min(index for index, used in nodes if saved in used), Saved(number), saved))
-    return results
+        uses = (index for index, used in nodes if _with_rows(cell, index, saved) in used)
+        index = min(uses)
+        results.append((index, Saved(number), _with_rows(cell, index, saved)))
+    kept = {result for _, result, _ in results}
+    recomputed = _recomputed(cell, derivative, results)
+    return results + [result for result in _kept_products(cell, recomputed) if result[1] not in kept]
+
+
+def _kept_products(cell: TracedCell, results: Sequence[tuple[int, Result, Expr]]) -> list[tuple[int, Result, Expr]]:
+    """The products that results of later stages read, as results of their own stages."""
+    kept: list[tuple[int, Result, Expr]] = []
+    for index, stage in enumerate(cell.stages):
+        later = set(walk([expr for reader, _, expr in results if reader > index]))
+        kept += [(index, KeptProduct(gate), PreH(gate)) for gate in stage.gates if PreH(gate) in later]
+    return kept
+
+
+def _with_rows(cell: TracedCell, index: int, expr: Expr) -> Expr:
+    """An expression of a stage that reads rows stored for reductions before it, instead of computing them again."""
+    rows: dict[Expr, Expr] = {}
+    for number, stage in enumerate(cell.stages[: index + 1]):
+        if stage.reductions:
+            computed = ((row, value) for row, value in enumerate(stage.values) if not isinstance(value, (PreX, PreSum)))
+            rows.update({value: ReducedRow(number, row) for row, value in computed})
+    return substitute([expr], rows.get)[0] if rows else expr
+
+
+def _recomputed(
+    cell: TracedCell, derivative: Derivative, results: Sequence[tuple[int, Result, Expr]]
+) -> list[tuple[int, Saved, Expr]]:
+    """The saved values, each with the stage with whose GEMM it is computed again.
+
+    All moments are known then, and no rows: what forward computes after reductions belongs to the GEMM before these.
+    """
+    products = [index for index, stage in enumerate(cell.stages) if not stage.reductions]
+    return [
+        (max((i for i in products if i <= index), default=0), result, derivative.saved[result.index])
+        for index, result, _ in results if isinstance(result, Saved)
+    ]  # fmt: skip
+
+
+def reduced_rows(stages: Sequence[StageKernel]) -> list[ReducedRow]:
+    """The rows that reductions read."""
+    return [row for stage in stages for row in stage.results_of(ReducedRow)]
+
+
+def moments(stages: Sequence[StageKernel]) -> list[RowMean | RowVariance]:
+    """The means and variances."""
+    return [leaf for stage in stages for reduction in stage.reductions for leaf in reduction.leaves]
 
 
 def kept_products(stages: Sequence[StageKernel]) -> list[KeptProduct]:
@@ -166,7 +243,7 @@ def _new_state_stages(cell: TracedCell) -> list[int]:
     """The stage that computes each new state: when it can, but not before the last one that reads the old state."""
     stages = [cell.ready_stage(new) for new in cell.outputs]
     while True:
-        readers = [*zip(stages, cell.outputs, strict=True), *enumerate(cell.operands)]
+        readers = [*zip(stages, cell.outputs, strict=True), *((index - 1, value) for index, value in cell.later_values)]
         last = [
             max([index, *(reader for reader, expr in readers if State(name) in walk([expr]))])
             for index, name in zip(stages, cell.states, strict=True)

@@ -30,12 +30,12 @@ class StateEmitter(DirectionEmitter):
     def operand_row(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the operand of a later stage."""
         c = self.c
-        index = (stage.index - 1) * c.batch + row
+        index = (stage.number - 1) * c.batch + row
         return self.states + c.operands_offset + index * c.state_stride
 
     def operand_table(self, stage: StageKernel, parity: Value) -> Value:
         """The table of the addresses of a stage's operand rows: h of even steps, h of odd ones, later operands."""
-        index = parity if not stage.index else stage.index + 1
+        index = stage.number + 1 if stage.number else parity
         return self.h_rows + index * self.rows * 8
 
     def h_operand(self, row: Value) -> Value:
@@ -75,7 +75,7 @@ class StateEmitter(DirectionEmitter):
             sequence = self.sequence(row)
             f.store(self.h_operand(row), self.h_rows + row * 8)
             f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
-            for stage in self.stages[1:]:
+            for stage in self.products_of_state[1:]:
                 f.store(self.operand_row(stage, row), self.operand_table(stage, f.constant(0)) + row * 8)
             for name, initial, _ in self._caller_states():
                 units = self.units_of_state(name)

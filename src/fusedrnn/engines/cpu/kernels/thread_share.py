@@ -162,6 +162,11 @@ class ThreadShare:
         return self.c.hidden if stage.index else self.c.out
 
     @property
+    def products_of_state(self) -> list[StageKernel]:
+        """The stages that have a GEMM."""
+        return [stage for stage in self.stages if not stage.reductions]
+
+    @property
     def maths_stages(self) -> list[StageKernel]:
         """The stages; of a cell without any, the gates of the input alone, which then have all of its maths."""
         return [*self.stages] or self.column_groups
@@ -173,8 +178,9 @@ class ThreadShare:
 
     @property
     def column_groups(self) -> list[StageKernel]:
-        """The stages, then the gates of the input alone."""
-        return [*self.stages] if self.input_stage is None else [*self.stages, self.input_stage]
+        """The stages that have a GEMM, then the gates of the input alone."""
+        products = self.products_of_state
+        return products if self.input_stage is None else [*products, self.input_stage]
 
     def num_vectors(self, size: Value) -> Value:
         """Vectors that hold so many elements."""
@@ -232,20 +238,20 @@ class ThreadShare:
 
     @contextmanager
     def blocks(
-        self, stage: StageKernel, reverse: Value | None = None, num_rows: Operand = 0
+        self, stage: StageKernel, units: tuple[Value, Value], reverse: Value | None = None, num_rows: Operand = 0
     ) -> Iterator[tuple[Value, Value]]:
-        """Loop over the blocks of this thread's units; yields the first unit vector and the one past the last.
+        """Loop over the blocks of unit vectors of a range; yields the first unit vector and the one past the last.
 
         If ``num_rows`` is 1, blocks hold all panels that a GEMM of one row multiplies at once.
         """
-        f, units = self.f, self.units_of(stage)
+        f, (first, last) = self.f, units
         of_one_row = f.constant(Blocking(stage.num_gates, self.one_row_vectors).block_unit_vecs)
         size = f.as_value(num_rows).equals(1).select(of_one_row, self.blocking(stage).block_unit_vecs)
-        lowest, past = units.first // size, (units.last + (size - 1)) // size
+        lowest, past = first // size, (last + (size - 1)) // size
         with f.loop(lowest, past) as index:
             part = index if reverse is None else reverse.select(lowest + past - 1 - index, index)
             begin, end = part * size, part * size + size
-            yield (begin < units.first).select(units.first, begin), end.at_most(units.last)
+            yield (begin < first).select(first, begin), end.at_most(last)
 
     def serpentine_reversed(self, step: Value) -> Value:
         """Whether a step runs through the weights in reverse: it begins with those that the step before left cached."""

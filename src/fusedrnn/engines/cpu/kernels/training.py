@@ -7,7 +7,7 @@ layer below there, after dropout.
 from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.leaves import KeptProduct, NewState, Saved, StageOperand
+from fusedrnn.cell.leaves import KeptProduct, NewState, ReducedRow, Saved, StageOperand
 from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, build_job
 from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -24,12 +24,13 @@ def build_training(variant: Variant, compute: str, target: Target) -> Module:
 class _Training(Inference):
     """Emits a thread's share of one layer-direction in training, which fills the reserve."""
 
-    _result_kinds = (NewState, StageOperand, KeptProduct, Saved)
+    _result_kinds = (NewState, StageOperand, ReducedRow, KeptProduct, Saved)
+    draws_masks = True
 
     def _saved_arrays(self) -> OutputRows:
         """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
         results: list[Result] = [*map(NewState, self.cell.states)]
-        results += [StageOperand(stage.index) for stage in self.stages[1:]]
+        results += [StageOperand(stage.index) for stage in self.products_of_state[1:]]
         return {result: self.saved_array(number) for number, result in enumerate(results)}
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
@@ -60,8 +61,9 @@ class _Training(Inference):
 
     def _output_rows(self, y: Value, time: Value, sequence: Value) -> OutputRows:
         states = {result: self.saved_state(base, time, sequence) for result, base in self._saved_arrays().items()}
-        saved = self.p.saved_values + time * self.c.saved_values_step + sequence * self.c.saved_values_row
-        return {**super()._output_rows(y, time, sequence), "saved": saved, **states}
+        offset = time * self.c.saved_values_step + sequence * self.c.saved_values_row
+        rows = {**super()._output_rows(y, time, sequence), "saved": self.p.saved_values + offset, **states}
+        return {**rows, "moments": self.p.moments + offset} if self.cell.reduces else rows
 
     def _store_result(
         self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
@@ -71,7 +73,7 @@ class _Training(Inference):
             with f.if_(self.p.saved_values.is_set):
                 v.store(value, output_rows["saved"] + (unit_vec * num_saved + result.index) * v.bytes)
             return
-        if isinstance(result, KeptProduct):
+        if isinstance(result, (KeptProduct, ReducedRow)):
             return
         size = self.units_of(stage).size
         self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, size)

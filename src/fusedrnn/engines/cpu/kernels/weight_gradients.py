@@ -7,10 +7,13 @@ Every element is one chain of multiply-adds over all steps, from the last to the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
 from fusedrnn.engines.cpu.kernels.gradient_operands import GradientOperands, GroupRange, Weights
+from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -97,14 +100,26 @@ class WeightGradients(GradientOperands):
         k = groups.end - groups.begin
         panel_size = k * self.panel_bytes
         b = PanelMatrix(self.v, self.panel_vectors, self.v.bytes, self._gemm, self.packed_panels, k)
-        with f.loop(0, num_panels, c.packed_panels) as first:
+        with self._heads_of(weights) as head, f.loop(0, num_panels, c.packed_panels) as first:
             last = (first + c.packed_panels).at_most(num_panels)
             with f.loop(first, last) as panel:
-                self.pack(weights, groups, panel, self.packed_panels + (panel - first) * panel_size)
-            with f.loop(*self.share_of(stage)[:2]) as unit_vec:
+                into = self.packed_panels + (panel - first) * panel_size
+                self.pack(weights, groups, head.first * self.v.lanes + panel * self.panel_features, into)
+            with f.loop(head.first + head.begin, head.first + head.end) as unit_vec:
                 for gate, grad in enumerate(weights.grads):
                     a = self.gradients(stage, unit_vec, grad) + groups.begin * self.v.bytes
                     self._multiply_gate(weights, unit_vec, gate, a, b, (first, last), groups.accumulate)
+
+    @contextmanager
+    def _heads_of(self, weights: Weights) -> Iterator[Head]:
+        """The heads of this thread's share of recurrent weights; all units of other weights, as one head."""
+        share = self.share_of(weights.stage)
+        if weights.of_state:
+            with self.heads(share.first, share.last) as head:
+                yield head
+        else:
+            zero = self.f.constant(0)
+            yield Head(zero, zero, share.first, share.last)
 
     def _multiply_gate(
         self, weights: Weights, unit_vec: Value, gate: int, a: Value, b: PanelMatrix, panels: tuple[Value, Value],
@@ -141,7 +156,7 @@ class WeightGradients(GradientOperands):
         if stage.projects:
             return WeightGrad(p.d_projection, self.operand_size(stage), self.f.constant(0))
         if weights.of_state:
-            return WeightGrad(p.d_h_weights, self.operand_size(stage), self.x_panels)
+            return WeightGrad(p.d_h_weights, self.product_size(stage), self.x_panels)
         return WeightGrad(p.d_x_weights, p.k, self.f.constant(0))
 
     def _weight_sums(self, stage: StageKernel, unit_vec: Value, gate: int) -> Value:

@@ -80,11 +80,12 @@ class _PlanFields:
         self.item = np.dtype(spec.dtype).itemsize
         self.h_bytes, self.c_bytes = spec.state_size * self.item, spec.hidden_size * self.item
         self.letters = state_letters(len(spec.state_names))
+        self.reduces = lowered_cell(spec.variant).reduces
 
     def kernel_args(self, weights: Sequence[PackedWeightsOffsets]) -> KernelArgs:
         """Build the arguments: the struct of the call, then one for each layer-direction."""
         call, layer_dir = self.call_struct, self.layer_dir_struct
-        if len(self.letters) > len(state_letters(0)) or self.spec.scalar_kinds:
+        if len(self.letters) > len(state_letters(0)) or self.spec.scalar_kinds or self.reduces:
             layer_dir = self.extended_struct(lowered_cell(self.spec.variant))
         bounds = {name: np.array(bound, np.int64) for name, bound in self.plan.bounds.items()}
         pointers = {name: array.ctypes.data for name, array in bounds.items()}
@@ -106,7 +107,8 @@ class _PlanFields:
         factor = np.dtype(spec.dtype).type(scale(spec.dropout) if drops else 1)
         return {
             "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
-            "hidden": spec.hidden_size, "out": spec.state_size, "chunk": plan.share.chunk,
+            "hidden": spec.hidden_size, "out": spec.state_size,
+            "heads": spec.heads, "head_size": spec.hidden_size // spec.heads, "chunk": plan.share.chunk,
             **{f"grid_{name}": number for name, number in plan.grid._asdict().items()},
             **{name: Relocation("tables", offset) for name, offset in table_offsets(plan.steps, plan.batch).items()},
             **{name: Relocation("workspace", offset) for name, offset in self.scratch.offsets.items()},
@@ -155,6 +157,8 @@ class _PlanFields:
         """The fields of what the reserve holds of a layer-direction; zeros without one."""
         reserve, num_states = self.reserve, len(self.spec.state_names)
         fields: Fields = dict.fromkeys(("saved_h", "saved_c", "saved_operand", "saved_values"), 0)
+        if self.reduces:
+            fields["moments"] = 0
         if reserve is None:
             return fields
         layer, direction = divmod(index, self.spec.num_directions)
@@ -165,8 +169,11 @@ class _PlanFields:
             states.append(("saved_operand", num_states, self.c_bytes))
         for name, number, row in states:
             fields[name] = Relocation("reserve", reserve.state_offset(layer, number) + direction * row)
-        if reserve.saved_row:
-            fields["saved_values"] = Relocation("reserve", reserve.saved_offset(index))
+        begin = reserve.saved_offset(index)
+        if reserve.values_size:
+            fields["saved_values"] = Relocation("reserve", begin)
+        if self.reduces:
+            fields["moments"] = Relocation("reserve", begin + reserve.values_size)
         return fields
 
     @staticmethod
@@ -229,9 +236,10 @@ class _BackwardFields(_PlanFields):
 
     def call(self) -> Fields:
         """The fields of a call."""
-        fields, plan = super().call(), self.plan
+        fields, plan, reserve = super().call(), self.plan, self.reserve
+        assert reserve is not None
         return {
-            **fields, "block": plan.share.block, "recompute": int(plan.recomputes and not fields["saved_values_row"]),
+            **fields, "block": plan.share.block, "recompute": int(plan.recomputes and not reserve.values_size),
             "add_states": Relocation("add_states"), "add_params": Relocation("add_params"),
             "x_gradient": Relocation("dx") if self.spec.num_directions > 1 else 0,
             "x_step": Relocation("dx_step"), "x_row": Relocation("dx_row"),

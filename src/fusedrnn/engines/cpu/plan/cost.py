@@ -160,7 +160,7 @@ class _ForwardLayer(_Layer):
         problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
         col_vecs = share.unit_vecs * problem.num_gates
         gates_bytes = share.chunk * share.rows * col_vecs * problem.vector_bytes
-        shapes = [(problem.operand_size(s), s.num_gates * share.unit_vecs_of(s)) for s in problem.stages]
+        shapes = [(problem.product_size(s), s.num_gates * share.unit_vecs_of(s)) for s in problem.stages]
         recurrent_bytes = self.recurrent_gemms(shapes, gates_bytes)
         input_bytes = self.features * col_vecs * problem.weight_vector_bytes
         fits_l2 = input_bytes + recurrent_bytes + gates_bytes < machine.usable_l2 * machine.l2_bytes
@@ -172,7 +172,7 @@ class _ForwardLayer(_Layer):
         written = 1 + (problem.phase == "training") * (problem.states + problem.saved)
         written_bytes = self.rows * share.unit_vecs * problem.vector_bytes * written
         cost["memory"] = written_bytes / self.streaming_bandwidth(written)
-        cost["barriers"] = problem.steps * len(problem.stages) * (share.grid.units > 1) * machine.barrier
+        cost["barriers"] = problem.steps * problem.num_meetings * (share.grid.units > 1) * machine.barrier
         return cost
 
 
@@ -183,7 +183,10 @@ class _BackwardLayer(_Layer):
         """Predict the cost; called once."""
         problem, share = self.problem, self.share
         gates_bytes = share.rows * problem.unit_vecs * problem.num_gates * problem.vector_bytes
-        shapes = [(problem.k_padded(s), share.unit_vecs if s.index else share.out_unit_vecs) for s in problem.stages]
+        heads = problem.spec.heads
+        shapes = [
+            (problem.k_padded(s) // heads, share.unit_vecs if s.index else share.out_unit_vecs) for s in problem.stages
+        ]
         self.recurrent_gemms(shapes, 2 * gates_bytes)
         x_vecs = problem.num_vectors(self.features)
         self.gemm(
@@ -199,7 +202,7 @@ class _BackwardLayer(_Layer):
         problem, share, machine, cost = self.problem, self.share, self.machine, self.cost
         all_rows = problem.steps * problem.batch
         # A projection's rows are H long, but there are fewer of them.
-        operand_size = sum(problem.operand_size(stage) * stage.num_gates for stage in problem.stages)
+        operand_size = sum(problem.product_size(stage) * stage.num_gates for stage in problem.stages)
         operand_vecs = operand_size / problem.num_gates / problem.lanes
         panels = (x_vecs + operand_vecs) / problem.panel_vectors
         row_panels = problem.num_gates * share.weight_unit_vecs * panels
@@ -220,6 +223,6 @@ class _BackwardLayer(_Layer):
         sums_bytes = row_panels * problem.lanes * problem.panel_vectors * problem.vector_bytes
         cost["memory"] = (read_bytes + (2 * blocks - 1) * sums_bytes) / self.streaming_bandwidth(read)
         # A cell without stages meets once a chunk, before the gradients of its inputs.
-        meetings = (problem.steps * len(problem.stages) or self.chunks) * (share.grid.units > 1)
+        meetings = (problem.steps * problem.num_meetings or self.chunks) * (share.grid.units > 1)
         meetings += 2 * blocks * (share.num_threads > share.grid.layer_dirs)
         cost["barriers"] = meetings * machine.barrier

@@ -129,7 +129,7 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.one_recurrent_row = problem.one_row_block_col_vecs * problem.vector_bytes
-    sizes.masked_row = problem.masked_row if training and spec.drops else 0
+    sizes.masked_row = problem.masked_row if training and spec.drops_between_layers else 0
     sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
     sizes.stores_operands = problem.converts_rows and not problem.products.has_scales and bool(problem.stages)
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
@@ -165,6 +165,7 @@ def _backward_sizes(problem: ProblemSize, share: LargestShare, packed: int, reco
     sizes.packed_panels = max(1, packed // (sizes.inner * panel_bytes))
     sizes.saved_vecs = len(derivative_of(spec.variant).saved) if recompute else 0
     sizes.recomputed_rows = share.chunk * share.rows if sizes.saved_vecs else 0
+    sizes.head_rows = max(sizes.head_rows, sizes.recomputed_rows * (spec.heads > 1))
     sizes.masked_row = problem.masked_row
     sizes.converted_rows = sizes.recomputed_rows if problem.converts_rows else 0
     # A direction's part of dx: those of this layer and the one above exist, or of the two directions.
@@ -191,8 +192,11 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         num_threads=grid.num_threads,
         num_states=len(spec.state_names),
         num_stages=len(problem.stages),
+        head_rows=share.rows * (spec.heads > 1),
         # Operands of later stages.
         num_operands=len(problem.stages[1:]),
+        num_reduced_rows=problem.num_reduced_rows,
+        num_moments=problem.num_moments,
         # Row groups of pipelined layers publish their progress.
         num_progress=spec.num_layers * grid.rows * problem.is_pipelined(grid.layer_dirs),
         gates_stride=problem.gates_stride(share.unit_vecs),

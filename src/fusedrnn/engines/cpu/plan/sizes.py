@@ -79,6 +79,11 @@ class ProblemSize(Tiling):
         self.pre_act_grads = sum(stage.num_grads for stage in self.column_groups)
 
     @property
+    def num_meetings(self) -> int:
+        """Barriers of a step, if threads share rows."""
+        return len(self.stages) + self.num_reductions
+
+    @property
     def work(self) -> int:
         """Multiply-adds of forward."""
         return self.steps * self.batch * self.spec.layout.size
@@ -154,7 +159,7 @@ def _cell_instructions(variant: Variant, phase: Phase) -> int:
         stores += len(roots) + len(derivative.saved)
         roots += derivative.saved
     if phase == "backward":
-        grads = [slot for stage in (*derivative.stages, derivative.inputs) for slot in stage.distinct_grads]
+        grads = [slot for stage in (*derivative.stages, derivative.inputs) for slot in stage.grads]
         roots = [*grads, *derivative.state_grads.values()]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores

@@ -116,12 +116,12 @@ class _LayerDirTasks:
     def matrices(self) -> dict[str, list[PackTask]]:
         """The tasks of each matrix and bias; ``dest`` is relative to the matrix, or to its scales if it has any."""
         tiling, gates, projections = self._tiling, self._tiling.gate_stages, self._tiling.projections
-        products = tiling.product_stages
-        features, size = tiling.spec.layer_input_size(self._layer), tiling.operand_size
+        products, heads = tiling.product_stages, self._heads
+        features, size = tiling.spec.layer_input_size(self._layer), tiling.product_size
         matrices = {
             "x_weights": self._scales("i2h_weight", gates) + [self._gates(s, features, "i2h_weight") for s in gates],
             "h_weights": self._scales("h2h_weight", products)
-            + [self._gates(s, size(s), "h2h_weight") for s in products],
+            + [task for s in products for task in heads(self._gates(s, size(s), "h2h_weight"))],
             "projection": self._scales("h2r_weight", projections)
             + [self._gates(s, size(s), "h2r_weight") for s in projections],
             "parameters": self._parameters(),
@@ -129,10 +129,12 @@ class _LayerDirTasks:
                 self._bias(s, "i2h_bias", "h2h_bias") if s.accumulates_in_place else self._bias(s, "i2h_bias")
                 for s in gates
             ],
-            "h_bias": [self._bias(s, "h2h_bias") for s in products],
+            "h_bias": [task for s in products for task in heads(self._bias(s, "h2h_bias"))],
             "ranges": self._ranges(),
             "x_back": [self._back(s, features, "i2h_weight", tiling.k_padded(*gates)) for s in gates],
-            "h_back": [self._back(s, size(s), "h2h_weight", tiling.k_padded(s)) for s in products],
+            "h_back": [
+                task for s in products for task in heads(self._back(s, size(s), "h2h_weight", tiling.k_padded(s)))
+            ],
             "projection_back": [self._back(s, size(s), "h2r_weight", tiling.k_padded(s)) for s in projections],
         }
         for name, tasks in matrices.items():
@@ -141,6 +143,19 @@ class _LayerDirTasks:
             offsets = accumulate(sizes, initial=0)
             matrices[name] = [task._replace(dest=at) for task, at in zip(tasks, offsets, strict=False)]
         return matrices
+
+    def _heads(self, task: PackTask) -> list[PackTask]:
+        """A task of recurrent weights, head by head; each head begins a panel."""
+        tiling, heads = self._tiling, self._tiling.spec.heads
+        if heads == 1:
+            return [task]
+        units, unit_vecs = task.units // heads, task.unit_vecs // heads
+        panels = task.panels if task.kind == PACK else -(-unit_vecs * task.gates // tiling.panel_vectors)
+        of_head = task._replace(
+            panels=panels, units=units, unit_vecs=unit_vecs, panel_rows=task.panel_rows // heads, gate_units=task.units
+        )
+        row_bytes = units * task.k * tiling.item
+        return [of_head._replace(source=task.source + head * row_bytes) for head in range(heads)]
 
     def _task(self, stage: StageKernel, kind: int, k: int, *sources: int) -> PackTask:
         """A stage's gates of the matrices or vectors that begin at these offsets."""

@@ -40,6 +40,7 @@ class PackTask(NamedTuple):
         dest: Offset in the packed weights.
         gates, units, unit_vecs: Rows of the source: gates of so many units each, which so many vectors hold.
         panel_rows: Rows of a panel, for ``PACK``: those of several sources may follow one another in it.
+        gate_units: Rows from one gate to the next, if these are more than ``units``; else 0.
     """
 
     kind: int
@@ -52,6 +53,7 @@ class PackTask(NamedTuple):
     units: int
     unit_vecs: int
     panel_rows: int = 0
+    gate_units: int = 0
 
 
 CALL = Struct("tasks", "num_tasks", "num_threads", "flat", "packed")
@@ -123,7 +125,8 @@ class _PackEmitter:
 
     def source_row(self, gate: Value, unit_vec: Value) -> Value:
         """The first row of the source that a vector of columns holds."""
-        return gate * self.t.units + unit_vec * self.v.lanes
+        t = self.t
+        return gate * t.gate_units.is_zero.select(t.units, t.gate_units) + unit_vec * self.v.lanes
 
 
 class _Transposed(_PackEmitter):

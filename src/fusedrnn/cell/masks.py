@@ -1,0 +1,46 @@
+"""Random masks inside a step, in the language of cells: dropout and zoneout."""
+
+from __future__ import annotations
+
+from fusedrnn.cell.expr import Expr, as_expr
+from fusedrnn.cell.leaves import Mask
+from fusedrnn.scalars import as_number, check_choice
+
+_PER = "step", "sequence"
+
+
+def mask(name: str, keep: float, per: str = "step") -> Expr:
+    """1 with probability ``keep``, else 0, for each unit of each sequence; in inference ``keep``, its expectation.
+
+    ``per="step"`` draws anew at each step, ``per="sequence"`` once for a whole sequence. Masks of one name are one
+    mask, those of different names are independent, as those of layers and directions are.
+    """
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"a mask needs a name, such as 'h'; got {name!r}")
+    keep = as_number("keep", keep)
+    if not 0.0 < keep <= 1.0:
+        raise ValueError(f"keep must be a probability above 0; got {keep!r}")
+    check_choice("per", per, _PER)
+    return Mask(name, keep, per == "sequence")
+
+
+def dropout(name: str, value: Expr, rate: float, per: str = "step") -> Expr:
+    """``value``, 0 with probability ``rate`` and divided by 1 - rate else; in inference as it is."""
+    keep = _kept(rate)
+    return as_expr(value) * (mask(name, keep, per) / keep)
+
+
+def zoneout(name: str, old: Expr, new: Expr, rate: float) -> Expr:
+    """``new``, or with probability ``rate`` ``old``, drawn at each step; in inference the mean of both by the rate.
+
+    Krueger et al., Zoneout (2017), https://arxiv.org/abs/1606.01305.
+    """
+    updated = mask(name, _kept(rate))
+    return updated * new + (1.0 - updated) * old
+
+
+def _kept(rate: float) -> float:
+    rate = as_number("rate", rate)
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"rate must be a probability in [0, 1); got {rate!r}")
+    return 1.0 - rate

@@ -1,0 +1,43 @@
+"""LSTM and GRU with random masks inside a step, at the rates of their papers: a rate is a constant of a cell.
+
+For other rates, copy the few lines.
+"""
+
+from typing import Any
+
+from fusedrnn.cell import cell, dropout, sigmoid, tanh, zoneout
+
+__all__ = ["dropout_gru", "dropout_lstm", "zoneout_gru", "zoneout_lstm"]
+
+
+@cell(gates="i f g o", states="h c")
+def zoneout_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Krueger et al., Zoneout (2017), https://arxiv.org/abs/1606.01305: of c at a rate of 0.5, of h at 0.05."""
+    h = recurrent(s.h)
+    c = sigmoid(x.f + h.f) * s.c + sigmoid(x.i + h.i) * tanh(x.g + h.g)
+    h = sigmoid(x.o + h.o) * tanh(c)
+    return zoneout("h", s.h, h, 0.05), zoneout("c", s.c, c, 0.5)
+
+
+@cell(gates="r z n")
+def zoneout_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Krueger et al., Zoneout (2017), https://arxiv.org/abs/1606.01305, at a rate of 0.1."""
+    h = recurrent(s.h)
+    n = tanh(x.n + sigmoid(x.r + h.r) * h.n)
+    return zoneout("h", s.h, n + sigmoid(x.z + h.z) * (s.h - n), 0.1)
+
+
+@cell(gates="i f g o", states="h c")
+def dropout_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Semeniuta et al., Recurrent Dropout without Memory Loss (2016), https://arxiv.org/abs/1603.05118, at 0.25."""
+    h = recurrent(s.h)
+    c = sigmoid(x.f + h.f) * s.c + sigmoid(x.i + h.i) * dropout("g", tanh(x.g + h.g), 0.25)
+    return sigmoid(x.o + h.o) * tanh(c), c
+
+
+@cell(gates="r z n")
+def dropout_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Semeniuta et al., Recurrent Dropout without Memory Loss (2016), https://arxiv.org/abs/1603.05118, at 0.25."""
+    h = recurrent(s.h)
+    n, z = tanh(x.n + sigmoid(x.r + h.r) * h.n), sigmoid(x.z + h.z)
+    return (1.0 - z) * dropout("n", n, 0.25) + z * s.h
