@@ -28,11 +28,7 @@ def process_sequence(
     batch = states[0].shape[1]
     x = features.reshape(batch, -1, lstm.input_size).swapaxes(0, 1)
     starts = episode_starts.reshape(batch, -1).swapaxes(0, 1)
-    if len(x) == 1:  # a step of the actor: the same kind of call each time, which our layers recognize
-        h0, c0 = ((1 - starts).view(1, batch, 1) * state for state in states)
-        y, states = lstm(x, (h0, c0))
-    else:
-        y, states = lstm(x, states, resets=starts != 0)
+    y, states = lstm(x, states, resets=starts != 0)
     return y.transpose(0, 1).flatten(0, 1), states
 
 

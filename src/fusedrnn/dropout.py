@@ -102,7 +102,7 @@ def step_mask(seed: int, keep: float, number: int, layer_dir: int, time: int | N
     Args:
         seed: A number from 0 to 2**64 - 1.
         keep: Probability in (0, 1] of True.
-        number: The number of the mask among those of its cell.
+        number: The number of the mask among those of its cell, in the order of their names.
         layer_dir: layer · D + direction.
         time: The step; None for a mask of whole sequences.
         batch: N.

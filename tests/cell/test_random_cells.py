@@ -22,6 +22,7 @@ UNARY = {
     "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "relu": torch.relu, "absolute": torch.abs,
 }  # fmt: skip
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "where")
+REDUCTIONS = ("mean", "variance", "layer_norm")
 SHAPE = Shape(4, 3, 3, 5, layers=2, bidirectional=True, lengths="edges")
 
 
@@ -35,8 +36,9 @@ def draw(rng, elementwise):
     inputs = [f"x{number}" for number in range(elementwise + rng.integers(0, 2))]
     states = [f"s{number}" for number in range(rng.integers(1, 4))]
     vectors, scalars = (["v"] * int(rng.integers(0, 2)), ["t"] * int(rng.integers(0, 2)))
+    operations = [*UNARY, *BINARY, *(() if elementwise else REDUCTIONS)]
     steps = [
-        [(str(rng.choice([*UNARY, *BINARY])), *map(float, rng.random(3))) for _ in range(rng.integers(1, 5))]
+        [(str(rng.choice(operations)), *map(float, rng.random(3))) for _ in range(rng.integers(1, 5))]
         for _ in range(products or 1)
     ]
     return SimpleNamespace(groups=groups, inputs=inputs, states=states, vectors=vectors, scalars=scalars, steps=steps)
@@ -52,6 +54,11 @@ def apply(op, a, b, c, on):
         return getattr(on, op)(0.5 * on.tanh(a))
     if op in UNARY:
         return getattr(on, op)(a) if op in ("tanh", "sigmoid") else on.tanh(getattr(on, op)(a))
+    if op in ("mean", "variance"):
+        return on.tanh(c + getattr(on, op)(a, b))
+    if op == "layer_norm":
+        first, second = on.layer_norm(a, b, epsilon=0.5)
+        return on.tanh(first * c - second)
     if op in ("maximum", "minimum"):
         return on.tanh(getattr(on, op)(a, b))
     if op == "where":
@@ -95,10 +102,26 @@ def as_cell(program, name):
     return language.cell(name=name, **{kind: " ".join(of_kind) for kind, of_kind in names.items()})(equations)
 
 
+def tensor_functions(shape):
+    """The language's functions on tensors, of rows of this shape."""
+
+    def row(values):
+        return torch.cat([value.expand(shape) for value in values], dim=1)
+
+    def layer_norm(*values, epsilon):
+        joined = row(values)
+        return torch.nn.functional.layer_norm(joined, joined.shape[1:], eps=epsilon).chunk(len(values), dim=1)
+
+    return SimpleNamespace(
+        **UNARY, where=torch.where, maximum=torch.maximum, minimum=torch.minimum, layer_norm=layer_norm,
+        mean=lambda *values: row(values).mean(dim=1, keepdim=True),
+        variance=lambda *values: row(values).var(dim=1, correction=0, keepdim=True),
+    )  # fmt: skip
+
+
 def as_steps(program):
     """The program on tensors: the oracle's step."""
     gates = [gate for group in program.groups for gate in group] + program.inputs
-    on = SimpleNamespace(**UNARY, where=torch.where, maximum=torch.maximum, minimum=torch.minimum)
 
     class ProgramSteps(Steps):
         def __init__(self, spec, weights):
@@ -106,6 +129,7 @@ def as_steps(program):
 
         def __call__(self, x, states):
             H = self.spec.hidden_size
+            on = tensor_functions((len(x), H))
 
             def rows(gate):
                 return slice(gates.index(gate) * H, (gates.index(gate) + 1) * H)

@@ -160,6 +160,13 @@ class PaperSteps(Steps):
         z = torch.sigmoid(z)
         return (z * h + (1 - z) * torch.relu(n),)
 
+    def layer_norm_dreamer_gru(self, h):
+        weight, bias = (torch.cat([self.w[f"{name}_{gate}"] for gate in "rnu"]) for name in ("gamma", "beta"))
+        sums = torch.cat(self.sums(h, 0, 3), dim=1)
+        r, n, u = F.layer_norm(sums, sums.shape[1:], weight, bias).chunk(3, dim=1)
+        u = torch.sigmoid(u - 1)
+        return (u * torch.tanh(torch.sigmoid(r) * n) + (1 - u) * h,)
+
     def inputs(self):
         """The pre-activations of all gates of a cell without recurrent weights."""
         return [self.input_sum(number) for number in range(self.spec.num_gates)]
@@ -235,6 +242,7 @@ def everything(x, recurrent, s, p):
 CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
 """The catalogue by name, but the cells that draw random masks."""
 HEADS = {"slstm_heads": cells.slstm.with_heads(4), "everything_heads": everything.with_heads(2)}
+HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
 ALL_CELLS = {**CELLS, "everything": everything, **HEADS}
 
 

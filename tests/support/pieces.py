@@ -25,7 +25,8 @@ def random_resets(problem, seed=0, rate=0.4):
     resets = rng.random((T, N)) < rate
     resets[0, : N // 2] = True
     shapes = problem.spec.state_shape(N)
-    return resets, tuple(rng.uniform(-1, 1, shape).astype(problem.spec.dtype) for shape in shapes)
+    # Positive: a state of the sLSTM is a divisor.
+    return resets, tuple(rng.uniform(0.5, 1, shape).astype(problem.spec.dtype) for shape in shapes)
 
 
 def random_state_gradients(problem, seed=0):

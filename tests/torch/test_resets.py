@@ -62,27 +62,31 @@ def in_pieces(layer, x, states, resets, lengths):
     return torch.cat(rows, 1), *(torch.cat(states, 1) for states in zip(*finals, strict=True))
 
 
-def call(layer, form, x, states, resets, lengths):
-    """One call in one of the forms: the output (T, N, features) and the final states."""
+def call(layer, form, x, states, resets, lengths, **options):
+    """One call in one of the forms: the output (T, N, features), other states likewise, and the final states."""
     hx = states if len(states) > 1 else states[0]
     if form == "unbatched":
         hx = tuple(state.squeeze(1) for state in states)
-        y, final = layer(x.squeeze(1), hx if len(hx) > 1 else hx[0], resets=resets.squeeze(1))
-        final = final if isinstance(final, tuple) else (final,)
-        return y.unsqueeze(1), *(state.unsqueeze(1) for state in final)
-    if form == "packed":
+        y, final = layer(x.squeeze(1), hx if len(hx) > 1 else hx[0], resets=resets.squeeze(1), **options)
+    elif form == "packed":
         packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        y, final = layer(packed, hx, resets=resets)
-        assert isinstance(y, PackedSequence)
-        y = pad_packed_sequence(y, total_length=T)[0]
+        y, final = layer(packed, hx, resets=resets, **options)
     elif form == "lengths":
-        y, final = layer(x, hx, lengths=lengths, resets=resets)
+        y, final = layer(x, hx, lengths=lengths, resets=resets, **options)
     elif form == "batch_first":
-        y, final = layer(x.transpose(0, 1), hx, resets=resets.T)
-        y = y.transpose(0, 1)
+        y, final = layer(x.transpose(0, 1), hx, resets=resets.T, **options)
     else:
-        y, final = layer(x, hx, resets=resets)
-    return y, *(final if isinstance(final, tuple) else (final,))
+        y, final = layer(x, hx, resets=resets, **options)
+    outputs = y if options.get("all_states") else (y,)
+    final = final if isinstance(final, tuple) else (final,)
+    if form == "unbatched":
+        return *(output.unsqueeze(1) for output in outputs), *(state.unsqueeze(1) for state in final)
+    if form == "packed":
+        assert all(isinstance(output, PackedSequence) for output in outputs)
+        outputs = [pad_packed_sequence(output, total_length=T)[0] for output in outputs]
+    elif form == "batch_first":
+        outputs = [output.transpose(0, 1) for output in outputs]
+    return *outputs, *final
 
 
 def gradients(results, tensors):
@@ -91,9 +95,8 @@ def gradients(results, tensors):
     return torch.autograd.grad(total, tensors, create_graph=True)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "fused"), [*((kind, True) for kind in KINDS), ("LSTM", False)])
 def test_results_and_gradients(kind, form, fused, monkeypatch, runs):
     """By the operator, and by torch.nn where the operator does not run."""
     ours, theirs = layers(kind, batch_first=form == "batch_first")
@@ -122,25 +125,80 @@ def test_cells_of_users(form, monkeypatch):
     x, (h0,), resets, lengths = problem("GRU", form)
     states = (h0, *(torch.rand_like(h0).requires_grad_() for _ in layer.spec.state_names[1:]))
     inputs = x, *states, *layer.parameters()
-    fused = call(layer, form, x, states, resets, lengths)
+    fused = call(layer, form, x, states, resets, lengths, all_states=True)
+    assert len(fused) == 8
     fused_gradients = gradients(fused, inputs)
     monkeypatch.setattr(dispatch, "runner", lambda: None)
-    composed = call(layer, form, x, states, resets, lengths)
+    composed = call(layer, form, x, states, resets, lengths, all_states=True)
     for one, other in zip((*fused, *fused_gradients), (*composed, *gradients(composed, inputs)), strict=True):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("form", ["batched", "unbatched"])
+def test_single_steps(form, runs):
+    """Calls of one step are repeated calls, whatever the marks."""
+    torch.manual_seed(6)
+    layer, theirs = (package.LSTM(I, H, num_layers=2) for package in (fusedrnn.torch, torch.nn))
+    layer.load_state_dict(theirs.state_dict())
+    batch = (N,) if form == "batched" else ()
+    states = tuple(torch.rand(2, *batch, H, requires_grad=True) for _ in range(2))
+    for number in range(6):
+        x = torch.rand(1, *batch, I)
+        resets = torch.rand(1, *batch) < 0.5 if number else torch.zeros(1, *batch, dtype=torch.bool)
+        kept = (~resets[0])[:, None] if batch else ~resets[0]
+        results = flat(layer(x, states, resets=resets))
+        expected = flat(theirs(x, tuple(state * kept for state in states)))
+        for one, other in zip(results, expected, strict=True):
+            torch.testing.assert_close(one, other)
+        grads = (torch.autograd.grad(sum(r.sum() for r in out), states) for out in (results, expected))
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other)
+    assert layer._last_call.prepared is not None
+    with pytest.raises(RuntimeError):
+        layer(x, states[0], resets=resets)
+
+
+def test_every_state_of_every_step():
+    """c of a step is the final c of the steps up to it; gradients flow into every one."""
+    torch.manual_seed(4)
+    theirs = torch.nn.LSTM(I, H, num_layers=2, dtype=torch.float64)
+    ours = fusedrnn.torch.LSTM(I, H, num_layers=2, dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(T, N, I, dtype=torch.float64, requires_grad=True)
+    (y, c), final = ours(x, all_states=True)
+    expected, expected_final = theirs(x)
+    every = torch.stack([theirs(x[: t + 1])[1][1][-1] for t in range(T)])
+    pairs = ((y, c, *final), ours), ((expected, every, *expected_final), theirs)
+    for one, other in zip(pairs[0][0], pairs[1][0], strict=True):
+        torch.testing.assert_close(one, other)
+    both = (gradients(results, (x, *layer.parameters())) for results, layer in pairs)
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other)
+    (dx,) = torch.autograd.grad(ours(x, all_states=True)[0][1].sum(), x)
+    torch.testing.assert_close(dx, torch.autograd.grad(every.sum(), x)[0])
+    (y,), _ = fusedrnn.torch.GRU(I, H)(x.float(), all_states=True)
+    assert y.shape == (T, N, H)
+
+
+def test_every_state_needs_the_operator(monkeypatch):
+    monkeypatch.setattr(dispatch, "runner", lambda: None)
+    with pytest.raises(NotImplementedError, match=r"^all_states needs the operator"):
+        fusedrnn.torch.LSTM(I, H)(torch.zeros(T, N, I), all_states=True)
+
+
 def test_gradients_of_gradients():
     torch.manual_seed(5)
-    layer = fusedrnn.torch.GRU(2, 2, bidirectional=True, dtype=torch.float64)
-    x, h0 = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 2, 2), (2, 2, 2)))
-    resets = torch.tensor([[True, False], [False, False], [True, True], [False, True]])
+    layer = fusedrnn.torch.LSTM(2, 2, bidirectional=True, dtype=torch.float64)
+    shapes = (3, 2, 2), (2, 2, 2), (2, 2, 2)
+    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    resets = torch.tensor([[True, False], [False, True], [True, False]])
 
-    def run(x, h0):
-        return layer(x, h0, lengths=[4, 3], resets=resets)
+    def run(x, h0, c0):
+        outputs, final = layer(x, (h0, c0), lengths=[3, 2], resets=resets, all_states=True)
+        return *outputs, *final
 
-    assert torch.autograd.gradcheck(run, (x, h0))
-    assert torch.autograd.gradgradcheck(run, (x, h0))
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
 
 
 def test_compiled():
@@ -148,7 +206,7 @@ def test_compiled():
     ours, _ = layers("LSTM")
     x, states, resets, lengths = problem("LSTM", "lengths")
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
-    eager, traced = (flat(layer(x, states, lengths, resets)) for layer in (ours, compiled))
+    eager, traced = (flat(layer(x, states, lengths, resets, True)) for layer in (ours, compiled))
     for one, other in zip(eager, traced, strict=True):
         assert torch.equal(one, other)
     totals = (sum(result.sum() for result in results) for results in (eager, traced))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusedrnn.cell.activations import Activation
     from fusedrnn.cell.initial import chrono
-    from fusedrnn.cell.language import UserCell, cell, clip
+    from fusedrnn.cell.language import cell, clip
     from fusedrnn.cell.masks import dropout, mask, zoneout
     from fusedrnn.cell.primitives import (
         absolute,
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         where,
     )
     from fusedrnn.cell.reductions import layer_norm, mean, variance
+    from fusedrnn.cell.user_cell import UserCell
 
 __all__ = [
     "Activation", "UserCell", "absolute", "cell", "chrono", "clip", "dropout", "exp", "layer_norm", "log", "mask",
     "maximum", "mean", "minimum", "relu", "sigmoid", "softplus", "sqrt", "tanh", "variance", "where", "zoneout",
 ]  # fmt: skip
 _MODULES = {
-    "Activation": "activations", "UserCell": "language", "cell": "language", "chrono": "initial", "clip": "language",
+    "Activation": "activations", "UserCell": "user_cell", "cell": "language", "chrono": "initial", "clip": "language",
     "dropout": "masks", "mask": "masks", "zoneout": "masks",
     "layer_norm": "reductions", "mean": "reductions", "variance": "reductions",
 }  # fmt: skip

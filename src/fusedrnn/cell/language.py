@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, overload
 
 from fusedrnn.cell import primitives
-from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.derivative import differentiate
-from fusedrnn.cell.explain import explain
-from fusedrnn.cell.expr import Constant, Expr, Operation, walk
+from fusedrnn.cell.expr import Constant, Expr, walk
 from fusedrnn.cell.initial import InitialValue, checked_initial
-from fusedrnn.cell.latex import latex
 from fusedrnn.cell.leaves import PreH, PreX, State
-from fusedrnn.cell.primitives import PRIMITIVES
-from fusedrnn.cell.trace import RAW, TracedCell, fuse_gate_sums, run_equations
-from fusedrnn.scalars import as_number, check_bounds, positive_int
+from fusedrnn.cell.trace import RAW, fuse_gate_sums
+from fusedrnn.cell.user_cell import UserCell
+from fusedrnn.scalars import as_number, check_bounds
 
 __all__ = ["UserCell", "cell", "clip"]
 
@@ -36,103 +30,6 @@ def clip(x: Expr, low: float, high: float) -> Expr:
     low, high = as_number("low", low), as_number("high", high)
     check_bounds("low", low, "high", high)
     return primitives.clip(x, low, high)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class UserCell(Cell):
-    """A cell that a user has written; see :func:`cell`. Cells with the same name and the same equations are equal."""
-
-    @cached_property
-    def traced(self) -> TracedCell:
-        """The cell as expressions."""
-        return run_equations(self)
-
-    @property
-    def digest(self) -> str:
-        """A hash of the equations, of all names and of the number of heads."""
-        return self._equations_digest if self.heads == 1 else f"{self._equations_digest}_{self.heads}"
-
-    @cached_property
-    def _equations_digest(self) -> str:
-        traced, numbers = self.traced, dict[Expr, int]()
-        lines = [repr((self.name, self.gates, self.states, self.vectors, self.scalars))]
-        roots = [*traced.outputs, *(value for stage in traced.stages for value in stage.values)]
-        for number, node in enumerate(walk(roots)):
-            numbers[node] = number
-            args = [numbers[arg] for arg in node.args]
-            lines.append(f"{node.op} {args}" if isinstance(node, Operation) else repr(node))
-        lines.append(repr([numbers[root] for root in roots]))
-        lines += [repr(stage.gates) for stage in traced.stages]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    @property
-    def slug(self) -> str:
-        """Its name and a hash of its equations: heads are kernels of their own, their number is data."""
-        return f"{self.name}_{self._equations_digest[:16]}{'_heads' * (self.heads > 1)}"
-
-    @cached_property
-    def reference(self) -> str:
-        """Where the cell is defined, a hash of its equations, and the heads if :meth:`with_heads` was given them.
-
-        The form is ``module:name:hash`` or ``module:name:hash:heads``.
-        """
-        heads = "" if self._base is None else f":{self.heads}"
-        return f"{self.__module__}:{self.equations.__qualname__}:{self._equations_digest[:16]}{heads}"
-
-    def with_heads(self, heads: int) -> UserCell:
-        """The same cell with block-diagonal recurrent weights: (rows, H / heads), each unit seeing those of its head.
-
-        Raises:
-            TypeError: If ``heads`` is no integer.
-            ValueError: If it is below 1, or the cell has no recurrent products.
-        """
-        heads = positive_int("heads", heads)
-        if not self.traced.stages:
-            raise ValueError(f"cell {self.name} has no recurrent products, and so no heads")
-        base = self if self._base is None else self._base
-        if heads == base.heads:
-            return base
-        cell = replace(base, heads=heads)
-        for attribute in ("__module__", "__doc__"):
-            object.__setattr__(cell, attribute, getattr(base, attribute))
-        cell.__dict__["base"] = base
-        return cell
-
-    @property
-    def _base(self) -> UserCell | None:
-        """The cell as it is defined, if this one has other heads."""
-        return self.__dict__.get("base")
-
-    @cached_property
-    def has_kinks(self) -> bool:
-        """Whether the derivative jumps somewhere."""
-        nodes = walk([*self.traced.outputs, *self.traced.operands])
-        return any(isinstance(node, Operation) and PRIMITIVES[node.op].has_kink for node in nodes)
-
-    def explain(self) -> str:
-        """Its equations, its derivative, and what backward saves and recomputes, as text to print."""
-        return explain(self.name, fuse_gate_sums(self.traced))
-
-    def latex(self) -> str:
-        """Its equations as an ``align`` environment of LaTeX, for a paper."""
-        return latex(fuse_gate_sums(self.traced))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, UserCell) and (self.name, self.digest) == (other.name, other.digest)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.digest))
-
-    def __repr__(self) -> str:
-        return f"<cell {self.name}>" if self.heads == 1 else f"<cell {self.name} with {self.heads} heads>"
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        # By reference, as a function: equations cannot be pickled.
-        return self.equations.__qualname__ if self._base is None else (_with_heads, (self._base, self.heads))
-
-
-def _with_heads(cell: UserCell, heads: int) -> UserCell:
-    return cell.with_heads(heads)
 
 
 @overload

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from fusedrnn.cell.expr import Expr, as_expr
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from fusedrnn.cell.expr import Constant, Expr, as_expr, substitute
 from fusedrnn.cell.leaves import Mask
 from fusedrnn.scalars import as_number, check_choice
 
@@ -37,6 +41,20 @@ def zoneout(name: str, old: Expr, new: Expr, rate: float) -> Expr:
     """
     updated = mask(name, _kept(rate))
     return updated * new + (1.0 - updated) * old
+
+
+def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
+    """A cell's equations with the expectations of its masks instead."""
+
+    def replace_masks(*values: Any) -> list[Any]:
+        return substitute(values, lambda node: Constant(node.keep) if isinstance(node, Mask) else None)
+
+    @wraps(equations)
+    def of_expectations(x: Any, recurrent: Any, s: Any, *p: Any) -> Any:
+        result = equations(x, lambda operand: recurrent(*replace_masks(operand)), s, *p)
+        return tuple(replace_masks(*result)) if isinstance(result, tuple) else replace_masks(result)[0]
+
+    return of_expectations
 
 
 def _kept(rate: float) -> float:

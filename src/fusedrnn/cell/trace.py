@@ -92,8 +92,9 @@ class TracedCell:
 
     @cached_property
     def masks(self) -> tuple[Mask, ...]:
-        """The random masks; each is known by its number among them."""
-        return tuple(node for node in walk([*self.outputs, *self.operands]) if isinstance(node, Mask))
+        """The random masks by their names' order; each is known by its number among them."""
+        masks = (node for node in walk([*self.outputs, *self.operands]) if isinstance(node, Mask))
+        return tuple(sorted(masks, key=lambda mask: mask.name))
 
     @cached_property
     def projects(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fusedrnn.cell import cell, layer_norm, relu, sigmoid, tanh
 
-__all__ = ["layer_norm_gru", "layer_norm_li_gru", "layer_norm_lstm"]
+__all__ = ["layer_norm_dreamer_gru", "layer_norm_gru", "layer_norm_li_gru", "layer_norm_lstm"]
 
 
 @cell(
@@ -52,3 +52,18 @@ def layer_norm_li_gru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     h, (z, n) = recurrent(s.h), layer_norm(x.z, x.n)
     n = relu(p.gamma_n * n + p.beta_n + h.n)
     return n + sigmoid(p.gamma_z * z + p.beta_z + h.z) * (s.h - n)
+
+
+@cell(
+    gates="r n u", vectors="gamma_r gamma_n gamma_u beta_r beta_n beta_u",
+    initial={f"{name}_{gate}": float(name == "gamma") for name in ("gamma", "beta") for gate in "rnu"},
+)  # fmt: skip
+def layer_norm_dreamer_gru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Hafner et al., Mastering Diverse Domains through World Models (2023), https://arxiv.org/abs/2301.04104.
+
+    The sums of all gates are normalized together; ``with_heads(8)`` has DreamerV3's blocks.
+    """
+    h = recurrent(s.h)
+    r, n, u = layer_norm(x.r + h.r, x.n + h.n, x.u + h.u)
+    n = tanh(sigmoid(p.gamma_r * r + p.beta_r) * (p.gamma_n * n + p.beta_n))
+    return s.h + sigmoid(p.gamma_u * u + p.beta_u - 1.0) * (n - s.h)

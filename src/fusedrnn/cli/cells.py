@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 
-from fusedrnn.cell.language import UserCell
+from fusedrnn.cell.user_cell import UserCell
 
 
 def load_cells(text: str) -> list[UserCell]:

@@ -278,7 +278,7 @@ class RNNOp(QuantizesParams, Streams):
         return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
 
     def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
-        """Bytes of the reserve of a forward call of that size, its ``nbytes``.
+        """Bytes of the reserve of a forward call of that size without resets, its ``nbytes``.
 
         Args:
             steps: T.

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from fusedrnn.cell.cells import Cell
-from fusedrnn.cell.language import UserCell
+from fusedrnn.cell.user_cell import UserCell
 
 _CELLS: dict[str, UserCell] = {}
 """The cells of this process whose reference someone has asked for."""
@@ -41,13 +41,14 @@ def cell_of(reference: str) -> str | Cell:
         return reference
     cell = _CELLS.get(reference)
     if cell is None:
-        module, name, _, *heads = reference.split(":")
+        module, name, _, *changes = reference.split(":")
         if module.startswith(_CATALOGUE):
             importlib.import_module(module)
         cell = _attribute(sys.modules.get(module), name)
         if cell is None:
             raise ValueError(f"cell {name!r} is unknown here: import {module}, which defines it, before")
-        cell = cell.with_heads(int(heads[0])) if heads else cell
+        for change in changes:
+            cell = cell.expectation if change == "expectation" else cell.with_heads(int(change))
         if cell.reference != reference:
             raise ValueError(f"cell {name!r} of {module} has other equations than the program was made with")
         _CELLS[reference] = cell

@@ -16,7 +16,7 @@ from fusedrnn.torch.network import Results, Tensors
 def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
     lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: int | None = None,
-    resets: Tensor | None = None,
+    resets: Tensor | None = None, all_states: bool = False,
 ) -> Results:  # fmt: skip
     """:func:`fusedrnn.torch.eager.run` on tensors of any kind, one step after the other.
 
@@ -33,6 +33,6 @@ def run(
     if seed is None:
         seed = draw_seed() if spec.drops else 0
     initial = states or (None,) * len(spec.state_names)
-    extent = Extent.of_tensors(x, lengths, batch_sizes, resets)
+    extent = Extent.of_tensors(x, lengths, batch_sizes, resets, all_states)
     y, *final = double_backward.forward(spec, extent, seed, x, initial, weights)
     return y, tuple(final)

@@ -25,7 +25,7 @@ _SEED_END = 2**63 - 1
 def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
     lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: Tensor | None = None,
-    resets: Tensor | None = None,
+    resets: Tensor | None = None, all_states: bool = False,
 ) -> Results:  # fmt: skip
     """:func:`fusedrnn.torch.eager.run` through torch's dispatcher: traceable, with any T and N in one graph.
 
@@ -34,16 +34,17 @@ def run(
     has N, because ``batch_sizes`` is not read.
     """
     if x.dtype not in DTYPE_NAMES:
-        options = {"lengths": lengths, "batch_sizes": batch_sizes, "seed": seed, "resets": resets}
+        options: dict[str, Any] = {"lengths": lengths, "batch_sizes": batch_sizes, "seed": seed, "resets": resets}
+        options["all_states"] = all_states
         return low_precision.run(run, spec, x, states, weights, **options)
     dropout = spec.dropout if spec.num_layers > 1 else 0.0
-    if dropout and seed is None:
+    if spec.drops and seed is None:
         seed = torch.randint(_SEED_END, (), dtype=torch.int64, device="cpu")
     h0, c0, *more = (*(states or ()), None, None)[: max(2, len(states or ()))]
     y, *final = torch.ops.fusedrnn.rnn(
-        x, h0, c0, list(weights), lengths, batch_sizes, seed if dropout else None,
+        x, h0, c0, list(weights), lengths, batch_sizes, seed if spec.drops else None,
         spec.mode if isinstance(spec.mode, str) else spec.mode.reference, spec.hidden_size, spec.num_layers,
-        spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets,
+        spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets, all_states,
     )  # fmt: skip
     return y, tuple(final)
 
@@ -84,7 +85,8 @@ def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
     more_states = [*map(op_call.materialized, call.more_states or ())]
     weights = [None if weight is None else op_call.materialized(weight).contiguous() for weight in call.weights]
     call = call._replace(x=x, h0=h0, c0=c0, weights=weights, more_states=more_states)
-    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes, resets=call.resets), seed
+    options: dict[str, Any] = {"resets": call.resets, "all_states": call.all_states}
+    return call, CallShape(Network.of(call.spec), x, call.lengths, call.batch_sizes, **options), seed
 
 
 # -- fake kernels -----------------------------------------------------------------------------------------------------
@@ -93,7 +95,8 @@ def _prepared(call: OpCall) -> tuple[OpCall, CallShape, int]:
 def _fake_rnn(*arguments: Any) -> list[Tensor]:
     call = op_call.checked(*arguments)
     y = call.x.new_empty((*call.x.shape[:-1], call.spec.output_size))
-    return [y, *(y.new_empty(shape) for shape in call.spec.state_shape(_fake_batch(call)))]
+    shapes = *call.spec.state_shape(_fake_batch(call)), *call.all_state_shapes
+    return [y, *(y.new_empty(shape) for shape in shapes)]
 
 
 def _fake_forward_training(*arguments: Any) -> list[Tensor]:

@@ -5,9 +5,10 @@ The equations come from the cell definition that the kernels are compiled from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.dropout import mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
+from fusedrnn.engines.reference.masks import StepMasks, random_masks
 from fusedrnn.layout import Kind
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch.network import CallShape, Tensors
@@ -45,6 +47,7 @@ class Extent(NamedTuple):
         valid: Which steps of each sequence are valid, (T, N); None for all.
         packed: Whether input and output have valid steps only, ordered by time.
         resets: Where sequences begin anew, (T, N); None for nowhere.
+        all_states: Whether the other states of every step are results, behind the final ones.
     """
 
     steps: int
@@ -52,6 +55,7 @@ class Extent(NamedTuple):
     valid: Tensor | None = None
     packed: bool = False
     resets: Tensor | None = None
+    all_states: bool = False
 
     @classmethod
     def of(cls, shape: CallShape) -> Extent:
@@ -59,24 +63,25 @@ class Extent(NamedTuple):
         varlen = shape.varlen
         resets = None if shape.resets is None else torch.from_numpy(shape.resets)
         if varlen is None:
-            return cls(shape.steps, shape.batch, resets=resets)
+            return cls(shape.steps, shape.batch, resets=resets, all_states=shape.all_states)
         valid = torch.arange(shape.steps)[:, None] < torch.from_numpy(varlen.lengths)
-        return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None, resets)
+        return cls(shape.steps, shape.batch, valid, varlen.row_offsets is not None, resets, shape.all_states)
 
     @classmethod
     def of_tensors(
-        cls, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, resets: Tensor | None = None
-    ) -> Extent:
+        cls, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, resets: Tensor | None = None,
+        all_states: bool = False,
+    ) -> Extent:  # fmt: skip
         """The extent of a call with this input, and lengths or the batch sizes of a packed sequence on the CPU."""
         resets = None if resets is None else resets.to(x.device)
+        valid: Tensor | None
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
             valid = torch.arange(batch) < batch_sizes[:, None]
-            return cls(len(batch_sizes), batch, valid.to(x.device), packed=True, resets=resets)
+            return cls(len(batch_sizes), batch, valid.to(x.device), True, resets, all_states)
         steps, batch = x.shape[:2]
-        if lengths is None:
-            return cls(steps, batch, resets=resets)
-        return cls(steps, batch, (torch.arange(steps)[:, None] < lengths).to(x.device), resets=resets)
+        valid = None if lengths is None else (torch.arange(steps)[:, None] < lengths).to(x.device)
+        return cls(steps, batch, valid, resets=resets, all_states=all_states)
 
 
 def vjp(
@@ -120,8 +125,11 @@ def _with_all_axes(tensor: Any, shape: tuple[int, ...]) -> Any:
 def forward(
     spec: RNNSpec, extent: Extent, seed: int, x: Tensor, states: Tensors, weights: Tensors
 ) -> tuple[Tensor, ...]:
-    """The output, then the final states. ``x`` and the output are packed if the extent is; a state of None is zeros."""
-    steps, batch, valid, packed, resets = extent
+    """The output, the final states, and every other state if the extent says so; a state of None is zeros.
+
+    ``x`` and results with an axis of time are packed if the extent is.
+    """
+    steps, batch, valid, packed, resets, all_states = extent
     if resets is not None and valid is not None:
         resets = resets & valid
     packed_indices = None
@@ -141,24 +149,27 @@ def forward(
         if layer and spec.dropout:
             keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
             x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(spec.dropout), 0)
-        outputs = []
+        columns = []
+        kept = len(initial) if all_states and layer == spec.num_layers - 1 else 1
         for direction in range(spec.num_directions):
             row = len(final)
             named = dict(zip(spec.layout.kinds, weights[row * per_direction :], strict=False))
             before, reverse = [state[row] for state in initial], spec.reverses(direction)
-            y, last = _unrolled(spec, x, before, named, valid, reverse, resets)
-            outputs.append(y)
+            shape = batch, spec.hidden_size
+            masks = random_masks(traced_cell(spec.variant), seed, row, steps, shape, np.float32, reverse)
+            every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept, masks)
+            columns.append(every)
             final.append(last)
-        x = torch.cat(outputs, dim=2)
-    y = x if packed_indices is None else x[packed_indices]
-    return y, *(torch.stack(rows) for rows in zip(*final, strict=True))
+        x, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
+    y, *others = (array if packed_indices is None else array[packed_indices] for array in (x, *others))
+    return y, *(torch.stack(rows) for rows in zip(*final, strict=True)), *others
 
 
 def _unrolled(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool,
-    resets: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
-    """One direction of one layer: the outputs (T, N, S) and the last states."""
+    resets: Tensor | None, kept: int, masks: Iterator[StepMasks],
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # fmt: skip
+    """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
     x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
@@ -167,21 +178,23 @@ def _unrolled(
         weights["h2h_weight"] = _full(h_weight, spec.heads)
     x_gates = torch.nn.functional.linear(rounded(x), x_weight, weights.get("i2h_bias"))
     steps = len(x)
-    outputs: list[Tensor] = [x] * steps
+    every: list[Sequence[Tensor]] = [()] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
+        own = {mask: torch.from_numpy(values).to(x) for mask, values in next(masks).items()}
         first = t + reverse  # of the piece that the step belongs to, if there is a mark
         if resets is not None and first < steps:
             states = [torch.where(resets[first, :, None], 0, state) for state in states]
         if valid is None:
-            states = _step(spec, x[t], x_gates[t], states, weights)
-            outputs[t] = states[0]
+            states = _step(spec, x[t], x_gates[t], states, weights, own)
+            every[t] = states[:kept]
             continue
         is_valid = valid[t, :, None]
         # The results of padding are unused but differentiated: states that may be infinite must not get there.
-        after = _step(spec, x[t], x_gates[t], [torch.where(is_valid, state, 0) for state in states], weights)
-        outputs[t] = torch.where(is_valid, after[0], 0)
+        before = [torch.where(is_valid, state, 0) for state in states]
+        after = _step(spec, x[t], x_gates[t], before, weights, own)
+        every[t] = [torch.where(is_valid, new, 0) for new in after[:kept]]
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
-    return torch.stack(outputs), tuple(states)
+    return [torch.stack(column) for column in zip(*every, strict=True)], tuple(states)
 
 
 def _full(blocks: Tensor, heads: int) -> Tensor:
@@ -218,12 +231,15 @@ def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]
     return moments
 
 
-def _step(spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights) -> list[Tensor]:
+def _step(
+    spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights, masks: Mapping[Leaf, Tensor]
+) -> list[Tensor]:
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
     rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
+    values.update(masks)
     values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
     if cell.reads_raw_input:
         values[RawInput()] = x

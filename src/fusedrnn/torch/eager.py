@@ -121,7 +121,7 @@ _apply: Any = super(torch.autograd.Function, FusedRNN).apply
 def run(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor] | None, weights: Tensors, *,
     lengths: Tensor | None = None, batch_sizes: Tensor | None = None, seed: int | None = None,
-    resets: Tensor | None = None, under_autocast: bool = False,
+    resets: Tensor | None = None, all_states: bool = False, under_autocast: bool = False,
 ) -> Results:  # fmt: skip
     """Run a network over sequences.
 
@@ -137,6 +137,7 @@ def run(
         batch_sizes: Of a packed sequence: the number of sequences at each step, int64 (T,).
         seed: Seed of dropout, from 0 to 2**63 - 1; None to draw one from torch's generator if anything is dropped.
         resets: Where sequences begin anew, from zeros: bools (T, N), on the CPU; None for nowhere.
+        all_states: Whether to return the other states of every step too, behind the final states.
         under_autocast: Whether float32 tensors may change before backward as torch.nn's may under autocast.
 
     Returns:
@@ -147,8 +148,9 @@ def run(
         several_steps = len(x if batch_sizes is None else batch_sizes) > 1
         operands = low_precision_operands(network, x, states, weights, several_steps)
         options: dict[str, Any] = {"lengths": lengths, "batch_sizes": batch_sizes, "seed": seed, "resets": resets}
+        options["all_states"] = all_states
         return rounded(run(spec, *operands, **options), x.dtype)
-    shape = CallShape(network, x, lengths, batch_sizes, resets=resets)
+    shape = CallShape(network, x, lengths, batch_sizes, resets=resets, all_states=all_states)
     return run_shape(shape, x, states, tensor_calls.contiguous(weights), seed, under_autocast=under_autocast)
 
 

@@ -123,8 +123,9 @@ class Layer(FusedLayer, Module):
         )  # fmt: skip
 
     def composed_forward(
-        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
-    ) -> Any:
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
+        all_states: bool = False,
+    ) -> Any:  # fmt: skip
         """:meth:`forward` by PyTorch's own operations, slowly: on other devices, dtypes and in transforms.
 
         Raises:
@@ -147,9 +148,13 @@ class Layer(FusedLayer, Module):
 
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States]:
             sizes = input.batch_sizes if is_packed else None
-            return composed.run(spec, x, states, by_name, lengths=lengths, batch_sizes=sizes, resets=resets)
+            options: dict[str, Any] = {"lengths": lengths, "batch_sizes": sizes, "resets": resets}
+            return composed.run(spec, x, states, by_name, **options, all_states=all_states)
 
-        return run_packed(call, input, states) if is_packed else self._run_tensor(call, x, states, composed.run)
+        num_states = len(spec.state_names) if all_states else None
+        if is_packed:
+            return run_packed(call, input, states, num_states)
+        return self._run_tensor(call, x, states, composed.run, num_states)
 
     def _check_input(self, x: Tensor, is_packed: bool) -> None:
         axes = (2,) if is_packed else (2, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
 from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan, spec_of
 from fusedrnn.torch.repeated_call import RepeatsCalls
-from fusedrnn.torch.resets import checked_resets, forward_pieces
+from fusedrnn.torch.resets import checked_resets, forward_pieces, is_single_step, without_marked
 
 States = tuple[Tensor, ...]
 Call = Callable[[Tensor, States | None], tuple[Tensor, States] | None]
@@ -35,7 +35,9 @@ class FusedLayer(HasCompute, RepeatsCalls):
     bidirectional: bool
     proj_size: int
 
-    def forward(self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None) -> Any:
+    def forward(
+        self, input: Any, hx: Any = None, lengths: Any = None, resets: Any = None, all_states: bool = False
+    ) -> Any:
         """Run over sequences as torch.nn's layer does.
 
         Args:
@@ -47,6 +49,8 @@ class FusedLayer(HasCompute, RepeatsCalls):
                 Before a marked step all states are zero, as in separate calls; a mark at step 0 replaces ``hx``. The
                 reverse direction runs over the same pieces from their ends. Those of a packed sequence are in the order
                 of its sequences before sorting. None for no marks.
+            all_states: Whether to return the other states of every step of the last layer too, in a tuple with the
+                output and like it: of an LSTM (y, c), (h_n, c_n).
 
         Returns:
             The output and the final states, each as torch.nn's layer returns it. With ``lengths`` outputs are zero
@@ -59,9 +63,9 @@ class FusedLayer(HasCompute, RepeatsCalls):
             RuntimeError: As torch.nn raises it.
         """
         if is_fx_proxy(input):
-            return as_fx_node(self, input, hx, lengths, resets)
-        if lengths is not None or resets is not None:
-            return self._forward_varied(input, hx, lengths, resets)
+            return as_fx_node(self, input, hx, lengths, resets, all_states or None)
+        if lengths is not None or resets is not None or all_states:
+            return self._forward_varied(input, hx, lengths, resets, bool(all_states))
         repeated = self._repeat_call(input, hx)
         if repeated is not None:
             return repeated
@@ -69,7 +73,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
         if run is not None:
             forward = self._forward_packed if isinstance(input, PackedSequence) else self._forward_tensor
             if autocast.is_enabled():
-                result = autocast.forward(self, forward, run, input, hx, None, None)
+                result = autocast.forward(self, forward, run, input, hx, None, None, False)
             else:
                 result = forward(run, input, hx)
                 if result is not None:
@@ -79,8 +83,9 @@ class FusedLayer(HasCompute, RepeatsCalls):
         return self._composed_forward(input, hx)
 
     def composed_forward(
-        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
-    ) -> Any:
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
+        all_states: bool = False,
+    ) -> Any:  # fmt: skip
         """:meth:`forward` by PyTorch's own operations; raises its errors. ``resets`` are time-major."""
         raise NotImplementedError
 
@@ -95,7 +100,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
 
     def _forward_tensor(
         self, run: Run, x: Any, hx: Any, lengths: Tensor | None = None, resets: Tensor | None = None,
-        compute: str | None = None,
+        all_states: bool = False, compute: str | None = None,
     ) -> Any:  # fmt: skip
         """The results for a tensor; None if the operator does not support the call. ``compute`` replaces our own."""
         dtype = eligibility.operator_dtype(x)
@@ -112,15 +117,17 @@ class FusedLayer(HasCompute, RepeatsCalls):
             if states is None:
                 return None
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
-            return self._run(run, plan, dtype, x, states, lengths=lengths, resets=resets)
+            return self._run(run, plan, dtype, x, states, lengths=lengths, resets=resets, all_states=all_states)
 
-        return self._run_tensor(call, x, states, run)
+        return self._run_tensor(call, x, states, run, len(plan.state_sizes) if all_states else None)
 
     def _run_repeated(self, run: Call, x: Any, states: States | None) -> Any:
         return run_packed(run, x, states) if isinstance(x, PackedSequence) else self._run_tensor(run, x, states)
 
-    def _run_tensor(self, call: Call, x: Tensor, states: States | None, run: Run = eager.run) -> Any:
-        """The results of a call by ``run`` on the module's input and states."""
+    def _run_tensor(
+        self, call: Call, x: Tensor, states: States | None, run: Run = eager.run, num_states: int | None = None
+    ) -> Any:
+        """The results of a call by ``run`` on the module's input and states, see :func:`_split`."""
         batched = x.dim() == 3
         if not batched:
             x, states = x.unsqueeze(1), states and tuple(state.unsqueeze(1) for state in states)
@@ -129,16 +136,16 @@ class FusedLayer(HasCompute, RepeatsCalls):
         result = call(x, states)
         if result is None:
             return None
-        y, final = result
+        outputs, final = _split(result, num_states)
         if not batched:
-            y, final = y.squeeze(1), tuple(state.squeeze(1) for state in final)
+            outputs, final = ([tensor.squeeze(1) for tensor in tensors] for tensors in (outputs, final))
         elif self.batch_first:
-            y = dispatch.batch_first(y, run)
-        return y, final if len(final) > 1 else final[0]
+            outputs = [dispatch.batch_first(output, run) for output in outputs]
+        return _returned(outputs, final, num_states)
 
     def _forward_packed(
         self, run: Run, packed: PackedSequence, hx: Any, lengths: None = None, resets: Tensor | None = None,
-        compute: str | None = None,
+        all_states: bool = False, compute: str | None = None,
     ) -> Any:  # fmt: skip
         """The results for a packed sequence; None if the operator does not support the call."""
         x, batch_sizes, sorted_indices, unsorted_indices = packed
@@ -162,12 +169,13 @@ class FusedLayer(HasCompute, RepeatsCalls):
             states = tuple([x.new_zeros((*plan.state_rows, batch, size)) for size in plan.state_sizes])
 
         def call(x: Tensor, states: States | None) -> tuple[Tensor, States] | None:
-            return self._run(run, plan, dtype, x, states, batch_sizes=batch_sizes, resets=resets)
+            options: dict[str, Any] = {"batch_sizes": batch_sizes, "resets": resets, "all_states": all_states}
+            return self._run(run, plan, dtype, x, states, **options)
 
-        return run_packed(call, packed, states)
+        return run_packed(call, packed, states, len(plan.state_sizes) if all_states else None)
 
     def _run(
-        self, run: Run, plan: ModulePlan, dtype: torch.dtype, x: Tensor, states: States | None, **options: Tensor | None
+        self, run: Run, plan: ModulePlan, dtype: torch.dtype, x: Tensor, states: States | None, **options: Any
     ) -> tuple[Tensor, States] | None:
         spec = spec_of(plan, self.training)
         if spec is None:
@@ -176,23 +184,37 @@ class FusedLayer(HasCompute, RepeatsCalls):
         weights = current_weights(self, plan, dtype)
         return None if weights is None else run(spec, x, states, weights, **options)
 
-    def _forward_varied(self, x: Any, hx: Any, lengths: Any, resets: Any) -> Any:
-        """The results for sequences with lengths or resets."""
+    def _forward_varied(self, x: Any, hx: Any, lengths: Any, resets: Any, all_states: bool) -> Any:
+        """The results for sequences with lengths or resets, or every state of every step."""
         if lengths is not None:
             lengths = eligibility.checked_lengths(lengths, x, self.batch_first)
         if resets is not None:
             resets = checked_resets(resets, x, self.batch_first)
+            if is_single_step(self, x, resets) and not all_states:
+                return self.forward(x, without_marked(hx, resets), lengths)
         run = dispatch.runner()
         forward = self._forward_packed if isinstance(x, PackedSequence) else self._forward_tensor
         result = None
         if run is not None and autocast.is_enabled():
-            result = autocast.forward(self, forward, run, x, hx, lengths, resets)
+            result = autocast.forward(self, forward, run, x, hx, lengths, resets, all_states)
         elif run is not None:
-            result = forward(run, x, hx, lengths, resets)
-        return self._composed_forward(x, hx, lengths, resets) if result is None else result
+            result = forward(run, x, hx, lengths, resets, all_states)
+        return self._composed_forward(x, hx, lengths, resets, all_states) if result is None else result
 
 
-def run_packed(call: Call, packed: PackedSequence, states: States | None) -> Any:
+def _split(result: tuple[Tensor, States], num_states: int | None) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """The results with an axis of time and the final states; None for no states of every step among them."""
+    y, final = result
+    return [y, *(() if num_states is None else final[num_states:])], final[:num_states]
+
+
+def _returned(outputs: Sequence[Any], final: Sequence[Tensor], num_states: int | None) -> Any:
+    """What a layer returns."""
+    states = tuple(final) if len(final) > 1 else final[0]
+    return outputs[0] if num_states is None else tuple(outputs), states
+
+
+def run_packed(call: Call, packed: PackedSequence, states: States | None, num_states: int | None = None) -> Any:
     """The results of a call on a packed sequence and the states of its sequences in their original order."""
     x, batch_sizes, sorted_indices, unsorted_indices = packed
     if states is not None and sorted_indices is not None:
@@ -200,11 +222,11 @@ def run_packed(call: Call, packed: PackedSequence, states: States | None) -> Any
     result = call(x, states)
     if result is None:
         return None
-    y, final = result
+    outputs, final = _split(result, num_states)
     if unsorted_indices is not None:
         final = tuple(state.index_select(1, unsorted_indices) for state in final)
-    packed = PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices)
-    return packed, final if len(final) > 1 else final[0]
+    sequences = [PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices) for output in outputs]
+    return _returned(sequences, final, num_states)
 
 
 class _TorchLayer(FusedLayer, torch.nn.RNNBase):
@@ -213,9 +235,12 @@ class _TorchLayer(FusedLayer, torch.nn.RNNBase):
     __prepare_scriptable__ = class_map.as_torch_module  # torch.jit.script compiles torch.nn's layer
 
     def composed_forward(
-        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None
-    ) -> Any:
+        self, input: Any, hx: Any = None, lengths: Tensor | None = None, resets: Tensor | None = None,
+        all_states: bool = False,
+    ) -> Any:  # fmt: skip
         """torch.nn's forward, which raises the errors. It gets packed sequences, or the pieces between resets."""
+        if all_states:
+            raise NotImplementedError("all_states needs the operator, which does not run this call; torch.nn has none")
         if resets is not None:
             return forward_pieces(self, self._torch_forward, input, hx, lengths, resets)
         if lengths is None:

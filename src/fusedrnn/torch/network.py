@@ -116,6 +116,7 @@ class CallShape:
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         batch_sizes: Of a packed sequence, int64 (T,).
         resets: Where sequences begin anew, bools (T, N); None for nowhere.
+        all_states: Whether the states after h of every step of the last layer are results, behind the final ones.
         is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no output beside them.
 
     Attributes:
@@ -124,15 +125,15 @@ class CallShape:
     """
 
     __slots__ = (
-        "backwards", "batch", "is_cell", "leading", "network", "output_strides", "resets", "state_shapes", "steps",
-        "varlen",
+        "all_states", "backwards", "batch", "is_cell", "leading", "network", "output_strides", "resets",
+        "state_shapes", "steps", "varlen",
     )  # fmt: skip
 
     def __init__(
         self, network: Network, x: Tensor, lengths: Tensor | None, batch_sizes: Tensor | None, is_cell: bool = False,
-        resets: Tensor | None = None,
+        resets: Tensor | None = None, all_states: bool = False,
     ) -> None:  # fmt: skip
-        self.network, self.is_cell = network, is_cell
+        self.network, self.is_cell, self.all_states = network, is_cell, all_states
         self.backwards: dict[Any, Any] | None = None
         self.varlen: Any = None
         self.leading: tuple[int, ...]
@@ -165,6 +166,11 @@ class CallShape:
         """A new tensor with this many features at each step, like ``x``, zero in the padding."""
         padded = self.varlen is not None and self.varlen.row_offsets is None
         return (x.new_zeros if padded else x.new_empty)((*self.leading, features))
+
+    def new_all_states(self, x: Tensor) -> tuple[Tensor, ...]:
+        """New tensors for the states after h of every step, like ``x``; none unless they are results."""
+        spec, count = self.network.spec, self.network.num_states - 1 if self.all_states else 0
+        return tuple([self.new(x, spec.num_directions * spec.hidden_size) for _ in range(count)])
 
     def new_states(self, x: Tensor) -> tuple[Tensor, ...]:
         """New tensors for the states, like ``x``."""

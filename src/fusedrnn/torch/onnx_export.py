@@ -66,6 +66,8 @@ def decompose(*arguments: Any) -> list[Tensor]:
         raise NotImplementedError(f"a projection (proj_size={call.projection_size}): ONNX's LSTM has none")
     if call.resets is not None:
         raise NotImplementedError("resets inside a sequence: ONNX has none")
+    if call.all_states:
+        raise NotImplementedError("all_states: ONNX's nodes return the output and the final states alone")
     if call.compute is not None:
         warnings.warn(
             f"compute={call.compute!r} is not exported: the nodes compute in the dtype of tensors, {call.x.dtype}",

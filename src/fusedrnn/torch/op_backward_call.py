@@ -71,6 +71,7 @@ def checked_backward(*arguments: Any) -> BackwardCall:
     call = checked(*call)
     spec, x = call.spec, call.x
     expected = [(*x.shape[:-1], spec.output_size), *spec.state_shape(call.batch)]
+    expected += call.all_state_shapes
     for index, cotangent in enumerate(cotangents):
         if cotangent is None:
             continue

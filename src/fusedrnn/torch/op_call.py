@@ -23,7 +23,7 @@ ARGUMENTS = (
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
 # Last and with defaults, so that programs run that were exported before there were these arguments.
-LATER_ARGUMENTS = "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None"
+LATER_ARGUMENTS = "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None, bool all_states=False"
 SCHEMA = f"{ARGUMENTS}, {LATER_ARGUMENTS}"
 _STATES = ("h0", "c0")
 
@@ -38,6 +38,7 @@ class CallOptions(NamedTuple):
     dropout: float
     projection_size: int
     compute: str | None
+    all_states: bool
     num_more_states: int
 
 
@@ -61,6 +62,7 @@ class OpCall(NamedTuple):
     compute: str | None = None
     more_states: Tensors | None = None
     resets: Tensor | None = None
+    all_states: bool = False
 
     @classmethod
     def of(cls, tensors: Tensors, others: Tensors, options: CallOptions) -> OpCall:
@@ -68,8 +70,8 @@ class OpCall(NamedTuple):
         first_weight = 3 + options.num_more_states
         more, (*varlen_and_seed, resets) = list(tensors[3:first_weight]) or None, others
         weights = list(tensors[first_weight:])
-        arguments: list[Any] = [*tensors[:3], weights, *varlen_and_seed, *options[:-1], more, resets]
-        return cls(*arguments)
+        arguments: list[Any] = [*tensors[:3], weights, *varlen_and_seed, *options[:-2], more, resets]
+        return cls(*arguments, options.all_states)  # type: ignore[call-arg]
 
     @property
     def others(self) -> Tensors:
@@ -79,7 +81,7 @@ class OpCall(NamedTuple):
     @property
     def options(self) -> CallOptions:
         """Its arguments that are no tensors."""
-        return CallOptions(*self[7:13], self.compute, len(self.more_states or ()))
+        return CallOptions(*self[7:13], self.compute, self.all_states, len(self.more_states or ()))
 
     @property
     def spec(self) -> RNNSpec:
@@ -99,6 +101,12 @@ class OpCall(NamedTuple):
         num_states = _num_states(self.mode)
         states = self.h0, self.c0, *(self.more_states or (None,) * (num_states - len(_STATES)))
         return states[:num_states]
+
+    @property
+    def all_state_shapes(self) -> list[tuple[Any, ...]]:
+        """The shapes of the states after h of every step, if they are results."""
+        spec, count = self.spec, _num_states(self.mode) - 1 if self.all_states else 0
+        return [(*self.x.shape[:-1], spec.num_directions * spec.hidden_size)] * count
 
     @property
     def batch(self) -> Any:
@@ -245,13 +253,13 @@ def check_values(call: OpCall) -> int:
             )
         _check_states(call, int(call.batch_sizes[0]))
         _check_resets(call, int(call.batch_sizes[0]))
-    return _checked_seed(call.seed) if call.dropout and call.num_layers > 1 else 0
+    return _checked_seed(call.seed) if call.spec.drops else 0
 
 
 def _checked_seed(seed: Tensor | None) -> int:
     if seed is None or seed.dtype is not torch.int64 or seed.dim():
         got = None if seed is None else f"{seed.dtype} of shape {shape_of(seed)}"
-        raise ValueError(f"seed must be an int64 tensor of no dimensions where dropout is not 0; got {got}")
+        raise ValueError(f"seed must be an int64 tensor of no dimensions where something is dropped; got {got}")
     value = int(seed)
     if value < 0:
         raise ValueError(f"seed must be from 0 to 2**63 - 1; got {value}")

@@ -108,7 +108,7 @@ def _decomposed_rnn(*arguments: Any) -> list[Tensor]:
     call = op_call.checked(*arguments)
     check_trainable(call.spec)
     seed = op_call.check_values(call)
-    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets)
+    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets, call.all_states)
     return list(double_backward.forward(call.spec, extent, seed, call.x, call.states, call.weights))
 
 
@@ -122,6 +122,6 @@ def _decomposed_backward(*arguments: Any) -> list[Tensor]:
     call, cotangents, _, needed = op_backward_call.checked_backward(*arguments)
     seed = op_call.check_values(call)
     operands = call.x, *call.states, *call.weights
-    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets)
+    extent = Extent.of_tensors(call.x, call.lengths, call.batch_sizes, call.resets, call.all_states)
     grads = double_backward.vjp(call.spec, extent, seed, operands, cotangents, call.grads_needed(needed))
     return [grad for grad in grads if grad is not None]

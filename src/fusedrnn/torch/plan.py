@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.layout import BIASES
 from fusedrnn.spec import RNNSpec
-from fusedrnn.torch.cell_references import cell_of
+from fusedrnn.torch.cell_references import cell_of, reference_to
 from fusedrnn.torch.eligibility import MODULE_DTYPES, is_compiling, is_plain
 from fusedrnn.torch.formats import checked_compute, no_dropout
 from fusedrnn.torch.low_precision import OPERANDS
@@ -24,8 +25,8 @@ class ModulePlan(NamedTuple):
 
     Attributes:
         spec: The network in inference.
-        training_spec: The network in training, with dropout; None if the operator cannot drop as much, or drops nothing
-            with ``compute``.
+        training_spec: The network in training, with dropout and random masks; None if the operator cannot drop as much,
+            or drops nothing with ``compute``.
         state_rows: Leading dimensions of a state: (L·D,) for a layer, () for a cell.
         state_sizes: Features of each state, h first.
         names: Names of the parameters in torch.nn's order, which is that of a layer's ``_flat_weights``.
@@ -65,6 +66,11 @@ def _layer_plan(
         training_spec: RNNSpec | None = spec
         if dropout > 0 and layers > 1:
             training_spec = replace(spec, dropout=dropout) if dropout < 1 and spec.is_trainable else None
+        if isinstance(spec.mode, UserCell):
+            spec = replace(spec, mode=spec.mode.expectation)
+            reference_to(spec.mode)
+        # Dynamo reads properties that are cached, but cannot trace a cell.
+        _ = spec.drops, training_spec and training_spec.drops
     except (TypeError, ValueError):  # someone changed the attributes: PyTorch raises the right error
         return None
     ours = spec.layout.by_layer_direction

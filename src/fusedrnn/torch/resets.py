@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn.torch.eligibility import packed_batch
+from fusedrnn.torch.eligibility import is_compiling, packed_batch
 
 States = tuple[Tensor, ...]
 
@@ -49,6 +49,27 @@ def _with_shape(resets: Tensor, shape: tuple[int, ...], axes: str) -> Tensor:
     if resets.shape != shape:
         raise ValueError(f"resets must have shape {axes} = {tuple(shape)}; got {tuple(resets.shape)}")
     return resets
+
+
+def is_single_step(layer: Any, x: Any, resets: Tensor) -> bool:
+    """Whether a call with these marks is one without on other initial states, which our layers may recognize."""
+    # In a graph this would fix the number of steps.
+    return not is_compiling() and len(resets) == 1 and not (layer.bidirectional or isinstance(x, PackedSequence))
+
+
+def without_marked(hx: Any, resets: Tensor) -> Any:
+    """Initial states with zeros for the sequences that are marked at the first step; unchecked."""
+    marks = resets[0]
+    if not marks.any():
+        return hx
+
+    def cleared(state: Any) -> Any:
+        if not isinstance(state, Tensor) or state.dim() not in (2, 3):
+            return state  # the call raises the error
+        marked = marks.to(state.device)
+        return torch.where(marked[:, None] if state.dim() == 3 else marked, 0, state)
+
+    return _each_state(hx, cleared)
 
 
 class _Pieces(NamedTuple):

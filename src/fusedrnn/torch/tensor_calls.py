@@ -112,15 +112,22 @@ def _run(
     """The output and the final states. With ``info``, in training, fills the reserve at that address."""
     network = shape.network
     x, initial = _with_unit_stride(x), contiguous(states or ())
-    final = shape.new_states(x)
+    final, others = shape.new_states(x), shape.new_all_states(x)
     y = None if shape.is_cell else shape.new(x, network.output_size)
     network.engine.run(
         shape.steps, shape.batch, engine_weights, strided_pointer(network, x), network.state_pointers(initial),
         ((final[0] if y is None else y).data_ptr(), *shape.output_strides), network.state_pointers(final),
         varlen=shape.varlen, residuals=info, reserve=reserve, team=threads,
-        options=None if shape.resets is None else StateOptions(shape.resets),
+        options=_options(shape, others),
     )  # fmt: skip
-    return y, final
+    return y, (*final, *others)
+
+
+def _options(shape: CallShape, all_states: Tensors) -> StateOptions | None:
+    """What concerns states inside sequences; None if nothing does."""
+    if shape.resets is None and not all_states:
+        return None
+    return StateOptions(shape.resets, (), _pointers(all_states))
 
 
 @_torch_memory_errors
@@ -158,9 +165,11 @@ def backward(
         check_exist(saved.weights)
         engine_weights = engine.weights_at(_pointers(saved.weights))
     dy, dfinal = readable(dy, dfinal)
+    dfinal, dothers = dfinal[:num_states], dfinal[num_states:]
     engine.run_backward(
         saved.info, reserve.data_ptr(), engine_weights, strided_pointer(network, dy), network.state_pointers(dfinal),
         GradPointers(strided_pointer(network, dx), _pointers(dweights), network.state_pointers(dstates)), team(),
+        _options(shape, dothers),
     )  # fmt: skip
     for first, last in network.adjacent_weights:  # nobody expects gradients to share memory
         dweights[first:last] = [grad if grad is None else grad.clone() for grad in dweights[first:last]]

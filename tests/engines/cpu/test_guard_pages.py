@@ -15,6 +15,7 @@ from fences import AVAILABLE, fenced, fenced_copy
 from fusedrnn import RNNOp
 from fusedrnn.runtime import buffers
 from fusedrnn.spec import DTYPES, MODES
+from pieces import random_resets, random_state_gradients
 from problems import Shape, assert_same_bits, make_problem
 
 pytestmark = [
@@ -158,3 +159,27 @@ def test_guard_pages_end_the_process(array, offset, request):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.stdout == "True\n"
     assert result.returncode < 0
+
+
+@pytest.mark.parametrize("keep", ["gates", "states"])
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+def test_resets_stay_inside_their_arrays(shape, keep, side, threads, fenced_buffers):
+    """Marks, the states of resets, every state of every step, and the gradients of these."""
+    problem = make_problem("lstm", shape)
+    resets, reset_states = random_resets(problem)
+    dall = random_state_gradients(problem)
+    marks, rows, dother = fenced_copy(resets, side), *(
+        tuple(fenced_copy(array, side) for array in arrays) for arrays in (reset_states, dall)
+    )
+    options = {"lengths": problem.lengths, "training": True, "all_states": True, "reserve": keep}
+    results = []
+    for given in ((resets, reset_states, dall), (marks, rows, dother)):
+        op = RNNOp(problem.spec)
+        every, final, reserve = op.forward(
+            problem.x, problem.params, problem.states, resets=given[0], reset_states=given[1], **options
+        )
+        results.append((every, final, op.backward((problem.dy, *given[2]), problem.dstates, reserve)))
+    assert_same_bits(results[1], results[0])
+    op = RNNOp(problem.spec)
+    inferred = [op.forward(problem.x, problem.params, problem.states, resets=marks)[:2] for _ in range(3)]
+    assert_same_bits(inferred[2], inferred[0])  # a cached call reads the marks in place

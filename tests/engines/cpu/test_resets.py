@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fusedrnn
-from fusedrnn import RNNOp, RNNSpec
+from fusedrnn import RNNOp, RNNSpec, cells
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.engines.interface import SAVE_POLICIES
 from fusedrnn.jit.host import available_targets
@@ -33,6 +33,8 @@ PROBLEMS = {
     "sru": lambda: cell_problem("sru", BOTH_WAYS)[0],
     "ind_rnn": lambda: cell_problem("ind_rnn", BOTH_WAYS)[0],
     "min_lstm": lambda: cell_problem("min_lstm", ONE)[0],
+    "layer_norm_lstm": lambda: problem_of(BOTH_WAYS.spec(cells.layer_norm_lstm), BOTH_WAYS),
+    "slstm_heads": lambda: cell_problem("slstm_heads", ONE)[0],
     "reverse": lambda: problem_of(RNNSpec("gru", 3, 9, reverse=True), Shape(7, 4, 3, 9, lengths="edges")),
 }
 
@@ -139,8 +141,9 @@ def test_formats(compute):
         assert_same_bits((dx, dstates, dreset), (expected.dx, expected.dstates, expected.dreset))
 
 
-def test_dropout_is_that_of_the_whole_sequence():
-    problem = make_problem("gru", STACK, "float64")
+@pytest.mark.parametrize("mode", ["gru", cells.dropout_gru], ids=str)
+def test_dropout_is_that_of_the_whole_sequence(mode):
+    problem = problem_of(STACK.spec(mode, "float64"), STACK)
     problem = replace(problem, spec=replace(problem.spec, dropout=0.4))
     resets, reset_states = random_resets(problem)
     results = [train(RNNOp(problem.spec, name), problem, resets, reset_states, ()) for name in ("cpu", "reference")]
