@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 
 from fusedrnn import RNNOp, RNNSpec, cells, init_params
-from fusedrnn.cell import cell, chrono, clip, maximum, relu, sigmoid, tanh, where
+from fusedrnn.cell import (
+    cell,
+    chrono,
+    clip,
+    dropout,
+    mask,
+    maximum,
+    mean,
+    relu,
+    sigmoid,
+    tanh,
+    where,
+    zoneout,
+)
 
 
 @cell(gates="f n", states="h c", vectors="beta", scalars="tau")
@@ -47,6 +60,18 @@ def of(equations, **options):
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
         (lambda x, u, s: u(s.h).a * s.h, ValueError, r"gate .a. must have a part from the input: x.a has no effect"),
         (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "takes gate a from more than one stage"),
+        (lambda x, u, s: x.a + u(s.h).a - mean(), TypeError, "mean takes at least one expression; got none"),
+        (lambda x, u, s: x.a + u(s.h).a - mean(x.a, 1.0), TypeError, "mean takes expressions; got 1.0"),
+        (lambda x, u, s: x.a * mean(s.h), ValueError, "need a cell with a recurrent product"),
+        (lambda x, u, s: (x.a + u(s.h).a) * mask("m", 0), ValueError, "keep must be a probability above 0; got 0.0"),
+        (lambda x, u, s: (x.a + u(s.h).a) * mask(1, 0.5), TypeError, "a mask needs a name, such as 'h'; got 1"),
+        (lambda x, u, s: dropout("m", x.a + u(s.h).a, 1.0), ValueError, r"a probability in \[0, 1\); got 1.0"),
+        (lambda x, u, s: zoneout("m", s.h, x.a + u(s.h).a, -1), ValueError, r"a probability in \[0, 1\); got -1.0"),
+        (
+            lambda x, u, s: mask("m", 0.5) * x.a + mask("m", 0.6) * u(s.h).a,
+            ValueError,
+            "two masks have the name 'm'",
+        ),
     ],
 )
 def test_what_cannot_be_a_cell(equations, error, message):
@@ -270,6 +295,9 @@ def test_explain():
         "  product 2 of operand 2: a.n = x.n + h.n",
     ):
         assert line in text.splitlines()
+    text = cells.layer_norm_li_gru.explain()
+    assert "  mean and variance 2.1 over all units of row 2.1, row 2.2" in text.splitlines()
+    assert "d variance 2.1, of a unit = " in text
     assert "beta, tau" in sample.explain()
     assert "where(0.5 < " in sample.explain()
     assert sample.__doc__ == "A cell with one of everything."

@@ -16,7 +16,7 @@ from fusedrnn.jit.vector import Vectors
 from fusedrnn.spec import DTYPES
 
 MAX_ULP = 4
-OPERATIONS = ("tanh", "sigmoid", "relu", "expm1", "softplus", "exp", "log", "sqrt")
+OPERATIONS = ("tanh", "sigmoid", "relu", "expm1", "softplus", "exp", "log", "sqrt", "rsqrt")
 # The oracle must be more precise than float64: on x86 long double has 64 bits of mantissa.
 WIDE_ENOUGH = np.finfo(np.longdouble).nmant >= 63
 
@@ -153,6 +153,7 @@ def test_error_is_counted_in_ulp():
         ("exp", [0.0, -0.0, np.inf, -np.inf, 1e4, -1e4], [1, 1, np.inf, 0, np.inf, 0]),
         ("log", [1.0, 0.0, -0.0, np.inf, 1e-320], [0, -np.inf, -np.inf, np.inf, -np.inf]),
         ("sqrt", [0.0, -0.0, np.inf, 6.25], [0.0, -0.0, np.inf, 2.5]),
+        ("rsqrt", [0.0, -0.0, np.inf, 6.25], [np.inf, -np.inf, 0.0, 0.4]),
     ],
 )
 def test_limits(name, x, expected, dtype, target):

@@ -91,7 +91,7 @@ def train_fused(work: Workload, backend: str | None = None) -> Contender:
 
     def run(batch: Batch) -> GetResults:
         update()
-        y, states, reserve = op.forward(batch.x, params, batch.states, training=True)
+        y, states, reserve = op.forward(batch.x, params, batch.states, training=True, seed=0)
         dx, _, dstates = out = grad_buffers(len(batch.x))
         op.backward(batch.dy, batch.dstates, reserve, out=out)
         return lambda: outputs(spec, y, states) | gradient_results(spec, dx, dparams, dstates)

@@ -94,7 +94,9 @@ def train_torch_nn(work: Workload, accelerated: bool = False) -> Contender:
         update()
         y, states = module(tensors.input, tensors.hx)
         out = (_data(y), *_tuple(states))
-        grads = torch.autograd.grad(out, [tensors.x, *tensors.states, *weights.values()], tensors.upstream)
+        leaves = [tensors.x, *tensors.states, *weights.values()]
+        # A cell may compute its output without the one before.
+        grads = torch.autograd.grad(out, leaves, tensors.upstream, allow_unused=True, materialize_grads=True)
 
         def get_results() -> Results:
             y, *final_states = (output.detach() for output in out)

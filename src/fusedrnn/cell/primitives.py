@@ -14,7 +14,7 @@ from fusedrnn.cell.expr import Condition, Constant, Expr, Operation, as_expr
 
 __all__ = [
     "PRIMITIVES", "ArrayArithmetic", "Primitive", "absolute", "clip", "clip_nan", "exp", "expm1", "log", "maximum",
-    "minimum", "primitive", "relu", "relu_grad", "sigmoid", "softplus", "sqrt", "tanh", "where",
+    "minimum", "primitive", "relu", "relu_grad", "rsqrt", "sigmoid", "softplus", "sqrt", "tanh", "where",
 ]  # fmt: skip
 
 Vjp = Callable[..., tuple[Expr | None, ...]]
@@ -98,6 +98,9 @@ tanh = primitive("tanh", 1, lambda xp, x: xp.tanh(x), lambda ct, y, x: (ct * (1.
 exp = primitive("exp", 1, lambda xp, x: xp.exp(x), lambda ct, y, x: (ct * y,), flops=40, instructions=25)
 log = primitive("log", 1, lambda xp, x: xp.log(x), lambda ct, y, x: (ct / x,), flops=40, instructions=28)
 sqrt = primitive("sqrt", 1, lambda xp, x: xp.sqrt(x), lambda ct, y, x: (0.5 * ct / y,), flops=15, instructions=8)
+# 1 / sqrt(x); its derivative takes no division.
+rsqrt = primitive("rsqrt", 1, lambda xp, x: 1 / xp.sqrt(x), lambda ct, y, x: (-0.5 * ct * (y * y * y),),
+                  flops=25, instructions=16)
 # exp(x) - 1; the emitter needs x of at most 0.
 expm1 = primitive("expm1", 1, lambda xp, x: xp.expm1(x), lambda ct, y, x: (ct * (y + 1.0),), flops=40, instructions=24)
 # log(1 + exp(x)), without overflow.

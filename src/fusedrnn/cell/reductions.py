@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr, substitute, walk
 from fusedrnn.cell.leaves import MeanCotangent, RowMean, RowVariance, VarianceCotangent
-from fusedrnn.cell.primitives import sqrt
+from fusedrnn.cell.primitives import rsqrt
 from fusedrnn.scalars import as_number
 
 NAMES = "row_mean", "row_variance"
@@ -35,7 +35,7 @@ def layer_norm(*values: Expr, epsilon: float = 1e-5) -> Expr | tuple[Expr, ...]:
     are vectors of the cell's own: ``p.gamma * layer_norm(e) + p.beta``.
     """
     epsilon = as_number("epsilon", epsilon)
-    scale = 1.0 / sqrt(variance(*values) + epsilon)
+    scale = rsqrt(variance(*values) + epsilon)
     normalized = tuple((value - mean(*values)) * scale for value in values)
     return normalized[0] if len(values) == 1 else normalized
 
@@ -44,8 +44,9 @@ def _reduction(name: str, values: Sequence[Expr]) -> Expr:
     if not values:
         raise TypeError(f"{name.removeprefix('row_')} takes at least one expression; got none")
     exprs = tuple(map(as_expr, values))
-    if constant := next((value for value in exprs if isinstance(value, Constant)), None):
-        raise TypeError(f"{name.removeprefix('row_')} takes expressions; got {constant.value!r}")
+    for value in exprs:
+        if isinstance(value, Constant):
+            raise TypeError(f"{name.removeprefix('row_')} takes expressions; got {value.value!r}")
     return Operation(name, exprs)
 
 

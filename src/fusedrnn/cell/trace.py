@@ -249,8 +249,8 @@ def _check_masks(traced: TracedCell | None) -> None:
 
 @lru_cache(maxsize=64)
 def trace(cell: Cell) -> TracedCell:
-    """The traced cell; see :func:`run_equations`."""
-    return run_equations(cell)
+    """The traced cell; see :func:`run_equations`. That of a user has been traced when it was made."""
+    return vars(cell).get("traced") or run_equations(cell)
 
 
 @lru_cache(maxsize=256)

@@ -5,8 +5,8 @@ from typing import Any
 from fusedrnn.cell import cell, exp, maximum, relu, sigmoid, softplus, tanh
 
 __all__ = [
-    "cfc", "chaos_free_network", "dreamer_gru", "fast_grnn", "janet", "lem", "li_gru", "minimal_gated_unit",
-    "multiplicative_lstm", "nbrc", "ran", "slstm", "star", "ugrnn",
+    "cfc", "chaos_free_network", "dreamer_gru", "fast_grnn", "flash_gru", "flash_lstm", "janet", "lem", "li_gru",
+    "minimal_gated_unit", "multiplicative_lstm", "nbrc", "ran", "slstm", "star", "ugrnn",
 ]  # fmt: skip
 
 
@@ -68,6 +68,22 @@ def fast_grnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     c = x.c + recurrent(s.h).c
     z = sigmoid(c + p.bias_z)
     return (sigmoid(p.zeta) * (1.0 - z) + sigmoid(p.nu)) * tanh(c + p.bias_h) + z * s.h
+
+
+@cell(gates="r z n")
+def flash_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Pöppel et al., FlashRNN (2024), https://arxiv.org/abs/2412.07752: the GRU, for ``flash_gru.with_heads(8)``."""
+    h = recurrent(s.h)
+    n = tanh(x.n + sigmoid(x.r + h.r) * h.n)
+    return n + sigmoid(x.z + h.z) * (s.h - n)
+
+
+@cell(gates="i f g o", states="h c")
+def flash_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Pöppel et al., FlashRNN (2024), https://arxiv.org/abs/2412.07752: the LSTM, for ``flash_lstm.with_heads(8)``."""
+    h = recurrent(s.h)
+    c = sigmoid(x.f + h.f) * s.c + sigmoid(x.i + h.i) * tanh(x.g + h.g)
+    return sigmoid(x.o + h.o) * tanh(c), c
 
 
 @cell(gates="a b z y", states="y z")

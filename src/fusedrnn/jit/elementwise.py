@@ -118,6 +118,10 @@ class Elementwise:
         """The square root; NaN of a negative number."""
         return self._intrinsic("sqrt", x)
 
+    def rsqrt(self, x: Value) -> Value:
+        """1 divided by the square root."""
+        return 1.0 / self.sqrt(x)
+
     def maximum(self, a: Value, b: Value) -> Value:
         """The greater of the two; NaN if one of them is."""
         return b.equals(b).select((a < b).select(b, a), b)

@@ -258,4 +258,6 @@ def _step(
             bias = None if h_bias is None else h_bias[stacked]
             product = torch.nn.functional.linear(rounded(operand), h_weight[stacked], bias)
             values.update(zip(map(PreH, stage.gates), product.chunk(len(stage.gates), 1), strict=True))
-    return evaluate(cell.outputs, values, _TENSORS)
+    # A mean, or what depends on parameters alone, has fewer elements than a state.
+    new = evaluate(cell.outputs, values, _TENSORS)
+    return [value.expand(state.shape) for value, state in zip(new, states, strict=True)]

@@ -106,6 +106,8 @@ class Layer(FusedLayer, Module):
         }  # fmt: skip
         options = [f"{name}={getattr(self, name)}" for name in defaults if getattr(self, name) != defaults[name]]
         name = self.cell.name if isinstance(self.cell, Cell) else self.cell
+        if self.spec.heads > 1:
+            name += f".with_heads({self.spec.heads})"
         return ", ".join([name, str(self.input_size), str(self.hidden_size), *options])
 
     def __setstate__(self, state: dict[str, Any]) -> None:

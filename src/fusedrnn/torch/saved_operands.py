@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.spec import RNNSpec
 
 _C0 = 2
@@ -46,6 +47,7 @@ def saved_operands(
             if isinstance(spec.mode, Cell):
                 factors |= {"h2h_weight": gates, **dict.fromkeys(own, True)}
                 saved[1:first_weight] = [True] * len(spec.state_names)
+                saved[0] |= not layer and traced_cell(spec.variant).reads_raw_input
             saved[first : first + len(kinds)] = [factors.get(kind, False) for kind in kinds]
             saved[0] |= not layer and weights["i2h_weight"]
             saved[1] |= weights.get("h2h_weight", False)

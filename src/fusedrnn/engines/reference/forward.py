@@ -270,8 +270,8 @@ def step_leaves(
 
 
 def in_rows(value: Array, shape: tuple[int, ...]) -> Array:
-    """A value (N, H), also if it is (H,) or (1,) because it depends on parameters alone."""
-    return value if value.ndim > 1 else np.broadcast_to(value, shape)
+    """A value (N, H), also if it is (H,) or (1,) because it depends on parameters alone, or (N, 1), a mean."""
+    return value if value.shape == shape else np.broadcast_to(value, shape)
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:

@@ -160,7 +160,8 @@ def _cell_instructions(variant: Variant, phase: Phase) -> int:
         roots += derivative.saved
     if phase == "backward":
         grads = [slot for stage in (*derivative.stages, derivative.inputs) for slot in stage.grads]
-        roots = [*grads, *derivative.state_grads.values()]
+        raw_input = [] if derivative.raw_input is None else [derivative.raw_input]
+        roots = [*grads, *derivative.state_grads.values(), *raw_input]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)
     return sum(map(_instructions, walk(roots))) + 2 * stores
 
