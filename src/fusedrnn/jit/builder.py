@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 from llvmlite import ir
 
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
-VOID, POINTER = ir.VoidType(), ir.PointerType()
+I1, I8, I32, I64, VOID, POINTER = *map(ir.IntType, (1, 8, 32, 64)), ir.VoidType(), ir.PointerType()
 Module = ir.Module
 _NOT_VOLATILE = I1(0)
 _Case = TypeVar("_Case")
@@ -216,7 +215,7 @@ class Function:
 
     def fill_zero(self, into: Value, size: Value) -> None:
         """Set ``size`` bytes to zero."""
-        self.intrinsic("llvm.memset.p0.i64", VOID, [self.pointer(into), ir.IntType(8)(0), size, _NOT_VOLATILE])
+        self.intrinsic("llvm.memset.p0.i64", VOID, [self.pointer(into), I8(0), size, _NOT_VOLATILE])
 
     def prefetch(self, address: Value, cache: int = 1) -> None:
         """Prefetch the cache line of an address into that level of cache; the address may be invalid."""
