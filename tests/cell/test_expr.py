@@ -146,6 +146,7 @@ def test_a_deep_chain_of_shared_nodes_takes_linear_time():
         node = node + node
     on = Counting()
     assert evaluate([node], {PreX("a"): 1.0}, on) == [2.0**60]
+    assert evaluate([PreX("a") ** 1000], {PreX("a"): 2.0}, on) == [2.0**1000]
     assert on.calls == {"add": 60}
 
 
@@ -180,5 +181,5 @@ def test_a_gate_from_two_stages():
     def equations(x, recurrent, s):
         return recurrent(s.h).a + recurrent(recurrent(s.h).b).a
 
-    with pytest.raises(ValueError, match="cell 'twice' takes gate a from more than one stage"):
+    with pytest.raises(ValueError, match="gate 'a' takes part in more than one recurrent product"):
         trace(Cell("twice", ("a", "b"), ("h",), equations))

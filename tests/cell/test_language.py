@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -45,7 +46,17 @@ def of(equations, **options):
         (lambda x, u, s: sum(u(s.h).a), TypeError, "written for all units at once.*cannot be iterated"),
         (lambda x, u, s: u(s.h).a[0], TypeError, "written for all units at once.*has no index"),
         (lambda x, u, s: math.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not those of math"),
-        (lambda x, u, s: np.tanh(x.a), TypeError, "ufunc"),
+        (lambda x, u, s: np.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not NumPy's"),
+        (lambda x, u, s: int(x.a), TypeError, "an expression is no number"),
+        (lambda x, u, s: len(x.a), TypeError, "has no length"),
+        (lambda x, u, s: 2 ** x.a, TypeError, r"write exp\(a \* log\(2\)\)"),
+        (lambda x, u, s: x.a // 2, TypeError, "its arithmetic is"),
+        (lambda x, u, s: u.a, AttributeError, r"write recurrent\(s.h\).a"),
+        (lambda x, u: x.a, TypeError, r"a function of \(x, recurrent, s\): p is for"),
+        (lambda x, u, s: where((x.a < 0) & (s.h < 0), x.a, s.h), TypeError, "comparisons cannot be combined"),
+        (lambda x, u, s: where(s.h == 0, x.a, s.h), TypeError, "a comparison by <, <=, > or >="),
+        (lambda x, u, s: x.a * 10**400, ValueError, "a number is too large for a float"),
+        (lambda x, u, s: reduce(lambda e, _: tanh(e), range(5000), x.a), ValueError, "nested too deeply"),
         (lambda x, u, s: tanh(x), TypeError, "expected an expression or a number; got all of a, which are attributes"),
         (lambda x, u, s: where(x.a, s.h, 0.0), TypeError, "where takes a comparison"),
         (lambda x, u, s: u(s.h).a ** 0.5, TypeError, "an exponent must be an integer of at least 1; got 0.5"),
@@ -59,7 +70,7 @@ def of(equations, **options):
         (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
         (lambda x, u, s: u(s.h).a * s.h, ValueError, r"gate .a. must have a part from the input: x.a has no effect"),
-        (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "takes gate a from more than one stage"),
+        (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "gate 'a' takes part in more than one recurrent product"),
         (lambda x, u, s: x.a + u(s.h).a - mean(), TypeError, "mean takes at least one expression; got none"),
         (lambda x, u, s: x.a + u(s.h).a - mean(x.a, 1.0), TypeError, "mean takes expressions; got 1.0"),
         (lambda x, u, s: x.a * mean(s.h), ValueError, "need a cell with a recurrent product"),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
-from operator import mul
+from functools import cached_property
 from typing import Any, NoReturn, Protocol
 
 _ONE_UNIT = "a cell is written for all units at once: an expression is one number of each unit"
@@ -58,7 +57,18 @@ class Expr:
     def __pow__(self, exponent: int) -> Expr:
         if not isinstance(exponent, int) or exponent < 1:
             raise TypeError(f"an exponent must be an integer of at least 1; got {exponent!r}: write sqrt(x), 1 / x")
-        return reduce(mul, [self] * exponent)
+        # By squaring: the depth of an expression is limited by Python's recursion limit.
+        half = self ** (exponent // 2) if exponent > 1 else None
+        even = self if half is None else half * half
+        return even if half is None or exponent % 2 == 0 else even * self
+
+    def __rpow__(self, base: object) -> NoReturn:
+        raise TypeError(f"a cell has no power of {base!r} by an expression: write exp(a * log({base!r}))")
+
+    def __floordiv__(self, other: object) -> NoReturn:
+        raise TypeError("a cell has no //, % or @: its arithmetic is + - * / and ** with an integer")
+
+    __mod__ = __matmul__ = __rfloordiv__ = __rmod__ = __rmatmul__ = __floordiv__
 
     def __lt__(self, other: Expr | float) -> Condition:
         return Condition("less", self, as_expr(other))
@@ -81,8 +91,13 @@ class Expr:
     def __getitem__(self, index: object) -> NoReturn:
         raise TypeError(f"{_ONE_UNIT}, and has no index")
 
+    def __len__(self) -> NoReturn:
+        raise TypeError(f"{_ONE_UNIT}, and has no length")
+
     def __float__(self) -> NoReturn:
         raise TypeError("an expression is no number: use the functions of fusedrnn.cell, not those of math")
+
+    __int__ = __index__ = __round__ = __float__
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,14 @@ class Condition:
             "a cell cannot branch on a comparison, which may differ from unit to unit: write where(a < b, value, "
             "other), maximum(a, b) or minimum(a, b)"
         )
+
+    def __and__(self, other: object) -> NoReturn:
+        raise TypeError("comparisons cannot be combined: write where(a < b, where(c < d, value, other), other)")
+
+    __or__ = __xor__ = __rand__ = __ror__ = __rxor__ = __and__
+
+    def __invert__(self) -> NoReturn:
+        raise TypeError("a comparison cannot be negated: write the opposite one, or exchange the values of where")
 
 
 class Leaf(Expr):

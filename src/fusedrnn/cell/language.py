@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
@@ -106,9 +107,15 @@ def _make(
         user_cell = UserCell(label, gates, states, equations, vectors, scalars, tuple(values.items()))
         for attribute in ("__module__", "__doc__"):
             object.__setattr__(user_cell, attribute, getattr(equations, attribute, None))
+        _check_arguments(user_cell)
         _check(user_cell)
+    except RecursionError:
+        raise ValueError(f"cell {label}: expressions are nested too deeply: write fewer operations") from None
+    except OverflowError as error:
+        raise ValueError(f"cell {label}: a number is too large for a float ({error})") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise type(error)(f"cell {label}: {error}") from error
+        advice = ": use the functions of fusedrnn.cell, not NumPy's" if "ufunc" in str(error) else ""
+        raise type(error)(f"cell {label}: {error}{advice}") from error
     return user_cell
 
 
@@ -150,6 +157,19 @@ def _check_names(gates: tuple[str, ...], states: tuple[str, ...], *parameters: t
 
 def _repeated(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
+
+
+def _check_arguments(user_cell: UserCell) -> None:
+    """Whether the equations can be called with the arguments of a cell."""
+    has_parameters = bool(user_cell.vectors or user_cell.scalars)
+    arguments = ("x", "recurrent", "s", "p") if has_parameters else ("x", "recurrent", "s")
+    try:
+        inspect.signature(user_cell.equations).bind(*arguments)
+    except TypeError:
+        why = "the cell has" if has_parameters else "p is for a cell that has"
+        raise TypeError(
+            f"the equations must be a function of ({', '.join(arguments)}): {why} vectors or scalars"
+        ) from None
 
 
 def _check(user_cell: UserCell) -> None:

@@ -80,7 +80,8 @@ def where(condition: Condition, value: Expr | float, other: Expr | float) -> Exp
         TypeError: If ``condition`` is no comparison of expressions.
     """
     if not isinstance(condition, Condition):
-        raise TypeError(f"where takes a comparison, as in where(a < b, value, other); got {condition!r}")
+        expected = "a comparison by <, <=, > or >=, as in where(a < b, value, other)"
+        raise TypeError(f"where takes {expected}; got {condition!r}")
     return PRIMITIVES[f"select_{condition.relation}"](condition.a, condition.b, value, other)
 
 

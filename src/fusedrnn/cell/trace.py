@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import NoReturn
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
 from fusedrnn.cell.expr import Expr, Leaf, Operation, as_expr, substitute, walk
@@ -150,6 +151,9 @@ class _Recurrent:
         self._gates = gates
         self._stages: list[tuple[Expr, set[str], bool]] = []
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"recurrent is a function: write recurrent(s.h).{name}")
+
     def __call__(self, operand: Expr) -> _Leaves:
         operand = as_expr(operand)
         equal = (used for other, used, projects in self._stages if not projects and other == operand)
@@ -175,7 +179,7 @@ def run_equations(cell: Cell) -> TracedCell:
 
     Raises:
         AttributeError: If they read a gate or a state that the cell does not have.
-        ValueError: If they take a gate from more than one stage.
+        ValueError: If a gate takes part in more than one recurrent product.
     """
     recurrent = _Recurrent(cell.gates)
     parameters = [_Parameters(cell)] if cell.vectors or cell.scalars else []
@@ -185,7 +189,8 @@ def run_equations(cell: Cell) -> TracedCell:
     stages = recurrent.stages()
     used = [gate for stage in stages for gate in stage.gates]
     if repeated := {gate for gate in used if used.count(gate) > 1}:
-        raise ValueError(f"cell {cell.name!r} takes gate {', '.join(sorted(repeated))} from more than one stage")
+        gate = min(repeated)
+        raise ValueError(f"gate {gate!r} takes part in more than one recurrent product: declare a gate for each")
     if all(isinstance(output, Expr) for output in outputs):
         stages, outputs = _with_reductions(stages, outputs)
     # A peephole weight has the name of its gate.
