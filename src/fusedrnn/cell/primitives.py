@@ -80,8 +80,9 @@ def where(condition: Condition, value: Expr | float, other: Expr | float) -> Exp
         TypeError: If ``condition`` is no comparison of expressions.
     """
     if not isinstance(condition, Condition):
-        expected = "a comparison by <, <=, > or >=, as in where(a < b, value, other)"
-        raise TypeError(f"where takes {expected}; got {condition!r}")
+        raise TypeError(
+            f"where takes a comparison by <, <=, > or >=, as in where(a < b, value, other); got {condition!r}"
+        )
     return PRIMITIVES[f"select_{condition.relation}"](condition.a, condition.b, value, other)
 
 
