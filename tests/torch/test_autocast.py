@@ -141,7 +141,6 @@ def test_torch_compile(kind, dtype):
         with torch.autocast("cpu", dtype):
             return net(x)
 
-    torch.compiler.reset()
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
     results = [flat(function(x)) for function in (call, compiled)]
     for a, b in zip(*results, strict=True):

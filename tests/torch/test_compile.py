@@ -26,11 +26,8 @@ layer = pytest.mark.parametrize("kind", LAYERS)
 
 
 @pytest.fixture(autouse=True)
-def fresh():
-    torch._dynamo.reset()
+def seeded():
     torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
 
 
 def compiled(model, backend="aot_eager"):

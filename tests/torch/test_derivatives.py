@@ -206,12 +206,9 @@ def truth(kind, asked):
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
+def clean_traceback(monkeypatch):
     # A selective checkpoint that raises leaves its marks here, which Inductor would find.
     monkeypatch.setattr(torch.fx.traceback, "current_meta", {})
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def check(run, asked, kind):

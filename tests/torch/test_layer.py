@@ -68,13 +68,6 @@ def results(net, *args, **options):
     return [*outputs, *torch.autograd.grad(loss, operands(net, args[0], args[1]))]
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 def assert_same(actual, expected):
     assert len(actual) == len(expected)
     for tensor, other in zip(actual, expected, strict=True):
@@ -200,7 +193,7 @@ def test_short_calls_that_repeat(cell, monkeypatch):
 
 
 @various
-def test_compile(cell, fresh_dynamo):
+def test_compile(cell):
     net = make(cell, num_layers=2, bidirectional=True)
     counter = CompileCounterWithBackend("aot_eager")
     model = torch.compile(net, backend=counter, fullgraph=True)
@@ -211,7 +204,7 @@ def test_compile(cell, fresh_dynamo):
 
 
 @various
-def test_export(cell, fresh_dynamo):
+def test_export(cell):
     net = make(cell)
     x, hx = torch.randn(T, N, I), states_of(net, N)
     dynamic = {0: torch.export.Dim("T", min=2), 1: torch.export.Dim("N", min=2)}

@@ -135,7 +135,6 @@ def test_graphs(kind, dtype):
     net, *_ = half_pair(kind, dtype)
     net.requires_grad_(False)
     x = input_of(kind, dtype)
-    torch.compiler.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     for graph in (make_fx(net)(x), compiled, torch.export.export(net, (x,)).module()):
         assert torch.equal(first(graph(x)), first(net(x))) and first(graph(x)).dtype == dtype

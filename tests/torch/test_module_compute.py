@@ -118,7 +118,6 @@ def test_int8_is_for_inference_only(kind):
     assert torch.equal(first(net(x)), expected)
     assert torch.equal(first(net.train()(x)), expected)
     net.requires_grad_(True)
-    torch.compiler.reset()
     with pytest.raises(Exception, match=r"compute='int8' is for inference only: call it under torch.no_grad"):
         torch.compile(net, backend="aot_eager", fullgraph=True)(x)
 
@@ -182,7 +181,6 @@ def test_graphs_keep_the_format(kind, compute):
     net, x = make(kind, compute).requires_grad_(False), input_for(kind).repeat_interleave(2, -1)[..., :I]
     expected = first(net(x))
     assert not torch.equal(expected, first(make(kind, None)(x)))
-    torch.compiler.reset()
     program = torch.export.export(net, (x,))
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -197,7 +195,6 @@ def test_graphs_keep_the_format(kind, compute):
 @pytest.mark.parametrize("kind", ["RNN", "LSTMCell"])
 def test_compiled_training(kind):
     net, x = make(kind, "bfloat16"), input_for(kind).repeat_interleave(2, -1)[..., :I]
-    torch.compiler.reset()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     grads = [torch.autograd.grad(first(run(x)).pow(2).sum(), list(net.parameters())) for run in (net, compiled)]
     assert all(map(torch.equal, *grads))

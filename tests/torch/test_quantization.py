@@ -106,7 +106,6 @@ def test_training_mode_is_allowed(tagger, tokens):
     model.out(model.lstm(embedded.detach())[0][..., :H]).sum().backward()  # what is behind the layer trains
     assert model.out.weight.grad.abs().sum() > 0
     model.lstm.dropout = 0.3
-    torch.compiler.reset()
     for call in (model, torch.compile(model, backend="aot_eager")):
         with pytest.raises(RuntimeError, match=r"^compute='int8' is for .* only, without dropout; .* call eval\(\)$"):
             run(call, tokens)
