@@ -37,17 +37,13 @@ class HeadShare(ThreadShare):
     @contextmanager
     def heads(self, first: Value, last: Value, reverse: Value | None = None) -> Iterator[Head]:
         """Loop over the heads of the unit vectors from ``first`` to before ``last``; in reverse from the last."""
-        f = self.f
         if not self.cell.is_block_diagonal:
-            yield Head(f.constant(0), f.constant(0), first, last)
+            zero = self.f.constant(0)
+            yield Head(zero, zero, first, last)
             return
-        size = self.head_vecs
-        lowest, past = first // size, (last + (size - 1)) // size
-        with f.loop(lowest, past) as index:
-            number = index if reverse is None else reverse.select(lowest + past - 1 - index, index)
-            before = number * size
-            begin = first - before
-            yield Head(number, before, (begin > 0).select(begin, 0), (last - before).at_most(size))
+        with self.parts_of_range(first, last, self.head_vecs, reverse) as (number, begin, end):
+            before = number * self.head_vecs
+            yield Head(number, before, begin - before, end - before)
 
     def part_of_rows(self, a: LeftOperand, offset: Value) -> LeftOperand:
         """The rows of a left operand from this byte on, those of a head."""

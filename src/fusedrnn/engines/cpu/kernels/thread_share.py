@@ -247,11 +247,22 @@ class ThreadShare:
         f, (first, last) = self.f, units
         of_one_row = f.constant(Blocking(stage.num_gates, self.one_row_vectors).block_unit_vecs)
         size = f.as_value(num_rows).equals(1).select(of_one_row, self.blocking(stage).block_unit_vecs)
+        with self.parts_of_range(first, last, size, reverse) as (_, begin, end):
+            yield begin, end
+
+    @contextmanager
+    def parts_of_range(
+        self, first: Value, last: Value, size: Value, reverse: Value | None = None
+    ) -> Iterator[tuple[Value, Value, Value]]:
+        """Loop over a range cut at multiples of ``size``; yields the multiple, the first of a part and the one past it.
+
+        The first part and the last may be smaller. In reverse it begins with the last.
+        """
         lowest, past = first // size, (last + (size - 1)) // size
-        with f.loop(lowest, past) as index:
-            part = index if reverse is None else reverse.select(lowest + past - 1 - index, index)
-            begin, end = part * size, part * size + size
-            yield (begin < first).select(first, begin), end.at_most(last)
+        with self.f.loop(lowest, past) as index:
+            number = index if reverse is None else reverse.select(lowest + past - 1 - index, index)
+            begin, end = number * size, number * size + size
+            yield number, (begin < first).select(first, begin), end.at_most(last)
 
     def serpentine_reversed(self, step: Value) -> Value:
         """Whether a step runs through the weights in reverse: it begins with those that the step before left cached."""
