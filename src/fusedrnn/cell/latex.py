@@ -46,7 +46,7 @@ def latex(cell: TracedCell) -> str:
 
 
 def _symbol(name: str) -> str:
-    """A name in a formula: a letter, a Greek letter by its name, or upright text; what is behind ``_`` is an index."""
+    """A name in a formula: a letter, a Greek letter by its name, or roman text; what is behind ``_`` is an index."""
     base, _, index = name.partition("_")
     text = base if len(base) == 1 else f"\\{base}" if base in _GREEK else f"\\mathrm{{{base}}}"
     return f"{text}_{{{_symbol(index)}}}" if index else text

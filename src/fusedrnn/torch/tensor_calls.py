@@ -171,7 +171,7 @@ def backward(
         GradPointers(strided_pointer(network, dx), _pointers(dweights), network.state_pointers(dstates)), team(),
         _options(shape, dothers),
     )  # fmt: skip
-    for first, last in network.adjacent_weights:  # nobody expects gradients to share memory
+    for first, last in network.adjacent_weights:  # callers do not expect shared memory
         dweights[first:last] = [grad if grad is None else grad.clone() for grad in dweights[first:last]]
     grads = [dx, *(dstates or (None,) * num_states), *dweights]
     return [grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)]

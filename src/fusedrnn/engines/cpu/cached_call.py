@@ -51,8 +51,10 @@ class _CachedCall:
         """The entries for h, c and further states, None where there is none; None if their number is wrong."""
         if states is None:
             return self._no_states
-        given = entries(states, self._num_states)
-        return (given[0], None) if given is not None and self._num_states == 1 else given
+        state_entries = entries(states, self._num_states)
+        if state_entries is not None and self._num_states == 1:
+            return state_entries[0], None
+        return state_entries
 
     def _empty(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
         return tuple([np.empty(shape, self._dtype) for shape in shapes])
