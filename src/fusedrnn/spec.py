@@ -14,7 +14,7 @@ from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Kind, ParameterLayout, Shapes
 from fusedrnn.scalars import as_bool, as_number, check_bounds, check_choice, dtype_name, positive_int
-from fusedrnn.spec_sizes import check_sizes
+from fusedrnn.spec_sizes import check_sizes, parameter_shapes
 
 Array = NDArray[Any]
 
@@ -27,13 +27,13 @@ QUANTIZED = ("int8", "int8_weights")
 BIASES = ("double", "single", "none")
 OPTIONS = (
     "projection_size", "state_clip_min", "reset_after", "peepholes", "coupled_gates", "gate_clip", "activations",
-    "bias", "reverse", "compute",
+    "bias", "reverse", "compute", "residual",
 )  # fmt: skip
 """The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
 _CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
     positive_int: ("input_size", "hidden_size", "num_layers", "projection_size"),
-    as_bool: ("bidirectional", "state_clip_nan", "reset_after", "peepholes", "coupled_gates", "reverse"),
-    as_number: ("dropout", "state_clip_min", "state_clip_max", "gate_clip"),
+    as_bool: ("bidirectional", "state_clip_nan", "reset_after", "peepholes", "coupled_gates", "reverse", "residual"),
+    as_number: ("dropout", "state_clip_min", "state_clip_max", "gate_clip", "input_dropout"),
 }
 _MODE_OF_OPTION = {
     "projection_size": "lstm", "state_clip_min": "lstm", "reset_after": "gru", "peepholes": "lstm",
@@ -71,6 +71,9 @@ class RNNSpec:
             rounded to nearest even, and in inference ``"int8"``, with a scale for each row of an operand, or
             ``"int8_weights"``, in which the weights alone are int8. Sums, the cell's maths and everything that callers
             see stay float32.
+        residual: Whether each layer adds its input to its output, as it is after dropout: the layers whose input and
+            output have the same size, D·S. A first layer of another input size is a plain one.
+        input_dropout: Probability in [0, 1) with which training drops elements of the input of the first layer.
 
     Raises:
         TypeError: A field has the wrong type; the message names the field, its value and what is expected.
@@ -96,6 +99,8 @@ class RNNSpec:
     bias: str = "double"
     reverse: bool = False
     compute: str | None = None
+    residual: bool = False
+    input_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Cell):
@@ -122,8 +127,9 @@ class RNNSpec:
             check_choice("compute", self.compute, (self.dtype, *COMPUTE))
             if self.dtype != "float32":
                 raise ValueError(f"compute={self.compute!r} needs dtype 'float32'; got {self.dtype!r}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be a probability in [0, 1); got {self.dropout!r}")
+        for name in ("dropout", "input_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must be a probability in [0, 1); got {getattr(self, name)!r}")
         if self.gate_clip is not None and not self.gate_clip > 0:
             raise ValueError(f"gate_clip must be above 0; got {self.gate_clip!r}")
         if self.reverse and self.bidirectional:
@@ -144,7 +150,7 @@ class RNNSpec:
     def variant(self) -> Variant:
         """The cell with its options."""
         if isinstance(self.mode, Cell):
-            return Variant(self.mode)
+            return Variant(self.mode, residual=self.residual)
         default = FAMILIES[self.mode].default
         state_clip = None
         if self.state_clip_min is not None and self.state_clip_max is not None:
@@ -158,6 +164,7 @@ class RNNSpec:
             gate_clip=self.gate_clip,
             state_clip=state_clip,
             projects=self.projection_size is not None,
+            residual=self.residual,
         )
 
     @property
@@ -226,18 +233,26 @@ class RNNSpec:
         return self.num_directions * self.state_size
 
     @property
-    def drops_between_layers(self) -> bool:
-        """Whether training applies dropout to the output of a layer that another one reads."""
-        return self.dropout > 0 and self.num_layers > 1
+    def drops_inputs(self) -> bool:
+        """Whether training applies dropout to the input of a layer."""
+        return self.input_dropout > 0 or (self.dropout > 0 and self.num_layers > 1)
 
     @cached_property
     def drops(self) -> bool:
-        """Whether training draws random numbers: for dropout between layers, or for masks inside the cell."""
-        return self.drops_between_layers or bool(traced_cell(self.variant).masks)
+        """Whether training draws random numbers: for dropout of a layer's input, or for masks inside the cell."""
+        return self.drops_inputs or bool(traced_cell(self.variant).masks)
 
     def layer_input_size(self, layer: int) -> int:
         """The features that a layer reads at each step: I in layer 0, D·S in the others."""
         return self.input_size if layer == 0 else self.output_size
+
+    def adds_input(self, layer: int) -> bool:
+        """Whether a layer adds its input to its output."""
+        return self.residual and self.layer_input_size(layer) == self.output_size
+
+    def dropout_of(self, layer: int) -> float:
+        """The probability with which training drops elements of a layer's input."""
+        return self.dropout if layer else self.input_dropout
 
     def asks_for(self, option: str) -> bool:
         """Whether one of :data:`OPTIONS` differs from its default."""
@@ -267,22 +282,7 @@ class RNNSpec:
 
     def parameter_shapes(self, layer: int) -> Shapes:
         """The shapes of the parameters of each direction of a layer, the weights before the biases."""
-        rows, h_rows = self.num_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
-        shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer))}
-        if h_rows:
-            shapes["h2h_weight"] = (h_rows, self.state_size // self.heads)
-        if self.projection_size is not None:
-            shapes["h2r_weight"] = (self.state_size, self.hidden_size)
-        if self.peepholes:
-            shapes["peephole_weight"] = ((2 if self.coupled_gates else 3) * self.hidden_size,)
-        else:
-            shapes.update({kind: (self.hidden_size,) for kind in self.vector_kinds})
-        shapes.update({kind: (1,) for kind in self.scalar_kinds})
-        if self.bias != "none":
-            shapes["i2h_bias"] = (rows,)
-        if self.bias == "double" and h_rows:
-            shapes["h2h_bias"] = (h_rows,)
-        return shapes
+        return parameter_shapes(self, layer)
 
     @cached_property
     def layout(self) -> ParameterLayout:

@@ -195,7 +195,11 @@ def run(spec, x, states, weights, lengths, steps=Steps):
             outputs.append(torch.stack(y))
             last.append(current)
             margin = min(margin, step.margin)
-        x = torch.cat(outputs, dim=2)
+        y = torch.cat(outputs, dim=2)
+        if spec.residual and y.shape == x.shape:
+            active = torch.ones(x.shape[:2], dtype=bool) if lengths is None else torch.arange(T)[:, None] < lengths
+            y = y + torch.where(active[:, :, None], x, 0)
+        x = y
     return (x, *(torch.stack(column) for column in zip(*last, strict=True))), margin
 
 

@@ -71,6 +71,7 @@ class Variant:
         state_clip: Lower and upper bound of an LSTM's cell state, and whether NaN becomes the lower bound; None for
             no bounds.
         projects: Whether an LSTM's output is projected.
+        residual: Whether layers add their input to their output, if these have the same size.
     """
 
     mode: str | Cell
@@ -81,12 +82,13 @@ class Variant:
     gate_clip: float | None = None
     state_clip: tuple[float, float, bool] | None = None
     projects: bool = False
+    residual: bool = False
 
     @property
     def slug(self) -> str:
         """A short name for files: the mode, followed by a hash unless all options are the defaults."""
         if isinstance(self.mode, Cell):
-            return self.mode.slug
+            return f"{self.mode.slug}{'_residual' * self.residual}"
         if self == FAMILIES[self.mode].default:
             return self.mode
         return f"{self.mode}_{sha256(repr(self).encode()).hexdigest()[:12]}"

@@ -17,7 +17,7 @@ from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
-from fusedrnn.dropout import mask, scale
+from fusedrnn.dropout import input_stream, mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.engines.reference.masks import StepMasks, random_masks
 from fusedrnn.layout import Kind
@@ -146,9 +146,9 @@ def forward(
     final: list[tuple[Tensor, ...]] = []
     per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
-        if layer and spec.dropout:
-            keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
-            x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(spec.dropout), 0)
+        if p := spec.dropout_of(layer):
+            keeps = mask(seed, p, input_stream(layer), steps, batch, spec.layer_input_size(layer))
+            x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(p), 0)
         columns = []
         kept = len(initial) if all_states and layer == spec.num_layers - 1 else 1
         for direction in range(spec.num_directions):
@@ -160,7 +160,8 @@ def forward(
             every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept, masks)
             columns.append(every)
             final.append(last)
-        x, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
+        y, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
+        x = y + x if spec.adds_input(layer) else y
     y, *others = (array if packed_indices is None else array[packed_indices] for array in (x, *others))
     return y, *(torch.stack(rows) for rows in zip(*final, strict=True)), *others
 

@@ -103,7 +103,11 @@ def backward(
                 dweights["h2h_weight"] += heads.to_blocks(own_dweights["h2h_weight"], spec.heads)
             for array, gradient in zip(dinitial, before, strict=True):
                 array[index] = gradient
-        dy = drop(spec, dx, tape.masks[layer - 1]) if layer and tape.masks else dx
+        if dy is not None and spec.adds_input(layer):
+            for _, t, rows in _steps(len(dx), tape.lengths, False):
+                dx[t, rows] += dy[t, rows]
+        dx = drop(dx, tape.masks[layer], spec.dropout_of(layer)) if layer in tape.masks else dx
+        dy = dx
     return dx, dparams, dinitial
 
 

@@ -76,6 +76,10 @@ def forward(
     flat = params.dequantize() if isinstance(params, QuantizedParams) else params
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
+        if tape is not None and spec.dropout_of(layer):
+            mask = dropout.mask(seed, spec.dropout_of(layer), dropout.input_stream(layer), *x.shape)
+            tape.masks[layer] = mask
+            x = drop(x, mask, spec.dropout_of(layer))
         if tape is not None:
             tape.inputs.append(x)
         outputs = []
@@ -103,10 +107,8 @@ def forward(
                 _store_states(all_states, history, lengths, direction, reverse)
             outputs.append(y)
             final.append(after)
-        x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
-        if tape is not None and spec.dropout and layer < spec.num_layers - 1:
-            tape.masks.append(dropout.mask(seed, spec.dropout, layer, *x.shape))
-            x = drop(spec, x, tape.masks[-1])
+        y = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
+        x = _plus_input(y, x, lengths) if spec.adds_input(layer) else y
     return x, tuple(np.stack(column) for column in zip(*final, strict=True))
 
 
@@ -154,11 +156,19 @@ def _own_array(value: Array, shape: tuple[int, ...]) -> Array:
     return value if value.base is None and value.shape == shape else np.broadcast_to(value, shape).copy()
 
 
-def drop(spec: RNNSpec, values: Array, mask: Array) -> Array:
-    """Apply dropout: to an output in forward, to its gradient in backward."""
+def drop(values: Array, mask: Array, p: float) -> Array:
+    """Apply dropout of probability ``p``: to a layer's input in forward, to its gradient in backward."""
     values = values * mask
-    values *= values.dtype.type(dropout.scale(spec.dropout))
+    values *= values.dtype.type(dropout.scale(p))
     return values
+
+
+def _plus_input(y: Array, x: Array, lengths: Array | None) -> Array:
+    """The output of a layer plus its input, but zeros after the end of a sequence."""
+    if lengths is None:
+        return y + x
+    active = np.arange(len(x))[:, None] < lengths
+    return np.where(active[:, :, None], y + x, 0)
 
 
 def layer_weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[str, Array]:

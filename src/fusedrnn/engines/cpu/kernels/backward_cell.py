@@ -118,7 +118,8 @@ class CellGradient(MomentGradients):
             if name not in cotangents:
                 cotangents[name] = v.load(rows.carried[name] + offset)
                 if name == output and is_last_stage:
-                    cotangents[name] = cotangents[name] + self._output_grad(rows, offset, units_left)
+                    dy, dy_second = rows.dy + offset, rows.dy_second + offset
+                    cotangents[name] = cotangents[name] + self.output_grad(dy, dy_second, units_left)
             return cotangents[name]
 
         def load(leaf: Leaf) -> Value:
@@ -184,16 +185,12 @@ class CellGradient(MomentGradients):
             for index, grad in enumerate(grads):
                 v.store(grad, rows.transposed + self.grad_index(stage, unit_vec, index) * c.transposed_stride)
 
-    def _output_grad(self, rows: GradRows, offset: Value, units_left: Value) -> Value:
-        """The gradient of the output of the step, in a layer below the last from both directions above."""
+    def output_grad(self, dy: Value, dy_second: Value, units_left: Value) -> Value:
+        """A vector of the gradient of the output, in a layer below the last from both directions above."""
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
         with f.if_(self.p.dy.is_set):
-            with f.if_else(units_left >= v.lanes) as (whole, tail):
-                with whole:
-                    total.set(v.load(rows.dy + offset, v.item))
-                with tail:
-                    total.set(v.load_masked(rows.dy + offset, units_left))
+            total.set(self.load_tail(dy, units_left))
             with f.if_(self.p.dy_second.is_set):
-                total.set(total.get() + v.load(rows.dy_second + offset, v.item))
+                total.set(total.get() + v.load(dy_second, v.item))
         return total.get()

@@ -56,6 +56,7 @@ class Program:
     input_stage: StageKernel | None
     barrier: Function
     wait_for_progress: Function
+    is_residual: bool
 
     @classmethod
     def of(cls, name: str, variant: Variant, compute: str, target: Target) -> Program:
@@ -65,7 +66,7 @@ class Program:
         return cls(
             module, compute, STORAGE[compute], target,
             lowered_cell(variant), derivative_of(variant), stage_kernels(variant), input_stage(variant),
-            emit_barrier(module, wait), emit_wait_for_progress(module, wait),
+            emit_barrier(module, wait), emit_wait_for_progress(module, wait), variant.residual,
         )  # fmt: skip
 
 
@@ -113,7 +114,7 @@ class ThreadShare:
 
     def __init__(self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()) -> None:
         self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
-        self.input_stage = program.input_stage
+        self.input_stage, self.is_residual = program.input_stage, program.is_residual
         self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
         self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
         self.v = Vectors(f, program.target, program.dtype)
