@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.cells import RESIDUAL_GATE, Cell
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Shapes
 from fusedrnn.number_formats import INT8_MAX_PRODUCTS
@@ -37,6 +37,14 @@ def parameter_shapes(spec: Any, layer: int) -> Shapes:
     return shapes
 
 
+def num_weights(spec: Any) -> int:
+    """The elements of all matrices of a spec that a step multiplies."""
+    inputs = sum(spec.num_gates * spec.layer_input_size(layer) for layer in range(spec.num_layers))
+    recurrent = spec.num_recurrent_gates * spec.state_size // spec.heads + (spec.projection_size or 0)
+    elements: int = spec.num_directions * spec.hidden_size * (inputs + spec.num_layers * recurrent)
+    return elements
+
+
 def check_sizes(spec: Any) -> None:
     """Check the sizes of an :class:`fusedrnn.spec.RNNSpec`, each of which is valid by itself.
 
@@ -63,10 +71,14 @@ def check_sizes(spec: Any) -> None:
         raise ValueError(f"hidden_size must be a multiple of the heads of {spec.mode!r}; got {spec.hidden_size}")
     if spec.heads > 1 and spec.compute in ("int8", "int8_weights"):
         raise ValueError(f"compute={spec.compute!r} needs a cell of one head; got {spec.mode!r}")
-    if spec.residual and not any(map(spec.adds_input, range(spec.num_layers))):
+    if spec.residual == "projection" and spec.projection_size is not None:
+        raise ValueError(f"residual='projection' needs projection_size=None; got {spec.projection_size}")
+    if spec.residual == "projection" and spec.gates.count(RESIDUAL_GATE) > 1:
+        raise ValueError(f"residual='projection' needs a cell without a gate {RESIDUAL_GATE!r}; got {spec.mode!r}")
+    if spec.residual == "identity" and not any(map(spec.adds_input, range(spec.num_layers))):
         raise ValueError(
-            "residual needs a layer whose input has the size of its output: two layers or more, or an input_size of "
-            f"{spec.output_size}; got {spec.num_layers} layer of {spec.input_size} inputs"
+            "residual='identity' needs a layer whose input has the size of its output: two layers or more, or an "
+            f"input_size of {spec.output_size}; got {spec.num_layers} layer of {spec.input_size} inputs"
         )
     if isinstance(spec.mode, Cell) and traced_cell(spec.variant).reads_raw_input:
         for layer in range(min(2, spec.num_layers)):

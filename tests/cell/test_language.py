@@ -161,7 +161,7 @@ def test_the_spec_of_a_cell_without_products():
         RNNSpec(cells.sru, 3, 4)
     with pytest.raises(ValueError, match=r"the output of a layer must have the size of hidden_size \(4\).*; got 8"):
         RNNSpec(cells.sru, 4, 4, 2, bidirectional=True)
-    assert "d x.raw, beside products = d new h - v" in cells.sru.explain()
+    assert "d x.raw, beside products = dy - v" in cells.sru.explain()
 
 
 def test_errors_name_the_states_of_the_cell():

@@ -22,7 +22,8 @@ named = pytest.mark.parametrize("name", NETWORKS)
 def make(name, **options):
     cell, size, sizes = NETWORKS[name]
     torch.manual_seed(0)
-    return Layer(cell, size, H, residual=True, **sizes, **options), torch.randn(T, N, size, dtype=options.get("dtype"))
+    layer = Layer(cell, size, H, residual="identity", **sizes, **options)
+    return layer, torch.randn(T, N, size, dtype=options.get("dtype"))
 
 
 def chain(layer, x, lengths=None):
@@ -83,14 +84,14 @@ def test_dropout_of_the_input_alone_drops_in_training():
         layer.eval()
         torch.testing.assert_close(layer(x)[0], layer(x)[0], rtol=0, atol=0)
     twin = copy.deepcopy(layer)
-    assert (twin.residual, twin.input_dropout) == (False, 0.5)
+    assert (twin.residual, twin.input_dropout) == (None, 0.5)
     assert repr(twin) == "Layer(gru, 4, 6, input_dropout=0.5)"
     assert twin.spec.input_dropout == 0.5
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="residual needs a layer whose input has the size of its output"):
-        Layer("gru", 4, H, residual=True)
+    with pytest.raises(ValueError, match="residual='identity' needs a layer whose input has the size of its output"):
+        Layer("gru", 4, H, residual="identity")
     with pytest.raises(ValueError, match="input_dropout must be a probability"):
         Layer("gru", 4, H, input_dropout=-0.1)
     layer = Layer("gru", 4, H, input_dropout=0.5, compute="int8")

@@ -8,7 +8,7 @@ They return the new states, the output first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -30,6 +30,7 @@ class Cell:
         scalars: The names of parameters that are one number.
         initial: What parameters begin with, by name, where that is not the default.
         heads: In how many blocks recurrent weights are block-diagonal; 1 for full ones.
+        output: The name of the output if it is no state; the equations then return it before the new states.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Cell:
     scalars: tuple[str, ...] = ()
     initial: tuple[tuple[str, Initial], ...] = ()
     heads: int = 1
+    output: str | None = None
 
     @property
     def slug(self) -> str:
@@ -71,7 +73,7 @@ class Variant:
         state_clip: Lower and upper bound of an LSTM's cell state, and whether NaN becomes the lower bound; None for
             no bounds.
         projects: Whether an LSTM's output is projected.
-        residual: Whether layers add their input to their output, if these have the same size.
+        residual: What layers add to their output: None, ``"identity"`` or ``"projection"``, as in a spec.
     """
 
     mode: str | Cell
@@ -82,13 +84,13 @@ class Variant:
     gate_clip: float | None = None
     state_clip: tuple[float, float, bool] | None = None
     projects: bool = False
-    residual: bool = False
+    residual: str | None = None
 
     @property
     def slug(self) -> str:
         """A short name for files: the mode, followed by a hash unless all options are the defaults."""
         if isinstance(self.mode, Cell):
-            return f"{self.mode.slug}{'_residual' * self.residual}"
+            return self.mode.slug if self.residual is None else f"{self.mode.slug}_{self.residual}"
         if self == FAMILIES[self.mode].default:
             return self.mode
         return f"{self.mode}_{sha256(repr(self).encode()).hexdigest()[:12]}"
@@ -172,8 +174,29 @@ def gru(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     return n + z * (s.h - n)
 
 
+RESIDUAL_GATE = "residual"
+"""The rows of the input's weights that project what is added to the output."""
+
+
 def make_cell(variant: Variant) -> Cell:
     """The cell of a variant."""
+    cell = _without_residual(variant)
+    return _with_projection(cell) if variant.residual == "projection" else cell
+
+
+def _with_projection(cell: Cell) -> Cell:
+    """The cell with one gate more, of the input alone, which is added to its output."""
+
+    def equations(x: Any, recurrent: Any, s: Any, *parameters: Any) -> Any:
+        result = cell.equations(x, recurrent, s, *parameters)
+        results = result if isinstance(result, tuple) else (result,)
+        states = results if cell.output is None else results[1:]
+        return results[0] + getattr(x, RESIDUAL_GATE), *states
+
+    return replace(cell, gates=(*cell.gates, RESIDUAL_GATE), equations=equations, output=cell.output or "output")
+
+
+def _without_residual(variant: Variant) -> Cell:
     if isinstance(variant.mode, Cell):
         return variant.mode
     of_mode = FAMILIES[variant.mode]

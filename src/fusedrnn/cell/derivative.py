@@ -16,6 +16,7 @@ from fusedrnn.cell.leaves import (
     MeanCotangent,
     NewState,
     OperandCotangent,
+    OutputCotangent,
     Parameter,
     ParamScalar,
     ParamVector,
@@ -143,7 +144,7 @@ def differentiate(cell: TracedCell) -> Derivative:
     """
     if cell.stages and cell.stages[0].operand != State(cell.states[0]):
         raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
-    cotangents: list[Expr] = [StateCotangent(name) for name in cell.states]
+    cotangents: list[Expr] = output_cotangents(cell)
     for index, stage in enumerate(cell.stages[1:], 1):
         cotangents += value_cotangents(index, stage)
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
@@ -175,6 +176,11 @@ def differentiate(cell: TracedCell) -> Derivative:
     )
 
 
+def output_cotangents(cell: TracedCell) -> list[Expr]:
+    """The gradients of the new states, and of the output if it is no state, by their leaves."""
+    return [*map(StateCotangent, cell.states), *[OutputCotangent()] * (cell.output is not None)]
+
+
 def value_cotangents(index: int, stage: Stage) -> list[Expr]:
     """The gradients of what a stage reads of all units, by the leaves of its cotangents."""
     if not stage.reductions:
@@ -184,7 +190,7 @@ def value_cotangents(index: int, stage: Stage) -> list[Expr]:
 
 def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
     """What backward reads of a step although forward does not save it, each with its leaf in backward."""
-    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.new_states, strict=True)}
     moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]
     return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters, *moments]}
 

@@ -38,7 +38,8 @@ class Layer(FusedLayer, Module):
         batch_first: Whether input and output are (N, T, features).
         dropout: Probability in [0, 1) with which training drops elements between layers.
         input_dropout: Probability in [0, 1) with which training drops elements of the input.
-        residual: Whether each layer adds its input to its output, if they have the same size.
+        residual: What each layer adds to its output: its input (``"identity"``), or a projection of that
+            (``"projection"``); as in :class:`fusedrnn.RNNSpec`.
         bidirectional: Whether each layer runs in both directions.
         compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`.
         device: Where the parameters are.
@@ -63,7 +64,7 @@ class Layer(FusedLayer, Module):
     def __init__(
         self, cell: str | Cell, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
-        residual: bool = False, input_dropout: float = 0.0,
+        residual: str | None = None, input_dropout: float = 0.0,
         compute: str | None = None, device: Any = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         Module.__init__(self)
@@ -107,7 +108,7 @@ class Layer(FusedLayer, Module):
         """The arguments, those of their defaults left out."""
         defaults = {
             "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-            "residual": False, "input_dropout": 0.0, "compute": None,
+            "residual": None, "input_dropout": 0.0, "compute": None,
         }  # fmt: skip
         options = [f"{name}={getattr(self, name)}" for name in defaults if getattr(self, name) != defaults[name]]
         name = self.cell.name if isinstance(self.cell, Cell) else self.cell

@@ -24,7 +24,7 @@ ARGUMENTS = (
 )
 # Last and with defaults, so that programs run that were exported before there were these arguments.
 LATER_ARGUMENTS = (
-    "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None, bool all_states=False, bool residual=False, "
+    "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None, bool all_states=False, str? residual=None, "
     "float input_dropout=0.0"
 )
 SCHEMA = f"{ARGUMENTS}, {LATER_ARGUMENTS}"
@@ -42,7 +42,7 @@ class CallOptions(NamedTuple):
     projection_size: int
     compute: str | None
     all_states: bool
-    residual: bool
+    residual: str | None
     input_dropout: float
     num_more_states: int
 
@@ -68,7 +68,7 @@ class OpCall(NamedTuple):
     more_states: Tensors | None = None
     resets: Tensor | None = None
     all_states: bool = False
-    residual: bool = False
+    residual: str | None = None
     input_dropout: float = 0.0
 
     @classmethod
@@ -112,9 +112,9 @@ class OpCall(NamedTuple):
 
     @property
     def all_state_shapes(self) -> list[tuple[Any, ...]]:
-        """The shapes of the states after h of every step, if they are results."""
-        spec, count = self.spec, _num_states(self.mode) - 1 if self.all_states else 0
-        return [(*self.x.shape[:-1], spec.num_directions * spec.hidden_size)] * count
+        """The shapes of the states of every step that the output does not show, if they are results."""
+        features = self.spec.other_state_features if self.all_states else ()
+        return [(*self.x.shape[:-1], size) for size in features]
 
     @property
     def batch(self) -> Any:
@@ -144,7 +144,7 @@ def _num_states(mode: str) -> int:
 @functools.lru_cache(maxsize=64)
 def _spec(
     mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, projection_size: int,
-    input_size: int, dtype: torch.dtype, compute: str | None, residual: bool, input_dropout: float,
+    input_size: int, dtype: torch.dtype, compute: str | None, residual: str | None, input_dropout: float,
 ) -> RNNSpec:  # fmt: skip
     return RNNSpec(
         cell_of(mode), input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None,

@@ -55,7 +55,7 @@ class ModulePlan(NamedTuple):
 @lru_cache(maxsize=256)
 def _layer_plan(
     mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
-    P: int = 0, compute: str | None = None, residual: bool = False, input_dropout: float = 0.0,
+    P: int = 0, compute: str | None = None, residual: str | None = None, input_dropout: float = 0.0,
 ) -> ModulePlan | None:  # fmt: skip
     compute = checked_compute(compute or OPERANDS.get(dtype), MODULE_DTYPES[dtype])
     try:

@@ -13,9 +13,9 @@ from fusedrnn.dropout import INPUT_STREAM, mask
 from fusedrnn.engines.cpu.plan.partition import force_grid
 from fusedrnn.jit.host import available_targets
 from oracles import reference_results
-from paper_cells import check_training
+from paper_cells import PaperSteps, check_training
 from problems import Shape, assert_close, assert_gradients_close, assert_same_bits, problem_of
-from variants import variant_results
+from variants import Steps, variant_results
 
 pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 
@@ -28,6 +28,9 @@ NETWORKS = {
     "one layer": ("lstm", Shape(6, 9, 33, 33, states=False), {}),
     "projection": ("lstm", replace(STACK, I=10, bidirectional=True), {"projection_size": 5}),
     "two stages": ("gru", STACK, {"reset_after": False, "reverse": True}),
+    "of a projection": ("lstm", replace(STACK, bidirectional=True), {"residual": "projection"}),
+    "of a cell's projection": (cells.minimal_gated_unit, STACK, {"residual": "projection", "bias": "single"}),
+    "of a cell's input": (cells.minimal_gated_unit, STACK, {}),
 }
 GRIDS = ((1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (2, 1, 2), (1, 2, 2))
 named = pytest.mark.parametrize("name", NETWORKS)
@@ -35,8 +38,13 @@ named = pytest.mark.parametrize("name", NETWORKS)
 
 def residual_problem(name, **more):
     mode, shape, options = NETWORKS[name]
-    spec = RNNSpec(mode, shape.I, shape.H, shape.layers, shape.bidirectional, residual=True, **options, **more)
-    return problem_of(spec, shape)
+    options = {"residual": "identity", **options, **more}
+    return problem_of(RNNSpec(mode, shape.I, shape.H, shape.layers, shape.bidirectional, **options), shape)
+
+
+def oracle_of(problem, absent="nothing"):
+    steps = Steps if isinstance(problem.spec.mode, str) else PaperSteps
+    return variant_results(problem, absent, steps)
 
 
 def train(problem, keep="gates", seed=None):
@@ -55,7 +63,7 @@ def infer(problem):
 def test_against_torch(name, monkeypatch):
     monkeypatch.setenv("FUSEDRNN_TARGET", available_targets()[0].name)
     problem = residual_problem(name)
-    oracle, double = variant_results(problem), problem.typed("float64")
+    oracle, double = oracle_of(problem), problem.typed("float64")
     reference = reference_results(double)
     assert_close(reference.forward, oracle.forward, "float64", double.spec)
     assert_gradients_close(reference.gradients, oracle.gradients, "float64", double.spec, *double.x.shape[:2])
@@ -67,10 +75,10 @@ def test_against_torch(name, monkeypatch):
             check_training(typed, oracle)
 
 
-@pytest.mark.parametrize("name", ["every layer in both directions", "projection"])
+@pytest.mark.parametrize("name", ["every layer in both directions", "projection", "of a projection"])
 def test_on_every_target(name, target, small_chunks):
     problem = residual_problem(name)
-    oracle = variant_results(problem)
+    oracle = oracle_of(problem)
     with fusedrnn.thread_limits(2):
         assert_close(infer(problem), oracle.forward, "float32", problem.spec)
         check_training(problem, oracle)
@@ -97,7 +105,7 @@ def test_one_layer_adds_its_input_in_any_format(cell, compute):
     """The bits of the plain layer, and one addition."""
     shape = Shape(6, 5, 16, 16, lengths="edges")
     plain = problem_of(RNNSpec(cell, 16, 16, compute=compute), shape)
-    problem = replace(plain, spec=replace(plain.spec, residual=True))
+    problem = replace(plain, spec=replace(plain.spec, residual="identity"))
     (y, final), (plain_y, plain_final) = infer(problem), infer(plain)
     x, dy = (np.where(plain.padding[:, :, None], 0, array) for array in (plain.x, plain.dy))
     assert_same_bits((y, final), (plain_y + x, plain_final))
@@ -111,7 +119,7 @@ def test_one_layer_adds_its_input_in_any_format(cell, compute):
 def test_calls_of_every_kind():
     """Streams, cached calls, gradients that are missing, resets and packed weights that are not needed."""
     problem = replace(residual_problem("stack"), lengths=None)
-    op, oracle = RNNOp(problem.spec), variant_results(problem)
+    op, oracle = RNNOp(problem.spec), oracle_of(problem)
     for _ in range(3):
         y, final, reserve = op.forward(problem.x, problem.params, problem.states, training=True)
         assert_close((y, final), oracle.forward, "float32", problem.spec)
@@ -120,7 +128,7 @@ def test_calls_of_every_kind():
     stream = op.stream(problem.params, 3, problem.states)
     y = np.concatenate([stream(problem.x[t : t + 1]) for t in range(5)])
     assert_same_bits((y, stream.states), infer(problem))
-    without_dy = variant_results(problem, "dy")
+    without_dy = oracle_of(problem, "dy")
     gradients = op.backward(None, problem.dstates, reserve)
     assert_gradients_close(gradients, without_dy.gradients, "float32", problem.spec, *problem.x.shape[:2])
     resets = np.zeros(problem.x.shape[:2], bool)
@@ -130,8 +138,32 @@ def test_calls_of_every_kind():
     np.testing.assert_array_equal(whole[2:], second)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_every_state_that_the_output_does_not_show(backend):
+    """The states of a step are the final ones of the steps up to it; gradients flow into every one."""
+    for name in ("projection", "of a projection"):
+        problem = residual_problem(name)
+        spec = replace(problem.spec, bidirectional=False, num_layers=2)
+        problem = problem_of(spec, Shape(5, 3, spec.input_size, spec.hidden_size, 2))
+        op = RNNOp(spec, backend)
+        operands = problem.x, problem.params, problem.states
+        (y, h, c), final, reserve = op.forward(*operands, all_states=True, training=True)
+        for t in range(5):
+            part, (h_n, c_n), _ = op.forward(problem.x[: t + 1], problem.params, problem.states)
+            np.testing.assert_array_equal(y[t], part[t])
+            assert_same_bits((h[t], c[t]), (h_n[-1], c_n[-1]))
+        assert_same_bits((h[-1], c[-1]), [state[-1] for state in final])
+        # The gradient of the last step's states is that of the final states of the last layer.
+        dh, dc = np.zeros_like(h), np.zeros_like(c)
+        dh[-1], dc[-1] = (state[-1] for state in problem.dstates)
+        dstates = tuple(np.where(np.arange(2)[:, None, None] == 1, state, 0) for state in problem.dstates)
+        through_steps = op.backward((problem.dy, dh, dc), None, reserve)
+        expected = op.backward((problem.dy, None, None), dstates, reserve)
+        assert_same_bits(through_steps, expected)
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("residual", [None, "identity"])
 def test_input_dropout_is_a_mask_of_the_input(bidirectional, residual):
     """The bits of a call on the input after the mask; its gradient goes through the mask."""
     spec = RNNSpec("gru", 12, 6, 2, bidirectional, input_dropout=0.5, residual=residual)
@@ -153,9 +185,9 @@ def test_input_dropout_is_a_mask_of_the_input(bidirectional, residual):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"residual": 1}, "residual must be True or False; got 1"),
-        ({"residual": True}, "residual needs a layer whose input has the size of its output: two layers or more, or an "
-         "input_size of 8; got 1 layer of 4 inputs"),
+        ({"residual": True}, "residual must be one of identity, projection; got True"),
+        ({"residual": "identity"}, "residual='identity' needs a layer whose input has the size of its output: two "
+         "layers or more, or an input_size of 8; got 1 layer of 4 inputs"),
         ({"input_dropout": 1.0}, r"input_dropout must be a probability in \[0, 1\); got 1.0"),
         ({"input_dropout": None}, "input_dropout must be a number; got None"),
     ],

@@ -24,7 +24,7 @@ class ReserveLayout:
     2. For each layer its states (T + 2, N, D·H), directions side by side: h, then c, then the operands of the cell's
        later stages. Steps 0 and T + 1 hold the initial states of the two directions; of a shorter sequence, the reverse
        direction's initial state follows its last step. With resets there is a step T + 2: what replaces the states.
-    3. With residual connections for each layer but the last its output (T, N, D·S), in rows like those of the states.
+    3. If the output is no state, for each layer but the last the output (T, N, D·S), in rows like those of the states.
     4. For each layer and direction the saved values (T, N, units, values), and behind those of a row, ``values_size``
        bytes, the means and variances of its reductions.
     """
@@ -54,7 +54,7 @@ class ReserveLayout:
         state_size = (steps + 2 + resets) * batch * state_row
         num_states = len(spec.state_names) + len(tiling.stages[1:])
         outputs_offset = states_offset + spec.num_layers * num_states * state_size
-        outputs_size = (spec.num_layers - 1) * steps * batch * state_row if spec.residual else 0
+        outputs_size = (spec.num_layers - 1) * steps * batch * state_row if not spec.output_is_state else 0
         values_offset = outputs_offset + outputs_size
         values_size = tiling.unit_vecs * num_saved * tiling.vector_bytes
         saved_row = round_up_to_cache_line(values_size + tiling.num_moments * tiling.item)
@@ -71,7 +71,7 @@ class ReserveLayout:
         return self.states_offset + (layer * self.num_states + state) * self.state_size + self.state_step
 
     def output_offset(self, layer: int) -> int:
-        """The offset of the output of a layer with a residual connection."""
+        """The offset of the output of a layer, if that is no state."""
         return self.outputs_offset + layer * self.steps * self.state_step
 
     def saved_offset(self, index: int) -> int:

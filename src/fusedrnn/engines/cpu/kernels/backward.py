@@ -184,7 +184,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         num_packed_rows = self.is_unpacked.select(0, num_rows) if self.can_read_unpacked else num_rows
         with f.if_(num_rows > 0), self.heads(units.first, units.last, reverse) as head:
             part, packed = self._of_head(stage, head, a, p.h_weights)
-            carried = self.carried(self.cell.output, f.constant(0)) + head.first * self.v.bytes
+            carried = self.carried(self.cell.first_state, f.constant(0)) + head.first * self.v.bytes
             with self.panels(head.begin, head.end, reverse, num_packed_rows) as cols:
                 dh = Rows(carried + cols.first * self.v.bytes, c.carried_stride)
                 weights = self._weights(packed, self.head_k_padded(stage), p.unpacked_h_weights, c.hidden)

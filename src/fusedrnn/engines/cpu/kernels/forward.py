@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import KeptProduct, NewState, ReducedRow, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
@@ -42,7 +42,7 @@ CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_c",
+    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_h", "all_c",
     "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges", *INPUT_FIELDS,
 )  # fmt: skip
 
@@ -101,7 +101,7 @@ def build_job(program: Program, direction_loop: Function) -> Module:
 class Inference(InitialAccumulators, BetweenSteps, Reductions):
     """Emits a thread's share of one layer-direction in inference."""
 
-    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, ReducedRow, KeptProduct)
+    _result_kinds: tuple[type[Result], ...] = (NewState, Output, StageOperand, ReducedRow, KeptProduct)
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "direction_loop", (CALL, layer_dir_struct(program.cell)))
@@ -267,7 +267,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
         v, (stage, row, unit_vec, *_) = self.v, position
         states = {name: self.state_buffer(name, row) + unit_vec * v.bytes for name in self.cell.states}
         new_h_offset = (1 - parity) * self.h_size
-        output = self.cell.output
+        output = self.cell.first_state
         old_h, new_h = states[output] + parity * self.h_size, states[output] + new_h_offset
 
         def load(leaf: Leaf) -> Value:
@@ -296,5 +296,5 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
         self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
     ) -> None:
         """Store a vector of a result where it is needed beside the state buffers."""
-        if result == NewState(self.cell.output):
+        if result == self.output_result:
             self.store_output(value, unit_vec, output_rows["y"], output_rows.get("x"))

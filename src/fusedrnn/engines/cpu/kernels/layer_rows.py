@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusedrnn.cell.leaves import NewState, Output
 from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
+from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result
 from fusedrnn.engines.cpu.kernels.thread_share import ThreadShare
 from fusedrnn.jit.builder import Declared, Value
 
@@ -53,17 +55,28 @@ class LayerRows(ThreadShare):
             with tail:
                 self.v.store_masked(value, address, left)
 
+    @property
+    def output_result(self) -> Result:
+        """The result that is the output."""
+        return NewState(self.cell.first_state) if self.cell.output is None else Output()
+
+    @property
+    def other_states(self) -> list[tuple[str, str]]:
+        """The letter and the name of each state that the output does not show."""
+        named = list(zip(STATE_LETTERS, self.cell.states, strict=False))
+        return named if self.is_residual or self.cell.output is not None else named[1:]
+
     def residual_row(self, table: Value, index: Value) -> dict[Any, Value]:
         """As "x" the row of the input that is added to this direction's output: of a table of such rows."""
         if not self.is_residual:
             return {}
         return {"x": self.f.load(table + index * 8) + self.direction * self.c.out * self.v.item}
 
-    def store_output(self, h: Value, unit_vec: Value, y: Value, x: Value | None) -> None:
-        """Store a vector of a row of the output: of h, plus the row ``x`` if the layer has a residual connection."""
+    def store_output(self, value: Value, unit_vec: Value, y: Value, x: Value | None) -> None:
+        """Store a vector of a row of the output, plus that of the row ``x`` if the layer has a residual connection."""
         f, v, offset, size = self.f, self.v, unit_vec * self.v.bytes, self.c.out
-        output = f.var(h)
+        output = f.var(value)
         if x is not None:
             with f.if_(self.p.residual.is_set):
-                output.set(h + self.load_tail(x + offset, size - unit_vec * v.lanes))
+                output.set(value + self.load_tail(x + offset, size - unit_vec * v.lanes))
         self.store_tail(output.get(), unit_vec, y + offset, size)

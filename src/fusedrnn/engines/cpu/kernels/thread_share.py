@@ -66,7 +66,7 @@ class Program:
         return cls(
             module, compute, STORAGE[compute], target,
             lowered_cell(variant), derivative_of(variant), stage_kernels(variant), input_stage(variant),
-            emit_barrier(module, wait), emit_wait_for_progress(module, wait), variant.residual,
+            emit_barrier(module, wait), emit_wait_for_progress(module, wait), variant.residual == "identity",
         )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ class ThreadShare:
 
     def units_of_state(self, name: str) -> UnitRange:
         """This thread's share of a state."""
-        return self.out if name == self.cell.output else self.hidden
+        return self.out if name == self.cell.first_state else self.hidden
 
     def operand_size(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's operand."""

@@ -7,7 +7,7 @@ layer below there, after dropout; with residual connections, from its outputs.
 from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.leaves import KeptProduct, NewState, ReducedRow, Saved, StageOperand
+from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, Saved, StageOperand
 from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, StepPosition, build_job
 from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
@@ -24,7 +24,7 @@ def build_training(variant: Variant, compute: str, target: Target) -> Module:
 class _Training(Inference):
     """Emits a thread's share of one layer-direction in training, which fills the reserve."""
 
-    _result_kinds = (NewState, StageOperand, ReducedRow, KeptProduct, Saved)
+    _result_kinds = (NewState, Output, StageOperand, ReducedRow, KeptProduct, Saved)
     draws_masks = True
 
     def _saved_arrays(self) -> OutputRows:
@@ -76,8 +76,8 @@ class _Training(Inference):
             return
         if isinstance(result, (KeptProduct, ReducedRow)):
             return
-        size = self.units_of(stage).size
-        self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, size)
-        if result == NewState(self.cell.output):
+        if not isinstance(result, Output):
+            self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, self.units_of(stage).size)
+        if result == self.output_result:
             with f.if_(self.p.y.is_set):
                 self.store_output(value, unit_vec, output_rows["y"], output_rows.get("x"))

@@ -131,12 +131,12 @@ class _PlanFields:
     def _input(self, layer: int) -> Fields:
         """The fields of how a layer reads its input; only training drops elements."""
         spec = self.spec
+        fields: Fields = {"threshold": 0, "scale": 0, "stream": 0, "residual": int(spec.adds_input(layer))}
         p = 0.0 if self.reserve is None else spec.dropout_of(layer)
-        factor = np.dtype(spec.dtype).type(scale(p))
-        return {
-            "threshold": threshold(p), "scale": int(np.float64(factor).view(np.int64)), "stream": input_stream(layer),
-            "residual": int(spec.adds_input(layer)),
-        }  # fmt: skip
+        if p > 0:
+            factor = np.float64(np.dtype(spec.dtype).type(scale(p)))
+            fields |= {"threshold": threshold(p), "scale": int(factor.view(np.int64)), "stream": input_stream(layer)}
+        return fields
 
     def parameters(self, kinds: Mapping[str, Kind], layer: int, direction: int, prefix: str = "") -> Fields:
         """The fields of parameters or their gradients; 0 for those that the spec does not have."""
@@ -154,10 +154,11 @@ class _PlanFields:
         }
 
     def all_states(self, index: int, *symbols: str) -> Fields:
-        """The fields of the caller's arrays of the states after h of every step; of the last layer."""
+        """The fields of the caller's arrays of the states of every step; of the last layer."""
         layer, direction = divmod(index, self.spec.num_directions)
         is_last = layer == self.spec.num_layers - 1
-        return {symbol: Relocation(symbol, direction * self.c_bytes) if is_last else 0 for symbol in symbols}
+        sizes = {symbol: self.h_bytes if symbol.endswith("_h") else self.c_bytes for symbol in symbols}
+        return {symbol: Relocation(symbol, direction * sizes[symbol]) if is_last else 0 for symbol in symbols}
 
     def saved(self, index: int) -> Fields:
         """The fields of what the reserve holds of a layer-direction; zeros without one."""
@@ -183,10 +184,10 @@ class _PlanFields:
         return fields
 
     def saved_output(self, name: str, layer: int, offset: int = 0) -> Fields:
-        """The fields of the output of a layer below the last in the reserve: its h, or their sums with its input."""
+        """The fields of the output of a layer below the last in the reserve: of its h, if that is the output."""
         reserve = self.reserve
         assert reserve is not None
-        begin = reserve.output_offset(layer) if self.spec.residual else reserve.state_offset(layer, 0)
+        begin = reserve.state_offset(layer, 0) if self.spec.output_is_state else reserve.output_offset(layer)
         return _array(name, Relocation("reserve", begin + offset), reserve.state_step, reserve.state_row)
 
 
@@ -213,11 +214,11 @@ class _ForwardFields(_PlanFields):
         elif reserve is None:
             y = self._layer_output("y", layer, offset)
         else:
-            y = self.saved_output("y", layer, offset) if self.spec.residual else _array("y", 0, 0, 0)
+            y = _array("y", 0, 0, 0) if self.spec.output_is_state else self.saved_output("y", layer, offset)
         return {
             **self.common(index, weights, _FORWARD_WEIGHTS),
             **self.states(index, *state_symbols(self.letters, "{}0", "{}_n", "{}_reset")),
-            **self.all_states(index, *state_symbols(self.letters[1:], "all_{}")),
+            **self.all_states(index, *state_symbols(self.letters, "all_{}")),
             **x, **y, "x_copy": 0 if reserve is None or index else Relocation("reserve"),
         }  # fmt: skip
 
@@ -267,7 +268,7 @@ class _BackwardFields(_PlanFields):
         return {
             **self.common(index, weights, _BACKWARD_WEIGHTS),
             **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0", "d{}_reset")),
-            **self.all_states(index, *state_symbols(self.letters[1:], "dall_{}")),
+            **self.all_states(index, *state_symbols(self.letters, "dall_{}")),
             **x, **self._dy(layer, direction), **self._dx(layer, direction),
             # The first direction adds the gradients of both to that of the input.
             "residual": int(spec.adds_input(layer) and direction == 0),
