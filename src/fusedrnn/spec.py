@@ -191,9 +191,14 @@ class RNNSpec:
         return len(self.gates)
 
     @cached_property
+    def num_input_gates(self) -> int:
+        """The gates with a part from the input; in the four modes all."""
+        return len(traced_cell(self.variant).x_gates)
+
+    @cached_property
     def num_recurrent_gates(self) -> int:
-        """The gates with recurrent weights, which are the first ones; in the four modes all."""
-        return self.num_gates - len(traced_cell(self.variant).input_gates)
+        """The gates with recurrent weights; in the four modes all."""
+        return len(traced_cell(self.variant).h_gates)
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:
@@ -258,7 +263,7 @@ class RNNSpec:
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
         """Floating-point operations of the GEMMs of T steps of N sequences; training counts three times forward."""
-        weights = sum(self.num_gates * self.layer_input_size(layer) for layer in range(self.num_layers))
+        weights = sum(self.num_input_gates * self.layer_input_size(layer) for layer in range(self.num_layers))
         recurrent = self.num_recurrent_gates * self.state_size // self.heads
         weights += self.num_layers * (recurrent + (self.projection_size or 0))
         weights *= self.hidden_size
@@ -267,7 +272,7 @@ class RNNSpec:
 
     def parameter_shapes(self, layer: int) -> Shapes:
         """The shapes of the parameters of each direction of a layer, the weights before the biases."""
-        rows, h_rows = self.num_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
+        rows, h_rows = self.num_input_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
         shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer))}
         if h_rows:
             shapes["h2h_weight"] = (h_rows, self.state_size // self.heads)

@@ -66,14 +66,14 @@ def of(equations, **options):
         (lambda x, u, s: (x.a, u(s.h).a), ValueError, "must return the new states h, in this order; they return 2"),
         (lambda x, u, s: x.b + u(s.h).a, AttributeError, "the cell has no gate 'b'; its gates are a"),
         (lambda x, u, s: x.a + u(s.c).a, AttributeError, "the cell has no state 'c'; its states are h"),
-        (lambda x, u, s: x.a + u(tanh(s.h)).a, ValueError, r"recurrent\(s.h\)"),
         (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
-        (lambda x, u, s: u(s.h).a * s.h, ValueError, r"gate .a. must have a part from the input: x.a has no effect"),
+        (lambda x, u, s: u(s.h).a * s.h, ValueError, "a gate must have a part from the input, such as x.a"),
+        (lambda x, u, s: tanh(s.h), ValueError, "gate 'a' has no effect: take it from the input, x.a, or from a pro"),
         (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "gate 'a' takes part in more than one recurrent product"),
         (lambda x, u, s: x.a + u(s.h).a - mean(), TypeError, "mean takes at least one expression; got none"),
         (lambda x, u, s: x.a + u(s.h).a - mean(x.a, 1.0), TypeError, "mean takes expressions; got 1.0"),
-        (lambda x, u, s: x.a * mean(s.h), ValueError, "need a cell with a recurrent product"),
+        (lambda x, u, s: x.a + where(u(s.h).a < 0, s.h, 0.0), ValueError, "does not use h.a"),
         (lambda x, u, s: (x.a + u(s.h).a) * mask("m", 0), ValueError, "keep must be a probability above 0; got 0.0"),
         (lambda x, u, s: (x.a + u(s.h).a) * mask(1, 0.5), TypeError, "a mask needs a name, such as 'h'; got 1"),
         (lambda x, u, s: dropout("m", x.a + u(s.h).a, 1.0), ValueError, r"a probability in \[0, 1\); got 1.0"),
@@ -162,6 +162,25 @@ def test_the_spec_of_a_cell_without_products():
     with pytest.raises(ValueError, match=r"the output of a layer must have the size of hidden_size \(4\).*; got 8"):
         RNNSpec(cells.sru, 4, 4, 2, bidirectional=True)
     assert "d x.raw, beside products = d new h - v" in cells.sru.explain()
+
+
+def test_gates_without_input():
+    """Each matrix has rows for the gates that it gives, in the order of the gates; so have biases and initial values."""
+
+    @cell(gates="a b c", initial={"a.bias": 3.0, "b.bias": 2.0, "c.bias": 1.0})
+    def some(x, recurrent, s):
+        h = recurrent(s.h)
+        return tanh(h.a + h.b * x.b) + x.c
+
+    spec = RNNSpec(some, 5, 4)
+    shapes = {"i2h_weight": (8, 5), "h2h_weight": (8, 4), "i2h_bias": (8,), "h2h_bias": (8,)}
+    assert spec.parameter_shapes(0) == shapes and spec.flops(1, 1) == 2 * (8 * 5 + 8 * 4)
+    biases = init_params(spec)[-16:].reshape(4, 4)
+    np.testing.assert_array_equal(biases, np.repeat([[2], [1], [3], [0]], 4, axis=1))
+    with pytest.raises(ValueError, match=r"params must have shape \(88,\), .*; got \(0,\)"):
+        RNNOp(spec).forward(np.zeros((1, 1, 5), np.float32), np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match=r"initial of 'a.bias' negates the bias of 'b': both must be of the input"):
+        init_params(spec, initial={"a.bias": chrono(5, negated="b")})
 
 
 def test_errors_name_the_states_of_the_cell():

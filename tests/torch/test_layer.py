@@ -33,10 +33,11 @@ I, H, T, N = 3, 4, 5, 3
 SHAPE = Shape(T, N, I, 9, layers=2, bidirectional=True, lengths="edges")
 
 
-@cell(gates="r n w", states="h c m", vectors="beta gamma", scalars="tau rho")
+@cell(gates="q r n w", states="h c m", vectors="beta gamma", scalars="tau rho")
 def mixed(x, recurrent, s, p):
-    """Two products, a gate of the input alone, three states, several vectors and scalars."""
-    r = sigmoid(x.r + recurrent(s.h).r)
+    """Two products, a gate without input, one of the input alone, three states, several vectors and scalars."""
+    h = recurrent(s.h * tanh(x.w))
+    r = sigmoid(x.r + h.r) * tanh(h.q)
     n = tanh(recurrent(r * s.c).n + p.beta * x.n)
     c = p.tau * s.c + r * x.w
     return tanh(c) * n, c, p.rho * s.m + p.gamma * n

@@ -71,7 +71,7 @@ class UserCell(Cell):
             ValueError: If it is below 1, or the cell has no recurrent products.
         """
         heads = positive_int("heads", heads)
-        if not self.traced.stages:
+        if not self.traced.products:
             raise ValueError(f"cell {self.name} has no recurrent products, and so no heads")
         base = self if self._base is None else self._base
         if self._source is not None:

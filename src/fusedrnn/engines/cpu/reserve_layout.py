@@ -50,7 +50,7 @@ class ReserveLayout:
         states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2 + resets) * batch * state_row
-        num_states = len(spec.state_names) + len(tiling.stages[1:])
+        num_states = len(spec.state_names) + len(tiling.later_products)
         values_offset = states_offset + spec.num_layers * num_states * state_size
         values_size = tiling.unit_vecs * num_saved * tiling.vector_bytes
         saved_row = round_up_to_cache_line(values_size + tiling.num_moments * tiling.item)
