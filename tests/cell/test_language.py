@@ -165,7 +165,7 @@ def test_the_spec_of_a_cell_without_products():
 
 
 def test_gates_without_input():
-    """Each matrix has rows for the gates that it gives, in the order of the gates; so have biases and initial values."""
+    """Each matrix has rows for the gates that it gives, in their order; so have biases and their initial values."""
 
     @cell(gates="a b c", initial={"a.bias": 3.0, "b.bias": 2.0, "c.bias": 1.0})
     def some(x, recurrent, s):
@@ -232,12 +232,35 @@ def test_heads():
             cells.slstm.with_heads(wrong)
     with pytest.raises(ValueError, match="cell sru has no recurrent products, and so no heads"):
         cells.sru.with_heads(2)
-    with pytest.raises(ValueError, match="must be a multiple of the heads of <cell slstm with 4 heads>; got 9"):
+    with pytest.raises(ValueError, match=r"must be a multiple of the heads of <cell slstm.with_heads\(4\)>; got 9"):
         RNNSpec(four, 3, 9)
-    with pytest.raises(ValueError, match="compute='int8' needs a cell of one head; got <cell slstm with 4 heads>"):
+    with pytest.raises(ValueError, match=r"compute='int8' needs a cell of one head; got <cell slstm.with_heads\(4\)>"):
         RNNSpec(four, 3, 8, compute="int8")
     with pytest.raises(NotImplementedError, match="a head must have a multiple of 16 units in float32; got 2"):
         RNNOp(spec)
+
+
+def test_rates():
+    """They are constants of another cell, with kernels of its own."""
+    other = cells.zoneout_lstm.with_rates(c=0.25)
+    assert [(mask.name, mask.keep) for mask in other.traced.masks] == [("c", 0.75), ("h", 0.95)]
+    both = other.with_rates(h=0.5).with_heads(2)
+    assert repr(both) == "<cell zoneout_lstm.with_rates(c=0.25, h=0.5).with_heads(2)>"
+    assert both == cells.zoneout_lstm.with_heads(2).with_rates(h=0.5, c=0.25) and both.with_heads(1) != both
+    assert len({cells.zoneout_lstm, other, both, both.with_heads(1)}) == 4 and other.slug != cells.zoneout_lstm.slug
+    assert other.with_rates(c=0.5) == cells.zoneout_lstm and cells.zoneout_lstm.with_rates() is cells.zoneout_lstm
+    assert "mask h / 0.5" in cells.variational_gru.with_rates(h=0.5).explain()
+    for of in (other, both, other.expectation, both.expectation):
+        assert pickle.loads(pickle.dumps(of)) == copy.deepcopy(of) == of
+    assert other.expectation.with_rates(h=0.5).with_heads(2) == both.expectation != other.expectation
+    for of, rates, error, message in (
+        (other, {"c": 1.0}, ValueError, r"c must be a probability in \[0, 1\); got 1.0"),
+        (other, {"c": "1"}, TypeError, "c must be a number; got '1'"),
+        (other.expectation, {"o": 0.5}, ValueError, "cell zoneout_lstm has no mask 'o': its masks are c, h"),
+        (cells.janet, {"c": 0.5}, ValueError, "cell janet has no mask 'c': it draws none"),
+    ):
+        with pytest.raises(error, match=message):
+            of.with_rates(**rates)
 
 
 def test_a_cell_is_pickled_by_reference():

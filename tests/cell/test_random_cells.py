@@ -181,7 +181,7 @@ def test_reference(seed):
     assert_gradients_close(actual.gradients, oracle.gradients, "float64", of_cell.spec, SHAPE.T, SHAPE.N)
 
 
-@pytest.mark.parametrize("seed", [-2, 1, 5, 16])
+@pytest.mark.parametrize("seed", [-4, 3, 6, 12])
 def test_kernels(seed):
-    """Of none, two and three products, which later stages read, one to three states, a vector and a scalar."""
+    """Of none, two and three products, beginning with one of the output or not, one to three states, parameters."""
     check_training(*problem(seed))

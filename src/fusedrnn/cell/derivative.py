@@ -146,13 +146,11 @@ class Derivative:
 
 @lru_cache(maxsize=64)
 def differentiate(cell: TracedCell) -> Derivative:
-    """Differentiate a cell whose first stage, if there are any, multiplies its first state.
+    """Differentiate a cell.
 
     Raises:
-        NotImplementedError: If the first stage has another operand, or the new states do not depend on some gate.
+        NotImplementedError: If the new states do not depend on some gate.
     """
-    if cell.stages and cell.stages[0].operand != State(cell.states[0]):
-        raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
     cotangents: list[Expr] = [StateCotangent(name) for name in cell.states]
     for index, stage in enumerate(cell.stages[1:], 1):
         cotangents += value_cotangents(index, stage)

@@ -1,6 +1,6 @@
-"""LSTM and GRU with random masks inside a step, at the rates of their papers: a rate is a constant of a cell.
+"""LSTM and GRU with random masks inside a step, at the rates of their papers.
 
-For other rates, copy the few lines.
+A rate is a constant of a cell; others are given by the names of masks: ``zoneout_lstm.with_rates(c=0.3, h=0.1)``.
 """
 
 from typing import Any

@@ -55,7 +55,7 @@ def step_of_dropout_gru(x, h, states, draw):
     (old,) = states
     r, z = (torch.sigmoid(x[gate] + h(gate, old)) for gate in (0, 1))
     n = torch.tanh(x[2] + r * h(2, old))
-    return ((1 - z) * n * draw(0, 0.75) / 0.75 + z * old,)
+    return ((1 - z) * n * draw(0, 0.6) / 0.6 + z * old,)
 
 
 def step_of_variational_lstm(x, h, states, draw):
@@ -74,7 +74,8 @@ def step_of_variational_gru(x, h, states, draw):
 
 
 STEPS = {
-    masked: step_of_masked, cells.zoneout_lstm: step_of_zoneout, cells.dropout_gru: step_of_dropout_gru,
+    masked: step_of_masked, cells.zoneout_lstm: step_of_zoneout,
+    cells.dropout_gru.with_rates(n=0.4): step_of_dropout_gru,
     cells.variational_lstm: step_of_variational_lstm, cells.variational_gru: step_of_variational_gru,
 }  # fmt: skip
 
