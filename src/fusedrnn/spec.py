@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fusedrnn import scalars
 from fusedrnn.cell.activations import Activation, check_activations
-from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell
+from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell, variant_of
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Kind, ParameterLayout, Shapes
 from fusedrnn.spec_sizes import check_sizes, num_weights, parameter_shapes
@@ -150,23 +150,7 @@ class RNNSpec:
     @cached_property
     def variant(self) -> Variant:
         """The cell with its options."""
-        if isinstance(self.mode, Cell):
-            return Variant(self.mode, residual=self.residual)
-        default = FAMILIES[self.mode].default
-        state_clip = None
-        if self.state_clip_min is not None and self.state_clip_max is not None:
-            state_clip = self.state_clip_min, self.state_clip_max, self.state_clip_nan
-        return replace(
-            default,
-            activations=self.activations or default.activations,
-            reset_after=self.reset_after,
-            peepholes=self.peepholes,
-            coupled_gates=self.coupled_gates,
-            gate_clip=self.gate_clip,
-            state_clip=state_clip,
-            projects=self.projection_size is not None,
-            residual=self.residual,
-        )
+        return variant_of(self)
 
     @property
     def operand_format(self) -> str:
@@ -199,9 +183,14 @@ class RNNSpec:
         return len(self.gates)
 
     @cached_property
+    def num_input_gates(self) -> int:
+        """The gates with a part from the input; in the four modes all."""
+        return len(traced_cell(self.variant).x_gates)
+
+    @cached_property
     def num_recurrent_gates(self) -> int:
-        """The gates with recurrent weights, which are the first ones; in the four modes all."""
-        return self.num_gates - len(traced_cell(self.variant).input_gates)
+        """The gates with recurrent weights; in the four modes all."""
+        return len(traced_cell(self.variant).h_gates)
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:

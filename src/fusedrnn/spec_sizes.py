@@ -19,7 +19,7 @@ MAX_LAYERS = 4096
 def parameter_shapes(spec: Any, layer: int) -> Shapes:
     """The shapes of the parameters of each direction of a layer of a spec, the weights before the biases."""
     hidden = spec.hidden_size
-    rows, h_rows = spec.num_gates * hidden, spec.num_recurrent_gates * hidden
+    rows, h_rows = spec.num_input_gates * hidden, spec.num_recurrent_gates * hidden
     shapes: Shapes = {"i2h_weight": (rows, spec.layer_input_size(layer))}
     if h_rows:
         shapes["h2h_weight"] = (h_rows, spec.state_size // spec.heads)
@@ -39,7 +39,7 @@ def parameter_shapes(spec: Any, layer: int) -> Shapes:
 
 def num_weights(spec: Any) -> int:
     """The elements of all matrices of a spec that a step multiplies."""
-    inputs = sum(spec.num_gates * spec.layer_input_size(layer) for layer in range(spec.num_layers))
+    inputs = sum(spec.num_input_gates * spec.layer_input_size(layer) for layer in range(spec.num_layers))
     recurrent = spec.num_recurrent_gates * spec.state_size // spec.heads + (spec.projection_size or 0)
     elements: int = spec.num_directions * spec.hidden_size * (inputs + spec.num_layers * recurrent)
     return elements

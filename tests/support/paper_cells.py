@@ -141,6 +141,29 @@ class PaperSteps(Steps):
         c = torch.tanh(w) * c + r * self.w["beta"]
         return torch.tanh(from_h * self.w["tau"] + from_x) * c + h * n, c + v
 
+    def from_x(self, row):
+        """The pre-activation from the input whose weights are the ``row``-th."""
+        rows = slice(row * self.spec.hidden_size, (row + 1) * self.spec.hidden_size)
+        return self.x @ self.w["i2h_weight"][rows].T + self.w["i2h_bias"][rows]
+
+    def from_h(self, row, operand):
+        """The same from the recurrent weights."""
+        rows = slice(row * self.spec.hidden_size, (row + 1) * self.spec.hidden_size)
+        return operand @ self.w["h2h_weight"][rows].T + self.w["h2h_bias"][rows]
+
+    def early(self, h, c):
+        b, o, n, w = map(self.from_x, range(4))
+        first = torch.tanh(w) * c + self.w["beta"]
+        o = torch.sigmoid(o + self.from_h(2, torch.tanh(self.from_h(0, first)) * h))
+        n = torch.tanh(self.w["tau"] * n + self.from_h(3, o * torch.tanh(n) * c))
+        return o * n + torch.tanh(self.from_h(1, first) - b) * h, self.w["tau"] * c + o * n
+
+    def elementwise_moments(self, h, c):
+        a, b = (torch.tanh(self.from_x(row)) for row in range(2))
+        mean = torch.stack([a * h, c]).mean(dim=(0, 2))[:, None]
+        b = b * mean + self.w["beta"] * (a - c).var(dim=1, correction=0, keepdim=True)
+        return torch.tanh(b + h), a + (b * c).mean(dim=1, keepdim=True)
+
     def row_moments(self, h, c):
         a = torch.tanh(*self.sums(h, 0, 1))
         spread = torch.cat([a, h], dim=1).var(dim=1, correction=0, keepdim=True)
@@ -280,11 +303,30 @@ def row_moments(x, recurrent, s):
     return tanh(b) + variance(s.c * a), mean(b * a, s.c)
 
 
+@cell(gates="a b o n w", states="h c", vectors="beta", scalars="tau")
+def early(x, recurrent, s, p):
+    """A cell of no paper: no product of the output, a gate without input, one that its own product's operand reads."""
+    h = recurrent(tanh(x.w) * s.c + p.beta)
+    o = sigmoid(x.o + recurrent(tanh(h.a) * s.h).o)
+    n = tanh(p.tau * x.n + recurrent(o * tanh(x.n) * s.c).n)
+    return o * n + tanh(h.b - x.b) * s.h, p.tau * s.c + o * n
+
+
+@cell(gates="a b", states="h c", vectors="beta")
+def elementwise_moments(x, recurrent, s, p):
+    """A cell of no paper: means and variances without products, one of another."""
+    a = tanh(x.a)
+    b = tanh(x.b) * mean(a * s.h, s.c) + p.beta * variance(a - s.c)
+    return tanh(b + s.h), a + mean(b * s.c)
+
+
 CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
 """The catalogue by name, but the cells that draw random masks."""
 HEADS = {"slstm_heads": cells.slstm.with_heads(2), "everything_heads": everything.with_heads(2)}
 HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
-ALL_CELLS = {**CELLS, "everything": everything, "own_output": own_output, "row_moments": row_moments, **HEADS}
+HEADS["early_heads"] = early.with_heads(2)
+OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments)}
+ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
 ALIKE = {"flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
 """Cells that kernels compute in the same way as another one, with parts of its maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]

@@ -174,6 +174,27 @@ def gru(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     return n + z * (s.h - n)
 
 
+def variant_of(spec: Any) -> Variant:
+    """The variant that an :class:`fusedrnn.RNNSpec` describes."""
+    if isinstance(spec.mode, Cell):
+        return Variant(spec.mode, residual=spec.residual)
+    default = FAMILIES[spec.mode].default
+    state_clip = None
+    if spec.state_clip_min is not None and spec.state_clip_max is not None:
+        state_clip = spec.state_clip_min, spec.state_clip_max, spec.state_clip_nan
+    return replace(
+        default,
+        activations=spec.activations or default.activations,
+        reset_after=spec.reset_after,
+        peepholes=spec.peepholes,
+        coupled_gates=spec.coupled_gates,
+        gate_clip=spec.gate_clip,
+        state_clip=state_clip,
+        projects=spec.projection_size is not None,
+        residual=spec.residual,
+    )
+
+
 RESIDUAL_GATE = "residual"
 """The rows of the input's weights that project what is added to the output."""
 

@@ -10,7 +10,7 @@ from fusedrnn.cell import primitives
 from fusedrnn.cell.derivative import differentiate
 from fusedrnn.cell.expr import Constant, Expr, walk
 from fusedrnn.cell.initial import InitialValue, checked_initial
-from fusedrnn.cell.leaves import PreH, PreX, State
+from fusedrnn.cell.leaves import PreH, PreX
 from fusedrnn.cell.trace import RAW, fuse_gate_sums
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.scalars import as_number, check_bounds
@@ -61,8 +61,8 @@ def cell(
 
     - ``x.f`` is the pre-activation of gate f from the input, W x + b of its rows; ``x.raw`` is the layer's input
       itself, which then has as many features as there are units;
-    - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, the first time with the output before the step
-      for e, later with any expression. A gate takes part in one such product, or in none; a cell may have none;
+    - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, of any expression e. A gate takes part in one
+      such product, or in none; a cell may have none;
     - ``s.h`` is a state before the step;
     - ``p.beta``, of a fourth argument, is a vector or a scalar of the cell's own.
 
@@ -73,7 +73,8 @@ def cell(
     Args:
         equations: The function ``(x, recurrent, s)``; ``(x, recurrent, s, p)`` if there are vectors or scalars.
         gates: The names of the gates, with spaces between, in the order in which weights stack them: those of the first
-            recurrent product, those of the next one, and last those that ``x`` alone gives.
+            recurrent product, those of the next one, and last those that ``x`` alone gives. Input weights have rows for
+            the gates that the equations take from ``x``, recurrent weights for those that they take from a product.
         states: The names of the states, the output first; at most six.
         output: The name of the output if it is no state. The first recurrent product is then of the first state.
         vectors: The names of parameters with one number for each unit, (H,).
@@ -205,10 +206,12 @@ def _check(user_cell: UserCell) -> None:
     _check_products(user_cell)
     used = set(walk([*traced.outputs, *traced.operands]))
     for gate in user_cell.gates:
-        if PreX(gate) not in used:
-            raise ValueError(f"gate {gate!r} must have a part from the input: x.{gate} has no effect")
+        if gate in traced.input_gates and PreX(gate) not in used:
+            raise ValueError(f"gate {gate!r} has no effect: take it from the input, x.{gate}, or from a product")
         if gate not in traced.input_gates and PreH(gate) not in used:
             raise ValueError(f"recurrent(...).{gate} has no effect")
+    if not traced.x_gates:
+        raise ValueError(f"a gate must have a part from the input, such as x.{user_cell.gates[0]}")
     if unused := [leaf.name for leaf in traced.parameters if leaf not in used]:
         raise ValueError(f"parameter {unused[0]!r} is declared, but has no effect: write p.{unused[0]}")
     try:
@@ -220,9 +223,6 @@ def _check(user_cell: UserCell) -> None:
 def _check_products(user_cell: UserCell) -> None:
     """Whether the recurrent products are such that weights can be stacked in the order of the gates."""
     stages = user_cell.traced.stages
-    output = user_cell.states[0]
-    if stages and stages[0].operand != State(output):
-        raise ValueError(f"the first recurrent product must be of the output before the step: recurrent(s.{output})")
     if any(stage.projects for stage in stages):
         raise ValueError("recurrent.project is for the built-in LSTM alone")
     if empty := [number for number, stage in enumerate(user_cell.traced.products, 1) if not stage.gates]:

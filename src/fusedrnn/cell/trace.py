@@ -8,9 +8,10 @@ from functools import cached_property, lru_cache
 from typing import NoReturn
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
-from fusedrnn.cell.expr import Expr, Leaf, Operation, as_expr, substitute, walk
+from fusedrnn.cell.expr import Expr, Leaf, as_expr, substitute, walk
 from fusedrnn.cell.leaves import (
     Mask,
+    OutputCotangent,
     Parameter,
     ParamScalar,
     ParamVector,
@@ -19,11 +20,10 @@ from fusedrnn.cell.leaves import (
     PreX,
     Projected,
     RawInput,
-    RowMean,
-    RowVariance,
     State,
+    StateCotangent,
 )
-from fusedrnn.cell.reductions import NAMES, Reduction, reductions_in, with_leaves
+from fusedrnn.cell.placement import place_stages
 from fusedrnn.cell.stage import Stage
 
 RAW = "raw"
@@ -55,7 +55,18 @@ class TracedCell:
     @cached_property
     def input_gates(self) -> tuple[str, ...]:
         """The gates that no stage computes: the input alone gives them."""
-        return tuple(gate for gate in self.gates if not any(gate in stage.gates for stage in self.stages))
+        return tuple(gate for gate in self.gates if gate not in self.h_gates)
+
+    @cached_property
+    def h_gates(self) -> tuple[str, ...]:
+        """The gates with recurrent weights, in the order of their rows."""
+        return tuple(gate for gate in self.gates if any(gate in stage.gates for stage in self.stages))
+
+    @cached_property
+    def x_gates(self) -> tuple[str, ...]:
+        """The gates with a part from the input, in the order of the rows of its weights."""
+        read = {node.gate for node in walk([*self.outputs, *self.operands]) if isinstance(node, (PreX, PreSum))}
+        return tuple(gate for gate in self.gates if gate in read)
 
     @cached_property
     def reads_raw_input(self) -> bool:
@@ -71,6 +82,12 @@ class TracedCell:
     def output_names(self) -> tuple[str, ...]:
         """The names of :attr:`outputs`."""
         return self.states if self.output is None else (*self.states, self.output)
+
+    @property
+    def output_cotangents(self) -> tuple[Leaf, ...]:
+        """The leaves of the gradients of :attr:`outputs`."""
+        states = tuple(map(StateCotangent, self.states))
+        return states if self.output is None else (*states, OutputCotangent())
 
     @property
     def new_states(self) -> tuple[Expr, ...]:
@@ -95,12 +112,12 @@ class TracedCell:
     @cached_property
     def products(self) -> tuple[Stage, ...]:
         """The stages that have a GEMM."""
-        return tuple(stage for stage in self.stages if not stage.reductions)
+        return tuple(stage for stage in self.stages if stage.multiplies)
 
     @cached_property
     def reduces(self) -> bool:
         """Whether there are means or variances over the units."""
-        return len(self.products) < len(self.stages)
+        return any(stage.reductions for stage in self.stages)
 
     @cached_property
     def masks(self) -> tuple[Mask, ...]:
@@ -205,7 +222,7 @@ def run_equations(cell: Cell) -> TracedCell:
         gate = min(repeated)
         raise ValueError(f"gate {gate!r} takes part in more than one recurrent product: declare a gate for each")
     if all(isinstance(output, Expr) for output in outputs):
-        stages, outputs = _with_reductions(stages, outputs)
+        stages, outputs = place_stages(State(cell.states[0]), stages, outputs)
     # A peephole weight has the name of its gate.
     roots = [root for root in (*outputs, *(stage.operand for stage in stages)) if isinstance(root, Expr)]
     peepholes = {node.name for node in walk(roots) if isinstance(node, ParamVector)}
@@ -213,50 +230,6 @@ def run_equations(cell: Cell) -> TracedCell:
     traced = TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars, cell.heads > 1, cell.output)
     _check_masks(traced if all(isinstance(output, Expr) for output in outputs) else None)
     return traced
-
-
-def _with_reductions(
-    stages: tuple[Stage, ...], outputs: tuple[Expr, ...]
-) -> tuple[tuple[Stage, ...], tuple[Expr, ...]]:
-    """The stages and the outputs with leaves in place of reductions, and a stage for all reductions ready at a time.
-
-    Raises:
-        ValueError: If there is no recurrent product, or the operand of one is a reduction of what it computes.
-    """
-    roots = [*outputs, *(stage.operand for stage in stages)]
-    if not reductions_in(roots):
-        return stages, outputs
-    if not stages:
-        raise ValueError("mean, variance and layer_norm need a cell with a recurrent product")
-    placed, waiting = [stages[0]], [*stages[1:]]
-    while waiting or reductions_in(roots):
-        gates = {gate for stage in placed for gate in stage.gates}
-        ready = [values for values in reductions_in(roots) if _is_ready(values, gates)]
-        if ready:
-            index, nodes = len(placed), set(walk(roots))
-            reductions = tuple(
-                Reduction(
-                    values, RowMean(index, number),
-                    RowVariance(index, number) if Operation(NAMES[1], values) in nodes else None,
-                )
-                for number, values in enumerate(ready)
-            )  # fmt: skip
-            for number, values in enumerate(ready):
-                roots = with_leaves(roots, values, index, number)
-            placed.append(Stage(ready[0][0], (), reductions=reductions))
-        elif waiting:
-            placed.append(waiting.pop(0))
-        else:
-            raise ValueError("a mean or variance of what is computed from it")
-    operands = iter(roots[len(outputs) :])
-    placed = [stage if stage.reductions else replace(stage, operand=next(operands)) for stage in placed]
-    return tuple(placed), tuple(roots[: len(outputs)])
-
-
-def _is_ready(values: tuple[Expr, ...], gates: set[str]) -> bool:
-    """Whether values to reduce contain no reductions, and no products but those of these gates."""
-    products = {node.gate for node in walk(values) if isinstance(node, PreH)}
-    return products <= gates and not reductions_in(values)
 
 
 def _check_masks(traced: TracedCell | None) -> None:

@@ -239,16 +239,17 @@ def _step(
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
-    rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(masks)
-    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})
     if cell.reads_raw_input:
         values[RawInput()] = x
     values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
         if stage.reductions:
             values.update(_moments(stage, values, (len(x_gates), spec.hidden_size)))
+        if not stage.multiplies:
             continue
         operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:
@@ -256,7 +257,7 @@ def _step(
             values[Projected()] = torch.nn.functional.linear(rounded(operand), projection)
         if stage.gates:
             assert h_weight is not None
-            stacked = slice(rows[stage.gates[0]].start, rows[stage.gates[-1]].stop)
+            stacked = slice(h_rows[stage.gates[0]].start, h_rows[stage.gates[-1]].stop)
             bias = None if h_bias is None else h_bias[stacked]
             product = torch.nn.functional.linear(rounded(operand), h_weight[stacked], bias)
             values.update(zip(map(PreH, stage.gates), product.chunk(len(stage.gates), 1), strict=True))

@@ -10,6 +10,7 @@ from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.initial_params import initial_fills
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import composed
@@ -111,9 +112,7 @@ class Layer(FusedLayer, Module):
             "residual": None, "input_dropout": 0.0, "compute": None,
         }  # fmt: skip
         options = [f"{name}={getattr(self, name)}" for name in defaults if getattr(self, name) != defaults[name]]
-        name = self.cell.name if isinstance(self.cell, Cell) else self.cell
-        if self.spec.heads > 1:
-            name += f".with_heads({self.spec.heads})"
+        name = f"{self.cell.name}{self.cell.changes}" if isinstance(self.cell, UserCell) else str(self.cell)
         return ", ".join([name, str(self.input_size), str(self.hidden_size), *options])
 
     def __setstate__(self, state: dict[str, Any]) -> None:

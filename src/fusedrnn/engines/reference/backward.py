@@ -157,7 +157,7 @@ class _DirectionBackward:
             for kind in ("i2h", "h2h", "h2r")
             if f"{kind}_weight" in weights
         }
-        self._rows = gate_rows(cell, len(weights["i2h_weight"]))
+        self._h_rows = gate_rows(cell, len(weights["i2h_weight"]))[1]
         self._parameters, self._dparameters = parameter_leaves(cell, weights), parameter_leaves(cell, dweights)
 
     def unroll(
@@ -204,6 +204,7 @@ class _DirectionBackward:
             if stage.reductions:
                 values.update(moment_cotangents(stage, grads))
                 _accumulate(grads, self._vjp.from_operands[index], values)
+            if not stage.multiplies:
                 continue
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
             operand = in_rows(operand, values[StateCotangent(cell.states[0])].shape)
@@ -215,7 +216,7 @@ class _DirectionBackward:
                 h_gates = np.concatenate(by_gate, axis=1)
                 doperand = recurrent(operand, h_gates)
             else:
-                rows = [self._rows[gate] for gate in stage.gates]
+                rows = [self._h_rows[gate] for gate in stage.gates]
                 doperand = reduce(np.add, map(recurrent, repeat(operand), by_gate, rows))
             values[OperandCotangent(index)] = doperand
             _accumulate(grads, self._vjp.from_operands[index], values)
@@ -225,7 +226,7 @@ class _DirectionBackward:
         if h_gates is not None and all(grads[PreX(gate)] is grads[PreH(gate)] for gate in cell.gates):
             x_gates = h_gates
         else:
-            x_gates = np.concatenate([grads[PreX(gate)] for gate in cell.gates], axis=1)
+            x_gates = np.concatenate([grads[PreX(gate)] for gate in cell.x_gates], axis=1)
         return x_gates, grads.get(RawInput()), [grads[State(name)] for name in cell.states]
 
 

@@ -146,7 +146,7 @@ def _run_step(
     leaves = step_leaves(cell, x_gates, states, weights, rounded, x, own_masks)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(cell.outputs)], values[len(cell.outputs) :]
-    shape = leaves[PreX(cell.gates[0])].shape
+    shape = leaves[PreX(cell.x_gates[0])].shape
     tape.before.append(states)
     tape.saved.append(tuple(_own_array(value, shape) for value in saved))
     return _output_and_states(new, states)
@@ -261,17 +261,18 @@ def step_leaves(
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     bias = weights.get("h2h_bias")
-    rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
-    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})
     values.update(parameter_leaves(cell, weights))
     values.update(masks or {})
     if x is not None:
         values[RawInput()] = x
-    shape, num_products = values[PreX(cell.gates[0])].shape, 0
+    shape, num_products = values[PreX(cell.x_gates[0])].shape, 0
     for stage in cell.stages:
         if stage.reductions:
             values.update(moments(stage, [in_rows(value, shape) for value in evaluate(stage.values, values, NUMPY)]))
+        if not stage.multiplies:
             continue
         (operand,) = evaluate([stage.operand], values, NUMPY)
         num_products += 1
@@ -280,10 +281,10 @@ def step_leaves(
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
             h_gates = linear(operand, weights["h2h_weight"], bias)
-            values.update({PreH(gate): h_gates[:, rows[gate]] for gate in stage.gates})
+            values.update({PreH(gate): h_gates[:, own] for gate, own in h_rows.items()})
         else:
             for gate in stage.gates:
-                own = rows[gate]
+                own = h_rows[gate]
                 values[PreH(gate)] = linear(operand, weights["h2h_weight"][own], None if bias is None else bias[own])
     return values
 
@@ -307,7 +308,11 @@ def parameter_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Lea
     return {leaf: weights[leaf.name] for leaf in cell.parameters}
 
 
-def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:
-    """The rows of each gate among the ``count`` rows of the input's weight."""
-    size = count // len(cell.gates)
-    return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(cell.gates)}
+def gate_rows(cell: TracedCell, count: int) -> tuple[dict[str, slice], dict[str, slice]]:
+    """The rows of each gate among the ``count`` rows of the input weights, and among those of the recurrent ones."""
+    size = count // len(cell.x_gates)
+
+    def rows(gates: Sequence[str]) -> dict[str, slice]:
+        return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(gates)}
+
+    return rows(cell.x_gates), rows(cell.h_gates)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fusedrnn.cell.derivative import available_leaves, output_cotangents, value_cotangents, vjp
+from fusedrnn.cell.derivative import available_leaves, value_cotangents, vjp
 from fusedrnn.cell.expr import Constant, Expr, Leaf, substitute, walk
 from fusedrnn.cell.leaves import Saved
 from fusedrnn.cell.trace import TracedCell
@@ -36,7 +36,7 @@ class StepVjp:
 def step_vjp(cell: TracedCell) -> StepVjp:
     """Differentiate a cell with any number of stages."""
     operands = [stage.operand for stage in cell.stages]
-    grads = [vjp(cell.outputs, output_cotangents(cell))]
+    grads = [vjp(cell.outputs, cell.output_cotangents)]
     values = [value for stage in cell.stages for value in stage.values]
     grads += [vjp(stage.values, value_cotangents(index, stage)) for index, stage in enumerate(cell.stages)]
     moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]

@@ -108,7 +108,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             sequence = self.sequence(row)
             for stage in self.products_of_state:
                 for parity in (f.constant(0), f.constant(1)):
-                    address = self.h_gate_grads(row, parity) + self.grads_offset(stage)
+                    address = self.h_gate_grads(row, parity) + self.grads_offset(stage.first_h_gate)
                     f.store(address, self.grad_table(stage, parity) + row * 8)
             for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
                 final = getattr(p, f"d{letter}_n")
@@ -175,7 +175,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
 
     def _recurrent_gemm(self, step: Value, num_rows: Value) -> None:
         """Add to dh what comes through the gates of the step after, for the rows that have it; this thread's units."""
-        if not self.stages:
+        if not self.multiplies_output:
             return
         f, c, p, stage, units = self.f, self.c, self.p, self.stages[0], self.out
         a = LeftOperand(self.grad_table(stage, 1 - (step & 1)), num_rows)
@@ -202,7 +202,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         f, c, p, units = self.f, self.c, self.p, self.hidden
         reverse = self.serpentine_reversed(step)
         weights = p.projection if stage.projects else p.h_weights
-        for earlier in () if stage.projects else self.stages[: stage.index]:
+        for earlier in () if stage.projects else self.products_of_state[: stage.number]:
             weights = weights + c.heads * self.head_weights_bytes(earlier)
         a = LeftOperand(self.grad_table(stage, step & 1), num_rows)
         with f.if_(num_rows > 0), self.heads(units.first, units.last, reverse) as head:

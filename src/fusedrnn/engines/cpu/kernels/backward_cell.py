@@ -50,8 +50,7 @@ class GradRows:
     dy_second: Value  # from the second direction of the layer above
     saved: Value  # by forward, or recomputed
     h_gates: Value  # gate gradients for the recurrent GEMM
-    x_gates: Value  # gate gradients for the input GEMM
-    input_gates: Value  # those of the gates of the input alone
+    x_gates: dict[int, Value]  # gate gradients for the input GEMM, by the number of their first gate
     raw: Value  # the gradients of the raw input
     transposed: Value  # gate gradients for the weights' GEMMs
     carried: dict[str, Value]  # the gradients of the states
@@ -85,21 +84,17 @@ class CellGradient(MomentGradients):
             dy=position.dy + sequence * p.dy_row,
             dy_second=p.dy_second + time * p.dy_step + sequence * p.dy_row,
             saved=saved.get(),
-            h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage),
-            x_gates=self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(stage),
-            input_gates=self._input_gates(chunk_row, position.chunk_parity),
+            h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage.first_h_gate),
+            x_gates={
+                first: self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(first)
+                for first in (group.first_x_gate for group in (stage, *self.input_stages))
+            },
             raw=self._raw_grads(chunk_row, position.chunk_parity),
             transposed=self.transposed + block_row * v.bytes,
             carried={name: self.carried(name, row) for name in self.cell.states},
             states=states,
-            operands={other.index: self.operand_grad(other, row) for other in self.products_of_state[1:]},
+            operands={other.index: self.operand_grad(other, row) for other in self.later_products},
         )
-
-    def _input_gates(self, chunk_row: Value, chunk_parity: Value) -> Value:
-        """The gradients of the gates of the input alone in a row of a chunk; nowhere if there are none."""
-        if self.input_stage is None:
-            return self.f.constant(0)
-        return self.x_gate_grads(chunk_row, chunk_parity) + self.grads_offset(self.input_stage)
 
     def _raw_grads(self, chunk_row: Value, chunk_parity: Value) -> Value:
         """The gradients of the raw input in a row of a chunk; nowhere if the cell does not read it."""
@@ -148,7 +143,7 @@ class CellGradient(MomentGradients):
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
         has_inputs = derivative.inputs_stage == stage.index
-        inputs = [self.input_stage] if has_inputs and self.input_stage not in (None, stage) else []
+        inputs = [group for group in self.input_stages if has_inputs and group is not stage]
         raw = [derivative.raw_input] if has_inputs and derivative.raw_input is not None else []
         groups = [group.derivative.distinct_grads for group in (stage, *inputs)]
         gate_grads = [grad for group in groups for grad in group]
@@ -167,8 +162,10 @@ class CellGradient(MomentGradients):
         for name in names:
             v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
         self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(groups[0])])
+        first = len(groups[0])
         for group in inputs:
-            self._store_gate_grads(group, rows, unit_vec, units_left, values[len(groups[0]) : len(gate_grads)])
+            self._store_gate_grads(group, rows, unit_vec, units_left, values[first : first + group.num_grads])
+            first += group.num_grads
 
     def _store_gate_grads(
         self, stage: StageKernel, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]
@@ -181,7 +178,7 @@ class CellGradient(MomentGradients):
         if self.products.converts_rows:
             operands = {*derivative.h_grads, *derivative.x_grads}
             grads = [rounded_to_bfloat16(v, grad) if index in operands else grad for index, grad in enumerate(grads)]
-        x_gates = rows.input_gates if stage is self.input_stage else rows.x_gates
+        x_gates = rows.x_gates[stage.first_x_gate]
         for into, indices in ((rows.h_gates, derivative.h_grads), (x_gates, derivative.x_grads)):
             for gate, index in enumerate(indices):
                 address = into + (unit_vec * stage.num_gates + gate) * self.operand_vector_bytes

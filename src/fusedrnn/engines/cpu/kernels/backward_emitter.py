@@ -85,9 +85,9 @@ class BackwardEmitter(DirectionEmitter):
         panels = (vectors + (self.panel_vectors - 1)) // self.panel_vectors
         return panels * self.packed_bytes(self.head_k_padded(stage))
 
-    def grads_offset(self, stage: StageKernel) -> Value:
-        """Where a stage's gradients begin in a row of gate gradients."""
-        return self.unit_vecs * (stage.first_gate * self.operand_vector_bytes)
+    def grads_offset(self, first_gate: int) -> Value:
+        """Where the gradients of the gates from one on begin in a row of gate gradients."""
+        return self.unit_vecs * (first_gate * self.operand_vector_bytes)
 
     @property
     def raw_grads_offset(self) -> Value:
@@ -101,7 +101,7 @@ class BackwardEmitter(DirectionEmitter):
     def operand_grad(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the gradient of a later stage's operand."""
         c = self.c
-        index = (stage.number - 1) * c.batch + self.first_row + row
+        index = (stage.operand - 1) * c.batch + self.first_row + row
         return self.group + c.operands_offset + index * c.carried_stride
 
     def grad_table(self, stage: StageKernel, parity: Value) -> Value:

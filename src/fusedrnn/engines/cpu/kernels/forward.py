@@ -202,7 +202,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
             run(stage, position)
 
     def _elementwise(self, stage: StageKernel, position: StepPosition) -> None:
-        """A stage without a GEMM: of reductions, or of a cell without recurrent products; its maths alone."""
+        """A stage without a GEMM: of reductions, or of maths alone."""
         f, c = self.f, self.c
         with f.loop(0, position.active_rows) as row:
             output_rows = self._output_rows(position, row)
@@ -282,7 +282,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
             match result:
                 case NewState(name):
                     v.store(value, new_h if name == output else states[name])
-                    if name == output and self.stores_operands:
+                    if name == output and self.stores_operands and self.multiplies_output:
                         self.store_operand(value, unit_vec, self.h_operand(row) + new_h_offset, self.c.out)
                 case ReducedRow():
                     v.store(value, self.reduced_row(result, row) + unit_vec * v.bytes)

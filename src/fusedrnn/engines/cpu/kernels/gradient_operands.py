@@ -32,6 +32,11 @@ class Weights(NamedTuple):
         derivative = self.stage.derivative
         return derivative.h_grads if self.of_state else derivative.x_grads
 
+    @property
+    def first_gate(self) -> int:
+        """The number of its first gate in these weights; the projection is behind recurrent weights."""
+        return self.stage.first_h_gate if self.of_state else self.stage.first_x_gate
+
 
 class GroupRange(NamedTuple):
     """Groups of the block of steps that one GEMM sums over."""
@@ -65,9 +70,8 @@ class GradientOperands(ParameterSums):
         return self.num_pairs.get() if self.multiplies_pairs else self.num_rows
 
     def weights_of(self, stage: StageKernel) -> list[Weights]:
-        """The weights of a stage: a projection has no input weights, gates of the input alone no others."""
-        kinds = (True,) if stage.projects else (False,) if stage is self.input_stage else (False, True)
-        return [Weights(stage, of_state) for of_state in kinds]
+        """The weights of a stage: input weights if it has any, then recurrent ones or the projection."""
+        return [weights for weights in (Weights(stage, False), Weights(stage, True)) if weights.grads]
 
     def gradients(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
         """A stage's distinct gradient of a vector of units: a vector for each row of the block."""

@@ -165,11 +165,11 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
 
     def saved_operand(self, stage: StageKernel) -> Value:
         """The array of the reserve that holds the operand of a later stage."""
-        return self.saved_array(len(self.cell.states) + stage.number - 1)
+        return self.saved_array(len(self.cell.states) + stage.operand - 1)
 
     def gates_offset(self, stage: StageKernel) -> Value:
         """Where a stage's gates begin in a row of this thread's gates."""
-        return (self.hidden.last - self.hidden.first) * (stage.first_gate * self.v.bytes)
+        return (self.hidden.last - self.hidden.first) * (stage.first_x_gate * self.v.bytes)
 
     def load_leaf(self, leaf: Leaf, position: CellPosition) -> Value:
         """Load a leaf of the cell's expressions that is no state."""
@@ -256,7 +256,8 @@ class DirectionEmitter(HeadShare, RowValues, LayerRows):
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
         scales, first, of_input = None, None, head is None
         if stage is not None:
-            first = self.col_vecs(self.stages[: stage.index], not of_input)
+            before = self.gate_stages if of_input else self.stages
+            first = self.col_vecs(before[: before.index(stage)], not of_input)
             if self.cell.is_block_diagonal and head is not None:
                 first = first + head.number * self.col_vecs_of_head(stage)
         if self.products.has_scales:

@@ -30,12 +30,12 @@ class StateEmitter(DirectionEmitter):
     def operand_row(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the operand of a later stage."""
         c = self.c
-        index = (stage.number - 1) * c.batch + row
+        index = (stage.operand - 1) * c.batch + row
         return self.states + c.operands_offset + index * c.state_stride
 
     def operand_table(self, stage: StageKernel, parity: Value) -> Value:
         """The table of the addresses of a stage's operand rows: h of even steps, h of odd ones, later operands."""
-        index = stage.number + 1 if stage.number else parity
+        index = stage.operand + 1 if stage.operand else parity
         return self.h_rows + index * self.rows * 8
 
     def h_operand(self, row: Value) -> Value:
@@ -73,9 +73,10 @@ class StateEmitter(DirectionEmitter):
         f = self.f
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
-            f.store(self.h_operand(row), self.h_rows + row * 8)
-            f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
-            for stage in self.products_of_state[1:]:
+            if self.multiplies_output:
+                f.store(self.h_operand(row), self.h_rows + row * 8)
+                f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
+            for stage in self.later_products:
                 f.store(self.operand_row(stage, row), self.operand_table(stage, f.constant(0)) + row * 8)
             for name, initial, _ in self._caller_states():
                 units = self.units_of_state(name)
@@ -103,7 +104,7 @@ class StateEmitter(DirectionEmitter):
 
     def _convert_h(self, row: Value, source: Value, parity: Value) -> None:
         """Convert this thread's part of a row of h, if GEMMs read another format."""
-        if self.stores_operands:
+        if self.stores_operands and self.multiplies_output:
             units = self.out
             into = self.h_operand(row) + parity * self.h_size + units.first * self.operand_vector_bytes
             self.f.call(self._convert_row, source, into, units.num_bytes // self.v.item, 0)

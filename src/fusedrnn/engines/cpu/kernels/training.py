@@ -30,7 +30,7 @@ class _Training(Inference):
     def _saved_arrays(self) -> OutputRows:
         """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
         results: list[Result] = [*map(NewState, self.cell.states)]
-        results += [StageOperand(stage.index) for stage in self.products_of_state[1:]]
+        results += [StageOperand(stage.index) for stage in self.later_products]
         return {result: self.saved_array(number) for number, result in enumerate(results)}
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:

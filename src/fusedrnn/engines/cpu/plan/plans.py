@@ -194,7 +194,7 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         num_stages=len(problem.stages),
         head_rows=share.rows * (spec.heads > 1),
         # Operands of later stages.
-        num_operands=len(problem.stages[1:]),
+        num_operands=len(problem.later_products),
         num_reduced_rows=problem.num_reduced_rows,
         num_moments=problem.num_moments,
         # Row groups of pipelined layers publish their progress.
