@@ -477,8 +477,8 @@ ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
 ALIKE = {
     "flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected",
     "antisymmetric_rnn", "atr", "brc", "fast_rnn", "gated_antisymmetric_rnn", "intersection_rnn", "light_ru", "ltc",
-    "mc_lstm", "mi_ru", "minimal_rnn", "mut1", "mut2", "mut3", "nas", "original_lstm", "res_lstm", "scrn", "sgrn", "sgu",
-    "t_gru", "t_lstm", "t_rnn", "unicornn",
+    "mc_lstm", "mi_ru", "minimal_rnn", "mut1", "mut2", "mut3", "nas", "original_lstm", "res_lstm", "scrn", "sgrn",
+    "sgu", "t_gru", "t_lstm", "t_rnn", "unicornn",
 }  # fmt: skip
 """Cells that kernels compute in the same way as another one, with parts of its maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]
