@@ -108,6 +108,9 @@ def plain(x, u, s, *p):
         ({"vectors": "beta", "scalars": "beta"}, "two parameters have the name 'beta'"),
         ({"vectors": "h2h_bias"}, "is that of a weight or bias"),
         ({"vectors": "beta"}, "parameter 'beta' is declared, but has no effect: write p.beta"),
+        ({"output": "1"}, "output must be a name, an identifier of at most 64 ASCII letters"),
+        ({"output": "h"}, "output 'h' is a state: without output= the first state is the output"),
+        ({"output": "y"}, "must return the output y and the new states h, in this order; they return 1 value"),
         ({"name": "not a name"}, "an identifier of at most 64 ASCII letters, not with _ first; got 'not a name'"),
     ],
 )
@@ -161,7 +164,7 @@ def test_the_spec_of_a_cell_without_products():
         RNNSpec(cells.sru, 3, 4)
     with pytest.raises(ValueError, match=r"the output of a layer must have the size of hidden_size \(4\).*; got 8"):
         RNNSpec(cells.sru, 4, 4, 2, bidirectional=True)
-    assert "d x.raw, beside products = d new h - v" in cells.sru.explain()
+    assert "d x.raw, beside products = dy - v" in cells.sru.explain()
 
 
 def test_gates_without_input():
@@ -291,6 +294,22 @@ h_t &= h_{t-1} + f_t \odot (n_t - h_{t-1})
     for cell_of_paper in (getattr(cells, name) for name in cells.__all__):
         left = [line.split(" &= ")[0] for line in cell_of_paper.latex().splitlines()[1:-1]]
         assert len(set(left)) == len(left)
+
+
+def test_an_output_that_is_no_state():
+    def equations(x, u, s):
+        c = tanh(x.a + u(s.c).a)
+        return c * s.c, c
+
+    with_output = of(equations, states="c", output="y")
+    assert r"y_t &= c_t \odot c_{t-1}" in with_output.latex()
+    text = with_output.explain()
+    assert "the output is y" in text and "product 1 of c" in text and "  y = " in text and "dy" in text
+    spec = RNNSpec(with_output, 3, 4, 2, bidirectional=True)
+    assert (spec.state_names, spec.other_states, spec.output_is_state) == (("c",), ("c",), False)
+    assert with_output != of(equations, states="c", output="z")
+    with pytest.raises(TypeError, match="output must be a string such as 'y'; got 1"):
+        of(equations, states="c", output=1)
 
 
 def test_states_that_stay_in_latex():

@@ -125,6 +125,13 @@ class PaperSteps(Steps):
         a, c = 1 + torch.tanh(a), torch.sigmoid(c)
         return (c * h + (1 - c) * torch.tanh(self.input_sum(2) + a * h),)
 
+    def own_output(self, c, h):
+        r = torch.sigmoid(*self.sums(c, 0, 1))
+        n = torch.tanh(*self.sums(r * h, 1, 2))
+        w = self.input_sum(2)
+        old_c, h = c, r * h + n
+        return n * w + old_c * torch.tanh(h), torch.tanh(old_c * w + h), h
+
     def everything(self, h, c):
         (r,), w, v = self.sums(h, 0, 1), self.input_sum(3), self.input_sum(4)
         r = torch.sigmoid(r)
@@ -221,13 +228,13 @@ class PaperSteps(Steps):
         self.note(a)
         return (torch.relu(a),)
 
-    def sru(self, h, c):
+    def sru(self, c):
         z, f, r = self.inputs()
         f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
         c = f * c + (1 - f) * z
         return r * c + (1 - r) * self.x, c
 
-    def sru_projected(self, h, c):
+    def sru_projected(self, c):
         z, f, r, k = self.inputs()
         f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
         c = f * c + (1 - f) * z
@@ -238,13 +245,13 @@ class PaperSteps(Steps):
         f = torch.sigmoid(f)
         return (f * h + (1 - f) * torch.tanh(z),)
 
-    def qrnn_fo(self, h, c):
+    def qrnn_fo(self, c):
         z, f, o = self.inputs()
         f = torch.sigmoid(f)
         c = f * c + (1 - f) * torch.tanh(z)
         return torch.sigmoid(o) * c, c
 
-    def qrnn_ifo(self, h, c):
+    def qrnn_ifo(self, c):
         z, i, f, o = self.inputs()
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
         return torch.sigmoid(o) * c, c
@@ -279,6 +286,15 @@ def everything(x, recurrent, s, p):
     return tanh(o) * c + s.h * n, c + x.v
 
 
+@cell(gates="r n w", states="c h", output="y")
+def own_output(x, recurrent, s):
+    """A cell of no paper whose output is no state: two products, a gate of the input alone, a late old state."""
+    r = sigmoid(x.r + recurrent(s.c).r)
+    n = tanh(x.n + recurrent(r * s.h).n)
+    h = r * s.h + n
+    return n * x.w + s.c * tanh(h), tanh(s.c * x.w + h), h
+
+
 @cell(gates="a b", states="h c")
 def row_moments(x, recurrent, s):
     """A cell of no paper: a state that is a mean, a product of a variance, and variances whose means are not used."""
@@ -309,7 +325,7 @@ CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noi
 HEADS = {"slstm_heads": cells.slstm.with_heads(2), "everything_heads": everything.with_heads(2)}
 HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
 HEADS["early_heads"] = early.with_heads(2)
-OF_NO_PAPER = {of.name: of for of in (everything, row_moments, early, elementwise_moments)}
+OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments)}
 ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
 ALIKE = {"flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
 """Cells that kernels compute in the same way as another one, with parts of its maths."""

@@ -76,7 +76,7 @@ def assert_same(actual, expected):
 
 
 # Of each kind: products, parameters, states, heads, raw input, reductions. The operator has tests of the catalogue.
-@pytest.mark.parametrize("name", ["everything", "fast_grnn", "slstm_heads", "sru", "ind_rnn", "layer_norm_gru"])
+@pytest.mark.parametrize("name", ["everything", "fast_grnn", "slstm_heads", "sru", "own_output", "layer_norm_gru"])
 def test_equations_of_papers(name):
     problem, oracle = cell_problem(name, SHAPE)
     spec = problem.spec

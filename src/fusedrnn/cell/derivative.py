@@ -151,7 +151,7 @@ def differentiate(cell: TracedCell) -> Derivative:
     Raises:
         NotImplementedError: If the new states do not depend on some gate.
     """
-    cotangents: list[Expr] = [StateCotangent(name) for name in cell.states]
+    cotangents: list[Expr] = [*cell.output_cotangents]
     for index, stage in enumerate(cell.stages[1:], 1):
         cotangents += value_cotangents(index, stage)
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
@@ -204,7 +204,7 @@ def value_cotangents(index: int, stage: Stage) -> list[Expr]:
 
 def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
     """What backward reads of a step although forward does not save it, each with its leaf in backward."""
-    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.new_states, strict=True)}
     moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]
     return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters, *moments]}
 

@@ -12,6 +12,7 @@ from fusedrnn.cell.leaves import (
     MeanCotangent,
     NewState,
     OperandCotangent,
+    OutputCotangent,
     ParamScalar,
     ParamVector,
     PreH,
@@ -37,6 +38,8 @@ def explain(name: str, cell: TracedCell) -> str:
     """A traced cell as text. Values that are used more than once are named ``v1``, ``v2`` and so on."""
     derivative = differentiate(cell)
     lines = [f"cell {name}: gates {', '.join(cell.gates)}; states {', '.join(cell.states)}"]
+    if cell.output is not None:
+        lines.append(f"the output is {cell.output}")
     if cell.is_block_diagonal:
         lines.append("recurrent weights are block-diagonal")
     if cell.parameters:
@@ -48,14 +51,16 @@ def explain(name: str, cell: TracedCell) -> str:
         f"row {index + 1}.{number}": value
         for index, stage in enumerate(cell.stages) if stage.reductions for number, value in enumerate(stage.values, 1)
     }  # fmt: skip
-    outputs = {f"new {state}": node for state, node in zip(cell.states, cell.outputs, strict=True)}
+    outputs = {f"new {state}": node for state, node in zip(cell.states, cell.new_states, strict=True)}
+    if cell.output is not None:
+        outputs[cell.output] = cell.outputs[-1]
     lines += _definitions({**operands, **reduced, **outputs}, {})
     for number, stage in enumerate(cell.stages, 1):
         if stage.reductions:
             lines += _reductions(number, stage)
         if not stage.multiplies:
             continue
-        of = cell.output if number == 1 else f"operand {number}"
+        of = cell.first_state if number == 1 else f"operand {number}"
         form = "a.{0} = x.{0} + h.{0}" if stage.accumulates_in_place else "h.{0}"
         gates = ", ".join(form.format(gate) for gate in stage.gates)
         lines.append(f"  product {number} of {of}: {gates}")
@@ -173,6 +178,8 @@ class _Text:
                 return f"a.{gate}"
             case NewState(name):
                 return f"new {name}"
+            case OutputCotangent():
+                return "dy"
             case StateCotangent(name):
                 return f"d new {name}"
             case OperandCotangent(stage):

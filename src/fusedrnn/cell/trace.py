@@ -11,6 +11,7 @@ from fusedrnn.cell.cells import Cell, Variant, make_cell
 from fusedrnn.cell.expr import Expr, Leaf, as_expr, substitute, walk
 from fusedrnn.cell.leaves import (
     Mask,
+    OutputCotangent,
     Parameter,
     ParamScalar,
     ParamVector,
@@ -20,6 +21,7 @@ from fusedrnn.cell.leaves import (
     Projected,
     RawInput,
     State,
+    StateCotangent,
 )
 from fusedrnn.cell.placement import place_stages
 from fusedrnn.cell.stage import Stage
@@ -30,7 +32,7 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class TracedCell:
-    """A cell as expressions: its stages in order, and its new states, the output first.
+    """A cell as expressions: its stages in order, its new states, and behind these its output if that is no state.
 
     Its parameters beside weights and biases are vectors, of one number for each unit, and scalars. Block-diagonal
     recurrent weights join the units of a head alone; how many heads there are is no part of this.
@@ -43,6 +45,7 @@ class TracedCell:
     param_vectors: tuple[str, ...] = ()
     param_scalars: tuple[str, ...] = ()
     is_block_diagonal: bool = False
+    output: str | None = None  # its name, if it is no state
 
     @property
     def accumulates_in_place(self) -> bool:
@@ -71,9 +74,25 @@ class TracedCell:
         return RawInput() in walk([*self.outputs, *(stage.operand for stage in self.stages)])
 
     @property
-    def output(self) -> str:
-        """The state that is the output."""
+    def first_state(self) -> str:
+        """The state that is the output, if that is a state."""
         return self.states[0]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of :attr:`outputs`."""
+        return self.states if self.output is None else (*self.states, self.output)
+
+    @property
+    def output_cotangents(self) -> tuple[Leaf, ...]:
+        """The leaves of the gradients of :attr:`outputs`."""
+        states = tuple(map(StateCotangent, self.states))
+        return states if self.output is None else (*states, OutputCotangent())
+
+    @property
+    def new_states(self) -> tuple[Expr, ...]:
+        """The states after a step."""
+        return self.outputs[: len(self.states)]
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -195,6 +214,8 @@ def run_equations(cell: Cell) -> TracedCell:
     x, states = _Leaves(PreX, cell.gates, set()), _Leaves(State, cell.states, set())
     result = cell.equations(x, recurrent, states, *parameters)
     outputs = result if isinstance(result, tuple) else (result,)
+    if cell.output is not None:
+        outputs = *outputs[1:], *outputs[:1]
     stages = recurrent.stages()
     used = [gate for stage in stages for gate in stage.gates]
     if repeated := {gate for gate in used if used.count(gate) > 1}:
@@ -206,7 +227,7 @@ def run_equations(cell: Cell) -> TracedCell:
     roots = [root for root in (*outputs, *(stage.operand for stage in stages)) if isinstance(root, Expr)]
     peepholes = {node.name for node in walk(roots) if isinstance(node, ParamVector)}
     vectors = cell.vectors or tuple(gate for gate in cell.gates if gate in peepholes)
-    traced = TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars, cell.heads > 1)
+    traced = TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars, cell.heads > 1, cell.output)
     _check_masks(traced if all(isinstance(output, Expr) for output in outputs) else None)
     return traced
 

@@ -40,6 +40,7 @@ class UserCell(Cell):
     def _equations_digest(self) -> str:
         traced, numbers = self.traced, dict[Expr, int]()
         lines = [repr((self.name, self.gates, self.states, self.vectors, self.scalars))]
+        lines += [] if self.output is None else [f"output {self.output}"]
         roots = [*traced.outputs, *(value for stage in traced.stages for value in stage.values)]
         for number, node in enumerate(walk(roots)):
             numbers[node] = number

@@ -18,7 +18,9 @@ from problems import Shape, assert_close, assert_gradients_close, assert_same_bi
 pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 
 SHAPE = Shape(5, 3, 7, 17, layers=2, bidirectional=True, lengths="edges")
-SOME = ("everything", "slstm", "sru", "layer_norm_lstm", "everything_heads", "early", "elementwise_moments")
+SOME = (
+    "everything", "slstm", "sru", "own_output", "layer_norm_lstm", "everything_heads", "early", "elementwise_moments",
+)  # fmt: skip
 OTHER_TARGETS = target_names()[1:]
 FORMATS = [
     ("everything", "bfloat16"), ("everything_heads", "bfloat16"), ("sru", "int8"), ("everything", "int8"),

@@ -32,6 +32,8 @@ PROBLEMS = {
     "slstm": lambda: cell_problem("slstm", BOTH_WAYS)[0],
     "early": lambda: cell_problem("early", BOTH_WAYS)[0],
     "sru": lambda: cell_problem("sru", BOTH_WAYS)[0],
+    "own_output": lambda: cell_problem("own_output", BOTH_WAYS)[0],
+    "residual": lambda: problem_of(RNNSpec("lstm", 4, 9, 3, residual="identity"), STACK),
     "ind_rnn": lambda: cell_problem("ind_rnn", BOTH_WAYS)[0],
     "min_lstm": lambda: cell_problem("min_lstm", ONE)[0],
     "layer_norm_lstm": lambda: problem_of(BOTH_WAYS.spec(cells.layer_norm_lstm), BOTH_WAYS),

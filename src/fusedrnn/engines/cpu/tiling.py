@@ -217,5 +217,7 @@ class Tiling:
 
     @property
     def masked_row(self) -> int:
-        """The row of a layer's output after dropout."""
-        return pad_against_conflicts(self.feature_panels(self.spec.output_size) * self.panel_bytes)
+        """The row of a layer's input after dropout; 0 if nothing is dropped."""
+        spec = self.spec
+        sizes = [spec.layer_input_size(layer) for layer in range(min(2, spec.num_layers)) if spec.dropout_of(layer)]
+        return pad_against_conflicts(self.feature_panels(max(sizes)) * self.panel_bytes) if sizes else 0

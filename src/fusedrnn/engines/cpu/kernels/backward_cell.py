@@ -11,6 +11,7 @@ from fusedrnn.cell.leaves import (
     MeanCotangent,
     NewState,
     OperandCotangent,
+    OutputCotangent,
     ParamScalar,
     ParamVector,
     RowMean,
@@ -103,23 +104,28 @@ class CellGradient(MomentGradients):
 
     def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
         """The gradients of one stage, for one vector of units of one row."""
-        v, derivative, output = self.v, self.derivative, self.cell.output
+        v, derivative, output = self.v, self.derivative, self.cell.first_state
         offset = unit_vec * v.bytes
         units_left = self.units_of(stage).size - unit_vec * v.lanes
-        is_last_stage = stage is self.maths_stages[-1]
+        adds_dy = stage is self.maths_stages[-1] and self.cell.output is None
         cotangents: dict[str, Value] = {}
+
+        def output_grad() -> Value:
+            return self.output_grad(rows.dy + offset, rows.dy_second + offset, units_left)
 
         def cotangent(name: str) -> Value:
             if name not in cotangents:
                 cotangents[name] = v.load(rows.carried[name] + offset)
-                if name == output and is_last_stage:
-                    cotangents[name] = cotangents[name] + self._output_grad(rows, offset, units_left)
+                if name == output and adds_dy:
+                    cotangents[name] = cotangents[name] + output_grad()
             return cotangents[name]
 
         def load(leaf: Leaf) -> Value:
             match leaf:
                 case StateCotangent(name):
                     return cotangent(name)
+                case OutputCotangent():
+                    return output_grad()
                 case OperandCotangent(index):
                     return v.load(rows.operands[index] + offset)
                 case Saved(index):
@@ -132,7 +138,7 @@ class CellGradient(MomentGradients):
                     return self.load_moment_grad(leaf, rows.row)
             return v.load(rows.states[leaf] + offset, v.item)
 
-        if is_last_stage:
+        if adds_dy:
             cotangent(output)
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
@@ -150,7 +156,7 @@ class CellGradient(MomentGradients):
         for value in values[len(gate_grads) + len(state_grads) :]:
             is_whole = units_left >= v.lanes
             v.store(is_whole.select(value, v.zero_tail(value, units_left)), rows.raw + offset)
-        if is_last_stage and output not in names:
+        if adds_dy and output not in names:
             # The stages before need it with the output's gradient.
             v.store(cotangents[output], rows.carried[output] + offset)
         for name in names:
@@ -181,16 +187,12 @@ class CellGradient(MomentGradients):
             for index, grad in enumerate(grads):
                 v.store(grad, rows.transposed + self.grad_index(stage, unit_vec, index) * c.transposed_stride)
 
-    def _output_grad(self, rows: GradRows, offset: Value, units_left: Value) -> Value:
-        """The gradient of the output of the step, in a layer below the last from both directions above."""
+    def output_grad(self, dy: Value, dy_second: Value, units_left: Value) -> Value:
+        """A vector of the gradient of the output, in a layer below the last from both directions above."""
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
         with f.if_(self.p.dy.is_set):
-            with f.if_else(units_left >= v.lanes) as (whole, tail):
-                with whole:
-                    total.set(v.load(rows.dy + offset, v.item))
-                with tail:
-                    total.set(v.load_masked(rows.dy + offset, units_left))
+            total.set(self.load_tail(dy, units_left))
             with f.if_(self.p.dy_second.is_set):
-                total.set(total.get() + v.load(rows.dy_second + offset, v.item))
+                total.set(total.get() + v.load(dy_second, v.item))
         return total.get()

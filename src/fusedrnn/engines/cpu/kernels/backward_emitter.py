@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.loop import (
     COMMON_FIELDS,
     UNPACKED_PARAMS,
@@ -31,9 +32,9 @@ LAYER_DIR = Struct(
     "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
     "x_weights", "h_weights", "projection", "parameters",
     "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "dh_n", "dc_n", "dh0", "dc0", "dh_reset", "dc_reset", "dall_c",
+    "dh_n", "dc_n", "dh0", "dc0", "dh_reset", "dc_reset", "dall_h", "dall_c",
     "saved_h", "saved_c", "saved_operand", "saved_values",
-    "d_x_weights", "d_h_weights", "d_projection", "d_param_vectors", "d_x_bias", "d_h_bias",
+    "d_x_weights", "d_h_weights", "d_projection", "d_param_vectors", "d_x_bias", "d_h_bias", *INPUT_FIELDS,
 )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ class GradientOperands(ParameterSums):
 
     def _pack_row(self, weights: Weights, feature: Value, row: Value, into: Value) -> None:
         """Pack a panel's features of a row, as float; rounded where they are multiplied so."""
-        f, c, p, v, (stage, of_state) = self.f, self.c, self.p, self.v, weights
+        f, p, v, (stage, of_state) = self.f, self.p, self.v, weights
         time, sequence, before = (f.load(self.row_positions + row * 24 + 8 * word) for word in range(3))
         if of_state and stage.index:
             source = self.saved_state(self.saved_operand(stage), time, sequence)
@@ -151,7 +151,7 @@ class GradientOperands(ParameterSums):
             vector = v.load(source + feature * v.item + number * v.bytes, v.item)
             v.store(vector, into + number * v.bytes)
         if not of_state:
-            with f.if_((self.layer > 0) & (c.threshold > 0)):
+            with f.if_(p.threshold > 0):
                 f.call(self._drop_panel, into, feature, *self.dropout_counter(sequence, time))
         if self.products.converts_rows and not self.multiplies_pairs:
             for address in (into + number * v.bytes for number in range(self.panel_vectors)):

@@ -14,6 +14,7 @@ from fusedrnn.cell.expr import Expr, substitute, walk
 from fusedrnn.cell.leaves import (
     KeptProduct,
     NewState,
+    Output,
     PreH,
     PreSum,
     PreX,
@@ -81,9 +82,9 @@ def state_letters(num_states: int) -> str:
     return STATE_LETTERS[: max(2, num_states)]
 
 
-Result = NewState | StageOperand | ReducedRow | KeptProduct | Saved
-"""What a stage computes: a new state, the operand of a later stage, a row that a later one reduces, a product that
-later stages read, or a value that training saves for backward."""
+Result = NewState | Output | StageOperand | ReducedRow | KeptProduct | Saved
+"""What a stage computes: a new state, an output that is none, the operand of a later stage, a row that a later one
+reduces, a product that later stages read, or a value that training saves for backward."""
 R = TypeVar("R", bound=Result)
 
 
@@ -192,8 +193,10 @@ def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result
     """Everything that a cell computes, each with its stage and its expression."""
     results: list[tuple[int, Result, Expr]] = [
         (stage, NewState(name), new)
-        for stage, name, new in zip(_new_state_stages(cell), cell.states, cell.outputs, strict=True)
+        for stage, name, new in zip(_new_state_stages(cell), cell.states, cell.new_states, strict=True)
     ]
+    if cell.output is not None:
+        results.append((cell.ready_stage(cell.outputs[-1]), Output(), cell.outputs[-1]))
     # What a stage reads of all units is computed in the stage before.
     for index, stage in enumerate(cell.stages[1:]):
         if stage.reductions:
@@ -264,9 +267,11 @@ def kept_products(stages: Sequence[StageKernel]) -> list[KeptProduct]:
 
 def _new_state_stages(cell: TracedCell) -> list[int]:
     """The stage that computes each new state: when it can, but not before the last one that reads the old state."""
-    stages = [cell.ready_stage(new) for new in cell.outputs]
+    stages = [cell.ready_stage(new) for new in cell.new_states]
+    own_output = [(cell.ready_stage(output), output) for output in cell.outputs[len(stages) :]]
     while True:
-        readers = [*zip(stages, cell.outputs, strict=True), *((index - 1, value) for index, value in cell.later_values)]
+        readers = [*zip(stages, cell.new_states, strict=True), *own_output]
+        readers += [(index - 1, value) for index, value in cell.later_values]
         last = [
             max([index, *(reader for reader, expr in readers if State(name) in walk([expr]))])
             for index, name in zip(stages, cell.states, strict=True)

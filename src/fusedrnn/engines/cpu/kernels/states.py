@@ -41,7 +41,7 @@ class StateEmitter(DirectionEmitter):
     def h_operand(self, row: Value) -> Value:
         """This thread's row of h of even steps as GEMMs read it."""
         if not self.stores_operands:
-            return self.state_buffer(self.cell.output, row)
+            return self.state_buffer(self.cell.first_state, row)
         return self.states + self.c.h_operands_offset + row * self.c.state_stride
 
     def store_operand(self, value: Value, unit_vec: Value, row: Value, size: Value) -> None:
@@ -82,7 +82,7 @@ class StateEmitter(DirectionEmitter):
                 units = self.units_of_state(name)
                 into = self.state_buffer(name, row) + units.offset
                 self.load_state(name, initial, sequence, into)
-                if name == self.cell.output:
+                if name == self.cell.first_state:
                     f.copy(into + self.h_size, into, units.num_bytes)
                     for parity in (f.constant(0), f.constant(1)):
                         self._convert_h(row, into, parity)
@@ -96,10 +96,10 @@ class StateEmitter(DirectionEmitter):
         """Replace this thread's part of the states of a row by those of a reset; h in the buffer of that parity."""
         for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
             into = self.state_buffer(name, row) + self.units_of_state(name).offset
-            if name == self.cell.output:
+            if name == self.cell.first_state:
                 into = into + parity * self.h_size
             self.load_state(name, getattr(self.p, f"{letter}_reset"), sequence, into)
-            if name == self.cell.output:
+            if name == self.cell.first_state:
                 self._convert_h(row, into, parity)
 
     def _convert_h(self, row: Value, source: Value, parity: Value) -> None:
@@ -124,6 +124,6 @@ class StateEmitter(DirectionEmitter):
             for name, _, final in self._caller_states():
                 units = self.units_of_state(name)
                 source = self.state_buffer(name, row) + units.offset
-                if name == self.cell.output:
+                if name == self.cell.first_state:
                     source = source + (steps & 1) * self.h_size
                 f.copy(self.state_row(name, final, sequence), source, units.num_bytes)

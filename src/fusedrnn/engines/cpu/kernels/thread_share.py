@@ -58,6 +58,7 @@ class Program:
     input_stages: tuple[StageKernel, ...]
     barrier: Function
     wait_for_progress: Function
+    is_residual: bool
 
     @classmethod
     def of(cls, name: str, variant: Variant, compute: str, target: Target) -> Program:
@@ -67,7 +68,7 @@ class Program:
         return cls(
             module, compute, STORAGE[compute], target,
             lowered_cell(variant), derivative_of(variant), stage_kernels(variant), input_stages(variant),
-            emit_barrier(module, wait), emit_wait_for_progress(module, wait),
+            emit_barrier(module, wait), emit_wait_for_progress(module, wait), variant.residual == "identity",
         )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ class ThreadShare:
 
     def __init__(self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()) -> None:
         self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
-        self.input_stages = program.input_stages
+        self.input_stages, self.is_residual = program.input_stages, program.is_residual
         self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
         self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
         self.v = Vectors(f, program.target, program.dtype)
@@ -158,7 +159,7 @@ class ThreadShare:
 
     def units_of_state(self, name: str) -> UnitRange:
         """This thread's share of a state."""
-        return self.out if name == self.cell.output else self.hidden
+        return self.out if name == self.cell.first_state else self.hidden
 
     def operand_size(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's operand."""

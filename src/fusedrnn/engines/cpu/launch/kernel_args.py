@@ -54,7 +54,7 @@ def state_symbols(letters: str, *forms: str) -> list[str]:
 def forward_symbols(letters: str) -> list[str]:
     """Symbols of a forward call, in the order in which it gives their values; unpacked parameters follow."""
     arrays = "x", "x_step", "x_row", "y", "y_step", "y_row"
-    options = *state_symbols(letters, "{}_reset"), *state_symbols(letters[1:], "all_{}"), "resets"
+    options = *state_symbols(letters, "{}_reset"), *state_symbols(letters, "all_{}"), "resets"
     return [*arrays, *state_symbols(letters, "{}0", "{}_n"), *_RESOURCES, *options, "tables", "spins"]
 
 
@@ -62,7 +62,7 @@ def backward_symbols(letters: str) -> list[str]:
     """Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
     arrays = "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row"
     adds = "add_x", "add_params", "add_states"
-    options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters[1:], "dall_{}"), "resets"
+    options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters, "dall_{}"), "resets"
     return [*arrays, *state_symbols(letters, "d{}_n", "d{}0"), *_RESOURCES, *adds, *options, "tables", "spins"]
 
 
