@@ -116,7 +116,8 @@ def as_cell(program, name):
 
     names = {"gates": [*gates, *program.inputs], "states": program.states}
     names |= {"vectors": program.vectors, "scalars": program.scalars}
-    return language.cell(name=name, output=program.output, **{kind: " ".join(of_kind) for kind, of_kind in names.items()})(equations)
+    texts = {kind: " ".join(of_kind) for kind, of_kind in names.items()}
+    return language.cell(name=name, output=program.output, **texts)(equations)
 
 
 def tensor_functions(shape):
