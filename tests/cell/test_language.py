@@ -48,6 +48,7 @@ def of(equations, **options):
         (lambda x, u, s: math.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not those of math"),
         (lambda x, u, s: np.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not NumPy's"),
         (lambda x, u, s: int(x.a), TypeError, "an expression is no number"),
+        (lambda x, u, s: setattr(s, "h", x.a), AttributeError, "'h' cannot be assigned to: return the new states"),
         (lambda x, u, s: len(x.a), TypeError, "has no length"),
         (lambda x, u, s: 2 ** x.a, TypeError, r"write exp\(a \* log\(2\)\)"),
         (lambda x, u, s: x.a // 2, TypeError, "its arithmetic is"),

@@ -136,7 +136,16 @@ class TracedCell:
         return max((i for i, stage in enumerate(self.stages) if any(map(stage.computes, leaves))), default=0)
 
 
-class _Leaves:
+class _ReadOnly:
+    """What equations read by attribute, and do not assign to."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(f"{name!r} cannot be assigned to: return the new states")
+        super().__setattr__(name, value)
+
+
+class _Leaves(_ReadOnly):
     """``x.i``, ``h.i`` or ``s.c``: a leaf by attribute; ``used`` collects the names that the equations read."""
 
     def __init__(self, kind: Callable[[str], Leaf], names: Sequence[str], used: set[str]) -> None:
@@ -155,7 +164,7 @@ class _Leaves:
         return f"all of {', '.join(self._names)}, which are attributes"
 
 
-class _Parameters:
+class _Parameters(_ReadOnly):
     """``p.beta``: a vector or a scalar by attribute."""
 
     def __init__(self, cell: Cell) -> None:

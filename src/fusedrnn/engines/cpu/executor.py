@@ -10,29 +10,27 @@ from typing import Any
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.jobs import JobName, load_job
+from fusedrnn.engines.cpu.jobs import JobName, load_for_calls
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
-from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
+from fusedrnn.engines.cpu.plan.weight_format import ANY_ROWS, max_narrow_rows, weight_target
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
-from fusedrnn.engines.cpu.tiling import Tiling, kernel_target
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
-from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
-from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.loader import Job
+from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Scratch, Workspaces
-from fusedrnn.runtime.fingerprint import load_fingerprint
-from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, load_pool, pool_team
+from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, pool_team
 from fusedrnn.spec import Array, RNNSpec
 
 logger = logging.getLogger(__name__)
@@ -48,14 +46,13 @@ class PlannedCall:
     """The kernel arguments for a problem on at most so many threads, laid out when they are first needed.
 
     Attributes:
+        tiling: The panels of the weights that it reads.
         args: For threads that sleep until the call.
     """
 
-    def __init__(
-        self, tiling: Tiling, weights: Sequence[PackedWeightsOffsets], tuning: Tuning, problem: Problem, threads: int
-    ) -> None:
-        self.problem, self.threads = problem, threads
-        self._tiling, self._weights, self._tuning = tiling, weights, tuning
+    def __init__(self, weight_cache: WeightCache, tuning: Tuning, problem: Problem, threads: int) -> None:
+        self.tiling, self.problem, self.threads = weight_cache.tiling, problem, threads
+        self._weights, self._tuning = weight_cache.layout.layer_dirs, tuning
         self.args = self._plan(threads)
 
     @cached_property
@@ -75,9 +72,9 @@ class PlannedCall:
 
     def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
         name, steps, batch, layout = self.problem
-        spec = self._tiling.spec
+        spec = self.tiling.spec
         plan = make_plan(
-            spec, self._tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
+            spec, self.tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
             recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self._tuning,
         )  # fmt: skip
         return lay_out_args(spec, plan, self._weights, layout)
@@ -92,12 +89,16 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.tuning = spec, tunings.current()
-        self.target = kernel_target(spec, self.tuning.wide_weight_bytes)
-        self._tiling = Tiling(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
-        self.weight_cache = WeightCache(self._tiling, (self.workspaces, self._reserves))
+        idle, self._max_narrow_rows = (self.workspaces, self._reserves), max_narrow_rows(spec, self.tuning)
+        # The target of calls of few rows, and of many; mostly the same one.
+        self.target, many = (weight_target(spec, rows, self.tuning) for rows in (1, ANY_ROWS))
+        self._tiling = Tiling(spec, self.target)
+        self.weight_cache = self._many_rows = WeightCache(self._tiling, idle)
+        if many != self.target:
+            self._many_rows = WeightCache(Tiling(spec, many), idle)
         self.thread_choices = ThreadChoices()
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, bool], Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
         self._layout = (1, 1, "gates", False), ReserveLayout.of(self._tiling, 1, 1, "gates")
@@ -106,25 +107,27 @@ class Executor:
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
+    def weight_cache_for(self, batch: int) -> WeightCache:
+        """The packed weights of calls of N sequences."""
+        return self.weight_cache if batch <= self._max_narrow_rows else self._many_rows
+
     def compile(self, training: bool = False) -> None:
         """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
+        for weight_cache in (self.weight_cache, self._many_rows):
+            self._compile(training, weight_cache.tiling.target)
+
+    def _compile(self, training: bool, target: Target) -> None:
         names: tuple[JobName, ...] = ("training", "backward") if training else ("forward",)
         for name in names:
-            self.job(name)
+            self.job(name, target)
 
-    def job(self, name: JobName) -> Job:
-        """The compiled job ``"forward"``, ``"training"`` or ``"backward"``."""
-        job = self._jobs.get(name)
+    def job(self, name: JobName, target: Target) -> Job:
+        """The compiled job ``"forward"``, ``"training"`` or ``"backward"`` for one of the targets of this spec."""
+        key = name, target.narrow_weights  # in which its targets differ; it hashes faster than they do
+        job = self._jobs.get(key)
         if job is None:
-            spec, target = self.spec, self.target
             with self._lock:
-                # Everything that any call needs, so that no later call compiles.
-                load_bind()
-                load_fingerprint()
-                load_guarded_call()
-                load_pool()
-                load_pack(spec.operand_format, target)
-                job = self._jobs[name] = load_job(name, spec.variant, spec.operand_format, target)
+                job = self._jobs[key] = load_for_calls(name, self.spec, target)
         return job
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy, resets: bool = False) -> int:
@@ -144,10 +147,11 @@ class Executor:
         garbage-collected. A short call uses the parameters unpacked, in place. The parameters' memory must not change
         until the call, in training until its last backward, has run.
         """
-        self.compile(training)
+        weight_cache = self.weight_cache_for(batch)
+        self._compile(training, weight_cache.tiling.target)
         if self.is_short(steps, batch, training):
             return WeightPointers(addresses)
-        return self.weight_cache.packed(addresses, training, team, owner)
+        return weight_cache.packed(addresses, training, team, owner)
 
     def weights_of(self, params: Any, steps: int, batch: int, save: SavePolicy | None) -> Weights:
         """The flat parameter vector or quantized parameters as a call takes them.
@@ -155,11 +159,12 @@ class Executor:
         ``save`` is what training saves, None in inference.
         """
         training = save is not None
-        self.compile(training)
+        weight_cache = self.weight_cache_for(batch)
+        self._compile(training, weight_cache.tiling.target)
         began = perf_counter()
         weights: Weights
         if save == "states" or is_frozen(params) or not self.is_short(steps, batch, training):
-            weights = self.weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
+            weights = weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
         elif training:
             weights = self.weight_cache.copied_vector(params)
         else:
@@ -247,7 +252,7 @@ class Executor:
     def run_planned(self, planned: PlannedCall, team: ThreadTeam, bind: Bind) -> None:
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
         name = planned.problem[0]
-        job, spinning = self.job(name), team.note_call_start()
+        job, spinning = self.job(name, planned.tiling.target), team.note_call_start()
         args = planned.spinning_args if spinning else planned.args
         began = perf_counter()
         forecast = args.plan.forecast
@@ -269,12 +274,12 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        planned = PlannedCall(self._tiling, self.weight_cache.layout.layer_dirs, self.tuning, problem, threads)
+        planned = PlannedCall(self.weight_cache_for(problem[2]), self.tuning, problem, threads)
         self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
             derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
-            logger.info(f"{self.spec} on {self.target.name}: {planned.args.plan}{derivative}")
+            logger.info(f"{self.spec} on {planned.tiling.target.name}: {planned.args.plan}{derivative}")
         return planned
 
     def _execute(self, job: Job, args: KernelArgs, team: ThreadTeam, bind: Bind) -> bool:

@@ -85,7 +85,7 @@ class GuardedCall:
         fields = {
             **self._common_fields(symbols), "weights_symbol": symbols[weights],
             **{field: symbols[symbol] if used else 0 for field, (symbol, used) in optional.items()},
-            "job": address(executor.job(problem[0])),
+            "job": address(executor.job(problem[0], planned.tiling.target)),
         }  # fmt: skip
         self._sleeping = self._call_struct(fields, sleeping)
         self._spinning = self._sleeping if spinning is sleeping else self._call_struct(fields, spinning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 from fusedrnn.engines.cpu.kernels.bfloat16_products import Bfloat16DotProducts
@@ -21,7 +20,6 @@ from fusedrnn.engines.cpu.kernels.stages import (
     reduced_rows,
     stage_kernels,
 )
-from fusedrnn.jit.host import target_for
 from fusedrnn.jit.target import ITEM_SIZE, Target
 from fusedrnn.layout import Kind
 from fusedrnn.quantized_params import is_matrix
@@ -29,14 +27,6 @@ from fusedrnn.spec import RNNSpec
 
 _LONGEST_VECTOR = 64
 """Bytes of a vector on the target with the longest ones."""
-
-
-def kernel_target(spec: RNNSpec, wide_weight_bytes: int) -> Target:
-    """The target for a spec's kernels; weights of so many bytes in a layer-direction are not packed as narrow ones."""
-    shapes = spec.parameter_shapes(spec.num_layers - 1), spec.parameter_shapes(0)
-    layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
-    narrow_weights = layer_elements * ITEM_SIZE[spec.dtype] > wide_weight_bytes
-    return target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format, narrow_weights)
 
 
 def _check_heads(spec: RNNSpec) -> None:
