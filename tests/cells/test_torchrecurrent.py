@@ -1,8 +1,8 @@
 """The catalogue against the package torchrecurrent: its cells with the same weights, in float64, with autograd.
 
-What it computes in another way than the papers is not compared: LEM, whose second state there reads the old first one;
-NAS, where a product of the paper is a sum; SCRN, whose output there has a layer of its own that is recurrent. Neither
-is what is not in the catalogue: MiRU2, and tauGRU, which remembers states of many steps before.
+Where it computes in another way than the papers the rest is compared: LEM, where y reads the z of the step before. Not
+compared are NAS, where a product of the paper is a sum; SCRN, whose output there has a layer of its own that is
+recurrent; and what is not in the catalogue: MiRU2, and tauGRU, which remembers states of many steps before.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from problems import Problem
 torchrecurrent = pytest.importorskip("torchrecurrent", reason="needs torchrecurrent, of the extra test")
 
 T, N, I, H = 4, 3, 5, 6
-NOT_COMPARED = {"LEM", "NAS", "SCRN", "MiRU2", "tauGRU"}
+NOT_COMPARED = {"NAS", "SCRN", "MiRU2", "tauGRU"}
 
 
 class HardSigmoid(torch.nn.Module):
@@ -40,7 +40,7 @@ class Case:
         options: Of their class.
         theirs: From our states to theirs.
         ours: From their states to ours.
-        fixed: Their parameters that are constants of ours.
+        fixed: Values for their parameters that ours has not, or where it computes in another way.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Case:
     options: dict = field(default_factory=dict)
     theirs: object = lambda *states: states
     ours: object = lambda *states: states
-    fixed: tuple = ()
+    fixed: dict = field(default_factory=dict)
 
 
 def summed_bias(p):
@@ -112,8 +112,9 @@ CASES = {
     ),
     "intersection_rnn": Case("IntersectionRNN", "ih:0 ih:1 ih:2 ih:3", "hh:0 hh:1 hh:2 hh:3"),
     "janet": Case(
-        "JANET", "ih:0 ih:1", "hh:0 hh:1", theirs=lambda h: (h, h), ours=lambda h, c: (h,), fixed=("beta",)
+        "JANET", "ih:0 ih:1", "hh:0 hh:1", theirs=lambda h: (h, h), ours=lambda h, c: (h,), fixed={"beta": 1.0}
     ),
+    "lem": Case("LEM", "ih:1 ih:0 ih:2 ih:3", "hh:1 hh:0 hh:2 ch:0", fixed={"weight_ch": 0.0}),
     "li_gru": Case("LiGRU", "ih:0 ih:1", "hh:0 hh:1"),
     "light_ru": Case("LightRU", "ih:1 ih:0", "hh:0"),
     "mc_lstm": Case("MCLSTM", "ih:0 ih:1 ih:2 ih:3 ih:4", "hh:0 hh:1 hh:2 hh:3 hh:4"),
@@ -207,17 +208,18 @@ def test_against_torchrecurrent(name):
     cell = getattr(torchrecurrent, f"{case.name}Cell")(features, H, **case.options).double()
     mode, options = ("lstm", {"peepholes": True}) if name == "lstm" else (getattr(cells, name), {})
     spec = RNNSpec(mode, features * (1 + pairs_of_inputs), H, dtype="float64", **options)
-    p = {label: parameter for label, parameter in cell.named_parameters() if label not in case.fixed}
+    p = dict(cell.named_parameters())
     with torch.no_grad():
-        for parameter in p.values():
-            parameter.copy_(random_tensor(rng, parameter.shape))
+        for label, parameter in p.items():
+            fixed = case.fixed.get(label)
+            parameter.copy_(torch.tensor(fixed) if fixed is not None else random_tensor(rng, parameter.shape))
     x, states = random_tensor(rng, (T, N, features)), [random_tensor(rng, (N, H)) for _ in spec.state_names]
     before = [torch.zeros(N, features).double()] * pairs_of_inputs
 
     y, final = their_run(cell, x, (*case.theirs(*states), *before))
     results = [y, *case.ours(*final[: len(final) - pairs_of_inputs])]
     directions = [torch.tensor(rng.standard_normal(result.shape)) for result in results]
-    leaves = [x, *states, *p.values()]
+    leaves = [x, *states, *(parameter for label, parameter in p.items() if label not in case.fixed)]
     expected = [*results, *torch.autograd.grad(results, leaves, directions, retain_graph=True)]
 
     inputs = torch.cat([x, torch.cat([torch.zeros_like(x[:1]), x[:-1]])], dim=2) if pairs_of_inputs else x
