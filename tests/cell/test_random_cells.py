@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusedrnn import RNNSpec
-from fusedrnn.cell import cell, mask, mean, sigmoid, tanh, variance
+from fusedrnn.cell import cell, mask, maximum, mean, sigmoid, softplus, tanh, variance, where
 from fusedrnn.torch.double_backward import _TENSORS
 from paper_cells import check_training
 from problems import Shape, problem_of
@@ -41,7 +41,7 @@ def test_derivatives(part):
             pytest.fail(f"FUSEDRNN_TEST_SEED={seed}, {problem.spec}: {type(error).__name__}: {error}\n{equations}")
 
 
-@pytest.mark.parametrize("seed", [14, 24, 4, 29])
+@pytest.mark.parametrize("seed", [14, 24, 43, 7])
 def test_kernels(seed):
     """Of no, one, two and three products, beginning with a state or not, with outputs that are no states."""
     problem, steps = random_problem(seed, KERNEL_SHAPE)
@@ -63,9 +63,10 @@ def test_programs_cover_the_language():
 def alike(x, recurrent, s, p):
     """Operands, a state and what is reduced are the same for all units, or a mask, which is a number in inference."""
     kept = mask("kept", 0.25)
-    a = tanh(x.a + recurrent(kept).a)
+    a = tanh(x.a + recurrent(softplus(1.0 - kept)).a)
     b = recurrent(mean(s.h)).b + x.b
-    return a * s.m + sigmoid(b) * recurrent(p.v).c + (1.0 - kept) * variance(kept, s.h), kept
+    new = a * s.m + sigmoid(b) * recurrent(p.v).c + (1.0 - kept) * variance(kept, s.h)
+    return new, where(kept < 0.5, maximum(kept, 0.0) * p.v, kept) + where(kept < 0.25, kept, s.m)
 
 
 class AlikeSteps(Steps):
@@ -76,13 +77,14 @@ class AlikeSteps(Steps):
         (h, m), H, ones = states, self.spec.hidden_size, torch.ones_like(states[0])
         rows = [slice(number * H, (number + 1) * H) for number in range(3)]
         a, b = (x @ self.w["i2h_weight"][own].T + self.w["i2h_bias"][own] for own in rows[:2])
-        operands = 0.25 * ones, h.mean(dim=1, keepdim=True) * ones, self.w["v"] * ones
+        operands = float(np.logaddexp(0, 0.75)) * ones, h.mean(dim=1, keepdim=True) * ones, self.w["v"] * ones
         parts = [
             operand @ self.w["h2h_weight"][own].T + self.w["h2h_bias"][own]
             for operand, own in zip(operands, rows, strict=True)
         ]
         spread = torch.cat([0.25 * ones, h], dim=1).var(dim=1, correction=0, keepdim=True)
-        return torch.tanh(a + parts[0]) * m + torch.sigmoid(b + parts[1]) * parts[2] + 0.75 * spread, 0.25 * ones
+        new = torch.tanh(a + parts[0]) * m + torch.sigmoid(b + parts[1]) * parts[2] + 0.75 * spread
+        return new, 0.25 * self.w["v"] + m
 
 
 def test_what_is_the_same_for_all_units():

@@ -475,10 +475,10 @@ HEADS["early_heads"] = early.with_heads(2)
 OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments)}
 ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
 ALIKE = {
-    "flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected",
-    "antisymmetric_rnn", "atr", "brc", "fast_rnn", "gated_antisymmetric_rnn", "intersection_rnn", "light_ru", "ltc",
-    "mc_lstm", "mi_ru", "minimal_rnn", "mut1", "mut2", "mut3", "nas", "original_lstm", "res_lstm", "scrn", "sgrn",
-    "sgu", "t_gru", "t_lstm", "t_rnn", "unicornn",
+    "antisymmetric_rnn", "atr", "brc", "co_rnn", "dsgu", "fast_rnn", "flash_gru", "flash_lstm",
+    "gated_antisymmetric_rnn", "intersection_rnn", "light_ru", "ltc", "mc_lstm", "mi_ru", "min_gru", "min_gru_log",
+    "min_lstm", "minimal_rnn", "mut1", "mut2", "mut3", "nas", "original_lstm", "qrnn_f", "qrnn_fo", "res_lstm", "scrn",
+    "sgrn", "sgu", "sru_projected", "t_gru", "t_lstm", "t_rnn", "unicornn",
 }  # fmt: skip
 """Cells that kernels compute in the same way as another one, with parts of its maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]

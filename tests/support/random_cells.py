@@ -27,7 +27,7 @@ UNARY = {
 COMPARISONS = ("lt", "le", "gt", "ge")
 OPERATIONS = (
     *UNARY, *COMPARISONS, "add", "sub", "mul", "div", "maximum", "minimum", "power", "affine", "clip", "activation",
-    "mean", "variance", "layer_norm", "mask", "dropout", "zoneout",
+    "mean", "variance", "layer_norm", "mask", "masked", "dropout", "zoneout",
 )  # fmt: skip
 SHAPE = Shape(3, 3, 3, 4, lengths="edges")
 
@@ -69,6 +69,8 @@ def apply(op, a, b, c, r, number, on):
     if op == "layer_norm":
         first, second = on.layer_norm(a, b, epsilon=0.5)
         return on.tanh(first * c - second)
+    if op == "mask":
+        return on.mask(f"m{number}", 0.1 + 0.9 * r)
     if op == "zoneout":
         return on.zoneout(f"m{number}", a, on.tanh(b), 0.9 * r)
     if op == "dropout":
@@ -80,7 +82,7 @@ def apply(op, a, b, c, r, number, on):
         "affine": lambda: (r - a) / 2 + (1 - r) * b,
         "activation": lambda: on.activation(sorted(FUNCTIONS)[int(r * len(FUNCTIONS))], a),
         "mean": lambda: c + on.mean(a, b), "variance": lambda: c + on.variance(a, b),
-        "mask": lambda: a * on.mask(f"m{number}", 0.1 + 0.9 * r) + b,
+        "masked": lambda: a * on.mask(f"m{number}", 0.1 + 0.9 * r) + b,
     }  # fmt: skip
     return on.tanh(result[op]())
 
@@ -154,7 +156,8 @@ def tensor_functions(shape):
 
     return SimpleNamespace(
         **UNARY, where=torch.where, maximum=torch.maximum, minimum=torch.minimum, layer_norm=layer_norm,
-        clip=torch.clamp, activation=activation, mask=lambda name, keep: keep, dropout=lambda name, a, rate, per: a,
+        clip=torch.clamp, activation=activation, dropout=lambda name, a, rate, per: a,
+        mask=lambda name, keep: torch.full(shape, keep, dtype=torch.float64),
         zoneout=lambda name, old, new, rate: torch.lerp(new, old, rate),
         mean=lambda *values: row(values).mean(dim=1, keepdim=True),
         variance=lambda *values: row(values).var(dim=1, correction=0, keepdim=True),

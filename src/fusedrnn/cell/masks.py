@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
-from fusedrnn.cell.expr import Constant, Expr, as_expr, substitute
+from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr, evaluate, substitute, walk
 from fusedrnn.cell.leaves import Mask
+from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic
 from fusedrnn.scalars import as_number, check_choice
 
 _PER = "step", "sequence"
 _OTHER_RATES: ContextVar[Mapping[str, float] | None] = ContextVar("other_rates", default=None)
 """The rates of masks by name that are not those of the equations that run."""
+_ARITHMETIC = "add", "sub", "mul", "div"
+_NUMBERS = ArrayArithmetic(
+    SimpleNamespace(
+        abs=abs, clip=lambda x, low, high: min(max(x, low), high), exp=math.exp, expm1=math.expm1,
+        full_like=lambda like, value: value, log=math.log, log1p=math.log1p, maximum=max, sqrt=math.sqrt,
+        tanh=math.tanh, where=lambda condition, value, other: value if condition else other,
+    ),
+    {},
+)  # fmt: skip
+"""Evaluates expressions of numbers."""
 
 
 def mask(name: str, keep: float, per: str = "step") -> Expr:
@@ -51,7 +64,7 @@ def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
     """A cell's equations with the expectations of its masks instead."""
 
     def replace_masks(*values: Any) -> list[Any]:
-        return substitute(values, lambda node: Constant(node.keep) if isinstance(node, Mask) else None)
+        return substitute(values, _expected_number)
 
     @wraps(equations)
     def of_expectations(x: Any, recurrent: Any, s: Any, *p: Any) -> Any:
@@ -59,6 +72,20 @@ def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
         return tuple(replace_masks(*result)) if isinstance(result, tuple) else replace_masks(result)[0]
 
     return of_expectations
+
+
+def _expected_number(node: Expr) -> Constant | None:
+    """The expectation of a mask; that of a function of masks alone, because no function has a derivative of numbers."""
+    if isinstance(node, Mask):
+        return Constant(node.keep)
+    if not isinstance(node, Operation) or node.op in _ARITHMETIC or not all(map(_is_of_masks, walk([node]))):
+        return None
+    (value,) = evaluate([node], lambda mask: mask.keep if isinstance(mask, Mask) else math.nan, _NUMBERS)
+    return Constant(float(value))
+
+
+def _is_of_masks(node: Expr) -> bool:
+    return isinstance(node, (Mask, Constant)) or (isinstance(node, Operation) and node.op in PRIMITIVES)
 
 
 def with_other_rates(equations: Callable[..., Any], rates: Mapping[str, float]) -> Callable[..., Any]:
