@@ -58,7 +58,7 @@ def check_tuple(name: str, value: object, entry_shapes: Mapping[str, object], or
     raise ValueError(f"{name} must be {expected}; got {len(value)}")
 
 
-def _readable(operand: Operand, value: Array) -> Array:
+def readable(operand: Operand, value: Array) -> Array:
     """The array itself, or a contiguous copy if a kernel cannot read it as it is."""
     if operand.contiguous:
         return np.ascontiguousarray(value) if value.flags.aligned else value.copy()
@@ -73,7 +73,7 @@ def check_x(x: object, spec: RNNSpec) -> Array:
         raise ValueError(f"x must have shape (T, N, {spec.input_size}); got {checked.shape}")
     if 0 in checked.shape[:2]:
         raise ValueError(f"x must have at least one step and one sequence; got shape {checked.shape}")
-    return _readable(FORWARD["x"], checked)
+    return readable(FORWARD["x"], checked)
 
 
 def check_params(params: object, spec: RNNSpec) -> Any:
@@ -88,7 +88,7 @@ def check_params(params: object, spec: RNNSpec) -> Any:
         raise ValueError(
             f"params must have shape ({spec.layout.size},), as the spec's layout has it; got {checked.shape}"
         )
-    return _readable(FORWARD["params"], checked)
+    return readable(FORWARD["params"], checked)
 
 
 def check_states(
@@ -108,12 +108,12 @@ def check_dy(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
     """The output's gradient (T, N, D·S), a copy if a kernel cannot read it as it is; None for zeros."""
     if dy is None:
         return None
-    return _readable(BACKWARD["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
+    return readable(BACKWARD["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
 
 
-def check_dstates(dstates: object, spec: RNNSpec, batch: int) -> tuple[Array | None, ...]:
+def check_dstates(dstates: object, spec: RNNSpec, batch: int, name: str = "dstates") -> tuple[Array | None, ...]:
     """The gradients of the final states, contiguous; None for zeros."""
-    return _check_each("dstates", dstates, "d{}_n", spec, batch)
+    return _check_each(name, dstates, "d{}_n", spec, batch)
 
 
 def _check_each(
@@ -124,7 +124,7 @@ def _check_each(
     if value is None:
         return (None,) * len(shapes)
     return tuple(
-        None if state is None else _readable(_STATE, check_array(f"{name}: {entry}", state, spec, shape))
+        None if state is None else readable(_STATE, check_array(f"{name}: {entry}", state, spec, shape))
         for (entry, shape), state in zip(shapes.items(), check_tuple(name, value, shapes), strict=True)
     )
 
