@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from time import perf_counter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.jobs import JobName, load_job
+from fusedrnn.engines.cpu.jobs import JobName, load_call_functions, load_job
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
-from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
-from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
+from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, KernelArgs, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
@@ -25,14 +24,12 @@ from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
 from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
-from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.loader import Job
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Scratch, Workspaces
-from fusedrnn.runtime.fingerprint import load_fingerprint
-from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, load_pool, pool_team
+from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, pool_team
 from fusedrnn.spec import Array, RNNSpec
 
 logger = logging.getLogger(__name__)
@@ -40,26 +37,28 @@ logger = logging.getLogger(__name__)
 Weights = PackedWeights | WeightPointers
 Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
-Bind = Callable[[KernelArgs, Scratch], int]
+
+Args = TypeVar("Args", bound=JobArgs)
+Bind = Callable[[Args, Scratch], int]
 """Writes the arguments of a job into scratch, and returns their address."""
 
 
-class PlannedCall:
-    """The kernel arguments for a problem on at most so many threads, laid out when they are first needed.
+class PlannedJob(Generic[Args]):
+    """A job and its arguments on at most so many threads, laid out when they are first needed.
 
     Attributes:
+        name: What it computes.
+        job: The machine code.
+        threads: The most threads.
         args: For threads that sleep until the call.
     """
 
-    def __init__(
-        self, tiling: Tiling, weights: Sequence[PackedWeightsOffsets], tuning: Tuning, problem: Problem, threads: int
-    ) -> None:
-        self.problem, self.threads = problem, threads
-        self._tiling, self._weights, self._tuning = tiling, weights, tuning
+    def __init__(self, name: JobName, job: Job, threads: int) -> None:
+        self.name, self.job, self.threads = name, job, threads
         self.args = self._plan(threads)
 
     @cached_property
-    def spinning_args(self) -> KernelArgs:
+    def spinning_args(self) -> Args:
         """For threads that spin, which are worth using for less work."""
         return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
 
@@ -69,15 +68,30 @@ class PlannedCall:
         return self.spinning_args.num_threads == 1
 
     @cached_property
-    def single_args(self) -> KernelArgs:
+    def single_args(self) -> Args:
         """For one thread."""
         return self._plan(1)
 
+    def _plan(self, threads: int, spinning: bool = False) -> Args:
+        raise NotImplementedError
+
+
+class PlannedCall(PlannedJob[KernelArgs]):
+    """The kernel arguments for a problem on at most so many threads."""
+
+    def __init__(
+        self, tiling: Tiling, weights: Sequence[PackedWeightsOffsets], tuning: Tuning, problem: Problem, job: Job,
+        threads: int,
+    ) -> None:  # fmt: skip
+        self.problem = problem
+        self.tiling, self._weights, self._tuning = tiling, weights, tuning
+        super().__init__(problem[0], job, threads)
+
     def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
         name, steps, batch, layout = self.problem
-        spec = self._tiling.spec
+        spec = self.tiling.spec
         plan = make_plan(
-            spec, self._tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
+            spec, self.tiling.target, steps, batch, threads, "inference" if name == "forward" else name,
             recompute=layout is not None and layout.save == "states", spinning=spinning, tuning=self._tuning,
         )  # fmt: skip
         return lay_out_args(spec, plan, self._weights, layout)
@@ -93,14 +107,14 @@ class Executor:
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.tuning = spec, tunings.current()
         self.target = kernel_target(spec, self.tuning.wide_weight_bytes)
-        self._tiling = Tiling(spec, self.target)
+        self.tiling = Tiling(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
-        self.weight_cache = WeightCache(self._tiling, (self.workspaces, self._reserves))
+        self.weight_cache = WeightCache(self.tiling, (self.workspaces, self._reserves))
         self.thread_choices = ThreadChoices()
         self._jobs: dict[str, Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
-        self._layout = (1, 1, "gates", False), ReserveLayout.of(self._tiling, 1, 1, "gates")
+        self._layout = (1, 1, "gates", False), ReserveLayout.of(self.tiling, 1, 1, "gates")
         self._num_letters = len(state_letters(len(spec.state_names)))
         self._no_options = StateOptions().values(self._num_letters)
         self._lock = Lock()
@@ -116,24 +130,19 @@ class Executor:
         """The compiled job ``"forward"``, ``"training"`` or ``"backward"``."""
         job = self._jobs.get(name)
         if job is None:
-            spec, target = self.spec, self.target
+            compute = self.spec.operand_format
             with self._lock:
-                # Everything that any call needs, so that no later call compiles.
-                load_bind()
-                load_fingerprint()
-                load_guarded_call()
-                load_pool()
-                load_pack(spec.operand_format, target)
-                job = self._jobs[name] = load_job(name, spec.variant, spec.operand_format, target)
+                load_call_functions(compute, self.target)
+                job = self._jobs[name] = load_job(name, self.spec.variant, compute, self.target)
         return job
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy, resets: bool = False) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return ReserveLayout.of(self._tiling, steps, batch, save, resets).size
+        return ReserveLayout.of(self.tiling, steps, batch, save, resets).size
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
-        return reads_unpacked(self._tiling, steps, batch, training, self.tuning)
+        return reads_unpacked(self.tiling, steps, batch, training, self.tuning)
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -192,7 +201,7 @@ class Executor:
         key, layout = self._layout
         if key != (steps, batch, save, resets is not None):
             key = steps, batch, save, resets is not None
-            layout = ReserveLayout.of(self._tiling, *key)
+            layout = ReserveLayout.of(self.tiling, *key)
             self._layout = key, layout
         return ResidualInfo(layout, seed, varlen, resets)
 
@@ -244,13 +253,13 @@ class Executor:
 
         self.run_planned(self.planned(problem, team.threads), team, bind)
 
-    def run_planned(self, planned: PlannedCall, team: ThreadTeam, bind: Bind) -> None:
+    def run_planned(self, planned: PlannedJob[Args], team: ThreadTeam, bind: Bind[Args]) -> None:
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
-        name = planned.problem[0]
-        job, spinning = self.job(name), team.note_call_start()
+        name = planned.name
+        job, spinning = planned.job, team.note_call_start()
         args = planned.spinning_args if spinning else planned.args
         began = perf_counter()
-        forecast = args.plan.forecast
+        forecast = args.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
             args = planned.single_args
@@ -269,7 +278,8 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        planned = PlannedCall(self._tiling, self.weight_cache.layout.layer_dirs, self.tuning, problem, threads)
+        job, offsets = self.job(problem[0]), self.weight_cache.layout.layer_dirs
+        planned = PlannedCall(self.tiling, offsets, self.tuning, problem, job, threads)
         self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
@@ -277,7 +287,7 @@ class Executor:
             logger.info(f"{self.spec} on {self.target.name}: {planned.args.plan}{derivative}")
         return planned
 
-    def _execute(self, job: Job, args: KernelArgs, team: ThreadTeam, bind: Bind) -> bool:
+    def _execute(self, job: Job, args: Args, team: ThreadTeam, bind: Bind[Args]) -> bool:
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
         scratch = self.workspaces.acquire(args.size)
         address = bind(args, scratch)

@@ -10,9 +10,13 @@ from fusedrnn.engines.cpu.kernels.backward import build_backward
 from fusedrnn.engines.cpu.kernels.common import build_common, build_common_training
 from fusedrnn.engines.cpu.kernels.forward import build_forward
 from fusedrnn.engines.cpu.kernels.training import build_training
+from fusedrnn.engines.cpu.launch.call_kernel import load_bind, load_guarded_call
+from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.jit.builder import Module
 from fusedrnn.jit.loader import Job, fetch, function, load, load_once
 from fusedrnn.jit.target import Target
+from fusedrnn.runtime.fingerprint import load_fingerprint
+from fusedrnn.runtime.thread_pool import load_pool
 
 JobName = Literal["forward", "training", "backward"]
 _SHARED = {"common": build_common, "common_training": build_common_training}
@@ -36,3 +40,13 @@ def load_job(name: JobName, variant: Variant, compute: str, target: Target) -> J
     links = [_shared(module, compute, target) for module in shared]
     code = load(f"{name}_{variant.slug}_{compute}", target, build, variant, compute, target, links=links)
     return function(code, entry, 2)
+
+
+@load_once(16)
+def load_call_functions(compute: str, target: Target) -> None:
+    """Load what calls of any job need beside it, so that no later call compiles."""
+    load_bind()
+    load_fingerprint()
+    load_guarded_call()
+    load_pool()
+    load_pack(compute, target)

@@ -133,7 +133,7 @@ class TensorCall:
             **self._fields, "values": values.ctypes.data, "values_size": values.nbytes,
             "description_offset": args.extents_offset, "relocs": args.relocs, "num_fields": args.num_fields,
             "args_offset": args.args_offset, "plan_offset": args.plan_offset,
-            "job": address(executor.job(self._planned.problem[0])) if self._planned.is_single else 0,
+            "job": address(executor.job(self._planned.name)) if self._planned.is_single else 0,
         }  # fmt: skip
         struct = np.array([fields[field] for field in TENSOR_CALL.names], np.int64)
         # Another thread may have been faster: its struct stays, since it may be in use.
