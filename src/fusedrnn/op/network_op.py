@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,10 @@ from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, SavePolicy
 from fusedrnn.engines.network import NetworkEngine, NetworkSelector
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.network_spec import NetworkSpec
+from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.network_operands import LayerArrays, backward_operands, check_network, forward_operands
-from fusedrnn.op.reserve import PLAIN_CALL, CallKind, Reserve, check_reserve
-from fusedrnn.op.validation import check_seed
+from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
+from fusedrnn.op.validation import check_seed, draw_seed
 from fusedrnn.scalars import as_bool, check_choice, positive_int
 from fusedrnn.spec import Array
 
@@ -65,6 +65,7 @@ class NetworkOp:
         self.backend, self._engine = self._selector.select()
         # By whether a call trains, and whether it has lengths, resets and all states.
         self._selected: dict[tuple[bool, ...], tuple[str, NetworkEngine]] = {}
+        self._call_cache = CallCache()
 
     @classmethod
     def get(cls, spec: NetworkSpec, backend: str | None = None) -> NetworkOp:
@@ -146,6 +147,11 @@ class NetworkOp:
             ValueError: Likewise.
             NotImplementedError: Naming the layer, and what the call needs and no engine supports.
         """
+        has_options = lengths is not None or seed is not None or reset_states is not None or all_states is not False
+        if reserve == "gates" and not has_options and self._call_cache.has_forward:
+            cached = self._call_cache.forward(self.spec, x, params, states, training, out, resets)
+            if cached is not None:
+                return cached
         spec, trains = self.spec, as_bool("training", training)
         save, seed = check_choice("reserve", reserve, SAVE_POLICIES), check_seed(seed)
         operands, kind = forward_operands(spec, x, params, states, lengths, out, resets, reset_states, all_states)
@@ -154,11 +160,17 @@ class NetworkOp:
         if operands.lengths is not None:
             for output in (operands.y, *operands.all_states):
                 clear_padding(output, operands.lengths)
+        cacheable = operands.lengths is None and save == "gates" and kind in CACHEABLE
         if not trains:
-            return outputs, engine.forward(operands), None
-        if seed is None:
-            seed = int.from_bytes(os.urandom(8), "little") if spec.drops else 0
+            final = engine.forward(operands)
+            if cacheable:
+                self._call_cache.note_forward(engine, (x, params, states), operands)
+            return outputs, final, None
+        seed = draw_seed(spec) if seed is None else seed
         final, residuals = engine.train(operands, save, spec.layer_seeds(seed))
+        if cacheable:
+            self._call_cache.trainer = name, engine
+            self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
         steps, batch = operands.x.shape[:2]
         return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
 
@@ -192,10 +204,17 @@ class NetworkOp:
             ValueError: Likewise; also if ``reserve`` comes from another spec, or from an engine that this op never
                 uses.
         """
+        cached, trainer = self._call_cache.backward, self._call_cache.trainer[1]
+        if cached is not None and type(reserve) is Reserve and reserve._engine is trainer:
+            result = cached(dy, dstates, reserve._residuals, grad_req, out)
+            if result is not None:
+                return result
         checked = check_reserve(reserve, self.spec, self._selector.names)
         kind = checked._kind
         operands = backward_operands(self.spec, checked.steps, checked.batch, dy, dstates, grad_req, out, kind)
         checked.backward(operands)
+        if checked._engine is trainer:
+            self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
         dx, dparams, dinitial = operands.grads[:3]
         return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
 

@@ -6,6 +6,7 @@ and what was expected.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy.ma
 
 from fusedrnn.engines import registry
 from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operand, entries, is_sequence
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
 from fusedrnn.spec import Array, RNNSpec
@@ -183,6 +185,11 @@ def check_seed(seed: object) -> int | None:
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be from 0 to 2**64 - 1; got {shown(seed)}")
     return int(seed)
+
+
+def draw_seed(spec: RNNSpec | NetworkSpec) -> int:
+    """A new seed if the network drops something, else 0."""
+    return int.from_bytes(os.urandom(8), "little") if spec.drops else 0
 
 
 def forward_operands(spec: RNNSpec, x: Any, params: Any, states: Any, lengths: Any, out: Any) -> ForwardOperands:

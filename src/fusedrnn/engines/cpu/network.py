@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 
+from fusedrnn.engines.cpu.cached_network import CachedNetworkBackward, CachedNetworkForward
 from fusedrnn.engines.cpu.executor import Executor, PlannedJob, Weights
+from fusedrnn.engines.cpu.guarded_call import CannotGuard
 from fusedrnn.engines.cpu.jobs import JobName
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.chain_args import ChainArgs, ChainedJob
 from fusedrnn.engines.cpu.launch.kernel_args import signed, state_symbols
 from fusedrnn.engines.cpu.launch.network_links import NetworkLinks
-from fusedrnn.engines.cpu.reserve_layout import ReserveLayout
+from fusedrnn.engines.cpu.network_reserve import (
+    NetworkReserveLayout,
+    NetworkResiduals,
+    are_packed,
+    weights_addresses,
+)
 from fusedrnn.engines.cpu.varlen import VarLen
-from fusedrnn.engines.cpu.weights.cache import PackedWeights
 from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.network import LayerStates, NetworkGradOperands, NetworkOperands
 from fusedrnn.network_spec import NetworkSpec
-from fusedrnn.runtime.buffers import Lease, Scratch
+from fusedrnn.runtime.buffers import Scratch
 from fusedrnn.runtime.job_chain import load_job_chain
 from fusedrnn.runtime.thread_pool import get_num_threads, pool_team
 from fusedrnn.spec import Array
 
-NetworkProblem = tuple[JobName, int, int, "NetworkReserveLayout | None", tuple[bool, ...]]
+R = TypeVar("R")
+NetworkProblem = tuple[JobName, int, int, NetworkReserveLayout | None, tuple[bool, ...]]
 """A job, T, N, the layout of a training call's reserve, and which layers' weights are packed."""
-
-
-@dataclass(frozen=True)
-class NetworkReserveLayout:
-    """The reserves of the layers, one behind the other.
-
-    Attributes:
-        layers: The layout of each.
-        offsets: Where each begins.
-        size: Bytes of all.
-    """
-
-    layers: tuple[ReserveLayout, ...]
-    offsets: tuple[int, ...]
-    size: int
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkResiduals:
-    """What a training call saves."""
-
-    layout: NetworkReserveLayout
-    seeds: tuple[int, ...]
-    varlen: VarLen | None
-    resets: Array | None
-    lease: Lease
-    weights: tuple[Weights, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the reserve; weights are shared with other calls and do not count."""
-        return self.layout.size
 
 
 class PlannedNetwork(PlannedJob[ChainArgs]):
@@ -126,9 +100,8 @@ class CPUNetwork:
         """The layout of a training call's reserve; the last one is cached."""
         key, last = (steps, batch, save, resets), self._layout
         if last is None or last[0] != key:
-            layers = tuple(ReserveLayout.of(executor.tiling, *key) for executor in self.layers)
-            *offsets, size = accumulate((layer.size for layer in layers), initial=0)
-            last = self._layout = key, NetworkReserveLayout(layers, tuple(offsets), size)
+            layout = NetworkReserveLayout.of([executor.tiling for executor in self.layers], *key)
+            last = self._layout = key, layout
         return last[1]
 
     def weights_of(self, params: Array, steps: int, batch: int, save: SavePolicy | None) -> tuple[Weights, ...]:
@@ -178,7 +151,7 @@ class CPUNetwork:
         values |= self._states("{}0", operands.states) | self._states("{}_n", final)
         values |= self._states("{}_reset", operands.reset_states)
         values |= self._all_states("all_{}", operands.all_states)
-        self._run((name, steps, batch, layout, _packed(weights)), values, weights, varlen)
+        self._run((name, steps, batch, layout, are_packed(weights)), values, weights, varlen)
         return final
 
     def backward(self, residuals: NetworkResiduals, operands: NetworkGradOperands) -> None:
@@ -199,14 +172,14 @@ class CPUNetwork:
             **self._all_states("dall_{}", operands.dall_states),
         }  # fmt: skip
         steps, batch = layout.layers[0].steps, layout.layers[0].batch
-        problem: NetworkProblem = "backward", steps, batch, layout, _packed(residuals.weights)
+        problem: NetworkProblem = "backward", steps, batch, layout, are_packed(residuals.weights)
         self._run(problem, values, residuals.weights, residuals.varlen)
 
     def _run(
         self, problem: NetworkProblem, values: dict[str, int], weights: tuple[Weights, ...], varlen: VarLen | None
     ) -> None:
         team = pool_team(get_num_threads())
-        values |= {"spins": team.spins} | _by_layer("weights", [weights_address(layer) for layer in weights])
+        values |= {"spins": team.spins} | _by_layer("weights", weights_addresses(weights))
 
         def bind(args: ChainArgs, scratch: Scratch) -> int:
             tables = [
@@ -216,6 +189,32 @@ class CPUNetwork:
             return args.bind(scratch, {**values, **_by_layer("tables", tables), "dx_partials": workspace})
 
         self.runner.run_planned(self.planned(problem, team.threads), team, bind)
+
+    def cache_forward(
+        self, operands: NetworkOperands, states: Any, residuals: NetworkResiduals | None
+    ) -> CachedNetworkForward | None:
+        """The cached form of a forward call that has just run; None if there is none."""
+        return self._cache(CachedNetworkForward, operands, states, residuals)
+
+    def cache_backward(
+        self, residuals: NetworkResiduals, operands: NetworkGradOperands, grad_req: Any
+    ) -> CachedNetworkBackward | None:
+        """The cached form of a backward call that has just run; None if there is none."""
+        return self._cache(CachedNetworkBackward, residuals, operands, grad_req)
+
+    def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
+        if self.runner.debug >= 2:
+            return None
+        try:
+            return cached_call(self, *arguments)
+        except CannotGuard:
+            return None
+
+    def fits(self, params: Array) -> bool:
+        """Whether an array is a parameter vector that needs no conversion."""
+        flags, layout = params.flags, self.spec.layout
+        is_vector = params.dtype == layout.dtype and params.shape == (layout.size,)
+        return is_vector and flags.c_contiguous and flags.aligned
 
     def _states(self, form: str, states: Sequence[Sequence[Array | None] | None]) -> dict[str, int]:
         """The values of the symbols of states or of their gradients."""
@@ -234,15 +233,6 @@ class CPUNetwork:
     def _all_states(self, form: str, arrays: Sequence[Array | None]) -> dict[str, int]:
         letters = state_letters(len(self.spec.layers[-1].state_names))[1:]
         return {form.format(letter): _address(array) for letter, array in zip(letters, arrays, strict=False)}
-
-
-def weights_address(weights: Weights) -> int:
-    """The address of packed weights, or of the first of unpacked ones."""
-    return weights.address or weights.matrices[0]
-
-
-def _packed(weights: Sequence[Weights]) -> tuple[bool, ...]:
-    return tuple([isinstance(layer, PackedWeights) for layer in weights])
 
 
 def _by_layer(name: str, values: Sequence[int]) -> dict[str, int]:
