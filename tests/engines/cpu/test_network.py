@@ -110,3 +110,23 @@ def test_what_differs_is_a_checked_call(cached_calls):
         op.forward(problem.x, problem.params[1:], problem.states)
     with pytest.raises(TypeError, match=r"^training must be True or False; got 1$"):
         op.forward(*arrays, training=1)
+
+
+@pytest.mark.parametrize("options", [(), ("lengths",)], ids=["plain", "lengths"])
+def test_layers_divide_their_work_in_different_ways(options):
+    """Some threads have nothing to do in some layers, and their groups of rows differ."""
+    problem = make_network_problem(NETWORKS["cells"], 6, 7, options)
+    expected, trained = chained(problem, training=False), chained(problem)
+
+    def choose(own, grids):
+        wanted = {20: (1, 2, 1), 33: (2, 1, 1), 4: (1, 3, 1)}.get(own.spec.hidden_size, (1, 1, 2))
+        return next((grid for grid in grids if tuple(grid) == wanted), grids[0])
+
+    with tuning.tuned(max_unpacked_work=0, max_unpacked_work_training=0, choose_grid=choose), thread_limits(3):
+        op = NetworkOp(problem.spec)
+        assert_same(run(op, problem, training=False), expected)
+        assert_same(run(op, problem), trained)
+        planned = op._engine.executor._planned
+    for name, job in planned.items():
+        assert job.args.num_threads == 3, name
+        assert len({len(layer.args.plan.row_starts) for layer in job.args.jobs}) == 3, name

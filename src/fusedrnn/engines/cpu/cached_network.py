@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fusedrnn.engines.cpu.executor import Weights
 from fusedrnn.engines.cpu.guarded_call import GuardedJob
 from fusedrnn.engines.cpu.launch.kernel_args import signed
+from fusedrnn.engines.cpu.network_executor import NetworkExecutor, NetworkProblem
 from fusedrnn.engines.cpu.network_reserve import NetworkResiduals, are_packed, weights_addresses
 from fusedrnn.engines.network import NetworkGradOperands, NetworkOperands
 from fusedrnn.engines.operands import RESETS, Operand, comparable, entries, misplaced_buffer, requests_of
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.runtime.thread_pool import get_num_threads
 from fusedrnn.spec import Array
-
-if TYPE_CHECKING:  # which imports this module
-    from fusedrnn.engines.cpu.network import CPUNetwork, NetworkProblem
 
 _NO_BUFFERS = (None, None, None)
 _READ, _READ_WHOLE = Operand(written=False, contiguous=False), Operand(written=False, contiguous=True)
@@ -28,7 +26,7 @@ _WRITTEN, _WRITTEN_WHOLE = Operand(written=True, contiguous=False), Operand(writ
 class _CachedNetworkCall:
     """What both calls have: a network, the shapes of its states, and the number of threads."""
 
-    def __init__(self, network: CPUNetwork, batch: int) -> None:
+    def __init__(self, network: NetworkExecutor, batch: int) -> None:
         self._network, self._threads = network, get_num_threads()
         self._state_shapes = network.spec.state_shape(batch)
         self._counts = [len(shapes) for shapes in self._state_shapes]
@@ -83,7 +81,7 @@ class CachedNetworkForward(_CachedNetworkCall):
     """
 
     def __init__(
-        self, network: CPUNetwork, operands: NetworkOperands, states: Any, residuals: NetworkResiduals | None
+        self, network: NetworkExecutor, operands: NetworkOperands, states: Any, residuals: NetworkResiduals | None
     ) -> None:
         x, params, y = operands.x, operands.params, operands.y
         steps, batch = x.shape[:2]
@@ -166,7 +164,7 @@ class CachedNetworkBackward(_CachedNetworkCall):
     """
 
     def __init__(
-        self, network: CPUNetwork, residuals: NetworkResiduals, operands: NetworkGradOperands, grad_req: object
+        self, network: NetworkExecutor, residuals: NetworkResiduals, operands: NetworkGradOperands, grad_req: object
     ) -> None:
         self._layout, self._grad_req, grads = residuals.layout, comparable(grad_req), operands.grads
         steps, batch = self._layout.layers[0].steps, self._layout.layers[0].batch

@@ -26,8 +26,9 @@ Link = int | Relocation
 
 
 class ChainedJob(NamedTuple):
-    """A job of a chain, its arguments, and the link of each of their symbols."""
+    """A job of a chain, the layer that it is of, its arguments, and the link of each of their symbols."""
 
+    layer: int
     job: Job
     args: KernelArgs
     link: Callable[[str], Link]
