@@ -92,9 +92,10 @@ class CachedNetworkForward(_CachedNetworkCall):
         weights = network.weights_of(params, steps, batch, self._save)
         self._packed = are_packed(weights)
         self._zeros = (0,) * len(weights)
-        # Frozen parameters are known by their identity; unpacked ones are read where they are, except in training.
+        # Frozen parameters are known by their identity: their weights cannot change.
         self._frozen = params if is_frozen(params) else None
         self._weights = weights if self._frozen is not None else None
+        # Inference guards parameters that it reads where they are, so that nothing is to be done for them here.
         self._in_place = residuals is None and not any(self._packed)
         initial, final = self._flat(states), self._new_states()
         assert initial is not None
@@ -140,17 +141,15 @@ class CachedNetworkForward(_CachedNetworkCall):
             return None
         return y, final, NetworkResiduals(self._layout, seeds, None, resets, lease, weights)
 
-    def _current_weights(self, params: Any) -> tuple[Weights, ...] | None:
-        """The weights of the layers, none of those that are read in place; None if the parameters differ in kind."""
-        network = self._network
+    def _current_weights(self, params: Any) -> tuple[Weights | None, ...] | None:
+        """The weights of the layers; None if the parameters differ in kind."""
         if self._frozen is not None:
             return self._weights if params is self._frozen else None
         if self._in_place:
             return ()
-        if type(params) is not np.ndarray or not network.fits(params):
+        if type(params) is not np.ndarray or not self._network.fits(params):
             return None
-        weights = network.weights_of(params, self._shape[0], self._shape[1], self._save)
-        return weights if are_packed(weights) == self._packed else None
+        return self._network.current_weights(params, self._packed, self._layout is not None)
 
 
 class CachedNetworkBackward(_CachedNetworkCall):

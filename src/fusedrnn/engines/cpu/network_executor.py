@@ -96,6 +96,20 @@ class NetworkExecutor:
             for executor, part in zip(self.layers, parts, strict=True)
         ])  # fmt: skip
 
+    def current_weights(self, params: Array, packed: Sequence[bool], training: bool) -> tuple[Weights | None, ...]:
+        """The same for a call whose layers are known to have packed weights or not.
+
+        None for a layer in inference that reads its parameters where they are.
+        """
+        team, weights = pool_team(get_num_threads()), list[Weights | None]()
+        for executor, part, is_packed in zip(self.layers, self.spec.layout.parts, packed, strict=True):
+            cache = executor.weight_cache
+            if is_packed:
+                weights.append(cache.packed_vector(params[part], training, team))
+            else:
+                weights.append(cache.copied_vector(params[part]) if training else None)
+        return tuple(weights)
+
     def planned(self, problem: NetworkProblem, threads: int) -> PlannedNetwork:
         """The planned call for a problem on so many threads; the last one of each job is cached."""
         last = self._planned.get(problem[0])
@@ -104,7 +118,7 @@ class NetworkExecutor:
         return last
 
     def run(
-        self, problem: NetworkProblem, values: dict[str, int], weights: tuple[Weights, ...], varlen: VarLen | None
+        self, problem: NetworkProblem, values: dict[str, int], weights: Sequence[Weights | None], varlen: VarLen | None
     ) -> None:
         """Run a job on operands by symbol; symbols without a value are 0."""
         team = pool_team(get_num_threads())

@@ -49,7 +49,7 @@ class NetworkResiduals:
     varlen: VarLen | None
     resets: Array | None
     lease: Lease
-    weights: tuple[Weights, ...]
+    weights: tuple[Weights | None, ...]
 
     @property
     def nbytes(self) -> int:
@@ -57,11 +57,11 @@ class NetworkResiduals:
         return self.layout.size
 
 
-def are_packed(weights: Sequence[Weights]) -> tuple[bool, ...]:
+def are_packed(weights: Sequence[Weights | None]) -> tuple[bool, ...]:
     """Of each layer's weights, whether they are packed."""
     return tuple([isinstance(layer, PackedWeights) for layer in weights])
 
 
-def weights_addresses(weights: Sequence[Weights]) -> tuple[int, ...]:
-    """The address of each layer's packed weights, or of the first of unpacked ones."""
-    return tuple([layer.address or layer.matrices[0] for layer in weights])
+def weights_addresses(weights: Sequence[Weights | None]) -> tuple[int, ...]:
+    """The address of each layer's packed weights, or of the first of unpacked ones; 0 for None."""
+    return tuple([0 if layer is None else layer.address or layer.matrices[0] for layer in weights])
