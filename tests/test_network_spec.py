@@ -41,9 +41,14 @@ STACK_ERRORS = [
     ({"num_layers": 2}, TypeError, "num_layers must not be given: hidden_sizes has an entry for each layer"),
     ({"projection_size": 3}, ValueError, "projection_size must be smaller than hidden_size (2); got 3"),
     ({"dropout": 1.0}, ValueError, "dropout must be a probability in [0, 1); got 1.0"),
-    ({"dropout": 0.5}, NotImplementedError, "dropout between layers of different sizes is not supported yet"),
-    ({"residual": True}, NotImplementedError, "residual is not supported yet"),
-    ({"residual": 1}, TypeError, "residual must be True or False; got 1"),
+    ({"residual": True}, TypeError, "residual must be one of identity, projection; got True"),
+    ({"residual": "add"}, ValueError, "residual must be one of identity, projection; got 'add'"),
+    (
+        {"residual": "identity"},
+        ValueError,
+        "residual='identity' needs a layer whose input has the size of its output; "
+        "got input_size=3 and hidden_sizes=(4, 2)",
+    ),
 ]
 
 
@@ -65,6 +70,17 @@ def test_stack():
     assert hash(spec) == hash(pickle.loads(pickle.dumps(spec))) and not spec.drops
     assert NetworkSpec.stack("lstm", 3, [4, 4], dropout=0.5) == NetworkSpec([RNNSpec("lstm", 3, 4, 2, dropout=0.5)])
     assert NetworkSpec.stack(cells.zoneout_lstm, 3, [4, 5]).drops
+
+
+def test_dropout_and_residual_of_a_stack():
+    """Dropout of the output of one entry is that of the input of the next."""
+    stack = NetworkSpec.stack("lstm", 4, (4, 4, 5), dropout=0.5, input_dropout=0.25, residual="identity")
+    assert stack == NetworkSpec([
+        RNNSpec("lstm", 4, 4, 2, dropout=0.5, input_dropout=0.25, residual="identity"),
+        RNNSpec("lstm", 4, 5, dropout=0.5, input_dropout=0.5),
+    ])  # fmt: skip
+    projected = NetworkSpec.stack("lstm", 4, (4, 5), residual="projection")
+    assert [layer.residual for layer in projected.layers] == ["projection", "projection"]
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"projection_size": 4}, {"compute": "bfloat16"}])

@@ -126,10 +126,11 @@ class ParameterLayout(FlatLayout):
 
     For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S), with a projection h2r (P, H), and in an
     LSTM with peepholes the peephole weights of i, f and o (3·H), or of i and o if its gates are coupled (2·H). A cell
-    that a user has written may have vectors (H,) and scalars (1,) by name, and h2h has no rows for gates that the input
-    alone gives; if these are all, there is no h2h. With heads h2h is (G·H, H / heads). The biases are i2h (G·H) and,
-    with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the order of the cell: LSTM i f g o, coupled i g o,
-    GRU r z n. Iteration yields every :class:`Parameter` in the order of the vector.
+    that a user has written may have vectors (H,) and scalars (1,) by name. Its i2h has rows for the gates with a part
+    from the input, its h2h for those of recurrent products; if there are none, there is no h2h. With heads h2h is
+    (G·H, H / heads). The biases are i2h (G·H) and, with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the
+    order of the cell: LSTM i f g o, coupled i g o, GRU r z n. Iteration yields every :class:`Parameter` in the order of
+    the vector.
     """
 
     def __init__(self, spec: Spec) -> None:

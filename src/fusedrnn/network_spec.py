@@ -12,7 +12,7 @@ import numpy as np
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.layout import FlatLayout, Parameter
-from fusedrnn.scalars import as_bool, as_number, positive_int, shown
+from fusedrnn.scalars import positive_int, shown
 from fusedrnn.spec import Array, RNNSpec
 
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -99,7 +99,8 @@ class NetworkSpec:
         hidden_sizes: Sequence[int],
         *,
         dropout: float = 0.0,
-        residual: bool = False,
+        input_dropout: float = 0.0,
+        residual: str | None = None,
         **options: Any,
     ) -> NetworkSpec:
         """A stack of layers of one cell with a list of hidden sizes.
@@ -111,15 +112,16 @@ class NetworkSpec:
             mode: The cell, as of :class:`RNNSpec`.
             input_size: I, the features of the first layer's input.
             hidden_sizes: H of each layer.
-            dropout: Probability in [0, 1) with which training drops elements between layers. Not supported yet between
-                layers of different sizes.
-            residual: Not supported yet: must be False.
+            dropout: Probability in [0, 1) with which training drops elements between layers.
+            input_dropout: The same for the input of the first layer.
+            residual: What each layer adds to its output, as of :class:`RNNSpec`: ``"identity"`` for its input, in the
+                layers where that has the size of the output, of which there must be one; ``"projection"`` for a
+                projection of it, in all layers; None for nothing.
             **options: Those of :class:`RNNSpec`, the same for all layers.
 
         Raises:
             TypeError: If an argument has the wrong type, or there is no such option.
             ValueError: If an argument has an invalid value.
-            NotImplementedError: If ``dropout`` is above 0 between layers of different sizes, or ``residual`` is True.
 
         Example:
         >>> spec = NetworkSpec.stack("lstm", input_size=64, hidden_sizes=(512, 256, 128), bidirectional=True)
@@ -129,15 +131,20 @@ class NetworkSpec:
         sizes = _checked_sizes(hidden_sizes)
         if "num_layers" in options:
             raise TypeError("num_layers must not be given: hidden_sizes has an entry for each layer")
-        drops = as_number("dropout", dropout) > 0
         layers: list[RNNSpec] = []
         for hidden_size, run in groupby(sizes):
             size = layers[-1].output_size if layers else input_size
-            layers.append(RNNSpec(mode, size, hidden_size, len([*run]), dropout=dropout, **options))
-        if drops and len(layers) > 1:
-            raise NotImplementedError("dropout between layers of different sizes is not supported yet")
-        if as_bool("residual", residual):
-            raise NotImplementedError("residual is not supported yet")
+            dropped = dropout if layers else input_dropout
+            layer = RNNSpec(
+                mode, size, hidden_size, len([*run]), dropout=dropout, input_dropout=dropped, **options
+            )
+            fits = residual != "identity" or layer.num_layers > 1 or layer.input_size == layer.output_size
+            layers.append(replace(layer, residual=residual) if fits else layer)
+        if residual is not None and not any(layer.residual for layer in layers):
+            raise ValueError(
+                "residual='identity' needs a layer whose input has the size of its output; "
+                f"got input_size={input_size} and hidden_sizes={tuple(sizes)}"
+            )
         return cls(tuple(layers))
 
     @property

@@ -90,8 +90,8 @@ def test_first_call(call, monkeypatch):
     """A call of a new size: checked, planned, run."""
     op, name, run = call
     executor = op.by_address()
-    job = executor.job(name)
-    monkeypatch.setitem(executor._jobs, name, lambda *arguments: run_job(job, *arguments))
+    job = executor.job(name, executor.target)
+    monkeypatch.setitem(executor._jobs, (name, True), lambda *arguments: run_job(job, *arguments))
     with fusedrnn.thread_limits(1):
         assert check(run)
 
@@ -102,7 +102,7 @@ def test_repeated_checked_call(call, monkeypatch):
     executor = op.by_address()
     with fusedrnn.thread_limits(1):
         run()
-        planned, job = executor._planned[name], executor.job(name)
+        planned, job = executor._planned[name], executor.job(name, executor.target)
         monkeypatch.setattr(planned, "job", lambda *arguments: run_job(job, *arguments))
         monkeypatch.setattr(type(op._call_cache), "_is_repeated", lambda *_: False)
         assert not check(run)

@@ -68,9 +68,12 @@ def padded(array, multiple, axis):
 def panels_of(columns, compute, target):
     """A matrix (panels, vectors, lanes, K) of bfloat16 bits or int8 as panels (panels, groups, vectors, lanes, group).
 
-    A dot product of bfloat16 takes the second of a pair first. For one of int8 of vectors each vector begins with four
-    bytes that hold -128 times the sum of each column.
+    Wide weights are float32 and one to a group. A dot product of bfloat16 takes the second of a pair first. For one of
+    int8 of vectors each vector begins with four bytes that hold -128 times the sum of each column.
     """
+    if not target.narrow_weights:
+        wide = from_bfloat16(columns) if compute == "bfloat16" else columns.astype(np.float32)
+        return np.ascontiguousarray(wide.transpose(0, 3, 1, 2)[..., None])
     has_dot_product = compute in target.dot_products
     group = 1 if compute == "int8_weights" else 4 if compute == "int8" and has_dot_product else 2
     columns = padded(columns, group, 3)

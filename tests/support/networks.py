@@ -17,6 +17,8 @@ NETWORKS = {
                            RNNSpec(cells.layer_norm_gru, 10, 18, bidirectional=True)]),
     "drops": NetworkSpec([RNNSpec(cells.zoneout_lstm, 7, 16), RNNSpec("gru", 16, 16, 2, dropout=0.3),
                           RNNSpec(cells.zoneout_lstm, 16, 8)]),
+    "residual": NetworkSpec.stack("lstm", 12, (12, 12, 6), dropout=0.25, input_dropout=0.2, residual="identity"),
+    "projected": NetworkSpec.stack("gru", 5, (12, 7), dropout=0.25, bidirectional=True, residual="projection"),
     "double": NetworkSpec.stack("gru", 3, (8, 8, 7), dtype="float64", bidirectional=True),
     "bfloat16": NetworkSpec.stack("lstm", 10, (33, 20), compute="bfloat16"),
     "one": NetworkSpec.stack("lstm", 4, (6,)),
@@ -47,7 +49,7 @@ def make_network_problem(spec, T, N, options=(), seed=0):
         return tuple(tuple(normal(*shape) for shape in layer) for layer in spec.state_shape(N))
 
     last = spec.layers[-1]
-    every = tuple(normal(T, N, last.num_directions * last.hidden_size) for _ in last.state_names[1:])
+    every = tuple(normal(T, N, size) for size in last.other_state_features)
     dy = normal(T, N, spec.output_size)
     values = {
         "lengths": rng.permutation(np.arange(N) * T // max(1, N - 1)),

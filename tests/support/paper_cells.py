@@ -125,6 +125,13 @@ class PaperSteps(Steps):
         a, c = 1 + torch.tanh(a), torch.sigmoid(c)
         return (c * h + (1 - c) * torch.tanh(self.input_sum(2) + a * h),)
 
+    def own_output(self, c, h):
+        r = torch.sigmoid(*self.sums(c, 0, 1))
+        n = torch.tanh(*self.sums(r * h, 1, 2))
+        w = self.input_sum(2)
+        old_c, h = c, r * h + n
+        return n * w + old_c * torch.tanh(h), torch.tanh(old_c * w + h), h
+
     def everything(self, h, c):
         (r,), w, v = self.sums(h, 0, 1), self.input_sum(3), self.input_sum(4)
         r = torch.sigmoid(r)
@@ -133,6 +140,29 @@ class PaperSteps(Steps):
         from_x, from_h = self.gate(2, self.x, n * c, self.spec.hidden_size)
         c = torch.tanh(w) * c + r * self.w["beta"]
         return torch.tanh(from_h * self.w["tau"] + from_x) * c + h * n, c + v
+
+    def from_x(self, row):
+        """The pre-activation from the input whose weights are the ``row``-th."""
+        rows = slice(row * self.spec.hidden_size, (row + 1) * self.spec.hidden_size)
+        return self.x @ self.w["i2h_weight"][rows].T + self.w["i2h_bias"][rows]
+
+    def from_h(self, row, operand):
+        """The same from the recurrent weights."""
+        rows = slice(row * self.spec.hidden_size, (row + 1) * self.spec.hidden_size)
+        return operand @ self.w["h2h_weight"][rows].T + self.w["h2h_bias"][rows]
+
+    def early(self, h, c):
+        b, o, n, w = map(self.from_x, range(4))
+        first = torch.tanh(w) * c + self.w["beta"]
+        o = torch.sigmoid(o + self.from_h(2, torch.tanh(self.from_h(0, first)) * h))
+        n = torch.tanh(self.w["tau"] * n + self.from_h(3, o * torch.tanh(n) * c))
+        return o * n + torch.tanh(self.from_h(1, first) - b) * h, self.w["tau"] * c + o * n
+
+    def elementwise_moments(self, h, c):
+        a, b = (torch.tanh(self.from_x(row)) for row in range(2))
+        mean = torch.stack([a * h, c]).mean(dim=(0, 2))[:, None]
+        b = b * mean + self.w["beta"] * (a - c).var(dim=1, correction=0, keepdim=True)
+        return torch.tanh(b + h), a + (b * c).mean(dim=1, keepdim=True)
 
     def row_moments(self, h, c):
         a = torch.tanh(*self.sums(h, 0, 1))
@@ -198,13 +228,13 @@ class PaperSteps(Steps):
         self.note(a)
         return (torch.relu(a),)
 
-    def sru(self, h, c):
+    def sru(self, c):
         z, f, r = self.inputs()
         f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
         c = f * c + (1 - f) * z
         return r * c + (1 - r) * self.x, c
 
-    def sru_projected(self, h, c):
+    def sru_projected(self, c):
         z, f, r, k = self.inputs()
         f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
         c = f * c + (1 - f) * z
@@ -215,13 +245,13 @@ class PaperSteps(Steps):
         f = torch.sigmoid(f)
         return (f * h + (1 - f) * torch.tanh(z),)
 
-    def qrnn_fo(self, h, c):
+    def qrnn_fo(self, c):
         z, f, o = self.inputs()
         f = torch.sigmoid(f)
         c = f * c + (1 - f) * torch.tanh(z)
         return torch.sigmoid(o) * c, c
 
-    def qrnn_ifo(self, h, c):
+    def qrnn_ifo(self, c):
         z, i, f, o = self.inputs()
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
         return torch.sigmoid(o) * c, c
@@ -256,6 +286,15 @@ def everything(x, recurrent, s, p):
     return tanh(o) * c + s.h * n, c + x.v
 
 
+@cell(gates="r n w", states="c h", output="y")
+def own_output(x, recurrent, s):
+    """A cell of no paper whose output is no state: two products, a gate of the input alone, a late old state."""
+    r = sigmoid(x.r + recurrent(s.c).r)
+    n = tanh(x.n + recurrent(r * s.h).n)
+    h = r * s.h + n
+    return n * x.w + s.c * tanh(h), tanh(s.c * x.w + h), h
+
+
 @cell(gates="a b", states="h c")
 def row_moments(x, recurrent, s):
     """A cell of no paper: a state that is a mean, a product of a variance, and variances whose means are not used."""
@@ -264,11 +303,30 @@ def row_moments(x, recurrent, s):
     return tanh(b) + variance(s.c * a), mean(b * a, s.c)
 
 
+@cell(gates="a b o n w", states="h c", vectors="beta", scalars="tau")
+def early(x, recurrent, s, p):
+    """A cell of no paper: no product of the output, a gate without input, one that its own product's operand reads."""
+    h = recurrent(tanh(x.w) * s.c + p.beta)
+    o = sigmoid(x.o + recurrent(tanh(h.a) * s.h).o)
+    n = tanh(p.tau * x.n + recurrent(o * tanh(x.n) * s.c).n)
+    return o * n + tanh(h.b - x.b) * s.h, p.tau * s.c + o * n
+
+
+@cell(gates="a b", states="h c", vectors="beta")
+def elementwise_moments(x, recurrent, s, p):
+    """A cell of no paper: means and variances without products, one of another."""
+    a = tanh(x.a)
+    b = tanh(x.b) * mean(a * s.h, s.c) + p.beta * variance(a - s.c)
+    return tanh(b + s.h), a + mean(b * s.c)
+
+
 CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
 """The catalogue by name, but the cells that draw random masks."""
 HEADS = {"slstm_heads": cells.slstm.with_heads(2), "everything_heads": everything.with_heads(2)}
 HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
-ALL_CELLS = {**CELLS, "everything": everything, "row_moments": row_moments, **HEADS}
+HEADS["early_heads"] = early.with_heads(2)
+OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments)}
+ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
 ALIKE = {"flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
 """Cells that kernels compute in the same way as another one, with parts of its maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fusedrnn import NetworkOp, cells
+from fusedrnn import NetworkOp, NetworkSpec, cells
 from fusedrnn.torch import Network
 from torch_layers import flat
 
@@ -86,6 +86,17 @@ def test_the_operator_has_the_same_bits():
         np.testing.assert_array_equal(one.numpy(), other)
 
 
+def test_options_of_the_stack():
+    """Dropout and residual connections are those of the spec; evaluation drops nothing."""
+    options = {"dropout": 0.5, "input_dropout": 0.25, "residual": "projection"}
+    network = Network("gru", I, (6, 4), **options)
+    assert network.spec == NetworkSpec.stack("gru", I, (6, 4), **options)
+    x = torch.randn(T, N, I)
+    one, other = network(x)[0], network(x)[0]
+    assert not torch.equal(one, other)
+    assert torch.equal(network.eval()(x)[0], network(x)[0])
+
+
 def test_states_of_some_layers():
     network, _ = networks("lstm")
     x, states = problem("lstm", "batched")
@@ -105,10 +116,10 @@ def test_errors(hx, got):
 
 
 def test_errors_of_the_constructor():
-    with pytest.raises(NotImplementedError, match=r"^dropout between layers of different sizes is not supported yet$"):
-        Network("lstm", I, (4, 3), dropout=0.5)
-    with pytest.raises(NotImplementedError, match=r"^residual is not supported yet$"):
+    with pytest.raises(TypeError, match=r"^residual must be one of identity, projection; got True$"):
         Network("lstm", I, (4, 3), residual=True)
+    with pytest.raises(ValueError, match=r"^dropout must be "):
+        Network("lstm", I, (4, 3), dropout=1.5)
     with pytest.raises(ValueError, match=r"^hidden_sizes\[1\] must be at least 1; got 0$"):
         Network("lstm", I, (4, 0))
 

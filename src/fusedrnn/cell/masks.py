@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
@@ -11,6 +12,8 @@ from fusedrnn.cell.leaves import Mask
 from fusedrnn.scalars import as_number, check_choice
 
 _PER = "step", "sequence"
+_OTHER_RATES: ContextVar[Mapping[str, float] | None] = ContextVar("other_rates", default=None)
+"""The rates of masks by name that are not those of the equations that run."""
 
 
 def mask(name: str, keep: float, per: str = "step") -> Expr:
@@ -25,13 +28,14 @@ def mask(name: str, keep: float, per: str = "step") -> Expr:
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"keep must be a probability above 0; got {keep!r}")
     check_choice("per", per, _PER)
+    keep = _keep_of(name, keep)
     return Mask(name, keep, per == "sequence")
 
 
 def dropout(name: str, value: Expr, rate: float, per: str = "step") -> Expr:
     """``value``, 0 with probability ``rate`` and divided by 1 - rate else; in inference as it is."""
     keep = _kept(rate)
-    return as_expr(value) * (mask(name, keep, per) / keep)
+    return as_expr(value) * (mask(name, keep, per) / _keep_of(name, keep))
 
 
 def zoneout(name: str, old: Expr, new: Expr, rate: float) -> Expr:
@@ -57,8 +61,38 @@ def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
     return of_expectations
 
 
-def _kept(rate: float) -> float:
-    rate = as_number("rate", rate)
+def with_other_rates(equations: Callable[..., Any], rates: Mapping[str, float]) -> Callable[..., Any]:
+    """A cell's equations in which the masks of these names have other rates, 1 minus the probability of a 1."""
+
+    @wraps(equations)
+    def at_rates(*arguments: Any) -> Any:
+        token = _OTHER_RATES.set(rates)
+        try:
+            return equations(*arguments)
+        finally:
+            _OTHER_RATES.reset(token)
+
+    return at_rates
+
+
+def checked_rate(name: str, rate: float) -> float:
+    """A rate as a float, after a check.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is no probability below 1.
+    """
+    rate = as_number(name, rate)
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"rate must be a probability in [0, 1); got {rate!r}")
-    return 1.0 - rate
+        raise ValueError(f"{name} must be a probability in [0, 1); got {rate!r}")
+    return rate
+
+
+def _kept(rate: float) -> float:
+    return 1.0 - checked_rate("rate", rate)
+
+
+def _keep_of(name: str, keep: float) -> float:
+    """The probability of a 1: that of the equations, or another one."""
+    rates = _OTHER_RATES.get() or {}
+    return 1.0 - rates[name] if name in rates else keep

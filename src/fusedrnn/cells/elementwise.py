@@ -17,7 +17,7 @@ def ind_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     return relu(x.a + p.u * s.h)
 
 
-@cell(gates="z f r", states="h c", vectors="v_f v_r")
+@cell(gates="z f r", states="c", output="h", vectors="v_f v_r")
 def sru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Lei et al., Simple Recurrent Units for Highly Parallelizable Recurrence (2018), https://arxiv.org/abs/1709.02755.
 
@@ -28,7 +28,7 @@ def sru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     return x.raw + r * (c - x.raw), c
 
 
-@cell(gates="z f r k", states="h c", vectors="v_f v_r")
+@cell(gates="z f r k", states="c", output="h", vectors="v_f v_r")
 def sru_projected(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """:data:`sru` for any number of features, https://arxiv.org/abs/1709.02755: gate k gives the highway's input."""
     f, r = sigmoid(x.f + p.v_f * s.c), sigmoid(x.r + p.v_r * s.c)
@@ -46,7 +46,7 @@ def qrnn_f(x: Any, recurrent: Any, s: Any) -> Any:
     return z + sigmoid(x.f) * (s.h - z)
 
 
-@cell(gates="z f o", states="h c")
+@cell(gates="z f o", states="c", output="h")
 def qrnn_fo(x: Any, recurrent: Any, s: Any) -> Any:
     """:data:`qrnn_f` with fo-pooling, https://arxiv.org/abs/1611.01576."""
     z = tanh(x.z)
@@ -54,7 +54,7 @@ def qrnn_fo(x: Any, recurrent: Any, s: Any) -> Any:
     return sigmoid(x.o) * c, c
 
 
-@cell(gates="z i f o", states="h c")
+@cell(gates="z i f o", states="c", output="h")
 def qrnn_ifo(x: Any, recurrent: Any, s: Any) -> Any:
     """:data:`qrnn_f` with ifo-pooling, https://arxiv.org/abs/1611.01576."""
     c = sigmoid(x.f) * s.c + sigmoid(x.i) * tanh(x.z)

@@ -21,7 +21,7 @@ from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
-from fusedrnn.engines.cpu.tiling import kernel_target
+from fusedrnn.engines.cpu.plan.weight_format import weight_target
 from fusedrnn.engines.cpu.tuning import MachineModel
 from fusedrnn.jit.host import current_target
 from fusedrnn.spec import RNNSpec
@@ -80,7 +80,7 @@ def _print_machine(console: Console, dtype: str) -> None:
 
 def _print_partitions(console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase) -> None:
     spec = case.spec(mode, config.dtype)
-    target = kernel_target(spec, tuning.current().wide_weight_bytes)
+    target = weight_target(spec, case.N, tuning.current())
     thresholds = tuning.current()
     problem = ProblemSize(spec, target, case.T, case.N, pass_name, thresholds)
     assumed, machine = MachineModel.of(target), thresholds.machine_of(target)

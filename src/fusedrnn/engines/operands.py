@@ -38,7 +38,7 @@ class ForwardOperands(NamedTuple):
             None for no resets.
         reset_states: What replaces them, like ``states``; None for zeros.
         all_states: Where the other states of every step of the last layer go, (T, N, D·H) each and contiguous, in the
-            order of the states after h; an engine does not write their padding. Empty if they are not requested.
+            order of ``RNNSpec.other_states``; an engine does not write their padding. Empty if they are not requested.
     """
 
     x: Array

@@ -62,12 +62,12 @@ class Target:
 
         It is the base unless there is a dot product for the format, so that code for others is compiled once. Without
         a dot product narrow weights that multiply float32 are widened in registers, which pays only where it saves
-        traffic; the bits are the same.
+        traffic, and never without a fused multiply-add: SSE2 has no instruction that widens. The bits are the same.
         """
         if compute in self.dot_products:
             return self
         base = self.base or self
-        if compute in ("bfloat16", "int8_weights") and not narrow_weights:
+        if compute in ("bfloat16", "int8_weights") and not (narrow_weights and base.fma):
             return replace(base, narrow_weights=False)
         tile = _TILES.get(compute, {}).get((base.registers, base.fma))
         return base if tile is None else replace(base, format_tile=tile)
@@ -92,9 +92,9 @@ class Target:
 _MIN_CHAINS = 6
 # By number of registers and whether there is a fused multiply-add. Widened operands take registers of their own.
 _TILES = {
-    "bfloat16": {(32, True): (6, 3), (16, True): (5, 2), (16, False): (2, 2)},
+    "bfloat16": {(32, True): (6, 3), (16, True): (5, 2)},
     "int8": {(32, True): (6, 4), (16, True): (5, 2), (16, False): (4, 2)},
-    "int8_weights": {(32, True): (6, 4), (16, True): (4, 3), (16, False): (4, 2)},
+    "int8_weights": {(32, True): (6, 4), (16, True): (4, 3)},
 }
 
 

@@ -94,8 +94,8 @@ def forward_operands(
         y = check_buffer("out", out, last, shape)
         given = {"x": (x,), "params": (params,), "states": _arrays(states), "reset_states": _arrays(reset_states)}
         check_no_alias("out", y, given)
-    every_shape = steps, batch, last.num_directions * last.hidden_size
-    every = tuple(np.empty(every_shape, spec.dtype) for _ in last.state_names[1:]) if kind.all_states else ()
+    features = last.other_state_features if kind.all_states else ()
+    every = tuple(np.empty((steps, batch, size), spec.dtype) for size in features)
     arrays = checked_x, checked_params, checked_states, checked_lengths, y, marks, checked_reset_states, every
     return NetworkOperands(*arrays), kind
 

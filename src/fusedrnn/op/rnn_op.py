@@ -160,7 +160,7 @@ class RNNOp(QuantizesParams, Streams):
                 one in the padding has no effect. The reverse direction runs over the same pieces, each from its end;
                 ``states`` enter the last one.
             reset_states: The states after resets, a tuple like ``states``; None for zeros.
-            all_states: Whether to return every state of every step of the last layer.
+            all_states: Whether to return every state of every step of the last layer, also those that y does not show.
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·S), the last layer's h at each step with directions

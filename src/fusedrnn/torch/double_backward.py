@@ -17,7 +17,7 @@ from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
-from fusedrnn.dropout import mask, scale
+from fusedrnn.dropout import input_stream, mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.engines.reference.masks import StepMasks, random_masks
 from fusedrnn.layout import Kind
@@ -146,11 +146,11 @@ def forward(
     final: list[tuple[Tensor, ...]] = []
     per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
-        if layer and spec.dropout:
-            keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
-            x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(spec.dropout), 0)
+        if p := spec.dropout_of(layer):
+            keeps = mask(seed, p, input_stream(layer), steps, batch, spec.layer_input_size(layer))
+            x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(p), 0)
         columns = []
-        kept = len(initial) if all_states and layer == spec.num_layers - 1 else 1
+        kept = len(spec.other_states) if all_states and layer == spec.num_layers - 1 else 0
         for direction in range(spec.num_directions):
             row = len(final)
             named = dict(zip(spec.layout.kinds, weights[row * per_direction :], strict=False))
@@ -160,7 +160,8 @@ def forward(
             every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept, masks)
             columns.append(every)
             final.append(last)
-        x, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
+        y, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
+        x = y + x if spec.adds_input(layer) else y
     y, *others = (array if packed_indices is None else array[packed_indices] for array in (x, *others))
     return y, *(torch.stack(rows) for rows in zip(*final, strict=True)), *others
 
@@ -169,7 +170,7 @@ def _unrolled(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool,
     resets: Tensor | None, kept: int, masks: Iterator[StepMasks],
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # fmt: skip
-    """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states."""
+    """One direction of one layer: the output and the last ``kept`` states of every step, then the final states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
     x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
@@ -185,14 +186,14 @@ def _unrolled(
         if resets is not None and first < steps:
             states = [torch.where(resets[first, :, None], 0, state) for state in states]
         if valid is None:
-            states = _step(spec, x[t], x_gates[t], states, weights, own)
-            every[t] = states[:kept]
+            output, states = _step(spec, x[t], x_gates[t], states, weights, own)
+            every[t] = [output, *states[len(states) - kept :]]
             continue
         is_valid = valid[t, :, None]
         # The results of padding are unused but differentiated: states that may be infinite must not get there.
         before = [torch.where(is_valid, state, 0) for state in states]
-        after = _step(spec, x[t], x_gates[t], before, weights, own)
-        every[t] = [torch.where(is_valid, new, 0) for new in after[:kept]]
+        output, after = _step(spec, x[t], x_gates[t], before, weights, own)
+        every[t] = [torch.where(is_valid, new, 0) for new in (output, *after[len(after) - kept :])]
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return [torch.stack(column) for column in zip(*every, strict=True)], tuple(states)
 
@@ -233,20 +234,22 @@ def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]
 
 def _step(
     spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights, masks: Mapping[Leaf, Tensor]
-) -> list[Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
+    """The output of a step, and the states after it."""
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
-    rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(masks)
-    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})
     if cell.reads_raw_input:
         values[RawInput()] = x
     values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
         if stage.reductions:
             values.update(_moments(stage, values, (len(x_gates), spec.hidden_size)))
+        if not stage.multiplies:
             continue
         operand = evaluate([stage.operand], values, _TENSORS)[0]
         if stage.projects:
@@ -254,10 +257,11 @@ def _step(
             values[Projected()] = torch.nn.functional.linear(rounded(operand), projection)
         if stage.gates:
             assert h_weight is not None
-            stacked = slice(rows[stage.gates[0]].start, rows[stage.gates[-1]].stop)
+            stacked = slice(h_rows[stage.gates[0]].start, h_rows[stage.gates[-1]].stop)
             bias = None if h_bias is None else h_bias[stacked]
             product = torch.nn.functional.linear(rounded(operand), h_weight[stacked], bias)
             values.update(zip(map(PreH, stage.gates), product.chunk(len(stage.gates), 1), strict=True))
     # A mean, or what depends on parameters alone, has fewer elements than a state.
     new = evaluate(cell.outputs, values, _TENSORS)
-    return [value.expand(state.shape) for value, state in zip(new, states, strict=True)]
+    after = [value.expand(state.shape) for value, state in zip(new, states, strict=False)]
+    return after[0] if cell.output is None else new[-1].expand(states[0].shape), after

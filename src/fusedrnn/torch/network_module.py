@@ -25,10 +25,11 @@ class Network(Module):
         hidden_sizes: H of each layer.
         bias: Whether gates have biases, one for the input and one for the recurrent product.
         batch_first: Whether input and output are (N, T, features).
-        dropout: Probability in [0, 1) with which training drops elements between layers. Not supported yet between
-            layers of different sizes.
+        dropout: Probability in [0, 1) with which training drops elements between layers.
         bidirectional: Whether each layer runs in both directions.
-        residual: Not supported yet: must be False.
+        residual: What each layer adds to its output: ``"identity"`` or ``"projection"``, as of
+            :meth:`fusedrnn.NetworkSpec.stack`; None for nothing.
+        input_dropout: Probability in [0, 1) with which training drops elements of the input.
         compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`.
         device: Where the parameters are.
         dtype: Theirs; None for torch's default.
@@ -39,7 +40,6 @@ class Network(Module):
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has an invalid value.
-        NotImplementedError: ``dropout`` is above 0 between layers of different sizes, or ``residual`` is True.
 
     Example:
         >>> network = Network("lstm", 10, (64, 48, 32))
@@ -48,18 +48,20 @@ class Network(Module):
 
     def __init__(
         self, cell: str | Cell, input_size: int, hidden_sizes: Sequence[int], bias: bool = True,
-        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *, residual: bool = False,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        residual: str | None = None, input_dropout: float = 0.0,
         compute: str | None = None, device: Any = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         spec = NetworkSpec.stack(
             cell, input_size, hidden_sizes, bidirectional=bidirectional, dropout=dropout, residual=residual,
-            bias="double" if bias else "none",
+            input_dropout=input_dropout, bias="double" if bias else "none",
         )  # fmt: skip
         self.layers = ModuleList([
             Layer(
                 cell, layer.input_size, layer.hidden_size, layer.num_layers, bias, batch_first, layer.dropout,
-                layer.bidirectional, compute=compute, device=device, dtype=dtype,
+                layer.bidirectional, residual=layer.residual, input_dropout=layer.input_dropout, compute=compute,
+                device=device, dtype=dtype,
             )
             for layer in spec.layers
         ])  # fmt: skip

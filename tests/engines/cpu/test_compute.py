@@ -1,12 +1,14 @@
 """GEMM operands in bfloat16 and int8: what the reference computes on operands rounded in the same way."""
 
 from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec
+from fusedrnn.engines.cpu.plan.weight_format import ANY_ROWS
 from fusedrnn.engines.cpu.tuning import tuned
 from fusedrnn.spec import MODES
 from fusedrnn.testing.tolerance import longest_sum, tolerance
@@ -59,8 +61,8 @@ def arguments(spec, shape):
 
 @pytest.fixture(autouse=True)
 def narrow_weights():
-    """Small weights are packed in the format of operands, too."""
-    with tuned(wide_weight_bytes=0):
+    """Small weights are packed in the format of operands, too, for any number of rows."""
+    with tuned(wide_weight_bytes=0, narrow_int8_rows=((inf, ANY_ROWS),)):
         yield
 
 
@@ -161,7 +163,8 @@ def test_bits_of_wide_weights(mode, shape, compute, target):
     for wide_weight_bytes in (0, 1 << 30):
         with tuned(wide_weight_bytes=wide_weight_bytes):
             op = RNNOp(spec)
-        assert op.by_address().target.narrow_weights == (wide_weight_bytes == 0)
+        target = op.by_address().target
+        assert target.narrow_weights == (wide_weight_bytes == 0 and target.fma)
         y, final, reserve = op.forward(x, params, states, lengths=lengths, training=spec.is_trainable)
         results.append([y, *final])
         if reserve:

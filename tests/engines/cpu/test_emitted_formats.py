@@ -51,7 +51,7 @@ def test_instruction(compute, target):
     target = target.for_compute(compute)
     is_dot_product = compute in target.dot_products
     pattern = DOT_PRODUCT[compute] if is_dot_product else WIDENED[compute]
-    per_group = 2 if compute == "bfloat16" and not is_dot_product else 1
+    per_group = 2 if compute == "bfloat16" and not is_dot_product and target.narrow_weights else 1
     for name, products, body in loops_over_k(compute, target):
         lines = [line for line in body if re.match(rf"(\{{vex\}}\s+)?{pattern}\b", line)]
         assert lines and len(lines) % (products * per_group) == 0, name

@@ -76,7 +76,7 @@ class CPUEngine:
         self.pointers.run(
             steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
             varlen=varlen, residuals=residuals, reserve=reserve,
-            options=_options(operands.resets, operands.reset_states, operands.all_states),
+            options=self._options(operands.resets, operands.reset_states, operands.all_states),
         )  # fmt: skip
         return final
 
@@ -94,7 +94,7 @@ class CPUEngine:
         dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
         executor.run_backward(
             residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers,
-            options=_options(residuals.info.resets, grads.reset_states, operands.dall_states),
+            options=self._options(residuals.info.resets, grads.reset_states, operands.dall_states),
         )  # fmt: skip
 
     def cache_forward(
@@ -119,6 +119,18 @@ class CPUEngine:
         addresses = tuple([0 if state is None else state.ctypes.data for state in states or ()])
         return addresses + (0,) * (self._num_addresses - len(addresses))
 
+    def _options(
+        self, resets: Array | None, reset_states: Sequence[Array] | None, all_states: Sequence[Array | None]
+    ) -> StateOptions | None:
+        """What concerns states inside sequences, by address; None if nothing does."""
+        if resets is None and not all_states:
+            return None
+        replaced, every = (
+            tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
+            for arrays in (reset_states, all_states)
+        )
+        return StateOptions(resets, replaced, (0,) * self.spec.output_is_state + every)
+
     def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
         if self.pointers.debug >= 2:
             return None
@@ -126,19 +138,6 @@ class CPUEngine:
             return cached_call(self.pointers, *arguments)
         except CannotGuard:
             return None
-
-
-def _options(
-    resets: Array | None, reset_states: Sequence[Array] | None, all_states: Sequence[Array | None]
-) -> StateOptions | None:
-    """What concerns states inside sequences, by address; None if nothing does."""
-    if resets is None and not all_states:
-        return None
-    addresses = (
-        tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
-        for arrays in (reset_states, all_states)
-    )
-    return StateOptions(resets, *addresses)
 
 
 def _strided(array: Array | None) -> StridedPtr:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
-from fusedrnn.engines.cpu.jobs import JobName, load_call_functions, load_job
+from fusedrnn.engines.cpu.jobs import JobName, load_for_calls
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
-from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, KernelArgs, signed
+from fusedrnn.engines.cpu.launch.kernel_args import Args, Bind, KernelArgs, PlannedJob, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
 from fusedrnn.engines.cpu.plan.thread_trials import ThreadChoices
+from fusedrnn.engines.cpu.plan.weight_format import ANY_ROWS, max_narrow_rows, weight_target
 from fusedrnn.engines.cpu.reserve_layout import ReserveLayout, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
-from fusedrnn.engines.cpu.tiling import Tiling, kernel_target
+from fusedrnn.engines.cpu.tiling import Tiling
 from fusedrnn.engines.cpu.tuning import Tuning
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightCache, WeightPointers
-from fusedrnn.engines.cpu.weights.layout import PackedWeightsOffsets
 from fusedrnn.engines.interface import GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.frozen_array import is_frozen
 from fusedrnn.jit.loader import Job
+from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import BufferPool, Lease, Scratch, Workspaces
 from fusedrnn.runtime.thread_pool import ThreadTeam, get_num_threads, pool_team
@@ -38,53 +38,13 @@ Weights = PackedWeights | WeightPointers
 Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
 
-Args = TypeVar("Args", bound=JobArgs)
-Bind = Callable[[Args, Scratch], int]
-"""Writes the arguments of a job into scratch, and returns their address."""
-
-
-class PlannedJob(Generic[Args]):
-    """A job and its arguments on at most so many threads, laid out when they are first needed.
-
-    Attributes:
-        name: What it computes.
-        job: The machine code.
-        threads: The most threads.
-        args: For threads that sleep until the call.
-    """
-
-    def __init__(self, name: JobName, job: Job, threads: int) -> None:
-        self.name, self.job, self.threads = name, job, threads
-        self.args = self._plan(threads)
-
-    @cached_property
-    def spinning_args(self) -> Args:
-        """For threads that spin, which are worth using for less work."""
-        return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
-
-    @cached_property
-    def is_single(self) -> bool:
-        """Whether it runs on one thread in any case."""
-        return self.spinning_args.num_threads == 1
-
-    @cached_property
-    def single_args(self) -> Args:
-        """For one thread."""
-        return self._plan(1)
-
-    def _plan(self, threads: int, spinning: bool = False) -> Args:
-        raise NotImplementedError
-
 
 class PlannedCall(PlannedJob[KernelArgs]):
-    """The kernel arguments for a problem on at most so many threads."""
+    """The kernel arguments for a problem, and the panels of the weights that it reads."""
 
-    def __init__(
-        self, tiling: Tiling, weights: Sequence[PackedWeightsOffsets], tuning: Tuning, problem: Problem, job: Job,
-        threads: int,
-    ) -> None:  # fmt: skip
-        self.problem = problem
-        self.tiling, self._weights, self._tuning = tiling, weights, tuning
+    def __init__(self, weights: WeightCache, tuning: Tuning, problem: Problem, job: Job, threads: int) -> None:
+        self.tiling, self.problem = weights.tiling, problem
+        self._weights, self._tuning = weights.layout.layer_dirs, tuning
         super().__init__(problem[0], job, threads)
 
     def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
@@ -106,12 +66,16 @@ class Executor:
 
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.tuning = spec, tunings.current()
-        self.target = kernel_target(spec, self.tuning.wide_weight_bytes)
-        self.tiling = Tiling(spec, self.target)
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
-        self.weight_cache = WeightCache(self.tiling, (self.workspaces, self._reserves))
+        idle, self._max_narrow_rows = (self.workspaces, self._reserves), max_narrow_rows(spec, self.tuning)
+        # The target of calls of few rows, and of many; mostly the same one.
+        self.target, many = (weight_target(spec, rows, self.tuning) for rows in (1, ANY_ROWS))
+        self.tiling = Tiling(spec, self.target)
+        self.weight_cache = self._many_rows = WeightCache(self.tiling, idle)
+        if many != self.target:
+            self._many_rows = WeightCache(Tiling(spec, many), idle)
         self.thread_choices = ThreadChoices()
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, bool], Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
         self._layout = (1, 1, "gates", False), ReserveLayout.of(self.tiling, 1, 1, "gates")
@@ -120,20 +84,27 @@ class Executor:
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
+    def weight_cache_for(self, batch: int) -> WeightCache:
+        """The packed weights of calls of N sequences."""
+        return self.weight_cache if batch <= self._max_narrow_rows else self._many_rows
+
     def compile(self, training: bool = False) -> None:
         """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
+        for weight_cache in (self.weight_cache, self._many_rows):
+            self._compile(training, weight_cache.tiling.target)
+
+    def _compile(self, training: bool, target: Target) -> None:
         names: tuple[JobName, ...] = ("training", "backward") if training else ("forward",)
         for name in names:
-            self.job(name)
+            self.job(name, target)
 
-    def job(self, name: JobName) -> Job:
-        """The compiled job ``"forward"``, ``"training"`` or ``"backward"``."""
-        job = self._jobs.get(name)
+    def job(self, name: JobName, target: Target) -> Job:
+        """The compiled job ``"forward"``, ``"training"`` or ``"backward"`` for one of the targets of this spec."""
+        key = name, target.narrow_weights  # in which its targets differ; it hashes faster than they do
+        job = self._jobs.get(key)
         if job is None:
-            compute = self.spec.operand_format
             with self._lock:
-                load_call_functions(compute, self.target)
-                job = self._jobs[name] = load_job(name, self.spec.variant, compute, self.target)
+                job = self._jobs[key] = load_for_calls(name, self.spec, target)
         return job
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy, resets: bool = False) -> int:
@@ -153,10 +124,11 @@ class Executor:
         garbage-collected. A short call uses the parameters unpacked, in place. The parameters' memory must not change
         until the call, in training until its last backward, has run.
         """
-        self.compile(training)
+        weight_cache = self.weight_cache_for(batch)
+        self._compile(training, weight_cache.tiling.target)
         if self.is_short(steps, batch, training):
             return WeightPointers(addresses)
-        return self.weight_cache.packed(addresses, training, team, owner)
+        return weight_cache.packed(addresses, training, team, owner)
 
     def weights_of(self, params: Any, steps: int, batch: int, save: SavePolicy | None) -> Weights:
         """The flat parameter vector or quantized parameters as a call takes them.
@@ -164,11 +136,12 @@ class Executor:
         ``save`` is what training saves, None in inference.
         """
         training = save is not None
-        self.compile(training)
+        weight_cache = self.weight_cache_for(batch)
+        self._compile(training, weight_cache.tiling.target)
         began = perf_counter()
         weights: Weights
         if save == "states" or is_frozen(params) or not self.is_short(steps, batch, training):
-            weights = self.weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
+            weights = weight_cache.packed_vector(params, training, pool_team(get_num_threads()))
         elif training:
             weights = self.weight_cache.copied_vector(params)
         else:
@@ -255,8 +228,7 @@ class Executor:
 
     def run_planned(self, planned: PlannedJob[Args], team: ThreadTeam, bind: Bind[Args]) -> None:
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
-        name = planned.name
-        job, spinning = planned.job, team.note_call_start()
+        name, job, spinning = planned.name, planned.job, team.note_call_start()
         args = planned.spinning_args if spinning else planned.args
         began = perf_counter()
         forecast = args.forecast
@@ -278,13 +250,14 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        job, offsets = self.job(problem[0]), self.weight_cache.layout.layer_dirs
-        planned = PlannedCall(self.tiling, offsets, self.tuning, problem, job, threads)
+        weights = self.weight_cache_for(problem[2])
+        job = self.job(problem[0], weights.tiling.target)
+        planned = PlannedCall(weights, self.tuning, problem, job, threads)
         self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
             derivative = "" if problem[0] == "forward" else f"; {derivative_of(self.spec.variant)}"
-            logger.info(f"{self.spec} on {self.target.name}: {planned.args.plan}{derivative}")
+            logger.info(f"{self.spec} on {planned.tiling.target.name}: {planned.args.plan}{derivative}")
         return planned
 
     def _execute(self, job: Job, args: Args, team: ThreadTeam, bind: Bind[Args]) -> bool:

@@ -17,6 +17,7 @@ from fusedrnn.jit.loader import Job, fetch, function, load, load_once
 from fusedrnn.jit.target import Target
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.thread_pool import load_pool
+from fusedrnn.spec import RNNSpec
 
 JobName = Literal["forward", "training", "backward"]
 _SHARED = {"common": build_common, "common_training": build_common_training}
@@ -42,11 +43,11 @@ def load_job(name: JobName, variant: Variant, compute: str, target: Target) -> J
     return function(code, entry, 2)
 
 
-@load_once(16)
-def load_call_functions(compute: str, target: Target) -> None:
-    """Load what calls of any job need beside it, so that no later call compiles."""
+def load_for_calls(name: JobName, spec: RNNSpec, target: Target) -> Job:
+    """A job of a spec, with everything else that any call of it needs, so that no later call compiles."""
     load_bind()
     load_fingerprint()
     load_guarded_call()
     load_pool()
-    load_pack(compute, target)
+    load_pack(spec.operand_format, target)
+    return load_job(name, spec.variant, spec.operand_format, target)

@@ -126,7 +126,8 @@ class CPUNetwork:
         }
 
     def _all_states(self, form: str, arrays: Sequence[Array | None]) -> dict[str, int]:
-        letters = state_letters(len(self._spec.layers[-1].state_names))[1:]
+        last = self._spec.layers[-1]
+        letters = state_letters(len(last.state_names))[last.output_is_state :]
         return {form.format(letter): _address(array) for letter, array in zip(letters, arrays, strict=False)}
 
 

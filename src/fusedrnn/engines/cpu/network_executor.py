@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from fusedrnn.engines.cpu.executor import Executor, PlannedJob, Weights
+from fusedrnn.engines.cpu.executor import Executor, Weights
 from fusedrnn.engines.cpu.jobs import JobName
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.launch.chain_args import ChainArgs, ChainedJob
-from fusedrnn.engines.cpu.launch.kernel_args import signed, state_symbols
+from fusedrnn.engines.cpu.launch.kernel_args import PlannedJob, signed, state_symbols
 from fusedrnn.engines.cpu.launch.network_links import NetworkLinks
 from fusedrnn.engines.cpu.network_reserve import NetworkReserveLayout, weights_addresses
 from fusedrnn.engines.cpu.varlen import VarLen
@@ -96,14 +96,16 @@ class NetworkExecutor:
             for executor, part in zip(self.layers, parts, strict=True)
         ])  # fmt: skip
 
-    def current_weights(self, params: Array, packed: Sequence[bool], training: bool) -> tuple[Weights | None, ...]:
+    def current_weights(
+        self, params: Array, batch: int, packed: Sequence[bool], training: bool
+    ) -> tuple[Weights | None, ...]:
         """The same for a call whose layers are known to have packed weights or not.
 
         None for a layer in inference that reads its parameters where they are.
         """
         team, weights = pool_team(get_num_threads()), list[Weights | None]()
         for executor, part, is_packed in zip(self.layers, self.spec.layout.parts, packed, strict=True):
-            cache = executor.weight_cache
+            cache = executor.weight_cache_for(batch)
             if is_packed:
                 weights.append(cache.packed_vector(params[part], training, team))
             else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from fusedrnn.jit.host import cache_sizes
@@ -24,6 +25,18 @@ _MAX_DEVIATION = 8.0
 
 def _l2_bytes() -> int:
     return cache_sizes().get("L2", _DEFAULT_L2_BYTES)
+
+
+def _l3_bytes() -> int:
+    return cache_sizes().get("L3", 4 * _l2_bytes())
+
+
+def _narrow_int8_rows() -> tuple[tuple[float, int], ...]:
+    """Rows that take as long to multiply as float32 weights take to read: a part of them from L2, from L3, or memory.
+
+    Measured in docs/benchmarks/formats.md.
+    """
+    return (8 * _l2_bytes(), 1), (_l3_bytes(), 2), (inf, 4)
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,7 @@ class MachineModel:
             l3_bandwidth=20 / _CYCLE,
             memory_bandwidth=10e9,
             l2_bytes=l2_bytes,
-            l3_bytes=cache_sizes().get("L3", 4 * l2_bytes),
+            l3_bytes=_l3_bytes(),
             instruction=(0.9 if is_wide else 0.6) * _CYCLE,
         )
 
@@ -108,6 +121,8 @@ class Tuning:
 
     # Weights. Where those of a layer-direction take more as float32, narrower ones are widened in registers.
     wide_weight_bytes: int = field(default_factory=lambda: _l2_bytes() // 2)
+    # But int8 ones only for so many rows, by the bytes that they would take as float32.
+    narrow_int8_rows: tuple[tuple[float, int], ...] = field(default_factory=_narrow_int8_rows)
     # Calls that read them at most so often, once at each step, use them unpacked: to look for changes takes longer, and
     # training would mostly have to pack them anew.
     max_unpacked_reads: int = 3

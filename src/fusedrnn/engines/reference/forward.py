@@ -28,8 +28,8 @@ from fusedrnn.quantized_params import Params, QuantizedParams
 from fusedrnn.spec import Array, RNNSpec
 
 _MATRICES = "i2h_weight", "h2h_weight", "h2r_weight"
-Step = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
-"""From the input of a step (N, in) and the states before it to the states after it, the output first."""
+Step = Callable[[Array, tuple[Array, ...]], tuple[Array, tuple[Array, ...]]]
+"""From the input of a step (N, in) and the states before it to the output and the states after it."""
 
 
 def _sigmoid(x: Array) -> Array:
@@ -65,7 +65,8 @@ def forward(
         seed: Determines which elements training drops, as in :func:`fusedrnn.dropout.mask`.
         rounding: How operands are rounded; None for what the spec and the parameters say.
         resets: Where states are replaced inside a sequence; None for nowhere.
-        all_states: Arrays to fill with the states after h of every step of the last layer, (T, N, D·H) each.
+        all_states: Arrays to fill with the states of every step of the last layer that the output does not show,
+            (T, N, D·size) each.
 
     Returns:
         The output (T, N, D·S) and the final states.
@@ -76,6 +77,10 @@ def forward(
     flat = params.dequantize() if isinstance(params, QuantizedParams) else params
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
+        if tape is not None and spec.dropout_of(layer):
+            mask = dropout.mask(seed, spec.dropout_of(layer), dropout.input_stream(layer), *x.shape)
+            tape.masks[layer] = mask
+            x = drop(x, mask, spec.dropout_of(layer))
         if tape is not None:
             tape.inputs.append(x)
         outputs = []
@@ -100,13 +105,12 @@ def forward(
                 own_tape.states = history
                 tape.directions.append(own_tape)
             if layer == spec.num_layers - 1:
-                _store_states(all_states, history, lengths, direction, reverse)
+                others = [states[spec.output_is_state :] for states in history]
+                _store_states(all_states, others, lengths, direction, reverse)
             outputs.append(y)
             final.append(after)
-        x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
-        if tape is not None and spec.dropout and layer < spec.num_layers - 1:
-            tape.masks.append(dropout.mask(seed, spec.dropout, layer, *x.shape))
-            x = drop(spec, x, tape.masks[-1])
+        y = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
+        x = _plus_input(y, x, lengths) if spec.adds_input(layer) else y
     return x, tuple(np.stack(column) for column in zip(*final, strict=True))
 
 
@@ -133,7 +137,7 @@ def _run_step(
     masks: Iterator[StepMasks],
     x: Array,
     states: tuple[Array, ...],
-) -> tuple[Array, ...]:
+) -> tuple[Array, tuple[Array, ...]]:
     """One step, in training with a tape, which it extends."""
     own_masks = next(masks)
     x_gates = linear(rounded(0, x), weights["i2h_weight"], weights.get("i2h_bias"))
@@ -141,11 +145,18 @@ def _run_step(
         return step(cell, x_gates, states, weights, rounded, x, own_masks)
     leaves = step_leaves(cell, x_gates, states, weights, rounded, x, own_masks)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
-    new, saved = values[: len(states)], values[len(states) :]
-    shape = leaves[PreX(cell.gates[0])].shape
+    new, saved = values[: len(cell.outputs)], values[len(cell.outputs) :]
+    shape = leaves[PreX(cell.x_gates[0])].shape
     tape.before.append(states)
     tape.saved.append(tuple(_own_array(value, shape) for value in saved))
-    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
+    return _output_and_states(new, states)
+
+
+def _output_and_states(new: Sequence[Array], states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+    """The output and the states of a step, in the shapes of the states before: the output is the last, or the first."""
+    own_output = new[len(states) :]
+    after = tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=False))
+    return in_rows(own_output[0], after[0].shape) if own_output else after[0], after
 
 
 def _own_array(value: Array, shape: tuple[int, ...]) -> Array:
@@ -154,11 +165,19 @@ def _own_array(value: Array, shape: tuple[int, ...]) -> Array:
     return value if value.base is None and value.shape == shape else np.broadcast_to(value, shape).copy()
 
 
-def drop(spec: RNNSpec, values: Array, mask: Array) -> Array:
-    """Apply dropout: to an output in forward, to its gradient in backward."""
+def drop(values: Array, mask: Array, p: float) -> Array:
+    """Apply dropout of probability ``p``: to a layer's input in forward, to its gradient in backward."""
     values = values * mask
-    values *= values.dtype.type(dropout.scale(spec.dropout))
+    values *= values.dtype.type(dropout.scale(p))
     return values
+
+
+def _plus_input(y: Array, x: Array, lengths: Array | None) -> Array:
+    """The output of a layer plus its input, but zeros after the end of a sequence."""
+    if lengths is None:
+        return y + x
+    active = np.arange(len(x))[:, None] < lengths
+    return np.where(active[:, :, None], y + x, 0)
 
 
 def layer_weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[str, Array]:
@@ -185,13 +204,13 @@ def unroll(
     for t in reversed(range(steps)) if reverse else range(steps):
         if resets is not None:
             states = resets.apply(t, reverse, states)
-        new = step(x[t], states)
+        output, new = step(x[t], states)
         if lengths is None:
-            states, y[t] = new, new[0]
+            states, y[t] = new, output
         else:
             active = (t < lengths)[:, None]
             states = tuple(np.where(active, after, before) for after, before in zip(new, states, strict=True))
-            y[t] = np.where(active, new[0], 0)
+            y[t] = np.where(active, output, 0)
         if history is not None:
             history.append(states)
     return y, states
@@ -204,11 +223,11 @@ def _store_states(
     direction: int,
     reverse: bool,
 ) -> None:
-    """Store the states after h of every step of a direction, but not after the end of a sequence."""
+    """Store states of every step of a direction, but not after the end of a sequence."""
     for index, states in enumerate(history[1:]):
         t = len(history) - 2 - index if reverse else index
         active = slice(None) if lengths is None else t < lengths
-        for array, state in zip(all_states, states[1:], strict=False):
+        for array, state in zip(all_states, states, strict=False):
             size = state.shape[1]
             array[t, active, direction * size : (direction + 1) * size] = state[active]
 
@@ -221,14 +240,14 @@ def step(
     rounded: RowRounding = unrounded_operand,
     x: Array | None = None,
     masks: StepMasks | None = None,
-) -> tuple[Array, ...]:
-    """The states after a step (N, size), the output first, from the states before it and the weights by kind.
+) -> tuple[Array, tuple[Array, ...]]:
+    """The output of a step and the states after it (N, size), from the states before it and the weights by kind.
 
     ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands; ``x``
     (N, H) is the input itself, for cells that read it; ``masks`` are those of the step.
     """
     new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded, x, masks), NUMPY)
-    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
+    return _output_and_states(new, states)
 
 
 def step_leaves(
@@ -242,17 +261,18 @@ def step_leaves(
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     bias = weights.get("h2h_bias")
-    rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
-    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})
     values.update(parameter_leaves(cell, weights))
     values.update(masks or {})
     if x is not None:
         values[RawInput()] = x
-    shape, num_products = values[PreX(cell.gates[0])].shape, 0
+    shape, num_products = values[PreX(cell.x_gates[0])].shape, 0
     for stage in cell.stages:
         if stage.reductions:
             values.update(moments(stage, [in_rows(value, shape) for value in evaluate(stage.values, values, NUMPY)]))
+        if not stage.multiplies:
             continue
         (operand,) = evaluate([stage.operand], values, NUMPY)
         num_products += 1
@@ -261,10 +281,10 @@ def step_leaves(
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
             h_gates = linear(operand, weights["h2h_weight"], bias)
-            values.update({PreH(gate): h_gates[:, rows[gate]] for gate in stage.gates})
+            values.update({PreH(gate): h_gates[:, own] for gate, own in h_rows.items()})
         else:
             for gate in stage.gates:
-                own = rows[gate]
+                own = h_rows[gate]
                 values[PreH(gate)] = linear(operand, weights["h2h_weight"][own], None if bias is None else bias[own])
     return values
 
@@ -288,7 +308,11 @@ def parameter_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Lea
     return {leaf: weights[leaf.name] for leaf in cell.parameters}
 
 
-def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:
-    """The rows of each gate among the ``count`` rows of the input's weight."""
-    size = count // len(cell.gates)
-    return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(cell.gates)}
+def gate_rows(cell: TracedCell, count: int) -> tuple[dict[str, slice], dict[str, slice]]:
+    """The rows of each gate among the ``count`` rows of the input weights, and among those of the recurrent ones."""
+    size = count // len(cell.x_gates)
+
+    def rows(gates: Sequence[str]) -> dict[str, slice]:
+        return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(gates)}
+
+    return rows(cell.x_gates), rows(cell.h_gates)

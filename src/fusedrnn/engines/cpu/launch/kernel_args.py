@@ -16,8 +16,9 @@ The symbols are:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
 from fusedrnn.engines.cpu.plan.plans import Plan
 from fusedrnn.engines.cpu.plan.thread_trials import Forecast
+from fusedrnn.jit.loader import Job
 from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import Scratch
 
@@ -35,6 +37,11 @@ SPARE = "params", "dparams", "nothing"
 """Symbols without fields: the bases of unpacked parameters and of their gradients, and one to be ignored."""
 MAX_ARRAYS = 15
 """Arrays that a call may have: three, and two for each state."""
+
+
+Args = TypeVar("Args", bound="JobArgs")
+Bind = Callable[[Args, Scratch], int]
+"""Writes the arguments of a job into scratch, and returns their address."""
 
 
 class Relocation(NamedTuple):
@@ -55,7 +62,7 @@ def state_symbols(letters: str, *forms: str) -> list[str]:
 def forward_symbols(letters: str) -> list[str]:
     """Symbols of a forward call, in the order in which it gives their values; unpacked parameters follow."""
     arrays = "x", "x_step", "x_row", "y", "y_step", "y_row"
-    options = *state_symbols(letters, "{}_reset"), *state_symbols(letters[1:], "all_{}"), "resets"
+    options = *state_symbols(letters, "{}_reset"), *state_symbols(letters, "all_{}"), "resets"
     return [*arrays, *state_symbols(letters, "{}0", "{}_n"), *_RESOURCES, *options, "tables", "spins"]
 
 
@@ -63,7 +70,7 @@ def backward_symbols(letters: str) -> list[str]:
     """Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
     arrays = "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row"
     adds = "add_x", "add_params", "add_states"
-    options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters[1:], "dall_{}"), "resets"
+    options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters, "dall_{}"), "resets"
     return [*arrays, *state_symbols(letters, "d{}_n", "d{}0"), *_RESOURCES, *adds, *options, "tables", "spins"]
 
 
@@ -159,6 +166,39 @@ class KernelArgs(JobArgs):
         args, workspace = scratch.address + self.args_offset, scratch.address + self.plan_offset
         self._values.pack_into(scratch.buffer.data, 0, *values, workspace, args, workspace if computes_dx else 0)
         return self.bind_symbols(scratch)
+
+
+class PlannedJob(Generic[Args]):
+    """A job and its arguments on at most so many threads, laid out when they are first needed.
+
+    Attributes:
+        name: What it computes.
+        job: The machine code.
+        threads: The most threads.
+        args: For threads that sleep until the call.
+    """
+
+    def __init__(self, name: str, job: Job, threads: int) -> None:
+        self.name, self.job, self.threads = name, job, threads
+        self.args = self._plan(threads)
+
+    @cached_property
+    def spinning_args(self) -> Args:
+        """For threads that spin, which are worth using for less work."""
+        return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
+
+    @cached_property
+    def is_single(self) -> bool:
+        """Whether it runs on one thread in any case."""
+        return self.spinning_args.num_threads == 1
+
+    @cached_property
+    def single_args(self) -> Args:
+        """For one thread."""
+        return self._plan(1)
+
+    def _plan(self, threads: int, spinning: bool = False) -> Args:
+        raise NotImplementedError
 
 
 def signed(seed: int) -> int:

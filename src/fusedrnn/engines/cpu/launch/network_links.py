@@ -52,7 +52,7 @@ class NetworkLinks:
         states = [
             self.of_layer(index, symbol) for index in layers for symbol in state_symbols(self._letters(index), *forms)
         ]
-        every = state_symbols(self._letters(-1)[1:], "dall_{}" if self.backward else "all_{}")
+        every = state_symbols(self._letters(-1), "dall_{}" if self.backward else "all_{}")
         return [
             "nothing", *_SHARED, "params", "dparams", "add_x", "dx_partials", "reserve", *arrays, *states, *every,
             *(f"tables {index}" for index in layers), *self.given_symbols(),

@@ -81,13 +81,19 @@ class WeightCache:
     Args:
         tiling: The panels of the weights.
         idle: Pools to clear when the last owner of parameters is gone.
+
+    Attributes:
+        tiling: The panels of the weights.
+        layout: Where each matrix is.
+        offsets: Where each parameter is in a flat vector, in bytes.
+        nowhere: An address of 0 for each parameter.
     """
 
     def __init__(self, tiling: Tiling, idle: Sequence[BufferPool | Workspaces]) -> None:
         self._tuning = tuning = tunings.current()
         self._pool = BufferPool(tuning.max_packed_vectors)
         self._idle = (self._pool, *idle)
-        self._tiling, spec = tiling, tiling.spec
+        self.tiling, spec = tiling, tiling.spec
         self._vectors: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._owned: OrderedDict[tuple[int, ...], PackedWeights] = OrderedDict()
         self._lock = Lock()
@@ -192,7 +198,7 @@ class WeightCache:
         if isinstance(frozen, QuantizedParams):
             return self._pack_quantized(frozen, team)
         layout = self.layout
-        size = self._shape[0] * self._tiling.item
+        size = self._shape[0] * self.tiling.item
         # A training loop packs at every step, so it keeps the memory for its copy of the parameters.
         lease = self._pool.lease(layout.size if training else layout.backward_offset)
         copy = lease.buffer[layout.flat_offset :] if training else np.empty(size, np.uint8)
@@ -207,8 +213,8 @@ class WeightCache:
                     ctypes.memset(int(to), 0, int(length))
             ranges = ranges[ranges[:, _BEGIN] != 0]
         fingerprint = fingerprint_of(ranges)
-        if self._tiling.scale_offsets:
-            copy = quantized(self._tiling, copy)
+        if self.tiling.scale_offsets:
+            copy = quantized(self.tiling, copy)
             flat = copy.ctypes.data
         self._run(layout.tasks if training else layout.forward_tasks, lease.address, flat, team, 2 * size)
         ranges[:, _COPY] = 0
@@ -216,13 +222,13 @@ class WeightCache:
 
     def _pack_quantized(self, params: QuantizedParams, team: ThreadTeam) -> PackedWeights:
         lease = self._pool.lease(self.layout.backward_offset)
-        source = quantized(self._tiling, params)
+        source = quantized(self.tiling, params)
         self._run(self.layout.forward_tasks, lease.address, source.ctypes.data, team, source.nbytes)
         return PackedWeights(lease, params, self._ranges[:0], b"", False, self.nowhere)
 
     def _run(self, tasks: Array, packed: int, flat: int, team: ThreadTeam, size: int) -> None:
         """Run the packing job on several threads, or on this one if it is small or the others are busy."""
-        job = load_pack(self._tiling.spec.operand_format, self._tiling.target)
+        job = load_pack(self.tiling.spec.operand_format, self.tiling.target)
         for threads in (team.threads if size > self._tuning.parallel_pack_bytes else 1, 1):
             call = (ctypes.c_int64 * len(CALL.names))(tasks.ctypes.data, len(tasks), threads, flat, packed)
             address = ctypes.addressof(call)

@@ -1,0 +1,39 @@
+"""The format in which the weights of a call are packed: that of operands, *narrow*, or float32, *wide*.
+
+The bits are the same, so the choice is one of time. Wide weights are rounded, or integers, as narrow ones are.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+from fusedrnn.engines.cpu.tuning import Tuning
+from fusedrnn.jit.host import target_for
+from fusedrnn.jit.target import ITEM_SIZE, Target
+from fusedrnn.spec import RNNSpec
+
+ANY_ROWS = sys.maxsize
+
+
+def max_narrow_rows(spec: RNNSpec, tuning: Tuning) -> int:
+    """The most sequences of a batch for which narrow weights are packed; 0 for none.
+
+    Without an instruction for the format, each tile of rows widens narrow weights in registers. This pays where reading
+    wide ones takes longer than to multiply the rows by them. Formats that can be trained are packed alike for all
+    batches.
+    """
+    shapes = spec.parameter_shapes(spec.num_layers - 1), spec.parameter_shapes(0)
+    layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
+    wide_bytes = layer_elements * ITEM_SIZE[spec.dtype]
+    if wide_bytes <= tuning.wide_weight_bytes:
+        return 0
+    if spec.operand_format != "int8_weights":
+        return ANY_ROWS
+    return next((rows for most_bytes, rows in tuning.narrow_int8_rows if wide_bytes <= most_bytes), 0)
+
+
+def weight_target(spec: RNNSpec, batch: int, tuning: Tuning) -> Target:
+    """The target of the kernels of calls of N sequences."""
+    target = target_for(spec.hidden_size, spec.dtype)
+    return target.for_compute(spec.operand_format, narrow_weights=batch <= max_narrow_rows(spec, tuning))
