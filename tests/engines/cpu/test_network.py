@@ -1,13 +1,16 @@
 """Networks as one job: the bits of one RNNOp after the other, for any options, plan and number of threads."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fusedrnn import NetworkOp, frozen, thread_limits
+from fences import AVAILABLE, fenced
+from fusedrnn import NetworkOp, NetworkSpec, RNNOp, frozen, init_params, thread_limits
 from fusedrnn.engines.cpu import cached_network, tuning
 from fusedrnn.engines.cpu.network import CPUNetwork
+from fusedrnn.runtime import buffers
 from networks import NETWORKS, assert_same, chained, flat, make_network_problem, run
 
 OPTIONS = [
@@ -130,3 +133,52 @@ def test_layers_divide_their_work_in_different_ways(options):
     for name, job in planned.items():
         assert job.args.num_threads == 3, name
         assert len({len(layer.args.plan.row_starts) for layer in job.args.jobs}) == 3, name
+
+
+@pytest.mark.parametrize("compute", ["int8", "int8_weights"])
+def test_integer_weights(compute):
+    """Of few and of many sequences, whose weights may be in different formats."""
+    spec = NetworkSpec.stack("lstm", 24, (40, 17), compute=compute)
+    params = init_params(spec, np.random.default_rng(0))
+    op, layers = NetworkOp(spec), [RNNOp(layer) for layer in spec.layers]
+    for batch in (1, 70, 1):
+        x = np.random.default_rng(batch).standard_normal((3, batch, 24)).astype(np.float32)
+        expected = x
+        for layer, part in zip(layers, spec.layout.split(params), strict=True):
+            expected, _, _ = layer.forward(expected, part)
+        for _ in range(3):
+            np.testing.assert_array_equal(op.forward(x, params)[0], expected)
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="needs mprotect")
+@pytest.mark.parametrize("side", ["start", "end"])
+@pytest.mark.parametrize("name", ["cells", "residual"])
+def test_guard_pages(name, side, monkeypatch):
+    """What layers leave to one another, and all else, is read and written inside its memory alone."""
+    problem = make_network_problem(NETWORKS[name], 3, 5, ("lengths",))
+    expected, plain = chained(problem), np.empty
+
+    def empty(shape, dtype=float, **options):
+        return plain(shape, dtype, **options) if np.dtype(dtype).kind != "f" else fenced(shape, dtype, side)
+
+    monkeypatch.setattr(buffers, "aligned_empty", lambda shape, dtype: fenced(shape, dtype, side))
+    monkeypatch.setattr(np, "empty", empty)
+    with thread_limits(2):
+        assert_same(run(NetworkOp(problem.spec), problem), expected)
+
+
+def test_calls_at_the_same_time():
+    """Any number of threads call one op; those that do not get the pool have the same bits."""
+    problem = make_network_problem(NETWORKS["drops"], 5, 4)
+    expected = chained(problem)
+    op = NetworkOp(problem.spec)
+    inferred = chained(problem, training=False)
+
+    def call(number):
+        with thread_limits(1 + number % 2):
+            for _ in range(5):
+                assert_same(run(op, problem), expected)
+                assert_same(run(op, problem, training=False), inferred)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(call, range(8)))
