@@ -8,7 +8,6 @@ import numpy as np
 
 from fusedrnn.cell.cells import RESIDUAL_GATE, Cell
 from fusedrnn.cell.trace import traced_cell
-from fusedrnn.layout import Shapes
 from fusedrnn.number_formats import INT8_MAX_PRODUCTS
 from fusedrnn.scalars import MAX_BYTES
 
@@ -16,11 +15,11 @@ MAX_LAYERS = 4096
 """Each layer takes time and memory before the first call, whatever its sizes."""
 
 
-def parameter_shapes(spec: Any, layer: int) -> Shapes:
+def parameter_shapes(spec: Any, layer: int) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters of each direction of a layer of a spec, the weights before the biases."""
     hidden = spec.hidden_size
     rows, h_rows = spec.num_input_gates * hidden, spec.num_recurrent_gates * hidden
-    shapes: Shapes = {"i2h_weight": (rows, spec.layer_input_size(layer))}
+    shapes: dict[str, tuple[int, ...]] = {"i2h_weight": (rows, spec.layer_input_size(layer))}
     if h_rows:
         shapes["h2h_weight"] = (h_rows, spec.state_size // spec.heads)
     if spec.projection_size is not None:

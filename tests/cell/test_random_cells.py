@@ -46,7 +46,7 @@ def draw(rng, elementwise):
     inputs = inputs or ["x0"] * all(kinds == "without input")
     return SimpleNamespace(
         groups=groups, inputs=inputs, states=states, vectors=vectors, scalars=scalars, steps=steps,
-        kinds=dict(zip(gates, kinds, strict=True)),
+        kinds=dict(zip(gates, kinds, strict=True)), output="y" if rng.random() < 0.3 else None,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def apply(op, a, b, c, on):
 
 
 def run_program(program, x, recurrent, states, parameters, on):
-    """One step: the new states."""
+    """One step: the output if it is no state, then the new states."""
     values = [*states, *(x(name) for name in program.inputs), *parameters]
 
     def operate(steps):
@@ -95,7 +95,9 @@ def run_program(program, x, recurrent, states, parameters, on):
     total = values[0]
     for value in values[1:]:
         total = total + 0.3 * value  # every gate and parameter has an effect
-    return [on.tanh(total), *(on.tanh(total * 0.5 + value) for value in values[-len(states) + 1 :][: len(states) - 1])]
+    output = [on.tanh(total - 0.5 * values[-1])] if program.output else []
+    others = (on.tanh(total * 0.5 + value) for value in values[-len(states) + 1 :][: len(states) - 1])
+    return [*output, on.tanh(total), *others]
 
 
 def as_cell(program, name):
@@ -114,7 +116,8 @@ def as_cell(program, name):
 
     names = {"gates": [*gates, *program.inputs], "states": program.states}
     names |= {"vectors": program.vectors, "scalars": program.scalars}
-    return language.cell(name=name, **{kind: " ".join(of_kind) for kind, of_kind in names.items()})(equations)
+    texts = {kind: " ".join(of_kind) for kind, of_kind in names.items()}
+    return language.cell(name=name, output=program.output, **texts)(equations)
 
 
 def tensor_functions(shape):

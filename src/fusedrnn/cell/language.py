@@ -76,7 +76,7 @@ def cell(
             recurrent product, those of the next one, and last those that ``x`` alone gives. Input weights have rows for
             the gates that the equations take from ``x``, recurrent weights for those that they take from a product.
         states: The names of the states, the output first; at most six.
-        output: The name of the output if it is no state. The first recurrent product is then of the first state.
+        output: The name of the output if it is no state.
         vectors: The names of parameters with one number for each unit, (H,).
         scalars: The names of parameters that are one number, (1,).
         name: The name of the cell; None for the function's.

@@ -11,12 +11,12 @@ from fusedrnn.cell.stage import Stage
 
 
 def place_stages(
-    output: Expr, products: tuple[Stage, ...], outputs: tuple[Expr, ...]
+    first_state: Expr, products: tuple[Stage, ...], outputs: tuple[Expr, ...]
 ) -> tuple[tuple[Stage, ...], tuple[Expr, ...]]:
     """All stages, and the new states with leaves in place of reductions: a stage for all that are ready at a time.
 
-    A step begins with a product of ``output``, the output before it, or else with a stage of maths alone: what the next
-    stage reads of all units has to be computed first. A cell without products and reductions has no stages.
+    A step begins with a product of the first state before it, or else with a stage of maths alone: what the next stage
+    reads of all units has to be computed first. A cell without products and reductions has no stages.
 
     Raises:
         ValueError: If the operand of a product is a reduction of what it computes.
@@ -25,8 +25,8 @@ def place_stages(
     roots = [*outputs, *(stage.operand for stage in waiting)]
     if not waiting and not reductions_in(roots):
         return (), outputs
-    begins_with_product = bool(waiting) and waiting[0].operand == output
-    placed = [waiting.pop(0) if begins_with_product else Stage(output, (), multiplies=False)]
+    begins_with_product = bool(waiting) and waiting[0].operand == first_state
+    placed = [waiting.pop(0) if begins_with_product else Stage(first_state, (), multiplies=False)]
     while waiting or reductions_in(roots):
         gates = {gate for stage in placed for gate in stage.gates}
         ready = [values for values in reductions_in(roots) if _is_ready(values, gates)]
