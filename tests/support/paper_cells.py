@@ -158,6 +158,153 @@ class PaperSteps(Steps):
         n = torch.tanh(self.w["tau"] * n + self.from_h(3, o * torch.tanh(n) * c))
         return o * n + torch.tanh(self.from_h(1, first) - b) * h, self.w["tau"] * c + o * n
 
+    def antisymmetric_rnn(self, h):
+        sums = self.from_x(0) + self.from_h(0, h) - self.w["gamma"] * h
+        return (h + self.w["epsilon"] * torch.tanh(sums),)
+
+    def gated_antisymmetric_rnn(self, h):
+        u = self.from_h(0, h) - self.w["gamma"] * h
+        z = torch.sigmoid(self.from_x(1) + u)
+        return (h + self.w["epsilon"] * z * torch.tanh(self.from_x(0) + u),)
+
+    def atr(self, h):
+        p, q = self.from_x(0), self.from_h(0, h)
+        return (torch.sigmoid(p + q) * p + torch.sigmoid(p - q) * h,)
+
+    def fast_rnn(self, h):
+        alpha, beta = torch.sigmoid(self.w["alpha"]), torch.sigmoid(self.w["beta"])
+        return (alpha * torch.tanh(*self.sums(h, 0, 1)) + beta * h,)
+
+    def intersection_rnn(self, h):
+        y_in, h_in, g_y, g_h = self.sums(h, 0, 4)
+        self.note(y_in)
+        g_y, g_h = torch.sigmoid(g_y), torch.sigmoid(g_h)
+        return g_y * self.x + (1 - g_y) * torch.relu(y_in), g_h * h + (1 - g_h) * torch.tanh(h_in)
+
+    def light_ru(self, h):
+        f = torch.sigmoid(self.from_x(0) + self.from_h(0, h))
+        return ((1 - f) * h + f * torch.tanh(self.from_x(1)),)
+
+    def ltc(self, h):
+        f, dt = torch.sigmoid(*self.sums(h, 0, 1)), self.w["dt"]
+        return ((h + dt * f * self.w["a"]) / (1 + dt * (self.w["leak"] + f)),)
+
+    def mc_lstm(self, v, c):
+        f, i, o, m, n = self.sums(v, 0, 5)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(n)
+        return torch.sigmoid(o) * torch.tanh(c), torch.sigmoid(m) * torch.tanh(c), c
+
+    def nas(self, h, c):
+        from_x, from_h = zip(*(self.gate(number, self.x, h, self.spec.hidden_size) for number in range(8)), strict=True)
+        sums = [a + b for a, b in zip(from_x, from_h, strict=True)]
+        sums[3] = from_x[3] * from_h[3]
+        self.note(sums[1], sums[3])
+        functions = {0: torch.sigmoid, 1: torch.relu, 2: torch.sigmoid, 3: torch.relu, 4: torch.tanh, 6: torch.tanh}
+        first = [functions.get(number, torch.sigmoid)(one) for number, one in enumerate(sums)]
+        second = [torch.tanh(first[0] * first[1]), torch.tanh(first[2] + first[3]), torch.tanh(first[4] * first[5])]
+        second.append(torch.sigmoid(first[6] + first[7]))
+        c = torch.tanh(second[0] + c) * second[1]
+        return torch.tanh(c * torch.tanh(second[2] + second[3])), c
+
+    def original_lstm(self, h, c):
+        i, g, o = map(torch.sigmoid, self.sums(h, 0, 3))
+        c = c + i * (4 * g - 2)
+        return o * (2 * torch.sigmoid(c) - 1), c
+
+    def sgrn(self, h):
+        x = self.from_x(0)
+        f = torch.sigmoid(x + self.from_h(0, h))
+        return (torch.tanh((1 - f) * x + f * h),)
+
+    def co_rnn(self, y, z):
+        dt, gamma, epsilon = (self.w[name] for name in ("dt", "gamma", "epsilon"))
+        force = torch.tanh(self.from_x(0) + self.from_h(0, y) + self.from_h(1, z))
+        z = z + dt * force - dt * gamma * y - dt * epsilon * z
+        return y + dt * z, z
+
+    def minimal_rnn(self, h):
+        z = torch.tanh(self.from_x(0))
+        u = torch.sigmoid(self.from_h(0, h) + self.from_h(1, z))
+        return (u * h + (1 - u) * z,)
+
+    def mi_ru(self, h):
+        r = torch.sigmoid(*self.sums(h, 0, 1))
+        return (self.w["rate"] * h + (1 - self.w["rate"]) * torch.tanh(*self.sums(r * h, 1, 2)),)
+
+    def mut1(self, h):
+        r, z = torch.sigmoid(*self.sums(h, 0, 1)), torch.sigmoid(self.from_x(2))
+        return (torch.tanh(self.from_h(1, r * h) + torch.tanh(self.from_x(1))) * z + h * (1 - z),)
+
+    def mut2(self, h):
+        z, r = map(torch.sigmoid, self.sums(h, 0, 2))
+        return (torch.tanh(*self.sums(r * h, 2, 3)) * z + h * (1 - z),)
+
+    def mut3(self, h):
+        r, z = torch.sigmoid(*self.sums(h, 0, 1)), torch.sigmoid(*self.sums(torch.tanh(h), 1, 2))
+        return (torch.tanh(*self.sums(r * h, 2, 3)) * z + h * (1 - z),)
+
+    def recurrent_highway(self, h):
+        for depth in range(3):
+            a, t = (self.from_h(2 * depth + number, h) + (0 if depth else self.from_x(number)) for number in range(2))
+            t = torch.sigmoid(t)
+            h = torch.tanh(a) * t + h * (1 - t)
+        return (h,)
+
+    def res_lstm(self, h, c):
+        i, f, g, o = self.sums(h, 0, 4)
+        i, f = torch.sigmoid(i + self.w["v_i"] * c), torch.sigmoid(f + self.w["v_f"] * c)
+        c = f * c + i * torch.tanh(g)
+        o = torch.sigmoid(o + self.w["v_o"] * c)
+        return o * (self.from_h(4, torch.tanh(c)) + self.from_x(4)), c
+
+    def scrn(self, h, c):
+        c = (1 - self.w["alpha"]) * self.from_x(1) + self.w["alpha"] * c
+        return torch.sigmoid(self.from_h(1, c) + self.from_x(0) + self.from_h(0, h)), c
+
+    def simple_gates(self, h):
+        """The candidate's gate and the update gate of SGU and DSGU."""
+        z = self.from_x(1) + self.from_h(1, h)
+        self.note(z + 2.5, z - 2.5)
+        return torch.tanh(self.from_h(0, self.from_x(0) * h)), torch.clamp(0.2 * z + 0.5, 0, 1)
+
+    def sgu(self, h):
+        g, z = self.simple_gates(h)
+        return ((1 - z) * h + z * F.softplus(g * h),)
+
+    def dsgu(self, h):
+        g, z = self.simple_gates(h)
+        return ((1 - z) * h + z * torch.sigmoid(self.from_h(2, g * h)),)
+
+    def wmc_lstm(self, h, c):
+        i, f, g, o = self.sums(h, 0, 4)
+        i, f = (torch.sigmoid(a + torch.tanh(self.from_h(row, c))) for row, a in ((4, i), (5, f)))
+        c = f * c + i * torch.tanh(g)
+        return torch.sigmoid(o + torch.tanh(self.from_h(6, c))) * torch.tanh(c), c
+
+    def brc(self, h):
+        a, c = 1 + torch.tanh(self.from_x(0) + self.w["w_a"] * h), torch.sigmoid(self.from_x(1) + self.w["w_c"] * h)
+        return (c * h + (1 - c) * torch.tanh(self.from_x(2) + a * h),)
+
+    def t_rnn(self, h):
+        z, f = self.inputs()
+        f = torch.sigmoid(f)
+        return (f * h + (1 - f) * z,)
+
+    def t_gru(self, h):
+        z, f, o = self.inputs()
+        return (torch.sigmoid(f) * h + z * torch.tanh(o),)
+
+    def t_lstm(self, c):
+        z, f, o = self.inputs()
+        f = torch.sigmoid(f)
+        c = f * c + (1 - f) * z
+        return c * torch.tanh(o), c
+
+    def unicornn(self, y, z):
+        dt = self.w["dt"] * torch.sigmoid(self.w["c"])
+        z = z - dt * (torch.tanh(self.w["w"] * y + self.from_x(0)) + self.w["alpha"] * y)
+        return y + dt * z, z
+
     def elementwise_moments(self, h, c):
         a, b = (torch.tanh(self.from_x(row)) for row in range(2))
         mean = torch.stack([a * h, c]).mean(dim=(0, 2))[:, None]
@@ -327,7 +474,12 @@ HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
 HEADS["early_heads"] = early.with_heads(2)
 OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments)}
 ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
-ALIKE = {"flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
+ALIKE = {
+    "flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected",
+    "antisymmetric_rnn", "atr", "brc", "fast_rnn", "gated_antisymmetric_rnn", "intersection_rnn", "light_ru", "ltc",
+    "mc_lstm", "mi_ru", "minimal_rnn", "mut1", "mut2", "mut3", "nas", "original_lstm", "res_lstm", "scrn", "sgrn",
+    "sgu", "t_gru", "t_lstm", "t_rnn", "unicornn",
+}  # fmt: skip
 """Cells that kernels compute in the same way as another one, with parts of its maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]
 

@@ -80,7 +80,7 @@ _KINKS = {
     "hard_sigmoid": lambda x, a, b: (a * x + b, a * x + b - 1),
     "elu": lambda x, a, b: (x,),
 }
-_FUNCTIONS = {
+FUNCTIONS = {
     "sigmoid": lambda x, a, b: torch.sigmoid(x),
     "tanh": lambda x, a, b: torch.tanh(x),
     "relu": lambda x, a, b: F.relu(x),
@@ -123,7 +123,7 @@ class Steps:
         parameters = activation.alpha, activation.beta
         if activation.name in _KINKS:
             self.note(*_KINKS[activation.name](x, *parameters))
-        return _FUNCTIONS[activation.name](x, *parameters)
+        return FUNCTIONS[activation.name](x, *parameters)
 
     def clip(self, a):
         bound = self.spec.gate_clip

@@ -31,9 +31,12 @@ def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
     return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
 
 
+def _softplus(x: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(x, threshold=40)  # where exp(-x) no longer counts, also in float64
+
+
 _TENSORS = ArrayArithmetic(
-    torch,
-    {"sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": torch.nn.functional.softplus, "clip_nan": _clip_nan},
+    torch, {"sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": _softplus, "clip_nan": _clip_nan}
 )
 """Evaluates expressions on tensors."""
 
@@ -220,12 +223,17 @@ def _unchanged(operand: Tensor) -> Tensor:
     return operand
 
 
-def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]) -> dict[Leaf, Tensor]:
+def _in_rows(value: Tensor | float, like: Tensor) -> Tensor:
+    """A value (N, H) as ``like`` is: also a number, a mean, and what depends on parameters alone."""
+    return torch.full_like(like, value) if isinstance(value, float) else value.expand(like.shape)
+
+
+def _moments(stage: Stage, values: Mapping[Leaf, Tensor], like: Tensor) -> dict[Leaf, Tensor]:
     """The means and variances (N, 1) of a stage of reductions."""
     moments: dict[Leaf, Tensor] = {}
     for reduction in stage.reductions:
         parts = evaluate(reduction.values, values, _TENSORS)
-        row = torch.cat([part.expand(shape) for part in parts], dim=1)
+        row = torch.cat([_in_rows(part, like) for part in parts], dim=1)
         moments[reduction.mean] = row.mean(dim=1, keepdim=True)
         if reduction.variance is not None:
             moments[reduction.variance] = row.var(dim=1, correction=0, keepdim=True)
@@ -248,10 +256,12 @@ def _step(
     values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
         if stage.reductions:
-            values.update(_moments(stage, values, (len(x_gates), spec.hidden_size)))
+            values.update(_moments(stage, values, states[0]))
         if not stage.multiplies:
             continue
         operand = evaluate([stage.operand], values, _TENSORS)[0]
+        if spec.projection_size is None:  # else it is of the built-in LSTM, and of another size than the output
+            operand = _in_rows(operand, states[0])
         if stage.projects:
             assert projection is not None
             values[Projected()] = torch.nn.functional.linear(rounded(operand), projection)
@@ -261,7 +271,6 @@ def _step(
             bias = None if h_bias is None else h_bias[stacked]
             product = torch.nn.functional.linear(rounded(operand), h_weight[stacked], bias)
             values.update(zip(map(PreH, stage.gates), product.chunk(len(stage.gates), 1), strict=True))
-    # A mean, or what depends on parameters alone, has fewer elements than a state.
     new = evaluate(cell.outputs, values, _TENSORS)
-    after = [value.expand(state.shape) for value, state in zip(new, states, strict=False)]
-    return after[0] if cell.output is None else new[-1].expand(states[0].shape), after
+    after = [_in_rows(value, state) for value, state in zip(new, states, strict=False)]
+    return after[0] if cell.output is None else _in_rows(new[-1], states[0]), after

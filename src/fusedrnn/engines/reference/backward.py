@@ -207,7 +207,7 @@ class _DirectionBackward:
             if not stage.multiplies:
                 continue
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
-            operand = in_rows(operand, values[StateCotangent(cell.states[0])].shape)
+            operand = in_rows(operand, values[StateCotangent(cell.states[0])])
             by_gate = [grads[PreH(gate)] for gate in stage.gates]
             recurrent = self._linear["h2h"].backward
             if stage.projects:

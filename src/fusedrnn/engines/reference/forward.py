@@ -146,23 +146,24 @@ def _run_step(
     leaves = step_leaves(cell, x_gates, states, weights, rounded, x, own_masks)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
     new, saved = values[: len(cell.outputs)], values[len(cell.outputs) :]
-    shape = leaves[PreX(cell.x_gates[0])].shape
+    like = leaves[PreX(cell.x_gates[0])]
     tape.before.append(states)
-    tape.saved.append(tuple(_own_array(value, shape) for value in saved))
+    tape.saved.append(tuple(_own_array(value, like) for value in saved))
     return _output_and_states(new, states)
 
 
 def _output_and_states(new: Sequence[Array], states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
     """The output and the states of a step, in the shapes of the states before: the output is the last, or the first."""
     own_output = new[len(states) :]
-    after = tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=False))
-    return in_rows(own_output[0], after[0].shape) if own_output else after[0], after
+    after = tuple(in_rows(value, state) for value, state in zip(new, states, strict=False))
+    return in_rows(own_output[0], after[0]) if own_output else after[0], after
 
 
-def _own_array(value: Array, shape: tuple[int, ...]) -> Array:
-    """A value (N, H) that is no view, also if it depends on parameters alone."""
+def _own_array(value: Array | float, like: Array) -> Array:
+    """A value in the shape of ``like`` that is no view, also if it is a number or depends on parameters alone."""
+    rows = in_rows(value, like)
     # A view of one gate would keep the pre-activations of all gates in memory.
-    return value if value.base is None and value.shape == shape else np.broadcast_to(value, shape).copy()
+    return rows if rows.base is None and rows.shape == like.shape else np.broadcast_to(rows, like.shape).copy()
 
 
 def drop(values: Array, mask: Array, p: float) -> Array:
@@ -268,15 +269,15 @@ def step_leaves(
     values.update(masks or {})
     if x is not None:
         values[RawInput()] = x
-    shape, num_products = values[PreX(cell.x_gates[0])].shape, 0
+    like, num_products = values[PreX(cell.x_gates[0])], 0
     for stage in cell.stages:
         if stage.reductions:
-            values.update(moments(stage, [in_rows(value, shape) for value in evaluate(stage.values, values, NUMPY)]))
+            values.update(moments(stage, [in_rows(value, like) for value in evaluate(stage.values, values, NUMPY)]))
         if not stage.multiplies:
             continue
         (operand,) = evaluate([stage.operand], values, NUMPY)
         num_products += 1
-        operand = rounded(num_products, in_rows(operand, shape))
+        operand = rounded(num_products, in_rows(operand, like))
         if stage.projects:
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
@@ -289,9 +290,11 @@ def step_leaves(
     return values
 
 
-def in_rows(value: Array, shape: tuple[int, ...]) -> Array:
-    """A value (N, H), also if it is (H,) or (1,) because it depends on parameters alone."""
-    return value if value.ndim > 1 else np.broadcast_to(value, shape)
+def in_rows(value: Array | float, like: Array) -> Array:
+    """A value (N, H) as ``like`` is: also a number, and (H,) or (1,), which depends on parameters alone."""
+    if isinstance(value, float):  # such as the expectation of a mask
+        return np.full_like(like, value)
+    return value if value.ndim > 1 else np.broadcast_to(value, like.shape)
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
