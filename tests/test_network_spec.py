@@ -79,8 +79,13 @@ def test_dropout_and_residual_of_a_stack():
         RNNSpec("lstm", 4, 4, 2, dropout=0.5, input_dropout=0.25, residual="identity"),
         RNNSpec("lstm", 4, 5, dropout=0.5, input_dropout=0.5),
     ])  # fmt: skip
-    projected = NetworkSpec.stack("lstm", 4, (4, 5), residual="projection")
-    assert [layer.residual for layer in projected.layers] == ["projection", "projection"]
+    projected = NetworkSpec.stack("lstm", 4, (4, 5, 5, 5, 3), dropout=0.5, residual="projection")
+    assert projected.layers == (
+        RNNSpec("lstm", 4, 4, dropout=0.5, residual="identity"),
+        RNNSpec("lstm", 4, 5, dropout=0.5, input_dropout=0.5, residual="projection"),
+        RNNSpec("lstm", 5, 5, 2, dropout=0.5, input_dropout=0.5, residual="identity"),
+        RNNSpec("lstm", 5, 3, dropout=0.5, input_dropout=0.5, residual="projection"),
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"projection_size": 4}, {"compute": "bfloat16"}])

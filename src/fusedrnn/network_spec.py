@@ -12,8 +12,8 @@ import numpy as np
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.layout import FlatLayout, Parameter
-from fusedrnn.scalars import positive_int, shown
-from fusedrnn.spec import Array, RNNSpec
+from fusedrnn.scalars import check_choice, positive_int, shown
+from fusedrnn.spec import RESIDUALS, Array, RNNSpec
 
 _SEED_STEP = 0x9E3779B97F4A7C15
 """The golden ratio of 2**64: seeds that are near to one another stay apart in all layers."""
@@ -105,7 +105,7 @@ class NetworkSpec:
     ) -> NetworkSpec:
         """A stack of layers of one cell with a list of hidden sizes.
 
-        Neighbouring layers of one size are one :class:`RNNSpec`: ``hidden_sizes=(64, 64, 32)`` has two entries, the
+        Neighbouring layers that are alike are one :class:`RNNSpec`: ``hidden_sizes=(64, 64, 32)`` has two entries, the
         first of two layers. It computes the same.
 
         Args:
@@ -114,9 +114,9 @@ class NetworkSpec:
             hidden_sizes: H of each layer.
             dropout: Probability in [0, 1) with which training drops elements between layers.
             input_dropout: The same for the input of the first layer.
-            residual: What each layer adds to its output, as of :class:`RNNSpec`: ``"identity"`` for its input, in the
-                layers where that has the size of the output, of which there must be one; ``"projection"`` for a
-                projection of it, in all layers; None for nothing.
+            residual: What each layer adds to its output: None for nothing, ``"identity"`` for its input, in the layers
+                where that has the size of the output, of which there must be one; ``"projection"`` for the same, and
+                in the other layers a projection of the input.
             **options: Those of :class:`RNNSpec`, the same for all layers.
 
         Raises:
@@ -131,15 +131,14 @@ class NetworkSpec:
         sizes = _checked_sizes(hidden_sizes)
         if "num_layers" in options:
             raise TypeError("num_layers must not be given: hidden_sizes has an entry for each layer")
+        if residual is not None:
+            check_choice("residual", residual, RESIDUALS)
         layers: list[RNNSpec] = []
         for hidden_size, run in groupby(sizes):
             size = layers[-1].output_size if layers else input_size
             dropped = dropout if layers else input_dropout
-            layer = RNNSpec(
-                mode, size, hidden_size, len([*run]), dropout=dropout, input_dropout=dropped, **options
-            )
-            fits = residual != "identity" or layer.num_layers > 1 or layer.input_size == layer.output_size
-            layers.append(replace(layer, residual=residual) if fits else layer)
+            layer = RNNSpec(mode, size, hidden_size, len([*run]), dropout=dropout, input_dropout=dropped, **options)
+            layers += _with_residual(layer, residual)
         if residual is not None and not any(layer.residual for layer in layers):
             raise ValueError(
                 "residual='identity' needs a layer whose input has the size of its output; "
@@ -183,6 +182,23 @@ class NetworkSpec:
     def layout(self) -> NetworkLayout:
         """Where each weight and bias is in the flat parameter vector."""
         return NetworkLayout(self.layers)
+
+
+def _with_residual(layer: RNNSpec, residual: str | None) -> list[RNNSpec]:
+    """Equal layers with the residual connections of a stack: the first apart, if it alone projects its input."""
+    fits = layer.input_size == layer.output_size
+    if residual is None or fits:
+        return [replace(layer, residual=residual and "identity")]
+    if residual != "projection":
+        return [replace(layer, residual=residual) if layer.num_layers > 1 else layer]
+    first = replace(layer, num_layers=1, residual=residual)
+    if layer.num_layers == 1:
+        return [first]
+    rest = replace(
+        layer, input_size=layer.output_size, num_layers=layer.num_layers - 1, input_dropout=layer.dropout,
+        residual="identity",
+    )  # fmt: skip
+    return [first, rest]
 
 
 def _checked_sizes(hidden_sizes: object) -> list[int]:
