@@ -13,6 +13,7 @@ from fusedrnn.cell.cells import make_cell
 from fusedrnn.cell.initial import BIAS, Initial, InitialValue, checked_initial
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Parameter
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -68,7 +69,9 @@ def _bias_fills(spec: RNNSpec, gate: str, value: Initial) -> Iterator[Fill]:
 
 
 def init_params(
-    spec: RNNSpec, rng: np.random.Generator | None = None, initial: Mapping[str, InitialValue] | None = None
+    spec: RNNSpec | NetworkSpec,
+    rng: np.random.Generator | None = None,
+    initial: Mapping[str, InitialValue] | None = None,
 ) -> Array:
     """A new flat vector of initial parameters for training.
 
@@ -76,7 +79,7 @@ def init_params(
     except for those that the cell declares otherwise by ``initial=``.
 
     Args:
-        spec: What the parameters are for.
+        spec: What the parameters are for; those of a network are those of its layers, one after the other.
         rng: NumPy's generator; None for a new one.
         initial: More values by name, as for :func:`fusedrnn.cell.cell`, which take precedence: ``{"f.bias": 1.0}`` for
             the forget gates of an LSTM. A gate with two biases has zeros in that of the state.
@@ -94,6 +97,8 @@ def init_params(
         (144,)
     """
     rng = np.random.default_rng() if rng is None else rng
+    if isinstance(spec, NetworkSpec):
+        return np.concatenate([init_params(layer, rng, initial) for layer in spec.layers])
     params = np.empty(spec.layout.size, spec.dtype)
     for entry, rows, value, negated in initial_fills(spec, initial):
         parameter = entry.view(params)

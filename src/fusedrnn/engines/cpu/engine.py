@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import CannotGuard
+from fusedrnn.engines.cpu.network import CPUNetwork
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -106,6 +108,11 @@ class CPUEngine:
     ) -> CachedBackward | None:
         """The cached form of a backward call that has just run; None if there is none."""
         return self._cache(CachedBackward, residuals, operands, grad_req)
+
+    @staticmethod
+    def network(spec: NetworkSpec, layers: Sequence[CPUEngine]) -> CPUNetwork:
+        """What runs a network as one job; ``layers`` are the engines of the entries of its chain."""
+        return CPUNetwork(spec, [layer.pointers for layer in layers])
 
     def _addresses(self, states: Sequence[Array | None] | None) -> StatePtrs:
         """The addresses of states or of their gradients, at least two; 0 for None, and for a state that is not."""

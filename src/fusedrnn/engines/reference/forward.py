@@ -7,7 +7,7 @@ MXNet's LSTMCell and its siblings do when they are unrolled. A tape holds every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -24,12 +24,11 @@ from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.engines.reference.tape import DirectionTape, Tape
+from fusedrnn.engines.reference.unroll import store_states, unroll
 from fusedrnn.quantized_params import Params, QuantizedParams
 from fusedrnn.spec import Array, RNNSpec
 
 _MATRICES = "i2h_weight", "h2h_weight", "h2r_weight"
-Step = Callable[[Array, tuple[Array, ...]], tuple[Array, tuple[Array, ...]]]
-"""From the input of a step (N, in) and the states before it to the output and the states after it."""
 
 
 def _sigmoid(x: Array) -> Array:
@@ -106,7 +105,7 @@ def forward(
                 tape.directions.append(own_tape)
             if layer == spec.num_layers - 1:
                 others = [states[spec.output_is_state :] for states in history]
-                _store_states(all_states, others, lengths, direction, reverse)
+                store_states(all_states, others, lengths, direction, reverse)
             outputs.append(y)
             final.append(after)
         y = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
@@ -184,53 +183,6 @@ def _plus_input(y: Array, x: Array, lengths: Array | None) -> Array:
 def layer_weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[str, Array]:
     """The weights and biases of one direction of a layer by kind, as views of ``params``."""
     return {kind: spec.layout.view(params, layer, direction, kind) for kind in spec.layout.kinds}
-
-
-def unroll(
-    x: Array,
-    states: Sequence[Array],
-    lengths: Array | None,
-    reverse: bool,
-    step: Step,
-    resets: Resets | None = None,
-    history: list[tuple[Array, ...]] | None = None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """One direction of one layer: from ``x`` (T, N, in) to the output (T, N, S) and the final states (N, size).
-
-    Appends the states after each step to ``history``.
-    """
-    steps, batch = x.shape[:2]
-    states = tuple(states)
-    y = np.zeros((steps, batch, states[0].shape[1]), x.dtype)
-    for t in reversed(range(steps)) if reverse else range(steps):
-        if resets is not None:
-            states = resets.apply(t, reverse, states)
-        output, new = step(x[t], states)
-        if lengths is None:
-            states, y[t] = new, output
-        else:
-            active = (t < lengths)[:, None]
-            states = tuple(np.where(active, after, before) for after, before in zip(new, states, strict=True))
-            y[t] = np.where(active, output, 0)
-        if history is not None:
-            history.append(states)
-    return y, states
-
-
-def _store_states(
-    all_states: Sequence[Array],
-    history: Sequence[tuple[Array, ...]],
-    lengths: Array | None,
-    direction: int,
-    reverse: bool,
-) -> None:
-    """Store states of every step of a direction, but not after the end of a sequence."""
-    for index, states in enumerate(history[1:]):
-        t = len(history) - 2 - index if reverse else index
-        active = slice(None) if lengths is None else t < lengths
-        for array, state in zip(all_states, states, strict=False):
-            size = state.shape[1]
-            array[t, active, direction * size : (direction + 1) * size] = state[active]
 
 
 def step(
