@@ -21,7 +21,7 @@ from fusedrnn.engines.cpu import tuning
 from fusedrnn.engines.cpu.plan.cost import adjusted_cost, predict_cost
 from fusedrnn.engines.cpu.plan.partition import force_grid, possible_grids
 from fusedrnn.engines.cpu.plan.sizes import LargestShare, Phase, ProblemSize, ThreadGrid
-from fusedrnn.engines.cpu.plan.weight_format import weight_target
+from fusedrnn.engines.cpu.plan.weight_format import max_narrow_rows, weight_target
 from fusedrnn.engines.cpu.tuning import MachineModel
 from fusedrnn.jit.host import current_target
 from fusedrnn.spec import RNNSpec
@@ -80,8 +80,8 @@ def _print_machine(console: Console, dtype: str) -> None:
 
 def _print_partitions(console: Console, config: PlanConfig, case: Case, mode: str, pass_name: Phase) -> None:
     spec = case.spec(mode, config.dtype)
-    target = weight_target(spec, case.N, tuning.current())
     thresholds = tuning.current()
+    target = weight_target(spec, max_narrow_rows(spec, case.T, thresholds) >= case.N)
     problem = ProblemSize(spec, target, case.T, case.N, pass_name, thresholds)
     assumed, machine = MachineModel.of(target), thresholds.machine_of(target)
     grids = possible_grids(problem, config.threads, thresholds)

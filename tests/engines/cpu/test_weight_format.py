@@ -61,6 +61,10 @@ def test_bits(mode, target):
             with fusedrnn.thread_limits(threads):
                 y, _, _ = op.forward(x[:, :batch], params, lengths=given)
             np.testing.assert_array_equal(np.where(exists[:, :batch], y, 0), expected[:, :batch])
+        # A stream reads narrow weights for its single steps, wide ones for the rest.
+        stream = op.stream(params, batch=3)
+        y = np.concatenate([stream(x[first:last, :3]) for first, last in ((0, 1), (1, 2), (2, 6), (6, 7))])
+        np.testing.assert_array_equal(np.where(exists[:, :3], y, 0), expected[:, :3])
 
 
 @needs_fma
@@ -107,7 +111,7 @@ def test_memory_is_bounded():
     for vector in vectors:
         op.forward(x[:, :1], vector)
         op.forward(x, vector)
-    caches = executor.weight_cache_for(1), executor.weight_cache_for(8)
+    caches = executor.weight_cache_for(7, 1), executor.weight_cache_for(7, 8)
     assert [cache.num_packed for cache in caches] == [most, most]
 
 
@@ -137,10 +141,12 @@ def test_rows(spec, rows):
     """Narrow weights for as many rows as take less time to multiply than wide weights take to read."""
     sizes = {"wide_weight_bytes": MIB // 4, "narrow_int8_rows": ((4 * MIB, 1), (32 * MIB, 2), (inf, 4))}
     with tuned(**sizes) as installed:
-        assert max_narrow_rows(spec, installed) == rows
+        assert max_narrow_rows(spec, 2, installed) == rows
         executor = RNNOp(spec).by_address()
-    for batch in (1, 2, 3, 4, 5, 64):
-        assert executor.weight_cache_for(batch).tiling.target.narrow_weights == (batch <= rows)
+    for batch in (1, 2, 3, 4, 5, 8, 9, 64):
+        for steps, most in ((1, 2 * rows), (2, rows), (50, rows)):
+            target = executor.weight_cache_for(steps, batch).tiling.target
+            assert target.narrow_weights == (batch <= most)
 
 
 def test_thresholds_grow_with_the_weights():

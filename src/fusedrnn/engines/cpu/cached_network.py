@@ -149,7 +149,7 @@ class CachedNetworkForward(_CachedNetworkCall):
             return ()
         if type(params) is not np.ndarray or not self._network.fits(params):
             return None
-        return self._network.current_weights(params, self._shape[1], self._packed, self._layout is not None)
+        return self._network.current_weights(params, self._shape[:2], self._packed, self._layout is not None)
 
 
 class CachedNetworkBackward(_CachedNetworkCall):

@@ -67,9 +67,11 @@ class Executor:
     def __init__(self, spec: RNNSpec) -> None:
         self.spec, self.tuning = spec, tunings.current()
         self.workspaces, self._reserves = Workspaces(), BufferPool(self.tuning.max_idle_reserves)
-        idle, self._max_narrow_rows = (self.workspaces, self._reserves), max_narrow_rows(spec, self.tuning)
+        idle = self.workspaces, self._reserves
+        # Of one step, and of several.
+        self._max_narrow_rows = [max_narrow_rows(spec, steps, self.tuning) for steps in (1, 2)]
         # The target of calls of few rows, and of many; mostly the same one.
-        self.target, many = (weight_target(spec, rows, self.tuning) for rows in (1, ANY_ROWS))
+        self.target, many = (weight_target(spec, rows <= self._max_narrow_rows[1]) for rows in (1, ANY_ROWS))
         self.tiling = Tiling(spec, self.target)
         self.weight_cache = self._many_rows = WeightCache(self.tiling, idle)
         if many != self.target:
@@ -84,9 +86,9 @@ class Executor:
         self._lock = Lock()
         self.debug = env.debug()  # read again for each new problem, not at each call
 
-    def weight_cache_for(self, batch: int) -> WeightCache:
-        """The packed weights of calls of N sequences."""
-        return self.weight_cache if batch <= self._max_narrow_rows else self._many_rows
+    def weight_cache_for(self, steps: int, batch: int) -> WeightCache:
+        """The packed weights of calls of T steps of N sequences."""
+        return self.weight_cache if batch <= self._max_narrow_rows[steps > 1] else self._many_rows
 
     def compile(self, training: bool = False) -> None:
         """Compile or load the kernels for inference, or for ``training``; else the first call does it."""
@@ -124,7 +126,7 @@ class Executor:
         garbage-collected. A short call uses the parameters unpacked, in place. The parameters' memory must not change
         until the call, in training until its last backward, has run.
         """
-        weight_cache = self.weight_cache_for(batch)
+        weight_cache = self.weight_cache_for(steps, batch)
         self._compile(training, weight_cache.tiling.target)
         if self.is_short(steps, batch, training):
             return WeightPointers(addresses)
@@ -136,7 +138,7 @@ class Executor:
         ``save`` is what training saves, None in inference.
         """
         training = save is not None
-        weight_cache = self.weight_cache_for(batch)
+        weight_cache = self.weight_cache_for(steps, batch)
         self._compile(training, weight_cache.tiling.target)
         began = perf_counter()
         weights: Weights
@@ -250,7 +252,7 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        weights = self.weight_cache_for(problem[2])
+        weights = self.weight_cache_for(*problem[1:3])
         job = self.job(problem[0], weights.tiling.target)
         planned = PlannedCall(weights, self.tuning, problem, job, threads)
         self._planned[problem[0]] = planned

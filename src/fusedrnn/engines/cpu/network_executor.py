@@ -97,15 +97,15 @@ class NetworkExecutor:
         ])  # fmt: skip
 
     def current_weights(
-        self, params: Array, batch: int, packed: Sequence[bool], training: bool
+        self, params: Array, size: tuple[int, int], packed: Sequence[bool], training: bool
     ) -> tuple[Weights | None, ...]:
-        """The same for a call whose layers are known to have packed weights or not.
+        """The same for a call of (T, N) whose layers are known to have packed weights or not.
 
         None for a layer in inference that reads its parameters where they are.
         """
         team, weights = pool_team(get_num_threads()), list[Weights | None]()
         for executor, part, is_packed in zip(self.layers, self.spec.layout.parts, packed, strict=True):
-            cache = executor.weight_cache_for(batch)
+            cache = executor.weight_cache_for(*size)
             if is_packed:
                 weights.append(cache.packed_vector(params[part], training, team))
             else:

@@ -32,11 +32,11 @@ def _l3_bytes() -> int:
 
 
 def _narrow_int8_rows() -> tuple[tuple[float, int], ...]:
-    """Rows that take as long to multiply as float32 weights take to read: a part of them from L2, from L3, or memory.
+    """Rows that take less time to multiply than float32 weights to read: some of them from L2, from L3, from memory.
 
-    Measured in docs/benchmarks/formats.md.
+    Measured, see docs/benchmarks/formats.md. Of weights a little larger than L3, a step reads a part from L3.
     """
-    return (8 * _l2_bytes(), 1), (_l3_bytes(), 2), (inf, 4)
+    return (8 * _l2_bytes(), 1), (2 * _l3_bytes(), 2), (inf, 4)
 
 
 @dataclass(frozen=True)

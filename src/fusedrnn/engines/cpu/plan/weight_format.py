@@ -16,12 +16,13 @@ from fusedrnn.spec import RNNSpec
 ANY_ROWS = sys.maxsize
 
 
-def max_narrow_rows(spec: RNNSpec, tuning: Tuning) -> int:
-    """The most sequences of a batch for which narrow weights are packed; 0 for none.
+def max_narrow_rows(spec: RNNSpec, steps: int, tuning: Tuning) -> int:
+    """The most sequences of a batch for which calls of T steps read narrow weights; 0 for none.
 
     Without an instruction for the format, each tile of rows widens narrow weights in registers. This pays where reading
     wide ones takes longer than to multiply the rows by them. Formats that can be trained are packed alike for all
-    batches.
+    batches. A single step reads all weights for N rows. Of several steps one GEMM multiplies the inputs, and part of
+    the recurrent weights stays in L2, so that there is half as much to save.
     """
     shapes = spec.parameter_shapes(spec.num_layers - 1), spec.parameter_shapes(0)
     layer_elements = max(sum(math.prod(shape) for shape in of_layer.values()) for of_layer in shapes)
@@ -30,10 +31,10 @@ def max_narrow_rows(spec: RNNSpec, tuning: Tuning) -> int:
         return 0
     if spec.operand_format != "int8_weights":
         return ANY_ROWS
-    return next((rows for most_bytes, rows in tuning.narrow_int8_rows if wide_bytes <= most_bytes), 0)
+    rows = next((rows for most_bytes, rows in tuning.narrow_int8_rows if wide_bytes <= most_bytes), 0)
+    return 2 * rows if steps == 1 else rows
 
 
-def weight_target(spec: RNNSpec, batch: int, tuning: Tuning) -> Target:
-    """The target of the kernels of calls of N sequences."""
-    target = target_for(spec.hidden_size, spec.dtype)
-    return target.for_compute(spec.operand_format, narrow_weights=batch <= max_narrow_rows(spec, tuning))
+def weight_target(spec: RNNSpec, narrow_weights: bool) -> Target:
+    """The target of the kernels that read narrow or wide weights."""
+    return target_for(spec.hidden_size, spec.dtype).for_compute(spec.operand_format, narrow_weights)
