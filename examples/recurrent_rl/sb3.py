@@ -12,7 +12,7 @@ beginnings as resets.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Generator
 from time import perf_counter
 from typing import Any
 
@@ -26,22 +26,22 @@ from examples.recurrent_rl.sequences import process_sequence, whole_rows
 from fusedrnn.torch import accelerate
 
 
-class ResetPolicy(RecurrentActorCriticPolicy):  # type: ignore[misc]
+class ResetPolicy(RecurrentActorCriticPolicy):
     """A policy whose LSTMs run over whole sequences; ``MlpLstmPolicy`` otherwise."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         accelerate(self)
 
-    _process_sequence = staticmethod(process_sequence)
+    _process_sequence: Any = staticmethod(process_sequence)
 
 
-class WholeRows(RecurrentRolloutBuffer):  # type: ignore[misc]
+class WholeRows(RecurrentRolloutBuffer):
     """A rollout buffer whose batches have whole rows, one for each environment."""
 
     generator_ready: bool
 
-    def get(self, batch_size: int | None = None) -> Iterator[RecurrentRolloutBufferSamples]:
+    def get(self, batch_size: int | None = None) -> Generator[RecurrentRolloutBufferSamples, None, None]:  # type: ignore[override]
         """Batches of so many steps, in whole rows."""
         states = "hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf"
         names = "observations", "actions", "values", "log_probs", "advantages", "returns", "episode_starts"
@@ -67,7 +67,7 @@ class WholeRows(RecurrentRolloutBuffer):  # type: ignore[misc]
             )  # fmt: skip
 
 
-class FusedRecurrentPPO(RecurrentPPO):  # type: ignore[misc]
+class FusedRecurrentPPO(RecurrentPPO):
     """RecurrentPPO with :class:`WholeRows`."""
 
     rollout_buffer: Any

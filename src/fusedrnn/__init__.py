@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from fusedrnn.cell.activations import Activation
 from fusedrnn.frozen_array import frozen
 from fusedrnn.layout import ParameterLayout
+from fusedrnn.network_spec import NetworkSpec
+from fusedrnn.op.network_op import NetworkOp
 from fusedrnn.op.reserve import Reserve
 from fusedrnn.op.rnn_op import RNNOp
 from fusedrnn.op.stream import Stream
@@ -25,6 +27,8 @@ __all__ = [
     "FusedRNNCell",
     "GRUCell",
     "LSTMCell",
+    "NetworkOp",
+    "NetworkSpec",
     "ParameterLayout",
     "QuantizedParams",
     "RNNCell",

@@ -20,6 +20,8 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 """Increments of the two words of the key from round to round."""
 WORDS = 4
 """Random words of a counter: one for each of four features."""
+INPUT_STREAM = 0xFFFF
+"""The word of the counter for the mask of the network's input; a layer's output has the layer's index."""
 _MAX_WORD = 0xFFFFFFFF
 
 
@@ -64,7 +66,7 @@ def scale(p: float) -> float:
 
 
 def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> Array:
-    """The mask of a layer's output: booleans (T, N, size), True for elements that are kept.
+    """The mask of what a layer reads: booleans (T, N, size), True for elements that are kept.
 
     Feature j of sequence n at step t takes word j % 4 of the Philox block with the counter (j // 4, n, t, layer) and
     the seed's low and high words as the key. It is kept if that word is at least :func:`threshold`.
@@ -72,10 +74,10 @@ def mask(seed: int, p: float, layer: int, steps: int, batch: int, size: int) -> 
     Args:
         seed: A number from 0 to 2**64 - 1.
         p: Probability in [0, 1) with which an element is dropped.
-        layer: The index of the layer whose output it is.
+        layer: The index of the layer whose output it is; :data:`INPUT_STREAM` for the network's input.
         steps: T.
         batch: N.
-        size: Features of the output, of both directions together.
+        size: Features of the input, or of the output of both directions together.
 
     Raises:
         ValueError: If the seed is out of range.
@@ -116,6 +118,11 @@ def step_mask(seed: int, keep: float, number: int, layer_dir: int, time: int | N
     drawn = philox((blocks, np.arange(batch, dtype=np.uint32)[:, None], *words), _key(seed))
     kept: Array = np.stack(drawn, axis=-1) >= np.uint32(threshold(1.0 - keep))
     return kept.reshape(batch, WORDS * blocks.size)[:, :size]
+
+
+def input_stream(layer: int) -> int:
+    """The word of the counter for the mask of a layer's input."""
+    return layer - 1 if layer else INPUT_STREAM
 
 
 def step_word(time: int | None) -> int:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from fusedrnn.cell.cells import make_cell
 from fusedrnn.cell.initial import BIAS, Initial, InitialValue, checked_initial
+from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Parameter
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -43,22 +45,33 @@ def initial_fills(spec: RNNSpec, initial: Mapping[str, InitialValue] | None = No
         yield Fill(entry, slice(None), declared.get(entry.kind, Initial(-limit, limit)))
     for name, value in declared.items():
         if name.endswith(BIAS):
-            rows = _rows(spec, name.removesuffix(BIAS))
-            negated = None if value.negated is None else _rows(spec, value.negated)
-            for entry in spec.layout.by_layer_direction:
-                if entry.kind == "i2h_bias":
-                    yield Fill(entry, rows, value, negated)
-                elif entry.kind == "h2h_bias":  # added to the other; has no rows for gates of the input alone
-                    yield from (Fill(entry, each, _ZERO) for each in (rows, negated) if each is not None)
+            yield from _bias_fills(spec, name.removesuffix(BIAS), value)
 
 
-def _rows(spec: RNNSpec, gate: str) -> slice:
-    first = spec.gates.index(gate) * spec.hidden_size
-    return slice(first, first + spec.hidden_size)
+def _bias_fills(spec: RNNSpec, gate: str, value: Initial) -> Iterator[Fill]:
+    """The values of a gate's bias: that of the input, if the gate has a part from it, and zeros in the other."""
+    cell = traced_cell(spec.variant)
+    gates = {"i2h_bias": cell.x_gates, "h2h_bias": cell.h_gates}
+    both = (gate,) if value.negated is None else (gate, value.negated)
+    kinds = ["i2h_bias" if each in cell.x_gates else "h2h_bias" for each in both]
+    if len(set(kinds)) > 1:
+        raise ValueError(f"initial of '{gate}{BIAS}' negates the bias of {value.negated!r}: both must be of the input")
+
+    def rows(kind: str, name: str) -> slice:
+        first = gates[kind].index(name) * spec.hidden_size
+        return slice(first, first + spec.hidden_size)
+
+    for entry in spec.layout.by_layer_direction:
+        if entry.kind == kinds[0]:
+            yield Fill(entry, rows(entry.kind, gate), value, *(rows(entry.kind, name) for name in both[1:]))
+        elif entry.kind in gates:
+            yield from (Fill(entry, rows(entry.kind, name), _ZERO) for name in both if name in gates[entry.kind])
 
 
 def init_params(
-    spec: RNNSpec, rng: np.random.Generator | None = None, initial: Mapping[str, InitialValue] | None = None
+    spec: RNNSpec | NetworkSpec,
+    rng: np.random.Generator | None = None,
+    initial: Mapping[str, InitialValue] | None = None,
 ) -> Array:
     """A new flat vector of initial parameters for training.
 
@@ -66,7 +79,7 @@ def init_params(
     except for those that the cell declares otherwise by ``initial=``.
 
     Args:
-        spec: What the parameters are for.
+        spec: What the parameters are for; those of a network are those of its layers, one after the other.
         rng: NumPy's generator; None for a new one.
         initial: More values by name, as for :func:`fusedrnn.cell.cell`, which take precedence: ``{"f.bias": 1.0}`` for
             the forget gates of an LSTM. A gate with two biases has zeros in that of the state.
@@ -84,6 +97,8 @@ def init_params(
         (144,)
     """
     rng = np.random.default_rng() if rng is None else rng
+    if isinstance(spec, NetworkSpec):
+        return np.concatenate([init_params(layer, rng, initial) for layer in spec.layers])
     params = np.empty(spec.layout.size, spec.dtype)
     for entry, rows, value, negated in initial_fills(spec, initial):
         parameter = entry.view(params)

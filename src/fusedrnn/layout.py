@@ -72,19 +72,69 @@ class Parameter:
         return params[self.offset : self.offset + self.size].reshape(self.shape)
 
 
-class ParameterLayout:
+class FlatLayout:
+    """Where named parameters are in one flat vector; iteration yields every :class:`Parameter` in its order.
+
+    Attributes:
+        size: Elements of the vector.
+        dtype: The type of packed parameters.
+    """
+
+    size: int
+    dtype: str
+
+    def __iter__(self) -> Iterator[Parameter]:
+        raise NotImplementedError
+
+    def _check_flat(self, params: Array) -> None:
+        if not isinstance(params, np.ndarray):
+            raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")
+        if params.shape != (self.size,):
+            raise ValueError(f"params must have shape ({self.size},); got {params.shape}")
+
+    def unpack(self, params: Array, *, names: Naming = "mxnet") -> dict[str, Array]:
+        """Views of the flat vector by name.
+
+        ``names="mxnet"`` gives ``l0_i2h_weight``, ``r0_h2h_bias`` (l forward, r reverse, then the layer);
+        ``names="torch"`` gives ``weight_ih_l0``, ``bias_hh_l0_reverse``.
+        """
+        self._check_flat(params)
+        return {name: entry.view(params) for name, entry in self._named(names).items()}
+
+    def pack(
+        self, arrays: Mapping[str, Array], *, names: Naming = "mxnet", dtype: DTypeLike | None = None
+    ) -> Array:
+        """The inverse of :meth:`unpack`: a new flat vector, by default of the spec's dtype."""
+        flat = np.empty(self.size, dtype or self.dtype)
+        expected = self._named(names)
+        check_names(expected, arrays)
+        for name, entry in expected.items():
+            array = np.asarray(arrays[name])
+            if array.shape != entry.shape:
+                raise ValueError(f"{name} must have shape {entry.shape}; got {array.shape}")
+            entry.view(flat)[...] = array
+        return flat
+
+    def _named(self, names: Naming) -> dict[str, Parameter]:
+        """Every parameter by its name."""
+        in_torch = check_choice("names", names, ("mxnet", "torch")) == "torch"
+        return {entry.torch_name if in_torch else entry.name: entry for entry in self}
+
+
+class ParameterLayout(FlatLayout):
     """The flat parameter vector of MXNet and cuDNN: all weights first, then all biases.
 
     For each layer and direction the weights are i2h (G·H, in), h2h (G·H, S), with a projection h2r (P, H), and in an
     LSTM with peepholes the peephole weights of i, f and o (3·H), or of i and o if its gates are coupled (2·H). A cell
-    that a user has written may have vectors (H,) and scalars (1,) by name, and h2h has no rows for gates that the input
-    alone gives; if these are all, there is no h2h. With heads h2h is (G·H, H / heads). The biases are i2h (G·H) and,
-    with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the order of the cell: LSTM i f g o, coupled i g o,
-    GRU r z n. Iteration yields every :class:`Parameter` in the order of the vector.
+    that a user has written may have vectors (H,) and scalars (1,) by name. Its i2h has rows for the gates with a part
+    from the input, its h2h for those of recurrent products; if there are none, there is no h2h. With heads h2h is
+    (G·H, H / heads). The biases are i2h (G·H) and, with ``bias="double"``, h2h (G·H). Gates are stacked by rows in the
+    order of the cell: LSTM i f g o, coupled i g o, GRU r z n. Iteration yields every :class:`Parameter` in the order of
+    the vector.
     """
 
     def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+        self.spec, self.dtype = spec, spec.dtype
         self.size = 0
         self.kinds: tuple[Kind, ...] = tuple(spec.parameter_shapes(0))
         self._entries: dict[tuple[int, int, Kind], Parameter] = {}
@@ -128,40 +178,6 @@ class ParameterLayout:
         """That parameter in its shape, as a view of the flat vector ``params``."""
         self._check_flat(params)
         return self.entry(layer, direction, kind).view(params)
-
-    def _check_flat(self, params: Array) -> None:
-        if not isinstance(params, np.ndarray):
-            raise TypeError(f"params must be a NumPy array; got {type(params).__name__}")
-        if params.shape != (self.size,):
-            raise ValueError(f"params must have shape ({self.size},); got {params.shape}")
-
-    def unpack(self, params: Array, *, names: Naming = "mxnet") -> dict[str, Array]:
-        """Views of the flat vector by name.
-
-        ``names="mxnet"`` gives ``l0_i2h_weight``, ``r0_h2h_bias`` (l forward, r reverse, then the layer);
-        ``names="torch"`` gives ``weight_ih_l0``, ``bias_hh_l0_reverse``.
-        """
-        self._check_flat(params)
-        return {name: entry.view(params) for name, entry in self._named(names).items()}
-
-    def pack(
-        self, arrays: Mapping[str, Array], *, names: Naming = "mxnet", dtype: DTypeLike | None = None
-    ) -> Array:
-        """The inverse of :meth:`unpack`: a new flat vector, by default of the spec's dtype."""
-        flat = np.empty(self.size, dtype or self.spec.dtype)
-        expected = self._named(names)
-        check_names(expected, arrays)
-        for name, entry in expected.items():
-            array = np.asarray(arrays[name])
-            if array.shape != entry.shape:
-                raise ValueError(f"{name} must have shape {entry.shape}; got {array.shape}")
-            entry.view(flat)[...] = array
-        return flat
-
-    def _named(self, names: Naming) -> dict[str, Parameter]:
-        """Every parameter by its name."""
-        in_torch = check_choice("names", names, ("mxnet", "torch")) == "torch"
-        return {entry.torch_name if in_torch else entry.name: entry for entry in self}
 
 
 def check_names(expected: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:

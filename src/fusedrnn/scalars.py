@@ -83,6 +83,32 @@ def as_number(name: str, value: object) -> float:
     return number
 
 
+def positive_number(name: str, value: object) -> float:
+    """``value`` as a float above 0.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is NaN, not above 0 or too large for a float.
+    """
+    number = as_number(name, value)
+    if not number > 0:
+        raise ValueError(f"{name} must be above 0; got {number!r}")
+    return number
+
+
+def probability(name: str, value: object) -> float:
+    """``value`` as a float in [0, 1).
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is outside that interval, or NaN.
+    """
+    number = as_number(name, value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} must be a probability in [0, 1); got {number!r}")
+    return number
+
+
 def as_float(name: str, value: SupportsFloat) -> float:
     """``value`` as a float; a ValueError if it is too large for one."""
     try:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
 
+from fusedrnn import scalars
 from fusedrnn.cell.activations import Activation, check_activations
-from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell
+from fusedrnn.cell.cells import FAMILIES, Cell, Variant, make_cell, variant_of
 from fusedrnn.cell.trace import traced_cell
 from fusedrnn.layout import Kind, ParameterLayout, Shapes
-from fusedrnn.scalars import as_bool, as_number, check_bounds, check_choice, dtype_name, positive_int
-from fusedrnn.spec_sizes import check_sizes
+from fusedrnn.spec_sizes import check_sizes, num_weights, parameter_shapes
 
 Array = NDArray[Any]
 
@@ -25,15 +25,18 @@ COMPUTE = ("bfloat16", "int8", "int8_weights")
 QUANTIZED = ("int8", "int8_weights")
 """Those in which weights are integers with a scale for each row. They are for inference."""
 BIASES = ("double", "single", "none")
+RESIDUALS = ("identity", "projection")
 OPTIONS = (
     "projection_size", "state_clip_min", "reset_after", "peepholes", "coupled_gates", "gate_clip", "activations",
-    "bias", "reverse", "compute",
+    "bias", "reverse", "compute", "residual",
 )  # fmt: skip
 """The fields beyond the four cells in one or two directions: an engine may lack support for any of them."""
 _CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
-    positive_int: ("input_size", "hidden_size", "num_layers", "projection_size"),
-    as_bool: ("bidirectional", "state_clip_nan", "reset_after", "peepholes", "coupled_gates", "reverse"),
-    as_number: ("dropout", "state_clip_min", "state_clip_max", "gate_clip"),
+    scalars.positive_int: ("input_size", "hidden_size", "num_layers", "projection_size"),
+    scalars.as_bool: ("bidirectional", "state_clip_nan", "reset_after", "peepholes", "coupled_gates", "reverse"),
+    scalars.as_number: ("state_clip_min", "state_clip_max"),
+    scalars.positive_number: ("gate_clip",),
+    scalars.probability: ("dropout", "input_dropout"),
 }
 _MODE_OF_OPTION = {
     "projection_size": "lstm", "state_clip_min": "lstm", "reset_after": "gru", "peepholes": "lstm",
@@ -71,6 +74,10 @@ class RNNSpec:
             rounded to nearest even, and in inference ``"int8"``, with a scale for each row of an operand, or
             ``"int8_weights"``, in which the weights alone are int8. Sums, the cell's maths and everything that callers
             see stay float32.
+        residual: What each layer adds to its output: None for nothing, ``"identity"`` for its input, after dropout, in
+            the layers whose input and output have the same size D·S, or ``"projection"`` for W x + b of it, in all
+            layers, where W and b are rows of the input's weights and biases behind those of the gates.
+        input_dropout: Probability in [0, 1) with which training drops elements of the input of the first layer.
 
     Raises:
         TypeError: A field has the wrong type; the message names the field, its value and what is expected.
@@ -96,19 +103,21 @@ class RNNSpec:
     bias: str = "double"
     reverse: bool = False
     compute: str | None = None
+    residual: str | None = None
+    input_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, Cell):
-            check_choice("mode", self.mode, MODES)
+            scalars.check_choice("mode", self.mode, MODES)
         elif options := [option for option in ("activations", "gate_clip") if self.asks_for(option)]:
             raise ValueError(f"{options[0]} needs one of the modes {', '.join(MODES)}: write it in {self.mode!r}")
-        check_choice("bias", self.bias, BIASES)
+        scalars.check_choice("bias", self.bias, BIASES)
         for check, names in _CHECKS.items():
             for name in names:
                 value = getattr(self, name)
                 if value is not None or self._default(name) is not None:
                     self._set(name, check(name, value))
-        self._set("dtype", dtype_name(self.dtype, DTYPES))
+        self._set("dtype", scalars.dtype_name(self.dtype, DTYPES))
         if self.activations is not None and not isinstance(self.mode, Cell):
             default = FAMILIES[self.mode].default.activations
             self._set("activations", check_activations(self.activations, default, self.mode))
@@ -116,19 +125,17 @@ class RNNSpec:
             if self.asks_for(name) and self.mode != mode:
                 got = f"{getattr(self, name)!r} in mode {self.mode!r}"
                 raise ValueError(f"{name} needs mode {mode!r}; got {got}")
+        if self.residual is not None:
+            scalars.check_choice("residual", self.residual, RESIDUALS)
         if self.compute == self.dtype:
             self._set("compute", None)
         if self.compute is not None:
-            check_choice("compute", self.compute, (self.dtype, *COMPUTE))
+            scalars.check_choice("compute", self.compute, (self.dtype, *COMPUTE))
             if self.dtype != "float32":
                 raise ValueError(f"compute={self.compute!r} needs dtype 'float32'; got {self.dtype!r}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be a probability in [0, 1); got {self.dropout!r}")
-        if self.gate_clip is not None and not self.gate_clip > 0:
-            raise ValueError(f"gate_clip must be above 0; got {self.gate_clip!r}")
         if self.reverse and self.bidirectional:
             raise ValueError("reverse must be False in a bidirectional network; got True")
-        check_bounds("state_clip_min", self.state_clip_min, "state_clip_max", self.state_clip_max)
+        scalars.check_bounds("state_clip_min", self.state_clip_min, "state_clip_max", self.state_clip_max)
         if self.state_clip_nan and self.state_clip_min is None:
             raise ValueError("state_clip_nan needs state_clip_min and state_clip_max; got neither")
         check_sizes(self)
@@ -143,22 +150,7 @@ class RNNSpec:
     @cached_property
     def variant(self) -> Variant:
         """The cell with its options."""
-        if isinstance(self.mode, Cell):
-            return Variant(self.mode)
-        default = FAMILIES[self.mode].default
-        state_clip = None
-        if self.state_clip_min is not None and self.state_clip_max is not None:
-            state_clip = self.state_clip_min, self.state_clip_max, self.state_clip_nan
-        return replace(
-            default,
-            activations=self.activations or default.activations,
-            reset_after=self.reset_after,
-            peepholes=self.peepholes,
-            coupled_gates=self.coupled_gates,
-            gate_clip=self.gate_clip,
-            state_clip=state_clip,
-            projects=self.projection_size is not None,
-        )
+        return variant_of(self)
 
     @property
     def operand_format(self) -> str:
@@ -183,7 +175,7 @@ class RNNSpec:
     @property
     def num_directions(self) -> int:
         """D: 2 if bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
+        return 1 + self.bidirectional
 
     @property
     def num_gates(self) -> int:
@@ -191,14 +183,24 @@ class RNNSpec:
         return len(self.gates)
 
     @cached_property
+    def num_input_gates(self) -> int:
+        """The gates with a part from the input; in the four modes all."""
+        return len(traced_cell(self.variant).x_gates)
+
+    @cached_property
     def num_recurrent_gates(self) -> int:
-        """The gates with recurrent weights, which are the first ones; in the four modes all."""
-        return self.num_gates - len(traced_cell(self.variant).input_gates)
+        """The gates with recurrent weights; in the four modes all."""
+        return len(traced_cell(self.variant).h_gates)
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:
         """The states of the cell, the output first: ``("h",)`` or ``("h", "c")`` in the four modes."""
         return make_cell(self.variant).states
+
+    @property
+    def other_states(self) -> tuple[str, ...]:
+        """The states that the output does not show."""
+        return self.state_names[self.output_is_state :]
 
     @property
     def mode_name(self) -> str:
@@ -226,18 +228,31 @@ class RNNSpec:
         return self.num_directions * self.state_size
 
     @property
-    def drops_between_layers(self) -> bool:
-        """Whether training applies dropout to the output of a layer that another one reads."""
-        return self.dropout > 0 and self.num_layers > 1
+    def drops_inputs(self) -> bool:
+        """Whether training applies dropout to the input of a layer."""
+        return self.input_dropout > 0 or (self.dropout > 0 and self.num_layers > 1)
 
     @cached_property
     def drops(self) -> bool:
-        """Whether training draws random numbers: for dropout between layers, or for masks inside the cell."""
-        return self.drops_between_layers or bool(traced_cell(self.variant).masks)
+        """Whether training draws random numbers: for dropout of a layer's input, or for masks inside the cell."""
+        return self.drops_inputs or bool(traced_cell(self.variant).masks)
 
     def layer_input_size(self, layer: int) -> int:
         """The features that a layer reads at each step: I in layer 0, D·S in the others."""
         return self.input_size if layer == 0 else self.output_size
+
+    def adds_input(self, layer: int) -> bool:
+        """Whether a layer adds its input to its output."""
+        return self.residual == "identity" and self.layer_input_size(layer) == self.output_size
+
+    @cached_property
+    def output_is_state(self) -> bool:
+        """Whether the output of a layer is the first state of each step."""
+        return self.residual is None and traced_cell(self.variant).output is None
+
+    def dropout_of(self, layer: int) -> float:
+        """The probability with which training drops elements of a layer's input."""
+        return self.dropout if layer else self.input_dropout
 
     def asks_for(self, option: str) -> bool:
         """Whether one of :data:`OPTIONS` differs from its default."""
@@ -249,8 +264,12 @@ class RNNSpec:
 
     def state_shape(self, batch: int) -> tuple[tuple[int, int, int], ...]:
         """The shape (L·D, N, size) of each state for N sequences; the first index is layer·D + direction."""
-        rows = self.num_layers * self.num_directions
-        return tuple((rows, batch, self.size_of(name)) for name in self.state_names)
+        return tuple((self.num_layers * self.num_directions, batch, self.size_of(name)) for name in self.state_names)
+
+    @property
+    def other_state_features(self) -> tuple[int, ...]:
+        """D·size of each of :attr:`other_states`."""
+        return tuple(self.num_directions * self.size_of(name) for name in self.other_states)
 
     def size_of(self, state: str) -> int:
         """The elements of a state: S of the output, H of the others."""
@@ -258,31 +277,11 @@ class RNNSpec:
 
     def flops(self, steps: int, batch: int, *, training: bool = False) -> int:
         """Floating-point operations of the GEMMs of T steps of N sequences; training counts three times forward."""
-        weights = sum(self.num_gates * self.layer_input_size(layer) for layer in range(self.num_layers))
-        recurrent = self.num_recurrent_gates * self.state_size // self.heads
-        weights += self.num_layers * (recurrent + (self.projection_size or 0))
-        weights *= self.hidden_size
-        forward = 2 * steps * batch * self.num_directions * weights
-        return forward * 3 if training else forward
+        return 2 * steps * batch * num_weights(self) * (3 if training else 1)
 
     def parameter_shapes(self, layer: int) -> Shapes:
         """The shapes of the parameters of each direction of a layer, the weights before the biases."""
-        rows, h_rows = self.num_gates * self.hidden_size, self.num_recurrent_gates * self.hidden_size
-        shapes: Shapes = {"i2h_weight": (rows, self.layer_input_size(layer))}
-        if h_rows:
-            shapes["h2h_weight"] = (h_rows, self.state_size // self.heads)
-        if self.projection_size is not None:
-            shapes["h2r_weight"] = (self.state_size, self.hidden_size)
-        if self.peepholes:
-            shapes["peephole_weight"] = ((2 if self.coupled_gates else 3) * self.hidden_size,)
-        else:
-            shapes.update({kind: (self.hidden_size,) for kind in self.vector_kinds})
-        shapes.update({kind: (1,) for kind in self.scalar_kinds})
-        if self.bias != "none":
-            shapes["i2h_bias"] = (rows,)
-        if self.bias == "double" and h_rows:
-            shapes["h2h_bias"] = (h_rows,)
-        return shapes
+        return parameter_shapes(self, layer)
 
     @cached_property
     def layout(self) -> ParameterLayout:

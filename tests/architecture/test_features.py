@@ -67,7 +67,7 @@ def test_every_option_of_a_spec_has_a_row():
         "projection_size": "Projection", "state_clip_min": "Cell state clipped", "reset_after": "reset before",
         "peepholes": "Peepholes", "coupled_gates": "coupled", "gate_clip": "Pre-activations clipped",
         "activations": "Choice of the functions", "bias": "No bias", "reverse": "reverse direction alone",
-        "compute": "bfloat16",
+        "compute": "bfloat16", "residual": "Residual",
     }  # fmt: skip
     features = [cells(line)[0] for table in TABLES for line in table[2:]]
     for option in OPTIONS:

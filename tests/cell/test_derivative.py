@@ -274,10 +274,16 @@ def test_final_stage():
     assert reset_before.final_stage("h") == 0
 
 
-def test_another_operand_is_refused():
-    cell = Cell("of_c", ("a",), ("h", "c"), lambda x, recurrent, s: (tanh(x.a + recurrent(s.c).a), s.h))
-    with pytest.raises(NotImplementedError):
-        differentiate(trace(cell))
+def test_the_final_stage_is_not_before_the_gradients_of_other_states():
+    """That of h needs the gradient of an operand, and reads that of the new c until then."""
+
+    def equations(x, recurrent, s):
+        b = x.b + recurrent(sigmoid(x.a + recurrent(s.h).a) * s.h).b
+        return tanh(b), s.c + s.h * b
+
+    result = differentiate(fuse_gate_sums(trace(Cell("late", ("a", "b"), ("h", "c"), equations))))
+    assert StateCotangent("c") in walk([result.state_grads["h"]])
+    assert [result.final_stage(name) for name in "hc"] == [0, 0]
 
 
 def test_text_of_a_derivative():

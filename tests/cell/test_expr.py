@@ -99,7 +99,7 @@ def test_two_stages_evaluate():
     r = logistic(x[:, :H] + h @ weight[:H].T + bias[:H])
     z = logistic(x[:, H : 2 * H] + h @ weight[H : 2 * H].T + bias[H : 2 * H])
     n = np.tanh(x[:, 2 * H :] + (r * h) @ weight[2 * H :].T + bias[2 * H :])
-    (actual,) = reference.step(trace(TWO_STAGES), x, (h,), {"h2h_weight": weight, "h2h_bias": bias})
+    _, (actual,) = reference.step(trace(TWO_STAGES), x, (h,), {"h2h_weight": weight, "h2h_bias": bias})
     np.testing.assert_allclose(actual, (1 - z) * n + z * h, rtol=1e-13, atol=1e-13)
 
 

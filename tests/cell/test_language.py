@@ -48,6 +48,7 @@ def of(equations, **options):
         (lambda x, u, s: math.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not those of math"),
         (lambda x, u, s: np.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not NumPy's"),
         (lambda x, u, s: int(x.a), TypeError, "an expression is no number"),
+        (lambda x, u, s: setattr(s, "h", x.a), AttributeError, "'h' cannot be assigned to: return the new states"),
         (lambda x, u, s: len(x.a), TypeError, "has no length"),
         (lambda x, u, s: 2 ** x.a, TypeError, r"write exp\(a \* log\(2\)\)"),
         (lambda x, u, s: x.a // 2, TypeError, "its arithmetic is"),
@@ -66,14 +67,14 @@ def of(equations, **options):
         (lambda x, u, s: (x.a, u(s.h).a), ValueError, "must return the new states h, in this order; they return 2"),
         (lambda x, u, s: x.b + u(s.h).a, AttributeError, "the cell has no gate 'b'; its gates are a"),
         (lambda x, u, s: x.a + u(s.c).a, AttributeError, "the cell has no state 'c'; its states are h"),
-        (lambda x, u, s: x.a + u(tanh(s.h)).a, ValueError, r"recurrent\(s.h\)"),
         (lambda x, u, s: x.a + u.project(s.h), ValueError, r"recurrent\(s.h\)|recurrent.project"),
         (lambda x, u, s: x.a + 0.0 * (u(s.h) is None), ValueError, "no gate takes recurrent product 1"),
-        (lambda x, u, s: u(s.h).a * s.h, ValueError, r"gate .a. must have a part from the input: x.a has no effect"),
+        (lambda x, u, s: u(s.h).a * s.h, ValueError, "a gate must have a part from the input, such as x.a"),
+        (lambda x, u, s: tanh(s.h), ValueError, "gate 'a' has no effect: take it from the input, x.a, or from a pro"),
         (lambda x, u, s: x.a + u(u(s.h).a).a, ValueError, "gate 'a' takes part in more than one recurrent product"),
         (lambda x, u, s: x.a + u(s.h).a - mean(), TypeError, "mean takes at least one expression; got none"),
         (lambda x, u, s: x.a + u(s.h).a - mean(x.a, 1.0), TypeError, "mean takes expressions; got 1.0"),
-        (lambda x, u, s: x.a * mean(s.h), ValueError, "need a cell with a recurrent product"),
+        (lambda x, u, s: x.a + where(u(s.h).a < 0, s.h, 0.0), ValueError, "does not use h.a"),
         (lambda x, u, s: (x.a + u(s.h).a) * mask("m", 0), ValueError, "keep must be a probability above 0; got 0.0"),
         (lambda x, u, s: (x.a + u(s.h).a) * mask(1, 0.5), TypeError, "a mask needs a name, such as 'h'; got 1"),
         (lambda x, u, s: dropout("m", x.a + u(s.h).a, 1.0), ValueError, r"a probability in \[0, 1\); got 1.0"),
@@ -108,6 +109,9 @@ def plain(x, u, s, *p):
         ({"vectors": "beta", "scalars": "beta"}, "two parameters have the name 'beta'"),
         ({"vectors": "h2h_bias"}, "is that of a weight or bias"),
         ({"vectors": "beta"}, "parameter 'beta' is declared, but has no effect: write p.beta"),
+        ({"output": "1"}, "output must be a name, an identifier of at most 64 ASCII letters"),
+        ({"output": "h"}, "output 'h' is a state: without output= the first state is the output"),
+        ({"output": "y"}, "must return the output y and the new states h, in this order; they return 1 value"),
         ({"name": "not a name"}, "an identifier of at most 64 ASCII letters, not with _ first; got 'not a name'"),
     ],
 )
@@ -161,7 +165,26 @@ def test_the_spec_of_a_cell_without_products():
         RNNSpec(cells.sru, 3, 4)
     with pytest.raises(ValueError, match=r"the output of a layer must have the size of hidden_size \(4\).*; got 8"):
         RNNSpec(cells.sru, 4, 4, 2, bidirectional=True)
-    assert "d x.raw, beside products = d new h - v" in cells.sru.explain()
+    assert "d x.raw, beside products = dy - v" in cells.sru.explain()
+
+
+def test_gates_without_input():
+    """Each matrix has rows for the gates that it gives, in their order; so have biases and their initial values."""
+
+    @cell(gates="a b c", initial={"a.bias": 3.0, "b.bias": 2.0, "c.bias": 1.0})
+    def some(x, recurrent, s):
+        h = recurrent(s.h)
+        return tanh(h.a + h.b * x.b) + x.c
+
+    spec = RNNSpec(some, 5, 4)
+    shapes = {"i2h_weight": (8, 5), "h2h_weight": (8, 4), "i2h_bias": (8,), "h2h_bias": (8,)}
+    assert spec.parameter_shapes(0) == shapes and spec.flops(1, 1) == 2 * (8 * 5 + 8 * 4)
+    biases = init_params(spec)[-16:].reshape(4, 4)
+    np.testing.assert_array_equal(biases, np.repeat([[2], [1], [3], [0]], 4, axis=1))
+    with pytest.raises(ValueError, match=r"params must have shape \(88,\), .*; got \(0,\)"):
+        RNNOp(spec).forward(np.zeros((1, 1, 5), np.float32), np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match=r"initial of 'a.bias' negates the bias of 'b': both must be of the input"):
+        init_params(spec, initial={"a.bias": chrono(5, negated="b")})
 
 
 def test_errors_name_the_states_of_the_cell():
@@ -213,12 +236,35 @@ def test_heads():
             cells.slstm.with_heads(wrong)
     with pytest.raises(ValueError, match="cell sru has no recurrent products, and so no heads"):
         cells.sru.with_heads(2)
-    with pytest.raises(ValueError, match="must be a multiple of the heads of <cell slstm with 4 heads>; got 9"):
+    with pytest.raises(ValueError, match=r"must be a multiple of the heads of <cell slstm.with_heads\(4\)>; got 9"):
         RNNSpec(four, 3, 9)
-    with pytest.raises(ValueError, match="compute='int8' needs a cell of one head; got <cell slstm with 4 heads>"):
+    with pytest.raises(ValueError, match=r"compute='int8' needs a cell of one head; got <cell slstm.with_heads\(4\)>"):
         RNNSpec(four, 3, 8, compute="int8")
     with pytest.raises(NotImplementedError, match="a head must have a multiple of 16 units in float32; got 2"):
         RNNOp(spec)
+
+
+def test_rates():
+    """They are constants of another cell, with kernels of its own."""
+    other = cells.zoneout_lstm.with_rates(c=0.25)
+    assert [(mask.name, mask.keep) for mask in other.traced.masks] == [("c", 0.75), ("h", 0.95)]
+    both = other.with_rates(h=0.5).with_heads(2)
+    assert repr(both) == "<cell zoneout_lstm.with_rates(c=0.25, h=0.5).with_heads(2)>"
+    assert both == cells.zoneout_lstm.with_heads(2).with_rates(h=0.5, c=0.25) and both.with_heads(1) != both
+    assert len({cells.zoneout_lstm, other, both, both.with_heads(1)}) == 4 and other.slug != cells.zoneout_lstm.slug
+    assert other.with_rates(c=0.5) == cells.zoneout_lstm and cells.zoneout_lstm.with_rates() is cells.zoneout_lstm
+    assert "mask h / 0.5" in cells.variational_gru.with_rates(h=0.5).explain()
+    for of in (other, both, other.expectation, both.expectation):
+        assert pickle.loads(pickle.dumps(of)) == copy.deepcopy(of) == of
+    assert other.expectation.with_rates(h=0.5).with_heads(2) == both.expectation != other.expectation
+    for of, rates, error, message in (
+        (other, {"c": 1.0}, ValueError, r"c must be a probability in \[0, 1\); got 1.0"),
+        (other, {"c": "1"}, TypeError, "c must be a number; got '1'"),
+        (other.expectation, {"o": 0.5}, ValueError, "cell zoneout_lstm has no mask 'o': its masks are c, h"),
+        (cells.janet, {"c": 0.5}, ValueError, "cell janet has no mask 'c': it draws none"),
+    ):
+        with pytest.raises(error, match=message):
+            of.with_rates(**rates)
 
 
 def test_a_cell_is_pickled_by_reference():
@@ -249,6 +295,22 @@ h_t &= h_{t-1} + f_t \odot (n_t - h_{t-1})
     for cell_of_paper in (getattr(cells, name) for name in cells.__all__):
         left = [line.split(" &= ")[0] for line in cell_of_paper.latex().splitlines()[1:-1]]
         assert len(set(left)) == len(left)
+
+
+def test_an_output_that_is_no_state():
+    def equations(x, u, s):
+        c = tanh(x.a + u(s.c).a)
+        return c * s.c, c
+
+    with_output = of(equations, states="c", output="y")
+    assert r"y_t &= c_t \odot c_{t-1}" in with_output.latex()
+    text = with_output.explain()
+    assert "the output is y" in text and "product 1 of c" in text and "  y = " in text and "dy" in text
+    spec = RNNSpec(with_output, 3, 4, 2, bidirectional=True)
+    assert (spec.state_names, spec.other_states, spec.output_is_state) == (("c",), ("c",), False)
+    assert with_output != of(equations, states="c", output="z")
+    with pytest.raises(TypeError, match="output must be a string such as 'y'; got 1"):
+        of(equations, states="c", output=1)
 
 
 def test_states_that_stay_in_latex():

@@ -1,8 +1,9 @@
-"""Rollouts as whole sequences: a policy's loop over steps as one call, and batches of whole rows."""
+"""Rollouts as whole sequences: a policy's loop over steps as one call, batches of whole rows, and both libraries."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from examples.recurrent_rl.sequences import process_sequence, whole_rows
@@ -40,3 +41,56 @@ def test_batches_have_every_row_once():
     assert sorted(np.concatenate([firsts for _, firsts in batches])) == list(range(0, 30, 5))
     for steps, firsts in batches:
         assert (steps.reshape(-1, 5) == firsts[:, None] + np.arange(5)).all()
+
+
+def agents():
+    """sb3-contrib's agent and ours, with the same parameters."""
+    contrib = pytest.importorskip("sb3_contrib", reason="needs sb3-contrib")
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from examples.recurrent_rl.sb3 import FusedRecurrentPPO, ResetPolicy
+
+    def make(algorithm, policy):
+        return algorithm(policy, make_vec_env("CartPole-v1", 4, seed=0), n_steps=16, batch_size=32, n_epochs=2, seed=0,
+                         device="cpu", policy_kwargs={"lstm_hidden_size": 8})  # fmt: skip
+
+    theirs, ours = make(contrib.RecurrentPPO, "MlpLstmPolicy"), make(FusedRecurrentPPO, ResetPolicy)
+    ours.policy.load_state_dict(theirs.policy.state_dict())
+    return theirs, ours
+
+
+def test_sb3_policies_agree():
+    """Values and log probabilities of rows with beginnings of episodes inside, and their gradients."""
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
+
+    theirs, ours = (agent.policy for agent in agents())
+    torch.manual_seed(2)
+    rows, steps = 4, 6
+    states = RNNStates(*((torch.rand(1, rows, 8), torch.rand(1, rows, 8)) for _ in range(2)))
+    observations, actions = torch.randn(rows * steps, 4), torch.randint(2, (rows * steps,))
+    starts = (torch.rand(rows * steps) < 0.3).float()
+    results = [policy.evaluate_actions(observations, actions, states, starts) for policy in (theirs, ours)]
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+    for values, log_probs, _ in results:
+        (values.sum() + log_probs.sum()).backward()
+    for expected, actual in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad)
+
+
+def test_sb3_learns():
+    _, ours = agents()
+    before = [parameter.detach().clone() for parameter in ours.policy.parameters()]
+    ours.learn(2 * 4 * 16)
+    after = [*ours.policy.parameters()]
+    assert all(parameter.isfinite().all() for parameter in after)
+    assert any((new != old).any() for new, old in zip(after, before, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries
+def test_torchrl_modules_agree():
+    pytest.importorskip("torchrl", reason="needs torchrl")
+    from examples.recurrent_rl.with_torchrl import compare
+
+    torch.manual_seed(0)
+    compare(B=3, T=7, I=4, H=8, repetitions=1)

@@ -102,8 +102,8 @@ def test_repeated_checked_call(call, monkeypatch):
     executor = op.by_address()
     with fusedrnn.thread_limits(1):
         run()
-        job = executor.job(name, executor.target)
-        monkeypatch.setitem(executor._jobs, (name, True), lambda *arguments: run_job(job, *arguments))
+        planned, job = executor._planned[name], executor.job(name, executor.target)
+        monkeypatch.setattr(planned, "job", lambda *arguments: run_job(job, *arguments))
         monkeypatch.setattr(type(op._call_cache), "_is_repeated", lambda *_: False)
         assert not check(run)
 

@@ -125,6 +125,13 @@ class PaperSteps(Steps):
         a, c = 1 + torch.tanh(a), torch.sigmoid(c)
         return (c * h + (1 - c) * torch.tanh(self.input_sum(2) + a * h),)
 
+    def own_output(self, c, h):
+        r = torch.sigmoid(*self.sums(c, 0, 1))
+        n = torch.tanh(*self.sums(r * h, 1, 2))
+        w = self.input_sum(2)
+        old_c, h = c, r * h + n
+        return n * w + old_c * torch.tanh(h), torch.tanh(old_c * w + h), h
+
     def everything(self, h, c):
         (r,), w, v = self.sums(h, 0, 1), self.input_sum(3), self.input_sum(4)
         r = torch.sigmoid(r)
@@ -133,6 +140,176 @@ class PaperSteps(Steps):
         from_x, from_h = self.gate(2, self.x, n * c, self.spec.hidden_size)
         c = torch.tanh(w) * c + r * self.w["beta"]
         return torch.tanh(from_h * self.w["tau"] + from_x) * c + h * n, c + v
+
+    def from_x(self, row):
+        """The pre-activation from the input whose weights are the ``row``-th."""
+        rows = slice(row * self.spec.hidden_size, (row + 1) * self.spec.hidden_size)
+        return self.x @ self.w["i2h_weight"][rows].T + self.w["i2h_bias"][rows]
+
+    def from_h(self, row, operand):
+        """The same from the recurrent weights."""
+        rows = slice(row * self.spec.hidden_size, (row + 1) * self.spec.hidden_size)
+        return operand @ self.w["h2h_weight"][rows].T + self.w["h2h_bias"][rows]
+
+    def early(self, h, c):
+        b, o, n, w = map(self.from_x, range(4))
+        first = torch.tanh(w) * c + self.w["beta"]
+        o = torch.sigmoid(o + self.from_h(2, torch.tanh(self.from_h(0, first)) * h))
+        n = torch.tanh(self.w["tau"] * n + self.from_h(3, o * torch.tanh(n) * c))
+        return o * n + torch.tanh(self.from_h(1, first) - b) * h, self.w["tau"] * c + o * n
+
+    def antisymmetric_rnn(self, h):
+        sums = self.from_x(0) + self.from_h(0, h) - self.w["gamma"] * h
+        return (h + self.w["epsilon"] * torch.tanh(sums),)
+
+    def gated_antisymmetric_rnn(self, h):
+        u = self.from_h(0, h) - self.w["gamma"] * h
+        z = torch.sigmoid(self.from_x(1) + u)
+        return (h + self.w["epsilon"] * z * torch.tanh(self.from_x(0) + u),)
+
+    def atr(self, h):
+        p, q = self.from_x(0), self.from_h(0, h)
+        return (torch.sigmoid(p + q) * p + torch.sigmoid(p - q) * h,)
+
+    def fast_rnn(self, h):
+        alpha, beta = torch.sigmoid(self.w["alpha"]), torch.sigmoid(self.w["beta"])
+        return (alpha * torch.tanh(*self.sums(h, 0, 1)) + beta * h,)
+
+    def intersection_rnn(self, h):
+        y_in, h_in, g_y, g_h = self.sums(h, 0, 4)
+        self.note(y_in)
+        g_y, g_h = torch.sigmoid(g_y), torch.sigmoid(g_h)
+        return g_y * self.x + (1 - g_y) * torch.relu(y_in), g_h * h + (1 - g_h) * torch.tanh(h_in)
+
+    def light_ru(self, h):
+        f = torch.sigmoid(self.from_x(0) + self.from_h(0, h))
+        return ((1 - f) * h + f * torch.tanh(self.from_x(1)),)
+
+    def ltc(self, h):
+        f, dt = torch.sigmoid(*self.sums(h, 0, 1)), self.w["dt"]
+        return ((h + dt * f * self.w["a"]) / (1 + dt * (self.w["leak"] + f)),)
+
+    def mc_lstm(self, v, c):
+        f, i, o, m, n = self.sums(v, 0, 5)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(n)
+        return torch.sigmoid(o) * torch.tanh(c), torch.sigmoid(m) * torch.tanh(c), c
+
+    def nas(self, h, c):
+        from_x, from_h = zip(*(self.gate(number, self.x, h, self.spec.hidden_size) for number in range(8)), strict=True)
+        sums = [a + b for a, b in zip(from_x, from_h, strict=True)]
+        sums[3] = from_x[3] * from_h[3]
+        self.note(sums[1], sums[3])
+        functions = {0: torch.sigmoid, 1: torch.relu, 2: torch.sigmoid, 3: torch.relu, 4: torch.tanh, 6: torch.tanh}
+        first = [functions.get(number, torch.sigmoid)(one) for number, one in enumerate(sums)]
+        second = [torch.tanh(first[0] * first[1]), torch.tanh(first[2] + first[3]), torch.tanh(first[4] * first[5])]
+        second.append(torch.sigmoid(first[6] + first[7]))
+        c = torch.tanh(second[0] + c) * second[1]
+        return torch.tanh(c * torch.tanh(second[2] + second[3])), c
+
+    def original_lstm(self, h, c):
+        i, g, o = map(torch.sigmoid, self.sums(h, 0, 3))
+        c = c + i * (4 * g - 2)
+        return o * (2 * torch.sigmoid(c) - 1), c
+
+    def sgrn(self, h):
+        x = self.from_x(0)
+        f = torch.sigmoid(x + self.from_h(0, h))
+        return (torch.tanh((1 - f) * x + f * h),)
+
+    def co_rnn(self, y, z):
+        dt, gamma, epsilon = (self.w[name] for name in ("dt", "gamma", "epsilon"))
+        force = torch.tanh(self.from_x(0) + self.from_h(0, y) + self.from_h(1, z))
+        z = z + dt * force - dt * gamma * y - dt * epsilon * z
+        return y + dt * z, z
+
+    def minimal_rnn(self, h):
+        z = torch.tanh(self.from_x(0))
+        u = torch.sigmoid(self.from_h(0, h) + self.from_h(1, z))
+        return (u * h + (1 - u) * z,)
+
+    def mi_ru(self, h):
+        r = torch.sigmoid(*self.sums(h, 0, 1))
+        return (self.w["rate"] * h + (1 - self.w["rate"]) * torch.tanh(*self.sums(r * h, 1, 2)),)
+
+    def mut1(self, h):
+        r, z = torch.sigmoid(*self.sums(h, 0, 1)), torch.sigmoid(self.from_x(2))
+        return (torch.tanh(self.from_h(1, r * h) + torch.tanh(self.from_x(1))) * z + h * (1 - z),)
+
+    def mut2(self, h):
+        z, r = map(torch.sigmoid, self.sums(h, 0, 2))
+        return (torch.tanh(*self.sums(r * h, 2, 3)) * z + h * (1 - z),)
+
+    def mut3(self, h):
+        r, z = torch.sigmoid(*self.sums(h, 0, 1)), torch.sigmoid(*self.sums(torch.tanh(h), 1, 2))
+        return (torch.tanh(*self.sums(r * h, 2, 3)) * z + h * (1 - z),)
+
+    def recurrent_highway(self, h):
+        for depth in range(3):
+            a, t = (self.from_h(2 * depth + number, h) + (0 if depth else self.from_x(number)) for number in range(2))
+            t = torch.sigmoid(t)
+            h = torch.tanh(a) * t + h * (1 - t)
+        return (h,)
+
+    def res_lstm(self, h, c):
+        i, f, g, o = self.sums(h, 0, 4)
+        i, f = torch.sigmoid(i + self.w["v_i"] * c), torch.sigmoid(f + self.w["v_f"] * c)
+        c = f * c + i * torch.tanh(g)
+        o = torch.sigmoid(o + self.w["v_o"] * c)
+        return o * (self.from_h(4, torch.tanh(c)) + self.from_x(4)), c
+
+    def scrn(self, h, c):
+        c = (1 - self.w["alpha"]) * self.from_x(1) + self.w["alpha"] * c
+        return torch.sigmoid(self.from_h(1, c) + self.from_x(0) + self.from_h(0, h)), c
+
+    def simple_gates(self, h):
+        """The candidate's gate and the update gate of SGU and DSGU."""
+        z = self.from_x(1) + self.from_h(1, h)
+        self.note(z + 2.5, z - 2.5)
+        return torch.tanh(self.from_h(0, self.from_x(0) * h)), torch.clamp(0.2 * z + 0.5, 0, 1)
+
+    def sgu(self, h):
+        g, z = self.simple_gates(h)
+        return ((1 - z) * h + z * F.softplus(g * h),)
+
+    def dsgu(self, h):
+        g, z = self.simple_gates(h)
+        return ((1 - z) * h + z * torch.sigmoid(self.from_h(2, g * h)),)
+
+    def wmc_lstm(self, h, c):
+        i, f, g, o = self.sums(h, 0, 4)
+        i, f = (torch.sigmoid(a + torch.tanh(self.from_h(row, c))) for row, a in ((4, i), (5, f)))
+        c = f * c + i * torch.tanh(g)
+        return torch.sigmoid(o + torch.tanh(self.from_h(6, c))) * torch.tanh(c), c
+
+    def brc(self, h):
+        a, c = 1 + torch.tanh(self.from_x(0) + self.w["w_a"] * h), torch.sigmoid(self.from_x(1) + self.w["w_c"] * h)
+        return (c * h + (1 - c) * torch.tanh(self.from_x(2) + a * h),)
+
+    def t_rnn(self, h):
+        z, f = self.inputs()
+        f = torch.sigmoid(f)
+        return (f * h + (1 - f) * z,)
+
+    def t_gru(self, h):
+        z, f, o = self.inputs()
+        return (torch.sigmoid(f) * h + z * torch.tanh(o),)
+
+    def t_lstm(self, c):
+        z, f, o = self.inputs()
+        f = torch.sigmoid(f)
+        c = f * c + (1 - f) * z
+        return c * torch.tanh(o), c
+
+    def unicornn(self, y, z):
+        dt = self.w["dt"] * torch.sigmoid(self.w["c"])
+        z = z - dt * (torch.tanh(self.w["w"] * y + self.from_x(0)) + self.w["alpha"] * y)
+        return y + dt * z, z
+
+    def elementwise_moments(self, h, c):
+        a, b = (torch.tanh(self.from_x(row)) for row in range(2))
+        mean = torch.stack([a * h, c]).mean(dim=(0, 2))[:, None]
+        b = b * mean + self.w["beta"] * (a - c).var(dim=1, correction=0, keepdim=True)
+        return torch.tanh(b + h), a + (b * c).mean(dim=1, keepdim=True)
 
     def row_moments(self, h, c):
         a = torch.tanh(*self.sums(h, 0, 1))
@@ -198,13 +375,13 @@ class PaperSteps(Steps):
         self.note(a)
         return (torch.relu(a),)
 
-    def sru(self, h, c):
+    def sru(self, c):
         z, f, r = self.inputs()
         f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
         c = f * c + (1 - f) * z
         return r * c + (1 - r) * self.x, c
 
-    def sru_projected(self, h, c):
+    def sru_projected(self, c):
         z, f, r, k = self.inputs()
         f, r = torch.sigmoid(f + self.w["v_f"] * c), torch.sigmoid(r + self.w["v_r"] * c)
         c = f * c + (1 - f) * z
@@ -215,13 +392,13 @@ class PaperSteps(Steps):
         f = torch.sigmoid(f)
         return (f * h + (1 - f) * torch.tanh(z),)
 
-    def qrnn_fo(self, h, c):
+    def qrnn_fo(self, c):
         z, f, o = self.inputs()
         f = torch.sigmoid(f)
         c = f * c + (1 - f) * torch.tanh(z)
         return torch.sigmoid(o) * c, c
 
-    def qrnn_ifo(self, h, c):
+    def qrnn_ifo(self, c):
         z, i, f, o = self.inputs()
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
         return torch.sigmoid(o) * c, c
@@ -256,6 +433,15 @@ def everything(x, recurrent, s, p):
     return tanh(o) * c + s.h * n, c + x.v
 
 
+@cell(gates="r n w", states="c h", output="y")
+def own_output(x, recurrent, s):
+    """A cell of no paper whose output is no state: two products, a gate of the input alone, a late old state."""
+    r = sigmoid(x.r + recurrent(s.c).r)
+    n = tanh(x.n + recurrent(r * s.h).n)
+    h = r * s.h + n
+    return n * x.w + s.c * tanh(h), tanh(s.c * x.w + h), h
+
+
 @cell(gates="a b", states="h c")
 def row_moments(x, recurrent, s):
     """A cell of no paper: a state that is a mean, a product of a variance, and variances whose means are not used."""
@@ -264,12 +450,36 @@ def row_moments(x, recurrent, s):
     return tanh(b) + variance(s.c * a), mean(b * a, s.c)
 
 
+@cell(gates="a b o n w", states="h c", vectors="beta", scalars="tau")
+def early(x, recurrent, s, p):
+    """A cell of no paper: no product of the output, a gate without input, one that its own product's operand reads."""
+    h = recurrent(tanh(x.w) * s.c + p.beta)
+    o = sigmoid(x.o + recurrent(tanh(h.a) * s.h).o)
+    n = tanh(p.tau * x.n + recurrent(o * tanh(x.n) * s.c).n)
+    return o * n + tanh(h.b - x.b) * s.h, p.tau * s.c + o * n
+
+
+@cell(gates="a b", states="h c", vectors="beta")
+def elementwise_moments(x, recurrent, s, p):
+    """A cell of no paper: means and variances without products, one of another."""
+    a = tanh(x.a)
+    b = tanh(x.b) * mean(a * s.h, s.c) + p.beta * variance(a - s.c)
+    return tanh(b + s.h), a + mean(b * s.c)
+
+
 CELLS = {name: getattr(cells, name) for name in cells.__all__ if name not in noisy.__all__}
 """The catalogue by name, but the cells that draw random masks."""
 HEADS = {"slstm_heads": cells.slstm.with_heads(2), "everything_heads": everything.with_heads(2)}
 HEADS["layer_norm_heads"] = cells.layer_norm_dreamer_gru.with_heads(2)
-ALL_CELLS = {**CELLS, "everything": everything, "row_moments": row_moments, **HEADS}
-ALIKE = {"flash_gru", "flash_lstm", "qrnn_f", "qrnn_fo", "min_gru", "min_gru_log", "min_lstm", "sru_projected"}
+HEADS["early_heads"] = early.with_heads(2)
+OF_NO_PAPER = {of.name: of for of in (everything, own_output, row_moments, early, elementwise_moments)}
+ALL_CELLS = {**CELLS, **OF_NO_PAPER, **HEADS}
+ALIKE = {
+    "antisymmetric_rnn", "atr", "brc", "co_rnn", "dsgu", "fast_rnn", "flash_gru", "flash_lstm",
+    "gated_antisymmetric_rnn", "intersection_rnn", "light_ru", "ltc", "mc_lstm", "mi_ru", "min_gru", "min_gru_log",
+    "min_lstm", "minimal_rnn", "mut1", "mut2", "mut3", "nas", "original_lstm", "qrnn_f", "qrnn_fo", "res_lstm", "scrn",
+    "sgrn", "sgu", "sru_projected", "t_gru", "t_lstm", "t_rnn", "unicornn",
+}  # fmt: skip
 """Cells that kernels compute in the same way as another one, with parts of its maths."""
 KERNEL_CELLS = [name for name in ALL_CELLS if name not in ALIKE]
 

@@ -30,11 +30,11 @@ def random_resets(problem, seed=0, rate=0.4):
 
 
 def random_state_gradients(problem, seed=0):
-    """Gradients of every state of every step but h."""
+    """Gradients of every state of every step that the output does not show."""
     rng = np.random.default_rng(seed)
     spec = problem.spec
-    shape = *problem.x.shape[:2], spec.num_directions * spec.hidden_size
-    return tuple(rng.standard_normal(shape).astype(spec.dtype) for _ in spec.state_names[1:])
+    shapes = [(*problem.x.shape[:2], size) for size in spec.other_state_features]
+    return tuple(rng.standard_normal(shape).astype(spec.dtype) for shape in shapes)
 
 
 def in_pieces(op, problem, resets, reset_states=None, dall=None, **options):
@@ -43,7 +43,7 @@ def in_pieces(op, problem, resets, reset_states=None, dall=None, **options):
     D, dtype = spec.num_directions, spec.dtype
     zeros = tuple(np.zeros(shape, dtype) for shape in spec.state_shape(N))
     initial, replaced = problem.states or zeros, reset_states or zeros
-    sizes = [spec.output_size, *(D * spec.hidden_size for _ in spec.state_names[1:])]
+    sizes = [spec.output_size, *spec.other_state_features]
     outputs = tuple(np.zeros((T, N, size), dtype) for size in sizes)
     final = tuple(state.copy() for state in initial)
     trains = options.get("training", False)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from fusedrnn import RNNSpec
 from fusedrnn.cell.activations import Activation
+from fusedrnn.cell.cells import Cell
 from fusedrnn.testing.tolerance import longest_sum, tolerance
 from oracles import Results, without
 from problems import problem_of
@@ -79,7 +80,7 @@ _KINKS = {
     "hard_sigmoid": lambda x, a, b: (a * x + b, a * x + b - 1),
     "elu": lambda x, a, b: (x,),
 }
-_FUNCTIONS = {
+FUNCTIONS = {
     "sigmoid": lambda x, a, b: torch.sigmoid(x),
     "tanh": lambda x, a, b: torch.tanh(x),
     "relu": lambda x, a, b: F.relu(x),
@@ -109,6 +110,11 @@ class Steps:
         self.functions = [partial(self.activate, activation) for activation in activations]
         self.margin = np.inf
 
+    def projected(self, x):
+        """What a residual connection adds: the last rows of the input's weights by the input."""
+        rows, bias = self.w["i2h_weight"][-self.spec.hidden_size :], self.w.get("i2h_bias")
+        return x @ rows.T + (0 if bias is None else bias[-self.spec.hidden_size :])
+
     def note(self, *distances):
         """Note distances from a kink; ``margin`` is the smallest."""
         self.margin = min(self.margin, *(float(distance.detach().abs().min()) for distance in distances))
@@ -117,7 +123,7 @@ class Steps:
         parameters = activation.alpha, activation.beta
         if activation.name in _KINKS:
             self.note(*_KINKS[activation.name](x, *parameters))
-        return _FUNCTIONS[activation.name](x, *parameters)
+        return FUNCTIONS[activation.name](x, *parameters)
 
     def clip(self, a):
         bound = self.spec.gate_clip
@@ -188,14 +194,22 @@ def run(spec, x, states, weights, lengths, steps=Steps):
             current = tuple(state[len(last)] for state in states)
             y = [None] * T
             for t in reversed(range(T)) if spec.reverse or direction == 1 else range(T):
-                new = step(x[t], current)
+                new = output, *_ = step(x[t], current)
+                if isinstance(spec.mode, Cell) and spec.mode.output is not None:
+                    new = new[1:]
+                if spec.residual == "projection":
+                    output = output + step.projected(x[t])
                 active = torch.ones(x.shape[1], 1, dtype=bool) if lengths is None else (t < lengths)[:, None]
-                y[t] = torch.where(active, new[0], 0)
+                y[t] = torch.where(active, output, 0)
                 current = tuple(torch.where(active, *pair) for pair in zip(new, current, strict=True))
             outputs.append(torch.stack(y))
             last.append(current)
             margin = min(margin, step.margin)
-        x = torch.cat(outputs, dim=2)
+        y = torch.cat(outputs, dim=2)
+        if spec.residual == "identity" and y.shape == x.shape:
+            active = torch.ones(x.shape[:2], dtype=bool) if lengths is None else torch.arange(T)[:, None] < lengths
+            y = y + torch.where(active[:, :, None], x, 0)
+        x = y
     return (x, *(torch.stack(column) for column in zip(*last, strict=True))), margin
 
 

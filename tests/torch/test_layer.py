@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fusedrnn import RNNOp, cells
-from fusedrnn.cell import cell, sigmoid, tanh
+from fusedrnn.cell import cell, dropout, sigmoid, tanh
 from fusedrnn.torch import Layer, LayerReport, accelerate, cell_references, eager, quantize, read, restore
 from fusedrnn.torch.short_call import ShortCall
 from paper_cells import cell_problem
@@ -33,10 +33,11 @@ I, H, T, N = 3, 4, 5, 3
 SHAPE = Shape(T, N, I, 9, layers=2, bidirectional=True, lengths="edges")
 
 
-@cell(gates="r n w", states="h c m", vectors="beta gamma", scalars="tau rho")
+@cell(gates="q r n w", states="h c m", vectors="beta gamma", scalars="tau rho")
 def mixed(x, recurrent, s, p):
-    """Two products, a gate of the input alone, three states, several vectors and scalars."""
-    r = sigmoid(x.r + recurrent(s.h).r)
+    """Two products, a gate without input, one of the input alone, three states, several vectors and scalars."""
+    h = recurrent(s.h * tanh(x.w))
+    r = sigmoid(x.r + h.r) * tanh(h.q)
     n = tanh(recurrent(r * s.c).n + p.beta * x.n)
     c = p.tau * s.c + r * x.w
     return tanh(c) * n, c, p.rho * s.m + p.gamma * n
@@ -75,7 +76,7 @@ def assert_same(actual, expected):
 
 
 # Of each kind: products, parameters, states, heads, raw input, reductions. The operator has tests of the catalogue.
-@pytest.mark.parametrize("name", ["everything", "fast_grnn", "slstm_heads", "sru", "ind_rnn", "layer_norm_gru"])
+@pytest.mark.parametrize("name", ["everything", "fast_grnn", "slstm_heads", "sru", "own_output", "layer_norm_gru"])
 def test_equations_of_papers(name):
     problem, oracle = cell_problem(name, SHAPE)
     spec = problem.spec
@@ -229,6 +230,11 @@ def with_initial(x, recurrent, s, p):
     return f * s.h + (p.beta - p.tau * f) * tanh(x.n)
 
 
+@cell(gates="a")
+def of_any_name(x, recurrent, s):
+    return tanh(x.a + recurrent(dropout("of x: 0=1", s.h, 0.5)).a)
+
+
 def test_references_to_cells(monkeypatch):
     reference = cell_references.reference_to(with_initial)
     monkeypatch.setattr(cell_references, "_CELLS", {})
@@ -236,6 +242,10 @@ def test_references_to_cells(monkeypatch):
     heads = cells.slstm.with_heads(4)
     assert cell_references.cell_of(heads.reference) == heads
     assert repr(Layer(heads, 3, 64)) == "Layer(slstm.with_heads(4), 3, 64)"
+    rates = cells.zoneout_lstm.with_rates(h=0.25, c=1e-9).with_heads(4)
+    assert all(cell_references.cell_of(of.reference) == of for of in (rates, rates.expectation))
+    spaced = of_any_name.with_rates(**{"of x: 0=1": 0.25})
+    assert cell_references.cell_of(spaced.reference) == spaced
     module, name, digest = reference.split(":")
     for other, message in (
         (f"{module}:{name}:0", f"cell 'with_initial' of {module} has other equations"),

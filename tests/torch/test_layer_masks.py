@@ -13,7 +13,7 @@ from fusedrnn.torch import Layer
 @cell(gates="f n", vectors="gamma")
 def noisy(x, recurrent, s, p):
     """Masks of both kinds, and layer normalization of what they multiply."""
-    h = recurrent(s.h)
+    h = recurrent(dropout("u", s.h, 0.25, per="sequence"))
     f = sigmoid(layer_norm(x.f + h.f))
     n = tanh(x.n + h.n) + 0.1 * p.gamma * layer_norm(dropout("n", x.f, 0.25, per="sequence"), epsilon=0.1)
     return zoneout("h", s.h, f * s.h + (1.0 - f) * n, 0.3)

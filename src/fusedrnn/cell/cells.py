@@ -8,7 +8,7 @@ They return the new states, the output first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -30,6 +30,7 @@ class Cell:
         scalars: The names of parameters that are one number.
         initial: What parameters begin with, by name, where that is not the default.
         heads: In how many blocks recurrent weights are block-diagonal; 1 for full ones.
+        output: The name of the output if it is no state; the equations then return it before the new states.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Cell:
     scalars: tuple[str, ...] = ()
     initial: tuple[tuple[str, Initial], ...] = ()
     heads: int = 1
+    output: str | None = None
 
     @property
     def slug(self) -> str:
@@ -71,6 +73,7 @@ class Variant:
         state_clip: Lower and upper bound of an LSTM's cell state, and whether NaN becomes the lower bound; None for
             no bounds.
         projects: Whether an LSTM's output is projected.
+        residual: What layers add to their output: None, ``"identity"`` or ``"projection"``, as in a spec.
     """
 
     mode: str | Cell
@@ -81,12 +84,13 @@ class Variant:
     gate_clip: float | None = None
     state_clip: tuple[float, float, bool] | None = None
     projects: bool = False
+    residual: str | None = None
 
     @property
     def slug(self) -> str:
         """A short name for files: the mode, followed by a hash unless all options are the defaults."""
         if isinstance(self.mode, Cell):
-            return self.mode.slug
+            return self.mode.slug if self.residual is None else f"{self.mode.slug}_{self.residual}"
         if self == FAMILIES[self.mode].default:
             return self.mode
         return f"{self.mode}_{sha256(repr(self).encode()).hexdigest()[:12]}"
@@ -170,8 +174,50 @@ def gru(x: Any, recurrent: Any, s: Any, v: Variant) -> Any:
     return n + z * (s.h - n)
 
 
+def variant_of(spec: Any) -> Variant:
+    """The variant that an :class:`fusedrnn.RNNSpec` describes."""
+    if isinstance(spec.mode, Cell):
+        return Variant(spec.mode, residual=spec.residual)
+    default = FAMILIES[spec.mode].default
+    state_clip = None
+    if spec.state_clip_min is not None and spec.state_clip_max is not None:
+        state_clip = spec.state_clip_min, spec.state_clip_max, spec.state_clip_nan
+    return replace(
+        default,
+        activations=spec.activations or default.activations,
+        reset_after=spec.reset_after,
+        peepholes=spec.peepholes,
+        coupled_gates=spec.coupled_gates,
+        gate_clip=spec.gate_clip,
+        state_clip=state_clip,
+        projects=spec.projection_size is not None,
+        residual=spec.residual,
+    )
+
+
+RESIDUAL_GATE = "residual"
+"""The rows of the input's weights that project what is added to the output."""
+
+
 def make_cell(variant: Variant) -> Cell:
     """The cell of a variant."""
+    cell = _without_residual(variant)
+    return _with_projection(cell) if variant.residual == "projection" else cell
+
+
+def _with_projection(cell: Cell) -> Cell:
+    """The cell with one gate more, of the input alone, which is added to its output."""
+
+    def equations(x: Any, recurrent: Any, s: Any, *parameters: Any) -> Any:
+        result = cell.equations(x, recurrent, s, *parameters)
+        results = result if isinstance(result, tuple) else (result,)
+        states = results if cell.output is None else results[1:]
+        return results[0] + getattr(x, RESIDUAL_GATE), *states
+
+    return replace(cell, gates=(*cell.gates, RESIDUAL_GATE), equations=equations, output=cell.output or "output")
+
+
+def _without_residual(variant: Variant) -> Cell:
     if isinstance(variant.mode, Cell):
         return variant.mode
     of_mode = FAMILIES[variant.mode]

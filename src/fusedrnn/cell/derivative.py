@@ -10,22 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+from fusedrnn.cell.describe import describe
 from fusedrnn.cell.expr import Constant, Expr, Leaf, Operation, substitute, walk
 from fusedrnn.cell.leaves import (
-    Mask,
     MeanCotangent,
     NewState,
     OperandCotangent,
     Parameter,
-    ParamScalar,
-    ParamVector,
     PreH,
     PreSum,
     PreX,
     Projected,
     RawInput,
-    RowMean,
-    RowVariance,
     Saved,
     State,
     StateCotangent,
@@ -73,7 +69,8 @@ class StageDerivative:
     Attributes:
         distinct_grads: The distinct gradients of the pre-activations (of a projection, of its result), then those of
             the parameters. The fields below index it.
-        x_grads: For each gate of the stage, its gradient for the input weights.
+        x_grads: For each gate of the stage, its gradient for the input weights; none where
+            :attr:`Derivative.inputs` has them.
         h_grads: For each gate of the stage, its gradient for the recurrent weights; the result's for a projection.
         param_grads: For each parameter whose gradient is computed with this stage, the gradient.
         moment_grads: Of reductions, for each mean and variance what a unit adds to its gradient.
@@ -99,7 +96,9 @@ class Derivative:
         saved: What forward saves of each step, in the order of the reserve.
         recomputed: The forward values that backward recomputes.
         stages: The gradients of each stage; they use the cotangents of later stages only.
-        inputs: The gradients of the gates that the input alone gives; of a cell without stages, of its parameters too.
+        inputs: The gradients for the input weights that no stage has, by gates that are adjacent there: of the gates
+            that the input alone gives, and where a stage has gates without a part from the input, or cannot compute
+            the gradients of these parts yet. Of a cell without stages also those of its parameters.
         raw_input: The gradient of the input itself beside what comes through weights; None if that is zero.
         inputs_stage: The index of the stage with which these are computed; 0 if there are no stages.
         state_grads: The gradient of each previous state by its name, without what comes through the recurrent weights;
@@ -109,7 +108,7 @@ class Derivative:
     saved: tuple[Expr, ...]
     recomputed: tuple[Expr, ...]
     stages: tuple[StageDerivative, ...]
-    inputs: StageDerivative
+    inputs: Mapping[tuple[str, ...], StageDerivative]
     raw_input: Expr | None
     inputs_stage: int
     state_grads: Mapping[str, Expr]
@@ -118,14 +117,25 @@ class Derivative:
         """The index of the stage in which backward computes the gradient of a previous state.
 
         Backward visits the last stage first. This is the first stage visited that has all operand cotangents the
-        gradient uses, and after which no stage reads the new state's cotangent, which the gradient then overwrites.
+        gradient uses, and after which nothing reads the new state's cotangent, which the gradient then overwrites:
+        neither another stage, nor the gradient of another state.
         """
+        readers = [state]
+        for name in readers:
+            cotangent = StateCotangent(name)
+            reading = (other for other, gradient in self.state_grads.items() if cotangent in walk([gradient]))
+            readers += [other for other in reading if other not in readers]
+        return min(map(self._own_final_stage, readers))
+
+    def _own_final_stage(self, state: str) -> int:
+        """:meth:`final_stage` without regard to the gradients of other states."""
         gradient = [self.state_grads[state]] if state in self.state_grads else []
         stages = [node.stage - 1 for node in walk(gradient) if isinstance(node, _LATER)]
         cotangent = StateCotangent(state)
         stages += [index for index, stage in enumerate(self.stages) if cotangent in walk(stage.grads)]
         raw_input = () if self.raw_input is None else (self.raw_input,)
-        stages += [self.inputs_stage] if cotangent in walk([*self.inputs.distinct_grads, *raw_input]) else []
+        inputs = [grad for group in self.inputs.values() for grad in group.distinct_grads]
+        stages += [self.inputs_stage] if cotangent in walk([*inputs, *raw_input]) else []
         return min(stages, default=max(0, len(self.stages) - 1))
 
     def __str__(self) -> str:
@@ -136,22 +146,21 @@ class Derivative:
 
 @lru_cache(maxsize=64)
 def differentiate(cell: TracedCell) -> Derivative:
-    """Differentiate a cell whose first stage, if there are any, multiplies its first state.
+    """Differentiate a cell.
 
     Raises:
-        NotImplementedError: If the first stage has another operand, or the new states do not depend on some gate.
+        NotImplementedError: If the new states do not depend on some gate.
     """
-    if cell.stages and cell.stages[0].operand != State(cell.states[0]):
-        raise NotImplementedError("the derivative of a cell whose recurrent GEMM has another operand than its output")
-    cotangents: list[Expr] = [StateCotangent(name) for name in cell.states]
+    cotangents: list[Expr] = [*cell.output_cotangents]
     for index, stage in enumerate(cell.stages[1:], 1):
         cotangents += value_cotangents(index, stage)
     grads = vjp([*cell.outputs, *cell.operands], cotangents)
-    stages = [_differentiate_stage(cell, stage, grads) for stage in cell.stages]
+    _check_used(cell, grads)
+    stages = [_differentiate_stage(cell, index, grads) for index in range(len(cell.stages))]
     inputs, inputs_stage = _differentiate_inputs(cell, grads)
     raw_input = [grads[RawInput()]] if RawInput() in grads else []
     state_grads = {name: grads[State(name)] for name in cell.states if State(name) in grads}
-    targets = [grad for stage in [*stages, inputs] for grad in stage.grads]
+    targets = [grad for stage in [*stages, *inputs.values()] for grad in stage.grads]
     available = available_leaves(cell)
     saved, recomputed = _choose(cell, [*targets, *raw_input, *state_grads.values()], set(available))
     available.update({node: Saved(index) for index, node in enumerate(saved)})
@@ -168,11 +177,22 @@ def differentiate(cell: TracedCell) -> Derivative:
             )
             for stage in stages
         ),
-        inputs=replace(inputs, distinct_grads=of_available(inputs.distinct_grads)),
+        inputs={
+            gates: replace(group, distinct_grads=of_available(group.distinct_grads)) for gates, group in inputs.items()
+        },
         raw_input=next(iter(of_available(raw_input)), None),
         inputs_stage=inputs_stage,
         state_grads=dict(zip(state_grads, of_available(state_grads.values()), strict=True)),
     )
+
+
+def _check_used(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> None:
+    """Refuse a cell whose new states do not depend on some gate."""
+    sums = {gate for stage in cell.stages if stage.accumulates_in_place for gate in stage.gates}
+    kinds = (PreX, cell.x_gates), (PreH, cell.h_gates)
+    leaves: list[Leaf] = [PreSum(gate) if gate in sums else kind(gate) for kind, gates in kinds for gate in gates]
+    if unused := [leaf for leaf in leaves if leaf not in grads]:
+        raise NotImplementedError(f"the derivative of a cell that does not use {describe(unused[0])}")
 
 
 def value_cotangents(index: int, stage: Stage) -> list[Expr]:
@@ -184,49 +204,73 @@ def value_cotangents(index: int, stage: Stage) -> list[Expr]:
 
 def available_leaves(cell: TracedCell) -> dict[Expr, Expr]:
     """What backward reads of a step although forward does not save it, each with its leaf in backward."""
-    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.outputs, strict=True)}
+    available: dict[Expr, Expr] = {new: NewState(name) for name, new in zip(cell.states, cell.new_states, strict=True)}
     moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]
     return available | {leaf: leaf for leaf in [*map(State, cell.states), *cell.parameters, *moments]}
 
 
-def _differentiate_stage(cell: TracedCell, stage: Stage, grads: Mapping[Leaf, Expr]) -> StageDerivative:
+def _differentiate_stage(cell: TracedCell, index: int, grads: Mapping[Leaf, Expr]) -> StageDerivative:
     """The gradients of a stage's leaves, each distinct one once."""
+    stage = cell.stages[index]
     if stage.projects:
         return StageDerivative((grads[Projected()],), (), (0,))
     if stage.reductions:
         moments = [leaf for reduction in stage.reductions for leaf in reduction.leaves]
         return StageDerivative((), (), (), moment_grads=tuple(grads.get(leaf, Constant(0.0)) for leaf in moments))
-    kinds = (PreSum, PreSum) if stage.accumulates_in_place else (PreX, PreH)
-    if unused := [gate for gate in stage.gates for kind in kinds if kind(gate) not in grads]:
-        raise NotImplementedError(f"the derivative of a cell that does not use both parts of gate {unused[0]}")
-    x_grads, h_grads = ([grads[kind(gate)] for gate in stage.gates] for kind in kinds)
-    param_grads = {
-        leaf: grads[leaf] for leaf in cell.parameters if cell.stages[_last_stage(cell, [grads[leaf]])] is stage
-    }
+    kind = PreSum if stage.accumulates_in_place else PreH
+    h_grads = [grads[kind(gate)] for gate in stage.gates]
+    x_grads = _input_gradients(cell, index, grads)
+    param_grads = {leaf: grads[leaf] for leaf in cell.parameters if _last_stage(cell, [grads[leaf]]) == index}
     distinct = list(dict.fromkeys([*x_grads, *h_grads, *param_grads.values()]))
     x_indices, h_indices = (tuple(map(distinct.index, group)) for group in (x_grads, h_grads))
     by_leaf = {leaf: distinct.index(grad) for leaf, grad in param_grads.items()}
     return StageDerivative(tuple(distinct), x_indices, h_indices, by_leaf)
 
 
-def _differentiate_inputs(cell: TracedCell, grads: Mapping[Leaf, Expr]) -> tuple[StageDerivative, int]:
-    """The gradients of the gates that the input alone gives, and the stage with which they are computed."""
-    if unused := [gate for gate in cell.input_gates if PreX(gate) not in grads]:
-        raise NotImplementedError(f"the derivative of a cell that does not use gate {unused[0]}")
-    x_grads = [grads[PreX(gate)] for gate in cell.input_gates]
+def _input_gradients(cell: TracedCell, index: int, grads: Mapping[Leaf, Expr]) -> list[Expr]:
+    """The gradients of a stage's gates for the input weights, if it has them for all, and can compute them yet."""
+    stage = cell.stages[index]
+    x_grads = [grads[PreSum(gate) if stage.accumulates_in_place else PreX(gate)] for gate in _with_inputs(cell, stage)]
+    return x_grads if len(x_grads) == len(stage.gates) and _last_stage(cell, x_grads) >= index else []
+
+
+def _with_inputs(cell: TracedCell, stage: Stage) -> list[str]:
+    """The gates of a stage that have a part from the input."""
+    return [gate for gate in stage.gates if gate in cell.x_gates]
+
+
+def _differentiate_inputs(
+    cell: TracedCell, grads: Mapping[Leaf, Expr]
+) -> tuple[dict[tuple[str, ...], StageDerivative], int]:
+    """The gradients for the input weights that no stage has, and the stage with which they are computed."""
+    stages = range(len(cell.stages))
+    of_stages = {gate for i in stages if _input_gradients(cell, i, grads) for gate in cell.stages[i].gates}
+    groups: list[list[str]] = [[]]
+    for gate in cell.x_gates:
+        if gate in of_stages:
+            groups.append([])
+        else:
+            groups[-1].append(gate)
+    x_grads = {gate: grads[PreX(gate)] for group in groups for gate in group}
     param_grads = {} if cell.stages else {leaf: grads[leaf] for leaf in cell.parameters}
+    inputs = {tuple(group): _differentiate_group([x_grads[gate] for gate in group], param_grads) for group in groups}
+    inputs.pop((), None)
+    raw_input = [grads[RawInput()]] if RawInput() in grads else []
+    return inputs, _last_stage(cell, [*x_grads.values(), *raw_input])
+
+
+def _differentiate_group(x_grads: Sequence[Expr], param_grads: Mapping[Parameter, Expr]) -> StageDerivative:
+    """The gradients of some gates for the input weights, and those of parameters."""
     distinct = list(dict.fromkeys([*x_grads, *param_grads.values()]))
     by_leaf = {leaf: distinct.index(grad) for leaf, grad in param_grads.items()}
-    raw_input = [grads[RawInput()]] if RawInput() in grads else []
-    inputs = StageDerivative(tuple(distinct), tuple(map(distinct.index, x_grads)), (), by_leaf)
-    return inputs, _last_stage(cell, [*x_grads, *raw_input])
+    return StageDerivative(tuple(distinct), tuple(map(distinct.index, x_grads)), (), by_leaf)
 
 
 def _last_stage(cell: TracedCell, grads: Sequence[Expr]) -> int:
-    """The index of the last stage that has gates and can compute these gradients; 0 if there are no stages."""
-    gate_stages = [index for index, stage in enumerate(cell.stages) if stage.gates] or [0]
-    limit = min([node.stage - 1 for node in walk(grads) if isinstance(node, _LATER)] + gate_stages[-1:])
-    return max(index for index in gate_stages if index <= limit)
+    """The index of the last stage that can compute these gradients: the first one, or one that has gates."""
+    stages = [0, *(index for index, stage in enumerate(cell.stages) if stage.gates)]
+    limit = min([node.stage - 1 for node in walk(grads) if isinstance(node, _LATER)] + stages[-1:])
+    return max(index for index in stages if index <= limit)
 
 
 def _choose(cell: TracedCell, targets: list[Expr], available: set[Expr]) -> tuple[list[Expr], list[Expr]]:
@@ -253,37 +297,3 @@ def _recompute_flops(node: Expr, available: set[Expr]) -> int:
     if not isinstance(node, Operation):
         return _MAX_RECOMPUTE_FLOPS + 1
     return PRIMITIVES[node.op].flops + sum(_recompute_flops(arg, available) for arg in node.args)
-
-
-def describe(node: Expr, saved: Sequence[Expr] = ()) -> str:
-    """A forward expression as text, such as ``sigmoid(x.r + h.r)`` or ``tanh(new c)``."""
-    match node:
-        case Saved(index):
-            return describe(saved[index], saved)
-        case PreX(gate):
-            return f"x.{gate}"
-        case PreH(gate):
-            return f"h.{gate}"
-        case PreSum(name) | ParamVector(name) | ParamScalar(name) | State(name):
-            return name
-        case NewState(name):
-            return f"new {name}"
-        case Projected():
-            return "h"
-        case RawInput():
-            return "x.raw"
-        case RowMean(stage, index):
-            return f"mean {stage + 1}.{index + 1}"
-        case RowVariance(stage, index):
-            return f"variance {stage + 1}.{index + 1}"
-        case Mask(name):
-            return f"mask {name}"
-        case Constant(value):
-            return f"{value:g}"
-    assert isinstance(node, Operation)
-    args = [describe(arg, saved) for arg in node.args]
-    infix = {"add": " + ", "sub": " - ", "mul": "·"}.get(node.op)
-    if infix is None:
-        return f"{node.op}({', '.join(args)})"
-    sums = [isinstance(arg, Operation) and arg.op in ("add", "sub") for arg in node.args]
-    return infix.join(f"({text})" if is_sum else text for is_sum, text in zip(sums, args, strict=True))

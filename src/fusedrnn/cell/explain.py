@@ -12,6 +12,7 @@ from fusedrnn.cell.leaves import (
     MeanCotangent,
     NewState,
     OperandCotangent,
+    OutputCotangent,
     ParamScalar,
     ParamVector,
     PreH,
@@ -37,23 +38,29 @@ def explain(name: str, cell: TracedCell) -> str:
     """A traced cell as text. Values that are used more than once are named ``v1``, ``v2`` and so on."""
     derivative = differentiate(cell)
     lines = [f"cell {name}: gates {', '.join(cell.gates)}; states {', '.join(cell.states)}"]
+    if cell.output is not None:
+        lines.append(f"the output is {cell.output}")
     if cell.is_block_diagonal:
         lines.append("recurrent weights are block-diagonal")
     if cell.parameters:
         lines.append(f"parameters: {', '.join(leaf.name for leaf in cell.parameters)}")
     lines += ["", "forward"]
-    operands = {f"operand {index + 1}": cell.stages[index].operand for index in _products(cell)[1:]}
+    products = [index for index, stage in enumerate(cell.stages) if stage.multiplies]
+    operands = {f"operand {index + 1}": cell.stages[index].operand for index in products if index}
     reduced = {
         f"row {index + 1}.{number}": value
         for index, stage in enumerate(cell.stages) if stage.reductions for number, value in enumerate(stage.values, 1)
     }  # fmt: skip
-    outputs = {f"new {state}": node for state, node in zip(cell.states, cell.outputs, strict=True)}
+    outputs = {f"new {state}": node for state, node in zip(cell.states, cell.new_states, strict=True)}
+    if cell.output is not None:
+        outputs[cell.output] = cell.outputs[-1]
     lines += _definitions({**operands, **reduced, **outputs}, {})
     for number, stage in enumerate(cell.stages, 1):
         if stage.reductions:
             lines += _reductions(number, stage)
+        if not stage.multiplies:
             continue
-        of = cell.output if number == 1 else f"operand {number}"
+        of = cell.first_state if number == 1 else f"operand {number}"
         form = "a.{0} = x.{0} + h.{0}" if stage.accumulates_in_place else "h.{0}"
         gates = ", ".join(form.format(gate) for gate in stage.gates)
         lines.append(f"  product {number} of {of}: {gates}")
@@ -66,11 +73,6 @@ def explain(name: str, cell: TracedCell) -> str:
         lines += ["", "backward recomputes"]
         lines += [f"  {_Text({}, saved).of(node)}" for node in derivative.recomputed]
     return "\n".join(lines)
-
-
-def _products(cell: TracedCell) -> list[int]:
-    """The indices of the stages that have a GEMM."""
-    return [index for index, stage in enumerate(cell.stages) if not stage.reductions]
 
 
 def _reductions(number: int, stage: Stage) -> list[str]:
@@ -88,15 +90,17 @@ def _gradients(cell: TracedCell, derivative: Derivative) -> dict[str, Expr]:
     """The gradients that backward computes, by name, in its order."""
     grads: dict[str, Expr] = {}
     for stage, derived in reversed([*zip(cell.stages, derivative.stages, strict=True)]):
-        for gate, x_grad, h_grad in zip(stage.gates, derived.x_grads, derived.h_grads, strict=True):
-            names = [f"d{gate}"] if x_grad == h_grad else [f"d x.{gate}", f"d h.{gate}"]
-            grads.update(zip(names, (derived.distinct_grads[index] for index in (x_grad, h_grad)), strict=False))
+        for number, (gate, h_grad) in enumerate(zip(stage.gates, derived.h_grads, strict=False)):
+            x_grad = derived.x_grads[number] if derived.x_grads else None
+            names = {f"d{gate}": h_grad} if x_grad == h_grad else {f"d x.{gate}": x_grad, f"d h.{gate}": h_grad}
+            grads |= {name: derived.distinct_grads[index] for name, index in names.items() if index is not None}
         grads.update({f"d{leaf.name}": derived.distinct_grads[i] for leaf, i in derived.param_grads.items()})
         leaves = [leaf for reduction in stage.reductions for leaf in reduction.leaves]
         grads.update({f"d {_moment(leaf)}, of a unit": g for leaf, g in zip(leaves, derived.moment_grads, strict=True)})
-    inputs = zip(cell.input_gates, derivative.inputs.x_grads, strict=True)
-    grads |= {f"d{gate}": derivative.inputs.distinct_grads[index] for gate, index in inputs}
-    grads |= {f"d{leaf.name}": derivative.inputs.distinct_grads[i] for leaf, i in derivative.inputs.param_grads.items()}
+    for gates, group in derivative.inputs.items():
+        names_of = ((f"d x.{gate}" if gate in cell.h_gates else f"d{gate}") for gate in gates)
+        grads |= {name: group.distinct_grads[index] for name, index in zip(names_of, group.x_grads, strict=True)}
+        grads |= {f"d{leaf.name}": group.distinct_grads[index] for leaf, index in group.param_grads.items()}
     if derivative.raw_input is not None:
         grads["d x.raw, beside products"] = derivative.raw_input
     return grads | {f"d{state}, beside products": grad for state, grad in derivative.state_grads.items()}
@@ -174,6 +178,8 @@ class _Text:
                 return f"a.{gate}"
             case NewState(name):
                 return f"new {name}"
+            case OutputCotangent():
+                return "dy"
             case StateCotangent(name):
                 return f"d new {name}"
             case OperandCotangent(stage):

@@ -10,7 +10,7 @@ from fusedrnn.cell import primitives
 from fusedrnn.cell.derivative import differentiate
 from fusedrnn.cell.expr import Constant, Expr, walk
 from fusedrnn.cell.initial import InitialValue, checked_initial
-from fusedrnn.cell.leaves import PreH, PreX, State
+from fusedrnn.cell.leaves import PreH, PreX
 from fusedrnn.cell.trace import RAW, fuse_gate_sums
 from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.scalars import as_number, check_bounds
@@ -40,7 +40,7 @@ def cell(equations: Equations, /) -> UserCell: ...
 @overload
 def cell(
     *, gates: str, states: str = "h", vectors: str = "", scalars: str = "", name: str | None = None,
-    initial: Mapping[str, InitialValue] | None = None,
+    initial: Mapping[str, InitialValue] | None = None, output: str | None = None,
 ) -> Callable[[Equations], UserCell]: ...  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def cell(
     scalars: str = "",
     name: str | None = None,
     initial: Mapping[str, InitialValue] | None = None,
+    output: str | None = None,
 ) -> UserCell | Callable[[Equations], UserCell]:
     """Make a cell of its equations: ``@cell(gates="f n", states="h")`` above a function.
 
@@ -60,19 +61,22 @@ def cell(
 
     - ``x.f`` is the pre-activation of gate f from the input, W x + b of its rows; ``x.raw`` is the layer's input
       itself, which then has as many features as there are units;
-    - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, the first time with the output before the step
-      for e, later with any expression. A gate takes part in one such product, or in none; a cell may have none;
+    - ``recurrent(e).f`` is the one from the recurrent weights: U e + d, of any expression e. A gate takes part in one
+      such product, or in none; a cell may have none;
     - ``s.h`` is a state before the step;
     - ``p.beta``, of a fourth argument, is a vector or a scalar of the cell's own.
 
-    It returns the new states in their order, the output first. Expressions have Python's arithmetic, and the functions
+    It returns the new states in their order, the output first; with ``output`` the output and then all states.
+    Expressions have Python's arithmetic, and the functions
     of :mod:`fusedrnn.cell`.
 
     Args:
         equations: The function ``(x, recurrent, s)``; ``(x, recurrent, s, p)`` if there are vectors or scalars.
         gates: The names of the gates, with spaces between, in the order in which weights stack them: those of the first
-            recurrent product, those of the next one, and last those that ``x`` alone gives.
+            recurrent product, those of the next one, and last those that ``x`` alone gives. Input weights have rows for
+            the gates that the equations take from ``x``, recurrent weights for those that they take from a product.
         states: The names of the states, the output first; at most six.
+        output: The name of the output if it is no state.
         vectors: The names of parameters with one number for each unit, (H,).
         scalars: The names of parameters that are one number, (1,).
         name: The name of the cell; None for the function's.
@@ -87,14 +91,16 @@ def cell(
             must be; or an initial value is for a name that there is not.
         AttributeError: If the equations use a name that is not declared.
     """
-    if equations is None:
-        return lambda function: _make(function, (gates, states, vectors, scalars), name, initial)
-    return _make(equations, (gates, states, vectors, scalars), name, initial)
+    def make(function: Equations) -> UserCell:
+        return _make(function, (gates, states, vectors, scalars), name, initial, output)
+
+    return make if equations is None else make(equations)
 
 
 def _make(
-    equations: Equations, texts: tuple[str, ...], name: str | None, initial: Mapping[str, InitialValue] | None
-) -> UserCell:
+    equations: Equations, texts: tuple[str, ...], name: str | None, initial: Mapping[str, InitialValue] | None,
+    output: str | None,
+) -> UserCell:  # fmt: skip
     if not callable(equations):
         raise TypeError(f"cell takes a function; got {equations!r}: write @cell(gates=...) above one")
     label = str(name or getattr(equations, "__name__", ""))
@@ -103,8 +109,9 @@ def _make(
     try:
         gates, states, vectors, scalars = (_names(kind, text) for kind, text in zip(_KINDS, texts, strict=True))
         _check_names(gates, states, vectors, scalars)
+        _check_output(output, states)
         values = checked_initial(initial, gates, (*vectors, *scalars))
-        user_cell = UserCell(label, gates, states, equations, vectors, scalars, tuple(values.items()))
+        user_cell = UserCell(label, gates, states, equations, vectors, scalars, tuple(values.items()), output=output)
         for attribute in ("__module__", "__doc__"):
             object.__setattr__(user_cell, attribute, getattr(equations, attribute, None))
         _check_arguments(user_cell)
@@ -155,6 +162,18 @@ def _check_names(gates: tuple[str, ...], states: tuple[str, ...], *parameters: t
         raise ValueError(f"the name {reserved[0]!r} is that of a weight or bias that every cell has")
 
 
+def _check_output(output: str | None, states: tuple[str, ...]) -> None:
+    """Whether an output that is no state has a name of its own."""
+    if output is None:
+        return
+    if not isinstance(output, str):
+        raise TypeError(f"output must be a string such as 'y'; got {output!r}")
+    if not _is_name(output):
+        raise ValueError(f"output must be a name, {_IDENTIFIER}; got {output!r}")
+    if output in states:
+        raise ValueError(f"output {output!r} is a state: without output= the first state is the output")
+
+
 def _repeated(names: Sequence[str]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
@@ -176,7 +195,9 @@ def _check(user_cell: UserCell) -> None:
     """Whether the equations are those of a cell, and use all that they declare."""
     traced = user_cell.traced
     expected = f"the new states {', '.join(user_cell.states)}, in this order"
-    if len(traced.outputs) != len(user_cell.states):
+    if user_cell.output is not None:
+        expected = f"the output {user_cell.output} and {expected}"
+    if len(traced.outputs) != len(traced.output_names):
         got = len(traced.outputs)
         raise ValueError(f"the equations must return {expected}; they return {got} value{'s' * (got != 1)}")
     for output in traced.outputs:
@@ -185,10 +206,12 @@ def _check(user_cell: UserCell) -> None:
     _check_products(user_cell)
     used = set(walk([*traced.outputs, *traced.operands]))
     for gate in user_cell.gates:
-        if PreX(gate) not in used:
-            raise ValueError(f"gate {gate!r} must have a part from the input: x.{gate} has no effect")
+        if gate in traced.input_gates and PreX(gate) not in used:
+            raise ValueError(f"gate {gate!r} has no effect: take it from the input, x.{gate}, or from a product")
         if gate not in traced.input_gates and PreH(gate) not in used:
             raise ValueError(f"recurrent(...).{gate} has no effect")
+    if not traced.x_gates:
+        raise ValueError(f"a gate must have a part from the input, such as x.{user_cell.gates[0]}")
     if unused := [leaf.name for leaf in traced.parameters if leaf not in used]:
         raise ValueError(f"parameter {unused[0]!r} is declared, but has no effect: write p.{unused[0]}")
     try:
@@ -200,9 +223,6 @@ def _check(user_cell: UserCell) -> None:
 def _check_products(user_cell: UserCell) -> None:
     """Whether the recurrent products are such that weights can be stacked in the order of the gates."""
     stages = user_cell.traced.stages
-    output = user_cell.states[0]
-    if stages and stages[0].operand != State(output):
-        raise ValueError(f"the first recurrent product must be of the output before the step: recurrent(s.{output})")
     if any(stage.projects for stage in stages):
         raise ValueError("recurrent.project is for the built-in LSTM alone")
     if empty := [number for number, stage in enumerate(user_cell.traced.products, 1) if not stage.gates]:

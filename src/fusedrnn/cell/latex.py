@@ -66,7 +66,7 @@ class _Equations:
         self._cell = cell
         self._names: dict[Expr, str] = {}
         self._stage_of = {gate: index for index, stage in enumerate(cell.stages) for gate in stage.gates}
-        for state, node in zip(cell.states, cell.outputs, strict=True):
+        for state, node in zip(cell.output_names, cell.outputs, strict=True):
             if not isinstance(node, State):
                 self._names.setdefault(node, _with_index(_symbol(state), "t"))
         nodes = list(walk([*cell.outputs, *cell.operands]))
@@ -98,7 +98,7 @@ class _Equations:
     def lines(self) -> list[tuple[str, str]]:
         """The left and the right side of each equation; what an equation uses is defined before."""
         lines: dict[str, str] = {}
-        for state, node in zip(self._cell.states, self._cell.outputs, strict=True):
+        for state, node in zip(self._cell.output_names, self._cell.outputs, strict=True):
             self._define(node, lines)
             name = _with_index(_symbol(state), "t")
             lines.setdefault(name, self._text(node))  # if a state stays as it is, or equals another

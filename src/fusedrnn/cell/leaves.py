@@ -3,7 +3,7 @@
 A traced cell reads ``PreX``, ``PreH`` (or their sum ``PreSum``), ``RawInput``, ``State``, ``ParamVector``,
 ``ParamScalar``, ``Projected``, ``RowMean``, ``RowVariance`` and ``Mask``. Its derivative reads ``State``, ``NewState``,
 ``ParamVector``, ``ParamScalar``, ``RowMean``, ``RowVariance``, ``Saved`` and the cotangents. A stage of a kernel stores
-a ``NewState``, a ``StageOperand``, a ``ReducedRow``, a ``KeptProduct`` or a ``Saved``.
+a ``NewState``, an ``Output``, a ``StageOperand``, a ``ReducedRow``, a ``KeptProduct`` or a ``Saved``.
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ class NewState(_OfName):
 
 
 @dataclass(frozen=True)
+class Output(Leaf):
+    """The output of a step, of a cell whose output is no state."""
+
+
+@dataclass(frozen=True)
 class _OfReduction(_OfStage):
     index: int
 
@@ -100,6 +105,11 @@ class VarianceCotangent(_OfReduction):
 
 class StateCotangent(_OfName):
     """The gradient of the loss with respect to a new state."""
+
+
+@dataclass(frozen=True)
+class OutputCotangent(Leaf):
+    """The gradient of the loss with respect to an :class:`Output`."""
 
 
 class KeptProduct(_OfGate):

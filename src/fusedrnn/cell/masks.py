@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
-from fusedrnn.cell.expr import Constant, Expr, as_expr, substitute
+from fusedrnn.cell.expr import Constant, Expr, Operation, as_expr, evaluate, substitute, walk
 from fusedrnn.cell.leaves import Mask
+from fusedrnn.cell.primitives import PRIMITIVES, ArrayArithmetic
 from fusedrnn.scalars import as_number, check_choice
 
 _PER = "step", "sequence"
+_OTHER_RATES: ContextVar[Mapping[str, float] | None] = ContextVar("other_rates", default=None)
+"""The rates of masks by name that are not those of the equations that run."""
+_ARITHMETIC = "add", "sub", "mul", "div"
+_NUMBERS = ArrayArithmetic(
+    SimpleNamespace(
+        abs=abs, clip=lambda x, low, high: min(max(x, low), high), exp=math.exp, expm1=math.expm1,
+        full_like=lambda like, value: value, log=math.log, log1p=math.log1p, maximum=max, sqrt=math.sqrt,
+        tanh=math.tanh, where=lambda condition, value, other: value if condition else other,
+    ),
+    {},
+)  # fmt: skip
+"""Evaluates expressions of numbers."""
 
 
 def mask(name: str, keep: float, per: str = "step") -> Expr:
@@ -25,13 +41,14 @@ def mask(name: str, keep: float, per: str = "step") -> Expr:
     if not 0.0 < keep <= 1.0:
         raise ValueError(f"keep must be a probability above 0; got {keep!r}")
     check_choice("per", per, _PER)
+    keep = _keep_of(name, keep)
     return Mask(name, keep, per == "sequence")
 
 
 def dropout(name: str, value: Expr, rate: float, per: str = "step") -> Expr:
     """``value``, 0 with probability ``rate`` and divided by 1 - rate else; in inference as it is."""
     keep = _kept(rate)
-    return as_expr(value) * (mask(name, keep, per) / keep)
+    return as_expr(value) * (mask(name, keep, per) / _keep_of(name, keep))
 
 
 def zoneout(name: str, old: Expr, new: Expr, rate: float) -> Expr:
@@ -47,7 +64,7 @@ def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
     """A cell's equations with the expectations of its masks instead."""
 
     def replace_masks(*values: Any) -> list[Any]:
-        return substitute(values, lambda node: Constant(node.keep) if isinstance(node, Mask) else None)
+        return substitute(values, _expected_number)
 
     @wraps(equations)
     def of_expectations(x: Any, recurrent: Any, s: Any, *p: Any) -> Any:
@@ -57,8 +74,52 @@ def expected(equations: Callable[..., Any]) -> Callable[..., Any]:
     return of_expectations
 
 
-def _kept(rate: float) -> float:
-    rate = as_number("rate", rate)
+def _expected_number(node: Expr) -> Constant | None:
+    """The expectation of a mask; that of a function of masks alone, because no function has a derivative of numbers."""
+    if isinstance(node, Mask):
+        return Constant(node.keep)
+    if not isinstance(node, Operation) or node.op in _ARITHMETIC or not all(map(_is_of_masks, walk([node]))):
+        return None
+    (value,) = evaluate([node], lambda mask: mask.keep if isinstance(mask, Mask) else math.nan, _NUMBERS)
+    return Constant(float(value))
+
+
+def _is_of_masks(node: Expr) -> bool:
+    return isinstance(node, (Mask, Constant)) or (isinstance(node, Operation) and node.op in PRIMITIVES)
+
+
+def with_other_rates(equations: Callable[..., Any], rates: Mapping[str, float]) -> Callable[..., Any]:
+    """A cell's equations in which the masks of these names have other rates, 1 minus the probability of a 1."""
+
+    @wraps(equations)
+    def at_rates(*arguments: Any) -> Any:
+        token = _OTHER_RATES.set(rates)
+        try:
+            return equations(*arguments)
+        finally:
+            _OTHER_RATES.reset(token)
+
+    return at_rates
+
+
+def checked_rate(name: str, rate: float) -> float:
+    """A rate as a float, after a check.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is no probability below 1.
+    """
+    rate = as_number(name, rate)
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"rate must be a probability in [0, 1); got {rate!r}")
-    return 1.0 - rate
+        raise ValueError(f"{name} must be a probability in [0, 1); got {rate!r}")
+    return rate
+
+
+def _kept(rate: float) -> float:
+    return 1.0 - checked_rate("rate", rate)
+
+
+def _keep_of(name: str, keep: float) -> float:
+    """The probability of a 1: that of the equations, or another one."""
+    rates = _OTHER_RATES.get() or {}
+    return 1.0 - rates[name] if name in rates else keep

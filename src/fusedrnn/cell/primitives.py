@@ -68,6 +68,8 @@ def primitive(
 
 def _select(xp: Any, condition: Any, like: tuple[Any, Any], value: Any, other: Any) -> Any:
     """``value`` where a condition holds, else ``other``; numbers take the type of the arrays ``like``."""
+    if isinstance(condition, bool):  # a comparison of numbers
+        return value if condition else other
     if isinstance(value, float) and isinstance(other, float):
         value = xp.full_like(like[isinstance(like[0], float)], value)
     return xp.where(condition, value, other)

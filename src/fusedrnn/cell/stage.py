@@ -1,4 +1,4 @@
-"""A stage of a step: what needs values of all units before the maths goes on."""
+"""A stage of a step: what needs values of all units before the maths goes on; and the maths before the first one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from fusedrnn.cell.reductions import Reduction
 
 @dataclass(frozen=True)
 class Stage:
-    """One GEMM of a step, or reductions over the units.
+    """One GEMM of a step, or reductions over the units; or neither.
 
     Attributes:
         operand: What it multiplies: the previous output, or a value that an earlier stage computes. Of reductions the
-            first value that they read.
-        gates: The gates it computes, adjacent in the weights; none in the projection, and of reductions.
+            first value that they read; of maths alone the previous output.
+        gates: The gates it computes, adjacent in the weights; none in the projection, of reductions, and of maths.
         projects: Whether this is the projection, which has its own weights and gives :class:`Projected`.
         accumulates_in_place: Whether ``PreX`` and ``PreH`` of its gates are only ever added, so that a kernel can
             accumulate the recurrent product onto the input's.
         reductions: The means and variances that it computes instead of a GEMM.
+        multiplies: Whether it has a GEMM. A stage that has neither is the first one: the maths that what later ones
+            read is computed by.
     """
 
     operand: Expr
@@ -29,6 +31,7 @@ class Stage:
     projects: bool = False
     accumulates_in_place: bool = False
     reductions: tuple[Reduction, ...] = ()
+    multiplies: bool = True
 
     @property
     def values(self) -> tuple[Expr, ...]:

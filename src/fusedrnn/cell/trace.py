@@ -8,9 +8,10 @@ from functools import cached_property, lru_cache
 from typing import NoReturn
 
 from fusedrnn.cell.cells import Cell, Variant, make_cell
-from fusedrnn.cell.expr import Expr, Leaf, Operation, as_expr, substitute, walk
+from fusedrnn.cell.expr import Expr, Leaf, as_expr, substitute, walk
 from fusedrnn.cell.leaves import (
     Mask,
+    OutputCotangent,
     Parameter,
     ParamScalar,
     ParamVector,
@@ -19,11 +20,10 @@ from fusedrnn.cell.leaves import (
     PreX,
     Projected,
     RawInput,
-    RowMean,
-    RowVariance,
     State,
+    StateCotangent,
 )
-from fusedrnn.cell.reductions import NAMES, Reduction, reductions_in, with_leaves
+from fusedrnn.cell.placement import place_stages
 from fusedrnn.cell.stage import Stage
 
 RAW = "raw"
@@ -32,7 +32,7 @@ RAW = "raw"
 
 @dataclass(frozen=True)
 class TracedCell:
-    """A cell as expressions: its stages in order, and its new states, the output first.
+    """A cell as expressions: its stages in order, its new states, and behind these its output if that is no state.
 
     Its parameters beside weights and biases are vectors, of one number for each unit, and scalars. Block-diagonal
     recurrent weights join the units of a head alone; how many heads there are is no part of this.
@@ -45,6 +45,7 @@ class TracedCell:
     param_vectors: tuple[str, ...] = ()
     param_scalars: tuple[str, ...] = ()
     is_block_diagonal: bool = False
+    output: str | None = None  # its name, if it is no state
 
     @property
     def accumulates_in_place(self) -> bool:
@@ -54,7 +55,18 @@ class TracedCell:
     @cached_property
     def input_gates(self) -> tuple[str, ...]:
         """The gates that no stage computes: the input alone gives them."""
-        return tuple(gate for gate in self.gates if not any(gate in stage.gates for stage in self.stages))
+        return tuple(gate for gate in self.gates if gate not in self.h_gates)
+
+    @cached_property
+    def h_gates(self) -> tuple[str, ...]:
+        """The gates with recurrent weights, in the order of their rows."""
+        return tuple(gate for gate in self.gates if any(gate in stage.gates for stage in self.stages))
+
+    @cached_property
+    def x_gates(self) -> tuple[str, ...]:
+        """The gates with a part from the input, in the order of the rows of its weights."""
+        read = {node.gate for node in walk([*self.outputs, *self.operands]) if isinstance(node, (PreX, PreSum))}
+        return tuple(gate for gate in self.gates if gate in read)
 
     @cached_property
     def reads_raw_input(self) -> bool:
@@ -62,9 +74,25 @@ class TracedCell:
         return RawInput() in walk([*self.outputs, *(stage.operand for stage in self.stages)])
 
     @property
-    def output(self) -> str:
-        """The state that is the output."""
+    def first_state(self) -> str:
+        """The state that is the output, if that is a state."""
         return self.states[0]
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of :attr:`outputs`."""
+        return self.states if self.output is None else (*self.states, self.output)
+
+    @property
+    def output_cotangents(self) -> tuple[Leaf, ...]:
+        """The leaves of the gradients of :attr:`outputs`."""
+        states = tuple(map(StateCotangent, self.states))
+        return states if self.output is None else (*states, OutputCotangent())
+
+    @property
+    def new_states(self) -> tuple[Expr, ...]:
+        """The states after a step."""
+        return self.outputs[: len(self.states)]
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -84,12 +112,12 @@ class TracedCell:
     @cached_property
     def products(self) -> tuple[Stage, ...]:
         """The stages that have a GEMM."""
-        return tuple(stage for stage in self.stages if not stage.reductions)
+        return tuple(stage for stage in self.stages if stage.multiplies)
 
     @cached_property
     def reduces(self) -> bool:
         """Whether there are means or variances over the units."""
-        return len(self.products) < len(self.stages)
+        return any(stage.reductions for stage in self.stages)
 
     @cached_property
     def masks(self) -> tuple[Mask, ...]:
@@ -108,7 +136,16 @@ class TracedCell:
         return max((i for i, stage in enumerate(self.stages) if any(map(stage.computes, leaves))), default=0)
 
 
-class _Leaves:
+class _ReadOnly:
+    """What equations read by attribute, and do not assign to."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(f"{name!r} cannot be assigned to: return the new states")
+        super().__setattr__(name, value)
+
+
+class _Leaves(_ReadOnly):
     """``x.i``, ``h.i`` or ``s.c``: a leaf by attribute; ``used`` collects the names that the equations read."""
 
     def __init__(self, kind: Callable[[str], Leaf], names: Sequence[str], used: set[str]) -> None:
@@ -127,7 +164,7 @@ class _Leaves:
         return f"all of {', '.join(self._names)}, which are attributes"
 
 
-class _Parameters:
+class _Parameters(_ReadOnly):
     """``p.beta``: a vector or a scalar by attribute."""
 
     def __init__(self, cell: Cell) -> None:
@@ -186,64 +223,22 @@ def run_equations(cell: Cell) -> TracedCell:
     x, states = _Leaves(PreX, cell.gates, set()), _Leaves(State, cell.states, set())
     result = cell.equations(x, recurrent, states, *parameters)
     outputs = result if isinstance(result, tuple) else (result,)
+    if cell.output is not None:
+        outputs = *outputs[1:], *outputs[:1]
     stages = recurrent.stages()
     used = [gate for stage in stages for gate in stage.gates]
     if repeated := {gate for gate in used if used.count(gate) > 1}:
         gate = min(repeated)
         raise ValueError(f"gate {gate!r} takes part in more than one recurrent product: declare a gate for each")
     if all(isinstance(output, Expr) for output in outputs):
-        stages, outputs = _with_reductions(stages, outputs)
+        stages, outputs = place_stages(State(cell.states[0]), stages, outputs)
     # A peephole weight has the name of its gate.
     roots = [root for root in (*outputs, *(stage.operand for stage in stages)) if isinstance(root, Expr)]
     peepholes = {node.name for node in walk(roots) if isinstance(node, ParamVector)}
     vectors = cell.vectors or tuple(gate for gate in cell.gates if gate in peepholes)
-    traced = TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars, cell.heads > 1)
+    traced = TracedCell(cell.gates, cell.states, stages, outputs, vectors, cell.scalars, cell.heads > 1, cell.output)
     _check_masks(traced if all(isinstance(output, Expr) for output in outputs) else None)
     return traced
-
-
-def _with_reductions(
-    stages: tuple[Stage, ...], outputs: tuple[Expr, ...]
-) -> tuple[tuple[Stage, ...], tuple[Expr, ...]]:
-    """The stages and the outputs with leaves in place of reductions, and a stage for all reductions ready at a time.
-
-    Raises:
-        ValueError: If there is no recurrent product, or the operand of one is a reduction of what it computes.
-    """
-    roots = [*outputs, *(stage.operand for stage in stages)]
-    if not reductions_in(roots):
-        return stages, outputs
-    if not stages:
-        raise ValueError("mean, variance and layer_norm need a cell with a recurrent product")
-    placed, waiting = [stages[0]], [*stages[1:]]
-    while waiting or reductions_in(roots):
-        gates = {gate for stage in placed for gate in stage.gates}
-        ready = [values for values in reductions_in(roots) if _is_ready(values, gates)]
-        if ready:
-            index, nodes = len(placed), set(walk(roots))
-            reductions = tuple(
-                Reduction(
-                    values, RowMean(index, number),
-                    RowVariance(index, number) if Operation(NAMES[1], values) in nodes else None,
-                )
-                for number, values in enumerate(ready)
-            )  # fmt: skip
-            for number, values in enumerate(ready):
-                roots = with_leaves(roots, values, index, number)
-            placed.append(Stage(ready[0][0], (), reductions=reductions))
-        elif waiting:
-            placed.append(waiting.pop(0))
-        else:
-            raise ValueError("a mean or variance of what is computed from it")
-    operands = iter(roots[len(outputs) :])
-    placed = [stage if stage.reductions else replace(stage, operand=next(operands)) for stage in placed]
-    return tuple(placed), tuple(roots[: len(outputs)])
-
-
-def _is_ready(values: tuple[Expr, ...], gates: set[str]) -> bool:
-    """Whether values to reduce contain no reductions, and no products but those of these gates."""
-    products = {node.gate for node in walk(values) if isinstance(node, PreH)}
-    return products <= gates and not reductions_in(values)
 
 
 def _check_masks(traced: TracedCell | None) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.explain import explain
 from fusedrnn.cell.expr import Expr, Operation, walk
 from fusedrnn.cell.latex import latex
-from fusedrnn.cell.masks import expected
+from fusedrnn.cell.masks import checked_rate, expected, with_other_rates
 from fusedrnn.cell.primitives import PRIMITIVES
 from fusedrnn.cell.trace import TracedCell, fuse_gate_sums, run_equations
 from fusedrnn.scalars import positive_int
@@ -38,6 +40,7 @@ class UserCell(Cell):
     def _equations_digest(self) -> str:
         traced, numbers = self.traced, dict[Expr, int]()
         lines = [repr((self.name, self.gates, self.states, self.vectors, self.scalars))]
+        lines += [] if self.output is None else [f"output {self.output}"]
         roots = [*traced.outputs, *(value for stage in traced.stages for value in stage.values)]
         for number, node in enumerate(walk(roots)):
             numbers[node] = number
@@ -54,14 +57,16 @@ class UserCell(Cell):
 
     @cached_property
     def reference(self) -> str:
-        """Where the cell is defined, a hash of its equations, and the heads if :meth:`with_heads` was given them.
+        """Where the cell is defined, a hash of its equations, and in what it differs from its definition.
 
-        The form is ``module:name:hash`` or ``module:name:hash:heads``; an expectation's ends in ``:expectation``.
+        The form is ``module:name:hash``, behind which there are ``:mask=rate`` for each rate of :meth:`with_rates`, and
+        ``:heads`` if there are others; an expectation's ends in ``:expectation``.
         """
         if self._source is not None:
             return f"{self._source.reference}:expectation"
-        heads = "" if self._base is None else f":{self.heads}"
-        return f"{self.__module__}:{self.equations.__qualname__}:{self._equations_digest[:16]}{heads}"
+        changes = [f":{quote(name, safe='')}={rate!r}" for name, rate in self._rates.items()]
+        changes += [f":{self.heads}"] if self.heads != self._base.heads else []
+        return f"{self.__module__}:{self.equations.__qualname__}:{self._equations_digest[:16]}{''.join(changes)}"
 
     def with_heads(self, heads: int) -> UserCell:
         """The same cell with block-diagonal recurrent weights: (rows, H / heads), each unit seeing those of its head.
@@ -71,22 +76,62 @@ class UserCell(Cell):
             ValueError: If it is below 1, or the cell has no recurrent products.
         """
         heads = positive_int("heads", heads)
-        if not self.traced.stages:
+        if not self.traced.products:
             raise ValueError(f"cell {self.name} has no recurrent products, and so no heads")
-        base = self if self._base is None else self._base
         if self._source is not None:
             return self._source.with_heads(heads).expectation
-        return base if heads == base.heads else _changed(base, "base", heads=heads)
+        return _derived(self._base, heads, self._rates)
+
+    def with_rates(self, **rates: float) -> UserCell:
+        """The same cell with other rates of its random masks, by their names: ``zoneout_lstm.with_rates(c=0.3)``.
+
+        A rate is what :func:`fusedrnn.cell.dropout` and :func:`fusedrnn.cell.zoneout` take, and 1 minus the ``keep`` of
+        :func:`fusedrnn.cell.mask`. All others stay as they are.
+
+        Raises:
+            TypeError: If a rate is no number.
+            ValueError: If it is no probability below 1, or the cell has no mask of that name.
+        """
+        names = [mask.name for mask in self._drawn.traced.masks]
+        for name, rate in rates.items():
+            if name not in names:
+                known = f"its masks are {', '.join(names)}" if names else "it draws none"
+                raise ValueError(f"cell {self.name} has no mask {name!r}: {known}")
+            rates[name] = checked_rate(name, rate)
+        if self._source is not None:
+            return self._source.with_rates(**rates).expectation
+        return _derived(self._base, self.heads, {**self._rates, **rates})
 
     @cached_property
     def expectation(self) -> UserCell:
         """The cell in inference: with the expectations of its random masks instead; itself if it draws none."""
-        return _changed(self, "source", equations=expected(self.equations)) if self.traced.masks else self
+        if not self.traced.masks:
+            return self
+        return _changed(self, {"source": self}, equations=expected(self.equations))
 
     @property
-    def _base(self) -> UserCell | None:
-        """The cell as it is defined, if this one has other heads."""
-        return self.__dict__.get("base")
+    def _base(self) -> UserCell:
+        """The cell as it is defined: itself, unless it has other heads or rates."""
+        base: UserCell = self.__dict__.get("base", self)
+        return base
+
+    @property
+    def _rates(self) -> Mapping[str, float]:
+        """The rates that are not those of the definition, by mask, in the order of their names."""
+        rates: Mapping[str, float] = self.__dict__.get("rates", {})
+        return rates
+
+    @property
+    def _drawn(self) -> UserCell:
+        """The cell that draws masks: itself, unless it is an expectation."""
+        return self if self._source is None else self._source
+
+    @property
+    def changes(self) -> str:
+        """What makes the cell of its definition: ``.with_rates(c=0.3).with_heads(4)``; mostly nothing."""
+        rates = ", ".join(f"{name}={rate!r}" for name, rate in self._drawn._rates.items())
+        heads = f".with_heads({self.heads})" * (self.heads > 1)
+        return f".with_rates({rates})" * bool(rates) + heads + ".expectation" * (self._source is not None)
 
     @property
     def _source(self) -> UserCell | None:
@@ -114,23 +159,29 @@ class UserCell(Cell):
         return hash((self.name, self.digest))
 
     def __repr__(self) -> str:
-        return f"<cell {self.name}>" if self.heads == 1 else f"<cell {self.name} with {self.heads} heads>"
+        return f"<cell {self.name}{self.changes}>"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         # By reference, as a function: equations cannot be pickled.
         if self._source is not None:
             return getattr, (self._source, "expectation")
-        return self.equations.__qualname__ if self._base is None else (_with_heads, (self._base, self.heads))
+        base = self._base
+        return self.equations.__qualname__ if base is self else (_derived, (base, self.heads, dict(self._rates)))
 
 
-def _with_heads(cell: UserCell, heads: int) -> UserCell:
-    return cell.with_heads(heads)
+def _derived(base: UserCell, heads: int, rates: Mapping[str, float]) -> UserCell:
+    """A cell with so many heads, and with other rates of its masks."""
+    if heads == base.heads and not rates:
+        return base
+    rates = dict(sorted(rates.items()))
+    equations = with_other_rates(base.equations, rates) if rates else base.equations
+    return _changed(base, {"base": base, "rates": rates}, heads=heads, equations=equations)
 
 
-def _changed(cell: UserCell, attribute: str, **fields: Any) -> UserCell:
-    """A copy with other fields, which has the cell that it is of in an attribute."""
+def _changed(cell: UserCell, attributes: Mapping[str, Any], **fields: Any) -> UserCell:
+    """A copy with other fields, and what it is of in these attributes."""
     copy = replace(cell, **fields)
     for name in ("__module__", "__doc__"):
         object.__setattr__(copy, name, getattr(cell, name))
-    copy.__dict__[attribute] = cell
+    copy.__dict__.update(attributes)
     return copy

@@ -4,10 +4,11 @@ Each is the mode of a spec: ``RNNSpec(cells.janet, input_size=40, hidden_size=12
 a product's bias is that of the spec.
 """
 
-from fusedrnn.cells import elementwise, gated, noisy, normalized
+from fusedrnn.cells import elementwise, gated, noisy, normalized, products
 from fusedrnn.cells.elementwise import *  # noqa: F403
 from fusedrnn.cells.gated import *  # noqa: F403
 from fusedrnn.cells.noisy import *  # noqa: F403
 from fusedrnn.cells.normalized import *  # noqa: F403
+from fusedrnn.cells.products import *  # noqa: F403
 
-__all__ = [*gated.__all__, *elementwise.__all__, *normalized.__all__, *noisy.__all__]
+__all__ = [*gated.__all__, *products.__all__, *elementwise.__all__, *normalized.__all__, *noisy.__all__]

@@ -7,8 +7,8 @@ from typing import Any
 
 from fusedrnn.cell import cell, relu, sigmoid, softplus, tanh, where
 
-__all__ = ["ind_rnn", "min_gru", "min_gru_log", "min_lstm", "min_lstm_log", "qrnn_f", "qrnn_fo", "qrnn_ifo", "sru",
-           "sru_projected"]  # fmt: skip
+__all__ = ["brc", "ind_rnn", "min_gru", "min_gru_log", "min_lstm", "min_lstm_log", "qrnn_f", "qrnn_fo", "qrnn_ifo",
+           "sru", "sru_projected", "t_gru", "t_lstm", "t_rnn", "unicornn"]  # fmt: skip
 
 
 @cell(gates="a", vectors="u", initial={"u": (0.0, 1.0)})
@@ -17,7 +17,7 @@ def ind_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     return relu(x.a + p.u * s.h)
 
 
-@cell(gates="z f r", states="h c", vectors="v_f v_r")
+@cell(gates="z f r", states="c", output="h", vectors="v_f v_r")
 def sru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """Lei et al., Simple Recurrent Units for Highly Parallelizable Recurrence (2018), https://arxiv.org/abs/1709.02755.
 
@@ -28,7 +28,7 @@ def sru(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     return x.raw + r * (c - x.raw), c
 
 
-@cell(gates="z f r k", states="h c", vectors="v_f v_r")
+@cell(gates="z f r k", states="c", output="h", vectors="v_f v_r")
 def sru_projected(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
     """:data:`sru` for any number of features, https://arxiv.org/abs/1709.02755: gate k gives the highway's input."""
     f, r = sigmoid(x.f + p.v_f * s.c), sigmoid(x.r + p.v_r * s.c)
@@ -46,7 +46,7 @@ def qrnn_f(x: Any, recurrent: Any, s: Any) -> Any:
     return z + sigmoid(x.f) * (s.h - z)
 
 
-@cell(gates="z f o", states="h c")
+@cell(gates="z f o", states="c", output="h")
 def qrnn_fo(x: Any, recurrent: Any, s: Any) -> Any:
     """:data:`qrnn_f` with fo-pooling, https://arxiv.org/abs/1611.01576."""
     z = tanh(x.z)
@@ -54,7 +54,7 @@ def qrnn_fo(x: Any, recurrent: Any, s: Any) -> Any:
     return sigmoid(x.o) * c, c
 
 
-@cell(gates="z i f o", states="h c")
+@cell(gates="z i f o", states="c", output="h")
 def qrnn_ifo(x: Any, recurrent: Any, s: Any) -> Any:
     """:data:`qrnn_f` with ifo-pooling, https://arxiv.org/abs/1611.01576."""
     c = sigmoid(x.f) * s.c + sigmoid(x.i) * tanh(x.z)
@@ -86,3 +86,40 @@ def min_lstm_log(x: Any, recurrent: Any, s: Any) -> Any:
     f = sigmoid(softplus(-x.i) - softplus(-x.f))
     n = where(x.n < 0, sigmoid(x.n), x.n + 0.5)
     return n + f * (s.h - n)
+
+
+@cell(gates="a c n", vectors="w_a w_c")
+def brc(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Vecoven et al., A bio-inspired bistable recurrent cell (2020), https://arxiv.org/abs/2006.05252."""
+    n = tanh(x.n + (1.0 + tanh(x.a + p.w_a * s.h)) * s.h)
+    return n + sigmoid(x.c + p.w_c * s.h) * (s.h - n)
+
+
+@cell(gates="z f")
+def t_rnn(x: Any, recurrent: Any, s: Any) -> Any:
+    """Balduzzi and Ghifary, Strongly-Typed Recurrent Neural Networks (2016), https://arxiv.org/abs/1602.02218."""
+    return x.z + sigmoid(x.f) * (s.h - x.z)
+
+
+@cell(gates="z f o")
+def t_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """:data:`t_rnn` as a GRU, https://arxiv.org/abs/1602.02218; the input must hold that of the step before too."""
+    return sigmoid(x.f) * s.h + x.z * tanh(x.o)
+
+
+@cell(gates="z f o", states="c", output="h")
+def t_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """:data:`t_rnn` as an LSTM, https://arxiv.org/abs/1602.02218; the input must hold that of the step before too."""
+    c = x.z + sigmoid(x.f) * (s.c - x.z)
+    return c * tanh(x.o), c
+
+
+@cell(
+    gates="a", states="y z", vectors="w c", scalars="dt alpha",
+    initial={"w": (0.0, 1.0), "c": (-0.1, 0.1), "dt": 0.1, "alpha": 1.0},
+)  # fmt: skip
+def unicornn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Rusch and Mishra, UnICORNN (2021), https://arxiv.org/abs/2103.05487; dt and alpha are hyperparameters there."""
+    dt = p.dt * sigmoid(p.c)
+    z = s.z - dt * (tanh(x.a + p.w * s.y) + p.alpha * s.y)
+    return s.y + dt * z, z

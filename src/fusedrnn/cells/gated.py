@@ -5,8 +5,10 @@ from typing import Any
 from fusedrnn.cell import cell, exp, maximum, relu, sigmoid, softplus, tanh
 
 __all__ = [
-    "cfc", "chaos_free_network", "dreamer_gru", "fast_grnn", "flash_gru", "flash_lstm", "janet", "lem", "li_gru",
-    "minimal_gated_unit", "multiplicative_lstm", "nbrc", "ran", "slstm", "star", "ugrnn",
+    "antisymmetric_rnn", "atr", "cfc", "chaos_free_network", "dreamer_gru", "fast_grnn", "fast_rnn", "flash_gru",
+    "flash_lstm", "gated_antisymmetric_rnn", "intersection_rnn", "janet", "lem", "li_gru", "light_ru", "ltc", "mc_lstm",
+    "minimal_gated_unit", "multiplicative_lstm", "nas", "nbrc", "original_lstm", "ran", "sgrn", "slstm", "star",
+    "ugrnn",
 ]  # fmt: skip
 
 
@@ -164,3 +166,95 @@ def chaos_free_network(x: Any, recurrent: Any, s: Any) -> Any:
     """Laurent and von Brecht, A recurrent neural network without chaos (2016), https://arxiv.org/abs/1612.06212."""
     h = recurrent(s.h)
     return sigmoid(x.t + h.t) * tanh(s.h) + sigmoid(x.e + h.e) * tanh(x.n)
+
+
+@cell(gates="a", scalars="epsilon gamma", initial={"epsilon": 0.01, "gamma": 0.01})
+def antisymmetric_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Chang et al., AntisymmetricRNN (2019), https://arxiv.org/abs/1902.09689, for recurrent weights W - Wᵀ.
+
+    Weights tied in this way are made by torch.nn.utils.parametrize. There ε and γ are hyperparameters.
+    """
+    return s.h + p.epsilon * tanh(x.a + recurrent(s.h).a - p.gamma * s.h)
+
+
+@cell(gates="a z", scalars="epsilon gamma", initial={"epsilon": 0.01, "gamma": 0.01})
+def gated_antisymmetric_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """:data:`antisymmetric_rnn` with a gate that has the same recurrent product, https://arxiv.org/abs/1902.09689."""
+    u = recurrent(s.h).a - p.gamma * s.h
+    return s.h + p.epsilon * sigmoid(x.z + u) * tanh(x.a + u)
+
+
+@cell(gates="a")
+def atr(x: Any, recurrent: Any, s: Any) -> Any:
+    """Zhang et al., Addition-Subtraction Twin-Gated Recurrent Network (2018), https://arxiv.org/abs/1810.12546."""
+    q = recurrent(s.h).a
+    return sigmoid(x.a + q) * x.a + sigmoid(x.a - q) * s.h
+
+
+@cell(gates="c", scalars="alpha beta", initial={"alpha": -3.0, "beta": 3.0})
+def fast_rnn(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Kusupati et al., FastGRNN (2018), https://arxiv.org/abs/1901.02358: FastRNN, the one without gates."""
+    return sigmoid(p.alpha) * tanh(x.c + recurrent(s.h).c) + sigmoid(p.beta) * s.h
+
+
+@cell(gates="a b u v", output="y")
+def intersection_rnn(x: Any, recurrent: Any, s: Any) -> Any:
+    """Collins et al., Capacity and Trainability in Recurrent Neural Networks (2017), https://arxiv.org/abs/1611.09913.
+
+    The +RNN: its output is a mean with the input, which has as many features as there are units.
+    """
+    h = recurrent(s.h)
+    y, n = relu(x.a + h.a), tanh(x.b + h.b)
+    return y + sigmoid(x.u + h.u) * (x.raw - y), n + sigmoid(x.v + h.v) * (s.h - n)
+
+
+@cell(gates="f n")
+def light_ru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Ye et al., Light Recurrent Unit (2024), https://doi.org/10.3390/electronics13163204."""
+    return s.h + sigmoid(x.f + recurrent(s.h).f) * (tanh(x.n) - s.h)
+
+
+@cell(gates="f", vectors="a leak", scalars="dt", initial={"leak": 1.0, "dt": 1.0})
+def ltc(x: Any, recurrent: Any, s: Any, p: Any) -> Any:
+    """Hasani et al., Liquid Time-constant Networks (2020), https://arxiv.org/abs/2006.04439.
+
+    A step of its fused solver, f a sigmoid, the leak 1 / τ. For six steps with each input, repeat it six times and let
+    dt be 1 / 6.
+    """
+    f = sigmoid(x.f + recurrent(s.h).f)
+    return (s.h + p.dt * f * p.a) / (1.0 + p.dt * (p.leak + f))
+
+
+@cell(gates="f i o m n", states="v c", output="h")
+def mc_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Memory-controller LSTM of a workshop paper (2017), as https://arxiv.org/abs/2510.21252 has it: v is recurrent."""
+    v = recurrent(s.v)
+    c = sigmoid(x.f + v.f) * s.c + sigmoid(x.i + v.i) * tanh(x.n + v.n)
+    return sigmoid(x.o + v.o) * tanh(c), sigmoid(x.m + v.m) * tanh(c), c
+
+
+@cell(gates="a b c d e f i j", states="h c")
+def nas(x: Any, recurrent: Any, s: Any) -> Any:
+    """Zoph and Le, Neural Architecture Search (2016), https://arxiv.org/abs/1611.01578: its cell of language."""
+    h = recurrent(s.h)
+    u = tanh(sigmoid(x.a + h.a) * relu(x.b + h.b))
+    c = tanh(u + s.c) * tanh(sigmoid(x.c + h.c) + relu(x.d * h.d))
+    v = tanh(tanh(x.e + h.e) * sigmoid(x.f + h.f))
+    return tanh(c * tanh(v + sigmoid(tanh(x.i + h.i) + sigmoid(x.j + h.j)))), c
+
+
+@cell(gates="i g o", states="h c")
+def original_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Hochreiter and Schmidhuber, Long Short-Term Memory (1997), https://doi.org/10.1162/neco.1997.9.8.1735.
+
+    Without forget gate; its two functions between -2 and 2 and between -1 and 1 are written as tanh.
+    """
+    h = recurrent(s.h)
+    c = s.c + 2.0 * sigmoid(x.i + h.i) * tanh(0.5 * (x.g + h.g))
+    return sigmoid(x.o + h.o) * tanh(0.5 * c), c
+
+
+@cell(gates="a")
+def sgrn(x: Any, recurrent: Any, s: Any) -> Any:
+    """Simple gated recurrent network (2021), https://doi.org/10.1049/gtd2.12056."""
+    return tanh(x.a + sigmoid(x.a + recurrent(s.h).a) * (s.h - x.a))

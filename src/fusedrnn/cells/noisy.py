@@ -1,13 +1,13 @@
-"""LSTM and GRU with random masks inside a step, at the rates of their papers: a rate is a constant of a cell.
+"""LSTM and GRU with random masks inside a step, at the rates of their papers.
 
-For other rates, copy the few lines.
+A rate is a constant of a cell; others are given by the names of masks: ``zoneout_lstm.with_rates(c=0.3, h=0.1)``.
 """
 
 from typing import Any
 
 from fusedrnn.cell import cell, dropout, sigmoid, tanh, zoneout
 
-__all__ = ["dropout_gru", "dropout_lstm", "zoneout_gru", "zoneout_lstm"]
+__all__ = ["dropout_gru", "dropout_lstm", "variational_gru", "variational_lstm", "zoneout_gru", "zoneout_lstm"]
 
 
 @cell(gates="i f g o", states="h c")
@@ -41,3 +41,25 @@ def dropout_gru(x: Any, recurrent: Any, s: Any) -> Any:
     h = recurrent(s.h)
     n, z = tanh(x.n + sigmoid(x.r + h.r) * h.n), sigmoid(x.z + h.z)
     return (1.0 - z) * dropout("n", n, 0.25) + z * s.h
+
+
+@cell(gates="i f g o", states="h c")
+def variational_lstm(x: Any, recurrent: Any, s: Any) -> Any:
+    """Gal and Ghahramani, Dropout in Recurrent Neural Networks (2016), https://arxiv.org/abs/1512.05287, at 0.25.
+
+    The mask of h, the same for all gates and steps; that of the input is dropout before the layer.
+    """
+    h = recurrent(dropout("h", s.h, 0.25, per="sequence"))
+    c = sigmoid(x.f + h.f) * s.c + sigmoid(x.i + h.i) * tanh(x.g + h.g)
+    return sigmoid(x.o + h.o) * tanh(c), c
+
+
+@cell(gates="r z n")
+def variational_gru(x: Any, recurrent: Any, s: Any) -> Any:
+    """Gal and Ghahramani, Dropout in Recurrent Neural Networks (2016), https://arxiv.org/abs/1512.05287, at 0.25.
+
+    The mask of h in products, the same for all gates and steps; that of the input is dropout before the layer.
+    """
+    h = recurrent(dropout("h", s.h, 0.25, per="sequence"))
+    n = tanh(x.n + sigmoid(x.r + h.r) * h.n)
+    return n + sigmoid(x.z + h.z) * (s.h - n)

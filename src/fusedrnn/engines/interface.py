@@ -95,8 +95,10 @@ class Engine(Protocol):
         """The ``nbytes`` of the residuals of T steps of N sequences."""
 
 
-CachedForwardCall = Callable[[Any, Any, Any, Any, int, Any], "tuple[Array, tuple[Array, ...], Any] | None"]
-"""``(x, params, states, out, seed, resets)`` to the output, the final states and in training the residuals."""
+CachedForwardCall = Callable[[Any, Any, Any, Any, int, Any], "tuple[Array, tuple[Any, ...], Any] | None"]
+"""``(x, params, states, out, seed, resets)`` to the output, the final states and in training the residuals.
+
+States of a network are a tuple for each layer, and so are gradients."""
 CachedBackwardCall = Callable[[Any, Any, Any, Any, Any], "tuple[Any, Any, Any] | None"]
 """``(dy, dstates, residuals, grad_req, out)`` to the gradients of x, the parameters and the initial states."""
 
@@ -109,15 +111,14 @@ class CachesCalls(Protocol):
     that matters, it does nothing and returns None. See :mod:`fusedrnn.engines.operands`.
     """
 
-    def cache_forward(
-        self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: Any
-    ) -> CachedForwardCall | None:
+    def cache_forward(self, operands: Any, states: Any, residuals: Any) -> CachedForwardCall | None:
         """The cached form of a forward call, in training with its residuals; None if there is none.
 
         The operands are the arrays that the caller gave, without copies; ``states`` is what the caller gave for them.
+        Of a network's engine they are those of :mod:`fusedrnn.engines.network`.
         """
 
-    def cache_backward(self, residuals: Any, operands: BackwardOperands, grad_req: Any) -> CachedBackwardCall | None:
+    def cache_backward(self, residuals: Any, operands: Any, grad_req: Any) -> CachedBackwardCall | None:
         """The cached form of a backward call; None if there is none."""
 
 

@@ -38,7 +38,7 @@ class ForwardOperands(NamedTuple):
             None for no resets.
         reset_states: What replaces them, like ``states``; None for zeros.
         all_states: Where the other states of every step of the last layer go, (T, N, D·H) each and contiguous, in the
-            order of the states after h; an engine does not write their padding. Empty if they are not requested.
+            order of ``RNNSpec.other_states``; an engine does not write their padding. Empty if they are not requested.
     """
 
     x: Array
@@ -77,8 +77,13 @@ class GradBuffers(NamedTuple):
     @property
     def grad_reqs(self) -> tuple[GradReq, ...]:
         """The requests for x, the parameters and the states that these buffers answer."""
-        pairs = zip(self[:3], self[3:6], strict=True)
-        return tuple("null" if buffer is None else "add" if add else "write" for buffer, add in pairs)
+        return requests_of(self)
+
+
+def requests_of(grads: Any) -> tuple[GradReq, ...]:
+    """The requests that buffers answer whose first six fields are those of :class:`GradBuffers`."""
+    pairs = zip(grads[:3], grads[3:6], strict=True)
+    return tuple("null" if buffer is None else "add" if add else "write" for buffer, add in pairs)
 
 
 class BackwardOperands(NamedTuple):

@@ -15,6 +15,7 @@ from fusedrnn.engines.interface import Capabilities, Engine, Need
 from fusedrnn.jit.host import current_target
 from fusedrnn.jit.target import Target
 from fusedrnn.locks import Lock
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
 
 Op = TypeVar("Op")
@@ -46,7 +47,7 @@ class Registration:
 _lock = Lock()
 _registered: tuple[Registration, ...] = ()  # replaced, never changed: reading it takes no lock
 _ops_lock = Lock()
-_ops: OrderedDict[tuple[RNNSpec, str | None, Target], Any] = OrderedDict()
+_ops: OrderedDict[tuple[RNNSpec | NetworkSpec, str | None, Target], Any] = OrderedDict()
 
 
 def register(
@@ -185,7 +186,7 @@ class EngineSelector:
         return self._declined.get(entry.name)
 
 
-def cached_op(spec: RNNSpec, backend: str | None, create: Callable[[], Op]) -> Op:
+def cached_op(spec: RNNSpec | NetworkSpec, backend: str | None, create: Callable[[], Op]) -> Op:
     """The op for this spec, backend and current target: created once, kept while among those used last."""
     key = spec, backend, current_target()
     with _ops_lock:

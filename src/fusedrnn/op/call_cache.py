@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from fusedrnn.engines.interface import CachedBackwardCall, CachedForwardCall, CachesCalls
+from fusedrnn.engines.network import NetworkGradOperands, NetworkOperands
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, comparable
-from fusedrnn.op.reserve import CACHEABLE, Reserve
+from fusedrnn.network_spec import NetworkSpec
+from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, RESETS_CALL, Reserve
+from fusedrnn.op.validation import draw_seed
+from fusedrnn.spec import RNNSpec
 
 
 class CallCache:
@@ -22,18 +26,44 @@ class CallCache:
         inference: Of forward.
         training: Of forward in training.
         backward: Of backward.
+        has_forward: Whether there is one of forward.
+        trainer: The name and the engine of the last training call that may be cached.
     """
 
-    __slots__ = ("_last_keys", "backward", "inference", "training")
+    __slots__ = ("_last_keys", "backward", "has_forward", "inference", "trainer", "training")
 
     def __init__(self) -> None:
         self.inference: CachedForwardCall | None = None
         self.training: CachedForwardCall | None = None
         self.backward: CachedBackwardCall | None = None
+        self.has_forward = False
+        self.trainer: tuple[str, Any] = "", None
         self._last_keys: dict[str, Any] = {}
 
+    def forward(
+        self, spec: RNNSpec | NetworkSpec, x: Any, params: Any, states: Any, training: bool, out: Any, resets: Any
+    ) -> tuple[Any, tuple[Any, ...], Reserve | None] | None:
+        """What forward returns, by a cached call; None if there is none, or the arguments differ from its."""
+        # Another thread may replace a cached call at any time.
+        if training is False and (infer := self.inference) is not None:
+            result = infer(x, params, states, out, 0, resets)
+            return None if result is None else (result[0], result[1], None)
+        if training is True and (train := self.training) is not None:
+            seed = draw_seed(spec)
+            result = train(x, params, states, out, seed, resets)
+            if result is not None:
+                y, final, residuals = result
+                kind = PLAIN_CALL if resets is None else RESETS_CALL
+                (steps, batch, _), (name, engine) = y.shape, self.trainer
+                return y, final, Reserve(steps, batch, "gates", seed, spec, name, engine, residuals, None, kind)
+        return None
+
     def note_forward(
-        self, engine: object, arguments: tuple[Any, Any, Any], operands: ForwardOperands, residuals: Any = None
+        self,
+        engine: object,
+        arguments: tuple[Any, Any, Any],
+        operands: ForwardOperands | NetworkOperands,
+        residuals: Any = None,
     ) -> None:
         """Note a checked call; ``arguments`` are x, params and states as the caller gave them."""
         x, params, states = arguments
@@ -46,9 +76,13 @@ class CallCache:
             and params is operands.params
             and _are_uncopied(states, operands.states)
         ):
-            setattr(self, kind, engine.cache_forward(operands, states, residuals))
+            cached = engine.cache_forward(operands, states, residuals)
+            setattr(self, kind, cached)
+            self.has_forward |= cached is not None
 
-    def note_backward(self, reserve: Reserve, arguments: tuple[Any, Any, Any], operands: BackwardOperands) -> None:
+    def note_backward(
+        self, reserve: Reserve, arguments: tuple[Any, Any, Any], operands: BackwardOperands | NetworkGradOperands
+    ) -> None:
         """Note a checked call; ``arguments`` are dy, dstates and grad_req as the caller gave them."""
         dy, dstates, grad_req = arguments
         engine = reserve._engine
@@ -71,7 +105,14 @@ class CallCache:
 
 
 def _are_uncopied(arguments: Sequence[Any] | None, checked: Sequence[Any] | None) -> bool:
-    """Whether checked arrays are the caller's, not copies; None stands for zeros, for an entry or for all."""
-    if arguments is None or checked is None:
-        return all(array is None for array in checked or ())
-    return all(array is original for array, original in zip(checked, arguments, strict=True))
+    """Whether checked arrays are the caller's, not copies; None stands for zeros, for an entry or for all.
+
+    Entries of networks are tuples of arrays.
+    """
+    if checked is None:
+        return True
+    given = (None,) * len(checked) if arguments is None else arguments
+    return all(
+        array is original or (type(array) is tuple and _are_uncopied(original, array))
+        for array, original in zip(checked, given, strict=True)
+    )

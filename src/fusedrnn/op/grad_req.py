@@ -16,7 +16,7 @@ from fusedrnn.spec import Array, RNNSpec
 
 # The operands that have gradients, by their name in grad_req, and the names of the gradients.
 GRADIENTS = {"x": "dx", "params": "dparams", "states": "dstates"}
-_RESET_GRADIENTS = GRADIENTS | {"reset_states": "dreset_states"}
+RESET_GRADIENTS = GRADIENTS | {"reset_states": "dreset_states"}
 
 
 def backward_operands(
@@ -35,9 +35,9 @@ def backward_operands(
         dy, dothers = split_cotangents(dy, spec, steps, batch)
     checked_dy = check_dy(dy, spec, steps, batch)
     checked_dstates = check_dstates(dstates, spec, batch)
-    gradients = _RESET_GRADIENTS if kind.reset_states else GRADIENTS
-    grad_reqs = _parse_grad_req(grad_req, gradients)
-    out_buffers = _check_out(grad_reqs, gradients, out)
+    gradients = RESET_GRADIENTS if kind.reset_states else GRADIENTS
+    grad_reqs = parse_grad_req(grad_req, gradients)
+    out_buffers = check_out(grad_reqs, gradients, out)
     state_shapes = spec.state_shape(batch)
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "x": {"dx": (steps, batch, spec.input_size)},
@@ -53,7 +53,7 @@ def backward_operands(
     for name, value in out_buffers.items():
         if value is not None:
             entries = value if name.endswith("states") else (value,)
-            buffers[name] = _check_buffers(gradients[name], entries, shapes[name], spec, unshared)
+            buffers[name] = check_buffers(gradients[name], entries, shapes[name], spec, unshared)
     # Memory is allocated only now that all arguments are known to be right.
     for name, request in grad_reqs.items():
         if request != "null" and name not in buffers:
@@ -64,7 +64,7 @@ def backward_operands(
     return BackwardOperands(checked_dy, checked_dstates, grads, dothers)
 
 
-def _parse_grad_req(grad_req: object, gradients: Mapping[str, str]) -> dict[str, GradReq]:
+def parse_grad_req(grad_req: object, gradients: Mapping[str, str]) -> dict[str, GradReq]:
     """The request for each operand that has a gradient."""
     if isinstance(grad_req, str):
         return dict.fromkeys(gradients, check_choice("grad_req", grad_req, GRAD_REQS))
@@ -78,7 +78,7 @@ def _parse_grad_req(grad_req: object, gradients: Mapping[str, str]) -> dict[str,
     return {name: check_choice(f"grad_req: {name}", grad_req.get(name, "write"), GRAD_REQS) for name in gradients}
 
 
-def _check_out(grad_reqs: Mapping[str, GradReq], gradients: Mapping[str, str], out: object) -> dict[str, object]:
+def check_out(grad_reqs: Mapping[str, GradReq], gradients: Mapping[str, str], out: object) -> dict[str, object]:
     """The buffer of each gradient, or None, where the requests allow it."""
     names = tuple(gradients.values())
     buffers = (None,) * len(names) if out is None else check_tuple("out", out, dict.fromkeys(names, ""), "None or ")
@@ -91,7 +91,7 @@ def _check_out(grad_reqs: Mapping[str, GradReq], gradients: Mapping[str, str], o
     return dict(zip(gradients, buffers, strict=True))
 
 
-def _check_buffers(
+def check_buffers(
     gradient: str,
     buffers: object,
     shapes: Mapping[str, tuple[int, ...]],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from fusedrnn.engines.interface import Engine, Residuals, SavePolicy
+from fusedrnn.engines.network import NetworkEngine, NetworkGradOperands
 from fusedrnn.engines.operands import BackwardOperands, clear_padding
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import Array, RNNSpec
 
 
@@ -34,6 +36,8 @@ CACHEABLE = PLAIN_CALL, RESETS_CALL
 class Reserve:
     """What one forward call in training saved for its backward: from :meth:`RNNOp.forward` to :meth:`RNNOp.backward`.
 
+    It is likewise that of a :class:`NetworkOp`.
+
     It belongs to that call alone: no later change to the call's arrays or the op affects it. Backward leaves it as it
     is, so that any number of backward calls may use it, also at once. Its memory is freed with it.
 
@@ -50,9 +54,9 @@ class Reserve:
     batch: int
     keep: SavePolicy
     seed: int
-    spec: RNNSpec
+    spec: RNNSpec | NetworkSpec
     backend: str
-    _engine: Engine
+    _engine: Engine | NetworkEngine
     _residuals: Residuals
     _lengths: Array | None
     _kind: CallKind
@@ -71,16 +75,17 @@ class Reserve:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Reserve cannot be pickled or copied: it holds the memory of one forward call")
 
-    def backward(self, operands: BackwardOperands) -> None:
+    def backward(self, operands: BackwardOperands | NetworkGradOperands) -> None:
         """Compute the gradients on the engine that ran forward; the operands have been checked."""
         grads = operands.grads
         if grads.x is not None and not grads.add_x and self._lengths is not None:
             clear_padding(grads.x, self._lengths)
         if any(buffer is not None for buffer in (grads.x, grads.params, grads.states, grads.reset_states)):
-            self._engine.backward(self._residuals, operands)
+            engine: Any = self._engine  # of the same kind as the operands: both are those of the spec
+            engine.backward(self._residuals, operands)
 
 
-def check_reserve(value: object, spec: RNNSpec, backends: Sequence[str]) -> Reserve:
+def check_reserve(value: object, spec: RNNSpec | NetworkSpec, backends: Sequence[str]) -> Reserve:
     """``value`` if it is the reserve of an op of that spec that ran on one of these engines."""
     if value is None:
         raise TypeError("reserve must be what forward returned with training=True; got None")

@@ -44,8 +44,7 @@ def with_options(
             check_no_alias("out", operands.y, {"reset_states": states})
         operands = operands._replace(resets=marks, reset_states=states)
     if returns_all:
-        shape = steps, batch, spec.num_directions * spec.hidden_size
-        every = tuple(np.empty(shape, spec.dtype) for _ in spec.state_names[1:])
+        every = tuple(np.empty((steps, batch, size), spec.dtype) for size in spec.other_state_features)
         operands = operands._replace(all_states=every)
     kind = CallKind(resets is not None, reset_states is not None, returns_all)
     return operands, kind if True in kind else PLAIN_CALL
@@ -67,11 +66,11 @@ def split_cotangents(dy: Any, spec: RNNSpec, steps: int, batch: int) -> tuple[An
 
     ``dy`` is a tuple of them, as :meth:`RNNOp.backward` takes it, or None.
     """
-    names = tuple(f"d{name}" for name in ("y", *spec.state_names[1:]))
-    shape = steps, batch, spec.num_directions * spec.hidden_size
+    # The output of a cell may have the name of a state.
+    names = ("dy", *(f"d{name}" for name in spec.other_states))
     dy_entries = (None,) * len(names) if dy is None else check_tuple("dy", dy, dict.fromkeys(names, ""), "None or ")
     others = (
-        None if value is None else np.ascontiguousarray(check_array(f"dy: {name}", value, spec, shape))
-        for name, value in zip(names[1:], dy_entries[1:], strict=True)
+        None if value is None else np.ascontiguousarray(check_array(f"dy: {name}", value, spec, (steps, batch, size)))
+        for name, value, size in zip(names[1:], dy_entries[1:], spec.other_state_features, strict=True)
     )
     return dy_entries[0], tuple(others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from fusedrnn.op import bfloat16_arrays, validation
 from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
 from fusedrnn.op.quantizing import QuantizesParams
-from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, RESETS_CALL, CallKind, Reserve, check_reserve
+from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
 from fusedrnn.op.resets import with_options
 from fusedrnn.op.stream import Streams
 from fusedrnn.quantized_params import Params
@@ -74,8 +73,6 @@ class RNNOp(QuantizesParams, Streams):
         # By whether a call trains, and whether it has lengths, resets and all states.
         self._selected: dict[tuple[bool, ...], tuple[str, Engine]] = {(False,) * 4: (self.backend, self._engine)}
         self._call_cache = CallCache()
-        # The name and the engine of the last training call that may be cached.
-        self._trainer: tuple[str, Any] = "", None
 
     @classmethod
     def get(cls, spec: RNNSpec, backend: str | None = None) -> RNNOp:
@@ -163,7 +160,7 @@ class RNNOp(QuantizesParams, Streams):
                 one in the padding has no effect. The reverse direction runs over the same pieces, each from its end;
                 ``states`` enter the last one.
             reset_states: The states after resets, a tuple like ``states``; None for zeros.
-            all_states: Whether to return every state of every step of the last layer.
+            all_states: Whether to return every state of every step of the last layer, also those that y does not show.
 
         Returns:
             The triple (y, states, reserve): the output (T, N, D·S), the last layer's h at each step with directions
@@ -177,8 +174,8 @@ class RNNOp(QuantizesParams, Streams):
             NotImplementedError: Naming what the call needs and no engine supports.
         """
         has_options = reset_states is not None or all_states is not False
-        if lengths is None and seed is None and reserve is _GATES and not has_options:
-            cached = self._forward_cached(x, params, states, training, out, resets)
+        if lengths is None and seed is None and reserve is _GATES and not has_options and self._call_cache.has_forward:
+            cached = self._call_cache.forward(self.spec, x, params, states, training, out, resets)
             if cached is not None:
                 return cached
         spec, trains = self.spec, training is True or as_bool("training", training)
@@ -203,30 +200,13 @@ class RNNOp(QuantizesParams, Streams):
             if cacheable:
                 self._call_cache.note_forward(engine, (x, params, states), operands)
             return outputs, final, None
-        seed = _draw_seed(spec) if seed is None else seed
+        seed = validation.draw_seed(spec) if seed is None else seed
         final, residuals = engine.train(operands, save, seed)
         if cacheable:
-            self._trainer = name, engine
+            self._call_cache.trainer = name, engine
             self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
         steps, batch = operands.x.shape[:2]
         return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
-
-    def _forward_cached(
-        self, x: Array, params: Any, states: Any, training: bool, out: Array | None, resets: Any
-    ) -> tuple[Array, tuple[Array, ...], Reserve | None] | None:
-        """What forward returns, by a cached call; None if there is none, or the arguments differ from its."""
-        # Another thread may replace a cached call at any time.
-        if training is False and (infer := self._call_cache.inference) is not None:
-            result = infer(x, params, states, out, 0, resets)
-            return None if result is None else (result[0], result[1], None)
-        if training is True and (train := self._call_cache.training) is not None:
-            seed = _draw_seed(self.spec)
-            result = train(x, params, states, out, seed, resets)
-            if result is not None:
-                y, final, residuals = result
-                call = y.shape[0], y.shape[1], _GATES, seed, self.spec, *self._trainer, residuals
-                return y, final, Reserve(*call, None, PLAIN_CALL if resets is None else RESETS_CALL)
-        return None
 
     def backward(
         self,
@@ -262,7 +242,7 @@ class RNNOp(QuantizesParams, Streams):
                 uses.
         """
         spec, cached = self.spec, self._call_cache.backward
-        if cached is not None and type(reserve) is Reserve and reserve._engine is self._trainer[1]:
+        if cached is not None and type(reserve) is Reserve and reserve._engine is self._call_cache.trainer[1]:
             result = cached(dy, dstates, reserve._residuals, grad_req, out)
             if result is not None:
                 return result
@@ -272,7 +252,7 @@ class RNNOp(QuantizesParams, Streams):
         size, kind = (checked.steps, checked.batch), checked._kind
         operands = backward_operands(spec, *size, dy, dstates, grad_req, out, kind)
         checked.backward(operands)
-        if checked._engine is self._trainer[1]:
+        if checked._engine is self._call_cache.trainer[1]:
             self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
         dx, dparams, dinitial = operands.grads[:3]
         return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
@@ -293,8 +273,3 @@ class RNNOp(QuantizesParams, Streams):
         steps, batch = positive_int("steps", steps), positive_int("batch", batch)
         save = check_choice("reserve", reserve, SAVE_POLICIES)
         return self._select_engine(training=True)[1].reserve_bytes(steps, batch, save)
-
-
-def _draw_seed(spec: RNNSpec) -> int:
-    """A new seed if the network drops something, else 0."""
-    return int.from_bytes(os.urandom(8), "little") if spec.drops else 0

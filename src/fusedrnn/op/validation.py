@@ -6,6 +6,7 @@ and what was expected.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy.ma
 
 from fusedrnn.engines import registry
 from fusedrnn.engines.operands import BACKWARD, FORWARD, ForwardOperands, Operand, entries, is_sequence
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.quantized_params import QuantizedParams, check_quantized
 from fusedrnn.scalars import shown
 from fusedrnn.spec import Array, RNNSpec
@@ -58,7 +60,7 @@ def check_tuple(name: str, value: object, entry_shapes: Mapping[str, object], or
     raise ValueError(f"{name} must be {expected}; got {len(value)}")
 
 
-def _readable(operand: Operand, value: Array) -> Array:
+def readable(operand: Operand, value: Array) -> Array:
     """The array itself, or a contiguous copy if a kernel cannot read it as it is."""
     if operand.contiguous:
         return np.ascontiguousarray(value) if value.flags.aligned else value.copy()
@@ -73,7 +75,7 @@ def check_x(x: object, spec: RNNSpec) -> Array:
         raise ValueError(f"x must have shape (T, N, {spec.input_size}); got {checked.shape}")
     if 0 in checked.shape[:2]:
         raise ValueError(f"x must have at least one step and one sequence; got shape {checked.shape}")
-    return _readable(FORWARD["x"], checked)
+    return readable(FORWARD["x"], checked)
 
 
 def check_params(params: object, spec: RNNSpec) -> Any:
@@ -88,7 +90,7 @@ def check_params(params: object, spec: RNNSpec) -> Any:
         raise ValueError(
             f"params must have shape ({spec.layout.size},), as the spec's layout has it; got {checked.shape}"
         )
-    return _readable(FORWARD["params"], checked)
+    return readable(FORWARD["params"], checked)
 
 
 def check_states(
@@ -108,12 +110,12 @@ def check_dy(dy: object, spec: RNNSpec, steps: int, batch: int) -> Array | None:
     """The output's gradient (T, N, D·S), a copy if a kernel cannot read it as it is; None for zeros."""
     if dy is None:
         return None
-    return _readable(BACKWARD["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
+    return readable(BACKWARD["dy"], check_array("dy", dy, spec, (steps, batch, spec.output_size)))
 
 
-def check_dstates(dstates: object, spec: RNNSpec, batch: int) -> tuple[Array | None, ...]:
+def check_dstates(dstates: object, spec: RNNSpec, batch: int, name: str = "dstates") -> tuple[Array | None, ...]:
     """The gradients of the final states, contiguous; None for zeros."""
-    return _check_each("dstates", dstates, "d{}_n", spec, batch)
+    return _check_each(name, dstates, "d{}_n", spec, batch)
 
 
 def _check_each(
@@ -124,7 +126,7 @@ def _check_each(
     if value is None:
         return (None,) * len(shapes)
     return tuple(
-        None if state is None else _readable(_STATE, check_array(f"{name}: {entry}", state, spec, shape))
+        None if state is None else readable(_STATE, check_array(f"{name}: {entry}", state, spec, shape))
         for (entry, shape), state in zip(shapes.items(), check_tuple(name, value, shapes), strict=True)
     )
 
@@ -183,6 +185,11 @@ def check_seed(seed: object) -> int | None:
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be from 0 to 2**64 - 1; got {shown(seed)}")
     return int(seed)
+
+
+def draw_seed(spec: RNNSpec | NetworkSpec) -> int:
+    """A new seed if the network drops something, else 0."""
+    return int.from_bytes(os.urandom(8), "little") if spec.drops else 0
 
 
 def forward_operands(spec: RNNSpec, x: Any, params: Any, states: Any, lengths: Any, out: Any) -> ForwardOperands:

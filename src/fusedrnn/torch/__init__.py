@@ -18,6 +18,7 @@ from fusedrnn.torch.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.torch.conversion import LayerReport, Report, accelerate, restore
 from fusedrnn.torch.layer import Layer
 from fusedrnn.torch.modules import GRU, LSTM, RNN
+from fusedrnn.torch.network_module import Network
 from fusedrnn.torch.new_layers import accelerate_new, accelerated
 from fusedrnn.torch.quantization import Quantized, quantize
 from fusedrnn.torch.reading import ReadLayer, read
@@ -25,6 +26,6 @@ from fusedrnn.torch.reading import ReadLayer, read
 _tools.register()
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "LayerReport", "Quantized", "RNNCell", "ReadLayer", "Report",
-    "accelerate", "accelerate_new", "accelerated", "quantize", "read", "restore",
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "Layer", "LayerReport", "Network", "Quantized", "RNNCell", "ReadLayer",
+    "Report", "accelerate", "accelerate_new", "accelerated", "quantize", "read", "restore",
 ]  # fmt: skip

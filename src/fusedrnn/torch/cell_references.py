@@ -6,6 +6,7 @@ import importlib
 import sys
 from operator import attrgetter
 from typing import Any
+from urllib.parse import unquote
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.cell.user_cell import UserCell
@@ -48,11 +49,19 @@ def cell_of(reference: str) -> str | Cell:
         if cell is None:
             raise ValueError(f"cell {name!r} is unknown here: import {module}, which defines it, before")
         for change in changes:
-            cell = cell.expectation if change == "expectation" else cell.with_heads(int(change))
+            cell = _changed(cell, change)
         if cell.reference != reference:
             raise ValueError(f"cell {name!r} of {module} has other equations than the program was made with")
         _CELLS[reference] = cell
     return cell
+
+
+def _changed(cell: UserCell, change: str) -> UserCell:
+    """The cell with a change that a reference names: another rate of a mask, heads, or its expectation."""
+    mask, has_rate, rate = change.partition("=")
+    if has_rate:
+        return cell.with_rates(**{unquote(mask): float(rate)})
+    return cell.expectation if change == "expectation" else cell.with_heads(int(change))
 
 
 def _attribute(module: Any, name: str) -> UserCell | None:

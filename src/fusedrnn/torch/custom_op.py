@@ -45,6 +45,7 @@ def run(
         x, h0, c0, list(weights), lengths, batch_sizes, seed if spec.drops else None,
         spec.mode if isinstance(spec.mode, str) else spec.mode.reference, spec.hidden_size, spec.num_layers,
         spec.bidirectional, dropout, spec.projection_size or 0, spec.compute, more or None, resets, all_states,
+        spec.residual, spec.input_dropout,
     )  # fmt: skip
     return y, tuple(final)
 

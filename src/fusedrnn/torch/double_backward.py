@@ -17,7 +17,7 @@ from fusedrnn.cell.leaves import PreH, PreX, Projected, RawInput, State
 from fusedrnn.cell.primitives import ArrayArithmetic
 from fusedrnn.cell.stage import Stage
 from fusedrnn.cell.trace import traced_cell
-from fusedrnn.dropout import mask, scale
+from fusedrnn.dropout import input_stream, mask, scale
 from fusedrnn.engines.reference.forward import gate_rows
 from fusedrnn.engines.reference.masks import StepMasks, random_masks
 from fusedrnn.layout import Kind
@@ -31,9 +31,12 @@ def _clip_nan(x: Tensor, low: float, high: float) -> Tensor:
     return torch.where(torch.isnan(x), low, torch.clamp(x, low, high))
 
 
+def _softplus(x: Tensor) -> Tensor:
+    return torch.nn.functional.softplus(x, threshold=40)  # where exp(-x) no longer counts, also in float64
+
+
 _TENSORS = ArrayArithmetic(
-    torch,
-    {"sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": torch.nn.functional.softplus, "clip_nan": _clip_nan},
+    torch, {"sigmoid": torch.sigmoid, "relu": torch.relu, "softplus": _softplus, "clip_nan": _clip_nan}
 )
 """Evaluates expressions on tensors."""
 
@@ -146,11 +149,11 @@ def forward(
     final: list[tuple[Tensor, ...]] = []
     per_direction = len(weights) // (spec.num_layers * spec.num_directions)
     for layer in range(spec.num_layers):
-        if layer and spec.dropout:
-            keeps = mask(seed, spec.dropout, layer - 1, steps, batch, spec.output_size)
-            x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(spec.dropout), 0)
+        if p := spec.dropout_of(layer):
+            keeps = mask(seed, p, input_stream(layer), steps, batch, spec.layer_input_size(layer))
+            x = torch.where(torch.from_numpy(keeps).to(x.device), x * scale(p), 0)
         columns = []
-        kept = len(initial) if all_states and layer == spec.num_layers - 1 else 1
+        kept = len(spec.other_states) if all_states and layer == spec.num_layers - 1 else 0
         for direction in range(spec.num_directions):
             row = len(final)
             named = dict(zip(spec.layout.kinds, weights[row * per_direction :], strict=False))
@@ -160,7 +163,8 @@ def forward(
             every, last = _unrolled(spec, x, before, named, valid, reverse, resets, kept, masks)
             columns.append(every)
             final.append(last)
-        x, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
+        y, *others = (torch.cat(column, dim=2) for column in zip(*columns, strict=True))
+        x = y + x if spec.adds_input(layer) else y
     y, *others = (array if packed_indices is None else array[packed_indices] for array in (x, *others))
     return y, *(torch.stack(rows) for rows in zip(*final, strict=True)), *others
 
@@ -169,7 +173,7 @@ def _unrolled(
     spec: RNNSpec, x: Tensor, states: Sequence[Tensor], weights: Weights, valid: Tensor | None, reverse: bool,
     resets: Tensor | None, kept: int, masks: Iterator[StepMasks],
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # fmt: skip
-    """One direction of one layer: the first ``kept`` states of every step (T, N, size), and the last states."""
+    """One direction of one layer: the output and the last ``kept`` states of every step, then the final states."""
     rounded = _rounding(spec)
     weights = {kind: w if w is None or w.dim() == 1 else rounded(w) for kind, w in weights.items()}
     x_weight, h_weight = weights["i2h_weight"], weights.get("h2h_weight")
@@ -185,14 +189,14 @@ def _unrolled(
         if resets is not None and first < steps:
             states = [torch.where(resets[first, :, None], 0, state) for state in states]
         if valid is None:
-            states = _step(spec, x[t], x_gates[t], states, weights, own)
-            every[t] = states[:kept]
+            output, states = _step(spec, x[t], x_gates[t], states, weights, own)
+            every[t] = [output, *states[len(states) - kept :]]
             continue
         is_valid = valid[t, :, None]
         # The results of padding are unused but differentiated: states that may be infinite must not get there.
         before = [torch.where(is_valid, state, 0) for state in states]
-        after = _step(spec, x[t], x_gates[t], before, weights, own)
-        every[t] = [torch.where(is_valid, new, 0) for new in after[:kept]]
+        output, after = _step(spec, x[t], x_gates[t], before, weights, own)
+        every[t] = [torch.where(is_valid, new, 0) for new in (output, *after[len(after) - kept :])]
         states = [torch.where(is_valid, new, old) for new, old in zip(after, states, strict=True)]
     return [torch.stack(column) for column in zip(*every, strict=True)], tuple(states)
 
@@ -219,12 +223,17 @@ def _unchanged(operand: Tensor) -> Tensor:
     return operand
 
 
-def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]) -> dict[Leaf, Tensor]:
+def _in_rows(value: Tensor | float, like: Tensor) -> Tensor:
+    """A value (N, H) as ``like`` is: also a number, a mean, and what depends on parameters alone."""
+    return torch.full_like(like, value) if isinstance(value, float) else value.expand(like.shape)
+
+
+def _moments(stage: Stage, values: Mapping[Leaf, Tensor], like: Tensor) -> dict[Leaf, Tensor]:
     """The means and variances (N, 1) of a stage of reductions."""
     moments: dict[Leaf, Tensor] = {}
     for reduction in stage.reductions:
         parts = evaluate(reduction.values, values, _TENSORS)
-        row = torch.cat([part.expand(shape) for part in parts], dim=1)
+        row = torch.cat([_in_rows(part, like) for part in parts], dim=1)
         moments[reduction.mean] = row.mean(dim=1, keepdim=True)
         if reduction.variance is not None:
             moments[reduction.variance] = row.var(dim=1, correction=0, keepdim=True)
@@ -233,31 +242,35 @@ def _moments(stage: Stage, values: Mapping[Leaf, Tensor], shape: tuple[int, int]
 
 def _step(
     spec: RNNSpec, x: Tensor, x_gates: Tensor, states: Sequence[Tensor], weights: Weights, masks: Mapping[Leaf, Tensor]
-) -> list[Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
+    """The output of a step, and the states after it."""
     cell = traced_cell(spec.variant)
     h_weight, h_bias, projection = map(weights.get, ("h2h_weight", "h2h_bias", "h2r_weight"))
     rounded = _rounding(spec)
-    rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Tensor] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
     values.update(masks)
-    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})
     if cell.reads_raw_input:
         values[RawInput()] = x
     values.update({leaf: weight for leaf in cell.parameters if (weight := weights[leaf.name]) is not None})
     for stage in cell.stages:
         if stage.reductions:
-            values.update(_moments(stage, values, (len(x_gates), spec.hidden_size)))
+            values.update(_moments(stage, values, states[0]))
+        if not stage.multiplies:
             continue
         operand = evaluate([stage.operand], values, _TENSORS)[0]
+        if spec.projection_size is None:  # else it is of the built-in LSTM, and of another size than the output
+            operand = _in_rows(operand, states[0])
         if stage.projects:
             assert projection is not None
             values[Projected()] = torch.nn.functional.linear(rounded(operand), projection)
         if stage.gates:
             assert h_weight is not None
-            stacked = slice(rows[stage.gates[0]].start, rows[stage.gates[-1]].stop)
+            stacked = slice(h_rows[stage.gates[0]].start, h_rows[stage.gates[-1]].stop)
             bias = None if h_bias is None else h_bias[stacked]
             product = torch.nn.functional.linear(rounded(operand), h_weight[stacked], bias)
             values.update(zip(map(PreH, stage.gates), product.chunk(len(stage.gates), 1), strict=True))
-    # A mean, or what depends on parameters alone, has fewer elements than a state.
     new = evaluate(cell.outputs, values, _TENSORS)
-    return [value.expand(state.shape) for value, state in zip(new, states, strict=True)]
+    after = [_in_rows(value, state) for value, state in zip(new, states, strict=False)]
+    return after[0] if cell.output is None else _in_rows(new[-1], states[0]), after

@@ -10,6 +10,7 @@ from torch.nn import Module, Parameter
 from torch.nn.utils.rnn import PackedSequence
 
 from fusedrnn.cell.cells import Cell
+from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.initial_params import initial_fills
 from fusedrnn.spec import RNNSpec
 from fusedrnn.torch import composed
@@ -37,6 +38,9 @@ class Layer(FusedLayer, Module):
         bias: Whether gates have biases, one for the input and one for the recurrent product.
         batch_first: Whether input and output are (N, T, features).
         dropout: Probability in [0, 1) with which training drops elements between layers.
+        input_dropout: Probability in [0, 1) with which training drops elements of the input.
+        residual: What each layer adds to its output: its input (``"identity"``), or a projection of that
+            (``"projection"``); as in :class:`fusedrnn.RNNSpec`.
         bidirectional: Whether each layer runs in both directions.
         compute: The format of GEMM operands, as in :class:`fusedrnn.RNNSpec`.
         device: Where the parameters are.
@@ -61,16 +65,18 @@ class Layer(FusedLayer, Module):
     def __init__(
         self, cell: str | Cell, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *,
+        residual: str | None = None, input_dropout: float = 0.0,
         compute: str | None = None, device: Any = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         Module.__init__(self)
         spec = RNNSpec(
-            cell, input_size, hidden_size, num_layers, bidirectional, dropout, bias="double" if bias else "none"
-        )
+            cell, input_size, hidden_size, num_layers, bidirectional, dropout, bias="double" if bias else "none",
+            residual=residual, input_dropout=input_dropout,
+        )  # fmt: skip
         self.cell, self.mode = cell, reference_to(cell)
         self.input_size, self.hidden_size, self.num_layers = spec.input_size, spec.hidden_size, spec.num_layers
         self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), spec.bidirectional
-        self.dropout = spec.dropout
+        self.dropout, self.input_dropout, self.residual = spec.dropout, spec.input_dropout, spec.residual
         for entry in spec.layout.by_layer_direction:
             weight = Parameter(torch.empty(entry.shape, device=device, dtype=dtype))
             self.register_parameter(entry.torch_name, weight)
@@ -84,7 +90,8 @@ class Layer(FusedLayer, Module):
         dtype = MODULE_DTYPES.get(next(self.parameters()).dtype, "float32")
         return RNNSpec(
             self.cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.dropout,
-            dtype=dtype, bias="double" if self.bias else "none", compute=self.compute,
+            dtype=dtype, bias="double" if self.bias else "none", compute=self.compute, residual=self.residual,
+            input_dropout=self.input_dropout,
         )  # fmt: skip
 
     def reset_parameters(self) -> None:
@@ -102,12 +109,10 @@ class Layer(FusedLayer, Module):
         """The arguments, those of their defaults left out."""
         defaults = {
             "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-            "compute": None,
+            "residual": None, "input_dropout": 0.0, "compute": None,
         }  # fmt: skip
         options = [f"{name}={getattr(self, name)}" for name in defaults if getattr(self, name) != defaults[name]]
-        name = self.cell.name if isinstance(self.cell, Cell) else self.cell
-        if self.spec.heads > 1:
-            name += f".with_heads({self.spec.heads})"
+        name = f"{self.cell.name}{self.cell.changes}" if isinstance(self.cell, UserCell) else str(self.cell)
         return ", ".join([name, str(self.input_size), str(self.hidden_size), *options])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -121,7 +126,7 @@ class Layer(FusedLayer, Module):
     def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
         return user_layer_plan(
             self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
-            self.dropout, dtype, 0, compute or self.compute,
+            self.dropout, dtype, 0, compute or self.compute, self.residual, self.input_dropout,
         )  # fmt: skip
 
     def composed_forward(

@@ -116,7 +116,8 @@ class CallShape:
         lengths: Valid steps of each sequence, int64 (N,); None for T everywhere.
         batch_sizes: Of a packed sequence, int64 (T,).
         resets: Where sequences begin anew, bools (T, N); None for nowhere.
-        all_states: Whether the states after h of every step of the last layer are results, behind the final ones.
+        all_states: Whether the states of every step of the last layer that the output does not show are results,
+            behind the final ones.
         is_cell: Whether it is a step of a cell: states are (N, size) or (size,), and there is no output beside them.
 
     Attributes:
@@ -168,9 +169,9 @@ class CallShape:
         return (x.new_zeros if padded else x.new_empty)((*self.leading, features))
 
     def new_all_states(self, x: Tensor) -> tuple[Tensor, ...]:
-        """New tensors for the states after h of every step, like ``x``; none unless they are results."""
-        spec, count = self.network.spec, self.network.num_states - 1 if self.all_states else 0
-        return tuple([self.new(x, spec.num_directions * spec.hidden_size) for _ in range(count)])
+        """New tensors for the states of every step that the output does not show; none unless they are results."""
+        features = self.network.spec.other_state_features if self.all_states else ()
+        return tuple([self.new(x, size) for size in features])
 
     def new_states(self, x: Tensor) -> tuple[Tensor, ...]:
         """New tensors for the states, like ``x``."""

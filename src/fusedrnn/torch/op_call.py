@@ -23,7 +23,10 @@ ARGUMENTS = (
     "str mode, int hidden_size, int num_layers, bool bidirectional, float dropout, int projection_size"
 )
 # Last and with defaults, so that programs run that were exported before there were these arguments.
-LATER_ARGUMENTS = "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None, bool all_states=False"
+LATER_ARGUMENTS = (
+    "str? compute=None, Tensor[]? more_states=None, Tensor? resets=None, bool all_states=False, str? residual=None, "
+    "float input_dropout=0.0"
+)
 SCHEMA = f"{ARGUMENTS}, {LATER_ARGUMENTS}"
 _STATES = ("h0", "c0")
 
@@ -39,6 +42,8 @@ class CallOptions(NamedTuple):
     projection_size: int
     compute: str | None
     all_states: bool
+    residual: str | None
+    input_dropout: float
     num_more_states: int
 
 
@@ -63,15 +68,17 @@ class OpCall(NamedTuple):
     more_states: Tensors | None = None
     resets: Tensor | None = None
     all_states: bool = False
+    residual: str | None = None
+    input_dropout: float = 0.0
 
     @classmethod
     def of(cls, tensors: Tensors, others: Tensors, options: CallOptions) -> OpCall:
         """The call whose ``differentiable`` are ``tensors``; ``others`` are those of :attr:`others`."""
         first_weight = 3 + options.num_more_states
         more, (*varlen_and_seed, resets) = list(tensors[3:first_weight]) or None, others
-        weights = list(tensors[first_weight:])
-        arguments: list[Any] = [*tensors[:3], weights, *varlen_and_seed, *options[:-2], more, resets]
-        return cls(*arguments, options.all_states)  # type: ignore[call-arg]
+        arguments: list[Any] = [*tensors[:3], list(tensors[first_weight:]), *varlen_and_seed]
+        fields: dict[str, Any] = {name: getattr(options, name) for name in CallOptions._fields[:-1]}
+        return cls(*arguments, **fields, more_states=more, resets=resets)  # type: ignore[misc]
 
     @property
     def others(self) -> Tensors:
@@ -81,7 +88,8 @@ class OpCall(NamedTuple):
     @property
     def options(self) -> CallOptions:
         """Its arguments that are no tensors."""
-        return CallOptions(*self[7:13], self.compute, self.all_states, len(self.more_states or ()))
+        fields: list[Any] = [getattr(self, name) for name in CallOptions._fields[:-1]]
+        return CallOptions(*fields, len(self.more_states or ()))  # type: ignore[call-arg]
 
     @property
     def spec(self) -> RNNSpec:
@@ -92,7 +100,7 @@ class OpCall(NamedTuple):
         """
         return _spec(
             self.mode, self.hidden_size, self.num_layers, self.bidirectional, self.dropout, self.projection_size,
-            int(self.x.shape[-1]), self.x.dtype, self.compute,
+            int(self.x.shape[-1]), self.x.dtype, self.compute, self.residual, self.input_dropout,
         )  # fmt: skip
 
     @property
@@ -104,9 +112,9 @@ class OpCall(NamedTuple):
 
     @property
     def all_state_shapes(self) -> list[tuple[Any, ...]]:
-        """The shapes of the states after h of every step, if they are results."""
-        spec, count = self.spec, _num_states(self.mode) - 1 if self.all_states else 0
-        return [(*self.x.shape[:-1], spec.num_directions * spec.hidden_size)] * count
+        """The shapes of the states of every step that the output does not show, if they are results."""
+        features = self.spec.other_state_features if self.all_states else ()
+        return [(*self.x.shape[:-1], size) for size in features]
 
     @property
     def batch(self) -> Any:
@@ -136,11 +144,11 @@ def _num_states(mode: str) -> int:
 @functools.lru_cache(maxsize=64)
 def _spec(
     mode: str, hidden_size: int, num_layers: int, bidirectional: bool, dropout: float, projection_size: int,
-    input_size: int, dtype: torch.dtype, compute: str | None,
+    input_size: int, dtype: torch.dtype, compute: str | None, residual: str | None, input_dropout: float,
 ) -> RNNSpec:  # fmt: skip
     return RNNSpec(
         cell_of(mode), input_size, hidden_size, num_layers, bidirectional, dropout, projection_size or None,
-        DTYPE_NAMES[dtype], compute=compute,
+        DTYPE_NAMES[dtype], compute=compute, residual=residual, input_dropout=input_dropout,
     )  # fmt: skip
 
 

@@ -55,17 +55,19 @@ class ModulePlan(NamedTuple):
 @lru_cache(maxsize=256)
 def _layer_plan(
     mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
-    P: int = 0, compute: str | None = None,
+    P: int = 0, compute: str | None = None, residual: str | None = None, input_dropout: float = 0.0,
 ) -> ModulePlan | None:  # fmt: skip
     compute = checked_compute(compute or OPERANDS.get(dtype), MODULE_DTYPES[dtype])
     try:
         spec = RNNSpec(
             cell_of(mode if ":" in mode else mode.lower()), I, H, layers, bool(bidirectional),
-            projection_size=P or None, dtype=MODULE_DTYPES[dtype], compute=compute,
+            projection_size=P or None, dtype=MODULE_DTYPES[dtype], compute=compute, residual=residual,
         )  # fmt: skip
         training_spec: RNNSpec | None = spec
-        if dropout > 0 and layers > 1:
-            training_spec = replace(spec, dropout=dropout) if dropout < 1 and spec.is_trainable else None
+        dropout = dropout if layers > 1 else 0.0
+        if dropout > 0 or input_dropout > 0:
+            can_drop = dropout < 1 and spec.is_trainable
+            training_spec = replace(spec, dropout=dropout, input_dropout=input_dropout) if can_drop else None
         if isinstance(spec.mode, UserCell):
             spec = replace(spec, mode=spec.mode.expectation)
             reference_to(spec.mode)

@@ -127,7 +127,8 @@ def _options(shape: CallShape, all_states: Tensors) -> StateOptions | None:
     """What concerns states inside sequences; None if nothing does."""
     if shape.resets is None and not all_states:
         return None
-    return StateOptions(shape.resets, (), _pointers(all_states))
+    before = (0,) * shape.network.spec.output_is_state
+    return StateOptions(shape.resets, (), before + _pointers(all_states))
 
 
 @_torch_memory_errors

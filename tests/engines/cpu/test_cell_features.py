@@ -18,11 +18,13 @@ from problems import Shape, assert_close, assert_gradients_close, assert_same_bi
 pytestmark = pytest.mark.usefixtures("poisoned", "use_all_threads")
 
 SHAPE = Shape(5, 3, 7, 17, layers=2, bidirectional=True, lengths="edges")
-SOME = ("everything", "slstm", "sru", "layer_norm_lstm", "everything_heads")
+SOME = (
+    "everything", "slstm", "sru", "own_output", "layer_norm_lstm", "everything_heads", "early", "elementwise_moments",
+)  # fmt: skip
 OTHER_TARGETS = target_names()[1:]
 FORMATS = [
     ("everything", "bfloat16"), ("everything_heads", "bfloat16"), ("sru", "int8"), ("everything", "int8"),
-    ("lem", "int8_weights"),
+    ("lem", "int8_weights"), ("early", "bfloat16"), ("early", "int8"), ("elementwise_moments", "bfloat16"),
 ]  # fmt: skip
 
 
@@ -34,7 +36,7 @@ def native(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "dtype", "target"),
-    [("everything", "float32", OTHER_TARGETS[0]), ("slstm", "float64", OTHER_TARGETS[-1])],
+    [("everything", "float32", OTHER_TARGETS[0]), ("early", "float64", OTHER_TARGETS[-1])],
     indirect=["target"],
 )
 def test_targets(name, dtype, target, small_chunks):

@@ -89,7 +89,8 @@ def train(problem, keep, arrays, out=None, grad_req="write"):
 def test_training_stays_inside_its_arrays(mode, shape, keep, side, threads, target, fenced_buffers):
     for dtype in pairwise.dtypes(mode):
         problem = make_problem(mode, shape, dtype)
-        problem = replace(problem, spec=replace(problem.spec, dropout=0.3))
+        options = {"dropout": 0.3, "input_dropout": 0.2, "residual": "identity" if shape.layers == 3 else None}
+        problem = replace(problem, spec=replace(problem.spec, **options))
         expected = train(problem, keep, problem.arrays)
         arrays = [fenced_copy(array, side) for array in problem.arrays]
         if problem.lengths is not None:

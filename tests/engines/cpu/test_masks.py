@@ -26,8 +26,8 @@ def native(monkeypatch):
 
 @cell(gates="i f g o", states="h c")
 def masked(x, recurrent, s):
-    """A mask of each kind, one of them in an operand of a second product and in another place."""
-    h = recurrent(s.h)
+    """A mask of each kind, one of them in the first operand, one in a second one and in another place."""
+    h = recurrent(dropout("u", s.h, 0.4))
     c = sigmoid(x.f + h.f) * s.c + sigmoid(x.i + h.i) * dropout("g", tanh(x.g + h.g), 0.25, per="sequence")
     shared = mask("o", keep=0.6)
     new = sigmoid(x.o + recurrent(shared * c).o) * tanh(c)
@@ -36,7 +36,8 @@ def masked(x, recurrent, s):
 
 def step_of_masked(x, h, states, draw):
     old, c = states
-    i, f, g = (torch.sigmoid(x[0] + h(0, old)), torch.sigmoid(x[1] + h(1, old)), torch.tanh(x[2] + h(2, old)))
+    kept = draw(3, 0.6) * old / 0.6
+    i, f, g = (torch.sigmoid(x[0] + h(0, kept)), torch.sigmoid(x[1] + h(1, kept)), torch.tanh(x[2] + h(2, kept)))
     c = f * c + i * g * draw(0, 0.75, None) / 0.75
     new = torch.sigmoid(x[3] + h(3, draw(2, 0.6) * c)) * torch.tanh(c)
     return torch.where(draw(1, 0.7) > 0, new, old) - draw(2, 0.6) * c, c
@@ -54,10 +55,29 @@ def step_of_dropout_gru(x, h, states, draw):
     (old,) = states
     r, z = (torch.sigmoid(x[gate] + h(gate, old)) for gate in (0, 1))
     n = torch.tanh(x[2] + r * h(2, old))
-    return ((1 - z) * n * draw(0, 0.75) / 0.75 + z * old,)
+    return ((1 - z) * n * draw(0, 0.6) / 0.6 + z * old,)
 
 
-STEPS = {masked: step_of_masked, cells.zoneout_lstm: step_of_zoneout, cells.dropout_gru: step_of_dropout_gru}
+def step_of_variational_lstm(x, h, states, draw):
+    old, c = states
+    kept = draw(0, 0.75, None) * old / 0.75
+    i, f, g, o = (x[gate] + h(gate, kept) for gate in range(4))
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def step_of_variational_gru(x, h, states, draw):
+    (old,) = states
+    kept = draw(0, 0.75, None) * old / 0.75
+    r, z = (torch.sigmoid(x[gate] + h(gate, kept)) for gate in (0, 1))
+    return ((1 - z) * torch.tanh(x[2] + r * h(2, kept)) + z * old,)
+
+
+STEPS = {
+    masked: step_of_masked, cells.zoneout_lstm: step_of_zoneout,
+    cells.dropout_gru.with_rates(n=0.4): step_of_dropout_gru,
+    cells.variational_lstm: step_of_variational_lstm, cells.variational_gru: step_of_variational_gru,
+}  # fmt: skip
 
 
 def oracle(problem, step):

@@ -30,7 +30,10 @@ PROBLEMS = {
     "reset-before-all": lambda: variant_problem("reset-before-all", ONE)[0],
     "everything": lambda: cell_problem("everything", STACK)[0],
     "slstm": lambda: cell_problem("slstm", BOTH_WAYS)[0],
+    "early": lambda: cell_problem("early", BOTH_WAYS)[0],
     "sru": lambda: cell_problem("sru", BOTH_WAYS)[0],
+    "own_output": lambda: cell_problem("own_output", BOTH_WAYS)[0],
+    "residual": lambda: problem_of(RNNSpec("lstm", 4, 9, 3, residual="identity"), STACK),
     "ind_rnn": lambda: cell_problem("ind_rnn", BOTH_WAYS)[0],
     "min_lstm": lambda: cell_problem("min_lstm", ONE)[0],
     "layer_norm_lstm": lambda: problem_of(BOTH_WAYS.spec(cells.layer_norm_lstm), BOTH_WAYS),
@@ -141,7 +144,7 @@ def test_formats(compute):
         assert_same_bits((dx, dstates, dreset), (expected.dx, expected.dstates, expected.dreset))
 
 
-@pytest.mark.parametrize("mode", ["gru", cells.dropout_gru], ids=str)
+@pytest.mark.parametrize("mode", ["gru", cells.variational_gru], ids=str)
 def test_dropout_is_that_of_the_whole_sequence(mode):
     problem = problem_of(STACK.spec(mode, "float64"), STACK)
     problem = replace(problem, spec=replace(problem.spec, dropout=0.4))

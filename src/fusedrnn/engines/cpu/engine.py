@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
 from fusedrnn.engines.cpu.guarded_call import CannotGuard
+from fusedrnn.engines.cpu.network import CPUNetwork
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
 from fusedrnn.engines.cpu.varlen import VarLen
 from fusedrnn.engines.cpu.weights.cache import PackedWeights, WeightPointers
 from fusedrnn.engines.interface import NULL, GradPointers, SavePolicy, StatePtrs, StridedPtr
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands
+from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
@@ -74,7 +76,7 @@ class CPUEngine:
         self.pointers.run(
             steps, batch, weights, _strided(x), self._addresses(operands.states), _strided(y), self._addresses(final),
             varlen=varlen, residuals=residuals, reserve=reserve,
-            options=_options(operands.resets, operands.reset_states, operands.all_states),
+            options=self._options(operands.resets, operands.reset_states, operands.all_states),
         )  # fmt: skip
         return final
 
@@ -92,7 +94,7 @@ class CPUEngine:
         dy, dstates = _strided(operands.dy), self._addresses(operands.dstates)
         executor.run_backward(
             residuals.info, residuals.lease.address, residuals.weights, dy, dstates, pointers,
-            options=_options(residuals.info.resets, grads.reset_states, operands.dall_states),
+            options=self._options(residuals.info.resets, grads.reset_states, operands.dall_states),
         )  # fmt: skip
 
     def cache_forward(
@@ -107,10 +109,27 @@ class CPUEngine:
         """The cached form of a backward call that has just run; None if there is none."""
         return self._cache(CachedBackward, residuals, operands, grad_req)
 
+    @staticmethod
+    def network(spec: NetworkSpec, layers: Sequence[CPUEngine]) -> CPUNetwork:
+        """What runs a network as one job; ``layers`` are the engines of the entries of its chain."""
+        return CPUNetwork(spec, [layer.pointers for layer in layers])
+
     def _addresses(self, states: Sequence[Array | None] | None) -> StatePtrs:
         """The addresses of states or of their gradients, at least two; 0 for None, and for a state that is not."""
         addresses = tuple([0 if state is None else state.ctypes.data for state in states or ()])
         return addresses + (0,) * (self._num_addresses - len(addresses))
+
+    def _options(
+        self, resets: Array | None, reset_states: Sequence[Array] | None, all_states: Sequence[Array | None]
+    ) -> StateOptions | None:
+        """What concerns states inside sequences, by address; None if nothing does."""
+        if resets is None and not all_states:
+            return None
+        replaced, every = (
+            tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
+            for arrays in (reset_states, all_states)
+        )
+        return StateOptions(resets, replaced, (0,) * self.spec.output_is_state + every)
 
     def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
         if self.pointers.debug >= 2:
@@ -119,19 +138,6 @@ class CPUEngine:
             return cached_call(self.pointers, *arguments)
         except CannotGuard:
             return None
-
-
-def _options(
-    resets: Array | None, reset_states: Sequence[Array] | None, all_states: Sequence[Array | None]
-) -> StateOptions | None:
-    """What concerns states inside sequences, by address; None if nothing does."""
-    if resets is None and not all_states:
-        return None
-    addresses = (
-        tuple([0 if array is None else array.ctypes.data for array in arrays or ()])
-        for arrays in (reset_states, all_states)
-    )
-    return StateOptions(resets, *addresses)
 
 
 def _strided(array: Array | None) -> StridedPtr:

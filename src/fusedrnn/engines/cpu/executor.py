@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -12,7 +11,7 @@ from fusedrnn import env
 from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.jobs import JobName, load_for_calls
 from fusedrnn.engines.cpu.kernels.stages import derivative_of, state_letters
-from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs, signed
+from fusedrnn.engines.cpu.launch.kernel_args import Args, Bind, KernelArgs, PlannedJob, signed
 from fusedrnn.engines.cpu.launch.struct_fields import lay_out_args
 from fusedrnn.engines.cpu.plan.plans import make_plan
 from fusedrnn.engines.cpu.plan.sizes import reads_unpacked
@@ -38,37 +37,15 @@ logger = logging.getLogger(__name__)
 Weights = PackedWeights | WeightPointers
 Problem = tuple[JobName, int, int, ReserveLayout | None]
 """A job, T, N, and the layout of a training call's reserve: what a plan depends on beside the spec and the threads."""
-Bind = Callable[[KernelArgs, Scratch], int]
-"""Writes the arguments of a job into scratch, and returns their address."""
 
 
-class PlannedCall:
-    """The kernel arguments for a problem on at most so many threads, laid out when they are first needed.
+class PlannedCall(PlannedJob[KernelArgs]):
+    """The kernel arguments for a problem, and the panels of the weights that it reads."""
 
-    Attributes:
-        tiling: The panels of the weights that it reads.
-        args: For threads that sleep until the call.
-    """
-
-    def __init__(self, weight_cache: WeightCache, tuning: Tuning, problem: Problem, threads: int) -> None:
-        self.tiling, self.problem, self.threads = weight_cache.tiling, problem, threads
-        self._weights, self._tuning = weight_cache.layout.layer_dirs, tuning
-        self.args = self._plan(threads)
-
-    @cached_property
-    def spinning_args(self) -> KernelArgs:
-        """For threads that spin, which are worth using for less work."""
-        return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
-
-    @cached_property
-    def is_single(self) -> bool:
-        """Whether it runs on one thread in any case."""
-        return self.spinning_args.num_threads == 1
-
-    @cached_property
-    def single_args(self) -> KernelArgs:
-        """For one thread."""
-        return self._plan(1)
+    def __init__(self, weights: WeightCache, tuning: Tuning, problem: Problem, job: Job, threads: int) -> None:
+        self.tiling, self.problem = weights.tiling, problem
+        self._weights, self._tuning = weights.layout.layer_dirs, tuning
+        super().__init__(problem[0], job, threads)
 
     def _plan(self, threads: int, spinning: bool = False) -> KernelArgs:
         name, steps, batch, layout = self.problem
@@ -95,15 +72,15 @@ class Executor:
         self._max_narrow_rows = [max_narrow_rows(spec, steps, self.tuning) for steps in (1, 2)]
         # The target of calls of few rows, and of many; mostly the same one.
         self.target, many = (weight_target(spec, rows <= self._max_narrow_rows[1]) for rows in (1, ANY_ROWS))
-        self._tiling = Tiling(spec, self.target)
-        self.weight_cache = self._many_rows = WeightCache(self._tiling, idle)
+        self.tiling = Tiling(spec, self.target)
+        self.weight_cache = self._many_rows = WeightCache(self.tiling, idle)
         if many != self.target:
             self._many_rows = WeightCache(Tiling(spec, many), idle)
         self.thread_choices = ThreadChoices()
         self._jobs: dict[tuple[str, bool], Job] = {}
         # The last of each job: shapes mostly repeat.
         self._planned: dict[str, PlannedCall] = {}
-        self._layout = (1, 1, "gates", False), ReserveLayout.of(self._tiling, 1, 1, "gates")
+        self._layout = (1, 1, "gates", False), ReserveLayout.of(self.tiling, 1, 1, "gates")
         self._num_letters = len(state_letters(len(spec.state_names)))
         self._no_options = StateOptions().values(self._num_letters)
         self._lock = Lock()
@@ -134,11 +111,11 @@ class Executor:
 
     def reserve_bytes(self, steps: int, batch: int, save: SavePolicy, resets: bool = False) -> int:
         """Bytes of the reserve of a training call with T steps of N sequences."""
-        return ReserveLayout.of(self._tiling, steps, batch, save, resets).size
+        return ReserveLayout.of(self.tiling, steps, batch, save, resets).size
 
     def is_short(self, steps: int, batch: int, training: bool) -> bool:
         """Whether a call of this size uses unpacked weights."""
-        return reads_unpacked(self._tiling, steps, batch, training, self.tuning)
+        return reads_unpacked(self.tiling, steps, batch, training, self.tuning)
 
     def weights(
         self, steps: int, batch: int, addresses: tuple[int, ...], training: bool, team: ThreadTeam, owner: object
@@ -199,7 +176,7 @@ class Executor:
         key, layout = self._layout
         if key != (steps, batch, save, resets is not None):
             key = steps, batch, save, resets is not None
-            layout = ReserveLayout.of(self._tiling, *key)
+            layout = ReserveLayout.of(self.tiling, *key)
             self._layout = key, layout
         return ResidualInfo(layout, seed, varlen, resets)
 
@@ -251,13 +228,12 @@ class Executor:
 
         self.run_planned(self.planned(problem, team.threads), team, bind)
 
-    def run_planned(self, planned: PlannedCall, team: ThreadTeam, bind: Bind) -> None:
+    def run_planned(self, planned: PlannedJob[Args], team: ThreadTeam, bind: Bind[Args]) -> None:
         """Run a job on several threads, or on this one alone if the others are busy or not worth their overhead."""
-        name = planned.problem[0]
-        job, spinning = self.job(name, planned.tiling.target), team.note_call_start()
+        name, job, spinning = planned.name, planned.job, team.note_call_start()
         args = planned.spinning_args if spinning else planned.args
         began = perf_counter()
-        forecast = args.plan.forecast
+        forecast = args.forecast
         thread_choice = self.thread_choices.of(name, forecast) if args.num_threads > 1 else None
         if thread_choice is not None and not thread_choice.use_several(began):
             args = planned.single_args
@@ -276,7 +252,9 @@ class Executor:
         last = self._planned.get(problem[0])
         if last is not None and last.threads == threads and last.problem == problem:
             return last
-        planned = PlannedCall(self.weight_cache_for(*problem[1:3]), self.tuning, problem, threads)
+        weights = self.weight_cache_for(*problem[1:3])
+        job = self.job(problem[0], weights.tiling.target)
+        planned = PlannedCall(weights, self.tuning, problem, job, threads)
         self._planned[problem[0]] = planned
         self.debug = env.debug()
         if self.debug >= 1:
@@ -284,7 +262,7 @@ class Executor:
             logger.info(f"{self.spec} on {planned.tiling.target.name}: {planned.args.plan}{derivative}")
         return planned
 
-    def _execute(self, job: Job, args: KernelArgs, team: ThreadTeam, bind: Bind) -> bool:
+    def _execute(self, job: Job, args: Args, team: ThreadTeam, bind: Bind[Args]) -> bool:
         """Bind the arguments and run the job; False if there are fewer threads now than planned."""
         scratch = self.workspaces.acquire(args.size)
         address = bind(args, scratch)

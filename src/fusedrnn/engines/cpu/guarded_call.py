@@ -6,6 +6,7 @@ passes its arrays as they are. If one does not pass its guard, nothing happens, 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.launch import ndarray_abi
 from fusedrnn.engines.cpu.launch.call_kernel import CALL_CACHE, GUARD, load_guarded_call
-from fusedrnn.engines.cpu.launch.kernel_args import MAX_ARRAYS, KernelArgs
+from fusedrnn.engines.cpu.launch.kernel_args import JobArgs, PlannedJob
 from fusedrnn.engines.operands import Operand
 from fusedrnn.jit.loader import address
 from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, pool_team, release_pool, try_acquire_pool
@@ -31,8 +32,128 @@ class CannotGuard(Exception):
     """An array is of a kind that no guard can describe, or the interpreter lays out objects in an unknown way."""
 
 
-class GuardedCall:
+class GuardedJob:
     """A job on arrays like those of an earlier call.
+
+    Args:
+        executor: What ran the call.
+        planned: Its arguments.
+        operands: How it uses its arrays.
+        arrays: An array of the kind that each operand must be, or None.
+        symbols: The symbols that the addresses of the arrays are the values of, for arrays that are no symbol's.
+        constants: Values of symbols that are the same at every call.
+        fields: Fields of :data:`fusedrnn.engines.cpu.launch.call_kernel.CALL_CACHE` that depend on the call.
+        num_values: The number of the first symbol whose value :meth:`run` takes as ``values``.
+
+    Raises:
+        CannotGuard: If there is no guard for one of the arrays.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        planned: PlannedJob[Any],
+        operands: Mapping[str, Operand],
+        arrays: Sequence[Array | None],
+        symbols: Mapping[str, str],
+        constants: Mapping[str, int],
+        fields: Mapping[str, int],
+        num_values: int,
+    ) -> None:
+        self._team, self._workspaces = pool_team(planned.threads), executor.workspaces
+        sleeping, spinning = planned.args, planned.spinning_args
+        self._forecast = spinning.forecast
+        single = spinning if self._forecast is None else planned.single_args
+        self._args = sleeping, spinning, single
+        self._thread_choice = executor.thread_choices.of(planned.name, self._forecast)
+        self._call = load_guarded_call()
+        index, by_name = sleeping.symbol_index, dict(zip(operands, arrays, strict=True))
+        self._dtypes = [array.dtype for array in arrays if array is not None]  # guards compare their identity
+        assert len(arrays) <= sleeping.num_arrays
+        self._set_guards([
+            ndarray_abi.guard_of(array, index[symbols.get(name, name)], operands[name].written)
+            for name, array in by_name.items()
+        ])
+        self._values = np.zeros(num_values, np.int64)
+        for name, value in {**constants, **_strides(by_name), "spins": self._team.spins}.items():
+            self._values[index[name]] = value
+        self._given_values = struct.Struct(f"{len(index) - num_values}q")
+        fields = {**self._common_fields(index), **fields, "job": address(planned.job)}
+        self._sleeping = self._call_struct(fields, sleeping)
+        self._spinning = self._sleeping if spinning is sleeping else self._call_struct(fields, spinning)
+        self._single = self._spinning if single is spinning else self._call_struct(fields, single)
+
+    def _set_guards(self, guards: Sequence[list[int] | None]) -> None:
+        if ndarray_abi.object_layout() is None or None in guards:
+            raise CannotGuard
+        self._guards = np.array(guards, np.int64)
+        assert self._guards.shape[1] == len(GUARD)
+
+    def _common_fields(self, symbols: Mapping[str, int]) -> dict[str, int]:
+        """The fields of :data:`CALL_CACHE` that do not depend on the arguments."""
+        layout = ndarray_abi.object_layout()
+        assert layout is not None
+        return {
+            **layout._asdict(), "ndarray_type": id(np.ndarray),
+            "guards": self._guards.ctypes.data, "num_guards": len(self._guards),
+            "values": self._values.ctypes.data, "values_size": self._values.nbytes,
+            **{f"{name}_symbol": symbols[name] for name in ("reserve", "workspace", "args")},
+            "dispatch": address(load_pool().dispatch),
+            "num_workers": self._team.threads - 1, "spins": self._team.spins,
+        }  # fmt: skip
+
+    @staticmethod
+    def _call_struct(fields: Mapping[str, int], args: JobArgs) -> CallStruct:
+        """The cached call with these arguments."""
+        fields = {
+            **fields, "extents_offset": args.extents_offset, "args_offset": args.args_offset,
+            "plan_offset": args.plan_offset, "num_threads": args.num_threads,
+            "relocs": args.relocs, "num_fields": args.num_fields,
+        }  # fmt: skip
+        call = np.array([fields[name] for name in CALL_CACHE.names], np.int64)
+        return call, call.ctypes.data, args.num_threads, args.size
+
+    def run(
+        self, arrays: tuple[Any, ...], weights: int = 0, reserve: int = 0, seed: int = 0, values: Sequence[int] = ()
+    ) -> bool:
+        """Run the job on these arrays; False if it has not run: a guard fails, or another call has the threads.
+
+        ``weights`` is the address of the packed parameters, or of unpacked ones that are not among the arrays;
+        ``values`` are those of the last symbols.
+        """
+        team = self._team
+        _, cache, num_threads, size = self._spinning if team.note_call_start() else self._sleeping
+        thread_choice = self._thread_choice if num_threads > 1 else None
+        if thread_choice is not None:
+            began = perf_counter()
+            if not thread_choice.use_several(began):
+                _, cache, num_threads, size = self._single
+        scratch = self._workspaces.acquire(size)
+        if values:
+            self._given_values.pack_into(scratch.buffer.data, self._values.nbytes, *values)
+        if num_threads == 1:
+            ran = self._call(cache, scratch.address, arrays, 0, weights, reserve, seed)
+        else:
+            lease = try_acquire_pool()
+            if lease is None:
+                return False
+            try:
+                pool = get_pool(team.threads)
+                if pool is None:
+                    return False
+                ran = self._call(cache, scratch.address, arrays, pool.control(), weights, reserve, seed)
+            finally:
+                release_pool(lease)
+        self._workspaces.release(scratch)
+        team.note_call_end(num_threads)
+        if thread_choice is not None and self._forecast is not None and ran:
+            now = perf_counter()
+            thread_choice.note(num_threads > 1, now - began, now, self._forecast)
+        return bool(ran)
+
+
+class GuardedCall(GuardedJob):
+    """The job of a spec on arrays like those of an earlier call.
 
     Args:
         executor: What ran the call.
@@ -56,105 +177,28 @@ class GuardedCall:
         weights: str,
         constants: Mapping[str, int],
     ) -> None:
-        self._team, self._workspaces = pool_team(get_num_threads()), executor.workspaces
-        planned = executor.planned(problem, self._team.threads)
-        sleeping, spinning = planned.args, planned.spinning_args
-        self._forecast = spinning.plan.forecast
-        single = spinning if self._forecast is None else planned.single_args
-        self._args = sleeping, spinning, single
-        self._thread_choice = executor.thread_choices.of(problem[0], self._forecast)
-        self._call = load_guarded_call()
-        symbols, by_name = sleeping.symbol_index, dict(zip(operands, arrays, strict=True))
-        ignored = "" if weights == "nothing" else "params"
-        self._dtypes = [array.dtype for array in arrays if array is not None]  # guards compare their identity
-        self._set_guards([
-            ndarray_abi.guard_of(array, symbols["nothing" if name == ignored else name], operands[name].written)
-            for name, array in by_name.items()
-        ])
-        self._values = np.zeros(len(symbols), np.int64)
-        for name, value in {**constants, **_strides(by_name), "spins": self._team.spins}.items():
-            self._values[symbols[name]] = value
+        planned = executor.planned(problem, get_num_threads())
+        symbols = planned.args.symbol_index
         self._param_offsets = np.array(executor.weight_cache.offsets, np.int64)
         first_param = executor.spec.layout.by_layer_direction[0].name
-        unpacked, computes_dparams = weights != "weights", by_name.get("dparams") is not None
+        unpacked, computes_dparams = weights != "weights", _is_given("dparams", operands, arrays)
         optional = {
-            "dx_partials_symbol": ("dx_partials", by_name.get("dx") is not None),
+            "dx_partials_symbol": ("dx_partials", _is_given("dx", operands, arrays)),
             "unpacked_base": ("params", unpacked), "unpacked_first": (f"unpacked {first_param}", unpacked),
             "dparams_base": ("dparams", computes_dparams), "dparams_first": (first_param, computes_dparams),
         }  # fmt: skip
         fields = {
-            **self._common_fields(symbols), "weights_symbol": symbols[weights],
-            **{field: symbols[symbol] if used else 0 for field, (symbol, used) in optional.items()},
-            "job": address(executor.job(problem[0], planned.tiling.target)),
-        }  # fmt: skip
-        self._sleeping = self._call_struct(fields, sleeping)
-        self._spinning = self._sleeping if spinning is sleeping else self._call_struct(fields, spinning)
-        self._single = self._spinning if single is spinning else self._call_struct(fields, single)
-
-    def _set_guards(self, guards: Sequence[list[int] | None]) -> None:
-        if ndarray_abi.object_layout() is None or None in guards:
-            raise CannotGuard
-        assert len(guards) <= MAX_ARRAYS
-        self._guards = np.array(guards, np.int64)
-        assert self._guards.shape[1] == len(GUARD)
-
-    def _common_fields(self, symbols: Mapping[str, int]) -> dict[str, int]:
-        """The fields of :data:`CALL_CACHE` that do not depend on the arguments."""
-        layout = ndarray_abi.object_layout()
-        assert layout is not None
-        return {
-            **layout._asdict(), "ndarray_type": id(np.ndarray),
-            "guards": self._guards.ctypes.data, "num_guards": len(self._guards),
-            "values": self._values.ctypes.data, "values_size": self._values.nbytes,
-            **{f"{name}_symbol": symbols[name] for name in ("reserve", "seed", "workspace", "args")},
             "param_offsets": self._param_offsets.ctypes.data, "num_params": len(self._param_offsets),
-            "dispatch": address(load_pool().dispatch),
-            "num_workers": self._team.threads - 1, "spins": self._team.spins,
+            "weights_symbol": symbols[weights], "seed_symbol": symbols["seed"],
+            **{field: symbols[symbol] if used else 0 for field, (symbol, used) in optional.items()},
         }  # fmt: skip
+        array_symbols = {} if weights == "nothing" else {"params": "nothing"}
+        super().__init__(executor, planned, operands, arrays, array_symbols, constants, fields, len(symbols))
 
-    @staticmethod
-    def _call_struct(fields: Mapping[str, int], args: KernelArgs) -> CallStruct:
-        """The cached call with these kernel arguments."""
-        fields = {
-            **fields, "extents_offset": args.extents_offset, "args_offset": args.args_offset,
-            "plan_offset": args.plan_offset, "num_threads": args.num_threads,
-            "relocs": args.relocs, "num_fields": args.num_fields,
-        }  # fmt: skip
-        struct = np.array([fields[name] for name in CALL_CACHE.names], np.int64)
-        return struct, struct.ctypes.data, args.num_threads, args.size
 
-    def run(self, arrays: tuple[Any, ...], weights: int = 0, reserve: int = 0, seed: int = 0) -> bool:
-        """Run the job on these arrays; False if it has not run: a guard fails, or another call has the threads.
-
-        ``weights`` is the address of the packed parameters, or of unpacked ones that are not among the arrays.
-        """
-        team = self._team
-        _, cache, num_threads, size = self._spinning if team.note_call_start() else self._sleeping
-        thread_choice = self._thread_choice if num_threads > 1 else None
-        if thread_choice is not None:
-            began = perf_counter()
-            if not thread_choice.use_several(began):
-                _, cache, num_threads, size = self._single
-        scratch = self._workspaces.acquire(size)
-        if num_threads == 1:
-            ran = self._call(cache, scratch.address, arrays, 0, weights, reserve, seed)
-        else:
-            lease = try_acquire_pool()
-            if lease is None:
-                return False
-            try:
-                pool = get_pool(team.threads)
-                if pool is None:
-                    return False
-                ran = self._call(cache, scratch.address, arrays, pool.control(), weights, reserve, seed)
-            finally:
-                release_pool(lease)
-        self._workspaces.release(scratch)
-        team.note_call_end(num_threads)
-        if thread_choice is not None and self._forecast is not None and ran:
-            now = perf_counter()
-            thread_choice.note(num_threads > 1, now - began, now, self._forecast)
-        return bool(ran)
+def _is_given(name: str, operands: Mapping[str, Operand], arrays: Sequence[Array | None]) -> bool:
+    """Whether there is an array of that name."""
+    return dict(zip(operands, arrays, strict=True)).get(name) is not None
 
 
 def _strides(arrays: Mapping[str, Array | None]) -> dict[str, int]:

@@ -24,7 +24,8 @@ class ReserveLayout:
     2. For each layer its states (T + 2, N, D·H), directions side by side: h, then c, then the operands of the cell's
        later stages. Steps 0 and T + 1 hold the initial states of the two directions; of a shorter sequence, the reverse
        direction's initial state follows its last step. With resets there is a step T + 2: what replaces the states.
-    3. For each layer and direction the saved values (T, N, units, values), and behind those of a row, ``values_size``
+    3. If the output is no state, for each layer but the last the output (T, N, D·S), in rows like those of the states.
+    4. For each layer and direction the saved values (T, N, units, values), and behind those of a row, ``values_size``
        bytes, the means and variances of its reductions.
     """
 
@@ -36,6 +37,7 @@ class ReserveLayout:
     state_step: int
     state_size: int
     num_states: int
+    outputs_offset: int
     values_offset: int
     values_size: int
     saved_row: int
@@ -50,14 +52,16 @@ class ReserveLayout:
         states_offset = round_up_to_cache_line(steps * batch * spec.input_size * tiling.item)
         state_row = pad_against_conflicts(spec.num_directions * spec.hidden_size * tiling.item)
         state_size = (steps + 2 + resets) * batch * state_row
-        num_states = len(spec.state_names) + len(tiling.stages[1:])
-        values_offset = states_offset + spec.num_layers * num_states * state_size
+        num_states = len(spec.state_names) + len(tiling.later_products)
+        outputs_offset = states_offset + spec.num_layers * num_states * state_size
+        outputs_size = (spec.num_layers - 1) * steps * batch * state_row if not spec.output_is_state else 0
+        values_offset = outputs_offset + outputs_size
         values_size = tiling.unit_vecs * num_saved * tiling.vector_bytes
         saved_row = round_up_to_cache_line(values_size + tiling.num_moments * tiling.item)
         saved_size = spec.num_layers * spec.num_directions * steps * batch * saved_row
         return cls(
             save, steps, batch, states_offset, state_row, batch * state_row, state_size, num_states,
-            values_offset, values_size, saved_row, batch * saved_row,
+            outputs_offset, values_offset, values_size, saved_row, batch * saved_row,
             # Vector loads may read past the end of the last row.
             size=round_up_to_cache_line(values_offset + saved_size + 2 * tiling.panel_bytes),
         )  # fmt: skip
@@ -65,6 +69,10 @@ class ReserveLayout:
     def state_offset(self, layer: int, state: int) -> int:
         """The offset of a layer's state at step 0: h, c, then the operands of later stages."""
         return self.states_offset + (layer * self.num_states + state) * self.state_size + self.state_step
+
+    def output_offset(self, layer: int) -> int:
+        """The offset of the output of a layer, if that is no state."""
+        return self.outputs_offset + layer * self.steps * self.state_step
 
     def saved_offset(self, index: int) -> int:
         """The offset of the saved values of a layer and direction."""

@@ -17,8 +17,8 @@ class StateOptions(NamedTuple):
         resets: Where sequences begin anew, bools (T, N), contiguous, False in the padding; None for nowhere.
         reset_states: The addresses of what replaces the states there, () for zeros; in backward of its gradients, which
             are added to.
-        all_states: The addresses of arrays of the states after h of every step of the last layer, () if they are not
-            requested; in backward of their gradients.
+        all_states: For each state the address of the array of its values in every step of the last layer, 0 or ()
+            where that is not requested; in backward of their gradients.
     """
 
     resets: NDArray[np.bool_] | None = None
@@ -29,7 +29,7 @@ class StateOptions(NamedTuple):
         """The values of their symbols, for structs with fields for so many states."""
         marks: Any = self.resets
         address = 0 if marks is None else marks.ctypes.data
-        return (*_padded(self.reset_states, num_letters), *_padded(self.all_states, num_letters - 1), address)
+        return (*_padded(self.reset_states, num_letters), *_padded(self.all_states, num_letters), address)
 
 
 def _padded(addresses: StatePtrs, count: int) -> StatePtrs:

@@ -121,7 +121,7 @@ class TensorCall:
         known = self._structs.get(id(args))
         if known is not None:
             return known[0]
-        executor, planned, varlen = self._executor, self._planned, self._varlen
+        planned, varlen = self._planned, self._varlen
         values = np.zeros(len(args.symbol_index), np.int64)
         constants = dict(self._constants)
         if varlen is not None:
@@ -134,7 +134,7 @@ class TensorCall:
             **self._fields, "values": values.ctypes.data, "values_size": values.nbytes,
             "description_offset": args.extents_offset, "relocs": args.relocs, "num_fields": args.num_fields,
             "args_offset": args.args_offset, "plan_offset": args.plan_offset,
-            "job": address(executor.job(planned.problem[0], planned.tiling.target)) if planned.is_single else 0,
+            "job": address(planned.job) if planned.is_single else 0,
         }  # fmt: skip
         struct = np.array([fields[field] for field in TENSOR_CALL.names], np.int64)
         # Another thread may have been faster: its struct stays, since it may be in use.

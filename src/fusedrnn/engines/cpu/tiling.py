@@ -10,7 +10,9 @@ from fusedrnn.engines.cpu.kernels.scratch import pad_against_conflicts
 from fusedrnn.engines.cpu.kernels.stages import (
     Blocking,
     StageKernel,
-    input_stage,
+    column_groups,
+    gate_stages,
+    input_stages,
     is_plain,
     kept_products,
     lowered_cell,
@@ -57,15 +59,17 @@ class Tiling:
         panel_vectors: Vectors of a panel.
         panel_bytes: Bytes of a row of a panel.
         stages: The stages of the cell that have a GEMM.
-        num_reductions: Its other stages.
+        later_products: Those of them whose operands the step computes.
+        num_barriers: Barriers of a step, where threads share rows.
         num_reduced_rows: Rows of values that these read.
         num_moments: Means and variances that these compute.
         num_masks: Random masks inside a step.
-        column_groups: The stages, then the gates of the input alone, if there are any.
+        column_groups: What has a GEMM of each step or gradients of parameters, then the gates whose part from the input
+            no stage has.
         product_stages: The stages that have gates.
-        gate_stages: The column groups that have gates.
+        gate_stages: The column groups that have columns of the input weights, in their order.
         projections: The projection, if there is one.
-        num_gates: Gates of all stages.
+        num_gates: Gates that have a part from the input.
         kept_products: The products that later stages read.
         reads_raw_input: Whether the cell reads the layer's input itself.
         num_param_vectors: Parameters of one number for each unit, such as peephole weights.
@@ -83,14 +87,15 @@ class Tiling:
         self.hidden, self.out, self.item = spec.hidden_size, spec.state_size, ITEM_SIZE[spec.dtype]
         self.vector_bytes, self.panel_vectors = target.vector_bits // 8, target.tile[1]
         self.lanes, self.panel_bytes = self.vector_bytes // self.item, self.panel_vectors * self.vector_bytes
-        stages, inputs = stage_kernels(spec.variant), input_stage(spec.variant)
-        self.stages = tuple(stage for stage in stages if not stage.reductions)
-        self.num_reductions = len(stages) - len(self.stages)
+        stages = stage_kernels(spec.variant)
+        self.stages = tuple(stage for stage in stages if stage.multiplies)
+        self.later_products = [stage for stage in self.stages if stage.operand]
+        self.num_barriers = len(stages)
         self.num_reduced_rows, self.num_moments = len(reduced_rows(stages)), len(moments(stages))
         self.num_masks = len(cell.masks)
-        self.column_groups = [*self.stages] if inputs is None else [*self.stages, inputs]
+        self.column_groups = column_groups(stages, input_stages(spec.variant))
         self.product_stages = [stage for stage in self.stages if not stage.projects]
-        self.gate_stages = [stage for stage in self.column_groups if not stage.projects]
+        self.gate_stages = gate_stages(self.column_groups)
         self.projections = [stage for stage in self.stages if stage.projects]
         self.num_gates = sum(stage.num_gates for stage in self.gate_stages)
         self.kept_products = kept_products(self.stages)
@@ -202,5 +207,7 @@ class Tiling:
 
     @property
     def masked_row(self) -> int:
-        """The row of a layer's output after dropout."""
-        return pad_against_conflicts(self.feature_panels(self.spec.output_size) * self.panel_bytes)
+        """The row of a layer's input after dropout; 0 if nothing is dropped."""
+        spec = self.spec
+        sizes = [spec.layer_input_size(layer) for layer in range(min(2, spec.num_layers)) if spec.dropout_of(layer)]
+        return pad_against_conflicts(self.feature_panels(max(sizes)) * self.panel_bytes) if sizes else 0

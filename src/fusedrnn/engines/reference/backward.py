@@ -16,6 +16,7 @@ from fusedrnn.cell.expr import Expr, Leaf, evaluate
 from fusedrnn.cell.leaves import (
     NewState,
     OperandCotangent,
+    OutputCotangent,
     ParamVector,
     PreH,
     PreX,
@@ -62,8 +63,8 @@ def backward(
         tape: The tape of the call.
         dy: The gradient of the output, (T, N, D·S), not read after the end of a sequence; None for zeros.
         dstates: The gradients of the final states, (L·D, N, size) each; None for zeros.
-        dall_states: The gradients of the states after h of every step of the last layer, (T, N, D·H) each; None for
-            zeros.
+        dall_states: The gradients of the states of every step of the last layer that the output does not show,
+            (T, N, D·size) each; None for zeros.
         dresets: Arrays like the initial states; the gradients of what replaced states at resets are added to them.
 
     Returns:
@@ -93,8 +94,10 @@ def backward(
             steps = _steps(len(dx), tape.lengths, reverse)
             own_dy = None if dy is None else dy[:, :, direction * size : (direction + 1) * size]
             if layer == spec.num_layers - 1:
-                units = slice(direction * spec.hidden_size, (direction + 1) * spec.hidden_size)
-                run.dall_states = [None if array is None else array[:, :, units] for array in dall_states]
+                run.dall_states = {
+                    name: np.split(array, spec.num_directions, axis=2)[direction]
+                    for name, array in zip(spec.other_states, dall_states, strict=False) if array is not None
+                }  # fmt: skip
             if tape.resets is not None:
                 own_dresets = [array[index] for array in dresets]
                 run.cut = partial(_cut, Resets(tape.resets, None), reverse, own_dresets)
@@ -103,7 +106,11 @@ def backward(
                 dweights["h2h_weight"] += heads.to_blocks(own_dweights["h2h_weight"], spec.heads)
             for array, gradient in zip(dinitial, before, strict=True):
                 array[index] = gradient
-        dy = drop(spec, dx, tape.masks[layer - 1]) if layer and tape.masks else dx
+        if dy is not None and spec.adds_input(layer):
+            for _, t, rows in _steps(len(dx), tape.lengths, False):
+                dx[t, rows] += dy[t, rows]
+        dx = drop(dx, tape.masks[layer], spec.dropout_of(layer)) if layer in tape.masks else dx
+        dy = dx
     return dx, dparams, dinitial
 
 
@@ -130,7 +137,7 @@ class _DirectionBackward:
     """Backward of one direction of one layer; adds to ``dweights``.
 
     Attributes:
-        dall_states: The gradients (T, N, H) of the states after h of every step, None for zeros.
+        dall_states: The gradients (T, N, size) of some states of every step, by their names.
         cut: From the time of a step and the gradients of what it started from to those of the states before it.
     """
 
@@ -143,14 +150,14 @@ class _DirectionBackward:
         rounded: Rounding,
     ) -> None:
         self._cell, self._vjp, self._tape = cell, step_vjp(cell), tape
-        self.dall_states: Sequence[Array | None] = ()
+        self.dall_states: Mapping[str, Array] = {}
         self.cut: Callable[[int, list[Array]], list[Array]] = lambda t, gradients: gradients
         self._linear = {
             kind: _Linear(weights[f"{kind}_weight"], dweights[f"{kind}_weight"], dweights.get(f"{kind}_bias"), rounded)
             for kind in ("i2h", "h2h", "h2r")
             if f"{kind}_weight" in weights
         }
-        self._rows = gate_rows(cell, len(weights["i2h_weight"]))
+        self._h_rows = gate_rows(cell, len(weights["i2h_weight"]))[1]
         self._parameters, self._dparameters = parameter_leaves(cell, weights), parameter_leaves(cell, dweights)
 
     def unroll(
@@ -159,12 +166,13 @@ class _DirectionBackward:
         """All steps: from the gradients of the final states to those of the initial states; adds to ``dx``."""
         for index, t, rows in steps:
             values = self._values(index, rows, dstates)
+            if self._cell.output is not None:
+                values[OutputCotangent()] = np.zeros_like(dstates[0][rows])
             if dy is not None:
-                output = StateCotangent(self._cell.states[0])
+                output = StateCotangent(self._cell.states[0]) if self._cell.output is None else OutputCotangent()
                 values[output] = values[output] + dy[t, rows]
-            for name, gradient in zip(self._cell.states[1:], self.dall_states, strict=False):
-                if gradient is not None:
-                    values[StateCotangent(name)] = values[StateCotangent(name)] + gradient[t, rows]
+            for name, gradient in self.dall_states.items():
+                values[StateCotangent(name)] = values[StateCotangent(name)] + gradient[t, rows]
             dgates, draw, before = self._step(values)
             dx[t, rows] += self._linear["i2h"].backward(x[t, rows], dgates)
             if draw is not None:
@@ -196,9 +204,10 @@ class _DirectionBackward:
             if stage.reductions:
                 values.update(moment_cotangents(stage, grads))
                 _accumulate(grads, self._vjp.from_operands[index], values)
+            if not stage.multiplies:
                 continue
             (operand,) = evaluate([self._vjp.operands[index]], values, NUMPY)
-            operand = in_rows(operand, values[StateCotangent(cell.states[0])].shape)
+            operand = in_rows(operand, values[StateCotangent(cell.states[0])])
             by_gate = [grads[PreH(gate)] for gate in stage.gates]
             recurrent = self._linear["h2h"].backward
             if stage.projects:
@@ -207,7 +216,7 @@ class _DirectionBackward:
                 h_gates = np.concatenate(by_gate, axis=1)
                 doperand = recurrent(operand, h_gates)
             else:
-                rows = [self._rows[gate] for gate in stage.gates]
+                rows = [self._h_rows[gate] for gate in stage.gates]
                 doperand = reduce(np.add, map(recurrent, repeat(operand), by_gate, rows))
             values[OperandCotangent(index)] = doperand
             _accumulate(grads, self._vjp.from_operands[index], values)
@@ -217,7 +226,7 @@ class _DirectionBackward:
         if h_gates is not None and all(grads[PreX(gate)] is grads[PreH(gate)] for gate in cell.gates):
             x_gates = h_gates
         else:
-            x_gates = np.concatenate([grads[PreX(gate)] for gate in cell.gates], axis=1)
+            x_gates = np.concatenate([grads[PreX(gate)] for gate in cell.x_gates], axis=1)
         return x_gates, grads.get(RawInput()), [grads[State(name)] for name in cell.states]
 
 

@@ -87,8 +87,9 @@ class ReferenceEngine:
         layer_dirs = spec.num_layers * spec.num_directions
         per_step = sum(prod(shape) for shape in spec.state_shape(batch))
         per_step += layer_dirs * batch * spec.hidden_size * len(step_vjp(traced_cell(spec.variant)).saved)
+        inputs = steps * batch * spec.input_size if spec.input_dropout else 0
         masks = outputs if spec.dropout else 0
-        return (outputs + steps * per_step) * item + masks + self._copied_bytes(steps, batch)
+        return (inputs + outputs + steps * per_step) * item + inputs + masks + self._copied_bytes(steps, batch)
 
     def _copied_bytes(self, steps: int, batch: int) -> int:
         """Bytes of the input, the parameters and the initial states."""

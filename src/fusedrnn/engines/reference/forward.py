@@ -7,7 +7,7 @@ MXNet's LSTMCell and its siblings do when they are unrolled. A tape holds every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -24,12 +24,11 @@ from fusedrnn.engines.reference.resets import Resets
 from fusedrnn.engines.reference.rounding import OperandRounding, RowRounding, unrounded_operand
 from fusedrnn.engines.reference.step_vjp import step_vjp
 from fusedrnn.engines.reference.tape import DirectionTape, Tape
+from fusedrnn.engines.reference.unroll import store_states, unroll
 from fusedrnn.quantized_params import Params, QuantizedParams
 from fusedrnn.spec import Array, RNNSpec
 
 _MATRICES = "i2h_weight", "h2h_weight", "h2r_weight"
-Step = Callable[[Array, tuple[Array, ...]], tuple[Array, ...]]
-"""From the input of a step (N, in) and the states before it to the states after it, the output first."""
 
 
 def _sigmoid(x: Array) -> Array:
@@ -65,7 +64,8 @@ def forward(
         seed: Determines which elements training drops, as in :func:`fusedrnn.dropout.mask`.
         rounding: How operands are rounded; None for what the spec and the parameters say.
         resets: Where states are replaced inside a sequence; None for nowhere.
-        all_states: Arrays to fill with the states after h of every step of the last layer, (T, N, D·H) each.
+        all_states: Arrays to fill with the states of every step of the last layer that the output does not show,
+            (T, N, D·size) each.
 
     Returns:
         The output (T, N, D·S) and the final states.
@@ -76,6 +76,10 @@ def forward(
     flat = params.dequantize() if isinstance(params, QuantizedParams) else params
     final: list[tuple[Array, ...]] = []
     for layer in range(spec.num_layers):
+        if tape is not None and spec.dropout_of(layer):
+            mask = dropout.mask(seed, spec.dropout_of(layer), dropout.input_stream(layer), *x.shape)
+            tape.masks[layer] = mask
+            x = drop(x, mask, spec.dropout_of(layer))
         if tape is not None:
             tape.inputs.append(x)
         outputs = []
@@ -100,13 +104,12 @@ def forward(
                 own_tape.states = history
                 tape.directions.append(own_tape)
             if layer == spec.num_layers - 1:
-                _store_states(all_states, history, lengths, direction, reverse)
+                others = [states[spec.output_is_state :] for states in history]
+                store_states(all_states, others, lengths, direction, reverse)
             outputs.append(y)
             final.append(after)
-        x = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
-        if tape is not None and spec.dropout and layer < spec.num_layers - 1:
-            tape.masks.append(dropout.mask(seed, spec.dropout, layer, *x.shape))
-            x = drop(spec, x, tape.masks[-1])
+        y = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=2)
+        x = _plus_input(y, x, lengths) if spec.adds_input(layer) else y
     return x, tuple(np.stack(column) for column in zip(*final, strict=True))
 
 
@@ -133,7 +136,7 @@ def _run_step(
     masks: Iterator[StepMasks],
     x: Array,
     states: tuple[Array, ...],
-) -> tuple[Array, ...]:
+) -> tuple[Array, tuple[Array, ...]]:
     """One step, in training with a tape, which it extends."""
     own_masks = next(masks)
     x_gates = linear(rounded(0, x), weights["i2h_weight"], weights.get("i2h_bias"))
@@ -141,76 +144,45 @@ def _run_step(
         return step(cell, x_gates, states, weights, rounded, x, own_masks)
     leaves = step_leaves(cell, x_gates, states, weights, rounded, x, own_masks)
     values = evaluate((*cell.outputs, *step_vjp(cell).saved), leaves, NUMPY)
-    new, saved = values[: len(states)], values[len(states) :]
-    shape = leaves[PreX(cell.gates[0])].shape
+    new, saved = values[: len(cell.outputs)], values[len(cell.outputs) :]
+    like = leaves[PreX(cell.x_gates[0])]
     tape.before.append(states)
-    tape.saved.append(tuple(_own_array(value, shape) for value in saved))
-    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
+    tape.saved.append(tuple(_own_array(value, like) for value in saved))
+    return _output_and_states(new, states)
 
 
-def _own_array(value: Array, shape: tuple[int, ...]) -> Array:
-    """A value (N, H) that is no view, also if it depends on parameters alone."""
+def _output_and_states(new: Sequence[Array], states: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+    """The output and the states of a step, in the shapes of the states before: the output is the last, or the first."""
+    own_output = new[len(states) :]
+    after = tuple(in_rows(value, state) for value, state in zip(new, states, strict=False))
+    return in_rows(own_output[0], after[0]) if own_output else after[0], after
+
+
+def _own_array(value: Array | float, like: Array) -> Array:
+    """A value in the shape of ``like`` that is no view, also if it is a number or depends on parameters alone."""
+    rows = in_rows(value, like)
     # A view of one gate would keep the pre-activations of all gates in memory.
-    return value if value.base is None and value.shape == shape else np.broadcast_to(value, shape).copy()
+    return rows if rows.base is None and rows.shape == like.shape else np.broadcast_to(rows, like.shape).copy()
 
 
-def drop(spec: RNNSpec, values: Array, mask: Array) -> Array:
-    """Apply dropout: to an output in forward, to its gradient in backward."""
+def drop(values: Array, mask: Array, p: float) -> Array:
+    """Apply dropout of probability ``p``: to a layer's input in forward, to its gradient in backward."""
     values = values * mask
-    values *= values.dtype.type(dropout.scale(spec.dropout))
+    values *= values.dtype.type(dropout.scale(p))
     return values
+
+
+def _plus_input(y: Array, x: Array, lengths: Array | None) -> Array:
+    """The output of a layer plus its input, but zeros after the end of a sequence."""
+    if lengths is None:
+        return y + x
+    active = np.arange(len(x))[:, None] < lengths
+    return np.where(active[:, :, None], y + x, 0)
 
 
 def layer_weights(spec: RNNSpec, params: Array, layer: int, direction: int) -> dict[str, Array]:
     """The weights and biases of one direction of a layer by kind, as views of ``params``."""
     return {kind: spec.layout.view(params, layer, direction, kind) for kind in spec.layout.kinds}
-
-
-def unroll(
-    x: Array,
-    states: Sequence[Array],
-    lengths: Array | None,
-    reverse: bool,
-    step: Step,
-    resets: Resets | None = None,
-    history: list[tuple[Array, ...]] | None = None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """One direction of one layer: from ``x`` (T, N, in) to the output (T, N, S) and the final states (N, size).
-
-    Appends the states after each step to ``history``.
-    """
-    steps, batch = x.shape[:2]
-    states = tuple(states)
-    y = np.zeros((steps, batch, states[0].shape[1]), x.dtype)
-    for t in reversed(range(steps)) if reverse else range(steps):
-        if resets is not None:
-            states = resets.apply(t, reverse, states)
-        new = step(x[t], states)
-        if lengths is None:
-            states, y[t] = new, new[0]
-        else:
-            active = (t < lengths)[:, None]
-            states = tuple(np.where(active, after, before) for after, before in zip(new, states, strict=True))
-            y[t] = np.where(active, new[0], 0)
-        if history is not None:
-            history.append(states)
-    return y, states
-
-
-def _store_states(
-    all_states: Sequence[Array],
-    history: Sequence[tuple[Array, ...]],
-    lengths: Array | None,
-    direction: int,
-    reverse: bool,
-) -> None:
-    """Store the states after h of every step of a direction, but not after the end of a sequence."""
-    for index, states in enumerate(history[1:]):
-        t = len(history) - 2 - index if reverse else index
-        active = slice(None) if lengths is None else t < lengths
-        for array, state in zip(all_states, states[1:], strict=False):
-            size = state.shape[1]
-            array[t, active, direction * size : (direction + 1) * size] = state[active]
 
 
 def step(
@@ -221,14 +193,14 @@ def step(
     rounded: RowRounding = unrounded_operand,
     x: Array | None = None,
     masks: StepMasks | None = None,
-) -> tuple[Array, ...]:
-    """The states after a step (N, size), the output first, from the states before it and the weights by kind.
+) -> tuple[Array, tuple[Array, ...]]:
+    """The output of a step and the states after it (N, size), from the states before it and the weights by kind.
 
     ``x_gates`` (N, G·H) are the pre-activations from the input; ``rounded`` rounds the rows of GEMM operands; ``x``
     (N, H) is the input itself, for cells that read it; ``masks`` are those of the step.
     """
     new = evaluate(cell.outputs, step_leaves(cell, x_gates, states, weights, rounded, x, masks), NUMPY)
-    return tuple(in_rows(value, state.shape) for value, state in zip(new, states, strict=True))
+    return _output_and_states(new, states)
 
 
 def step_leaves(
@@ -242,36 +214,39 @@ def step_leaves(
 ) -> dict[Leaf, Array]:
     """The value of every leaf of a cell: runs the GEMMs of a step. The arguments are those of :func:`step`."""
     bias = weights.get("h2h_bias")
-    rows = gate_rows(cell, x_gates.shape[1])
+    x_rows, h_rows = gate_rows(cell, x_gates.shape[1])
     values: dict[Leaf, Array] = {State(name): state for name, state in zip(cell.states, states, strict=True)}
-    values.update({PreX(gate): x_gates[:, rows[gate]] for gate in cell.gates})
+    values.update({PreX(gate): x_gates[:, own] for gate, own in x_rows.items()})
     values.update(parameter_leaves(cell, weights))
     values.update(masks or {})
     if x is not None:
         values[RawInput()] = x
-    shape, num_products = values[PreX(cell.gates[0])].shape, 0
+    like, num_products = values[PreX(cell.x_gates[0])], 0
     for stage in cell.stages:
         if stage.reductions:
-            values.update(moments(stage, [in_rows(value, shape) for value in evaluate(stage.values, values, NUMPY)]))
+            values.update(moments(stage, [in_rows(value, like) for value in evaluate(stage.values, values, NUMPY)]))
+        if not stage.multiplies:
             continue
         (operand,) = evaluate([stage.operand], values, NUMPY)
         num_products += 1
-        operand = rounded(num_products, in_rows(operand, shape))
+        operand = rounded(num_products, in_rows(operand, like))
         if stage.projects:
             values[Projected()] = linear(operand, weights["h2r_weight"], None)
         elif stage.gates == cell.gates:
             h_gates = linear(operand, weights["h2h_weight"], bias)
-            values.update({PreH(gate): h_gates[:, rows[gate]] for gate in stage.gates})
+            values.update({PreH(gate): h_gates[:, own] for gate, own in h_rows.items()})
         else:
             for gate in stage.gates:
-                own = rows[gate]
+                own = h_rows[gate]
                 values[PreH(gate)] = linear(operand, weights["h2h_weight"][own], None if bias is None else bias[own])
     return values
 
 
-def in_rows(value: Array, shape: tuple[int, ...]) -> Array:
-    """A value (N, H), also if it is (H,) or (1,) because it depends on parameters alone."""
-    return value if value.ndim > 1 else np.broadcast_to(value, shape)
+def in_rows(value: Array | float, like: Array) -> Array:
+    """A value (N, H) as ``like`` is: also a number, and (H,) or (1,), which depends on parameters alone."""
+    if isinstance(value, float):  # such as the expectation of a mask
+        return np.full_like(like, value)
+    return value if value.ndim > 1 else np.broadcast_to(value, like.shape)
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
@@ -288,7 +263,11 @@ def parameter_leaves(cell: TracedCell, weights: Mapping[str, Array]) -> dict[Lea
     return {leaf: weights[leaf.name] for leaf in cell.parameters}
 
 
-def gate_rows(cell: TracedCell, count: int) -> dict[str, slice]:
-    """The rows of each gate among the ``count`` rows of the input's weight."""
-    size = count // len(cell.gates)
-    return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(cell.gates)}
+def gate_rows(cell: TracedCell, count: int) -> tuple[dict[str, slice], dict[str, slice]]:
+    """The rows of each gate among the ``count`` rows of the input weights, and among those of the recurrent ones."""
+    size = count // len(cell.x_gates)
+
+    def rows(gates: Sequence[str]) -> dict[str, slice]:
+        return {gate: slice(index * size, (index + 1) * size) for index, gate in enumerate(gates)}
+
+    return rows(cell.x_gates), rows(cell.h_gates)

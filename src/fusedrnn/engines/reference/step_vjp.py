@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from fusedrnn.cell.derivative import available_leaves, value_cotangents, vjp
 from fusedrnn.cell.expr import Constant, Expr, Leaf, substitute, walk
-from fusedrnn.cell.leaves import Saved, StateCotangent
+from fusedrnn.cell.leaves import Saved
 from fusedrnn.cell.trace import TracedCell
 
 
@@ -21,7 +21,7 @@ class StepVjp:
     Attributes:
         saved: What forward saves of each step besides the states: all other forward values that the rest uses.
         operands: The operand of each stage; of reductions the first value that they read.
-        from_outputs: The cotangents of the cell's leaves, from those of the new states.
+        from_outputs: The cotangents of the cell's leaves, from those of the new states and of the output.
         from_operands: For each stage, the cotangents of the cell's leaves, from that of the stage's operand, or from
             those of its means and variances.
     """
@@ -36,7 +36,7 @@ class StepVjp:
 def step_vjp(cell: TracedCell) -> StepVjp:
     """Differentiate a cell with any number of stages."""
     operands = [stage.operand for stage in cell.stages]
-    grads = [vjp(cell.outputs, [StateCotangent(name) for name in cell.states])]
+    grads = [vjp(cell.outputs, cell.output_cotangents)]
     values = [value for stage in cell.stages for value in stage.values]
     grads += [vjp(stage.values, value_cotangents(index, stage)) for index, stage in enumerate(cell.stages)]
     moments = [leaf for stage in cell.stages for reduction in stage.reductions for leaf in reduction.leaves]

@@ -33,8 +33,8 @@ class Tape:
         params: The flat parameters.
         lengths: The lengths, or None.
         resets: The resets, or None.
-        inputs: The input of each layer, (T, N, in); the first is ``x``.
-        masks: The dropout mask of the output of each layer but the last, (T, N, D·S); empty without dropout.
+        inputs: The input of each layer, (T, N, in), after dropout.
+        masks: The dropout masks (T, N, in) by the layer whose input they are for.
         directions: One tape for each layer and direction, at layer·D + direction.
     """
 
@@ -42,13 +42,13 @@ class Tape:
     lengths: Array | None
     resets: Array | None = None
     inputs: list[Array] = field(default_factory=list)
-    masks: list[Array] = field(default_factory=list)
+    masks: dict[int, Array] = field(default_factory=dict)
     directions: list[DirectionTape] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
         """The bytes that training allocates for it; the caller's arrays do not count."""
-        arrays = [*self.inputs[1:], *self.masks]
+        arrays = [*self.inputs[0 not in self.masks :], *self.masks.values()]
         for tape in self.directions:
             arrays += [array for step in (*tape.states[1:], *tape.saved) for array in step]
             if self.resets is not None:

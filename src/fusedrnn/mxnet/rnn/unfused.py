@@ -74,8 +74,8 @@ class _SingleCell(SpecCell):
         cell, recurrent = traced_cell(self._spec.variant), {"h2h_weight": h2h_weight, "h2h_bias": h2h_bias}
         for t in range(len(x)):
             x_gates = x[t] @ i2h_weight.T + i2h_bias
-            states = list(reference.step(cell, x_gates, states, recurrent))
-            y[t] = states[0]
+            y[t], after = reference.step(cell, x_gates, states, recurrent)
+            states = list(after)
         return y, states
 
 

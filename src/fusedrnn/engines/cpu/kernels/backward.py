@@ -108,7 +108,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             sequence = self.sequence(row)
             for stage in self.products_of_state:
                 for parity in (f.constant(0), f.constant(1)):
-                    address = self.h_gate_grads(row, parity) + self.grads_offset(stage)
+                    address = self.h_gate_grads(row, parity) + self.grads_offset(stage.first_h_gate)
                     f.store(address, self.grad_table(stage, parity) + row * 8)
             for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
                 final = getattr(p, f"d{letter}_n")
@@ -175,7 +175,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
 
     def _recurrent_gemm(self, step: Value, num_rows: Value) -> None:
         """Add to dh what comes through the gates of the step after, for the rows that have it; this thread's units."""
-        if not self.stages:
+        if not self.multiplies_output:
             return
         f, c, p, stage, units = self.f, self.c, self.p, self.stages[0], self.out
         a = LeftOperand(self.grad_table(stage, 1 - (step & 1)), num_rows)
@@ -184,7 +184,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         num_packed_rows = self.is_unpacked.select(0, num_rows) if self.can_read_unpacked else num_rows
         with f.if_(num_rows > 0), self.heads(units.first, units.last, reverse) as head:
             part, packed = self._of_head(stage, head, a, p.h_weights)
-            carried = self.carried(self.cell.output, f.constant(0)) + head.first * self.v.bytes
+            carried = self.carried(self.cell.first_state, f.constant(0)) + head.first * self.v.bytes
             with self.panels(head.begin, head.end, reverse, num_packed_rows) as cols:
                 dh = Rows(carried + cols.first * self.v.bytes, c.carried_stride)
                 weights = self._weights(packed, self.head_k_padded(stage), p.unpacked_h_weights, c.hidden)
@@ -202,7 +202,7 @@ class _DirectionLoop(CarriedGradients, CellGradient):
         f, c, p, units = self.f, self.c, self.p, self.hidden
         reverse = self.serpentine_reversed(step)
         weights = p.projection if stage.projects else p.h_weights
-        for earlier in () if stage.projects else self.stages[: stage.index]:
+        for earlier in () if stage.projects else self.products_of_state[: stage.number]:
             weights = weights + c.heads * self.head_weights_bytes(earlier)
         a = LeftOperand(self.grad_table(stage, step & 1), num_rows)
         with f.if_(num_rows > 0), self.heads(units.first, units.last, reverse) as head:
@@ -245,8 +245,8 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             self._store_input_gradients(begin, end, cols, offset)
 
     def _store_input_gradients(self, begin: Value, end: Value, cols: ColVecs, offset: Value) -> None:
-        """Store the columns of a panel of dx, after dropout's mask if they go to a layer below."""
-        f, c, p, v = self.f, self.c, self.p, self.v
+        """Store the columns of a panel of dx, plus what a residual connection adds, after the mask of dropout."""
+        f, p, v = self.f, self.p, self.v
         feature = cols.first * v.lanes
         num_features = (p.k - feature).at_most(cols.num * v.lanes)
         index = f.var(0)
@@ -256,9 +256,26 @@ class _DirectionLoop(CarriedGradients, CellGradient):
             with f.loop(0, self.active_rows(time)) as row:
                 sequence = self.sequence(row)
                 source = self.panel + index.get() * self.panel_bytes
-                with f.if_((self.layer > 0) & (c.threshold > 0)):
+                if self.is_residual:
+                    self._add_output_grad(source + offset, time, sequence, feature, num_features)
+                with f.if_(p.threshold > 0):
                     counter = self.dropout_counter(sequence, time)
                     f.call(self._drop_panel, source, feature - offset // v.item, *counter)
                 into = dx + sequence * p.dx_row + feature * v.item
                 f.call(self.store_or_add, source + offset, into, num_features, p.add_x)
                 index.set(index.get() + 1)
+
+    def _add_output_grad(
+        self, panel_row: Value, time: Value, sequence: Value, feature: Value, num_features: Value
+    ) -> None:
+        """Add the gradient of the output to that of the input, if a residual connection joins them.
+
+        One direction adds those of both: its ``residual`` is set.
+        """
+        f, p, v = self.f, self.p, self.v
+        with f.if_(p.residual.is_set):
+            dy = rows_of_time(f, p.dy, p.dy_step, p.dy_row, p.dy_row_offsets, time) + sequence * p.dy_row
+            dy_second = p.dy_second + time * p.dy_step + sequence * p.dy_row
+            with f.loop(0, num_features, v.lanes) as done:
+                offset, into = (feature + done) * v.item, panel_row + done * v.item
+                v.store(v.load(into) + self.output_grad(dy + offset, dy_second + offset, num_features - done), into)

@@ -11,6 +11,7 @@ from fusedrnn.cell.leaves import (
     MeanCotangent,
     NewState,
     OperandCotangent,
+    OutputCotangent,
     ParamScalar,
     ParamVector,
     RowMean,
@@ -49,8 +50,7 @@ class GradRows:
     dy_second: Value  # from the second direction of the layer above
     saved: Value  # by forward, or recomputed
     h_gates: Value  # gate gradients for the recurrent GEMM
-    x_gates: Value  # gate gradients for the input GEMM
-    input_gates: Value  # those of the gates of the input alone
+    x_gates: dict[int, Value]  # gate gradients for the input GEMM, by the number of their first gate
     raw: Value  # the gradients of the raw input
     transposed: Value  # gate gradients for the weights' GEMMs
     carried: dict[str, Value]  # the gradients of the states
@@ -84,21 +84,17 @@ class CellGradient(MomentGradients):
             dy=position.dy + sequence * p.dy_row,
             dy_second=p.dy_second + time * p.dy_step + sequence * p.dy_row,
             saved=saved.get(),
-            h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage),
-            x_gates=self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(stage),
-            input_gates=self._input_gates(chunk_row, position.chunk_parity),
+            h_gates=self.h_gate_grads(row, position.step & 1) + self.grads_offset(stage.first_h_gate),
+            x_gates={
+                first: self.x_gate_grads(chunk_row, position.chunk_parity) + self.grads_offset(first)
+                for first in (group.first_x_gate for group in (stage, *self.input_stages))
+            },
             raw=self._raw_grads(chunk_row, position.chunk_parity),
             transposed=self.transposed + block_row * v.bytes,
             carried={name: self.carried(name, row) for name in self.cell.states},
             states=states,
-            operands={other.index: self.operand_grad(other, row) for other in self.products_of_state[1:]},
+            operands={other.index: self.operand_grad(other, row) for other in self.later_products},
         )
-
-    def _input_gates(self, chunk_row: Value, chunk_parity: Value) -> Value:
-        """The gradients of the gates of the input alone in a row of a chunk; nowhere if there are none."""
-        if self.input_stage is None:
-            return self.f.constant(0)
-        return self.x_gate_grads(chunk_row, chunk_parity) + self.grads_offset(self.input_stage)
 
     def _raw_grads(self, chunk_row: Value, chunk_parity: Value) -> Value:
         """The gradients of the raw input in a row of a chunk; nowhere if the cell does not read it."""
@@ -108,23 +104,28 @@ class CellGradient(MomentGradients):
 
     def cell_gradient(self, stage: StageKernel, rows: GradRows, unit_vec: Value) -> None:
         """The gradients of one stage, for one vector of units of one row."""
-        v, derivative, output = self.v, self.derivative, self.cell.output
+        v, derivative, output = self.v, self.derivative, self.cell.first_state
         offset = unit_vec * v.bytes
         units_left = self.units_of(stage).size - unit_vec * v.lanes
-        is_last_stage = stage is self.maths_stages[-1]
+        adds_dy = stage is self.maths_stages[-1] and self.cell.output is None
         cotangents: dict[str, Value] = {}
+
+        def output_grad() -> Value:
+            return self.output_grad(rows.dy + offset, rows.dy_second + offset, units_left)
 
         def cotangent(name: str) -> Value:
             if name not in cotangents:
                 cotangents[name] = v.load(rows.carried[name] + offset)
-                if name == output and is_last_stage:
-                    cotangents[name] = cotangents[name] + self._output_grad(rows, offset, units_left)
+                if name == output and adds_dy:
+                    cotangents[name] = cotangents[name] + output_grad()
             return cotangents[name]
 
         def load(leaf: Leaf) -> Value:
             match leaf:
                 case StateCotangent(name):
                     return cotangent(name)
+                case OutputCotangent():
+                    return output_grad()
                 case OperandCotangent(index):
                     return v.load(rows.operands[index] + offset)
                 case Saved(index):
@@ -137,12 +138,12 @@ class CellGradient(MomentGradients):
                     return self.load_moment_grad(leaf, rows.row)
             return v.load(rows.states[leaf] + offset, v.item)
 
-        if is_last_stage:
+        if adds_dy:
             cotangent(output)
         names = [name for name in self.cell.states if derivative.final_stage(name) == stage.index]
         state_grads = {name: grad for name, grad in derivative.state_grads.items() if name in names}
         has_inputs = derivative.inputs_stage == stage.index
-        inputs = [self.input_stage] if has_inputs and self.input_stage not in (None, stage) else []
+        inputs = [group for group in self.input_stages if has_inputs and group is not stage]
         raw = [derivative.raw_input] if has_inputs and derivative.raw_input is not None else []
         groups = [group.derivative.distinct_grads for group in (stage, *inputs)]
         gate_grads = [grad for group in groups for grad in group]
@@ -155,14 +156,16 @@ class CellGradient(MomentGradients):
         for value in values[len(gate_grads) + len(state_grads) :]:
             is_whole = units_left >= v.lanes
             v.store(is_whole.select(value, v.zero_tail(value, units_left)), rows.raw + offset)
-        if is_last_stage and output not in names:
+        if adds_dy and output not in names:
             # The stages before need it with the output's gradient.
             v.store(cotangents[output], rows.carried[output] + offset)
         for name in names:
             v.store(new.get(name, v.const(0.0)), rows.carried[name] + offset)
         self._store_gate_grads(stage, rows, unit_vec, units_left, values[: len(groups[0])])
+        first = len(groups[0])
         for group in inputs:
-            self._store_gate_grads(group, rows, unit_vec, units_left, values[len(groups[0]) : len(gate_grads)])
+            self._store_gate_grads(group, rows, unit_vec, units_left, values[first : first + group.num_grads])
+            first += group.num_grads
 
     def _store_gate_grads(
         self, stage: StageKernel, rows: GradRows, unit_vec: Value, units_left: Value, values: Sequence[Value]
@@ -175,7 +178,7 @@ class CellGradient(MomentGradients):
         if self.products.converts_rows:
             operands = {*derivative.h_grads, *derivative.x_grads}
             grads = [rounded_to_bfloat16(v, grad) if index in operands else grad for index, grad in enumerate(grads)]
-        x_gates = rows.input_gates if stage is self.input_stage else rows.x_gates
+        x_gates = rows.x_gates[stage.first_x_gate]
         for into, indices in ((rows.h_gates, derivative.h_grads), (x_gates, derivative.x_grads)):
             for gate, index in enumerate(indices):
                 address = into + (unit_vec * stage.num_gates + gate) * self.operand_vector_bytes
@@ -184,16 +187,12 @@ class CellGradient(MomentGradients):
             for index, grad in enumerate(grads):
                 v.store(grad, rows.transposed + self.grad_index(stage, unit_vec, index) * c.transposed_stride)
 
-    def _output_grad(self, rows: GradRows, offset: Value, units_left: Value) -> Value:
-        """The gradient of the output of the step, in a layer below the last from both directions above."""
+    def output_grad(self, dy: Value, dy_second: Value, units_left: Value) -> Value:
+        """A vector of the gradient of the output, in a layer below the last from both directions above."""
         f, v = self.f, self.v
         total = f.var(v.const(0.0))
         with f.if_(self.p.dy.is_set):
-            with f.if_else(units_left >= v.lanes) as (whole, tail):
-                with whole:
-                    total.set(v.load(rows.dy + offset, v.item))
-                with tail:
-                    total.set(v.load_masked(rows.dy + offset, units_left))
+            total.set(self.load_tail(dy, units_left))
             with f.if_(self.p.dy_second.is_set):
-                total.set(total.get() + v.load(rows.dy_second + offset, v.item))
+                total.set(total.get() + v.load(dy_second, v.item))
         return total.get()

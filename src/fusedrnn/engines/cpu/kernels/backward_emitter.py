@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusedrnn.cell.trace import TracedCell
+from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.loop import (
     COMMON_FIELDS,
     UNPACKED_PARAMS,
@@ -31,9 +32,9 @@ LAYER_DIR = Struct(
     "dx", "dx_step", "dx_row", "dx_row_offsets", "add_x",
     "x_weights", "h_weights", "projection", "parameters",
     "forward_x_weights", "forward_h_weights", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "dh_n", "dc_n", "dh0", "dc0", "dh_reset", "dc_reset", "dall_c",
+    "dh_n", "dc_n", "dh0", "dc0", "dh_reset", "dc_reset", "dall_h", "dall_c",
     "saved_h", "saved_c", "saved_operand", "saved_values",
-    "d_x_weights", "d_h_weights", "d_projection", "d_param_vectors", "d_x_bias", "d_h_bias",
+    "d_x_weights", "d_h_weights", "d_projection", "d_param_vectors", "d_x_bias", "d_h_bias", *INPUT_FIELDS,
 )  # fmt: skip
 
 
@@ -84,9 +85,9 @@ class BackwardEmitter(DirectionEmitter):
         panels = (vectors + (self.panel_vectors - 1)) // self.panel_vectors
         return panels * self.packed_bytes(self.head_k_padded(stage))
 
-    def grads_offset(self, stage: StageKernel) -> Value:
-        """Where a stage's gradients begin in a row of gate gradients."""
-        return self.unit_vecs * (stage.first_gate * self.operand_vector_bytes)
+    def grads_offset(self, first_gate: int) -> Value:
+        """Where the gradients of the gates from one on begin in a row of gate gradients."""
+        return self.unit_vecs * (first_gate * self.operand_vector_bytes)
 
     @property
     def raw_grads_offset(self) -> Value:
@@ -100,7 +101,7 @@ class BackwardEmitter(DirectionEmitter):
     def operand_grad(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the gradient of a later stage's operand."""
         c = self.c
-        index = (stage.number - 1) * c.batch + self.first_row + row
+        index = (stage.operand - 1) * c.batch + self.first_row + row
         return self.group + c.operands_offset + index * c.carried_stride
 
     def grad_table(self, stage: StageKernel, parity: Value) -> Value:

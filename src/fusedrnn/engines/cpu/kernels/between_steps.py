@@ -7,7 +7,6 @@ rows that are reset before the next step, before that barrier.
 from __future__ import annotations
 
 from fusedrnn.engines.cpu.kernels.loop import rows_of_time
-from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS
 from fusedrnn.engines.cpu.kernels.states import StateEmitter
 from fusedrnn.jit.builder import Value
 
@@ -18,7 +17,7 @@ class BetweenSteps(StateEmitter):
     def end_step(self, step: Value, time: Value, active_rows: Value) -> None:
         """Copy states to the caller if all are requested; replace those of rows that the next step resets."""
         f, c = self.f, self.c
-        self._copy_states(time, active_rows)
+        self._copy_states(step, time, active_rows)
         with f.if_(c.resets.is_set & (step < c.steps - 1)):
             next_time = self.next_time(time)
             with f.loop(0, active_rows) as row:
@@ -26,14 +25,15 @@ class BetweenSteps(StateEmitter):
                 with f.if_(self.is_reset(next_time, sequence).is_set):
                     self.replace_states(row, sequence, 1 - (step & 1))
 
-    def _copy_states(self, time: Value, active_rows: Value) -> None:
-        """Copy this thread's units of the states after h, where the caller requests every state of every step."""
+    def _copy_states(self, step: Value, time: Value, active_rows: Value) -> None:
+        """Copy this thread's units of the states that the output does not show, where the caller requests them."""
         f, c, p = self.f, self.c, self.p
-        for letter, name in zip(STATE_LETTERS[1:], self.cell.states[1:], strict=False):
+        for letter, name in self.other_states:
             base, units = getattr(p, f"all_{letter}"), self.units_of_state(name)
-            row_bytes = c.directions * c.hidden * self.v.item
+            row_bytes = c.directions * units.size * self.v.item
+            buffer_offset = (1 - (step & 1)) * self.h_size if name == self.cell.first_state else f.constant(0)
             with f.if_(base.is_set):
                 into = rows_of_time(f, base, c.batch * row_bytes, row_bytes, p.y_row_offsets, time) + units.offset
                 with f.loop(0, active_rows) as row:
-                    source = self.state_buffer(name, row) + units.offset
+                    source = self.state_buffer(name, row) + buffer_offset + units.offset
                     f.copy(into + self.sequence(row) * row_bytes, source, units.num_bytes)

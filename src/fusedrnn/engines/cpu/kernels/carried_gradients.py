@@ -30,9 +30,9 @@ class CarriedGradients(BackwardEmitter):
     def add_state_gradients(self, time: Value, num_rows: Value) -> None:
         """Add the gradients of the states of that time, where the caller got every state of every step."""
         f, c, p, v = self.f, self.c, self.p, self.v
-        for letter, name in zip(STATE_LETTERS[1:], self.cell.states[1:], strict=False):
+        for letter, name in self.other_states:
             base, units = getattr(p, f"dall_{letter}"), self.units_of_state(name)
-            row_bytes = c.directions * c.hidden * v.item
+            row_bytes = c.directions * units.size * v.item
             with f.if_(base.is_set):
                 rows = rows_of_time(f, base, c.batch * row_bytes, row_bytes, p.dy_row_offsets, time)
                 with f.loop(0, num_rows) as row, f.loop(units.first, units.last) as unit_vec:

@@ -16,7 +16,7 @@ from fusedrnn.jit.vector import Vectors
 _COUNTER = ("index", "time", "layer", "threshold", "scale", "seed")
 
 DROP_PANEL = Signature("drop_panel", ("address", "feature", *_COUNTER))
-DROP_ROW = Signature("drop_row", ("source", "into", "num_features", *_COUNTER))
+DROP_ROW = Signature("drop_row", ("row", "num_features", *_COUNTER))
 
 
 def emit_drop_panel(module: Module, target: Target, dtype: str) -> Function:
@@ -45,15 +45,12 @@ def emit_drop_panel(module: Module, target: Target, dtype: str) -> Function:
 
 
 def emit_drop_row(module: Module, target: Target, dtype: str, drop_panel: Function) -> Function:
-    """A function that copies a row of features to an aligned one and drops some; it may read past the row's end."""
+    """A function that drops some features of an aligned row, in place, which is padded to whole panels."""
     f = Function.of(module, DROP_ROW)
-    source, into, num_features, *counter = f.arguments
-    v, vectors = Vectors(f, target, dtype), target.tile[1]
-    with f.loop(0, num_features, vectors * v.lanes) as first:
-        for number in range(vectors):
-            offset = first * v.item + number * v.bytes
-            v.store(v.load(source + offset, v.item), into + offset)
-        f.call(drop_panel, into + first * v.item, first, *counter)
+    row, num_features, *counter = f.arguments
+    v = Vectors(f, target, dtype)
+    with f.loop(0, num_features, target.tile[1] * v.lanes) as first:
+        f.call(drop_panel, row + first * v.item, first, *counter)
     f.ret()
     return f
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from fusedrnn.cell.cells import Variant
 from fusedrnn.cell.expr import Leaf, evaluate
-from fusedrnn.cell.leaves import KeptProduct, NewState, ReducedRow, StageOperand, State
+from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, StageOperand, State
 from fusedrnn.cell.trace import TracedCell
 from fusedrnn.engines.cpu.kernels.between_steps import BetweenSteps
 from fusedrnn.engines.cpu.kernels.gemm import gemm_of
 from fusedrnn.engines.cpu.kernels.gemm_unpacked import UNPACKED_GEMM_NT
 from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.initial_accumulators import InitialAccumulators
+from fusedrnn.engines.cpu.kernels.layer_rows import INPUT_FIELDS
 from fusedrnn.engines.cpu.kernels.loop import COMMON_FIELDS, UNPACKED_PARAMS, CellPosition, rows_of_time
 from fusedrnn.engines.cpu.kernels.operand_rows import RANGE_BYTES
 from fusedrnn.engines.cpu.kernels.panel_matrix import (
@@ -41,8 +42,8 @@ CALL = Struct(*COMMON_FIELDS, *FORWARD.fields)
 LAYER_DIR = Struct(
     "x", "x_step", "x_row", "x_row_offsets", "k", "y", "y_step", "y_row", "y_row_offsets", "reverse",
     "x_weights", "h_weights", "projection", "parameters", "x_bias", "h_bias", *UNPACKED_PARAMS,
-    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_c",
-    "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges",
+    "h0", "c0", "h_n", "c_n", "h_reset", "c_reset", "all_h", "all_c",
+    "x_copy", "saved_h", "saved_c", "saved_operand", "saved_values", "ranges", *INPUT_FIELDS,
 )  # fmt: skip
 
 
@@ -55,8 +56,8 @@ def layer_dir_struct(cell: TracedCell) -> Struct:
 
 
 OutputRows = dict[Result | str, Value]
-"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved", the saved values;
-"moments", means and variances."""
+"""Where the results of a row go: states and operands in the reserve; "y", the output; "saved" and "moments", saved
+values, means and variances. With residual connections also "x", the input that the output is added to."""
 
 
 class StepPosition(NamedTuple):
@@ -65,6 +66,7 @@ class StepPosition(NamedTuple):
     step: Value
     time: Value
     active_rows: Value
+    chunk_row: Value  # the step's first row in the chunk
     gates: Value  # the first row of the step's gates
     y: Value  # the first row of the time's output
 
@@ -99,13 +101,12 @@ def build_job(program: Program, direction_loop: Function) -> Module:
 class Inference(InitialAccumulators, BetweenSteps, Reductions):
     """Emits a thread's share of one layer-direction in inference."""
 
-    _result_kinds: tuple[type[Result], ...] = (NewState, StageOperand, ReducedRow, KeptProduct)
+    _result_kinds: tuple[type[Result], ...] = (NewState, Output, StageOperand, ReducedRow, KeptProduct)
 
     def __init__(self, program: Program) -> None:
         super().__init__(program, "direction_loop", (CALL, layer_dir_struct(program.cell)))
         self._gemm = Declared(program.module, gemm_of(program.compute))
-        if self.can_read_unpacked:
-            self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
+        self._unpacked_gemm = Declared(program.module, UNPACKED_GEMM_NT)
         scratch, c = self.scratch, self.c
         self.x_rows, self.gate_rows = scratch, scratch + c.gates_offset
         self.recurrent = scratch + c.recurrent_offset
@@ -193,7 +194,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
         c, p = self.c, self.p
         gates = self.gate_rows + rows_done * c.gates_stride
         y = rows_of_time(self.f, p.y, p.y_step, p.y_row, p.y_row_offsets, time)
-        position = StepPosition(step, time, active_rows, gates, y)
+        position = StepPosition(step, time, active_rows, rows_done, gates, y)
         for stage in self.maths_stages:
             if stage.index:
                 self.barrier()
@@ -201,10 +202,10 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
             run(stage, position)
 
     def _elementwise(self, stage: StageKernel, position: StepPosition) -> None:
-        """A stage without a GEMM: of reductions, or of a cell without recurrent products; its maths alone."""
+        """A stage without a GEMM: of reductions, or of maths alone."""
         f, c = self.f, self.c
         with f.loop(0, position.active_rows) as row:
-            output_rows = self._output_rows(position.y, position.time, self.sequence(row))
+            output_rows = self._output_rows(position, row)
             gate_row = position.gates + row * c.gates_stride
             if stage.reductions:
                 self.reduce(stage, row, gate_row, output_rows.get("moments"))
@@ -230,7 +231,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
                 self._recurrent_gemm(stage, part, head, block, position.gates, reverse)
                 unit_vec, end = (head.first + bound for bound in block)
                 with f.loop(0, position.active_rows) as row:
-                    output_rows = self._output_rows(position.y, position.time, self.sequence(row))
+                    output_rows = self._output_rows(position, row)
                     gate_row = position.gates + row * c.gates_stride
                     with f.loop(unit_vec, end) as unit:
                         offset = (unit - unit_vec) * (stage.num_gates * self.v.bytes)
@@ -256,16 +257,17 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
             else:
                 self._weights(stage, head).gemm(a, cols, c, c_in, next_panel)
 
-    def _output_rows(self, y: Value, time: Value, sequence: Value) -> OutputRows:
+    def _output_rows(self, position: StepPosition, row: Value) -> OutputRows:
         """Where a row's results of a time go, beside the state buffers."""
-        return {"y": y + sequence * self.p.y_row}
+        y = position.y + self.sequence(row) * self.p.y_row
+        return {"y": y, **self.residual_row(self.x_rows, position.chunk_row + row)}
 
     def _cell(self, position: CellPosition, parity: Value, output_rows: OutputRows) -> None:
         """The cell's maths on one vector of units of one row; ``parity`` is 0 in even steps, 1 in odd ones."""
         v, (stage, row, unit_vec, *_) = self.v, position
         states = {name: self.state_buffer(name, row) + unit_vec * v.bytes for name in self.cell.states}
         new_h_offset = (1 - parity) * self.h_size
-        output = self.cell.output
+        output = self.cell.first_state
         old_h, new_h = states[output] + parity * self.h_size, states[output] + new_h_offset
 
         def load(leaf: Leaf) -> Value:
@@ -280,7 +282,7 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
             match result:
                 case NewState(name):
                     v.store(value, new_h if name == output else states[name])
-                    if name == output and self.stores_operands:
+                    if name == output and self.stores_operands and self.multiplies_output:
                         self.store_operand(value, unit_vec, self.h_operand(row) + new_h_offset, self.c.out)
                 case ReducedRow():
                     v.store(value, self.reduced_row(result, row) + unit_vec * v.bytes)
@@ -294,5 +296,5 @@ class Inference(InitialAccumulators, BetweenSteps, Reductions):
         self, stage: StageKernel, result: Result, value: Value, unit_vec: Value, output_rows: OutputRows
     ) -> None:
         """Store a vector of a result where it is needed beside the state buffers."""
-        if result == NewState(self.cell.output):
-            self.store_tail(value, unit_vec, output_rows["y"] + unit_vec * self.v.bytes, self.c.out)
+        if result == self.output_result:
+            self.store_output(value, unit_vec, output_rows["y"], output_rows.get("x"))

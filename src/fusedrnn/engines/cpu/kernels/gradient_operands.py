@@ -32,6 +32,11 @@ class Weights(NamedTuple):
         derivative = self.stage.derivative
         return derivative.h_grads if self.of_state else derivative.x_grads
 
+    @property
+    def first_gate(self) -> int:
+        """The number of its first gate in these weights; the projection is behind recurrent weights."""
+        return self.stage.first_h_gate if self.of_state else self.stage.first_x_gate
+
 
 class GroupRange(NamedTuple):
     """Groups of the block of steps that one GEMM sums over."""
@@ -65,9 +70,8 @@ class GradientOperands(ParameterSums):
         return self.num_pairs.get() if self.multiplies_pairs else self.num_rows
 
     def weights_of(self, stage: StageKernel) -> list[Weights]:
-        """The weights of a stage: a projection has no input weights, gates of the input alone no others."""
-        kinds = (True,) if stage.projects else (False,) if stage is self.input_stage else (False, True)
-        return [Weights(stage, of_state) for of_state in kinds]
+        """The weights of a stage: input weights if it has any, then recurrent ones or the projection."""
+        return [weights for weights in (Weights(stage, False), Weights(stage, True)) if weights.grads]
 
     def gradients(self, stage: StageKernel, unit_vec: Value, grad: int) -> Value:
         """A stage's distinct gradient of a vector of units: a vector for each row of the block."""
@@ -135,7 +139,7 @@ class GradientOperands(ParameterSums):
 
     def _pack_row(self, weights: Weights, feature: Value, row: Value, into: Value) -> None:
         """Pack a panel's features of a row, as float; rounded where they are multiplied so."""
-        f, c, p, v, (stage, of_state) = self.f, self.c, self.p, self.v, weights
+        f, p, v, (stage, of_state) = self.f, self.p, self.v, weights
         time, sequence, before = (f.load(self.row_positions + row * 24 + 8 * word) for word in range(3))
         if of_state and stage.index:
             source = self.saved_state(self.saved_operand(stage), time, sequence)
@@ -147,7 +151,7 @@ class GradientOperands(ParameterSums):
             vector = v.load(source + feature * v.item + number * v.bytes, v.item)
             v.store(vector, into + number * v.bytes)
         if not of_state:
-            with f.if_((self.layer > 0) & (c.threshold > 0)):
+            with f.if_(p.threshold > 0):
                 f.call(self._drop_panel, into, feature, *self.dropout_counter(sequence, time))
         if self.products.converts_rows and not self.multiplies_pairs:
             for address in (into + number * v.bytes for number in range(self.panel_vectors)):

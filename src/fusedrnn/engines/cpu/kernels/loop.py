@@ -23,8 +23,8 @@ from fusedrnn.cell.leaves import (
     RowMean,
     RowVariance,
 )
-from fusedrnn.engines.cpu.kernels.dropout import DROP_ROW
 from fusedrnn.engines.cpu.kernels.heads import Head, HeadShare
+from fusedrnn.engines.cpu.kernels.layer_rows import LayerRows
 from fusedrnn.engines.cpu.kernels.operand_rows import CONVERT_ROW
 from fusedrnn.engines.cpu.kernels.panel_matrix import ColVecs, LeftOperand, Matrix, PanelMatrix, Rows
 from fusedrnn.engines.cpu.kernels.row_values import RowValues
@@ -38,7 +38,7 @@ COMMON_FIELDS = (
     "row_to_sequence", "active_rows", "lengths",
     "layer_dirs", "spins",
     "saved_state_step", "saved_state_row", "saved_state_size", "saved_values_step", "saved_values_row",
-    "threshold", "scale", "seed", "resets",
+    "seed", "resets",
 )  # fmt: skip
 """The fields with which the structs of both calls begin.
 
@@ -47,9 +47,8 @@ COMMON_FIELDS = (
 directions of a layer or, in a network of one direction, pipelined layers; ``progress`` holds the steps that each layer
 has done, by row group. ``row_to_sequence``, ``active_rows`` and ``lengths`` are tables, 0 if every sequence has all
 steps: the sequence of each row; for each row group the number of rows that are active at each time; the length of each
-row. ``saved`` strides are those of the reserve: of states, and of the other values saved for backward. ``threshold``,
-``scale`` (the bits of a float64) and ``seed`` are dropout's; a threshold of 0 means no dropout. ``resets``, if not 0,
-is a table of bytes (T, N): 1 where a sequence begins anew.
+row. ``saved`` strides are those of the reserve: of states, and of the other values saved for backward. ``seed`` is
+that of all random masks. ``resets``, if not 0, is a table of bytes (T, N): 1 where a sequence begins anew.
 """
 
 UNPACKED_PARAMS = "unpacked_x_weights", "unpacked_h_weights", "unpacked_x_bias", "unpacked_h_bias"
@@ -84,7 +83,7 @@ class CellPosition(NamedTuple):
     recurrent: Value  # the vector's pre-activations from the recurrent GEMM
 
 
-class DirectionEmitter(HeadShare, RowValues):
+class DirectionEmitter(HeadShare, RowValues, LayerRows):
     """A function of a thread's share of one layer-direction, under construction."""
 
     scratch: Value  # this thread's
@@ -166,35 +165,11 @@ class DirectionEmitter(HeadShare, RowValues):
 
     def saved_operand(self, stage: StageKernel) -> Value:
         """The array of the reserve that holds the operand of a later stage."""
-        return self.saved_array(len(self.cell.states) + stage.number - 1)
-
-    def dropout_counter(self, sequence: Value, time: Value) -> tuple[Value, ...]:
-        """What determines the dropout mask of the features that this layer reads."""
-        c = self.c
-        return sequence, time, self.layer - 1, c.threshold, c.scale, c.seed
-
-    def masked_input_row(self, source: Value, into: Value, sequence: Value, time: Value) -> Value:
-        """Where to read a row of this layer's input: at ``source``, or ``into``, a copy after dropout."""
-        f = self.f
-        address = f.var(source)
-        with f.if_((self.layer > 0) & (self.c.threshold > 0)):
-            address.set(into)
-            drop_row = Declared(f.module, DROP_ROW)
-            f.call(drop_row, source, into, self.p.k, *self.dropout_counter(sequence, time))
-        return address.get()
-
-    def store_tail(self, value: Value, unit_vec: Value, address: Value, size: Value) -> None:
-        """Store a vector of units at any alignment; at the end of a row only the units that exist."""
-        left = size - unit_vec * self.v.lanes
-        with self.f.if_else(left >= self.v.lanes) as (whole, tail):
-            with whole:
-                self.v.store(value, address, align=self.v.item)
-            with tail:
-                self.v.store_masked(value, address, left)
+        return self.saved_array(len(self.cell.states) + stage.operand - 1)
 
     def gates_offset(self, stage: StageKernel) -> Value:
         """Where a stage's gates begin in a row of this thread's gates."""
-        return (self.hidden.last - self.hidden.first) * (stage.first_gate * self.v.bytes)
+        return (self.hidden.last - self.hidden.first) * (stage.first_x_gate * self.v.bytes)
 
     def load_leaf(self, leaf: Leaf, position: CellPosition) -> Value:
         """Load a leaf of the cell's expressions that is no state."""
@@ -281,7 +256,8 @@ class DirectionEmitter(HeadShare, RowValues):
         groups = k if group == 1 else (k + (group - 1)) // group + self.products.head
         scales, first, of_input = None, None, head is None
         if stage is not None:
-            first = self.col_vecs(self.stages[: stage.index], not of_input)
+            before = self.gate_stages if of_input else self.stages
+            first = self.col_vecs(before[: before.index(stage)], not of_input)
             if self.cell.is_block_diagonal and head is not None:
                 first = first + head.number * self.col_vecs_of_head(stage)
         if self.products.has_scales:

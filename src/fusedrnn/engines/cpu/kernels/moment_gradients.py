@@ -17,7 +17,7 @@ class MomentGradients(BackwardEmitter):
     def moment_row(self, leaf: RowMean | RowVariance, row: Value) -> Value:
         """This thread's row of what units add to a gradient, behind the gradients of operands."""
         c = self.c
-        number = len(self.products_of_state) - 1 + moments(self.stages).index(leaf)
+        number = len(self.later_products) + moments(self.stages).index(leaf)
         return self.group + c.operands_offset + (c.batch * number + self.first_row + row) * c.carried_stride
 
     def moment_grad(self, leaf: RowMean | RowVariance, row: Value) -> Value:

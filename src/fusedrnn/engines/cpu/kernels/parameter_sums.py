@@ -37,6 +37,11 @@ class ParameterSums(BackwardEmitter):
         first, last = (self.f.load(starts + thread * 8 + end) for end in (0, 8))
         return Share(first, last, size)
 
+    @property
+    def summed_stages(self) -> list[StageKernel]:
+        """What has gradients of biases or of the cell's own parameters."""
+        return [stage for stage in self.column_groups if not stage.projects]
+
     def bias_sums(self, stage: StageKernel, unit_vec: Value) -> Value:
         """The sums of a stage's distinct gradients for a vector of units."""
         return self.group + self.c.sums_offset + self.grad_index(stage, unit_vec, 0) * self.v.bytes
@@ -58,10 +63,10 @@ class ParameterSums(BackwardEmitter):
         """Where each bias sum of a vector of units goes: the array, the part of it by gate, the distinct gradient."""
         p, derivative = self.p, stage.derivative
         for gate, grad in enumerate(derivative.x_grads):
-            yield p.d_x_bias, stage.first_gate + gate, grad
+            yield p.d_x_bias, stage.first_x_gate + gate, grad
         if not stage.projects:
             for gate, grad in enumerate(derivative.h_grads):
-                yield p.d_h_bias, stage.first_gate + gate, grad
+                yield p.d_h_bias, stage.first_h_gate + gate, grad
         for leaf, grad in derivative.param_grads.items():
             if isinstance(leaf, ParamVector):
                 yield p.d_param_vectors, self.cell.param_vectors.index(leaf.name), grad

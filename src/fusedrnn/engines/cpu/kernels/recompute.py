@@ -43,7 +43,7 @@ class Recompute(BackwardEmitter):
             x_weights = partial(self.packed, self._gemm, p.forward_x_weights, p.k, p.x_bias)
             self.copy_raw_input(self.chunk_table, num_rows, self.gates)
             self.input_gemm(self.left_operand(self.chunk_table, num_rows, p.k), x_weights, self.gates)
-            if not self.stages:
+            if not self.multiplies_output:
                 self._elementwise(num_rows)
             for stage in self.products_of_state:
                 if stage.projects:
@@ -118,8 +118,8 @@ class Recompute(BackwardEmitter):
             self._cell(CellPosition(stage, row, unit, gate_row, recurrent))
 
     def _elementwise(self, num_rows: Value) -> None:
-        """The saved values of a cell without recurrent products."""
-        f, (stage,) = self.f, self.maths_stages
+        """The saved values of the maths with which a step begins, if it does not begin with a GEMM."""
+        f, stage = self.f, self.maths_stages[0]
         with f.loop(0, num_rows) as row, f.loop(self.hidden.first, self.hidden.last) as unit:
             gate_row = self.gates.address + row * self.gates.stride
             self._cell(CellPosition(stage, row, unit, gate_row, self.recurrent))

@@ -15,7 +15,7 @@ class Reductions(StateEmitter):
     def reduced_row(self, leaf: ReducedRow, row: Value) -> Value:
         """This thread's row of a value that is reduced, behind the operands of later stages."""
         c = self.c
-        number = len(self.products_of_state) - 1 + reduced_rows(self.stages).index(leaf)
+        number = len(self.later_products) + reduced_rows(self.stages).index(leaf)
         return self.states + c.operands_offset + (row + c.batch * number) * c.state_stride
 
     def reduce(self, stage: StageKernel, row: Value, gate_row: Value, saved: Value | None) -> None:

@@ -172,7 +172,7 @@ _BACKWARD_THREAD = Arena(
     recomputed=lambda s: s.recomputed_rows * s.unit_vecs * s.saved_vecs * s.tiling.vector_bytes,
     forward_gates=lambda s: s.recomputed_rows * s.gates_stride,
     recurrent=lambda s: s.recomputed_rows * s.recurrent_row,
-    masked=lambda s: s.recomputed_rows * s.masked_row * s.spec.drops_between_layers,
+    masked=lambda s: s.recomputed_rows * s.masked_row,
     # Rows converted to the format of operands, and their addresses.
     operand_rows=lambda s: s.converted_rows * s.operand_row,
     operand_table=lambda s: s.converted_rows * _POINTER_BYTES,

@@ -14,6 +14,7 @@ from fusedrnn.cell.expr import Expr, substitute, walk
 from fusedrnn.cell.leaves import (
     KeptProduct,
     NewState,
+    Output,
     PreH,
     PreSum,
     PreX,
@@ -68,8 +69,8 @@ def is_plain(cell: TracedCell) -> bool:
 
     Calls of such cells can use unpacked weights.
     """
-    has_own = cell.parameters or cell.input_gates or cell.is_block_diagonal
-    return len(cell.stages) == 1 and not has_own
+    has_own = cell.parameters or cell.is_block_diagonal
+    return len(cell.stages) == 1 and cell.x_gates == cell.h_gates == cell.gates and not has_own
 
 
 STATE_LETTERS = "hcsuvw"
@@ -81,17 +82,18 @@ def state_letters(num_states: int) -> str:
     return STATE_LETTERS[: max(2, num_states)]
 
 
-Result = NewState | StageOperand | ReducedRow | KeptProduct | Saved
-"""What a stage computes: a new state, the operand of a later stage, a row that a later one reduces, a product that
-later stages read, or a value that training saves for backward."""
+Result = NewState | Output | StageOperand | ReducedRow | KeptProduct | Saved
+"""What a stage computes: a new state, an output that is none, the operand of a later stage, a row that a later one
+reduces, a product that later stages read, or a value that training saves for backward."""
 R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
 class StageKernel:
-    """A stage of a cell: one GEMM and the maths on its results. Or the gates of the input alone, which have no GEMM.
+    """A stage of a cell: one GEMM and the maths on its results; reductions, or maths alone, in place of the GEMM.
 
-    In a cell without stages the maths of a step are those of the gates of the input alone.
+    Or gates whose part from the input no stage has, which has columns of the input GEMM alone. In a cell without stages
+    the maths of a step are those of such gates.
     """
 
     index: int  # among the stages
@@ -99,10 +101,13 @@ class StageKernel:
     projects: bool  # whether it is the projection, whose units are those of h
     accumulates_in_place: bool  # whether its GEMM accumulates onto the input's pre-activations
     derivative: StageDerivative  # the gradients that its GEMMs need
-    first_gate: int  # the number of gates of the stages before
+    first_x_gate: int  # the number of its first gate in the input weights; any without columns of these
+    first_h_gate: int  # the same in the recurrent weights, the projection behind them
     first_grad: int  # the number of distinct gradients of the stages before
     results: tuple[tuple[Result, Expr], ...] = ()  # what is computed after its GEMM, each with its expression
-    number: int = 0  # among the stages that have a GEMM
+    multiplies: bool = False  # whether it has a GEMM of each step
+    number: int = 0  # among the stages that have one
+    operand: int = 0  # among the operands: 0 for the output before the step, from 1 those that stages compute
     reductions: tuple[Reduction, ...] = ()  # what it computes instead of a GEMM
     recomputed: tuple[tuple[Saved, Expr], ...] = ()  # what is computed again: also what its reductions lead to
 
@@ -110,6 +115,11 @@ class StageKernel:
     def num_gates(self) -> int:
         """Vectors of columns for each vector of units: one for each gate, or one if it projects."""
         return 1 if self.projects else len(self.gate_names)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether it has columns of the input GEMM."""
+        return bool(self.derivative.x_grads)
 
     @property
     def num_grads(self) -> int:
@@ -135,43 +145,58 @@ def stage_kernels(variant: Variant) -> tuple[StageKernel, ...]:
     stages: list[StageKernel] = []
     first_gate = first_grad = number = 0
     for index, stage in enumerate(cell.stages):
-        adjacent = stage.projects or cell.gates[first_gate : first_gate + len(stage.gates)] == stage.gates
+        adjacent = stage.projects or cell.h_gates[first_gate : first_gate + len(stage.gates)] == stage.gates
         if not adjacent or (stage.projects and index < len(cell.stages) - 1):
             raise NotImplementedError(f"a cell in which the weights of stage {index} are not adjacent")
         kernel = StageKernel(
             index, stage.gates, stage.projects, stage.accumulates_in_place, derivative.stages[index],
-            first_gate, first_grad, tuple((result, expr) for ready, result, expr in results if ready == index),
-            number, stage.reductions, tuple((saved, expr) for product, saved, expr in recomputed if product == index),
+            cell.x_gates.index(stage.gates[0]) if derivative.stages[index].x_grads else 0, first_gate, first_grad,
+            tuple((result, expr) for ready, result, expr in results if ready == index), stage.multiplies,
+            number, number + (not cell.stages[0].multiplies), stage.reductions,
+            tuple((saved, expr) for product, saved, expr in recomputed if product == index),
         )  # fmt: skip
         stages.append(kernel)
-        number += not stage.reductions
+        number += stage.multiplies
         first_gate, first_grad = first_gate + kernel.num_gates, first_grad + kernel.num_grads
     _check_order(cell, stages)
     return tuple(stages)
 
 
 @lru_cache(maxsize=256)
-def input_stage(variant: Variant) -> StageKernel | None:
-    """The gates that the input alone gives, whose columns follow those of the stages; None if there are none."""
+def input_stages(variant: Variant) -> tuple[StageKernel, ...]:
+    """The gates whose part from the input no stage has, in groups that are adjacent in the input weights."""
     cell, derivative, stages = lowered_cell(variant), derivative_of(variant), stage_kernels(variant)
-    if not cell.input_gates:
-        return None
     results = [] if stages else _results(cell, derivative)
     recomputed = _recomputed(cell, derivative, results)
-    first_gate, first_grad = sum(s.num_gates for s in stages), sum(s.num_grads for s in stages)
-    gates = cell.input_gates
-    return StageKernel(
-        len(stages), gates, False, False, derivative.inputs, first_gate, first_grad,
-        tuple(result[1:] for result in results), recomputed=tuple(saved[1:] for saved in recomputed),
-    )  # fmt: skip
+    groups: list[StageKernel] = []
+    for gates, grads in derivative.inputs.items():
+        first_grad = sum(stage.num_grads for stage in (*stages, *groups))
+        group = StageKernel(
+            len(stages), gates, False, False, grads, cell.x_gates.index(gates[0]), 0, first_grad,
+            tuple(result[1:] for result in results), recomputed=tuple(saved[1:] for saved in recomputed),
+        )  # fmt: skip
+        groups.append(group)
+    return tuple(groups)
+
+
+def column_groups(stages: Sequence[StageKernel], inputs: Sequence[StageKernel]) -> list[StageKernel]:
+    """What has a GEMM of each step or gradients of parameters: of the stages, and of the groups of their inputs."""
+    return [stage for stage in (*stages, *inputs) if stage.multiplies or stage.num_grads]
+
+
+def gate_stages(groups: Sequence[StageKernel]) -> list[StageKernel]:
+    """Those of :func:`column_groups` that have columns of the input GEMM, in the order of these."""
+    return sorted((group for group in groups if group.has_inputs), key=lambda group: group.first_x_gate)
 
 
 def _results(cell: TracedCell, derivative: Derivative) -> list[tuple[int, Result, Expr]]:
     """Everything that a cell computes, each with its stage and its expression."""
     results: list[tuple[int, Result, Expr]] = [
         (stage, NewState(name), new)
-        for stage, name, new in zip(_new_state_stages(cell), cell.states, cell.outputs, strict=True)
+        for stage, name, new in zip(_new_state_stages(cell), cell.states, cell.new_states, strict=True)
     ]
+    if cell.output is not None:
+        results.append((cell.ready_stage(cell.outputs[-1]), Output(), cell.outputs[-1]))
     # What a stage reads of all units is computed in the stage before.
     for index, stage in enumerate(cell.stages[1:]):
         if stage.reductions:
@@ -215,7 +240,8 @@ def _recomputed(
 ) -> list[tuple[int, Saved, Expr]]:
     """The saved values, each with the stage with whose GEMM it is computed again.
 
-    All moments are known then, and no rows: what forward computes after reductions belongs to the GEMM before these.
+    All moments are known then, and no rows: what forward computes after reductions belongs to the GEMM before these, or
+    to the maths alone with which a step begins.
     """
     products = [index for index, stage in enumerate(cell.stages) if not stage.reductions]
     return [
@@ -241,9 +267,11 @@ def kept_products(stages: Sequence[StageKernel]) -> list[KeptProduct]:
 
 def _new_state_stages(cell: TracedCell) -> list[int]:
     """The stage that computes each new state: when it can, but not before the last one that reads the old state."""
-    stages = [cell.ready_stage(new) for new in cell.outputs]
+    stages = [cell.ready_stage(new) for new in cell.new_states]
+    own_output = [(cell.ready_stage(output), output) for output in cell.outputs[len(stages) :]]
     while True:
-        readers = [*zip(stages, cell.outputs, strict=True), *((index - 1, value) for index, value in cell.later_values)]
+        readers = [*zip(stages, cell.new_states, strict=True), *own_output]
+        readers += [(index - 1, value) for index, value in cell.later_values]
         last = [
             max([index, *(reader for reader, expr in readers if State(name) in walk([expr]))])
             for index, name in zip(stages, cell.states, strict=True)

@@ -30,18 +30,18 @@ class StateEmitter(DirectionEmitter):
     def operand_row(self, stage: StageKernel, row: Value) -> Value:
         """This thread's row of the operand of a later stage."""
         c = self.c
-        index = (stage.number - 1) * c.batch + row
+        index = (stage.operand - 1) * c.batch + row
         return self.states + c.operands_offset + index * c.state_stride
 
     def operand_table(self, stage: StageKernel, parity: Value) -> Value:
         """The table of the addresses of a stage's operand rows: h of even steps, h of odd ones, later operands."""
-        index = stage.number + 1 if stage.number else parity
+        index = stage.operand + 1 if stage.operand else parity
         return self.h_rows + index * self.rows * 8
 
     def h_operand(self, row: Value) -> Value:
         """This thread's row of h of even steps as GEMMs read it."""
         if not self.stores_operands:
-            return self.state_buffer(self.cell.output, row)
+            return self.state_buffer(self.cell.first_state, row)
         return self.states + self.c.h_operands_offset + row * self.c.state_stride
 
     def store_operand(self, value: Value, unit_vec: Value, row: Value, size: Value) -> None:
@@ -77,15 +77,16 @@ class StateEmitter(DirectionEmitter):
         f = self.f
         with f.loop(0, self.rows) as row:
             sequence = self.sequence(row)
-            f.store(self.h_operand(row), self.h_rows + row * 8)
-            f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
-            for stage in self.products_of_state[1:]:
+            if self.multiplies_output:
+                f.store(self.h_operand(row), self.h_rows + row * 8)
+                f.store(self.h_operand(row) + self.h_size, self.h_rows + (self.rows + row) * 8)
+            for stage in self.later_products:
                 f.store(self.operand_row(stage, row), self.operand_table(stage, f.constant(0)) + row * 8)
             for name, initial, _ in self._caller_states():
                 units = self.units_of_state(name)
                 into = self.state_buffer(name, row) + units.offset
                 self.load_state(name, initial, sequence, into)
-                if name == self.cell.output:
+                if name == self.cell.first_state:
                     f.copy(into + self.h_size, into, units.num_bytes)
                     for parity in (f.constant(0), f.constant(1)):
                         self._convert_h(row, into, parity)
@@ -99,15 +100,15 @@ class StateEmitter(DirectionEmitter):
         """Replace this thread's part of the states of a row by those of a reset; h in the buffer of that parity."""
         for letter, name in zip(STATE_LETTERS, self.cell.states, strict=False):
             into = self.state_buffer(name, row) + self.units_of_state(name).offset
-            if name == self.cell.output:
+            if name == self.cell.first_state:
                 into = into + parity * self.h_size
             self.load_state(name, getattr(self.p, f"{letter}_reset"), sequence, into)
-            if name == self.cell.output:
+            if name == self.cell.first_state:
                 self._convert_h(row, into, parity)
 
     def _convert_h(self, row: Value, source: Value, parity: Value) -> None:
         """Convert this thread's part of a row of h, if GEMMs read another format."""
-        if self.stores_operands:
+        if self.stores_operands and self.multiplies_output:
             units = self.out
             into = self.h_operand(row) + parity * self.h_size + units.first * self.operand_vector_bytes
             self.f.call(self._convert_row, source, into, units.num_bytes // self.v.item, 0)
@@ -127,6 +128,6 @@ class StateEmitter(DirectionEmitter):
             for name, _, final in self._caller_states():
                 units = self.units_of_state(name)
                 source = self.state_buffer(name, row) + units.offset
-                if name == self.cell.output:
+                if name == self.cell.first_state:
                     source = source + (steps & 1) * self.h_size
                 f.copy(self.state_row(name, final, sequence), source, units.num_bytes)

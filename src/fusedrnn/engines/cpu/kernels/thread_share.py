@@ -19,8 +19,10 @@ from fusedrnn.engines.cpu.kernels.products import STORAGE, products_of
 from fusedrnn.engines.cpu.kernels.stages import (
     Blocking,
     StageKernel,
+    column_groups,
     derivative_of,
-    input_stage,
+    gate_stages,
+    input_stages,
     is_plain,
     lowered_cell,
     stage_kernels,
@@ -53,9 +55,10 @@ class Program:
     cell: TracedCell
     derivative: Derivative
     stages: tuple[StageKernel, ...]
-    input_stage: StageKernel | None
+    input_stages: tuple[StageKernel, ...]
     barrier: Function
     wait_for_progress: Function
+    is_residual: bool
 
     @classmethod
     def of(cls, name: str, variant: Variant, compute: str, target: Target) -> Program:
@@ -64,8 +67,8 @@ class Program:
         wait = emit_wait(module)
         return cls(
             module, compute, STORAGE[compute], target,
-            lowered_cell(variant), derivative_of(variant), stage_kernels(variant), input_stage(variant),
-            emit_barrier(module, wait), emit_wait_for_progress(module, wait),
+            lowered_cell(variant), derivative_of(variant), stage_kernels(variant), input_stages(variant),
+            emit_barrier(module, wait), emit_wait_for_progress(module, wait), variant.residual == "identity",
         )  # fmt: skip
 
 
@@ -113,19 +116,20 @@ class ThreadShare:
 
     def __init__(self, program: Program, name: str, structs: tuple[Struct, Struct], more: tuple[str, ...] = ()) -> None:
         self.cell, self.derivative, self.stages = program.cell, program.derivative, program.stages
-        self.input_stage = program.input_stage
+        self.input_stages, self.is_residual = program.input_stages, program.is_residual
         self._barrier, self._wait_for_progress = program.barrier, program.wait_for_progress
         self.f = f = Function(program.module, name, ["call", "thread", "layer", "direction", *more])
         self.v = Vectors(f, program.target, program.dtype)
         self.panel_vectors = program.target.tile[1]
         self.panel_bytes = self.panel_vectors * self.v.bytes
-        self.num_gates = len(program.cell.gates)
+        self.num_gates = len(program.cell.x_gates)
         self.products = products_of(program.compute, self.v)
         # Vectors of columns that GEMMs of one row multiply at once, in whole panels.
         one_row_panels = 1 if self.products.tile_instruction else program.target.one_row_panels
         self.one_row_vectors = self.panel_vectors * one_row_panels
         # A result that needs no scale is converted as it is stored, not where it is read.
-        self.stores_operands = self.products.converts_rows and not self.products.has_scales and bool(self.stages)
+        converts_results = self.products.converts_rows and not self.products.has_scales
+        self.stores_operands = converts_results and bool(self.products_of_state)
         self.operand_vector_bytes = self.v.lanes * self.products.a_item
         self.can_read_unpacked = is_plain(program.cell) and self.products.reads_unpacked
         call, self.thread, self.layer, self.direction = f.arguments[:4]
@@ -155,7 +159,7 @@ class ThreadShare:
 
     def units_of_state(self, name: str) -> UnitRange:
         """This thread's share of a state."""
-        return self.out if name == self.cell.output else self.hidden
+        return self.out if name == self.cell.first_state else self.hidden
 
     def operand_size(self, stage: StageKernel) -> Value:
         """Elements of a row of a stage's operand."""
@@ -164,23 +168,32 @@ class ThreadShare:
     @property
     def products_of_state(self) -> list[StageKernel]:
         """The stages that have a GEMM."""
-        return [stage for stage in self.stages if not stage.reductions]
+        return [stage for stage in self.stages if stage.multiplies]
+
+    @property
+    def later_products(self) -> list[StageKernel]:
+        """Those whose operands the step computes."""
+        return [stage for stage in self.products_of_state if stage.operand]
+
+    @property
+    def multiplies_output(self) -> bool:
+        """Whether a step begins with a GEMM of the output before it."""
+        return self.products_of_state != self.later_products
 
     @property
     def maths_stages(self) -> list[StageKernel]:
-        """The stages; of a cell without any, the gates of the input alone, which then have all of its maths."""
+        """The stages; of a cell without any, the gates of the input, which then have all of its maths."""
         return [*self.stages] or self.column_groups
 
     @property
     def gate_stages(self) -> list[StageKernel]:
-        """The stages that have gates, and so a part of the input weights."""
-        return [stage for stage in self.column_groups if not stage.projects]
+        """The stages and groups of gates that have columns of the input weights, in the order of these."""
+        return gate_stages(self.column_groups)
 
     @property
     def column_groups(self) -> list[StageKernel]:
-        """The stages that have a GEMM, then the gates of the input alone."""
-        products = self.products_of_state
-        return products if self.input_stage is None else [*products, self.input_stage]
+        """The stages that have a GEMM or gradients, then the gates whose part from the input no stage has."""
+        return column_groups(self.stages, self.input_stages)
 
     def num_vectors(self, size: Value) -> Value:
         """Vectors that hold so many elements."""

@@ -1,14 +1,14 @@
 """The forward time loop in training: it also fills the reserve.
 
 Every state, and the values that backward needs, go to the reserve. Each layer reads its input from the states of the
-layer below there, after dropout.
+layer below there, after dropout; with residual connections, from its outputs.
 """
 
 from __future__ import annotations
 
 from fusedrnn.cell.cells import Variant
-from fusedrnn.cell.leaves import KeptProduct, NewState, ReducedRow, Saved, StageOperand
-from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, build_job
+from fusedrnn.cell.leaves import KeptProduct, NewState, Output, ReducedRow, Saved, StageOperand
+from fusedrnn.engines.cpu.kernels.forward import Inference, OutputRows, StepPosition, build_job
 from fusedrnn.engines.cpu.kernels.stages import STATE_LETTERS, Result, StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Module, Value
@@ -24,13 +24,13 @@ def build_training(variant: Variant, compute: str, target: Target) -> Module:
 class _Training(Inference):
     """Emits a thread's share of one layer-direction in training, which fills the reserve."""
 
-    _result_kinds = (NewState, StageOperand, ReducedRow, KeptProduct, Saved)
+    _result_kinds = (NewState, Output, StageOperand, ReducedRow, KeptProduct, Saved)
     draws_masks = True
 
     def _saved_arrays(self) -> OutputRows:
         """Where the reserve holds the states of this layer-direction, and the operands of later stages."""
         results: list[Result] = [*map(NewState, self.cell.states)]
-        results += [StageOperand(stage.index) for stage in self.products_of_state[1:]]
+        results += [StageOperand(stage.index) for stage in self.later_products]
         return {result: self.saved_array(number) for number, result in enumerate(results)}
 
     def save_initial(self, name: str, row: Value, sequence: Value, source: Value) -> None:
@@ -59,10 +59,11 @@ class _Training(Inference):
         into = self.scratch + c.masked_offset + index * c.masked_row
         return self.masked_input_row(source, into, sequence, time)
 
-    def _output_rows(self, y: Value, time: Value, sequence: Value) -> OutputRows:
+    def _output_rows(self, position: StepPosition, row: Value) -> OutputRows:
+        time, sequence = position.time, self.sequence(row)
         states = {result: self.saved_state(base, time, sequence) for result, base in self._saved_arrays().items()}
         offset = time * self.c.saved_values_step + sequence * self.c.saved_values_row
-        rows = {**super()._output_rows(y, time, sequence), "saved": self.p.saved_values + offset, **states}
+        rows = {**super()._output_rows(position, row), "saved": self.p.saved_values + offset, **states}
         return {**rows, "moments": self.p.moments + offset} if self.cell.reduces else rows
 
     def _store_result(
@@ -75,8 +76,8 @@ class _Training(Inference):
             return
         if isinstance(result, (KeptProduct, ReducedRow)):
             return
-        size = self.units_of(stage).size
-        self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, size)
-        if result == NewState(self.cell.output):
+        if not isinstance(result, Output):
+            self.store_tail(value, unit_vec, output_rows[result] + unit_vec * v.bytes, self.units_of(stage).size)
+        if result == self.output_result:
             with f.if_(self.p.y.is_set):
-                self.store_tail(value, unit_vec, output_rows["y"] + unit_vec * v.bytes, size)
+                self.store_output(value, unit_vec, output_rows["y"], output_rows.get("x"))

@@ -15,7 +15,6 @@ from fusedrnn.engines.cpu.kernels.gemm import GEMM_TN
 from fusedrnn.engines.cpu.kernels.gradient_operands import GradientOperands, GroupRange, Weights
 from fusedrnn.engines.cpu.kernels.heads import Head
 from fusedrnn.engines.cpu.kernels.panel_matrix import LeftOperand, PanelMatrix, Rows
-from fusedrnn.engines.cpu.kernels.stages import StageKernel
 from fusedrnn.engines.cpu.kernels.thread_share import Program
 from fusedrnn.jit.builder import Declared, Function, Value
 from fusedrnn.jit.sync import BARRIER_BYTES
@@ -53,7 +52,7 @@ class WeightGradients(GradientOperands):
         self._direction_barrier()
         self.store_row_positions()
         self._clear_sums()
-        for stage in self.gate_stages:
+        for stage in self.summed_stages:
             self.add_bias_sums(stage)
         if self.multiplies_pairs:
             for stage in self.column_groups:
@@ -68,7 +67,7 @@ class WeightGradients(GradientOperands):
         with f.if_(self.last.equals(c.steps)):
             self._store_sums()
         self._direction_barrier()
-        for stage in self.gate_stages:
+        for stage in self.summed_stages:
             self.store_scalar_sums(stage)
         f.ret()
         return f
@@ -84,14 +83,16 @@ class WeightGradients(GradientOperands):
         """Clear the sums before the first block; it writes those of weights itself, unless it has no rows."""
         f = self.f
         with f.if_(self.is_first_block.is_set):
-            for stage in self.gate_stages:
+            for stage in self.summed_stages:
                 begin, end = (self.bias_sums(stage, unit_vec) for unit_vec in self.hidden_share[:2])
                 f.fill_zero(begin, end - begin)
         with f.if_(self.num_rows.is_zero & self.is_first_block.is_set):
             for stage in self.column_groups:
                 first, last, _ = self.share_of(stage)
                 size = (last - first) * (stage.num_gates * self.v.lanes) * self.c.weights_stride
-                f.fill_zero(self._weight_sums(stage, first, 0), size)
+                of_gate = {weights.first_gate: weights for weights in self.weights_of(stage)}
+                for weights in of_gate.values():
+                    f.fill_zero(self._weight_sums(weights, first, 0), size)
 
     def _multiply(self, weights: Weights, groups: GroupRange) -> None:
         """Add the products of some groups of the block to the gradient of a matrix."""
@@ -132,8 +133,8 @@ class WeightGradients(GradientOperands):
         # The tiles of the first panel prefetch the gradients needed next; B is in cache.
         next_a = a + c.transposed_stride
         array, num_cols, first_panel = self._weight_grad(weights)
-        sums = self._weight_sums(stage, unit_vec, gate) + first_panel * self.panel_bytes
-        array_row = array + self._first_row(stage, unit_vec, gate) * num_cols * v.item
+        sums = self._weight_sums(weights, unit_vec, gate) + first_panel * self.panel_bytes
+        array_row = array + self._first_row(weights, unit_vec, gate) * num_cols * v.item
         direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)
         with f.loop(first, last) as panel:
             offset = panel * self.panel_bytes
@@ -145,9 +146,10 @@ class WeightGradients(GradientOperands):
             num_col_vecs = (self.num_vectors(num_cols) - panel * self.panel_vectors).at_most(self.panel_vectors)
             b.panel(panel - first).gemm(left, num_col_vecs, Rows(into, stride), c_in, prefetch)
 
-    def _first_row(self, stage: StageKernel, unit_vec: Value, gate: int) -> Value:
+    def _first_row(self, weights: Weights, unit_vec: Value, gate: int) -> Value:
         """The row of the caller's array of a vector of units of a gate."""
-        first_gate = 0 if stage.projects else stage.first_gate + gate
+        stage = weights.stage
+        first_gate = 0 if stage.projects else weights.first_gate + gate
         return self.share_of(stage).size * first_gate + unit_vec * self.v.lanes
 
     def _weight_grad(self, weights: Weights) -> WeightGrad:
@@ -159,10 +161,10 @@ class WeightGradients(GradientOperands):
             return WeightGrad(p.d_h_weights, self.product_size(stage), self.x_panels)
         return WeightGrad(p.d_x_weights, p.k, self.f.constant(0))
 
-    def _weight_sums(self, stage: StageKernel, unit_vec: Value, gate: int) -> Value:
+    def _weight_sums(self, weights: Weights, unit_vec: Value, gate: int) -> Value:
         """The sums of a vector of units of a gate: a row for each unit, input columns, then recurrent ones."""
         c, v = self.c, self.v
-        index = self.unit_vecs * stage.first_gate + unit_vec * stage.num_gates + gate
+        index = self.unit_vecs * weights.first_gate + unit_vec * weights.stage.num_gates + gate
         return self.group + c.weights_offset + index * (v.lanes * c.weights_stride)
 
     def _store_sums(self) -> None:
@@ -183,13 +185,13 @@ class WeightGradients(GradientOperands):
 
     def _store_weight_sums(self, weights: Weights, unit_vec: Value, gate: int, num_units: Value) -> None:
         """Store the rows of sums of a vector of units, but for the panels that the GEMM wrote directly."""
-        f, c, v, stage = self.f, self.c, self.v, weights.stage
+        f, c, v = self.f, self.c, self.v
         array, num_cols, first_panel = self._weight_grad(weights)
         direct_panels = self.write_direct.select(num_cols // self.panel_features, 0)
         cols_left = num_cols - direct_panels * self.panel_features
         with f.if_(array.is_set & (cols_left > 0)), f.loop(0, num_units) as lane:
-            sums = self._weight_sums(stage, unit_vec, gate) + lane * c.weights_stride
-            row = self._first_row(stage, unit_vec, gate) + lane
+            sums = self._weight_sums(weights, unit_vec, gate) + lane * c.weights_stride
+            row = self._first_row(weights, unit_vec, gate) + lane
             into = array + row * num_cols * v.item + direct_panels * self.panel_bytes
             source = sums + (first_panel + direct_panels) * self.panel_bytes
             f.call(self.store_or_add, source, into, cols_left, c.add_params)

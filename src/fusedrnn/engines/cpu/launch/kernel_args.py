@@ -16,8 +16,9 @@ The symbols are:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.launch.call_kernel import CONSTANT, load_bind
 from fusedrnn.engines.cpu.plan.plans import Plan
+from fusedrnn.engines.cpu.plan.thread_trials import Forecast
+from fusedrnn.jit.loader import Job
 from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import Scratch
 
@@ -34,6 +37,11 @@ SPARE = "params", "dparams", "nothing"
 """Symbols without fields: the bases of unpacked parameters and of their gradients, and one to be ignored."""
 MAX_ARRAYS = 15
 """Arrays that a call may have: three, and two for each state."""
+
+
+Args = TypeVar("Args", bound="JobArgs")
+Bind = Callable[[Args, Scratch], int]
+"""Writes the arguments of a job into scratch, and returns their address."""
 
 
 class Relocation(NamedTuple):
@@ -54,7 +62,7 @@ def state_symbols(letters: str, *forms: str) -> list[str]:
 def forward_symbols(letters: str) -> list[str]:
     """Symbols of a forward call, in the order in which it gives their values; unpacked parameters follow."""
     arrays = "x", "x_step", "x_row", "y", "y_step", "y_row"
-    options = *state_symbols(letters, "{}_reset"), *state_symbols(letters[1:], "all_{}"), "resets"
+    options = *state_symbols(letters, "{}_reset"), *state_symbols(letters, "all_{}"), "resets"
     return [*arrays, *state_symbols(letters, "{}0", "{}_n"), *_RESOURCES, *options, "tables", "spins"]
 
 
@@ -62,11 +70,56 @@ def backward_symbols(letters: str) -> list[str]:
     """Those of a backward call, likewise; unpacked parameters, then their gradients follow."""
     arrays = "dy", "dy_step", "dy_row", "dx", "dx_step", "dx_row"
     adds = "add_x", "add_params", "add_states"
-    options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters[1:], "dall_{}"), "resets"
+    options = *state_symbols(letters, "d{}_reset"), *state_symbols(letters, "dall_{}"), "resets"
     return [*arrays, *state_symbols(letters, "d{}_n", "d{}0"), *_RESOURCES, *adds, *options, "tables", "spins"]
 
 
-class KernelArgs:
+class JobArgs:
+    """The arguments of a job: fields that are bound at each call, and zeros behind them, in a call's scratch.
+
+    Args:
+        symbols: The symbols whose values a call gives; ``workspace`` and ``args`` are among them.
+        num_arrays: Arrays that a call may have, also an attribute.
+        num_fields: Fields.
+        zeroed: Bytes at the start of the workspace that must be zero when a call begins.
+        workspace: Bytes of the workspace.
+
+    Attributes:
+        symbol_index: The number of each symbol.
+        extents_offset: Where scratch has room for the first and last bytes of a call's arrays.
+        args_offset: Where it has room for the fields.
+        plan_offset: Where the workspace begins in it.
+        relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.call_kernel.RELOC`.
+        num_fields: Fields, and zeros behind them, that binding writes.
+        size: Bytes of scratch.
+        num_threads: Threads in use.
+        forecast: Predicted times; None if there are none to compare.
+    """
+
+    num_threads: int
+    forecast: Forecast | None
+
+    def __init__(self, symbols: Sequence[str], num_arrays: int, num_fields: int, zeroed: int, workspace: int) -> None:
+        self.num_arrays = num_arrays
+        self.symbol_index = {symbol: index for index, symbol in enumerate(symbols)}
+        self.extents_offset = 8 * len(symbols)
+        self.args_offset = round_up_to_cache_line(self.extents_offset + 16 * num_arrays)
+        args_end = self.args_offset + 8 * num_fields
+        self.plan_offset = round_up_to_cache_line(args_end)
+        self.num_fields = num_fields + (self.plan_offset - args_end + zeroed) // 8
+        self.size = self.plan_offset + workspace
+        self.table: Array = np.zeros((self.num_fields, 2), np.int64)
+        self.table[:, 0] = CONSTANT
+        self.relocs, self._bind = self.table.ctypes.data, load_bind()
+
+    def bind_symbols(self, scratch: Scratch) -> int:
+        """Write the fields of a call, whose scratch begins with the values of the symbols; return their address."""
+        args = scratch.address + self.args_offset
+        self._bind(self.relocs, self.num_fields, scratch.address, args)
+        return args
+
+
+class KernelArgs(JobArgs):
     """The arguments of a plan's kernel.
 
     Args:
@@ -78,14 +131,7 @@ class KernelArgs:
 
     Attributes:
         plan: The plan.
-        num_threads: Threads in use.
-        symbol_index: The number of each symbol.
-        extents_offset: Where scratch has room for the first and last bytes of a call's arrays.
-        args_offset: Where it has room for the structs.
-        plan_offset: Where the plan's workspace begins in it.
-        relocs: The address of the relocations of all fields, :data:`fusedrnn.engines.cpu.launch.call_kernel.RELOC`.
-        num_fields: Fields, and zeros behind them, that binding writes.
-        size: Bytes of scratch.
+        num_struct_fields: Fields of all structs.
     """
 
     def __init__(
@@ -96,21 +142,13 @@ class KernelArgs:
         num_fields: int,
         constants: Sequence[Array],
     ) -> None:
-        self.plan, self.num_threads, self._constants = plan, plan.num_threads, constants
         values = (*symbols, "workspace", "args", "dx_partials")
-        self.symbol_index = {symbol: index for index, symbol in enumerate((*values, *SPARE))}
-        self._values = struct.Struct(f"{len(values)}q")
-        self.extents_offset = 8 * len(self.symbol_index)
-        self.args_offset = round_up_to_cache_line(self.extents_offset + 16 * MAX_ARRAYS)
-        args_end = self.args_offset + 8 * num_fields
-        self.plan_offset = round_up_to_cache_line(args_end)
         # The workspace begins with barriers, which are zero at the start of each call.
-        self.num_fields = num_fields + (self.plan_offset - args_end + plan.scratch.zeroed) // 8
-        self.size = self.plan_offset + plan.scratch.size
-        self._relocs: Array = np.zeros((self.num_fields, 2), np.int64)
-        self._relocs[:, 0] = CONSTANT
+        super().__init__((*values, *SPARE), MAX_ARRAYS, num_fields, plan.scratch.zeroed, plan.scratch.size)
+        self.plan, self.num_threads, self.forecast = plan, plan.num_threads, plan.forecast
+        self.num_struct_fields, self._constants = num_fields, constants
+        self._values = struct.Struct(f"{len(values)}q")
         self._relocate(structs)
-        self.relocs, self._bind = self._relocs.ctypes.data, load_bind()
 
     def _relocate(self, structs: Iterable[tuple[Struct, Fields]]) -> None:
         number = 0
@@ -118,17 +156,49 @@ class KernelArgs:
             for name in layout.names:
                 field = fields[name]
                 if isinstance(field, Relocation):
-                    self._relocs[number] = self.symbol_index[field.symbol], field.addend
+                    self.table[number] = self.symbol_index[field.symbol], field.addend
                 else:
-                    self._relocs[number, 1] = field
+                    self.table[number, 1] = field
                 number += 1
 
     def bind(self, scratch: Scratch, values: Sequence[int], computes_dx: bool = False) -> int:
         """Write the structs of a call into its scratch; return their address."""
         args, workspace = scratch.address + self.args_offset, scratch.address + self.plan_offset
         self._values.pack_into(scratch.buffer.data, 0, *values, workspace, args, workspace if computes_dx else 0)
-        self._bind(self.relocs, self.num_fields, scratch.address, args)
-        return args
+        return self.bind_symbols(scratch)
+
+
+class PlannedJob(Generic[Args]):
+    """A job and its arguments on at most so many threads, laid out when they are first needed.
+
+    Attributes:
+        name: What it computes.
+        job: The machine code.
+        threads: The most threads.
+        args: For threads that sleep until the call.
+    """
+
+    def __init__(self, name: str, job: Job, threads: int) -> None:
+        self.name, self.job, self.threads = name, job, threads
+        self.args = self._plan(threads)
+
+    @cached_property
+    def spinning_args(self) -> Args:
+        """For threads that spin, which are worth using for less work."""
+        return self.args if self.args.num_threads == self.threads else self._plan(self.threads, spinning=True)
+
+    @cached_property
+    def is_single(self) -> bool:
+        """Whether it runs on one thread in any case."""
+        return self.spinning_args.num_threads == 1
+
+    @cached_property
+    def single_args(self) -> Args:
+        """For one thread."""
+        return self._plan(1)
+
+    def _plan(self, threads: int, spinning: bool = False) -> Args:
+        raise NotImplementedError
 
 
 def signed(seed: int) -> int:

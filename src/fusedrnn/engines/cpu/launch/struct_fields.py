@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 
 from fusedrnn.cell.trace import TracedCell
-from fusedrnn.dropout import scale, threshold
+from fusedrnn.dropout import input_stream, scale, threshold
 from fusedrnn.engines.cpu.kernels import backward_emitter, forward
 from fusedrnn.engines.cpu.kernels.loop import UNPACKED_PARAMS
 from fusedrnn.engines.cpu.kernels.stages import lowered_cell, state_letters
@@ -103,8 +103,6 @@ class _PlanFields:
     def call(self) -> Fields:
         """The fields of a call."""
         spec, plan, reserve = self.spec, self.plan, self.reserve
-        drops = reserve is not None and spec.drops
-        factor = np.dtype(spec.dtype).type(scale(spec.dropout) if drops else 1)
         return {
             "steps": plan.steps, "batch": plan.batch, "layers": spec.num_layers, "directions": spec.num_directions,
             "hidden": spec.hidden_size, "out": spec.state_size,
@@ -114,8 +112,6 @@ class _PlanFields:
             **{name: Relocation("workspace", offset) for name, offset in self.scratch.offsets.items()},
             **self.scratch.fields,
             **{field: getattr(reserve, stride, 0) for field, stride in _RESERVE_STRIDES.items()},
-            "threshold": threshold(spec.dropout) if drops else 0,
-            "scale": int(np.float64(factor).view(np.int64)),
             "spins": Relocation("spins"), "seed": Relocation("seed"), "resets": Relocation("resets"),
         }  # fmt: skip
 
@@ -127,10 +123,20 @@ class _PlanFields:
         """The fields of a layer-direction that forward and backward have in common."""
         layer, direction = divmod(index, self.spec.num_directions)
         return {
-            "k": self.spec.layer_input_size(layer), "reverse": int(self.spec.reverses(direction)),
+            **self._input(layer), "k": self.spec.layer_input_size(layer), "reverse": int(self.spec.reverses(direction)),
             **{field: Relocation("weights", getattr(weights, name)) for field, name in names.items()},
             **self.parameters(_UNPACKED, layer, direction, "unpacked "), **self.saved(index),
         }  # fmt: skip
+
+    def _input(self, layer: int) -> Fields:
+        """The fields of how a layer reads its input; only training drops elements."""
+        spec = self.spec
+        fields: Fields = {"threshold": 0, "scale": 0, "stream": 0, "residual": int(spec.adds_input(layer))}
+        p = 0.0 if self.reserve is None else spec.dropout_of(layer)
+        if p > 0:
+            factor = np.float64(np.dtype(spec.dtype).type(scale(p)))
+            fields |= {"threshold": threshold(p), "scale": int(factor.view(np.int64)), "stream": input_stream(layer)}
+        return fields
 
     def parameters(self, kinds: Mapping[str, Kind], layer: int, direction: int, prefix: str = "") -> Fields:
         """The fields of parameters or their gradients; 0 for those that the spec does not have."""
@@ -148,10 +154,11 @@ class _PlanFields:
         }
 
     def all_states(self, index: int, *symbols: str) -> Fields:
-        """The fields of the caller's arrays of the states after h of every step; of the last layer."""
+        """The fields of the caller's arrays of the states of every step; of the last layer."""
         layer, direction = divmod(index, self.spec.num_directions)
         is_last = layer == self.spec.num_layers - 1
-        return {symbol: Relocation(symbol, direction * self.c_bytes) if is_last else 0 for symbol in symbols}
+        sizes = {symbol: self.h_bytes if symbol.endswith("_h") else self.c_bytes for symbol in symbols}
+        return {symbol: Relocation(symbol, direction * sizes[symbol]) if is_last else 0 for symbol in symbols}
 
     def saved(self, index: int) -> Fields:
         """The fields of what the reserve holds of a layer-direction; zeros without one."""
@@ -176,11 +183,12 @@ class _PlanFields:
             fields["moments"] = Relocation("reserve", begin + reserve.values_size)
         return fields
 
-    @staticmethod
-    def saved_input(reserve: ReserveLayout, layer: int) -> Fields:
-        """The fields of the input of a layer above the first: h of the layer below."""
-        below = Relocation("reserve", reserve.state_offset(layer - 1, 0))
-        return _array("x", below, reserve.state_step, reserve.state_row)
+    def saved_output(self, name: str, layer: int, offset: int = 0) -> Fields:
+        """The fields of the output of a layer below the last in the reserve: of its h, if that is the output."""
+        reserve = self.reserve
+        assert reserve is not None
+        begin = reserve.state_offset(layer, 0) if self.spec.output_is_state else reserve.output_offset(layer)
+        return _array(name, Relocation("reserve", begin + offset), reserve.state_step, reserve.state_row)
 
 
 class _ForwardFields(_PlanFields):
@@ -198,17 +206,19 @@ class _ForwardFields(_PlanFields):
         if layer == 0:
             x = _caller_array("x")
         elif reserve is not None:
-            x = self.saved_input(reserve, layer)
+            x = self.saved_output("x", layer - 1)
         else:
             x = self._layer_output("x", layer - 1)
         if layer == self.spec.num_layers - 1:
             y = _caller_array("y", offset)
+        elif reserve is None:
+            y = self._layer_output("y", layer, offset)
         else:
-            y = self._layer_output("y", layer, offset) if reserve is None else _array("y", 0, 0, 0)
+            y = _array("y", 0, 0, 0) if self.spec.output_is_state else self.saved_output("y", layer, offset)
         return {
             **self.common(index, weights, _FORWARD_WEIGHTS),
             **self.states(index, *state_symbols(self.letters, "{}0", "{}_n", "{}_reset")),
-            **self.all_states(index, *state_symbols(self.letters[1:], "all_{}")),
+            **self.all_states(index, *state_symbols(self.letters, "all_{}")),
             **x, **y, "x_copy": 0 if reserve is None or index else Relocation("reserve"),
         }  # fmt: skip
 
@@ -252,12 +262,16 @@ class _BackwardFields(_PlanFields):
         assert reserve is not None
         layer, direction = divmod(index, spec.num_directions)
         row = spec.input_size * self.item
-        x = self.saved_input(reserve, layer) if layer else _array("x", Relocation("reserve"), reserve.batch * row, row)
+        x = _array("x", Relocation("reserve"), reserve.batch * row, row)
+        if layer:
+            x = self.saved_output("x", layer - 1)
         return {
             **self.common(index, weights, _BACKWARD_WEIGHTS),
             **self.states(index, *state_symbols(self.letters, "d{}_n", "d{}0", "d{}_reset")),
-            **self.all_states(index, *state_symbols(self.letters[1:], "dall_{}")),
+            **self.all_states(index, *state_symbols(self.letters, "dall_{}")),
             **x, **self._dy(layer, direction), **self._dx(layer, direction),
+            # The first direction adds the gradients of both to that of the input.
+            "residual": int(spec.adds_input(layer) and direction == 0),
             **self.parameters(self._gradients, layer, direction),
         }  # fmt: skip
 

@@ -172,7 +172,7 @@ class _ForwardLayer(_Layer):
         written = 1 + (problem.phase == "training") * (problem.states + problem.saved)
         written_bytes = self.rows * share.unit_vecs * problem.vector_bytes * written
         cost["memory"] = written_bytes / self.streaming_bandwidth(written)
-        cost["barriers"] = problem.steps * problem.num_meetings * (share.grid.units > 1) * machine.barrier
+        cost["barriers"] = problem.steps * problem.num_barriers * (share.grid.units > 1) * machine.barrier
         return cost
 
 
@@ -223,6 +223,6 @@ class _BackwardLayer(_Layer):
         sums_bytes = row_panels * problem.lanes * problem.panel_vectors * problem.vector_bytes
         cost["memory"] = (read_bytes + (2 * blocks - 1) * sums_bytes) / self.streaming_bandwidth(read)
         # A cell without stages meets once a chunk, before the gradients of its inputs.
-        meetings = (problem.steps * problem.num_meetings or self.chunks) * (share.grid.units > 1)
+        meetings = (problem.steps * problem.num_barriers or self.chunks) * (share.grid.units > 1)
         meetings += 2 * blocks * (share.num_threads > share.grid.layer_dirs)
         cost["barriers"] = meetings * machine.barrier

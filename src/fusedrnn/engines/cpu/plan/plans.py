@@ -129,7 +129,7 @@ def _forward_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace
     sizes = _common_sizes(problem, share)
     sizes.state_stride = pad_against_conflicts(problem.unit_vecs * problem.vector_bytes)
     sizes.one_recurrent_row = problem.one_row_block_col_vecs * problem.vector_bytes
-    sizes.masked_row = problem.masked_row if training and spec.drops_between_layers else 0
+    sizes.masked_row = problem.masked_row if training else 0
     sizes.converted_rows = share.chunk * share.rows if problem.converts_rows else 0
     sizes.stores_operands = problem.converts_rows and not problem.products.has_scales and bool(problem.stages)
     biases = share.unit_vecs * problem.num_gates * problem.vector_bytes
@@ -194,7 +194,7 @@ def _common_sizes(problem: ProblemSize, share: LargestShare) -> SimpleNamespace:
         num_stages=len(problem.stages),
         head_rows=share.rows * (spec.heads > 1),
         # Operands of later stages.
-        num_operands=len(problem.stages[1:]),
+        num_operands=len(problem.later_products),
         num_reduced_rows=problem.num_reduced_rows,
         num_moments=problem.num_moments,
         # Row groups of pipelined layers publish their progress.

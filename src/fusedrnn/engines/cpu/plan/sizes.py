@@ -74,14 +74,9 @@ class ProblemSize(Tiling):
         self.inputs = tuple(spec.layer_input_size(layer) for layer in range(spec.num_layers))
         self.rows_per_tile = target.tile[0]
         self.instructions = _cell_instructions(spec.variant, phase)
-        self.states = len(spec.state_names) + len(self.stages[1:])
+        self.states = len(spec.state_names) + len(self.later_products)
         self.saved = len(derivative_of(spec.variant).saved)
         self.pre_act_grads = sum(stage.num_grads for stage in self.column_groups)
-
-    @property
-    def num_meetings(self) -> int:
-        """Barriers of a step, if threads share rows."""
-        return len(self.stages) + self.num_reductions
 
     @property
     def work(self) -> int:
@@ -159,7 +154,7 @@ def _cell_instructions(variant: Variant, phase: Phase) -> int:
         stores += len(roots) + len(derivative.saved)
         roots += derivative.saved
     if phase == "backward":
-        grads = [slot for stage in (*derivative.stages, derivative.inputs) for slot in stage.grads]
+        grads = [slot for stage in (*derivative.stages, *derivative.inputs.values()) for slot in stage.grads]
         raw_input = [] if derivative.raw_input is None else [derivative.raw_input]
         roots = [*grads, *derivative.state_grads.values(), *raw_input]
         stores = 2 * len(cell.gates) + len(grads) + len(cell.states)

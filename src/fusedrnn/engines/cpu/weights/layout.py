@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, product
 from typing import Any, NamedTuple
 
@@ -157,12 +157,13 @@ class _LayerDirTasks:
         row_bytes = units * task.k * tiling.item
         return [of_head._replace(source=task.source + head * row_bytes) for head in range(heads)]
 
-    def _task(self, stage: StageKernel, kind: int, k: int, *sources: int) -> PackTask:
-        """A stage's gates of the matrices or vectors that begin at these offsets."""
+    def _task(self, stage: StageKernel, kind: int, k: int, sources: Mapping[Kind, int]) -> PackTask:
+        """A stage's gates of the matrices or vectors that begin at these offsets, by kind."""
         tiling = self._tiling
-        first_gate = 0 if stage.projects else stage.first_gate * self._hidden * k * tiling.item
-        source, source2 = (*(source + first_gate for source in sources), 0, 0)[:2]
-        units = tiling.num_units(stage)
+        units, row_bytes = tiling.num_units(stage), k * tiling.item
+        first_gates = {"i2h": stage.first_x_gate, "h2h": stage.first_h_gate, "h2r": 0}
+        starts = [at + first_gates[of[:3]] * self._hidden * row_bytes for of, at in sources.items()]
+        source, source2 = (*starts, 0, 0)[:2]
         columns = stage.num_gates, units, tiling.num_vectors(units)
         return PackTask(kind, source, source2, k, tiling.num_panels(stage), 0, *columns)
 
@@ -171,22 +172,22 @@ class _LayerDirTasks:
 
     def _gates(self, stage: StageKernel, k: int, kind: Kind) -> PackTask:
         """For forward: a stage's gates of a matrix."""
-        return self._task(stage, PACK_TRANSPOSED, k, self._offset(kind))
+        return self._task(stage, PACK_TRANSPOSED, k, {kind: self._offset(kind)})
 
     def _back(self, stage: StageKernel, k: int, kind: Kind, panel_rows: int) -> PackTask:
         """For backward: a stage's gates of a matrix."""
-        task = self._task(stage, PACK, k, self._offset(kind))
+        task = self._task(stage, PACK, k, {kind: self._offset(kind)})
         return task._replace(panels=self._tiling.feature_panels(k), panel_rows=panel_rows)
 
     def _bias(self, stage: StageKernel, *kinds: Kind) -> PackTask:
         """A stage's gates of the sum of those of these biases that the spec has."""
-        sources = [self._offset(kind) for kind in kinds if self._layout.has(kind)]
-        return self._task(stage, (PACK_ZEROS, PACK_VECTOR, PACK_SUM)[len(sources)], 1, *sources)
+        sources = {kind: self._offset(kind) for kind in kinds if self._layout.has(kind)}
+        return self._task(stage, (PACK_ZEROS, PACK_VECTOR, PACK_SUM)[len(sources)], 1, sources)
 
     def _scales(self, kind: Kind, stages: Sequence[StageKernel]) -> list[PackTask]:
         """The scales of the rows of a quantized matrix; none of others."""
         offset = self._tiling.scale_offsets.get((self._layer, self._direction, kind))
-        return [] if offset is None else [self._task(stage, PACK_VECTOR, 1, offset) for stage in stages]
+        return [] if offset is None else [self._task(stage, PACK_VECTOR, 1, {kind: offset}) for stage in stages]
 
     def _ranges(self) -> list[PackTask]:
         """The ranges of the operands, in formats that quantize them."""

@@ -1,0 +1,57 @@
+"""The stages of a step in order: products as the equations call for them, and stages for what lies between these."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fusedrnn.cell.expr import Expr, Operation, walk
+from fusedrnn.cell.leaves import PreH, RowMean, RowVariance
+from fusedrnn.cell.reductions import NAMES, Reduction, reductions_in, with_leaves
+from fusedrnn.cell.stage import Stage
+
+
+def place_stages(
+    first_state: Expr, products: tuple[Stage, ...], outputs: tuple[Expr, ...]
+) -> tuple[tuple[Stage, ...], tuple[Expr, ...]]:
+    """All stages, and the new states with leaves in place of reductions: a stage for all that are ready at a time.
+
+    A step begins with a product of the first state before it, or else with a stage of maths alone: what the next stage
+    reads of all units has to be computed first. A cell without products and reductions has no stages.
+
+    Raises:
+        ValueError: If the operand of a product is a reduction of what it computes.
+    """
+    waiting = [*products]
+    roots = [*outputs, *(stage.operand for stage in waiting)]
+    if not waiting and not reductions_in(roots):
+        return (), outputs
+    begins_with_product = bool(waiting) and waiting[0].operand == first_state
+    placed = [waiting.pop(0) if begins_with_product else Stage(first_state, (), multiplies=False)]
+    while waiting or reductions_in(roots):
+        gates = {gate for stage in placed for gate in stage.gates}
+        ready = [values for values in reductions_in(roots) if _is_ready(values, gates)]
+        if ready:
+            index, nodes = len(placed), set(walk(roots))
+            reductions = tuple(
+                Reduction(
+                    values, RowMean(index, number),
+                    RowVariance(index, number) if Operation(NAMES[1], values) in nodes else None,
+                )
+                for number, values in enumerate(ready)
+            )  # fmt: skip
+            for number, values in enumerate(ready):
+                roots = with_leaves(roots, values, index, number)
+            placed.append(Stage(ready[0][0], (), reductions=reductions, multiplies=False))
+        elif waiting:
+            placed.append(waiting.pop(0))
+        else:
+            raise ValueError("a mean or variance of what is computed from it")
+    operands = iter(roots[len(outputs) :])
+    placed = [replace(stage, operand=next(operands)) if stage.multiplies else stage for stage in placed]
+    return tuple(placed), tuple(roots[: len(outputs)])
+
+
+def _is_ready(values: tuple[Expr, ...], gates: set[str]) -> bool:
+    """Whether values to reduce contain no reductions, and no products but those of these gates."""
+    products = {node.gate for node in walk(values) if isinstance(node, PreH)}
+    return products <= gates and not reductions_in(values)

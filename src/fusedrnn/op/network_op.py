@@ -1,0 +1,236 @@
+"""The operator of a network whose layers differ: created once for its spec, called with arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import fusedrnn.engines  # noqa: F401 -- registers the engines
+from fusedrnn.engines import registry
+from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, SavePolicy
+from fusedrnn.engines.network import NetworkEngine, NetworkSelector
+from fusedrnn.engines.operands import GradReq, clear_padding
+from fusedrnn.network_spec import NetworkSpec
+from fusedrnn.op.call_cache import CallCache
+from fusedrnn.op.network_operands import LayerArrays, backward_operands, check_network, forward_operands
+from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
+from fusedrnn.op.validation import check_seed, draw_seed
+from fusedrnn.scalars import as_bool, check_choice, positive_int
+from fusedrnn.spec import Array
+
+LayerStates = tuple[tuple[Array, ...], ...]
+
+
+class NetworkOp:
+    """A network of layers that differ, ready to run.
+
+    A call has the bits of :class:`RNNOp` called layer after layer, the output of one being the input of the next. On
+    the engine ``cpu`` it is one job of the thread pool. Sizes are those of :class:`RNNOp`: I is the input of the first
+    layer, S, H and D those of the last one where outputs are concerned.
+
+    Any number of threads may call the same op at once.
+
+    Args:
+        spec: The network.
+        backend: The engine, one of :func:`fusedrnn.engines.registry.names`; None for the first that can run all layers,
+            and for each call the first that supports what the call needs.
+
+    Attributes:
+        spec: The network.
+        backend: The name of the engine.
+
+    Raises:
+        TypeError: If ``spec`` is not a :class:`NetworkSpec`, or ``backend`` not a string.
+        ValueError: If ``backend`` names no engine.
+        NotImplementedError: Naming the layer, and what it requires and no engine supports.
+
+    Example:
+    >>> import numpy as np
+    >>> from fusedrnn import NetworkOp, NetworkSpec
+    >>> op = NetworkOp(NetworkSpec.stack("lstm", input_size=3, hidden_sizes=(8, 5)))
+    >>> x = np.zeros((7, 2, 3), np.float32)
+    >>> params = np.zeros(op.spec.layout.size, np.float32)
+    >>> y, states, reserve = op.forward(x, params, training=True)
+    >>> y.shape, [[state.shape for state in layer] for layer in states]
+    ((7, 2, 5), [[(1, 2, 8), (1, 2, 8)], [(1, 2, 5), (1, 2, 5)]])
+    >>> dx, dparams, ((dh0, dc0), (dh1, dc1)) = op.backward(np.ones_like(y), None, reserve)
+    """
+
+    def __init__(self, spec: NetworkSpec, backend: str | None = None) -> None:
+        self.spec = check_network(spec)
+        if backend is not None:
+            registry.find(backend)  # raises if there is none
+        self._requested_backend = backend
+        self._selector = NetworkSelector(spec, backend)
+        self.backend, self._engine = self._selector.select()
+        # By whether a call trains, and whether it has lengths, resets and all states.
+        self._selected: dict[tuple[bool, ...], tuple[str, NetworkEngine]] = {}
+        self._call_cache = CallCache()
+
+    @classmethod
+    def get(cls, spec: NetworkSpec, backend: str | None = None) -> NetworkOp:
+        """The op for that spec and backend, shared by all who ask for it; the most recently used ones are kept."""
+        return registry.cached_op(check_network(spec), backend, lambda: cls(spec, backend))
+
+    def __repr__(self) -> str:
+        return f"NetworkOp({self.spec!r}, backend={self.backend!r})"
+
+    def __reduce__(self) -> tuple[type[NetworkOp], tuple[NetworkSpec, str | None]]:
+        return NetworkOp, (self.spec, self._requested_backend)
+
+    def compile(self, training: bool = False) -> NetworkOp:
+        """Compile the kernels of inference, with ``training`` those of training too, rather than at the first call.
+
+        Raises:
+            TypeError: If ``training`` is not a truth value.
+            NotImplementedError: If ``training`` is True and no engine trains this network.
+        """
+        trains = as_bool("training", training)
+        self._engine.compile()
+        if trains:
+            self._select_engine(training=True)[1].compile(True)
+        return self
+
+    def _select_engine(
+        self, training: bool, lengths: bool = False, kind: CallKind = PLAIN_CALL
+    ) -> tuple[str, NetworkEngine]:
+        """The name and the engine for a call of that kind."""
+        key = training, lengths, kind.resets, kind.all_states
+        selected = self._selected.get(key)
+        if selected is None:
+            needed = dict(zip(("training", "lengths", "resets", "all_states"), key, strict=True))
+            needed["dropout"] = training and self.spec.drops
+            selected = self._selector.select(frozenset(need for need in NEEDS if needed[need]))
+            self._selected[key] = selected
+        return selected
+
+    def forward(
+        self,
+        x: Array,
+        params: Array,
+        states: LayerArrays | None = None,
+        *,
+        training: bool = False,
+        lengths: Array | Sequence[int] | None = None,
+        out: Array | None = None,
+        reserve: SavePolicy = "gates",
+        seed: int | None = None,
+        resets: Array | Sequence[Sequence[bool]] | None = None,
+        reset_states: LayerArrays | None = None,
+        all_states: bool = False,
+    ) -> tuple[Any, LayerStates, Reserve | None]:
+        """Run the network over whole sequences.
+
+        Args:
+            x: Input (T, N, I), time-major, of the spec's dtype; any strides, never written to.
+            params: The flat parameter vector of ``spec.layout``, of the spec's dtype; quantized parameters are not
+                supported.
+            states: Initial states, a tuple with an entry for each entry of ``spec.layers``: what :meth:`RNNOp.forward`
+                takes for it, or None for zeros; None if all are.
+            training: As in :meth:`RNNOp.forward`, and so ``lengths``, ``out``, ``reserve`` and ``resets``.
+            lengths: Valid steps of each sequence, integers (N,) from 0 to T; None for T everywhere.
+            out: Where to write the output instead of a new array, (T, N, D·S).
+            reserve: What training saves: ``"gates"`` and states, or ``"states"`` alone.
+            seed: From 0 to 2**64 - 1; determines what training drops, by :meth:`NetworkSpec.layer_seeds`. None for a
+                new one if a layer drops anything, else 0.
+            resets: Where sequences begin anew in all layers, bools (T, N).
+            reset_states: The states after resets, a tuple like ``states``; None for zeros.
+            all_states: Whether to return every state of every step of the last layer.
+
+        Returns:
+            The triple (y, states, reserve): the output (T, N, D·S) of the last layer, with ``all_states`` a tuple as
+            :meth:`RNNOp.forward` returns; a tuple with the final states of each entry of ``spec.layers``; and a
+            :class:`Reserve` for :meth:`backward`, or None without ``training``.
+
+        Raises:
+            TypeError: Naming the argument and the layer, what was given and what was expected.
+            ValueError: Likewise.
+            NotImplementedError: Naming the layer, and what the call needs and no engine supports.
+        """
+        has_options = lengths is not None or seed is not None or reset_states is not None or all_states is not False
+        if reserve == "gates" and not has_options and self._call_cache.has_forward:
+            cached = self._call_cache.forward(self.spec, x, params, states, training, out, resets)
+            if cached is not None:
+                return cached
+        spec, trains = self.spec, as_bool("training", training)
+        save, seed = check_choice("reserve", reserve, SAVE_POLICIES), check_seed(seed)
+        operands, kind = forward_operands(spec, x, params, states, lengths, out, resets, reset_states, all_states)
+        name, engine = self._select_engine(trains, operands.lengths is not None, kind)
+        outputs = (operands.y, *operands.all_states) if kind.all_states else operands.y
+        if operands.lengths is not None:
+            for output in (operands.y, *operands.all_states):
+                clear_padding(output, operands.lengths)
+        cacheable = operands.lengths is None and save == "gates" and kind in CACHEABLE
+        if not trains:
+            final = engine.forward(operands)
+            if cacheable:
+                self._call_cache.note_forward(engine, (x, params, states), operands)
+            return outputs, final, None
+        seed = draw_seed(spec) if seed is None else seed
+        final, residuals = engine.train(operands, save, spec.layer_seeds(seed))
+        if cacheable:
+            self._call_cache.trainer = name, engine
+            self._call_cache.note_forward(engine, (x, params, states), operands, residuals)
+        steps, batch = operands.x.shape[:2]
+        return outputs, final, Reserve(steps, batch, save, seed, spec, name, engine, residuals, operands.lengths, kind)
+
+    def backward(
+        self,
+        dy: Any,
+        dstates: LayerArrays | None,
+        reserve: Reserve | None,
+        *,
+        grad_req: GradReq | Mapping[str, GradReq] = "write",
+        out: Sequence[Any] | None = None,
+    ) -> tuple[Any, ...]:
+        """The gradients of a forward call's input, parameters and initial states.
+
+        Args:
+            dy: Gradient of the output (T, N, D·S), any strides, never written to; None for zero. With ``all_states`` a
+                tuple, as in :meth:`RNNOp.backward`.
+            dstates: Gradients of the final states, a tuple with an entry for each entry of ``spec.layers``, each None
+                for zero; None if all are.
+            reserve: What forward returned. It stays as it is, for further calls.
+            grad_req: ``"write"``, ``"add"`` or ``"null"``, as in :meth:`RNNOp.backward`: for all layers alike.
+            out: Where to write or add instead of new arrays, as in :meth:`RNNOp.backward`; dstates is a tuple with a
+                tuple for each entry of ``spec.layers``.
+
+        Returns:
+            The triple (dx, dparams, dstates): (T, N, I); the flat vector; a tuple with those of each entry of
+            ``spec.layers``. If forward took ``reset_states``, a fourth for these. None for what is not computed.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise; also if ``reserve`` comes from another spec, or from an engine that this op never
+                uses.
+        """
+        cached, trainer = self._call_cache.backward, self._call_cache.trainer[1]
+        if cached is not None and type(reserve) is Reserve and reserve._engine is trainer:
+            result = cached(dy, dstates, reserve._residuals, grad_req, out)
+            if result is not None:
+                return result
+        checked = check_reserve(reserve, self.spec, self._selector.names)
+        kind = checked._kind
+        operands = backward_operands(self.spec, checked.steps, checked.batch, dy, dstates, grad_req, out, kind)
+        checked.backward(operands)
+        if checked._engine is trainer:
+            self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
+        dx, dparams, dinitial = operands.grads[:3]
+        return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
+
+    def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
+        """Bytes of the reserve of a forward call of that size without resets, its ``nbytes``.
+
+        Args:
+            steps: T.
+            batch: N.
+            reserve: As in :meth:`forward`.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+            NotImplementedError: If no engine trains this network.
+        """
+        steps, batch = positive_int("steps", steps), positive_int("batch", batch)
+        save = check_choice("reserve", reserve, SAVE_POLICIES)
+        return self._select_engine(training=True)[1].reserve_bytes(steps, batch, save)
