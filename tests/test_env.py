@@ -8,7 +8,7 @@ import pytest
 
 import fusedrnn
 from fusedrnn import RNNOp, RNNSpec, env
-from fusedrnn.engines.cpu import executor
+from fusedrnn.engines.cpu import jobs
 from fusedrnn.engines.onednn import library
 from fusedrnn.jit import host
 from fusedrnn.jit.host import available_targets, current_target, emulated, target_for
@@ -136,7 +136,7 @@ def test_an_op_keeps_its_target(monkeypatch):
 def test_debug_ladder(monkeypatch, capfd, level):
     """1 the plan, 2 times, 3 LLVM IR, 4 assembly; to stderr, each level with those below it."""
     monkeypatch.setenv("FUSEDRNN_DEBUG", str(level))
-    monkeypatch.setattr(executor, "load_job", executor.load_job.__wrapped__)
+    monkeypatch.setattr(jobs, "load_job", jobs.load_job.__wrapped__)
     spec = RNNSpec("rnn_relu", 2, 3)
     op = RNNOp(spec)
     for _ in range(2):

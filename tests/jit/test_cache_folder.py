@@ -13,7 +13,7 @@ import pytest
 
 from answering import TARGET, Builder, answer
 from fusedrnn import RNNOp, RNNSpec, env
-from fusedrnn.engines.cpu import executor
+from fusedrnn.engines.cpu import jobs
 from fusedrnn.jit import cache_folder, loader
 from fusedrnn.jit.object_cache import ObjectCache
 
@@ -197,8 +197,8 @@ def test_one_warning_for_all_kernels_of_a_call(planted):
     spec = RNNSpec("rnn_relu", 2, 3)
     x, params = np.ones((1, 1, 2), np.float32), np.ones(spec.layout.size, np.float32)
     with pytest.MonkeyPatch.context() as patch, pytest.warns(RuntimeWarning, match=str(planted)) as caught:
-        patch.setattr(executor, "load_job", executor.load_job.__wrapped__)
-        patch.setattr(executor, "load_pack", executor.load_pack.__wrapped__)
+        patch.setattr(jobs, "load_job", jobs.load_job.__wrapped__)
+        patch.setattr(jobs, "load_pack", jobs.load_pack.__wrapped__)
         y, _, _ = RNNOp(spec).forward(x, params)
     assert len(caught) == 1
     assert y.tolist() == [[[4.0, 4.0, 4.0]]]

@@ -45,14 +45,18 @@ class StateEmitter(DirectionEmitter):
         return self.states + self.c.h_operands_offset + row * self.c.state_stride
 
     def store_operand(self, value: Value, unit_vec: Value, row: Value, size: Value) -> None:
-        """Store a vector of units in a row of operands, with zeros for units that do not exist."""
-        v = self.v
+        """Store a vector of units in a row of operands; in groups of several, with zeros at the end."""
+        f, v = self.f, self.v
         if not self.stores_operands:
             v.store(value, row + unit_vec * v.bytes)
             return
-        existing = v.zero_tail(value, size - unit_vec * v.lanes)
-        operand = self.products.a_elements(rounded_to_bfloat16(v, existing))
-        self.f.store(operand, row + unit_vec * self.operand_vector_bytes, self.operand_vector_bytes)
+        existing = f.var(value)
+        if self.products.group > 1:
+            left = size - unit_vec * v.lanes
+            with f.if_(left < v.lanes):
+                existing.set(v.zero_tail(value, left))
+        operand = self.products.a_elements(rounded_to_bfloat16(v, existing.get()))
+        f.store(operand, row + unit_vec * self.operand_vector_bytes, self.operand_vector_bytes)
 
     def state_buffer(self, name: str, row: Value) -> Value:
         """This thread's row of a state buffer; of the output the even one."""
