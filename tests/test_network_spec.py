@@ -39,7 +39,11 @@ STACK_ERRORS = [
     ({"hidden_sizes": ()}, ValueError, "hidden_sizes must have a size for each layer; got none"),
     ({"hidden_sizes": (4, 0)}, ValueError, "hidden_sizes[1] must be at least 1; got 0"),
     ({"num_layers": 2}, TypeError, "num_layers must not be given: hidden_sizes has an entry for each layer"),
-    ({"projection_size": 3}, ValueError, "projection_size must be smaller than hidden_size (2); got 3"),
+    (
+        {"projection_size": 3},
+        ValueError,
+        "hidden_sizes[1] of 2: projection_size must be smaller than hidden_size (2); got 3",
+    ),
     ({"dropout": 1.0}, ValueError, "dropout must be a probability in [0, 1); got 1.0"),
     ({"residual": True}, TypeError, "residual must be one of identity, projection; got True"),
     ({"residual": "add"}, ValueError, "residual must be one of identity, projection; got 'add'"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusedrnn.cell.cells import Cell
 from fusedrnn.layout import FlatLayout, Parameter
-from fusedrnn.scalars import check_choice, positive_int, shown
+from fusedrnn.scalars import check_choice, positive_int, probability, shown
 from fusedrnn.spec import RESIDUALS, Array, RNNSpec
 
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -129,16 +129,25 @@ class NetworkSpec:
         [(64, 512), (1024, 256), (512, 128)]
         """
         sizes = _checked_sizes(hidden_sizes)
-        if "num_layers" in options:
-            raise TypeError("num_layers must not be given: hidden_sizes has an entry for each layer")
+        for name in ("num_layers", "hidden_size"):
+            if name in options:
+                raise TypeError(f"{name} must not be given: hidden_sizes has an entry for each layer")
+        probability("dropout", dropout)
+        probability("input_dropout", input_dropout)
         if residual is not None:
             check_choice("residual", residual, RESIDUALS)
         layers: list[RNNSpec] = []
-        for hidden_size, run in groupby(sizes):
+        for hidden_size, run in groupby(enumerate(sizes), lambda entry: entry[1]):
+            numbers = [number for number, _ in run]
             size = layers[-1].output_size if layers else input_size
             dropped = dropout if layers else input_dropout
-            layer = RNNSpec(mode, size, hidden_size, len([*run]), dropout=dropout, input_dropout=dropped, **options)
-            layers += _with_residual(layer, residual)
+            try:
+                layer = RNNSpec(
+                    mode, size, hidden_size, len(numbers), dropout=dropout, input_dropout=dropped, **options
+                )
+                layers += _with_residual(layer, residual)
+            except ValueError as error:
+                raise ValueError(f"hidden_sizes[{numbers[0]}] of {hidden_size}: {error}") from None
         if residual is not None and not any(layer.residual for layer in layers):
             raise ValueError(
                 "residual='identity' needs a layer whose input has the size of its output; "

@@ -49,6 +49,10 @@ def of(equations, **options):
         (lambda x, u, s: np.tanh(x.a), TypeError, "use the functions of fusedrnn.cell, not NumPy's"),
         (lambda x, u, s: int(x.a), TypeError, "an expression is no number"),
         (lambda x, u, s: setattr(s, "h", x.a), AttributeError, "'h' cannot be assigned to: return the new states"),
+        (lambda x, u, s: [x.a], TypeError, "must return the new states h, in this order, as a tuple; they return a l"),
+        (lambda x, u, s: u().a, TypeError, "recurrent takes one expression, such as s.h; got 0"),
+        (lambda x, u, s: x(s.h), TypeError, r"are attributes, such as x.a; recurrent\(...\) alone is called"),
+        (lambda x, u, s: x["a"], TypeError, r"write .a instead of \['a'\]"),
         (lambda x, u, s: len(x.a), TypeError, "has no length"),
         (lambda x, u, s: 2 ** x.a, TypeError, r"write exp\(a \* log\(2\)\)"),
         (lambda x, u, s: x.a // 2, TypeError, "its arithmetic is"),
@@ -100,6 +104,7 @@ def plain(x, u, s, *p):
     [
         ({"gates": ""}, "needs at least one gate"),
         ({"gates": "a a"}, "two gates have the name 'a'"),
+        ({"gates": "a for"}, "must be names, each an identifier of at most 64 .* letters, not with _ first; got 'for'"),
         ({"gates": "raw"}, "no gate has the name 'raw': x.raw is the input itself"),
         ({"gates": "a 1"}, "must be names, each an identifier of at most 64 ASCII letters, not with _ first; got '1'"),
         ({"states": ""}, "needs at least one state"),

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from fusedrnn import RNNOp, RNNSpec
+from fusedrnn import RNNOp, RNNSpec, cells
 
 T, N, I, H = 4, 3, 2, 5
 SPEC = RNNSpec("lstm", I, H)
@@ -68,3 +68,14 @@ def test_arguments_may_change_before_backward(lengths):
     resets[:], rows[0][:] = False, np.nan
     for actual, exact in zip(op.backward(X[..., :1] + np.zeros(H, np.float32), None, reserve), expected, strict=True):
         np.testing.assert_array_equal(actual, exact)
+
+
+def test_gradients_of_a_state_named_as_the_output():
+    op = RNNOp(RNNSpec(cells.lem, 4, 4, residual="identity"))  # states y and z
+    x, params = np.ones((3, 2, 4), np.float32), np.zeros(op.spec.layout.size, np.float32)
+    outputs, _, reserve = op.forward(x, params, training=True, all_states=True)
+    assert len(outputs) == 3
+    dx, _, _ = op.backward(tuple(map(np.ones_like, outputs)), None, reserve)
+    np.testing.assert_array_equal(dx, np.ones_like(x))  # through the residual connection: all weights are zero
+    with pytest.raises(ValueError, match=r"^dy must be None or a tuple of 3: dy, d of state y, dz; got 2$"):
+        op.backward(outputs[:2], None, reserve)

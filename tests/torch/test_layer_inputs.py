@@ -77,6 +77,21 @@ def test_compiled(name):
             torch.testing.assert_close(y, layer(x)[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_rates_in_one_compiled_program(dynamic):
+    """Dynamo makes a float that differs between modules symbolic; a plan needs its value."""
+    x = torch.randn(T, N, 4)
+    for rate in (0.0, 0.1, 0.25):
+        layer = Layer("gru", 4, H, 2, dropout=rate, input_dropout=rate).eval()
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        torch.testing.assert_close(compiled(x)[0], layer(x)[0], rtol=0, atol=0)
+        layer.train().dropout = 0.5
+        torch.manual_seed(1)
+        y = compiled(x)[0]
+        torch.manual_seed(1)
+        torch.testing.assert_close(y, layer(x)[0].detach())
+
+
 def test_dropout_of_the_input_alone_drops_in_training():
     layer, x = Layer("gru", 4, H, input_dropout=0.5), torch.randn(T, N, 4)
     with torch.no_grad():

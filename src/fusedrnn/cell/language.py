@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any, overload
 
 from fusedrnn.cell import primitives
@@ -130,7 +131,8 @@ _KINDS = "gates", "states", "vectors", "scalars"
 
 
 def _is_name(text: str) -> bool:
-    return text.isascii() and text.isidentifier() and not text.startswith("_") and len(text) <= _MAX_NAME
+    is_identifier = text.isascii() and text.isidentifier() and not iskeyword(text)
+    return is_identifier and not text.startswith("_") and len(text) <= _MAX_NAME
 
 
 def _names(kind: str, text: str) -> tuple[str, ...]:
@@ -197,6 +199,9 @@ def _check(user_cell: UserCell) -> None:
     expected = f"the new states {', '.join(user_cell.states)}, in this order"
     if user_cell.output is not None:
         expected = f"the output {user_cell.output} and {expected}"
+    last: object = traced.outputs[-1]
+    if isinstance(last, list):
+        raise TypeError(f"the equations must return {expected}, as a tuple; they return a list")
     if len(traced.outputs) != len(traced.output_names):
         got = len(traced.outputs)
         raise ValueError(f"the equations must return {expected}; they return {got} value{'s' * (got != 1)}")

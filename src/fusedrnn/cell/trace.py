@@ -144,6 +144,12 @@ class _ReadOnly:
             raise AttributeError(f"{name!r} cannot be assigned to: return the new states")
         super().__setattr__(name, value)
 
+    def __call__(self, *_: object) -> NoReturn:
+        raise TypeError("gates, states and parameters are attributes, such as x.a; recurrent(...) alone is called")
+
+    def __getitem__(self, name: object) -> NoReturn:
+        raise TypeError(f"gates, states and parameters are attributes: write .{name} instead of [{name!r}]")
+
 
 class _Leaves(_ReadOnly):
     """``x.i``, ``h.i`` or ``s.c``: a leaf by attribute; ``used`` collects the names that the equations read."""
@@ -191,8 +197,10 @@ class _Recurrent:
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"recurrent is a function: write recurrent(s.h).{name}")
 
-    def __call__(self, operand: Expr) -> _Leaves:
-        operand = as_expr(operand)
+    def __call__(self, *operands: Expr) -> _Leaves:
+        if len(operands) != 1:
+            raise TypeError(f"recurrent takes one expression, such as s.h; got {len(operands)}")
+        operand = as_expr(operands[0])
         equal = (used for other, used, projects in self._stages if not projects and other == operand)
         used: set[str] | None = next(equal, None)
         if used is None:

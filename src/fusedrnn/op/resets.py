@@ -66,8 +66,7 @@ def split_cotangents(dy: Any, spec: RNNSpec, steps: int, batch: int) -> tuple[An
 
     ``dy`` is a tuple of them, as :meth:`RNNOp.backward` takes it, or None.
     """
-    # The output of a cell may have the name of a state.
-    names = ("dy", *(f"d{name}" for name in spec.other_states))
+    names = ("dy", *(f"d{name}" if name != "y" else "d of state y" for name in spec.other_states))
     dy_entries = (None,) * len(names) if dy is None else check_tuple("dy", dy, dict.fromkeys(names, ""), "None or ")
     others = (
         None if value is None else np.ascontiguousarray(check_array(f"dy: {name}", value, spec, (steps, batch, size)))

@@ -18,7 +18,7 @@ from fusedrnn.torch.cell_references import reference_to
 from fusedrnn.torch.eligibility import MODULE_DTYPES
 from fusedrnn.torch.formats import checked_compute
 from fusedrnn.torch.modules import FusedLayer, States, run_packed
-from fusedrnn.torch.plan import ModulePlan, spec_of, user_layer_plan
+from fusedrnn.torch.plan import ModulePlan, as_ratio, spec_of, user_layer_plan
 
 
 class Layer(FusedLayer, Module):
@@ -126,7 +126,7 @@ class Layer(FusedLayer, Module):
     def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
         return user_layer_plan(
             self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
-            self.dropout, dtype, 0, compute or self.compute, self.residual, self.input_dropout,
+            as_ratio(self.dropout), dtype, 0, compute or self.compute, self.residual, as_ratio(self.input_dropout),
         )  # fmt: skip
 
     def composed_forward(

@@ -13,7 +13,7 @@ from fusedrnn.torch import autocast, class_map, dispatch, dynamo, eager, eligibi
 from fusedrnn.torch.dispatch import Run
 from fusedrnn.torch.formats import HasCompute
 from fusedrnn.torch.graphs import as_fx_node, is_fx_proxy
-from fusedrnn.torch.plan import ModulePlan, current_weights, initial_states, layer_plan, spec_of
+from fusedrnn.torch.plan import ModulePlan, as_ratio, current_weights, initial_states, layer_plan, spec_of
 from fusedrnn.torch.repeated_call import RepeatsCalls
 from fusedrnn.torch.resets import checked_resets, forward_pieces, is_single_step, without_marked
 
@@ -95,7 +95,7 @@ class FusedLayer(HasCompute, RepeatsCalls):
     def _plan(self, dtype: torch.dtype, compute: str | None = None) -> ModulePlan | None:
         return layer_plan(
             self.mode, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, self.bias,
-            self.dropout, dtype, self.proj_size, compute or self.compute,
+            as_ratio(self.dropout), dtype, self.proj_size, compute or self.compute,
         )  # fmt: skip
 
     def _forward_tensor(

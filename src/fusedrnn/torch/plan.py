@@ -54,8 +54,8 @@ class ModulePlan(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _layer_plan(
-    mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout: float, dtype: torch.dtype,
-    P: int = 0, compute: str | None = None, residual: str | None = None, input_dropout: float = 0.0,
+    mode: str, I: int, H: int, layers: int, bidirectional: bool, bias: bool, dropout_ratio: Any, dtype: torch.dtype,
+    P: int = 0, compute: str | None = None, residual: str | None = None, input_dropout_ratio: Any = (0, 1),
 ) -> ModulePlan | None:  # fmt: skip
     compute = checked_compute(compute or OPERANDS.get(dtype), MODULE_DTYPES[dtype])
     try:
@@ -64,6 +64,7 @@ def _layer_plan(
             projection_size=P or None, dtype=MODULE_DTYPES[dtype], compute=compute, residual=residual,
         )  # fmt: skip
         training_spec: RNNSpec | None = spec
+        dropout, input_dropout = map(_of_ratio, (dropout_ratio, input_dropout_ratio))
         dropout = dropout if layers > 1 else 0.0
         if dropout > 0 or input_dropout > 0:
             can_drop = dropout < 1 and spec.is_trainable
@@ -94,7 +95,7 @@ def _layer_plan(
 def _cell_plan(
     mode: str, I: int, H: int, bias: bool, dtype: torch.dtype, compute: str | None = None
 ) -> ModulePlan | None:
-    plan = _layer_plan(mode, I, H, 1, False, bias, 0.0, dtype, compute=compute)
+    plan = _layer_plan(mode, I, H, 1, False, bias, (0, 1), dtype, compute=compute)
     names = () if plan is None else tuple(name.removesuffix("_l0") for name in plan.names)
     return plan and plan._replace(names=names, state_rows=(), is_cell=True, has_flat_weights=False)
 
@@ -120,6 +121,18 @@ def user_layer_plan(*attributes: Any) -> ModulePlan | None:
 def cell_plan(*attributes: Any) -> ModulePlan | None:
     """The plan of a cell: a network of one layer, whose parameters have shorter names."""
     return _cell_plan(*attributes)
+
+
+def as_ratio(rate: Any) -> Any:
+    """A module's float as two integers, as plans take it: Dynamo may make a float symbolic, whose ratio is a constant.
+
+    What is no probability stays as it is.
+    """
+    return rate.as_integer_ratio() if isinstance(rate, (int, float)) and 0 <= rate <= 1 else rate
+
+
+def _of_ratio(ratio: Any) -> Any:
+    return ratio[0] / ratio[1] if isinstance(ratio, tuple) else ratio
 
 
 def spec_of(plan: ModulePlan, training: bool) -> RNNSpec | None:
