@@ -111,8 +111,8 @@ def _are_uncopied(arguments: Sequence[Any] | None, checked: Sequence[Any] | None
     """
     if checked is None:
         return True
-    given = (None,) * len(checked) if arguments is None else arguments
+    originals = (None,) * len(checked) if arguments is None else arguments
     return all(
         array is original or (type(array) is tuple and _are_uncopied(original, array))
-        for array, original in zip(checked, given, strict=True)
+        for array, original in zip(checked, originals, strict=True)
     )
