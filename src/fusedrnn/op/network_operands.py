@@ -92,8 +92,8 @@ def forward_operands(
         y = np.empty(shape, spec.dtype)
     else:
         y = check_buffer("out", out, last, shape)
-        given = {"x": (x,), "params": (params,), "states": _arrays(states), "reset_states": _arrays(reset_states)}
-        check_no_alias("out", y, given)
+        inputs = {"x": (x,), "params": (params,), "states": _arrays(states), "reset_states": _arrays(reset_states)}
+        check_no_alias("out", y, inputs)
     features = last.other_state_features if kind.all_states else ()
     every = tuple(np.empty((steps, batch, size), spec.dtype) for size in features)
     arrays = checked_x, checked_params, checked_states, checked_lengths, y, marks, checked_reset_states, every
