@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedrnn.engines.interface import Engine, Need, Residuals, SavePolicy
 from fusedrnn.engines.operands import BackwardOperands, ForwardOperands, GradBuffers, clear_padding
-from fusedrnn.engines.registry import EngineSelector, engines
+from fusedrnn.engines.registry import EngineSelector, candidates
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import Array, RNNSpec
 
@@ -197,7 +197,7 @@ class NetworkSelector:
 
     def __init__(self, spec: NetworkSpec, backend: str | None = None) -> None:
         self._spec = spec
-        self.names = tuple(e.name for e in engines() if e.automatic) if backend is None else (backend,)
+        self.names = tuple(entry.name for entry in candidates(backend))
         self._selectors = {name: [EngineSelector(layer, name) for layer in spec.layers] for name in self.names}
         self._created: dict[str, NetworkEngine] = {}
 

@@ -132,6 +132,16 @@ def find(name: object) -> Registration:
     raise ValueError(f"backend must be one of {', '.join(names())}; got {name!r}")
 
 
+def candidates(backend: str | None) -> tuple[Registration, ...]:
+    """The engines that may run a call: the one of that name, or for None those that are selected automatically.
+
+    Raises:
+        TypeError: If ``backend`` is not a string.
+        ValueError: If it names no engine.
+    """
+    return tuple(e for e in engines() if e.automatic) if backend is None else (find(backend),)
+
+
 class EngineSelector:
     """Selects the engine for each call of one spec: the first that supports what the call needs.
 
@@ -148,7 +158,7 @@ class EngineSelector:
 
     def __init__(self, spec: RNNSpec, backend: str | None = None) -> None:
         self._spec, self._named = spec, backend is not None
-        self._candidates = tuple(e for e in engines() if e.automatic) if backend is None else (find(backend),)
+        self._candidates = candidates(backend)
         self._created: dict[str, Engine] = {}
         self._declined: dict[str, str] = {}
         self._lock = Lock()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusedrnn.engines.cpu.cached_call import CachedBackward, CachedForward
 from fusedrnn.engines.cpu.executor import Executor
-from fusedrnn.engines.cpu.guarded_call import CannotGuard
+from fusedrnn.engines.cpu.guarded_call import try_to_cache
 from fusedrnn.engines.cpu.network import CPUNetwork
 from fusedrnn.engines.cpu.reserve_layout import CpuResiduals, ResidualInfo
 from fusedrnn.engines.cpu.state_options import StateOptions
@@ -22,7 +22,6 @@ from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import RNNSpec
 
 Array = NDArray[Any]
-R = TypeVar("R")
 
 
 class CPUEngine:
@@ -101,13 +100,13 @@ class CPUEngine:
         self, operands: ForwardOperands, states: Sequence[Array | None] | None, residuals: CpuResiduals | None
     ) -> CachedForward | None:
         """The cached form of a forward call that has just run; None if there is none."""
-        return self._cache(CachedForward, operands, states, residuals)
+        return try_to_cache(self.pointers.debug, CachedForward, self.pointers, operands, states, residuals)
 
     def cache_backward(
         self, residuals: CpuResiduals, operands: BackwardOperands, grad_req: Any
     ) -> CachedBackward | None:
         """The cached form of a backward call that has just run; None if there is none."""
-        return self._cache(CachedBackward, residuals, operands, grad_req)
+        return try_to_cache(self.pointers.debug, CachedBackward, self.pointers, residuals, operands, grad_req)
 
     @staticmethod
     def network(spec: NetworkSpec, layers: Sequence[CPUEngine]) -> CPUNetwork:
@@ -130,14 +129,6 @@ class CPUEngine:
             for arrays in (reset_states, all_states)
         )
         return StateOptions(resets, replaced, (0,) * self.spec.output_is_state + every)
-
-    def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
-        if self.pointers.debug >= 2:
-            return None
-        try:
-            return cached_call(self.pointers, *arguments)
-        except CannotGuard:
-            return None
 
 
 def _strided(array: Array | None) -> StridedPtr:

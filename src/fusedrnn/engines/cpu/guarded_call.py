@@ -7,9 +7,9 @@ passes its arrays as they are. If one does not pass its guard, nothing happens, 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from fusedrnn.jit.loader import address
 from fusedrnn.runtime.thread_pool import get_num_threads, get_pool, load_pool, pool_team, release_pool, try_acquire_pool
 
 Array = NDArray[Any]
+R = TypeVar("R")
 # The struct of a cached call, its address, its threads, and the size of its scratch. A plain tuple: it unpacks faster
 # than a named one.
 CallStruct = tuple[Array, int, int, int]
@@ -30,6 +31,16 @@ CallStruct = tuple[Array, int, int, int]
 
 class CannotGuard(Exception):
     """An array is of a kind that no guard can describe, or the interpreter lays out objects in an unknown way."""
+
+
+def try_to_cache(debug: int, cached_call: Callable[..., R], *arguments: Any) -> R | None:
+    """A cached call of these arguments; None if there is none, as where the most detailed ``debug`` checks calls."""
+    if debug >= 2:
+        return None
+    try:
+        return cached_call(*arguments)
+    except CannotGuard:
+        return None
 
 
 class GuardedJob:

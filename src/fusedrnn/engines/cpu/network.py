@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from fusedrnn.engines.cpu.cached_network import CachedNetworkBackward, CachedNetworkForward
 from fusedrnn.engines.cpu.executor import Executor, Weights
-from fusedrnn.engines.cpu.guarded_call import CannotGuard
+from fusedrnn.engines.cpu.guarded_call import try_to_cache
 from fusedrnn.engines.cpu.jobs import JobName
 from fusedrnn.engines.cpu.kernels.stages import state_letters
 from fusedrnn.engines.cpu.network_executor import NetworkExecutor, NetworkProblem, by_layer
@@ -19,8 +19,6 @@ from fusedrnn.engines.interface import SavePolicy
 from fusedrnn.engines.network import LayerStates, NetworkGradOperands, NetworkOperands
 from fusedrnn.network_spec import NetworkSpec
 from fusedrnn.spec import Array
-
-R = TypeVar("R")
 
 
 class CPUNetwork:
@@ -101,21 +99,15 @@ class CPUNetwork:
         self, operands: NetworkOperands, states: Any, residuals: NetworkResiduals | None
     ) -> CachedNetworkForward | None:
         """The cached form of a forward call that has just run; None if there is none."""
-        return self._cache(CachedNetworkForward, operands, states, residuals)
+        debug = self.executor.runner.debug
+        return try_to_cache(debug, CachedNetworkForward, self.executor, operands, states, residuals)
 
     def cache_backward(
         self, residuals: NetworkResiduals, operands: NetworkGradOperands, grad_req: Any
     ) -> CachedNetworkBackward | None:
         """The cached form of a backward call that has just run; None if there is none."""
-        return self._cache(CachedNetworkBackward, residuals, operands, grad_req)
-
-    def _cache(self, cached_call: Callable[..., R], *arguments: Any) -> R | None:
-        if self.executor.runner.debug >= 2:
-            return None
-        try:
-            return cached_call(self.executor, *arguments)
-        except CannotGuard:
-            return None
+        debug = self.executor.runner.debug
+        return try_to_cache(debug, CachedNetworkBackward, self.executor, residuals, operands, grad_req)
 
     def _states(self, form: str, states: Sequence[Sequence[Array | None] | None]) -> dict[str, int]:
         """The values of the symbols of states or of their gradients."""
