@@ -11,17 +11,17 @@ from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, SavePolicy
 from fusedrnn.engines.network import NetworkEngine, NetworkSelector
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.network_spec import NetworkSpec
-from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.network_operands import LayerArrays, backward_operands, check_network, forward_operands
+from fusedrnn.op.operator import Operator
 from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
 from fusedrnn.op.validation import check_seed, draw_seed
-from fusedrnn.scalars import as_bool, check_choice, positive_int
+from fusedrnn.scalars import as_bool, check_choice
 from fusedrnn.spec import Array
 
 LayerStates = tuple[tuple[Array, ...], ...]
 
 
-class NetworkOp:
+class NetworkOp(Operator):
     """A network of layers that differ, ready to run.
 
     A call has the bits of :class:`RNNOp` called layer after layer, the output of one being the input of the next. On
@@ -56,16 +56,10 @@ class NetworkOp:
     >>> dx, dparams, ((dh0, dc0), (dh1, dc1)) = op.backward(np.ones_like(y), None, reserve)
     """
 
+    spec: NetworkSpec
+
     def __init__(self, spec: NetworkSpec, backend: str | None = None) -> None:
-        self.spec = check_network(spec)
-        if backend is not None:
-            registry.find(backend)  # raises if there is none
-        self._requested_backend = backend
-        self._selector = NetworkSelector(spec, backend)
-        self.backend, self._engine = self._selector.select()
-        # By whether a call trains, and whether it has lengths, resets and all states.
-        self._selected: dict[tuple[bool, ...], tuple[str, NetworkEngine]] = {}
-        self._call_cache = CallCache()
+        super().__init__(check_network(spec), backend, NetworkSelector(spec, backend))
 
     @classmethod
     def get(cls, spec: NetworkSpec, backend: str | None = None) -> NetworkOp:
@@ -77,19 +71,6 @@ class NetworkOp:
 
     def __reduce__(self) -> tuple[type[NetworkOp], tuple[NetworkSpec, str | None]]:
         return NetworkOp, (self.spec, self._requested_backend)
-
-    def compile(self, training: bool = False) -> NetworkOp:
-        """Compile the kernels of inference, with ``training`` those of training too, rather than at the first call.
-
-        Raises:
-            TypeError: If ``training`` is not a truth value.
-            NotImplementedError: If ``training`` is True and no engine trains this network.
-        """
-        trains = as_bool("training", training)
-        self._engine.compile()
-        if trains:
-            self._select_engine(training=True)[1].compile(True)
-        return self
 
     def _select_engine(
         self, training: bool, lengths: bool = False, kind: CallKind = PLAIN_CALL
@@ -204,33 +185,12 @@ class NetworkOp:
             ValueError: Likewise; also if ``reserve`` comes from another spec, or from an engine that this op never
                 uses.
         """
-        cached, trainer = self._call_cache.backward, self._call_cache.trainer[1]
-        if cached is not None and type(reserve) is Reserve and reserve._engine is trainer:
-            result = cached(dy, dstates, reserve._residuals, grad_req, out)
+        cached = self._call_cache.backward
+        if cached is not None and type(reserve) is Reserve and reserve._engine is self._call_cache.trainer[1]:
+            result: tuple[Any, ...] | None = cached(dy, dstates, reserve._residuals, grad_req, out)
             if result is not None:
                 return result
-        checked = check_reserve(reserve, self.spec, self._selector.names)
-        kind = checked._kind
-        operands = backward_operands(self.spec, checked.steps, checked.batch, dy, dstates, grad_req, out, kind)
-        checked.backward(operands)
-        if checked._engine is trainer:
-            self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
-        dx, dparams, dinitial = operands.grads[:3]
-        return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
-
-    def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
-        """Bytes of the reserve of a forward call of that size without resets, its ``nbytes``.
-
-        Args:
-            steps: T.
-            batch: N.
-            reserve: As in :meth:`forward`.
-
-        Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
-            NotImplementedError: If no engine trains this network.
-        """
-        steps, batch = positive_int("steps", steps), positive_int("batch", batch)
-        save = check_choice("reserve", reserve, SAVE_POLICIES)
-        return self._select_engine(training=True)[1].reserve_bytes(steps, batch, save)
+        checked = check_reserve(reserve, self.spec, self._backends)
+        size = checked.steps, checked.batch
+        operands = backward_operands(self.spec, *size, dy, dstates, grad_req, out, checked._kind)
+        return self._run_backward(checked, operands, (dy, dstates, grad_req))

@@ -10,14 +10,14 @@ from fusedrnn.engines import registry
 from fusedrnn.engines.interface import NEEDS, SAVE_POLICIES, Engine, SavePolicy
 from fusedrnn.engines.operands import GradReq, clear_padding
 from fusedrnn.op import bfloat16_arrays, validation
-from fusedrnn.op.call_cache import CallCache
 from fusedrnn.op.grad_req import backward_operands
+from fusedrnn.op.operator import Operator
 from fusedrnn.op.quantizing import QuantizesParams
 from fusedrnn.op.reserve import CACHEABLE, PLAIN_CALL, CallKind, Reserve, check_reserve
 from fusedrnn.op.resets import with_options
 from fusedrnn.op.stream import Streams
 from fusedrnn.quantized_params import Params
-from fusedrnn.scalars import as_bool, check_choice, positive_int
+from fusedrnn.scalars import as_bool, check_choice
 from fusedrnn.spec import Array, RNNSpec
 
 if TYPE_CHECKING:  # loaded with the engine
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # loaded with the engine
 _GATES: SavePolicy = "gates"
 
 
-class RNNOp(QuantizesParams, Streams):
+class RNNOp(Operator, QuantizesParams, Streams):
     """A recurrent network ready to run: kernels, packed weights and workspace for one spec.
 
     Sizes: T steps, N sequences, I inputs, H hidden units, S features of h (H, or the projection's size), L layers, D
@@ -64,15 +64,11 @@ class RNNOp(QuantizesParams, Streams):
     ((7, 2, 3), (150,), (1, 2, 5))
     """
 
+    spec: RNNSpec
+
     def __init__(self, spec: RNNSpec, backend: str | None = None) -> None:
         validation.check_op(spec, backend)
-        self.spec = spec
-        self._requested_backend = backend
-        self._selector = registry.EngineSelector(spec, backend)
-        self.backend, self._engine = self._selector.select()
-        # By whether a call trains, and whether it has lengths, resets and all states.
-        self._selected: dict[tuple[bool, ...], tuple[str, Engine]] = {(False,) * 4: (self.backend, self._engine)}
-        self._call_cache = CallCache()
+        super().__init__(spec, backend, registry.EngineSelector(spec, backend))
 
     @classmethod
     def get(cls, spec: RNNSpec, backend: str | None = None) -> RNNOp:
@@ -85,19 +81,6 @@ class RNNOp(QuantizesParams, Streams):
 
     def __reduce__(self) -> tuple[type[RNNOp], tuple[RNNSpec, str | None]]:
         return RNNOp, (self.spec, self._requested_backend)
-
-    def compile(self, training: bool = False) -> RNNOp:
-        """Compile the kernels of inference, with ``training`` those of training too, rather than at the first call.
-
-        Raises:
-            TypeError: If ``training`` is not a truth value.
-            NotImplementedError: If ``training`` is True and no engine trains this spec.
-        """
-        trains = as_bool("training", training)
-        self._engine.compile()
-        if trains:
-            self._select_engine(training=True)[1].compile(True)
-        return self
 
     def by_address(self) -> Executor:
         """The engine's calls on operands by address, for adapters; they check nothing.
@@ -241,35 +224,14 @@ class RNNOp(QuantizesParams, Streams):
             ValueError: Likewise; also if ``reserve`` comes from another spec, or from an engine that this op never
                 uses.
         """
-        spec, cached = self.spec, self._call_cache.backward
+        cached = self._call_cache.backward
         if cached is not None and type(reserve) is Reserve and reserve._engine is self._call_cache.trainer[1]:
-            result = cached(dy, dstates, reserve._residuals, grad_req, out)
+            result: tuple[Any, ...] | None = cached(dy, dstates, reserve._residuals, grad_req, out)
             if result is not None:
                 return result
         if type(reserve) is bfloat16_arrays.MixedReserve:
             return bfloat16_arrays.backward(self.backward, dy, dstates, reserve, grad_req, out)
-        checked = check_reserve(reserve, spec, self._selector.names)
-        size, kind = (checked.steps, checked.batch), checked._kind
-        operands = backward_operands(spec, *size, dy, dstates, grad_req, out, kind)
-        checked.backward(operands)
-        if checked._engine is self._call_cache.trainer[1]:
-            self._call_cache.note_backward(checked, (dy, dstates, grad_req), operands)
-        dx, dparams, dinitial = operands.grads[:3]
-        return (dx, dparams, dinitial, operands.grads.reset_states) if kind.reset_states else (dx, dparams, dinitial)
-
-    def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
-        """Bytes of the reserve of a forward call of that size without resets, its ``nbytes``.
-
-        Args:
-            steps: T.
-            batch: N.
-            reserve: As in :meth:`forward`.
-
-        Raises:
-            TypeError: Naming the argument, what was given and what was expected.
-            ValueError: Likewise.
-            NotImplementedError: If no engine trains this spec.
-        """
-        steps, batch = positive_int("steps", steps), positive_int("batch", batch)
-        save = check_choice("reserve", reserve, SAVE_POLICIES)
-        return self._select_engine(training=True)[1].reserve_bytes(steps, batch, save)
+        checked = check_reserve(reserve, self.spec, self._backends)
+        size = checked.steps, checked.batch
+        operands = backward_operands(self.spec, *size, dy, dstates, grad_req, out, checked._kind)
+        return self._run_backward(checked, operands, (dy, dstates, grad_req))

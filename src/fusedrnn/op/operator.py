@@ -1,0 +1,77 @@
+"""What the operators of a spec and of a network have in common beside forward calls."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from fusedrnn.engines.interface import SAVE_POLICIES, SavePolicy
+from fusedrnn.op.call_cache import CallCache
+from fusedrnn.op.reserve import Reserve
+from fusedrnn.scalars import as_bool, check_choice, positive_int
+
+Op = TypeVar("Op", bound="Operator")
+
+
+class Operator:
+    """Base of the operators.
+
+    Args:
+        spec: What to run.
+        backend: The engine that the caller asks for, or None.
+        selector: Selects the engine of each call.
+    """
+
+    spec: Any
+
+    def __init__(self, spec: Any, backend: str | None, selector: Any) -> None:
+        self.spec, self._requested_backend, self._selector = spec, backend, selector
+        # Those whose reserves backward takes.
+        self._backends: tuple[str, ...] = selector.names
+        self.backend: str
+        self.backend, self._engine = selector.select()
+        # By whether a call trains, and whether it has lengths, resets and all states.
+        self._selected: dict[tuple[bool, ...], tuple[str, Any]] = {(False,) * 4: (self.backend, self._engine)}
+        self._call_cache = CallCache()
+
+    def compile(self: Op, training: bool = False) -> Op:
+        """Compile the kernels of inference, with ``training`` those of training too, rather than at the first call.
+
+        Raises:
+            TypeError: If ``training`` is not a truth value.
+            NotImplementedError: If ``training`` is True and no engine trains the spec.
+        """
+        trains = as_bool("training", training)
+        self._engine.compile()
+        if trains:
+            self._select_engine(training=True)[1].compile(True)
+        return self
+
+    def reserve_size(self, steps: int, batch: int, reserve: SavePolicy = "gates") -> int:
+        """Bytes of the reserve of a forward call of that size without resets, its ``nbytes``.
+
+        Args:
+            steps: T.
+            batch: N.
+            reserve: As in :meth:`forward`.
+
+        Raises:
+            TypeError: Naming the argument, what was given and what was expected.
+            ValueError: Likewise.
+            NotImplementedError: If no engine trains the spec.
+        """
+        steps, batch = positive_int("steps", steps), positive_int("batch", batch)
+        save = check_choice("reserve", reserve, SAVE_POLICIES)
+        size: int = self._select_engine(training=True)[1].reserve_bytes(steps, batch, save)
+        return size
+
+    def _select_engine(self, training: bool) -> tuple[str, Any]:
+        """The name and the engine for a call of that kind."""
+        raise NotImplementedError
+
+    def _run_backward(self, reserve: Reserve, operands: Any, arguments: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        """What backward returns, by the engine; ``arguments`` are dy, dstates and grad_req as the caller gave them."""
+        reserve.backward(operands)
+        if reserve._engine is self._call_cache.trainer[1]:
+            self._call_cache.note_backward(reserve, arguments, operands)
+        gradients: tuple[Any, ...] = operands.grads[:3]
+        return (*gradients, operands.grads.reset_states) if reserve._kind.reset_states else gradients
