@@ -90,17 +90,25 @@ def test_target_that_the_processor_lacks(monkeypatch):
 
 
 @pytest.mark.skipif(not is_x86(), reason="AMX is an extension of x86")
-@pytest.mark.parametrize(("permitted", "chosen"), [(True, "avx512-amx"), (False, "avx512-bf16")])
-def test_tiles_need_permission(monkeypatch, permitted, chosen):
+@pytest.mark.parametrize(
+    ("processor", "permitted", "chosen"),
+    [
+        ("sapphirerapids", True, "avx512-amx"),
+        ("sapphirerapids", False, "avx512-vnni"),  # its vdpbf16ps is slower than products in float32
+        ("another", False, "avx512-bf16"),
+    ],
+)
+def test_tiles_need_permission(monkeypatch, processor, permitted, chosen):
     """Without it the next target runs, and to ask for tiles is an error that says why."""
     (amx,) = (target for target in known_targets() if target.has_tiles)
     monkeypatch.setattr(host, "_host_features", lambda: frozenset(amx.required))
     monkeypatch.setattr(host, "_tiles_are_permitted", lambda: permitted)
+    monkeypatch.setattr(host, "_host_name", lambda: processor)
     monkeypatch.delenv("FUSEDRNN_TARGET", raising=False)
     assert current_target().name == target_for(64, "float32").name == chosen
     monkeypatch.setenv("FUSEDRNN_TARGET", "avx512-amx")
     if permitted:
-        assert current_target() is amx
+        assert current_target() == amx
     else:
         with pytest.raises(ValueError, match=r"it lacks permission to use AMX.*available: avx512-bf16, "):
             current_target()
@@ -119,6 +127,19 @@ def test_emulated_targets_use_native_instructions():
         assert (twin.vector_bits, twin.registers) == (target.vector_bits, target.registers)
         assert (twin.cpu, twin.features, twin.fma) == (native.cpu, native.features, native.fma)
         assert twin.name == f"{target.name}-emulated"
+
+
+@pytest.mark.skipif(not is_x86(), reason="a tile for each processor with AVX-512")
+@pytest.mark.parametrize(("processor", "tile"), [("znver4", (6, 4)), ("sapphirerapids", (9, 3))])
+def test_tile_of_the_processor(monkeypatch, processor, tile):
+    """Of float32 and of products of vectors; those of widened operands and of AMX have one on all processors."""
+    (amx,) = (target for target in known_targets() if target.has_tiles)
+    monkeypatch.setattr(host, "_host_features", lambda: frozenset(amx.required))
+    monkeypatch.setattr(host, "_tiles_are_permitted", lambda: True)
+    monkeypatch.setattr(host, "_host_name", lambda: processor)
+    for target in [target for target in host.available_targets() if target.registers == 32]:
+        assert target.for_compute("float32").tile == (tile if target.vector_bits == 512 else (6, 4))
+        assert target.for_compute("int8_weights").tile == (6, 4)
 
 
 def test_an_op_keeps_its_target(monkeypatch):

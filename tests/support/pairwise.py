@@ -22,14 +22,14 @@ def target_names(compute=None):
 
     With ``compute`` also those that have a dot product for that format and for no more than they need for it.
     """
-    native = available_targets()
+    native = {target.name for target in available_targets()}
 
     def is_tested(target):
         is_first = target.dot_products[:1] == (compute,)
         return not target.base or is_first or (target.has_tiles and compute in target.dot_products)
 
     targets = [target for target in known_targets() if is_tested(target)]
-    return [target.name if target in native else f"{target.name}-emulated" for target in targets]
+    return [target.name if target.name in native else f"{target.name}-emulated" for target in targets]
 
 
 def reduce(items):

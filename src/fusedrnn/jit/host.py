@@ -14,6 +14,10 @@ from fusedrnn.jit.target import Target, known_targets
 
 # Processors, by LLVM's names, that execute a 512-bit instruction as two 256-bit halves, one after the other.
 _SPLITS_512_BITS = ("znver4",)
+# On them micro-kernels of so many rows and vectors were measured to be the fastest; see docs/experiments.md.
+_TILE_OF_SPLIT = (6, 4)
+# On these, vdpbf16ps takes twice as long as the same products in float32, and the bits are the same.
+_SLOW_PAIRS = ("sapphirerapids", "emeraldrapids", "graniterapids", "graniterapids-d")
 # 256-bit vectors take more instructions for the same work: they pay only if they save that share of padded lanes.
 _HALF_VECTORS_PAY = 1.07
 
@@ -42,7 +46,15 @@ def dot_product_sets() -> dict[str, bool]:
 
 def available_targets() -> tuple[Target, ...]:
     """The targets that this processor can run, widest first."""
-    return tuple(target for target in known_targets() if not _missing(target))
+    return tuple(_with_tile(target) for target in known_targets() if not _missing(target))
+
+
+def _with_tile(target: Target) -> Target:
+    """The target with the tile that is the fastest one on this processor. No bit depends on it."""
+    if target.vector_bits == 512 and _host_name() in _SPLITS_512_BITS:
+        base = None if target.base is None else _with_tile(target.base)
+        return replace(target, format_tile=target.format_tile or _TILE_OF_SPLIT, base=base)
+    return target
 
 
 def _missing(target: Target) -> list[str]:
@@ -75,15 +87,21 @@ def emulated(target: Target) -> Target:
     )
 
 
+def _default_target() -> Target:
+    """The widest target that the processor can run, unless its instruction for pairs is a slow one."""
+    is_slow = _host_name() in _SLOW_PAIRS
+    return next(t for t in available_targets() if not (is_slow and t.multiplies_pairs("bfloat16")))
+
+
 def current_target() -> Target:
-    """The target in force: the widest that the processor can run, or the one ``FUSEDRNN_TARGET`` names.
+    """The target in force: the widest that the processor runs at full speed, or the one ``FUSEDRNN_TARGET`` names.
 
     Raises:
         ValueError: If the variable names no target, or one that this processor lacks.
     """
     name = env.target()
     if not name:
-        return available_targets()[0]
+        return _default_target()
     for target in known_targets():
         if name == f"{target.name}-emulated":
             return emulated(target)
@@ -94,7 +112,7 @@ def current_target() -> Target:
                     f"available: {', '.join(t.name for t in available_targets())}; "
                     f"{name}-emulated runs the same kernels on narrower vectors"
                 )
-            return target
+            return _with_tile(target)
     names = ", ".join(target.name for target in known_targets())
     raise ValueError(f"FUSEDRNN_TARGET must be one of {names}, or NAME-emulated; got {name!r}")
 

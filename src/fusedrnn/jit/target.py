@@ -26,7 +26,8 @@ class Target:
         cpu: LLVM's name of the processor to compile for.
         features: LLVM's features beyond those of ``cpu``.
         required: LLVM's features that a processor must have to run the code.
-        format_tile: The tile for GEMM operands that are not of the dtype of the sums; see :meth:`for_compute`.
+        format_tile: A tile in place of the usual one: for GEMM operands that are not of the dtype of the sums, see
+            :meth:`for_compute`, or for a processor on which another one is faster, see :mod:`fusedrnn.jit.host`.
         dot_products: Formats of GEMM operands for which it has an instruction that adds the products of a group.
         has_tiles: Whether those instructions multiply tiles, as AMX's do, and not vectors.
         base: The same target without those instructions; None if it has none.
@@ -54,8 +55,11 @@ class Target:
         return self.vector_bits // 8 // ITEM_SIZE[dtype]
 
     def multiplies_pairs(self, compute: str) -> bool:
-        """Whether it multiplies pairs of numbers of that format and adds them in float32."""
-        return compute == "bfloat16" and compute in self.dot_products
+        """Whether it multiplies vectors of pairs of that format and adds them in float32.
+
+        Processors with tiles can, but take twice as long as for the same products in float32.
+        """
+        return compute == "bfloat16" and compute in self.dot_products and not self.has_tiles
 
     def for_compute(self, compute: str, narrow_weights: bool = True) -> Target:
         """The target for GEMM operands of that format, with the tile for them.
@@ -78,18 +82,19 @@ class Target:
         if self.format_tile:
             return self.format_tile
         if self.registers == 32:
-            return 6, 4
+            return (9, 3) if self.vector_bits == 512 else (6, 4)
         # Without a fused multiply-add each product needs a register before it is added.
         return (4, 3) if self.fma else (4, 2)
 
     @property
     def one_row_panels(self) -> int:
         """Panels of the micro-kernel for one row. Each of its vectors is a chain of sums, so a panel has too few."""
-        return -(-_MIN_CHAINS // self.tile[1])
+        return -(-_MIN_CHAINS[self.registers] // self.tile[1])
 
 
-# Chains of multiply-adds that keep a processor busy: the next of a chain waits some four cycles for the last.
-_MIN_CHAINS = 6
+# Chains of multiply-adds that keep a processor busy: the next of a chain waits some four cycles for the last. By number
+# of registers.
+_MIN_CHAINS = {16: 6, 32: 8}
 # By number of registers and whether there is a fused multiply-add. Widened operands take registers of their own.
 _TILES = {
     "bfloat16": {(32, True): (6, 3), (16, True): (5, 2)},
@@ -135,6 +140,7 @@ _AMX = replace(
         _AVX512, "amx", ("bfloat16", "int8"), "AMX", ("avx512vnni", "avx512bf16", "amx-tile", "amx-bf16", "amx-int8")
     ),
     has_tiles=True,
+    format_tile=(6, 4),
 )
 _AVX2 = Target("avx2", "AVX2 and FMA, 256-bit vectors", 256, 16, True, "x86-64-v3", "", ("avx2", "fma", "bmi2"))
 _X86 = (

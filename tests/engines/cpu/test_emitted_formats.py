@@ -121,9 +121,10 @@ def test_tiles_are_configured_where_they_have_other_rows(compute, target):
     assert not [name for name, lines in code.items() if lines is not gemm and any("tilecfg" in line for line in lines)]
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param(target, id=target.name) for target in known_targets() if "bfloat16" in target.dot_products]
-)
+PAIRED = [target for target in known_targets() if target.multiplies_pairs("bfloat16")]
+
+
+@pytest.mark.parametrize("target", PAIRED, ids=lambda target: target.name)
 def test_weight_gradients_multiply_pairs(target):
     """The GEMM of the weights' gradients multiplies pairs of rows: it only loads, broadcasts and multiplies."""
     code = common_functions("tn", "bfloat16", target)

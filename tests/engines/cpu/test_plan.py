@@ -91,7 +91,7 @@ def test_tiles_take_less_time(compute):
         costs.append([predict_cost(problem, largest_share(problem, (1, 1, 1)), model) for model in (MACHINE, slow_l2)])
     (tiles, tiles_slow_l2), (vectors, vectors_slow_l2) = costs
     assert 5 * tiles["recurrent GEMM"] < vectors["recurrent GEMM"]
-    assert 4 * tiles_slow_l2["weights"] < vectors_slow_l2["weights"]
+    assert 3 * tiles_slow_l2["weights"] < vectors_slow_l2["weights"]
 
 
 @pytest.mark.parametrize("phase", PHASES)
