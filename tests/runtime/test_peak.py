@@ -22,7 +22,7 @@ from fusedrnn.runtime.peak_instructions import (
     FMA,
     INT16_PAIRS,
     TDPBF16PS,
-    TDPBSSD,
+    TDPBUSD,
     VDPBF16PS,
     VPDPBUSD,
 )
@@ -136,7 +136,7 @@ LOOPS = [
     (VPDPBUSD, "avx512-vnni", "vpdpbusd .*zmm", 12, 8 * 16),
     (VPDPBUSD, "avx2-vnni", "vpdpbusd .*ymm", 12, 8 * 8),
     (TDPBF16PS, "avx512-amx", "tdpbf16ps .*tmm", 6, 2 * 16 * 16 * 32),
-    (TDPBSSD, "avx512-amx", "tdpbssd .*tmm", 6, 2 * 16 * 16 * 64),
+    (TDPBUSD, "avx512-amx", "tdpbusd .*tmm", 6, 2 * 16 * 16 * 64),
 ]
 
 
@@ -166,8 +166,8 @@ def innermost_loop(text: str) -> list[str]:
 @pytest.mark.skipif(not is_x86(), reason="these are instructions of x86")
 def test_tiles_are_released():
     (target,) = (known for known in known_targets() if known.has_tiles)
-    text = assembly(peak.build_peak("peak", TDPBSSD, "float32", target), target)
-    assert text.index("ldtilecfg") < text.index("tdpbssd") < text.rindex("tilerelease")
+    text = assembly(peak.build_peak("peak", TDPBUSD, "float32", target), target)
+    assert text.index("ldtilecfg") < text.index("tdpbusd") < text.rindex("tilerelease")
 
 
 _PERMISSION = """
@@ -197,7 +197,7 @@ def test_the_peak_of_a_format_is_that_of_the_kernels_instruction():
         return
     of = peak_instructions.instruction_of
     assert (of("int8", targets["avx512-bf16"]), of("bfloat16", targets["avx512-bf16"])) == (VPDPBUSD, VDPBF16PS)
-    assert (of("int8", targets["avx512-amx"]), of("bfloat16", targets["avx512-amx"])) == (TDPBSSD, TDPBF16PS)
+    assert (of("int8", targets["avx512-amx"]), of("bfloat16", targets["avx512-amx"])) == (TDPBUSD, TDPBF16PS)
     assert (of("int8", targets["avx2-vnni"]), of("bfloat16", targets["avx2-vnni"])) == (VPDPBUSD, FMA)
     assert (of("int8", targets["avx2"]), of("float32", targets["avx512-bf16"])) == (INT16_PAIRS, FMA)
     assert of("int8", emulated(targets["avx2-vnni"])) == INT16_PAIRS

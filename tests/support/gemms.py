@@ -69,7 +69,7 @@ def panels_of(columns, compute, target):
     """A matrix (panels, vectors, lanes, K) of bfloat16 bits or int8 as panels (panels, groups, vectors, lanes, group).
 
     Wide weights are float32 and one to a group. A dot product of bfloat16 takes the second of a pair first. For one of
-    int8 of vectors each vector begins with four bytes that hold -128 times the sum of each column.
+    int8 each vector begins with four bytes that hold -128 times the sum of each column.
     """
     if not target.narrow_weights:
         wide = from_bfloat16(columns) if compute == "bfloat16" else columns.astype(np.float32)
@@ -82,8 +82,6 @@ def panels_of(columns, compute, target):
         return panels
     if compute == "bfloat16":
         return panels[..., ::-1]
-    if target.has_tiles:
-        return panels
     heads = np.ascontiguousarray(-128 * columns.sum(axis=3, dtype=np.int32)[:, None, ..., None])
     return np.concatenate([heads.view(np.int8), panels], axis=1)
 
@@ -93,6 +91,6 @@ def rows_of(rows, compute, target):
     if compute not in target.dot_products:
         return from_bfloat16(rows) if compute == "bfloat16" else rows.astype(np.int16)
     if compute == "int8":
-        return rows if target.has_tiles else (rows.astype(np.int16) + 128).astype(np.uint8)
+        return (rows.astype(np.int16) + 128).astype(np.uint8)
     pairs = padded(rows, 2, -1)
     return pairs.reshape(*pairs.shape[:-1], -1, 2)[..., ::-1].reshape(pairs.shape)

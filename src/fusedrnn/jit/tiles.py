@@ -36,9 +36,6 @@ class Tiles(Protocol):
     def configure(self) -> None:
         """Give tiles their numbers of rows, unless they have them. If they change, all tiles become zeros."""
 
-    def zero(self, tile: int) -> None:
-        """Set a tile to zeros."""
-
     def load(self, tile: int, address: Value, stride: Value) -> None:
         """Load a tile, whose rows are so many bytes apart."""
 
@@ -57,7 +54,7 @@ TilesOf = Callable[[Function, Value], Tiles]
 
 
 def emit_tiles(module: Module, target: Target, instruction: str) -> TilesOf:
-    """Tiles in the functions of a module, multiplied by the instruction ``"tdpbf16ps"`` or ``"tdpbssd"``."""
+    """Tiles in the functions of a module, multiplied by the instruction ``"tdpbf16ps"`` or ``"tdpbusd"``."""
     if not target.emulated:
         return partial(AmxTiles, instruction)
     return partial(
@@ -109,10 +106,6 @@ class AmxTiles:
             f.store(self._rows * _repeated(1, 8, fewer) + all_rows, config + _ROWS_OFFSET)
             f.intrinsic("llvm.x86.ldtilecfg", VOID, [f.pointer(config)])
 
-    def zero(self, tile: int) -> None:
-        """See :class:`Tiles`."""
-        self._f.intrinsic("llvm.x86.tilezero", VOID, [_I8(tile)])
-
     def load(self, tile: int, address: Value, stride: Value) -> None:
         """See :class:`Tiles`."""
         self._f.intrinsic("llvm.x86.tileloadd64", VOID, [_I8(tile), self._f.pointer(address), stride])
@@ -143,10 +136,6 @@ class _EmulatedTiles:
 
     def configure(self) -> None:
         """See :class:`Tiles`."""
-
-    def zero(self, tile: int) -> None:
-        """See :class:`Tiles`."""
-        self._f.fill_zero(self._tile(tile), self._f.constant(TILE_BYTES))
 
     def load(self, tile: int, address: Value, stride: Value) -> None:
         """See :class:`Tiles`."""
@@ -191,7 +180,7 @@ def _emit_multiply(module: Module, target: Target, instruction: str) -> Function
     f = Function(module, "multiply_tiles", ["sums", "left", "right", "rows"])
     sums, left, right, rows = f.arguments
     v = Vectors(f, target, "float32")
-    add = {"tdpbf16ps": _add_bfloat16_row, "tdpbssd": _add_int8_row}[instruction]
+    add = {"tdpbf16ps": _add_bfloat16_row, "tdpbusd": _add_int8_row}[instruction]
     with f.loop(0, rows) as row:
         add(v, sums + row * ROW_BYTES, left + row * ROW_BYTES, right)
     f.ret()
@@ -215,13 +204,13 @@ def _add_bfloat16_row(v: Vectors, sums: Value, left: Value, right: Value) -> Non
 
 
 def _add_int8_row(v: Vectors, sums: Value, left: Value, right: Value) -> None:
-    """All products, added in int32."""
+    """All products of uint8 and int8, added in int32."""
     f = v.function
     numbers = _WORD_BYTES * v.lanes
     int8, int32 = int_vector(8, numbers), int_vector(32, numbers)
     total = f.var(f.load(sums, v.itype, ROW_BYTES))
     with f.loop(0, TILE_ROWS) as group:
-        a = v.splat_word(left + group * _WORD_BYTES).bitcast(int8).sext(int32)
+        a = v.splat_word(left + group * _WORD_BYTES).bitcast(int8).zext(int32)
         b = f.load(right + group * ROW_BYTES, int8, ROW_BYTES).sext(int32)
         total.set(add_groups_of_products(a * b, total.get()))
     f.store(total.get(), sums, ROW_BYTES)

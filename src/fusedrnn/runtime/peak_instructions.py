@@ -133,9 +133,9 @@ FMA = VectorInstruction("FMA", 1, _fma)
 VDPBF16PS = VectorInstruction("vdpbf16ps", 2, _bfloat16_pairs)
 VPDPBUSD = VectorInstruction("vpdpbusd", 4, _int8_groups)
 INT16_PAIRS = VectorInstruction("products of int16 by pairs", 2, _int16_pairs, chains=13)
-TDPBF16PS, TDPBSSD = TileInstruction("tdpbf16ps", 2), TileInstruction("tdpbssd", 4)
+TDPBF16PS, TDPBUSD = TileInstruction("tdpbf16ps", 2), TileInstruction("tdpbusd", 4)
 _DOT_PRODUCTS: dict[str, Instruction] = {"bfloat16": VDPBF16PS, "int8": VPDPBUSD}
-_TILES: dict[str, Instruction] = {"bfloat16": TDPBF16PS, "int8": TDPBSSD}
+_TILES: dict[str, Instruction] = {"bfloat16": TDPBF16PS, "int8": TDPBUSD}
 
 
 def instruction_of(number_format: str, target: Target) -> Instruction:

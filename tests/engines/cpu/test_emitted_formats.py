@@ -22,7 +22,7 @@ DOT_PRODUCT = {"bfloat16": "vdpbf16ps", "int8": "vpdpbusd"}
 WIDENED = {"bfloat16": r"v?(fmadd\d+|mul)ps", "int8": r"v?pmaddwd", "int8_weights": r"v?(fmadd\d+|mul)ps"}
 VARIANT = FAMILIES["lstm"].default
 JOBS = "forward", "backward"
-TILES = {"bfloat16": "tdpbf16ps", "int8": "tdpbssd"}
+TILES = {"bfloat16": "tdpbf16ps", "int8": "tdpbusd"}
 ALL_CASES = [
     pytest.param(compute, target, id=f"{compute}-{target.name}")
     for compute, target in itertools.product(WIDENED, known_targets())
@@ -95,6 +95,18 @@ def test_tile_products(compute, target):
         others = counts.keys() - {"tileloadd", TILES[compute], "prefetcht1"}
         assert others <= {"leaq", "addq", "incq", "cmpq", "subq", "movq"}
         assert not [line for line in body if re.search(r"^movq.*\(|\([^)]*%rsp\b", line)]
+
+
+@pytest.mark.parametrize(("compute", "target"), TILE_CASES)
+def test_one_row_is_multiplied_by_vectors(compute, target):
+    """Two multiply-adds for a pair of bfloat16, one dot product for four int8; the loops do not touch the stack."""
+    code, width = common_functions("nn", compute, target), target.tile[1]
+    pattern, per_group = {"bfloat16": (WIDENED["bfloat16"], 2), "int8": (DOT_PRODUCT["int8"], 1)}[compute]
+    for col_vecs in (*range(1, width + 1), width * target.one_row_panels):
+        for body in loops(code[f"microkernel_nn1x{col_vecs}"]):
+            products = [line for line in body if re.match(rf"{pattern}\b.*%zmm", line)]
+            assert products and len(products) % (col_vecs * per_group) == 0
+            assert not [line for line in body if re.search(r"%tmm|\([^)]*%rsp\b", line)]
 
 
 @pytest.mark.parametrize(("compute", "target"), TILE_CASES)

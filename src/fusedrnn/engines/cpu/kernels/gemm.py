@@ -55,7 +55,7 @@ def emit_gemm(
     # Micro-kernels of one vector, of two and so on up to a panel's; of each width for one row, for two and so on.
     rows, width = target.tile
     microkernels = [
-        [_Microkernel(module, target, compute, height, num_vecs, transposed) for height in range(1, rows + 1)]
+        [Microkernel(module, target, compute, height, num_vecs, transposed) for height in range(1, rows + 1)]
         for num_vecs in range(1, width + 1)
     ]
     products = microkernels[0][0].products
@@ -63,7 +63,7 @@ def emit_gemm(
     by_width = dict(enumerate(functions, 1))
     if not transposed:
         of_one_row = width * target.one_row_panels
-        by_width[of_one_row] = [_Microkernel(module, target, compute, 1, of_one_row, transposed).emit()]
+        by_width[of_one_row] = [Microkernel(module, target, compute, 1, of_one_row, transposed).emit()]
     f = Function.of(module, signature)
     num_rows, num_col_vecs, a, b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales = f.arguments
     group_bytes, last_prefetch = width * products.b_bytes, _TILES_PER_PREFETCH - 1
@@ -130,7 +130,7 @@ def row_tiles(
         first_row.set(first_row.get() + rows)
 
 
-class _Microkernel:
+class Microkernel:
     """A function that multiplies so many rows of A by so many vectors of a panel, or of several whole ones.
 
     Its arguments: the addresses of A's rows, each of which begins ``a_offset`` bytes further on, or A itself if
@@ -158,6 +158,7 @@ class _Microkernel:
         self.align = v.item if transposed else v.bytes
 
     def emit(self) -> Function:
+        """Emit the function."""
         f, v, products = self.f, self.v, self.products
         unroll = products.unroll if self.is_whole_panel else -(-products.unroll // 2)
         heads = self._slots(self.panels)
@@ -172,6 +173,17 @@ class _Microkernel:
             self.k = self.k - products.head
         if self.prefetches_c_in:
             self._prefetch_c_in()
+        self._add_all_products(unroll)
+        for i, row in enumerate(self.sums):
+            for j, total in enumerate(row):
+                result = products.last_sum(total.get(), self._scales(i, j), c_in[i][j], self.align)
+                v.store(result, self.c + self.c_stride * i + j * v.bytes, self.align)
+        f.ret()
+        return f
+
+    def _add_all_products(self, unroll: int) -> None:
+        """Add the products of all groups, so many in an iteration."""
+        f = self.f
         even = self.k - self.k % unroll
         lines = -(-unroll * self.b_step // (_CACHE_LINE * _TILES_PER_PREFETCH)) if self.is_whole_panel else 0
         with f.loop(0, even, unroll) as k:
@@ -182,12 +194,6 @@ class _Microkernel:
         if unroll > 1:
             with f.loop(even, self.k) as k:
                 self._multiply(k, 1)
-        for i, row in enumerate(self.sums):
-            for j, total in enumerate(row):
-                result = products.last_sum(total.get(), self._scales(i, j), c_in[i][j], self.align)
-                v.store(result, self.c + self.c_stride * i + j * v.bytes, self.align)
-        f.ret()
-        return f
 
     def _scales(self, row: int, col_vec: int) -> tuple[Value, ...]:
         """The addresses of the scale of a row of A and of those of a vector of columns of B, if there are any."""

@@ -118,17 +118,9 @@ class Int8DotProducts(Int8Products):
 
 
 class Int8TileProducts(Int8DotProducts):
-    """Groups of int8 of A and of B, multiplied by tiles. As both have a sign, there is nothing to undo."""
+    """The same groups, multiplied by tiles."""
 
-    speedup, head, tile_instruction = 32.0, 0, "tdpbssd"
-
-    def head_sum(self, total: Value, slot: Value) -> Value:
-        """See ``Products``."""
-        return total
-
-    def a_elements(self, x: Value) -> Value:
-        """See ``Products``."""
-        return x.trunc(int_vector(8, self.v.lanes))
+    speedup, tile_instruction = 32.0, "tdpbusd"
 
 
 class WidenedInt8Products(_QuantizedProducts):

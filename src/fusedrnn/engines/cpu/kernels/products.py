@@ -10,7 +10,7 @@ fixed, so that every element of C is one chain whatever the tile.
   and B are float32 that was rounded.
 - int8: a group is two elements, of which a slot of B holds both of each column. A is int16 that holds int8; sums are
   int32, and exact. Where the target has a dot product of uint8 and int8, a group is four elements, and A holds them
-  plus 128; a panel of B begins with initial accumulators that undo it. Where it has one of tiles, A holds them as int8.
+  plus 128; a panel of B begins with initial accumulators that undo it.
 - int8_weights: a group is one element. A is float32, B int8; sums are float32, over rising k, and scaled at the end.
 """
 

@@ -125,8 +125,7 @@ class ThreadShare:
         self.num_gates = len(program.cell.x_gates)
         self.products = products_of(program.compute, self.v)
         # Vectors of columns that GEMMs of one row multiply at once, in whole panels.
-        one_row_panels = 1 if self.products.tile_instruction else program.target.one_row_panels
-        self.one_row_vectors = self.panel_vectors * one_row_panels
+        self.one_row_vectors = self.panel_vectors * program.target.one_row_panels
         # A result that needs no scale is converted as it is stored, not where it is read.
         converts_results = self.products.converts_rows and not self.products.has_scales
         self.stores_operands = converts_results and bool(self.products_of_state)

@@ -8,6 +8,8 @@ and columns that are computed together. The last step is filled up with zeros, i
 Rows are cut into tiles of one height, the lowest with which there are no more tiles than with 16 rows. The last one
 begins where it fits, so that it may overlap the one before: a kernel computes both, and loads all its sums before it
 stores any, so that rows which both hold are the same in both.
+
+One row is multiplied by vectors, with the same bits: a tile of one row waits for the tile before it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from fusedrnn.engines.cpu.kernels.gemm import OUTPUT_ARGUMENTS, gemm_of, k_parts
+from fusedrnn.engines.cpu.kernels.one_row_gemm import emit_one_row_kernels
 from fusedrnn.engines.cpu.kernels.products import PRODUCTS, SCALE_BYTES, STORAGE, products_of
 from fusedrnn.jit.builder import Function, Module, Value
 from fusedrnn.jit.target import Target
@@ -37,6 +40,10 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
     num_rows, num_col_vecs, a_rows, b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales = f.arguments
     v = Vectors(f, target, STORAGE[compute])
     products = products_of(compute, v)
+    with f.if_(num_rows.equals(1)):
+        for kernel in f.switch(num_col_vecs, emit_one_row_kernels(module, target, compute)):
+            f.call(kernel, a_rows, f.constant(0), b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales)
+        f.ret()
     tiles_of, group_bytes = emit_tiles(module, target, products.tile_instruction), target.tile[1] * products.b_bytes
     kernels = {
         (height, vecs): _TileKernel(module, target, compute, tiles_of, height, vecs).emit()
@@ -46,6 +53,8 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
     num_tiles = (num_rows + (TILE_ROWS - 1)) // TILE_ROWS
     rows = (num_rows + num_tiles - 1) // num_tiles
     tiles_of(f, rows).configure()
+    head_bytes, k = products.head * group_bytes, k - products.head
+    heads, b = b, b + head_bytes
     a = f.load(a_rows)
     a_stride = f.load(a_rows + (num_rows > 1).select(f.constant(8), 0)) - a
     b_tail = _copy_tail(v, b, group_bytes, num_col_vecs, target.tile[1], k)
@@ -54,14 +63,14 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
     with k_parts(f, k, part_groups, GROUPS, num_rows > TILE_ROWS) as (first_k, size):
         is_first = first_k.is_zero
         start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
-        ahead = prefetch + first_k * group_bytes
+        ahead = prefetch + (head_bytes + first_k * group_bytes)
 
         def call(kernel: Function, row: Value, second: Value, vec: Value) -> None:
             left = a + row * a_stride + first_k * products.a_bytes, a_stride
             right = b + first_k * group_bytes + vec * v.bytes, b_tail + vec * TILE_BYTES, size
             output = start + row * stride + vec * v.bytes, stride, c + row * c_stride + vec * v.bytes, c_stride
-            column_scales = (address + vec * v.bytes for address in scales)
-            f.call(kernel, rows, second, *left, *right, *output, ahead + vec * v.bytes, *column_scales)
+            quantized = (address + vec * v.bytes for address in (*scales, heads)) if scales else ()
+            f.call(kernel, rows, second, *left, *right, *output, ahead + vec * v.bytes, *quantized)
 
         is_odd = num_tiles & 1
         zero = f.constant(0)
@@ -99,13 +108,13 @@ class _TileKernel:
 
     Its arguments: the rows of a tile, and the row at which the second one begins; A and the bytes between its rows; the
     first vector in B's panel, and the tiles of B's last groups; K in groups; C_in and C, each with the bytes between
-    rows; the same vectors of the next panel; and the scales of B's columns if there are any.
+    rows; the same vectors of the next panel; and if operands are quantized the scales of B's columns and B's head.
     """
 
     def __init__(
         self, module: Module, target: Target, compute: str, tiles_of: TilesOf, height: int, col_vecs: int
     ) -> None:
-        scales = ["b_scales"] if PRODUCTS[compute].has_scales else []
+        scales = ["b_scales", "head"] if PRODUCTS[compute].has_scales else []
         names = ["rows", "second", "a", "a_stride", "b", "b_tail", "k", *OUTPUT_ARGUMENTS, "prefetch", *scales]
         self.f = f = Function(module, f"tile_kernel{height}x{col_vecs}", names)
         self.rows, self.second, self.a, self.a_stride, self.b, self.b_tail, self.k = f.arguments[:7]
@@ -146,10 +155,10 @@ class _TileKernel:
             yield tile, first_row, vec
 
     def _begin_sums(self) -> None:
-        """Begin with C_in, or with zeros if it is added after the sum is scaled."""
+        """Begin with C_in, or with the panel's head if C_in is added after the sum is scaled."""
         for tile, first_row, vec in self._sum_tiles():
             if self.products.has_scales:
-                self.tiles.zero(tile)
+                self.tiles.load(tile, self.scales[1] + vec * self.v.bytes, self.f.constant(0))
             else:
                 address = self.c_in + first_row * self.c_in_stride + vec * self.v.bytes
                 self.tiles.load(tile, address, self.c_in_stride)
