@@ -91,8 +91,7 @@ def test_tile_products(compute, target):
         assert (
             len({sums for *_, sums in products}) == len({(left, sums) for _, left, sums in products}) == height * vecs
         )
-        assert counts["prefetcht1"] == 16 * vecs
-        others = counts.keys() - {"tileloadd", TILES[compute], "prefetcht1"}
+        others = counts.keys() - {"tileloadd", TILES[compute]}
         assert others <= {"leaq", "addq", "incq", "cmpq", "subq", "movq"}
         assert not [line for line in body if re.search(r"^movq.*\(|\([^)]*%rsp\b", line)]
 

@@ -29,8 +29,9 @@ GROUPS = TILE_ROWS
 """Groups of k in a step."""
 ROWS_PER_KERNEL = 2 * TILE_ROWS
 """Rows that read a panel together."""
-# Bytes of the part of a panel that all rows use before the next part: with it the rows of a kernel stay in L1.
-_PART_BYTES = 64 << 10
+# Bytes of the part of a panel that all rows use before the next part. Processors with tiles prefetch by themselves;
+# instructions for it take longer than they save.
+_PART_BYTES = 128 << 10
 _FIRST_LEFT_TILE = 4
 
 
@@ -63,14 +64,13 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
     with k_parts(f, k, part_groups, GROUPS, num_rows > TILE_ROWS) as (first_k, size):
         is_first = first_k.is_zero
         start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
-        ahead = prefetch + (head_bytes + first_k * group_bytes)
 
         def call(kernel: Function, row: Value, second: Value, vec: Value) -> None:
             left = a + row * a_stride + first_k * products.a_bytes, a_stride
             right = b + first_k * group_bytes + vec * v.bytes, b_tail + vec * TILE_BYTES, size
             output = start + row * stride + vec * v.bytes, stride, c + row * c_stride + vec * v.bytes, c_stride
             quantized = (address + vec * v.bytes for address in (*scales, heads)) if scales else ()
-            f.call(kernel, rows, second, *left, *right, *output, ahead + vec * v.bytes, *quantized)
+            f.call(kernel, rows, second, *left, *right, *output, *quantized)
 
         is_odd = num_tiles & 1
         zero = f.constant(0)
@@ -108,17 +108,17 @@ class _TileKernel:
 
     Its arguments: the rows of a tile, and the row at which the second one begins; A and the bytes between its rows; the
     first vector in B's panel, and the tiles of B's last groups; K in groups; C_in and C, each with the bytes between
-    rows; the same vectors of the next panel; and if operands are quantized the scales of B's columns and B's head.
+    rows; and if operands are quantized the scales of B's columns and B's head.
     """
 
     def __init__(
         self, module: Module, target: Target, compute: str, tiles_of: TilesOf, height: int, col_vecs: int
     ) -> None:
         scales = ["b_scales", "head"] if PRODUCTS[compute].has_scales else []
-        names = ["rows", "second", "a", "a_stride", "b", "b_tail", "k", *OUTPUT_ARGUMENTS, "prefetch", *scales]
+        names = ["rows", "second", "a", "a_stride", "b", "b_tail", "k", *OUTPUT_ARGUMENTS, *scales]
         self.f = f = Function(module, f"tile_kernel{height}x{col_vecs}", names)
         self.rows, self.second, self.a, self.a_stride, self.b, self.b_tail, self.k = f.arguments[:7]
-        self.c_in, self.c_in_stride, self.c, self.c_stride, self.prefetch, *self.scales = f.arguments[7:]
+        self.c_in, self.c_in_stride, self.c, self.c_stride, *self.scales = f.arguments[7:]
         self.v = Vectors(f, target, STORAGE[compute])
         self.products = products_of(compute, self.v)
         self.tiles = tiles_of(f, self.rows)
@@ -133,7 +133,6 @@ class _TileKernel:
         a_tiles = [self.a + row * self.a_stride for row in self.first_rows]
         step_bytes = GROUPS * self.group_bytes
         with f.loop(0, num_steps) as step:
-            self._prefetch(self.prefetch + step * step_bytes)
             left = [tile + step * ROW_BYTES for tile in a_tiles]
             right = [self.b + step * step_bytes + vec * self.v.bytes for vec in range(self.col_vecs)]
             self._multiply(left, self.a_stride, right, f.constant(self.group_bytes))
@@ -188,11 +187,6 @@ class _TileKernel:
                 # A group of a row has the size of a float32.
                 v.store(v.load_masked(source + row * self.a_stride, self.k % GROUPS), tile + row * ROW_BYTES)
         return result
-
-    def _prefetch(self, panel: Value) -> None:
-        """Prefetch the same step of the next panel into L2."""
-        for group, vec in itertools.product(range(GROUPS), range(self.col_vecs)):
-            self.f.prefetch(panel + (group * self.group_bytes + vec * self.v.bytes), cache=2)
 
     def _store_scaled(self) -> None:
         """Scale the integer sums, which come by way of the stack, and add C_in."""
