@@ -98,13 +98,23 @@ def _result_dtype(mode: str, dtype: torch.dtype, state_dtype: torch.dtype | None
     """What torch.nn's operations give for an input and a last initial state (None: zeros like the input).
 
     Their products have the dtype ``low`` of autocast. A GRU and an LSTM then add states, which have kept their own
-    dtype, but a whole LSTM of float32 input is one function of oneDNN, whose results are ``low``. A cell that a user
-    has written is taken for one that adds states.
+    dtype, but a whole LSTM may be one function of oneDNN, whose results are ``low``. A cell that a user has written is
+    taken for one that adds states.
     """
     is_written_by_user = ":" in mode
-    if not is_written_by_user and (mode.startswith("rnn") or (mode == "lstm" and dtype is torch.float32)):
+    if not is_written_by_user and (mode.startswith("rnn") or (mode == "lstm" and _is_function_of_onednn(dtype))):
         return low
     return torch.promote_types(dtype if state_dtype is None else state_dtype, low)
+
+
+def _is_function_of_onednn(dtype: torch.dtype) -> bool:
+    """Whether torch.nn's LSTM of that input is one: in half precision if the processor has instructions for it."""
+    if dtype is torch.float32:
+        return True
+    if dtype is torch.float16 and torch.is_grad_enabled():
+        return False
+    supports = f"_is_mkldnn_{'fp16' if dtype is torch.float16 else 'bf16'}_supported"
+    return bool(getattr(torch.ops.mkldnn, supports)())
 
 
 def _converted(results: Any, dtype: torch.dtype) -> Any:
