@@ -94,6 +94,21 @@ def test_tiles_take_less_time(compute):
     assert 3 * tiles_slow_l2["weights"] < vectors_slow_l2["weights"]
 
 
+@pytest.mark.skipif(not is_x86(), reason="AMX is an extension of x86")
+def test_tiles_have_longer_chunks_where_weights_leave_l2():
+    """They read the input weights less often; where these stay in L2, the gates of a short chunk do so beside them."""
+    (amx,) = (target for target in known_targets() if target.has_tiles)
+
+    def chunk_rows(case, compute, phase="inference"):
+        spec = replace(CASES[case].spec("lstm"), compute=compute)
+        problem = ProblemSize(spec, amx.for_compute(spec.operand_format), CASES[case].T, CASES[case].N, phase)
+        return LargestShare.of(problem, ThreadGrid(1, 1, 2), Tuning(l2_bytes=2 << 20)).chunk * CASES[case].N
+
+    assert chunk_rows("large", "bfloat16") == 192  # 8 KiB each
+    assert chunk_rows("large", None) == chunk_rows("large", "bfloat16", "backward") == 64
+    assert chunk_rows("small", "bfloat16") == chunk_rows("small", None) == 96
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_two_threads_halve_the_cost(phase, target):
     case = CASES["large"]

@@ -75,6 +75,7 @@ class Tiling:
         num_param_vectors: Parameters of one number for each unit, such as peephole weights.
         can_read_unpacked: Whether kernels can read unpacked weights: the cell has one stage and no parameters of its
             own, and the format of operands has GEMMs for them.
+        multiplies_tiles: Whether GEMMs multiply tiles.
         weight_vector_bytes: Bytes of packed weights of a vector of columns and one k.
         unit_vecs: Unit vectors.
         out_vecs: Vectors that hold h.
@@ -103,6 +104,7 @@ class Tiling:
         self.num_param_vectors = len(cell.param_vectors)
         reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
         self.can_read_unpacked = is_plain(cell) and reads_unpacked
+        self.multiplies_tiles = target.has_tiles and spec.operand_format in target.dot_products
         self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 

@@ -110,6 +110,7 @@ class Tuning:
     l2_bytes: int = field(default_factory=_l2_bytes)  # by which buffers that should stay in L2 are sized
     min_chunk_rows: int = 24  # rows of an input GEMM
     max_chunk_rows: int = 96
+    max_tile_chunk_rows: int = 256  # of one on tiles whose weights do not stay in L2
     min_dx_chunk_rows: int = 80  # of a GEMM for dx: with fewer, its weights are not reused often enough
     min_pipeline_chunks: int = 16  # chunks of a sequence where layers are pipelined
     block_rows: int = 1152  # rows summed before the partial weight gradients are read and written again

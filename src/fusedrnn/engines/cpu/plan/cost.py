@@ -113,7 +113,7 @@ class _Layer:
         else from memory.
         """
         problem, machine = self.problem, self.machine
-        size = (features + problem.out) * problem.unit_vecs * problem.num_gates * problem.weight_vector_bytes
+        size = problem.weights_bytes(features, problem.unit_vecs)
         fits_l3 = size * self.share.grid.layer_dirs <= machine.l3_bytes
         bandwidth = machine.l3_bandwidth if fits_l3 else machine.memory_bandwidth
         panels = count * (col_vecs / problem.panel_vectors)

@@ -83,10 +83,14 @@ class ProblemSize(Tiling):
         """Multiply-adds of forward."""
         return self.steps * self.batch * self.spec.layout.size
 
+    def weights_bytes(self, features: int, unit_vecs: int) -> int:
+        """Bytes of the packed weights of so many unit vectors of a layer that reads so many features."""
+        return (features + self.out) * unit_vecs * self.num_gates * self.weight_vector_bytes
+
     @property
     def rows_per_gemm_tile(self) -> int:
         """Rows that read a panel together, in GEMMs other than those of the weights' gradients."""
-        return ROWS_PER_KERNEL if self.products.tile_instruction else self.rows_per_tile
+        return ROWS_PER_KERNEL if self.multiplies_tiles else self.rows_per_tile
 
 
 class LargestShare(NamedTuple):
@@ -121,6 +125,11 @@ class LargestShare(NamedTuple):
         row_bytes = problem.gradients_stride if is_backward else problem.gates_stride(unit_vecs)
         min_rows = tuning.min_dx_chunk_rows if is_backward else tuning.min_chunk_rows
         chunk_rows = max(min_rows, min(tuning.max_chunk_rows, tuning.l2_bytes // 2 // row_bytes))
+        if problem.multiplies_tiles and not is_backward:
+            # Tiles multiply faster than L3 is read: where weights leave L2, more rows shall read them at once.
+            weights_bytes = problem.weights_bytes(max(problem.inputs), unit_vecs)
+            if weights_bytes + chunk_rows * row_bytes > tuning.l2_bytes:
+                chunk_rows = max(min_rows, min(tuning.max_tile_chunk_rows, tuning.l2_bytes // row_bytes))
         # A pipelined layer waits for a chunk of the layer below, which must be short.
         max_chunk = -(-steps // tuning.min_pipeline_chunks) if problem.is_pipelined(grid.layer_dirs) else steps
         chunk = max(1, min(max_chunk, chunk_rows // (batch if is_backward else rows)))
