@@ -58,7 +58,7 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
     heads, b = b, b + head_bytes
     a = f.load(a_rows)
     a_stride = f.load(a_rows + (num_rows > 1).select(f.constant(8), 0)) - a
-    b_tail = _copy_tail(v, b, group_bytes, num_col_vecs, target.tile[1], k)
+    a_tail, b_tail = aligned_alloca(f, 2 * TILE_BYTES), _copy_tail(v, b, group_bytes, num_col_vecs, target.tile[1], k)
     # Sums of quantized products are integers and cannot be stored in C. One tile of rows reads everything once.
     part_groups = 0 if products.has_scales else part_bytes // group_bytes
     with k_parts(f, k, part_groups, GROUPS, num_rows > TILE_ROWS) as (first_k, size):
@@ -66,21 +66,33 @@ def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int
         start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
 
         def call(kernel: Function, row: Value, second: Value, vec: Value) -> None:
-            left = a + row * a_stride + first_k * products.a_bytes, a_stride
+            left = a + row * a_stride + first_k * products.a_bytes, a_stride, a_tail
             right = b + first_k * group_bytes + vec * v.bytes, b_tail + vec * TILE_BYTES, size
             output = start + row * stride + vec * v.bytes, stride, c + row * c_stride + vec * v.bytes, c_stride
             quantized = (address + vec * v.bytes for address in (*scales, heads)) if scales else ()
             f.call(kernel, rows, second, *left, *right, *output, *quantized)
 
+        def copy_left_tail(row: Value, second: Value, height: int) -> None:
+            """The last groups of the rows of one or two tiles, and zeros: what lies behind a row may be anything."""
+            num_groups = size % GROUPS
+            source = a + (first_k + size - num_groups) * products.a_bytes
+            with f.if_(num_groups > 0), f.loop(0, rows) as in_tile:
+                for number, first_row in enumerate([row, row + second][:height]):
+                    # A group of a row has the size of a float32.
+                    groups = v.load_masked(source + (first_row + in_tile) * a_stride, num_groups)
+                    v.store(groups, a_tail + number * TILE_BYTES + in_tile * ROW_BYTES)
+
         is_odd = num_tiles & 1
         zero = f.constant(0)
         with f.if_(is_odd.is_set):
+            copy_left_tail(zero, zero, 1)
             singles = {vecs: kernel for (height, vecs), kernel in kernels.items() if height == 1}
             for kernel in f.switch(num_col_vecs, singles):
                 call(kernel, zero, zero, zero)
-        with f.loop(is_odd * rows, num_rows, rows * 2) as row, f.loop(0, num_col_vecs, 2) as vec:
+        with f.loop(is_odd * rows, num_rows, rows * 2) as row:
             second = (num_rows - rows - row).at_most(rows)
-            with f.if_else(num_col_vecs - vec > 1) as (both, last):
+            copy_left_tail(row, second, 2)
+            with f.loop(0, num_col_vecs, 2) as vec, f.if_else(num_col_vecs - vec > 1) as (both, last):
                 with both:
                     call(kernels[2, 2], row, second, vec)
                 with last:
@@ -106,19 +118,19 @@ def _copy_tail(v: Vectors, b: Value, group_bytes: int, num_col_vecs: Value, widt
 class _TileKernel:
     """A function that multiplies one or two tiles of rows by some vectors of columns.
 
-    Its arguments: the rows of a tile, and the row at which the second one begins; A and the bytes between its rows; the
-    first vector in B's panel, and the tiles of B's last groups; K in groups; C_in and C, each with the bytes between
-    rows; and if operands are quantized the scales of B's columns and B's head.
+    Its arguments: the rows of a tile, and the row at which the second one begins; A, the bytes between its rows, and the
+    tiles of its last groups; the first vector in B's panel, and the tiles of B's last groups; K in groups; C_in and C,
+    each with the bytes between rows; and if operands are quantized the scales of B's columns and B's head.
     """
 
     def __init__(
         self, module: Module, target: Target, compute: str, tiles_of: TilesOf, height: int, col_vecs: int
     ) -> None:
         scales = ["b_scales", "head"] if PRODUCTS[compute].has_scales else []
-        names = ["rows", "second", "a", "a_stride", "b", "b_tail", "k", *OUTPUT_ARGUMENTS, *scales]
+        names = ["rows", "second", "a", "a_stride", "a_tail", "b", "b_tail", "k", *OUTPUT_ARGUMENTS, *scales]
         self.f = f = Function(module, f"tile_kernel{height}x{col_vecs}", names)
-        self.rows, self.second, self.a, self.a_stride, self.b, self.b_tail, self.k = f.arguments[:7]
-        self.c_in, self.c_in_stride, self.c, self.c_stride, *self.scales = f.arguments[7:]
+        self.rows, self.second, self.a, self.a_stride, self.a_tail, self.b, self.b_tail, self.k = f.arguments[:8]
+        self.c_in, self.c_in_stride, self.c, self.c_stride, *self.scales = f.arguments[8:]
         self.v = Vectors(f, target, STORAGE[compute])
         self.products = products_of(compute, self.v)
         self.tiles = tiles_of(f, self.rows)
@@ -137,7 +149,7 @@ class _TileKernel:
             right = [self.b + step * step_bytes + vec * self.v.bytes for vec in range(self.col_vecs)]
             self._multiply(left, self.a_stride, right, f.constant(self.group_bytes))
         with f.if_(self.k % GROUPS > 0):
-            left = self._left_tail([tile + num_steps * ROW_BYTES for tile in a_tiles])
+            left = [self.a_tail + number * TILE_BYTES for number in range(len(a_tiles))]
             right = [self.b_tail + vec * TILE_BYTES for vec in range(self.col_vecs)]
             self._multiply(left, f.constant(ROW_BYTES), right, f.constant(ROW_BYTES))
         if self.products.has_scales:
@@ -176,17 +188,6 @@ class _TileKernel:
             tiles.load(right_tile, address, right_stride)
             for number in range(len(left)):
                 tiles.multiply(number * self.col_vecs + vec, _FIRST_LEFT_TILE + number, right_tile)
-
-    def _left_tail(self, left: Sequence[Value]) -> list[Value]:
-        """The addresses of copies of these rows' last groups, and zeros: what lies behind a row may be anything."""
-        f, v = self.f, self.v
-        copies = aligned_alloca(f, len(left) * TILE_BYTES)
-        result = [copies + number * TILE_BYTES for number in range(len(left))]
-        for source, tile in zip(left, result, strict=True):
-            with f.loop(0, self.rows) as row:
-                # A group of a row has the size of a float32.
-                v.store(v.load_masked(source + row * self.a_stride, self.k % GROUPS), tile + row * ROW_BYTES)
-        return result
 
     def _store_scaled(self) -> None:
         """Scale the integer sums, which come by way of the stack, and add C_in."""
