@@ -118,7 +118,7 @@ def _copy_tail(v: Vectors, b: Value, group_bytes: int, num_col_vecs: Value, widt
 class _TileKernel:
     """A function that multiplies one or two tiles of rows by some vectors of columns.
 
-    Its arguments: the rows of a tile, and the row at which the second one begins; A, the bytes between its rows, and the
+    Its arguments: the rows of a tile, and the row where the second one begins; A, the bytes between its rows, and the
     tiles of its last groups; the first vector in B's panel, and the tiles of B's last groups; K in groups; C_in and C,
     each with the bytes between rows; and if operands are quantized the scales of B's columns and B's head.
     """
