@@ -29,7 +29,7 @@ def compiled(name, target, emit):
 
 def emit_packed_gemm(module, target, compute, **options):
     """The GEMM on packed weights as the common module has it."""
-    if target.has_tiles and compute in target.dot_products:
+    if target.multiplies_tiles(compute):
         return emit_tile_gemm(module, target, compute, **options)
     return emit_gemm(module, target, compute, gemm_of(compute), **options)
 

@@ -26,7 +26,7 @@ def target_names(compute=None):
 
     def is_tested(target):
         is_first = target.dot_products[:1] == (compute,)
-        return not target.base or is_first or (target.has_tiles and compute in target.dot_products)
+        return not target.base or is_first or target.multiplies_tiles(compute)
 
     targets = [target for target in known_targets() if is_tested(target)]
     return [target.name if target.name in native else f"{target.name}-emulated" for target in targets]

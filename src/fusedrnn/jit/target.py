@@ -61,6 +61,10 @@ class Target:
         """
         return compute == "bfloat16" and compute in self.dot_products and not self.has_tiles
 
+    def multiplies_tiles(self, compute: str) -> bool:
+        """Whether it multiplies tiles of that format."""
+        return self.has_tiles and compute in self.dot_products
+
     def for_compute(self, compute: str, narrow_weights: bool = True) -> Target:
         """The target for GEMM operands of that format, with the tile for them.
 

@@ -104,7 +104,7 @@ class Tiling:
         self.num_param_vectors = len(cell.param_vectors)
         reads_unpacked = PRODUCTS[spec.operand_format].reads_unpacked and spec.operand_format not in target.dot_products
         self.can_read_unpacked = is_plain(cell) and reads_unpacked
-        self.multiplies_tiles = target.has_tiles and spec.operand_format in target.dot_products
+        self.multiplies_tiles = target.multiplies_tiles(spec.operand_format)
         self.weight_vector_bytes = self.lanes * ITEM_SIZE[spec.operand_format if target.narrow_weights else spec.dtype]
         self.unit_vecs, self.out_vecs = self.num_vectors(self.hidden), self.num_vectors(self.out)
 

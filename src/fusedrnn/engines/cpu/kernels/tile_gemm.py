@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from fusedrnn.engines.cpu.kernels.gemm import OUTPUT_ARGUMENTS, gemm_of, k_parts
 from fusedrnn.engines.cpu.kernels.one_row_gemm import emit_one_row_kernels
@@ -38,67 +39,98 @@ _FIRST_LEFT_TILE = 4
 def emit_tile_gemm(module: Module, target: Target, compute: str, part_bytes: int = _PART_BYTES) -> Function:
     """The function ``GEMM`` or ``GEMM_INT8``: it cuts K into parts and the rows into tiles."""
     f = Function.of(module, gemm_of(compute))
-    num_rows, num_col_vecs, a_rows, b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales = f.arguments
-    v = Vectors(f, target, STORAGE[compute])
-    products = products_of(compute, v)
+    num_rows, num_col_vecs, a_rows, b, k, *others = f.arguments
     with f.if_(num_rows.equals(1)):
         for kernel in f.switch(num_col_vecs, emit_one_row_kernels(module, target, compute)):
-            f.call(kernel, a_rows, f.constant(0), b, k, c_in, c_in_stride, c, c_stride, prefetch, *scales)
+            f.call(kernel, a_rows, f.constant(0), b, k, *others)
         f.ret()
-    tiles_of, group_bytes = emit_tiles(module, target, products.tile_instruction), target.tile[1] * products.b_bytes
-    kernels = {
-        (height, vecs): _TileKernel(module, target, compute, tiles_of, height, vecs).emit()
-        for height, most in ((1, target.tile[1]), (2, 2))
-        for vecs in range(1, most + 1)
-    }
-    num_tiles = (num_rows + (TILE_ROWS - 1)) // TILE_ROWS
-    rows = (num_rows + num_tiles - 1) // num_tiles
-    tiles_of(f, rows).configure()
-    head_bytes, k = products.head * group_bytes, k - products.head
-    heads, b = b, b + head_bytes
-    a = f.load(a_rows)
-    a_stride = f.load(a_rows + (num_rows > 1).select(f.constant(8), 0)) - a
-    a_tail, b_tail = aligned_alloca(f, 2 * TILE_BYTES), _copy_tail(v, b, group_bytes, num_col_vecs, target.tile[1], k)
-    # Sums of quantized products are integers and cannot be stored in C. One tile of rows reads everything once.
-    part_groups = 0 if products.has_scales else part_bytes // group_bytes
-    with k_parts(f, k, part_groups, GROUPS, num_rows > TILE_ROWS) as (first_k, size):
-        is_first = first_k.is_zero
-        start, stride = is_first.select(c_in, c), is_first.select(c_in_stride, c_stride)
-
-        def call(kernel: Function, row: Value, second: Value, vec: Value) -> None:
-            left = a + row * a_stride + first_k * products.a_bytes, a_stride, a_tail
-            right = b + first_k * group_bytes + vec * v.bytes, b_tail + vec * TILE_BYTES, size
-            output = start + row * stride + vec * v.bytes, stride, c + row * c_stride + vec * v.bytes, c_stride
-            quantized = (address + vec * v.bytes for address in (*scales, heads)) if scales else ()
-            f.call(kernel, rows, second, *left, *right, *output, *quantized)
-
-        def copy_left_tail(row: Value, second: Value, height: int) -> None:
-            """The last groups of the rows of one or two tiles, and zeros: what lies behind a row may be anything."""
-            num_groups = size % GROUPS
-            source = a + (first_k + size - num_groups) * products.a_bytes
-            with f.if_(num_groups > 0), f.loop(0, rows) as in_tile:
-                for number, first_row in enumerate([row, row + second][:height]):
-                    # A group of a row has the size of a float32.
-                    groups = v.load_masked(source + (first_row + in_tile) * a_stride, num_groups)
-                    v.store(groups, a_tail + number * TILE_BYTES + in_tile * ROW_BYTES)
-
-        is_odd = num_tiles & 1
-        zero = f.constant(0)
-        with f.if_(is_odd.is_set):
-            copy_left_tail(zero, zero, 1)
-            singles = {vecs: kernel for (height, vecs), kernel in kernels.items() if height == 1}
-            for kernel in f.switch(num_col_vecs, singles):
-                call(kernel, zero, zero, zero)
-        with f.loop(is_odd * rows, num_rows, rows * 2) as row:
-            second = (num_rows - rows - row).at_most(rows)
-            copy_left_tail(row, second, 2)
-            with f.loop(0, num_col_vecs, 2) as vec, f.if_else(num_col_vecs - vec > 1) as (both, last):
-                with both:
-                    call(kernels[2, 2], row, second, vec)
-                with last:
-                    call(kernels[2, 1], row, second, vec)
+    _ManyRows(f, target, compute).emit(part_bytes)
     f.ret()
     return f
+
+
+class _Part(NamedTuple):
+    """A part of K: its first group, their number, and where its sums begin, with the bytes between rows."""
+
+    first_k: Value
+    size: Value
+    start: Value
+    stride: Value
+
+
+class _ManyRows:
+    """The GEMM of more rows than one in a function under construction."""
+
+    def __init__(self, f: Function, target: Target, compute: str) -> None:
+        self.f, module = f, f.module
+        self.num_rows, self.num_col_vecs, a_rows, b, k = f.arguments[:5]
+        self.c_in, self.c_in_stride, self.c, self.c_stride, _, *self.scales = f.arguments[5:]
+        self.v = v = Vectors(f, target, STORAGE[compute])
+        self.products = products = products_of(compute, v)
+        tiles_of, width = emit_tiles(module, target, products.tile_instruction), target.tile[1]
+        self.group_bytes = width * products.b_bytes
+        self.kernels = {
+            (height, vecs): _TileKernel(module, target, compute, tiles_of, height, vecs).emit()
+            for height, most in ((1, width), (2, 2))
+            for vecs in range(1, most + 1)
+        }
+        self.num_tiles = (self.num_rows + (TILE_ROWS - 1)) // TILE_ROWS
+        self.rows = (self.num_rows + self.num_tiles - 1) // self.num_tiles
+        tiles_of(f, self.rows).configure()
+        self.heads, self.b = b, b + products.head * self.group_bytes
+        self.k = k - products.head
+        self.a = f.load(a_rows)
+        self.a_stride = f.load(a_rows + 8) - self.a
+        self.a_tail = aligned_alloca(f, 2 * TILE_BYTES)
+        self.b_tail = _copy_tail(v, self.b, self.group_bytes, self.num_col_vecs, width, self.k)
+
+    def emit(self, part_bytes: int) -> None:
+        """Emit the loop over the parts of K."""
+        # Sums of quantized products are integers and cannot be stored in C. One tile of rows reads everything once.
+        part_groups = 0 if self.products.has_scales else part_bytes // self.group_bytes
+        with k_parts(self.f, self.k, part_groups, GROUPS, self.num_rows > TILE_ROWS) as (first_k, size):
+            is_first = first_k.is_zero
+            start, stride = is_first.select(self.c_in, self.c), is_first.select(self.c_in_stride, self.c_stride)
+            self._multiply(_Part(first_k, size, start, stride))
+
+    def _multiply(self, part: _Part) -> None:
+        """Add the products of a part: of one tile of rows if their number is odd, then of two at a time."""
+        f, kernels, rows, num_rows, num_col_vecs = self.f, self.kernels, self.rows, self.num_rows, self.num_col_vecs
+        is_odd, zero = self.num_tiles & 1, f.constant(0)
+        with f.if_(is_odd.is_set):
+            self._copy_left_tail(part, [zero])
+            singles = {vecs: kernel for (height, vecs), kernel in kernels.items() if height == 1}
+            for kernel in f.switch(num_col_vecs, singles):
+                self._call(kernel, part, zero, zero, zero)
+        with f.loop(is_odd * rows, num_rows, rows * 2) as row:
+            second = (num_rows - rows - row).at_most(rows)
+            self._copy_left_tail(part, [row, row + second])
+            with f.loop(0, num_col_vecs, 2) as vec, f.if_else(num_col_vecs - vec > 1) as (both, last):
+                with both:
+                    self._call(kernels[2, 2], part, row, second, vec)
+                with last:
+                    self._call(kernels[2, 1], part, row, second, vec)
+
+    def _call(self, kernel: Function, part: _Part, row: Value, second: Value, vec: Value) -> None:
+        """Multiply the rows from ``row`` on, and from so many further on, by the vectors from ``vec`` on."""
+        offset = vec * self.v.bytes
+        left = self.a + row * self.a_stride + part.first_k * self.products.a_bytes, self.a_stride, self.a_tail
+        right = self.b + part.first_k * self.group_bytes + offset, self.b_tail + vec * TILE_BYTES, part.size
+        c_in = part.start + row * part.stride + offset, part.stride
+        c = self.c + row * self.c_stride + offset, self.c_stride
+        quantized = (address + offset for address in (*self.scales, self.heads)) if self.scales else ()
+        self.f.call(kernel, self.rows, second, *left, *right, *c_in, *c, *quantized)
+
+    def _copy_left_tail(self, part: _Part, first_rows: Sequence[Value]) -> None:
+        """Copy the last groups of the rows of some tiles, and zeros: what lies behind a row may be anything."""
+        f, v = self.f, self.v
+        num_groups = part.size % GROUPS
+        source = self.a + (part.first_k + part.size - num_groups) * self.products.a_bytes
+        with f.if_(num_groups > 0), f.loop(0, self.rows) as in_tile:
+            for number, first_row in enumerate(first_rows):
+                # A group of a row has the size of a float32.
+                groups = v.load_masked(source + (first_row + in_tile) * self.a_stride, num_groups)
+                v.store(groups, self.a_tail + number * TILE_BYTES + in_tile * ROW_BYTES)
 
 
 def _copy_tail(v: Vectors, b: Value, group_bytes: int, num_col_vecs: Value, width: int, k: Value) -> Value:
