@@ -90,7 +90,7 @@ def _is_oversubscribed(num_threads: int) -> bool:
 class PoolFunctions(NamedTuple):
     """The functions of :mod:`fusedrnn.runtime.pool_kernel`."""
 
-    dispatch: Callable[..., None]
+    dispatch: Callable[..., int]
     stop: Callable[..., None]
     worker_loop: Callable[..., None]
 
@@ -99,7 +99,8 @@ class PoolFunctions(NamedTuple):
 def load_pool() -> PoolFunctions:
     """Load the machine code of the pool."""
     code = load("pool", current_target(), build_pool)
-    return PoolFunctions(function(code, "dispatch", 6), function(code, "stop", 1), function(code, "worker_loop", 3))
+    dispatch = function(code, "dispatch", 6, returns=True)
+    return PoolFunctions(dispatch, function(code, "stop", 1), function(code, "worker_loop", 3))
 
 
 class ThreadPool:
@@ -119,6 +120,10 @@ class ThreadPool:
         self._control[CONTROL.index["spins"]] = _OVERSUBSCRIBED_SPINS if oversubscribed else _IDLE_SPINS
         self._cpu_of_thread = np.full(workers + 1, -1, np.int64)
         self._control[CONTROL.index["cpu_of_thread"]] = 0 if oversubscribed else self._cpu_of_thread.ctypes.data
+        self._control[CONTROL.index["workers"]] = workers
+        self._control[CONTROL.index["caller_spins"]] = self._spins
+        # A caller in machine code may hold the address: the memory outlives the pool, whose ``busy`` refuses jobs then.
+        _immortal_controls.append((self._control, self._cpu_of_thread))
         self._threads: list[threading.Thread] = []
         try:
             for tid in range(1, workers + 1):
@@ -142,13 +147,16 @@ class ThreadPool:
             raise RuntimeError("this process was forked inside the call: the threads to run it on do not exist here")
         return self._address
 
-    def run(self, function: int, arguments: int, num_threads: int) -> None:
+    def run(self, function: int, arguments: int, num_threads: int) -> bool:
         """Run ``function(arguments, tid)`` on that many threads, thread 0 being this one, and wait for all.
+
+        False if it has not run, because a caller in machine code has the threads.
 
         Raises:
             RuntimeError: As :meth:`control` does.
         """
-        self._functions.dispatch(self.control(), function, arguments, num_threads, self.workers, self._spins)
+        dispatch = self._functions.dispatch
+        return bool(dispatch(self.control(), function, arguments, num_threads, self.workers, self._spins))
 
     def stop(self) -> None:
         """End the threads and wait until they have ended. If the wait is interrupted they end all the same."""
@@ -186,10 +194,7 @@ class ThreadTeam:
     def run(self, job: Job, arguments: int, num_threads: int) -> bool:
         """Run ``job(arguments, tid)`` on that many threads and wait for all; False if so many are not free now."""
         with borrow_pool(self.threads) as pool:
-            if pool is None:
-                return False
-            pool.run(address(job), arguments, num_threads)
-        return True
+            return pool is not None and pool.run(address(job), arguments, num_threads)
 
 
 @lru_cache(maxsize=64)
@@ -203,6 +208,9 @@ class PoolLease:
 
 
 _pool: ThreadPool | None = None
+# The address of the pool's control block, 0 without a pool, for callers in machine code.
+_current_control = np.zeros(1, np.int64)
+_immortal_controls: list[object] = []
 _lock = Lock()
 _lease: weakref.ref[PoolLease] | None = None
 
@@ -252,14 +260,21 @@ def get_pool(threads: int) -> ThreadPool | None:
         _shutdown_pool()
         try:
             _pool = ThreadPool(threads - 1)
+            _current_control[0] = _pool.control()
         except RuntimeError as error:
             warnings.warn(f"running on one thread: {threads} could not be had ({error})", RuntimeWarning, stacklevel=2)
     return _pool
 
 
+def current_control_address() -> int:
+    """Where machine code finds the address of the control block of the pool there is now; that is 0 without one."""
+    return int(_current_control.ctypes.data)
+
+
 def _shutdown_pool() -> None:
     global _pool
     pool, _pool = _pool, None  # in this order: an interrupt must not leave a pool that has been stopped
+    _current_control[0] = 0
     if pool is not None:
         pool.stop()
 
@@ -274,6 +289,7 @@ def _after_fork_in_child() -> None:
     """Forget the pool, whose threads do not exist here, and the default, since the processors may be others."""
     global _pool, _lease
     _pool, _lease = None, None
+    _current_control[0] = 0
     _default.cache_clear()
 
 
