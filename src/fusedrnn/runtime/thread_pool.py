@@ -25,6 +25,7 @@ from fusedrnn.jit.host import current_target
 from fusedrnn.jit.loader import Job, address, function, load, load_once
 from fusedrnn.locks import Lock
 from fusedrnn.runtime.buffers import aligned_empty
+from fusedrnn.runtime.native_state import publish_num_threads, publish_pool
 from fusedrnn.runtime.pool_kernel import CONTROL, build_pool
 from fusedrnn.scalars import shown
 
@@ -63,6 +64,7 @@ def set_num_threads(threads: int) -> None:
     """
     global _num_threads
     _num_threads = _checked(threads)
+    publish_num_threads(_num_threads)
 
 
 @contextmanager
@@ -122,8 +124,6 @@ class ThreadPool:
         self._control[CONTROL.index["cpu_of_thread"]] = 0 if oversubscribed else self._cpu_of_thread.ctypes.data
         self._control[CONTROL.index["workers"]] = workers
         self._control[CONTROL.index["caller_spins"]] = self._spins
-        # A caller in machine code may hold the address: the memory outlives the pool, whose ``busy`` refuses jobs then.
-        _immortal_controls.append((self._control, self._cpu_of_thread))
         self._threads: list[threading.Thread] = []
         try:
             for tid in range(1, workers + 1):
@@ -136,6 +136,11 @@ class ThreadPool:
 
     def _run_worker(self, tid: int) -> None:
         self._functions.worker_loop(self._address, tid, 0)
+
+    @property
+    def memory(self) -> tuple[object, ...]:
+        """What the control block is in, and what it refers to."""
+        return self._control, self._cpu_of_thread
 
     def control(self) -> int:
         """The address of the control block, for callers that dispatch a job.
@@ -208,9 +213,6 @@ class PoolLease:
 
 
 _pool: ThreadPool | None = None
-# The address of the pool's control block, 0 without a pool, for callers in machine code.
-_current_control = np.zeros(1, np.int64)
-_immortal_controls: list[object] = []
 _lock = Lock()
 _lease: weakref.ref[PoolLease] | None = None
 
@@ -260,21 +262,16 @@ def get_pool(threads: int) -> ThreadPool | None:
         _shutdown_pool()
         try:
             _pool = ThreadPool(threads - 1)
-            _current_control[0] = _pool.control()
+            publish_pool(_pool.control(), _pool.memory)
         except RuntimeError as error:
             warnings.warn(f"running on one thread: {threads} could not be had ({error})", RuntimeWarning, stacklevel=2)
     return _pool
 
 
-def current_control_address() -> int:
-    """Where machine code finds the address of the control block of the pool there is now; that is 0 without one."""
-    return int(_current_control.ctypes.data)
-
-
 def _shutdown_pool() -> None:
     global _pool
     pool, _pool = _pool, None  # in this order: an interrupt must not leave a pool that has been stopped
-    _current_control[0] = 0
+    publish_pool(0)
     if pool is not None:
         pool.stop()
 
@@ -289,7 +286,7 @@ def _after_fork_in_child() -> None:
     """Forget the pool, whose threads do not exist here, and the default, since the processors may be others."""
     global _pool, _lease
     _pool, _lease = None, None
-    _current_control[0] = 0
+    publish_pool(0)
     _default.cache_clear()
 
 

@@ -29,14 +29,8 @@ from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.fingerprint import load_fingerprint
 from fusedrnn.runtime.native_memory import scratch_slots
-from fusedrnn.runtime.thread_pool import (
-    current_control_address,
-    get_pool,
-    load_pool,
-    pool_team,
-    release_pool,
-    try_acquire_pool,
-)
+from fusedrnn.runtime.native_state import control_cell
+from fusedrnn.runtime.thread_pool import get_pool, load_pool, pool_team, release_pool, try_acquire_pool
 
 Array = NDArray[Any]
 _NONE = -1
@@ -102,7 +96,7 @@ class BufferCall:
             "zeroed": self._number(zeroed), "zeroed_size": steps * batch * features * self._item,
             "aligned": self._number("reserve"), "tables_offset": scratch,
             "job": address(planned.job), "dispatch": address(load_pool().dispatch),
-            "control": current_control_address(), "threads": threads if several else 1,
+            "control": control_cell(), "threads": threads if several else 1,
             "ensure_pool": _ensure_pool_address(), "clock": _clock.ctypes.data,
         }  # fmt: skip
         self._call = _struct(BUFFER_CALL, fields)
@@ -115,7 +109,7 @@ class BufferCall:
 
     def _number(self, name: str) -> int:
         """The number of a buffer; -1 if there is none of that name."""
-        return self._buffers.index(name) if name in self._buffers else _NONE
+        return self._buffers.index(name) if name and name in self._buffers else _NONE
 
     def _constant_values(self, steps: int, batch: int, symbols: dict[str, int], threads: int) -> Array:
         """The values of symbols that are the same at every call."""
