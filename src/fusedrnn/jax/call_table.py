@@ -1,4 +1,4 @@
-"""The calls that are prepared for XLA: made at the first call of an operation and a shape, then found by machine code."""
+"""The calls that are prepared for XLA: made at the first call of a job and a shape, then found by machine code."""
 
 from __future__ import annotations
 

@@ -25,6 +25,8 @@ from fusedrnn.jax.calls import Call, JobKind, Needs, describe
 
 Array = Any
 
+# At import: a function that another process has exported calls the handler too.
+_lower_to_handler = register()
 rnn_p, forward_p, backward_p = map(Primitive, ("fusedrnn", "fusedrnn_forward", "fusedrnn_backward"))
 
 
@@ -97,11 +99,11 @@ def _composed_gradients(
 
 def _lower(ctx: Any, *operands: Any, call: Call, kind: JobKind, needs: Needs | None) -> Any:
     key, plan = describe(call, kind, needs)
-    return register()(ctx, *operands, key=np.int64(key), plan=plan)
+    return _lower_to_handler(ctx, *operands, key=np.int64(key), plan=plan)
 
 
 def _lower_forward(ctx: Any, *operands: Any, call: Call, saves: bool) -> Any:
-    return _lower(ctx, *operands, call=call, kind="training" if saves or "seed" in call.options else "forward", needs=None)
+    return _lower(ctx, *operands, call=call, kind="training" if saves else "forward", needs=None)
 
 
 def _lower_backward(ctx: Any, *operands: Any, call: Call, needs: Needs) -> Any:
@@ -126,12 +128,17 @@ class _Static:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _differentiable(call: Call, *operands: Array) -> list[Array]:
-    return forward_p.bind(*operands, call=call, saves=False)
+def _differentiable(call: Call, *operands: Array) -> Any:
+    # Only training draws random numbers; it cannot do without a reserve.
+    drops = "seed" in call.options
+    results = forward_p.bind(*operands, call=call, saves=drops)
+    return results[:-1] if drops else results
 
 
 def _save(call: Call, *operands: Any) -> tuple[list[Array], Any]:
-    """Forward, and what backward needs; operands come with whether a gradient of theirs is wanted."""
+    """Forward, and what backward needs; operands come with whether a gradient of theirs is needed."""
+    if not call.spec.is_trainable:
+        raise NotImplementedError(f"compute={call.spec.compute!r} is for inference: it has no gradients")
     values = [operand.value for operand in operands]
     perturbed = dict(zip(call.operand_names, (operand.perturbed for operand in operands), strict=True))
     states = call.operand_names[2 : 2 + call.num_states] if "states" in call.options else []
@@ -166,7 +173,7 @@ _differentiable.defvjp(_save, _differentiate, symbolic_zeros=True)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gradients(call: Call, needs: Needs, operands: list[Array], reserve: Array, cotangents: list[Array]) -> list[Array]:
+def _gradients(call: Call, needs: Needs, operands: list[Array], reserve: Array, cotangents: list[Array]) -> Any:
     """The gradients from the reserve; differentiable like :func:`_composed_gradients`."""
     return backward_p.bind(*operands, reserve, *cotangents, call=call, needs=needs)
 
@@ -193,7 +200,7 @@ def _jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call) -> tu
     """Differentiate with respect to the operands that have a tangent; the others are constants."""
     varying = [index for index, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
 
-    def run(*some: Array) -> list[Array]:
+    def run(*some: Array) -> Any:
         operands = list(primals)
         for index, value in zip(varying, some, strict=True):
             operands[index] = value
@@ -255,7 +262,8 @@ def _batch_one_by_one(
             own[index] = value
         return bind(*own)
 
-    results = jax.lax.map(run, [jnp.moveaxis(operands[index], dims[index], 0) for index in mapped])
+    rows = [jnp.moveaxis(operand, dim, 0) for operand, dim in zip(operands, dims, strict=True) if dim is not None]
+    results = jax.lax.map(run, rows)
     return list(results), [0] * len(results)
 
 
@@ -286,7 +294,7 @@ def _define(
     mlir.register_lowering(primitive, mlir.lower_fun(anywhere, multiple_results=True))
 
 
-def _run(*operands: Array, call: Call) -> list[Array]:
+def _run(*operands: Array, call: Call) -> Any:
     return _differentiable(call, *operands)
 
 

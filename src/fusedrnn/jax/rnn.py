@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fusedrnn.cell.user_cell import UserCell
 from fusedrnn.jax.calls import OPTIONAL, Call
 from fusedrnn.jax.primitives import rnn_p
 from fusedrnn.spec import RNNSpec
@@ -67,21 +70,30 @@ def rnn(
     if not isinstance(spec, RNNSpec):
         raise TypeError(f"spec must be an RNNSpec; got {type(spec).__name__}")
     dtype = np.dtype(spec.dtype)
-    params, x = _array("params", params, dtype, (spec.layout.size,)), _array("x", x, dtype, (None, None, spec.input_size))
+    params = _array("params", params, dtype, (spec.layout.size,))
+    x = _array("x", x, dtype, (None, None, spec.input_size))
     steps, batch = x.shape[:2]
     options = {
         "states": _states(spec, states, batch, dtype),
         "lengths": _lengths(lengths, batch, steps),
-        "resets": None if resets is None else [_array("resets", resets, np.dtype(np.bool_), (steps, batch))],
-        "seed": None if key is None or not spec.drops else [_seed(key)],
+        "resets": [] if resets is None else [_array("resets", resets, np.dtype(np.bool_), (steps, batch))],
+        "seed": [] if key is None or not spec.drops else [_seed(key)],
     }
-    call = Call(spec, tuple(name for name in OPTIONAL if options[name] is not None))
-    if resets is not None and lengths is not None:
+    if options["resets"] and options["lengths"]:
         # Kernels take marks in the padding for marks of the sequence.
         valid = jnp.arange(steps)[:, None] < options["lengths"][0]
         options["resets"] = [options["resets"][0] & valid]
+    own_spec = spec if options["seed"] else _without_masks(spec)
+    call = Call(own_spec, tuple(name for name in OPTIONAL if options[name]))
     y, *final = rnn_p.bind(x, params, *(operand for name in call.options for operand in options[name]), call=call)
     return y, tuple(final)
+
+
+@lru_cache(maxsize=256)
+def _without_masks(spec: RNNSpec) -> RNNSpec:
+    """The network in inference: it drops nothing, and has the expectations of its cell's masks."""
+    mode = spec.mode.expectation if isinstance(spec.mode, UserCell) else spec.mode
+    return replace(spec, mode=mode, dropout=0.0, input_dropout=0.0)
 
 
 def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | None]) -> Array:
@@ -101,26 +113,26 @@ def _array(name: str, value: Any, dtype: np.dtype[Any], shape: Sequence[int | No
     return array
 
 
-def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array] | None:
-    """The initial states, all of them; None if all are zeros."""
+def _states(spec: RNNSpec, states: Any, batch: Any, dtype: np.dtype[Any]) -> list[Array]:
+    """The initial states, all of them; none if all are zeros."""
     names, shapes = spec.state_names, spec.state_shape(batch)
     if states is None:
-        return None
+        return []
     if not isinstance(states, (tuple, list)):
         states = (states,)
     if len(states) != len(names):
         raise ValueError(f"states must be {len(names)} arrays, {', '.join(names)}; got {len(states)}")
     if all(state is None for state in states):
-        return None
+        return []
     return [
         jnp.zeros(shape, dtype) if state is None else _array(f"states[{index}]", state, dtype, shape)
         for index, (state, shape) in enumerate(zip(states, shapes, strict=True))
     ]
 
 
-def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array] | None:
+def _lengths(lengths: Any, batch: Any, steps: Any) -> list[Array]:
     if lengths is None:
-        return None
+        return []
     array = jnp.asarray(lengths)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers; got {array.dtype.name}")

@@ -85,7 +85,7 @@ def function(code: LoadedObject, name: str, arguments: int, returns: bool = Fals
     return callable_
 
 
-def address(function: Callable[..., None]) -> int:
+def address(function: Callable[..., Any]) -> int:
     """The address of a function of machine code."""
     return ctypes.cast(function, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 

@@ -84,8 +84,7 @@ def _emit_dispatch(module: Module, wait: Function, spread_out: Function) -> None
     """
     names = ["control", "function", "arguments", "num_threads", "workers", "spins"]
     f = Function(module, "dispatch", names, exported=True, returns=True)
-    control, function, arguments, num_threads, workers, spins = f.arguments
-    ran = f.var(0)
+    control, ran = f.arguments[0], f.var(0)
     with f.if_(try_lock(f, _field(control, "busy"))):
         ran.set(1)
         _run_job(f, f.arguments, wait, spread_out)

@@ -6,7 +6,7 @@ A call is laid out once, for one shape. Any number of threads may run it at once
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,14 +17,14 @@ from fusedrnn.engines.cpu import tuning as tunings
 from fusedrnn.engines.cpu.executor import Executor, Problem
 from fusedrnn.engines.cpu.kernels.scratch import round_up_to_cache_line
 from fusedrnn.engines.cpu.kernels.stages import state_letters
-from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, OK, build_run_buffers
+from fusedrnn.engines.cpu.launch.buffer_kernel import BUFFER_ARGS, BUFFER_CALL, CLOCK, build_run_buffers
 from fusedrnn.engines.cpu.launch.kernel_args import KernelArgs
 from fusedrnn.engines.cpu.launch.native_weights import FORWARD, TRAINING, WEIGHTS, WEIGHTS_SLOT
 from fusedrnn.engines.cpu.varlen import round_robin, table_offsets
 from fusedrnn.engines.cpu.weights.cache import WeightCache
 from fusedrnn.engines.cpu.weights.pack_kernel import load_pack
 from fusedrnn.jit.host import current_target
-from fusedrnn.jit.loader import LoadedObject, address, function, load, load_once
+from fusedrnn.jit.loader import address, function, load, load_once
 from fusedrnn.jit.struct import Struct
 from fusedrnn.runtime.buffers import aligned_empty
 from fusedrnn.runtime.fingerprint import load_fingerprint
@@ -40,9 +40,9 @@ _clock = np.zeros(len(CLOCK), np.int64)
 class BufferCall:
     """A forward or backward call of one shape on buffers by address.
 
-    Arrays are contiguous and of the spec's dtype, but ``lengths``, 32-bit integers (N,); ``resets``, bools (T, N), False
-    in the padding; ``seed``, one 64-bit integer; and ``reserve``, bytes that begin at a cache line. Padding of ``y`` and
-    ``dx`` is set to zero.
+    Arrays are contiguous and of the spec's dtype, but ``lengths``, 32-bit integers (N,); ``resets``, bools (T, N),
+    False in the padding; ``seed``, one 64-bit integer; and ``reserve``, bytes that begin at a cache line. The padding
+    of ``y`` and ``dx`` is set to zero.
 
     Args:
         executor: Runs the spec.
@@ -54,54 +54,68 @@ class BufferCall:
 
     Attributes:
         address: The address of the call, for :func:`load_run_buffers`.
-        nbytes: Bytes that it takes.
     """
 
     def __init__(self, executor: Executor, problem: Problem, threads: int, buffers: Sequence[str]) -> None:
-        self._executor, self._buffers = executor, list(buffers)
-        planned = executor.planned(problem, threads)
-        several = [planned.args, planned.spinning_args] if threads > 1 else []
-        plans = dict(zip(("single", "sleeping", "spinning"), [planned.single_args, *several], strict=False))
-        self._plans = plans
+        self._executor, self._problem, self._buffers = executor, problem, list(buffers)
+        self._planned = planned = executor.planned(problem, threads)
         single = planned.single_args
-        name, steps, batch, layout = problem
-        symbols = single.symbol_index
-        training = name != "forward"
-        cache = executor.weight_cache_for(steps, batch)
-        is_packed = not executor.is_short(steps, batch, training) and not (layout and layout.save == "states")
-        self._weights = _native_weights(cache) if is_packed else None
-        self._values = self._constant_values(steps, batch, symbols, threads)
-        self._operands = self._symbols_of_buffers(symbols)
-        self._param_offsets = np.array(cache.offsets, np.int64)
-        self._args = {key: _buffer_args(args, threads) for key, args in plans.items()}
-        first_param = executor.spec.layout.by_layer_direction[0].name
-        tables = 8 * (4 * batch + steps + (max(len(a.plan.row_starts) for a in plans.values()) - 1) * steps + steps + 1)
-        scratch = round_up_to_cache_line(max(args.size for args in plans.values()))
-        zeroed = {"backward": "dx"}.get(name, "y") if "lengths" in buffers else ""
-        features = executor.spec.input_size if zeroed == "dx" else executor.spec.output_size
+        plans = {"single": single, "sleeping": single, "spinning": single}
+        if not planned.is_single:
+            plans |= {"sleeping": planned.args, "spinning": planned.spinning_args}
+        name, steps, batch, _ = problem
+        self._cache = executor.weight_cache_for(steps, batch)
+        is_packed = not executor.is_short(steps, batch, name != "forward")
+        self._weights = _native_weights(self._cache) if is_packed else None
+        self._values = self._constant_values(single.symbol_index, threads)
+        self._operands = self._symbols_of_buffers(single.symbol_index)
+        self._param_offsets = np.array(self._cache.offsets, np.int64)
+        self._args = {key: _buffer_args(args) for key, args in plans.items()}
         fields = {
-            "steps": steps, "batch": batch, **{key: self._args.get(key, self._args["single"])[0].ctypes.data
-                                               for key in ("single", "sleeping", "spinning")},
-            "scratch_size": scratch + (tables if zeroed or "lengths" in buffers else 0), "slots": scratch_slots(),
-            "values": self._values.ctypes.data, "values_size": self._values.nbytes,
+            **{key: args[0].ctypes.data for key, args in self._args.items()},
+            **self._sizes(plans), **self._buffer_numbers(), **self._symbol_numbers(single.symbol_index),
+            "slots": scratch_slots(), "values": self._values.ctypes.data, "values_size": self._values.nbytes,
             "operands": self._operands.ctypes.data, "num_operands": len(self._operands),
             "weights": 0 if self._weights is None else self._weights.address,
-            "level": TRAINING if training else FORWARD,
+            "level": FORWARD if name == "forward" else TRAINING,
             "param_offsets": self._param_offsets.ctypes.data, "num_params": len(self._param_offsets),
-            "unpacked_symbol": 0 if is_packed else symbols[f"unpacked {first_param}"],
-            "dparams_symbol": symbols[first_param] if "dparams" in buffers else 0,
-            **{f"{symbol}_symbol": symbols[symbol] for symbol in ("weights", "workspace", "args", "tables", "seed")},
-            "dx_partials_symbol": symbols["dx_partials"] if "dx" in buffers else 0,
-            **{key: self._number(key) for key in ("params", "dparams", "lengths", "seed")},
-            "zeroed": self._number(zeroed), "zeroed_size": steps * batch * features * self._item,
-            "aligned": self._number("reserve"), "tables_offset": scratch,
             "job": address(planned.job), "dispatch": address(load_pool().dispatch),
-            "control": control_cell(), "threads": threads if several else 1,
-            "ensure_pool": _ensure_pool_address(), "clock": _clock.ctypes.data,
+            "control": control_cell(), "threads": 1 if planned.is_single else threads,
+            "ensure_pool": address(_ensure_pool_function()), "clock": _clock.ctypes.data,
         }  # fmt: skip
         self._call = _struct(BUFFER_CALL, fields)
         self.address: int = self._call.ctypes.data
-        self.nbytes = sum(args.table.nbytes for args in plans.values()) + self._values.nbytes + self._call.nbytes
+
+    def _sizes(self, plans: Mapping[str, KernelArgs]) -> dict[str, int]:
+        """The sizes of the call and of its scratch: the kernel arguments and the workspace, then the tables."""
+        name, steps, batch, _ = self._problem
+        scratch = round_up_to_cache_line(max(args.size for args in plans.values()))
+        num_groups = max(len(args.plan.row_starts) for args in plans.values()) - 1
+        tables = table_offsets(steps, batch)["active_rows"] + 8 * (num_groups * steps + steps + 1)
+        features = self._executor.spec.input_size if name == "backward" else self._executor.spec.output_size
+        return {
+            "steps": steps, "batch": batch, "tables_offset": scratch,
+            "scratch_size": scratch + tables if "lengths" in self._buffers else scratch,
+            "zeroed_size": steps * batch * features * self._item,
+        }  # fmt: skip
+
+    def _buffer_numbers(self) -> dict[str, int]:
+        """The numbers of the buffers that the machine code treats in a way of their own."""
+        padded = "dx" if self._problem[0] == "backward" else "y"
+        return {
+            **{name: self._number(name) for name in ("params", "dparams", "lengths", "seed")},
+            "zeroed": self._number(padded) if "lengths" in self._buffers else _NONE, "aligned": self._number("reserve"),
+        }  # fmt: skip
+
+    def _symbol_numbers(self, symbols: Mapping[str, int]) -> dict[str, int]:
+        """The numbers of the symbols whose values the machine code computes."""
+        first_param = self._executor.spec.layout.by_layer_direction[0].name
+        return {
+            **{f"{symbol}_symbol": symbols[symbol] for symbol in ("weights", "workspace", "args", "tables", "seed")},
+            "unpacked_symbol": symbols[f"unpacked {first_param}"] if self._weights is None else 0,
+            "dparams_symbol": symbols[first_param] if "dparams" in self._buffers else 0,
+            "dx_partials_symbol": symbols["dx_partials"] if "dx" in self._buffers else 0,
+        }
 
     @property
     def _item(self) -> int:
@@ -111,10 +125,10 @@ class BufferCall:
         """The number of a buffer; -1 if there is none of that name."""
         return self._buffers.index(name) if name and name in self._buffers else _NONE
 
-    def _constant_values(self, steps: int, batch: int, symbols: dict[str, int], threads: int) -> Array:
+    def _constant_values(self, symbols: Mapping[str, int], threads: int) -> Array:
         """The values of symbols that are the same at every call."""
         values = np.zeros(len(symbols), np.int64)
-        spec = self._executor.spec
+        spec, batch = self._executor.spec, self._problem[2]
         for name, features in (
             ("x", spec.input_size), ("dx", spec.input_size), ("y", spec.output_size), ("dy", spec.output_size),
         ):  # fmt: skip
@@ -124,7 +138,7 @@ class BufferCall:
         values[symbols["spins"]] = pool_team(threads).spins
         return values
 
-    def _symbols_of_buffers(self, symbols: dict[str, int]) -> Array:
+    def _symbols_of_buffers(self, symbols: Mapping[str, int]) -> Array:
         """The number of each buffer whose address is the value of a symbol, and the number of that symbol."""
         special = "params", "dparams", "lengths", "seed", ""
         pairs = [(number, symbols[name]) for number, name in enumerate(self._buffers) if name not in special]
@@ -160,7 +174,7 @@ def _struct(layout: Struct, fields: dict[str, int]) -> Array:
     return struct
 
 
-def _buffer_args(args: KernelArgs, threads: int) -> tuple[Array, Array, Array]:
+def _buffer_args(args: KernelArgs) -> tuple[Array, Array, Array]:
     """The struct of a plan's kernel arguments, and arrays that it points to."""
     row_starts = np.array(args.plan.row_starts, np.int64)
     unsorted_indices = np.ascontiguousarray(round_robin(args.plan.row_starts), np.int64)
@@ -207,7 +221,7 @@ def _repack_function(cache: WeightCache) -> Callable[..., None]:
 
     def repack(slot: int, params: int) -> None:
         size = cache.tiling.spec.layout.size * cache.tiling.item
-        data = np.frombuffer((ctypes.c_uint8 * size).from_address(params), np.uint8)
+        data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(params))
         packed = ctypes.c_int64.from_address(slot + WEIGHTS_SLOT.offset("address")).value
         cache.pack_quantized_into(packed, data)
 
@@ -229,20 +243,7 @@ def _ensure_pool_function() -> Callable[..., None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(_ensure_pool)
 
 
-def _ensure_pool_address() -> int:
-    return address(_ensure_pool_function())
-
-
-@load_once()
-def load_run_buffers_code() -> LoadedObject:
-    """The machine code of ``run(call, buffers)``."""
-    return load("run_buffers", current_target(), build_run_buffers)
-
-
 @load_once()
 def load_run_buffers() -> Callable[..., int]:
-    """The function ``run(call, buffers)``: the address of a :class:`BufferCall`, and of the addresses of its buffers."""
-    return function(load_run_buffers_code(), "run", 2, returns=True)
-
-
-__all__ = ["OK", "BufferCall", "backward_buffers", "forward_buffers", "load_run_buffers", "load_run_buffers_code"]
+    """The function ``run(call, buffers)`` of the addresses of a :class:`BufferCall` and of those of its buffers."""
+    return function(load("run_buffers", current_target(), build_run_buffers), "run", 2, returns=True)

@@ -30,8 +30,8 @@ BUFFER_CALL = Struct(
 )  # fmt: skip
 """A call. The caller passes the addresses of its buffers as an array; ``params``, ``dparams``, ``lengths``, ``seed``,
 ``zeroed`` and ``aligned`` are numbers of buffers, -1 for none: the flat parameters and their gradients; the lengths as
-32-bit integers; a 64-bit integer; an output whose ``zeroed_size`` bytes are set to zero first; and one that must begin at
-a cache line, or at 0.
+32-bit integers; a 64-bit integer; an output whose ``zeroed_size`` bytes are set to zero first; and one that must begin
+at a cache line.
 
 ``operands`` are pairs of a buffer's number and the number of the symbol that its address is the value of. Fields named
 ``*_symbol`` are numbers of symbols, 0 for none. ``sleeping``, ``spinning`` and ``single`` are the addresses of

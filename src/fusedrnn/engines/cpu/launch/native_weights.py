@@ -27,8 +27,8 @@ for the threads of the pool. ``repack`` is a function of (slot, params) that pac
 WEIGHTS_SLOT = Struct(
     "busy", "address", "size", "params", "level", "last_use", "_6", "_7", *(f"fingerprint{i}" for i in range(LANES))
 )
-"""A slot as in :data:`fusedrnn.runtime.native_memory.SLOT`: the address of the parameters when they were packed, what is
-packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, and the fingerprint of the parameters."""
+"""A slot as in :data:`fusedrnn.runtime.native_memory.SLOT`: the address of the parameters when they were packed, what
+is packed of them (:data:`NOTHING`, ...), the ``clock`` at the last use, and the fingerprint of the parameters."""
 assert WEIGHTS_SLOT.names[:3] == SLOT.names[:3]
 NOTHING, FORWARD, TRAINING = range(3)
 
@@ -74,9 +74,9 @@ def _emit_take_slot(module: Module) -> Function:
         with f.loop(0, w.num_slots) as number:
             slot = w.slots + number * WEIGHTS_SLOT.size
             fields = WEIGHTS_SLOT.read(f, slot)
-            with f.if_(taken.get().is_zero & fields.params.equals(params) & fields.level.is_set):
-                with f.if_(try_lock(f, slot)):
-                    taken.set(slot)
+            is_known = taken.get().is_zero & fields.params.equals(params) & fields.level.is_set
+            with f.if_(is_known), f.if_(try_lock(f, slot)):
+                taken.set(slot)
             with f.if_(atomic_load(f, slot).is_zero & (fields.last_use < oldest_use.get())):
                 oldest.set(slot)
                 oldest_use.set(fields.last_use)
