@@ -39,7 +39,7 @@ class Sequences:
     def __init__(self, op, streams, seed, count):
         self.op, self.streams, self.rng = op, streams, np.random.default_rng(seed)
         spec = op.spec
-        self.params = streams._params
+        self.params = streams.params
         self.x = self.rng.standard_normal((T, count, I)).astype(spec.dtype)
         self.initial = tuple(self.rng.uniform(-1, 1, s).astype(spec.dtype) for s in spec.state_shape(count))
         self.ids, self.done, self.outputs = {}, np.zeros(count, int), [[] for _ in range(count)]
@@ -196,9 +196,9 @@ def test_errors_change_nothing():
         (lambda: streams.join([np.zeros((2, 1, H), np.float32)]), "states must be a tuple of 2"),
         (lambda: streams.reset([a], [np.zeros((2, 2, H), np.float32), None]), "states: h0 must have shape"),
         (lambda: streams.leave("a"), "id must be an integer; got"),
-        (lambda: op.streams(streams._params, 0), "capacity must be"),
-        (lambda: op.streams(streams._params, 1 << 60), "capacity must be at most"),
-        (lambda: op.streams(streams._params[:-1], 3), "params must have shape"),
+        (lambda: op.streams(streams.params, 0), "capacity must be"),
+        (lambda: op.streams(streams.params, 1 << 60), "capacity must be at most"),
+        (lambda: op.streams(streams.params[:-1], 3), "params must have shape"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             call()
@@ -232,7 +232,7 @@ def test_a_stream_is_in_one_call_at_a_time(monkeypatch):
 
     monkeypatch.setattr(streams._calls, "run", run_with_others_at_it)
     y = streams.step([a], inputs(1))
-    assert_same_bits(y, op.forward(inputs(1), streams._params)[0])
+    assert_same_bits(y, op.forward(inputs(1), streams.params)[0])
     assert streams.ids == [a, *other]
     streams.leave(a)
 
@@ -305,7 +305,7 @@ def test_resets(steps, has_states):
     streams.step(ids, inputs(18, 3))
     states, x, marks = streams.states(ids), inputs(18, steps, 7), rng.random((steps, 18)) < 0.4
     replaced = tuple(rng.standard_normal(state.shape).astype(np.float32) for state in states) if has_states else None
-    expected, final, _ = op.forward(x, streams._params, states, resets=marks, reset_states=replaced)
+    expected, final, _ = op.forward(x, streams.params, states, resets=marks, reset_states=replaced)
     assert_same_bits(streams.step(ids, x, resets=marks, reset_states=replaced), expected)
     assert_same_bits(streams.states(ids), final)
 
@@ -327,7 +327,7 @@ def test_any_input_array():
     op, streams = network(SPECS["bfloat16"])
     ids, x = [streams.join() for _ in range(3)], inputs(3, 2)
     unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape)
-    expected = op.forward(x, streams._params)[0]
+    expected = op.forward(x, streams.params)[0]
     for variant in (x, x.transpose(1, 0, 2).copy().transpose(1, 0, 2), np.repeat(x, 2, axis=2)[..., ::2], unaligned):
         for _ in range(2):
             streams.reset(ids)
@@ -336,7 +336,7 @@ def test_any_input_array():
     streams.reset(ids)
     y = streams.step(ids, narrow)
     assert y.dtype == narrow.dtype
-    assert_same_bits(y.view(np.uint16), op.forward(narrow, streams._params)[0].view(np.uint16))
+    assert_same_bits(y.view(np.uint16), op.forward(narrow, streams.params)[0].view(np.uint16))
 
 
 def test_memory_is_steady():
@@ -386,11 +386,11 @@ def test_a_snapshot_goes_to_another_process():
     streams.step(ids, x[:5])
     content = streams.snapshot(ids[1])
     assert type(content) is bytes
-    parts = content, streams._params.tobytes(), x[5:, 1].tobytes()
+    parts = content, streams.params.tobytes(), x[5:, 1].tobytes()
     sizes = [str(len(part)) for part in parts]
     child = subprocess.run([sys.executable, "-c", CHILD, *sizes], input=b"".join(parts), capture_output=True)
     assert child.returncode == 0, child.stderr.decode()
-    expected = op.forward(x, streams._params)[0][5:, 1]
+    expected = op.forward(x, streams.params)[0][5:, 1]
     assert child.stdout == expected.tobytes()
     assert streams.restore(content, ids[0]) == ids[0]
     assert streams.step([ids[0]], x[5:, [1]]).tobytes() == expected.tobytes()

@@ -32,6 +32,7 @@ class Streams:
 
     Attributes:
         op: The operator that runs the chunks.
+        params: Its parameters, frozen or quantized.
         capacity: How many streams there may be at a time.
 
     Example:
@@ -51,7 +52,7 @@ class Streams:
 
     def __init__(self, op: SelectsEngine, params: Params, capacity: int) -> None:
         self.op, self.capacity = op, capacity
-        self._params = params
+        self.params = params
         spec = op.spec
         self._dtype, self._input_size = np.dtype(spec.dtype), spec.input_size
         self._sizes = [(layers, size) for layers, _, size in spec.state_shape(1)]
@@ -259,7 +260,7 @@ class Streams:
         if reset_states is None and len(x) == 1:
             return self._calls.run(batch, x, restarted(states, count, resets))
         rows = tuple([np.ascontiguousarray(state[:, :count]) for state in states])
-        y, final, _ = self.op.forward(x[:, :count], self._params, rows, resets=resets, reset_states=reset_states)
+        y, final, _ = self.op.forward(x[:, :count], self.params, rows, resets=resets, reset_states=reset_states)
         padding = ((0, 0), (0, x.shape[1] - count), (0, 0))
         return np.pad(y, padding), tuple([np.pad(state, padding) for state in final]), None
 
