@@ -58,7 +58,7 @@ def compare(streams: Streams, batch: int, rounds: int) -> Comparison:
     ids = rng.permutation(streams.ids)[:batch]
     x = rng.standard_normal((1, batch, spec.input_size)).astype(spec.dtype)
     stream = fusedrnn.RNNOp.get(spec).stream(streams.params, batch)  # the same op
-    calls = (lambda: stream(x)), (lambda: streams.step(ids, x))
+    calls: tuple[Callable[[], object], ...] = (lambda: stream(x)), (lambda: streams.step(ids, x))
     for call in calls:
         for _ in range(4):
             call()
