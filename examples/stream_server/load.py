@@ -1,8 +1,8 @@
 """The load generator: many connections on one thread, each sending a frame at its own times.
 
-It waits on sockets by :mod:`selectors`, which takes a fraction of the time of asyncio's event loop: what it measures is
-mostly the server. A frame is due at a fixed time, whether or not the output before has come; its latency counts from
-when it is sent, and how late it is sent is measured too.
+It waits on sockets by :mod:`selectors`, which takes a fraction of the time of asyncio's event loop, and looks at them
+every half a millisecond: what it measures is mostly the server. A frame is due at a fixed time, whether or not the
+output before has come; its latency counts from when it is sent, and how late it is sent is measured too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from fusedrnn.spec import Array
 _GRACE_SECONDS = 5.0
 """How long outputs may take after the last frame."""
 _CONNECT_SECONDS = 10.0
+_TICK = 5e-4
+"""Seconds from one look at the sockets to the next: to look after each frame would take a processor."""
 
 
 @dataclass
@@ -146,7 +148,8 @@ def _measure(clients: list[Client], frames: list[bytes], period: float, seconds:
                 result.delays.append(time.perf_counter() - begin - due)
         if number == count and (not any(client.sent for client in clients) or now > seconds + _GRACE_SECONDS):
             break
-        for key, _ in selector.select(max(0.0, number * interval - now) if number < count else 0.1):
+        time.sleep(max(0.0, _TICK - (time.perf_counter() - begin - now)))
+        for key, _ in selector.select(0):
             if not _receive(key.data, result):
                 selector.unregister(key.fileobj)
                 key.data.socket.close()
