@@ -140,8 +140,8 @@ class Streams:
         except IndexError:
             states = batch.new_states()
         use, address, claim = slots.use, slots.address, next(slots.claims)
-        # An interrupt is raised between two calls of machine code: it finds all slots claimed by this call, or none. The
-        # first thing that the handler does is the call that ends the claim.
+        # An interrupt is raised between two calls of machine code: it finds all slots claimed by this call, or none.
+        # The handler begins with the call that ends the claim.
         try:
             error = use(address, CLAIM | GATHER, claim, owners, count, rows, states)
             if error:
