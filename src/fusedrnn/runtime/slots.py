@@ -41,7 +41,6 @@ class Slots:
         for layers, _, elements in shapes:
             parts.append((offset, layers, elements * item))
             offset += layers * elements * item
-        self.row_bytes = offset
         stride = math.ceil(offset / _CACHE_LINE) * _CACHE_LINE
         self._rows = aligned_empty((capacity, stride), np.uint8)
         self._parts = np.array(parts, np.int64)
